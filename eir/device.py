@@ -1,0 +1,122 @@
+"""Identifiers of devices and subscribers: text to key and back. Imports only errors.
+
+A device's key is an integer. IMEI and IMEISV: their first 14 digits (TS 23.003 6.2: the 15th digit of an IMEI is a check
+digit or a spare 0, the 15th and 16th of an IMEISV are a software version, none of them tells devices apart). A MEID of
+decimal digits only shares that space; one with letters has a range of its own above it, `MEID_BASE` + its 56-bit value.
+"""
+
+from eir.errors import IdentifierError
+
+KEY_DIGITS = 14
+TAC_DIGITS = 8
+SNR_KEYS = 1_000_000
+"""Identifiers under one TAC: the six digits of the serial number (SNR)."""
+MEID_BASE = 10**14
+
+IMEI_LENGTHS = (14, 15, 16)
+IMSI_LENGTHS = range(6, 16)
+"""TS 23.003 2.2: at most 15 digits, of which MCC and MNC take five or six."""
+
+
+def is_digits(text: str) -> bool:
+    """True if the text is ASCII digits only (`str.isdigit` also takes other scripts' digits)."""
+    return text.isascii() and text.isdigit()
+
+
+def imei_key(text: str) -> int:
+    """The key of an IMEI (14 digits, or 15 with any last digit) or an IMEISV (16 digits).
+
+    Raises IdentifierError for anything else.
+    """
+    if len(text) in IMEI_LENGTHS and is_digits(text):
+        return int(text[:KEY_DIGITS])
+    raise IdentifierError(f"an IMEI has 14 or 15 digits, an IMEISV 16; got {len(text)} characters")
+
+
+def meid_key(text: str) -> int:
+    """The key of a MEID: 14 hexadecimal digits, as text.
+
+    Raises IdentifierError for anything else.
+    """
+    if len(text) != KEY_DIGITS or not text.isascii() or not text.isalnum():
+        raise IdentifierError(f"a MEID has 14 hexadecimal digits; got {len(text)} characters")
+    if text.isdigit():
+        return int(text)
+    try:
+        return MEID_BASE + int(text, 16)
+    except ValueError:
+        raise IdentifierError("a MEID has hexadecimal digits only") from None
+
+
+def meid_key_from_octets(octets: bytes) -> int:
+    """The key of a 3GPP2-MEID AVP (TS 29.272 7.3.6 leaves the form to 3GPP2 A.S0022).
+
+    Taken are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity, whose first
+    octet holds digit 1 and the type and whose last one ends with a filler. Raises IdentifierError for anything else.
+    """
+    match len(octets):
+        case 14:
+            return meid_key(octets.decode("ascii", "replace"))
+        case 7:
+            return meid_key(octets.hex())
+        case 8 if octets[0] & 0x07 == 1 and octets[7] >> 4 == 0xF:
+            nibbles = [octets[0] >> 4]
+            for octet in octets[1:]:
+                nibbles += (octet & 0xF, octet >> 4)
+            return meid_key("".join(f"{nibble:x}" for nibble in nibbles[:KEY_DIGITS]))
+        case length:
+            raise IdentifierError(f"a MEID has 14 digits or 7 octets; got {length} octets")
+
+
+def device_key(text: str) -> int:
+    """The key of what a person typed or a list holds: an IMEI, an IMEISV, or a MEID.
+
+    Raises IdentifierError for anything else.
+    """
+    if is_digits(text):
+        return imei_key(text)
+    return meid_key(text)
+
+
+def key_text(key: int) -> str:
+    """The 14 digits that a key stands for."""
+    return f"{key:014d}" if key < MEID_BASE else f"{key - MEID_BASE:014X}"
+
+
+def tac_of(key: int) -> str | None:
+    """The Type Allocation Code, 8 digits; None for a MEID with letters, which has none."""
+    return f"{key // SNR_KEYS:08d}" if key < MEID_BASE else None
+
+
+def imsi_key(text: str) -> int:
+    """The key of an IMSI: its digits as a number, with a leading 1 so that IMSIs of different length differ.
+
+    Raises IdentifierError unless the text is 6 to 15 digits.
+    """
+    if len(text) in IMSI_LENGTHS and is_digits(text):
+        return int("1" + text)
+    raise IdentifierError(f"an IMSI has 6 to 15 digits; got {len(text)} characters")
+
+
+def check_digit(first14: str) -> int:
+    """The Luhn digit over the first 14 digits of an IMEI (TS 23.003 annex B)."""
+    total = 0
+    for position, digit in enumerate(first14):
+        value = int(digit)
+        if position % 2:
+            value = value * 2 - 9 if value > 4 else value * 2
+        total += value
+    return -total % 10
+
+
+def short(identifier: str) -> str:
+    """An identifier as logs show it unless configured otherwise: the first eight and the last two characters.
+
+    For an IMEI that is the TAC and the last two digits; an IMSI keeps its first five (MCC and MNC) by `short_imsi`.
+    """
+    return f"{identifier[:TAC_DIGITS]}…{identifier[-2:]}" if len(identifier) > TAC_DIGITS + 2 else "…"
+
+
+def short_imsi(identifier: str) -> str:
+    """An IMSI as logs show it unless configured otherwise: MCC and MNC (first five digits) and the last two."""
+    return f"{identifier[:5]}…{identifier[-2:]}" if len(identifier) > 7 else "…"

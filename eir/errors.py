@@ -1,0 +1,105 @@
+"""Every error of the project, as one tree. Imports nothing of ours.
+
+EirError
+├── ConfigError           the YAML file: all its problems, each with file, line and what was expected
+├── IdentifierError       a text that is no IMEI, IMEISV, MEID or IMSI
+├── ReleaseRefused        a release that must not change a list; carries a short reason for metrics and scripts
+├── StoreError            the store cannot do what was asked; carries the cause
+│   ├── GenerationConflict    another loader was faster
+│   ├── StoreChanged          the list changed while its pages were read: start over
+│   └── NothingToRollBack     no earlier release is kept
+└── DiameterError         a fault on the wire; carries the Result-Code and the Failed-AVP that the answer needs
+    └── ConnectionFault       the same, and the transport connection must be closed after the answer (if any)
+"""
+
+from typing import NamedTuple
+
+
+class EirError(Exception):
+    """Root of every error that this project raises on purpose."""
+
+
+class Problem(NamedTuple):
+    """One thing wrong in a configuration file."""
+
+    file: str
+    line: int
+    text: str
+    """What was found and what was expected instead."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.text}"
+
+
+class ConfigError(EirError):
+    """A configuration that cannot be taken over; `problems` holds every fault that was found, in file order."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class IdentifierError(EirError):
+    """A text that is not the identifier that it should be (TS 23.003 clause 6)."""
+
+
+class ReleaseRefused(EirError):
+    """A release that was not loaded; the list in force is untouched.
+
+    `reason` is a short stable word (`bad_signature`, `expired`, `serial`, …) and `detail` says what was found, what was
+    expected, and what to do next. `list_name` is None as long as no verified manifest has named one.
+    """
+
+    def __init__(self, reason: str, detail: str, *, list_name: str | None = None, serial: int | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.list_name = list_name
+        self.serial = serial
+
+
+class StoreError(EirError):
+    """The store could not do what was asked. `cause` is a short word for metrics (`refused`, `timeout`, `full`, …)."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause
+
+
+class GenerationConflict(StoreError):
+    """The list changed between what the loader saw and what it wanted to write; nothing was written."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("conflict", detail)
+
+
+class StoreChanged(StoreError):
+    """The list changed while its pages were being read; what was read so far must be thrown away."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("changed", detail)
+
+
+class NothingToRollBack(StoreError):
+    """The store keeps no release before the one in force."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("nothing_to_roll_back", detail)
+
+
+class DiameterError(EirError):
+    """A fault in a Diameter message that its sender gets to know (RFC 6733 7).
+
+    `result_code` is the Result-Code of the answer, `failed_avp` the encoded AVPs that its Failed-AVP holds (empty: none),
+    `reason` a short word for metrics and logs.
+    """
+
+    def __init__(self, result_code: int, reason: str, detail: str = "", *, failed_avp: bytes = b"") -> None:
+        super().__init__(detail or reason)
+        self.result_code = result_code
+        self.reason = reason
+        self.failed_avp = failed_avp
+
+
+class ConnectionFault(DiameterError):
+    """A fault after which the byte stream cannot be trusted: answer (if `result_code` is not 0), then close."""

@@ -1,0 +1,90 @@
+"""The page: the unit in which lists are stored, followed, proved and held in memory.
+
+A page holds the identifiers of a list that share key // 10^6 (for a device: that share a TAC). Its `keys` are the
+remainders as a 32-bit Roaring bitmap in the portable format, which other languages read too. `extra` holds what a row
+said besides: tagged sections, each a tag of one byte, its length (4 bytes, little-endian) and its content.
+
+    R  reasons: for each key, in order, one byte that indexes `ListState.reasons`; a single byte if all keys share it
+    U  until: for each key, in order, 8 bytes of Unix seconds, little-endian, 0 for "no end"; 8 bytes if all keys share it
+    S  subscribers (lists of pairs): for each key, in order, the number of its IMSIs (4 bytes), then all IMSI keys (8 bytes each)
+
+May import numpy and pyroaring; knows no store and no layout.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from pyroaring import BitMap
+
+PAGE_KEYS = 1_000_000
+DIGEST_MODULUS = 1 << 256
+
+REASONS = b"R"
+UNTIL = b"U"
+SUBSCRIBERS = b"S"
+
+
+class Page(NamedTuple):
+    """One page of a list as it is stored; two equal pages are byte for byte equal."""
+
+    number: int
+    """key // 10^6 of every identifier in it."""
+    keys: bytes
+    """key % 10^6 of each, as a Roaring bitmap in the portable format, run-optimised. Empty: the page is gone."""
+    extra: bytes = b""
+    """Tagged sections, in the order R, U, S; empty where rows gave an identifier and nothing else."""
+
+    def digest(self) -> int:
+        """SHA-256 of the page number (8 bytes, big-endian), keys and extra, as a number; 0 for a page that is gone."""
+        if not self.keys:
+            return 0
+        return int.from_bytes(hashlib.sha256(self.number.to_bytes(8, "big") + self.keys + self.extra).digest(), "big")
+
+
+def content_digest(pages: Iterable[Page]) -> str:
+    """The digest of a whole list: the sum modulo 2^256 of its pages' digests, as 64 hexadecimal digits."""
+    return digest_text(sum(page.digest() for page in pages))
+
+
+def amended_digest(digest: str, before: Iterable[Page], after: Iterable[Page]) -> str:
+    """The digest of a list in which the pages `before` were replaced by the pages `after`."""
+    return digest_text(int(digest, 16) - sum(p.digest() for p in before) + sum(p.digest() for p in after))
+
+
+def digest_text(total: int) -> str:
+    """A sum of page digests in the form that states carry."""
+    return f"{total % DIGEST_MODULUS:064x}"
+
+
+EMPTY_DIGEST = digest_text(0)
+
+
+def encode_keys(bitmap: BitMap) -> bytes:
+    """The one canonical form of a set of keys: run-optimised, portable. Changes the bitmap's inner form only."""
+    bitmap.run_optimize()
+    return bytes(bitmap.serialize())
+
+
+def decode_keys(keys: bytes) -> BitMap:
+    """The bitmap of a page's keys. Raises ValueError if the bytes are no Roaring bitmap."""
+    return BitMap.deserialize(keys)
+
+
+def encode_sections(sections: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """`extra` out of (tag, content) pairs, which come in the order R, U, S; empty contents are left out."""
+    return b"".join(tag + len(content).to_bytes(4, "little") + content for tag, content in sections if content)
+
+
+def decode_sections(extra: bytes) -> dict[bytes, bytes]:
+    """The sections of `extra` by tag. Raises ValueError if a section is cut short."""
+    sections: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(extra):
+        tag, length = extra[at : at + 1], int.from_bytes(extra[at + 1 : at + 5], "little")
+        at += 5
+        if at + length > len(extra):
+            raise ValueError(f"section {tag!r} of a page is cut short")
+        sections[tag] = extra[at : at + length]
+        at += length
+    return sections

@@ -1,0 +1,147 @@
+"""The contract between those who change lists, those who follow them, and the store in between.
+
+One suite of tests (tests/test_store_contract.py) holds every store to it. All methods are coroutines, may be called
+from one event loop, and raise StoreError (eir.errors) when the store cannot do what was asked.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from eir.lists.pages import EMPTY_DIGEST, Page
+
+HISTORY_MAX = 10_000
+"""Events that a store keeps; older ones go."""
+
+ACCEPTED, REFUSED, ROLLED_BACK = "accepted", "refused", "rolled_back"
+"""Outcomes of releases, as `eir_releases_total` labels them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListState:
+    """What a store knows of a list besides its pages. Times are UTC, ISO 8601 with a Z; None where there is none."""
+
+    kind: str
+    """devices, pairs or subscribers."""
+    serial: int
+    """Of the release in force; 0 for a local list."""
+    generation: int
+    """+1 at every change, rollback included; a new list has 1."""
+    highest_serial: int
+    """Of all releases ever accepted; it never goes down."""
+    release_digest: str
+    """SHA-256 of the manifest in force, hexadecimal."""
+    content_digest: str = EMPTY_DIGEST
+    """Proves the pages, see pages.content_digest."""
+    entries: int = 0
+    """Identifiers, a whole TAC counted as one."""
+    devices: int = 0
+    """Identifiers, a whole TAC counted as the million that it is."""
+    reasons: tuple[str, ...] = ()
+    """What a reason byte in a page stands for; 255 at most, then `other`."""
+    issued: str | None = None
+    expires: str | None = None
+    signers: tuple[str, ...] = ()
+    """Principals whose signatures counted, each with its key's fingerprint: `name SHA256:…`."""
+    loaded_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One step of a list: from generation `before` to `after`; `pages` None means that all were replaced."""
+
+    before: int
+    after: int
+    pages: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of the history; refusals are events too."""
+
+    time: str
+    who: str
+    """User and host that did it."""
+    what: str
+    """load, refuse, rollback, add, remove, heal."""
+    list: str | None = None
+    """None where no verified manifest named a list."""
+    serial: int | None = None
+    digest: str | None = None
+    """Release digest (SHA-256 of the manifest)."""
+    outcome: str
+    """accepted, refused or rolled_back."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How often a list saw an outcome, and when last; kept beyond the bounded history."""
+
+    list: str | None
+    outcome: str
+    count: int
+    last: str
+
+
+class ListStore(Protocol):
+    """Where verified lists live. `seen` is the generation that the caller saw (0: no list yet); writes are conditional
+    on it, atomic for every reader, and raise GenerationConflict when someone was faster.
+    """
+
+    async def state(self, name: str) -> ListState | None:
+        """The state in force; None if the list has never been loaded."""
+        ...
+
+    async def states(self) -> Mapping[str, ListState]:
+        """The states of all lists."""
+        ...
+
+    async def replace(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
+        """Put a full release in force and keep the one before for a rollback.
+
+        The store sets `generation` (seen + 1) and `highest_serial` (never lower than before) and returns the state as
+        stored.
+        """
+        ...
+
+    async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
+        """Put a delta in force: these pages replace those of the same number (empty `keys`: the page goes); the pages
+        from before are kept for a rollback. Otherwise as `replace`.
+        """
+        ...
+
+    async def rollback(self, name: str, *, seen: int) -> ListState:
+        """Undo the last release, full or delta, as a new generation. Raises NothingToRollBack."""
+        ...
+
+    def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
+        """The list as batches of pages, each with the state that it belongs to; the first batch may be empty.
+
+        Raises StoreChanged when the list changed meanwhile. Nothing is yielded for a list that does not exist.
+        """
+        ...
+
+    async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
+        """The state and those of the numbered pages that exist, read as of one moment."""
+        ...
+
+    async def changes(self, name: str, after: int) -> Sequence[Change] | None:
+        """The steps after generation `after`, oldest first, without a gap; None if they are no longer all kept."""
+        ...
+
+    async def record(self, event: Event) -> None:
+        """Append to the history."""
+        ...
+
+    async def history(self, name: str | None = None, limit: int = HISTORY_MAX) -> Sequence[Event]:
+        """The newest events, oldest first."""
+        ...
+
+    async def outcomes(self) -> Sequence[Outcome]:
+        """How often each list saw each outcome, and when last."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of files and connections."""
+        ...
