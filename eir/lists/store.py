@@ -85,8 +85,10 @@ class Outcome:
 
 
 class ListStore(Protocol):
-    """Where verified lists live. `seen` is the generation that the caller saw (0: no list yet); writes are conditional
-    on it, atomic for every reader, and raise GenerationConflict when someone was faster.
+    """Where verified lists live.
+
+    `seen` is the generation that the caller saw (0: no list yet). Writes are conditional on it, atomic for every reader,
+    and raise GenerationConflict when someone was faster.
     """
 
     async def state(self, name: str) -> ListState | None:
@@ -106,8 +108,9 @@ class ListStore(Protocol):
         ...
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
-        """Put a delta in force: these pages replace those of the same number (empty `keys`: the page goes); the pages
-        from before are kept for a rollback. Otherwise as `replace`.
+        """Put a delta in force: these pages replace those of the same number (empty `keys`: the page goes).
+
+        The pages from before are kept for a rollback. Otherwise as `replace`.
         """
         ...
 
