@@ -1,0 +1,121 @@
+"""The control socket of a running node: how `eir status`, `eir peers`, `eir reload` and `eir drain` reach it.
+
+A Unix socket in the state folder, mode 0660: who may open it is who may steer the node. One JSON document a line, one request
+a connection: `{"command": NAME, ...arguments}` → `{"ok": true, "result": …}` or `{"ok": false, "error": TEXT}`.
+"""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from eir.errors import EirError
+
+SOCKET_NAME = "control.sock"
+REQUEST_MAX_BYTES = 64 * 1024
+TIMEOUT_S = 30.0
+
+Command = Callable[[dict[str, Any]], Any | Awaitable[Any]]
+
+
+class ControlError(EirError):
+    """The node does not run, does not answer, or says no."""
+
+
+class ControlServer:
+    """Answers commands (name → callable of the request's arguments) on the socket in the folder."""
+
+    def __init__(self, folder: Path, commands: Mapping[str, Command]) -> None:
+        self._folder = folder
+        self._commands = commands
+        self._server: asyncio.Server | None = None
+
+    async def listen(self) -> None:
+        """Open the socket. Raises ControlError when a node already runs on this state folder."""
+        path = self._folder / SOCKET_NAME
+        if path.exists():
+            with suppress(ControlError):
+                await asyncio.to_thread(ask, self._folder, "ping")
+                raise _AlreadyRunning(f"a node already runs on the state folder {self._folder}; stop it first")
+            path.unlink(missing_ok=True)
+        listener = _bound(self._folder)
+        path.chmod(0o660)
+        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=REQUEST_MAX_BYTES)
+
+    async def close(self) -> None:
+        """Close and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+            (self._folder / SOCKET_NAME).unlink(missing_ok=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                answer = await self._answer(await reader.readline())
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (OSError, TimeoutError, ValueError):
+            pass  # whoever asked is gone or sends no line
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            command = self._commands[request.pop("command")]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            return {"ok": False, "error": f"no such command; there are: {', '.join(self._commands)}"}
+        try:
+            result = command(request)
+            return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
+        except EirError as e:
+            return {"ok": False, "error": str(e)}
+
+
+class _AlreadyRunning(EirError):
+    """Another node holds the socket."""
+
+
+def _bound(folder: Path) -> socket.socket:
+    """A listener in the folder, reached through a descriptor: a Unix socket's path may have 107 bytes only."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    mask = os.umask(0o117)
+    try:
+        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+    finally:
+        os.umask(mask)
+        os.close(descriptor)
+    return listener
+
+
+def ask(folder: Path, command: str, **arguments: Any) -> Any:
+    """Have the node that runs on the state folder carry out a command; returns its result.
+
+    Raises ControlError when no node runs there, when it does not answer in 30 s, or when it says no.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+            link.settimeout(TIMEOUT_S)
+            descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+            try:
+                link.connect(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+            finally:
+                os.close(descriptor)
+            link.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
+            with link.makefile("rb") as answers:
+                line = answers.readline()
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise ControlError(f"no node runs on the state folder {folder} (start one: eir serve)") from None
+    except OSError as e:
+        raise ControlError(f"the node on the state folder {folder} does not answer: {e}") from None
+    if not line:
+        raise ControlError(f"the node on the state folder {folder} closed the connection")
+    answer = json.loads(line)
+    if not answer["ok"]:
+        raise ControlError(answer["error"])
+    return answer["result"]

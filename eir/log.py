@@ -1,0 +1,168 @@
+"""Structured logs: one line an event, `key=value` pairs, limited in rate. Imports nothing of ours but device.
+
+Parts are handed `Log.report` and know nothing else of logging. A line for each refused message could fill a disk as fast as
+a peer can send, so lines are limited for each (event, peer, reason); what was left out is counted on the next line. Checks
+that end in `whitelisted` leave no line; the others are folded into one line for each status, list and peer.
+"""
+
+import logging
+import logging.handlers
+import queue
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from eir.device import short, short_imsi
+
+BURST = 5
+"""Lines of one kind that go out at once."""
+INTERVAL_S = 10.0
+"""After a burst, one line of a kind in this time."""
+KINDS_MAX = 4096
+"""Kinds of lines that are told apart; past that, the limits start afresh (peers' names come from the wire)."""
+FOLDS_MAX = 1024
+"""Groups of blocked checks that are kept apart until the next fold; further ones share the group `other`."""
+QUEUE_LINES = 10_000
+"""Lines that wait for whoever reads standard error; past that they are dropped."""
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Report(Protocol):
+    """What parts are handed to report an event."""
+
+    def __call__(  # noqa: D102 - the class says it
+        self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
+    ) -> None: ...
+
+
+def logfmt(fields: dict[str, object]) -> str:
+    """`key=value` pairs; values with blanks, quotes or control characters are quoted so that a line stays a line."""
+    return " ".join(f"{key}={_value(value)}" for key, value in fields.items() if value is not None)
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    if text and text.isprintable() and not any(c in text for c in ' "='):
+        return text
+    escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\x{ord(c):02x}" for c in text)
+    return f'"{escaped}"'
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    at: float
+    suppressed: int = 0
+
+
+@dataclass(slots=True)
+class _Fold:
+    count: int
+    imei: str
+    imsi: str
+
+
+class Log:
+    """Turns reports into lines on standard error, which a thread writes: a full pipe must not hold an answer back.
+
+    `now` gives seconds of a monotonic clock; `full_identifiers` shows whole IMEIs and IMSIs (privacy.identifiers: full).
+    """
+
+    def __init__(self, now: Callable[[], float], *, level: str = "info", full_identifiers: bool = False) -> None:
+        self._now = now
+        self._buckets: dict[tuple[str, str | None, str | None], _Bucket] = {}
+        self._folds: dict[tuple[str, str, str], _Fold] = {}
+        self._logger = logging.getLogger("eir")
+        self._logger.propagate = False
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_UtcFormatter("time=%(asctime)s level=%(levelname)s %(message)s"))
+        lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LINES)
+        self._writer = logging.handlers.QueueListener(lines, handler)
+        self._writer.start()
+        self._logger.handlers = [_DroppingQueueHandler(lines)]
+        self.full_identifiers = full_identifiers
+        self.set_level(level)
+
+    def set_level(self, level: str) -> None:
+        """Show lines from this level (a key of LEVELS) upward."""
+        self._logger.setLevel(LEVELS[level])
+
+    def report(
+        self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
+    ) -> None:
+        """Write one line for the event, unless its kind had too many of late."""
+        severity = LEVELS[level]
+        if not self._logger.isEnabledFor(severity):
+            return
+        suppressed = self._take(event, peer, reason)
+        if suppressed is None:
+            return
+        line = {"event": event, "peer": peer, "reason": reason, **fields, "suppressed": suppressed or None}
+        self._logger.log(severity, "%s", logfmt(line))
+
+    def _take(self, event: str, peer: str | None, reason: str | None) -> int | None:
+        """How many lines of this kind were left out since the last one; None if this one is to be left out too."""
+        kind, now = (event, peer, reason), self._now()
+        bucket = self._buckets.get(kind)
+        if bucket is None:
+            if len(self._buckets) >= KINDS_MAX:
+                self._buckets.clear()
+            bucket = self._buckets[kind] = _Bucket(BURST, now)
+        bucket.tokens = min(BURST, bucket.tokens + (now - bucket.at) / INTERVAL_S)
+        bucket.at = now
+        if bucket.tokens < 1:
+            bucket.suppressed += 1
+            return None
+        bucket.tokens -= 1
+        suppressed, bucket.suppressed = bucket.suppressed, 0
+        return suppressed
+
+    def note_check(self, status: str, list_name: str, peer: str, imei: str, imsi: str) -> None:
+        """Take note of a check that did not end in `whitelisted`; `fold` writes what has come together."""
+        key = (status, list_name, peer)
+        fold = self._folds.get(key)
+        if fold is None:
+            if len(self._folds) >= FOLDS_MAX:
+                key = (status, list_name, "other")
+                fold = self._folds.get(key)
+            if fold is None:
+                fold = self._folds[key] = _Fold(0, "", "")
+        fold.count += 1
+        fold.imei, fold.imsi = imei, imsi
+
+    def fold(self) -> None:
+        """One line for each group of checks noted since the last fold, with the latest device as an example."""
+        folds, self._folds = self._folds, {}
+        for (status, list_name, peer), fold in folds.items():
+            imei, imsi = fold.imei, fold.imsi
+            if not self.full_identifiers:
+                imei, imsi = short(imei), short_imsi(imsi) if imsi else ""
+            line = {"event": "checks", "status": status, "list": list_name or None, "peer": peer, "count": fold.count}
+            self._logger.info("%s", logfmt({**line, "imei": imei, "imsi": imsi or None}))
+
+
+    def close(self) -> None:
+        """Write what is still queued and stop the writing thread."""
+        self.fold()
+        self._writer.stop()
+
+
+class _DroppingQueueHandler(logging.handlers.QueueHandler):
+    """Hands lines to the writing thread; when whoever reads them has stopped, lines are lost and checks are not."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Drop the line: a full queue is no reason to hold an answer back."""
+
+
+class _UtcFormatter(logging.Formatter):
+    """Times in UTC, ISO 8601, with milliseconds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.levelname = record.levelname.lower()
+        return super().format(record)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802, ARG002 - logging's name
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,124 @@
+"""Every metric, on one page; the only module that knows Prometheus.
+
+Parts count in plain integers and dicts. Whoever puts parts together makes a `Snapshot` of those: metric name → label values →
+number. Snapshots of several workers merge as the table says, and `exposition` renders one for a scrape.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+DURATION_BUCKETS_S = (25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 1.0)
+"""Upper bounds of eir_check_duration_seconds; a check takes some ten microseconds, a stalled loop milliseconds."""
+
+Labels = tuple[str, ...]
+Snapshot = dict[str, dict[Labels, float]]
+"""Metric name → label values → value. A histogram has its cumulative buckets under its upper bounds and `sum`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: how it is called, what it means, and how the values of several workers become one."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+    merge: Literal["sum", "min", "max"] = "sum"
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("eir_checks_total", "counter", ("status", "list"), "ME-Identity-Checks answered, by status and the list that decided"),
+    Family("eir_observed_total", "counter", ("rule", "status"), "Checks that a rule with `observe: true` would have answered"),
+    Family("eir_identity_errors_total", "counter", ("kind", "peer"), "Requests without an identifier (none) or with one that is none (bad)"),
+    Family("eir_check_duration_seconds", "histogram", (), "From the read that completed a request to the write of its answer"),
+    Family("eir_diameter_messages_total", "counter", ("peer", "command", "kind", "direction"), "Diameter messages"),
+    Family("eir_diameter_answers_total", "counter", ("peer", "result"), "Answers sent, by Result-Code or vendor:experimental code"),
+    Family("eir_diameter_errors_total", "counter", ("reason",), "Faults found in messages and connections"),
+    Family("eir_diameter_drops_total", "counter", ("reason",), "Messages that got no answer, by reason"),
+    Family("eir_peer_up", "gauge", ("peer",), "Open connections of the peer: 0 none, 1 at least one", "max"),
+    Family("eir_peer_last_request_timestamp_seconds", "gauge", ("peer",), "When the peer last sent a request", "max"),
+    Family("eir_peers_refused_total", "counter", ("reason",), "Connections and capabilities exchanges that were refused"),
+    Family("eir_shed_total", "counter", ("peer", "reason"), "Requests answered by the overload answer instead of a check"),
+    Family("eir_list_entries", "gauge", ("list",), "Entries of the list in force (a whole TAC counts as one)", "min"),
+    Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
+    Family("eir_list_issued_timestamp_seconds", "gauge", ("list",), "When the release in force was issued", "min"),
+    Family("eir_list_expires_timestamp_seconds", "gauge", ("list",), "When the release in force expires (it stays in force)", "min"),
+    Family("eir_release_last_refused_timestamp_seconds", "gauge", ("list",), "When a release for the list was last refused", "max"),
+    Family("eir_releases_total", "counter", ("list", "outcome"), "Releases by outcome, read from the history", "max"),
+    Family("eir_store_up", "gauge", (), "1 while the store answers", "min"),
+    Family("eir_store_errors_total", "counter", ("cause",), "Failures of the store by cause"),
+    Family("eir_follow_lag_seconds", "gauge", (), "Time since the worker last knew that it holds what the store holds", "max"),
+    Family("eir_switch_longest_slice_seconds", "gauge", (), "Longest time that taking over a list held the loop", "max"),
+    Family("eir_override_active", "gauge", (), "1 while the policy's override answers everything alike", "max"),
+    Family("eir_worker_restarts_total", "counter", (), "Workers that ended unasked and were started again"),
+    Family("eir_build_info", "gauge", ("version",), "The version that runs", "max"),
+)
+
+_FAMILY = {family.name: family for family in FAMILIES}
+_MERGE: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "min": min, "max": max}
+
+
+def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """One truth out of several workers' snapshots, by the `merge` column of the table."""
+    merged: Snapshot = {}
+    for snapshot in snapshots:
+        for name, samples in snapshot.items():
+            combine, into = _MERGE[_FAMILY[name].merge], merged.setdefault(name, {})
+            for labels, value in samples.items():
+                into[labels] = combine(into[labels], value) if labels in into else value
+    return merged
+
+
+def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> dict[Labels, float]:
+    """The samples of a histogram: `counts` has one number for each bound and one for what lies above the last."""
+    samples: dict[Labels, float] = {}
+    below = 0
+    for bound, count in zip((*(f"{b:g}" for b in bounds), "+Inf"), counts, strict=True):
+        below += count
+        samples[bound,] = below
+    samples["sum",] = total
+    return samples
+
+
+def exposition(snapshot: Snapshot) -> bytes:
+    """The snapshot in Prometheus' text format (CONTENT_TYPE). Raises KeyError for a name that is not in the table."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_SnapshotCollector(snapshot))
+    return generate_latest(registry)
+
+
+class _SnapshotCollector(Collector):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        unknown = self._snapshot.keys() - _FAMILY.keys()
+        if unknown:
+            raise KeyError(f"not in the table of metrics: {sorted(unknown)}")
+        for family in FAMILIES:
+            if samples := self._snapshot.get(family.name):
+                yield _render(family, samples)
+
+
+def _render(family: Family, samples: Mapping[Labels, float]) -> Metric:
+    if family.kind == "histogram":
+        buckets = [(le, value) for (le,), value in samples.items() if le != "sum"]
+        return HistogramMetricFamily(family.name, family.help, buckets=buckets, sum_value=samples["sum",])
+    shape = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    metric = shape(family.name, family.help, labels=family.labels)
+    for labels, value in samples.items():
+        metric.add_metric(labels, value)
+    return metric
