@@ -5,6 +5,8 @@ digit or a spare 0, the 15th and 16th of an IMEISV are a software version, none 
 decimal digits only shares that space; one with letters has a range of its own above it, `MEID_BASE` + its 56-bit value.
 """
 
+from string import hexdigits
+
 from eir.errors import IdentifierError
 
 KEY_DIGITS = 14
@@ -12,6 +14,7 @@ TAC_DIGITS = 8
 SNR_KEYS = 1_000_000
 """Identifiers under one TAC: the six digits of the serial number (SNR)."""
 MEID_BASE = 10**14
+HEX_DIGITS = frozenset(hexdigits)
 
 IMEI_LENGTHS = (14, 15, 16)
 IMSI_LENGTHS = range(6, 16)
@@ -38,14 +41,11 @@ def meid_key(text: str) -> int:
 
     Raises IdentifierError for anything else.
     """
-    if len(text) != KEY_DIGITS or not text.isascii() or not text.isalnum():
+    if len(text) != KEY_DIGITS:
         raise IdentifierError(f"a MEID has 14 hexadecimal digits; got {len(text)} characters")
-    if text.isdigit():
-        return int(text)
-    try:
-        return MEID_BASE + int(text, 16)
-    except ValueError:
-        raise IdentifierError("a MEID has hexadecimal digits only") from None
+    if not HEX_DIGITS.issuperset(text):
+        raise IdentifierError("a MEID has hexadecimal digits only")
+    return int(text) if text.isdigit() else MEID_BASE + int(text, 16)
 
 
 def meid_key_from_octets(octets: bytes) -> int:
