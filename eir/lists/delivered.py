@@ -1,0 +1,168 @@
+"""Files as delivered: opened once, regular files only, measured, hashed, and read out in bounded pieces.
+
+A drop folder belongs to whoever delivers. So a file is opened through its folder's descriptor, without following a link
+and without waiting for a pipe's writer, and what was hashed is what is read: both go through one descriptor, and a second
+hash while reading notices a file that was changed in place.
+
+May import eir.errors; knows neither manifests nor layouts.
+"""
+
+import errno
+import gzip
+import hashlib
+import io
+import os
+import stat
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol, Self, cast
+
+import zstandard
+
+from eir.errors import ReleaseRefused
+
+CHUNK_BYTES = 4 << 20
+"""How much is read, expanded and parsed at a time: it stays in the processor's cache and bounds the memory."""
+LINE_BYTES_MAX = 64 << 10
+EXPANDED_BYTES_PER_ROW = 4 << 10
+"""Data may expand to this much for each row that the manifest promises (and for the header)."""
+ZSTD_WINDOW_BYTES_MAX = 128 << 20
+
+Done = Callable[[int], None]
+"""Called with the bytes of the delivered file that were worked through so far."""
+
+
+def open_folder(folder: Path) -> int:
+    """A descriptor of the folder that a release lies in; closed by the caller."""
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ReleaseRefused("file_missing", f"{folder}: {error.strerror}") from None
+
+
+def open_regular(name: str, folder_fd: int) -> int:
+    """A descriptor of a regular file in that folder; closed by the caller.
+
+    Raises ReleaseRefused: `file_missing`, or `not_a_file` for a link, pipe, folder or device. Never blocks.
+    """
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
+    except FileNotFoundError:
+        raise ReleaseRefused("file_missing", f"{name} is not there") from None
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link; a socket
+            raise ReleaseRefused("not_a_file", f"{name} is a link or a socket; a regular file is needed") from None
+        raise ReleaseRefused("file_missing", f"{name}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ReleaseRefused("not_a_file", f"{name} is no regular file")
+    return descriptor
+
+
+def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
+    """The content of a regular file of at most that size. Raises ReleaseRefused (`too_large` and as `open_regular`)."""
+    with os.fdopen(open_regular(name, folder_fd), "rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ReleaseRefused("too_large", f"{name} is larger than {max_bytes} bytes")
+    return content
+
+
+class DataFile:
+    """One data file of a release, open until `close` (or the end of `with`)."""
+
+    def __init__(self, name: str, folder_fd: int) -> None:
+        self.name = name
+        self._fd = open_regular(name, folder_fd)
+        self.size = os.fstat(self._fd).st_size
+        """Bytes as delivered."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        os.close(self._fd)
+
+    def sha256(self, done: Done | None = None) -> str:
+        """The digest of the bytes as delivered, hexadecimal."""
+        source = _Hashed(self._fd, done)
+        while source.read(CHUNK_BYTES):
+            pass
+        return source.hexdigest()
+
+    def chunks(self, rows_max: int, sha256: str, done: Done | None = None) -> Iterator[bytes]:
+        """The expanded content in pieces that end with a newline each (one is added to a last line without).
+
+        Raises ReleaseRefused: `expanded` past `rows_max` rows' worth of bytes, `data` where it cannot be expanded or a
+        line has no end, `changed` if in the end the delivered bytes do not hash to `sha256`.
+        """
+        source = _Hashed(self._fd, done)
+        left = (rows_max + 1) * EXPANDED_BYTES_PER_ROW
+        rest = b""
+        expanded = _expanded(self.name, source)
+        try:
+            while chunk := expanded.read(CHUNK_BYTES):
+                left -= len(chunk)
+                if left < 0:
+                    raise ReleaseRefused(
+                        "expanded", f"{self.name} expands to more than {EXPANDED_BYTES_PER_ROW} bytes for each row"
+                    )
+                end = chunk.rfind(b"\n") + 1
+                if end:
+                    yield rest + chunk[:end] if rest else chunk[:end]
+                    rest = chunk[end:]
+                else:
+                    rest += chunk
+                if len(rest) > LINE_BYTES_MAX:
+                    raise ReleaseRefused("data", f"{self.name} holds a line of more than {LINE_BYTES_MAX} bytes")
+        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+            raise ReleaseRefused("data", f"{self.name} cannot be expanded: {error}") from None
+        if rest:
+            yield rest + b"\n"
+        while source.read(CHUNK_BYTES):  # what an expander left unread counts for the digest all the same
+            pass
+        if source.hexdigest() != sha256:
+            raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
+
+
+class _Reads(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class _Hashed(io.RawIOBase):
+    """The delivered bytes from the start, hashed as they pass; a position of its own, so that passes are independent."""
+
+    def __init__(self, fd: int, done: Done | None) -> None:
+        super().__init__()
+        self._fd = fd
+        self._at = 0
+        self._done = done
+        self._hash = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = os.pread(self._fd, size if size >= 0 else CHUNK_BYTES, self._at)
+        self._at += len(data)
+        self._hash.update(data)
+        if self._done is not None:
+            self._done(self._at)
+        return data
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _expanded(name: str, source: _Hashed) -> _Reads:
+    if name.endswith(".gz"):
+        return gzip.GzipFile(fileobj=source)
+    if name.endswith(".zst"):
+        expander = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
+        return expander.stream_reader(cast("BinaryIO", source), read_across_frames=True)
+    return source
