@@ -1,0 +1,131 @@
+"""The AVP codec: encoding of every base type, and the walk over encoded AVPs (RFC 6733 4). Knows no AVP by name.
+
+An AVP's key is one integer, vendor << 32 | code, so that AVPs of the IETF have their code for a key.
+"""
+
+import ipaddress
+import struct
+from typing import NamedTuple
+
+V_FLAG, M_FLAG, P_FLAG = 0x80, 0x40, 0x20
+HEADER_BYTES, VENDOR_HEADER_BYTES = 8, 12
+LENGTH_MASK = 0xFFFFFF
+
+_TWO_WORDS = struct.Struct("!II")
+_WORD = struct.Struct("!I")
+_THREE_WORDS = struct.Struct("!III")
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
+_ADDRESS_FAMILY = {4: b"\0\x01", 6: b"\0\x02"}
+"""IANA address family numbers (RFC 6733 4.3.1)."""
+
+
+class Avp(NamedTuple):
+    """One AVP as it stands in a message; `start` and `end` are offsets into the message, padding not included."""
+
+    key: int
+    flags: int
+    data: bytes
+    start: int
+    end: int
+
+    @property
+    def code(self) -> int:
+        """AVP Code."""
+        return self.key & 0xFFFFFFFF
+
+    @property
+    def vendor(self) -> int:
+        """Vendor-Id; 0 for the IETF's."""
+        return self.key >> 32
+
+
+def key_of(code: int, vendor: int = 0) -> int:
+    """The one integer that names an AVP."""
+    return vendor << 32 | code
+
+
+def encode(code: int, data: bytes, vendor: int = 0, flags: int = M_FLAG) -> bytes:
+    """An AVP with its padding; the V bit follows from `vendor`. `data` must leave the length within 24 bits."""
+    size = len(data)
+    if vendor:
+        size += VENDOR_HEADER_BYTES
+        head = _THREE_WORDS.pack(code, (flags | V_FLAG) << 24 | size, vendor)
+    else:
+        size += HEADER_BYTES
+        head = _TWO_WORDS.pack(code, flags << 24 | size)
+    return head + data + _PADDING[size & 3]
+
+
+def encode_u32(code: int, value: int, vendor: int = 0, flags: int = M_FLAG) -> bytes:
+    """An AVP of type Unsigned32, or Enumerated."""
+    return encode(code, _WORD.pack(value), vendor, flags)
+
+
+def encode_text(code: int, text: str, vendor: int = 0, flags: int = M_FLAG) -> bytes:
+    """An AVP of type UTF8String, DiameterIdentity or DiameterURI."""
+    return encode(code, text.encode(), vendor, flags)
+
+
+def encode_address(code: int, address: str, flags: int = M_FLAG) -> bytes:
+    """An AVP of type Address; an IPv4 address that a dual-stack socket shows as IPv6 goes out as IPv4.
+
+    Raises ValueError if the text is no IP address.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return encode(code, _ADDRESS_FAMILY[ip.version] + ip.packed, flags=flags)
+
+
+def u32(avp: Avp) -> int:
+    """The value of an AVP whose data the grammar found to be four bytes."""
+    return int.from_bytes(avp.data)
+
+
+def text(avp: Avp) -> str:
+    """The value as text; bytes that are no UTF-8 become U+FFFD."""
+    return avp.data.decode("utf-8", "replace")
+
+
+class Fault(NamedTuple):
+    """Where a walk over encoded AVPs had to stop: what could be read of the AVP's header, zeros for the rest."""
+
+    key: int
+    flags: int
+    reason: str
+    """`avp_length`, `avp_overrun` or `too_many_avps`."""
+
+
+def parse(buffer: bytes, position: int, end: int, room: int) -> tuple[list[Avp], Fault | None]:
+    """The AVPs between two offsets, and the fault that ended the walk early, if one did.
+
+    `room` bounds the number of AVPs. The last AVP of a group may lack its padding, which some stacks leave out.
+    """
+    avps: list[Avp] = []
+    new = tuple.__new__
+    while position < end:
+        left = end - position
+        if left < HEADER_BYTES:
+            code, word = _TWO_WORDS.unpack(buffer[position:end].ljust(HEADER_BYTES, b"\0"))
+            return avps, Fault(code, word >> 24 & ~V_FLAG, "avp_length")
+        code, word = _TWO_WORDS.unpack_from(buffer, position)
+        length = word & LENGTH_MASK
+        flags = word >> 24
+        if flags & V_FLAG:
+            value = position + VENDOR_HEADER_BYTES
+            if length < VENDOR_HEADER_BYTES or left < VENDOR_HEADER_BYTES:
+                # RFC 6733 7.1.5: what is missing of the header is zero, the Vendor-Id here.
+                return avps, Fault(code, flags, "avp_length")
+            code |= _WORD.unpack_from(buffer, position + HEADER_BYTES)[0] << 32
+        else:
+            value = position + HEADER_BYTES
+            if length < HEADER_BYTES:
+                return avps, Fault(code, flags, "avp_length")
+        if length > left:
+            return avps, Fault(code, flags, "avp_overrun")
+        if len(avps) == room:
+            return avps, Fault(code, flags, "too_many_avps")
+        stop = position + length
+        avps.append(new(Avp, (code, flags, buffer[value:stop], position, stop)))
+        position += length + 3 & ~3
+    return avps, None

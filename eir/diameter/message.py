@@ -1,0 +1,147 @@
+"""Messages: the header, and a request or an answer as its receiver sees it (RFC 6733 3). Imports only avp."""
+
+import struct
+from typing import NamedTuple
+
+from eir.diameter.avp import Avp, Fault, encode, key_of, parse, u32
+
+VERSION = 1
+HEADER_BYTES = 20
+R_FLAG, P_FLAG, E_FLAG, T_FLAG = 0x80, 0x40, 0x20, 0x10
+
+_HEADER = struct.Struct("!IIIII")
+
+RESULT_CODE, EXPERIMENTAL_RESULT, EXPERIMENTAL_RESULT_CODE, VENDOR_ID = 268, 297, 298, 266
+
+
+class Header(NamedTuple):
+    """The 20 bytes that every message begins with."""
+
+    version: int
+    length: int
+    """Of the whole message, in bytes."""
+    flags: int
+    command: int
+    application_id: int
+    hop_by_hop: int
+    end_to_end: int
+
+
+def read_header(buffer: bytes, position: int = 0) -> Header:
+    """The header at an offset; the buffer holds at least 20 bytes from there."""
+    first, second, application_id, hop_by_hop, end_to_end = _HEADER.unpack_from(buffer, position)
+    return Header(first >> 24, first & 0xFFFFFF, second >> 24, second & 0xFFFFFF, application_id, hop_by_hop, end_to_end)
+
+
+def encode_message(flags: int, command: int, application_id: int, ids: tuple[int, int], avps: bytes) -> bytes:
+    """A whole message of version 1 from its encoded AVPs; `ids` are the hop-by-hop and the end-to-end identifier."""
+    return _HEADER.pack(VERSION << 24 | HEADER_BYTES + len(avps), flags << 24 | command, application_id, *ids) + avps
+
+
+class Message:
+    """A received message. `avps` holds those of the top level in their order, up to the `fault` that ended the walk."""
+
+    __slots__ = (
+        "_members", "application_id", "avps", "buffer", "command", "end_to_end", "fault", "first", "flags", "hop_by_hop", "room",
+    )  # fmt: skip
+
+    buffer: bytes
+    """The message's own bytes, and no others."""
+    fault: Fault | None
+    first: dict[int, Avp]
+    """Key → first AVP with it, top level."""
+    room: int
+    """AVPs that may still be read inside its groups."""
+
+    def __init__(self, buffer: bytes, avps_max: int) -> None:
+        _, second, self.application_id, self.hop_by_hop, self.end_to_end = _HEADER.unpack_from(buffer)
+        self.flags = second >> 24
+        self.command = second & 0xFFFFFF
+        self.buffer = buffer
+        self.avps, self.fault = parse(buffer, HEADER_BYTES, len(buffer), avps_max)
+        self.first = {avp.key: avp for avp in reversed(self.avps)}
+        self.room = avps_max - len(self.avps)
+        self._members: dict[int, tuple[list[Avp], Fault | None]] = {}
+
+    def find(self, code: int, vendor: int = 0) -> Avp | None:
+        """The first AVP of the top level with this code, or None."""
+        return self.first.get(vendor << 32 | code)
+
+    def every(self, code: int, vendor: int = 0) -> list[Avp]:
+        """All AVPs of the top level with this code, in their order."""
+        key = key_of(code, vendor)
+        return [avp for avp in self.avps if avp.key == key]
+
+    def walk(self, group: Avp) -> tuple[list[Avp], Fault | None]:
+        """The AVPs inside a Grouped AVP of this message, and the fault that ended the walk early, if one did."""
+        walked = self._members.get(group.start)
+        if walked is None:
+            walked = parse(self.buffer, group.end - len(group.data), group.end, self.room)
+            self.room -= len(walked[0])
+            self._members[group.start] = walked
+        return walked
+
+    def members(self, group: Avp) -> list[Avp]:
+        """The AVPs inside a Grouped AVP of this message, as far as they can be read."""
+        return self.walk(group)[0]
+
+    def find_in(self, group: Avp, code: int, vendor: int = 0) -> Avp | None:
+        """The first AVP with this code inside a Grouped AVP of this message, or None."""
+        key = key_of(code, vendor)
+        return next((avp for avp in self.walk(group)[0] if avp.key == key), None)
+
+    def raw(self, avp: Avp) -> bytes:
+        """The AVP as it came, with padding (zeros where its sender left the padding out)."""
+        size = avp.end - avp.start + 3 & ~3
+        return self.buffer[avp.start : avp.start + size].ljust(size, b"\0")
+
+    def failed(self, avp: Avp, *groups: Avp) -> bytes:
+        """What a Failed-AVP holds for this AVP: its bytes, inside the groups that it stood in, outermost first.
+
+        RFC 6733 7.5: of each group only the part that leads to the offending AVP.
+        """
+        octets = self.raw(avp)
+        for group in reversed(groups):
+            octets = encode(group.code, octets, group.vendor, group.flags & 0x7F)
+        return octets
+
+
+class Request(Message):
+    """A request. The node has checked it against the command's grammar when an application sees it."""
+
+    __slots__ = ("origin_host", "origin_realm", "peer")
+
+    def __init__(self, buffer: bytes, avps_max: int, peer: str) -> None:
+        super().__init__(buffer, avps_max)
+        self.peer = peer
+        """Label of the peer that the request came from, which may be an agent."""
+        first = self.first
+        host, realm = first.get(264), first.get(296)
+        self.origin_host = host.data.decode("utf-8", "replace") if host else ""
+        """Origin-Host (264) of the request; empty if it has none."""
+        self.origin_realm = realm.data.decode("utf-8", "replace") if realm else ""
+
+
+class Answer(Message):
+    """An answer to a request of ours; nothing in it has been checked but its frame."""
+
+    __slots__ = ()
+
+    @property
+    def is_error(self) -> bool:
+        """True if the E bit is set: the answer follows the answer-message grammar (RFC 6733 7.2)."""
+        return bool(self.flags & E_FLAG)
+
+    @property
+    def result_codes(self) -> list[int]:
+        """All Result-Codes; a well-formed answer has at most one."""
+        return [u32(avp) for avp in self.every(RESULT_CODE)]
+
+    @property
+    def experimental_results(self) -> list[tuple[int, int]]:
+        """All Experimental-Results as (vendor, code), 0 for a missing part; a well-formed answer has at most one."""
+        found = []
+        for group in self.every(EXPERIMENTAL_RESULT):
+            vendor, code = self.find_in(group, VENDOR_ID), self.find_in(group, EXPERIMENTAL_RESULT_CODE)
+            found.append((u32(vendor) if vendor else 0, u32(code) if code else 0))
+        return found

@@ -1,0 +1,98 @@
+"""What a node is told: who it is, who its peers are, and how far it goes. Data only; imports nothing of ours."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Protocol
+
+APPLICATIONS, UNKNOWN_M, DESTINATION = "applications", "unknown_m", "destination"
+LENIENCES = frozenset({APPLICATIONS, UNKNOWN_M, DESTINATION})
+"""What a peer may be forgiven: a CER without a common application, unknown AVPs with the M bit, a foreign Destination-Host."""
+
+
+class Report(Protocol):
+    """What turns an event into a log line; the node neither formats nor limits anything."""
+
+    def __call__(
+        self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
+    ) -> None:
+        """Take an event; `reason` is one short word for each cause, `fields` whatever helps to understand it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """The names that the node answers to, and what it says of itself in a CER or CEA (RFC 6733 5.3)."""
+
+    host: str
+    """Origin-Host."""
+    realm: str
+    """Origin-Realm."""
+    aliases: tuple[str, ...] = ()
+    """Further host names that are this node when a Destination-Host holds them."""
+    realms: tuple[str, ...] = ()
+    """Further realms that the node serves."""
+    product_name: str = "eir"
+    vendor_id: int = 0
+    """IANA enterprise number; 0 where there is none (RFC 6733 5.3.3)."""
+    origin_state_id: int
+    """One value for each Origin-Host, higher after each restart of the node (RFC 6733 8.16)."""
+    firmware_revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSettings:
+    """One entry of the peer table; the first that fits host, realm and source address of a connection is the peer's."""
+
+    label: str
+    """How counters, logs and commands call it."""
+    host: str | None = None
+    """Origin-Host that the peer must show; None: any."""
+    realm: str | None = None
+    """Origin-Realm that the peer must show; None: any."""
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks that it may connect from; empty: any."""
+    connect: str | None = None
+    """`tcp://host:port` or `tls://host:port` that the node connects to; None: it only listens."""
+    tls_names: tuple[str, ...] = ()
+    """Names that the peer's certificate may carry instead of its Origin-Host."""
+    connections: int = 1
+    """Open connections at once for each Origin-Host."""
+    rate_max: float | None = None
+    """Application requests a second that are answered, over all connections of the entry; None: no limit."""
+    watchdog_s: float = 30
+    """Tw of RFC 3539; 6 at least."""
+    reconnect_after_s: float = 30
+    """Tc of RFC 6733 2.1: the pause before a new attempt to connect."""
+    lenient: frozenset[str] = frozenset()
+    """What it is forgiven; see LENIENCES."""
+    as_host: str | None = None
+    """Origin-Host that the node shows to this peer; None: the identity's."""
+    as_realm: str | None = None
+    """Origin-Realm that the node shows to this peer; None: the identity's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a peer may take of the node; past a limit a message is refused or a connection closed, and counted."""
+
+    max_message_bytes: int = 131_072
+    """Longest message; above 98 kB, so that 8,192 nested groups still get an answer and not a closed connection."""
+    max_avps: int = 1_024
+    """AVPs in one message, those inside groups counted too."""
+    max_depth: int = 8
+    """Groups inside groups."""
+    cer_timeout_s: float = 10
+    """From the accept to a complete CER; from our CER to the CEA."""
+    partial_message_timeout_s: float = 10
+    """From the first byte of a message to its last."""
+    write_buffer_bytes: int = 262_144
+    """Unsent answers, above which the node stops reading from the peer."""
+    stalled_write_s: float = 10
+    """How long a peer may leave answers unread before it is dropped."""
+    close_after_dpa_s: float = 5
+    """From our DPA to our closing of the connection, and from our DPR when no DPA comes (RFC 6733 5.4)."""
+    duplicate_probe_s: float = 2
+    """How long a peer's oldest connection has for its DWA when the peer opens one too many."""
+    connections_max: int = 1_024
+    """Connections at once, those that have not sent a CER yet included."""
+    unidentified_max: int = 128
+    """Connections at once that have not sent a CER yet."""
