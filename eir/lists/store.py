@@ -4,7 +4,7 @@ One suite of tests (tests/test_store_contract.py) holds every store to it. All m
 from one event loop, and raise StoreError (eir.errors) when the store cannot do what was asked.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -118,6 +118,16 @@ class ListStore(Protocol):
         """Undo the last release, full or delta, as a new generation. Raises NothingToRollBack."""
         ...
 
+    async def restore(
+        self, name: str, state: ListState, batches: AsyncIterable[Sequence[Page]], *, seen: int, whole: bool = True
+    ) -> None:
+        """Put a list in force exactly as `state` says, its generation and highest serial included.
+
+        For a node's last good copy, and for writing such a copy back to a store that lost it. `whole` False: the pages
+        replace those of the same number, as in `amend`. What was kept for a rollback is dropped.
+        """
+        ...
+
     def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
         """The list as batches of pages, each with the state that it belongs to; the first batch may be empty.
 
@@ -131,6 +141,14 @@ class ListStore(Protocol):
 
     async def changes(self, name: str, after: int) -> Sequence[Change] | None:
         """The steps after generation `after`, oldest first, without a gap; None if they are no longer all kept."""
+        ...
+
+    async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
+        """Return as soon as a list's generation may differ from the one given (0: no list yet), else after the time."""
+        ...
+
+    async def claim(self, what: str, who: str, ttl_s: float) -> bool:
+        """Take, or keep, the sole right to do `what` for a time; False while another has it. `ttl_s` 0 gives it back."""
         ...
 
     async def record(self, event: Event) -> None:

@@ -1,0 +1,414 @@
+"""The lists in memory, from which every check is answered. May import eir.lists and numpy; knows no store, loop or clock.
+
+A page (the keys under one TAC) is held in the cheapest form whose `in` is fast:
+
+- under BITMAP_KEYS keys: a `str` with one character for each key (key % 10^6 is below the last code point). It takes one
+  allocation of 1, 2 or 4 bytes a key and its search runs in C: 2 times as fast as `bisect` over an `array('I')`, at the
+  same size, and unlike an array it is no object that the garbage collector walks.
+- above: a Roaring bitmap, smaller from about 400 scattered keys on, and faster.
+- a whole TAC: one shared `range`.
+
+So a list is one dict of objects that the collector does not track. It is replaced by switching one reference; what it was
+before is freed in steps, and so is everything else here that could take long: the caller gives a deadline of
+`time.perf_counter` and calls again until the step says that nothing is left.
+"""
+
+import heapq
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import accumulate, chain
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pyroaring import BitMap
+
+from eir.lists.pages import PAGE_KEYS, SUBSCRIBERS, UNTIL, Page, decode_keys, decode_sections
+from eir.lists.store import ListState
+
+DEVICES, PAIRS, SUBSCRIBER_KIND = "devices", "pairs", "subscribers"
+
+BITMAP_KEYS = 400
+"""Keys from which a page is held as a bitmap: below, sixteen containers of a few keys each take more than characters."""
+WHOLE: Final = range(PAGE_KEYS)
+
+AMENDED_PAGES_MAX = 20_000
+"""Pages that one switch may change in place, which takes about 1 ms; beyond, a list is built anew beside the old one."""
+
+STEPS_BETWEEN_CLOCKS = 32
+UNTIL_MAX = 2**32 - 1
+"""2106: later ends are held as this one."""
+PAGE_BITS = 37
+"""Page numbers stay below 2^37 (eir.device: the highest key is MEID_BASE + 2^56)."""
+
+Held = str | BitMap | range
+Keys = npt.NDArray[np.uint32]
+
+
+def hold(keys: BitMap) -> Held | None:
+    """The form in which a page's keys are held; None if there are none."""
+    if (count := len(keys)) < BITMAP_KEYS:
+        # Surrogates are characters like any other here: these strings are searched, never written out.
+        return keys.to_array().tobytes().decode("utf-32-le", "surrogatepass") if count else None
+    return WHOLE if count == PAGE_KEYS else keys
+
+
+def held_keys(held: Held) -> Keys:
+    """The keys of a held page in ascending order."""
+    if isinstance(held, str):
+        return np.frombuffer(held.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    if isinstance(held, range):
+        return np.arange(PAGE_KEYS, dtype="<u4")
+    return np.frombuffer(held.to_array(), dtype="<u4")
+
+
+def rank(held: Held, remainder: int) -> int:
+    """The position of a key among the keys of its page; -1 if it is not in it."""
+    if isinstance(held, str):
+        return held.find(chr(remainder))
+    if remainder not in held:
+        return -1
+    return remainder if isinstance(held, range) else held.rank(remainder) - 1
+
+
+class Contents:
+    """What is in a list at one moment, and the ends of its rows. Parts of it are shared with the contents after it."""
+
+    __slots__ = ("due", "ends", "imsis", "more", "pages", "subscribers", "until")
+
+    def __init__(self) -> None:
+        self.pages: dict[int, Held] = {}
+        # Rows that end, a page each: Unix seconds (4 bytes, 0 for none), in the order of the keys; the sorted table of
+        # what ends when is a heap of end << PAGE_BITS | page, where entries of pages replaced since are passed over.
+        self.until: dict[int, bytes] = {}
+        self.due: list[int] = []
+        # Pairs: for each device of a page, in order, its IMSI keys (8 bytes each); where some device has not exactly one,
+        # for each device the position after its last IMSI (4 bytes).
+        self.imsis: dict[int, bytes] = {}
+        self.ends: dict[int, bytes] = {}
+        # Pairs, the other way: all IMSIs, and how many devices more than one an IMSI has.
+        self.subscribers: dict[int, BitMap] = {}
+        self.more: dict[int, int] = {}
+
+    def bind(self, imsi: int, change: int) -> None:
+        """Count one device more (1) or less (-1) for an IMSI."""
+        number, remainder = divmod(imsi, PAGE_KEYS)
+        bitmap = self.subscribers.get(number)
+        if bitmap is None:
+            bitmap = self.subscribers[number] = BitMap()
+        count = (remainder in bitmap) + self.more.pop(imsi, 0) + change
+        if count > 1:
+            self.more[imsi] = count - 1
+        if count > 0:
+            bitmap.add(remainder)
+        else:
+            bitmap.discard(remainder)
+
+    def put(self, number: int, part: "Part | None") -> None:
+        """Replace one page with all that belongs to it."""
+        for table in (self.pages, self.until, self.imsis, self.ends):
+            table.pop(number, None)
+        if part is None:
+            return
+        self.pages[number] = part.held
+        if part.until:
+            self.until[number] = part.until
+            heapq.heappush(self.due, part.next_end << PAGE_BITS | number)
+        if part.imsis:
+            self.imsis[number] = part.imsis
+        if part.ends:
+            self.ends[number] = part.ends
+
+    def part(self, number: int) -> "Part | None":
+        """A page with all that belongs to it."""
+        if (held := self.pages.get(number)) is None:
+            return None
+        return Part(held, self.until.get(number, b""), self.imsis.get(number, b""), self.ends.get(number, b""))
+
+    def expire(self, now: int, deadline: float) -> bool:
+        """Drop rows whose end has come; True when none is left, False if the deadline came first."""
+        while self.due and self.due[0] >> PAGE_BITS <= now:
+            entry = heapq.heappop(self.due)
+            number = entry & (1 << PAGE_BITS) - 1
+            part = self.part(number)
+            if part is not None and part.until and part.next_end == entry >> PAGE_BITS:
+                rest = part.after(now)
+                for imsi, change in _changed_bindings(part, rest).items():
+                    self.bind(imsi, change)
+                self.put(number, rest)
+            if time.perf_counter() > deadline:
+                return False
+        return True
+
+
+class Part:
+    """One page in the form in which Contents holds it: keys, ends of rows, IMSIs."""
+
+    __slots__ = ("ends", "held", "imsis", "until")
+
+    def __init__(self, held: Held, until: bytes = b"", imsis: bytes = b"", ends: bytes = b"") -> None:
+        self.held = held
+        self.until = until
+        self.imsis = imsis
+        self.ends = ends
+
+    @property
+    def next_end(self) -> int:
+        """The earliest end of a row in it."""
+        ends = np.frombuffer(self.until, dtype="<u4")
+        return int(ends[ends > 0].min())
+
+    def bound(self, position: int) -> memoryview:
+        """The IMSI keys of the device at a position of the page."""
+        imsis = memoryview(self.imsis).cast("Q")
+        if not self.ends:
+            return imsis[position : position + 1]
+        ends = memoryview(self.ends).cast("I")
+        return imsis[ends[position - 1] if position else 0 : ends[position]]
+
+    def after(self, now: int) -> "Part | None":
+        """What is left of it once the rows that end by `now` have gone."""
+        ends = np.frombuffer(self.until, dtype="<u4")
+        keys = held_keys(self.held)
+        if len(ends) < len(keys):  # one end for all
+            ends = np.broadcast_to(ends, len(keys))
+        stay = (ends == 0) | (ends > now)
+        held = hold(BitMap(keys[stay]))
+        if held is None:
+            return None
+        until = ends[stay].tobytes() if ends[stay].any() else b""
+        if not self.imsis:
+            return Part(held, until)
+        return Part(held, until, *_encode_imsis([self.bound(int(position)) for position in np.flatnonzero(stay)]))
+
+
+def _encode_imsis(bound: list[memoryview]) -> tuple[bytes, bytes]:
+    ends = b"" if all(len(imsis) == 1 for imsis in bound) else np.fromiter(accumulate(map(len, bound)), "<u4").tobytes()
+    return np.fromiter(chain.from_iterable(bound), "<u8").tobytes(), ends
+
+
+def _bindings(part: "Part | None") -> Counter[int]:
+    return Counter(memoryview(part.imsis).cast("Q")) if part is not None and part.imsis else Counter()
+
+
+def _changed_bindings(before: "Part | None", after: "Part | None") -> dict[int, int]:
+    changed = _bindings(after)
+    changed.subtract(_bindings(before))
+    return {imsi: change for imsi, change in changed.items() if change}
+
+
+def decode_part(page: Page) -> Part | None:
+    """A page out of the store in the form in which it is held; None for a page that is gone.
+
+    Raises ValueError if it is damaged.
+    """
+    if not page.keys:
+        return None
+    held = hold(decode_keys(page.keys))
+    if held is None or not page.extra:
+        return None if held is None else Part(held)
+    sections = decode_sections(page.extra)
+    part = Part(held)
+    if UNTIL in sections:
+        ends = np.frombuffer(sections[UNTIL], dtype="<i8")
+        if len(ends) not in {1, len(held)}:
+            raise ValueError(f"page {page.number} has {len(held)} keys and {len(ends)} ends")
+        if ends.any():
+            part.until = np.clip(ends, 0, UNTIL_MAX).astype("<u4").tobytes()
+    if SUBSCRIBERS in sections:
+        content = sections[SUBSCRIBERS]
+        counts = np.frombuffer(content[: 4 * len(held)], dtype="<u4")
+        part.imsis = content[4 * len(held) :]
+        if len(counts) != len(held) or len(part.imsis) != 8 * int(counts.sum()):
+            raise ValueError(f"page {page.number} has {len(held)} devices and {len(content)} bytes of subscribers")
+        part.ends = b"" if (counts == 1).all() else np.cumsum(counts).astype("<u4").tobytes()
+    return part
+
+
+class DeviceList:
+    """A list of keys: devices, or for kind `subscribers` IMSIs. What it holds changes by Index.switch only."""
+
+    __slots__ = ("_contents", "_get", "kind", "name", "state")
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        self.state: ListState | None = None
+        """Of the release that is in memory; None as long as there is none."""
+        self._put(Contents())
+
+    def _put(self, contents: Contents) -> None:
+        self._contents = contents
+        self._get = contents.pages.get
+
+    def holds(self, key: int) -> bool:
+        """True if the key (eir.device) is in the list. This is the hot path of a check: about 0.2 µs."""
+        if (held := self._get(key // 1_000_000)) is None:
+            return False
+        if held.__class__ is str:
+            return chr(key % 1_000_000) in held
+        return key % 1_000_000 in held
+
+    def keys(self) -> Iterator[int]:
+        """All keys in ascending order; for tests and checks, since it walks the whole list."""
+        for number in sorted(self._contents.pages):
+            base = number * PAGE_KEYS
+            for remainder in held_keys(self._contents.pages[number]):
+                yield base + int(remainder)
+
+    def expire(self, now: float, deadline: float) -> bool:
+        """Drop the rows that end by `now` (Unix seconds); True when none is left, False if the deadline came first."""
+        return self._contents.expire(int(now), deadline)
+
+
+class PairList(DeviceList):
+    """A list of devices, each with the SIMs (IMSIs) that it is listed with; `holds` is True with any SIM."""
+
+    __slots__ = ()
+
+    def binds(self, device: int, imsi: int) -> bool:
+        """True if the list has this device with this SIM (keys of eir.device)."""
+        return imsi in self.imsis(device)
+
+    def imsis(self, device: int) -> tuple[int, ...]:
+        """The SIMs that a device is listed with."""
+        part = self._contents.part(device // PAGE_KEYS)
+        position = rank(part.held, device % PAGE_KEYS) if part is not None else -1
+        return tuple(part.bound(position)) if part is not None and position >= 0 else ()
+
+    def has_subscriber(self, imsi: int) -> bool:
+        """True if the list has this SIM with any device."""
+        return imsi % PAGE_KEYS in self._contents.subscribers.get(imsi // PAGE_KEYS, ())
+
+    def device_bound_elsewhere(self, device: int, imsi: int) -> bool:
+        """True if the list has the device, but not with this SIM."""
+        return self.holds(device) and not self.binds(device, imsi)
+
+    def subscriber_bound_elsewhere(self, device: int, imsi: int) -> bool:
+        """True if the list has the SIM, but not with this device."""
+        return self.has_subscriber(imsi) and not self.binds(device, imsi)
+
+
+class ListBuilder:
+    """The contents that a list is to have next, made page by page beside those in force.
+
+    Built anew it holds the pages that are added and no others; as an amendment it changes those pages only, AMENDED_PAGES_MAX
+    at most. Pages that stay the same stay the same objects: forked workers go on sharing them.
+    """
+
+    __slots__ = ("_base", "_changes", "_contents", "_pairs", "amends", "state")
+
+    def __init__(self, kind: str, state: ListState, base: Contents, *, amend: bool) -> None:
+        self.state = state
+        self.amends = amend
+        self._base = base
+        self._pairs = kind == PAIRS
+        self._contents = base if amend else Contents()
+        self._changes: dict[int, Part | None] = {}
+
+    def add(self, page: Page) -> None:
+        """Take a page as a store gives it (for an amendment: empty if it is gone). Raises ValueError if it is damaged."""
+        part = decode_part(page)
+        if self.amends:
+            self._changes[page.number] = part
+        elif part is not None:
+            before = self._base.pages.get(page.number)
+            if before is not None and before.__class__ is part.held.__class__ and before == part.held:
+                part.held = before
+            if part.until or part.imsis:
+                self._contents.put(page.number, part)
+            else:
+                self._contents.pages[page.number] = part.held
+            if self._pairs:
+                for imsi in memoryview(part.imsis).cast("Q"):
+                    self._contents.bind(imsi, 1)
+
+    def expire(self, now: float, deadline: float) -> bool:
+        """Drop the rows that ended before the list came into force, as DeviceList.expire does after."""
+        return self.amends or self._contents.expire(int(now), deadline)
+
+    def finish(self) -> Contents:
+        """The contents, with all amendments made. Index.switch calls it."""
+        for number, part in self._changes.items():
+            if self._pairs:
+                for imsi, change in _changed_bindings(self._contents.part(number), part).items():
+                    self._contents.bind(imsi, change)
+            self._contents.put(number, part)
+        return self._contents
+
+
+class Retired:
+    """Contents that are no longer in force, to be freed in steps: dropping 250 thousand pages at once takes 10 ms."""
+
+    __slots__ = ("_tables",)
+
+    def __init__(self, contents: Contents | None) -> None:
+        self._tables: list[dict[int, Any]] = []
+        if contents is not None:
+            self._tables = [
+                contents.pages,
+                contents.until,
+                contents.imsis,
+                contents.ends,
+                contents.subscribers,
+                contents.more,
+            ]
+
+    def free(self, deadline: float) -> bool:
+        """Free some of it; True when nothing is left, False if the deadline came first."""
+        while self._tables:
+            table = self._tables[-1]
+            while table:
+                for _ in range(min(STEPS_BETWEEN_CLOCKS, len(table))):
+                    table.popitem()
+                if time.perf_counter() > deadline:
+                    return False
+            self._tables.pop()
+        return True
+
+
+class Index:
+    """All lists that the configuration names, in its order. `kinds`: name → devices, pairs or subscribers."""
+
+    def __init__(self, kinds: Mapping[str, str]) -> None:
+        self.lists: dict[str, DeviceList] = {}
+        self.reconfigure(kinds)
+
+    def reconfigure(self, kinds: Mapping[str, str]) -> list[Retired]:
+        """Take over another set of lists; those that stay keep what they hold.
+
+        Free what is returned only once nothing asks the lists that went (a policy compiled before).
+        """
+        before, self.lists = self.lists, {}
+        for name, kind in kinds.items():
+            kept = before.get(name)
+            if kept is not None and kept.kind == kind:
+                self.lists[name] = before.pop(name)
+            else:
+                self.lists[name] = PairList(name, kind) if kind == PAIRS else DeviceList(name, kind)
+        return [Retired(gone._contents) for gone in before.values()]  # noqa: SLF001  # one module, one owner of contents
+
+    def lists_of(self, key: int, imsi: int | None = None) -> tuple[str, ...]:
+        """The names of the lists that a device (key of eir.device) with this SIM (its IMSI's key) is in."""
+        return tuple(name for name, entries in self.lists.items() if _concerns(entries, key, imsi))
+
+    def builder(self, name: str, state: ListState, *, amend: bool = False) -> ListBuilder:
+        """Begin the contents that list `name` shall have with this state: anew, or as an amendment of what it holds."""
+        return ListBuilder(self.lists[name].kind, state, self.lists[name]._contents, amend=amend)  # noqa: SLF001  # as above
+
+    def switch(self, name: str, builder: ListBuilder) -> Retired:
+        """Put in force what was built; returns what was in force before, to be freed in steps."""
+        entries = self.lists[name]
+        before, after = entries._contents, builder.finish()  # noqa: SLF001  # as above
+        entries._put(after)  # noqa: SLF001  # as above
+        entries.state = builder.state
+        return Retired(None if before is after else before)
+
+
+def _concerns(entries: DeviceList, key: int, imsi: int | None) -> bool:
+    if entries.kind == DEVICES:
+        return entries.holds(key)
+    if imsi is None:
+        return False
+    return entries.binds(key, imsi) if isinstance(entries, PairList) else entries.holds(imsi)
