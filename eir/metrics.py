@@ -20,9 +20,6 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-DURATION_BUCKETS_S = (25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 1.0)
-"""Upper bounds of eir_check_duration_seconds; a check takes some ten microseconds, a stalled loop milliseconds."""
-
 Labels = tuple[str, ...]
 Snapshot = dict[str, dict[Labels, float]]
 """Metric name → label values → value. A histogram has its cumulative buckets under its upper bounds and `sum`."""

@@ -1,0 +1,420 @@
+"""The commands. Thin: each reads its arguments, has a part do the work, and prints what came of it.
+
+Exit status: 0 done; 1 refused or answered "no", with the reason on standard error; 2 wrong usage or configuration.
+"""
+
+import asyncio
+import getpass
+import json
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from eir import __version__, check, control, probe
+from eir.config import Config, load_config, render, render_json
+from eir.errors import ConfigError, EirError, ReleaseRefused
+from eir.lists.load import ListSettings, load_release, roll_back
+from eir.lists.publish import publish as publish_release
+from eir.lists.store import ListState, ListStore
+from eir.progress import progress_on
+from eir.stores.open import open_store
+
+EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+DEFAULT_CONFIG = Path("config/eir.yaml")
+DIAMETER_PORT = 3868
+PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
+HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")
+DURATION_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="eir",
+    help="An Equipment Identity Register: answers ME-Identity-Check over Diameter S13 from signed lists.",
+    epilog="Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml. 'eir COMMAND --help' says more.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+peer_app = typer.Typer(no_args_is_help=True, help="Take one peer out of service (DPR) or back in.")
+app.add_typer(peer_app, name="peer")
+
+ConfigFile = Annotated[Path, typer.Option("-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for scripts.")]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; errors become a message on standard error and an exit status."""
+    try:
+        app()
+    except ConfigError as e:
+        for problem in e.problems:
+            _say(str(problem))
+        sys.exit(EXIT_USAGE)
+    except ReleaseRefused as e:
+        _say(f"refused ({e.reason}): {e.detail}")
+        sys.exit(EXIT_NO)
+    except EirError as e:
+        _say(f"eir: {e}")
+        sys.exit(EXIT_NO)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False) -> None:
+    if version:
+        print(f"eir {__version__}")
+        raise typer.Exit
+
+
+# ---- the node ----
+
+
+@app.command()
+def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Run the node in the foreground until SIGTERM; SIGHUP takes over a changed configuration.
+
+    Logs go to standard error. Metrics and health are at the configured `http` address: /metrics /live /ready.
+    """
+    from eir import server  # noqa: PLC0415 - the other commands need neither uvloop nor the node
+
+    raise typer.Exit(server.run(_config(config)))
+
+
+@app.command()
+def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Say in one line how the running node is. Exit status as Nagios wants it: 0 OK, 1 WARNING, 2 CRITICAL."""
+    try:
+        report = control.ask(load_config(config).state, "status")
+    except control.ControlError as e:
+        report = {"state": "CRITICAL", "code": 2, "summary": str(e)}
+    if as_json:
+        _print_json(report)
+    else:
+        print(f"EIR {report['state']} - {report['summary']}")
+    raise typer.Exit(report["code"])
+
+
+@app.command()
+def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show who is connected to the running node, and whom it waits for."""
+    found = control.ask(load_config(config).state, "peers")
+    columns = ("label", "host", "realm", "address", "state", "watchdog", "since", "requests", "answers")
+    _show(found, columns, as_json=as_json)
+
+
+@peer_app.command("disable")
+def peer_disable(name: str, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Take a peer out of service: DPR to it, and no new connection, until `eir peer enable` or a restart."""
+    print(control.ask(load_config(config).state, "peer_disable", name=name))
+
+
+@peer_app.command("enable")
+def peer_enable(name: str, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Put a peer back in service."""
+    print(control.ask(load_config(config).state, "peer_enable", name=name))
+
+
+@app.command()
+def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Have the running node take over the changed configuration (as SIGHUP does); a bad file changes nothing."""
+    checked = _config(config)  # says what is wrong before the node is asked
+    print(control.ask(checked.state, "reload"))
+
+
+@app.command()
+def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Have the running node tell its peers to go elsewhere (DPR), answer what is under way, and end."""
+    print(control.ask(load_config(config).state, "drain"))
+
+
+@app.command("config")
+def config_(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Check the configuration and print what is in force, defaults filled in."""
+    checked = _config(config)
+    if as_json:
+        _print_json(render_json(checked))
+    else:
+        print(render(checked), end="")
+
+
+# ---- lists ----
+
+
+@app.command("check")
+def check_(
+    imei: Annotated[str, typer.Argument(help="IMEI (14 or 15 digits), IMEISV (16) or MEID.")],
+    imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber that uses the device.")] = "",
+    software_version: Annotated[str, typer.Option(metavar="NN", help="Software version, two digits.")] = "",
+    origin_host: Annotated[str, typer.Option(metavar="HOST", help="Origin-Host of the request.")] = "",
+    origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Origin-Realm of the request.")] = "",
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Say what would be answered for a device, and why: the rule, the list, its serial, the reason given there."""
+    checked = _config(config)
+    question = check.Question(imei, imsi, software_version, origin_host, origin_realm)
+    answer = _with_store(
+        checked,
+        lambda store: check.explain_answer(question, checked.policy, checked.lists, store, now=datetime.now(UTC)),
+    )
+    if as_json:
+        _print_json(answer.as_json())
+    else:
+        print(answer.as_text())
+    if answer.status is None:
+        raise _fail(f"such a request gets an error answer: {answer.reason}")
+
+
+@app.command()
+def load(
+    manifests: Annotated[
+        list[Path], typer.Argument(metavar="MANIFEST...", help="LIST-SERIAL.manifest.json; its .sig and data lie beside it.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and count, change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Lift the limits on growth, shrinkage and ranges, nothing else.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Verify signed releases and put them in force; running nodes follow within a second.
+
+    A release that is refused changes nothing: the list in force stays, the reason is named here and in `eir history`.
+    """
+    checked = _config(config)
+    reports = _with_store(checked, lambda store: _load_all(store, checked.lists, manifests, dry_run=dry_run, force=force))
+    if as_json:
+        _print_json(reports)
+    if any(report["outcome"] == "refused" for report in reports):
+        raise typer.Exit(EXIT_NO)
+
+
+async def _load_all(
+    store: ListStore, lists: Mapping[str, ListSettings], manifests: list[Path], *, dry_run: bool, force: bool
+) -> list[dict[str, Any]]:
+    """Load one after the other; a refused one does not keep the next from being tried."""
+    reports: list[dict[str, Any]] = []
+    for manifest in manifests:
+        try:
+            with progress_on(err) as progress:
+                report = await load_release(
+                    manifest, lists, store, who=_who(), now=datetime.now(UTC), force=force, dry_run=dry_run, progress=progress
+                )
+        except ReleaseRefused as e:
+            _say(f"{manifest}: refused ({e.reason}): {e.detail}")
+            reports.append({"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail})
+        else:
+            outcome = "would load" if dry_run else "loaded"
+            _say(f"{manifest}: {outcome}: {report.as_text()}")
+            reports.append({"manifest": str(manifest), "outcome": outcome, **report.as_json()})
+    return reports
+
+
+@app.command()
+def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show each list: serial, entries, when issued, until when, who signed it, when it was loaded.
+
+    `state` is `in force`, `expired` (and in force all the same), or `never loaded`.
+    """
+    checked = _config(config)
+    states = _with_store(checked, lambda store: store.states())
+    rows = [_list_row(name, settings.kind, states.get(name)) for name, settings in checked.lists.items()]
+    columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
+    _show(rows, columns, as_json=as_json)
+
+
+def _list_row(name: str, kind: str, state: ListState | None) -> dict[str, Any]:
+    if state is None:
+        nothing = dict.fromkeys(("serial", "entries", "issued", "expires", "signers", "loaded", "digest"))
+        return {"list": name, "kind": kind, **nothing, "signers": [], "state": "never loaded"}
+    expired = state.expires is not None and datetime.fromisoformat(state.expires) <= datetime.now(UTC)
+    return {
+        "list": name,
+        "kind": state.kind,
+        "serial": state.serial,
+        "entries": state.entries,
+        "issued": state.issued,
+        "expires": state.expires,
+        "signers": list(state.signers),
+        "loaded": state.loaded_at,
+        "digest": state.content_digest,
+        "state": "expired" if expired else "in force",
+    }
+
+
+@app.command()
+def history(
+    list_name: Annotated[str | None, typer.Argument(metavar="[LIST]", help="Of this list only.")] = None,
+    limit: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The newest N events.", min=1)] = 50,
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Show who did what to the lists, refused releases included, oldest first."""
+    checked = _config(config)
+    events = _with_store(checked, lambda store: store.history(list_name, limit))
+    rows = [{key: getattr(event, key) for key in HISTORY_KEYS} for event in events]
+    _show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
+
+
+@app.command()
+def rollback(
+    list_name: Annotated[str, typer.Argument(metavar="LIST")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False
+) -> None:
+    """Bring back the list as it was before its last release. The release undone is never accepted again."""
+    checked = _config(config)
+    if list_name not in checked.lists:
+        raise _fail(f"no list {list_name} in {config}; there are: {', '.join(checked.lists) or 'none'}", EXIT_USAGE)
+    state = _with_store(checked, lambda store: roll_back(list_name, store, who=_who(), now=datetime.now(UTC)))
+    if as_json:
+        _print_json(_list_row(list_name, state.kind, state))
+    else:
+        print(f"{list_name}: serial {state.serial} is in force again with {state.entries:,} entries;")
+        print(f"the next release needs a serial above {state.highest_serial}")
+
+
+# ---- the publisher's side, and the asking side ----
+
+
+@app.command()
+def publish(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Data files: CSV, plain or .gz or .zst, or a DIRBS zip.")],
+    list_name: Annotated[str, typer.Option("--list", metavar="L", help="The list that the release is for.")],
+    serial: Annotated[int, typer.Option(metavar="N", help="Above the serial of every release before.", min=1)],
+    expires: Annotated[str, typer.Option(metavar="14d", help="How long it is meant to be in force: 14d, 36h.")],
+    key: Annotated[Path, typer.Option(metavar="KEY", help="The OpenSSH key that signs; a .pub for one held by ssh-agent.")],
+    base: Annotated[int | None, typer.Option(metavar="M", help="A delta: the serial that it builds on.", min=0)] = None,
+    layout: Annotated[str | None, typer.Option(metavar="NAME", help="eir, imei, dirbs-blacklist; guessed if not given.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a signed release: writes LIST-SERIAL.manifest.json and its .sig beside the data files.
+
+    Signing is OpenSSH's: `ssh-keygen -Y sign -n eir-release -f KEY MANIFEST` does the same for an existing manifest.
+    """
+    now = datetime.now(UTC).replace(microsecond=0)
+    with progress_on(err) as progress:
+        manifest = publish_release(
+            files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + _duration(expires), key=key,
+            layout=layout, out=folder, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        _print_json({"manifest": str(manifest), "signature": f"{manifest}.sig"})
+    else:
+        print(f"{manifest} and its .sig are written; on the EIR: eir load {manifest}")
+
+
+def _duration(text: str) -> timedelta:
+    """`14d`, `36h` or `90m` as a duration; ends the command with a usage error otherwise."""
+    number, unit = text[:-1], DURATION_UNITS.get(text[-1:])
+    if unit is None or not number.isascii() or not number.isdigit() or not int(number):
+        raise _fail(f"--expires {text}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
+    return timedelta(**{unit: int(number)})
+
+
+@app.command("probe")
+def probe_(
+    target: Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="The EIR; port 3868 if not given, [::1]:3868 for IPv6.")],
+    imeis: Annotated[list[str], typer.Argument(metavar="IMEI...", help="What to ask about; sent as it is, good or bad.")],
+    imsi: Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")] = None,
+    software_version: Annotated[str | None, typer.Option(metavar="NN", help="Software-Version of each request.")] = None,
+    origin_host: Annotated[str | None, typer.Option(metavar="HOST", help="Our Origin-Host; probe.REALM if not given.")] = None,
+    origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Our Origin-Realm.")] = PROBE_REALM,
+    realm: Annotated[str | None, typer.Option(metavar="REALM", help="Destination-Realm; the EIR's own if not given.")] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each answer.", min=0.001)] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Ask an EIR over Diameter S13 as an MME would. Exit status 0 if every question was answered."""
+    host, port = _host_and_port(target)
+    asked = probe.Target(host, port, origin_host or f"probe.{origin_realm}", origin_realm, realm, timeout)
+    findings = asyncio.run(probe.ask(asked, imeis, imsi=imsi, software_version=software_version))
+    rows = [finding.as_json() for finding in findings]
+    columns = ("imei", "imsi", "status", "result_code", "experimental_result_code", "round_trip_ms")
+    _show(rows, columns, as_json=as_json)
+    silent = [finding.imei for finding in findings if finding.round_trip_ms is None]
+    if silent:
+        raise _fail(f"no answer in {timeout:g} s for {', '.join(silent)}")
+
+
+def _host_and_port(target: str) -> tuple[str, int]:
+    host, colon, port = target.rpartition(":")
+    if not colon or host.endswith(":") or (":" in host and not host.startswith("[")) or port.endswith("]"):
+        return target.strip("[]"), DIAMETER_PORT
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise _fail(f"{target}: expected HOST:PORT with a port from 1 to 65535", EXIT_USAGE)
+    return host.strip("[]"), int(port)
+
+
+# ---- what the commands share ----
+
+
+def _config(path: Path) -> Config:
+    """The configuration; its warnings go to standard error."""
+    config = load_config(path)
+    for warning in config.warnings:
+        _say(f"warning: {warning}")
+    return config
+
+
+def _with_store(config: Config, work: Callable[[ListStore], Awaitable[T]]) -> T:
+    """Open the store, do the work, close it."""
+
+    async def run() -> T:
+        store = open_store(config.store, config.state)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def _who() -> str:
+    """Who acts, for the history: the login behind sudo, and the host."""
+    user = getpass.getuser()
+    behind = os.environ.get("SUDO_USER")
+    return f"{behind} as {user}@{socket.gethostname()}" if behind and behind != user else f"{user}@{socket.gethostname()}"
+
+
+def _say(message: str) -> None:
+    err.print(message, markup=False)
+
+
+def _fail(message: str, code: int = EXIT_NO) -> typer.Exit:
+    _say(f"eir: {message}")
+    return typer.Exit(code)
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def _show(rows: list[dict[str, Any]], columns: tuple[str, ...], *, as_json: bool) -> None:
+    """Rows as a JSON document, or as a table for people."""
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    out.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None or value in ("", []):
+        return "-"
+    return escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))

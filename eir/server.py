@@ -1,0 +1,381 @@
+"""One worker: puts the parts together, starts them in order, and takes them down in order.
+
+Order of start: lists from the store, then the listeners, then "ready". Order of stop: no new peers, DPR to those that are
+connected, their requests answered until they close (bounded), then the rest. Nothing here is on the path of a check.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from eir import __version__, metrics
+from eir.config import Config, load_config
+from eir.control import ControlServer
+from eir.diameter.counts import DURATION_BUCKETS_S, Counts
+from eir.diameter.node import Node
+from eir.errors import ConfigError, EirError, StoreError
+from eir.http import HttpServer, Response
+from eir.lists.index import Index
+from eir.lists.store import REFUSED, ListState, Outcome
+from eir.log import Log
+from eir.policy import Policy, Status, Verdict, compile_policy
+from eir.s13.service import S13Service
+from eir.stores.follow import Follower
+from eir.stores.open import open_store
+
+DRAIN_S = 8.0
+"""How long peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
+TICK_S = 1.0
+FOLD_EVERY_TICKS = 10
+OUTCOMES_EVERY_TICKS = 5
+EXPIRED_EVERY_TICKS = 3600
+OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
+"""Exit status and word of `eir status`, as Nagios wants them."""
+RESTART_KEYS = ("listen", "state", "store", "http", "workers", "boot_without_lists")
+"""Keys of the configuration that a reload does not take over."""
+UNKNOWN_LIST = "unknown"
+"""Label of releases that were refused before a verified manifest named a list."""
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status. Raises EirError if the node cannot start."""
+    log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
+    try:
+        return uvloop.run(Server(config, log).serve())
+    finally:
+        log.close()
+
+
+class Server:
+    """The parts of one node, and what they have in common: configuration, clock, log, counters."""
+
+    def __init__(self, config: Config, log: Log) -> None:
+        self._config = config
+        self._log = log
+        self._started = time.time()
+        self._stop = asyncio.Event()
+        self._wake = asyncio.Event()
+        """Set when a list was taken over, and when the node is to stop."""
+        self._prepare_state_folder()
+        self._counts = Counts()
+        self._observed: Counter[tuple[str, str]] = Counter()
+        self._outcomes: Sequence[Outcome] = ()
+        self._index = Index(self._kinds(config))
+        self._service = S13Service(self._compile(config), note=self._note)
+        self._store = open_store(config.store, config.state)
+        self._follower = Follower(self._store, self._index, report=log.report, on_switch=self._switched)
+        identity = replace(config.identity, origin_state_id=next_origin_state_id(config.state / "origin-state-id"))
+        self._node = Node(identity, config.peers, config.limits, self._service.answer, counts=self._counts, report=log.report)
+        self._http = HttpServer({"/metrics": self._page_metrics, "/live": _page_live, "/ready": self._page_ready})
+        commands: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "ping": lambda _: "pong",
+            "status": lambda _: self.status(),
+            "peers": lambda _: [asdict(peer) for peer in self._node.status()],
+            "reload": lambda _: self.reload(),
+            "drain": lambda _: self._begin_stop("drain"),
+        }
+        self._control = ControlServer(config.state, commands)
+        self._listening: list[str] = []
+        self._http_address: str | None = None
+
+    # ---- start and stop ----
+
+    async def serve(self) -> int:
+        """Start, run until told to stop, stop. Returns the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_and_say)
+        await self._control.listen()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self._listen_http()
+            await self._first_fill()
+            tasks = [asyncio.create_task(self._follower.run()), asyncio.create_task(self._tick())]
+            if self._config.boot_without_lists == "refuse":
+                await self._lists_or_stop()
+            await self._listen()
+            self._log.report("ready", lists=len(self._loaded()), version=__version__)
+            await self._stop.wait()
+            await self._node.drain(DRAIN_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._http.close()
+            await self._control.close()
+            await self._store.close()
+        self._log.report("stopped")
+        return 0
+
+    def _prepare_state_folder(self) -> None:
+        folder = self._config.state
+        try:
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        except OSError as e:
+            raise EirError(f"the state folder {folder} cannot be made: {e.strerror}") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise EirError(f"the state folder {folder} is not writable for user {os.getuid()}")
+
+    async def _first_fill(self) -> None:
+        """Lists from the store, before anyone is answered; without the store or without lists the node starts anyway."""
+        try:
+            await self._follower.start()
+        except StoreError as e:
+            self._log.report("store_away", level="error", reason=e.cause, detail=str(e))
+        gc.collect()
+        gc.freeze()  # what start-up made stays: no collection walks it again
+        if missing := self._missing_lists():
+            self._log.report(
+                "lists_missing", level="warning", lists=",".join(missing), boot_without_lists=self._config.boot_without_lists
+            )
+
+    async def _lists_or_stop(self) -> None:
+        while self._missing_lists() and not self._stop.is_set():
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _listen(self) -> None:
+        for url in self._config.listen:
+            if self._stop.is_set():
+                return
+            try:
+                host, port = await self._node.listen(url)
+            except OSError as e:
+                raise EirError(f"cannot listen on {url}: {e.strerror or e} (is another node running there?)") from None
+            scheme = url.partition("://")[0]
+            address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+            self._listening.append(address)
+            self._log.report("listening", address=address)
+
+    async def _listen_http(self) -> None:
+        if self._config.http is None:
+            return
+        host, _, port = self._config.http.rpartition(":")
+        try:
+            bound, port_bound = await self._http.listen(host.strip("[]"), int(port))
+        except OSError as e:
+            raise EirError(f"cannot listen on http {self._config.http}: {e.strerror or e}") from None
+        self._http_address = f"{bound}:{port_bound}" if ":" not in bound else f"[{bound}]:{port_bound}"
+        self._log.report("listening", address=f"http://{self._http_address}", pages="/metrics /live /ready")
+
+    def _begin_stop(self, cause: str) -> str:
+        self._log.report("stopping", reason=cause, peers=sum(self._node.connected().values()))
+        self._stop.set()
+        self._wake.set()
+        return "draining: DPR to each peer, then the end"
+
+    # ---- lists and policy ----
+
+    @staticmethod
+    def _kinds(config: Config) -> dict[str, str]:
+        return {name: settings.kind for name, settings in config.lists.items()}
+
+    def _compile(self, config: Config) -> Policy:
+        policy = compile_policy(config.policy, self._index, observed=self._observe, now=datetime.now(UTC))
+        if policy.overridden:
+            until = policy.override_until
+            self._log.report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
+        return policy
+
+    def _observe(self, rule: int, status: Status) -> None:
+        self._observed[str(rule), status] += 1
+
+    def _note(self, verdict: Verdict, peer: str, imei: str, imsi: str) -> None:
+        self._log.note_check(verdict.status, verdict.list or "", peer, imei, imsi)
+
+    def _switched(self, name: str, state: ListState) -> None:
+        self._wake.set()
+        self._log.report(
+            "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
+            longest_slice_ms=round(self._follower.longest_slice_s * 1000, 3),
+        )  # fmt: skip
+
+    def _loaded(self) -> dict[str, ListState]:
+        return {name: held.state for name, held in self._index.lists.items() if held.state is not None}
+
+    def _missing_lists(self) -> list[str]:
+        """Lists that rules in force look into and that have never been loaded."""
+        used = (n for rule in self._config.policy.rules if not rule.observe for n in (rule.list, rule.not_list) if n)
+        return [name for name in dict.fromkeys(used) if self._index.lists[name].state is None]
+
+    def _expired_lists(self) -> list[str]:
+        now = datetime.now(UTC)
+        return [n for n, state in self._loaded().items() if state.expires and datetime.fromisoformat(state.expires) <= now]
+
+    # ---- what goes on beside the checks ----
+
+    async def _tick(self) -> None:
+        ticks = 0
+        while True:
+            if ticks % FOLD_EVERY_TICKS == 0:
+                self._log.fold()
+            if ticks % OUTCOMES_EVERY_TICKS == 0:
+                await self._read_outcomes()
+            if ticks % EXPIRED_EVERY_TICKS == 0:
+                for name in self._expired_lists():
+                    expires = self._loaded()[name].expires
+                    self._log.report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
+            ends = self._service.policy.override_until
+            if ends is not None and datetime.now(UTC) >= ends:
+                self._service.policy = self._compile(self._config)
+                self._log.report("override_ended", level="warning")
+            ticks += 1
+            await asyncio.sleep(TICK_S)
+
+    async def _read_outcomes(self) -> None:
+        try:
+            self._outcomes = await self._store.outcomes()
+        except StoreError as e:
+            self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
+
+    def reload(self) -> str:
+        """Take over the configuration file as it is now; raises ConfigError and changes nothing if it is bad."""
+        new = load_config(self._config.path)
+        # Policy first: it is the one step that can fail on what the file says, and nothing has changed by then.
+        self._index.reconfigure(self._kinds(new))
+        policy = self._compile(new)
+        kept = [key for key in RESTART_KEYS if getattr(new, key) != getattr(self._config, key)]
+        in_force = {key: getattr(self._config, key) for key in RESTART_KEYS}
+        self._service.policy = policy
+        identity = replace(new.identity, origin_state_id=self._node.identity.origin_state_id)
+        self._node.reconfigure(new.peers, identity, new.limits)
+        self._log.set_level(new.log_level)
+        self._log.full_identifiers = new.full_identifiers
+        self._config = replace(new, **in_force)
+        said = "reloaded" + (f"; these need a restart: {', '.join(kept)}" if kept else "")
+        for warning in new.warnings:
+            self._log.report("config_warning", level="warning", detail=str(warning))
+        self._log.report("reloaded", needs_restart=",".join(kept) or None)
+        return said
+
+    def _reload_and_say(self) -> None:
+        try:
+            self.reload()
+        except ConfigError as e:
+            for problem in e.problems:
+                self._log.report("reload_refused", level="error", reason="configuration", detail=str(problem))
+        except (EirError, OSError) as e:
+            self._log.report("reload_refused", level="error", reason="configuration", detail=str(e))
+
+    # ---- what is shown ----
+
+    def snapshot(self) -> metrics.Snapshot:
+        """All numbers of this worker, for a scrape."""
+        counts, follower = self._counts, self._follower
+        connected = self._node.connected()
+        states = self._loaded()
+        return {
+            "eir_checks_total": dict(self._service.checks),
+            "eir_observed_total": dict(self._observed),
+            "eir_identity_errors_total": dict(self._service.identity_errors),
+            "eir_check_duration_seconds": metrics.histogram(DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s),
+            "eir_diameter_messages_total": dict(counts.messages),
+            "eir_diameter_answers_total": dict(counts.answers),
+            "eir_diameter_errors_total": _by_one(counts.errors),
+            "eir_diameter_drops_total": _by_one(counts.dropped),
+            "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
+            "eir_peer_last_request_timestamp_seconds": _by_one(counts.last_request),
+            "eir_peers_refused_total": _by_one(counts.peers_refused),
+            "eir_shed_total": dict(counts.shed),
+            "eir_list_entries": {(name,): state.entries for name, state in states.items()},
+            "eir_list_serial": {(name,): state.serial for name, state in states.items()},
+            "eir_list_issued_timestamp_seconds": _times({name: state.issued for name, state in states.items()}),
+            "eir_list_expires_timestamp_seconds": _times({name: state.expires for name, state in states.items()}),
+            "eir_release_last_refused_timestamp_seconds": _times(
+                {o.list or UNKNOWN_LIST: o.last for o in self._outcomes if o.outcome == REFUSED}
+            ),
+            "eir_releases_total": {(o.list or UNKNOWN_LIST, o.outcome): o.count for o in self._outcomes},
+            "eir_store_up": {(): float(follower.up)},
+            "eir_store_errors_total": _by_one(follower.errors),
+            "eir_follow_lag_seconds": {(): follower.lag_s},
+            "eir_switch_longest_slice_seconds": {(): follower.longest_slice_s},
+            "eir_override_active": {(): float(self._service.policy.overridden)},
+            "eir_worker_restarts_total": {(): 0.0},
+            "eir_build_info": {(__version__,): 1.0},
+        }
+
+    async def _page_metrics(self) -> Response:
+        snapshot = self.snapshot()
+        # Rendering takes milliseconds with many peers: beside the loop, not in it.
+        body = await asyncio.to_thread(metrics.exposition, snapshot)
+        return Response(200, metrics.CONTENT_TYPE, body)
+
+    def _page_ready(self) -> Response:
+        word, why = self._readiness()
+        return Response(503 if word == "not ready" else 200, "text/plain; charset=utf-8", "\n".join([word, *why, ""]).encode())
+
+    def _readiness(self) -> tuple[str, list[str]]:
+        """`ready`, `degraded` (it answers, but someone should look) or `not ready`, and why."""
+        not_ready = [f"list {name} has never been loaded" for name in self._missing_lists()]
+        if not self._listening:
+            not_ready.append("not listening yet")
+        if self._stop.is_set():
+            not_ready.append("stopping")
+        degraded = [] if self._follower.up else ["the store is away; answers go on from memory"]
+        word = "not ready" if not_ready else "degraded" if degraded else "ready"
+        return word, not_ready + degraded
+
+    def status(self) -> dict[str, Any]:
+        """How the node is: a Nagios state with its code, one line, and the figures behind it."""
+        word, why = self._readiness()
+        peers = self._node.connected()
+        expired = self._expired_lists()
+        warnings = why + [f"list {name} is past its expiry" for name in expired]
+        if self._service.policy.overridden:
+            warnings.append("the policy's override answers everything alike")
+        code, state = CRITICAL if word == "not ready" else WARNING if warnings else OK
+        lists = {name: {"serial": s.serial, "entries": s.entries} for name, s in self._loaded().items()}
+        checks = sum(self._service.checks.values())
+        entries = sum(s["entries"] for s in lists.values())
+        figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
+        return {
+            "state": state,
+            "code": code,
+            "summary": "; ".join([*warnings, figures]),
+            "ready": word,
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.time() - self._started),
+            "listening": self._listening,
+            "http": self._http_address,
+            "lists": lists,
+            "peers": peers,
+            "checks": checks,
+        }
+
+
+def next_origin_state_id(file: Path) -> int:
+    """A value for Origin-State-Id that is higher than at any start before (RFC 6733 8.16), kept in the file."""
+    try:
+        last = int(file.read_text())
+    except (OSError, ValueError):
+        last = 0
+    value = max(int(time.time()), last + 1)
+    fresh = file.with_suffix(".new")
+    fresh.write_text(f"{value}\n")
+    fresh.replace(file)
+    return value
+
+
+def _page_live() -> Response:
+    return Response(200, "text/plain; charset=utf-8", b"live\n")
+
+
+def _by_one(values: Mapping[str, float]) -> dict[metrics.Labels, float]:
+    return {(label,): value for label, value in values.items()}
+
+
+def _times(values: Mapping[str, str | None]) -> dict[metrics.Labels, float]:
+    """ISO times as Unix seconds, those that there are."""
+    return {(label,): datetime.fromisoformat(text).timestamp() for label, text in values.items() if text}
