@@ -5,6 +5,7 @@ An AVP's key is one integer, vendor << 32 | code, so that AVPs of the IETF have 
 
 import ipaddress
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 V_FLAG, M_FLAG, P_FLAG = 0x80, 0x40, 0x20
@@ -85,6 +86,13 @@ def u32(avp: Avp) -> int:
 def text(avp: Avp) -> str:
     """The value as text; bytes that are no UTF-8 become U+FFFD."""
     return avp.data.decode("utf-8", "replace")
+
+
+def nest(octets: bytes, groups: Sequence[Avp]) -> bytes:
+    """Encoded AVPs inside the groups that they stand in, outermost first, and nothing else (RFC 6733 7.5)."""
+    for group in reversed(groups):
+        octets = encode(group.code, octets, group.vendor, group.flags & ~V_FLAG)
+    return octets
 
 
 class Fault(NamedTuple):

@@ -3,7 +3,7 @@
 import struct
 from typing import NamedTuple
 
-from eir.diameter.avp import Avp, Fault, encode, key_of, parse, u32
+from eir.diameter.avp import Avp, Fault, key_of, nest, parse, u32
 
 VERSION = 1
 HEADER_BYTES = 20
@@ -100,10 +100,7 @@ class Message:
 
         RFC 6733 7.5: of each group only the part that leads to the offending AVP.
         """
-        octets = self.raw(avp)
-        for group in reversed(groups):
-            octets = encode(group.code, octets, group.vendor, group.flags & 0x7F)
-        return octets
+        return nest(self.raw(avp), groups)
 
 
 class Request(Message):
