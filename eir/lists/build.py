@@ -1,0 +1,448 @@
+"""Rows to pages: collect keys, sort them, drop repeats, cut them at page boundaries, encode them.
+
+Ten million keys go through numpy a slab at a time. A page of scattered keys is written in the Roaring format straight from
+the sorted keys, thousands of pages in one go; pages with runs, dense pages and pages that ranges reach into go one by one
+through CRoaring. Both ways give the same bytes (tests/test_build.py holds them to it), which the content digest needs.
+
+May import eir.device, numpy, pyroaring and lists.pages; knows neither files nor stores.
+"""
+
+import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pyroaring import BitMap
+
+from eir.device import MEID_BASE
+from eir.lists.pages import (
+    PAGE_KEYS,
+    REASONS,
+    UNTIL,
+    Page,
+    decode_keys,
+    decode_sections,
+    encode_keys,
+    encode_sections,
+)
+
+Keys: TypeAlias = NDArray[np.uint64]
+ReasonIndexes: TypeAlias = NDArray[np.uint8]
+Seconds: TypeAlias = NDArray[np.int64]
+"""Unix seconds at which entries end; 0: they do not."""
+Indexes: TypeAlias = NDArray[np.int64]
+Progress: TypeAlias = Callable[[int, int], None]
+
+SLAB_KEYS = 1 << 20
+"""Keys that are encoded in one go; their arrays stay small beside the list."""
+SPAN_PAGES_MAX = 2_000_000
+"""Pages that the ranges of one release may reach into, `--force` or not: more would not fit in memory."""
+
+_REASON_BITS = np.uint64(8)
+_REASON_MASK = np.uint64(0xFF)
+_PAGE = np.uint64(PAGE_KEYS)
+_ROARING_COOKIE = 12346
+_FULL_KEYS = encode_keys(BitMap(range(PAGE_KEYS)))
+
+
+class TooManyPages(ValueError):
+    """Ranges that reach into more than SPAN_PAGES_MAX pages."""
+
+
+class Span(NamedTuple):
+    """A range of keys within one page, as far as they are remainders there."""
+
+    first: int
+    last: int
+    """Inclusive."""
+    reason: int
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The pages of a list, by rising number, and their sums."""
+
+    pages: list[Page]
+    entries: int
+    """Identifiers, a whole page (a TAC) counted as one."""
+    devices: int
+    """Identifiers, a whole page counted as the million that it is."""
+
+
+class Sums:
+    """Entries and devices of some pages; whole pages (TACs) count as one entry and as a million devices."""
+
+    __slots__ = ("devices", "entries")
+
+    def __init__(self) -> None:
+        self.entries = self.devices = 0
+
+    def add(self, devices: int, whole: int = 0) -> None:
+        """Count identifiers, among them `whole` complete pages."""
+        self.devices += devices
+        self.entries += devices - whole * (PAGE_KEYS - 1)
+
+    def count(self, page: Page, sign: int) -> None:
+        """Count a page in (1) or out (-1)."""
+        devices = _cardinality(page.keys)
+        self.add(sign * devices, sign if devices == PAGE_KEYS else 0)
+
+
+class Rows:
+    """What the rows of a release say, collected file by file and chunk by chunk; order does not matter.
+
+    Of rows that name the same identifier the one that ends last counts, of those the one with the lowest reason index; a
+    range counts before a single row, whatever its reason, where both end at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._packed: dict[int, list[Keys]] = {0: [], MEID_BASE: []}
+        self._until: dict[int, list[Seconds | None]] = {0: [], MEID_BASE: []}
+        self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
+        self.count = 0
+        """Rows collected."""
+
+    def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None, *, base: int = 0) -> None:
+        """Single identifiers: keys less `base`, which is 0 or MEID_BASE, so that a key and a reason fit in 64 bits."""
+        packed = keys << _REASON_BITS
+        if reasons is not None:
+            packed |= reasons
+        self._packed[base].append(packed)
+        self._until[base].append(until if until is not None and until.any() else None)
+        self.count += len(keys)
+
+    def add_spans(
+        self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
+    ) -> None:
+        """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest."""
+        self._spans.append((first, last, reasons, until))
+        self.count += len(first)
+
+    def sorted(self, base: int) -> tuple[Keys, Seconds | None]:
+        """Packed keys in order, with their ends if any row has one; the chunks are let go, so that they exist once."""
+        parts, ends = self._packed[base], self._until[base]
+        timed = any(end is not None for end in ends)
+        until = None
+        if timed:
+            zeros = (np.zeros(len(part), np.int64) if end is None else end for part, end in zip(parts, ends, strict=True))
+            until = np.concatenate(list(zeros))
+        packed = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+        parts.clear()
+        ends.clear()
+        if until is None:
+            packed.sort()
+            return packed, None
+        endless = np.where(until == 0, np.iinfo(np.int64).max, until)
+        order = np.lexsort((packed & _REASON_MASK, ~endless, packed >> _REASON_BITS))
+        return packed[order], until[order]
+
+    def spans(self) -> dict[int, list[Span]]:
+        """The ranges, cut at page boundaries, by page. Raises TooManyPages."""
+        pages = sum(int((last // _PAGE - first // _PAGE).sum()) + len(first) for first, last, *_ in self._spans)
+        if pages > SPAN_PAGES_MAX:
+            raise TooManyPages(f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held")
+        by_page: dict[int, list[Span]] = {}
+        for first, last, reasons, until in self._spans:
+            reason_list = [0] * len(first) if reasons is None else reasons.tolist()
+            until_list = [0] * len(first) if until is None else until.tolist()
+            for low, high, reason, end in zip(first.tolist(), last.tolist(), reason_list, until_list, strict=True):
+                for number in range(low // PAGE_KEYS, high // PAGE_KEYS + 1):
+                    start = number * PAGE_KEYS
+                    span = Span(max(low - start, 0), min(high - start, PAGE_KEYS - 1), reason, end)
+                    by_page.setdefault(number, []).append(span)
+        return by_page
+
+
+def build_pages(rows: Rows, progress: Progress | None = None) -> Built:
+    """The pages of a full list. `progress` gets keys done and keys in all. Raises TooManyPages."""
+    spans = rows.spans()
+    pages: list[Page] = []
+    sums = Sums()
+    for base in (0, MEID_BASE):
+        packed, until = rows.sorted(base)
+        for first, last in _slabs(packed):
+            if progress is not None:
+                progress(first, len(packed))
+            pages += _encode_slab(packed[first:last], None if until is None else until[first:last], base, sums)
+        del packed, until
+    if not spans:
+        return Built(pages, sums.entries, sums.devices)
+    singles = {page.number: page for page in pages if page.number in spans}
+    for page in singles.values():
+        sums.count(page, -1)
+    covered = [_with_spans(singles.get(number, Page(number, b"")), some) for number, some in spans.items()]
+    for page in covered:
+        sums.count(page, 1)
+    merged = sorted(chain((page for page in pages if page.number not in singles), covered))
+    return Built(merged, sums.entries, sums.devices)
+
+
+def amend_pages(before: Iterable[Page], removed: Rows, added: Rows) -> tuple[list[Page], Sums]:
+    """What a delta makes of the pages that it touches, and by how much entries and devices change.
+
+    `before`: those of `touched_pages` that exist. Identifiers in `removed` go, then those in `added` come; one that is in
+    the list already takes the reason and the end of its new row. An emptied page has no keys. Unchanged ones are left out.
+    """
+    old = {page.number: page for page in before}
+    gone = {page.number: page for page in build_pages(removed).pages}
+    new = {page.number: page for page in build_pages(added).pages}
+    sums = Sums()
+    after: list[Page] = []
+    for number in sorted(gone.keys() | new.keys()):
+        empty = Page(number, b"")
+        page = _amended(old.get(number, empty), gone.get(number, empty), new.get(number, empty))
+        if page != old.get(number, empty):
+            sums.count(old.get(number, empty), -1)
+            sums.count(page, 1)
+            after.append(page)
+    return after, sums
+
+
+def differences(before: Iterable[Page], after: Iterable[Page]) -> tuple[int, int]:
+    """Identifiers that come and that go between two lists (or the touched pages of one), a TAC counted as a million."""
+    old = {page.number: page.keys for page in before}
+    come = go = 0
+    for page in after:
+        keys = old.pop(page.number, b"")
+        if keys != page.keys:
+            had, has = _bitmap(keys), _bitmap(page.keys)
+            come += has.difference_cardinality(had)
+            go += had.difference_cardinality(has)
+    return come, go + sum(_cardinality(keys) for keys in old.values())
+
+
+class _Content(NamedTuple):
+    """A page, unfolded: remainders in order and what was said of each."""
+
+    low: NDArray[np.uint32]
+    reasons: ReasonIndexes
+    until: Seconds
+
+
+def _decode(page: Page) -> _Content:
+    if not page.keys:
+        return _Content(np.empty(0, np.uint32), np.empty(0, np.uint8), np.empty(0, np.int64))
+    low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
+    sections = decode_sections(page.extra)
+    reasons = np.frombuffer(sections.get(REASONS, b"\0"), np.uint8)
+    until = np.frombuffer(sections.get(UNTIL, bytes(8)), "<i8").astype(np.int64)
+    return _Content(low, np.resize(reasons, len(low)), np.resize(until, len(low)))
+
+
+def _encode(number: int, content: _Content) -> Page:
+    if not len(content.low):
+        return Page(number, b"")
+    keys = _FULL_KEYS if len(content.low) == PAGE_KEYS else _encode_one(content.low)
+    return Page(number, keys, _extra(content.reasons, content.until))
+
+
+def _extra(reasons: ReasonIndexes, until: Seconds) -> bytes:
+    one_reason, one_end = (reasons == reasons[0]).all(), (until == until[0]).all()
+    if one_reason and one_end:
+        return _shared_extra(int(reasons[0]), int(until[0]))
+    return encode_sections(
+        (
+            (REASONS, _reason_section(int(reasons[0])) if one_reason else reasons.tobytes()),
+            (UNTIL, _until_section(int(until[0])) if one_end else until.astype("<i8").tobytes()),
+        )
+    )
+
+
+@lru_cache(maxsize=1024)
+def _shared_extra(reason: int, until: int) -> bytes:
+    """`extra` of a page all of whose keys have the same reason and the same end."""
+    return encode_sections(((REASONS, _reason_section(reason)), (UNTIL, _until_section(until))))
+
+
+def _reason_section(reason: int) -> bytes:
+    return bytes((reason,)) if reason else b""
+
+
+def _until_section(until: int) -> bytes:
+    return until.to_bytes(8, "little", signed=True) if until else b""
+
+
+def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
+    """A page of single identifiers with the ranges that reach into it."""
+    if len(spans) == 1:
+        only = spans[0]
+        if only.last - only.first == PAGE_KEYS - 1 and (not page.keys or not only.until):
+            return Page(page.number, _FULL_KEYS, _shared_extra(only.reason, only.until))
+    present = np.zeros(PAGE_KEYS, bool)
+    reasons = np.zeros(PAGE_KEYS, np.uint8)
+    until = np.zeros(PAGE_KEYS, np.int64)
+    content = _decode(page)
+    present[content.low], reasons[content.low], until[content.low] = True, content.reasons, content.until
+    # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
+    for span in sorted(spans, key=lambda span: (span.until == 0, span.until, -span.reason)):
+        part = slice(span.first, span.last + 1)
+        where = ~present[part] | (_ends(until[part]) <= _ends(np.array(span.until)))
+        reasons[part][where], until[part][where], present[part] = span.reason, span.until, True
+    low = np.flatnonzero(present).astype(np.uint32)
+    return _encode(page.number, _Content(low, reasons[low], until[low]))
+
+
+def _ends(until: Seconds) -> Seconds:
+    """Ends that compare: none at all is the latest."""
+    return np.where(until == 0, np.iinfo(np.int64).max, until)
+
+
+def _amended(old: Page, gone: Page, new: Page) -> Page:
+    if not old.keys and not gone.keys:
+        return new
+    if not new.keys and gone.keys == _FULL_KEYS:
+        return new
+    had, comes = _decode(old), _decode(new)
+    leaves = np.union1d(_decode(gone).low, comes.low)
+    stays = ~np.isin(had.low, leaves, assume_unique=True)
+    low = np.concatenate((had.low[stays], comes.low))
+    order = np.argsort(low, kind="stable")
+    return _encode(
+        old.number,
+        _Content(
+            low[order],
+            np.concatenate((had.reasons[stays], comes.reasons))[order],
+            np.concatenate((had.until[stays], comes.until))[order],
+        ),
+    )
+
+
+def _slabs(packed: Keys) -> Iterator[tuple[int, int]]:
+    """Bounds of slices of about SLAB_KEYS that end where a page ends."""
+    first = 0
+    while first < len(packed):
+        last = first + SLAB_KEYS
+        if last >= len(packed):
+            last = len(packed)
+        else:
+            next_page = (int(packed[last] >> _REASON_BITS) // PAGE_KEYS + 1) * PAGE_KEYS << 8
+            last = int(np.searchsorted(packed, np.uint64(next_page))) if next_page < 1 << 64 else len(packed)
+        yield first, last
+        first = last
+
+
+def _encode_slab(packed: Keys, until: Seconds | None, base: int, sums: Sums) -> list[Page]:
+    """The pages of some sorted packed keys that no page shares with another slab."""
+    keys = packed >> _REASON_BITS
+    fresh = np.empty(len(keys), bool)
+    fresh[0] = True
+    np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
+    if not fresh.all():
+        keys, packed = keys[fresh], packed[fresh]
+        until = None if until is None else until[fresh]
+    page_of = keys // _PAGE
+    low = (keys - page_of * _PAGE).astype(np.uint32)
+    starts = np.concatenate(([0], np.flatnonzero(page_of[1:] != page_of[:-1]) + 1))
+    numbers = (page_of[starts] + np.uint64(base // PAGE_KEYS)).tolist()
+    sizes = np.diff(starts, append=len(low))
+    sums.add(len(low), int((sizes == PAGE_KEYS).sum()))
+    encoded = _encode_many(low, starts, sizes)
+    reasons = packed.astype(np.uint8)  # the lowest byte of each
+    if until is None and not reasons.any():
+        return [Page(number, keys) for number, keys in zip(numbers, encoded, strict=True)]
+    extras = _extras(reasons, until, starts, sizes)
+    return [Page(*page) for page in zip(numbers, encoded, extras, strict=True)]
+
+
+def _extras(reasons: ReasonIndexes, until: Seconds | None, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
+    """`extra` of each page: `reasons` and `until` from each start on, as many as its size says."""
+    lowest, highest = np.minimum.reduceat(reasons, starts), np.maximum.reduceat(reasons, starts)
+    one_end = np.ones(len(starts), bool)
+    if until is None:
+        until = np.zeros(0, np.int64)
+        first_ends = np.zeros(len(starts), np.int64)
+    else:
+        one_end = np.minimum.reduceat(until, starts) == np.maximum.reduceat(until, starts)
+        first_ends = until[starts]
+    raw = reasons.tobytes()
+    columns = (starts, starts + sizes, lowest, lowest == highest, first_ends, one_end)
+    for first, last, reason, same_reason, end, same_end in zip(*(column.tolist() for column in columns), strict=True):
+        if same_reason and same_end:
+            yield _shared_extra(reason, end)
+        else:
+            yield encode_sections(
+                (
+                    (REASONS, _reason_section(reason) if same_reason else raw[first:last]),
+                    (UNTIL, _until_section(end) if same_end else until[first:last].astype("<i8").tobytes()),
+                )
+            )
+
+
+def _encode_one(low: NDArray[np.uint32]) -> bytes:
+    keys = array.array("I")
+    keys.frombytes(low.tobytes())
+    return encode_keys(BitMap(keys))
+
+
+def _encode_many(low: NDArray[np.uint32], starts: Indexes, sizes: Indexes) -> list[bytes]:
+    """The Roaring form of each page: `low` from each start on, as many as its size says."""
+    high = low >> np.uint32(16)
+    fresh = np.empty(len(low), bool)
+    fresh[0] = True
+    np.not_equal(high[1:], high[:-1], out=fresh[1:])
+    fresh[starts] = True
+    containers = np.flatnonzero(fresh)
+    counts = np.diff(containers, append=len(low))
+    np.logical_or(fresh[1:], low[1:] != low[:-1] + np.uint32(1), out=fresh[1:])
+    runs = np.add.reduceat(fresh, containers, dtype=np.int64)
+    first_container = np.searchsorted(containers, starts)
+    per_page = np.diff(first_container, append=len(containers))
+    # CRoaring stores a container as an array while it has 4096 keys at most and runs would not be shorter.
+    plain = np.logical_and.reduceat((counts <= 4096) & (2 * runs >= counts), first_container)
+    if plain.all():
+        return _encode_arrays(low, sizes, high[containers], counts, per_page)
+    in_plain = np.repeat(plain, per_page)
+    some = _encode_arrays(
+        low[np.repeat(plain, sizes)], sizes[plain], high[containers][in_plain], counts[in_plain], per_page[plain]
+    )
+    scattered = iter(some)
+    return [
+        next(scattered) if is_plain else _encode_one(low[start : start + size])
+        for is_plain, start, size in zip(plain.tolist(), starts.tolist(), sizes.tolist(), strict=True)
+    ]
+
+
+def _encode_arrays(
+    low: NDArray[np.uint32], sizes: Indexes, high: NDArray[np.uint32], counts: Indexes, per_page: Indexes
+) -> list[bytes]:
+    """Pages of array containers only, in the portable format (RoaringFormatSpec, "no run containers"), all at once.
+
+    In units of two bytes a page is: cookie 2, number of containers 2; for each container its upper half and its count less
+    one; for each container the byte at which its keys begin (2); the lower halves of all keys. `sizes` and `per_page` hold
+    keys and containers of each page, `high` and `counts` the upper half and the keys of each container.
+    """
+    if not len(low):
+        return []
+    lengths = 4 + 4 * per_page + sizes
+    ends = np.cumsum(lengths)
+    at = ends - lengths
+    out = np.empty(int(ends[-1]), "<u2")
+    out[at], out[at + 1], out[at + 2], out[at + 3] = _ROARING_COOKIE, 0, per_page, 0
+
+    first_container = np.cumsum(per_page) - per_page
+    ordinal = np.arange(len(high)) - np.repeat(first_container, per_page)
+    description = np.repeat(at + 4, per_page) + 2 * ordinal
+    out[description], out[description + 1] = high, counts - 1
+
+    first_key = np.cumsum(counts) - counts
+    page_key = first_key[first_container]
+    begins = 2 * (first_key - np.repeat(page_key - 4 - 4 * per_page, per_page))
+    offset = description + np.repeat(2 * per_page, per_page)
+    out[offset], out[offset + 1] = begins & 0xFFFF, begins >> 16
+
+    out[np.repeat(at + 4 + 4 * per_page - page_key, sizes) + np.arange(len(low))] = low & np.uint32(0xFFFF)
+    data = out.tobytes()
+    return [data[first:last] for first, last in zip((2 * at).tolist(), (2 * ends).tolist(), strict=True)]
+
+
+def _bitmap(keys: bytes) -> BitMap:
+    return decode_keys(keys) if keys else BitMap()
+
+
+def _cardinality(keys: bytes) -> int:
+    return PAGE_KEYS if keys is _FULL_KEYS else len(_bitmap(keys))

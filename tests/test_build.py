@@ -1,0 +1,204 @@
+"""Rows to pages: the same bytes as CRoaring writes, and the same content as a plain dictionary holds."""
+
+import array
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroaring import BitMap
+
+from eir.device import MEID_BASE
+from eir.lists import build
+from eir.lists.build import Rows, TooManyPages, amend_pages, build_pages, differences
+from eir.lists.pages import PAGE_KEYS, Page, decode_keys, decode_sections, encode_keys
+
+
+def u64(values):
+    return np.array(list(values), np.uint64)
+
+
+def rows_of(entries):
+    """`entries`: (first key, last key, reason, until), one identifier where first and last are equal."""
+    rows = Rows()
+    for first, last, reason, until in entries:
+        extras = (np.array([reason], np.uint8), np.array([until], np.int64))
+        if first != last:
+            rows.add_spans(u64([first]), u64([last]), *extras)
+        else:
+            base = MEID_BASE if first >= MEID_BASE else 0
+            rows.add(u64([first - base]), *extras, base=base)
+    return rows
+
+
+def content_of(pages):
+    """{key: (reason, until)} by the format's own words, without the code under test."""
+    content = {}
+    for page in pages:
+        low = decode_keys(page.keys).to_array()
+        sections = decode_sections(page.extra)
+        reasons = sections.get(b"R", b"\0")
+        ends = array.array("q", sections.get(b"U", bytes(8)))
+        assert len(reasons) in {1, len(low)}
+        assert len(ends) in {1, len(low)}
+        for at, key in enumerate(low):
+            reason = reasons[at if len(reasons) > 1 else 0]
+            content[page.number * PAGE_KEYS + key] = (reason, ends[at if len(ends) > 1 else 0])
+    return content
+
+
+def truth_of(entries):
+    truth = {}
+    for first, last, reason, until in entries:
+        for key in range(first, last + 1):
+            rank = (-(until or 1 << 62), first == last, reason)
+            if key not in truth or rank < truth[key][0]:
+                truth[key] = (rank, (reason, until))
+    return {key: value for key, (_, value) in truth.items()}
+
+
+def shapes():
+    rng = np.random.default_rng(7)
+    yield "scattered over 3000 TACs", rng.choice(3 * 10**9, 40_000, replace=False)
+    yield "one key", [35_000_000_000_000]
+    yield "runs", [*range(10, 5000), *range(70_000, 70_003), 131_071, 131_072]
+    yield "runs of two beside single keys", [n + d for n in range(0, 999_990, 10) for d in (0, 1)]
+    yield "a run exactly as long as the array", [0, 1, 2, 3, 9]
+    yield "more than 4096 in one container", range(0, 3 * 4097, 3)
+    yield "exactly 4096", range(0, 3 * 4096, 3)
+    yield "across containers and pages", [65_535, 65_536, 999_999, 1_000_000, 1_065_536]
+    yield "a whole page and its neighbours", range(999_990, 2_000_010)
+    yield "dense", rng.choice(10**6, 300_000, replace=False)
+
+
+@pytest.mark.parametrize("keys", [pytest.param(shape[1], id=shape[0]) for shape in shapes()])
+def test_pages_are_byte_for_byte_what_croaring_writes(keys):
+    keys = np.array(list(keys), np.uint64)
+    rows = Rows()
+    rows.add(np.concatenate((keys[::2], keys[::3], keys[1::2])))
+    by_page = {}
+    for key in keys.tolist():
+        by_page.setdefault(key // PAGE_KEYS, []).append(key % PAGE_KEYS)
+    expected = [Page(number, encode_keys(BitMap(low))) for number, low in sorted(by_page.items())]
+    built = build_pages(rows)
+    assert built.pages == expected
+    assert built.devices == len(set(keys.tolist()))
+    whole = sum(len(low) == PAGE_KEYS for low in by_page.values())
+    assert built.entries == built.devices - whole * (PAGE_KEYS - 1)
+
+
+@given(
+    st.sets(
+        st.one_of(
+            st.integers(0, 3 * PAGE_KEYS),
+            st.integers(0, 300),
+            st.integers(65_500, 65_600),
+            st.builds(lambda n: 7 * n % 9000, st.integers(0, 9000)),
+        ),
+        min_size=1,
+        max_size=400,
+    )
+)
+def test_any_set_gives_the_canonical_bytes(keys):
+    rows = Rows()
+    rows.add(u64(keys))
+    pages = build_pages(rows).pages
+    assert [page.keys for page in pages] == [encode_keys(decode_keys(page.keys)) for page in pages]
+    assert set(content_of(pages)) == keys
+
+
+def test_slabs_end_at_page_boundaries(monkeypatch):
+    monkeypatch.setattr(build, "SLAB_KEYS", 64)
+    keys = np.random.default_rng(3).integers(0, 40 * PAGE_KEYS, 5000).astype(np.uint64)
+    rows = Rows()
+    rows.add(keys)
+    done = []
+    built = build_pages(rows, lambda at, of: done.append((at, of)))
+    assert set(content_of(built.pages)) == set(keys.tolist())
+    assert len({page.number for page in built.pages}) == len(built.pages) == 40
+    assert len(done) > 30
+    assert done[0] == (0, 5000)
+
+
+SMALL_PAGE = st.integers(0, 40)
+ENTRY = st.tuples(
+    st.one_of(SMALL_PAGE, st.builds(lambda n: 999_980 + n, SMALL_PAGE), st.builds(lambda n: MEID_BASE + n, SMALL_PAGE)),
+    st.sampled_from([0, 0, 0, 3, 30]),
+    st.integers(0, 3),
+    st.sampled_from([0, 0, 1_800_000_000, 1_900_000_000]),
+)
+ENTRIES = st.lists(ENTRY.map(lambda e: (e[0], e[0] + e[1], e[2], e[3])), max_size=25)
+
+
+@given(ENTRIES)
+def test_reasons_ends_ranges_and_repeats(entries):
+    built = build_pages(rows_of(entries))
+    truth = truth_of(entries)
+    assert content_of(built.pages) == truth
+    assert built.entries == built.devices == len(truth)
+    assert [page.number for page in built.pages] == sorted({key // PAGE_KEYS for key in truth})
+
+
+@given(ENTRIES, st.lists(st.tuples(ENTRIES, ENTRIES), max_size=4))
+def test_a_chain_of_deltas_is_the_dictionary_that_it_leads_to(first, deltas):
+    built = build_pages(rows_of(first))
+    pages = {page.number: page for page in built.pages}
+    entries, devices = built.entries, built.devices
+    truth = truth_of(first)
+    for removed, added in deltas:
+        before = dict(truth)
+        for key in truth_of(removed):
+            truth.pop(key, None)
+        truth.update(truth_of(added))
+        after, sums = amend_pages(pages.values(), rows_of(removed), rows_of(added))
+        touched = [pages[page.number] for page in after if page.number in pages]
+        assert differences(touched, after) == (len(truth.keys() - before), len(before.keys() - truth))
+        for page in after:
+            if page.keys:
+                assert pages.get(page.number) != page
+                pages[page.number] = page
+            else:
+                del pages[page.number]
+        entries, devices = entries + sums.entries, devices + sums.devices
+        assert content_of(pages.values()) == truth
+        assert entries == devices == len(truth)
+
+
+def test_a_tac_is_one_entry_and_a_million_devices():
+    tac, other = 35_123_456 * PAGE_KEYS, 35_123_458 * PAGE_KEYS
+    rows = rows_of([(tac, tac + PAGE_KEYS - 1, 2, 0), (tac + 5, tac + 5, 1, 0), (other, other, 0, 0)])
+    built = build_pages(rows)
+    assert (built.entries, built.devices) == (2, PAGE_KEYS + 1)
+    assert built.pages[0] == Page(35_123_456, encode_keys(BitMap(range(PAGE_KEYS))), b"R\x01\0\0\0\x02")
+    after, sums = amend_pages(built.pages, rows_of([(tac + 7, tac + 7, 0, 0)]), Rows())
+    assert (sums.entries, sums.devices) == (PAGE_KEYS - 2, -1)
+    assert tac + 7 not in content_of(after)
+    gone, sums = amend_pages(built.pages, rows_of([(tac, tac + PAGE_KEYS - 1, 0, 0)]), Rows())
+    assert gone == [Page(35_123_456, b"")]
+    assert (sums.entries, sums.devices) == (-1, -PAGE_KEYS)
+
+
+def test_a_single_row_outlives_the_tac_row_that_ends():
+    tac = 86_000_000 * PAGE_KEYS
+    built = build_pages(rows_of([(tac, tac + PAGE_KEYS - 1, 0, 1_800_000_000), (tac + 9, tac + 9, 1, 0)]))
+    content = content_of(built.pages)
+    assert content[tac + 9] == (1, 0)
+    assert content[tac + 8] == (0, 1_800_000_000)
+    assert (built.entries, built.devices) == (1, PAGE_KEYS)
+
+
+def test_the_highest_meid_has_a_page():
+    top = MEID_BASE + 0xFFFF_FFFF_FFFF_FF
+    built = build_pages(rows_of([(top, top, 1, 0), (top - 3 * PAGE_KEYS, top - 3 * PAGE_KEYS, 0, 0)]))
+    assert content_of(built.pages) == {top: (1, 0), top - 3 * PAGE_KEYS: (0, 0)}
+
+
+def test_ranges_past_memory_are_refused():
+    rows = rows_of([(0, 99_999_999_999_999, 0, 0)])
+    with pytest.raises(TooManyPages, match="100000000 TACs"):
+        build_pages(rows)
+
+
+def test_nothing_gives_no_pages():
+    built = build_pages(Rows())
+    assert (built.pages, built.entries, built.devices) == ([], 0, 0)
