@@ -202,3 +202,69 @@ def test_ranges_past_memory_are_refused():
 def test_nothing_gives_no_pages():
     built = build_pages(Rows())
     assert (built.pages, built.entries, built.devices) == ([], 0, 0)
+
+
+def pairs_of(entries):
+    rows = Rows()
+    for key, imsi, reason, until in entries:
+        rows.add_pairs(u64([key]), u64([imsi]), np.array([reason], np.uint8), np.array([until], np.int64))
+    return rows
+
+
+def pair_content_of(pages):
+    """{key: (reason, until, imsis)}, without the code under test."""
+    content = {}
+    for page in pages:
+        lows = decode_keys(page.keys).to_array()
+        section = decode_sections(page.extra)[b"S"]
+        counts = array.array("I", section[: 4 * len(lows)])
+        imsis = array.array("Q", section[4 * len(lows) :]).tolist()
+        said = content_of([page])
+        for low, count in zip(lows, counts, strict=True):
+            key = page.number * PAGE_KEYS + low
+            assert imsis[:count] == sorted(imsis[:count])
+            content[key] = (*said[key], frozenset(imsis[:count]))
+            del imsis[:count]
+        assert not imsis
+    return content
+
+
+PAIR_ENTRIES = st.lists(
+    st.tuples(
+        st.sampled_from([5, 6, 999_999, 1_000_000, MEID_BASE + 3]),
+        st.integers(1001, 1004),
+        st.integers(0, 3),
+        st.sampled_from([0, 0, 1_800_000_000, 1_900_000_000]),
+    ),
+    max_size=12,
+)
+
+
+def pair_truth_of(entries):
+    truth = {}
+    for key, imsi, reason, until in entries:
+        rank = (-(until or 1 << 62), reason)
+        best, imsis = truth.get(key, ((1, 0), frozenset()))
+        truth[key] = (min(best, rank), imsis | {imsi})
+    return {key: (reason, 0 if end == -(1 << 62) else -end, imsis) for key, ((end, reason), imsis) in truth.items()}
+
+
+@given(PAIR_ENTRIES, st.lists(st.tuples(PAIR_ENTRIES, PAIR_ENTRIES), max_size=4))
+def test_pairs_and_their_deltas(first, deltas):
+    built = build_pages(pairs_of(first))
+    truth = pair_truth_of(first)
+    assert pair_content_of(built.pages) == truth
+    assert built.devices == len(truth)
+    pages = {page.number: page for page in built.pages}
+    for removed, added in deltas:
+        for key, (_, _, imsis) in pair_truth_of(removed).items():
+            if key in truth:
+                reason, until, had = truth.pop(key)
+                if had - imsis:
+                    truth[key] = (reason, until, had - imsis)
+        for key, (reason, until, imsis) in pair_truth_of(added).items():
+            truth[key] = (reason, until, imsis | (truth[key][2] if key in truth else frozenset()))
+        after, _ = amend_pages(pages.values(), pairs_of(removed), pairs_of(added))
+        pages |= {page.number: page for page in after}
+        pages = {number: page for number, page in pages.items() if page.keys}
+        assert pair_content_of(pages.values()) == truth

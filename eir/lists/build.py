@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from eir.device import MEID_BASE
 from eir.lists.pages import (
     PAGE_KEYS,
     REASONS,
+    SUBSCRIBERS,
     UNTIL,
     Page,
     decode_keys,
@@ -104,8 +105,7 @@ class Rows:
         self._packed: dict[int, list[Keys]] = {0: [], MEID_BASE: []}
         self._until: dict[int, list[Seconds | None]] = {0: [], MEID_BASE: []}
         self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
-        self.count = 0
-        """Rows collected."""
+        self._pairs: list[tuple[Keys, Keys, ReasonIndexes, Seconds]] = []
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None, *, base: int = 0) -> None:
         """Single identifiers: keys less `base`, which is 0 or MEID_BASE, so that a key and a reason fit in 64 bits."""
@@ -114,14 +114,36 @@ class Rows:
             packed |= reasons
         self._packed[base].append(packed)
         self._until[base].append(until if until is not None and until.any() else None)
-        self.count += len(keys)
 
     def add_spans(
         self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
     ) -> None:
         """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest."""
         self._spans.append((first, last, reasons, until))
-        self.count += len(first)
+
+    def add_pairs(
+        self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
+    ) -> None:
+        """Devices, each with a subscriber (an IMSI's key). Reason and end are kept for the device, not for the pair."""
+        self._pairs.append(
+            (
+                keys,
+                imsis,
+                np.zeros(len(keys), np.uint8) if reasons is None else reasons,
+                np.zeros(len(keys), np.int64) if until is None else until,
+            )
+        )
+
+    def pairs(self) -> tuple[Keys, Keys, ReasonIndexes, Seconds] | None:
+        """All pairs by device and subscriber, each once; None if there are none."""
+        if not self._pairs:
+            return None
+        keys, imsis, reasons, until = (np.concatenate(parts) for parts in zip(*self._pairs, strict=True))
+        order = np.lexsort((reasons, ~_ends(until), imsis, keys))
+        keys, imsis, reasons, until = keys[order], imsis[order], reasons[order], until[order]
+        fresh = np.ones(len(keys), bool)
+        fresh[1:] = (keys[1:] != keys[:-1]) | (imsis[1:] != imsis[:-1])
+        return keys[fresh], imsis[fresh], reasons[fresh], until[fresh]
 
     def sorted(self, base: int) -> tuple[Keys, Seconds | None]:
         """Packed keys in order, with their ends if any row has one; the chunks are let go, so that they exist once."""
@@ -160,9 +182,14 @@ class Rows:
 
 def build_pages(rows: Rows, progress: Progress | None = None) -> Built:
     """The pages of a full list. `progress` gets keys done and keys in all. Raises TooManyPages."""
-    spans = rows.spans()
-    pages: list[Page] = []
     sums = Sums()
+    if (pairs := rows.pairs()) is not None:
+        pages = _pair_pages(*pairs)
+        for page in pages:
+            sums.count(page, 1)
+        return Built(pages, sums.entries, sums.devices)
+    spans = rows.spans()
+    pages = []
     for base in (0, MEID_BASE):
         packed, until = rows.sorted(base)
         for first, last in _slabs(packed):
@@ -217,11 +244,19 @@ def differences(before: Iterable[Page], after: Iterable[Page]) -> tuple[int, int
 
 
 class _Content(NamedTuple):
-    """A page, unfolded: remainders in order and what was said of each."""
+    """A page of single identifiers, unfolded: remainders in order and what was said of each."""
 
     low: NDArray[np.uint32]
     reasons: ReasonIndexes
     until: Seconds
+
+
+class _Paired(NamedTuple):
+    """What a page of pairs says of one device."""
+
+    reason: int
+    until: int
+    imsis: frozenset[int]
 
 
 def _decode(page: Page) -> _Content:
@@ -292,7 +327,77 @@ def _ends(until: Seconds) -> Seconds:
     return np.where(until == 0, np.iinfo(np.int64).max, until)
 
 
+def _pair_pages(keys: Keys, imsis: Keys, reasons: ReasonIndexes, until: Seconds) -> list[Page]:
+    """Pages of pairs that come by device and subscriber."""
+    devices, first, counts = np.unique(keys, return_index=True, return_counts=True)
+    endless = _ends(until)
+    latest = np.maximum.reduceat(endless, first)
+    ends_last = endless == np.repeat(latest, counts)
+    reason = np.minimum.reduceat(np.where(ends_last, reasons, np.uint8(0xFF)), first)
+    end = np.where(latest == np.iinfo(np.int64).max, 0, latest)
+    page_of = devices // _PAGE
+    low = (devices - page_of * _PAGE).astype(np.uint32)
+    starts = np.concatenate(([0], np.flatnonzero(page_of[1:] != page_of[:-1]) + 1))
+    sizes = np.diff(starts, append=len(low))
+    first_imsi = np.append(first, len(keys))
+    return [
+        Page(
+            int(page_of[start]),
+            encoded,
+            extra + _subscribers(counts[start : start + size], imsis[first_imsi[start] : first_imsi[start + size]]),
+        )
+        for start, size, encoded, extra in zip(
+            starts.tolist(),
+            sizes.tolist(),
+            _encode_many(low, starts, sizes),
+            _extras(reason, end, starts, sizes),
+            strict=True,
+        )
+    ]
+
+
+def _subscribers(counts: NDArray[np.integer[Any]], imsis: Keys) -> bytes:
+    return encode_sections(((SUBSCRIBERS, counts.astype("<u4").tobytes() + imsis.astype("<u8").tobytes()),))
+
+
+def _decode_pairs(page: Page) -> dict[int, _Paired]:
+    content = _decode(page)
+    section = decode_sections(page.extra).get(SUBSCRIBERS, b"")
+    counts = np.frombuffer(section[: 4 * len(content.low)], "<u4")
+    imsis = np.frombuffer(section[4 * len(content.low) :], "<u8").tolist()
+    ends = np.cumsum(counts, dtype=np.int64).tolist()
+    return {
+        low: _Paired(reason, until, frozenset(imsis[last - count : last]))
+        for low, reason, until, count, last in zip(
+            content.low.tolist(), content.reasons.tolist(), content.until.tolist(), counts.tolist(), ends, strict=True
+        )
+    }
+
+
+def _amended_pairs(old: Page, gone: Page, new: Page) -> Page:
+    after = _decode_pairs(old)
+    for low, goes in _decode_pairs(gone).items():
+        if (had := after.pop(low, None)) is not None and (stays := had.imsis - goes.imsis):
+            after[low] = had._replace(imsis=stays)
+    for low, comes in _decode_pairs(new).items():
+        had = after.get(low)
+        after[low] = comes if had is None else comes._replace(imsis=had.imsis | comes.imsis)
+    rows = [
+        (old.number * PAGE_KEYS + low, imsi, paired.reason, paired.until)
+        for low, paired in sorted(after.items())
+        for imsi in sorted(paired.imsis)
+    ]
+    if not rows:
+        return Page(old.number, b"")
+    keys, imsis, reasons, until = zip(*rows, strict=True)
+    return _pair_pages(
+        np.array(keys, np.uint64), np.array(imsis, np.uint64), np.array(reasons, np.uint8), np.array(until, np.int64)
+    )[0]
+
+
 def _amended(old: Page, gone: Page, new: Page) -> Page:
+    if any(SUBSCRIBERS in decode_sections(page.extra) for page in (old, gone, new)):
+        return _amended_pairs(old, gone, new)
     if not old.keys and not gone.keys:
         return new
     if not new.keys and gone.keys == _FULL_KEYS:
