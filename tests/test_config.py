@@ -1,0 +1,557 @@
+"""The configuration: each fault with its line, YAML's traps, bounds, what is built, and that the sample says every key."""
+
+import dataclasses
+import json
+import re
+import shutil
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eir.config import OPTIONAL, TABLE, Config, load_config, render, render_json
+from eir.diameter.settings import Identity, Limits, PeerSettings
+from eir.errors import ConfigError
+from eir.lists.load import ListSettings
+from eir.policy import Override, PolicySettings, Rule, Status
+from eir.schema import FILE_BYTES_MAX, REQUIRED, mask_password, read_document
+
+SAMPLE = Path(__file__).parent.parent / "config" / "eir.yaml"
+README = SAMPLE.parent.parent / "README.md"
+
+IDENTITY = "identity: {host: eir.epc, realm: epc}\n"
+ONE_PEER = "peers: [{realm: epc, from: 127.0.0.0/8}]\n"
+LISTS = "lists: {stolen: {signers: signers}}\n"
+RULES = "policy: {rules: [{list: stolen, answer: blacklisted}]}\n"
+GOOD = IDENTITY + ONE_PEER + LISTS + RULES
+SIGNER = 'agency namespaces="eir-release" ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFak\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    (tmp_path / "signers").write_text(SIGNER)
+
+    def written(text, name="eir.yaml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return written
+
+
+def problems_of(path) -> list[tuple[int, str]]:
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    assert all(problem.file == str(path) for problem in refused.value.problems)
+    return [(problem.line, problem.text) for problem in refused.value.problems]
+
+
+# What is built
+
+
+def test_shortest_configuration_has_every_default(write, tmp_path):
+    config = load_config(write(IDENTITY + ONE_PEER))
+    assert config.identity == Identity(host="eir.epc", realm="epc", origin_state_id=0)
+    assert config.listen == ("tcp://127.0.0.1:3868",)
+    assert config.peers == (PeerSettings(label="epc", realm="epc", sources=(ip_network("127.0.0.0/8"),)),)
+    assert config.limits == Limits()
+    assert config.policy == PolicySettings()
+    assert config.lists == {}
+    assert config.state == tmp_path / "var"
+    assert (config.store, config.boot_without_lists, config.http, config.workers) == ("sqlite", "serve", "127.0.0.1:9868", 1)
+    assert (config.full_identifiers, config.log_level, config.warnings) == (False, "info", ())
+
+
+def test_everything_set(write, tmp_path):
+    (tmp_path / "revoked").write_text("ssh-ed25519 AAAA\n")
+    config = load_config(write("""
+identity: {host: eir.epc, realm: epc, aliases: [eir2.epc, eir3.epc], realms: other.realm}
+listen: [tcp://0.0.0.0, 'tcp://[::]:3869', tcp://eir.epc:0]
+peers:
+  - {name: mme:1, host: mme.epc, realm: epc, from: [10.0.0.0/8, 192.0.2.1, '2001:db8::/32'], connections: 4,
+     watchdog_s: 6, lenient: [applications, unknown_m, destination], as: {host: a.b, realm: b}}
+  - {host: sgsn.epc, from: 10.0.0.0/8, watchdog_s: 1m, lenient: destination}
+  - {from: 192.0.2.0/24}
+limits: {max_message_bytes: 64KiB, max_avps: 32, cer_timeout_s: 500ms, stalled_write_s: 0.5}
+state: /srv/eir
+boot_without_lists: refuse
+lists:
+  stolen: {kind: devices, signers: signers, revoked: revoked, threshold: 1, shrink_max: 0%, growth_max: 12.5 %, range_tacs_max: 1, bad_rows_max: 0}
+policy:
+  rules:
+    - {list: stolen, not_list: stolen, tac: [00101001, 0010*], software_version: 01, imsi: [00101, 262], origin_host: a.b, origin_realm: [b, c], answer: unknown}
+    - {tac: 35209900, observe: yes, answer: greylisted}
+  default: unknown
+  no_identity: error
+  bad_identity: greylisted
+  override: {answer: whitelisted, until: 2099-12-01 06:00:00+02:00}
+http: off
+log: {level: debug}
+privacy: {identifiers: full}
+"""))  # fmt: skip
+    assert config.identity == Identity(
+        host="eir.epc", realm="epc", aliases=("eir2.epc", "eir3.epc"), realms=("other.realm",), origin_state_id=0
+    )
+    assert config.listen == ("tcp://0.0.0.0:3868", "tcp://[::]:3869", "tcp://eir.epc:0")
+    assert config.peers == (
+        PeerSettings(
+            label="mme:1", host="mme.epc", realm="epc", connections=4, watchdog_s=6, as_host="a.b", as_realm="b",
+            sources=(ip_network("10.0.0.0/8"), ip_network("192.0.2.1/32"), ip_network("2001:db8::/32")),
+            lenient=frozenset({"applications", "unknown_m", "destination"}),
+        ),
+        PeerSettings(label="sgsn.epc", host="sgsn.epc", sources=(ip_network("10.0.0.0/8"),), watchdog_s=60, lenient=frozenset({"destination"})),
+        PeerSettings(label="192.0.2.0/24", sources=(ip_network("192.0.2.0/24"),)),
+    )  # fmt: skip
+    assert config.limits == Limits(max_message_bytes=65536, max_avps=32, cer_timeout_s=0.5, stalled_write_s=0.5)
+    assert config.state == Path("/srv/eir")
+    assert (config.boot_without_lists, config.http, config.full_identifiers, config.log_level) == ("refuse", None, True, "debug")
+    assert config.lists == {
+        "stolen": ListSettings(
+            name="stolen", signers=tmp_path / "signers", revoked=tmp_path / "revoked", shrink_max=0, growth_max=0.125,
+            range_tacs_max=1, bad_rows_max=0,
+        )
+    }  # fmt: skip
+    assert config.policy == PolicySettings(
+        rules=(
+            Rule(
+                answer=Status.UNKNOWN, list="stolen", not_list="stolen", tac=("00101001", "0010"), software_version=("01",),
+                imsi=("00101", "262"), origin_host=("a.b",), origin_realm=("b", "c"),
+            ),
+            Rule(answer=Status.GREYLISTED, observe=True, tac=("35209900",)),
+        ),
+        default=Status.UNKNOWN,
+        no_identity=None,
+        bad_identity=Status.GREYLISTED,
+        override=Override(answer=Status.WHITELISTED, until=datetime(2099, 12, 1, 4, tzinfo=UTC)),
+    )  # fmt: skip
+
+
+def test_sections_without_anything_in_them_are_sections_left_out(write):
+    text = IDENTITY + ONE_PEER
+    bare = "".join(f"{name}:\n" for name in ("limits", "lists", "policy", "log", "privacy", "http"))
+    assert dataclasses.replace(load_config(write(text + bare)), http="127.0.0.1:9868") == load_config(write(text))
+    assert load_config(write(text + "policy: {rules: }\n")).policy == PolicySettings()
+
+
+def test_configuration_is_frozen(write):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_config(write(GOOD)).workers = 2
+
+
+# Every fault, with its line and what was expected
+
+
+FAULTS = [
+    # what stands after a good identity (line 1), the line, and what the message has to say
+    ("polici: {}\n", 2, r"^unknown key 'polici'; did you mean 'policy'\?$"),
+    ("lists:\n  stolen-national:\n    signers: signers\n    shrinkmax: 20%\n", 5, r"^unknown key 'shrinkmax' in lists.stolen-national; did you mean 'shrink_max'\?$"),
+    ("limits:\n  max-avps: 40\n", 3, "unknown key 'max-avps' in limits; did you mean 'max_avps'"),
+    ("zzz: 1\n", 2, "^unknown key 'zzz'; known here: identity, listen, peers"),
+    ("identity: {host: b, realm: c}\n", 2, "the key 'identity' stands twice, first in line 1"),
+    ("http: off\nhttp: 127.0.0.1:1\n", 3, "the key 'http' stands twice, first in line 2"),
+    ("policy:\n  default: whitelisted\n  'default': unknown\n", 4, "'default' in policy stands twice, first in line 3"),
+    ("listen: tls://127.0.0.1\n", 2, "found 'tls://127.0.0.1' for 'listen'; expected tcp://ADDRESS:PORT"),
+    ("listen:\n- tcp://127.0.0.1:1\n- tcp://127.0.0.1:65536\n", 4, "found 'tcp://127.0.0.1:65536' for 'listen'; expected tcp://"),
+    ("listen: [tcp://::1:3868]\n", 2, "expected tcp://ADDRESS:PORT such as"),
+    ("listen: [127.0.0.1:3868]\n", 2, "expected tcp://ADDRESS:PORT such as"),
+    ("listen: ['tcp://1.2.3:1']\n", 2, "expected tcp://"),
+    ("listen: ['tcp://1.2.3.4/']\n", 2, "expected tcp://"),
+    ("listen: ['tcp://user@1.2.3.4']\n", 2, "expected tcp://"),
+    ("listen: []\n", 2, "the list 'listen' is empty; expected tcp://"),
+    ("listen:\n", 2, "found no value for 'listen'; expected tcp://"),
+    ("listen: [tcp://127.0.0.1, tcp://127.0.0.1:3868]\n", 2, "tcp://127.0.0.1:3868 stands twice"),
+    ("peers: {realm: epc}\n", 2, "found a section with keys of its own for 'peers'; expected a list, each entry with '- ' before it"),
+    ("peers: [epc]\n", 2, "found 'epc' in entry 1 of peers; expected keys"),
+    ("peers:\n- {}\n", 3, "a peer that anyone could be; expected at least one of host, realm and from"),
+    ("peers:\n- {realm: epc}\n- {realm: aaa://x}\n", 4, "found 'aaa://x' for 'realm' in entry 2 of peers; expected a name alone, without aaa://"),
+    ("peers:\n- {realm: bücher.example}\n", 3, "xn--"),
+    ("peers:\n- {realm: 'a b'}\n", 3, "expected a domain name"),
+    ("peers:\n- {realm: a..b}\n", 3, "expected a domain name"),
+    ("peers:\n- {realm: -a.b}\n", 3, "expected a domain name"),
+    ("peers:\n- {realm: " + "a" * 64 + "}\n", 3, "expected a domain name"),
+    ("peers:\n- {realm: " + "a." * 127 + "aa}\n", 3, "expected a domain name"),
+    ("peers:\n- {host: EIR.epc}\n", 3, "the peer's host EIR.epc is the node's own name"),
+    ("peers:\n- {name: a, host: b}\n- {name: a, host: c}\n", 4, "the peer's name 'a' is taken by the entry in line 3"),
+    ("peers:\n- from: 10.1.2.3/8\n", 3, "found '10.1.2.3/8' for 'from' in entry 1 of peers; it has bits set that its mask leaves out, expected the network 10.0.0.0/8 or the one address 10.1.2.3"),
+    ("peers:\n- from: [10.0.0.0/8, 10.0.0.0/33]\n", 3, "found '10.0.0.0/33' for 'from' in entry 1 of peers; expected a network"),
+    ("peers:\n- from: ['2001:db8::1/32']\n", 3, "expected the network 2001:db8::/32 or"),
+    ("peers:\n- from:\n", 3, "found no value for 'from'"),
+    ("peers:\n- from: []\n", 3, "the list 'from' in entry 1 of peers is empty"),
+    ("peers:\n- {realm: a, connections: '3'}\n", 3, "found '3' for 'connections' in entry 1 of peers; expected a whole number from 1 to 64, without quotes"),
+    ("peers:\n- {realm: a, connections: 0}\n", 3, "whole number from 1 to 64"),
+    ("peers:\n- {realm: a, connections: 1.5}\n", 3, "whole number from 1 to 64"),
+    ("peers:\n- {realm: a, connections: 010}\n", 3, "a leading zero makes it octal for some readers"),
+    ("peers:\n- {realm: a, connections: 1:30}\n", 3, "found '1:30' for 'connections'"),
+    ("peers:\n- {realm: a, watchdog_s: 5}\n", 3, "found '5' for 'watchdog_s' in entry 1 of peers; expected seconds from 6 to 3600"),
+    ("peers:\n- {realm: a, watchdog_s: 6 parsecs}\n", 3, "such as 500ms, 30s, 2m"),
+    ("peers:\n- {realm: a, lenient: [aplications]}\n", 3, "expected applications, destination or unknown_m; did you mean 'applications'"),
+    ("peers:\n- {realm: a, as: x}\n", 3, "found 'x' in peers\\[1\\].as; expected keys"),
+    ("limits: [1]\n", 2, "found a list in limits; expected keys, each with ': ' and a value"),
+    ("limits: {max_message_bytes: 64 kilo}\n", 2, "or a size such as 64KiB"),
+    ("limits: {max_message_bytes: 1}\n", 2, "bytes from 4096"),
+    ("limits: {max_message_bytes: 9999999GiB}\n", 2, "bytes from 4096"),
+    ("state: ''\n", 2, "found '' for 'state'; expected the path of a folder"),
+    ("store: redis://:secret@host/0\n", 2, r"^found 'redis://:\*\*\*@host/0' for 'store'; expected sqlite$"),
+    ("boot_without_lists: yes\n", 2, "found 'yes' for 'boot_without_lists'; expected serve or refuse"),
+    ("lists: {stolen: {}}\n", 2, "the key 'signers' is missing in lists.stolen; expected the path of a file"),
+    ("lists: {stolen: }\n", 2, "the key 'signers' is missing in lists.stolen"),
+    ("lists: {stolen: {signers: nowhere}}\n", 2, "the signers file of stolen does not exist: .*/nowhere; put the publishers' public keys there, one a line: NAME namespaces="),
+    ("lists: {stolen: {signers: .}}\n", 2, "is not a file"),
+    ("lists: {stolen: {signers: empty}}\n", 2, "is empty"),
+    ("lists: {stolen: {signers: signers, revoked: nowhere}}\n", 2, "the file of revoked keys of stolen does not exist: .*; put the revoked public keys there, or leave 'revoked' out"),
+    ("lists: {stolen: {signers: signers, revoked: empty}}\n", 2, "the file of revoked keys of stolen is empty"),
+    ("lists: {'a b': {signers: signers}}\n", 2, "'a b' is no name for a list; expected 1 to 64 letters"),
+    ("lists: {stolen: {signers: signers, kind: device}}\n", 2, "found 'device' for 'kind' in lists.stolen; expected devices; did you mean 'devices'"),
+    ("lists: {stolen: {signers: signers, shrink_max: 0.2}}\n", 2, "found '0.2' for 'shrink_max' in lists.stolen; expected a percentage from 0% to 100%, such as 20%"),
+    ("lists: {stolen: {signers: signers, shrink_max: 101%}}\n", 2, "percentage from 0% to 100%"),
+    ("lists: {stolen: {signers: [a, b]}}\n", 2, "found a list for 'signers' in lists.stolen"),
+    ("policy: {rules: [{list: stolen, answer: blacklisted}]}\n", 2, "the rule's list 'stolen' is not under 'lists'; lists are: none"),
+    ("policy: {rules: [{not_list: stoln, answer: blacklisted}]}\nlists: {stolen: {signers: signers}}\n", 2, "the rule's list 'stoln' is not under 'lists'; did you mean 'stolen'"),
+    ("policy: {rules: [{tac: 00101001}]}\n", 2, "the key 'answer' is missing in entry 1 of policy.rules; expected whitelisted, blacklisted, greylisted or unknown"),
+    ("policy: {rules: [{tac: 00101001, answer: black}]}\n", 2, "did you mean 'blacklisted'"),
+    ("policy: {rules: [{answer: blacklisted}]}\n", 2, "a rule without a condition answers every device; expected one of list, not_list, tac"),
+    ("policy: {rules: [{answer: blacklisted, tac: []}]}\n", 2, "the list 'tac' in entry 1 of policy.rules is empty"),
+    ("policy: {rules: [{answer: blacklisted, tac: 101001}]}\n", 2, "found '101001' for 'tac' in entry 1 of policy.rules; expected 8 digits"),
+    ("policy: {rules: [{answer: blacklisted, tac: [001010010]}]}\n", 2, "found '001010010' for 'tac' in entry 1 of policy.rules"),
+    ("policy: {rules: [{answer: blacklisted, tac: ['*']}]}\n", 2, "expected 8 digits"),
+    ("policy: {rules: [{answer: blacklisted, tac: [00101001*]}]}\n", 2, "expected 8 digits"),
+    ("policy: {rules: [{answer: blacklisted, tac: [٠٠١٠١٠٠١]}]}\n", 2, "expected 8 digits"),
+    ("policy: {rules: [{answer: blacklisted, software_version: 1}]}\n", 2, "expected two digits"),
+    ("policy: {rules: [{answer: blacklisted, imsi: 00101x}]}\n", 2, "expected the first 1 to 15 digits"),
+    ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 'true'}]}\n", 2, "found 'true' for 'observe' in entry 1 of policy.rules; expected true or false, without quotes"),
+    ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 1}]}\n", 2, "expected true or false"),
+    ("policy: {default: error}\n", 2, "found 'error' for 'default' in policy; expected whitelisted"),
+    ("policy: {default: }\n", 2, "found no value for 'default' in policy; expected"),
+    ("policy: {no_identity: none}\n", 2, "greylisted, unknown or error"),
+    ("policy: {override: {}}\n", 2, "the key 'answer' is missing in policy.override"),
+    ("policy: {override: {answer: whitelisted, until: 2026-12-01}}\n", 2, "found '2026-12-01' for 'until' in policy.override; expected one with a time zone such as 2026-"),
+    ("policy: {override: {answer: whitelisted, until: soon}}\n", 2, "expected a time with its zone"),
+    ("http: 9868\n", 2, "found '9868' for 'http'; expected ADDRESS:PORT such as 127.0.0.1:9868, or off"),
+    ("http: 127.0.0.1\n", 2, "expected ADDRESS:PORT"),
+    ("http: {port: 1}\n", 2, "found a section with keys of its own for 'http'"),
+    ("workers: 2\n", 2, "found '2' for 'workers'; expected 1"),
+    ("log: {level: trace}\n", 2, "expected debug, info, warning or error"),
+    ("privacy: {identifiers: whole}\n", 2, "expected short or full"),
+    ("? [a, b]\n: 1\n", 2, "found a list as a key; expected a name"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "says"), FAULTS)
+def test_fault(write, tmp_path, text, line, says):
+    (tmp_path / "empty").write_text(" \n")
+    found = problems_of(write(IDENTITY + text))
+    assert [at for at, _ in found] == [line], found
+    assert re.search(says, found[0][1]), found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("", 1, "the section 'identity' is missing; expected its keys host, realm, aliases, realms"),
+        ("# nothing\n", 1, "the section 'identity' is missing"),
+        ("identity:\nhttp: off\n", 1, "the section 'identity' is missing"),
+        ("http: off\nidentity: {host: a.b}\n", 2, "the key 'realm' is missing in identity; expected a domain name"),
+        ("- a\n- b\n", 1, "found a list; expected keys, each with ': ' and a value"),
+        ("just a text\n", 1, "found 'just a text'; expected keys"),
+        ("a: b: c\n", 1, "not valid YAML: mapping values are not allowed here"),
+        (IDENTITY + "peers: [\n", 3, "not valid YAML: while parsing a flow node"),
+        (IDENTITY + "\tlisten: x\n", 2, "not valid YAML"),
+        (IDENTITY + "---\n" + IDENTITY, 2, "not valid YAML: expected a single document"),
+        (IDENTITY + "listen: *nowhere\n", 2, "not valid YAML: found undefined alias 'nowhere'"),
+        (IDENTITY + "state: !!python/object/apply:os.system [true]\n", 2, "not valid YAML: found the tag !!python/object/apply:os.system"),
+        (IDENTITY + "state: !mine x\n", 2, "found the tag !mine"),
+        (IDENTITY.encode() + b"\n\nstate: \xff\n", 4, "not valid YAML: invalid start byte"),
+        (IDENTITY.encode() + b"\nstate: \x00\n", 3, "not valid YAML: special characters are not allowed"),
+        (IDENTITY + "listen: " + "[" * 100_000, 2, "not valid YAML: nested more than 20 deep"),
+        (b"#" * (FILE_BYTES_MAX + 1), 1, "larger than"),
+    ],
+)  # fmt: skip
+def test_file_that_is_no_configuration(write, text, line, says):
+    (found,) = problems_of(write(text))
+    assert found[0] == line
+    assert says in found[1]
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "cannot be read: No such file" in problems_of(tmp_path / "nowhere.yaml")[0][1]
+    assert "cannot be read: Is a directory" in problems_of(tmp_path)[0][1]
+
+
+def test_all_faults_come_in_one_run_and_in_order(write):
+    path = write("""identity: {host: eir.epc, realm: "-"}
+listen: 7
+lists:
+  stolen: {signers: nowhere, threshhold: 2}
+peers:
+  - {from: 10.1.2.3/8}
+policy:
+  rules:
+    - {list: stole, answer: blacklistd}
+  default: x
+workers: many
+""")
+    assert [line for line, _ in problems_of(path)] == [1, 2, 4, 4, 6, 9, 9, 10, 11]
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    assert str(refused.value).splitlines()[0].startswith(f"{path}:1: found '-' for 'realm' in identity; expected a domain name")
+
+
+# YAML's traps
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("00101001", "00101001"),  # octal in YAML 1.1, a number without its zeros in 1.2
+        ("'00101001'", "00101001"),
+        ('"00101001"', "00101001"),
+        ("01234567", "01234567"),
+        ("35209900", "35209900"),
+        ("0010*", "0010"),
+        ("12345678  # comment", "12345678"),
+        ("!!str 00101001", "00101001"),
+    ],
+)
+def test_tac_is_taken_as_it_is_written(write, written, read):
+    for text in (f"policy:\n  rules:\n  - answer: greylisted\n    tac: {written}\n", f"policy:\n  rules:\n  - answer: greylisted\n    tac:\n    - {written}\n"):
+        assert load_config(write(IDENTITY + ONE_PEER + text)).policy.rules[0].tac == (read,)
+
+
+@pytest.mark.parametrize("name", ["no", "on", "null-island", "1e3", "007", "2026-11-25", "0x1F", "1.0", "12:30:45"])
+def test_names_that_yaml_takes_for_something_else(write, name):
+    config = load_config(write(IDENTITY + f"peers: [{{name: {name}, realm: epc}}]\nlists: {{x{name.replace(':', '')}: {{signers: signers}}}}\n"))
+    assert config.peers[0].label == name
+
+
+def test_list_named_like_a_switch(write):
+    assert list(load_config(write(IDENTITY + "lists:\n  no: {signers: signers}\n  2026: {signers: signers}\n")).lists) == ["no", "2026"]
+
+
+def test_anchors_and_merge_keys(write):
+    config = load_config(write(IDENTITY + """
+peers:
+  - &mme {realm: epc, from: &core [10.0.0.0/8], watchdog_s: 10}
+  - {<<: *mme, name: second, watchdog_s: 20}
+  - {<<: [{name: third}, *mme], from: *core}
+lists:
+  a: &limits {signers: signers, shrink_max: 1%}
+  b: {<<: *limits}
+"""))  # fmt: skip
+    assert [(peer.label, peer.realm, peer.watchdog_s, str(peer.sources[0])) for peer in config.peers] == [
+        ("epc", "epc", 10, "10.0.0.0/8"), ("second", "epc", 20, "10.0.0.0/8"), ("third", "epc", 10, "10.0.0.0/8"),
+    ]  # fmt: skip
+    assert config.lists["b"].shrink_max == 0.01
+
+
+def test_a_fault_in_an_anchor_is_reported_once_where_it_stands(write):
+    found = problems_of(write(IDENTITY + "peers:\n  - &mme {realm: epc, connections: 99}\n  - {<<: *mme, name: x}\n"))
+    assert [line for line, _ in found] == [3, 3]  # once for each entry, both at the value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "peers:\n- &a {realm: epc, <<: *a}\n",
+        "peers:\n- &a {realm: epc, <<: [*a, *a, *a]}\n",
+        "peers: &p\n- {realm: epc, <<: *p}\n",
+        "peers:\n- {realm: epc, <<: 7}\n",
+        "policy: &p {override: *p}\n",
+        "peers: &p [*p, *p]\n",
+        "listen: &l [*l]\n",
+        "listen: &a [&b [x, x], *b, *b]\nstate: *a\n",
+    ],
+)
+def test_aliases_that_loop_or_stand_in_a_wrong_place(write, text):
+    assert problems_of(write(IDENTITY + text))
+
+
+def test_alias_bomb_is_bounded(write):
+    networks = ", ".join(["10.0.0.0/8"] * 2000)
+    peers = "\n".join(["- {realm: epc, from: *n}"] * 2000)
+    ((line, text),) = problems_of(write(f"{IDENTITY}peers:\n- {{realm: epc, from: &n [{networks}]}}\n{peers}\n"))
+    assert text == "more than 100000 values, aliases counted"
+    assert line == 3
+    merges = "\n".join(f"- &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" for n in range(1, 10))
+    ((_, text),) = problems_of(write(f"{IDENTITY}peers:\n- &m0 {{realm: epc}}\n{merges}\n"))
+    assert text == "more than 100000 values, aliases counted"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5) | st.sampled_from(sorted({part for key in TABLE for part in re.split(r"\W+", key.path)} - {""})), inner, max_size=6), max_leaves=30))  # fmt: skip
+def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(yaml.safe_dump(value))
+    try:
+        load_config(path)
+    except ConfigError as e:
+        assert e.problems
+        assert all(problem.line >= 1 for problem in e.problems)
+
+
+# Warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("", 1, "no peer is configured under 'peers': every connection will be refused"),
+        (ONE_PEER + "lists:\n  unused: {signers: signers}\n", 4, "no rule uses the list 'unused'"),
+        ("peers:\n- realm: epc\n- {host: mme.epc, realm: EPC, from: 10.0.0.0/8}\n", 4, "never reached: the entry in line 3 fits"),
+        ("peers:\n- {realm: epc, from: [10.0.0.0/8, '::/0']}\n- {realm: epc, from: [10.1.0.0/16, '2001:db8::/32']}\n", 4, "never reached"),
+        (ONE_PEER + "policy: {override: {answer: whitelisted}}\n", 3, "the override answers whitelisted to everything, and has no 'until'"),
+        (ONE_PEER + "policy: {override: {answer: whitelisted, until: 2020-01-01T00:00:00Z}}\n", 3, "the override is over"),
+        ("listen: tcp://0.0.0.0\npeers: [{realm: epc}]\n", 3, "whoever reaches the listener can claim to be peer 'epc'"),
+        (ONE_PEER + "lists: {stolen: {signers: nobody}}\n" + RULES, 3, "nobody holds 0 keys, and a release of stolen needs 1: none will load"),
+        (ONE_PEER + "lists: {stolen: {signers: signers, threshold: 2}}\n" + RULES, 3, "holds 1 keys, and a release of stolen needs 2"),
+    ],
+)  # fmt: skip
+def test_warning(write, tmp_path, text, line, says):
+    (tmp_path / "nobody").write_text("# no key yet\n")
+    (warning,) = load_config(write(IDENTITY + text)).warnings
+    assert warning.line == line
+    assert says in warning.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        "peers:\n- {realm: epc, from: 10.0.0.0/8}\n- {realm: epc}\n- {realm: other, from: 10.0.0.0/8}\n- {host: a.epc}\n" + IDENTITY,
+        IDENTITY + "listen: tcp://0.0.0.0\n" + ONE_PEER,
+        IDENTITY + ONE_PEER + "lists: {stolen: {signers: authority, threshold: 2}}\n" + RULES,
+        IDENTITY + ONE_PEER + LISTS + "policy: {rules: [{not_list: stolen, observe: true, answer: unknown}]}\n",
+    ],
+)
+def test_no_warning(write, tmp_path, text):
+    (tmp_path / "authority").write_text("*@agency cert-authority " + SIGNER.partition(" ")[2])
+    assert load_config(write(text)).warnings == ()
+
+
+# What is in force
+
+
+def same(one: Config, other: Config) -> bool:
+    return dataclasses.replace(one, path=Path(), warnings=()) == dataclasses.replace(other, path=Path(), warnings=())
+
+
+def test_what_is_printed_is_the_configuration_again(write, tmp_path):
+    text = SAMPLE.read_text()
+    (tmp_path / "revoked").mkdir()
+    (tmp_path / "revoked" / "stolen-national").write_text("ssh-ed25519 AAAA\n")
+    (tmp_path / "signers").unlink()
+    shutil.copytree(SAMPLE.parent / "signers", tmp_path / "signers")
+    for written in (text, all_keys(text)):
+        config = load_config(write(written))
+        again = load_config(write(render(config), "again.yaml"))
+        assert same(config, again)
+        assert render(again) == render(config)
+        assert yaml.safe_load(render(config)) == render_json(config) == json.loads(json.dumps(render_json(config)))
+
+
+def test_what_is_printed_has_units_and_zeros_as_they_are_written(write):
+    shown = render(load_config(write(GOOD + "http: off\n" + "limits: {cer_timeout_s: 1m}\n")))
+    for line in ("http: null", "  cer_timeout_s: 60", "    shrink_max: 20%"):
+        assert line in shown.splitlines()
+    rules = "policy: {rules: [{tac: [00101001, 0010*], imsi: 00101, answer: unknown}], override: {answer: whitelisted, until: 2099-01-01T01:00:00+01:00}, no_identity: error}\n"
+    policy = render_json(load_config(write(IDENTITY + rules)))["policy"]
+    assert policy["rules"] == [{"answer": "unknown", "observe": False, "tac": ["00101001", "0010*"], "imsi": ["00101"]}]
+    assert policy["override"] == {"answer": "whitelisted", "until": "2099-01-01T00:00:00Z"}
+    assert (policy["no_identity"], policy["bad_identity"]) == ("error", "whitelisted")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://user:pa@ss@host", "redis://user:***@host"),
+        ("rediss://:secret@host/0", "rediss://:***@host/0"),
+        ("redis://user@host", "redis://user@host"),
+        ("sqlite", "sqlite"),
+    ],
+)
+def test_passwords_are_not_shown(url, shown):
+    assert mask_password(url) == shown
+
+
+# The reference: table, sample and README say the same
+
+
+def all_keys(text: str) -> str:
+    """The sample with every key in it live: a # that a key follows at once goes; prose has a blank after its #."""
+    return re.sub(r"^( *)#(?! \S)", r"\1", text, flags=re.MULTILINE)
+
+
+def paths_in(value, path="") -> set[str]:
+    if isinstance(value, dict):
+        named = "*" if path == "lists" else None
+        return set().union(*(paths_in(inner, f"{path}.{named or name}".lstrip(".")) for name, inner in value.items()))
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return set().union(*(paths_in(inner, f"{path}[]") for inner in value))
+    return {path}
+
+
+def test_sample_says_every_key_of_the_table_and_no_other():
+    written = yaml.safe_load(all_keys(SAMPLE.read_text()))
+    assert paths_in(written) == {key.path for key in TABLE}
+
+
+def test_sample_says_each_default_as_it_is(tmp_path):
+    shutil.copytree(SAMPLE.parent / "signers", tmp_path / "signers")
+    (tmp_path / "eir.yaml").write_text(all_keys(SAMPLE.read_text()))
+    values = read_document(tmp_path / "eir.yaml", TABLE, optional=OPTIONAL).values
+    examples = {"policy.rules[].observe"}
+    for key in TABLE:
+        if key.default in {REQUIRED, None} or key.path in examples or (key.default == () and not key.kind.may_be_empty):
+            continue
+        here = values
+        for part in key.path.split("."):
+            here = here["stolen-national"] if part == "*" else here[part.removesuffix("[]")]
+            here = here[-1] if part.endswith("[]") else here
+        assert here == key.default, key.path
+
+
+def test_sample_is_usable_as_it_is():
+    config = load_config(SAMPLE)
+    assert config.listen == ("tcp://127.0.0.1:3868",)
+    assert [(rule.list, rule.answer) for rule in config.policy.rules] == [
+        ("stolen-national", Status.BLACKLISTED),
+        ("tracked", Status.GREYLISTED),
+    ]
+    assert all("holds 0 keys" in warning.text for warning in config.warnings)
+
+
+def test_restart_marks_of_the_sample_are_those_of_the_table():
+    marked = set()
+    text = all_keys(SAMPLE.read_text())
+    for comment, key in re.findall(r"((?:^# .*\n)+)^(\w+):", text, flags=re.MULTILINE):
+        if comment.rstrip().endswith("restart"):
+            marked.add(key)
+    assert marked == {key.path for key in TABLE if not key.live}
+
+
+def test_server_restarts_for_what_the_table_says():
+    from eir.server import RESTART_KEYS
+
+    assert set(RESTART_KEYS) == {key.path for key in TABLE if not key.live}
+
+
+def test_limits_are_those_of_the_node():
+    names = {key.path.removeprefix("limits.") for key in TABLE if key.path.startswith("limits.")}
+    assert names == {field.name for field in dataclasses.fields(Limits)}
+
+
+def test_every_key_says_what_it_is_for():
+    for key in TABLE:
+        assert key.says
+        assert key.kind.expected
+        assert len([other for other in TABLE if other.path == key.path]) == 1
+        shown = key.default if key.default in {REQUIRED, None} or key.kind.many else key.kind.show(key.default)
+        assert key.kind.many or shown in {REQUIRED, None} or key.kind.read(str(shown)) == key.default, key.path
+
+
+def test_readme_has_every_key():
+    found = set(re.findall(r"^\| `([^`]+)` \|", README.read_text(), flags=re.MULTILINE))
+    assert found >= {key.path for key in TABLE}, "README: the configuration reference lacks keys of the table"
