@@ -14,6 +14,10 @@ from eir.lists.build import Rows, TooManyPages, amend_pages, build_pages, differ
 from eir.lists.pages import PAGE_KEYS, Page, decode_keys, decode_sections, encode_keys
 
 
+def amend(before, removed, added):
+    return amend_pages(before, build_pages(removed).pages, build_pages(added).pages)
+
+
 def u64(values):
     return np.array(list(values), np.uint64)
 
@@ -150,7 +154,7 @@ def test_a_chain_of_deltas_is_the_dictionary_that_it_leads_to(first, deltas):
         for key in truth_of(removed):
             truth.pop(key, None)
         truth.update(truth_of(added))
-        after, sums = amend_pages(pages.values(), rows_of(removed), rows_of(added))
+        after, sums = amend(pages.values(), rows_of(removed), rows_of(added))
         touched = [pages[page.number] for page in after if page.number in pages]
         assert differences(touched, after) == (len(truth.keys() - before), len(before.keys() - truth))
         for page in after:
@@ -170,10 +174,10 @@ def test_a_tac_is_one_entry_and_a_million_devices():
     built = build_pages(rows)
     assert (built.entries, built.devices) == (2, PAGE_KEYS + 1)
     assert built.pages[0] == Page(35_123_456, encode_keys(BitMap(range(PAGE_KEYS))), b"R\x01\0\0\0\x02")
-    after, sums = amend_pages(built.pages, rows_of([(tac + 7, tac + 7, 0, 0)]), Rows())
+    after, sums = amend(built.pages, rows_of([(tac + 7, tac + 7, 0, 0)]), Rows())
     assert (sums.entries, sums.devices) == (PAGE_KEYS - 2, -1)
     assert tac + 7 not in content_of(after)
-    gone, sums = amend_pages(built.pages, rows_of([(tac, tac + PAGE_KEYS - 1, 0, 0)]), Rows())
+    gone, sums = amend(built.pages, rows_of([(tac, tac + PAGE_KEYS - 1, 0, 0)]), Rows())
     assert gone == [Page(35_123_456, b"")]
     assert (sums.entries, sums.devices) == (-1, -PAGE_KEYS)
 
@@ -264,7 +268,7 @@ def test_pairs_and_their_deltas(first, deltas):
                     truth[key] = (reason, until, had - imsis)
         for key, (reason, until, imsis) in pair_truth_of(added).items():
             truth[key] = (reason, until, imsis | (truth[key][2] if key in truth else frozenset()))
-        after, _ = amend_pages(pages.values(), pairs_of(removed), pairs_of(added))
+        after, _ = amend(pages.values(), pairs_of(removed), pairs_of(added))
         pages |= {page.number: page for page in after}
         pages = {number: page for number, page in pages.items() if page.keys}
         assert pair_content_of(pages.values()) == truth

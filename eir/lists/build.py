@@ -43,6 +43,10 @@ SLAB_KEYS = 1 << 20
 SPAN_PAGES_MAX = 2_000_000
 """Pages that the ranges of one release may reach into, `--force` or not: more would not fit in memory."""
 
+REASON_CHARS_MAX = 200
+REASONS_MAX = 255
+OTHER_REASON = "other"
+
 _REASON_BITS = np.uint64(8)
 _REASON_MASK = np.uint64(0xFF)
 _PAGE = np.uint64(PAGE_KEYS)
@@ -92,6 +96,37 @@ class Sums:
         """Count a page in (1) or out (-1)."""
         devices = _cardinality(page.keys)
         self.add(sign * devices, sign if devices == PAGE_KEYS else 0)
+
+
+class Reasons:
+    """Texts that a reason byte stands for, in the order in which they first appeared; the first stands for none."""
+
+    def __init__(self, known: Sequence[str] = ()) -> None:
+        """`known`: those that a list's pages refer to already."""
+        self._texts = list(known) or [""]
+        self._index = {text: index for index, text in enumerate(self._texts[:REASONS_MAX])}
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """As a state carries them; empty if no row had a reason."""
+        return tuple(self._texts) if len(self._texts) > 1 else ()
+
+    @property
+    def known(self) -> Sequence[str]:
+        """Those that have a byte of their own."""
+        return self._texts[:REASONS_MAX]
+
+    def index(self, text: str) -> int:
+        """The byte for a text of at most REASON_CHARS_MAX characters; past 255 texts new ones are `other`."""
+        if (index := self._index.get(text)) is not None:
+            return index
+        if len(self._texts) < REASONS_MAX:
+            self._index[text] = len(self._texts)
+            self._texts.append(text)
+            return self._index[text]
+        if len(self._texts) == REASONS_MAX:
+            self._texts.append(OTHER_REASON)
+        return REASONS_MAX
 
 
 class Rows:
@@ -209,22 +244,24 @@ def build_pages(rows: Rows, progress: Progress | None = None) -> Built:
     return Built(merged, sums.entries, sums.devices)
 
 
-def amend_pages(before: Iterable[Page], removed: Rows, added: Rows) -> tuple[list[Page], Sums]:
+def amend_pages(
+    before: Iterable[Page], removed: Iterable[Page], added: Iterable[Page]
+) -> tuple[list[Page], Sums]:
     """What a delta makes of the pages that it touches, and by how much entries and devices change.
 
-    `before`: those of `touched_pages` that exist. Identifiers in `removed` go, then those in `added` come; one that is in
-    the list already takes the reason and the end of its new row. An emptied page has no keys. Unchanged ones are left out.
+    `removed`, `added`: pages built from the delta's rows; `before`: those of the list that have their numbers. Identifiers
+    in `removed` go, then those in `added` come; one that is in the list already takes the reason and the end of its new
+    row. An emptied page has no keys. Pages that stay as they were are left out.
     """
-    old = {page.number: page for page in before}
-    gone = {page.number: page for page in build_pages(removed).pages}
-    new = {page.number: page for page in build_pages(added).pages}
+    old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
     sums = Sums()
     after: list[Page] = []
     for number in sorted(gone.keys() | new.keys()):
         empty = Page(number, b"")
-        page = _amended(old.get(number, empty), gone.get(number, empty), new.get(number, empty))
-        if page != old.get(number, empty):
-            sums.count(old.get(number, empty), -1)
+        had = old.get(number, empty)
+        page = _amended(had, gone.get(number, empty), new.get(number, empty))
+        if page != had:
+            sums.count(had, -1)
             sums.count(page, 1)
             after.append(page)
     return after, sums

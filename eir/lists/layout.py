@@ -1,52 +1,22 @@
-"""CSV dialects to keys: what columns a data file has, and its rows as arrays.
+"""CSV dialects: which columns a file has, what identifies a row, and what is wrong with one that does not.
 
-One row a line. A piece of the file goes through polars' CSV reader and its vectorised casts; pieces in which a quote does
-not close within its line, or that polars will not have, go through Python's csv line by line, with the same result. Rows
-that are wrong are counted, and the first ten are named with file, line and what was expected, never with the identifier.
+One row a line. What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and
+leaves to this module only the rows that need explaining.
 
-polars parses on one thread: a load runs beside a server that answers, and one core is what it may take.
-
-May import eir.device, eir.errors and lists.build; knows neither manifests nor stores.
+May import eir.device and eir.errors; knows neither manifests nor stores, and nothing of polars: a server reads no files.
 """
 
 import csv
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from eir.device import (
-    IMEI_LENGTHS,
-    IMSI_LENGTHS,
-    KEY_DIGITS,
-    MEID_BASE,
-    SNR_KEYS,
-    TAC_DIGITS,
-    device_key,
-    imei_key,
-    imsi_key,
-    is_digits,
-)
+from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
-from eir.lists.build import Keys, ReasonIndexes, Rows, Seconds
-
-os.environ.setdefault("POLARS_MAX_THREADS", "1")
-import polars as pl  # it reads the number of its threads when it is imported
 
 DEVICES, PAIRS, SUBSCRIBERS = "devices", "pairs", "subscribers"
 """Kinds of list."""
-COMPLAINTS_MAX = 10
-"""Bad rows that are named; all are counted."""
-REASON_CHARS_MAX = 200
-REASONS_MAX = 255
-OTHER_REASON = "other"
 BOM = b"\xef\xbb\xbf"
-
-Mask: TypeAlias = NDArray[np.bool_]
 
 # What the columns of a row identify, by the columns that a header has of these.
 IMEI, TAC, RANGE, IMSI, PAIR = ("imei",), ("tac",), ("imei_from", "imei_to"), ("imsi",), ("imei", "imsi")
@@ -85,8 +55,6 @@ _DIRBS_HEADERS = {
     "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
     "imei,imsi,msisdn": "dirbs-exceptions",
 }
-_DIRBS_JUNK = "^[0-9A-Fa-f*#]{1,16}$"
-_MEID = "^[0-9A-Fa-f]{14}$"
 _FIELD_SEPARATOR = ","
 _NO_SEPARATOR = "\x1f"
 """In the layout `imei` the whole line is the identifier."""
@@ -109,104 +77,9 @@ class Plan:
         return self.columns + tuple(position for position in (self.reason, self.until) if position is not None)
 
 
-@dataclass(slots=True, kw_only=True)
-class Tally:
-    """Counts over all files of a release, and what was wrong."""
-
-    bad_rows_max: int
-    range_tacs_max: int
-    bad: int = 0
-    skipped: int = 0
-    """Junk identifiers, in layouts where they are normal."""
-    complaints: list[str] = field(default_factory=list)
-    """The first bad rows: file, line, what was expected."""
-    wide: list[str] = field(default_factory=list)
-    """The first ranges over the limit."""
-
-
-class Reasons:
-    """Texts that a reason byte stands for, in the order in which they first appeared; the first stands for none."""
-
-    def __init__(self, known: Sequence[str] = ()) -> None:
-        """`known`: those that a list's pages refer to already."""
-        self._texts = list(known) or [""]
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """As a state carries them; empty if no row had a reason."""
-        return tuple(self._texts) if len(self._texts) > 1 else ()
-
-    def index(self, text: str) -> int:
-        """The byte for one text."""
-        return int(self.indexes(pl.Series([text], dtype=pl.String))[0])
-
-    def indexes(self, texts: pl.Series) -> ReasonIndexes:
-        """The byte for each text; past 255 texts new ones are `other`."""
-        texts = texts.fill_null("")
-        if (texts.str.len_bytes().max() or 0) > REASON_CHARS_MAX:  # type: ignore[operator]  # polars: any literal
-            texts = texts.str.slice(0, REASON_CHARS_MAX)
-        found = self._lookup(texts)
-        if found.null_count() and len(self._texts) < REASONS_MAX:
-            new = texts.filter(found.is_null()).unique(maintain_order=True).to_list()
-            self._texts += new[: REASONS_MAX - len(self._texts)]
-            found = self._lookup(texts)
-        if found.null_count():
-            if len(self._texts) == REASONS_MAX:
-                self._texts.append(OTHER_REASON)
-            found = found.fill_null(REASONS_MAX)
-        return found.to_numpy()
-
-    def _lookup(self, texts: pl.Series) -> pl.Series:
-        known = self._texts[:REASONS_MAX]
-        return texts.cast(pl.Enum(known), strict=False).to_physical().cast(pl.UInt8)
-
-
-def read_rows(
-    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Rows, reasons: Reasons, tally: Tally
-) -> int:
-    """Read one file's rows into `rows`; returns how many data rows it has, bad and skipped ones included.
-
-    `chunks` end with a newline each. Blank lines are none. Raises ReleaseRefused: `layout` for a header that does not
-    fit, `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far.
-    """
-    plan: Plan | None = None
-    count = 0
-    line = 1
-    for piece in chunks:
-        chunk = piece
-        if plan is None:
-            chunk = chunk.removeprefix(BOM)
-            header, rest = chunk.split(b"\n", 1) if _layout(name, layout).header else (b"", chunk)
-            plan = plan_for(name, layout, kind, header)
-            line += len(chunk) > len(rest)
-            chunk = rest
-        if b"\r" in chunk:
-            chunk = chunk.replace(b"\r\n", b"\n")
-        if chunk:
-            read, bad, wide = _read_chunk(chunk, plan, rows, reasons, tally)
-            count += read
-            if bad is not None:
-                tally.bad += int(bad.sum())
-                _name_rows(tally.complaints, (name, line), chunk, bad, plan)
-            if wide is not None:
-                _name_rows(tally.wide, (name, line), chunk, wide, plan)
-            if tally.bad > tally.bad_rows_max:
-                raise refuse_bad_rows(tally)
-            line += _lines(chunk)
-    if plan is None and _layout(name, layout).header:
-        raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
-    return count
-
-
-def refuse_bad_rows(tally: Tally) -> ReleaseRefused:
-    """The refusal that names the first bad rows."""
-    more = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
-    return ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
-
-
 def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
     """Which columns to read from a file with this header line. Raises ReleaseRefused (`layout`)."""
-    dialect = _layout(name, layout)
+    dialect = layout_named(name, layout)
     allowed = dialect.subjects.get(kind)
     if allowed is None:
         kinds = " or ".join(dialect.subjects)
@@ -269,7 +142,8 @@ def until_seconds(text: str) -> int:
     return max(1, int(moment.timestamp()))
 
 
-def _layout(name: str, layout: str) -> Layout:
+def layout_named(name: str, layout: str) -> Layout:
+    """The dialect that a manifest names for the file `name`. Raises ReleaseRefused (`layout`)."""
     if layout not in LAYOUTS:
         raise ReleaseRefused("layout", f"{name}: layout {layout!r} is not known; known are {', '.join(LAYOUTS)}")
     return LAYOUTS[layout]
@@ -283,226 +157,7 @@ def _header_names(header: bytes) -> list[str]:
         return []
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Some rows as columns: texts of what they identify, and for each row its reason and its end."""
-
-    identity: list[pl.Series]
-    plus: bool
-    """A plus sign stands somewhere: numbers may have a sign, identifiers may not."""
-    reasons: ReasonIndexes | None
-    until: Seconds | None
-    until_good: Mask | None
-    """Rows whose end can be read; None: all."""
-
-    def of(self, good: Mask | None) -> tuple[ReasonIndexes | None, Seconds | None]:
-        """Reasons and ends of the rows that are good (None: all)."""
-        if good is None:
-            return self.reasons, self.until
-        return (
-            None if self.reasons is None else self.reasons[good],
-            None if self.until is None else self.until[good],
-        )
-
-
-_Found: TypeAlias = tuple[Mask | None, Mask | None]
-"""Rows that are bad, and rows that hold a range over the limit; None: none."""
-
-
-def _read_chunk(
-    data: bytes, plan: Plan, rows: Rows, reasons: Reasons, tally: Tally
-) -> tuple[int, Mask | None, Mask | None]:
-    """Take some lines: how many rows they hold, and as `_Found`."""
-    columns = _columns(data, plan)
-    number = len(plan.columns)
-    indexes = None if plan.reason is None else reasons.indexes(columns[number])
-    until, until_good = (None, None) if plan.until is None else _ends(columns[-1])
-    batch = _Batch(columns[:number], b"+" in data, indexes, until, until_good)
-    return len(columns[0]), *_TAKE[plan.subject](batch, plan, rows, tally)
-
-
-def _take_imeis(batch: _Batch, plan: Plan, rows: Rows, tally: Tally) -> _Found:
-    texts = batch.identity[0]
-    keys, good = _imeis(texts, batch.plus)
-    if good is None:
-        good = batch.until_good
-        rows.add(_where(good, keys), *batch.of(good))
-        return _not(good), None
-    bad = ~good
-    letters = bad & _matches(texts, _MEID)
-    if letters.any():
-        bad &= ~letters
-        letters = letters if batch.until_good is None else letters & batch.until_good
-        values = texts.filter(pl.Series(letters)).str.to_integer(base=16).cast(pl.UInt64).to_numpy()
-        rows.add(values, *batch.of(letters), base=MEID_BASE)
-    if plan.junk:
-        junk = bad & _matches(texts, _DIRBS_JUNK)
-        tally.skipped += int(junk.sum())
-        bad &= ~junk
-    if batch.until_good is not None:
-        bad |= ~batch.until_good
-        good &= batch.until_good
-    rows.add(keys[good], *batch.of(good))
-    return bad if bad.any() else None, None
-
-
-def _take_tacs(batch: _Batch, _plan: Plan, rows: Rows, _tally: Tally) -> _Found:
-    numbers, good = _digits(batch.identity[0], batch.plus, (TAC_DIGITS,))
-    good = _both(good, batch.until_good)
-    first = _where(good, numbers) * np.uint64(SNR_KEYS)
-    rows.add_spans(first, first + np.uint64(SNR_KEYS - 1), *batch.of(good))
-    return _not(good), None
-
-
-def _take_ranges(batch: _Batch, _plan: Plan, rows: Rows, tally: Tally) -> _Found:
-    first, first_good = _imeis(batch.identity[0], batch.plus)
-    last, last_good = _imeis(batch.identity[1], batch.plus)
-    good = first <= last
-    for other in (first_good, last_good, batch.until_good):
-        good = good if other is None else good & other
-    rows.add_spans(first[good], last[good], *batch.of(good))
-    wide = good & (last - first >= np.uint64(tally.range_tacs_max * SNR_KEYS))
-    return _not(good), wide if wide.any() else None
-
-
-def _take_imsis(batch: _Batch, _plan: Plan, rows: Rows, _tally: Tally) -> _Found:
-    keys, good = _imsis(batch.identity[0], batch.plus)
-    good = _both(good, batch.until_good)
-    rows.add(_where(good, keys), *batch.of(good))
-    return _not(good), None
-
-
-def _take_pairs(batch: _Batch, plan: Plan, rows: Rows, tally: Tally) -> _Found:
-    texts = batch.identity[0]
-    keys, good = _imeis(texts, batch.plus)
-    if good is None:
-        good = np.ones(len(keys), bool)
-    letters = ~good & _matches(texts, _MEID)
-    if letters.any():
-        keys = keys.copy()
-        keys[letters] = texts.filter(pl.Series(letters)).str.to_integer(base=16).to_numpy() + MEID_BASE
-        good |= letters
-    bad = ~good
-    if plan.junk:
-        junk = bad & _matches(texts, _DIRBS_JUNK)
-        tally.skipped += int(junk.sum())
-        bad &= ~junk
-    imsis, imsis_good = _imsis(batch.identity[1], batch.plus)
-    for other in (imsis_good, batch.until_good):
-        if other is not None:
-            bad |= good & ~other
-            good &= other
-    rows.add_pairs(keys[good], imsis[good], *batch.of(good))
-    return bad if bad.any() else None, None
-
-
-_TAKE = {IMEI: _take_imeis, TAC: _take_tacs, RANGE: _take_ranges, IMSI: _take_imsis, PAIR: _take_pairs}
-
-
-_POWERS = np.array([10**digits for digits in range(20)], np.uint64)
-
-
-def _imeis(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
-    """Keys of IMEIs and IMEISVs, and which rows hold one (None: all)."""
-    numbers, good = _digits(texts, plus, IMEI_LENGTHS)
-    lengths = texts.str.len_bytes()
-    if good is None and (length := lengths.min()) == lengths.max():
-        beyond = 0 if length is None else int(length) - KEY_DIGITS  # type: ignore[arg-type]  # polars: any literal
-        return (numbers // _POWERS[beyond] if beyond else numbers), None
-    beyond_each = lengths.fill_null(0).to_numpy().astype(np.int64) - KEY_DIGITS
-    return numbers // _POWERS[np.clip(beyond_each, 0, 2)], good
-
-
-def _imsis(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
-    """Keys of IMSIs as eir.device.imsi_key gives them: with a leading 1."""
-    numbers, good = _digits(texts, plus, IMSI_LENGTHS)
-    lengths = texts.str.len_bytes().fill_null(0).to_numpy()
-    return numbers + _POWERS[np.minimum(lengths, IMSI_LENGTHS[-1])], good
-
-
-def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> tuple[Keys, Mask | None]:
-    """Texts of digits only, of these lengths, as numbers, and which rows hold one (None: all)."""
-    numbers = texts.cast(pl.UInt64, strict=False)
-    sizes = texts.str.len_bytes()
-    if not plus and not numbers.null_count() and sizes.min() in lengths and sizes.max() in lengths:
-        return numbers.to_numpy(), None
-    size = sizes.fill_null(0).to_numpy()
-    good = numbers.is_not_null().to_numpy() & (size >= lengths[0]) & (size <= lengths[-1])
-    if plus:  # a sign is a number's, not an identifier's
-        good &= ~texts.str.starts_with("+").fill_null(value=False).to_numpy()
-    return numbers.fill_null(0).to_numpy(), good
-
-
-def _ends(texts: pl.Series) -> tuple[Seconds, Mask | None]:
-    """Unix seconds of each `until`, and which rows have one that can be read (None: all)."""
-    texts = texts.fill_null("")
-    known: dict[str, int | None] = {}
-    for text in texts.unique().to_list():
-        try:
-            known[text] = until_seconds(text)
-        except ValueError:
-            known[text] = None
-    seconds = texts.replace_strict(known, return_dtype=pl.Int64)
-    good = None if not seconds.null_count() else seconds.is_not_null().to_numpy()
-    return seconds.fill_null(0).to_numpy(), good
-
-
-def _both(one: Mask | None, other: Mask | None) -> Mask | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one & other
-
-
-def _not(good: Mask | None) -> Mask | None:
-    return None if good is None or good.all() else ~good
-
-
-def _where(good: Mask | None, keys: Keys) -> Keys:
-    return keys if good is None else keys[good]
-
-
-def _matches(texts: pl.Series, pattern: str) -> Mask:
-    return texts.str.contains(pattern).fill_null(value=False).to_numpy()
-
-
-def _columns(data: bytes, plan: Plan) -> list[pl.Series]:
-    """The plan's columns of some lines, a text or null for each row; blank lines are none."""
-    positions = plan.positions()
-    in_file_order = sorted(positions)
-    try:
-        frame = pl.read_csv(
-            data,
-            has_header=False,
-            infer_schema=False,
-            columns=in_file_order,
-            separator=plan.separator,
-            quote_char='"' if b'"' in data else None,
-            encoding="utf8-lossy",
-            truncate_ragged_lines=True,
-        )
-    except pl.exceptions.PolarsError:
-        return _columns_by_line(data, plan)
-    columns = [frame.to_series(in_file_order.index(position)) for position in positions]
-    if frame.height == _lines(data) and not any(column.null_count() for column in columns[: len(plan.columns)]):
-        return columns
-    if data.startswith(b"\n") or b"\n\n" in data:
-        data = b"".join(line + b"\n" for line in data.split(b"\n") if line)
-        return _columns(data, plan) if data else [pl.Series(dtype=pl.String) for _ in positions]
-    if frame.height == _lines(data):
-        return columns
-    return _columns_by_line(data, plan)  # a quote that does not close within its line
-
-
-def _columns_by_line(data: bytes, plan: Plan) -> list[pl.Series]:
-    found = [_fields(line, plan) for line in data.split(b"\n") if line]
-    return [pl.Series([fields[at] for fields in found], dtype=pl.String) for at in range(len(plan.positions()))]
-
-
-def _lines(data: bytes) -> int:
-    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
-
-
-def _fields(line: bytes, plan: Plan) -> list[str | None]:
+def fields_of(line: bytes, plan: Plan) -> list[str | None]:
     """The plan's fields of one line, None for those that it does not have; all None if it is no line of CSV."""
     positions = plan.positions()
     try:
@@ -512,26 +167,9 @@ def _fields(line: bytes, plan: Plan) -> list[str | None]:
     return [fields[position] if position < len(fields) else None for position in positions]
 
 
-def _name_rows(names: list[str], where: tuple[str, int], chunk: bytes, which: Mask, plan: Plan) -> None:
-    """Add `file:line: what is wrong` for the first of these rows, while there are fewer than ten.
-
-    `where`: the file, and the number of the chunk's first line.
-    """
-    name, first_line = where
-    wanted = set(np.flatnonzero(which)[: COMPLAINTS_MAX - len(names)].tolist())
-    if wanted:
-        for row, (line, text) in enumerate(_numbered(chunk, first_line)):
-            if row in wanted:
-                names.append(f"{name}:{line}: {_complaint(text, plan)}")
-
-
-def _numbered(chunk: bytes, first_line: int) -> Iterator[tuple[int, bytes]]:
-    return ((line, text) for line, text in enumerate(chunk.split(b"\n"), first_line) if text)
-
-
-def _complaint(line: bytes, plan: Plan) -> str:
+def complaint(line: bytes, plan: Plan) -> str:
     """What is wrong with one row, read by Python alone."""
-    fields = _fields(line, plan)
+    fields = fields_of(line, plan)
     identity, until = fields[: len(plan.columns)], fields[-1] if plan.until is not None else None
     if None in identity:
         return "the row has no " + "+".join(plan.subject) + "; one row a line, quotes closed, is expected"

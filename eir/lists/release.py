@@ -325,7 +325,11 @@ def _verify(
     manifest = parse_manifest(content)
     trust = trusts.get(manifest.list)
     if trust is None:
-        raise _refused(manifest, "unknown_list", f"no list {manifest.list} that releases may change is configured")
+        raise ReleaseRefused(
+            "unknown_list",
+            f"no list {manifest.list} that releases may change is configured",
+            serial=manifest.serial,
+        )
     outcomes = {name: openssh.check(copy, trust) for name, copy in copies}
     counted = distinct_signers({o.fingerprint: o.principals for o in outcomes.values() if isinstance(o, _Signature)})
     if len(counted) < trust.threshold:

@@ -1,0 +1,327 @@
+"""The publisher's side: data files as they are, a manifest beside them, and OpenSSH's signature over it.
+
+May import eir.errors and lists; knows no store. Passphrases, agents and security keys are ssh-keygen's business: it
+inherits the terminal and the environment.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import IO, TypeAlias
+
+from eir.errors import ReleaseRefused
+from eir.lists.delivered import CHUNK_BYTES, DataFile, open_folder
+from eir.lists.layout import BOM, LAYOUTS, guess_layout
+from eir.lists.release import (
+    ADDED,
+    DELTA,
+    ENTRIES,
+    FORMAT,
+    FULL,
+    NAMESPACE,
+    REMOVED,
+    SIGNATURE_BYTES_MAX,
+    SIGNATURES_MAX,
+    FileEntry,
+    is_list_name,
+    is_plain_name,
+    utc_text,
+)
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with a stage (`extract`, `measure`), bytes done and bytes in all."""
+
+EXPANDED_RATIO_MAX = 200
+"""A member of a zip may be this many times as large as it is packed: DIRBS stores, and text packs by 10 to 20."""
+ROWS_MAX = 10**10
+ZIP_MEMBERS_MAX = 1000
+
+# D_blacklist.csv, D_notifications_{operator}.csv, D_exceptions_{operator}.csv and their deltas, D being YYYYmmdd_HHMMSS.
+_DIRBS_NAME = re.compile(
+    r"\d{8}_\d{6}_(?P<what>blacklist|notifications|exceptions)(?:_(?P<operator>.+?))??"
+    r"(?:_delta_(?P<base>-?\d+)_(?P<run>\d+)_(?P<change>[a-z_]+))?\.csv(?:\.gz|\.zst)?"
+)
+_DIRBS_ROLES = {
+    "blocked": ADDED,
+    "unblocked": REMOVED,
+    "new": ADDED,
+    "resolved": REMOVED,
+    "blacklisted": REMOVED,
+    "no_longer_seen": REMOVED,
+    "changed": ADDED,
+    "added": ADDED,
+    "removed": REMOVED,
+}
+_LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
+
+
+def publish(
+    files: Sequence[Path],
+    *,
+    list_name: str,
+    serial: int,
+    base: int | None = None,
+    issued: datetime,
+    expires: datetime,
+    key: Path,
+    more_keys: Sequence[Path] = (),
+    layout: str | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a signed release of these data files (or DIRBS zips) and return its manifest's path.
+
+    `base` makes it a delta: then a file's name ends in `added` or `removed`, or is one of DIRBS's delta files. `layout`
+    None: guessed from each file's header. `out`: the folder that the release goes to; None: the one that the files are
+    in. `key`: an OpenSSH key, or the `.pub` of one that an agent holds; `more_keys` sign after it, for lists that want
+    several signatures. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature then.
+    """
+    report = progress or (lambda _stage, _done, _total: None)
+    kind = FULL if base is None else DELTA
+    _check_arguments(list_name, serial, base, issued, expires)
+    if len(more_keys) >= SIGNATURES_MAX:
+        raise ReleaseRefused("threshold", f"a release carries {SIGNATURES_MAX} signatures at most")
+    folder = _one_folder(files) if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    placed = [name for file in files for name in _place(file, folder, kind, report)]
+    if len(set(placed)) < len(placed):
+        raise ReleaseRefused("file_name", "two data files have the same name")
+    manifest = {
+        "format": FORMAT,
+        "list": list_name,
+        "kind": kind,
+        "serial": serial,
+        **({} if base is None else {"base": base}),
+        "issued": utc_text(issued),
+        "expires": utc_text(expires),
+        "files": [asdict(_described(folder, name, kind, layout, report)) for name in placed],
+    }
+    path = folder / f"{list_name}-{serial}.manifest.json"
+    signatures = [Path(f"{path}.sig"), *(Path(f"{path}.sig.{number}") for number in range(2, SIGNATURES_MAX + 1))]
+    for signature in signatures:  # those of an earlier try are over other bytes
+        signature.unlink(missing_ok=True)
+    _write(path, (json.dumps(manifest, indent=1) + "\n").encode())
+    for signature, signing_key in zip(signatures, (key, *more_keys), strict=False):
+        _sign(path, signature, signing_key)
+    return path
+
+
+def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
+    if not is_list_name(list_name):
+        raise ReleaseRefused("manifest", f"{list_name!r} is no list's name")
+    if serial < 1 or (base is not None and not 0 <= base < serial):
+        raise ReleaseRefused("manifest", "the serial is above 0, and the base of a delta below its serial")
+    if expires <= issued:
+        raise ReleaseRefused("manifest", "a release expires after it is issued")
+
+
+def _one_folder(files: Sequence[Path]) -> Path:
+    folders = {file.resolve().parent for file in files}
+    if len(folders) != 1:
+        raise ReleaseRefused("file_name", "the data files are in several folders; name the one for the release (--out)")
+    return files[0].parent
+
+
+# ---- data files to the release's folder ----
+
+
+def _place(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[str]:
+    """Names of the data files in the release's folder that this file stands for; they are there afterwards."""
+    if file.suffix.lower() == ".zip":
+        return _extract(file, folder, kind, report)
+    if not is_plain_name(file.name):
+        raise ReleaseRefused("file_name", f"{file.name!r} is no plain file name")
+    if file.resolve().parent != folder.resolve():
+        with _opened(file) as source:
+            _put(source, folder / file.name, file.stat().st_size)
+    return (file.name,)
+
+
+def _extract(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[str]:
+    """The CSVs of a zip that a release of this kind is made of, extracted."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = _chosen(archive.infolist(), file.name, kind)
+            total = sum(member.file_size for member in members.values())
+            done = 0
+            for name, member in members.items():
+                if member.file_size > max(member.compress_size, 1 << 10) * EXPANDED_RATIO_MAX:
+                    raise ReleaseRefused("expanded", f"{file.name}: {name} is packed more than {EXPANDED_RATIO_MAX} times")
+                report("extract", done, total)
+                with archive.open(member) as source:
+                    _put(source, folder / name, member.file_size)
+                done += member.file_size
+            report("extract", total, total)
+    except OSError as error:
+        raise ReleaseRefused("file_missing", f"{file}: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, packed in a rare way
+        raise ReleaseRefused("data", f"{file.name} cannot be unpacked: {error}") from None
+    return tuple(members)
+
+
+def _chosen(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mapping[str, zipfile.ZipInfo]:
+    """Members by the plain name that they get: DIRBS's full file or its delta files, else every CSV.
+
+    A DIRBS zip holds the full file and the deltas of the same run; its blacklist, notifications and exceptions come in
+    zips of their own, for each operator one.
+    """
+    if len(infos) > ZIP_MEMBERS_MAX:
+        raise ReleaseRefused("data", f"{zip_name} holds more than {ZIP_MEMBERS_MAX} files")
+    found: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        name = PurePosixPath(info.filename).name
+        if info.is_dir() or not name.endswith((".csv", ".csv.gz", ".csv.zst")):
+            continue
+        if info.filename != name and ".." in PurePosixPath(info.filename).parts:
+            raise ReleaseRefused("file_name", f"{zip_name}: {info.filename!r} leads out of its folder")
+        if not is_plain_name(name) or name in found:
+            raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is no plain file name, or there twice")
+        found[name] = info
+    dirbs = {name: match for name in found if (match := _DIRBS_NAME.fullmatch(name))}
+    if dirbs:
+        wanted = {name: match for name, match in dirbs.items() if (match["change"] is not None) == (kind == DELTA)}
+        sources = {(match["what"], match["operator"]) for match in wanted.values()}
+        if len(sources) > 1:
+            raise ReleaseRefused("layout", f"{zip_name} holds several lists ({_listed(sources)}); publish them apart")
+        found = {name: info for name, info in found.items() if name in wanted}
+    if not found:
+        raise ReleaseRefused("layout", f"{zip_name} holds no CSV for a {kind} release")
+    return found
+
+
+def _listed(sources: set[tuple[str, str]]) -> str:
+    return ", ".join(sorted(" ".join(filter(None, source)) for source in sources))
+
+
+def _put(source: IO[bytes], target: Path, size: int) -> None:
+    """Write `size` bytes under a new name; what is there already is left alone if it is the same, and refused if not."""
+    with _temporary(target) as temporary:
+        with temporary.open("wb") as file:
+            left = size
+            while data := source.read(min(CHUNK_BYTES, left + 1)):
+                left -= len(data)
+                if left < 0:
+                    raise ReleaseRefused("expanded", f"{target.name} is larger than it says")
+                file.write(data)
+        if not os.path.lexists(target):
+            temporary.replace(target)
+        elif target.is_symlink() or not target.is_file() or _digest(target) != _digest(temporary):
+            raise ReleaseRefused("file_exists", f"{target} is there already and differs; remove it first")
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".eir-publish-") as folder:
+        yield Path(folder) / target.name
+
+
+def _write(target: Path, content: bytes) -> None:
+    """A file that is there wholly or not at all."""
+    with _temporary(target) as temporary:
+        temporary.write_bytes(content)
+        temporary.replace(target)
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _opened(file: Path) -> IO[bytes]:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise ReleaseRefused("file_missing", f"{file}: {error.strerror}") from None
+
+
+# ---- what the manifest says of a data file ----
+
+
+def _described(folder: Path, name: str, kind: str, layout: str | None, report: Progress) -> FileEntry:
+    folder_fd = open_folder(folder)
+    try:
+        with DataFile(name, folder_fd) as file:
+            digest = file.sha256()
+            first_line = b""
+            lines = 0
+            for chunk in file.chunks(ROWS_MAX, digest, lambda done: report("measure", done, file.size)):
+                first_line = first_line or chunk[: chunk.index(b"\n") + 1]
+                lines += _filled_lines(chunk)
+            found = layout or guess_layout(first_line)
+            if found is None:
+                raise ReleaseRefused(
+                    "layout", f"{name}: no layout fits its first line; give one of {', '.join(LAYOUTS)} (--layout)"
+                )
+            if found not in LAYOUTS:
+                raise ReleaseRefused("layout", f"layout {found!r} is not known; known are {', '.join(LAYOUTS)}")
+            rows = lines - 1 if LAYOUTS[found].header else lines
+            if rows < 0:
+                raise ReleaseRefused("layout", f"{name} is empty; layout {found} has a header")
+            return FileEntry(
+                name=name, role=_role(name, kind), layout=found, bytes=file.size, rows=rows, sha256=digest
+            )
+    finally:
+        os.close(folder_fd)
+
+
+def _filled_lines(chunk: bytes) -> int:
+    """Lines that are not blank."""
+    chunk = chunk.removeprefix(BOM).replace(b"\r\n", b"\n")
+    lines = chunk.count(b"\n")
+    if chunk.startswith(b"\n") or b"\n\n" in chunk:
+        lines = sum(1 for line in chunk.split(b"\n") if line)
+    return lines
+
+
+def _role(name: str, kind: str) -> str:
+    if kind == FULL:
+        return ENTRIES
+    if (dirbs := _DIRBS_NAME.fullmatch(name)) and dirbs["change"] in _DIRBS_ROLES:
+        return _DIRBS_ROLES[dirbs["change"]]
+    if word := _LAST_WORD.search(name.split(".", maxsplit=1)[0]):
+        return word[1]
+    raise ReleaseRefused(
+        "file_name", f"{name}: does it add or remove? In a delta a file's name ends in added or removed, as in x-added.csv"
+    )
+
+
+# ---- the signature ----
+
+
+def _sign(manifest: Path, signature: Path, key: Path) -> None:
+    """Have ssh-keygen sign, and check what it wrote.
+
+    Reading from standard input it writes to standard output: a file in the way can neither stay nor be asked about.
+    """
+    try:
+        with manifest.open("rb") as content:
+            signed = subprocess.run(
+                ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", key],  # noqa: S607  # where the PATH has it
+                stdin=content,
+                stdout=subprocess.PIPE,
+                check=False,
+            )
+        if signed.returncode or not 0 < len(signed.stdout) <= SIGNATURE_BYTES_MAX:
+            raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see what it said above")
+        _write(signature, signed.stdout)
+        with manifest.open("rb") as content:
+            checked = subprocess.run(
+                ["ssh-keygen", "-Y", "check-novalidate", "-n", NAMESPACE, "-s", signature],  # noqa: S607  # as above
+                stdin=content,
+                capture_output=True,
+                check=False,
+            )
+    except FileNotFoundError:
+        raise ReleaseRefused("openssh", "ssh-keygen is not there; install OpenSSH's client") from None
+    if checked.returncode:
+        signature.unlink()
+        raise ReleaseRefused("signing", f"the signature that ssh-keygen made with {key} does not hold")
