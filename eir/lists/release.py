@@ -295,6 +295,7 @@ _NOT_FOUND = (
     (b"key has expired", "signer_expired"),
     (b"not yet valid", "signer_expired"),
     (b"Certificate invalid", "signer_expired"),
+    (b"no valid principals found", "signer_expired"),
     (b"sshsig_armor", "bad_signature"),
     (b"sshsig_get_pubkey", "bad_signature"),
 )
@@ -310,7 +311,7 @@ _DETAILS = {
     "bad_signature": "the signature is damaged, or the manifest is not the one that was signed",
     "namespace": f"the signature was made for another purpose; sign with ssh-keygen -Y sign -n {NAMESPACE}",
     "untrusted_signer": "the signer is not in the signers file",
-    "signer_expired": "the signer's key or certificate is outside its validity window",
+    "signer_expired": "the signer's key or certificate is outside its validity window, or the certificate names none that is trusted",
     "signer_revoked": "the signer's key is revoked",
 }
 _NEAREST = ("signer_revoked", "signer_expired", "namespace", "bad_signature", "untrusted_signer")
@@ -330,7 +331,10 @@ def _verify(
             f"no list {manifest.list} that releases may change is configured",
             serial=manifest.serial,
         )
-    outcomes = {name: openssh.check(copy, trust) for name, copy in copies}
+    try:
+        outcomes = {name: openssh.check(copy, trust) for name, copy in copies}
+    except ReleaseRefused as refused:
+        raise _refused(manifest, refused.reason, refused.detail) from None
     counted = distinct_signers({o.fingerprint: o.principals for o in outcomes.values() if isinstance(o, _Signature)})
     if len(counted) < trust.threshold:
         reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
