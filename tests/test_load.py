@@ -1,0 +1,476 @@
+"""Loads, end to end: files and signatures on disk, the SQLite store behind; each refusal leaves the list in force."""
+
+import asyncio
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+import zstandard
+from releases import NAME, NOW, Agency, make_key, public, sign, text
+
+from eir.device import MEID_BASE, device_key, imsi_key
+from eir.errors import NothingToRollBack, ReleaseRefused, StoreError
+from eir.lists.load import STAGES, load_release, roll_back
+from eir.lists.pages import PAGE_KEYS, content_digest, decode_keys, decode_sections
+from eir.lists.store import ACCEPTED, REFUSED, ROLLED_BACK
+from eir.stores.sqlite import SqliteStore
+
+IMEIS = [f"35123456{n:06d}" for n in range(0, 1000, 7)]
+
+SCATTERED = b"".join(b"%014d\n" % random.Random(n).randrange(10**14) for n in range(20_000))
+
+
+@pytest.fixture
+def agency(tmp_path):
+    return Agency(tmp_path)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    opened = SqliteStore(tmp_path / "state" / "lists.sqlite")
+    yield opened
+    await opened.close()
+
+
+async def held(store, name=NAME):
+    """(state, {key: reason}, pages) of the list in force; proves the content digest and the sums by the way."""
+    state = await store.state(name)
+    pages = [page async for _, batch in store.pages(name) for page in batch]
+    assert state.content_digest == content_digest(pages)
+    found = {}
+    entries = 0
+    for page in pages:
+        low = decode_keys(page.keys).to_array()
+        codes = decode_sections(page.extra).get(b"R", b"\0")
+        entries += 1 if len(low) == PAGE_KEYS else len(low)
+        for at, key in enumerate(low):
+            found[page.number * PAGE_KEYS + key] = (state.reasons or ("",))[codes[at if len(codes) > 1 else 0]]
+    assert (state.entries, state.devices) == (entries, len(found))
+    return state, found, pages
+
+
+async def refused(agency, manifest, store, **arguments):
+    """The refusal, after checking that it changed nothing and stands in the history."""
+    before = await store.state(NAME), [page async for _, batch in store.pages(NAME) for page in batch]
+    events = len(await store.history())
+    with pytest.raises(ReleaseRefused) as caught:
+        await agency.load(manifest, store, **arguments)
+    after = await store.state(NAME), [page async for _, batch in store.pages(NAME) for page in batch]
+    assert after == before
+    history = await store.history()
+    assert len(history) == events + 1
+    assert (history[-1].what, history[-1].outcome, history[-1].who) == ("refuse", REFUSED, "tester@host")
+    assert history[-1].detail == f"{caught.value.reason}: {caught.value.detail}"
+    assert history[-1].list == caught.value.list_name
+    return caught.value
+
+
+async def test_a_full_release(agency, store):
+    seen = []
+    manifest = agency.release(IMEIS)
+    report = await agency.load(manifest, store, progress=lambda *call: seen.append(call))
+    state, found, _ = await held(store)
+    assert set(found) == {device_key(text) for text in IMEIS}
+    assert (state.kind, state.serial, state.highest_serial, state.generation) == ("devices", 1, 1, 1)
+    assert state.release_digest == hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert (state.issued, state.expires, state.loaded_at) == (text(NOW - timedelta(days=1)), text(NOW + timedelta(days=14)), text(NOW))
+    assert state.signers[0].startswith("agency SHA256:")
+    assert state.reasons == ()
+    assert report.state == state
+    assert (report.rows, report.entries, report.devices, report.entries_before) == (143, 143, 143, 0)
+    assert (report.bad_rows, report.skipped, report.recorded) == (0, 0, True)
+    assert set(report.seconds) == set(STAGES)
+    assert [stage for stage, done, _ in seen if done == 0] == [*STAGES[:3], "build", "build", "write"]
+    assert all(0 <= done <= total for _, done, total in seen)
+    (event,) = await store.history()
+    assert (event.what, event.outcome, event.list, event.serial, event.digest) == ("load", ACCEPTED, NAME, 1, state.release_digest)
+    assert "143 entries" in report.as_text()
+    assert json.loads(json.dumps(report.as_json()))["entries"] == 143
+
+
+async def test_all_kinds_of_file_in_one_release(agency, store):
+    content = b"reason,imei\r\nlost,35000000000001\r\n"
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb") as file:
+        file.write(b"tac,reason\n86000000,recall\n")
+    files = {
+        "singles.csv": ("entries", "eir", content),
+        "more.txt": ("entries", "imei", b"35000000000002\nA0000000000001\n"),
+        "ranges.csv": ("entries", "eir", b"imei_from,imei_to\n35000001999990,35000002000009\n"),
+        "dirbs.csv": ("entries", "dirbs-blacklist", b"imei,block_date,reasons\r\n350000000000037,20260101,a|b\r\n12*#,20260101,x\r\n"),
+        "tacs.csv.gz": ("entries", "eir", buffer.getvalue()),
+        "zst.csv.zst": ("entries", "eir", zstandard.compress(b"imei\n35000000000004\n")),
+    }
+    manifest = agency.release(files)
+    document = json.loads(manifest.read_bytes())
+    for entry in document["files"]:
+        if entry["name"].endswith((".gz", ".zst")):
+            entry["rows"] = 1
+    agency.rewrite(manifest, document)
+    report = await agency.load(manifest, store)
+    _, found, _ = await held(store)
+    tac = 86_000_000 * PAGE_KEYS
+    assert {key: reason for key, reason in found.items() if not tac <= key < tac + PAGE_KEYS} == {
+        35000000000001: "lost",
+        35000000000002: "",
+        35000000000003: "a|b",
+        35000000000004: "",
+        MEID_BASE + 0xA0000000000001: "",
+        **dict.fromkeys(range(35000001999990, 35000002000010), ""),
+    }
+    assert found[tac] == found[tac + 999_999] == "recall"
+    assert (report.skipped, report.devices, report.entries) == (1, PAGE_KEYS + 25, 26)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "says"),
+    [
+        ({"bytes": +1}, "file_size", "the manifest says"),
+        ({"bytes": -1}, "file_size", "the manifest says"),
+        ({"sha256": "0" * 64}, "digest", "SHA-256"),
+        ({"rows": +1}, "rows", "has 143 rows; the manifest says 144"),
+        ({"rows": -1}, "rows", "has 143 rows; the manifest says 142"),
+        ({"name": "other.csv"}, "file_missing", "other.csv is not there"),
+        ({"name": "../data-1.csv"}, "file_name", "no plain file name"),
+        ({"layout": "gsma"}, "layout", "not known"),
+        ({"layout": "dirbs-exceptions"}, "layout", "lists of pairs, not of devices"),
+    ],
+)
+async def test_a_manifest_that_does_not_fit_its_files(agency, store, changes, reason, says):
+    manifest = agency.release(IMEIS)
+    document = json.loads(manifest.read_bytes())
+    for member, change in changes.items():
+        entry = document["files"][0]
+        entry[member] = entry[member] + change if isinstance(change, int) else change
+    agency.rewrite(manifest, document)
+    why = await refused(agency, manifest, store)
+    assert why.reason == reason
+    assert says in why.detail
+
+
+@pytest.mark.parametrize("at", [0, 500, -2])
+async def test_a_flipped_bit_in_the_data(agency, store, at):
+    manifest = agency.release(IMEIS)
+    data = agency.drop / "data-1.csv"
+    content = bytearray(data.read_bytes())
+    content[at] ^= 1
+    data.write_bytes(content)
+    why = await refused(agency, manifest, store)
+    assert (why.reason, why.list_name, why.serial) == ("digest", NAME, 1)
+
+
+@pytest.mark.parametrize("put", ["link", "pipe", "folder"])
+async def test_data_that_is_no_regular_file(agency, store, put):
+    manifest = agency.release(IMEIS)
+    data = agency.drop / "data-1.csv"
+    data.rename(agency.drop / "elsewhere.csv")
+    {"link": lambda: data.symlink_to("elsewhere.csv"), "pipe": lambda: os.mkfifo(data), "folder": data.mkdir}[put]()
+    async with asyncio.timeout(1):
+        assert (await refused(agency, manifest, store)).reason == "not_a_file"
+
+
+@pytest.mark.parametrize("stage", ["digest", "read", "build"])
+async def test_a_file_that_is_swapped_or_changed_during_the_load(agency, store, stage):
+    manifest = agency.release(IMEIS)
+    data = agency.drop / "data-1.csv"
+
+    def swap(at, done, _total):
+        if at == stage and not done:
+            content = data.read_bytes()
+            other = agency.drop / "other"
+            other.write_bytes(content.replace(b"35123456", b"99999999"))
+            other.replace(data)
+
+    await agency.load(manifest, store, progress=swap)  # another file under the name is not the one that was opened
+    _, found, _ = await held(store)
+    assert set(found) == {device_key(text) for text in IMEIS}
+
+
+async def test_a_file_that_is_written_to_during_the_load(agency, store):
+    manifest = agency.release(IMEIS)
+    data = agency.drop / "data-1.csv"
+
+    def write(at, done, _total):
+        if at == "read" and not done:
+            data.write_bytes(data.read_bytes().replace(b"35123456000007", b"99999999000007"))
+
+    assert (await refused(agency, manifest, store, progress=write)).reason == "changed"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows", "reason"),
+    [
+        ("bomb.csv.gz", gzip.compress(b"imei\n" + b" " * 60000 * 100), 1, "expanded"),
+        ("bomb.csv.zst", zstandard.compress(b"imei\n" + b"\n" * 50_000_000), 1, "expanded"),
+        ("line.csv", b"imei\n" + b"1" * 70_000 + b"\n", 1, "expanded"),
+        ("line.csv", b"imei\n" + b"1" * 5_000_000, 10_000, "data"),
+        ("cut.csv.gz", gzip.compress(b"imei\n" + os.urandom(1000).hex().encode() + b"\n")[:-20], 1, "data"),
+        ("none.csv.gz", b"imei\n1\n", 1, "data"),
+        ("none.csv.zst", b"imei\n1\n", 1, "data"),
+        ("tail.csv.gz", gzip.compress(b"imei\n35123456789012\n") + b"tail", 1, "data"),
+        ("cut.csv.zst", zstandard.compress(b"imei\n" + SCATTERED)[:-300], 20_000, "rows"),
+    ],
+)
+async def test_data_that_does_not_expand_as_it_should(agency, store, name, content, rows, reason):
+    agency.settings(bad_rows_max=10**6)
+    manifest = agency.release({name: ("entries", "eir", content)})
+    document = json.loads(manifest.read_bytes())
+    document["files"][0]["rows"] = rows
+    agency.rewrite(manifest, document)
+    assert (await refused(agency, manifest, store)).reason == reason
+
+
+async def test_several_members_and_frames_in_one_file(agency, store):
+    parts = [b"imei\n35123456000001\n3512", b"3456000002\n", b"35123456000003\n"]
+    files = {
+        "a.csv.gz": ("entries", "eir", b"".join(map(gzip.compress, parts))),
+        "b.csv.zst": ("entries", "eir", b"".join(map(zstandard.compress, parts))),
+    }
+    manifest = agency.release(files)
+    document = json.loads(manifest.read_bytes())
+    for entry in document["files"]:
+        entry["rows"] = 3
+    agency.rewrite(manifest, document)
+    assert (await agency.load(manifest, store)).entries == 3
+
+
+async def test_serials_are_never_used_again(agency, store):
+    await agency.load(agency.release(IMEIS, serial=5), store)
+    again = agency.release(IMEIS, serial=5)
+    assert (await refused(agency, again, store)).reason == "serial"
+    await agency.load(agency.release(IMEIS[1:], serial=7), store)
+    assert (await refused(agency, agency.release(IMEIS, serial=6), store)).reason == "serial"
+    state = await roll_back(NAME, store, who="tester@host", now=NOW)
+    assert (state.serial, state.highest_serial, state.generation) == (5, 7, 3)
+    assert set((await held(store))[1]) == {device_key(text) for text in IMEIS}
+    assert (await refused(agency, agency.release(IMEIS[1:], serial=7), store)).reason == "serial"
+    assert (await refused(agency, agency.release(IMEIS, serial=8), store, marks={NAME: 8})).reason == "serial"
+    await agency.load(agency.release(IMEIS, serial=8), store)
+    rollback = [event for event in await store.history() if event.what == "rollback"]
+    assert [(event.outcome, event.serial) for event in rollback] == [(ROLLED_BACK, 5)]
+
+
+async def test_nothing_to_roll_back(store):
+    with pytest.raises(NothingToRollBack):
+        await roll_back(NAME, store, who="tester@host", now=NOW)
+    assert not await store.history()
+
+
+@pytest.mark.parametrize(
+    ("keep", "add", "reason"),
+    [(80, 0, None), (79, 0, "shrink"), (0, 0, "shrink"), (100, 20, None), (100, 21, "growth"), (50, 50, None)],
+)
+async def test_shrinking_and_growth_are_limited(agency, store, keep, add, reason):
+    agency.settings(shrink_max=0.2, growth_max=0.2)
+    first = [f"35111111{n:06d}" for n in range(100)]
+    await agency.load(agency.release(first), store)
+    second = agency.release([*first[:keep], *(f"35222222{n:06d}" for n in range(add))])
+    if reason:
+        why = await refused(agency, second, store)
+        assert why.reason == reason
+        assert "--force" in why.detail
+    report = await agency.load(second, store, force=True)
+    assert report.devices == keep + add
+    assert ("--force" in (await store.history())[-1].detail) is True
+
+
+async def test_a_tac_counts_as_a_million(agency, store):
+    await agency.load(agency.release(IMEIS), store)
+    manifest = agency.release({"t.csv": ("entries", "eir", b"tac\n35123456\n")})
+    why = await refused(agency, manifest, store)
+    assert why.reason == "growth"
+    assert "1000000 would be" in why.detail
+
+
+async def test_ranges_are_limited(agency, store):
+    agency.settings(range_tacs_max=2)
+    wide = b"imei_from,imei_to\n35000000000000,35000001999999\n35000000000000,35000002000000\n"
+    manifest = agency.release({"r.csv": ("entries", "eir", wide)})
+    why = await refused(agency, manifest, store)
+    assert why.reason == "range"
+    assert "r.csv:3: the range holds 3 TACs" in why.detail
+    assert "r.csv:2:" not in why.detail
+    report = await agency.load(manifest, store, force=True)
+    assert (report.devices, report.entries) == (2 * PAGE_KEYS + 1, 3)
+    everything = agency.release({"all.csv": ("entries", "eir", b"imei_from,imei_to\n00000000000000,99999999999999\n")})
+    assert (await refused(agency, everything, store, force=True)).reason == "range"
+
+
+async def test_bad_rows(agency, store):
+    agency.settings(bad_rows_max=3)
+    report = await agency.load(agency.release([*IMEIS, "x", "", "35", "351234560000001234"]), store)
+    assert (report.entries, report.bad_rows) == (143, 3)
+    assert [line.split(":")[1] for line in report.bad] == ["145", "147", "148"]
+    assert "3 bad rows left out" in report.as_text()
+    why = await refused(agency, agency.release([*IMEIS, *"abcd"]), store)
+    assert why.reason == "bad_rows"
+    assert "data-2.csv:148: " in why.detail
+
+
+async def test_force_lifts_no_other_limit(agency, store):
+    await agency.load(agency.release(IMEIS), store)
+    assert (await refused(agency, agency.release([*IMEIS, *"x" * 101]), store, force=True)).reason == "bad_rows"
+    assert (await refused(agency, agency.release(IMEIS, serial=1), store, force=True)).reason == "serial"
+    assert (await refused(agency, agency.release(IMEIS, serial=9, expires=text(NOW)), store, force=True)).reason == "expired"
+    stranger = make_key(agency.folder, "stranger")
+    why = await refused(agency, agency.release(IMEIS, serial=9, key=stranger), store, force=True)
+    assert (why.reason, why.list_name) == ("untrusted_signer", None)
+
+
+async def test_a_local_list_takes_no_releases(agency, store):
+    agency.settings(name="other")
+    agency.settings(local=True)
+    why = await refused(agency, agency.release(IMEIS), store)
+    assert (why.reason, why.list_name) == ("unknown_list", None)
+
+
+async def test_a_dry_run_changes_and_records_nothing(agency, store):
+    report = await agency.load(agency.release(IMEIS), store, dry_run=True)
+    assert (report.come, report.gone, report.state) == (143, 0, None)
+    assert await store.state(NAME) is None
+    await agency.load(agency.release(IMEIS), store)
+    report = await agency.load(agency.release([*IMEIS[3:], "99999999999999"]), store, dry_run=True)
+    assert (report.come, report.gone, report.entries, report.entries_before) == (1, 3, 141, 143)
+    with pytest.raises(ReleaseRefused):
+        await agency.load(agency.release(IMEIS[:5]), store, dry_run=True)
+    assert (await store.state(NAME)).serial == 2
+    assert len(await store.history()) == 1
+
+
+async def test_of_two_loaders_one_wins(agency, store, tmp_path):
+    await agency.load(agency.release(IMEIS), store)
+    first, second = agency.release(IMEIS[1:], serial=2), agency.release(IMEIS[2:], serial=3)
+    other = SqliteStore(tmp_path / "state" / "lists.sqlite")
+    results = await asyncio.gather(agency.load(first, store), agency.load(second, other), return_exceptions=True)
+    lost = [result for result in results if isinstance(result, ReleaseRefused)]
+    assert len(lost) == 1
+    assert lost[0].reason in {"conflict", "serial"}
+    state, _, _ = await held(store)
+    assert state.serial in {2, 3}
+    assert state.generation == 2
+    await other.close()
+
+
+async def test_a_store_that_fails_leaves_the_refusal_or_the_load_as_it_was(agency, store, monkeypatch):
+    async def fail(_event):
+        raise StoreError("full", "no space left")
+
+    manifest = agency.release(IMEIS)
+    monkeypatch.setattr(store, "record", fail)
+    report = await agency.load(manifest, store)
+    assert report.state.serial == 1
+    assert not report.recorded
+    assert "history could not be written" in report.as_text()
+    with pytest.raises(ReleaseRefused) as caught:
+        await agency.load(manifest, store)
+    assert caught.value.reason == "serial"
+
+
+async def test_a_delta_and_its_base(agency, store):
+    delta = {"kind": "delta", "base": 1}
+    added = "imei,reason\n35123456000000,lost\n99999999999999,new\nA0000000000001,\n"
+    files = {
+        "a.csv": ("added", "eir", added.encode()),
+        "r.csv": ("removed", "eir", b"imei\n35123456000007\n35123456000008\n"),
+    }
+    why = await refused(agency, agency.release(files, serial=2, **delta), store)
+    assert why.reason == "base"
+    assert "a full release is needed" in why.detail
+    await agency.load(agency.release(IMEIS, serial=1), store)
+    why = await refused(agency, agency.release(files, serial=4, kind="delta", base=3), store)
+    assert why.reason == "base"
+    assert "base 1" in why.detail
+    before = await held(store)
+    dry = await agency.load(agency.release(files, serial=5, **delta), store, dry_run=True)
+    assert (dry.come, dry.gone) == (2, 1)
+    report = await agency.load(agency.release(files, serial=5, **delta), store)
+    state, found, _ = await held(store)
+    assert found == {
+        **{device_key(text): "" for text in IMEIS if not text.endswith("000007")},
+        35123456000000: "lost",
+        99999999999999: "new",
+        MEID_BASE + 0xA0000000000001: "",
+    }
+    assert (report.come, report.gone, state.generation, state.serial) == (2, 1, 2, 5)
+    assert state.reasons == ("", "lost", "new")
+    change = (await store.changes(NAME, 1))[-1]
+    assert change.pages == (35_123_456, 99_999_999, (MEID_BASE + 0xA0000000000001) // PAGE_KEYS)
+    await roll_back(NAME, store, who="tester@host", now=NOW)
+    after = await held(store)
+    assert after[1:] == before[1:]
+
+
+async def test_a_chain_of_deltas_equals_the_full_list(agency, store):
+    agency.settings(growth_max=100, shrink_max=1)
+    agency.settings(name="whole", growth_max=100, shrink_max=1)
+    rng = random.Random(5)
+    pool = [f"{35000000 + rng.randrange(4):08d}{rng.randrange(60):06d}" for _ in range(150)]
+    truth = dict.fromkeys(rng.sample(pool, 60), "first")
+    for serial in range(1, 12):
+        if serial == 1:
+            rows = "".join(f"{imei},{reason}\n" for imei, reason in truth.items())
+            manifest = agency.release({"f.csv": ("entries", "eir", f"imei,reason\n{rows}".encode())}, serial=1)
+        else:
+            removed = rng.sample(pool, 20)
+            added = {imei: f"r{rng.randrange(6)}" for imei in rng.sample(pool, 20)}
+            for imei in removed:
+                truth.pop(imei, None)
+            truth.update(added)
+            files = {
+                "a.csv": ("added", "eir", ("imei,reason\n" + "".join(f"{k},{v}\n" for k, v in added.items())).encode()),
+                "r.csv": ("removed", "imei", "".join(f"{imei}\n" for imei in removed).encode()),
+            }
+            manifest = agency.release(files, serial=serial, kind="delta", base=serial - 1)
+        await agency.load(manifest, store)
+        rows = "imei,reason\n" + "".join(f"{imei},{reason}\n" for imei, reason in truth.items())
+        await agency.load(agency.release({"w.csv": ("entries", "eir", rows.encode())}, serial=serial, list="whole"), store)
+        _, by_deltas, _ = await held(store)
+        _, whole, _ = await held(store, "whole")
+        assert by_deltas == whole == {device_key(imei): reason for imei, reason in truth.items()}
+
+
+async def test_subscribers_and_pairs(agency, store):
+    agency.settings(kind="subscribers")
+    agency.settings(name="pairs", kind="pairs")
+    await agency.load(agency.release({"s.csv": ("entries", "eir", b"imsi\n001010000000001\n00101000002\n")}), store)
+    assert set((await held(store))[1]) == {imsi_key("001010000000001"), imsi_key("00101000002")}
+    pairs = b"imei,imsi,msisdn\r\n35123456789012,001010000000001,1\r\n35123456789012,001010000000002,1\r\n"
+    exceptions = {"e.csv": ("entries", "dirbs-exceptions", pairs)}
+    await agency.load(agency.release(exceptions, serial=1, list="pairs"), store)
+    removed = {"e.csv": ("removed", "dirbs-exceptions", pairs[: pairs.index(b"\n", 30) + 1])}
+    await agency.load(agency.release(removed, serial=2, list="pairs", kind="delta", base=1), store)
+    _, found, pages = await held(store, "pairs")
+    assert set(found) == {35123456789012}
+    assert decode_sections(pages[0].extra)[b"S"][4:] == imsi_key("001010000000002").to_bytes(8, "little")
+    agency.settings(name="pairs", kind="devices")
+    why = await refused(agency, agency.release({"d.csv": ("added", "imei", b"35123456789012\n")}, serial=3, list="pairs", kind="delta", base=2), store)
+    assert why.reason == "base"
+
+
+async def test_two_signatures_for_a_list_that_wants_two(agency, store):
+    second = make_key(agency.folder, "second")
+    agency.settings(threshold=2, signers=agency.trust("two", f"a {public(agency.key)}", f"b {public(second)}"))
+    manifest = agency.release(IMEIS)
+    assert (await refused(agency, manifest, store)).reason == "threshold"
+    signature = manifest.with_name(manifest.name + ".sig")
+    first = signature.read_bytes()
+    sign(manifest, second, target=signature.with_name(signature.name + ".2"))
+    signature.write_bytes(first)
+    await agency.load(manifest, store)
+    assert len((await store.state(NAME)).signers) == 2
+
+
+def test_the_server_side_of_this_module_does_without_polars():
+    code = "import sys, eir.lists.load, eir.lists.publish; sys.exit('polars' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_load_release_is_what_others_build_against():
+    assert load_release.__kwdefaults__ == {"force": False, "dry_run": False, "marks": None, "progress": None}
