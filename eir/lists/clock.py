@@ -1,0 +1,46 @@
+"""The time by which rows with `until` end. Imports nothing of ours; both clocks are arguments.
+
+A phone that drops out of a list because some clock jumped is a stolen phone that works again. So the time for that purpose
+never goes back, and a wall clock that jumps ahead of the monotonic one is believed only once it has kept the jump for an
+hour; until then time goes on at the pace of the monotonic clock.
+"""
+
+JUMP_S = 3600.0
+"""Further ahead than this, a wall clock has jumped. Steps of NTP and leap seconds are far below."""
+BELIEVED_AFTER_S = 3600.0
+"""Time after which a jump that was kept counts as the right time (a suspended host, a clock that was set)."""
+
+
+class TrustedClock:
+    """Unix seconds that do not jump. `last_seen`: the latest time known from before (a file), 0 if none."""
+
+    __slots__ = ("_jumped_at", "_monotonic", "_time")
+
+    def __init__(self, last_seen: float = 0.0) -> None:
+        self._time = last_seen
+        self._monotonic: float | None = None
+        self._jumped_at: float | None = None
+
+    @property
+    def jumped(self) -> bool:
+        """True while the wall clock is ahead by a jump that is not believed yet."""
+        return self._jumped_at is not None
+
+    def now(self, wall: float, monotonic: float) -> float:
+        """The time to go by, from what both clocks show now."""
+        if self._monotonic is None:  # the monotonic clock says nothing about the time before the process began
+            self._time = max(self._time, wall)
+            self._monotonic = monotonic
+            return self._time
+        expected = self._time + monotonic - self._monotonic
+        self._monotonic = monotonic
+        if wall <= expected + JUMP_S:
+            self._jumped_at = None
+            self._time = max(self._time, wall)
+        elif self._jumped_at is None or monotonic - self._jumped_at < BELIEVED_AFTER_S:
+            self._jumped_at = monotonic if self._jumped_at is None else self._jumped_at
+            self._time = expected
+        else:
+            self._jumped_at = None
+            self._time = wall
+        return self._time

@@ -1,0 +1,470 @@
+"""From a store's changes to the index: one task of each worker. Imports eir.lists; knows no particular store.
+
+Whatever is taken over is proved first: its generation by the state that came with it, its pages by the content digest. What
+cannot be proved is not taken over, and the memory stays in force, as it does when the store is away or has lost data. The
+loop is held for SLICE_S at a time; `longest_slice_s` says how long it was held in fact.
+"""
+
+import asyncio
+import math
+import time
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from enum import Enum, auto
+from typing import Protocol, TypeVar
+
+from eir.errors import StoreChanged, StoreError
+from eir.lists.clock import TrustedClock
+from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList, rank
+from eir.lists.pages import PAGE_KEYS, REASONS, Page, decode_keys, decode_sections, digest_text
+from eir.lists.store import ListState, ListStore
+
+T = TypeVar("T")
+
+SLICE_S = 0.0005
+"""How long the loop is held at a time; taking apart what the store gave comes on top and keeps a slice below 1 ms."""
+WAIT_S = 1.0
+"""The states are read at least this often, whatever the store tells by itself."""
+STORE_TIMEOUT_S = 5.0
+"""How long one answer of the store may take."""
+RETRY_S = 1.0
+EXPIRE_S = 1.0
+READ_AGAIN_MAX = 5
+"""Times that a list is read anew at once because it changed while it was read."""
+UNPROVED = frozenset({"digest", "corrupt"})
+"""Causes that concern one list's pages, not the store."""
+UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
+"""Pause before a list whose digest was wrong is read again; it doubles."""
+SOME_PAGES = 500
+"""Touched pages that are read at a time."""
+PAIR_PAGES_MAX = 2_000
+"""Pages of pairs that one switch may change in place: their IMSIs are counted one by one."""
+SAY_AGAIN_S = 60.0
+"""Pause between two events that say the same of a list."""
+PROOF_MASK = (1 << 64) - 1
+
+
+class Report(Protocol):
+    """Where events go that someone may want to read."""
+
+    def __call__(  # noqa: D102  # the class says it
+        self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
+    ) -> None: ...
+
+
+class Relation(Enum):
+    """How what a store shows stands to what is held."""
+
+    SAME = auto()
+    NEWER = auto()
+    LOST = auto()
+    """The store has less than it had: not followed."""
+
+
+def relation(held: ListState | None, stored: ListState | None) -> Relation:
+    """Compare two states of a list.
+
+    A generation that goes down, or stays while the content differs, means that the store lost what was written; so does
+    a lower highest serial, which never goes down by itself. A serial above all that were ever accepted is a signed
+    release that is new to everyone: it is followed even from a store that lost its generations.
+    """
+    if stored is None:
+        return Relation.SAME if held is None else Relation.LOST
+    if held is None:
+        return Relation.NEWER
+    if stored.highest_serial != held.highest_serial:
+        return Relation.NEWER if stored.highest_serial > held.highest_serial else Relation.LOST
+    if stored.generation != held.generation:
+        return Relation.NEWER if stored.generation > held.generation else Relation.LOST
+    return Relation.SAME if stored == held or stored.content_digest == held.content_digest else Relation.LOST
+
+
+class Slices:
+    """Divides work on the loop: `over` says when to `pause`, and what was held at a time is measured."""
+
+    __slots__ = ("_since", "limit_s", "longest_s")
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.longest_s = 0.0
+        self._since = time.perf_counter()
+
+    @property
+    def deadline(self) -> float:
+        """When the slice that runs should end, by time.perf_counter."""
+        return self._since + self.limit_s
+
+    def begin(self) -> None:
+        """Something was awaited: a slice begins."""
+        self._since = time.perf_counter()
+
+    def over(self) -> bool:
+        """True if the slice is used up."""
+        return time.perf_counter() - self._since > self.limit_s
+
+    def end(self) -> None:
+        """Something will be awaited: the slice ends here."""
+        if self.limit_s < math.inf:
+            self.longest_s = max(self.longest_s, time.perf_counter() - self._since)
+
+    async def pause(self) -> None:
+        """Let the loop turn."""
+        self.end()
+        await asyncio.sleep(0)
+        self.begin()
+
+
+class Proof:
+    """For each page in memory the low 64 bits of its digest, 16 bytes a page.
+
+    A sum modulo 2^256 is also one modulo 2^64: with these an amended list is proved against its content digest, although
+    the pages as they were are no longer at hand.
+    """
+
+    __slots__ = ("_amended", "_marks", "_numbers")
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+        self._marks = array("Q")
+        self._amended: dict[int, int] = {}
+
+    def append(self, number: int, digest: int) -> None:
+        """The next page of a list that is read whole; numbers ascend."""
+        self._numbers.append(number)
+        self._marks.append(digest & PROOF_MASK)
+
+    def __getitem__(self, number: int) -> int:
+        if (mark := self._amended.get(number)) is not None:
+            return mark
+        at = bisect_left(self._numbers, number)
+        return self._marks[at] if at < len(self._numbers) and self._numbers[at] == number else 0
+
+    def difference(self, pages: Sequence[Page]) -> int:
+        """What the digest of the list changes by, modulo 2^64, if these pages replace theirs."""
+        return sum(page.digest() - self[page.number] for page in pages) & PROOF_MASK
+
+    def amend(self, pages: Sequence[Page]) -> None:
+        """Take over pages that came into force."""
+        self._amended.update((page.number, page.digest() & PROOF_MASK) for page in pages)
+
+
+class Follower:
+    """Fills an index from a store and keeps it there.
+
+    `on_switch` is called with each list that came into force. `wall` and `monotonic` are the clocks by which rows end.
+    """
+
+    def __init__(
+        self,
+        store: ListStore,
+        index: Index,
+        *,
+        report: Report,
+        on_switch: Callable[[str, ListState], None],
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.up = False
+        """The store answered when it was last asked."""
+        self.errors: Counter[str] = Counter()
+        """Failures by cause."""
+        self.lost: dict[str, str] = {}
+        """Lists that are in force from memory while the store shows less, and what it shows."""
+        self._store = store
+        self._index = index
+        self._report = report
+        self._on_switch = on_switch
+        self._wall = wall
+        self._monotonic = monotonic
+        self._clock = TrustedClock()
+        self._slices = Slices(SLICE_S)
+        self._expiring = Slices(SLICE_S)
+        self._proofs: dict[str, Proof] = {}
+        self._seen: dict[str, int] = {}
+        self._unproved: dict[str, tuple[float, float]] = {}
+        self._said: dict[tuple[str, str], float] = {}
+        self._in_step_at = monotonic()
+
+    @property
+    def longest_slice_s(self) -> float:
+        """The longest time that the loop was held at once since start() was done, in seconds."""
+        return max(self._slices.longest_s, self._expiring.longest_s)
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since it was last certain that the memory holds what the store holds; up to WAIT_S is normal."""
+        return max(0.0, self._monotonic() - self._in_step_at)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Lists of the configuration that nothing is in memory of."""
+        return tuple(name for name, entries in self._index.lists.items() if entries.state is None)
+
+    async def start(self) -> None:
+        """Fill the index as fast as possible, before anyone is answered.
+
+        Raises nothing for a store that is away or a list that cannot be proved: see `up`, `errors` and `missing`.
+        """
+        self._slices = Slices(math.inf)
+        try:
+            await self._pass(await _in_time(self._store.states()))
+        except StoreError as error:
+            self._failed(error.cause, error)
+        self._slices = Slices(SLICE_S)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_store())
+            tasks.create_task(self._drop_ended())
+
+    async def _follow_store(self) -> None:
+        while True:
+            try:
+                await self._pass(await _in_time(self._store.states()))
+                await _in_time(self._store.wait(self._seen, WAIT_S), STORE_TIMEOUT_S + WAIT_S)
+            except StoreError as error:
+                self._failed(error.cause, error)
+                await asyncio.sleep(RETRY_S)
+            except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
+                self._failed("internal", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _drop_ended(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_S)
+            now = self._now()
+            for entries in tuple(self._index.lists.values()):
+                self._expiring.begin()
+                while not entries.expire(now, self._expiring.deadline):
+                    await self._expiring.pause()
+                self._expiring.end()
+
+    def _now(self) -> float:
+        return self._clock.now(self._wall(), self._monotonic())
+
+    # One look at the store
+
+    async def _pass(self, states: Mapping[str, ListState]) -> None:
+        if not self.up:
+            self.up = True
+            self._report("store_up")
+        self._seen = {name: states[name].generation if name in states else 0 for name in self._index.lists}
+        in_step = True
+        for name in tuple(self._index.lists):
+            in_step &= await self._follow(name, states.get(name))
+        for name in [name for name in self._proofs if name not in self._index.lists]:
+            del self._proofs[name]
+        if in_step:
+            self._in_step_at = self._monotonic()
+
+    async def _follow(self, name: str, stored: ListState | None) -> bool:
+        """Bring one list up to date; True if it is what the store holds."""
+        entries = self._index.lists.get(name)
+        if entries is None:  # the configuration was changed meanwhile
+            return True
+        match relation(entries.state, stored):
+            case Relation.SAME:
+                if self.lost.pop(name, None) is not None:
+                    self._report("store_mended", list=name)
+                return True
+            case Relation.LOST:
+                self._lost(name, entries.state, stored)
+                return False
+        not_before, pause_s = self._unproved.get(name, (0.0, UNPROVED_RETRY_S))
+        if self._monotonic() < not_before:
+            return False
+        try:
+            await self._take_over(name, entries, stored)
+        except StoreError as error:
+            if error.cause not in UNPROVED:
+                raise
+            self._unproved[name] = (self._monotonic() + pause_s, min(2 * pause_s, UNPROVED_RETRY_MAX_S))
+            self._failed(error.cause, error, name)
+            return False
+        self._unproved.pop(name, None)
+        self.lost.pop(name, None)
+        return True
+
+    async def _take_over(self, name: str, entries: DeviceList, stored: ListState | None) -> None:
+        held = entries.state
+        if held is not None and stored is not None and held.content_digest == stored.content_digest:
+            await self._switch(name, entries, self._index.builder(name, stored, amend=True))
+            return
+        for _ in range(READ_AGAIN_MAX):
+            try:
+                if not (held and stored and await self._take_changes(name, entries, held, stored)):
+                    await self._take_all(self._store, name)
+            except StoreChanged:
+                continue
+            return
+        raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
+
+    async def _take_all(self, source: ListStore, name: str) -> None:
+        """Read a list whole, prove it, and put it in force. Nothing happens if the source does not have it."""
+        entries = self._index.lists[name]
+        builder: ListBuilder | None = None
+        proof, total, slices = Proof(), 0, self._slices
+        async with aclosing(_batches(source, name)) as batches:
+            async for state, batch in batches:
+                slices.begin()
+                builder = builder or self._index.builder(name, state)
+                for page in batch:
+                    digest = page.digest()
+                    total += digest
+                    proof.append(page.number, digest)
+                    _add(builder, page)
+                    if slices.over():
+                        await slices.pause()
+                slices.end()
+        if builder is None:
+            return
+        if (found := digest_text(total)) != builder.state.content_digest:
+            raise StoreError("digest", f"list {name}: pages have the digest {found}, not {builder.state.content_digest}")
+        slices.begin()
+        while not builder.expire(self._now(), slices.deadline):
+            await slices.pause()
+        if await self._switch(name, entries, builder):
+            self._proofs[name] = proof
+
+    async def _take_changes(self, name: str, entries: DeviceList, held: ListState, stored: ListState) -> bool:
+        """Take over only the pages that were touched; False if the list must be read whole."""
+        proof = self._proofs.get(name)
+        if proof is None or stored.generation < held.generation:
+            return False
+        steps = await _in_time(self._store.changes(name, held.generation))
+        touched: set[int] = set()
+        for step in steps or ():
+            if step.pages is None:
+                return False
+            touched.update(step.pages)
+        pages_max = PAIR_PAGES_MAX if isinstance(entries, PairList) else AMENDED_PAGES_MAX
+        if not steps or not 0 < len(touched) <= pages_max:
+            return False
+        state, pages = await self._some_pages(name, sorted(touched))
+        slices = self._slices
+        slices.begin()
+        builder = self._index.builder(name, state, amend=True)
+        total = int(held.content_digest, 16) - int(state.content_digest, 16)
+        for page in pages:
+            total += page.digest() - proof[page.number]
+            _add(builder, page)
+            if slices.over():
+                await slices.pause()
+        if total & PROOF_MASK:
+            self._failed("digest", StoreError("digest", "the touched pages do not make up the new digest: reading anew"), name)
+            return False
+        if await self._switch(name, entries, builder):
+            proof.amend(pages)
+        return True
+
+    async def _some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState, Sequence[Page]]:
+        """Numbered pages, empty ones for those that are not there, all of one generation. Raises StoreChanged."""
+        state: ListState | None = None
+        pages: list[Page] = []
+        for at in range(0, len(numbers), SOME_PAGES):
+            part = numbers[at : at + SOME_PAGES]
+            found, some = await _in_time(self._store.some_pages(name, part))
+            if found is None or (state is not None and found.generation != state.generation):
+                raise StoreChanged(f"list {name} changed while its touched pages were read")
+            state = found
+            there = {page.number: page for page in some}
+            pages += [there.get(number) or Page(number, b"") for number in part]
+        if state is None:
+            raise ValueError("no page was asked for")
+        return state, pages
+
+    async def _switch(self, name: str, entries: DeviceList, builder: ListBuilder) -> bool:
+        """The one moment at which a list changes; what it was before is freed after it.
+
+        False if the configuration has let go of the list meanwhile.
+        """
+        if self._index.lists.get(name) is not entries:
+            return False
+        slices = self._slices
+        slices.begin()
+        retired = self._index.switch(name, builder)
+        entries.expire(self._now(), slices.deadline)
+        self._on_switch(name, builder.state)
+        while not retired.free(slices.deadline):
+            await slices.pause()
+        slices.end()
+        return True
+
+    # What went wrong
+
+    def _lost(self, name: str, held: ListState | None, stored: ListState | None) -> None:
+        shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
+        self.lost[name] = shown
+        if self._says("store_lost_data", name) and held is not None:
+            self._report(
+                "store_lost_data",
+                level="error",
+                list=name,
+                held=f"generation {held.generation}, serial {held.serial}",
+                stored=shown,
+                detail="the memory stays in force",
+            )
+
+    def _failed(self, cause: str, error: Exception, name: str | None = None) -> None:
+        self.errors[cause] += 1
+        if name is None and cause != "changed":
+            self.up = False
+        if self._says(cause, name or ""):
+            self._report("store_failed", level="error", reason=cause, list=name, detail=str(error) or type(error).__name__)
+
+    def _says(self, what: str, name: str) -> bool:
+        """Whether an event is due again."""
+        now = self._monotonic()
+        if now - self._said.get((what, name), -math.inf) < SAY_AGAIN_S:
+            return False
+        self._said[what, name] = now
+        return True
+
+
+async def _in_time(answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S) -> T:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await answer
+    except TimeoutError:
+        raise StoreError("timeout", f"the store did not answer within {timeout_s:g} s") from None
+
+
+async def _batches(source: ListStore, name: str) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
+    """The source's batches, each within the time that an answer may take."""
+    async with aclosing(source.pages(name)) as batches:  # type: ignore[type-var]  # stores write it as a generator
+        while True:
+            try:
+                yield await _in_time(anext(batches))
+            except StopAsyncIteration:
+                return
+
+
+def _add(builder: ListBuilder, page: Page) -> None:
+    try:
+        builder.add(page)
+    except ValueError as error:
+        raise StoreError("corrupt", f"page {page.number} is damaged: {error}") from error
+
+
+async def reason_of(store: ListStore, name: str, key: int) -> str | None:
+    """The reason that a list gives for a key, read from the store; None if the key is not listed or has no reason.
+
+    Raises StoreError.
+    """
+    state, pages = await store.some_pages(name, [key // PAGE_KEYS])
+    if state is None or not pages:
+        return None
+    try:
+        keys = decode_keys(pages[0].keys)
+        reasons = decode_sections(pages[0].extra).get(REASONS, b"")
+    except ValueError as error:
+        raise StoreError("corrupt", f"page {pages[0].number} is damaged: {error}") from error
+    position = rank(keys, key % PAGE_KEYS)
+    if position < 0 or not reasons:
+        return None
+    number = reasons[0] if len(reasons) == 1 else reasons[position]
+    return state.reasons[number] if number < len(state.reasons) else "other"
