@@ -32,6 +32,7 @@ from eir.schema import (
     flag,
     many,
     mask_password,
+    number,
     one_of,
     percentage,
     read_document,
@@ -109,7 +110,7 @@ def _address(written: str, default_port: int | None) -> str:
     return f"{_diameter_identity(host)}:{port}"
 
 
-def _listen_url(written: str) -> str:
+def _diameter_url(written: str) -> str:
     scheme, found, rest = written.partition("://")
     if not found or scheme != "tcp":
         raise ValueError
@@ -117,6 +118,13 @@ def _listen_url(written: str) -> str:
         return f"tcp://{_address(rest, DIAMETER_PORT)}"
     except ValueError:
         raise ValueError from None
+
+
+def _connect_url(written: str) -> str:
+    url = _diameter_url(written)
+    if url.endswith(":0"):
+        raise ValueError
+    return url
 
 
 def _http_address(written: str) -> str | None:
@@ -164,8 +172,9 @@ def _tac(written: str) -> str:
     raise ValueError
 
 
-IDENTITY = Kind(expected="a domain name such as eir.epc.mnc001.mcc001.3gppnetwork.org", read=_diameter_identity)
-LISTEN = Kind(expected="tcp://ADDRESS:PORT such as tcp://0.0.0.0:3868 or tcp://[::]:3868", read=_listen_url)
+IDENTITY = Kind(expected="a domain name such as mme1.example.org", read=_diameter_identity)
+LISTEN = Kind(expected="tcp://ADDRESS:PORT such as tcp://0.0.0.0:3868 or tcp://[::]:3868", read=_diameter_url)
+CONNECT = Kind(expected="tcp://ADDRESS:PORT such as tcp://10.20.0.1:3868", read=_connect_url)
 HTTP = Kind(expected="ADDRESS:PORT such as 127.0.0.1:9868, or off", read=_http_address, may_be_empty=True)
 NETWORK = Kind(expected="a network such as 10.1.0.0/16, or an address", read=_network)
 MOMENT = Kind(
@@ -198,8 +207,11 @@ TABLE = (
     Key("peers[].host", IDENTITY, None, "Origin-Host that it has to show; any if left out"),
     Key("peers[].realm", IDENTITY, None, "Origin-Realm that it has to show; any if left out"),
     Key("peers[].from", many(NETWORK), (), "networks that it may connect from; any address if left out"),
+    Key("peers[].connect", CONNECT, None, "where we connect to the peer; it connects to us if left out"),
+    Key("peers[].reconnect_after_s", seconds(1, 3600), 30, "pause before we connect to it again (Tc of RFC 6733)"),
     Key("peers[].connections", whole(1, 64), 1, "connections that one Origin-Host may hold at once"),
     Key("peers[].watchdog_s", seconds(WATCHDOG_MIN_S, 3600), 30, "silence after which a DWR goes out (Tw of RFC 3539)"),
+    Key("peers[].rate_max", number(0.1, 1e6, "requests a second"), None, "requests of the peer that are answered; those above get 3004; no limit if left out"),
     Key("peers[].lenient", many(one_of({name: name for name in sorted(LENIENCES)}), may_be_empty=True), (), "what the peer is forgiven: a CER without a common application, unknown AVPs with the M bit, another node's name as Destination-Host"),
     Key("peers[].as.host", IDENTITY, None, "Origin-Host that we show to this peer; identity.host if left out"),
     Key("peers[].as.realm", IDENTITY, None, "Origin-Realm that we show to this peer; identity.realm if left out"),
@@ -208,12 +220,14 @@ TABLE = (
     Key("limits.max_depth", whole(2, 64), LIMITS.max_depth, "groups inside groups"),
     Key("limits.cer_timeout_s", seconds(0.1, 3600), LIMITS.cer_timeout_s, "time from the accept to a complete CER"),
     Key("limits.partial_message_timeout_s", seconds(0.1, 3600), LIMITS.partial_message_timeout_s, "time from the first byte of a message to its last"),
+    Key("limits.turn_messages", whole(1, 65536), LIMITS.turn_messages, "messages of one connection that are handled before others get their turn"),
     Key("limits.write_buffer_bytes", byte_size(4096, 1 << 28), LIMITS.write_buffer_bytes, "unsent answers above which nothing more is read from the peer"),
     Key("limits.stalled_write_s", seconds(0.1, 3600), LIMITS.stalled_write_s, "time that a peer may leave answers unread before it is dropped"),
     Key("limits.close_after_dpa_s", seconds(0.1, 60), LIMITS.close_after_dpa_s, "time from our DPA to our closing of the connection"),
     Key("limits.duplicate_probe_s", seconds(0.1, 60), LIMITS.duplicate_probe_s, "time that a peer's oldest connection has for its DWA when the peer opens one too many"),
     Key("limits.connections_max", whole(1, 65536), LIMITS.connections_max, "connections at once"),
     Key("limits.unidentified_max", whole(1, 65536), LIMITS.unidentified_max, "connections at once that have not sent a CER yet"),
+    Key("limits.rate_max", number(0.1, 1e6, "requests a second"), None, "requests of all peers together that are answered; those above get 3004; no limit if left out"),
     Key("state", FOLDER, Path("var"), "folder of the SQLite file, the last good copies and the control socket", live=False),
     Key("store", STORE, "sqlite", "where lists are kept", live=False),
     Key("boot_without_lists", one_of({"serve": "serve", "refuse": "refuse"}), "serve", "start without any copy of a list: serve answers by the rest of the policy (/ready says 503), refuse opens no listener", live=False),
@@ -294,7 +308,7 @@ def render(config: Config) -> str:
 
 
 def _label(peer: Mapping[str, Any]) -> str:
-    return str(peer["name"] or peer["host"] or peer["realm"] or peer["from"][0])
+    return str(peer["name"] or peer["host"] or peer["realm"] or next(iter(peer["from"]), ""))
 
 
 def _peer(peer: Mapping[str, Any]) -> PeerSettings:
@@ -303,6 +317,9 @@ def _peer(peer: Mapping[str, Any]) -> PeerSettings:
         host=peer["host"],
         realm=peer["realm"],
         sources=peer["from"],
+        connect=peer["connect"],
+        reconnect_after_s=peer["reconnect_after_s"],
+        rate_max=peer["rate_max"],
         connections=peer["connections"],
         watchdog_s=peer["watchdog_s"],
         lenient=frozenset(peer["lenient"]),
@@ -329,25 +346,28 @@ def _check_peers(document: Document) -> Iterator[Problem]:
     identity = document.values["identity"]
     ours = {name.lower() for name in (identity["host"], *identity["aliases"]) if name}
     names: dict[str, int] = {}
-    for number, peer in enumerate(document.values["peers"]):
-        spot = ("peers", number)
+    for at, peer in enumerate(document.values["peers"]):
+        spot = ("peers", at)
         if not document.faulty(*spot) and not (peer["host"] or peer["realm"] or peer["from"]):
             yield document.problem("a peer that anyone could be; expected at least one of host, realm and from", *spot)
         if peer["host"] and peer["host"].lower() in ours:
             yield document.problem(f"the peer's host {peer['host']} is the node's own name; expected another's", *spot, "host")
-        if peer["name"] in names:
+        label = _label(peer)
+        if label in names:
             yield document.problem(
-                f"the peer's name '{peer['name']}' is taken by the entry in line {names[peer['name']]}", *spot, "name"
-            )
-        elif peer["name"]:
-            names[peer["name"]] = document.line(*spot, "name")
+                f"metrics and commands would call this peer '{label}', like the entry in line {names[label]}; "
+                "expected a 'name' of its own",
+                *spot, "name",
+            )  # fmt: skip
+        elif label:
+            names[label] = document.line(*spot)
 
 
 def _check_listen(document: Document) -> Iterator[Problem]:
     listen = document.values["listen"]
-    for number, url in enumerate(listen):
-        if url in listen[:number] and not url.endswith(":0"):
-            yield document.problem(f"{url} stands twice in 'listen'", "listen", number)
+    for at, url in enumerate(listen):
+        if url in listen[:at] and not url.endswith(":0"):
+            yield document.problem(f"{url} stands twice in 'listen'", "listen", at)
 
 
 def _check_lists(document: Document) -> Iterator[Problem]:
@@ -394,8 +414,8 @@ def _unusable(path: Path) -> str | None:
 def _check_rules(document: Document) -> Iterator[Problem]:
     lists = document.values["lists"]
     conditions = [name for name in (f.name for f in fields(Rule)) if name not in {"answer", "observe"}]
-    for number, rule in enumerate(document.values["policy"]["rules"]):
-        spot = ("policy", "rules", number)
+    for at, rule in enumerate(document.values["policy"]["rules"]):
+        spot = ("policy", "rules", at)
         if not document.faulty(*spot) and not any(rule[name] for name in conditions):
             yield document.problem(
                 f"a rule without a condition answers every device; expected one of {', '.join(conditions)}, or policy.default", *spot
@@ -418,14 +438,13 @@ def _warn_peers(document: Document) -> Iterator[Problem]:
     peers = document.values["peers"]
     if not peers:
         yield document.problem("no peer is configured under 'peers': every connection will be refused", "peers")
-    for number, peer in enumerate(peers):
-        for before, other in enumerate(peers[:number]):
-            if _covers(other, peer):
-                yield document.problem(
-                    f"this peer is never reached: the entry in line {document.line('peers', before)} fits whatever it fits",
-                    "peers", number,
-                )  # fmt: skip
-                break
+    for at, peer in enumerate(peers):
+        first = next((before for before, other in enumerate(peers[:at]) if _covers(other, peer)), None)
+        if first is not None:
+            yield document.problem(
+                f"this peer is never reached: the entry in line {document.line('peers', first)} fits whatever it fits",
+                "peers", at,
+            )  # fmt: skip
 
 
 def _covers(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -447,11 +466,11 @@ def _warn_open_doors(document: Document) -> Iterator[Problem]:
     """Names in a CER are claims: without TLS only the address tells who is there."""
     if all(re.match(r"tcp://(127\.|\[::1\]|localhost:)", url) for url in document.values["listen"]):
         return
-    for number, peer in enumerate(document.values["peers"]):
+    for at, peer in enumerate(document.values["peers"]):
         if not peer["from"]:
             yield document.problem(
                 f"whoever reaches the listener can claim to be peer '{_label(peer)}'; 'from' would say where it connects from",
-                "peers", number,
+                "peers", at,
             )  # fmt: skip
 
 

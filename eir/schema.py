@@ -200,7 +200,7 @@ def number(low: float, high: float, what: str) -> Kind:
             raise ValueError
         return _within(float(written), low, high)
 
-    return Kind(expected=f"{what} from {low:g} to {high:g}", read=read, show=_short_number, bare=True)
+    return Kind(expected=f"{what} from {low:.10g} to {high:.10g}", read=read, show=_short_number, bare=True)
 
 
 def flag() -> Kind:
@@ -541,7 +541,7 @@ def _found(node: yaml.Node) -> str:
 
 def mask_password(url: str) -> str:
     """A URL with its password hidden; anything else as it is."""
-    return re.sub(r"(?<=://)([^/@\s:]*):[^@\s]*@", r"\1:***@", url)
+    return re.sub(r"(?<=://)([^/@\s:]*):\S*@", r"\1:***@", url)
 
 
 def _advice(name: str, section: _Section) -> str:
