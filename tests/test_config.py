@@ -65,6 +65,7 @@ def test_shortest_configuration_has_every_default(write, tmp_path):
     assert config.state == tmp_path / "var"
     assert (config.store, config.boot_without_lists, config.http, config.workers) == ("sqlite", "serve", "127.0.0.1:9868", 1)
     assert (config.full_identifiers, config.log_level, config.warnings) == (False, "info", ())
+    assert load_config(write(GOOD)).lists == {"stolen": ListSettings(name="stolen", signers=tmp_path / "signers")}
 
 
 def test_everything_set(write, tmp_path):
