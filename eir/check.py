@@ -79,8 +79,8 @@ async def explain_answer(
     try:
         key = device_key(question.imei)
     except IdentifierError as e:
-        verdict = compile_policy(policy, index, observed=lambda *_: None, now=now).bad_identity
-        return Answer(question, verdict and verdict.status, verdict and verdict.rule, reason=str(e))
+        bad = compile_policy(policy, index, observed=lambda *_: None, now=now).bad_identity
+        return Answer(question, bad.status if bad else None, bad.rule if bad else None, reason=str(e))
     states: dict[str, ListState] = {}
     for name, settings in lists.items():
         state, pages = await store.some_pages(name, list(_page_numbers(settings.kind, key, question.imsi)))
@@ -95,11 +95,11 @@ async def explain_answer(
         origin_host=question.origin_host, origin_realm=question.origin_realm,
     )  # fmt: skip
     verdict = found.verdict
-    name, reason, serial = verdict.list, None, None
-    if name is not None and name in states:
-        serial = states[name].serial
-        reason = await reason_of(store, name, key)
-    return Answer(question, verdict.status, verdict.rule, name, serial, reason, found.observed, found.not_loaded)
+    reason = serial = None
+    if verdict.list in states:
+        serial = states[verdict.list].serial
+        reason = await reason_of(store, verdict.list, key)
+    return Answer(question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded)
 
 
 def _page_numbers(kind: str, key: int, imsi: str) -> Iterable[int]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -32,6 +32,8 @@ from eir.policy import Policy, Status, Verdict, compile_policy
 from eir.s13.service import S13Service
 from eir.stores.follow import Follower
 from eir.stores.open import open_store
+
+L = TypeVar("L", bound=tuple[str, ...])
 
 DRAIN_S = 8.0
 """How long peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
@@ -276,18 +278,18 @@ class Server:
         connected = self._node.connected()
         states = self._loaded()
         return {
-            "eir_checks_total": dict(self._service.checks),
-            "eir_observed_total": dict(self._observed),
-            "eir_identity_errors_total": dict(self._service.identity_errors),
+            "eir_checks_total": _labelled(self._service.checks),
+            "eir_observed_total": _labelled(self._observed),
+            "eir_identity_errors_total": _labelled(self._service.identity_errors),
             "eir_check_duration_seconds": metrics.histogram(DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s),
-            "eir_diameter_messages_total": dict(counts.messages),
-            "eir_diameter_answers_total": dict(counts.answers),
+            "eir_diameter_messages_total": _labelled(counts.messages),
+            "eir_diameter_answers_total": _labelled(counts.answers),
             "eir_diameter_errors_total": _by_one(counts.errors),
             "eir_diameter_drops_total": _by_one(counts.dropped),
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
             "eir_peer_last_request_timestamp_seconds": _by_one(counts.last_request),
             "eir_peers_refused_total": _by_one(counts.peers_refused),
-            "eir_shed_total": dict(counts.shed),
+            "eir_shed_total": _labelled(counts.shed),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
             "eir_list_issued_timestamp_seconds": _times({name: state.issued for name, state in states.items()}),
@@ -370,6 +372,10 @@ def next_origin_state_id(file: Path) -> int:
 
 def _page_live() -> Response:
     return Response(200, "text/plain; charset=utf-8", b"live\n")
+
+
+def _labelled(values: Mapping[L, int]) -> dict[metrics.Labels, float]:
+    return dict(values.items())
 
 
 def _by_one(values: Mapping[str, float]) -> dict[metrics.Labels, float]:
