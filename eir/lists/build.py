@@ -38,8 +38,8 @@ Seconds: TypeAlias = NDArray[np.int64]
 Indexes: TypeAlias = NDArray[np.int64]
 Progress: TypeAlias = Callable[[int, int], None]
 
-SLAB_KEYS = 1 << 20
-"""Keys that are encoded in one go; their arrays stay small beside the list."""
+SLAB_KEYS = 1 << 16
+"""Keys that are encoded in one go: small arrays stay in the processor's cache, and malloc keeps their memory."""
 SPAN_PAGES_MAX = 2_000_000
 """Pages that the ranges of one release may reach into, `--force` or not: more would not fit in memory."""
 

@@ -22,7 +22,7 @@ import zstandard
 
 from eir.errors import ReleaseRefused
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 2 << 20
 """How much is read, expanded and parsed at a time: it stays in the processor's cache and bounds the memory."""
 LINE_BYTES_MAX = 64 << 10
 EXPANDED_BYTES_PER_ROW = 4 << 10
