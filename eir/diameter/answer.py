@@ -15,6 +15,7 @@ from eir.diameter.message import (
     Message,
     encode_message,
 )
+from eir.errors import DiameterError
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +92,22 @@ def encode_answer(
     flags = request.flags & P_FLAG | (E_FLAG if error else 0)
     ids = (request.hop_by_hop, request.end_to_end)
     return encode_message(flags, request.command, request.application_id, ids, b"".join(parts))
+
+
+def error_answer(request: Message, fault: DiameterError, origin: bytes, avps: bytes, *, session: bool) -> bytes:
+    """The answer that tells of a fault; `avps` are those that the command's own grammar wants besides.
+
+    The E bit goes with the answer-message grammar: for protocol errors (3xxx) always, for permanent failures (5xxx) only
+    where the command's own grammar cannot be followed, since it wants a Session-Id (`session`) and the request has none
+    (RFC 6733 7.1.3, 7.1.5, 7.2).
+    """
+    code = fault.result_code
+    error = is_protocol_error(code) or (code >= 5000 and session and SESSION_ID not in request.first)
+    return encode_answer(
+        request, result_avp(code), origin, avps=b"" if error else avps, failed=fault.failed_avp, error=error
+    )
+
+
+def is_protocol_error(code: int) -> bool:
+    """True for 3xxx, which an answer with the E bit carries (RFC 6733 7.1.3)."""
+    return 3000 <= code < 4000

@@ -1,17 +1,42 @@
-"""The node: listeners, the peer table, limits on connections, drain and reconfiguration (RFC 6733 2, 5)."""
+"""The node: listeners, the peer table, limits on connections, drain and reconfiguration (RFC 6733 2.1, 5.6.4).
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+Puts the parts of this package together on an event loop; knows nothing of any application but its callable.
+"""
+
+import asyncio
+import random
+import ssl
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from eir.diameter.answer import Reply
-from eir.diameter.counts import Counts
+from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer, may_connect
+from eir.diameter.counts import OTHER, Counts
 from eir.diameter.message import Request
+from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Opened, Peer
+from eir.diameter.rate import Bucket, Limit
+from eir.diameter.serve import TOO_BUSY_REPLY, Application, Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings, Report
+from eir.diameter.states import State
+from eir.diameter.transport import Link
+from eir.diameter.watchdog import JITTER_S
+from eir.errors import DiameterError, EirError
 
-__all__ = ["Application", "Counts", "Identity", "Limits", "Node", "PeerSettings", "PeerStatus", "Reply", "Report", "Request"]
+__all__ = [
+    "Application", "Counts", "Identity", "Limits", "Node", "PeerSettings", "PeerStatus", "Reply", "Report", "Request",
+]  # fmt: skip
 
-Application = Callable[[Request], Reply]
-"""Answers one request, synchronously. Raises DiameterError for a fault of the request; anything else becomes a 5012."""
+UNKNOWN_PEER = 3010
+UNABLE_TO_COMPLY = 5012
+ELECTION_LOST = 4003
+
+DIAMETER_PORT, DIAMETER_TLS_PORT = 3868, 5868
+BACKLOG = 1024
+FAILED_MAX = 1024
+"""Peers of which the node remembers that their watchdog gave them up; the oldest is forgotten."""
+CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +50,7 @@ class PeerStatus:
     address: str | None
     """`ip:port` of the peer's side; None without a connection."""
     state: str
-    """The peer's state in lower case (`open`, `wait_cer`, …), `down`, or `disabled`."""
+    """The connection's state in lower case (`open`, `wait_cer`, …); `down` or `disabled` without one."""
     since: float
     """Unix time since when the connection stands; 0 without one."""
     requests: int
@@ -49,28 +74,516 @@ class Node:
         counts: Counts,
         report: Report,
         application_id: int = 16777252,
+        overload: Reply = TOO_BUSY_REPLY,
+        connect_tls: ssl.SSLContext | None = None,
     ) -> None:
-        raise NotImplementedError
+        self.surroundings = Surroundings(
+            identity=identity, limits=limits, application=application, application_id=application_id, counts=counts,
+            report=report, overload=overload, jitter=_jitter,
+        )  # fmt: skip
+        self._peers = tuple(peers)
+        self._connect_tls = connect_tls
+        """For `connect: tls://…`."""
+        self._links: dict[Link, None] = {}
+        """All connections, the oldest first."""
+        self._probes: dict[Link, _Probe] = {}
+        """Connections whose admission waits for the DWA of another, which is the key."""
+        self._waiting: dict[Link, Capabilities] = {}
+        """Connections that wait for an election's end."""
+        self._failed: OrderedDict[str, None] = OrderedDict()
+        """Origin-Hosts whose last connection was given up by the watchdog."""
+        self._disabled: set[str] = set()
+        self._buckets: dict[str, Bucket] = {}
+        self._all: Bucket | None = None
+        self._servers: list[asyncio.Server] = []
+        self._dialers: dict[PeerSettings, asyncio.Task[None]] = {}
+        self._draining = False
+        self._dial_all()
 
-    async def listen(self, url: str) -> tuple[str, int]:
-        """Open a listener at `tcp://host:port` (port 0: any free one) and return its address and port."""
-        raise NotImplementedError
+    @property
+    def identity(self) -> Identity:
+        """Who the node is."""
+        return self.surroundings.identity
+
+    @property
+    def limits(self) -> Limits:
+        """How far the node goes."""
+        return self.surroundings.limits
+
+    async def listen(self, url: str, *, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
+        """Open a listener at `tcp://host:port` or `tls://host:port` (port 0: any free one); return its address and port.
+
+        `tls` is needed for the second form. Raises OSError if the address cannot be had, EirError for another form.
+        """
+        host, port, secure = _endpoint(url)
+        if secure and tls is None:
+            raise EirError(f"{url} needs a certificate")
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: Link(self, loop), host, port, backlog=BACKLOG, ssl=tls if secure else None
+        )
+        self._servers.append(server)
+        address, bound = server.sockets[0].getsockname()[:2]
+        return str(address), int(bound)
 
     def reconfigure(
         self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None
     ) -> None:
-        """Take over new settings; connections that they still allow stay, others are sent a DPR and closed."""
-        raise NotImplementedError
+        """Take over new settings; connections that they still allow stay, others are sent a DPR and closed.
+
+        Closed are also those of peers that are to see other names of ours from now on.
+        """
+        self._peers = tuple(peers)
+        self.surroundings = replace(
+            self.surroundings, identity=identity or self.identity, limits=limits or self.limits
+        )
+        self._buckets = {label: bucket for label, bucket in self._buckets.items() if label in self._rates()}
+        self._all = None
+        now = _now()
+        for link in list(self._links):
+            if link.peer is not None:
+                self._reconfigure_link(link, link.peer, now)
+                link.pump()
+        self._dial_all()
 
     async def drain(self, timeout_s: float) -> None:
-        """Stop accepting, tell each peer by DPR (REBOOTING), answer until they close, at most `timeout_s`."""
-        raise NotImplementedError
+        """Stop accepting, tell each peer by DPR (REBOOTING), answer until they close, at most `timeout_s`.
+
+        Afterwards no connection, no listener and no task of the node is left.
+        """
+        self._draining = True
+        for server in self._servers:
+            server.close()
+        dialers = list(self._dialers.values())
+        self._dialers.clear()
+        for dialer in dialers:
+            dialer.cancel()
+        now = _now()
+        for link in list(self._links):
+            if link.peer is not None:
+                link.peer.stop(DisconnectCause.REBOOTING, now, "drained")
+                link.pump()
+        await asyncio.gather(*dialers, return_exceptions=True)
+        closing = [link.closed for link in self._links]
+        if closing:
+            await asyncio.wait(closing, timeout=timeout_s)
+        rest = list(self._links)
+        for link in rest:
+            link.abort()
+        if rest:
+            await asyncio.wait([link.closed for link in rest])
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+
+    def disable(self, label: str) -> bool:
+        """Turn a peer away until `enable`: DPR (DO_NOT_WANT_TO_TALK_TO_YOU) now, 3010 for later CERs.
+
+        False if no entry has this label.
+        """
+        if label not in {settings.label for settings in self._peers}:
+            return False
+        self._disabled.add(label)
+        now = _now()
+        for link in list(self._links):
+            if link.peer is not None and link.peer.settings is not None and link.peer.settings.label == label:
+                link.peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "disabled")
+                link.pump()
+        self._dial_all()
+        return True
+
+    def enable(self, label: str) -> bool:
+        """Take a peer again that was disabled. False if no entry has this label."""
+        if label not in {settings.label for settings in self._peers}:
+            return False
+        self._disabled.discard(label)
+        self._dial_all()
+        return True
 
     def status(self) -> list[PeerStatus]:
-        """All connections, and the configured peers that have none."""
-        raise NotImplementedError
+        """All connections, and the entries of the peer table that have none."""
+        rows = [_status(link, link.peer) for link in self._links if link.peer is not None]
+        there = {row.label for row in rows}
+        rows += [
+            PeerStatus(
+                label=settings.label, host=settings.host, realm=settings.realm, address=None,
+                state="disabled" if settings.label in self._disabled else "down",
+                since=0.0, requests=0, answers=0, watchdog="initial",
+            )
+            for settings in self._peers
+            if settings.label not in there
+        ]  # fmt: skip
+        return rows
+
+    def connected(self) -> dict[str, int]:
+        """Open connections by peer label; 0 for each entry of the peer table that has none."""
+        found = dict.fromkeys((settings.label for settings in self._peers), 0)
+        for link in self._links:
+            if link.peer is not None and link.peer.state is State.OPEN:
+                found[link.peer.label] = found.get(link.peer.label, 0) + 1
+        return found
+
+    # transport.Owner
+
+    def accept(self, link: Link) -> Peer | None:
+        """Take a new connection from a known source, within the limits."""
+        refused = self._refuses(link)
+        if refused is not None:
+            self.surroundings.counts.peers_refused[refused] += 1
+            self.surroundings.report(
+                "peer_refused", reason=refused, level="warning", address=link.address,
+                setting="limits.connections_max" if refused == "connections_max" else "peers: from",
+            )  # fmt: skip
+            return None
+        unidentified = [other for other in self._links if other.peer is not None and _is_unidentified(other.peer)]
+        if len(unidentified) >= self.limits.unidentified_max:
+            # The oldest goes: a good peer sends its CER at once, a flood of idle connections does not.
+            self._drop(unidentified[0], "unidentified_max")
+        self._links[link] = None
+        return self._new_peer(link)
+
+    def handle(self, link: Link, event: Event) -> None:
+        """Decide what concerns more than one connection."""
+        match event:
+            case Arrived():
+                self._arrived(link, event)
+            case Opened():
+                self._opened(link)
+            case Alive():
+                self._alive(link)
+            case Closed():
+                self._closed(link, event)
+            case _:
+                pass  # The node asks nothing, so that nothing is Answered.
+
+    def lost(self, link: Link) -> None:
+        """Forget a connection."""
+        self._links.pop(link, None)
+
+    # Connections and the peer table
+
+    def _refuses(self, link: Link) -> str | None:
+        if not may_connect(self._peers, link.source):
+            return "source"
+        if len(self._links) >= self.limits.connections_max:
+            return "connections_max"
+        return "draining" if self._draining else None
+
+    def _new_peer(self, link: Link) -> Peer:
+        return Peer(
+            self.surroundings, lambda said: self._recognise(link, said), addresses=(link.local,), now=_now(),
+            first_id=random.getrandbits(32), secure=link.certificate_names() is not None,
+        )  # fmt: skip
+
+    def _recognise(self, link: Link, said: Capabilities) -> PeerSettings:
+        """Whose CER or CEA it is (RFC 6733 5.3, 5.6); raises DiameterError 3010."""
+        settings = find_peer(self._peers, said.host, said.realm, link.source)
+        if settings is None:
+            raise DiameterError(UNKNOWN_PEER, "unknown_peer", f"no entry of the peer table fits {link.address}")
+        if said.host.lower() in {self.identity.host.lower(), (settings.as_host or "").lower()}:
+            raise DiameterError(UNKNOWN_PEER, "own_origin_host", "it calls itself by our own name")
+        if settings.label in self._disabled:
+            raise DiameterError(UNKNOWN_PEER, "disabled", "the peer is disabled")
+        names = link.certificate_names()
+        if names is not None and not certificate_fits(names, said, settings):
+            raise DiameterError(UNKNOWN_PEER, "tls_name", f"its certificate is for {', '.join(names) or 'nobody'}")
+        return settings
+
+    def _arrived(self, link: Link, event: Arrived) -> None:
+        """A good CER: take it, unless there is another connection that it has to be weighed against."""
+        host = event.capabilities.host
+        if self._loses_election(host):
+            # 5.6.4: we connect to it at the same time, and its CEA decides; until then this connection waits.
+            self._waiting[link] = event.capabilities
+            return
+        self._weigh(link, event.capabilities, event.settings)
+
+    def _weigh(self, link: Link, said: Capabilities, settings: PeerSettings) -> None:
+        """One connection too many (RFC 6733 2.1, 5.6): the oldest proves that it lives, or makes room."""
+        peer = link.peer
+        if peer is None:
+            return
+        now = _now()
+        there = self._open_links(said.host)
+        if len(there) < settings.connections:
+            self._admit(peer, now)
+            return
+        oldest = there[0]
+        known = oldest.peer.capabilities if oldest.peer is not None else None
+        if known is not None and (said.origin_state_id or 0) > (known.origin_state_id or 0) > 0:
+            # RFC 6733 8.16: the peer has restarted since, and knows nothing of its old connection.
+            self._drop(oldest, "restarted")
+            self._admit(peer, now)
+        elif oldest in self._probes or oldest.peer is None:
+            peer.refuse(_one_too_many(), now)
+        else:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(self.limits.duplicate_probe_s, self._silent, oldest)
+            self._probes[oldest] = _Probe(link, timer)
+            oldest.peer.probe(now)
+            oldest.pump()
+
+    def _alive(self, link: Link) -> None:
+        probe = self._probes.pop(link, None)
+        if probe is None:
+            return
+        probe.timer.cancel()
+        if probe.link.peer is not None:
+            probe.link.peer.refuse(_one_too_many(), _now())
+            probe.link.pump()
+
+    def _silent(self, oldest: Link) -> None:
+        """No DWA on the oldest connection in time: the new one takes its place."""
+        if oldest in self._probes:
+            self._drop(oldest, "duplicate_silent")
+
+    def _opened(self, link: Link) -> None:
+        peer = link.peer
+        if peer is None or peer.capabilities is None:
+            return
+        host = peer.capabilities.host.lower()
+        self._failed.pop(host, None)
+        self.surroundings.report(
+            "peer_open", peer=peer.label, host=peer.capabilities.host, realm=peer.capabilities.realm, address=link.address
+        )
+        # An election that this connection has won by being open: the peer's own connection goes (R-Disc).
+        for other, said in list(self._waiting.items()):
+            if said.host.lower() == host and other.peer is not None:
+                del self._waiting[other]
+                other.peer.refuse(DiameterError(ELECTION_LOST, "election_lost", "our own connection is open"), _now())
+                other.pump()
+
+    def _closed(self, link: Link, event: Closed) -> None:
+        peer = link.peer
+        probe = self._probes.pop(link, None)
+        if probe is not None:
+            probe.timer.cancel()
+            if probe.link.peer is not None:
+                self._admit(probe.link.peer, _now())
+                probe.link.pump()
+        for oldest, probing in list(self._probes.items()):
+            if probing.link is link:
+                probing.timer.cancel()
+                del self._probes[oldest]
+        self._waiting.pop(link, None)
+        if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
+            if event.reason in {"watchdog", "duplicate_silent"}:
+                self._failed[peer.capabilities.host.lower()] = None
+                if len(self._failed) > FAILED_MAX:
+                    self._failed.popitem(last=False)
+            self.surroundings.report(
+                "peer_closed", peer=peer.label, reason=event.reason, host=peer.capabilities.host, address=link.address
+            )
+        if peer is not None and peer.settings is not None and peer.settings.connect is not None:
+            self._end_elections(peer.settings)
+
+    def _admit(self, peer: Peer, now: float) -> None:
+        said, settings = peer.capabilities, peer.settings
+        if said is None or settings is None:
+            return
+        peer.rates = self._limits_of(settings, now)
+        peer.admit(now, failed_before=said.host.lower() in self._failed)
+
+    def _drop(self, link: Link, reason: str) -> None:
+        counts = self.surroundings.counts
+        if link.peer is not None:
+            (counts.peers_refused if _is_unidentified(link.peer) else counts.errors)[reason] += 1
+            link.peer.drop(reason, _now())
+            link.pump()
+
+    def _open_links(self, host: str) -> list[Link]:
+        return [
+            link
+            for link in self._links
+            if link.peer is not None
+            and link.peer.state is State.OPEN
+            and link.peer.capabilities is not None
+            and link.peer.capabilities.host.lower() == host.lower()
+        ]
+
+    def _limits_of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
+        """The buckets that a peer's requests draw from: one for all, one for its entry."""
+        limits = []
+        if self.limits.rate_max is not None:
+            self._all = self._all or Bucket(self.limits.rate_max, now)
+            limits.append(Limit("rate_max_all", self._all))
+        if settings.rate_max is not None:
+            bucket = self._buckets.get(settings.label)
+            if bucket is None or bucket.rate_max != settings.rate_max:
+                bucket = self._buckets[settings.label] = Bucket(settings.rate_max, now)
+            limits.append(Limit("rate_max", bucket))
+        return tuple(limits)
+
+    def _rates(self) -> set[str]:
+        return {settings.label for settings in self._peers if settings.rate_max is not None}
+
+    def _reconfigure_link(self, link: Link, peer: Peer, now: float) -> None:
+        said = peer.capabilities
+        if said is None:
+            peer.configure(self.surroundings, None, now)
+            if not may_connect(self._peers, link.source):
+                peer.drop("source", now)
+            return
+        settings = find_peer(self._peers, said.host, said.realm, link.source)
+        if settings is None:
+            peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "removed")
+            return
+        shown = (settings.as_host or self.identity.host, settings.as_realm or self.identity.realm)
+        if shown != (peer.face.host, peer.face.realm):
+            peer.stop(DisconnectCause.REBOOTING, now, "renamed")
+            return
+        peer.configure(self.surroundings, settings, now)
+        peer.rates = self._limits_of(settings, now)
+
+    # Connections that we make
+
+    def _dial_all(self) -> None:
+        """One task for each peer to connect to, and none for those that are no more."""
+        wanted = {
+            settings for settings in self._peers if settings.connect is not None and settings.label not in self._disabled
+        }
+        for settings in [settings for settings in self._dialers if settings not in wanted]:
+            self._dialers.pop(settings).cancel()
+        if self._draining:
+            return
+        for settings in wanted - self._dialers.keys():
+            self._dialers[settings] = asyncio.get_running_loop().create_task(self._dial(settings))
+
+    async def _dial(self, settings: PeerSettings) -> None:
+        """Keep a connection to a peer: attempt, wait for its end, wait Tc, attempt again (RFC 6733 2.1, 5.6)."""
+        while True:
+            if not self._is_connected(settings):
+                await self._attempt(settings)
+            # Tc; it also keeps us away from a peer that said BUSY or DO_NOT_WANT_TO_TALK_TO_YOU (5.4.3).
+            await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
+
+    def _is_connected(self, settings: PeerSettings) -> bool:
+        if settings.host is not None and self._open_links(settings.host):
+            return True
+        peers = [link.peer for link in self._links if link.peer is not None and link.peer.state is not State.CLOSED]
+        return any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers)
+
+    async def _attempt(self, settings: PeerSettings) -> None:
+        host, port, secure = _endpoint(settings.connect or "")
+        loop = asyncio.get_running_loop()
+        link: Link | None = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, link = await loop.create_connection(
+                    lambda: Link(_Dialed(self, settings), loop), host, port, ssl=self._connect_tls if secure else None
+                )
+        except (OSError, TimeoutError, ssl.SSLError) as e:
+            self.surroundings.report(
+                "connect_failed", peer=settings.label, reason=type(e).__name__, level="warning", detail=str(e)
+            )
+            self._end_elections(settings)
+            return
+        await asyncio.shield(link.closed)
+
+    def connect(self, link: Link, settings: PeerSettings) -> Peer:
+        """We have made this connection: the peer that speaks on it."""
+        self._links[link] = None
+        peer = self._new_peer(link)
+        now = _now()
+        peer.rates = self._limits_of(settings, now)
+        peer.connect(settings, now)
+        return peer
+
+    def _loses_election(self, host: str) -> bool:
+        """Whether our own attempt at the same peer outranks its CER; if we win the election, ours is closed (5.6.4)."""
+        attempts = [
+            link
+            for link in self._links
+            if link.peer is not None
+            and link.peer.state is State.WAIT_CEA
+            and link.peer.settings is not None
+            and (link.peer.settings.host or "").lower() == host.lower()
+        ]
+        if not attempts:
+            return False
+        ours = attempts[0].peer.face.host.lower() if attempts[0].peer is not None else ""
+        if ours > host.lower():
+            for link in attempts:
+                self._drop(link, "election")
+            return False
+        return True
+
+    def _end_elections(self, settings: PeerSettings) -> None:
+        """Our attempt came to nothing: the peer's own connection, if it waits, is taken (I-Peer-Disc)."""
+        for link, said in list(self._waiting.items()):
+            if said.host.lower() == (settings.host or "").lower() and link.peer is not None:
+                del self._waiting[link]
+                self._weigh(link, said, link.peer.settings or settings)
+                link.pump()
+
+
+class _Dialed:
+    """The owner of a connection that the node made; all but its beginning is the node's."""
+
+    def __init__(self, node: Node, settings: PeerSettings) -> None:
+        self._node = node
+        self._settings = settings
 
     @property
-    def connected(self) -> dict[str, int]:
-        """Open connections by peer label; 0 for each configured peer that has none."""
-        raise NotImplementedError
+    def surroundings(self) -> Surroundings:
+        return self._node.surroundings
+
+    def accept(self, link: Link) -> Peer | None:
+        return self._node.connect(link, self._settings)
+
+    def handle(self, link: Link, event: Event) -> None:
+        self._node.handle(link, event)
+
+    def lost(self, link: Link) -> None:
+        self._node.lost(link)
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """A connection whose admission waits for the DWA on another."""
+
+    link: Link
+    timer: asyncio.TimerHandle
+
+
+def _one_too_many() -> DiameterError:
+    return DiameterError(UNABLE_TO_COMPLY, "duplicate", "its other connection is alive")
+
+
+def _is_unidentified(peer: Peer) -> bool:
+    return peer.state in {State.WAIT_CER, State.WAIT_ADMISSION}
+
+
+def _status(link: Link, peer: Peer) -> PeerStatus:
+    said, settings, watchdog = peer.capabilities, peer.settings, peer.watchdog
+    return PeerStatus(
+        label=settings.label if settings is not None else OTHER,
+        host=said.host if said is not None else None,
+        realm=said.realm if said is not None else None,
+        address=link.address,
+        state=peer.state.name.lower(),
+        since=link.since,
+        requests=peer.requests,
+        answers=peer.answers,
+        watchdog=watchdog.status.name.lower() if watchdog is not None else "initial",
+    )
+
+
+def _endpoint(url: str) -> tuple[str, int, bool]:
+    """Host, port and whether TLS is meant, of `tcp://host:port` or `tls://host:port`."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"tcp", "tls"} or not parts.hostname:
+        raise EirError(f"expected tcp://host:port or tls://host:port, got {url}")
+    secure = parts.scheme == "tls"
+    port = parts.port
+    if port is None:
+        port = DIAMETER_TLS_PORT if secure else DIAMETER_PORT
+    return parts.hostname, port, secure
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _jitter() -> float:
+    return random.uniform(-JITTER_S, JITTER_S)  # noqa: S311 - jitter is no secret

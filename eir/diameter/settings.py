@@ -84,6 +84,8 @@ class Limits:
     """From the accept to a complete CER; from our CER to the CEA."""
     partial_message_timeout_s: float = 10
     """From the first byte of a message to its last."""
+    turn_messages: int = 256
+    """Messages of one connection handled before other connections get their turn."""
     write_buffer_bytes: int = 262_144
     """Unsent answers, above which the node stops reading from the peer."""
     stalled_write_s: float = 10
@@ -96,3 +98,5 @@ class Limits:
     """Connections at once, those that have not sent a CER yet included."""
     unidentified_max: int = 128
     """Connections at once that have not sent a CER yet."""
+    rate_max: float | None = None
+    """Application requests a second that are answered, over all peers; None: no limit."""

@@ -169,6 +169,13 @@ class Watchdog:
         self.pending = True
         self.deadline = now + self._interval_s
 
+    def retime(self, tw_s: float, now: float) -> None:
+        """Take over another Tw; the timer that runs starts anew with it."""
+        if max(tw_s, WATCHDOG_LEAST_S) != self._tw_s:
+            self._tw_s = max(tw_s, WATCHDOG_LEAST_S)
+            self._interval_s = self._tw_s + self._jitter()
+            self.deadline = now + self._interval_s
+
     def _step(self, event: Event, now: float) -> Action:
         step = TABLE[self.status, event]
         self.status = step.status

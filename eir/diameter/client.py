@@ -1,0 +1,187 @@
+"""The asking side: connect to a Diameter node, exchange capabilities, send requests, await their answers, disconnect.
+
+A thin layer over Peer and Link; what is answered is handed on as it came (RFC 6733 6.1.8 redirects included: an answer is
+reported, never followed).
+"""
+
+import asyncio
+import os
+import random
+import ssl
+import time
+from contextlib import suppress
+
+from eir.diameter.answer import Reply
+from eir.diameter.avp import encode_text
+from eir.diameter.counts import Counts
+from eir.diameter.dictionary import S13, SESSION_ID
+from eir.diameter.message import Answer, Request
+from eir.diameter.peer import Answered, Closed, DisconnectCause, Event, Opened, Peer
+from eir.diameter.serve import Surroundings
+from eir.diameter.settings import APPLICATIONS, Identity, Limits, PeerSettings
+from eir.diameter.transport import Link
+from eir.errors import DiameterError, EirError
+
+COMMAND_UNSUPPORTED = 3001
+
+
+class Client:
+    """One open connection; made by `connect`. Requests may be sent at the same time."""
+
+    def __init__(self, surroundings: Surroundings, settings: PeerSettings) -> None:
+        self.surroundings = surroundings
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._sessions = random.getrandbits(32)
+        self.peer_host = ""
+        """Origin-Host of the other end's CEA."""
+        self.peer_realm = ""
+        """Origin-Realm of the other end's CEA."""
+        self.closed_by = ""
+        """Why the connection is over; empty while it is open."""
+
+    @property
+    def pending(self) -> int:
+        """Requests that have no answer yet."""
+        return len(self._waiting)
+
+    async def request(self, command: int, application_id: int, avps: bytes, *, timeout_s: float = 5.0) -> Answer:
+        """Send a request and return its answer; Session-Id, Origin-Host and Origin-Realm are put before `avps`.
+
+        Raises TimeoutError without an answer in time, EirError if the connection is over.
+        """
+        link, peer = self._link, self._link.peer if self._link is not None else None
+        if link is None or peer is None or self.closed_by:
+            raise EirError(f"the connection is closed ({self.closed_by or 'never opened'})")
+        session = encode_text(SESSION_ID, self._session_id())
+        hop_by_hop = peer.ask(command, application_id, session + peer.face.origin + avps)
+        waiting: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting[hop_by_hop] = waiting
+        link.pump()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await waiting
+        finally:
+            self._waiting.pop(hop_by_hop, None)
+            peer.forget(hop_by_hop)
+
+    async def close(self, timeout_s: float = 2.0) -> None:
+        """Disconnect by DPR (DO_NOT_WANT_TO_TALK_TO_YOU), and wait for the end at most `timeout_s`."""
+        link = self._link
+        if link is None:
+            return
+        if link.peer is not None:
+            link.peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, self._loop.time())
+            link.pump()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(link.closed)
+        link.abort()
+        await link.closed
+
+    # transport.Owner
+
+    def accept(self, link: Link) -> Peer:
+        """The connection stands: begin with our CER."""
+        now = self._loop.time()
+        peer = Peer(
+            self.surroundings, lambda _: self._settings, addresses=(link.local,), now=now,
+            first_id=random.getrandbits(32), secure=link.certificate_names() is not None,
+        )  # fmt: skip
+        peer.connect(self._settings, now)
+        return peer
+
+    def handle(self, link: Link, event: Event) -> None:
+        """Wake whoever waits for it."""
+        said = link.peer.capabilities if link.peer is not None else None
+        match event:
+            case Opened() if said is not None and not self._opened.done():
+                self.peer_host, self.peer_realm = said.host, said.realm
+                self._opened.set_result(None)
+            case Answered(hop_by_hop, answer):
+                waiting = self._waiting.get(hop_by_hop)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(answer)
+            case Closed(reason, detail):
+                self._over(detail or reason)
+            case _:
+                pass
+
+    def lost(self, link: Link) -> None:
+        """Nothing will be answered any more."""
+        del link
+        self._over("peer_closed")
+
+    # Inside
+
+    async def open(self, host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float) -> None:
+        """Connect and exchange capabilities; see `connect`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, self._link = await self._loop.create_connection(lambda: Link(self, self._loop), host, port, ssl=tls)
+                await self._opened
+        except TimeoutError:
+            await self.close(0)
+            raise EirError(f"{host}:{port} did not answer within {timeout_s:g} s") from None
+        except OSError as e:
+            raise EirError(f"cannot connect to {host}:{port}: {e.strerror or e}") from None
+        except EirError:
+            await self.close(0)
+            raise
+
+    def _over(self, why: str) -> None:
+        self.closed_by = self.closed_by or why
+        if not self._opened.done():
+            self._opened.set_exception(EirError(f"the connection was not accepted: {self.closed_by}"))
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(EirError(f"the connection was closed before the answer: {self.closed_by}"))
+
+    def _session_id(self) -> str:
+        # RFC 6733 8.8: <Origin-Host>;<high 32 bits>;<low 32 bits>, unique for ever.
+        self._sessions = self._sessions + 1 & 0xFFFFFFFF
+        return f"{self.surroundings.identity.host};{int(time.time())};{self._sessions};{os.getpid()}"
+
+
+async def connect(
+    host: str,
+    port: int,
+    *,
+    origin_host: str,
+    origin_realm: str,
+    timeout_s: float = 5.0,
+    tls: ssl.SSLContext | None = None,
+    application_id: int = S13,
+    counts: Counts | None = None,
+) -> Client:
+    """An open connection to a node, as a client of this name and realm.
+
+    Whatever applications the node offers, it is asked. Raises EirError if it cannot be reached, or answers the CER by
+    anything but 2001.
+    """
+    identity = Identity(host=origin_host, realm=origin_realm, product_name="eir probe", origin_state_id=int(time.time()))
+    surroundings = Surroundings(
+        identity=identity, limits=Limits(cer_timeout_s=timeout_s), application=_refuse, application_id=application_id,
+        counts=counts or Counts(), report=_no_report, jitter=_no_jitter,
+    )  # fmt: skip
+    settings = PeerSettings(label="probe", lenient=frozenset({APPLICATIONS}))
+    client = Client(surroundings, settings)
+    await client.open(host, port, tls, timeout_s)
+    return client
+
+
+def _refuse(request: Request) -> Reply:
+    raise DiameterError(COMMAND_UNSUPPORTED, "command", f"command {request.command}")
+
+
+def _no_report(
+    event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
+) -> None:
+    """A client tells by its exceptions."""
+
+
+def _no_jitter() -> float:
+    return 0.0

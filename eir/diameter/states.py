@@ -1,0 +1,167 @@
+"""The states of one connection as a table (RFC 6733 5.6): (state, input) → (action, next state). Data only.
+
+The RFC's table is for a peer, with up to two connections; this one is for a connection. A responder's is Closed until its
+CER, an initiator's Wait-I-CEA from the start. What concerns two connections at once (election, one too many) is decided
+by the node in between: WAIT_ADMISSION, the RFC's Wait-Returns. What the actions do stands in peer.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from eir.diameter.dictionary import CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG, DISCONNECT_PEER
+
+
+class State(IntEnum):
+    """Of one connection; the names of RFC 6733 5.6 beside them."""
+
+    WAIT_CER = 0
+    """Accepted, no CER yet (Closed)."""
+    WAIT_ADMISSION = 1
+    """The CER is good, the node has not said yet whether this connection is wanted (Wait-Returns)."""
+    WAIT_CEA = 2
+    """We connected and sent our CER (Wait-I-CEA)."""
+    OPEN = 3
+    """R-Open, I-Open."""
+    CLOSING = 4
+    """Our DPR is out (Closing)."""
+    LEAVING = 5
+    """The peer's DPR is answered; it may still ask until the connection is gone (Closing)."""
+    CLOSED = 6
+
+
+class Input(IntEnum):
+    """What happens to a connection."""
+
+    CER = 0
+    CEA = 1
+    DWR = 2
+    DWA = 3
+    DPR = 4
+    DPA = 5
+    REQUEST = 6
+    ANSWER = 7
+    ADMIT = 8
+    """The node wants this connection (Win-Election)."""
+    REFUSE = 9
+    """The node does not want it (R-Reject)."""
+    STOP = 10
+    """The node wants to end it in order."""
+    TIMEOUT = 11
+    """A timer ran out: of the handshake, the watchdog, or the disconnection."""
+    END = 12
+    """The transport is gone (R-Peer-Disc, I-Peer-Disc)."""
+
+
+class Action(IntEnum):
+    """What is done about it."""
+
+    NOTHING = 0
+    PROCESS_CER = 1
+    SEND_CEA = 2
+    REJECT = 3
+    """A CEA with the node's reason, then the end."""
+    PROCESS_CEA = 4
+    SEND_DWA = 5
+    PROCESS_DWA = 6
+    SEND_DPA = 7
+    SEND_DPR = 8
+    SERVE = 9
+    """Answer the request."""
+    TAKE = 10
+    """Hand an answer to whoever asked; drop it if nobody did (6.2.1)."""
+    CER_AGAIN = 11
+    DROP = 12
+    DISCARD = 13
+    """A message that must not stand here: drop it, and close."""
+    DISCONNECT = 14
+
+
+class Transition(NamedTuple):
+    """One cell of the table; an action may end in CLOSED instead, when the message turns out to be bad."""
+
+    action: Action
+    state: State
+
+
+def _row(otherwise: Transition, **cells: tuple[Action, State]) -> tuple[Transition, ...]:
+    return tuple(Transition(*cells[what.name]) if what.name in cells else otherwise for what in Input)
+
+
+_A, _S = Action, State
+_GONE = dict.fromkeys(("TIMEOUT", "END"), (_A.DISCONNECT, _S.CLOSED))
+
+# fmt: off
+TABLE: dict[State, tuple[Transition, ...]] = {
+    # RFC 6733 5.6, row by row. The first message of a connection is a CER, else it is closed (5.6.1).
+    State.WAIT_CER: _row(
+        Transition(_A.DISCARD, _S.CLOSED), **_GONE,
+        CER=(_A.PROCESS_CER, _S.WAIT_ADMISSION),
+        ADMIT=(_A.NOTHING, _S.WAIT_CER),
+        REFUSE=(_A.DISCONNECT, _S.CLOSED),
+        STOP=(_A.DISCONNECT, _S.CLOSED),
+    ),
+    State.WAIT_ADMISSION: _row(
+        Transition(_A.DISCARD, _S.CLOSED), **_GONE,
+        ADMIT=(_A.SEND_CEA, _S.OPEN),
+        REFUSE=(_A.REJECT, _S.CLOSED),
+        STOP=(_A.DISCONNECT, _S.CLOSED),
+    ),
+    State.WAIT_CEA: _row(
+        Transition(_A.DISCARD, _S.CLOSED), **_GONE,
+        CEA=(_A.PROCESS_CEA, _S.OPEN),
+        ADMIT=(_A.NOTHING, _S.WAIT_CEA),
+        REFUSE=(_A.DISCONNECT, _S.CLOSED),
+        STOP=(_A.DISCONNECT, _S.CLOSED),
+    ),
+    State.OPEN: _row(
+        Transition(_A.NOTHING, _S.OPEN), **_GONE,
+        CER=(_A.CER_AGAIN, _S.OPEN),
+        CEA=(_A.DROP, _S.OPEN),
+        DWR=(_A.SEND_DWA, _S.OPEN),
+        DWA=(_A.PROCESS_DWA, _S.OPEN),
+        DPR=(_A.SEND_DPA, _S.LEAVING),
+        DPA=(_A.DROP, _S.OPEN),
+        REQUEST=(_A.SERVE, _S.OPEN),
+        ANSWER=(_A.TAKE, _S.OPEN),
+        STOP=(_A.SEND_DPR, _S.CLOSING),
+    ),
+    # 5.4: whoever sent the DPR closes when the DPA is there. Until then, and until the peer closes after its own DPR,
+    # requests are answered: a phone waits for each.
+    State.CLOSING: _row(
+        Transition(_A.NOTHING, _S.CLOSING), **_GONE,
+        CER=(_A.CER_AGAIN, _S.CLOSING),
+        CEA=(_A.DROP, _S.CLOSING),
+        DWR=(_A.SEND_DWA, _S.CLOSING),
+        DWA=(_A.PROCESS_DWA, _S.CLOSING),
+        DPR=(_A.SEND_DPA, _S.CLOSING),
+        DPA=(_A.DISCONNECT, _S.CLOSED),
+        REQUEST=(_A.SERVE, _S.CLOSING),
+        ANSWER=(_A.TAKE, _S.CLOSING),
+    ),
+    State.LEAVING: _row(
+        Transition(_A.NOTHING, _S.LEAVING), **_GONE,
+        CER=(_A.CER_AGAIN, _S.LEAVING),
+        CEA=(_A.DROP, _S.LEAVING),
+        DWR=(_A.SEND_DWA, _S.LEAVING),
+        DWA=(_A.PROCESS_DWA, _S.LEAVING),
+        DPR=(_A.SEND_DPA, _S.LEAVING),
+        DPA=(_A.DROP, _S.LEAVING),
+        REQUEST=(_A.SERVE, _S.LEAVING),
+        ANSWER=(_A.TAKE, _S.LEAVING),
+    ),
+    State.CLOSED: _row(Transition(_A.NOTHING, _S.CLOSED)),
+}
+# fmt: on
+
+REQUESTS = {
+    CAPABILITIES_EXCHANGE: Input.CER,
+    DEVICE_WATCHDOG: Input.DWR,
+    DISCONNECT_PEER: Input.DPR,
+}
+"""Command of the base application → input, R bit set."""
+ANSWERS = {
+    CAPABILITIES_EXCHANGE: Input.CEA,
+    DEVICE_WATCHDOG: Input.DWA,
+    DISCONNECT_PEER: Input.DPA,
+}
+"""Command of the base application → input, R bit clear."""

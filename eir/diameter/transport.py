@@ -1,0 +1,244 @@
+"""One transport connection on the event loop: what comes in goes to the Peer, what it has to say goes out.
+
+All complete messages of a read are answered in one write, synchronously. Memory is bounded: nothing is read while the
+peer leaves its answers unread, and such a peer is dropped after a while. Imports peer, counts and settings; knows nothing
+of other connections.
+"""
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol, cast
+
+from eir.diameter.capabilities import source_address
+from eir.diameter.peer import Closed, Event, Peer
+from eir.diameter.serve import Surroundings
+from eir.diameter.states import State
+
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER on, 0 seconds: closing sends a RST."""
+
+
+class Owner(Protocol):
+    """What a connection's owner does for it."""
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """Limits, counts and the rest of what the node's connections share."""
+
+    def accept(self, link: "Link") -> Peer | None:
+        """A connection stands: the peer that speaks on it, or None to close it at once."""
+
+    def handle(self, link: "Link", event: Event) -> None:
+        """Something happened on the connection."""
+
+    def lost(self, link: "Link") -> None:
+        """The connection is gone; nothing more will come from it."""
+
+
+class Link(asyncio.Protocol):
+    """The connection. `peer` is None before the owner has accepted it."""
+
+    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+        self._owner = owner
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._stalled: asyncio.TimerHandle | None = None
+        self._reading = True
+        self._read_at = 0.0
+        self.peer: Peer | None = None
+        self.since = 0.0
+        """Unix time of the connection's beginning."""
+        self.address = ""
+        """`ip:port` of the other end."""
+        self.source: IPv4Address | IPv6Address = IPv4Address(0)
+        """IP address of the other end."""
+        self.local = ""
+        """IP address of our end."""
+        self.closed: asyncio.Future[None] = loop.create_future()
+        """Done when the connection is gone."""
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask the owner whether the connection is wanted."""
+        self._transport = cast("asyncio.Transport", transport)
+        self.since = time.time()
+        try:
+            host, port = transport.get_extra_info("peername")[:2]
+            self.local = transport.get_extra_info("sockname")[0]
+            self.source = source_address(host)
+        except (TypeError, ValueError, IndexError):
+            # The other end was gone before the loop came to it.
+            self._transport.abort()
+            return
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._transport.set_write_buffer_limits(high=self._owner.surroundings.limits.write_buffer_bytes)
+        self.peer = self._owner.accept(self)
+        if self.peer is None:
+            self._transport.abort()
+            return
+        self.pump()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand the bytes to the peer, and send what it answers."""
+        peer = self.peer
+        if peer is None:
+            return
+        self._read_at = time.perf_counter()
+        self._turn(peer, data)
+
+    def eof_received(self) -> bool:
+        """The peer will send nothing more; what it asked before is answered, then the transport closes."""
+        if self.peer is not None:
+            self.peer.end(self._loop.time())
+            self.pump()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is gone, by whatever cause."""
+        del exc
+        for timer in (self._timer, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._stalled = None
+        peer = self.peer
+        if peer is not None:
+            peer.end(self._loop.time())
+            events, peer.events = peer.events, []
+            for event in events:
+                self._owner.handle(self, event)
+            self.peer = None
+            self._owner.lost(self)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def pause_writing(self) -> None:
+        """The peer does not read: stop reading from it, and give it a while."""
+        self._set_reading()
+        self._stalled = self._loop.call_later(self._owner.surroundings.limits.stalled_write_s, self._give_up)
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        self._set_reading()
+
+    # What the owner calls
+
+    def pump(self) -> None:
+        """Do what the peer wants done: hand out its events, write its bytes, close, set its timer."""
+        peer, transport = self.peer, self._transport
+        if peer is None or transport is None:
+            return
+        closed: Closed | None = None
+        while True:
+            out = peer.take()
+            if out:
+                transport.write(out)
+            if not peer.events:
+                break
+            events, peer.events = peer.events, []
+            for event in events:
+                if isinstance(event, Closed):
+                    closed = event
+                self._owner.handle(self, event)
+        if closed is not None:
+            self._close(transport, closed)
+            return
+        self._set_timer(peer)
+        self._set_reading()
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def certificate_names(self) -> Sequence[str] | None:
+        """DNS names in the certificate of the other end; None without TLS, empty without a certificate."""
+        tls = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+        if tls is None:
+            return None
+        certificate = tls.getpeercert() or {}
+        return [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+
+    # Inside
+
+    def _turn(self, peer: Peer, data: bytes) -> None:
+        before = peer.answers
+        peer.receive(data, self._loop.time())
+        self.pump()
+        answered = peer.answers - before
+        if answered:
+            counts = self._owner.surroundings.counts
+            counts.durations.add(time.perf_counter() - self._read_at, answered)
+            counts.last_request[peer.label] = time.time()
+        if peer.more:
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self.peer is not None and self.peer.more:
+            self._turn(self.peer, b"")
+
+    def _set_reading(self) -> None:
+        """Read only while what is read can be dealt with at once."""
+        peer, transport = self.peer, self._transport
+        if peer is None or transport is None or transport.is_closing():
+            return
+        wanted = self._stalled is None and not peer.more and peer.state is not State.WAIT_ADMISSION
+        if wanted is not self._reading:
+            self._reading = wanted
+            if wanted:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+
+    def _set_timer(self, peer: Peer) -> None:
+        due = peer.deadline()
+        if due is None or (self._timer is not None and self._timer_at <= due):
+            return  # A timer that comes too early finds nothing to do, and sets the right one.
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._loop.call_at(due, self._timer_ran_out)
+
+    def _timer_ran_out(self) -> None:
+        self._timer = None
+        if self.peer is not None:
+            due = self.peer.deadline()
+            # The loop's clock is that of the iteration's start, which may lie a little before the timer's time.
+            if due is not None:
+                self.peer.timer(max(self._loop.time(), self._timer_at))
+            self.pump()
+
+    def _give_up(self) -> None:
+        self._stalled = None
+        if self.peer is not None:
+            counts, report = self._owner.surroundings.counts, self._owner.surroundings.report
+            counts.errors["stalled_write"] += 1
+            report(
+                "connection_fault", peer=self.peer.label, reason="stalled_write", level="warning",
+                detail="the peer does not read its answers", setting="limits.stalled_write_s",
+            )  # fmt: skip
+        self.abort()
+
+    def _close(self, transport: asyncio.Transport, closed: Closed) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if closed.reset:
+            with suppress(OSError, AttributeError):
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            transport.abort()
+            return
+        transport.close()
+        if self._stalled is None:
+            # What is still unsent may go out, but not for ever.
+            self._stalled = self._loop.call_later(self._owner.surroundings.limits.stalled_write_s, self.abort)
