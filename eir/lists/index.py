@@ -15,6 +15,7 @@ before is freed in steps, and so is everything else here that could take long: t
 
 import heapq
 import time
+from codecs import utf_32_le_decode, utf_32_le_encode
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import accumulate, chain
@@ -50,14 +51,14 @@ def hold(keys: BitMap) -> Held | None:
     """The form in which a page's keys are held; None if there are none."""
     if (count := len(keys)) < BITMAP_KEYS:
         # Surrogates are characters like any other here: these strings are searched, never written out.
-        return keys.to_array().tobytes().decode("utf-32-le", "surrogatepass") if count else None
+        return utf_32_le_decode(keys.to_array(), "surrogatepass")[0] if count else None
     return WHOLE if count == PAGE_KEYS else keys
 
 
 def held_keys(held: Held) -> Keys:
     """The keys of a held page in ascending order."""
     if isinstance(held, str):
-        return np.frombuffer(held.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        return np.frombuffer(utf_32_le_encode(held, "surrogatepass")[0], dtype="<u4")
     if isinstance(held, range):
         return np.arange(PAGE_KEYS, dtype="<u4")
     return np.frombuffer(held.to_array(), dtype="<u4")
@@ -309,20 +310,26 @@ class ListBuilder:
 
     def add(self, page: Page) -> None:
         """Take a page as a store gives it (for an amendment: empty if it is gone). Raises ValueError if it is damaged."""
-        part = decode_part(page)
+        number, keys, extra = page
         if self.amends:
-            self._changes[page.number] = part
-        elif part is not None:
-            before = self._base.pages.get(page.number)
-            if before is not None and before.__class__ is part.held.__class__ and before == part.held:
-                part.held = before
-            if part.until or part.imsis:
-                self._contents.put(page.number, part)
-            else:
-                self._contents.pages[page.number] = part.held
-            if self._pairs:
-                for imsi in memoryview(part.imsis).cast("Q"):
-                    self._contents.bind(imsi, 1)
+            self._changes[number] = decode_part(page)
+            return
+        if extra:  # else no Part is needed: most pages are only keys
+            part = decode_part(page)
+            held = None if part is None else part.held
+        else:
+            part, held = None, hold(decode_keys(keys)) if keys else None
+        if held is None:
+            return
+        before = self._base.pages.get(number)
+        if before is not None and before.__class__ is held.__class__ and before == held:
+            held = before
+        self._contents.pages[number] = held
+        if part is not None and (part.until or part.imsis):
+            part.held = held
+            self._contents.put(number, part)
+            for imsi in memoryview(part.imsis).cast("Q") if self._pairs else ():
+                self._contents.bind(imsi, 1)
 
     def expire(self, now: float, deadline: float) -> bool:
         """Drop the rows that ended before the list came into force, as DeviceList.expire does after."""

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from enum import Enum, auto
+from time import perf_counter
 from typing import Protocol, TypeVar
 
 from eir.errors import StoreChanged, StoreError
@@ -83,32 +84,24 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
 
 
 class Slices:
-    """Divides work on the loop: `over` says when to `pause`, and what was held at a time is measured."""
+    """Divides work on the loop: past `deadline` (time.perf_counter) it is time to `pause`; what was held is measured."""
 
-    __slots__ = ("_since", "limit_s", "longest_s")
+    __slots__ = ("_since", "deadline", "limit_s", "longest_s")
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
         self.longest_s = 0.0
-        self._since = time.perf_counter()
-
-    @property
-    def deadline(self) -> float:
-        """When the slice that runs should end, by time.perf_counter."""
-        return self._since + self.limit_s
+        self.begin()
 
     def begin(self) -> None:
         """Something was awaited: a slice begins."""
-        self._since = time.perf_counter()
-
-    def over(self) -> bool:
-        """True if the slice is used up."""
-        return time.perf_counter() - self._since > self.limit_s
+        self._since = perf_counter()
+        self.deadline = self._since + self.limit_s
 
     def end(self) -> None:
         """Something will be awaited: the slice ends here."""
         if self.limit_s < math.inf:
-            self.longest_s = max(self.longest_s, time.perf_counter() - self._since)
+            self.longest_s = max(self.longest_s, perf_counter() - self._since)
 
     async def pause(self) -> None:
         """Let the loop turn."""
@@ -131,10 +124,10 @@ class Proof:
         self._marks = array("Q")
         self._amended: dict[int, int] = {}
 
-    def append(self, number: int, digest: int) -> None:
-        """The next page of a list that is read whole; numbers ascend."""
-        self._numbers.append(number)
-        self._marks.append(digest & PROOF_MASK)
+    def extend(self, pages: Sequence[Page], marks: Sequence[int]) -> None:
+        """The next pages of a list that is read whole; numbers ascend."""
+        self._numbers.extend([page.number for page in pages])
+        self._marks.extend(marks)
 
     def __getitem__(self, number: int) -> int:
         if (mark := self._amended.get(number)) is not None:
@@ -249,9 +242,9 @@ class Follower:
     # One look at the store
 
     async def _pass(self, states: Mapping[str, ListState]) -> None:
-        if not self.up:
-            self.up = True
-            self._report("store_up")
+        if not self.up and self.errors:
+            self._report("store_back")
+        self.up = True
         self._seen = {name: states[name].generation if name in states else 0 for name in self._index.lists}
         in_step = True
         for name in tuple(self._index.lists):
@@ -312,13 +305,15 @@ class Follower:
             async for state, batch in batches:
                 slices.begin()
                 builder = builder or self._index.builder(name, state)
+                marks = []
                 for page in batch:
                     digest = page.digest()
                     total += digest
-                    proof.append(page.number, digest)
+                    marks.append(digest & PROOF_MASK)
                     _add(builder, page)
-                    if slices.over():
+                    if perf_counter() > slices.deadline:
                         await slices.pause()
+                proof.extend(batch, marks)
                 slices.end()
         if builder is None:
             return
@@ -352,7 +347,7 @@ class Follower:
         for page in pages:
             total += page.digest() - proof[page.number]
             _add(builder, page)
-            if slices.over():
+            if perf_counter() > slices.deadline:
                 await slices.pause()
         if total & PROOF_MASK:
             self._failed("digest", StoreError("digest", "the touched pages do not make up the new digest: reading anew"), name)

@@ -91,6 +91,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 # Many pages as one text: for each its number (16 digits), two lengths (8 digits each), keys and extra, all hexadecimal.
 GATHER = "group_concat(printf('%016X%08X%08X', id & :mask, length(keys), length(extra)) || hex(keys) || hex(extra), '')"
 HEAD = struct.Struct(">QII")
+HEAD_BYTES = HEAD.size
 
 READ_BATCH = f"""
 SELECT generation, state, (SELECT {GATHER} FROM (
@@ -394,10 +395,10 @@ def _decode_batch(text: str | None) -> list[Page]:
     pages, at, end = [], 0, len(data)
     while at < end:
         number, keys, extra = HEAD.unpack_from(data, at)
-        at += HEAD.size
-        middle, after = at + keys, at + keys + extra
-        pages.append(Page(number, data[at:middle], data[middle:after]))
-        at = after
+        at += HEAD_BYTES
+        middle = at + keys
+        pages.append(Page(number, data[at:middle], data[middle : middle + extra]))
+        at = middle + extra
     return pages
 
 
