@@ -251,8 +251,8 @@ class DeviceList:
             return chr(key % 1_000_000) in held
         return key % 1_000_000 in held
 
-    def keys(self) -> Iterator[int]:
-        """All keys in ascending order; for tests and checks, since it walks the whole list."""
+    def __iter__(self) -> Iterator[int]:
+        """All keys in ascending order: a walk through the whole list."""
         for number in sorted(self._contents.pages):
             base = number * PAGE_KEYS
             for remainder in held_keys(self._contents.pages[number]):

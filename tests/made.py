@@ -1,0 +1,57 @@
+"""Pages and states as a load would make them, for the tests of stores, followers and the index."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pyroaring import BitMap
+
+from eir.lists.pages import (
+    PAGE_KEYS,
+    REASONS,
+    SUBSCRIBERS,
+    UNTIL,
+    Page,
+    content_digest,
+    encode_keys,
+    encode_sections,
+)
+from eir.lists.store import Event, ListState
+
+
+def page(number: int, keys: Iterable[int], *, reasons: bytes = b"", until: Sequence[int] = (), imsis: Sequence[Sequence[int]] = ()):
+    """One page: remainders, and in their order reason bytes, ends (one for all, or one each), IMSI keys."""
+    counts = b"".join(len(bound).to_bytes(4, "little") for bound in imsis)
+    bound = b"".join(imsi.to_bytes(8, "little") for each in imsis for imsi in each)
+    ends = b"".join(end.to_bytes(8, "little") for end in until)
+    extra = encode_sections([(REASONS, reasons), (UNTIL, ends), (SUBSCRIBERS, counts + bound)])
+    bitmap = BitMap(keys)
+    return Page(number, encode_keys(bitmap) if bitmap else b"", extra if bitmap else b"")
+
+
+def pages_of(keys: Iterable[int]) -> list[Page]:
+    """The pages of a plain list of keys."""
+    found: dict[int, list[int]] = {}
+    for key in keys:
+        found.setdefault(key // PAGE_KEYS, []).append(key % PAGE_KEYS)
+    return [page(number, found[number]) for number in sorted(found)]
+
+
+def pair_pages(pairs: Mapping[int, Sequence[int]]) -> list[Page]:
+    """The pages of a list of pairs: device key → IMSI keys."""
+    found: dict[int, dict[int, Sequence[int]]] = {}
+    for key, imsis in pairs.items():
+        found.setdefault(key // PAGE_KEYS, {})[key % PAGE_KEYS] = imsis
+    return [page(number, rows, imsis=[sorted(rows[key]) for key in sorted(rows)]) for number, rows in sorted(found.items())]
+
+
+def state(pages: Iterable[Page] = (), *, serial: int = 1, kind: str = "devices", generation: int = 0, **fields) -> ListState:
+    """A state that fits these pages."""
+    pages = list(pages)
+    entries = sum(len(BitMap.deserialize(p.keys)) for p in pages if p.keys)
+    return ListState(
+        kind=kind, serial=serial, generation=generation, highest_serial=serial, release_digest=f"{serial:064x}",
+        content_digest=content_digest(pages), entries=entries, devices=entries, **fields,
+    )  # fmt: skip
+
+
+def event(list_name: str | None = "stolen", outcome: str = "accepted", *, time: str = "2026-11-24T00:00:00Z", **fields) -> Event:
+    return Event(time=time, who="tester@host", what=fields.pop("what", "load"), list=list_name, outcome=outcome, **fields)
