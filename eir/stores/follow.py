@@ -462,4 +462,5 @@ async def reason_of(store: ListStore, name: str, key: int) -> str | None:
     if position < 0 or not reasons:
         return None
     number = reasons[0] if len(reasons) == 1 else reasons[position]
-    return state.reasons[number] if number < len(state.reasons) else "other"
+    reason = state.reasons[number] if number < len(state.reasons) else "other"
+    return reason or None  # the first text stands for rows without a reason
