@@ -1,5 +1,7 @@
 """Pages and states as a load would make them, for the tests of stores, followers and the index."""
 
+import asyncio
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 
 from pyroaring import BitMap
@@ -55,3 +57,15 @@ def state(pages: Iterable[Page] = (), *, serial: int = 1, kind: str = "devices",
 
 def event(list_name: str | None = "stolen", outcome: str = "accepted", *, time: str = "2026-11-24T00:00:00Z", **fields) -> Event:
     return Event(time=time, who="tester@host", what=fields.pop("what", "load"), list=list_name, outcome=outcome, **fields)
+
+
+async def until(condition, timeout_s: float = 10) -> None:
+    """Wait for a condition (plain or a coroutine) that no event tells of, since another process or a clock makes it true."""
+
+    async def holds():
+        found = condition()
+        return await found if inspect.isawaitable(found) else found
+
+    async with asyncio.timeout(timeout_s):
+        while not await holds():  # noqa: ASYNC110  # see above
+            await asyncio.sleep(0.01)
