@@ -10,8 +10,8 @@ May import eir.device, numpy, pyroaring and lists.pages; knows neither files nor
 import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
+from functools import lru_cache, partial
+from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -51,6 +51,8 @@ _REASON_BITS = np.uint64(8)
 _REASON_MASK = np.uint64(0xFF)
 _PAGE = np.uint64(PAGE_KEYS)
 _ROARING_COOKIE = 12346
+_make_page: Callable[[tuple[int, bytes, bytes]], Page] = partial(tuple.__new__, Page)
+"""As `Page(*fields)`, in half the time."""
 _FULL_KEYS = encode_keys(BitMap(range(PAGE_KEYS)))
 
 
@@ -485,10 +487,9 @@ def _encode_slab(packed: Keys, until: Seconds | None, base: int, sums: Sums) -> 
     sums.add(len(low), int((sizes == PAGE_KEYS).sum()))
     encoded = _encode_many(low, starts, sizes)
     reasons = packed.astype(np.uint8)  # the lowest byte of each
-    if until is None and not reasons.any():
-        return [Page(number, keys) for number, keys in zip(numbers, encoded, strict=True)]
-    extras = _extras(reasons, until, starts, sizes)
-    return [Page(*page) for page in zip(numbers, encoded, extras, strict=True)]
+    plain = until is None and not reasons.any()
+    extras = repeat(b"", len(numbers)) if plain else _extras(reasons, until, starts, sizes)
+    return list(map(_make_page, zip(numbers, encoded, extras, strict=True)))
 
 
 def _extras(reasons: ReasonIndexes, until: Seconds | None, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
