@@ -1,7 +1,7 @@
 """Policy: an ordered list of rules, compiled once into the one function that answers every check.
 
-The first rule whose conditions all hold gives the status, `default` where none does. May import eir.lists.index and
-eir.device; knows neither the wire nor the configuration file, and neither the clock nor a log: time is an argument, and
+The first rule whose conditions all hold gives the status, `default` where none does. May import eir.lists.index,
+eir.device and eir.errors; knows neither the wire nor the configuration file, and neither the clock nor a log: time is an argument, and
 what observed rules would have answered goes to a callable that it is handed.
 """
 
@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-from eir.device import SNR_KEYS, TAC_DIGITS
-
-if TYPE_CHECKING:
-    from eir.lists.index import Index
+from eir.device import SNR_KEYS, TAC_DIGITS, imsi_key
+from eir.errors import IdentifierError
+from eir.lists.index import DEVICES, SUBSCRIBER_KIND, DeviceList, Index, PairList
 
 
 class Status(StrEnum):
@@ -38,9 +36,10 @@ class Rule:
     observe: bool = False
     """Report what the rule would have answered and go on with the next one."""
     list: str | None = None
-    """The device is in this list. Does not hold while the list has never been loaded."""
+    """This list has the device, the device with this very SIM (a list of pairs), or the SIM (one of subscribers). Does
+    not hold while the list has never been loaded."""
     not_list: str | None = None
-    """The device is not in this list. Does not hold either while the list has never been loaded."""
+    """This list has not what `list` asks for. Does not hold either while the list has never been loaded."""
     tac: tuple[str, ...] = ()
     """Type Allocation Codes: 8 digits name one, 1 to 7 digits all that begin with them. MEIDs with letters have none."""
     software_version: tuple[str, ...] = ()
@@ -51,6 +50,16 @@ class Rule:
     """Origin-Host of the request, whole, in either case."""
     origin_realm: tuple[str, ...] = ()
     """Origin-Realm of the request, whole, in either case."""
+    device_bound_elsewhere: str | None = None
+    """This list of pairs has the device, but not with this SIM: a module locked to its SIM is used with another one."""
+    subscriber_bound_elsewhere: str | None = None
+    """This list of pairs has the SIM, but not with this device: a module's SIM is used in something else."""
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The names of all lists that it looks into; the first one stands for the rule in metrics and logs."""
+        named = (self.list, self.not_list, self.device_bound_elsewhere, self.subscriber_bound_elsewhere)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +92,7 @@ class Verdict:
     rule: int | str
     """The rule's number from 1, or `default`, `override`, `no_identity`, `bad_identity`."""
     list: str | None = None
-    """The list that the rule looked into (`list`, else `not_list`); None if it looked into none."""
+    """The first list that the rule looks into; None if it looks into none."""
 
 
 Decide = Callable[[int, str, str, str, str], Verdict]
@@ -93,6 +102,9 @@ Observed = Callable[[int, Status], None]
 """(number of the observed rule, what it would have answered)."""
 
 _Condition = Callable[[int, str, str, str, str], bool]
+
+NOBODY = 0
+"""The key of no IMSI (eir.device.imsi_key gives each a leading 1), so no list has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +124,12 @@ class Policy:
     """An override is in force."""
 
 
-def compile_policy(settings: PolicySettings, index: "Index", *, observed: Observed, now: datetime) -> Policy:
+def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed, now: datetime) -> Policy:
     """The policy that `settings` describe, over the lists in `index`.
 
     An override applies if it has no end or `now` is before it; whoever holds the policy compiles it anew at
-    `override_until`. Raises KeyError if a rule names a list that the index does not have: the configuration was
-    checked against its own lists, so that is a fault of the caller.
+    `override_until`. Raises KeyError if a rule names a list that the index does not have, or has as one of another
+    kind than the condition needs: the configuration was checked against its own lists, so that is a fault of the caller.
     """
     override = settings.override
     if override is not None and (override.until is None or now < override.until):
@@ -128,7 +140,7 @@ def compile_policy(settings: PolicySettings, index: "Index", *, observed: Observ
     no_identity = None if settings.no_identity is None else Verdict(settings.no_identity, "no_identity")
     bad_identity = None if settings.bad_identity is None else Verdict(settings.bad_identity, "bad_identity")
     steps = [
-        (_all_of(_conditions(rule, index)), Verdict(rule.answer, number, rule.list or rule.not_list), rule.observe)
+        (_all_of(_conditions(rule, index)), Verdict(rule.answer, number, next(iter(rule.lists), None)), rule.observe)
         for number, rule in enumerate(settings.rules, 1)
     ]
     given = [verdict for _, verdict, observe in steps if not observe]
@@ -175,7 +187,7 @@ def _all_of(conditions: Sequence[_Condition]) -> _Condition:
     return all_hold
 
 
-def _conditions(rule: Rule, index: "Index") -> list[_Condition]:
+def _conditions(rule: Rule, index: Index) -> list[_Condition]:
     """The rule's conditions, cheapest first."""
     conditions: list[_Condition] = []
     if rule.software_version:
@@ -189,9 +201,13 @@ def _conditions(rule: Rule, index: "Index") -> list[_Condition]:
     if rule.tac:
         conditions.append(_tac(rule.tac))
     if rule.list is not None:
-        conditions.append(_in_list(index, rule.list))
+        conditions.append(_in_list(index.lists[rule.list]))
     if rule.not_list is not None:
-        conditions.append(_not_in_list(index, rule.not_list))
+        conditions.append(_not_in_list(index.lists[rule.not_list]))
+    if rule.device_bound_elsewhere is not None:
+        conditions.append(_bound_elsewhere(_pairs(index, rule.device_bound_elsewhere).device_bound_elsewhere))
+    if rule.subscriber_bound_elsewhere is not None:
+        conditions.append(_bound_elsewhere(_pairs(index, rule.subscriber_bound_elsewhere).subscriber_bound_elsewhere))
     return conditions
 
 
@@ -227,22 +243,54 @@ def _tac(prefixes: tuple[str, ...]) -> _Condition:
     return lambda key, _imsi, _software_version, _host, _realm: any(key // d in wanted for d, wanted in lengths)
 
 
-def _in_list(index: "Index", name: str) -> _Condition:
+def _in_list(entries: DeviceList) -> _Condition:
     # The bound method is taken once: a switch replaces what the list holds, never the list.
-    holds = index.lists[name].holds
+    holds = entries.holds
+    if entries.kind == SUBSCRIBER_KIND:
+        return lambda _key, imsi, _software_version, _host, _realm: holds(_subscriber(imsi))
+    if isinstance(entries, PairList):
+        binds = entries.binds
+        return lambda key, imsi, _software_version, _host, _realm: holds(key) and binds(key, _subscriber(imsi))
     return lambda key, _imsi, _software_version, _host, _realm: holds(key)
 
 
-def _not_in_list(index: "Index", name: str) -> _Condition:
-    devices = index.lists[name]
-    holds = devices.holds
+def _not_in_list(entries: DeviceList) -> _Condition:
+    in_list = _in_list(entries)
+    needs_subscriber = entries.kind != DEVICES
 
-    def not_in_list(key: int, _imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
+    def not_in_list(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
         # An allow-list that never arrived holds nobody. Taken at its word it would block everyone, so the rule waits
         # for the first load (and /ready says 503); an allow-list that was loaded and is empty does mean everyone.
-        return devices.state is not None and not holds(key)
+        if entries.state is None or (needs_subscriber and not _subscriber(imsi)):
+            return False
+        return not in_list(key, imsi, software_version, host, realm)
 
     return not_in_list
+
+
+def _pairs(index: Index, name: str) -> PairList:
+    entries = index.lists[name]
+    if not isinstance(entries, PairList):
+        raise KeyError(f"{name} is a list of {entries.kind}; one of pairs says what is bound to what")
+    return entries
+
+
+def _bound_elsewhere(elsewhere: Callable[[int, int], bool]) -> _Condition:
+    def holds(key: int, imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
+        subscriber = _subscriber(imsi)
+        return subscriber != NOBODY and elsewhere(key, subscriber)
+
+    return holds
+
+
+def _subscriber(imsi: str) -> int:
+    """The key of an IMSI; NOBODY where the request carried none, or a User-Name that is none."""
+    if not imsi:
+        return NOBODY
+    try:
+        return imsi_key(imsi)
+    except IdentifierError:
+        return NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +306,7 @@ class Explanation:
 
 def explain(
     settings: PolicySettings,
-    index: "Index",
+    index: Index,
     key: int,
     *,
     now: datetime,
@@ -271,6 +319,6 @@ def explain(
     seen: list[tuple[int, Status]] = []
     policy = compile_policy(settings, index, observed=lambda rule, status: seen.append((rule, status)), now=now)
     verdict = policy.decide(key, imsi, software_version, origin_host, origin_realm)
-    named = dict.fromkeys(name for rule in settings.rules for name in (rule.list, rule.not_list) if name is not None)
+    named = dict.fromkeys(name for rule in settings.rules for name in rule.lists)
     not_loaded = tuple(name for name in named if index.lists[name].state is None)
     return Explanation(verdict, tuple(seen), not_loaded)

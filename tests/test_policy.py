@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import pages_of, pair_pages
 from pyroaring import BitMap
 
-from eir.device import SNR_KEYS, device_key
+from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.lists.index import Index
 from eir.lists.pages import Page, encode_keys
 from eir.lists.store import ListState
@@ -36,6 +37,31 @@ def load(index, name, identifiers, serial=1):
     builder = index.builder(name, state)
     for number, keys in pages.items():
         builder.add(Page(number, encode_keys(BitMap(keys))))
+    index.switch(name, builder)
+
+
+SIM, OTHER_SIM = "001010000000001", "001010000000002"
+
+
+def index_with(*, devices=None, subscribers=None, pairs=None):
+    """An index of lists of each kind by their own kind: list name → identifiers (pairs: device → SIMs), None: never loaded."""
+    kinds = {"devices": devices, "subscribers": subscribers, "pairs": pairs}
+    index = Index({name: kind for kind, lists in kinds.items() for name in lists or {}})
+    for kind, lists in kinds.items():
+        for name, content in (lists or {}).items():
+            if content is not None:
+                put(index, name, kind, content)
+    return index
+
+
+def put(index, name, kind, content):
+    if kind == "pairs":
+        pages = pair_pages({device_key(device): [imsi_key(imsi) for imsi in imsis] for device, imsis in content.items()})
+    else:
+        pages = pages_of((device_key if kind == "devices" else imsi_key)(identifier) for identifier in content)
+    builder = index.builder(name, ListState(kind=kind, serial=1, generation=1, highest_serial=1, release_digest=""))
+    for page in pages:
+        builder.add(page)
     index.switch(name, builder)
 
 
@@ -203,6 +229,124 @@ def test_verdicts_are_the_ones_made_at_compile_time():
 def test_rule_over_an_unknown_list_is_a_fault_of_the_caller():
     with pytest.raises(KeyError):
         compiled(Rule(list="nowhere", answer=BLACK))
+
+
+# Lists of subscribers and of pairs
+
+
+BOUND = {"pairs": {"bound": {FREE: [SIM, OTHER_SIM], TRACKED: [SIM]}}}
+TEST_SIMS = {"subscribers": {"sims": [SIM]}}
+BY_SUBSCRIBER = [
+    # lists, condition, (device, IMSI) that hold, that do not
+    (TEST_SIMS, {"list": "sims"}, [(FREE, SIM), (STOLEN, SIM)], [(FREE, OTHER_SIM), (FREE, ""), (FREE, "x"), (FREE, SIM + "0")]),
+    (TEST_SIMS, {"not_list": "sims"}, [(FREE, OTHER_SIM)], [(FREE, SIM), (FREE, ""), (FREE, "x")]),
+    (BOUND, {"list": "bound"}, [(FREE, SIM), (FREE, OTHER_SIM), (TRACKED, SIM)], [(TRACKED, OTHER_SIM), (STOLEN, SIM), (FREE, "")]),
+    (BOUND, {"not_list": "bound"}, [(TRACKED, OTHER_SIM), (STOLEN, SIM)], [(FREE, SIM), (STOLEN, ""), (FREE, "")]),
+    (BOUND, {"device_bound_elsewhere": "bound"}, [(TRACKED, OTHER_SIM), (FREE, "26201000000001")], [(FREE, OTHER_SIM), (STOLEN, SIM), (TRACKED, "")]),
+    (BOUND, {"subscriber_bound_elsewhere": "bound"}, [(STOLEN, SIM), (TRACKED, OTHER_SIM)], [(TRACKED, SIM), (STOLEN, "26201000000001"), (STOLEN, "")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lists", "condition", "holds", "fails"), BY_SUBSCRIBER)
+def test_condition_on_device_and_subscriber(lists, condition, holds, fails):
+    policy = compiled(Rule(answer=BLACK, **condition), index=index_with(**lists))
+    assert [case for case in holds if ask(policy, case[0], imsi=case[1]).rule != 1] == []
+    assert [case for case in fails if ask(policy, case[0], imsi=case[1]).rule != "default"] == []
+    assert policy.verdicts[0].list in {"sims", "bound"}
+
+
+@pytest.mark.parametrize(("kind", "condition"), [
+    ("subscribers", "list"), ("subscribers", "not_list"), ("pairs", "list"), ("pairs", "not_list"),
+    ("pairs", "device_bound_elsewhere"), ("pairs", "subscriber_bound_elsewhere"),
+])  # fmt: skip
+def test_lists_of_each_kind_wait_for_their_first_load(kind, condition):
+    index = index_with(**{kind: {"late": None}})
+    policy = compiled(Rule(answer=BLACK, **{condition: "late"}), index=index)
+    assert ask(policy, FREE, imsi=SIM).rule == "default"
+    put(index, "late", kind, {STOLEN: [SIM], FREE: [OTHER_SIM]} if kind == "pairs" else [SIM if condition == "list" else OTHER_SIM])
+    device = STOLEN if condition == "list" else FREE
+    assert ask(policy, device, imsi=SIM).rule == 1  # the same compiled policy
+
+
+def test_theft_beats_an_exception_by_the_order_of_rules():
+    lists = {
+        "devices": {"stolen": [STOLEN], "unpaid": [STOLEN, FREE, TRACKED]},
+        "pairs": {"exceptions": {FREE: [SIM], STOLEN: [SIM]}},
+        "subscribers": {"test-sims": [OTHER_SIM]},
+    }
+    policy = compiled(
+        Rule(list="test-sims", answer=WHITE),
+        Rule(list="stolen", answer=BLACK),
+        Rule(list="exceptions", answer=WHITE),
+        Rule(list="unpaid", answer=BLACK),
+        index=index_with(**lists),
+    )
+    expected = {
+        (STOLEN, OTHER_SIM): (WHITE, "test-sims"),  # a test SIM is always served
+        (STOLEN, SIM): (BLACK, "stolen"),  # DIRBS's delta files exempt devices that its full file would not
+        (FREE, SIM): (WHITE, "exceptions"),  # this SIM in that device
+        (FREE, "001010000000003"): (BLACK, "unpaid"),  # another SIM in it
+        (FREE, ""): (BLACK, "unpaid"),
+        (TRACKED, SIM): (BLACK, "unpaid"),  # that SIM in another device
+    }
+    found = {case: ask(policy, case[0], imsi=case[1]) for case in expected}
+    assert {case: (verdict.status, verdict.list) for case, verdict in found.items()} == expected
+
+
+def test_a_rule_names_each_list_once_and_the_first_one_stands_for_it():
+    rule = Rule(answer=BLACK, device_bound_elsewhere="iot", not_list="allowed", subscriber_bound_elsewhere="iot")
+    assert rule.lists == ("allowed", "iot")
+    index = index_with(devices={"allowed": []}, pairs={"iot": None})
+    assert compiled(rule, index=index).verdicts[0].list == "allowed"
+    assert explain(PolicySettings(rules=(rule,)), index, device_key(FREE), now=NOW).not_loaded == ("iot",)
+    assert Rule(answer=BLACK, tac=("1",)).lists == ()
+
+
+@pytest.mark.parametrize("condition", ["device_bound_elsewhere", "subscriber_bound_elsewhere"])
+def test_what_is_bound_to_what_only_a_list_of_pairs_says(condition):
+    with pytest.raises(KeyError, match="one of pairs"):
+        compiled(Rule(answer=BLACK, **{condition: "sims"}), index=index_with(**TEST_SIMS))
+
+
+pair_rules = st.builds(
+    Rule,
+    answer=st.sampled_from(Status),
+    list=st.sampled_from([None, "d", "s", "p"]),
+    not_list=st.sampled_from([None, "d", "s", "p"]),
+    device_bound_elsewhere=st.sampled_from([None, "p"]),
+    subscriber_bound_elsewhere=st.sampled_from([None, "p"]),
+)
+small = st.sampled_from([STOLEN, TRACKED, FREE])
+sims = st.sampled_from([SIM, OTHER_SIM])
+
+
+def plainly_by_subscriber(rule, lists, device, imsi):
+    def within(name):
+        (content,) = (kind[name] for kind in lists.values() if name in kind)
+        return imsi in content if name == "s" else device in content if name == "d" else imsi in content.get(device, ())
+
+    known = imsi != ""
+    pairs = lists["pairs"]["p"]
+    return (
+        (rule.list is None or within(rule.list))
+        and (rule.not_list is None or ((known or rule.not_list == "d") and not within(rule.not_list)))
+        and (rule.device_bound_elsewhere is None or (known and device in pairs and imsi not in pairs[device]))
+        and (
+            rule.subscriber_bound_elsewhere is None
+            or (any(imsi in bound for bound in pairs.values()) and imsi not in pairs.get(device, ()))
+        )
+    )
+
+
+@given(
+    st.lists(pair_rules, max_size=4), st.sets(small), st.sets(sims),
+    st.dictionaries(small, st.sets(sims, min_size=1)), small, sims | st.just(""),
+)  # fmt: skip
+def test_compiled_policy_is_the_plain_reading_over_lists_of_each_kind(given_rules, devices, subscribers, pairs, device, imsi):
+    lists = {"devices": {"d": devices}, "subscribers": {"s": subscribers}, "pairs": {"p": pairs}}
+    policy = compiled(*given_rules, index=index_with(**lists))
+    first = next((n for n, rule in enumerate(given_rules, 1) if plainly_by_subscriber(rule, lists, device, imsi)), "default")
+    assert ask(policy, device, imsi=imsi).rule == first
 
 
 rules = st.builds(
