@@ -223,6 +223,11 @@ class Node:
                 found[link.peer.label] = found.get(link.peer.label, 0) + 1
         return found
 
+    @property
+    def pending(self) -> int:
+        """Requests of the node's own (CER, DWR) that have no answer yet."""
+        return sum(link.peer.pending for link in self._links if link.peer is not None)
+
     # transport.Owner
 
     def accept(self, link: Link) -> Peer | None:
@@ -367,7 +372,8 @@ class Node:
                 del self._probes[oldest]
         self._waiting.pop(link, None)
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
-            if event.reason in {"watchdog", "duplicate_silent"}:
+            if event.reason == "watchdog":
+                # What RFC 3539 calls a failure; a connection that its peer has closed is not held against the next one.
                 self._failed[peer.capabilities.host.lower()] = None
                 if len(self._failed) > FAILED_MAX:
                     self._failed.popitem(last=False)

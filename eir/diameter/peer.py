@@ -206,7 +206,9 @@ class Peer:
             self._partial_at = None
         else:
             self._buffered += data[position:]
-            if messages or self._partial_at is None:
+            if self.state is State.WAIT_ADMISSION:
+                self._partial_at = None
+            elif messages or self._partial_at is None:
                 self._partial_at = now + self._surroundings.limits.partial_message_timeout_s
 
     def take(self) -> bytes:
@@ -435,6 +437,7 @@ class Peer:
             return self._refuse_cer(request, stranger or DiameterError(UNABLE_TO_COMPLY, "unknown_peer"), said)
         self._become(settings)
         self.capabilities, self._pending_cer = said, request
+        self._wait_until = None  # From here on the node lets it wait, and not for ever.
         self.events.append(Arrived(said, settings))
         return None
 
