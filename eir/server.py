@@ -29,6 +29,7 @@ from eir.lists.index import Index
 from eir.lists.store import REFUSED, ListState, Outcome
 from eir.log import Log
 from eir.policy import Policy, Status, Verdict, compile_policy
+from eir.s13.express import Lane
 from eir.s13.service import S13Service
 from eir.stores.follow import Follower
 from eir.stores.open import open_store
@@ -77,7 +78,10 @@ class Server:
         self._store = open_store(config.store, config.state)
         self._follower = Follower(self._store, self._index, report=log.report, on_switch=self._switched)
         identity = replace(config.identity, origin_state_id=next_origin_state_id(config.state / "origin-state-id"))
-        self._node = Node(identity, config.peers, config.limits, self._service.answer, counts=self._counts, report=log.report)
+        self._node = Node(
+            identity, config.peers, config.limits, self._service.answer, counts=self._counts, report=log.report,
+            lane=lambda label, origin: Lane(self._service, label, origin),
+        )  # fmt: skip
         self._http = HttpServer({"/metrics": self._page_metrics, "/live": _page_live, "/ready": self._page_ready})
         commands: dict[str, Callable[[dict[str, Any]], Any]] = {
             "ping": lambda _: "pong",

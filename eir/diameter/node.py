@@ -7,7 +7,7 @@ import asyncio
 import random
 import ssl
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ from eir.diameter.counts import OTHER, Counts
 from eir.diameter.message import Request
 from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Opened, Peer
 from eir.diameter.rate import Bucket, Limit
-from eir.diameter.serve import TOO_BUSY_REPLY, Application, Surroundings
+from eir.diameter.serve import TOO_BUSY_REPLY, Application, Lane, Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings, Report
 from eir.diameter.states import State
 from eir.diameter.transport import Link
@@ -74,11 +74,12 @@ class Node:
         counts: Counts,
         report: Report,
         application_id: int = 16777252,
+        lane: Callable[[str, bytes], Lane] | None = None,
         overload: Reply = TOO_BUSY_REPLY,
         connect_tls: ssl.SSLContext | None = None,
     ) -> None:
         self.surroundings = Surroundings(
-            identity=identity, limits=limits, application=application, application_id=application_id, counts=counts,
+            identity=identity, limits=limits, application=application, application_id=application_id, lane=lane, counts=counts,
             report=report, overload=overload, jitter=_jitter,
         )  # fmt: skip
         self._peers = tuple(peers)

@@ -20,12 +20,14 @@ from eir.diameter.dictionary import (
     DEVICE_WATCHDOG,
     DISCONNECT_CAUSE,
     DISCONNECT_PEER,
+    ME_IDENTITY_CHECK,
     ORIGIN_STATE_ID,
+    S13,
 )
 from eir.diameter.grammar import CER, COMMANDS, DPR, DWR, Command, Grammar
 from eir.diameter.message import HEADER_BYTES, P_FLAG, R_FLAG, VERSION, Answer, Request, encode_message
 from eir.diameter.rate import Limit
-from eir.diameter.serve import Face, Surroundings, check_header_bits, check_request, face_of, reply_to
+from eir.diameter.serve import Face, Lane, Surroundings, check_header_bits, check_request, face_of, reply_to
 from eir.diameter.settings import PeerSettings
 from eir.diameter.states import ANSWERS, REQUESTS, TABLE, Input, State, Transition
 from eir.diameter.watchdog import Action as WatchdogAction
@@ -124,13 +126,14 @@ _WORD = Struct("!I")
 _TWO_WORDS_AND_ID = Struct("!III")
 _FIRST_WORD_BYTES = 4
 _CER_COMMAND = COMMANDS[BASE, CAPABILITIES_EXCHANGE]
+_ECR = COMMANDS[S13, ME_IDENTITY_CHECK].name
 
 
 class Peer:
     """One connection. `events` is for its owner to take and clear; `deadline` says when `timer` is to be called."""
 
     __slots__ = (
-        "_asked", "_buffered", "_close_at", "_dwr_ids", "_face", "_need", "_next_id", "_out", "_partial_at",
+        "_asked", "_buffered", "_close_at", "_dwr_ids", "_face", "_lane", "_need", "_next_id", "_out", "_partial_at",
         "_pending_cer", "_recognise", "_row", "_surroundings", "_wait_until", "addresses", "answers", "capabilities", "cause", "events", "label", "more", "rates", "requests", "secure", "settings", "state", "watchdog",
     )  # fmt: skip
 
@@ -176,6 +179,7 @@ class Peer:
         """No use in looking at the buffer before it holds that many bytes."""
         self._asked: set[int] = set()
         self._dwr_ids: set[int] = set()
+        self._lane: Lane | None = None
         self._pending_cer: Request | None = None
         self._partial_at: float | None = None
         self._close_at: float | None = None
@@ -315,6 +319,7 @@ class Peer:
             self.label = settings.label
             if self.watchdog is not None:
                 self.watchdog.retime(settings.watchdog_s, now)
+        self._make_lane()
 
     # From bytes to inputs
 
@@ -324,6 +329,9 @@ class Peer:
         size = len(data)
         limits = self._surroundings.limits
         while self.state is not State.WAIT_ADMISSION:
+            if self._lane is not None and self.state is State.OPEN and messages < limits.turn_messages:
+                position, answered = self._express(self._lane, data, position, limits.turn_messages - messages, now)
+                messages += answered
             left = size - position
             if left < _FIRST_WORD_BYTES:
                 self._need = _FIRST_WORD_BYTES
@@ -350,6 +358,29 @@ class Peer:
             if self.state is State.CLOSED:
                 return size, messages
         return position, messages
+
+    def _express(self, lane: Lane, data: bytes, position: int, wanted: int, now: float) -> tuple[int, int]:
+        """Let the lane answer what it can, as far as the limits on requests a second allow; count as `_message` does.
+
+        Returns the position behind the last message answered, and how many there were.
+        """
+        grants = []
+        for limit in self.rates:
+            wanted = limit.bucket.grant(now, wanted)
+            grants.append(wanted)
+        position, results = lane.take(data, position, wanted, self._out)
+        answered = sum(results.values())
+        for limit, granted in zip(self.rates, grants, strict=True):
+            limit.bucket.give_back(granted - answered)
+        if answered:
+            counts, label = self._surroundings.counts, self.label
+            counts.messages[label, _ECR, "request", "in"] += answered
+            counts.messages[label, _ECR, "answer", "out"] += answered
+            for result, count in results.items():
+                counts.answers[label, result] += count
+            self.requests += answered
+            self.answers += answered
+        return position, answered
 
     def _message(self, message: bytes, now: float) -> None:
         _, word, application_id = _TWO_WORDS_AND_ID.unpack_from(message)
@@ -549,6 +580,8 @@ class Peer:
             self._note("fault", "internal", level="error", detail=_where(e))
         else:
             self._count_answer(command, result_label(code, experimental))
+            if self._lane is not None and reply is not surroundings.overload:
+                self._lane.learn(request)
         self.answers += 1
         return None
 
@@ -658,8 +691,14 @@ class Peer:
         self.settings = settings
         self._face = face_of(identity, settings.as_host or identity.host, settings.as_realm or identity.realm)
 
+    def _make_lane(self) -> None:
+        """A new lane, which knows nothing: what it had learned was checked against other settings."""
+        make = self._surroundings.lane
+        self._lane = make(self.label, self._face.origin) if make is not None else None
+
     def _open(self, happening: _Happening) -> None:
         self._wait_until = None
+        self._make_lane()
         tw_s = self.settings.watchdog_s if self.settings else 0.0
         self.watchdog = Watchdog(tw_s, happening.now, self._surroundings.jitter, happening.status)
         self._watch(self.watchdog.handle(WatchdogEvent.CONNECTED, happening.now), happening.now)

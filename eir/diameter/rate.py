@@ -32,6 +32,17 @@ class Bucket:
         self._tokens -= 1
         return True
 
+    def grant(self, now: float, wanted: int) -> int:
+        """Take as many requests of default priority as are within the limit, `wanted` at most; returns how many."""
+        granted = 0
+        while granted < wanted and self.take(now):
+            granted += 1
+        return granted
+
+    def give_back(self, count: int) -> None:
+        """Return what was granted and not used."""
+        self._tokens += count
+
 
 class Limit(NamedTuple):
     """A bucket, and the word that a refusal by it is counted under."""

@@ -1,8 +1,8 @@
 """What an application request gets: routing, rate, grammar, then the application (RFC 6733 6.1, 7). Knows no connection."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from eir.diameter.answer import Reply
 from eir.diameter.avp import u32
@@ -28,6 +28,23 @@ Application = Callable[[Request], Reply]
 """Answers one request, synchronously. Raises DiameterError for a fault of the request; anything else becomes a 5012."""
 
 
+class Lane(Protocol):
+    """A shortcut that an application may have for requests of one peer that look like ones answered before.
+
+    Whatever it takes, it answers as the general path would, to the byte; it keeps the application's own counters, and the
+    connection keeps the node's.
+    """
+
+    def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
+        """Answer the messages at `position`, up to the first that is not for the lane; append the answers to `out`.
+
+        Returns the position behind the last one answered, and how many answers of each result there were.
+        """
+
+    def learn(self, request: Request) -> None:
+        """See a request that the general path has just answered by the application's reply."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What all connections of a node share."""
@@ -36,6 +53,8 @@ class Surroundings:
     limits: Limits
     application: Application
     application_id: int
+    lane: Callable[[str, bytes], Lane] | None = None
+    """Makes a lane from a peer's label and what answers to it carry (Origin-Host and Origin-Realm, encoded)."""
     counts: Counts
     report: Report
     overload: Reply = TOO_BUSY_REPLY

@@ -57,7 +57,7 @@ class S13Service:
         """(status, list that decided or empty) → checks answered."""
         self.identity_errors: Counter[tuple[str, str]] = Counter()
         """(`none` or `bad`, peer label) → requests without a usable identifier."""
-        self._note = note
+        self.note = note
 
     def answer(self, request: Request) -> Reply:
         """The reply to an ECR. Raises DiameterError where policy wants an error for a request without a usable identifier."""
@@ -81,7 +81,7 @@ class S13Service:
         status = verdict.status
         self.checks[status, verdict.list or ""] += 1
         if status is not Status.WHITELISTED:
-            self._note(verdict, peer, imei, imsi)
+            self.note(verdict, peer, imei, imsi)
         return REPLIES[status]
 
     def _without_identity(self, request: Request, info: Avp | None, imsi: str) -> Reply:

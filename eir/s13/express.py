@@ -1,0 +1,272 @@
+"""The express lane: an ECR that looks like one answered before is answered straight from the read buffer.
+
+One MME's requests differ in a few places only: the two identifiers of the header, Session-Id, IMEI, Software-Version and
+User-Name. When the general path has answered an ECR, the lane remembers where in it these places are (a `Layout`) and what
+all the other bytes were (a `Context`). A later message of the same layout whose other bytes are the same would pass the
+same checks and get the same answer but for its identifiers and its verdict, so it is answered from parts encoded once.
+Anything else, one byte of difference included, is left to the general path, which stays the specification:
+tests/test_express.py holds the two to the same bytes.
+
+May import what s13.service may; knows no connection and no clock.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from struct import Struct
+from typing import NamedTuple
+
+from eir.device import IMEI_LENGTHS, KEY_DIGITS, key_text
+from eir.diameter.answer import encode_answer, is_protocol_error, result_avp, result_label
+from eir.diameter.avp import Avp
+from eir.diameter.dictionary import (
+    DRMP,
+    GROUPS,
+    IMEI,
+    MEID,
+    PROXY_INFO,
+    SESSION_ID,
+    SOFTWARE_VERSION,
+    TERMINAL_INFORMATION,
+    USER_NAME,
+)
+from eir.diameter.grammar import ECR, TERMINAL_GRAMMAR, Grammar
+from eir.diameter.message import HEADER_BYTES, Request
+from eir.policy import Status, Verdict
+from eir.s13.service import REPLIES, SOFTWARE_VERSION_DIGITS, S13Service
+
+IDS_AT = 12
+"""Offset of hop-by-hop and end-to-end identifier, 8 bytes together (RFC 6733 3)."""
+FIRST_WORD_BYTES = 4
+AVP_HEADER_BYTES = 8
+LAYOUTS_MAX = 16
+"""Layouts that are told apart for one peer."""
+CONTEXTS_MAX = 256
+"""Contexts of one layout: an agent brings requests of many MMEs."""
+LEARNING_COSTS = 32
+"""Answers by the lane that pay for learning one context."""
+CREDIT_MAX = 100 * LEARNING_COSTS
+GENERAL_ONLY = frozenset({PROXY_INFO, DRMP, MEID})
+"""A request that has one of these is always answered by the general path."""
+IMEISV_DIGITS = 16
+
+
+class Pieces(NamedTuple):
+    """An answer around the identifiers and the Session-Id that it repeats."""
+
+    head: bytes
+    """Version to application id."""
+    session_head: bytes
+    """The header of the Session-Id AVP."""
+    tail: bytes
+    """From the Session-Id's padding to the end."""
+    result: str
+    """As counters label it."""
+
+
+class Context(NamedTuple):
+    """Requests that are alike in all that is not looked at one by one."""
+
+    origin_host: str
+    origin_realm: str
+    pieces: dict[Status, Pieces]
+    by_verdict: dict[Verdict, Pieces]
+    """The same by what the policy says, filled as verdicts come."""
+
+
+class Layout(NamedTuple):
+    """Where the fields of a request are. Indices are into what `unpack` returns."""
+
+    length: int
+    unpack: Callable[[bytes, int], tuple[bytes, ...]]
+    constants: Callable[[tuple[bytes, ...]], object]
+    """The fields that have to be those of a context."""
+    ids: int
+    session: int
+    imei: int
+    divisor: int
+    """What an IMEI of this length is divided by for its first 14 digits."""
+    is_imeisv: bool
+    version: int | None
+    imsi: int | None
+    format: str
+    contexts: dict[object, Context]
+
+
+class Lane:
+    """The lane of one peer. `origin` is what the node's answers to it carry: Origin-Host and Origin-Realm, encoded."""
+
+    def __init__(self, service: S13Service, label: str, origin: bytes) -> None:
+        self._service = service
+        self._policy = service.policy
+        self._label = label
+        self._origin = origin
+        self._credit = CREDIT_MAX
+        self._passed_over = 0
+        self._layouts: dict[bytes, list[Layout]] = {}
+
+    def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Counter[str]]:
+        """Answer the messages that stand at `position`, up to the first that is not for the lane.
+
+        Appends the answers' bytes to `out`. Returns the position behind the last message answered and how many answers
+        of each result (`2001`, `10415:5422`) there were.
+        """
+        service, layouts = self._service, self._layouts
+        policy = service.policy
+        if policy is not self._policy:
+            self._forget_verdicts()
+        decide, note = policy.decide, service.note
+        tally: dict[Verdict, int] = {}
+        extend = out.extend
+        while messages_max:
+            candidates = layouts.get(data[position : position + FIRST_WORD_BYTES])
+            found = _find(candidates, data, position) if candidates is not None else None
+            if found is None:
+                break
+            layout, context, fields = found
+            imei = fields[layout.imei]
+            imsi = fields[layout.imsi] if layout.imsi is not None else b""
+            if layout.version is not None:
+                version = fields[layout.version]
+            else:
+                version = imei[KEY_DIGITS:] if layout.is_imeisv else b""
+            # A field that is there and no number is for the general path to make sense of.
+            if not (imei.isdigit() and (version.isdigit() or not version) and (imsi.isdigit() or not imsi)):
+                break
+            key = int(imei) // layout.divisor
+            verdict = decide(key, imsi.decode(), version.decode(), context.origin_host, context.origin_realm)
+            pieces = context.by_verdict.get(verdict)
+            if pieces is None:
+                pieces = context.by_verdict[verdict] = context.pieces[verdict.status]
+            extend((pieces.head, fields[layout.ids], pieces.session_head, fields[layout.session], pieces.tail))
+            tally[verdict] = tally.get(verdict, 0) + 1
+            if verdict.status is not Status.WHITELISTED:
+                note(verdict, self._label, key_text(key), imsi.decode())
+            position += layout.length
+            messages_max -= 1
+        return position, self._count(tally)
+
+    def learn(self, request: Request) -> None:
+        """Take an ECR that the general path has just answered by a verdict as the pattern for further ones."""
+        if self._credit < LEARNING_COSTS:
+            self._passed_over += 1
+            if self._passed_over % LEARNING_COSTS:
+                return  # What was learned is of little use: this peer's requests are all different.
+        layout = _layout_of(request)
+        if layout is None:
+            return
+        self._credit = max(0, self._credit - LEARNING_COSTS)
+        candidates = self._layouts.setdefault(request.buffer[:FIRST_WORD_BYTES], [])
+        known = next((candidate for candidate in candidates if candidate.format == layout.format), None)
+        if known is None:
+            if sum(map(len, self._layouts.values())) >= LAYOUTS_MAX:
+                self._layouts.clear()  # The peer has changed its ways: begin afresh.
+                candidates = self._layouts.setdefault(request.buffer[:FIRST_WORD_BYTES], [])
+            candidates.append(layout)
+            known = layout
+        if len(known.contexts) >= CONTEXTS_MAX:
+            known.contexts.clear()
+        context = Context(request.origin_host, request.origin_realm, self._pieces(request), {})
+        known.contexts[known.constants(known.unpack(request.buffer, 0))] = context
+
+    def _count(self, tally: dict[Verdict, int]) -> Counter[str]:
+        """Count what was answered; returns the answers by result."""
+        results: Counter[str] = Counter()
+        for verdict, count in tally.items():
+            self._service.checks[verdict.status, verdict.list or ""] += count
+            results[_RESULTS[verdict.status]] += count
+        self._credit = min(CREDIT_MAX, self._credit + sum(tally.values()))
+        return results
+
+    def _forget_verdicts(self) -> None:
+        self._policy = self._service.policy
+        for candidates in self._layouts.values():
+            for layout in candidates:
+                for context in layout.contexts.values():
+                    context.by_verdict.clear()
+
+    def _pieces(self, request: Request) -> dict[Status, Pieces]:
+        """The answers that this request would get, cut where they repeat what it holds."""
+        session = request.first[SESSION_ID].data
+        session_at = HEADER_BYTES + AVP_HEADER_BYTES
+        cut = {}
+        for status, reply in REPLIES.items():
+            result = result_avp(reply.result_code, reply.experimental)
+            answer = encode_answer(
+                request, result, self._origin, avps=reply.avps, error=is_protocol_error(reply.result_code)
+            )
+            cut[status] = Pieces(
+                answer[:IDS_AT], answer[HEADER_BYTES:session_at], answer[session_at + len(session) :], _RESULTS[status]
+            )
+        return cut
+
+
+def _find(candidates: list[Layout], data: bytes, position: int) -> tuple[Layout, Context, tuple[bytes, ...]] | None:
+    """The layout and context that the message at `position` has, and its fields; None if it is new or incomplete."""
+    left = len(data) - position
+    for layout in candidates:
+        if left >= layout.length:
+            fields = layout.unpack(data, position)
+            context = layout.contexts.get(layout.constants(fields))
+            if context is not None:
+                return layout, context, fields
+    return None
+
+
+_RESULTS = {status: result_label(reply.result_code, reply.experimental) for status, reply in REPLIES.items()}
+
+
+class _Place(NamedTuple):
+    """A stretch of a message that is not held to a context."""
+
+    start: int
+    end: int
+    name: str
+    """`ids`, `session`, `imei`, `version`, `imsi`; empty: nobody reads it."""
+
+
+def _layout_of(request: Request) -> Layout | None:
+    """Where the fields of a request are; None if it is one that the lane leaves alone."""
+    info = request.first.get(TERMINAL_INFORMATION)
+    if info is None or not GENERAL_ONLY.isdisjoint(request.first):
+        return None
+    members = request.members(info)
+    if any(avp.key in GENERAL_ONLY for avp in members):
+        return None
+    places = [_Place(IDS_AT, HEADER_BYTES, "ids"), *_places(request.avps, ECR), *_places(members, TERMINAL_GRAMMAR)]
+    places.sort()
+    sizes = {place.name: place.end - place.start for place in places}
+    if sizes.get("imei") not in IMEI_LENGTHS or sizes.get("version", SOFTWARE_VERSION_DIGITS) != SOFTWARE_VERSION_DIGITS:
+        return None
+    form, at, index = "", 0, 0
+    found: dict[str, int] = {}
+    constants = []
+    for place in places:
+        if place.start > at:
+            form += f"{place.start - at}s"
+            constants.append(index)
+            index += 1
+        form += f"{place.end - place.start}{'s' if place.name else 'x'}"
+        if place.name:
+            found[place.name] = index
+            index += 1
+        at = place.end
+    rest = len(request.buffer) - at
+    if rest:
+        form += f"{rest}s"
+        constants.append(index)
+    return Layout(
+        len(request.buffer), Struct(form).unpack_from, itemgetter(*constants), found["ids"], found["session"], found["imei"],
+        10 ** (sizes["imei"] - KEY_DIGITS), sizes["imei"] == IMEISV_DIGITS, found.get("version"), found.get("imsi"), form, {},
+    )  # fmt: skip
+
+
+_NAMES = {SESSION_ID: "session", USER_NAME: "imsi", IMEI: "imei", SOFTWARE_VERSION: "version"}
+
+
+def _places(avps: Sequence[Avp], grammar: Grammar) -> Iterator[_Place]:
+    """The data of those AVPs that are read one by one, and of those whose value the grammar does not look at."""
+    for avp in avps:
+        name = _NAMES.get(avp.key)
+        if name is not None or (avp.key not in grammar.rules and avp.key not in GROUPS):
+            yield _Place(avp.end - len(avp.data), avp.end, name or "")

@@ -1,0 +1,199 @@
+"""The express lane against the general path: the same bytes and the same counts for whatever comes."""
+
+from datetime import UTC, datetime
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eir.diameter.avp import encode, encode_text, encode_u32
+from eir.diameter.counts import Counts
+from eir.diameter.message import encode_message
+from eir.diameter.peer import Arrived, Peer
+from eir.diameter.serve import Surroundings
+from eir.diameter.settings import Identity, Limits, PeerSettings
+from eir.lists.index import Index
+from eir.policy import PolicySettings, Rule, Status, compile_policy
+from eir.s13.express import CONTEXTS_MAX, LAYOUTS_MAX, Lane
+from eir.s13.service import S13Service
+
+VENDOR = 10415
+IDENTITY = Identity(host="eir.example", realm="example", origin_state_id=7)
+MME = PeerSettings(label="mme", realm="example", sources=(ip_network("127.0.0.0/8"),))
+POLICY = PolicySettings(
+    rules=(
+        Rule(answer=Status.BLACKLISTED, tac=("00101001",)),
+        Rule(answer=Status.GREYLISTED, imsi=("00102",)),
+        Rule(answer=Status.UNKNOWN, software_version=("77",)),
+        Rule(answer=Status.BLACKLISTED, origin_host=("mme2.example",)),
+    )
+)
+
+
+class Side:
+    """A peer connection that is open, with or without a lane."""
+
+    def __init__(self, *, lane: bool, policy=POLICY):
+        self.notes = []
+        compiled = compile_policy(policy, Index({}), observed=lambda *_: None, now=datetime.now(UTC))
+        self.service = S13Service(compiled, note=lambda *note: self.notes.append(note))
+        self.counts = Counts()
+        surroundings = Surroundings(
+            identity=IDENTITY, limits=Limits(), application=self.service.answer, application_id=16777252, counts=self.counts,
+            report=lambda *_, **__: None, jitter=lambda: 0.0,
+            lane=(lambda label, origin: Lane(self.service, label, origin)) if lane else None,
+        )
+        self.peer = Peer(surroundings, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
+        self.peer.receive(CER, 0.0)
+        assert isinstance(self.peer.events.pop(), Arrived)
+        self.peer.admit(0.0)
+        self.peer.events.clear()
+        self.peer.take()
+
+    def feed(self, data: bytes) -> bytes:
+        self.peer.receive(data, 1.0)
+        while self.peer.more:
+            self.peer.receive(b"", 1.0)
+        return self.peer.take()
+
+    def state(self):
+        counts = self.counts
+        return (
+            counts.messages, counts.answers, counts.errors, counts.dropped, self.service.checks, self.service.identity_errors,
+            self.peer.requests, self.peer.answers, self.peer.state, [note[1:] for note in self.notes],
+        )
+
+
+def origin(host="mme.example", realm="example"):
+    return encode_text(264, host) + encode_text(296, realm)
+
+
+CER = encode_message(
+    0x80, 257, 0, (1, 1),
+    origin() + encode(257, b"\0\x01\x7f\0\0\1") + encode_u32(266, 0) + encode_text(269, "mme") + encode_u32(258, 16777252),
+)
+
+
+def ecr(
+    imei="00101009000001", *, session="mme.example;1;1", version="01", imsi="001010123456789", host="mme.example", flags=0xC0,
+    ids=(5, 6), extra=b"", inside=b"", terminal=True, order=False,
+):  # fmt: skip
+    info = b"" if imei is None else encode_text(1402, imei, VENDOR)
+    if version is not None:
+        info += encode_text(1403, version, VENDOR)
+    parts = [encode_u32(277, 1), origin(host), encode_text(283, "example")]
+    if terminal:
+        parts.append(encode(1401, info + inside, VENDOR))
+    if imsi is not None:
+        parts.append(encode_text(1, imsi))
+    if order:
+        parts.reverse()
+    return encode_message(flags, 324, 16777252, ids, encode_text(263, session) + b"".join(parts) + extra)
+
+
+def both(messages):
+    """Feed the same to a peer with a lane and to one without, and compare all that there is to see."""
+    with_lane, without = Side(lane=True), Side(lane=False)
+    for message in messages:
+        assert with_lane.feed(message) == without.feed(message), message.hex()
+        assert with_lane.state() == without.state()
+    return with_lane
+
+
+imeis = st.one_of(
+    st.from_regex(r"\A[0-9]{14,16}\Z"),
+    st.from_regex(r"\A00101001[0-9]{6,8}\Z"),
+    st.text("0123456789AaF *\u0663\u00b2", min_size=0, max_size=17),
+    st.none(),
+)
+ecrs = st.builds(
+    ecr, imeis,
+    session=st.one_of(st.sampled_from(["mme.example;1;1", "mme.example;1;22"]), st.text(max_size=9)),
+    version=st.sampled_from([None, "01", "77", "7", "", "a7", "770"]),
+    imsi=st.sampled_from([None, "001010123456789", "001020123456789", "", "x01010123456789", "\u0660" * 7, "00102"]),
+    host=st.sampled_from(["mme.example", "mme2.example", "MME2.example"]),
+    flags=st.sampled_from([0xC0, 0x80, 0xD0, 0xC1, 0xE0, 0x40]),
+    ids=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+    extra=st.sampled_from([
+        b"", encode(701, b"\x01\x02", VENDOR), encode(701, b"\x03\x04", VENDOR), encode(9999, b"abcd", 99, 0), encode(9999, b"ef", 99, 0),
+        encode(9999, b"abcd", 99), encode_u32(301, 3), encode(284, encode_text(280, "dra") + encode(33, b"1")),
+        encode_text(282, "mme9"), encode_text(282, ""), encode_text(1, "001010123456789"), encode(260, encode_u32(266, VENDOR)),
+        encode_text(293, "other.example"), encode_text(293, "eir.example"),
+    ]),
+    inside=st.sampled_from([b"", encode(1471, b"\x12\x34\x56\x78\x90\x12\x34", VENDOR), encode_text(1402, "1" * 14, VENDOR), encode(7, b"x", flags=0)]),
+    terminal=st.booleans(), order=st.booleans(),
+)  # fmt: skip
+
+
+@given(st.lists(ecrs, min_size=1, max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_generated_requests_get_the_same_answer(messages):
+    both([message for message in messages for _ in range(2)])  # the second of each is one that the lane has seen
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_mutated_requests_get_the_same_answer(data):
+    good = data.draw(ecrs)
+    messages = [ecr(), good, good]
+    for _ in range(data.draw(st.integers(1, 4))):
+        message = bytearray(data.draw(st.sampled_from([ecr(), good])))
+        for _ in range(data.draw(st.integers(1, 3))):
+            message[data.draw(st.integers(4, len(message) - 1))] = data.draw(st.integers(0, 255))
+        messages += [bytes(message), good]
+    both(messages)
+
+
+@given(st.lists(ecrs, min_size=1, max_size=20), st.lists(st.integers(1, 700), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_any_segmentation_gives_the_same_bytes(messages, cuts):
+    stream = b"".join(messages + messages)
+    whole, cut = Side(lane=True), Side(lane=True)
+    expected = whole.feed(stream)
+    got, at = b"", 0
+    for size in [*cuts, len(stream)]:
+        got += cut.feed(stream[at : at + size])
+        at += size
+    assert got == expected
+    assert cut.state()[:-2] == whole.state()[:-2]
+
+
+def test_the_lane_takes_what_it_has_seen():
+    side = Side(lane=True)
+    taken = []
+    lane = side.peer._lane
+    real = lane.take
+
+    def take(*arguments):
+        position, results = real(*arguments)
+        taken.append(sum(results.values()))
+        return position, results
+
+    lane.take = take
+    side.feed(ecr())
+    assert sum(taken) == 0
+    side.feed(b"".join(ecr(f"{n:014d}", ids=(n, n), imsi=f"00101{n:010d}") for n in range(100)))
+    assert sum(taken) == 100
+
+
+def test_a_new_policy_is_in_force_at_once():
+    with_lane, without = Side(lane=True), Side(lane=False)
+    for side in (with_lane, without):
+        side.feed(ecr("00101001000001") * 2)
+        white = compile_policy(PolicySettings(), Index({}), observed=lambda *_: None, now=datetime.now(UTC))
+        side.service.policy = white
+    assert with_lane.feed(ecr("00101001000001") * 3) == without.feed(ecr("00101001000001") * 3)
+    assert with_lane.state() == without.state()
+
+
+@pytest.mark.parametrize(
+    "variety",
+    [lambda n: ecr(host=f"mme{n}.example"), lambda n: ecr(session="s" * (n % 100)), lambda n: ecr(extra=encode_text(282, f"r{n}"))],
+    ids=["hosts", "sessions", "routes"],
+)
+def test_what_is_learned_is_bounded(variety):
+    side = both([variety(n) for n in range(3 * CONTEXTS_MAX)])
+    layouts = [layout for candidates in side.peer._lane._layouts.values() for layout in candidates]
+    assert len(layouts) <= LAYOUTS_MAX
+    assert all(len(layout.contexts) <= CONTEXTS_MAX for layout in layouts)
