@@ -19,6 +19,7 @@ import yaml
 from eir.device import TAC_DIGITS
 from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings
 from eir.errors import ConfigError, Problem
+from eir.lists.layout import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.load import ListSettings
 from eir.lists.release import is_list_name
 from eir.policy import Override, PolicySettings, Rule, Status
@@ -195,6 +196,10 @@ LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
 STATUS = one_of({status.value: status for status in Status})
 STATUS_OR_ERROR = one_of({**{status.value: status for status in Status}, ERROR: ERROR})
 
+PAIR_CONDITIONS = ("device_bound_elsewhere", "subscriber_bound_elsewhere")
+LIST_CONDITIONS = ("list", "not_list", *PAIR_CONDITIONS)
+"""Keys of a rule that name a list."""
+
 LIMITS = Limits()
 
 TABLE = (
@@ -231,8 +236,9 @@ TABLE = (
     Key("state", FOLDER, Path("var"), "folder of the SQLite file, the last good copies and the control socket", live=False),
     Key("store", STORE, "sqlite", "where lists are kept", live=False),
     Key("boot_without_lists", one_of({"serve": "serve", "refuse": "refuse"}), "serve", "start without any copy of a list: serve answers by the rest of the policy (/ready says 503), refuse opens no listener", live=False),
-    Key("lists.*.kind", one_of({"devices": "devices"}), "devices", "what the list holds: identifiers, TACs and ranges of devices"),
-    Key("lists.*.signers", FILE, REQUIRED, "OpenSSH allowed_signers file of those whose releases are accepted for this list"),
+    Key("lists.*.kind", one_of({kind: kind for kind in (DEVICES, PAIRS, SUBSCRIBERS)}), DEVICES, "what the list holds: devices (identifiers, TACs, ranges), pairs (a device with its SIM, by IMSI), or subscribers (IMSIs)"),
+    Key("lists.*.signers", FILE, None, "OpenSSH allowed_signers file of those whose releases are accepted for this list; required unless the list is local"),
+    Key("lists.*.local", flag(), False, "instead of signers: changed by eir add and eir remove, and by no release"),
     Key("lists.*.revoked", FILE, None, "revoked keys, as ssh-keygen -Y verify -r takes them; nothing is revoked if left out"),
     Key("lists.*.threshold", whole(1, 16), 1, "different keys, of different signers, that have to sign a release"),
     Key("lists.*.shrink_max", percentage(100), 0.20, "part of the devices in force that a release may take away (a TAC counts as a million)"),
@@ -241,8 +247,10 @@ TABLE = (
     Key("lists.*.bad_rows_max", whole(0, 10**9), 100, "rows that are no identifier; one more refuses the release"),
     Key("policy.rules[].answer", STATUS, REQUIRED, "status that the rule gives if all its conditions hold"),
     Key("policy.rules[].observe", flag(), False, "count and log what the rule would have answered, and go on with the next"),
-    Key("policy.rules[].list", LIST_NAME, None, "condition: the device is in this list; waits for the list's first load"),
-    Key("policy.rules[].not_list", LIST_NAME, None, "condition: the device is not in this list; waits for the list's first load"),
+    Key("policy.rules[].list", LIST_NAME, None, "condition: in this list is the device, the device with this SIM (pairs), or the SIM (subscribers); waits for the list's first load"),
+    Key("policy.rules[].not_list", LIST_NAME, None, "condition: not in this list; waits for the list's first load"),
+    Key("policy.rules[].device_bound_elsewhere", LIST_NAME, None, "condition: this list of pairs has the device, but not with this SIM"),
+    Key("policy.rules[].subscriber_bound_elsewhere", LIST_NAME, None, "condition: this list of pairs has the SIM, but not with this device"),
     Key("policy.rules[].tac", many(TAC), (), "condition: the device's Type Allocation Code"),
     Key("policy.rules[].software_version", many(SOFTWARE_VERSION), (), "condition: the device's Software-Version"),
     Key("policy.rules[].imsi", many(IMSI_PREFIX), (), "condition: the subscriber's IMSI begins so (roamers by MCC and MNC)"),
@@ -375,6 +383,17 @@ def _check_lists(document: Document) -> Iterator[Problem]:
         spot = ("lists", name)
         if not is_list_name(name):
             yield document.problem(f"'{name}' is no name for a list; expected 1 to 64 letters, digits, '.', '_' and '-'", *spot)
+        if settings["local"]:
+            for key in ("signers", "revoked"):
+                if settings[key] is not None:
+                    yield document.problem(
+                        f"{name} is local, so no release changes it; leave '{key}' out, or 'local'", *spot, key
+                    )
+            continue
+        if settings["signers"] is None and not document.faulty(*spot):
+            yield document.problem(
+                f"nothing may change the list {name}; expected signers (an allowed_signers file), or local: true", *spot
+            )
         if settings["signers"] is not None and (wrong := _unusable(settings["signers"])):
             yield document.problem(
                 f"the signers file of {name} {wrong}: {settings['signers']}; put the publishers' public keys there, one a line: "
@@ -391,6 +410,8 @@ def _check_lists(document: Document) -> Iterator[Problem]:
 
 def _warn_signers(document: Document) -> Iterator[Problem]:
     for name, settings in document.values["lists"].items():
+        if settings["local"]:
+            continue
         lines = [line for line in settings["signers"].read_bytes().splitlines() if line.strip() and not line.lstrip().startswith(b"#")]
         many_each = any(b"cert-authority" in line for line in lines)
         if len(lines) < settings["threshold"] and not (lines and many_each):
@@ -420,15 +441,21 @@ def _check_rules(document: Document) -> Iterator[Problem]:
             yield document.problem(
                 f"a rule without a condition answers every device; expected one of {', '.join(conditions)}, or policy.default", *spot
             )
-        for name in ("list", "not_list"):
-            if rule[name] is not None and rule[name] not in lists:
+        for name in LIST_CONDITIONS:
+            if rule[name] is None:
+                continue
+            if rule[name] not in lists:
                 advice = did_you_mean(rule[name], list(lists)) or f"; lists are: {', '.join(lists) or 'none'}"
                 yield document.problem(f"the rule's list '{rule[name]}' is not under 'lists'{advice}", *spot, name)
+            elif name in PAIR_CONDITIONS and (kind := lists[rule[name]]["kind"]) != PAIRS:
+                yield document.problem(
+                    f"'{rule[name]}' is a list of {kind}; what is bound to what only a list of pairs says", *spot, name
+                )
 
 
 def _warn_unused_lists(document: Document) -> Iterator[Problem]:
     rules = document.values["policy"]["rules"]
-    used = {rule[name] for rule in rules for name in ("list", "not_list")}
+    used = {rule[name] for rule in rules for name in LIST_CONDITIONS}
     for name in document.values["lists"]:
         if name not in used:
             yield document.problem(f"no rule uses the list '{name}': it is loaded and answers nothing", "lists", name)

@@ -204,20 +204,26 @@ FAULTS = [
     ("state: ''\n", 2, "found '' for 'state'; expected the path of a folder"),
     ("store: redis://:secret@host/0\n", 2, r"^found 'redis://:\*\*\*@host/0' for 'store'; expected sqlite$"),
     ("boot_without_lists: yes\n", 2, "found 'yes' for 'boot_without_lists'; expected serve or refuse"),
-    ("lists: {stolen: {}}\n", 2, "the key 'signers' is missing in lists.stolen; expected the path of a file"),
-    ("lists: {stolen: }\n", 2, "the key 'signers' is missing in lists.stolen"),
+    ("lists: {stolen: {}}\n", 2, "nothing may change the list stolen; expected signers \\(an allowed_signers file\\), or local: true"),
+    ("lists: {stolen: }\n", 2, "nothing may change the list stolen"),
     ("lists: {stolen: {signers: nowhere}}\n", 2, "the signers file of stolen does not exist: .*/nowhere; put the publishers' public keys there, one a line: NAME namespaces="),
     ("lists: {stolen: {signers: .}}\n", 2, "is not a file"),
     ("lists: {stolen: {signers: empty}}\n", 2, "is empty"),
     ("lists: {stolen: {signers: signers, revoked: nowhere}}\n", 2, "the file of revoked keys of stolen does not exist: .*; put the revoked public keys there, or leave 'revoked' out"),
     ("lists: {stolen: {signers: signers, revoked: empty}}\n", 2, "the file of revoked keys of stolen is empty"),
     ("lists: {'a b': {signers: signers}}\n", 2, "'a b' is no name for a list; expected 1 to 64 letters"),
-    ("lists: {stolen: {signers: signers, kind: device}}\n", 2, "found 'device' for 'kind' in lists.stolen; expected devices; did you mean 'devices'"),
+    ("lists: {stolen: {signers: signers, kind: device}}\n", 2, "found 'device' for 'kind' in lists.stolen; expected devices, pairs or subscribers; did you mean 'devices'"),
+    ("lists: {stolen: {signers: signers, local: true}}\n", 2, "stolen is local, so no release changes it; leave 'signers' out, or 'local'"),
+    ("lists: {stolen: {revoked: signers, local: true}}\n", 2, "leave 'revoked' out, or 'local'"),
+    ("lists: {stolen: {local: no}}\n", 2, "nothing may change the list stolen"),
+    ("lists: {stolen: {local: here}}\n", 2, "found 'here' for 'local' in lists.stolen; expected true or false"),
     ("lists: {stolen: {signers: signers, shrink_max: 0.2}}\n", 2, "found '0.2' for 'shrink_max' in lists.stolen; expected a percentage from 0% to 100%, such as 20%"),
     ("lists: {stolen: {signers: signers, shrink_max: 101%}}\n", 2, "percentage from 0% to 100%"),
     ("lists: {stolen: {signers: [a, b]}}\n", 2, "found a list for 'signers' in lists.stolen"),
     ("policy: {rules: [{list: stolen, answer: blacklisted}]}\n", 2, "the rule's list 'stolen' is not under 'lists'; lists are: none"),
     ("policy: {rules: [{not_list: stoln, answer: blacklisted}]}\nlists: {stolen: {signers: signers}}\n", 2, "the rule's list 'stoln' is not under 'lists'; did you mean 'stolen'"),
+    ("policy: {rules: [{device_bound_elsewhere: iott, answer: blacklisted}]}\nlists: {iot: {local: true, kind: pairs}}\n", 2, "the rule's list 'iott' is not under 'lists'; did you mean 'iot'"),
+    ("policy: {rules: [{subscriber_bound_elsewhere: iot, answer: blacklisted}]}\nlists: {iot: {local: true, kind: subscribers}}\n", 2, "'iot' is a list of subscribers; what is bound to what only a list of pairs says"),
     ("policy: {rules: [{tac: 00101001}]}\n", 2, "the key 'answer' is missing in entry 1 of policy.rules; expected whitelisted, blacklisted, greylisted or unknown"),
     ("policy: {rules: [{tac: 00101001, answer: black}]}\n", 2, "did you mean 'blacklisted'"),
     ("policy: {rules: [{answer: blacklisted}]}\n", 2, "a rule without a condition answers every device; expected one of list, not_list, tac"),
@@ -431,11 +437,36 @@ def test_warning(write, tmp_path, text, line, says):
         IDENTITY + "listen: tcp://0.0.0.0\n" + ONE_PEER,
         IDENTITY + ONE_PEER + "lists: {stolen: {signers: authority, threshold: 2}}\n" + RULES,
         IDENTITY + ONE_PEER + LISTS + "policy: {rules: [{not_list: stolen, observe: true, answer: unknown}]}\n",
+        IDENTITY + ONE_PEER + "lists: {own: {local: true}}\npolicy: {rules: [{list: own, answer: blacklisted}]}\n",
+        IDENTITY + ONE_PEER + "lists: {iot: {kind: pairs, signers: signers}}\npolicy: {rules: [{device_bound_elsewhere: iot, answer: blacklisted}]}\n",
+        IDENTITY + ONE_PEER + "lists: {iot: {kind: pairs, signers: signers}}\npolicy: {rules: [{subscriber_bound_elsewhere: iot, answer: unknown}]}\n",
     ],
 )
 def test_no_warning(write, tmp_path, text):
     (tmp_path / "authority").write_text("*@agency cert-authority " + SIGNER.partition(" ")[2])
     assert load_config(write(text)).warnings == ()
+
+
+def test_lists_of_each_kind_and_local_ones(write, tmp_path):
+    config = load_config(write(IDENTITY + ONE_PEER + """
+lists:
+  own: {local: true}
+  sims: {kind: subscribers, local: yes}
+  iot: {kind: pairs, signers: signers}
+policy:
+  rules:
+    - {list: sims, answer: whitelisted}
+    - {list: own, device_bound_elsewhere: iot, subscriber_bound_elsewhere: iot, answer: blacklisted}
+"""))  # fmt: skip
+    assert config.lists == {
+        "own": ListSettings(name="own", local=True),
+        "sims": ListSettings(name="sims", kind="subscribers", local=True),
+        "iot": ListSettings(name="iot", kind="pairs", signers=tmp_path / "signers"),
+    }
+    assert config.policy.rules[1] == Rule(
+        answer=Status.BLACKLISTED, list="own", device_bound_elsewhere="iot", subscriber_bound_elsewhere="iot"
+    )
+    assert config.warnings == ()
 
 
 # What is in force
