@@ -1,7 +1,7 @@
 """Structured logs: one line an event, `key=value` pairs, limited in rate. Imports nothing of ours but device.
 
 Parts are handed `Log.report` and know nothing else of logging. A line for each refused message could fill a disk as fast as
-a peer can send, so lines are limited for each (event, peer, reason); what was left out is counted on the next line. Checks
+a peer can send, so lines are limited for each (event, peer, reason, list); what was left out is counted on the next line. Checks
 that end in `whitelisted` leave no line; the others are folded into one line for each status, list and peer.
 """
 
@@ -73,7 +73,7 @@ class Log:
 
     def __init__(self, now: Callable[[], float], *, level: str = "info", full_identifiers: bool = False) -> None:
         self._now = now
-        self._buckets: dict[tuple[str, str | None, str | None], _Bucket] = {}
+        self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._folds: dict[tuple[str, str, str], _Fold] = {}
         self._logger = logging.getLogger("eir")
         self._logger.propagate = False
@@ -97,15 +97,15 @@ class Log:
         severity = LEVELS[level]
         if not self._logger.isEnabledFor(severity):
             return
-        suppressed = self._take(event, peer, reason)
+        suppressed = self._take((event, peer, reason, fields.get("list")))
         if suppressed is None:
             return
         line = {"event": event, "peer": peer, "reason": reason, **fields, "suppressed": suppressed or None}
         self._logger.log(severity, "%s", logfmt(line))
 
-    def _take(self, event: str, peer: str | None, reason: str | None) -> int | None:
+    def _take(self, kind: tuple[object, ...]) -> int | None:
         """How many lines of this kind were left out since the last one; None if this one is to be left out too."""
-        kind, now = (event, peer, reason), self._now()
+        now = self._now()
         bucket = self._buckets.get(kind)
         if bucket is None:
             if len(self._buckets) >= KINDS_MAX:

@@ -25,6 +25,7 @@ from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
 from eir.errors import ConfigError, EirError, StoreError
 from eir.http import HttpServer, Response
+from eir.lists.expiry import ExpiryReminder, expired
 from eir.lists.index import Index
 from eir.lists.store import REFUSED, ListState, Outcome
 from eir.log import Log
@@ -41,7 +42,8 @@ DRAIN_S = 8.0
 TICK_S = 1.0
 FOLD_EVERY_TICKS = 10
 OUTCOMES_EVERY_TICKS = 5
-EXPIRED_EVERY_TICKS = 3600
+STORE_TIMEOUT_S = 5.0
+"""How long the figures of releases may take; what else goes on beside the checks waits for them."""
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, as Nagios wants them."""
 RESTART_KEYS = ("listen", "state", "store", "http", "workers", "boot_without_lists")
@@ -73,6 +75,7 @@ class Server:
         self._counts = Counts()
         self._observed: Counter[tuple[str, str]] = Counter()
         self._outcomes: Sequence[Outcome] = ()
+        self._expiry = ExpiryReminder()
         self._index = Index(self._kinds(config))
         self._service = S13Service(self._compile(config), note=self._note)
         self._store = open_store(config.store, config.state)
@@ -211,13 +214,9 @@ class Server:
         return {name: held.state for name, held in self._index.lists.items() if held.state is not None}
 
     def _missing_lists(self) -> list[str]:
-        """Lists that rules in force look into and that have never been loaded."""
-        used = (n for rule in self._config.policy.rules if not rule.observe for n in (rule.list, rule.not_list) if n)
-        return [name for name in dict.fromkeys(used) if self._index.lists[name].state is None]
-
-    def _expired_lists(self) -> list[str]:
-        now = datetime.now(UTC)
-        return [n for n, state in self._loaded().items() if state.expires and datetime.fromisoformat(state.expires) <= now]
+        """Lists that rules in force look into and that have never been loaded; a local one may well have no entry yet."""
+        used = dict.fromkeys(n for rule in self._config.policy.rules if not rule.observe for n in rule.lists)
+        return [name for name in used if self._index.lists[name].state is None and not self._config.lists[name].local]
 
     # ---- what goes on beside the checks ----
 
@@ -228,10 +227,10 @@ class Server:
                 self._log.fold()
             if ticks % OUTCOMES_EVERY_TICKS == 0:
                 await self._read_outcomes()
-            if ticks % EXPIRED_EVERY_TICKS == 0:
-                for name in self._expired_lists():
-                    expires = self._loaded()[name].expires
-                    self._log.report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
+            states = self._loaded()
+            for name in self._expiry.due(states, now=datetime.now(UTC), monotonic=time.monotonic()):
+                expires = states[name].expires
+                self._log.report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
             ends = self._service.policy.override_until
             if ends is not None and datetime.now(UTC) >= ends:
                 self._service.policy = self._compile(self._config)
@@ -241,7 +240,10 @@ class Server:
 
     async def _read_outcomes(self) -> None:
         try:
-            self._outcomes = await self._store.outcomes()
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                self._outcomes = await self._store.outcomes()
+        except TimeoutError:
+            self._log.report("store_error", level="warning", reason="timeout", detail="no figures of releases")
         except StoreError as e:
             self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
 
@@ -336,8 +338,8 @@ class Server:
         """How the node is: a Nagios state with its code, one line, and the figures behind it."""
         word, why = self._readiness()
         peers = self._node.connected()
-        expired = self._expired_lists()
-        warnings = why + [f"list {name} is past its expiry" for name in expired]
+        past = expired(self._loaded(), datetime.now(UTC))
+        warnings = why + [f"list {name} is past its expiry" for name in past]
         if self._service.policy.overridden:
             warnings.append("the policy's override answers everything alike")
         code, state = CRITICAL if word == "not ready" else WARNING if warnings else OK
