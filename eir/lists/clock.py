@@ -32,7 +32,7 @@ class TrustedClock:
             self._time = max(self._time, wall)
             self._monotonic = monotonic
             return self._time
-        expected = self._time + monotonic - self._monotonic
+        expected = self._time + (monotonic - self._monotonic)
         self._monotonic = monotonic
         if wall <= expected + JUMP_S:
             self._jumped_at = None

@@ -258,6 +258,10 @@ class DeviceList:
             for remainder in held_keys(self._contents.pages[number]):
                 yield base + int(remainder)
 
+    def builder(self, state: ListState, *, amend: bool = False) -> "ListBuilder":
+        """As Index.builder, for a list that the index may let go meanwhile."""
+        return ListBuilder(self.kind, state, self._contents, amend=amend)
+
     def expire(self, now: float, deadline: float) -> bool:
         """Drop the rows that end by `now` (Unix seconds); True when none is left, False if the deadline came first."""
         return self._contents.expire(int(now), deadline)
@@ -402,7 +406,7 @@ class Index:
 
     def builder(self, name: str, state: ListState, *, amend: bool = False) -> ListBuilder:
         """Begin the contents that list `name` shall have with this state: anew, or as an amendment of what it holds."""
-        return ListBuilder(self.lists[name].kind, state, self.lists[name]._contents, amend=amend)  # noqa: SLF001  # as above
+        return self.lists[name].builder(state, amend=amend)
 
     def switch(self, name: str, builder: ListBuilder) -> Retired:
         """Put in force what was built; returns what was in force before, to be freed in steps."""

@@ -285,26 +285,25 @@ class Follower:
     async def _take_over(self, name: str, entries: DeviceList, stored: ListState | None) -> None:
         held = entries.state
         if held is not None and stored is not None and held.content_digest == stored.content_digest:
-            await self._switch(name, entries, self._index.builder(name, stored, amend=True))
+            await self._switch(name, entries, entries.builder(stored, amend=True))
             return
         for _ in range(READ_AGAIN_MAX):
             try:
                 if not (held and stored and await self._take_changes(name, entries, held, stored)):
-                    await self._take_all(self._store, name)
+                    await self._take_all(self._store, name, entries)
             except StoreChanged:
                 continue
             return
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
-    async def _take_all(self, source: ListStore, name: str) -> None:
+    async def _take_all(self, source: ListStore, name: str, entries: DeviceList) -> None:
         """Read a list whole, prove it, and put it in force. Nothing happens if the source does not have it."""
-        entries = self._index.lists[name]
         builder: ListBuilder | None = None
         proof, total, slices = Proof(), 0, self._slices
         async with aclosing(_batches(source, name)) as batches:
             async for state, batch in batches:
                 slices.begin()
-                builder = builder or self._index.builder(name, state)
+                builder = builder or entries.builder(state)
                 marks = []
                 for page in batch:
                     digest = page.digest()
@@ -339,10 +338,10 @@ class Follower:
         pages_max = PAIR_PAGES_MAX if isinstance(entries, PairList) else AMENDED_PAGES_MAX
         if not steps or not 0 < len(touched) <= pages_max:
             return False
-        state, pages = await self._some_pages(name, sorted(touched))
+        state, pages = await self._some_pages(name, sorted(touched), steps[-1].after)
         slices = self._slices
         slices.begin()
-        builder = self._index.builder(name, state, amend=True)
+        builder = entries.builder(state, amend=True)
         total = int(held.content_digest, 16) - int(state.content_digest, 16)
         for page in pages:
             total += page.digest() - proof[page.number]
@@ -356,20 +355,19 @@ class Follower:
             proof.amend(pages)
         return True
 
-    async def _some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState, Sequence[Page]]:
-        """Numbered pages, empty ones for those that are not there, all of one generation. Raises StoreChanged."""
+    async def _some_pages(self, name: str, numbers: Sequence[int], generation: int) -> tuple[ListState, Sequence[Page]]:
+        """Numbered pages as of a generation, empty ones for those that are not there. Raises StoreChanged."""
         state: ListState | None = None
         pages: list[Page] = []
         for at in range(0, len(numbers), SOME_PAGES):
             part = numbers[at : at + SOME_PAGES]
-            found, some = await _in_time(self._store.some_pages(name, part))
-            if found is None or (state is not None and found.generation != state.generation):
-                raise StoreChanged(f"list {name} changed while its touched pages were read")
-            state = found
+            state, some = await _in_time(self._store.some_pages(name, part))
+            if state is None or state.generation != generation:
+                break
             there = {page.number: page for page in some}
             pages += [there.get(number) or Page(number, b"") for number in part]
-        if state is None:
-            raise ValueError("no page was asked for")
+        if state is None or state.generation != generation:
+            raise StoreChanged(f"list {name} changed while its touched pages were read")
         return state, pages
 
     async def _switch(self, name: str, entries: DeviceList, builder: ListBuilder) -> bool:

@@ -1,0 +1,436 @@
+"""From the store to the index: what is taken over, how it is proved, and what happens when the store fails or lies."""
+
+import asyncio
+import contextlib
+import random
+import time
+from dataclasses import replace
+
+import pytest
+from made import page, pages_of, state, until
+
+from eir.errors import StoreChanged, StoreError
+from eir.lists.index import Index
+from eir.lists.pages import PAGE_KEYS, content_digest
+from eir.lists.store import ListState
+from eir.stores import follow
+from eir.stores.follow import Follower, Relation, reason_of, relation
+from eir.stores.sqlite import SqliteStore
+
+A = pages_of([1, 2, 5 * PAGE_KEYS])
+B = pages_of([3, 7 * PAGE_KEYS])
+
+
+class Faulty:
+    """A store whose answers a test changes: `fail` is raised, `hang` is awaited, `shown` replaces states, `alter` pages."""
+
+    def __init__(self, store):
+        self.store = store
+        self.fail = self.hang = self.shown = self.alter = None
+        self.read_whole = self.read_some = 0
+
+    async def _meddle(self):
+        if self.hang is not None:
+            await self.hang.wait()
+        if self.fail is not None:
+            raise self.fail
+
+    async def states(self):
+        await self._meddle()
+        return await self.store.states() if self.shown is None else self.shown
+
+    async def wait(self, seen, timeout_s):
+        await self._meddle()
+        await self.store.wait(seen, min(timeout_s, 0.1))
+
+    async def changes(self, name, after):
+        await self._meddle()
+        return await self.store.changes(name, after)
+
+    async def some_pages(self, name, numbers):
+        await self._meddle()
+        self.read_some += len(numbers)
+        found, pages = await self.store.some_pages(name, numbers)
+        return found, [self.alter(p) for p in pages] if self.alter else pages
+
+    async def pages(self, name):
+        await self._meddle()
+        self.read_whole += 1
+        async with contextlib.aclosing(self.store.pages(name)) as batches:
+            async for found, pages in batches:
+                yield found, [self.alter(p) for p in pages] if self.alter else pages
+
+
+class Node:
+    """A follower with all that it is given, running."""
+
+    def __init__(self, store, kinds, **clocks):
+        self.store = store
+        self.index = Index(kinds)
+        self.events, self.switched = [], []
+        self.follower = Follower(
+            store, self.index, report=lambda event, **fields: self.events.append((event, fields)),
+            on_switch=lambda name, found: self.switched.append((name, found.generation)), **clocks,
+        )  # fmt: skip
+
+    async def __aenter__(self):
+        await self.follower.start()
+        self.task = asyncio.create_task(self.follower.run())
+        return self
+
+    async def __aexit__(self, *_):
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+
+    def keys(self, name="a"):
+        return list(self.index.lists[name])
+
+    def generation(self, name="a"):
+        found = self.index.lists[name].state
+        return 0 if found is None else found.generation
+
+    async def reaches(self, generation, name="a"):
+        await until(lambda: self.generation(name) == generation)
+
+    def said(self):
+        return [event for event, _ in self.events]
+
+
+@pytest.fixture
+async def store(tmp_path):
+    opened = SqliteStore(tmp_path / "lists.sqlite")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def faulty(store):
+    return Faulty(store)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name in ("RETRY_S", "EXPIRE_S", "UNPROVED_RETRY_S"):
+        monkeypatch.setattr(follow, name, 0.02)
+
+
+def shown(generation, highest, digest="00") -> ListState:
+    return replace(state(generation=generation), highest_serial=highest, content_digest=digest)
+
+
+@pytest.mark.parametrize(
+    ("held", "stored", "expected"),
+    [
+        (None, None, Relation.SAME),
+        (None, shown(1, 1), Relation.NEWER),
+        (shown(1, 1), None, Relation.LOST),
+        (shown(5, 7), shown(5, 7), Relation.SAME),
+        (shown(5, 7), shown(6, 7, "01"), Relation.NEWER),
+        (shown(5, 7), shown(6, 8, "01"), Relation.NEWER),
+        (shown(5, 7), shown(4, 7, "01"), Relation.LOST),
+        (shown(5, 7), shown(4, 6), Relation.LOST),
+        (shown(5, 7), shown(5, 7, "01"), Relation.LOST),  # another history
+        (shown(5, 7), shown(9, 6, "01"), Relation.LOST),  # the highest serial never goes down by itself
+        (shown(5, 7), shown(1, 8, "01"), Relation.NEWER),  # lost its generations, and has a release new to all since
+    ],
+)
+def test_relation(held, stored, expected):
+    assert relation(held, stored) is expected
+
+
+async def test_start_fills_all_lists_that_are_configured(store):
+    await store.replace("a", state(A), A, seen=0)
+    await store.replace("b", state(B), B, seen=0)
+    node = Node(store, {"a": "devices", "new": "devices"})
+    await node.follower.start()
+    assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+    assert node.switched == [("a", 1)]
+    assert node.follower.up
+    assert node.follower.missing == ("new",)
+    assert not node.follower.errors
+    assert node.events == []
+
+
+async def test_a_load_is_followed_within_a_second(store):
+    async with Node(store, {"a": "devices"}) as node:
+        await store.replace("a", state(A), A, seen=0)
+        begun = time.monotonic()
+        await node.reaches(1)
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        await node.reaches(2)
+        assert time.monotonic() - begun < 2
+        assert node.keys() == [3, 7 * PAGE_KEYS]
+        assert node.follower.lag_s < 2
+        await store.rollback("a", seen=2)
+        await node.reaches(3)
+        assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+
+
+async def test_only_touched_pages_are_read(store, faulty):
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(faulty, {"a": "devices"}) as node:
+        faulty.read_whole = 0
+        touched = [page(0, [9]), page(5, []), page(6, [1])]
+        await store.amend("a", state([touched[0], touched[2]], serial=2), touched, seen=1)
+        await node.reaches(2)
+        assert node.keys() == [9, 6 * PAGE_KEYS + 1]
+        assert (faulty.read_some, faulty.read_whole) == (3, 0)
+        # Again over pages that were amended, and one that came by an amendment.
+        more = [page(6, [2]), page(0, [])]
+        await store.amend("a", state([more[0]], serial=3), more, seen=2)
+        await node.reaches(3)
+        assert node.keys() == [6 * PAGE_KEYS + 2]
+        assert faulty.read_whole == 0
+        await store.rollback("a", seen=3)
+        await node.reaches(4)
+        assert node.keys() == [9, 6 * PAGE_KEYS + 1]
+        assert faulty.read_whole == 0
+        assert not node.follower.errors
+
+
+async def test_several_steps_at_once(store, faulty):
+    await store.replace("a", state(A), A, seen=0)
+    node = Node(faulty, {"a": "devices"})
+    await node.follower.start()
+    for seen in range(1, 6):
+        await store.amend("a", state([page(1, [seen]), *A[:2]], serial=seen), [page(1, [seen])], seen=seen)
+    await store.amend("a", state([page(1, [77]), A[0]]), [page(1, [77]), page(5, [])], seen=6)
+    async with node:
+        await node.reaches(7)
+    assert node.keys() == [1, 2, PAGE_KEYS + 77]
+
+
+async def test_a_new_generation_of_the_same_pages_is_taken_over_without_reading(store, faulty):
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(faulty, {"a": "devices"}) as node:
+        faulty.read_whole = 0
+        await store.replace("a", state(A, serial=2), A, seen=1)
+        await node.reaches(2)
+        assert node.index.lists["a"].state.serial == 2
+        assert (faulty.read_some, faulty.read_whole) == (0, 0)
+        touched = [page(0, [9])]
+        await store.amend("a", state([touched[0], A[1]], serial=3), touched, seen=2)
+        await node.reaches(3)
+        assert node.keys() == [9, 5 * PAGE_KEYS]
+
+
+async def test_the_store_away_leaves_the_memory_in_force(store, faulty):
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(faulty, {"a": "devices"}) as node:
+        faulty.fail = StoreError("refused", "nobody there")
+        await until(lambda: node.follower.errors["refused"] > 2)
+        assert not node.follower.up
+        assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+        assert node.said().count("store_failed") == 1
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        lag = node.follower.lag_s
+        await until(lambda: node.follower.lag_s > lag)
+        faulty.fail = None
+        await node.reaches(2)
+        assert node.follower.up
+        assert node.said()[-1] == "store_back"
+
+
+async def test_a_start_without_the_store_ends(faulty):
+    faulty.fail = StoreError("refused", "nobody there")
+    node = Node(faulty, {"a": "devices"})
+    await node.follower.start()
+    assert not node.follower.up
+    assert node.follower.missing == ("a",)
+    assert node.follower.errors == {"refused": 1}
+
+
+async def test_a_store_that_hangs_is_given_up_in_time(store, faulty, monkeypatch):
+    monkeypatch.setattr(follow, "WAIT_S", 0.0)
+    monkeypatch.setattr(follow._in_time, "__defaults__", (0.05,))
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(faulty, {"a": "devices"}) as node:
+        faulty.hang = asyncio.Event()
+        await until(lambda: node.follower.errors["timeout"] > 1)
+        assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+
+
+async def test_a_fault_of_our_own_is_counted_and_following_goes_on(store, faulty):
+    async with Node(faulty, {"a": "devices"}) as node:
+        faulty.fail = ZeroDivisionError("a bug")
+        await until(lambda: node.follower.errors["internal"] > 1)
+        faulty.fail = None
+        await store.replace("a", state(A), A, seen=0)
+        await node.reaches(1)
+
+
+@pytest.mark.parametrize("less", ["nothing", "an older copy", "another history", "a lower serial"])
+async def test_a_store_that_lost_data_is_not_followed(store, faulty, less):
+    await store.replace("a", state(A), A, seen=0)
+    await store.replace("a", state(B, serial=2), B, seen=1)
+    async with Node(faulty, {"a": "devices"}) as node:
+        stored = await store.state("a")
+        faulty.shown = {
+            "nothing": {},
+            "an older copy": {"a": state(A, generation=1)},
+            "another history": {"a": replace(stored, content_digest="11" * 32)},
+            "a lower serial": {"a": state(A, generation=9)},
+        }[less]
+        await until(lambda: "a" in node.follower.lost)
+        assert node.keys() == [3, 7 * PAGE_KEYS]
+        assert node.said() == ["store_lost_data"]
+        assert node.switched == [("a", 2)]
+        lag = node.follower.lag_s
+        await until(lambda: node.follower.lag_s > lag)
+        faulty.shown = None
+        await until(lambda: "store_mended" in node.said())
+        assert not node.follower.lost
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("fault", ["digest", "corrupt"])
+async def test_pages_that_cannot_be_proved_are_not_taken_over(store, faulty, fault, whole):
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(faulty, {"a": "devices"}) as node:
+        altered = page(0, [1, 2, 4]).keys if fault == "digest" else b"rubbish"
+        faulty.alter = lambda p: p._replace(keys=altered) if p.number == 0 else p
+        touched = [page(0, [1, 2, 3])]
+        write = store.replace if whole else store.amend
+        await write("a", state([touched[0]] if whole else [touched[0], A[1]], serial=2), touched, seen=1)
+        await until(lambda: node.follower.errors[fault] > 1)
+        assert node.generation() == 1
+        assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+        assert node.follower.up
+        faulty.alter = None
+        await node.reaches(2)
+        assert node.index.lists["a"].holds(3)
+
+
+async def test_a_list_that_changes_while_it_is_read_is_read_again(store, faulty):
+    await store.replace("a", state(A), A, seen=0)
+    node = Node(faulty, {"a": "devices"})
+    seen = iter(range(1, 3))
+
+    def change_meanwhile(p):
+        if next(seen, None):
+            raise StoreChanged("list a changed while its pages were read")
+        return p
+
+    faulty.alter = change_meanwhile
+    await node.follower.start()
+    assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+    assert faulty.read_whole == 3
+
+
+async def test_a_list_that_the_configuration_lets_go_while_it_is_read(store, faulty):
+    await store.replace("a", state(A), A, seen=0)
+    node = Node(faulty, {"a": "devices"})
+
+    def let_go(p):
+        node.index.reconfigure({"b": "devices"})
+        return p
+
+    faulty.alter = let_go
+    await node.follower.start()
+    assert list(node.index.lists) == ["b"]
+    assert node.switched == []
+    assert not node.follower.errors
+
+
+async def test_a_list_that_the_configuration_adds_is_filled(store):
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(store, {}) as node:
+        node.index.reconfigure({"a": "devices"})
+        await node.reaches(1)
+
+
+class TestEnds:
+    PAGES = (page(0, [1, 2, 3], until=[1_000, 0, 2_000]), page(1, [5], until=[1_500]))
+
+    async def test_rows_drop_out_without_a_load(self, store):
+        await store.replace("a", state(self.PAGES), self.PAGES, seen=0)
+        now = [999.0]
+        async with Node(store, {"a": "devices"}, wall=lambda: now[0], monotonic=lambda: now[0]) as node:
+            assert node.keys() == [1, 2, 3, PAGE_KEYS + 5]
+            for now[0], left in ((1_000.0, [2, 3, PAGE_KEYS + 5]), (1_600.0, [2, 3]), (2_000.0, [2])):
+                await until(lambda left=left: node.keys() == left)
+            assert node.switched == [("a", 1)]
+
+    async def test_not_because_a_clock_jumped(self, store):
+        await store.replace("a", state(self.PAGES), self.PAGES, seen=0)
+        wall, monotonic, asked = [999.0], [0.0], []
+
+        def watched():
+            asked.append(wall[0])
+            return wall[0]
+
+        async with Node(store, {"a": "devices"}, wall=watched, monotonic=lambda: monotonic[0]) as node:
+            wall[0] = 10**9
+            await until(lambda: asked.count(10**9) > 5)
+            assert node.keys() == [1, 2, 3, PAGE_KEYS + 5]
+            wall[0], monotonic[0] = 1_000.0, 1.0
+            await until(lambda: node.keys() == [2, 3, PAGE_KEYS + 5])
+
+    async def test_rows_that_ended_before_the_load_are_never_in_force(self, store):
+        async with Node(store, {"a": "devices"}, wall=lambda: 1_700.0, monotonic=time.monotonic) as node:
+            await store.replace("a", state(self.PAGES), self.PAGES, seen=0)
+            await node.reaches(1)
+            assert node.keys() == [2, 3]
+            more = [page(2, [7, 8], until=[1_600, 0])]
+            await store.amend("a", state([*self.PAGES, *more]), more, seen=1)
+            await node.reaches(2)
+            assert node.keys() == [2, 3, 2 * PAGE_KEYS + 8]
+
+
+async def test_random_changes_end_as_the_list_built_from_scratch(store, faulty):
+    chosen = random.Random(7)
+    await store.replace("a", state(A), A, seen=0)
+    pages = {p.number: p for p in A}
+    async with Node(faulty, {"a": "devices"}) as node:
+        generation = 1
+        while generation < 60:
+            kind = chosen.choice(["amend"] * 8 + ["replace", "rollback"])
+            if kind == "rollback":
+                with contextlib.suppress(StoreError):
+                    await store.rollback("a", seen=generation)
+                    generation += 1
+            else:
+                some = [page(n, chosen.sample(range(1_000), chosen.randrange(600))) for n in chosen.sample(range(8), 3)]
+                pages = {p.number: p async for _, batch in store.pages("a") for p in batch} if kind == "amend" else {}
+                pages.update((p.number, p) for p in some)
+                after = [p for _, p in sorted(pages.items()) if p.keys]
+                write = store.amend if kind == "amend" else store.replace
+                await write("a", state(after), some, seen=generation)
+                generation += 1
+            if chosen.random() < 0.3:
+                await asyncio.sleep(chosen.random() / 20)
+        await node.reaches(generation)
+        fresh = Node(store, {"a": "devices"})
+        await fresh.follower.start()
+        assert node.keys() == fresh.keys()
+        assert node.index.lists["a"].state == fresh.index.lists["a"].state == await store.state("a")
+        assert content_digest([p async for _, batch in store.pages("a") for p in batch]) == (await store.state("a")).content_digest
+        assert not node.follower.errors
+        assert faulty.read_some
+
+
+async def test_a_switch_is_cut_into_slices(store):
+    first = [page(n, range(n % 300, n % 300 + 40)) for n in range(20_000)]
+    second = [page(n, range(n % 300, n % 300 + 41)) for n in range(20_000)]
+    await store.replace("a", state(first), first, seen=0)
+    async with Node(store, {"a": "devices"}) as node:
+        await store.replace("a", state(second, serial=2), second, seen=1)
+        turns, begun = 0, time.perf_counter()
+        while node.generation() < 2:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 50
+        # Each slice is cut at half a millisecond; what a busy machine adds is not this test's to judge.
+        assert 0 < node.follower.longest_slice_s < (time.perf_counter() - begun) / 2
+
+
+async def test_reason_of_reads_the_store(store):
+    pages = [page(0, [1, 5, 900], reasons=b"\x01\x00\x07"), page(1, [1, 2], reasons=b"\x00"), page(2, [3])]
+    await store.replace("a", state(pages, reasons=("stolen", "lost")), pages, seen=0)
+    expected = {
+        1: "lost", 5: "stolen", 900: "other", 2: None, PAGE_KEYS + 1: "stolen", PAGE_KEYS + 2: "stolen",
+        2 * PAGE_KEYS + 3: None, 3 * PAGE_KEYS: None,
+    }  # fmt: skip
+    assert {key: await reason_of(store, "a", key) for key in expected} == expected
+    assert await reason_of(store, "unknown", 1) is None
