@@ -1,20 +1,28 @@
 """What would be answered for a device, and why: `eir check`. Reads from the store only the pages that the device is in.
 
+A list of pairs is kept by device, so the devices that a SIM is bound to are looked for in the whole of it, a batch of pages
+at a time, and only for a rule that asks (`subscriber_bound_elsewhere`).
+
 The verdict comes from the very policy and index that answer checks on the wire; the reason is read from the store.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from eir.device import SNR_KEYS, device_key, imsi_key
-from eir.errors import IdentifierError
-from eir.lists.index import Index
+from eir.errors import IdentifierError, StoreChanged
+from eir.lists.index import SUBSCRIBER_KIND, Index
 from eir.lists.load import ListSettings
+from eir.lists.pages import Page
 from eir.lists.store import ListState, ListStore
 from eir.policy import PolicySettings, Status, compile_policy, explain
 from eir.stores.follow import reason_of
+
+READ_AGAIN_MAX = 5
+"""Times that a list is read anew because it changed while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +90,19 @@ async def explain_answer(
         bad = compile_policy(policy, index, observed=lambda *_: None, now=now).bad_identity
         return Answer(question, bad.status if bad else None, bad.rule if bad else None, reason=str(e))
     states: dict[str, ListState] = {}
+    bound = {rule.subscriber_bound_elsewhere for rule in policy.rules}
     for name, settings in lists.items():
-        state, pages = await store.some_pages(name, list(_page_numbers(settings.kind, key, question.imsi)))
+        if name in bound and (subscriber := _subscriber(question.imsi)) is not None:
+            state, pages = await _pages_of_pair(store, name, key // SNR_KEYS, subscriber)
+        else:
+            state, pages = await store.some_pages(name, list(_page_numbers(settings.kind, key, question.imsi)))
         if state is not None:
             states[name] = state
             builder = index.builder(name, state)
             for page in pages:
                 builder.add(page)
             index.switch(name, builder)
+            index.lists[name].expire(now.timestamp(), math.inf)
     found = explain(
         policy, index, key, now=now, imsi=question.imsi, software_version=question.software_version,
         origin_host=question.origin_host, origin_realm=question.origin_realm,
@@ -98,16 +111,44 @@ async def explain_answer(
     reason = serial = None
     if verdict.list in states:
         serial = states[verdict.list].serial
-        reason = await reason_of(store, verdict.list, key)
+        reason = await _reason(store, verdict.list, lists[verdict.list].kind, key, question.imsi)
     return Answer(question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded)
+
+
+def _subscriber(imsi: str) -> int | None:
+    """The key of an IMSI; None for a text that is none, which a request might carry all the same."""
+    try:
+        return imsi_key(imsi) if imsi else None
+    except IdentifierError:
+        return None
 
 
 def _page_numbers(kind: str, key: int, imsi: str) -> Iterable[int]:
     """The page in which a list of this kind holds the device, or the subscriber."""
-    if kind != "subscribers":
+    if kind != SUBSCRIBER_KIND:
         yield key // SNR_KEYS
-    elif imsi:
+    elif (subscriber := _subscriber(imsi)) is not None:
+        yield subscriber // SNR_KEYS
+
+
+async def _pages_of_pair(store: ListStore, name: str, number: int, subscriber: int) -> tuple[ListState | None, Sequence[Page]]:
+    """The page of the device, and those in which the SIM is bound to some device (or seems to be: the policy looks closer)."""
+    sought = subscriber.to_bytes(8, "little")
+    for _ in range(READ_AGAIN_MAX):
+        state: ListState | None = None
+        pages: list[Page] = []
         try:
-            yield imsi_key(imsi) // SNR_KEYS
-        except IdentifierError:
-            return
+            async for state, batch in store.pages(name):  # noqa: B007  # the last one is returned
+                pages += [page for page in batch if page.number == number or sought in page.extra]
+        except StoreChanged:
+            continue
+        return state, pages
+    raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
+
+
+async def _reason(store: ListStore, name: str, kind: str, key: int, imsi: str) -> str | None:
+    """What the list gives as the reason for the device, or for the subscriber."""
+    if kind != SUBSCRIBER_KIND:
+        return await reason_of(store, name, key)
+    subscriber = _subscriber(imsi)
+    return None if subscriber is None else await reason_of(store, name, subscriber)
