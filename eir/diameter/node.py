@@ -4,13 +4,14 @@ Puts the parts of this package together on an event loop; knows nothing of any a
 """
 
 import asyncio
+import itertools
 import random
 import ssl
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+from eir.diameter.admission import Admit, Claim, Desk, Drop, Order, OwnDesk, Probe, Refuse
 from eir.diameter.answer import Reply
 from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer, may_connect
 from eir.diameter.counts import OTHER, Counts
@@ -29,13 +30,9 @@ __all__ = [
 ]  # fmt: skip
 
 UNKNOWN_PEER = 3010
-UNABLE_TO_COMPLY = 5012
-ELECTION_LOST = 4003
 
 DIAMETER_PORT, DIAMETER_TLS_PORT = 3868, 5868
 BACKLOG = 1024
-FAILED_MAX = 1024
-"""Peers of which the node remembers that their watchdog gave them up; the oldest is forgotten."""
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -76,6 +73,7 @@ class Node:
         application_id: int = 16777252,
         lane: Callable[[str, bytes], Lane] | None = None,
         overload: Reply = TOO_BUSY_REPLY,
+        desk: Desk | None = None,
         connect_tls: ssl.SSLContext | None = None,
     ) -> None:
         self.surroundings = Surroundings(
@@ -87,12 +85,13 @@ class Node:
         """For `connect: tls://…`."""
         self._links: dict[Link, None] = {}
         """All connections, the oldest first."""
-        self._probes: dict[Link, _Probe] = {}
-        """Connections whose admission waits for the DWA of another, which is the key."""
-        self._waiting: dict[Link, Capabilities] = {}
-        """Connections that wait for an election's end."""
-        self._failed: OrderedDict[str, None] = OrderedDict()
-        """Origin-Hosts whose last connection was given up by the watchdog."""
+        self._desk = desk or OwnDesk(self.obey)
+        """Decides which connections of a peer are wanted."""
+        self._numbers = itertools.count()
+        self._named: dict[int, Link] = {}
+        """Connections by the number that the desk knows them by."""
+        self._probes: dict[int, asyncio.TimerHandle] = {}
+        """Connections that were asked for a sign of life, until when."""
         self._disabled: set[str] = set()
         self._buckets: dict[str, Bucket] = {}
         self._all: Bucket | None = None
@@ -245,7 +244,7 @@ class Node:
         if len(unidentified) >= self.limits.unidentified_max:
             # The oldest goes: a good peer sends its CER at once, a flood of idle connections does not.
             self._drop(unidentified[0], "unidentified_max")
-        self._links[link] = None
+        self._enter(link)
         return self._new_peer(link)
 
     def handle(self, link: Link, event: Event) -> None:
@@ -265,8 +264,14 @@ class Node:
     def lost(self, link: Link) -> None:
         """Forget a connection."""
         self._links.pop(link, None)
+        self._named.pop(link.number, None)
 
     # Connections and the peer table
+
+    def _enter(self, link: Link) -> None:
+        link.number = next(self._numbers)
+        self._links[link] = None
+        self._named[link.number] = link
 
     def _refuses(self, link: Link) -> str | None:
         if not may_connect(self._peers, link.source):
@@ -296,100 +301,64 @@ class Node:
         return settings
 
     def _arrived(self, link: Link, event: Arrived) -> None:
-        """A good CER: take it, unless there is another connection that it has to be weighed against."""
-        host = event.capabilities.host
-        if self._loses_election(host):
-            # 5.6.4: we connect to it at the same time, and its CEA decides; until then this connection waits.
-            self._waiting[link] = event.capabilities
-            return
-        self._weigh(link, event.capabilities, event.settings)
+        """A good CER: the desk weighs it against the peer's other connections."""
+        said = event.capabilities
+        self._desk.arrived(Claim(link.number, said.host, event.settings.connections, said.origin_state_id or 0))
 
-    def _weigh(self, link: Link, said: Capabilities, settings: PeerSettings) -> None:
-        """One connection too many (RFC 6733 2.1, 5.6): the oldest proves that it lives, or makes room."""
-        peer = link.peer
-        if peer is None:
-            return
-        now = _now()
-        there = self._open_links(said.host)
-        if len(there) < settings.connections:
-            self._admit(peer, now)
-            return
-        oldest = there[0]
-        known = oldest.peer.capabilities if oldest.peer is not None else None
-        if known is not None and (said.origin_state_id or 0) > (known.origin_state_id or 0) > 0:
-            # RFC 6733 8.16: the peer has restarted since, and knows nothing of its old connection.
-            self._drop(oldest, "restarted")
-            self._admit(peer, now)
-        elif oldest in self._probes or oldest.peer is None:
-            peer.refuse(_one_too_many(), now)
-        else:
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(self.limits.duplicate_probe_s, self._silent, oldest)
-            self._probes[oldest] = _Probe(link, timer)
-            oldest.peer.probe(now)
-            oldest.pump()
+    def obey(self, order: Order) -> None:
+        """Do what the desk has decided."""
+        link = self._named.get(order.connection) if isinstance(order.connection, int) else None
+        if link is None or link.peer is None:
+            return  # It is gone, and the desk has been told so.
+        peer, now = link.peer, _now()
+        match order:
+            case Admit():
+                self._admit(peer, now, failed_before=order.failed_before)
+            case Refuse():
+                peer.refuse(DiameterError(order.result_code, order.reason, order.detail), now)
+            case Probe():
+                loop = asyncio.get_running_loop()
+                self._probes[link.number] = loop.call_later(self.limits.duplicate_probe_s, self._silent, link)
+                peer.probe(now)
+            case Drop():
+                self._drop(link, order.reason)
+        link.pump()
 
     def _alive(self, link: Link) -> None:
-        probe = self._probes.pop(link, None)
-        if probe is None:
-            return
-        probe.timer.cancel()
-        if probe.link.peer is not None:
-            probe.link.peer.refuse(_one_too_many(), _now())
-            probe.link.pump()
+        timer = self._probes.pop(link.number, None)
+        if timer is not None:
+            timer.cancel()
+            self._desk.alive(link.number)
 
-    def _silent(self, oldest: Link) -> None:
+    def _silent(self, link: Link) -> None:
         """No DWA on the oldest connection in time: the new one takes its place."""
-        if oldest in self._probes:
-            self._drop(oldest, "duplicate_silent")
+        if self._probes.pop(link.number, None) is not None:
+            self._drop(link, "duplicate_silent")
 
     def _opened(self, link: Link) -> None:
         peer = link.peer
         if peer is None or peer.capabilities is None:
             return
-        host = peer.capabilities.host.lower()
-        self._failed.pop(host, None)
-        self.surroundings.report(
-            "peer_open", peer=peer.label, host=peer.capabilities.host, realm=peer.capabilities.realm, address=link.address
-        )
-        # An election that this connection has won by being open: the peer's own connection goes (R-Disc).
-        for other, said in list(self._waiting.items()):
-            if said.host.lower() == host and other.peer is not None:
-                del self._waiting[other]
-                other.peer.refuse(DiameterError(ELECTION_LOST, "election_lost", "our own connection is open"), _now())
-                other.pump()
+        said = peer.capabilities
+        self.surroundings.report("peer_open", peer=peer.label, host=said.host, realm=said.realm, address=link.address)
+        if link.dialed:
+            self._desk.opened(link.number, said.host, said.origin_state_id or 0)
 
     def _closed(self, link: Link, event: Closed) -> None:
         peer = link.peer
-        probe = self._probes.pop(link, None)
-        if probe is not None:
-            probe.timer.cancel()
-            if probe.link.peer is not None:
-                self._admit(probe.link.peer, _now())
-                probe.link.pump()
-        for oldest, probing in list(self._probes.items()):
-            if probing.link is link:
-                probing.timer.cancel()
-                del self._probes[oldest]
-        self._waiting.pop(link, None)
+        timer = self._probes.pop(link.number, None)
+        if timer is not None:
+            timer.cancel()
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
-            if event.reason == "watchdog":
-                # What RFC 3539 calls a failure; a connection that its peer has closed is not held against the next one.
-                self._failed[peer.capabilities.host.lower()] = None
-                if len(self._failed) > FAILED_MAX:
-                    self._failed.popitem(last=False)
             self.surroundings.report(
                 "peer_closed", peer=peer.label, reason=event.reason, host=peer.capabilities.host, address=link.address
             )
-        if peer is not None and peer.settings is not None and peer.settings.connect is not None:
-            self._end_elections(peer.settings)
+        self._desk.closed(link.number, event.reason)
 
-    def _admit(self, peer: Peer, now: float) -> None:
-        said, settings = peer.capabilities, peer.settings
-        if said is None or settings is None:
-            return
-        peer.rates = self._limits_of(settings, now)
-        peer.admit(now, failed_before=said.host.lower() in self._failed)
+    def _admit(self, peer: Peer, now: float, *, failed_before: bool) -> None:
+        if peer.settings is not None:
+            peer.rates = self._limits_of(peer.settings, now)
+            peer.admit(now, failed_before=failed_before)
 
     def _drop(self, link: Link, reason: str) -> None:
         counts = self.surroundings.counts
@@ -397,16 +366,6 @@ class Node:
             (counts.peers_refused if _is_unidentified(link.peer) else counts.errors)[reason] += 1
             link.peer.drop(reason, _now())
             link.pump()
-
-    def _open_links(self, host: str) -> list[Link]:
-        return [
-            link
-            for link in self._links
-            if link.peer is not None
-            and link.peer.state is State.OPEN
-            and link.peer.capabilities is not None
-            and link.peer.capabilities.host.lower() == host.lower()
-        ]
 
     def _limits_of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
         """The buckets that a peer's requests draw from: one for all, one for its entry."""
@@ -459,14 +418,12 @@ class Node:
     async def _dial(self, settings: PeerSettings) -> None:
         """Keep a connection to a peer: attempt, wait for its end, wait Tc, attempt again (RFC 6733 2.1, 5.6)."""
         while True:
-            if not self._is_connected(settings):
+            if not self._is_connected(settings) and (settings.host is None or await self._desk.may_dial(settings.host)):
                 await self._attempt(settings)
             # Tc; it also keeps us away from a peer that said BUSY or DO_NOT_WANT_TO_TALK_TO_YOU (5.4.3).
             await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
 
     def _is_connected(self, settings: PeerSettings) -> bool:
-        if settings.host is not None and self._open_links(settings.host):
-            return True
         peers = [link.peer for link in self._links if link.peer is not None and link.peer.state is not State.CLOSED]
         return any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers)
 
@@ -483,45 +440,20 @@ class Node:
             self.surroundings.report(
                 "connect_failed", peer=settings.label, reason=type(e).__name__, level="warning", detail=str(e)
             )
-            self._end_elections(settings)
             return
         await asyncio.shield(link.closed)
 
     def connect(self, link: Link, settings: PeerSettings) -> Peer:
         """We have made this connection: the peer that speaks on it."""
-        self._links[link] = None
+        self._enter(link)
+        link.dialed = True
         peer = self._new_peer(link)
         now = _now()
         peer.rates = self._limits_of(settings, now)
         peer.connect(settings, now)
+        if settings.host is not None:
+            self._desk.dialing(link.number, settings.host, peer.face.host)
         return peer
-
-    def _loses_election(self, host: str) -> bool:
-        """Whether our own attempt at the same peer outranks its CER; if we win the election, ours is closed (5.6.4)."""
-        attempts = [
-            link
-            for link in self._links
-            if link.peer is not None
-            and link.peer.state is State.WAIT_CEA
-            and link.peer.settings is not None
-            and (link.peer.settings.host or "").lower() == host.lower()
-        ]
-        if not attempts:
-            return False
-        ours = attempts[0].peer.face.host.lower() if attempts[0].peer is not None else ""
-        if ours > host.lower():
-            for link in attempts:
-                self._drop(link, "election")
-            return False
-        return True
-
-    def _end_elections(self, settings: PeerSettings) -> None:
-        """Our attempt came to nothing: the peer's own connection, if it waits, is taken (I-Peer-Disc)."""
-        for link, said in list(self._waiting.items()):
-            if said.host.lower() == (settings.host or "").lower() and link.peer is not None:
-                del self._waiting[link]
-                self._weigh(link, said, link.peer.settings or settings)
-                link.pump()
 
 
 class _Dialed:
@@ -543,18 +475,6 @@ class _Dialed:
 
     def lost(self, link: Link) -> None:
         self._node.lost(link)
-
-
-@dataclass(frozen=True, slots=True)
-class _Probe:
-    """A connection whose admission waits for the DWA on another."""
-
-    link: Link
-    timer: asyncio.TimerHandle
-
-
-def _one_too_many() -> DiameterError:
-    return DiameterError(UNABLE_TO_COMPLY, "duplicate", "its other connection is alive")
 
 
 def _is_unidentified(peer: Peer) -> bool:

@@ -53,6 +53,10 @@ class Link(asyncio.Protocol):
         self._reading = True
         self._read_at = 0.0
         self.peer: Peer | None = None
+        self.number = -1
+        """What the owner calls it."""
+        self.dialed = False
+        """We made this connection."""
         self.since = 0.0
         """Unix time of the connection's beginning."""
         self.address = ""

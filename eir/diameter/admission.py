@@ -1,0 +1,255 @@
+"""Which connections of a peer may be open at once (RFC 6733 2.1, 5.6, 5.6.4). No I/O, no clock, no sockets.
+
+One for a node: with several workers it stands in the supervisor, and each worker tells it what happens and does what it
+orders; alone, a node has its own. A connection is named by whatever its owner calls it. Imports nothing of ours.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+ELECTION_LOST = 4003
+UNABLE_TO_COMPLY = 5012
+FAILED_MAX = 1024
+"""Peers of which it is remembered that their watchdog gave them up; the oldest is forgotten."""
+
+Name = Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Answer the CER: the connection is wanted."""
+
+    connection: Name
+    failed_before: bool
+    """The peer's last connection was given up by its watchdog (RFC 3539: it is REOPEN at first)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer the CER by an error, and close."""
+
+    connection: Name
+    result_code: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Send a DWR out of turn; tell `alive` if its answer comes, and drop the connection (`duplicate_silent`) if not."""
+
+    connection: Name
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Close the connection at once."""
+
+    connection: Name
+    reason: str
+
+
+Order = Admit | Refuse | Probe | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a good CER asks for."""
+
+    connection: Name
+    host: str
+    """Origin-Host of the peer."""
+    connections_max: int
+    origin_state_id: int
+    """0 where the CER has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A connection that we make."""
+
+    connection: Name
+    our_host: str
+    """The Origin-Host that we show on it."""
+
+
+class Desk(Protocol):
+    """Where a node reports its connections; what is decided comes back as orders, at once or later."""
+
+    def arrived(self, claim: Claim) -> None:
+        """See Admission.arrived."""
+
+    async def may_dial(self, host: str) -> bool:
+        """Whether the peer has no connection yet, anywhere in the node."""
+
+    def dialing(self, connection: int, host: str, our_host: str) -> None:
+        """See Admission.dialing."""
+
+    def opened(self, connection: int, host: str, origin_state_id: int) -> None:
+        """See Admission.opened."""
+
+    def alive(self, connection: int) -> None:
+        """See Admission.alive."""
+
+    def closed(self, connection: int, reason: str) -> None:
+        """See Admission.closed."""
+
+
+class OwnDesk:
+    """The desk of a node that is one process: an Admission of its own, whose orders `obey` carries out at once."""
+
+    def __init__(self, obey: Callable[[Order], None]) -> None:
+        self._admission = Admission()
+        self._obey = obey
+
+    def arrived(self, claim: Claim) -> None:
+        """See Admission.arrived."""
+        self._carry_out(self._admission.arrived(claim))
+
+    async def may_dial(self, host: str) -> bool:
+        """Whether the peer has no connection yet."""
+        return not self._admission.is_open(host)
+
+    def dialing(self, connection: int, host: str, our_host: str) -> None:
+        """See Admission.dialing."""
+        self._carry_out(self._admission.dialing(connection, host, our_host))
+
+    def opened(self, connection: int, host: str, origin_state_id: int) -> None:
+        """See Admission.opened."""
+        self._carry_out(self._admission.opened(connection, host, origin_state_id))
+
+    def alive(self, connection: int) -> None:
+        """See Admission.alive."""
+        self._carry_out(self._admission.alive(connection))
+
+    def closed(self, connection: int, reason: str) -> None:
+        """See Admission.closed."""
+        self._carry_out(self._admission.closed(connection, reason))
+
+    def _carry_out(self, orders: list[Order]) -> None:
+        for order in orders:
+            self._obey(order)
+
+
+class Admission:
+    """The open connections of every peer, and those that wait to be. Each call returns what is to be done."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, OrderedDict[Name, int]] = {}
+        """Host in lower case → connections, the oldest first, each with the Origin-State-Id of its CER."""
+        self._hosts: dict[Name, str] = {}
+        """The host of each open connection."""
+        self._probed: dict[Name, Claim] = {}
+        """Oldest connections that were asked for a sign of life → who waits for their place."""
+        self._dialing: dict[str, Attempt] = {}
+        """Peers that we are connecting to, by host."""
+        self._waiting: dict[Name, Claim] = {}
+        """Connections that wait for the end of an election."""
+        self._failed: OrderedDict[str, None] = OrderedDict()
+
+    def is_open(self, host: str) -> bool:
+        """Whether the peer has an open connection."""
+        return bool(self._open.get(host.lower()))
+
+    def arrived(self, claim: Claim) -> list[Order]:
+        """A good CER came."""
+        host = claim.host.lower()
+        attempt = self._dialing.get(host)
+        if attempt is None:
+            return self._weigh(claim)
+        # 5.6.4: we connect to it while it connects to us, and have not heard its CEA yet.
+        if attempt.our_host.lower() > host:
+            # Win-Election: I-Disc, R-Snd-CEA.
+            del self._dialing[host]
+            return [Drop(attempt.connection, "election"), *self._weigh(claim)]
+        self._waiting[claim.connection] = claim
+        return []
+
+    def dialing(self, connection: Name, host: str, our_host: str) -> list[Order]:
+        """We are connecting to this peer; until `opened` or `closed`."""
+        self._dialing[host.lower()] = Attempt(connection, our_host)
+        return []
+
+    def opened(self, connection: Name, host: str, origin_state_id: int) -> list[Order]:
+        """A connection that we made is open: it has won, and the peer's own attempts go (R-Disc)."""
+        host = host.lower()
+        self._dialing.pop(host, None)
+        self._failed.pop(host, None)
+        self._add(connection, host, origin_state_id)
+        orders: list[Order] = []
+        for other, claim in list(self._waiting.items()):
+            if claim.host.lower() == host:
+                del self._waiting[other]
+                orders.append(Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open"))
+        return orders
+
+    def alive(self, connection: Name) -> list[Order]:
+        """A probed connection answered its DWR: whoever waits for its place does not get it."""
+        claim = self._probed.pop(connection, None)
+        return [_one_too_many(claim.connection)] if claim is not None else []
+
+    def closed(self, connection: Name, reason: str = "") -> list[Order]:
+        """A connection is gone, or an attempt failed; `reason` `watchdog` is what RFC 3539 calls a failure."""
+        self._waiting.pop(connection, None)
+        for oldest, claim in list(self._probed.items()):
+            if claim.connection == connection:
+                del self._probed[oldest]
+        orders: list[Order] = []
+        host = self._hosts.pop(connection, None)
+        if host is not None:
+            connections = self._open[host]
+            del connections[connection]
+            if not connections:
+                del self._open[host]
+            if reason == "watchdog":
+                self._failed[host] = None
+                if len(self._failed) > FAILED_MAX:
+                    self._failed.popitem(last=False)
+        waiting = self._probed.pop(connection, None)
+        if waiting is not None:
+            orders += self._admit(waiting)
+        for dialed, attempt in list(self._dialing.items()):
+            if attempt.connection == connection:
+                del self._dialing[dialed]
+                orders += self._end_election(dialed)
+        return orders
+
+    def _end_election(self, host: str) -> list[Order]:
+        """Our attempt came to nothing: the peer's own connection, if it waits, is weighed (I-Peer-Disc)."""
+        orders: list[Order] = []
+        for connection, claim in list(self._waiting.items()):
+            if claim.host.lower() == host:
+                del self._waiting[connection]
+                orders += self._weigh(claim)
+        return orders
+
+    def _weigh(self, claim: Claim) -> list[Order]:
+        """One connection too many: the oldest proves that it lives, or makes room."""
+        there = self._open.get(claim.host.lower()) or OrderedDict()
+        if len(there) < claim.connections_max:
+            return self._admit(claim)
+        oldest, known = next(iter(there.items()))
+        if claim.origin_state_id > known > 0:
+            # RFC 6733 8.16: the peer has restarted since, and knows nothing of its old connection.
+            return [*self.closed(oldest), Drop(oldest, "restarted"), *self._admit(claim)]
+        if oldest in self._probed:
+            return [_one_too_many(claim.connection)]
+        self._probed[oldest] = claim
+        return [Probe(oldest)]
+
+    def _admit(self, claim: Claim) -> list[Order]:
+        host = claim.host.lower()
+        self._add(claim.connection, host, claim.origin_state_id)
+        failed = host in self._failed
+        self._failed.pop(host, None)
+        return [Admit(claim.connection, failed)]
+
+    def _add(self, connection: Name, host: str, origin_state_id: int) -> None:
+        self._open.setdefault(host, OrderedDict())[connection] = origin_state_id
+        self._hosts[connection] = host
+
+
+def _one_too_many(connection: Name) -> Refuse:
+    return Refuse(connection, UNABLE_TO_COMPLY, "duplicate", "its other connection is alive")
