@@ -106,7 +106,8 @@ class _SnapshotCollector(Collector):
         if unknown:
             raise KeyError(f"not in the table of metrics: {sorted(unknown)}")
         for family in FAMILIES:
-            if samples := self._snapshot.get(family.name):
+            samples = self._snapshot.get(family.name, {})
+            if samples or family.kind != "histogram":  # a name stands there from the start; a histogram is nothing without buckets
                 yield _render(family, samples)
 
 
