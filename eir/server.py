@@ -1,4 +1,4 @@
-"""One worker: puts the parts together, starts them in order, and takes them down in order.
+"""One worker: puts the parts together, starts them in order, and takes them down in order; and the node that is one worker.
 
 Order of start: lists from the store, then the listeners, then "ready". Order of stop: no new peers, DPR to those that are
 connected, their requests answered until they close (bounded), then the rest. Nothing here is on the path of a check.
@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +20,12 @@ import uvloop
 
 from eir import __version__, metrics
 from eir.config import Config, load_config
-from eir.control import ControlServer
+from eir.diameter.admission import Desk
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
 from eir.errors import ConfigError, EirError, StoreError
-from eir.http import HttpServer, Response
-from eir.lists.expiry import ExpiryReminder, expired
+from eir.front import Front, WorkerReport
+from eir.lists.expiry import ExpiryReminder
 from eir.lists.index import Index
 from eir.lists.store import REFUSED, ListState, Outcome
 from eir.log import Log
@@ -44,8 +44,6 @@ FOLD_EVERY_TICKS = 10
 OUTCOMES_EVERY_TICKS = 5
 STORE_TIMEOUT_S = 5.0
 """How long the figures of releases may take; what else goes on beside the checks waits for them."""
-OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
-"""Exit status and word of `eir status`, as Nagios wants them."""
 RESTART_KEYS = ("listen", "state", "store", "http", "workers", "boot_without_lists")
 """Keys of the configuration that a reload does not take over."""
 UNKNOWN_LIST = "unknown"
@@ -53,91 +51,116 @@ UNKNOWN_LIST = "unknown"
 
 
 def run(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit status. Raises EirError if the node cannot start."""
+    """Serve with one worker until SIGTERM or SIGINT; returns the exit status. Raises EirError if the node cannot start."""
+    prepare_state_folder(config.state)
     log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
     try:
-        return uvloop.run(Server(config, log).serve())
+        return uvloop.run(Alone(config, log).serve())
     finally:
         log.close()
 
 
-class Server:
-    """The parts of one node, and what they have in common: configuration, clock, log, counters."""
+class Alone:
+    """A node that is one worker."""
 
     def __init__(self, config: Config, log: Log) -> None:
         self._config = config
         self._log = log
-        self._started = time.time()
         self._stop = asyncio.Event()
-        self._wake = asyncio.Event()
-        """Set when a list was taken over, and when the node is to stop."""
-        self._prepare_state_folder()
-        self._counts = Counts()
-        self._observed: Counter[tuple[str, str]] = Counter()
-        self._outcomes: Sequence[Outcome] = ()
-        self._expiry = ExpiryReminder()
-        self._index = Index(self._kinds(config))
-        self._service = S13Service(self._compile(config), note=self._note)
-        self._store = open_store(config.store, config.state)
-        self._follower = Follower(self._store, self._index, report=log.report, on_switch=self._switched)
-        identity = replace(config.identity, origin_state_id=next_origin_state_id(config.state / "origin-state-id"))
-        self._node = Node(
-            identity, config.peers, config.limits, self._service.answer, counts=self._counts, report=log.report,
-            lane=lambda label, origin: Lane(self._service, label, origin),
-        )  # fmt: skip
-        self._http = HttpServer({"/metrics": self._page_metrics, "/live": _page_live, "/ready": self._page_ready})
-        commands: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "ping": lambda _: "pong",
-            "status": lambda _: self.status(),
-            "peers": lambda _: [asdict(peer) for peer in self._node.status()],
-            "reload": lambda _: self.reload(),
-            "drain": lambda _: self._begin_stop("drain"),
-        }
-        self._control = ControlServer(config.state, commands)
-        self._listening: list[str] = []
-        self._http_address: str | None = None
-
-    # ---- start and stop ----
+        self._worker = Worker(config, log, next_origin_state_id(config.state / "origin-state-id"))
+        self._front = Front(config, self, report=log.report, stop=self._begin_stop)
 
     async def serve(self) -> int:
         """Start, run until told to stop, stop. Returns the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_and_say)
-        await self._control.listen()
-        tasks: list[asyncio.Task[None]] = []
+        loop.add_signal_handler(signal.SIGHUP, self._worker.reload_and_say)
+        await self._front.open()
         try:
-            await self._listen_http()
-            await self._first_fill()
-            tasks = [asyncio.create_task(self._follower.run()), asyncio.create_task(self._tick())]
+            await self._worker.start()
             if self._config.boot_without_lists == "refuse":
-                await self._lists_or_stop()
+                await self._worker.lists_or(self._stop)
             await self._listen()
-            self._log.report("ready", lists=len(self._loaded()), version=__version__)
+            self._log.report("ready", workers=1, version=__version__)
             await self._stop.wait()
-            await self._node.drain(DRAIN_S)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._http.close()
-            await self._control.close()
-            await self._store.close()
+            await self._worker.stop()
+            await self._front.close()
         self._log.report("stopped")
         return 0
 
-    def _prepare_state_folder(self) -> None:
-        folder = self._config.state
-        try:
-            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        except OSError as e:
-            raise EirError(f"the state folder {folder} cannot be made: {e.strerror}") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise EirError(f"the state folder {folder} is not writable for user {os.getuid()}")
+    async def _listen(self) -> None:
+        for url in self._config.listen:
+            if self._stop.is_set():
+                return
+            try:
+                host, port = await self._worker.node.listen(url)
+            except OSError as e:
+                raise EirError(f"cannot listen on {url}: {e.strerror or e} (is another node running there?)") from None
+            self._front.listening.append(listener_url(url, host, port))
+            self._log.report("listening", address=self._front.listening[-1])
 
-    async def _first_fill(self) -> None:
-        """Lists from the store, before anyone is answered; without the store or without lists the node starts anyway."""
+    def _begin_stop(self, cause: str) -> None:
+        self._log.report("stopping", reason=cause)
+        self._front.stopping = True
+        self._stop.set()
+
+    # front.Crew
+
+    async def snapshot(self) -> metrics.Snapshot:
+        """All numbers."""
+        return self._worker.snapshot()
+
+    async def reports(self) -> Sequence[WorkerReport]:
+        """How the worker is."""
+        return [self._worker.report()]
+
+    async def peers(self) -> list[dict[str, Any]]:
+        """All connections, and the entries of the peer table that have none."""
+        return self._worker.peers()
+
+    async def reload(self) -> str:
+        """See Worker.reload."""
+        return self._worker.reload()
+
+    async def set_peer(self, label: str, *, enabled: bool) -> bool:
+        """Put a peer in or out of service."""
+        return self._worker.set_peer(label, enabled=enabled)
+
+
+class Worker:
+    """The parts of one worker, and what they have in common: configuration, clock, log, counters.
+
+    `desk` is where connections are admitted when there are several workers; `index` holds lists already when this worker
+    was forked from a process that has them.
+    """
+
+    def __init__(
+        self, config: Config, log: Log, origin_state_id: int, *, desk: Desk | None = None, index: Index | None = None
+    ) -> None:
+        self._config = config
+        self._log = log
+        self._switch = asyncio.Event()
+        """Set when a list was taken over."""
+        self._counts = Counts()
+        self._observed: Counter[tuple[str, str]] = Counter()
+        self._outcomes: Sequence[Outcome] = ()
+        self._expiry = ExpiryReminder()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._index = index or Index(kinds_of(config))
+        self._service = S13Service(self._compile(config), note=self._note)
+        self._store = open_store(config.store, config.state)
+        self._follower = Follower(self._store, self._index, report=log.report, on_switch=self._switched)
+        self.node = Node(
+            replace(config.identity, origin_state_id=origin_state_id), config.peers, config.limits, self._service.answer,
+            counts=self._counts, report=log.report, lane=lambda label, origin: Lane(self._service, label, origin), desk=desk,
+        )  # fmt: skip
+
+    # ---- start and stop ----
+
+    async def start(self) -> None:
+        """Lists from the store, before anyone is answered; without the store or without lists the worker starts anyway."""
         try:
             await self._follower.start()
         except StoreError as e:
@@ -148,47 +171,27 @@ class Server:
             self._log.report(
                 "lists_missing", level="warning", lists=",".join(missing), boot_without_lists=self._config.boot_without_lists
             )
+        self._tasks = [asyncio.create_task(self._follower.run()), asyncio.create_task(self._tick())]
 
-    async def _lists_or_stop(self) -> None:
-        while self._missing_lists() and not self._stop.is_set():
-            self._wake.clear()
-            await self._wake.wait()
+    async def lists_or(self, stop: asyncio.Event) -> None:
+        """Wait until no list is missing, or until told to stop."""
+        stopped = asyncio.create_task(stop.wait())
+        while self._missing_lists() and not stop.is_set():
+            self._switch.clear()
+            switched = asyncio.create_task(self._switch.wait())
+            await asyncio.wait((stopped, switched), return_when=asyncio.FIRST_COMPLETED)
+            switched.cancel()
+        stopped.cancel()
 
-    async def _listen(self) -> None:
-        for url in self._config.listen:
-            if self._stop.is_set():
-                return
-            try:
-                host, port = await self._node.listen(url)
-            except OSError as e:
-                raise EirError(f"cannot listen on {url}: {e.strerror or e} (is another node running there?)") from None
-            scheme = url.partition("://")[0]
-            address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-            self._listening.append(address)
-            self._log.report("listening", address=address)
-
-    async def _listen_http(self) -> None:
-        if self._config.http is None:
-            return
-        host, _, port = self._config.http.rpartition(":")
-        try:
-            bound, port_bound = await self._http.listen(host.strip("[]"), int(port))
-        except OSError as e:
-            raise EirError(f"cannot listen on http {self._config.http}: {e.strerror or e}") from None
-        self._http_address = f"{bound}:{port_bound}" if ":" not in bound else f"[{bound}]:{port_bound}"
-        self._log.report("listening", address=f"http://{self._http_address}", pages="/metrics /live /ready")
-
-    def _begin_stop(self, cause: str) -> str:
-        self._log.report("stopping", reason=cause, peers=sum(self._node.connected().values()))
-        self._stop.set()
-        self._wake.set()
-        return "draining: DPR to each peer, then the end"
+    async def stop(self) -> None:
+        """Send the peers away, answer what is under way, and let go of everything."""
+        await self.node.drain(DRAIN_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._store.close()
 
     # ---- lists and policy ----
-
-    @staticmethod
-    def _kinds(config: Config) -> dict[str, str]:
-        return {name: settings.kind for name, settings in config.lists.items()}
 
     def _compile(self, config: Config) -> Policy:
         policy = compile_policy(config.policy, self._index, observed=self._observe, now=datetime.now(UTC))
@@ -204,7 +207,7 @@ class Server:
         self._log.note_check(verdict.status, verdict.list or "", peer, imei, imsi)
 
     def _switched(self, name: str, state: ListState) -> None:
-        self._wake.set()
+        self._switch.set()
         self._log.report(
             "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
             longest_slice_ms=round(self._follower.longest_slice_s * 1000, 3),
@@ -251,13 +254,13 @@ class Server:
         """Take over the configuration file as it is now; raises ConfigError and changes nothing if it is bad."""
         new = load_config(self._config.path)
         # Policy first: it is the one step that can fail on what the file says, and nothing has changed by then.
-        self._index.reconfigure(self._kinds(new))
+        self._index.reconfigure(kinds_of(new))
         policy = self._compile(new)
         kept = [key for key in RESTART_KEYS if getattr(new, key) != getattr(self._config, key)]
         in_force = {key: getattr(self._config, key) for key in RESTART_KEYS}
         self._service.policy = policy
-        identity = replace(new.identity, origin_state_id=self._node.identity.origin_state_id)
-        self._node.reconfigure(new.peers, identity, new.limits)
+        identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
+        self.node.reconfigure(new.peers, identity, new.limits)
         self._log.set_level(new.log_level)
         self._log.full_identifiers = new.full_identifiers
         self._config = replace(new, **in_force)
@@ -267,7 +270,8 @@ class Server:
         self._log.report("reloaded", needs_restart=",".join(kept) or None)
         return said
 
-    def _reload_and_say(self) -> None:
+    def reload_and_say(self) -> None:
+        """The same for a signal: what is wrong goes to the log."""
         try:
             self.reload()
         except ConfigError as e:
@@ -281,7 +285,7 @@ class Server:
     def snapshot(self) -> metrics.Snapshot:
         """All numbers of this worker, for a scrape."""
         counts, follower = self._counts, self._follower
-        connected = self._node.connected()
+        connected = self.node.connected()
         states = self._loaded()
         return {
             "eir_checks_total": _labelled(self._service.checks),
@@ -313,54 +317,43 @@ class Server:
             "eir_build_info": {(__version__,): 1.0},
         }
 
-    async def _page_metrics(self) -> Response:
-        snapshot = self.snapshot()
-        # Rendering takes milliseconds with many peers: beside the loop, not in it.
-        body = await asyncio.to_thread(metrics.exposition, snapshot)
-        return Response(200, metrics.CONTENT_TYPE, body)
+    def report(self) -> WorkerReport:
+        """How the worker is."""
+        states = self._loaded()
+        lists = {name: {"serial": s.serial, "entries": s.entries, "expires": s.expires} for name, s in states.items()}
+        return WorkerReport(
+            missing=self._missing_lists(), lists=lists, store_up=self._follower.up, overridden=self._service.policy.overridden,
+            checks=sum(self._service.checks.values()), connected=self.node.connected(),
+        )  # fmt: skip
 
-    def _page_ready(self) -> Response:
-        word, why = self._readiness()
-        return Response(503 if word == "not ready" else 200, "text/plain; charset=utf-8", "\n".join([word, *why, ""]).encode())
+    def peers(self) -> list[dict[str, Any]]:
+        """All connections, and the entries of the peer table that have none."""
+        return [asdict(peer) for peer in self.node.status()]
 
-    def _readiness(self) -> tuple[str, list[str]]:
-        """`ready`, `degraded` (it answers, but someone should look) or `not ready`, and why."""
-        not_ready = [f"list {name} has never been loaded" for name in self._missing_lists()]
-        if not self._listening:
-            not_ready.append("not listening yet")
-        if self._stop.is_set():
-            not_ready.append("stopping")
-        degraded = [] if self._follower.up else ["the store is away; answers go on from memory"]
-        word = "not ready" if not_ready else "degraded" if degraded else "ready"
-        return word, not_ready + degraded
+    def set_peer(self, label: str, *, enabled: bool) -> bool:
+        """Put a peer in or out of service; False if there is none with this label."""
+        return self.node.enable(label) if enabled else self.node.disable(label)
 
-    def status(self) -> dict[str, Any]:
-        """How the node is: a Nagios state with its code, one line, and the figures behind it."""
-        word, why = self._readiness()
-        peers = self._node.connected()
-        past = expired(self._loaded(), datetime.now(UTC))
-        warnings = why + [f"list {name} is past its expiry" for name in past]
-        if self._service.policy.overridden:
-            warnings.append("the policy's override answers everything alike")
-        code, state = CRITICAL if word == "not ready" else WARNING if warnings else OK
-        lists = {name: {"serial": s.serial, "entries": s.entries} for name, s in self._loaded().items()}
-        checks = sum(self._service.checks.values())
-        entries = sum(s["entries"] for s in lists.values())
-        figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
-        return {
-            "state": state,
-            "code": code,
-            "summary": "; ".join([*warnings, figures]),
-            "ready": word,
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime_s": round(time.time() - self._started),
-            "listening": self._listening,
-            "http": self._http_address,
-            "lists": lists,
-            "peers": peers,
-            "checks": checks,
-        }
+
+def prepare_state_folder(folder: Path) -> None:
+    """Make the folder if it is not there. Raises EirError if it cannot be made or written."""
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as e:
+        raise EirError(f"the state folder {folder} cannot be made: {e.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EirError(f"the state folder {folder} is not writable for user {os.getuid()}")
+
+
+def kinds_of(config: Config) -> dict[str, str]:
+    """The kind of each configured list."""
+    return {name: settings.kind for name, settings in config.lists.items()}
+
+
+def listener_url(configured: str, host: str, port: int) -> str:
+    """A listener's URL with the address that it was bound to."""
+    scheme = configured.partition("://")[0]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def next_origin_state_id(file: Path) -> int:
@@ -374,10 +367,6 @@ def next_origin_state_id(file: Path) -> int:
     fresh.write_text(f"{value}\n")
     fresh.replace(file)
     return value
-
-
-def _page_live() -> Response:
-    return Response(200, "text/plain; charset=utf-8", b"live\n")
 
 
 def _labelled(values: Mapping[L, int]) -> dict[metrics.Labels, float]:

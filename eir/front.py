@@ -1,0 +1,184 @@
+"""What a node shows, and how it is steered: /metrics, /live, /ready, and the commands of the control socket.
+
+One for a node, whether one worker answers or several: it asks a `Crew` for figures and hands commands on. Nothing here is on
+the path of a check.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from eir import __version__, metrics
+from eir.config import Config
+from eir.control import ControlServer
+from eir.errors import EirError
+from eir.http import HttpServer, Response
+from eir.log import Report
+
+OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
+"""Exit status and word of `eir status`, as Nagios wants them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """How one worker is; plain values, since it may come from another process."""
+
+    missing: Sequence[str]
+    """Lists that rules in force look into and that have never been loaded."""
+    lists: Mapping[str, Mapping[str, Any]]
+    """Name → serial, entries, expires of each list in force."""
+    store_up: bool
+    overridden: bool
+    checks: int
+    connected: Mapping[str, int]
+    """Open connections by peer label."""
+
+
+class Crew(Protocol):
+    """The workers of the node."""
+
+    async def snapshot(self) -> metrics.Snapshot:
+        """All numbers, of all workers."""
+
+    async def reports(self) -> Sequence[WorkerReport]:
+        """How each worker is; empty while none runs."""
+
+    async def peers(self) -> list[dict[str, Any]]:
+        """All connections, and the entries of the peer table that have none."""
+
+    async def reload(self) -> str:
+        """Take over the configuration file as it is now; raises ConfigError and changes nothing if it is bad."""
+
+    async def set_peer(self, label: str, *, enabled: bool) -> bool:
+        """Put a peer in or out of service; False if there is none with this label."""
+
+
+class Front:
+    """The HTTP pages and the control socket of a node. `stop` begins its end."""
+
+    def __init__(self, config: Config, crew: Crew, *, report: Report, stop: Callable[[str], None]) -> None:
+        self._config = config
+        self._crew = crew
+        self._report = report
+        self._stop = stop
+        self._started = time.time()
+        self.listening: list[str] = []
+        """Diameter listeners that are open, as URLs."""
+        self.stopping = False
+        self._http_address: str | None = None
+        self._http = HttpServer({"/metrics": self._metrics, "/live": _live, "/ready": self._ready})
+        self._control = ControlServer(
+            config.state,
+            {
+                "ping": lambda _: "pong",
+                "status": lambda _: self.status(),
+                "peers": lambda _: crew.peers(),
+                "reload": lambda _: crew.reload(),
+                "drain": self._drain,
+                "peer_disable": lambda arguments: self._set_peer(arguments, enabled=False),
+                "peer_enable": lambda arguments: self._set_peer(arguments, enabled=True),
+            },
+        )
+
+    async def open(self) -> None:
+        """Open the control socket, then the HTTP listener. Raises EirError."""
+        await self._control.listen()
+        if self._config.http is None:
+            return
+        host, _, port = self._config.http.rpartition(":")
+        try:
+            bound, port_bound = await self._http.listen(host.strip("[]"), int(port))
+        except OSError as e:
+            await self._control.close()
+            raise EirError(f"cannot listen on http {self._config.http}: {e.strerror or e}") from None
+        self._http_address = f"[{bound}]:{port_bound}" if ":" in bound else f"{bound}:{port_bound}"
+        self._report("listening", address=f"http://{self._http_address}", pages="/metrics /live /ready")
+
+    async def close(self) -> None:
+        """Close both."""
+        await self._http.close()
+        await self._control.close()
+
+    # ---- pages ----
+
+    async def _metrics(self) -> Response:
+        snapshot = await self._crew.snapshot()
+        # Rendering takes milliseconds with many peers: beside the loop, not in it.
+        body = await asyncio.to_thread(metrics.exposition, snapshot)
+        return Response(200, metrics.CONTENT_TYPE, body)
+
+    async def _ready(self) -> Response:
+        word, why = self._readiness(await self._crew.reports())
+        status = 503 if word == "not ready" else 200
+        return Response(status, "text/plain; charset=utf-8", "\n".join([word, *why, ""]).encode())
+
+    def _readiness(self, reports: Sequence[WorkerReport]) -> tuple[str, list[str]]:
+        """`ready`, `degraded` (it answers, but someone should look) or `not ready`, and why."""
+        missing = dict.fromkeys(name for report in reports for name in report.missing)
+        not_ready = [f"list {name} has never been loaded" for name in missing]
+        if not reports:
+            not_ready.append("no worker runs")
+        if not self.listening:
+            not_ready.append("not listening yet")
+        if self.stopping:
+            not_ready.append("stopping")
+        away = not all(report.store_up for report in reports)
+        degraded = ["the store is away; answers go on from memory"] if away else []
+        word = "not ready" if not_ready else "degraded" if degraded else "ready"
+        return word, not_ready + degraded
+
+    # ---- commands ----
+
+    async def status(self) -> dict[str, Any]:
+        """How the node is: a Nagios state with its code, one line, and the figures behind it."""
+        reports = await self._crew.reports()
+        word, why = self._readiness(reports)
+        lists: dict[str, Mapping[str, Any]] = {}
+        peers: dict[str, int] = {}
+        for report in reports:
+            lists |= {name: found for name, found in report.lists.items() if found["serial"] <= lists.get(name, found)["serial"]}
+            for label, number in report.connected.items():
+                peers[label] = peers.get(label, 0) + number
+        now = datetime.now(UTC)
+        past = [name for name, found in lists.items() if found["expires"] and datetime.fromisoformat(found["expires"]) <= now]
+        warnings = why + [f"list {name} is past its expiry" for name in past]
+        if any(report.overridden for report in reports):
+            warnings.append("the policy's override answers everything alike")
+        code, state = CRITICAL if word == "not ready" else WARNING if warnings else OK
+        checks = sum(report.checks for report in reports)
+        entries = sum(found["entries"] for found in lists.values())
+        figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
+        return {
+            "state": state,
+            "code": code,
+            "summary": "; ".join([*warnings, figures]),
+            "ready": word,
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.time() - self._started),
+            "workers": len(reports),
+            "listening": self.listening,
+            "http": self._http_address,
+            "lists": lists,
+            "peers": peers,
+            "checks": checks,
+        }
+
+    def _drain(self, _: Mapping[str, Any]) -> str:
+        self._stop("drain")
+        return "draining: DPR to each peer, then the end"
+
+    async def _set_peer(self, arguments: Mapping[str, Any], *, enabled: bool) -> str:
+        label = str(arguments.get("name"))
+        if not await self._crew.set_peer(label, enabled=enabled):
+            known = ", ".join(dict.fromkeys(row["label"] for row in await self._crew.peers()))
+            raise EirError(f"no peer {label}; there are: {known or 'none'}")
+        return f"{label} is in service" if enabled else f"{label} is out of service until `eir peer enable {label}` or a restart"
+
+
+def _live() -> Response:
+    return Response(200, "text/plain; charset=utf-8", b"live\n")
