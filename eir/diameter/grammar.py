@@ -93,7 +93,7 @@ _TESTS = {Type.IDENTITY: _is_identity, Type.ADDRESS: _is_address}
 ANYTHING = Grammar({}, (), strict=False)
 """The inside of a group that none of our grammars names."""
 
-_LINE = re.compile(r"(?P<star>(\d+)?\s*\*)?\s*(?P<open>[<{\[])\s*(?P<name>[\w-]+)\s*[>}\]]")
+_LINE = re.compile(r"(?P<many>\d*\*(?!1\b)\d*)?(?:\d*\*1)?\s*(?P<open>[<{\[])\s*(?P<name>[\w-]+)\s*[>}\]]")
 
 
 def read_grammar(text: str, groups: Mapping[int, Grammar] | None = None, either: tuple[int, ...] = ()) -> Grammar:
@@ -109,7 +109,7 @@ def read_grammar(text: str, groups: Mapping[int, Grammar] | None = None, either:
         key = KEYS[found["name"]]
         kind = AVPS[key].type
         rules[key] = Rule(
-            not found["star"], (groups or {}).get(key, ANYTHING), kind.only_bytes, VALUES.get(key), _TESTS.get(kind)
+            not found["many"], (groups or {}).get(key, ANYTHING), kind.only_bytes, VALUES.get(key), _TESTS.get(kind)
         )
         if found["open"] in "<{":
             required.append(key)
@@ -291,7 +291,7 @@ def _check_either(
     name = AVPS[path[-1].key].name
     # RFC 6733 6.11: the Failed-AVP holds both AVPs themselves, not inside their group.
     if len({avp.key for avp in present}) > 1:
-        failed = b"".join(map(state.message.raw, present))
+        failed = b"".join(map(state.message.failed, present))
         raise DiameterError(
             AVP_OCCURS_TOO_MANY_TIMES, "application_ids", f"{name} has more than one application id", failed_avp=failed
         )

@@ -98,9 +98,10 @@ class Message:
     def failed(self, avp: Avp, *groups: Avp) -> bytes:
         """What a Failed-AVP holds for this AVP: its bytes, inside the groups that it stood in, outermost first.
 
-        RFC 6733 7.5: of each group only the part that leads to the offending AVP.
+        RFC 6733 7.5: of each group only the part that leads to the offending AVP. The padding is ours, and zero (4.1).
         """
-        return nest(self.raw(avp), groups)
+        octets = self.buffer[avp.start : avp.end]
+        return nest(octets + bytes(-len(octets) & 3), groups)
 
 
 class Request(Message):
