@@ -7,6 +7,7 @@ import asyncio
 import getpass
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,8 +17,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from eir import __version__, check, control, probe
 from eir.config import Config, load_config, render, render_json
@@ -27,6 +26,7 @@ from eir.lists.publish import publish as publish_release
 from eir.lists.store import ListState, ListStore
 from eir.progress import progress_on
 from eir.stores.open import open_store
+from eir.table import minute, table
 
 EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 DEFAULT_CONFIG = Path("config/eir.yaml")
@@ -52,7 +52,6 @@ app.add_typer(peer_app, name="peer")
 ConfigFile = Annotated[Path, typer.Option("-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for scripts.")]
 
-out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -405,16 +404,15 @@ def _show(rows: list[dict[str, Any]], columns: tuple[str, ...], *, as_json: bool
     """Rows as a JSON document, or as a table for people."""
     if as_json:
         _print_json(rows)
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.replace("_", " "))
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    out.print(table)
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(table(rows, columns, width=width, forms=FORMS), end="")
 
 
-def _cell(value: object) -> str:
-    if value is None or value in ("", []):
-        return "-"
-    return escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+def _principal(signer: str) -> str:
+    """A signer without its key's fingerprint, which `--json` shows."""
+    return signer.partition(" SHA256:")[0]
+
+
+FORMS = dict.fromkeys(("time", "issued", "expires", "loaded", "since"), minute) | {"signers": _principal}
+"""How columns are shown to people."""
