@@ -20,8 +20,10 @@ from rich.console import Console
 
 from eir import __version__, check, control, probe
 from eir.config import Config, load_config, render, render_json
-from eir.errors import ConfigError, EirError, ReleaseRefused
+from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused
+from eir.lists.layout import until_seconds
 from eir.lists.load import ListSettings, load_release, roll_back
+from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.publish import publish as publish_release
 from eir.lists.store import ListState, ListStore
 from eir.progress import progress_on
@@ -272,16 +274,85 @@ def history(
 def rollback(
     list_name: Annotated[str, typer.Argument(metavar="LIST")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False
 ) -> None:
-    """Bring back the list as it was before its last release. The release undone is never accepted again."""
+    """Bring back the list as it was before its last release, or before the last change of a local list.
+
+    A release that was undone is never accepted again.
+    """
     checked = _config(config)
-    if list_name not in checked.lists:
-        raise _fail(f"no list {list_name} in {config}; there are: {', '.join(checked.lists) or 'none'}", EXIT_USAGE)
+    settings = _list_settings(checked, list_name)
     state = _with_store(checked, lambda store: roll_back(list_name, store, who=_who(), now=datetime.now(UTC)))
     if as_json:
         _print_json(_list_row(list_name, state.kind, state))
+    elif settings.local:
+        print(f"{list_name}: the last change is undone; {state.entries:,} entries are in force")
     else:
         print(f"{list_name}: serial {state.serial} is in force again with {state.entries:,} entries;")
         print(f"the next release needs a serial above {state.highest_serial}")
+
+
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; stands in `eir history`, and for added entries in `eir check`.")]
+Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="List of pairs: the SIM that each device is listed with.")]
+Tac = Annotated[bool, typer.Option("--tac", help="The identifiers are TACs (8 digits): all devices of a model.")]
+Identifiers = Annotated[list[str], typer.Argument(metavar="IMEI...", help="IMEIs, IMEISVs or MEIDs; IMSIs for a list of subscribers.")]
+LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
+
+
+@app.command()
+def add(
+    list_name: LocalList,
+    identifiers: Identifiers,
+    reason: Reason,
+    until: Annotated[str, typer.Option(metavar="TIME", help="When the entries end: 2026-12-31 (that day included), 2026-12-31T12:00:00Z, or 14d from now.")] = "",
+    imsi: Imsi = None,
+    tac: Tac = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there the new reason and end.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Put entries into a local list; running nodes follow at once. All of them, or none if one is there already."""
+    try:
+        end = _until(until)
+    except ValueError:
+        raise _fail(f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE) from None
+    _edit(config, list_name, ADD, identifiers, imsi or [], tacs=tac, reason=reason, until=end, replace=replace)
+
+
+@app.command()
+def remove(
+    list_name: LocalList,
+    identifiers: Identifiers,
+    reason: Reason,
+    imsi: Imsi = None,
+    tac: Tac = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Take entries out of a local list; running nodes follow at once. All of them, or none if one is not there."""
+    _edit(config, list_name, REMOVE, identifiers, imsi or [], tacs=tac, reason=reason)
+
+
+def _edit(config: Path, list_name: str, what: str, identifiers: list[str], imsis: list[str], *, tacs: bool, **details: Any) -> None:
+    checked = _config(config)
+    settings = _list_settings(checked, list_name)
+    try:
+        entries = parse_entries(settings.kind, identifiers, imsis=imsis, tacs=tacs)
+    except IdentifierError as e:
+        raise _fail(str(e), EXIT_USAGE) from None
+    edit = Edit(what=what, entries=entries, **details)
+    report = _with_store(checked, lambda store: edit_list(edit, settings, store, who=_who(), now=datetime.now(UTC)))
+    print(report.as_text())
+
+
+def _until(text: str) -> int:
+    """Unix seconds of a time, or of a duration from now; 0 for an empty text. Raises ValueError."""
+    if text[-1:] in DURATION_UNITS and text[:-1].isascii() and text[:-1].isdigit():
+        return int((datetime.now(UTC) + timedelta(**{DURATION_UNITS[text[-1:]]: int(text[:-1])})).timestamp())
+    return until_seconds(text)
+
+
+def _list_settings(config: Config, name: str) -> ListSettings:
+    """The list's part of the configuration; ends the command with a usage error if there is none."""
+    if name not in config.lists:
+        raise _fail(f"no list {name} in {config.path}; there are: {', '.join(config.lists) or 'none'}", EXIT_USAGE)
+    return config.lists[name]
 
 
 # ---- the publisher's side, and the asking side ----

@@ -4,6 +4,7 @@ EirError
 ├── ConfigError           the YAML file: all its problems, each with file, line and what was expected
 ├── IdentifierError       a text that is no IMEI, IMEISV, MEID or IMSI
 ├── ReleaseRefused        a release that must not change a list; carries a short reason for metrics and scripts
+├── EntryRefused          an operator's entry that cannot be made or removed
 ├── StoreError            the store cannot do what was asked; carries the cause
 │   ├── GenerationConflict    another loader was faster
 │   ├── StoreChanged          the list changed while its pages were read: start over
@@ -56,6 +57,10 @@ class ReleaseRefused(EirError):
         self.detail = detail
         self.list_name = list_name
         self.serial = serial
+
+
+class EntryRefused(EirError):
+    """An operator's change of a local list that would not do what it says; the list is untouched."""
 
 
 class StoreError(EirError):
