@@ -8,6 +8,7 @@ same core; the ratio is the median over the turns. Exit status 1 if a ratio or t
 import argparse
 import asyncio
 import csv
+import importlib
 import json
 import os
 import shutil
@@ -169,6 +170,8 @@ def _publish(folder: Path) -> None:
 def _load(folder: Path) -> None:
     from eir.lists.load import ListSettings, load_release  # noqa: PLC0415  # as above
     from eir.stores.sqlite import SqliteStore  # noqa: PLC0415  # as above
+
+    importlib.import_module("eir.lists.reader")  # the csv process's clock does not see its imports either
 
     async def load() -> dict[str, Any]:
         store = SqliteStore(folder / "state" / "lists.sqlite")

@@ -197,6 +197,16 @@ def test_the_highest_meid_has_a_page():
     assert content_of(built.pages) == {top: (1, 0), top - 3 * PAGE_KEYS: (0, 0)}
 
 
+@pytest.mark.parametrize("top", [10**8, (1 << 52) // PAGE_KEYS, (1 << 53) // PAGE_KEYS, (1 << 56) // PAGE_KEYS])
+def test_pages_and_remainders_of_large_keys(top):
+    pages = np.concatenate((np.arange(top - 10_000, top), np.random.default_rng(2).integers(0, top, 100_000))).astype(np.uint64)
+    for low in (0, 1, 2, 999_998, 999_999):
+        keys = np.sort(pages * np.uint64(PAGE_KEYS) + np.uint64(low))
+        page_of, lows = build._split(keys)
+        assert (page_of == keys // np.uint64(PAGE_KEYS)).all()
+        assert (lows == low).all()
+
+
 def test_ranges_past_memory_are_refused():
     rows = rows_of([(0, 99_999_999_999_999, 0, 0)])
     with pytest.raises(TooManyPages, match="100000000 TACs"):

@@ -42,6 +42,8 @@ SLAB_KEYS = 1 << 16
 """Keys that are encoded in one go: small arrays stay in the processor's cache, and malloc keeps their memory."""
 SPAN_PAGES_MAX = 2_000_000
 """Pages that the ranges of one release may reach into, `--force` or not: more would not fit in memory."""
+EXPECTED_MAX = 1 << 27
+"""Rows for which memory is set aside on a manifest's word; what no row fills is never really taken."""
 
 REASON_CHARS_MAX = 200
 REASONS_MAX = 255
@@ -50,6 +52,7 @@ OTHER_REASON = "other"
 _REASON_BITS = np.uint64(8)
 _REASON_MASK = np.uint64(0xFF)
 _PAGE = np.uint64(PAGE_KEYS)
+_EXACT_QUOTIENTS = np.uint64(1 << 52)
 _ROARING_COOKIE = 12346
 _make_page: Callable[[tuple[int, bytes, bytes]], Page] = partial(tuple.__new__, Page)
 """As `Page(*fields)`, in half the time."""
@@ -131,6 +134,45 @@ class Reasons:
         return REASONS_MAX
 
 
+class _Singles:
+    """Keys with their reasons, packed into one array that grows: chunk by chunk, without a copy at the end."""
+
+    __slots__ = ("_ends", "_packed", "_used")
+
+    def __init__(self, expected: int) -> None:
+        self._packed: Keys = np.empty(expected, np.uint64)  # memory is taken where it is written to, not here
+        self._used = 0
+        self._ends: list[tuple[int, Seconds]] = []
+        """Where chunks with ends begin, and those ends."""
+
+    def append(self, keys: Keys, reasons: ReasonIndexes | None, until: Seconds | None) -> None:
+        first, last = self._used, self._used + len(keys)
+        if last > len(self._packed):
+            larger = np.empty(max(last, 2 * first), np.uint64)
+            larger[:first] = self._packed[:first]
+            self._packed = larger
+        packed = self._packed[first:last]
+        np.left_shift(keys, _REASON_BITS, out=packed)
+        if reasons is not None:
+            packed |= reasons
+        if until is not None and until.any():
+            self._ends.append((first, until))
+        self._used = last
+
+    def take(self) -> tuple[Keys, Seconds | None]:
+        """Packed keys in the order of Rows, with their ends if any row has one; nothing is left here."""
+        packed, ends = self._packed[: self._used], self._ends
+        self._packed, self._used, self._ends = np.empty(0, np.uint64), 0, []
+        if not ends:
+            packed.sort()
+            return packed, None
+        until = np.zeros(len(packed), np.int64)
+        for first, some in ends:
+            until[first : first + len(some)] = some
+        order = np.lexsort((packed & _REASON_MASK, ~_ends(until), packed >> _REASON_BITS))
+        return packed[order], until[order]
+
+
 class Rows:
     """What the rows of a release say, collected file by file and chunk by chunk; order does not matter.
 
@@ -138,19 +180,15 @@ class Rows:
     range counts before a single row, whatever its reason, where both end at the same time.
     """
 
-    def __init__(self) -> None:
-        self._packed: dict[int, list[Keys]] = {0: [], MEID_BASE: []}
-        self._until: dict[int, list[Seconds | None]] = {0: [], MEID_BASE: []}
+    def __init__(self, expected: int = 0) -> None:
+        """`expected`: how many single identifiers may come; more are taken too, with some copying."""
+        self._singles = {0: _Singles(min(expected, EXPECTED_MAX)), MEID_BASE: _Singles(0)}
         self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
         self._pairs: list[tuple[Keys, Keys, ReasonIndexes, Seconds]] = []
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None, *, base: int = 0) -> None:
         """Single identifiers: keys less `base`, which is 0 or MEID_BASE, so that a key and a reason fit in 64 bits."""
-        packed = keys << _REASON_BITS
-        if reasons is not None:
-            packed |= reasons
-        self._packed[base].append(packed)
-        self._until[base].append(until if until is not None and until.any() else None)
+        self._singles[base].append(keys, reasons, until)
 
     def add_spans(
         self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
@@ -183,22 +221,8 @@ class Rows:
         return keys[fresh], imsis[fresh], reasons[fresh], until[fresh]
 
     def sorted(self, base: int) -> tuple[Keys, Seconds | None]:
-        """Packed keys in order, with their ends if any row has one; the chunks are let go, so that they exist once."""
-        parts, ends = self._packed[base], self._until[base]
-        timed = any(end is not None for end in ends)
-        until = None
-        if timed:
-            zeros = (np.zeros(len(part), np.int64) if end is None else end for part, end in zip(parts, ends, strict=True))
-            until = np.concatenate(list(zeros))
-        packed = np.concatenate(parts) if parts else np.empty(0, np.uint64)
-        parts.clear()
-        ends.clear()
-        if until is None:
-            packed.sort()
-            return packed, None
-        endless = np.where(until == 0, np.iinfo(np.int64).max, until)
-        order = np.lexsort((packed & _REASON_MASK, ~endless, packed >> _REASON_BITS))
-        return packed[order], until[order]
+        """Packed keys in order, with their ends if any row has one; they are let go here, so that they exist once."""
+        return self._singles[base].take()
 
     def spans(self) -> dict[int, list[Span]]:
         """The ranges, cut at page boundaries, by page. Raises TooManyPages."""
@@ -374,8 +398,7 @@ def _pair_pages(keys: Keys, imsis: Keys, reasons: ReasonIndexes, until: Seconds)
     ends_last = endless == np.repeat(latest, counts)
     reason = np.minimum.reduceat(np.where(ends_last, reasons, np.uint8(0xFF)), first)
     end = np.where(latest == np.iinfo(np.int64).max, 0, latest)
-    page_of = devices // _PAGE
-    low = (devices - page_of * _PAGE).astype(np.uint32)
+    page_of, low = _split(devices)
     starts = np.concatenate(([0], np.flatnonzero(page_of[1:] != page_of[:-1]) + 1))
     sizes = np.diff(starts, append=len(low))
     first_imsi = np.append(first, len(keys))
@@ -479,8 +502,7 @@ def _encode_slab(packed: Keys, until: Seconds | None, base: int, sums: Sums) -> 
     if not fresh.all():
         keys, packed = keys[fresh], packed[fresh]
         until = None if until is None else until[fresh]
-    page_of = keys // _PAGE
-    low = (keys - page_of * _PAGE).astype(np.uint32)
+    page_of, low = _split(keys)
     starts = np.concatenate(([0], np.flatnonzero(page_of[1:] != page_of[:-1]) + 1))
     numbers = (page_of[starts] + np.uint64(base // PAGE_KEYS)).tolist()
     sizes = np.diff(starts, append=len(low))
@@ -490,6 +512,20 @@ def _encode_slab(packed: Keys, until: Seconds | None, base: int, sums: Sums) -> 
     plain = until is None and not reasons.any()
     extras = repeat(b"", len(numbers)) if plain else _extras(reasons, until, starts, sizes)
     return list(map(_make_page, zip(numbers, encoded, extras, strict=True)))
+
+
+def _split(keys: Keys) -> tuple[Keys, NDArray[np.uint32]]:
+    """Page numbers and remainders of sorted keys.
+
+    Doubles are divided and converted from and to signed integers several times as fast as unsigned integers are divided.
+    Below 2^52 that is exact: a quotient just below a whole number misses it by 10^-6, and is rounded by less than half that.
+    """
+    if not len(keys) or keys[-1] < _EXACT_QUOTIENTS:
+        page_of = (keys.view(np.int64) / np.float64(PAGE_KEYS)).astype(np.int64).view(np.uint64)
+    else:
+        page_of = keys // _PAGE
+    # The remainder is below 2^32, so arithmetic modulo 2^32 gives it.
+    return page_of, keys.astype(np.uint32) - page_of.astype(np.uint32) * np.uint32(PAGE_KEYS)
 
 
 def _extras(reasons: ReasonIndexes, until: Seconds | None, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
@@ -531,8 +567,9 @@ def _encode_many(low: NDArray[np.uint32], starts: Indexes, sizes: Indexes) -> li
     fresh[starts] = True
     containers = np.flatnonzero(fresh)
     counts = np.diff(containers, append=len(low))
-    np.logical_or(fresh[1:], low[1:] != low[:-1] + np.uint32(1), out=fresh[1:])
-    runs = np.add.reduceat(fresh, containers, dtype=np.int64)
+    adjacent = np.flatnonzero((low[1:] - low[:-1] == 1) & ~fresh[1:]) + 1
+    joined = np.bincount(np.searchsorted(containers, adjacent, side="right") - 1, minlength=len(containers))
+    runs = counts - joined
     first_container = np.searchsorted(containers, starts)
     per_page = np.diff(first_container, append=len(containers))
     # CRoaring stores a container as an array while it has 4096 keys at most and runs would not be shorter.
@@ -578,7 +615,9 @@ def _encode_arrays(
     offset = description + np.repeat(2 * per_page, per_page)
     out[offset], out[offset + 1] = begins & 0xFFFF, begins >> 16
 
-    out[np.repeat(at + 4 + 4 * per_page - page_key, sizes) + np.arange(len(low))] = low & np.uint32(0xFFFF)
+    places = np.repeat(at + 4 + 4 * per_page - page_key, sizes)
+    places += np.arange(len(low))
+    out[places] = low.astype(np.uint16)  # the lower half
     data = out.tobytes()
     return [data[first:last] for first, last in zip((2 * at).tolist(), (2 * ends).tolist(), strict=True)]
 

@@ -114,7 +114,7 @@ class DataFile:
                     )
                 end = chunk.rfind(b"\n") + 1
                 if end:
-                    yield rest + chunk[:end] if rest else chunk[:end]
+                    yield b"".join((rest, memoryview(chunk)[:end]))
                     rest = chunk[end:]
                 else:
                     rest += chunk

@@ -315,8 +315,8 @@ def _read(run: _Run, task: _Task, folder: Path) -> Mapping[str, Rows]:
     """The rows of all files by role, once the size and digest of every file hold."""
     from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
-    rows = {role: Rows() for role in (ENTRIES, ADDED, REMOVED)}
     files = task.release.manifest.files
+    rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in (ENTRIES, ADDED, REMOVED)}
     total = sum(entry.bytes for entry in files)
     with ExitStack() as stack:
         folder_fd = open_folder(folder)

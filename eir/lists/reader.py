@@ -85,7 +85,8 @@ def read_rows(
         if b"\r" in chunk:
             chunk = chunk.replace(b"\r\n", b"\n")
         if chunk:
-            read, bad, wide = _read_chunk(chunk, plan, rows, reasons, tally)
+            lines = _lines(chunk)
+            read, bad, wide = _read_chunk(chunk, lines, plan, (rows, reasons, tally))
             count += read
             if bad is not None:
                 tally.bad += int(bad.sum())
@@ -94,7 +95,7 @@ def read_rows(
                 _name_rows(tally.wide, (name, line), chunk, wide, plan)
             if tally.bad > tally.bad_rows_max:
                 raise refuse_bad_rows(tally)
-            line += _lines(chunk)
+            line += lines
     if plan is None and layout_named(name, layout).header:
         raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
     return count
@@ -133,10 +134,11 @@ _Found: TypeAlias = tuple[Mask | None, Mask | None]
 
 
 def _read_chunk(
-    data: bytes, plan: Plan, rows: Rows, reasons: Reasons, tally: Tally
+    data: bytes, lines: int, plan: Plan, into: tuple[Rows, Reasons, Tally]
 ) -> tuple[int, Mask | None, Mask | None]:
     """Take some lines: how many rows they hold, and as `_Found`."""
-    columns = _columns(data, plan)
+    rows, reasons, tally = into
+    columns = _columns(data, lines, plan)
     number = len(plan.columns)
     indexes = None if plan.reason is None else _reason_indexes(columns[number], reasons)
     until, until_good = (None, None) if plan.until is None else _ends(columns[-1])
@@ -288,7 +290,7 @@ def _matches(texts: pl.Series, pattern: str) -> Mask:
     return texts.str.contains(pattern).fill_null(value=False).to_numpy()
 
 
-def _columns(data: bytes, plan: Plan) -> list[pl.Series]:
+def _columns(data: bytes, lines: int, plan: Plan) -> list[pl.Series]:
     """The plan's columns of some lines, a text or null for each row; blank lines are none."""
     positions = plan.positions()
     in_file_order = sorted(positions)
@@ -306,12 +308,12 @@ def _columns(data: bytes, plan: Plan) -> list[pl.Series]:
     except pl.exceptions.PolarsError:
         return _columns_by_line(data, plan)
     columns = [frame.to_series(in_file_order.index(position)) for position in positions]
-    if frame.height == _lines(data) and not any(column.null_count() for column in columns[: len(plan.columns)]):
+    if frame.height == lines and not any(column.null_count() for column in columns[: len(plan.columns)]):
         return columns
     if data.startswith(b"\n") or b"\n\n" in data:
         data = b"".join(line + b"\n" for line in data.split(b"\n") if line)
-        return _columns(data, plan) if data else [pl.Series(dtype=pl.String) for _ in positions]
-    if frame.height == _lines(data):
+        return _columns(data, _lines(data), plan) if data else [pl.Series(dtype=pl.String) for _ in positions]
+    if frame.height == lines:
         return columns
     return _columns_by_line(data, plan)  # a quote that does not close within its line
 
