@@ -16,7 +16,7 @@ from eir.diameter.answer import Reply
 from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer, may_connect
 from eir.diameter.counts import OTHER, Counts
 from eir.diameter.message import Request
-from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Opened, Peer
+from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened, Peer
 from eir.diameter.rate import Bucket, Limit
 from eir.diameter.serve import TOO_BUSY_REPLY, Application, Lane, Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings, Report
@@ -254,6 +254,8 @@ class Node:
                 self._arrived(link, event)
             case Opened():
                 self._opened(link)
+            case Leaving():
+                self._desk.closed(link.number, "leaving")
             case Alive():
                 self._alive(link)
             case Closed():

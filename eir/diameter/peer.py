@@ -82,6 +82,11 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """A DPR went one way or the other: the connection still answers, but the peer may open another in its place."""
+
+
+@dataclass(frozen=True, slots=True)
 class Alive:
     """The peer answered a DWR of ours."""
 
@@ -104,7 +109,7 @@ class Closed:
     """Do not wait for anything: the peer's bytes make no sense."""
 
 
-Event = Arrived | Opened | Alive | Answered | Closed
+Event = Arrived | Opened | Leaving | Alive | Answered | Closed
 
 Recognise = Callable[[Capabilities], PeerSettings]
 """Says whose a CER is; raises DiameterError 3010 for one that is nobody's."""
@@ -551,11 +556,13 @@ class Peer:
         self.cause = u32(cause) if cause else DisconnectCause.REBOOTING
         self._send_success(request, b"", happening.command)
         self._close_at = happening.now + self._surroundings.limits.close_after_dpa_s
+        self.events.append(Leaving())
         return None
 
     def _send_dpr(self, happening: _Happening) -> State | None:
         self._send_request(DISCONNECT_PEER, self._face.origin + encode_u32(DISCONNECT_CAUSE, happening.cause))
         self._close_at = happening.now + self._surroundings.limits.close_after_dpa_s
+        self.events.append(Leaving())
         return None
 
     def _serve(self, happening: _Happening) -> State | None:
