@@ -18,6 +18,7 @@ from releases import NAME, NOW, Agency, make_key, public, sign, text
 
 from eir.device import MEID_BASE, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused, StoreError
+from eir.lists import load
 from eir.lists.load import STAGES, load_release, roll_back
 from eir.lists.pages import PAGE_KEYS, content_digest, decode_keys, decode_sections
 from eir.lists.store import ACCEPTED, REFUSED, ROLLED_BACK
@@ -194,7 +195,9 @@ async def test_a_file_that_is_swapped_or_changed_during_the_load(agency, store, 
     assert set(found) == {device_key(text) for text in IMEIS}
 
 
-async def test_a_file_that_is_written_to_during_the_load(agency, store):
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_file_that_is_written_to_during_the_load(agency, store, kept, monkeypatch):
+    monkeypatch.setattr(load, "KEPT_BYTES_MAX", (1 << 20) * kept)
     manifest = agency.release(IMEIS)
     data = agency.drop / "data-1.csv"
 
@@ -202,7 +205,26 @@ async def test_a_file_that_is_written_to_during_the_load(agency, store):
         if at == "read" and not done:
             data.write_bytes(data.read_bytes().replace(b"35123456000007", b"99999999000007"))
 
-    assert (await refused(agency, manifest, store, progress=write)).reason == "changed"
+    if kept:
+        await agency.load(manifest, store, progress=write)
+        assert set((await held(store))[1]) == {device_key(text) for text in IMEIS}
+    else:
+        assert (await refused(agency, manifest, store, progress=write)).reason == "changed"
+
+
+@pytest.mark.parametrize("length", [-1, +1])
+async def test_a_file_that_is_cut_or_grows_while_it_is_hashed(agency, store, length):
+    manifest = agency.release(IMEIS)
+    data = agency.drop / "data-1.csv"
+
+    def change(at, done, _total):
+        if at == "digest" and not done:
+            os.truncate(data, data.stat().st_size + length)
+
+    if length < 0:
+        assert (await refused(agency, manifest, store, progress=change)).reason == "digest"
+    else:  # what was promised is there and is what is read
+        assert (await agency.load(manifest, store, progress=change)).entries == 143
 
 
 @pytest.mark.parametrize(
@@ -228,7 +250,9 @@ async def test_data_that_does_not_expand_as_it_should(agency, store, name, conte
     assert (await refused(agency, manifest, store)).reason == reason
 
 
-async def test_several_members_and_frames_in_one_file(agency, store):
+@pytest.mark.parametrize("kept", [True, False])
+async def test_several_members_and_frames_in_one_file(agency, store, kept, monkeypatch):
+    monkeypatch.setattr(load, "KEPT_BYTES_MAX", (1 << 20) * kept)
     parts = [b"imei\n35123456000001\n3512", b"3456000002\n", b"35123456000003\n"]
     files = {
         "a.csv.gz": ("entries", "eir", b"".join(map(gzip.compress, parts))),

@@ -1,10 +1,10 @@
 """Files as delivered: opened once, regular files only, measured, hashed, and read out in bounded pieces.
 
 A drop folder belongs to whoever delivers. So a file is opened through its folder's descriptor, without following a link
-and without waiting for a pipe's writer, and what was hashed is what is read: both go through one descriptor, and a second
-hash while reading notices a file that was changed in place.
+and without waiting for a pipe's writer, and what was hashed is what is read: either the bytes are kept in memory, or they
+are read again through the same descriptor, and a second hash notices a file that was changed in place.
 
-May import eir.errors; knows neither manifests nor layouts.
+May import eir.errors and numpy; knows neither manifests nor layouts.
 """
 
 import errno
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self, cast
 
+import numpy as np
 import zstandard
 
 from eir.errors import ReleaseRefused
@@ -75,6 +76,7 @@ class DataFile:
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name
         self._fd = open_regular(name, folder_fd)
+        self._kept: memoryview | None = None
         self.size = os.fstat(self._fd).st_size
         """Bytes as delivered."""
 
@@ -95,13 +97,27 @@ class DataFile:
             pass
         return source.hexdigest()
 
+    def keep(self, done: Done | None = None) -> str:
+        """As `sha256`, and hold the `size` bytes that were hashed in memory for `chunks`."""
+        # An array of numpy's, unlike one of bytes, asks for huge pages: half the time of this step is in touching memory.
+        kept = np.empty(self.size, np.uint8).data
+        digest = hashlib.sha256()
+        at = 0
+        while at < self.size and (count := os.preadv(self._fd, [kept[at : at + CHUNK_BYTES]], at)):
+            digest.update(kept[at : at + count])
+            at += count
+            if done is not None:
+                done(at)
+        self._kept = kept[:at]
+        return digest.hexdigest()
+
     def chunks(self, rows_max: int, sha256: str, done: Done | None = None) -> Iterator[bytes]:
         """The expanded content in pieces that end with a newline each (one is added to a last line without).
 
         Raises ReleaseRefused: `expanded` past `rows_max` rows' worth of bytes, `data` where it cannot be expanded or a
         line has no end, `changed` if in the end the delivered bytes do not hash to `sha256`.
         """
-        source = _Hashed(self._fd, done)
+        source = _Hashed(self._fd, done) if self._kept is None else _Kept(self._kept, done)
         left = (rows_max + 1) * EXPANDED_BYTES_PER_ROW
         rest = b""
         expanded = _expanded(self.name, source)
@@ -126,7 +142,7 @@ class DataFile:
             yield rest + b"\n"
         while source.read(CHUNK_BYTES):  # what an expander left unread counts for the digest all the same
             pass
-        if source.hexdigest() != sha256:
+        if isinstance(source, _Hashed) and source.hexdigest() != sha256:
             raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
 
 
@@ -159,7 +175,27 @@ class _Hashed(io.RawIOBase):
         return self._hash.hexdigest()
 
 
-def _expanded(name: str, source: _Hashed) -> _Reads:
+class _Kept(io.RawIOBase):
+    """The delivered bytes as they were hashed."""
+
+    def __init__(self, kept: memoryview, done: Done | None) -> None:
+        super().__init__()
+        self._kept = kept
+        self._at = 0
+        self._done = done
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = bytes(self._kept[self._at : self._at + (size if size >= 0 else CHUNK_BYTES)])
+        self._at += len(data)
+        if self._done is not None:
+            self._done(self._at)
+        return data
+
+
+def _expanded(name: str, source: _Hashed | _Kept) -> _Reads:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=source)
     if name.endswith(".zst"):
