@@ -44,7 +44,7 @@ class Page(NamedTuple):
 
 def content_digest(pages: Iterable[Page]) -> str:
     """The digest of a whole list: the sum modulo 2^256 of its pages' digests, as 64 hexadecimal digits."""
-    return digest_text(sum(page.digest() for page in pages))
+    return digest_text(sum(map(Page.digest, pages)))
 
 
 def amended_digest(digest: str, before: Iterable[Page], after: Iterable[Page]) -> str:
