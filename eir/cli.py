@@ -91,9 +91,10 @@ def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     Logs go to standard error. Metrics and health are at the configured `http` address: /metrics /live /ready.
     """
-    from eir import server  # noqa: PLC0415 - the other commands need neither uvloop nor the node
+    from eir import server, supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
-    raise typer.Exit(server.run(_config(config)))
+    checked = _config(config)
+    raise typer.Exit(supervisor.run(checked) if checked.workers > 1 else server.run(checked))
 
 
 @app.command()

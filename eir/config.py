@@ -5,6 +5,7 @@ a line in config/eir.yaml and in the README, which tests compare with it). What 
 functions in `CHECKS` and `WARNINGS`. Imported by server and cli only; nothing below them sees a file.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -202,6 +203,18 @@ LIST_CONDITIONS = ("list", "not_list", *PAIR_CONDITIONS)
 
 LIMITS = Limits()
 
+WORKERS_MAX = 64
+
+
+def _read_workers(written: str) -> int:
+    """A number of workers; `auto` is the processors that this process may use."""
+    if written == "auto":
+        return min(len(os.sched_getaffinity(0)), WORKERS_MAX)
+    return int(whole(1, WORKERS_MAX).read(written))
+
+
+_WORKERS = Kind(expected=f"a whole number from 1 to {WORKERS_MAX}, or auto", read=_read_workers, show=int, bare=True)
+
 TABLE = (
     Key("identity.host", IDENTITY, REQUIRED, "Origin-Host: the node's own name"),
     Key("identity.realm", IDENTITY, REQUIRED, "Origin-Realm: the realm that it belongs to and serves"),
@@ -262,7 +275,7 @@ TABLE = (
     Key("policy.override.answer", STATUS, REQUIRED, "the one status that everything gets while the section is there"),
     Key("policy.override.until", MOMENT, None, "when the override ends by itself"),
     Key("http", HTTP, "127.0.0.1:9868", "where /metrics, /live and /ready are", live=False),
-    Key("workers", whole(1, 1), 1, "processes that answer", live=False),
+    Key("workers", _WORKERS, 1, "processes that answer; `auto`: one for each processor", live=False),
     Key("log.level", one_of({level: level for level in ("debug", "info", "warning", "error")}), "info", "least level of lines that are written"),
     Key("privacy.identifiers", one_of({"short": "short", "full": "full"}), "short", "IMEI and IMSI in logs: their first and last digits, or whole"),
 )  # fmt: skip

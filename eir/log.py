@@ -68,10 +68,18 @@ class _Fold:
 class Log:
     """Turns reports into lines on standard error, which a thread writes: a full pipe must not hold an answer back.
 
-    `now` gives seconds of a monotonic clock; `full_identifiers` shows whole IMEIs and IMSIs (privacy.identifiers: full).
+    `now` gives seconds of a monotonic clock; `full_identifiers` shows whole IMEIs and IMSIs (privacy.identifiers: full);
+    without `in_background` there is no thread, for a process that forks.
     """
 
-    def __init__(self, now: Callable[[], float], *, level: str = "info", full_identifiers: bool = False) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        *,
+        level: str = "info",
+        full_identifiers: bool = False,
+        in_background: bool = True,
+    ) -> None:
         self._now = now
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._folds: dict[tuple[str, str, str], _Fold] = {}
@@ -79,10 +87,14 @@ class Log:
         self._logger.propagate = False
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_UtcFormatter("time=%(asctime)s level=%(levelname)s %(message)s"))
-        lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LINES)
-        self._writer = logging.handlers.QueueListener(lines, handler)
-        self._writer.start()
-        self._logger.handlers = [_DroppingQueueHandler(lines)]
+        self._writer: logging.handlers.QueueListener | None = None
+        if in_background:
+            lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LINES)
+            self._writer = logging.handlers.QueueListener(lines, handler)
+            self._writer.start()
+            self._logger.handlers = [_DroppingQueueHandler(lines)]
+        else:
+            self._logger.handlers = [handler]
         self.full_identifiers = full_identifiers
         self.set_level(level)
 
@@ -147,7 +159,8 @@ class Log:
     def close(self) -> None:
         """Write what is still queued and stop the writing thread."""
         self.fold()
-        self._writer.stop()
+        if self._writer is not None:
+            self._writer.stop()
 
 
 class _DroppingQueueHandler(logging.handlers.QueueHandler):

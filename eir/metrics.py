@@ -7,7 +7,7 @@ number. Snapshots of several workers merge as the table says, and `exposition` r
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -77,6 +77,25 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
             for labels, value in samples.items():
                 into[labels] = combine(into[labels], value) if labels in into else value
     return merged
+
+
+def outliving(snapshot: Snapshot) -> Snapshot:
+    """What stays of a worker that is no more: what it counted itself. Its gauges, and what all workers read alike, go."""
+    return {
+        name: samples
+        for name, samples in snapshot.items()
+        if _FAMILY[name].kind != "gauge" and _FAMILY[name].merge == "sum"
+    }
+
+
+def as_json(snapshot: Snapshot) -> dict[str, list[list[Any]]]:
+    """The snapshot as a JSON document, for another process."""
+    return {name: [[*labels, value] for labels, value in samples.items()] for name, samples in snapshot.items()}
+
+
+def from_json(document: Mapping[str, Sequence[Sequence[Any]]]) -> Snapshot:
+    """The snapshot that `as_json` made the document from."""
+    return {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in document.items()}
 
 
 def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> dict[Labels, float]:

@@ -133,11 +133,18 @@ class Worker:
     """The parts of one worker, and what they have in common: configuration, clock, log, counters.
 
     `desk` is where connections are admitted when there are several workers; `index` holds lists already when this worker
-    was forked from a process that has them.
+    was forked from a process that has them. One worker of a node `dials`, the others wait for connections.
     """
 
     def __init__(
-        self, config: Config, log: Log, origin_state_id: int, *, desk: Desk | None = None, index: Index | None = None
+        self,
+        config: Config,
+        log: Log,
+        origin_state_id: int,
+        *,
+        desk: Desk | None = None,
+        index: Index | None = None,
+        dials: bool = True,
     ) -> None:
         self._config = config
         self._log = log
@@ -154,7 +161,7 @@ class Worker:
         self._follower = Follower(self._store, self._index, report=log.report, on_switch=self._switched)
         self.node = Node(
             replace(config.identity, origin_state_id=origin_state_id), config.peers, config.limits, self._service.answer,
-            counts=self._counts, report=log.report, lane=lambda label, origin: Lane(self._service, label, origin), desk=desk,
+            counts=self._counts, report=log.report, lane=lambda label, origin: Lane(self._service, label, origin), desk=desk, dials=dials,
         )  # fmt: skip
 
     # ---- start and stop ----

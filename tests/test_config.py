@@ -246,7 +246,7 @@ FAULTS = [
     ("http: 9868\n", 2, "found '9868' for 'http'; expected ADDRESS:PORT such as 127.0.0.1:9868, or off"),
     ("http: 127.0.0.1\n", 2, "expected ADDRESS:PORT"),
     ("http: {port: 1}\n", 2, "found a section with keys of its own for 'http'"),
-    ("workers: 2\n", 2, "found '2' for 'workers'; expected 1"),
+    ("workers: 65\n", 2, "found '65' for 'workers'; expected a whole number from 1 to 64, or auto"),
     ("log: {level: trace}\n", 2, "expected debug, info, warning or error"),
     ("privacy: {identifiers: whole}\n", 2, "expected short or full"),
     ("? [a, b]\n: 1\n", 2, "found a list as a key; expected a name"),

@@ -6,6 +6,7 @@ Puts the parts of this package together on an event loop; knows nothing of any a
 import asyncio
 import itertools
 import random
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,7 @@ class Node:
         lane: Callable[[str, bytes], Lane] | None = None,
         overload: Reply = TOO_BUSY_REPLY,
         desk: Desk | None = None,
+        dials: bool = True,
         connect_tls: ssl.SSLContext | None = None,
     ) -> None:
         self.surroundings = Surroundings(
@@ -98,6 +100,8 @@ class Node:
         self._servers: list[asyncio.Server] = []
         self._dialers: dict[PeerSettings, asyncio.Task[None]] = {}
         self._draining = False
+        self._dials = dials
+        """False: `connect` of peers is another worker's business."""
         self._dial_all()
 
     @property
@@ -115,7 +119,7 @@ class Node:
 
         `tls` is needed for the second form. Raises OSError if the address cannot be had, EirError for another form.
         """
-        host, port, secure = _endpoint(url)
+        host, port, secure = endpoint(url)
         if secure and tls is None:
             raise EirError(f"{url} needs a certificate")
         loop = asyncio.get_running_loop()
@@ -125,6 +129,17 @@ class Node:
         self._servers.append(server)
         address, bound = server.sockets[0].getsockname()[:2]
         return str(address), int(bound)
+
+    async def take(self, connection: socket.socket, *, tls: ssl.SSLContext | None = None) -> None:
+        """Serve a connection that someone else has accepted, until it is gone. `tls`: for one by a `tls://` listener."""
+        loop = asyncio.get_running_loop()
+        link = Link(self, loop)
+        try:
+            await loop.connect_accepted_socket(lambda: link, connection, ssl=tls)
+        except (OSError, ssl.SSLError):
+            connection.close()
+            return
+        await link.closed
 
     def reconfigure(
         self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None
@@ -412,7 +427,7 @@ class Node:
         }
         for settings in [settings for settings in self._dialers if settings not in wanted]:
             self._dialers.pop(settings).cancel()
-        if self._draining:
+        if self._draining or not self._dials:
             return
         for settings in wanted - self._dialers.keys():
             self._dialers[settings] = asyncio.get_running_loop().create_task(self._dial(settings))
@@ -430,7 +445,7 @@ class Node:
         return any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers)
 
     async def _attempt(self, settings: PeerSettings) -> None:
-        host, port, secure = _endpoint(settings.connect or "")
+        host, port, secure = endpoint(settings.connect or "")
         loop = asyncio.get_running_loop()
         link: Link | None = None
         try:
@@ -498,7 +513,7 @@ def _status(link: Link, peer: Peer) -> PeerStatus:
     )
 
 
-def _endpoint(url: str) -> tuple[str, int, bool]:
+def endpoint(url: str) -> tuple[str, int, bool]:
     """Host, port and whether TLS is meant, of `tcp://host:port` or `tls://host:port`."""
     parts = urlsplit(url)
     if parts.scheme not in {"tcp", "tls"} or not parts.hostname:
