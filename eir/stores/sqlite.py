@@ -44,8 +44,8 @@ NUMBER_BITS = 37
 """Page numbers stay below 2^37; the row id of a page is its set's id and its number."""
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
 
-PORTION_PAGES, PORTION_BYTES = 20_000, 4 << 20
-"""What one transaction of a load writes at most: it holds the write lock for about 40 ms."""
+PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
+"""What one transaction of a load writes at most: it holds the write lock for about 70 ms."""
 PORTION_PAUSE_S = 0.005
 """Between them, so that another process gets the write lock in the middle of a load."""
 BATCH_PAGES_MAX, BATCH_BYTES = 512, 1 << 16
