@@ -15,13 +15,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing
 from enum import Enum, auto
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from eir.errors import StoreChanged, StoreError
 from eir.lists.clock import TrustedClock
 from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList, rank
 from eir.lists.pages import PAGE_KEYS, REASONS, Page, decode_keys, decode_sections, digest_text
 from eir.lists.store import ListState, ListStore
+from eir.stores.report import Report
 
 T = TypeVar("T")
 
@@ -46,14 +47,6 @@ PAIR_PAGES_MAX = 2_000
 SAY_AGAIN_S = 60.0
 """Pause between two events that say the same of a list."""
 PROOF_MASK = (1 << 64) - 1
-
-
-class Report(Protocol):
-    """Where events go that someone may want to read."""
-
-    def __call__(  # noqa: D102  # the class says it
-        self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
-    ) -> None: ...
 
 
 class Relation(Enum):
