@@ -93,7 +93,7 @@ def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """
     from eir import server, supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
-    checked = _config(config)
+    checked = load_config(config)  # its warnings go to the log
     raise typer.Exit(supervisor.run(checked) if checked.workers > 1 else server.run(checked))
 
 

@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import queue
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,6 +84,7 @@ class Log:
         self._now = now
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._folds: dict[tuple[str, str, str], _Fold] = {}
+        self._observed: Counter[tuple[int, str]] = Counter()
         self._logger = logging.getLogger("eir")
         self._logger.propagate = False
         handler = logging.StreamHandler(sys.stderr)
@@ -145,6 +147,10 @@ class Log:
         fold.count += 1
         fold.imei, fold.imsi = imei, imsi
 
+    def note_observed(self, rule: int, status: str) -> None:
+        """Take note of a check that an observed rule would have answered; `fold` writes how many there were."""
+        self._observed[rule, status] += 1
+
     def fold(self) -> None:
         """One line for each group of checks noted since the last fold, with the latest device as an example."""
         folds, self._folds = self._folds, {}
@@ -154,7 +160,9 @@ class Log:
                 imei, imsi = short(imei), short_imsi(imsi) if imsi else ""
             line = {"event": "checks", "status": status, "list": list_name or None, "peer": peer, "count": fold.count}
             self._logger.info("%s", logfmt({**line, "imei": imei, "imsi": imsi or None}))
-
+        observed, self._observed = self._observed, Counter()
+        for (rule, status), count in observed.items():
+            self._logger.info("%s", logfmt({"event": "observed", "rule": rule, "status": status, "count": count}))
 
     def close(self) -> None:
         """Write what is still queued and stop the writing thread."""

@@ -54,6 +54,7 @@ def run(config: Config) -> int:
     """Serve with one worker until SIGTERM or SIGINT; returns the exit status. Raises EirError if the node cannot start."""
     prepare_state_folder(config.state)
     log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
+    report_warnings(config, log)
     try:
         return uvloop.run(Alone(config, log).serve())
     finally:
@@ -197,6 +198,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._store.close()
+        self._log.fold()
 
     # ---- lists and policy ----
 
@@ -209,6 +211,7 @@ class Worker:
 
     def _observe(self, rule: int, status: Status) -> None:
         self._observed[str(rule), status] += 1
+        self._log.note_observed(rule, status)
 
     def _note(self, verdict: Verdict, peer: str, imei: str, imsi: str) -> None:
         self._log.note_check(verdict.status, verdict.list or "", peer, imei, imsi)
@@ -272,8 +275,7 @@ class Worker:
         self._log.full_identifiers = new.full_identifiers
         self._config = replace(new, **in_force)
         said = "reloaded" + (f"; these need a restart: {', '.join(kept)}" if kept else "")
-        for warning in new.warnings:
-            self._log.report("config_warning", level="warning", detail=str(warning))
+        report_warnings(new, self._log)
         self._log.report("reloaded", needs_restart=",".join(kept) or None)
         return said
 
@@ -350,6 +352,12 @@ def prepare_state_folder(folder: Path) -> None:
         raise EirError(f"the state folder {folder} cannot be made: {e.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise EirError(f"the state folder {folder} is not writable for user {os.getuid()}")
+
+
+def report_warnings(config: Config, log: Log) -> None:
+    """What is allowed in the configuration and probably not meant."""
+    for warning in config.warnings:
+        log.report("config_warning", level="warning", detail=str(warning))
 
 
 def kinds_of(config: Config) -> dict[str, str]:

@@ -29,7 +29,15 @@ from eir.errors import ConfigError, EirError, StoreError
 from eir.front import Front, WorkerReport
 from eir.lists.index import Index
 from eir.log import Log
-from eir.server import DRAIN_S, Worker, kinds_of, listener_url, next_origin_state_id, prepare_state_folder
+from eir.server import (
+    DRAIN_S,
+    Worker,
+    kinds_of,
+    listener_url,
+    next_origin_state_id,
+    prepare_state_folder,
+    report_warnings,
+)
 from eir.stores.follow import Follower
 from eir.stores.open import open_store
 
@@ -74,6 +82,7 @@ class Supervisor:
         self._origin_state_id = next_origin_state_id(config.state / "origin-state-id")
         self._index = Index(kinds_of(config))
         self._log = Log(time.monotonic, level=config.log_level, in_background=False)
+        report_warnings(config, self._log)
         self._children: dict[int, _Child] = {}
         self._due: list[tuple[float, int, float]] = []
         """Workers to start again: when, which, and the pause that it had."""
