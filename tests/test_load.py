@@ -7,7 +7,6 @@ import io
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -499,41 +498,3 @@ def test_the_server_side_of_this_module_does_without_polars():
 
 def test_load_release_is_what_others_build_against():
     assert load_release.__kwdefaults__ == {"force": False, "dry_run": False, "marks": None, "progress": None}
-
-
-KILLED = """
-import asyncio, os, signal, sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from releases import NAME, NOW
-from eir.lists.load import ListSettings, load_release
-from eir.stores.sqlite import SqliteStore
-
-stage, end = sys.argv[5], sys.argv[6] == "end"
-
-def kill(at, done, total):
-    if at == stage and (done == total if end else done == 0):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-store = SqliteStore(Path(sys.argv[2]))
-lists = {NAME: ListSettings(name=NAME, signers=Path(sys.argv[3]))}
-asyncio.run(load_release(Path(sys.argv[4]), lists, store, who="killed@host", now=NOW, progress=kill))
-"""
-
-
-@pytest.mark.parametrize("end", ["begin", "end"])
-@pytest.mark.parametrize("stage", STAGES)
-async def test_kill_9_at_each_step_leaves_the_old_list_or_the_new_one(agency, store, stage, end):
-    await agency.load(agency.release(IMEIS), store)
-    old = await held(store)
-    manifest = agency.release(IMEIS[1:])
-    arguments = [os.path.dirname(__file__), store.path, agency.signers, manifest, stage, end]  # noqa: PTH120  # for sys.path
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, *map(str, arguments))
-    assert await process.wait() == -signal.SIGKILL
-    switched = (stage, end) == ("write", "end")
-    state, found, _ = await held(store)
-    assert (state.serial, len(found)) == ((2, 142) if switched else (1, 143))
-    if not switched:
-        assert (state, found) == old[:2]
-    await agency.load(agency.release(IMEIS[1:] if not switched else IMEIS[2:], serial=3), store)
-    assert (await store.state(NAME)).serial == 3
