@@ -6,6 +6,7 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import event, page, pages_of, state, until
@@ -13,32 +14,54 @@ from made import event, page, pages_of, state, until
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
 from eir.lists.pages import PAGE_KEYS, amended_digest
 from eir.lists.store import HISTORY_MAX, Change, Outcome
-from eir.stores.sqlite import SqliteStore
+from eir.stores.open import open_store
+
+KINDS = ["sqlite", *servers.programs()]
 
 
-@contextlib.asynccontextmanager
-async def sqlite_store(folder):
-    store = SqliteStore(folder / "lists.sqlite")
-    try:
-        yield store
-    finally:
-        await store.close()
+@pytest.fixture(scope="session")
+def running():
+    """Servers, started when the first test wants them."""
+    with contextlib.ExitStack() as stack:
+        started = {}
+
+        def server(kind):
+            if kind not in started:
+                started[kind] = stack.enter_context(servers.Server(servers.programs()[kind]))
+            return started[kind]
+
+        yield server
 
 
-STORES = {"sqlite": sqlite_store}
-
-
-@pytest.fixture(params=STORES)
-async def store(request, tmp_path):
-    async with STORES[request.param](tmp_path) as opened:
-        yield opened
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
 
 
 @pytest.fixture
-async def other(store, tmp_path, request):  # noqa: ARG001  # after `store`
+async def opener(kind, tmp_path, running):
+    """Opens the store as one more process would; what is in it is gone before the next test."""
+    async with contextlib.AsyncExitStack() as stack:
+        if kind != "sqlite":
+            running(kind).command("FLUSHALL")
+
+        async def open_one():
+            store = open_store("sqlite" if kind == "sqlite" else running(kind).url, tmp_path)
+            stack.push_async_callback(store.close)
+            return store
+
+        yield open_one
+
+
+@pytest.fixture
+async def store(opener):
+    return await opener()
+
+
+@pytest.fixture
+async def other(opener):
     """The same store as another process has it open."""
-    async with STORES[request.node.callspec.params["store"]](tmp_path) as opened:
-        yield opened
+    return await opener()
 
 
 A = pages_of([1, 2, PAGE_KEYS + 5, 7 * PAGE_KEYS])
@@ -201,8 +224,8 @@ async def test_of_two_writers_one_wins(store, other):
         assert (await read(store, "stolen"))[1] == expected
 
 
-@pytest.mark.parametrize("kind", ["replace", "amend", "rollback", "restore"])
-async def test_a_reader_sees_the_old_list_or_the_new_one(store, other, kind):
+@pytest.mark.parametrize("write", ["replace", "amend", "rollback", "restore"])
+async def test_a_reader_sees_the_old_list_or_the_new_one(store, other, write):
     pages = [page(n, [n % 1000]) for n in range(3_000)]
     for seen in range(2):
         await store.replace("stolen", state(pages), pages, seen=seen)
@@ -219,7 +242,7 @@ async def test_a_reader_sees_the_old_list_or_the_new_one(store, other, kind):
             assert found.generation == 2
             batches += 1
             if batches == 1:
-                await changes[kind]()
+                await changes[write]()
 
     with pytest.raises(StoreChanged):
         await read_while_it_changes()

@@ -1,0 +1,88 @@
+"""Real Redis (or Valkey) servers for tests, each on a free port with a folder of its own, stopped by their pid."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+PROGRAMS = {"redis": "redis-server", "valkey": "valkey-server"}
+
+
+def programs():
+    """Those of the servers that this machine has."""
+    return {name: found for name, program in PROGRAMS.items() if (found := shutil.which(program))}
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Server:
+    """One server process; `command` speaks to it without any client library."""
+
+    def __init__(self, program, *options, port=0, folder=None):
+        self.program = program
+        self.options = options
+        self.port = port or free_port()
+        self.owned = folder is None
+        self.folder = Path(folder or tempfile.mkdtemp(prefix="eir-redis-"))
+        self.process = None
+
+    @property
+    def url(self):
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [
+                self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+                "--save", "", "--appendonly", "no", "--enable-debug-command", "yes", *self.options,
+            ],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                if self.command("PING").startswith((b"+PONG", b"-NOAUTH", b"-NOPERM")):
+                    return self
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise RuntimeError(f"{self.program} did not start on port {self.port}")
+
+    def command(self, *words):
+        """The raw reply to one command (its first 64 KiB)."""
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as one:
+            parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+            one.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
+            return one.recv(1 << 16)
+
+    def pause(self):
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def resume(self):
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def kill(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def stop(self):
+        self.kill()
+        if self.owned:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.stop()
