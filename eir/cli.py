@@ -226,6 +226,23 @@ async def _load_all(
 
 
 @app.command()
+def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Load what has arrived in the drop folder, once; a running node does so by itself.
+
+    Each release goes to `accepted/`, or to `refused/` with a text that says why; one that is not complete yet stays.
+    """
+    from eir.intake import make_pass  # noqa: PLC0415 - the other commands need no loader
+
+    made = asyncio.run(make_pass(_config(config), f"inbox of {_who()}"))
+    if as_json:
+        _print_json(made.as_json())
+    for taken in made.taken:
+        _say(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
+    if any(taken.outcome == "refused" or not taken.manifest for taken in made.taken):
+        raise typer.Exit(EXIT_NO)
+
+
+@app.command()
 def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show each list: serial, entries, when issued, until when, who signed it, when it was loaded.
 

@@ -71,6 +71,9 @@ class Config:
     boot_without_lists: str
     """serve or refuse."""
     lists: Mapping[str, ListSettings]
+    inbox: Path | None
+    """The drop folder; None: there is none."""
+    inbox_patience_s: float
     policy: PolicySettings
     http: str | None
     """host:port; None: no pages."""
@@ -258,6 +261,8 @@ TABLE = (
     Key("lists.*.growth_max", percentage(100_000), 0.20, "part of the devices in force that a release may add"),
     Key("lists.*.range_tacs_max", whole(1, 10**8), 1000, "TACs that one range may span"),
     Key("lists.*.bad_rows_max", whole(0, 10**9), 100, "rows that are no identifier; one more refuses the release"),
+    Key("inbox", FOLDER, None, "drop folder: signed releases that arrive in it are loaded, and moved to its accepted/ or refused/; none is watched if left out", live=False),
+    Key("inbox_patience_s", seconds(1, 30 * 86400), 3600, "how long a release in the drop folder may stay incomplete, and a file that no release names", live=False),
     Key("policy.rules[].answer", STATUS, REQUIRED, "status that the rule gives if all its conditions hold"),
     Key("policy.rules[].observe", flag(), False, "count and log what the rule would have answered, and go on with the next"),
     Key("policy.rules[].list", LIST_NAME, None, "condition: in this list is the device, the device with this SIM (pairs), or the SIM (subscribers); waits for the list's first load"),
@@ -290,6 +295,8 @@ def load_config(path: Path) -> Config:
     values = document.values
     folder = path.absolute().parent
     values["state"] = folder / values["state"]
+    if values["inbox"] is not None:
+        values["inbox"] = folder / values["inbox"]
     for settings in values["lists"].values():
         for name in ("signers", "revoked"):
             if settings[name] is not None:
@@ -308,6 +315,8 @@ def load_config(path: Path) -> Config:
         store=values["store"],
         boot_without_lists=values["boot_without_lists"],
         lists={name: ListSettings(name=name, **settings) for name, settings in values["lists"].items()},
+        inbox=values["inbox"],
+        inbox_patience_s=values["inbox_patience_s"],
         policy=_policy(values["policy"]),
         http=values["http"],
         workers=values["workers"],

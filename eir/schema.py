@@ -234,7 +234,7 @@ def seconds(low: float, high: float) -> Kind:
             raise ValueError
         return _within(float(match[1]) * SECONDS[match[2] or "s"], low, high)
 
-    return Kind(expected=f"seconds from {low:g} to {high:g}, or a time such as 500ms, 30s, 2m", read=read, show=_short_number)
+    return Kind(expected=f"seconds from {low:.10g} to {high:.10g}, or a time such as 500ms, 30s, 2m", read=read, show=_short_number)
 
 
 def byte_size(low: int, high: int) -> Kind:

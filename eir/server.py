@@ -25,6 +25,7 @@ from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
 from eir.errors import ConfigError, EirError, StoreError
 from eir.front import Front, WorkerReport
+from eir.intake import Intake
 from eir.lists.expiry import ExpiryReminder
 from eir.lists.index import Index
 from eir.lists.store import REFUSED, ListState, Outcome
@@ -44,7 +45,7 @@ FOLD_EVERY_TICKS = 10
 OUTCOMES_EVERY_TICKS = 5
 STORE_TIMEOUT_S = 5.0
 """How long the figures of releases may take; what else goes on beside the checks waits for them."""
-RESTART_KEYS = ("listen", "state", "store", "http", "workers", "boot_without_lists")
+RESTART_KEYS = ("listen", "state", "store", "http", "workers", "boot_without_lists", "inbox", "inbox_patience_s")
 """Keys of the configuration that a reload does not take over."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
@@ -70,6 +71,7 @@ class Alone:
         self._stop = asyncio.Event()
         self._worker = Worker(config, log, next_origin_state_id(config.state / "origin-state-id"))
         self._front = Front(config, self, report=log.report, stop=self._begin_stop)
+        self._intake = Intake(config, report=log.report)
 
     async def serve(self) -> int:
         """Start, run until told to stop, stop. Returns the exit status."""
@@ -78,6 +80,7 @@ class Alone:
             loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, self._worker.reload_and_say)
         await self._front.open()
+        intake = asyncio.create_task(self._intake.run())
         try:
             await self._worker.start()
             if self._config.boot_without_lists == "refuse":
@@ -86,7 +89,9 @@ class Alone:
             self._log.report("ready", workers=1, version=__version__)
             await self._stop.wait()
         finally:
+            intake.cancel()
             await self._worker.stop()
+            await asyncio.gather(intake, return_exceptions=True)
             await self._front.close()
         self._log.report("stopped")
         return 0

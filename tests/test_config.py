@@ -62,6 +62,7 @@ def test_shortest_configuration_has_every_default(write, tmp_path):
     assert config.limits == Limits()
     assert config.policy == PolicySettings()
     assert config.lists == {}
+    assert (config.inbox, config.inbox_patience_s) == (None, 3600)
     assert config.state == tmp_path / "var"
     assert (config.store, config.boot_without_lists, config.http, config.workers) == ("sqlite", "serve", "127.0.0.1:9868", 1)
     assert (config.full_identifiers, config.log_level, config.warnings) == (False, "info", ())
@@ -80,6 +81,8 @@ peers:
   - {from: 192.0.2.0/24}
 limits: {max_message_bytes: 64KiB, max_avps: 32, rate_max: 100, turn_messages: 1, cer_timeout_s: 500ms, stalled_write_s: 0.5}
 state: /srv/eir
+inbox: in/drop
+inbox_patience_s: 2d
 boot_without_lists: refuse
 lists:
   stolen: {kind: devices, signers: signers, revoked: revoked, threshold: 1, shrink_max: 0%, growth_max: 12.5 %, range_tacs_max: 1, bad_rows_max: 0}
@@ -110,6 +113,7 @@ privacy: {identifiers: full}
     )  # fmt: skip
     assert config.limits == Limits(max_message_bytes=65536, max_avps=32, rate_max=100, turn_messages=1, cer_timeout_s=0.5, stalled_write_s=0.5)
     assert config.state == Path("/srv/eir")
+    assert (config.inbox, config.inbox_patience_s) == (tmp_path / "in" / "drop", 172_800)
     assert (config.boot_without_lists, config.http, config.full_identifiers, config.log_level) == ("refuse", None, True, "debug")
     assert config.lists == {
         "stolen": ListSettings(
@@ -203,6 +207,8 @@ FAULTS = [
     ("limits: {max_message_bytes: 9999999GiB}\n", 2, "bytes from 4096"),
     ("state: ''\n", 2, "found '' for 'state'; expected the path of a folder"),
     ("store: redis://:secret@host/0\n", 2, r"^found 'redis://:\*\*\*@host/0' for 'store'; expected sqlite$"),
+    ("inbox: ''\n", 2, "found '' for 'inbox'; expected the path of a folder"),
+    ("inbox_patience_s: 31d\n", 2, "expected seconds from 1 to 2592000"),
     ("boot_without_lists: yes\n", 2, "found 'yes' for 'boot_without_lists'; expected serve or refuse"),
     ("lists: {stolen: {}}\n", 2, "nothing may change the list stolen; expected signers \\(an allowed_signers file\\), or local: true"),
     ("lists: {stolen: }\n", 2, "nothing may change the list stolen"),

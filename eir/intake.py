@@ -1,0 +1,193 @@
+"""The drop folder at work: a node watches it and has passes made in a process beside it, never on the loop that answers.
+
+`make_pass` is what that process does (`eir inbox`): it holds the right to load in the store while it works, so that of
+several nodes one loads, and another when that one died. `Intake` is the node's part.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from eir.config import Config
+from eir.errors import EirError, StoreError
+from eir.lists.inbox import ACCEPTED, OURS_AGAIN_S, WAITING, Attempts, Listing, Pass, Taken, Terms, Watch, look, take_in
+from eir.lists.store import ListStore
+from eir.log import Report
+from eir.stores.open import open_store
+
+POLL_S = 1.0
+CLAIM, CLAIM_S = "inbox", 30.0
+"""The right to load from the drop folder, and how long it outlives a process that died."""
+ATTEMPTS_FILE = "inbox.attempt"
+KILL_AFTER_S = 5.0
+FAILED_AGAIN_S, FAILED_AGAIN_MAX_S = 5.0, 600.0
+"""Pause after a pass that failed as a whole; it doubles."""
+SAID_BYTES_MAX = 2000
+"""Of what a failed process said."""
+
+LEVELS = {ACCEPTED: "info", WAITING: "info"}
+"""Of the log lines; others are warnings."""
+
+
+async def make_pass(config: Config, who: str) -> Pass:
+    """Make one pass over the drop folder, if no other node is at it.
+
+    The loads run in a thread, on a loop and a store of their own, while this one keeps the right to load. Raises EirError
+    if there is no drop folder or it cannot be used.
+    """
+    if config.inbox is None:
+        raise EirError(f"{config.path} names no drop folder (inbox)")
+    attempts = Attempts(config.state / ATTEMPTS_FILE)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _leave, number, attempts)
+    store = open_store(config.store, config.state)
+    try:
+        holder = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+        try:
+            if not await store.claim(CLAIM, holder, CLAIM_S):
+                return Pass(again_s=CLAIM_S / 3)
+        except StoreError as error:
+            away = Taken(manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}")
+            return Pass(taken=(away,), again_s=OURS_AGAIN_S)
+        lease = _Lease(store, holder)
+        keeping = asyncio.create_task(lease.keep())
+        try:
+            return await asyncio.to_thread(_load, config, who, attempts, lambda: lease.held)
+        finally:
+            keeping.cancel()
+            with suppress(StoreError):
+                await store.claim(CLAIM, holder, 0)
+    finally:
+        await store.close()
+
+
+def _leave(number: int, attempts: Attempts) -> None:
+    """End at once: the store takes a load that ends in the middle, and the thread that makes it cannot be told to stop."""
+    attempts.forget()
+    os._exit(128 + number)
+
+
+class _Lease:
+    """The right to load, kept for as long as the store says so."""
+
+    def __init__(self, store: ListStore, holder: str) -> None:
+        self._store = store
+        self._holder = holder
+        self._until = time.monotonic() + CLAIM_S
+
+    @property
+    def held(self) -> bool:
+        """Nobody else can have it yet."""
+        return time.monotonic() < self._until
+
+    async def keep(self) -> None:
+        """Take it anew, well before it ends, until cancelled."""
+        while True:
+            await asyncio.sleep(CLAIM_S / 3)
+            asked = time.monotonic()
+            with suppress(StoreError):
+                self._until = asked + CLAIM_S if await self._store.claim(CLAIM, self._holder, CLAIM_S) else 0.0
+
+
+def _load(config: Config, who: str, attempts: Attempts, ours: Callable[[], bool]) -> Pass:
+    async def run() -> Pass:
+        store = open_store(config.store, config.state)
+        try:
+            return await take_in(
+                Terms(
+                    folder=config.inbox or Path(), lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC),
+                    patience_s=config.inbox_patience_s, attempts=attempts, ours=ours,
+                )
+            )  # fmt: skip
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+class Intake:
+    """Watches the drop folder of a node, and has passes made while something is to be done."""
+
+    def __init__(self, config: Config, *, report: Report) -> None:
+        self._folder = config.inbox
+        self._command = (sys.executable, "-m", "eir", "inbox", "--json", "-c", str(config.path))
+        self._report = report
+        self._watch = Watch(config.inbox_patience_s)
+        self._failures = 0
+        self._said: dict[str, tuple[str, str]] = {}
+        """Manifest → what was last said of it."""
+
+    async def run(self) -> None:
+        """Watch until cancelled; returns at once if there is no drop folder."""
+        while self._folder is not None:
+            try:
+                listing = await asyncio.to_thread(look, self._folder)
+            except OSError as error:
+                self._report("inbox_unusable", level="error", reason="folder", folder=self._folder, detail=error.strerror)
+            else:
+                if self._watch.due(listing, time.time()):
+                    await self._pass(listing)
+            await asyncio.sleep(POLL_S)
+
+    async def _pass(self, listing: Listing) -> None:
+        result = await self._made()
+        if result is None:
+            self._failures += 1
+            again_s: float | None = min(FAILED_AGAIN_S * 2**self._failures, FAILED_AGAIN_MAX_S)
+        else:
+            self._failures = 0
+            again_s = result["again_s"]
+            for taken in result["taken"]:
+                self._say(taken)
+            still = {taken["manifest"] for taken in result["taken"] if taken["outcome"] == WAITING}
+            self._said = {manifest: said for manifest, said in self._said.items() if manifest in still}
+        self._watch.passed(listing, again_s, time.time())
+
+    async def _made(self) -> dict[str, Any] | None:
+        """What the process found and did; None, after saying why, if it failed."""
+        process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            out, err = await process.communicate()
+        except asyncio.CancelledError:
+            await _end(process)
+            raise
+        try:
+            result: dict[str, Any] = json.loads(out)
+        except ValueError:
+            said = err[-SAID_BYTES_MAX:].decode("utf-8", "replace").strip()
+            self._report("inbox_failed", level="error", reason="process", status=process.returncode, detail=said)
+            return None
+        return result
+
+    def _say(self, taken: dict[str, Any]) -> None:
+        said = (taken["outcome"], taken["reason"])
+        if taken["outcome"] == WAITING and self._said.get(taken["manifest"]) == said:
+            return
+        self._said[taken["manifest"]] = said
+        self._report(
+            f"release_{taken['outcome']}", reason=taken["reason"] or None, level=LEVELS.get(taken["outcome"], "warning"),
+            list=taken["list"], serial=taken["serial"], manifest=taken["manifest"] or None, detail=taken["detail"] or None,
+        )  # fmt: skip
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Stop a pass in whatever it does: the store takes a load that ends in the middle."""
+    with suppress(ProcessLookupError):
+        process.terminate()
+        try:
+            async with asyncio.timeout(KILL_AFTER_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
