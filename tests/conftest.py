@@ -1,0 +1,45 @@
+"""Fixtures that several test files share; what they hand out is in node.py."""
+
+import asyncio
+
+import pytest
+from node import Publisher, Site
+from wire import HOST, REALM, Connection, cer
+
+
+@pytest.fixture(scope="session")
+def publisher(tmp_path_factory):
+    """One publisher with a real key, for all tests that need lists and are not about signatures."""
+    return Publisher(tmp_path_factory.mktemp("publisher"))
+
+
+@pytest.fixture
+def site(tmp_path, publisher):
+    """An EIR host of the test's own; its node, if one runs at the end, must end by SIGTERM with exit status 0."""
+    with Site(tmp_path / "site", publisher) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, publisher):
+    """An EIR host for those tests of a module that only read."""
+    with Site(tmp_path_factory.mktemp("shared") / "site", publisher) as made:
+        yield made
+
+
+@pytest.fixture
+async def connect():
+    """Makes clients: `await connect(node, host)` is a connection with its capabilities exchanged (`opened`); closed at the end."""
+    made = []
+
+    async def connect(node, host=HOST, realm=REALM, *, opened=True):
+        client = Connection(*await asyncio.open_connection(*node.address))
+        made.append(client)
+        if opened:
+            await client.open(cer(host, realm))
+        return client
+
+    yield connect
+    for client in made:
+        client.writer.transport.abort()
+        await client.close()

@@ -1,0 +1,263 @@
+"""An EIR host as its operator has it, for tests of the whole: `eir` as real processes, a configuration, a publisher's key.
+
+Nothing here reaches into the product: a node is started by `eir serve`, asked by the other commands, and stopped by a signal.
+"""
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from wire import EIR, REALM
+
+from eir.control import ControlError, ask
+from eir.lists.publish import publish
+
+COMMAND = [sys.executable, "-m", "eir"]
+PATIENCE_S = 20
+
+LISTED = "35209900176148"  # its Luhn digit is 1
+TRACKED = "35332811002233"
+UNLISTED = "35123456789012"
+
+
+def settings():
+    """A configuration on free ports; its host and realm are those that wire.ecr() asks."""
+    return {
+        "identity": {"host": EIR, "realm": REALM},
+        "listen": ["tcp://127.0.0.1:0"],
+        "peers": [{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"]}],
+        "lists": {"stolen": {"signers": "signers"}, "tracked": {"signers": "signers"}},
+        "policy": {
+            "rules": [{"list": "stolen", "answer": "blacklisted"}, {"list": "tracked", "answer": "greylisted"}],
+        },
+        "http": "127.0.0.1:0",
+        "limits": {"close_after_dpa_s": 2},
+    }
+
+
+def until(condition, *, patience_s=PATIENCE_S):
+    """Wait for a condition that another process brings about; returns what it gave."""
+    end = time.monotonic() + patience_s
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {patience_s} s: {condition}"
+        time.sleep(0.01)
+    return found
+
+
+async def until_async(condition, *, patience_s=PATIENCE_S):
+    """The same beside a client that goes on; the condition is a coroutine function or a plain one."""
+    async with asyncio.timeout(patience_s):
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found
+            await asyncio.sleep(0.01)
+
+
+class Publisher:
+    """Someone who signs releases."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.key = folder / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "agency", "-f", self.key], check=True)
+        kind, key = self.key.with_name("key.pub").read_text().split()[:2]
+        self.signers = f'agency@publisher.example namespaces="eir-release" {kind} {key}\n'
+
+    def publish(self, folder, files, *, list_name, serial, expires_in=timedelta(days=14), issued=None):
+        """A signed release of these data files; returns the manifest."""
+        issued = issued or datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
+        return publish(
+            files, list_name=list_name, serial=serial, issued=issued, expires=issued + expires_in, key=self.key, out=folder
+        )
+
+
+class Site:
+    """One host: a folder with configuration, state and releases; `eir` run there, and at most one node at a time."""
+
+    def __init__(self, folder, publisher):
+        self.folder = folder
+        self.publisher = publisher
+        self.path = folder / "eir.yaml"
+        self.state = folder / "var"
+        self.settings = settings()
+        self.node = None
+        folder.mkdir(parents=True)
+        (folder / "signers").write_text(publisher.signers)
+        self.configure()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.node is not None:
+            self.node.end(check=kind is None)
+
+    def configure(self, **changes):
+        """Write the configuration with these sections replaced."""
+        self.settings |= changes
+        self.path.write_text(yaml.safe_dump(self.settings, sort_keys=False))
+
+    def environment(self, **changes):
+        bare = {name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}}
+        return bare | {"EIR_CONFIG": str(self.path)} | changes
+
+    def eir(self, *arguments, status=0, **options):
+        """Run a command to its end and hold it to its exit status (None: any)."""
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=self.environment(), timeout=60, check=False,
+            stdin=subprocess.DEVNULL, **{"cwd": self.folder, **options},
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        assert status is None or done.returncode == status, f"{shlex.join(map(str, arguments))}: {done}"
+        return done
+
+    def json(self, *arguments, status=0):
+        return json.loads(self.eir(*arguments, "--json", status=status).stdout)
+
+    def release(self, *data, list_name="stolen", serial=1, **options):
+        """Publish data as a release; returns its manifest. Data: IMEIs, rows under another header, or a Path to a file."""
+        folder = self.folder / "releases"
+        folder.mkdir(exist_ok=True)
+        files = [each for each in data if isinstance(each, Path)]
+        for number, rows in enumerate(each for each in data if not isinstance(each, Path)):
+            files.append(folder / f"{list_name}-{serial}-{number}.csv")
+            header = () if rows and rows[0].startswith(("imei", "tac")) else ("imei",)
+            files[-1].write_text("".join(f"{row}\n" for row in (*header, *rows)))
+        return self.publisher.publish(folder, files, list_name=list_name, serial=serial, **options)
+
+    def load(self, *data, **options):
+        """Publish and load by the command; returns the report."""
+        (report,) = self.json("load", self.release(*data, **options))
+        return report
+
+    def start(self, *, ready=True, prefix=()):
+        """Start `eir serve`; `ready`: wait until it listens (or else only until it can be asked)."""
+        assert self.node is None or self.node.process.poll() is not None, "one node at a time"
+        self.node = Node(self, prefix)
+        self.node.await_start(ready=ready)
+        return self.node
+
+
+class Node:
+    """A running `eir serve`."""
+
+    def __init__(self, site, prefix=()):
+        self.site = site
+        self.log = site.folder / "serve.log"
+        with self.log.open("a") as log:
+            self._skip = log.tell()
+            self.process = subprocess.Popen(
+                [*prefix, *COMMAND, "serve"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=site.environment(), cwd=site.folder
+            )
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def await_start(self, *, ready):
+        def answers():
+            assert self.process.poll() is None, f"eir serve ended with {self.process.returncode}: {self.text()}"
+            try:
+                said = self.status()
+            except ControlError:
+                return None
+            return said if said["listening"] or not ready else None
+
+        said = until(answers)
+        self.http = said["http"]
+
+    def status(self):
+        """What `eir status --json` shows, without the cost of a process."""
+        return ask(self.site.state, "status")
+
+    @property
+    def address(self):
+        """Host and port of the first listener."""
+        host, _, port = self.status()["listening"][0].partition("://")[2].rpartition(":")
+        return host, int(port)
+
+    def text(self):
+        """The log since this node's start."""
+        with self.log.open("rb") as log:
+            log.seek(self._skip)
+            return log.read().decode()
+
+    def lines(self, event=None, **fields):
+        """Log lines as dictionaries, those of an event only, and with these values only."""
+        found = [dict(pair.partition("=")[::2] for pair in shlex.split(line)) for line in self.text().splitlines()]
+        wanted = {name: str(value) for name, value in fields.items()}
+        return [
+            line
+            for line in found
+            if (event is None or line["event"] == event) and wanted.items() <= line.items()
+        ]
+
+    def get(self, path):
+        """Status and text of a page."""
+        try:
+            with urllib.request.urlopen(f"http://{self.http}{path}", timeout=PATIENCE_S) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def metrics(self):
+        """Samples by name, with labels where there are: `eir_checks_total{list=stolen,status=blacklisted}` → value."""
+        found = {}
+        for family in text_string_to_metric_families(self.get("/metrics")[1]):
+            for sample in family.samples:
+                labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+                found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+        return found
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def wait(self):
+        """Wait for the end; returns the exit status."""
+        return self.process.wait(PATIENCE_S)
+
+    def end(self, *, check=True):
+        """SIGTERM, if it still runs; a node that does not end by it with 0 fails the test."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+            try:
+                status = self.wait()
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                status = "none within the time"
+            assert not check or status == 0, f"exit status {status}: {self.text()}"
+        assert not check or "Traceback" not in self.text(), self.text()
+
+
+@contextmanager
+def terminal_of(columns=80, rows=24):
+    """A pseudo-terminal of that size: the side for the program, and one to read what it shows from."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    try:
+        yield ours, theirs
+    finally:
+        os.close(ours)
+        os.close(theirs)
