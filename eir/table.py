@@ -31,13 +31,16 @@ def table(
     cells = [[_cell(value, (forms or {}).get(column)) for value, column in zip(row, columns, strict=True)] for row in values]
     heads = [column.replace("_", " ") for column in columns]
     right = [all(isinstance(row[at], int | float | None) for row in values) and bool(values) for at in range(len(columns))]
-    sizes = [
-        max([*map(cell_len, head.split()), *(cell_len(row[at]) for row in cells)]) for at, head in enumerate(heads)
-    ]  # fmt: skip
-    before_last = sum(sizes[:-1]) + len(GAP) * (len(sizes) - 1)
-    if width is None or before_last + sizes[-1] <= width:
+    widest = [max((cell_len(row[at]) for row in cells), default=0) for at in range(len(columns))]
+    gaps = len(GAP) * (len(columns) - 1)
+    sizes = [max(size, len(head)) for size, head in zip(widest, heads, strict=True)]
+    if width is None or sum(sizes) + gaps <= width:
+        return _lines([heads, *cells], sizes, right)
+    sizes = [max(size, *map(len, head.split())) for size, head in zip(widest, heads, strict=True)]
+    if sum(sizes) + gaps <= width:
         return _lines([*_head(heads, sizes), *cells], sizes, right)
-    if before_last > width:
+    before_last = sum(sizes[:-1]) + gaps
+    if before_last + max(map(len, heads[-1].split())) > width:
         return _records(heads, cells)
     # The last column holds the longest texts by the caller's choice: it is the one that is folded.
     room = width - before_last

@@ -1,0 +1,84 @@
+"""Tables for people: nothing is cut, whatever the width."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eir.table import minute, table
+
+ROWS = [
+    {"list": "stolen-national", "serial": 42, "expires": "2026-12-09T01:35:00Z", "detail": "full: 107 entries, before 0, and so on for a while"},
+    {"list": "tracked", "serial": None, "expires": None, "detail": ""},
+]
+COLUMNS = ("list", "serial", "expires", "detail")
+FORMS = {"expires": minute}
+
+
+def test_in_a_pipe_a_row_is_a_line():
+    assert table(ROWS, COLUMNS, width=None, forms=FORMS) == (
+        "list             serial  expires            detail\n"
+        "stolen-national      42  2026-12-09 01:35Z  full: 107 entries, before 0, and so on for a while\n"
+        "tracked               -  -                  -\n"
+    )
+
+
+def test_on_a_terminal_the_last_column_is_folded_beside():
+    assert table(ROWS, COLUMNS, width=80, forms=FORMS) == (
+        "list             serial  expires            detail\n"
+        "stolen-national      42  2026-12-09 01:35Z  full: 107 entries, before 0, and so\n"
+        "                                            on for a while\n"
+        "tracked               -  -                  -\n"
+    )
+
+
+def test_or_below():
+    assert table(ROWS[:1], COLUMNS, width=50, forms=FORMS) == (
+        "list             serial  expires            detail\n"
+        "stolen-national      42  2026-12-09 01:35Z\n"
+        "    full: 107 entries, before 0, and so on for a\n"
+        "    while\n"
+    )
+
+
+def test_and_where_nothing_helps_rows_are_records():
+    assert table(ROWS, COLUMNS, width=30, forms=FORMS) == (
+        "list     stolen-national\n"
+        "serial   42\n"
+        "expires  2026-12-09 01:35Z\n"
+        "detail   full: 107 entries, before 0, and so on for a while\n"
+        "\n"
+        "list     tracked\n"
+        "serial   -\n"
+        "expires  -\n"
+        "detail   -\n"
+    )
+
+
+def test_long_heads_are_folded_only_where_they_must_be():
+    row = [{"imei": "35209900176148", "experimental_result_code": 5422, "ms": 0.5}]
+    wide = table(row, tuple(row[0]), width=80)
+    assert wide.splitlines()[0] == "imei            experimental result code   ms"
+    narrow = table(row, tuple(row[0]), width=40)
+    assert [line.split() for line in narrow.splitlines()] == [
+        ["experimental"], ["imei", "result", "code", "ms"], ["35209900176148", "5422", "0.5"],
+    ]  # fmt: skip
+
+
+def test_no_rows_and_what_would_steer_a_terminal():
+    assert table([], ("list", "serial"), width=None) == "list  serial\n"
+    assert "\\x1b[2J\\x0a" in table([{"host": "\x1b[2J\n"}], ("host",), width=80)
+    assert minute(0) == "-"
+    assert minute(1795570000.7) == "2026-11-25 01:26Z"
+
+
+WORD = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=30)
+
+
+@given(st.lists(st.tuples(WORD, WORD, st.lists(WORD, max_size=12)), min_size=1, max_size=5), st.integers(20, 120))
+def test_every_word_is_there_at_every_width(rows, width):
+    shown = table([{"a": a, "b": b, "c": " ".join(c)} for a, b, c in rows], ("a", "b", "c"), width=width)
+    text = "".join(shown.split())
+    for a, b, c in rows:
+        for word in (a, b, *c):
+            assert word in text
+    if shown.split()[:3] == ["a", "b", "c"]:  # a table, not records
+        assert max(map(len, shown.splitlines())) <= width
