@@ -305,7 +305,7 @@ def _sign(manifest: Path, signature: Path, key: Path) -> None:
     try:
         with manifest.open("rb") as content:
             signed = subprocess.run(
-                ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", key],  # noqa: S607  # where the PATH has it
+                ["ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", key],  # noqa: S607  # where the PATH has it
                 stdin=content,
                 stdout=subprocess.PIPE,
                 check=False,
