@@ -27,7 +27,9 @@ from wire import (
     REALM,
     SESSION,
     TGPP,
+    VSAI,
     Connection,
+    Listener,
     avp,
     cer,
     dpr,
@@ -43,6 +45,7 @@ from wire import (
 
 from eir.device import SNR_KEYS, device_key
 from eir.diameter.answer import Reply
+from eir.diameter.client import connect
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.diameter.peer import Peer
@@ -96,6 +99,9 @@ class Setup:
     counts: Counts
     reports: Reports
     connections: list[Connection] = field(default_factory=list)
+
+    def counts_of(self, state: str) -> int:
+        return [row.state for row in self.node.status()].count(state)
 
     async def connect(self, **kwargs) -> Connection:
         connection = Connection(*await asyncio.open_connection(self.host, self.port, **kwargs))
@@ -676,6 +682,48 @@ async def _():
         assert setup.node.connected() == {"mme": 4}
 
 
+@asynccontextmanager
+async def connecting(**changes):
+    """A node that connects to us, and what it connects to."""
+    async with Listener() as listener:
+        changes = {"host": HOST, "connect": f"tcp://127.0.0.1:{listener.port}", "reconnect_after_s": 0.1} | changes
+        peer = replace(PEER, **changes)
+        async with running(peers=(peer,), limits=QUICK) as setup:
+            yield setup, listener
+            setup.connections += listener.made
+
+
+@row(42, "election: we win, the node of the higher name")
+async def _():
+    async with connecting(host="dra.localdomain") as (setup, listener):
+        ours = await listener.accept()
+        await ours.read()  # its CER stays without an answer
+        theirs = await setup.connect()
+        assert (await theirs.ask(cer("dra.localdomain"))).result == 2001  # dra < eir: the node's own attempt goes
+        assert await ours.end() == []
+        assert (await theirs.ask(ecr())).result == 2001
+
+
+@row(42, "election: we lose")
+async def _():
+    for succeeds in (True, False):
+        async with connecting() as (setup, listener):
+            ours = await listener.accept()
+            request = await ours.read()
+            theirs = await setup.connect()
+            await theirs.send(cer())  # eir < mme: it waits for the CEA on the other connection
+            await until(lambda setup=setup: setup.counts_of("wait_admission") == 1)
+            if succeeds:
+                await ours.answer(request, extra=VSAI)
+                (cea,) = await theirs.end()
+                assert (cea.result, cea.error) == (4003, False)
+                assert (await ours.ask(ecr())).result == 2001
+            else:
+                await ours.answer(request, code=4003)
+                assert (await theirs.read()).result == 2001
+                assert (await theirs.ask(ecr())).result == 2001
+
+
 @row(43, "a DWR before the CEA")
 async def _():
     async with running() as setup:
@@ -767,6 +815,46 @@ async def _():
             await setup.connect()
 
 
+@row(47, "we connect: a good CEA, requests both ways of arrival, and the attempt after")
+async def _():
+    async with connecting() as (setup, listener):
+        for _ in range(3):
+            connection = await listener.accept()
+            request = await connection.read()
+            assert (request.command, request.is_request, request.data(264)) == (257, True, EIR.encode())
+            check_cea(request)
+            await connection.answer(request, extra=VSAI)
+            assert (await connection.ask(ecr(LISTED))).number(1445, TGPP) == 1
+            if len(listener.made) < 3:
+                await connection.close()
+        assert setup.counts.peers_refused == {}
+
+
+@row(47, "we connect: a CEA from another Origin-Host, or that says no")
+async def _():
+    for kwargs, reason in (({"host": "other.localdomain"}, "cea_origin_host"), ({"code": 3010}, "cea_result")):
+        async with connecting(reconnect_after_s=60) as (setup, listener):
+            connection = await listener.accept()
+            await connection.answer(await connection.read(), extra=VSAI, **kwargs)
+            assert await connection.end() == []
+            assert setup.counts.peers_refused == {reason: 1}
+
+
+@row(47, "BUSY and DO_NOT_WANT: no new attempt before reconnect_after")
+async def _():
+    for cause in (1, 2):
+        async with connecting(reconnect_after_s=0.5) as (_, listener):
+            connection = await listener.accept()
+            await connection.answer(await connection.read(), extra=VSAI)
+            assert (await connection.ask(dpr(cause))).result == 2001
+            left = time.monotonic()
+            await connection.close()
+            connection = await listener.accept()
+            assert time.monotonic() - left > 0.4
+            await connection.answer(await connection.read(), extra=VSAI)
+            assert (await connection.ask(dwr())).result == 2001
+
+
 @row(48, "a peer that flaps")
 async def _():
     async with running() as setup:
@@ -819,6 +907,29 @@ async def _():
         raw.close()
 
 
+@row(50, "what our probe is told is reported, not followed")
+async def _():
+    two = u32(268, 2001) + avp(297, u32(266, TGPP) + u32(298, 5422))
+    for flags, avps, codes, experimental in (
+        (0x20, u32(268, 3006) + avp(292, "aaa://elsewhere"), [3006], []), (0x20, u32(268, 3002), [3002], []),
+        (0, two, [2001], [(TGPP, 5422)]), (0, u32(268, 2001) * 2, [2001, 2001], []),
+    ):  # fmt: skip
+        async with Listener() as listener:
+            asking = asyncio.create_task(connect(listener.host, listener.port, origin_host=HOST, origin_realm=REALM))
+            connection = await listener.accept()
+            await connection.answer(await connection.read(), extra=VSAI, host=EIR)
+            client = await asking
+            answering = asyncio.create_task(client.request(324, APP, b""))
+            asked = await connection.read()
+            await connection.send(message(324, avps, flags, ids=(asked.hop_by_hop, asked.end_to_end)))
+            answer = await answering
+            assert (answer.result_codes, answer.experimental_results) == (codes, experimental)
+            assert answer.is_error is bool(flags)
+            closing = asyncio.create_task(client.close())
+            await connection.answer(await connection.read())
+            await closing
+
+
 @row(51, "our CEA")
 async def _():
     values = set()
@@ -848,4 +959,4 @@ def open_files():
 
 def test_every_row_is_here():
     rows = {case.row for case in CASES} | {int(case.id.partition("-")[0]) for case in ROWS}
-    assert rows >= {*range(1, 47), 48, 49, 51}
+    assert rows >= {*range(1, 52)}

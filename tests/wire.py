@@ -198,6 +198,31 @@ class Connection:
             pass
 
 
+class Listener:
+    """A node that others connect to: `accept` gives the next connection."""
+
+    async def __aenter__(self):
+        self.waiting = asyncio.Queue()
+        self.made = []
+        self._server = await asyncio.start_server(self._made, "127.0.0.1", 0)
+        self.host, self.port = self._server.sockets[0].getsockname()
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for connection in self.made:
+            await connection.close()
+
+    def _made(self, reader, writer):
+        connection = Connection(reader, writer)
+        self.made.append(connection)
+        self.waiting.put_nowait(connection)
+
+    async def accept(self):
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.waiting.get()
+
+
 async def until(condition):
     """Wait for a condition that the loop will bring about."""
     async with asyncio.timeout(PATIENCE_S):
