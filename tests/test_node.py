@@ -1,0 +1,362 @@
+"""The node on real sockets: limits on connections, reconfiguration, peers in and out of service, elections, TLS, draining."""
+
+import asyncio
+import ssl
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+import trustme
+import wire
+from wire import Connection, Listener, cer, dpr, dwr, ecr, until
+
+from eir.diameter.answer import Reply
+from eir.diameter.avp import encode_u32
+from eir.diameter.counts import DURATION_BUCKETS_S, Counts
+from eir.diameter.node import Identity, Limits, Node, PeerSettings
+from eir.errors import EirError
+
+WHITE = Reply(2001, avps=encode_u32(277, 1) + encode_u32(1445, 0, wire.TGPP))
+IDENTITY = Identity(host=wire.EIR, realm=wire.REALM, origin_state_id=77)
+MME = PeerSettings(label="mme", realm=wire.REALM)
+
+
+class Running:
+    def __init__(self, node):
+        self.node, self.counts, self.made = node, node.surroundings.counts, []
+        self.address = None
+
+    async def connect(self, **kwargs):
+        connection = Connection(*await asyncio.open_connection(*self.address, **kwargs))
+        self.made.append(connection)
+        return connection
+
+    async def open(self, octets=None, **kwargs):
+        connection = await self.connect(**kwargs)
+        await connection.open(octets)
+        return connection
+
+
+@asynccontextmanager
+async def running(*peers, limits=None, url="tcp://127.0.0.1:0", tls=None, application=lambda _: WHITE, **kwargs):
+    reported = []
+    node = Node(
+        IDENTITY, peers or (MME,), limits or Limits(), application, counts=Counts(),
+        report=lambda event, **fields: reported.append((event, fields)), **kwargs,
+    )  # fmt: skip
+    setup = Running(node)
+    setup.reported = reported
+    tasks = asyncio.all_tasks()
+    try:
+        setup.address = await node.listen(url, tls=tls)
+        yield setup
+    finally:
+        for connection in setup.made:
+            await connection.close()
+        await node.drain(2)
+    assert asyncio.all_tasks() <= tasks
+
+
+async def test_status_and_counts():
+    sgsn = PeerSettings(label="sgsn", host="sgsn.example")
+    async with running(MME, sgsn) as setup:
+        before = time.time()
+        connection, silent = await setup.open(), await setup.connect()
+        await connection.ask(ecr())
+        await until(lambda: len(setup.node.status()) == 3)
+        first, second, third = setup.node.status()
+        assert (first.label, first.host, first.realm, first.state) == ("mme", wire.HOST, wire.REALM, "open")
+        assert (first.requests, first.answers, first.watchdog) == (1, 1, "okay")
+        assert before - 1 < first.since < time.time() + 1
+        assert first.address.startswith("127.0.0.1:")
+        assert (second.label, second.host, second.state) == ("other", None, "wait_cer")
+        assert (third.label, third.host, third.state, third.address) == ("sgsn", "sgsn.example", "down", None)
+        assert setup.node.connected() == {"mme": 1, "sgsn": 0}
+        await silent.close()
+        counts = setup.counts
+        assert counts.last_request.keys() == {"mme"}
+        assert sum(counts.durations.buckets) == 1
+        assert 0 < counts.durations.total_s < 1
+        assert len(counts.durations.buckets) == len(DURATION_BUCKETS_S) + 1
+
+
+@pytest.mark.parametrize("url", ["udp://127.0.0.1:1", "127.0.0.1:3868", "tcp://", "tls://127.0.0.1:0"])
+async def test_listeners_that_cannot_be(url):
+    async with running() as setup:
+        with pytest.raises(EirError):
+            await setup.node.listen(url)
+        with pytest.raises(OSError, match="in use"):
+            await setup.node.listen("tcp://{}:{}".format(*setup.address))
+
+
+async def test_ipv6():
+    async with running(replace(MME, sources=(ip_network("::1/128"),)), url="tcp://[::1]:0") as setup:
+        connection = await setup.connect()
+        cea = await connection.open()
+        assert cea.data(257) == b"\0\2" + bytes(15) + b"\1"
+        assert setup.node.status()[0].address.startswith("[::1]:")
+
+
+async def test_no_more_connections_than_the_limit():
+    async with running(limits=Limits(connections_max=2)) as setup:
+        first, second, third = await setup.open(), await setup.open(cer("b.localdomain")), await setup.connect()
+        assert await third.end() == []
+        assert setup.counts.peers_refused == {"connections_max": 1}
+        assert ("peer_refused", "limits.connections_max") in [(event, fields.get("setting")) for event, fields in setup.reported]
+        await first.close()
+        await until(lambda: len(setup.node.status()) == 1)
+        await setup.open(cer("c.localdomain"))
+        assert (await second.ask(ecr())).result == 2001
+
+
+async def test_a_flood_of_silent_connections_leaves_room():
+    async with running(limits=Limits(unidentified_max=10)) as setup:
+        flood = [await setup.connect() for _ in range(40)]
+        good = await setup.open()
+        for connection in flood[:30]:
+            assert await connection.end() == []
+        assert setup.counts.peers_refused["unidentified_max"] >= 30
+        assert (await good.ask(ecr())).result == 2001
+
+
+async def test_a_peer_that_left_comes_back_at_once():
+    async with running() as setup:
+        old = await setup.open()
+        await old.ask(dpr())
+        new = await setup.open()
+        assert (await old.ask(ecr())).result == 2001
+        assert (await new.ask(ecr())).result == 2001
+
+
+# Reconfiguration
+
+
+async def test_what_the_new_table_allows_stays():
+    roaming = PeerSettings(label="roaming", realm="roaming")
+    async with running(MME, roaming) as setup:
+        stays, goes, silent = await setup.open(), await setup.open(cer("x.roaming", "roaming")), await setup.connect()
+        setup.node.reconfigure([replace(MME, label="mme2", lenient=frozenset({"unknown_m"}))])
+        request = await goes.read()
+        assert (request.command, request.number(273)) == (282, 2)
+        await goes.answer(request)
+        assert await goes.end() == []
+        assert (await stays.ask(ecr(extra=wire.avp(9999)))).result == 2001
+        assert setup.counts.answers["mme2", "2001"] == 1
+        await silent.open(cer("b.localdomain"))
+        assert setup.node.connected() == {"mme2": 2}
+
+
+async def test_sources_are_held_to_the_new_table_too():
+    async with running() as setup:
+        silent, opened = await setup.connect(), await setup.open()
+        setup.node.reconfigure([replace(MME, sources=(ip_network("192.0.2.0/24"),))])
+        assert await silent.end() == []
+        assert (await opened.read()).command == 282
+        assert await (await setup.connect()).end() == []
+
+
+async def test_other_names_of_ours_mean_a_new_connection():
+    async with running() as setup:
+        connection = await setup.open()
+        setup.node.reconfigure([MME], replace(IDENTITY, aliases=("alias",)), Limits(max_message_bytes=8192))
+        assert (await connection.ask(ecr(extra=wire.avp(293, "alias")))).result == 2001
+        assert setup.node.limits.max_message_bytes == 8192
+        setup.node.reconfigure([MME], replace(IDENTITY, host="eir2.localdomain"))
+        request = await connection.read()
+        assert (request.command, request.number(273), request.data(264)) == (282, 0, wire.EIR.encode())
+        new = await setup.connect()
+        assert (await new.open()).data(264) == b"eir2.localdomain"
+        assert setup.node.identity.host == "eir2.localdomain"
+
+
+async def test_rates_follow_the_table():
+    async with running(replace(MME, rate_max=4.0)) as setup:
+        connection = await setup.open()
+        await connection.send(*[ecr()] * 10)
+        assert [(await connection.read()).result for _ in range(10)].count(3004) >= 8
+        setup.node.reconfigure([MME])
+        await connection.send(*[ecr()] * 10)
+        assert [(await connection.read()).result for _ in range(10)] == [2001] * 10
+        setup.node.reconfigure([MME], limits=Limits(rate_max=4.0))
+        other = await setup.open(cer("b.localdomain"))
+        for each in (connection, other):
+            await each.send(*[ecr()] * 10)
+        results = [(await each.read()).result for each in (connection, other) for _ in range(10)]
+        assert results.count(2001) <= 2
+        assert setup.counts.shed["mme", "rate_max_all"] == results.count(3004)
+
+
+async def test_the_overload_answer_is_configurable():
+    async with running(replace(MME, rate_max=4.0), overload=WHITE, application=lambda _: Reply(5012)) as setup:
+        connection = await setup.open()
+        await connection.send(*[ecr()] * 5)
+        assert [(await connection.read()).result for _ in range(5)] == [5012, *[2001] * 4]
+
+
+# In and out of service
+
+
+async def test_disable_and_enable():
+    async with running() as setup:
+        connection = await setup.open()
+        assert not setup.node.disable("nobody")
+        assert not setup.node.enable("nobody")
+        assert setup.node.disable("mme")
+        request = await connection.read()
+        assert (request.command, request.number(273)) == (282, 2)
+        await connection.answer(request)
+        assert await connection.end() == []
+        await until(lambda: setup.node.status()[0].state == "disabled")
+        refused = await setup.connect()
+        await refused.send(cer())
+        (cea,) = await refused.end()
+        assert (cea.result, cea.error) == (3010, True)
+        assert setup.node.enable("mme")
+        await setup.open()
+
+
+async def test_a_disabled_peer_is_not_connected_to():
+    async with Listener() as listener:
+        peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}", reconnect_after_s=0.02)
+        async with running(peer) as setup:
+            connection = await listener.accept()
+            await connection.answer(await connection.read(), extra=wire.VSAI)
+            await connection.ask(dwr())
+            setup.node.disable("mme")
+            request = await connection.read()
+            await connection.answer(request)
+            assert await connection.end() == []
+            await connection.close()
+            setup.node.enable("mme")
+            again = await listener.accept()
+            assert (await again.read()).command == 257
+            assert len(listener.made) == 2
+
+
+async def test_attempts_that_fail_are_repeated():
+    async with Listener() as listener:
+        port = listener.port
+    peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{port}", reconnect_after_s=0.02)
+    async with running(peer) as setup:
+        await until(lambda: len([event for event, _ in setup.reported if event == "connect_failed"]) > 2)
+        # Meanwhile the peer may connect to us, and then nothing is attempted any more.
+        connection = await setup.open()
+        failed = len(setup.reported)
+        assert (await connection.ask(ecr())).result == 2001
+        assert len([event for event, _ in setup.reported[failed:] if event == "connect_failed"]) <= 1
+
+
+# TLS
+
+
+def contexts():
+    """Contexts of a server and of a client that know each other's authority, and a function that gives clients."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.verify_mode = ssl.CERT_REQUIRED
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(server)
+
+    def client(name=None, issuer=authority):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authority.configure_trust(context)
+        if name is not None:
+            issuer.issue_cert(name).configure_cert(context)
+        return context
+
+    return server, client, stranger
+
+
+async def test_tls_before_the_cer():
+    server, client, stranger = contexts()
+    async with running(url="tls://127.0.0.1:0", tls=server) as setup:
+        connection = await setup.connect(ssl=client(wire.HOST))
+        await connection.open(cer(extra=wire.u32(299, 1)))  # row 39: ignored over TLS
+        assert (await connection.ask(ecr())).result == 2001
+        impostor = await setup.connect(ssl=client("other.localdomain"))
+        await impostor.send(cer("mme2.localdomain"))
+        (cea,) = await impostor.end()
+        assert (cea.result, cea.error) == (3010, True)
+        assert "tls_names" in [fields.get("setting") for _, fields in setup.reported]
+        for context in (client(), client(wire.HOST, stranger)):
+            with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+                await (await setup.connect(ssl=context)).open()
+        assert (await connection.ask(ecr())).result == 2001
+
+
+async def test_plain_text_at_a_tls_listener():
+    server, _, _ = contexts()
+    async with running(url="tls://127.0.0.1:0", tls=server) as setup:
+        connection = await setup.connect()
+        await connection.send(uncounted=cer())
+        connection.writer.write_eof()
+        async with asyncio.timeout(5):
+            await connection.reader.read()
+        assert setup.node.status()[0].state == "down"
+
+
+async def test_a_listener_without_mutual_authentication_takes_nobody():
+    server, client, _ = contexts()
+    server.verify_mode = ssl.CERT_NONE
+    async with running(url="tls://127.0.0.1:0", tls=server) as setup:
+        connection = await setup.connect(ssl=client())
+        await connection.send(cer())
+        assert [cea.result for cea in await connection.end()] == [3010]
+
+
+async def test_we_connect_over_tls():
+    server, client, _ = contexts()
+    made = asyncio.Queue()
+    listener = await asyncio.start_server(lambda *ends: made.put_nowait(Connection(*ends)), "127.0.0.1", 0, ssl=server)
+    port = listener.sockets[0].getsockname()[1]
+    peer = replace(MME, host=wire.HOST, connect=f"tls://127.0.0.1:{port}", tls_names=("127.0.0.1",))
+    async with listener, running(peer, connect_tls=client(wire.EIR)) as setup:
+        connection = await made.get()
+        await connection.answer(await connection.read(), extra=wire.VSAI)
+        # The listener's certificate is for an IP address, and no DNS name of it is the peer's.
+        assert await connection.end() == []
+        assert setup.counts.peers_refused == {"tls_name": 1}
+        await connection.close()
+
+
+# Draining
+
+
+async def test_drain_does_not_wait_for_ever():
+    async with running() as setup:
+        await setup.open()
+        began = time.monotonic()
+        await setup.node.drain(0.1)
+        assert time.monotonic() - began < 1
+        assert [row.state for row in setup.node.status()] == ["down"]
+        await setup.node.drain(0.1)
+
+
+async def test_drain_ends_attempts():
+    async with Listener() as listener:
+        peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}")
+        async with running(peer) as setup:
+            connection = await listener.accept()
+            await setup.node.drain(1)
+            assert [message.command for message in await connection.end()] == [257]
+
+
+# Fairness
+
+
+async def test_the_loud_one_does_not_keep_others_waiting():
+    async with running(limits=Limits(turn_messages=8)) as setup:
+        loud, quiet = await setup.open(), await setup.open(cer("quiet.localdomain"))
+        order = []
+
+        async def read(connection, name, number):
+            for _ in range(number):
+                await connection.read()
+                order.append(name)
+
+        await loud.send(*[ecr()] * 2000)
+        await quiet.send(ecr())
+        await asyncio.gather(read(loud, "loud", 2000), read(quiet, "quiet", 1))
+        assert order.index("quiet") < 1900
