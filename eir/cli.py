@@ -419,7 +419,7 @@ def probe_(
     imsi: Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")] = None,
     software_version: Annotated[str | None, typer.Option(metavar="NN", help="Software-Version of each request.")] = None,
     origin_host: Annotated[str | None, typer.Option(metavar="HOST", help="Our Origin-Host; probe.REALM if not given.")] = None,
-    origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Our Origin-Realm.")] = PROBE_REALM,
+    origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Our Origin-Realm; that of MCC 001, MNC 01 if not given.", show_default=False)] = PROBE_REALM,
     realm: Annotated[str | None, typer.Option(metavar="REALM", help="Destination-Realm; the EIR's own if not given.")] = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each answer.", min=0.001)] = 5.0,
     as_json: Json = False,
