@@ -60,6 +60,15 @@ def test_a_peer_that_has_restarted():
     assert admission.arrived(claim(3, state=6)) == [Drop(1, "restarted"), Admit(3, failed_before=False)]
 
 
+def test_a_peer_that_has_restarted_while_another_of_its_connections_waits():
+    admission = Admission()
+    admission.arrived(claim(1, state=1))
+    admission.arrived(claim(2, state=1))
+    refused, *rest = admission.arrived(claim(3, state=2))
+    assert (refused.connection, refused.result_code) == (2, 5012)
+    assert rest == [Drop(1, "restarted"), Admit(3, failed_before=False)]
+
+
 def test_the_watchdogs_verdict_is_remembered_once():
     admission = Admission()
     admission.arrived(claim(1))

@@ -209,7 +209,7 @@ class Admission:
                     self._failed.popitem(last=False)
         waiting = self._probed.pop(connection, None)
         if waiting is not None:
-            orders += self._admit(waiting)
+            orders += self._weigh(waiting)
         for dialed, attempt in list(self._dialing.items()):
             if attempt.connection == connection:
                 del self._dialing[dialed]
@@ -232,8 +232,10 @@ class Admission:
             return self._admit(claim)
         oldest, known = next(iter(there.items()))
         if claim.origin_state_id > known > 0:
-            # RFC 6733 8.16: the peer has restarted since, and knows nothing of its old connection.
-            return [*self.closed(oldest), Drop(oldest, "restarted"), *self._admit(claim)]
+            # RFC 6733 8.16: the peer has restarted since, and knows nothing of its old connection, nor of one that waits.
+            waiting = self._probed.pop(oldest, None)
+            refused = [_one_too_many(waiting.connection)] if waiting is not None else []
+            return [*refused, *self.closed(oldest), Drop(oldest, "restarted"), *self._admit(claim)]
         if oldest in self._probed:
             return [_one_too_many(claim.connection)]
         self._probed[oldest] = claim
