@@ -27,7 +27,7 @@ from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.publish import publish as publish_release
 from eir.lists.store import ListState, ListStore
 from eir.progress import progress_on
-from eir.stores.open import open_store
+from eir.stores.open import SQLITE, open_store
 from eir.table import minute, table
 
 EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -60,7 +60,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def main() -> None:
     """Run the command line; errors become a message on standard error and an exit status."""
     try:
-        app()
+        app(prog_name="eir")
     except ConfigError as e:
         for problem in e.problems:
             _say(str(problem))
@@ -173,6 +173,7 @@ def check_(
     answer = _with_store(
         checked,
         lambda store: check.explain_answer(question, checked.policy, checked.lists, store, now=datetime.now(UTC)),
+        fresh=False,
     )
     if as_json:
         _print_json(answer.as_json())
@@ -249,7 +250,7 @@ def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     `state` is `in force`, `expired` (and in force all the same), or `never loaded`.
     """
     checked = _config(config)
-    states = _with_store(checked, lambda store: store.states())
+    states = _with_store(checked, lambda store: store.states(), fresh=False)
     rows = [_list_row(name, settings.kind, states.get(name)) for name, settings in checked.lists.items()]
     columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
     _show(rows, columns, as_json=as_json)
@@ -283,7 +284,7 @@ def history(
 ) -> None:
     """Show who did what to the lists, refused releases included, oldest first."""
     checked = _config(config)
-    events = _with_store(checked, lambda store: store.history(list_name, limit))
+    events = _with_store(checked, lambda store: store.history(list_name, limit), fresh=False)
     rows = [{key: getattr(event, key) for key in HISTORY_KEYS} for event in events]
     _show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
 
@@ -298,7 +299,7 @@ def rollback(
     """
     checked = _config(config)
     settings = _list_settings(checked, list_name)
-    state = _with_store(checked, lambda store: roll_back(list_name, store, who=_who(), now=datetime.now(UTC)))
+    state = _with_store(checked, lambda store: roll_back(list_name, store, who=_who(), now=datetime.now(UTC)), fresh=False)
     if as_json:
         _print_json(_list_row(list_name, state.kind, state))
     elif settings.local:
@@ -456,8 +457,10 @@ def _config(path: Path) -> Config:
     return config
 
 
-def _with_store(config: Config, work: Callable[[ListStore], Awaitable[T]]) -> T:
-    """Open the store, do the work, close it."""
+def _with_store(config: Config, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True) -> T:
+    """Open the store, do the work, close it. Not `fresh`: work that a store on this host is needed for, not one made for it."""
+    if not fresh and config.store == SQLITE and not config.state.is_dir():
+        raise EirError(f"the state folder {config.state} is not there: no list was ever loaded into it (eir load makes it)")
 
     async def run() -> T:
         store = open_store(config.store, config.state)
