@@ -43,10 +43,8 @@ FOLDER_MODE, TEXT_MODE = 0o750, 0o640
 
 SETTLED_S = 1.0
 """A file that was changed less than this ago may still be on its way."""
-ITEMS_MAX = 20_000
+ITEMS_MAX = 3000
 """Files of the folder that are looked at; the rest waits until these have gone."""
-DELIVERIES_MAX = 200
-"""Releases that one pass looks into."""
 REFUSED_FILES_MAX, REFUSED_BYTES_MAX = 1000, 1 << 30
 """What `refused/` keeps: the oldest files go first, those of the latest release never."""
 ATTEMPTS_MAX = 3
@@ -315,19 +313,19 @@ class _Turn:
 
     async def make(self) -> None:
         """Each release, then what belongs to none."""
-        names = delivered(self._listing)
-        if len(names) > DELIVERIES_MAX:
-            self.again.append(0.0)
-        pending = sorted((self._verified(name) for name in names[:DELIVERIES_MAX]), key=lambda delivery: delivery.order)
+        if len(self._listing) >= ITEMS_MAX:
+            self.again.append(SETTLED_S)
+        pending = sorted(map(self._verified, delivered(self._listing)), key=lambda delivery: delivery.order)
         for delivery in pending:
             if not self.terms.ours():
                 self.again.append(OURS_AGAIN_S)
                 return
             others = {name for other in pending if other is not delivery and other.name not in self._gone for name in other.data}
             await self._take(delivery, others)
-        kept = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
-        kept.update(name for manifest in names[DELIVERIES_MAX:] for name in (manifest, f"{manifest}{SIGNATURE}"))
-        self._sweep(self._listing.keys() - kept)
+        if not any(delivery.manifest is None and delivery.name not in self._gone for delivery in pending):
+            # Else what seems to belong to none may belong to a manifest that is not believed yet.
+            kept = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
+            self._sweep(self._listing.keys() - kept)
         _prune(self._folders[REFUSED], self._gone)
 
     def fails(self, reason: str, detail: str) -> None:
