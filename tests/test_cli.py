@@ -1,0 +1,436 @@
+"""The commands: exit status, what goes to which stream, documents for scripts, tables for people, and how they end early."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, until
+from typer.main import get_command
+from wire import HOST, REALM
+
+from eir.cli import app, main
+from eir.device import check_digit
+
+COMMANDS = get_command(app).commands
+IMSI = "001010123456789"
+MEID = "A0000012345678"
+POLICY = {
+    "rules": [
+        {"list": "stolen", "answer": "blacklisted"},
+        {"tac": ["35332812"], "imsi": ["26201"], "answer": "greylisted"},
+        {"software_version": ["77"], "answer": "greylisted"},
+        {"origin_host": ["roaming.example.org"], "answer": "unknown"},
+        {"list": "tracked", "answer": "greylisted", "observe": True},
+    ],
+    "no_identity": "greylisted", "bad_identity": "error",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def host(shared):
+    """Two lists of one release each, and a refused one in the history; nothing here changes it."""
+    shared.configure(policy=POLICY)
+    shared.load(["imei,reason", f"{LISTED},stolen in transit", f"{MEID},lost", f"{LISTED[:-1]}9,"], list_name="stolen")
+    shared.load([TRACKED], list_name="tracked")
+    shared.eir("load", shared.release([UNLISTED], list_name="tracked"), status=1)
+    return shared
+
+
+@pytest.fixture
+def eir(host, monkeypatch, capsys):
+    """Run a command in this process: status, standard output, standard error."""
+    monkeypatch.setenv("EIR_CONFIG", str(host.path))
+    monkeypatch.chdir(host.folder)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["eir", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as ended:
+            status = ended.code or 0
+        done = capsys.readouterr()
+        return status, done.out, done.err
+
+    return run
+
+
+def document(ran):
+    status, out, _ = ran
+    assert status == 0, ran
+    return json.loads(out)
+
+
+class TestUsage:
+    @pytest.mark.parametrize("command", ["", *COMMANDS, "peer disable", "peer enable"])
+    def test_help(self, eir, command, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        status, out, err = eir(*command.split(), "--help")
+        assert (status, err) == (0, "")
+        assert f"Usage: eir {command}".strip() in out
+        assert "…" not in out  # nothing is cut
+        assert max(map(len, out.splitlines())) <= 80
+
+    def test_no_command_shows_the_help(self, eir):
+        _, out, err = eir()
+        assert "Usage: eir" in out + err
+
+    def test_version(self, eir):
+        status, out, _ = eir("--version")
+        assert status == 0
+        assert re.fullmatch(r"eir \d+\.\d+\.\d+\n", out)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            "nonsense", "check", "check 1 --nonsense", "load", "rollback", "rollback nowhere", "publish x.csv", "lists --json=maybe",
+            "probe 127.0.0.1", "probe 127.0.0.1:0 1", "probe 127.0.0.1:99999 1", "probe [::1]:x 1", "history -n 0",
+            "probe 127.0.0.1:1 1 --timeout 0", "peer", "peer enable", "add stolen", "lists surplus",
+            "publish x.csv --list stolen --serial 0 --expires 14d --key k", "publish x.csv --list stolen --serial 1 --expires 14 --key k",
+            "publish x.csv --list stolen --serial 1 --expires soon --key k",
+        ],
+    )  # fmt: skip
+    def test_wrong_usage_is_2_and_says_what_is_wrong_on_standard_error(self, eir, arguments):
+        status, out, err = eir(*arguments.split())
+        assert status == 2
+        assert not out or arguments == "peer"
+        assert err or arguments == "peer"
+
+
+class TestConfiguration:
+    def test_errors_name_file_line_and_what_was_expected(self, eir, tmp_path):
+        path = tmp_path / "wrong.yaml"
+        path.write_text("identity: {host: a.example.org, realm: example.org}\nlisten: [tcp://127.0.0.1:0]\nworkers: many\npolcy: {}\n")
+        status, out, err = eir("config", "-c", path)
+        assert (status, out) == (2, "")
+        assert re.search(rf"^{path}:3: .*workers", err, re.MULTILINE)
+        assert re.search(rf"^{path}:4: .*polcy.*policy", err, re.MULTILINE)
+
+    @pytest.mark.parametrize("command", ["config", "lists", "history", "status", "peers", "reload", "drain", "serve", "check 1", "inbox"])
+    def test_each_command_says_that_the_file_is_not_there(self, eir, command, tmp_path):
+        status, out, err = eir(*command.split(), "-c", tmp_path / "none.yaml")
+        assert (status, out) == (2, "")
+        assert f"{tmp_path}/none.yaml" in err
+
+    def test_what_is_in_force_is_a_configuration_again(self, eir, host, tmp_path):
+        status, out, _ = eir("config")
+        assert status == 0
+        again = tmp_path / "again.yaml"
+        again.write_text(out)
+        assert document(eir("config", "--json", "-c", again)) == document(eir("config", "--json"))
+        assert document(eir("config", "--json"))["state"] == str(host.state)
+
+    def test_the_file_is_that_of_c_else_of_the_environment_else_config_eir_yaml(self, host, tmp_path):
+        for name, folder in (("given", tmp_path / "given"), ("environment", tmp_path / "environment"), ("default", tmp_path / "config")):
+            folder.mkdir()
+            text = host.path.read_text().replace("realm: localdomain", f"realm: {name}.example", 1)
+            (folder / "eir.yaml").write_text(text)
+            shutil.copy(host.folder / "signers", folder)
+
+        def realm(*arguments, **environment):
+            base = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
+            done = subprocess.run([*COMMAND, "config", "--json", *arguments], cwd=tmp_path, env=base | environment, capture_output=True, check=True)
+            return json.loads(done.stdout)["identity"]["realm"]
+
+        assert realm() == "default.example"
+        assert realm(EIR_CONFIG="environment/eir.yaml") == "environment.example"
+        assert realm("-c", "given/eir.yaml", EIR_CONFIG="environment/eir.yaml") == "given.example"
+
+    def test_a_warning_goes_to_standard_error(self, eir, host, tmp_path):
+        path = tmp_path / "eir.yaml"
+        path.write_text(host.path.read_text().replace("list: tracked", "list: stolen"))
+        shutil.copy(host.folder / "signers", tmp_path)
+        status, out, err = eir("config", "-c", path)
+        assert status == 0
+        assert re.search(rf"^warning: {path}:\d+: .*tracked", err, re.MULTILINE)
+        assert "warning:" not in out
+
+
+CHECKS = [
+    # identifier, options, status, rule, list, reason
+    (LISTED, "", "blacklisted", 1, "stolen", "stolen in transit"),
+    (f"{LISTED}{check_digit(LISTED)}", "", "blacklisted", 1, "stolen", "stolen in transit"),
+    (f"{LISTED}0", f"--imsi {IMSI}", "blacklisted", 1, "stolen", "stolen in transit"),
+    (f"{LISTED}77", "", "blacklisted", 1, "stolen", "stolen in transit"),
+    (f"{LISTED[:-1]}9", "", "blacklisted", 1, "stolen", None),
+    (MEID, "", "blacklisted", 1, "stolen", "lost"),
+    (MEID.lower(), "", "blacklisted", 1, "stolen", "lost"),
+    ("35332812000001", "--imsi 262011234567890", "greylisted", 2, None, None),
+    ("35332812000001", "--imsi 262021234567890", "whitelisted", "default", None, None),
+    ("35332812000001", "", "whitelisted", "default", None, None),
+    (UNLISTED, "--software-version 77", "greylisted", 3, None, None),
+    (UNLISTED, "--origin-host ROAMING.example.org", "unknown", 4, None, None),
+    (UNLISTED, "", "whitelisted", "default", None, None),
+    (TRACKED, "", "whitelisted", "default", None, None),
+]  # fmt: skip
+
+
+class TestCheck:
+    @pytest.mark.parametrize(("imei", "options", "status", "rule", "list_name", "reason"), CHECKS)
+    def test_the_document(self, eir, imei, options, status, rule, list_name, reason):
+        found = document(eir("check", imei, *options.split(), "--json"))
+        imsi = options.split()[1] if "--imsi" in options else None
+        serial = 1 if list_name else None
+        expected = {"imei": imei, "imsi": imsi, "status": status, "rule": rule, "list": list_name, "serial": serial, "reason": reason}
+        assert {name: found[name] for name in expected} == expected
+        assert list(found)[: len(expected)] == list(expected)
+
+    def test_for_a_person(self, eir):
+        assert eir("check", LISTED) == (
+            0, f"{LISTED}: blacklisted\n  by rule 1, list stolen (serial 1)\n  reason: stolen in transit\n", "",
+        )  # fmt: skip
+        assert eir("check", TRACKED)[1] == (
+            f"{TRACKED}: whitelisted\n  because of the policy's default\n  observed only: rule 5 would answer greylisted\n"
+        )
+
+    @pytest.mark.parametrize("imei", ["3520990017614", "35209900176148111", "x", "", "3520990017614\N{FULLWIDTH DIGIT EIGHT}"])
+    def test_what_is_no_identifier_gets_what_the_policy_says(self, eir, imei):
+        status, out, err = eir("check", imei, "--json")
+        assert status == 1  # bad_identity: error
+        found = json.loads(out)
+        assert (found["imei"], found["status"], found["list"]) == (imei, None, None)
+        assert found["reason"]
+        assert "error answer" in err
+
+    def test_a_list_that_was_never_loaded_is_named(self, eir, tmp_path, host):
+        with Site(tmp_path / "empty", host.publisher) as empty:
+            empty.state.mkdir()
+            assert "the list stolen has never been loaded" in eir("check", LISTED, "-c", empty.path)[1]
+
+
+class TestLists:
+    def test_the_document(self, eir):
+        found = document(eir("lists", "--json"))
+        keys = ["list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "digest", "state"]
+        assert [list(row) for row in found] == [keys, keys]
+        stolen = found[0]
+        assert [stolen[key] for key in ("list", "kind", "serial", "entries", "state")] == ["stolen", "devices", 1, 3, "in force"]
+        assert re.fullmatch(r"agency@publisher\.example SHA256:\S+", *stolen["signers"])
+        assert re.fullmatch(r"[0-9a-f]{64}", stolen["digest"])
+        times = [datetime.fromisoformat(stolen[key]) for key in ("issued", "loaded", "expires")]
+        assert times == sorted(times)
+
+    def test_never_loaded(self, eir, tmp_path, host):
+        with Site(tmp_path / "empty", host.publisher) as empty:
+            empty.state.mkdir()
+            row = document(eir("lists", "--json", "-c", empty.path))[0]
+        assert (row["state"], row["serial"], row["signers"]) == ("never loaded", None, [])
+
+    def test_history(self, eir):
+        found = document(eir("history", "--json"))
+        assert {tuple(row) for row in found} == {("time", "who", "what", "list", "serial", "digest", "detail")}
+        assert [(row["what"], row["list"], row["serial"]) for row in found] == [
+            ("load", "stolen", 1), ("load", "tracked", 1), ("refuse", "tracked", 1),
+        ]  # fmt: skip
+        assert all("@" in row["who"] for row in found)
+        assert [row["what"] for row in document(eir("history", "tracked", "--json", "-n", "1"))] == ["refuse"]
+
+    def test_dry_run_says_what_would_come_and_changes_nothing(self, eir, host):
+        before = document(eir("lists", "--json"))
+        manifest = host.release([LISTED, UNLISTED, f"{UNLISTED[:-1]}0"], serial=2)
+        (report,) = document(eir("load", "--dry-run", "--json", manifest))
+        assert (report["outcome"], report["entries"]) == ("would load", 3)
+        assert document(eir("lists", "--json")) == before
+
+    def test_a_refused_one_does_not_keep_the_next_from_being_tried(self, eir, host):
+        missing = host.folder / "none.manifest.json"
+        good = host.release([TRACKED], list_name="tracked", serial=3)
+        status, out, err = eir("load", "--json", "--dry-run", missing, good)
+        assert status == 1
+        assert [report["outcome"] for report in json.loads(out)] == ["refused", "would load"]
+        assert f"{missing}: refused" in err
+
+    def test_publish_writes_manifest_and_signature_and_says_where(self, eir, host, tmp_path):
+        data = tmp_path / "new.csv"
+        data.write_text(f"imei\n{LISTED}\n")
+        options = ["--list", "stolen", "--serial", "9", "--expires", "36h", "--key", host.publisher.key]
+        said = document(eir("publish", data, *options, "--json"))
+        assert said == {
+            "manifest": str(tmp_path / "stolen-9.manifest.json"), "signature": str(tmp_path / "stolen-9.manifest.json.sig"),
+        }  # fmt: skip
+        manifest = json.loads(Path(said["manifest"]).read_text())
+        length = datetime.fromisoformat(manifest["expires"]) - datetime.fromisoformat(manifest["issued"])
+        assert (manifest["serial"], length.total_seconds()) == (9, 36 * 3600)
+        status, _, err = eir("publish", tmp_path / "none.csv", *options)
+        assert status == 1
+        assert "none.csv" in err
+
+
+def on_terminal(host, *arguments, columns=80):
+    """What a command shows on a terminal of that width."""
+    ours, theirs = pty.openpty()
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, cwd=host.folder,
+        env=host.environment(TERM="xterm"), start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 65536):
+            shown += piece
+    except OSError:  # EIO: the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait(30) == 0
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r\n", "\n")
+
+
+class TestTables:
+    @pytest.mark.parametrize("columns", [80, 200])
+    def test_on_a_terminal_all_is_there_and_nothing_is_cut(self, host, columns):
+        shown = on_terminal(host, "lists", columns=columns)
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        for text in ("stolen", "tracked", "devices", "agency@publisher.example", "in force", today):
+            assert text in shown
+        assert "SHA256" not in shown
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= columns
+        history = on_terminal(host, "history", columns=columns)
+        assert "…" not in history
+        detail = host.json("history")[2]["detail"]
+        assert "".join(detail.split()) in "".join(history.split())
+
+    def test_in_a_pipe_a_row_is_a_line_however_long(self, eir):
+        head, stolen, tracked = eir("lists")[1].splitlines()
+        assert head.split() == ["list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state"]
+        minute = r"\d{4}-\d\d-\d\d \d\d:\d\dZ"
+        row = rf"stolen +devices +1 +3 +{minute} +{minute} +agency@publisher\.example +{minute} +in force"
+        assert re.fullmatch(row, stolen)
+        assert tracked.startswith("tracked")
+        assert len(eir("history")[1].splitlines()) == 4
+
+    def test_progress_is_for_terminals_only(self, host):
+        manifest = host.release([LISTED, UNLISTED, TRACKED], serial=4)
+        assert host.eir("load", "--dry-run", manifest).stderr.count("\n") == 1
+        assert "would load" in on_terminal(host, "load", "--dry-run", manifest)
+
+
+class TestWithoutANode:
+    @pytest.mark.parametrize("command", ["peers", "reload", "drain", "peer disable mme", "peer enable mme"])
+    def test_the_commands_for_a_running_node_say_that_none_runs(self, eir, host, command):
+        status, out, err = eir(*command.split())
+        assert (status, out) == (1, "")
+        assert f"no node runs on the state folder {host.state}" in err
+        assert "eir serve" in err
+
+    def test_status_is_critical(self, eir):
+        status, out, _ = eir("status")
+        assert status == 2
+        assert out.startswith("EIR CRITICAL - no node runs on")
+
+    @pytest.mark.parametrize("command", ["lists", "history", "check 35209900176148", "rollback stolen", "peers", "reload"])
+    def test_a_state_folder_that_is_not_there_is_named_and_not_made(self, eir, host, tmp_path, command):
+        with Site(tmp_path / "fresh", host.publisher) as fresh:
+            status, out, err = eir(*command.split(), "-c", fresh.path)
+            assert (status, out) == (1, "")
+            assert f"the state folder {fresh.state}" in err
+            assert not fresh.state.exists()
+
+    def test_a_state_folder_that_cannot_be_used_is_named(self, eir, host, tmp_path):
+        with Site(tmp_path / "fresh", host.publisher) as fresh:
+            (tmp_path / "file").write_text("")
+            fresh.configure(state=str(tmp_path / "file" / "var"))
+            for command in ("lists", "serve", f"check {LISTED}"):
+                status, out, err = eir(*command.split(), "-c", fresh.path)
+                assert (status, out) == (1, "")
+                assert str(tmp_path / "file") in err
+
+    def test_a_store_file_that_is_none(self, eir, host, tmp_path):
+        with Site(tmp_path / "fresh", host.publisher) as fresh:
+            fresh.load([LISTED])
+            (file,) = fresh.state.glob("*.sqlite*")
+            file.write_bytes(b"no database" * 1000)
+            status, _, err = eir("lists", "-c", fresh.path)
+            assert status == 1
+            assert str(file) in err
+
+
+class TestEndings:
+    def test_ctrl_c_is_130(self, host):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            target = f"127.0.0.1:{silent.getsockname()[1]}"
+            process = subprocess.Popen(
+                # The shell that ran the tests may have had them ignore SIGINT.
+                ["env", "--default-signal=INT", *COMMAND, "probe", target, LISTED, "--timeout", "60"], env=host.environment(),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=host.folder,
+            )  # fmt: skip
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert out == ""
+        assert "Traceback" not in err
+
+    @pytest.mark.parametrize("command", ["lists", "lists --json", "history --json", "config", "--help", "check 35209900176148"])
+    def test_a_reader_that_went_away_is_no_error_to_print(self, host, command):
+        ours, theirs = os.pipe()
+        os.close(ours)
+        done = subprocess.run(
+            [*COMMAND, *command.split()], stdout=theirs, stderr=subprocess.PIPE, text=True, env=host.environment(), cwd=host.folder,
+            check=False,
+        )  # fmt: skip
+        os.close(theirs)
+        assert done.stderr == ""
+        assert done.returncode in {0, 1, 128 + signal.SIGPIPE}
+
+    def test_a_node_goes_on_when_nobody_reads_its_log(self, host):
+        ours, theirs = os.pipe()
+        process = subprocess.Popen([*COMMAND, "serve"], stderr=theirs, stdout=theirs, env=host.environment(), cwd=host.folder)
+        os.close(theirs)
+        os.close(ours)
+        try:
+            until(lambda: host.eir("status", status=None).returncode == 0)
+            listening = host.json("status")["listening"][0].partition("://")[2]
+            found = host.json("probe", listening, LISTED, "--origin-realm", REALM, "--origin-host", HOST)
+            assert found[0]["status"] == "blacklisted"
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+
+
+class TestProbe:
+    def test_the_document_and_the_table(self, host):
+        with Site(host.folder.parent / "probed", host.publisher) as site:
+            site.configure(policy=POLICY)
+            site.load([LISTED])
+            node = site.start()
+            target = "{}:{}".format(*node.address)
+            options = ["--origin-realm", REALM, "--imsi", IMSI]
+            found = site.json("probe", target, LISTED, UNLISTED, "nonsense", *options)
+            keys = ["imei", "imsi", "status", "result_code", "experimental_result_code", "round_trip_ms"]
+            assert [list(row) for row in found] == [keys] * 3
+            assert [[row[key] for key in keys[:5]] for row in found] == [
+                [LISTED, IMSI, "blacklisted", 2001, None],
+                [UNLISTED, IMSI, "whitelisted", 2001, None],
+                ["nonsense", IMSI, None, 5004, None],
+            ]
+            assert all(0 < row["round_trip_ms"] < 5000 for row in found)
+            shown = on_terminal(site, "probe", target, LISTED, "nonsense", *options)
+            for text in (LISTED, "nonsense", IMSI, "blacklisted", "2001", "5004"):
+                assert text in shown
+            refused = site.eir("probe", target, LISTED, "--origin-realm", "stranger.example", status=1)
+            assert "3010" in refused.stderr
+
+    def test_nobody_there(self, eir):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            target = f"127.0.0.1:{free.getsockname()[1]}"
+            status, out, err = eir("probe", target, LISTED)
+        assert (status, out) == (1, "")
+        assert f"cannot connect to {target}" in err
