@@ -7,10 +7,13 @@ that end in `whitelisted` leave no line; the others are folded into one line for
 
 import logging
 import logging.handlers
+import os
 import queue
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -27,6 +30,8 @@ FOLDS_MAX = 1024
 """Groups of blocked checks that are kept apart until the next fold; further ones share the group `other`."""
 QUEUE_LINES = 10_000
 """Lines that wait for whoever reads standard error; past that they are dropped."""
+CLOSE_S = 2.0
+"""How long the end waits for whoever reads standard error."""
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -87,12 +92,12 @@ class Log:
         self._observed: Counter[tuple[int, str]] = Counter()
         self._logger = logging.getLogger("eir")
         self._logger.propagate = False
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _DescriptorHandler(sys.stderr.fileno())
         handler.setFormatter(_UtcFormatter("time=%(asctime)s level=%(levelname)s %(message)s"))
-        self._writer: logging.handlers.QueueListener | None = None
+        self._writer: _Writer | None = None
         if in_background:
             lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LINES)
-            self._writer = logging.handlers.QueueListener(lines, handler)
+            self._writer = _Writer(lines, handler)
             self._writer.start()
             self._logger.handlers = [_DroppingQueueHandler(lines)]
         else:
@@ -165,10 +170,39 @@ class Log:
             self._logger.info("%s", logfmt({"event": "observed", "rule": rule, "status": status, "count": count}))
 
     def close(self) -> None:
-        """Write what is still queued and stop the writing thread."""
+        """Write what is still queued and stop the writing thread, if someone reads what it writes."""
         self.fold()
         if self._writer is not None:
-            self._writer.stop()
+            stopping = threading.Thread(target=self._writer.stop, daemon=True)
+            stopping.start()
+            stopping.join(CLOSE_S)
+
+
+class _DescriptorHandler(logging.Handler):
+    """Writes lines to a descriptor, holding no lock meanwhile: one that stands still for ever keeps no process from ending."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def createLock(self) -> None:  # noqa: N802 - logging's name
+        """None: each handler has one thread that writes."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line; what nobody can read any more is dropped."""
+        left = f"{self.format(record)}\n".encode("utf-8", "replace")
+        with suppress(OSError):
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+
+
+class _Writer(logging.handlers.QueueListener):
+    """The thread that writes."""
+
+    def enqueue_sentinel(self) -> None:
+        """Wait for room in the queue, where logging's own gives up."""
+        self.queue.put(None)
 
 
 class _DroppingQueueHandler(logging.handlers.QueueHandler):
