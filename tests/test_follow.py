@@ -14,7 +14,8 @@ from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS, content_digest
 from eir.lists.store import ListState
 from eir.stores import follow
-from eir.stores.follow import Follower, Relation, reason_of, relation
+from eir.stores.copy import Relation, relation
+from eir.stores.follow import Follower, reason_of
 from eir.stores.sqlite import SqliteStore
 
 A = pages_of([1, 2, 5 * PAGE_KEYS])

@@ -26,6 +26,11 @@ class TrustedClock:
         """True while the wall clock is ahead by a jump that is not believed yet."""
         return self._jumped_at is not None
 
+    @property
+    def time(self) -> float:
+        """The time gone by last, in Unix seconds; what to keep over a restart as `last_seen`."""
+        return self._time
+
     def now(self, wall: float, monotonic: float) -> float:
         """The time to go by, from what both clocks show now."""
         if self._monotonic is None:  # the monotonic clock says nothing about the time before the process began

@@ -13,7 +13,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from enum import Enum, auto
 from time import perf_counter
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from eir.lists.clock import TrustedClock
 from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList, rank
 from eir.lists.pages import PAGE_KEYS, REASONS, Page, decode_keys, decode_sections, digest_text
 from eir.lists.store import ListState, ListStore
+from eir.stores.copy import CopyKeeper, Relation, relation
 from eir.stores.report import Report
 
 T = TypeVar("T")
@@ -47,33 +47,6 @@ PAIR_PAGES_MAX = 2_000
 SAY_AGAIN_S = 60.0
 """Pause between two events that say the same of a list."""
 PROOF_MASK = (1 << 64) - 1
-
-
-class Relation(Enum):
-    """How what a store shows stands to what is held."""
-
-    SAME = auto()
-    NEWER = auto()
-    LOST = auto()
-    """The store has less than it had: not followed."""
-
-
-def relation(held: ListState | None, stored: ListState | None) -> Relation:
-    """Compare two states of a list.
-
-    A generation that goes down, or stays while the content differs, means that the store lost what was written; so does
-    a lower highest serial, which never goes down by itself. A serial above all that were ever accepted is a signed
-    release that is new to everyone: it is followed even from a store that lost its generations.
-    """
-    if stored is None:
-        return Relation.SAME if held is None else Relation.LOST
-    if held is None:
-        return Relation.NEWER
-    if stored.highest_serial != held.highest_serial:
-        return Relation.NEWER if stored.highest_serial > held.highest_serial else Relation.LOST
-    if stored.generation != held.generation:
-        return Relation.NEWER if stored.generation > held.generation else Relation.LOST
-    return Relation.SAME if stored == held or stored.content_digest == held.content_digest else Relation.LOST
 
 
 class Slices:
@@ -140,7 +113,10 @@ class Proof:
 class Follower:
     """Fills an index from a store and keeps it there.
 
-    `on_switch` is called with each list that came into force. `wall` and `monotonic` are the clocks by which rows end.
+    `on_switch` is called with each list that came into force. `copy` is this node's last good copy (eir.stores.copy), where
+    the store itself is elsewhere: it serves a start without the store, and unless `heal` is False it is written back to a
+    store that lost its data; `who` marks this worker there. `wall` and `monotonic` are the clocks by which rows end, and
+    `clock` judges them.
     """
 
     def __init__(
@@ -150,6 +126,10 @@ class Follower:
         *,
         report: Report,
         on_switch: Callable[[str, ListState], None],
+        copy: ListStore | None = None,
+        heal: bool = True,
+        who: str = "eir",
+        clock: TrustedClock | None = None,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -159,13 +139,17 @@ class Follower:
         """Failures by cause."""
         self.lost: dict[str, str] = {}
         """Lists that are in force from memory while the store shows less, and what it shows."""
+        self.from_copy: set[str] = set()
+        """Lists in force that came from the last good copy and that the store has not shown since."""
         self._store = store
         self._index = index
         self._report = report
         self._on_switch = on_switch
         self._wall = wall
         self._monotonic = monotonic
-        self._clock = TrustedClock()
+        self.clock = TrustedClock() if clock is None else clock
+        self._keeper = None if copy is None else CopyKeeper(store, copy, report=report, failed=self._copy_failed, who=who)
+        self._heals = heal
         self._slices = Slices(SLICE_S)
         self._expiring = Slices(SLICE_S)
         self._proofs: dict[str, Proof] = {}
@@ -190,22 +174,51 @@ class Follower:
         return tuple(name for name, entries in self._index.lists.items() if entries.state is None)
 
     async def start(self) -> None:
-        """Fill the index as fast as possible, before anyone is answered.
+        """Fill the index as fast as possible, before anyone is answered: from the store, or from the last good copy.
 
-        Raises nothing for a store that is away or a list that cannot be proved: see `up`, `errors` and `missing`.
+        Raises nothing for a store that is away or a list that cannot be proved: see `up`, `errors`, `missing`, `from_copy`.
         """
         self._slices = Slices(math.inf)
+        stored: Mapping[str, ListState] | None = None
         try:
-            await self._pass(await _in_time(self._store.states()))
+            stored = await _in_time(self._store.states())
         except StoreError as error:
             self._failed(error.cause, error)
+        if self._keeper is not None:
+            await self._start_from_copy(self._keeper.copy, stored)
+        if stored is not None:
+            try:
+                await self._pass(stored)
+            except StoreError as error:
+                self._failed(error.cause, error)
         self._slices = Slices(SLICE_S)
+
+    async def _start_from_copy(self, copy: ListStore, stored: Mapping[str, ListState] | None) -> None:
+        """Take from the copy what the store does not have newer: it is nearer, and it is what this node knew last."""
+        try:
+            copied = await copy.states()
+        except StoreError as error:
+            self._copy_failed(f"copy_{error.cause}", error)
+            return
+        for name, entries in tuple(self._index.lists.items()):
+            if name not in copied:
+                continue
+            if stored is not None and relation(copied[name], stored.get(name)) is Relation.NEWER:
+                continue
+            try:
+                await self._take_all(copy, name, entries)
+            except StoreError as error:
+                self._copy_failed(f"copy_{error.cause}", error)
+            else:
+                self.from_copy.add(name)
 
     async def run(self) -> None:
         """Follow until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_store())
             tasks.create_task(self._drop_ended())
+            if self._keeper is not None:
+                tasks.create_task(self._keeper.run())
 
     async def _follow_store(self) -> None:
         while True:
@@ -230,7 +243,7 @@ class Follower:
                 self._expiring.end()
 
     def _now(self) -> float:
-        return self._clock.now(self._wall(), self._monotonic())
+        return self.clock.now(self._wall(), self._monotonic())
 
     # One look at the store
 
@@ -254,11 +267,14 @@ class Follower:
             return True
         match relation(entries.state, stored):
             case Relation.SAME:
+                self.from_copy.discard(name)
                 if self.lost.pop(name, None) is not None:
                     self._report("store_mended", list=name)
                 return True
             case Relation.LOST:
                 self._lost(name, entries.state, stored)
+                if self._keeper is not None and self._heals:
+                    self._keeper.heal(name, stored)
                 return False
         not_before, pause_s = self._unproved.get(name, (0.0, UNPROVED_RETRY_S))
         if self._monotonic() < not_before:
@@ -273,12 +289,14 @@ class Follower:
             return False
         self._unproved.pop(name, None)
         self.lost.pop(name, None)
+        self.from_copy.discard(name)
         return True
 
     async def _take_over(self, name: str, entries: DeviceList, stored: ListState | None) -> None:
         held = entries.state
         if held is not None and stored is not None and held.content_digest == stored.content_digest:
-            await self._switch(name, entries, entries.builder(stored, amend=True))
+            if await self._switch(name, entries, entries.builder(stored, amend=True)):
+                self._keep_copy(name, stored, ())
             return
         for _ in range(READ_AGAIN_MAX):
             try:
@@ -316,6 +334,8 @@ class Follower:
             await slices.pause()
         if await self._switch(name, entries, builder):
             self._proofs[name] = proof
+            if source is self._store:
+                self._keep_copy(name, builder.state, None)
 
     async def _take_changes(self, name: str, entries: DeviceList, held: ListState, stored: ListState) -> bool:
         """Take over only the pages that were touched; False if the list must be read whole."""
@@ -346,6 +366,7 @@ class Follower:
             return False
         if await self._switch(name, entries, builder):
             proof.amend(pages)
+            self._keep_copy(name, state, pages)
         return True
 
     async def _some_pages(self, name: str, numbers: Sequence[int], generation: int) -> tuple[ListState, Sequence[Page]]:
@@ -380,6 +401,10 @@ class Follower:
         slices.end()
         return True
 
+    def _keep_copy(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
+        if self._keeper is not None:
+            self._keeper.keep(name, state, pages)
+
     # What went wrong
 
     def _lost(self, name: str, held: ListState | None, stored: ListState | None) -> None:
@@ -401,6 +426,12 @@ class Follower:
             self.up = False
         if self._says(cause, name or ""):
             self._report("store_failed", level="error", reason=cause, list=name, detail=str(error) or type(error).__name__)
+
+    def _copy_failed(self, cause: str, error: Exception) -> None:
+        """The last good copy, or writing it back, failed: that is no fault of the store, and following goes on."""
+        self.errors[cause] += 1
+        if self._says(cause, ""):
+            self._report("copy_failed", level="error", reason=cause, detail=str(error))
 
     def _says(self, what: str, name: str) -> bool:
         """Whether an event is due again."""

@@ -323,14 +323,15 @@ class RedisStore:
 
     async def _numbers(self, name: str, row: _Row) -> "np.ndarray[Any, np.dtype[np.int64]]":
         """The numbers of all pages in order. A scan may give a name twice."""
-        cursor, names = b"0", []
+        cursor, numbers = b"0", []
         while True:
             cursor, text = await self._ask(NAMES, name, row, cursor)
-            names.append(text)
+            numbers.append(np.array(text.split(), dtype=np.int64))
             if cursor == b"0":
                 break
-        found = np.array(b" ".join(names).split(), dtype=np.int64) if row.fields else np.zeros(0, np.int64)
-        return await asyncio.to_thread(np.unique, found)
+        found: np.ndarray[Any, np.dtype[np.int64]] = np.concatenate(numbers)
+        await asyncio.to_thread(found.sort)  # 10 ms for 250 thousand, without the interpreter's lock
+        return found[np.flatnonzero(np.diff(found, prepend=-1))]
 
     async def _read(self, name: str, row: _Row, numbers: Sequence[int]) -> list[Page]:
         return _decode_batch(numbers, await self._ask(PAGES, name, row, *numbers))

@@ -12,6 +12,7 @@ compare generations: none holds the write-ahead log back while a list is read.
 
 import asyncio
 import dataclasses
+import json
 import os
 import sqlite3
 import struct
@@ -102,6 +103,13 @@ FROM lists WHERE name = :name
 READ_SOME = f"""
 SELECT {GATHER} FROM pages WHERE id IN (SELECT :set << :bits | value FROM json_each(:numbers))
 """  # noqa: S608  # as above
+# Pages out of one blob, and a table of where each is: id, start and length of keys, start and length of extra.
+SCATTER = """
+INSERT OR REPLACE INTO pages
+SELECT json_extract(value, '$[0]'), substr(?1, json_extract(value, '$[1]'), json_extract(value, '$[2]')),
+    substr(?1, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
+FROM json_each(?2)
+"""
 BOUND = {"bits": NUMBER_BITS, "mask": NUMBER_MASK}
 
 CAUSES = {
@@ -490,10 +498,23 @@ def _fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
         ).rowcount
         if not alive:
             raise StoreError("staging_lost", "the pages that were being loaded were cleared away: load again")
-        base = page_set << NUMBER_BITS
-        db.executemany(
-            "INSERT INTO pages VALUES (?, ?, ?)", ((base | page.number, page.keys, page.extra) for page in pages if page.keys)
-        )
+        _insert(db, page_set, pages)
+
+
+def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
+    """Some hundreds of pages a statement: like reading, this gives up the interpreter's lock for all of them together."""
+    base = page_set << NUMBER_BITS
+    for at in range(0, len(pages), BATCH_PAGES_MAX):
+        table: list[tuple[int, ...]] = []
+        parts: list[bytes] = []
+        start = 1
+        for number, keys, extra in pages[at : at + BATCH_PAGES_MAX]:
+            if keys:
+                middle = start + len(keys)
+                table.append((base | number, start, len(keys), middle, len(extra)))
+                parts += (keys, extra)
+                start = middle + len(extra)
+        db.execute(SCATTER, (b"".join(parts), json.dumps(table)))
 
 
 def _give_up(db: sqlite3.Connection, page_set: int) -> None:
@@ -569,10 +590,7 @@ def _replace(db: sqlite3.Connection, name: str, state: ListState, page_set: int,
 
 def _overwrite(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
     base = page_set << NUMBER_BITS
-    db.executemany(
-        "INSERT OR REPLACE INTO pages VALUES (?, ?, ?)",
-        ((base | page.number, page.keys, page.extra) for page in pages if page.keys),
-    )
+    _insert(db, page_set, pages)
     db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in pages if not page.keys))
 
 
