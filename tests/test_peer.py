@@ -280,6 +280,39 @@ def test_a_pending_cer_that_ends_is_accounted_for():
     assert driven.counts.dropped == {"closed": 1}
 
 
+@st.composite
+def mutated(draw):
+    """A good message with bytes changed, cut out or repeated, and a length that fits most of the time."""
+    octets = bytearray(draw(st.sampled_from([wire.cer(), wire.ecr(), wire.dwr(), wire.dpr(), *map(answer, (257, 280, 282))])))
+    for _ in range(draw(st.integers(0, 4))):
+        position = draw(st.integers(0, len(octets) - 1))
+        match draw(st.sampled_from(["set", "cut", "repeat"])):
+            case "set":
+                octets[position] = draw(st.sampled_from([0, 1, 7, 8, 0x40, 0x80, 0xC0, 0xFF]))
+            case "cut" if len(octets) > 40:
+                del octets[position : position + draw(st.integers(1, 12))]
+            case "repeat":
+                octets[position:position] = octets[position : position + draw(st.integers(1, 40))]
+            case _:
+                pass
+    if draw(st.integers(0, 9)):
+        octets[1:4] = len(octets).to_bytes(3)
+    return bytes(octets)
+
+
+@given(st.lists(mutated(), max_size=12))
+@settings(max_examples=150, deadline=None)
+def test_whatever_comes_is_answered_well_formed_or_accounted_for(stream):
+    driven = Driven().open()
+    opened = driven.counts.messages.total()
+    for octets in stream:
+        driven.feed(octets)
+    counts = driven.counts
+    assert counts.errors["internal"] == 0
+    received = counts.messages.total() - opened - (counts.answers.total() - 1)
+    assert received == counts.answers.total() - 1 + counts.dropped.total()
+
+
 # As initiator
 
 
