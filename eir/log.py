@@ -96,7 +96,7 @@ class Log:
         handler.setFormatter(_UtcFormatter("time=%(asctime)s level=%(levelname)s %(message)s"))
         self._writer: _Writer | None = None
         if in_background:
-            lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LINES)
+            lines: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUE_LINES)
             self._writer = _Writer(lines, handler)
             self._writer.start()
             self._logger.handlers = [_DroppingQueueHandler(lines)]
@@ -162,9 +162,9 @@ class Log:
         for (status, list_name, peer), fold in folds.items():
             imei, imsi = fold.imei, fold.imsi
             if not self.full_identifiers:
-                imei, imsi = short(imei), short_imsi(imsi) if imsi else ""
+                imei, imsi = short(imei) if imei else "", short_imsi(imsi) if imsi else ""
             line = {"event": "checks", "status": status, "list": list_name or None, "peer": peer, "count": fold.count}
-            self._logger.info("%s", logfmt({**line, "imei": imei, "imsi": imsi or None}))
+            self._logger.info("%s", logfmt({**line, "imei": imei or None, "imsi": imsi or None}))
         observed, self._observed = self._observed, Counter()
         for (rule, status), count in observed.items():
             self._logger.info("%s", logfmt({"event": "observed", "rule": rule, "status": status, "count": count}))
@@ -200,9 +200,13 @@ class _DescriptorHandler(logging.Handler):
 class _Writer(logging.handlers.QueueListener):
     """The thread that writes."""
 
+    def __init__(self, lines: "queue.Queue[logging.LogRecord | None]", handler: logging.Handler) -> None:
+        super().__init__(lines, handler)
+        self._lines = lines
+
     def enqueue_sentinel(self) -> None:
         """Wait for room in the queue, where logging's own gives up."""
-        self.queue.put(None)
+        self._lines.put(None)
 
 
 class _DroppingQueueHandler(logging.handlers.QueueHandler):
