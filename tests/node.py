@@ -6,6 +6,7 @@ Nothing here reaches into the product: a node is started by `eir serve`, asked b
 import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -45,6 +46,12 @@ def settings():
         "http": "127.0.0.1:0",
         "limits": {"close_after_dpa_s": 2},
     }
+
+
+def fields(line):
+    """A log line as a dictionary; values that hold blanks, quotes or control characters stand in quotes, those as \\xNN."""
+    pairs = re.findall(r'(\w+)=(?:"([^"]*)"|([^ "]*))(?: |$)', line)
+    return {name: re.sub(r"\\x([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), quoted) or plain for name, quoted, plain in pairs}
 
 
 def until(condition, *, patience_s=PATIENCE_S):
@@ -197,10 +204,10 @@ class Node:
             log.seek(self._skip)
             return log.read().decode()
 
-    def lines(self, event=None, **fields):
+    def lines(self, event=None, **wanted):
         """Log lines as dictionaries, those of an event only, and with these values only."""
-        found = [dict(pair.partition("=")[::2] for pair in shlex.split(line)) for line in self.text().splitlines()]
-        wanted = {name: str(value) for name, value in fields.items()}
+        found = [fields(line) for line in self.text().splitlines()]
+        wanted = {name: str(value) for name, value in wanted.items()}
         return [
             line
             for line in found
