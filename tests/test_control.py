@@ -1,0 +1,140 @@
+"""The control socket: one line asked, one answered; who may open it, and what it does with what is no request."""
+
+import asyncio
+import json
+import os
+import socket
+import stat
+
+import pytest
+
+from eir import control
+from eir.control import SOCKET_NAME, ControlError, ControlServer, ask
+from eir.errors import EirError
+
+
+async def refuse(_):
+    await asyncio.sleep(0)
+    raise EirError("no such peer")
+
+
+COMMANDS = {"ping": lambda _: "pong", "echo": lambda asked: asked, "refuse": refuse, "nothing": lambda _: None}
+
+
+@pytest.fixture
+async def server(tmp_path):
+    made = ControlServer(tmp_path, COMMANDS)
+    await made.listen()
+    yield made
+    await made.close()
+
+
+async def raw(folder, octets, *, eof=True):
+    reader, writer = await asyncio.open_unix_connection(folder / SOCKET_NAME)
+    writer.write(octets)
+    if eof:
+        writer.write_eof()
+    async with asyncio.timeout(5):
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.transport.abort()
+
+
+@pytest.mark.usefixtures("server")
+class TestAsking:
+    async def test_commands(self, tmp_path):
+        assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
+        assert await asyncio.to_thread(ask, tmp_path, "echo", name="mme", number=3) == {"name": "mme", "number": 3}
+        assert await asyncio.to_thread(ask, tmp_path, "nothing") is None
+
+    @pytest.mark.parametrize(("command", "says"), [("refuse", "no such peer"), ("unheard", "there are: ping, echo, refuse, nothing")])
+    async def test_a_no_comes_as_an_error_with_its_reason(self, tmp_path, command, says):
+        with pytest.raises(ControlError, match=says):
+            await asyncio.to_thread(ask, tmp_path, command)
+
+    @pytest.mark.parametrize("octets", [b"{}\n", b"[]\n", b"7\n", b"{\n", b"\xff\xfe\n", b"\n", b'{"command": []}\n', b'{"command": {}}\n', b"null\n"])
+    async def test_what_is_no_command_is_told_so(self, tmp_path, octets):
+        answer = json.loads(await raw(tmp_path, octets))
+        assert answer["ok"] is False
+        assert "there are:" in answer["error"]
+
+    async def test_a_line_without_end_is_bounded(self, tmp_path):
+        assert await raw(tmp_path, b"x" * 10_000_000) == b""
+        assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
+
+    async def test_many_at_once(self, tmp_path):
+        asked = (asyncio.to_thread(ask, tmp_path, "echo", number=n) for n in range(50))
+        assert [found["number"] for found in await asyncio.gather(*asked)] == list(range(50))
+
+    async def test_the_group_may_use_it_and_nobody_else(self, tmp_path):
+        mode = (tmp_path / SOCKET_NAME).stat().st_mode
+        assert stat.S_ISSOCK(mode)
+        assert stat.S_IMODE(mode) == 0o660
+
+
+async def test_a_silent_client_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "TIMEOUT_S", 0.05)
+    server = ControlServer(tmp_path, COMMANDS)
+    await server.listen()
+    assert await raw(tmp_path, b'{"command"', eof=False) == b""
+    await server.close()
+
+
+async def test_a_node_that_does_not_answer_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "TIMEOUT_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / SOCKET_NAME))
+        silent.listen()
+        with pytest.raises(ControlError, match="does not answer"):
+            await asyncio.to_thread(ask, tmp_path, "ping")
+
+
+async def test_one_node_for_a_folder(tmp_path):
+    first, second = ControlServer(tmp_path, COMMANDS), ControlServer(tmp_path, COMMANDS)
+    await first.listen()
+    with pytest.raises(EirError, match="already runs"):
+        await second.listen()
+    await second.close()  # of one that never listened: it takes nothing away from the first
+    assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
+    await first.close()
+    assert not (tmp_path / SOCKET_NAME).exists()
+    await second.listen()
+    await second.close()
+
+
+async def test_a_socket_that_a_killed_node_left_is_replaced(tmp_path):
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / SOCKET_NAME))
+    server = ControlServer(tmp_path, COMMANDS)
+    await server.listen()
+    assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
+    await server.close()
+
+
+def test_no_node(tmp_path):
+    with pytest.raises(ControlError, match=r"no node runs .* \(start one: eir serve\)"):
+        ask(tmp_path, "ping")
+    with pytest.raises(ControlError, match="no node runs"):
+        ask(tmp_path / "nowhere", "ping")
+
+
+async def test_a_folder_with_a_very_long_name(tmp_path):
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+    server = ControlServer(folder, COMMANDS)
+    await server.listen()
+    assert await asyncio.to_thread(ask, folder, "ping") == "pong"
+    await server.close()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may open any socket")
+def test_a_socket_that_one_may_not_open(tmp_path):
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / SOCKET_NAME))
+        other.listen()
+        (tmp_path / SOCKET_NAME).chmod(0)
+        with pytest.raises(ControlError, match="does not answer"):
+            ask(tmp_path, "ping")

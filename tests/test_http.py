@@ -1,0 +1,193 @@
+"""The pages over HTTP/1.1: good clients, bad ones, silent ones, too many."""
+
+import asyncio
+import urllib.request
+
+import pytest
+
+from eir import http
+from eir.http import HttpServer, Response
+
+PAGE = Response(200, "text/plain; charset=utf-8", b"page\n")
+
+
+async def slow_page():
+    await asyncio.sleep(0)
+    return Response(503, "text/plain", b"slow\n")
+
+
+@pytest.fixture
+async def server():
+    made = HttpServer({"/page": lambda: PAGE, "/slow": slow_page})
+    made.address = await made.listen("127.0.0.1", 0)
+    yield made
+    await made.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class Client:
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+
+    async def ask(self, request):
+        self.writer.write(request)
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        status, *lines = head.split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines if line)
+        body = b"" if request.startswith(b"HEAD") else await self.reader.readexactly(int(headers["content-length"]))
+        return int(status.split()[1]), headers, body
+
+    async def ended(self):
+        async with asyncio.timeout(5):
+            try:
+                return await self.reader.read()
+            except ConnectionError:
+                return b""
+
+
+@pytest.fixture
+async def connect(server):
+    made = []
+
+    async def connect():
+        made.append(Client(*await asyncio.open_connection(*server.address)))
+        return made[-1]
+
+    yield connect
+    for client in made:
+        client.writer.transport.abort()
+
+
+GET = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_pages(connect):
+    client = await connect()
+    status, headers, body = await client.ask(GET)
+    assert (status, headers["content-type"], body) == (200, PAGE.content_type, PAGE.body)
+    assert await client.ask(b"GET /slow?x=1 HTTP/1.1\r\nHost: x\r\n\r\n") == (
+        503, {"content-type": "text/plain", "content-length": "5"}, b"slow\n",
+    )  # fmt: skip
+
+
+async def test_a_plain_client(server):
+    url = "http://{}:{}/page".format(*server.address)
+
+    def get():
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.read()
+
+    assert await asyncio.to_thread(get) == PAGE.body
+
+
+async def test_one_connection_takes_many_requests_split_anywhere_or_all_at_once(connect):
+    client = await connect()
+    for octet in GET[:-1]:
+        client.writer.write(bytes([octet]))
+        await client.writer.drain()
+    assert (await client.ask(GET[-1:]))[0] == 200
+    client.writer.write(GET * 3)
+    for _ in range(3):
+        assert (await client.ask(b""))[2] == PAGE.body
+
+
+async def test_head_has_the_headers_only(connect):
+    client = await connect()
+    status, headers, _ = await client.ask(b"HEAD /page HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, headers["content-length"]) == (200, "5")
+    assert (await client.ask(GET))[2] == PAGE.body
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"), [(b"GET /nothing", 404), (b"GET /", 404), (b"POST /page", 405), (b"DELETE /page", 405)]
+)
+async def test_what_is_not_there(connect, request_line, status):
+    client = await connect()
+    found, _, body = await client.ask(request_line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+    assert found == status
+    assert status != 404 or b"/page /slow" in body
+
+
+async def test_connection_close_is_honoured(connect):
+    client = await connect()
+    assert (await client.ask(b"GET /page HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))[0] == 200
+    assert await client.ended() == b""
+
+
+async def test_http_1_0(connect):
+    client = await connect()
+    assert (await client.ask(b"GET /page HTTP/1.0\r\n\r\n"))[0] == 200
+    assert await client.ended() == b""
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"\x01\x00\x00\x14\x80\x00\x01\x01" + bytes(12),  # a Diameter header
+        b"GET /page HTTP/1.1\r\n\r\n",  # no Host
+        b"GET /page\r\n\r\n", b"\r\n" * 50000, b"GET /" + b"x" * 100_000, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 10_000, bytes(1000),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)  # fmt: skip
+async def test_what_is_no_request_ends_the_connection_and_nothing_else(connect, octets):
+    good, bad = await connect(), await connect()
+    bad.writer.write(octets)
+    bad.writer.write_eof()
+    assert b" 200 " not in await bad.ended()
+    assert (await good.ask(GET))[0] == 200
+
+
+async def test_a_silent_client_is_dropped(monkeypatch, connect):
+    monkeypatch.setattr(http, "IDLE_S", 0.05)
+    silent, half = await connect(), await connect()
+    half.writer.write(GET[:10])
+    assert await silent.ended() == b""
+    assert await half.ended() == b""
+
+
+async def test_one_connection_too_many_is_closed_and_makes_no_difference_to_the_others(monkeypatch, connect):
+    monkeypatch.setattr(http, "CONNECTIONS_MAX", 2)
+    first, second = await connect(), await connect()
+    for client in (first, second):
+        assert (await client.ask(GET))[0] == 200
+    third = await connect()
+    assert await third.ended() == b""
+    assert (await first.ask(GET))[0] == 200
+    second.writer.close()
+    await second.writer.wait_closed()
+    async with asyncio.timeout(5):
+        while True:
+            again = await connect()
+            again.writer.write(GET)
+            if b" 200 " in await again.reader.read(100):
+                break
+
+
+async def test_close_does_not_wait_for_clients(connect, server):
+    client = await connect()
+    await client.ask(GET)
+    async with asyncio.timeout(5):
+        await server.close()
+    assert await client.ended() == b""
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*server.address)
+
+
+async def test_a_port_that_is_taken():
+    server, second = HttpServer({}), HttpServer({})
+    _, port = await server.listen("127.0.0.1", 0)
+    with pytest.raises(OSError, match="in use"):
+        await second.listen("127.0.0.1", port)
+    await server.close()
+    await second.close()
+
+
+async def test_ipv6():
+    server = HttpServer({"/page": lambda: PAGE})
+    address, port = await server.listen("::1", 0)
+    assert address == "::1"
+    client = Client(*await asyncio.open_connection(address, port))
+    assert (await client.ask(GET))[2] == PAGE.body
+    client.writer.close()
+    await client.writer.wait_closed()
+    await server.close()
