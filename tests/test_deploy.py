@@ -1,0 +1,345 @@
+"""What deploy/ holds, by the programs that will read it: systemd, promtool, a real Prometheus that scrapes a real node."""
+
+import asyncio
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from node import COMMAND, LISTED, TRACKED, UNLISTED, until, until_async
+from servers import free_port
+from wire import HOST, REALM, avp, cer, ecr, message
+
+from eir.config import load_config
+from eir.metrics import FAMILIES
+from eir.server import DRAIN_S
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+PROMETHEUS = DEPLOY / "prometheus"
+UNIT = DEPLOY / "systemd" / "eir.service"
+DASHBOARD = json.loads((DEPLOY / "grafana" / "eir.json").read_text())
+ALERTS = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+METRIC = re.compile(r"\beir_[a-z_]+")
+
+SERIES = {family.name for family in FAMILIES} | {
+    f"{family.name}_{part}" for family in FAMILIES if family.kind == "histogram" for part in ("bucket", "sum", "count")
+}
+
+
+def run(*command, **options):
+    """A command's output; it has to exit with 0."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, timeout=60, **options)
+    assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def queries():
+    """(where, PromQL) of each query of the dashboard."""
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", ()):
+            yield f"{panel['title']} {target['refId']}", target["expr"]
+    for annotation in DASHBOARD["annotations"]["list"]:
+        yield annotation["name"], annotation["expr"]
+
+
+def as_grafana_asks(expression, interval="5s"):
+    """The expression with the dashboard's variables filled in."""
+    filled = expression.replace("$__rate_interval", interval).replace("$instance", ".*")
+    assert "$" not in filled, filled
+    return filled
+
+
+class TestAlerts:
+    def test_promtool_accepts_configuration_and_rules(self):
+        assert "FAILED" not in run("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
+
+    def test_promtool_runs_the_examples(self):
+        run("promtool", "test", "rules", "alerts_test.yml", cwd=PROMETHEUS)
+
+    def test_each_alert_has_an_example_that_fires(self):
+        examples = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
+        fired = {case["alertname"] for example in examples for case in example["alert_rule_test"] if case["exp_alerts"]}
+        assert fired == {alert["alert"] for alert in ALERTS}
+
+    def test_each_metric_is_one_of_the_nodes(self):
+        used = {name for alert in ALERTS for name in METRIC.findall(alert["expr"])}
+        assert used <= SERIES, used - SERIES
+
+
+class TestDashboard:
+    def test_it_shows_each_metric_of_the_node_and_no_other(self):
+        used = {name for _, expression in queries() for name in METRIC.findall(expression)}
+        assert used <= SERIES, used - SERIES
+        families = {family.name for family in FAMILIES}
+        shown = used | {name.rpartition("_")[0] for name in used}
+        assert families <= shown, families - shown
+
+    def test_each_panel_has_a_place_of_its_own(self):
+        panels = DASHBOARD["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        for one, other in itertools.combinations([panel["gridPos"] for panel in panels], 2):
+            apart = (
+                one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+                or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+            )  # fmt: skip
+            assert apart, (one, other)
+
+
+class Prometheus:
+    """A real Prometheus with the configuration of deploy/, but for the target and a faster clock."""
+
+    def __init__(self, folder, target):
+        folder.mkdir()
+        settings = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+        settings["global"] = {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"}
+        settings["rule_files"] = [str(PROMETHEUS / name) for name in settings["rule_files"]]
+        (job,) = settings["scrape_configs"]
+        job["static_configs"] = [{"targets": [target]}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
+        self.base = f"http://127.0.0.1:{free_port()}"
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address={self.base.removeprefix('http://')}",
+                ],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(20)
+
+    def get(self, path, **parameters):
+        """The `data` of an answer of Prometheus' API; None while it does not answer yet."""
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            with urllib.request.urlopen(f"{self.base}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=20) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code == 503:  # it starts
+                    return None
+                raise AssertionError(f"{parameters}: {error.read().decode()}") from None
+        except urllib.error.URLError:
+            return None
+
+    def query(self, expression):
+        data = self.get("query", query=expression)
+        return data and data["result"]
+
+
+async def keep_asking(node, connect):
+    """Traffic of every sort, for ever: each counter of the node moves."""
+    mme, busy = await connect(node), await connect(node, "busy.localdomain")
+    stranger = cer("stranger.example", "elsewhere.example")
+    answer_nobody_asked_for = message(324, avp(263, "x"), flags=0x40)
+    while True:
+        for imei in (LISTED, TRACKED, UNLISTED, "no identifier", None):
+            await mme.ask(ecr(imei))
+        await mme.ask(message(325))
+        await mme.send(answer_nobody_asked_for)
+        for _ in range(5):
+            await busy.ask(ecr(host=avp(264, "busy.localdomain")))
+        refused = await connect(node, opened=False)
+        await refused.ask(stranger)
+        await refused.end()
+        await asyncio.sleep(0.05)
+
+
+REALM_OF_SAMPLES = "epc.mnc001.mcc001.3gppnetwork.org"
+QUIET = ("eir_store_errors_total",)  # has no series until the store fails
+
+
+async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, connect, tmp_path):
+    site.load([LISTED])
+    site.load([TRACKED], list_name="tracked")
+    site.eir("load", site.release([LISTED]), status=1)
+    site.configure(
+        peers=[
+            {"name": "busy", "host": "busy.localdomain", "rate_max": 1},
+            {"name": "mme", "realm": REALM, "host": HOST},
+            {"name": "sgsn", "host": "sgsn.localdomain"},
+        ],
+        policy={"rules": [{"list": "tracked", "answer": "greylisted", "observe": True}, *site.settings["policy"]["rules"]]},
+    )
+    node = site.start()
+    with Prometheus(tmp_path / "prometheus", node.http) as prometheus:
+        traffic = asyncio.create_task(keep_asking(node, connect))
+
+        def unanswered():
+            found = {where: prometheus.query(as_grafana_asks(expression)) for where, expression in queries()}
+            return [where for where, result in found.items() if not result]
+
+        quiet = [where for where, expression in queries() if any(name in expression for name in QUIET)]
+        async def only_the_quiet_are_empty():
+            assert not traffic.done(), traffic.exception()
+            return await asyncio.to_thread(unanswered) == quiet
+
+        await until_async(only_the_quiet_are_empty, patience_s=60)
+
+        def rules():
+            found = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+            return found if all(rule["lastEvaluation"] > "1" for rule in found) else None
+
+        evaluated = await asyncio.to_thread(until, rules)
+        assert [rule for rule in evaluated if rule["health"] != "ok"] == []
+        assert {rule["name"] for rule in evaluated} == {alert["alert"] for alert in ALERTS}
+        states = {rule["name"]: rule["state"] for rule in evaluated}
+        assert states["EirReleaseRefused"] == "firing"
+        assert states["EirPeerLost"] == "pending"  # sgsn; it fires after two minutes
+        assert {states[name] for name in ("EirDown", "EirNoLists", "EirListMissing", "EirOverrideActive")} == {"inactive"}
+        traffic.cancel()
+        with suppress(asyncio.CancelledError):
+            await traffic
+
+
+def unit():
+    """The settings of the [Service] section: name → values in order."""
+    found = {}
+    section = None
+    for line in UNIT.read_text().splitlines():
+        if line.startswith("["):
+            section = line
+        elif section == "[Service]" and "=" in line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def system_calls(names):
+    """Those of a SystemCallFilter= value, groups resolved."""
+    known, open_names, found = syscall_groups(), set(names.split()), set()
+    while open_names:
+        name = open_names.pop()
+        if name.startswith("@"):
+            open_names |= known[name]
+        else:
+            found.add(name)
+    return found
+
+
+def syscall_groups():
+    groups, group = {}, ""
+    for line in run("systemd-analyze", "syscall-filter", "--no-pager").splitlines():
+        word = line.strip()
+        if word.startswith("#") or not word:
+            continue
+        if not line.startswith(" "):
+            group = word
+            groups[group] = set()
+        else:
+            groups[group].add(word)
+    return groups
+
+
+class TestUnit:
+    def test_systemd_understands_it(self, tmp_path):
+        copy = tmp_path / UNIT.name
+        copy.write_text(UNIT.read_text().replace("/opt/eir/bin/eir", shutil.which("true")))
+        said = run("systemd-analyze", "verify", "--recursive-errors=no", copy)
+        assert UNIT.name not in said, said
+
+    def test_systemd_finds_it_confined(self):
+        run("systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", UNIT)
+
+    def test_stopping_has_longer_than_draining(self):
+        (seconds,) = unit()["TimeoutStopSec"]
+        assert int(seconds) > 2 * DRAIN_S
+
+    async def test_a_load_and_a_node_work_within_its_memory_and_system_call_limits(self, site, connect, tmp_path):
+        settings = unit()
+        assert settings["MemoryDenyWriteExecute"] == ["yes"]
+        allowed, denied = settings["SystemCallFilter"]
+        names = tmp_path / "syscalls"
+        names.write_text("\n".join(system_calls(allowed) - system_calls(denied.removeprefix("~"))))
+        confined = [sys.executable, str(Path(__file__).with_name("confined.py")), str(names)]
+        variables = dict(value.split("=", 1) for value in settings["Environment"] if not value.startswith("EIR_CONFIG"))
+        prefix = [*confined, "env", *(f"{name}={value}" for name, value in variables.items())]
+        manifest = site.release([LISTED, "001010010000014"])
+        run(*prefix, *COMMAND, "load", manifest, env=site.environment(), cwd=site.folder)
+        client = await connect(site.start(prefix=prefix))
+        assert (await client.ask(ecr(LISTED))).number(1445, 10415) == 1
+        run(*COMMAND, "reload", env=site.environment(), cwd=site.folder)
+
+    def test_what_it_says_of_polars_is_so(self, tmp_path):
+        """Without the variable, a load fails under MemoryDenyWriteExecute; when this no longer holds, the line can go."""
+        assert "POLARS_SKIP_CPU_CHECK=1" in unit()["Environment"]
+        names = tmp_path / "syscalls"
+        names.write_text("\n".join(system_calls("@known")))
+        confined = [sys.executable, str(Path(__file__).with_name("confined.py")), str(names), sys.executable, "-c", "import polars"]
+        assert "CPUID" in subprocess.run(confined, capture_output=True, text=True, check=False).stderr
+        run("env", "POLARS_SKIP_CPU_CHECK=1", *confined)
+
+
+class TestContainers:
+    def containerfile(self):
+        text = (DEPLOY / "Containerfile").read_text().replace("\\\n", " ")
+        return [line.split(None, 1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+    def test_the_image_copies_what_there_is_and_runs_without_root(self):
+        instructions = self.containerfile()
+        for name, rest in instructions:
+            if name == "COPY" and not rest.startswith("--from"):
+                assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest
+        last = len(instructions) - 1 - [name for name, _ in instructions][::-1].index("FROM")
+        assert dict(instructions[last:])["USER"] == "eir"
+        ignored = (DEPLOY / "Containerfile.dockerignore").read_text().split()
+        assert {line[1:] for line in ignored if line.startswith("!")} == {"eir", "pyproject.toml", "README.md"}
+
+    def test_the_health_check_tells_a_live_node_from_none(self, site):
+        check = dict(self.containerfile())["HEALTHCHECK"]
+        command = json.loads(check[check.index("["):])
+        node = site.start()
+
+        def ask():
+            code = command[2].replace("127.0.0.1:9868", node.http)
+            return subprocess.run([sys.executable, *command[1:2], code], capture_output=True, check=False).returncode
+
+        assert ask() == 0
+        node.end()
+        assert ask() != 0
+
+    def test_what_is_mounted_is_there(self):
+        services = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]
+        for name, service in services.items():
+            for mount in service["volumes"]:
+                source = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", mount).split(":")[0]
+                if source == "./releases":  # the operator's
+                    continue
+                if source.startswith("."):
+                    assert (DEPLOY / "compose" / source).exists(), f"{name}: {mount}"
+        assert {"eir-a", "eir-b", "redis", "prometheus"} == set(services)
+        targets = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0]["targets"]
+        assert targets == ["eir-a:9868", "eir-b:9868"]
+
+    @pytest.mark.parametrize("name", ["eir-a", "eir-b"])
+    def test_a_nodes_configuration_is_one(self, name, tmp_path):
+        shutil.copytree(ROOT / "config" / "signers", tmp_path / "signers")
+        text = (DEPLOY / "compose" / f"{name}.yaml").read_text()
+        assert "\nstore: redis://redis:6379/0\n" in text
+        (tmp_path / "eir.yaml").write_text(text.replace("redis://redis:6379/0", "sqlite"))
+        config = load_config(tmp_path / "eir.yaml")
+        assert config.identity.host.split(".")[0] == name
+        assert config.http == "0.0.0.0:9868"
+        assert str(config.state) == "/var/lib/eir"
+        assert all("holds 0 keys" in warning.text for warning in config.warnings), config.warnings  # whoever deploys it has them
+
+    def test_the_nodes_differ_by_name_alone(self):
+        one, other = ((DEPLOY / "compose" / f"eir-{name}.yaml").read_text().splitlines() for name in "ab")
+        assert [line for line in one if line not in other][1:] == [f"  host: eir-a.{REALM_OF_SAMPLES}"]
+        assert len(one) == len(other)
