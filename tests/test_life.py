@@ -1,0 +1,510 @@
+"""The life of a list: chains of deltas, rollback, DIRBS's files, rows and releases that end; in every store that is there."""
+
+import asyncio
+import contextlib
+import zipfile
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import servers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from node import until_async
+from releases import NOW, Agency, text
+from wire import avp, ecr
+
+from eir.check import Question, explain_answer
+from eir.device import SNR_KEYS, device_key, imsi_key
+from eir.errors import NothingToRollBack, ReleaseRefused
+from eir.lists import load
+from eir.lists.expiry import REMIND_S, ExpiryReminder, expired
+from eir.lists.index import Index
+from eir.lists.load import ListSettings, load_release, roll_back
+from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
+from eir.lists.pages import (
+    PAGE_KEYS,
+    SUBSCRIBERS,
+    UNTIL,
+    content_digest,
+    decode_keys,
+    decode_sections,
+)
+from eir.lists.publish import publish
+from eir.lists.release import Release, parse_manifest
+from eir.lists.store import ListState
+from eir.policy import PolicySettings, Rule, Status
+from eir.stores import follow
+from eir.stores.open import open_store
+from eir.stores.sqlite import SqliteStore
+
+KINDS = ["sqlite", *servers.programs()]
+SIM, OTHER_SIM = "001010000000001", "001010000000002"
+
+
+@pytest.fixture(scope="module")
+def agency(tmp_path_factory):
+    made = Agency(tmp_path_factory.mktemp("agency"))
+    for kind in ("devices", "subscribers", "pairs"):
+        made.settings(name=kind, kind=kind, growth_max=1e6, shrink_max=1)
+    return made
+
+
+@pytest.fixture
+async def store(tmp_path):
+    opened = SqliteStore(tmp_path / "lists.sqlite")
+    yield opened
+    await opened.close()
+
+
+async def contents(store, name):
+    """{device: (reason, end)}, {subscriber: …} or {device: {SIMs}}; proves digest and sums by the way."""
+    state, pages = await store.state(name), [page async for _, batch in store.pages(name) for page in batch]
+    assert state.content_digest == content_digest(pages)
+    found = {}
+    for page in pages:
+        low, sections = decode_keys(page.keys).to_array(), decode_sections(page.extra)
+        codes, ends = sections.get(b"R", b"\0"), sections.get(UNTIL, bytes(8))
+        bound = sections.get(SUBSCRIBERS, b"")
+        counts = [int.from_bytes(bound[4 * at : 4 * at + 4], "little") for at in range(len(low))]
+        sims = [int.from_bytes(bound[at : at + 8], "little") for at in range(4 * len(low), len(bound), 8)]
+        for at, key in enumerate(low):
+            reason = (state.reasons or ("",))[codes[at if len(codes) > 1 else 0]]
+            end = int.from_bytes(ends[8 * at : 8 * at + 8] if len(ends) > 8 else ends, "little")
+            mine, sims = set(sims[: counts[at]]), sims[counts[at] :]
+            found[page.number * PAGE_KEYS + key] = mine if bound else (reason, end)
+    assert state.devices == len(found)
+    return found
+
+
+# ---- chains of deltas ----
+
+
+def rows_of(kind, entries):
+    """A data file of this kind of list with these entries, and its name for the role."""
+    if kind == "pairs":
+        return "imei,imsi\n" + "".join(f"{device:014d},{str(sim)[1:]}\n" for device, sims in entries.items() for sim in sims)
+    column = "imsi" if kind == "subscribers" else "imei"
+    shown = (str(key)[1:] if kind == "subscribers" else f"{key:014d}" for key in entries)
+    lines = zip(shown, entries.values(), strict=True)
+    ends = {0: ""} | {end: text(datetime.fromtimestamp(end, UTC)) for _, end in entries.values() if end}
+    return f"{column},reason,until\n" + "".join(f"{key},{reason},{ends[end]}\n" for key, (reason, end) in lines)
+
+
+numbers = st.integers(0, 11)
+deltas = st.tuples(st.sets(numbers), st.dictionaries(numbers, st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, 2]))))
+histories = st.lists(
+    st.tuples(st.just("delta"), deltas) | st.tuples(st.just("full"), deltas) | st.tuples(st.just("rollback"), st.none()), max_size=8
+)
+END = int(NOW.timestamp()) + 86400
+ENDS = (0, END, 2 * END)
+
+
+def key_of(kind, number):
+    if kind == "subscribers":
+        return imsi_key(f"00101{number % 3}00000{number:04d}")
+    return (35_000_000 + number % 3) * SNR_KEYS + number
+
+
+class Chain:
+    """A list as its releases make it, and the dict that it is to equal."""
+
+    def __init__(self, agency, store, kind):
+        self.agency, self.store, self.kind = agency, store, kind
+        self.truth, self.before, self.serial, self.current, self.previous = {}, None, 0, None, None
+
+    def entries(self, rows):
+        if self.kind == "pairs":  # the row's end tells whether the device has one SIM, the other, or both
+            sims = {0: {SIM}, 1: {OTHER_SIM}, 2: {SIM, OTHER_SIM}}
+            return {key_of("pairs", n): {imsi_key(sim) for sim in sims[which]} for n, (_, which) in rows.items()}
+        return {key_of(self.kind, n): (reason, ENDS[which]) for n, (reason, which) in rows.items()}
+
+    async def release(self, delta, removed, rows):
+        """Load it; the truth changes alike."""
+        added = self.entries(rows)
+        gone = self.entries({n: ("a", n % 3) for n in removed})
+        files = {"e.csv": ("entries", "eir", rows_of(self.kind, added).encode())}
+        members = {}
+        if delta:
+            files = {"a.csv": ("added", *files["e.csv"][1:]), "r.csv": ("removed", "eir", rows_of(self.kind, gone).encode())}
+            members = {"kind": "delta", "base": self.current}
+        self.serial += 1
+        manifest = self.agency.release(files, list=self.kind, serial=self.serial, sign_it=False, **members)
+        await load_release(manifest, self.agency.lists, self.store, who="tester@host", now=NOW)
+        self.before, self.previous = self.truth, self.current
+        self.truth, self.current = self.after(delta, gone, added), self.serial
+
+    def after(self, delta, gone, added):
+        if not delta:
+            return added
+        if self.kind != "pairs":
+            return {key: value for key, value in self.truth.items() if key not in gone} | added
+        left = {device: sims - gone.get(device, set()) for device, sims in self.truth.items()}
+        both = {device: left.get(device, set()) | added.get(device, set()) for device in left | added}
+        return {device: sims for device, sims in both.items() if sims}
+
+    async def roll_back(self):
+        if self.before is None or self.previous is None:
+            with pytest.raises(NothingToRollBack):
+                await roll_back(self.kind, self.store, who="tester@host", now=NOW)
+            return
+        await roll_back(self.kind, self.store, who="tester@host", now=NOW)
+        self.truth, self.current, self.before = self.before, self.previous, None
+
+    async def missed_base(self):
+        """A delta whose base is not in force is refused with the serial that is needed."""
+        files = {"a.csv": ("added", "eir", rows_of(self.kind, self.entries({1: ("a", 0)})).encode())}
+        manifest = self.agency.release(
+            files, list=self.kind, serial=self.serial + 9, kind="delta", base=self.current + 7, sign_it=False
+        )
+        with pytest.raises(ReleaseRefused) as caught:
+            await load_release(manifest, self.agency.lists, self.store, who="tester@host", now=NOW)
+        assert caught.value.reason == "base"
+        assert f"a delta with base {self.current}, or a full release, is needed" in caught.value.detail
+
+
+def believed(manifest, _trusts, *, now):  # noqa: ARG001  # tests/test_release.py and test_load.py are about signatures
+    content = manifest.read_bytes()
+    return Release(manifest=parse_manifest(content), digest=f"{len(content):064x}", signers=())
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """Makes an empty store of a kind, in a folder or on a real server of its own."""
+    with contextlib.ExitStack() as stack:
+        running = {}
+
+        def open_one(kind):
+            if kind == "sqlite":
+                return open_store("sqlite", tmp_path_factory.mktemp("store"))
+            if kind not in running:
+                running[kind] = stack.enter_context(servers.Server(servers.programs()[kind]))
+            running[kind].command("FLUSHALL")
+            return open_store(running[kind].url, tmp_path_factory.mktemp("state"))
+
+        yield open_one
+
+
+@pytest.mark.parametrize("store_kind", KINDS)
+@pytest.mark.parametrize("kind", ["devices", "subscribers", "pairs"])
+def test_any_chain_of_deltas_equals_the_list_that_it_leads_to(agency, opened, monkeypatch, kind, store_kind):
+    monkeypatch.setattr(load, "verify_release", believed)
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(deltas, histories)
+    def chain(first, history):
+        async def run():
+            store = opened(store_kind)
+            try:
+                made = Chain(agency, store, kind)
+                await made.release(False, *first)
+                for what, change in history:
+                    if what == "rollback":
+                        await made.roll_back()
+                    else:
+                        await made.release(what == "delta", *change)
+                    assert await contents(store, kind) == made.truth
+                    assert (await store.state(kind)).serial == made.current
+                await made.missed_base()
+                by_deltas = await contents(store, kind)
+                await made.release(False, set(), {})
+                await made.roll_back()
+                assert await contents(store, kind) == by_deltas == made.truth
+            finally:
+                await store.close()
+
+        asyncio.run(run())
+
+    chain()
+
+
+# ---- DIRBS ----
+
+
+def dirbs(folder, what, members):
+    """A zip as DIRBS-Core makes it: stored, CRLF."""
+    path = folder / f"20261120_020000_{what}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, lines in members.items():
+            archive.writestr(f"20261120_020000_{name}.csv", "".join(f"{line}\r\n" for line in lines))
+    return path
+
+
+async def published(agency, store, name, file, serial, base=None):
+    now = datetime.now(UTC).replace(microsecond=0)
+    manifest = publish(
+        [file], list_name=name, serial=serial, base=base, issued=now, expires=now + timedelta(days=1), key=agency.key,
+        out=file.parent / f"out-{name}-{serial}",
+    )  # fmt: skip
+    return await load_release(manifest, agency.lists, store, who="tester@host", now=now)
+
+
+BLACKLIST, EXCEPTIONS = "imei,block_date,reasons", "imei,imsi,msisdn"
+IN_FULL, UNPAID, BLOCKED_LATER = "35000001000001", "35000001000002", "35000001000003"
+
+
+async def test_dirbs_delta_files_are_deltas(agency, store, tmp_path):
+    full = dirbs(tmp_path, "blacklist", {
+        "blacklist": [BLACKLIST, f"{IN_FULL},20261101,stolen", f"{UNPAID},20261101,unpaid|local", "1#2,20261101,junk"],
+        "blacklist_delta_-1_42_blocked": [BLACKLIST, f"{IN_FULL},20261101,stolen"],
+    })  # fmt: skip
+    report = await published(agency, store, "devices", full, 1)
+    assert (report.entries, report.skipped) == (2, 1)
+    delta = dirbs(tmp_path, "blacklist", {
+        "blacklist": [BLACKLIST, "99999999999999,20261101,full files are no deltas"],
+        "blacklist_delta_42_43_blocked": [BLACKLIST, f"{BLOCKED_LATER},20261119,stolen", "*,20261119,junk"],
+        "blacklist_delta_42_43_unblocked": [BLACKLIST, f"{UNPAID},20261101,unpaid|local"],
+        "blacklist_delta_42_43_changed": [BLACKLIST, f"{IN_FULL},20261101,stolen|duplicate"],
+    })  # fmt: skip
+    report = await published(agency, store, "devices", delta, 2, base=1)
+    assert (report.kind, report.come, report.gone, report.skipped) == ("delta", 1, 1, 1)
+    assert await contents(store, "devices") == {
+        device_key(IN_FULL): ("stolen|duplicate", 0),
+        device_key(BLOCKED_LATER): ("stolen", 0),
+    }
+
+
+async def test_dirbs_exceptions_exempt_a_sim_in_a_device_and_theft_beats_them(agency, store, tmp_path):
+    """DIRBS's trap: its delta files may exempt a device that its full file would not."""
+    await published(agency, store, "devices", dirbs(tmp_path, "blacklist", {
+        "blacklist": [BLACKLIST, f"{IN_FULL},20261101,stolen", f"{UNPAID},20261101,unpaid"],
+    }), 1)  # fmt: skip
+    await published(agency, store, "pairs", dirbs(tmp_path, "exceptions_op1", {
+        "exceptions_op1": [EXCEPTIONS, f"{UNPAID},{OTHER_SIM},1"],
+    }), 1)  # fmt: skip
+    await published(agency, store, "pairs", dirbs(tmp_path, "exceptions_op1", {
+        "exceptions_op1_delta_42_43_added": [EXCEPTIONS, f"{IN_FULL},{SIM},1", f"{UNPAID},{SIM},1"],
+        "exceptions_op1_delta_42_43_removed": [EXCEPTIONS, f"{UNPAID},{OTHER_SIM},1"],
+    }), 2, base=1)  # fmt: skip
+    agency.settings(name="stolen")
+    files = {"s.csv": ("entries", "imei", f"{IN_FULL}\n".encode())}
+    await agency.load(agency.release(files, list="stolen", serial=1), store)
+    policy = PolicySettings(
+        rules=(
+            Rule(list="stolen", answer=Status.BLACKLISTED),
+            Rule(list="pairs", answer=Status.WHITELISTED),
+            Rule(list="devices", answer=Status.BLACKLISTED),
+        )
+    )
+    found = {}
+    for imei, imsi in ((UNPAID, SIM), (UNPAID, OTHER_SIM), (UNPAID, ""), (IN_FULL, SIM)):
+        answer = await explain_answer(Question(imei, imsi), policy, agency.lists, store, now=NOW)
+        found[imei, imsi] = (answer.status, answer.list, answer.reason)
+    assert found == {
+        (UNPAID, SIM): ("whitelisted", "pairs", None),
+        (UNPAID, OTHER_SIM): ("blacklisted", "devices", "unpaid"),
+        (UNPAID, ""): ("blacklisted", "devices", "unpaid"),
+        (IN_FULL, SIM): ("blacklisted", "stolen", None),
+    }
+
+
+# ---- `eir check` over lists of each kind ----
+
+
+async def test_check_finds_what_a_sim_is_bound_to_anywhere_in_a_list(agency, store):
+    pairs = "".join(f"{35000000 + n}000001,00101{n:010d}\n" for n in range(3000))
+    await agency.load(agency.release({"p.csv": ("entries", "eir", f"imei,imsi\n{pairs}".encode())}, list="pairs", serial=1), store)
+    await agency.load(agency.release({"s.csv": ("entries", "eir", f"imsi,reason\n{SIM},test SIM\n".encode())}, list="subscribers", serial=1), store)
+    rules = (
+        Rule(list="subscribers", answer=Status.WHITELISTED),
+        Rule(device_bound_elsewhere="pairs", answer=Status.BLACKLISTED),
+        Rule(subscriber_bound_elsewhere="pairs", answer=Status.GREYLISTED),
+        Rule(list="pairs", answer=Status.UNKNOWN),
+    )
+
+    async def rule(imei, imsi):
+        answer = await explain_answer(Question(imei, imsi), PolicySettings(rules=rules), agency.lists, store, now=NOW)
+        assert (answer.reason == "test SIM") is (answer.rule == 1)
+        return answer.rule
+
+    assert await rule("35000007000001", f"00101{7:010d}") == 4
+    assert await rule("35000007000001", f"00101{8:010d}") == 2
+    assert await rule("99999999000001", f"00101{2999:010d}") == 3
+    assert await rule("99999999000001", f"00101{3000:010d}") == "default"
+    assert await rule("35000007000001", SIM) == 1
+    assert await rule("35000007000001", "") == "default"
+    assert await rule("35000007000001", "not an IMSI") == "default"
+
+
+async def test_check_leaves_out_rows_that_ended(agency, store):
+    rows = f"imei,until\n{IN_FULL},{text(NOW)}\n{UNPAID},{text(NOW + timedelta(seconds=1))}\n"
+    await agency.load(agency.release({"u.csv": ("entries", "eir", rows.encode())}, list="devices", serial=1), store)
+    policy = PolicySettings(rules=(Rule(list="devices", answer=Status.BLACKLISTED),))
+
+    async def listed(imei, now):
+        answer = await explain_answer(Question(imei), policy, agency.lists, store, now=now)
+        return answer.status == "blacklisted"
+
+    assert not await listed(IN_FULL, NOW)
+    assert await listed(UNPAID, NOW)
+    assert await listed(IN_FULL, NOW - timedelta(seconds=1))
+
+
+# ---- rows and releases that end ----
+
+
+async def test_a_published_row_drops_out_at_its_moment_and_not_because_a_clock_jumped(agency, store, monkeypatch):
+    ends = NOW + timedelta(hours=10)
+    rows = f"imei,until\n{IN_FULL},{text(ends)}\n{UNPAID},\n"
+    await agency.load(agency.release({"u.csv": ("entries", "eir", rows.encode())}, list="devices", serial=1), store)
+    monkeypatch.setattr(follow, "EXPIRE_S", 0.01)
+    wall, monotonic, looks = [NOW.timestamp()], [0.0], []
+
+    def watched():
+        looks.append(wall[0])
+        return wall[0]
+
+    index = Index({"devices": "devices"})
+    follower = follow.Follower(
+        store, index, report=lambda *_, **__: None, on_switch=lambda *_: None, wall=watched, monotonic=lambda: monotonic[0]
+    )
+    await follower.start()
+    task = asyncio.create_task(follower.run())
+    holds = index.lists["devices"].holds
+
+    async def looked():
+        looks.clear()
+        await until_async(lambda: len(looks) > 3)
+
+    try:
+        wall[0] += 36_000  # a jump by ten hours
+        await looked()
+        assert holds(device_key(IN_FULL))
+        wall[0] -= 72_000  # and one back
+        await looked()
+        assert holds(device_key(IN_FULL))
+        for _ in range(36):  # ten hours go by as they do
+            monotonic[0] += 1000
+            wall[0] = NOW.timestamp() + monotonic[0] - 1
+            await asyncio.sleep(0)
+            follower.clock.now(wall[0], monotonic[0])
+        await looked()
+        assert holds(device_key(IN_FULL))
+        wall[0], monotonic[0] = ends.timestamp(), 36_001.0
+        await until_async(lambda: not holds(device_key(IN_FULL)))
+        assert holds(device_key(UNPAID))
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def released(expires):
+    return ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="", expires=expires)
+
+
+def test_which_lists_are_past_their_expiry():
+    states = {"old": released(text(NOW)), "new": released(text(NOW + timedelta(seconds=1))), "local": released(None)}
+    assert expired(states, NOW) == ["old"]
+    assert expired(states, NOW + timedelta(seconds=1)) == ["old", "new"]
+
+
+def test_an_expired_list_is_said_at_once_and_each_hour():
+    reminder = ExpiryReminder()
+    states = {"a": released(text(NOW + timedelta(minutes=10))), "b": released(text(NOW - timedelta(days=1)))}
+    said = []
+    for second in range(0, 3 * 3600, 60):
+        now = NOW + timedelta(seconds=second)
+        said += [(second, name) for name in reminder.due(states, now=now, monotonic=1e6 + second)]
+        if second == 7000 // 60 * 60:
+            states["b"] = released(text(NOW + timedelta(days=1)))  # a new release
+    assert said == [(0, "b"), (600, "a"), (REMIND_S, "b"), (REMIND_S + 600, "a"), (2 * REMIND_S + 600, "a")]
+
+
+def test_a_wall_clock_that_jumps_repeats_no_reminder():
+    reminder = ExpiryReminder()
+    states = {"a": released(text(NOW))}
+    assert reminder.due(states, now=NOW, monotonic=0.0) == ["a"]
+    assert reminder.due(states, now=NOW + timedelta(days=365), monotonic=1.0) == []
+
+
+async def test_a_node_says_that_a_list_is_past_its_expiry_and_keeps_it(site, connect):
+    listed = "35209900176148"
+    site.load([listed], expires_in=timedelta(seconds=3))
+    site.load([listed], list_name="tracked")
+    node = site.start()
+    await until_async(lambda: node.lines("list_expired"))
+    (line,) = node.lines("list_expired")
+    assert (line["list"], line["level"], line["detail"]) == ("stolen", "warning", "it stays in force")
+    assert node.metrics()["eir_list_expires_timestamp_seconds{list=stolen}"] < datetime.now(UTC).timestamp()
+    assert node.status()["state"] == "WARNING"
+    client = await connect(node)
+    answer = await client.ask(ecr(listed))
+    assert (answer.result, answer.number(1445, 10415)) == (2001, 1)
+
+
+async def test_operators_entries_pairs_and_subscribers_reach_a_running_node(site, connect):
+    """By the commands, over the wire: a block, a SIM that is always served, a module that is used with another SIM."""
+    site.configure(
+        lists={
+            "stolen": {"signers": "signers"},
+            "own": {"local": True},
+            "test-sims": {"local": True, "kind": "subscribers"},
+            "modules": {"local": True, "kind": "pairs"},
+        },
+        policy={
+            "rules": [
+                {"list": "test-sims", "answer": "whitelisted"},
+                {"list": "own", "answer": "blacklisted"},
+                {"device_bound_elsewhere": "modules", "answer": "blacklisted"},
+                {"subscriber_bound_elsewhere": "modules", "answer": "greylisted"},
+            ]
+        },
+    )
+    device, module, sim, test_sim, module_sim = "35123456000001", "35999999000001", SIM, OTHER_SIM, "001010000000003"
+    node = site.start()
+    assert node.get("/ready")[0] == 200  # a local list without an entry is no list that is missing
+    client = await connect(node)
+
+    async def status(imei, imsi):
+        return (await client.ask(ecr(imei, user=avp(1, imsi)))).number(1445, 10415)
+
+    async def becomes(expected, imei, imsi):
+        async def is_so():
+            return await status(imei, imsi) == expected
+
+        await until_async(is_so)
+
+    async def eir(*arguments, **options):
+        return await asyncio.to_thread(site.eir, *arguments, **options)
+
+    assert await status(device, sim) == 0
+    await eir("add", "own", f"{device}7", "--reason", "stolen at the counter", "--until", "14d")
+    await becomes(1, device, sim)
+    assert "already" in (await eir("add", "own", device, "--reason", "again", status=1)).stderr
+    await eir("add", "test-sims", test_sim, "--reason", "drive test")
+    await becomes(0, device, test_sim)
+    assert await status(device, sim) == 1
+    await eir("add", "modules", module, "--imsi", module_sim, "--reason", "meter")
+    await becomes(1, module, sim)
+    assert [await status(module, module_sim), await status("35123456000009", module_sim)] == [0, 2]
+    await eir("remove", "own", device, "--reason", "found")
+    await becomes(0, device, sim)
+    await eir("rollback", "own")
+    await becomes(1, device, sim)
+    events = site.json("history", "own")
+    assert events[0]["detail"].startswith("stolen at the counter, until 20")
+    assert [event["what"] for event in events] == ["add", "remove", "rollback"]
+    assert (await eir("add", "own", "351", "--reason", "x", status=2)).stderr.split("eir: ")[-1].startswith("351: an IMEI")
+    assert "eir: --until soon: expected" in (await eir("add", "own", device, "--reason", "x", "--until", "soon", status=2)).stderr
+    assert "no list nowhere" in (await eir("remove", "nowhere", device, "--reason", "x", status=2)).stderr
+    assert "signed releases" in (await eir("add", "stolen", device, "--reason", "x", status=1)).stderr
+    assert "Missing option '--reason'" in (await eir("add", "own", device, status=2)).stderr
+
+
+@pytest.mark.parametrize("store_kind", KINDS)
+async def test_operators_entries_in_every_store(opened, store_kind):
+    store = opened(store_kind)
+    own = ListSettings(name="own", local=True)
+
+    async def edit(what, *imeis, **details):
+        change = Edit(what=what, entries=parse_entries("devices", imeis), reason="lost", **details)
+        return await edit_list(change, own, store, who="tester@host", now=NOW)
+
+    await edit(ADD, IN_FULL, UNPAID)
+    await edit(ADD, IN_FULL, replace=True)  # touches no page
+    await edit(REMOVE, UNPAID)
+    assert await contents(store, "own") == {device_key(IN_FULL): ("lost", 0)}
+    await roll_back("own", store, who="tester@host", now=NOW)
+    assert await contents(store, "own") == dict.fromkeys(map(device_key, (IN_FULL, UNPAID)), ("lost", 0))
+    assert [event.what for event in await store.history("own")] == ["add", "add", "remove", "rollback"]
+    assert (await store.state("own")).generation == 4
+    await store.close()
