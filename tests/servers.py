@@ -27,12 +27,13 @@ def free_port():
 class Server:
     """One server process; `command` speaks to it without any client library."""
 
-    def __init__(self, program, *options, port=0, folder=None):
+    def __init__(self, program, *options, port=0, folder=None, sentinel=None):
         self.program = program
         self.options = options
         self.port = port or free_port()
         self.owned = folder is None
         self.folder = Path(folder or tempfile.mkdtemp(prefix="eir-redis-"))
+        self.sentinel = sentinel
         self.process = None
 
     @property
@@ -40,13 +41,7 @@ class Server:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self):
-        self.process = subprocess.Popen(
-            [
-                self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
-                "--save", "", "--appendonly", "no", "--enable-debug-command", "yes", *self.options,
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        self.launch()
         end = time.monotonic() + 20
         while time.monotonic() < end:
             with contextlib.suppress(OSError):
@@ -56,6 +51,15 @@ class Server:
                 break
             time.sleep(0.02)
         raise RuntimeError(f"{self.program} did not start on port {self.port}")
+
+    def launch(self):
+        """Start the process and do not wait until it answers. `sentinel`: its file, which makes it a sentinel."""
+        plain = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
+        how = [str(self.sentinel), "--sentinel"] if self.sentinel else plain
+        self.process = subprocess.Popen(
+            [self.program, *how, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *self.options],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
 
     def command(self, *words):
         """The raw reply to one command (its first 64 KiB)."""

@@ -2,10 +2,11 @@
 
 A process that has everything imported forks a child for each load (it loads no release itself: polars' threads do not live
 through a fork). The child kills itself when it is about to do a step, or is killed from outside at some time: at store
-level before each statement of a switch, at release level at each report of progress.
+level before each statement or command of a switch, at release level at each report of progress.
 """
 
 import asyncio
+import atexit
 import os
 import random
 import signal
@@ -16,13 +17,16 @@ import traceback
 from pathlib import Path
 
 import pytest
+import servers
 from made import pages_of, state
+from redis.asyncio.connection import AbstractConnection
 from releases import NAME, NOW, Agency
 
 from eir.lists.index import Index
 from eir.lists.load import load_release
-from eir.stores import sqlite
+from eir.stores import redis, sqlite
 from eir.stores.follow import Follower
+from eir.stores.redis import RedisStore
 from eir.stores.sqlite import SqliteStore
 
 OLD = [f"{35_000_000 + n:08d}{n:06d}" for n in range(50)]
@@ -65,7 +69,30 @@ class SqliteCase:
         return store
 
 
-CASES = {"sqlite": SqliteCase}
+class RedisCase:
+    """A server, and its steps: what a client sends."""
+
+    def __init__(self, _folder):
+        redis.PORTION_PAGES = 5  # so that a set is filled by several commands
+        self.server = servers.Server(servers.programs()["redis"]).start()
+        atexit.register(self.server.stop)
+
+    def open(self):
+        return RedisStore(self.server.url)
+
+    def doomed(self, at):
+        """In the child only: its connections die before they send for the `at`th time."""
+        die, send = Die(at), AbstractConnection.send_packed_command
+
+        async def watched(connection, *args, **kwargs):
+            die(args)
+            await send(connection, *args, **kwargs)
+
+        AbstractConnection.send_packed_command = watched
+        return self.open()
+
+
+CASES = {"sqlite": SqliteCase, "redis": RedisCase}
 
 
 def load(store, manifest, lists, progress=None):

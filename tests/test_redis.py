@@ -1,0 +1,580 @@
+"""What only the store in Redis owes: its keys, its faults by cause, users with few rights, TLS, Sentinel, a cluster."""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+
+import pytest
+import servers
+import trustme
+from made import event, page, pages_of, state, until
+from test_follow import Node
+
+from eir.errors import GenerationConflict, NothingToRollBack, StoreError
+from eir.lists.pages import PAGE_KEYS, Page
+from eir.stores import redis as redis_store
+from eir.stores.redis import RedisStore
+from eir.stores.redis_url import parse_url
+from eir.stores.sqlite import SqliteStore
+
+pytestmark = pytest.mark.skipif("redis" not in servers.programs(), reason="redis-server is not installed")
+
+A = pages_of([1, 2, 5 * PAGE_KEYS])
+B = [page(0, [3, 4], reasons=b"\x00\x01"), *pages_of([7 * PAGE_KEYS])]
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with servers.Server(servers.programs()["redis"]) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared):
+    shared.command("FLUSHALL")
+    return shared
+
+
+@pytest.fixture
+def own():
+    """Servers of one test, with options of its own."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *options, **how: stack.enter_context(servers.Server(servers.programs()["redis"], *options, **how))
+
+
+@contextlib.asynccontextmanager
+async def opened(url, **how):
+    store = RedisStore(url, **how)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def store(server):
+    async with opened(server.url) as one:
+        yield one
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("eir.stores.redis_url.ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("eir.stores.redis_url.RETRIES", 0)
+
+
+async def cause_of(awaitable):
+    with pytest.raises(StoreError) as caught:
+        await awaitable
+    return caught.value.cause
+
+
+async def read(store, name="a"):
+    return [each async for _, batch in store.pages(name) for each in batch]
+
+
+def keys_of(server):
+    return set(re.findall(rb"eir:\S+", server.command("KEYS", "*")))
+
+
+class TestKeys:
+    async def test_they_are_what_the_design_says(self, server, store):
+        await store.replace("a", state(A), A, seen=0)
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        await store.record(event("a"))
+        names = {re.sub(rb":set:[0-9a-f]+", b":set:ID", key) for key in keys_of(server)}
+        assert names == {
+            b"eir:lists", b"eir:{a}:state", b"eir:{a}:set:ID", b"eir:{a}:changes", b"eir:{history}:events",
+            b"eir:{history}:outcomes",
+        }  # fmt: skip
+
+    async def test_pages_are_plain_bitmaps_under_their_number(self, server, store):
+        await store.replace("a", state(B), B, seen=0)
+        (key,) = [key for key in keys_of(server) if b":set:" in key]
+        assert B[0].keys in server.command("HGET", key, "0")
+        assert B[0].extra in server.command("HGET", key, "0+")
+        assert B[1].keys in server.command("HGET", key, "7")
+        assert server.command("HLEN", key) == b":3\r\n"
+
+    async def test_only_what_is_in_force_stays(self, server, store):
+        for seen in range(4):
+            await store.replace("a", state(A, serial=seen + 1), A, seen=seen)
+        lifetimes = [ttl(server, key) for key in keys_of(server) if b":set:" in key]
+        # In force, and the one before for a rollback; older ones are gone.
+        assert sorted(lifetimes) == [-1, redis_store.PREVIOUS_S]
+        await store.amend("a", state([page(0, [9]), A[1]], serial=5), [page(0, [9])], seen=4)
+        lifetimes = {key: ttl(server, key) for key in keys_of(server) if b":set:" in key or b":kept:" in key}
+        assert sorted(lifetimes.values()) == [-1, redis_store.PREVIOUS_S]
+        assert [b":kept:" in key for key, left in lifetimes.items() if left > 0] == [True]
+
+    async def test_a_rollback_whose_release_has_expired(self, server, store):
+        await store.replace("a", state(A), A, seen=0)
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        (old,) = [key for key in keys_of(server) if b":set:" in key and ttl(server, key) > 0]
+        server.command("DEL", old)
+        with pytest.raises(NothingToRollBack, match="no longer in Redis"):
+            await store.rollback("a", seen=2)
+        assert await read(store) == B
+
+    async def test_the_stream_of_changes_is_bounded(self, server, store, monkeypatch):
+        monkeypatch.setattr(redis_store, "CHANGES_MAX", 5)
+        for seen in range(20):
+            await store.amend("a", state([page(0, [seen])]), [page(0, [seen])], seen=seen)
+        assert len(await store.changes("a", 16)) == 4
+        assert await store.changes("a", 3) is None
+        assert server.command("XLEN", "eir:{a}:changes") == b":5\r\n"
+
+
+def ttl(server, key):
+    return int(server.command("TTL", key)[1:])
+
+
+@pytest.mark.usefixtures("impatient")
+class TestFaults:
+    async def test_nobody_listens(self):
+        async with opened(f"redis://127.0.0.1:{servers.free_port()}") as store:
+            assert await cause_of(store.states()) == "refused"
+
+    async def test_hanging(self, own):
+        server = own()
+        async with opened(server.url) as store:
+            await store.replace("a", state(A), A, seen=0)
+            server.pause()
+            try:
+                assert await cause_of(store.states()) == "timeout"
+                assert await cause_of(store.replace("a", state(B), B, seen=1)) == "timeout"
+            finally:
+                server.resume()
+            await until(lambda: is_a(store))
+
+    async def test_a_password_is_wanted(self, own):
+        server = own("--requirepass", "right")
+        for url in (server.url, server.url.replace("//", "//:wrong@")):
+            async with opened(url) as store:
+                with pytest.raises(StoreError) as caught:
+                    await store.states()
+                assert caught.value.cause == "noauth"
+                assert "wrong" not in f"{caught.value}{store.where}{parse_url(url)!r}"
+        async with opened(server.url.replace("//", "//:right@")) as store:
+            assert await store.states() == {}
+
+    async def test_loading(self, own):
+        server = own("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
+        for at in range(0, 4_000, 500):
+            server.command("MSET", *[text for n in range(at, at + 500) for text in (f"k{n}", "x" * 100)])
+        server.command("SAVE")
+        server.kill()
+        server.launch()
+        await until(lambda: answers(server))
+        async with opened(server.url) as store:
+            assert await cause_of(store.states()) == "loading"
+
+    async def test_a_replica_is_not_for_writing(self, own):
+        master = own()
+        replica = own("--replicaof", "127.0.0.1", str(master.port))
+        async with opened(replica.url) as store:
+            assert await cause_of(store.record(event())) == "readonly"
+
+    async def test_memory_is_full(self, own):
+        server = own("--maxmemory", "3mb")
+        many = [page(n, range(n % 7, 30_000, 7)) for n in range(3_000)]
+        async with opened(server.url) as store:
+            await store.replace("a", state(A), A, seen=0)
+            assert await cause_of(store.replace("a", state(many), many, seen=1)) == "oom"
+            assert await read(store) == A
+
+    async def test_a_policy_that_drops_lists_is_reported(self, own):
+        said = []
+        async with opened(own("--maxmemory-policy", "allkeys-lru").url, report=lambda *what, **more: said.append((what, more))) as store:
+            await store.states()
+        ((what, more),) = said
+        assert what == ("store_may_evict",)
+        assert more["reason"] == "allkeys-lru"
+
+    async def test_a_change_that_no_replica_has_is_reported(self, own, monkeypatch):
+        monkeypatch.setattr(redis_store, "REPLICA_WAIT_MS", 100)
+        master, said = own(), []
+        replica = own("--replicaof", "127.0.0.1", str(master.port))
+        async with opened(master.url, report=lambda what, **_: said.append(what)) as store:
+            await until(lambda: b"connected_slaves:1" in master.command("INFO", "replication") and b"state=online" in master.command("INFO", "replication"))
+            await store.replace("a", state(A), A, seen=0)
+            assert said == []
+            replica.pause()
+            try:
+                await store.replace("a", state(B), B, seen=1)
+            finally:
+                replica.resume()
+            assert said == ["store_not_replicated"]
+
+
+def answers(server):
+    try:
+        return server.command("PING")
+    except OSError:
+        return False
+
+
+async def is_a(store):
+    try:
+        return await read(store) == A
+    except StoreError:
+        return False
+
+
+class TestSwitch:
+    async def test_a_staged_set_that_vanishes(self, server, store, monkeypatch):
+        stored = await store.replace("a", state(A), A, seen=0)
+        stage = store._stage
+
+        async def vanishing(key, pages, **how):
+            count = await stage(key, pages, **how)
+            server.command("DEL", key)
+            return count
+
+        monkeypatch.setattr(store, "_stage", vanishing)
+        assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "staging_lost"
+        assert await cause_of(store.amend("a", state(B, serial=2), B, seen=1)) == "staging_lost"
+        assert await store.state("a") == stored
+        assert await read(store) == A
+
+    async def test_a_flush_in_the_middle_of_a_load(self, server, store, monkeypatch):
+        await store.replace("a", state(A), A, seen=0)
+        commit = store._commit
+
+        async def flushed(*args):
+            server.command("FLUSHALL")
+            await commit(*args)
+
+        monkeypatch.setattr(store, "_commit", flushed)
+        with pytest.raises(GenerationConflict):
+            await store.replace("a", state(B, serial=2), B, seen=1)
+        assert not {key for key in keys_of(server) if b"{a}" in key}
+
+    @pytest.mark.parametrize("done", [True, False])
+    async def test_an_exec_whose_answer_is_lost(self, store, monkeypatch, done):
+        await store.replace("a", state(A), A, seen=0)
+        client = await store._connections.to("eir:{a}:state")
+        pipeline = client.pipeline
+
+        def breaking(*args, **how):
+            pipe = pipeline(*args, **how)
+            execute = pipe.execute
+
+            async def lost():
+                if done:
+                    await execute()
+                raise ConnectionResetError("the answer is lost")
+
+            if pipe.is_transaction:
+                pipe.execute = lost
+            return pipe
+
+        monkeypatch.setattr(client, "pipeline", breaking)
+        if done:
+            assert (await store.replace("a", state(B, serial=2), B, seen=1)).generation == 2
+        else:
+            assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "refused"
+        assert await read(store) == (B if done else A)
+
+    async def test_a_set_that_was_evicted_is_a_list_that_was_lost(self, server, store):
+        await store.replace("a", state(A, serial=7), A, seen=0)
+        (key,) = [key for key in keys_of(server) if b":set:" in key]
+        server.command("DEL", key)
+        assert await store.state("a") is None
+        assert await store.states() == {}
+        assert await read(store) == []
+        # What is loaded next goes on from what is known.
+        stored = await store.replace("a", state(B, serial=8), B, seen=0)
+        assert (stored.generation, stored.highest_serial) == (2, 8)
+        assert await read(store) == B
+
+    async def test_part_of_a_set_that_is_gone_is_no_list_either(self, server, store):
+        await store.replace("a", state(A), A, seen=0)
+        (key,) = [key for key in keys_of(server) if b":set:" in key]
+        server.command("HDEL", key, "0")
+        assert await store.state("a") is None
+
+    async def test_a_list_named_like_the_history(self, store):
+        await store.replace("history", state(A), A, seen=0)
+        await store.record(event("history"))
+        assert await read(store, "history") == A
+        assert len(await store.history()) == 1
+
+
+class TestNodes:
+    async def test_a_load_and_a_single_entry_reach_every_node(self, server, store):
+        async with contextlib.AsyncExitStack() as stack:
+            nodes = []
+            for _ in range(3):
+                one = await stack.enter_async_context(opened(server.url))
+                nodes.append(await stack.enter_async_context(Node(one, {"a": "devices"})))
+            await store.replace("a", state(A), A, seen=0)
+            for node in nodes:
+                await node.reaches(1)
+            touched = [page(0, [1, 2, 3])]
+            await store.amend("a", state([touched[0], A[1]]), touched, seen=1)
+            for node in nodes:
+                await node.reaches(2)
+                assert node.index.lists["a"].holds(3)
+                assert not node.follower.errors
+
+    async def test_a_flush_is_noticed_and_healed_from_a_copy(self, server, tmp_path, store):
+        copy = SqliteStore(tmp_path / "copy.sqlite")
+        await store.replace("a", state(A, serial=5), A, seen=0)
+        async with Node(store, {"a": "devices"}, copy=copy, who="node") as node:
+            await until(lambda: has_state(copy))
+            server.command("FLUSHALL")
+            await until(lambda: "store_healed" in node.said())
+            assert node.index.lists["a"].holds(1)
+            await until(lambda: not node.follower.lost)
+            assert (await store.state("a")).serial == 5
+            await store.replace("a", state(B, serial=6), B, seen=1)
+            await node.reaches(2)
+        await copy.close()
+
+    @pytest.mark.usefixtures("impatient")
+    async def test_a_server_that_comes_back_empty(self, own, tmp_path):
+        server, copy = own(), SqliteStore(tmp_path / "copy.sqlite")
+        async with opened(server.url) as store:
+            await store.replace("a", state(A), A, seen=0)
+            async with Node(store, {"a": "devices"}, copy=copy) as node:
+                await until(lambda: has_state(copy))
+                server.kill()
+                await until(lambda: node.follower.errors["refused"])
+                assert node.index.lists["a"].holds(1)
+                server.start()
+                await until(lambda: "store_healed" in node.said(), 20)
+                assert await read(store) == A
+        await copy.close()
+
+
+async def has_state(copy):
+    return await copy.state("a") is not None
+
+
+ACL = {
+    "worker": "on >w ~eir:* resetchannels -@all +hello +client|setinfo +client|setname +ping +info"
+    " +smembers +hmget +hlen +eval_ro +hget +hscan +xrange +xread +xrevrange +hgetall",
+    "loader": "on >l ~eir:* resetchannels -@all +hello +client|setinfo +client|setname +ping +info"
+    " +smembers +hmget +hlen +eval_ro +hget +hscan +xrange +xread +xrevrange +hgetall"
+    " +multi +exec +watch +unwatch +discard +sadd +hset +hdel +hincrby +expire +persist +unlink +xadd +wait"
+    " +set +get +pexpire +del",
+}
+"""What a follower and a loader need; the README shows the same."""
+
+
+class TestUsers:
+    @pytest.fixture
+    def guarded(self, own):
+        server = own()
+        for name, rules in ACL.items():
+            assert server.command("ACL", "SETUSER", name, *rules.split()) == b"+OK\r\n"
+        assert server.command("ACL", "SETUSER", "default", "off") == b"+OK\r\n"
+        return server
+
+    def url(self, server, login):
+        return server.url.replace("//", f"//{login}@")
+
+    async def test_each_can_do_what_it_is_for_and_no_more(self, guarded):
+        async with opened(self.url(guarded, "loader:l")) as loader, opened(self.url(guarded, "worker:w")) as worker:
+            await loader.replace("a", state(A), A, seen=0)
+            await loader.replace("a", state(B, serial=2), B, seen=1)
+            await loader.amend("a", state([page(0, [9]), B[1]], serial=3), [page(0, [9])], seen=2)
+            await loader.rollback("a", seen=3)
+            await loader.record(event("a"))
+            assert await loader.claim("inbox", "me", 5)
+            assert await loader.claim("inbox", "me", 0)
+            async with Node(worker, {"a": "devices"}) as node:
+                assert node.index.lists["a"].holds(3)
+                await loader.replace("a", state(A, serial=4), A, seen=4)
+                await node.reaches(5)
+                assert not node.follower.errors
+            assert (await worker.outcomes())[0].count == 1
+            assert len(await worker.history()) == 1
+            for write in (
+                worker.replace("a", state(B), B, seen=5),
+                worker.amend("a", state(B), B, seen=5),
+                worker.rollback("a", seen=5),
+                worker.record(event("a")),
+                worker.claim("inbox", "me", 5),
+            ):
+                assert await cause_of(write) == "noperm"
+
+    async def test_neither_may_do_what_harms(self, guarded):
+        for login in ("loader:l", "worker:w"):
+            user, password = login.split(":")
+            for harm in (["FLUSHALL"], ["CONFIG", "SET", "maxmemory", "1"], ["SHUTDOWN"], ["KEYS", "*"], ["GET", "other"]):
+                with contextlib.closing(socket.create_connection(("127.0.0.1", guarded.port), timeout=5)) as one:
+                    one.sendall(f"AUTH {user} {password}\r\n".encode() + (" ".join(harm) + "\r\n").encode())
+                    answer = b""
+                    while answer.count(b"\r\n") < 2:
+                        answer += one.recv(4096)
+                assert b"-NOPERM" in answer, harm
+
+
+class TestUrls:
+    @pytest.mark.parametrize(
+        ("url", "expected"),
+        [
+            ("redis://host", ("single", (("host", 6379),), "", 0)),
+            ("redis://u:p@[::1]:7000/3", ("single", (("::1", 7000),), "", 3)),
+            ("redis+sentinel://a,b:26380/lists", ("sentinel", (("a", 26379), ("b", 26380)), "lists", 0)),
+            ("redis+sentinel://a/lists/2", ("sentinel", (("a", 26379),), "lists", 2)),
+            ("redis+cluster://a:1,b:2", ("cluster", (("a", 1), ("b", 2)), "", 0)),
+        ],
+    )
+    def test_forms(self, url, expected):
+        found = parse_url(url, {})
+        assert (found.form, found.hosts, found.service, found.database) == expected
+
+    def test_secrets_come_from_where_the_url_says(self, tmp_path):
+        file = tmp_path / "password"
+        file.write_text("from file\n")
+        assert parse_url("redis://u@h", {"EIR_REDIS_PASSWORD": "from default"}).options["password"] == "from default"
+        assert parse_url("redis://u@h?password_env=MINE", {"MINE": "mine"}).options["password"] == "mine"
+        found = parse_url(f"redis://u@h?password_file={file}", {"EIR_REDIS_PASSWORD": "x"})
+        assert (found.options["username"], found.options["password"]) == ("u", "from file")
+        assert parse_url("redis://u:p%40%3A@h", {}).options["password"] == "p@:"
+        assert "from file" not in repr(found)
+
+    def test_tls_is_verified(self):
+        options = parse_url("rediss://h?ca_file=/ca&cert_file=/c&key_file=/k", {}).options
+        assert {name: options[name] for name in options if name.startswith("ssl")} == {
+            "ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": "/ca",
+            "ssl_certfile": "/c", "ssl_keyfile": "/k",
+        }  # fmt: skip
+        assert parse_url("rediss+cluster://h", {}).options["ssl"]
+        assert "ssl" not in parse_url("redis://h", {}).options
+
+    @pytest.mark.parametrize(
+        ("url", "says"),
+        [
+            ("http://h", "scheme 'http'"),
+            ("redis://", "names no host"),
+            ("redis://h/x", "database number"),
+            ("redis://h/1/2", "database number"),
+            ("redis+cluster://h/1", "database number"),
+            ("redis+sentinel://h", "/SERVICE"),
+            ("redis://h:99999", "bad port"),
+            ("redis://h?pasword_file=x", "unknown option 'pasword_file'"),
+            ("redis://h?password_file=/nowhere/at/all", "/nowhere/at/all"),
+            ("redis://h?password_env=NOT_THERE", "NOT_THERE"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, url, says):
+        with pytest.raises(StoreError, match=re.escape(says)) as caught:
+            parse_url(url, {})
+        assert caught.value.cause == "url"
+
+
+async def test_tls_with_certificates_on_both_sides(own, tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in ("server", "client"):
+        issued = authority.issue_cert("127.0.0.1" if name == "server" else "node@host")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        for at, part in enumerate(issued.cert_chain_pems):
+            part.write_to_path(tmp_path / f"{name}.pem", append=at > 0)
+    port = servers.free_port()
+    own(
+        "--tls-port", str(port), "--tls-cert-file", str(tmp_path / "server.pem"), "--tls-key-file", str(tmp_path / "server.key"),
+        "--tls-ca-cert-file", str(tmp_path / "ca.pem"), "--tls-auth-clients", "yes",
+    )  # fmt: skip
+    base = f"rediss://127.0.0.1:{port}?ca_file={tmp_path / 'ca.pem'}"
+    async with opened(f"{base}&cert_file={tmp_path / 'client.pem'}&key_file={tmp_path / 'client.key'}") as store:
+        await store.replace("a", state(A), A, seen=0)
+        assert await read(store) == A
+    async with opened(base) as without:
+        assert await cause_of(without.states()) in {"refused", "timeout"}
+    other = trustme.CA()
+    other.cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with opened(f"{base}&cert_file={tmp_path / 'client.pem'}&key_file={tmp_path / 'client.key'}") as deceived:
+        assert await cause_of(deceived.states()) == "refused"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_master_that_sentinel_names_and_a_failover(own, tmp_path):
+    master = own()
+    replica = own("--replicaof", "127.0.0.1", str(master.port))
+    await until(lambda: b"state=online" in master.command("INFO", "replication"))
+    watchers = []
+    for number in range(3):
+        folder = tmp_path / f"sentinel-{number}"
+        folder.mkdir()
+        (folder / "sentinel.conf").write_text(
+            f"sentinel monitor lists 127.0.0.1 {master.port} 2\nsentinel down-after-milliseconds lists 500\n"
+            "sentinel failover-timeout lists 3000\n"
+        )
+        watchers.append(own(folder=folder, sentinel=folder / "sentinel.conf"))
+    hosts = ",".join(f"127.0.0.1:{watcher.port}" for watcher in watchers)
+    known = b"num-other-sentinels\r\n$1\r\n2"
+    await until(lambda: all(known in watcher.command("SENTINEL", "MASTER", "lists") for watcher in watchers), 30)
+    async with opened(f"redis+sentinel://{hosts}/lists") as store:
+        await store.replace("a", state(A), A, seen=0)
+        async with Node(store, {"a": "devices"}) as node:
+            master.kill()
+            await until(lambda: node.follower.errors, 20)
+
+            async def promoted():
+                try:
+                    await store.replace("a", state(B, serial=2), B, seen=1)
+                except StoreError:
+                    return False
+                return True
+
+            await until(promoted, 40)
+            assert b"role:master" in replica.command("INFO", "replication")
+            await until(lambda: node.generation() == 2, 20)
+            assert node.index.lists["a"].holds(3)
+
+
+async def test_a_cluster_of_three(own):
+    nodes = [own("--cluster-enabled", "yes", "--cluster-node-timeout", "2000") for _ in range(3)]
+    for at, node in enumerate(nodes):
+        first, last = at * 5461 + (at > 0), 16383 if at == 2 else (at + 1) * 5461
+        assert node.command("CLUSTER", "ADDSLOTSRANGE", first, last) == b"+OK\r\n"
+    for node in nodes[1:]:
+        node.command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+    await until(lambda: all(b"cluster_state:ok" in n.command("CLUSTER", "INFO") and b"cluster_known_nodes:3" in n.command("CLUSTER", "INFO") for n in nodes), 30)
+    names = ["a", "b", "c", "history", "stolen-national"]
+    async with opened(f"redis+cluster://127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[1].port}") as store:
+        for name in names:
+            await store.replace(name, state(A), A, seen=0)
+            await store.replace(name, state(B, serial=2), B, seen=1)
+            await store.record(event(name))
+        assert all(b"eir:" in node.command("KEYS", "eir:{*}:state") for node in nodes)
+        async with Node(store, dict.fromkeys(names, "devices")) as node:
+            for name in names:
+                await store.amend(name, state([page(0, [9]), B[1]], serial=3), [page(0, [9])], seen=2)
+                await node.reaches(3, name)
+                await store.rollback(name, seen=3)
+                await node.reaches(4, name)
+            assert not node.follower.errors
+            assert len(await store.history()) == len(names)
+            assert await store.claim("inbox", "me", 5)
+            # A slot that moves to another node, with nothing in the way of the next read.
+            slot = int(nodes[0].command("CLUSTER", "KEYSLOT", "eir:{moved}:state")[1:])
+            owner = next(n for n in nodes if b"MOVED" not in n.command("HLEN", "eir:{moved}:state"))
+            target = next(n for n in nodes if n is not owner)
+            identity = target.command("CLUSTER", "MYID").split(b"\r\n")[1]
+            for n in nodes:
+                assert n.command("CLUSTER", "SETSLOT", slot, "NODE", identity) == b"+OK\r\n"
+            await store.replace("moved", state(A), A, seen=0)
+            assert await read(store, "moved") == A
+            assert b"eir:{moved}:state" in target.command("KEYS", "eir:{moved}:state")
+
+
+def test_the_form_of_a_state_is_json_for_other_readers(server):
+    async def write():
+        async with opened(server.url) as store:
+            await store.replace("a", state(A, serial=42), A, seen=0)
+
+    asyncio.run(write())
+    text = server.command("HGET", "eir:{a}:state", "state").split(b"\r\n")[1]
+    assert json.loads(text)["serial"] == 42
+
+
+def test_a_damaged_page_number_is_a_page_that_is_not_there():
+    assert redis_store._decode_batch([5, 6], bytes(8) + b"\0\0\0\x02\0\0\0\x01kkx") == [Page(6, b"kk", b"x")]
