@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eir.diameter.avp import encode, encode_text, encode_u32, u32
+from eir.diameter.avp import encode, encode_text, encode_u32, text, u32
 from eir.diameter.client import Client, connect
 from eir.diameter.message import Answer
+from eir.errors import EirError
 from eir.s13 import service as s13
 
 STATUS_OF = {value: str(status) for status, value in s13.EQUIPMENT_STATUSES.items()}
 COMMAND_ECR = 324
 APPLICATION_S13 = 16777252
 VENDOR_ID, AUTH_APPLICATION_ID, VENDOR_SPECIFIC_APPLICATION_ID = 266, 258, 260
+REDIRECT_HOST = 292
+REDIRECT_INDICATION = 3006
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,13 @@ class Finding:
     result_code: int | None
     experimental_result_code: int | None
     round_trip_ms: float | None
-    """None: no answer in time."""
+    """None: no answer."""
+    fault: str | None = None
+    """Why there is no answer, or what is wrong with it."""
 
     def as_json(self) -> dict[str, Any]:
-        """The finding as a JSON object."""
-        return asdict(self)
+        """The finding as a JSON object; the fault is for people."""
+        return {key: value for key, value in asdict(self).items() if key != "fault"}
 
 
 async def ask(
@@ -70,7 +75,9 @@ async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, tim
     try:
         answer = await client.request(COMMAND_ECR, APPLICATION_S13, avps, timeout_s=timeout_s)
     except TimeoutError:
-        return Finding(imei, imsi, None, None, None, None)
+        return Finding(imei, imsi, None, None, None, None, f"no answer within {timeout_s:g} s")
+    except EirError as e:
+        return Finding(imei, imsi, None, None, None, None, f"no answer: {e}")
     return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
 
 
@@ -101,4 +108,23 @@ def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) 
     elif not codes and experimental == [(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
         status = "unknown"
     code = codes[0] if codes else None
-    return Finding(imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms)
+    fault = None if status is not None else _fault(answer, codes, experimental, statuses)
+    return Finding(imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms, fault)
+
+
+def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[int]) -> str | None:
+    """What is wrong with an answer that holds no status that counts; None for a plain error answer."""
+    results = [*map(str, codes), *(f"{vendor}:{code}" for vendor, code in experimental)]
+    if len(results) != 1:
+        return f"{len(results)} results in one answer: {', '.join(results)}" if results else "no result in the answer"
+    if codes == [REDIRECT_INDICATION]:
+        hosts = ", ".join(text(avp) for avp in answer.every(REDIRECT_HOST))
+        return f"redirected to {hosts or 'nobody'}; not followed"
+    if codes != [s13.DIAMETER_SUCCESS]:
+        return None
+    if answer.is_error:
+        return "the E bit is set beside 2001"
+    if len(statuses) != 1:
+        return f"{len(statuses) or 'no'} Equipment-Status{'es' if statuses else ''} beside 2001"
+    return f"Equipment-Status {statuses[0]} is none (TS 29.272 7.3.51)"
+
