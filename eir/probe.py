@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eir.diameter.avp import encode, encode_text, encode_u32, text, u32
+from eir.diameter.avp import encode, encode_text, encode_u32, text
 from eir.diameter.client import Client, connect
 from eir.diameter.message import Answer
 from eir.errors import EirError
 from eir.s13 import service as s13
 
-STATUS_OF = {value: str(status) for status, value in s13.EQUIPMENT_STATUSES.items()}
+STATUS_OF = {value.to_bytes(4): str(status) for status, value in s13.EQUIPMENT_STATUSES.items()}
 COMMAND_ECR = 324
 APPLICATION_S13 = 16777252
 VENDOR_ID, AUTH_APPLICATION_ID, VENDOR_SPECIFIC_APPLICATION_ID = 266, 258, 260
@@ -101,7 +101,7 @@ def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> Finding:
     """An answer as it came: two results, or an E bit with a status, are shown and not followed."""
     codes, experimental = answer.result_codes, answer.experimental_results
-    statuses = [u32(avp) for avp in answer.every(s13.EQUIPMENT_STATUS, s13.VENDOR_3GPP)]
+    statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS, s13.VENDOR_3GPP)]
     status = None
     if codes == [s13.DIAMETER_SUCCESS] and not experimental and len(statuses) == 1 and not answer.is_error:
         status = STATUS_OF.get(statuses[0])
@@ -112,7 +112,7 @@ def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) 
     return Finding(imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms, fault)
 
 
-def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[int]) -> str | None:
+def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
     """What is wrong with an answer that holds no status that counts; None for a plain error answer."""
     results = [*map(str, codes), *(f"{vendor}:{code}" for vendor, code in experimental)]
     if len(results) != 1:
@@ -126,5 +126,5 @@ def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]]
         return "the E bit is set beside 2001"
     if len(statuses) != 1:
         return f"{len(statuses) or 'no'} Equipment-Status{'es' if statuses else ''} beside 2001"
-    return f"Equipment-Status {statuses[0]} is none (TS 29.272 7.3.51)"
+    return f"Equipment-Status {statuses[0].hex() or 'of no bytes'} is none (TS 29.272 7.3.51)"
 
