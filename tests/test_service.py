@@ -1,0 +1,209 @@
+"""ME-Identity-Check by itself: from the AVPs of an ECR to the verdict, and what is counted and noted of it."""
+
+from datetime import UTC, datetime
+
+import pytest
+from made import pages_of, state
+from wire import HOST, TGPP, Message, avp, ecr, message, terminal, u32, walk
+
+from eir.device import device_key
+from eir.diameter.message import Request
+from eir.errors import DiameterError
+from eir.lists.index import Index
+from eir.policy import PolicySettings, Rule, Status, compile_policy
+from eir.s13.service import REPLIES, S13Service
+
+LISTED = "35209900176148"
+MEID = "A0000012345678"
+DECIMAL_MEID = "99000012345678"
+"""One of decimal digits only, which shares its key with an IMEI of these digits."""
+RULES = (
+    Rule(answer=Status.BLACKLISTED, list="stolen"),
+    Rule(answer=Status.GREYLISTED, software_version=("34",)),
+    Rule(answer=Status.UNKNOWN, imsi=("26201",)),
+    Rule(answer=Status.GREYLISTED, origin_host=("grey.example",)),
+    Rule(answer=Status.GREYLISTED, origin_realm=("grey.realm",)),
+)
+
+
+class Checks:
+    """A service over one list; `ask` gives what it would answer, and what it noted."""
+
+    def __init__(self, **policy):
+        index = Index({"stolen": "devices"})
+        pages = pages_of(device_key(identifier) for identifier in (LISTED, MEID, DECIMAL_MEID))
+        builder = index.builder("stolen", state(pages, generation=1))
+        for page in pages:
+            builder.add(page)
+        index.switch("stolen", builder)
+        settings = PolicySettings(**{"rules": RULES, "no_identity": None, "bad_identity": None} | policy)
+        self.notes = []
+        compiled = compile_policy(settings, index, observed=lambda *_: None, now=datetime.now(UTC))
+        self.service = S13Service(compiled, note=lambda *note: self.notes.append(note))
+
+    def ask(self, octets):
+        return self.service.answer(Request(octets, 1000, "mme"))
+
+    def status(self, octets):
+        reply = self.ask(octets)
+        return next(status for status, known in REPLIES.items() if known is reply)
+
+
+@pytest.fixture
+def checks():
+    return Checks()
+
+
+def meid(octets):
+    """A Terminal-Information with an MEID only."""
+    return avp(1401, avp(1471, octets, TGPP), TGPP)
+
+
+def asked(imei=None, *, version=None, **put):
+    return ecr(imei, terminal=terminal(imei, version), **put)
+
+
+class TestIdentifiers:
+    @pytest.mark.parametrize("imei", [LISTED, f"{LISTED}1", f"{LISTED}0", f"{LISTED}9", f"{LISTED}00", f"{LISTED}99"])
+    def test_an_imei_of_14_15_or_16_digits_is_the_same_device(self, checks, imei):
+        assert checks.status(asked(imei)) is Status.BLACKLISTED
+        assert [note[2] for note in checks.notes] == [LISTED]
+
+    def test_leading_zeros_count(self, checks):
+        assert checks.status(asked("00209900176148")) is Status.WHITELISTED
+        assert checks.status(asked("35209900176140")) is Status.WHITELISTED
+
+    # The last form is that of 3GPP2 A.S0022: digit 1 and the type 1 in the first octet, the others swapped in pairs, a filler.
+    @pytest.mark.parametrize("octets", [MEID, MEID.lower(), bytes.fromhex(MEID), bytes.fromhex("A1000010325476F8")])
+    def test_a_meid_as_text_or_as_octets(self, checks, octets):
+        assert checks.status(ecr(terminal=meid(octets))) is Status.BLACKLISTED
+        assert [note[2] for note in checks.notes] == [MEID]
+
+    def test_a_meid_of_decimal_digits_is_the_device_with_that_imei(self, checks):
+        assert checks.status(ecr(terminal=meid(DECIMAL_MEID))) is Status.BLACKLISTED
+        assert checks.status(asked(f"{DECIMAL_MEID}0")) is Status.BLACKLISTED
+
+    def test_a_good_imei_comes_before_a_meid_and_a_bad_one_after(self, checks):
+        both = avp(1401, avp(1402, "35123456789012", TGPP) + avp(1471, MEID, TGPP), TGPP)
+        assert checks.status(ecr(terminal=both)) is Status.WHITELISTED
+        both = avp(1401, avp(1402, "nonsense", TGPP) + avp(1471, MEID, TGPP), TGPP)
+        assert checks.status(ecr(terminal=both)) is Status.BLACKLISTED
+        both = avp(1401, avp(1402, LISTED, TGPP) + avp(1471, b"x", TGPP), TGPP)
+        assert checks.status(ecr(terminal=both)) is Status.BLACKLISTED
+
+    def test_flags_of_avps_make_no_difference(self, checks):
+        inside = avp(1402, LISTED, TGPP, flags=0) + avp(1403, "01", TGPP, flags=0) + avp(4711, b"x", 9, flags=0)
+        assert checks.status(ecr(terminal=avp(1401, inside, TGPP, flags=0))) is Status.BLACKLISTED
+
+
+NONE = [b"", "3520990017614", "35209900176148111", "3520990017614A", " 35209900176148", "35209900176148 ", b"\xff" * 14,
+        "3520990017614\N{FULLWIDTH DIGIT EIGHT}", "+3520990017614", "3520990017_148", "00000000000000\0"]  # fmt: skip
+
+
+class TestWithoutAUsableIdentifier:
+    @pytest.mark.parametrize("imei", NONE)
+    def test_one_that_is_none_is_5004_with_the_avp_inside_its_group(self, checks, imei):
+        info = avp(1401, avp(1402, imei, TGPP) + avp(1403, "34", TGPP), TGPP)
+        with pytest.raises(DiameterError) as raised:
+            checks.ask(ecr(terminal=info))
+        assert (raised.value.result_code, raised.value.reason) == (5004, "bad_identity")
+        assert raised.value.failed_avp == avp(1401, avp(1402, imei, TGPP), TGPP)
+        assert checks.service.identity_errors == {("bad", "mme"): 1}
+        assert checks.service.checks == {}
+
+    @pytest.mark.parametrize("octets", [b"", b"x", bytes(6), bytes(9), "G0000012345678", b"\xff" * 8])
+    def test_a_meid_that_is_none(self, checks, octets):
+        with pytest.raises(DiameterError) as raised:
+            checks.ask(ecr(terminal=meid(octets)))
+        assert (raised.value.result_code, raised.value.failed_avp) == (5004, meid(octets))
+
+    @pytest.mark.parametrize(
+        ("octets", "missing"), [(ecr(drop=("terminal",)), (1401,)), (asked(None), (1401, 1402)), (asked(None, version="34"), (1401, 1402))]
+    )
+    def test_none_at_all_is_5005_with_an_example(self, checks, octets, missing):
+        with pytest.raises(DiameterError) as raised:
+            checks.ask(octets)
+        assert (raised.value.result_code, raised.value.reason) == (5005, "no_identity")
+        (found,) = walk(raised.value.failed_avp)
+        shown = [found.code]
+        if len(missing) > 1:
+            (found,) = walk(found.data)
+            shown.append(found.code)
+        assert tuple(shown) == missing
+        assert checks.service.identity_errors == {("none", "mme"): 1}
+
+    @pytest.mark.parametrize("status", list(Status))
+    def test_or_the_status_that_the_policy_gives(self, status):
+        checks = Checks(no_identity=status, bad_identity=status)
+        assert checks.status(ecr(drop=("terminal",))) is status
+        assert checks.status(asked("nonsense")) is status
+        assert checks.service.identity_errors == {("none", "mme"): 1, ("bad", "mme"): 1}
+        assert checks.service.checks == {(status, ""): 2}
+        noted = [] if status is Status.WHITELISTED else [("mme", "", "001010123456789")] * 2
+        assert [note[1:] for note in checks.notes] == noted
+
+
+class TestConditions:
+    @pytest.mark.parametrize(
+        ("imei", "version", "status"),
+        [
+            ("35123456789012", "34", Status.GREYLISTED), ("35123456789012", "35", Status.WHITELISTED),
+            ("35123456789012", None, Status.WHITELISTED), ("3512345678901234", None, Status.GREYLISTED),
+            ("3512345678901234", "35", Status.WHITELISTED),  # the AVP counts, where there is one
+            ("3512345678901235", "34", Status.GREYLISTED), ("351234567890134", None, Status.WHITELISTED),
+            ("35123456789012", "3", Status.WHITELISTED), ("35123456789012", "345", Status.WHITELISTED),
+            ("35123456789012", "3\N{FULLWIDTH DIGIT FOUR}", Status.WHITELISTED), ("35123456789012", "xx", Status.WHITELISTED),
+        ],
+    )  # fmt: skip
+    def test_the_software_version(self, checks, imei, version, status):
+        assert checks.status(asked(imei, version=version)) is status
+
+    @pytest.mark.parametrize(
+        ("user_name", "status"),
+        [
+            ("262011234567890", Status.UNKNOWN), ("262021234567890", Status.WHITELISTED), ("26201", Status.UNKNOWN), ("", Status.WHITELISTED),
+            ("262011234567890@example.org", Status.WHITELISTED), (b"\xff262011234567", Status.WHITELISTED),
+        ],
+    )  # fmt: skip
+    def test_the_imsi(self, checks, user_name, status):
+        assert checks.status(asked("35123456789012", user=avp(1, user_name))) is status
+
+    def test_no_user_name_is_no_error(self, checks):
+        assert checks.status(ecr("35123456789012", terminal=terminal("35123456789012", None), drop=("user",))) is Status.WHITELISTED
+        assert checks.status(ecr(LISTED, drop=("user",))) is Status.BLACKLISTED
+
+    def test_the_origin(self, checks):
+        assert checks.status(asked("35123456789012", host=avp(264, "GREY.example"))) is Status.GREYLISTED
+        assert checks.status(asked("35123456789012", realm=avp(296, "Grey.Realm"))) is Status.GREYLISTED
+
+    def test_what_is_counted_and_noted(self, checks):
+        for imei, times in ((LISTED, 3), ("35123456789012", 2)):
+            for _ in range(times):
+                checks.ask(asked(imei))
+        assert checks.service.checks == {(Status.BLACKLISTED, "stolen"): 3, (Status.WHITELISTED, ""): 2}
+        assert [(note[0].rule, *note[1:]) for note in checks.notes] == [(1, "mme", LISTED, "001010123456789")] * 3
+
+    def test_a_policy_is_replaced_between_two_requests(self, checks):
+        assert checks.status(asked(LISTED)) is Status.BLACKLISTED
+        checks.service.policy = Checks(rules=()).service.policy
+        assert checks.status(asked(LISTED)) is Status.WHITELISTED
+
+
+class TestReplies:
+    @pytest.mark.parametrize(("status", "value"), [(Status.WHITELISTED, 0), (Status.BLACKLISTED, 1), (Status.GREYLISTED, 2)])
+    def test_a_status(self, status, value):
+        reply = REPLIES[status]
+        assert (reply.result_code, reply.experimental) == (2001, None)
+        assert Message(message(324, reply.avps, flags=0x40)).avps == walk(u32(277, 1) + u32(1445, value, TGPP))
+
+    def test_unknown_is_an_experimental_result_without_status(self):
+        reply = REPLIES[Status.UNKNOWN]
+        assert (reply.result_code, reply.experimental, reply.avps) == (0, (TGPP, 5422), u32(277, 1))
+
+
+def test_a_label_not_a_name_is_counted():
+    """Origin-Host comes from the wire; labels come from the configuration."""
+    checks = Checks(no_identity=Status.WHITELISTED)
+    checks.ask(ecr(drop=("terminal",), host=avp(264, "made.up.example")))
+    assert HOST not in str(checks.service.identity_errors)
+    assert checks.service.identity_errors == {("none", "mme"): 1}
