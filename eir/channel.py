@@ -118,14 +118,25 @@ def hand_over(packets: socket.socket, listener: int, connection: socket.socket) 
     return True
 
 
-def take_over(packets: socket.socket) -> tuple[int, socket.socket] | None:
-    """A connection that was passed, and the listener it came by; None if there is none, or the other end is gone."""
+class Handed(NamedTuple):
+    """A connection that was passed."""
+
+    listener: int
+    """The listener that it came by."""
+    connection: socket.socket | None
+    """None if this process had no descriptor left for it; the connection is closed then."""
+
+
+def take_over(packets: socket.socket) -> Handed | None:
+    """What was passed next; None if there is nothing, or the other end is gone."""
     try:
         data, descriptors, _, _ = socket.recv_fds(packets, 1, 1)
     except OSError:
         return None
-    if not data or not descriptors:
+    if not data:
         return None
+    if not descriptors:
+        return Handed(data[0], None)
     connection = socket.socket(fileno=descriptors[0])
     connection.setblocking(False)
-    return data[0], connection
+    return Handed(data[0], connection)

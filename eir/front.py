@@ -58,13 +58,16 @@ class Crew(Protocol):
 
 
 class Front:
-    """The HTTP pages and the control socket of a node. `stop` begins its end."""
+    """The HTTP pages and the control socket of a node. `stop` begins its end; `pid` is the process that signals go to."""
 
-    def __init__(self, config: Config, crew: Crew, *, report: Report, stop: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: Config, crew: Crew, *, report: Report, stop: Callable[[str], None], pid: int | None = None
+    ) -> None:
         self._config = config
         self._crew = crew
         self._report = report
         self._stop = stop
+        self._pid = pid or os.getpid()
         self._started = time.time()
         self.listening: list[str] = []
         """Diameter listeners that are open, as URLs."""
@@ -158,7 +161,7 @@ class Front:
             "summary": "; ".join([*warnings, figures]),
             "ready": word,
             "version": __version__,
-            "pid": os.getpid(),
+            "pid": self._pid,
             "uptime_s": round(time.time() - self._started),
             "workers": len(reports),
             "listening": self.listening,
