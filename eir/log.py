@@ -189,6 +189,11 @@ class _DescriptorHandler(logging.Handler):
         """None: each handler has one thread that writes."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write the record; Python 3.13's own way there takes the lock without asking whether there is one."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line; what nobody can read any more is dropped."""
         left = f"{self.format(record)}\n".encode("utf-8", "replace")
