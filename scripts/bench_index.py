@@ -1,0 +1,158 @@
+"""Lists in memory: resident size, time until ready, time of a look-up, and how a full switch holds the loop.
+
+For each number of TACs a store is filled in one process, and another one does what a worker does: fill its index from the
+store, look up, and follow a full switch to other identifiers that a third process loads meanwhile.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import uvloop
+from pyroaring import BitMap
+
+from eir.lists.index import Index
+from eir.lists.pages import PAGE_KEYS, Page, content_digest, encode_keys
+from eir.lists.store import ListState
+from eir.stores.follow import Follower
+from eir.stores.open import open_store
+
+LIST = "bench"
+MODELS = 500
+"""Different sets of serial numbers, which the TACs share in turn: drawing one for each takes minutes and shows the same."""
+PROBES = 200_000
+COLUMNS = {
+    "entries": "entries", "tacs": "TACs", "resident_mb": "MB", "ready_s": "ready s", "hot_ns": "hot TACs ns",
+    "cold_ns": "any TAC ns", "hit_ns": "hits ns", "miss_ns": "no TAC ns", "follow_s": "followed s", "longest_slice_ms": "longest slice ms", "lag_p99_ms": "loop p99 ms",
+    "lag_max_ms": "loop max ms", "resident_after_mb": "MB after switch",
+}  # fmt: skip
+
+
+def made(entries: int, tacs: int, seed: int) -> list[Page]:
+    """Pages of scattered identifiers."""
+    chosen = random.Random(seed)
+    models = [encode_keys(BitMap(chosen.sample(range(PAGE_KEYS), entries // tacs))) for _ in range(MODELS)]
+    return [Page(number, models[at % MODELS]) for at, number in enumerate(sorted(chosen.sample(range(10**8), tacs)))]
+
+
+async def put(url: str, folder: Path, entries: int, tacs: int, seed: int) -> None:
+    """Load a full release's worth of pages."""
+    store = open_store(url, folder)
+    pages = made(entries, tacs, seed)
+    before = await store.state(LIST)
+    seen = 0 if before is None else before.generation
+    state = ListState(
+        kind="devices", serial=seen + 1, generation=seen, highest_serial=seen, release_digest="",
+        content_digest=content_digest(pages), entries=entries, devices=entries,
+    )  # fmt: skip
+    await store.replace(LIST, state, pages, seen=seen)
+    await store.close()
+
+
+def resident_mb() -> float:
+    """Resident size of this process in MB (10^6 bytes)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024 / 1e6
+
+
+def time_of(index: Index, keys: list[int]) -> float:
+    """Nanoseconds of one look-up, less what the loop around it takes; the best of five turns."""
+    entries, best = index.lists[LIST], float("inf")
+    for _ in range(5):
+        begun = time.perf_counter()
+        for _key in keys:
+            pass
+        empty = time.perf_counter() - begun
+        begun = time.perf_counter()
+        for key in keys:
+            entries.holds(key)
+        best = min(best, time.perf_counter() - begun - empty)
+    return best / len(keys) * 1e9
+
+
+async def worker(url: str, folder: Path, entries: int, tacs: int) -> None:
+    """Measure, and print it as JSON."""
+    store, index, switched = open_store(url, folder), Index({LIST: "devices"}), asyncio.Event()
+    await store.states()
+    follower = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: switched.set())
+    before, begun = resident_mb(), time.perf_counter()
+    await follower.start()
+    found: dict[str, float] = {"entries": entries, "tacs": tacs, "ready_s": time.perf_counter() - begun}
+    found["resident_mb"] = resident_mb() - before
+    chosen, held = random.Random(5), index.lists[LIST]
+    hits = list(islice(held, 0, None, max(1, entries // PROBES)))
+    numbers = sorted({key // PAGE_KEYS for key in hits})
+
+    def in_tacs(some: list[int]) -> list[int]:
+        return [chosen.choice(some) * PAGE_KEYS + chosen.randrange(PAGE_KEYS) for _ in range(PROBES)]
+
+    found["hot_ns"] = time_of(index, in_tacs(chosen.sample(numbers, 100)))
+    found["cold_ns"] = time_of(index, in_tacs(numbers))
+    found["hit_ns"] = time_of(index, [key + 1 - 1 for key in chosen.sample(hits, len(hits))])  # objects as new as a request's
+    found["miss_ns"] = time_of(index, [chosen.randrange(10**14) for _ in range(PROBES)])
+    del hits, numbers
+    switched.clear()
+    following = asyncio.create_task(follower.run())
+    loader = await asyncio.create_subprocess_exec(*child("put", url, folder, entries, tacs, 2))
+    await loader.wait()
+    lags: list[float] = []
+    begun = time.perf_counter()
+    while not switched.is_set() or len(lags) < 100:
+        turn = time.perf_counter()
+        await asyncio.sleep(0.001)
+        lags.append(time.perf_counter() - turn - 0.001)
+        if not switched.is_set():
+            found["follow_s"] = time.perf_counter() - begun
+    await asyncio.sleep(0.5)  # what was in force before is freed after the switch
+    lags.sort()
+    found["longest_slice_ms"] = follower.longest_slice_s * 1e3
+    found["lag_p99_ms"], found["lag_max_ms"] = lags[int(len(lags) * 0.99)] * 1e3, lags[-1] * 1e3
+    found["resident_after_mb"] = resident_mb() - before
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await store.close()
+    print(json.dumps(found))
+
+
+def child(what: str, url: str, folder: Path, *numbers: int) -> list[str]:
+    """The command line of a process that does one part."""
+    return [sys.executable, __file__, what, url, str(folder), *map(str, numbers)]
+
+
+def main(arguments: list[str]) -> int:
+    """Measure each size and print a table; 1 if a bound of the project is not kept."""
+    parser = argparse.ArgumentParser(prog="bench index", description=__doc__.splitlines()[0])
+    parser.add_argument("--entries", type=int, default=10_000_000)
+    parser.add_argument("--tacs", type=int, nargs="+", default=[50_000, 250_000])
+    parser.add_argument("--store", default="sqlite", help="sqlite, or the URL of a Redis that may be written to")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args(arguments)
+    rows = []
+    for tacs in chosen.tacs:
+        with tempfile.TemporaryDirectory(prefix="eir-bench-") as folder:
+            subprocess.run(child("put", chosen.store, Path(folder), chosen.entries, tacs, 1), check=True)
+            done = subprocess.run(
+                child("worker", chosen.store, Path(folder), chosen.entries, tacs), check=True, capture_output=True, text=True
+            )
+        rows.append(json.loads(done.stdout))
+    if chosen.json:
+        print(json.dumps(rows))
+    else:
+        print("  ".join(f"{title:>{max(len(title), 10)}}" for title in COLUMNS.values()))
+        for row in rows:
+            shown = {name: f"{row[name]:,.0f}" if row[name] >= 1000 else f"{row[name]:.2f}" for name in COLUMNS}
+            print("  ".join(f"{shown[name]:>{max(len(title), 10)}}" for name, title in COLUMNS.items()))
+    within = all(row["resident_mb"] <= row["entries"] / 100_000 and row["longest_slice_ms"] <= 20 for row in rows)
+    return 0 if within or chosen.entries < 1_000_000 else 1
+
+
+if __name__ == "__main__":
+    url, where, numbers = sys.argv[2], Path(sys.argv[3]), [int(number) for number in sys.argv[4:]]
+    uvloop.run(put(url, where, *numbers) if sys.argv[1] == "put" else worker(url, where, *numbers))

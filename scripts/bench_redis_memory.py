@@ -1,0 +1,115 @@
+"""Memory of a list in Redis: as pages of bitmaps, beside one key for each IMEI and beside one plain set, in one run.
+
+Starts a redis-server of its own on a free port. The same scattered identifiers in the same number of TACs each time; the
+other two forms are written by a script inside the server, since sending ten million commands would take minutes.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from bench_index import LIST, made
+from redis.asyncio import Redis
+
+from eir.lists.store import ListState
+from eir.stores.redis import RedisStore
+
+LIMIT_MB_PER_10_MILLION = 100
+AT_A_TIME = 20_000
+# ARGV: first, last, identifiers in a TAC. TACs 397 apart, serial numbers 7,919 apart: scattered, and no number twice.
+FORMS = {
+    "one key each": """for i = ARGV[1], ARGV[2] do
+        redis.call('SET', string.format('%08d%06d', math.floor(i / ARGV[3]) * 397 % 100000000, i * 7919 % 1000000), '1')
+    end""",
+    "one plain set": """for i = ARGV[1], ARGV[2] do
+        redis.call('SADD', 'imeis', string.format('%08d%06d', math.floor(i / ARGV[3]) * 397 % 100000000, i * 7919 % 1000000))
+    end""",
+}
+
+
+async def used_mb(client: Any) -> float:
+    """What the server's data take, in MB (10^6 bytes)."""
+    return int((await client.info("memory"))["used_memory"]) / 1e6
+
+
+async def measure(port: int, entries: int, tacs: int) -> dict[str, float]:
+    """Each form in turn, in an empty server."""
+    client: Any = Redis(port=port, socket_timeout=60, protocol=2)
+    empty = await used_mb(client)
+    store = RedisStore(f"redis://127.0.0.1:{port}")
+    state = ListState(kind="devices", serial=1, generation=0, highest_serial=1, release_digest="")
+    await store.replace(LIST, state, made(entries, tacs, 1), seen=0)
+    found = {"pages of bitmaps": await used_mb(client) - empty}
+    await store.close()
+    for form, script in FORMS.items():
+        await client.execute_command("FLUSHALL", "SYNC")
+        for first in range(0, entries, AT_A_TIME):
+            await client.execute_command("EVAL", script, 0, first, min(first + AT_A_TIME, entries) - 1, entries // tacs)
+        found[form] = await used_mb(client) - empty
+    await client.aclose()
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Measure each number of TACs and print a table; 1 if the pages take more than the project allows."""
+    parser = argparse.ArgumentParser(prog="bench redis-memory", description=__doc__.splitlines()[0])
+    parser.add_argument("--entries", type=int, default=10_000_000)
+    parser.add_argument("--tacs", type=int, nargs="+", default=[50_000, 250_000])
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args(arguments)
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        print("bench redis-memory needs redis-server or valkey-server")
+        return 2
+    rows = []
+    for tacs in chosen.tacs:
+        with contextlib.closing(socket.socket()) as free, tempfile.TemporaryDirectory(prefix="eir-bench-") as folder:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+            free.close()
+            server = subprocess.Popen(
+                [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"],
+                stdout=subprocess.DEVNULL,
+            )
+            try:
+                wait_for(port)
+                found = asyncio.run(measure(port, chosen.entries, tacs))
+            finally:
+                server.terminate()
+                server.wait()
+        rows.append({"entries": chosen.entries, "tacs": tacs, **{form: round(size, 1) for form, size in found.items()}})
+    if chosen.json:
+        print(json.dumps(rows))
+    else:
+        for row in rows:
+            print(f"{row['entries']:,} identifiers over {row['tacs']:,} TACs, MB in Redis:")
+            for form, size in list(row.items())[2:]:
+                print(f"  {form:<18}{size:>10,.1f}   {size / row['pages of bitmaps']:.1f} times")
+    allowed = LIMIT_MB_PER_10_MILLION * chosen.entries / 10_000_000
+    return 0 if all(row["pages of bitmaps"] <= allowed for row in rows) else 1
+
+
+def wait_for(port: int, timeout_s: float = 10) -> None:
+    """Until the server takes connections."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
