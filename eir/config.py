@@ -19,7 +19,7 @@ import yaml
 
 from eir.device import TAC_DIGITS
 from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings
-from eir.errors import ConfigError, Problem
+from eir.errors import ConfigError, Problem, StoreError
 from eir.lists.layout import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.load import ListSettings
 from eir.lists.release import is_list_name
@@ -43,6 +43,7 @@ from eir.schema import (
     text,
     whole,
 )
+from eir.stores.open import SQLITE
 
 DIAMETER_PORT = 3868
 """RFC 6733 2.1."""
@@ -68,6 +69,8 @@ class Config:
     limits: Limits
     state: Path
     store: str
+    """`sqlite`, or a URL of eir.stores.redis_url; it may hold a password."""
+    heal: bool
     boot_without_lists: str
     """serve or refuse."""
     lists: Mapping[str, ListSettings]
@@ -171,6 +174,20 @@ def _path(written: str) -> Path:
     return Path(written)
 
 
+def _store_url(written: str) -> str:
+    if written == SQLITE:
+        return written
+    if "://" not in written:
+        raise ValueError
+    from eir.stores.redis_url import parse_url  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
+
+    try:
+        parse_url(written, with_secrets=False)
+    except StoreError as error:
+        raise ValueError(str(error)) from None
+    return written
+
+
 def _tac(written: str) -> str:
     if re.fullmatch(rf"[0-9]{{{TAC_DIGITS}}}|[0-9]{{1,{TAC_DIGITS - 1}}}\*", written, re.ASCII):
         return written.rstrip("*")
@@ -194,7 +211,10 @@ SOFTWARE_VERSION = text("two digits", r"[0-9]{2}")
 IMSI_PREFIX = text("the first 1 to 15 digits of IMSIs", r"[0-9]{1,15}")
 FILE = Kind(expected="the path of a file", read=_path)
 FOLDER = Kind(expected="the path of a folder", read=_path)
-STORE = Kind(expected="sqlite", read=one_of({"sqlite": "sqlite"}).read, show=mask_password)
+STORE = Kind(
+    expected="sqlite, redis://HOST[:PORT][/DB] or rediss:// (TLS), redis+sentinel://HOST,…/SERVICE, or redis+cluster://HOST,…",
+    read=_store_url, show=mask_password,
+)  # fmt: skip
 PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
 LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
 STATUS = one_of({status.value: status for status in Status})
@@ -250,7 +270,8 @@ TABLE = (
     Key("limits.unidentified_max", whole(1, 65536), LIMITS.unidentified_max, "connections at once that have not sent a CER yet"),
     Key("limits.rate_max", number(0.1, 1e6, "requests a second"), None, "requests of all peers together that are answered; those above get 3004; no limit if left out"),
     Key("state", FOLDER, Path("var"), "folder of the SQLite file, the last good copies and the control socket", live=False),
-    Key("store", STORE, "sqlite", "where lists are kept", live=False),
+    Key("store", STORE, SQLITE, "where lists are kept", live=False),
+    Key("heal", flag(), True, "if the store lost a list that this node has a newer copy of, write the copy back to it", live=False),
     Key("boot_without_lists", one_of({"serve": "serve", "refuse": "refuse"}), "serve", "start without any copy of a list: serve answers by the rest of the policy (/ready says 503), refuse opens no listener", live=False),
     Key("lists.*.kind", one_of({kind: kind for kind in (DEVICES, PAIRS, SUBSCRIBERS)}), DEVICES, "what the list holds: devices (identifiers, TACs, ranges), pairs (a device with its SIM, by IMSI), or subscribers (IMSIs)"),
     Key("lists.*.signers", FILE, None, "OpenSSH allowed_signers file of those whose releases are accepted for this list; required unless the list is local"),
@@ -295,6 +316,10 @@ def load_config(path: Path) -> Config:
     values = document.values
     folder = path.absolute().parent
     values["state"] = folder / values["state"]
+    if values["store"] != SQLITE:
+        from eir.stores.redis_url import with_files_in  # noqa: PLC0415  # see _store_url
+
+        values["store"] = with_files_in(values["store"], folder)
     if values["inbox"] is not None:
         values["inbox"] = folder / values["inbox"]
     for settings in values["lists"].values():
@@ -313,6 +338,7 @@ def load_config(path: Path) -> Config:
         limits=Limits(**values["limits"]),
         state=values["state"],
         store=values["store"],
+        heal=values["heal"],
         boot_without_lists=values["boot_without_lists"],
         lists={name: ListSettings(name=name, **settings) for name, settings in values["lists"].items()},
         inbox=values["inbox"],

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
@@ -68,8 +68,11 @@ class Address:
         return f"{self.form} " + ",".join(f"{host}:{port}" for host, port in self.hosts)
 
 
-def parse_url(url: str, environment: Mapping[str, str] = os.environ) -> Address:
-    """Take a URL apart. Raises StoreError (`url`) that says what is wrong, without showing secrets."""
+def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, with_secrets: bool = True) -> Address:
+    """Take a URL apart. Raises StoreError (`url`) that says what is wrong, without showing secrets.
+
+    Not `with_secrets`: only look at how it is written; what it names (files, variables) is not read.
+    """
     parts = urlsplit(url)
     if parts.scheme not in FORMS:
         raise StoreError("url", f"no store has the scheme {parts.scheme!r}; expected sqlite or one of {', '.join(FORMS)}")
@@ -79,7 +82,10 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         raise StoreError("url", f"unknown option {min(unknown)!r} of the store; expected one of {', '.join(sorted(OPTIONS))}")
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, secret = login.partition(":")
-    password = _secret(given, "password", environment, PASSWORD_ENV) or unquote(secret) or None
+    password = sentinel_password = None
+    if with_secrets:
+        password = _secret(given, "password", environment, PASSWORD_ENV) or unquote(secret) or None
+        sentinel_password = _secret(given, "sentinel_password", environment)
     path = [step for step in parts.path.split("/") if step]
     service = ""
     if form == SENTINEL:
@@ -105,9 +111,19 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         sentinel_options={
             **common,
             "username": given.get("sentinel_user"),
-            "password": _secret(given, "sentinel_password", environment),
+            "password": sentinel_password,
         },
     )
+
+
+def with_files_in(url: str, folder: Path) -> str:
+    """The URL with the files that it names looked for in `folder`, unless their paths are absolute."""
+    parts = urlsplit(url)
+    options = [
+        (name, str(folder / value) if name.endswith("_file") else value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+    ]
+    return urlunsplit(parts._replace(query=urlencode(options, safe="/")))
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
