@@ -8,6 +8,7 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ from eir.policy import Policy, Status, Verdict, compile_policy
 from eir.s13.express import Lane
 from eir.s13.service import S13Service
 from eir.stores.follow import Follower
-from eir.stores.open import open_store
+from eir.stores.open import open_copy, open_store
 
 L = TypeVar("L", bound=tuple[str, ...])
 
@@ -45,7 +46,7 @@ FOLD_EVERY_TICKS = 10
 OUTCOMES_EVERY_TICKS = 5
 STORE_TIMEOUT_S = 5.0
 """How long the figures of releases may take; what else goes on beside the checks waits for them."""
-RESTART_KEYS = ("listen", "state", "store", "http", "workers", "boot_without_lists", "inbox", "inbox_patience_s")
+RESTART_KEYS = ("listen", "state", "store", "heal", "http", "workers", "boot_without_lists", "inbox", "inbox_patience_s")
 """Keys of the configuration that a reload does not take over."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
@@ -163,8 +164,12 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._index = index or Index(kinds_of(config))
         self._service = S13Service(self._compile(config), note=self._note)
-        self._store = open_store(config.store, config.state)
-        self._follower = Follower(self._store, self._index, report=log.report, on_switch=self._switched)
+        self._store = open_store(config.store, config.state, report=log.report)
+        self._copy = open_copy(config.store, config.state)
+        self._follower = Follower(
+            self._store, self._index, report=log.report, on_switch=self._switched, copy=self._copy, heal=config.heal,
+            who=f"{socket.gethostname()}:{os.getpid()}",
+        )  # fmt: skip
         self.node = Node(
             replace(config.identity, origin_state_id=origin_state_id), config.peers, config.limits, self._service.answer,
             counts=self._counts, report=log.report, lane=lambda label, origin: Lane(self._service, label, origin), desk=desk, dials=dials,
@@ -202,7 +207,9 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._store.close()
+        for store in (self._store, self._copy):
+            if store is not None:
+                await store.close()
         self._log.fold()
 
     # ---- lists and policy ----

@@ -38,7 +38,7 @@ from eir.server import (
     report_warnings,
 )
 from eir.stores.follow import Follower
-from eir.stores.open import open_store
+from eir.stores.open import open_copy, open_store
 
 RESTART_S, RESTART_MAX_S = 0.1, 30.0
 """Pause before a worker that ended unasked is started again; it doubles up to the second."""
@@ -113,11 +113,13 @@ class Supervisor:
             self._start_due()
 
     async def _fill(self) -> None:
-        store = open_store(self._config.store, self._config.state)
+        store, copy = open_store(self._config.store, self._config.state), open_copy(self._config.store, self._config.state)
         try:
-            await Follower(store, self._index, report=self._log.report, on_switch=lambda *_: None).start()
+            await Follower(store, self._index, report=self._log.report, on_switch=lambda *_: None, copy=copy).start()
         finally:
-            await store.close()
+            for each in (store, copy):
+                if each is not None:
+                    await each.close()
 
     def _start(self, worker: int, pause_s: float = RESTART_S) -> None:
         config = self._config_now()
