@@ -35,6 +35,15 @@ def test_a_clock_that_is_behind_the_last_time_seen():
     assert clock.now(START + 100, 7) == START + 100
 
 
+def test_a_start_with_a_clock_that_is_far_ahead_of_the_last_time_seen():
+    clock = TrustedClock(START)
+    assert clock.now(START + 86400, 5) == START
+    assert clock.jumped
+    assert clock.now(START + 86401, 6) == START + 1
+    assert clock.now(START + 86400 + BELIEVED_AFTER_S, 5 + BELIEVED_AFTER_S) == START + 86400 + BELIEVED_AFTER_S
+    assert TrustedClock(START).now(START + JUMP_S, 5) == START + JUMP_S  # a restart
+
+
 def test_it_says_that_it_does_not_believe_a_jump():
     clock = TrustedClock()
     clock.now(START, 0)

@@ -2,7 +2,8 @@
 
 A phone that drops out of a list because some clock jumped is a stolen phone that works again. So the time for that purpose
 never goes back, and a wall clock that jumps ahead of the monotonic one is believed only once it has kept the jump for an
-hour; until then time goes on at the pace of the monotonic clock.
+hour; until then time goes on at the pace of the monotonic clock. A start is no exception where the last time seen is known:
+a host that was off for a day waits the hour, since a clock that is a day wrong looks the same.
 """
 
 JUMP_S = 3600.0
@@ -34,8 +35,11 @@ class TrustedClock:
     def now(self, wall: float, monotonic: float) -> float:
         """The time to go by, from what both clocks show now."""
         if self._monotonic is None:  # the monotonic clock says nothing about the time before the process began
-            self._time = max(self._time, wall)
             self._monotonic = monotonic
+            if self._time and wall > self._time + JUMP_S:
+                self._jumped_at = monotonic
+            else:
+                self._time = max(self._time, wall)
             return self._time
         expected = self._time + (monotonic - self._monotonic)
         self._monotonic = monotonic
