@@ -30,8 +30,12 @@ class WorkerReport:
     missing: Sequence[str]
     """Lists that rules in force look into and that have never been loaded."""
     lists: Mapping[str, Mapping[str, Any]]
-    """Name → serial, entries, expires of each list in force."""
+    """Name → serial, generation, digest of the content, entries, expires of each list in force."""
     store_up: bool
+    lost: Mapping[str, str]
+    """Lists of which the store shows less than is in force → what it shows."""
+    from_copy: Sequence[str]
+    """Lists in force that came from the node's last good copy and that the store has not confirmed yet."""
     overridden: bool
     checks: int
     connected: Mapping[str, int]
@@ -131,6 +135,10 @@ class Front:
             not_ready.append("stopping")
         away = not all(report.store_up for report in reports)
         degraded = ["the store is away; answers go on from memory"] if away else []
+        lost = {name: shown for report in reports for name, shown in report.lost.items()}
+        degraded += [f"the store lost list {name} (it shows {shown}); the memory stays in force" for name, shown in lost.items()]
+        copies = dict.fromkeys(name for report in reports for name in report.from_copy)
+        degraded += [f"list {name} is this node's last good copy" for name in copies]
         word = "not ready" if not_ready else "degraded" if degraded else "ready"
         return word, not_ready + degraded
 
@@ -143,7 +151,8 @@ class Front:
         lists: dict[str, Mapping[str, Any]] = {}
         peers: dict[str, int] = {}
         for report in reports:
-            lists |= {name: found for name, found in report.lists.items() if found["serial"] <= lists.get(name, found)["serial"]}
+            for name, found in report.lists.items():
+                lists[name] = min(lists.get(name, found), found, key=lambda of: (of["serial"], of["generation"]))
             for label, number in report.connected.items():
                 peers[label] = peers.get(label, 0) + number
         now = datetime.now(UTC)
@@ -164,6 +173,7 @@ class Front:
             "pid": self._pid,
             "uptime_s": round(time.time() - self._started),
             "workers": len(reports),
+            "in_step": all(report.lists == reports[0].lists for report in reports),
             "listening": self.listening,
             "http": self._http_address,
             "lists": lists,

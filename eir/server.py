@@ -341,9 +341,16 @@ class Worker:
     def report(self) -> WorkerReport:
         """How the worker is."""
         states = self._loaded()
-        lists = {name: {"serial": s.serial, "entries": s.entries, "expires": s.expires} for name, s in states.items()}
+        lists = {
+            name: {
+                "serial": s.serial, "generation": s.generation, "digest": s.content_digest, "entries": s.entries,
+                "expires": s.expires,
+            }
+            for name, s in states.items()
+        }  # fmt: skip
         return WorkerReport(
-            missing=self._missing_lists(), lists=lists, store_up=self._follower.up, overridden=self._service.policy.overridden,
+            missing=self._missing_lists(), lists=lists, store_up=self._follower.up, lost=dict(self._follower.lost),
+            from_copy=sorted(self._follower.from_copy), overridden=self._service.policy.overridden,
             checks=sum(self._service.checks.values()), connected=self.node.connected(),
         )  # fmt: skip
 
