@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import pytest
 import trustme
@@ -10,9 +11,11 @@ import wire
 
 from eir.diameter.answer import Reply
 from eir.diameter.avp import encode_u32
+from eir.diameter.certificate import Certificate
 from eir.diameter.client import connect
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
+from eir.diameter.tls import Tls
 from eir.errors import EirError
 
 WHITE = Reply(2001, avps=encode_u32(277, 1) + encode_u32(1445, 0, wire.TGPP))
@@ -24,11 +27,11 @@ AS = {"origin_host": wire.HOST, "origin_realm": wire.REALM, "timeout_s": 2.0}
 async def node(url="tcp://127.0.0.1:0", tls=None, **kwargs):
     made = Node(
         IDENTITY, [PeerSettings(label="mme", realm=wire.REALM, **kwargs)], Limits(), lambda _: WHITE, counts=Counts(),
-        report=lambda *_, **__: None,
+        report=lambda *_, **__: None, tls=tls,
     )  # fmt: skip
     tasks = asyncio.all_tasks()
     try:
-        yield await made.listen(url, tls=tls)
+        yield await made.listen(url)
     finally:
         await made.drain(1)
     assert asyncio.all_tasks() == tasks
@@ -176,13 +179,14 @@ async def test_tls():
     mine.configure_cert(client)
     for context in (server, client):
         authority.configure_trust(context)
-    async with node("tls://127.0.0.1:0", server) as (host, port):
+    tls = Tls(server, client, Certificate((), datetime.now(UTC), datetime.now(UTC)))
+    async with node("tls://127.0.0.1:0", tls) as (host, port):
         made = await connect(host, port, **AS, tls=client)
         assert (await made.request(324, wire.APP, wire.avp(283, wire.REALM))).result_codes == [5005]
         await made.close()
         # The certificate is another's (conformance table, row 36).
         with pytest.raises(EirError, match="Result-Code 3010"):
             await connect(host, port, **(AS | {"origin_host": "mme2.localdomain"}), tls=client)
-    async with node("tls://127.0.0.1:0", server, tls_names=(wire.HOST,)) as (host, port):
+    async with node("tls://127.0.0.1:0", tls, tls_names=(wire.HOST,)) as (host, port):
         made = await connect(host, port, **(AS | {"origin_host": "mme2.localdomain"}), tls=client)
         await made.close()

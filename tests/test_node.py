@@ -5,6 +5,7 @@ import ssl
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import ip_network
 
 import pytest
@@ -14,8 +15,10 @@ from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
 from eir.diameter.answer import Reply
 from eir.diameter.avp import encode_u32
+from eir.diameter.certificate import Certificate
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
+from eir.diameter.tls import Tls
 from eir.errors import EirError
 
 WHITE = Reply(2001, avps=encode_u32(277, 1) + encode_u32(1445, 0, wire.TGPP))
@@ -40,7 +43,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(*peers, limits=None, url="tcp://127.0.0.1:0", tls=None, application=lambda _: WHITE, **kwargs):
+async def running(*peers, limits=None, url="tcp://127.0.0.1:0", application=lambda _: WHITE, **kwargs):
     reported = []
     node = Node(
         IDENTITY, peers or (MME,), limits or Limits(), application, counts=Counts(),
@@ -50,7 +53,7 @@ async def running(*peers, limits=None, url="tcp://127.0.0.1:0", tls=None, applic
     setup.reported = reported
     tasks = asyncio.all_tasks()
     try:
-        setup.address = await node.listen(url, tls=tls)
+        setup.address = await node.listen(url)
         yield setup
     finally:
         for connection in setup.made:
@@ -252,7 +255,7 @@ async def test_attempts_that_fail_are_repeated():
 
 
 def contexts():
-    """Contexts of a server and of a client that know each other's authority, and a function that gives clients."""
+    """What a node listens with, a function that gives contexts of clients whose authority it knows, and an authority that it does not."""
     authority, stranger = trustme.CA(), trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.verify_mode = ssl.CERT_REQUIRED
@@ -266,7 +269,7 @@ def contexts():
             issuer.issue_cert(name).configure_cert(context)
         return context
 
-    return server, client, stranger
+    return Tls(server, client(wire.EIR), Certificate((wire.EIR,), datetime.now(UTC), datetime.now(UTC))), client, stranger
 
 
 async def test_tls_before_the_cer():
@@ -299,7 +302,7 @@ async def test_plain_text_at_a_tls_listener():
 
 async def test_a_listener_without_mutual_authentication_takes_nobody():
     server, client, _ = contexts()
-    server.verify_mode = ssl.CERT_NONE
+    server.accepting.verify_mode = ssl.CERT_NONE
     async with running(url="tls://127.0.0.1:0", tls=server) as setup:
         connection = await setup.connect(ssl=client())
         await connection.send(cer())
@@ -307,12 +310,12 @@ async def test_a_listener_without_mutual_authentication_takes_nobody():
 
 
 async def test_we_connect_over_tls():
-    server, client, _ = contexts()
+    server, _, _ = contexts()
     made = asyncio.Queue()
-    listener = await asyncio.start_server(lambda *ends: made.put_nowait(Connection(*ends)), "127.0.0.1", 0, ssl=server)
+    listener = await asyncio.start_server(lambda *ends: made.put_nowait(Connection(*ends)), "127.0.0.1", 0, ssl=server.accepting)
     port = listener.sockets[0].getsockname()[1]
     peer = replace(MME, host=wire.HOST, connect=f"tls://127.0.0.1:{port}", tls_names=("127.0.0.1",))
-    async with listener, running(peer, connect_tls=client(wire.EIR)) as setup:
+    async with listener, running(peer, tls=server) as setup:
         connection = await made.get()
         await connection.answer(await connection.read(), extra=wire.VSAI)
         # The listener's certificate is for an IP address, and no DNS name of it is the peer's.

@@ -143,11 +143,20 @@ def _from(settings: PeerSettings, source: IPv4Address | IPv6Address) -> bool:
 def certificate_fits(names: Sequence[str], said: Capabilities, settings: PeerSettings) -> bool:
     """Whether a certificate with these DNS names may speak as Origin-Host in Origin-Realm (RFC 6733 5.3, 13.1).
 
-    A configured name decides alone; else the Origin-Host itself has to be there, and to lie in its Origin-Realm.
+    A configured name decides alone. Else the Origin-Host itself has to be there, and the Origin-Realm to be a part of
+    it, or to be there too.
     """
-    held = {name.lower() for name in names}
     if settings.tls_names:
-        return not held.isdisjoint(name.lower() for name in settings.tls_names)
+        return any(_holds(names, name) for name in settings.tls_names)
     host, realm = said.host.lower(), said.realm.lower()
-    wildcard = "*." + host.partition(".")[2]
-    return (host in held or wildcard in held) and (host == realm or host.endswith("." + realm))
+    return _holds(names, host) and (host == realm or host.endswith(f".{realm}") or _holds(names, realm))
+
+
+def _holds(names: Sequence[str], wanted: str) -> bool:
+    """Whether one of a certificate's names is the wanted one, as RFC 6125 6.4 compares them.
+
+    Without case; a star stands for the whole first label and for nothing else.
+    """
+    name = wanted.lower()
+    beyond_first = name.partition(".")[2]
+    return any(held.lower() == name or (bool(beyond_first) and held.lower() == f"*.{beyond_first}") for held in names)

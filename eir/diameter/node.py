@@ -8,20 +8,24 @@ import itertools
 import random
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import urlsplit
 
 from eir.diameter.admission import Admit, Claim, Desk, Drop, Order, OwnDesk, Probe, Refuse
 from eir.diameter.answer import Reply
 from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer, may_connect
 from eir.diameter.counts import OTHER, Counts
+from eir.diameter.listen import BACKLOG, Listener, open_listener
 from eir.diameter.message import Request
 from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened, Peer
 from eir.diameter.rate import Bucket, Limit
 from eir.diameter.serve import TOO_BUSY_REPLY, Application, Lane, Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings, Report
 from eir.diameter.states import State
+from eir.diameter.tls import Tls
 from eir.diameter.transport import Link
 from eir.diameter.watchdog import JITTER_S
 from eir.errors import DiameterError, EirError
@@ -33,8 +37,14 @@ __all__ = [
 UNKNOWN_PEER = 3010
 
 DIAMETER_PORT, DIAMETER_TLS_PORT = 3868, 5868
-BACKLOG = 1024
 CONNECT_TIMEOUT_S = 10.0
+ADMITTING = {"source": "peers: from", "draining": None}
+"""Why a connection is refused → the setting that would have taken it, where it is not the limit of that name."""
+NETWORK_BITS = {4: 24, 6: 64}
+"""By IP version: bits of an address that name its source network."""
+
+Network = tuple[int, int]
+"""IP version, and those bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +86,23 @@ class Node:
         overload: Reply = TOO_BUSY_REPLY,
         desk: Desk | None = None,
         dials: bool = True,
-        connect_tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.surroundings = Surroundings(
             identity=identity, limits=limits, application=application, application_id=application_id, lane=lane, counts=counts,
             report=report, overload=overload, jitter=_jitter,
         )  # fmt: skip
         self._peers = tuple(peers)
-        self._connect_tls = connect_tls
-        """For `connect: tls://…`."""
+        self._tls = tls
+        """For `tls://` both ways; None: there is none."""
         self._links: dict[Link, None] = {}
-        """All connections, the oldest first."""
+        """All connections, the oldest first; `peer` is None while one is in its TLS handshake."""
+        self._unidentified: dict[Link, None] = {}
+        """Those of which no good CER has come yet, the oldest first."""
+        self._sources: Counter[Network] = Counter()
+        """Connections that others made, by source network."""
+        self._taking: set[asyncio.Task[None]] = set()
+        """Handshakes, and what goes on after them, of connections by our own listeners."""
         self._desk = desk or OwnDesk(self.obey)
         """Decides which connections of a peer are wanted."""
         self._numbers = itertools.count()
@@ -97,7 +113,7 @@ class Node:
         self._disabled: set[str] = set()
         self._buckets: dict[str, Bucket] = {}
         self._all: Bucket | None = None
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | Listener] = []
         self._dialers: dict[PeerSettings, asyncio.Task[None]] = {}
         self._draining = False
         self._dials = dials
@@ -114,44 +130,57 @@ class Node:
         """How far the node goes."""
         return self.surroundings.limits
 
-    async def listen(self, url: str, *, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
+    async def listen(self, url: str) -> tuple[str, int]:
         """Open a listener at `tcp://host:port` or `tls://host:port` (port 0: any free one); return its address and port.
 
-        `tls` is needed for the second form. Raises OSError if the address cannot be had, EirError for another form.
+        Raises OSError if the address cannot be had, EirError for another form, or for the second one without `tls`.
         """
         host, port, secure = endpoint(url)
-        if secure and tls is None:
-            raise EirError(f"{url} needs a certificate")
+        if secure:
+            if self._tls is None:
+                raise EirError(f"{url} needs a certificate")
+            listener = await open_listener(host, port, self._knocked)
+            self._servers.append(listener)
+            return listener.address
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: Link(self, loop), host, port, backlog=BACKLOG, ssl=tls if secure else None
-        )
+        server = await loop.create_server(lambda: Link(self, loop), host, port, backlog=BACKLOG)
         self._servers.append(server)
         address, bound = server.sockets[0].getsockname()[:2]
         return str(address), int(bound)
 
-    async def take(self, connection: socket.socket, *, tls: ssl.SSLContext | None = None) -> None:
-        """Serve a connection that someone else has accepted, until it is gone. `tls`: for one by a `tls://` listener."""
+    async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
+        """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
         loop = asyncio.get_running_loop()
         link = Link(self, loop)
         try:
-            await loop.connect_accepted_socket(lambda: link, connection, ssl=tls)
-        except (OSError, ssl.SSLError):
+            if secure:
+                await self._shake_hands(link, connection)
+            else:
+                await loop.connect_accepted_socket(lambda: link, connection)
+        except OSError:
             connection.close()
             return
         await link.closed
 
     def reconfigure(
-        self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None
+        self,
+        peers: Sequence[PeerSettings],
+        identity: Identity | None = None,
+        limits: Limits | None = None,
+        *,
+        overload: Reply | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """Take over new settings; connections that they still allow stay, others are sent a DPR and closed.
 
-        Closed are also those of peers that are to see other names of ours from now on.
+        Closed are also those of peers that are to see other names of ours from now on. `tls` is for handshakes to come.
         """
         self._peers = tuple(peers)
+        self._tls = tls or self._tls
         self.surroundings = replace(
-            self.surroundings, identity=identity or self.identity, limits=limits or self.limits
-        )
+            self.surroundings, identity=identity or self.identity, limits=limits or self.limits,
+            overload=overload or self.surroundings.overload,
+        )  # fmt: skip
         self._buckets = {label: bucket for label, bucket in self._buckets.items() if label in self._rates()}
         self._all = None
         now = _now()
@@ -178,6 +207,8 @@ class Node:
             if link.peer is not None:
                 link.peer.stop(DisconnectCause.REBOOTING, now, "drained")
                 link.pump()
+            else:
+                link.abort()  # it is in its handshake
         await asyncio.gather(*dialers, return_exceptions=True)
         closing = [link.closed for link in self._links]
         if closing:
@@ -187,6 +218,7 @@ class Node:
             link.abort()
         if rest:
             await asyncio.wait([link.closed for link in rest])
+        await asyncio.gather(*self._taking)
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
@@ -247,19 +279,8 @@ class Node:
 
     def accept(self, link: Link) -> Peer | None:
         """Take a new connection from a known source, within the limits."""
-        refused = self._refuses(link)
-        if refused is not None:
-            self.surroundings.counts.peers_refused[refused] += 1
-            self.surroundings.report(
-                "peer_refused", reason=refused, level="warning", address=link.address,
-                setting="limits.connections_max" if refused == "connections_max" else "peers: from",
-            )  # fmt: skip
+        if link not in self._links and not self._let_in(link):
             return None
-        unidentified = [other for other in self._links if other.peer is not None and _is_unidentified(other.peer)]
-        if len(unidentified) >= self.limits.unidentified_max:
-            # The oldest goes: a good peer sends its CER at once, a flood of idle connections does not.
-            self._drop(unidentified[0], "unidentified_max")
-        self._enter(link)
         return self._new_peer(link)
 
     def handle(self, link: Link, event: Event) -> None:
@@ -280,10 +301,64 @@ class Node:
 
     def lost(self, link: Link) -> None:
         """Forget a connection."""
-        self._links.pop(link, None)
-        self._named.pop(link.number, None)
+        if link in self._links:
+            del self._links[link]
+            del self._named[link.number]
+            self._unidentified.pop(link, None)
+            if not link.dialed:
+                network = network_of(link.source)
+                self._sources[network] -= 1
+                if not self._sources[network]:
+                    del self._sources[network]
 
     # Connections and the peer table
+
+    def _knocked(self, connection: socket.socket) -> None:
+        """A listener of ours for TLS has accepted this."""
+        task = asyncio.get_running_loop().create_task(self.take(connection, secure=True))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+    async def _shake_hands(self, link: Link, connection: socket.socket) -> None:
+        """The TLS handshake; whether the connection is wanted at all is asked before. Raises OSError."""
+        link.expect(connection)
+        if self._tls is None or not self._let_in(link):
+            raise ConnectionRefusedError
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: link, connection, ssl=self._tls.accepting, ssl_handshake_timeout=self.limits.cer_timeout_s
+            )
+        except OSError as e:
+            if not link.closed.done():
+                # Nothing of it has come to the link, so that the link tells nobody that it is over.
+                self.surroundings.counts.peers_refused["tls_handshake"] += 1
+                self.surroundings.report(
+                    "peer_refused", reason="tls_handshake", level="warning", address=link.address, detail=_reason(e)
+                )
+                self.lost(link)
+                link.failed()
+            raise
+
+    def _let_in(self, link: Link) -> bool:
+        """Whether a connection is within the limits; enters it if it is."""
+        refused = self._refuses(link)
+        if refused is not None:
+            self.surroundings.counts.peers_refused[refused] += 1
+            setting = ADMITTING.get(refused, f"limits.{refused}")
+            self.surroundings.report("peer_refused", reason=refused, level="warning", address=link.address, setting=setting)
+            return False
+        # The oldest goes: a good peer sends its CER at once, a flood of idle connections does not.
+        network = network_of(link.source)
+        neighbours = [other for other in self._unidentified if network_of(other.source) == network]
+        if len(neighbours) >= self.limits.source_unidentified_max:
+            self._drop(neighbours[0], "source_unidentified_max")
+        elif len(self._unidentified) >= self.limits.unidentified_max:
+            self._drop(next(iter(self._unidentified)), "unidentified_max")
+        self._enter(link)
+        self._unidentified[link] = None
+        self._sources[network] += 1
+        return True
 
     def _enter(self, link: Link) -> None:
         link.number = next(self._numbers)
@@ -291,10 +366,14 @@ class Node:
         self._named[link.number] = link
 
     def _refuses(self, link: Link) -> str | None:
+        """Why a connection is not wanted: `source`, `draining`, or the limit that it would exceed."""
+        limits = self.limits
         if not may_connect(self._peers, link.source):
             return "source"
-        if len(self._links) >= self.limits.connections_max:
+        if len(self._links) >= limits.connections_max:
             return "connections_max"
+        if self._sources[network_of(link.source)] >= limits.source_connections_max:
+            return "source_connections_max"
         return "draining" if self._draining else None
 
     def _new_peer(self, link: Link) -> Peer:
@@ -356,6 +435,7 @@ class Node:
         peer = link.peer
         if peer is None or peer.capabilities is None:
             return
+        self._unidentified.pop(link, None)
         said = peer.capabilities
         self.surroundings.report("peer_open", peer=peer.label, host=said.host, realm=said.realm, address=link.address)
         if link.dialed:
@@ -379,10 +459,13 @@ class Node:
 
     def _drop(self, link: Link, reason: str) -> None:
         counts = self.surroundings.counts
+        (counts.peers_refused if link in self._unidentified else counts.errors)[reason] += 1
+        self._unidentified.pop(link, None)
         if link.peer is not None:
-            (counts.peers_refused if _is_unidentified(link.peer) else counts.errors)[reason] += 1
             link.peer.drop(reason, _now())
             link.pump()
+        else:
+            link.abort()
 
     def _limits_of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
         """The buckets that a peer's requests draw from: one for all, one for its entry."""
@@ -451,14 +534,19 @@ class Node:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, link = await loop.create_connection(
-                    lambda: Link(_Dialed(self, settings), loop), host, port, ssl=self._connect_tls if secure else None
+                    lambda: Link(_Dialed(self, settings), loop), host, port, ssl=self._connecting() if secure else None
                 )
-        except (OSError, TimeoutError, ssl.SSLError) as e:
+        except (OSError, EirError) as e:
             self.surroundings.report(
-                "connect_failed", peer=settings.label, reason=type(e).__name__, level="warning", detail=str(e)
+                "connect_failed", peer=settings.label, reason=type(e).__name__, level="warning", detail=_reason(e)
             )
             return
         await asyncio.shield(link.closed)
+
+    def _connecting(self) -> ssl.SSLContext:
+        if self._tls is None:
+            raise EirError("a connection over TLS needs a certificate")
+        return self._tls.connecting
 
     def connect(self, link: Link, settings: PeerSettings) -> Peer:
         """We have made this connection: the peer that speaks on it."""
@@ -494,10 +582,6 @@ class _Dialed:
         self._node.lost(link)
 
 
-def _is_unidentified(peer: Peer) -> bool:
-    return peer.state in {State.WAIT_CER, State.WAIT_ADMISSION}
-
-
 def _status(link: Link, peer: Peer) -> PeerStatus:
     said, settings, watchdog = peer.capabilities, peer.settings, peer.watchdog
     return PeerStatus(
@@ -523,6 +607,15 @@ def endpoint(url: str) -> tuple[str, int, bool]:
     if port is None:
         port = DIAMETER_TLS_PORT if secure else DIAMETER_PORT
     return parts.hostname, port, secure
+
+
+def network_of(source: IPv4Address | IPv6Address) -> Network:
+    """The source network that limits count by: what one customer, or one site, usually has of addresses."""
+    return source.version, int(source) >> source.max_prefixlen - NETWORK_BITS[source.version]
+
+
+def _reason(fault: Exception) -> str:
+    return str(getattr(fault, "verify_message", None) or getattr(fault, "reason", None) or fault or type(fault).__name__)
 
 
 def _now() -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Protocol
 
 APPLICATIONS, UNKNOWN_M, DESTINATION = "applications", "unknown_m", "destination"
@@ -97,6 +98,26 @@ class Limits:
     connections_max: int = 1_024
     """Connections at once, those that have not sent a CER yet included."""
     unidentified_max: int = 128
-    """Connections at once that have not sent a CER yet."""
+    """Connections at once that have not sent a CER yet, those in a TLS handshake included."""
+    source_connections_max: int = 256
+    """Connections at once from one source network (IPv4 /24, IPv6 /64)."""
+    source_unidentified_max: int = 32
+    """Of those, the ones that have not sent a CER yet."""
     rate_max: float | None = None
     """Application requests a second that are answered, over all peers; None: no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """What a node proves itself with, and what it wants to see of its peers. Files are PEM."""
+
+    certificate: Path
+    """The node's own certificate, then those of the authorities between it and one that peers know."""
+    key: Path
+    """Its private key, without a passphrase."""
+    ca: Path
+    """Certificates of the authorities that peers' certificates have to come from."""
+    crl: Path | None = None
+    """What those authorities have revoked; None: nothing is looked up."""
+    min_version: str = "1.2"
+    """`1.2` or `1.3` (RFC 6733 13.1; TLS before 1.2: RFC 8996)."""

@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from eir.diameter.capabilities import source_address
+from eir.diameter.certificate import names_of_peer
 from eir.diameter.peer import Closed, Event, Peer
 from eir.diameter.serve import Surroundings
 from eir.diameter.states import State
@@ -52,6 +53,7 @@ class Link(asyncio.Protocol):
         self._stalled: asyncio.TimerHandle | None = None
         self._reading = True
         self._read_at = 0.0
+        self._raw: socket.socket | None = None
         self.peer: Peer | None = None
         self.number = -1
         """What the owner calls it."""
@@ -73,16 +75,15 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask the owner whether the connection is wanted."""
         self._transport = cast("asyncio.Transport", transport)
+        self._raw = None
         self.since = time.time()
         try:
-            host, port = transport.get_extra_info("peername")[:2]
+            self._see(transport.get_extra_info("peername"))
             self.local = transport.get_extra_info("sockname")[0]
-            self.source = source_address(host)
         except (TypeError, ValueError, IndexError):
             # The other end was gone before the loop came to it.
             self._transport.abort()
             return
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._transport.set_write_buffer_limits(high=self._owner.surroundings.limits.write_buffer_bytes)
         self.peer = self._owner.accept(self)
         if self.peer is None:
@@ -119,7 +120,7 @@ class Link(asyncio.Protocol):
             for event in events:
                 self._owner.handle(self, event)
             self.peer = None
-            self._owner.lost(self)
+        self._owner.lost(self)
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -136,6 +137,17 @@ class Link(asyncio.Protocol):
         self._set_reading()
 
     # What the owner calls
+
+    def expect(self, connection: socket.socket) -> None:
+        """Its TLS handshake begins; `abort` ends it, too. Raises OSError if the other end is gone already."""
+        self._see(connection.getpeername())
+        self._raw = connection
+
+    def failed(self) -> None:
+        """The handshake has failed: there is no connection."""
+        self._raw = None
+        if not self.closed.done():
+            self.closed.set_result(None)
 
     def pump(self) -> None:
         """Do what the peer wants done: hand out its events, write its bytes, close, set its timer."""
@@ -164,16 +176,21 @@ class Link(asyncio.Protocol):
         """Close at once, whatever is unsent."""
         if self._transport is not None:
             self._transport.abort()
+        elif self._raw is not None:
+            with suppress(OSError):
+                self._raw.shutdown(socket.SHUT_RDWR)
 
     def certificate_names(self) -> Sequence[str] | None:
-        """DNS names in the certificate of the other end; None without TLS, empty without a certificate."""
+        """Names in the certificate of the other end; None without TLS, empty without a certificate."""
         tls = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
-        if tls is None:
-            return None
-        certificate = tls.getpeercert() or {}
-        return [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+        return names_of_peer(tls.getpeercert() or {}) if tls is not None else None
 
     # Inside
+
+    def _see(self, address: Sequence[Any]) -> None:
+        host, port = address[:2]
+        self.source = source_address(host)
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def _turn(self, peer: Peer, data: bytes) -> None:
         before = peer.answers

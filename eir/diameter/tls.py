@@ -1,0 +1,108 @@
+"""TLS of a node: from files to the contexts that handshakes are made with (RFC 6733 13.1, RFC 8996). Opens no connection.
+
+Authentication is mutual, always: a peer without a certificate of a configured authority does not get as far as a CER.
+Whose certificate it is, is compared with the CER (capabilities.certificate_fits), not with the address that was dialled.
+"""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from eir.diameter.certificate import Certificate, first_certificate
+from eir.diameter.settings import TlsSettings
+from eir.errors import EirError
+
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+"""What OpenSSL calls a key that is another certificate's."""
+FILE_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What handshakes are made with; replaced as a whole when certificates change, so that each handshake sees one state."""
+
+    accepting: ssl.SSLContext
+    """For connections by `tls://` listeners."""
+    connecting: ssl.SSLContext
+    """For `connect: tls://…`."""
+    certificate: Certificate
+    """The node's own."""
+
+
+class TlsError(EirError):
+    """Files that no handshake can be made with; `key` is the setting that names the one in question."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+def load_tls(settings: TlsSettings) -> Tls:
+    """Read all files and make the contexts. Raises TlsError that says which file is wrong, and how."""
+    try:
+        certificate = first_certificate(_text("certificate", settings.certificate))
+    except ValueError as e:
+        raise TlsError("certificate", f"{settings.certificate}: {e}; expected the node's certificate in PEM") from None
+    if "PRIVATE KEY-----" not in _text("key", settings.key):
+        raise TlsError("key", f"{settings.key}: no private key in it; expected the certificate's, in PEM")
+    accepting, connecting = (_context(settings, protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
+    # A session that is taken up again would not have its certificate looked at; connections are few and long.
+    accepting.num_tickets = 0
+    return Tls(accepting, connecting, certificate)
+
+
+def _context(settings: TlsSettings, protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False  # the CER or CEA says who it is, and is held to the certificate
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = VERSIONS[settings.min_version]
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_cert_chain(settings.certificate, settings.key, password=_no_passphrase)
+    except (ssl.SSLError, OSError) as e:
+        if isinstance(e, ssl.SSLError) and e.reason in MISMATCHES:
+            raise TlsError("key", f"{settings.key} is not the private key of {settings.certificate}") from None
+        raise TlsError("certificate", f"{settings.certificate} and {settings.key}: {_why(e)}") from None
+    except _PassphraseWantedError:
+        raise TlsError("key", f"{settings.key} wants a passphrase; expected a key without one") from None
+    for key, file in (("ca", settings.ca), ("crl", settings.crl)):
+        if file is not None:
+            _text(key, file)
+            try:
+                context.load_verify_locations(file)
+            except (ssl.SSLError, OSError) as e:
+                raise TlsError(key, f"{file}: {_why(e)}") from None
+    stored = context.cert_store_stats()
+    if not stored["x509"]:
+        raise TlsError("ca", f"{settings.ca}: no certificate in it; expected those of the authorities that peers' come from")
+    # What stands there is trusted, whether or not it is the root of its chain.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if settings.crl is not None:
+        if not stored["crl"]:
+            raise TlsError("crl", f"{settings.crl}: no revocation list in it")
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return context
+
+
+class _PassphraseWantedError(Exception):
+    pass
+
+
+def _no_passphrase() -> str:
+    raise _PassphraseWantedError
+
+
+def _text(key: str, file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            octets = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as e:
+        raise TlsError(key, f"{file} cannot be read: {e.strerror}") from None
+    if len(octets) > FILE_BYTES_MAX:
+        raise TlsError(key, f"{file} is larger than {FILE_BYTES_MAX} bytes")
+    return octets.decode("ascii", "replace")
+
+
+def _why(fault: OSError) -> str:
+    return str(getattr(fault, "reason", None) or fault.strerror or fault).replace("_", " ").lower()
