@@ -1,5 +1,6 @@
 """The lists in memory: each form of a page, switching, ends of rows, pairs; and what they cost."""
 
+import contextlib
 import gc
 import math
 import subprocess
@@ -67,6 +68,54 @@ def test_equals_a_set(keys, probes):
     assert list(entries) == sorted(keys)
     for probe in [*probes, *keys]:
         assert entries.holds(probe) == (probe in keys)
+
+
+class TestManyAtOnce:
+    """`add_all` gives what `add` gives, page by page."""
+
+    keys = st.one_of(
+        st.sets(st.integers(0, PAGE_KEYS - 1), max_size=BITMAP_KEYS + 5),
+        st.sets(st.integers(0, 70_000), max_size=30),
+        st.integers(1, 3_000).map(range),  # runs
+        st.sampled_from([range(0, PAGE_KEYS, 3), range(PAGE_KEYS), range(0xD7F0, 0xE010), range(0, 900_000, 2_260)]),
+    )
+    extras = st.sampled_from([b"", b"", b"R\x01\x00\x00\x00\x00"])
+
+    @given(st.lists(st.tuples(keys, extras), max_size=12))
+    @settings(max_examples=80, deadline=None)
+    def test_equals_one_after_another(self, rows):
+        pages = [page(number, keys)._replace(extra=extra) for number, (keys, extra) in enumerate(rows)]
+        index = Index({"one": "devices", "all": "devices"})
+        fill(index, "one", pages)
+        builder = index.builder("all", state())
+        builder.add_all(pages)
+        index.switch("all", builder)
+        one, every = index.lists["one"]._contents.pages, index.lists["all"]._contents.pages
+        assert one == every
+        assert [type(held) for held in one.values()] == [type(every[number]) for number in one]
+
+    @given(st.lists(st.sets(st.integers(0, PAGE_KEYS - 1), min_size=1, max_size=20), min_size=1, max_size=4), st.data())
+    @settings(max_examples=80, deadline=None)
+    def test_damage_is_an_error_or_other_keys_but_no_crash(self, sets, data):
+        pages = [page(number, keys) for number, keys in enumerate(sets)]
+        victim = data.draw(st.integers(0, len(pages) - 1))
+        keys = bytearray(pages[victim].keys)
+        if data.draw(st.booleans()):
+            keys[data.draw(st.integers(0, len(keys) - 1))] ^= data.draw(st.integers(1, 255))
+        else:
+            del keys[data.draw(st.integers(1, len(keys) - 1)) :]
+        pages[victim] = pages[victim]._replace(keys=bytes(keys))
+        builder = Index({"a": "devices"}).builder("a", state())
+        with contextlib.suppress(ValueError):
+            builder.add_all(pages)
+
+    def test_an_amendment_takes_them_too(self):
+        index = Index({"a": "devices"})
+        fill(index, "a", pages_of([1, PAGE_KEYS + 1]))
+        builder = index.builder("a", state(), amend=True)
+        builder.add_all([page(0, []), page(1, [7]), page(2, [8])])
+        index.switch("a", builder)
+        assert list(index.lists["a"]) == [PAGE_KEYS + 7, 2 * PAGE_KEYS + 8]
 
 
 @pytest.mark.parametrize("form", [BitMap([3, 70_000]), BitMap(range(0, 900, 2)), BitMap(range(PAGE_KEYS))])

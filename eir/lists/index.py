@@ -17,7 +17,7 @@ import heapq
 import time
 from codecs import utf_32_le_decode, utf_32_le_encode
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any, Final
 
@@ -33,6 +33,10 @@ DEVICES, PAIRS, SUBSCRIBER_KIND = "devices", "pairs", "subscribers"
 BITMAP_KEYS = 400
 """Keys from which a page is held as a bitmap: below, sixteen containers of a few keys each take more than characters."""
 WHOLE: Final = range(PAGE_KEYS)
+ARRAYS = (12346).to_bytes(4, "little")
+"""How a page of array and bitset containers, without runs, begins."""
+SMALL_BYTES = 8 + 16 * 8 + 2 * (BITMAP_KEYS - 1)
+"""The longest that a page of fewer than BITMAP_KEYS keys can be in arrays: 16 containers cover 2^20 keys."""
 
 AMENDED_PAGES_MAX = 20_000
 """Pages that one switch may change in place, which takes about 1 ms; beyond, a list is built anew beside the old one."""
@@ -227,6 +231,33 @@ def decode_part(page: Page) -> Part | None:
     return part
 
 
+def decode_small(pages: Sequence[Page]) -> list[str] | None:
+    """The strings of many pages at once that hold only array containers: four times as fast as one bitmap after another.
+
+    Roaring's portable format: cookie (4 bytes), number of containers (4), for each container its high half and its size
+    less one (2 and 2), for each its offset (4), then the low halves (2 each). None if some page is not of that form.
+    Raises ValueError for keys that are no characters.
+    """
+    words = np.frombuffer(b"".join([page.keys for page in pages]), dtype="<u2")
+    lengths = np.array([len(page.keys) for page in pages]) // 2
+    starts = np.cumsum(lengths) - lengths
+    containers = words[starts + 2].astype(np.int64)
+    counts = lengths - 4 - 4 * containers
+    if (counts < 1).any():
+        return None
+    page_of = np.repeat(np.arange(len(pages)), containers)
+    position = np.arange(len(page_of)) - (np.cumsum(containers) - containers)[page_of]
+    heads = starts[page_of] + 4 + 2 * position
+    sizes = words[heads + 1].astype(np.int64) + 1
+    if (np.bincount(page_of, weights=sizes, minlength=len(pages)) != counts).any():
+        return None
+    ends = np.cumsum(counts)
+    lows = np.arange(ends[-1]) + np.repeat(starts + 4 + 4 * containers - (ends - counts), counts)
+    keys = words[lows] | np.repeat(words[heads].astype("<u4") << 16, sizes)
+    text = utf_32_le_decode(keys.astype("<u4").tobytes(), "surrogatepass")[0]
+    return [text[end - count : end] for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
+
+
 class DeviceList:
     """A list of keys: devices, or for kind `subscribers` IMSIs. What it holds changes by Index.switch only."""
 
@@ -312,6 +343,25 @@ class ListBuilder:
         self._contents = base if amend else Contents()
         self._changes: dict[int, Part | None] = {}
 
+    def add_all(self, pages: Sequence[Page]) -> None:
+        """As `add` for pages that a store gave together, faster. Raises ValueError if one is damaged."""
+        small = [page for page in pages if page.keys[:4] == ARRAYS and 8 < len(page.keys) <= SMALL_BYTES and not page.extra]
+        strings = decode_small(small) if small and not self.amends else None
+        if strings is None:
+            small = []
+        for page, held in zip(small, strings or (), strict=True):
+            self._hold(page.number, held)
+        if len(small) < len(pages):
+            done = {page.number for page in small}
+            for page in pages:
+                if page.number not in done:
+                    self.add(page)
+
+    def _hold(self, number: int, held: Held) -> None:
+        before = self._base.pages.get(number)
+        same = before is not None and before.__class__ is held.__class__ and before == held
+        self._contents.pages[number] = before if before is not None and same else held
+
     def add(self, page: Page) -> None:
         """Take a page as a store gives it (for an amendment: empty if it is gone). Raises ValueError if it is damaged."""
         number, keys, extra = page
@@ -325,12 +375,9 @@ class ListBuilder:
             part, held = None, hold(decode_keys(keys)) if keys else None
         if held is None:
             return
-        before = self._base.pages.get(number)
-        if before is not None and before.__class__ is held.__class__ and before == held:
-            held = before
-        self._contents.pages[number] = held
+        self._hold(number, held)
         if part is not None and (part.until or part.imsis):
-            part.held = held
+            part.held = self._contents.pages[number]
             self._contents.put(number, part)
             for imsi in memoryview(part.imsis).cast("Q") if self._pairs else ():
                 self._contents.bind(imsi, 1)

@@ -320,10 +320,12 @@ class Follower:
                     digest = page.digest()
                     total += digest
                     marks.append(digest & PROOF_MASK)
-                    _add(builder, page)
                     if perf_counter() > slices.deadline:
                         await slices.pause()
                 proof.extend(batch, marks)
+                if perf_counter() > slices.deadline - slices.limit_s / 2:
+                    await slices.pause()
+                _add(builder, batch)
                 slices.end()
         if builder is None:
             return
@@ -358,7 +360,7 @@ class Follower:
         total = int(held.content_digest, 16) - int(state.content_digest, 16)
         for page in pages:
             total += page.digest() - proof[page.number]
-            _add(builder, page)
+            _add(builder, [page])
             if perf_counter() > slices.deadline:
                 await slices.pause()
         if total & PROOF_MASK:
@@ -460,11 +462,11 @@ async def _batches(source: ListStore, name: str) -> AsyncGenerator[tuple[ListSta
                 return
 
 
-def _add(builder: ListBuilder, page: Page) -> None:
+def _add(builder: ListBuilder, pages: Sequence[Page]) -> None:
     try:
-        builder.add(page)
+        builder.add_all(pages)
     except ValueError as error:
-        raise StoreError("corrupt", f"page {page.number} is damaged: {error}") from error
+        raise StoreError("corrupt", f"a page from {pages[0].number} to {pages[-1].number} is damaged: {error}") from error
 
 
 async def reason_of(store: ListStore, name: str, key: int) -> str | None:
