@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from node import COMMAND, LISTED, TRACKED, UNLISTED, until, until_async
-from servers import free_port
-from wire import HOST, REALM, avp, cer, ecr, message
+from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, until, until_async
+from servers import Server, free_port
+from wire import HOST, REALM, TGPP, avp, cer, ecr, message
 
 from eir.config import load_config
 from eir.metrics import FAMILIES
@@ -273,7 +273,7 @@ class TestUnit:
         manifest = site.release([LISTED, "001010010000014"])
         run(*prefix, *COMMAND, "load", manifest, env=site.environment(), cwd=site.folder)
         client = await connect(site.start(prefix=prefix))
-        assert (await client.ask(ecr(LISTED))).number(1445, 10415) == 1
+        assert (await client.ask(ecr(LISTED))).number(1445, TGPP) == 1
         run(*COMMAND, "reload", env=site.environment(), cwd=site.folder)
 
     def test_what_it_says_of_polars_is_so(self, tmp_path):
@@ -330,14 +330,36 @@ class TestContainers:
     @pytest.mark.parametrize("name", ["eir-a", "eir-b"])
     def test_a_nodes_configuration_is_one(self, name, tmp_path):
         shutil.copytree(ROOT / "config" / "signers", tmp_path / "signers")
-        text = (DEPLOY / "compose" / f"{name}.yaml").read_text()
-        assert "\nstore: redis://redis:6379/0\n" in text
-        (tmp_path / "eir.yaml").write_text(text.replace("redis://redis:6379/0", "sqlite"))
+        shutil.copy(DEPLOY / "compose" / f"{name}.yaml", tmp_path / "eir.yaml")
         config = load_config(tmp_path / "eir.yaml")
         assert config.identity.host.split(".")[0] == name
         assert config.http == "0.0.0.0:9868"
         assert str(config.state) == "/var/lib/eir"
         assert all("holds 0 keys" in warning.text for warning in config.warnings), config.warnings  # whoever deploys it has them
+
+    async def test_a_load_on_one_of_the_nodes_reaches_both(self, tmp_path, publisher, connect):
+        """The two configurations as they are, but for addresses and folders, with a Redis as the compose file starts it."""
+        command = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]["redis"]["command"]
+        redis = Server(*command).start()
+        try:
+            with Site(tmp_path / "a", publisher) as one, Site(tmp_path / "b", publisher) as other:
+                for site, name in ((one, "eir-a"), (other, "eir-b")):
+                    site.settings = yaml.safe_load((DEPLOY / "compose" / f"{name}.yaml").read_text())
+                    site.settings["peers"][0]["from"].append("127.0.0.0/8")
+                    for settings in site.settings["lists"].values():
+                        settings["signers"] = "signers"
+                    site.configure(listen=["tcp://127.0.0.1:0"], http="127.0.0.1:0", state="var", store=f"{redis.url}/0")
+                nodes = one.start(), other.start()
+                clients = [await connect(node, f"mme.{REALM_OF_SAMPLES}", REALM_OF_SAMPLES) for node in nodes]
+                question = ecr(LISTED, host=avp(264, f"mme.{REALM_OF_SAMPLES}"), to_realm=avp(283, REALM_OF_SAMPLES))
+                one.load([LISTED], list_name="stolen-national")
+
+                async def blocked_by_both():
+                    return [(await client.ask(question)).number(1445, TGPP) for client in clients] == [1, 1]
+
+                await until_async(blocked_by_both)
+        finally:
+            redis.stop()
 
     def test_the_nodes_differ_by_name_alone(self):
         one, other = ((DEPLOY / "compose" / f"eir-{name}.yaml").read_text().splitlines() for name in "ab")

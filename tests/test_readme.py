@@ -145,6 +145,13 @@ def test_each_alert_has_its_advice():
     assert set(re.findall(r"\bEir[A-Z]\w+", README)) == alerts
 
 
+def test_the_users_of_redis_are_those_that_are_tested():
+    from test_redis import ACL
+
+    said = dict(re.findall(r"^user (\w+) (.*)$", README, re.MULTILINE))
+    assert said == {name: re.sub(r">\w+", ">PASSWORD", rules) for name, rules in ACL.items()}
+
+
 def test_log_events_that_are_named_are_ones():
     source = "".join(path.read_text() for path in (ROOT / "eir").rglob("*.py"))
     texts = README + (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
