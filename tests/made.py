@@ -20,7 +20,7 @@ from eir.lists.store import Event, ListState
 
 
 def page(number: int, keys: Iterable[int], *, reasons: bytes = b"", until: Sequence[int] = (), imsis: Sequence[Sequence[int]] = ()):
-    """One page: remainders, and in their order reason bytes, ends (one for all, or one each), IMSI keys."""
+    """One page: remainders, and in their order reason bytes, ends (one for all, or one each; with IMSIs one for each of these), IMSI keys."""
     counts = b"".join(len(bound).to_bytes(4, "little") for bound in imsis)
     bound = b"".join(imsi.to_bytes(8, "little") for each in imsis for imsi in each)
     ends = b"".join(end.to_bytes(8, "little") for end in until)

@@ -226,20 +226,23 @@ def pairs_of(entries):
 
 
 def pair_content_of(pages):
-    """{key: (reason, until, imsis)}, without the code under test."""
+    """{key: (reason, {imsi: until})}, without the code under test."""
     content = {}
     for page in pages:
         lows = decode_keys(page.keys).to_array()
         section = decode_sections(page.extra)[b"S"]
         counts = array.array("I", section[: 4 * len(lows)])
         imsis = array.array("Q", section[4 * len(lows) :]).tolist()
-        said = content_of([page])
-        for low, count in zip(lows, counts, strict=True):
-            key = page.number * PAGE_KEYS + low
+        ends = array.array("q", decode_sections(page.extra).get(b"U", bytes(8))).tolist()
+        ends = ends * len(imsis) if len(ends) == 1 else ends
+        codes = decode_sections(page.extra).get(b"R", b"\0")
+        codes = codes * len(lows) if len(codes) == 1 else codes
+        for low, code, count in zip(lows, codes, counts, strict=True):
             assert imsis[:count] == sorted(imsis[:count])
-            content[key] = (*said[key], frozenset(imsis[:count]))
-            del imsis[:count]
+            content[page.number * PAGE_KEYS + low] = (code, dict(zip(imsis[:count], ends[:count], strict=True)))
+            del imsis[:count], ends[:count]
         assert not imsis
+        assert not ends
     return content
 
 
@@ -257,10 +260,13 @@ PAIR_ENTRIES = st.lists(
 def pair_truth_of(entries):
     truth = {}
     for key, imsi, reason, until in entries:
-        rank = (-(until or 1 << 62), reason)
-        best, imsis = truth.get(key, ((1, 0), frozenset()))
-        truth[key] = (min(best, rank), imsis | {imsi})
-    return {key: (reason, 0 if end == -(1 << 62) else -end, imsis) for key, ((end, reason), imsis) in truth.items()}
+        best, imsis = truth.setdefault(key, ((1, 0), {}))
+        imsis[imsi] = max(imsis.get(imsi, 0), until or 1 << 62)
+        truth[key] = (min(best, (-(until or 1 << 62), reason)), imsis)
+    return {
+        key: (reason, {imsi: 0 if end == 1 << 62 else end for imsi, end in imsis.items()})
+        for key, ((_, reason), imsis) in truth.items()
+    }
 
 
 @given(PAIR_ENTRIES, st.lists(st.tuples(PAIR_ENTRIES, PAIR_ENTRIES), max_size=4))
@@ -271,13 +277,13 @@ def test_pairs_and_their_deltas(first, deltas):
     assert built.devices == len(truth)
     pages = {page.number: page for page in built.pages}
     for removed, added in deltas:
-        for key, (_, _, imsis) in pair_truth_of(removed).items():
+        for key, (_, imsis) in pair_truth_of(removed).items():
             if key in truth:
-                reason, until, had = truth.pop(key)
-                if had - imsis:
-                    truth[key] = (reason, until, had - imsis)
-        for key, (reason, until, imsis) in pair_truth_of(added).items():
-            truth[key] = (reason, until, imsis | (truth[key][2] if key in truth else frozenset()))
+                reason, had = truth.pop(key)
+                if left := {imsi: end for imsi, end in had.items() if imsi not in imsis}:
+                    truth[key] = (reason, left)
+        for key, (reason, imsis) in pair_truth_of(added).items():
+            truth[key] = (reason, (truth[key][1] if key in truth else {}) | imsis)
         after, _ = amend(pages.values(), pairs_of(removed), pairs_of(added))
         pages |= {page.number: page for page in after}
         pages = {number: page for number, page in pages.items() if page.keys}

@@ -189,7 +189,7 @@ def test_contents_are_nothing_for_the_garbage_collector():
     [
         (pages_of([1])[0]._replace(keys=b"\x00\x01"), "bitmap"),
         (pages_of([1])[0]._replace(extra=b"U\x08\x00\x00\x00abc"), "cut short"),
-        (page(0, [1, 2, 3], until=[5, 6]), "3 keys and 2 ends"),
+        (page(0, [1, 2, 3], until=[5, 6]), "3 rows and 2 ends"),
         (page(0, [1, 2], imsis=[[4]]), "2 devices and 12 bytes"),
     ],
 )
@@ -264,13 +264,16 @@ class TestPairs:
 
     def test_ends_take_device_and_sims(self):
         index = Index({"a": "pairs"})
-        rows = page(0, [1, 2, 3], until=[100, 200, 0], imsis=[[11], [11, 12], [13]])
+        rows = page(0, [1, 2, 3], until=[100, 200, 150, 0], imsis=[[11], [11, 12], [13]])
         fill(index, "a", [rows])
         pairs = index.lists["a"]
         assert pairs.expire(100, NEVER)
         assert (pairs.imsis(1), pairs.imsis(2), pairs.imsis(3)) == ((), (11, 12), (13,))
         assert pairs.has_subscriber(11)
+        assert pairs.expire(150, NEVER)  # one of the device's two SIMs
+        assert (pairs.imsis(2), pairs.has_subscriber(12)) == ((11,), False)
         assert pairs.expire(200, NEVER)
+        assert pairs.imsis(2) == ()
         assert not pairs.has_subscriber(11)
         assert pairs.imsis(3) == (13,)
 

@@ -218,16 +218,14 @@ async def test_entries_end(store):
     assert await reason(store, "own", IMEI, now=end + timedelta(days=1000)) == "again"
 
 
-async def test_a_device_has_one_end_for_all_its_sims(store):
+async def test_each_sim_of_a_device_has_an_end_of_its_own(store):
     end = int(NOW.timestamp()) + 60
     await change(store, "bound", ADD, IMEI, imsis=[SIM], until=end)
-    said = await refused(store, "bound", ADD, IMEI, imsis=[OTHER_SIM])
-    assert "with another SIM and another end" in said
-    await change(store, "bound", ADD, IMEI, imsis=[OTHER_SIM], until=end)
-    await change(store, "bound", ADD, OTHER, imsis=[SIM])
+    await change(store, "bound", ADD, IMEI, imsis=[OTHER_SIM])
+    await change(store, "bound", ADD, OTHER, imsis=[SIM], until=end + 60)
     entries, _ = await held(store, "bound")
     entries.expire(end, float("inf"))
-    assert (entries.imsis(device_key(IMEI)), entries.imsis(device_key(OTHER))) == ((), (imsi_key(SIM),))
+    assert (entries.imsis(device_key(IMEI)), entries.imsis(device_key(OTHER))) == ((imsi_key(OTHER_SIM),), (imsi_key(SIM),))
 
 
 async def test_the_last_change_is_undone(store):

@@ -199,7 +199,7 @@ class Rows:
     def add_pairs(
         self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
     ) -> None:
-        """Devices, each with a subscriber (an IMSI's key). Reason and end are kept for the device, not for the pair."""
+        """Devices, each with a subscriber (an IMSI's key). The reason is kept for the device, not for the pair."""
         self._pairs.append(
             (
                 keys,
@@ -318,8 +318,8 @@ class _Paired(NamedTuple):
     """What a page of pairs says of one device."""
 
     reason: int
-    until: int
-    imsis: frozenset[int]
+    imsis: dict[int, int]
+    """Each with the end of its pair."""
 
 
 def _decode(page: Page) -> _Content:
@@ -397,7 +397,6 @@ def _pair_pages(keys: Keys, imsis: Keys, reasons: ReasonIndexes, until: Seconds)
     latest = np.maximum.reduceat(endless, first)
     ends_last = endless == np.repeat(latest, counts)
     reason = np.minimum.reduceat(np.where(ends_last, reasons, np.uint8(0xFF)), first)
-    end = np.where(latest == np.iinfo(np.int64).max, 0, latest)
     page_of, low = _split(devices)
     starts = np.concatenate(([0], np.flatnonzero(page_of[1:] != page_of[:-1]) + 1))
     sizes = np.diff(starts, append=len(low))
@@ -406,32 +405,45 @@ def _pair_pages(keys: Keys, imsis: Keys, reasons: ReasonIndexes, until: Seconds)
         Page(
             int(page_of[start]),
             encoded,
-            extra + _subscribers(counts[start : start + size], imsis[first_imsi[start] : first_imsi[start + size]]),
+            extra + _bound(counts[start : start + size], *_cut(first_imsi[start], first_imsi[start + size], imsis, until)),
         )
         for start, size, encoded, extra in zip(
             starts.tolist(),
             sizes.tolist(),
             _encode_many(low, starts, sizes),
-            _extras(reason, end, starts, sizes),
+            _extras(reason, None, starts, sizes),
             strict=True,
         )
     ]
 
 
-def _subscribers(counts: NDArray[np.integer[Any]], imsis: Keys) -> bytes:
-    return encode_sections(((SUBSCRIBERS, counts.astype("<u4").tobytes() + imsis.astype("<u8").tobytes()),))
+def _cut(first: int, last: int, imsis: Keys, until: Seconds) -> tuple[Keys, Seconds]:
+    return imsis[first:last], until[first:last]
+
+
+def _bound(counts: NDArray[np.integer[Any]], imsis: Keys, until: Seconds) -> bytes:
+    """What a page of pairs says of its pairs: how many each device has, their IMSIs, their ends."""
+    one_end = (until == until[0]).all()
+    return encode_sections(
+        (
+            (UNTIL, _until_section(int(until[0])) if one_end else until.astype("<i8").tobytes()),
+            (SUBSCRIBERS, counts.astype("<u4").tobytes() + imsis.astype("<u8").tobytes()),
+        )
+    )
 
 
 def _decode_pairs(page: Page) -> dict[int, _Paired]:
     content = _decode(page)
-    section = decode_sections(page.extra).get(SUBSCRIBERS, b"")
+    sections = decode_sections(page.extra)
+    section = sections.get(SUBSCRIBERS, b"")
     counts = np.frombuffer(section[: 4 * len(content.low)], "<u4")
     imsis = np.frombuffer(section[4 * len(content.low) :], "<u8").tolist()
+    until = np.resize(np.frombuffer(sections.get(UNTIL, bytes(8)), "<i8"), len(imsis)).tolist()
     ends = np.cumsum(counts, dtype=np.int64).tolist()
     return {
-        low: _Paired(reason, until, frozenset(imsis[last - count : last]))
-        for low, reason, until, count, last in zip(
-            content.low.tolist(), content.reasons.tolist(), content.until.tolist(), counts.tolist(), ends, strict=True
+        low: _Paired(reason, dict(zip(imsis[last - count : last], until[last - count : last], strict=True)))
+        for low, reason, count, last in zip(
+            content.low.tolist(), content.reasons.tolist(), counts.tolist(), ends, strict=True
         )
     }
 
@@ -439,15 +451,16 @@ def _decode_pairs(page: Page) -> dict[int, _Paired]:
 def _amended_pairs(old: Page, gone: Page, new: Page) -> Page:
     after = _decode_pairs(old)
     for low, goes in _decode_pairs(gone).items():
-        if (had := after.pop(low, None)) is not None and (stays := had.imsis - goes.imsis):
+        had = after.pop(low, None)
+        if had is not None and (stays := {imsi: end for imsi, end in had.imsis.items() if imsi not in goes.imsis}):
             after[low] = had._replace(imsis=stays)
     for low, comes in _decode_pairs(new).items():
         had = after.get(low)
         after[low] = comes if had is None else comes._replace(imsis=had.imsis | comes.imsis)
     rows = [
-        (old.number * PAGE_KEYS + low, imsi, paired.reason, paired.until)
+        (old.number * PAGE_KEYS + low, imsi, paired.reason, end)
         for low, paired in sorted(after.items())
-        for imsi in sorted(paired.imsis)
+        for imsi, end in sorted(paired.imsis.items())
     ]
     if not rows:
         return Page(old.number, b"")

@@ -18,7 +18,6 @@ import time
 from codecs import utf_32_le_decode, utf_32_le_encode
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, chain
 from typing import Any, Final
 
 import numpy as np
@@ -84,7 +83,7 @@ class Contents:
 
     def __init__(self) -> None:
         self.pages: dict[int, Held] = {}
-        # Rows that end, a page each: Unix seconds (4 bytes, 0 for none), in the order of the keys; the sorted table of
+        # Rows that end, a page each: Unix seconds (4 bytes, 0 for none), in the order of keys or pairs; the sorted table of
         # what ends when is a heap of end << PAGE_BITS | page, where entries of pages replaced since are passed over.
         self.until: dict[int, bytes] = {}
         self.due: list[int] = []
@@ -173,24 +172,28 @@ class Part:
         return imsis[ends[position - 1] if position else 0 : ends[position]]
 
     def after(self, now: int) -> "Part | None":
-        """What is left of it once the rows that end by `now` have gone."""
-        ends = np.frombuffer(self.until, dtype="<u4")
+        """What is left of it once the rows that end by `now` have gone; of a device, its SIMs that have not."""
         keys = held_keys(self.held)
-        if len(ends) < len(keys):  # one end for all
-            ends = np.broadcast_to(ends, len(keys))
+        rows = len(self.imsis) // 8 if self.imsis else len(keys)
+        ends = np.frombuffer(self.until, dtype="<u4")
+        if len(ends) < rows:  # one end for all
+            ends = np.broadcast_to(ends, rows)
         stay = (ends == 0) | (ends > now)
-        held = hold(BitMap(keys[stay]))
-        if held is None:
+        if not stay.any():
             return None
         until = ends[stay].tobytes() if ends[stay].any() else b""
         if not self.imsis:
-            return Part(held, until)
-        return Part(held, until, *_encode_imsis([self.bound(int(position)) for position in np.flatnonzero(stay)]))
+            return _part(keys[stay], until)
+        counts = np.diff(np.frombuffer(self.ends, "<u4"), prepend=np.uint32(0)) if self.ends else np.ones(rows, "<u4")
+        left = np.bincount(np.repeat(np.arange(len(keys)), counts)[stay], minlength=len(keys))
+        some = left[left > 0]
+        imsis = np.frombuffer(self.imsis, "<u8")[stay].tobytes()
+        return _part(keys[left > 0], until, imsis, b"" if (some == 1).all() else np.cumsum(some).astype("<u4").tobytes())
 
 
-def _encode_imsis(bound: list[memoryview]) -> tuple[bytes, bytes]:
-    ends = b"" if all(len(imsis) == 1 for imsis in bound) else np.fromiter(accumulate(map(len, bound)), "<u4").tobytes()
-    return np.fromiter(chain.from_iterable(bound), "<u8").tobytes(), ends
+def _part(keys: Keys, until: bytes, imsis: bytes = b"", ends: bytes = b"") -> "Part | None":
+    held = hold(BitMap(keys))
+    return None if held is None else Part(held, until, imsis, ends)
 
 
 def _bindings(part: "Part | None") -> Counter[int]:
@@ -215,12 +218,6 @@ def decode_part(page: Page) -> Part | None:
         return None if held is None else Part(held)
     sections = decode_sections(page.extra)
     part = Part(held)
-    if UNTIL in sections:
-        ends = np.frombuffer(sections[UNTIL], dtype="<i8")
-        if len(ends) not in {1, len(held)}:
-            raise ValueError(f"page {page.number} has {len(held)} keys and {len(ends)} ends")
-        if ends.any():
-            part.until = np.clip(ends, 0, UNTIL_MAX).astype("<u4").tobytes()
     if SUBSCRIBERS in sections:
         content = sections[SUBSCRIBERS]
         counts = np.frombuffer(content[: 4 * len(held)], dtype="<u4")
@@ -228,6 +225,13 @@ def decode_part(page: Page) -> Part | None:
         if len(counts) != len(held) or len(part.imsis) != 8 * int(counts.sum()):
             raise ValueError(f"page {page.number} has {len(held)} devices and {len(content)} bytes of subscribers")
         part.ends = b"" if (counts == 1).all() else np.cumsum(counts).astype("<u4").tobytes()
+    if UNTIL in sections:
+        rows = len(part.imsis) // 8 if part.imsis else len(held)
+        ends = np.frombuffer(sections[UNTIL], dtype="<i8")
+        if len(ends) not in {1, rows}:
+            raise ValueError(f"page {page.number} has {rows} rows and {len(ends)} ends")
+        if ends.any():
+            part.until = np.clip(ends, 0, UNTIL_MAX).astype("<u4").tobytes()
     return part
 
 

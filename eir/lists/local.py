@@ -21,10 +21,10 @@ from pyroaring import BitMap
 from eir.device import MEID_BASE, TAC_DIGITS, device_key, imsi_key, is_digits
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged, StoreError
 from eir.lists.build import REASON_CHARS_MAX, REASONS_MAX, Reasons, Rows, amend_pages, build_pages, differences
-from eir.lists.index import Index, PairList, rank
+from eir.lists.index import Index, PairList
 from eir.lists.layout import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.load import ListSettings
-from eir.lists.pages import EMPTY_DIGEST, PAGE_KEYS, REASONS, UNTIL, Page, amended_digest, decode_keys, decode_sections
+from eir.lists.pages import EMPTY_DIGEST, PAGE_KEYS, REASONS, Page, amended_digest, decode_keys, decode_sections
 from eir.lists.release import utc_text
 from eir.lists.store import ACCEPTED, Event, ListState, ListStore
 
@@ -206,12 +206,6 @@ def _refuse_what_changes_nothing(edit: Edit, settings: ListSettings, pages: Mapp
     elif not edit.replace:
         there = [entry for entry in edit.entries if is_there(entry)]
         _refuse(edit, there, f"in {settings.name} already", "; --replace gives them the new reason and end")
-        # Reason and end are kept for a device, whatever SIMs it is listed with (lists.pages).
-        other = [e for e in edit.entries if e.imsi and held.holds(e.key) and _end(pages[e.key // PAGE_KEYS], e.key) != edit.until]
-        _refuse(
-            edit, other, f"in {settings.name} with another SIM and another end",
-            "; a device has one end for all its SIMs, and --replace gives it the new one",
-        )  # fmt: skip
 
 
 def _refuse(edit: Edit, wrong: Sequence[Entry], what: str, advice: str = "") -> None:
@@ -222,12 +216,6 @@ def _refuse(edit: Edit, wrong: Sequence[Entry], what: str, advice: str = "") -> 
 
 def _keys(page: Page | None) -> BitMap:
     return decode_keys(page.keys) if page is not None and page.keys else BitMap()
-
-
-def _end(page: Page, key: int) -> int:
-    """The end of the row of a key that is in the page."""
-    ends = np.frombuffer(decode_sections(page.extra).get(UNTIL, bytes(8)), "<i8")
-    return int(ends[0] if len(ends) == 1 else ends[rank(_keys(page), key % PAGE_KEYS)])
 
 
 async def _reason(reason: str, state: ListState | None, store: ListStore, name: str) -> tuple[int, tuple[str, ...]]:

@@ -5,7 +5,8 @@ remainders as a 32-bit Roaring bitmap in the portable format, which other langua
 said besides: tagged sections, each a tag of one byte, its length (4 bytes, little-endian) and its content.
 
     R  reasons: for each key, in order, one byte that indexes `ListState.reasons`; a single byte if all keys share it
-    U  until: for each key, in order, 8 bytes of Unix seconds, little-endian, 0 for "no end"; 8 bytes if all keys share it
+    U  until: for each key, in order, 8 bytes of Unix seconds, little-endian, 0 for "no end"; 8 bytes if all keys share it.
+       In lists of pairs, for each pair, in the order of S
     S  subscribers (lists of pairs): for each key, in order, the number of its IMSIs (4 bytes), then all IMSI keys (8 bytes each)
 
 May import numpy and pyroaring; knows no store and no layout.
