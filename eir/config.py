@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 import yaml
 
 from eir.device import TAC_DIGITS
-from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings
+from eir.diameter.capabilities import holds
+from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, TlsSettings
+from eir.diameter.tls import VERSIONS, TlsError, load_tls
 from eir.errors import ConfigError, Problem, StoreError
 from eir.lists.layout import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.load import ListSettings
@@ -45,14 +47,18 @@ from eir.schema import (
 )
 from eir.stores.open import SQLITE
 
-DIAMETER_PORT = 3868
-"""RFC 6733 2.1."""
+DIAMETER_PORTS = {"tcp": 3868, "tls": 5868}
+"""RFC 6733 2.1, 13.1."""
 WATCHDOG_MIN_S = 6
 """RFC 3539 3.4.1: Tw must not be below 6 seconds."""
 LABEL_MAX, NAME_MAX = 63, 255
 """Octets in a label and in a whole domain name (RFC 1035 2.3.4)."""
 ERROR = "error"
 """Instead of a status: the protocol error that the standard gives."""
+TOO_BUSY = "3004"
+"""Instead of a status: DIAMETER_TOO_BUSY (RFC 6733 7.1.3)."""
+CERTIFICATE_SOON = timedelta(days=14)
+"""So long before its end a certificate is warned of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +72,11 @@ class Config:
     listen: tuple[str, ...]
     """URLs, each with its port."""
     peers: tuple[PeerSettings, ...]
+    tls: TlsSettings | None
+    """None: no TLS."""
     limits: Limits
+    overload_answer: Status | None
+    """What a request past a `rate_max` gets; None: 3004."""
     state: Path
     store: str
     """`sqlite`, or a URL of eir.stores.redis_url; it may hold a password."""
@@ -120,12 +130,16 @@ def _address(written: str, default_port: int | None) -> str:
 
 def _diameter_url(written: str) -> str:
     scheme, found, rest = written.partition("://")
-    if not found or scheme != "tcp":
+    if not found or scheme not in DIAMETER_PORTS:
         raise ValueError
     try:
-        return f"tcp://{_address(rest, DIAMETER_PORT)}"
+        return f"{scheme}://{_address(rest, DIAMETER_PORTS[scheme])}"
     except ValueError:
         raise ValueError from None
+
+
+def _certificate_name(written: str) -> str:
+    return f"*.{_diameter_identity(written[2:])}" if written.startswith("*.") else _diameter_identity(written)
 
 
 def _connect_url(written: str) -> str:
@@ -195,8 +209,14 @@ def _tac(written: str) -> str:
 
 
 IDENTITY = Kind(expected="a domain name such as mme1.example.org", read=_diameter_identity)
-LISTEN = Kind(expected="tcp://ADDRESS:PORT such as tcp://0.0.0.0:3868 or tcp://[::]:3868", read=_diameter_url)
-CONNECT = Kind(expected="tcp://ADDRESS:PORT such as tcp://10.20.0.1:3868", read=_connect_url)
+CERTIFICATE_NAME = Kind(expected="a domain name such as dra.example.org, or *.example.org", read=_certificate_name)
+LISTEN = Kind(
+    expected="tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://0.0.0.0:3868 or tls://[::]:5868", read=_diameter_url
+)
+CONNECT = Kind(
+    expected="tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://10.20.0.1:3868 or tls://dra1.example.org:5868",
+    read=_connect_url,
+)
 HTTP = Kind(expected="ADDRESS:PORT such as 127.0.0.1:9868, or off", read=_http_address, may_be_empty=True)
 NETWORK = Kind(expected="a network such as 10.1.0.0/16, or an address", read=_network)
 MOMENT = Kind(
@@ -218,6 +238,7 @@ STORE = Kind(
 PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
 LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
 STATUS = one_of({status.value: status for status in Status})
+STATUS_OR_TOO_BUSY = one_of({TOO_BUSY: TOO_BUSY, **{status.value: status for status in Status}})
 STATUS_OR_ERROR = one_of({**{status.value: status for status in Status}, ERROR: ERROR})
 
 PAIR_CONDITIONS = ("device_bound_elsewhere", "subscriber_bound_elsewhere")
@@ -243,16 +264,17 @@ TABLE = (
     Key("identity.realm", IDENTITY, REQUIRED, "Origin-Realm: the realm that it belongs to and serves"),
     Key("identity.aliases", many(IDENTITY, may_be_empty=True), (), "further host names that are this node when a Destination-Host holds them"),
     Key("identity.realms", many(IDENTITY, may_be_empty=True), (), "further realms that it serves"),
-    Key("listen", many(LISTEN), ("tcp://127.0.0.1:3868",), "where peers connect to; the port is 3868 unless it is given", live=False),
+    Key("listen", many(LISTEN), ("tcp://127.0.0.1:3868",), "where peers connect to; the port is 3868, or 5868 for tls, unless it is given", live=False),
     Key("peers[].name", PEER_NAME, None, "what metrics, logs and commands call the peer; else its host, its realm, or its first network"),
     Key("peers[].host", IDENTITY, None, "Origin-Host that it has to show; any if left out"),
     Key("peers[].realm", IDENTITY, None, "Origin-Realm that it has to show; any if left out"),
     Key("peers[].from", many(NETWORK), (), "networks that it may connect from; any address if left out"),
     Key("peers[].connect", CONNECT, None, "where we connect to the peer; it connects to us if left out"),
+    Key("peers[].tls_names", many(CERTIFICATE_NAME), (), "names of which its certificate has to have one, over TLS; its Origin-Host if left out, and its Origin-Realm where the host does not end in that"),
     Key("peers[].reconnect_after_s", seconds(1, 3600), 30, "pause before we connect to it again (Tc of RFC 6733)"),
     Key("peers[].connections", whole(1, 64), 1, "connections that one Origin-Host may hold at once"),
     Key("peers[].watchdog_s", seconds(WATCHDOG_MIN_S, 3600), 30, "silence after which a DWR goes out (Tw of RFC 3539)"),
-    Key("peers[].rate_max", number(0.1, 1e6, "requests a second"), None, "requests of the peer that are answered; those above get 3004; no limit if left out"),
+    Key("peers[].rate_max", number(0.1, 1e6, "requests a second"), None, "requests of the peer that are answered; those above get `overload_answer`; no limit if left out"),
     Key("peers[].lenient", many(one_of({name: name for name in sorted(LENIENCES)}), may_be_empty=True), (), "what the peer is forgiven: a CER without a common application, unknown AVPs with the M bit, another node's name as Destination-Host"),
     Key("peers[].as.host", IDENTITY, None, "Origin-Host that we show to this peer; identity.host if left out"),
     Key("peers[].as.realm", IDENTITY, None, "Origin-Realm that we show to this peer; identity.realm if left out"),
@@ -267,8 +289,16 @@ TABLE = (
     Key("limits.close_after_dpa_s", seconds(0.1, 60), LIMITS.close_after_dpa_s, "time from our DPA to our closing of the connection"),
     Key("limits.duplicate_probe_s", seconds(0.1, 60), LIMITS.duplicate_probe_s, "time that a peer's oldest connection has for its DWA when the peer opens one too many"),
     Key("limits.connections_max", whole(1, 65536), LIMITS.connections_max, "connections at once"),
-    Key("limits.unidentified_max", whole(1, 65536), LIMITS.unidentified_max, "connections at once that have not sent a CER yet"),
-    Key("limits.rate_max", number(0.1, 1e6, "requests a second"), None, "requests of all peers together that are answered; those above get 3004; no limit if left out"),
+    Key("limits.unidentified_max", whole(1, 65536), LIMITS.unidentified_max, "connections at once that have not sent a CER yet; above, the oldest of them goes"),
+    Key("limits.source_connections_max", whole(1, 65536), LIMITS.source_connections_max, "connections at once from one network of addresses (IPv4 /24, IPv6 /64)"),
+    Key("limits.source_unidentified_max", whole(1, 65536), LIMITS.source_unidentified_max, "of those, the ones that have not sent a CER yet; above, the oldest of them goes"),
+    Key("limits.rate_max", number(0.1, 1e6, "requests a second"), None, "requests of all peers together that are answered; those above get `overload_answer`; no limit if left out"),
+    Key("overload_answer", STATUS_OR_TOO_BUSY, TOO_BUSY, "what a request above a rate_max gets, at once: 3004 (too busy), or a status without a look at any list"),
+    Key("tls.certificate", FILE, REQUIRED, "the node's certificate in PEM, and behind it those of authorities between it and one that peers know"),
+    Key("tls.key", FILE, REQUIRED, "its private key in PEM, without a passphrase"),
+    Key("tls.ca", FILE, REQUIRED, "certificates in PEM of the authorities that peers' certificates have to come from"),
+    Key("tls.crl", FILE, None, "revocation lists of those authorities, in PEM; nothing is looked up if left out"),
+    Key("tls.min_version", one_of({version: version for version in VERSIONS}), "1.2", "lowest version of TLS"),
     Key("state", FOLDER, Path("var"), "folder of the SQLite file, the last good copies and the control socket", live=False),
     Key("store", STORE, SQLITE, "where lists are kept", live=False),
     Key("heal", flag(), True, "if the store lost a list that this node has a newer copy of, write the copy back to it", live=False),
@@ -306,7 +336,7 @@ TABLE = (
     Key("privacy.identifiers", one_of({"short": "short", "full": "full"}), "short", "IMEI and IMSI in logs: their first and last digits, or whole"),
 )  # fmt: skip
 
-OPTIONAL = frozenset({"policy.override"})
+OPTIONAL = frozenset({"policy.override", "tls"})
 """Sections that may be left out although a key in them is required."""
 
 
@@ -322,10 +352,12 @@ def load_config(path: Path) -> Config:
         values["store"] = with_files_in(values["store"], folder)
     if values["inbox"] is not None:
         values["inbox"] = folder / values["inbox"]
-    for settings in values["lists"].values():
-        for name in ("signers", "revoked"):
-            if settings[name] is not None:
-                settings[name] = folder / settings[name]
+    for section, names in [(settings, ("signers", "revoked")) for settings in values["lists"].values()] + [
+        (values["tls"] or {}, ("certificate", "key", "ca", "crl"))
+    ]:
+        for name in names:
+            if section.get(name) is not None:
+                section[name] = folder / section[name]
     problems = [*document.problems, *(problem for check in CHECKS for problem in check(document))]
     if problems:
         raise ConfigError(tuple(sorted(problems, key=lambda problem: problem.line)))
@@ -335,7 +367,9 @@ def load_config(path: Path) -> Config:
         identity=Identity(**values["identity"], origin_state_id=0),
         listen=values["listen"],
         peers=tuple(_peer(peer) for peer in values["peers"]),
+        tls=None if values["tls"] is None else TlsSettings(**values["tls"]),
         limits=Limits(**values["limits"]),
+        overload_answer=None if values["overload_answer"] == TOO_BUSY else values["overload_answer"],
         state=values["state"],
         store=values["store"],
         heal=values["heal"],
@@ -374,6 +408,7 @@ def _peer(peer: Mapping[str, Any]) -> PeerSettings:
         realm=peer["realm"],
         sources=peer["from"],
         connect=peer["connect"],
+        tls_names=peer["tls_names"],
         reconnect_after_s=peer["reconnect_after_s"],
         rate_max=peer["rate_max"],
         connections=peer["connections"],
@@ -424,6 +459,43 @@ def _check_listen(document: Document) -> Iterator[Problem]:
     for at, url in enumerate(listen):
         if url in listen[:at] and not url.endswith(":0"):
             yield document.problem(f"{url} stands twice in 'listen'", "listen", at)
+
+
+def _check_tls(document: Document) -> Iterator[Problem]:
+    """What TLS has to have; its files are read as a start or a reload would read them."""
+    tls = document.values["tls"]
+    if tls is not None:
+        if not document.faulty("tls"):
+            try:
+                load_tls(TlsSettings(**tls))
+            except TlsError as e:
+                yield document.problem(str(e), "tls", e.key)
+        return
+    urls = [(url, ("listen", at)) for at, url in enumerate(document.values["listen"])]
+    urls += [(peer["connect"], ("peers", at, "connect")) for at, peer in enumerate(document.values["peers"])]
+    for url, spot in urls:
+        if url is not None and url.startswith("tls:") and not document.faulty("tls"):
+            yield document.problem(f"{url} needs the section 'tls' with certificate, key and ca", *spot)
+
+
+def _warn_tls(document: Document) -> Iterator[Problem]:
+    values = document.values
+    if values["tls"] is None:
+        return
+    certificate = load_tls(TlsSettings(**values["tls"])).certificate
+    now, file, spot = datetime.now(UTC), values["tls"]["certificate"], ("tls", "certificate")
+    if now < certificate.not_before:
+        yield document.problem(f"the certificate {file} is not valid before {certificate.not_before:%Y-%m-%d %H:%M} UTC", *spot)
+    if certificate.not_after - now < CERTIFICATE_SOON:
+        verb = "has ended" if certificate.not_after <= now else "ends"
+        yield document.problem(f"the certificate {file} {verb} on {certificate.not_after:%Y-%m-%d %H:%M} UTC", *spot)
+    shown = [values["identity"]["host"], *(peer["as"]["host"] for peer in values["peers"] if peer["as"]["host"])]
+    for host in dict.fromkeys(shown):
+        if not holds(certificate.names, host):
+            names = ", ".join(certificate.names) or "nobody"
+            yield document.problem(
+                f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us", *spot
+            )
 
 
 def _check_lists(document: Document) -> Iterator[Problem]:
@@ -539,7 +611,7 @@ def _inside(network: IPv4Network | IPv6Network, around: IPv4Network | IPv6Networ
 
 def _warn_open_doors(document: Document) -> Iterator[Problem]:
     """Names in a CER are claims: without TLS only the address tells who is there."""
-    if all(re.match(r"tcp://(127\.|\[::1\]|localhost:)", url) for url in document.values["listen"]):
+    if all(re.match(r"tls:|tcp://(127\.|\[::1\]|localhost:)", url) for url in document.values["listen"]):
         return
     for at, peer in enumerate(document.values["peers"]):
         if not peer["from"]:
@@ -559,7 +631,7 @@ def _warn_override(document: Document) -> Iterator[Problem]:
         yield document.problem("the override is over and does nothing", "policy", "override", "until")
 
 
-CHECKS = (_check_peers, _check_listen, _check_lists, _check_rules)
+CHECKS = (_check_peers, _check_listen, _check_tls, _check_lists, _check_rules)
 """What makes a configuration unusable."""
-WARNINGS = (_warn_peers, _warn_open_doors, _warn_unused_lists, _warn_signers, _warn_override)
+WARNINGS = (_warn_peers, _warn_open_doors, _warn_tls, _warn_unused_lists, _warn_signers, _warn_override)
 """What is probably not meant."""

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from certificates import Authority, days
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eir.config import OPTIONAL, TABLE, Config, load_config, render, render_json
-from eir.diameter.settings import Identity, Limits, PeerSettings
+from eir.diameter.settings import Identity, Limits, PeerSettings, TlsSettings
 from eir.errors import ConfigError
 from eir.lists.load import ListSettings
 from eir.policy import Override, PolicySettings, Rule, Status
@@ -160,10 +161,17 @@ FAULTS = [
     ("identity: {host: b, realm: c}\n", 2, "the key 'identity' stands twice, first in line 1"),
     ("http: off\nhttp: 127.0.0.1:1\n", 3, "the key 'http' stands twice, first in line 2"),
     ("policy:\n  default: whitelisted\n  'default': unknown\n", 4, "'default' in policy stands twice, first in line 3"),
-    ("listen: tls://127.0.0.1\n", 2, "found 'tls://127.0.0.1' for 'listen'; expected tcp://ADDRESS:PORT"),
+    ("listen: tls://127.0.0.1\n", 2, "tls://127.0.0.1:5868 needs the section 'tls' with certificate, key and ca"),
+    ("peers:\n- {realm: a, connect: 'tls://10.0.0.1'}\n", 3, "tls://10.0.0.1:5868 needs the section 'tls'"),
+    ("tls: {key: k, ca: c}\n", 2, "the key 'certificate' is missing in tls; expected the path of a file"),
+    ("tls: {certificate: c, key: k, ca: a, min_version: 1.1}\n", 2, "found '1.1' for 'min_version' in tls; expected 1.2 or 1.3"),
+    ("tls:\n  certificate: nowhere\n  key: k\n  ca: a\n", 3, "nowhere cannot be read: No such file or directory"),
+    ("peers:\n- {realm: a, tls_names: '*'}\n", 3, "for 'tls_names' in entry 1 of peers; expected a domain name such as dra.example.org"),
+    ("overload_answer: 3002\n", 2, "found '3002' for 'overload_answer'; expected 3004, whitelisted, blacklisted, greylisted or unknown"),
+    ("listen: sctp://127.0.0.1\n", 2, "found 'sctp://127.0.0.1' for 'listen'; expected tcp://ADDRESS:PORT"),
     ("listen:\n- tcp://127.0.0.1:1\n- tcp://127.0.0.1:65536\n", 4, "found 'tcp://127.0.0.1:65536' for 'listen'; expected tcp://"),
-    ("listen: [tcp://::1:3868]\n", 2, "expected tcp://ADDRESS:PORT such as"),
-    ("listen: [127.0.0.1:3868]\n", 2, "expected tcp://ADDRESS:PORT such as"),
+    ("listen: [tcp://::1:3868]\n", 2, "expected tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"),
+    ("listen: [127.0.0.1:3868]\n", 2, "expected tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"),
     ("listen: ['tcp://1.2.3:1']\n", 2, "expected tcp://"),
     ("listen: ['tcp://1.2.3.4/']\n", 2, "expected tcp://"),
     ("listen: ['tcp://user@1.2.3.4']\n", 2, "expected tcp://"),
@@ -183,8 +191,8 @@ FAULTS = [
     ("peers:\n- {host: EIR.epc}\n", 3, "the peer's host EIR.epc is the node's own name"),
     ("peers:\n- {name: a, host: b}\n- {name: a, host: c}\n", 4, "would call this peer 'a', like the entry in line 3; expected a 'name' of its own"),
     ("peers:\n- {realm: b, from: 10.0.0.0/8}\n- {realm: b}\n", 4, "would call this peer 'b', like the entry in line 3"),
-    ("peers:\n- {realm: a, connect: mme.epc}\n", 3, "found 'mme.epc' for 'connect' in entry 1 of peers; expected tcp://ADDRESS:PORT such as"),
-    ("peers:\n- {realm: a, connect: 'tcp://10.0.0.1:0'}\n", 3, "expected tcp://ADDRESS:PORT such as"),
+    ("peers:\n- {realm: a, connect: mme.epc}\n", 3, "found 'mme.epc' for 'connect' in entry 1 of peers; expected tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"),
+    ("peers:\n- {realm: a, connect: 'tcp://10.0.0.1:0'}\n", 3, "expected tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"),
     ("peers:\n- {realm: a, rate_max: 0}\n", 3, "found '0' for 'rate_max' in entry 1 of peers; expected requests a second from 0.1 to 1000000"),
     ("limits: {rate_max: fast}\n", 2, "expected requests a second from"),
     ("peers:\n- from: 10.1.2.3/8\n", 3, "found '10.1.2.3/8' for 'from' in entry 1 of peers; it has bits set that its mask leaves out, expected the network 10.0.0.0/8 or the one address 10.1.2.3"),
@@ -478,6 +486,57 @@ policy:
     assert config.warnings == ()
 
 
+class TestTls:
+    def settings(self, tmp_path, *names, **options):
+        tls = Authority(tmp_path / "tls").write(*names, **options)
+        return tls, IDENTITY + ONE_PEER + f"listen: [tls://127.0.0.1]\ntls: {json.dumps(tls)}\n"
+
+    def test_all_keys(self, write, tmp_path):
+        tls, text = self.settings(tmp_path, "eir.epc")
+        crl = Authority(tmp_path / "other").revoke()
+        more = {"crl": crl.relative_to(tmp_path).as_posix(), "min_version": "1.3"}
+        text = text.replace(json.dumps(tls), json.dumps(tls | more)).replace("realm: epc, from", "realm: epc, tls_names: '*.dra.epc', from")
+        config = load_config(write(text))
+        assert config.tls == TlsSettings(**{key: Path(file) for key, file in tls.items()}, crl=crl, min_version="1.3")
+        assert (config.listen, config.warnings) == (("tls://127.0.0.1:5868",), ())
+        assert config.peers[0].tls_names == ("*.dra.epc",)
+
+    @pytest.mark.parametrize(
+        ("names", "options", "says"),
+        [
+            (["eir.epc"], {"not_after": days(10)}, "ends on"),
+            (["eir.epc"], {"not_after": days(-1)}, "has ended on"),
+            (["eir.epc"], {"not_before": days(2)}, "is not valid before"),
+            (["eir2.epc", "dra.epc"], {}, "is for eir2.epc, dra.epc, not for eir.epc"),
+            (["*.epc"], {}, None),
+        ],
+    )
+    def test_a_certificate_that_peers_may_not_take_is_a_warning(self, write, tmp_path, names, options, says):
+        _, text = self.settings(tmp_path, *names, **options)
+        assert [says in str(warning) for warning in load_config(write(text)).warnings] == ([True] if says else [])
+
+    @pytest.mark.parametrize(
+        ("key", "of", "says"),
+        [
+            ("key", "other", "is not the private key of"), ("ca", "key", "no certificate or crl found"), ("certificate", "key", "no certificate in it"),
+            ("key", "certificate", "no private key in it"), ("crl", "ca", "no revocation list in it"),
+        ],
+    )  # fmt: skip
+    def test_files_that_are_not_what_they_should_be(self, write, tmp_path, key, of, says):
+        tls, text = self.settings(tmp_path, "eir.epc")
+        files = tls | {"other": Authority(tmp_path / "other").write("eir.epc")["key"]}
+        text = text.replace(json.dumps(tls), json.dumps(tls | {key: files[of]}))
+        with pytest.raises(ConfigError, match=says):
+            load_config(write(text))
+
+    def test_a_key_with_a_passphrase_asks_nobody(self, write, tmp_path):
+        tls, text = self.settings(tmp_path, "eir.epc")
+        locked = tmp_path / "locked"
+        subprocess.run(["openssl", "ec", "-in", tls["key"], "-aes128", "-passout", "pass:word", "-out", locked], check=True, capture_output=True)
+        with pytest.raises(ConfigError, match="wants a passphrase"):
+            load_config(write(text.replace(tls["key"], str(locked))))
+
+
 # What is in force
 
 
@@ -491,6 +550,9 @@ def test_what_is_printed_is_the_configuration_again(write, tmp_path):
     (tmp_path / "revoked" / "stolen-national").write_text("ssh-ed25519 AAAA\n")
     (tmp_path / "signers").unlink()
     shutil.copytree(SAMPLE.parent / "signers", tmp_path / "signers")
+    authority = Authority(tmp_path / "tls")
+    authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
+    authority.revoke()
     for written in (text, all_keys(text)):
         config = load_config(write(written))
         again = load_config(write(render(config), "again.yaml"))

@@ -147,12 +147,12 @@ def certificate_fits(names: Sequence[str], said: Capabilities, settings: PeerSet
     it, or to be there too.
     """
     if settings.tls_names:
-        return any(_holds(names, name) for name in settings.tls_names)
+        return any(holds(names, name) for name in settings.tls_names)
     host, realm = said.host.lower(), said.realm.lower()
-    return _holds(names, host) and (host == realm or host.endswith(f".{realm}") or _holds(names, realm))
+    return holds(names, host) and (host == realm or host.endswith(f".{realm}") or holds(names, realm))
 
 
-def _holds(names: Sequence[str], wanted: str) -> bool:
+def holds(names: Sequence[str], wanted: str) -> bool:
     """Whether one of a certificate's names is the wanted one, as RFC 6125 6.4 compares them.
 
     Without case; a star stands for the whole first label and for nothing else.
