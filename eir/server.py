@@ -6,12 +6,14 @@ connected, their requests answered until they close (bounded), then the rest. No
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,18 +24,23 @@ import uvloop
 from eir import __version__, metrics
 from eir.config import Config, load_config
 from eir.diameter.admission import Desk
+from eir.diameter.answer import Reply
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
+from eir.diameter.serve import TOO_BUSY_REPLY
+from eir.diameter.settings import Limits, PeerSettings
+from eir.diameter.tls import Tls, load_tls
 from eir.errors import ConfigError, EirError, StoreError
 from eir.front import Front, WorkerReport
 from eir.intake import Intake
+from eir.lists.clock import TrustedClock
 from eir.lists.expiry import ExpiryReminder
 from eir.lists.index import Index
 from eir.lists.store import REFUSED, ListState, Outcome
 from eir.log import Log
 from eir.policy import Policy, Status, Verdict, compile_policy
 from eir.s13.express import Lane
-from eir.s13.service import S13Service
+from eir.s13.service import REPLIES, S13Service
 from eir.stores.follow import Follower
 from eir.stores.open import open_copy, open_store
 
@@ -44,6 +51,9 @@ DRAIN_S = 8.0
 TICK_S = 1.0
 FOLD_EVERY_TICKS = 10
 OUTCOMES_EVERY_TICKS = 5
+KEEP_CLOCK_EVERY_TICKS = 60
+CLOCK_FILE = "clock"
+CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
 STORE_TIMEOUT_S = 5.0
 """How long the figures of releases may take; what else goes on beside the checks waits for them."""
 RESTART_KEYS = ("listen", "state", "store", "heal", "http", "workers", "boot_without_lists", "inbox", "inbox_patience_s")
@@ -166,13 +176,16 @@ class Worker:
         self._service = S13Service(self._compile(config), note=self._note)
         self._store = open_store(config.store, config.state, report=log.report)
         self._copy = open_copy(config.store, config.state)
+        self._clock = clock_of(config.state)
         self._follower = Follower(
             self._store, self._index, report=log.report, on_switch=self._switched, copy=self._copy, heal=config.heal,
-            who=f"{socket.gethostname()}:{os.getpid()}",
+            who=f"{socket.gethostname()}:{os.getpid()}", clock=self._clock,
         )  # fmt: skip
+        self._tls = self._load_tls(config)
         self.node = Node(
-            replace(config.identity, origin_state_id=origin_state_id), config.peers, config.limits, self._service.answer,
+            replace(config.identity, origin_state_id=origin_state_id), peers_of(config), limits_of(config), self._service.answer,
             counts=self._counts, report=log.report, lane=lambda label, origin: Lane(self._service, label, origin), desk=desk, dials=dials,
+            overload=overload_of(config), tls=self._tls,
         )  # fmt: skip
 
     # ---- start and stop ----
@@ -207,6 +220,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(keep_clock, self._clock, self._config.state)
         for store in (self._store, self._copy):
             if store is not None:
                 await store.close()
@@ -220,6 +234,14 @@ class Worker:
             until = policy.override_until
             self._log.report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
         return policy
+
+    def _load_tls(self, config: Config) -> Tls | None:
+        if config.tls is None:
+            return None
+        tls = load_tls(config.tls)
+        names, _, ends = tls.certificate
+        self._log.report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
+        return tls
 
     def _observe(self, rule: int, status: Status) -> None:
         self._observed[str(rule), status] += 1
@@ -256,6 +278,10 @@ class Worker:
             for name in self._expiry.due(states, now=datetime.now(UTC), monotonic=time.monotonic()):
                 expires = states[name].expires
                 self._log.report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
+            if ticks % KEEP_CLOCK_EVERY_TICKS == 0:
+                if self._clock.jumped:
+                    self._log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
+                await asyncio.to_thread(keep_clock, self._clock, self._config.state)
             ends = self._service.policy.override_until
             if ends is not None and datetime.now(UTC) >= ends:
                 self._service.policy = self._compile(self._config)
@@ -275,14 +301,16 @@ class Worker:
     def reload(self) -> str:
         """Take over the configuration file as it is now; raises ConfigError and changes nothing if it is bad."""
         new = load_config(self._config.path)
-        # Policy first: it is the one step that can fail on what the file says, and nothing has changed by then.
+        # Certificates and policy first: they can fail on what the files say, and nothing has changed by then.
+        tls = self._load_tls(new)
         self._index.reconfigure(kinds_of(new))
         policy = self._compile(new)
         kept = [key for key in RESTART_KEYS if getattr(new, key) != getattr(self._config, key)]
         in_force = {key: getattr(self._config, key) for key in RESTART_KEYS}
         self._service.policy = policy
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
-        self.node.reconfigure(new.peers, identity, new.limits)
+        self._tls = tls or self._tls  # a listener for TLS that is open stays so until a restart
+        self.node.reconfigure(peers_of(new), identity, limits_of(new), overload=overload_of(new), tls=self._tls)
         self._log.set_level(new.log_level)
         self._log.full_identifiers = new.full_identifiers
         self._config = replace(new, **in_force)
@@ -334,6 +362,7 @@ class Worker:
             "eir_follow_lag_seconds": {(): follower.lag_s},
             "eir_switch_longest_slice_seconds": {(): follower.longest_slice_s},
             "eir_override_active": {(): float(self._service.policy.overridden)},
+            "eir_tls_certificate_expires_timestamp_seconds": {(): self._tls.certificate.not_after.timestamp()} if self._tls else {},
             "eir_worker_restarts_total": {(): 0.0},
             "eir_build_info": {(__version__,): 1.0},
         }
@@ -379,6 +408,30 @@ def report_warnings(config: Config, log: Log) -> None:
         log.report("config_warning", level="warning", detail=str(warning))
 
 
+def limits_of(config: Config) -> Limits:
+    """The limits of one worker: what counts over all connections is shared out, since each worker sees its own only."""
+    limits, workers = config.limits, config.workers
+    return replace(
+        limits,
+        rate_max=limits.rate_max and limits.rate_max / workers,
+        source_connections_max=math.ceil(limits.source_connections_max / workers),
+        source_unidentified_max=math.ceil(limits.source_unidentified_max / workers),
+    )
+
+
+def peers_of(config: Config) -> list[PeerSettings]:
+    """The peer table of one worker: a peer with one connection has it in one worker, others have theirs in several."""
+    return [
+        replace(peer, rate_max=peer.rate_max and peer.rate_max / min(config.workers, peer.connections if peer.host else config.workers))
+        for peer in config.peers
+    ]
+
+
+def overload_of(config: Config) -> Reply:
+    """What a request above a limit gets."""
+    return TOO_BUSY_REPLY if config.overload_answer is None else REPLIES[config.overload_answer]
+
+
 def kinds_of(config: Config) -> dict[str, str]:
     """The kind of each configured list."""
     return {name: settings.kind for name, settings in config.lists.items()}
@@ -401,6 +454,22 @@ def next_origin_state_id(file: Path) -> int:
     fresh.write_text(f"{value}\n")
     fresh.replace(file)
     return value
+
+
+def clock_of(state: Path) -> TrustedClock:
+    """The clock by which rows end, with the last time that a worker of this node kept in the state folder."""
+    try:
+        return TrustedClock(int((state / CLOCK_FILE).read_text()))
+    except (OSError, ValueError):
+        return TrustedClock()
+
+
+def keep_clock(clock: TrustedClock, state: Path) -> None:
+    """Keep the time for the next start; a disk that is full costs no more than that start's caution."""
+    fresh = state / f"{CLOCK_FILE}.{os.getpid()}.new"
+    with suppress(OSError):
+        fresh.write_text(f"{clock.time:.0f}\n")
+        fresh.replace(state / CLOCK_FILE)
 
 
 def _labelled(values: Mapping[L, int]) -> dict[metrics.Labels, float]:

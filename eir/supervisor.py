@@ -32,6 +32,7 @@ from eir.member import work
 from eir.server import (
     DRAIN_S,
     RESTART_KEYS,
+    clock_of,
     kinds_of,
     next_origin_state_id,
     prepare_state_folder,
@@ -115,7 +116,9 @@ class Supervisor:
     async def _fill(self) -> None:
         store, copy = open_store(self._config.store, self._config.state), open_copy(self._config.store, self._config.state)
         try:
-            await Follower(store, self._index, report=self._log.report, on_switch=lambda *_: None, copy=copy).start()
+            await Follower(
+                store, self._index, report=self._log.report, on_switch=lambda *_: None, copy=copy, clock=clock_of(self._config.state)
+            ).start()
         finally:
             for each in (store, copy):
                 if each is not None:

@@ -431,6 +431,25 @@ async def test_a_node_says_that_a_list_is_past_its_expiry_and_keeps_it(site, con
     assert (answer.result, answer.number(1445, 10415)) == (2001, 1)
 
 
+async def test_a_node_that_starts_with_a_clock_days_ahead_drops_no_row(site, connect):
+    """What it saw last stands in the state folder; by that the row has not ended yet."""
+    listed = "35209900176148"
+    ended = datetime.now(UTC) - timedelta(hours=1)
+    site.load(["imei,until", f"{listed},{text(ended)}", f"{UNPAID},"])
+    (site.state / "clock").write_text(f"{(ended - timedelta(days=3)).timestamp():.0f}\n")
+    node = site.start()
+    assert (await (await connect(node)).ask(ecr(listed))).number(1445, 10415) == 1
+    assert node.lines("clock_jumped", level="warning")
+    node.end()
+    kept = int((site.state / "clock").read_text())
+    assert 0 <= kept - (ended - timedelta(days=3)).timestamp() < 60
+    (site.state / "clock").unlink()
+    node = site.start()
+    assert (await (await connect(node)).ask(ecr(listed))).number(1445, 10415) == 0
+    node.end()
+    assert int((site.state / "clock").read_text()) > ended.timestamp()
+
+
 async def test_operators_entries_pairs_and_subscribers_reach_a_running_node(site, connect):
     """By the commands, over the wire: a block, a SIM that is always served, a module that is used with another SIM."""
     site.configure(
