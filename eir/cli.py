@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -27,7 +27,7 @@ from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.publish import publish as publish_release
 from eir.lists.store import ListState, ListStore
 from eir.progress import progress_on
-from eir.stores.open import SQLITE, open_store
+from eir.stores.open import SQLITE, highest_serials, open_store
 from eir.table import minute, table
 
 EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -198,7 +198,7 @@ def load(
     A release that is refused changes nothing: the list in force stays, the reason is named here and in `eir history`.
     """
     checked = _config(config)
-    reports = _with_store(checked, lambda store: _load_all(store, checked.lists, manifests, dry_run=dry_run, force=force))
+    reports = _with_store(checked, lambda store: _load_all(store, checked, manifests, dry_run=dry_run, force=force))
     if as_json:
         _print_json(reports)
     if any(report["outcome"] == "refused" for report in reports):
@@ -206,16 +206,18 @@ def load(
 
 
 async def _load_all(
-    store: ListStore, lists: Mapping[str, ListSettings], manifests: list[Path], *, dry_run: bool, force: bool
+    store: ListStore, config: Config, manifests: list[Path], *, dry_run: bool, force: bool
 ) -> list[dict[str, Any]]:
     """Load one after the other; a refused one does not keep the next from being tried."""
     reports: list[dict[str, Any]] = []
+    marks = await highest_serials(config.store, config.state)
     for manifest in manifests:
         try:
             with progress_on(err) as progress:
                 report = await load_release(
-                    manifest, lists, store, who=_who(), now=datetime.now(UTC), force=force, dry_run=dry_run, progress=progress
-                )
+                    manifest, config.lists, store, who=_who(), now=datetime.now(UTC), force=force, dry_run=dry_run,
+                    marks=marks, progress=progress,
+                )  # fmt: skip
         except ReleaseRefused as e:
             _say(f"{manifest}: refused ({e.reason}): {e.detail}")
             reports.append({"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail})
@@ -465,7 +467,7 @@ def _with_store(config: Config, work: Callable[[ListStore], Awaitable[T]], *, fr
         raise EirError(f"the state folder {config.state} is not there: no list was ever loaded into it (eir load makes it)")
 
     async def run() -> T:
-        store = open_store(config.store, config.state)
+        store = open_store(config.store, config.state, report=_warn)
         try:
             return await work(store)
         finally:
@@ -483,6 +485,11 @@ def _who() -> str:
 
 def _say(message: str) -> None:
     err.print(message, markup=False)
+
+
+def _warn(event: str, *, reason: str | None = None, level: str = "warning", **fields: object) -> None:
+    """What a store has to say besides errors."""
+    _say(f"{level}: {fields.get('detail') or reason or event}")
 
 
 def _fail(message: str, code: int = EXIT_NO) -> typer.Exit:

@@ -22,7 +22,7 @@ from eir.errors import EirError, StoreError
 from eir.lists.inbox import ACCEPTED, OURS_AGAIN_S, WAITING, Attempts, Listing, Pass, Taken, Terms, Watch, look, take_in
 from eir.lists.store import ListStore
 from eir.log import Report
-from eir.stores.open import open_store
+from eir.stores.open import highest_serials, open_store
 
 POLL_S = 1.0
 CLAIM, CLAIM_S = "inbox", 30.0
@@ -106,6 +106,7 @@ def _load(config: Config, who: str, attempts: Attempts, ours: Callable[[], bool]
                 Terms(
                     folder=config.inbox or Path(), lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC),
                     patience_s=config.inbox_patience_s, attempts=attempts, ours=ours,
+                    marks=await highest_serials(config.store, config.state),
                 )
             )  # fmt: skip
         finally:

@@ -1,5 +1,6 @@
 """From the configuration's `store` to a store. Imports the stores; nobody below server and cli imports this."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from eir.lists.store import ListStore
@@ -26,3 +27,18 @@ def open_store(url: str, state_folder: Path, *, report: Report = silent) -> List
 def open_copy(url: str, state_folder: Path) -> ListStore | None:
     """The last good copy that this node keeps of a store that is elsewhere; None for one that is on its own disk anyway."""
     return None if url == SQLITE else SqliteStore(state_folder / COPY_FILE)
+
+
+async def highest_serials(url: str, state_folder: Path) -> Mapping[str, int]:
+    """For each list the highest serial that this node's last good copy knows of, whatever the store says.
+
+    Nothing where there is no copy: the store is on this disk itself, or no node ever ran on this host. Raises StoreError if
+    there is one and it cannot be read: a release that was in force before might pass for a new one.
+    """
+    copy = open_copy(url, state_folder) if (state_folder / COPY_FILE).exists() else None
+    if copy is None:
+        return {}
+    try:
+        return {name: state.highest_serial for name, state in (await copy.states()).items()}
+    finally:
+        await copy.close()
