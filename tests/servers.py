@@ -18,10 +18,19 @@ def programs():
     return {name: found for name, program in PROGRAMS.items() if (found := shutil.which(program))}
 
 
+BUS = 10_000
+"""A cluster's nodes speak to each other on a port so much higher."""
+
+
 def free_port():
-    with contextlib.closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """A port that is free, and the one on which a cluster's node would speak to others too."""
+    while True:
+        with contextlib.closing(socket.socket()) as one, contextlib.closing(socket.socket()) as other:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                other.bind(("127.0.0.1", port + BUS))
+                return port
 
 
 class Server:
