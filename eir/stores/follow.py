@@ -38,6 +38,8 @@ READ_AGAIN_MAX = 5
 """Times that a list is read anew at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt"})
 """Causes that concern one list's pages, not the store."""
+LOST_DATA = "lost_data"
+"""The cause that counts how often a list was found to be less in the store than it was."""
 UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
 """Pause before a list whose digest was wrong is read again; it doubles."""
 SOME_PAGES = 500
@@ -205,12 +207,13 @@ class Follower:
                 continue
             if stored is not None and relation(copied[name], stored.get(name)) is Relation.NEWER:
                 continue
-            try:
-                await self._take_all(copy, name, entries)
-            except StoreError as error:
-                self._copy_failed(f"copy_{error.cause}", error)
-            else:
-                self.from_copy.add(name)
+            if relation(entries.state, copied[name]) is Relation.NEWER:  # a worker that was forked may hold it already
+                try:
+                    await self._take_all(copy, name, entries)
+                except StoreError as error:
+                    self._copy_failed(f"copy_{error.cause}", error)
+                    continue
+            self.from_copy.add(name)
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -411,6 +414,8 @@ class Follower:
 
     def _lost(self, name: str, held: ListState | None, stored: ListState | None) -> None:
         shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
+        if name not in self.lost:
+            self.errors[LOST_DATA] += 1
         self.lost[name] = shown
         if self._says("store_lost_data", name) and held is not None:
             self._report(
