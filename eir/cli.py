@@ -30,6 +30,8 @@ from eir.progress import progress_on
 from eir.stores.open import SQLITE, highest_serials, open_store
 from eir.table import minute, table
 
+INBOX_NICE = 10
+"""A node has this made beside it, and checks come first."""
 EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 DEFAULT_CONFIG = Path("config/eir.yaml")
 DIAMETER_PORT = 3868
@@ -236,6 +238,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """
     from eir.intake import make_pass  # noqa: PLC0415 - the other commands need no loader
 
+    os.nice(INBOX_NICE)
     made = asyncio.run(make_pass(_config(config), f"inbox of {_who()}"))
     if as_json:
         _print_json(made.as_json())

@@ -687,14 +687,14 @@ async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, c
 
 
 async def test_two_processes_at_once_load_once(site, configured):
-    for serial in range(1, 5):
+    for serial in (1, 2, 3):
         site.deliver(site.publish(serial, IMEIS[:serial]))
     settle(site)
-    runs = [await asyncio.create_subprocess_exec(*command(configured), stdout=subprocess.PIPE) for _ in range(3)]
+    runs = [await asyncio.create_subprocess_exec(*command(configured), stdout=subprocess.PIPE) for _ in range(2)]
     outs = [json.loads((await run.communicate())[0]) for run in runs]
     taken = [taken["manifest"] for out in outs for taken in out["taken"]]
-    assert sorted(taken) == [f"stolen-{serial}.manifest.json" for serial in range(1, 5)]
-    assert [event.serial for event in await site.store.history()] == [1, 2, 3, 4]
+    assert sorted(taken) == [f"stolen-{serial}.manifest.json" for serial in (1, 2, 3)]
+    assert [event.serial for event in await site.store.history()] == [1, 2, 3]
 
 
 async def test_a_store_that_is_away_is_said(configured, monkeypatch):
@@ -759,11 +759,10 @@ async def watching(configured):
 
 
 async def test_a_node_takes_what_arrives(site, watching):
-    site.deliver(site.publish(1))
+    for files in (site.publish(1), site.publish(3, ["99999999999999"], base=2), site.publish(9, key=2)):
+        site.deliver(files)
     await watching.until("release_accepted", list="stolen", serial=1)
-    site.deliver(site.publish(3, ["99999999999999"], base=2))
-    await watching.until("release_waiting", reason="base")
-    site.deliver(site.publish(9, key=2))
+    await watching.until("release_waiting", reason="base", serial=3)
     await watching.until("release_refused", reason="untrusted_signer", level="warning")
     site.deliver(site.publish(2, IMEIS[:8]))
     await watching.until("release_accepted", serial=3)
