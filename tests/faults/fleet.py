@@ -1,0 +1,145 @@
+"""Two EIR nodes of two workers each that follow one Redis, as real processes, and a loader; what they hold, and what they say."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+from node import Site, until
+from witness import Truth, Witness
+
+from eir.errors import StoreError
+from eir.stores.redis import RedisStore
+
+LIST = "stolen"
+HELD = [f"{35_000_000 + n:08d}{n * 31:06d}" for n in range(2_500)]
+"""Always listed; a page each, so that a load is more than one command."""
+NEVER = [f"{35_000_000 + n:08d}{n * 31 + 7:06d}" for n in range(10)]
+WATCHDOG_S = 6
+
+
+def added(serial):
+    """The device that is listed from this release on."""
+    return f"{36_000_000 + serial:08d}000001"
+
+
+class Fleet:
+    """`url` is the nodes' store; what a loader does goes over `loader_url`, if it is another."""
+
+    def __init__(self, folder, publisher, url, *, nodes=2, workers=2, loader_url=None, **settings):
+        self.url = url
+        self.folder, self.publisher, self.settings = folder, publisher, settings
+        self.truth, self.serial = None, 0
+        with ExitStack() as stack:
+            self.loader = self.site("loader", loader_url or url)
+            self.sites = [
+                stack.enter_context(self.site(f"node-{number}", url, workers=workers)) for number in range(nodes)
+            ]
+            self.load()
+            with ThreadPoolExecutor(nodes) as pool:
+                self.nodes = list(pool.map(lambda site: site.start(), self.sites))
+            until(self.is_level)
+            self.truth.is_now()
+            self._stack = stack.pop_all()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exits):
+        with ThreadPoolExecutor(len(self.sites)) as pool:
+            list(pool.map(lambda site: site.node.end(check=exits[0] is None), self.sites))
+        self._stack.__exit__(*exits)
+
+    def site(self, name, url, **more):
+        """A host whose store is the fleet's."""
+        site = Site(self.folder / name, self.publisher)
+        site.configure(
+            store=url, lists={LIST: {"signers": "signers"}},
+            policy={"rules": [{"list": LIST, "answer": "blacklisted"}]},
+            peers=[{"name": "mme", "realm": "localdomain", "from": ["127.0.0.0/8"], "watchdog_s": WATCHDOG_S}],
+            **{**self.settings, **more},
+        )  # fmt: skip
+        return site
+
+    # ---- loads ----
+
+    def content(self, serial):
+        return [*HELD, *(added(each) for each in range(1, serial + 1))]
+
+    def publish(self, serial=None, *, site=None):
+        """The manifest of a release, by default of the next."""
+        serial = serial or self.serial + 1
+        return (site or self.loader).release(self.content(serial), list_name=LIST, serial=serial)
+
+    def load(self, *, loader=None):
+        """Load the next release; returns when it is in the store."""
+        site = loader or self.loader
+        manifest = self.publish(site=site)
+        self.begin()
+        site.eir("load", manifest)
+        self.serial += 1
+
+    def begin(self):
+        """From now on some worker may answer by the next release."""
+        content = self.content(self.serial + 1)
+        if self.truth is None:
+            self.truth = Truth(content)
+        else:
+            self.truth.may_become(content)
+
+    def load_and_follow(self, **how):
+        """Load the next release and see it reach every worker."""
+        self.load(**how)
+        self.settle()
+
+    def settle(self, **how):
+        """Wait until every worker holds what the store holds, and everything is as it should be."""
+        until(self.is_level, **how)
+        assert self.held()[0]["serial"] == self.serial
+        self.truth.is_now()
+
+    # ---- what is held ----
+
+    def stored(self):
+        """What the store holds: generation and digest; None while it does not say."""
+
+        async def ask():
+            store = RedisStore(self.url)
+            try:
+                return await store.state(LIST)
+            except StoreError:
+                return None
+            finally:
+                await store.close()
+
+        return asyncio.run(ask())
+
+    def held(self):
+        """What each node holds of the list; None for one whose workers differ."""
+        told = [node.status() for node in self.nodes]
+        return [each["lists"].get(LIST) if each["in_step"] else None for each in told]
+
+    def is_level(self):
+        """Every worker holds the generation and the digest that the store holds, and every node says that it is ready."""
+        if not all(node.get("/ready") == (200, "ready\n") for node in self.nodes):
+            return False
+        found = self.stored()
+        return found is not None and all(
+            held is not None and (held["generation"], held["digest"]) == (found.generation, found.content_digest)
+            for held in self.held()
+        )
+
+    def degraded(self, why):
+        """Every node answers, says that someone should look, and why."""
+        told = [node.get("/ready") for node in self.nodes]
+        return all(code == 200 and text.startswith("degraded\n") and why in text for code, text in told)
+
+    def failures(self, cause):
+        """How often each node counted this cause."""
+        return [node.metrics().get(f"eir_store_errors_total{{cause={cause}}}", 0) for node in self.nodes]
+
+    def up(self):
+        return [node.metrics()["eir_store_up"] for node in self.nodes]
+
+    def witness(self):
+        devices = [*HELD[::250], *NEVER, *(added(serial) for serial in range(1, self.serial + 4))]
+        return Witness(self.nodes, self.truth, devices)

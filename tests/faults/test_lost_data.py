@@ -1,0 +1,97 @@
+"""The store loses what it had: nodes notice, go on from memory, say so, and write the list back from a copy that is proved."""
+
+import subprocess
+
+from fleet import LIST, added
+from node import until
+
+NOTICED_S = 2.0
+"""A follower looks each second; the rest is for a loaded machine."""
+
+
+def test_flushall(server, fleet):
+    before = fleet.failures("lost_data")
+    with fleet.witness() as witness:
+        server.command("FLUSHALL")
+        until(lambda: all(now > was for now, was in zip(fleet.failures("lost_data"), before, strict=True)), patience_s=NOTICED_S)
+        fleet.settle()
+        witness.goes_on()
+        fleet.load_and_follow()
+        witness.goes_on()
+    assert fleet.loader.json("history", LIST)[0]["what"] == "heal"
+
+
+def test_killed_and_restarted_empty(server, fleet):
+    with fleet.witness() as witness:
+        server.kill()
+        until(lambda: fleet.degraded("the store is away") and all(fleet.failures("refused")))
+        assert fleet.up() == [0, 0]
+        witness.goes_on()
+        server.start()
+        until(lambda: fleet.up() == [1, 1])
+        fleet.settle()
+        fleet.load_and_follow()
+        witness.goes_on()
+
+
+def test_an_old_release_after_a_flush_is_refused(server, fleet):
+    """Signed, unexpired, and once in force: nothing but what the nodes remember speaks against it."""
+    fleet.load_and_follow()
+    old = fleet.publish(fleet.serial - 1)
+    (node, *_) = fleet.sites
+    with fleet.witness() as witness:
+        # Before anyone has healed the store: on a host with a node the loader asks that node's copy.
+        server.command("FLUSHALL")
+        done = node.eir("load", old, status=1)
+        assert "refused (serial)" in done.stderr
+        fleet.settle()
+        # Afterwards the store tells.
+        assert "refused (serial)" in fleet.loader.eir("load", old, status=1).stderr
+        witness.goes_on()
+        # On a host without a node, right after the flush, or healed already: either way no node follows it.
+        server.command("FLUSHALL")
+        fleet.loader.eir("load", old, status=None)
+        fleet.settle()
+        witness.goes_on()
+
+
+def test_evicted(server, fleet):
+    """`maxmemory` with an eviction policy, and others who fill the memory until the list is gone."""
+    used = int(server.command("INFO", "memory").partition(b"used_memory:")[2].split()[0])
+    before = fleet.failures("lost_data")
+    with fleet.witness() as witness:
+        server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
+        server.command("CONFIG", "SET", "maxmemory", used + (1 << 20))
+        number = 0
+        while fleet.stored() is not None and all(now == was for now, was in zip(fleet.failures("lost_data"), before, strict=True)):
+            server.command("MSET", *[text for n in range(number, number + 500) for text in (f"other:{n}", "x" * 1000)])
+            number += 500
+        until(lambda: any(now > was for now, was in zip(fleet.failures("lost_data"), before, strict=True)))
+        witness.goes_on()
+        server.command("CONFIG", "SET", "maxmemory", 0)
+        fleet.settle()
+        fleet.load_and_follow()
+        witness.goes_on()
+    server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+
+def test_two_loaders_with_the_same_serial(fleet, tmp_path):
+    """One wins, the other is told why, whichever is faster."""
+    other = fleet.site("other-loader", fleet.url)
+    with fleet.witness() as witness:
+        releases = [(site, fleet.publish(site=site)) for site in (fleet.loader, other)]
+        fleet.begin()
+        commands = [
+            subprocess.Popen(
+                [*COMMAND, "load", str(manifest)], env=site.environment(), cwd=site.folder, stderr=subprocess.PIPE, text=True
+            )
+            for site, manifest in releases
+        ]
+        said = [command.communicate(timeout=60)[1] for command in commands]
+        fleet.serial += 1
+        assert sorted(command.returncode for command in commands) == [0, 1], said
+        lost = said[[command.returncode for command in commands].index(1)]
+        assert "refused (serial)" in lost or "refused (conflict)" in lost, lost
+        fleet.settle()
+        witness.goes_on()
+    assert added(fleet.serial) in fleet.content(fleet.serial)
