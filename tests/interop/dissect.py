@@ -1,0 +1,85 @@
+"""Wireshark's opinion of what went over the wire: a capture of one port, and every objection that the dissector has."""
+
+import os
+import signal
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+from node import until
+
+ERROR = 0x800000
+"""Severity of an expert information: error (note is 0x400000, warning 0x600000)."""
+
+
+def tshark(*arguments):
+    done = subprocess.run(["tshark", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class Capture:
+    """What crossed loopback to and from some TCP ports, which are all read as Diameter."""
+
+    def __init__(self, path, ports, *options):
+        self.path = path
+        self._options = [*options, *(text for port in ports for text in ("-d", f"tcp.port=={port},diameter"))]
+
+    def read(self, wanted, *fields, passes=1):
+        """For each frame that the display filter takes, its fields; what refers to a later frame needs two passes."""
+        shown = [text for field in fields for text in ("-e", field)]
+        lines = tshark("-n", "-r", self.path, *self._options, *["-2"] * (passes - 1), "-Y", wanted, "-T", "fields", *shown).splitlines()
+        return [line.split("\t") for line in lines]
+
+    def commands(self, wanted="diameter"):
+        """(command code, is a request) of each message, in their order."""
+        found = self.read(wanted, "diameter.cmd.code", "diameter.flags.request")
+        return [
+            (int(code), request in {"1", "True"})
+            for codes, requests in found
+            for code, request in zip(codes.split(","), requests.split(","), strict=True)
+        ]
+
+    def objections(self):
+        """Frames with anything malformed, any expert error, or anything that Wireshark's Diameter dictionary cannot name."""
+        experts = [
+            fields[2]
+            for fields in (line.split("\t") for line in tshark("-G", "fields").splitlines())
+            if fields[0] == "F" and fields[2].startswith("diameter.") and fields[3] == "FT_NONE"
+        ]
+        assert "diameter.avp.code.unknown" in experts
+        wanted = " || ".join(["_ws.malformed", f"_ws.expert.severity >= {ERROR}", *experts])
+        return self.read(wanted, "frame.number", "tcp.srcport", "diameter.cmd.code", "_ws.expert.message")
+
+    def unanswered(self):
+        """Requests that have no answer in the capture."""
+        return self.read("diameter.flags.request == 1 && !diameter.answer_in", "frame.number", "diameter.cmd.code", passes=2)
+
+
+@contextmanager
+def capturing(path, *ports, last=(282, False)):
+    """Capture these ports meanwhile; at the end wait until the `last` message (command, is a request) has been written."""
+    wanted = " or ".join(f"tcp port {port}" for port in ports)
+    said = path.with_suffix(".said")
+    with said.open("w") as stream:
+        process = subprocess.Popen(["tshark", "-q", "-i", "lo", "-f", wanted, "-w", path], stderr=stream, stdout=stream)
+    try:
+        until(lambda: process.poll() is not None or ("Capturing on" in said.read_text() and path.exists()))
+        if process.poll() is not None:
+            if os.getuid() != 0:
+                pytest.skip(f"capturing takes root: {said.read_text()}")
+            pytest.fail(f"tshark cannot capture: {said.read_text()}")
+        capture = Capture(path, ports)
+        yield capture
+        # The kernel hands packets over in blocks, up to a second late.
+        until(lambda: path.stat().st_size and _ends_with(capture, last))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+
+def _ends_with(capture, last):
+    try:
+        return last in capture.commands()[-2:]
+    except AssertionError:  # read in the middle of being written
+        return False
