@@ -31,6 +31,7 @@ from eir.schema import (
     Document,
     Key,
     Kind,
+    Spot,
     byte_size,
     did_you_mean,
     flag,
@@ -471,10 +472,10 @@ def _check_tls(document: Document) -> Iterator[Problem]:
             except TlsError as e:
                 yield document.problem(str(e), "tls", e.key)
         return
-    urls = [(url, ("listen", at)) for at, url in enumerate(document.values["listen"])]
-    urls += [(peer["connect"], ("peers", at, "connect")) for at, peer in enumerate(document.values["peers"])]
-    for url, spot in urls:
-        if url is not None and url.startswith("tls:") and not document.faulty("tls"):
+    spots: dict[Spot, str] = {("listen", at): url for at, url in enumerate(document.values["listen"])}
+    spots |= {("peers", at, "connect"): peer["connect"] or "" for at, peer in enumerate(document.values["peers"])}
+    for spot, url in spots.items():
+        if url.startswith("tls:") and not document.faulty("tls"):
             yield document.problem(f"{url} needs the section 'tls' with certificate, key and ca", *spot)
 
 

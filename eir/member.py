@@ -36,9 +36,9 @@ async def work(config: Config, origin_state_id: int, index: Index, number: int, 
         loop.add_signal_handler(ending, stop.set)
     tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(connection: socket.socket) -> None:
+    async def serve(connection: socket.socket, listener: str) -> None:
         try:
-            await worker.node.take(connection)
+            await worker.node.take(connection, secure=listener.startswith("tls:"))
         finally:
             channel.send({"did": "gone"})
 
@@ -48,7 +48,7 @@ async def work(config: Config, origin_state_id: int, index: Index, number: int, 
                 log.report("peer_refused", level="error", reason="open_files", detail="no descriptor left for a connection")
                 channel.send({"did": "gone"})
                 continue
-            task = asyncio.create_task(serve(given.connection))
+            task = asyncio.create_task(serve(given.connection, config.listen[given.listener]))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 

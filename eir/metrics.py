@@ -60,6 +60,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_follow_lag_seconds", "gauge", (), "Time since the worker last knew that it holds what the store holds", "max"),
     Family("eir_switch_longest_slice_seconds", "gauge", (), "Longest time that taking over a list held the loop", "max"),
     Family("eir_override_active", "gauge", (), "1 while the policy's override answers everything alike", "max"),
+    Family("eir_tls_certificate_expires_timestamp_seconds", "gauge", (), "When the node's own certificate ends; nothing without TLS", "min"),
     Family("eir_worker_restarts_total", "counter", (), "Workers that ended unasked and were started again"),
     Family("eir_build_info", "gauge", ("version",), "The version that runs", "max"),
 )

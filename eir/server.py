@@ -8,6 +8,7 @@ import asyncio
 import gc
 import math
 import os
+import resource
 import signal
 import socket
 import time
@@ -48,6 +49,8 @@ L = TypeVar("L", bound=tuple[str, ...])
 
 DRAIN_S = 8.0
 """How long peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
+OPEN_FILES_BESIDES = 256
+"""Open files of a process besides its connections: store, log, pages, commands, releases that are being read."""
 TICK_S = 1.0
 FOLD_EVERY_TICKS = 10
 OUTCOMES_EVERY_TICKS = 5
@@ -67,6 +70,7 @@ def run(config: Config) -> int:
     prepare_state_folder(config.state)
     log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
     report_warnings(config, log)
+    allow_open_files(config, log)
     try:
         return uvloop.run(Alone(config, log).serve())
     finally:
@@ -430,6 +434,20 @@ def peers_of(config: Config) -> list[PeerSettings]:
 def overload_of(config: Config) -> Reply:
     """What a request above a limit gets."""
     return TOO_BUSY_REPLY if config.overload_answer is None else REPLIES[config.overload_answer]
+
+
+def allow_open_files(config: Config, log: Log) -> None:
+    """Raise this process's limit on open files, as far as it may, to what all connections and the rest need."""
+    wanted = config.limits.connections_max + OPEN_FILES_BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        log.report(
+            "open_files", level="warning", limit=hard, setting="limits.connections_max",
+            detail=f"this process may have {hard} open files, too few for {config.limits.connections_max} connections",
+        )  # fmt: skip
 
 
 def kinds_of(config: Config) -> dict[str, str]:

@@ -32,6 +32,7 @@ from eir.member import work
 from eir.server import (
     DRAIN_S,
     RESTART_KEYS,
+    allow_open_files,
     clock_of,
     kinds_of,
     next_origin_state_id,
@@ -77,6 +78,7 @@ class Supervisor:
         self._index = Index(kinds_of(config))
         self._log = Log(time.monotonic, level=config.log_level, in_background=False)
         report_warnings(config, self._log)
+        allow_open_files(config, self._log)
         self._children: dict[int, _Child] = {}
         self._due: list[tuple[float, int, float]] = []
         """Workers to start again: when, which, and the pause that it had."""

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from certificates import Authority
 from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, until, until_async
 from servers import Server, free_port
-from wire import HOST, REALM, TGPP, avp, cer, ecr, message
+from wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
 
 from eir.config import load_config
 from eir.metrics import FAMILIES
@@ -175,6 +176,7 @@ async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, conne
             {"name": "mme", "realm": REALM, "host": HOST},
             {"name": "sgsn", "host": "sgsn.localdomain"},
         ],
+        tls=Authority(tmp_path / "tls").write(EIR),
         policy={"rules": [{"list": "tracked", "answer": "greylisted", "observe": True}, *site.settings["policy"]["rules"]]},
     )
     node = site.start()

@@ -90,7 +90,7 @@ class Node:
     ) -> None:
         self.surroundings = Surroundings(
             identity=identity, limits=limits, application=application, application_id=application_id, lane=lane, counts=counts,
-            report=report, overload=overload, jitter=_jitter,
+            report=report, overload=replace(overload), jitter=_jitter,
         )  # fmt: skip
         self._peers = tuple(peers)
         self._tls = tls
@@ -179,7 +179,7 @@ class Node:
         self._tls = tls or self._tls
         self.surroundings = replace(
             self.surroundings, identity=identity or self.identity, limits=limits or self.limits,
-            overload=overload or self.surroundings.overload,
+            overload=replace(overload or self.surroundings.overload),
         )  # fmt: skip
         self._buckets = {label: bucket for label, bucket in self._buckets.items() if label in self._rates()}
         self._all = None
@@ -470,14 +470,14 @@ class Node:
     def _limits_of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
         """The buckets that a peer's requests draw from: one for all, one for its entry."""
         limits = []
-        if self.limits.rate_max is not None:
-            self._all = self._all or Bucket(self.limits.rate_max, now)
-            limits.append(Limit("rate_max_all", self._all))
         if settings.rate_max is not None:
             bucket = self._buckets.get(settings.label)
             if bucket is None or bucket.rate_max != settings.rate_max:
                 bucket = self._buckets[settings.label] = Bucket(settings.rate_max, now)
             limits.append(Limit("rate_max", bucket))
+        if self.limits.rate_max is not None:
+            self._all = self._all or Bucket(self.limits.rate_max, now)
+            limits.append(Limit("rate_max_all", self._all))
         return tuple(limits)
 
     def _rates(self) -> set[str]:

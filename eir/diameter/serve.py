@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from eir.diameter.answer import Reply
+from eir.diameter.answer import Reply, is_protocol_error
 from eir.diameter.avp import u32
 from eir.diameter.capabilities import origin_avps
 from eir.diameter.counts import Counts
 from eir.diameter.dictionary import BASE, DESTINATION_HOST, DESTINATION_REALM, DRMP
 from eir.diameter.grammar import Command, Grammar, check
 from eir.diameter.message import E_FLAG, Request
-from eir.diameter.rate import DEFAULT_PRIORITY, Limit
+from eir.diameter.rate import DEFAULT_PRIORITY, Limit, refusing
 from eir.diameter.settings import DESTINATION, UNKNOWN_M, Identity, Limits, PeerSettings, Report
 from eir.errors import DiameterError
 
@@ -58,7 +58,7 @@ class Surroundings:
     counts: Counts
     report: Report
     overload: Reply = TOO_BUSY_REPLY
-    """What a request past a rate limit gets."""
+    """What a request past a rate limit gets; an object of its own, so that nobody takes it for the application's."""
     jitter: Callable[[], float]
     """For the watchdog: between -2 and 2 seconds."""
 
@@ -135,12 +135,13 @@ def reply_to(
             raise DiameterError(COMMAND_UNSUPPORTED, "command", f"command {request.command}")
         raise DiameterError(APPLICATION_UNSUPPORTED, "application", f"application {request.application_id}")
     check_route(request, face, settings)
-    for limit in rates:
-        if not limit.bucket.take(now, _priority(request)):
-            surroundings.counts.shed[request.peer, limit.reason] += 1
-            return surroundings.overload
+    limit = refusing(rates, now, _priority(request)) if rates else None
+    if limit is not None:
+        surroundings.counts.shed[request.peer, limit.reason] += 1
+        if is_protocol_error(surroundings.overload.result_code):
+            return surroundings.overload  # which any request may get, whatever it lacks (7.2)
     check_request(request, command.request, settings, surroundings.limits)
-    return surroundings.application(request)
+    return surroundings.application(request) if limit is None else surroundings.overload
 
 
 def _priority(request: Request) -> int:
