@@ -278,3 +278,11 @@ async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
     await store.close()
     assert descriptors() == 0
     await until(lambda: not thread.is_alive())
+
+
+async def test_several_that_make_the_file_at_once(tmp_path):
+    for n in range(20):
+        stores = [SqliteStore(tmp_path / f"{n}.sqlite") for _ in range(4)]
+        assert await asyncio.gather(*(one.states() for one in stores)) == [{}] * 4
+        for one in stores:
+            await one.close()

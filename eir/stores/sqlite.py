@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 10.0
 """How long a write waits for another process's transaction; a load's own take some ten milliseconds each."""
+BUSY_RETRY_S = 0.01
 POLL_S = 0.1
 """Between looks at the generations in `wait`: a look costs some 100 µs."""
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
@@ -342,7 +343,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     application = _scalar(db, "PRAGMA application_id")
     if application not in {0, APPLICATION_ID} or (version and not application):
         raise StoreError("schema", f"{path} is an SQLite file of another program")
-    db.execute("PRAGMA journal_mode = WAL")
+    _use_wal(db)
     # A release that was reported as accepted survives a power cut, and with it the serial below which none is taken.
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
@@ -351,6 +352,20 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             if not _scalar(db, "PRAGMA user_version"):  # another process may have been faster
                 for statement in SCHEMA.split(";\n"):
                     db.execute(statement)
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Where several processes make the file at once, SQLite calls this change busy without waiting; so it is waited here."""
+    end = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(BUSY_RETRY_S)
+        else:
+            return
 
 
 @contextmanager
