@@ -193,6 +193,10 @@ class Follower:
                 await self._pass(stored)
             except StoreError as error:
                 self._failed(error.cause, error)
+        # A list may be in force that no copy was made of: it was read before a fork, or the disk was full then.
+        for name, entries in self._index.lists.items():
+            if entries.state is not None:
+                self._keep_copy(name, entries.state, None)
         self._slices = Slices(SLICE_S)
 
     async def _start_from_copy(self, copy: ListStore, stored: Mapping[str, ListState] | None) -> None:
