@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,8 +22,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from wire import EIR, REALM
 
+from eir.config import load_config
 from eir.control import ControlError, ask
+from eir.lists.load import load_release
 from eir.lists.publish import publish
+from eir.stores.open import open_store
 
 COMMAND = [sys.executable, "-m", "eir"]
 PATIENCE_S = 20
@@ -148,9 +151,19 @@ class Site:
         return self.publisher.publish(folder, files, list_name=list_name, serial=serial, **options)
 
     def load(self, *data, **options):
-        """Publish and load by the command; returns the report."""
-        (report,) = self.json("load", self.release(*data, **options))
-        return report
+        """Publish and load what a test starts from: as `eir load` does, without the cost of a process."""
+        manifest = self.release(*data, **options)
+        config = load_config(self.path)
+
+        async def load():
+            store = open_store(config.store, config.state)
+            try:
+                await load_release(manifest, config.lists, store, who="test@localhost", now=datetime.now(UTC))
+            finally:
+                await store.close()
+
+        with ThreadPoolExecutor(1) as aside:  # whoever calls may have a loop of his own
+            aside.submit(asyncio.run, load()).result()
 
     def start(self, *, ready=True, prefix=()):
         """Start `eir serve`; `ready`: wait until it listens (or else only until it can be asked)."""
@@ -251,20 +264,3 @@ class Node:
                 status = "none within the time"
             assert not check or status == 0, f"exit status {status}: {self.text()}"
         assert not check or "Traceback" not in self.text(), self.text()
-
-
-@contextmanager
-def terminal_of(columns=80, rows=24):
-    """A pseudo-terminal of that size: the side for the program, and one to read what it shows from."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    try:
-        yield ours, theirs
-    finally:
-        os.close(ours)
-        os.close(theirs)

@@ -90,7 +90,7 @@ class TestLists:
         assert await ask(client, LISTED) == BLACK
         assert node.metrics()["eir_list_serial{list=stolen}"] == 1
         assert node.status()["pid"] == pid
-        assert [line["serial"] for line in node.lines("list_in_force", list="stolen")] == ["1", "2", "1"]
+        until(lambda: [line["serial"] for line in node.lines("list_in_force", list="stolen")] == ["1", "2", "1"])
         assert [event["what"] for event in loaded.json("history", "stolen")] == ["load", "load", "rollback"]
 
     async def test_a_refused_release_changes_nothing_and_is_a_metric(self, loaded, connect):
@@ -110,7 +110,7 @@ class TestLists:
         code, text = node.get("/ready")
         assert (code, "list stolen has never been loaded" in text) == (503, True)
         assert site.json("status", status=2)["state"] == "CRITICAL"
-        assert [line["lists"] for line in node.lines("lists_missing")] == ["stolen,tracked"]
+        until(lambda: [line["lists"] for line in node.lines("lists_missing")] == ["stolen,tracked"])
         await asyncio.to_thread(site.load, [LISTED], list_name="stolen")
         await asyncio.to_thread(site.load, [TRACKED], list_name="tracked")
         until(lambda: node.get("/ready") == (200, "ready\n"))
@@ -169,7 +169,7 @@ class TestReload:
         await until_async(is_grey, patience_s=3)
         refused = await connect(node, opened=False)
         assert (await refused.ask(cer(OTHER_HOST))).result == 3010
-        (line,) = node.lines("reloaded")
+        (line,) = until(lambda: node.lines("reloaded"))
         assert "needs_restart" not in line
         assert {row["label"]: row["state"] for row in loaded.json("peers")} == {"one": "open"}
 
@@ -211,7 +211,7 @@ class TestReload:
         assert said.stdout == "reloaded; these need a restart: listen, http\n"
         after = node.status()
         assert [before[key] for key in ("listening", "http", "pid")] == [after[key] for key in ("listening", "http", "pid")]
-        assert node.lines("reloaded")[0]["needs_restart"] == "listen,http"
+        assert until(lambda: node.lines("reloaded"))[0]["needs_restart"] == "listen,http"
 
     async def test_a_peer_is_taken_out_of_service_and_back_by_command(self, loaded, connect):
         node = loaded.start()
@@ -462,7 +462,7 @@ class TestLogs:
         await client.send(*[bad] * flood)
         for _ in range(flood):
             assert (await client.read()).result == 5005
-        reasons = {line["reason"] for line in node.lines() if line.get("reason") not in {None, "SIGTERM"}}
+        reasons = until(lambda: {line["reason"] for line in node.lines() if line.get("reason")})
         assert len(reasons) == 1
         lines = node.lines(reason=reasons.pop())
         assert 1 <= len(lines) <= 7
@@ -473,7 +473,7 @@ class TestLogs:
         refused = await connect(node, opened=False)
         foreign = avp(258, (16777251).to_bytes(4))
         assert (await refused.ask(cer(app=foreign))).result == 5010
-        until(lambda: any("lenient" in line.get("setting", "") for line in node.lines()))
+        await until_async(lambda: any("lenient" in line.get("setting", "") for line in node.lines()))
 
 
 class TestOverrideAndObserve:
@@ -485,7 +485,7 @@ class TestOverrideAndObserve:
         client = await connect(node)
         assert [await ask(client, imei) for imei in (LISTED, TRACKED, UNLISTED, None, "x")] == [WHITE] * 5
         assert node.metrics()["eir_override_active"] == 1
-        assert node.lines("override", level="warning")
+        until(lambda: node.lines("override", level="warning"))
         assert datetime.now(UTC) < ends.replace(microsecond=0), "the machine is too slow for this test"
 
         async def ended():
@@ -493,7 +493,7 @@ class TestOverrideAndObserve:
 
         await until_async(ended, patience_s=8)
         assert node.metrics()["eir_override_active"] == 0
-        assert node.lines("override_ended")
+        until(lambda: node.lines("override_ended"))
         assert loaded.json("status")["state"] == "OK"
 
     async def test_an_override_is_pulled_and_let_go_by_reload(self, loaded, connect):
@@ -515,6 +515,6 @@ class TestOverrideAndObserve:
         found = node.metrics()
         assert found["eir_observed_total{rule=1,status=blacklisted}"] == 2
         assert found["eir_checks_total{list=,status=whitelisted}"] == 3
-        assert "no rule uses the list 'tracked'" in node.lines("config_warning")[0]["detail"]
+        assert "no rule uses the list 'tracked'" in until(lambda: node.lines("config_warning"))[0]["detail"]
         node.end()
         assert sum(int(line["count"]) for line in node.lines("observed", rule=1, status="blacklisted")) == 2
