@@ -33,6 +33,12 @@ def free_port():
                 return port
 
 
+def _said(words):
+    """A command as the protocol has it."""
+    parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
 class Server:
     """One server process; `command` speaks to it without any client library."""
 
@@ -73,9 +79,13 @@ class Server:
     def command(self, *words):
         """The raw reply to one command (its first 64 KiB)."""
         with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as one:
-            parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
-            one.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
+            one.sendall(_said(words))
             return one.recv(1 << 16)
+
+    def begin(self, *words):
+        """Say a command whose reply nobody waits for."""
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as one:
+            one.sendall(_said(words))
 
     def pause(self):
         os.kill(self.process.pid, signal.SIGSTOP)

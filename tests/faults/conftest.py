@@ -5,6 +5,9 @@ import servers
 from fleet import Fleet
 from servers import Server
 
+USER = "--user eir on >secret ~* &* +@all"
+OPTIONS = (*USER.split(), "--enable-debug-command", "local", "--loading-process-events-interval-bytes", "1024")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def redis_program():
@@ -26,8 +29,9 @@ class Calm:
         if self.fleet is None or not self._is_calm():
             self.close()
             self._number += 1
-            self.server = Server(self._program).start()
-            self.fleet = Fleet(self._folder / str(self._number), self._publisher, self.server.url)
+            self.server = Server(self._program, *OPTIONS).start()
+            url = self.server.url.replace("//", "//eir:secret@")
+            self.fleet = Fleet(self._folder / str(self._number), self._publisher, url)
         return self.server, self.fleet
 
     def _is_calm(self):

@@ -1,6 +1,7 @@
 """Two EIR nodes of two workers each that follow one Redis, as real processes, and a loader; what they hold, and what they say."""
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -59,6 +60,10 @@ class Fleet:
             **{**self.settings, **more},
         )  # fmt: skip
         return site
+
+    def at(self, port):
+        """The store's URL, by another port."""
+        return re.sub(r":\d+$", f":{port}", self.url)
 
     # ---- loads ----
 
@@ -136,6 +141,10 @@ class Fleet:
     def failures(self, cause):
         """How often each node counted this cause."""
         return [node.metrics().get(f"eir_store_errors_total{{cause={cause}}}", 0) for node in self.nodes]
+
+    def noticed(self, cause, before):
+        """Some node counted this cause since; a node may find the store healed by another before it looks."""
+        return any(now > was for now, was in zip(self.failures(cause), before, strict=True))
 
     def up(self):
         return [node.metrics()["eir_store_up"] for node in self.nodes]

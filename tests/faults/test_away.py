@@ -1,0 +1,174 @@
+"""Redis hangs, refuses, or is slow: checks go on from memory, each cause is counted, and afterwards every worker is level."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from fleet import LIST, Fleet
+from node import LISTED, until
+from proxy import Proxy
+
+FREEZE_S = float(os.environ.get("EIR_FREEZE_S", "3"))
+"""scripts/soak freezes for longer."""
+LATENCY_S = 0.5
+CUTS = 8
+
+
+def test_frozen(server, fleet):
+    began = time.monotonic()
+    with fleet.witness() as witness:
+        server.pause()
+        try:
+            until(lambda: fleet.up() == [0, 0] and fleet.degraded("the store is away") and time.monotonic() > began + FREEZE_S)
+            assert all(fleet.failures("timeout"))
+            witness.goes_on()
+        finally:
+            server.resume()
+        fleet.settle()
+        fleet.load_and_follow()
+        witness.goes_on()
+    assert witness.slowest_s < 1
+
+
+def locked_out(server):
+    server.command("ACL", "SETUSER", "eir", "off")
+    server.command("CLIENT", "KILL", "USER", "eir")
+
+
+def let_in(server):
+    server.command("ACL", "SETUSER", "eir", "on")
+
+
+def read_only(server):
+    """A replica that has nothing: what a node would write back is refused."""
+    server.command("REPLICAOF", "127.0.0.1", 1)
+    server.command("CONFIG", "SET", "replica-read-only", "no")
+    server.command("FLUSHALL")
+    server.command("CONFIG", "SET", "replica-read-only", "yes")
+
+
+def full(server):
+    server.command("CONFIG", "SET", "maxmemory", 1)
+    server.command("FLUSHALL")
+
+
+def loading(server):
+    server.command("CONFIG", "SET", "key-load-delay", 1_000_000)
+    server.begin("DEBUG", "RELOAD")
+
+
+def cut_off(server):
+    server.command("REPLICAOF", "127.0.0.1", 1)
+    server.command("CONFIG", "SET", "replica-serve-stale-data", "no")
+
+
+def its_own_master(server):
+    server.command("CONFIG", "SET", "replica-serve-stale-data", "yes")
+    server.command("REPLICAOF", "NO", "ONE")
+
+
+CAUSES = {
+    "noauth": (locked_out, let_in),
+    "noperm": (
+        lambda server: server.command("ACL", "SETUSER", "eir", "-hmget"),
+        lambda server: server.command("ACL", "SETUSER", "eir", "+@all"),
+    ),
+    "loading": (loading, lambda server: server.command("CONFIG", "SET", "key-load-delay", 0)),
+    "masterdown": (cut_off, its_own_master),
+    "heal_readonly": (read_only, its_own_master),
+    "heal_oom": (full, lambda server: server.command("CONFIG", "SET", "maxmemory", 0)),
+}
+"""Cause as the metric has it → how Redis comes to it, and out of it. `refused` and `timeout` are in tests of their own."""
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_each_cause_is_counted(server, fleet, cause):
+    begin, end = CAUSES[cause]
+    before = fleet.failures(cause)
+    with fleet.witness() as witness:
+        begin(server)
+        try:
+            until(lambda: fleet.noticed(cause, before))
+            until(lambda: fleet.degraded("the store lost list" if cause.startswith("heal") else "the store is away"))
+            witness.goes_on()
+        finally:
+            end(server)
+        fleet.settle()
+        witness.goes_on()
+    assert all("secret" not in node.text() for node in fleet.nodes)
+
+
+def test_latency_and_cut_connections(server, tmp_path, publisher):
+    """All of 500 ms between a word and its answer, then connections that end at any moment, also during a load."""
+    with ExitStack() as stack:
+        proxy = stack.enter_context(Proxy(server.port))
+        fleet = stack.enter_context(Fleet(tmp_path, publisher, f"redis://eir:secret@127.0.0.1:{proxy.port}"))
+        with fleet.witness() as witness:
+            proxy.delay_s = LATENCY_S / 2
+            fleet.load_and_follow()
+            witness.goes_on()
+            proxy.delay_s = 0.0
+            for _ in range(CUTS):
+                proxy.cut()
+                witness.goes_on(20)
+            fleet.settle()
+            with ThreadPoolExecutor(1) as pool:
+                loading = pool.submit(fleet.load_and_follow)
+                for _ in range(CUTS):
+                    proxy.cut()
+                    witness.goes_on(20)
+                loading.result()
+            witness.goes_on()
+        assert witness.slowest_s < 1
+
+
+class TestStart:
+    """A node that starts while Redis is away."""
+
+    def test_with_a_copy_it_serves_and_says_so(self, server, fleet, tmp_path, publisher):
+        site = fleet.site(f"late-{fleet.serial}", fleet.url, workers=2)
+        with site:
+            node = site.start()
+            until(lambda: node.get("/ready") == (200, "ready\n"))
+            copied = site.state / "copy.sqlite"
+            until(copied.exists)
+            until(lambda: node.status()["lists"][LIST]["serial"] == fleet.serial and is_copied(site))
+            node.end()
+            server.kill()
+            node = site.start()
+            code, text = node.get("/ready")
+            assert (code, text.splitlines()[0]) == (200, "degraded")
+            assert f"list {LIST} is this node's last good copy" in text
+            assert node.status()["lists"][LIST]["serial"] == fleet.serial
+            assert node.metrics()[f"eir_list_serial{{list={LIST}}}"] == fleet.serial
+            server.start()
+            until(lambda: node.get("/ready") == (200, "ready\n"))
+        fleet.settle()
+
+    @pytest.mark.parametrize("boot", ["serve", "refuse"])
+    def test_without_one(self, server, fleet, boot):
+        server.kill()
+        with fleet.site(f"bare-{boot}", fleet.url, boot_without_lists=boot) as site:
+            node = site.start(ready=boot == "serve")
+            until(lambda: node.lines("lists_missing"))
+            code, text = node.get("/ready")
+            assert (code, text.splitlines()[0]) == (503, "not ready")
+            assert f"list {LIST} has never been loaded" in text
+            assert bool(node.status()["listening"]) == (boot == "serve")
+            server.start()
+            until(lambda: node.get("/ready") == (200, "ready\n"))
+        fleet.settle()
+
+
+def is_copied(site):
+    """The node's copy has what it holds."""
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(f"file:{site.state / 'copy.sqlite'}?mode=ro", uri=True)) as db:
+        return db.execute("SELECT count(*) FROM lists").fetchone()[0] == 1
+
+
+assert LISTED

@@ -1,0 +1,119 @@
+"""Faults in the middle of a load, at a place that a proxy between the loader and Redis picks: wholly the old list or the new."""
+
+import json
+import re
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+from fleet import LIST
+from node import COMMAND, until
+from proxy import Proxy
+
+STAGING, CHECKING, SWITCHING = b"HSET", b"\r\nHLEN\r\n", b"\r\nEXEC\r\n"
+"""What a loader says while it fills a set, before it looks at the set that it filled, and to put it in force."""
+
+
+@pytest.fixture
+def proxy(server):
+    with Proxy(server.port) as one:
+        yield one
+
+
+@contextmanager
+def a_load_that_stops(fleet, proxy, word, times=1):
+    """A load of the next release, stopped before that word; it goes on after the `with`. Gives its process."""
+    site = fleet.site(f"loader-{fleet.serial + 1}-{proxy.port}", fleet.at(proxy.port))
+    manifest = fleet.publish(site=site)
+    fleet.begin()
+    proxy.stop_before(word, times)
+    load = subprocess.Popen(
+        [*COMMAND, "load", str(manifest)], env=site.environment(), cwd=site.folder, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        proxy.wait_until_stopped()
+        yield load
+    finally:
+        proxy.go()
+
+
+def fails(fleet, load, *why):
+    """The load ends with status 1 and says why; nothing of it is ever answered from."""
+    said = load.communicate(timeout=60)[1]
+    assert load.returncode == 1, said
+    assert all(re.search(each, said) for each in why), said
+    fleet.truth.failed()
+
+
+@pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 2), (SWITCHING, 1)])
+def test_redis_is_killed(server, fleet, proxy, word, times):
+    with fleet.witness() as witness:
+        with a_load_that_stops(fleet, proxy, word, times) as load:
+            server.kill()
+        fails(fleet, load, "Redis")
+        until(lambda: fleet.degraded("the store is away"))
+        server.start()
+        fleet.settle()
+        witness.goes_on()
+        fleet.load_and_follow()
+        witness.goes_on()
+
+
+@pytest.mark.parametrize(
+    ("word", "times", "why"),
+    [(STAGING, 2, "no longer in Redis|staged"), (CHECKING, 2, "no longer in Redis"), (SWITCHING, 1, "changed by someone else meanwhile, or its staged pages went")],
+)
+@pytest.mark.parametrize("how", ["evicted", "flushed"])
+def test_the_staged_set_vanishes(server, fleet, proxy, word, times, why, how):
+    before = fleet.stored()
+    with fleet.witness() as witness:
+        with a_load_that_stops(fleet, proxy, word, times) as load:
+            if how == "flushed":
+                server.command("FLUSHALL")
+            else:
+                for key in staged(server):
+                    server.command("DEL", key)
+        fails(fleet, load, "" if how == "flushed" else why)
+        if how == "evicted":
+            assert fleet.stored() == before
+        fleet.settle()
+        witness.goes_on()
+        fleet.load_and_follow()
+        witness.goes_on()
+
+
+def staged(server):
+    """Sets of pages that are not in force."""
+    in_force = server.command("HGET", f"eir:{{{LIST}}}:state", "set").split(b"\r\n")[1]
+    previous = server.command("HGET", f"eir:{{{LIST}}}:state", "previous").split(b"\r\n")[1:2]
+    known = {in_force, *(json.loads(each)["set"].encode() for each in previous if each)}
+    keys = re.findall(rb"eir:\S+", server.command("KEYS", f"eir:{{{LIST}}}:set:*"))
+    return [key for key in keys if key.rpartition(b":")[2] not in known]
+
+
+def test_another_loader_is_faster(fleet, proxy):
+    """Both have the same serial; the one that comes too late is told why, and nothing of it remains."""
+    with fleet.witness() as witness:
+        with a_load_that_stops(fleet, proxy, SWITCHING) as load:
+            fleet.truth.failed()  # the other's content is the same: it may come, and from the other
+            fleet.load_and_follow()
+            witness.goes_on()
+        said = load.communicate(timeout=60)[1]
+        assert load.returncode == 1
+        assert "refused (conflict)" in said, said
+        fleet.settle()
+        assert "conflict" in fleet.loader.json("history", LIST)[-1]["detail"]
+
+
+def test_a_loader_is_killed_and_leaves_nothing(server, fleet, proxy):
+    """What it had filled expires; until then it is in nobody's way."""
+    with fleet.witness() as witness:
+        with a_load_that_stops(fleet, proxy, SWITCHING) as load:
+            load.kill()
+            load.communicate(timeout=60)
+        fleet.truth.failed()
+        (left,) = staged(server)
+        assert 0 < int(server.command("TTL", left)[1:]) <= 600
+        fleet.load_and_follow()
+        witness.goes_on()
+    server.command("DEL", left)
