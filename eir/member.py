@@ -8,7 +8,7 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -28,48 +28,73 @@ async def work(config: Config, origin_state_id: int, index: Index, number: int, 
     """Worker `number`, until SIGTERM or until the dispatcher is gone. `index` holds the lists as the supervisor read them."""
     log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
     channel = await Channel.over(ends.stream)
-    index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
-    worker = Worker(config, log, origin_state_id, desk=FarDesk(channel), index=index, dials=number == 0)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(ending, stop.set)
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def serve(connection: socket.socket, listener: str) -> None:
-        try:
-            await worker.node.take(connection, secure=listener.startswith("tls:"))
-        finally:
-            channel.send({"did": "gone"})
-
-    def handed() -> None:
-        while (given := take_over(ends.packets)) is not None:
-            if given.connection is None:
-                log.report("peer_refused", level="error", reason="open_files", detail="no descriptor left for a connection")
-                channel.send({"did": "gone"})
-                continue
-            task = asyncio.create_task(serve(given.connection, config.listen[given.listener]))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-    async def listen() -> None:
-        async for message in channel.messages():
-            _heed(worker, channel, message)
-        stop.set()
-
     try:
-        await worker.start()
-        loop.add_reader(ends.packets, handed)
-        listening = asyncio.create_task(listen())
-        channel.send({"did": "started"})
-        await stop.wait()
-        loop.remove_reader(ends.packets)
-        await worker.stop()
-        listening.cancel()
+        await Member(config, log, origin_state_id, index, channel, ends.packets).work(dials=number == 0)
     finally:
         channel.close()
         log.close()
     return 0
+
+
+class Member:
+    """A worker with its ends of the channels to the dispatcher."""
+
+    def __init__(
+        self, config: Config, log: Log, origin_state_id: int, index: Index, channel: Channel, packets: socket.socket
+    ) -> None:
+        index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
+        self._config = config
+        self._log = log
+        self._channel = channel
+        self._packets = packets
+        self._worker = Worker(config, log, origin_state_id, desk=FarDesk(channel), index=index)
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def work(self, *, dials: bool) -> None:
+        """Answer until told to stop; `dials`: connect to peers too, which is one worker's business."""
+        loop = asyncio.get_running_loop()
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(ending, self._stop.set)
+        await self._worker.start()
+        loop.add_reader(self._packets, self._handed)
+        listening = asyncio.create_task(self._listen())
+        if dials:
+            self._begin(self._dial())
+        self._channel.send({"did": "started"})
+        await self._stop.wait()
+        loop.remove_reader(self._packets)
+        await self._worker.stop()
+        listening.cancel()
+
+    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _handed(self) -> None:
+        while (given := take_over(self._packets)) is not None:
+            if given.connection is None:
+                self._log.report("peer_refused", level="error", reason="open_files", detail="no descriptor left for a connection")
+                self._channel.send({"did": "gone"})
+                continue
+            self._begin(self._serve(given.connection, self._config.listen[given.listener]))
+
+    async def _serve(self, connection: socket.socket, listener: str) -> None:
+        try:
+            await self._worker.node.take(connection, secure=listener.startswith("tls:"))
+        finally:
+            self._channel.send({"did": "gone"})
+
+    async def _dial(self) -> None:
+        if self._config.boot_without_lists == "refuse":
+            await self._worker.lists_or(self._stop)
+        self._worker.node.dial()
+
+    async def _listen(self) -> None:
+        async for message in self._channel.messages():
+            _heed(self._worker, self._channel, message)
+        self._stop.set()
 
 
 def _heed(worker: Worker, channel: Channel, message: Mapping[str, Any]) -> None:

@@ -101,6 +101,7 @@ class Alone:
             if self._config.boot_without_lists == "refuse":
                 await self._worker.lists_or(self._stop)
             await self._listen()
+            self._worker.node.dial()
             self._log.report("ready", workers=1, version=__version__)
             await self._stop.wait()
         finally:
@@ -154,7 +155,7 @@ class Worker:
     """The parts of one worker, and what they have in common: configuration, clock, log, counters.
 
     `desk` is where connections are admitted when there are several workers; `index` holds lists already when this worker
-    was forked from a process that has them. One worker of a node `dials`, the others wait for connections.
+    was forked from a process that has them. Whoever has one decides when its node listens and dials.
     """
 
     def __init__(
@@ -165,7 +166,6 @@ class Worker:
         *,
         desk: Desk | None = None,
         index: Index | None = None,
-        dials: bool = True,
     ) -> None:
         self._config = config
         self._log = log
@@ -188,7 +188,7 @@ class Worker:
         self._tls = self._load_tls(config)
         self.node = Node(
             replace(config.identity, origin_state_id=origin_state_id), peers_of(config), limits_of(config), self._service.answer,
-            counts=self._counts, report=log.report, lane=lambda label, origin: Lane(self._service, label, origin), desk=desk, dials=dials,
+            counts=self._counts, report=log.report, lane=lambda label, origin: Lane(self._service, label, origin), desk=desk, dials=False,
             overload=overload_of(config), tls=self._tls,
         )  # fmt: skip
 

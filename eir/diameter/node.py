@@ -117,7 +117,7 @@ class Node:
         self._dialers: dict[PeerSettings, asyncio.Task[None]] = {}
         self._draining = False
         self._dials = dials
-        """False: `connect` of peers is another worker's business."""
+        """False: nobody is connected to until `dial`, or `connect` of peers is another worker's business."""
         self._dial_all()
 
     @property
@@ -161,6 +161,11 @@ class Node:
             connection.close()
             return
         await link.closed
+
+    def dial(self) -> None:
+        """Connect to peers that have a `connect`, from now on."""
+        self._dials = True
+        self._dial_all()
 
     def reconfigure(
         self,
