@@ -28,8 +28,10 @@ async def work(config: Config, origin_state_id: int, index: Index, number: int, 
     """Worker `number`, until SIGTERM or until the dispatcher is gone. `index` holds the lists as the supervisor read them."""
     log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
     channel = await Channel.over(ends.stream)
+    index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
+    worker = Worker(config, log, origin_state_id, desk=FarDesk(channel), index=index)
     try:
-        await Member(config, log, origin_state_id, index, channel, ends.packets).work(dials=number == 0)
+        await Member(config, log, worker, channel, ends.packets).work(dials=number == 0)
     finally:
         channel.close()
         log.close()
@@ -39,15 +41,12 @@ async def work(config: Config, origin_state_id: int, index: Index, number: int, 
 class Member:
     """A worker with its ends of the channels to the dispatcher."""
 
-    def __init__(
-        self, config: Config, log: Log, origin_state_id: int, index: Index, channel: Channel, packets: socket.socket
-    ) -> None:
-        index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
+    def __init__(self, config: Config, log: Log, worker: Worker, channel: Channel, packets: socket.socket) -> None:
         self._config = config
         self._log = log
         self._channel = channel
         self._packets = packets
-        self._worker = Worker(config, log, origin_state_id, desk=FarDesk(channel), index=index)
+        self._worker = worker
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
