@@ -1,0 +1,82 @@
+"""Throughput and latency of checks, by connections and window and at a fixed rate, beside the least that Python and C can do.
+
+The node has one worker, one core, all metrics on, and a list of 100,000 devices; 1 % of the questions are about these. `echo`
+answers without looking, in C; `floor` does so in Python on uvloop. The generator, on another core, holds every answer of the
+node and of the echo to its request.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark import network
+from benchmark.build import program
+from benchmark.measure import (
+    COLUMNS,
+    Load,
+    add_options,
+    answers_per_s,
+    at_most,
+    cores,
+    finish,
+    in_turns,
+    median,
+    percentile,
+    ratio,
+    rows,
+    times,
+    wrong_answers,
+)
+from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
+from benchmark.servers import echo, floor, free_port
+from benchmark.site import Site
+
+from eir.table import table
+
+ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
+CONNECTIONS, WINDOWS = (1, 4, 16), (1, 16, 256)
+RATES = (5_000.0, 20_000.0)
+STEADY = Load(4, 4096, 20_000.0)
+P99_ABOVE_FLOOR_MS = 1.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `ecr` of scripts/bench."""
+    parser = argparse.ArgumentParser(prog="bench ecr", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS, metavar="N")
+    parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS, metavar="N", help="requests under way on each connection")
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES, metavar="R", help="requests a second over four connections")
+    parser.add_argument("--only", action="store_true", help="the node alone, without floor and echo")
+    add_options(parser, seconds=2, turns=3)
+    options = parser.parse_args(arguments)
+    program("load")
+    start_echo = echo()
+    network.enter()
+    loads = [Load(count, window) for count in options.connections for window in options.windows]
+    loads += [Load(4, STEADY.window, rate) for rate in options.rates]
+    on, how = cores(), times(options)
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
+        folder = Path(made)
+        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
+        site.load(site.release(listed.keys))
+        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        with (
+            site.server("eir", free_port(), cores=on.server) as eir,
+            floor(free_port(), log=folder / "floor.log", cores=on.server) as bare,
+            start_echo(free_port(), log=folder / "echo.log", cores=on.server) as fast,
+        ):
+            servers = [eir] if options.only else [eir, bare, fast]
+            results = in_turns(servers, loads, folder / "questions", how, on.generator)
+    targets = []
+    ratios = {}
+    if not options.only:
+        ratios = {str(load): ratio(results, "eir", "floor", load, answers_per_s) for load in loads if not load.rate}
+        if STEADY in loads:
+            ours, theirs = (median(results, name, STEADY, percentile("p99")) / 1000 for name in ("eir", "floor"))
+            found = round(ours - theirs, 3)
+            targets.append(at_most("p99 at 20,000/s above the floor's", P99_ABOVE_FLOOR_MS, found, " ms"))
+    measured = {"measured": rows(results), "of_floor": ratios, "wrong_answers": wrong_answers(results)}
+    text = table(rows(results), COLUMNS, width=None)
+    text += "".join(f"of what the floor answers, {load}: {found['median']:.2f} {found['turns']}\n" for load, found in ratios.items())
+    return finish("ecr", measured, targets, options, text)

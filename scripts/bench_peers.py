@@ -1,0 +1,93 @@
+"""The node beside OTP's diameter, freeDiameter and python-diameter: each on the same core, asked by the same generator, in turns.
+
+Each peer is the smallest S13 server that it allows, with nothing to look up and nothing to count, and says WHITELISTED to all;
+the node has one worker, all metrics on, and a list. The C echo and the bare uvloop server stand beside them.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmark import network
+from benchmark.build import Missing, program
+from benchmark.measure import (
+    COLUMNS,
+    Load,
+    Target,
+    add_options,
+    answers_per_s,
+    at_least,
+    at_most,
+    cores,
+    finish,
+    in_turns,
+    percentile,
+    ratio,
+    rows,
+    say,
+    times,
+    wrong_answers,
+)
+from benchmark.peers import PEERS
+from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
+from benchmark.servers import echo, floor, free_port
+from benchmark.site import Site
+
+from eir.table import table
+
+ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
+BUSY, ALONE = Load(4, 256), Load(1, 1)
+TIMES_FASTER = {"otp": 5.0, "freediameter": 7.0, "python-diameter": 20.0}
+"""Answers a second of the node, at least this many times the peer's."""
+P50_OF = {"otp": 1.0, "freediameter": 1.0, "echo": 1.4}
+"""The node's latency with one request at a time, at most this many times the other's."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `peers` of scripts/bench."""
+    parser = argparse.ArgumentParser(prog="bench peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--peer", choices=PEERS, action="append", help="one of them only; all if not given")
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    program("load")
+    start_echo = echo()
+    starts, missing = {}, {}
+    for name in options.peer or PEERS:
+        try:
+            starts[name] = PEERS[name]()
+        except Missing as e:
+            missing[name] = str(e)
+            say(f"without {name}: {e}")
+    network.enter()
+    on, how = cores(), times(options)
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, ExitStack() as running:
+        folder = Path(made)
+        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
+        site.load(site.release(listed.keys))
+        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        servers = [
+            site.server("eir", free_port(), cores=on.server),
+            floor(free_port(), log=folder / "floor.log", cores=on.server),
+            start_echo(free_port(), log=folder / "echo.log", cores=on.server),
+            *(start(free_port(), log=folder / f"{name}.log", cores=on.server) for name, start in starts.items()),
+        ]
+        for server in servers:
+            running.enter_context(server)
+        results = in_turns(servers, (BUSY, ALONE), folder / "questions", how, on.generator)
+    faster = {server.name: ratio(results, "eir", server.name, BUSY, answers_per_s) for server in servers[1:]}
+    p50 = {server.name: ratio(results, "eir", server.name, ALONE, percentile("p50")) for server in servers[1:]}
+    targets: list[Target] = [
+        at_least(f"answers a second, {BUSY}, times {name}'s", wanted, faster[name]["median"])
+        for name, wanted in TIMES_FASTER.items()
+        if name in faster
+    ]
+    targets += [at_most(f"p50, {ALONE}, times {name}'s", wanted, p50[name]["median"]) for name, wanted in P50_OF.items() if name in p50]
+    measured = {
+        "measured": rows(results), "answers_per_s_ratio": faster, "p50_ratio": p50, "missing": missing, "wrong_answers": wrong_answers(results),
+    }  # fmt: skip
+    text = table(rows(results), COLUMNS, width=None)
+    for name in faster:
+        text += f"eir / {name}: {faster[name]['median']:.2f} times the answers ({BUSY}), {p50[name]['median']:.2f} times the p50 ({ALONE})\n"
+    return finish("peers", measured, targets, options, text)

@@ -1,0 +1,155 @@
+"""Where the microseconds of a check go, by a sampling profiler, and the floor: a bare server on the same loop.
+
+py-spy looks at the worker 500 times a second while it is asked over four connections with full windows. The line of the
+innermost frame of ours says what was being done; time in the loop's own C code is reading and polling. Shares become
+microseconds by the processor time that an answer costs in a run without the profiler.
+"""
+
+import argparse
+import linecache
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import NamedTuple
+
+from benchmark import network
+from benchmark.build import ROOT, program, python
+from benchmark.measure import Load, Results, add_options, ask, cores, finish, say, times, wrong_answers
+from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
+from benchmark.servers import floor, free_port
+from benchmark.site import Site
+
+from eir.table import table
+
+ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000
+LOAD = Load(4, 256)
+PY_SPY = "py-spy==0.4.3"
+SAMPLES_PER_S = 500
+
+
+class Place(NamedTuple):
+    """Code that belongs to a stage: a file of eir/, and what its line or its function's name looks like."""
+
+    stage: str
+    file: str
+    line: str = ""
+    function: str = ""
+
+
+PLACES = (
+    Place("look up", "lists/index.py"),
+    Place("decide", "policy.py"),
+    Place("decide", "s13/express.py", r"\bdecide\("),
+    Place("recognise", "s13/express.py", function="_find"),
+    Place("recognise", "s13/express.py", r"_find\(|layouts\.get|found|context, fields|while messages_max"),
+    Place("parse", "s13/express.py", r"fields\[layout|isdigit|int\(imei|version"),
+    Place("encode", "s13/express.py", r"pieces|extend"),
+    Place("metrics", "s13/express.py", r"tally|note|results|checks|_count|_credit|verdict\.status"),
+    Place("frame", "s13/express.py", r"position|messages_max"),
+    Place("metrics", "log.py"),
+    Place("metrics", "server.py", function="_note|_observe"),
+    Place("metrics", "device.py"),
+    Place("metrics", "diameter/counts.py"),
+    Place("metrics", "diameter/peer.py", r"counts\.|answered|results", "_express"),
+    Place("metrics", "diameter/transport.py", r"counts|perf_counter|time\.time"),
+    Place("write", "diameter/transport.py", r"transport\.write"),
+    Place("encode", "diameter/peer.py", r"join", "take"),
+    Place("frame", "diameter/peer.py"),
+    Place("frame", "diameter/message.py"),
+    Place("timers and state", "diameter/transport.py"),
+    Place("timers and state", "diameter/watchdog.py"),
+    Place("store", "stores/"),
+)
+"""The first that fits counts."""
+READ, OTHER = "read and poll", "other"
+ORDER = (READ, "frame", "recognise", "parse", "look up", "decide", "encode", "write", "metrics", "timers and state", "store", OTHER)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `profile` of scripts/bench."""
+    parser = argparse.ArgumentParser(prog="bench profile", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_options(parser, seconds=5, turns=3)
+    options = parser.parse_args(arguments)
+    program("load")
+    spy = python(PY_SPY).with_name("py-spy")
+    network.enter()
+    on, how = cores(), times(options)
+    samples: Counter[str] = Counter()
+    results: Results = {}
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
+        folder = Path(made)
+        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
+        site.load(site.release(listed.keys))
+        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        with (
+            site.server("eir", free_port(), cores=on.server) as eir,
+            floor(free_port(), log=folder / "floor.log", cores=on.server) as bare,
+        ):
+            for turn in range(how.turns):
+                for server in (eir, bare):
+                    found = ask(server, LOAD, folder / "questions", how, on.generator)
+                    results.setdefault((server.name, str(LOAD)), []).append(found)
+                stacks = folder / f"stacks-{turn}"
+                command = [spy, "record", "--pid", str(eir.workers[0]), "--rate", str(SAMPLES_PER_S), "--format", "raw", "--output", stacks]
+                with Popen([*command, "--duration", str(max(1, round(how.seconds)))], stdout=PIPE, stderr=PIPE, text=True) as profiler:
+                    # It takes a moment to find its way through the process; the questions go on for longer than it looks.
+                    longer = how._replace(warmup=1, seconds=max(1, round(how.seconds)) + 1)
+                    found = ask(eir, LOAD, folder / "questions", longer, on.generator)
+                    _, said = profiler.communicate()
+                if profiler.returncode:
+                    say(f"py-spy failed: {said.strip()}")
+                    return 1
+                samples += _by_stage(stacks.read_text())
+                say(f"turn {turn + 1}: {found['answers_per_s']:,.0f}/s under the profiler")
+    total = sum(samples.values())
+    whole = _cost(results, "eir")
+    stages = [
+        {"stage": stage, "share": round(samples[stage] / total, 3), "us": round(samples[stage] / total * whole, 3)}
+        for stage in ORDER
+        if samples[stage]
+    ]
+    floor_us = _cost(results, "floor")
+    measured = {
+        "stages": stages, "us_per_check": whole, "floor_us": floor_us, "samples": total, "wrong_answers": wrong_answers(results),
+    }  # fmt: skip
+    text = table(stages, ("stage", "share", "us"), width=None)
+    text += f"processor time of a check: {whole:.2f} us; of the floor's answer: {floor_us:.2f} us ({total} samples)\n"
+    return finish("profile", measured, [], options, text)
+
+
+def _cost(results: Results, name: str) -> float:
+    """Processor time of an answer, in us: the lowest of the turns, which others disturbed least."""
+    return round(min(found["server_us_per_answer"] for found in results[name, str(LOAD)]), 3)
+
+
+def _by_stage(stacks: str) -> Counter[str]:
+    """How often each stage was seen; a line is frames parted by `;`, outermost first, a blank, and a count."""
+    seen: Counter[str] = Counter()
+    for line in stacks.splitlines():
+        frames, _, count = line.rpartition(" ")
+        if "_bootstrap (threading" in frames:
+            continue  # Threads that wait for work of the store's or the log's.
+        if "data_received" in frames or "_go_on" in frames:
+            seen[_stage(frames.split(";"))] += int(count)
+        elif frames.split(";")[-1].startswith("Runner.run"):
+            seen[READ] += int(count)
+        else:
+            seen["store" if "stores/" in frames else OTHER] += int(count)
+    return seen
+
+
+def _stage(frames: Sequence[str]) -> str:
+    for frame in reversed(frames):
+        found = re.fullmatch(r"(.*) \(.*?\beir/(.*):(\d+)\)", frame)
+        if found is None:
+            continue
+        function, file, number = found.groups()
+        text = linecache.getline(str(ROOT / "eir" / file), int(number))
+        for place in PLACES:
+            if file.startswith(place.file) and re.search(place.line, text) and re.search(rf"(^|\.)({place.function})", function):
+                return place.stage
+        return OTHER
+    return OTHER

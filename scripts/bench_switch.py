@@ -1,0 +1,111 @@
+"""Latency while a list of 10 million entries is switched to another: 99th percentile at a steady rate, quiet and during the switch.
+
+The switch is a rollback: both releases are in the store, so that nothing but the node's own work is measured, which reads the
+other one and takes it over, beside 20,000 checks a second on the same core. The measured time is about as long as that takes.
+"""
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from benchmark import network
+from benchmark.build import program
+from benchmark.measure import (
+    COLUMNS,
+    Load,
+    Results,
+    add_options,
+    ask,
+    at_most,
+    cores,
+    finish,
+    percentile,
+    rows,
+    say,
+    times,
+    wrong_answers,
+)
+from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_list, write_questions
+from benchmark.servers import free_port
+from benchmark.site import LIST, Site
+
+from eir.control import ask as control
+from eir.stores.open import open_store
+from eir.table import table
+
+ENTRIES, QUICK_ENTRIES, TACS, QUESTIONS = 10_000_000, 100_000, 250_000, 500_000
+STEADY = Load(4, 4096, 20_000.0)
+P99_TIMES_MAX = 2.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `switch` of scripts/bench."""
+    parser = argparse.ArgumentParser(prog="bench switch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--entries", type=int, help=f"of each release ({ENTRIES:,})")
+    parser.add_argument("--rate", type=float, default=STEADY.rate, help=f"checks a second ({STEADY.rate:g})")
+    add_options(parser, seconds=1)
+    options = parser.parse_args(arguments)
+    program("load")
+    network.enter()
+    entries = options.entries or (QUICK_ENTRIES if options.quick else ENTRIES)
+    load = STEADY._replace(rate=options.rate)
+    on, how = cores(), times(options)
+    results: Results = {}
+    took: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
+        folder = Path(made)
+        site = Site(folder / "site", loader_cores=on.generator)
+        first, second = (scattered(entries, TACS, seed) for seed in (14, 15))
+        # Whichever is in force, a device in neither is white: only these are asked about.
+        both = Scattered(np.union1d(first.keys, second.keys), np.union1d(first.tacs, second.tacs))
+        write_questions(folder / "questions", both, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0)
+        site.load(site.release(first.keys))
+        other = site.folder / "other.csv"
+        write_list(other, second.keys)
+        with site.server("eir", free_port(), cores=on.server) as server:
+            for turn in range(how.turns):
+                site.load(site.release(other, turn + 2))
+                _await_serial(site.state, turn + 2)
+                quiet = ask(server, load, folder / "questions", how, on.generator)
+                busy = ask(server, load, folder / "questions", how, on.generator, meanwhile=partial(_roll_back, site.state, took))
+                for name, found in (("quiet", quiet), ("during the switch", busy)):
+                    results.setdefault((name, str(load)), []).append(found)
+                say(f"turn {turn + 1}: p99 {quiet['latency_us']['p99']:.0f} us, then {busy['latency_us']['p99']:.0f} us")
+    value = percentile("p99")
+    pairs = zip(results["during the switch", str(load)], results["quiet", str(load)], strict=True)
+    times_quiet = [round(value(busy) / value(quiet), 2) for busy, quiet in pairs]
+    target = at_most("p99 during the switch, times the quiet one", P99_TIMES_MAX, statistics.median(times_quiet))
+    measured = {
+        "measured": rows(results), "p99_times_quiet": times_quiet, "followed_s": took, "entries": entries, "wrong_answers": wrong_answers(results),
+    }  # fmt: skip
+    text = table(rows(results), COLUMNS, width=None) + f"by turn, p99 in times of the quiet one: {times_quiet}; the node had followed after s: {took}\n"
+    return finish("switch", measured, [target], options, text)
+
+
+def _roll_back(state: Path, took: list[float]) -> None:
+    """Undo the list's last release, in the store; note how long the node took to follow."""
+
+    async def roll_back() -> None:
+        store = open_store("sqlite", state)
+        try:
+            held = await store.state(LIST)
+            await store.rollback(LIST, seen=held.generation if held else 0)
+        finally:
+            await store.close()
+
+    began = time.perf_counter()
+    asyncio.run(roll_back())
+    _await_serial(state, 1)
+    took.append(round(time.perf_counter() - began, 2))
+
+
+def _await_serial(state: Path, serial: int) -> None:
+    """Wait until the node has the release."""
+    while control(state, "status")["lists"].get(LIST, {}).get("serial") != serial:
+        time.sleep(0.02)

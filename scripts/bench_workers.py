@@ -1,0 +1,92 @@
+"""What an answer costs with one worker and with more: processor time of all processes of the node, and answers a second.
+
+The generator asks over two connections for each worker, with full windows. A machine with two cores cannot show more than
+that the cost stays what it is, since the generator has to run somewhere; on a larger one the answers a second grow.
+"""
+
+import argparse
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmark import network
+from benchmark.build import program
+from benchmark.measure import (
+    COLUMNS,
+    Load,
+    Results,
+    add_options,
+    ask,
+    at_most,
+    finish,
+    ratio,
+    rows,
+    say,
+    times,
+    wrong_answers,
+)
+from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
+from benchmark.servers import free_port
+from benchmark.site import Site
+
+from eir.control import ask as control
+from eir.table import table
+
+ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000
+LOAD = Load(4, 256)
+COST_MAX = 1.15
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `workers` of scripts/bench."""
+    parser = argparse.ArgumentParser(prog="bench workers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", help="numbers of workers; 1, 2, 4, … as far as there are cores if not given")
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    program("load")
+    network.enter()
+    ours = sorted(os.sched_getaffinity(0))
+    numbers = options.workers or [1, *(2**n for n in range(1, 7) if 2**n <= max(2, len(ours) - 1))]
+    how = times(options)
+    results: Results = {}
+    spread: dict[str, list[int]] = {}
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
+        folder = Path(made)
+        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
+        site.load(site.release(listed.keys))
+        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        for turn in range(how.turns):
+            for number in numbers:
+                # The generator keeps the last core for itself as long as the workers leave it one.
+                on = set(ours[:number])
+                with site.server(f"workers: {number}", free_port(), cores=on, workers=number) as server:
+                    load = Load(max(LOAD.connections, 2 * number), LOAD.window)
+                    look = partial(_look, site.state, spread.setdefault(server.name, []))
+                    found = ask(server, load, folder / "questions", how, {ours[-1]}, meanwhile=look)
+                    results.setdefault((server.name, str(load)), []).append(found)
+                    say(f"turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, {found['server_us_per_answer']:.2f} us an answer")
+    costs = {
+        number: ratio(_by_workers(results), f"workers: {number}", f"workers: {numbers[0]}", "", lambda found: float(found["server_us_per_answer"]))
+        for number in numbers
+    }
+    targets = [at_most(f"cost of an answer, {number} workers to {numbers[0]}", COST_MAX, costs[number]["median"]) for number in numbers[1:2]]
+    measured = {
+        "measured": rows(results), "cost_ratio": costs, "connections_by_worker": spread, "wrong_answers": wrong_answers(results),
+    }  # fmt: skip
+    text = table(rows(results), COLUMNS, width=None)
+    text += "".join(f"{name}: connections by worker {held}\n" for name, held in spread.items())
+    return finish("workers", measured, targets, options, text)
+
+
+def _look(state: Path, held: list[int]) -> None:
+    """Note how many connections each worker has."""
+    counts = Counter(row.get("worker", 0) for row in control(state, "peers") if row["address"] is not None)
+    held[:] = sorted(counts.values())
+
+
+def _by_workers(results: Results) -> Results:
+    """The same without the load, which differs with the workers."""
+    return {(server, ""): runs for (server, _), runs in results.items()}

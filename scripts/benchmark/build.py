@@ -1,0 +1,73 @@
+"""What is built for the benchmarks, once: the generator and the C echo, a Python of their own, the peers that are compared with.
+
+Everything goes into build/bench. What is missing on the machine comes by scripts/setup, packages included.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILT = ROOT / "build" / "bench"
+FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
+
+
+class Missing(Exception):
+    """Something cannot be built here; the text says what."""
+
+
+def run(command: Sequence[str | Path], **options: object) -> str:
+    """Run a command to its end; what it printed. Raises Missing with what it complained of."""
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, **options)  # type: ignore[call-overload]  # passed on as given
+    except FileNotFoundError as e:
+        raise Missing(f"no {e.filename} here") from None
+    if done.returncode:
+        raise Missing(f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+    return str(done.stdout)
+
+
+def tools(*commands: str, files: Sequence[str] = (), part: str = "--bench") -> None:
+    """Have these commands and files; scripts/setup installs what is missing. Raises Missing."""
+
+    def missing() -> list[str]:
+        return [name for name in commands if not shutil.which(name)] + [name for name in files if not Path(name).exists()]
+
+    if not missing():
+        return
+    subprocess.run([ROOT / "scripts" / "setup", part], check=False, stdout=sys.stderr)
+    if still := missing():
+        raise Missing(f"no {', '.join(still)} here, and scripts/setup {part} could not install it")
+
+
+def is_older(made: Path, *sources: Path) -> bool:
+    """Whether it has to be made (again)."""
+    return not made.exists() or any(source.stat().st_mtime > made.stat().st_mtime for source in sources)
+
+
+def program(name: str) -> Path:
+    """`load` or `echo`, compiled."""
+    made, source = BUILT / name, HERE / f"{name}.c"
+    if is_older(made, source, HERE / "wire.h"):
+        tools("gcc")
+        BUILT.mkdir(parents=True, exist_ok=True)
+        fresh = made.with_name(f"{name}.{os.getpid()}")
+        run(["gcc", *FLAGS, "-o", fresh, source])
+        fresh.replace(made)
+    return made
+
+
+def python(*packages: str) -> Path:
+    """A Python with these packages, apart from the project's; one for each set of packages."""
+    name = "-".join(("python", *(package.partition("=")[0] for package in packages)))
+    folder = BUILT / name
+    if not (folder / "made").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        run([folder / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *packages])
+        (folder / "made").touch()
+    return folder / "bin" / "python"

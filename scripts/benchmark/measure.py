@@ -1,0 +1,205 @@
+"""Ask servers in turns, A B A B, and put side by side what came of it: medians, and ratios within each turn."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eir.table import table
+
+from .build import program
+from .servers import REALM, Server, on_cores
+
+WHITELISTED = "0"
+SETTLE_S = 0.2
+"""OTP drops requests that come before it knows its peer."""
+COLUMNS = ("server", "load", "answers_per_s", "p50_us", "p99_us", "cpu_us_per_answer", "server_share", "generator_share", "errors")
+
+Results = dict[tuple[str, str], list[dict[str, Any]]]
+"""(server, load) → what the generator found in each turn."""
+
+
+class Load(NamedTuple):
+    """How it is asked."""
+
+    connections: int
+    window: int
+    rate: float = 0
+    """Requests a second over all connections; 0: as many as the windows allow."""
+
+    def __str__(self) -> str:
+        return f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
+
+
+class Times(NamedTuple):
+    """How long and how often."""
+
+    seconds: float
+    warmup: float
+    turns: int
+
+
+class Cores(NamedTuple):
+    """Who runs where; one core each where there are two."""
+
+    server: set[int]
+    generator: set[int]
+
+
+def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: int = 5) -> None:
+    """Those that all parts have."""
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"measured time of a run ({seconds:g})")
+    parser.add_argument("--warmup", type=float, default=1, help="time before it (1)")
+    parser.add_argument("--turns", type=int, default=turns, help=f"how often each is measured ({turns})")
+    parser.add_argument("--quick", action="store_true", help="one short turn: shows that all works, and no figure to believe")
+    parser.add_argument("--json", action="store_true", help="one document instead of a table")
+
+
+def times(options: argparse.Namespace) -> Times:
+    """As the options have them."""
+    return Times(0.2, 0.1, 1) if options.quick else Times(options.seconds, options.warmup, options.turns)
+
+
+def cores() -> Cores:
+    """The first core that this process may use is the server's, the last the generator's."""
+    ours = sorted(os.sched_getaffinity(0))
+    if len(ours) == 1:
+        say("one core only: the generator takes its share of it")
+    return Cores({ours[0]}, {ours[-1]})
+
+
+def say(text: str) -> None:
+    """How far it is, for a person."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def ask(
+    server: Server, load: Load, questions: Path, how: Times, on: set[int], *, meanwhile: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Run the generator against a server; what it found. `meanwhile` is called when it begins to count."""
+    words = {
+        "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "settle": SETTLE_S,
+        "warmup": how.warmup, "seconds": how.seconds, "questions": questions, "server": ",".join(map(str, server.pids)),
+        "constant": int(server.constant), "always": "" if server.lists else WHITELISTED,
+    }  # fmt: skip
+    command = [program("load"), *(f"{name}={value}" for name, value in words.items())]
+    with on_cores(on):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    if meanwhile is not None:
+        time.sleep(SETTLE_S + how.warmup)
+        meanwhile()
+    out, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the generator did not get on with {server.name}: {server.log()[-2000:]}")
+    found = dict(json.loads(out))
+    found["lists"] = server.lists
+    found["server_share"] = round(found["server_s"] / found["seconds"], 3)
+    return found
+
+
+def in_turns(servers: Sequence[Server], loads: Iterable[Load], questions: Path, how: Times, on: set[int]) -> Results:
+    """Each load for each server, one after the other, `how.turns` times over."""
+    results: Results = {}
+    for load in loads:
+        for turn in range(how.turns):
+            for server in servers:
+                found = ask(server, load, questions, how, on)
+                results.setdefault((server.name, str(load)), []).append(found)
+                say(f"{load}, turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, p50 {found['latency_us']['p50']:.0f} us")
+    return results
+
+
+def answers_per_s(found: Mapping[str, Any]) -> float:
+    """Throughput of a run."""
+    return float(found["answers_per_s"])
+
+
+def percentile(name: str) -> Callable[[Mapping[str, Any]], float]:
+    """A percentile of latency of a run, in us."""
+    return lambda found: float(found["latency_us"][name])
+
+
+def median(results: Results, server: str, load: object, value: Callable[[Mapping[str, Any]], float]) -> float:
+    """The median over the turns."""
+    return statistics.median(map(value, results[server, str(load)]))
+
+
+def ratio(results: Results, ours: str, theirs: str, load: object, value: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:
+    """What `ours` has of what `theirs` has: the median of the turns' ratios, and these."""
+    pairs = zip(results[ours, str(load)], results[theirs, str(load)], strict=True)
+    each = [round(value(a) / value(b), 3) if value(b) else 0.0 for a, b in pairs]
+    return {"median": round(statistics.median(each), 3), "turns": each}
+
+
+def wrong_answers(results: Results) -> int:
+    """All faults that the generator found in the node's answers; what peers do wrong stands in the table."""
+    return sum(count for runs in results.values() for found in runs if found["lists"] for count in found["errors"].values())
+
+
+def rows(results: Results) -> list[dict[str, Any]]:
+    """One row for each server and load, with medians."""
+    made = []
+    for (server, load), runs in results.items():
+        errors = sum(count for found in runs for count in found["errors"].values())
+        values = {name: statistics.median(found[name] for found in runs) for name in ("answers_per_s", "server_share", "generator_share")}
+        made.append({
+            "server": server, "load": load, "answers_per_s": round(values["answers_per_s"]),
+            "p50_us": round(statistics.median(map(percentile("p50"), runs)), 1),
+            "p99_us": round(statistics.median(map(percentile("p99"), runs)), 1),
+            "cpu_us_per_answer": round(statistics.median(found["server_us_per_answer"] for found in runs), 2),
+            "server_share": round(values["server_share"], 2), "generator_share": round(values["generator_share"], 2), "errors": errors,
+        })  # fmt: skip
+    return made
+
+
+class Target(NamedTuple):
+    """What is wanted, what was found, and whether that will do."""
+
+    what: str
+    wanted: str
+    found: float
+    holds: bool
+
+
+def at_least(what: str, bound: float, found: float) -> Target:
+    """A target from below."""
+    return Target(what, f"at least {bound:g}", found, found >= bound)
+
+
+def at_most(what: str, bound: float, found: float, unit: str = "") -> Target:
+    """A target from above."""
+    return Target(what, f"at most {bound:g}{unit}", found, found <= bound)
+
+
+def finish(name: str, measured: Mapping[str, Any], targets: Sequence[Target], options: argparse.Namespace, text: str) -> int:
+    """Print the document or the tables; exit status 1 if a target was missed or an answer was wrong."""
+    wrong = int(measured.get("wrong_answers", 0))
+    document = {
+        "part": name, "quick": options.quick, "machine": machine(), **measured, "targets": [target._asdict() for target in targets],
+    }  # fmt: skip
+    if options.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print(text)
+        shown = [{**target._asdict(), "holds": "yes" if target.holds else "no"} for target in targets]
+        print(table(shown, ("what", "wanted", "found", "holds"), width=None) if shown else "", end="")
+    if wrong:
+        say(f"{wrong} answers were wrong")
+    missed = any(not target.holds for target in targets) and not options.quick
+    return int(bool(wrong or missed))
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured."""
+    model = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processors": os.cpu_count(), "model": model[0] if model else platform.machine(), "python": platform.python_version(),
+        "kernel": platform.release(), "load_average": round(os.getloadavg()[0], 2),
+    }  # fmt: skip

@@ -1,0 +1,42 @@
+"""A network of the benchmark's own, where that is permitted: no port is taken, nothing leaves, and one congestion control.
+
+bbr, a common default, paces loopback too and makes latencies bimodal; reno does not. freeDiameter does not start on a machine
+that has loopback only, so there is one address besides.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+INSIDE = "EIR_BENCH_NETWORK"
+"""Environment variable: this program is in it already."""
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+
+
+def enter() -> None:
+    """Run this program again inside; does nothing there, and where it is not permitted."""
+    if os.environ.get(INSIDE):
+        if os.environ[INSIDE] == "own":
+            _furnish()
+        return
+    os.environ[INSIDE] = "shared"
+    for unshare in (["unshare", "-n", "--"], ["unshare", "-rn", "--"]):
+        if all(map(shutil.which, ("unshare", "ip"))) and not subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
+            os.environ[INSIDE] = "own"
+            os.execvp(unshare[0], [*unshare, sys.executable, *sys.argv])  # noqa: S606  # the same program
+    print("bench: no network of its own here; on the machine's loopback", file=sys.stderr)
+
+
+def _furnish() -> None:
+    _ip("link set lo up")
+    if _ip("link add eir0 type dummy") or _ip("link add eir0 type veth peer name eir1"):  # a small kernel may lack either
+        _ip("addr add 192.0.2.1/24 dev eir0")
+        _ip("link set eir0 up")
+    if CONGESTION.read_text().strip() != "reno":
+        CONGESTION.write_text("reno")
+
+
+def _ip(command: str) -> bool:
+    return not subprocess.run(["ip", *command.split()], check=False, capture_output=True).returncode  # noqa: S607  # PATH's

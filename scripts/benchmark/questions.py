@@ -1,0 +1,75 @@
+"""What is asked: IMEIs with what is to be answered, as load.c reads them; and lists that hold some of them.
+
+TACs are asked for as often as Zipf's law has it: the n-th most common model has 1/n of the first one's phones.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEYS_PER_TAC = 1_000_000
+IMEI_DIGITS = 14
+WHITELISTED, BLACKLISTED = b"0", b"1"
+PART_ROWS = 500_000
+QUICK_QUESTIONS = 20_000
+"""Where nobody looks at the figures."""
+
+Keys = NDArray[np.int64]
+
+
+class Scattered(NamedTuple):
+    """A list's keys in ascending order, and all TACs that are asked about."""
+
+    keys: Keys
+    tacs: Keys
+
+
+def scattered(entries: int, tacs: int, seed: int = 14) -> Scattered:
+    """`entries` keys spread evenly over `tacs` TACs; the same ones each time."""
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(98_000_000, tacs, replace=False) + 1_000_000)
+    keys = np.unique(_drawn(rng, chosen, entries))
+    while len(keys) < entries:
+        keys = np.unique(np.concatenate((keys, _drawn(rng, chosen, entries - len(keys)))))
+    return Scattered(keys, chosen)
+
+
+def _drawn(rng: np.random.Generator, tacs: Keys, count: int) -> Keys:
+    return tacs[rng.integers(0, len(tacs), count)] * KEYS_PER_TAC + rng.integers(0, KEYS_PER_TAC, count)
+
+
+def write_questions(path: Path, listed: Scattered, *, count: int, hits: float, seed: int = 41) -> None:
+    """About `count` questions, of which the share `hits` is about devices that are listed (blacklisted, then); 0: none is."""
+    rng = np.random.default_rng(seed)
+    share = 1 / np.arange(1, len(listed.tacs) + 1)
+    by_rank = rng.permutation(listed.tacs)
+    keys = by_rank[rng.choice(len(by_rank), count, p=share / share.sum())] * KEYS_PER_TAC + rng.integers(0, KEYS_PER_TAC, count)
+    hit = rng.random(count) < hits
+    keys[hit] = rng.choice(listed.keys, int(hit.sum()))
+    is_listed = listed.keys[np.searchsorted(listed.keys, keys).clip(max=len(listed.keys) - 1)] == keys
+    if not hits:
+        keys, is_listed = keys[~is_listed], is_listed[~is_listed]
+    rows = np.full((len(keys), IMEI_DIGITS + 2), ord("\n"), np.uint8)
+    _digits(keys, rows)
+    rows[:, IMEI_DIGITS] = np.where(is_listed, ord(BLACKLISTED), ord(WHITELISTED))
+    path.write_bytes(rows.tobytes())
+
+
+def write_list(path: Path, keys: Keys, seed: int = 5) -> None:
+    """A data file of a release with these devices, in no order."""
+    order = np.random.default_rng(seed).permutation(len(keys))
+    with path.open("wb") as file:
+        file.write(b"imei\n")
+        for first in range(0, len(keys), PART_ROWS):
+            part = keys[order[first : first + PART_ROWS]]
+            rows = np.full((len(part), IMEI_DIGITS + 1), ord("\n"), np.uint8)
+            _digits(part, rows)
+            file.write(rows.tobytes())
+
+
+def _digits(keys: Keys, rows: NDArray[np.uint8]) -> None:
+    rest = keys
+    for column in range(IMEI_DIGITS - 1, -1, -1):
+        rest, rows[:, column] = rest // 10, rest % 10 + ord("0")

@@ -1,0 +1,137 @@
+"""Servers that are measured, each a process on cores of its choice: how it starts, when it is ready, how it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .build import program
+
+REALM = "epc.mnc001.mcc001.3gppnetwork.org"
+"""Of every server, and of the MMEs that ask it."""
+PATIENCE_S = 60.0
+END_S = 15.0
+
+Start = Callable[..., "Server"]
+"""Makes a server, when called with port, log and cores."""
+
+
+class Failed(Exception):
+    """A server does not run; the text says what it said."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """What is started meanwhile runs on these."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Server:
+    """A running server. `constant`: it gives one answer to everything; `lists`: it has a list, and knows who is in it."""
+
+    def __init__(
+        self, name: str, command: Sequence[str | Path], port: int, *, log: Path, cores: set[int], constant: bool = False, lists: bool = False
+    ) -> None:
+        self.name, self.port, self.constant, self.lists = name, port, constant, lists
+        self.ready_s = 0.0
+        """From its start until it took a connection."""
+        self._log = log
+        self._cores = cores
+        self._command = [str(word) for word in command]
+
+    def __enter__(self) -> Self:
+        began = time.perf_counter()
+        with self._log.open("w") as log, on_cores(self._cores):
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            self._await()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        self.ready_s = time.perf_counter() - began
+        return self
+
+    def _await(self) -> None:
+        end = time.perf_counter() + PATIENCE_S
+        while time.perf_counter() < end:
+            if self._process.poll() is not None:
+                break
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.005)
+        raise Failed(f"{self.name} does not serve on port {self.port}: {self._log.read_text()[-2000:]}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pids = self.pids
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_S)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                if os.getsid(pid) == self._process.pid:  # still one of its own
+                    os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def pids(self) -> list[int]:
+        """Its process and all that came of it."""
+        found = [self._process.pid]
+        for pid in found:
+            with suppress(OSError):
+                threads = Path(f"/proc/{pid}/task").iterdir()
+                found += [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+        return found
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes that answer, of a node; else all."""
+        named = [pid for pid in self.pids if Path(f"/proc/{pid}/comm").read_text().startswith("eir-worker")]
+        return named or self.pids
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return self._log.read_text()
+
+
+def floor(port: int, *, log: Path, cores: set[int]) -> Server:
+    """The bare uvloop server: see floor.py."""
+    command = [sys.executable, Path(__file__).with_name("floor.py"), str(port), REALM]
+    return Server("floor", command, port, log=log, cores=cores, constant=True)
+
+
+def echo() -> Start:
+    """The C echo: see echo.c."""
+    made = program("echo")
+
+    def start(port: int, *, log: Path, cores: set[int]) -> Server:
+        return Server("echo", [made, str(port), REALM], port, log=log, cores=cores)
+
+    return start
+
+
+def memory_mb(pid: int) -> dict[str, float]:
+    """Resident memory of a process: all of it, its share of what it shares (PSS), and what is its own; 10^6 bytes."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kib = {name.rstrip(":"): int(value) for name, value, *_ in map(str.split, lines)}
+    own = kib["Private_Clean"] + kib["Private_Dirty"]
+    return {name: round(value * 1.024e-3, 1) for name, value in (("resident", kib["Rss"]), ("share", kib["Pss"]), ("own", own))}

@@ -1,0 +1,75 @@
+"""A host with an EIR of its own: a folder with a publisher's key, releases, configuration and state; its node as a server."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eir.lists.publish import publish
+
+from .questions import Keys, write_list
+from .servers import REALM, Server, on_cores
+
+LIST = "stolen"
+EIR = [sys.executable, "-m", "eir"]
+
+
+class Site:
+    """The folder; nothing runs in it until `server` is entered."""
+
+    def __init__(self, folder: Path, *, loader_cores: set[int] | None = None) -> None:
+        self.folder = folder
+        self.state = folder / "var"
+        self._loader_cores = loader_cores or os.sched_getaffinity(0)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._key = folder / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key], check=True)  # noqa: S607  # PATH's
+        (folder / "signers").write_text(f"bench {self._key.with_suffix('.pub').read_text()}")
+
+    def configure(self, port: int, *, workers: int = 1, **more: Any) -> Path:
+        """Write the configuration; returns its path."""
+        path = self.folder / f"eir-{port}.yaml"
+        settings: dict[str, Any] = {
+            "identity": {"host": f"eir.{REALM}", "realm": REALM},
+            "listen": [f"tcp://127.0.0.1:{port}"],
+            "peers": [{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"]}],
+            "lists": {LIST: {"signers": "signers"}},
+            "policy": {"rules": [{"list": LIST, "answer": "blacklisted"}]},
+            "http": "127.0.0.1:0",
+            "workers": workers,
+        }
+        path.write_text(yaml.safe_dump(settings | more, sort_keys=False))
+        return path
+
+    def release(self, data: Keys | Path, serial: int = 1) -> Path:
+        """A signed release of the list, from keys or from a data file that is in the folder; returns its manifest."""
+        if not isinstance(data, Path):
+            keys, data = data, self.folder / f"{LIST}-{serial}.csv"
+            write_list(data, keys)
+        issued = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
+        return publish(
+            [data], list_name=LIST, serial=serial, issued=issued, expires=issued + timedelta(days=30), key=self._key, out=self.folder
+        )
+
+    def load(self, manifest: Path) -> float:
+        """Have `eir load` put it in the store, on the loader's cores; returns how long that took, in seconds."""
+        began = time.perf_counter()
+        with on_cores(self._loader_cores):
+            subprocess.run([*EIR, "load", "--force", "-c", self.configure(0), "--json", manifest], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - began
+
+    def server(self, name: str, port: int, *, cores: set[int], workers: int = 1, **more: Any) -> Server:
+        """`eir serve` on it."""
+        path = self.configure(port, workers=workers, **more)
+        return Server(name, [*EIR, "serve", "-c", path], port, log=self.folder / f"{name}.log", cores=cores, lists=True)
+
+    def eir(self, port: int, *arguments: str) -> Any:
+        """What another command says, as JSON."""
+        done = subprocess.run([*EIR, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"], check=True, stdout=subprocess.PIPE)
+        return json.loads(done.stdout)
