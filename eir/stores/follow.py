@@ -276,6 +276,7 @@ class Follower:
             case Relation.SAME:
                 self.from_copy.discard(name)
                 if self.lost.pop(name, None) is not None:
+                    self._said.pop(("store_lost_data", name), None)
                     self._report("store_mended", list=name)
                 return True
             case Relation.LOST:

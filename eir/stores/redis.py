@@ -418,33 +418,29 @@ class RedisStore:
     ) -> None:
         """EXEC what `write` queues, if the state is still what `row` says and `staged` has `count` fields."""
         keys = _keys(name)
-        change = secrets.token_hex(8).encode()
+        before, change = None if row is None else row.change, secrets.token_hex(8).encode()
         client = await self._client(keys.state)
         async with client.pipeline(transaction=True) as pipe:
             try:
                 await pipe.watch(keys.state, *([keys.set(row.page_set)] if row is not None else []), *([staged] if staged else []))
                 (now,) = await pipe.execute_command("HMGET", keys.state, "change")
-                if now != (None if row is None else row.change):
-                    raise GenerationConflict(f"list {name} was changed by someone else meanwhile")
+                if now != before:
+                    raise _overtaken(name, before, now)
                 if staged and await pipe.execute_command("HLEN", staged) != count:
-                    raise StoreError("staging_lost", "the pages that were loaded are no longer in Redis (flushed, evicted): load again")
+                    raise _overtaken(name, before, before)
                 pipe.multi()
                 write(pipe, change)
                 await pipe.execute()
-            except fault.WatchError:
-                await self._settle(name, change, conflict=True)
-            except (fault.ConnectionError, fault.TimeoutError, OSError):
-                await self._settle(name, change, conflict=False)
+            except (fault.WatchError, fault.ConnectionError, fault.TimeoutError, OSError) as error:
+                # An EXEC whose answer is lost may have been done all the same.
+                (now,) = await self._do("HMGET", keys.state, "change")
+                if now != change:
+                    raise (
+                        _overtaken(name, before, now)
+                        if isinstance(error, fault.WatchError)
+                        else StoreError("refused", f"Redis ({self.where}) was lost in the middle of the switch; nothing was written")
+                    ) from error
         await self._replicate(client)
-
-    async def _settle(self, name: str, change: bytes, *, conflict: bool) -> None:
-        """Find out whether an EXEC was done whose answer did not come; raises if it was not."""
-        (now,) = await self._do("HMGET", _keys(name).state, "change")
-        if now == change:
-            return
-        if conflict:
-            raise GenerationConflict(f"list {name} was changed by someone else meanwhile, or its staged pages went")
-        raise StoreError("refused", f"Redis ({self.where}) was lost in the middle of the switch; nothing was written")
 
     async def _replicate(self, client: Any) -> None:
         """Give a replica a moment to have it too; a write that only the master has is reported."""
@@ -682,6 +678,13 @@ def _decode_batch(numbers: Sequence[int], data: bytes) -> list[Page]:
             pages.append(Page(number, data[at : at + keys], data[at + keys : at + keys + extra]))
         at += keys + extra
     return pages
+
+
+def _overtaken(name: str, before: bytes | None, now: bytes | None) -> StoreError:
+    """Why a switch cannot be: the list has another `change` than it had, or it has the same and what was staged went."""
+    if now is None or now == before:
+        return StoreError("staging_lost", f"pages of list {name} are no longer in Redis (flushed, evicted); nothing was written: load again")
+    return GenerationConflict(f"list {name} was changed by someone else meanwhile")
 
 
 def _check_generation(row: _Row | None, name: str, seen: int) -> None:
