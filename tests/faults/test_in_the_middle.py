@@ -22,30 +22,30 @@ def proxy(server):
 
 @contextmanager
 def a_load_that_stops(fleet, proxy, word, times=1):
-    """A load of the next release, stopped before that word; it goes on after the `with`. Gives its process."""
+    """A load of the next release, stopped before that word; it goes on after the `with`, to its end. Gives its process."""
     site = fleet.site(f"loader-{fleet.serial + 1}-{proxy.port}", fleet.at(proxy.port))
     manifest = fleet.publish(site=site)
     fleet.begin()
     proxy.stop_before(word, times)
-    load = subprocess.Popen(
+    with subprocess.Popen(
         [*COMMAND, "load", str(manifest)], env=site.environment(), cwd=site.folder, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        proxy.wait_until_stopped()
-        yield load
-    finally:
-        proxy.go()
+    ) as load:
+        try:
+            proxy.wait_until_stopped()
+            yield load
+        finally:
+            proxy.go()
+            load.said = load.communicate(timeout=60)[1]
 
 
 def fails(fleet, load, *why):
     """The load ends with status 1 and says why; nothing of it is ever answered from."""
-    said = load.communicate(timeout=60)[1]
-    assert load.returncode == 1, said
-    assert all(re.search(each, said) for each in why), said
+    assert load.returncode == 1, load.said
+    assert all(re.search(each, load.said) for each in why), load.said
     fleet.truth.failed()
 
 
-@pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 2), (SWITCHING, 1)])
+@pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 3), (SWITCHING, 1)])
 def test_redis_is_killed(server, fleet, proxy, word, times):
     with fleet.witness() as witness:
         with a_load_that_stops(fleet, proxy, word, times) as load:
@@ -59,12 +59,9 @@ def test_redis_is_killed(server, fleet, proxy, word, times):
         witness.goes_on()
 
 
-@pytest.mark.parametrize(
-    ("word", "times", "why"),
-    [(STAGING, 2, "no longer in Redis|staged"), (CHECKING, 2, "no longer in Redis"), (SWITCHING, 1, "changed by someone else meanwhile, or its staged pages went")],
-)
+@pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 3), (SWITCHING, 1)])
 @pytest.mark.parametrize("how", ["evicted", "flushed"])
-def test_the_staged_set_vanishes(server, fleet, proxy, word, times, why, how):
+def test_the_staged_set_vanishes(server, fleet, proxy, word, times, how):
     before = fleet.stored()
     with fleet.witness() as witness:
         with a_load_that_stops(fleet, proxy, word, times) as load:
@@ -73,7 +70,7 @@ def test_the_staged_set_vanishes(server, fleet, proxy, word, times, why, how):
             else:
                 for key in staged(server):
                     server.command("DEL", key)
-        fails(fleet, load, "" if how == "flushed" else why)
+        fails(fleet, load, "no longer in Redis", "nothing was written")
         if how == "evicted":
             assert fleet.stored() == before
         fleet.settle()
@@ -98,9 +95,8 @@ def test_another_loader_is_faster(fleet, proxy):
             fleet.truth.failed()  # the other's content is the same: it may come, and from the other
             fleet.load_and_follow()
             witness.goes_on()
-        said = load.communicate(timeout=60)[1]
         assert load.returncode == 1
-        assert "refused (conflict)" in said, said
+        assert "refused (conflict)" in load.said, load.said
         fleet.settle()
         assert "conflict" in fleet.loader.json("history", LIST)[-1]["detail"]
 
@@ -110,7 +106,6 @@ def test_a_loader_is_killed_and_leaves_nothing(server, fleet, proxy):
     with fleet.witness() as witness:
         with a_load_that_stops(fleet, proxy, SWITCHING) as load:
             load.kill()
-            load.communicate(timeout=60)
         fleet.truth.failed()
         (left,) = staged(server)
         assert 0 < int(server.command("TTL", left)[1:]) <= 600

@@ -34,7 +34,7 @@ class Truth:
 
     def is_now(self):
         """Every worker holds the last content."""
-        self.settled = len(self.contents) - 1
+        self.settled = max(step for step, content in enumerate(self.contents) if content is not None)
 
     def failed(self):
         """What was begun did not happen: nobody may answer from it, nor have done so."""
