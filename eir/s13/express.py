@@ -10,8 +10,7 @@ tests/test_express.py holds the two to the same bytes.
 May import what s13.service may; knows no connection and no clock.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from struct import Struct
 from typing import NamedTuple
@@ -41,14 +40,18 @@ FIRST_WORD_BYTES = 4
 AVP_HEADER_BYTES = 8
 LAYOUTS_MAX = 16
 """Layouts that are told apart for one peer."""
-CONTEXTS_MAX = 256
-"""Contexts of one layout: an agent brings requests of many MMEs."""
+CONTEXTS_MAX = 512
+"""Contexts of all layouts: an agent brings requests of many MMEs."""
+BYTES_MAX = 2048
+"""Of a request that is learned from, so that what is learned takes a few MB of memory whatever comes."""
 LEARNING_COSTS = 32
 """Answers by the lane that pay for learning one context."""
 CREDIT_MAX = 100 * LEARNING_COSTS
 GENERAL_ONLY = frozenset({PROXY_INFO, DRMP, MEID})
 """A request that has one of these is always answered by the general path."""
 IMEISV_DIGITS = 16
+NOTHING: Mapping[str, int] = {}
+"""No answers."""
 
 
 class Pieces(NamedTuple):
@@ -60,8 +63,8 @@ class Pieces(NamedTuple):
     """The header of the Session-Id AVP."""
     tail: bytes
     """From the Session-Id's padding to the end."""
-    result: str
-    """As counters label it."""
+    is_plain: bool
+    """`whitelisted`: nobody is told."""
 
 
 class Context(NamedTuple):
@@ -104,47 +107,65 @@ class Lane:
         self._credit = CREDIT_MAX
         self._passed_over = 0
         self._layouts: dict[bytes, list[Layout]] = {}
+        self._latest: Layout | None = None
+        """The layout of the last message: most often that of the next one too."""
 
-    def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Counter[str]]:
+    def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
         """Answer the messages that stand at `position`, up to the first that is not for the lane.
 
         Appends the answers' bytes to `out`. Returns the position behind the last message answered and how many answers
         of each result (`2001`, `10415:5422`) there were.
         """
-        service, layouts = self._service, self._layouts
-        policy = service.policy
-        if policy is not self._policy:
+        if self._service.policy is not self._policy:
             self._forget_verdicts()
-        decide, note = policy.decide, service.note
         tally: dict[Verdict, int] = {}
-        extend = out.extend
-        while messages_max:
-            candidates = layouts.get(data[position : position + FIRST_WORD_BYTES])
-            found = _find(candidates, data, position) if candidates is not None else None
-            if found is None:
+        layout = self._latest
+        if layout is not None:
+            position, messages_max = self._run(layout, data, position, messages_max, out=out, tally=tally)
+        while messages_max and position < len(data) and (layout := self._find(data, position)) is not None:
+            before = position
+            position, messages_max = self._run(layout, data, position, messages_max, out=out, tally=tally)
+            if position == before:
                 break
-            layout, context, fields = found
-            imei = fields[layout.imei]
-            imsi = fields[layout.imsi] if layout.imsi is not None else b""
-            if layout.version is not None:
-                version = fields[layout.version]
-            else:
-                version = imei[KEY_DIGITS:] if layout.is_imeisv else b""
+            self._latest = layout
+        return position, self._count(tally) if tally else NOTHING
+
+    def _run(
+        self, layout: Layout, data: bytes, position: int, messages_max: int, *, out: list[bytes], tally: dict[Verdict, int]
+    ) -> tuple[int, int]:
+        """Answer the messages of one layout that follow one another; returns the position after them, and what is left to do."""
+        length, unpack, constants, at_ids, at_session, at_imei, divisor, is_imeisv, at_version, at_imsi, _, contexts = layout
+        decide, extend = self._policy.decide, out.extend
+        last = len(data) - length
+        alike: object = None
+        while messages_max and position <= last:
+            fields = unpack(data, position)
+            # Neighbours are mostly of one context, and comparing costs less than finding.
+            if (found := constants(fields)) != alike:
+                context = contexts.get(found)
+                if context is None:
+                    break
+                alike = found
+                origin_host, origin_realm, pieces_of, by_verdict = context
+            imei = fields[at_imei]
+            imsi = fields[at_imsi] if at_imsi is not None else b""
+            version = fields[at_version] if at_version is not None else imei[KEY_DIGITS:] if is_imeisv else b""
             # A field that is there and no number is for the general path to make sense of.
             if not (imei.isdigit() and (version.isdigit() or not version) and (imsi.isdigit() or not imsi)):
                 break
-            key = int(imei) // layout.divisor
-            verdict = decide(key, imsi.decode(), version.decode(), context.origin_host, context.origin_realm)
-            pieces = context.by_verdict.get(verdict)
+            key = int(imei) // divisor
+            verdict = decide(key, imsi.decode(), version.decode(), origin_host, origin_realm)
+            pieces = by_verdict.get(verdict)
             if pieces is None:
-                pieces = context.by_verdict[verdict] = context.pieces[verdict.status]
-            extend((pieces.head, fields[layout.ids], pieces.session_head, fields[layout.session], pieces.tail))
+                pieces = by_verdict[verdict] = pieces_of[verdict.status]
+            head, session_head, tail, is_plain = pieces
+            extend((head, fields[at_ids], session_head, fields[at_session], tail))
             tally[verdict] = tally.get(verdict, 0) + 1
-            if verdict.status is not Status.WHITELISTED:
-                note(verdict, self._label, key_text(key), imsi.decode())
-            position += layout.length
+            if not is_plain:
+                self._service.note(verdict, self._label, key_text(key), imsi.decode())
+            position += length
             messages_max -= 1
-        return position, self._count(tally)
+        return position, messages_max
 
     def learn(self, request: Request) -> None:
         """Take an ECR that the general path has just answered by a verdict as the pattern for further ones."""
@@ -161,22 +182,36 @@ class Lane:
         if known is None:
             if sum(map(len, self._layouts.values())) >= LAYOUTS_MAX:
                 self._layouts.clear()  # The peer has changed its ways: begin afresh.
+                self._latest = None
                 candidates = self._layouts.setdefault(request.buffer[:FIRST_WORD_BYTES], [])
             candidates.append(layout)
             known = layout
-        if len(known.contexts) >= CONTEXTS_MAX:
-            known.contexts.clear()
+        layouts = [layout for candidates in self._layouts.values() for layout in candidates]
+        if sum(len(layout.contexts) for layout in layouts) >= CONTEXTS_MAX:
+            for layout in layouts:
+                layout.contexts.clear()
         context = Context(request.origin_host, request.origin_realm, self._pieces(request), {})
         known.contexts[known.constants(known.unpack(request.buffer, 0))] = context
 
-    def _count(self, tally: dict[Verdict, int]) -> Counter[str]:
+    def _count(self, tally: dict[Verdict, int]) -> Mapping[str, int]:
         """Count what was answered; returns the answers by result."""
-        results: Counter[str] = Counter()
+        results: dict[str, int] = {}
+        checks = self._service.checks
         for verdict, count in tally.items():
-            self._service.checks[verdict.status, verdict.list or ""] += count
-            results[_RESULTS[verdict.status]] += count
-        self._credit = min(CREDIT_MAX, self._credit + sum(tally.values()))
+            checks[verdict.status, verdict.list or ""] += count
+            result = _RESULTS[verdict.status]
+            results[result] = results.get(result, 0) + count
+            self._credit += count
+        self._credit = min(CREDIT_MAX, self._credit)
         return results
+
+    def _find(self, data: bytes, position: int) -> Layout | None:
+        """The layout that the message at `position` has, if one of its contexts has it too; None if it is new or incomplete."""
+        left = len(data) - position
+        for layout in self._layouts.get(data[position : position + FIRST_WORD_BYTES], ()):
+            if left >= layout.length and layout.constants(layout.unpack(data, position)) in layout.contexts:
+                return layout
+        return None
 
     def _forget_verdicts(self) -> None:
         self._policy = self._service.policy
@@ -196,21 +231,9 @@ class Lane:
                 request, result, self._origin, avps=reply.avps, error=is_protocol_error(reply.result_code)
             )
             cut[status] = Pieces(
-                answer[:IDS_AT], answer[HEADER_BYTES:session_at], answer[session_at + len(session) :], _RESULTS[status]
+                answer[:IDS_AT], answer[HEADER_BYTES:session_at], answer[session_at + len(session) :], status is Status.WHITELISTED
             )
         return cut
-
-
-def _find(candidates: list[Layout], data: bytes, position: int) -> tuple[Layout, Context, tuple[bytes, ...]] | None:
-    """The layout and context that the message at `position` has, and its fields; None if it is new or incomplete."""
-    left = len(data) - position
-    for layout in candidates:
-        if left >= layout.length:
-            fields = layout.unpack(data, position)
-            context = layout.contexts.get(layout.constants(fields))
-            if context is not None:
-                return layout, context, fields
-    return None
 
 
 _RESULTS = {status: result_label(reply.result_code, reply.experimental) for status, reply in REPLIES.items()}
@@ -228,7 +251,7 @@ class _Place(NamedTuple):
 def _layout_of(request: Request) -> Layout | None:
     """Where the fields of a request are; None if it is one that the lane leaves alone."""
     info = request.first.get(TERMINAL_INFORMATION)
-    if info is None or not GENERAL_ONLY.isdisjoint(request.first):
+    if info is None or len(request.buffer) > BYTES_MAX or not GENERAL_ONLY.isdisjoint(request.first):
         return None
     members = request.members(info)
     if any(avp.key in GENERAL_ONLY for avp in members):
