@@ -284,7 +284,7 @@ TABLE = (
     Key("limits.max_depth", whole(2, 64), LIMITS.max_depth, "groups inside groups"),
     Key("limits.cer_timeout_s", seconds(0.1, 3600), LIMITS.cer_timeout_s, "time from the accept to a complete CER"),
     Key("limits.partial_message_timeout_s", seconds(0.1, 3600), LIMITS.partial_message_timeout_s, "time from the first byte of a message to its last"),
-    Key("limits.turn_messages", whole(1, 65536), LIMITS.turn_messages, "messages of one connection that are handled before others get their turn"),
+    Key("limits.turn_messages", whole(1, 65536), LIMITS.turn_messages, "work on one connection before others get their turn, in checks of the usual kind (others count for more)"),
     Key("limits.write_buffer_bytes", byte_size(4096, 1 << 28), LIMITS.write_buffer_bytes, "unsent answers above which nothing more is read from the peer"),
     Key("limits.stalled_write_s", seconds(0.1, 3600), LIMITS.stalled_write_s, "time that a peer may leave answers unread before it is dropped"),
     Key("limits.close_after_dpa_s", seconds(0.1, 60), LIMITS.close_after_dpa_s, "time from our DPA to our closing of the connection"),

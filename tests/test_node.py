@@ -1,12 +1,14 @@
 """The node on real sockets: limits on connections, reconfiguration, peers in and out of service, elections, TLS, draining."""
 
 import asyncio
+import socket
 import ssl
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 import trustme
@@ -347,6 +349,39 @@ async def test_drain_ends_attempts():
 
 
 # Fairness
+
+
+async def test_what_came_before_the_end_is_answered():
+    async with running(limits=Limits(turn_messages=8)) as setup:
+        connection = await setup.open()
+        await connection.send(*[ecr()] * 1000)
+        connection.writer.write_eof()
+        assert len(await connection.end()) == 1000
+
+
+def buffers():
+    """What the kernel takes of unread answers at most."""
+    return int(Path("/proc/sys/net/ipv4/tcp_wmem").read_text().split()[2]) + 65_536
+
+
+async def test_nothing_is_done_for_a_peer_that_does_not_read():
+    limits = Limits(write_buffer_bytes=4096, stalled_write_s=0.5, turn_messages=8)
+    asked = []
+    async with running(limits=limits, application=lambda request: asked.append(request.hop_by_hop) or WHITE) as setup:
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.connect(setup.address)
+            raw.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(raw, cer())
+            with suppress(ConnectionError):
+                while True:  # until it is dropped
+                    await loop.sock_sendall(raw, ecr() * 100)
+        await until(lambda: setup.node.connected() == {"mme": 0})
+        assert setup.counts.errors["stalled_write"] == 1
+        # What it is answered fits into the kernel's buffers and ours; what it asks beyond is not looked at.
+        answer = 160
+        assert len(asked) * answer < 4096 + 8 * answer + buffers()
 
 
 async def test_the_loud_one_does_not_keep_others_waiting():

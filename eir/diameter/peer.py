@@ -127,6 +127,10 @@ class _Happening(NamedTuple):
     status: WatchdogStatus = WatchdogStatus.INITIAL
 
 
+TURN_COST, TURN_BYTES = 4, 64
+"""What a message that no lane takes costs of a turn, measured against one that a lane takes: so much, and one for each so
+many of its bytes, of which the worst kind are AVPs without data."""
+
 _WORD = Struct("!I")
 _TWO_WORDS_AND_ID = Struct("!III")
 _FIRST_WORD_BYTES = 4
@@ -215,7 +219,7 @@ class Peer:
             self._partial_at = None
         else:
             self._buffered += data[position:]
-            if self.state is State.WAIT_ADMISSION:
+            if self.more or self.state is State.WAIT_ADMISSION:
                 self._partial_at = None
             elif messages or self._partial_at is None:
                 self._partial_at = now + self._surroundings.limits.partial_message_timeout_s
@@ -232,10 +236,11 @@ class Peer:
         """When `timer` is due; None: never."""
         if self.state is State.CLOSED:
             return None
-        due = [at for at in (self._wait_until, self._partial_at, self._close_at) if at is not None]
-        if self.watchdog is not None and self.state is State.OPEN:
-            due.append(self.watchdog.deadline)
-        return min(due, default=None)
+        due = self.watchdog.deadline if self.watchdog is not None and self.state is State.OPEN else None
+        for at in (self._wait_until, self._partial_at, self._close_at):
+            if at is not None and (due is None or at < due):
+                due = at
+        return due
 
     def timer(self, now: float) -> None:
         """Do what is due at `now`."""
@@ -249,9 +254,7 @@ class Peer:
             self._watch(self.watchdog.timer(now), now)
 
     def end(self, now: float) -> None:
-        """The transport is gone, or the peer will send nothing more."""
-        while self.more:
-            self.receive(b"", now)
+        """The transport is gone, or the peer will send nothing more and everything else has been received."""
         if self._buffered and self.state not in {State.WAIT_ADMISSION, State.CLOSED}:
             self._surroundings.counts.errors["truncated"] += 1
         self._feed(Input.END, _Happening(now, reason="peer_closed"))
@@ -333,10 +336,12 @@ class Peer:
         position = messages = 0
         size = len(data)
         limits = self._surroundings.limits
+        turn = limits.turn_messages
         while self.state is not State.WAIT_ADMISSION:
-            if self._lane is not None and self.state is State.OPEN and messages < limits.turn_messages:
-                position, answered = self._express(self._lane, data, position, limits.turn_messages - messages, now)
+            if self._lane is not None and self.state is State.OPEN and turn > 0:
+                position, answered = self._express(self._lane, data, position, turn, now)
                 messages += answered
+                turn -= answered
             left = size - position
             if left < _FIRST_WORD_BYTES:
                 self._need = _FIRST_WORD_BYTES
@@ -352,13 +357,14 @@ class Peer:
             if left < length:
                 self._need = length
                 break
-            if messages == limits.turn_messages:
+            if turn <= 0:
                 # The rest waits until other connections have had their turn of the loop.
                 self.more, self._need = True, 0
                 break
             message = data[position : position + length]
             position += length
             messages += 1
+            turn -= TURN_COST + length // TURN_BYTES
             self._message(message, now)
             if self.state is State.CLOSED:
                 return size, messages

@@ -20,6 +20,8 @@ from eir.diameter.peer import Closed, Event, Peer
 from eir.diameter.serve import Surroundings
 from eir.diameter.states import State
 
+REST_BYTES = 65_536
+"""After a read of this size other connections have their turn: a loop may read one connection again and again."""
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a RST."""
 
@@ -52,6 +54,9 @@ class Link(asyncio.Protocol):
         self._timer_at = 0.0
         self._stalled: asyncio.TimerHandle | None = None
         self._reading = True
+        self._resting = False
+        self._ended = False
+        self._next_turn: asyncio.Handle | None = None
         self._read_at = 0.0
         self._raw: socket.socket | None = None
         self.peer: Peer | None = None
@@ -97,13 +102,21 @@ class Link(asyncio.Protocol):
         if peer is None:
             return
         self._read_at = time.perf_counter()
+        if len(data) >= REST_BYTES:
+            self._resting = True
+            self._loop.call_soon(self._rested)
         self._turn(peer, data)
 
     def eof_received(self) -> bool:
         """The peer will send nothing more; what it asked before is answered, then the transport closes."""
-        if self.peer is not None:
-            self.peer.end(self._loop.time())
-            self.pump()
+        peer = self.peer
+        if peer is None:
+            return False
+        if peer.more and not peer.secure:  # inside TLS there is no half of a connection
+            self._ended = True
+            return True
+        peer.end(self._loop.time())
+        self.pump()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -135,6 +148,8 @@ class Link(asyncio.Protocol):
             self._stalled.cancel()
             self._stalled = None
         self._set_reading()
+        if self._next_turn is None:
+            self._go_on()
 
     # What the owner calls
 
@@ -202,18 +217,27 @@ class Link(asyncio.Protocol):
             counts.durations.add(time.perf_counter() - self._read_at, answered)
             counts.last_request[peer.label] = time.time()
         if peer.more:
-            self._loop.call_soon(self._go_on)
+            self._next_turn = self._next_turn or self._loop.call_soon(self._go_on)
+        elif self._ended:
+            peer.end(self._loop.time())
+            self.pump()
 
     def _go_on(self) -> None:
-        if self.peer is not None and self.peer.more:
+        """The next turn, unless the peer leaves answers unread: then when it has read them."""
+        self._next_turn = None
+        if self.peer is not None and self.peer.more and self._stalled is None:
             self._turn(self.peer, b"")
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._set_reading()
 
     def _set_reading(self) -> None:
         """Read only while what is read can be dealt with at once."""
         peer, transport = self.peer, self._transport
         if peer is None or transport is None or transport.is_closing():
             return
-        wanted = self._stalled is None and not peer.more and peer.state is not State.WAIT_ADMISSION
+        wanted = self._stalled is None and not self._resting and not peer.more and peer.state is not State.WAIT_ADMISSION
         if wanted is not self._reading:
             self._reading = wanted
             if wanted:
