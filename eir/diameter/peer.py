@@ -30,6 +30,7 @@ from eir.diameter.rate import Limit
 from eir.diameter.serve import Face, Lane, Surroundings, check_header_bits, check_request, face_of, reply_to
 from eir.diameter.settings import PeerSettings
 from eir.diameter.states import ANSWERS, REQUESTS, TABLE, Input, State, Transition
+from eir.diameter.watchdog import OTHER as OTHER_EVENT
 from eir.diameter.watchdog import Action as WatchdogAction
 from eir.diameter.watchdog import Event as WatchdogEvent
 from eir.diameter.watchdog import Status as WatchdogStatus
@@ -131,6 +132,8 @@ TURN_COST, TURN_BYTES = 4, 64
 """What a message that no lane takes costs of a turn, measured against one that a lane takes: so much, and one for each so
 many of its bytes, of which the worst kind are AVPs without data."""
 
+_OPEN, _CLOSED, _WAIT_ADMISSION = State.OPEN, State.CLOSED, State.WAIT_ADMISSION
+"""For what is done with every read: before Python 3.12 a member's look-up on its enum counts there."""
 _WORD = Struct("!I")
 _TWO_WORDS_AND_ID = Struct("!III")
 _FIRST_WORD_BYTES = 4
@@ -209,17 +212,17 @@ class Peer:
                 return
             data = bytes(self._buffered)
             self._buffered = bytearray()
-        elif self.state is State.CLOSED:
+        elif self.state is _CLOSED:
             return
         self.more = False
         position, messages = self._messages(data, now)
         if messages and self.watchdog is not None:
-            self.watchdog.handle(WatchdogEvent.OTHER, now)
+            self.watchdog.handle(OTHER_EVENT, now)
         if position == len(data):
             self._partial_at = None
         else:
             self._buffered += data[position:]
-            if self.more or self.state is State.WAIT_ADMISSION:
+            if self.more or self.state is _WAIT_ADMISSION:
                 self._partial_at = None
             elif messages or self._partial_at is None:
                 self._partial_at = now + self._surroundings.limits.partial_message_timeout_s
@@ -234,9 +237,9 @@ class Peer:
 
     def deadline(self) -> float | None:
         """When `timer` is due; None: never."""
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return None
-        due = self.watchdog.deadline if self.watchdog is not None and self.state is State.OPEN else None
+        due = self.watchdog.deadline if self.watchdog is not None and self.state is _OPEN else None
         for at in (self._wait_until, self._partial_at, self._close_at):
             if at is not None and (due is None or at < due):
                 due = at
@@ -337,8 +340,8 @@ class Peer:
         size = len(data)
         limits = self._surroundings.limits
         turn = limits.turn_messages
-        while self.state is not State.WAIT_ADMISSION:
-            if self._lane is not None and self.state is State.OPEN and turn > 0:
+        while self.state is not _WAIT_ADMISSION:
+            if self._lane is not None and self.state is _OPEN and turn > 0:
                 position, answered = self._express(self._lane, data, position, turn, now)
                 messages += answered
                 turn -= answered
@@ -378,11 +381,11 @@ class Peer:
         grants = []
         for limit in self.rates:
             wanted = limit.bucket.grant(now, wanted)
-            grants.append(wanted)
+            grants.append((limit.bucket, wanted))
         position, results = lane.take(data, position, wanted, self._out)
         answered = sum(results.values())
-        for limit, granted in zip(self.rates, grants, strict=True):
-            limit.bucket.give_back(granted - answered)
+        for bucket, granted in grants:
+            bucket.give_back(granted - answered)
         if answered:
             counts, label = self._surroundings.counts, self.label
             counts.messages[label, _ECR, "request", "in"] += answered

@@ -71,6 +71,8 @@ class Step(NamedTuple):
 
 _INITIAL, _OKAY, _SUSPECT, _DOWN, _REOPEN = Status
 _NONE, _SEND, _CLOSE, _CONNECT = Action
+OTHER = Event.OTHER
+"""The event of every read; before Python 3.12 looking a member up on its enum takes longer than all that is done for it."""
 
 # fmt: off
 TABLE: dict[tuple[Status, Event], Step] = {
@@ -144,10 +146,10 @@ class Watchdog:
 
     def handle(self, event: Event, now: float) -> Action:
         """Take one event (CONNECTED, DISCONNECTED, DWA or OTHER) and say what the owner has to do."""
-        if event is Event.OTHER and self.status is Status.OKAY:
+        if event is OTHER and self.status is _OKAY:
             # The most frequent cell by far; it keeps its interval, and draws a new one when the timer runs out.
             self.deadline = now + self._interval_s
-            return Action.NONE
+            return _NONE
         if event is Event.DWA:
             self.pending = False
             # Appendix A: NumDWA counts the DWAs in REOPEN; one that came late set it to -1, and starts again.
