@@ -188,7 +188,7 @@ class Worker:
         self._tls = self._load_tls(config)
         self.node = Node(
             replace(config.identity, origin_state_id=origin_state_id), peers_of(config), limits_of(config), self._service.answer,
-            counts=self._counts, report=log.report, lane=lambda label, origin: Lane(self._service, label, origin), desk=desk, dials=False,
+            counts=self._counts, report=log.report, lane=lambda *known: Lane(self._service, *known), desk=desk, dials=False,
             overload=overload_of(config), tls=self._tls,
         )  # fmt: skip
 

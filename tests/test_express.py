@@ -1,5 +1,6 @@
 """The express lane against the general path: the same bytes and the same counts for whatever comes."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
 
@@ -11,12 +12,13 @@ from eir.diameter.avp import encode, encode_text, encode_u32
 from eir.diameter.counts import Counts
 from eir.diameter.message import encode_message
 from eir.diameter.peer import Arrived, Peer
-from eir.diameter.serve import Surroundings
+from eir.diameter.rate import Bucket, Limit
+from eir.diameter.serve import TOO_BUSY_REPLY, Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings
 from eir.lists.index import Index
 from eir.policy import PolicySettings, Rule, Status, compile_policy
 from eir.s13.express import CONTEXTS_MAX, LAYOUTS_MAX, Lane
-from eir.s13.service import S13Service
+from eir.s13.service import REPLIES, S13Service
 
 VENDOR = 10415
 IDENTITY = Identity(host="eir.example", realm="example", origin_state_id=7)
@@ -34,33 +36,34 @@ POLICY = PolicySettings(
 class Side:
     """A peer connection that is open, with or without a lane."""
 
-    def __init__(self, *, lane: bool, policy=POLICY):
+    def __init__(self, *, lane: bool, policy=POLICY, rates=(), overload=TOO_BUSY_REPLY):
         self.notes = []
         compiled = compile_policy(policy, Index({}), observed=lambda *_: None, now=datetime.now(UTC))
         self.service = S13Service(compiled, note=lambda *note: self.notes.append(note))
         self.counts = Counts()
         surroundings = Surroundings(
             identity=IDENTITY, limits=Limits(), application=self.service.answer, application_id=16777252, counts=self.counts,
-            report=lambda *_, **__: None, jitter=lambda: 0.0,
-            lane=(lambda label, origin: Lane(self.service, label, origin)) if lane else None,
+            report=lambda *_, **__: None, jitter=lambda: 0.0, overload=overload,
+            lane=(lambda *known: Lane(self.service, *known)) if lane else None,
         )
         self.peer = Peer(surroundings, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
         self.peer.receive(CER, 0.0)
         assert isinstance(self.peer.events.pop(), Arrived)
+        self.peer.rates = [Limit(f"rate_{rate}", Bucket(rate, 0.0)) for rate in rates]
         self.peer.admit(0.0)
         self.peer.events.clear()
         self.peer.take()
 
-    def feed(self, data: bytes) -> bytes:
-        self.peer.receive(data, 1.0)
+    def feed(self, data: bytes, now=1.0) -> bytes:
+        self.peer.receive(data, now)
         while self.peer.more:
-            self.peer.receive(b"", 1.0)
+            self.peer.receive(b"", now)
         return self.peer.take()
 
     def state(self):
         counts = self.counts
         return (
-            counts.messages, counts.answers, counts.errors, counts.dropped, self.service.checks, self.service.identity_errors,
+            counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, self.service.checks, self.service.identity_errors,
             self.peer.requests, self.peer.answers, self.peer.state, [note[1:] for note in self.notes],
         )
 
@@ -157,6 +160,39 @@ def test_any_segmentation_gives_the_same_bytes(messages, cuts):
         at += size
     assert got == expected
     assert cut.state()[:-2] == whole.state()[:-2]
+
+
+@given(
+    st.lists(st.tuples(st.lists(ecrs, min_size=1, max_size=30), st.floats(0, 0.5)), min_size=1, max_size=8),
+    st.lists(st.sampled_from([1.0, 4.0, 30.0, 200.0]), max_size=2, unique=True),
+    st.sampled_from([TOO_BUSY_REPLY, *map(replace, REPLIES.values())]),
+)
+@settings(max_examples=150, deadline=None)
+def test_limits_are_the_same_for_both(reads, rates, overload):
+    sides = [Side(lane=lane, rates=rates, overload=overload) for lane in (True, False)]
+    for side in sides:
+        side.feed(ecr() + ecr(imsi=None), 0.0)
+    now = 0.0
+    for messages, pause in reads:
+        now += pause
+        with_lane, without = (side.feed(b"".join(messages * 2) + ecr() * 20, now) for side in sides)
+        assert with_lane == without
+        assert sides[0].state() == sides[1].state()
+
+
+def test_the_lane_turns_away_what_it_would_take():
+    side = Side(lane=True, rates=[40.0])
+    side.feed(ecr())
+    general = []
+    side.peer._surroundings = replace(side.peer._surroundings, application=general.append)
+    out = side.feed(ecr() * 100)
+    assert general == []
+    assert out.count(encode_u32(268, 3004)) == side.counts.shed["mme", "rate_40.0"] == 94
+    # RFC 7944: 3 is more urgent than the default, and 15 less.
+    urgent, patient = ecr(extra=encode_u32(301, 0)), ecr(extra=encode_u32(301, 15))
+    side.peer._surroundings = replace(side.peer._surroundings, application=side.service.answer)
+    assert side.feed(urgent).count(encode_u32(268, 2001)) == 1
+    assert side.feed(patient).count(encode_u32(268, 2001)) == 0
 
 
 def test_the_lane_takes_what_it_has_seen():

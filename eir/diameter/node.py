@@ -82,7 +82,7 @@ class Node:
         counts: Counts,
         report: Report,
         application_id: int = 16777252,
-        lane: Callable[[str, bytes], Lane] | None = None,
+        lane: Callable[[str, bytes, Reply], Lane] | None = None,
         overload: Reply = TOO_BUSY_REPLY,
         desk: Desk | None = None,
         dials: bool = True,

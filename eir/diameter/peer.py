@@ -4,7 +4,7 @@
 socket, no event loop, no clock and no log format.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -378,23 +378,36 @@ class Peer:
 
         Returns the position behind the last message answered, and how many there were.
         """
-        grants = []
+        allowed, grants, reached = wanted, [], ""
         for limit in self.rates:
-            wanted = limit.bucket.grant(now, wanted)
-            grants.append((limit.bucket, wanted))
-        position, results = lane.take(data, position, wanted, self._out)
+            granted = limit.bucket.grant(now, allowed)
+            if granted < allowed:
+                allowed, reached = granted, limit.reason
+            grants.append((limit.bucket, granted))
+        position, results = lane.take(data, position, allowed, self._out)
         answered = sum(results.values())
         for bucket, granted in grants:
             bucket.give_back(granted - answered)
         if answered:
-            counts, label = self._surroundings.counts, self.label
-            counts.messages[label, _ECR, "request", "in"] += answered
-            counts.messages[label, _ECR, "answer", "out"] += answered
-            for result, count in results.items():
-                counts.answers[label, result] += count
-            self.requests += answered
-            self.answers += answered
+            self._count_express(answered, results)
+        if reached and answered == allowed:
+            # What is left of the turn is past that limit, as long as its priority is the usual one.
+            position, shed = lane.shed(data, position, wanted - answered, self._out)
+            if shed:
+                overload = self._surroundings.overload
+                self._surroundings.counts.shed[self.label, reached] += shed
+                self._count_express(shed, {result_label(overload.result_code, overload.experimental): shed})
+                answered += shed
         return position, answered
+
+    def _count_express(self, answered: int, results: Mapping[str, int]) -> None:
+        counts, label = self._surroundings.counts, self.label
+        counts.messages[label, _ECR, "request", "in"] += answered
+        counts.messages[label, _ECR, "answer", "out"] += answered
+        for result, count in results.items():
+            counts.answers[label, result] += count
+        self.requests += answered
+        self.answers += answered
 
     def _message(self, message: bytes, now: float) -> None:
         _, word, application_id = _TWO_WORDS_AND_ID.unpack_from(message)
@@ -710,7 +723,7 @@ class Peer:
     def _make_lane(self) -> None:
         """A new lane, which knows nothing: what it had learned was checked against other settings."""
         make = self._surroundings.lane
-        self._lane = make(self.label, self._face.origin) if make is not None else None
+        self._lane = make(self.label, self._face.origin, self._surroundings.overload) if make is not None else None
 
     def _open(self, happening: _Happening) -> None:
         self._wait_until = None

@@ -41,6 +41,12 @@ class Lane(Protocol):
         Returns the position behind the last one answered, and how many answers of each result there were.
         """
 
+    def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
+        """Answer the messages that `take` would, but all of them by the overload answer, and without the application.
+
+        Returns the position behind the last one, and how many there were.
+        """
+
     def learn(self, request: Request) -> None:
         """See a request that the general path has just answered by the application's reply."""
 
@@ -53,8 +59,8 @@ class Surroundings:
     limits: Limits
     application: Application
     application_id: int
-    lane: Callable[[str, bytes], Lane] | None = None
-    """Makes a lane from a peer's label and what answers to it carry (Origin-Host and Origin-Realm, encoded)."""
+    lane: Callable[[str, bytes, Reply], Lane] | None = None
+    """Makes a lane from a peer's label, what answers to it carry (Origin-Host and Origin-Realm, encoded) and `overload`."""
     counts: Counts
     report: Report
     overload: Reply = TOO_BUSY_REPLY

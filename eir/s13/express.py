@@ -16,7 +16,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from eir.device import IMEI_LENGTHS, KEY_DIGITS, key_text
-from eir.diameter.answer import encode_answer, is_protocol_error, result_avp, result_label
+from eir.diameter.answer import Reply, encode_answer, is_protocol_error, result_avp, result_label
 from eir.diameter.avp import Avp
 from eir.diameter.dictionary import (
     DRMP,
@@ -75,6 +75,8 @@ class Context(NamedTuple):
     pieces: dict[Status, Pieces]
     by_verdict: dict[Verdict, Pieces]
     """The same by what the policy says, filled as verdicts come."""
+    shed: Pieces
+    """The answer past a limit on requests a second."""
 
 
 class Layout(NamedTuple):
@@ -97,13 +99,17 @@ class Layout(NamedTuple):
 
 
 class Lane:
-    """The lane of one peer. `origin` is what the node's answers to it carry: Origin-Host and Origin-Realm, encoded."""
+    """The lane of one peer. `origin` is what the node's answers to it carry: Origin-Host and Origin-Realm, encoded.
 
-    def __init__(self, service: S13Service, label: str, origin: bytes) -> None:
+    `overload` is what requests past a limit on requests a second get.
+    """
+
+    def __init__(self, service: S13Service, label: str, origin: bytes, overload: Reply) -> None:
         self._service = service
         self._policy = service.policy
         self._label = label
         self._origin = origin
+        self._overload = overload
         self._credit = CREDIT_MAX
         self._passed_over = 0
         self._layouts: dict[bytes, list[Layout]] = {}
@@ -146,7 +152,7 @@ class Lane:
                 if context is None:
                     break
                 alike = found
-                origin_host, origin_realm, pieces_of, by_verdict = context
+                origin_host, origin_realm, pieces_of, by_verdict, _ = context
             imei = fields[at_imei]
             imsi = fields[at_imsi] if at_imsi is not None else b""
             version = fields[at_version] if at_version is not None else imei[KEY_DIGITS:] if is_imeisv else b""
@@ -166,6 +172,17 @@ class Lane:
             position += length
             messages_max -= 1
         return position, messages_max
+
+    def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
+        """Turn away the messages that `take` would answer; returns the position behind the last one, and how many there were."""
+        count = 0
+        while count < messages_max and position < len(data) and (layout := self._find(data, position)) is not None:
+            fields = layout.unpack(data, position)
+            head, session_head, tail, _ = layout.contexts[layout.constants(fields)].shed
+            out.extend((head, fields[layout.ids], session_head, fields[layout.session], tail))
+            position += layout.length
+            count += 1
+        return position, count
 
     def learn(self, request: Request) -> None:
         """Take an ECR that the general path has just answered by a verdict as the pattern for further ones."""
@@ -190,7 +207,9 @@ class Lane:
         if sum(len(layout.contexts) for layout in layouts) >= CONTEXTS_MAX:
             for layout in layouts:
                 layout.contexts.clear()
-        context = Context(request.origin_host, request.origin_realm, self._pieces(request), {})
+        pieces = {status: self._cut(request, reply, is_plain=status is Status.WHITELISTED) for status, reply in REPLIES.items()}
+        shed = self._cut(request, self._overload, is_plain=True)
+        context = Context(request.origin_host, request.origin_realm, pieces, {}, shed)
         known.contexts[known.constants(known.unpack(request.buffer, 0))] = context
 
     def _count(self, tally: dict[Verdict, int]) -> Mapping[str, int]:
@@ -220,20 +239,13 @@ class Lane:
                 for context in layout.contexts.values():
                     context.by_verdict.clear()
 
-    def _pieces(self, request: Request) -> dict[Status, Pieces]:
-        """The answers that this request would get, cut where they repeat what it holds."""
+    def _cut(self, request: Request, reply: Reply, *, is_plain: bool) -> Pieces:
+        """The answer that this request would get by a reply, cut where it repeats what the request holds."""
         session = request.first[SESSION_ID].data
         session_at = HEADER_BYTES + AVP_HEADER_BYTES
-        cut = {}
-        for status, reply in REPLIES.items():
-            result = result_avp(reply.result_code, reply.experimental)
-            answer = encode_answer(
-                request, result, self._origin, avps=reply.avps, error=is_protocol_error(reply.result_code)
-            )
-            cut[status] = Pieces(
-                answer[:IDS_AT], answer[HEADER_BYTES:session_at], answer[session_at + len(session) :], status is Status.WHITELISTED
-            )
-        return cut
+        result, error = result_avp(reply.result_code, reply.experimental), is_protocol_error(reply.result_code)
+        answer = encode_answer(request, result, self._origin, avps=reply.avps, error=error)
+        return Pieces(answer[:IDS_AT], answer[HEADER_BYTES:session_at], answer[session_at + len(session) :], is_plain)
 
 
 _RESULTS = {status: result_label(reply.result_code, reply.experimental) for status, reply in REPLIES.items()}
