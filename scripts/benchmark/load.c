@@ -6,6 +6,8 @@
  *   warmup= seconds=          how long before it counts, and how long it counts
  *   questions=                a file of 16 bytes for each question: 14 digits, then what is to be answered (0, 1, 2 as
  *                             Equipment-Status, u for 5422), then a newline; asked in order, over and over
+ *   name=                     what the MMEs' names begin with (mme), so that several generators can ask one server
+ *   shed=3004                 an answer with this result, E bit set, is counted as turned away, and its latency is not
  *   always=0                  the server knows no list: this is to be answered, whatever the file says
  *   server=                   process ids, parted by commas: their processor time is measured too
  *   constant=1                the server gives one constant answer, in order: it is counted, and cannot be looked at
@@ -57,9 +59,9 @@ __attribute__((noreturn, format(printf, 1, 2))) static void give_up(const char *
 /* ---- what to do ---- */
 
 static struct {
-	const char *realm, *host, *questions, *server, *always;
-	double port, connections, window, rate, warmup, seconds, constant, settle, patience;
-} option = {.realm = "example", .port = 3868, .connections = 1, .window = 1, .warmup = 1, .seconds = 3, .patience = 10};
+	const char *realm, *host, *questions, *server, *always, *name;
+	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed;
+} option = {.realm = "example", .name = "mme", .port = 3868, .connections = 1, .window = 1, .warmup = 1, .seconds = 3, .patience = 10};
 
 static void read_options(int count, char **arguments)
 {
@@ -67,7 +69,7 @@ static void read_options(int count, char **arguments)
 		{"realm", &option.realm, 0}, {"host", &option.host, 0}, {"questions", &option.questions, 0}, {"server", &option.server, 0}, {"always", &option.always, 0},
 		{"port", 0, &option.port}, {"connections", 0, &option.connections}, {"window", 0, &option.window}, {"rate", 0, &option.rate},
 		{"warmup", 0, &option.warmup}, {"seconds", 0, &option.seconds}, {"constant", 0, &option.constant}, {"settle", 0, &option.settle},
-		{"patience", 0, &option.patience},
+		{"patience", 0, &option.patience}, {"name", &option.name, 0}, {"shed", 0, &option.shed},
 	};
 	for (int i = 1; i < count; i++) {
 		char *value = strchr(arguments[i], '='), *end = "";
@@ -86,7 +88,7 @@ static void read_options(int count, char **arguments)
 	}
 	if (option.window < 1 || option.window > WINDOW_MAX || option.connections < 1 || option.connections > CONNECTIONS_MAX)
 		give_up("window is 1 to %d, connections 1 to %d", WINDOW_MAX, CONNECTIONS_MAX);
-	if (strlen(option.realm) > 64 || (option.host && strlen(option.host) > 64))
+	if (strlen(option.realm) > 64 || strlen(option.name) > 16 || (option.host && strlen(option.host) > 64))
 		give_up("a name is too long");
 }
 
@@ -142,7 +144,7 @@ static double at_part(const struct histogram *of, double part)
 }
 
 static struct {
-	uint64_t sent, answered, counted, statuses[3], unknown, other_result, not_sent;
+	uint64_t sent, answered, counted, statuses[3], unknown, other_result, not_sent, shed;
 } total;
 static struct {
 	uint64_t unasked, unanswered, malformed, session, result, status, origin, flags, closed;
@@ -289,15 +291,15 @@ static void counted(double since, double at)
 	}
 }
 
-/* Hold an answer to its request; every fault is counted once. */
-static void check(const struct mme *by, const struct pending *to, const uint8_t *message, uint32_t length)
+/* Hold an answer to its request; every fault is counted once. Returns whether the request was turned away for load. */
+static int check(const struct mme *by, const struct pending *to, const uint8_t *message, uint32_t length)
 {
 	uint32_t result = 0, experimental = 0, status = ~0u, results = 0, session = 0, host = 0, realm = 0, state = 0, size, head;
 	for (uint32_t at = HEADER; at < length; at += padded(size)) {
 		const uint8_t *avp = message + at, *data;
 		if (length - at < AVP_HEADER || (size = get24(avp + 5)) < (head = avp[4] & 0x80 ? VENDOR_HEADER : AVP_HEADER) || padded(size) > length - at) {
 			wrong.malformed++;
-			return;
+			return 0;
 		}
 		data = avp + head;
 		switch (head == VENDOR_HEADER ? (get32(avp + 8) == TGPP && get32(avp) == EQUIPMENT_STATUS ? EQUIPMENT_STATUS : 0) : get32(avp)) {
@@ -336,18 +338,24 @@ static void check(const struct mme *by, const struct pending *to, const uint8_t 
 		}
 	}
 	wrong.session += session != 1;
+	if (option.shed && result == option.shed && results == 1) { /* the answer-message grammar has no Auth-Session-State */
+		wrong.origin += host != 1 || realm != 1;
+		wrong.flags += message[4] != (PROXIABLE | ERROR);
+		return 1;
+	}
 	wrong.origin += host != 1 || realm != 1 || state != 1;
 	wrong.flags += message[4] != PROXIABLE;
 	if (results != 1 || (result != SUCCESS && experimental != EQUIPMENT_UNKNOWN) || (result == SUCCESS) != (status <= 2)) {
 		wrong.result++;
 		total.other_result++;
-		return;
+		return 0;
 	}
 	if (experimental)
 		total.unknown++;
 	else
 		total.statuses[status]++;
 	wrong.status += (experimental ? 'u' : (char)('0' + status)) != to->status;
+	return 0;
 }
 
 static void take_answer(struct mme *by, const uint8_t *message, uint32_t length, double at)
@@ -368,11 +376,14 @@ static void take_answer(struct mme *by, const uint8_t *message, uint32_t length,
 		wrong.unasked++;
 		return;
 	}
-	check(by, to, message, length);
+	int shed = check(by, to, message, length);
 	to->asked = 0;
 	by->free_slots[by->free_count++] = slot;
 	by->answered++;
-	counted(to->since, at);
+	if (shed)
+		total.shed++;
+	else
+		counted(to->since, at);
 }
 
 /* A DWR or DPR of the server's. */
@@ -444,7 +455,7 @@ static void connect_mme(struct mme *one, int number)
 	uint8_t buffer[1 << 16];
 	uint32_t result = 0, length;
 	int yes = 1, window = option.window;
-	snprintf(one->host, sizeof one->host, "mme%d.%s", number + 1, option.realm);
+	snprintf(one->host, sizeof one->host, "%s%d.%s", option.name, number + 1, option.realm);
 	one->socket = socket(AF_INET, SOCK_STREAM, 0);
 	setsockopt(one->socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
 	setsockopt(one->socket, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); /* bbr paces, on loopback too */
@@ -608,7 +619,7 @@ static void print(const struct usage *from, const struct usage *to)
 	       at_part(&latency, .9), at_part(&latency, .99), at_part(&latency, .999), latency.highest * 1e6);
 	printf(", \"generator_share\": %.4f, \"server_s\": %.2f, \"server_us_per_answer\": %.3f", (to->own - from->own) / seconds,
 	       to->server - from->server, total.counted ? (to->server - from->server) / total.counted * 1e6 : 0);
-	printf(", \"late_us_p99\": %.1f, \"sent\": %lu, \"answered\": %lu, \"not_sent\": %lu", at_part(&lateness, .99), total.sent, total.answered, total.not_sent);
+	printf(", \"late_us_p99\": %.1f, \"sent\": %lu, \"answered\": %lu, \"not_sent\": %lu, \"shed\": %lu", at_part(&lateness, .99), total.sent, total.answered, total.not_sent, total.shed);
 	printf(", \"statuses\": {\"whitelisted\": %lu, \"blacklisted\": %lu, \"greylisted\": %lu, \"unknown\": %lu, \"other\": %lu}", total.statuses[0],
 	       total.statuses[1], total.statuses[2], total.unknown, total.other_result);
 	printf(", \"errors\": {\"unasked\": %lu, \"unanswered\": %lu, \"malformed\": %lu, \"session\": %lu, \"result\": %lu, \"status\": %lu, \"origin\": %lu, \"flags\": %lu, \"closed\": %lu}}\n",
