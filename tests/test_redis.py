@@ -223,6 +223,25 @@ async def is_a(store):
         return False
 
 
+async def test_a_reader_that_is_cancelled_ends(store):
+    """At any moment: redis before Python 3.12 loses a cancellation that comes while it sends."""
+    await store.replace("a", state(A), A, seen=0)
+
+    async def read_for_ever():
+        while True:
+            await read(store)
+            with contextlib.suppress(StoreError):
+                await store.wait({"a": 1}, 0.001)
+
+    for moment in range(100):
+        reading = asyncio.create_task(read_for_ever())
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading], timeout=2)
+        assert reading.cancelled()
+
+
 class TestSwitch:
     async def test_a_staged_set_that_vanishes(self, server, store, monkeypatch):
         stored = await store.replace("a", state(A), A, seen=0)

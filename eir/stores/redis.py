@@ -260,10 +260,10 @@ class RedisStore:
         """Run an operation with redis's errors as StoreError; once more where a cluster has moved the slot."""
         try:
             try:
-                return await operation(*args)
+                return await _heeding(operation(*args))
             except fault.AskError:  # MovedError too: the slot is elsewhere
                 await self._connections.learn()
-                return await operation(*args)
+                return await _heeding(operation(*args))
         except (fault.RedisError, fault.RedisClusterException, OSError) as error:
             if isinstance(error, (fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException, OSError)):
                 await self._connections.learn()
@@ -285,13 +285,13 @@ class RedisStore:
 
     async def _do(self, command: str, key: str, *args: object) -> Any:
         client = await self._client(key)
-        return await client.execute_command(command, key, *args)
+        return await _heeding(client.execute_command(command, key, *args))
 
     async def _ask(self, script: str, name: str, row: _Row, *args: object) -> Any:
         keys = _keys(name)
         client = await self._client(keys.state)
-        answer = await client.execute_command(
-            "EVAL_RO", script, 2, keys.state, keys.set(row.page_set), row.change, *args
+        answer = await _heeding(
+            client.execute_command("EVAL_RO", script, 2, keys.state, keys.set(row.page_set), row.change, *args)
         )
         if answer is None:
             raise StoreChanged(f"list {name} changed while its pages were read")
@@ -402,7 +402,7 @@ class RedisStore:
             async with client.pipeline(transaction=False) as pipe:
                 pipe.execute_command("HSET", key, *fields)
                 pipe.execute_command("EXPIRE", key, STAGING_S)
-                await pipe.execute()
+                await _heeding(pipe.execute())
             count += len(fields) // 2
         return count
 
@@ -634,6 +634,21 @@ class RedisStore:
             except fault.WatchError:
                 return False
         return True
+
+
+async def _heeding(answer: Awaitable[T]) -> T:
+    """What is awaited, unless this task was cancelled meanwhile.
+
+    redis sends under asyncio.wait_for, which before Python 3.12 loses a cancellation that comes while the bytes go out: a
+    worker would not end, and a timeout around it would not hold.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        return await answer
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _cause(error: Exception) -> str:
