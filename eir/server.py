@@ -169,8 +169,8 @@ class Worker:
     ) -> None:
         self._config = config
         self._log = log
-        self._switch = asyncio.Event()
-        """Set when a list was taken over."""
+        self._changed = asyncio.Event()
+        """Set when a list or a configuration was taken over."""
         self._counts = Counts()
         self._observed: Counter[tuple[str, str]] = Counter()
         self._outcomes: Sequence[Outcome] = ()
@@ -212,8 +212,8 @@ class Worker:
         """Wait until no list is missing, or until told to stop."""
         stopped = asyncio.create_task(stop.wait())
         while self._missing_lists() and not stop.is_set():
-            self._switch.clear()
-            switched = asyncio.create_task(self._switch.wait())
+            self._changed.clear()
+            switched = asyncio.create_task(self._changed.wait())
             await asyncio.wait((stopped, switched), return_when=asyncio.FIRST_COMPLETED)
             switched.cancel()
         stopped.cancel()
@@ -255,7 +255,7 @@ class Worker:
         self._log.note_check(verdict.status, verdict.list or "", peer, imei, imsi)
 
     def _switched(self, name: str, state: ListState) -> None:
-        self._switch.set()
+        self._changed.set()
         self._log.report(
             "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
             longest_slice_ms=round(self._follower.longest_slice_s * 1000, 3),
@@ -318,6 +318,7 @@ class Worker:
         self._log.set_level(new.log_level)
         self._log.full_identifiers = new.full_identifiers
         self._config = replace(new, **in_force)
+        self._changed.set()
         said = "reloaded" + (f"; these need a restart: {', '.join(kept)}" if kept else "")
         report_warnings(new, self._log)
         self._log.report("reloaded", needs_restart=",".join(kept) or None)
