@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from eir import __version__, check, control, probe
-from eir.config import Config, load_config, render, render_json
+from eir.config import Config, Whereabouts, load_config, load_whereabouts, render, render_json
 from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused
 from eir.lists.layout import until_seconds
 from eir.lists.load import ListSettings, load_release, roll_back
@@ -101,11 +101,13 @@ def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 @app.command()
 def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Say in one line how the running node is. Exit status as Nagios wants it: 0 OK, 1 WARNING, 2 CRITICAL."""
+    """Say in one line how the running node is. Exit status as Nagios wants it: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN."""
     try:
-        report = control.ask(load_config(config).state, "status")
+        report = control.ask(_whereabouts(config).state, "status")
     except control.ControlError as e:
         report = {"state": "CRITICAL", "code": 2, "summary": str(e)}
+    except ConfigError as e:
+        report = {"state": "UNKNOWN", "code": 3, "summary": f"it is not known where to ask: {'; '.join(map(str, e.problems))}"}
     if as_json:
         _print_json(report)
     else:
@@ -116,7 +118,7 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 @app.command()
 def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show who is connected to the running node, and whom it waits for."""
-    found = control.ask(load_config(config).state, "peers")
+    found = control.ask(_whereabouts(config).state, "peers")
     columns = ("label", "host", "realm", "address", "state", "watchdog", "since", "requests", "answers")
     _show(found, columns, as_json=as_json)
 
@@ -124,13 +126,13 @@ def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 @peer_app.command("disable")
 def peer_disable(name: str, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Take a peer out of service: DPR to it, and no new connection, until `eir peer enable` or a restart."""
-    print(control.ask(load_config(config).state, "peer_disable", name=name))
+    print(control.ask(_whereabouts(config).state, "peer_disable", name=name))
 
 
 @peer_app.command("enable")
 def peer_enable(name: str, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Put a peer back in service."""
-    print(control.ask(load_config(config).state, "peer_enable", name=name))
+    print(control.ask(_whereabouts(config).state, "peer_enable", name=name))
 
 
 @app.command()
@@ -143,7 +145,7 @@ def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
 @app.command()
 def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Have the running node tell its peers to go elsewhere (DPR), answer what is under way, and end."""
-    print(control.ask(load_config(config).state, "drain"))
+    print(control.ask(_whereabouts(config).state, "drain"))
 
 
 @app.command("config")
@@ -254,9 +256,10 @@ def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
     `state` is `in force`, `expired` (and in force all the same), or `never loaded`.
     """
-    checked = _config(config)
+    checked = _whereabouts(config)
     states = _with_store(checked, lambda store: store.states(), fresh=False)
-    rows = [_list_row(name, settings.kind, states.get(name)) for name, settings in checked.lists.items()]
+    kinds = {name: settings.kind for name, settings in checked.lists.items()} or {name: state.kind for name, state in states.items()}
+    rows = [_list_row(name, kind, states.get(name)) for name, kind in kinds.items()]
     columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
     _show(rows, columns, as_json=as_json)
 
@@ -288,7 +291,7 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Show who did what to the lists, refused releases included, oldest first."""
-    checked = _config(config)
+    checked = _whereabouts(config)
     events = _with_store(checked, lambda store: store.history(list_name, limit), fresh=False)
     rows = [{key: getattr(event, key) for key in HISTORY_KEYS} for event in events]
     _show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
@@ -302,12 +305,12 @@ def rollback(
 
     A release that was undone is never accepted again.
     """
-    checked = _config(config)
-    settings = _list_settings(checked, list_name)
+    checked = _whereabouts(config)
+    local = not checked.lists or _list_settings(checked, list_name).local  # names cannot be read from a file that is no YAML
     state = _with_store(checked, lambda store: roll_back(list_name, store, who=_who(), now=datetime.now(UTC)), fresh=False)
     if as_json:
         _print_json(_list_row(list_name, state.kind, state))
-    elif settings.local:
+    elif local and not state.serial:
         print(f"{list_name}: the last change is undone; {state.entries:,} entries are in force")
     else:
         print(f"{list_name}: serial {state.serial} is in force again with {state.entries:,} entries;")
@@ -372,7 +375,7 @@ def _until(text: str) -> int:
     return until_seconds(text)
 
 
-def _list_settings(config: Config, name: str) -> ListSettings:
+def _list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
     """The list's part of the configuration; ends the command with a usage error if there is none."""
     if name not in config.lists:
         raise _fail(f"no list {name} in {config.path}; there are: {', '.join(config.lists) or 'none'}", EXIT_USAGE)
@@ -464,7 +467,15 @@ def _config(path: Path) -> Config:
     return config
 
 
-def _with_store(config: Config, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True) -> T:
+def _whereabouts(path: Path) -> Whereabouts:
+    """Where node and store are. What is wrong in the file elsewhere keeps nobody from looking, or from steering the node."""
+    found = load_whereabouts(path)
+    for problem in found.problems:
+        _say(f"warning: {problem}")
+    return found
+
+
+def _with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True) -> T:
     """Open the store, do the work, close it. Not `fresh`: work that a store on this host is needed for, not one made for it."""
     if not fresh and config.store == SQLITE and not config.state.is_dir():
         raise EirError(f"the state folder {config.state} is not there: no list was ever loaded into it (eir load makes it)")

@@ -27,6 +27,7 @@ from eir.lists.load import ListSettings
 from eir.lists.release import is_list_name
 from eir.policy import Override, PolicySettings, Rule, Status
 from eir.schema import (
+    FILE_BYTES_MAX,
     REQUIRED,
     Document,
     Key,
@@ -99,6 +100,19 @@ class Config:
     warnings: tuple[Problem, ...] = ()
     values: Mapping[str, Any] = field(repr=False, compare=False)
     """The same by the file's own keys, for `render`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whereabouts:
+    """Where a node and its lists are found: all that a command needs that looks, or steers, and puts nothing new in force."""
+
+    path: Path
+    state: Path
+    store: str
+    lists: Mapping[str, ListSettings]
+    """Those that could be read; none from a file that is no YAML."""
+    problems: tuple[Problem, ...] = ()
+    """What is wrong in the file elsewhere."""
 
 
 # Kinds of values that only this file has
@@ -343,25 +357,10 @@ OPTIONAL = frozenset({"policy.override", "tls"})
 
 def load_config(path: Path) -> Config:
     """Read and check a configuration. Raises ConfigError with all that is wrong in it, in file order."""
-    document = read_document(path, TABLE, optional=OPTIONAL)
-    values = document.values
-    folder = path.absolute().parent
-    values["state"] = folder / values["state"]
-    if values["store"] != SQLITE:
-        from eir.stores.redis_url import with_files_in  # noqa: PLC0415  # see _store_url
-
-        values["store"] = with_files_in(values["store"], folder)
-    if values["inbox"] is not None:
-        values["inbox"] = folder / values["inbox"]
-    for section, names in [(settings, ("signers", "revoked")) for settings in values["lists"].values()] + [
-        (values["tls"] or {}, ("certificate", "key", "ca", "crl"))
-    ]:
-        for name in names:
-            if section.get(name) is not None:
-                section[name] = folder / section[name]
-    problems = [*document.problems, *(problem for check in CHECKS for problem in check(document))]
+    document, problems = _read(path)
     if problems:
-        raise ConfigError(tuple(sorted(problems, key=lambda problem: problem.line)))
+        raise ConfigError(problems)
+    values = document.values
     warnings = sorted((problem for check in WARNINGS for problem in check(document)), key=lambda problem: problem.line)
     return Config(
         path=path,
@@ -386,6 +385,70 @@ def load_config(path: Path) -> Config:
         warnings=tuple(warnings),
         values=values,
     )
+
+
+def load_whereabouts(path: Path) -> Whereabouts:
+    """Where node and lists are, also by a file that is wrong elsewhere: the node that runs has long taken over a good one.
+
+    Raises ConfigError where the file cannot be read, or where `state` or `store` are what is wrong.
+    """
+    try:
+        document, problems = _read(path)
+    except ConfigError as e:
+        return _whereabouts_by_lines(path, e)
+    if document.faulty("state") or document.faulty("store"):
+        raise ConfigError(problems)
+    values = document.values
+    lists = {name: ListSettings(name=name, **settings) for name, settings in values["lists"].items()}
+    return Whereabouts(path=path, state=values["state"], store=values["store"], lists=lists, problems=problems)
+
+
+def _whereabouts_by_lines(path: Path, error: ConfigError) -> Whereabouts:
+    """`state` and `store` of a file that is no YAML as a whole: the lines that begin with them still say it."""
+    try:
+        lines = path.read_bytes()[:FILE_BYTES_MAX].splitlines()
+    except OSError:
+        raise error from None
+    read: dict[str, Any] = {}
+    for key in (key for key in TABLE if key.path in {"state", "store"}):
+        found = [line for line in lines if line.startswith(f"{key.path}:".encode())]
+        try:
+            written = [yaml.safe_load(line)[key.path] for line in found] or [str(key.default)]
+            (read[key.path],) = map(key.kind.read, written)
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError):
+            raise error from None
+    folder = path.absolute().parent
+    return Whereabouts(
+        path=path, state=folder / read["state"], store=_with_files(read["store"], folder), lists={}, problems=error.problems
+    )
+
+
+def _read(path: Path) -> tuple[Document, tuple[Problem, ...]]:
+    """The document with absolute paths, and all that is wrong in it, in file order. Raises ConfigError for what is no YAML."""
+    document = read_document(path, TABLE, optional=OPTIONAL)
+    values = document.values
+    folder = path.absolute().parent
+    values["state"] = folder / values["state"]
+    values["store"] = _with_files(values["store"], folder)
+    if values["inbox"] is not None:
+        values["inbox"] = folder / values["inbox"]
+    for section, names in [(settings, ("signers", "revoked")) for settings in values["lists"].values()] + [
+        (values["tls"] or {}, ("certificate", "key", "ca", "crl"))
+    ]:
+        for name in names:
+            if section.get(name) is not None:
+                section[name] = folder / section[name]
+    problems = [*document.problems, *(problem for check in CHECKS for problem in check(document))]
+    return document, tuple(sorted(problems, key=lambda problem: problem.line))
+
+
+def _with_files(store: str, folder: Path) -> str:
+    """The store's URL, the files that it names being found from the configuration's folder."""
+    if store == SQLITE:
+        return store
+    from eir.stores.redis_url import with_files_in  # noqa: PLC0415  # see _store_url
+
+    return with_files_in(store, folder)
 
 
 def render_json(config: Config) -> dict[str, Any]:

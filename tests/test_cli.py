@@ -115,11 +115,44 @@ class TestConfiguration:
         assert re.search(rf"^{path}:3: .*workers", err, re.MULTILINE)
         assert re.search(rf"^{path}:4: .*polcy.*policy", err, re.MULTILINE)
 
-    @pytest.mark.parametrize("command", ["config", "lists", "history", "status", "peers", "reload", "drain", "serve", "check 1", "inbox"])
+    @pytest.mark.parametrize("command", ["config", "lists", "history", "peers", "reload", "drain", "serve", "check 1", "inbox"])
     def test_each_command_says_that_the_file_is_not_there(self, eir, command, tmp_path):
         status, out, err = eir(*command.split(), "-c", tmp_path / "none.yaml")
         assert (status, out) == (2, "")
         assert f"{tmp_path}/none.yaml" in err
+
+    FAULTS = ("policy: {defalt: greylisted}\n", "policy: [a, {\n", "lists: {stolen: {signers: nowhere}}\n")
+
+    @pytest.mark.parametrize("fault", FAULTS, ids=["unknown key", "no YAML", "no signers"])
+    def test_a_fault_locks_nobody_out_of_node_and_lists(self, eir, host, tmp_path, fault):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED])
+            site.load([UNLISTED], serial=2)
+            site.start()
+            text = site.path.read_text()
+            site.path.write_text(f"state: {site.state} # where it is\n" + (re.sub(r"^lists:\n( .*\n)+", "", text, flags=re.MULTILINE) if "lists" in fault else text) + fault)
+            at = ("-c", site.path)
+            for command in ("peers", "history", "lists", "peer disable mme", "rollback stolen"):
+                status, out, err = eir(*command.split(), *at)
+                assert (status, bool(out)) == (0, True), err
+                assert re.search(rf"^warning: {site.path}:\d+: ", err, re.MULTILINE)
+            assert "serial 1 is in force again" in out
+            assert [row["serial"] for row in json.loads(eir("lists", "--json", *at)[1]) if row["list"] == "stolen"] == [1]
+            assert json.loads(eir("status", "--json", *at)[1])["pid"] == site.node.pid
+            assert eir("load", "x.manifest.json", *at)[0] == 2  # what puts something in force wants all of it right
+            assert eir("drain", *at)[0] == 0
+            assert site.node.wait() == 0
+
+    @pytest.mark.parametrize("text", [None, "state: [a, b]\n", "x: [\nstate: {\n"], ids=["no file", "no folder", "no YAML"])
+    def test_status_says_in_one_line_that_it_cannot_tell(self, eir, tmp_path, text):
+        path = tmp_path / "wrong.yaml"
+        if text:
+            path.write_text(text)
+        status, out, _ = eir("status", "-c", path)
+        assert status == 3
+        assert re.fullmatch(rf"EIR UNKNOWN - .*{path}:\d+: .*\n", out)
+        status, out, _ = eir("status", "--json", "-c", path)
+        assert (status, json.loads(out)["state"]) == (3, "UNKNOWN")
 
     def test_what_is_in_force_is_a_configuration_again(self, eir, host, tmp_path):
         status, out, _ = eir("config")
