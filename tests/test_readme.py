@@ -202,10 +202,15 @@ def test_the_tour_goes_as_it_says(tmp_path):
         tour = re.findall(r"^```sh\n(.*?)^```", section("## A five-minute tour"), re.MULTILINE | re.DOTALL)
         script = "\n".join(["set -eux", *tour]).replace("eir probe 127.0.0.1 ", f"eir probe {address} ")
         done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S)
+        second = subprocess.run(["scripts/demo"], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S)
+        assert demo.poll() is None
     finally:
         os.killpg(demo.pid, signal.SIGTERM)
         demo.wait(PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
+    # The folder of the one that served is still there, its store included.
+    assert (second.returncode, "end it first" in second.stderr) == (1, True), second
+    assert (tmp_path / "var/demo/config/var").is_dir()
     answers = re.findall(r"^(\d+): (\w+)$", done.stdout, re.MULTILINE)
     stolen, mistaken = "001010010000014", "00101007000009"
     assert answers == [(stolen, "blacklisted"), (mistaken, "blacklisted"), (mistaken, "whitelisted")]
@@ -214,3 +219,6 @@ def test_the_tour_goes_as_it_says(tmp_path):
     assert "would load" in done.stderr
     assert "rollback" in done.stdout
     assert re.search(r"tracked-2.manifest.json: refused \(digest\)", done.stderr), done.stderr
+    alone = subprocess.run(["scripts/demo"], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert "The node has ended" in alone.stdout.splitlines()[-1]
