@@ -77,7 +77,9 @@ class Front:
         """Diameter listeners that are open, as URLs."""
         self.stopping = False
         self._http_address: str | None = None
-        self._http = HttpServer({"/metrics": self._metrics, "/live": _live, "/ready": self._ready})
+        self._unknown: set[str] = set()
+        """Metrics without a place in the table, of which the log has told."""
+        self._http = HttpServer({"/metrics": self._metrics, "/live": _live, "/ready": self._ready}, report=report)
         self._control = ControlServer(
             config.state,
             {
@@ -114,6 +116,10 @@ class Front:
 
     async def _metrics(self) -> Response:
         snapshot = await self._crew.snapshot()
+        for name in metrics.unknown(snapshot):
+            if name not in self._unknown:
+                self._unknown.add(name)
+                self._report("metric_unknown", level="error", reason=name, detail="not in the table of metrics; the page leaves it out")
         # Rendering takes milliseconds with many peers: beside the loop, not in it.
         body = await asyncio.to_thread(metrics.exposition, snapshot)
         return Response(200, metrics.CONTENT_TYPE, body)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import h11
 
+from eir.log import Report
+
 REQUEST_MAX_BYTES = 16 * 1024
 IDLE_S = 30.0
 """A connection that is silent this long is closed."""
@@ -31,8 +33,9 @@ Page = Callable[[], Response | Awaitable[Response]]
 class HttpServer:
     """Serves the pages (path → callable) until `close`."""
 
-    def __init__(self, pages: Mapping[str, Page]) -> None:
+    def __init__(self, pages: Mapping[str, Page], *, report: Report) -> None:
         self._pages = pages
+        self._report = report
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -95,10 +98,18 @@ class HttpServer:
             known = " ".join(self._pages)
             response = Response(404, "text/plain; charset=utf-8", f"not here; there are: {known}\n".encode())
         else:
-            made = page()
-            response = made if isinstance(made, Response) else await made
+            response = await self._made(path, page)
         headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
         out = connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
         if request.method != b"HEAD":
             out += connection.send(h11.Data(data=response.body)) or b""
         return out + (connection.send(h11.EndOfMessage()) or b"")
+
+    async def _made(self, path: str, page: Page) -> Response:
+        """What the page gives; one that fails says so to whoever asked and to the log, and takes no connection with it."""
+        try:
+            made = page()
+            return made if isinstance(made, Response) else await made
+        except Exception as e:  # noqa: BLE001 - whatever it is: a scrape that sees a closed connection learns nothing
+            self._report("page_failed", level="error", reason=path, detail=f"{type(e).__name__}: {e}")
+            return Response(500, "text/plain; charset=utf-8", b"this page failed; the log says why (page_failed)\n")

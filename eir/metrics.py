@@ -70,11 +70,12 @@ _MERGE: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "min"
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """One truth out of several workers' snapshots, by the `merge` column of the table."""
+    """One truth out of several workers' snapshots, by the `merge` column of the table; a name that is not in it is summed."""
     merged: Snapshot = {}
     for snapshot in snapshots:
         for name, samples in snapshot.items():
-            combine, into = _MERGE[_FAMILY[name].merge], merged.setdefault(name, {})
+            family = _FAMILY.get(name)
+            combine, into = _MERGE[family.merge if family else "sum"], merged.setdefault(name, {})
             for labels, value in samples.items():
                 into[labels] = combine(into[labels], value) if labels in into else value
     return merged
@@ -85,7 +86,7 @@ def outliving(snapshot: Snapshot) -> Snapshot:
     return {
         name: samples
         for name, samples in snapshot.items()
-        if _FAMILY[name].kind != "gauge" and _FAMILY[name].merge == "sum"
+        if name in _FAMILY and _FAMILY[name].kind != "gauge" and _FAMILY[name].merge == "sum"
     }
 
 
@@ -110,8 +111,13 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> d
     return samples
 
 
+def unknown(snapshot: Snapshot) -> list[str]:
+    """Names in a snapshot that are not in the table, and that no page shows: a fault of ours that must not cost the page."""
+    return sorted(snapshot.keys() - _FAMILY.keys())
+
+
 def exposition(snapshot: Snapshot) -> bytes:
-    """The snapshot in Prometheus' text format (CONTENT_TYPE). Raises KeyError for a name that is not in the table."""
+    """The snapshot in Prometheus' text format (CONTENT_TYPE); what `unknown` names in it is left out."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_SnapshotCollector(snapshot))
     return generate_latest(registry)
@@ -122,9 +128,6 @@ class _SnapshotCollector(Collector):
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        unknown = self._snapshot.keys() - _FAMILY.keys()
-        if unknown:
-            raise KeyError(f"not in the table of metrics: {sorted(unknown)}")
         for family in FAMILIES:
             samples = self._snapshot.get(family.name, {})
             if samples or family.kind != "histogram":  # a name stands there from the start; a histogram is nothing without buckets

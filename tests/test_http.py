@@ -16,9 +16,26 @@ async def slow_page():
     return Response(503, "text/plain", b"slow\n")
 
 
+def broken_page():
+    raise KeyError("eir_surprise")
+
+
+def reporting_to(told):
+    def report(event, *, reason, detail, **_):
+        told.append((event, reason, detail))
+
+    return report
+
+
 @pytest.fixture
-async def server():
-    made = HttpServer({"/page": lambda: PAGE, "/slow": slow_page})
+def told():
+    """What was reported, as (event, reason, detail)."""
+    return []
+
+
+@pytest.fixture
+async def server(told):
+    made = HttpServer({"/page": lambda: PAGE, "/slow": slow_page, "/broken": broken_page}, report=reporting_to(told))
     made.address = await made.listen("127.0.0.1", 0)
     yield made
     await made.close()
@@ -68,6 +85,14 @@ async def test_pages(connect):
     assert await client.ask(b"GET /slow?x=1 HTTP/1.1\r\nHost: x\r\n\r\n") == (
         503, {"content-type": "text/plain", "content-length": "5"}, b"slow\n",
     )  # fmt: skip
+
+
+async def test_a_page_that_fails_is_an_answer_and_a_line(connect, told):
+    client = await connect()
+    status, _, body = await client.ask(b"GET /broken HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, body) == (500, b"this page failed; the log says why (page_failed)\n")
+    assert told == [("page_failed", "/broken", "KeyError: 'eir_surprise'")]
+    assert (await client.ask(GET))[2] == PAGE.body  # over the same connection
 
 
 async def test_a_plain_client(server):
@@ -174,7 +199,7 @@ async def test_close_does_not_wait_for_clients(connect, server):
 
 
 async def test_a_port_that_is_taken():
-    server, second = HttpServer({}), HttpServer({})
+    server, second = HttpServer({}, report=reporting_to([])), HttpServer({}, report=reporting_to([]))
     _, port = await server.listen("127.0.0.1", 0)
     with pytest.raises(OSError, match="in use"):
         await second.listen("127.0.0.1", port)
@@ -183,7 +208,7 @@ async def test_a_port_that_is_taken():
 
 
 async def test_ipv6():
-    server = HttpServer({"/page": lambda: PAGE})
+    server = HttpServer({"/page": lambda: PAGE}, report=reporting_to([]))
     address, port = await server.listen("::1", 0)
     assert address == "::1"
     client = Client(*await asyncio.open_connection(address, port))

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from eir.metrics import FAMILIES, exposition, histogram, merge
+from eir.metrics import FAMILIES, exposition, histogram, merge, outliving, unknown
 
 BY_NAME = {family.name: family for family in FAMILIES}
 
@@ -70,9 +70,13 @@ def test_a_label_value_of_any_text_is_escaped():
     assert sample.labels["peer"] == 'a"b\\c\nd'
 
 
-def test_a_name_that_is_not_in_the_table_is_refused():
-    with pytest.raises(KeyError, match="eir_surprise"):
-        exposition({"eir_surprise": {(): 1.0}})
+def test_a_name_that_is_not_in_the_table_costs_no_page():
+    snapshot = {"eir_surprise": {("x",): 1.0}, "eir_store_up": {(): 1.0}}
+    assert unknown(snapshot) == ["eir_surprise"]
+    text = exposition(merge([snapshot, snapshot])).decode()
+    assert "eir_store_up 1.0" in text
+    assert "surprise" not in text
+    assert outliving(snapshot) == {}
 
 
 def test_workers_become_one_truth():

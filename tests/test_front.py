@@ -1,0 +1,64 @@
+"""What a node says of itself: readiness and warnings by the workers' reports, and pages that a fault of ours does not take away."""
+
+import pytest
+
+from eir.config import load_config
+from eir.front import Front, WorkerReport
+from eir.metrics import FAMILIES
+
+HEALTHY = {
+    "missing": (), "lists": {}, "store_up": True, "lost": {}, "from_copy": (), "overridden": False, "checks": 0,
+    "connected": {"mme": 1},
+}  # fmt: skip
+
+
+class Crew:
+    """Workers that report what a test says."""
+
+    def __init__(self):
+        self.found = [WorkerReport(**HEALTHY)]
+        self.numbers = {}
+
+    def are(self, **changes):
+        self.found = [WorkerReport(**HEALTHY | changes)]
+
+    async def reports(self):
+        return self.found
+
+    async def snapshot(self):
+        return self.numbers
+
+
+@pytest.fixture
+def crew():
+    return Crew()
+
+
+@pytest.fixture
+def told():
+    """Reports, as (event, reason)."""
+    return []
+
+
+@pytest.fixture
+def shown(site, crew, told):
+    """The front of a node that listens."""
+    made = Front(load_config(site.path), crew, report=lambda event, *, reason=None, **_: told.append((event, reason)), stop=lambda _: None)
+    made.listening.append("tcp://127.0.0.1:3868")
+    return made
+
+
+async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(shown, crew, told):
+    crew.numbers = {"eir_surprise": {(): 1.0}, "eir_store_up": {(): 1.0}}
+    for _ in range(2):
+        page = await shown._metrics()
+        assert page.status == 200
+        assert b"eir_store_up 1.0" in page.body
+    assert told == [("metric_unknown", "eir_surprise")]
+
+
+def test_a_node_has_no_metric_without_a_place(site):
+    node = site.start()
+    assert len(node.metrics()) > len(FAMILIES) / 2
+    node.end()
+    assert node.lines("metric_unknown") == []
