@@ -2,14 +2,18 @@
 
 import asyncio
 import re
+import resource
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from node import LISTED, TRACKED, UNLISTED, until, until_async
-from wire import HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
+from wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
+
+from eir.control import ControlError
 
 WHITE, BLACK, GREY = 0, 1, 2
 OTHER_HOST = "mme2.localdomain"
@@ -133,6 +137,19 @@ class TestLists:
         until(lambda: node.status()["listening"])
         assert await ask(await connect(node), LISTED) == BLACK
 
+    @pytest.mark.parametrize("rules", [[], [{"list": "stolen", "answer": "blacklisted"}]])
+    async def test_refuse_takes_over_a_policy_that_needs_less_while_it_waits(self, site, connect, rules):
+        site.configure(boot_without_lists="refuse")
+        node = site.start(ready=False)
+        site.configure(policy={"rules": rules})
+        node.signal(signal.SIGHUP)
+        until(lambda: node.lines("reloaded"))
+        if rules:
+            assert node.status()["listening"] == []
+            await asyncio.to_thread(site.load, [LISTED])
+        until(lambda: node.status()["listening"])
+        assert await ask(await connect(node), LISTED) == (BLACK if rules else WHITE)
+
     async def test_refuse_ends_by_sigterm_while_it_waits(self, site):
         site.configure(boot_without_lists="refuse")
         node = site.start(ready=False)
@@ -213,6 +230,29 @@ class TestReload:
         assert [before[key] for key in ("listening", "http", "pid")] == [after[key] for key in ("listening", "http", "pid")]
         assert until(lambda: node.lines("reloaded"))[0]["needs_restart"] == "listen,http"
 
+    async def test_a_file_that_is_gone_changes_nothing(self, loaded, connect):
+        node = loaded.start()
+        client = await connect(node)
+        away = loaded.path.rename(loaded.folder / "away")
+        node.signal(signal.SIGHUP)
+        (line,) = until(lambda: node.lines("reload_refused"))
+        assert "eir.yaml" in line["detail"]
+        assert await ask(client, LISTED) == BLACK
+        away.rename(loaded.path)
+
+    async def test_new_names_of_ours_are_shown_on_new_connections(self, loaded, connect):
+        node = loaded.start()
+        client = await connect(node)
+        loaded.configure(identity={"host": "new.localdomain", "realm": REALM, "aliases": [EIR]})
+        await run(loaded, "reload")
+        asked = await client.read()
+        assert (asked.command, asked.number(273)) == (282, 0)  # REBOOTING: it is to come again
+        await client.send(answer_to(asked))
+        assert await client.end() == []
+        client = await connect(node, opened=False)
+        assert (await client.open()).data(264) == b"new.localdomain"
+        assert await ask(client, LISTED, extra=avp(293, EIR)) == BLACK
+
     async def test_a_peer_is_taken_out_of_service_and_back_by_command(self, loaded, connect):
         node = loaded.start()
         client = await connect(node)
@@ -255,6 +295,18 @@ class TestEnd:
         assert await asyncio.to_thread(node.wait) == 0
         assert [m.command for m in await client.end()] == [282]
 
+    async def test_signals_that_come_while_it_ends_change_nothing(self, loaded, connect):
+        node = loaded.start()
+        client = await connect(node)
+        node.signal(signal.SIGTERM)
+        asked = await client.read()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            node.signal(number)
+        assert await ask(client, LISTED) == BLACK
+        await client.send(answer_to(asked))
+        assert await client.end() == []
+        assert await asyncio.to_thread(node.wait) == 0
+
     async def test_drain_by_command(self, loaded, connect):
         node = loaded.start()
         client = await connect(node)
@@ -280,6 +332,32 @@ class TestEnd:
 
 
 class TestStart:
+    async def test_several_listeners_and_ipv6(self, loaded):
+        loaded.configure(listen=["tcp://[::1]:0", "tcp://127.0.0.1:0"], http="[::1]:0", peers=[{"name": "mme", "realm": REALM}])
+        node = loaded.start()
+        listening = [url.removeprefix("tcp://") for url in node.status()["listening"]]
+        assert [address.rpartition(":")[0] for address in listening] == ["[::1]", "127.0.0.1"]
+        for target in (*listening, f"localhost:{listening[1].rpartition(':')[2]}"):
+            assert loaded.json("probe", target, LISTED, "--origin-realm", REALM)[0]["status"] == "blacklisted"
+        assert node.get("/ready")[0] == 200
+
+    async def test_without_a_descriptor_left_those_who_are_there_are_answered(self, loaded, connect):
+        node = loaded.start()
+        client, address = await connect(node), node.address
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (40, 40))
+        crowd = [await asyncio.open_connection(*address) for _ in range(100)]
+        assert [await ask(client, imei) for imei in (LISTED, UNLISTED)] == [BLACK, WHITE]
+        for _, writer in crowd:
+            writer.transport.abort()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+        async def is_taken_again():
+            with suppress(OSError, asyncio.IncompleteReadError, ControlError):
+                return await connect(node, OTHER_HOST)
+
+        assert await ask(await until_async(is_taken_again), LISTED, OTHER_HOST) == BLACK
+
     def test_a_second_node_on_the_same_state_folder_is_refused(self, loaded):
         node = loaded.start()
         second = loaded.eir("serve", status=1)
