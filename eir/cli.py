@@ -4,6 +4,7 @@ Exit status: 0 done; 1 refused or answered "no", with the reason on standard err
 """
 
 import asyncio
+import errno
 import getpass
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from eir import __version__, check, control, probe
 from eir.config import Config, Whereabouts, load_config, load_whereabouts, render, render_json
-from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused
+from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused, StoreError
 from eir.lists.layout import until_seconds
 from eir.lists.load import ListSettings, load_release, roll_back
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
@@ -37,6 +39,8 @@ DEFAULT_CONFIG = Path("config/eir.yaml")
 DIAMETER_PORT = 3868
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
 HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")
+DENIED = ("cannot_open", "readonly")
+"""Causes of store errors that may be for want of permission."""
 DURATION_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 T = TypeVar("T")
@@ -62,7 +66,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def main() -> None:
     """Run the command line; errors become a message on standard error and an exit status."""
     try:
-        app(prog_name="eir")
+        try:
+            app(prog_name="eir")
+        finally:
+            sys.stdout.flush()
     except ConfigError as e:
         for problem in e.problems:
             _say(str(problem))
@@ -72,6 +79,12 @@ def main() -> None:
         sys.exit(EXIT_NO)
     except EirError as e:
         _say(f"eir: {e}")
+        sys.exit(EXIT_NO)
+    except OSError as e:
+        if e.errno != errno.EPIPE:  # who went away is not told
+            _say(f"eir: {e.filename or 'the output'}: {e.strerror}")
+        with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # the interpreter writes what is left when it ends
         sys.exit(EXIT_NO)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
@@ -104,6 +117,8 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Say in one line how the running node is. Exit status as Nagios wants it: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN."""
     try:
         report = control.ask(_whereabouts(config).state, "status")
+    except control.ControlDenied as e:
+        report = {"state": "UNKNOWN", "code": 3, "summary": str(e)}
     except control.ControlError as e:
         report = {"state": "CRITICAL", "code": 2, "summary": str(e)}
     except ConfigError as e:
@@ -477,7 +492,11 @@ def _whereabouts(path: Path) -> Whereabouts:
 
 def _with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True) -> T:
     """Open the store, do the work, close it. Not `fresh`: work that a store on this host is needed for, not one made for it."""
-    if not fresh and config.store == SQLITE and not config.state.is_dir():
+    try:
+        there = config.state.is_dir()
+    except PermissionError as e:
+        raise EirError(f"the state folder {config.state}: {e.strerror}{control.as_owner(config.state)}") from None
+    if not fresh and config.store == SQLITE and not there:
         raise EirError(f"the state folder {config.state} is not there: no list was ever loaded into it (eir load makes it)")
 
     async def run() -> T:
@@ -487,7 +506,15 @@ def _with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaita
         finally:
             await store.close()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except StoreError as e:
+        if e.cause not in DENIED or not there or os.access(config.state, os.W_OK | os.X_OK):
+            raise
+        raise EirError(f"{e}{control.as_owner(config.state)}") from None
+    finally:
+        if not there and os.geteuid() == 0 and config.state.is_dir():
+            _say(f"warning: {config.state} was made and belongs to root; if the node runs as USER: chown -R USER {config.state}")
 
 
 def _who() -> str:

@@ -7,6 +7,7 @@ a connection: `{"command": NAME, ...arguments}` → `{"ok": true, "result": …}
 import asyncio
 import json
 import os
+import pwd
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -24,6 +25,10 @@ Command = Callable[[dict[str, Any]], Any | Awaitable[Any]]
 
 class ControlError(EirError):
     """The node does not run, does not answer, or says no."""
+
+
+class ControlDenied(ControlError):
+    """Whoever asks may not open the socket, so whether a node runs there is not known."""
 
 
 class ControlServer:
@@ -96,7 +101,8 @@ def _bound(folder: Path) -> socket.socket:
 def ask(folder: Path, command: str, **arguments: Any) -> Any:
     """Have the node that runs on the state folder carry out a command; returns its result.
 
-    Raises ControlError when no node runs there, when it does not answer in 30 s, or when it says no.
+    Raises ControlError when no node runs there, when it does not answer in 30 s, or when it says no; ControlDenied when
+    this user may not ask.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
@@ -111,6 +117,8 @@ def ask(folder: Path, command: str, **arguments: Any) -> Any:
                 line = answers.readline()
     except (FileNotFoundError, ConnectionRefusedError):
         raise ControlError(f"no node runs on the state folder {folder} (start one: eir serve)") from None
+    except PermissionError:
+        raise ControlDenied(f"may not open the control socket in {folder}{as_owner(folder)}") from None
     except OSError as e:
         raise ControlError(f"the node on the state folder {folder} does not answer: {e}") from None
     if not line:
@@ -119,3 +127,19 @@ def ask(folder: Path, command: str, **arguments: Any) -> Any:
     if not answer["ok"]:
         raise ControlError(answer["error"])
     return answer["result"]
+
+
+def as_owner(folder: Path) -> str:
+    """What to do about a state folder that this user may not use; nothing where it is this user's own."""
+    advice = "; run it as the user that the node runs as"
+    try:
+        owner = folder.stat().st_uid
+    except OSError:
+        return advice
+    if owner == os.geteuid():
+        return ""
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    return f"{advice}: sudo -u {name} eir …"

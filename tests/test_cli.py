@@ -392,7 +392,52 @@ class TestWithoutANode:
             assert str(file) in err
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives the state folder to somebody else")
+class TestAsSomebodyElse:
+    """As a user whom the file modes hold back, though this one is root: without the capabilities that lift them."""
+
+    HELD_BACK = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+
+    def eir(self, site, *arguments):
+        done = subprocess.run(
+            [*self.HELD_BACK, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=site.environment(), check=False, cwd=site.folder,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def test_they_are_told_as_whom_to_run_it(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED])
+            manifest = site.release([UNLISTED], serial=2)
+            site.start()
+            os.chown(site.state, 65534, -1)
+            site.state.chmod(0o700)
+            for command in (["load", manifest], ["lists"], ["history"], ["check", LISTED], ["rollback", "stolen"], ["peers"]):
+                done = self.eir(site, *command)
+                assert (done.returncode, done.stdout) == (1, "")
+                assert "sudo -u nobody eir" in done.stderr, done.stderr
+            done = self.eir(site, "status")
+            assert done.returncode == 3
+            assert re.fullmatch(r"EIR UNKNOWN - may not open the control socket .* sudo -u nobody eir …\n", done.stdout)
+            os.chown(site.state, 0, -1)
+
+    def test_root_is_told_whose_the_folder_is_that_a_load_made(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            manifest = site.release([LISTED])
+            assert f"chown -R USER {site.state}" in site.eir("load", manifest).stderr
+            assert "chown" not in site.eir("load", site.release([UNLISTED], serial=2)).stderr
+
+
 class TestEndings:
+    @pytest.mark.parametrize("command", ["lists", "lists --json", "history", "config", "--version", "check 35209900176148"])
+    def test_a_full_disk_is_an_error_to_print(self, host, command):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*COMMAND, *command.split()], stdout=full, stderr=subprocess.PIPE, text=True, env=host.environment(), cwd=host.folder,
+                check=False,
+            )  # fmt: skip
+        assert (done.returncode, done.stderr) == (1, "eir: the output: No space left on device\n")
+
     def test_ctrl_c_is_130(self, host):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             target = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from eir.errors import StoreError
 from eir.lists.store import ListStore
 from eir.stores.report import Report, silent
 from eir.stores.sqlite import SqliteStore
@@ -35,7 +36,11 @@ async def highest_serials(url: str, state_folder: Path) -> Mapping[str, int]:
     Nothing where there is no copy: the store is on this disk itself, or no node ever ran on this host. Raises StoreError if
     there is one and it cannot be read: a release that was in force before might pass for a new one.
     """
-    copy = open_copy(url, state_folder) if (state_folder / COPY_FILE).exists() else None
+    path = state_folder / COPY_FILE
+    try:
+        copy = open_copy(url, state_folder) if path.exists() else None
+    except PermissionError as error:
+        raise StoreError("cannot_open", f"{path}: {error.strerror}") from None
     if copy is None:
         return {}
     try:
