@@ -40,6 +40,8 @@ class WorkerReport:
     checks: int
     connected: Mapping[str, int]
     """Open connections by peer label."""
+    shedding: Sequence[str]
+    """Peers of which requests were turned away by a rate limit in the last seconds."""
 
 
 class Crew(Protocol):
@@ -166,6 +168,8 @@ class Front:
         warnings = why + [f"list {name} is past its expiry" for name in past]
         if any(report.overridden for report in reports):
             warnings.append("the policy's override answers everything alike")
+        shedding = dict.fromkeys(label for report in reports for label in report.shedding)
+        warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
         code, state = CRITICAL if word == "not ready" else WARNING if warnings else OK
         checks = sum(report.checks for report in reports)
         entries = sum(found["entries"] for found in lists.values())

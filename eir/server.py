@@ -173,6 +173,10 @@ class Worker:
         """Set when a list or a configuration was taken over."""
         self._counts = Counts()
         self._observed: Counter[tuple[str, str]] = Counter()
+        self._shed_told: Counter[tuple[str, str]] = Counter()
+        """What was shed up to the last line about it."""
+        self._shed_lately: Counter[tuple[str, str]] = Counter()
+        """What that line told."""
         self._outcomes: Sequence[Outcome] = ()
         self._expiry = ExpiryReminder()
         self._tasks: list[asyncio.Task[None]] = []
@@ -228,6 +232,7 @@ class Worker:
         for store in (self._store, self._copy):
             if store is not None:
                 await store.close()
+        self._tell_shed()
         self._log.fold()
 
     # ---- lists and policy ----
@@ -275,6 +280,7 @@ class Worker:
         ticks = 0
         while True:
             if ticks % FOLD_EVERY_TICKS == 0:
+                self._tell_shed()
                 self._log.fold()
             if ticks % OUTCOMES_EVERY_TICKS == 0:
                 await self._read_outcomes()
@@ -292,6 +298,18 @@ class Worker:
                 self._log.report("override_ended", level="warning")
             ticks += 1
             await asyncio.sleep(TICK_S)
+
+    def _tell_shed(self) -> None:
+        """One line for each peer and limit about what was turned away since the last ones."""
+        self._shed_lately = self._counts.shed - self._shed_told
+        self._shed_told = self._counts.shed.copy()
+        for (peer, reason), count in self._shed_lately.items():
+            self._log.report("shed", peer=peer, reason=reason, level="warning", count=count)
+
+    def _shedding(self) -> list[str]:
+        """Peers of which something was turned away since the last lines, or that these told of."""
+        lately = (self._counts.shed - self._shed_told) + self._shed_lately
+        return list(dict.fromkeys(peer for peer, _ in lately))
 
     async def _read_outcomes(self) -> None:
         try:
@@ -386,6 +404,7 @@ class Worker:
             missing=self._missing_lists(), lists=lists, store_up=self._follower.up, lost=dict(self._follower.lost),
             from_copy=sorted(self._follower.from_copy), overridden=self._service.policy.overridden,
             checks=sum(self._service.checks.values()), connected=self.node.connected(),
+            shedding=self._shedding(),
         )  # fmt: skip
 
     def peers(self) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """What a node says of itself: readiness and warnings by the workers' reports, and pages that a fault of ours does not take away."""
 
 import pytest
+from node import LISTED, TRACKED
+from wire import ecr
 
 from eir.config import load_config
 from eir.front import Front, WorkerReport
@@ -8,7 +10,7 @@ from eir.metrics import FAMILIES
 
 HEALTHY = {
     "missing": (), "lists": {}, "store_up": True, "lost": {}, "from_copy": (), "overridden": False, "checks": 0,
-    "connected": {"mme": 1},
+    "connected": {"mme": 1}, "shedding": (),
 }  # fmt: skip
 
 
@@ -62,3 +64,26 @@ def test_a_node_has_no_metric_without_a_place(site):
     assert len(node.metrics()) > len(FAMILIES) / 2
     node.end()
     assert node.lines("metric_unknown") == []
+
+
+async def test_requests_that_are_turned_away_are_a_warning(shown, crew):
+    assert (await shown.status())["state"] == "OK"
+    crew.are(shedding=["mme"])
+    said = await shown.status()
+    assert (said["state"], said["ready"]) == ("WARNING", "ready")
+    assert said["summary"].startswith("requests of mme are above a rate limit and turned away; ")
+
+
+async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(site, connect):
+    site.load([LISTED])
+    site.load([TRACKED], list_name="tracked")
+    site.configure(peers=[site.settings["peers"][0] | {"rate_max": 1}])
+    node = site.start()
+    client = await connect(node)
+    await client.send(*[ecr(LISTED)] * 50)
+    results = [(await client.read()).result for _ in range(50)]
+    assert "requests of mme are above" in node.status()["summary"]
+    node.end()
+    lines = node.lines("shed", peer="mme", reason="rate_max", level="warning")
+    assert 1 <= len(lines) <= 2
+    assert sum(int(line["count"]) for line in lines) == 50 - results.count(2001) > 0
