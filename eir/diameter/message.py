@@ -91,17 +91,15 @@ class Message:
         return next((avp for avp in self.walk(group)[0] if avp.key == key), None)
 
     def raw(self, avp: Avp) -> bytes:
-        """The AVP as it came, with padding (zeros where its sender left the padding out)."""
-        size = avp.end - avp.start + 3 & ~3
-        return self.buffer[avp.start : avp.start + size].ljust(size, b"\0")
+        """The AVP as it came; its padding, which is no part of it, is ours, and zero (RFC 6733 4.1)."""
+        return self.buffer[avp.start : avp.end] + bytes(avp.start - avp.end & 3)
 
     def failed(self, avp: Avp, *groups: Avp) -> bytes:
         """What a Failed-AVP holds for this AVP: its bytes, inside the groups that it stood in, outermost first.
 
-        RFC 6733 7.5: of each group only the part that leads to the offending AVP. The padding is ours, and zero (4.1).
+        RFC 6733 7.5: of each group only the part that leads to the offending AVP.
         """
-        octets = self.buffer[avp.start : avp.end]
-        return nest(octets + bytes(-len(octets) & 3), groups)
+        return nest(self.raw(avp), groups)
 
 
 class Request(Message):

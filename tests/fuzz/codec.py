@@ -1,0 +1,67 @@
+"""The codec and the grammars under fire: whatever the bytes, a message is read in bounded work, and what is said of it is well formed."""
+
+from wire import walk
+
+from eir.diameter.answer import encode_answer, error_answer, result_avp
+from eir.diameter.avp import encode
+from eir.diameter.capabilities import origin_avps, read_capabilities
+from eir.diameter.dictionary import GROUPS
+from eir.diameter.grammar import COMMANDS, check
+from eir.diameter.message import Answer, Request
+from eir.errors import DiameterError
+
+AVPS_MAX, DEPTH_MAX = 64, 8
+ORIGIN = origin_avps("eir.localdomain", "localdomain")
+PROXY_INFO = 284
+
+
+def run(octets):
+    """Read `octets` as a message, hold it to each grammar, and look at what would be answered."""
+    octets = octets.ljust(20, b"\0")
+    request = Request(octets, AVPS_MAX, "peer")
+    _hold_avps(request, octets)
+    read_capabilities(request)
+    answer = Answer(octets, AVPS_MAX)
+    if all(len(avp.data) == 4 for avp in answer.every(268)):
+        assert len(answer.result_codes) == len(answer.every(268))
+    _hold_answer(encode_answer(request, result_avp(2001), ORIGIN, avps=b""), request)
+    for command in COMMANDS.values():
+        request = Request(octets, AVPS_MAX, "peer")
+        fault = _fault_in(request, command.request)
+        if fault is not None:
+            assert fault.result_code in {5001, 5004, 5005, 5009, 5012, 5014}
+            walk(fault.failed_avp)
+            for begins in (True, False):
+                _hold_answer(error_answer(request, fault, ORIGIN, command.error_avps, session=begins), request)
+
+
+def _fault_in(request, grammar):
+    try:
+        check(request, grammar, unknown_m=False, depth_max=DEPTH_MAX)
+    except DiameterError as e:
+        return e
+    return None
+
+
+def _hold_avps(request, octets):
+    """Offsets and data are those of the message; together, no more than the limit."""
+    at, read = 20, list(request.avps)
+    for avp in request.avps:
+        assert avp.start == at
+        assert avp.data == octets[avp.end - len(avp.data) : avp.end]
+        if avp.flags & 0x1F == 0 and avp.vendor == (0 if not avp.flags & 0x80 else avp.vendor or 1):
+            assert encode(avp.code, avp.data, avp.vendor, avp.flags & 0x7F)[: avp.end - avp.start] == octets[avp.start : avp.end]
+        at = avp.start + (avp.end - avp.start + 3 & ~3)
+    assert request.fault is not None or at >= len(octets)
+    for avp in read:
+        if avp.key in GROUPS:
+            read += request.members(avp)
+    assert len(read) <= AVPS_MAX
+
+
+def _hold_answer(octets, request):
+    assert octets[0] == 1
+    assert int.from_bytes(octets[1:4]) == len(octets)
+    assert octets[5:20] == request.buffer[5:20]
+    # A Proxy-Info goes back as it came; anything else is ours.
+    assert len([avp for avp in walk(octets[20:]) if avp.code == PROXY_INFO and not avp.vendor]) == len(request.every(PROXY_INFO))

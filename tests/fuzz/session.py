@@ -1,0 +1,139 @@
+"""A whole connection under fire, without sockets: bytes, pauses and ends in any order, by a script that any bytes are.
+
+Two connections get the same: one with the express lane and one without. Their answers, counters and states are to be equal, each
+answer well formed, and the accounts are to add up after each step.
+"""
+
+import struct
+from datetime import UTC, datetime
+from ipaddress import ip_network
+
+from wire import EIR, REALM, TGPP, Message
+
+from eir.diameter.counts import Counts
+from eir.diameter.node import Identity, Limits, PeerSettings
+from eir.diameter.peer import Arrived, Peer
+from eir.diameter.rate import Bucket, Limit
+from eir.diameter.serve import Surroundings
+from eir.diameter.states import State
+from eir.lists.index import Index
+from eir.policy import PolicySettings, Rule, Status, compile_policy
+from eir.s13.express import Lane
+from eir.s13.service import S13Service
+
+IDENTITY = Identity(host=EIR, realm=REALM, origin_state_id=7)
+MME = PeerSettings(label="mme", realm=REALM, sources=(ip_network("127.0.0.0/8"),))
+LIMITS = Limits(max_message_bytes=32768, max_avps=128, turn_messages=16)
+POLICY = PolicySettings(
+    rules=(Rule(answer=Status.BLACKLISTED, tac=("35209900",)), Rule(answer=Status.UNKNOWN, software_version=("77",))),
+    no_identity=None, bad_identity=Status.GREYLISTED,
+)  # fmt: skip
+WHOLE, PIECE, SECOND, MINUTE, END = range(5)
+KINDS = 5
+
+
+def script(*steps):
+    """The bytes of a script: octets are fed whole (the first 64 KiB), numbers are SECOND, MINUTE and END."""
+    made = b"\0"
+    for step in steps:
+        made += bytes([step]) if isinstance(step, int) else bytes([WHOLE]) + struct.pack(">H", len(step[:0xFFFF])) + step[:0xFFFF]
+    return made
+
+
+class Side:
+    """One of the two."""
+
+    def __init__(self, *, lane, rate):
+        self.noted = []
+        policy = compile_policy(POLICY, Index({}), observed=lambda *_: None, now=datetime.now(UTC))
+        self.service = S13Service(policy, note=lambda *note: self.noted.append(note[1:]))
+        self.counts = Counts()
+        self.surroundings = Surroundings(
+            identity=IDENTITY, limits=LIMITS, application=self.service.answer, application_id=16777252, counts=self.counts,
+            report=lambda *_, **__: None, jitter=lambda: 0.0, lane=(lambda *known: Lane(self.service, *known)) if lane else None,
+        )  # fmt: skip
+        self.peer = Peer(self.surroundings, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
+        self.peer.rates = [Limit("rate_max", Bucket(rate, 0.0))] if rate else []
+        self.answers = self.asked = 0
+
+    def step(self, kind, octets, now):
+        peer = self.peer
+        if kind in {SECOND, MINUTE}:
+            due = peer.deadline()
+            if due is not None and now >= due:
+                peer.timer(now)
+        elif kind == END:
+            peer.end(now)
+        else:
+            peer.receive(octets, now)
+        out = b""
+        while True:
+            for event in peer.events:
+                if isinstance(event, Arrived):
+                    peer.admit(now)
+            peer.events.clear()
+            out += peer.take()
+            if not peer.more:
+                break
+            peer.receive(b"", now)
+        self._hold(out)
+        return out
+
+    def _hold(self, out):
+        while out:
+            length = int.from_bytes(out[1:4])
+            message = Message(out[:length])
+            out = out[length:]
+            if message.is_request:
+                self.asked += 1
+                continue
+            self.answers += 1
+            result = message.result
+            is_protocol_error = isinstance(result, int) and 3000 <= result < 4000
+            assert message.error or not is_protocol_error
+            assert message.flags & 0x90 == 0
+            if message.command == 324 and message.app == 16777252 and not message.error:
+                assert message.avps[0].code == 263
+                assert message.number(277) == 1
+                assert len(message.every(1445, TGPP)) == (result == 2001)
+        way = {"in": 0, "out": 0}
+        for (_, _, _, direction), number in self.counts.messages.items():
+            way[direction] += number
+        assert way["out"] == self.answers + self.asked
+        # What came in has an answer, or a reason why not; an answer to a DWR of ours is neither.
+        waiting = self.peer.state is State.WAIT_ADMISSION
+        assert not waiting
+        assert 0 <= way["in"] - self.answers - self.counts.dropped.total() <= self.asked
+
+    def state(self):
+        counts = self.counts
+        return (
+            counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, counts.peers_refused, self.service.checks,
+            self.service.identity_errors, self.peer.state, self.peer.requests, self.peer.answers, self.peer.pending, self.noted,
+        )  # fmt: skip
+
+
+def run(octets):
+    """Follow the script, and return both sides. Its first byte chooses the limit on requests a second, if any."""
+    rate = (None, 2.0, 50.0, 2.0)[octets[0] & 3] if octets else None
+    sides = [Side(lane=lane, rate=rate) for lane in (True, False)]
+    now, at = 0.0, 1
+    while at < len(octets):
+        kind = octets[at] % KINDS
+        at += 1
+        piece = b""
+        if kind in {WHOLE, PIECE}:
+            size = int.from_bytes(octets[at : at + 2]) if kind == WHOLE else 1 + octets[at] if at < len(octets) else 0
+            at += 2 if kind == WHOLE else 1
+            piece = octets[at : at + size]
+            at += size
+        now += {SECOND: 1.0, MINUTE: 61.0}.get(kind, 0.001)
+        first, second = (side.step(kind, piece, now) for side in sides)
+        assert first == second
+        assert sides[0].state() == sides[1].state()
+    for side in sides:
+        side.step(END, b"", now)
+        assert side.peer.pending == 0
+        assert side.peer.state is State.CLOSED
+        assert len(side.peer._buffered) == 0
+    return sides
