@@ -448,7 +448,10 @@ def probe_(
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each answer.", min=0.001)] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Ask an EIR over Diameter S13 as an MME would. Exit status 0 if every question was answered."""
+    """Ask an EIR over Diameter S13 as an MME would.
+
+    Exit status 0 if every question was answered, also by an error; its name goes to standard error.
+    """
     host, port = _host_and_port(target)
     asked = probe.Target(host, port, origin_host or f"probe.{origin_realm}", origin_realm, realm, timeout)
     findings = asyncio.run(probe.ask(asked, imeis, imsi=imsi, software_version=software_version))
@@ -458,6 +461,8 @@ def probe_(
     for finding in findings:
         if finding.fault:
             _say(f"eir: {finding.imei}: {finding.fault}")
+        elif finding.error:
+            _say(f"eir: {finding.imei}: answered by the error {finding.error}")
     if any(finding.round_trip_ms is None for finding in findings):
         raise typer.Exit(EXIT_NO)
 
@@ -525,7 +530,8 @@ def _who() -> str:
 
 
 def _say(message: str) -> None:
-    err.print(message, markup=False)
+    # What comes from the wire and from files is not to steer a terminal.
+    err.print("".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in message), markup=False)
 
 
 def _warn(event: str, *, reason: str | None = None, level: str = "warning", **fields: object) -> None:

@@ -1,8 +1,9 @@
 """`eir probe`: an MME that asks an EIR, ours or any other, and reports what it was answered. Knows no list and no policy."""
 
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eir.diameter.avp import encode, encode_text, encode_u32, text
@@ -17,6 +18,19 @@ APPLICATION_S13 = 16777252
 VENDOR_ID, AUTH_APPLICATION_ID, VENDOR_SPECIFIC_APPLICATION_ID = 266, 258, 260
 REDIRECT_HOST = 292
 REDIRECT_INDICATION = 3006
+ERROR_MESSAGE = 281
+UNKNOWN_PEER = "3010"
+NAMES = {
+    3001: "COMMAND_UNSUPPORTED", 3002: "UNABLE_TO_DELIVER", 3003: "REALM_NOT_SERVED", 3004: "TOO_BUSY", 3005: "LOOP_DETECTED",
+    3006: "REDIRECT_INDICATION", 3007: "APPLICATION_UNSUPPORTED", 3008: "INVALID_HDR_BITS", 3009: "INVALID_AVP_BITS",
+    3010: "UNKNOWN_PEER", 4001: "AUTHENTICATION_REJECTED", 4002: "OUT_OF_SPACE", 4003: "ELECTION_LOST",
+    5001: "AVP_UNSUPPORTED", 5002: "UNKNOWN_SESSION_ID", 5003: "AUTHORIZATION_REJECTED", 5004: "INVALID_AVP_VALUE",
+    5005: "MISSING_AVP", 5006: "RESOURCES_EXCEEDED", 5007: "CONTRADICTING_AVPS", 5008: "AVP_NOT_ALLOWED",
+    5009: "AVP_OCCURS_TOO_MANY_TIMES", 5010: "NO_COMMON_APPLICATION", 5011: "UNSUPPORTED_VERSION", 5012: "UNABLE_TO_COMPLY",
+    5013: "INVALID_BIT_IN_HEADER", 5014: "INVALID_AVP_LENGTH", 5015: "INVALID_MESSAGE_LENGTH", 5016: "INVALID_AVP_BIT_COMBO",
+    5017: "NO_COMMON_SECURITY",
+}  # fmt: skip
+"""Result-Codes that are errors, by their names less DIAMETER_ (RFC 6733 7.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +60,54 @@ class Finding:
     """None: no answer."""
     fault: str | None = None
     """Why there is no answer, or what is wrong with it."""
+    error: str | None = None
+    """A plain error answer in words: the name of its result, and its Error-Message."""
 
     def as_json(self) -> dict[str, Any]:
-        """The finding as a JSON object; the fault is for people."""
-        return {key: value for key, value in asdict(self).items() if key != "fault"}
+        """The finding as a JSON object; fault and error are for people."""
+        return {key: value for key, value in asdict(self).items() if key not in {"fault", "error"}}
 
 
 async def ask(
     target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
 ) -> list[Finding]:
-    """Connect, ask about each IMEI in turn, disconnect. Raises EirError if the connection or the CER fails."""
-    client = await connect(
-        target.host, target.port, origin_host=target.origin_host, origin_realm=target.origin_realm, timeout_s=target.timeout_s
-    )
+    """Connect, ask about each IMEI in turn, disconnect; what is left when the connection ends is not asked.
+
+    Raises EirError if the connection or the CER fails.
+    """
+    try:
+        client = await connect(
+            target.host, target.port, origin_host=target.origin_host, origin_realm=target.origin_realm, timeout_s=target.timeout_s
+        )
+    except EirError as e:
+        raise EirError(_refused(target, str(e))) from None
     try:
         realm = target.destination_realm or client.peer_realm
-        findings = []
-        for imei in imeis:
+        findings: list[Finding] = []
+        for at, imei in enumerate(imeis, 1):
             avps = check_avps(realm, imei, imsi, software_version)
-            findings.append(await _ask_one(client, avps, imei, imsi, target.timeout_s))
+            finding = await _ask_one(client, avps, imei, imsi, target.timeout_s)
+            if finding.round_trip_ms is None and client.closed_by and (left := imeis[at:]):
+                finding = replace(finding, fault=f"{finding.fault}; not asked about the {len(left)} after it")
+                return [*findings, finding, *(Finding(other, imsi, None, None, None, None) for other in left)]
+            findings.append(finding)
         return findings
     finally:
         await client.close()
+
+
+def _refused(target: Target, said: str) -> str:
+    """Why there is no connection, with the name of the CEA's Result-Code and what to do about it."""
+    code = re.search(r"Result-Code ([0-9]+)$", said)
+    if code is None:
+        return said
+    said = f"{said[: code.start(1)]}{_name(int(code[1]))}"
+    if code[1] == UNKNOWN_PEER:
+        said += (
+            f": the EIR has no peer that fits {target.origin_host} of realm {target.origin_realm} at this address; "
+            "give names that it knows (--origin-host, --origin-realm), or put these under its `peers`"
+        )
+    return said
 
 
 async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, timeout_s: float) -> Finding:
@@ -109,7 +149,16 @@ def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) 
         status = "unknown"
     code = codes[0] if codes else None
     fault = None if status is not None else _fault(answer, codes, experimental, statuses)
-    return Finding(imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms, fault)
+    error = None
+    if status is None and fault is None:
+        error = _name(code) if code is not None else f"{experimental[0][1]} of vendor {experimental[0][0]}"
+        messages = answer.every(ERROR_MESSAGE)
+        error += "".join(f": {text(avp)}" for avp in messages[:1])
+    return Finding(imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms, fault, error)
+
+
+def _name(code: int) -> str:
+    return f"{code} DIAMETER_{NAMES[code]}" if code in NAMES else str(code)
 
 
 def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:

@@ -174,13 +174,34 @@ async def test_an_eir_that_hangs_up_leaves_what_was_answered():
     assert first.status == "blacklisted"
     assert second.round_trip_ms is third.round_trip_ms is None
     assert second.fault.startswith("no answer: the connection was closed")
+    assert second.fault.endswith("; not asked about the 1 after it")
+    assert (third.imei, third.fault) == (UNLISTED, None)
+    assert len(eir.asked()) == 2
+
+
+@pytest.mark.parametrize(
+    ("respond", "error"),
+    [
+        (eca(u32(268, 3004), flags=0x60), "3004 DIAMETER_TOO_BUSY"),
+        (eca(u32(268, 5004), avp(281, "no IMEI"), STATE), "5004 DIAMETER_INVALID_AVP_VALUE: no IMEI"),
+        (eca(u32(268, 5999), STATE), "5999"),
+        (eca(avp(297, u32(266, 1) + u32(298, 5422)), STATE), "5422 of vendor 1"),
+        (eca(OK, STATE, status(0)), None),
+        (eca(OK, STATE), None),
+    ],
+)  # fmt: skip
+async def test_an_error_is_named(respond, error):
+    async with fake(respond) as eir:
+        (finding,) = await ask(eir.target, [LISTED])
+    assert finding.error == error
+    assert "error" not in finding.as_json()
 
 
 @pytest.mark.parametrize(
     ("cea", "says"),
     [
-        (lambda m: answer_to(m, 3010, flags=0x20, host=EIR), "3010"),
-        (lambda m: answer_to(m, 5010, host=EIR), "5010"),
+        (lambda m: answer_to(m, 3010, flags=0x20, host=EIR), "3010 DIAMETER_UNKNOWN_PEER: .*--origin-realm.*under its `peers`"),
+        (lambda m: answer_to(m, 5010, host=EIR), "5010 DIAMETER_NO_COMMON_APPLICATION$"),
         (lambda _: b"", "not accepted"),
         (lambda _: None, "did not answer within 0.3 s"),
         (lambda _: b"\0" * 40, "not accepted"),
