@@ -22,6 +22,9 @@ from eir.log import Report
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, as Nagios wants them."""
 
+PEERLESS_S = 60.0
+"""How long after the start it is no warning that nobody is connected: peers come back within their Tc, usually 30 s."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport:
@@ -42,6 +45,8 @@ class WorkerReport:
     """Open connections by peer label."""
     shedding: Sequence[str]
     """Peers of which requests were turned away by a rate limit in the last seconds."""
+    disabled: Sequence[str]
+    """Peers that are out of service."""
 
 
 class Crew(Protocol):
@@ -170,6 +175,10 @@ class Front:
             warnings.append("the policy's override answers everything alike")
         shedding = dict.fromkeys(label for report in reports for label in report.shedding)
         warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
+        disabled = dict.fromkeys(label for report in reports for label in report.disabled)
+        warnings += [f"peer {label} is disabled" for label in disabled]
+        if peers and not any(peers.values()) and time.time() - self._started >= PEERLESS_S:
+            warnings.append(f"0 of {len(peers)} peers connected")
         code, state = CRITICAL if word == "not ready" else WARNING if warnings else OK
         checks = sum(report.checks for report in reports)
         entries = sum(found["entries"] for found in lists.values())

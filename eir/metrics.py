@@ -46,6 +46,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_diameter_errors_total", "counter", ("reason",), "Faults found in messages and connections"),
     Family("eir_diameter_drops_total", "counter", ("reason",), "Messages that got no answer, by reason"),
     Family("eir_peer_up", "gauge", ("peer",), "Open connections of the peer: 0 none, 1 at least one", "max"),
+    Family("eir_peer_disabled", "gauge", ("peer",), "Out of service by `eir peer disable`: 0 no, 1 yes", "max"),
     Family("eir_peer_last_request_timestamp_seconds", "gauge", ("peer",), "When the peer last sent a request", "max"),
     Family("eir_peers_refused_total", "counter", ("reason",), "Connections and capabilities exchanges that were refused"),
     Family("eir_shed_total", "counter", ("peer", "reason"), "Requests answered by the overload answer instead of a check"),

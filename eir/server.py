@@ -357,7 +357,7 @@ class Worker:
     def snapshot(self) -> metrics.Snapshot:
         """All numbers of this worker, for a scrape."""
         counts, follower = self._counts, self._follower
-        connected = self.node.connected()
+        connected, disabled = self.node.connected(), self.node.disabled()
         states = self._loaded()
         return {
             "eir_checks_total": _labelled(self._service.checks),
@@ -369,6 +369,7 @@ class Worker:
             "eir_diameter_errors_total": _by_one(counts.errors),
             "eir_diameter_drops_total": _by_one(counts.dropped),
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
+            "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
             "eir_peer_last_request_timestamp_seconds": _by_one(counts.last_request),
             "eir_peers_refused_total": _by_one(counts.peers_refused),
             "eir_shed_total": _labelled(counts.shed),
@@ -404,7 +405,7 @@ class Worker:
             missing=self._missing_lists(), lists=lists, store_up=self._follower.up, lost=dict(self._follower.lost),
             from_copy=sorted(self._follower.from_copy), overridden=self._service.policy.overridden,
             checks=sum(self._service.checks.values()), connected=self.node.connected(),
-            shedding=self._shedding(),
+            shedding=self._shedding(), disabled=self.node.disabled(),
         )  # fmt: skip
 
     def peers(self) -> list[dict[str, Any]]:

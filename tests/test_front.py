@@ -4,13 +4,15 @@ import pytest
 from node import LISTED, TRACKED
 from wire import ecr
 
+from eir import front
 from eir.config import load_config
+from eir.control import ask as control
 from eir.front import Front, WorkerReport
 from eir.metrics import FAMILIES
 
 HEALTHY = {
     "missing": (), "lists": {}, "store_up": True, "lost": {}, "from_copy": (), "overridden": False, "checks": 0,
-    "connected": {"mme": 1}, "shedding": (),
+    "connected": {"mme": 1}, "shedding": (), "disabled": (),
 }  # fmt: skip
 
 
@@ -87,3 +89,26 @@ async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(si
     lines = node.lines("shed", peer="mme", reason="rate_max", level="warning")
     assert 1 <= len(lines) <= 2
     assert sum(int(line["count"]) for line in lines) == 50 - results.count(2001) > 0
+
+
+async def test_peers_that_are_missing_or_disabled_are_a_warning(shown, crew, monkeypatch):
+    crew.are(connected={"mme": 0, "dra": 0})
+    assert (await shown.status())["state"] == "OK"  # they may well be on their way just after the start
+    monkeypatch.setattr(front, "PEERLESS_S", 0.0)
+    said = await shown.status()
+    assert (said["state"], said["summary"].split("; ")[0]) == ("WARNING", "0 of 2 peers connected")
+    crew.are(connected={"mme": 1, "dra": 0}, disabled=["dra"])
+    said = await shown.status()
+    assert (said["state"], said["summary"].split("; ")[:-1]) == ("WARNING", ["peer dra is disabled"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_peer_that_is_disabled_is_a_metric_and_a_warning(site, workers):
+    site.configure(workers=workers)
+    node = site.start()
+    assert node.metrics()["eir_peer_disabled{peer=mme}"] == 0
+    control(site.state, "peer_disable", name="mme")
+    assert node.metrics()["eir_peer_disabled{peer=mme}"] == 1
+    assert "peer mme is disabled" in node.status()["summary"]
+    control(site.state, "peer_enable", name="mme")
+    assert node.metrics()["eir_peer_disabled{peer=mme}"] == 0

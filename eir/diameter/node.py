@@ -252,6 +252,10 @@ class Node:
         self._dial_all()
         return True
 
+    def disabled(self) -> list[str]:
+        """Labels of the peers that are turned away."""
+        return [label for label in dict.fromkeys(settings.label for settings in self._peers) if label in self._disabled]
+
     def status(self) -> list[PeerStatus]:
         """All connections, and the entries of the peer table that have none."""
         rows = [_status(link, link.peer) for link in self._links if link.peer is not None]
