@@ -23,7 +23,7 @@ def good_messages():
         ecr(extra=avp(282, "dra.example") + avp(284, avp(280, "dra.example") + avp(33, b"state")) + u32(301, 3)),
         ecr(extra=group + avp(701, b"\x21\x43", TGPP) + avp(9999, b"unknown", flags=0)),
         ecr(drop=("vsai", "user"), terminal=avp(1401, avp(1471, "A0000012345678", TGPP), TGPP)),
-        ecr(terminal=terminal(None)), ecr("no IMEI"), message(316, avp(263, "x"), app=16777251), dwr(), dwr("other.localdomain"), cer(),
+        ecr(terminal=terminal(version="77")), ecr(terminal=terminal(None)), ecr("no IMEI"), message(316, avp(263, "x"), app=16777251), dwr(), dwr("other.localdomain"), cer(),
         message(324, u32(268, 2001), 0x40), message(280, u32(268, 2001) + avp(264, HOST), 0, 0),
     ]  # fmt: skip
 
