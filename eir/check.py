@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from eir.device import SNR_KEYS, device_key, imsi_key
+from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, imsi_key, is_digits
 from eir.errors import IdentifierError, StoreChanged
 from eir.lists.index import SUBSCRIBER_KIND, Index
 from eir.lists.load import ListSettings
 from eir.lists.pages import Page
 from eir.lists.store import ListState, ListStore
-from eir.policy import PolicySettings, Status, compile_policy, explain
+from eir.policy import PolicySettings, Rule, Status, compile_policy, explain
 from eir.stores.follow import reason_of
 
+NAMED_MAX = 5
+"""Values of a rule's condition that are named."""
 READ_AGAIN_MAX = 5
 """Times that a list is read anew because it changed while it was read."""
+PREFIXES = {"tac": TAC_DIGITS, "software_version": None, "imsi": IMSI_LENGTHS[-1], "origin_host": None, "origin_realm": None}
+"""Conditions of a rule that are texts to compare with; those with a length compare as far as a shorter text goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Answer:
     """Rules under observation that held: number, and what they would have answered."""
     not_loaded: tuple[str, ...] = ()
     """Lists that the policy uses and that have never been loaded."""
+    conditions: str = ""
+    """What else than its list the rule asks for."""
 
     def as_json(self) -> dict[str, Any]:
         """The document that `--json` prints; null where nothing applies."""
@@ -64,12 +70,15 @@ class Answer:
             "list": self.list,
             "serial": self.serial,
             "reason": self.reason,
+            "observed": [{"rule": rule, "status": status} for rule, status in self.observed],
+            "not_loaded": list(self.not_loaded),
         }
 
     def as_text(self) -> str:
         """The same for a person, and what else is worth knowing."""
         lines = [f"{self.question.imei}: {self.status or 'error'}"]
         rule = f"rule {self.rule}" if isinstance(self.rule, int) else f"policy's {self.rule}"
+        rule += f": {self.conditions}" if self.conditions else ""
         where = f", list {self.list} (serial {self.serial})" if self.list else ""
         lines.append(f"  because of the {rule}{where}" if not isinstance(self.rule, int) else f"  by {rule}{where}")
         if self.reason:
@@ -112,8 +121,37 @@ async def explain_answer(
     if verdict.list in states:
         serial = states[verdict.list].serial
         reason = await _reason(store, verdict.list, lists[verdict.list].kind, key, question.imsi)
-    return Answer(question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded)
+    conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
+    return Answer(
+        question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded, conditions
+    )
 
+
+def fault_of(question: Question) -> str | None:
+    """What no request would carry, so that there is no answer to it; an identifier that is none gets one."""
+    if question.imsi:
+        try:
+            imsi_key(question.imsi)
+        except IdentifierError as e:
+            return f"--imsi {question.imsi}: {e}"
+    if question.software_version and not (len(question.software_version) == 2 and is_digits(question.software_version)):
+        return f"--software-version {question.software_version}: expected two digits (TS 23.003 6.2.2)"
+    return None
+
+
+def _conditions(rule: Rule) -> str:
+    """`tac 3512345*; imsi 26201*`: the conditions besides the list that the answer names anyway."""
+    said = [
+        f"{name} {wanted}"
+        for name in ("not_list", "device_bound_elsewhere", "subscriber_bound_elsewhere")
+        if (wanted := getattr(rule, name)) is not None
+    ]
+    for name, whole in PREFIXES.items():
+        if wanted := getattr(rule, name):
+            shown = [text if whole is None or len(text) == whole else f"{text}*" for text in wanted[:NAMED_MAX]]
+            more = f" and {len(wanted) - NAMED_MAX} more" if len(wanted) > NAMED_MAX else ""
+            said.append(f"{name} {', '.join(shown)}{more}")
+    return "; ".join(said)
 
 def _subscriber(imsi: str) -> int | None:
     """The key of an IMSI; None for a text that is none, which a request might carry all the same."""

@@ -134,7 +134,9 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show who is connected to the running node, and whom it waits for."""
     found = control.ask(_whereabouts(config).state, "peers")
-    columns = ("label", "host", "realm", "address", "state", "watchdog", "since", "requests", "answers")
+    columns = (
+        "label", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "requests", "answers", "last_error",
+    )  # fmt: skip
     _show(found, columns, as_json=as_json)
 
 
@@ -187,8 +189,10 @@ def check_(
     as_json: Json = False,
 ) -> None:
     """Say what would be answered for a device, and why: the rule, the list, its serial, the reason given there."""
-    checked = _config(config)
     question = check.Question(imei, imsi, software_version, origin_host, origin_realm)
+    if fault := check.fault_of(question):
+        raise _fail(fault, EXIT_USAGE)
+    checked = _config(config)
     answer = _with_store(
         checked,
         lambda store: check.explain_answer(question, checked.policy, checked.lists, store, now=datetime.now(UTC)),
@@ -562,5 +566,5 @@ def _principal(signer: str) -> str:
     return signer.partition(" SHA256:")[0]
 
 
-FORMS = dict.fromkeys(("time", "issued", "expires", "loaded", "since"), minute) | {"signers": _principal}
+FORMS = dict.fromkeys(("time", "issued", "expires", "loaded", "since", "last_seen"), minute) | {"signers": _principal}
 """How columns are shown to people."""

@@ -224,6 +224,23 @@ class TestCheck:
         assert eir("check", TRACKED)[1] == (
             f"{TRACKED}: whitelisted\n  because of the policy's default\n  observed only: rule 5 would answer greylisted\n"
         )
+        assert "  by rule 2: tac 35332812; imsi 26201*\n" in eir("check", "35332812000001", "--imsi", "262011234567890")[1]
+        assert "  by rule 3: software_version 77\n" in eir("check", UNLISTED, "--software-version", "77")[1]
+
+    def test_the_document_says_what_was_observed_and_what_is_not_loaded(self, eir, tmp_path, host):
+        assert document(eir("check", TRACKED, "--json"))["observed"] == [{"rule": 5, "status": "greylisted"}]
+        with Site(tmp_path / "empty", host.publisher) as empty:
+            empty.state.mkdir()
+            found = document(eir("check", LISTED, "--json", "-c", empty.path))
+            assert (found["observed"], found["not_loaded"]) == ([], ["stolen", "tracked"])
+
+    @pytest.mark.parametrize(
+        "options", ["--imsi 26201x", "--imsi 12345", "--imsi 1234567890123456", "--software-version 7", "--software-version 7a"]
+    )
+    def test_what_no_request_carries_is_wrong_usage(self, eir, options):
+        status, out, err = eir("check", LISTED, *options.split())
+        assert (status, out) == (2, "")
+        assert f"eir: {options}: " in err
 
     @pytest.mark.parametrize("imei", ["3520990017614", "35209900176148111", "x", "", "3520990017614\N{FULLWIDTH DIGIT EIGHT}"])
     def test_what_is_no_identifier_gets_what_the_policy_says(self, eir, imei):
