@@ -2,11 +2,8 @@
 
 import pytest
 import servers
-from fleet import Fleet
+from fleet import OPTIONS, Fleet
 from servers import Server
-
-USER = "--user eir on >secret ~* &* +@all"
-OPTIONS = (*USER.split(), "--enable-debug-command", "local", "--loading-process-events-interval-bytes", "1024")
 
 
 @pytest.fixture(scope="session", autouse=True)

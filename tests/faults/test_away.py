@@ -6,14 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from fleet import LIST, Fleet
-from node import LISTED, until
+from fleet import LIST, OPTIONS, Fleet
+from node import until
 from proxy import Proxy
+from servers import Server
 
 FREEZE_S = float(os.environ.get("EIR_FREEZE_S", "3"))
 """scripts/soak freezes for longer."""
 LATENCY_S = 0.5
 CUTS = 8
+OTHERS, LOADING_US = 4_000, 3_000_000
 
 
 def test_frozen(server, fleet):
@@ -55,8 +57,15 @@ def full(server):
 
 
 def loading(server):
-    server.command("CONFIG", "SET", "key-load-delay", 1_000_000)
+    for at in range(0, OTHERS, 500):
+        server.command("MSET", *[text for n in range(at, at + 500) for text in (f"other:{n}", "x" * 100)])
+    server.command("CONFIG", "SET", "key-load-delay", LOADING_US // OTHERS)
     server.begin("DEBUG", "RELOAD")
+
+
+def loaded(server):
+    until(lambda: server.command("PING") == b"+PONG\r\n")
+    server.command("CONFIG", "SET", "key-load-delay", 0)
 
 
 def cut_off(server):
@@ -75,7 +84,7 @@ CAUSES = {
         lambda server: server.command("ACL", "SETUSER", "eir", "-hmget"),
         lambda server: server.command("ACL", "SETUSER", "eir", "+@all"),
     ),
-    "loading": (loading, lambda server: server.command("CONFIG", "SET", "key-load-delay", 0)),
+    "loading": (loading, loaded),
     "masterdown": (cut_off, its_own_master),
     "heal_readonly": (read_only, its_own_master),
     "heal_oom": (full, lambda server: server.command("CONFIG", "SET", "maxmemory", 0)),
@@ -100,9 +109,10 @@ def test_each_cause_is_counted(server, fleet, cause):
     assert all("secret" not in node.text() for node in fleet.nodes)
 
 
-def test_latency_and_cut_connections(server, tmp_path, publisher):
-    """All of 500 ms between a word and its answer, then connections that end at any moment, also during a load."""
+def test_latency_and_cut_connections(redis_program, tmp_path, publisher):
+    """500 ms between a word and its answer, then connections that end at any moment, also during a load."""
     with ExitStack() as stack:
+        server = stack.enter_context(Server(redis_program, *OPTIONS))
         proxy = stack.enter_context(Proxy(server.port))
         fleet = stack.enter_context(Fleet(tmp_path, publisher, f"redis://eir:secret@127.0.0.1:{proxy.port}"))
         with fleet.witness() as witness:
@@ -169,6 +179,3 @@ def is_copied(site):
 
     with closing(sqlite3.connect(f"file:{site.state / 'copy.sqlite'}?mode=ro", uri=True)) as db:
         return db.execute("SELECT count(*) FROM lists").fetchone()[0] == 1
-
-
-assert LISTED
