@@ -43,6 +43,8 @@ class WorkerReport:
     checks: int
     connected: Mapping[str, int]
     """Open connections by peer label."""
+    tasks: int = 0
+    """Tasks on its event loop."""
     shedding: Sequence[str]
     """Peers of which requests were turned away by a rate limit in the last seconds."""
     disabled: Sequence[str]
@@ -192,6 +194,7 @@ class Front:
             "pid": self._pid,
             "uptime_s": round(time.time() - self._started),
             "workers": len(reports),
+            "tasks": sum(report.tasks for report in reports),
             "in_step": all(report.lists == reports[0].lists for report in reports),
             "listening": self.listening,
             "http": self._http_address,

@@ -404,7 +404,7 @@ class Worker:
         return WorkerReport(
             missing=self._missing_lists(), lists=lists, store_up=self._follower.up, lost=dict(self._follower.lost),
             from_copy=sorted(self._follower.from_copy), overridden=self._service.policy.overridden,
-            checks=sum(self._service.checks.values()), connected=self.node.connected(),
+            checks=sum(self._service.checks.values()), connected=self.node.connected(), tasks=len(asyncio.all_tasks()),
             shedding=self._shedding(), disabled=self.node.disabled(),
         )  # fmt: skip
 
