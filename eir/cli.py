@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,13 +24,14 @@ from eir import __version__, check, control, probe
 from eir.config import Config, Whereabouts, load_config, load_whereabouts, render, render_json
 from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused, StoreError
 from eir.lists.layout import until_seconds
-from eir.lists.load import ListSettings, load_release, roll_back
+from eir.lists.load import ListSettings, is_about, load_release, roll_back
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.publish import publish as publish_release
-from eir.lists.store import ListState, ListStore
+from eir.lists.store import HISTORY_MAX, Event, ListState, ListStore
 from eir.progress import progress_on
+from eir.schema import did_you_mean
 from eir.stores.open import SQLITE, highest_serials, open_store
-from eir.table import minute, table
+from eir.table import minute, second, table
 
 INBOX_NICE = 10
 """A node has this made beside it, and checks come first."""
@@ -273,7 +274,8 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show each list: serial, entries, when issued, until when, who signed it, when it was loaded.
 
-    `state` is `in force`, `expired` (and in force all the same), or `never loaded`.
+    `state` is `in force`, `expired` (and in force all the same), or `never loaded`; `digest` (with --json) is that of the
+    content, the same for the same entries whatever release brought them.
     """
     checked = _whereabouts(config)
     states = _with_store(checked, lambda store: store.states(), fresh=False)
@@ -309,10 +311,24 @@ def history(
     config: ConfigFile = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Show who did what to the lists, refused releases included, oldest first."""
+    """Show who did what to the lists, refused releases included, oldest first.
+
+    A release that was refused before anyone vouched for its manifest has no list; that of which it claims to be shows it
+    too. `digest` is the SHA-256 of the manifest; that of a list's content stands in `eir lists --json`.
+    """
     checked = _whereabouts(config)
-    events = _with_store(checked, lambda store: store.history(list_name, limit), fresh=False)
-    rows = [{key: getattr(event, key) for key in HISTORY_KEYS} for event in events]
+
+    async def found(store: ListStore) -> list[Event]:
+        events = await store.history(None, limit if list_name is None else HISTORY_MAX)
+        known = dict.fromkeys((*checked.lists, *await store.states()))
+        of_list = [event for event in events if list_name is None or is_about(event, list_name)]
+        if list_name is not None and list_name not in known and not any(event.list for event in of_list):
+            raise _no_list(list_name, known, checked.path)
+        return of_list[-limit:]
+
+    rows = [{key: getattr(event, key) for key in HISTORY_KEYS} for event in _with_store(checked, found, fresh=False)]
+    if not as_json:
+        rows = [{**row, "detail": row["detail"].partition("\n")[0]} for row in rows]
     _show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
 
 
@@ -397,8 +413,14 @@ def _until(text: str) -> int:
 def _list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
     """The list's part of the configuration; ends the command with a usage error if there is none."""
     if name not in config.lists:
-        raise _fail(f"no list {name} in {config.path}; there are: {', '.join(config.lists) or 'none'}", EXIT_USAGE)
+        raise _no_list(name, config.lists, config.path)
     return config.lists[name]
+
+
+def _no_list(name: str, known: Iterable[str], path: Path) -> typer.Exit:
+    names = list(known)
+    advice = did_you_mean(name, names)
+    return _fail(f"no list {name} in {path}; there are: {', '.join(names) or 'none'}{advice}", EXIT_USAGE)
 
 
 # ---- the publisher's side, and the asking side ----
@@ -566,5 +588,5 @@ def _principal(signer: str) -> str:
     return signer.partition(" SHA256:")[0]
 
 
-FORMS = dict.fromkeys(("time", "issued", "expires", "loaded", "since", "last_seen"), minute) | {"signers": _principal}
+FORMS = {"time": second} | dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute) | {"signers": _principal}
 """How columns are shown to people."""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, until
+from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
 from typer.main import get_command
 from wire import HOST, REALM
 
@@ -283,6 +283,21 @@ class TestLists:
         ]  # fmt: skip
         assert all("@" in row["who"] for row in found)
         assert [row["what"] for row in document(eir("history", "tracked", "--json", "-n", "1"))] == ["refuse"]
+
+    def test_history_of_a_list_has_who_signed_and_what_claims_to_be_of_it(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED])
+            (tmp_path / "other").mkdir()
+            manifest = Publisher(tmp_path / "other").publish(tmp_path, [*(site.folder / "releases").glob("*.csv")], list_name="stolen", serial=5)
+            site.eir("load", manifest, status=1)
+            loaded, refused = site.json("history", "stolen")
+            assert re.search(r"; signed by agency@publisher\.example SHA256:\S+$", loaded["detail"])
+            assert (refused["list"], refused["serial"]) == (None, None)
+            assert refused["detail"].endswith("(claims stolen 5, unverified)")
+            assert [row["what"] for row in site.json("history", "tracked")] == []
+            assert re.search(r"\d:\d\d:\d\dZ ", site.eir("history").stdout)
+            done = site.eir("history", "stollen", status=2)
+            assert "there are: stolen, tracked; did you mean 'stolen'?" in done.stderr
 
     def test_dry_run_says_what_would_come_and_changes_nothing(self, eir, host):
         before = document(eir("lists", "--json"))

@@ -18,7 +18,7 @@ from releases import NAME, NOW, Agency, make_key, public, sign, text
 from eir.device import MEID_BASE, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused, StoreError
 from eir.lists import load
-from eir.lists.load import STAGES, load_release, roll_back
+from eir.lists.load import STAGES, is_about, load_release, roll_back
 from eir.lists.pages import PAGE_KEYS, content_digest, decode_keys, decode_sections
 from eir.lists.store import ACCEPTED, REFUSED, ROLLED_BACK
 from eir.stores.sqlite import SqliteStore
@@ -57,6 +57,9 @@ async def held(store, name=NAME):
     return state, found, pages
 
 
+UNVERIFIED = [f" (claims {NAME} {serial}, unverified)" for serial in range(1, 10)]
+
+
 async def refused(agency, manifest, store, **arguments):
     """The refusal, after checking that it changed nothing and stands in the history."""
     before = await store.state(NAME), [page async for _, batch in store.pages(NAME) for page in batch]
@@ -68,7 +71,9 @@ async def refused(agency, manifest, store, **arguments):
     history = await store.history()
     assert len(history) == events + 1
     assert (history[-1].what, history[-1].outcome, history[-1].who) == ("refuse", REFUSED, "tester@host")
-    assert history[-1].detail == f"{caught.value.reason}: {caught.value.detail}"
+    said = f"{caught.value.reason}: {caught.value.detail}"
+    assert history[-1].detail.removeprefix(said) in {"", *UNVERIFIED}
+    assert not history[-1].detail.removeprefix(said) or caught.value.list_name is None
     assert history[-1].list == caught.value.list_name
     return caught.value
 
@@ -346,6 +351,32 @@ async def test_force_lifts_no_other_limit(agency, store):
     stranger = make_key(agency.folder, "stranger")
     why = await refused(agency, agency.release(IMEIS, serial=9, key=stranger), store, force=True)
     assert (why.reason, why.list_name) == ("untrusted_signer", None)
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"list": NAME, "serial": 5}, f" (claims {NAME} 5, unverified)"),
+        ({"list": "elsewhere", "serial": 5}, " (claims elsewhere 5, unverified)"),
+        ({"list": "a b) (claims c", "serial": 5}, ""),
+        ({"list": NAME, "serial": True}, ""),
+        ({"list": NAME, "serial": 10**30}, ""),
+        ({"list": 5}, ""),
+        ([1], ""),
+        (b"[" * 100_000, ""),
+        (b"{" + b" " * (1 << 20) + b"}", ""),
+        (b"\xff", ""),
+    ],
+    ids=range(10),
+)  # fmt: skip
+async def test_what_a_manifest_claims_that_nobody_vouches_for_is_on_record(agency, store, document, says):
+    manifest = agency.drop / "x.manifest.json"
+    agency.rewrite(manifest, document, key=make_key(agency.folder, "stranger"))
+    with pytest.raises(ReleaseRefused) as caught:
+        await agency.load(manifest, store)
+    (event,) = await store.history()
+    assert (event.list, event.serial, event.detail) == (None, None, f"{caught.value.reason}: {caught.value.detail}{says}")
+    assert is_about(event, NAME) is (NAME in says)
 
 
 async def test_a_local_list_takes_no_releases(agency, store):

@@ -10,6 +10,7 @@ eir.device and eir.errors; the store comes as an argument.
 
 import gc
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +32,7 @@ from eir.lists.release import (
     Release,
     Trust,
     check_serial,
+    claimed,
     utc_text,
     verify_release,
 )
@@ -45,6 +47,10 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
 STAGES = (VERIFY, DIGEST, READ, BUILD, WRITE)
 """In the order in which a load goes through them; each reports its begin with 0 done."""
+
+CLAIMS = " (claims {} {}, unverified)"
+"""Ends the detail of a refusal whose manifest was never verified: the list and the serial that it names all the same."""
+_CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 
 KEPT_BYTES_MAX = 256 << 20
 """Data files of a release that together are no larger stay in memory between hashing and reading."""
@@ -153,8 +159,19 @@ async def load_release(
             refused.list_name, refused.serial = run.release.manifest.list, run.release.manifest.serial
         if not dry_run:
             about = (refused.list_name, refused.serial)
-            await _record(run, "refuse", REFUSED, about, f"{refused.reason}: {refused.detail}")
+            said = f"{refused.reason}: {refused.detail}"
+            if refused.list_name is None and (claim := claimed(manifest)) is not None:
+                said += CLAIMS.format(*claim)
+            await _record(run, "refuse", REFUSED, about, said)
         raise
+
+
+def is_about(event: Event, name: str) -> bool:
+    """True for an event of this list, and for the refusal of a release that claimed to be for it."""
+    if event.list is not None:
+        return event.list == name
+    found = _CLAIMED.search(event.detail)
+    return found is not None and found[1] == name
 
 
 async def roll_back(name: str, store: ListStore, *, who: str, now: datetime) -> ListState:
@@ -293,6 +310,7 @@ async def _load(run: _Run, task: _Task, folder: Path, *, dry_run: bool) -> LoadR
             detail += f"; {tally.bad} bad rows left out"
         if run.force:
             detail += "; --force"
+        detail += f"; signed by {', '.join(task.release.signers)}"
         recorded = await _record(run, "load", ACCEPTED, (manifest.list, manifest.serial), detail)
     return LoadReport(
         list=manifest.list,

@@ -165,6 +165,28 @@ def parse_manifest(content: bytes) -> Manifest:
     return Manifest(list=name, kind=kind, serial=serial, base=base, issued=issued, expires=expires, files=entries)
 
 
+def claimed(manifest: Path) -> tuple[str, int] | None:
+    """List and serial that a refused manifest names, which nothing vouches for: for the history's readers, and for no decision.
+
+    None where it cannot be read or names none.
+    """
+    try:
+        folder_fd = open_folder(manifest.parent)
+        try:
+            content = read_small(manifest.name, folder_fd, MANIFEST_BYTES_MAX)
+        finally:
+            os.close(folder_fd)
+        document = json.loads(content.decode("utf-8"))
+    except (ReleaseRefused, ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    name, serial = document.get("list"), document.get("serial")
+    if not isinstance(name, str) or not is_list_name(name) or type(serial) is not int or not 0 < serial <= SERIAL_MAX:
+        return None
+    return name, serial
+
+
 def is_plain_name(name: str) -> bool:
     """True for a name that stays in its folder: no separator, no `..`, no control character, not hidden, not an option."""
     return (
