@@ -179,6 +179,8 @@ def test_a_signer_nobody_trusts_and_one_trusted_for_another_list(agency):
     manifest = agency.release(IMEIS, key=stranger)
     refused = refusal(agency, manifest)
     assert (refused.reason, refused.list_name) == ("untrusted_signer", None)
+    shown = subprocess.run(["ssh-keygen", "-l", "-f", stranger], capture_output=True, text=True, check=True).stdout.split()[1]
+    assert refused.detail == f"{manifest.name}.sig: the key {shown} that signed is not in the signers file {agency.signers}"
     agency.settings(name="other", signers=agency.trust("others", f"stranger {public(stranger)}"))
     refused = refusal(agency, manifest)
     assert (refused.reason, refused.list_name, refused.serial) == ("untrusted_signer", NAME, 1)

@@ -38,6 +38,8 @@ OPENSSH_TIMEOUT_S = 10.0
 """For all calls over one release together."""
 SERIAL_MAX = (1 << 63) - 1
 FILES_MAX = 1000
+FILES_NAMED_MAX = 3
+"""Signers files that a refusal names."""
 
 FULL, DELTA = "full", "delta"
 ENTRIES, ADDED, REMOVED = "entries", "added", "removed"
@@ -47,6 +49,8 @@ _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _GOOD = re.compile(rb'^Good "eir-release" signature for .* with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
+
+_MADE = re.compile(rb'^Good "eir-release" signature with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +279,12 @@ class _OpenSSH:
                 reason = _first_reason(done.stderr, _NOT_VERIFIED, reason)
         return _Signature(fingerprint, tuple(principals)) if principals else reason
 
+    def maker(self, signature: Path) -> str:
+        """`the key SHA256:… that signed`; without the fingerprint where the signature does not tell."""
+        done = self._run("-Y", "check-novalidate", "-n", NAMESPACE, "-s", signature)
+        found = _MADE.search(done.stdout)
+        return f"the key {found[1].decode()} that signed" if found else "the key that signed"
+
     def _run(self, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
         left_s = self._deadline - time.monotonic()
         try:
@@ -332,7 +342,6 @@ _NOT_VERIFIED = (
 _DETAILS = {
     "bad_signature": "the signature is damaged, or the manifest is not the one that was signed",
     "namespace": f"the signature was made for another purpose; sign with ssh-keygen -Y sign -n {NAMESPACE}",
-    "untrusted_signer": "the signer is not in the signers file",
     "signer_expired": "the signer's key or certificate is outside its validity window, or the certificate names none that is trusted",
     "signer_revoked": "the signer's key is revoked",
 }
@@ -360,7 +369,11 @@ def _verify(
     counted = distinct_signers({o.fingerprint: o.principals for o in outcomes.values() if isinstance(o, _Signature)})
     if len(counted) < trust.threshold:
         reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
-        said = "; ".join(f"{name}: {_DETAILS[reason]} of {manifest.list}" for name, reason in reasons.items())
+        said = "; ".join(
+            f"{name}: {_detail(reason, copy, openssh, [trust.signers])} of {manifest.list}"
+            for name, copy in copies
+            if (reason := reasons.get(name)) is not None
+        )
         if not counted:
             raise _refused(manifest, _nearest(reasons.values()), said)
         raise _refused(
@@ -399,7 +412,17 @@ def _require_any(copies: Sequence[tuple[str, Path]], trusts: Iterable[Trust], op
     if unreadable is not None:
         raise unreadable
     reason = _nearest(reasons)
-    raise ReleaseRefused(reason, f"{copies[0][0]}: {_DETAILS[reason]}")
+    name, copy = copies[0]
+    raise ReleaseRefused(reason, f"{name}: {_detail(reason, copy, openssh, [trust.signers for trust in distinct])}")
+
+
+def _detail(reason: str, signature: Path, openssh: _OpenSSH, looked_at: Iterable[Path]) -> str:
+    if reason != "untrusted_signer":
+        return _DETAILS[reason]
+    files = list(dict.fromkeys(map(str, looked_at)))
+    more = f" and {len(files) - FILES_NAMED_MAX} more" if len(files) > FILES_NAMED_MAX else ""
+    where = f"the signers file {files[0]}" if len(files) == 1 else f"any signers file ({', '.join(files[:FILES_NAMED_MAX])}{more})"
+    return f"{openssh.maker(signature)} is not in {where}"
 
 
 def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
