@@ -367,9 +367,18 @@ class Dispatcher:
     async def peers(self) -> list[dict[str, Any]]:
         """All connections of all workers, and the entries of the peer table that no worker has a connection of."""
         rows = [{**row, "worker": hand.number} for hand, answer in await self._ask_all("peers") for row in answer]
-        there = {row["label"] for row in rows if row["address"] is not None}
-        alone = {row["label"]: row for row in rows if row["address"] is None and row["label"] not in there}
-        return [row for row in rows if row["address"] is not None] + list(alone.values())
+        by_label: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_label.setdefault(row["label"], []).append(row)
+        shown = [row for row in rows if row["address"] is not None]
+        shown += [same[-1] for same in by_label.values() if all(row["address"] is None for row in same)]
+        for row in shown:
+            # Each worker has seen its own connections, and one of them connects to peers.
+            same = by_label[row["label"]]
+            row["last_seen"] = max((each["last_seen"] for each in same if each["last_seen"]), default=None)
+            is_open = any(each["state"] == "open" for each in same)
+            row["last_error"] = None if is_open else next((each["last_error"] for each in same if each["last_error"]), None)
+        return shown
 
     async def reload(self) -> str:
         """Have every worker take over the configuration file; a bad one is refused before any is asked."""

@@ -1,7 +1,10 @@
 """What a node says of itself: readiness and warnings by the workers' reports, and pages that a fault of ours does not take away."""
 
+import socket
+from dataclasses import fields
+
 import pytest
-from node import LISTED, TRACKED
+from node import LISTED, TRACKED, until
 from wire import ecr
 
 from eir import front
@@ -20,11 +23,12 @@ class Crew:
     """Workers that report what a test says."""
 
     def __init__(self):
-        self.found = [WorkerReport(**HEALTHY)]
+        self.are()
         self.numbers = {}
 
     def are(self, **changes):
-        self.found = [WorkerReport(**HEALTHY | changes)]
+        nothing = {field.name: 0 for field in fields(WorkerReport)}
+        self.found = [WorkerReport(**nothing | HEALTHY | changes)]
 
     async def reports(self):
         return self.found
@@ -112,3 +116,18 @@ def test_a_peer_that_is_disabled_is_a_metric_and_a_warning(site, workers):
     assert "peer mme is disabled" in node.status()["summary"]
     control(site.state, "peer_enable", name="mme")
     assert node.metrics()["eir_peer_disabled{peer=mme}"] == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_peers_are_shown_with_who_connects_and_what_went_wrong(site, connect, workers):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+    site.configure(workers=workers, peers=[*site.settings["peers"], {"name": "dra", "host": "dra.example.org", "connect": nobody}])
+    node = site.start()
+    await connect(node)
+    until(lambda: [row["last_error"] for row in control(site.state, "peers") if row["label"] == "dra" and row["last_error"]])
+    there, absent = control(site.state, "peers")
+    assert (there["label"], there["direction"], there["last_error"]) == ("mme", "in", None)
+    assert there["since"] <= there["last_seen"]
+    assert (absent["label"], absent["direction"], absent["since"], absent["last_seen"]) == ("dra", "out", None, None)
+    assert site.eir("peers").stdout.count(" out ") + site.eir("peers").stdout.count("out\n") >= 1

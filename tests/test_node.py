@@ -78,6 +78,8 @@ async def test_status_and_counts():
         assert first.address.startswith("127.0.0.1:")
         assert (second.label, second.host, second.state) == ("other", None, "wait_cer")
         assert (third.label, third.host, third.state, third.address) == ("sgsn", "sgsn.example", "down", None)
+        assert (third.since, third.last_seen, third.direction) == (None, None, "in")
+        assert first.since <= first.last_seen < time.time() + 1
         assert setup.node.connected() == {"mme": 1, "sgsn": 0}
         await silent.close()
         counts = setup.counts
@@ -251,6 +253,14 @@ async def test_attempts_that_fail_are_repeated():
         failed = len(setup.reported)
         assert (await connection.ask(ecr())).result == 2001
         assert len([event for event, _ in setup.reported[failed:] if event == "connect_failed"]) <= 1
+        (row,) = setup.node.status()
+        assert (row.direction, row.last_error) == ("in", None)
+        await connection.close()
+        await until(lambda: setup.node.status()[0].address is None)
+        (row,) = setup.node.status()
+        assert (row.state, row.direction) == ("down", "out")
+        assert time.time() - 5 < row.last_seen < time.time() + 1
+        await until(lambda: "Connect" in (setup.node.status()[0].last_error or ""))
 
 
 # TLS

@@ -8,6 +8,7 @@ import itertools
 import random
 import socket
 import ssl
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -59,14 +60,20 @@ class PeerStatus:
     """`ip:port` of the peer's side; None without a connection."""
     state: str
     """The connection's state in lower case (`open`, `wait_cer`, …); `down` or `disabled` without one."""
-    since: float
-    """Unix time since when the connection stands; 0 without one."""
+    since: float | None
+    """Unix time since when the connection stands; None without one."""
     requests: int
     """Application requests received."""
     answers: int
     """Answers to them sent."""
     watchdog: str
     """okay, suspect, down, reopen or initial (RFC 3539 3.4.1)."""
+    direction: str
+    """`out` where we connect to the peer, `in` where it connects to us."""
+    last_error: str | None = None
+    """Why we have no connection to a peer that we connect to; None since one is open."""
+    last_seen: float | None = None
+    """Unix time of the last request, or of the beginning or end of a connection if that is later; None: never so far."""
 
 
 class Node:
@@ -111,6 +118,10 @@ class Node:
         self._probes: dict[int, asyncio.TimerHandle] = {}
         """Connections that were asked for a sign of life, until when."""
         self._disabled: set[str] = set()
+        self._failures: dict[str, str] = {}
+        """By label of peers that we connect to: why there is no connection."""
+        self._seen: dict[str, float] = {}
+        """By label of configured peers: when a connection last began or ended."""
         self._buckets: dict[str, Bucket] = {}
         self._all: Bucket | None = None
         self._servers: list[asyncio.Server | Listener] = []
@@ -264,12 +275,23 @@ class Node:
             PeerStatus(
                 label=settings.label, host=settings.host, realm=settings.realm, address=None,
                 state="disabled" if settings.label in self._disabled else "down",
-                since=0.0, requests=0, answers=0, watchdog="initial",
+                since=None, requests=0, answers=0, watchdog="initial", direction="in" if settings.connect is None else "out",
             )
             for settings in self._peers
             if settings.label not in there
         ]  # fmt: skip
-        return rows
+        is_open = {row.label for row in rows if row.state == "open"}
+        return [
+            replace(
+                row, last_seen=self._last_seen(row.label),
+                last_error=None if row.label in is_open else self._failures.get(row.label),
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def _last_seen(self, label: str) -> float | None:
+        requested = self.surroundings.counts.last_request.get(label)
+        return max((moment for moment in (requested, self._seen.get(label)) if moment is not None), default=None)
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label; 0 for each entry of the peer table that has none."""
@@ -445,6 +467,8 @@ class Node:
         if peer is None or peer.capabilities is None:
             return
         self._unidentified.pop(link, None)
+        self._seen[peer.label] = time.time()
+        self._failures.pop(peer.label, None)
         said = peer.capabilities
         self.surroundings.report("peer_open", peer=peer.label, host=said.host, realm=said.realm, address=link.address)
         if link.dialed:
@@ -455,7 +479,10 @@ class Node:
         timer = self._probes.pop(link.number, None)
         if timer is not None:
             timer.cancel()
+        if peer is not None and peer.settings is not None and link.dialed:
+            self._failures[peer.settings.label] = event.reason
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
+            self._seen[peer.label] = time.time()
             self.surroundings.report(
                 "peer_closed", peer=peer.label, reason=event.reason, host=peer.capabilities.host, address=link.address
             )
@@ -546,6 +573,7 @@ class Node:
                     lambda: Link(_Dialed(self, settings), loop), host, port, ssl=self._connecting() if secure else None
                 )
         except (OSError, EirError) as e:
+            self._failures[settings.label] = _reason(e)
             self.surroundings.report(
                 "connect_failed", peer=settings.label, reason=type(e).__name__, level="warning", detail=_reason(e)
             )
@@ -603,6 +631,7 @@ def _status(link: Link, peer: Peer) -> PeerStatus:
         requests=peer.requests,
         answers=peer.answers,
         watchdog=watchdog.status.name.lower() if watchdog is not None else "initial",
+        direction="out" if link.dialed else "in",
     )
 
 
