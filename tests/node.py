@@ -196,7 +196,9 @@ class Node:
                 said = self.status()
             except ControlError:
                 return None
-            return said if said["listening"] or not ready else None
+            # The control socket opens first, then the pages, then the listeners.
+            is_up = said["listening"] if ready else said["http"] or self.site.settings["http"] == "off"
+            return said if is_up else None
 
         said = until(answers)
         self.http = said["http"]
