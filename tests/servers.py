@@ -82,11 +82,6 @@ class Server:
             one.sendall(_said(words))
             return one.recv(1 << 16)
 
-    def begin(self, *words):
-        """Say a command whose reply nobody waits for."""
-        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as one:
-            one.sendall(_said(words))
-
     def pause(self):
         os.kill(self.process.pid, signal.SIGSTOP)
 

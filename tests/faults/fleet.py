@@ -27,14 +27,14 @@ def added(serial):
 
 
 class Fleet:
-    """`url` is the nodes' store; what a loader does goes over `loader_url`, if it is another."""
+    """`held`: what the list has in each release."""
 
-    def __init__(self, folder, publisher, url, *, nodes=2, workers=2, loader_url=None, **settings):
+    def __init__(self, folder, publisher, url, *, nodes=2, workers=2, held=HELD, **settings):
         self.url = url
         self.folder, self.publisher, self.settings = folder, publisher, settings
-        self.truth, self.serial = None, 0
+        self.truth, self.serial, self.held_always = None, 0, held
         with ExitStack() as stack:
-            self.loader = self.site("loader", loader_url or url)
+            self.loader = self.site("loader", url)
             self.sites = [
                 stack.enter_context(self.site(f"node-{number}", url, workers=workers)) for number in range(nodes)
             ]
@@ -71,7 +71,7 @@ class Fleet:
     # ---- loads ----
 
     def content(self, serial):
-        return [*HELD, *(added(each) for each in range(1, serial + 1))]
+        return [*self.held_always, *(added(each) for each in range(1, serial + 1))]
 
     def publish(self, serial=None, *, site=None):
         """The manifest of a release, by default of the next."""
@@ -153,5 +153,5 @@ class Fleet:
         return [node.metrics()["eir_store_up"] for node in self.nodes]
 
     def witness(self):
-        devices = [*HELD[::250], *NEVER, *(added(serial) for serial in range(1, self.serial + 4))]
+        devices = [*self.held_always[::250], *NEVER, *(added(serial) for serial in range(1, self.serial + 4))]
         return Witness(self.nodes, self.truth, devices)

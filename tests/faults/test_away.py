@@ -4,9 +4,10 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Thread
 
 import pytest
-from fleet import LIST, OPTIONS, Fleet
+from fleet import HELD, LIST, OPTIONS, Fleet
 from node import until
 from proxy import Proxy
 from servers import Server
@@ -60,7 +61,7 @@ def loading(server):
     for at in range(0, OTHERS, 500):
         server.command("MSET", *[text for n in range(at, at + 500) for text in (f"other:{n}", "x" * 100)])
     server.command("CONFIG", "SET", "key-load-delay", LOADING_US // OTHERS)
-    server.begin("DEBUG", "RELOAD")
+    Thread(target=server.command, args=("DEBUG", "RELOAD")).start()
 
 
 def loaded(server):
@@ -114,7 +115,7 @@ def test_latency_and_cut_connections(redis_program, tmp_path, publisher):
     with ExitStack() as stack:
         server = stack.enter_context(Server(redis_program, *OPTIONS))
         proxy = stack.enter_context(Proxy(server.port))
-        fleet = stack.enter_context(Fleet(tmp_path, publisher, f"redis://eir:secret@127.0.0.1:{proxy.port}"))
+        fleet = stack.enter_context(Fleet(tmp_path, publisher, f"redis://eir:secret@127.0.0.1:{proxy.port}", held=HELD[:500]))
         with fleet.witness() as witness:
             proxy.delay_s = LATENCY_S / 2
             fleet.load_and_follow()
