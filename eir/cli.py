@@ -334,7 +334,10 @@ def history(
 
 @app.command()
 def rollback(
-    list_name: Annotated[str, typer.Argument(metavar="LIST")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False
+    list_name: Annotated[str, typer.Argument(metavar="LIST")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be in force, change nothing.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
 ) -> None:
     """Bring back the list as it was before its last release, or before the last change of a local list.
 
@@ -342,9 +345,14 @@ def rollback(
     """
     checked = _whereabouts(config)
     local = not checked.lists or _list_settings(checked, list_name).local  # names cannot be read from a file that is no YAML
-    state = _with_store(checked, lambda store: roll_back(list_name, store, who=_who(), now=datetime.now(UTC)), fresh=False)
+    state = _with_store(
+        checked, lambda store: roll_back(list_name, store, who=_who(), now=datetime.now(UTC), dry_run=dry_run), fresh=False
+    )
     if as_json:
         _print_json(_list_row(list_name, state.kind, state))
+    elif dry_run:
+        which = f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at}," if state.serial else "the list before the last change"
+        print(f"{list_name}: {which} would be in force with {state.entries:,} entries; nothing was changed")
     elif local and not state.serial:
         print(f"{list_name}: the last change is undone; {state.entries:,} entries are in force")
     else:

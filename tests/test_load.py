@@ -286,10 +286,23 @@ async def test_serials_are_never_used_again(agency, store):
     assert [(event.outcome, event.serial) for event in rollback] == [(ROLLED_BACK, 5)]
 
 
-async def test_nothing_to_roll_back(store):
-    with pytest.raises(NothingToRollBack):
-        await roll_back(NAME, store, who="tester@host", now=NOW)
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_nothing_to_roll_back(agency, store, dry_run):
+    with pytest.raises(NothingToRollBack, match="never been loaded"):
+        await roll_back(NAME, store, who="tester@host", now=NOW, dry_run=dry_run)
     assert not await store.history()
+    await agency.load(agency.release(IMEIS, serial=7), store)
+    with pytest.raises(NothingToRollBack, match="publish the good data again with a serial above 7"):
+        await roll_back(NAME, store, who="tester@host", now=NOW, dry_run=dry_run)
+
+
+async def test_a_dry_rollback_says_what_would_be_in_force(agency, store):
+    first = (await agency.load(agency.release(IMEIS), store)).state
+    await agency.load(agency.release(IMEIS, serial=2), store)
+    before = await store.state(NAME), await store.history()
+    would = await roll_back(NAME, store, who="tester@host", now=NOW, dry_run=True)
+    assert (would.serial, would.content_digest, would.highest_serial) == (1, first.content_digest, 2)
+    assert (await store.state(NAME), await store.history()) == before
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import contextlib
 from dataclasses import replace
 from uuid import uuid4
 
+import groups
 import pytest
 import servers
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from eir.lists.pages import PAGE_KEYS, amended_digest
 from eir.lists.store import HISTORY_MAX, Change, Outcome
 from eir.stores.open import open_store
 
-KINDS = ["sqlite", *servers.programs()]
+KINDS = ["sqlite", *servers.programs(), *(["cluster", "sentinel"] if "redis" in servers.programs() else [])]
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +28,17 @@ def running():
 
         def server(kind):
             if kind not in started:
-                started[kind] = stack.enter_context(servers.Server(servers.programs()[kind]))
+                started[kind] = stack.enter_context(made(kind))
             return started[kind]
+
+        def made(kind):
+            redis = servers.programs()["redis" if kind not in servers.programs() else kind]
+            match kind:
+                case "cluster":
+                    return groups.Cluster(redis)
+                case "sentinel":
+                    return groups.Watched(redis, sentinels=1)
+            return servers.Server(redis)
 
         yield server
 
@@ -43,7 +53,7 @@ async def opener(kind, tmp_path, running):
     """Opens the store as one more process would; what is in it is gone before the next test."""
     async with contextlib.AsyncExitStack() as stack:
         if kind != "sqlite":
-            running(kind).command("FLUSHALL")
+            running(kind).flush()
 
         async def open_one():
             store = open_store("sqlite" if kind == "sqlite" else running(kind).url, tmp_path)
@@ -164,10 +174,13 @@ async def test_amend_may_begin_a_list(store):
 
 async def test_rollback_of_a_full_release(store, other):
     first = await store.replace("stolen", state(A, reasons=("x",)), A, seen=0)
+    assert await store.previous("stolen") is None
     await store.replace("stolen", state(B, serial=2), B, seen=1)
+    assert await other.previous("stolen") == first
     stored = await store.rollback("stolen", seen=2)
     assert stored == replace(first, generation=3, highest_serial=2)
     assert await read(other, "stolen") == (stored, A)
+    assert await store.previous("stolen") is None
     with pytest.raises(NothingToRollBack):
         await store.rollback("stolen", seen=3)
 
@@ -176,6 +189,7 @@ async def test_rollback_of_a_delta(store):
     first = await store.replace("stolen", state(A), A, seen=0)
     touched = [page(0, [4]), page(1, []), page(2, [6])]
     await store.amend("stolen", state([touched[0], touched[2], A[2]], serial=2), touched, seen=1)
+    assert await store.previous("stolen") == first
     stored = await store.rollback("stolen", seen=2)
     assert stored == replace(first, generation=3, highest_serial=2)
     assert await read(store, "stolen") == (stored, A)

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from eir.errors import GenerationConflict, ReleaseRefused, StoreError
+from eir.errors import GenerationConflict, NothingToRollBack, ReleaseRefused, StoreError
 from eir.lists.build import Reasons, Rows, TooManyPages, amend_pages, build_pages, differences
 from eir.lists.delivered import DataFile, open_folder
 from eir.lists.layout import DEVICES
@@ -174,10 +174,21 @@ def is_about(event: Event, name: str) -> bool:
     return found is not None and found[1] == name
 
 
-async def roll_back(name: str, store: ListStore, *, who: str, now: datetime) -> ListState:
-    """Undo the last release of a list, full or delta; its serial stays used. Raises StoreError (NothingToRollBack)."""
+async def roll_back(name: str, store: ListStore, *, who: str, now: datetime, dry_run: bool = False) -> ListState:
+    """Undo the last release of a list, full or delta; its serial stays used. Raises StoreError (NothingToRollBack).
+
+    A dry run returns the state that would be in force.
+    """
     before = await store.state(name)
-    state = await store.rollback(name, seen=0 if before is None else before.generation)
+    if dry_run:
+        kept = await store.previous(name)
+        if before is None or kept is None:
+            raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_instead(name, before)}")
+        return replace(kept, highest_serial=before.highest_serial)
+    try:
+        state = await store.rollback(name, seen=0 if before is None else before.generation)
+    except NothingToRollBack as error:
+        raise NothingToRollBack(f"{error}; {_instead(name, before)}") from None
     undone = 0 if before is None else before.serial
     with suppress(StoreError):  # what happened has happened, also where the history cannot be written
         await store.record(
@@ -193,6 +204,15 @@ async def roll_back(name: str, store: ListStore, *, who: str, now: datetime) -> 
             )
         )
     return state
+
+
+def _instead(name: str, state: ListState | None) -> str:
+    """What leads to good data where no rollback does."""
+    if state is None:
+        return "it has never been loaded"
+    if not state.serial:
+        return f"put the entries right by eir add and eir remove, see eir history {name}"
+    return f"publish the good data again with a serial above {state.highest_serial} (eir publish), and load it"
 
 
 @dataclass(slots=True, kw_only=True)

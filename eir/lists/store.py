@@ -118,6 +118,10 @@ class ListStore(Protocol):
         """Undo the last release, full or delta, as a new generation. Raises NothingToRollBack."""
         ...
 
+    async def previous(self, name: str) -> ListState | None:
+        """The state that a rollback would bring back, as it was; None where none is kept."""
+        ...
+
     async def restore(
         self, name: str, state: ListState, batches: AsyncIterable[Sequence[Page]], *, seen: int, whole: bool = True
     ) -> None:

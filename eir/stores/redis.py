@@ -156,6 +156,11 @@ class RedisStore:
         row = await self._call(self._row, name)
         return None if row is None or row.lost else row.state
 
+    async def previous(self, name: str) -> ListState | None:
+        """From the state hash; whether its pages are still there shows in the rollback."""
+        row = await self._call(self._row, name)
+        return None if row is None or row.lost or row.previous is None else decode_state(json.dumps(row.previous["state"]))
+
     async def states(self) -> Mapping[str, ListState]:
         """Of all names that were ever written or asked for."""
         names = await self._call(self._names)

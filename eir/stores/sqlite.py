@@ -156,6 +156,10 @@ class SqliteStore:
         """The state in force, from one row."""
         return await self._call(_state, name)
 
+    async def previous(self, name: str) -> ListState | None:
+        """From the same row."""
+        return await self._call(_previous, name)
+
     async def states(self) -> Mapping[str, ListState]:
         """All states."""
         return await self._call(_states)
@@ -438,6 +442,11 @@ def _row(db: sqlite3.Connection, name: str) -> _Row | None:
 def _state(db: sqlite3.Connection, name: str) -> ListState | None:
     row = _row(db, name)
     return None if row is None else row.state
+
+
+def _previous(db: sqlite3.Connection, name: str) -> ListState | None:
+    row = _row(db, name)
+    return None if row is None or row.before is None or row.before_set is None else decode_state(row.before)
 
 
 def _states(db: sqlite3.Connection) -> dict[str, ListState]:
