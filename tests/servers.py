@@ -82,6 +82,9 @@ class Server:
             one.sendall(_said(words))
             return one.recv(1 << 16)
 
+    def flush(self):
+        self.command("FLUSHALL")
+
     def pause(self):
         os.kill(self.process.pid, signal.SIGSTOP)
 
