@@ -9,8 +9,10 @@ import json
 import os
 import pwd
 import socket
+import struct
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from eir.errors import EirError
 SOCKET_NAME = "control.sock"
 REQUEST_MAX_BYTES = 64 * 1024
 TIMEOUT_S = 30.0
+
+NOBODY = "unknown"
+_asker: ContextVar[str] = ContextVar("asker", default=NOBODY)
+"""Who asked for the command that is being carried out."""
 
 Command = Callable[[dict[str, Any]], Any | Awaitable[Any]]
 
@@ -60,6 +66,7 @@ class ControlServer:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(TIMEOUT_S):
+                _asker.set(_user_of(writer.get_extra_info("socket")))
                 answer = await self._answer(await reader.readline())
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
@@ -83,6 +90,19 @@ class ControlServer:
 
 class _AlreadyRunning(EirError):
     """Another node holds the socket."""
+
+
+def asker() -> str:
+    """Who asked for the command that is being carried out: the kernel's word for it, as a user's name or `uid N`."""
+    return _asker.get()
+
+
+def _user_of(link: socket.socket) -> str:
+    _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
 
 
 def _bound(folder: Path) -> socket.socket:

@@ -17,13 +17,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from eir import __version__, metrics
+from eir import metrics
 from eir.channel import Channel, ChannelError, hand_over
 from eir.config import Config, load_config
 from eir.diameter.admission import Admission, Claim, Order
 from eir.diameter.node import endpoint
-from eir.errors import ConfigError, EirError
-from eir.front import Front, WorkerReport
+from eir.errors import EirError
+from eir.front import Front, WorkerReport, tell_refusal
 from eir.intake import Intake
 from eir.log import Log
 from eir.server import listener_url
@@ -102,7 +102,7 @@ class Dispatcher:
             self._spawn(self._intake.run())
             if await self._workers_started():
                 self._listen()
-                self._log.report("ready", workers=len(self._hands), version=__version__)
+                await self._front.announce()
             await self._stop.wait()
             self._hold(None)
             for listener in self._listeners:
@@ -307,7 +307,7 @@ class Dispatcher:
             for label in self._disabled:
                 await hand.channel.ask("set_peer", label=label, enabled=False)
             if self._reloaded:  # perhaps after this one had read the file
-                await hand.channel.ask("reload")
+                await hand.channel.ask("reload", who="start")
 
     async def _ask_all(self, what: str, **arguments: Any) -> list[tuple[_Hand, Any]]:
         """Every started worker's answer; of one that has none, or says no, the log says why."""
@@ -342,12 +342,9 @@ class Dispatcher:
 
     async def _reload_and_say(self) -> None:
         try:
-            await self.reload()
-        except ConfigError as e:
-            for problem in e.problems:
-                self._log.report("reload_refused", level="error", reason="configuration", detail=str(problem))
+            await self.reload("SIGHUP")
         except (EirError, OSError) as e:
-            self._log.report("reload_refused", level="error", reason="configuration", detail=str(e))
+            tell_refusal(self._log.report, e, "SIGHUP")
 
     # front.Crew
 
@@ -380,14 +377,14 @@ class Dispatcher:
             row["last_error"] = None if is_open else next((each["last_error"] for each in same if each["last_error"]), None)
         return shown
 
-    async def reload(self) -> str:
+    async def reload(self, who: str) -> str:
         """Have every worker take over the configuration file; a bad one is refused before any is asked."""
         new = load_config(self._config.path)
         self._connections_max = new.limits.connections_max
         self._log.set_level(new.log_level)
         self._reloaded = True
         asked = sum(hand.started for hand in self._hands.values())
-        said = [answer for _, answer in await self._ask_all("reload")]
+        said = [answer for _, answer in await self._ask_all("reload", who=who)]
         if len(said) < asked:
             raise EirError(f"{asked - len(said)} of {asked} workers did not take it over; the log says why (worker_failed)")
         return str(said[0]) if said else "no worker runs; the next ones start with the new configuration"

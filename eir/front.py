@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from eir import __version__, metrics
 from eir.config import Config
-from eir.control import ControlServer
-from eir.errors import EirError
+from eir.control import ControlServer, asker
+from eir.errors import ConfigError, EirError
 from eir.http import HttpServer, Response
 from eir.log import Report
 
@@ -63,7 +63,7 @@ class Crew(Protocol):
     async def peers(self) -> list[dict[str, Any]]:
         """All connections, and the entries of the peer table that have none."""
 
-    async def reload(self) -> str:
+    async def reload(self, who: str) -> str:
         """Take over the configuration file as it is now; raises ConfigError and changes nothing if it is bad."""
 
     async def set_peer(self, label: str, *, enabled: bool) -> bool:
@@ -85,6 +85,9 @@ class Front:
         self.listening: list[str] = []
         """Diameter listeners that are open, as URLs."""
         self.stopping = False
+        self._held: set[str] = set()
+        """Lists that were in force since the start."""
+        self._was_ready = False
         self._http_address: str | None = None
         self._unknown: set[str] = set()
         """Metrics without a place in the table, of which the log has told."""
@@ -95,7 +98,7 @@ class Front:
                 "ping": lambda _: "pong",
                 "status": lambda _: self.status(),
                 "peers": lambda _: crew.peers(),
-                "reload": lambda _: crew.reload(),
+                "reload": lambda _: self._reload(),
                 "drain": self._drain,
                 "peer_disable": lambda arguments: self._set_peer(arguments, enabled=False),
                 "peer_enable": lambda arguments: self._set_peer(arguments, enabled=True),
@@ -121,6 +124,15 @@ class Front:
         await self._http.close()
         await self._control.close()
 
+    async def announce(self) -> None:
+        """Say in the log that the node listens: `ready`, or `serving` and what it lacks."""
+        reports = await self._crew.reports()
+        word, why = self._readiness(reports)
+        if word == "not ready":
+            self._report("serving", level="warning", reason="; ".join(why), workers=len(reports), version=__version__)
+        else:
+            self._report("ready", workers=len(reports), version=__version__)
+
     # ---- pages ----
 
     async def _metrics(self) -> Response:
@@ -139,17 +151,25 @@ class Front:
         return Response(status, "text/plain; charset=utf-8", "\n".join([word, *why, ""]).encode())
 
     def _readiness(self, reports: Sequence[WorkerReport]) -> tuple[str, list[str]]:
-        """`ready`, `degraded` (it answers, but someone should look) or `not ready`, and why."""
+        """`ready`, `degraded` (it answers, but someone should look) or `not ready`, and why.
+
+        A list that was never loaded keeps a node from becoming ready. One that a reload brings to a node that is ready does
+        not end that: everything else is answered as before.
+        """
         missing = dict.fromkeys(name for report in reports for name in report.missing)
-        not_ready = [f"list {name} has never been loaded" for name in missing]
+        never = {name: f"list {name} has never been loaded" for name in missing}
+        self._held.update(name for report in reports for name in report.lists)
+        not_ready = [text for name, text in never.items() if not self._was_ready or name in self._held]
         if not reports:
             not_ready.append("no worker runs")
         if not self.listening:
             not_ready.append("not listening yet")
         if self.stopping:
             not_ready.append("stopping")
+        self._was_ready = self._was_ready or not not_ready
         away = not all(report.store_up for report in reports)
-        degraded = ["the store is away; answers go on from memory"] if away else []
+        degraded = [text for text in never.values() if text not in not_ready]
+        degraded += ["the store is away; answers go on from memory"] if away else []
         lost = {name: shown for report in reports for name, shown in report.lost.items()}
         degraded += [f"the store lost list {name} (it shows {shown}); the memory stays in force" for name, shown in lost.items()]
         copies = dict.fromkeys(name for report in reports for name in report.from_copy)
@@ -203,6 +223,15 @@ class Front:
             "checks": checks,
         }
 
+    async def _reload(self) -> str:
+        try:
+            said = await self._crew.reload(asker())
+        except (EirError, OSError) as e:
+            tell_refusal(self._report, e, asker())
+            raise
+        missing = dict.fromkeys(name for report in await self._crew.reports() for name in report.missing)
+        return "; ".join([said, *(f"list {name} has never been loaded: load it first" for name in missing)])
+
     def _drain(self, _: Mapping[str, Any]) -> str:
         self._stop("drain")
         return "draining: DPR to each peer, then the end"
@@ -212,7 +241,14 @@ class Front:
         if not await self._crew.set_peer(label, enabled=enabled):
             known = ", ".join(dict.fromkeys(row["label"] for row in await self._crew.peers()))
             raise EirError(f"no peer {label}; there are: {known or 'none'}")
+        self._report("peer_enabled" if enabled else "peer_disabled", peer=label, level="warning", who=asker())
         return f"{label} is in service" if enabled else f"{label} is out of service until `eir peer enable {label}` or a restart"
+
+
+def tell_refusal(report: Report, fault: EirError | OSError, who: str) -> None:
+    """A reload that changed nothing: one line for each thing that is wrong."""
+    for problem in fault.problems if isinstance(fault, ConfigError) else (fault,):
+        report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
 
 
 def _live() -> Response:

@@ -75,7 +75,7 @@ class Log:
     """Turns reports into lines on standard error, which a thread writes: a full pipe must not hold an answer back.
 
     `now` gives seconds of a monotonic clock; `full_identifiers` shows whole IMEIs and IMSIs (privacy.identifiers: full);
-    without `in_background` there is no thread, for a process that forks.
+    without `in_background` there is no thread, for a process that forks. `worker` stands in each line of one of several.
     """
 
     def __init__(
@@ -85,8 +85,10 @@ class Log:
         level: str = "info",
         full_identifiers: bool = False,
         in_background: bool = True,
+        worker: int | None = None,
     ) -> None:
         self._now = now
+        self._worker = worker
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._folds: dict[tuple[str, str, str], _Fold] = {}
         self._observed: Counter[tuple[int, str]] = Counter()
@@ -120,7 +122,10 @@ class Log:
         if suppressed is None:
             return
         line = {"event": event, "peer": peer, "reason": reason, **fields, "suppressed": suppressed or None}
-        self._logger.log(severity, "%s", logfmt(line))
+        self._write(severity, line)
+
+    def _write(self, severity: int, line: dict[str, object]) -> None:
+        self._logger.log(severity, "%s", logfmt(line if self._worker is None else line | {"worker": line.get("worker", self._worker)}))
 
     def _take(self, kind: tuple[object, ...]) -> int | None:
         """How many lines of this kind were left out since the last one; None if this one is to be left out too."""
@@ -164,10 +169,10 @@ class Log:
             if not self.full_identifiers:
                 imei, imsi = short(imei) if imei else "", short_imsi(imsi) if imsi else ""
             line = {"event": "checks", "status": status, "list": list_name or None, "peer": peer, "count": fold.count}
-            self._logger.info("%s", logfmt({**line, "imei": imei or None, "imsi": imsi or None}))
+            self._write(logging.INFO, {**line, "imei": imei or None, "imsi": imsi or None})
         observed, self._observed = self._observed, Counter()
         for (rule, status), count in observed.items():
-            self._logger.info("%s", logfmt({"event": "observed", "rule": rule, "status": status, "count": count}))
+            self._write(logging.INFO, {"event": "observed", "rule": rule, "status": status, "count": count})
 
     def close(self) -> None:
         """Write what is still queued and stop the writing thread, if someone reads what it writes."""

@@ -26,7 +26,7 @@ ORDERS = {order.__name__: order for order in (Admit, Refuse, Probe, Drop)}
 
 async def work(config: Config, origin_state_id: int, index: Index, number: int, ends: Ends) -> int:
     """Worker `number`, until SIGTERM or until the dispatcher is gone. `index` holds the lists as the supervisor read them."""
-    log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
+    log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers, worker=number)
     channel = await Channel.over(ends.stream)
     index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
     worker = Worker(config, log, origin_state_id, desk=FarDesk(channel), index=index)
@@ -111,7 +111,7 @@ def _heed(worker: Worker, channel: Channel, message: Mapping[str, Any]) -> None:
             case "peers":
                 result = worker.peers()
             case "reload":
-                result = worker.reload()
+                result = worker.reload(message["who"])
             case "set_peer":
                 result = worker.set_peer(message["label"], enabled=message["enabled"])
             case unknown:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,8 +31,8 @@ from eir.diameter.node import Node
 from eir.diameter.serve import TOO_BUSY_REPLY
 from eir.diameter.settings import Limits, PeerSettings
 from eir.diameter.tls import Tls, load_tls
-from eir.errors import ConfigError, EirError, StoreError
-from eir.front import Front, WorkerReport
+from eir.errors import EirError, StoreError
+from eir.front import Front, WorkerReport, tell_refusal
 from eir.intake import Intake
 from eir.lists.clock import TrustedClock
 from eir.lists.expiry import ExpiryReminder
@@ -61,6 +61,10 @@ STORE_TIMEOUT_S = 5.0
 """How long the figures of releases may take; what else goes on beside the checks waits for them."""
 RESTART_KEYS = ("listen", "state", "store", "heal", "http", "workers", "boot_without_lists", "inbox", "inbox_patience_s")
 """Keys of the configuration that a reload does not take over."""
+NOT_KEYS = frozenset({"path", "warnings", "values"})
+"""Of Config: what is no setting of its own."""
+DIGEST_SHOWN = 12
+"""Digits of a list's digest in a line of the log: enough to compare with `eir lists --json`."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
@@ -102,7 +106,7 @@ class Alone:
                 await self._worker.lists_or(self._stop)
             await self._listen()
             self._worker.node.dial()
-            self._log.report("ready", workers=1, version=__version__)
+            await self._front.announce()
             await self._stop.wait()
         finally:
             intake.cancel()
@@ -142,9 +146,9 @@ class Alone:
         """All connections, and the entries of the peer table that have none."""
         return self._worker.peers()
 
-    async def reload(self) -> str:
+    async def reload(self, who: str) -> str:
         """See Worker.reload."""
-        return self._worker.reload()
+        return self._worker.reload(who)
 
     async def set_peer(self, label: str, *, enabled: bool) -> bool:
         """Put a peer in or out of service."""
@@ -261,10 +265,7 @@ class Worker:
 
     def _switched(self, name: str, state: ListState) -> None:
         self._changed.set()
-        self._log.report(
-            "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
-            longest_slice_ms=round(self._follower.longest_slice_s * 1000, 3),
-        )  # fmt: skip
+        tell_in_force(self._log, name, state, longest_slice_ms=round(self._follower.longest_slice_s * 1000, 3))
 
     def _loaded(self) -> dict[str, ListState]:
         return {name: held.state for name, held in self._index.lists.items() if held.state is not None}
@@ -320,8 +321,11 @@ class Worker:
         except StoreError as e:
             self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
 
-    def reload(self) -> str:
-        """Take over the configuration file as it is now; raises ConfigError and changes nothing if it is bad."""
+    def reload(self, who: str) -> str:
+        """Take over the configuration file as it is now; raises ConfigError and changes nothing if it is bad.
+
+        `who` asked for it, as the log shows.
+        """
         new = load_config(self._config.path)
         # Certificates and policy first: they can fail on what the files say, and nothing has changed by then.
         tls = self._load_tls(new)
@@ -335,22 +339,20 @@ class Worker:
         self.node.reconfigure(peers_of(new), identity, limits_of(new), overload=overload_of(new), tls=self._tls)
         self._log.set_level(new.log_level)
         self._log.full_identifiers = new.full_identifiers
-        self._config = replace(new, **in_force)
+        before, self._config = self._config, replace(new, **in_force)
+        changed = [key.name for key in fields(Config) if key.name not in NOT_KEYS and getattr(before, key.name) != getattr(self._config, key.name)]
         self._changed.set()
         said = "reloaded" + (f"; these need a restart: {', '.join(kept)}" if kept else "")
         report_warnings(new, self._log)
-        self._log.report("reloaded", needs_restart=",".join(kept) or None)
+        self._log.report("reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(kept) or None)
         return said
 
     def reload_and_say(self) -> None:
         """The same for a signal: what is wrong goes to the log."""
         try:
-            self.reload()
-        except ConfigError as e:
-            for problem in e.problems:
-                self._log.report("reload_refused", level="error", reason="configuration", detail=str(problem))
+            self.reload("SIGHUP")
         except (EirError, OSError) as e:
-            self._log.report("reload_refused", level="error", reason="configuration", detail=str(e))
+            tell_refusal(self._log.report, e, "SIGHUP")
 
     # ---- what is shown ----
 
@@ -425,6 +427,14 @@ def prepare_state_folder(folder: Path) -> None:
         raise EirError(f"the state folder {folder} cannot be made: {e.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise EirError(f"the state folder {folder} is not writable for user {os.getuid()}")
+
+
+def tell_in_force(log: Log, name: str, state: ListState, *, longest_slice_ms: float | None = None) -> None:
+    """The line that says which content of a list answers from now on, and who vouched for it."""
+    log.report(
+        "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
+        digest=state.content_digest[:DIGEST_SHOWN], signers=",".join(state.signers) or None, longest_slice_ms=longest_slice_ms,
+    )  # fmt: skip
 
 
 def report_warnings(config: Config, log: Log) -> None:

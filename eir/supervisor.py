@@ -38,6 +38,7 @@ from eir.server import (
     next_origin_state_id,
     prepare_state_folder,
     report_warnings,
+    tell_in_force,
 )
 from eir.stores.follow import Follower
 from eir.stores.open import open_copy, open_store
@@ -119,8 +120,9 @@ class Supervisor:
         store, copy = open_store(self._config.store, self._config.state), open_copy(self._config.store, self._config.state)
         try:
             await Follower(
-                store, self._index, report=self._log.report, on_switch=lambda *_: None, copy=copy, clock=clock_of(self._config.state)
-            ).start()
+                store, self._index, report=self._log.report, on_switch=lambda name, state: tell_in_force(self._log, name, state),
+                copy=copy, clock=clock_of(self._config.state),
+            ).start()  # fmt: skip
         finally:
             for each in (store, copy):
                 if each is not None:

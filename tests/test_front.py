@@ -1,5 +1,6 @@
 """What a node says of itself: readiness and warnings by the workers' reports, and pages that a fault of ours does not take away."""
 
+import getpass
 import socket
 from dataclasses import fields
 
@@ -10,6 +11,7 @@ from wire import ecr
 from eir import front
 from eir.config import load_config
 from eir.control import ask as control
+from eir.errors import EirError
 from eir.front import Front, WorkerReport
 from eir.metrics import FAMILIES
 
@@ -131,3 +133,54 @@ async def test_peers_are_shown_with_who_connects_and_what_went_wrong(site, conne
     assert there["since"] <= there["last_seen"]
     assert (absent["label"], absent["direction"], absent["since"], absent["last_seen"]) == ("dra", "out", None, None)
     assert site.eir("peers").stdout.count(" out ") + site.eir("peers").stdout.count("out\n") >= 1
+
+
+async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_started_without_does_not(shown, crew, told):
+    stolen = {"serial": 1, "generation": 1, "entries": 1, "expires": None}
+    crew.are(missing=["stolen"])
+    await shown.announce()
+    assert told == [("serving", "list stolen has never been loaded")]
+    assert (await shown._ready()).status == 503
+    crew.are(lists={"stolen": stolen})
+    assert (await shown._ready()).body == b"ready\n"
+    crew.are(lists={"stolen": stolen}, missing=["late"])
+    said = await shown._ready()
+    assert (said.status, said.body) == (200, b"degraded\nlist late has never been loaded\n")
+    assert (await shown.status())["state"] == "WARNING"
+    crew.are(missing=["stolen"])  # a worker that came back without it
+    assert (await shown._ready()).status == 503
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_did_what_stands_in_the_log(site, workers):
+    site.load([LISTED])
+    site.load([TRACKED], list_name="tracked")
+    site.configure(workers=workers)
+    node = site.start()
+    until(lambda: node.lines("ready", workers=workers))
+    user = getpass.getuser()
+    control(site.state, "peer_disable", name="mme")
+    control(site.state, "peer_enable", name="mme")
+    policy = site.settings["policy"]
+    late = {"list": "late", "answer": "blacklisted"}
+    site.configure(lists=site.settings["lists"] | {"late": {"signers": "signers"}}, policy={"rules": [late, *policy["rules"]]})
+    assert control(site.state, "reload") == "reloaded; list late has never been loaded: load it first"
+    assert node.get("/ready") == (200, "degraded\nlist late has never been loaded\n")
+    site.configure(surplus=1)
+    with pytest.raises(EirError, match="surplus"):
+        control(site.state, "reload")
+    del site.settings["surplus"]
+    node.end()
+    for event in ("peer_disabled", "peer_enabled"):
+        assert len(node.lines(event, peer="mme", who=user)) == 1
+    reloaded = node.lines("reloaded", who=user, changed="lists,policy")
+    assert {line.get("worker") for line in reloaded} == ({None} if workers == 1 else {"0", "1"})
+    (refused,) = node.lines("reload_refused", who=user)
+    assert "surplus" in refused["detail"]
+    digest = digest_of_stolen(site)
+    (line,) = node.lines("list_in_force", list="stolen")
+    assert (line["digest"], line["signers"].partition(" ")[0]) == (digest[:12], "agency@publisher.example")
+
+
+def digest_of_stolen(site):
+    return next(row["digest"] for row in site.json("lists") if row["list"] == "stolen")
