@@ -23,7 +23,7 @@ from rich.console import Console
 from eir import __version__, check, control, probe
 from eir.config import Config, Whereabouts, load_config, load_whereabouts, render, render_json
 from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused, StoreError
-from eir.lists.layout import until_seconds
+from eir.lists.layout import LAYOUTS, until_seconds
 from eir.lists.load import ListSettings, is_about, load_release, roll_back
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.publish import publish as publish_release
@@ -40,6 +40,9 @@ DEFAULT_CONFIG = Path("config/eir.yaml")
 DIAMETER_PORT = 3868
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
 HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")
+NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
+"""How names of files end that lie beside manifests."""
+MANIFESTS_NAMED_MAX = 3
 DENIED = ("cannot_open", "readonly")
 """Causes of store errors that may be for want of permission."""
 DURATION_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
@@ -193,7 +196,7 @@ def check_(
     question = check.Question(imei, imsi, software_version, origin_host, origin_realm)
     if fault := check.fault_of(question):
         raise _fail(fault, EXIT_USAGE)
-    checked = _config(config)
+    checked = load_config(config)
     answer = _with_store(
         checked,
         lambda store: check.explain_answer(question, checked.policy, checked.lists, store, now=datetime.now(UTC)),
@@ -221,7 +224,7 @@ def load(
 
     A release that is refused changes nothing: the list in force stays, the reason is named here and in `eir history`.
     """
-    checked = _config(config)
+    checked = load_config(config)
     reports = _with_store(checked, lambda store: _load_all(store, checked, manifests, dry_run=dry_run, force=force))
     if as_json:
         _print_json(reports)
@@ -237,6 +240,7 @@ async def _load_all(
     marks = await highest_serials(config.store, config.state)
     for manifest in manifests:
         try:
+            _must_be_manifest(manifest)
             with progress_on(err) as progress:
                 report = await load_release(
                     manifest, config.lists, store, who=_who(), now=datetime.now(UTC), force=force, dry_run=dry_run,
@@ -252,6 +256,16 @@ async def _load_all(
     return reports
 
 
+def _must_be_manifest(path: Path) -> None:
+    """Raise ReleaseRefused for what was given by mistake; it was no release, so it does not go into the history."""
+    if not path.is_dir() and not path.name.lower().endswith(NO_MANIFEST):
+        return
+    folder = path if path.is_dir() else path.parent
+    near = sorted(folder.glob("*.manifest.json"))[:MANIFESTS_NAMED_MAX]
+    advice = f"did you mean {' or '.join(map(str, near))}?" if near else "a release has a LIST-SERIAL.manifest.json (eir publish makes it)"
+    raise ReleaseRefused("no_manifest", f"that is no manifest; {advice}")
+
+
 @app.command()
 def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Load what has arrived in the drop folder, once; a running node does so by itself.
@@ -261,7 +275,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     from eir.intake import make_pass  # noqa: PLC0415 - the other commands need no loader
 
     os.nice(INBOX_NICE)
-    made = asyncio.run(make_pass(_config(config), f"inbox of {_who()}"))
+    made = asyncio.run(make_pass(load_config(config), f"inbox of {_who()}"))
     if as_json:
         _print_json(made.as_json())
     for taken in made.taken:
@@ -400,7 +414,7 @@ def remove(
 
 
 def _edit(config: Path, list_name: str, what: str, identifiers: list[str], imsis: list[str], *, tacs: bool, **details: Any) -> None:
-    checked = _config(config)
+    checked = load_config(config)
     settings = _list_settings(checked, list_name)
     try:
         entries = parse_entries(settings.kind, identifiers, imsis=imsis, tacs=tacs)
@@ -442,8 +456,9 @@ def publish(
     expires: Annotated[str, typer.Option(metavar="14d", help="How long it is meant to be in force: 14d, 36h.")],
     key: Annotated[Path, typer.Option(metavar="KEY", help="The OpenSSH key that signs; a .pub for one held by ssh-agent.")],
     base: Annotated[int | None, typer.Option(metavar="M", help="A delta: the serial that it builds on.", min=0)] = None,
-    layout: Annotated[str | None, typer.Option(metavar="NAME", help="eir, imei, dirbs-blacklist; guessed if not given.")] = None,
+    layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}; guessed if not given.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a signed release: writes LIST-SERIAL.manifest.json and its .sig beside the data files.
@@ -454,8 +469,11 @@ def publish(
     with progress_on(err) as progress:
         manifest = publish_release(
             files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + _duration(expires), key=key,
-            layout=layout, out=folder, progress=progress,
+            layout=layout, out=folder, replace=force, progress=progress,
         )  # fmt: skip
+    for entry in json.loads(manifest.read_bytes())["files"]:
+        if not entry["rows"]:
+            _say(f"warning: {entry['name']} holds no row")
     if as_json:
         _print_json({"manifest": str(manifest), "signature": f"{manifest}.sig"})
     else:
@@ -514,10 +532,12 @@ def _host_and_port(target: str) -> tuple[str, int]:
 
 
 def _config(path: Path) -> Config:
-    """The configuration; its warnings go to standard error."""
+    """The configuration, for whoever just wrote it: what is probably not meant goes to standard error."""
     config = load_config(path)
     for warning in config.warnings:
         _say(f"warning: {warning}")
+    if config.inbox is not None and not config.inbox.is_dir():
+        _say(f"warning: the inbox {config.inbox} is not there; make it, owned by the user that the node runs as")
     return config
 
 

@@ -73,9 +73,11 @@ def device_key(text: str) -> int:
 
     Raises IdentifierError for anything else.
     """
-    if is_digits(text):
-        return imei_key(text)
-    return meid_key(text)
+    try:
+        return imei_key(text) if is_digits(text) else meid_key(text)
+    except IdentifierError:
+        found = f"{len(text)} characters" if text else "nothing"
+        raise IdentifierError(f"no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got {found}") from None
 
 
 def key_text(key: int) -> str:

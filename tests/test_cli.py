@@ -186,6 +186,14 @@ class TestConfiguration:
         assert status == 0
         assert re.search(rf"^warning: {path}:\d+: .*tracked", err, re.MULTILINE)
         assert "warning:" not in out
+        assert "tracked" not in eir("check", UNLISTED, "-c", path)[2]  # it is for whoever writes the configuration
+
+    def test_an_inbox_that_is_not_there_is_warned_of(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(inbox="drop")
+            assert f"warning: the inbox {site.folder}/drop is not there" in site.eir("config").stderr
+            (site.folder / "drop").mkdir()
+            assert site.eir("config").stderr == ""
 
 
 CHECKS = [
@@ -313,6 +321,38 @@ class TestLists:
         assert status == 1
         assert [report["outcome"] for report in json.loads(out)] == ["refused", "would load"]
         assert f"{missing}: refused" in err
+
+    def test_what_is_no_manifest_is_told_and_not_recorded(self, eir, host):
+        manifest = host.release([LISTED], list_name="stolen", serial=1)
+        events = document(eir("history", "--json"))
+        for mistaken in (manifest.parent, manifest.parent / "stolen-1-0.csv", f"{manifest}.sig"):
+            status, _, err = eir("load", mistaken)
+            assert status == 1
+            assert f"that is no manifest; did you mean {manifest.parent}/" in err
+        assert document(eir("history", "--json")) == events
+
+    def test_a_release_for_no_list_is_told_which_there_are(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={**site.settings["lists"], "own": {"local": True}})
+            assert "own is local: entries go into it by eir add" in site.eir("load", site.release([LISTED], list_name="own"), status=1).stderr
+            assert "did you mean 'stolen'?" in site.eir("load", site.release([LISTED], list_name="stollen"), status=1).stderr
+
+    def test_publish_replaces_no_other_release_unasked(self, eir, host, tmp_path):
+        data = tmp_path / "new.csv"
+        command = ["publish", data, "--list", "stolen", "--serial", "9", "--expires", "36h", "--key", host.publisher.key]
+        data.write_text(f"imei\n{LISTED}\n")
+        assert eir(*command)[0] == 0
+        assert eir(*command)[0] == 0  # the same, signed again
+        data.write_text("imei\n")
+        status, _, err = eir(*command)
+        assert status == 1
+        assert "give this one a higher serial, or --force" in err
+        status, _, err = eir(*command, "--force")
+        assert (status, err) == (0, "warning: new.csv holds no row\n")
+        data.write_text(f"imei;reason\n{LISTED};lost\n")
+        status, _, err = eir(*command)
+        assert status == 1
+        assert "its columns are separated by semicolons; save it with commas" in err
 
     def test_publish_writes_manifest_and_signature_and_says_where(self, eir, host, tmp_path):
         data = tmp_path / "new.csv"

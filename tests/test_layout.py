@@ -112,15 +112,15 @@ def test_subscribers(texts):
 def test_bad_rows_are_named_by_line_without_the_identifier():
     rows = [
         ("35123456789012", None),
-        ("3512345678901", "an IMEI has 14 or 15 digits, an IMEISV 16; got 13 characters"),
+        ("3512345678901", "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"),
         ("", None),  # a blank line, which is no row
         ("35123456789012,lost,20261301", "until is none of 20261231, 2026-12-31 and 2026-12-31T12:00:00Z"),
-        (",lost", "got 0 characters"),
+        (",lost", "got nothing"),
         ('"35123456789013', "one row a line, quotes closed, is expected"),
-        ('still quoted"', "a MEID has 14 hexadecimal digits; got 13 characters"),
+        ('still quoted"', "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"),
         ("35123456789014,lost", None),
-        ("G1234567890123", "a MEID has hexadecimal digits only"),
-        ("+35123456789012", "a MEID has 14 hexadecimal digits; got 15 characters"),
+        ("G1234567890123", "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters"),
+        ("+35123456789012", "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 15 characters"),
     ]
     content = ("imei,reason,until\n" + "".join(text + "\n" for text, _ in rows)).encode()
     keys, tally, count, _, _ = read(content)

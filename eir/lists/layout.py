@@ -97,7 +97,7 @@ def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
     if subject is None:
         expected = " or ".join("+".join(columns) for columns in allowed)
         found = "+".join(sorted(present)) or "none of them"
-        raise ReleaseRefused("layout", f"{name}:1: a header with {expected} is expected for {kind}; it has {found}")
+        raise ReleaseRefused("layout", f"{name}:1: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}")
     at = {column: position for position, column in enumerate(names)}
     return Plan(
         subject,
@@ -107,6 +107,14 @@ def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
         dialect.junk,
         _FIELD_SEPARATOR,
     )
+
+
+def separator_hint(header: bytes) -> str:
+    """What to say of a header as spreadsheets of some countries write it; nothing for any other."""
+    for separator, called in ((b";", "semicolons"), (b"\t", "tabs")):
+        if separator in header and b"," not in header:
+            return f" (its columns are separated by {called}; save it with commas)"
+    return ""
 
 
 def guess_layout(first_line: bytes) -> str | None:

@@ -8,6 +8,7 @@ The work is done on the calling thread: a load belongs in a process of its own, 
 eir.device and eir.errors; the store comes as an argument.
 """
 
+import difflib
 import gc
 import os
 import re
@@ -159,6 +160,8 @@ async def load_release(
             refused.list_name, refused.serial = run.release.manifest.list, run.release.manifest.serial
         if not dry_run:
             about = (refused.list_name, refused.serial)
+            if refused.reason == "unknown_list":
+                refused.detail += _which_list(manifest, lists)
             said = f"{refused.reason}: {refused.detail}"
             if refused.list_name is None and (claim := claimed(manifest)) is not None:
                 said += CLAIMS.format(*claim)
@@ -172,6 +175,17 @@ def is_about(event: Event, name: str) -> bool:
         return event.list == name
     found = _CLAIMED.search(event.detail)
     return found is not None and found[1] == name
+
+
+def _which_list(manifest: Path, lists: Mapping[str, ListSettings]) -> str:
+    """What to do about a release for a list that takes none."""
+    claim = claimed(manifest)
+    if claim is None:
+        return ""
+    if claim[0] in lists:
+        return f"; {claim[0]} is local: entries go into it by eir add"
+    near = difflib.get_close_matches(claim[0], lists, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(lists) or 'none'}"
 
 
 async def roll_back(name: str, store: ListStore, *, who: str, now: datetime, dry_run: bool = False) -> ListState:

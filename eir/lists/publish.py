@@ -20,7 +20,7 @@ from typing import IO, TypeAlias
 
 from eir.errors import ReleaseRefused
 from eir.lists.delivered import CHUNK_BYTES, DataFile, open_folder
-from eir.lists.layout import BOM, LAYOUTS, guess_layout
+from eir.lists.layout import BOM, LAYOUTS, guess_layout, separator_hint
 from eir.lists.release import (
     ADDED,
     DELTA,
@@ -76,6 +76,7 @@ def publish(
     more_keys: Sequence[Path] = (),
     layout: str | None = None,
     out: Path | None = None,
+    replace: bool = True,
     progress: Progress | None = None,
 ) -> Path:
     """Make a signed release of these data files (or DIRBS zips) and return its manifest's path.
@@ -83,7 +84,7 @@ def publish(
     `base` makes it a delta: then a file's name ends in `added` or `removed`, or is one of DIRBS's delta files. `layout`
     None: guessed from each file's header. `out`: the folder that the release goes to; None: the one that the files are
     in. `key`: an OpenSSH key, or the `.pub` of one that an agent holds; `more_keys` sign after it, for lists that want
-    several signatures. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature then.
+    several signatures. `replace` False: a release of this serial that is there with other data stays. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature then.
     """
     report = progress or (lambda _stage, _done, _total: None)
     kind = FULL if base is None else DELTA
@@ -106,6 +107,10 @@ def publish(
         "files": [asdict(_described(folder, name, kind, layout, report)) for name in placed],
     }
     path = folder / f"{list_name}-{serial}.manifest.json"
+    if not replace and _other_data(path, manifest):
+        raise ReleaseRefused(
+            "file_exists", f"{path} is a release of this serial with other data; give this one a higher serial, or --force"
+        )
     signatures = [Path(f"{path}.sig"), *(Path(f"{path}.sig.{number}") for number in range(2, SIGNATURES_MAX + 1))]
     for signature in signatures:  # those of an earlier try are over other bytes
         signature.unlink(missing_ok=True)
@@ -113,6 +118,17 @@ def publish(
     for signature, signing_key in zip(signatures, (key, *more_keys), strict=False):
         _sign(path, signature, signing_key)
     return path
+
+
+def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
+    """Whether another release lies where this one is to go; the same data signed once more, for longer, is no other."""
+    try:
+        there = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return not isinstance(there, dict) or any(there.get(key) != manifest.get(key) for key in ("kind", "base", "files"))
 
 
 def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
@@ -259,7 +275,9 @@ def _described(folder: Path, name: str, kind: str, layout: str | None, report: P
             found = layout or guess_layout(first_line)
             if found is None:
                 raise ReleaseRefused(
-                    "layout", f"{name}: no layout fits its first line; give one of {', '.join(LAYOUTS)} (--layout)"
+                    "layout",
+                    f"{name}: no layout fits its first line{separator_hint(first_line)}; "
+                    f"give one of {', '.join(LAYOUTS)} (--layout)",
                 )
             if found not in LAYOUTS:
                 raise ReleaseRefused("layout", f"layout {found!r} is not known; known are {', '.join(LAYOUTS)}")
