@@ -361,6 +361,8 @@ class Worker:
         counts, follower = self._counts, self._follower
         connected, disabled = self.node.connected(), self.node.disabled()
         states = self._loaded()
+        # What the operator does to a local list is in the history too, and is no release; one that is offered for it is refused.
+        local = {name for name, settings in self._config.lists.items() if settings.local}
         return {
             "eir_checks_total": _labelled(self._service.checks),
             "eir_observed_total": _labelled(self._observed),
@@ -382,7 +384,9 @@ class Worker:
             "eir_release_last_refused_timestamp_seconds": _times(
                 {o.list or UNKNOWN_LIST: o.last for o in self._outcomes if o.outcome == REFUSED}
             ),
-            "eir_releases_total": {(o.list or UNKNOWN_LIST, o.outcome): o.count for o in self._outcomes},
+            "eir_releases_total": {
+                (o.list or UNKNOWN_LIST, o.outcome): o.count for o in self._outcomes if o.outcome == REFUSED or o.list not in local
+            },
             "eir_store_up": {(): float(follower.up)},
             "eir_store_errors_total": _by_one(follower.errors),
             "eir_follow_lag_seconds": {(): follower.lag_s},

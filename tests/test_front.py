@@ -5,7 +5,7 @@ import socket
 from dataclasses import fields
 
 import pytest
-from node import LISTED, TRACKED, until
+from node import LISTED, TRACKED, UNLISTED, until
 from wire import ecr
 
 from eir import front
@@ -184,3 +184,14 @@ def test_who_did_what_stands_in_the_log(site, workers):
 
 def digest_of_stolen(site):
     return next(row["digest"] for row in site.json("lists") if row["list"] == "stolen")
+
+
+def test_changes_of_a_local_list_are_no_releases(site):
+    site.configure(lists=site.settings["lists"] | {"own": {"local": True}})
+    site.load([LISTED])
+    site.eir("add", "own", TRACKED, "--reason", "lost")
+    site.eir("add", "own", UNLISTED, "--reason", "lost")
+    site.eir("rollback", "own")
+    node = site.start()
+    shown = until(lambda: {name for name in node.metrics() if name.startswith("eir_releases_total{")})
+    assert shown == {"eir_releases_total{list=stolen,outcome=accepted}"}
