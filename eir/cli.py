@@ -11,7 +11,8 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,6 +44,8 @@ HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
 """How names of files end that lie beside manifests."""
 MANIFESTS_NAMED_MAX = 3
+TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
+"""How long a load waits for the node on its host to follow, and between two looks."""
 DENIED = ("cannot_open", "readonly")
 """Causes of store errors that may be for want of permission."""
 DURATION_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
@@ -95,7 +98,12 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False) -> None:
+def _root(
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="The configuration; may stand behind COMMAND too.")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if config is not None:
+        os.environ["EIR_CONFIG"] = str(config)  # where each command looks next if it has no -c of its own
     if version:
         print(f"eir {__version__}")
         raise typer.Exit
@@ -225,17 +233,30 @@ def load(
     A release that is refused changes nothing: the list in force stays, the reason is named here and in `eir history`.
     """
     checked = load_config(config)
-    reports = _with_store(checked, lambda store: _load_all(store, checked, manifests, dry_run=dry_run, force=force))
+    loaded: dict[str, int] = {}
+    try:
+        reports = _with_store(
+            checked, lambda store: _load_all(store, checked, manifests, dry_run=dry_run, force=force, loaded=loaded)
+        )
+    except KeyboardInterrupt:
+        said = "what is reported above stays in force" if loaded else "no release was reported as loaded"
+        _say(f"interrupted; {said}; eir lists shows what is in force")
+        raise
     if as_json:
         _print_json(reports)
+    if loaded:
+        _say(_taken_over(checked.state, loaded))
     if any(report["outcome"] == "refused" for report in reports):
         raise typer.Exit(EXIT_NO)
 
 
 async def _load_all(
-    store: ListStore, config: Config, manifests: list[Path], *, dry_run: bool, force: bool
+    store: ListStore, config: Config, manifests: list[Path], *, dry_run: bool, force: bool, loaded: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """Load one after the other; a refused one does not keep the next from being tried."""
+    """Load one after the other; a refused one does not keep the next from being tried.
+
+    `loaded` takes the generation of each list that was loaded.
+    """
     reports: list[dict[str, Any]] = []
     marks = await highest_serials(config.store, config.state)
     for manifest in manifests:
@@ -251,9 +272,29 @@ async def _load_all(
             reports.append({"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail})
         else:
             outcome = "would load" if dry_run else "loaded"
+            if report.state is not None:
+                loaded[report.list] = report.state.generation
             _say(f"{manifest}: {outcome}: {report.as_text()}")
             reports.append({"manifest": str(manifest), "outcome": outcome, **report.as_json()})
     return reports
+
+
+def _taken_over(state: Path, loaded: Mapping[str, int]) -> str:
+    """Whether the node on this state folder answers by what was loaded (list → generation); waits for it a little."""
+    end = time.monotonic() + TAKEN_OVER_S
+    try:
+        while True:
+            report = control.ask(state, "status")
+            behind = [name for name, of in loaded.items() if report["lists"].get(name, {"generation": 0})["generation"] < of]
+            if not behind:
+                return f"the node on this host (process {report['pid']}) has taken over {', '.join(loaded)}"
+            if time.monotonic() > end:
+                return f"the node on this host (process {report['pid']}) has not taken over {', '.join(behind)} yet; see eir status"
+            time.sleep(TAKEN_OVER_EACH_S)
+    except control.ControlDenied as e:
+        return f"whether a node has taken it over is not known: {e}"
+    except control.ControlError as e:
+        return f"{e}; one that starts, or that follows the same store elsewhere, takes it over by itself"
 
 
 def _must_be_manifest(path: Path) -> None:

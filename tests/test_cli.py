@@ -169,14 +169,16 @@ class TestConfiguration:
             (folder / "eir.yaml").write_text(text)
             shutil.copy(host.folder / "signers", folder)
 
-        def realm(*arguments, **environment):
+        def realm(*arguments, before=(), **environment):
             base = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
-            done = subprocess.run([*COMMAND, "config", "--json", *arguments], cwd=tmp_path, env=base | environment, capture_output=True, check=True)
+            done = subprocess.run([*COMMAND, *before, "config", "--json", *arguments], cwd=tmp_path, env=base | environment, capture_output=True, check=True)
             return json.loads(done.stdout)["identity"]["realm"]
 
         assert realm() == "default.example"
         assert realm(EIR_CONFIG="environment/eir.yaml") == "environment.example"
         assert realm("-c", "given/eir.yaml", EIR_CONFIG="environment/eir.yaml") == "given.example"
+        assert realm("-c", "given/eir.yaml", EIR_CONFIG="environment/eir.yaml", before=("-c", "none.yaml")) == "given.example"
+        assert realm(EIR_CONFIG="environment/eir.yaml", before=("-c", "given/eir.yaml")) == "given.example"
 
     def test_a_warning_goes_to_standard_error(self, eir, host, tmp_path):
         path = tmp_path / "eir.yaml"
@@ -321,6 +323,14 @@ class TestLists:
         assert status == 1
         assert [report["outcome"] for report in json.loads(out)] == ["refused", "would load"]
         assert f"{missing}: refused" in err
+
+    def test_a_load_says_whether_a_node_has_taken_it_over(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            assert "no node runs on the state folder" in site.eir("load", site.release([LISTED])).stderr.splitlines()[1]
+            node = site.start()
+            said = site.eir("load", site.release([UNLISTED], serial=2)).stderr.splitlines()[-1]
+            assert said == f"the node on this host (process {node.pid}) has taken over stolen"
+            assert node.status()["lists"]["stolen"]["serial"] == 2
 
     def test_what_is_no_manifest_is_told_and_not_recorded(self, eir, host):
         manifest = host.release([LISTED], list_name="stolen", serial=1)
