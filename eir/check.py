@@ -59,6 +59,8 @@ class Answer:
     """Lists that the policy uses and that have never been loaded."""
     conditions: str = ""
     """What else than its list the rule asks for."""
+    change: int | None = None
+    """Of the list, counted from 1, where operators change it and no release does."""
 
     def as_json(self) -> dict[str, Any]:
         """The document that `--json` prints; null where nothing applies."""
@@ -79,7 +81,8 @@ class Answer:
         lines = [f"{self.question.imei}: {self.status or 'error'}"]
         rule = f"rule {self.rule}" if isinstance(self.rule, int) else f"policy's {self.rule}"
         rule += f": {self.conditions}" if self.conditions else ""
-        where = f", list {self.list} (serial {self.serial})" if self.list else ""
+        which = f"serial {self.serial}" if self.change is None else f"change {self.change}"
+        where = f", list {self.list} ({which})" if self.list else ""
         lines.append(f"  because of the {rule}{where}" if not isinstance(self.rule, int) else f"  by {rule}{where}")
         if self.reason:
             lines.append(f"  reason: {self.reason}")
@@ -117,13 +120,14 @@ async def explain_answer(
         origin_host=question.origin_host, origin_realm=question.origin_realm,
     )  # fmt: skip
     verdict = found.verdict
-    reason = serial = None
+    reason = serial = change = None
     if verdict.list in states:
         serial = states[verdict.list].serial
+        change = None if serial else states[verdict.list].generation
         reason = await _reason(store, verdict.list, lists[verdict.list].kind, key, question.imsi)
     conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
     return Answer(
-        question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded, conditions
+        question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded, conditions, change
     )
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -336,6 +337,8 @@ def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     states = _with_store(checked, lambda store: store.states(), fresh=False)
     kinds = {name: settings.kind for name, settings in checked.lists.items()} or {name: state.kind for name, state in states.items()}
     rows = [_list_row(name, kind, states.get(name)) for name, kind in kinds.items()]
+    if not as_json:  # what has no releases has changes
+        rows = [{**row, "serial": f"change {states[row['list']].generation}"} if row["serial"] == 0 else row for row in rows]
     columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
     _show(rows, columns, as_json=as_json)
 
@@ -432,13 +435,14 @@ def add(
     tac: Tac = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there the new reason and end.")] = False,
     config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
 ) -> None:
     """Put entries into a local list; running nodes follow at once. All of them, or none if one is there already."""
     try:
         end = _until(until)
     except ValueError:
         raise _fail(f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE) from None
-    _edit(config, list_name, ADD, identifiers, imsi or [], tacs=tac, reason=reason, until=end, replace=replace)
+    _edit(config, list_name, ADD, identifiers, imsi or [], tacs=tac, as_json=as_json, reason=reason, until=end, replace=replace)
 
 
 @app.command()
@@ -449,12 +453,15 @@ def remove(
     imsi: Imsi = None,
     tac: Tac = False,
     config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
 ) -> None:
     """Take entries out of a local list; running nodes follow at once. All of them, or none if one is not there."""
-    _edit(config, list_name, REMOVE, identifiers, imsi or [], tacs=tac, reason=reason)
+    _edit(config, list_name, REMOVE, identifiers, imsi or [], tacs=tac, as_json=as_json, reason=reason)
 
 
-def _edit(config: Path, list_name: str, what: str, identifiers: list[str], imsis: list[str], *, tacs: bool, **details: Any) -> None:
+def _edit(
+    config: Path, list_name: str, what: str, identifiers: list[str], imsis: list[str], *, tacs: bool, as_json: bool, **details: Any
+) -> None:
     checked = load_config(config)
     settings = _list_settings(checked, list_name)
     try:
@@ -463,7 +470,10 @@ def _edit(config: Path, list_name: str, what: str, identifiers: list[str], imsis
         raise _fail(str(e), EXIT_USAGE) from None
     edit = Edit(what=what, entries=entries, **details)
     report = _with_store(checked, lambda store: edit_list(edit, settings, store, who=_who(), now=datetime.now(UTC)))
-    print(report.as_text())
+    if as_json:
+        _print_json(asdict(report))
+    else:
+        print(report.as_text())
 
 
 def _until(text: str) -> int:

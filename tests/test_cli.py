@@ -332,6 +332,18 @@ class TestLists:
             assert said == f"the node on this host (process {node.pid}) has taken over stolen"
             assert node.status()["lists"]["stolen"]["serial"] == 2
 
+    def test_a_local_list_has_changes_instead_of_serials(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            added = site.json("add", "own", LISTED, UNLISTED, "--reason", "a case")
+            assert added == {"list": "own", "what": "add", "entries": 2, "come": 2, "gone": 0, "generation": 1, "recorded": True}
+            removed = site.json("remove", "own", UNLISTED, "--reason", "another case")
+            assert (removed["entries"], removed["gone"], removed["generation"]) == (1, 1, 2)
+            assert re.search(r"^own +devices +change 2 +1 ", site.eir("lists").stdout, re.MULTILINE)
+            assert "by rule 1, list own (change 2)" in site.eir("check", LISTED).stdout
+            assert [row["serial"] for row in site.json("lists")] == [0]
+            assert site.json("check", LISTED)["serial"] == 0
+
     def test_what_is_no_manifest_is_told_and_not_recorded(self, eir, host):
         manifest = host.release([LISTED], list_name="stolen", serial=1)
         events = document(eir("history", "--json"))

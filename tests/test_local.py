@@ -164,7 +164,7 @@ async def test_pairs(store):
 @pytest.mark.parametrize(
     ("kind", "identifiers", "details", "says"),
     [
-        ("devices", ["3512345600000"], {}, "3512345600000: an IMEI has 14 or 15 digits"),
+        ("devices", ["3512345600000"], {}, "3512345600000: no IMEI (14 to 16 digits) and no MEID"),
         ("devices", ["35123456"], {}, "35123456: "),
         ("devices", [IMEI], {"tacs": True}, "a TAC has 8 digits; got 14 characters"),
         ("devices", ["٣٥١٢٣٤٥٦"], {"tacs": True}, "a TAC has 8 digits"),
