@@ -29,9 +29,9 @@ def test_it_exchanges_every_kind_of_message_and_wireshark_has_no_objection(site,
                 assert answer.auth_session_state == E_AUTH_SESSION_STATE_NO_STATE_MAINTAINED
             # Each side's watchdog speaks when nothing has come for a while: first the client's, then, with that one quiet, ours.
             mme.node.idle_timeout = 1
-            until(lambda: watchdogs(node, "in"))
-            mme.node.idle_timeout = 60
             until(lambda: watchdogs(node, "out"))
+            mme.node.idle_timeout = 60
+            until(lambda: watchdogs(node, "in"))
         until(lambda: node.status()["peers"] == {"mme": 0})
     commands = capture.commands()
     assert {(code, True) for code in (257, 280, 282, 324)} | {(code, False) for code in (257, 280, 282, 324)} == set(commands)
@@ -41,8 +41,8 @@ def test_it_exchanges_every_kind_of_message_and_wireshark_has_no_objection(site,
 
 
 def watchdogs(node, direction):
-    """DWRs that went in this direction."""
-    return node.metrics().get(f"eir_diameter_messages_total{{command=Device-Watchdog,direction={direction},kind=request,peer=mme}}")
+    """DWAs that went in this direction."""
+    return node.metrics().get(f"eir_diameter_messages_total{{command=Device-Watchdog,direction={direction},kind=answer,peer=mme}}")
 
 
 def test_many_requests_from_many_threads_each_get_their_own_answer(site):
