@@ -7,6 +7,7 @@ functions in `CHECKS` and `WARNINGS`. Imported by server and cli only; nothing b
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
@@ -250,6 +251,7 @@ STORE = Kind(
     expected="sqlite, redis://HOST[:PORT][/DB] or rediss:// (TLS), redis+sentinel://HOST,…/SERVICE, or redis+cluster://HOST,…",
     read=_store_url, show=mask_password,
 )  # fmt: skip
+RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z][A-Za-z0-9._:-]{0,63}")
 PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
 LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
 STATUS = one_of({status.value: status for status in Status})
@@ -329,6 +331,7 @@ TABLE = (
     Key("lists.*.bad_rows_max", whole(0, 10**9), 100, "rows that are no identifier; one more refuses the release"),
     Key("inbox", FOLDER, None, "drop folder: signed releases that arrive in it are loaded, and moved to its accepted/ or refused/; none is watched if left out", live=False),
     Key("inbox_patience_s", seconds(1, 30 * 86400), 3600, "how long a release in the drop folder may stay incomplete, and a file that no release names", live=False),
+    Key("policy.rules[].name", RULE_NAME, None, "what metrics and logs call the rule; its number if left out"),
     Key("policy.rules[].answer", STATUS, REQUIRED, "status that the rule gives if all its conditions hold"),
     Key("policy.rules[].observe", flag(), False, "count and log what the rule would have answered, and go on with the next"),
     Key("policy.rules[].list", LIST_NAME, None, "condition: in this list is the device, the device with this SIM (pairs), or the SIM (subscribers); waits for the list's first load"),
@@ -618,13 +621,16 @@ def _unusable(path: Path) -> str | None:
 
 def _check_rules(document: Document) -> Iterator[Problem]:
     lists = document.values["lists"]
-    conditions = [name for name in (f.name for f in fields(Rule)) if name not in {"answer", "observe"}]
+    conditions = [name for name in (f.name for f in fields(Rule)) if name not in {"name", "answer", "observe"}]
+    names = Counter(rule["name"] for rule in document.values["policy"]["rules"] if rule["name"])
     for at, rule in enumerate(document.values["policy"]["rules"]):
         spot = ("policy", "rules", at)
         if not document.faulty(*spot) and not any(rule[name] for name in conditions):
             yield document.problem(
                 f"a rule without a condition answers every device; expected one of {', '.join(conditions)}, or policy.default", *spot
             )
+        if names[rule["name"]] > 1:
+            yield document.problem(f"two rules have the name '{rule['name']}'", *spot, "name")
         for name in LIST_CONDITIONS:
             if rule[name] is None:
                 continue

@@ -91,7 +91,7 @@ class Log:
         self._worker = worker
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._folds: dict[tuple[str, str, str], _Fold] = {}
-        self._observed: Counter[tuple[int, str]] = Counter()
+        self._observed: Counter[tuple[int, str, str | None]] = Counter()
         self._logger = logging.getLogger("eir")
         self._logger.propagate = False
         handler = _DescriptorHandler(sys.stderr.fileno())
@@ -157,9 +157,9 @@ class Log:
         fold.count += 1
         fold.imei, fold.imsi = imei, imsi
 
-    def note_observed(self, rule: int, status: str) -> None:
+    def note_observed(self, rule: int, status: str, name: str | None = None) -> None:
         """Take note of a check that an observed rule would have answered; `fold` writes how many there were."""
-        self._observed[rule, status] += 1
+        self._observed[rule, status, name] += 1
 
     def fold(self) -> None:
         """One line for each group of checks noted since the last fold, with the latest device as an example."""
@@ -171,8 +171,8 @@ class Log:
             line = {"event": "checks", "status": status, "list": list_name or None, "peer": peer, "count": fold.count}
             self._write(logging.INFO, {**line, "imei": imei or None, "imsi": imsi or None})
         observed, self._observed = self._observed, Counter()
-        for (rule, status), count in observed.items():
-            self._write(logging.INFO, {"event": "observed", "rule": rule, "status": status, "count": count})
+        for (rule, status, name), count in observed.items():
+            self._write(logging.INFO, {"event": "observed", "rule": rule, "name": name, "status": status, "count": count})
 
     def close(self) -> None:
         """Write what is still queued and stop the writing thread, if someone reads what it writes."""

@@ -32,6 +32,8 @@ class Rule:
     A condition on something that the request did not carry (no User-Name, no Software-Version) does not hold.
     """
 
+    name: str | None = None
+    """What people call the rule."""
     answer: Status
     observe: bool = False
     """Report what the rule would have answered and go on with the next one."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ from eir.lists.expiry import ExpiryReminder
 from eir.lists.index import Index
 from eir.lists.store import REFUSED, ListState, Outcome
 from eir.log import Log
-from eir.policy import Policy, Status, Verdict, compile_policy
+from eir.policy import Policy, Rule, Status, Verdict, compile_policy
 from eir.s13.express import Lane
 from eir.s13.service import REPLIES, S13Service
 from eir.stores.follow import Follower
@@ -242,7 +243,7 @@ class Worker:
     # ---- lists and policy ----
 
     def _compile(self, config: Config) -> Policy:
-        policy = compile_policy(config.policy, self._index, observed=self._observe, now=datetime.now(UTC))
+        policy = compile_policy(config.policy, self._index, observed=partial(self._observe, config.policy.rules), now=datetime.now(UTC))
         if policy.overridden:
             until = policy.override_until
             self._log.report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
@@ -256,9 +257,10 @@ class Worker:
         self._log.report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
         return tls
 
-    def _observe(self, rule: int, status: Status) -> None:
-        self._observed[str(rule), status] += 1
-        self._log.note_observed(rule, status)
+    def _observe(self, rules: Sequence[Rule], rule: int, status: Status) -> None:
+        name = rules[rule - 1].name
+        self._observed[name or str(rule), status] += 1
+        self._log.note_observed(rule, status, name)
 
     def _note(self, verdict: Verdict, peer: str, imei: str, imsi: str) -> None:
         self._log.note_check(verdict.status, verdict.list or "", peer, imei, imsi)

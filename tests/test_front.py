@@ -195,3 +195,18 @@ def test_changes_of_a_local_list_are_no_releases(site):
     node = site.start()
     shown = until(lambda: {name for name in node.metrics() if name.startswith("eir_releases_total{")})
     assert shown == {"eir_releases_total{list=stolen,outcome=accepted}"}
+
+
+async def test_an_observed_rule_is_called_by_its_name(site, connect):
+    site.load([LISTED])
+    site.load([TRACKED], list_name="tracked")
+    trial = {"name": "on-trial", "list": "stolen", "answer": "blacklisted", "observe": True}
+    site.configure(policy={"rules": [trial, {"list": "tracked", "answer": "greylisted"}]})
+    node = site.start()
+    client = await connect(node)
+    await client.ask(ecr(LISTED))
+    assert node.metrics()["eir_observed_total{rule=on-trial,status=blacklisted}"] == 1
+    node.end()
+    assert node.lines("observed", rule=1, name="on-trial", count=1)
+    site.configure(policy={"rules": [trial, trial]})
+    assert "two rules have the name 'on-trial'" in site.eir("config", status=2).stderr
