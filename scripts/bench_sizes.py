@@ -45,7 +45,7 @@ TACS, QUESTIONS, HITS = 250_000, 1_000_000, 0.01
 LOAD = Load(4, 256)
 OF_SMALLEST_MIN, RESIDENT_MB_MAX, READY_S_MAX = 0.9, 600, 5
 COLUMNS = (
-    "entries", "load_s", "store_mb", "ready_s", "resident_mb", "share_mb", "own_mb", "answers_per_s", "of_smallest", "p99_us",
+    "entries", "load_s", "store_mb", "ready_s", "resident_mb", "share_mb", "own_mb", "answers_per_s", "of_smallest", "cpu_us_per_answer", "p99_us",
 )  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         for row, server in zip(found, servers, strict=True):
             row["resident_mb"] = memory_mb(server.workers[0])["resident"]
             row["answers_per_s"] = round(median(results, server.name, LOAD, answers_per_s))
+            row["cpu_us_per_answer"] = round(median(results, server.name, LOAD, lambda found: float(found["server_us_per_answer"])), 2)
             row["p99_us"] = round(median(results, server.name, LOAD, percentile("p99")), 1)
             row["of_smallest"] = ratio(results, server.name, servers[0].name, LOAD, answers_per_s)["median"]
     largest = found[-1]
