@@ -76,11 +76,13 @@ class Server:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
-    def command(self, *words):
-        """The raw reply to one command (its first 64 KiB)."""
+    def command(self, *words, then=()):
+        """The raw reply to one command (its first 64 KiB), or to a second one after it."""
         with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as one:
-            one.sendall(_said(words))
-            return one.recv(1 << 16)
+            for said in filter(None, (words, then)):
+                one.sendall(_said(said))
+                reply = one.recv(1 << 16)
+            return reply
 
     def flush(self):
         self.command("FLUSHALL")

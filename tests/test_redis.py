@@ -1,10 +1,9 @@
-"""What only the store in Redis owes: its keys, its faults by cause, users with few rights, TLS, Sentinel, a cluster."""
+"""What only the store in Redis owes: its keys, its faults by cause, TLS, Sentinel, a cluster. Users: faults/test_acl.py."""
 
 import asyncio
 import contextlib
 import json
 import re
-import socket
 
 import pytest
 import servers
@@ -12,7 +11,7 @@ import trustme
 from made import event, page, pages_of, state, until
 from test_follow import Node
 
-from eir.errors import GenerationConflict, NothingToRollBack, StoreError
+from eir.errors import NothingToRollBack, StoreError
 from eir.lists.pages import PAGE_KEYS, Page
 from eir.stores import redis as redis_store
 from eir.stores.redis import RedisStore
@@ -370,66 +369,6 @@ class TestNodes:
 
 async def has_state(copy):
     return await copy.state("a") is not None
-
-
-ACL = {
-    "worker": "on >w ~eir:* resetchannels -@all +hello +client|setinfo +client|setname +ping +info"
-    " +smembers +hmget +hlen +eval_ro +hget +hscan +xrange +xread +xrevrange +hgetall",
-    "loader": "on >l ~eir:* resetchannels -@all +hello +client|setinfo +client|setname +ping +info"
-    " +smembers +hmget +hlen +eval_ro +hget +hscan +xrange +xread +xrevrange +hgetall"
-    " +multi +exec +watch +unwatch +discard +sadd +hset +hdel +hincrby +expire +persist +unlink +xadd +wait"
-    " +set +get +pexpire +del",
-}
-"""What a follower and a loader need; the README shows the same."""
-
-
-class TestUsers:
-    @pytest.fixture
-    def guarded(self, own):
-        server = own()
-        for name, rules in ACL.items():
-            assert server.command("ACL", "SETUSER", name, *rules.split()) == b"+OK\r\n"
-        assert server.command("ACL", "SETUSER", "default", "off") == b"+OK\r\n"
-        return server
-
-    def url(self, server, login):
-        return server.url.replace("//", f"//{login}@")
-
-    async def test_each_can_do_what_it_is_for_and_no_more(self, guarded):
-        async with opened(self.url(guarded, "loader:l")) as loader, opened(self.url(guarded, "worker:w")) as worker:
-            await loader.replace("a", state(A), A, seen=0)
-            await loader.replace("a", state(B, serial=2), B, seen=1)
-            await loader.amend("a", state([page(0, [9]), B[1]], serial=3), [page(0, [9])], seen=2)
-            await loader.rollback("a", seen=3)
-            await loader.record(event("a"))
-            assert await loader.claim("inbox", "me", 5)
-            assert await loader.claim("inbox", "me", 0)
-            async with Node(worker, {"a": "devices"}) as node:
-                assert node.index.lists["a"].holds(3)
-                await loader.replace("a", state(A, serial=4), A, seen=4)
-                await node.reaches(5)
-                assert not node.follower.errors
-            assert (await worker.outcomes())[0].count == 1
-            assert len(await worker.history()) == 1
-            for write in (
-                worker.replace("a", state(B), B, seen=5),
-                worker.amend("a", state(B), B, seen=5),
-                worker.rollback("a", seen=5),
-                worker.record(event("a")),
-                worker.claim("inbox", "me", 5),
-            ):
-                assert await cause_of(write) == "noperm"
-
-    async def test_neither_may_do_what_harms(self, guarded):
-        for login in ("loader:l", "worker:w"):
-            user, password = login.split(":")
-            for harm in (["FLUSHALL"], ["CONFIG", "SET", "maxmemory", "1"], ["SHUTDOWN"], ["KEYS", "*"], ["GET", "other"]):
-                with contextlib.closing(socket.create_connection(("127.0.0.1", guarded.port), timeout=5)) as one:
-                    one.sendall(f"AUTH {user} {password}\r\n".encode() + (" ".join(harm) + "\r\n").encode())
-                    answer = b""
-                    while answer.count(b"\r\n") < 2:
-                        answer += one.recv(4096)
-                assert b"-NOPERM" in answer, harm
 
 
 class TestUrls:

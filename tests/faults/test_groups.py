@@ -46,23 +46,22 @@ def test_a_failover_to_a_replica_that_lags(redis_program, tmp_path, publisher):
 
 def test_a_cluster_node_is_lost(redis_program, tmp_path, publisher):
     """It comes back with nothing, as a node without persistence does."""
-    with Cluster(redis_program) as group, Fleet(tmp_path, publisher, group.url) as fleet:
-        with fleet.witness() as witness:
-            fleet.load_and_follow()
-            owner = group.owner(f"eir:{{{LIST}}}:state")
-            before = fleet.failures("lost_data")
-            owner.kill()
-            until(lambda: fleet.degraded("the store is away"))
-            assert fleet.up() == [0, 0]
-            assert any(fleet.noticed(cause, [0, 0]) for cause in ("refused", "clusterdown"))
-            witness.goes_on()
-            owner.start()
-            until(group.agrees)
-            until(lambda: fleet.noticed("lost_data", before))
-            fleet.settle()
-            witness.goes_on()
-            fleet.load_and_follow()
-            witness.goes_on()
+    with Cluster(redis_program) as group, Fleet(tmp_path, publisher, group.url) as fleet, fleet.witness() as witness:
+        fleet.load_and_follow()
+        owner = group.owner(f"eir:{{{LIST}}}:state")
+        before = fleet.failures("lost_data")
+        owner.kill()
+        until(lambda: fleet.degraded("the store is away"))
+        assert fleet.up() == [0, 0]
+        assert any(fleet.noticed(cause, [0, 0]) for cause in ("refused", "clusterdown"))
+        witness.goes_on()
+        owner.start()
+        until(group.agrees)
+        until(lambda: fleet.noticed("lost_data", before))
+        fleet.settle()
+        witness.goes_on()
+        fleet.load_and_follow()
+        witness.goes_on()
 
 
 def test_a_cluster_node_without_the_list_is_lost(redis_program, tmp_path, publisher):

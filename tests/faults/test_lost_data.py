@@ -75,7 +75,7 @@ def test_evicted(server, fleet):
     server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
-def test_two_loaders_with_the_same_serial(fleet, tmp_path):
+def test_two_loaders_with_the_same_serial(fleet):
     """One wins, the other is told why, whichever is faster."""
     other = fleet.site("other-loader", fleet.url)
     with fleet.witness() as witness:

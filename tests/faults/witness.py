@@ -82,7 +82,7 @@ class Witness:
     def _run(self):
         try:
             asyncio.run(self._ask_all())
-        except Exception as error:  # the test shows it
+        except Exception as error:  # noqa: BLE001 - the thread's outermost frame: the test shows it
             self._failure = error
             self._stop.set()
             self._open.abort()

@@ -1,0 +1,235 @@
+"""The README's two users for Redis: with exactly these rights everything works, without any one of them it does not."""
+
+import asyncio
+import contextlib
+import re
+from pathlib import Path
+
+import pytest
+from groups import Cluster, Watched
+from made import event, page, pages_of, state, until
+from servers import Server
+from test_follow import Node
+
+from eir.errors import StoreError
+from eir.lists.pages import PAGE_KEYS
+from eir.stores import redis as redis_store
+from eir.stores.redis import RedisStore
+from eir.stores.sqlite import SqliteStore
+
+README = Path(__file__).parents[2] / "README.md"
+A = pages_of([1, 2, 5 * PAGE_KEYS])
+B = [page(0, [3, 4], reasons=b"\x00\x01"), *pages_of([7 * PAGE_KEYS])]
+HARM = ("FLUSHALL", "CONFIG SET maxmemory 1", "SHUTDOWN", "KEYS *", "GET other", "DEL other", "ACL LIST", "EVAL x 0")
+
+
+def users():
+    """User → rules, as the README gives them."""
+    found = re.findall(r"^user (\S+) (.+)$", README.read_text(), re.MULTILINE)
+    return {name: rules.split() for name, rules in found}
+
+
+LOADER, WORKER = "loader", "worker"
+
+
+def rights(user):
+    return [rule for rule in users()[user] if rule.startswith("+")]
+
+
+@pytest.fixture(scope="module")
+def server(redis_program):
+    """With a policy that is to be warned of, and a replica."""
+    with contextlib.ExitStack() as stack:
+        master = stack.enter_context(Server(redis_program, "--maxmemory-policy", "allkeys-lru"))
+        master.replica = stack.enter_context(Server(redis_program, "--replicaof", f"127.0.0.1 {master.port}"))
+        yield master
+
+
+def allow(server, user, without=()):
+    """Give the user what the README says, less some of it; a password of the test's own."""
+    rules = [rule for rule in users()[user] if rule not in without and not rule.startswith((">", "#"))]
+    assert server.command("ACL", "SETUSER", user, "reset", ">secret", *rules) == b"+OK\r\n"
+    server.command("ACL", "LOG", "RESET")
+
+
+@contextlib.asynccontextmanager
+async def opened(server, user):
+    said = []
+    store = RedisStore(server.url.replace("//", f"//{user}:secret@"), report=lambda event, **_: said.append(event))
+    store.said = said
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def load(server, folder):
+    """All that a loader does, and a node that heals or watches a drop folder."""
+    async with opened(server, LOADER) as store:
+        await store.replace("a", state(A), A, seen=0)
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        await store.amend("a", state([page(0, [9]), B[1]], serial=3), [page(0, [9]), page(8, [])], seen=2)
+        await store.rollback("a", seen=3)
+        await store.replace("a", state(A, serial=5), A, seen=4)
+        await store.rollback("a", seen=5)
+        await store.record(event("a"))
+        assert await store.claim("inbox", "me", 5)
+        assert await store.claim("inbox", "me", 5)
+        assert not await store.claim("inbox", "you", 5)
+        assert await store.claim("inbox", "me", 0)
+        assert {"store_may_evict", "store_not_replicated"} <= set(store.said)
+        await heal(server, folder, store)
+    server.command("FLUSHALL")
+    await follow(server, folder, LOADER)
+
+
+async def heal(server, folder, store):
+    copy = SqliteStore(folder / "copy.sqlite")
+    try:
+        async with Node(store, {"a": "devices"}, copy=copy) as node:
+            await until(lambda: is_there(copy), 3)
+            server.command("DEL", "eir:{a}:state")
+            await until(lambda: node.follower.lost, 3)
+            await until(lambda: not node.follower.lost, 3)
+    finally:
+        await copy.close()
+
+
+async def is_there(copy):
+    return await copy.state("a") is not None
+
+
+async def follow(server, _, user=WORKER):
+    """All that a node does that only follows, and the commands that only show."""
+    admin = RedisStore(server.url)
+    try:
+        await admin.replace("a", state(A), A, seen=0)
+        await admin.record(event("a"))
+        async with opened(server, user) as store:
+            async with Node(store, {"a": "devices"}) as node:
+                assert node.index.lists["a"].holds(1)
+                await admin.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
+                await until(lambda: node.generation() == 2, 3)
+                await admin.replace("a", state(B, serial=3), B, seen=2)
+                await until(lambda: node.generation() == 3, 3)
+                assert not node.follower.errors
+            assert (await store.outcomes())[0].count == 1
+            assert len(await store.history()) == 1
+            assert store.said == ["store_may_evict"]
+    finally:
+        await admin.close()
+
+
+WORK = {LOADER: load, WORKER: follow}
+
+
+def works(server, user, folder):
+    """Whether all that the user is for works, and nothing was tried that it may not do.
+
+    A replica that is asleep makes a loader wait, and say so.
+    """
+    server.command("FLUSHALL")
+    folder.mkdir()
+    if user == LOADER:
+        server.replica.pause()
+    try:
+        asyncio.run(WORK[user](server, folder))
+    except (StoreError, AssertionError, TimeoutError):
+        return False
+    finally:
+        server.replica.resume()
+    return server.command("ACL", "LOG") == b"*0\r\n"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(redis_store, "REPLICA_WAIT_MS", 20)
+    monkeypatch.setattr("eir.stores.follow.RETRY_S", 0.02)
+    monkeypatch.setattr("eir.stores.follow.WAIT_S", 0.05)
+
+
+@pytest.mark.parametrize("user", [LOADER, WORKER])
+def test_with_these_rights_all_works(server, user, tmp_path):
+    allow(server, user)
+    assert works(server, user, tmp_path / "all")
+
+
+@pytest.mark.parametrize(("user", "right"), [(user, right) for user in (LOADER, WORKER) for right in rights(user)])
+def test_without_one_it_does_not(server, user, right, tmp_path):
+    allow(server, user, without=(right,))
+    assert not works(server, user, tmp_path / "less")
+
+
+async def test_a_worker_changes_nothing(server):
+    allow(server, WORKER)
+    allow(server, LOADER)
+    server.command("FLUSHALL")
+    async with opened(server, LOADER) as store:
+        for seen in range(2):
+            await store.replace("a", state(A), A, seen=seen)
+    async with opened(server, WORKER) as store:
+        for write in (
+            lambda: store.replace("a", state(B), B, seen=2),
+            lambda: store.amend("a", state(B), B, seen=2),
+            lambda: store.rollback("a", seen=2),
+            lambda: store.record(event("a")),
+            lambda: store.claim("inbox", "me", 5),
+        ):
+            with pytest.raises(StoreError) as caught:
+                await write()
+            assert caught.value.cause == "noperm"
+
+
+@pytest.mark.parametrize("user", [LOADER, WORKER])
+@pytest.mark.parametrize("harm", HARM)
+def test_neither_does_harm(server, user, harm):
+    allow(server, user)
+    assert b"-NOPERM" in server.command("AUTH", user, "secret", then=harm.split())
+
+
+IN_A_CLUSTER = "+cluster|slots +command"
+AT_SENTINELS = "+sentinel|masters +client|setinfo"
+
+
+@pytest.mark.parametrize("less", [None, *IN_A_CLUSTER.split()])
+async def test_in_a_cluster(cluster, less):
+    assert f"`{IN_A_CLUSTER}`" in README.read_text()
+    for node in cluster.nodes:
+        allow(node, LOADER)
+        assert node.command("ACL", "SETUSER", LOADER, *(right for right in IN_A_CLUSTER.split() if right != less)) == b"+OK\r\n"
+    assert await is_read(cluster.url.replace("//", f"//{LOADER}:secret@")) == (less is None)
+
+
+@pytest.mark.parametrize("less", [None, *AT_SENTINELS.split()])
+async def test_at_sentinels(watched, less, monkeypatch):
+    assert f"`{AT_SENTINELS}`" in README.read_text()
+    monkeypatch.setenv("SENTINELS", "secret")
+    (sentinel,) = watched.sentinels
+    rights = [right for right in AT_SENTINELS.split() if right != less]
+    assert sentinel.command("ACL", "SETUSER", "eir", "reset", "on", ">secret", "resetchannels", "-@all", *rights) == b"+OK\r\n"
+    sentinel.command("ACL", "LOG", "RESET")
+    found = await is_read(f"{watched.url}?sentinel_user=eir&sentinel_password_env=SENTINELS")
+    assert (found and sentinel.command("ACL", "LOG") == b"*0\r\n") == (less is None)
+
+
+async def is_read(url):
+    store = RedisStore(url)
+    try:
+        await store.states()
+    except StoreError:
+        return False
+    finally:
+        await store.close()
+    return True
+
+
+@pytest.fixture(scope="module")
+def cluster(redis_program):
+    with Cluster(redis_program) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def watched(redis_program):
+    with Watched(redis_program, sentinels=1) as made:
+        yield made
