@@ -124,7 +124,8 @@ async def explain_answer(
     if verdict.list in states:
         serial = states[verdict.list].serial
         change = None if serial else states[verdict.list].generation
-        reason = await _reason(store, verdict.list, lists[verdict.list].kind, key, question.imsi)
+        wanted = key if lists[verdict.list].kind != SUBSCRIBER_KIND else _subscriber(question.imsi)
+        reason = None if wanted is None else await reason_of(store, verdict.list, wanted, now=now.timestamp())
     conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
     return Answer(
         question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded, conditions, change
@@ -157,6 +158,7 @@ def _conditions(rule: Rule) -> str:
             said.append(f"{name} {', '.join(shown)}{more}")
     return "; ".join(said)
 
+
 def _subscriber(imsi: str) -> int | None:
     """The key of an IMSI; None for a text that is none, which a request might carry all the same."""
     try:
@@ -186,11 +188,3 @@ async def _pages_of_pair(store: ListStore, name: str, number: int, subscriber: i
             continue
         return state, pages
     raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
-
-
-async def _reason(store: ListStore, name: str, kind: str, key: int, imsi: str) -> str | None:
-    """What the list gives as the reason for the device, or for the subscriber."""
-    if kind != SUBSCRIBER_KIND:
-        return await reason_of(store, name, key)
-    subscriber = _subscriber(imsi)
-    return None if subscriber is None else await reason_of(store, name, subscriber)

@@ -420,7 +420,7 @@ def rollback(
 
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; stands in `eir history`, and for added entries in `eir check`.")]
 Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="List of pairs: the SIM that each device is listed with.")]
-Tac = Annotated[bool, typer.Option("--tac", help="The identifiers are TACs (8 digits): all devices of a model.")]
+Tac = Annotated[bool, typer.Option("--tac", help="The identifiers are TACs (8 digits): all devices of a model, as one entry beside those of single devices.")]
 Identifiers = Annotated[list[str], typer.Argument(metavar="IMEI...", help="IMEIs, IMEISVs or MEIDs; IMSIs for a list of subscribers.")]
 LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
 
@@ -455,7 +455,11 @@ def remove(
     config: ConfigFile = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Take entries out of a local list; running nodes follow at once. All of them, or none if one is not there."""
+    """Take entries out of a local list; running nodes follow at once. All of them, or none if one is not there.
+
+    A TAC that goes leaves the devices under it that are listed on their own, and a device that is listed only by its TAC
+    cannot be taken out alone.
+    """
     _edit(config, list_name, REMOVE, identifiers, imsi or [], tacs=tac, as_json=as_json, reason=reason)
 
 

@@ -50,7 +50,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_peer_last_request_timestamp_seconds", "gauge", ("peer",), "When the peer last sent a request", "max"),
     Family("eir_peers_refused_total", "counter", ("reason",), "Connections and capabilities exchanges that were refused"),
     Family("eir_shed_total", "counter", ("peer", "reason"), "Requests answered by the overload answer instead of a check"),
-    Family("eir_list_entries", "gauge", ("list",), "Entries of the list in force (a whole TAC counts as one)", "min"),
+    Family("eir_list_entries", "gauge", ("list",), "Entries of the list in force (a whole TAC counts as one, each device listed on its own as another)", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
     Family("eir_list_issued_timestamp_seconds", "gauge", ("list",), "When the release in force was issued", "min"),
     Family("eir_list_expires_timestamp_seconds", "gauge", ("list",), "When the release in force expires (it stays in force)", "min"),

@@ -19,14 +19,38 @@ from eir.lists.pages import (
 from eir.lists.store import Event, ListState
 
 
-def page(number: int, keys: Iterable[int], *, reasons: bytes = b"", until: Sequence[int] = (), imsis: Sequence[Sequence[int]] = ()):
-    """One page: remainders, and in their order reason bytes, ends (one for all, or one each; with IMSIs one for each of these), IMSI keys."""
+def page(
+    number: int,
+    keys: Iterable[int],
+    *,
+    reasons: bytes = b"",
+    until: Sequence[int] = (),
+    imsis: Sequence[Sequence[int]] = (),
+    tac: tuple[int, int] | None = None,
+):
+    """One page: remainders, and in their order reason bytes, ends (one for all, or one each; with IMSIs one for each of these), IMSI keys.
+
+    `tac`: reason byte and end of the whole TAC.
+    """
     counts = b"".join(len(bound).to_bytes(4, "little") for bound in imsis)
     bound = b"".join(imsi.to_bytes(8, "little") for each in imsis for imsi in each)
     ends = b"".join(end.to_bytes(8, "little") for end in until)
     extra = encode_sections([(REASONS, reasons), (UNTIL, ends), (SUBSCRIBERS, counts + bound)])
     bitmap = BitMap(keys)
-    return Page(number, encode_keys(bitmap) if bitmap else b"", extra if bitmap else b"")
+    whole = b"" if tac is None else encode_sections([(b"T", bytes([tac[0]]) + tac[1].to_bytes(8, "little"))])
+    return Page(number, encode_keys(bitmap) if bitmap else b"", whole + (extra if bitmap else b""))
+
+
+def tacs_of(pages: Iterable[Page]) -> dict[int, tuple[int, int]]:
+    """The whole TACs among the entries: page number → reason byte and end, by the format's own words."""
+    return {p.number: (p.extra[5], int.from_bytes(p.extra[6:14], "little")) for p in pages if p.extra[:5] == b"T\x09\0\0\0"}
+
+
+def devices_of(pages: Iterable[Page]) -> int:
+    """How many identifiers pages list: a million where the TAC is an entry."""
+    pages = list(pages)
+    whole = tacs_of(pages)
+    return sum(PAGE_KEYS if p.number in whole else len(BitMap.deserialize(p.keys)) for p in pages if p.keys or p.number in whole)
 
 
 def pages_of(keys: Iterable[int]) -> list[Page]:
@@ -48,10 +72,10 @@ def pair_pages(pairs: Mapping[int, Sequence[int]]) -> list[Page]:
 def state(pages: Iterable[Page] = (), *, serial: int = 1, kind: str = "devices", generation: int = 0, **fields) -> ListState:
     """A state that fits these pages."""
     pages = list(pages)
-    entries = sum(len(BitMap.deserialize(p.keys)) for p in pages if p.keys)
+    entries = sum(len(BitMap.deserialize(p.keys)) for p in pages if p.keys) + len(tacs_of(pages))
     return ListState(
         kind=kind, serial=serial, generation=generation, highest_serial=serial, release_digest=f"{serial:064x}",
-        content_digest=content_digest(pages), entries=entries, devices=entries, **fields,
+        content_digest=content_digest(pages), entries=entries, devices=devices_of(pages), **fields,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import devices_of, tacs_of
 from pyroaring import BitMap
 
 from eir.device import MEID_BASE
@@ -36,13 +37,16 @@ def rows_of(entries):
 
 
 def content_of(pages):
-    """{key: (reason, until)} by the format's own words, without the code under test."""
-    content = {}
+    """{key or TAC: (reason, until)} by the format's own words, without the code under test."""
+    content = {("TAC", number): said for number, said in tacs_of(pages).items()}
     for page in pages:
         low = decode_keys(page.keys).to_array()
         sections = decode_sections(page.extra)
         reasons = sections.get(b"R", b"\0")
         ends = array.array("q", sections.get(b"U", bytes(8)))
+        if not low:  # the TAC alone
+            assert (page.keys, len(page.extra)) == (b"", 14)
+            continue
         assert len(reasons) in {1, len(low)}
         assert len(ends) in {1, len(low)}
         for at, key in enumerate(low):
@@ -51,13 +55,38 @@ def content_of(pages):
     return content
 
 
+def entries_of(first, last):
+    """What a row names: a TAC for each that it covers from end to end, and identifiers."""
+    for number in range(first // PAGE_KEYS, last // PAGE_KEYS + 1):
+        low, high = max(first, number * PAGE_KEYS), min(last, number * PAGE_KEYS + PAGE_KEYS - 1)
+        if high - low == PAGE_KEYS - 1:
+            yield "TAC", number
+        else:
+            yield from range(low, high + 1)
+
+
+def devices_in(truth):
+    whole = {name[1] for name in truth if isinstance(name, tuple)}
+    return len(whole) * PAGE_KEYS + sum(name // PAGE_KEYS not in whole for name in truth if isinstance(name, int))
+
+
+def come_between(before, after):
+    """Identifiers of `after` that `before` does not list."""
+    come = 0
+    for number in {name[1] if isinstance(name, tuple) else name // PAGE_KEYS for name in after}:
+        had, has = ({n for n in truth if isinstance(n, int) and n // PAGE_KEYS == number} for truth in (before, after))
+        if ("TAC", number) not in before:
+            come += PAGE_KEYS - len(had) if ("TAC", number) in after else len(has - had)
+    return come
+
+
 def truth_of(entries):
     truth = {}
     for first, last, reason, until in entries:
-        for key in range(first, last + 1):
+        for name in entries_of(first, last):
             rank = (-(until or 1 << 62), first == last, reason)
-            if key not in truth or rank < truth[key][0]:
-                truth[key] = (rank, (reason, until))
+            if name not in truth or rank < truth[name][0]:
+                truth[name] = (rank, (reason, until))
     return {key: value for key, (_, value) in truth.items()}
 
 
@@ -86,9 +115,7 @@ def test_pages_are_byte_for_byte_what_croaring_writes(keys):
     expected = [Page(number, encode_keys(BitMap(low))) for number, low in sorted(by_page.items())]
     built = build_pages(rows)
     assert built.pages == expected
-    assert built.devices == len(set(keys.tolist()))
-    whole = sum(len(low) == PAGE_KEYS for low in by_page.values())
-    assert built.entries == built.devices - whole * (PAGE_KEYS - 1)
+    assert built.entries == built.devices == len(set(keys.tolist()))
 
 
 @given(
@@ -131,7 +158,15 @@ ENTRY = st.tuples(
     st.integers(0, 3),
     st.sampled_from([0, 0, 1_800_000_000, 1_900_000_000]),
 )
-ENTRIES = st.lists(ENTRY.map(lambda e: (e[0], e[0] + e[1], e[2], e[3])), max_size=25)
+WHOLE_TAC = st.builds(
+    lambda first, last, reason, until: (first, last, reason, until),
+    st.sampled_from([0, PAGE_KEYS - 2, PAGE_KEYS, 2 * PAGE_KEYS]),
+    st.sampled_from([3 * PAGE_KEYS - 1, 3 * PAGE_KEYS + 1]),
+    st.integers(0, 3),
+    st.sampled_from([0, 0, 1_800_000_000, 1_900_000_000]),
+)
+ENTRIES = st.lists(ENTRY.map(lambda e: (e[0], e[0] + e[1], e[2], e[3])) | WHOLE_TAC, max_size=25)
+"""Identifiers, short ranges, and ranges that cover TACs, with single identifiers under these."""
 
 
 @given(ENTRIES)
@@ -139,8 +174,9 @@ def test_reasons_ends_ranges_and_repeats(entries):
     built = build_pages(rows_of(entries))
     truth = truth_of(entries)
     assert content_of(built.pages) == truth
-    assert built.entries == built.devices == len(truth)
-    assert [page.number for page in built.pages] == sorted({key // PAGE_KEYS for key in truth})
+    assert (built.entries, built.devices) == (len(truth), devices_in(truth))
+    assert devices_of(built.pages) == built.devices
+    assert [page.number for page in built.pages] == sorted({n[1] if isinstance(n, tuple) else n // PAGE_KEYS for n in truth})
 
 
 @given(ENTRIES, st.lists(st.tuples(ENTRIES, ENTRIES), max_size=4))
@@ -156,30 +192,47 @@ def test_a_chain_of_deltas_is_the_dictionary_that_it_leads_to(first, deltas):
         truth.update(truth_of(added))
         after, sums = amend(pages.values(), rows_of(removed), rows_of(added))
         touched = [pages[page.number] for page in after if page.number in pages]
-        assert differences(touched, after) == (len(truth.keys() - before), len(before.keys() - truth))
+        assert differences(touched, after) == (come_between(before, truth), come_between(truth, before))
         for page in after:
-            if page.keys:
+            if page.keys or page.extra:
                 assert pages.get(page.number) != page
                 pages[page.number] = page
             else:
                 del pages[page.number]
         entries, devices = entries + sums.entries, devices + sums.devices
         assert content_of(pages.values()) == truth
-        assert entries == devices == len(truth)
+        assert (entries, devices) == (len(truth), devices_in(truth))
+        full = build_pages(rows_of([(*span_of(name), *said) for name, said in truth.items()]))
+        assert sorted(pages.values()) == full.pages  # byte for byte, so that the digests agree too
+
+
+def span_of(name):
+    return (name[1] * PAGE_KEYS, name[1] * PAGE_KEYS + PAGE_KEYS - 1) if isinstance(name, tuple) else (name, name)
 
 
 def test_a_tac_is_one_entry_and_a_million_devices():
     tac, other = 35_123_456 * PAGE_KEYS, 35_123_458 * PAGE_KEYS
     rows = rows_of([(tac, tac + PAGE_KEYS - 1, 2, 0), (tac + 5, tac + 5, 1, 0), (other, other, 0, 0)])
     built = build_pages(rows)
-    assert (built.entries, built.devices) == (2, PAGE_KEYS + 1)
-    assert built.pages[0] == Page(35_123_456, encode_keys(BitMap(range(PAGE_KEYS))), b"R\x01\0\0\0\x02")
+    assert (built.entries, built.devices) == (3, PAGE_KEYS + 1)
+    single = encode_keys(BitMap([5]))
+    assert built.pages[0] == Page(35_123_456, single, b"T\x09\0\0\0\x02" + bytes(8) + b"R\x01\0\0\0\x01")
     after, sums = amend(built.pages, rows_of([(tac + 7, tac + 7, 0, 0)]), Rows())
-    assert (sums.entries, sums.devices) == (PAGE_KEYS - 2, -1)
-    assert tac + 7 not in content_of(after)
+    assert (after, sums.entries, sums.devices) == ([], 0, 0)  # only its TAC covers it: it is not there
     gone, sums = amend(built.pages, rows_of([(tac, tac + PAGE_KEYS - 1, 0, 0)]), Rows())
+    assert gone == [Page(35_123_456, single, b"R\x01\0\0\0\x01")]
+    assert (sums.entries, sums.devices) == (-1, 1 - PAGE_KEYS)
+    gone, sums = amend(gone, rows_of([(tac + 5, tac + 5, 0, 0)]), Rows())
     assert gone == [Page(35_123_456, b"")]
-    assert (sums.entries, sums.devices) == (-1, -PAGE_KEYS)
+    assert (sums.entries, sums.devices) == (-1, -1)
+
+
+def test_a_tac_that_is_cut_short_is_damaged():
+    whole = build_pages(rows_of([(0, PAGE_KEYS - 1, 1, 7)])).pages[0]
+    assert whole.tac == (1, 7)
+    for damaged in (whole.extra[:-1], whole.extra[:3], b"T\x01\0\0\0\x02" + bytes(8)):
+        with pytest.raises(ValueError, match="cut short"):
+            _ = Page(0, b"", damaged).tac
 
 
 def test_a_single_row_outlives_the_tac_row_that_ends():
@@ -187,8 +240,8 @@ def test_a_single_row_outlives_the_tac_row_that_ends():
     built = build_pages(rows_of([(tac, tac + PAGE_KEYS - 1, 0, 1_800_000_000), (tac + 9, tac + 9, 1, 0)]))
     content = content_of(built.pages)
     assert content[tac + 9] == (1, 0)
-    assert content[tac + 8] == (0, 1_800_000_000)
-    assert (built.entries, built.devices) == (1, PAGE_KEYS)
+    assert content["TAC", 86_000_000] == (0, 1_800_000_000)
+    assert (built.entries, built.devices) == (2, PAGE_KEYS)
 
 
 def test_the_highest_meid_has_a_page():

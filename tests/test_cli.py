@@ -336,7 +336,7 @@ class TestLists:
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
             added = site.json("add", "own", LISTED, UNLISTED, "--reason", "a case")
-            assert added == {"list": "own", "what": "add", "entries": 2, "come": 2, "gone": 0, "generation": 1, "recorded": True}
+            assert added == {"list": "own", "what": "add", "entries": 2, "entries_change": 2, "come": 2, "gone": 0, "generation": 1, "recorded": True}
             removed = site.json("remove", "own", UNLISTED, "--reason", "another case")
             assert (removed["entries"], removed["gone"], removed["generation"]) == (1, 1, 2)
             assert re.search(r"^own +devices +change 2 +1 ", site.eir("lists").stdout, re.MULTILINE)

@@ -392,10 +392,13 @@ async def test_random_changes_end_as_the_list_built_from_scratch(store, faulty):
                     await store.rollback("a", seen=generation)
                     generation += 1
             else:
-                some = [page(n, chosen.sample(range(1_000), chosen.randrange(600))) for n in chosen.sample(range(8), 3)]
+                some = [
+                    page(n, chosen.sample(range(1_000), chosen.choice([0, chosen.randrange(600)])), tac=chosen.choice([None, None, (0, 0), (1, 2**31)]))
+                    for n in chosen.sample(range(8), 3)
+                ]
                 pages = {p.number: p async for _, batch in store.pages("a") for p in batch} if kind == "amend" else {}
                 pages.update((p.number, p) for p in some)
-                after = [p for _, p in sorted(pages.items()) if p.keys]
+                after = [p for _, p in sorted(pages.items()) if p.keys or p.extra]
                 write = store.amend if kind == "amend" else store.replace
                 await write("a", state(after), some, seen=generation)
                 generation += 1
@@ -405,6 +408,7 @@ async def test_random_changes_end_as_the_list_built_from_scratch(store, faulty):
         fresh = Node(store, {"a": "devices"})
         await fresh.follower.start()
         assert node.keys() == fresh.keys()
+        assert len(fresh.keys()) == (await store.state("a")).devices
         assert node.index.lists["a"].state == fresh.index.lists["a"].state == await store.state("a")
         assert content_digest([p async for _, batch in store.pages("a") for p in batch]) == (await store.state("a")).content_digest
         assert not node.follower.errors
@@ -435,3 +439,19 @@ async def test_reason_of_reads_the_store(store):
     }  # fmt: skip
     assert {key: await reason_of(store, "a", key) for key in expected} == expected
     assert await reason_of(store, "unknown", 1) is None
+
+
+async def test_the_narrower_reason_is_shown_as_long_as_it_is_in_force(store):
+    pages = [
+        page(0, [1, 2, 3], reasons=b"\x01\x01\x00", until=[0, 100, 0], tac=(2, 200)), page(1, [], tac=(2, 0)), page(2, [7], tac=(0, 0)),
+    ]  # fmt: skip
+    await store.replace("a", state(pages, reasons=("", "stolen", "recalled")), pages, seen=0)
+
+    async def at(now):
+        return [await reason_of(store, "a", key, now=now) for key in (1, 2, 3, 4, PAGE_KEYS + 9, 2 * PAGE_KEYS + 7)]
+
+    assert await at(99) == ["stolen", "stolen", "recalled", "recalled", "recalled", None]
+    assert await at(100) == ["stolen", "recalled", "recalled", "recalled", "recalled", None]
+    assert await at(200) == ["stolen", None, None, None, "recalled", None]
+    await store.replace("a", state(pages), pages[2:], seen=1)  # no row has a reason
+    assert await reason_of(store, "a", 2 * PAGE_KEYS + 8) is None

@@ -227,6 +227,71 @@ class TestUntil:
         assert index.lists["a"].expire(1_500, NEVER)
         assert list(index.lists["a"]) == list(range(1_500, 2_000))
 
+    def test_what_is_listed_under_a_tac_counts_when_the_tac_ends(self):
+        index = Index({"a": "devices"})
+        entries = index.lists["a"]
+        fill(index, "a", [
+            page(0, [1, 2, 3], until=[50, 150, 0], tac=(0, 100)), page(1, [4], tac=(0, 0)), page(2, [5], until=[10], tac=(0, 30)),
+            page(3, [], tac=(0, 100)), page(4, [6], tac=(0, 100)),
+        ])  # fmt: skip
+
+        def at(now):
+            assert entries.expire(now, NEVER)
+            probes = (0, 1, 2, 3, PAGE_KEYS + 4, PAGE_KEYS + 5, 2 * PAGE_KEYS + 5, 3 * PAGE_KEYS, 4 * PAGE_KEYS, 4 * PAGE_KEYS + 6)
+            return "".join(str(int(entries.holds(key))) for key in probes)
+
+        assert at(0) == "1111111111"
+        assert entries._contents.pages[0] is entries._contents.pages[1] is WHOLE
+        assert at(50) == "1111110111"
+        assert at(100) == "0011110001"
+        assert at(150) == "0001110001"
+        assert not entries._contents.tacs
+        assert not entries._contents.until
+
+    def test_a_tac_whose_page_is_replaced_leaves_nothing(self):
+        index = Index({"a": "devices"})
+        entries = index.lists["a"]
+        fill(index, "a", [page(0, [1], tac=(0, 100)), page(1, [2], until=[100], tac=(0, 200))])
+        fill(index, "a", [page(0, [3]), page(1, [2], until=[300], tac=(0, 0))], amend=True)
+        assert entries.expire(250, NEVER)
+        assert [entries.holds(key) for key in (1, 3, PAGE_KEYS, PAGE_KEYS + 2)] == [False, True, True, True]
+        fill(index, "a", [page(1, [])], amend=True)
+        assert list(entries) == [3]
+        assert not entries._contents.tacs
+
+    ends = st.sampled_from([0, 10, 20, 30, 2**33])
+
+    @given(
+        st.lists(
+            st.dictionaries(
+                st.integers(0, 2), st.tuples(st.dictionaries(st.integers(0, 4), ends, max_size=4), st.none() | ends), max_size=3
+            ),
+            min_size=1, max_size=5,
+        ),
+        st.lists(st.integers(0, 35), max_size=4).map(sorted),
+        st.booleans(),
+    )  # fmt: skip
+    @settings(max_examples=150, deadline=None)
+    def test_tacs_and_identifiers_end_each_on_its_own(self, histories, moments, amend):
+        """Against what the rows say: listed by its own row, or by its TAC's."""
+        index, truth = Index({"a": "devices"}), {}
+        fill(index, "a", [])
+        for n, step in enumerate(histories):
+            now = moments[n] if n < len(moments) else 35
+            truth = (truth if amend else {}) | step
+            pages = [
+                page(number, sorted(rows), until=[rows[key] for key in sorted(rows)], tac=None if end is None else (1, end))
+                for number, (rows, end) in sorted(step.items())
+            ]
+            fill(index, "a", pages, amend=amend)
+            entries = index.lists["a"]
+            assert entries.expire(now, NEVER)
+            for number in range(3):
+                rows, tac = truth.get(number, ({}, None))
+                ends = {key: [end for end in (rows.get(key), tac) if end is not None] for key in range(6)}
+                expected = [any(not end or end > now for end in ends[key]) for key in range(6)]
+                assert [entries.holds(number * PAGE_KEYS + key) for key in range(6)] == expected
+
     def test_ends_of_a_page_that_was_replaced_do_not_count(self):
         index = Index({"a": "devices"})
         fill(index, "a", [page(0, [1], until=[100])])

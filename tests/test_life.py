@@ -9,6 +9,7 @@ import pytest
 import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made import devices_of, tacs_of
 from node import until_async
 from releases import NOW, Agency, text
 from wire import avp, ecr
@@ -45,7 +46,7 @@ SIM, OTHER_SIM = "001010000000001", "001010000000002"
 def agency(tmp_path_factory):
     made = Agency(tmp_path_factory.mktemp("agency"))
     for kind in ("devices", "subscribers", "pairs"):
-        made.settings(name=kind, kind=kind, growth_max=1e6, shrink_max=1)
+        made.settings(name=kind, kind=kind, growth_max=1e9, shrink_max=1)
     return made
 
 
@@ -57,10 +58,11 @@ async def store(tmp_path):
 
 
 async def contents(store, name):
-    """{device: (reason, end)}, {subscriber: …} or {device: {SIMs}}; proves digest and sums by the way."""
+    """{device or TAC: (reason, end)}, {subscriber: …} or {device: {SIMs}}; proves digest and sums by the way."""
     state, pages = await store.state(name), [page async for _, batch in store.pages(name) for page in batch]
     assert state.content_digest == content_digest(pages)
-    found = {}
+    texts = state.reasons or ("",)
+    found = {("TAC", number): (texts[code], end) for number, (code, end) in tacs_of(pages).items()}
     for page in pages:
         low, sections = decode_keys(page.keys).to_array(), decode_sections(page.extra)
         codes, ends = sections.get(b"R", b"\0"), sections.get(UNTIL, bytes(8))
@@ -68,11 +70,12 @@ async def contents(store, name):
         counts = [int.from_bytes(bound[4 * at : 4 * at + 4], "little") for at in range(len(low))]
         sims = [int.from_bytes(bound[at : at + 8], "little") for at in range(4 * len(low), len(bound), 8)]
         for at, key in enumerate(low):
-            reason = (state.reasons or ("",))[codes[at if len(codes) > 1 else 0]]
+            reason = texts[codes[at if len(codes) > 1 else 0]]
             end = int.from_bytes(ends[8 * at : 8 * at + 8] if len(ends) > 8 else ends, "little")
             mine, sims = set(sims[: counts[at]]), sims[counts[at] :]
             found[page.number * PAGE_KEYS + key] = mine if bound else (reason, end)
-    assert state.devices == len(found)
+    assert state.devices == devices_of(pages)
+    assert state.entries == len(found)
     return found
 
 
@@ -85,12 +88,27 @@ def rows_of(kind, entries):
         return "imei,imsi\n" + "".join(f"{device:014d},{str(sim)[1:]}\n" for device, sims in entries.items() for sim in sims)
     column = "imsi" if kind == "subscribers" else "imei"
     shown = (str(key)[1:] if kind == "subscribers" else f"{key:014d}" for key in entries)
-    lines = zip(shown, entries.values(), strict=True)
-    ends = {0: ""} | {end: text(datetime.fromtimestamp(end, UTC)) for _, end in entries.values() if end}
-    return f"{column},reason,until\n" + "".join(f"{key},{reason},{ends[end]}\n" for key, (reason, end) in lines)
+    return _rows(column, zip(shown, entries.values(), strict=True))
 
 
-numbers = st.integers(0, 11)
+def _rows(columns, lines):
+    lines = list(lines)
+    ends = {0: ""} | {end: text(datetime.fromtimestamp(end, UTC)) for _, (_, end) in lines if end}
+    return f"{columns},reason,until\n" + "".join(f"{key},{reason},{ends[end]}\n" for key, (reason, end) in lines)
+
+
+def files_of(role, kind, entries):
+    """Data files of this role; whole TACs, which only devices have, are written as such or as ranges from end to end."""
+    tacs = {name[1]: said for name, said in entries.items() if isinstance(name, tuple)}
+    files = {f"{role}.csv": rows_of(kind, {name: said for name, said in entries.items() if isinstance(name, int)})}
+    if plain := {f"{tac}": said for tac, said in tacs.items() if tac % 2}:
+        files[f"{role}-tacs.csv"] = _rows("tac", plain.items())
+    if ranges := {f"{tac}000000,{tac}999999": said for tac, said in tacs.items() if not tac % 2}:
+        files[f"{role}-ranges.csv"] = _rows("imei_from,imei_to", ranges.items())
+    return {name: (role, "eir", content.encode()) for name, content in files.items()}
+
+
+numbers = st.integers(0, 14)
 deltas = st.tuples(st.sets(numbers), st.dictionaries(numbers, st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, 2]))))
 histories = st.lists(
     st.tuples(st.just("delta"), deltas) | st.tuples(st.just("full"), deltas) | st.tuples(st.just("rollback"), st.none()), max_size=8
@@ -102,6 +120,8 @@ ENDS = (0, END, 2 * END)
 def key_of(kind, number):
     if kind == "subscribers":
         return imsi_key(f"00101{number % 3}00000{number:04d}")
+    if kind == "devices" and number > 11:
+        return "TAC", 35_000_000 + number % 3
     return (35_000_000 + number % 3) * SNR_KEYS + number
 
 
@@ -122,10 +142,9 @@ class Chain:
         """Load it; the truth changes alike."""
         added = self.entries(rows)
         gone = self.entries({n: ("a", n % 3) for n in removed})
-        files = {"e.csv": ("entries", "eir", rows_of(self.kind, added).encode())}
-        members = {}
+        files, members = files_of("entries", self.kind, added), {}
         if delta:
-            files = {"a.csv": ("added", *files["e.csv"][1:]), "r.csv": ("removed", "eir", rows_of(self.kind, gone).encode())}
+            files = files_of("added", self.kind, added) | files_of("removed", self.kind, gone)
             members = {"kind": "delta", "base": self.current}
         self.serial += 1
         manifest = self.agency.release(files, list=self.kind, serial=self.serial, sign_it=False, **members)
@@ -141,6 +160,13 @@ class Chain:
         left = {device: sims - gone.get(device, set()) for device, sims in self.truth.items()}
         both = {device: left.get(device, set()) | added.get(device, set()) for device in left | added}
         return {device: sims for device, sims in both.items() if sims}
+
+    async def release_truth(self):
+        """The full list that everything before leads to."""
+        self.serial += 1
+        files = files_of("entries", self.kind, self.truth)
+        manifest = self.agency.release(files, list=self.kind, serial=self.serial, sign_it=False)
+        await load_release(manifest, self.agency.lists, self.store, who="tester@host", now=NOW)
 
     async def roll_back(self):
         if self.before is None or self.previous is None:
@@ -209,6 +235,8 @@ def test_any_chain_of_deltas_equals_the_list_that_it_leads_to(agency, opened, mo
                 await made.release(False, set(), {})
                 await made.roll_back()
                 assert await contents(store, kind) == by_deltas == made.truth
+                await made.release_truth()
+                assert await contents(store, kind) == by_deltas
             finally:
                 await store.close()
 

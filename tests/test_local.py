@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made import devices_of, tacs_of
 
 from eir.check import Question, explain_answer
 from eir.device import device_key, imsi_key
@@ -56,7 +57,7 @@ async def held(store, name):
     index.switch(name, builder)
     assert state.content_digest == content_digest(pages)
     found = {page.number * PAGE_KEYS + low for page in pages for low in decode_keys(page.keys)}
-    assert state.devices == len(found)
+    assert (state.entries, state.devices) == (len(found) + len(tacs_of(pages)), devices_of(pages))
     return index.lists[name], found
 
 
@@ -125,17 +126,39 @@ async def test_a_whole_tac(store):
     report = await change(store, "own", ADD, TAC, tacs=True)
     assert (report.entries, report.come) == (1, 1_000_000)
     assert "in own already" in await refused(store, "own", ADD, TAC, tacs=True)
-    assert "in own already" in await refused(store, "own", ADD, f"{TAC}123456")
-    await change(store, "own", REMOVE, f"{TAC}123456")
-    entries, _ = await held(store, "own")
-    assert entries.holds(device_key(f"{TAC}123455"))
-    assert not entries.holds(device_key(f"{TAC}123456"))
-    report = await change(store, "own", ADD, TAC, tacs=True)  # no longer whole
-    assert report.come == 1
+    single, before = f"{TAC}123456", await store.state("own")
+    said = await refused(store, "own", REMOVE, single)
+    assert said == f"nothing was changed: 1 of 1 are not in own: {single} (it is covered by TAC {TAC}; not listed on its own)"
+    assert await store.state("own") == before
     report = await change(store, "own", REMOVE, TAC, tacs=True)
     assert (report.entries, report.gone) == (0, 1_000_000)
     assert "not in own" in await refused(store, "own", REMOVE, TAC, tacs=True)
     assert (await store.history("own"))[0].detail == f"lost: TACs {TAC}"
+
+
+async def test_a_tac_and_a_device_under_it_are_entries_of_their_own(store):
+    """A stolen phone stays blocked, and with its reason, whatever comes and goes for its whole model."""
+    stolen, other = f"{TAC}123456", f"{TAC}123457"
+    await change(store, "own", ADD, stolen, reason="stolen")
+    report = await change(store, "own", ADD, TAC, tacs=True, reason="model recalled")
+    assert (report.entries, report.come) == (2, 999_999)
+    assert [await reason(store, "own", imei) for imei in (stolen, other)] == ["stolen", "model recalled"]
+    assert "in own already" in await refused(store, "own", ADD, stolen)
+    report = await change(store, "own", ADD, other, reason="lost")
+    assert report.as_text() == "own: +1 entries for identifiers that are listed by their TAC; entries now: 3"
+    assert await reason(store, "own", other) == "lost"
+    await change(store, "own", REMOVE, other)
+    assert await reason(store, "own", other) == "model recalled"
+    report = await change(store, "own", REMOVE, TAC, tacs=True)
+    assert (report.entries, report.gone) == (1, 999_999)
+    assert [await reason(store, "own", imei) for imei in (stolen, other)] == ["stolen", None]
+    assert "not in own" in await refused(store, "own", REMOVE, TAC, tacs=True)  # what is listed under it is no TAC
+    end = NOW + timedelta(hours=1)
+    await change(store, "own", ADD, TAC, tacs=True, reason="for an hour", until=int(end.timestamp()))
+    assert [await reason(store, "own", imei, now=end) for imei in (stolen, other)] == ["stolen", None]
+    assert await refused(store, "own", REMOVE, other, now=end) == f"nothing was changed: 1 of 1 are not in own: {other}"
+    await roll_back("own", store, who="tester@host", now=NOW)
+    assert [await reason(store, "own", imei) for imei in (stolen, other)] == ["stolen", None]
 
 
 async def test_subscribers(store):
@@ -243,7 +266,8 @@ async def test_the_last_change_is_undone(store):
 
 async def test_reasons_that_no_entry_has_any_more_make_room(store):
     old = [f"35000000{n:06d}" for n in range(300)]
-    for n, imei in enumerate(old[:254]):
+    await change(store, "own", ADD, TAC, tacs=True, reason="ticket 0")  # the only entry with this reason
+    for n, imei in enumerate(old[1:254], 1):
         await change(store, "own", ADD, imei, reason=f"ticket {n}")
     assert len((await store.state("own")).reasons) == 255
     await change(store, "own", ADD, old[254], reason="ticket 254")  # every byte is in use
@@ -253,7 +277,8 @@ async def test_reasons_that_no_entry_has_any_more_make_room(store):
         await change(store, "own", ADD, old[n], reason=f"ticket {n}")
     await change(store, "own", ADD, old[257], reason="ticket 3")
     expected = {n: f"ticket {n}" for n in range(254) if n not in {7, 100}} | {255: "ticket 255", 256: "ticket 256", 257: "ticket 3"}
-    for n in (0, 6, 8, 99, 101, 253, 255, 256, 257):
+    assert await reason(store, "own", f"{TAC}000000") == "ticket 0"
+    for n in (6, 8, 99, 101, 253, 255, 256, 257):
         assert await reason(store, "own", old[n]) == expected[n]
     assert await reason(store, "own", old[7]) is None
     assert await reason(store, "own", old[254]) == "other"
@@ -331,7 +356,7 @@ async def test_an_entry_reaches_a_worker_at_once(tmp_path, store):
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from([ADD, REMOVE]), st.sets(st.integers(0, 5), min_size=1, max_size=3), st.booleans(),
+        st.sampled_from([ADD, REMOVE]), st.sets(st.integers(0, 5), min_size=1, max_size=3) | st.sets(st.integers(6, 7), min_size=1), st.booleans(),
         st.sampled_from([0, 50, 150]), st.booleans(),
     ),
     max_size=12,
@@ -341,7 +366,10 @@ steps = st.lists(
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_any_history_of_edits_is_the_plain_one(tmp_path_factory, history):
-    """Against a dict: identifier → (reason, end), at a clock that goes on by 40 seconds a step."""
+    """Against a dict: identifier or TAC → (reason, end), at a clock that goes on by 40 seconds a step.
+
+    Numbers from 6 on are whole TACs: 6 the one of 0, 2, 4, and 7 that of 1, 3, 5.
+    """
 
     async def run():
         store = SqliteStore(tmp_path_factory.mktemp("store") / "lists.sqlite")
@@ -350,9 +378,9 @@ def test_any_history_of_edits_is_the_plain_one(tmp_path_factory, history):
             now += 40
             moment = NOW + timedelta(seconds=now)
             alive = {k for k, (_, end) in truth.items() if not end or end > moment.timestamp()}
-            imeis = [f"3500000{k % 2}00000{k}" for k in sorted(which)]
+            imeis = [f"3500000{k % 2}00000{k}" if k < 6 else f"3500000{k % 2}" for k in sorted(which)]
             end = int(moment.timestamp()) + lasts if lasts else 0
-            details = {"reason": f"r{n}", "now": moment}
+            details = {"reason": f"r{n}", "now": moment, "tacs": min(which) > 5}
             if what == REMOVE:
                 wrong, after = which - alive, {k: v for k, v in truth.items() if k not in which}
             else:
@@ -371,8 +399,8 @@ def test_any_history_of_edits_is_the_plain_one(tmp_path_factory, history):
             else:
                 truth = after
             for k in range(6):
-                reason_now, end_now = truth.get(k, (None, 1))
-                expected = reason_now if not end_now or end_now > moment.timestamp() else None
+                said = [truth[name] for name in (k, 6 + k % 2) if name in truth]
+                expected = next((why for why, ends in said if not ends or ends > moment.timestamp()), None)
                 assert await reason(store, "own", f"3500000{k % 2}00000{k}", now=moment) == expected
         await store.close()
 

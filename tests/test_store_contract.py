@@ -381,10 +381,12 @@ async def test_history_is_bounded(store, monkeypatch):
 class TestRandomHistories:
     """A chain of deltas, full releases and rollbacks equals the plain dict that it leads to."""
 
+    under = st.tuples(st.sets(st.integers(0, 3)), st.sampled_from([None, None, (1, 0), (2, 5)]))
+    """What a page lists: single identifiers, and the TAC with or without them."""
     steps = st.lists(
         st.one_of(
-            st.tuples(st.just("amend"), st.dictionaries(st.integers(0, 5), st.sets(st.integers(0, 3)), max_size=4)),
-            st.tuples(st.just("replace"), st.dictionaries(st.integers(0, 5), st.sets(st.integers(0, 3), min_size=1))),
+            st.tuples(st.just("amend"), st.dictionaries(st.integers(0, 5), under, max_size=4)),
+            st.tuples(st.just("replace"), st.dictionaries(st.integers(0, 5), under.filter(lambda had: had[0] or had[1]))),
             st.tuples(st.just("rollback"), st.none()),
         ),
         max_size=8,
@@ -403,10 +405,10 @@ class TestRandomHistories:
                 await store.rollback(name, seen=generation)
                 pages, before = before, None
             else:
-                new = [page(number, keys) for number, keys in sorted(content.items())]
-                after = {p.number: p for p in new if p.keys}
+                new = [page(number, keys, tac=tac) for number, (keys, tac) in sorted(content.items())]
+                after = {p.number: p for p in new if p[1:] != (b"", b"")}
                 if kind == "amend":
-                    after = {n: p for n, p in {**pages, **{p.number: p for p in new}}.items() if p.keys}
+                    after = {n: p for n, p in {**pages, **{p.number: p for p in new}}.items() if p[1:] != (b"", b"")}
                 write = store.amend if kind == "amend" else store.replace
                 await write(name, state(after.values()), new, seen=generation)
                 before = dict(pages) if generation else None

@@ -23,8 +23,10 @@ from eir.lists.pages import (
     PAGE_KEYS,
     REASONS,
     SUBSCRIBERS,
+    TAC,
     UNTIL,
     Page,
+    TacEntry,
     decode_keys,
     decode_sections,
     encode_keys,
@@ -56,7 +58,7 @@ _EXACT_QUOTIENTS = np.uint64(1 << 52)
 _ROARING_COOKIE = 12346
 _make_page: Callable[[tuple[int, bytes, bytes]], Page] = partial(tuple.__new__, Page)
 """As `Page(*fields)`, in half the time."""
-_FULL_KEYS = encode_keys(BitMap(range(PAGE_KEYS)))
+_WHOLE = BitMap(range(PAGE_KEYS))
 
 
 class TooManyPages(ValueError):
@@ -79,28 +81,30 @@ class Built:
 
     pages: list[Page]
     entries: int
-    """Identifiers, a whole page (a TAC) counted as one."""
+    """Single identifiers, and whole TACs, each counted as one."""
     devices: int
-    """Identifiers, a whole page counted as the million that it is."""
+    """Identifiers that are listed: a whole TAC counts a million, the single ones under it not again."""
 
 
 class Sums:
-    """Entries and devices of some pages; whole pages (TACs) count as one entry and as a million devices."""
+    """Entries and devices of some pages; a whole TAC counts as one entry and, with its singles, as a million devices."""
 
     __slots__ = ("devices", "entries")
 
     def __init__(self) -> None:
         self.entries = self.devices = 0
 
-    def add(self, devices: int, whole: int = 0) -> None:
-        """Count identifiers, among them `whole` complete pages."""
-        self.devices += devices
-        self.entries += devices - whole * (PAGE_KEYS - 1)
+    def add(self, singles: int) -> None:
+        """Count identifiers that are listed on their own, none of them under a listed TAC."""
+        self.devices += singles
+        self.entries += singles
 
     def count(self, page: Page, sign: int) -> None:
         """Count a page in (1) or out (-1)."""
-        devices = _cardinality(page.keys)
-        self.add(sign * devices, sign if devices == PAGE_KEYS else 0)
+        singles = len(decode_keys(page.keys))
+        whole = page.tac is not None
+        self.devices += sign * (PAGE_KEYS if whole else singles)
+        self.entries += sign * (singles + whole)
 
 
 class Reasons:
@@ -176,8 +180,13 @@ class _Singles:
 class Rows:
     """What the rows of a release say, collected file by file and chunk by chunk; order does not matter.
 
-    Of rows that name the same identifier the one that ends last counts, of those the one with the lowest reason index; a
-    range counts before a single row, whatever its reason, where both end at the same time.
+    A row names entries: an identifier, a whole TAC, or a range. A range is, cut at page boundaries, a whole TAC for each TAC
+    that it covers from end to end, and single identifiers besides. It is the row alone that tells, not what is listed
+    already or by other rows: so a chain of deltas leads to the same entries as the full list. (Two ranges that only together
+    cover a TAC are a million single identifiers.)
+
+    Of rows that name the same entry the one that ends last counts, of those the one with the lowest reason index; a range
+    counts before a single row, whatever its reason, where both end at the same time.
     """
 
     def __init__(self, expected: int = 0) -> None:
@@ -277,7 +286,8 @@ def amend_pages(
 
     `removed`, `added`: pages built from the delta's rows; `before`: those of the list that have their numbers. Identifiers
     in `removed` go, then those in `added` come; one that is in the list already takes the reason and the end of its new
-    row. An emptied page has no keys. Pages that stay as they were are left out.
+    row. TACs do so too, on their own: a removed TAC leaves what is listed singly under it, and a removed identifier that only
+    its TAC covers is not there. An emptied page is gone. Pages that stay as they were are left out.
     """
     old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
     sums = Sums()
@@ -294,16 +304,19 @@ def amend_pages(
 
 
 def differences(before: Iterable[Page], after: Iterable[Page]) -> tuple[int, int]:
-    """Identifiers that come and that go between two lists (or the touched pages of one), a TAC counted as a million."""
-    old = {page.number: page.keys for page in before}
+    """Identifiers that come and that go between two lists (or the touched pages of one), a TAC counted as a million.
+
+    One that a TAC covers before and after stays, whether it is listed on its own or not.
+    """
+    old = {page.number: page for page in before}
     come = go = 0
     for page in after:
-        keys = old.pop(page.number, b"")
-        if keys != page.keys:
-            had, has = _bitmap(keys), _bitmap(page.keys)
+        was = old.pop(page.number, None)
+        if was is None or was.keys != page.keys or was.tac != page.tac:
+            had, has = BitMap() if was is None else _listed(was), _listed(page)
             come += has.difference_cardinality(had)
             go += had.difference_cardinality(has)
-    return come, go + sum(_cardinality(keys) for keys in old.values())
+    return come, go + sum(len(_listed(page)) for page in old.values())
 
 
 class _Content(NamedTuple):
@@ -312,6 +325,7 @@ class _Content(NamedTuple):
     low: NDArray[np.uint32]
     reasons: ReasonIndexes
     until: Seconds
+    tac: TacEntry | None = None
 
 
 class _Paired(NamedTuple):
@@ -324,19 +338,19 @@ class _Paired(NamedTuple):
 
 def _decode(page: Page) -> _Content:
     if not page.keys:
-        return _Content(np.empty(0, np.uint32), np.empty(0, np.uint8), np.empty(0, np.int64))
+        return _Content(np.empty(0, np.uint32), np.empty(0, np.uint8), np.empty(0, np.int64), page.tac)
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
     sections = decode_sections(page.extra)
     reasons = np.frombuffer(sections.get(REASONS, b"\0"), np.uint8)
     until = np.frombuffer(sections.get(UNTIL, bytes(8)), "<i8").astype(np.int64)
-    return _Content(low, np.resize(reasons, len(low)), np.resize(until, len(low)))
+    return _Content(low, np.resize(reasons, len(low)), np.resize(until, len(low)), page.tac)
 
 
 def _encode(number: int, content: _Content) -> Page:
+    whole = b"" if content.tac is None else _tac_extra(content.tac)
     if not len(content.low):
-        return Page(number, b"")
-    keys = _FULL_KEYS if len(content.low) == PAGE_KEYS else _encode_one(content.low)
-    return Page(number, keys, _extra(content.reasons, content.until))
+        return Page(number, b"", whole)
+    return Page(number, _encode_one(content.low), whole + _extra(content.reasons, content.until))
 
 
 def _extra(reasons: ReasonIndexes, until: Seconds) -> bytes:
@@ -357,6 +371,12 @@ def _shared_extra(reason: int, until: int) -> bytes:
     return encode_sections(((REASONS, _reason_section(reason)), (UNTIL, _until_section(until))))
 
 
+@lru_cache(maxsize=1024)
+def _tac_extra(tac: TacEntry) -> bytes:
+    """The section of a whole TAC, with which `extra` begins."""
+    return encode_sections(((TAC, tac.encode()),))
+
+
 def _reason_section(reason: int) -> bytes:
     return bytes((reason,)) if reason else b""
 
@@ -367,14 +387,19 @@ def _until_section(until: int) -> bytes:
 
 def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     """A page of single identifiers with the ranges that reach into it."""
-    if len(spans) == 1:
-        only = spans[0]
-        if only.last - only.first == PAGE_KEYS - 1 and (not page.keys or not only.until):
-            return Page(page.number, _FULL_KEYS, _shared_extra(only.reason, only.until))
+    parts = [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
+    whole = [TacEntry(span.reason, span.until) for span in spans if span.last - span.first == PAGE_KEYS - 1]
+    tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
+    if not parts:  # no identifier comes, so that none needs to be unfolded
+        return page if tac is None else page._replace(extra=_tac_extra(tac) + page.extra)
+    return _encode(page.number, _with_parts(_decode(page), parts)._replace(tac=tac))
+
+
+def _with_parts(content: _Content, spans: Sequence[Span]) -> _Content:
+    """Single identifiers, and those of ranges."""
     present = np.zeros(PAGE_KEYS, bool)
     reasons = np.zeros(PAGE_KEYS, np.uint8)
     until = np.zeros(PAGE_KEYS, np.int64)
-    content = _decode(page)
     present[content.low], reasons[content.low], until[content.low] = True, content.reasons, content.until
     # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
     for span in sorted(spans, key=lambda span: (span.until == 0, span.until, -span.reason)):
@@ -382,7 +407,7 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
         where = ~present[part] | (_ends(until[part]) <= _ends(np.array(span.until)))
         reasons[part][where], until[part][where], present[part] = span.reason, span.until, True
     low = np.flatnonzero(present).astype(np.uint32)
-    return _encode(page.number, _Content(low, reasons[low], until[low]))
+    return _Content(low, reasons[low], until[low])
 
 
 def _ends(until: Seconds) -> Seconds:
@@ -473,12 +498,10 @@ def _amended_pairs(old: Page, gone: Page, new: Page) -> Page:
 def _amended(old: Page, gone: Page, new: Page) -> Page:
     if any(SUBSCRIBERS in decode_sections(page.extra) for page in (old, gone, new)):
         return _amended_pairs(old, gone, new)
-    if not old.keys and not gone.keys:
+    if old.gone:
         return new
-    if not new.keys and gone.keys == _FULL_KEYS:
-        return new
-    had, comes = _decode(old), _decode(new)
-    leaves = np.union1d(_decode(gone).low, comes.low)
+    had, goes, comes = _decode(old), _decode(gone), _decode(new)
+    leaves = np.union1d(goes.low, comes.low)
     stays = ~np.isin(had.low, leaves, assume_unique=True)
     low = np.concatenate((had.low[stays], comes.low))
     order = np.argsort(low, kind="stable")
@@ -488,6 +511,7 @@ def _amended(old: Page, gone: Page, new: Page) -> Page:
             low[order],
             np.concatenate((had.reasons[stays], comes.reasons))[order],
             np.concatenate((had.until[stays], comes.until))[order],
+            comes.tac or (had.tac if goes.tac is None else None),
         ),
     )
 
@@ -519,7 +543,7 @@ def _encode_slab(packed: Keys, until: Seconds | None, base: int, sums: Sums) -> 
     starts = np.concatenate(([0], np.flatnonzero(page_of[1:] != page_of[:-1]) + 1))
     numbers = (page_of[starts] + np.uint64(base // PAGE_KEYS)).tolist()
     sizes = np.diff(starts, append=len(low))
-    sums.add(len(low), int((sizes == PAGE_KEYS).sum()))
+    sums.add(len(low))
     encoded = _encode_many(low, starts, sizes)
     reasons = packed.astype(np.uint8)  # the lowest byte of each
     plain = until is None and not reasons.any()
@@ -635,9 +659,6 @@ def _encode_arrays(
     return [data[first:last] for first, last in zip((2 * at).tolist(), (2 * ends).tolist(), strict=True)]
 
 
-def _bitmap(keys: bytes) -> BitMap:
-    return decode_keys(keys) if keys else BitMap()
-
-
-def _cardinality(keys: bytes) -> int:
-    return PAGE_KEYS if keys is _FULL_KEYS else len(_bitmap(keys))
+def _listed(page: Page) -> BitMap:
+    """What is listed, on its own or by its TAC."""
+    return decode_keys(page.keys) if page.tac is None else _WHOLE

@@ -6,7 +6,8 @@ A page (the keys under one TAC) is held in the cheapest form whose `in` is fast:
   allocation of 1, 2 or 4 bytes a key and its search runs in C: 2 times as fast as `bisect` over an `array('I')`, at the
   same size, and unlike an array it is no object that the garbage collector walks.
 - above: a Roaring bitmap, smaller from about 400 scattered keys on, and faster.
-- a whole TAC: one shared `range`.
+- a whole TAC, and a million keys: one shared `range`. What is listed singly under a TAC needs no memory as long as the TAC
+  has no end; where it has one, it stands by until then.
 
 So a list is one dict of objects that the collector does not track. It is replaced by switching one reference; what it was
 before is freed in steps, and so is everything else here that could take long: the caller gives a deadline of
@@ -79,7 +80,7 @@ def rank(held: Held, remainder: int) -> int:
 class Contents:
     """What is in a list at one moment, and the ends of its rows. Parts of it are shared with the contents after it."""
 
-    __slots__ = ("due", "ends", "imsis", "more", "pages", "subscribers", "until")
+    __slots__ = ("due", "ends", "imsis", "more", "pages", "subscribers", "tacs", "until")
 
     def __init__(self) -> None:
         self.pages: dict[int, Held] = {}
@@ -87,6 +88,8 @@ class Contents:
         # what ends when is a heap of end << PAGE_BITS | page, where entries of pages replaced since are passed over.
         self.until: dict[int, bytes] = {}
         self.due: list[int] = []
+        # Whole TACs that end, a page each: when, and what is listed singly under them.
+        self.tacs: dict[int, tuple[int, Part | None]] = {}
         # Pairs: for each device of a page, in order, its IMSI keys (8 bytes each); where some device has not exactly one,
         # for each device the position after its last IMSI (4 bytes).
         self.imsis: dict[int, bytes] = {}
@@ -111,13 +114,16 @@ class Contents:
 
     def put(self, number: int, part: "Part | None") -> None:
         """Replace one page with all that belongs to it."""
-        for table in (self.pages, self.until, self.imsis, self.ends):
+        for table in (self.pages, self.until, self.imsis, self.ends, self.tacs):
             table.pop(number, None)
         if part is None:
             return
         self.pages[number] = part.held
+        if part.tac is not None:
+            self.tacs[number] = part.tac
         if part.until:
             self.until[number] = part.until
+        if part.next_end:
             heapq.heappush(self.due, part.next_end << PAGE_BITS | number)
         if part.imsis:
             self.imsis[number] = part.imsis
@@ -128,7 +134,8 @@ class Contents:
         """A page with all that belongs to it."""
         if (held := self.pages.get(number)) is None:
             return None
-        return Part(held, self.until.get(number, b""), self.imsis.get(number, b""), self.ends.get(number, b""))
+        until, imsis, ends = self.until.get(number, b""), self.imsis.get(number, b""), self.ends.get(number, b"")
+        return Part(held, until, imsis, ends, self.tacs.get(number))
 
     def expire(self, now: int, deadline: float) -> bool:
         """Drop rows whose end has come; True when none is left, False if the deadline came first."""
@@ -136,7 +143,7 @@ class Contents:
             entry = heapq.heappop(self.due)
             number = entry & (1 << PAGE_BITS) - 1
             part = self.part(number)
-            if part is not None and part.until and part.next_end == entry >> PAGE_BITS:
+            if part is not None and part.next_end == entry >> PAGE_BITS:
                 rest = part.after(now)
                 for imsi, change in _changed_bindings(part, rest).items():
                     self.bind(imsi, change)
@@ -147,19 +154,30 @@ class Contents:
 
 
 class Part:
-    """One page in the form in which Contents holds it: keys, ends of rows, IMSIs."""
+    """One page in the form in which Contents holds it: keys, ends of rows, IMSIs.
 
-    __slots__ = ("ends", "held", "imsis", "until")
+    `tac`: the end of a whole TAC that has one, and the single rows under it, which count once it is over; `held` is WHOLE
+    until then, and all else is empty.
+    """
 
-    def __init__(self, held: Held, until: bytes = b"", imsis: bytes = b"", ends: bytes = b"") -> None:
+    __slots__ = ("ends", "held", "imsis", "tac", "until")
+
+    def __init__(
+        self, held: Held, until: bytes = b"", imsis: bytes = b"", ends: bytes = b"", tac: "tuple[int, Part | None] | None" = None
+    ) -> None:
         self.held = held
         self.until = until
         self.imsis = imsis
         self.ends = ends
+        self.tac = tac
 
     @property
     def next_end(self) -> int:
-        """The earliest end of a row in it."""
+        """The earliest end of a row in it; 0 if none ends. Under a TAC no row counts before the TAC ends."""
+        if self.tac is not None:
+            return self.tac[0]
+        if not self.until:
+            return 0
         ends = np.frombuffer(self.until, dtype="<u4")
         return int(ends[ends > 0].min())
 
@@ -173,6 +191,11 @@ class Part:
 
     def after(self, now: int) -> "Part | None":
         """What is left of it once the rows that end by `now` have gone; of a device, its SIMs that have not."""
+        if self.tac is not None:
+            end, singles = self.tac
+            return self if end > now else singles and singles.after(now)
+        if not self.until:
+            return self
         keys = held_keys(self.held)
         rows = len(self.imsis) // 8 if self.imsis else len(keys)
         ends = np.frombuffer(self.until, dtype="<u4")
@@ -211,6 +234,10 @@ def decode_part(page: Page) -> Part | None:
 
     Raises ValueError if it is damaged.
     """
+    if (tac := page.tac) is not None:
+        singles = decode_part(page.singles)
+        end = min(max(tac.until, 0), UNTIL_MAX)
+        return Part(WHOLE, tac=(end, singles) if end else None)
     if not page.keys:
         return None
     held = hold(decode_keys(page.keys))
@@ -380,7 +407,7 @@ class ListBuilder:
         if held is None:
             return
         self._hold(number, held)
-        if part is not None and (part.until or part.imsis):
+        if part is not None and (part.until or part.imsis or part.tac is not None):
             part.held = self._contents.pages[number]
             self._contents.put(number, part)
             for imsi in memoryview(part.imsis).cast("Q") if self._pairs else ():
@@ -411,6 +438,7 @@ class Retired:
             self._tables = [
                 contents.pages,
                 contents.until,
+                contents.tacs,
                 contents.imsis,
                 contents.ends,
                 contents.subscribers,

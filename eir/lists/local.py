@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
-from pyroaring import BitMap
 
 from eir.device import MEID_BASE, TAC_DIGITS, device_key, imsi_key, is_digits
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged, StoreError
@@ -24,7 +23,7 @@ from eir.lists.build import REASON_CHARS_MAX, REASONS_MAX, Reasons, Rows, amend_
 from eir.lists.index import Index, PairList
 from eir.lists.layout import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.load import ListSettings
-from eir.lists.pages import EMPTY_DIGEST, PAGE_KEYS, REASONS, Page, amended_digest, decode_keys, decode_sections
+from eir.lists.pages import EMPTY_DIGEST, PAGE_KEYS, REASONS, TAC, Page, amended_digest, decode_sections
 from eir.lists.release import utc_text
 from eir.lists.store import ACCEPTED, Event, ListState, ListStore
 
@@ -74,6 +73,8 @@ class EditReport:
     what: str
     entries: int
     """Entries that the list holds now, a whole TAC counted as one."""
+    entries_change: int
+    """By how many these are more, or less."""
     come: int
     """Identifiers that were not in it before, a TAC counted as a million."""
     gone: int
@@ -83,7 +84,12 @@ class EditReport:
 
     def as_text(self) -> str:
         """The report in a line."""
-        change = f"{self.come - self.gone:+,} identifiers" if self.come != self.gone else "reason and end replaced"
+        if self.come != self.gone:
+            change = f"{self.come - self.gone:+,} identifiers"
+        elif self.entries_change:
+            change = f"{self.entries_change:+,} entries for identifiers that are listed by their TAC"
+        else:
+            change = "reason and end replaced"
         said = [f"{self.list}: {change}", f"entries now: {self.entries:,}"]
         if not self.recorded:
             said.append("the history could not be written")
@@ -96,6 +102,7 @@ class _Following(NamedTuple):
     state: ListState
     pages: Sequence[Page]
     """Those that differ."""
+    entries_change: int
     come: int
     gone: int
 
@@ -154,8 +161,8 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
             continue
         recorded = await _record(edit, settings.name, store, who=who, now=now)
         return EditReport(
-            list=settings.name, what=edit.what, entries=stored.entries, come=following.come, gone=following.gone,
-            generation=stored.generation, recorded=recorded,
+            list=settings.name, what=edit.what, entries=stored.entries, entries_change=following.entries_change,
+            come=following.come, gone=following.gone, generation=stored.generation, recorded=recorded,
         )  # fmt: skip
     raise GenerationConflict(f"{settings.name} was changed {TRIES_MAX} times while this change was being made: try again")
 
@@ -184,38 +191,44 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _refuse_what_changes_nothing(edit: Edit, settings: ListSettings, pages: Mapping[int, Page], now: datetime) -> None:
-    """Refuse entries that are there already, or are not; ones that ended are not."""
+    """Refuse entries that are there already, or are not; ones that ended are not.
+
+    An identifier and its TAC are entries of their own: either may be there without the other.
+    """
     index = Index({settings.name: settings.kind})
     builder = index.builder(settings.name, _NO_STATE)
     for page in pages.values():
-        builder.add(page)
+        builder.add(page.singles)
     index.switch(settings.name, builder)
     held = index.lists[settings.name]
     held.expire(now.timestamp(), math.inf)
 
+    def has_tac(entry: Entry) -> bool:
+        page = pages.get(entry.key // PAGE_KEYS)
+        tac = None if page is None else page.tac
+        return tac is not None and (not tac.until or tac.until > now.timestamp())
+
     def is_there(entry: Entry) -> bool:
         if isinstance(held, PairList):
             return held.binds(entry.key, entry.imsi)
-        if entry.whole_tac:
-            keys = _keys(pages.get(entry.key // PAGE_KEYS))
-            return bool(keys) if edit.what == REMOVE else len(keys) == PAGE_KEYS and held.holds(entry.key)
-        return held.holds(entry.key)
+        return has_tac(entry) if entry.whole_tac else held.holds(entry.key)
+
+    def named(entry: Entry) -> str:
+        if entry.whole_tac or not has_tac(entry):
+            return entry.text
+        return f"{entry.text} (it is covered by TAC {entry.key // PAGE_KEYS:0{TAC_DIGITS}d}; not listed on its own)"
 
     if edit.what == REMOVE:
-        _refuse(edit, [entry for entry in edit.entries if not is_there(entry)], f"not in {settings.name}")
+        _refuse(edit, [named(entry) for entry in edit.entries if not is_there(entry)], f"not in {settings.name}")
     elif not edit.replace:
-        there = [entry for entry in edit.entries if is_there(entry)]
+        there = [entry.text for entry in edit.entries if is_there(entry)]
         _refuse(edit, there, f"in {settings.name} already", "; --replace gives them the new reason and end")
 
 
-def _refuse(edit: Edit, wrong: Sequence[Entry], what: str, advice: str = "") -> None:
+def _refuse(edit: Edit, wrong: Sequence[str], what: str, advice: str = "") -> None:
     if wrong:
-        named = ", ".join(entry.text for entry in wrong[:NAMED_MAX]) + (", …" if len(wrong) > NAMED_MAX else "")
+        named = ", ".join(wrong[:NAMED_MAX]) + (", …" if len(wrong) > NAMED_MAX else "")
         raise EntryRefused(f"nothing was changed: {len(wrong)} of {len(edit.entries)} are {what}: {named}{advice}")
-
-
-def _keys(page: Page | None) -> BitMap:
-    return decode_keys(page.keys) if page is not None and page.keys else BitMap()
 
 
 async def _reason(reason: str, state: ListState | None, store: ListStore, name: str) -> tuple[int, tuple[str, ...]]:
@@ -233,7 +246,8 @@ async def _reason(reason: str, state: ListState | None, store: ListStore, name: 
         if state is None or found.generation != state.generation:
             raise GenerationConflict(f"{name} was changed while its reasons were read")
         for page in batch:
-            used.update(decode_sections(page.extra).get(REASONS, b""))
+            sections = decode_sections(page.extra)
+            used.update(sections.get(REASONS, b""), sections.get(TAC, b"")[:1])
     if (free := next((byte for byte in range(REASONS_MAX) if byte not in used), None)) is None:
         return byte, known.texts
     return free, (*texts[:free], reason, *texts[free + 1 :])
@@ -281,7 +295,7 @@ async def _edited(
         reasons=texts,
         loaded_at=utc_text(now),
     )
-    return _Following(following, after, come, gone)
+    return _Following(following, after, sums.entries, come, gone)
 
 
 async def _record(edit: Edit, name: str, store: ListStore, *, who: str, now: datetime) -> bool:

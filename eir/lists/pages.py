@@ -4,10 +4,14 @@ A page holds the identifiers of a list that share key // 10^6 (for a device: tha
 remainders as a 32-bit Roaring bitmap in the portable format, which other languages read too. `extra` holds what a row
 said besides: tagged sections, each a tag of one byte, its length (4 bytes, little-endian) and its content.
 
+    T  the TAC as a whole is an entry: the byte of its reason, then its until (8 bytes as in U); always 9 bytes
     R  reasons: for each key, in order, one byte that indexes `ListState.reasons`; a single byte if all keys share it
     U  until: for each key, in order, 8 bytes of Unix seconds, little-endian, 0 for "no end"; 8 bytes if all keys share it.
        In lists of pairs, for each pair, in the order of S
     S  subscribers (lists of pairs): for each key, in order, the number of its IMSIs (4 bytes), then all IMSI keys (8 bytes each)
+
+An entry is a single identifier or a whole TAC; a page has both side by side, and neither says anything of the other: its
+`keys` are the identifiers that are listed on their own, and with T every identifier of the TAC is listed besides.
 
 May import numpy and pyroaring; knows no store and no layout.
 """
@@ -20,10 +24,27 @@ from pyroaring import BitMap
 
 PAGE_KEYS = 1_000_000
 DIGEST_MODULUS = 1 << 256
+TAC_HEAD, TAC_BYTES = 5, 14
+"""Tag and length of section T; all of it. It comes first, so that its presence shows in the first byte of `extra`."""
+_TAC_BEGINS = b"T" + (TAC_BYTES - TAC_HEAD).to_bytes(4, "little")
 
+TAC = b"T"
 REASONS = b"R"
 UNTIL = b"U"
 SUBSCRIBERS = b"S"
+
+
+class TacEntry(NamedTuple):
+    """A whole TAC as an entry of a list."""
+
+    reason: int
+    """The byte of its reason."""
+    until: int
+    """Unix seconds at which it ends; 0: it does not."""
+
+    def encode(self) -> bytes:
+        """The content of section T."""
+        return bytes((self.reason,)) + self.until.to_bytes(8, "little", signed=True)
 
 
 class Page(NamedTuple):
@@ -32,13 +53,33 @@ class Page(NamedTuple):
     number: int
     """key // 10^6 of every identifier in it."""
     keys: bytes
-    """key % 10^6 of each, as a Roaring bitmap in the portable format, run-optimised. Empty: the page is gone."""
+    """key % 10^6 of each, as a Roaring bitmap in the portable format, run-optimised; empty if none is listed on its own."""
     extra: bytes = b""
-    """Tagged sections, in the order R, U, S; empty where rows gave an identifier and nothing else."""
+    """Tagged sections, in the order T, R, U, S; empty where rows gave an identifier and nothing else."""
+
+    @property
+    def gone(self) -> bool:
+        """Nothing is listed under it: neither single identifiers nor the TAC, without which `extra` is empty too."""
+        return not self.keys and not self.extra
+
+    @property
+    def tac(self) -> TacEntry | None:
+        """The TAC as an entry of its own; None if it is not listed as a whole. Raises ValueError if that is cut short."""
+        if self.extra[:1] != TAC:
+            return None
+        content = self.extra[TAC_HEAD:TAC_BYTES]
+        if self.extra[:TAC_HEAD] != _TAC_BEGINS or len(content) != TAC_BYTES - TAC_HEAD:
+            raise ValueError(f"page {self.number} has a whole TAC that is cut short")
+        return TacEntry(content[0], int.from_bytes(content[1:], "little", signed=True))
+
+    @property
+    def singles(self) -> "Page":
+        """The page without its TAC: what is listed on its own."""
+        return self if self.extra[:1] != TAC else self._replace(extra=self.extra[TAC_BYTES:])
 
     def digest(self) -> int:
         """SHA-256 of the page number (8 bytes, big-endian), keys and extra, as a number; 0 for a page that is gone."""
-        if not self.keys:
+        if not self.keys and not self.extra:  # as `gone`, which would cost a call for each of many pages
             return 0
         return int.from_bytes(hashlib.sha256(self.number.to_bytes(8, "big") + self.keys + self.extra).digest(), "big")
 
@@ -68,12 +109,12 @@ def encode_keys(bitmap: BitMap) -> bytes:
 
 
 def decode_keys(keys: bytes) -> BitMap:
-    """The bitmap of a page's keys. Raises ValueError if the bytes are no Roaring bitmap."""
-    return BitMap.deserialize(keys)
+    """The bitmap of a page's keys. Raises ValueError if the bytes are neither a Roaring bitmap nor none at all."""
+    return BitMap.deserialize(keys) if keys else BitMap()
 
 
 def encode_sections(sections: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """`extra` out of (tag, content) pairs, which come in the order R, U, S; empty contents are left out."""
+    """`extra` out of (tag, content) pairs, which come in the order T, R, U, S; empty contents are left out."""
     return b"".join(tag + len(content).to_bytes(4, "little") + content for tag, content in sections if content)
 
 

@@ -34,9 +34,9 @@ class ListState:
     content_digest: str = EMPTY_DIGEST
     """Proves the pages, see pages.content_digest."""
     entries: int = 0
-    """Identifiers, a whole TAC counted as one."""
+    """Single identifiers, and whole TACs, each counted as one."""
     devices: int = 0
-    """Identifiers, a whole TAC counted as the million that it is."""
+    """Identifiers that are listed: a whole TAC counts a million, the single ones under it not again."""
     reasons: tuple[str, ...] = ()
     """What a reason byte in a page stands for; 255 at most, then `other`."""
     issued: str | None = None
@@ -108,7 +108,7 @@ class ListStore(Protocol):
         ...
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
-        """Put a delta in force: these pages replace those of the same number (empty `keys`: the page goes).
+        """Put a delta in force: these pages replace those of the same number (one that is `gone` goes).
 
         The pages from before are kept for a rollback. Otherwise as `replace`.
         """

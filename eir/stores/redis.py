@@ -5,7 +5,7 @@ Everything of a list is under one hash tag, so it is one slot of a cluster and o
     eir:{LIST}:state      hash: state (JSON), generation, set (ID of the set in force), fields (how many that has),
                           change (random for each write), previous (JSON: what a rollback puts in force; absent: nothing)
     eir:{LIST}:set:ID     hash: page number → keys, and where a page has `extra`, NUMBER+ → extra
-    eir:{LIST}:kept:ID    hash of the same form: pages as they were before the last delta (empty keys: there was none)
+    eir:{LIST}:kept:ID    hash of the same form: pages as they were before the last delta (nothing in them: there was none)
     eir:{LIST}:changes    stream, trimmed: entry GENERATION-0 with before, pages (8 bytes each, little-endian; absent: all)
     eir:lists             set: names of lists
     eir:{history}:events  stream, trimmed;  eir:{history}:outcomes  hash: [list, outcome] → how often, and when last
@@ -669,7 +669,7 @@ async def _one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
 
 def _fields(page: Page) -> int:
     """Fields of a set's hash that the page takes."""
-    return (1 + bool(page.extra)) if page.keys else 0
+    return 0 if page.gone else 1 + bool(page.extra)
 
 
 def _portions(pages: Iterable[Page], *, keep_empty: bool = False) -> Iterable[list[object]]:
@@ -677,7 +677,7 @@ def _portions(pages: Iterable[Page], *, keep_empty: bool = False) -> Iterable[li
     fields: list[object] = []
     size = 0
     for number, keys, extra in pages:
-        if not keys and not keep_empty:
+        if not keys and not extra and not keep_empty:
             continue
         fields += [number, keys, f"{number}+", extra] if extra else [number, keys]
         size += len(keys) + len(extra)
@@ -694,7 +694,7 @@ def _decode_batch(numbers: Sequence[int], data: bytes) -> list[Page]:
         keys = int.from_bytes(data[at : at + 4], "big")
         extra = int.from_bytes(data[at + 4 : at + 8], "big")
         at += 8
-        if keys:
+        if keys or extra:
             pages.append(Page(number, data[at : at + keys], data[at + keys : at + keys + extra]))
         at += keys + extra
     return pages
@@ -748,8 +748,8 @@ def _overwrite(pipe: Any, key: str, pages: Sequence[Page]) -> None:
         pipe.execute_command("HSET", key, *fields)
     gone: list[object] = []
     for page in pages:
-        gone += [] if page.keys else [page.number]
-        gone += [] if page.keys and page.extra else [f"{page.number}+"]
+        gone += [page.number] if page.gone else []
+        gone += [] if page.extra else [f"{page.number}+"]
     for at in range(0, len(gone), PORTION_PAGES):
         pipe.execute_command("HDEL", key, *gone[at : at + PORTION_PAGES])
 

@@ -533,7 +533,7 @@ def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> Non
         parts: list[bytes] = []
         start = 1
         for number, keys, extra in pages[at : at + BATCH_PAGES_MAX]:
-            if keys:
+            if keys or extra:
                 middle = start + len(keys)
                 table.append((base | number, start, len(keys), middle, len(extra)))
                 parts += (keys, extra)
@@ -615,7 +615,7 @@ def _replace(db: sqlite3.Connection, name: str, state: ListState, page_set: int,
 def _overwrite(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
     base = page_set << NUMBER_BITS
     _insert(db, page_set, pages)
-    db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in pages if not page.keys))
+    db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in pages if page.gone))
 
 
 def _amend(db: sqlite3.Connection, name: str, state: ListState, pages: Sequence[Page], seen: int) -> ListState:
