@@ -15,6 +15,7 @@ import trustme
 import wire
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
+from eir.diameter.admission import OwnDesk
 from eir.diameter.answer import Reply
 from eir.diameter.avp import encode_u32
 from eir.diameter.certificate import Certificate
@@ -359,6 +360,21 @@ async def test_drain_ends_attempts():
 
 
 # Fairness
+
+
+async def test_what_waited_for_the_admission_is_answered_however_much_it_is():
+    class FarDesk(OwnDesk):
+        """Decides later, as that of another process does."""
+
+        def _carry_out(self, orders):
+            asyncio.get_running_loop().call_later(0.02, super()._carry_out, orders)
+
+    desk = FarDesk(lambda _: None)
+    async with running(limits=Limits(turn_messages=8), desk=desk) as setup:
+        desk._obey = setup.node.obey
+        connection = await setup.connect()
+        await connection.send(cer(), *[ecr()] * 100)
+        assert [(await connection.read()).command for _ in range(101)] == [257, *[324] * 100]
 
 
 async def test_what_came_before_the_end_is_answered():

@@ -106,6 +106,7 @@ class Node:
         """All connections, the oldest first; `peer` is None while one is in its TLS handshake."""
         self._unidentified: dict[Link, None] = {}
         """Those of which no good CER has come yet, the oldest first."""
+        self._trimming: asyncio.Handle | None = None
         self._sources: Counter[Network] = Counter()
         """Connections that others made, by source network."""
         self._taking: set[asyncio.Task[None]] = set()
@@ -379,17 +380,26 @@ class Node:
             setting = ADMITTING.get(refused, f"limits.{refused}")
             self.surroundings.report("peer_refused", reason=refused, level="warning", address=link.address, setting=setting)
             return False
-        # The oldest goes: a good peer sends its CER at once, a flood of idle connections does not.
-        network = network_of(link.source)
-        neighbours = [other for other in self._unidentified if network_of(other.source) == network]
-        if len(neighbours) >= self.limits.source_unidentified_max:
-            self._drop(neighbours[0], "source_unidentified_max")
-        elif len(self._unidentified) >= self.limits.unidentified_max:
-            self._drop(next(iter(self._unidentified)), "unidentified_max")
         self._enter(link)
         self._unidentified[link] = None
-        self._sources[network] += 1
+        self._sources[network_of(link.source)] += 1
+        if self._trimming is None and len(self._unidentified) > min(self.limits.source_unidentified_max, self.limits.unidentified_max):
+            # A loop may accept many before it reads from any: each gets a chance to be read first.
+            loop = asyncio.get_running_loop()
+            self._trimming = loop.call_soon(loop.call_soon, self._trim)
         return True
+
+    def _trim(self) -> None:
+        """Of connections without a CER beyond a limit the oldest go: a good peer sends its CER at once, a flood does not."""
+        self._trimming = None
+        by_network: dict[Network, list[Link]] = {}
+        for link in self._unidentified:
+            by_network.setdefault(network_of(link.source), []).append(link)
+        for links in by_network.values():
+            for link in links[: -self.limits.source_unidentified_max]:
+                self._drop(link, "source_unidentified_max")
+        for link in list(self._unidentified)[: -self.limits.unidentified_max]:
+            self._drop(link, "unidentified_max")
 
     def _enter(self, link: Link) -> None:
         link.number = next(self._numbers)

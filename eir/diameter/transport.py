@@ -186,6 +186,8 @@ class Link(asyncio.Protocol):
             return
         self._set_timer(peer)
         self._set_reading()
+        if peer.more and self._next_turn is None:
+            self._next_turn = self._loop.call_soon(self._go_on)
 
     def abort(self) -> None:
         """Close at once, whatever is unsent."""
@@ -216,9 +218,7 @@ class Link(asyncio.Protocol):
             counts = self._owner.surroundings.counts
             counts.durations.add(time.perf_counter() - self._read_at, answered)
             counts.last_request[peer.label] = time.time()
-        if peer.more:
-            self._next_turn = self._next_turn or self._loop.call_soon(self._go_on)
-        elif self._ended:
+        if self._ended and not peer.more:
             peer.end(self._loop.time())
             self.pump()
 
