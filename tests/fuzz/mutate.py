@@ -8,8 +8,6 @@ from wire import HOST, TGPP, avp, cer, dpr, dwr, ecr, message, terminal, u32, ve
 
 CORPUS = Path(__file__).parent / "corpus"
 HEADER = 20
-SURVIVES = 0.97
-"""Share of mutated messages whose frame is mended, so that the connection lives on."""
 WORDS = (0, 1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 20, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF8, 0xFFFFFFFF)
 CODES = (1, 33, 257, 258, 259, 260, 263, 264, 266, 268, 277, 279, 282, 283, 284, 293, 296, 297, 299, 301, 1401, 1402, 1403, 1471, 1445, 9999)
 
@@ -54,11 +52,12 @@ def split(octets):
 
 
 class Mutator:
-    """Endless messages, each made from a good one."""
+    """Endless messages, each made from a good one; `survives`: share of them whose frame is mended, so that connections live on."""
 
-    def __init__(self, seed, good=None):
+    def __init__(self, seed, *, survives=0.97):
         self.random = random.Random(seed)
-        self.good = good or good_messages()
+        self.good = good_messages()
+        self._survives = survives
         self._ways = (
             self._flip, self._word, self._drop, self._repeat, self._swap, self._borrow, self._resize, self._lie, self._flags, self._wrap,
             self._insert, self._header, self._cut,
@@ -69,7 +68,7 @@ class Mutator:
         octets = self.random.choice(self.good)
         for _ in range(self.random.choice((1, 1, 1, 2, 2, 3, 5))):
             octets = self.random.choice(self._ways)(octets)
-        return self._mend(octets) if self.random.random() < SURVIVES else octets
+        return self._mend(octets) if self.random.random() < self._survives else octets
 
     def stream(self, most=12):
         """What a session may send: messages good and mutated, cut anywhere."""

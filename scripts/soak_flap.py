@@ -1,0 +1,60 @@
+"""A hundred peers that come and go for a minute while one asks steadily: no wrong or late answer, and nothing is left of those who went.
+
+Each of the hundred connects, asks perhaps, and leaves by DPR, by closing, by a reset, in the middle of a message or half-closed, over
+and over. Afterwards descriptors, tasks and connections are what they were.
+"""
+
+import argparse
+import asyncio
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from hostile import Steady, accounts, beside, flap, memory_mb, settled, state
+from node import LISTED, Publisher, Site
+
+LATE_S = 1.0
+
+
+def main(arguments: list[str]) -> int:
+    """The part `flap` of scripts/soak."""
+    parser = argparse.ArgumentParser(prog="soak flap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--peers", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what they do; chance if not given")
+    options = parser.parse_args(arguments)
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
+        folder = Path(name)
+        (folder / "publisher").mkdir()
+        with Site(folder / "site", Publisher(folder / "publisher")) as site:
+            site.load([LISTED])
+            site.configure(workers=options.workers, limits={"source_unidentified_max": options.peers + 8})
+            broken = asyncio.run(_soak(site.start(), options))
+    for promise in broken:
+        print(f"not kept: {promise}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+async def _soak(node: Any, options: argparse.Namespace) -> list[str]:
+    before, memory, steady = state(node), memory_mb(node.pid), Steady()
+    async with beside(node, steady):
+        came = await flap(node, options.peers, options.seconds, options.seed)
+    await settled(node, before)
+    incoming, outgoing, drops, own = accounts(node)
+    print(f"{options.peers} peers came {came:,} times in {options.seconds:g} s; memory {memory_mb(node.pid) - memory:+.1f} MB")
+    print(f"descriptors {before[0]} and tasks {before[1]} as before; {incoming:,.0f} in, {outgoing:,.0f} answered, {drops:,.0f} dropped")
+    for line in steady.lines():
+        print(line)
+    promises = (
+        ("the steady peer's answers are right", not steady.wrong),
+        (f"none is later than {LATE_S:g} s", max(steady.answer_s + steady.watchdog_s) < LATE_S),
+        ("messages in = answers out + drops", outgoing + drops <= incoming <= outgoing + drops + own),
+        ("no fault of the node's own", "reason=internal" not in node.get("/metrics")[1] and "Traceback" not in node.text()),
+    )
+    return [promise for promise, kept in promises if not kept]

@@ -1,0 +1,286 @@
+"""Peers that do what they should not, and one beside them that does all right: for tests and for `scripts/soak`, which differ in size only."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import socket
+import struct
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fuzz.mutate import Mutator
+from node import LISTED, UNLISTED, until_async
+from wire import TGPP, Connection, Message, avp, cer, dpr, dwr, ecr, u32
+
+STEADY = "steady.localdomain"
+PAUSE_S = 0.005
+"""Between the questions of the steady peer."""
+WATCHDOG_EVERY = 20
+"""Questions for each DWR."""
+BATCH = 40
+"""Fuzzed messages in one write."""
+LOOKED_AT = 16
+"""Of so many answers to fuzzed messages one is looked at."""
+SYNCHRONOUS = 0x53594E43
+LOST_S = 0.5
+"""A message that says that it is longer than it is has swallowed the DWR behind it."""
+SURVIVES = 0.9995
+"""Share of fuzzed messages whose frame is good; what comes after another one is lost with its connection."""
+RESET = struct.pack("ii", 1, 0)
+
+
+@dataclass
+class Steady:
+    """A peer that asks all the time, and holds every answer to its question."""
+
+    host: str = STEADY
+    answers: int = 0
+    wrong: list = field(default_factory=list)
+    answer_s: list = field(default_factory=list)
+    watchdog_s: list = field(default_factory=list)
+
+    async def ask(self, node, over):
+        """Ask until `over` is set."""
+        connection = Connection(*await asyncio.open_connection(*node.address))
+        await connection.open(cer(self.host))
+        for number in itertools.count():
+            if over.is_set():
+                break
+            await self._check(connection, number)
+            if number % WATCHDOG_EVERY == 0:
+                began = time.perf_counter()
+                answer = await connection.ask(dwr(self.host, ids=(number, ~number & 0xFFFFFFFF)))
+                self.watchdog_s.append(time.perf_counter() - began)
+                if (answer.command, answer.hop_by_hop, answer.result) != (280, number, 2001):
+                    self.wrong.append(f"DWA to {number}: {answer.octets.hex()}")
+            await asyncio.sleep(PAUSE_S)
+        await connection.close()
+
+    async def _check(self, connection, number):
+        imei, status = ((LISTED, 1), (UNLISTED, 0))[number % 2]
+        ids, session = (number, ~number & 0xFFFFFFFF), f"{self.host};{number}"
+        began = time.perf_counter()
+        answer = await connection.ask(ecr(imei, host=avp(264, self.host), session=avp(263, session), ids=ids))
+        self.answer_s.append(time.perf_counter() - began)
+        self.answers += 1
+        found = (answer.command, answer.hop_by_hop, answer.end_to_end, answer.data(263), answer.number(1445, TGPP))
+        if found != (324, *ids, session.encode(), status):
+            self.wrong.append(f"{number} about {imei}: {answer.octets.hex()}")
+
+    def lines(self):
+        """For people."""
+        worst, p99 = max(self.answer_s) * 1000, sorted(self.answer_s)[int(len(self.answer_s) * 0.99)] * 1000
+        yield f"steady peer: {self.answers:,} answers, {len(self.wrong)} wrong; p99 {p99:.1f} ms, worst {worst:.0f} ms"
+        yield f"             {len(self.watchdog_s)} watchdogs, worst after {max(self.watchdog_s) * 1000:.0f} ms"
+
+
+@contextlib.asynccontextmanager
+async def beside(node, steady):
+    """While a steady peer asks; what goes wrong with it goes wrong here."""
+    over = asyncio.Event()
+    asking = asyncio.create_task(steady.ask(node, over))
+    try:
+        await until_async(lambda: steady.answers or asking.done())
+        yield
+    finally:
+        over.set()
+        await asking
+
+
+# Fuzzing
+
+
+@dataclass
+class Fuzzed:
+    """What was sent, and what came back."""
+
+    messages: int = 0
+    sessions: int = 0
+    answers: int = 0
+    connections: int = 0
+
+
+async def fuzz_messages(node, count, seed, found, *, connections=4):
+    """Send `count` fuzzed messages over a few connections, each of which is opened again when it is lost."""
+    share = -(-count // connections)
+    await asyncio.gather(*(_fuzz_connection(node, number, share, seed, found) for number in range(connections)))
+
+
+async def _fuzz_connection(node, number, count, seed, found):
+    mutator, host, sent = Mutator(f"{seed}/{number}", survives=SURVIVES), f"fuzz{number}.localdomain", 0
+    while sent < count:
+        reader, writer = await asyncio.open_connection(*node.address)
+        found.connections += 1
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
+            writer.write(cer(host, state_id=u32(278, time.time_ns() >> 20 & 0xFFFFFFFF)))
+            while sent < count:
+                batch = [mutator.message() for _ in range(min(BATCH, count - sent))]
+                sent += len(batch)
+                found.messages += len(batch)
+                # Its DWA says that all before it was read; without that, most would be lost with a connection that ends.
+                writer.write(b"".join(batch) + dwr(host, ids=(sent, SYNCHRONOUS)))
+                async with asyncio.timeout(LOST_S):
+                    await _look(reader, sent, found)
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def _look(reader, awaited, found):
+    """Read up to the DWA that is awaited; some of the answers are held to the format."""
+    while True:
+        head = await reader.readexactly(4)
+        octets = head + await reader.readexactly(int.from_bytes(head[1:]) - 4)
+        found.answers += 1
+        if found.answers % LOOKED_AT == 0:
+            Message(octets)
+        if octets[12:20] == awaited.to_bytes(4) + SYNCHRONOUS.to_bytes(4):
+            return
+
+
+async def fuzz_sessions(node, count, seed, found, *, at_once=16):
+    """Run `count` fuzzed sessions: streams of messages good and bad, in pieces, that end in every way."""
+    numbers = iter(range(count))
+
+    async def one_after_the_other():
+        for number in numbers:
+            await _fuzz_session(node, Mutator(f"{seed}/session/{number}"))
+            found.sessions += 1
+
+    await asyncio.gather(*(one_after_the_other() for _ in range(at_once)))
+
+
+async def _fuzz_session(node, mutator):
+    chance = mutator.random
+    with contextlib.suppress(OSError):  # the node has closed it, or has not
+        reader, writer = await asyncio.open_connection(*node.address)
+        octets = mutator.stream()
+        while octets and not writer.transport.is_closing():
+            size = chance.choice((1, 7, 100, 1000, 100_000))
+            writer.write(octets[:size])
+            octets = octets[size:] if size > 7 or chance.random() < 0.9 else octets[size + 4 :]
+            if chance.random() < 0.3:
+                await asyncio.sleep(0)
+        await _leave(reader, writer, chance)
+
+
+async def _leave(reader, writer, chance):
+    """End a connection in one of the ways that connections end."""
+    way = chance.randrange(5)
+    if way == 0:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    elif way == 1:
+        writer.write_eof()
+        await _drained(reader)
+    elif way == 2:
+        writer.write(dpr())
+        await _drained(reader)
+    elif way == 3:
+        writer.write(ecr()[: chance.randrange(1, 100)])
+    if way in {0, 4}:
+        writer.transport.abort()
+    else:
+        writer.close()
+    await writer.wait_closed()
+
+
+async def _drained(reader):
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await reader.read()
+
+
+# Flapping
+
+
+async def flap(node, hosts, seconds, seed):
+    """Let so many peers come, ask and go, in every way and without a pause to speak of; returns how often they came."""
+    end, came = time.monotonic() + seconds, 0
+
+    async def peer(number):
+        nonlocal came
+        chance = random.Random(f"{seed}/{number}")
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                reader, writer = await asyncio.open_connection(*node.address)
+                came += 1
+                host = f"flap{number}.localdomain"
+                connection = Connection(reader, writer)
+                if chance.random() < 0.9:
+                    await connection.send(cer(host, state_id=u32(278, time.time_ns() >> 20 & 0xFFFFFFFF)))
+                    if chance.random() < 0.8:
+                        await connection.read()
+                    await connection.send(*[ecr(host=avp(264, host))] * chance.choice((0, 1, 1, 20)))
+                await _leave(reader, writer, chance)
+            await asyncio.sleep(chance.random() * 0.1)
+
+    await asyncio.gather(*(peer(number) for number in range(hosts)))
+    return came
+
+
+# What a node has
+
+
+def processes(pid):
+    """A process and all that came of it."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            threads = Path(f"/proc/{each}/task").iterdir()
+            found += [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    return found
+
+
+def memory_mb(pid):
+    """Resident memory of a node's processes that is their own, and their share of what they share: 10^6 bytes."""
+    total = 0
+    for each in processes(pid):
+        lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()[1:]
+        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total * 1.024e-3
+
+
+def descriptors(pid):
+    """Open files of each of a node's processes."""
+    return [sum(1 for _ in Path(f"/proc/{each}/fd").iterdir()) for each in processes(pid)]
+
+
+def seconds_of_processor(pid):
+    """Time that a node's processes have computed."""
+    tick = os.sysconf("SC_CLK_TCK")
+    stats = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in processes(pid)]
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / tick
+
+
+def state(node):
+    """What has to be again as it was, once everybody has left: descriptors of each process, tasks, connections."""
+    said = node.status()
+    return descriptors(node.pid), said["tasks"], sum(said["peers"].values())
+
+
+async def settled(node, before, *, patience_s=20):
+    """Wait until the node has no more than it had."""
+    end = time.monotonic() + patience_s
+    while True:
+        now = await asyncio.to_thread(state, node)
+        if all(files <= then for files, then in zip(now[0], before[0], strict=True)) and now[1:] == before[1:]:
+            return
+        assert time.monotonic() < end, f"descriptors, tasks, connections: {before} before, {now} now"
+        await asyncio.sleep(0.05)
+
+
+def accounts(node):
+    """(messages in, answers out, drops), answers to requests of the node's own aside."""
+    samples = node.metrics()
+    ways = {"in": 0, "out": 0}
+    own = 0
+    for name, value in samples.items():
+        if name.startswith("eir_diameter_messages_total{"):
+            ways["in"] += value if "direction=in" in name else 0
+            ways["out"] += value if "direction=out" in name and "kind=answer" in name else 0
+            own += value if "direction=out" in name and "kind=request" in name else 0
+    drops = sum(value for name, value in samples.items() if name.startswith("eir_diameter_drops_total{"))
+    return ways["in"], ways["out"], drops, own
