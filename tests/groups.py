@@ -102,7 +102,7 @@ class Watched:
         file, port = folder / "sentinel.conf", free_port()
         file.write_text(
             f"sentinel monitor {self.SERVICE} 127.0.0.1 {self.master.port} {self._count // 2 + 1}\n"
-            f"sentinel down-after-milliseconds {self.SERVICE} 500\nsentinel failover-timeout {self.SERVICE} 3000\n"
+            f"sentinel down-after-milliseconds {self.SERVICE} 1000\nsentinel failover-timeout {self.SERVICE} 3000\n"
         )
         return Server(self._program, port=port, folder=folder, sentinel=file)
 

@@ -57,6 +57,10 @@ class Server:
 
     def start(self):
         self.launch()
+        return self.await_answer()
+
+    def await_answer(self):
+        """Wait until it has started, and loaded what it has on its disk."""
         end = time.monotonic() + 20
         while time.monotonic() < end:
             with contextlib.suppress(OSError):

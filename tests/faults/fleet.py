@@ -17,7 +17,7 @@ HELD = [f"{35_000_000 + n:08d}{n * 31:06d}" for n in range(2_500)]
 NEVER = [f"{35_000_000 + n:08d}{n * 31 + 7:06d}" for n in range(10)]
 WATCHDOG_S = 6
 USER = "--user eir on >secret ~* &* +@all"
-OPTIONS = (*USER.split(), "--enable-debug-command", "local", "--loading-process-events-interval-bytes", "1024")
+OPTIONS = (*USER.split(), "--loading-process-events-interval-bytes", "1024")
 """Of a server whose user for EIR a test may change without locking itself out."""
 
 

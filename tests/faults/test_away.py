@@ -4,7 +4,6 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from threading import Thread
 
 import pytest
 from fleet import HELD, LIST, OPTIONS, Fleet
@@ -60,13 +59,17 @@ def full(server):
 def loading(server):
     for at in range(0, OTHERS, 500):
         server.command("MSET", *[text for n in range(at, at + 500) for text in (f"other:{n}", "x" * 100)])
-    server.command("CONFIG", "SET", "key-load-delay", LOADING_US // OTHERS)
-    Thread(target=server.command, args=("DEBUG", "RELOAD")).start()
+    server.command("SAVE")
+    server.kill()
+    server.options = (*OPTIONS, "--key-load-delay", str(LOADING_US // OTHERS))
+    server.launch()
 
 
 def loaded(server):
-    until(lambda: server.command("PING") == b"+PONG\r\n")
+    server.await_answer()
     server.command("CONFIG", "SET", "key-load-delay", 0)
+    server.options = OPTIONS
+    (server.folder / "dump.rdb").unlink()
 
 
 def cut_off(server):
