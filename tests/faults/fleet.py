@@ -55,12 +55,17 @@ class Fleet:
 
     def site(self, name, url, **more):
         """A host whose store is the fleet's."""
-        site = Site(self.folder / name, self.publisher)
+        return self.host(self.folder / name, self.publisher, url, **{**self.settings, **more})
+
+    @staticmethod
+    def host(folder, publisher, url, **settings):
+        """A host with one list, from a store."""
+        site = Site(folder, publisher)
         site.configure(
             store=url, lists={LIST: {"signers": "signers"}},
             policy={"rules": [{"list": LIST, "answer": "blacklisted"}]},
             peers=[{"name": "mme", "realm": "localdomain", "from": ["127.0.0.0/8"], "watchdog_s": WATCHDOG_S}],
-            **{**self.settings, **more},
+            **settings,
         )  # fmt: skip
         return site
 
