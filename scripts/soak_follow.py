@@ -1,0 +1,32 @@
+"""A follower of Redis for a minute of random changes and faults: in the end it holds what an index built from scratch holds."""
+
+import argparse
+import asyncio
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from churn import churn
+from servers import Server
+
+
+def main(arguments: list[str]) -> int:
+    """Start a redis-server, change lists at random while a follower applies that, compare."""
+    parser = argparse.ArgumentParser(prog="soak follow", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the changes; the time if not given")
+    options = parser.parse_args(arguments)
+    if shutil.which("redis-server") is None:
+        subprocess.run([Path(__file__).resolve().parent / "setup", "--redis"], check=True)
+    print(f"{options.seconds:g} s, seed {options.seed}")
+    with tempfile.TemporaryDirectory(prefix="eir-soak-") as folder, Server(shutil.which("redis-server")) as server:
+        figures = asyncio.run(churn(server, Path(folder), seconds=options.seconds, seed=options.seed))
+    print(f"{figures.changes} changes, {figures.faults} faults, {figures.switches} switches; {figures.entries:,} entries in the end")
+    for wrong in figures.wrong:
+        print(f"not kept: {wrong}", file=sys.stderr)
+    return 1 if figures.wrong else 0

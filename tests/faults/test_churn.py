@@ -1,0 +1,13 @@
+"""A follower that applies random changes and loses its place ends with what an index built from scratch holds; scripts/soak is longer."""
+
+from churn import churn
+from servers import Server
+
+SECONDS = 4
+
+
+async def test_random_changes(redis_program, tmp_path):
+    with Server(redis_program) as server:
+        figures = await churn(server, tmp_path, seconds=SECONDS, seed=3)
+    assert figures.wrong == []
+    assert min(figures.changes, figures.switches, figures.faults, figures.entries) > 0
