@@ -146,10 +146,8 @@ def test_each_alert_has_its_advice():
 
 
 def test_the_users_of_redis_are_those_that_are_tested():
-    from test_redis import ACL
-
-    said = dict(re.findall(r"^user (\w+) (.*)$", README, re.MULTILINE))
-    assert said == {name: re.sub(r">\w+", ">PASSWORD", rules) for name, rules in ACL.items()}
+    # tests/faults/test_acl.py takes their rights from here, and holds them to be enough and none of them too much.
+    assert re.findall(r"^user (\w+) ", README, re.MULTILINE) == ["worker", "loader"]
 
 
 def test_log_events_that_are_named_are_ones():
