@@ -1,0 +1,136 @@
+"""How soon every worker of every node has what was written to Redis: a full switch of 10 million entries, an operator's single entry.
+
+Nodes are real `eir serve` with a real redis-server of the bench's own. The time runs from the moment at which the loader is
+told that the list is in force in Redis until the last worker answers from it; what the loader took before that to write the
+pages stands beside it.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from bench_index import LIST, made
+from node import Publisher, Site
+from pyroaring import BitMap
+from servers import Server
+
+from eir.control import ask
+from eir.lists.pages import Page, amended_digest, content_digest, encode_keys
+from eir.lists.store import ListState
+from eir.stores.redis import RedisStore
+
+ENTRIES, TACS = 10_000_000, 250_000
+SWITCH_S_MAX, ENTRY_S_MAX = 5.0, 0.2
+LOCAL = "local"
+START_S = 120
+POLL_S = 0.002
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `follow` of scripts/bench; 1 if a median is over its limit."""
+    parser = argparse.ArgumentParser(prog="bench follow", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--entries", type=int, default=ENTRIES)
+    parser.add_argument("--tacs", type=int, default=TACS, help="over which they are scattered")
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="of each node")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="100,000 entries, 2 turns: shows that it works, not how fast")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.entries, options.tacs, options.turns = 100_000, 2_500, 2
+    if shutil.which("redis-server") is None:
+        subprocess.run([Path(__file__).resolve().parent / "setup", "--redis"], check=True)
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as folder, Server(shutil.which("redis-server")) as server:
+        found = asyncio.run(_measure(server.url, Path(folder), options))
+    medians = {what: statistics.median(seconds) for what, seconds in found.items()}
+    if options.json:
+        print(json.dumps({"entries": options.entries, "tacs": options.tacs, "turns": found, "medians": medians}))
+    else:
+        print(f"{options.entries:,} entries over {options.tacs:,} TACs; {options.nodes} nodes of {options.workers} workers; seconds")
+        for what, seconds in found.items():
+            print(f"  {what:<48}{medians[what]:>8.3f}   of {' '.join(f'{each:.3f}' for each in seconds)}")
+    late = medians[SWITCH] > SWITCH_S_MAX or max(medians[ENTRY], medians[DELTA]) > ENTRY_S_MAX
+    return int(late and not options.quick)
+
+
+WRITE, SWITCH = "a full release is written", "every worker has it"
+ENTRY, DELTA = "every worker has a single entry of a local list", "every worker has a single change of the large list"
+
+
+async def _measure(url: str, folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
+    (folder / "publisher").mkdir()
+    publisher = Publisher(folder / "publisher")
+    found: dict[str, list[float]] = {WRITE: [], SWITCH: [], ENTRY: [], DELTA: []}
+    with ExitStack() as stack:
+        store = RedisStore(url)
+        releases = [made(options.entries, options.tacs, seed) for seed in (14, 15)]
+        state = await store.replace(LIST, _state(releases[0]), releases[0], seen=0)
+        local = await store.amend(LOCAL, _state([]), [], seen=0)
+        sites = [stack.enter_context(Site(folder / f"node-{number}", publisher)) for number in range(options.nodes)]
+        for site in sites:
+            site.configure(
+                store=url, workers=options.workers, lists={LIST: {"signers": "signers"}, LOCAL: {"local": True}},
+                policy={"rules": [{"list": name, "answer": "blacklisted"} for name in (LIST, LOCAL)]},
+            )  # fmt: skip
+            await asyncio.to_thread(site.start)
+        await _reached(sites, LIST, state.generation, START_S)
+        for turn in range(options.turns):
+            pages = releases[(turn + 1) % 2]
+            began = time.perf_counter()
+            state = await store.replace(LIST, _state(pages), pages, seen=state.generation)
+            found[WRITE].append(time.perf_counter() - began)
+            found[SWITCH].append(await _time(_reached(sites, LIST, state.generation)))
+            entry = [Page(35_000_000 + turn, encode_keys(BitMap([turn])))]
+            local = await store.amend(LOCAL, _amended(local, [], entry), entry, seen=local.generation)
+            found[ENTRY].append(await _time(_reached(sites, LOCAL, local.generation)))
+            change = [Page(pages[turn].number, encode_keys(BitMap([turn])))]
+            state = await store.amend(LIST, _amended(state, [pages[turn]], change), change, seen=state.generation)
+            found[DELTA].append(await _time(_reached(sites, LIST, state.generation)))
+            print(f"turn {turn + 1}: " + ", ".join(f"{seconds[-1]:.3f} s" for seconds in found.values()), file=sys.stderr)
+        await store.close()
+    return found
+
+
+def _state(pages: Sequence[Page]) -> ListState:
+    return ListState(
+        kind="devices", serial=1, generation=0, highest_serial=1, release_digest="", content_digest=content_digest(pages)
+    )
+
+
+def _amended(state: ListState, before: Sequence[Page], after: Sequence[Page]) -> ListState:
+    return replace(state, content_digest=amended_digest(state.content_digest, before, after))
+
+
+async def _time(what: Awaitable[Any]) -> float:
+    began = time.perf_counter()
+    await what
+    return time.perf_counter() - began
+
+
+async def _reached(sites: Sequence[Site], name: str, generation: int, patience_s: float = 60.0) -> None:
+    """Wait until every worker of every node holds the generation."""
+
+    def holds(site: Site) -> bool:
+        said = ask(site.state, "status")
+        return bool(said["in_step"]) and said["lists"].get(name, {}).get("generation") == generation
+
+    async def reached(site: Site) -> None:
+        while not await asyncio.to_thread(holds, site):  # noqa: ASYNC110  # another process makes it true
+            await asyncio.sleep(POLL_S)
+
+    async with asyncio.timeout(patience_s):
+        await asyncio.gather(*(reached(site) for site in sites))
