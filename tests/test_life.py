@@ -530,7 +530,7 @@ async def test_operators_entries_pairs_and_subscribers_reach_a_running_node(site
     events = site.json("history", "own")
     assert events[0]["detail"].startswith("stolen at the counter, until 20")
     assert [event["what"] for event in events] == ["add", "remove", "rollback"]
-    assert (await eir("add", "own", "351", "--reason", "x", status=2)).stderr.split("eir: ")[-1].startswith("351: an IMEI")
+    assert (await eir("add", "own", "351", "--reason", "x", status=2)).stderr.split("eir: ")[-1].startswith("351: no IMEI")
     assert "eir: --until soon: expected" in (await eir("add", "own", device, "--reason", "x", "--until", "soon", status=2)).stderr
     assert "no list nowhere" in (await eir("remove", "nowhere", device, "--reason", "x", status=2)).stderr
     assert "signed releases" in (await eir("add", "stolen", device, "--reason", "x", status=1)).stderr

@@ -226,7 +226,7 @@ async def test_revoked_certificates(single, authority, call):
     connection = await call(node, contexts[0])
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
         await call(node, contexts[1], host="mme2.localdomain")
-    assert [line["detail"] for line in node.lines("peer_refused")] == ["certificate revoked"]
+    await until_async(lambda: [line["detail"] for line in node.lines("peer_refused")] == ["certificate revoked"])
     authority.revoke(good, bad)
     await asyncio.to_thread(single.eir, "reload")
     assert await status(connection) == BLACK
