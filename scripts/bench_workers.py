@@ -7,6 +7,7 @@ that the cost stays what it is, since the generator has to run somewhere; on a l
 import argparse
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -38,6 +39,7 @@ from eir.table import table
 ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000
 LOAD = Load(4, 256)
 COST_MAX = 1.15
+LOOKS = 20
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
                 on = set(ours[:number])
                 with site.server(f"workers: {number}", free_port(), cores=on, workers=number) as server:
                     load = Load(max(LOAD.connections, 2 * number), LOAD.window)
-                    look = partial(_look, site.state, spread.setdefault(server.name, []))
+                    look = partial(_look, site.state, load.connections, spread.setdefault(server.name, []))
                     found = ask(server, load, folder / "questions", how, {ours[-1]}, meanwhile=look)
                     results.setdefault((server.name, str(load)), []).append(found)
                     say(f"turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, {found['server_us_per_answer']:.2f} us an answer")
@@ -81,10 +83,14 @@ def main(arguments: Sequence[str]) -> int:
     return finish("workers", measured, targets, options, text)
 
 
-def _look(state: Path, held: list[int]) -> None:
-    """Note how many connections each worker has."""
-    counts = Counter(row.get("worker", 0) for row in control(state, "peers") if row["address"] is not None)
-    held[:] = sorted(counts.values())
+def _look(state: Path, connections: int, held: list[int]) -> None:
+    """Note how many connections each worker has, once all of them are open or have had a second for it."""
+    for _ in range(LOOKS):
+        counts = Counter(row.get("worker", 0) for row in control(state, "peers") if row["address"] is not None)
+        held[:] = sorted(counts.values())
+        if sum(held) == connections:
+            return
+        time.sleep(1 / LOOKS)
 
 
 def _by_workers(results: Results) -> Results:

@@ -154,7 +154,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
             "p50_us": round(statistics.median(map(percentile("p50"), runs)), 1),
             "p99_us": round(statistics.median(map(percentile("p99"), runs)), 1),
             "cpu_us_per_answer": round(statistics.median(found["server_us_per_answer"] for found in runs), 2),
-            "server_share": round(values["server_share"], 2), "generator_share": round(values["generator_share"], 2), "errors": errors,
+            "server_share": round(values["server_share"], 2), "generator_share": round(values["generator_share"], 4), "errors": errors,
         })  # fmt: skip
     return made
 
