@@ -19,11 +19,19 @@ def tshark(*arguments):
 
 
 class Capture:
-    """What crossed loopback to and from some TCP ports, which are all read as Diameter."""
+    """What crossed loopback to and from some TCP ports, which are all read as Diameter.
 
-    def __init__(self, path, ports, *options):
+    Those of `secure` are Diameter inside TLS, whose secrets are in the file `keys`.
+    """
+
+    def __init__(self, path, ports, *, secure=(), keys=None):
         self.path = path
-        self._options = [*options, *(text for port in ports for text in ("-d", f"tcp.port=={port},diameter"))]
+        decode = [f"tcp.port=={port},diameter" for port in ports]
+        decode += [rule for port in secure for rule in (f"tcp.port=={port},tls", f"tls.port=={port},diameter")]
+        self._options = [text for rule in decode for text in ("-d", rule)]
+        if keys is not None:
+            # The first message of a TLS connection would be read as RDP.
+            self._options += ["-o", f"tls.keylog_file:{keys}", "--disable-protocol", "rdpmt"]
 
     def read(self, wanted, *fields, passes=1):
         """For each frame that the display filter takes, its fields; what refers to a later frame needs two passes."""
@@ -57,9 +65,9 @@ class Capture:
 
 
 @contextmanager
-def capturing(path, *ports, last=(282, False)):
+def capturing(path, *ports, last=(282, False), secure=(), keys=None):
     """Capture these ports meanwhile; at the end wait until the `last` message (command, is a request) has been written."""
-    wanted = " or ".join(f"tcp port {port}" for port in ports)
+    wanted = " or ".join(f"tcp port {port}" for port in (*ports, *secure))
     said = path.with_suffix(".said")
     with said.open("w") as stream:
         process = subprocess.Popen(["tshark", "-q", "-i", "lo", "-f", wanted, "-w", path], stderr=stream, stdout=stream)
@@ -69,7 +77,7 @@ def capturing(path, *ports, last=(282, False)):
             if os.getuid() != 0:
                 pytest.skip(f"capturing takes root: {said.read_text()}")
             pytest.fail(f"tshark cannot capture: {said.read_text()}")
-        capture = Capture(path, ports)
+        capture = Capture(path, ports, secure=secure, keys=keys)
         yield capture
         # The kernel hands packets over in blocks, up to a second late.
         until(lambda: path.stat().st_size and _ends_with(capture, last))

@@ -1,0 +1,77 @@
+"""freeDiameter as an agent: how it is configured, started and ended, for the tests that put it before nodes."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+
+from node import until
+from wire import REALM
+
+DRA, DRA_REALM, EIR_REALM = "dra.dra.test", "dra.test", "eir.test"
+IN_ITS_OWN_NETWORK = "EIR_TEST_OWN_NETWORK"
+
+
+def has_an_address():
+    """freeDiameter does not start on a host whose only addresses are loopback's."""
+    found = subprocess.run(["ip", "-o", "addr", "show", "scope", "global"], capture_output=True, text=True, check=True)
+    return bool(found.stdout)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def in_a_network_of_its_own(test):
+    """Run the test (file::name) again in a network where freeDiameter starts; False if that is here already."""
+    if has_an_address() or IN_ITS_OWN_NETWORK in os.environ:
+        return False
+    link = "(ip link add eir0 type dummy || ip link add eir0 type veth peer name eir1)"
+    make = f"ip link set lo up && {link} && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
+    again = [sys.executable, "-m", "pytest", "-q", test]
+    subprocess.run(
+        ["unshare", "-n", "sh", "-c", f'{make} && exec "$@"', "sh", *again], check=True, env=os.environ | {IN_ITS_OWN_NETWORK: "1"}
+    )
+    return True
+
+
+@contextmanager
+def relay(folder, eirs, *, tls=None, expect=1):
+    """freeDiameter between anyone of REALM and these nodes; its port. It shares requests out between the nodes.
+
+    With `tls` (a section of a configuration: certificate, key, ca) it speaks TLS to them; its keys are in `folder`/keys.
+    It is waited for until `expect` connections of it to each node are open.
+    """
+    port = free_port()
+    routes, allowed, configuration = (folder / name for name in ("routes.conf", "allowed.conf", "relay.conf"))
+    routes.write_text("".join(f'dr="{EIR_REALM}" : "{name}" += 50 ;\n' for name in eirs))
+    allowed.write_text(f"ALLOW_IPSEC *.{REALM}\n")
+    peers = "".join(
+        f'ConnectPeer = "{name}" {{ ConnectTo = "127.0.0.1"; Port = {node.address[1]}; Realm = "{EIR_REALM}"; {"" if tls else "No_TLS; "}}};\n'
+        for name, node in eirs.items()
+    )
+    if tls:
+        peers += f'TLS_Cred = "{tls["certificate"]}", "{tls["key"]}";\nTLS_CA = "{tls["ca"]}";\n'
+    configuration.write_text(
+        f'Identity = "{DRA}";\nRealm = "{DRA_REALM}";\nPort = {port};\nSecPort = 0;\nListenOn = "127.0.0.1";\nNo_IPv6;\nNo_SCTP;\n'
+        f'TwTimer = 6;\nTcTimer = 6;\nLoadExtension = "rt_default.fdx" : "{routes}";\nLoadExtension = "acl_wl.fdx" : "{allowed}";\n'
+        f'LoadExtension = "rt_load_balance.fdx";\n{peers}'
+    )
+    log = folder / "relay.log"
+    with log.open("w") as stream:
+        environment = os.environ | {"SSLKEYLOGFILE": str(folder / "keys")}
+        process = subprocess.Popen(["freeDiameterd", "-c", configuration], stdout=stream, stderr=stream, env=environment)
+    try:
+        until(lambda: process.poll() is not None or all(node.status()["peers"] == {"dra": expect} for node in eirs.values()))
+        assert process.poll() is None, log.read_text()
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
