@@ -9,6 +9,7 @@ import ipaddress
 import resource
 import socket
 import struct
+import tempfile
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from certificates import Authority
 from pyroaring import BitMap
 from wire import (
     APP,
@@ -49,14 +51,16 @@ from eir.diameter.client import connect
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.diameter.peer import Peer
-from eir.diameter.serve import Surroundings
+from eir.diameter.serve import TOO_BUSY_REPLY, Surroundings
+from eir.diameter.settings import TlsSettings
 from eir.diameter.states import State
+from eir.diameter.tls import load_tls
 from eir.diameter.watchdog import Status as Watch
 from eir.lists.index import Index
 from eir.lists.pages import Page, encode_keys
 from eir.lists.store import ListState
 from eir.policy import PolicySettings, Rule, Status, compile_policy
-from eir.s13.service import S13Service
+from eir.s13.service import REPLIES, S13Service
 
 LISTED = "35209900176148"  # its Luhn digit is 1
 UNLISTED = "35123456789012"
@@ -115,14 +119,15 @@ class Setup:
 
 
 @asynccontextmanager
-async def running(application=None, peers=(PEER,), limits=None, identity=IDENTITY, *, exact=True, **policy):
+async def running(application=None, peers=(PEER,), limits=None, identity=IDENTITY, *, exact=True, tls=None, overload=TOO_BUSY_REPLY, **policy):
     """A node on a free port. At the end: nothing pending, no task left, counters equal to the messages on the wire."""
     tasks = asyncio.all_tasks()
     counts, reports = Counts(), Reports()
     node = Node(
-        identity, peers, limits or Limits(), application or service(**policy).answer, counts=counts, report=reports
-    )
-    host, port = await node.listen("tcp://127.0.0.1:0")
+        identity, peers, limits or Limits(), application or service(**policy).answer, counts=counts, report=reports, tls=tls,
+        overload=overload,
+    )  # fmt: skip
+    host, port = await node.listen("tls://127.0.0.1:0" if tls else "tcp://127.0.0.1:0")
     setup = Setup(node, host, port, counts, reports)
     try:
         yield setup
@@ -528,6 +533,33 @@ async def _():
         assert (await connection.read()).command == 282
 
 
+@row(33, "the load limit, with a status for an answer")
+async def _():
+    async with running(peers=(replace(PEER, rate_max=8.0),), overload=REPLIES[Status.GREYLISTED]) as setup:
+        connection = await setup.open()
+        requests = [ecr(ids=(number, number)) for number in range(20)]
+        await connection.send(*requests, ecr(drop=("session",)), dwr())
+        answers = [await connection.read() for _ in range(22)]
+        for request, answer in zip(requests, answers, strict=False):
+            check_answer(request, answer)
+        statuses = [answer.number(1445, TGPP) for answer in answers[:20]]
+        assert statuses == sorted(statuses)
+        assert statuses.count(2) == setup.counts.shed["mme", "rate_max"] - 1 > 10
+        # A status needs a request that can have one: what is wrong with it comes first.
+        assert (answers[20].result, answers[20].error) == (5005, True)
+        assert answers[21].command == 280
+
+
+@asynccontextmanager
+async def over_tls(name):
+    """A node that listens for TLS, and the context of a client with a certificate for this name."""
+    with tempfile.TemporaryDirectory() as folder:
+        authority = Authority(Path(folder))
+        files = {key: Path(file) for key, file in authority.write(EIR).items()}
+        async with running(tls=load_tls(TlsSettings(**files))) as setup:
+            yield setup, authority.peer(name)
+
+
 @row(34, "a source that no entry takes")
 async def _():
     other = replace(PEER, sources=(ipaddress.ip_network("192.0.2.0/24"),))
@@ -565,6 +597,17 @@ async def _():
             (cea,) = await connection.end()
             check_answer(octets, cea)
             assert (cea.result, cea.error, cea.command) == (3010, True, 257)
+
+
+@row(36, "a TLS name that is not the peer's")
+async def _():
+    async with over_tls("mme2.localdomain") as (setup, context):
+        connection = await setup.connect(ssl=context)
+        await connection.send(cer())
+        (cea,) = await connection.end()
+        check_answer(cer(), cea)
+        assert (cea.result, cea.error, cea.command) == (3010, True, 257)
+        assert "tls_names" in setup.reports.settings()
 
 
 @row(37, "a defective CER")
@@ -624,6 +667,15 @@ async def _():
     for extra in (b"", u32(299, 0), u32(299, 1) + u32(299, 0)):
         async with running() as setup:
             await setup.open(cer(extra=extra))
+
+
+@row(39, "Inband-Security-Id over TLS")
+async def _():
+    for extra in (b"", u32(299, 0), u32(299, 1)):
+        async with over_tls(HOST) as (setup, context):
+            connection = await setup.connect(ssl=context)
+            check_cea(await connection.open(cer(extra=extra)))
+            assert (await connection.ask(ecr(LISTED))).number(1445, TGPP) == 1
 
 
 @row(40, "Host-IP-Address behind NAT")
