@@ -21,6 +21,7 @@ from eir import metrics
 from eir.channel import Channel, ChannelError, hand_over
 from eir.config import Config, load_config
 from eir.diameter.admission import Admission, Claim, Order
+from eir.diameter.listen import BACKLOG, OUT_OF_RESOURCES, PAUSE_S
 from eir.diameter.node import endpoint
 from eir.errors import EirError
 from eir.front import Front, WorkerReport, tell_refusal
@@ -35,10 +36,6 @@ HUNG_S = 20.0
 HOLD_S = 2.0
 """How long new connections wait, when a worker has ended, for the one that takes its place: so that its peers, which come
 back at once, do not all end up with the others."""
-NO_DESCRIPTORS_S = 1.0
-"""The pause in accepting while there are too many open files."""
-BACKLOG = 1024
-OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 @dataclass(slots=True, eq=False)
@@ -200,7 +197,7 @@ class Dispatcher:
         except OSError as e:
             if e.errno in OUT_OF_RESOURCES:
                 self._log.report("accept_failed", level="error", reason=errno.errorcode[e.errno], detail=e.strerror)
-                self._hold(NO_DESCRIPTORS_S)
+                self._hold(PAUSE_S)
             return  # else whoever connected is gone again
         with connection:
             ready = [hand for hand in self._hands.values() if hand.started]
