@@ -22,6 +22,7 @@ from eir.diameter.certificate import Certificate
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.diameter.tls import Tls
+from eir.diameter.transport import Link
 from eir.errors import EirError
 
 WHITE = Reply(2001, avps=encode_u32(277, 1) + encode_u32(1445, 0, wire.TGPP))
@@ -360,6 +361,44 @@ async def test_drain_ends_attempts():
 
 
 # Fairness
+
+
+class Transport(asyncio.Transport):
+    """One that tells what is done to it; the other end takes nothing."""
+
+    def __init__(self):
+        super().__init__({"peername": ("127.0.0.1", 4000), "sockname": ("127.0.0.1", 3868)})
+        self.written, self.done = b"", []
+
+    def write(self, data):
+        self.written += data
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        pass
+
+    def is_closing(self):
+        return bool({"close", "abort"} & set(self.done))
+
+    def __getattribute__(self, name):
+        if name in {"close", "abort", "pause_reading", "resume_reading"}:
+            return lambda: self.done.append(name)
+        return super().__getattribute__(name)
+
+
+async def test_a_peer_that_reads_a_little_at_the_end_is_not_waited_for_for_ever():
+    async with running(limits=Limits(stalled_write_s=0.02)) as setup:
+        link, transport = Link(setup.node, asyncio.get_running_loop()), Transport()
+        link.connection_made(transport)
+        link.data_received(cer())
+        assert setup.node.connected() == {"mme": 1}
+        link.pause_writing()
+        assert transport.done == ["pause_reading"]
+        link.peer.drop("test", 0.0)
+        link.pump()
+        assert transport.done[-1] == "close"
+        link.resume_writing()
+        await until(lambda: transport.done[-1] == "abort")
+        link.connection_lost(None)
 
 
 async def test_what_waited_for_the_admission_is_answered_however_much_it_is():

@@ -173,6 +173,20 @@ async def test_names_that_the_peer_table_gives(secure, authority, call):
     assert await status(await call(node, authority.peer("*.localdomain"), host="mme3.localdomain")) is not None
 
 
+async def test_a_reload_parts_with_peers_whose_certificate_is_no_longer_wanted(secure, authority, call):
+    node = secure.start()
+    stays, goes = await call(node, authority.peer(HOST)), await call(node, authority.peer("mme2.localdomain"), host="mme2.localdomain")
+    secure.configure(peers=[
+        {"name": "mme", "realm": REALM, "host": HOST}, {"name": "rest", "realm": REALM, "tls_names": ["dra.example"]},
+    ])  # fmt: skip
+    node.signal(signal.SIGHUP)
+    asked = await goes.read()
+    assert (asked.command, asked.number(273)) == (282, 2)
+    await goes.answer(asked, host="mme2.localdomain")
+    assert await goes.end() == []
+    assert await status(stays) == BLACK
+
+
 async def test_a_reload_takes_new_certificates_and_drops_nobody(secure, authority, stranger, call):
     node = secure.start()
     before = await call(node, authority.peer(HOST))

@@ -540,6 +540,10 @@ class Node:
         if settings is None:
             peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "removed")
             return
+        names = link.certificate_names()
+        if names is not None and not certificate_fits(names, said, settings):
+            peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "tls_name")
+            return
         shown = (settings.as_host or self.identity.host, settings.as_realm or self.identity.realm)
         if shown != (peer.face.host, peer.face.realm):
             peer.stop(DisconnectCause.REBOOTING, now, "renamed")

@@ -139,8 +139,8 @@ class Link(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The peer does not read: stop reading from it, and give it a while."""
-        self._set_reading()
         self._stalled = self._loop.call_later(self._owner.surroundings.limits.stalled_write_s, self._give_up)
+        self._set_reading()
 
     def resume_writing(self) -> None:
         """The peer reads again."""
@@ -277,13 +277,11 @@ class Link(asyncio.Protocol):
     def _close(self, transport: asyncio.Transport, closed: Closed) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        # What is still unsent may go out, but not for ever, however slowly the peer reads it.
+        self._timer = self._loop.call_later(self._owner.surroundings.limits.stalled_write_s, self.abort)
         if closed.reset:
             with suppress(OSError, AttributeError):
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             transport.abort()
             return
         transport.close()
-        if self._stalled is None:
-            # What is still unsent may go out, but not for ever.
-            self._stalled = self._loop.call_later(self._owner.surroundings.limits.stalled_write_s, self.abort)
