@@ -7,14 +7,16 @@ node and of the echo to its request.
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmark import network
 from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
     Load,
+    Picture,
     add_options,
     answers_per_s,
     at_most,
@@ -28,6 +30,7 @@ from benchmark.measure import (
     times,
     wrong_answers,
 )
+from benchmark.plot import Rows, Series
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import echo, floor, free_port
 from benchmark.site import Site
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS, metavar="N", help="requests under way on each connection")
     parser.add_argument("--rates", type=float, nargs="*", default=RATES, metavar="R", help="requests a second over four connections")
     parser.add_argument("--only", action="store_true", help="the node alone, without floor and echo")
-    add_options(parser, seconds=2, turns=3)
+    add_options(parser, seconds=2, turns=3, picture=True)
     options = parser.parse_args(arguments)
     program("load")
     start_echo = echo()
@@ -79,4 +82,28 @@ def main(arguments: Sequence[str]) -> int:
     measured = {"measured": rows(results), "of_floor": ratios, "wrong_answers": wrong_answers(results)}
     text = table(rows(results), COLUMNS, width=None)
     text += "".join(f"of what the floor answers, {load}: {found['median']:.2f} {found['turns']}\n" for load, found in ratios.items())
-    return finish("ecr", measured, targets, options, text)
+    return finish("ecr", measured, targets, options, text, picture=picture(measured["measured"]))
+
+
+def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
+    """Throughput of the node and what stands beside it, latency of the node and the floor; of what `--json` has as measured."""
+    found = {(row["server"], row["load"]): row for row in measured}
+    servers = list(dict.fromkeys(server for server, _ in found))
+    loads = list(dict.fromkeys(load for _, load in found))
+
+    def row(load: str, columns: Sequence[tuple[str, str]]) -> tuple[str, list[float | None]]:
+        return load, [found[server, load][column] for server, column in columns]
+
+    marks = {server: number for number, server in enumerate(servers)}
+    percentiles = [(server, f"p{number}_us") for server in servers if server != "echo" for number in (50, 99)]
+    return Picture("Checks, by connections x requests under way on each", (
+        Rows(
+            title="Answers a second; the floor is a bare uvloop server that only frames messages, the echo one in C", axis="answers a second", series=[Series(server, mark) for server, mark in marks.items()],
+            rows=[row(load, [(server, "answers_per_s") for server in servers]) for load in loads if "at" not in load],
+        ),
+        Rows(
+            title="Latency, also at a steady rate over four connections: median (p50) and 99th percentile (p99)", axis="microseconds",
+            series=[Series(f"{server} {column[:3]}", marks[server], column == "p99_us") for server, column in percentiles],
+            rows=[row(load, percentiles) for load in loads],
+        ),
+    ))  # fmt: skip

@@ -6,15 +6,17 @@ the node has one worker, all metrics on, and a list. The C echo and the bare uvl
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from benchmark import network
 from benchmark.build import Missing, program
 from benchmark.measure import (
     COLUMNS,
     Load,
+    Picture,
     Target,
     add_options,
     answers_per_s,
@@ -31,6 +33,7 @@ from benchmark.measure import (
     wrong_answers,
 )
 from benchmark.peers import PEERS
+from benchmark.plot import Ratios
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import echo, floor, free_port
 from benchmark.site import Site
@@ -44,12 +47,18 @@ TIMES_FASTER = {"otp": 5.0, "freediameter": 7.0, "python-diameter": 20.0}
 P50_OF = {"otp": 1.0, "freediameter": 1.0, "echo": 1.4}
 """The node's latency with one request at a time, at most this many times the other's."""
 
+CALLED = {
+    "otp": "OTP's diameter", "freediameter": "freeDiameter", "python-diameter": "python-diameter", "floor": "bare uvloop, frames only",
+    "echo": "C echo",
+}  # fmt: skip
+"""In the picture, and in its order."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """The part `peers` of scripts/bench."""
     parser = argparse.ArgumentParser(prog="bench peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--peer", choices=PEERS, action="append", help="one of them only; all if not given")
-    add_options(parser)
+    add_options(parser, picture=True)
     options = parser.parse_args(arguments)
     program("load")
     start_echo = echo()
@@ -90,4 +99,22 @@ def main(arguments: Sequence[str]) -> int:
     text = table(rows(results), COLUMNS, width=None)
     for name in faster:
         text += f"eir / {name}: {faster[name]['median']:.2f} times the answers ({BUSY}), {p50[name]['median']:.2f} times the p50 ({ALONE})\n"
-    return finish("peers", measured, targets, options, text)
+    return finish("peers", measured, targets, options, text, picture=picture(measured))
+
+
+def picture(measured: Mapping[str, Any]) -> Picture:
+    """The ratios, of what `--json` has as answers_per_s_ratio and p50_ratio."""
+
+    def bars(ratios: Mapping[str, Any]) -> list[tuple[str, float]]:
+        return [(called, ratios[name]["median"]) for name, called in CALLED.items() if name in ratios]
+
+    return Picture("One worker of eir beside other Diameter servers, each on the same core", (
+        Ratios(
+            title=f"Answers a second ({BUSY.connections} connections, {BUSY.window} requests under way on each)",
+            axis="eir answers this many times as many", bars=bars(measured["answers_per_s_ratio"]), better="more",
+        ),
+        Ratios(
+            title="Median latency (one request at a time)", axis="eir takes this many times as long", bars=bars(measured["p50_ratio"]),
+            better="less",
+        ),
+    ))  # fmt: skip

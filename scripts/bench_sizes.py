@@ -7,7 +7,7 @@ and of each worker of a node that has two, which share what they have not writte
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from benchmark.build import program
 from benchmark.measure import (
     Cores,
     Load,
+    Picture,
     Target,
     add_options,
     answers_per_s,
@@ -33,6 +34,7 @@ from benchmark.measure import (
     times,
     wrong_answers,
 )
+from benchmark.plot import Curves, Series
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port, memory_mb
 from benchmark.site import Site
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench sizes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--entries", type=int, nargs="+", metavar="N", help=f"sizes ({', '.join(f'{size:,}' for size in SIZES)})")
     parser.add_argument("--work", type=Path, help="where files go (25 bytes an entry); a temporary folder if not given")
-    add_options(parser)
+    add_options(parser, picture=True)
     options = parser.parse_args(arguments)
     program("load")
     network.enter()
@@ -90,7 +92,23 @@ def main(arguments: Sequence[str]) -> int:
         at_most(f"{what}: ready from the store", READY_S_MAX, largest["ready_s"], " s"),
     ]
     shown = [{**row, "entries": f"{row['entries']:,}"} for row in found]
-    return finish("sizes", {"measured": found, "wrong_answers": wrong_answers(results)}, targets, options, table(shown, COLUMNS, width=None))
+    measured = {"measured": found, "wrong_answers": wrong_answers(results)}
+    return finish("sizes", measured, targets, options, table(shown, COLUMNS, width=None), picture=picture(found))
+
+
+def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
+    """Throughput and memory of a worker over the size of the list, of what `--json` has as measured."""
+
+    def points(*columns: str) -> list[tuple[float, list[float]]]:
+        return [(row["entries"], [row[column] for column in columns]) for row in measured]
+
+    return Picture("One worker, by the number of entries in its list", (
+        Curves(title="Answers a second", axis="4 connections, 256 requests under way on each", x_axis="entries", series=(Series("answers/s", 0),), points=points("answers_per_s")),
+        Curves(
+            title="Memory of a worker", axis="MB; resident where it is the only one, its share where it is one of two", x_axis="entries",
+            series=(Series("resident", 0), Series("share", 1)), points=points("resident_mb", "share_mb"),
+        ),
+    ))  # fmt: skip
 
 
 def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace) -> dict[str, Any]:

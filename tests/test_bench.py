@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from wire import TGPP, Message, avp, message, u32
@@ -42,16 +43,36 @@ PARTS = {
 }
 
 
+DRAWN = {
+    "ecr": lambda document: [f"{row['answers_per_s']:,}" for row in document["measured"] if "at" not in row["load"]],
+    "peers": lambda document: [f"{found['median']:,.{shown(found['median'])}f}" for found in document["answers_per_s_ratio"].values()],
+    "sizes": lambda document: [f"{row['answers_per_s']:,}" for row in document["measured"]],
+}
+"""Parts that have a picture, and what is in it as text."""
+
+
+def shown(value):
+    """How many digits of it stand behind the point."""
+    return 0 if value >= 100 else 1 if value >= 10 else 2
+
+
 @pytest.fixture(scope="module")
-def running():
+def pictures(tmp_path_factory):
+    """Where they go."""
+    return tmp_path_factory.mktemp("pictures")
+
+
+@pytest.fixture(scope="module")
+def running(pictures):
     """All parts in their shortest form, side by side: no time is of interest here."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    parts = {part: (*more, "--svg", pictures / f"{part}.svg") if part in DRAWN else more for part, more in PARTS.items()}
     started = {
         part: subprocess.Popen(
             [sys.executable, SCRIPTS / "bench", part, *more, "--quick", "--json"], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )
-        for part, more in PARTS.items()
+        for part, more in parts.items()
     }  # fmt: skip
     yield started
     for process in started.values():
@@ -60,7 +81,7 @@ def running():
 
 
 @pytest.fixture
-def found(running, request):
+def found(running, request, pictures):
     """What the part found that the test is named for."""
     part = request.function.__name__.removeprefix("test_")
     out, said = running[part].communicate(timeout=100)
@@ -70,6 +91,10 @@ def found(running, request):
     assert document["quick"] is True
     assert document["machine"]["processors"] == os.cpu_count()
     assert document["wrong_answers"] == 0
+    if part in DRAWN:
+        picture = ET.parse(pictures / f"{part}.svg")
+        texts = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
+        assert texts.issuperset(DRAWN[part](document))
     return document
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from eir.table import table
 
 from .build import program
+from .plot import Panel, svg
 from .servers import REALM, Server, on_cores
 
 WHITELISTED = "0"
@@ -53,13 +54,15 @@ class Cores(NamedTuple):
     generator: set[int]
 
 
-def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: int = 5) -> None:
-    """Those that all parts have."""
+def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: int = 5, picture: bool = False) -> None:
+    """Those that all parts have; `picture`: also the one of those that give `finish` a picture."""
     parser.add_argument("--seconds", type=float, default=seconds, help=f"measured time of a run ({seconds:g})")
     parser.add_argument("--warmup", type=float, default=1, help="time before it (1)")
     parser.add_argument("--turns", type=int, default=turns, help=f"how often each is measured ({turns})")
     parser.add_argument("--quick", action="store_true", help="one short turn: shows that all works, and no figure to believe")
     parser.add_argument("--json", action="store_true", help="one document instead of a table")
+    if picture:
+        parser.add_argument("--svg", type=Path, metavar="FILE", help="also draw the results into this file")
 
 
 def times(options: argparse.Namespace) -> Times:
@@ -159,6 +162,13 @@ def rows(results: Results) -> list[dict[str, Any]]:
     return made
 
 
+class Picture(NamedTuple):
+    """What `--svg` draws."""
+
+    title: str
+    panels: Sequence[Panel]
+
+
 class Target(NamedTuple):
     """What is wanted, what was found, and whether that will do."""
 
@@ -178,12 +188,24 @@ def at_most(what: str, bound: float, found: float, unit: str = "") -> Target:
     return Target(what, f"at most {bound:g}{unit}", found, found <= bound)
 
 
-def finish(name: str, measured: Mapping[str, Any], targets: Sequence[Target], options: argparse.Namespace, text: str) -> int:
-    """Print the document or the tables; exit status 1 if a target was missed or an answer was wrong."""
+def finish(
+    name: str,
+    measured: Mapping[str, Any],
+    targets: Sequence[Target],
+    options: argparse.Namespace,
+    text: str,
+    *,
+    picture: Picture | None = None,
+) -> int:
+    """Print the document or the tables, draw the picture; exit status 1 if a target was missed or an answer was wrong."""
     wrong = int(measured.get("wrong_answers", 0))
     document = {
         "part": name, "quick": options.quick, "machine": machine(), **measured, "targets": [target._asdict() for target in targets],
     }  # fmt: skip
+    if picture is not None and options.svg:
+        options.svg.parent.mkdir(parents=True, exist_ok=True)
+        options.svg.write_text(svg(picture.title, _note(name, options), picture.panels))
+        say(f"{options.svg} is drawn")
     if options.json:
         print(json.dumps(document, indent=1))
     else:
@@ -194,6 +216,14 @@ def finish(name: str, measured: Mapping[str, Any], targets: Sequence[Target], op
         say(f"{wrong} answers were wrong")
     missed = any(not target.holds for target in targets) and not options.quick
     return int(bool(wrong or missed))
+
+
+def _note(name: str, options: argparse.Namespace) -> str:
+    """Below a picture: the command that it is from, and where that ran."""
+    how = times(options)
+    command = f"scripts/bench {name} --quick: no figures to believe" if options.quick else f"scripts/bench {name}, {how.turns} turns of {how.seconds:g} s"
+    here = machine()
+    return f"{command}; {here['processors']} x {here['model']}, Python {here['python']}"
 
 
 def machine() -> dict[str, Any]:

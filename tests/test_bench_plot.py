@@ -1,0 +1,221 @@
+"""scripts/benchmark/plot.py: what is measured stands in the picture as text and in its place, for everyone who looks at it."""
+
+import json
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+SVG = "{http://www.w3.org/2000/svg}"
+NOTE = "scripts/bench part, 5 turns of 3 s; 2 x Fast & Co <1>, Python 3.13.0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    sys.path.insert(0, str(SCRIPTS))
+    yield
+    sys.path.remove(str(SCRIPTS))
+
+
+def peers():
+    from bench_peers import picture
+
+    def ratios(**found):
+        return {name.replace("_", "-"): {"median": value, "turns": [value]} for name, value in found.items()}
+
+    return picture({
+        "answers_per_s_ratio": ratios(floor=0.18, echo=0.114, otp=9.878, freediameter=11.6, python_diameter=1052.8),
+        "p50_ratio": ratios(floor=1.19, echo=1.291, otp=0.0, freediameter=0.65, python_diameter=0.25),
+    })  # fmt: skip
+
+
+def ecr():
+    from bench_ecr import picture
+
+    rows = [
+        ("eir", "4 x 256", 397_110, 2301.4, 5655.0), ("eir", "4 at 20000/s", 20_000, 81.2, 283.0),
+        ("floor", "4 x 256", 1_666_667, 420.5, 506.1), ("floor", "4 at 20000/s", 20_001, 48.04, 130.0),
+        ("echo", "4 x 256", 2_100_300, 333.3, 444.4), ("echo", "4 at 20000/s", 20_002, 1.0, 2.0),
+    ]  # fmt: skip
+    return picture([dict(zip(("server", "load", "answers_per_s", "p50_us", "p99_us"), row, strict=True)) for row in rows])
+
+
+def ecr_alone():
+    from bench_ecr import picture
+
+    return picture([{"server": "eir", "load": "1 x 1", "answers_per_s": 9_017, "p50_us": 58.0, "p99_us": 91.0}])
+
+
+def sizes():
+    from bench_sizes import picture
+
+    rows = [(1_000, 714_891, 68.94, 20.3), (1_000_000, 518_141, 121.3, 56.9), (100_000_000, 394_315, 531.8, 265.4)]
+    return picture([dict(zip(("entries", "answers_per_s", "resident_mb", "share_mb"), row, strict=True)) for row in rows])
+
+
+def one_size():
+    from bench_sizes import picture
+
+    return picture([{"entries": 50_000, "answers_per_s": 200_000, "resident_mb": 50.0, "share_mb": 20.0}])
+
+
+PICTURES = {
+    peers: ["OTP's diameter", "freeDiameter", "C echo", "0.18", "0.11", "9.88", "11.6", "1,053", "1.19", "1.29", "0", "0.65", "0.25"],
+    ecr: [
+        "4 x 256", "4 at 20000/s", "397,110", "1,666,667", "2,100,300", "2,301", "5,655", "81.2", "283", "420", "506", "48.0", "130",
+    ],
+    ecr_alone: ["1 x 1", "9,017", "58.0", "91.0"],
+    sizes: ["1,000", "1,000,000", "100,000,000", "714,891", "518,141", "394,315", "68.9", "121", "532", "20.3", "56.9", "265"],
+    one_size: ["50,000", "200,000", "50.0", "20.0"],
+}  # fmt: skip
+"""What each has to say."""
+
+
+def drawn(made):
+    from benchmark.plot import svg
+
+    return svg(made.title, NOTE, made.panels)
+
+
+@pytest.fixture(params=PICTURES, ids=lambda made: made.__name__)
+def picture(request):
+    return request.param, ET.fromstring(drawn(request.param()))
+
+
+def texts(root):
+    return [element.text for element in root.iter(f"{SVG}text")]
+
+
+def test_each_value_stands_in_it_and_in_its_description(picture):
+    made, root = picture
+    description = root.find(f"{SVG}desc").text
+    for value in PICTURES[made]:
+        assert value in texts(root)
+        assert re.search(rf"(?<![\d.,]){re.escape(value)}(?!\d|[.,]\d)", description), value
+    assert root.find(f"{SVG}title").text in texts(root)
+    assert NOTE in texts(root)
+    assert description.endswith(NOTE)
+
+
+def test_a_screen_reader_is_told_what_it_is(picture):
+    _, root = picture
+    assert root.get("role") == "img"
+    assert [root.find(f"*[@id='{name}']").text for name in root.get("aria-labelledby").split()]
+
+
+def test_it_runs_nothing_fetches_nothing_and_is_small(picture):
+    _, root = picture
+    kinds = {element.tag.removeprefix(SVG) for element in root.iter()}
+    assert kinds <= {"svg", "title", "desc", "style", "rect", "g", "text", "path"}
+    text = ET.tostring(root, encoding="unicode")
+    assert "url(" not in text
+    assert "href" not in text
+    assert len(text) < 16_000
+
+
+def test_the_same_values_give_the_same_bytes(picture):
+    made, _ = picture
+    assert drawn(made()) == drawn(made())
+
+
+def test_all_of_it_lies_within_its_frame(picture):
+    """Marks, and texts as wide as they are taken to be."""
+    from benchmark.plot import WIDTH, _wide
+
+    _, root = picture
+    height = float(root.get("height"))
+    for element in root.iter(f"{SVG}text"):
+        x, y, wide = float(element.get("x")), float(element.get("y")), _wide([element.text])
+        left = x - {"end": wide, "middle": wide / 2}.get(element.get("text-anchor"), 0)
+        assert left >= 0, element.text
+        if element.text != NOTE:
+            assert left + wide <= WIDTH, element.text
+        assert 0 < y < height
+    for path in root.iter(f"{SVG}path"):
+        if (moved := re.search(r"translate\((.+),(.+)\)scale", path.get("transform", ""))) is not None:
+            assert 0 < float(moved[1]) < WIDTH
+            assert 0 < float(moved[2]) < height
+
+
+def test_texts_do_not_cover_each_other(picture):
+    from benchmark.plot import _wide
+
+    _, root = picture
+    lines = {}
+    for element in root.iter(f"{SVG}text"):
+        x, wide = float(element.get("x")), _wide([element.text])
+        left = x - {"end": wide, "middle": wide / 2}.get(element.get("text-anchor"), 0)
+        lines.setdefault(element.get("y"), []).append((left, left + wide))
+    for spans in lines.values():
+        spans.sort()
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def test_ratios_lie_on_their_side_of_one():
+    """In the order of their size, and in the better half's colour on the side that is better."""
+    root = ET.fromstring(drawn(peers()))
+    faster, slower = (list(group.iter(f"{SVG}rect")) for group in root.iter(f"{SVG}g"))
+    one = float(faster[0].get("x"))
+    assert [float(bar.get("x")) == one for bar in faster] == [True, True, True, False, False]
+    assert [bar.get("class") for bar in faster] == ["m0", "m0", "m0", "m1", "m1"]
+    widths = [float(bar.get("width")) for bar in faster]
+    assert widths[0] < widths[1] < widths[2]
+    assert widths[3] < widths[4]
+    assert [bar.get("class") for bar in slower] == ["m0", "m0", "m0", "m1", "m1"]
+    assert float(slower[0].get("width")) == 0  # no ratio could be had
+
+
+def test_curves_begin_at_zero():
+    root = ET.fromstring(drawn(sizes()))
+    way = next(path.get("d") for path in root.iter(f"{SVG}path") if "way" in path.get("class"))
+    heights = [float(point.split(",")[1]) for point in way[1:].split("L")]
+    zero = next(float(text.get("y")) - 4 for text in root.iter(f"{SVG}text") if text.text == "0")
+    assert (zero - heights[2]) / (zero - heights[0]) == pytest.approx(394_315 / 714_891, abs=0.01)
+
+
+def luminance(colour):
+    """WCAG 2.1, relative luminance."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("name", ["LIGHT", "DARK"])
+def test_contrast(name):
+    """WCAG 2.1, 1.4.3 and 1.4.11: 4.5 for text, 3 for marks, which have a text beside them."""
+    from benchmark import plot
+
+    scheme = getattr(plot, name)
+    for colour in (scheme.text, scheme.soft, *scheme.marks):
+        light, dark = sorted((luminance(scheme.ground), luminance(colour)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
+    assert len(scheme.marks) == len(plot.SHAPES)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.114, "0.11"), (1, "1.00"), (9.878, "9.88"), (10, "10.0"), (714_891.4, "714,891")])
+def test_values_as_people_read_them(value, text):
+    from benchmark.plot import shown
+
+    assert shown(value) == text
+
+
+def test_finish_draws_where_it_is_told_to(tmp_path, capsys):
+    import argparse
+
+    from benchmark.measure import add_options, finish
+
+    parser = argparse.ArgumentParser()
+    add_options(parser, picture=True)
+    file = tmp_path / "figures" / "peers.svg"
+    options = parser.parse_args(["--quick", "--json", "--svg", str(file)])
+    assert finish("peers", {}, [], options, "", picture=peers()) == 0
+    note = texts(ET.parse(file).getroot())[-1]
+    assert note.startswith("scripts/bench peers --quick: no figures to believe; ")
+    out, said = capsys.readouterr()
+    assert json.loads(out)["part"] == "peers"
+    assert str(file) in said
+    assert finish("peers", {}, [], parser.parse_args([]), "", picture=peers()) == 0
