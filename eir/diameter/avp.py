@@ -6,11 +6,13 @@ An AVP's key is one integer, vendor << 32 | code, so that AVPs of the IETF have 
 import ipaddress
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 V_FLAG, M_FLAG, P_FLAG = 0x80, 0x40, 0x20
 HEADER_BYTES, VENDOR_HEADER_BYTES = 8, 12
 LENGTH_MASK = 0xFFFFFF
+
+L = TypeVar("L", int, None)
 
 _TWO_WORDS = struct.Struct("!II")
 _WORD = struct.Struct("!I")
@@ -81,6 +83,11 @@ def encode_address(code: int, address: str, flags: int = M_FLAG) -> bytes:
 def u32(avp: Avp) -> int:
     """The value of an AVP whose data the grammar found to be four bytes."""
     return int.from_bytes(avp.data)
+
+
+def u32_or(avp: Avp | None, otherwise: L) -> int | L:
+    """The value of an AVP that no grammar has looked at; `otherwise` if it is missing or has not the four bytes of a number."""
+    return int.from_bytes(avp.data) if avp is not None and len(avp.data) == _WORD.size else otherwise
 
 
 def text(avp: Avp) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from eir.diameter.avp import encode, encode_address, encode_text, encode_u32, u32
+from eir.diameter.avp import Avp, encode, encode_address, encode_text, encode_u32, u32_or
 from eir.diameter.dictionary import (
     ACCT_APPLICATION_ID,
     AUTH_APPLICATION_ID,
@@ -74,25 +74,21 @@ def capability_avps(identity: Identity, addresses: Iterable[str], application_id
 
 def read_capabilities(message: Message) -> Capabilities:
     """What a CER or CEA says; of what is missing or unreadable, nothing. Its grammar is checked elsewhere."""
-    applications = set()
-    for avp in message.avps:
-        if avp.key in {AUTH_APPLICATION_ID, ACCT_APPLICATION_ID}:
-            applications.add(u32(avp))
-        elif avp.key == VENDOR_SPECIFIC_APPLICATION_ID:
-            # RFC 6733 6.11 wants one id in it; old stacks send both, and either shows what they can do.
-            applications |= {
-                u32(member)
-                for member in message.members(avp)
-                if member.key in {AUTH_APPLICATION_ID, ACCT_APPLICATION_ID}
-            }
+    # RFC 6733 6.11 wants one id in a group; old stacks send both, and either shows what they can do.
+    groups = [avp for avp in message.avps if avp.key == VENDOR_SPECIFIC_APPLICATION_ID]
+    stated = [*message.avps, *(member for group in groups for member in message.members(group))]
     host, realm, state = (message.first.get(key) for key in (ORIGIN_HOST, ORIGIN_REALM, ORIGIN_STATE_ID))
     return Capabilities(
         host.data.decode("ascii", "replace") if host else "",
         realm.data.decode("ascii", "replace") if realm else "",
-        u32(state) if state else None,
-        frozenset(applications),
-        frozenset(u32(avp) for avp in message.avps if avp.key == INBAND_SECURITY_ID),
+        u32_or(state, None),
+        _numbers(stated, AUTH_APPLICATION_ID, ACCT_APPLICATION_ID),
+        _numbers(message.avps, INBAND_SECURITY_ID),
     )
+
+
+def _numbers(avps: Iterable[Avp], *keys: int) -> frozenset[int]:
+    return frozenset(number for avp in avps if avp.key in keys and (number := u32_or(avp, None)) is not None)
 
 
 def check_capabilities(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:

@@ -3,7 +3,7 @@
 import struct
 from typing import NamedTuple
 
-from eir.diameter.avp import Avp, Fault, key_of, nest, parse, u32
+from eir.diameter.avp import Avp, Fault, key_of, nest, parse, u32_or
 
 VERSION = 1
 HEADER_BYTES = 20
@@ -130,14 +130,14 @@ class Answer(Message):
 
     @property
     def result_codes(self) -> list[int]:
-        """All Result-Codes; a well-formed answer has at most one."""
-        return [u32(avp) for avp in self.every(RESULT_CODE)]
+        """All Result-Codes, 0 for one that is no number; a well-formed answer has at most one."""
+        return [u32_or(avp, 0) for avp in self.every(RESULT_CODE)]
 
     @property
     def experimental_results(self) -> list[tuple[int, int]]:
-        """All Experimental-Results as (vendor, code), 0 for a missing part; a well-formed answer has at most one."""
+        """All Experimental-Results as (vendor, code), 0 for a part that is missing or no number; a well-formed answer has at most one."""
         found = []
         for group in self.every(EXPERIMENTAL_RESULT):
             vendor, code = self.find_in(group, VENDOR_ID), self.find_in(group, EXPERIMENTAL_RESULT_CODE)
-            found.append((u32(vendor) if vendor else 0, u32(code) if code else 0))
+            found.append((u32_or(vendor, 0), u32_or(code, 0)))
         return found

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from eir.diameter.answer import Reply, is_protocol_error
-from eir.diameter.avp import u32
+from eir.diameter.avp import u32_or
 from eir.diameter.capabilities import origin_avps
 from eir.diameter.counts import Counts
 from eir.diameter.dictionary import BASE, DESTINATION_HOST, DESTINATION_REALM, DRMP
@@ -151,5 +151,4 @@ def reply_to(
 
 
 def _priority(request: Request) -> int:
-    drmp = request.first.get(DRMP)
-    return u32(drmp) if drmp is not None else DEFAULT_PRIORITY
+    return u32_or(request.first.get(DRMP), DEFAULT_PRIORITY)  # no grammar has looked at it yet
