@@ -104,6 +104,51 @@ def both(messages):
     return with_lane
 
 
+class TestFaults:
+    """Whatever is wrong with the lane itself, each request has its answer, by the general path (row 32)."""
+
+    def test_a_policy_that_fails_for_one_device(self):
+        side = Side(lane=True)
+        side.feed(ecr())
+        decide = side.service.policy.decide
+
+        def fail(key, *rest):
+            if key == 13:
+                raise ZeroDivisionError
+            return decide(key, *rest)
+
+        side.service.policy = replace(side.service.policy, decide=fail)
+        plain, bad = (encode_answer_to(side, message) for message in (ecr(), ecr("00000000000013")))
+        before = side.peer.answers
+        assert side.feed(ecr() * 2 + ecr("00000000000013") + ecr()) == plain * 2 + bad + plain
+        assert side.peer.answers - before == 4
+        assert side.counts.answers["mme", "5012"] == 2
+        assert side.counts.errors == {"internal": 3}, "one of the lane's, and those that were answered"
+        assert side.service.checks.total() == side.counts.answers["mme", "2001"] - 1
+        assert side.feed(ecr()) == plain
+
+    def test_a_request_that_nothing_can_be_learned_from(self):
+        class Unteachable:
+            take = staticmethod(lambda _, position, __, ___: (position, {}))
+
+            def learn(self, _):
+                raise KeyError
+
+        side = Side(lane=True)
+        plain = encode_answer_to(side, ecr())
+        side.peer._lane = Unteachable()
+        assert side.feed(ecr() * 3) == plain * 3
+        assert side.counts.errors == {"internal": 1}
+
+
+def encode_answer_to(side, message):
+    """What the general path of the same side answers."""
+    lane, side.peer._lane = side.peer._lane, None
+    answer = side.feed(message)
+    side.peer._lane = lane
+    return answer
+
+
 imeis = st.one_of(
     st.from_regex(r"\A[0-9]{14,16}\Z"),
     st.from_regex(r"\A00101001[0-9]{6,8}\Z"),

@@ -278,6 +278,39 @@ def test_a_pending_cer_that_ends_is_accounted_for():
     assert driven.counts.dropped == {"closed": 1}
 
 
+@pytest.mark.parametrize("message", [wire.cer(), wire.dwr(), wire.dpr(), answer(280)], ids=["CER", "DWR", "DPR", "DWA"])
+def test_a_fault_of_our_own_closes_with_5012(message, monkeypatch):
+    """Row 32, for what is no application request."""
+    driven = Driven() if message[5:8] == b"\0\1\1" else Driven().open()
+    before = driven.counts.messages.total() - driven.counts.answers.total(), driven.counts.answers.total()
+    for name in ("read_capabilities", "check_request", "_hop_by_hop"):
+        monkeypatch.setattr(f"eir.diameter.peer.{name}", lambda *_: 1 / 0)
+    answers = driven.feed(message)
+    assert [(found.result, found.error) for found in answers] == [(5012, False)] * (message[4] >> 7)
+    assert [(event, fields["detail"].partition(" ")[0]) for event, fields in driven.reported] == [("fault", "ZeroDivisionError")]
+    assert (driven.peer.state, driven.events()[-1].reason) == (State.CLOSED, "internal")
+    counts = driven.counts
+    assert (counts.messages.total() - counts.answers.total(), counts.answers.total()) == (before[0] + 1, before[1] + len(answers))
+    assert len(answers) + counts.dropped["internal"] == 1
+
+
+@pytest.mark.parametrize("size", [0, 3, 5, 3000])
+def test_numbers_that_are_none(size):
+    """An application id, a Result-Code or a DRMP of any length: as if it were not there, where no grammar forbids it."""
+    odd = b"\xff" * size
+    (cea,) = Driven().feed(wire.cer(app=wire.avp(260, wire.u32(266, wire.TGPP) + wire.avp(258, odd))))
+    assert (cea.result, cea.error) == (5010, False)
+    for number, extra, reason in ((2001, wire.avp(258, odd) + wire.avp(278, odd), "no_common_application"), (None, b"", "cea_result")):
+        driven, cer = connected()
+        result = wire.avp(268, odd) if number is None else wire.u32(268, number)
+        avps = result + wire.avp(264, wire.HOST) + wire.avp(296, wire.REALM) + extra
+        driven.feed(wire.message(257, avps, 0, 0, (cer.hop_by_hop, cer.end_to_end)))
+        assert driven.events()[-1].reason == reason
+    driven = Driven().open()
+    driven.peer.rates = (Limit("rate_max", Bucket(1000, 0.0)),)
+    assert driven.feed(wire.ecr(extra=wire.avp(301, odd)))[0].result == 5014
+
+
 @st.composite
 def mutated(draw):
     """A good message with bytes changed, cut out or repeated, and a length that fits most of the time."""

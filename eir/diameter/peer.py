@@ -384,7 +384,13 @@ class Peer:
             if granted < allowed:
                 allowed, reached = granted, limit.reason
             grants.append((limit.bucket, granted))
-        position, results = lane.take(data, position, allowed, self._out)
+        before = len(self._out)
+        try:
+            position, results = lane.take(data, position, allowed, self._out)
+        except Exception as e:  # noqa: BLE001 - as in _serve: the general path answers what the lane could not, by a 5012 if need be
+            del self._out[before:]
+            results, reached = {}, ""
+            self._close_lane(e)
         answered = sum(results.values())
         for bucket, granted in grants:
             bucket.give_back(granted - answered)
@@ -419,7 +425,32 @@ class Peer:
         if what is not Input.CER or self.state is not State.WAIT_CER:
             # That one is counted when it is known who sent it.
             self._count_in(known, "request" if word >> 31 else "answer")
-        self._feed(what, _Happening(now, message, known))
+        try:
+            self._feed(what, _Happening(now, message, known))
+        except Exception as e:  # noqa: BLE001 - the outermost loop of what is no application request: it gets a 5012, too
+            self._fail(what, message, known, e)
+
+    def _fail(self, what: Input, message: bytes, known: Command | None, fault: Exception) -> None:
+        """A fault of our own has left the connection in a state that nobody has thought of: answer, and close."""
+        self._tell_fault(fault)
+        if what is Input.CER and self.state is State.WAIT_CER:
+            self._count_in(known, "request")
+        if message[4] & R_FLAG:
+            request = Request(message, self._surroundings.limits.max_avps, self.label)
+            avps = self._capability_avps() if known is _CER_COMMAND else b""
+            self._send_error(request, DiameterError(UNABLE_TO_COMPLY, "internal"), known, avps)
+        else:
+            self._surroundings.counts.dropped["internal"] += 1
+        self._leave("internal")
+
+    def _tell_fault(self, fault: Exception) -> None:
+        self._surroundings.counts.errors["internal"] += 1
+        self._note("fault", "internal", level="error", detail=_where(fault))
+
+    def _close_lane(self, fault: Exception) -> None:
+        """A fault of the lane: the general path does without it for the rest of the connection."""
+        self._lane = None
+        self._tell_fault(fault)
 
     def _feed(self, what: Input, happening: _Happening) -> None:
         action, state = self._row[what]
@@ -604,13 +635,15 @@ class Peer:
             self._send_error(request, e, command)
             self._note("request_refused", e.reason, detail=str(e), result=e.result_code)
         except Exception as e:  # noqa: BLE001 - the outermost loop of a request: whatever is wrong with us, it gets a 5012
-            surroundings.counts.errors["internal"] += 1
+            self._tell_fault(e)
             self._send_error(request, DiameterError(UNABLE_TO_COMPLY, "internal"), command)
-            self._note("fault", "internal", level="error", detail=_where(e))
         else:
             self._count_answer(command, result_label(code, experimental))
             if self._lane is not None and reply is not surroundings.overload:
-                self._lane.learn(request)
+                try:
+                    self._lane.learn(request)
+                except Exception as e:  # noqa: BLE001 - the request has its answer already
+                    self._close_lane(e)
         self.answers += 1
         return None
 
