@@ -28,6 +28,7 @@ def by_hand():
         "watchdog": session.script(cer(), session.MINUTE, session.MINUTE, session.MINUTE),
         "pieces": b"\0" + cut,
         "frames": session.script(cer(), plain, b"\2" + plain[1:], plain),
+        "numbers": session.script(cer(app=avp(260, u32(266, 10415) + avp(258, b"\xff" * 3000))), plain),
         "strangers": session.script(plain, cer()),
         "alike": session.script(cer(), plain, ecr("12"), ecr("x" * 14), alike, ecr(extra=avp(9999)) + plain),
     }

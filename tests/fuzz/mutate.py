@@ -9,6 +9,7 @@ from wire import HOST, TGPP, avp, cer, dpr, dwr, ecr, message, terminal, u32, ve
 CORPUS = Path(__file__).parent / "corpus"
 HEADER = 20
 WORDS = (0, 1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 20, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF8, 0xFFFFFFFF)
+GROUPS = {260, 279, 284, 297, 628, 1401}
 CODES = (1, 33, 257, 258, 259, 260, 263, 264, 266, 268, 277, 279, 282, 283, 284, 293, 296, 297, 299, 301, 1401, 1402, 1403, 1471, 1445, 9999)
 
 
@@ -60,7 +61,7 @@ class Mutator:
         self._survives = survives
         self._ways = (
             self._flip, self._word, self._drop, self._repeat, self._swap, self._borrow, self._resize, self._lie, self._flags, self._wrap,
-            self._insert, self._header, self._cut,
+            self._insert, self._header, self._cut, self._inside,
         )  # fmt: skip
 
     def message(self):
@@ -165,6 +166,20 @@ class Mutator:
                 break
             inside = avp(self.random.choice((260, 279, 284, 297)), inside) if self.random.random() < 0.5 else avp(1401, inside, TGPP)
         return head + (inside if self.random.random() < 0.5 else b"".join(parts) + inside)
+
+    def _inside(self, octets):
+        """One of the same changes to what is in a group."""
+        head, parts = self._parts(octets)
+        groups = [at for at, part in enumerate(parts) if int.from_bytes(part[:4]) in GROUPS and len(part) >= 8]
+        if not groups:
+            return octets
+        at = self.random.choice(groups)
+        part = parts[at]
+        start = 12 if part[4] & 0x80 else 8
+        way = self.random.choice((self._flip, self._word, self._drop, self._repeat, self._borrow, self._resize, self._lie, self._flags))
+        data = way(octets[:HEADER] + part[start : int.from_bytes(part[5:8])])[HEADER:]
+        parts[at] = part[:5] + (start + len(data)).to_bytes(3) + part[8:start] + data + bytes(-len(data) % 4)
+        return head + b"".join(parts)
 
     def _insert(self, octets):
         head, parts = self._parts(octets)
