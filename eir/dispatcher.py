@@ -78,6 +78,8 @@ class Dispatcher:
         """While nothing is accepted: when that ends."""
         self._connections_max = config.limits.connections_max
         self._refused: Counter[str] = Counter()
+        self._accepts_failed = 0
+        """For want of descriptors or memory."""
         """Connections that were handed to nobody, by reason."""
         self._left: metrics.Snapshot = {}
         """Counters of workers that are no more."""
@@ -196,6 +198,7 @@ class Dispatcher:
             connection, address = listener.accept()
         except OSError as e:
             if e.errno in OUT_OF_RESOURCES:
+                self._accepts_failed += 1
                 self._log.report("accept_failed", level="error", reason=errno.errorcode[e.errno], detail=e.strerror)
                 self._hold(PAUSE_S)
             return  # else whoever connected is gone again
@@ -350,6 +353,8 @@ class Dispatcher:
         for hand, answer in await self._ask_all("snapshot"):
             hand.figures = metrics.from_json(answer)
         ours: metrics.Snapshot = {"eir_peers_refused_total": {(reason,): count for reason, count in self._refused.items()}}
+        if self._accepts_failed:
+            ours["eir_diameter_errors_total"] = {("accept_failed",): self._accepts_failed}
         merged = metrics.merge([self._left, ours, *(hand.figures for hand in self._hands.values())])
         merged["eir_worker_restarts_total"] = {(): float(self._restarts)}
         return merged

@@ -74,7 +74,7 @@ class Member:
     def _handed(self) -> None:
         while (given := take_over(self._packets)) is not None:
             if given.connection is None:
-                self._log.report("peer_refused", level="error", reason="open_files", detail="no descriptor left for a connection")
+                self._worker.node.starved()
                 self._channel.send({"did": "gone"})
                 continue
             self._begin(self._serve(given.connection, self._config.listen[given.listener]))

@@ -910,6 +910,7 @@ async def _():
 @row(48, "a peer that flaps")
 async def _():
     async with running() as setup:
+        await (await setup.open(cer("first.localdomain"))).close()  # after that one the loop has all files of its own, too
         before = open_files()
         for turn in range(100):
             connection = await setup.open(cer(f"mme{turn % 7}.localdomain", state_id=u32(278, turn + 1)))
@@ -919,7 +920,7 @@ async def _():
             else:
                 await connection.close()
         await until(lambda: setup.node.connected() == {"mme": 0} and open_files() <= before)
-        assert setup.counts.answers["mme", "2001"] == 200
+        assert setup.counts.answers["mme", "2001"] == 201
 
 
 @row(48, "RST in mid-answer")

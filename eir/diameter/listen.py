@@ -1,13 +1,13 @@
-"""Accepting connections before anything is known of them, for listeners whose connections begin with a TLS handshake.
+"""Accepting connections before anything is known of them.
 
-A handshake costs more than a message does, so whoever accepts is asked first, and chooses what it is made with. Knows no
-TLS and no peer.
+Whoever accepts chooses what is made of a connection: one that begins with a TLS handshake costs more than a message does, so
+that the node is asked first. Knows no TLS and no peer.
 """
 
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 BACKLOG = 1024
 ACCEPTS_MAX = 64
@@ -15,48 +15,62 @@ ACCEPTS_MAX = 64
 PAUSE_S = 1.0
 """The pause in accepting while there are too many open files."""
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+UNSUPPORTED = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+"""An address of a name that this host cannot have, IPv6 where it is switched off for one."""
 
 
 class Listener:
-    """One listening socket; each connection goes to `accepted`, whose it is from then on."""
+    """Listening sockets of one address, or of one name's; each connection goes to `accepted`, whose it is from then on.
+
+    `failed` is told when none can be accepted for want of resources; after a pause it is tried again.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, listening: socket.socket, accepted: Callable[[socket.socket], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listening: Sequence[socket.socket],
+        accepted: Callable[[socket.socket], None],
+        failed: Callable[[OSError], None],
     ) -> None:
         self._loop = loop
         self._listening = listening
         self._accepted = accepted
+        self._failed = failed
         self._pause: asyncio.TimerHandle | None = None
-        loop.add_reader(listening, self._accept)
+        self._go_on()
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens."""
-        host, port = self._listening.getsockname()[:2]
+        """Where it listens; of several addresses the first."""
+        host, port = self._listening[0].getsockname()[:2]
         return str(host), int(port)
 
     def close(self) -> None:
         """Accept nothing any more."""
+        self._stop()
+        for listening in self._listening:
+            listening.close()
+        self._listening = ()
+
+    def _stop(self) -> None:
         if self._pause is not None:
             self._pause.cancel()
-        if self._listening.fileno() >= 0:
-            self._loop.remove_reader(self._listening)
-            self._listening.close()
+            self._pause = None
+        for listening in self._listening:
+            self._loop.remove_reader(listening)
 
-    async def wait_closed(self) -> None:
-        """As that of asyncio.Server; there is nothing to wait for."""
-
-    def _accept(self) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTS_MAX):
             try:
-                connection, _ = self._listening.accept()
+                connection, _ = listening.accept()
             except BlockingIOError:
                 return
             except OSError as e:
                 if e.errno in OUT_OF_RESOURCES:
                     # The queue stays readable: without a pause the loop would do nothing else.
-                    self._loop.remove_reader(self._listening)
+                    self._stop()
                     self._pause = self._loop.call_later(PAUSE_S, self._go_on)
+                    self._failed(e)
                     return
                 continue  # whoever connected is gone again
             connection.setblocking(False)
@@ -64,14 +78,32 @@ class Listener:
 
     def _go_on(self) -> None:
         self._pause = None
-        self._loop.add_reader(self._listening, self._accept)
+        for listening in self._listening:
+            self._loop.add_reader(listening, self._accept, listening)
 
 
-async def open_listener(host: str, port: int, accepted: Callable[[socket.socket], None]) -> Listener:
-    """A listener at an address or at the first address of a name. Raises OSError if it cannot be had."""
+async def open_listener(
+    host: str, port: int, accepted: Callable[[socket.socket], None], failed: Callable[[OSError], None]
+) -> Listener:
+    """A listener at an address, or at all addresses of a name. Raises OSError if it cannot be had."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = found[0]
-    listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    listening.setblocking(False)
-    return Listener(loop, listening, accepted)
+    listening: list[socket.socket] = []
+    fault: OSError | None = None
+    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        # With port 0 a name's further addresses have the port that the first one was given.
+        bound = listening[0].getsockname()[1] if listening else address[1]
+        try:
+            listening.append(socket.create_server((address[0], bound), family=family, backlog=BACKLOG))
+        except OSError as e:
+            fault = e
+            if e.errno not in UNSUPPORTED:
+                break
+    else:
+        if listening:
+            for each in listening:
+                each.setblocking(False)
+            return Listener(loop, listening, accepted, failed)
+    for each in listening:
+        each.close()
+    raise fault or OSError(errno.EADDRNOTAVAIL, "no address")

@@ -4,6 +4,7 @@ Puts the parts of this package together on an event loop; knows nothing of any a
 """
 
 import asyncio
+import errno
 import itertools
 import random
 import socket
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import urlsplit
 
@@ -19,7 +21,7 @@ from eir.diameter.admission import Admit, Claim, Desk, Drop, Order, OwnDesk, Pro
 from eir.diameter.answer import Reply
 from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer, may_connect
 from eir.diameter.counts import OTHER, Counts
-from eir.diameter.listen import BACKLOG, Listener, open_listener
+from eir.diameter.listen import Listener, open_listener
 from eir.diameter.message import Request
 from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened, Peer
 from eir.diameter.rate import Bucket, Limit
@@ -109,8 +111,8 @@ class Node:
         self._trimming: asyncio.Handle | None = None
         self._sources: Counter[Network] = Counter()
         """Connections that others made, by source network."""
-        self._taking: set[asyncio.Task[None]] = set()
-        """Handshakes, and what goes on after them, of connections by our own listeners."""
+        self._taking: set[asyncio.Task[Link | None]] = set()
+        """Beginnings of connections by our own listeners, TLS handshakes included."""
         self._desk = desk or OwnDesk(self.obey)
         """Decides which connections of a peer are wanted."""
         self._numbers = itertools.count()
@@ -125,7 +127,7 @@ class Node:
         """By label of configured peers: when a connection last began or ended."""
         self._buckets: dict[str, Bucket] = {}
         self._all: Bucket | None = None
-        self._servers: list[asyncio.Server | Listener] = []
+        self._listeners: list[Listener] = []
         self._dialers: dict[PeerSettings, asyncio.Task[None]] = {}
         self._draining = False
         self._dials = dials
@@ -148,20 +150,20 @@ class Node:
         Raises OSError if the address cannot be had, EirError for another form, or for the second one without `tls`.
         """
         host, port, secure = endpoint(url)
-        if secure:
-            if self._tls is None:
-                raise EirError(f"{url} needs a certificate")
-            listener = await open_listener(host, port, self._knocked)
-            self._servers.append(listener)
-            return listener.address
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Link(self, loop), host, port, backlog=BACKLOG)
-        self._servers.append(server)
-        address, bound = server.sockets[0].getsockname()[:2]
-        return str(address), int(bound)
+        if secure and self._tls is None:
+            raise EirError(f"{url} needs a certificate")
+        listener = await open_listener(host, port, partial(self._knocked, secure=secure), self._cannot_accept)
+        self._listeners.append(listener)
+        return listener.address
 
     async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
         """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
+        link = await self._begin(connection, secure=secure)
+        if link is not None:
+            await link.closed
+
+    async def _begin(self, connection: socket.socket, *, secure: bool) -> Link | None:
+        """Put a connection on the loop; None if it came to nothing."""
         loop = asyncio.get_running_loop()
         link = Link(self, loop)
         try:
@@ -171,8 +173,13 @@ class Node:
                 await loop.connect_accepted_socket(lambda: link, connection)
         except OSError:
             connection.close()
-            return
-        await link.closed
+            return None
+        return link
+
+    def starved(self) -> None:
+        """A connection that was handed to this process was closed: there was no descriptor left for it."""
+        self.surroundings.counts.peers_refused["open_files"] += 1
+        self.surroundings.report("peer_refused", reason="open_files", level="error", detail="no descriptor left for a connection")
 
     def dial(self) -> None:
         """Connect to peers that have a `connect`, from now on."""
@@ -213,8 +220,9 @@ class Node:
         Afterwards no connection, no listener and no task of the node is left.
         """
         self._draining = True
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         dialers = list(self._dialers.values())
         self._dialers.clear()
         for dialer in dialers:
@@ -235,10 +243,7 @@ class Node:
             link.abort()
         if rest:
             await asyncio.wait([link.closed for link in rest])
-        await asyncio.gather(*self._taking)
-        for server in self._servers:
-            await server.wait_closed()
-        self._servers.clear()
+        await asyncio.gather(*self._taking, return_exceptions=True)
 
     def disable(self, label: str) -> bool:
         """Turn a peer away until `enable`: DPR (DO_NOT_WANT_TO_TALK_TO_YOU) now, 3010 for later CERs.
@@ -345,11 +350,17 @@ class Node:
 
     # Connections and the peer table
 
-    def _knocked(self, connection: socket.socket) -> None:
-        """A listener of ours for TLS has accepted this."""
-        task = asyncio.get_running_loop().create_task(self.take(connection, secure=True))
+    def _knocked(self, connection: socket.socket, *, secure: bool) -> None:
+        """A listener of ours has accepted this."""
+        task = asyncio.get_running_loop().create_task(self._begin(connection, secure=secure))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
+
+    def _cannot_accept(self, fault: OSError) -> None:
+        """There are too many open files, or too little memory: whoever connects waits in the kernel's queue."""
+        self.surroundings.counts.errors["accept_failed"] += 1
+        name = errno.errorcode.get(fault.errno or 0, "other")
+        self.surroundings.report("accept_failed", level="error", reason=name, detail=fault.strerror)
 
     async def _shake_hands(self, link: Link, connection: socket.socket) -> None:
         """The TLS handshake; whether the connection is wanted at all is asked before. Raises OSError."""
