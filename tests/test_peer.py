@@ -231,6 +231,19 @@ def test_deadlines():
     assert driven.events() == [Leaving(), Closed("disconnected", "", reset=False)]
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_further_dprs_do_not_put_the_end_off(ours):
+    driven = Driven().open()
+    if ours:
+        driven.peer.stop(DisconnectCause.REBOOTING, 0.0)
+    for now in (0.0, 2.0, 4.0):
+        driven.now = now
+        assert driven.feed(wire.dpr())[-1].result == 2001
+        assert driven.peer.deadline() == 5.0
+    driven.at(5.0)
+    assert driven.peer.state is State.CLOSED
+
+
 def test_requests_put_off_the_watchdog():
     driven = Driven().open()
     driven.now = 29.0

@@ -608,7 +608,8 @@ class Peer:
         cause = request.first.get(DISCONNECT_CAUSE)
         self.cause = u32(cause) if cause else DisconnectCause.REBOOTING
         self._send_success(request, b"", happening.command)
-        self._close_at = happening.now + self._surroundings.limits.close_after_dpa_s
+        if self._close_at is None:  # Further DPRs do not put the end off.
+            self._close_at = happening.now + self._surroundings.limits.close_after_dpa_s
         self.events.append(Leaving())
         return None
 
