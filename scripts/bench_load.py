@@ -27,7 +27,7 @@ import numpy as np
 RATIO_MAX = 1.5
 PEAK_MB_MAX = 1000
 """For ten million rows."""
-ROWS = 10_000_000
+ROWS, QUICK_ROWS = 10_000_000, 20_000
 PART_ROWS = 500_000
 LIST = "bench"
 STAGE_COLUMNS = ("verify", "digest", "read", "build", "write")
@@ -61,8 +61,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--shape", choices=SHAPES, action="append", help="one of them only; all if not given")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=Path, help="where the files go (about 40 bytes a row); a temporary folder if not given")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS:,} rows, one turn: shows that it works, and no figure to believe")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.rows, options.turns = QUICK_ROWS, 1
     found = []
     for name in options.shape or SHAPES:
         with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as folder:

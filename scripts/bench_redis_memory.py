@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from bench_index import LIST, made
@@ -23,6 +24,7 @@ from eir.lists.store import ListState
 from eir.stores.redis import RedisStore
 
 LIMIT_MB_PER_10_MILLION = 100
+QUICK_ENTRIES, QUICK_TACS = 20_000, 200
 AT_A_TIME = 20_000
 # ARGV: first, last, identifiers in a TAC. TACs 397 apart, serial numbers 7,919 apart: scattered, and no number twice.
 FORMS = {
@@ -63,9 +65,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench redis-memory", description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--tacs", type=int, nargs="+", default=[50_000, 250_000])
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ENTRIES:,} entries: shows that it works, and no figure to believe")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.entries, chosen.tacs = QUICK_ENTRIES, [QUICK_TACS]
     program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        subprocess.run([Path(__file__).resolve().parent / "setup", "--redis"], check=False)
+        program = shutil.which("redis-server")
     if program is None:
         print("bench redis-memory needs redis-server or valkey-server")
         return 2
@@ -94,7 +102,7 @@ def main(arguments: list[str]) -> int:
             for form, size in list(row.items())[2:]:
                 print(f"  {form:<18}{size:>10,.1f}   {size / row['pages of bitmaps']:.1f} times")
     allowed = LIMIT_MB_PER_10_MILLION * chosen.entries / 10_000_000
-    return 0 if all(row["pages of bitmaps"] <= allowed for row in rows) else 1
+    return 0 if chosen.quick or all(row["pages of bitmaps"] <= allowed for row in rows) else 1
 
 
 def wait_for(port: int, timeout_s: float = 10) -> None:

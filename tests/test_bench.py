@@ -43,6 +43,8 @@ PARTS = {
 }
 
 
+APART = ("follow", "index", "load", "redis-memory")
+"""Parts whose documents are their own."""
 DRAWN = {
     "ecr": lambda document: [f"{row['answers_per_s']:,}" for row in document["measured"] if "at" not in row["load"]],
     "peers": lambda document: [f"{found['median']:,.{shown(found['median'])}f}" for found in document["answers_per_s_ratio"].values()],
@@ -67,6 +69,7 @@ def running(pictures):
     """All parts in their shortest form, side by side: no time is of interest here."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     parts = {part: (*more, "--svg", pictures / f"{part}.svg") if part in DRAWN else more for part, more in PARTS.items()}
+    parts |= dict.fromkeys(APART, ())
     started = {
         part: subprocess.Popen(
             [sys.executable, SCRIPTS / "bench", part, *more, "--quick", "--json"], stdin=subprocess.DEVNULL,
@@ -81,12 +84,18 @@ def running(pictures):
 
 
 @pytest.fixture
-def found(running, request, pictures):
-    """What the part found that the test is named for."""
-    part = request.function.__name__.removeprefix("test_")
-    out, said = running[part].communicate(timeout=100)
-    assert running[part].returncode == 0, said
-    document = json.loads(out)
+def printed(running, request):
+    """The document of the part that the test is named for."""
+    process = running[request.function.__name__.removeprefix("test_").replace("_", "-")]
+    out, said = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    return json.loads(out)
+
+
+@pytest.fixture
+def found(printed, request, pictures):
+    """The same, where it has what most parts have."""
+    part, document = request.function.__name__.removeprefix("test_"), printed
     assert document["part"] == part
     assert document["quick"] is True
     assert document["machine"]["processors"] == os.cpu_count()
@@ -155,6 +164,35 @@ def test_profile(found):
     assert sum(stages.values()) == pytest.approx(found["us_per_check"], abs=0.05)
     assert stages.get("other", 0) < found["us_per_check"] / 4
     assert 0 < found["floor_us"] < found["us_per_check"]
+
+
+def test_follow(printed):
+    assert printed["entries"] == 100_000
+    assert len(printed["medians"]) == 4
+    assert all(seconds > 0 for turns in printed["turns"].values() for seconds in turns)
+
+
+def test_index(printed):
+    (row,) = printed
+    assert row["entries"] == 100_000
+    assert all(row[name] > 0 for name in ("ready_s", "hot_ns", "hit_ns", "miss_ns", "longest_slice_ms", "resident_mb"))
+    assert row["follow_s"] >= 0
+
+
+def test_load(printed):
+    assert [row["shape"] for row in printed] == ["50k", "250k", "50k-reasons"]
+    assert all(19_000 < row["entries"] <= row["rows"] == 20_000 for row in printed)
+    assert all(row["load_s"] > 0 < row["csv_s"] for row in printed)
+
+
+def test_redis_memory(printed):
+    (row,) = printed
+    assert 0 < row["pages of bitmaps"] < row["one plain set"] < row["one key each"]
+
+
+def test_every_part_has_a_short_form_that_is_run_here():
+    """A part that is not tried breaks with the first change of what it measures."""
+    assert {path.stem.removeprefix("bench_").replace("_", "-") for path in SCRIPTS.glob("bench_*.py")} == {*PARTS, *APART}
 
 
 # ---- the questions ----
