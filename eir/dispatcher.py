@@ -24,7 +24,7 @@ from eir.diameter.admission import Admission, Claim, Order
 from eir.diameter.listen import BACKLOG, OUT_OF_RESOURCES, PAUSE_S
 from eir.diameter.node import endpoint
 from eir.errors import EirError
-from eir.front import Front, WorkerReport, tell_refusal
+from eir.front import Front, WorkerReport, cannot_listen, tell_refusal
 from eir.intake import Intake
 from eir.log import Log
 from eir.server import listener_url
@@ -168,7 +168,7 @@ class Dispatcher:
             try:
                 listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
             except OSError as e:
-                raise EirError(f"cannot listen on {url}: {e.strerror or e} (is another node running there?)") from None
+                raise cannot_listen(url, e) from None
             listener.setblocking(False)
             self._listeners[listener] = number
             bound = listener.getsockname()

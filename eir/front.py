@@ -5,6 +5,7 @@ the path of a check.
 """
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,12 @@ from eir.log import Report
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, as Nagios wants them."""
 
+LISTEN_ADVICE = {
+    errno.EACCES: "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port",
+    errno.EADDRINUSE: "is another node running there?",
+    errno.EADDRNOTAVAIL: "no interface of this host has that address",
+}
+"""What to do about a listener that cannot be had."""
 PEERLESS_S = 60.0
 """How long after the start it is no warning that nobody is connected: peers come back within their Tc, usually 30 s."""
 
@@ -115,7 +122,7 @@ class Front:
             bound, port_bound = await self._http.listen(host.strip("[]"), int(port))
         except OSError as e:
             await self._control.close()
-            raise EirError(f"cannot listen on http {self._config.http}: {e.strerror or e}") from None
+            raise cannot_listen(f"http {self._config.http}", e) from None
         self._http_address = f"[{bound}]:{port_bound}" if ":" in bound else f"{bound}:{port_bound}"
         self._report("listening", address=f"http://{self._http_address}", pages="/metrics /live /ready")
 
@@ -243,6 +250,12 @@ class Front:
             raise EirError(f"no peer {label}; there are: {known or 'none'}")
         self._report("peer_enabled" if enabled else "peer_disabled", peer=label, level="warning", who=asker())
         return f"{label} is in service" if enabled else f"{label} is out of service until `eir peer enable {label}` or a restart"
+
+
+def cannot_listen(where: str, fault: OSError) -> EirError:
+    """What ends a node that cannot have one of its listeners."""
+    advice = LISTEN_ADVICE.get(fault.errno or 0)
+    return EirError(f"cannot listen on {where}: {fault.strerror or fault}{f' ({advice})' if advice else ''}")
 
 
 def tell_refusal(report: Report, fault: EirError | OSError, who: str) -> None:

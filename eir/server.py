@@ -33,7 +33,7 @@ from eir.diameter.serve import TOO_BUSY_REPLY
 from eir.diameter.settings import Limits, PeerSettings
 from eir.diameter.tls import Tls, load_tls
 from eir.errors import EirError, StoreError
-from eir.front import Front, WorkerReport, tell_refusal
+from eir.front import Front, WorkerReport, cannot_listen, tell_refusal
 from eir.intake import Intake
 from eir.lists.clock import TrustedClock
 from eir.lists.expiry import ExpiryReminder
@@ -124,7 +124,7 @@ class Alone:
             try:
                 host, port = await self._worker.node.listen(url)
             except OSError as e:
-                raise EirError(f"cannot listen on {url}: {e.strerror or e} (is another node running there?)") from None
+                raise cannot_listen(url, e) from None
             self._front.listening.append(listener_url(url, host, port))
             self._log.report("listening", address=self._front.listening[-1])
 

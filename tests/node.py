@@ -126,10 +126,10 @@ class Site:
         bare = {name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}}
         return bare | {"EIR_CONFIG": str(self.path)} | changes
 
-    def eir(self, *arguments, status=0, **options):
+    def eir(self, *arguments, status=0, prefix=(), **options):
         """Run a command to its end and hold it to its exit status (None: any)."""
         done = subprocess.run(
-            [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=self.environment(), timeout=60, check=False,
+            [*prefix, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=self.environment(), timeout=60, check=False,
             stdin=subprocess.DEVNULL, **{"cwd": self.folder, **options},
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr

@@ -1,6 +1,7 @@
 """`eir serve` from outside: what it answers, takes over, shows and logs, and how it starts and ends. Real processes and sockets."""
 
 import asyncio
+import os
 import re
 import resource
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from node import LISTED, TRACKED, UNLISTED, until, until_async
@@ -383,6 +385,19 @@ class TestStart:
         loaded.configure(listen=["tcp://203.0.113.7:3868"])
         done = loaded.eir("serve", status=1)
         assert "cannot listen on tcp://203.0.113.7:3868" in done.stderr
+        assert "no interface of this host has that address" in done.stderr
+
+    @pytest.mark.parametrize("what", ["one worker", "two workers", "http"])
+    def test_a_port_below_1024_without_the_privilege_for_it(self, loaded, what):
+        if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 1024:
+            pytest.skip("everyone may take such a port here")
+        address = "127.0.0.1:868"
+        loaded.configure(**({"http": address} if what == "http" else {"listen": [f"tcp://{address}"], "workers": 1 + (what == "two workers")}))
+        # Root's commands get what is in the bounding set.
+        without = ["setpriv", "--bounding-set", "-net_bind_service"] if os.geteuid() == 0 else []
+        done = loaded.eir("serve", status=1, prefix=without)
+        assert address in done.stderr
+        assert "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port" in done.stderr
 
     def test_a_state_folder_that_cannot_be_made(self, loaded):
         (loaded.folder / "file").write_text("")
