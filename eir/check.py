@@ -8,7 +8,7 @@ The verdict comes from the very policy and index that answer checks on the wire;
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -59,6 +59,8 @@ class Answer:
     """Lists that the policy uses and that have never been loaded."""
     conditions: str = ""
     """What else than its list the rule asks for."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Of the rules that have one, by number."""
     change: int | None = None
     """Of the list, counted from 1, where operators change it and no release does."""
 
@@ -72,23 +74,31 @@ class Answer:
             "list": self.list,
             "serial": self.serial,
             "reason": self.reason,
-            "observed": [{"rule": rule, "status": status} for rule, status in self.observed],
+            "rule_name": self._name(self.rule),
+            "observed": [{"rule": rule, "rule_name": self._name(rule), "status": status} for rule, status in self.observed],
             "not_loaded": list(self.not_loaded),
         }
 
     def as_text(self) -> str:
         """The same for a person, and what else is worth knowing."""
         lines = [f"{self.question.imei}: {self.status or 'error'}"]
-        rule = f"rule {self.rule}" if isinstance(self.rule, int) else f"policy's {self.rule}"
+        rule = self._rule(self.rule) if isinstance(self.rule, int) else f"policy's {self.rule}"
         rule += f": {self.conditions}" if self.conditions else ""
         which = f"serial {self.serial}" if self.change is None else f"change {self.change}"
         where = f", list {self.list} ({which})" if self.list else ""
         lines.append(f"  because of the {rule}{where}" if not isinstance(self.rule, int) else f"  by {rule}{where}")
         if self.reason:
             lines.append(f"  reason: {self.reason}")
-        lines += [f"  observed only: rule {rule} would answer {status}" for rule, status in self.observed]
+        lines += [f"  observed only: {self._rule(rule)} would answer {status}" for rule, status in self.observed]
         lines += [f"  note: the list {name} has never been loaded, so no rule that needs it can hold" for name in self.not_loaded]
         return "\n".join(lines)
+
+    def _rule(self, number: int) -> str:
+        name = self._name(number)
+        return f"rule {number} ({name})" if name else f"rule {number}"
+
+    def _name(self, rule: int | str | None) -> str | None:
+        return self.names.get(rule) if isinstance(rule, int) else None
 
 
 async def explain_answer(
@@ -127,9 +137,11 @@ async def explain_answer(
         wanted = key if lists[verdict.list].kind != SUBSCRIBER_KIND else _subscriber(question.imsi)
         reason = None if wanted is None else await reason_of(store, verdict.list, wanted, now=now.timestamp())
     conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
+    names = {number: rule.name for number, rule in enumerate(policy.rules, 1) if rule.name}
     return Answer(
-        question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded, conditions, change
-    )
+        question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded, conditions,
+        names=names, change=change,
+    )  # fmt: skip
 
 
 def fault_of(question: Question) -> str | None:

@@ -237,8 +237,25 @@ class TestCheck:
         assert "  by rule 2: tac 35332812; imsi 26201*\n" in eir("check", "35332812000001", "--imsi", "262011234567890")[1]
         assert "  by rule 3: software_version 77\n" in eir("check", UNLISTED, "--software-version", "77")[1]
 
+    def test_rules_that_have_a_name_are_named(self, host, tmp_path):
+        with Site(tmp_path / "named", host.publisher) as site:
+            rules = [
+                {"name": "trial", "tac": [LISTED[:8]], "answer": "greylisted", "observe": True},
+                {"name": "roamers", "imsi": ["00101"], "answer": "blacklisted"},
+            ]
+            site.configure(policy={"rules": rules})
+            site.state.mkdir()
+            found = site.json("check", LISTED, "--imsi", IMSI)
+            assert (found["rule"], found["rule_name"]) == (2, "roamers")
+            assert found["observed"] == [{"rule": 1, "rule_name": "trial", "status": "greylisted"}]
+            assert site.eir("check", LISTED, "--imsi", IMSI).stdout == (
+                f"{LISTED}: blacklisted\n  by rule 2 (roamers): imsi 00101*\n  observed only: rule 1 (trial) would answer greylisted\n"
+            )
+            found = site.json("check", UNLISTED)
+            assert (found["rule"], found["rule_name"]) == ("default", None)
+
     def test_the_document_says_what_was_observed_and_what_is_not_loaded(self, eir, tmp_path, host):
-        assert document(eir("check", TRACKED, "--json"))["observed"] == [{"rule": 5, "status": "greylisted"}]
+        assert document(eir("check", TRACKED, "--json"))["observed"] == [{"rule": 5, "rule_name": None, "status": "greylisted"}]
         with Site(tmp_path / "empty", host.publisher) as empty:
             empty.state.mkdir()
             found = document(eir("check", LISTED, "--json", "-c", empty.path))
