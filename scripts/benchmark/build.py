@@ -1,6 +1,7 @@
 """What is built for the benchmarks, once: the generator and the C echo, a Python of their own, the peers that are compared with.
 
-Everything goes into build/bench. What is missing on the machine comes by scripts/setup, packages included.
+Everything goes into build/bench. What is missing on the machine comes by scripts/setup, packages included, before the benchmark goes
+into a network of its own: from there nothing can be fetched, and what could not be had is not tried again.
 """
 
 import os
@@ -11,9 +12,13 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
+from .network import INSIDE
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILT = ROOT / "build" / "bench"
+STDIO = "/usr/include/stdio.h"
+"""Debian has compilers without the C library's headers."""
 FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
 
 
@@ -40,7 +45,8 @@ def tools(*commands: str, files: Sequence[str] = (), part: str = "--bench") -> N
 
     if not missing():
         return
-    subprocess.run([ROOT / "scripts" / "setup", part], check=False, stdout=sys.stderr)
+    if INSIDE not in os.environ:
+        subprocess.run([ROOT / "scripts" / "setup", part], check=False, stdout=sys.stderr)
     if still := missing():
         raise Missing(f"no {', '.join(still)} here, and scripts/setup {part} could not install it")
 
@@ -51,13 +57,16 @@ def is_older(made: Path, *sources: Path) -> bool:
 
 
 def program(name: str) -> Path:
-    """`load` or `echo`, compiled."""
+    """`load` or `echo`, compiled; ends the program where that cannot be done, since nothing is measured without them."""
     made, source = BUILT / name, HERE / f"{name}.c"
     if is_older(made, source, HERE / "wire.h"):
-        tools("gcc")
-        BUILT.mkdir(parents=True, exist_ok=True)
         fresh = made.with_name(f"{name}.{os.getpid()}")
-        run(["gcc", *FLAGS, "-o", fresh, source])
+        BUILT.mkdir(parents=True, exist_ok=True)
+        try:
+            tools("gcc", files=[STDIO])
+            run(["gcc", *FLAGS, "-o", fresh, source])
+        except Missing as e:
+            sys.exit(f"bench: {e}")
         fresh.replace(made)
     return made
 
@@ -67,6 +76,8 @@ def python(*packages: str) -> Path:
     name = "-".join(("python", *(package.partition("=")[0] for package in packages)))
     folder = BUILT / name
     if not (folder / "made").exists():
+        if INSIDE in os.environ:
+            raise Missing(f"{', '.join(packages)} could not be installed")
         venv.create(folder, with_pip=True, clear=True)
         run([folder / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *packages])
         (folder / "made").touch()

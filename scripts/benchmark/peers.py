@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from .build import BUILT, HERE, is_older, python, run, tools
+from .build import BUILT, HERE, STDIO, is_older, python, run, tools
 from .servers import REALM, Server, Start
 
 SOURCES = HERE / "peers"
@@ -43,7 +43,7 @@ def python_diameter() -> Start:
 
 def otp() -> Start:
     """Erlang/OTP's diameter."""
-    tools("erl", "erlc", "diameterc", part="--peers")
+    tools("erl", "erlc", "diameterc", part="--otp")
     code, source, dictionary = BUILT / "otp", SOURCES / "otp_server.erl", SOURCES / "s13.dia"
     if is_older(code / "otp_server.beam", source, dictionary):
         shutil.rmtree(code, ignore_errors=True)
@@ -62,7 +62,7 @@ def otp() -> Start:
 
 def freediameter() -> Start:
     """freeDiameter, in C."""
-    tools("freeDiameterd", "gcc", "openssl", files=["/usr/include/freeDiameter/extension.h"], part="--peers")
+    tools("freeDiameterd", "gcc", "openssl", files=[STDIO, "/usr/include/freeDiameter/extension.h"], part="--freediameter")
     folder, source = BUILT / "freediameter", SOURCES / "fd_server.c"
     extension, key, certificate = (folder / name for name in ("fd_server.fdx", "key.pem", "certificate.pem"))
     folder.mkdir(parents=True, exist_ok=True)
