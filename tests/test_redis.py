@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+import redis.exceptions as fault
 import servers
 import trustme
 from made import event, page, pages_of, state, until
@@ -533,5 +534,66 @@ def test_the_form_of_a_state_is_json_for_other_readers(server):
     assert json.loads(text)["serial"] == 42
 
 
-def test_a_damaged_page_number_is_a_page_that_is_not_there():
-    assert redis_store._decode_batch([5, 6], bytes(8) + b"\0\0\0\x02\0\0\0\x01kkx") == [Page(6, b"kk", b"x")]
+def test_a_page_that_is_not_there_is_left_out():
+    assert redis_store._pages([5, 6, 7], [None, None, b"kk", b"x", b"", b"T"], plain=False) == [Page(6, b"kk", b"x"), Page(7, b"", b"T")]
+    assert redis_store._pages([5, 6], [None, b"kk"], plain=True) == [Page(6, b"kk")]
+
+
+class TestReadingTheNames:
+    """Of a list's pages: HSCAN leaves out the values where it can, which Redis 7.0 and 7.2 cannot."""
+
+    @pytest.fixture
+    def scans(self, monkeypatch):
+        """As on Redis 7.2: the arguments of each HSCAN that was tried."""
+        tried, do = [], RedisStore._do
+
+        async def older(store, command, key, *args, **options):
+            if command == "HSCAN":
+                tried.append(args)
+                if "NOVALUES" in args:
+                    raise fault.ResponseError("syntax error")
+            return await do(store, command, key, *args, **options)
+
+        monkeypatch.setattr(RedisStore, "_do", older)
+        return tried
+
+    @pytest.mark.parametrize("pages", [A, B])
+    async def test_where_values_come_with_them(self, store, scans, pages):
+        await store.replace("a", state(pages), pages, seen=0)
+        assert await read(store) == pages
+        assert ["NOVALUES" in args for args in scans] == [True, False]
+        assert await read(store) == pages
+        assert ["NOVALUES" in args for args in scans] == [True, False, False]
+
+    async def test_another_fault_is_one(self, store, monkeypatch):
+        await store.replace("a", state(A), A, seen=0)
+        do = RedisStore._do
+
+        async def denied(store, command, key, *args, **options):
+            if command == "HSCAN":
+                raise fault.NoPermissionError("no permissions to run 'hscan'")
+            return await do(store, command, key, *args, **options)
+
+        monkeypatch.setattr(RedisStore, "_do", denied)
+        assert await cause_of(read(store)) == "noperm"
+        monkeypatch.undo()
+        assert await read(store) == A
+
+    async def test_in_many_steps(self, store, monkeypatch):
+        monkeypatch.setattr(redis_store, "SCAN_COUNT", 10)
+        many = pages_of(range(0, 2_000 * PAGE_KEYS, PAGE_KEYS))
+        await store.replace("a", state(many), many, seen=0)
+        assert await read(store) == many
+
+    async def test_a_list_that_changes_between_names_and_pages_is_not_mixed(self, store, monkeypatch):
+        await store.replace("a", state(B), B, seen=0)
+        numbers = RedisStore._numbers
+
+        async def then_changed(store, name, row):
+            found = await numbers(store, name, row)
+            after = [page(0, [9]), B[1]]
+            await store.amend("a", state(after, serial=2), [after[0]], seen=1)
+            return found
+
+        monkeypatch.setattr(RedisStore, "_numbers", then_changed)
+        assert await cause_of(read(store)) == "changed"

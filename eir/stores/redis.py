@@ -13,14 +13,16 @@ Everything of a list is under one hash tag, so it is one slot of a cluster and o
 
 A load fills a new set that expires unless it is put in force; that is one EXEC on condition that neither the state nor the
 set changed. Whether an EXEC whose answer was lost was done shows in `change`. What a worker needs may be narrow: it reads
-by EVAL_RO, HMGET, HLEN, XRANGE, XREAD, SMEMBERS, INFO only.
+by HMGET, HSCAN, HLEN, XRANGE, XREAD, SMEMBERS, INFO only.
 """
 
 import asyncio
 import dataclasses
+import functools
 import json
 import secrets
 from array import array
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -48,36 +50,14 @@ PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
 """What one command of a load writes at most: Redis answers nobody else meanwhile."""
 BATCH_PAGES_MAX, BATCH_BYTES = 500, 1 << 16
 """What is read at a time: taking it apart holds the interpreter for less than half a millisecond."""
+BATCHES_AHEAD = 2
+"""Read while the caller uses the one before, so that one is on its way and one has come."""
+SCAN_COUNT = 1_000
+"""Names of pages that are asked for at a time."""
 READ_AGAIN_MAX = 5
 UNCHANGED_PAUSE_S = 0.1
 REPLICA_WAIT_MS = 1_000
 POLICY_SAFE = "noeviction"
-
-# Names of the pages of a set, from a cursor on: one text instead of a thousand replies.
-NAMES = """
-if redis.call('HGET', KEYS[1], 'change') ~= ARGV[1] then return false end
-local found = redis.call('HSCAN', KEYS[2], ARGV[2], 'COUNT', 1000)
-local names = {}
-for i = 1, #found[2], 2 do
-  if string.sub(found[2][i], -1) ~= '+' then names[#names + 1] = found[2][i] end
-end
-return {found[1], table.concat(names, ' ')}
-"""
-# Numbered pages of a set: for each the lengths of keys and extra (4 bytes each), keys, extra; 0 and 0 if it is not there.
-PAGES = """
-if redis.call('HGET', KEYS[1], 'change') ~= ARGV[1] then return false end
-local fields = {}
-for i = 2, #ARGV do
-  fields[#fields + 1] = ARGV[i]
-  fields[#fields + 1] = ARGV[i] .. '+'
-end
-local found, parts = redis.call('HMGET', KEYS[2], unpack(fields)), {}
-for i = 1, #found, 2 do
-  local keys, extra = found[i] or '', found[i + 1] or ''
-  parts[#parts + 1] = struct.pack('>I4I4', #keys, #extra) .. keys .. extra
-end
-return table.concat(parts)
-"""
 
 CAUSES: tuple[tuple[type[Exception], str], ...] = (
     (fault.BusyLoadingError, "loading"),
@@ -148,6 +128,8 @@ class RedisStore:
         self._report = report
         self._known: set[str] = set()
         self._greeted = False
+        self._scans_names = True
+        """HSCAN can leave out the values, as far as is known."""
 
     # The contract
 
@@ -193,22 +175,24 @@ class RedisStore:
         numbers = await self._call(self._numbers, name, row)
         if not len(numbers):
             yield row.state, []
-        at, count, ahead = 0, 32, None
+        read = functools.partial(self._read, name, row, plain=len(numbers) == row.fields)
+        at, count = 0, 32
+        ahead: deque[asyncio.Task[list[Page]]] = deque()
         try:
-            while at < len(numbers):
-                part = numbers[at : at + count].tolist()
-                batch = await (ahead or self._call(self._read, name, row, part))
-                ahead, at = None, at + len(part)
-                if at < len(numbers):
-                    size = sum(len(page.keys) + len(page.extra) for page in batch) // (len(batch) + 1)
-                    count = min(max(BATCH_BYTES // (size + 1), 1), BATCH_PAGES_MAX)
-                    following = numbers[at : at + count].tolist()
-                    ahead = asyncio.create_task(self._call(self._read, name, row, following))
+            while ahead or at < len(numbers):
+                while len(ahead) < BATCHES_AHEAD and at < len(numbers):
+                    part = numbers[at : at + count].tolist()
+                    ahead.append(asyncio.create_task(self._call(read, part)))
+                    at += len(part)
+                batch = await ahead[0]
+                ahead.popleft()
+                size = sum(len(page.keys) + len(page.extra) for page in batch) // (len(batch) + 1)
+                count = min(max(BATCH_BYTES // (size + 1), 1), BATCH_PAGES_MAX)
                 yield row.state, batch
         finally:
-            if ahead is not None:
-                ahead.cancel()
-                await asyncio.gather(ahead, return_exceptions=True)
+            for task in ahead:
+                task.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
         """Read in parts that must all be of one generation, again if they are not."""
@@ -288,19 +272,9 @@ class RedisStore:
                     )  # fmt: skip
         return client
 
-    async def _do(self, command: str, key: str, *args: object) -> Any:
+    async def _do(self, command: str, key: str, *args: object, **options: object) -> Any:
         client = await self._client(key)
-        return await _heeding(client.execute_command(command, key, *args))
-
-    async def _ask(self, script: str, name: str, row: _Row, *args: object) -> Any:
-        keys = _keys(name)
-        client = await self._client(keys.state)
-        answer = await _heeding(
-            client.execute_command("EVAL_RO", script, 2, keys.state, keys.set(row.page_set), row.change, *args)
-        )
-        if answer is None:
-            raise StoreChanged(f"list {name} changed while its pages were read")
-        return answer
+        return await _heeding(client.execute_command(command, key, *args, **options))
 
     # Reading
 
@@ -328,18 +302,42 @@ class RedisStore:
 
     async def _numbers(self, name: str, row: _Row) -> "np.ndarray[Any, np.dtype[np.int64]]":
         """The numbers of all pages in order. A scan may give a name twice."""
-        cursor, numbers = b"0", []
+        keys, cursor, numbers = _keys(name), 0, []
         while True:
-            cursor, text = await self._ask(NAMES, name, row, cursor)
-            numbers.append(np.array(text.split(), dtype=np.int64))
-            if cursor == b"0":
+            cursor, names = await self._scan(keys.set(row.page_set), cursor)
+            numbers.append(np.array([each for each in names if each[-1:] != b"+"], dtype=np.int64))
+            if not cursor:
                 break
+        _check_unchanged(name, row, *await self._do("HMGET", keys.state, "change"))
         found: np.ndarray[Any, np.dtype[np.int64]] = np.concatenate(numbers)
         await asyncio.to_thread(found.sort)  # 10 ms for 250 thousand, without the interpreter's lock
         return found[np.flatnonzero(np.diff(found, prepend=-1))]
 
-    async def _read(self, name: str, row: _Row, numbers: Sequence[int]) -> list[Page]:
-        return _decode_batch(numbers, await self._ask(PAGES, name, row, *numbers))
+    async def _scan(self, key: str, cursor: int) -> tuple[int, Iterable[bytes]]:
+        """Names of a hash's fields from a cursor on, and the next cursor. Before Redis 7.4 the values come with them."""
+        if self._scans_names:
+            try:
+                return await self._do("HSCAN", key, cursor, "COUNT", SCAN_COUNT, "NOVALUES", no_values=True)  # type: ignore[no-any-return]
+            except fault.ResponseError as error:
+                if "syntax" not in str(error):
+                    raise
+                self._scans_names = False
+        return await self._do("HSCAN", key, cursor, "COUNT", SCAN_COUNT)  # type: ignore[no-any-return]
+
+    async def _read(self, name: str, row: _Row, numbers: Sequence[int], *, plain: bool = False) -> list[Page]:
+        """Numbered pages, those that exist; `plain`: none has an `extra`. Raises StoreChanged.
+
+        A set changes together with the state's `change`: as long as that is the same behind them, so are the pages.
+        """
+        asked = _names_of(numbers, plain=plain)
+        keys = _keys(name)
+        client = await self._client(keys.state)
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.execute_command("HMGET", keys.set(row.page_set), *asked)
+            pipe.execute_command("HMGET", keys.state, "change")
+            found, (change,) = await _heeding(pipe.execute())
+        _check_unchanged(name, row, change)
+        return _pages(numbers, found, plain=plain)
 
     async def _read_all(self, name: str, row: _Row, numbers: Sequence[int]) -> list[Page]:
         pages = []
@@ -688,16 +686,24 @@ def _portions(pages: Iterable[Page], *, keep_empty: bool = False) -> Iterable[li
         yield fields
 
 
-def _decode_batch(numbers: Sequence[int], data: bytes) -> list[Page]:
-    pages, at = [], 0
-    for number in numbers:
-        keys = int.from_bytes(data[at : at + 4], "big")
-        extra = int.from_bytes(data[at + 4 : at + 8], "big")
-        at += 8
-        if keys or extra:
-            pages.append(Page(number, data[at : at + keys], data[at + keys : at + keys + extra]))
-        at += keys + extra
-    return pages
+def _names_of(numbers: Sequence[int], *, plain: bool) -> list[bytes]:
+    """The fields of pages. As bytes: redis turns one number after another into such, for longer than all else takes."""
+    if plain:
+        return " ".join(map(str, numbers)).encode().split()
+    return " ".join([f"{number} {number}+" for number in numbers]).encode().split()
+
+
+def _pages(numbers: Sequence[int], found: Sequence[bytes | None], *, plain: bool) -> list[Page]:
+    """What HMGET gave for pages, without those that are not there: their keys, and unless `plain` behind each its `extra`."""
+    if plain:
+        return [Page(number, keys) for number, keys in zip(numbers, found, strict=True) if keys]
+    parts = zip(numbers, found[::2], found[1::2], strict=True)
+    return [Page(number, keys or b"", extra or b"") for number, keys, extra in parts if keys or extra]
+
+
+def _check_unchanged(name: str, row: _Row, change: bytes | None) -> None:
+    if change != row.change:
+        raise StoreChanged(f"list {name} changed while its pages were read")
 
 
 def _overtaken(name: str, before: bytes | None, now: bytes | None) -> StoreError:
