@@ -1,7 +1,7 @@
 """What passes between a node's dispatcher and its workers: JSON messages one way and the other, and accepted connections.
 
 Two socket pairs for each worker. The stream carries messages, each behind its length; the packets carry descriptors, one a
-packet, with a byte that says by which listener it came. Both ends are this program, forked from one process. Knows nothing
+packet, with a byte that says by which listener it came and the number that it has. Both ends are this program, forked from one process. Knows nothing
 of what the messages mean.
 """
 
@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ LENGTH_BYTES = 4
 ANSWER_S = 5.0
 """How long the other end may take for an answer."""
 LISTENERS_MAX = 255
+_PACKET = struct.Struct("!BI")
+"""Listener, and number of the connection."""
 
 Message = dict[str, Any]
 
@@ -109,10 +112,10 @@ class Channel:
         self._writer.close()
 
 
-def hand_over(packets: socket.socket, listener: int, connection: socket.socket) -> bool:
-    """Pass an accepted connection; False if the other end is gone or has too many waiting."""
+def hand_over(packets: socket.socket, listener: int, number: int, connection: socket.socket) -> bool:
+    """Pass an accepted connection, by its number (32 bits); False if the other end is gone or has too many waiting."""
     try:
-        socket.send_fds(packets, [bytes((listener,))], [connection.fileno()])
+        socket.send_fds(packets, [_PACKET.pack(listener, number)], [connection.fileno()])
     except OSError:
         return False
     return True
@@ -123,6 +126,8 @@ class Handed(NamedTuple):
 
     listener: int
     """The listener that it came by."""
+    number: int
+    """What the other end calls it."""
     connection: socket.socket | None
     """None if this process had no descriptor left for it; the connection is closed then."""
 
@@ -130,13 +135,14 @@ class Handed(NamedTuple):
 def take_over(packets: socket.socket) -> Handed | None:
     """What was passed next; None if there is nothing, or the other end is gone."""
     try:
-        data, descriptors, _, _ = socket.recv_fds(packets, 1, 1)
+        data, descriptors, _, _ = socket.recv_fds(packets, _PACKET.size, 1)
     except OSError:
         return None
     if not data:
         return None
+    listener, number = _PACKET.unpack(data)
     if not descriptors:
-        return Handed(data[0], None)
+        return Handed(listener, number, None)
     connection = socket.socket(fileno=descriptors[0])
     connection.setblocking(False)
-    return Handed(data[0], connection)
+    return Handed(listener, number, connection)

@@ -7,6 +7,7 @@ the control socket (front.py). It is on the path of no check: a worker reads and
 
 import asyncio
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -15,14 +16,16 @@ from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from eir import metrics
 from eir.channel import Channel, ChannelError, hand_over
 from eir.config import Config, load_config
 from eir.diameter.admission import Admission, Claim, Order
+from eir.diameter.capabilities import may_connect, source_address
 from eir.diameter.listen import BACKLOG, OUT_OF_RESOURCES, PAUSE_S
-from eir.diameter.node import endpoint
+from eir.diameter.node import ADMITTING, Network, endpoint, network_of
 from eir.errors import EirError
 from eir.front import Front, WorkerReport, cannot_listen, tell_refusal
 from eir.intake import Intake
@@ -48,8 +51,8 @@ class _Hand:
     packets: socket.socket
     started: bool = False
     """It has its lists and takes connections."""
-    connections: int = 0
-    """Handed to it and not gone."""
+    connections: dict[int, Network] = field(default_factory=dict)
+    """Handed to it and not gone: number → network that it comes from."""
     names: set[tuple[int, int]] = field(default_factory=set)
     """Its connections in the admission table: (pid, the worker's number for it)."""
     figures: metrics.Snapshot = field(default_factory=dict)
@@ -76,7 +79,11 @@ class Dispatcher:
         """With their place in the configuration's `listen`."""
         self._held: asyncio.TimerHandle | None = None
         """While nothing is accepted: when that ends."""
-        self._connections_max = config.limits.connections_max
+        self._limits, self._peers = config.limits, config.peers
+        """As they were reloaded."""
+        self._sources: Counter[Network] = Counter()
+        """Connections by source network, of all workers."""
+        self._numbers = itertools.count()
         self._refused: Counter[str] = Counter()
         self._accepts_failed = 0
         """For want of descriptors or memory."""
@@ -203,21 +210,42 @@ class Dispatcher:
                 self._hold(PAUSE_S)
             return  # else whoever connected is gone again
         with connection:
-            ready = [hand for hand in self._hands.values() if hand.started]
-            if sum(hand.connections for hand in ready) >= self._connections_max:
-                self._refuse(address, "connections_max", setting="limits.connections_max")
-                return
-            for hand in sorted(ready, key=lambda hand: (hand.connections, hand.number)):
-                if hand_over(hand.packets, number, connection):
-                    hand.connections += 1
-                    return
-            self._refuse(address, "no_worker")
+            source = source_address(address[0])
+            refused = self._refuses(source) or self._hand_over(number, connection, network_of(source))
+        if refused is not None:
+            self._refused[refused] += 1
+            host, port = address[:2]
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            setting = ADMITTING.get(refused, f"limits.{refused}")
+            self._log.report("peer_refused", reason=refused, level="warning", address=where, setting=setting)
 
-    def _refuse(self, address: Sequence[Any], reason: str, **fields: str) -> None:
-        self._refused[reason] += 1
-        host, port = address[:2]
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._log.report("peer_refused", reason=reason, level="warning", address=where, **fields)
+    def _refuses(self, source: IPv4Address | IPv6Address) -> str | None:
+        """Why a connection is not wanted, as Node says it: here all connections are seen, and in a worker its own."""
+        if not may_connect(self._peers, source):
+            return "source"
+        if sum(len(hand.connections) for hand in self._hands.values()) >= self._limits.connections_max:
+            return "connections_max"
+        if self._sources[network_of(source)] >= self._limits.source_connections_max:
+            return "source_connections_max"
+        return None
+
+    def _hand_over(self, listener: int, connection: socket.socket, network: Network) -> str | None:
+        """Give a connection to the worker that has the fewest; says why that cannot be."""
+        ready = [hand for hand in self._hands.values() if hand.started]
+        for hand in sorted(ready, key=lambda hand: (len(hand.connections), hand.number)):
+            name = next(self._numbers) & 0xFFFFFFFF
+            if hand_over(hand.packets, listener, name, connection):
+                hand.connections[name] = network
+                self._sources[network] += 1
+                return None
+        return "no_worker"
+
+    def _gone(self, hand: _Hand, number: int) -> None:
+        network = hand.connections.pop(number, None)
+        if network is not None:
+            self._sources[network] -= 1
+            if not self._sources[network]:
+                del self._sources[network]
 
     # ---- workers ----
 
@@ -254,6 +282,8 @@ class Dispatcher:
             channel.close()
             packets.close()
             self._left = metrics.merge([self._left, metrics.outliving(hand.figures)])
+            for connection in list(hand.connections):
+                self._gone(hand, connection)
             for name in list(hand.names):
                 self._order(self._admission.closed(name))
             if hand.started and self._listeners and not self._stop.is_set():
@@ -274,7 +304,7 @@ class Dispatcher:
                     self._accept_again()
                 self._changed.set()
             case "gone":
-                hand.connections -= 1
+                self._gone(hand, message["number"])
             case "arrived":
                 claim = dict(message["claim"])
                 name = (hand.pid, claim.pop("connection"))
@@ -382,7 +412,7 @@ class Dispatcher:
     async def reload(self, who: str) -> str:
         """Have every worker take over the configuration file; a bad one is refused before any is asked."""
         new = load_config(self._config.path)
-        self._connections_max = new.limits.connections_max
+        self._limits, self._peers = new.limits, new.peers
         self._log.set_level(new.log_level)
         self._reloaded = True
         asked = sum(hand.started for hand in self._hands.values())

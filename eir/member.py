@@ -75,15 +75,15 @@ class Member:
         while (given := take_over(self._packets)) is not None:
             if given.connection is None:
                 self._worker.node.starved()
-                self._channel.send({"did": "gone"})
+                self._channel.send({"did": "gone", "number": given.number})
                 continue
-            self._begin(self._serve(given.connection, self._config.listen[given.listener]))
+            self._begin(self._serve(given.connection, given.number, self._config.listen[given.listener]))
 
-    async def _serve(self, connection: socket.socket, listener: str) -> None:
+    async def _serve(self, connection: socket.socket, number: int, listener: str) -> None:
         try:
             await self._worker.node.take(connection, secure=listener.startswith("tls:"))
         finally:
-            self._channel.send({"did": "gone"})
+            self._channel.send({"did": "gone", "number": number})
 
     async def _dial(self) -> None:
         if self._config.boot_without_lists == "refuse":

@@ -450,12 +450,14 @@ def report_warnings(config: Config, log: Log) -> None:
 
 
 def limits_of(config: Config) -> Limits:
-    """The limits of one worker: what counts over all connections is shared out, since each worker sees its own only."""
+    """The limits of one worker: what counts over all connections is shared out, since each worker sees its own only.
+
+    Not so those that the dispatcher holds connections to before it hands them over.
+    """
     limits, workers = config.limits, config.workers
     return replace(
         limits,
         rate_max=limits.rate_max and limits.rate_max / workers,
-        source_connections_max=math.ceil(limits.source_connections_max / workers),
         source_unidentified_max=math.ceil(limits.source_unidentified_max / workers),
     )
 

@@ -155,11 +155,11 @@ def connection():
 def test_a_connection_changes_hands(packets, connection):
     client, accepted = connection
     assert take_over(packets[1]) is None
-    assert hand_over(packets[0], 7, accepted)
+    assert hand_over(packets[0], 7, 1 << 31, accepted)
     accepted.close()  # the copy on its way keeps it open
     client.sendall(b"early")
     handed = take_over(packets[1])
-    assert handed.listener == 7
+    assert handed[:2] == (7, 1 << 31)
     with handed.connection as taken:
         assert not taken.getblocking()
         assert taken.recv(9) == b"early"
@@ -171,13 +171,13 @@ def test_a_connection_changes_hands(packets, connection):
 
 def test_nobody_to_hand_to(packets, connection):
     packets[1].close()
-    assert not hand_over(packets[0], 0, connection[1])
+    assert not hand_over(packets[0], 0, 0, connection[1])
     assert take_over(packets[0]) is None
 
 
 def test_one_that_takes_nothing(packets, connection):
     for _ in range(10_000):
-        if not hand_over(packets[0], 0, connection[1]):
+        if not hand_over(packets[0], 0, 0, connection[1]):
             break
     else:
         pytest.fail("there is room without end")
@@ -185,18 +185,18 @@ def test_one_that_takes_nothing(packets, connection):
 
 def test_no_descriptor_left_to_take_with(packets, connection):
     client, accepted = connection
-    assert hand_over(packets[0], 3, accepted)
-    assert hand_over(packets[0], 4, accepted)
+    assert hand_over(packets[0], 3, 10, accepted)
+    assert hand_over(packets[0], 4, 11, accepted)
     accepted.close()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
-        assert take_over(packets[1]) == (3, None)
+        assert take_over(packets[1]) == (3, 10, None)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     handed = take_over(packets[1])
-    assert handed.listener == 4
+    assert handed[:2] == (4, 11)
     handed.connection.close()
     assert client.recv(1) == b""

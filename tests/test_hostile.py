@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hostile import Steady, accounts, beside, descriptors, memory_mb, seconds_of_processor, settled, state
 from node import LISTED, until_async
-from wire import SESSION, TGPP, Connection, avp, cer, dwr, ecr, message, u32
+from wire import REALM, SESSION, TGPP, Connection, avp, cer, dwr, ecr, message, u32
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -113,8 +113,9 @@ async def test_thousands_of_connections(loaded, crowd):
     assert memory_mb(node.pid) - memory < 10
 
 
-async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd):
-    loaded.configure(limits={"connections_max": 60, "source_connections_max": 40, "source_unidentified_max": 60})
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd, workers):
+    loaded.configure(limits={"connections_max": 60, "source_connections_max": 40, "source_unidentified_max": 120}, workers=workers)
     node = loaded.start()
     loop = asyncio.get_running_loop()
     for number, one in enumerate(await crowd(node, 50, "127.0.1.1")):
@@ -127,6 +128,24 @@ async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd
             await loop.sock_sendall(one, cer(f"sgsn{number}.localdomain"))
     await until_async(lambda: node.status()["peers"] == {"mme": 60})
     await until_async(lambda: node.metrics().get("eir_peers_refused_total{reason=connections_max}") == 10)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_strangers_by_the_thousand_take_nobodys_place(loaded, crowd, workers):
+    """Closed at accept (row 34), in whichever process that is."""
+    loaded.configure(peers=[{"name": "mme", "realm": REALM, "from": ["127.0.3.0/24"]}], limits={"connections_max": 8}, workers=workers)
+    node = loaded.start()
+    (good,) = await crowd(node, 1, "127.0.3.1")
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(good, cer())
+    assert await loop.sock_recv(good, 4096)
+    for one in await crowd(node, 1000, "127.0.4.1"):
+        await gone(one)
+    await loop.sock_sendall(good, dwr())
+    assert await loop.sock_recv(good, 4096)
+    refused = {name: n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")}
+    assert refused == {"eir_peers_refused_total{reason=source}": 1000}
+    assert node.lines("peer_refused")[0]["setting"] == "peers: from"
 
 
 # One worker leaves connections in the kernel's queue; to one of several they are handed, and are closed there.

@@ -41,7 +41,7 @@ UNKNOWN_PEER = 3010
 
 DIAMETER_PORT, DIAMETER_TLS_PORT = 3868, 5868
 CONNECT_TIMEOUT_S = 10.0
-ADMITTING = {"source": "peers: from", "draining": None}
+ADMITTING = {"source": "peers: from", "draining": None, "no_worker": None}
 """Why a connection is refused → the setting that would have taken it, where it is not the limit of that name."""
 NETWORK_BITS = {4: 24, 6: 64}
 """By IP version: bits of an address that name its source network."""
