@@ -28,6 +28,8 @@ KINDS_MAX = 4096
 """Kinds of lines that are told apart; past that, the limits start afresh (peers' names come from the wire)."""
 FOLDS_MAX = 1024
 """Groups of blocked checks that are kept apart until the next fold; further ones share the group `other`."""
+VALUE_MAX = 4000
+"""Characters of one value; names that come from the wire may be as long as a message."""
 QUEUE_LINES = 10_000
 """Lines that wait for whoever reads standard error; past that they are dropped."""
 CLOSE_S = 2.0
@@ -51,6 +53,8 @@ def logfmt(fields: dict[str, object]) -> str:
 
 def _value(value: object) -> str:
     text = str(value)
+    if len(text) > VALUE_MAX:
+        text = f"{text[:VALUE_MAX]}\N{HORIZONTAL ELLIPSIS}"
     if text and text.isprintable() and not any(c in text for c in ' "='):
         return text
     escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\x{ord(c):02x}" for c in text)

@@ -619,6 +619,7 @@ async def _():
         (cer(drop=("vendor",)), 5005, u32(266, 0)),
         (cer(drop=("product",)), 5005, avp(269, flags=0)),
         (cer(""), 5004, avp(264)),
+        (cer("h" * 256), 5004, avp(264, "h" * 256)),
         (cer("h\u00e4st"), 5004, avp(264, "h\u00e4st")),
         (cer(address=avp(257, b"\0\1\x0a")), 5004, avp(257, b"\0\1\x0a")),
         (cer(vendor=avp(266, b"\0")), 5014, avp(266, b"\0")),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from node import fields
 
-from eir.log import BURST, FOLDS_MAX, INTERVAL_S, KINDS_MAX, Log, logfmt
+from eir.log import BURST, FOLDS_MAX, INTERVAL_S, KINDS_MAX, VALUE_MAX, Log, logfmt
 
 IMEI, IMSI = "35209900176148", "001010123456789"
 
@@ -73,6 +73,10 @@ def test_whatever_a_value_holds_it_stays_one_line_and_readable(values):
 )  # fmt: skip
 def test_values(value, shown):
     assert logfmt({"v": value}) == f"v={shown}"
+
+
+def test_a_value_has_an_end():
+    assert len(logfmt({"host": "h" * 100_000})) < VALUE_MAX + 10
 
 
 def test_levels(made):

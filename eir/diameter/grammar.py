@@ -78,9 +78,13 @@ class Command(NamedTuple):
     """What its own grammar wants in an answer besides result and origin, even when that is an error."""
 
 
+IDENTITY_BYTES_MAX = 255
+
+
 def _is_identity(data: bytes) -> bool:
-    # RFC 6733 4.3.1: an FQDN or a realm. Taken is any printable ASCII: underscores and the like are common.
-    return bool(data) and data.isascii() and not any(octet <= 0x20 or octet == 0x7F for octet in data)
+    # RFC 6733 4.3.1: an FQDN or a realm, so 255 octets at most (RFC 1035 2.3.4). Taken is any printable ASCII: underscores
+    # and the like are common.
+    return 0 < len(data) <= IDENTITY_BYTES_MAX and data.isascii() and not any(octet <= 0x20 or octet == 0x7F for octet in data)
 
 
 def _is_address(data: bytes) -> bool:
