@@ -221,3 +221,16 @@ class TestHealing:
             await until(lambda: ahead.follower.up and not ahead.follower.lost and behind.generation() == 2)
             assert behind.keys() == ahead.keys() == B_KEYS
         assert (await store.state("a")).content_digest == found.content_digest
+
+    async def test_the_same_release_loaded_anew_is_followed(self, stores):
+        """Into a store that lost its generations, before anyone healed it; what is loaded after that is followed too."""
+        store, copy, found = await self.lose(stores, "all")
+        await store.replace("a", replace(found, generation=0), B, seen=0)
+        async with Node(store, {"a": "devices"}, copy=copy) as node:
+            await until(lambda: node.generation() == 1 and not node.follower.lost)
+            assert node.keys() == B_KEYS
+            await until(lambda: is_level(copy, node))
+            await store.replace("a", state(A, serial=3), A, seen=1)
+            await node.reaches(2)
+            await until(lambda: is_level(copy, node))
+            assert await read(copy) == A

@@ -131,6 +131,7 @@ def shown(generation, highest, digest="00") -> ListState:
         (shown(5, 7), shown(6, 8, "01"), Relation.NEWER),
         (shown(5, 7), shown(4, 7, "01"), Relation.LOST),
         (shown(5, 7), shown(4, 6), Relation.LOST),
+        (shown(5, 7), shown(1, 7), Relation.NEWER),  # lost its generations, and what is held was loaded into it again
         (shown(5, 7), shown(5, 7, "01"), Relation.LOST),  # another history
         (shown(5, 7), shown(9, 6, "01"), Relation.LOST),  # the highest serial never goes down by itself
         (shown(5, 7), shown(1, 8, "01"), Relation.NEWER),  # lost its generations, and has a release new to all since

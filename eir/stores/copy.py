@@ -35,7 +35,8 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
 
     A generation that goes down, or stays while the content differs, means that the store lost what was written; so does
     a lower highest serial, which never goes down by itself. A serial above all that were ever accepted is a signed
-    release that is new to everyone: it is followed even from a store that lost its generations.
+    release that is new to everyone: it is followed even from a store that lost its generations. So is what is held already,
+    when it was loaded anew into such a store.
     """
     if stored is None:
         return Relation.SAME if held is None else Relation.LOST
@@ -44,7 +45,8 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
     if stored.highest_serial != held.highest_serial:
         return Relation.NEWER if stored.highest_serial > held.highest_serial else Relation.LOST
     if stored.generation != held.generation:
-        return Relation.NEWER if stored.generation > held.generation else Relation.LOST
+        same = (stored.serial, stored.content_digest) == (held.serial, held.content_digest)
+        return Relation.NEWER if same or stored.generation > held.generation else Relation.LOST
     return Relation.SAME if stored.content_digest == held.content_digest else Relation.LOST
 
 
