@@ -86,6 +86,22 @@ async def test_a_delta_is_copied_by_its_pages(stores):
         assert store.read_whole == 0
 
 
+async def test_a_large_list_is_copied_later_and_holds_up_no_other(stores, monkeypatch):
+    store, copy = stores("store"), stores("copy")
+    await store.replace("small", state(A), A, seen=0)
+    await store.replace("large", replace(state(B), entries=copy_module.LARGE_ENTRIES), B, seen=0)
+    monkeypatch.setattr(copy_module, "LARGE_AFTER_S", 3600)
+    async with Node(store, {"large": "devices", "small": "devices"}, copy=copy) as node:
+        await until(lambda: is_level(copy, node, "small"))
+        await store.amend("small", state(B, serial=2), [page(0, [3], reasons=b"\x00"), page(5, []), B[1]], seen=1)
+        await until(lambda: is_level(copy, node, "small"))
+        assert await copy.state("large") is None
+        assert not node.follower._keeper.idle
+    monkeypatch.setattr(copy_module, "LARGE_AFTER_S", 0.05)
+    async with Node(store, {"large": "devices", "small": "devices"}, copy=copy) as node:
+        await until(lambda: is_level(copy, node, "large"))
+
+
 async def test_two_workers_of_a_host_share_it(stores):
     store = stores("store")
     one, two = stores("copy"), stores("copy")
@@ -234,3 +250,59 @@ class TestHealing:
             await node.reaches(2)
             await until(lambda: is_level(copy, node))
             assert await read(copy) == A
+
+    async def test_a_list_that_went_before_it_was_copied_keeps_nobody_from_healing(self, stores):
+        store, copy, _ = await self.lose(stores, "all")
+        async with Node(store, {"a": "devices"}, copy=copy) as node:
+            node.follower._keeper.keep("a", replace(state(A, serial=9), generation=9), None)
+            await until(lambda: not node.follower.lost and "store_healed" in node.said())
+            assert not node.follower.errors["copy_digest"]
+
+    async def test_an_older_copy_is_not_written_back(self, stores):
+        """The store was flushed before the newest release was copied: what is in force is healed, or nothing."""
+        store, copy, _ = await self.lose(stores, "all")
+        held = replace(state(A, serial=3), generation=3)
+        other = stores("other")
+        await other.restore("a", held, batches(A), seen=0)
+        async with Node(other, {"a": "devices"}, copy=copy, heal=False) as node:
+            keeper = node.follower._keeper
+            await until(lambda: is_level(copy, node))
+            await copy.restore("a", replace(state(B, serial=2), generation=2), batches(B), seen=3)
+            node.follower._store = keeper.store = store
+            node.follower._heals = True
+            await until(lambda: node.follower.errors["heal_behind"] > 1)
+            assert node.keys() == A_KEYS
+            assert node.follower.lost
+            assert await store.state("a") is None
+            await store.replace("a", state(A, serial=3), A, seen=0)
+            await until(lambda: not node.follower.lost and node.generation() == 1)
+            await until(lambda: is_level(copy, node))
+
+    async def test_another_node_heals_what_was_not_yet_copied_here(self, stores, monkeypatch):
+        """And then it is copied here too."""
+        store, behind, ahead = stores("store"), stores("behind"), stores("ahead")
+        monkeypatch.setattr(copy_module, "LARGE_ENTRIES", 0)
+        await store.replace("a", state(A), A, seen=0)
+        async with Node(store, {"a": "devices"}, copy=behind) as late:
+            monkeypatch.setattr(copy_module, "LARGE_ENTRIES", 100)
+            async with Node(store, {"a": "devices"}, copy=ahead) as early:
+                await until(lambda: is_level(ahead, early))
+                assert await behind.state("a") is None
+                await store._call(lambda db: db.execute("DELETE FROM lists"))
+                await until(lambda: "store_healed" in early.said())
+                await until(lambda: late.follower.up and not late.follower.lost)
+                await until(lambda: is_level(behind, late))
+                assert await read(behind) == A
+
+    async def test_a_fault_of_our_own_does_not_end_the_following(self, stores, monkeypatch):
+        store, copy = stores("store"), stores("copy")
+        await store.replace("a", state(A), A, seen=0)
+        async with Node(store, {"a": "devices"}, copy=copy) as node:
+            await until(lambda: is_level(copy, node))
+            monkeypatch.setattr(copy, "claim", None)
+            await store.replace("a", state(B, serial=2), B, seen=1)
+            await until(lambda: node.follower.errors["copy_internal"] > 1)
+            await store.replace("a", state(A, serial=3), A, seen=2)
+            await node.reaches(3)
+            monkeypatch.undo()
+            await until(lambda: is_level(copy, node))

@@ -2,11 +2,15 @@
 
 It is kept level with what is in force, serves a start without the store, and is written back to a store that lost its data.
 Both ways the pages are proved by the content digest as they pass, and whoever is second of several workers or nodes finds
-the work done: the copy's writes and the store's are conditional on the generation.
+the work done: the copy's writes and the store's are conditional on the generation. Only what is in force is written back: a
+copy that was not yet level when the store lost its data would bring an older list to life.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
@@ -19,6 +23,10 @@ from eir.stores.report import Report
 CLAIM_S = 60.0
 """How long one worker of a host has the sole right to write a list's copy, or to heal; longer than either takes."""
 RETRY_S = 1.0
+BEHIND = "list {}: this node's copy is older than what is in force and is not written back; load the release again"
+LARGE_ENTRIES, LARGE_AFTER_S = 100_000, 3.0
+"""A list of so many entries that changed as a whole is copied so much later: until then other workers, which began to read it
+when this one did, have the processors and the store for themselves."""
 
 
 class Relation(Enum):
@@ -57,13 +65,18 @@ class _Keep:
     state: ListState
     pages: Sequence[Page] | None
     """Those that differ from the state before; None if the list must be read whole."""
+    due: float
+    """When it is to be done (time.monotonic)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Heal:
-    """A list that the store lost, and what it shows instead."""
+    """A list that the store lost."""
 
+    held: ListState
+    """What is in force."""
     stored: ListState | None
+    """What the store shows instead."""
 
 
 class CopyKeeper:
@@ -90,17 +103,19 @@ class CopyKeeper:
 
     def keep(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
         """Ask for a list that came into force to be copied; `pages` if only these changed."""
-        before = self._wanted.get(name)
-        if isinstance(before, _Keep):
+        later_s = LARGE_AFTER_S if pages is None and state.entries >= LARGE_ENTRIES else 0.0
+        if isinstance(self._wanted.get(name), _Keep):
             # Two changes in one are read anew rather than merged: this is rare, and the copy is to be right.
             pages = None
-        self._wanted[name] = _Keep(state, pages)
+        self._wanted[name] = _Keep(state, pages, time.monotonic() + later_s)
         self._something.set()
 
-    def heal(self, name: str, stored: ListState | None) -> None:
-        """Ask for the copy of a list to be written back to the store."""
-        if not isinstance(self._wanted.get(name), _Keep):
-            self._wanted[name] = _Heal(stored)
+    def heal(self, name: str, held: ListState, stored: ListState | None) -> None:
+        """Ask for the copy of a list to be written back to the store, if it is what is in force (`held`)."""
+        before = self._wanted.get(name)
+        # What was to be copied from the store is no longer there; pages that are at hand go to the copy first.
+        if not isinstance(before, _Keep) or before.pages is None:
+            self._wanted[name] = _Heal(held, stored)
             self._something.set()
 
     async def run(self) -> None:
@@ -108,17 +123,27 @@ class CopyKeeper:
         while True:
             await self._something.wait()
             self._something.clear()
-            again = False
+            pause_s = math.inf
             for name, wanted in tuple(self._wanted.items()):
-                done = await (self._keep(name, wanted) if isinstance(wanted, _Keep) else self._heal(name, wanted))
-                if self._wanted.get(name) is wanted:
-                    if done:
+                left_s = wanted.due - time.monotonic() if isinstance(wanted, _Keep) else 0.0
+                if left_s <= 0 and await self._is_done(name, wanted):
+                    if self._wanted.get(name) is wanted:
                         del self._wanted[name]
-                    else:
-                        again = True
-            if again:
-                await asyncio.sleep(RETRY_S)
+                else:
+                    pause_s = min(pause_s, left_s if left_s > 0 else RETRY_S)
+            if pause_s < math.inf:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._something.wait()
                 self._something.set()
+
+    async def _is_done(self, name: str, wanted: "_Keep | _Heal") -> bool:
+        """Do it; False if it should be tried again."""
+        try:
+            return await (self._keep(name, wanted) if isinstance(wanted, _Keep) else self._heal(name, wanted))
+        except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
+            self._failed("copy_internal", error)
+            return False
 
     async def _keep(self, name: str, wanted: _Keep) -> bool:
         """Copy a list; False if it should be tried again."""
@@ -151,10 +176,14 @@ class CopyKeeper:
         await self.copy.restore(name, state, _proved(self.store, name, state), seen=seen)
 
     async def _heal(self, name: str, wanted: _Heal) -> bool:
-        stored = wanted.stored
+        held, stored = wanted.held, wanted.stored
         try:
             copied = await self.copy.state(name)
-            if copied is None or relation(copied, stored) is not Relation.LOST:
+            if copied is None or (copied.serial, copied.content_digest) != (held.serial, held.content_digest):
+                if copied is None or relation(copied, held) is Relation.NEWER:  # else another worker of this host is ahead
+                    self._failed("heal_behind", StoreError("behind", BEHIND.format(name)))
+                return True
+            if relation(copied, stored) is not Relation.LOST:
                 return True
             if not await self.copy.claim(f"heal {name}", self._who, CLAIM_S):
                 return True  # another worker of this host is at it
@@ -199,11 +228,14 @@ async def _one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
 
 async def _proved(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
     """The pages of a list in this state; raises before the end if it is in another, or its digest is not that."""
-    total = 0
+    total, there = 0, False
     async for found, batch in source.pages(name):
+        there = True
         if found.generation != state.generation:
             raise StoreChanged(f"list {name} is at generation {found.generation}, no longer at {state.generation}")
         total += sum(page.digest() for page in batch)
         yield batch
+    if not there:
+        raise StoreChanged(f"list {name} is not there any more")
     if (found_digest := digest_text(total)) != state.content_digest:
         raise StoreError("digest", f"list {name}: pages have the digest {found_digest}, not {state.content_digest}")

@@ -278,11 +278,13 @@ class Follower:
                 if self.lost.pop(name, None) is not None:
                     self._said.pop(("store_lost_data", name), None)
                     self._report("store_mended", list=name)
+                    if entries.state is not None:  # what was to be copied may have gone with the store's data
+                        self._keep_copy(name, entries.state, None)
                 return True
             case Relation.LOST:
                 self._lost(name, entries.state, stored)
-                if self._keeper is not None and self._heals:
-                    self._keeper.heal(name, stored)
+                if self._keeper is not None and self._heals and entries.state is not None:
+                    self._keeper.heal(name, entries.state, stored)
                 return False
         not_before, pause_s = self._unproved.get(name, (0.0, UNPROVED_RETRY_S))
         if self._monotonic() < not_before:
