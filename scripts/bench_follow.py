@@ -30,13 +30,16 @@ from servers import Server
 from eir.control import ask
 from eir.lists.pages import Page, amended_digest, content_digest, encode_keys
 from eir.lists.store import ListState
+from eir.stores.open import COPY_FILE
 from eir.stores.redis import RedisStore
+from eir.stores.sqlite import SqliteStore
 
 ENTRIES, TACS = 10_000_000, 250_000
 SWITCH_S_MAX, ENTRY_S_MAX = 5.0, 0.2
 LOCAL = "local"
 START_S = 120
-POLL_S = 0.002
+POLL_S, POLL_PART = 0.002, 0.02
+"""How often a node is asked: after this time, or this part of what has passed, so that asking costs little of what is measured."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,8 +81,8 @@ async def _measure(url: str, folder: Path, options: argparse.Namespace) -> dict[
     with ExitStack() as stack:
         store = RedisStore(url)
         releases = [made(options.entries, options.tacs, seed) for seed in (14, 15)]
-        state = await store.replace(LIST, _state(releases[0]), releases[0], seen=0)
-        local = await store.amend(LOCAL, _state([]), [], seen=0)
+        state = await store.replace(LIST, _state(releases[0], options.entries), releases[0], seen=0)
+        local = await store.amend(LOCAL, _state([], 0), [], seen=0)
         sites = [stack.enter_context(Site(folder / f"node-{number}", publisher)) for number in range(options.nodes)]
         for site in sites:
             site.configure(
@@ -89,9 +92,10 @@ async def _measure(url: str, folder: Path, options: argparse.Namespace) -> dict[
             await asyncio.to_thread(site.start)
         await _reached(sites, LIST, state.generation, START_S)
         for turn in range(options.turns):
+            await _copied(sites, state.generation)
             pages = releases[(turn + 1) % 2]
             began = time.perf_counter()
-            state = await store.replace(LIST, _state(pages), pages, seen=state.generation)
+            state = await store.replace(LIST, _state(pages, options.entries), pages, seen=state.generation)
             found[WRITE].append(time.perf_counter() - began)
             found[SWITCH].append(await _time(_reached(sites, LIST, state.generation)))
             entry = [Page(35_000_000 + turn, encode_keys(BitMap([turn])))]
@@ -105,10 +109,11 @@ async def _measure(url: str, folder: Path, options: argparse.Namespace) -> dict[
     return found
 
 
-def _state(pages: Sequence[Page]) -> ListState:
+def _state(pages: Sequence[Page], entries: int) -> ListState:
     return ListState(
-        kind="devices", serial=1, generation=0, highest_serial=1, release_digest="", content_digest=content_digest(pages)
-    )
+        kind="devices", serial=1, generation=0, highest_serial=1, release_digest="", content_digest=content_digest(pages),
+        entries=entries, devices=entries,
+    )  # fmt: skip
 
 
 def _amended(state: ListState, before: Sequence[Page], after: Sequence[Page]) -> ListState:
@@ -128,9 +133,21 @@ async def _reached(sites: Sequence[Site], name: str, generation: int, patience_s
         said = ask(site.state, "status")
         return bool(said["in_step"]) and said["lists"].get(name, {}).get("generation") == generation
 
+    began = time.perf_counter()
+
     async def reached(site: Site) -> None:
         while not await asyncio.to_thread(holds, site):  # noqa: ASYNC110  # another process makes it true
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(max(POLL_S, POLL_PART * (time.perf_counter() - began)))
 
     async with asyncio.timeout(patience_s):
         await asyncio.gather(*(reached(site) for site in sites))
+
+
+async def _copied(sites: Sequence[Site], generation: int) -> None:
+    """Wait until every node has made its last good copy: in life, days lie between two full releases."""
+    for site in sites:
+        copy = SqliteStore(site.state / COPY_FILE)
+        async with asyncio.timeout(START_S):
+            while (state := await copy.state(LIST)) is None or state.generation != generation:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(POLL_S * 50)
+        await copy.close()
