@@ -58,6 +58,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_releases_total", "counter", ("list", "outcome"), "Releases by outcome, read from the history", "max"),
     Family("eir_store_up", "gauge", (), "1 while the store answers", "min"),
     Family("eir_store_errors_total", "counter", ("cause",), "Failures of the store by cause"),
+    Family("eir_store_lost_data", "gauge", ("list",), "1 while the store shows less of the list than is in force from memory", "max"),
     Family("eir_follow_lag_seconds", "gauge", (), "Time since the worker last knew that it holds what the store holds", "max"),
     Family("eir_switch_longest_slice_seconds", "gauge", (), "Longest time that taking over a list held the loop", "max"),
     Family("eir_override_active", "gauge", (), "1 while the policy's override answers everything alike", "max"),

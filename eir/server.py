@@ -391,6 +391,7 @@ class Worker:
             },
             "eir_store_up": {(): float(follower.up)},
             "eir_store_errors_total": _by_one(follower.errors),
+            "eir_store_lost_data": {(name,): float(name in follower.lost) for name in states},
             "eir_follow_lag_seconds": {(): follower.lag_s},
             "eir_switch_longest_slice_seconds": {(): follower.longest_slice_s},
             "eir_override_active": {(): float(self._service.policy.overridden)},

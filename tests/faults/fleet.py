@@ -157,6 +157,10 @@ class Fleet:
     def up(self):
         return [node.metrics()["eir_store_up"] for node in self.nodes]
 
+    def lost_data(self):
+        """Of each node, whether it says that the store shows less than is in force."""
+        return [node.metrics()[f"eir_store_lost_data{{list={LIST}}}"] == 1 for node in self.nodes]
+
     def witness(self):
         devices = [*self.held_always[::250], *NEVER, *(added(serial) for serial in range(1, self.serial + 4))]
         return Witness(self.nodes, self.truth, devices)

@@ -104,11 +104,14 @@ def test_each_cause_is_counted(server, fleet, cause):
         begin(server)
         try:
             until(lambda: fleet.noticed(cause, before))
-            until(lambda: fleet.degraded("the store lost list" if cause.startswith("heal") else "the store is away"))
+            lost = cause.startswith("heal")
+            until(lambda: fleet.degraded("the store lost list" if lost else "the store is away"))
+            assert fleet.lost_data() == [lost, lost]
             witness.goes_on()
         finally:
             end(server)
         fleet.settle()
+        assert fleet.lost_data() == [False, False]
         witness.goes_on()
     assert all("secret" not in node.text() for node in fleet.nodes)
 
