@@ -109,6 +109,7 @@ class Dispatcher:
             if await self._workers_started():
                 self._listen()
                 await self._front.announce()
+                self._spawn(self._front.watch())
             await self._stop.wait()
             self._hold(None)
             for listener in self._listeners:

@@ -29,6 +29,8 @@ LISTEN_ADVICE = {
     errno.EADDRNOTAVAIL: "no interface of this host has that address",
 }
 """What to do about a listener that cannot be had."""
+READINESS_EACH_S = 1.0
+"""Between two looks for a change of readiness."""
 PEERLESS_S = 60.0
 """How long after the start it is no warning that nobody is connected: peers come back within their Tc, usually 30 s."""
 
@@ -95,6 +97,8 @@ class Front:
         self._held: set[str] = set()
         """Lists that were in force since the start."""
         self._was_ready = False
+        self._told: tuple[str, list[str]] | None = None
+        """The readiness that the log's last line about it told."""
         self._http_address: str | None = None
         self._unknown: set[str] = set()
         """Metrics without a place in the table, of which the log has told."""
@@ -134,11 +138,29 @@ class Front:
     async def announce(self) -> None:
         """Say in the log that the node listens: `ready`, or `serving` and what it lacks."""
         reports = await self._crew.reports()
-        word, why = self._readiness(reports)
-        if word == "not ready":
-            self._report("serving", level="warning", reason="; ".join(why), workers=len(reports), version=__version__)
-        else:
+        word, why = self._told = self._readiness(reports)
+        if word == "ready":
             self._report("ready", workers=len(reports), version=__version__)
+        else:
+            self._report("serving", level="warning", reason="; ".join(why), workers=len(reports), version=__version__)
+
+    async def watch(self) -> None:
+        """From then on say each change in the log, until cancelled."""
+        while True:
+            await asyncio.sleep(READINESS_EACH_S)
+            await self.tell_change()
+
+    async def tell_change(self) -> None:
+        """One line if the readiness, or the reason for it, is another than the last line told."""
+        reports = await self._crew.reports()
+        word, why = found = self._readiness(reports)
+        if self.stopping or found == self._told:
+            return
+        self._told = found
+        if word == "ready":
+            self._report("ready", workers=len(reports))
+        else:
+            self._report(word.replace(" ", "_"), level="warning", reason="; ".join(why), workers=len(reports))
 
     # ---- pages ----
 

@@ -100,7 +100,7 @@ class Alone:
             loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, self._worker.reload_and_say)
         await self._front.open()
-        intake = asyncio.create_task(self._intake.run())
+        beside = [asyncio.create_task(self._intake.run())]
         try:
             await self._worker.start()
             if self._config.boot_without_lists == "refuse":
@@ -108,11 +108,13 @@ class Alone:
             await self._listen()
             self._worker.node.dial()
             await self._front.announce()
+            beside.append(asyncio.create_task(self._front.watch()))
             await self._stop.wait()
         finally:
-            intake.cancel()
+            for task in beside:
+                task.cancel()
             await self._worker.stop()
-            await asyncio.gather(intake, return_exceptions=True)
+            await asyncio.gather(*beside, return_exceptions=True)
             await self._front.close()
         self._log.report("stopped")
         return 0

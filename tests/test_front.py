@@ -151,6 +151,54 @@ async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_st
     assert (await shown._ready()).status == 503
 
 
+async def test_each_change_of_readiness_is_one_line(shown, crew, told):
+    crew.are(store_up=False)
+    away = "the store is away; answers go on from memory"
+    await shown.announce()
+    assert told == [("serving", away)]
+    lost = "the store lost list stolen (it shows serial 1); the memory stays in force"
+    changes = [
+        ({"store_up": False}, []),
+        ({}, [("ready", None)]),
+        ({}, []),
+        ({"store_up": False}, [("degraded", away)]),
+        ({"store_up": False, "lost": {"stolen": "serial 1"}}, [("degraded", f"{away}; {lost}")]),
+        ({"lost": {"stolen": "serial 1"}}, [("degraded", lost)]),
+        ({"lost": {"stolen": "serial 1"}}, []),
+        ({}, [("ready", None)]),
+    ]
+    for reports, lines in changes:
+        told.clear()
+        crew.are(**reports)
+        await shown.tell_change()
+        assert told == lines
+    told.clear()
+    crew.found = []
+    await shown.tell_change()
+    assert told == [("not_ready", "no worker runs")]
+    shown.stopping = True
+    crew.are()
+    await shown.tell_change()  # the end has lines of its own
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_node_that_began_without_lists_says_when_it_is_ready(site, workers):
+    site.configure(workers=workers)
+    node = site.start()
+    until(lambda: node.lines("serving", workers=workers))
+    missing = [f"list {name} has never been loaded" for name in ("stolen", "tracked")]
+    assert node.lines("serving")[0]["reason"] == "; ".join(missing)
+    site.load([LISTED])
+    until(lambda: node.lines("not_ready", reason=missing[1]))
+    site.load([TRACKED], list_name="tracked")
+    until(lambda: node.lines("ready", workers=workers))
+    node.end()
+    assert [line["event"] for line in node.lines() if line["event"] in {"serving", "not_ready", "degraded", "ready"}] == [
+        "serving", "not_ready", "ready",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_who_did_what_stands_in_the_log(site, workers):
     site.load([LISTED])
