@@ -31,6 +31,7 @@ from eir.front import Front, WorkerReport, cannot_listen, tell_refusal
 from eir.intake import Intake
 from eir.log import Log
 from eir.server import listener_url
+from eir.signals import heed
 
 KEEP_S = 1.0
 """Workers' figures are taken this often, so that a worker that ends leaves them behind."""
@@ -101,6 +102,7 @@ class Dispatcher:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_and_say()))
+        heed()
         try:
             await self._front.open()
             self._supervisor.setblocking(False)

@@ -20,6 +20,7 @@ from eir.errors import EirError
 from eir.lists.index import Index
 from eir.log import Log
 from eir.server import Worker, kinds_of
+from eir.signals import heed
 
 ORDERS = {order.__name__: order for order in (Admit, Refuse, Probe, Drop)}
 
@@ -55,6 +56,7 @@ class Member:
         loop = asyncio.get_running_loop()
         for ending in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(ending, self._stop.set)
+        heed()
         await self._worker.start()
         loop.add_reader(self._packets, self._handed)
         listening = asyncio.create_task(self._listen())

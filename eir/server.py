@@ -43,6 +43,7 @@ from eir.log import Log
 from eir.policy import Policy, Rule, Status, Verdict, compile_policy
 from eir.s13.express import Lane
 from eir.s13.service import REPLIES, S13Service
+from eir.signals import heed
 from eir.stores.follow import Follower
 from eir.stores.open import open_copy, open_store
 
@@ -99,6 +100,7 @@ class Alone:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, self._worker.reload_and_say)
+        heed()
         await self._front.open()
         beside = [asyncio.create_task(self._intake.run())]
         try:
@@ -106,9 +108,10 @@ class Alone:
             if self._config.boot_without_lists == "refuse":
                 await self._worker.lists_or(self._stop)
             await self._listen()
-            self._worker.node.dial()
-            await self._front.announce()
-            beside.append(asyncio.create_task(self._front.watch()))
+            if not self._stop.is_set():
+                self._worker.node.dial()
+                await self._front.announce()
+                beside.append(asyncio.create_task(self._front.watch()))
             await self._stop.wait()
         finally:
             for task in beside:

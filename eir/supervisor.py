@@ -40,6 +40,7 @@ from eir.server import (
     report_warnings,
     tell_in_force,
 )
+from eir.signals import HELD, STOPPING, is_told_to_stop
 from eir.stores.follow import Follower
 from eir.stores.open import open_copy, open_store
 
@@ -96,7 +97,10 @@ class Supervisor:
             self._log.report("store_away", level="error", reason=e.cause, detail=str(e))
         gc.collect()
         gc.freeze()  # shared with the children: a collection there must not write into it
-        signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+        if is_told_to_stop():
+            self._log.report("stopped")
+            return 0
+        signals = HELD | {signal.SIGCHLD}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         dispatcher = self._fork(None, lambda: Dispatcher(self._config, self._dispatchers).serve())
         self._dispatchers.close()
@@ -105,7 +109,7 @@ class Supervisor:
         while True:
             wait_s = max(0.0, min((due for due, _, _ in self._due), default=time.monotonic() + IDLE_S) - time.monotonic())
             arrived = signal.sigtimedwait(signals, wait_s)
-            if arrived is not None and arrived.si_signo in {signal.SIGTERM, signal.SIGINT}:
+            if arrived is not None and arrived.si_signo in STOPPING:
                 return self._stop()
             if arrived is not None and arrived.si_signo == signal.SIGHUP:
                 _kill(dispatcher, signal.SIGHUP)
@@ -160,7 +164,6 @@ class Supervisor:
             if worker is not None:
                 # A terminal that is closed sends SIGHUP to all; it is the supervisor's to make a reload of it.
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_SETMASK, set())
             with suppress(OSError):  # what `ps` and `top` show
                 Path("/proc/self/comm").write_text("eir-dispatcher" if worker is None else f"eir-worker-{worker}")
             status = uvloop.run(main())

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, until, until_async
+from node import LISTED, TRACKED, UNLISTED, fields, until, until_async
 from wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
 
 from eir.control import ControlError
@@ -522,6 +522,67 @@ class TestShown:
         shown = loaded.eir("peers").stdout
         assert HOST in shown
         assert "mme9.example.org" in shown
+
+
+SIGNALS_ITSELF = """
+import os, signal, sys
+
+where, _, attribute = "{where}".partition(":")
+owner, _, name = attribute.partition(".")
+
+class Hook:
+    @staticmethod
+    def find_spec(module, *_):
+        if "serve" not in sys.argv:
+            return
+        if module == "{where}":
+            os.kill(os.getpid(), signal.{which})
+        if module == "eir.supervisor" and attribute:  # by then the other modules are there
+            held = getattr(sys.modules[where], owner)
+            known = getattr(held, name)
+            def kill(*arguments, **options):
+                os.kill(os.getpid(), signal.{which})
+                setattr(held, name, known)
+                return known(*arguments, **options)
+            setattr(held, name, kill)
+
+sys.meta_path.insert(0, Hook)
+"""
+"""Body of a sitecustomize.py by which a node signals itself, once."""
+MOMENTS = {
+    "commands": "eir.cli", "configuration": "yaml", "node": "eir.supervisor", "lists": "eir.stores.follow:Follower.start",
+    "pages": "eir.front:Front.open",
+}  # fmt: skip
+"""What it is about to read, or to do, when the signal comes."""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("moment", MOMENTS)
+class TestSignalsInTheFirstMoments:
+    @pytest.fixture
+    def signalled(self, loaded, monkeypatch, workers, moment):
+        """Have the next node signal itself at that moment."""
+
+        def by(which):
+            (loaded.folder / "sitecustomize.py").write_text(SIGNALS_ITSELF.format(which=which, where=MOMENTS[moment]))
+            monkeypatch.setenv("PYTHONPATH", str(loaded.folder))
+            loaded.configure(workers=workers)
+
+        return by
+
+    @pytest.mark.parametrize(("which", "before"), [("SIGTERM", ()), ("SIGINT", ("-c", "eir.yaml"))])
+    def test_it_ends_as_one_that_has_started(self, loaded, signalled, which, before):
+        signalled(which)
+        said = loaded.eir(*before, "serve").stderr
+        assert [fields(line)["event"] for line in said.splitlines()][-1] == "stopped"
+        assert "event=ready" not in said
+        assert "error" not in said
+
+    def test_a_reload_is_none_the_worse(self, loaded, signalled):
+        signalled("SIGHUP")
+        node = loaded.start()
+        until(lambda: node.lines("reloaded"))
+        until(lambda: node.lines("ready"))
 
 
 class TestLogs:
