@@ -10,7 +10,7 @@ import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import devices_of, tacs_of
-from node import until_async
+from node import until, until_async
 from releases import NOW, Agency, text
 from wire import avp, ecr
 
