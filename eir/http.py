@@ -13,8 +13,8 @@ import h11
 from eir.log import Report
 
 REQUEST_MAX_BYTES = 16 * 1024
-IDLE_S = 30.0
-"""A connection that is silent this long is closed."""
+REQUEST_S = 30.0
+"""A connection that brings no whole request in this time, in whatever small pieces, or does not take the answer in it, is closed."""
 CONNECTIONS_MAX = 100
 """At once; a further one is closed at accept."""
 
@@ -72,20 +72,23 @@ class HttpServer:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_MAX_BYTES)
         request: h11.Request | None = None
+        loop = asyncio.get_running_loop()
+        end = loop.time() + REQUEST_S
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
-                async with asyncio.timeout(IDLE_S):
+                async with asyncio.timeout_at(end):
                     connection.receive_data(await reader.read(REQUEST_MAX_BYTES))
             elif isinstance(event, h11.Request):
                 request = event
             elif isinstance(event, h11.EndOfMessage) and request is not None:
                 writer.write(await self._answer(connection, request))
-                async with asyncio.timeout(IDLE_S):
+                async with asyncio.timeout(REQUEST_S):
                     await writer.drain()
                 if connection.our_state is not h11.DONE:
                     return
                 connection.start_next_cycle()
+                end = loop.time() + REQUEST_S
             elif not isinstance(event, h11.Data):  # closed, or paused on something that is not HTTP/1.1
                 return
 

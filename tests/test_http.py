@@ -163,11 +163,33 @@ async def test_what_is_no_request_ends_the_connection_and_nothing_else(connect, 
 
 
 async def test_a_silent_client_is_dropped(monkeypatch, connect):
-    monkeypatch.setattr(http, "IDLE_S", 0.05)
+    monkeypatch.setattr(http, "REQUEST_S", 0.05)
     silent, half = await connect(), await connect()
     half.writer.write(GET[:10])
     assert await silent.ended() == b""
     assert await half.ended() == b""
+
+
+@pytest.mark.parametrize(
+    "begins", [b"GET /", b"GET /page HTTP/1.1\r\nHost: ", b"POST /page HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"]
+)
+async def test_a_request_that_never_ends_is_dropped(monkeypatch, connect, begins):
+    monkeypatch.setattr(http, "REQUEST_S", 0.3)
+    client = await connect()
+    client.writer.write(begins)
+    ended = asyncio.create_task(client.ended())
+    while not ended.done():  # `ended` gives up after 5 s, which is too late
+        client.writer.write(b"x")
+        await asyncio.sleep(0.05)
+    assert await ended == b""
+
+
+async def test_a_request_has_its_time_from_the_answer_before_it(monkeypatch, connect):
+    monkeypatch.setattr(http, "REQUEST_S", 0.5)
+    client = await connect()
+    for _ in range(4):
+        assert (await client.ask(GET))[0] == 200
+        await asyncio.sleep(0.2)
 
 
 async def test_one_connection_too_many_is_closed_and_makes_no_difference_to_the_others(monkeypatch, connect):
