@@ -79,12 +79,12 @@ class ControlServer:
         try:
             request = json.loads(line)
             command = self._commands[request.pop("command")]
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return {"ok": False, "error": f"no such command; there are: {', '.join(self._commands)}"}
         try:
             result = command(request)
             return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
-        except EirError as e:
+        except (EirError, OSError) as e:
             return {"ok": False, "error": str(e)}
 
 

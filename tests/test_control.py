@@ -1,6 +1,7 @@
 """The control socket: one line asked, one answered; who may open it, and what it does with what is no request."""
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -18,7 +19,11 @@ async def refuse(_):
     raise EirError("no such peer")
 
 
-COMMANDS = {"ping": lambda _: "pong", "echo": lambda asked: asked, "refuse": refuse, "nothing": lambda _: None}
+def cannot(_):
+    raise PermissionError(errno.EACCES, "Permission denied", "eir.yaml")
+
+
+COMMANDS = {"ping": lambda _: "pong", "echo": lambda asked: asked, "refuse": refuse, "nothing": lambda _: None, "cannot": cannot}
 
 
 @pytest.fixture
@@ -50,12 +55,15 @@ class TestAsking:
         assert await asyncio.to_thread(ask, tmp_path, "echo", name="mme", number=3) == {"name": "mme", "number": 3}
         assert await asyncio.to_thread(ask, tmp_path, "nothing") is None
 
-    @pytest.mark.parametrize(("command", "says"), [("refuse", "no such peer"), ("unheard", "there are: ping, echo, refuse, nothing")])
+    @pytest.mark.parametrize(
+        ("command", "says"),
+        [("refuse", "no such peer"), ("unheard", "there are: ping, echo, refuse, nothing, cannot"), ("cannot", "Permission denied: 'eir.yaml'")],
+    )
     async def test_a_no_comes_as_an_error_with_its_reason(self, tmp_path, command, says):
         with pytest.raises(ControlError, match=says):
             await asyncio.to_thread(ask, tmp_path, command)
 
-    @pytest.mark.parametrize("octets", [b"{}\n", b"[]\n", b"7\n", b"{\n", b"\xff\xfe\n", b"\n", b'{"command": []}\n', b'{"command": {}}\n', b"null\n"])
+    @pytest.mark.parametrize("octets", [b"{}\n", b"[]\n", b"7\n", b"{\n", b"\xff\xfe\n", b"\n", b'{"command": []}\n', b'{"command": {}}\n', b"null\n", pytest.param(b"[" * 60_000 + b"\n", id="nested")])
     async def test_what_is_no_command_is_told_so(self, tmp_path, octets):
         answer = json.loads(await raw(tmp_path, octets))
         assert answer["ok"] is False
