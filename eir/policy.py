@@ -110,6 +110,15 @@ NOBODY = 0
 
 
 @dataclass(frozen=True, slots=True)
+class Unlisted:
+    """What many checks have in common: their device is in none of the lists that any rule needs it to be in."""
+
+    lists: tuple[DeviceList, ...]
+    verdict: Verdict
+    """Of every check whose device is in none of these lists."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The policy in force."""
 
@@ -120,6 +129,8 @@ class Policy:
     """None: answer with the error 5004."""
     verdicts: tuple[Verdict, ...]
     """Every verdict that this policy can give."""
+    unlisted: Unlisted | None = None
+    """None if some rule does not need the device to be in a list."""
     override_until: datetime | None = None
     """When an override in force ends, so that the policy is to be compiled anew; None if there is no such moment."""
     overridden: bool = False
@@ -137,7 +148,9 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
     if override is not None and (override.until is None or now < override.until):
         verdict = Verdict(override.answer, "override")
         # Requests without a usable identifier included: an override is pulled so that no phone is turned away.
-        return Policy(lambda *_: verdict, verdict, verdict, (verdict,), override.until, overridden=True)
+        return Policy(
+            lambda *_: verdict, verdict, verdict, (verdict,), Unlisted((), verdict), override_until=override.until, overridden=True
+        )
     default = Verdict(settings.default, "default")
     no_identity = None if settings.no_identity is None else Verdict(settings.no_identity, "no_identity")
     bad_identity = None if settings.bad_identity is None else Verdict(settings.bad_identity, "bad_identity")
@@ -147,7 +160,17 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
     ]
     given = [verdict for _, verdict, observe in steps if not observe]
     verdicts = (*given, default, *(verdict for verdict in (no_identity, bad_identity) if verdict is not None))
-    return Policy(_first_that_holds(steps, default, observed), no_identity, bad_identity, verdicts)
+    needed = dict.fromkeys(_needed_list(rule, index) for rule in settings.rules)
+    unlisted = None if None in needed else Unlisted(tuple(entries for entries in needed if entries is not None), default)
+    return Policy(_first_that_holds(steps, default, observed), no_identity, bad_identity, verdicts, unlisted)
+
+
+def _needed_list(rule: Rule, index: Index) -> DeviceList | None:
+    """A list that has to have the device if the rule is to hold; None if there is none."""
+    for name in (rule.list, rule.device_bound_elsewhere):
+        if name is not None and index.lists[name].kind != SUBSCRIBER_KIND:
+            return index.lists[name]
+    return None
 
 
 def _first_that_holds(

@@ -70,9 +70,9 @@ def pair_pages(pairs: Mapping[int, Sequence[int]]) -> list[Page]:
 
 
 def state(pages: Iterable[Page] = (), *, serial: int = 1, kind: str = "devices", generation: int = 0, **fields) -> ListState:
-    """A state that fits these pages."""
+    """A state that fits these pages; `entries` if they are not all of it."""
     pages = list(pages)
-    entries = sum(len(BitMap.deserialize(p.keys)) for p in pages if p.keys) + len(tacs_of(pages))
+    entries = fields.pop("entries", None) or sum(len(BitMap.deserialize(p.keys)) for p in pages if p.keys) + len(tacs_of(pages))
     return ListState(
         kind=kind, serial=serial, generation=generation, highest_serial=serial, release_digest=f"{serial:064x}",
         content_digest=content_digest(pages), entries=entries, devices=devices_of(pages), **fields,

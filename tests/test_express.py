@@ -1,5 +1,6 @@
 """The express lane against the general path: the same bytes and the same counts for whatever comes."""
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -7,7 +8,10 @@ from ipaddress import ip_network
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import page, pages_of, pair_pages
+from test_index import fill
 
+from eir.device import imsi_key
 from eir.diameter.avp import encode, encode_text, encode_u32
 from eir.diameter.counts import Counts
 from eir.diameter.message import encode_message
@@ -16,8 +20,9 @@ from eir.diameter.rate import Bucket, Limit
 from eir.diameter.serve import TOO_BUSY_REPLY, Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings
 from eir.lists.index import Index
-from eir.policy import PolicySettings, Rule, Status, compile_policy
-from eir.s13.express import CONTEXTS_MAX, LAYOUTS_MAX, Lane
+from eir.lists.pages import PAGE_KEYS
+from eir.policy import Override, PolicySettings, Rule, Status, compile_policy
+from eir.s13.express import COLUMNS_MIN, CONTEXTS_MAX, LAYOUTS_MAX, Lane
 from eir.s13.service import REPLIES, S13Service
 
 VENDOR = 10415
@@ -36,9 +41,9 @@ POLICY = PolicySettings(
 class Side:
     """A peer connection that is open, with or without a lane."""
 
-    def __init__(self, *, lane: bool, policy=POLICY, rates=(), overload=TOO_BUSY_REPLY):
+    def __init__(self, *, lane: bool, policy=POLICY, rates=(), overload=TOO_BUSY_REPLY, index=None):
         self.notes = []
-        compiled = compile_policy(policy, Index({}), observed=lambda *_: None, now=datetime.now(UTC))
+        compiled = compile_policy(policy, index or Index({}), observed=lambda *_: None, now=datetime.now(UTC))
         self.service = S13Service(compiled, note=lambda *note: self.notes.append(note))
         self.counts = Counts()
         surroundings = Surroundings(
@@ -256,6 +261,100 @@ def test_the_lane_takes_what_it_has_seen():
     assert sum(taken) == 0
     side.feed(b"".join(ecr(f"{n:014d}", ids=(n, n), imsi=f"00101{n:010d}") for n in range(100)))
     assert sum(taken) == 100
+
+
+LISTED = PolicySettings(
+    rules=(
+        Rule(answer=Status.WHITELISTED, list="bound", imsi=("00102",)),
+        Rule(answer=Status.BLACKLISTED, list="stolen"),
+        Rule(answer=Status.UNKNOWN, list="tacs"),
+        Rule(answer=Status.GREYLISTED, device_bound_elsewhere="bound"),
+    )
+)
+BLOCKED, TRACKED_TAC, BOUND = 101009_000007, 101004, 101009_000008
+
+
+@pytest.fixture(scope="module")
+def index():
+    index = Index({"stolen": "devices", "tacs": "devices", "bound": "pairs"})
+    stolen = pages_of([BLOCKED, *range(101009_500000, 101009_500100)])
+    fill(index, "stolen", stolen)
+    fill(index, "tacs", [page(TRACKED_TAC, range(PAGE_KEYS))])
+    fill(index, "bound", pair_pages({BOUND: [imsi_key("001010123456789")]}))
+    assert all(entries.sift(math.inf) for entries in index.lists.values())
+    return index
+
+
+class TestColumns:
+    """Many messages in a row, which are answered together."""
+
+    def sides(self, index, policy=LISTED, **given):
+        sides = [Side(lane=lane, policy=policy, index=index, **given) for lane in (True, False)]
+        for side in sides:
+            side.feed(ecr())
+        return sides
+
+    devices = st.one_of(st.integers(101009_000000, 101009_000020), st.integers(0, 10**14 - 1), st.sampled_from([
+        BLOCKED, BOUND, TRACKED_TAC * PAGE_KEYS + 5, 101009_500050,
+    ])).map("{:014d}".format)  # fmt: skip
+    usual = st.builds(
+        ecr, devices, session=st.sampled_from(["mme.example;1;1", "mme.example;2;9"]), version=st.sampled_from(["01", "77"]),
+        imsi=st.sampled_from(["001010123456789", "001020123456789"]), ids=st.tuples(*[st.integers(0, 2**32 - 1)] * 2),
+    )  # fmt: skip
+
+    @given(st.lists(st.tuples(st.lists(usual, min_size=1, max_size=40), st.integers(1, 4)), min_size=1, max_size=4), st.data())
+    @settings(max_examples=120, deadline=None)
+    def test_gives_the_same_bytes(self, index, parts, data):
+        messages = [message for part, again in parts for message in part * again]
+        for _ in range(data.draw(st.integers(0, 3))):
+            messages.insert(data.draw(st.integers(0, len(messages))), data.draw(ecrs))
+        if data.draw(st.booleans()):
+            at = data.draw(st.integers(0, len(messages) - 1))
+            bad = bytearray(messages[at])
+            bad[data.draw(st.integers(4, len(bad) - 1))] = data.draw(st.integers(0, 255))
+            messages[at] = bytes(bad)
+        with_lane, without = self.sides(index)
+        stream = b"".join(messages)
+        assert with_lane.feed(stream) == without.feed(stream)
+        assert [sorted(part) if isinstance(part, list) else part for part in with_lane.state()] == [
+            sorted(part) if isinstance(part, list) else part for part in without.state()
+        ]
+
+    @pytest.mark.parametrize(
+        ("policy", "decided"),
+        [
+            (LISTED, 2),
+            (PolicySettings(), 0),
+            (PolicySettings(override=Override(answer=Status.WHITELISTED)), 0),
+            (replace(LISTED, default=Status.GREYLISTED), 100),
+            (replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("35",)))), 100),
+            (replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, not_list="stolen"))), 100),
+        ],
+    )
+    def test_only_what_some_list_may_have_is_decided_one_by_one(self, index, policy, decided):
+        with_lane, without = self.sides(index, policy)
+        calls = []
+        decide = with_lane.service.policy.decide
+        counting = replace(with_lane.service.policy, decide=lambda *asked: calls.append(asked) or decide(*asked))
+        with_lane.service.policy = counting
+        stream = b"".join(ecr(f"{key:014d}") for key in [*range(49), BLOCKED, BOUND, *range(60, 109)])
+        assert with_lane.feed(stream) == without.feed(stream)
+        assert with_lane.service.checks == without.service.checks
+        assert decided <= len(calls) <= decided + 3
+
+    def test_lists_that_are_not_sifted_yet_are_asked(self):
+        index = Index({"stolen": "devices", "tacs": "devices", "bound": "pairs"})
+        fill(index, "stolen", pages_of([BLOCKED]))
+        with_lane, without = self.sides(index)
+        stream = ecr(f"{BLOCKED:014d}") * 100
+        assert with_lane.feed(stream) == without.feed(stream)
+        assert with_lane.service.checks == without.service.checks
+
+    def test_a_limit_ends_the_columns_where_it_has_to(self, index):
+        with_lane, without = self.sides(index, rates=[COLUMNS_MIN + 20.0])
+        stream = ecr() * (2 * COLUMNS_MIN)
+        assert with_lane.feed(stream) == without.feed(stream)
+        assert with_lane.state() == without.state()
 
 
 def test_a_new_policy_is_in_force_at_once():

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from made import page, pages_of, pair_pages, state
 
 from eir.device import MEID_BASE
-from eir.lists.index import BITMAP_KEYS, WHOLE, Index, hold, rank
-from eir.lists.pages import PAGE_KEYS, BitMap
+from eir.lists.held import ARRAY_KEYS, TRIPLE_KEYS, WHOLE, hold, rank
+from eir.lists.index import Index
+from eir.lists.pages import PAGE_KEYS, BitMap, encode_keys
 
 NEVER = math.inf
 
@@ -34,7 +35,7 @@ def device_list(keys):
     return index.lists["a"]
 
 
-@pytest.mark.parametrize("count", [1, 2, BITMAP_KEYS - 1, BITMAP_KEYS, 70_000, PAGE_KEYS])
+@pytest.mark.parametrize("count", [1, 2, TRIPLE_KEYS - 1, TRIPLE_KEYS, ARRAY_KEYS, ARRAY_KEYS + 1, 70_000, PAGE_KEYS])
 def test_a_page_of_each_size_holds_its_keys_and_no_others(count):
     step = PAGE_KEYS // count
     keys = {n * step for n in range(count)}
@@ -46,19 +47,28 @@ def test_a_page_of_each_size_holds_its_keys_and_no_others(count):
     assert [key % PAGE_KEYS for key in entries] == sorted(keys)
 
 
+def stored(keys):
+    return encode_keys(BitMap(keys))
+
+
 def test_forms_of_a_page():
-    assert hold(BitMap()) is None
-    assert isinstance(hold(BitMap(range(BITMAP_KEYS - 1))), str)
-    assert isinstance(hold(BitMap(range(BITMAP_KEYS))), BitMap)
-    assert hold(BitMap(range(PAGE_KEYS))) is WHOLE
+    assert hold(b"") is None
+    assert len(hold(stored(range(0, 2 * TRIPLE_KEYS - 2, 2)))) == 3 * (TRIPLE_KEYS - 1)
+    assert hold(stored(range(0, 2 * TRIPLE_KEYS, 2))) == stored(range(0, 2 * TRIPLE_KEYS, 2))
+    assert isinstance(hold(stored(range(0, 200 * ARRAY_KEYS, 200))), bytes)
+    assert isinstance(hold(stored(range(0, 200 * ARRAY_KEYS + 200, 200))), BitMap)
+    assert isinstance(hold(stored(range(TRIPLE_KEYS))), BitMap), "a run"
+    assert hold(stored(range(PAGE_KEYS))) is WHOLE
 
 
-def test_a_key_that_is_a_surrogate_as_a_character():
-    # 0xD800-0xDFFF are no characters in text; as keys they are like any other.
-    entries = device_list([0xD7FF, 0xD800, 0xDC00, 0xDFFF, 0x1F600, 999_999])
-    assert [n for n in (0xD7FF, 0xD800, 0xD801, 0xDC00, 0xDFFF, 0xE000, 0x1F600, 999_999) if entries.holds(n)] == [
-        0xD7FF, 0xD800, 0xDC00, 0xDFFF, 0x1F600, 999_999,
-    ]  # fmt: skip
+def test_bytes_of_two_neighbouring_keys_are_no_key():
+    few = device_list([0x1F2F3, 0x4F5F6])  # in memory F1 F2 F3 F4 F5 F6
+    assert few.holds(0x4F5F6)
+    assert not few.holds(0x2F3F4)
+    assert not few.holds(0x3F4F5)
+    keys = set(range(1, 40_000, 257))
+    many = device_list(keys)
+    assert [key for key in range(70_000) if many.holds(key)] == sorted(keys)
 
 
 @given(st.sets(st.integers(0, 3 * PAGE_KEYS - 1), max_size=900), st.lists(st.integers(0, 3 * PAGE_KEYS - 1)))
@@ -74,7 +84,7 @@ class TestManyAtOnce:
     """`add_all` gives what `add` gives, page by page."""
 
     keys = st.one_of(
-        st.sets(st.integers(0, PAGE_KEYS - 1), max_size=BITMAP_KEYS + 5),
+        st.sets(st.integers(0, PAGE_KEYS - 1), max_size=2 * TRIPLE_KEYS),
         st.sets(st.integers(0, 70_000), max_size=30),
         st.integers(1, 3_000).map(range),  # runs
         st.sampled_from([range(0, PAGE_KEYS, 3), range(PAGE_KEYS), range(0xD7F0, 0xE010), range(0, 900_000, 2_260)]),
@@ -118,13 +128,15 @@ class TestManyAtOnce:
         assert list(index.lists["a"]) == [PAGE_KEYS + 7, 2 * PAGE_KEYS + 8]
 
 
-@pytest.mark.parametrize("form", [BitMap([3, 70_000]), BitMap(range(0, 900, 2)), BitMap(range(PAGE_KEYS))])
+@pytest.mark.parametrize(
+    "form", [[3, 70_000], range(0, 900, 2), range(0, PAGE_KEYS, 1001), range(5, 15 * ARRAY_KEYS, 3), range(PAGE_KEYS)]
+)
 def test_rank_is_the_position_in_order(form):
-    held = hold(BitMap(form))
+    held = hold(stored(form))
     for position, key in list(enumerate(form))[::997]:
         assert rank(held, key) == position
     if len(form) < PAGE_KEYS:
-        assert rank(held, 999_999) == -1
+        assert rank(held, 999_998) == -1
 
 
 def test_a_meid_with_letters_is_a_key_like_any_other():
@@ -409,7 +421,7 @@ def test_holds_takes_less_than_a_microsecond():
 
 
 MEASURE = """
-import random, sys
+import math, random, sys
 from made import page, state
 from eir.lists.index import Index
 count, tacs = int(sys.argv[1]), int(sys.argv[2])
@@ -419,11 +431,12 @@ numbers = sorted(chosen.sample(range(10**8), tacs))
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) * 1024
 index = Index({"a": "devices"})
-builder = index.builder("a", state())
+builder = index.builder("a", state(entries=count))
 before = resident()
 for at, number in enumerate(numbers):
-    builder.add(models[at % 200]._replace(number=number))
+    builder.add(models[at % 200]._replace(number=number, keys=bytes(bytearray(models[at % 200].keys))))
 index.switch("a", builder)
+index.lists["a"].sift(math.inf)
 print(resident() - before)
 """
 

@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from eir.errors import StoreChanged, StoreError
 from eir.lists.clock import TrustedClock
-from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList, rank
+from eir.lists.held import rank
+from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList
 from eir.lists.pages import PAGE_KEYS, REASONS, SUBSCRIBERS, UNTIL, Page, decode_keys, decode_sections, digest_text
 from eir.lists.store import ListState, ListStore
 from eir.stores.copy import CopyKeeper, Relation, relation

@@ -1,0 +1,207 @@
+"""The forms in which a page's keys are held in memory. May import numpy and pyroaring; knows no list, store or loop.
+
+Each page has the cheapest form whose search is fast:
+
+- under TRIPLE_KEYS keys three bytes for each key (big-endian, with TRIPLE_MARK, which tells them from the next form).
+- up to ARRAY_KEYS keys the bytes as they are stored, if these are Roaring's array containers: 2 bytes a key, nothing to
+  decode when a list is read, and a search of the one container in question.
+- above, or where the stored form has runs or bitsets, a Roaring bitmap.
+- a million keys, and a whole TAC: one shared `range`.
+
+None of them is an object that the garbage collector walks; bytes are searched in C.
+
+Roaring's portable format without runs: cookie (4 bytes), number of containers (4), for each container its high half and its
+size less one (2 and 2), for each its offset (4), then the low halves (2 each). All of it is little-endian.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from pyroaring import BitMap
+
+from eir.lists.pages import PAGE_KEYS, decode_keys
+
+TRIPLE_KEYS = 64
+"""Keys from which a page costs less as it is stored than in triples."""
+TRIPLE_BYTES, TRIPLE_MARK = 3, 0xF00000
+"""A key has 20 bits: the other four are set, so that a page in triples begins with a byte that no stored page begins with."""
+ARRAY_KEYS = 4096
+"""Keys to which every container is an array, whatever they are (Roaring's own limit for one container)."""
+WHOLE: Final = range(PAGE_KEYS)
+COOKIE = (12346).to_bytes(4, "little")
+"""How a page of array and bitset containers, without runs, begins."""
+HEAD_BYTES, CONTAINER_BYTES = 8, 8
+"""Of the cookie and the number of containers; of what is said of a container."""
+CONTAINERS_MAX = 16
+"""Containers of 2^16 keys each that a page's 10^6 keys can lie in."""
+NOT_ARRAYS = "a page is not made of arrays"
+STORED_BYTES_MAX = HEAD_BYTES + CONTAINERS_MAX * CONTAINER_BYTES + ARRAY_KEYS * 2
+"""The longest that ARRAY_KEYS keys can be in arrays."""
+
+Held = bytes | BitMap | range
+Keys = npt.NDArray[np.uint32]
+Counts = npt.NDArray[np.int64]
+
+
+def hold(stored: bytes) -> Held | None:
+    """The form in which a page's keys are held, out of their stored form; None if there are none.
+
+    Raises ValueError if they are damaged.
+    """
+    bitmap = decode_keys(stored)
+    # What serializes to the same bytes has no runs, and with so few keys no bitsets.
+    if TRIPLE_KEYS <= len(bitmap) <= ARRAY_KEYS and may_be_arrays(stored) and bitmap.serialize() == stored:
+        return stored
+    return hold_bitmap(bitmap)
+
+
+def hold_bitmap(bitmap: BitMap) -> Held | None:
+    """As hold, out of a bitmap."""
+    if (count := len(bitmap)) < TRIPLE_KEYS:
+        return _triples(np.frombuffer(bitmap.to_array(), "<u4")) if count else None
+    return WHOLE if count == PAGE_KEYS else bitmap
+
+
+def may_be_arrays(stored: bytes) -> bool:
+    """True if these keys may have the form that hold_arrays takes."""
+    return HEAD_BYTES < len(stored) <= STORED_BYTES_MAX and stored[:4] == COOKIE
+
+
+def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
+    """As hold for pages that may_be_arrays, all at once: many times as fast as one after another.
+
+    Raises ValueError if one has other containers than arrays, or is damaged.
+    """
+    counts = _Arrays(stored).counts.tolist()
+    small = [page for page, count in zip(stored, counts, strict=True) if count < TRIPLE_KEYS]
+    triples = iter(_each_in_triples(_Arrays(small)) if small else ())
+    return [page if count >= TRIPLE_KEYS else next(triples) for page, count in zip(stored, counts, strict=True)]
+
+
+def read_bytes(pages: Sequence[bytes]) -> tuple[Keys, Counts]:
+    """The keys of many pages held as bytes, one page after another in ascending order, and how many each has.
+
+    All have to be in triples, or none of them.
+    """
+    if in_triples(pages[0]):
+        return _keys_of_triples(b"".join(pages)), np.array([len(page) // TRIPLE_BYTES for page in pages])
+    arrays = _Arrays(pages)
+    return arrays.keys(), arrays.counts
+
+
+def in_triples(held: bytes) -> bool:
+    """True if a page held as bytes has three for each key; else it is as it was stored."""
+    return held[0] >= TRIPLE_MARK >> 16
+
+
+class _Arrays:
+    """Pages of array containers, side by side; `counts` are the keys of each. Raises ValueError if one is not of that form."""
+
+    def __init__(self, stored: Sequence[bytes]) -> None:
+        lengths = np.array([len(page) for page in stored])
+        if (lengths % 2).any():
+            raise ValueError(NOT_ARRAYS)
+        self._words = words = np.frombuffer(b"".join(stored), dtype="<u2")
+        starts = np.cumsum(lengths // 2) - lengths // 2
+        containers = words[starts + 2].astype(np.int64)
+        self.counts: Counts = (lengths - HEAD_BYTES - CONTAINER_BYTES * containers) // 2
+        if (
+            (self.counts < 1).any()
+            or (containers < 1).any()
+            or (containers > CONTAINERS_MAX).any()
+            or words[starts + 3].any()
+        ):
+            raise ValueError(NOT_ARRAYS)
+        page = np.repeat(np.arange(len(stored)), containers)
+        position = np.arange(len(page)) - np.repeat(np.cumsum(containers) - containers, containers)
+        at = starts[page] + HEAD_BYTES // 2 + 2 * position
+        self._highs = words[at]
+        self._sizes = words[at + 1].astype(np.int64) + 1
+        # Where the containers of a page begin, one after another, is what its offsets have to say.
+        begins = np.cumsum(self._sizes) - self._sizes
+        firsts = np.cumsum(containers) - containers
+        begins = 2 * (begins - np.repeat(begins[firsts], containers)) + HEAD_BYTES + CONTAINER_BYTES * containers[page]
+        offsets_at = starts[page] + HEAD_BYTES // 2 + 2 * containers[page] + 2 * position
+        offsets = words[offsets_at] | words[offsets_at + 1].astype(np.int64) << 16
+        sizes_fit = np.add.reduceat(self._sizes, firsts) == self.counts
+        if not sizes_fit.all() or (offsets != begins).any() or (self._highs >= CONTAINERS_MAX).any():
+            raise ValueError(NOT_ARRAYS)
+        self._keys_at = starts + HEAD_BYTES // 2 + CONTAINER_BYTES // 2 * containers
+
+    def keys(self) -> Keys:
+        """All keys, page after page."""
+        ends = np.cumsum(self.counts)
+        lows = self._words[np.arange(ends[-1]) + np.repeat(self._keys_at - (ends - self.counts), self.counts)]
+        keys: Keys = lows | np.repeat(self._highs.astype("<u4") << 16, self._sizes)
+        return keys
+
+
+def _each_in_triples(arrays: _Arrays) -> list[bytes]:
+    ends = (TRIPLE_BYTES * np.cumsum(arrays.counts)).tolist()
+    together = _triples(arrays.keys())
+    return [together[start:end] for start, end in pairwise([0, *ends])]
+
+
+def _triples(keys: Keys) -> bytes:
+    return (keys | np.uint32(TRIPLE_MARK)).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
+
+
+def _keys_of_triples(held: bytes) -> Keys:
+    triples = np.frombuffer(held, dtype=np.uint8).reshape(-1, TRIPLE_BYTES).astype("<u4")
+    keys: Keys = (triples[:, 0] << 16 | triples[:, 1] << 8 | triples[:, 2]) ^ TRIPLE_MARK
+    return keys
+
+
+def find_in_bytes(held: bytes, remainder: int) -> int:
+    """The offset of a key in a page held as bytes; -1 if it is not in it."""
+    if held[0] >= TRIPLE_MARK >> 16:  # as in_triples, without a call
+        triple = (remainder | TRIPLE_MARK).to_bytes(TRIPLE_BYTES, "big")
+        found = held.find(triple)
+        while found > 0 and found % TRIPLE_BYTES:  # across two keys
+            found = held.find(triple, found + 1)
+        return found
+    index_end = HEAD_BYTES + 4 * held[4]
+    container = held[HEAD_BYTES:index_end:4].find(remainder >> 16)  # a high half is below 16: its low byte is all of it
+    if container < 0:
+        return -1
+    at = index_end + 4 * container
+    start = int.from_bytes(held[at : at + 4], "little")
+    end = start + 2 * (
+        int.from_bytes(held[HEAD_BYTES + 4 * container + 2 : HEAD_BYTES + 4 * container + 4], "little") + 1
+    )
+    low = (remainder & 0xFFFF).to_bytes(2, "little")
+    found = held.find(low, start, end)
+    while found >= 0 and (found - start) & 1:  # across two keys
+        found = held.find(low, found + 1, end)
+    return found
+
+
+def rank(held: Held, remainder: int) -> int:
+    """The position of a key among the keys of its page; -1 if it is not in it."""
+    if isinstance(held, bytes):
+        found = find_in_bytes(held, remainder)
+        if found < 0 or in_triples(held):
+            return found // TRIPLE_BYTES  # -1 stays -1
+        return (found - HEAD_BYTES - CONTAINER_BYTES * held[4]) // 2
+    if remainder not in held:
+        return -1
+    return remainder if isinstance(held, range) else held.rank(remainder) - 1
+
+
+def held_keys(held: Held) -> Keys:
+    """The keys of a held page in ascending order."""
+    if isinstance(held, bytes):
+        return read_bytes([held])[0]
+    if isinstance(held, range):
+        return np.arange(PAGE_KEYS, dtype="<u4")
+    return np.frombuffer(held.to_array(), dtype="<u4")
+
+
+def held_count(held: Held) -> int:
+    """How many keys a held page has."""
+    if not isinstance(held, bytes):
+        return len(held)
+    return len(held) // TRIPLE_BYTES if in_triples(held) else (len(held) - HEAD_BYTES - CONTAINER_BYTES * held[4]) // 2

@@ -1,0 +1,64 @@
+"""A sieve for keys: says of most keys that are not in a list, many at a time, that they are not. Imports numpy only.
+
+A Bloom filter of 64-bit words: a key has one word, and in it four bits; a key of which a bit is missing was never added.
+With BITS_PER_KEY bits for each key it lets about 1 in 70 of the others pass, which then have to be looked for. The cost of a
+question is some arithmetic and one read from memory, whatever the number of keys.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+BITS_PER_KEY = 12
+MARKS = 4
+"""Bits that a key sets in its word."""
+WORDS_MIN = 64
+
+_PATTERNS: Final = 4096
+_FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+"""Odd factors whose products spread a key over 64 bits."""
+_HALF = np.uint64(32)
+_PATTERN_MASK = np.uint64(_PATTERNS - 1)
+
+KeyArray = npt.NDArray[np.uint64]
+
+
+def _patterns() -> npt.NDArray[np.uint64]:
+    bits = np.argsort(np.random.default_rng(64).random((_PATTERNS, 64)), axis=1)[:, :MARKS].astype(np.uint64)
+    marks: npt.NDArray[np.uint64] = np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
+    return marks
+
+
+_MARKS_OF = _patterns()
+
+
+class Sieve:
+    """Holds marks of keys, none of the keys. `capacity`: how many keys it is made for; with more it lets more pass."""
+
+    __slots__ = ("_count", "_words", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        words = max(WORDS_MIN, capacity * BITS_PER_KEY // 64)
+        self.capacity = words * 64 // BITS_PER_KEY
+        self._words = np.zeros(words, dtype=np.uint64)
+        self._count = np.uint64(words)
+
+    def add(self, keys: KeyArray) -> None:
+        """Take keys in."""
+        places, marks = self._places(keys)
+        np.bitwise_or.at(self._words, places, marks)
+
+    def passes(self, keys: KeyArray) -> npt.NDArray[np.bool_]:
+        """False for each key that was certainly never added."""
+        places, marks = self._places(keys)
+        passing: npt.NDArray[np.bool_] = (self._words[places] & marks) == marks
+        return passing
+
+    def _places(self, keys: KeyArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
+        spread = keys * _FIRST
+        spread ^= spread >> _HALF
+        spread *= _SECOND
+        # The upper half chooses the word (scaled, not by remainder), bits of the lower one the pattern.
+        places = ((spread >> _HALF) * self._count) >> _HALF
+        return places.astype(np.intp), _MARKS_OF[(spread & _PATTERN_MASK).astype(np.intp)]

@@ -1,0 +1,106 @@
+"""Which of many keys a list may have: a sieve of the list's keys, filled beside its other work. May import numpy.
+
+A list is in force before its sieve is: whoever asks meanwhile is told that nothing is known. The keys go in by pages, in
+steps between which others have their turn; a page that changed after it went in is looked at again. What a page no longer has
+stays in the sieve, which only costs a search; the sieve is made anew with the list, or when it has become too small.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from eir.lists.held import Held, Keys, held_count, held_keys, in_triples, read_bytes
+from eir.lists.pages import PAGE_KEYS
+from eir.lists.sieve import KeyArray, Sieve
+
+STEP_PAGES = 16
+"""Pages that go in between two looks at the clock."""
+DENSE_KEYS = PAGE_KEYS // 16
+"""Keys from which a page is known as a whole: each of its keys may be listed, so each is looked for."""
+WORTH = 1.5
+"""A sieve that got this many times the keys that it was made for is made anew."""
+_PAGE_KEYS = np.uint64(PAGE_KEYS)
+
+
+class Sifter:
+    """The sieve of one list's pages. `entries`: how many keys they have, about; the pages may change, `changed` says which."""
+
+    __slots__ = ("_dense", "_dense_array", "_late", "_late_array", "_pages", "_sieve", "_taken", "_waiting")
+
+    def __init__(self, pages: Mapping[int, Held], entries: int) -> None:
+        self._pages = pages
+        self._begin(entries)
+
+    def _begin(self, entries: int) -> None:
+        self._sieve = Sieve(entries)
+        self._taken = 0
+        self._waiting: list[int] | None = None
+        """Pages that have yet to go in for the first time; None: all that there are."""
+        self._late: set[int] = set()
+        """Pages that changed since they went in."""
+        self._dense: set[int] = set()
+        self._late_array = self._dense_array = _sorted(())
+
+    def changed(self, numbers: Iterable[int], entries: int) -> None:
+        """These pages have changed, and the list has that many keys now."""
+        if max(entries, self._taken) > WORTH * self._sieve.capacity:
+            self._begin(entries)
+        elif self._waiting is not None:
+            self._late.update(numbers)
+            self._late_array = _sorted(self._late)
+
+    def work(self, deadline: float) -> bool:
+        """Take in pages; True when all are in as they are now, False if the deadline (time.perf_counter) came first."""
+        if self._waiting is None:
+            self._waiting = list(self._pages)
+        dense = len(self._dense)
+        while self._waiting or self._late:
+            if self._waiting:
+                self._take(self._waiting[-STEP_PAGES:])
+                del self._waiting[-STEP_PAGES:]
+            else:
+                self._take([self._late.pop() for _ in range(min(STEP_PAGES, len(self._late)))])
+            if time.perf_counter() > deadline:
+                break
+        if len(self._dense) > dense:
+            self._dense_array = _sorted(self._dense)
+        if not self._late:
+            self._late_array = _sorted(())
+        return not self._waiting and not self._late
+
+    def doubtful(self, keys: KeyArray) -> npt.NDArray[np.bool_] | None:
+        """False for each key that the list does not have; None as long as not all pages have gone in."""
+        if self._waiting is None or self._waiting:
+            return None
+        doubts = self._sieve.passes(keys)
+        for numbers in (self._late_array, self._dense_array):
+            if len(numbers):
+                asked = keys // _PAGE_KEYS
+                doubts |= numbers[np.minimum(np.searchsorted(numbers, asked), len(numbers) - 1)] == asked
+        return doubts
+
+    def _take(self, numbers: Sequence[int]) -> None:
+        """Put the keys of these pages into the sieve, those of a kind together."""
+        triples: list[tuple[int, bytes]] = []
+        stored: list[tuple[int, bytes]] = []
+        for number in numbers:
+            held = self._pages.get(number)
+            if isinstance(held, bytes):
+                (triples if in_triples(held) else stored).append((number, held))
+            elif held is not None and held_count(held) < DENSE_KEYS:
+                self._add([number], held_keys(held), [held_count(held)])
+            elif held is not None:
+                self._dense.add(number)
+        for alike in (triples, stored):
+            if alike:
+                self._add([number for number, _ in alike], *read_bytes([held for _, held in alike]))
+
+    def _add(self, numbers: Sequence[int], remainders: Keys, counts: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        self._taken += len(remainders)
+        self._sieve.add(np.repeat(np.array(numbers, np.uint64), counts) * _PAGE_KEYS + remainders)
+
+
+def _sorted(numbers: Iterable[int]) -> npt.NDArray[np.uint64]:
+    return np.array(sorted(numbers), dtype=np.uint64)
