@@ -51,6 +51,9 @@ STEADY_S = 60.0
 END_S = DRAIN_S + 4.0
 """How long the processes have to end after SIGTERM, before they are killed."""
 IDLE_S = 3600.0
+SIFT_S = 2.0
+"""How long the start waits for what answers many checks at once (eir.lists.sift) to be prepared: workers share what is, and
+prepare the rest, of lists beyond some fifty million entries, each for itself."""
 
 
 def run(config: Config) -> int:
@@ -131,6 +134,9 @@ class Supervisor:
             for each in (store, copy):
                 if each is not None:
                     await each.close()
+        deadline = time.perf_counter() + SIFT_S
+        for entries in self._index.lists.values():
+            entries.sift(deadline)
 
     def _start(self, worker: int, pause_s: float = RESTART_S) -> None:
         config = self._config_now()

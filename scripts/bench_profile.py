@@ -40,8 +40,12 @@ class Place(NamedTuple):
 
 
 PLACES = (
-    Place("look up", "lists/index.py"),
+    Place("look up", "lists/"),
     Place("decide", "policy.py"),
+    Place("recognise", "s13/express.py", r"context|unlisted =|_columns_pause|strange", "_by_columns"),
+    Place("parse", "s13/express.py", r"rows =|words|digits|keys|columns = ", "_by_columns"),
+    Place("look up", "s13/express.py", r"doubt", "_by_columns"),
+    Place("encode", "s13/express.py", r"answers|encoded|session|head", "_by_columns"),
     Place("decide", "s13/express.py", r"\bdecide\("),
     Place("recognise", "s13/express.py", function="_find"),
     Place("recognise", "s13/express.py", r"_find\(|layouts\.get|found|context, fields|while messages_max"),

@@ -207,7 +207,7 @@ async def test_pages_of_any_size_are_read_in_bounded_batches(store):
         sizes.append(sum(len(p.keys) + 16 for p in batch))
         read += batch
     assert read == pages
-    assert len(pages[0].keys) > sqlite.BATCH_BYTES  # one such page is a batch of its own
+    assert len(pages[0].keys) > sqlite.READ_BYTES  # one such page is a batch of its own
     assert max(sizes[1:]) < 2 * len(pages[0].keys)
 
 

@@ -50,8 +50,10 @@ PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
 """What one transaction of a load writes at most: it holds the write lock for about 70 ms."""
 PORTION_PAUSE_S = 0.005
 """Between them, so that another process gets the write lock in the middle of a load."""
-BATCH_PAGES_MAX, BATCH_BYTES = 512, 1 << 16
-"""What is read at a time: taking it apart holds the interpreter for less than half a millisecond."""
+WRITE_PAGES_MAX = 512
+"""What one statement writes at most."""
+READ_PAGES_MAX, READ_BYTES = 64, 1 << 14
+"""What one statement reads at most: taking it apart holds the interpreter for some ten microseconds."""
 SET_IDLE_S = 600
 """A set that is being filled and was not touched for so long belongs to a load that died."""
 CHANGES_MAX = 1_000
@@ -207,7 +209,7 @@ class SqliteStore:
                 if not last:
                     # The next batch is read while this one is used; how much is judged by the size of this one.
                     size = len(found[2] or "") // (2 * count)
-                    first, count = batch[-1].number + 1, min(max(BATCH_BYTES // (size + 1), 1), BATCH_PAGES_MAX)
+                    first, count = batch[-1].number + 1, min(max(READ_BYTES // (size + 1), 1), READ_PAGES_MAX)
                     ahead = self._submit(_read_batch, name, first, count)
                 yield state, batch
                 if last:
@@ -472,8 +474,8 @@ def _read_some(db: sqlite3.Connection, name: str, numbers: Sequence[int]) -> tup
             return None, []
         wanted = sorted(set(numbers))
         texts = []
-        for at in range(0, len(wanted), BATCH_PAGES_MAX):
-            part = str(wanted[at : at + BATCH_PAGES_MAX])
+        for at in range(0, len(wanted), READ_PAGES_MAX):
+            part = str(wanted[at : at + READ_PAGES_MAX])
             texts.append(db.execute(READ_SOME, {"set": row.page_set, "numbers": part, **BOUND}).fetchone()[0])
         return row.state, texts
 
@@ -528,11 +530,11 @@ def _fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
 def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
     """Some hundreds of pages a statement: like reading, this gives up the interpreter's lock for all of them together."""
     base = page_set << NUMBER_BITS
-    for at in range(0, len(pages), BATCH_PAGES_MAX):
+    for at in range(0, len(pages), WRITE_PAGES_MAX):
         table: list[tuple[int, ...]] = []
         parts: list[bytes] = []
         start = 1
-        for number, keys, extra in pages[at : at + BATCH_PAGES_MAX]:
+        for number, keys, extra in pages[at : at + WRITE_PAGES_MAX]:
             if keys or extra:
                 middle = start + len(keys)
                 table.append((base | number, start, len(keys), middle, len(extra)))
