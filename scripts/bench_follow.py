@@ -2,12 +2,14 @@
 
 Nodes are real `eir serve` with a real redis-server of the bench's own. The time runs from the moment at which the loader is
 told that the list is in force in Redis until the last worker answers from it; what the loader took before that to write the
-pages stands beside it.
+pages stands beside it, and how long the processors of nodes and Redis worked for a switch: where several nodes and Redis share
+a few cores, that is what decides, and it is nearly the same on a busy machine.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -23,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from bench_index import LIST, made
+from hostile import seconds_of_processor
 from node import Publisher, Site
 from pyroaring import BitMap
 from servers import Server
@@ -58,12 +61,15 @@ def main(arguments: Sequence[str]) -> int:
     if shutil.which("redis-server") is None:
         subprocess.run([Path(__file__).resolve().parent / "setup", "--redis"], check=True)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as folder, Server(shutil.which("redis-server")) as server:
-        found = asyncio.run(_measure(server.url, Path(folder), options))
+        found = asyncio.run(_measure(server, Path(folder), options))
     medians = {what: statistics.median(seconds) for what, seconds in found.items()}
     if options.json:
         print(json.dumps({"entries": options.entries, "tacs": options.tacs, "turns": found, "medians": medians}))
     else:
-        print(f"{options.entries:,} entries over {options.tacs:,} TACs; {options.nodes} nodes of {options.workers} workers; seconds")
+        print(
+            f"{options.entries:,} entries over {options.tacs:,} TACs; {options.nodes} nodes of {options.workers} workers, "
+            f"{len(os.sched_getaffinity(0))} cores; seconds"
+        )
         for what, seconds in found.items():
             print(f"  {what:<48}{medians[what]:>8.3f}   of {' '.join(f'{each:.3f}' for each in seconds)}")
     late = medians[SWITCH] > SWITCH_S_MAX or max(medians[ENTRY], medians[DELTA]) > ENTRY_S_MAX
@@ -71,33 +77,41 @@ def main(arguments: Sequence[str]) -> int:
 
 
 WRITE, SWITCH = "a full release is written", "every worker has it"
+NODES, REDIS = "  processor time of the nodes", "  processor time of Redis"
 ENTRY, DELTA = "every worker has a single entry of a local list", "every worker has a single change of the large list"
 
 
-async def _measure(url: str, folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
+async def _measure(server: Server, folder: Path, options: argparse.Namespace) -> dict[str, list[float]]:
     (folder / "publisher").mkdir()
     publisher = Publisher(folder / "publisher")
-    found: dict[str, list[float]] = {WRITE: [], SWITCH: [], ENTRY: [], DELTA: []}
+    found: dict[str, list[float]] = {WRITE: [], SWITCH: [], NODES: [], REDIS: [], ENTRY: [], DELTA: []}
     with ExitStack() as stack:
-        store = RedisStore(url)
+        store = RedisStore(server.url)
         releases = [made(options.entries, options.tacs, seed) for seed in (14, 15)]
         state = await store.replace(LIST, _state(releases[0], options.entries), releases[0], seen=0)
         local = await store.amend(LOCAL, _state([], 0), [], seen=0)
         sites = [stack.enter_context(Site(folder / f"node-{number}", publisher)) for number in range(options.nodes)]
         for site in sites:
             site.configure(
-                store=url, workers=options.workers, lists={LIST: {"signers": "signers"}, LOCAL: {"local": True}},
+                store=server.url, workers=options.workers, lists={LIST: {"signers": "signers"}, LOCAL: {"local": True}},
                 policy={"rules": [{"list": name, "answer": "blacklisted"} for name in (LIST, LOCAL)]},
             )  # fmt: skip
             await asyncio.to_thread(site.start)
         await _reached(sites, LIST, state.generation, START_S)
+
+        def worked() -> tuple[float, float]:
+            return sum(seconds_of_processor(site.node.pid) for site in sites), seconds_of_processor(server.process.pid)
+
         for turn in range(options.turns):
             await _copied(sites, state.generation)
             pages = releases[(turn + 1) % 2]
             began = time.perf_counter()
             state = await store.replace(LIST, _state(pages, options.entries), pages, seen=state.generation)
             found[WRITE].append(time.perf_counter() - began)
+            before = worked()
             found[SWITCH].append(await _time(_reached(sites, LIST, state.generation)))
+            for part, now, then in zip((NODES, REDIS), worked(), before, strict=True):
+                found[part].append(now - then)
             entry = [Page(35_000_000 + turn, encode_keys(BitMap([turn])))]
             local = await store.amend(LOCAL, _amended(local, [], entry), entry, seen=local.generation)
             found[ENTRY].append(await _time(_reached(sites, LOCAL, local.generation)))

@@ -168,8 +168,10 @@ def test_profile(found):
 
 def test_follow(printed):
     assert printed["entries"] == 100_000
-    assert len(printed["medians"]) == 4
-    assert all(seconds > 0 for turns in printed["turns"].values() for seconds in turns)
+    waited = {what: turns for what, turns in printed["turns"].items() if "processor" not in what}
+    assert (len(waited), len(printed["medians"])) == (4, 6)
+    assert all(seconds > 0 for turns in waited.values() for seconds in turns)
+    assert all(seconds >= 0 for turns in printed["turns"].values() for seconds in turns)  # clock ticks: so few pages may take none
 
 
 def test_index(printed):
