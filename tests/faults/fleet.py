@@ -9,7 +9,9 @@ from node import Site, until
 from witness import Truth, Witness
 
 from eir.errors import StoreError
+from eir.stores.open import COPY_FILE
 from eir.stores.redis import RedisStore
+from eir.stores.sqlite import SqliteStore
 
 LIST = "stolen"
 HELD = [f"{35_000_000 + n:08d}{n * 31:06d}" for n in range(2_500)]
@@ -41,8 +43,7 @@ class Fleet:
             self.load()
             with ThreadPoolExecutor(nodes) as pool:
                 self.nodes = list(pool.map(lambda site: site.start(), self.sites))
-            until(self.is_level)
-            self.truth.is_now()
+            self.settle()
             self._stack = stack.pop_all()
 
     def __enter__(self):
@@ -105,18 +106,23 @@ class Fleet:
         self.settle()
 
     def settle(self, **how):
-        """Wait until every worker holds what the store holds, and everything is as it should be."""
+        """Wait until every worker and every last good copy holds what the store holds, and everything is as it should be."""
         until(self.is_level, **how)
+        until(self.is_copied, **how)  # what a test takes from the store next, some node is to be able to write back
         assert self.held()[0]["serial"] == self.serial
         self.truth.is_now()
 
     # ---- what is held ----
 
     def stored(self):
-        """What the store holds: generation and digest; None while it does not say."""
+        """What the store holds of the list; None while it does not say."""
+        return self.state_in(RedisStore(self.url))
+
+    @staticmethod
+    def state_in(store):
+        """The same for any store, which is closed then."""
 
         async def ask():
-            store = RedisStore(self.url)
             try:
                 return await store.state(LIST)
             except StoreError:
@@ -140,6 +146,11 @@ class Fleet:
             held is not None and (held["generation"], held["digest"]) == (found.generation, found.content_digest)
             for held in self.held()
         )
+
+    def is_copied(self):
+        """The last good copy of every node is what the store holds."""
+        states = [self.state_in(SqliteStore(site.state / COPY_FILE)) for site in self.sites]
+        return None not in states and set(states) == {self.stored()}
 
     def degraded(self, why):
         """Every node answers, says that someone should look, and why."""
