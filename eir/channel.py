@@ -30,6 +30,10 @@ class ChannelError(EirError):
     """The other end is gone, or gave no answer."""
 
 
+class Unanswered(ChannelError):
+    """The other end is there, and gave no answer in time."""
+
+
 class Ends(NamedTuple):
     """One side's end of both pairs."""
 
@@ -80,7 +84,7 @@ class Channel:
             async with asyncio.timeout(ANSWER_S):
                 return await future
         except TimeoutError:
-            raise ChannelError(f"no answer to {what} in {ANSWER_S:g} s") from None
+            raise Unanswered(f"no answer to {what} in {ANSWER_S:g} s") from None
         finally:
             del self._asked[number]
 

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from eir.errors import EirError
+from eir.log import Report
 
 SOCKET_NAME = "control.sock"
 REQUEST_MAX_BYTES = 64 * 1024
 TIMEOUT_S = 30.0
 
 NOBODY = "unknown"
-_asker: ContextVar[str] = ContextVar("asker", default=NOBODY)
-"""Who asked for the command that is being carried out."""
+_asker: ContextVar[int | None] = ContextVar("asker", default=None)
+"""The user id of whoever asked for the command that is being carried out."""
 
 Command = Callable[[dict[str, Any]], Any | Awaitable[Any]]
 
@@ -40,9 +41,10 @@ class ControlDenied(ControlError):
 class ControlServer:
     """Answers commands (name → callable of the request's arguments) on the socket in the folder."""
 
-    def __init__(self, folder: Path, commands: Mapping[str, Command]) -> None:
+    def __init__(self, folder: Path, commands: Mapping[str, Command], *, report: Report) -> None:
         self._folder = folder
         self._commands = commands
+        self._report = report
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
@@ -66,7 +68,7 @@ class ControlServer:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                _asker.set(_user_of(writer.get_extra_info("socket")))
+                _asker.set(_uid_of(writer.get_extra_info("socket")))
                 answer = await self._answer(await reader.readline())
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
@@ -78,7 +80,8 @@ class ControlServer:
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
-            command = self._commands[request.pop("command")]
+            name = request.pop("command")
+            command = self._commands[name]
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return {"ok": False, "error": f"no such command; there are: {', '.join(self._commands)}"}
         try:
@@ -86,19 +89,30 @@ class ControlServer:
             return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
         except (EirError, OSError) as e:
             return {"ok": False, "error": str(e)}
+        except Exception as e:  # noqa: BLE001 - whatever it is: who asked hears that, and the socket goes on
+            self._report("fault", reason=name, level="error", detail=repr(e))
+            return {"ok": False, "error": f"{name} failed ({type(e).__name__}); the log says more (fault)"}
 
 
 class _AlreadyRunning(EirError):
     """Another node holds the socket."""
 
 
-def asker() -> str:
-    """Who asked for the command that is being carried out: the kernel's word for it, as a user's name or `uid N`."""
-    return _asker.get()
+async def asker() -> str:
+    """Who asked for the command that is being carried out: the kernel's word for it, as a user's name or `uid N`.
+
+    Users may be kept far away (LDAP), so a thread asks.
+    """
+    uid = _asker.get()
+    return NOBODY if uid is None else await asyncio.to_thread(_user, uid)
 
 
-def _user_of(link: socket.socket) -> str:
+def _uid_of(link: socket.socket) -> int:
     _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(uid)
+
+
+def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

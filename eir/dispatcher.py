@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from eir import metrics
-from eir.channel import Channel, ChannelError, hand_over
+from eir.channel import Channel, ChannelError, Unanswered, hand_over
 from eir.config import Config, load_config
 from eir.diameter.admission import Admission, Claim, Order
 from eir.diameter.capabilities import may_connect, source_address
@@ -35,8 +35,9 @@ from eir.signals import heed
 
 KEEP_S = 1.0
 """Workers' figures are taken this often, so that a worker that ends leaves them behind."""
-HUNG_S = 20.0
-"""A worker that answers no question for this long is killed: its peers find one that does."""
+HUNG_QUESTIONS = 4
+"""A worker that leaves so many questions in a row without an answer is killed: its peers find one that does. Not a time, since
+a host that stood still has every worker late once."""
 HOLD_S = 2.0
 """How long new connections wait, when a worker has ended, for the one that takes its place: so that its peers, which come
 back at once, do not all end up with the others."""
@@ -277,7 +278,11 @@ class Dispatcher:
         self._changed.set()
         try:
             async for message in channel.messages():
-                self._heed(hand, message)
+                try:
+                    self._heed(hand, message)
+                except Exception as e:  # noqa: BLE001 - the outermost loop of what a worker says: the next word counts as much
+                    what = str(message.get("ask") or message.get("did"))
+                    self._log.report("fault", reason=what, level="error", of_worker=number, detail=repr(e))
         finally:
             keeping.cancel()
             if self._hands.get(number) is hand:
@@ -358,20 +363,20 @@ class Dispatcher:
 
     async def _keep_figures(self, hand: _Hand) -> None:
         """Take a worker's figures again and again, and end it if it answers no more."""
-        heard = time.monotonic()
-        while True:
+        unanswered = 0
+        while unanswered < HUNG_QUESTIONS:
             await asyncio.sleep(KEEP_S)
             if not hand.started:
-                heard = time.monotonic()
                 continue
             try:
                 hand.figures = metrics.from_json(await hand.channel.ask("snapshot"))
-                heard = time.monotonic()
-            except ChannelError:
-                if time.monotonic() - heard >= HUNG_S:
-                    self._log.report("worker_hung", level="error", worker=hand.number, silent_s=round(time.monotonic() - heard))
-                    _kill(hand.pid, signal.SIGKILL)
-                    return
+                unanswered = 0
+            except Unanswered:
+                unanswered += 1
+            except ChannelError as e:
+                self._log.report("worker_failed", level="warning", reason="snapshot", worker=hand.number, detail=str(e))
+        self._log.report("worker_hung", level="error", worker=hand.number, unanswered=unanswered)
+        _kill(hand.pid, signal.SIGKILL)
 
     async def _reload_and_say(self) -> None:
         try:

@@ -114,6 +114,7 @@ class Front:
                 "peer_disable": lambda arguments: self._set_peer(arguments, enabled=False),
                 "peer_enable": lambda arguments: self._set_peer(arguments, enabled=True),
             },
+            report=report,
         )
 
     async def open(self) -> None:
@@ -148,7 +149,10 @@ class Front:
         """From then on say each change in the log, until cancelled."""
         while True:
             await asyncio.sleep(READINESS_EACH_S)
-            await self.tell_change()
+            try:
+                await self.tell_change()
+            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
+                self._report("fault", reason="readiness", level="error", detail=repr(e))
 
     async def tell_change(self) -> None:
         """One line if the readiness, or the reason for it, is another than the last line told."""
@@ -190,7 +194,7 @@ class Front:
         self._held.update(name for report in reports for name in report.lists)
         not_ready = [text for name, text in never.items() if not self._was_ready or name in self._held]
         if not reports:
-            not_ready.append("no worker runs")
+            not_ready.append("no worker answers")
         if not self.listening:
             not_ready.append("not listening yet")
         if self.stopping:
@@ -253,10 +257,11 @@ class Front:
         }
 
     async def _reload(self) -> str:
+        who = await asker()
         try:
-            said = await self._crew.reload(asker())
+            said = await self._crew.reload(who)
         except (EirError, OSError) as e:
-            tell_refusal(self._report, e, asker())
+            tell_refusal(self._report, e, who)
             raise
         missing = dict.fromkeys(name for report in await self._crew.reports() for name in report.missing)
         return "; ".join([said, *(f"list {name} has never been loaded: load it first" for name in missing)])
@@ -270,7 +275,7 @@ class Front:
         if not await self._crew.set_peer(label, enabled=enabled):
             known = ", ".join(dict.fromkeys(row["label"] for row in await self._crew.peers()))
             raise EirError(f"no peer {label}; there are: {known or 'none'}")
-        self._report("peer_enabled" if enabled else "peer_disabled", peer=label, level="warning", who=asker())
+        self._report("peer_enabled" if enabled else "peer_disabled", peer=label, level="warning", who=await asker())
         return f"{label} is in service" if enabled else f"{label} is out of service until `eir peer enable {label}` or a restart"
 
 

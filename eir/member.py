@@ -94,7 +94,12 @@ class Member:
 
     async def _listen(self) -> None:
         async for message in self._channel.messages():
-            _heed(self._worker, self._channel, message)
+            try:
+                _heed(self._worker, self._channel, message)
+            except Exception as e:  # noqa: BLE001 - the outermost loop of what the dispatcher says: the next word counts as much
+                self._log.report("fault", reason=str(message.get("ask") or message.get("order")), level="error", detail=repr(e))
+                if "ask" in message:
+                    self._channel.answer(message, error=f"the worker failed at it ({type(e).__name__}); the log says more (fault)")
         self._stop.set()
 
 

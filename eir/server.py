@@ -6,6 +6,7 @@ connected, their requests answered until they close (bounded), then the rest. No
 
 import asyncio
 import gc
+import itertools
 import math
 import os
 import resource
@@ -285,27 +286,32 @@ class Worker:
     # ---- what goes on beside the checks ----
 
     async def _tick(self) -> None:
-        ticks = 0
-        while True:
-            if ticks % FOLD_EVERY_TICKS == 0:
-                self._tell_shed()
-                self._log.fold()
-            if ticks % OUTCOMES_EVERY_TICKS == 0:
-                await self._read_outcomes()
-            states = self._loaded()
-            for name in self._expiry.due(states, now=datetime.now(UTC), monotonic=time.monotonic()):
-                expires = states[name].expires
-                self._log.report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
-            if ticks % KEEP_CLOCK_EVERY_TICKS == 0:
-                if self._clock.jumped:
-                    self._log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
-                await asyncio.to_thread(keep_clock, self._clock, self._config.state)
-            ends = self._service.policy.override_until
-            if ends is not None and datetime.now(UTC) >= ends:
-                self._service.policy = self._compile(self._config)
-                self._log.report("override_ended", level="warning")
-            ticks += 1
+        for tick in itertools.count():
+            try:
+                await self._look(tick)
+            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
+                self._log.report("fault", reason="tick", level="error", detail=repr(e))
             await asyncio.sleep(TICK_S)
+
+    async def _look(self, tick: int) -> None:
+        """What is to be done now."""
+        if tick % FOLD_EVERY_TICKS == 0:
+            self._tell_shed()
+            self._log.fold()
+        ends = self._service.policy.override_until
+        if ends is not None and datetime.now(UTC) >= ends:
+            self._service.policy = self._compile(self._config)
+            self._log.report("override_ended", level="warning")
+        if tick % KEEP_CLOCK_EVERY_TICKS == 0:
+            if self._clock.jumped:
+                self._log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
+            await asyncio.to_thread(keep_clock, self._clock, self._config.state)
+        states = self._loaded()
+        for name in self._expiry.due(states, now=datetime.now(UTC), monotonic=time.monotonic()):
+            expires = states[name].expires
+            self._log.report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
+        if tick % OUTCOMES_EVERY_TICKS == 0:
+            await self._read_outcomes()
 
     def _tell_shed(self) -> None:
         """One line for each peer and limit about what was turned away since the last ones."""

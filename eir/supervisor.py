@@ -22,7 +22,7 @@ from typing import Any
 
 import uvloop
 
-from eir.channel import pair
+from eir.channel import Ends, pair
 from eir.config import Config, load_config
 from eir.dispatcher import Dispatcher
 from eir.errors import ConfigError, EirError, StoreError
@@ -141,7 +141,7 @@ class Supervisor:
     def _start(self, worker: int, pause_s: float = RESTART_S) -> None:
         config = self._config_now()
         here, there = pair()
-        pid = self._fork(worker, lambda: work(config, self._origin_state_id, self._index, worker, there), pause_s)
+        pid = self._fork(worker, lambda: work(config, self._origin_state_id, self._index, worker, there), pause_s, theirs=here)
         hello = f"{worker} {pid} {self._restarts}".encode()
         with suppress(OSError):  # the dispatcher has ended: the loop of `run` will know in a moment
             socket.send_fds(self._ours, [hello], [here.stream.fileno(), here.packets.fileno()])
@@ -157,7 +157,15 @@ class Supervisor:
         self._config = replace(new, **{key: getattr(self._config, key) for key in RESTART_KEYS})
         return self._config
 
-    def _fork(self, worker: int | None, main: Callable[[], Coroutine[Any, Any, int]], pause_s: float = RESTART_S) -> int:
+    def _fork(
+        self,
+        worker: int | None,
+        main: Callable[[], Coroutine[Any, Any, int]],
+        pause_s: float = RESTART_S,
+        *,
+        theirs: Ends | None = None,
+    ) -> int:
+        """Start a process that runs `main`; returns its id. `theirs`: what it is not to hold, or it would never see it closed."""
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -167,6 +175,8 @@ class Supervisor:
         status = 1
         try:
             self._ours.close()
+            if theirs is not None:
+                theirs.close()
             if worker is not None:
                 # A terminal that is closed sends SIGHUP to all; it is the supervisor's to make a reload of it.
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -6,12 +6,14 @@ import json
 import os
 import socket
 import stat
+import threading
 
 import pytest
 
 from eir import control
-from eir.control import SOCKET_NAME, ControlError, ControlServer, ask
+from eir.control import SOCKET_NAME, ControlError, ControlServer, ask, asker
 from eir.errors import EirError
+from eir.stores.report import silent
 
 
 async def refuse(_):
@@ -23,12 +25,22 @@ def cannot(_):
     raise PermissionError(errno.EACCES, "Permission denied", "eir.yaml")
 
 
-COMMANDS = {"ping": lambda _: "pong", "echo": lambda asked: asked, "refuse": refuse, "nothing": lambda _: None, "cannot": cannot}
+def fail(_):
+    return 1 / 0
+
+
+COMMANDS = {
+    "ping": lambda _: "pong", "echo": lambda asked: asked, "refuse": refuse, "nothing": lambda _: None, "cannot": cannot, "fail": fail,
+    "who": lambda _: asker(),
+}  # fmt: skip
+TOLD = []
+"""Events that the server reported, with their reasons."""
 
 
 @pytest.fixture
 async def server(tmp_path):
-    made = ControlServer(tmp_path, COMMANDS)
+    made = ControlServer(tmp_path, COMMANDS, report=lambda event, **fields: TOLD.append((event, fields["reason"])))
+    TOLD.clear()
     await made.listen()
     yield made
     await made.close()
@@ -57,11 +69,28 @@ class TestAsking:
 
     @pytest.mark.parametrize(
         ("command", "says"),
-        [("refuse", "no such peer"), ("unheard", "there are: ping, echo, refuse, nothing, cannot"), ("cannot", "Permission denied: 'eir.yaml'")],
+        [("refuse", "no such peer"), ("unheard", f"there are: {', '.join(COMMANDS)}"), ("cannot", "Permission denied: 'eir.yaml'")],
     )
     async def test_a_no_comes_as_an_error_with_its_reason(self, tmp_path, command, says):
         with pytest.raises(ControlError, match=says):
             await asyncio.to_thread(ask, tmp_path, command)
+
+    async def test_one_that_fails_is_told_and_costs_nothing_else(self, tmp_path):
+        with pytest.raises(ControlError, match=r"fail failed \(ZeroDivisionError\); the log says more"):
+            await asyncio.to_thread(ask, tmp_path, "fail")
+        assert TOLD == [("fault", "fail")]
+        assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
+
+    async def test_a_user_is_looked_up_only_where_the_name_matters_and_never_on_the_loop(self, tmp_path, monkeypatch):
+        looked_up = []
+        monkeypatch.setattr(control.pwd, "getpwuid", lambda uid: looked_up.append((uid, threading.current_thread())))
+        assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
+        assert looked_up == []
+        with pytest.raises(ControlError):
+            await asyncio.to_thread(ask, tmp_path, "who")
+        ((uid, thread),) = looked_up
+        assert uid == os.geteuid()
+        assert thread is not threading.current_thread()
 
     @pytest.mark.parametrize("octets", [b"{}\n", b"[]\n", b"7\n", b"{\n", b"\xff\xfe\n", b"\n", b'{"command": []}\n', b'{"command": {}}\n', b"null\n", pytest.param(b"[" * 60_000 + b"\n", id="nested")])
     async def test_what_is_no_command_is_told_so(self, tmp_path, octets):
@@ -85,7 +114,7 @@ class TestAsking:
 
 async def test_a_silent_client_is_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(control, "TIMEOUT_S", 0.05)
-    server = ControlServer(tmp_path, COMMANDS)
+    server = ControlServer(tmp_path, COMMANDS, report=silent)
     await server.listen()
     assert await raw(tmp_path, b'{"command"', eof=False) == b""
     await server.close()
@@ -101,7 +130,7 @@ async def test_a_node_that_does_not_answer_is_named(tmp_path, monkeypatch):
 
 
 async def test_one_node_for_a_folder(tmp_path):
-    first, second = ControlServer(tmp_path, COMMANDS), ControlServer(tmp_path, COMMANDS)
+    first, second = ControlServer(tmp_path, COMMANDS, report=silent), ControlServer(tmp_path, COMMANDS, report=silent)
     await first.listen()
     with pytest.raises(EirError, match="already runs"):
         await second.listen()
@@ -116,7 +145,7 @@ async def test_one_node_for_a_folder(tmp_path):
 async def test_a_socket_that_a_killed_node_left_is_replaced(tmp_path):
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / SOCKET_NAME))
-    server = ControlServer(tmp_path, COMMANDS)
+    server = ControlServer(tmp_path, COMMANDS, report=silent)
     await server.listen()
     assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
     await server.close()
@@ -132,7 +161,7 @@ def test_no_node(tmp_path):
 async def test_a_folder_with_a_very_long_name(tmp_path):
     folder = tmp_path / ("x" * 200)
     folder.mkdir()
-    server = ControlServer(folder, COMMANDS)
+    server = ControlServer(folder, COMMANDS, report=silent)
     await server.listen()
     assert await asyncio.to_thread(ask, folder, "ping") == "pong"
     await server.close()

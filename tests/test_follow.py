@@ -10,7 +10,7 @@ import pytest
 from made import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
-from eir.lists.index import Index
+from eir.lists.index import Contents, Index
 from eir.lists.pages import PAGE_KEYS, content_digest
 from eir.lists.store import ListState
 from eir.stores import follow
@@ -260,6 +260,17 @@ async def test_a_fault_of_our_own_is_counted_and_following_goes_on(store, faulty
         faulty.fail = None
         await store.replace("a", state(A), A, seen=0)
         await node.reaches(1)
+
+
+async def test_a_fault_while_ended_rows_are_dropped_is_counted_and_following_goes_on(store, faulty, monkeypatch):
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(faulty, {"a": "devices"}) as node:
+        monkeypatch.setattr(Contents, "expire", lambda *_: 1 / 0)
+        await until(lambda: node.follower.errors["internal"] > 1)
+        monkeypatch.undo()
+        assert node.follower.up
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        await node.reaches(2)
 
 
 @pytest.mark.parametrize("less", ["nothing", "an older copy", "another history", "a lower serial"])

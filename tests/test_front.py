@@ -175,7 +175,7 @@ async def test_each_change_of_readiness_is_one_line(shown, crew, told):
     told.clear()
     crew.found = []
     await shown.tell_change()
-    assert told == [("not_ready", "no worker runs")]
+    assert told == [("not_ready", "no worker answers")]
     shown.stopping = True
     crew.are()
     await shown.tell_change()  # the end has lines of its own

@@ -280,7 +280,7 @@ class TestCrash:
 
     async def test_a_worker_that_hangs_is_replaced(self, crew, connect, tmp_path, monkeypatch):
         (tmp_path / "sitecustomize.py").write_text(
-            "import eir.channel, eir.dispatcher\neir.channel.ANSWER_S, eir.dispatcher.HUNG_S = 0.2, 0.5\n"
+            "import eir.channel, eir.dispatcher\neir.channel.ANSWER_S, eir.dispatcher.HUNG_QUESTIONS = 0.2, 2\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         node = crew.start()
@@ -289,6 +289,35 @@ class TestCrash:
         assert await client.end() == []
         assert await ask(await connect(node), LISTED) == BLACK
         assert node.lines("worker_hung", worker=0)
+
+    async def test_one_that_cannot_answer_a_question_answers_the_others_and_checks(self, crew, connect, tmp_path, monkeypatch):
+        """A fault in what it shows, in both: the log has it, and nothing else comes of it."""
+        (tmp_path / "sitecustomize.py").write_text(
+            "import eir.server\neir.server.Worker.peers = lambda self: 1 / 0\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        node = crew.start()
+        clients = await four(node, connect)
+        assert control(crew.state, "peers") == []
+        assert {line["worker"] for line in node.lines("fault", reason="peers")} == {"0", "1"}
+        assert node.status()["workers"] == 2
+        assert total(node.metrics(), "eir_peer_up") == 1
+        for host, client in clients.items():
+            assert await ask(client, LISTED, host) == BLACK
+
+    async def test_one_that_the_dispatcher_cannot_make_sense_of_is_heard_on(self, crew, connect, tmp_path, monkeypatch):
+        (tmp_path / "sitecustomize.py").write_text(
+            "import eir.diameter.admission as a\na.Admission.closed = lambda self, name, reason='': 1 / 0\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        node = crew.start()
+        clients = await four(node, connect)
+        await clients.pop(HOSTS[0]).close()
+        (line,) = await until_async(lambda: node.lines("fault", reason="closed"))
+        assert "ZeroDivisionError" in line["detail"]
+        assert node.status()["workers"] == 2
+        for host, client in clients.items():
+            assert await ask(client, LISTED, host) == BLACK
 
 
 class TestSteering:
@@ -388,6 +417,21 @@ class TestFaults:
             assert await client.end() == []
         status = await asyncio.to_thread(node.wait)
         assert status == (1 if who == "dispatcher" else -signal.SIGKILL)
+        await until_async(lambda: all(is_gone(pid) for pid in left.values()))
+        assert crew.start().status()["ready"] == "ready"
+
+    async def test_without_both_no_worker_stays(self, crew, connect):
+        """Killed at the same moment, as where memory runs out: nobody is left to end the workers but they themselves."""
+        node = crew.start()
+        client = await connect(node)
+        left = children(node.pid)
+        node.signal(signal.SIGSTOP)  # so that it does not end the workers when the dispatcher is gone
+        os.kill(left["dispatcher"], signal.SIGKILL)
+        node.signal(signal.SIGKILL)
+        asked = await client.read()
+        assert (asked.command, asked.number(273)) == (282, 0)
+        await client.send(answer_to(asked))
+        assert await client.end() == []
         await until_async(lambda: all(is_gone(pid) for pid in left.values()))
         assert crew.start().status()["ready"] == "ready"
 

@@ -250,10 +250,13 @@ class Follower:
         while True:
             await asyncio.sleep(EXPIRE_S)
             now = self._now()
-            for entries in tuple(self._index.lists.values()):
+            for name, entries in tuple(self._index.lists.items()):
                 self._expiring.begin()
-                while not entries.expire(now, self._expiring.deadline):
-                    await self._expiring.pause()
+                try:
+                    while not entries.expire(now, self._expiring.deadline):
+                        await self._expiring.pause()
+                except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
+                    self._failed("internal", error, name)
                 self._expiring.end()
 
     async def _sift(self) -> None:
