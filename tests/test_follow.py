@@ -254,8 +254,8 @@ async def test_a_store_that_hangs_is_given_up_in_time(store, faulty, monkeypatch
 
 
 async def test_a_fault_of_our_own_is_counted_and_following_goes_on(store, faulty):
+    faulty.fail = ZeroDivisionError("a bug")
     async with Node(faulty, {"a": "devices"}) as node:
-        faulty.fail = ZeroDivisionError("a bug")
         await until(lambda: node.follower.errors["internal"] > 1)
         faulty.fail = None
         await store.replace("a", state(A), A, seen=0)

@@ -19,6 +19,8 @@ from eir.stores.redis import RedisStore
 from eir.stores.redis_url import parse_url
 from eir.stores.sqlite import SqliteStore
 
+STATE = {"kind": "devices", "serial": 1, "generation": 1, "highest_serial": 1, "release_digest": ""}
+
 pytestmark = pytest.mark.skipif("redis" not in servers.programs(), reason="redis-server is not installed")
 
 A = pages_of([1, 2, 5 * PAGE_KEYS])
@@ -313,6 +315,26 @@ class TestSwitch:
         (key,) = [key for key in keys_of(server) if b":set:" in key]
         server.command("HDEL", key, "0")
         assert await store.state("a") is None
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("state", "{"), ("state", "[]"), ("state", '{"kind": "devices"}'), ("state", json.dumps({**STATE, "serial": "7"})),
+            ("state", json.dumps({**STATE, "expires": "2026-12-01T00:00:00"})), ("state", json.dumps({**STATE, "issued": "soon"})),
+            ("state", json.dumps({**STATE, "content_digest": "x"})), ("state", json.dumps({**STATE, "signers": [7]})),
+            ("fields", "many"), ("previous", "{"), ("set", b"\xff"),
+        ],
+    )  # fmt: skip
+    async def test_what_nobody_here_wrote_is_named_and_a_node_goes_on_from_memory(self, server, store, field, value):
+        await store.replace("a", state(A), A, seen=0)
+        async with Node(store, {"a": "devices"}) as node:
+            server.command("HSET", "eir:{a}:state", field, value)
+            assert await cause_of(store.state("a")) == "corrupt"
+            await until(lambda: node.follower.errors["corrupt"])
+            assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+        async with Node(store, {"a": "devices"}) as late:
+            assert late.follower.missing == ("a",)
+            assert late.follower.errors["corrupt"]
 
     async def test_a_list_named_like_the_history(self, store):
         await store.replace("history", state(A), A, seen=0)

@@ -192,6 +192,8 @@ class Follower:
             stored = await _in_time(self._store.states())
         except StoreError as error:
             self._failed(error.cause, error)
+        except Exception as error:  # noqa: BLE001  # as in _follow_store: a node that would not start answers nobody
+            self._failed("internal", error)
         if self._keeper is not None:
             await self._start_from_copy(self._keeper.copy, stored)
         if stored is not None:
@@ -199,6 +201,8 @@ class Follower:
                 await self._pass(stored)
             except StoreError as error:
                 self._failed(error.cause, error)
+            except Exception as error:  # noqa: BLE001  # as above
+                self._failed("internal", error)
         # A list may be in force that no copy was made of: it was read before a fork, or the disk was full then.
         for name, entries in self._index.lists.items():
             if entries.state is not None:

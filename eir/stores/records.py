@@ -6,14 +6,17 @@ share a store while one after the other is upgraded.
 
 import dataclasses
 import json
-from typing import Any
+from datetime import datetime
+from typing import Any, get_type_hints
 
 from eir.errors import StoreError
 from eir.lists.store import Event, ListState
 
 _STATE_FIELDS = frozenset(field.name for field in dataclasses.fields(ListState))
 _EVENT_FIELDS = frozenset(field.name for field in dataclasses.fields(Event))
+_STATE_TYPES = get_type_hints(ListState)
 _STATE_TUPLES = ("reasons", "signers")
+_STATE_TIMES = ("issued", "expires", "loaded_at")
 
 
 def _object(text: str | bytes) -> dict[str, Any]:
@@ -34,12 +37,27 @@ def encode(record: ListState | Event) -> str:
 def decode_state(text: str | bytes) -> ListState:
     """The state out of its JSON. Raises StoreError (corrupt)."""
     fields = {name: value for name, value in _object(text).items() if name in _STATE_FIELDS}
-    for name in _STATE_TUPLES:
-        fields[name] = tuple(fields.get(name, ()))
     try:
-        return ListState(**fields)
-    except TypeError as error:
+        for name in _STATE_TUPLES:
+            fields[name] = tuple(fields.get(name, ()))
+        state = ListState(**fields)
+        wrong = _wrong_in(state)
+    except (TypeError, ValueError) as error:
         raise StoreError("corrupt", f"a state in the store is not whole: {error}") from error
+    if wrong:
+        raise StoreError("corrupt", f"a state in the store has another {wrong} than it may: {getattr(state, wrong)!r}")
+    return state
+
+
+def _wrong_in(state: ListState) -> str | None:
+    """A field whose value is not of its type, or no time with a zone; JSON says nothing of either. Raises ValueError."""
+    int(state.content_digest, 16)
+    for name, kind in _STATE_TYPES.items():
+        value = getattr(state, name)
+        fits = all(isinstance(each, str) for each in value) if name in _STATE_TUPLES else isinstance(value, kind)
+        if not fits or (name in _STATE_TIMES and value and datetime.fromisoformat(value).tzinfo is None):
+            return name
+    return None
 
 
 def decode_event(text: str | bytes) -> Event:

@@ -257,6 +257,8 @@ class RedisStore:
             if isinstance(error, (fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException, OSError)):
                 await self._connections.learn()
             raise StoreError(_cause(error), f"Redis ({self.where}): {error}") from error
+        except (ValueError, KeyError) as error:  # someone else wrote there, or another version of this program
+            raise StoreError("corrupt", f"Redis ({self.where}): not what EIR writes there: {error!r}") from error
 
     async def _client(self, key: str) -> Any:
         client: Any = await self._connections.to(key)
