@@ -7,8 +7,8 @@ same checks and get the same answer but for its identifiers and its verdict, so 
 Anything else, one byte of difference included, is left to the general path, which stays the specification:
 tests/test_express.py holds the two to the same bytes.
 
-Many such messages in a row are a table of bytes, a message a row, and are answered by columns (`_by_columns`): what can be
-said of all rows at once costs each of them next to nothing, and only devices that some list may have are decided one by one.
+Many such messages in a row are answered by columns (eir.s13.columns), as far as every rule needs the device to be in a list:
+only devices that some list may have are decided one by one.
 
 May import what s13.service may, and numpy; knows no connection and no clock.
 """
@@ -19,7 +19,6 @@ from struct import Struct
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from eir.device import IMEI_LENGTHS, KEY_DIGITS, key_text
 from eir.diameter.answer import Reply, encode_answer, is_protocol_error, result_avp, result_label
@@ -38,6 +37,7 @@ from eir.diameter.dictionary import (
 from eir.diameter.grammar import ECR, TERMINAL_GRAMMAR, Grammar
 from eir.diameter.message import HEADER_BYTES, Request
 from eir.policy import Status, Verdict
+from eir.s13.columns import Columns
 from eir.s13.service import REPLIES, SOFTWARE_VERSION_DIGITS, S13Service
 
 IDS_AT = 12
@@ -60,8 +60,6 @@ COLUMNS_MIN = 48
 """Messages in a row from which columns are worth their fixed cost."""
 COLUMNS_PAUSE = 16
 """Runs of messages that are answered one by one after one whose messages were too different for columns."""
-_PLACES = 10.0 ** np.arange(KEY_DIGITS - 1, -1, -1)
-"""What the digits of a key count: exact in floating point, where a product of matrices is fastest."""
 NOTHING: Mapping[str, int] = {}
 """No answers."""
 
@@ -89,16 +87,6 @@ class Context(NamedTuple):
     """The same by what the policy says, filled as verdicts come."""
     shed: Pieces
     """The answer past a limit on requests a second."""
-
-
-class Columns(NamedTuple):
-    """Where the fields of requests of one layout are when these lie one above the other."""
-
-    constant: npt.NDArray[np.uint32]
-    """The bits of a row that have to be those of a context."""
-    session: slice
-    digits: npt.NDArray[np.intp]
-    """The columns of IMEI, Software-Version and IMSI, in this order: decimal digits."""
 
 
 class Layout(NamedTuple):
@@ -212,40 +200,24 @@ class Lane:
         context = layout.contexts.get(layout.constants(layout.unpack(data, position)))
         if unlisted is None or context is None or unlisted.verdict.status is not Status.WHITELISTED:  # others are told one by one
             return 0
-        length, columns = layout.length, layout.columns
-        count = min(messages_max, (len(data) - position) // length)
-        rows = np.frombuffer(data, np.uint8, count * length, position).reshape(count, length)
-        words = rows.view(np.uint32)
-        digits = rows[:, columns.digits] - ord("0")  # of bytes: what is below "0" becomes large
-        strange = ((words ^ words[0]) & columns.constant).any(axis=1) | (digits > 9).any(axis=1)
-        if strange.any():
-            count = int(strange.argmax())
-            if count < COLUMNS_MIN:
-                self._columns_pause = COLUMNS_PAUSE
-                return 0
-            rows, digits = rows[:count], digits[:count]
-        keys = (digits[:, :KEY_DIGITS] @ _PLACES).astype(np.uint64)
+        rows, keys = layout.columns.alike(data, position, min(messages_max, (len(data) - position) // layout.length))
+        if (count := len(rows)) < COLUMNS_MIN:
+            self._columns_pause = COLUMNS_PAUSE
+            return 0
         doubtful = np.zeros(count, np.bool_)
         for entries in unlisted.lists:
             if (doubts := entries.doubtful(keys)) is None:
                 return 0
             doubtful |= doubts
         head, session_head, tail, _ = context.pieces[unlisted.verdict.status]
-        session_at = HEADER_BYTES + len(session_head)
-        session_end = session_at + columns.session.stop - columns.session.start
-        size = session_end + len(tail)
-        answers = np.empty((count, size), np.uint8)
-        answers[:] = np.frombuffer(head.ljust(HEADER_BYTES) + session_head.ljust(session_end - HEADER_BYTES) + tail, np.uint8)
-        answers[:, IDS_AT:HEADER_BYTES] = rows[:, IDS_AT:HEADER_BYTES]
-        answers[:, session_at:session_end] = rows[:, columns.session]
-        encoded = answers.tobytes()
-        done = doubted = 0
-        for row in np.flatnonzero(doubtful).tolist():
-            out.append(encoded[done * size : row * size])
-            self._run(layout, data, position + row * length, 1, out=out, tally=tally)
-            done, doubted = row + 1, doubted + 1
-        out.append(encoded[done * size :])
-        tally[unlisted.verdict] = tally.get(unlisted.verdict, 0) + count - doubted
+        answers = layout.columns.answers(rows, head, session_head, tail)
+        size, done, doubted = len(answers) // count, 0, np.flatnonzero(doubtful).tolist()
+        for row in doubted:
+            out.append(answers[done * size : row * size])
+            self._run(layout, data, position + row * layout.length, 1, out=out, tally=tally)
+            done = row + 1
+        out.append(answers[done * size :])
+        tally[unlisted.verdict] = tally.get(unlisted.verdict, 0) + count - len(doubted)
         return count
 
     def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
@@ -366,11 +338,10 @@ def _layout_of(request: Request) -> Layout | None:
         form += f"{rest}s"
         constants.append(index)
     fields = {place.name: slice(place.start, place.end) for place in places}
-    constant = np.full(len(request.buffer), 0xFF, np.uint8)
-    for place in places:
-        constant[place.start : place.end] = 0
-    digits = [np.arange(fields[name].start, fields[name].stop) for name in ("imei", "version", "imsi") if name in fields]
-    columns = Columns(constant.view(np.uint32), fields["session"], np.concatenate(digits))
+    columns = Columns(
+        len(request.buffer), [slice(place.start, place.end) for place in places], ids=fields["ids"], session=fields["session"],
+        imei=fields["imei"], digits=[fields[name] for name in ("version", "imsi") if name in fields],
+    )  # fmt: skip
     return Layout(
         len(request.buffer), Struct(form).unpack_from, itemgetter(*constants), found["ids"], found["session"], found["imei"],
         10 ** (sizes["imei"] - KEY_DIGITS), sizes["imei"] == IMEISV_DIGITS, found.get("version"), found.get("imsi"), form, {}, columns,
