@@ -2,6 +2,8 @@
 
 The switch is a rollback: both releases are in the store, so that nothing but the node's own work is measured, which reads the
 other one and takes it over, beside 20,000 checks a second on the same core. The measured time is about as long as that takes.
+At the end a node with two workers, which share the pages that were read before they were forked, takes over a switch too: after it
+each worker has a copy of its own.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from benchmark.measure import (
     wrong_answers,
 )
 from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_list, write_questions
-from benchmark.servers import free_port
+from benchmark.servers import free_port, memory_mb
 from benchmark.site import LIST, Site
 
 from eir.control import ask as control
@@ -77,14 +79,21 @@ def main(arguments: Sequence[str]) -> int:
                 for name, found in (("quiet", quiet), ("during the switch", busy)):
                     results.setdefault((name, str(load)), []).append(found)
                 say(f"turn {turn + 1}: p99 {quiet['latency_us']['p99']:.0f} us, then {busy['latency_us']['p99']:.0f} us")
+        with site.server("two workers", free_port(), cores=on.server, workers=2) as server:
+            own_mb = [_own_mb(server.workers)]
+            site.load(site.release(first.keys, how.turns + 2))
+            _await_serial(site.state, how.turns + 2)
+            time.sleep(1)  # what was in force before is freed
+            own_mb.append(_own_mb(server.workers))
     value = percentile("p99")
     pairs = zip(results["during the switch", str(load)], results["quiet", str(load)], strict=True)
     times_quiet = [round(value(busy) / value(quiet), 2) for busy, quiet in pairs]
     target = at_most("p99 during the switch, times the quiet one", P99_TIMES_MAX, statistics.median(times_quiet))
     measured = {
-        "measured": rows(results), "p99_times_quiet": times_quiet, "followed_s": took, "entries": entries, "wrong_answers": wrong_answers(results),
+        "measured": rows(results), "p99_times_quiet": times_quiet, "followed_s": took, "entries": entries, "own_mb": own_mb, "wrong_answers": wrong_answers(results),
     }  # fmt: skip
     text = table(rows(results), COLUMNS, width=None) + f"by turn, p99 in times of the quiet one: {times_quiet}; the node had followed after s: {took}\n"
+    text += f"memory of its own of each of two workers: {own_mb[0]} MB after the start, {own_mb[1]} MB after a full switch\n"
     return finish("switch", measured, [target], options, text)
 
 
@@ -103,6 +112,10 @@ def _roll_back(state: Path, took: list[float]) -> None:
     asyncio.run(roll_back())
     _await_serial(state, 1)
     took.append(round(time.perf_counter() - began, 2))
+
+
+def _own_mb(workers: Sequence[int]) -> float:
+    return max(memory_mb(pid)["own"] for pid in workers)
 
 
 def _await_serial(state: Path, serial: int) -> None:
