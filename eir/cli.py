@@ -513,22 +513,22 @@ def publish(
     base: Annotated[int | None, typer.Option(metavar="M", help="A delta: the serial that it builds on.", min=0)] = None,
     layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}; guessed if not given.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
+    bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and an EIR leaves them out.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a signed release: writes LIST-SERIAL.manifest.json and its .sig beside the data files.
 
+    The rows are read as `eir load` reads them, so that a bad one is named here, and not by those who get the release.
     Signing is OpenSSH's: `ssh-keygen -Y sign -n eir-release -f KEY MANIFEST` does the same for an existing manifest.
     """
     now = datetime.now(UTC).replace(microsecond=0)
     with progress_on(err) as progress:
         manifest = publish_release(
             files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + _duration(expires), key=key,
-            layout=layout, out=folder, replace=force, progress=progress,
+            layout=layout, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=progress,
+            warn=lambda text: _say(f"warning: {text}"),
         )  # fmt: skip
-    for entry in json.loads(manifest.read_bytes())["files"]:
-        if not entry["rows"]:
-            _say(f"warning: {entry['name']} holds no row")
     if as_json:
         _print_json({"manifest": str(manifest), "signature": f"{manifest}.sig"})
     else:

@@ -328,10 +328,13 @@ class TestLists:
 
     def test_dry_run_says_what_would_come_and_changes_nothing(self, eir, host):
         before = document(eir("lists", "--json"))
-        manifest = host.release([LISTED, UNLISTED, f"{UNLISTED[:-1]}0"], serial=2)
+        manifest = host.release([LISTED, f"{UNLISTED}7", f"{UNLISTED[:-1]}0"], serial=2)
         (report,) = document(eir("load", "--dry-run", "--json", manifest))
         assert (report["outcome"], report["entries"]) == ("would load", 3)
         assert document(eir("lists", "--json")) == before
+        assert report["wrong_check_digits"] == 1
+        status, _, err = eir("load", "--dry-run", manifest)
+        assert (status, "; warning: 1 IMEIs of 15 digits end in a wrong check digit; " in err) == (0, True)
 
     def test_a_refused_one_does_not_keep_the_next_from_being_tried(self, eir, host):
         missing = host.folder / "none.manifest.json"
@@ -392,6 +395,17 @@ class TestLists:
         status, _, err = eir(*command)
         assert status == 1
         assert "its columns are separated by semicolons; save it with commas" in err
+
+    def test_publish_names_a_bad_row_and_writes_nothing(self, eir, host, tmp_path):
+        data = tmp_path / "new.csv"
+        data.write_text(f"imei\n{LISTED}\n{LISTED[:-1]}O\n")
+        command = ["publish", data, "--list", "stolen", "--serial", "9", "--expires", "36h", "--key", host.publisher.key]
+        status, _, err = eir(*command)
+        assert status == 1
+        assert "refused (bad_rows): 1 bad rows at least, 0 are allowed (bad_rows_max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
+        assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+        status, _, err = eir(*command, "--bad-rows-max", "1")
+        assert (status, err.startswith("warning: a bad row, which an EIR leaves out: new.csv:3: ")) == (0, True)
 
     def test_publish_writes_manifest_and_signature_and_says_where(self, eir, host, tmp_path):
         data = tmp_path / "new.csv"

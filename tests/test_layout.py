@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import tacs_of
 
-from eir.device import device_key, imsi_key, meid_key
+from eir.device import check_digit, device_key, imsi_key, meid_key
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists import layout as layouts
 from eir.lists import reader
@@ -343,6 +343,22 @@ def test_guess(line, layout):
 def test_every_subject_can_be_read_and_explained():
     subjects = {subject for dialect in LAYOUTS.values() for allowed in dialect.subjects.values() for subject in allowed}
     assert subjects == set(reader._TAKE) == set(layouts._CHECK)
+
+
+@given(st.lists(st.from_regex(r"[0-9]{14,16}", fullmatch=True)))
+def test_wrong_check_digits_are_those_that_the_annex_says(texts):
+    wrong = [text for text in texts if len(text) == 15 and text[14] not in {"0", str(check_digit(text[:14]))}]
+    for content, subjects in (("imei", 1), ("imei_from,imei_to", 2), ("imsi,imei", 1)):
+        tally = Tally(bad_rows_max=10**6, range_tacs_max=10**8, check_digits=True)
+        rows = {"imei": "{0}", "imei_from,imei_to": "{0},{0}", "imsi,imei": "00101000002,{0}"}[content]
+        octets = "".join(f"{row}\n" for row in (content, *(rows.format(text) for text in (*texts, "x", "35123456789a15")))).encode()
+        kind = "pairs" if "imsi" in content else "devices"
+        read_rows([octets], name="f.csv", layout="eir", kind=kind, rows=Rows(), reasons=Reasons(), tally=tally)
+        assert tally.wrong_check_digits == subjects * len(wrong)
+
+
+def test_check_digits_are_looked_at_only_if_wanted():
+    assert read(b"imei\n351234567890127\n")[1].wrong_check_digits == 0
 
 
 def test_pairs():

@@ -411,6 +411,16 @@ async def test_a_dry_run_changes_and_records_nothing(agency, store):
     assert len(await store.history()) == 1
 
 
+async def test_a_dry_run_counts_wrong_check_digits_and_refuses_nothing(agency, store):
+    rows = ["35209900176148", "352099001761481", "352099001761480", "352099001761482", "351234567890127"]  # none, good, spare, wrong twice
+    report = await agency.load(agency.release(rows), store, dry_run=True)
+    assert (report.wrong_check_digits, report.bad_rows, report.entries) == (2, 0, 2)
+    assert "warning: 2 IMEIs of 15 digits end in a wrong check digit" in report.as_text()
+    report = await agency.load(agency.release(rows[:3]), store, dry_run=True)
+    assert (report.wrong_check_digits, "check digit" in report.as_text()) == (0, False)
+    assert (await agency.load(agency.release(rows), store)).wrong_check_digits is None
+
+
 async def test_of_two_loaders_one_wins(agency, store, tmp_path):
     await agency.load(agency.release(IMEIS), store)
     first, second = agency.release(IMEIS[1:], serial=2), agency.release(IMEIS[2:], serial=3)

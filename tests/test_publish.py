@@ -240,6 +240,8 @@ async def test_another_folder(agency, store):
         ("a.csv", b"TAC|Manufacturer\n", {}, "layout"),
         ("a.csv", b"", {}, "layout"),
         ("a.csv", b"", {"layout": "eir"}, "layout"),
+        ("a.csv", b"reason\nlost\n", {"layout": "eir"}, "layout"),
+        ("a.csv", b"imei,imei\n", {"layout": "eir"}, "layout"),
         ("a.csv", b"imei\n", {"layout": "gsma"}, "layout"),
         ("-a.csv", b"imei\n", {}, "file_name"),
         ("a.csv", b"imei\n", {"base": 1, "serial": 2}, "file_name"),
@@ -252,6 +254,43 @@ async def test_another_folder(agency, store):
 )
 def test_what_cannot_be_published(agency, name, content, arguments, reason):
     assert refusal(agency, put(agency.drop, name, content), **arguments).reason == reason
+
+
+async def test_a_bad_row_is_named_before_anything_is_signed(agency, store):
+    files = [put(agency.drop, "a.csv", b"imei\r\n35123456789012\r\n\r\n3512345678901x\r\n"), put(agency.drop, "b.csv", b"tac\n3512345\n")]
+    for most, said in (
+        (0, ["a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters"]),
+        (1, ["a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters", "b.csv:2: a TAC has 8 digits; got 7 characters"]),
+    ):
+        why = refusal(agency, *files, bad_rows_max=most)
+        assert why.reason == "bad_rows"
+        assert why.detail.split("\n") == [f"{most + 1} bad rows at least, {most} are allowed (bad_rows_max)", *said]
+    assert not list(agency.drop.glob("*.json"))
+    told = []
+    manifest = make(agency, *files, bad_rows_max=2, warn=told.append)
+    assert told == [f"a bad row, which an EIR leaves out: {complaint}" for complaint in said]
+    report = await agency.load(manifest, store)
+    assert (report.bad_rows, list(report.bad), report.entries) == (2, said, 1)
+
+
+def test_what_may_not_be_meant_is_told(agency):
+    many = b"imei\n" + b"x\n" * 12
+    told = []
+    make(agency, put(agency.drop, "a.csv", many), put(agency.drop, "b.csv", b"imei\n351234567890127\n"), put(agency.drop, "c.csv", b"tac\n"),
+         bad_rows_max=12, warn=told.append)  # fmt: skip
+    assert told[0] == "c.csv holds no row"
+    assert len(told) == 1 + 10 + 2
+    assert told[-2:] == ["12 bad rows in all", "1 IMEIs of 15 digits end in a wrong check digit"]
+
+
+def test_files_for_lists_of_different_kinds_are_no_release(agency):
+    files = {"a.csv": b"imei\n", "b.csv": b"imei,imsi\n", "c.csv": b"imsi\n", "d.csv": b"imei,imsi,msisdn,block_date,reasons\n"}
+    one, pair, sim, either = (put(agency.drop, name, content) for name, content in files.items())
+    for mixed in ((one, pair), (pair, sim), (either, one, pair)):
+        why = refusal(agency, *mixed)
+        assert (why.reason, "publish them apart" in why.detail) == ("layout", True)
+    for fitting in ((one, either), (either, pair)):
+        make(agency, *fitting)
 
 
 def test_files_that_are_not_there_or_come_twice(agency):

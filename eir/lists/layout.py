@@ -109,6 +109,21 @@ def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
     )
 
 
+def kinds_for(name: str, layout: str, header: bytes) -> list[str]:
+    """The kinds of list that a file with this header line may be for. Raises ReleaseRefused (`layout`) if there is none."""
+    found, faults = [], []
+    for kind in layout_named(name, layout).subjects:
+        try:
+            plan_for(name, layout, kind, header)
+        except ReleaseRefused as fault:
+            faults.append(fault)
+        else:
+            found.append(kind)
+    if not found:
+        raise faults[0]
+    return found
+
+
 def separator_hint(header: bytes) -> str:
     """What to say of a header as spreadsheets of some countries write it; nothing for any other."""
     for separator, called in ((b";", "semicolons"), (b"\t", "tabs")):

@@ -100,6 +100,8 @@ class LoadReport:
     """The first bad rows: file, line, what was expected."""
     skipped: int
     """Junk identifiers, in DIRBS layouts."""
+    wrong_check_digits: int | None
+    """IMEIs of 15 digits of which the last is neither the check digit nor 0; they count all the same. None but for a dry run."""
     come: int | None
     """Identifiers (a TAC counts a million) that were not in the list before; None for a full release that was loaded."""
     gone: int | None
@@ -124,6 +126,8 @@ class LoadReport:
             said.append(f"{self.come:,} identifiers come, {self.gone:,} go")
         if self.skipped:
             said.append(f"{self.skipped:,} junk identifiers skipped")
+        if self.wrong_check_digits:
+            said.append(f"warning: {self.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
         if self.bad_rows:
             said.append(f"{self.bad_rows:,} bad rows left out")
         if self.state is not None and not self.recorded:
@@ -150,11 +154,11 @@ async def load_release(
     records nothing. `marks`: for each list the highest serial that this node has ever had in force, whatever the store
     says. Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
-    run = _Run(store=store, who=who, now=now, force=force, progress=progress or _silent)
+    run = _Run(store=store, who=who, now=now, force=force, dry_run=dry_run, progress=progress or _silent)
     try:
         with _collector_paused():
             task = await _verified(run, manifest, lists, marks or {})
-            return await _load(run, task, manifest.parent, dry_run=dry_run)
+            return await _load(run, task, manifest.parent)
     except ReleaseRefused as refused:
         if run.release is not None:
             refused.list_name, refused.serial = run.release.manifest.list, run.release.manifest.serial
@@ -237,6 +241,7 @@ class _Run:
     who: str
     now: datetime
     force: bool
+    dry_run: bool
     progress: Progress
     release: Release | None = None
     """Once its signatures hold."""
@@ -313,11 +318,11 @@ async def _verified(
         settings=settings,
         state=state,
         reasons=Reasons(state.reasons if state is not None and promised.kind == DELTA else ()),
-        tally=Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max),
+        tally=Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=run.dry_run),
     )
 
 
-async def _load(run: _Run, task: _Task, folder: Path, *, dry_run: bool) -> LoadReport:
+async def _load(run: _Run, task: _Task, folder: Path) -> LoadReport:
     manifest, settings, state, tally = task.release.manifest, task.settings, task.state, task.tally
     rows = _read(run, task, folder)
     if tally.wide and not run.force:
@@ -333,11 +338,11 @@ async def _load(run: _Run, task: _Task, folder: Path, *, dry_run: bool) -> LoadR
     before = 0 if state is None else state.devices
     if before and not run.force:
         _check_size(settings, before, following.devices)
-    if dry_run and following.come is None:
+    if run.dry_run and following.come is None:
         following = await _compared(run, manifest.list, following)
 
     stored, recorded = None, False
-    if not dry_run:
+    if not run.dry_run:
         stored = await _switch(run, task, following)
         detail = f"{following.entries} entries, before {0 if state is None else state.entries}"
         if tally.bad:
@@ -358,6 +363,7 @@ async def _load(run: _Run, task: _Task, folder: Path, *, dry_run: bool) -> LoadR
         bad_rows=tally.bad,
         bad=tuple(tally.complaints),
         skipped=tally.skipped,
+        wrong_check_digits=tally.wrong_check_digits if run.dry_run else None,
         come=following.come,
         gone=following.gone,
         seconds=run.seconds,

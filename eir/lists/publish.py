@@ -15,12 +15,14 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from eir.errors import ReleaseRefused
+from eir.lists.build import Reasons
 from eir.lists.delivered import CHUNK_BYTES, DataFile, open_folder
-from eir.lists.layout import BOM, LAYOUTS, guess_layout, separator_hint
+from eir.lists.layout import BOM, DEVICES, LAYOUTS, PAIRS, SUBSCRIBERS, guess_layout, kinds_for, separator_hint
 from eir.lists.release import (
     ADDED,
     DELTA,
@@ -36,6 +38,9 @@ from eir.lists.release import (
     is_plain_name,
     utc_text,
 )
+
+if TYPE_CHECKING:
+    from eir.lists.reader import Tally
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with a stage (`extract`, `measure`), bytes done and bytes in all."""
@@ -77,15 +82,22 @@ def publish(
     layout: str | None = None,
     out: Path | None = None,
     replace: bool = True,
+    bad_rows_max: int = 0,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Path:
     """Make a signed release of these data files (or DIRBS zips) and return its manifest's path.
 
     `base` makes it a delta: then a file's name ends in `added` or `removed`, or is one of DIRBS's delta files. `layout`
     None: guessed from each file's header. `out`: the folder that the release goes to; None: the one that the files are
     in. `key`: an OpenSSH key, or the `.pub` of one that an agent holds; `more_keys` sign after it, for lists that want
-    several signatures. `replace` False: a release of this serial that is there with other data stays. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature then.
+    several signatures. `replace` False: a release of this serial that is there with other data stays. Rows are read as a load
+    reads them: more than `bad_rows_max` that are wrong refuse the release, fewer are named to `warn`, as is what an EIR would
+    take and nobody may have meant. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature
+    then.
     """
+    from eir.lists.reader import Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
+
     report = progress or (lambda _stage, _done, _total: None)
     kind = FULL if base is None else DELTA
     _check_arguments(list_name, serial, base, issued, expires)
@@ -96,6 +108,8 @@ def publish(
     placed = [name for file in files for name in _place(file, folder, kind, report)]
     if len(set(placed)) < len(placed):
         raise ReleaseRefused("file_name", "two data files have the same name")
+    tally = Tally(bad_rows_max=bad_rows_max, range_tacs_max=ROWS_MAX, check_digits=True)
+    entries = _described(folder, placed, kind, layout, tally=tally, report=report)
     manifest = {
         "format": FORMAT,
         "list": list_name,
@@ -104,7 +118,7 @@ def publish(
         **({} if base is None else {"base": base}),
         "issued": utc_text(issued),
         "expires": utc_text(expires),
-        "files": [asdict(_described(folder, name, kind, layout, report)) for name in placed],
+        "files": [asdict(entry) for entry in entries],
     }
     path = folder / f"{list_name}-{serial}.manifest.json"
     if not replace and _other_data(path, manifest):
@@ -117,7 +131,19 @@ def publish(
     _write(path, (json.dumps(manifest, indent=1) + "\n").encode())
     for signature, signing_key in zip(signatures, (key, *more_keys), strict=False):
         _sign(path, signature, signing_key)
+    if warn is not None:
+        for text in _warnings(entries, tally):
+            warn(text)
     return path
+
+
+def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
+    yield from (f"{entry.name} holds no row" for entry in entries if not entry.rows)
+    yield from (f"a bad row, which an EIR leaves out: {complaint}" for complaint in tally.complaints)
+    if tally.bad > len(tally.complaints):
+        yield f"{tally.bad} bad rows in all"
+    if tally.wrong_check_digits:
+        yield f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit"
 
 
 def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
@@ -262,42 +288,60 @@ def _opened(file: Path) -> IO[bytes]:
 # ---- what the manifest says of a data file ----
 
 
-def _described(folder: Path, name: str, kind: str, layout: str | None, report: Progress) -> FileEntry:
+def _described(
+    folder: Path, names: Sequence[str], kind: str, layout: str | None, *, tally: "Tally", report: Progress
+) -> Sequence[FileEntry]:
+    kinds = [DEVICES, PAIRS, SUBSCRIBERS]
+    entries = []
     folder_fd = open_folder(folder)
     try:
-        with DataFile(name, folder_fd) as file:
-            digest = file.sha256()
-            first_line = b""
-            lines = 0
-            for chunk in file.chunks(ROWS_MAX, digest, lambda done: report("measure", done, file.size)):
-                first_line = first_line or chunk[: chunk.index(b"\n") + 1]
-                lines += _filled_lines(chunk)
-            found = layout or guess_layout(first_line)
-            if found is None:
-                raise ReleaseRefused(
-                    "layout",
-                    f"{name}: no layout fits its first line{separator_hint(first_line)}; "
-                    f"give one of {', '.join(LAYOUTS)} (--layout)",
-                )
-            if found not in LAYOUTS:
-                raise ReleaseRefused("layout", f"layout {found!r} is not known; known are {', '.join(LAYOUTS)}")
-            rows = lines - 1 if LAYOUTS[found].header else lines
-            if rows < 0:
-                raise ReleaseRefused("layout", f"{name} is empty; layout {found} has a header")
-            return FileEntry(
-                name=name, role=_role(name, kind), layout=found, bytes=file.size, rows=rows, sha256=digest
-            )
+        for name in names:
+            with DataFile(name, folder_fd) as file:
+                entry, fitting = _read(file, _role(name, kind), layout, tally, report)
+            kinds = [each for each in kinds if each in fitting]
+            if not kinds:
+                raise ReleaseRefused("layout", f"{name} is for lists of {' or '.join(fitting)}, and a file before it is not; publish them apart")
+            entries.append(entry)
     finally:
         os.close(folder_fd)
+    return entries
 
 
-def _filled_lines(chunk: bytes) -> int:
-    """Lines that are not blank."""
-    chunk = chunk.removeprefix(BOM).replace(b"\r\n", b"\n")
-    lines = chunk.count(b"\n")
-    if chunk.startswith(b"\n") or b"\n\n" in chunk:
-        lines = sum(1 for line in chunk.split(b"\n") if line)
-    return lines
+def _read(
+    file: DataFile, role: str, layout: str | None, tally: "Tally", report: Progress
+) -> tuple[FileEntry, Sequence[str]]:
+    """What the manifest says of a file, once its rows were read as a load reads them, and the kinds of list that it may be for."""
+    from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
+
+    digest = file.sha256()
+    chunks = file.chunks(ROWS_MAX, digest, lambda done: report("measure", done, file.size))
+    begin = next(chunks, b"")
+    header, newline, _ = begin.partition(b"\n")
+    found = layout or guess_layout(header + newline)
+    if found is None:
+        raise ReleaseRefused(
+            "layout",
+            f"{file.name}: no layout fits its first line{separator_hint(header)}; give one of {', '.join(LAYOUTS)} (--layout)",
+        )
+    fitting = kinds_for(file.name, found, header.removeprefix(BOM))
+    rows = read_rows(
+        chain((begin,) if begin else (), chunks), name=file.name, layout=found, kind=fitting[0], rows=_Nowhere(), reasons=Reasons(),
+        tally=tally,
+    )  # fmt: skip
+    return FileEntry(name=file.name, role=role, layout=found, bytes=file.size, rows=rows, sha256=digest), fitting
+
+
+class _Nowhere:
+    """Takes rows of which only what is wrong is of interest (reader.Sink)."""
+
+    def add(self, *_: object, base: int = 0) -> None:
+        pass
+
+    def add_spans(self, *_: object) -> None:
+        pass
+
+    def add_pairs(self, *_: object) -> None:
+        pass
 
 
 def _role(name: str, kind: str) -> str:

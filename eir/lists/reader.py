@@ -13,14 +13,14 @@ a fifth of a second to import, so those who may not need it import this module w
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS
 from eir.errors import ReleaseRefused
-from eir.lists.build import REASON_CHARS_MAX, REASONS_MAX, Keys, ReasonIndexes, Reasons, Rows, Seconds
+from eir.lists.build import REASON_CHARS_MAX, REASONS_MAX, Keys, ReasonIndexes, Reasons, Seconds
 from eir.lists.layout import (
     BOM,
     IMEI,
@@ -42,6 +42,9 @@ import polars as pl  # it reads the number of its threads when it is imported
 COMPLAINTS_MAX = 10
 """Bad rows that are named; all are counted."""
 
+CHECKED_DIGITS = 15
+"""Of an IMEI whose last digit may be a check digit."""
+
 Mask: TypeAlias = NDArray[np.bool_]
 
 _DIRBS_JUNK = "^[0-9A-Fa-f*#]{1,16}$"
@@ -54,17 +57,34 @@ class Tally:
 
     bad_rows_max: int
     range_tacs_max: int
+    check_digits: bool = False
+    """Look at check digits, which decide nothing and cost time."""
     bad: int = 0
     skipped: int = 0
     """Junk identifiers, in layouts where they are normal."""
+    wrong_check_digits: int = 0
+    """IMEIs of 15 digits of which the last is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
     complaints: list[str] = field(default_factory=list)
     """The first bad rows: file, line, what was expected."""
     wide: list[str] = field(default_factory=list)
     """The first ranges over the limit."""
 
 
+class Sink(Protocol):
+    """Where rows go: `build.Rows` keeps them."""
+
+    def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None, *, base: int = 0) -> None:
+        """Single identifiers."""
+
+    def add_spans(self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
+        """Ranges of keys."""
+
+    def add_pairs(self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
+        """Devices, each with a subscriber."""
+
+
 def read_rows(
-    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Rows, reasons: Reasons, tally: Tally
+    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Sink, reasons: Reasons, tally: Tally
 ) -> int:
     """Read one file's rows into `rows`; returns how many data rows it has, bad and skipped ones included.
 
@@ -134,7 +154,7 @@ _Found: TypeAlias = tuple[Mask | None, Mask | None]
 
 
 def _read_chunk(
-    data: bytes, lines: int, plan: Plan, into: tuple[Rows, Reasons, Tally]
+    data: bytes, lines: int, plan: Plan, into: tuple[Sink, Reasons, Tally]
 ) -> tuple[int, Mask | None, Mask | None]:
     """Take some lines: how many rows they hold, and as `_Found`."""
     rows, reasons, tally = into
@@ -143,10 +163,13 @@ def _read_chunk(
     indexes = None if plan.reason is None else _reason_indexes(columns[number], reasons)
     until, until_good = (None, None) if plan.until is None else _ends(columns[-1])
     batch = _Batch(columns[:number], b"+" in data, indexes, until, until_good)
+    if tally.check_digits and plan.subject in {IMEI, RANGE, PAIR}:
+        of_devices = batch.identity if plan.subject == RANGE else batch.identity[:1]
+        tally.wrong_check_digits += sum(_wrong_check_digits(texts, batch.plus) for texts in of_devices)
     return len(columns[0]), *_TAKE[plan.subject](batch, plan, rows, tally)
 
 
-def _take_imeis(batch: _Batch, plan: Plan, rows: Rows, tally: Tally) -> _Found:
+def _take_imeis(batch: _Batch, plan: Plan, rows: Sink, tally: Tally) -> _Found:
     texts = batch.identity[0]
     keys, good = _imeis(texts, batch.plus)
     if good is None:
@@ -171,7 +194,7 @@ def _take_imeis(batch: _Batch, plan: Plan, rows: Rows, tally: Tally) -> _Found:
     return bad if bad.any() else None, None
 
 
-def _take_tacs(batch: _Batch, _plan: Plan, rows: Rows, _tally: Tally) -> _Found:
+def _take_tacs(batch: _Batch, _plan: Plan, rows: Sink, _tally: Tally) -> _Found:
     numbers, good = _digits(batch.identity[0], batch.plus, (TAC_DIGITS,))
     good = _both(good, batch.until_good)
     first = _where(good, numbers) * np.uint64(SNR_KEYS)
@@ -179,7 +202,7 @@ def _take_tacs(batch: _Batch, _plan: Plan, rows: Rows, _tally: Tally) -> _Found:
     return _not(good), None
 
 
-def _take_ranges(batch: _Batch, _plan: Plan, rows: Rows, tally: Tally) -> _Found:
+def _take_ranges(batch: _Batch, _plan: Plan, rows: Sink, tally: Tally) -> _Found:
     first, first_good = _imeis(batch.identity[0], batch.plus)
     last, last_good = _imeis(batch.identity[1], batch.plus)
     good = first <= last
@@ -190,14 +213,14 @@ def _take_ranges(batch: _Batch, _plan: Plan, rows: Rows, tally: Tally) -> _Found
     return _not(good), wide if wide.any() else None
 
 
-def _take_imsis(batch: _Batch, _plan: Plan, rows: Rows, _tally: Tally) -> _Found:
+def _take_imsis(batch: _Batch, _plan: Plan, rows: Sink, _tally: Tally) -> _Found:
     keys, good = _imsis(batch.identity[0], batch.plus)
     good = _both(good, batch.until_good)
     rows.add(_where(good, keys), *batch.of(good))
     return _not(good), None
 
 
-def _take_pairs(batch: _Batch, plan: Plan, rows: Rows, tally: Tally) -> _Found:
+def _take_pairs(batch: _Batch, plan: Plan, rows: Sink, tally: Tally) -> _Found:
     texts = batch.identity[0]
     keys, good = _imeis(texts, batch.plus)
     if good is None:
@@ -236,6 +259,17 @@ def _imeis(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
         return (numbers // _POWERS[beyond] if beyond else numbers), None
     beyond_each = lengths.fill_null(0).to_numpy().astype(np.int64) - KEY_DIGITS
     return numbers // _POWERS[np.clip(beyond_each, 0, 2)], good
+
+
+def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
+    """How many IMEIs of 15 digits end in a digit that is neither the Luhn digit of TS 23.003 annex B nor the spare 0."""
+    numbers, good = _digits(texts, plus, (CHECKED_DIGITS,))
+    left, last = np.divmod(_where(good, numbers), np.uint64(10))
+    total = np.zeros(len(left), np.uint64)
+    for position in range(KEY_DIGITS):
+        left, digit = np.divmod(left, np.uint64(10))
+        total += digit if position % 2 else np.where(digit > 4, 2 * digit - np.uint64(9), 2 * digit)
+    return int(np.count_nonzero((last != 0) & ((total + last) % 10 != 0)))
 
 
 def _imsis(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
