@@ -7,12 +7,12 @@ import signal
 import socket
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from node import LISTED, TRACKED, UNLISTED, until, until_async
-from wire import HOST, REALM, TGPP, Connection, answer_to, avp, cer, ecr, u32
+from wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
 
 from eir.control import ask as control
 
@@ -171,6 +171,54 @@ class TestAdmission:
         assert (await second.read()).result == 2001
         assert await ask(second, LISTED) == BLACK
 
+    async def test_as_many_as_are_allowed_wherever_they_are(self, crew, connect):
+        crew.configure(peers=[{"name": "mme", "realm": REALM, "connections": 3}])
+        node = crew.start()
+        first, second, third = [await connect(node) for _ in range(3)]
+        assert sorted(row["worker"] for row in control(crew.state, "peers")) == [0, 0, 1]
+        fourth = await connect(node, opened=False)
+        await fourth.send(cer())
+        await first.answer(await first.read())  # it is the oldest that is asked
+        assert (await fourth.read()).result == 5012
+        assert [await ask(client, LISTED) for client in (first, second, third)] == [BLACK] * 3
+
+    @asynccontextmanager
+    async def election(self, crew, connect, host):
+        """Worker 0 connects to a peer that connects to worker 1: both connections, the CER on the node's read, theirs sent."""
+        async with Listener() as listener:
+            dra = {"name": "dra", "host": host, "realm": REALM, "connect": f"tcp://127.0.0.1:{listener.port}"}
+            crew.configure(peers=[dra, {"name": "mme", "realm": REALM}])
+            node = crew.start()
+            await connect(node, "other.localdomain")  # has worker 0, so that the next one gets worker 1
+            ours = await listener.accept()
+            request = await ours.read()
+            theirs = await connect(node, opened=False)
+            await theirs.send(cer(host))
+            yield ours, request, theirs
+
+    async def test_an_election_that_the_node_wins(self, crew, connect):
+        async with self.election(crew, connect, "dra.localdomain") as (ours, _, theirs):
+            assert (await theirs.read()).result == 2001  # dra < eir
+            assert await ours.end() == []
+            assert await ask(theirs, LISTED, "dra.localdomain") == BLACK
+            assert serving(crew)["dra.localdomain"] == 1
+
+    async def test_an_election_that_the_node_loses(self, crew, connect):
+        async with self.election(crew, connect, HOST) as (ours, request, theirs):
+            await until_async(lambda: [row["worker"] for row in control(crew.state, "peers") if row["state"] == "wait_admission"] == [1])
+            await ours.answer(request, extra=VSAI)  # eir < mme
+            assert [(cea.result, cea.error) for cea in await theirs.end()] == [(4003, False)]
+            assert await ask(ours, LISTED) == BLACK
+            assert serving(crew)[HOST] == 0
+
+    async def test_an_election_whose_winner_dies_with_its_worker(self, crew, connect):
+        async with self.election(crew, connect, HOST) as (ours, _, theirs):
+            await until_async(lambda: [row["worker"] for row in control(crew.state, "peers") if row["state"] == "wait_admission"] == [1])
+            os.kill(children(crew.node.pid)["worker-0"], signal.SIGKILL)
+            assert (await theirs.read()).result == 2001
+            assert await ours.end() == []
+            assert await ask(theirs, LISTED) == BLACK
+
     async def test_connections_past_the_limit_and_from_strangers_are_counted(self, crew):
         crew.configure(limits={"connections_max": 2}, peers=[{"realm": REALM, "from": ["127.0.0.1", "127.0.0.2"]}])
         node = crew.start()
@@ -222,6 +270,17 @@ class TestCrash:
         assert samples["eir_check_duration_seconds_count"] == 8
         assert samples["eir_peer_up{peer=mme}"] == 1
         assert [line["status"] for line in node.lines("worker_ended", worker=1)] == ["-9"]
+
+    async def test_one_that_connects_to_a_peer_does_so_again(self, crew):
+        async with Listener() as listener:
+            crew.configure(peers=[{"name": "dra", "host": HOST, "realm": REALM, "connect": f"tcp://127.0.0.1:{listener.port}"}])
+            node = crew.start()
+            for _ in range(2):
+                connection = await listener.accept()
+                await connection.answer(await connection.read(), extra=VSAI)
+                assert await ask(connection, LISTED) == BLACK
+                os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
+                assert await connection.end() == []
 
     async def test_what_it_had_counted_is_kept_up_to_a_second_ago(self, crew, connect):
         node = crew.start()
