@@ -295,7 +295,7 @@ TABLE = (
     Key("peers[].lenient", many(one_of({name: name for name in sorted(LENIENCES)}), may_be_empty=True), (), "what the peer is forgiven: a CER without a common application, unknown AVPs with the M bit, another node's name as Destination-Host"),
     Key("peers[].as.host", IDENTITY, None, "Origin-Host that we show to this peer; identity.host if left out"),
     Key("peers[].as.realm", IDENTITY, None, "Origin-Realm that we show to this peer; identity.realm if left out"),
-    Key("limits.max_message_bytes", byte_size(4096, 1 << 24), LIMITS.max_message_bytes, "longest message; a longer one closes the connection before it is read"),
+    Key("limits.max_message_bytes", byte_size(4096, 1 << 23), LIMITS.max_message_bytes, "longest message; a longer one closes the connection before it is read"),
     Key("limits.max_avps", whole(32, 65536), LIMITS.max_avps, "AVPs in one message, those inside groups counted too"),
     Key("limits.max_depth", whole(2, 64), LIMITS.max_depth, "groups inside groups"),
     Key("limits.cer_timeout_s", seconds(0.1, 3600), LIMITS.cer_timeout_s, "time from the accept to a complete CER"),

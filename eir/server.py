@@ -470,6 +470,7 @@ def limits_of(config: Config) -> Limits:
     return replace(
         limits,
         rate_max=limits.rate_max and limits.rate_max / workers,
+        unidentified_max=math.ceil(limits.unidentified_max / workers),
         source_unidentified_max=math.ceil(limits.source_unidentified_max / workers),
     )
 

@@ -212,6 +212,7 @@ FAULTS = [
     ("limits: [1]\n", 2, "found a list in limits; expected keys, each with ': ' and a value"),
     ("limits: {max_message_bytes: 64 kilo}\n", 2, "or a size such as 64KiB"),
     ("limits: {max_message_bytes: 1}\n", 2, "bytes from 4096"),
+    ("limits: {max_message_bytes: 16MiB}\n", 2, "bytes from 4096 to 8388608"),  # RFC 6733 3: an answer that repeats it has 24 bits for its length
     ("limits: {max_message_bytes: 9999999GiB}\n", 2, "bytes from 4096"),
     ("state: ''\n", 2, "found '' for 'state'; expected the path of a folder"),
     ("store: mysql\n", 2, "found 'mysql' for 'store'; expected sqlite, redis://HOST"),

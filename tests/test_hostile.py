@@ -19,6 +19,8 @@ from hostile import Steady, accounts, beside, descriptors, memory_mb, seconds_of
 from node import LISTED, until_async
 from wire import REALM, SESSION, TGPP, Connection, avp, cer, dwr, ecr, message, u32
 
+from eir.control import ask as control
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
@@ -128,6 +130,24 @@ async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd
             await loop.sock_sendall(one, cer(f"sgsn{number}.localdomain"))
     await until_async(lambda: node.status()["peers"] == {"mme": 60})
     await until_async(lambda: node.metrics().get("eir_peers_refused_total{reason=connections_max}") == 10)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_who_says_nothing_is_held_to_the_limits_by_all_workers_together(loaded, crowd, workers):
+    loaded.configure(limits={"unidentified_max": 6, "source_unidentified_max": 4, "cer_timeout_s": 60}, workers=workers)
+    node = loaded.start()
+
+    def silent():
+        return [row["address"].partition(":")[0] for row in control(loaded.state, "peers") if row["state"] == "wait_cer"]
+
+    await crowd(node, 30, "127.0.1.1")
+    await until_async(lambda: silent() == ["127.0.1.1"] * 4)
+    for number in range(30):
+        await crowd(node, 1, f"127.0.{2 + number}.1")
+    await until_async(lambda: len(silent()) == 6)
+    refused = {name: n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")}
+    assert refused["eir_peers_refused_total{reason=source_unidentified_max}"] == 26
+    assert refused["eir_peers_refused_total{reason=unidentified_max}"] == 28
 
 
 @pytest.mark.parametrize("workers", [1, 2])
