@@ -6,12 +6,14 @@ import random
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from made import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
 from eir.lists.index import Contents, Index
 from eir.lists.pages import PAGE_KEYS, content_digest
+from eir.lists.sift import Sifter
 from eir.lists.store import ListState
 from eir.stores import follow
 from eir.stores.copy import Relation, relation
@@ -271,6 +273,38 @@ async def test_a_fault_while_ended_rows_are_dropped_is_counted_and_following_goe
         assert node.follower.up
         await store.replace("a", state(B, serial=2), B, seen=1)
         await node.reaches(2)
+
+
+async def test_what_is_followed_is_sifted(store):
+    def doubts(*keys):
+        return node.index.lists["a"].doubtful(np.array(keys, np.uint64))
+
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(store, {"a": "devices"}) as node:
+        await until(lambda: doubts(1) is not None)
+        assert doubts(1, 2, 5 * PAGE_KEYS).all()
+        assert not doubts(3, PAGE_KEYS).any()
+        new = [page(9, [4])]
+        await store.amend("a", state([*A, *new], serial=2), new, seen=1)
+        await node.reaches(2)
+        assert doubts(9 * PAGE_KEYS + 4).all()
+        await until(lambda: not doubts(9 * PAGE_KEYS + 5).any())
+        assert doubts(9 * PAGE_KEYS + 4).all()
+
+
+async def test_a_fault_of_the_sieve_denies_nothing(store, monkeypatch):
+    await store.replace("a", state(A), A, seen=0)
+    async with Node(store, {"a": "devices"}) as node:
+        keys = np.array([9 * PAGE_KEYS + 4], np.uint64)
+        await until(lambda: node.index.lists["a"].doubtful(keys) is not None)
+        monkeypatch.setattr(Sifter, "_take", lambda *_: 1 / 0)
+        new = [page(9, [4])]
+        await store.amend("a", state([*A, *new], serial=2), new, seen=1)
+        await until(lambda: node.follower.errors["internal"] > 1)
+        assert node.index.lists["a"].doubtful(keys).all()
+        monkeypatch.undo()
+        await until(lambda: not node.index.lists["a"].doubtful(keys + np.uint64(1)).any())
+        assert node.index.lists["a"].doubtful(keys).all()
 
 
 @pytest.mark.parametrize("less", ["nothing", "an older copy", "another history", "a lower serial"])

@@ -7,6 +7,7 @@ stays in the sieve, which only costs a search; the sieve is made anew with the l
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,9 @@ class Sifter:
                 self._take(self._waiting[-STEP_PAGES:])
                 del self._waiting[-STEP_PAGES:]
             else:
-                self._take([self._late.pop() for _ in range(min(STEP_PAGES, len(self._late)))])
+                step = list(islice(self._late, STEP_PAGES))
+                self._take(step)
+                self._late.difference_update(step)
             if time.perf_counter() > deadline:
                 break
         if len(self._dense) > dense:

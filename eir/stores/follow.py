@@ -253,24 +253,23 @@ class Follower:
     async def _drop_ended(self) -> None:
         while True:
             await asyncio.sleep(EXPIRE_S)
-            now = self._now()
-            for name, entries in tuple(self._index.lists.items()):
-                self._expiring.begin()
-                try:
-                    while not entries.expire(now, self._expiring.deadline):
-                        await self._expiring.pause()
-                except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
-                    self._failed("internal", error, name)
-                self._expiring.end()
+            await self._with_each(self._expiring, DeviceList.expire, self._now())
 
     async def _sift(self) -> None:
         while True:
-            for entries in tuple(self._index.lists.values()):
-                self._sifting.begin()
-                while not entries.sift(self._sifting.deadline):
-                    await self._sifting.pause()
-                self._sifting.end()
+            await self._with_each(self._sifting, DeviceList.sift)
             await asyncio.sleep(SIFT_S)
+
+    async def _with_each(self, slices: Slices, step: Callable[..., bool], *arguments: float) -> None:
+        """Do something to each list in steps, each told its deadline after `arguments`, until it says that nothing is left."""
+        for name, entries in tuple(self._index.lists.items()):
+            slices.begin()
+            try:
+                while not step(entries, *arguments, slices.deadline):
+                    await slices.pause()
+            except Exception as error:  # noqa: BLE001  # the outermost loop of a task: it counts, says so, and goes on
+                self._failed("internal", error, name)
+            slices.end()
 
     def _now(self) -> float:
         return self.clock.now(self._wall(), self._monotonic())
@@ -426,8 +425,6 @@ class Follower:
         slices = self._slices
         slices.begin()
         retired = self._index.switch(name, builder)
-        if builder.amends:
-            entries.sift(slices.deadline)
         entries.expire(self._now(), slices.deadline)
         self._on_switch(name, builder.state)
         while not retired.free(slices.deadline):
