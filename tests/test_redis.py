@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 
+import groups
 import pytest
 import redis.exceptions as fault
 import servers
@@ -14,6 +16,7 @@ from test_follow import Node
 
 from eir.errors import NothingToRollBack, StoreError
 from eir.lists.pages import PAGE_KEYS, Page
+from eir.stores import follow
 from eir.stores import redis as redis_store
 from eir.stores.redis import RedisStore
 from eir.stores.redis_url import parse_url
@@ -449,29 +452,71 @@ class TestUrls:
         assert caught.value.cause == "url"
 
 
-async def test_tls_with_certificates_on_both_sides(own, tmp_path):
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    for name in ("server", "client"):
-        issued = authority.issue_cert("127.0.0.1" if name == "server" else "node@host")
-        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
-        for at, part in enumerate(issued.cert_chain_pems):
-            part.write_to_path(tmp_path / f"{name}.pem", append=at > 0)
-    port = servers.free_port()
-    own(
-        "--tls-port", str(port), "--tls-cert-file", str(tmp_path / "server.pem"), "--tls-key-file", str(tmp_path / "server.key"),
-        "--tls-ca-cert-file", str(tmp_path / "ca.pem"), "--tls-auth-clients", "yes",
-    )  # fmt: skip
-    base = f"rediss://127.0.0.1:{port}?ca_file={tmp_path / 'ca.pem'}"
-    async with opened(f"{base}&cert_file={tmp_path / 'client.pem'}&key_file={tmp_path / 'client.key'}") as store:
-        await store.replace("a", state(A), A, seen=0)
-        assert await read(store) == A
-    async with opened(base) as without:
-        assert await cause_of(without.states()) in {"refused", "timeout"}
-    other = trustme.CA()
-    other.cert_pem.write_to_path(tmp_path / "ca.pem")
-    async with opened(f"{base}&cert_file={tmp_path / 'client.pem'}&key_file={tmp_path / 'client.key'}") as deceived:
-        assert await cause_of(deceived.states()) == "refused"
+class TestTls:
+    """Certificates on both sides, whatever form the store has."""
+
+    @pytest.fixture
+    def tls(self, tmp_path):
+        """Settings of a server that wants them, but for its port."""
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        for name in ("server", "client"):
+            issued = authority.issue_cert("127.0.0.1" if name == "server" else "node@host")
+            issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+            for at, part in enumerate(issued.cert_chain_pems):
+                part.write_to_path(tmp_path / f"{name}.pem", append=at > 0)
+        return {
+            "tls-cert-file": tmp_path / "server.pem", "tls-key-file": tmp_path / "server.key", "tls-ca-cert-file": tmp_path / "ca.pem",
+            "tls-auth-clients": "yes", "tls-cluster": "yes", "tls-replication": "yes",
+        }  # fmt: skip
+
+    @pytest.fixture
+    def guarded(self, own, tls):
+        """Starts a server that has a port for TLS too, and gives both."""
+
+        def start(*options):
+            port = servers.free_port()
+            return own(*(text for name, value in {"tls-port": port, **tls}.items() for text in (f"--{name}", str(value))), *options), port
+
+        return start
+
+    @pytest.fixture
+    def single(self, guarded):
+        return f"rediss://127.0.0.1:{guarded()[1]}"
+
+    @pytest.fixture
+    def sentinel(self, own, guarded, tls, tmp_path):
+        _, port = guarded()
+        watcher_port = servers.free_port()
+        settings = {"sentinel monitor": f"lists 127.0.0.1 {port} 1", "tls-port": watcher_port, **tls}
+        (tmp_path / "sentinel.conf").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        own(folder=tmp_path, sentinel=tmp_path / "sentinel.conf")
+        return f"rediss+sentinel://127.0.0.1:{watcher_port}/lists"
+
+    @pytest.fixture
+    def cluster(self, guarded):
+        made = [guarded("--cluster-enabled", "yes") for _ in range(3)]
+        for at, (node, _) in enumerate(made):
+            node.command("CLUSTER", "ADDSLOTSRANGE", at * 5461 + (at > 0), 16383 if at == 2 else (at + 1) * 5461)
+        for _, port in made[1:]:
+            made[0][0].command("CLUSTER", "MEET", "127.0.0.1", port)
+        groups.until(lambda: all(b"cluster_state:ok" in node.command("CLUSTER", "INFO") for node, _ in made))
+        return "rediss+cluster://" + ",".join(f"127.0.0.1:{port}" for _, port in made)
+
+    @pytest.mark.parametrize("form", ["single", "sentinel", "cluster"])
+    async def test_with_certificates_on_both_sides(self, form, request, tmp_path):
+        base = f"{request.getfixturevalue(form)}?ca_file={tmp_path / 'ca.pem'}"
+        ours = f"{base}&cert_file={tmp_path / 'client.pem'}&key_file={tmp_path / 'client.key'}"
+        async with opened(ours) as store:
+            for name in "abc":
+                await store.replace(name, state(A), A, seen=0)
+                assert await read(store, name) == A
+        async with opened(base) as without:
+            assert await cause_of(without.states()) in {"refused", "timeout", "clusterdown"}
+        other = trustme.CA()
+        other.cert_pem.write_to_path(tmp_path / "ca.pem")
+        async with opened(ours) as deceived:
+            assert await cause_of(deceived.states()) in {"refused", "clusterdown"}
 
 
 @pytest.mark.usefixtures("impatient")
@@ -544,6 +589,39 @@ async def test_a_cluster_of_three(own):
             await store.replace("moved", state(A), A, seen=0)
             assert await read(store, "moved") == A
             assert b"eir:{moved}:state" in target.command("KEYS", "eir:{moved}:state")
+
+
+class TestOneOfSeveralHangs:
+    """A host that was switched off answers nothing at all; who asks it where to go gives up early enough to ask the next."""
+
+    async def in_time(self, url):
+        async with opened(url) as store, asyncio.timeout(follow.STORE_TIMEOUT_S):
+            assert "a" in await store.states()
+
+    async def test_a_sentinel(self, redis_of):
+        with groups.Watched(redis_of, sentinels=1) as watched, contextlib.ExitStack() as stack:
+            async with opened(watched.url) as store:
+                await store.replace("a", state(A), A, seen=0)
+            holes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
+            await self.in_time(watched.url.replace("//", "//" + "".join(f"127.0.0.1:{port}," for port in holes)))
+
+    async def test_a_node_of_a_cluster(self, redis_of):
+        with groups.Cluster(redis_of, "--cluster-require-full-coverage", "no") as cluster:
+            async with opened(cluster.url) as store:
+                await store.replace("a", state(A), A, seen=0)
+            needed = {cluster.owner(key) for key in ("eir:{a}:state", "eir:lists")}
+            (other, *_) = set(cluster.nodes) - needed
+            other.pause()
+            try:
+                for _ in range(4):  # the order in which they are asked is random
+                    await self.in_time(cluster.url)
+            finally:
+                other.resume()
+
+
+@pytest.fixture
+def redis_of():
+    return servers.programs()["redis"]
 
 
 def test_the_form_of_a_state_is_json_for_other_readers(server):

@@ -9,6 +9,7 @@ and after a `?`: `password_file`, `password_env` (EIR_REDIS_PASSWORD unless give
 is taken too, and never shown. Imports only eir.errors; knows no list.
 """
 
+import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
-from redis.backoff import FullJitterBackoff
+from redis.backoff import FullJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import SlotNotCoveredError
 
@@ -46,6 +47,9 @@ OPTIONS = frozenset({
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 4.0
 """Longer than any read that waits for a change (eir.stores.follow.WAIT_S)."""
+GUIDE_TIMEOUT_S = 1.5
+"""For what only says where to go, a sentinel or any node of a cluster: there are others to ask, and the time of one answer
+(eir.stores.follow.STORE_TIMEOUT_S) is to be enough although two of them hang."""
 RETRIES = 2
 BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.5
 
@@ -61,8 +65,9 @@ class Address:
     database: int
     options: Mapping[str, Any] = field(repr=False)
     """Arguments of each connection to a server."""
-    sentinel_options: Mapping[str, Any] = field(repr=False)
-    """Arguments of each connection to a sentinel."""
+    guide_options: Mapping[str, Any] = field(repr=False)
+    """Arguments of each connection to a sentinel, or to a node of a cluster that is asked who has what. No retries: the next
+    one is asked instead."""
 
     def __str__(self) -> str:
         return f"{self.form} " + ",".join(f"{host}:{port}" for host, port in self.hosts)
@@ -102,18 +107,18 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, with_sec
         **(_tls(given) if tls else {}),
     }
     retry = Retry(FullJitterBackoff(cap=BACKOFF_CAP_S, base=BACKOFF_BASE_S), RETRIES, (RedisConnectionError,))
+    login_there = {"username": unquote(user) or None, "password": password}
+    guide = {"username": given.get("sentinel_user"), "password": sentinel_password} if form == SENTINEL else login_there
     return Address(
         form=form,
         hosts=tuple(_host(text, SENTINEL_PORT if form == SENTINEL else PORT) for text in hosts.split(",")),
         service=service,
         database=int(path[0]) if path else 0,
-        options={**common, "username": unquote(user) or None, "password": password, "retry": retry},
-        sentinel_options={
-            **common,
-            "username": given.get("sentinel_user"),
-            "password": sentinel_password,
+        options={**common, **login_there, "retry": retry},
+        guide_options={
+            **common, **guide, "socket_connect_timeout": GUIDE_TIMEOUT_S, "socket_timeout": GUIDE_TIMEOUT_S, "retry": Retry(NoBackoff(), 0),
         },
-    )
+    )  # fmt: skip
 
 
 def with_files_in(url: str, folder: Path) -> str:
@@ -166,6 +171,7 @@ class Connections:
         self._sentinel: Sentinel | None = None
         self._master: Redis | None = None
         self._cluster: RedisCluster | None = None
+        self._learning = asyncio.Lock()
 
     @property
     def clustered(self) -> bool:
@@ -175,19 +181,14 @@ class Connections:
     async def to(self, key: str) -> Redis:
         """The client to ask about a key. Raises what redis raises."""
         if self.clustered:
-            if self._cluster is None:
-                self._cluster = RedisCluster(
-                    startup_nodes=[ClusterNode(host, port) for host, port in self.address.hosts], **self.address.options
-                )
-            await self._cluster.initialize()
-            node = self._cluster.get_node_from_key(key)
+            node = (await self._learned()).get_node_from_key(key)
             if node is None:
                 raise SlotNotCoveredError(f"no node of the cluster has the slot of {key}")
             return self._client((str(node.host), int(node.port)))
         if self.address.form == SENTINEL:
             if self._master is None:
                 self._sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis has no types there
-                    self.address.hosts, sentinel_kwargs=dict(self.address.sentinel_options)
+                    self.address.hosts, sentinel_kwargs=dict(self.address.guide_options)
                 )
                 self._master = self._sentinel.master_for(
                     self.address.service, db=self.address.database, **self.address.options
@@ -202,11 +203,26 @@ class Connections:
             )
         return self._clients[where]
 
+    async def _learned(self) -> RedisCluster:
+        """The cluster, once it is known who has what. Its commands go by clients of our own: it only says where to.
+
+        Not by its `initialize`, which also asks one certain node for the commands that there are, and fails if that hangs.
+        """
+        async with self._learning:
+            if self._cluster is None:
+                cluster = RedisCluster(
+                    startup_nodes=[ClusterNode(host, port) for host, port in self.address.hosts], **self.address.guide_options
+                )
+                try:
+                    await cluster.nodes_manager.initialize()
+                finally:
+                    await _hang_up(cluster)
+                self._cluster = cluster
+            return self._cluster
+
     async def learn(self) -> None:
         """Ask the cluster anew who has what: after a redirection, or when a node is away."""
-        if self._cluster is not None:
-            cluster, self._cluster = self._cluster, None
-            await cluster.aclose()
+        self._cluster = None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -217,3 +233,8 @@ class Connections:
         self._clients, self._master, self._sentinel = {}, None, None
         for client in clients:
             await client.aclose()
+
+
+async def _hang_up(cluster: RedisCluster) -> None:
+    for nodes in ("nodes_cache", "startup_nodes"):
+        await cluster.nodes_manager.aclose(nodes)
