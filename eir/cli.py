@@ -334,7 +334,15 @@ def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     content, the same for the same entries whatever release brought them.
     """
     checked = _whereabouts(config)
-    states = _with_store(checked, lambda store: store.states(), fresh=False)
+
+    async def found(store: ListStore) -> dict[str, ListState]:
+        states = dict(await store.states())
+        for name in checked.lists:  # one that the store does not name may be there: what names them is a key of its own in Redis
+            if name not in states and (state := await store.state(name)) is not None:
+                states[name] = state
+        return states
+
+    states = _with_store(checked, found, fresh=False)
     kinds = {name: settings.kind for name, settings in checked.lists.items()} or {name: state.kind for name, state in states.items()}
     rows = [_list_row(name, kind, states.get(name)) for name, kind in kinds.items()]
     if not as_json:  # what has no releases has changes

@@ -198,6 +198,17 @@ class TestFaults:
         assert what == ("store_may_evict",)
         assert more["reason"] == "allkeys-lru"
 
+    async def test_it_is_reported_when_redis_comes_later_too(self, own):
+        said = []
+        server = own("--maxmemory-policy", "allkeys-lru")
+        server.kill()
+        async with opened(server.url, report=lambda what, **_: said.append(what)) as store:
+            assert await cause_of(store.states()) == "refused"
+            server.start()
+            assert await store.states() == {}
+            assert await store.states() == {}
+        assert said == ["store_may_evict"]
+
     async def test_a_change_that_no_replica_has_is_reported(self, own, monkeypatch):
         monkeypatch.setattr(redis_store, "REPLICA_WAIT_MS", 100)
         master, said = own(), []

@@ -263,16 +263,24 @@ class RedisStore:
     async def _client(self, key: str) -> Any:
         client: Any = await self._connections.to(key)
         if not self._greeted:
-            self._greeted = True
-            with suppress(fault.NoPermissionError):
-                memory = await client.info("memory")
-                policy = memory.get("maxmemory_policy", POLICY_SAFE)
-                if policy != POLICY_SAFE:
-                    self._report(
-                        "store_may_evict", level="warning", reason=str(policy),
-                        detail=f"Redis may drop lists when its memory is full; set maxmemory-policy {POLICY_SAFE}",
-                    )  # fmt: skip
+            self._greeted = True  # others that ask at the same time do not look too
+            try:
+                await self._greet(client)
+            except fault.NoPermissionError:
+                pass
+            except BaseException:
+                self._greeted = False
+                raise
         return client
+
+    async def _greet(self, client: Any) -> None:
+        memory = await client.info("memory")
+        policy = memory.get("maxmemory_policy", POLICY_SAFE)
+        if policy != POLICY_SAFE:
+            self._report(
+                "store_may_evict", level="warning", reason=str(policy),
+                detail=f"Redis may drop lists when its memory is full; set maxmemory-policy {POLICY_SAFE}",
+            )  # fmt: skip
 
     async def _do(self, command: str, key: str, *args: object, **options: object) -> Any:
         client = await self._client(key)

@@ -75,6 +75,18 @@ def test_evicted(server, fleet):
     server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
+def test_the_names_of_lists_are_lost(server, fleet):
+    """A key of its own, in a cluster on another node perhaps: nobody needs it who knows the name."""
+    server.command("DEL", "eir:lists")
+    (row,) = fleet.loader.json("lists")
+    assert (row["serial"], row["state"]) == (fleet.serial, "in force")
+    with fleet.site(f"late-{fleet.serial}", fleet.url) as site:
+        node = site.start()
+        until(lambda: node.get("/ready") == (200, "ready\n"))
+    fleet.load_and_follow()
+    assert LIST.encode() in server.command("SMEMBERS", "eir:lists")
+
+
 def test_two_loaders_with_the_same_serial(fleet):
     """One wins, the other is told why, whichever is faster."""
     other = fleet.site("other-loader", fleet.url)
