@@ -358,7 +358,7 @@ class TestCrash:
         node = crew.start()
         clients = await four(node, connect)
         assert control(crew.state, "peers") == []
-        assert {line["worker"] for line in node.lines("fault", reason="peers")} == {"0", "1"}
+        until(lambda: {line["worker"] for line in node.lines("fault", reason="peers")} == {"0", "1"})  # a thread writes them
         assert node.status()["workers"] == 2
         assert total(node.metrics(), "eir_peer_up") == 1
         for host, client in clients.items():
