@@ -16,6 +16,7 @@ from eir import metrics
 from eir.channel import Channel, ChannelError, Ends, take_over
 from eir.config import Config
 from eir.diameter.admission import Admit, Claim, Drop, Probe, Refuse
+from eir.diameter.rate import Grants
 from eir.errors import EirError
 from eir.lists.index import Index
 from eir.log import Log
@@ -25,12 +26,12 @@ from eir.signals import heed
 ORDERS = {order.__name__: order for order in (Admit, Refuse, Probe, Drop)}
 
 
-async def work(config: Config, origin_state_id: int, index: Index, number: int, ends: Ends) -> int:
+async def work(config: Config, origin_state_id: int, index: Index, grants: Grants, ends: Ends, *, number: int) -> int:
     """Worker `number`, until SIGTERM or until the dispatcher is gone. `index` holds the lists as the supervisor read them."""
     log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers, worker=number)
     channel = await Channel.over(ends.stream)
     index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
-    worker = Worker(config, log, origin_state_id, desk=FarDesk(channel), index=index)
+    worker = Worker(config, log, origin_state_id, desk=FarDesk(channel), index=index, grants=grants)
     try:
         await Member(config, log, worker, channel, ends.packets).work(dials=number == 0)
     finally:

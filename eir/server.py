@@ -30,8 +30,9 @@ from eir.diameter.admission import Desk
 from eir.diameter.answer import Reply
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
+from eir.diameter.rate import Grants
 from eir.diameter.serve import TOO_BUSY_REPLY
-from eir.diameter.settings import Limits, PeerSettings
+from eir.diameter.settings import Limits
 from eir.diameter.tls import Tls, load_tls
 from eir.errors import EirError, StoreError
 from eir.front import Front, WorkerReport, cannot_listen, tell_refusal
@@ -165,8 +166,8 @@ class Alone:
 class Worker:
     """The parts of one worker, and what they have in common: configuration, clock, log, counters.
 
-    `desk` is where connections are admitted when there are several workers; `index` holds lists already when this worker
-    was forked from a process that has them. Whoever has one decides when its node listens and dials.
+    `desk` is where connections are admitted when there are several workers, `grants` where they share limits; `index` holds
+    lists already when this worker was forked from a process that has them. Whoever has one decides when its node listens and dials.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class Worker:
         *,
         desk: Desk | None = None,
         index: Index | None = None,
+        grants: Grants | None = None,
     ) -> None:
         self._config = config
         self._log = log
@@ -202,9 +204,9 @@ class Worker:
         )  # fmt: skip
         self._tls = self._load_tls(config)
         self.node = Node(
-            replace(config.identity, origin_state_id=origin_state_id), peers_of(config), limits_of(config), self._service.answer,
+            replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config), self._service.answer,
             counts=self._counts, report=log.report, lane=lambda *known: Lane(self._service, *known), desk=desk, dials=False,
-            overload=overload_of(config), tls=self._tls,
+            overload=overload_of(config), tls=self._tls, grants=grants,
         )  # fmt: skip
 
     # ---- start and stop ----
@@ -349,7 +351,7 @@ class Worker:
         self._service.policy = policy
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
         self._tls = tls or self._tls  # a listener for TLS that is open stays so until a restart
-        self.node.reconfigure(peers_of(new), identity, limits_of(new), overload=overload_of(new), tls=self._tls)
+        self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=self._tls)
         self._log.set_level(new.log_level)
         self._log.full_identifiers = new.full_identifiers
         before, self._config = self._config, replace(new, **in_force)
@@ -464,23 +466,14 @@ def report_warnings(config: Config, log: Log) -> None:
 def limits_of(config: Config) -> Limits:
     """The limits of one worker: what counts over all connections is shared out, since each worker sees its own only.
 
-    Not so those that the dispatcher holds connections to before it hands them over.
+    Not so those that the dispatcher holds connections to before it hands them over, and rates, which workers fill together.
     """
     limits, workers = config.limits, config.workers
     return replace(
         limits,
-        rate_max=limits.rate_max and limits.rate_max / workers,
         unidentified_max=math.ceil(limits.unidentified_max / workers),
         source_unidentified_max=math.ceil(limits.source_unidentified_max / workers),
     )
-
-
-def peers_of(config: Config) -> list[PeerSettings]:
-    """The peer table of one worker: a peer with one connection has it in one worker, others have theirs in several."""
-    return [
-        replace(peer, rate_max=peer.rate_max and peer.rate_max / min(config.workers, peer.connections if peer.host else config.workers))
-        for peer in config.peers
-    ]
 
 
 def overload_of(config: Config) -> Reply:

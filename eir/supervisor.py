@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import uvloop
 
 from eir.channel import Ends, pair
 from eir.config import Config, load_config
+from eir.diameter.rate import Grants, shared_memory
 from eir.dispatcher import Dispatcher
 from eir.errors import ConfigError, EirError, StoreError
 from eir.lists.index import Index
@@ -81,6 +83,8 @@ class Supervisor:
         self._config = config
         self._origin_state_id = next_origin_state_id(config.state / "origin-state-id")
         self._index = Index(kinds_of(config))
+        self._granted = shared_memory(config.workers)
+        """Over it the workers share the limits on requests a second."""
         self._log = Log(time.monotonic, level=config.log_level, in_background=False)
         report_warnings(config, self._log)
         allow_open_files(config, self._log)
@@ -141,7 +145,9 @@ class Supervisor:
     def _start(self, worker: int, pause_s: float = RESTART_S) -> None:
         config = self._config_now()
         here, there = pair()
-        pid = self._fork(worker, lambda: work(config, self._origin_state_id, self._index, worker, there), pause_s, theirs=here)
+        grants = Grants(self._granted, worker)
+        main = partial(work, config, self._origin_state_id, self._index, grants, there, number=worker)
+        pid = self._fork(worker, main, pause_s, theirs=here)
         hello = f"{worker} {pid} {self._restarts}".encode()
         with suppress(OSError):  # the dispatcher has ended: the loop of `run` will know in a moment
             socket.send_fds(self._ours, [hello], [here.stream.fileno(), here.packets.fileno()])

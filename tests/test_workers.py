@@ -15,6 +15,7 @@ from node import LISTED, TRACKED, UNLISTED, until, until_async
 from wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
 
 from eir.control import ask as control
+from eir.diameter.rate import BURST_S
 
 WHITE, BLACK, GREY = 0, 1, 2
 HOSTS = tuple(f"mme{number}.localdomain" for number in range(1, 5))
@@ -244,6 +245,35 @@ class TestAdmission:
         assert (await made[-1].ask(cer())).result == 2001
         for client in made:
             await client.close()
+
+
+class TestOverload:
+    @pytest.mark.parametrize("peers", [1, 2, 3])
+    @pytest.mark.parametrize("limit", ["rate_max", "rate_max_all"])
+    async def test_a_limit_is_the_nodes_wherever_the_connections_are(self, crew, connect, limit, peers):
+        """Three times the limit and more, over one worker or both: as many are answered as with one worker."""
+        rate = 400
+        entry = {"name": "mme", "realm": REALM}
+        if limit == "rate_max":
+            entry["rate_max"] = rate
+        crew.configure(peers=[entry], limits={"rate_max": rate} if limit == "rate_max_all" else {})
+        node = crew.start()
+        clients = [await connect(node, host) for host in HOSTS[:peers]]
+        results = Counter()
+
+        async def push(client, host):
+            octets = ecr(LISTED, host=avp(264, host))
+            while time.monotonic() < began + 2:
+                await client.send(*[octets] * 30)
+                results.update([(await client.read()).result for _ in range(30)])
+                await asyncio.sleep(0.02)
+
+        began = time.monotonic()
+        await asyncio.gather(*(push(client, host) for client, host in zip(clients, HOSTS, strict=False)))
+        took = time.monotonic() - began
+        assert set(results) == {2001, 3004}
+        assert 0.85 * rate * took < results[2001] < 1.1 * rate * took + rate * BURST_S
+        assert total(node.metrics(), "eir_shed_total") == node.metrics()[f"eir_shed_total{{peer=mme,reason={limit}}}"] == results[3004]
 
 
 class TestCrash:

@@ -24,7 +24,7 @@ from eir.diameter.counts import OTHER, Counts
 from eir.diameter.listen import Listener, open_listener
 from eir.diameter.message import Request
 from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened, Peer
-from eir.diameter.rate import Bucket, Limit
+from eir.diameter.rate import Bucket, Grants, Limit
 from eir.diameter.serve import TOO_BUSY_REPLY, Application, Lane, Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings, Report
 from eir.diameter.states import State
@@ -96,6 +96,7 @@ class Node:
         desk: Desk | None = None,
         dials: bool = True,
         tls: Tls | None = None,
+        grants: Grants | None = None,
     ) -> None:
         self.surroundings = Surroundings(
             identity=identity, limits=limits, application=application, application_id=application_id, lane=lane, counts=counts,
@@ -125,6 +126,8 @@ class Node:
         """By label of peers that we connect to: why there is no connection."""
         self._seen: dict[str, float] = {}
         """By label of configured peers: when a connection last began or ended."""
+        self._grants = grants
+        """Where the node's limits on requests a second are those of several workers together."""
         self._buckets: dict[str, Bucket] = {}
         self._all: Bucket | None = None
         self._listeners: list[Listener] = []
@@ -528,12 +531,13 @@ class Node:
         """The buckets that a peer's requests draw from: one for all, one for its entry."""
         limits = []
         if settings.rate_max is not None:
+            number = next((at for at, entry in enumerate(self._peers, 1) if entry.label == settings.label), len(self._peers) + 1)
             bucket = self._buckets.get(settings.label)
-            if bucket is None or bucket.rate_max != settings.rate_max:
-                bucket = self._buckets[settings.label] = Bucket(settings.rate_max, now)
+            if bucket is None or (bucket.rate_max, bucket.limit) != (settings.rate_max, number):
+                bucket = self._buckets[settings.label] = Bucket(settings.rate_max, now, grants=self._grants, limit=number)
             limits.append(Limit("rate_max", bucket))
         if self.limits.rate_max is not None:
-            self._all = self._all or Bucket(self.limits.rate_max, now)
+            self._all = self._all or Bucket(self.limits.rate_max, now, grants=self._grants)
             limits.append(Limit("rate_max_all", self._all))
         return tuple(limits)
 

@@ -1,5 +1,10 @@
-"""A limit on requests a second, with room for priorities (RFC 7944 DRMP). Time is an argument; imports nothing of ours."""
+"""A limit on requests a second, with room for priorities (RFC 7944 DRMP). Time is an argument; imports nothing of ours.
 
+With several workers a limit is the node's, and not each worker's: they tell each other what they grant, in memory that they
+share, since a peer's connections may be in any of them.
+"""
+
+import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,17 +15,51 @@ DEFAULT_PRIORITY = 10
 """RFC 7944 9: that of a request without DRMP."""
 
 
+LIMITS_MAX = 4096
+"""Limits whose grants workers tell each other apart."""
+
+
+def shared_memory(workers: int) -> memoryview:
+    """Where as many workers, forked from who calls this, tell each other what they grant."""
+    return memoryview(mmap.mmap(-1, LIMITS_MAX * workers * 8)).cast("Q")
+
+
+class Grants:
+    """What the workers of a node have granted so far under each limit. Each writes its own numbers only: nothing is locked."""
+
+    def __init__(self, memory: memoryview, worker: int) -> None:
+        self._memory = memory
+        self._workers = len(memory) // LIMITS_MAX
+        self._worker = worker
+
+    def by_others(self, limit: int) -> int:
+        """Requests that the other workers have granted under a limit, since some time in the past."""
+        begin = limit % LIMITS_MAX * self._workers
+        return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
+
+    def add(self, limit: int, count: int) -> None:
+        """Tell the others of as many more (or, below 0, fewer) of this worker."""
+        at = limit % LIMITS_MAX * self._workers + self._worker
+        self._memory[at] = int(self._memory[at]) + count & 0xFFFFFFFFFFFFFFFF
+
+
 class Bucket:
-    """A token bucket. The lower a request's priority, the fuller the bucket has to be for it, so that it goes first."""
+    """A token bucket. The lower a request's priority, the fuller the bucket has to be for it, so that it goes first.
 
-    __slots__ = ("_capacity", "_filled_at", "_tokens", "rate_max")
+    With `grants`, workers that each have a bucket of the same `rate_max` and number `limit` fill one limit together.
+    """
 
-    def __init__(self, rate_max: float, now: float) -> None:
+    __slots__ = ("_by_others", "_capacity", "_filled_at", "_grants", "_tokens", "limit", "rate_max")
+
+    def __init__(self, rate_max: float, now: float, *, grants: Grants | None = None, limit: int = 0) -> None:
         self.rate_max = rate_max
         """Requests a second."""
+        self.limit = limit
         self._capacity = max(rate_max * BURST_S, 1.0)
         self._tokens = self._capacity
         self._filled_at = now
+        self._grants = grants
+        self._by_others = grants.by_others(limit) if grants is not None else 0
 
     def take(self, now: float, priority: int = DEFAULT_PRIORITY) -> bool:
         """Whether one more request is within the limit, which it then counts against; `priority` from 0 (highest) to 15."""
@@ -28,17 +67,29 @@ class Bucket:
 
     def grant(self, now: float, wanted: int, priority: int = DEFAULT_PRIORITY) -> int:
         """Take as many requests of one priority as are within the limit, `wanted` at most; returns how many."""
-        self._tokens = min(self._capacity, self._tokens + (now - self._filled_at) * self.rate_max)
+        tokens = self._tokens + (now - self._filled_at) * self.rate_max
         self._filled_at = now
+        if self._grants is not None:
+            by_others = self._grants.by_others(self.limit)
+            # Never so far below nothing that a number which another worker counts under for a moment, while limits are
+            # reloaded, is felt for longer than a burst.
+            tokens = max(tokens - (by_others - self._by_others), -self._capacity)
+            self._by_others = by_others
+        self._tokens = min(self._capacity, tokens)
         # At most half of the bucket is kept back, and never so much that a full one would refuse.
         kept_back = (self._capacity - 1) * min(priority, PRIORITIES - 1) / (2 * PRIORITIES)
         granted = max(0, min(wanted, int(self._tokens - kept_back)))
-        self._tokens -= granted
+        self._spend(granted)
         return granted
 
     def give_back(self, count: int) -> None:
         """Return what was granted and not used."""
-        self._tokens += count
+        self._spend(-count)
+
+    def _spend(self, count: int) -> None:
+        self._tokens -= count
+        if self._grants is not None and count:
+            self._grants.add(self.limit, count)
 
 
 class Limit(NamedTuple):
