@@ -534,6 +534,21 @@ async def _():
         assert (await connection.read()).command == 282
 
 
+@row(33, "the load limit: lower priorities go first")
+async def _():
+    async with running(peers=(replace(PEER, rate_max=80.0),)) as setup:
+        connection = await setup.open()
+        requests = [ecr(extra=u32(301, (0, 15)[number % 2]), ids=(number, number)) for number in range(60)]  # RFC 7944: 0 is the highest
+        await connection.send(*requests)
+        passed = Counter()
+        for number, request in enumerate(requests):
+            answer = await connection.read()
+            check_answer(request, answer)
+            passed[number % 2] += answer.result == 2001
+        assert passed[0] >= passed[1] + 5
+        assert setup.counts.shed == {("mme", "rate_max"): 60 - passed.total()}
+
+
 @row(33, "the load limit, with a status for an answer")
 async def _():
     async with running(peers=(replace(PEER, rate_max=8.0),), overload=REPLIES[Status.GREYLISTED]) as setup:

@@ -20,7 +20,7 @@ from eir.diameter.answer import Reply
 from eir.diameter.avp import encode_u32
 from eir.diameter.certificate import Certificate
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
-from eir.diameter.node import Identity, Limits, Node, PeerSettings
+from eir.diameter.node import Identity, Limits, Node, PeerSettings, _jitter
 from eir.diameter.tls import Tls
 from eir.diameter.transport import Link
 from eir.errors import EirError
@@ -242,6 +242,28 @@ async def test_a_disabled_peer_is_not_connected_to():
             again = await listener.accept()
             assert (await again.read()).command == 257
             assert len(listener.made) == 2
+
+
+async def test_attempts_come_after_tc_and_its_jitter():
+    """RFC 6733 2.1: nodes that lost the same agent do not all come back to it in the same moment."""
+    async with Listener() as listener:
+        peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}", reconnect_after_s=0.2)
+        async with running(peer):
+            ends, waits = None, []
+            while len(waits) < 8:
+                connection = await listener.accept()
+                if ends is not None:
+                    waits.append(time.monotonic() - ends)
+                await connection.close()
+                ends = time.monotonic()
+    assert min(waits) > 0.17
+    assert max(waits) - min(waits) > 0.004
+
+
+def test_watchdogs_have_two_seconds_of_jitter():
+    drawn = [_jitter() for _ in range(1000)]
+    assert -2 <= min(drawn) < -1.8
+    assert 1.8 < max(drawn) <= 2
 
 
 async def test_attempts_that_fail_are_repeated():

@@ -106,6 +106,16 @@ class TestOneNode:
         status = node.status()
         assert (status["workers"], status["checks"], status["peers"], status["pid"]) == (2, 20, {"mme": 4}, node.pid)
 
+    async def test_ipv6_beside_ipv4(self, crew):
+        crew.configure(listen=["tcp://[::1]:0", "tcp://127.0.0.1:0"], peers=[{"name": "mme", "realm": REALM, "from": ["::1", "127.0.0.1"]}])
+        node = crew.start()
+        addresses = [url.removeprefix("tcp://").rpartition(":") for url in node.status()["listening"]]
+        for (host, _, port), shown in zip(addresses, (b"\0\2" + bytes(15) + b"\1", b"\0\1\x7f\0\0\1"), strict=True):
+            client = Connection(*await asyncio.open_connection(host.strip("[]"), int(port)))
+            assert (await client.open(cer(f"mme{port}.localdomain"))).data(257) == shown
+            assert await ask(client, LISTED) == BLACK
+            await client.close()
+
     async def test_one_origin_state_id_whichever_worker_says_it(self, crew, connect):
         node = crew.start()
         said = [(await (await connect(node, host, opened=False)).open(cer(host))).number(278) for host in HOSTS]
