@@ -286,6 +286,21 @@ class TestOverload:
         assert total(node.metrics(), "eir_shed_total") == node.metrics()[f"eir_shed_total{{peer=mme,reason={limit}}}"] == results[3004]
 
 
+    async def test_below_the_limit_nobody_is_turned_away(self, crew, connect):
+        crew.configure(peers=[{"name": "mme", "realm": REALM, "rate_max": 1000}])
+        clients = (await four(crew.start(), connect)).items()
+
+        async def push(host, client):
+            octets = ecr(LISTED, host=avp(264, host))
+            for _ in range(50):
+                await client.send(*[octets] * 4)
+                for _ in range(4):
+                    assert (await client.read()).result == 2001
+                await asyncio.sleep(0.025)  # 640 a second, together
+
+        await asyncio.gather(*(push(host, client) for host, client in clients))
+
+
 class TestCrash:
     async def test_it_loses_its_own_connections_and_they_come_back(self, crew, connect):
         node = crew.start()

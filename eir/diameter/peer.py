@@ -378,12 +378,11 @@ class Peer:
 
         Returns the position behind the last message answered, and how many there were.
         """
-        allowed, grants, reached = wanted, [], ""
+        allowed, reached = wanted, ""
         for limit in self.rates:
-            granted = limit.bucket.grant(now, allowed)
-            if granted < allowed:
-                allowed, reached = granted, limit.reason
-            grants.append((limit.bucket, granted))
+            room = limit.bucket.room(now)
+            if room < allowed:
+                allowed, reached = room, limit.reason
         before = len(self._out)
         try:
             position, results = lane.take(data, position, allowed, self._out)
@@ -392,8 +391,8 @@ class Peer:
             results, reached = {}, ""
             self._close_lane(e)
         answered = sum(results.values())
-        for bucket, granted in grants:
-            bucket.give_back(granted - answered)
+        for limit in self.rates:
+            limit.bucket.spend(answered)
         if answered:
             self._count_express(answered, results)
         if reached and answered == allowed:

@@ -38,7 +38,7 @@ class Grants:
         return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
 
     def add(self, limit: int, count: int) -> None:
-        """Tell the others of as many more (or, below 0, fewer) of this worker."""
+        """Tell the others of as many more of this worker."""
         at = limit % LIMITS_MAX * self._workers + self._worker
         self._memory[at] = int(self._memory[at]) + count & 0xFFFFFFFFFFFFFFFF
 
@@ -61,12 +61,8 @@ class Bucket:
         self._grants = grants
         self._by_others = grants.by_others(limit) if grants is not None else 0
 
-    def take(self, now: float, priority: int = DEFAULT_PRIORITY) -> bool:
-        """Whether one more request is within the limit, which it then counts against; `priority` from 0 (highest) to 15."""
-        return self.grant(now, 1, priority) == 1
-
-    def grant(self, now: float, wanted: int, priority: int = DEFAULT_PRIORITY) -> int:
-        """Take as many requests of one priority as are within the limit, `wanted` at most; returns how many."""
+    def room(self, now: float, priority: int = DEFAULT_PRIORITY) -> int:
+        """How many more requests of one priority, from 0 (highest) to 15, are within the limit; who takes them has to `spend`."""
         tokens = self._tokens + (now - self._filled_at) * self.rate_max
         self._filled_at = now
         if self._grants is not None:
@@ -78,15 +74,10 @@ class Bucket:
         self._tokens = min(self._capacity, tokens)
         # At most half of the bucket is kept back, and never so much that a full one would refuse.
         kept_back = (self._capacity - 1) * min(priority, PRIORITIES - 1) / (2 * PRIORITIES)
-        granted = max(0, min(wanted, int(self._tokens - kept_back)))
-        self._spend(granted)
-        return granted
+        return max(0, int(self._tokens - kept_back))
 
-    def give_back(self, count: int) -> None:
-        """Return what was granted and not used."""
-        self._spend(-count)
-
-    def _spend(self, count: int) -> None:
+    def spend(self, count: int) -> None:
+        """Count as many requests against the limit."""
         self._tokens -= count
         if self._grants is not None and count:
             self._grants.add(self.limit, count)
@@ -101,9 +92,9 @@ class Limit(NamedTuple):
 
 def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None:
     """The first limit that a request would exceed, or None: it is then counted against all of them, and else against none."""
-    for at, limit in enumerate(limits):
-        if not limit.bucket.take(now, priority):
-            for other in limits[:at]:
-                other.bucket.give_back(1)
+    for limit in limits:
+        if not limit.bucket.room(now, priority):
             return limit
+    for limit in limits:
+        limit.bucket.spend(1)
     return None
