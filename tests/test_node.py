@@ -108,6 +108,16 @@ async def test_ipv6():
         assert setup.node.status()[0].address.startswith("[::1]:")
 
 
+async def test_we_connect_over_ipv6():
+    async with Listener("::1") as listener, running(replace(MME, host=wire.HOST, connect=f"tcp://[::1]:{listener.port}")) as setup:
+        connection = await listener.accept()
+        request = await connection.read()
+        assert request.data(257) == b"\0\2" + bytes(15) + b"\1"
+        await connection.answer(request, extra=wire.VSAI)
+        assert (await connection.ask(ecr())).result == 2001
+        assert setup.node.status()[0].address == f"[::1]:{listener.port}"
+
+
 async def test_no_more_connections_than_the_limit():
     async with running(limits=Limits(connections_max=2)) as setup:
         first, second, third = await setup.open(), await setup.open(cer("b.localdomain")), await setup.connect()

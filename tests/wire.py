@@ -201,11 +201,14 @@ class Connection:
 class Listener:
     """A node that others connect to: `accept` gives the next connection."""
 
+    def __init__(self, host="127.0.0.1"):
+        self.host = host
+
     async def __aenter__(self):
         self.waiting = asyncio.Queue()
         self.made = []
-        self._server = await asyncio.start_server(self._made, "127.0.0.1", 0)
-        self.host, self.port = self._server.sockets[0].getsockname()
+        self._server = await asyncio.start_server(self._made, self.host, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *_):
