@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import socket
+import time
 
 import groups
 import pytest
@@ -16,7 +17,7 @@ from test_follow import Node
 
 from eir.errors import NothingToRollBack, StoreError
 from eir.lists.pages import PAGE_KEYS, Page
-from eir.stores import follow
+from eir.stores import follow, redis_url
 from eir.stores import redis as redis_store
 from eir.stores.redis import RedisStore
 from eir.stores.redis_url import parse_url
@@ -374,6 +375,18 @@ class TestNodes:
                 assert node.index.lists["a"].holds(3)
                 assert not node.follower.errors
 
+    async def test_a_change_that_the_log_does_not_tell_is_noticed_within_a_second(self, server, store, monkeypatch):
+        """Trimmed before anyone read it: the follower looks at the states each second, and reads the list anew."""
+        await store.replace("a", state(A), A, seen=0)
+        async with opened(server.url) as one, Node(one, {"a": "devices"}) as node:
+            monkeypatch.setattr(redis_store, "_add_change", lambda pipe, keys, *_, **__: pipe.execute_command("UNLINK", keys.changes))
+            await store.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
+            began = time.monotonic()
+            await node.reaches(2)
+            assert time.monotonic() - began < follow.WAIT_S + 0.5
+            assert node.keys() == [9, 5 * PAGE_KEYS]
+            assert not node.follower.errors
+
     async def test_a_flush_is_noticed_and_healed_from_a_copy(self, server, tmp_path, store):
         copy = SqliteStore(tmp_path / "copy.sqlite")
         await store.replace("a", state(A, serial=5), A, seen=0)
@@ -432,6 +445,32 @@ class TestUrls:
         assert (found.options["username"], found.options["password"]) == ("u", "from file")
         assert parse_url("redis://u:p%40%3A@h", {}).options["password"] == "p@:"
         assert "from file" not in repr(found)
+
+    async def test_a_connection_that_is_refused_or_cut_is_tried_again_after_pauses_that_grow_and_differ(self, monkeypatch):
+        """By the library: with so many workers on one Redis, none is to come back at the same moment as the others."""
+        came, pauses = [], []
+
+        async def hang_up(_, writer):
+            came.append(None)
+            writer.close()
+
+        pause = asyncio.sleep
+
+        async def sleep(seconds, *result):
+            pauses.append(seconds)
+            return await pause(0, *result)
+
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as listener:
+            url = f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+            monkeypatch.setattr("redis.asyncio.retry.sleep", sleep)
+            for _ in range(20):
+                async with opened(url) as store:
+                    assert await cause_of(store.states()) == "refused"
+        tries = 1 + redis_url.RETRIES
+        assert len(came) == 20 * tries
+        assert len(set(pauses)) > 20
+        first, second = pauses[::2], pauses[1::2]
+        assert max(first) < max(second) <= redis_url.BACKOFF_CAP_S
 
     def test_tls_is_verified(self):
         options = parse_url("rediss://h?ca_file=/ca&cert_file=/c&key_file=/k", {}).options

@@ -1,37 +1,49 @@
 """Redis hangs, refuses, or is slow: checks go on from memory, each cause is counted, and afterwards every worker is level."""
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 from fleet import HELD, LIST, OPTIONS, Fleet
+from hostile import descriptors
 from node import until
 from proxy import Proxy
 from servers import Server
 
-FREEZE_S = float(os.environ.get("EIR_FREEZE_S", "3"))
-"""scripts/soak freezes for longer."""
+FREEZE_S = 10
+MORE = 10
+"""Tasks, and open files of a process, on top of those of a node at rest, while and after its store hangs: less than one each second."""
 LATENCY_S = 0.5
 CUTS = 8
 OTHERS, LOADING_US = 4_000, 3_000_000
 
 
 def test_frozen(server, fleet):
-    began = time.monotonic()
+    tasks = [node.status()["tasks"] for node in fleet.nodes]
+    files = [descriptors(node.pid) for node in fleet.nodes]
     with fleet.witness() as witness:
+        began = time.monotonic()
         server.pause()
         try:
             until(lambda: fleet.up() == [0, 0] and fleet.degraded("the store is away") and time.monotonic() > began + FREEZE_S)
             assert all(fleet.failures("timeout"))
             witness.goes_on()
+            assert_no_more(fleet, tasks, files)
         finally:
             server.resume()
         fleet.settle()
         fleet.load_and_follow()
         witness.goes_on()
     assert witness.slowest_s < 1
+    assert_no_more(fleet, tasks, files)
+
+
+def assert_no_more(fleet, tasks, files):
+    """Nothing queues up for a store that does not answer."""
+    for node, tasks_before, files_before in zip(fleet.nodes, tasks, files, strict=True):
+        assert node.status()["tasks"] < tasks_before + MORE
+        assert all(now < then + MORE for now, then in zip(descriptors(node.pid), files_before, strict=True))
 
 
 def locked_out(server):
