@@ -32,7 +32,8 @@ class Fleet:
     """`held`: what the list has in each release."""
 
     def __init__(self, folder, publisher, url, *, nodes=2, workers=2, held=HELD, **settings):
-        self.url = url
+        self.url = self.looked_at = url
+        """`looked_at`: where a test looks at the store, past a proxy if there is one."""
         self.folder, self.publisher, self.settings = folder, publisher, settings
         self.truth, self.serial, self.held_always = None, 0, held
         with ExitStack() as stack:
@@ -116,7 +117,7 @@ class Fleet:
 
     def stored(self):
         """What the store holds of the list; None while it does not say."""
-        return self.state_in(RedisStore(self.url))
+        return self.state_in(RedisStore(self.looked_at))
 
     @staticmethod
     def state_in(store):
@@ -148,9 +149,9 @@ class Fleet:
         )
 
     def is_copied(self):
-        """The last good copy of every node is what the store holds."""
-        states = [self.state_in(SqliteStore(site.state / COPY_FILE)) for site in self.sites]
-        return None not in states and set(states) == {self.stored()}
+        """The last good copy of every node is what its workers hold."""
+        copied = [self.state_in(SqliteStore(site.state / COPY_FILE)) for site in self.sites]
+        return None not in copied and [each.generation for each in copied] == [held["generation"] for held in self.held()]
 
     def degraded(self, why):
         """Every node answers, says that someone should look, and why."""

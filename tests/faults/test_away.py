@@ -134,6 +134,7 @@ def test_latency_and_cut_connections(redis_program, tmp_path, publisher):
         server = stack.enter_context(Server(redis_program, *OPTIONS))
         proxy = stack.enter_context(Proxy(server.port))
         fleet = stack.enter_context(Fleet(tmp_path, publisher, f"redis://eir:secret@127.0.0.1:{proxy.port}", held=HELD[:500]))
+        fleet.looked_at = fleet.at(server.port)
         with fleet.witness() as witness:
             proxy.delay_s = LATENCY_S / 2
             fleet.load_and_follow()
