@@ -507,15 +507,19 @@ def listener_url(configured: str, host: str, port: int) -> str:
 
 
 def next_origin_state_id(file: Path) -> int:
-    """A value for Origin-State-Id that is higher than at any start before (RFC 6733 8.16), kept in the file."""
+    """A value for Origin-State-Id that is higher than at any start before (RFC 6733 8.16), kept in the file.
+
+    On a disk that is full it is not kept, and still higher: it is the time, unless the clock went back.
+    """
     try:
         last = int(file.read_text())
     except (OSError, ValueError):
         last = 0
     value = max(int(time.time()), last + 1)
     fresh = file.with_suffix(".new")
-    fresh.write_text(f"{value}\n")
-    fresh.replace(file)
+    with suppress(OSError):
+        fresh.write_text(f"{value}\n")
+        fresh.replace(file)
     return value
 
 

@@ -478,6 +478,18 @@ async def test_a_node_that_starts_with_a_clock_days_ahead_drops_no_row(site, con
     assert int((site.state / "clock").read_text()) > ended.timestamp()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_node_that_starts_on_a_full_disk_has_its_lists(site, connect, workers):
+    """No file of it may grow; it can be looked at all the same."""
+    site.configure(workers=workers)
+    for name in ("stolen", "tracked"):
+        site.load([UNPAID], list_name=name)
+    node = site.start(prefix=["prlimit", "--fsize=0"])
+    assert (await (await connect(node)).ask(ecr(UNPAID))).number(1445, 10415) == 1
+    assert node.get("/ready") == (200, "ready\n")
+    assert [row["state"] for row in site.json("lists")] == ["in force", "in force"]
+
+
 async def test_operators_entries_pairs_and_subscribers_reach_a_running_node(site, connect):
     """By the commands, over the wire: a block, a SIM that is always served, a module that is used with another SIM."""
     site.configure(

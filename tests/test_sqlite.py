@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,49 @@ async def test_a_full_disk_changes_nothing_and_the_next_load_succeeds(store):
     await store._call(limit, 1 << 30)
     await store.replace("a", state(MANY, serial=2), MANY, seen=1)
     assert await keys_in(store) == MANY
+
+
+@contextmanager
+def full_disk():
+    """No file may grow, as far as this process goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_file_that_nobody_has_open_is_read_on_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite, "STILL_S", 0.05)
+    first = SqliteStore(tmp_path / "lists.sqlite")
+    stored = await first.replace("a", state(MANY), MANY, seen=0)
+    await first.close()
+    late = SqliteStore(first.path)
+    with full_disk():
+        assert await late.state("a") == stored
+        assert await keys_in(late) == MANY
+        assert await cause_of(late.record(event())) == "full"
+        assert await late.states() == {"a": stored}
+    # Once there is room again, it is opened to write by itself, and what others write shows.
+    other = SqliteStore(first.path)
+    await other.replace("a", state(A, serial=2), A, seen=1)
+    await until(lambda: is_at(late, 2))
+    await late.record(event())
+    for each in (late, other):
+        await each.close()
+
+
+async def is_at(store, generation):
+    return (await store.state("a")).generation == generation
+
+
+async def test_a_file_that_cannot_be_made_on_a_full_disk(tmp_path):
+    store = SqliteStore(tmp_path / "lists.sqlite")
+    with full_disk():
+        assert await cause_of(store.states()) in {"full", "io"}
+    assert await store.states() == {}
+    await store.close()
 
 
 async def test_a_file_that_was_taken_away_is_noticed(store):

@@ -128,6 +128,10 @@ CAUSES = {
 }
 REOPEN = frozenset({"corrupt", "io", "cannot_open", "readonly"})
 """After these the connection is of no more use."""
+NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+"""What SQLite says where a disk is full and the file cannot be opened: even a reader makes a file of shared memory beside it."""
+STILL_S = 1.0
+"""How long a file that was opened without one is read as it is; then it is opened anew."""
 
 
 class _Row(NamedTuple):
@@ -149,6 +153,8 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db: sqlite3.Connection | None = None
+        self._still: tuple[float, str] | None = None
+        """Where it could be opened for reading only: until when (time.monotonic), and why."""
         self._inode: tuple[int, int] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
@@ -276,9 +282,11 @@ class SqliteStore:
             return operation(self._connection(), *args, **kwargs)
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0)
-            cause = CAUSES.get(code & 0xFF, "error")
+            cause, still = CAUSES.get(code & 0xFF, "error"), self._still
             if cause in REOPEN:
                 self._disconnect()
+            if cause == "readonly" and still is not None:
+                raise StoreError("full", f"{self.path}: {still[1]}; it can be read, and not be written") from error
             raise StoreError(cause, f"{self.path}: {error}") from error
         except OSError as error:
             raise StoreError("cannot_open", f"{self.path}: {error.strerror}") from error
@@ -314,7 +322,7 @@ class SqliteStore:
         if self._db is not None:
             with suppress(FileNotFoundError):
                 found = self.path.stat()
-                if (found.st_dev, found.st_ino) == self._inode:
+                if (found.st_dev, found.st_ino) == self._inode and (self._still is None or time.monotonic() < self._still[0]):
                     return self._db
             self._disconnect()
         self.path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
@@ -323,24 +331,54 @@ class SqliteStore:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
             os.fchmod(descriptor, FILE_MODE)
             os.close(descriptor)
-        # One thread at a time uses it: the store's own, and on closing whichever closes.
-        db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
-            _prepare(db, self.path)
-        except BaseException:
-            db.close()
-            raise
+            db = _opened(self.path)
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in NO_ROOM:
+                raise
+            db = _opened_still(self.path, error)
+            self._still = time.monotonic() + STILL_S, str(error)
         found = self.path.stat()
         self._db, self._inode = db, (found.st_dev, found.st_ino)
         return db
 
     def _disconnect(self) -> None:
-        db, self._db = self._db, None
+        db, self._db, self._still = self._db, None, None
         if db is not None:
             db.close()
 
 
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
+def _opened(path: Path) -> sqlite3.Connection:
+    # One thread at a time uses it: the store's own, and on closing whichever closes.
+    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        _prepare(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _opened_still(path: Path, why: sqlite3.Error) -> sqlite3.Connection:
+    """As it is on the disk, without lock, shared memory and what the write-ahead log may have on top; raises `why` if it is empty.
+
+    A node that starts on a full disk has its lists from it. Nobody writes meanwhile: whoever has it open to write made the
+    shared memory, with which it opens as always. What a killed process left half done shows in the digests.
+    """
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False)
+    try:
+        version = _version(db, path)
+    except BaseException:
+        db.close()
+        raise
+    if not version:
+        db.close()
+        raise why
+    return db
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    """The file's schema, 0 for one that is empty. Raises StoreError for a file that is not ours, or of a newer eir."""
     version = _scalar(db, "PRAGMA user_version")
     if version > SCHEMA_VERSION:
         raise StoreError(
@@ -349,6 +387,11 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     application = _scalar(db, "PRAGMA application_id")
     if application not in {0, APPLICATION_ID} or (version and not application):
         raise StoreError("schema", f"{path} is an SQLite file of another program")
+    return version
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    version = _version(db, path)
     _use_wal(db)
     # A release that was reported as accepted survives a power cut, and with it the serial below which none is taken.
     db.execute("PRAGMA synchronous = FULL")
