@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hostile import Steady, accounts, beside, descriptors, memory_mb, seconds_of_processor, settled, state
 from node import LISTED, until_async
-from wire import REALM, SESSION, TGPP, Connection, avp, cer, dwr, ecr, message, u32
+from wire import REALM, SESSION, TGPP, Connection, Message, avp, cer, dwr, ecr, message, u32
 
 from eir.control import ask as control
 
@@ -148,6 +148,22 @@ async def test_who_says_nothing_is_held_to_the_limits_by_all_workers_together(lo
     refused = {name: n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")}
     assert refused["eir_peers_refused_total{reason=source_unidentified_max}"] == 26
     assert refused["eir_peers_refused_total{reason=unidentified_max}"] == 28
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded, crowd, workers):
+    """A CER comes a round trip after the connection; a flood from the same network has come meanwhile."""
+    loaded.configure(limits={"unidentified_max": 30, "source_unidentified_max": 20, "cer_timeout_s": 60}, workers=workers)
+    node = loaded.start()
+    loop = asyncio.get_running_loop()
+    slow = await crowd(node, workers, "127.0.1.1")
+    for last in (2, 3):
+        await crowd(node, 100, f"127.0.1.{last}")
+    await crowd(node, 100, "127.0.2.1")
+    await until_async(lambda: sum(n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")) == 270 + workers)
+    for number, one in enumerate(slow):
+        await loop.sock_sendall(one, cer(f"mme{number}.localdomain"))
+        assert Message(await loop.sock_recv(one, 4096)).result == 2001
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -10,8 +10,8 @@ import random
 import socket
 import ssl
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -404,15 +404,15 @@ class Node:
         return True
 
     def _trim(self) -> None:
-        """Of connections without a CER beyond a limit the oldest go: a good peer sends its CER at once, a flood does not."""
+        """Close connections without a CER beyond a limit: a good peer sends its CER at once, a flood does not."""
         self._trimming = None
         by_network: dict[Network, list[Link]] = {}
         for link in self._unidentified:
             by_network.setdefault(network_of(link.source), []).append(link)
         for links in by_network.values():
-            for link in links[: -self.limits.source_unidentified_max]:
+            for link in _surplus(links, self.limits.source_unidentified_max):
                 self._drop(link, "source_unidentified_max")
-        for link in list(self._unidentified)[: -self.limits.unidentified_max]:
+        for link in _surplus(self._unidentified, self.limits.unidentified_max):
             self._drop(link, "unidentified_max")
 
     def _enter(self, link: Link) -> None:
@@ -679,6 +679,14 @@ def endpoint(url: str) -> tuple[str, int, bool]:
 def network_of(source: IPv4Address | IPv6Address) -> Network:
     """The source network that limits count by: what one customer, or one site, usually has of addresses."""
     return source.version, int(source) >> source.max_prefixlen - NETWORK_BITS[source.version]
+
+
+def _surplus(links: Collection[Link], most: int) -> list[Link]:
+    """Which of these connections, the oldest first, have to go: of the address that has the most of them its oldest, again and again."""
+    by_address: dict[IPv4Address | IPv6Address, deque[Link]] = {}
+    for link in links:
+        by_address.setdefault(link.source, deque()).append(link)
+    return [max(by_address.values(), key=len).popleft() for _ in range(len(links) - most)]
 
 
 def _reason(fault: Exception) -> str:
