@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
                 say(f"turn {turn + 1}: p99 {quiet['latency_us']['p99']:.0f} us, then {busy['latency_us']['p99']:.0f} us")
         with site.server("two workers", free_port(), cores=on.server, workers=2) as server:
             own_mb = [_own_mb(server.workers)]
-            site.load(site.release(first.keys, how.turns + 2))
+            site.load(site.release(other, how.turns + 2))
             _await_serial(site.state, how.turns + 2)
             time.sleep(1)  # what was in force before is freed
             own_mb.append(_own_mb(server.workers))
