@@ -1,7 +1,7 @@
 """A sieve for keys: says of most keys that are not in a list, many at a time, that they are not. Imports numpy only.
 
-A Bloom filter of 64-bit words: a key has one word, and in it four bits; a key of which a bit is missing was never added.
-With BITS_PER_KEY bits for each key it lets about 1 in 70 of the others pass, which then have to be looked for. The cost of a
+A Bloom filter of 64-bit words: a key has one word, and in it MARKS bits; a key of which a bit is missing was never added.
+With BITS_PER_KEY bits for each key it lets about 1 in 200 of the others pass, which then have to be looked for. The cost of a
 question is some arithmetic and one read from memory, whatever the number of keys.
 """
 
@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-BITS_PER_KEY = 12
-MARKS = 4
+BITS_PER_KEY = 16
+MARKS = 5
 """Bits that a key sets in its word."""
 WORDS_MIN = 64
 

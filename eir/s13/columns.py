@@ -15,6 +15,7 @@ from eir.diameter.message import HEADER_BYTES
 _PLACES: Final = 10 ** np.arange(KEY_DIGITS - 1, -1, -1, dtype=np.uint64)
 """What the digits of a key count."""
 _ZERO: Final = np.uint8(ord("0"))
+DIGIT_MAX = 9
 
 Rows = npt.NDArray[np.uint8]
 """Shape (requests, bytes of one)."""
@@ -48,8 +49,9 @@ class Columns:
         rows = np.frombuffer(data, np.uint8, count * self._length, position).reshape(count, self._length)
         words = rows.view(np.uint32)
         digits = rows[:, self._digits] - _ZERO  # of bytes: what is below "0" becomes large
-        strange = ((words ^ words[0]) & self._constant).any(axis=1) | (digits > 9).any(axis=1)
-        if strange.any():
+        differing = (words ^ words[0]) & self._constant
+        if differing.any() or digits.max() > DIGIT_MAX:  # of all rows together, as nearly always none is strange
+            strange = differing.any(axis=1) | (digits > DIGIT_MAX).any(axis=1)
             count = int(strange.argmax())
         return rows[:count], digits[:count, :KEY_DIGITS].astype(np.uint64) @ _PLACES
 
