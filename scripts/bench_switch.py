@@ -74,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
             for turn in range(how.turns):
                 site.load(site.release(other, turn + 2))
                 _await_serial(site.state, turn + 2)
+                server.rest()
                 quiet = ask(server, load, folder / "questions", how, on.generator)
                 busy = ask(server, load, folder / "questions", how, on.generator, meanwhile=partial(_roll_back, site.state, took))
                 for name, found in (("quiet", quiet), ("during the switch", busy)):

@@ -211,13 +211,15 @@ class Lane:
             doubtful |= doubts
         head, session_head, tail, _ = context.pieces[unlisted.verdict.status]
         answers = layout.columns.answers(rows, head, session_head, tail)
-        size, done, doubted = len(answers) // count, 0, np.flatnonzero(doubtful).tolist()
-        for row in doubted:
-            out.append(answers[done * size : row * size])
-            self._run(layout, data, position + row * layout.length, 1, out=out, tally=tally)
-            done = row + 1
+        size, done, listed = len(answers) // count, 0, 0
+        for row in np.flatnonzero(doubtful).tolist():
+            key = int(keys[row])
+            if any(entries.holds(key) for entries in unlisted.lists):
+                out.append(answers[done * size : row * size])
+                self._run(layout, data, position + row * layout.length, 1, out=out, tally=tally)
+                done, listed = row + 1, listed + 1
         out.append(answers[done * size :])
-        tally[unlisted.verdict] = tally.get(unlisted.verdict, 0) + count - len(doubted)
+        tally[unlisted.verdict] = tally.get(unlisted.verdict, 0) + count - listed
         return count
 
     def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:

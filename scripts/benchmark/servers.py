@@ -18,6 +18,8 @@ REALM = "epc.mnc001.mcc001.3gppnetwork.org"
 """Of every server, and of the MMEs that ask it."""
 PATIENCE_S = 60.0
 END_S = 15.0
+IDLE_S, IDLE_SHARE = 0.25, 0.1
+"""A server is at rest when it computes for less than this share of that time."""
 
 Start = Callable[..., "Server"]
 """Makes a server, when called with port, log and cores."""
@@ -92,6 +94,16 @@ class Server:
                     os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
+    def rest(self) -> float:
+        """Wait until it has done what it had begun, while nobody asks; returns how long that took, in seconds."""
+        began = time.perf_counter()
+        while time.perf_counter() < began + PATIENCE_S:
+            before = sum(map(_processor_s, self.pids))
+            time.sleep(IDLE_S)
+            if sum(map(_processor_s, self.pids)) - before < IDLE_SHARE * IDLE_S:
+                return time.perf_counter() - began - IDLE_S
+        raise Failed(f"{self.name} does not come to rest")
+
     @property
     def pids(self) -> list[int]:
         """Its process and all that came of it."""
@@ -111,6 +123,13 @@ class Server:
     def log(self) -> str:
         """What it has said so far."""
         return self._log.read_text()
+
+
+def _processor_s(pid: int) -> float:
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0  # it has ended
 
 
 def floor(port: int, *, log: Path, cores: set[int]) -> Server:
