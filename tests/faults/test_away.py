@@ -137,7 +137,8 @@ def test_latency_and_cut_connections(redis_program, tmp_path, publisher):
         fleet.looked_at = fleet.at(server.port)
         with fleet.witness() as witness:
             proxy.delay_s = LATENCY_S / 2
-            fleet.load_and_follow()
+            fleet.load()
+            until(fleet.is_level)
             witness.goes_on()
             proxy.delay_s = 0.0
             for _ in range(CUTS):
