@@ -75,8 +75,11 @@ def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
 
     Raises ValueError if one has other containers than arrays, or is damaged.
     """
-    counts = _Arrays(stored).counts.tolist()
+    arrays = _Arrays(stored)
+    counts = arrays.counts.tolist()
     small = [page for page, count in zip(stored, counts, strict=True) if count < TRIPLE_KEYS]
+    if len(small) == len(stored):
+        return list(_each_in_triples(arrays))
     triples = iter(_each_in_triples(_Arrays(small)) if small else ())
     return [page if count >= TRIPLE_KEYS else next(triples) for page, count in zip(stored, counts, strict=True)]
 
