@@ -136,4 +136,5 @@ def run(octets):
         assert side.peer.pending == 0
         assert side.peer.state is State.CLOSED
         assert len(side.peer._buffered) == 0
+        assert side.counts.errors["internal"] == 0
     return sides
