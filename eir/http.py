@@ -16,7 +16,7 @@ REQUEST_MAX_BYTES = 16 * 1024
 REQUEST_S = 30.0
 """A connection that brings no whole request in this time, in whatever small pieces, or does not take the answer in it, is closed."""
 CONNECTIONS_MAX = 100
-"""At once; a further one is closed at accept."""
+"""At once; for a further one the oldest is closed: who holds connections keeps no probe and no scrape out."""
 
 
 class Response(NamedTuple):
@@ -37,7 +37,8 @@ class HttpServer:
         self._pages = pages
         self._report = report
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        """One for each connection, the oldest first."""
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Open the listener; port 0 takes a free one. Returns the address bound. Raises OSError."""
@@ -57,16 +58,19 @@ class HttpServer:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        if task is None or len(self._tasks) >= CONNECTIONS_MAX:
+        if task is None:
             writer.close()
             return
-        self._tasks.add(task)
+        there = [each for each in self._tasks if not each.cancelling()]
+        if len(there) >= CONNECTIONS_MAX:
+            there[0].cancel()
+        self._tasks[task] = None
         try:
             await self._converse(reader, writer)
         except (OSError, TimeoutError, h11.ProtocolError, asyncio.CancelledError):
             pass  # the client is gone, silent or talks something else: nobody to tell
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
             writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
