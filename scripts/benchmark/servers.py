@@ -55,6 +55,8 @@ class Server:
         self.name, self.port, self.constant, self.lists = name, port, constant, lists
         self.ready_s = 0.0
         """From its start until it took a connection."""
+        self.rest_s = 0.0
+        """From then until it was at rest: it answers meanwhile, and is measured after."""
         self._log = log
         self._cores = cores
         self._command = [str(word) for word in command]
@@ -71,6 +73,7 @@ class Server:
             self.__exit__(None, None, None)
             raise
         self.ready_s = time.perf_counter() - began
+        self.rest_s = self.rest()
         return self
 
     def _await(self) -> None:
