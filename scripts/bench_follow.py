@@ -98,12 +98,12 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
             )  # fmt: skip
             await asyncio.to_thread(site.start)
         await _reached(sites, LIST, state.generation, START_S)
+        await _copied(sites, state.generation)
 
         def worked() -> tuple[float, float]:
             return sum(seconds_of_processor(site.node.pid) for site in sites), seconds_of_processor(server.process.pid)
 
         for turn in range(options.turns):
-            await _copied(sites, state.generation)
             pages = releases[(turn + 1) % 2]
             began = time.perf_counter()
             state = await store.replace(LIST, _state(pages, options.entries), pages, seen=state.generation)
@@ -112,12 +112,14 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
             found[SWITCH].append(await _time(_reached(sites, LIST, state.generation)))
             for part, now, then in zip((NODES, REDIS), worked(), before, strict=True):
                 found[part].append(now - then)
+            await _copied(sites, state.generation)
             entry = [Page(35_000_000 + turn, encode_keys(BitMap([turn])))]
             local = await store.amend(LOCAL, _amended(local, [], entry), entry, seen=local.generation)
             found[ENTRY].append(await _time(_reached(sites, LOCAL, local.generation)))
             change = [Page(pages[turn].number, encode_keys(BitMap([turn])))]
             state = await store.amend(LIST, _amended(state, [pages[turn]], change), change, seen=state.generation)
             found[DELTA].append(await _time(_reached(sites, LIST, state.generation)))
+            await _copied(sites, state.generation)
             print(f"turn {turn + 1}: " + ", ".join(f"{seconds[-1]:.3f} s" for seconds in found.values()), file=sys.stderr)
         await store.close()
     return found
@@ -158,7 +160,7 @@ async def _reached(sites: Sequence[Site], name: str, generation: int, patience_s
 
 
 async def _copied(sites: Sequence[Site], generation: int) -> None:
-    """Wait until every node has made its last good copy: in life, days lie between two full releases."""
+    """Wait until every node has made its last good copy, and is at rest: in life, changes lie hours apart, and full releases days."""
     for site in sites:
         copy = SqliteStore(site.state / COPY_FILE)
         async with asyncio.timeout(START_S):
