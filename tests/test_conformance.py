@@ -49,6 +49,8 @@ from eir.device import SNR_KEYS, device_key
 from eir.diameter.answer import Reply
 from eir.diameter.client import connect
 from eir.diameter.counts import Counts
+from eir.diameter.dictionary import AVPS
+from eir.diameter.grammar import ECR
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.diameter.peer import Peer
 from eir.diameter.serve import TOO_BUSY_REPLY, Surroundings
@@ -479,6 +481,18 @@ async def _():
         first, second = await connection.ask(ecr(LISTED)), await connection.ask(ecr(UNLISTED))
         assert [answer.number(1445, TGPP) for answer in (first, second)] == [1, 0]
         assert first.hop_by_hop == second.hop_by_hop
+
+
+@row(18, "every AVP of the dictionary, with M and without")
+async def _():
+    async with running() as setup:
+        connection = await setup.open()
+        elsewhere = {key: definition for key, definition in AVPS.items() if key not in ECR.rules}
+        assert len(elsewhere) > 300
+        for key, definition in elsewhere.items():
+            for flags in (0x40, 0):
+                extra = avp(key & 0xFFFFFFFF, bytes(definition.type.least_bytes), key >> 32, flags)
+                assert (await connection.ask(ecr(extra=extra))).number(1445, TGPP) == 0, definition.name
 
 
 @row(25, "Proxy-Info, ids and P, nothing else")
