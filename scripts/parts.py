@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ def run(script: str, said: str | None, arguments: list[str]) -> int:
         for part in parts:
             print(f"  {part:<14} {(_module(name, part).__doc__ or '').splitlines()[0]}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that servers end, and folders go
     return int(_module(name, arguments[0]).main(arguments[1:]))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -10,6 +11,8 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from hostile import processes
+from node import until
 from wire import TGPP, Message, avp, message, u32
 
 from eir.lists.pages import PAGE_KEYS
@@ -190,6 +193,19 @@ def test_load(printed):
 def test_redis_memory(printed):
     (row,) = printed
     assert 0 < row["pages of bitmaps"] < row["one plain set"] < row["one key each"]
+
+
+def test_a_part_that_is_told_to_end_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, SCRIPTS / "bench", "switch", "--quick", "--entries", "20000"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        try:
+            serving = until(lambda: [pid for pid in processes(process.pid) if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+        finally:
+            process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not any(Path(f"/proc/{pid}").exists() for pid in serving)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_part_has_a_short_form_that_is_run_here():
