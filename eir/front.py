@@ -202,6 +202,8 @@ class Front:
         self._was_ready = self._was_ready or not not_ready
         away = not all(report.store_up for report in reports)
         degraded = [text for text in never.values() if text not in not_ready]
+        if 0 < len(reports) < self._config.workers:
+            degraded.append(f"{len(reports)} of {self._config.workers} workers answer")
         degraded += ["the store is away; answers go on from memory"] if away else []
         lost = {name: shown for report in reports for name, shown in report.lost.items()}
         degraded += [f"the store lost list {name} (it shows {shown}); the memory stays in force" for name, shown in lost.items()]

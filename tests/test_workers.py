@@ -400,6 +400,8 @@ class TestCrash:
         node = crew.start()
         client = await connect(node)
         os.kill(children(node.pid)["worker-0"], signal.SIGSTOP)
+        await until_async(lambda: node.status()["ready"] == "degraded")
+        assert "1 of 2 workers answer" in node.status()["summary"]
         assert await client.end() == []
         assert await ask(await connect(node), LISTED) == BLACK
         assert node.lines("worker_hung", worker=0)
@@ -414,7 +416,8 @@ class TestCrash:
         clients = await four(node, connect)
         assert control(crew.state, "peers") == []
         until(lambda: {line["worker"] for line in node.lines("fault", reason="peers")} == {"0", "1"})  # a thread writes them
-        assert node.status()["workers"] == 2
+        said = node.status()
+        assert (said["workers"], said["ready"]) == (2, "ready")
         assert total(node.metrics(), "eir_peer_up") == 1
         for host, client in clients.items():
             assert await ask(client, LISTED, host) == BLACK
