@@ -69,11 +69,11 @@ class Server:
             )
         try:
             self._await()
+            self.ready_s = time.perf_counter() - began
+            self.rest_s = self.rest()
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        self.ready_s = time.perf_counter() - began
-        self.rest_s = self.rest()
         return self
 
     def _await(self) -> None:
