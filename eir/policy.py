@@ -117,6 +117,13 @@ class Unlisted:
     verdict: Verdict
     """Of every check whose device is in none of these lists."""
 
+    def some_list_has(self, key: int) -> bool:
+        """False if the verdict on this device (key of eir.device) is this one."""
+        for entries in self.lists:  # noqa: SIM110  # as in _all_of
+            if entries.holds(key):
+                return True
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

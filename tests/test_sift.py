@@ -12,7 +12,7 @@ from test_index import fill
 
 from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS
-from eir.lists.sift import DENSE_KEYS, STEP_PAGES
+from eir.lists.sift import DENSE_KEYS, STEP_PAGES_MAX
 
 PAST, NEVER = -math.inf, math.inf
 FORMS = st.one_of(
@@ -58,7 +58,7 @@ def filled(pages):
 
 
 def test_nothing_is_known_before_it_is_done_and_it_is_done_in_steps():
-    _, entries = filled(pages_of(n * PAGE_KEYS for n in range(10 * STEP_PAGES)))
+    _, entries = filled(pages_of(n * PAGE_KEYS for n in range(10 * STEP_PAGES_MAX)))
     assert doubts(entries, [5]) is None
     steps = 1
     while not entries.sift(time.perf_counter()):

@@ -78,8 +78,9 @@ def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
     arrays = _Arrays(stored)
     counts = arrays.counts.tolist()
     small = [page for page, count in zip(stored, counts, strict=True) if count < TRIPLE_KEYS]
-    if len(small) == len(stored):
+    if len(small) == len(stored):  # as it is in most lists, or none is
         return list(_each_in_triples(arrays))
+    arrays.check_offsets()
     triples = iter(_each_in_triples(_Arrays(small)) if small else ())
     return [page if count >= TRIPLE_KEYS else next(triples) for page, count in zip(stored, counts, strict=True)]
 
@@ -118,26 +119,30 @@ class _Arrays:
             or words[starts + 3].any()
         ):
             raise ValueError(NOT_ARRAYS)
-        page = np.repeat(np.arange(len(stored)), containers)
-        position = np.arange(len(page)) - np.repeat(np.cumsum(containers) - containers, containers)
-        at = starts[page] + HEAD_BYTES // 2 + 2 * position
+        self._starts, self._containers = starts, containers
+        self._firsts = np.cumsum(containers) - containers
+        self._position = np.arange(self._firsts[-1] + containers[-1]) - np.repeat(self._firsts, containers)
+        at = np.repeat(starts + HEAD_BYTES // 2, containers) + 2 * self._position
         self._highs = words[at]
         self._sizes = words[at + 1].astype(np.int64) + 1
-        # Where the containers of a page begin, one after another, is what its offsets have to say.
-        begins = np.cumsum(self._sizes) - self._sizes
-        firsts = np.cumsum(containers) - containers
-        begins = 2 * (begins - np.repeat(begins[firsts], containers)) + HEAD_BYTES + CONTAINER_BYTES * containers[page]
-        offsets_at = starts[page] + HEAD_BYTES // 2 + 2 * containers[page] + 2 * position
-        offsets = words[offsets_at] | words[offsets_at + 1].astype(np.int64) << 16
-        sizes_fit = np.add.reduceat(self._sizes, firsts) == self.counts
-        if not sizes_fit.all() or (offsets != begins).any() or (self._highs >= CONTAINERS_MAX).any():
+        if (np.add.reduceat(self._sizes, self._firsts) != self.counts).any() or int(self._highs.max()) >= CONTAINERS_MAX:
             raise ValueError(NOT_ARRAYS)
-        self._keys_at = starts + HEAD_BYTES // 2 + CONTAINER_BYTES // 2 * containers
+
+    def check_offsets(self) -> None:
+        """Raises ValueError if the offsets of a page are not where its containers lie, one after another."""
+        begins = np.cumsum(self._sizes) - self._sizes
+        begins -= np.repeat(begins[self._firsts], self._containers)
+        first_at = np.repeat(HEAD_BYTES + CONTAINER_BYTES * self._containers, self._containers)
+        at = np.repeat(self._starts + HEAD_BYTES // 2 + 2 * self._containers, self._containers) + 2 * self._position
+        offsets = self._words[at] | self._words[at + 1].astype(np.int64) << 16
+        if (offsets != first_at + 2 * begins).any():
+            raise ValueError(NOT_ARRAYS)
 
     def keys(self) -> Keys:
         """All keys, page after page."""
         ends = np.cumsum(self.counts)
-        lows = self._words[np.arange(ends[-1]) + np.repeat(self._keys_at - (ends - self.counts), self.counts)]
+        keys_at = self._starts + HEAD_BYTES // 2 + CONTAINER_BYTES // 2 * self._containers
+        lows = self._words[np.arange(ends[-1]) + np.repeat(keys_at - (ends - self.counts), self.counts)]
         keys: Keys = lows | np.repeat(self._highs.astype("<u4") << 16, self._sizes)
         return keys
 
@@ -166,17 +171,17 @@ def find_in_bytes(held: bytes, remainder: int) -> int:
         while found > 0 and found % TRIPLE_BYTES:  # across two keys
             found = held.find(triple, found + 1)
         return found
-    # Byte by byte, which is faster than any call: counts and offsets are below 2^16, high halves below 16.
+    # Byte by byte, which is faster than any call: offsets are below 2^16, high halves below 16.
     containers, high = held[4], remainder >> 16
-    at = HEAD_BYTES + 4 * high
-    container = high if high < containers and held[at] == high else held[HEAD_BYTES : HEAD_BYTES + 4 * containers : 4].find(high)
-    if container < 0:
-        return -1
-    at = HEAD_BYTES + 4 * container + 2
-    size = (held[at] | held[at + 1] << 8) + 1
+    if containers == CONTAINERS_MAX:  # as most pages of some hundred keys have it
+        container = high
+    else:
+        container = held[HEAD_BYTES : HEAD_BYTES + 4 * containers : 4].find(high)
+        if container < 0:
+            return -1
     at = HEAD_BYTES + 4 * (containers + container)
     start = held[at] | held[at + 1] << 8
-    end = start + 2 * size
+    end = held[at + 4] | held[at + 5] << 8 if container + 1 < containers else len(held)
     low = (remainder & 0xFFFF).to_bytes(2, "little")
     found = held.find(low, start, end)
     while found >= 0 and (found - start) & 1:  # across two keys

@@ -328,28 +328,26 @@ class ListBuilder:
         self._contents = base if amend else Contents(state.entries)
         self._changes: dict[int, Part | None] = {}
 
-    def add_all(self, pages: Sequence[Page]) -> None:
-        """As `add` for pages that a store gave together, faster. Raises ValueError if one is damaged."""
-        if self.amends or not (many := [page for page in pages if may_be_arrays(page.keys) and not page.extra]):
-            rest: Sequence[Page] = pages
-        else:
-            try:
-                held = hold_arrays([page.keys for page in many])
-            except ValueError:
-                rest = pages
-            else:
-                for page, each in zip(many, held, strict=True):
-                    self._hold(page.number, each)
-                rest = (
-                    [page for page in pages if page.extra or not may_be_arrays(page.keys)]
-                    if len(many) < len(pages)
-                    else ()
-                )
-        for page in rest:
-            self.add(page)
+    def add_all(self, pages: Sequence[Page], unchanged: frozenset[int] = frozenset()) -> None:
+        """As `add` for pages that a store gave together, faster. Raises ValueError if one is damaged.
 
-    def _hold(self, number: int, held: Held) -> None:
-        before = self._base.pages.get(number)
+        `unchanged`: numbers of pages that may be those in force; only these are compared with them.
+        """
+        many = [] if self.amends else [page for page in pages if not page.extra and may_be_arrays(page.keys)]
+        held: list[Held] = []
+        try:
+            held = hold_arrays([page.keys for page in many]) if many else []
+        except ValueError:
+            many = []
+        for page, each in zip(many, held, strict=True):
+            self._hold(page.number, each, compare=page.number in unchanged)
+        done = {page.number for page in many} if 0 < len(many) < len(pages) else frozenset()
+        for page in pages if len(many) < len(pages) else ():
+            if page.number not in done:
+                self.add(page)
+
+    def _hold(self, number: int, held: Held, *, compare: bool = True) -> None:
+        before = self._base.pages.get(number) if compare else None
         same = before is not None and before.__class__ is held.__class__ and before == held
         self._contents.pages[number] = before if before is not None and same else held
 

@@ -213,8 +213,7 @@ class Lane:
         answers = layout.columns.answers(rows, head, session_head, tail)
         size, done, listed = len(answers) // count, 0, 0
         for row in np.flatnonzero(doubtful).tolist():
-            key = int(keys[row])
-            if any(entries.holds(key) for entries in unlisted.lists):
+            if unlisted.some_list_has(int(keys[row])):
                 out.append(answers[done * size : row * size])
                 self._run(layout, data, position + row * layout.length, 1, out=out, tally=tally)
                 done, listed = row + 1, listed + 1

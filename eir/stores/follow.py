@@ -16,6 +16,8 @@ from contextlib import aclosing
 from time import perf_counter
 from typing import TypeVar
 
+import numpy as np
+
 from eir.errors import StoreChanged, StoreError
 from eir.lists.clock import TrustedClock
 from eir.lists.held import rank
@@ -27,10 +29,10 @@ from eir.stores.report import Report
 
 T = TypeVar("T")
 
-SLICE_S = 0.0001
-"""How long the loop is held at a time; the chunk that was begun before is finished, and keeps a slice below 1 ms."""
+SLICE_S = 0.00005
+"""How long the loop is held at a time, and until what was begun before is finished: a tenth of a millisecond or two."""
 CHUNK_PAGES = 64
-"""Pages of a list that are proved and taken in together, in about 0.2 ms."""
+"""Pages of a list that are proved together, and then taken in together, in about 0.1 ms each."""
 SIFT_S = 0.2
 """Pause between two looks whether a list's sieve has something to take in."""
 WAIT_S = 1.0
@@ -108,9 +110,15 @@ class Proof:
         at = bisect_left(self._numbers, number)
         return self._marks[at] if at < len(self._numbers) and self._numbers[at] == number else 0
 
-    def difference(self, pages: Sequence[Page]) -> int:
-        """What the digest of the list changes by, modulo 2^64, if these pages replace theirs."""
-        return sum(page.digest() - self[page.number] for page in pages) & PROOF_MASK
+    def unchanged(self, pages: Sequence[Page], marks: Sequence[int]) -> frozenset[int]:
+        """The numbers of those pages that most likely are what they were, by their marks."""
+        if not self._numbers:
+            return frozenset()
+        numbers = np.array([page.number for page in pages], np.uint64)
+        known = np.frombuffer(self._numbers, np.uint64)
+        at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+        same = (known[at] == numbers) & (np.frombuffer(self._marks, np.uint64)[at] == np.array(marks, np.uint64))
+        return frozenset(numbers[same].tolist()) - self._amended.keys()
 
     def amend(self, pages: Sequence[Page]) -> None:
         """Take over pages that came into force."""
@@ -342,7 +350,7 @@ class Follower:
     async def _take_all(self, source: ListStore, name: str, entries: DeviceList) -> None:
         """Read a list whole, prove it, and put it in force. Nothing happens if the source does not have it."""
         builder: ListBuilder | None = None
-        proof, total, slices = Proof(), 0, self._slices
+        before, proof, total, slices = self._proofs.get(name), Proof(), 0, self._slices
         async with aclosing(_batches(source, name)) as batches:
             async for state, batch in batches:
                 slices.begin()
@@ -351,8 +359,12 @@ class Follower:
                     chunk = batch[at : at + CHUNK_PAGES]
                     digests = [page.digest() for page in chunk]
                     total += sum(digests)
-                    proof.extend(chunk, [digest & PROOF_MASK for digest in digests])
-                    _add(builder, chunk)
+                    marks = [digest & PROOF_MASK for digest in digests]
+                    proof.extend(chunk, marks)
+                    unchanged = frozenset() if before is None else before.unchanged(chunk, marks)
+                    if perf_counter() > slices.deadline:
+                        await slices.pause()
+                    _add(builder, chunk, unchanged)
                     if perf_counter() > slices.deadline:
                         await slices.pause()
                 slices.end()
@@ -493,9 +505,9 @@ async def _batches(source: ListStore, name: str) -> AsyncGenerator[tuple[ListSta
                 return
 
 
-def _add(builder: ListBuilder, pages: Sequence[Page]) -> None:
+def _add(builder: ListBuilder, pages: Sequence[Page], unchanged: frozenset[int] = frozenset()) -> None:
     try:
-        builder.add_all(pages)
+        builder.add_all(pages, unchanged)
     except ValueError as error:
         raise StoreError("corrupt", f"a page from {pages[0].number} to {pages[-1].number} is damaged: {error}") from error
 
