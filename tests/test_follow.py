@@ -56,10 +56,10 @@ class Faulty:
         found, pages = await self.store.some_pages(name, numbers)
         return found, [self.alter(p) for p in pages] if self.alter else pages
 
-    async def pages(self, name):
+    async def pages(self, name, *, gently=False):
         await self._meddle()
         self.read_whole += 1
-        async with contextlib.aclosing(self.store.pages(name)) as batches:
+        async with contextlib.aclosing(self.store.pages(name, gently=gently)) as batches:
             async for found, pages in batches:
                 yield found, [self.alter(p) for p in pages] if self.alter else pages
 

@@ -132,8 +132,10 @@ class ListStore(Protocol):
         """
         ...
 
-    def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
+    def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
         """The list as batches of pages, each with the state that it belongs to; the first batch may be empty.
+
+        `gently`: in small batches, for a process that answers meanwhile; a store may have but one size.
 
         Raises StoreChanged when the list changed meanwhile. Nothing is yielded for a list that does not exist.
         """

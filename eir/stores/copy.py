@@ -229,7 +229,7 @@ async def _one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
 async def _proved(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
     """The pages of a list in this state; raises before the end if it is in another, or its digest is not that."""
     total, there = 0, False
-    async for found, batch in source.pages(name):
+    async for found, batch in source.pages(name, gently=True):
         there = True
         if found.generation != state.generation:
             raise StoreChanged(f"list {name} is at generation {found.generation}, no longer at {state.generation}")

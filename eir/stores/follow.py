@@ -351,7 +351,7 @@ class Follower:
         """Read a list whole, prove it, and put it in force. Nothing happens if the source does not have it."""
         builder: ListBuilder | None = None
         before, proof, total, slices = self._proofs.get(name), Proof(), 0, self._slices
-        async with aclosing(_batches(source, name)) as batches:
+        async with aclosing(_batches(source, name, gently=slices.limit_s < math.inf)) as batches:
             async for state, batch in batches:
                 slices.begin()
                 builder = builder or entries.builder(state)
@@ -495,9 +495,9 @@ async def _in_time(answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S) -> 
         raise StoreError("timeout", f"the store did not answer within {timeout_s:g} s") from None
 
 
-async def _batches(source: ListStore, name: str) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
+async def _batches(source: ListStore, name: str, *, gently: bool) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
     """The source's batches, each within the time that an answer may take."""
-    async with aclosing(source.pages(name)) as batches:  # type: ignore[type-var]  # stores write it as a generator
+    async with aclosing(source.pages(name, gently=gently)) as batches:  # type: ignore[type-var]  # stores write it as a generator
         while True:
             try:
                 yield await _in_time(anext(batches))

@@ -167,8 +167,8 @@ class RedisStore:
         """As `replace` (whole) or `amend`, with the state as given and nothing kept."""
         await self._call(self._restore if whole else self._restore_pages, name, state, batches, seen)
 
-    async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
-        """The next batch is read while the caller uses this one."""
+    async def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:  # noqa: ARG002  # see there
+        """The next batch is read while the caller uses this one. All are small enough for a process that answers meanwhile."""
         row = await self._call(self._row, name)
         if row is None or row.lost:
             return
