@@ -15,6 +15,7 @@ import pytest
 from node import LISTED, TRACKED, UNLISTED, fields, until, until_async
 from wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
 
+from eir.__main__ import LARGE_PAGES, TUNABLES
 from eir.control import ControlError
 
 WHITE, BLACK, GREY = 0, 1, 2
@@ -583,6 +584,19 @@ class TestSignalsInTheFirstMoments:
         node = loaded.start()
         until(lambda: node.lines("reloaded"))
         until(lambda: node.lines("ready"))
+
+
+class TestLargePages:
+    """The heap is asked for in large pages, before anything is in it."""
+
+    @pytest.mark.parametrize("set_before", [None, "glibc.malloc.perturb=0"])
+    def test_the_environment_of_the_node(self, site, monkeypatch, set_before):
+        monkeypatch.delenv(TUNABLES, raising=False)
+        if set_before is not None:
+            monkeypatch.setenv(TUNABLES, set_before)
+        node = site.start()
+        found = dict(entry.split("=", 1) for entry in Path(f"/proc/{node.pid}/environ").read_text().split("\0") if entry)
+        assert found[TUNABLES] == (set_before or LARGE_PAGES)
 
 
 class TestLogs:
