@@ -12,7 +12,7 @@ from test_index import fill
 
 from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS
-from eir.lists.sift import DENSE_KEYS, STEP_PAGES_MAX
+from eir.lists.sift import DENSE_KEYS, STEP_PAGES_MAX, Sifter
 
 PAST, NEVER = -math.inf, math.inf
 FORMS = st.one_of(
@@ -75,6 +75,17 @@ def test_a_dense_page_is_doubtful_as_a_whole(keys):
     assert entries.sift(NEVER)
     assert doubts(entries, [7 * PAGE_KEYS, 8 * PAGE_KEYS - 1]).all()
     assert not doubts(entries, [8 * PAGE_KEYS, 7 * PAGE_KEYS - 1]).any()
+
+
+def test_a_dense_page_stays_doubtful_when_the_step_that_found_it_failed(monkeypatch):
+    _, entries = filled([page(7, range(PAGE_KEYS)), page(8, [1])])
+    add = Sifter._add
+    monkeypatch.setattr(Sifter, "_add", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        entries.sift(NEVER)
+    monkeypatch.setattr(Sifter, "_add", add)
+    assert entries.sift(NEVER)
+    assert doubts(entries, [7 * PAGE_KEYS, 8 * PAGE_KEYS + 1]).all()
 
 
 def test_an_amended_page_is_doubtful_until_it_went_in():

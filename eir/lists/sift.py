@@ -29,7 +29,7 @@ _PAGE_KEYS = np.uint64(PAGE_KEYS)
 class Sifter:
     """The sieve of one list's pages. `entries`: how many keys they have, about; the pages may change, `changed` says which."""
 
-    __slots__ = ("_dense", "_dense_array", "_entries", "_late", "_late_array", "_pages", "_sieve", "_step", "_taken", "_waiting")
+    __slots__ = ("_dense", "_dense_array", "_late", "_late_array", "_pages", "_sieve", "_taken", "_waiting")
 
     def __init__(self, pages: Mapping[int, Held], entries: int) -> None:
         self._pages = pages
@@ -37,8 +37,6 @@ class Sifter:
 
     def _begin(self, entries: int) -> None:
         self._sieve = Sieve(entries)
-        self._entries = entries
-        self._step = STEP_PAGES_MAX
         self._taken = 0
         self._waiting: list[int] | None = None
         """Pages that have yet to go in for the first time; None: all that there are."""
@@ -59,8 +57,7 @@ class Sifter:
         """Take in pages; True when all are in as they are now, False if the deadline (time.perf_counter) came first."""
         if self._waiting is None:
             self._waiting = list(self._pages)
-            self._step = max(1, min(STEP_PAGES_MAX, STEP_KEYS * len(self._pages) // max(1, self._entries)))
-        dense, step = len(self._dense), self._step
+        step = max(1, min(STEP_PAGES_MAX, STEP_KEYS * len(self._pages) // self._sieve.capacity))
         while self._waiting or self._late:
             if self._waiting:
                 self._take(self._waiting[-step:])
@@ -71,7 +68,7 @@ class Sifter:
                 self._late.difference_update(late)
             if time.perf_counter() > deadline:
                 break
-        if len(self._dense) > dense:
+        if len(self._dense) > len(self._dense_array):
             self._dense_array = _sorted(self._dense)
         if not self._late:
             self._late_array = _sorted(())
