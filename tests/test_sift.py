@@ -78,14 +78,15 @@ def test_a_dense_page_is_doubtful_as_a_whole(keys):
 
 
 def test_a_dense_page_stays_doubtful_when_the_step_that_found_it_failed(monkeypatch):
-    _, entries = filled([page(7, range(PAGE_KEYS)), page(8, [1])])
+    # Enough pages that a step takes the dense one together with another.
+    _, entries = filled([*(page(number, [1]) for number in range(100)), page(200, range(DENSE_KEYS))])
     add = Sifter._add
     monkeypatch.setattr(Sifter, "_add", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         entries.sift(NEVER)
     monkeypatch.setattr(Sifter, "_add", add)
     assert entries.sift(NEVER)
-    assert doubts(entries, [7 * PAGE_KEYS, 8 * PAGE_KEYS + 1]).all()
+    assert doubts(entries, [200 * PAGE_KEYS, 99 * PAGE_KEYS + 1]).all()
 
 
 def test_an_amended_page_is_doubtful_until_it_went_in():
