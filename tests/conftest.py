@@ -43,3 +43,14 @@ async def connect():
     for client in made:
         client.writer.transport.abort()
         await client.close()
+
+
+@pytest.fixture
+def altered(tmp_path, monkeypatch):
+    """Have every Python that is started from now on run this code first, as its sitecustomize."""
+
+    def by(code):
+        (tmp_path / "sitecustomize.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    return by

@@ -561,12 +561,11 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 class TestSignalsInTheFirstMoments:
     @pytest.fixture
-    def signalled(self, loaded, monkeypatch, workers, moment):
+    def signalled(self, loaded, altered, workers, moment):
         """Have the next node signal itself at that moment."""
 
         def by(which):
-            (loaded.folder / "sitecustomize.py").write_text(SIGNALS_ITSELF.format(which=which, where=MOMENTS[moment]))
-            monkeypatch.setenv("PYTHONPATH", str(loaded.folder))
+            altered(SIGNALS_ITSELF.format(which=which, where=MOMENTS[moment]))
             loaded.configure(workers=workers)
 
         return by

@@ -392,11 +392,8 @@ class TestCrash:
             refused = await connect(node, opened=False)
             assert (await refused.ask(cer("away.example", "example"))).result == 3010
 
-    async def test_a_worker_that_hangs_is_replaced(self, crew, connect, tmp_path, monkeypatch):
-        (tmp_path / "sitecustomize.py").write_text(
-            "import eir.channel, eir.dispatcher\neir.channel.ANSWER_S, eir.dispatcher.HUNG_QUESTIONS = 0.2, 2\n"
-        )
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async def test_a_worker_that_hangs_is_replaced(self, crew, connect, altered):
+        altered("import eir.channel, eir.dispatcher\neir.channel.ANSWER_S, eir.dispatcher.HUNG_QUESTIONS = 0.2, 2\n")
         node = crew.start()
         client = await connect(node)
         os.kill(children(node.pid)["worker-0"], signal.SIGSTOP)
@@ -406,12 +403,9 @@ class TestCrash:
         assert await ask(await connect(node), LISTED) == BLACK
         assert node.lines("worker_hung", worker=0)
 
-    async def test_one_that_cannot_answer_a_question_answers_the_others_and_checks(self, crew, connect, tmp_path, monkeypatch):
+    async def test_one_that_cannot_answer_a_question_answers_the_others_and_checks(self, crew, connect, altered):
         """A fault in what it shows, in both: the log has it, and nothing else comes of it."""
-        (tmp_path / "sitecustomize.py").write_text(
-            "import eir.server\neir.server.Worker.peers = lambda self: 1 / 0\n"
-        )
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        altered("import eir.server\neir.server.Worker.peers = lambda self: 1 / 0\n")
         node = crew.start()
         clients = await four(node, connect)
         assert control(crew.state, "peers") == []
@@ -422,11 +416,8 @@ class TestCrash:
         for host, client in clients.items():
             assert await ask(client, LISTED, host) == BLACK
 
-    async def test_one_that_the_dispatcher_cannot_make_sense_of_is_heard_on(self, crew, connect, tmp_path, monkeypatch):
-        (tmp_path / "sitecustomize.py").write_text(
-            "import eir.diameter.admission as a\na.Admission.closed = lambda self, name, reason='': 1 / 0\n"
-        )
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async def test_one_that_the_dispatcher_cannot_make_sense_of_is_heard_on(self, crew, connect, altered):
+        altered("import eir.diameter.admission as a\na.Admission.closed = lambda self, name, reason='': 1 / 0\n")
         node = crew.start()
         clients = await four(node, connect)
         await clients.pop(HOSTS[0]).close()
