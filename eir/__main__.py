@@ -27,8 +27,8 @@ def main() -> None:
 def _use_large_pages() -> None:
     """Begin again, as the same process, with the C library's heap in large pages of memory, where the kernel grants them.
 
-    A look-up in a list of a hundred million entries is a walk through cold memory, and a third of its time goes into finding
-    where that memory is. The library reads this when a process begins; what an operator has set there stays.
+    A look-up in a list of a hundred million entries is a walk through cold memory, and with small pages the processor has to
+    find out where each piece of it is. The library reads this when a process begins; what an operator has set there stays.
     """
     if TUNABLES not in os.environ:
         os.environ[TUNABLES] = LARGE_PAGES

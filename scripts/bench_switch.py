@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
             own_mb = [_own_mb(server.workers)]
             site.load(site.release(other, how.turns + 2))
             _await_serial(site.state, how.turns + 2)
-            time.sleep(1)  # what was in force before is freed
+            server.rest()  # what was in force before is freed
             own_mb.append(_own_mb(server.workers))
     value = percentile("p99")
     pairs = zip(results["during the switch", str(load)], results["quiet", str(load)], strict=True)

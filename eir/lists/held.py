@@ -78,7 +78,7 @@ def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
     arrays = _Arrays(stored)
     counts = arrays.counts.tolist()
     small = [page for page, count in zip(stored, counts, strict=True) if count < TRIPLE_KEYS]
-    if len(small) == len(stored):  # as it is in most lists, or none is
+    if len(small) == len(stored):  # as in most lists: nothing to read twice
         return list(_each_in_triples(arrays))
     arrays.check_offsets()
     triples = iter(_each_in_triples(_Arrays(small)) if small else ())

@@ -333,18 +333,18 @@ class ListBuilder:
 
         `unchanged`: numbers of pages that may be those in force; only these are compared with them.
         """
-        many = [] if self.amends else [page for page in pages if not page.extra and may_be_arrays(page.keys)]
-        held: list[Held] = []
+        many: list[Page] = []
+        rest: list[Page] = []
+        for page in pages:
+            (rest if self.amends or page.extra or not may_be_arrays(page.keys) else many).append(page)
         try:
             held = hold_arrays([page.keys for page in many]) if many else []
         except ValueError:
-            many = []
+            many, held, rest = [], [], [*pages]
         for page, each in zip(many, held, strict=True):
             self._hold(page.number, each, compare=page.number in unchanged)
-        done = {page.number for page in many} if 0 < len(many) < len(pages) else frozenset()
-        for page in pages if len(many) < len(pages) else ():
-            if page.number not in done:
-                self.add(page)
+        for page in rest:
+            self.add(page)
 
     def _hold(self, number: int, held: Held, *, compare: bool = True) -> None:
         before = self._base.pages.get(number) if compare else None

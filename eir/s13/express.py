@@ -59,7 +59,7 @@ IMEISV_DIGITS = 16
 COLUMNS_MIN = 48
 """Messages in a row from which columns are worth their fixed cost."""
 COLUMNS_PAUSE = 16
-"""Runs of messages that are answered one by one after one whose messages were too different for columns."""
+"""Runs of messages that are answered one by one after one that columns could not answer."""
 NOTHING: Mapping[str, int] = {}
 """No answers."""
 
@@ -194,11 +194,13 @@ class Lane:
     ) -> int:
         """Answer the messages from `position` on that are alike, if there are enough of them; returns how many it answered."""
         unlisted = self._policy.unlisted
+        if unlisted is None or unlisted.verdict.status is not Status.WHITELISTED:  # other answers are told of one by one
+            return 0
         if self._columns_pause:
             self._columns_pause -= 1
             return 0
         context = layout.contexts.get(layout.constants(layout.unpack(data, position)))
-        if unlisted is None or context is None or unlisted.verdict.status is not Status.WHITELISTED:  # others are told one by one
+        if context is None:
             return 0
         rows, keys = layout.columns.alike(data, position, min(messages_max, (len(data) - position) // layout.length))
         if (count := len(rows)) < COLUMNS_MIN:
@@ -206,7 +208,8 @@ class Lane:
             return 0
         doubtful = np.zeros(count, np.bool_)
         for entries in unlisted.lists:
-            if (doubts := entries.doubtful(keys)) is None:
+            if (doubts := entries.doubtful(keys)) is None:  # for some seconds after a start or a switch
+                self._columns_pause = COLUMNS_PAUSE
                 return 0
             doubtful |= doubts
         head, session_head, tail, _ = context.pieces[unlisted.verdict.status]
