@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made import page, pages_of, pair_pages, state
 
 from eir.device import MEID_BASE
-from eir.lists.held import ARRAY_KEYS, TRIPLE_KEYS, WHOLE, hold, rank
+from eir.lists.held import ARRAY_KEYS, INDEX_BYTES, TRIPLE_KEYS, WHOLE, hold, rank
 from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS, BitMap, encode_keys
 
@@ -54,10 +54,10 @@ def stored(keys):
 def test_forms_of_a_page():
     assert hold(b"") is None
     assert len(hold(stored(range(0, 2 * TRIPLE_KEYS - 2, 2)))) == 3 * (TRIPLE_KEYS - 1)
-    assert hold(stored(range(0, 2 * TRIPLE_KEYS, 2))) == stored(range(0, 2 * TRIPLE_KEYS, 2))
-    assert isinstance(hold(stored(range(0, 200 * ARRAY_KEYS, 200))), bytes)
+    assert len(hold(stored(range(0, 2 * TRIPLE_KEYS, 2)))) == INDEX_BYTES + 2 * TRIPLE_KEYS
+    assert len(hold(stored(range(0, 200 * ARRAY_KEYS, 200)))) == INDEX_BYTES + 2 * ARRAY_KEYS
     assert isinstance(hold(stored(range(0, 200 * ARRAY_KEYS + 200, 200))), BitMap)
-    assert isinstance(hold(stored(range(TRIPLE_KEYS))), BitMap), "a run"
+    assert len(hold(stored(range(TRIPLE_KEYS)))) == INDEX_BYTES + 2 * TRIPLE_KEYS, "a run"
     assert hold(stored(range(PAGE_KEYS))) is WHOLE
 
 
@@ -88,6 +88,7 @@ class TestManyAtOnce:
         st.sets(st.integers(0, 70_000), max_size=30),
         st.integers(1, 3_000).map(range),  # runs
         st.sampled_from([range(0, PAGE_KEYS, 3), range(PAGE_KEYS), range(0xD7F0, 0xE010), range(0, 900_000, 2_260)]),
+        st.sampled_from([range(0, 244 * ARRAY_KEYS, 244), [*range(0, 8_000, 2), *range(70_000, 70_200, 2)]]),  # at the limit, beyond
     )
     extras = st.sampled_from([b"", b"", b"R\x01\x00\x00\x00\x00"])
 
@@ -104,7 +105,9 @@ class TestManyAtOnce:
         assert one == every
         assert [type(held) for held in one.values()] == [type(every[number]) for number in one]
 
-    @given(st.lists(st.sets(st.integers(0, PAGE_KEYS - 1), min_size=1, max_size=20), min_size=1, max_size=4), st.data())
+    damaged = st.one_of(st.sets(st.integers(0, PAGE_KEYS - 1), min_size=1, max_size=20), st.just(range(0, PAGE_KEYS, 9_001)))
+
+    @given(st.lists(damaged, min_size=1, max_size=4), st.data())
     @settings(max_examples=80, deadline=None)
     def test_damage_is_an_error_or_other_keys_but_no_crash(self, sets, data):
         pages = [page(number, keys) for number, keys in enumerate(sets)]

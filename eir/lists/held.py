@@ -3,19 +3,21 @@
 Each page has the cheapest form whose search is fast:
 
 - under TRIPLE_KEYS keys three bytes for each key (big-endian, with TRIPLE_MARK, which tells them from the next form).
-- up to ARRAY_KEYS keys the bytes as they are stored, if these are Roaring's array containers: 2 bytes a key, nothing to
-  decode when a list is read, and a search of the one container in question.
+- up to ARRAY_KEYS keys the lower halves of all keys (little-endian, 2 bytes each), behind an index that says where those of
+  each upper half begin (INDEX_WORDS offsets of 2 bytes, little-endian, the last one being the end): a look-up reads two places.
 - above, or where the stored form has runs or bitsets, a Roaring bitmap.
 - a million keys, and a whole TAC: one shared `range`.
 
 None of them is an object that the garbage collector walks; bytes are searched in C.
 
-Roaring's portable format without runs: cookie (4 bytes), number of containers (4), for each container its high half and its
-size less one (2 and 2), for each its offset (4), then the low halves (2 each). All of it is little-endian.
+Roaring's portable format without runs, in which lists are stored: cookie (4 bytes), number of containers (4), for each container
+its upper half and its size less one (2 and 2), for each its offset (4), then the lower halves (2 each). All of it is
+little-endian.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
+from struct import Struct
 from typing import Final
 
 import numpy as np
@@ -25,21 +27,28 @@ from pyroaring import BitMap
 from eir.lists.pages import PAGE_KEYS, decode_keys
 
 TRIPLE_KEYS = 64
-"""Keys from which a page costs less as it is stored than in triples."""
+"""Keys from which an index is worth its bytes: below, one search through all of a page is as fast."""
 TRIPLE_BYTES, TRIPLE_MARK = 3, 0xF00000
-"""A key has 20 bits: the other four are set, so that a page in triples begins with a byte that no stored page begins with."""
+"""A key has 20 bits: the other four are set, so that a page in triples begins with a byte that no index begins with."""
+TRIPLE_BEGINS: Final = TRIPLE_MARK >> 16
 ARRAY_KEYS = 4096
 """Keys to which every container is an array, whatever they are (Roaring's own limit for one container)."""
 WHOLE: Final = range(PAGE_KEYS)
 COOKIE = (12346).to_bytes(4, "little")
 """How a page of array and bitset containers, without runs, begins."""
-HEAD_BYTES, CONTAINER_BYTES = 8, 8
-"""Of the cookie and the number of containers; of what is said of a container."""
+HEAD_BYTES, CONTAINER_BYTES, LOW_BYTES = 8, 8, 2
+"""Of the cookie and the number of containers; of what is said of a container; of a lower half."""
 CONTAINERS_MAX = 16
 """Containers of 2^16 keys each that a page's 10^6 keys can lie in."""
+INDEX_WORDS: Final = CONTAINERS_MAX + 1
+INDEX_BYTES: Final = 2 * INDEX_WORDS
 NOT_ARRAYS = "a page is not made of arrays"
-STORED_BYTES_MAX = HEAD_BYTES + CONTAINERS_MAX * CONTAINER_BYTES + ARRAY_KEYS * 2
-"""The longest that ARRAY_KEYS keys can be in arrays."""
+
+_UPPER_HALVES: Final = np.arange(INDEX_WORDS, dtype="<u4") << np.uint32(16)
+_OFFSETS: Final = (INDEX_BYTES + LOW_BYTES * np.arange(ARRAY_KEYS + 1)).astype("<u2")
+"""Where in a page with an index a key is, by its position."""
+_between = Struct("<HH").unpack_from
+_low = Struct("<H").pack
 
 Held = bytes | BitMap | range
 Keys = npt.NDArray[np.uint32]
@@ -51,23 +60,26 @@ def hold(stored: bytes) -> Held | None:
 
     Raises ValueError if they are damaged.
     """
-    bitmap = decode_keys(stored)
-    # What serializes to the same bytes has no runs, and with so few keys no bitsets.
-    if TRIPLE_KEYS <= len(bitmap) <= ARRAY_KEYS and may_be_arrays(stored) and bitmap.serialize() == stored:
-        return stored
-    return hold_bitmap(bitmap)
+    return hold_bitmap(decode_keys(stored))
 
 
 def hold_bitmap(bitmap: BitMap) -> Held | None:
     """As hold, out of a bitmap."""
-    if (count := len(bitmap)) < TRIPLE_KEYS:
-        return _triples(np.frombuffer(bitmap.to_array(), "<u4")) if count else None
-    return WHOLE if count == PAGE_KEYS else bitmap
+    if not (count := len(bitmap)):
+        return None
+    if count > ARRAY_KEYS:
+        return WHOLE if count == PAGE_KEYS else bitmap
+    keys = np.frombuffer(bitmap.to_array(), "<u4")
+    if count < TRIPLE_KEYS:
+        return _triples(keys)
+    return _OFFSETS[keys.searchsorted(_UPPER_HALVES)].tobytes() + keys.view("<u2")[::2].tobytes()
 
 
 def may_be_arrays(stored: bytes) -> bool:
-    """True if these keys may have the form that hold_arrays takes."""
-    return HEAD_BYTES < len(stored) <= STORED_BYTES_MAX and stored[:4] == COOKIE
+    """True if these keys may have the form that hold_arrays takes, and are no more than ARRAY_KEYS."""
+    if stored[:4] != COOKIE or len(stored) < HEAD_BYTES:
+        return False
+    return len(stored) <= HEAD_BYTES + CONTAINER_BYTES * stored[4] + LOW_BYTES * ARRAY_KEYS
 
 
 def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
@@ -80,9 +92,11 @@ def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
     small = [page for page, count in zip(stored, counts, strict=True) if count < TRIPLE_KEYS]
     if len(small) == len(stored):  # as in most lists: nothing to read twice
         return list(_each_in_triples(arrays))
-    arrays.check_offsets()
     triples = iter(_each_in_triples(_Arrays(small)) if small else ())
-    return [page if count >= TRIPLE_KEYS else next(triples) for page, count in zip(stored, counts, strict=True)]
+    return [
+        index + page[HEAD_BYTES + CONTAINER_BYTES * page[4] :] if count >= TRIPLE_KEYS else next(triples)
+        for page, count, index in zip(stored, counts, arrays.indices(), strict=True)
+    ]
 
 
 def read_bytes(pages: Sequence[bytes]) -> tuple[Keys, Counts]:
@@ -92,13 +106,16 @@ def read_bytes(pages: Sequence[bytes]) -> tuple[Keys, Counts]:
     """
     if in_triples(pages[0]):
         return _keys_of_triples(b"".join(pages)), np.array([len(page) // TRIPLE_BYTES for page in pages])
-    arrays = _Arrays(pages)
-    return arrays.keys(), arrays.counts
+    indices = np.frombuffer(b"".join([page[:INDEX_BYTES] for page in pages]), "<u2").reshape(-1, INDEX_WORDS)
+    lows = np.frombuffer(b"".join([page[INDEX_BYTES:] for page in pages]), "<u2")
+    sizes: Counts = (indices[:, 1:] - indices[:, :-1]).astype(np.int64) // LOW_BYTES
+    uppers = np.broadcast_to(_UPPER_HALVES[:CONTAINERS_MAX], sizes.shape)
+    return lows | np.repeat(uppers.ravel(), sizes.ravel()), sizes.sum(axis=1)
 
 
 def in_triples(held: bytes) -> bool:
-    """True if a page held as bytes has three for each key; else it is as it was stored."""
-    return held[0] >= TRIPLE_MARK >> 16
+    """True if a page held as bytes has three for each key; else it has an index."""
+    return held[0] >= TRIPLE_BEGINS
 
 
 class _Arrays:
@@ -120,30 +137,34 @@ class _Arrays:
         ):
             raise ValueError(NOT_ARRAYS)
         self._starts, self._containers = starts, containers
-        self._firsts = np.cumsum(containers) - containers
-        self._position = np.arange(self._firsts[-1] + containers[-1]) - np.repeat(self._firsts, containers)
-        at = np.repeat(starts + HEAD_BYTES // 2, containers) + 2 * self._position
-        self._highs = words[at]
+        firsts = np.cumsum(containers) - containers
+        position = np.arange(firsts[-1] + containers[-1]) - np.repeat(firsts, containers)
+        at = np.repeat(starts + HEAD_BYTES // 2, containers) + 2 * position
+        self._uppers = words[at]
         self._sizes = words[at + 1].astype(np.int64) + 1
-        if (np.add.reduceat(self._sizes, self._firsts) != self.counts).any() or int(self._highs.max()) >= CONTAINERS_MAX:
+        rising = self._uppers[1:] > self._uppers[:-1]
+        rising[firsts[1:] - 1] = True  # from page to page
+        if (
+            (np.add.reduceat(self._sizes, firsts) != self.counts).any()
+            or not rising.all()
+            or int(self._uppers.max()) >= CONTAINERS_MAX
+        ):
             raise ValueError(NOT_ARRAYS)
 
-    def check_offsets(self) -> None:
-        """Raises ValueError if the offsets of a page are not where its containers lie, one after another."""
-        begins = np.cumsum(self._sizes) - self._sizes
-        begins -= np.repeat(begins[self._firsts], self._containers)
-        first_at = np.repeat(HEAD_BYTES + CONTAINER_BYTES * self._containers, self._containers)
-        at = np.repeat(self._starts + HEAD_BYTES // 2 + 2 * self._containers, self._containers) + 2 * self._position
-        offsets = self._words[at] | self._words[at + 1].astype(np.int64) << 16
-        if (offsets != first_at + 2 * begins).any():
-            raise ValueError(NOT_ARRAYS)
+    def indices(self) -> list[bytes]:
+        """The index of each page as it is held."""
+        pages = len(self.counts)
+        sizes = np.zeros((pages, INDEX_WORDS), np.int64)
+        sizes[np.repeat(np.arange(pages), self._containers), self._uppers + 1] = self._sizes
+        indices = _OFFSETS[sizes.cumsum(axis=1)].tobytes()
+        return [indices[at : at + INDEX_BYTES] for at in range(0, len(indices), INDEX_BYTES)]
 
     def keys(self) -> Keys:
         """All keys, page after page."""
         ends = np.cumsum(self.counts)
         keys_at = self._starts + HEAD_BYTES // 2 + CONTAINER_BYTES // 2 * self._containers
         lows = self._words[np.arange(ends[-1]) + np.repeat(keys_at - (ends - self.counts), self.counts)]
-        keys: Keys = lows | np.repeat(self._highs.astype("<u4") << 16, self._sizes)
+        keys: Keys = lows | np.repeat(self._uppers.astype("<u4") << 16, self._sizes)
         return keys
 
 
@@ -165,26 +186,16 @@ def _keys_of_triples(held: bytes) -> Keys:
 
 def find_in_bytes(held: bytes, remainder: int) -> int:
     """The offset of a key in a page held as bytes; -1 if it is not in it."""
-    if held[0] >= TRIPLE_MARK >> 16:  # as in_triples, without a call
+    if held[0] >= TRIPLE_BEGINS:  # as in_triples, without a call
         triple = (remainder | TRIPLE_MARK).to_bytes(TRIPLE_BYTES, "big")
         found = held.find(triple)
         while found > 0 and found % TRIPLE_BYTES:  # across two keys
             found = held.find(triple, found + 1)
         return found
-    # Byte by byte, which is faster than any call: offsets are below 2^16, high halves below 16.
-    containers, high = held[4], remainder >> 16
-    if containers == CONTAINERS_MAX:  # as most pages of some hundred keys have it
-        container = high
-    else:
-        container = held[HEAD_BYTES : HEAD_BYTES + 4 * containers : 4].find(high)
-        if container < 0:
-            return -1
-    at = HEAD_BYTES + 4 * (containers + container)
-    start = held[at] | held[at + 1] << 8
-    end = held[at + 4] | held[at + 5] << 8 if container + 1 < containers else len(held)
-    low = (remainder & 0xFFFF).to_bytes(2, "little")
+    start, end = _between(held, remainder >> 16 << 1)
+    low = _low(remainder & 0xFFFF)
     found = held.find(low, start, end)
-    while found >= 0 and (found - start) & 1:  # across two keys
+    while found > 0 and found & 1:  # across two keys
         found = held.find(low, found + 1, end)
     return found
 
@@ -195,7 +206,7 @@ def rank(held: Held, remainder: int) -> int:
         found = find_in_bytes(held, remainder)
         if found < 0 or in_triples(held):
             return found // TRIPLE_BYTES  # -1 stays -1
-        return (found - HEAD_BYTES - CONTAINER_BYTES * held[4]) // 2
+        return (found - INDEX_BYTES) // LOW_BYTES
     if remainder not in held:
         return -1
     return remainder if isinstance(held, range) else held.rank(remainder) - 1
@@ -214,4 +225,4 @@ def held_count(held: Held) -> int:
     """How many keys a held page has."""
     if not isinstance(held, bytes):
         return len(held)
-    return len(held) // TRIPLE_BYTES if in_triples(held) else (len(held) - HEAD_BYTES - CONTAINER_BYTES * held[4]) // 2
+    return len(held) // TRIPLE_BYTES if in_triples(held) else (len(held) - INDEX_BYTES) // LOW_BYTES

@@ -1,7 +1,7 @@
 """A sieve for keys: says of most keys that are not in a list, many at a time, that they are not. Imports numpy only.
 
 A Bloom filter of 64-bit words: a key has one word, and in it MARKS bits; a key of which a bit is missing was never added.
-With BITS_PER_KEY bits for each key it lets about 1 in 200 of the others pass, which then have to be looked for. The cost of a
+With BITS_PER_KEY bits for each key it lets about 1 in 350 of the others pass, which then have to be looked for. The cost of a
 question is some arithmetic and one read from memory, whatever the number of keys.
 """
 
@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-BITS_PER_KEY = 16
-MARKS = 5
+BITS_PER_KEY = 19
+MARKS = 6
 """Bits that a key sets in its word."""
 WORDS_MIN = 64
 
@@ -52,7 +52,8 @@ class Sieve:
     def passes(self, keys: KeyArray) -> npt.NDArray[np.bool_]:
         """False for each key that was certainly never added."""
         places, marks = self._places(keys)
-        passing: npt.NDArray[np.bool_] = (self._words[places] & marks) == marks
+        # `take` reads words that no cache has faster than an index does.
+        passing: npt.NDArray[np.bool_] = (self._words.take(places) & marks) == marks
         return passing
 
     def _places(self, keys: KeyArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:

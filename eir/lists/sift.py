@@ -88,16 +88,16 @@ class Sifter:
     def _take(self, numbers: Sequence[int]) -> None:
         """Put the keys of these pages into the sieve, those of a kind together."""
         triples: list[tuple[int, bytes]] = []
-        stored: list[tuple[int, bytes]] = []
+        indexed: list[tuple[int, bytes]] = []
         for number in numbers:
             held = self._pages.get(number)
             if isinstance(held, bytes):
-                (triples if in_triples(held) else stored).append((number, held))
+                (triples if in_triples(held) else indexed).append((number, held))
             elif held is not None and held_count(held) < DENSE_KEYS:
                 self._add([number], held_keys(held), [held_count(held)])
             elif held is not None:
                 self._dense.add(number)
-        for alike in (triples, stored):
+        for alike in (triples, indexed):
             if alike:
                 self._add([number for number, _ in alike], *read_bytes([held for _, held in alike]))
 
