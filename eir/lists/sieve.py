@@ -47,7 +47,10 @@ class Sieve:
     def add(self, keys: KeyArray) -> None:
         """Take keys in."""
         places, marks = self._places(keys)
-        np.bitwise_or.at(self._words, places, marks)
+        # Of keys with the same word only one has its marks after this; the few others follow, at three times the cost.
+        self._words[places] |= marks
+        lost = (self._words.take(places) & marks) != marks
+        np.bitwise_or.at(self._words, places[lost], marks[lost])
 
     def passes(self, keys: KeyArray) -> npt.NDArray[np.bool_]:
         """False for each key that was certainly never added."""
