@@ -17,7 +17,7 @@ from eir.lists.pages import PAGE_KEYS
 from eir.lists.sieve import KeyArray, Sieve
 
 STEP_KEYS = 2_000
-"""Keys that go in between two looks at the clock, about: a tenth of a millisecond or two."""
+"""Keys that go in between two looks at the clock, about: less than a tenth of a millisecond."""
 STEP_PAGES_MAX = 64
 DENSE_KEYS = PAGE_KEYS // 16
 """Keys from which a page is known as a whole: each of its keys may be listed, so each is looked for."""
