@@ -15,7 +15,7 @@ from made import page, pages_of, pair_pages, state
 from eir.device import MEID_BASE
 from eir.lists.held import ARRAY_KEYS, INDEX_BYTES, TRIPLE_KEYS, WHOLE, hold, rank
 from eir.lists.index import Index
-from eir.lists.pages import PAGE_KEYS, BitMap, encode_keys
+from eir.lists.pages import PAGE_KEYS, BitMap, Page, encode_keys
 
 NEVER = math.inf
 
@@ -59,6 +59,15 @@ def test_forms_of_a_page():
     assert isinstance(hold(stored(range(0, 200 * ARRAY_KEYS + 200, 200))), BitMap)
     assert len(hold(stored(range(TRIPLE_KEYS)))) == INDEX_BYTES + 2 * TRIPLE_KEYS, "a run"
     assert hold(stored(range(PAGE_KEYS))) is WHOLE
+
+
+@pytest.mark.parametrize("count", [1, TRIPLE_KEYS, ARRAY_KEYS, ARRAY_KEYS + 1])
+def test_a_key_beyond_its_page_is_damage(count):
+    page = Page(3, stored([*range(0, 3 * (count - 1), 3), PAGE_KEYS]))
+    with pytest.raises(ValueError, match="beyond"):
+        hold(page.keys)
+    with pytest.raises(ValueError, match="beyond"):
+        Index({"a": "devices"}).builder("a", state()).add_all([page])
 
 
 def test_bytes_of_two_neighbouring_keys_are_no_key():

@@ -5,7 +5,7 @@ Each page has the cheapest form whose search is fast:
 - under TRIPLE_KEYS keys three bytes for each key (big-endian, with TRIPLE_MARK, which tells them from the next form).
 - up to ARRAY_KEYS keys the lower halves of all keys (little-endian, 2 bytes each), behind an index that says where those of
   each upper half begin (INDEX_WORDS offsets of 2 bytes, little-endian, the last one being the end): a look-up reads two places.
-- above, or where the stored form has runs or bitsets, a Roaring bitmap.
+- above, a Roaring bitmap.
 - a million keys, and a whole TAC: one shared `range`.
 
 None of them is an object that the garbage collector walks; bytes are searched in C.
@@ -43,6 +43,7 @@ CONTAINERS_MAX = 16
 INDEX_WORDS: Final = CONTAINERS_MAX + 1
 INDEX_BYTES: Final = 2 * INDEX_WORDS
 NOT_ARRAYS = "a page is not made of arrays"
+BEYOND = "a page has keys beyond its million"
 
 _UPPER_HALVES: Final = np.arange(INDEX_WORDS, dtype="<u4") << np.uint32(16)
 _OFFSETS: Final = (INDEX_BYTES + LOW_BYTES * np.arange(ARRAY_KEYS + 1)).astype("<u2")
@@ -67,6 +68,8 @@ def hold_bitmap(bitmap: BitMap) -> Held | None:
     """As hold, out of a bitmap."""
     if not (count := len(bitmap)):
         return None
+    if bitmap.max() >= PAGE_KEYS:
+        raise ValueError(BEYOND)
     if count > ARRAY_KEYS:
         return WHOLE if count == PAGE_KEYS else bitmap
     keys = np.frombuffer(bitmap.to_array(), "<u4")
@@ -144,12 +147,11 @@ class _Arrays:
         self._sizes = words[at + 1].astype(np.int64) + 1
         rising = self._uppers[1:] > self._uppers[:-1]
         rising[firsts[1:] - 1] = True  # from page to page
-        if (
-            (np.add.reduceat(self._sizes, firsts) != self.counts).any()
-            or not rising.all()
-            or int(self._uppers.max()) >= CONTAINERS_MAX
-        ):
+        if (np.add.reduceat(self._sizes, firsts) != self.counts).any() or not rising.all():
             raise ValueError(NOT_ARRAYS)
+        last = self._uppers[firsts + containers - 1].astype(np.int64) << 16 | words[starts + lengths // 2 - 1]
+        if (last >= PAGE_KEYS).any():
+            raise ValueError(BEYOND)
 
     def indices(self) -> list[bytes]:
         """The index of each page as it is held."""
