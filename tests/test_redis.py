@@ -351,6 +351,28 @@ class TestSwitch:
             assert late.follower.missing == ("a",)
             assert late.follower.errors["corrupt"]
 
+    async def test_a_damaged_state_keeps_no_other_list_from_being_followed(self, server, store):
+        for name in ("a", "b", "c"):
+            await store.replace(name, state(A), A, seen=0)
+        async with Node(store, {"a": "devices", "b": "devices"}) as node:
+            good = server.command("HGET", "eir:{a}:state", "state").split(b"\r\n")[1]
+            for name in ("a", "c"):  # c is none of this node's lists
+                server.command("HSET", f"eir:{{{name}}}:state", "state", "{")
+            await until(lambda: node.follower.errors["corrupt"])
+            await store.replace("b", state(B, serial=8), B, seen=1)
+            await until(lambda: node.index.lists["b"].state.serial == 8)
+            assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+            assert node.follower.up
+            assert not node.follower.lost
+            await until(lambda: node.follower.lag_s > 1)
+            async with Node(store, {"a": "devices", "b": "devices"}) as late:
+                assert late.follower.missing == ("a",)
+                assert late.index.lists["b"].state.serial == 8
+            server.command("HSET", "eir:{a}:state", "state", good)
+            await store.amend("a", state([page(0, [7]), A[1]], serial=8), [page(0, [7])], seen=1)
+            await until(lambda: node.keys() == [7, 5 * PAGE_KEYS])
+            assert node.follower.lag_s < 2
+
     async def test_a_list_named_like_the_history(self, store):
         await store.replace("history", state(A), A, seen=0)
         await store.record(event("history"))

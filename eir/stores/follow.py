@@ -170,6 +170,8 @@ class Follower:
         self._sifting = Slices(SLICE_S)
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
+        self._unreadable: frozenset[str] = frozenset()
+        """Lists whose state in the store is damaged."""
         self._unproved: dict[str, tuple[float, float]] = {}
         self._said: dict[tuple[str, str], float] = {}
         self._in_step_at = monotonic()
@@ -197,7 +199,7 @@ class Follower:
         self._slices = Slices(math.inf)
         stored: Mapping[str, ListState] | None = None
         try:
-            stored = await _in_time(self._store.states())
+            stored = await self._states()
         except StoreError as error:
             self._failed(error.cause, error)
         except Exception as error:  # noqa: BLE001  # as in _follow_store: a node that would not start answers nobody
@@ -249,7 +251,7 @@ class Follower:
     async def _follow_store(self) -> None:
         while True:
             try:
-                await self._pass(await _in_time(self._store.states()))
+                await self._pass(await self._states())
                 await _in_time(self._store.wait(self._seen, WAIT_S), STORE_TIMEOUT_S + WAIT_S)
             except StoreError as error:
                 self._failed(error.cause, error)
@@ -284,13 +286,44 @@ class Follower:
 
     # One look at the store
 
+    async def _states(self) -> Mapping[str, ListState]:
+        """The states that can be read; one that is damaged must not keep other lists from being followed.
+
+        Raises StoreError, also if no list's state can be read.
+        """
+        self._unreadable = frozenset()
+        try:
+            return await _in_time(self._store.states())
+        except StoreError as error:
+            if error.cause != "corrupt":
+                raise
+            states: dict[str, ListState] = {}
+            damaged: dict[str, StoreError] = {}
+            for name in tuple(self._index.lists):
+                try:
+                    found = await _in_time(self._store.state(name))
+                except StoreError as of_this_list:
+                    if of_this_list.cause != "corrupt":
+                        raise
+                    damaged[name] = of_this_list
+                else:
+                    if found is not None:
+                        states[name] = found
+            if len(damaged) == len(self._index.lists):
+                raise
+        for name, reason in damaged.items():
+            self._failed("corrupt", reason, name)
+        self._unreadable = frozenset(damaged)
+        return states
+
     async def _pass(self, states: Mapping[str, ListState]) -> None:
         if not self.up and self.errors:
             self._report("store_back")
         self.up = True
-        self._seen = {name: states[name].generation if name in states else 0 for name in self._index.lists}
-        in_step = True
-        for name in tuple(self._index.lists):
+        readable = [name for name in self._index.lists if name not in self._unreadable]
+        self._seen = {name: states[name].generation if name in states else 0 for name in readable}
+        in_step = not self._unreadable
+        for name in readable:
             in_step &= await self._follow(name, states.get(name))
         for name in [name for name in self._proofs if name not in self._index.lists]:
             del self._proofs[name]
