@@ -195,12 +195,18 @@ def test_redis_memory(printed):
     assert 0 < row["pages of bitmaps"] < row["one plain set"] < row["one key each"]
 
 
+def command_line(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""  # it has ended meanwhile
+
+
 def test_a_part_that_is_told_to_end_leaves_nothing_behind(tmp_path):
     command = [sys.executable, SCRIPTS / "bench", "switch", "--quick", "--entries", "20000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
         try:
-            serving = until(lambda: [pid for pid in processes(process.pid) if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+            serving = until(lambda: [pid for pid in processes(process.pid) if b"serve" in command_line(pid)])
         finally:
             process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM

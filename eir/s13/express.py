@@ -56,7 +56,7 @@ CREDIT_MAX = 100 * LEARNING_COSTS
 GENERAL_ONLY = frozenset({PROXY_INFO, DRMP, MEID})
 """A request that has one of these is always answered by the general path."""
 IMEISV_DIGITS = 16
-COLUMNS_MIN = 48
+COLUMNS_MIN = 20
 """Messages in a row from which columns are worth their fixed cost."""
 COLUMNS_PAUSE = 16
 """Runs of messages that are answered one by one after one that columns could not answer."""
