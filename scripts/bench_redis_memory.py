@@ -6,18 +6,15 @@ other two forms are written by a script inside the server, since sending ten mil
 
 import argparse
 import asyncio
-import contextlib
 import json
-import shutil
-import socket
-import subprocess
+import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from bench_index import LIST, made
+from benchmark.servers import redis as redis_server
 from redis.asyncio import Redis
 
 from eir.lists.store import ListState
@@ -70,29 +67,13 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.quick:
         chosen.entries, chosen.tacs = QUICK_ENTRIES, [QUICK_TACS]
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        subprocess.run([Path(__file__).resolve().parent / "setup", "--redis"], check=False)
-        program = shutil.which("redis-server")
-    if program is None:
-        print("bench redis-memory needs redis-server or valkey-server")
-        return 2
     rows = []
     for tacs in chosen.tacs:
-        with contextlib.closing(socket.socket()) as free, tempfile.TemporaryDirectory(prefix="eir-bench-") as folder:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-            free.close()
-            server = subprocess.Popen(
-                [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"],
-                stdout=subprocess.DEVNULL,
-            )
-            try:
-                wait_for(port)
-                found = asyncio.run(measure(port, chosen.entries, tacs))
-            finally:
-                server.terminate()
-                server.wait()
+        with (
+            tempfile.TemporaryDirectory(prefix="eir-bench-") as folder,
+            redis_server(log=Path(folder) / "redis.log", cores=os.sched_getaffinity(0)) as server,
+        ):
+            found = asyncio.run(measure(server.port, chosen.entries, tacs))
         rows.append({"entries": chosen.entries, "tacs": tacs, **{form: round(size, 1) for form, size in found.items()}})
     if chosen.json:
         print(json.dumps(rows))
@@ -103,20 +84,6 @@ def main(arguments: list[str]) -> int:
                 print(f"  {form:<18}{size:>10,.1f}   {size / row['pages of bitmaps']:.1f} times")
     allowed = LIMIT_MB_PER_10_MILLION * chosen.entries / 10_000_000
     return 0 if chosen.quick or all(row["pages of bitmaps"] <= allowed for row in rows) else 1
-
-
-def wait_for(port: int, timeout_s: float = 10) -> None:
-    """Until the server takes connections."""
-    end = time.monotonic() + timeout_s
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-        else:
-            return
 
 
 if __name__ == "__main__":

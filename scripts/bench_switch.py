@@ -2,16 +2,19 @@
 
 The switch is a rollback: both releases are in the store, so that nothing but the node's own work is measured, which reads the
 other one and takes it over, beside 20,000 checks a second on the same core. The measured time is about as long as that takes.
-At the end a node with two workers, which share the pages that were read before they were forked, takes over a switch too: after it
-each worker has a copy of its own.
+With --redis the lists are in a Redis, which has the generator's core. At the end a node with two workers, which share the pages
+that were read before they were forked, takes over a switch too: after it each worker has a copy of its own.
 """
 
 import argparse
 import asyncio
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -34,11 +37,11 @@ from benchmark.measure import (
     wrong_answers,
 )
 from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_list, write_questions
-from benchmark.servers import free_port, memory_mb
+from benchmark.servers import free_port, memory_mb, redis
 from benchmark.site import LIST, Site
 
 from eir.control import ask as control
-from eir.stores.open import open_store
+from eir.stores.open import SQLITE, open_copy, open_store
 from eir.table import table
 
 ENTRIES, QUICK_ENTRIES, TACS, QUESTIONS = 10_000_000, 100_000, 250_000, 500_000
@@ -51,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench switch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--entries", type=int, help=f"of each release ({ENTRIES:,})")
     parser.add_argument("--rate", type=float, default=STEADY.rate, help=f"checks a second ({STEADY.rate:g})")
+    parser.add_argument("--redis", action="store_true", help="the lists are in a Redis of the bench's own")
     add_options(parser, seconds=1)
     options = parser.parse_args(arguments)
     program("load")
@@ -60,9 +64,14 @@ def main(arguments: Sequence[str]) -> int:
     on, how = cores(), times(options)
     results: Results = {}
     took: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
-        folder = Path(made)
-        site = Site(folder / "site", loader_cores=on.generator)
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, ExitStack() as running:
+        folder, store = Path(made), SQLITE
+        if options.redis:
+            server = running.enter_context(redis(log=folder / "redis.log", cores=on.generator))
+            for thread in Path(f"/proc/{server.pids[0]}/task").iterdir():
+                os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+            store = f"redis://127.0.0.1:{server.port}"
+        site = Site(folder / "site", loader_cores=on.generator, store=store)
         first, second = (scattered(entries, TACS, seed) for seed in (14, 15))
         # Whichever is in force, a device in neither is white: only these are asked about.
         both = Scattered(np.union1d(first.keys, second.keys), np.union1d(first.tacs, second.tacs))
@@ -74,9 +83,10 @@ def main(arguments: Sequence[str]) -> int:
             for turn in range(how.turns):
                 site.load(site.release(other, turn + 2))
                 _await_serial(site.state, turn + 2)
+                asyncio.run(_await_copy(site))
                 server.rest()
                 quiet = ask(server, load, folder / "questions", how, on.generator)
-                busy = ask(server, load, folder / "questions", how, on.generator, meanwhile=partial(_roll_back, site.state, took))
+                busy = ask(server, load, folder / "questions", how, on.generator, meanwhile=partial(_roll_back, site, on.generator, took))
                 for name, found in (("quiet", quiet), ("during the switch", busy)):
                     results.setdefault((name, str(load)), []).append(found)
                 say(f"turn {turn + 1}: p99 {quiet['latency_us']['p99']:.0f} us, then {busy['latency_us']['p99']:.0f} us")
@@ -98,21 +108,38 @@ def main(arguments: Sequence[str]) -> int:
     return finish("switch", measured, [target], options, text)
 
 
-def _roll_back(state: Path, took: list[float]) -> None:
-    """Undo the list's last release, in the store; note how long the node took to follow."""
+def _roll_back(site: Site, cores: set[int], took: list[float]) -> None:
+    """Undo the list's last release, in the store, with what the generator leaves of its cores; note how long the node took to follow."""
 
     async def roll_back() -> None:
-        store = open_store("sqlite", state)
+        store = open_store(site.store, site.state)
         try:
             held = await store.state(LIST)
             await store.rollback(LIST, seen=held.generation if held else 0)
         finally:
             await store.close()
 
+    def aside() -> None:
+        os.sched_setaffinity(0, cores)  # of this thread
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        asyncio.run(roll_back())
+        _await_serial(site.state, 1)
+
     began = time.perf_counter()
-    asyncio.run(roll_back())
-    _await_serial(state, 1)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(aside).result()
     took.append(round(time.perf_counter() - began, 2))
+
+
+async def _await_copy(site: Site) -> None:
+    """Wait until the node has written its last good copy, if it keeps one."""
+    if (copy := open_copy(site.store, site.state)) is None:
+        return
+    store = open_store(site.store, site.state)
+    while await copy.state(LIST) != await store.state(LIST):  # noqa: ASYNC110  # another process writes it
+        await asyncio.sleep(0.1)
+    await copy.close()
+    await store.close()
 
 
 def _own_mb(workers: Sequence[int]) -> float:

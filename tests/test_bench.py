@@ -161,6 +161,15 @@ def test_switch(found):
     assert len(found["p99_times_quiet"]) == len(found["followed_s"]) == 1
 
 
+def test_switch_with_redis():
+    command = [sys.executable, SCRIPTS / "bench", "switch", "--redis", "--quick", "--json", *PARTS["switch"]]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert set(measured(document)) == {("quiet", "4 at 2000/s"), ("during the switch", "4 at 2000/s")}
+    assert document["wrong_answers"] == 0
+
+
 def test_profile(found):
     stages = {row["stage"]: row["us"] for row in found["stages"]}
     assert {"read and poll", "recognise", "parse", "decide", "encode", "write"} <= set(stages)

@@ -1,6 +1,7 @@
 """Servers that are measured, each a process on cores of its choice: how it starts, when it is ready, how it ends."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -133,6 +134,18 @@ def _processor_s(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return 0.0  # it has ended
+
+
+def redis(*, log: Path, cores: set[int]) -> Server:
+    """A redis-server that is empty and writes nothing to disk; installs it if there is none. Raises Failed if it cannot."""
+    if (found := shutil.which("redis-server") or shutil.which("valkey-server")) is None:
+        subprocess.run([Path(__file__).resolve().parent.parent / "setup", "--redis"], check=False)
+        found = shutil.which("redis-server")
+    if found is None:
+        raise Failed("there is no redis-server, and it cannot be installed")
+    port = free_port()
+    command = [found, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(log.parent), "--save", "", "--appendonly", "no"]
+    return Server("redis", command, port, log=log, cores=cores)
 
 
 def floor(port: int, *, log: Path, cores: set[int]) -> Server:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from eir.lists.publish import publish
+from eir.stores.open import SQLITE
 
 from .questions import Keys, write_list
 from .servers import REALM, Server, on_cores
@@ -23,9 +24,10 @@ EIR = [sys.executable, "-m", "eir"]
 class Site:
     """The folder; nothing runs in it until `server` is entered."""
 
-    def __init__(self, folder: Path, *, loader_cores: set[int] | None = None) -> None:
+    def __init__(self, folder: Path, *, loader_cores: set[int] | None = None, store: str = SQLITE) -> None:
         self.folder = folder
         self.state = folder / "var"
+        self.store = store
         self._loader_cores = loader_cores or os.sched_getaffinity(0)
         folder.mkdir(parents=True, exist_ok=True)
         self._key = folder / "key"
@@ -43,6 +45,7 @@ class Site:
             "policy": {"rules": [{"list": LIST, "answer": "blacklisted"}]},
             "http": "127.0.0.1:0",
             "workers": workers,
+            "store": self.store,
         }
         path.write_text(yaml.safe_dump(settings | more, sort_keys=False))
         return path
