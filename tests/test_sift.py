@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from made import page, pages_of, state
 from test_index import fill
 
+from eir.lists.held import hold
 from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS
+from eir.lists.sieve import Sieve
 from eir.lists.sift import DENSE_KEYS, STEP_PAGES_MAX, Sifter
 
 PAST, NEVER = -math.inf, math.inf
@@ -49,6 +51,16 @@ def test_no_key_of_the_list_is_ever_denied(data):
                 assert all(doubt or not entries.holds(key) for key, doubt in zip(some, found, strict=True))
     assert entries.sift(NEVER)
     assert doubts(entries, []) is not None
+
+
+def test_the_memory_of_a_large_sieve_comes_in_steps():
+    sieve = Sieve(2_000_000)
+    assert [sieve.touch() for _ in range(3)] == [False, False, True]
+    sifter = Sifter({0: hold(page(0, [7]).keys)}, 2_000_000)
+    assert not sifter.work(PAST)
+    assert sifter.doubtful(np.array([7], np.uint64)) is None
+    assert sifter.work(NEVER)
+    assert sifter.doubtful(np.array([7, 8], np.uint64)).tolist() == [True, False]
 
 
 def filled(pages):

@@ -14,6 +14,8 @@ BITS_PER_KEY = 19
 MARKS = 6
 """Bits that a key sets in its word."""
 WORDS_MIN = 64
+TOUCH_WORDS, PAGE_WORDS = 1 << 18, 512
+"""Words that are touched at a time: a large page of memory (2 MB), in steps of a small one (4 KB)."""
 
 _PATTERNS: Final = 4096
 _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
@@ -36,13 +38,23 @@ _MARKS_OF = _patterns()
 class Sieve:
     """Holds marks of keys, none of the keys. `capacity`: how many keys it is made for; with more it lets more pass."""
 
-    __slots__ = ("_count", "_words", "capacity")
+    __slots__ = ("_count", "_touched", "_words", "capacity")
 
     def __init__(self, capacity: int) -> None:
         words = max(WORDS_MIN, capacity * BITS_PER_KEY // 64)
         self.capacity = words * 64 // BITS_PER_KEY
         self._words = np.zeros(words, dtype=np.uint64)
         self._count = np.uint64(words)
+        self._touched = 0
+
+    def touch(self) -> bool:
+        """Have the system give it the next part of its memory; True when it has all. Only before the first key is taken in.
+
+        Keys lie anywhere: the first ones would wait for all of it, which takes up to some milliseconds a part.
+        """
+        self._words[self._touched : self._touched + TOUCH_WORDS : PAGE_WORDS] = 0
+        self._touched += TOUCH_WORDS
+        return self._touched >= len(self._words)
 
     def add(self, keys: KeyArray) -> None:
         """Take keys in."""

@@ -56,6 +56,9 @@ class Sifter:
     def work(self, deadline: float) -> bool:
         """Take in pages; True when all are in as they are now, False if the deadline (time.perf_counter) came first."""
         if self._waiting is None:
+            while not self._sieve.touch():
+                if time.perf_counter() > deadline:
+                    return False
             self._waiting = list(self._pages)
         step = max(1, min(STEP_PAGES_MAX, STEP_KEYS * len(self._pages) // self._sieve.capacity))
         while self._waiting or self._late:
