@@ -19,7 +19,7 @@ def main() -> None:
     if _command(sys.argv[1:]) == "serve":
         hold()
         _use_large_pages()
-    from eir import cli  # noqa: PLC0415 - see above
+    from eir import cli  # noqa: PLC0415 - takes a third of a second, in which signals are held already
 
     cli.main()
 

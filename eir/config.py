@@ -449,7 +449,7 @@ def _with_files(store: str, folder: Path) -> str:
     """The store's URL, the files that it names being found from the configuration's folder."""
     if store == SQLITE:
         return store
-    from eir.stores.redis_url import with_files_in  # noqa: PLC0415  # see _store_url
+    from eir.stores.redis_url import with_files_in  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
 
     return with_files_in(store, folder)
 

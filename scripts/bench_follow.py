@@ -10,9 +10,7 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from bench_index import LIST, made
+from benchmark.servers import redis_program
 from hostile import seconds_of_processor
 from node import Publisher, Site
 from pyroaring import BitMap
@@ -58,9 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.quick:
         options.entries, options.tacs, options.turns = 100_000, 2_500, 2
-    if shutil.which("redis-server") is None:
-        subprocess.run([Path(__file__).resolve().parent / "setup", "--redis"], check=True)
-    with tempfile.TemporaryDirectory(prefix="eir-bench-") as folder, Server(shutil.which("redis-server")) as server:
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as folder, Server(redis_program()) as server:
         found = asyncio.run(_measure(server, Path(folder), options))
     medians = {what: statistics.median(seconds) for what, seconds in found.items()}
     if options.json:

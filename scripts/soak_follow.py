@@ -2,8 +2,6 @@
 
 import argparse
 import asyncio
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -11,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from benchmark.servers import redis_program
 from churn import churn
 from servers import Server
 
@@ -21,10 +20,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the changes; the time if not given")
     options = parser.parse_args(arguments)
-    if shutil.which("redis-server") is None:
-        subprocess.run([Path(__file__).resolve().parent / "setup", "--redis"], check=True)
     print(f"{options.seconds:g} s, seed {options.seed}")
-    with tempfile.TemporaryDirectory(prefix="eir-soak-") as folder, Server(shutil.which("redis-server")) as server:
+    with tempfile.TemporaryDirectory(prefix="eir-soak-") as folder, Server(redis_program()) as server:
         figures = asyncio.run(churn(server, Path(folder), seconds=options.seconds, seed=options.seed))
     print(f"{figures.changes} changes, {figures.faults} faults, {figures.switches} switches; {figures.entries:,} entries in the end")
     for wrong in figures.wrong:

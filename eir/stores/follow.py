@@ -297,20 +297,24 @@ class Follower:
         except StoreError as error:
             if error.cause != "corrupt":
                 raise
-            states: dict[str, ListState] = {}
-            damaged: dict[str, StoreError] = {}
-            for name in tuple(self._index.lists):
-                try:
-                    found = await _in_time(self._store.state(name))
-                except StoreError as of_this_list:
-                    if of_this_list.cause != "corrupt":
-                        raise
-                    damaged[name] = of_this_list
-                else:
-                    if found is not None:
-                        states[name] = found
-            if len(damaged) == len(self._index.lists):
-                raise
+            return await self._states_one_by_one(error)
+
+    async def _states_one_by_one(self, fault: StoreError) -> Mapping[str, ListState]:
+        names = tuple(self._index.lists)
+        states: dict[str, ListState] = {}
+        damaged: dict[str, StoreError] = {}
+        for name in names:
+            try:
+                found = await _in_time(self._store.state(name))
+            except StoreError as error:
+                if error.cause != "corrupt":
+                    raise
+                damaged[name] = error
+                continue
+            if found is not None:
+                states[name] = found
+        if len(damaged) == len(names):
+            raise fault
         for name, reason in damaged.items():
             self._failed("corrupt", reason, name)
         self._unreadable = frozenset(damaged)

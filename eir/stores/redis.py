@@ -167,7 +167,7 @@ class RedisStore:
         """As `replace` (whole) or `amend`, with the state as given and nothing kept."""
         await self._call(self._restore if whole else self._restore_pages, name, state, batches, seen)
 
-    async def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:  # noqa: ARG002  # see there
+    async def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:  # noqa: ARG002  # batches have but one size
         """The next batch is read while the caller uses this one. All are small enough for a process that answers meanwhile."""
         row = await self._call(self._row, name)
         if row is None or row.lost:

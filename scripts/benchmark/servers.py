@@ -136,15 +136,21 @@ def _processor_s(pid: int) -> float:
     return 0.0  # it has ended
 
 
-def redis(*, log: Path, cores: set[int]) -> Server:
-    """A redis-server that is empty and writes nothing to disk; installs it if there is none. Raises Failed if it cannot."""
+def redis_program() -> str:
+    """Where redis-server is, or valkey-server; installed if there is none. Ends the program, with status 2, if that fails."""
     if (found := shutil.which("redis-server") or shutil.which("valkey-server")) is None:
         subprocess.run([Path(__file__).resolve().parent.parent / "setup", "--redis"], check=False)
         found = shutil.which("redis-server")
     if found is None:
-        raise Failed("there is no redis-server, and it cannot be installed")
+        print("this needs redis-server or valkey-server", file=sys.stderr)
+        raise SystemExit(2)
+    return found
+
+
+def redis(*, log: Path, cores: set[int]) -> Server:
+    """A redis-server that is empty and writes nothing to disk."""
     port = free_port()
-    command = [found, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(log.parent), "--save", "", "--appendonly", "no"]
+    command = [redis_program(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(log.parent), "--save", "", "--appendonly", "no"]
     return Server("redis", command, port, log=log, cores=cores)
 
 
