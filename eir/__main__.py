@@ -8,18 +8,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from eir.signals import hold
+from eir.daemon.signals import hold
 
 TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 """Environment variable of the GNU C library (2.35 and later; others do not know it), and the setting."""
 
 
 def main() -> None:
-    """Run the command line; see eir.cli."""
+    """Run the command line; see eir.commands.cli."""
     if _command(sys.argv[1:]) == "serve":
         hold()
         _use_large_pages()
-    from eir import cli  # noqa: PLC0415 - takes a third of a second, in which signals are held already
+    from eir.commands import cli  # noqa: PLC0415 - takes a third of a second, in which signals are held already
 
     cli.main()
 

@@ -1,4 +1,4 @@
-"""Every error of the project, as one tree. Imports nothing of ours.
+"""Every error of the project, as one tree, and how a part reports what is not an error to its caller. Imports nothing of ours.
 
 EirError
 ├── ConfigError           the YAML file: all its problems, each with file, line and what was expected
@@ -13,7 +13,7 @@ EirError
     └── ConnectionFault       the same, and the transport connection must be closed after the answer (if any)
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class EirError(Exception):
@@ -108,3 +108,20 @@ class DiameterError(EirError):
 
 class ConnectionFault(DiameterError):
     """A fault after which the byte stream cannot be trusted: answer (if `result_code` is not 0), then close."""
+
+
+class Report(Protocol):
+    """What a part is handed to tell of an event; the log makes a line of it, and limits how many there are.
+
+    `reason` is one short word for each cause, `level` a key of the log's levels, `fields` whatever helps to understand the event.
+    """
+
+    def __call__(  # noqa: D102 - the class says it
+        self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
+    ) -> None: ...
+
+
+def silent(
+    event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
+) -> None:
+    """Report nothing: for a caller that learns all it needs from results and exceptions."""

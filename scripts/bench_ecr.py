@@ -35,7 +35,7 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import echo, floor, free_port
 from benchmark.site import Site
 
-from eir.table import table
+from eir.commands.table import table
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
 CONNECTIONS, WINDOWS = (1, 4, 16), (1, 16, 256)

@@ -29,9 +29,9 @@ from node import Publisher, Site
 from pyroaring import BitMap
 from servers import Server
 
-from eir.control import ask
 from eir.lists.pages import Page, amended_digest, content_digest, encode_keys
 from eir.lists.store import ListState
+from eir.operate.control import ask
 from eir.stores.open import COPY_FILE
 from eir.stores.redis import RedisStore
 from eir.stores.sqlite import SqliteStore

@@ -19,10 +19,10 @@ from pathlib import Path
 import uvloop
 from pyroaring import BitMap
 
+from eir.follow.follower import Follower
 from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS, Page, content_digest, encode_keys
 from eir.lists.store import ListState
-from eir.stores.follow import Follower
 from eir.stores.open import open_store
 
 LIST = "bench"

@@ -38,7 +38,7 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import echo, floor, free_port
 from benchmark.site import Site
 
-from eir.table import table
+from eir.commands.table import table
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
 BUSY, ALONE = Load(4, 256), Load(1, 1)

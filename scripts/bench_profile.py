@@ -22,7 +22,7 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import floor, free_port
 from benchmark.site import Site
 
-from eir.table import table
+from eir.commands.table import table
 
 ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000
 LOAD = Load(4, 256)

@@ -40,7 +40,7 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port, memory_mb
 from benchmark.site import Site
 
-from eir.table import table
+from eir.commands.table import table
 
 SIZES = (1_000, 1_000_000, 10_000_000, 100_000_000)
 QUICK_SIZES = (1_000, 100_000)

@@ -40,9 +40,9 @@ from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_lis
 from benchmark.servers import free_port, memory_mb, redis
 from benchmark.site import LIST, Site
 
-from eir.control import ask as control
+from eir.commands.table import table
+from eir.operate.control import ask as control
 from eir.stores.open import SQLITE, open_copy, open_store
-from eir.table import table
 
 ENTRIES, QUICK_ENTRIES, TACS, QUESTIONS = 10_000_000, 100_000, 250_000, 500_000
 STEADY = Load(4, 4096, 20_000.0)

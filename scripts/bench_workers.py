@@ -33,8 +33,8 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port
 from benchmark.site import Site
 
-from eir.control import ask as control
-from eir.table import table
+from eir.commands.table import table
+from eir.operate.control import ask as control
 
 ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000
 LOAD = Load(4, 256)

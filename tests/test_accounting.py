@@ -22,7 +22,7 @@ from wire import EIR, REALM, Connection, cer, dpr, dwr, ecr, u32, until
 
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Node, PeerSettings
-from eir.s13.express import Lane
+from eir.s13.lane import Lane
 
 IDENTITY = Identity(host=EIR, realm=REALM, origin_state_id=77)
 ENDS = ("half-closed", "closed", "aborted", "DPR", "left open")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import until
 
-from eir import channel
-from eir.channel import Channel, ChannelError, hand_over, pair, take_over
+from eir.daemon import channel
+from eir.daemon.channel import Channel, ChannelError, hand_over, pair, take_over
 
 
 @asynccontextmanager

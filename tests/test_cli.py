@@ -16,7 +16,7 @@ from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
 from typer.main import get_command
 from wire import HOST, REALM
 
-from eir.cli import app, main
+from eir.commands.cli import app, main
 from eir.device import check_digit
 
 COMMANDS = get_command(app).commands

@@ -11,11 +11,11 @@ import wire
 
 from eir.diameter.answer import Reply
 from eir.diameter.avp import encode_u32
-from eir.diameter.certificate import Certificate
 from eir.diameter.client import connect
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
-from eir.diameter.tls import Tls
+from eir.diameter.transport.certificate import Certificate
+from eir.diameter.transport.tls import Tls
 from eir.errors import EirError
 
 WHITE = Reply(2001, avps=encode_u32(277, 1) + encode_u32(1445, 0, wire.TGPP))

@@ -15,12 +15,12 @@ from certificates import Authority, days
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eir.checks.policy import Override, PolicySettings, Rule, Status
 from eir.config import OPTIONAL, TABLE, Config, load_config, render, render_json
+from eir.config.schema import FILE_BYTES_MAX, REQUIRED, mask_password, read_document
 from eir.diameter.settings import Identity, Limits, PeerSettings, TlsSettings
 from eir.errors import ConfigError
 from eir.lists.load import ListSettings
-from eir.policy import Override, PolicySettings, Rule, Status
-from eir.schema import FILE_BYTES_MAX, REQUIRED, mask_password, read_document
 
 SAMPLE = Path(__file__).parent.parent / "config" / "eir.yaml"
 README = SAMPLE.parent.parent / "README.md"
@@ -644,7 +644,7 @@ def test_restart_marks_of_the_sample_are_those_of_the_table():
 
 
 def test_server_restarts_for_what_the_table_says():
-    from eir.server import RESTART_KEYS
+    from eir.daemon.server import RESTART_KEYS
 
     assert set(RESTART_KEYS) == {key.path for key in TABLE if not key.live}
 

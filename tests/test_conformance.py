@@ -45,6 +45,7 @@ from wire import (
     walk,
 )
 
+from eir.checks.policy import PolicySettings, Rule, Status, compile_policy
 from eir.device import SNR_KEYS, device_key
 from eir.diameter.answer import Reply
 from eir.diameter.client import connect
@@ -56,12 +57,11 @@ from eir.diameter.peer import Peer
 from eir.diameter.serve import TOO_BUSY_REPLY, Surroundings
 from eir.diameter.settings import TlsSettings
 from eir.diameter.states import State
-from eir.diameter.tls import load_tls
+from eir.diameter.transport.tls import load_tls
 from eir.diameter.watchdog import Status as Watch
 from eir.lists.index import Index
 from eir.lists.pages import Page, encode_keys
 from eir.lists.store import ListState
-from eir.policy import PolicySettings, Rule, Status, compile_policy
 from eir.s13.service import REPLIES, S13Service
 
 LISTED = "35209900176148"  # its Luhn digit is 1

@@ -10,10 +10,9 @@ import threading
 
 import pytest
 
-from eir import control
-from eir.control import SOCKET_NAME, ControlError, ControlServer, ask, asker
-from eir.errors import EirError
-from eir.stores.report import silent
+from eir.errors import EirError, silent
+from eir.operate import control
+from eir.operate.control import SOCKET_NAME, ControlError, ControlServer, ask, asker
 
 
 async def refuse(_):

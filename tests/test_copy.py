@@ -9,9 +9,9 @@ from made import page, pages_of, state, until
 from test_follow import Faulty, Node
 
 from eir.errors import StoreError
+from eir.follow import copy as copy_module
+from eir.follow import follower as follow
 from eir.lists.pages import PAGE_KEYS
-from eir.stores import copy as copy_module
-from eir.stores import follow
 from eir.stores.open import open_copy
 from eir.stores.sqlite import SqliteStore
 

@@ -21,8 +21,8 @@ from servers import Server, free_port
 from wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
 
 from eir.config import load_config
-from eir.metrics import FAMILIES
-from eir.server import DRAIN_S
+from eir.daemon.server import DRAIN_S
+from eir.operate.metrics import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

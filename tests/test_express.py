@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from made import page, pages_of, pair_pages
 from test_index import fill
 
+from eir.checks.policy import Override, PolicySettings, Rule, Status, compile_policy
 from eir.device import imsi_key
 from eir.diameter.avp import encode, encode_text, encode_u32
 from eir.diameter.counts import Counts
@@ -21,8 +22,7 @@ from eir.diameter.serve import TOO_BUSY_REPLY, Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings
 from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS
-from eir.policy import Override, PolicySettings, Rule, Status, compile_policy
-from eir.s13.express import COLUMNS_MIN, CONTEXTS_MAX, LAYOUTS_MAX, Lane
+from eir.s13.lane import COLUMNS_MIN, CONTEXTS_MAX, LAYOUTS_MAX, Lane
 from eir.s13.service import REPLIES, S13Service
 
 VENDOR = 10415

@@ -11,13 +11,14 @@ import pytest
 from made import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
+from eir.follow import follower as follow
+from eir.follow.copy import Relation, relation
+from eir.follow.follower import Follower
 from eir.lists.index import Contents, Index
 from eir.lists.pages import PAGE_KEYS, content_digest
+from eir.lists.reasons import reason_of
 from eir.lists.sift import Sifter
 from eir.lists.store import ListState
-from eir.stores import follow
-from eir.stores.copy import Relation, relation
-from eir.stores.follow import Follower, reason_of
 from eir.stores.sqlite import SqliteStore
 
 A = pages_of([1, 2, 5 * PAGE_KEYS])

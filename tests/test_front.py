@@ -8,12 +8,12 @@ import pytest
 from node import LISTED, TRACKED, UNLISTED, until
 from wire import ecr
 
-from eir import front
 from eir.config import load_config
-from eir.control import ask as control
 from eir.errors import EirError
-from eir.front import Front, WorkerReport
-from eir.metrics import FAMILIES
+from eir.operate import front
+from eir.operate.control import ask as control
+from eir.operate.front import Front, WorkerReport
+from eir.operate.metrics import FAMILIES
 
 HEALTHY = {
     "missing": (), "lists": {}, "store_up": True, "lost": {}, "from_copy": (), "overridden": False, "checks": 0,

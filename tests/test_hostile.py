@@ -19,7 +19,7 @@ from hostile import Steady, accounts, beside, descriptors, memory_mb, seconds_of
 from node import LISTED, until_async
 from wire import REALM, SESSION, TGPP, Connection, Message, avp, cer, dwr, ecr, message, u32
 
-from eir.control import ask as control
+from eir.operate.control import ask as control
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

@@ -5,8 +5,8 @@ import urllib.request
 
 import pytest
 
-from eir import http
-from eir.http import HttpServer, Response
+from eir.web import http1 as http
+from eir.web.http1 import HttpServer, Response
 
 PAGE = Response(200, "text/plain; charset=utf-8", b"page\n")
 

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from releases import make_key, public, sign
 
 from eir.config import load_config
+from eir.daemon.intake import CLAIM, CLAIM_S, Intake, make_pass
 from eir.device import device_key
 from eir.errors import EirError, StoreError
-from eir.intake import CLAIM, CLAIM_S, Intake, make_pass
 from eir.lists import inbox
 from eir.lists.inbox import (
     ACCEPTED,
@@ -803,7 +803,7 @@ async def test_a_node_that_stops_ends_the_pass_too(site, configured):
 def test_signals_end_a_pass_and_are_no_failed_attempt(tmp_path):
     note = tmp_path / "attempt"
     code = (
-        "import signal, sys, pathlib; from eir.intake import _leave; from eir.lists.inbox import Attempts\n"
+        "import signal, sys, pathlib; from eir.daemon.intake import _leave; from eir.lists.inbox import Attempts\n"
         f"a = Attempts(pathlib.Path({str(note)!r}))\n"
         "with a.one('d'): _leave(signal.SIGTERM, a)"
     )

@@ -14,9 +14,11 @@ from node import until, until_async
 from releases import NOW, Agency, text
 from wire import avp, ecr
 
-from eir.check import Question, explain_answer
+from eir.checks.explain import Question, explain_answer
+from eir.checks.policy import PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused
+from eir.follow import follower as follow
 from eir.lists import load
 from eir.lists.expiry import REMIND_S, ExpiryReminder, expired
 from eir.lists.index import Index
@@ -33,8 +35,6 @@ from eir.lists.pages import (
 from eir.lists.publish import publish
 from eir.lists.release import Release, parse_manifest
 from eir.lists.store import ListState
-from eir.policy import PolicySettings, Rule, Status
-from eir.stores import follow
 from eir.stores.open import open_store
 from eir.stores.sqlite import SqliteStore
 

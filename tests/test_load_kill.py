@@ -22,10 +22,10 @@ from made import pages_of, state
 from redis.asyncio.connection import AbstractConnection
 from releases import NAME, NOW, Agency
 
+from eir.follow.follower import Follower
 from eir.lists.index import Index
 from eir.lists.load import load_release
 from eir.stores import redis, sqlite
-from eir.stores.follow import Follower
 from eir.stores.redis import RedisStore
 from eir.stores.sqlite import SqliteStore
 

@@ -10,16 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import devices_of, tacs_of
 
-from eir.check import Question, explain_answer
+from eir.checks.explain import Question, explain_answer
+from eir.checks.policy import PolicySettings, Rule, Status
 from eir.device import device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, NothingToRollBack, StoreError
+from eir.follow.follower import Follower
 from eir.lists.index import Index
 from eir.lists.load import ListSettings, roll_back
 from eir.lists.local import ADD, ENTRIES_MAX, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.pages import PAGE_KEYS, content_digest, decode_keys
 from eir.lists.store import ACCEPTED, ROLLED_BACK
-from eir.policy import PolicySettings, Rule, Status
-from eir.stores.follow import Follower
 from eir.stores.sqlite import SqliteStore
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from node import fields
 
-from eir.log import BURST, FOLDS_MAX, INTERVAL_S, KINDS_MAX, VALUE_MAX, Log, logfmt
+from eir.operate.log import BURST, FOLDS_MAX, INTERVAL_S, KINDS_MAX, VALUE_MAX, Log, logfmt
 
 IMEI, IMSI = "35209900176148", "001010123456789"
 
@@ -154,7 +154,7 @@ def test_a_check_without_an_identifier_has_none_in_its_line(made):
 
 STUCK = """
 import sys, time
-from eir import log
+from eir.operate import log
 log.QUEUE_LINES, log.CLOSE_S = 10, 0.2
 made = log.Log(time.monotonic)
 for number in range(2000):

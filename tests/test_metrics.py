@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from eir.metrics import FAMILIES, exposition, histogram, merge, outliving, unknown
+from eir.operate.metrics import FAMILIES, exposition, histogram, merge, outliving, unknown
 
 BY_NAME = {family.name: family for family in FAMILIES}
 

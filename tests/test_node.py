@@ -18,11 +18,11 @@ from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 from eir.diameter.admission import OwnDesk
 from eir.diameter.answer import Reply
 from eir.diameter.avp import encode_u32
-from eir.diameter.certificate import Certificate
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings, _jitter
-from eir.diameter.tls import Tls
-from eir.diameter.transport import Link
+from eir.diameter.transport.certificate import Certificate
+from eir.diameter.transport.link import Link
+from eir.diameter.transport.tls import Tls
 from eir.errors import EirError
 
 WHITE = Reply(2001, avps=encode_u32(277, 1) + encode_u32(1445, 0, wire.TGPP))

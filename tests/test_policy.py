@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from made import pages_of, pair_pages
 from pyroaring import BitMap
 
+from eir.checks.policy import Override, Policy, PolicySettings, Rule, Status, compile_policy, explain
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.lists.index import Index
 from eir.lists.pages import Page, encode_keys
 from eir.lists.store import ListState
-from eir.policy import Override, Policy, PolicySettings, Rule, Status, compile_policy, explain
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 WHITE, BLACK, GREY, UNKNOWN = Status.WHITELISTED, Status.BLACKLISTED, Status.GREYLISTED, Status.UNKNOWN

@@ -9,7 +9,7 @@ from node import LISTED, UNLISTED
 from wire import APP, EIR, REALM, TGPP, VSAI, answer_to, avp, u32, walk
 
 from eir.errors import EirError
-from eir.probe import Target, ask
+from eir.s13.probe import Target, ask
 
 STATE = u32(277, 1)
 UNKNOWN_DEVICE = avp(297, u32(266, TGPP) + u32(298, 5422))

@@ -16,8 +16,8 @@ import typer
 import yaml
 from node import until
 
-from eir.cli import app
-from eir.metrics import FAMILIES
+from eir.commands.cli import app
+from eir.operate.metrics import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

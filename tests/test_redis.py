@@ -16,9 +16,10 @@ from made import event, page, pages_of, state, until
 from test_follow import Node
 
 from eir.errors import NothingToRollBack, StoreError
+from eir.follow import follower as follow
 from eir.lists.pages import PAGE_KEYS, Page
-from eir.stores import follow, redis_url
 from eir.stores import redis as redis_store
+from eir.stores import redis_url
 from eir.stores.redis import RedisStore
 from eir.stores.redis_url import parse_url
 from eir.stores.sqlite import SqliteStore

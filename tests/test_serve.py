@@ -16,7 +16,7 @@ from node import LISTED, TRACKED, UNLISTED, fields, until, until_async
 from wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
 
 from eir.__main__ import LARGE_PAGES, TUNABLES
-from eir.control import ControlError
+from eir.operate.control import ControlError
 
 WHITE, BLACK, GREY = 0, 1, 2
 OTHER_HOST = "mme2.localdomain"
@@ -538,7 +538,7 @@ class Hook:
             return
         if module == "{where}":
             os.kill(os.getpid(), signal.{which})
-        if module == "eir.supervisor" and attribute:  # by then the other modules are there
+        if module == "eir.daemon.supervisor" and attribute:  # by then the other modules are there
             held = getattr(sys.modules[where], owner)
             known = getattr(held, name)
             def kill(*arguments, **options):
@@ -551,8 +551,8 @@ sys.meta_path.insert(0, Hook)
 """
 """Body of a sitecustomize.py by which a node signals itself, once."""
 MOMENTS = {
-    "commands": "eir.cli", "configuration": "yaml", "node": "eir.supervisor", "lists": "eir.stores.follow:Follower.start",
-    "pages": "eir.front:Front.open",
+    "commands": "eir.commands.cli", "configuration": "yaml", "node": "eir.daemon.supervisor", "lists": "eir.follow.follower:Follower.start",
+    "pages": "eir.operate.front:Front.open",
 }  # fmt: skip
 """What it is about to read, or to do, when the signal comes."""
 

@@ -6,11 +6,11 @@ import pytest
 from made import pages_of, state
 from wire import HOST, TGPP, Message, avp, ecr, message, terminal, u32, walk
 
+from eir.checks.policy import PolicySettings, Rule, Status, compile_policy
 from eir.device import device_key
 from eir.diameter.message import Request
 from eir.errors import DiameterError
 from eir.lists.index import Index
-from eir.policy import PolicySettings, Rule, Status, compile_policy
 from eir.s13.service import REPLIES, S13Service
 
 LISTED = "35209900176148"

@@ -21,8 +21,8 @@ from node import LISTED, until, until_async
 from wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, dwr, ecr, u32
 
 from eir.diameter.capabilities import Capabilities, certificate_fits
-from eir.diameter.certificate import first_certificate, names_of_peer, read_certificate
 from eir.diameter.settings import PeerSettings
+from eir.diameter.transport.certificate import first_certificate, names_of_peer, read_certificate
 
 BLACK = 1
 

@@ -10,11 +10,11 @@ import pytest
 from node import Site
 from wire import HOST, TGPP, avp, ecr
 
+from eir.checks.policy import Status, compile_policy
 from eir.config import load_config
 from eir.device import check_digit
+from eir.follow.follower import Follower
 from eir.lists.index import Index
-from eir.policy import Status, compile_policy
-from eir.stores.follow import Follower
 from eir.stores.open import open_store
 
 ENTRIES = 1_000_000

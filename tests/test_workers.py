@@ -14,8 +14,8 @@ import pytest
 from node import LISTED, TRACKED, UNLISTED, until, until_async
 from wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
 
-from eir.control import ask as control
 from eir.diameter.rate import BURST_S
+from eir.operate.control import ask as control
 
 WHITE, BLACK, GREY = 0, 1, 2
 HOSTS = tuple(f"mme{number}.localdomain" for number in range(1, 5))
@@ -393,7 +393,7 @@ class TestCrash:
             assert (await refused.ask(cer("away.example", "example"))).result == 3010
 
     async def test_a_worker_that_hangs_is_replaced(self, crew, connect, altered):
-        altered("import eir.channel, eir.dispatcher\neir.channel.ANSWER_S, eir.dispatcher.HUNG_QUESTIONS = 0.2, 2\n")
+        altered("import eir.daemon.channel, eir.daemon.dispatcher\neir.daemon.channel.ANSWER_S, eir.daemon.dispatcher.HUNG_QUESTIONS = 0.2, 2\n")
         node = crew.start()
         client = await connect(node)
         os.kill(children(node.pid)["worker-0"], signal.SIGSTOP)
@@ -405,7 +405,7 @@ class TestCrash:
 
     async def test_one_that_cannot_answer_a_question_answers_the_others_and_checks(self, crew, connect, altered):
         """A fault in what it shows, in both: the log has it, and nothing else comes of it."""
-        altered("import eir.server\neir.server.Worker.peers = lambda self: 1 / 0\n")
+        altered("import eir.daemon.server\neir.daemon.server.Worker.peers = lambda self: 1 / 0\n")
         node = crew.start()
         clients = await four(node, connect)
         assert control(crew.state, "peers") == []

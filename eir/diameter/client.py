@@ -19,8 +19,8 @@ from eir.diameter.message import Answer, Request
 from eir.diameter.peer import Answered, Closed, DisconnectCause, Event, Opened, Peer
 from eir.diameter.serve import Surroundings
 from eir.diameter.settings import APPLICATIONS, Identity, Limits, PeerSettings
-from eir.diameter.transport import Link
-from eir.errors import DiameterError, EirError
+from eir.diameter.transport.link import Link
+from eir.errors import DiameterError, EirError, silent
 
 COMMAND_UNSUPPORTED = 3001
 
@@ -165,7 +165,7 @@ async def connect(
     identity = Identity(host=origin_host, realm=origin_realm, product_name="eir probe", origin_state_id=int(time.time()))
     surroundings = Surroundings(
         identity=identity, limits=Limits(cer_timeout_s=timeout_s), application=_refuse, application_id=application_id,
-        counts=counts or Counts(), report=_no_report, jitter=_no_jitter,
+        counts=counts or Counts(), report=silent, jitter=_no_jitter,
     )  # fmt: skip
     settings = PeerSettings(label="probe", lenient=frozenset({APPLICATIONS}))
     client = Client(surroundings, settings)
@@ -175,12 +175,6 @@ async def connect(
 
 def _refuse(request: Request) -> Reply:
     raise DiameterError(COMMAND_UNSUPPORTED, "command", f"command {request.command}")
-
-
-def _no_report(
-    event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
-) -> None:
-    """A client tells by its exceptions."""
 
 
 def _no_jitter() -> float:

@@ -21,17 +21,17 @@ from eir.diameter.admission import Admit, Claim, Desk, Drop, Order, OwnDesk, Pro
 from eir.diameter.answer import Reply
 from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer, may_connect
 from eir.diameter.counts import OTHER, Counts
-from eir.diameter.listen import Listener, open_listener
 from eir.diameter.message import Request
 from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened, Peer
 from eir.diameter.rate import Bucket, Grants, Limit
 from eir.diameter.serve import TOO_BUSY_REPLY, Application, Lane, Surroundings
-from eir.diameter.settings import Identity, Limits, PeerSettings, Report
+from eir.diameter.settings import Identity, Limits, PeerSettings
 from eir.diameter.states import State
-from eir.diameter.tls import Tls
-from eir.diameter.transport import Link
+from eir.diameter.transport.link import Link
+from eir.diameter.transport.listen import Listener, open_listener
+from eir.diameter.transport.tls import Tls
 from eir.diameter.watchdog import JITTER_S
-from eir.errors import DiameterError, EirError
+from eir.errors import DiameterError, EirError, Report
 
 __all__ = [
     "Application", "Counts", "Identity", "Limits", "Node", "PeerSettings", "PeerStatus", "Reply", "Report", "Request",

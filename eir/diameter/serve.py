@@ -12,8 +12,8 @@ from eir.diameter.dictionary import BASE, DESTINATION_HOST, DESTINATION_REALM, D
 from eir.diameter.grammar import Command, Grammar, check
 from eir.diameter.message import E_FLAG, Request
 from eir.diameter.rate import DEFAULT_PRIORITY, Limit, refusing
-from eir.diameter.settings import DESTINATION, UNKNOWN_M, Identity, Limits, PeerSettings, Report
-from eir.errors import DiameterError
+from eir.diameter.settings import DESTINATION, UNKNOWN_M, Identity, Limits, PeerSettings
+from eir.errors import DiameterError, Report
 
 COMMAND_UNSUPPORTED = 3001
 UNABLE_TO_DELIVER = 3002

@@ -3,20 +3,10 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Protocol
 
 APPLICATIONS, UNKNOWN_M, DESTINATION = "applications", "unknown_m", "destination"
 LENIENCES = frozenset({APPLICATIONS, UNKNOWN_M, DESTINATION})
 """What a peer may be forgiven: a CER without a common application, unknown AVPs with the M bit, a foreign Destination-Host."""
-
-
-class Report(Protocol):
-    """What turns an event into a log line; the node neither formats nor limits anything."""
-
-    def __call__(
-        self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
-    ) -> None:
-        """Take an event; `reason` is one short word for each cause, `fields` whatever helps to understand it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

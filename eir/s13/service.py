@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
+from eir.checks.policy import Policy, Status, Verdict
 from eir.device import imei_key, is_digits, key_text, meid_key_from_octets
 from eir.diameter.answer import Reply, example_avp
 from eir.diameter.avp import Avp, encode_u32
 from eir.diameter.message import Request
 from eir.errors import DiameterError, IdentifierError
-from eir.policy import Policy, Status, Verdict
 
 VENDOR_3GPP = 10415
 USER_NAME = 1

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from eir.errors import StoreError
+from eir.errors import Report, StoreError, silent
 from eir.lists.store import ListStore
-from eir.stores.report import Report, silent
 from eir.stores.sqlite import SqliteStore
 
 SQLITE = "sqlite"

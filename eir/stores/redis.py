@@ -30,12 +30,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import redis.exceptions as fault
 
-from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged, StoreError
+from eir.errors import GenerationConflict, NothingToRollBack, Report, StoreChanged, StoreError, silent
 from eir.lists.pages import Page
 from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
 from eir.stores.records import decode_event, decode_state, encode
 from eir.stores.redis_url import Connections, parse_url
-from eir.stores.report import Report, silent
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eir.table import table
+from eir.commands.table import table
 
 from .build import program
 from .plot import Panel, svg

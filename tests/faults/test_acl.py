@@ -154,8 +154,8 @@ def works(server, user, folder):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(redis_store, "REPLICA_WAIT_MS", 20)
-    monkeypatch.setattr("eir.stores.follow.RETRY_S", 0.02)
-    monkeypatch.setattr("eir.stores.follow.WAIT_S", 0.05)
+    monkeypatch.setattr("eir.follow.follower.RETRY_S", 0.02)
+    monkeypatch.setattr("eir.follow.follower.WAIT_S", 0.05)
 
 
 @pytest.mark.parametrize("user", [LOADER, WORKER])

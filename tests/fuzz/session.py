@@ -10,6 +10,7 @@ from ipaddress import ip_network
 
 from wire import EIR, REALM, TGPP, Message
 
+from eir.checks.policy import PolicySettings, Rule, Status, compile_policy
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Limits, PeerSettings
 from eir.diameter.peer import Arrived, Peer
@@ -17,8 +18,7 @@ from eir.diameter.rate import Bucket, Limit
 from eir.diameter.serve import Surroundings
 from eir.diameter.states import State
 from eir.lists.index import Index
-from eir.policy import PolicySettings, Rule, Status, compile_policy
-from eir.s13.express import Lane
+from eir.s13.lane import Lane
 from eir.s13.service import S13Service
 
 IDENTITY = Identity(host=EIR, realm=REALM, origin_state_id=7)

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 
-from eir.errors import GenerationConflict, StoreChanged, StoreError
+from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.lists.pages import Page, amended_digest, digest_text
 from eir.lists.store import ACCEPTED, Event, ListState, ListStore
-from eir.stores.report import Report
 
 CLAIM_S = 60.0
 """How long one worker of a host has the sole right to write a list's copy, or to heal; longer than either takes."""

@@ -19,19 +19,19 @@ from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from eir import metrics
-from eir.channel import Channel, ChannelError, Unanswered, hand_over
 from eir.config import Config, load_config
+from eir.daemon.channel import Channel, ChannelError, Unanswered, hand_over
+from eir.daemon.intake import Intake
+from eir.daemon.server import listener_url
+from eir.daemon.signals import heed
 from eir.diameter.admission import Admission, Claim, Order
 from eir.diameter.capabilities import may_connect, source_address
-from eir.diameter.listen import BACKLOG, OUT_OF_RESOURCES, PAUSE_S
 from eir.diameter.node import ADMITTING, Network, endpoint, network_of
+from eir.diameter.transport.listen import BACKLOG, OUT_OF_RESOURCES, PAUSE_S
 from eir.errors import EirError
-from eir.front import Front, WorkerReport, cannot_listen, tell_refusal
-from eir.intake import Intake
-from eir.log import Log
-from eir.server import listener_url
-from eir.signals import heed
+from eir.operate import metrics
+from eir.operate.front import Front, WorkerReport, cannot_listen, tell_refusal
+from eir.operate.log import Log
 
 KEEP_S = 1.0
 """Workers' figures are taken this often, so that a worker that ends leaves them behind."""

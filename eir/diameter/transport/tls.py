@@ -8,8 +8,8 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from eir.diameter.certificate import Certificate, first_certificate
 from eir.diameter.settings import TlsSettings
+from eir.diameter.transport.certificate import Certificate, first_certificate
 from eir.errors import EirError
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}

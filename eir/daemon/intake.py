@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from eir.config import Config
-from eir.errors import EirError, StoreError
+from eir.errors import EirError, Report, StoreError
 from eir.lists.inbox import ACCEPTED, OURS_AGAIN_S, WAITING, Attempts, Listing, Pass, Taken, Terms, Watch, look, take_in
 from eir.lists.store import ListStore
-from eir.log import Report
 from eir.stores.open import highest_serials, open_store
 
 POLL_S = 1.0

@@ -24,8 +24,11 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from eir import __version__, metrics
+from eir import __version__
+from eir.checks.policy import Policy, Rule, Status, Verdict, compile_policy
 from eir.config import Config, load_config
+from eir.daemon.intake import Intake
+from eir.daemon.signals import heed
 from eir.diameter.admission import Desk
 from eir.diameter.answer import Reply
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
@@ -33,20 +36,18 @@ from eir.diameter.node import Node
 from eir.diameter.rate import Grants
 from eir.diameter.serve import TOO_BUSY_REPLY
 from eir.diameter.settings import Limits
-from eir.diameter.tls import Tls, load_tls
+from eir.diameter.transport.tls import Tls, load_tls
 from eir.errors import EirError, StoreError
-from eir.front import Front, WorkerReport, cannot_listen, tell_refusal
-from eir.intake import Intake
+from eir.follow.follower import Follower
 from eir.lists.clock import TrustedClock
 from eir.lists.expiry import ExpiryReminder
 from eir.lists.index import Index
 from eir.lists.store import REFUSED, ListState, Outcome
-from eir.log import Log
-from eir.policy import Policy, Rule, Status, Verdict, compile_policy
-from eir.s13.express import Lane
+from eir.operate import metrics
+from eir.operate.front import Front, WorkerReport, cannot_listen, tell_refusal
+from eir.operate.log import Log
+from eir.s13.lane import Lane
 from eir.s13.service import REPLIES, S13Service
-from eir.signals import heed
-from eir.stores.follow import Follower
 from eir.stores.open import open_copy, open_store
 
 L = TypeVar("L", bound=tuple[str, ...])

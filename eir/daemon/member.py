@@ -12,16 +12,16 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from eir import metrics
-from eir.channel import Channel, ChannelError, Ends, take_over
 from eir.config import Config
+from eir.daemon.channel import Channel, ChannelError, Ends, take_over
+from eir.daemon.server import Worker, kinds_of
+from eir.daemon.signals import heed
 from eir.diameter.admission import Admit, Claim, Drop, Probe, Refuse
 from eir.diameter.rate import Grants
 from eir.errors import EirError
 from eir.lists.index import Index
-from eir.log import Log
-from eir.server import Worker, kinds_of
-from eir.signals import heed
+from eir.operate import metrics
+from eir.operate.log import Log
 
 ORDERS = {order.__name__: order for order in (Admit, Refuse, Probe, Drop)}
 

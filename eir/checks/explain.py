@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from eir.checks.policy import PolicySettings, Rule, Status, compile_policy, explain
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, imsi_key, is_digits
 from eir.errors import IdentifierError, StoreChanged
 from eir.lists.index import SUBSCRIBER_KIND, Index
 from eir.lists.load import ListSettings
 from eir.lists.pages import Page
+from eir.lists.reasons import reason_of
 from eir.lists.store import ListState, ListStore
-from eir.policy import PolicySettings, Rule, Status, compile_policy, explain
-from eir.stores.follow import reason_of
 
 NAMED_MAX = 5
 """Values of a rule's condition that are named."""

@@ -23,15 +23,11 @@ from typing import Any
 
 import uvloop
 
-from eir.channel import Ends, pair
 from eir.config import Config, load_config
-from eir.diameter.rate import Grants, shared_memory
-from eir.dispatcher import Dispatcher
-from eir.errors import ConfigError, EirError, StoreError
-from eir.lists.index import Index
-from eir.log import Log
-from eir.member import work
-from eir.server import (
+from eir.daemon.channel import Ends, pair
+from eir.daemon.dispatcher import Dispatcher
+from eir.daemon.member import work
+from eir.daemon.server import (
     DRAIN_S,
     RESTART_KEYS,
     allow_open_files,
@@ -42,8 +38,12 @@ from eir.server import (
     report_warnings,
     tell_in_force,
 )
-from eir.signals import HELD, STOPPING, is_told_to_stop
-from eir.stores.follow import Follower
+from eir.daemon.signals import HELD, STOPPING, is_told_to_stop
+from eir.diameter.rate import Grants, shared_memory
+from eir.errors import ConfigError, EirError, StoreError
+from eir.follow.follower import Follower
+from eir.lists.index import Index
+from eir.operate.log import Log
 from eir.stores.open import open_copy, open_store
 
 RESTART_S, RESTART_MAX_S = 0.1, 30.0

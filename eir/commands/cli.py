@@ -22,18 +22,21 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from eir import __version__, check, control, probe
+from eir import __version__
+from eir.checks import explain as check
+from eir.commands.progress import progress_on
+from eir.commands.table import minute, second, table
 from eir.config import Config, Whereabouts, load_config, load_whereabouts, render, render_json
+from eir.config.schema import did_you_mean
 from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused, StoreError
 from eir.lists.layout import LAYOUTS, until_seconds
 from eir.lists.load import ListSettings, is_about, load_release, roll_back
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.publish import publish as publish_release
 from eir.lists.store import HISTORY_MAX, Event, ListState, ListStore
-from eir.progress import progress_on
-from eir.schema import did_you_mean
+from eir.operate import control
+from eir.s13 import probe
 from eir.stores.open import SQLITE, highest_serials, open_store
-from eir.table import minute, second, table
 
 INBOX_NICE = 10
 """A node has this made beside it, and checks come first."""
@@ -119,7 +122,7 @@ def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     Logs go to standard error. Metrics and health are at the configured `http` address: /metrics /live /ready.
     """
-    from eir import server, supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
+    from eir.daemon import server, supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
     checked = load_config(config)  # its warnings go to the log
     raise typer.Exit(supervisor.run(checked) if checked.workers > 1 else server.run(checked))
@@ -314,7 +317,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
     Each release goes to `accepted/`, or to `refused/` with a text that says why; one that is not complete yet stays.
     """
-    from eir.intake import make_pass  # noqa: PLC0415 - the other commands need no loader
+    from eir.daemon.intake import make_pass  # noqa: PLC0415 - the other commands need no loader
 
     os.nice(INBOX_NICE)
     made = asyncio.run(make_pass(load_config(config), f"inbox of {_who()}"))

@@ -16,8 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from eir.errors import EirError
-from eir.log import Report
+from eir.errors import EirError, Report
 
 SOCKET_NAME = "control.sock"
 REQUEST_MAX_BYTES = 64 * 1024

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eir.checks.policy import Status, Verdict
 from eir.device import IMEI_LENGTHS, KEY_DIGITS, key_text
 from eir.diameter.answer import Reply, encode_answer, is_protocol_error, result_avp, result_label
 from eir.diameter.avp import Avp
@@ -36,7 +37,6 @@ from eir.diameter.dictionary import (
 )
 from eir.diameter.grammar import ECR, TERMINAL_GRAMMAR, Grammar
 from eir.diameter.message import HEADER_BYTES, Request
-from eir.policy import Status, Verdict
 from eir.s13.columns import Columns
 from eir.s13.service import REPLIES, SOFTWARE_VERSION_DIGITS, S13Service
 

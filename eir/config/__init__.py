@@ -18,16 +18,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from eir.device import TAC_DIGITS
-from eir.diameter.capabilities import holds
-from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, TlsSettings
-from eir.diameter.tls import VERSIONS, TlsError, load_tls
-from eir.errors import ConfigError, Problem, StoreError
-from eir.lists.layout import DEVICES, PAIRS, SUBSCRIBERS
-from eir.lists.load import ListSettings
-from eir.lists.release import is_list_name
-from eir.policy import Override, PolicySettings, Rule, Status
-from eir.schema import (
+from eir.checks.policy import Override, PolicySettings, Rule, Status
+from eir.config.schema import (
     FILE_BYTES_MAX,
     REQUIRED,
     Document,
@@ -48,6 +40,14 @@ from eir.schema import (
     text,
     whole,
 )
+from eir.device import TAC_DIGITS
+from eir.diameter.capabilities import holds
+from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, TlsSettings
+from eir.diameter.transport.tls import VERSIONS, TlsError, load_tls
+from eir.errors import ConfigError, Problem, StoreError
+from eir.lists.layout import DEVICES, PAIRS, SUBSCRIBERS
+from eir.lists.load import ListSettings
+from eir.lists.release import is_list_name
 from eir.stores.open import SQLITE
 
 DIAMETER_PORTS = {"tcp": 3868, "tls": 5868}

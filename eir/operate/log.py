@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 from eir.device import short, short_imsi
 
@@ -36,14 +35,6 @@ CLOSE_S = 2.0
 """How long the end waits for whoever reads standard error."""
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-
-
-class Report(Protocol):
-    """What parts are handed to report an event."""
-
-    def __call__(  # noqa: D102 - the class says it
-        self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
-    ) -> None: ...
 
 
 def logfmt(fields: dict[str, object]) -> str:

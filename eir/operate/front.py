@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from eir import __version__, metrics
+from eir import __version__
 from eir.config import Config
-from eir.control import ControlServer, asker
-from eir.errors import ConfigError, EirError
-from eir.http import HttpServer, Response
-from eir.log import Report
+from eir.errors import ConfigError, EirError, Report
+from eir.operate import metrics
+from eir.operate.control import ControlServer, asker
+from eir.web.http1 import HttpServer, Response
 
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, as Nagios wants them."""

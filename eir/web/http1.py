@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import h11
 
-from eir.log import Report
+from eir.errors import Report
 
 REQUEST_MAX_BYTES = 16 * 1024
 REQUEST_S = 30.0

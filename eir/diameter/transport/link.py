@@ -15,10 +15,10 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
 
 from eir.diameter.capabilities import source_address
-from eir.diameter.certificate import names_of_peer
 from eir.diameter.peer import Closed, Event, Peer
 from eir.diameter.serve import Surroundings
 from eir.diameter.states import State
+from eir.diameter.transport.certificate import names_of_peer
 
 REST_BYTES = 65_536
 """After a read of this size other connections have their turn: a loop may read one connection again and again."""

@@ -1,0 +1,1 @@
+"""From a store's changes to the lists in memory, and this node's last good copy. Knows no particular store."""

@@ -1,0 +1,1 @@
+"""HTTP servers. Know nothing of what they serve."""
