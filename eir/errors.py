@@ -2,6 +2,7 @@
 
 EirError
 ├── ConfigError           the YAML file: all its problems, each with file, line and what was expected
+├── SetupFault            what keeps a node from starting and does not go away by itself: to try again is of no use
 ├── IdentifierError       a text that is no IMEI, IMEISV, MEID or IMSI
 ├── ReleaseRefused        a release that must not change a list; carries a short reason for metrics and scripts
 ├── EntryRefused          an operator's entry that cannot be made or removed
@@ -38,6 +39,10 @@ class ConfigError(EirError):
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
+
+
+class SetupFault(EirError):
+    """What the configuration names cannot be had (a folder, a password file): someone has to mend it before a node can start."""
 
 
 class IdentifierError(EirError):

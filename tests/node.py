@@ -178,6 +178,7 @@ class Node:
 
     def __init__(self, site, prefix=()):
         self.site = site
+        self._prefixed = bool(prefix)
         self.log = site.folder / "serve.log"
         with self.log.open("a") as log:
             self._skip = log.tell()
@@ -198,7 +199,8 @@ class Node:
                 return None
             # The control socket opens first, then the pages, then the listeners.
             is_up = said["listening"] if ready else said["http"] or self.site.settings["http"] == "off"
-            return said if is_up else None
+            ours = self._prefixed or said["pid"] == self.pid  # not one that was killed and is ending
+            return said if is_up and ours else None
 
         said = until(answers)
         self.http = said["http"]

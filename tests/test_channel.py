@@ -1,4 +1,4 @@
-"""Between dispatcher and worker: messages, questions, and connections handed over. Both ends in one process, real sockets."""
+"""Between front and worker: calls, questions, and connections handed over. Both ends in one process, real sockets."""
 
 import asyncio
 import os
@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire import until
 
 from eir.daemon import channel
 from eir.daemon.channel import Channel, ChannelError, hand_over, pair, take_over
+from eir.errors import EirError
 
 
 @asynccontextmanager
@@ -29,101 +29,86 @@ async def ends():
         there.packets.close()
 
 
-async def answering(side, answer):
-    """Answer what the other side asks; collect what it tells."""
-    told = []
-    async for message in side.messages():
-        if "ask" in message:
-            answer(message)
-        else:
-            told.append(message)
-    return told
+@asynccontextmanager
+async def serving(side, *, faults=None, **handlers):
+    """Have one side's calls handled; faults of handlers are collected."""
+    task = asyncio.create_task(side.serve(handlers, failed=lambda what, fault: (faults if faults is not None else []).append((what, fault))))
+    try:
+        yield task
+    finally:
+        task.cancel()
 
 
-async def hears(side):
-    """Read what comes, so that answers reach whoever asked."""
-    async for _ in side.messages():
-        pass
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner, max_size=3),
 )
 
 
-@given(st.lists(st.dictionaries(st.text().filter(lambda key: key != "answer"), json_values), max_size=20))
+@given(st.lists(values, max_size=20))
 @settings(max_examples=25, deadline=None)
-def test_what_is_sent_arrives_in_order(messages):
+def test_what_is_told_arrives_in_order(told):
     async def carry():
         async with ends() as (here, there):
-            for message in messages:
-                here.send(message)
+            heard = []
+            for each in told:
+                here.tell("hear", each)
             here.close()
-            return [message async for message in there.messages()]
+            await there.serve({"hear": heard.append}, failed=pytest.fail)
+            return heard
 
-    assert asyncio.run(carry()) == messages
+    assert asyncio.run(carry()) == told
 
 
-async def test_a_message_longer_than_any_buffer():
+async def test_a_call_longer_than_any_buffer():
     async with ends() as (here, there):
-        here.send({"did": "x" * 3_000_000})
+        heard = []
+        here.tell("hear", "x" * 3_000_000)
         here.close()
-        assert [len(message["did"]) async for message in there.messages()] == [3_000_000]
+        await there.serve({"hear": heard.append}, failed=pytest.fail)
+        assert list(map(len, heard)) == [3_000_000]
 
 
-async def test_questions_may_cross_and_be_answered_in_any_order():
-    async with ends() as (here, there):
-        waiting = []
-
-        def later(question):
-            waiting.append(question)
-            if len(waiting) == 3:
-                for each in reversed(waiting):
-                    there.answer(each, each["value"] * 2)
-
-        tasks = [
-            asyncio.create_task(answering(there, later)),
-            asyncio.create_task(answering(here, lambda question: here.answer(question, "other way"))),
-        ]
-        asked = await asyncio.gather(*(here.ask("double", value=value) for value in (1, 2, 3)), there.ask("what"))
+async def test_questions_may_cross():
+    async with ends() as (here, there), serving(there, double=lambda value: value * 2), serving(here, what=lambda: "other way"):
+        asked = await asyncio.gather(*(here.ask("double", value) for value in (1, 2, 3)), there.ask("what"))
         assert asked == [2, 4, 6, "other way"]
-        here.send({"did": "end"})
-        here.close()
-        assert await tasks[0] == [{"did": "end"}]
-        tasks[1].cancel()
 
 
 async def test_a_question_that_is_answered_by_no():
-    async with ends() as (here, there):
-        reading = [asyncio.create_task(hears(here))]
-        reading.append(asyncio.create_task(answering(there, lambda question: there.answer(question, error="no such thing"))))
+    def refuse():
+        raise EirError("no such thing")
+
+    async with ends() as (here, there), serving(there, thing=refuse), serving(here):
         with pytest.raises(ChannelError, match="no such thing"):
             await here.ask("thing")
-        for task in reading:
-            task.cancel()
+
+
+async def test_a_handler_that_fails_costs_nobody_the_next_call():
+    faults = []
+    async with ends() as (here, there), serving(there, faults=faults, divide=lambda by: 1 // by), serving(here):
+        with pytest.raises(ChannelError, match=r"divide failed \(ZeroDivisionError\)"):
+            await here.ask("divide", 0)
+        with pytest.raises(ChannelError, match="surprise failed"):
+            await here.ask("surprise")
+        assert await here.ask("divide", 1) == 1
+    assert [(what, type(fault)) for what, fault in faults] == [("divide", ZeroDivisionError), ("surprise", KeyError)]
 
 
 async def test_no_answer_in_time(monkeypatch):
-    monkeypatch.setattr(channel, "ANSWER_S", 0.05)
-    async with ends() as (here, there):
-        heard = []
-        reading = [asyncio.create_task(hears(here)), asyncio.create_task(answering(there, heard.append))]
-        with pytest.raises(ChannelError, match=r"no answer to thing in 0\.05 s"):
-            await here.ask("thing")
-        there.answer(heard[0], "too late")  # and it is nobody's
+    async with ends() as (here, there), serving(here):
+        monkeypatch.setattr(channel, "ANSWER_S", 0.05)
+        with pytest.raises(ChannelError, match=r"no answer to double in 0\.05 s"):
+            await here.ask("double", 1)
         monkeypatch.setattr(channel, "ANSWER_S", 5)
-        late = asyncio.create_task(here.ask("another"))
-        await until(lambda: len(heard) == 2)
-        there.answer(heard[1], "in time")
-        assert await late == "in time"
-        for task in reading:
-            task.cancel()
+        asked = asyncio.create_task(here.ask("double", 2))
+        async with serving(there, double=lambda value: value * 2):  # answers the first one too, which is nobody's by now
+            assert await asked == 4
 
 
 async def test_an_end_that_is_gone():
     async with ends() as (here, there):
-        reading = asyncio.create_task(hears(here))
+        reading = asyncio.create_task(here.serve({}, failed=pytest.fail))
         asked = asyncio.create_task(here.ask("thing"))
         await asyncio.sleep(0)
         there.close()
@@ -131,7 +116,7 @@ async def test_an_end_that_is_gone():
             await asked
         await reading
         for _ in range(3):
-            here.send({"did": "nothing"})  # lost, and no error
+            here.tell("nothing")  # lost, and no error
 
 
 @pytest.fixture

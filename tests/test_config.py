@@ -643,8 +643,8 @@ def test_restart_marks_of_the_sample_are_those_of_the_table():
     assert marked == {key.path for key in TABLE if not key.live}
 
 
-def test_server_restarts_for_what_the_table_says():
-    from eir.daemon.server import RESTART_KEYS
+def test_a_reload_keeps_what_the_table_says():
+    from eir.daemon.front import RESTART_KEYS
 
     assert set(RESTART_KEYS) == {key.path for key in TABLE if not key.live}
 

@@ -21,7 +21,7 @@ from servers import Server, free_port
 from wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
 
 from eir.config import load_config
-from eir.daemon.server import DRAIN_S
+from eir.daemon.worker import DRAIN_S
 from eir.operate.metrics import FAMILIES
 
 ROOT = Path(__file__).parent.parent

@@ -1,260 +1,246 @@
-"""What a node says of itself: readiness and warnings by the workers' reports, and pages that a fault of ours does not take away."""
+"""The front of a node in this process, with workers that a test plays: what it does when one of them is slow, silent, or not there."""
 
-import getpass
+import asyncio
+import os
 import socket
-from dataclasses import fields
+from contextlib import asynccontextmanager
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, until
-from wire import ecr
+from node import until_async
 
 from eir.config import load_config
+from eir.daemon import channel, front, workers
+from eir.daemon.channel import Channel, pair, take_over
+from eir.daemon.front import Front
 from eir.errors import EirError
-from eir.operate import front
-from eir.operate.control import ask as control
-from eir.operate.front import Front, WorkerReport
-from eir.operate.metrics import FAMILIES
+from eir.operate.status import WorkerReport
 
-HEALTHY = {
-    "missing": (), "lists": {}, "store_up": True, "lost": {}, "from_copy": (), "overridden": False, "checks": 0,
-    "connected": {"mme": 1}, "shedding": (), "disabled": (),
-}  # fmt: skip
+REPORT = WorkerReport(
+    missing=(), lists={}, store_up=True, lost={}, from_copy=(), overridden=False, checks=0, connected={}, shedding=(), disabled=()
+)
+PID = 1 << 22
+"""Of no process."""
 
 
-class Crew:
-    """Workers that report what a test says."""
+class Played:
+    """A worker as the front sees it; what it is told is collected."""
 
-    def __init__(self):
-        self.are()
-        self.numbers = {}
+    def __init__(self, number):
+        self.number = number
+        self.configured = []
+        self.told = []
+        self.connections = []
+        self.silent = False
+        self.checks = 0
 
-    def are(self, **changes):
-        nothing = {field.name: 0 for field in fields(WorkerReport)}
-        self.found = [WorkerReport(**nothing | HEALTHY | changes)]
+    async def start(self, supervisor, *, started=True):
+        self.running = True
+        here, self.ends = pair()
+        socket.send_fds(supervisor, [f"{self.number} {PID + self.number} 0".encode()], [here.stream.fileno(), here.packets.fileno()])
+        here.close()
+        self.channel = await Channel.over(self.ends.stream)
+        handlers = {
+            "configure": self.configured.append, "snapshot": lambda: {"eir_checks_total": {("whitelisted", ""): self.checks}},
+            "report": lambda: REPORT, "peers": list, "dial": lambda: self.told.append("dial"),
+            "set_peer": lambda *what: self.told.append(what), "order": self.told.append,
+        }  # fmt: skip
+        self.reading = asyncio.create_task(self.channel.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}")))
+        asyncio.get_running_loop().add_reader(self.ends.packets, self.take)
+        await until_async(lambda: self.configured)
+        if started:
+            self.channel.tell("started")
 
-    async def reports(self):
-        return self.found
+    def take(self):
+        while (given := take_over(self.ends.packets)) is not None:
+            self.connections.append(given)
 
-    async def snapshot(self):
-        return self.numbers
+    def hang(self):
+        """Read nothing any more, as a process that was stopped."""
+        self.reading.cancel()
+
+    async def end(self):
+        if not self.running:
+            return
+        self.running = False
+        asyncio.get_running_loop().remove_reader(self.ends.packets)
+        self.reading.cancel()
+        for given in self.connections:
+            given.connection.close()
+        self.channel.close()
+        self.ends.close()
+
+
+class Node:
+    """A front with two such workers, serving."""
+
+    def __init__(self, site, supervisor, made, players):
+        self.site = site
+        self.supervisor = supervisor
+        self.front = made
+        self.workers = players
+        self.clients = []
+
+    @property
+    def address(self):
+        host, _, port = self.front._status.listening[0].partition("://")[2].rpartition(":")
+        return host, int(port)
+
+    async def come(self, host=None):
+        """A client's connection."""
+        self.clients.append(await asyncio.open_connection(host or self.address[0], self.address[1]))
+        return self.clients[-1][0]
+
+    async def successor(self, number, **how):
+        """Another worker in the place of one that has ended."""
+        await until_async(lambda: not self.front._workers.all_started)
+        self.workers[number] = Played(number)
+        await self.workers[number].start(self.supervisor, **how)
+        return self.workers[number]
 
 
 @pytest.fixture
-def crew():
-    return Crew()
+def lines(monkeypatch):
+    """Events of the front's log, as (event, reason)."""
+    told = []
+    monkeypatch.setattr(front.Log, "report", lambda _, event, *, reason=None, **fields: told.append((event, reason, fields)))
+    return told
 
 
 @pytest.fixture
-def told():
-    """Reports, as (event, reason)."""
-    return []
+async def node(site, lines):
+    """A front with two played workers that have started."""
+    assert lines == []
+    async with serving(site) as made:
+        yield made
 
 
-@pytest.fixture
-def shown(site, crew, told):
-    """The front of a node that listens."""
-    made = Front(load_config(site.path), crew, report=lambda event, *, reason=None, **_: told.append((event, reason)), stop=lambda _: None)
-    made.listening.append("tcp://127.0.0.1:3868")
-    return made
+@asynccontextmanager
+async def serving(site, **changes):
+    site.configure(workers=2, http="off", lists={}, policy={}, **changes)
+    site.state.mkdir()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    made = Front(load_config(site.path), theirs, os.getpid())
+    task = asyncio.create_task(made.serve())
+    players = [Played(0), Played(1)]
+    try:
+        for player in players:
+            await player.start(ours)
+        await until_async(lambda: made._status.listening or task.done())
+        node = Node(site, ours, made, players)
+        yield node
+        for _, writer in node.clients:
+            writer.close()
+    finally:
+        made._begin_stop("the test is over")
+        for player in players:
+            await player.end()
+        await task
+        ours.close()
+        theirs.close()
 
 
-async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(shown, crew, told):
-    crew.numbers = {"eir_surprise": {(): 1.0}, "eir_store_up": {(): 1.0}}
-    for _ in range(2):
-        page = await shown._metrics()
-        assert page.status == 200
-        assert b"eir_store_up 1.0" in page.body
-    assert told == [("metric_unknown", "eir_surprise")]
+async def test_workers_get_connections_in_turn_and_the_first_one_dials(node):
+    for count in range(1, 5):
+        await node.come()
+        await until_async(lambda n=count: sum(len(player.connections) for player in node.workers) == n)
+    assert [len(player.connections) for player in node.workers] == [2, 2]
+    assert [player.told for player in node.workers] == [["dial"], []]
+    assert [player.configured[0].dials for player in node.workers] == [False, False]
 
 
-def test_a_node_has_no_metric_without_a_place(site):
-    node = site.start()
-    assert len(node.metrics()) > len(FAMILIES) / 2
-    node.end()
-    assert node.lines("metric_unknown") == []
+async def test_a_connection_that_arrives_while_no_worker_is_ready(node, lines, monkeypatch):
+    """It waits for a worker to come back, and is refused, counted and told of when none does."""
+    monkeypatch.setattr(front, "HOLD_S", 0.3)
+    for player in node.workers:
+        await player.end()
+    await until_async(lambda: node.front._workers.none_left)
+    reader = await node.come()
+    with pytest.raises(TimeoutError):  # it waits
+        await asyncio.wait_for(reader.read(), 0.1)
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert [(event, reason) for event, reason, _ in lines if event == "peer_refused"] == [("peer_refused", "no_worker")]
+    assert (await node.front.snapshot())["eir_peers_refused_total"] == {("no_worker",): 1}
 
 
-async def test_requests_that_are_turned_away_are_a_warning(shown, crew):
-    assert (await shown.status())["state"] == "OK"
-    crew.are(shedding=["mme"])
-    said = await shown.status()
-    assert (said["state"], said["ready"]) == ("WARNING", "ready")
-    assert said["summary"].startswith("requests of mme are above a rate limit and turned away; ")
+async def test_a_connection_that_waits_goes_to_the_worker_that_comes_back(node, monkeypatch):
+    monkeypatch.setattr(front, "HOLD_S", 60)
+    await node.workers[1].end()
+    await until_async(lambda: not node.front._workers.all_started)
+    await node.come()
+    await node.successor(1)
+    await until_async(lambda: sum(len(player.connections) for player in node.workers) == 1)
 
 
-async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(site, connect):
-    site.load([LISTED])
-    site.load([TRACKED], list_name="tracked")
-    site.configure(peers=[site.settings["peers"][0] | {"rate_max": 1}])
-    node = site.start()
-    client = await connect(node)
-    await client.send(*[ecr(LISTED)] * 50)
-    results = [(await client.read()).result for _ in range(50)]
-    assert "requests of mme are above" in node.status()["summary"]
-    node.end()
-    lines = node.lines("shed", peer="mme", reason="rate_max", level="warning")
-    assert 1 <= len(lines) <= 2
-    assert sum(int(line["count"]) for line in lines) == 50 - results.count(2001) > 0
+async def test_a_reload_that_one_of_two_workers_does_not_answer(node, lines, monkeypatch):
+    """The other one has taken it over; whoever asked hears of it; and the one that comes in its place has it too."""
+    monkeypatch.setattr(channel, "ANSWER_S", 0.2)
+    silent, other = node.workers
+    silent.hang()
+    node.site.configure(policy={"default": "greylisted"})
+    with pytest.raises(EirError, match="1 of 2 workers did not take it over"):
+        await node.front._reload("who asked")
+    assert [configured.config.policy.default for configured in other.configured] == ["whitelisted", "greylisted"]
+    assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "configure")] == [0]
+    await silent.end()
+    successor = await node.successor(0)
+    ((config, disabled, dials),) = successor.configured
+    assert (config.policy.default, disabled, dials) == ("greylisted", [], True)
 
 
-async def test_peers_that_are_missing_or_disabled_are_a_warning(shown, crew, monkeypatch):
-    crew.are(connected={"mme": 0, "dra": 0})
-    assert (await shown.status())["state"] == "OK"  # they may well be on their way just after the start
-    monkeypatch.setattr(front, "PEERLESS_S", 0.0)
-    said = await shown.status()
-    assert (said["state"], said["summary"].split("; ")[0]) == ("WARNING", "0 of 2 peers connected")
-    crew.are(connected={"mme": 1, "dra": 0}, disabled=["dra"])
-    said = await shown.status()
-    assert (said["state"], said["summary"].split("; ")[:-1]) == ("WARNING", ["peer dra is disabled"])
+async def test_a_worker_gets_what_the_front_read_whatever_the_file_says_by_then(node):
+    await node.workers[1].end()
+    node.site.configure(policy={"default": "blacklisted"})  # and nobody has asked for a reload
+    await node.successor(1)
+    assert node.workers[1].configured[0].config.policy.default == "whitelisted"
+    assert node.workers[1].configured[0].config == node.workers[0].configured[0].config
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_peer_that_is_disabled_is_a_metric_and_a_warning(site, workers):
-    site.configure(workers=workers)
-    node = site.start()
-    assert node.metrics()["eir_peer_disabled{peer=mme}"] == 0
-    control(site.state, "peer_disable", name="mme")
-    assert node.metrics()["eir_peer_disabled{peer=mme}"] == 1
-    assert "peer mme is disabled" in node.status()["summary"]
-    control(site.state, "peer_enable", name="mme")
-    assert node.metrics()["eir_peer_disabled{peer=mme}"] == 0
+async def test_a_reload_that_comes_while_a_worker_reads_its_lists(node):
+    """It is told, and does it once it can; nobody waits for it."""
+    await node.workers[1].end()
+    late = await node.successor(1, started=False)
+    node.site.configure(policy={"default": "greylisted"})
+    assert await node.front._reload("who asked") == "reloaded"
+    await until_async(lambda: len(late.configured) == 2)
+    assert late.configured[-1].config.policy.default == "greylisted"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_peers_are_shown_with_who_connects_and_what_went_wrong(site, connect, workers):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-    site.configure(workers=workers, peers=[*site.settings["peers"], {"name": "dra", "host": "dra.example.org", "connect": nobody}])
-    node = site.start()
-    await connect(node)
-    until(lambda: [row["last_error"] for row in control(site.state, "peers") if row["label"] == "dra" and row["last_error"]])
-    there, absent = control(site.state, "peers")
-    assert (there["label"], there["direction"], there["last_error"]) == ("mme", "in", None)
-    assert there["since"] <= there["last_seen"]
-    assert (absent["label"], absent["direction"], absent["since"], absent["last_seen"]) == ("dra", "out", None, None)
-    assert site.eir("peers").stdout.count(" out ") + site.eir("peers").stdout.count("out\n") >= 1
+async def test_a_worker_that_answers_nothing_is_ended(node, lines, monkeypatch):
+    monkeypatch.setattr(channel, "ANSWER_S", 0.05)
+    monkeypatch.setattr(workers, "FIGURES_S", 0.05)
+    killed = []
+    monkeypatch.setattr(workers, "kill", lambda pid, _: killed.append(pid))
+    node.workers[1].hang()
+    await until_async(lambda: killed)
+    assert killed == [PID + 1]
+    assert [fields["worker"] for event, _, fields in lines if event == "worker_hung"] == [1]
 
 
-async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_started_without_does_not(shown, crew, told):
-    stolen = {"serial": 1, "generation": 1, "entries": 1, "expires": None}
-    crew.are(missing=["stolen"])
-    await shown.announce()
-    assert told == [("serving", "list stolen has never been loaded")]
-    assert (await shown._ready()).status == 503
-    crew.are(lists={"stolen": stolen})
-    assert (await shown._ready()).body == b"ready\n"
-    crew.are(lists={"stolen": stolen}, missing=["late"])
-    said = await shown._ready()
-    assert (said.status, said.body) == (200, b"degraded\nlist late has never been loaded\n")
-    assert (await shown.status())["state"] == "WARNING"
-    crew.are(missing=["stolen"])  # a worker that came back without it
-    assert (await shown._ready()).status == 503
+async def test_what_a_worker_has_counted_outlives_it(node):
+    node.workers[0].checks, node.workers[1].checks = 3, 4
+    assert (await node.front.snapshot())["eir_checks_total"] == {("whitelisted", ""): 7}
+    await node.workers[1].end()
+    await until_async(lambda: not node.front._workers.all_started)
+    assert (await node.front.snapshot())["eir_checks_total"] == {("whitelisted", ""): 7}
 
 
-async def test_each_change_of_readiness_is_one_line(shown, crew, told):
-    crew.are(store_up=False)
-    away = "the store is away; answers go on from memory"
-    await shown.announce()
-    assert told == [("serving", away)]
-    lost = "the store lost list stolen (it shows serial 1); the memory stays in force"
-    changes = [
-        ({"store_up": False}, []),
-        ({}, [("ready", None)]),
-        ({}, []),
-        ({"store_up": False}, [("degraded", away)]),
-        ({"store_up": False, "lost": {"stolen": "serial 1"}}, [("degraded", f"{away}; {lost}")]),
-        ({"lost": {"stolen": "serial 1"}}, [("degraded", lost)]),
-        ({"lost": {"stolen": "serial 1"}}, []),
-        ({}, [("ready", None)]),
-    ]
-    for reports, lines in changes:
-        told.clear()
-        crew.are(**reports)
-        await shown.tell_change()
-        assert told == lines
-    told.clear()
-    crew.found = []
-    await shown.tell_change()
-    assert told == [("not_ready", "no worker answers")]
-    shown.stopping = True
-    crew.are()
-    await shown.tell_change()  # the end has lines of its own
-    assert len(told) == 1
+async def test_a_peer_out_of_service_is_so_for_workers_to_come(node):
+    assert "out of service" in await node.front._set_peer({"name": "mme"}, enabled=False)
+    assert [player.told[-1] for player in node.workers] == [("mme", False)] * 2
+    await node.workers[1].end()
+    assert (await node.successor(1)).configured[0].disabled == ["mme"]
+    with pytest.raises(EirError, match="no peer nobody; there are: mme"):
+        await node.front._set_peer({"name": "nobody"}, enabled=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_node_that_began_without_lists_says_when_it_is_ready(site, workers):
-    site.configure(workers=workers)
-    node = site.start()
-    until(lambda: node.lines("serving", workers=workers))
-    missing = [f"list {name} has never been loaded" for name in ("stolen", "tracked")]
-    assert node.lines("serving")[0]["reason"] == "; ".join(missing)
-    site.load([LISTED])
-    until(lambda: node.lines("not_ready", reason=missing[1]))
-    site.load([TRACKED], list_name="tracked")
-    until(lambda: node.lines("ready", workers=workers))
-    node.end()
-    assert [line["event"] for line in node.lines() if line["event"] in {"serving", "not_ready", "degraded", "ready"}] == [
-        "serving", "not_ready", "ready",
-    ]  # fmt: skip
+async def test_a_host_name_is_listened_on_at_all_its_addresses(site, monkeypatch):
+    def resolved(_, port, *_args, **_options):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.3")]
 
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_who_did_what_stands_in_the_log(site, workers):
-    site.load([LISTED])
-    site.load([TRACKED], list_name="tracked")
-    site.configure(workers=workers)
-    node = site.start()
-    until(lambda: node.lines("ready", workers=workers))
-    user = getpass.getuser()
-    control(site.state, "peer_disable", name="mme")
-    control(site.state, "peer_enable", name="mme")
-    policy = site.settings["policy"]
-    late = {"list": "late", "answer": "blacklisted"}
-    site.configure(lists=site.settings["lists"] | {"late": {"signers": "signers"}}, policy={"rules": [late, *policy["rules"]]})
-    assert control(site.state, "reload") == "reloaded; list late has never been loaded: load it first"
-    assert node.get("/ready") == (200, "degraded\nlist late has never been loaded\n")
-    site.configure(surplus=1)
-    with pytest.raises(EirError, match="surplus"):
-        control(site.state, "reload")
-    del site.settings["surplus"]
-    node.end()
-    for event in ("peer_disabled", "peer_enabled"):
-        assert len(node.lines(event, peer="mme", who=user)) == 1
-    reloaded = node.lines("reloaded", who=user, changed="lists,policy")
-    assert {line.get("worker") for line in reloaded} == ({None} if workers == 1 else {"0", "1"})
-    (refused,) = node.lines("reload_refused", who=user)
-    assert "surplus" in refused["detail"]
-    digest = digest_of_stolen(site)
-    (line,) = node.lines("list_in_force", list="stolen")
-    assert (line["digest"], line["signers"].partition(" ")[0]) == (digest[:12], "agency@publisher.example")
-
-
-def digest_of_stolen(site):
-    return next(row["digest"] for row in site.json("lists") if row["list"] == "stolen")
-
-
-def test_changes_of_a_local_list_are_no_releases(site):
-    site.configure(lists=site.settings["lists"] | {"own": {"local": True}})
-    site.load([LISTED])
-    site.eir("add", "own", TRACKED, "--reason", "lost")
-    site.eir("add", "own", UNLISTED, "--reason", "lost")
-    site.eir("rollback", "own")
-    node = site.start()
-    shown = until(lambda: {name for name in node.metrics() if name.startswith("eir_releases_total{")})
-    assert shown == {"eir_releases_total{list=stolen,outcome=accepted}"}
-
-
-async def test_an_observed_rule_is_called_by_its_name(site, connect):
-    site.load([LISTED])
-    site.load([TRACKED], list_name="tracked")
-    trial = {"name": "on-trial", "list": "stolen", "answer": "blacklisted", "observe": True}
-    site.configure(policy={"rules": [trial, {"list": "tracked", "answer": "greylisted"}]})
-    node = site.start()
-    client = await connect(node)
-    await client.ask(ecr(LISTED))
-    assert node.metrics()["eir_observed_total{rule=on-trial,status=blacklisted}"] == 1
-    node.end()
-    assert node.lines("observed", rule=1, name="on-trial", count=1)
-    site.configure(policy={"rules": [trial, trial]})
-    assert "two rules have the name 'on-trial'" in site.eir("config", status=2).stderr
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    async with serving(site, listen=["tcp://eir.example:0"]) as node:
+        assert node.address[0] == "127.0.0.2"
+        monkeypatch.undo()
+        for address in ("127.0.0.2", "127.0.0.3"):
+            await node.come(address)
+        await until_async(lambda: node.workers[0].connections and node.workers[1].connections)

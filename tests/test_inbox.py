@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from releases import make_key, public, sign
 
 from eir.config import load_config
-from eir.daemon.intake import CLAIM, CLAIM_S, Intake, make_pass
+from eir.daemon.drop_folder import CLAIM, CLAIM_S, DropFolder, make_pass
 from eir.device import device_key
 from eir.errors import EirError, StoreError
 from eir.lists import inbox
@@ -752,7 +752,7 @@ class Reports(list):
 async def watching(configured):
     """A node's intake, running; the events that it reports."""
     reports = Reports()
-    task = asyncio.create_task(Intake(configured, report=reports).run())
+    task = asyncio.create_task(DropFolder(configured, report=reports).run())
     yield reports
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -784,13 +784,13 @@ async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
 
 async def test_without_a_drop_folder_there_is_nothing_to_do(configured):
     none = replace(configured, inbox=None)
-    await asyncio.wait_for(Intake(none, report=Reports()).run(), 1)
+    await asyncio.wait_for(DropFolder(none, report=Reports()).run(), 1)
     with pytest.raises(EirError, match="names no drop folder"):
         await make_pass(none, "tester")
 
 
 async def test_a_node_that_stops_ends_the_pass_too(site, configured):
-    task = asyncio.create_task(Intake(configured, report=Reports()).run())
+    task = asyncio.create_task(DropFolder(configured, report=Reports()).run())
     site.deliver(site.publish(1))
     before = children()
     await until(lambda: children() - before)
@@ -803,7 +803,7 @@ async def test_a_node_that_stops_ends_the_pass_too(site, configured):
 def test_signals_end_a_pass_and_are_no_failed_attempt(tmp_path):
     note = tmp_path / "attempt"
     code = (
-        "import signal, sys, pathlib; from eir.daemon.intake import _leave; from eir.lists.inbox import Attempts\n"
+        "import signal, sys, pathlib; from eir.daemon.drop_folder import _leave; from eir.lists.inbox import Attempts\n"
         f"a = Attempts(pathlib.Path({str(note)!r}))\n"
         "with a.one('d'): _leave(signal.SIGTERM, a)"
     )

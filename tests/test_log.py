@@ -83,7 +83,7 @@ def test_levels(made):
     log, lines = made(level="warning")
     for level in ("debug", "info", "warning", "error"):
         log.report(f"a_{level}", level=level)
-    log.set_level("debug")
+    log.configure(level="debug", full_identifiers=False)
     log.report("another_debug", level="debug")
     assert [line["event"] for line in lines()] == ["a_warning", "a_error", "another_debug"]
 

@@ -403,7 +403,7 @@ class TestStart:
     def test_a_state_folder_that_cannot_be_made(self, loaded):
         (loaded.folder / "file").write_text("")
         loaded.configure(state="file/var")
-        done = loaded.eir("serve", status=1)
+        done = loaded.eir("serve", status=2)
         assert f"the state folder {loaded.folder}/file/var cannot be made" in done.stderr
 
     def test_a_configuration_with_errors_starts_nothing(self, loaded):
@@ -526,7 +526,7 @@ class TestShown:
 
 
 SIGNALS_ITSELF = """
-import os, signal, sys
+import importlib, os, signal, sys
 
 where, _, attribute = "{where}".partition(":")
 owner, _, name = attribute.partition(".")
@@ -539,7 +539,7 @@ class Hook:
         if module == "{where}":
             os.kill(os.getpid(), signal.{which})
         if module == "eir.daemon.supervisor" and attribute:  # by then the other modules are there
-            held = getattr(sys.modules[where], owner)
+            held = getattr(importlib.import_module(where), owner)
             known = getattr(held, name)
             def kill(*arguments, **options):
                 os.kill(os.getpid(), signal.{which})
@@ -552,7 +552,7 @@ sys.meta_path.insert(0, Hook)
 """Body of a sitecustomize.py by which a node signals itself, once."""
 MOMENTS = {
     "commands": "eir.commands.cli", "configuration": "yaml", "node": "eir.daemon.supervisor", "lists": "eir.follow.follower:Follower.start",
-    "pages": "eir.operate.front:Front.open",
+    "pages": "eir.daemon.front:Front._open",
 }  # fmt: skip
 """What it is about to read, or to do, when the signal comes."""
 

@@ -86,7 +86,7 @@ class TestOneNode:
         assert Counter(serving(crew).values()) == {0: 2, 1: 2}
         for host, client in clients.items():
             assert [await ask(client, imei, host) for imei in (LISTED, UNLISTED)] == [BLACK, WHITE]
-        assert set(children(node.pid)) == {"dispatcher", "worker-0", "worker-1"}
+        assert set(children(node.pid)) == {"front", "worker-0", "worker-1"}
 
     async def test_one_scrape_is_the_sum_of_what_the_clients_received(self, crew, connect):
         node = crew.start()
@@ -324,7 +324,7 @@ class TestCrash:
         assert samples["eir_checks_total{list=stolen,status=blacklisted}"] == 8
         assert samples["eir_check_duration_seconds_count"] == 8
         assert samples["eir_peer_up{peer=mme}"] == 1
-        assert [line["status"] for line in node.lines("worker_ended", worker=1)] == ["-9"]
+        assert [line["status"] for line in node.lines("process_ended", process="worker-1")] == ["-9"]
 
     async def test_one_that_connects_to_a_peer_does_so_again(self, crew):
         async with Listener() as listener:
@@ -342,7 +342,7 @@ class TestCrash:
         clients = await four(node, connect)
         until(lambda: total(node.metrics(), "eir_checks_total") == 0)
         old = [await ask(client, LISTED, host) for host, client in clients.items()]
-        # The dispatcher takes figures each second, by itself: nobody scrapes between these answers and the end, and nothing
+        # The front takes figures each second, by itself: nobody scrapes between these answers and the end, and nothing
         # shows when it has.
         await asyncio.sleep(1.5)
         await ask(clients[HOSTS[0]], LISTED, HOSTS[0])  # worker 0
@@ -356,7 +356,7 @@ class TestCrash:
         for restarts in range(1, 4):
             os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
             until(lambda n=restarts: node.metrics()["eir_worker_restarts_total"] == n and node.status()["workers"] == 2)
-        assert [line["restart_in_s"] for line in node.lines("worker_ended", worker=0)] == ["0.1", "0.2", "0.4"]
+        assert [line["restart_in_s"] for line in node.lines("process_ended", process="worker-0")] == ["0.1", "0.2", "0.4"]
 
     async def test_the_origin_state_id_stays(self, crew, connect):
         """RFC 6733 8.16: it says that the node has lost its state, and the node has not."""
@@ -393,7 +393,7 @@ class TestCrash:
             assert (await refused.ask(cer("away.example", "example"))).result == 3010
 
     async def test_a_worker_that_hangs_is_replaced(self, crew, connect, altered):
-        altered("import eir.daemon.channel, eir.daemon.dispatcher\neir.daemon.channel.ANSWER_S, eir.daemon.dispatcher.HUNG_QUESTIONS = 0.2, 2\n")
+        altered("import eir.daemon.channel, eir.daemon.workers\neir.daemon.channel.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
         node = crew.start()
         client = await connect(node)
         os.kill(children(node.pid)["worker-0"], signal.SIGSTOP)
@@ -405,7 +405,7 @@ class TestCrash:
 
     async def test_one_that_cannot_answer_a_question_answers_the_others_and_checks(self, crew, connect, altered):
         """A fault in what it shows, in both: the log has it, and nothing else comes of it."""
-        altered("import eir.daemon.server\neir.daemon.server.Worker.peers = lambda self: 1 / 0\n")
+        altered("import eir.daemon.worker\neir.daemon.worker.Worker.peers = lambda self: 1 / 0\n")
         node = crew.start()
         clients = await four(node, connect)
         assert control(crew.state, "peers") == []
@@ -416,7 +416,7 @@ class TestCrash:
         for host, client in clients.items():
             assert await ask(client, LISTED, host) == BLACK
 
-    async def test_one_that_the_dispatcher_cannot_make_sense_of_is_heard_on(self, crew, connect, altered):
+    async def test_one_that_the_front_cannot_make_sense_of_is_heard_on(self, crew, connect, altered):
         altered("import eir.diameter.admission as a\na.Admission.closed = lambda self, name, reason='': 1 / 0\n")
         node = crew.start()
         clients = await four(node, connect)
@@ -440,7 +440,7 @@ class TestSteering:
             node.signal(signal.SIGHUP)
         for host, client in clients.items():
             await until_async(lambda c=client, h=host: _is(ask(c, LISTED, h), GREY))
-        assert len(node.lines("reloaded")) == 2
+        assert len(node.lines("reloaded")) == 1
 
     @pytest.mark.parametrize("how", ["command", "signal"])
     async def test_a_reload_with_an_error_changes_nothing(self, crew, connect, how):
@@ -474,7 +474,7 @@ class TestSteering:
             assert await ask(await connect(node, host), LISTED, host) == BLACK
         assert "nobody" in (await run(crew, "peer", "disable", "nobody", status=1)).stderr
 
-    @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT to all", "SIGTERM to the dispatcher", "drain"])
+    @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT to all", "SIGTERM to the front", "drain"])
     async def test_the_end(self, crew, connect, how):
         """DPR to each peer, their requests answered until they close, exit status 0, and no process left."""
         node = crew.start()
@@ -486,8 +486,8 @@ class TestSteering:
             case "SIGINT to all":  # as from a terminal
                 for pid in (node.pid, *left.values()):
                     os.kill(pid, signal.SIGINT)
-            case "SIGTERM to the dispatcher":
-                os.kill(left["dispatcher"], signal.SIGTERM)
+            case "SIGTERM to the front":
+                os.kill(left["front"], signal.SIGTERM)
             case "drain":
                 assert (await run(crew, "drain")).stdout.startswith("draining")
         for host, client in clients.items():
@@ -506,25 +506,25 @@ class TestSteering:
         client = await connect(node)
         for pid in (node.pid, *children(node.pid).values()):
             os.kill(pid, signal.SIGHUP)
-        await until_async(lambda: len(node.lines("reloaded")) >= 2)
+        await until_async(lambda: node.lines("reloaded"))
         assert await ask(client, LISTED) == BLACK
         assert node.metrics()["eir_worker_restarts_total"] == 0
 
 
 class TestFaults:
-    @pytest.mark.parametrize("who", ["dispatcher", "supervisor"])
-    async def test_without_the_dispatcher_or_the_supervisor_the_node_ends(self, crew, connect, who):
+    @pytest.mark.parametrize("who", ["front", "supervisor"])
+    async def test_without_the_front_or_the_supervisor_the_node_ends(self, crew, connect, who):
         node = crew.start()
         clients = await four(node, connect)
         left = children(node.pid)
-        os.kill(left["dispatcher"] if who == "dispatcher" else node.pid, signal.SIGKILL)
+        os.kill(left["front"] if who == "front" else node.pid, signal.SIGKILL)
         for host, client in clients.items():
             asked = await client.read()
             assert (asked.command, asked.number(273)) == (282, 0)
             await client.send(answer_to(asked, host=host))
             assert await client.end() == []
         status = await asyncio.to_thread(node.wait)
-        assert status == (1 if who == "dispatcher" else -signal.SIGKILL)
+        assert status == (1 if who == "front" else -signal.SIGKILL)
         await until_async(lambda: all(is_gone(pid) for pid in left.values()))
         assert crew.start().status()["ready"] == "ready"
 
@@ -533,8 +533,8 @@ class TestFaults:
         node = crew.start()
         client = await connect(node)
         left = children(node.pid)
-        node.signal(signal.SIGSTOP)  # so that it does not end the workers when the dispatcher is gone
-        os.kill(left["dispatcher"], signal.SIGKILL)
+        node.signal(signal.SIGSTOP)  # so that it does not end the workers when the front is gone
+        os.kill(left["front"], signal.SIGKILL)
         node.signal(signal.SIGKILL)
         asked = await client.read()
         assert (asked.command, asked.number(273)) == (282, 0)

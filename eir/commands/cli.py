@@ -28,7 +28,7 @@ from eir.commands.progress import progress_on
 from eir.commands.table import minute, second, table
 from eir.config import Config, Whereabouts, load_config, load_whereabouts, render, render_json
 from eir.config.schema import did_you_mean
-from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused, StoreError
+from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused, SetupFault, StoreError
 from eir.lists.layout import LAYOUTS, until_seconds
 from eir.lists.load import ListSettings, is_about, load_release, roll_back
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
@@ -85,6 +85,9 @@ def main() -> None:
         for problem in e.problems:
             _say(str(problem))
         sys.exit(EXIT_USAGE)
+    except SetupFault as e:
+        _say(f"eir: {e}")
+        sys.exit(EXIT_USAGE)
     except ReleaseRefused as e:
         _say(f"refused ({e.reason}): {e.detail}")
         sys.exit(EXIT_NO)
@@ -122,10 +125,9 @@ def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     Logs go to standard error. Metrics and health are at the configured `http` address: /metrics /live /ready.
     """
-    from eir.daemon import server, supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
+    from eir.daemon import supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
-    checked = load_config(config)  # its warnings go to the log
-    raise typer.Exit(supervisor.run(checked) if checked.workers > 1 else server.run(checked))
+    raise typer.Exit(supervisor.run(load_config(config)))  # the configuration's warnings go to the log
 
 
 @app.command()
@@ -317,7 +319,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
     Each release goes to `accepted/`, or to `refused/` with a text that says why; one that is not complete yet stays.
     """
-    from eir.daemon.intake import make_pass  # noqa: PLC0415 - the other commands need no loader
+    from eir.daemon.drop_folder import make_pass  # noqa: PLC0415 - the other commands need no loader
 
     os.nice(INBOX_NICE)
     made = asyncio.run(make_pass(load_config(config), f"inbox of {_who()}"))

@@ -1,16 +1,16 @@
-"""What passes between a node's dispatcher and its workers: JSON messages one way and the other, and accepted connections.
+"""What passes between a node's processes: calls one way and the other, and accepted connections.
 
-Two socket pairs for each worker. The stream carries messages, each behind its length; the packets carry descriptors, one a
-packet, with a byte that says by which listener it came and the number that it has. Both ends are this program, forked from one process. Knows nothing
-of what the messages mean.
+Two socket pairs for each worker. Over the stream each side tells and asks the other by name, as plain calls with arguments;
+the packets carry descriptors, one a packet, with the listener that a connection came by and the number that it has. Both ends
+are this program, forked from one process and run by one user, so that the calls are pickled. Knows nothing of what they mean.
 """
 
 import asyncio
 import itertools
-import json
+import pickle
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -23,11 +23,12 @@ LISTENERS_MAX = 255
 _PACKET = struct.Struct("!BI")
 """Listener, and number of the connection."""
 
-Message = dict[str, Any]
+Handlers = Mapping[str, Callable[..., Any]]
+"""What one side may be told or asked, by name."""
 
 
 class ChannelError(EirError):
-    """The other end is gone, or gave no answer."""
+    """The other end is gone, or gave no answer, or says no."""
 
 
 class Unanswered(ChannelError):
@@ -56,7 +57,7 @@ def pair() -> tuple[Ends, Ends]:
 
 
 class Channel:
-    """One side of the stream. Questions are answered by the `answer` of the other side's reader."""
+    """One side of the stream."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -69,17 +70,15 @@ class Channel:
         """A channel over a connected stream socket, which it takes over."""
         return cls(*await asyncio.open_connection(sock=stream))
 
-    def send(self, message: Message) -> None:
-        """Send a message; one to an end that is gone is lost."""
-        data = json.dumps(message).encode()
-        with suppress(ConnectionError, RuntimeError):
-            self._writer.write(len(data).to_bytes(LENGTH_BYTES) + data)
+    def tell(self, what: str, *arguments: Any) -> None:
+        """Call a handler of the other side; a call to an end that is gone is lost."""
+        self._send((what, arguments, None))
 
-    async def ask(self, what: str, **arguments: Any) -> Any:
-        """Send a question and wait for its answer. Raises ChannelError, with what the other end says if it says no."""
+    async def ask(self, what: str, *arguments: Any) -> Any:
+        """Call a handler of the other side and return its result. Raises ChannelError, with what the other end says if it says no."""
         number = next(self._ids)
         future = self._asked[number] = asyncio.get_running_loop().create_future()
-        self.send({"ask": what, "id": number, **arguments})
+        self._send((what, arguments, number))
         try:
             async with asyncio.timeout(ANSWER_S):
                 return await future
@@ -88,25 +87,22 @@ class Channel:
         finally:
             del self._asked[number]
 
-    def answer(self, question: Message, result: Any = None, *, error: str | None = None) -> None:
-        """Answer a question that `messages` gave."""
-        self.send({"answer": question["id"], "result": result, "error": error})
+    async def serve(self, handlers: Handlers, *, failed: Callable[[str, Exception], None]) -> None:
+        """Have the other side's calls handled, in order, until it is gone.
 
-    async def messages(self) -> AsyncIterator[Message]:
-        """What the other end sends, until it is gone; answers go to whoever asked."""
-        while True:
-            try:
+        A question is answered by what its handler returns, or by the text of an EirError or OSError that it raises. Any other
+        exception is a fault of ours: `failed` is told, whoever asked hears of it, and the next call counts as much.
+        """
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
                 length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES))
-                message = json.loads(await self._reader.readexactly(length))
-            except (asyncio.IncompleteReadError, ConnectionError):
-                break
-            if "answer" not in message:
-                yield message
-            elif (future := self._asked.get(message["answer"])) is not None and not future.done():
-                if message["error"] is None:
-                    future.set_result(message["result"])
+                what, arguments, number = pickle.loads(await self._reader.readexactly(length))  # noqa: S301 - see above
+                if what is None:
+                    self._answered(number, *arguments)
                 else:
-                    future.set_exception(ChannelError(message["error"]))
+                    result, refusal = self._handle(handlers, what, arguments, failed)
+                    if number is not None:
+                        self._send((None, (result, refusal), number))
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(ChannelError("the other end is gone"))
@@ -114,6 +110,32 @@ class Channel:
     def close(self) -> None:
         """Close this side."""
         self._writer.close()
+
+    def _send(self, call: tuple[str | None, tuple[Any, ...], int | None]) -> None:
+        data = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
+        with suppress(ConnectionError, RuntimeError):
+            self._writer.write(len(data).to_bytes(LENGTH_BYTES) + data)
+
+    def _answered(self, number: int, result: Any, refusal: str | None) -> None:
+        future = self._asked.get(number)
+        if future is None or future.done():
+            return  # too late: nobody waits for it any more
+        if refusal is None:
+            future.set_result(result)
+        else:
+            future.set_exception(ChannelError(refusal))
+
+    @staticmethod
+    def _handle(
+        handlers: Handlers, what: str, arguments: tuple[Any, ...], failed: Callable[[str, Exception], None]
+    ) -> tuple[Any, str | None]:
+        try:
+            return handlers[what](*arguments), None
+        except (EirError, OSError) as e:
+            return None, str(e)
+        except Exception as e:  # noqa: BLE001 - the outermost loop of what the other side says
+            failed(what, e)
+            return None, f"{what} failed ({type(e).__name__}); the log says more (fault)"
 
 
 def hand_over(packets: socket.socket, listener: int, number: int, connection: socket.socket) -> bool:

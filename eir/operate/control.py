@@ -10,6 +10,7 @@ import os
 import pwd
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -21,6 +22,11 @@ from eir.errors import EirError, Report
 SOCKET_NAME = "control.sock"
 REQUEST_MAX_BYTES = 64 * 1024
 TIMEOUT_S = 30.0
+
+PING, RUNNING, STOPPING = "ping", "running", "stopping"
+"""A command that each node has, and its two answers."""
+ENDING_S, ENDING_LOOK_S = 20.0, 0.1
+"""How long a start waits for a node that is ending, which answers its peers until they close, and between two looks."""
 
 NOBODY = "unknown"
 _asker: ContextVar[int | None] = ContextVar("asker", default=None)
@@ -47,13 +53,14 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
-        """Open the socket. Raises ControlError when a node already runs on this state folder."""
+        """Open the socket. Raises EirError when a node already runs on this state folder; one that is ending is waited for."""
         path = self._folder / SOCKET_NAME
-        if path.exists():
-            with suppress(ControlError):
-                await asyncio.to_thread(ask, self._folder, "ping")
-                raise _AlreadyRunning(f"a node already runs on the state folder {self._folder}; stop it first")
-            path.unlink(missing_ok=True)
+        give_up = time.monotonic() + ENDING_S
+        with suppress(ControlError):
+            while await asyncio.to_thread(ask, self._folder, PING) == STOPPING and time.monotonic() < give_up:
+                await asyncio.sleep(ENDING_LOOK_S)
+            raise _AlreadyRunning(f"a node already runs on the state folder {self._folder}; stop it first")
+        path.unlink(missing_ok=True)
         listener = _bound(self._folder)
         path.chmod(0o660)
         self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=REQUEST_MAX_BYTES)

@@ -99,12 +99,12 @@ class Log:
             self._logger.handlers = [_DroppingQueueHandler(lines)]
         else:
             self._logger.handlers = [handler]
-        self.full_identifiers = full_identifiers
-        self.set_level(level)
+        self.configure(level=level, full_identifiers=full_identifiers)
 
-    def set_level(self, level: str) -> None:
-        """Show lines from this level (a key of LEVELS) upward."""
+    def configure(self, *, level: str, full_identifiers: bool) -> None:
+        """Show lines from this level (a key of LEVELS) upward, and identifiers whole or short."""
         self._logger.setLevel(LEVELS[level])
+        self._full_identifiers = full_identifiers
 
     def report(
         self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
@@ -161,7 +161,7 @@ class Log:
         folds, self._folds = self._folds, {}
         for (status, list_name, peer), fold in folds.items():
             imei, imsi = fold.imei, fold.imsi
-            if not self.full_identifiers:
+            if not self._full_identifiers:
                 imei, imsi = short(imei) if imei else "", short_imsi(imsi) if imsi else ""
             line = {"event": "checks", "status": status, "list": list_name or None, "peer": peer, "count": fold.count}
             self._write(logging.INFO, {**line, "imei": imei or None, "imsi": imsi or None})

@@ -7,7 +7,8 @@ number. Snapshots of several workers merge as the table says, and `exposition` r
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import datetime
+from typing import Literal
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -92,14 +93,14 @@ def outliving(snapshot: Snapshot) -> Snapshot:
     }
 
 
-def as_json(snapshot: Snapshot) -> dict[str, list[list[Any]]]:
-    """The snapshot as a JSON document, for another process."""
-    return {name: [[*labels, value] for labels, value in samples.items()] for name, samples in snapshot.items()}
+def by_label(values: Mapping[str, float]) -> dict[Labels, float]:
+    """The samples of a metric that has one label."""
+    return {(label,): value for label, value in values.items()}
 
 
-def from_json(document: Mapping[str, Sequence[Sequence[Any]]]) -> Snapshot:
-    """The snapshot that `as_json` made the document from."""
-    return {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in document.items()}
+def times(values: Mapping[str, str | None]) -> dict[Labels, float]:
+    """The samples of a metric with one label, from ISO times to Unix seconds; left out are those that have no time."""
+    return {(label,): datetime.fromisoformat(text).timestamp() for label, text in values.items() if text}
 
 
 def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> dict[Labels, float]:

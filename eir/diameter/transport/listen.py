@@ -37,7 +37,7 @@ class Listener:
         self._accepted = accepted
         self._failed = failed
         self._pause: asyncio.TimerHandle | None = None
-        self._go_on()
+        self.resume()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -45,19 +45,26 @@ class Listener:
         host, port = self._listening[0].getsockname()[:2]
         return str(host), int(port)
 
-    def close(self) -> None:
-        """Accept nothing any more."""
-        self._stop()
-        for listening in self._listening:
-            listening.close()
-        self._listening = ()
-
-    def _stop(self) -> None:
+    def hold(self) -> None:
+        """Accept nothing until `resume`; new connections wait in the kernel's queue."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
         for listening in self._listening:
             self._loop.remove_reader(listening)
+
+    def resume(self) -> None:
+        """Accept again."""
+        self._pause = None
+        for listening in self._listening:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def close(self) -> None:
+        """Accept nothing any more."""
+        self.hold()
+        for listening in self._listening:
+            listening.close()
+        self._listening = ()
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTS_MAX):
@@ -68,18 +75,13 @@ class Listener:
             except OSError as e:
                 if e.errno in OUT_OF_RESOURCES:
                     # The queue stays readable: without a pause the loop would do nothing else.
-                    self._stop()
-                    self._pause = self._loop.call_later(PAUSE_S, self._go_on)
+                    self.hold()
+                    self._pause = self._loop.call_later(PAUSE_S, self.resume)
                     self._failed(e)
                     return
                 continue  # whoever connected is gone again
             connection.setblocking(False)
             self._accepted(connection)
-
-    def _go_on(self) -> None:
-        self._pause = None
-        for listening in self._listening:
-            self._loop.add_reader(listening, self._accept, listening)
 
 
 async def open_listener(

@@ -1,7 +1,7 @@
 """The drop folder at work: a node watches it and has passes made in a process beside it, never on the loop that answers.
 
 `make_pass` is what that process does (`eir inbox`): it holds the right to load in the store while it works, so that of
-several nodes one loads, and another when that one died. `Intake` is the node's part.
+several nodes one loads, and another when that one died. `DropFolder` is the front's part.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ def _load(config: Config, who: str, attempts: Attempts, ours: Callable[[], bool]
     return asyncio.run(run())
 
 
-class Intake:
+class DropFolder:
     """Watches the drop folder of a node, and has passes made while something is to be done."""
 
     def __init__(self, config: Config, *, report: Report) -> None:

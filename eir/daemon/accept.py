@@ -1,0 +1,145 @@
+"""Where connections come in: the front's listeners, who may connect, and how many connections there are.
+
+The front sees the connections of all workers, so that limits on connections are kept here. Knows no worker: a connection that
+may come in goes to the callable that it is handed.
+"""
+
+import asyncio
+import errno
+import itertools
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+
+from eir.diameter.capabilities import may_connect, source_address
+from eir.diameter.node import ADMITTING, Network, endpoint, network_of
+from eir.diameter.settings import Limits, PeerSettings
+from eir.diameter.transport.listen import Listener, open_listener
+from eir.errors import EirError, Report
+
+LISTEN_ADVICE = {
+    errno.EACCES: "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port",
+    errno.EADDRINUSE: "is another node running there?",
+    errno.EADDRNOTAVAIL: "no interface of this host has that address",
+}
+"""What to do about a listener that cannot be had."""
+
+HandOver = Callable[[int, int, socket.socket], bool]
+"""(listener, number, connection) → whether some worker has it now."""
+
+
+class Acceptor:
+    """Listens, and hands each connection that may come in to a worker."""
+
+    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, hand_over: HandOver, *, report: Report) -> None:
+        self.configure(peers, limits)
+        self._hand_over = hand_over
+        self._report = report
+        self._listeners: list[Listener] = []
+        self._held: asyncio.TimerHandle | None = None
+        """While nothing is accepted: when that ends."""
+        self._numbers = itertools.count()
+        self._connections: dict[int, Network] = {}
+        """Handed over and not gone: number → network that it comes from."""
+        self._sources: Counter[Network] = Counter()
+        self.refused: Counter[str] = Counter()
+        """Connections that were handed to nobody, by reason."""
+        self.failures = 0
+        """Times that nothing could be accepted for want of descriptors or memory."""
+
+    def configure(self, peers: Sequence[PeerSettings], limits: Limits) -> None:
+        """Take over who may connect, and how many; connections that there are stay."""
+        self._peers = peers
+        self._limits = limits
+
+    async def listen(self, urls: Sequence[str]) -> list[str]:
+        """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had."""
+        bound = []
+        for number, url in enumerate(urls):
+            host, port, _ = endpoint(url)
+            try:
+                listener = await open_listener(host, port, partial(self._accepted, number), self._cannot_accept)
+            except OSError as e:
+                raise cannot_listen(url, e) from None
+            self._listeners.append(listener)
+            bound.append(f"{url.partition('://')[0]}://{at(*listener.address)}")
+        return bound
+
+    def hold(self, pause_s: float) -> None:
+        """Accept nothing for a while: new connections wait in the listeners' queues."""
+        if self._held is not None:
+            self._held.cancel()
+        for listener in self._listeners:
+            listener.hold()
+        self._held = asyncio.get_running_loop().call_later(pause_s, self.resume)
+
+    def resume(self) -> None:
+        """Accept again, if that is held."""
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
+            for listener in self._listeners:
+                listener.resume()
+
+    def close(self) -> None:
+        """Accept nothing any more."""
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    def gone(self, number: int) -> None:
+        """A connection that was handed over is over, or its worker is."""
+        network = self._connections.pop(number, None)
+        if network is not None:
+            self._sources[network] -= 1
+            if not self._sources[network]:
+                del self._sources[network]
+
+    def _accepted(self, listener: int, connection: socket.socket) -> None:
+        with connection:
+            try:
+                host, port = connection.getpeername()[:2]
+            except OSError:
+                return  # it is gone again
+            source = source_address(host)
+            refused = self._refuses(source)
+            if refused is None:
+                number = next(self._numbers) & 0xFFFFFFFF
+                if self._hand_over(listener, number, connection):
+                    self._connections[number] = network_of(source)
+                    self._sources[network_of(source)] += 1
+                    return
+                refused = "no_worker"
+        self.refused[refused] += 1
+        setting = ADMITTING.get(refused, f"limits.{refused}")
+        self._report("peer_refused", reason=refused, level="warning", address=at(host, port), setting=setting)
+
+    def _refuses(self, source: IPv4Address | IPv6Address) -> str | None:
+        """Why a connection is not wanted."""
+        if not may_connect(self._peers, source):
+            return "source"
+        if len(self._connections) >= self._limits.connections_max:
+            return "connections_max"
+        if self._sources[network_of(source)] >= self._limits.source_connections_max:
+            return "source_connections_max"
+        return None
+
+    def _cannot_accept(self, fault: OSError) -> None:
+        self.failures += 1
+        self._report("accept_failed", level="error", reason=errno.errorcode.get(fault.errno or 0, "other"), detail=fault.strerror)
+
+
+def cannot_listen(where: str, fault: OSError) -> EirError:
+    """What ends a node that cannot have one of its listeners."""
+    advice = LISTEN_ADVICE.get(fault.errno or 0)
+    return EirError(f"cannot listen on {where}: {fault.strerror or fault}{f' ({advice})' if advice else ''}")
+
+
+def at(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,341 @@
+"""The front of a node: accepts connections for the workers, and is where the node is seen and steered.
+
+A process of its own, on the path of no check. It reads the configuration and hands on what it read, keeps the one table that
+says which connections of a peer are wanted (workers.py), watches the drop folder, and serves the pages and the control socket.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from eir import __version__
+from eir.config import Config, load_config
+from eir.daemon.accept import Acceptor, at, cannot_listen
+from eir.daemon.children import kill
+from eir.daemon.drop_folder import DropFolder
+from eir.daemon.setup import report_warnings
+from eir.daemon.signals import heed
+from eir.daemon.worker import Configured
+from eir.daemon.workers import Workers
+from eir.diameter.transport.tls import Tls, load_tls
+from eir.errors import ConfigError, EirError, StoreError
+from eir.lists.expiry import ExpiryReminder
+from eir.lists.store import REFUSED, ListState, Outcome
+from eir.operate import metrics
+from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
+from eir.operate.log import Log
+from eir.operate.pages import pages
+from eir.operate.status import Status, WorkerReport
+from eir.stores.open import open_store
+from eir.web.http1 import HttpServer
+
+HOLD_S = 2.0
+"""How long new connections wait, when a worker has ended, for the one that takes its place: so that its peers, which come
+back at once, do not all end up with the others."""
+LOOK_S = 1.0
+"""Between two looks at how the workers are."""
+OUTCOMES_S = 5.0
+"""Between two looks at the outcomes of releases."""
+STORE_TIMEOUT_S = 5.0
+"""How long the outcomes of releases may take."""
+RESTART_KEYS = ("listen", "state", "store", "heal", "http", "workers", "boot_without_lists", "inbox", "inbox_patience_s")
+"""Keys of the configuration that a reload does not take over."""
+NOT_KEYS = frozenset({"path", "warnings", "values"})
+"""Of Config: what is no setting of its own."""
+UNKNOWN_LIST = "unknown"
+"""Label of releases that were refused before a verified manifest named a list."""
+
+
+class Front:
+    """Puts the parts of the front together, starts them in order, and takes them down in order."""
+
+    def __init__(self, config: Config, supervisor: socket.socket, supervisor_pid: int) -> None:
+        self._config = config
+        self._supervisor = supervisor
+        """Over it come our ends of the workers' channels."""
+        self._supervisor_pid = supervisor_pid
+        self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
+        report = self._log.report
+        self._stop = asyncio.Event()
+        self._changed = asyncio.Event()
+        """A worker came, started or went."""
+        self._workers = Workers(
+            config.workers, self._configured, gone=self._connection_gone, changed=self._workers_changed, report=report
+        )
+        self._acceptor = Acceptor(config.peers, config.limits, self._workers.hand_over, report=report)
+        self._status = Status(workers=config.workers, pid=supervisor_pid, report=report)
+        self._http = HttpServer(pages(self.snapshot, self._workers.reports, self._status, report=report), report=report)
+        self._control = ControlServer(config.state, self._commands(), report=report)
+        self._drop_folder = DropFolder(config, report=report)
+        self._store = open_store(config.store, config.state)
+        self._outcomes: tuple[Outcome, ...] = ()
+        self._expiry = ExpiryReminder()
+        self._tls = self._load_tls(config)
+        self._pids: dict[int, int] = {}
+        """Processes of the workers, by number."""
+        self._restarts = 0
+        self._disabled: set[str] = set()
+        self._dialing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> int:
+        """Start, run until SIGTERM, stop. Returns the exit status; raises EirError if a listener cannot be had."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_by_signal()))
+        heed()
+        try:
+            await self._open()
+            self._supervisor.setblocking(False)
+            loop.add_reader(self._supervisor, self._take_workers)
+            self._spawn(self._drop_folder.run())
+            self._spawn(self._again(OUTCOMES_S, "outcomes", self._read_outcomes))
+            if await self._workers_started():
+                self._status.listening = await self._acceptor.listen(self._config.listen)
+                for address in self._status.listening:
+                    self._log.report("listening", address=address)
+                self._dialing = True
+                self._workers.dial()
+                self._status.announce(await self._workers.reports())
+                self._spawn(self._again(LOOK_S, "status", self._look))
+            await self._stop.wait()
+            self._acceptor.close()
+            while not self._workers.none_left:
+                await self._change()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._http.close()
+            await self._control.close()
+            await self._store.close()
+            self._log.report("stopped")
+            self._log.close()
+        return 0
+
+    async def _open(self) -> None:
+        """Open the control socket, then the pages. Raises EirError."""
+        await self._control.listen()
+        if self._config.http is None:
+            return
+        host, _, port = self._config.http.rpartition(":")
+        try:
+            self._status.http = at(*await self._http.listen(host.strip("[]"), int(port)))
+        except OSError as e:
+            raise cannot_listen(f"http {self._config.http}", e) from None
+        self._log.report("listening", address=f"http://{self._status.http}", pages="/metrics /live /ready")
+
+    def _begin_stop(self, cause: str) -> None:
+        """Begin the node's end: by the supervisor, who ends all processes, this one included."""
+        if self._status.stopping:
+            return
+        self._log.report("stopping", reason=cause)
+        self._status.stopping = True
+        if os.getppid() == self._supervisor_pid:
+            os.kill(self._supervisor_pid, signal.SIGTERM)
+        self._stop.set()
+        self._changed.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _again(self, pause_s: float, what: str, look: Callable[[], Awaitable[None]]) -> None:
+        """Do something again and again, until cancelled."""
+        while True:
+            try:
+                await look()
+            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
+                self._log.report("fault", reason=what, level="error", detail=repr(e))
+            await asyncio.sleep(pause_s)
+
+    # ---- workers ----
+
+    def _configured(self, number: int) -> Configured:
+        return Configured(self._config, sorted(self._disabled), dials=self._dialing and number == 0)
+
+    def _take_workers(self) -> None:
+        """The supervisor has started workers: take our ends of their channels."""
+        while True:
+            try:
+                hello, descriptors, _, _ = socket.recv_fds(self._supervisor, 64, 2)
+            except BlockingIOError:
+                return
+            if not hello:
+                asyncio.get_running_loop().remove_reader(self._supervisor)
+                self._orphaned()
+                return
+            number, pid, self._restarts = map(int, hello.split())
+            stream, packets = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+            stream.setblocking(False)
+            packets.setblocking(False)
+            self._spawn(self._attend(number, pid, stream, packets))
+
+    async def _attend(self, number: int, pid: int, stream: socket.socket, packets: socket.socket) -> None:
+        self._pids[number] = pid
+        await self._workers.attend(number, pid, stream, packets)
+        if self._pids.get(number) == pid:
+            del self._pids[number]
+        if not self._status.stopping:
+            self._acceptor.hold(HOLD_S)
+
+    def _connection_gone(self, number: int) -> None:
+        self._acceptor.gone(number)
+
+    def _orphaned(self) -> None:
+        """The supervisor was killed: nobody else is left to end the workers."""
+        self._begin_stop("the supervisor is gone")
+        for pid in self._pids.values():
+            kill(pid, signal.SIGTERM)
+
+    def _workers_changed(self) -> None:
+        if self._workers.all_started:
+            self._acceptor.resume()
+        self._changed.set()
+
+    async def _change(self) -> None:
+        """Wait until a worker has come, started or gone."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _workers_started(self) -> bool:
+        """Wait until every worker has its lists (or, if it may serve without, has looked for them); False if stopped."""
+        told = False
+        while not self._stop.is_set():
+            if self._workers.all_started:
+                missing = dict.fromkeys(name for report in await self._workers.reports() for name in report.missing)
+                boot = self._config.boot_without_lists
+                if missing and not told:
+                    self._log.report("lists_missing", level="warning", lists=",".join(missing), boot_without_lists=boot)
+                    told = True
+                if not missing or boot != "refuse":
+                    return True
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S / 4):
+                    await self._change()
+        return False
+
+    # ---- what is looked at again and again ----
+
+    async def _look(self) -> None:
+        reports = await self._workers.reports()
+        self._status.tell_change(reports)
+        states = _in_force(reports)
+        for name in self._expiry.due(states, now=datetime.now(UTC), monotonic=time.monotonic()):
+            self._log.report("list_expired", level="warning", list=name, expires=states[name].expires, detail="it stays in force")
+
+    async def _read_outcomes(self) -> None:
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                self._outcomes = tuple(await self._store.outcomes())
+        except TimeoutError:
+            self._log.report("store_error", level="warning", reason="timeout", detail="no figures of releases")
+        except StoreError as e:
+            self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
+
+    async def snapshot(self) -> metrics.Snapshot:
+        """All numbers of the node, for a scrape."""
+        # What the operator does to a local list is in the history too, and is no release; one that is offered for it is refused.
+        local = {name for name, settings in self._config.lists.items() if settings.local}
+        counted = [each for each in self._outcomes if each.outcome == REFUSED or each.list not in local]
+        ours: metrics.Snapshot = {
+            "eir_peers_refused_total": metrics.by_label(self._acceptor.refused),
+            "eir_diameter_errors_total": {("accept_failed",): self._acceptor.failures} if self._acceptor.failures else {},
+            "eir_releases_total": {(each.list or UNKNOWN_LIST, each.outcome): each.count for each in counted},
+            "eir_release_last_refused_timestamp_seconds": metrics.times(
+                {each.list or UNKNOWN_LIST: each.last for each in counted if each.outcome == REFUSED}
+            ),
+            "eir_tls_certificate_expires_timestamp_seconds": {(): self._tls.certificate.not_after.timestamp()} if self._tls else {},
+            "eir_worker_restarts_total": {(): float(self._restarts)},
+            "eir_build_info": {(__version__,): 1.0},
+        }
+        return metrics.merge([ours, await self._workers.snapshot()])
+
+    # ---- commands ----
+
+    def _commands(self) -> dict[str, Callable[[dict[str, Any]], Any]]:
+        return {
+            PING: lambda _: STOPPING if self._status.stopping else RUNNING,
+            "status": lambda _: self._show_status(),
+            "peers": lambda _: self._workers.peers(),
+            "reload": lambda _: self._reload_by_command(),
+            "drain": self._drain,
+            "peer_disable": lambda arguments: self._set_peer(arguments, enabled=False),
+            "peer_enable": lambda arguments: self._set_peer(arguments, enabled=True),
+        }
+
+    async def _show_status(self) -> dict[str, Any]:
+        return self._status.document(await self._workers.reports())
+
+    def _drain(self, _: Mapping[str, Any]) -> str:
+        self._begin_stop("drain")
+        return "draining: DPR to each peer, then the end"
+
+    async def _set_peer(self, arguments: Mapping[str, Any], *, enabled: bool) -> str:
+        label = str(arguments.get("name"))
+        known = [peer.label for peer in self._config.peers]
+        if label not in known:
+            raise EirError(f"no peer {label}; there are: {', '.join(known) or 'none'}")
+        if enabled:
+            self._disabled.discard(label)
+        else:
+            self._disabled.add(label)
+        await self._workers.set_peer(label, enabled=enabled)
+        self._log.report("peer_enabled" if enabled else "peer_disabled", peer=label, level="warning", who=await asker())
+        return f"{label} is in service" if enabled else f"{label} is out of service until `eir peer enable {label}` or a restart"
+
+    # ---- reload ----
+
+    async def _reload_by_signal(self) -> None:
+        with suppress(EirError, OSError):  # the log has said what is wrong
+            await self._reload("SIGHUP")
+
+    async def _reload_by_command(self) -> str:
+        said = await self._reload(await asker())
+        missing = dict.fromkeys(name for report in await self._workers.reports() for name in report.missing)
+        return "; ".join([said, *(f"list {name} has never been loaded: load it first" for name in missing)])
+
+    async def _reload(self, who: str) -> str:
+        """Read the configuration file and have every worker take it over; a bad one changes nothing.
+
+        `who` asked for it, as the log shows. Raises EirError or OSError, having told the log what is wrong.
+        """
+        try:
+            new = load_config(self._config.path)
+            tls = self._load_tls(new)
+        except (EirError, OSError) as e:
+            for problem in e.problems if isinstance(e, ConfigError) else (e,):
+                self._log.report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
+            raise
+        report_warnings(new, self._log.report)
+        before = self._config
+        needs_restart = [key for key in RESTART_KEYS if getattr(new, key) != getattr(before, key)]
+        self._config = replace(new, **{key: getattr(before, key) for key in RESTART_KEYS})
+        self._tls = tls or self._tls
+        changed = [key.name for key in fields(Config) if key.name not in NOT_KEYS and getattr(before, key.name) != getattr(self._config, key.name)]
+        self._acceptor.configure(new.peers, new.limits)
+        self._log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
+        await self._workers.configure()
+        self._log.report("reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(needs_restart) or None)
+        return "reloaded" + (f"; these need a restart: {', '.join(needs_restart)}" if needs_restart else "")
+
+    def _load_tls(self, config: Config) -> Tls | None:
+        if config.tls is None:
+            return None
+        tls = load_tls(config.tls)
+        names, _, ends = tls.certificate
+        self._log.report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
+        return tls
+
+
+def _in_force(reports: list[WorkerReport]) -> dict[str, ListState]:
+    return {name: state for report in reports for name, state in report.lists.items()}

@@ -1,0 +1,76 @@
+"""What the processes of a node make of the configuration, each in the same way."""
+
+import math
+import resource
+from collections.abc import Mapping
+from dataclasses import replace
+
+from eir.config import Config
+from eir.diameter.answer import Reply
+from eir.diameter.serve import TOO_BUSY_REPLY
+from eir.diameter.settings import Limits
+from eir.errors import Report
+from eir.lists.store import ListState
+from eir.s13.service import REPLIES
+
+OPEN_FILES_BESIDES = 256
+"""Open files of a process besides its connections: store, log, pages, commands, releases that are being read."""
+DIGEST_SHOWN = 12
+"""Digits of a list's digest in a line of the log: enough to compare with `eir lists --json`."""
+
+
+def kinds_of(config: Config) -> dict[str, str]:
+    """The kind of each configured list."""
+    return {name: settings.kind for name, settings in config.lists.items()}
+
+
+def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
+    """Lists that rules in force look into and that have never been loaded; a local one may well have no entry yet."""
+    used = dict.fromkeys(name for rule in config.policy.rules if not rule.observe for name in rule.lists)
+    return [name for name in used if name not in states and not config.lists[name].local]
+
+
+def limits_of(config: Config) -> Limits:
+    """The limits of one worker: what counts over all connections is shared out, since each worker sees its own only.
+
+    Not so those that the front holds connections to before it hands them over, and rates, which workers fill together.
+    """
+    limits, workers = config.limits, config.workers
+    return replace(
+        limits,
+        unidentified_max=math.ceil(limits.unidentified_max / workers),
+        source_unidentified_max=math.ceil(limits.source_unidentified_max / workers),
+    )
+
+
+def overload_of(config: Config) -> Reply:
+    """What a request above a limit gets."""
+    return TOO_BUSY_REPLY if config.overload_answer is None else REPLIES[config.overload_answer]
+
+
+def allow_open_files(config: Config, report: Report) -> None:
+    """Raise this process's limit on open files, as far as it may, to what all connections and the rest need."""
+    wanted = config.limits.connections_max + OPEN_FILES_BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        report(
+            "open_files", level="warning", limit=hard, setting="limits.connections_max",
+            detail=f"this process may have {hard} open files, too few for {config.limits.connections_max} connections",
+        )  # fmt: skip
+
+
+def report_warnings(config: Config, report: Report) -> None:
+    """Tell what is allowed in the configuration and probably not meant."""
+    for warning in config.warnings:
+        report("config_warning", level="warning", detail=str(warning))
+
+
+def tell_in_force(report: Report, name: str, state: ListState, *, longest_slice_ms: float | None = None) -> None:
+    """The line that says which content of a list answers from now on, and who vouched for it."""
+    report(
+        "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
+        digest=state.content_digest[:DIGEST_SHOWN], signers=",".join(state.signers) or None, longest_slice_ms=longest_slice_ms,
+    )  # fmt: skip

@@ -1,0 +1,406 @@
+"""A worker: answers on the connections that it is handed, and leaves to the front what concerns the whole node.
+
+It is forked with the lists as the supervisor read them, gets its configuration from the front, follows the store by itself,
+and does nothing else: no listener, no page, no command is here. What is decided over all connections of a peer is the front's
+to decide; what happens goes there over the channel, and orders come back.
+"""
+
+import asyncio
+import gc
+import itertools
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from eir.checks.policy import Policy, Rule, Status, Verdict, compile_policy
+from eir.config import Config
+from eir.daemon import state_folder
+from eir.daemon.channel import Channel, ChannelError, Ends, Handlers, take_over
+from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of, tell_in_force
+from eir.daemon.signals import heed
+from eir.diameter.admission import Claim
+from eir.diameter.counts import DURATION_BUCKETS_S, Counts
+from eir.diameter.node import Node
+from eir.diameter.rate import Grants
+from eir.diameter.transport.tls import Tls, load_tls
+from eir.errors import StoreError
+from eir.follow.follower import Follower
+from eir.lists.clock import TrustedClock
+from eir.lists.index import Index
+from eir.lists.store import ListState, ListStore
+from eir.operate import metrics
+from eir.operate.log import Log
+from eir.operate.status import WorkerReport
+from eir.s13.lane import Lane
+from eir.s13.service import S13Service
+from eir.stores.open import open_copy, open_store
+
+L = TypeVar("L", bound=tuple[str, ...])
+
+DRAIN_S = 8.0
+"""How long peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
+TICK_S = 1.0
+FOLD_EVERY_TICKS = 10
+KEEP_CLOCK_EVERY_TICKS = 60
+CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a worker has from before it was forked."""
+
+    number: int
+    origin_state_id: int
+    index: Index
+    """With the lists as the supervisor read them."""
+    grants: Grants
+    ends: Ends
+    """Of the channel to the front."""
+
+
+class Configured(NamedTuple):
+    """What the front hands to a worker, at its birth and at each reload, so that no two workers go by two different files."""
+
+    config: Config
+    disabled: Sequence[str]
+    """Labels of the peers that are out of service."""
+    dials: bool
+    """This worker connects to peers that have a `connect`, which is one worker's business."""
+
+
+async def work(inherited: Inherited) -> int:
+    """Be a worker until SIGTERM, or until the front is gone. Returns the exit status."""
+    loop = asyncio.get_running_loop()
+    log = Log(time.monotonic, worker=inherited.number)
+    stop = asyncio.Event()
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(ending, stop.set)
+    heed()
+    channel = await Channel.over(inherited.ends.stream)
+    born: asyncio.Future[Worker] = loop.create_future()
+    handlers: dict[str, Callable[..., Any]] = {}
+
+    def configure(configured: Configured) -> None:
+        if born.done():
+            born.result().configure(configured)
+            return
+        try:
+            worker = built(configured, inherited, channel, log)
+        except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
+            born.set_exception(e)
+        else:
+            handlers.update(worker.handlers())
+            born.set_result(worker)
+
+    def failed(what: str, fault: Exception) -> None:
+        log.report("fault", reason=what, level="error", detail=repr(fault))
+
+    handlers["configure"] = configure
+    serving = asyncio.create_task(channel.serve(handlers, failed=failed))
+    serving.add_done_callback(lambda _: stop.set())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((born, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if born.done():
+            await born.result().run(inherited.ends.packets, stop)
+    finally:
+        for task in (serving, stopped):
+            task.cancel()
+        channel.close()
+        log.close()
+    return 0
+
+
+def built(configured: Configured, inherited: Inherited, channel: Channel, log: Log) -> "Worker":
+    """The parts of a worker, put together."""
+    config, index = configured.config, inherited.index
+    log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
+    index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
+    counts, clock = Counts(), state_folder.read_clock(config.state)
+    store, copy = open_store(config.store, config.state, report=log.report), open_copy(config.store, config.state)
+    follower = Follower(
+        store, index, report=log.report,
+        on_switch=lambda name, state: tell_in_force(log.report, name, state, longest_slice_ms=round(follower.longest_slice_s * 1000, 3)),
+        copy=copy, heal=config.heal, who=f"{socket.gethostname()}:{os.getpid()}", clock=clock,
+    )  # fmt: skip
+    checks = Checks(index, log)
+    checks.configure(config)
+    service = checks.service
+    tls = None if config.tls is None else load_tls(config.tls)
+    node = Node(
+        replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config), service.answer,
+        counts=counts, report=log.report, lane=lambda *known: Lane(service, *known), desk=FrontDesk(channel), dials=configured.dials,
+        overload=overload_of(config), tls=tls, grants=inherited.grants,
+    )  # fmt: skip
+    for label in configured.disabled:
+        node.disable(label)
+    stores = (store,) if copy is None else (store, copy)
+    return Worker(config, log, channel, counts=counts, index=index, checks=checks, follower=follower, stores=stores, clock=clock, node=node, tls=tls)
+
+
+class Worker:
+    """The parts of a worker at work."""
+
+    def __init__(
+        self,
+        config: Config,
+        log: Log,
+        channel: Channel,
+        *,
+        counts: Counts,
+        index: Index,
+        checks: "Checks",
+        follower: Follower,
+        stores: Sequence[ListStore],
+        clock: TrustedClock,
+        node: Node,
+        tls: Tls | None,
+    ) -> None:
+        self._config = config
+        self._log = log
+        self._channel = channel
+        self._counts = counts
+        self._index = index
+        self._checks = checks
+        self._follower = follower
+        self._stores = stores
+        self._clock = clock
+        self._node = node
+        self._tls = tls
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._shed_told: Counter[tuple[str, str]] = Counter()
+        """What was shed up to the last line about it."""
+        self._shed_lately: Counter[tuple[str, str]] = Counter()
+        """What that line told."""
+
+    def handlers(self) -> Handlers:
+        """What the front tells and asks."""
+        return {
+            "order": self._node.obey, "dial": self._node.dial, "snapshot": self.snapshot, "report": self.report, "peers": self.peers,
+            "set_peer": self.set_peer,
+        }  # fmt: skip
+
+    async def run(self, packets: socket.socket, stop: asyncio.Event) -> None:
+        """Get the lists, answer until told to stop, send the peers away, let go of everything."""
+        try:
+            await self._follower.start()
+        except StoreError as e:
+            self._log.report("store_away", level="error", reason=e.cause, detail=str(e))
+        gc.collect()
+        gc.freeze()  # what the start made stays: no collection walks it again
+        following = [asyncio.create_task(self._follower.run()), asyncio.create_task(self._tick())]
+        loop = asyncio.get_running_loop()
+        loop.add_reader(packets, self._handed, packets)
+        self._channel.tell("started")
+        await stop.wait()
+        loop.remove_reader(packets)
+        await self._node.drain(DRAIN_S)
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        await asyncio.to_thread(state_folder.keep_clock, self._clock, self._config.state)
+        for store in self._stores:
+            await store.close()
+        self._tell_shed()
+
+    # ---- connections ----
+
+    def _handed(self, packets: socket.socket) -> None:
+        while (given := take_over(packets)) is not None:
+            if given.connection is None:
+                self._node.starved()
+                self._channel.tell("gone", given.number)
+                continue
+            task = asyncio.create_task(self._serve(given.connection, given.number, self._config.listen[given.listener]))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection: socket.socket, number: int, listener: str) -> None:
+        try:
+            await self._node.take(connection, secure=listener.startswith("tls:"))
+        finally:
+            self._channel.tell("gone", number)
+
+    # ---- what goes on beside the checks ----
+
+    async def _tick(self) -> None:
+        for tick in itertools.count():
+            try:
+                await self._look(tick)
+            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
+                self._log.report("fault", reason="tick", level="error", detail=repr(e))
+            await asyncio.sleep(TICK_S)
+
+    async def _look(self, tick: int) -> None:
+        if tick % FOLD_EVERY_TICKS == 0:
+            self._tell_shed()
+            self._log.fold()
+        self._checks.tick()
+        if tick % KEEP_CLOCK_EVERY_TICKS == 0:
+            if self._clock.jumped:
+                self._log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
+            await asyncio.to_thread(state_folder.keep_clock, self._clock, self._config.state)
+
+    def _tell_shed(self) -> None:
+        """One line for each peer and limit about what was turned away since the last ones."""
+        self._shed_lately = self._counts.shed - self._shed_told
+        self._shed_told = self._counts.shed.copy()
+        for (peer, reason), count in self._shed_lately.items():
+            self._log.report("shed", peer=peer, reason=reason, level="warning", count=count)
+
+    # ---- what the front tells ----
+
+    def configure(self, configured: Configured) -> None:
+        """Take over another configuration, except for what takes a restart. Raises EirError and changes nothing if it cannot."""
+        new = configured.config
+        tls = self._tls if new.tls is None else load_tls(new.tls)  # a listener for TLS that is open stays so until a restart
+        self._index.reconfigure(kinds_of(new))
+        self._checks.configure(new)
+        identity = replace(new.identity, origin_state_id=self._node.identity.origin_state_id)
+        self._node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls)
+        self._log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
+        self._config, self._tls = new, tls
+
+    def set_peer(self, label: str, enabled: bool) -> None:
+        """Put a peer in or out of service."""
+        self._node.enable(label) if enabled else self._node.disable(label)
+
+    # ---- what the front asks ----
+
+    def _loaded(self) -> dict[str, ListState]:
+        return {name: held.state for name, held in self._index.lists.items() if held.state is not None}
+
+    def snapshot(self) -> metrics.Snapshot:
+        """All numbers of this worker, for a scrape."""
+        counts, follower = self._counts, self._follower
+        connected, disabled = self._node.connected(), self._node.disabled()
+        states = self._loaded()
+        return {
+            "eir_checks_total": _labelled(self._checks.service.checks),
+            "eir_observed_total": _labelled(self._checks.observed),
+            "eir_identity_errors_total": _labelled(self._checks.service.identity_errors),
+            "eir_check_duration_seconds": metrics.histogram(DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s),
+            "eir_diameter_messages_total": _labelled(counts.messages),
+            "eir_diameter_answers_total": _labelled(counts.answers),
+            "eir_diameter_errors_total": metrics.by_label(counts.errors),
+            "eir_diameter_drops_total": metrics.by_label(counts.dropped),
+            "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
+            "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
+            "eir_peer_last_request_timestamp_seconds": metrics.by_label(counts.last_request),
+            "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
+            "eir_shed_total": _labelled(counts.shed),
+            "eir_list_entries": metrics.by_label({name: state.entries for name, state in states.items()}),
+            "eir_list_serial": metrics.by_label({name: state.serial for name, state in states.items()}),
+            "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),
+            "eir_list_expires_timestamp_seconds": metrics.times({name: state.expires for name, state in states.items()}),
+            "eir_store_up": {(): float(follower.up)},
+            "eir_store_errors_total": metrics.by_label(follower.errors),
+            "eir_store_lost_data": {(name,): float(name in follower.lost) for name in states},
+            "eir_follow_lag_seconds": {(): follower.lag_s},
+            "eir_switch_longest_slice_seconds": {(): follower.longest_slice_s},
+            "eir_override_active": {(): float(self._checks.overridden)},
+        }
+
+    def report(self) -> WorkerReport:
+        """How the worker is."""
+        states = self._loaded()
+        lately = (self._counts.shed - self._shed_told) + self._shed_lately
+        return WorkerReport(
+            missing=missing_lists(self._config, states), lists=states, store_up=self._follower.up, lost=dict(self._follower.lost),
+            from_copy=sorted(self._follower.from_copy), overridden=self._checks.overridden,
+            checks=sum(self._checks.service.checks.values()), connected=self._node.connected(), tasks=len(asyncio.all_tasks()),
+            shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self._node.disabled(),
+        )  # fmt: skip
+
+    def peers(self) -> list[dict[str, Any]]:
+        """All connections, and the entries of the peer table that have none."""
+        return [asdict(peer) for peer in self._node.status()]
+
+
+class FrontDesk:
+    """Where the node reports its connections: it goes to the front, whose orders come back over the channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def arrived(self, claim: Claim) -> None:
+        """See Admission.arrived."""
+        self._channel.tell("arrived", claim)
+
+    async def may_dial(self, host: str) -> bool:
+        """Whether no worker has a connection of the peer."""
+        with suppress(ChannelError):
+            return bool(await self._channel.ask("may_dial", host))
+        return False
+
+    def dialing(self, connection: int, host: str, our_host: str) -> None:
+        """See Admission.dialing."""
+        self._channel.tell("dialing", connection, host, our_host)
+
+    def opened(self, connection: int, host: str, origin_state_id: int) -> None:
+        """See Admission.opened."""
+        self._channel.tell("opened", connection, host, origin_state_id)
+
+    def alive(self, connection: int) -> None:
+        """See Admission.alive."""
+        self._channel.tell("alive", connection)
+
+    def closed(self, connection: int, reason: str) -> None:
+        """See Admission.closed."""
+        self._channel.tell("closed", connection, reason)
+
+
+def _labelled(values: Mapping[L, int]) -> dict[metrics.Labels, float]:
+    return dict(values.items())
+
+
+class Checks:
+    """TEMP: replaced by eir.checks at the merge."""
+
+    def __init__(self, index: Index, log: Log) -> None:
+        self._index, self._log = index, log
+        self.observed: Counter[tuple[str, str]] = Counter()
+
+    def configure(self, config: Config) -> None:
+        """TEMP."""
+        self._config = config
+        policy = self._compile(config)
+        if hasattr(self, "service"):
+            self.service.policy = policy
+        else:
+            self.service: S13Service = S13Service(policy, note=self._note)
+
+    @property
+    def overridden(self) -> bool:
+        """TEMP."""
+        return self.service.policy.overridden
+
+    def tick(self) -> None:
+        """TEMP."""
+        ends = self.service.policy.override_until
+        if ends is not None and datetime.now(UTC) >= ends:
+            self.service.policy = self._compile(self._config)
+            self._log.report("override_ended", level="warning")
+
+    def _compile(self, config: Config) -> Policy:
+        policy = compile_policy(config.policy, self._index, observed=partial(self._observe, config.policy.rules), now=datetime.now(UTC))
+        if policy.overridden:
+            until = policy.override_until
+            self._log.report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
+        return policy
+
+    def _observe(self, rules: Sequence[Rule], rule: int, status: Status) -> None:
+        name = rules[rule - 1].name
+        self.observed[name or str(rule), status] += 1
+        self._log.note_observed(rule, status, name)
+
+    def _note(self, verdict: Verdict, peer: str, imei: str, imsi: str) -> None:
+        self._log.note_check(verdict.status, verdict.list or "", peer, imei, imsi)

@@ -1,0 +1,238 @@
+"""The workers as the front sees them: what each has, what each is asked, and the one table of peers' connections.
+
+The table says which connections of a peer are wanted (eir.diameter.admission); workers tell what happens on theirs, and get
+its orders. What a worker has counted outlives it here.
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from eir.daemon.channel import Channel, ChannelError, Handlers, Unanswered, hand_over
+from eir.daemon.children import kill
+from eir.daemon.worker import Configured
+from eir.diameter.admission import Admission, Claim, Order
+from eir.errors import EirError, Report
+from eir.operate import metrics
+from eir.operate.status import WorkerReport, merged_peers
+
+FIGURES_S = 1.0
+"""Workers' figures are taken this often, so that a worker that ends leaves them behind."""
+HUNG_QUESTIONS = 4
+"""A worker that leaves so many questions in a row without an answer is killed: its peers find one that does. Not a time, since
+a host that stood still has every worker late once."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """One worker."""
+
+    number: int
+    pid: int
+    channel: Channel
+    packets: socket.socket
+    started: bool = False
+    """It has its lists and takes connections."""
+    connections: set[int] = field(default_factory=set)
+    """Numbers of those that were handed to it and are not gone."""
+    named: set[tuple[int, int]] = field(default_factory=set)
+    """Its connections in the admission table: (pid, the worker's number for it)."""
+    figures: metrics.Snapshot = field(default_factory=dict)
+    """As they were last seen."""
+
+
+class Workers:
+    """All workers of the node.
+
+    `configured` gives what a worker of this number is to be handed; `gone` is told of each connection that is over, and
+    `changed` when a worker has come, has started (True as its argument) or is no more.
+    """
+
+    def __init__(
+        self,
+        wanted: int,
+        configured: Callable[[int], Configured],
+        *,
+        gone: Callable[[int], None],
+        changed: Callable[[], None],
+        report: Report,
+    ) -> None:
+        self._wanted = wanted
+        self._configured = configured
+        self._connection_gone = gone
+        self._changed = changed
+        self._report = report
+        self._workers: dict[int, _Worker] = {}
+        """By number."""
+        self._admission = Admission()
+        self._left: metrics.Snapshot = {}
+        """Counters of workers that are no more."""
+
+    @property
+    def all_started(self) -> bool:
+        """Every worker that there should be takes connections."""
+        return len(self._workers) == self._wanted and all(worker.started for worker in self._workers.values())
+
+    @property
+    def none_left(self) -> bool:
+        """No worker runs."""
+        return not self._workers
+
+    async def attend(self, number: int, pid: int, stream: socket.socket, packets: socket.socket) -> None:
+        """Hand a new worker its configuration, and listen to it until it is gone."""
+        channel = await Channel.over(stream)
+        worker = self._workers[number] = _Worker(number, pid, channel, packets)
+        channel.tell("configure", self._configured(number))
+        keeping = asyncio.create_task(self._keep_figures(worker))
+
+        def failed(what: str, fault: Exception) -> None:
+            self._report("fault", reason=what, level="error", of_worker=number, detail=repr(fault))
+
+        try:
+            await channel.serve(self._handlers(worker), failed=failed)
+        finally:
+            keeping.cancel()
+            if self._workers.get(number) is worker:
+                del self._workers[number]
+            channel.close()
+            packets.close()
+            self._left = metrics.merge([self._left, metrics.outliving(worker.figures)])
+            for connection in worker.connections:
+                self._connection_gone(connection)
+            for name in list(worker.named):
+                self._order(self._admission.closed(name))
+            self._changed()
+
+    def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
+        """Give a connection to the worker that has the fewest; False if no worker takes it."""
+        ready = [worker for worker in self._workers.values() if worker.started]
+        for worker in sorted(ready, key=lambda worker: (len(worker.connections), worker.number)):
+            if hand_over(worker.packets, listener, number, connection):
+                worker.connections.add(number)
+                return True
+        return False
+
+    # ---- what workers tell and ask ----
+
+    def _handlers(self, worker: _Worker) -> Handlers:
+        admission = self._admission
+
+        def name(connection: Any) -> tuple[int, int]:
+            return worker.pid, connection
+
+        def started() -> None:
+            worker.started = True
+            self._changed()
+
+        def gone(number: int) -> None:
+            worker.connections.discard(number)
+            self._connection_gone(number)
+
+        def arrived(claim: Claim) -> None:
+            connection = name(claim.connection)
+            worker.named.add(connection)
+            self._order(admission.arrived(replace(claim, connection=connection)))
+
+        def dialing(connection: int, host: str, our_host: str) -> None:
+            worker.named.add(name(connection))
+            self._order(admission.dialing(name(connection), host, our_host))
+
+        def opened(connection: int, host: str, origin_state_id: int) -> None:
+            worker.named.add(name(connection))
+            self._order(admission.opened(name(connection), host, origin_state_id))
+
+        def alive(connection: int) -> None:
+            self._order(admission.alive(name(connection)))
+
+        def closed(connection: int, reason: str) -> None:
+            worker.named.discard(name(connection))
+            self._order(admission.closed(name(connection), reason))
+
+        def may_dial(host: str) -> bool:
+            return not admission.is_open(host)
+
+        handlers = (started, gone, arrived, dialing, opened, alive, closed, may_dial)
+        return {handler.__name__: handler for handler in handlers}
+
+    def _order(self, orders: Sequence[Order]) -> None:
+        """Send each order to the worker that has the connection."""
+        for order in orders:
+            pid, connection = cast("tuple[int, int]", order.connection)
+            for worker in self._workers.values():
+                if worker.pid == pid:
+                    worker.channel.tell("order", replace(order, connection=connection))
+
+    async def _keep_figures(self, worker: _Worker) -> None:
+        """Take a worker's figures again and again, and end it if it answers no more."""
+        unanswered = 0
+        while unanswered < HUNG_QUESTIONS:
+            await asyncio.sleep(FIGURES_S)
+            if not worker.started:
+                continue
+            try:
+                worker.figures = await worker.channel.ask("snapshot")
+                unanswered = 0
+            except Unanswered:
+                unanswered += 1
+            except ChannelError as e:
+                self._report("worker_failed", level="warning", reason="snapshot", worker=worker.number, detail=str(e))
+        self._report("worker_hung", level="error", worker=worker.number, unanswered=unanswered)
+        kill(worker.pid, signal.SIGKILL)
+
+    # ---- what they are asked ----
+
+    async def _ask_all(self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None) -> list[tuple[_Worker, Any]]:
+        """Every started worker's answer; of one that has none, or says no, the log says why.
+
+        What has `arguments` changes something: a worker that is still reading its lists is told, and does it once it has.
+        """
+        workers = [worker for worker in self._workers.values() if worker.started]
+        if arguments is not None:
+            for worker in self._workers.values():
+                if not worker.started:
+                    worker.channel.tell(what, *arguments(worker))
+        answers = await asyncio.gather(
+            *(worker.channel.ask(what, *(arguments(worker) if arguments else ())) for worker in workers), return_exceptions=True
+        )
+        given = []
+        for worker, answer in zip(workers, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                given.append((worker, answer))
+            elif isinstance(answer, ChannelError):
+                self._report("worker_failed", level="warning", reason=what, worker=worker.number, detail=str(answer))
+            else:
+                raise answer
+        return given
+
+    async def snapshot(self) -> metrics.Snapshot:
+        """All numbers of all workers, of those that are no more too."""
+        for worker, answer in await self._ask_all("snapshot"):
+            worker.figures = answer
+        return metrics.merge([self._left, *(worker.figures for worker in self._workers.values())])
+
+    async def reports(self) -> list[WorkerReport]:
+        """How each worker is."""
+        return [answer for _, answer in await self._ask_all("report")]
+
+    async def peers(self) -> list[dict[str, Any]]:
+        """All connections, and the entries of the peer table that have none."""
+        return merged_peers([(worker.number, rows) for worker, rows in await self._ask_all("peers")])
+
+    async def configure(self) -> None:
+        """Hand all workers their configuration again. Raises EirError if one did not take it over."""
+        asked = sum(worker.started for worker in self._workers.values())
+        taken = await self._ask_all("configure", lambda worker: (self._configured(worker.number),))
+        if len(taken) < asked:
+            raise EirError(f"{asked - len(taken)} of {asked} workers did not take it over; the log says why (worker_failed)")
+
+    async def set_peer(self, label: str, *, enabled: bool) -> None:
+        """Put a peer in or out of service in every worker."""
+        await self._ask_all("set_peer", lambda _: (label, enabled))
+
+    def dial(self) -> None:
+        """Have the worker that connects to peers begin."""
+        if (worker := self._workers.get(0)) is not None:
+            worker.channel.tell("dial")

@@ -1,0 +1,189 @@
+"""How a node is, from what its workers report: readiness, the status document, and the change of either as a log line.
+
+No I/O and no clock of its own but the one that it is handed; the front asks the workers and shows what this makes of it.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from eir import __version__
+from eir.errors import Report
+from eir.lists.expiry import expired
+from eir.lists.store import ListState
+
+OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
+"""Exit status and word of `eir status`, as Nagios wants them."""
+READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
+PEERLESS_S = 60.0
+"""How long after the start it is no warning that nobody is connected: peers come back within their Tc, usually 30 s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """How one worker is."""
+
+    missing: Sequence[str]
+    """Lists that rules in force look into and that have never been loaded."""
+    lists: Mapping[str, ListState]
+    """Lists in force."""
+    store_up: bool
+    lost: Mapping[str, str]
+    """Lists of which the store shows less than is in force → what it shows."""
+    from_copy: Sequence[str]
+    """Lists in force that came from the node's last good copy and that the store has not confirmed yet."""
+    overridden: bool
+    checks: int
+    connected: Mapping[str, int]
+    """Open connections by peer label."""
+    tasks: int = 0
+    """Tasks on its event loop."""
+    shedding: Sequence[str]
+    """Peers of which requests were turned away by a rate limit in the last seconds."""
+    disabled: Sequence[str]
+    """Peers that are out of service."""
+
+
+class Readiness(NamedTuple):
+    """Whether the node should get traffic."""
+
+    word: str
+    """`ready`, `degraded` (it answers, but someone should look) or `not ready`."""
+    why: Sequence[str]
+
+
+class Status:
+    """What is known of a node over time. `pid` is the process that signals go to, `workers` how many there should be."""
+
+    def __init__(self, *, workers: int, pid: int, report: Report, now: Callable[[], float] = time.time) -> None:
+        self._workers = workers
+        self._pid = pid
+        self._report = report
+        self._now = now
+        self._started = now()
+        self.listening: list[str] = []
+        """Diameter listeners that are open, as URLs."""
+        self.http: str | None = None
+        """Address of the pages."""
+        self.stopping = False
+        self._in_force: set[str] = set()
+        """Lists that were in force at some time since the start."""
+        self._was_ready = False
+        self._told: Readiness | None = None
+        """What the log's last line about it told."""
+
+    def readiness(self, reports: Sequence[WorkerReport]) -> Readiness:
+        """Whether the node is ready, and why not.
+
+        A list that was never loaded keeps a node from becoming ready. One that a reload brings to a node that is ready does
+        not end that: everything else is answered as before.
+        """
+        missing = dict.fromkeys(name for report in reports for name in report.missing)
+        never = {name: f"list {name} has never been loaded" for name in missing}
+        self._in_force.update(name for report in reports for name in report.lists)
+        not_ready = [text for name, text in never.items() if not self._was_ready or name in self._in_force]
+        if not reports:
+            not_ready.append("no worker answers")
+        if not self.listening:
+            not_ready.append("not listening yet")
+        if self.stopping:
+            not_ready.append("stopping")
+        self._was_ready = self._was_ready or not not_ready
+        degraded = [text for text in never.values() if text not in not_ready]
+        if 0 < len(reports) < self._workers:
+            degraded.append(f"{len(reports)} of {self._workers} workers answer")
+        if not all(report.store_up for report in reports):
+            degraded.append("the store is away; answers go on from memory")
+        lost = {name: shown for report in reports for name, shown in report.lost.items()}
+        degraded += [f"the store lost list {name} (it shows {shown}); the memory stays in force" for name, shown in lost.items()]
+        copies = dict.fromkeys(name for report in reports for name in report.from_copy)
+        degraded += [f"list {name} is this node's last good copy" for name in copies]
+        return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
+
+    def announce(self, reports: Sequence[WorkerReport]) -> None:
+        """Say in the log that the node listens: `ready`, or `serving` and what it lacks."""
+        found = self._told = self.readiness(reports)
+        self._tell("ready" if found.word == READY else "serving", found, len(reports), version=__version__)
+
+    def tell_change(self, reports: Sequence[WorkerReport]) -> None:
+        """One line if the readiness, or the reason for it, is another than the last line told."""
+        found = self.readiness(reports)
+        if not self.stopping and found != self._told:
+            self._told = found
+            self._tell(found.word.replace(" ", "_"), found, len(reports))
+
+    def _tell(self, event: str, found: Readiness, workers: int, **more: str) -> None:
+        level = "info" if found.word == READY else "warning"
+        self._report(event, level=level, reason="; ".join(found.why) or None, workers=workers, **more)
+
+    def document(self, reports: Sequence[WorkerReport]) -> dict[str, Any]:
+        """What `eir status` shows: a Nagios state with its code, one line, and the figures behind it."""
+        found = self.readiness(reports)
+        lists: dict[str, ListState] = {}
+        peers: dict[str, int] = {}
+        for report in reports:
+            for name, state in report.lists.items():
+                lists[name] = min(lists.get(name, state), state, key=lambda of: (of.serial, of.generation))
+            for label, number in report.connected.items():
+                peers[label] = peers.get(label, 0) + number
+        warnings = [*found.why, *self._warnings(reports, lists, peers)]
+        code, word = CRITICAL if found.word == NOT_READY else WARNING if warnings else OK
+        checks = sum(report.checks for report in reports)
+        entries = sum(state.entries for state in lists.values())
+        figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
+        return {
+            "state": word,
+            "code": code,
+            "summary": "; ".join([*warnings, figures]),
+            "ready": found.word,
+            "version": __version__,
+            "pid": self._pid,
+            "uptime_s": round(self._now() - self._started),
+            "workers": len(reports),
+            "tasks": sum(report.tasks for report in reports),
+            "in_step": all(report.lists == reports[0].lists for report in reports),
+            "listening": self.listening,
+            "http": self.http,
+            "lists": {name: _shown(state) for name, state in lists.items()},
+            "peers": peers,
+            "checks": checks,
+        }
+
+    def _warnings(self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]) -> list[str]:
+        """What someone should look at, besides what makes the node less than ready."""
+        warnings = [f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))]
+        if any(report.overridden for report in reports):
+            warnings.append("the policy's override answers everything alike")
+        shedding = dict.fromkeys(label for report in reports for label in report.shedding)
+        warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
+        disabled = dict.fromkeys(label for report in reports for label in report.disabled)
+        warnings += [f"peer {label} is disabled" for label in disabled]
+        if peers and not any(peers.values()) and self._now() - self._started >= PEERLESS_S:
+            warnings.append(f"0 of {len(peers)} peers connected")
+        return warnings
+
+
+def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Rows of `eir peers` out of each worker's: all connections, and the entries of the peer table that no worker has one of."""
+    rows = [{**row, "worker": number} for number, answer in by_worker for row in answer]
+    by_label: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_label.setdefault(row["label"], []).append(row)
+    shown = [row for row in rows if row["address"] is not None]
+    shown += [same[-1] for same in by_label.values() if all(row["address"] is None for row in same)]
+    for row in shown:
+        # Each worker has seen its own connections, and one of them connects to peers.
+        same = by_label[row["label"]]
+        row["last_seen"] = max((each["last_seen"] for each in same if each["last_seen"]), default=None)
+        is_open = any(each["state"] == "open" for each in same)
+        row["last_error"] = None if is_open else next((each["last_error"] for each in same if each["last_error"]), None)
+    return shown
+
+
+def _shown(state: ListState) -> dict[str, Any]:
+    return {
+        "serial": state.serial, "generation": state.generation, "digest": state.content_digest, "entries": state.entries,
+        "expires": state.expires,
+    }  # fmt: skip
