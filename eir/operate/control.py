@@ -10,7 +10,6 @@ import os
 import pwd
 import socket
 import struct
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -25,8 +24,8 @@ TIMEOUT_S = 30.0
 
 PING, RUNNING, STOPPING = "ping", "running", "stopping"
 """A command that each node has, and its two answers."""
-ENDING_S, ENDING_LOOK_S = 20.0, 0.1
-"""How long a start waits for a node that is ending, which answers its peers until they close, and between two looks."""
+ENDING_LOOKS, ENDING_LOOK_S = 200, 0.1
+"""How often a start looks again at a node that is ending, which answers its peers until they close, and the time between."""
 
 NOBODY = "unknown"
 _asker: ContextVar[int | None] = ContextVar("asker", default=None)
@@ -55,9 +54,10 @@ class ControlServer:
     async def listen(self) -> None:
         """Open the socket. Raises EirError when a node already runs on this state folder; one that is ending is waited for."""
         path = self._folder / SOCKET_NAME
-        give_up = time.monotonic() + ENDING_S
         with suppress(ControlError):
-            while await asyncio.to_thread(ask, self._folder, PING) == STOPPING and time.monotonic() < give_up:
+            for _ in range(ENDING_LOOKS):
+                if await asyncio.to_thread(ask, self._folder, PING) != STOPPING:
+                    break
                 await asyncio.sleep(ENDING_LOOK_S)
             raise _AlreadyRunning(f"a node already runs on the state folder {self._folder}; stop it first")
         path.unlink(missing_ok=True)
