@@ -458,7 +458,8 @@ async def test_random_changes_end_as_the_list_built_from_scratch(store, faulty):
         assert len(fresh.keys()) == (await store.state("a")).devices
         assert node.index.lists["a"].state == fresh.index.lists["a"].state == await store.state("a")
         assert content_digest([p async for _, batch in store.pages("a") for p in batch]) == (await store.state("a")).content_digest
-        assert not node.follower.errors
+        # Nothing waits for the follower here: a list that changed each time that it was read is no fault, and is read again.
+        assert node.follower.errors.keys() <= {"changed"}
         assert faulty.read_some
 
 

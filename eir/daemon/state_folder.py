@@ -39,11 +39,13 @@ def next_origin_state_id(folder: Path) -> int:
 
 
 def read_clock(folder: Path) -> TrustedClock:
-    """The clock by which rows end, with the last time that a process of this node kept in the folder."""
+    """The clock by which rows end, set by the last time that a process of this node kept in the folder, and by what it is now."""
     try:
-        return TrustedClock(int((folder / CLOCK_FILE).read_text()))
+        clock = TrustedClock(int((folder / CLOCK_FILE).read_text()))
     except (OSError, ValueError):
-        return TrustedClock()
+        clock = TrustedClock()
+    clock.now(time.time(), time.monotonic())
+    return clock
 
 
 def keep_clock(clock: TrustedClock, folder: Path) -> None:
