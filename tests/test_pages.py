@@ -312,6 +312,7 @@ def test_the_sizing_rule_is_that_of_the_figures():
         assert memory <= base + each * millions <= 1.2 * memory, entries
     for entries in ("10 million", "100 million"):
         assert measured[entries][2] in sizing
+    assert f"{round(int(measured['100 million'][4].removesuffix(' MB')) / 1000, 1)} GB of memory" in README
     (answers,) = set(re.findall(r"One worker answers ([\d,]+) ", DEPLOY + SCRIPTS))
     assert int(answers.replace(",", "")) > 250_000
 
