@@ -1,4 +1,4 @@
-"""The README's two users for Redis: with exactly these rights everything works, without any one of them it does not."""
+"""The two users for Redis of config/README.md: with exactly these rights everything works, without any one of them it does not."""
 
 import asyncio
 import contextlib
@@ -17,14 +17,14 @@ from eir.stores import redis as redis_store
 from eir.stores.redis import RedisStore
 from eir.stores.sqlite import SqliteStore
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "config" / "README.md"
 A = pages_of([1, 2, 5 * PAGE_KEYS])
 B = [page(0, [3, 4], reasons=b"\x00\x01"), *pages_of([7 * PAGE_KEYS])]
 HARM = ("FLUSHALL", "CONFIG SET maxmemory 1", "SHUTDOWN", "KEYS *", "GET other", "DEL other", "ACL LIST", "EVAL x 0")
 
 
 def users():
-    """User → rules, as the README gives them."""
+    """User → rules, as config/README.md gives them."""
     found = re.findall(r"^user (\S+) (.+)$", README.read_text(), re.MULTILINE)
     return {name: rules.split() for name, rules in found}
 
@@ -46,7 +46,7 @@ def server(redis_program):
 
 
 def allow(server, user, without=()):
-    """Give the user what the README says, less some of it; a password of the test's own."""
+    """Give the user what the page says, less some of it; a password of the test's own."""
     rules = [rule for rule in users()[user] if rule not in without and not rule.startswith((">", "#"))]
     assert server.command("ACL", "SETUSER", user, "reset", ">secret", *rules) == b"+OK\r\n"
     server.command("ACL", "LOG", "RESET")
