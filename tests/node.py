@@ -78,6 +78,14 @@ async def until_async(condition, *, patience_s=PATIENCE_S):
             await asyncio.sleep(0.01)
 
 
+def is_gone(pid):
+    """True of a process that has ended, whether its parent has asked for its exit status yet or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 class Publisher:
     """Someone who signs releases."""
 

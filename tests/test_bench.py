@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from hostile import processes
-from node import until
+from node import is_gone, until
 from wire import TGPP, Message, avp, message, u32
 
 from eir.lists.pages import PAGE_KEYS
@@ -219,7 +219,7 @@ def test_a_part_that_is_told_to_end_leaves_nothing_behind(tmp_path):
         finally:
             process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM
-    assert not any(Path(f"/proc/{pid}").exists() for pid in serving)
+    assert all(until(lambda pid=pid: is_gone(pid)) for pid in serving)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,12 +1,9 @@
-"""A load beside traffic: no wrong answer, nobody turned away, watchdogs in time, the loop never held. `scripts/soak load`: more of it."""
+"""A load beside traffic: no wrong answer, nobody turned away, every watchdog answered. How long it all takes: `scripts/soak load`."""
 
 import pytest
 from traffic import lists_of, load_beside_traffic, write_list
 
 ENTRIES = 1_000_000
-SLICE_MS = 20
-WATCHDOG_S = 2.0
-"""The quickest peer asks each 6 s (RFC 3539 3.4.1) and is owed an answer long before that."""
 
 
 @pytest.mark.timeout(180)
@@ -25,7 +22,5 @@ async def test_a_load_while_a_client_keeps_asking(site, capsys):
     assert figures.wrong == []
     assert figures.refused == []
     assert figures.connections > 5
-    assert figures.in_force_s < 3
-    assert max(figures.watchdog_s) < WATCHDOG_S
-    assert figures.slice_ms < SLICE_MS
+    assert figures.watchdog_s
     assert [line["serial"] for line in node.lines("list_in_force")] == ["1", "2"]

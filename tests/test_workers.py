@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, until, until_async
+from node import LISTED, TRACKED, UNLISTED, is_gone, until, until_async
 from wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
 
 from eir.diameter.rate import BURST_S
@@ -44,13 +44,6 @@ def children(pid):
         with suppress(OSError):
             found[Path(f"/proc/{child}/comm").read_text().strip().removeprefix("eir-")] = child
     return found
-
-
-def is_gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def serving(site):
