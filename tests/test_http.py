@@ -5,8 +5,10 @@ import urllib.request
 
 import pytest
 
-from eir.web import http1 as http
-from eir.web.http1 import HttpServer, Response
+from eir.operate import http
+from eir.operate.http import HttpServer
+from eir.web import http1
+from eir.web.http1 import Conversation, Response
 
 PAGE = Response(200, "text/plain; charset=utf-8", b"page\n")
 
@@ -240,3 +242,80 @@ async def test_ipv6():
     client.writer.close()
     await client.writer.wait_closed()
     await server.close()
+
+
+async def test_a_connection_has_its_requests_and_its_time(monkeypatch, connect):
+    monkeypatch.setattr(http1, "REQUESTS_MAX", 2)
+    client = await connect()
+    assert "connection" not in (await client.ask(GET))[1]
+    assert (await client.ask(GET))[1]["connection"] == "close"
+    assert await client.ended() == b""
+    monkeypatch.setattr(http1, "REQUESTS_MAX", 10**6)
+    monkeypatch.setattr(http, "CONNECTION_S", 0.3)
+    busy = await connect()
+
+    async def ask_for_ever():
+        while True:
+            await busy.ask(GET)
+
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await ask_for_ever()
+
+
+async def test_others_have_their_turn_beside_clients_that_pipeline(server, connect):
+    """Ten connections with hundreds of requests each: in one turn of the loop each of them gets one answer."""
+    made, held, loop = [], [], asyncio.get_running_loop()
+
+    def page():
+        made.append(loop.time())
+        return PAGE
+
+    def turn(before):
+        held.append(len(made) - before)
+        if len(made) < 3000:
+            loop.call_soon(turn, len(made))
+
+    server._pages["/page"] = page
+    for _ in range(10):
+        (await connect()).writer.write(GET * 300)
+    loop.call_soon(turn, 0)
+    async with asyncio.timeout(30):
+        while len(made) < 3000:
+            await asyncio.sleep(0.01)
+    assert max(held) <= 10
+
+
+async def test_a_page_too_large_is_not_sent(monkeypatch, connect, told):
+    monkeypatch.setattr(http, "BODY_BYTES_MAX", 3)
+    assert (await (await connect()).ask(GET))[0] == 500
+    assert told == [("page_failed", "/page", "it has 5 bytes")]
+
+
+class TestWithoutIo:
+    """The conversation alone, fed byte by byte."""
+
+    def test_requests_and_answers(self):
+        conversation = Conversation()
+        found = []
+        for octet in GET + b"HEAD /page?x HTTP/1.1\r\nHost: x\r\n\r\n":
+            conversation.receive(bytes([octet]))
+            while (request := conversation.next_request()) is not None:
+                found.append((*request, conversation.answer(PAGE).endswith(PAGE.body)))
+        assert found == [("GET", "/page", True), ("HEAD", "/page", False)]
+        assert not conversation.over
+
+    @pytest.mark.parametrize("octets", [b"\0", b"GET /page HTTP/1.1\r\n\r\n", b"G" * 20_000])
+    def test_what_is_no_request_ends_it(self, octets):
+        conversation = Conversation()
+        conversation.receive(octets)
+        assert conversation.next_request() is None
+        assert conversation.over
+
+    def test_a_client_that_ends(self):
+        conversation = Conversation()
+        conversation.receive(GET)
+        assert conversation.next_request() == ("GET", "/page")
+        conversation.answer(PAGE)
+        conversation.receive(b"")
+        assert conversation.next_request() is None
+        assert conversation.over

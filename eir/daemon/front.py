@@ -30,11 +30,11 @@ from eir.lists.expiry import ExpiryReminder
 from eir.lists.store import REFUSED, ListState, Outcome
 from eir.operate import metrics
 from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
+from eir.operate.http import HttpServer
 from eir.operate.log import Log
 from eir.operate.pages import pages
 from eir.operate.status import Status, WorkerReport
 from eir.stores.open import open_store
-from eir.web.http1 import HttpServer
 
 HOLD_S = 2.0
 """How long new connections wait, when a worker has ended, for the one that takes its place: so that its peers, which come

@@ -5,10 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from eir.errors import Report
 from eir.operate import metrics
+from eir.operate.http import TEXT, Page
 from eir.operate.status import NOT_READY, Status, WorkerReport
-from eir.web.http1 import Page, Response
-
-TEXT = "text/plain; charset=utf-8"
+from eir.web.http1 import Response
 
 
 def pages(

@@ -1,122 +1,81 @@
-"""/metrics, /live and /ready over HTTP/1.1, for Prometheus, probes and people. h11 does the protocol, asyncio the bytes.
+"""One connection of an HTTP/1.1 server, without I/O: bytes in, requests out, answers in, bytes out. h11 does the protocol.
 
-Knows nothing of what it serves: pages are callables that it is handed, made in the event loop that also answers checks, so
-that `/live` says what it should: this loop turns.
+Knows nothing of what it serves, and no clock: how long a connection may take is for the one that has the socket to say.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import h11
 
-from eir.errors import Report
+REQUEST_BYTES_MAX = 16 * 1024
+"""Of a request line and its headers."""
+REQUESTS_MAX = 1000
+"""Of one connection; the answer to the last one says that it closes."""
 
-REQUEST_MAX_BYTES = 16 * 1024
-REQUEST_S = 30.0
-"""A connection that brings no whole request in this time, in whatever small pieces, or does not take the answer in it, is closed."""
-CONNECTIONS_MAX = 100
-"""At once; for a further one the oldest is closed: who holds connections keeps no probe and no scrape out."""
+
+class Request(NamedTuple):
+    """What a client asks for."""
+
+    method: str
+    path: str
+    """Without what follows a question mark."""
 
 
 class Response(NamedTuple):
-    """What a page answers."""
+    """What it is answered."""
 
     status: int
     content_type: str
     body: bytes
 
 
-Page = Callable[[], Response | Awaitable[Response]]
+class Conversation:
+    """The connection. `over`: nothing more is to be read from it; what `answer` gave is to be sent before it is closed."""
 
+    def __init__(self) -> None:
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES_MAX)
+        self._request: h11.Request | None = None
+        self._left = REQUESTS_MAX
+        self.over = False
 
-class HttpServer:
-    """Serves the pages (path → callable) until `close`."""
-
-    def __init__(self, pages: Mapping[str, Page], *, report: Report) -> None:
-        self._pages = pages
-        self._report = report
-        self._server: asyncio.Server | None = None
-        self._tasks: dict[asyncio.Task[None], None] = {}
-        """One for each connection, the oldest first."""
-
-    async def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Open the listener; port 0 takes a free one. Returns the address bound. Raises OSError."""
-        self._server = await asyncio.start_server(self._accept, host, port, limit=REQUEST_MAX_BYTES)
-        bound = self._server.sockets[0].getsockname()
-        return str(bound[0]), int(bound[1])
-
-    async def close(self) -> None:
-        """Close the listener and what is connected."""
-        if self._server is not None:
-            self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None:
-            await self._server.wait_closed()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            writer.close()
-            return
-        there = [each for each in self._tasks if not each.cancelling()]
-        if len(there) >= CONNECTIONS_MAX:
-            there[0].cancel()
-        self._tasks[task] = None
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the client; none: it will send nothing more."""
         try:
-            await self._converse(reader, writer)
-        except (OSError, TimeoutError, h11.ProtocolError, asyncio.CancelledError):
-            pass  # the client is gone, silent or talks something else: nobody to tell
-        finally:
-            del self._tasks[task]
-            writer.close()
+            self._connection.receive_data(data)
+        except h11.RemoteProtocolError:
+            self.over = True
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_MAX_BYTES)
-        request: h11.Request | None = None
-        loop = asyncio.get_running_loop()
-        end = loop.time() + REQUEST_S
-        while True:
-            event = connection.next_event()
+    def next_request(self) -> Request | None:
+        """The next whole request; None if more bytes are needed, or the connection is over."""
+        while not self.over:
+            try:
+                event = self._connection.next_event()
+            except h11.RemoteProtocolError:
+                self.over = True  # the client speaks something else, and is told nothing
+                break
             if event is h11.NEED_DATA:
-                async with asyncio.timeout_at(end):
-                    connection.receive_data(await reader.read(REQUEST_MAX_BYTES))
-            elif isinstance(event, h11.Request):
-                request = event
-            elif isinstance(event, h11.EndOfMessage) and request is not None:
-                writer.write(await self._answer(connection, request))
-                async with asyncio.timeout(REQUEST_S):
-                    await writer.drain()
-                if connection.our_state is not h11.DONE:
-                    return
-                connection.start_next_cycle()
-                end = loop.time() + REQUEST_S
+                break
+            if isinstance(event, h11.Request):
+                self._request = event
+            elif isinstance(event, h11.EndOfMessage) and self._request is not None:
+                method, target = self._request.method.decode("ascii"), self._request.target.decode("ascii", "replace")
+                return Request(method, target.partition("?")[0])
             elif not isinstance(event, h11.Data):  # closed, or paused on something that is not HTTP/1.1
-                return
+                self.over = True
+        return None
 
-    async def _answer(self, connection: h11.Connection, request: h11.Request) -> bytes:
-        path = request.target.decode("ascii", "replace").partition("?")[0]
-        page = self._pages.get(path)
-        if request.method not in {b"GET", b"HEAD"}:
-            response = Response(405, "text/plain; charset=utf-8", b"GET or HEAD only\n")
-        elif page is None:
-            known = " ".join(self._pages)
-            response = Response(404, "text/plain; charset=utf-8", f"not here; there are: {known}\n".encode())
-        else:
-            response = await self._made(path, page)
+    def answer(self, response: Response) -> bytes:
+        """The bytes that answer the request that `next_request` gave last."""
+        self._left -= 1
         headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
-        out = connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
-        if request.method != b"HEAD":
-            out += connection.send(h11.Data(data=response.body)) or b""
-        return out + (connection.send(h11.EndOfMessage()) or b"")
-
-    async def _made(self, path: str, page: Page) -> Response:
-        """What the page gives; one that fails says so to whoever asked and to the log, and takes no connection with it."""
-        try:
-            made = page()
-            return made if isinstance(made, Response) else await made
-        except Exception as e:  # noqa: BLE001 - whatever it is: a scrape that sees a closed connection learns nothing
-            self._report("page_failed", level="error", reason=path, detail=f"{type(e).__name__}: {e}")
-            return Response(500, "text/plain; charset=utf-8", b"this page failed; the log says why (page_failed)\n")
+        if not self._left:
+            headers.append(("Connection", "close"))
+        out = self._connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
+        if self._request is not None and self._request.method != b"HEAD":
+            out += self._connection.send(h11.Data(data=response.body)) or b""
+        out += self._connection.send(h11.EndOfMessage()) or b""
+        if self._connection.our_state is h11.DONE:
+            self._connection.start_next_cycle()
+        else:
+            self.over = True
+        return out

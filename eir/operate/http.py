@@ -1,0 +1,99 @@
+"""The HTTP server of the front: pages for Prometheus, probes and people, each a callable that it is handed.
+
+A client gets neither the loop nor the memory of the front for itself: requests, time and connections are bounded, and between
+two requests of one connection others have their turn.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from eir.errors import Report
+from eir.web.http1 import REQUEST_BYTES_MAX, Conversation, Request, Response
+
+TEXT = "text/plain; charset=utf-8"
+REQUEST_S = 30.0
+"""A connection that brings no whole request in this time, in whatever small pieces, or does not take the answer in it, is closed."""
+CONNECTION_S = 3600.0
+"""How long a connection may last, however busy it is."""
+CONNECTIONS_MAX = 100
+"""At once; for a further one the oldest is closed: a client that holds connections keeps no probe and no scrape out."""
+BODY_BYTES_MAX = 64 << 20
+"""Of an answer."""
+
+Page = Callable[[], Response | Awaitable[Response]]
+
+
+class HttpServer:
+    """Serves the pages (path → callable) until `close`."""
+
+    def __init__(self, pages: Mapping[str, Page], *, report: Report) -> None:
+        self._pages = pages
+        self._report = report
+        self._server: asyncio.Server | None = None
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        """One for each connection, the oldest first."""
+
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Open the listener; port 0 takes a free one. Returns the address bound. Raises OSError."""
+        self._server = await asyncio.start_server(self._accept, host, port, limit=REQUEST_BYTES_MAX)
+        bound = self._server.sockets[0].getsockname()
+        return str(bound[0]), int(bound[1])
+
+    async def close(self) -> None:
+        """Close the listener and what is connected."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            writer.close()
+            return
+        there = [each for each in self._tasks if not each.cancelling()]
+        if len(there) >= CONNECTIONS_MAX:
+            there[0].cancel()
+        self._tasks[task] = None
+        try:
+            async with asyncio.timeout(CONNECTION_S):
+                await self._converse(reader, writer)
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # the client is gone or silent: nobody to tell
+        finally:
+            del self._tasks[task]
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversation = Conversation()
+        while not conversation.over:
+            async with asyncio.timeout(REQUEST_S):
+                while (request := conversation.next_request()) is None and not conversation.over:
+                    conversation.receive(await reader.read(REQUEST_BYTES_MAX))
+            if request is not None:
+                writer.write(conversation.answer(await self._answer(request)))
+                async with asyncio.timeout(REQUEST_S):
+                    await writer.drain()
+                await asyncio.sleep(0)
+
+    async def _answer(self, request: Request) -> Response:
+        page = self._pages.get(request.path)
+        if request.method not in {"GET", "HEAD"}:
+            return Response(405, TEXT, b"GET or HEAD only\n")
+        if page is None:
+            return Response(404, TEXT, f"not here; there are: {' '.join(self._pages)}\n".encode())
+        try:
+            made = page()
+            response = made if isinstance(made, Response) else await made
+        except Exception as e:  # noqa: BLE001 - whatever it is: a scrape that sees a closed connection learns nothing
+            return self._failed(request.path, f"{type(e).__name__}: {e}")
+        if len(response.body) > BODY_BYTES_MAX:
+            return self._failed(request.path, f"it has {len(response.body)} bytes")
+        return response
+
+    def _failed(self, path: str, why: str) -> Response:
+        self._report("page_failed", level="error", reason=path, detail=why)
+        return Response(500, TEXT, b"this page failed; the log says why (page_failed)\n")
