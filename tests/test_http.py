@@ -4,6 +4,7 @@ import asyncio
 import urllib.request
 
 import pytest
+from wire import until
 
 from eir.operate import http
 from eir.operate.http import HttpServer
@@ -276,12 +277,10 @@ async def test_others_have_their_turn_beside_clients_that_pipeline(server, conne
             loop.call_soon(turn, len(made))
 
     server._pages["/page"] = page
+    loop.call_soon(turn, 0)
     for _ in range(10):
         (await connect()).writer.write(GET * 300)
-    loop.call_soon(turn, 0)
-    async with asyncio.timeout(30):
-        while len(made) < 3000:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(made) == 3000)
     assert max(held) <= 10
 
 
