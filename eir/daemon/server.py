@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from eir import __version__
-from eir.checks.policy import Policy, Rule, Status, Verdict, compile_policy
+from eir.checks.checker import Checker
 from eir.config import Config, load_config
 from eir.daemon.intake import Intake
 from eir.daemon.signals import heed
@@ -186,7 +186,6 @@ class Worker:
         self._changed = asyncio.Event()
         """Set when a list or a configuration was taken over."""
         self._counts = Counts()
-        self._observed: Counter[tuple[str, str]] = Counter()
         self._shed_told: Counter[tuple[str, str]] = Counter()
         """What was shed up to the last line about it."""
         self._shed_lately: Counter[tuple[str, str]] = Counter()
@@ -195,7 +194,9 @@ class Worker:
         self._expiry = ExpiryReminder()
         self._tasks: list[asyncio.Task[None]] = []
         self._index = index or Index(kinds_of(config))
-        self._service = S13Service(self._compile(config), note=self._note)
+        self._checker = Checker(
+            config.policy, self._index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report
+        )
         self._store = open_store(config.store, config.state, report=log.report)
         self._copy = open_copy(config.store, config.state)
         self._clock = clock_of(config.state)
@@ -205,8 +206,8 @@ class Worker:
         )  # fmt: skip
         self._tls = self._load_tls(config)
         self.node = Node(
-            replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config), self._service.answer,
-            counts=self._counts, report=log.report, lane=lambda *known: Lane(self._service, *known), desk=desk, dials=False,
+            replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config), S13Service(self._checker).answer,
+            counts=self._counts, report=log.report, lane=partial(Lane, self._checker), desk=desk, dials=False,
             overload=overload_of(config), tls=self._tls, grants=grants,
         )  # fmt: skip
 
@@ -251,13 +252,6 @@ class Worker:
 
     # ---- lists and policy ----
 
-    def _compile(self, config: Config) -> Policy:
-        policy = compile_policy(config.policy, self._index, observed=partial(self._observe, config.policy.rules), now=datetime.now(UTC))
-        if policy.overridden:
-            until = policy.override_until
-            self._log.report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
-        return policy
-
     def _load_tls(self, config: Config) -> Tls | None:
         if config.tls is None:
             return None
@@ -265,14 +259,6 @@ class Worker:
         names, _, ends = tls.certificate
         self._log.report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
         return tls
-
-    def _observe(self, rules: Sequence[Rule], rule: int, status: Status) -> None:
-        name = rules[rule - 1].name
-        self._observed[name or str(rule), status] += 1
-        self._log.note_observed(rule, status, name)
-
-    def _note(self, verdict: Verdict, peer: str, imei: str, imsi: str) -> None:
-        self._log.note_check(verdict.status, verdict.list or "", peer, imei, imsi)
 
     def _switched(self, name: str, state: ListState) -> None:
         self._changed.set()
@@ -301,10 +287,7 @@ class Worker:
         if tick % FOLD_EVERY_TICKS == 0:
             self._tell_shed()
             self._log.fold()
-        ends = self._service.policy.override_until
-        if ends is not None and datetime.now(UTC) >= ends:
-            self._service.policy = self._compile(self._config)
-            self._log.report("override_ended", level="warning")
+        self._checker.tick(datetime.now(UTC))
         if tick % KEEP_CLOCK_EVERY_TICKS == 0:
             if self._clock.jumped:
                 self._log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
@@ -346,10 +329,9 @@ class Worker:
         # Certificates and policy first: they can fail on what the files say, and nothing has changed by then.
         tls = self._load_tls(new)
         self._index.reconfigure(kinds_of(new))
-        policy = self._compile(new)
+        self._checker.reconfigure(new.policy, datetime.now(UTC))
         kept = [key for key in RESTART_KEYS if getattr(new, key) != getattr(self._config, key)]
         in_force = {key: getattr(self._config, key) for key in RESTART_KEYS}
-        self._service.policy = policy
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
         self._tls = tls or self._tls  # a listener for TLS that is open stays so until a restart
         self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=self._tls)
@@ -380,9 +362,9 @@ class Worker:
         # What the operator does to a local list is in the history too, and is no release; one that is offered for it is refused.
         local = {name for name, settings in self._config.lists.items() if settings.local}
         return {
-            "eir_checks_total": _labelled(self._service.checks),
-            "eir_observed_total": _labelled(self._observed),
-            "eir_identity_errors_total": _labelled(self._service.identity_errors),
+            "eir_checks_total": _labelled(self._checker.checks()),
+            "eir_observed_total": _labelled(self._checker.observed),
+            "eir_identity_errors_total": _labelled(self._checker.identity_errors),
             "eir_check_duration_seconds": metrics.histogram(DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s),
             "eir_diameter_messages_total": _labelled(counts.messages),
             "eir_diameter_answers_total": _labelled(counts.answers),
@@ -408,7 +390,7 @@ class Worker:
             "eir_store_lost_data": {(name,): float(name in follower.lost) for name in states},
             "eir_follow_lag_seconds": {(): follower.lag_s},
             "eir_switch_longest_slice_seconds": {(): follower.longest_slice_s},
-            "eir_override_active": {(): float(self._service.policy.overridden)},
+            "eir_override_active": {(): float(self._checker.policy.overridden)},
             "eir_tls_certificate_expires_timestamp_seconds": {(): self._tls.certificate.not_after.timestamp()} if self._tls else {},
             "eir_worker_restarts_total": {(): 0.0},
             "eir_build_info": {(__version__,): 1.0},
@@ -426,8 +408,8 @@ class Worker:
         }  # fmt: skip
         return WorkerReport(
             missing=self._missing_lists(), lists=lists, store_up=self._follower.up, lost=dict(self._follower.lost),
-            from_copy=sorted(self._follower.from_copy), overridden=self._service.policy.overridden,
-            checks=sum(self._service.checks.values()), connected=self.node.connected(), tasks=len(asyncio.all_tasks()),
+            from_copy=sorted(self._follower.from_copy), overridden=self._checker.policy.overridden,
+            checks=self._checker.checks().total(), connected=self.node.connected(), tasks=len(asyncio.all_tasks()),
             shedding=self._shedding(), disabled=self.node.disabled(),
         )  # fmt: skip
 
