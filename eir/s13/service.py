@@ -7,7 +7,6 @@ against its grammar. Synchronous from request to reply.
 from eir.checks.checker import Checker
 from eir.checks.policy import NoDevice, Status
 from eir.checks.question import Question
-from eir.device import KEY_DIGITS
 from eir.diameter.answer import Reply, example_avp
 from eir.diameter.avp import Avp, encode_u32
 from eir.diameter.dictionary import (
@@ -35,8 +34,7 @@ ERROR_EQUIPMENT_UNKNOWN = 5422
 EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}
 """TS 29.272 7.3.51."""
 
-_CODE = 0xFFFFFFFF
-"""Of an AVP's key, the bits that hold its code."""
+_CODE = 0xFFFFFFFF  # the part of an AVP's key that is its code
 _NO_STATE = encode_u32(AUTH_SESSION_STATE, NO_STATE_MAINTAINED)
 
 REPLIES: dict[Status, Reply] = {
@@ -84,16 +82,16 @@ class S13Service:
 
 
 def meid_text(octets: bytes) -> str:
-    """The digits of a 3GPP2-MEID AVP (TS 29.272 7.3.6 leaves the form to 3GPP2 A.S0022); what is not a MEID gives a text that is not one.
+    """The digits of a 3GPP2-MEID AVP (TS 29.272 7.3.6 leaves the form to 3GPP2 A.S0022).
 
     Taken are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity, whose first octet
-    holds digit 1 and the type and whose last one ends with a filler.
+    holds digit 1 and the type and whose last one ends with a filler. Other octets give a text that is not a MEID either.
     """
-    if len(octets) == KEY_DIGITS:
+    if len(octets) == 14:
         return octets.decode("ascii", "replace")
     if len(octets) == 8 and octets[0] & 0x07 == 1 and octets[7] >> 4 == 0xF:
         # In each octet but the first the lower half is the earlier digit; in the first it is the type.
-        return "".join(f"{octet & 0xF:x}{octet >> 4:x}" for octet in octets)[1 : 1 + KEY_DIGITS]
+        return "".join(f"{octet & 0xF:x}{octet >> 4:x}" for octet in octets)[1:15]
     return octets.hex()
 
 
