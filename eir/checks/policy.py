@@ -26,7 +26,7 @@ class Status(StrEnum):
 
 
 class NoDevice(StrEnum):
-    """Why a request names no device. The policy has a status for each, or wants the protocol's own error, which this then stands for."""
+    """Why a request names no device. As the answer to a check it stands for the protocol's own error, which the policy wants then."""
 
     MISSING = "no_identity"
     MALFORMED = "bad_identity"
@@ -34,7 +34,7 @@ class NoDevice(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One rule: all conditions that it names have to hold. A tuple holds if any of its values does; empty: not asked.
+    """One rule: all conditions that it names have to hold (each is a row of CONDITIONS). A tuple holds if any of its values does.
 
     A condition on something that the request did not carry (no User-Name, no Software-Version) does not hold.
     """
@@ -48,7 +48,7 @@ class Rule:
     """This list has the device, the device with this very SIM (a list of pairs), or the SIM (one of subscribers). Does
     not hold while the list has never been loaded."""
     not_list: str | None = None
-    """This list has not what `list` asks for. Does not hold either while the list has never been loaded."""
+    """This list does not have what `list` asks for. Does not hold either while the list has never been loaded."""
     tac: tuple[str, ...] = ()
     """Type Allocation Codes: 8 digits name one, 1 to 7 digits all that begin with them. MEIDs with letters have none."""
     software_version: tuple[str, ...] = ()
