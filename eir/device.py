@@ -48,26 +48,6 @@ def meid_key(text: str) -> int:
     return int(text) if text.isdigit() else MEID_BASE + int(text, 16)
 
 
-def meid_key_from_octets(octets: bytes) -> int:
-    """The key of a 3GPP2-MEID AVP (TS 29.272 7.3.6 leaves the form to 3GPP2 A.S0022).
-
-    Taken are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity, whose first
-    octet holds digit 1 and the type and whose last one ends with a filler. Raises IdentifierError for anything else.
-    """
-    match len(octets):
-        case 14:
-            return meid_key(octets.decode("ascii", "replace"))
-        case 7:
-            return meid_key(octets.hex())
-        case 8 if octets[0] & 0x07 == 1 and octets[7] >> 4 == 0xF:
-            nibbles = [octets[0] >> 4]
-            for octet in octets[1:]:
-                nibbles += (octet & 0xF, octet >> 4)
-            return meid_key("".join(f"{nibble:x}" for nibble in nibbles[:KEY_DIGITS]))
-        case length:
-            raise IdentifierError(f"a MEID has 14 digits or 7 octets; got {length} octets")
-
-
 def device_key(text: str) -> int:
     """The key of what a person typed or a list holds: an IMEI, an IMEISV, or a MEID.
 

@@ -249,7 +249,7 @@ class Node:
                 return error.code, error.read().decode()
 
     def metrics(self):
-        """Samples by name, with labels where there are: `eir_checks_total{list=stolen,status=blacklisted}` → value."""
+        """Samples by name, with labels where there are: `eir_list_serial{list=stolen}` → value."""
         found = {}
         for family in text_string_to_metric_families(self.get("/metrics")[1]):
             for sample in family.samples:

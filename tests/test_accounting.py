@@ -9,6 +9,7 @@ import contextlib
 import gc
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from hostile import accounts, settled, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from node import LISTED
-from test_conformance import QUICK, service
+from test_conformance import QUICK, checker
 from wire import EIR, REALM, Connection, cer, dpr, dwr, ecr, u32, until
 
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Node, PeerSettings
 from eir.s13.lane import Lane
+from eir.s13.service import S13Service
 
 IDENTITY = Identity(host=EIR, realm=REALM, origin_state_id=77)
 ENDS = ("half-closed", "closed", "aborted", "DPR", "left open")
@@ -82,10 +84,10 @@ def test_mixes(rate_max, plans):
 async def run_mix(plans, rate_max):
     gc.collect()
     files, tasks = open_files(), asyncio.all_tasks()
-    counts, application = Counts(), service()
+    counts, checks = Counts(), checker()
     node = Node(
-        IDENTITY, [PeerSettings(label="mme", realm=REALM, connections=3, rate_max=rate_max)], QUICK, application.answer, counts=counts,
-        report=lambda *_, **__: None, lane=lambda *known: Lane(application, *known),
+        IDENTITY, [PeerSettings(label="mme", realm=REALM, connections=3, rate_max=rate_max)], QUICK, S13Service(checks).answer, counts=counts,
+        report=lambda *_, **__: None, lane=partial(Lane, checks),
     )  # fmt: skip
     address = await node.listen("tcp://127.0.0.1:0")
     visiting = [visit(address, number, begins, b"".join(octets), size, end) for number, (begins, octets, size, end) in enumerate(plans)]

@@ -269,7 +269,7 @@ class TestCheck:
         assert (status, out) == (2, "")
         assert f"eir: {options}: " in err
 
-    @pytest.mark.parametrize("imei", ["3520990017614", "35209900176148111", "x", "", "3520990017614\N{FULLWIDTH DIGIT EIGHT}"])
+    @pytest.mark.parametrize("imei", ["3520990017614", "35209900176148111", "x", "3520990017614\N{FULLWIDTH DIGIT EIGHT}"])
     def test_what_is_no_identifier_gets_what_the_policy_says(self, eir, imei):
         status, out, err = eir("check", imei, "--json")
         assert status == 1  # bad_identity: error
@@ -277,6 +277,14 @@ class TestCheck:
         assert (found["imei"], found["status"], found["list"]) == (imei, None, None)
         assert found["reason"]
         assert "error answer" in err
+        assert f"{imei}: error\n  because of the policy's bad_identity\n  reason: " in eir("check", imei)[1]
+
+    def test_none_at_all_gets_what_the_policy_says(self, eir):
+        found = document(eir("check", "", "--json"))
+        assert [found[key] for key in ("imei", "status", "rule", "list")] == ["", "greylisted", "no_identity", None]
+        assert eir("check", "") == (
+            0, "no identifier: greylisted\n  because of the policy's no_identity\n  reason: there is neither an IMEI nor a MEID\n", "",
+        )  # fmt: skip
 
     def test_a_list_that_was_never_loaded_is_named(self, eir, tmp_path, host):
         with Site(tmp_path / "empty", host.publisher) as empty:

@@ -45,7 +45,8 @@ from wire import (
     walk,
 )
 
-from eir.checks.policy import PolicySettings, Rule, Status, compile_policy
+from eir.checks.checker import Checker
+from eir.checks.policy import PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_key
 from eir.diameter.answer import Reply
 from eir.diameter.client import connect
@@ -71,8 +72,8 @@ PEER = PeerSettings(label="mme", realm=REALM, sources=(ipaddress.ip_network("127
 QUICK = Limits(cer_timeout_s=0.2, partial_message_timeout_s=0.2, close_after_dpa_s=0.2, duplicate_probe_s=0.2, stalled_write_s=0.3)
 
 
-def service(**policy) -> S13Service:
-    """The real application over one list that holds LISTED."""
+def checker(**policy) -> Checker:
+    """Over one list that holds LISTED."""
     index = Index({"stolen": "devices"})
     key = device_key(LISTED)
     state = ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="")
@@ -82,8 +83,12 @@ def service(**policy) -> S13Service:
     settings = PolicySettings(
         **{"rules": (Rule(list="stolen", answer=Status.BLACKLISTED),), "no_identity": None, "bad_identity": None} | policy
     )
-    compiled = compile_policy(settings, index, observed=lambda *_: None, now=datetime.now(UTC))
-    return S13Service(compiled, note=lambda *_: None)
+    return Checker(settings, index, now=datetime.now(UTC))
+
+
+def service(**policy) -> S13Service:
+    """The real application over it."""
+    return S13Service(checker(**policy))
 
 
 @dataclass

@@ -17,7 +17,6 @@ from eir.device import (
     is_digits,
     key_text,
     meid_key,
-    meid_key_from_octets,
     short,
     short_imsi,
     tac_of,
@@ -84,36 +83,6 @@ def test_device_key_refuses(text):
         device_key(text)
 
 
-@pytest.mark.parametrize(
-    "octets",
-    [
-        b"A0000000000001",  # 14 characters
-        bytes.fromhex("A0000000000001"),  # 7 octets of two digits
-        bytes.fromhex("A1" + "00" * 6 + "F1"),  # A.S0022: digit 1 and type 001, ..., filler and digit 14
-    ],
-)
-def test_meid_from_octets(octets):
-    assert meid_key_from_octets(octets) == MEID_BASE + 0xA0000000000001
-
-
-@pytest.mark.parametrize(
-    "octets",
-    [b"", b"\xa0" * 6, b"\xa0" * 9, b"\xff" * 14, bytes.fromhex("A200000000000001"), bytes.fromhex("A100000000000001"), b"\xa0" * 100],
-)
-def test_meid_from_octets_refuses(octets):
-    with pytest.raises(IdentifierError):
-        meid_key_from_octets(octets)
-
-
-@given(hexadecimal)
-def test_three_forms_of_a_meid_are_one_device(text):
-    # A.S0022: octet 1 holds digit 1 and type 1, each further octet two digits, low half first, the last one ends with F
-    nibbles = ["1", text[0], *text[1:], "F"]
-    mobile_identity = bytes(int(high + low, 16) for low, high in zip(nibbles[::2], nibbles[1::2], strict=True))
-    assert meid_key_from_octets(text.encode()) == meid_key_from_octets(bytes.fromhex(text)) == meid_key(text)
-    assert meid_key_from_octets(mobile_identity) == meid_key(text)
-
-
 @given(digits, st.text(string.digits, max_size=2))
 def test_a_key_is_the_first_14_digits(first, rest):
     key = imei_key(first + rest)
@@ -145,15 +114,6 @@ def test_any_text_is_a_key_or_an_identifier_error(text):
         assert key >= 0
         assert text.isascii()
         assert text.isalnum()
-
-
-@given(st.binary(max_size=20))
-def test_any_octets_are_a_key_or_an_identifier_error(octets):
-    try:
-        key = meid_key_from_octets(octets)
-    except IdentifierError:
-        return
-    assert len(key_text(key)) == KEY_DIGITS
 
 
 @pytest.mark.parametrize(

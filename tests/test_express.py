@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import ip_network
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from made import page, pages_of, pair_pages
 from test_index import fill
 
-from eir.checks.policy import Override, PolicySettings, Rule, Status, compile_policy
+from eir.checks.checker import Checker
+from eir.checks.policy import Override, PolicySettings, Rule, Status
 from eir.device import imsi_key
 from eir.diameter.avp import encode, encode_text, encode_u32
 from eir.diameter.counts import Counts
@@ -43,13 +45,13 @@ class Side:
 
     def __init__(self, *, lane: bool, policy=POLICY, rates=(), overload=TOO_BUSY_REPLY, index=None):
         self.notes = []
-        compiled = compile_policy(policy, index or Index({}), observed=lambda *_: None, now=datetime.now(UTC))
-        self.service = S13Service(compiled, note=lambda *note: self.notes.append(note))
+        self.checker = Checker(policy, index or Index({}), now=datetime.now(UTC), note_check=lambda *note: self.notes.append(note))
+        self.application = S13Service(self.checker).answer
         self.counts = Counts()
         surroundings = Surroundings(
-            identity=IDENTITY, limits=Limits(), application=self.service.answer, application_id=16777252, counts=self.counts,
+            identity=IDENTITY, limits=Limits(), application=self.application, application_id=16777252, counts=self.counts,
             report=lambda *_, **__: None, jitter=lambda: 0.0, overload=overload,
-            lane=(lambda *known: Lane(self.service, *known)) if lane else None,
+            lane=partial(Lane, self.checker) if lane else None,
         )
         self.peer = Peer(surroundings, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
         self.peer.receive(CER, 0.0)
@@ -68,8 +70,8 @@ class Side:
     def state(self):
         counts = self.counts
         return (
-            counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, self.service.checks, self.service.identity_errors,
-            self.peer.requests, self.peer.answers, self.peer.state, [note[1:] for note in self.notes],
+            counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, self.checker.checks(), self.checker.identity_errors,
+            self.peer.requests, self.peer.answers, self.peer.state, self.notes,
         )
 
 
@@ -115,21 +117,21 @@ class TestFaults:
     def test_a_policy_that_fails_for_one_device(self):
         side = Side(lane=True)
         side.feed(ecr())
-        decide = side.service.policy.decide
+        decide = side.checker.policy.decide
 
         def fail(key, *rest):
             if key == 13:
                 raise ZeroDivisionError
             return decide(key, *rest)
 
-        side.service.policy = replace(side.service.policy, decide=fail)
+        side.checker._policy = replace(side.checker.policy, decide=fail)
         plain, bad = (encode_answer_to(side, message) for message in (ecr(), ecr("00000000000013")))
         before = side.peer.answers
         assert side.feed(ecr() * 2 + ecr("00000000000013") + ecr()) == plain * 2 + bad + plain
         assert side.peer.answers - before == 4
         assert side.counts.answers["mme", "5012"] == 2
         assert side.counts.errors == {"internal": 3}, "one of the lane's, and those that were answered"
-        assert side.service.checks.total() == side.counts.answers["mme", "2001"] - 1
+        assert side.checker.checks().total() == side.counts.answers["mme", "2001"] - 1
         assert side.feed(ecr()) == plain
 
     def test_a_request_that_nothing_can_be_learned_from(self):
@@ -240,7 +242,7 @@ def test_the_lane_turns_away_what_it_would_take():
     assert out.count(encode_u32(268, 3004)) == side.counts.shed["mme", "rate_40.0"] == 94
     # RFC 7944: 3 is more urgent than the default, and 15 less.
     urgent, patient = ecr(extra=encode_u32(301, 0)), ecr(extra=encode_u32(301, 15))
-    side.peer._surroundings = replace(side.peer._surroundings, application=side.service.answer)
+    side.peer._surroundings = replace(side.peer._surroundings, application=side.application)
     assert side.feed(urgent).count(encode_u32(268, 2001)) == 1
     assert side.feed(patient).count(encode_u32(268, 2001)) == 0
 
@@ -334,12 +336,12 @@ class TestColumns:
     def test_only_what_some_list_may_have_is_decided_one_by_one(self, index, policy, decided):
         with_lane, without = self.sides(index, policy)
         calls = []
-        decide = with_lane.service.policy.decide
-        counting = replace(with_lane.service.policy, decide=lambda *asked: calls.append(asked) or decide(*asked))
-        with_lane.service.policy = counting
+        decide = with_lane.checker.policy.decide
+        counting = replace(with_lane.checker.policy, decide=lambda *asked: calls.append(asked) or decide(*asked))
+        with_lane.checker._policy = counting
         stream = b"".join(ecr(f"{key:014d}") for key in [*range(49), BLOCKED, BOUND, *range(60, 109)])
         assert with_lane.feed(stream) == without.feed(stream)
-        assert with_lane.service.checks == without.service.checks
+        assert with_lane.checker.checks() == without.checker.checks()
         assert decided <= len(calls) <= decided + 3
 
     def test_lists_that_are_not_sifted_yet_are_asked(self):
@@ -348,7 +350,7 @@ class TestColumns:
         with_lane, without = self.sides(index)
         stream = ecr(f"{BLOCKED:014d}") * 100
         assert with_lane.feed(stream) == without.feed(stream)
-        assert with_lane.service.checks == without.service.checks
+        assert with_lane.checker.checks() == without.checker.checks()
 
     def test_a_limit_ends_the_columns_where_it_has_to(self, index):
         with_lane, without = self.sides(index, rates=[COLUMNS_MIN + 20.0])
@@ -361,8 +363,7 @@ def test_a_new_policy_is_in_force_at_once():
     with_lane, without = Side(lane=True), Side(lane=False)
     for side in (with_lane, without):
         side.feed(ecr("00101001000001") * 2)
-        white = compile_policy(PolicySettings(), Index({}), observed=lambda *_: None, now=datetime.now(UTC))
-        side.service.policy = white
+        side.checker.reconfigure(PolicySettings(), datetime.now(UTC))
     assert with_lane.feed(ecr("00101001000001") * 3) == without.feed(ecr("00101001000001") * 3)
     assert with_lane.state() == without.state()
 

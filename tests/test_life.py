@@ -14,8 +14,9 @@ from node import until, until_async
 from releases import NOW, Agency, text
 from wire import avp, ecr
 
-from eir.checks.explain import Question, explain_answer
+from eir.checks.explain import explain
 from eir.checks.policy import PolicySettings, Rule, Status
+from eir.checks.question import Question
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused
 from eir.follow import follower as follow
@@ -315,7 +316,7 @@ async def test_dirbs_exceptions_exempt_a_sim_in_a_device_and_theft_beats_them(ag
     )
     found = {}
     for imei, imsi in ((UNPAID, SIM), (UNPAID, OTHER_SIM), (UNPAID, ""), (IN_FULL, SIM)):
-        answer = await explain_answer(Question(imei, imsi), policy, agency.lists, store, now=NOW)
+        answer = await explain(Question(imei, imsi=imsi), policy, agency.lists, store, now=NOW)
         found[imei, imsi] = (answer.status, answer.list, answer.reason)
     assert found == {
         (UNPAID, SIM): ("whitelisted", "pairs", None),
@@ -340,7 +341,7 @@ async def test_check_finds_what_a_sim_is_bound_to_anywhere_in_a_list(agency, sto
     )
 
     async def rule(imei, imsi):
-        answer = await explain_answer(Question(imei, imsi), PolicySettings(rules=rules), agency.lists, store, now=NOW)
+        answer = await explain(Question(imei, imsi=imsi), PolicySettings(rules=rules), agency.lists, store, now=NOW)
         assert (answer.reason == "test SIM") is (answer.rule == 1)
         return answer.rule
 
@@ -359,7 +360,7 @@ async def test_check_leaves_out_rows_that_ended(agency, store):
     policy = PolicySettings(rules=(Rule(list="devices", answer=Status.BLACKLISTED),))
 
     async def listed(imei, now):
-        answer = await explain_answer(Question(imei), policy, agency.lists, store, now=now)
+        answer = await explain(Question(imei), policy, agency.lists, store, now=now)
         return answer.status == "blacklisted"
 
     assert not await listed(IN_FULL, NOW)

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import devices_of, tacs_of
 
-from eir.checks.explain import Question, explain_answer
+from eir.checks.explain import explain
 from eir.checks.policy import PolicySettings, Rule, Status
+from eir.checks.question import Question
 from eir.device import device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, NothingToRollBack, StoreError
 from eir.follow.follower import Follower
@@ -108,7 +109,7 @@ async def test_replacing_reason_and_end_only(store):
 
 async def reason(store, name, imei, imsi="", now=NOW):
     rules = (Rule(list=name, answer=Status.BLACKLISTED),)
-    answer = await explain_answer(Question(imei, imsi), PolicySettings(rules=rules), LISTS, store, now=now)
+    answer = await explain(Question(imei, imsi=imsi), PolicySettings(rules=rules), LISTS, store, now=now)
     return answer.reason if answer.list else None
 
 

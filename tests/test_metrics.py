@@ -81,16 +81,16 @@ def test_a_name_that_is_not_in_the_table_costs_no_page():
 
 def test_workers_become_one_truth():
     a = {
-        "eir_checks_total": {("blacklisted", "x"): 3.0}, "eir_list_serial": {("x",): 7.0}, "eir_peer_up": {("m",): 0.0, ("n",): 0.0},
+        "eir_checks_total": {("blacklisted", "x", "1", "s13"): 3.0}, "eir_list_serial": {("x",): 7.0}, "eir_peer_up": {("m",): 0.0, ("n",): 0.0},
         "eir_follow_lag_seconds": {(): 0.5}, "eir_store_up": {(): 1.0}, "eir_check_duration_seconds": {("1",): 2.0, ("sum",): 0.5},
     }  # fmt: skip
     b = {
-        "eir_checks_total": {("blacklisted", "x"): 4.0, ("greylisted", "y"): 1.0}, "eir_list_serial": {("x",): 6.0},
+        "eir_checks_total": {("blacklisted", "x", "1", "s13"): 4.0, ("greylisted", "y", "late", "s13"): 1.0}, "eir_list_serial": {("x",): 6.0},
         "eir_peer_up": {("m",): 1.0}, "eir_follow_lag_seconds": {(): 0.1}, "eir_store_up": {(): 0.0},
         "eir_check_duration_seconds": {("1",): 5.0, ("sum",): 0.25},
     }  # fmt: skip
     assert merge([a, b]) == merge([b, a]) == {
-        "eir_checks_total": {("blacklisted", "x"): 7.0, ("greylisted", "y"): 1.0}, "eir_list_serial": {("x",): 6.0},
+        "eir_checks_total": {("blacklisted", "x", "1", "s13"): 7.0, ("greylisted", "y", "late", "s13"): 1.0}, "eir_list_serial": {("x",): 6.0},
         "eir_peer_up": {("m",): 1.0, ("n",): 0.0}, "eir_follow_lag_seconds": {(): 0.5}, "eir_store_up": {(): 0.0},
         "eir_check_duration_seconds": {("1",): 7.0, ("sum",): 0.75},
     }  # fmt: skip

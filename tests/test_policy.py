@@ -1,5 +1,6 @@
 """The policy over a real index: every condition, their order, observation, overrides, and lists that never arrived."""
 
+from dataclasses import FrozenInstanceError, fields
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 from made import pages_of, pair_pages
 from pyroaring import BitMap
 
-from eir.checks.policy import Override, Policy, PolicySettings, Rule, Status, compile_policy, explain
+from eir.checks import conditions
+from eir.checks.policy import NoDevice, Override, Policy, PolicySettings, Rule, Status, Verdict, compile_policy
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.lists.index import Index
 from eir.lists.pages import Page, encode_keys
@@ -166,7 +168,7 @@ def test_observed_rule_is_reported_and_passed_over():
         Rule(tac=("00101001",), answer=GREY),
         Rule(tac=("0010",), answer=UNKNOWN, observe=True),
     ]
-    policy = compiled(*rules, index=index_of(trial=[STOLEN, FREE]), observed=lambda *what: seen.append(what))
+    policy = compiled(*rules, index=index_of(trial=[STOLEN, FREE]), observed=lambda verdict: seen.append((verdict.rule, verdict.status)))
     assert ask(policy, STOLEN).rule == 2
     assert seen == [(1, BLACK)]  # rule 3 comes after the verdict
     seen.clear()
@@ -193,11 +195,11 @@ def test_override(until, in_force):
     assert ask(policy, STOLEN).rule == ("override" if in_force else 1)
     if in_force:
         assert policy.override_until == until
-        assert policy.verdicts == (ask(policy, STOLEN),)
-        assert policy.no_identity is policy.bad_identity is ask(policy, FREE)  # everything alike, errors included
+        assert [*policy.unidentified.values()] == [ask(policy, FREE)] * 2  # everything alike, errors included
+        assert policy.unlisted.verdict is ask(policy, STOLEN)
     else:
         assert policy.override_until is None
-        assert policy.no_identity is None
+        assert policy.unidentified[NoDevice.MISSING] is NoDevice.MISSING
 
 
 def test_override_in_another_zone():
@@ -205,25 +207,36 @@ def test_override_in_another_zone():
     assert not compiled(override=Override(answer=WHITE, until=until)).overridden
 
 
-@pytest.mark.parametrize("name", ["no_identity", "bad_identity"])
-def test_requests_without_a_usable_identifier(name):
-    verdict = getattr(compiled(**{name: GREY}), name)
-    assert (verdict.status, verdict.rule, verdict.list) == (GREY, name, None)
-    assert getattr(compiled(), name).status is WHITE
-    assert getattr(compiled(**{name: None}), name) is None
+@pytest.mark.parametrize("why", NoDevice)
+def test_requests_without_a_usable_identifier(why):
+    verdict = compiled(**{why: GREY}).unidentified[why]
+    assert (verdict.status, verdict.rule, verdict.label, verdict.list) == (GREY, why, why, None)
+    assert compiled().unidentified[why].status is WHITE
+    assert compiled(**{why: None}).unidentified[why] is why
 
 
 def test_verdicts_are_the_ones_made_at_compile_time():
     policy = compiled(
         Rule(list="stolen", answer=BLACK), Rule(tac=("1",), answer=GREY, observe=True), Rule(not_list="stolen", imsi=("9",), answer=GREY),
-        index=index_of(stolen=[STOLEN]), bad_identity=None,
+        index=index_of(stolen=[STOLEN]),
     )  # fmt: skip
-    assert [(v.rule, v.list) for v in policy.verdicts] == [(1, "stolen"), (3, "stolen"), ("default", None), ("no_identity", None)]
-    for request in ({"device": STOLEN}, {"device": FREE}, {"imsi": "9"}):
-        assert ask(policy, **request) is ask(policy, **request)
-        assert ask(policy, **request) in policy.verdicts
-    with pytest.raises(AttributeError):
-        policy.verdicts[0].status = WHITE
+    for request, rule in (({"device": STOLEN}, 1), ({"device": FREE}, "default"), ({"device": FREE, "imsi": "9"}, 3)):
+        verdict = ask(policy, **request)
+        assert verdict is ask(policy, **request)
+        assert verdict.rule == rule
+        with pytest.raises(FrozenInstanceError):
+            verdict.status = WHITE
+
+
+def test_a_rule_is_shown_by_its_name_or_its_number():
+    policy = compiled(Rule(tac=("001",), answer=BLACK), Rule(name="late", tac=("1",), answer=BLACK))
+    found = [ask(policy, device) for device in (FREE, "10000000000001", "20000000000001")]
+    assert [(verdict.rule, verdict.name, verdict.label) for verdict in found] == [(1, None, "1"), (2, "late", "late"), ("default", None, "default")]
+    assert Verdict(WHITE, "override").label == "override"
+
+
+def test_every_condition_of_a_rule_has_its_row_and_no_other():
+    assert {field.name for field in fields(Rule)} - {"name", "answer", "observe"} == set(conditions.CONDITIONS)
 
 
 def test_rule_over_an_unknown_list_is_a_fault_of_the_caller():
@@ -252,7 +265,7 @@ def test_condition_on_device_and_subscriber(lists, condition, holds, fails):
     policy = compiled(Rule(answer=BLACK, **condition), index=index_with(**lists))
     assert [case for case in holds if ask(policy, case[0], imsi=case[1]).rule != 1] == []
     assert [case for case in fails if ask(policy, case[0], imsi=case[1]).rule != "default"] == []
-    assert policy.verdicts[0].list in {"sims", "bound"}
+    assert ask(policy, holds[0][0], imsi=holds[0][1]).list in {"sims", "bound"}
 
 
 @pytest.mark.parametrize(("kind", "condition"), [
@@ -296,9 +309,8 @@ def test_theft_beats_an_exception_by_the_order_of_rules():
 def test_a_rule_names_each_list_once_and_the_first_one_stands_for_it():
     rule = Rule(answer=BLACK, device_bound_elsewhere="iot", not_list="allowed", subscriber_bound_elsewhere="iot")
     assert rule.lists == ("allowed", "iot")
-    index = index_with(devices={"allowed": []}, pairs={"iot": None})
-    assert compiled(rule, index=index).verdicts[0].list == "allowed"
-    assert explain(PolicySettings(rules=(rule,)), index, device_key(FREE), now=NOW).not_loaded == ("iot",)
+    index = index_with(devices={"allowed": []}, pairs={"iot": {STOLEN: [SIM], FREE: [OTHER_SIM]}})
+    assert ask(compiled(rule, index=index), FREE, imsi=SIM).list == "allowed"
     assert Rule(answer=BLACK, tac=("1",)).lists == ()
 
 
@@ -385,33 +397,15 @@ def plainly(rule, device, imsi, software_version, realm):
     st.sampled_from(["", "epc", "Other"]),
 )
 def test_compiled_policy_is_the_plain_reading_of_its_rules(given_rules, device, imsi, software_version, realm):
-    settings = PolicySettings(rules=tuple(given_rules))
-    found = explain(
-        settings, INDEX, device_key(device), now=NOW, imsi=imsi, software_version=software_version, origin_realm=realm
-    )
-    seen = []
+    observed, seen = [], []
+    policy = compiled(*given_rules, index=INDEX, observed=lambda verdict: observed.append((verdict.rule, verdict.status)))
+    verdict = ask(policy, device, imsi=imsi, software_version=software_version, realm=realm)
     for number, rule in enumerate(given_rules, 1):
         if plainly(rule, device, imsi, software_version, realm):
             if not rule.observe:
-                assert (found.verdict.rule, found.verdict.status) == (number, rule.answer)
+                assert (verdict.rule, verdict.status) == (number, rule.answer)
                 break
             seen.append((number, rule.answer))
     else:
-        assert found.verdict.rule == "default"
-    assert found.observed == tuple(seen)
-
-
-def test_explain_names_observed_rules_and_lists_that_never_arrived():
-    settings = PolicySettings(
-        rules=(
-            Rule(not_list="allowed", answer=BLACK),
-            Rule(list="trial", answer=GREY, observe=True),
-            Rule(list="stolen", answer=BLACK),
-            Rule(list="later", answer=BLACK),
-            Rule(list="allowed", answer=WHITE),
-        )
-    )
-    found = explain(settings, index_of(allowed=None, trial=[STOLEN], stolen=[STOLEN], later=None), device_key(STOLEN), now=NOW)
-    assert (found.verdict.status, found.verdict.rule, found.verdict.list) == (BLACK, 3, "stolen")
-    assert found.observed == ((2, GREY),)
-    assert found.not_loaded == ("allowed", "later")
+        assert verdict.rule == "default"
+    assert observed == seen

@@ -448,9 +448,10 @@ class TestShown:
         assert (await stranger.ask(cer("a.stranger", "a.strange.land"))).result == 3010
         found = node.metrics()
         expected = {
-            "eir_checks_total{list=stolen,status=blacklisted}": 2,
-            "eir_checks_total{list=tracked,status=greylisted}": 1,
-            "eir_checks_total{list=,status=whitelisted}": 2,
+            "eir_checks_total{list=stolen,protocol=s13,rule=1,status=blacklisted}": 2,
+            "eir_checks_total{list=tracked,protocol=s13,rule=2,status=greylisted}": 1,
+            "eir_checks_total{list=,protocol=s13,rule=default,status=whitelisted}": 1,
+            "eir_checks_total{list=,protocol=s13,rule=no_identity,status=whitelisted}": 1,
             "eir_identity_errors_total{kind=none,peer=mme}": 1,
             "eir_identity_errors_total{kind=bad,peer=mme}": 1,
             "eir_diameter_messages_total{command=ME-Identity-Check,direction=in,kind=request,peer=mme}": 6,
@@ -682,7 +683,7 @@ class TestOverrideAndObserve:
         assert [await ask(client, imei) for imei in (LISTED, LISTED, UNLISTED)] == [WHITE] * 3
         found = node.metrics()
         assert found["eir_observed_total{rule=1,status=blacklisted}"] == 2
-        assert found["eir_checks_total{list=,status=whitelisted}"] == 3
+        assert found["eir_checks_total{list=,protocol=s13,rule=default,status=whitelisted}"] == 3
         assert "no rule uses the list 'tracked'" in until(lambda: node.lines("config_warning"))[0]["detail"]
         node.end()
         assert sum(int(line["count"]) for line in node.lines("observed", rule=1, status="blacklisted")) == 2

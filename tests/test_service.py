@@ -1,17 +1,20 @@
-"""ME-Identity-Check by itself: from the AVPs of an ECR to the verdict, and what is counted and noted of it."""
+"""ME-Identity-Check by itself: from the AVPs of an ECR to its answer, over the checker that other protocols ask too."""
 
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made import pages_of, state
 from wire import HOST, TGPP, Message, avp, ecr, message, terminal, u32, walk
 
-from eir.checks.policy import PolicySettings, Rule, Status, compile_policy
-from eir.device import device_key
+from eir.checks.checker import Checker
+from eir.checks.policy import PolicySettings, Rule, Status
+from eir.device import KEY_DIGITS, device_key, meid_key
 from eir.diameter.message import Request
-from eir.errors import DiameterError
+from eir.errors import DiameterError, IdentifierError
 from eir.lists.index import Index
-from eir.s13.service import REPLIES, S13Service
+from eir.s13.service import PROTOCOL, REPLIES, S13Service, meid_text
 
 LISTED = "35209900176148"
 MEID = "A0000012345678"
@@ -38,11 +41,11 @@ class Checks:
         index.switch("stolen", builder)
         settings = PolicySettings(**{"rules": RULES, "no_identity": None, "bad_identity": None} | policy)
         self.notes = []
-        compiled = compile_policy(settings, index, observed=lambda *_: None, now=datetime.now(UTC))
-        self.service = S13Service(compiled, note=lambda *note: self.notes.append(note))
+        self.checker = Checker(settings, index, now=datetime.now(UTC), note_check=lambda *note: self.notes.append(note))
+        self.answer = S13Service(self.checker).answer
 
     def ask(self, octets):
-        return self.service.answer(Request(octets, 1000, "mme"))
+        return self.answer(Request(octets, 1000, "mme"))
 
     def status(self, octets):
         reply = self.ask(octets)
@@ -67,7 +70,7 @@ class TestIdentifiers:
     @pytest.mark.parametrize("imei", [LISTED, f"{LISTED}1", f"{LISTED}0", f"{LISTED}9", f"{LISTED}00", f"{LISTED}99"])
     def test_an_imei_of_14_15_or_16_digits_is_the_same_device(self, checks, imei):
         assert checks.status(asked(imei)) is Status.BLACKLISTED
-        assert [note[2] for note in checks.notes] == [LISTED]
+        assert [note[3] for note in checks.notes] == [LISTED]
 
     def test_leading_zeros_count(self, checks):
         assert checks.status(asked("00209900176148")) is Status.WHITELISTED
@@ -77,7 +80,7 @@ class TestIdentifiers:
     @pytest.mark.parametrize("octets", [MEID, MEID.lower(), bytes.fromhex(MEID), bytes.fromhex("A1000010325476F8")])
     def test_a_meid_as_text_or_as_octets(self, checks, octets):
         assert checks.status(ecr(terminal=meid(octets))) is Status.BLACKLISTED
-        assert [note[2] for note in checks.notes] == [MEID]
+        assert [note[3] for note in checks.notes] == [MEID]
 
     def test_a_meid_of_decimal_digits_is_the_device_with_that_imei(self, checks):
         assert checks.status(ecr(terminal=meid(DECIMAL_MEID))) is Status.BLACKLISTED
@@ -108,8 +111,8 @@ class TestWithoutAUsableIdentifier:
             checks.ask(ecr(terminal=info))
         assert (raised.value.result_code, raised.value.reason) == (5004, "bad_identity")
         assert raised.value.failed_avp == avp(1401, avp(1402, imei, TGPP), TGPP)
-        assert checks.service.identity_errors == {("bad", "mme"): 1}
-        assert checks.service.checks == {}
+        assert checks.checker.identity_errors == {("bad", "mme"): 1}
+        assert checks.checker.checks() == {}
 
     @pytest.mark.parametrize("octets", [b"", b"x", bytes(6), bytes(9), "G0000012345678", b"\xff" * 8])
     def test_a_meid_that_is_none(self, checks, octets):
@@ -130,17 +133,17 @@ class TestWithoutAUsableIdentifier:
             (found,) = walk(found.data)
             shown.append(found.code)
         assert tuple(shown) == missing
-        assert checks.service.identity_errors == {("none", "mme"): 1}
+        assert checks.checker.identity_errors == {("none", "mme"): 1}
 
     @pytest.mark.parametrize("status", list(Status))
     def test_or_the_status_that_the_policy_gives(self, status):
         checks = Checks(no_identity=status, bad_identity=status)
         assert checks.status(ecr(drop=("terminal",))) is status
         assert checks.status(asked("nonsense")) is status
-        assert checks.service.identity_errors == {("none", "mme"): 1, ("bad", "mme"): 1}
-        assert checks.service.checks == {(status, ""): 2}
-        noted = [] if status is Status.WHITELISTED else [("mme", "", "001010123456789")] * 2
-        assert [note[1:] for note in checks.notes] == noted
+        assert checks.checker.identity_errors == {("none", "mme"): 1, ("bad", "mme"): 1}
+        assert checks.checker.checks() == {(status, "", rule, PROTOCOL): 1 for rule in ("no_identity", "bad_identity")}
+        noted = [] if status is Status.WHITELISTED else [(status, "", "mme", "", "001010123456789")] * 2
+        assert checks.notes == noted
 
 
 class TestConditions:
@@ -180,13 +183,42 @@ class TestConditions:
         for imei, times in ((LISTED, 3), ("35123456789012", 2)):
             for _ in range(times):
                 checks.ask(asked(imei))
-        assert checks.service.checks == {(Status.BLACKLISTED, "stolen"): 3, (Status.WHITELISTED, ""): 2}
-        assert [(note[0].rule, *note[1:]) for note in checks.notes] == [(1, "mme", LISTED, "001010123456789")] * 3
+        assert checks.checker.checks() == {
+            (Status.BLACKLISTED, "stolen", "1", "s13"): 3, (Status.WHITELISTED, "", "default", "s13"): 2,
+        }  # fmt: skip
+        assert checks.notes == [(Status.BLACKLISTED, "stolen", "mme", LISTED, "001010123456789")] * 3
 
-    def test_a_policy_is_replaced_between_two_requests(self, checks):
-        assert checks.status(asked(LISTED)) is Status.BLACKLISTED
-        checks.service.policy = Checks(rules=()).service.policy
-        assert checks.status(asked(LISTED)) is Status.WHITELISTED
+
+class TestMeidText:
+    @pytest.mark.parametrize(
+        "octets",
+        [
+            b"A0000000000001",  # 14 characters
+            bytes.fromhex("A0000000000001"),  # 7 octets of two digits
+            bytes.fromhex("A1" + "00" * 6 + "F1"),  # A.S0022: digit 1 and type 001, ..., filler and digit 14
+        ],
+    )
+    def test_the_three_forms(self, octets):
+        assert meid_text(octets).upper() == "A0000000000001"
+
+    @pytest.mark.parametrize(
+        "octets",
+        [b"", b"\xa0" * 6, b"\xa0" * 9, b"\xff" * 14, bytes.fromhex("A200000000000001"), bytes.fromhex("A100000000000001"), b"\xa0" * 100],
+    )
+    def test_what_is_not_a_meid_becomes_a_text_that_is_not_one(self, octets):
+        with pytest.raises(IdentifierError):
+            meid_key(meid_text(octets))
+
+    @given(st.text("0123456789ABCDEF", min_size=14, max_size=14))
+    def test_three_forms_are_one_device(self, text):
+        # A.S0022: octet 1 holds digit 1 and type 1, each further octet two digits, low half first, the last one ends with F
+        nibbles = ["1", text[0], *text[1:], "F"]
+        mobile_identity = bytes(int(high + low, 16) for low, high in zip(nibbles[::2], nibbles[1::2], strict=True))
+        assert {meid_text(octets).upper() for octets in (text.encode(), bytes.fromhex(text), mobile_identity)} == {text}
+
+    @given(st.binary(max_size=20))
+    def test_only_octets_of_these_lengths_have_the_length_of_a_meid(self, octets):
+        assert len(meid_text(octets)) != KEY_DIGITS or len(octets) in {7, 8, 14}
 
 
 class TestReplies:
@@ -205,5 +237,5 @@ def test_a_label_not_a_name_is_counted():
     """Origin-Host comes from the wire; labels come from the configuration."""
     checks = Checks(no_identity=Status.WHITELISTED)
     checks.ask(ecr(drop=("terminal",), host=avp(264, "made.up.example")))
-    assert HOST not in str(checks.service.identity_errors)
-    assert checks.service.identity_errors == {("none", "mme"): 1}
+    assert HOST not in str(checks.checker.identity_errors)
+    assert checks.checker.identity_errors == {("none", "mme"): 1}

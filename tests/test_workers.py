@@ -91,8 +91,8 @@ class TestOneNode:
         samples = node.metrics()
         received = sum(client.received["answer"] for client in clients.values())
         assert samples["eir_diameter_answers_total{peer=mme,result=2001}"] == received == 4 + 20
-        assert samples["eir_checks_total{list=stolen,status=blacklisted}"] == 10
-        assert samples["eir_checks_total{list=,status=whitelisted}"] == 10
+        assert samples["eir_checks_total{list=stolen,protocol=s13,rule=1,status=blacklisted}"] == 10
+        assert samples["eir_checks_total{list=,protocol=s13,rule=default,status=whitelisted}"] == 10
         assert samples["eir_check_duration_seconds_count"] == 20
         assert samples["eir_list_entries{list=stolen}"] == 1
         assert samples["eir_worker_restarts_total"] == 0
@@ -314,7 +314,7 @@ class TestCrash:
         assert children(node.pid)["worker-1"] != before
         samples = node.metrics()
         assert samples["eir_worker_restarts_total"] == 1
-        assert samples["eir_checks_total{list=stolen,status=blacklisted}"] == 8
+        assert samples["eir_checks_total{list=stolen,protocol=s13,rule=1,status=blacklisted}"] == 8
         assert samples["eir_check_duration_seconds_count"] == 8
         assert samples["eir_peer_up{peer=mme}"] == 1
         assert [line["status"] for line in node.lines("process_ended", process="worker-1")] == ["-9"]

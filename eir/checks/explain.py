@@ -1,19 +1,21 @@
 """What would be answered for a device, and why: `eir check`. Reads from the store only the pages that the device is in.
 
-A list of pairs is kept by device, so the devices that a SIM is bound to are looked for in the whole of it, a batch of pages
-at a time, and only for a rule that asks (`subscriber_bound_elsewhere`).
-
-The verdict comes from the very policy and index that answer checks on the wire; the reason is read from the store.
+The answer is that of a Checker, as on the wire, over those pages; the reason is read from the store. A list of pairs is kept by
+device, so the devices that a SIM is bound to are looked for in the whole of it, a batch of pages at a time, and only for a rule
+that asks (`subscriber_bound_elsewhere`).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from eir.checks.policy import PolicySettings, Rule, Status, compile_policy, explain
-from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, imsi_key, is_digits
+from eir.checks.checker import Checker
+from eir.checks.conditions import CONDITIONS, NOBODY, subscriber_key
+from eir.checks.policy import NoDevice, PolicySettings, Rule, Status
+from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
+from eir.device import SNR_KEYS, imsi_key, is_digits
 from eir.errors import IdentifierError, StoreChanged
 from eir.lists.index import SUBSCRIBER_KIND, Index
 from eir.lists.load import ListSettings
@@ -24,167 +26,142 @@ from eir.lists.store import ListState, ListStore
 NAMED_MAX = 5
 """Values of a rule's condition that are named."""
 READ_AGAIN_MAX = 5
-"""Times that a list is read anew because it changed while it was read."""
-PREFIXES = {"tac": TAC_DIGITS, "software_version": None, "imsi": IMSI_LENGTHS[-1], "origin_host": None, "origin_realm": None}
-"""Conditions of a rule that are texts to compare with; those with a length compare as far as a shorter text goes."""
+"""Times that a list is read again because it changed while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What an ECR would carry; texts are empty where it would not."""
-
-    imei: str
-    """An IMEI, an IMEISV or a MEID; whatever else is asked as a request with a malformed identifier would."""
-    imsi: str = ""
-    software_version: str = ""
-    origin_host: str = ""
-    origin_realm: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Explanation:
     """What would be answered, and why."""
 
     question: Question
     status: Status | None
-    """None: with a protocol error, see `reason`."""
-    rule: int | str | None
+    """None: the protocol's error for a request that names no device."""
+    rule: int | str
+    """The rule's number from 1, or `default`, `override`, `no_identity`, `bad_identity`."""
+    name: str | None = None
+    """What people call the rule."""
     list: str | None = None
+    """The first list that the rule looks into."""
     serial: int | None = None
-    reason: str | None = None
-    """What the list gives as the reason for this device; what is wrong with the identifier if it is none."""
-    observed: tuple[tuple[int, Status], ...] = ()
-    """Rules under observation that held: number, and what they would have answered."""
-    not_loaded: tuple[str, ...] = ()
-    """Lists that the policy uses and that have never been loaded."""
-    conditions: str = ""
-    """What else than its list the rule asks for."""
-    names: Mapping[int, str] = field(default_factory=dict)
-    """Of the rules that have one, by number."""
     change: int | None = None
     """Of the list, counted from 1, where operators change it and no release does."""
+    reason: str | None = None
+    """What the list gives as the reason for this device; what is wrong with the identifier if it names no device."""
+    conditions: str = ""
+    """What else than its list the rule asks for."""
+    observed: tuple[tuple[int, str, str | None], ...] = ()
+    """Rules under observation that held before: number, what they would have answered, name."""
+    not_loaded: tuple[str, ...] = ()
+    """Lists that rules look into and that have never been loaded, so that these rules could not hold."""
 
     def as_json(self) -> dict[str, Any]:
         """The document that `--json` prints; null where nothing applies."""
         return {
-            "imei": self.question.imei,
+            "imei": self.question.imei or "",
             "imsi": self.question.imsi or None,
             "status": self.status,
             "rule": self.rule,
             "list": self.list,
             "serial": self.serial,
             "reason": self.reason,
-            "rule_name": self._name(self.rule),
-            "observed": [{"rule": rule, "rule_name": self._name(rule), "status": status} for rule, status in self.observed],
+            "rule_name": self.name,
+            "observed": [{"rule": rule, "rule_name": name, "status": status} for rule, status, name in self.observed],
             "not_loaded": list(self.not_loaded),
         }
 
     def as_text(self) -> str:
         """The same for a person, and what else is worth knowing."""
-        lines = [f"{self.question.imei}: {self.status or 'error'}"]
-        rule = self._rule(self.rule) if isinstance(self.rule, int) else f"policy's {self.rule}"
-        rule += f": {self.conditions}" if self.conditions else ""
+        lines = [f"{self.question.imei or 'no identifier'}: {self.status or 'error'}"]
+        rule = f"by {_rule(self.rule, self.name)}" if isinstance(self.rule, int) else f"because of the policy's {self.rule}"
+        conditions = f": {self.conditions}" if self.conditions else ""
         which = f"serial {self.serial}" if self.change is None else f"change {self.change}"
-        where = f", list {self.list} ({which})" if self.list else ""
-        lines.append(f"  because of the {rule}{where}" if not isinstance(self.rule, int) else f"  by {rule}{where}")
+        lines.append(f"  {rule}{conditions}" + (f", list {self.list} ({which})" if self.list else ""))
         if self.reason:
             lines.append(f"  reason: {self.reason}")
-        lines += [f"  observed only: {self._rule(rule)} would answer {status}" for rule, status in self.observed]
+        lines += [f"  observed only: {_rule(rule, name)} would answer {status}" for rule, status, name in self.observed]
         lines += [f"  note: the list {name} has never been loaded, so no rule that needs it can hold" for name in self.not_loaded]
         return "\n".join(lines)
 
-    def _rule(self, number: int) -> str:
-        name = self._name(number)
-        return f"rule {number} ({name})" if name else f"rule {number}"
 
-    def _name(self, rule: int | str | None) -> str | None:
-        return self.names.get(rule) if isinstance(rule, int) else None
+def question_of(device: str, *, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
+    """The question about a device as a person types it: an IMEI, an IMEISV or a MEID; or nothing, as a request without one asks."""
+    imei = device or None
+    return Question(imei, None if is_digits(device) else imei, imsi, software_version, origin_host, origin_realm)
 
 
-async def explain_answer(
+def wrong_option(question: Question) -> str | None:
+    """What is wrong with `--imsi` or `--software-version`, in words; None if nothing is.
+
+    A malformed identifier of the device is not wrong here: the policy has an answer to it.
+    """
+    if question.imsi:
+        try:
+            imsi_key(question.imsi)
+        except IdentifierError as e:
+            return f"--imsi {question.imsi}: {e}"
+    version = question.software_version
+    if version and not (len(version) == SOFTWARE_VERSION_DIGITS and is_digits(version)):
+        return f"--software-version {version}: expected two digits (TS 23.003 6.2.2)"
+    return None
+
+
+async def explain(
     question: Question, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, now: datetime
-) -> Answer:
+) -> Explanation:
     """Answer the question from the lists in the store. Raises StoreError."""
     index = Index({name: settings.kind for name, settings in lists.items()})
-    try:
-        key = device_key(question.imei)
-    except IdentifierError as e:
-        bad = compile_policy(policy, index, observed=lambda *_: None, now=now).bad_identity
-        return Answer(question, bad.status if bad else None, bad.rule if bad else None, reason=str(e))
+    observed: list[tuple[int, str, str | None]] = []
+    checker = Checker(policy, index, now=now, note_observed=lambda *rule: observed.append(rule))
+    key = reason = serial = change = None
     states: dict[str, ListState] = {}
+    try:
+        key = question.device()
+    except IdentifierError as e:
+        reason = str(e)
+    else:
+        states = await _read(question, key, policy, lists, store, index=index, now=now.timestamp())
+    verdict = checker.check(question)
+    if isinstance(verdict, NoDevice):
+        return Explanation(question, None, verdict.value, reason=reason)
+    if key is not None and verdict.list in states:
+        serial = states[verdict.list].serial
+        change = None if serial else states[verdict.list].generation
+        if (wanted := _wanted(lists[verdict.list].kind, key, question.imsi)) is not None:
+            reason = await reason_of(store, verdict.list, wanted, now=now.timestamp())
+    conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
+    used = dict.fromkeys(name for rule in policy.rules for name in rule.lists)
+    not_loaded = tuple(name for name in used if name not in states) if key is not None else ()
+    return Explanation(
+        question, verdict.status, verdict.rule, verdict.name, verdict.list, serial, change, reason, conditions, tuple(observed), not_loaded
+    )
+
+
+async def _read(
+    question: Question, key: int, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, index: Index, now: float
+) -> dict[str, ListState]:
+    """Put into the index what the lists hold that may bear on the question; returns the states of those that were ever loaded."""
+    states = {}
     bound = {rule.subscriber_bound_elsewhere for rule in policy.rules}
+    subscriber = subscriber_key(question.imsi)
     for name, settings in lists.items():
-        if name in bound and (subscriber := _subscriber(question.imsi)) is not None:
+        if name in bound and subscriber != NOBODY:
             state, pages = await _pages_of_pair(store, name, key // SNR_KEYS, subscriber)
         else:
-            state, pages = await store.some_pages(name, list(_page_numbers(settings.kind, key, question.imsi)))
+            wanted = _wanted(settings.kind, key, question.imsi)
+            state, pages = await store.some_pages(name, [] if wanted is None else [wanted // SNR_KEYS])
         if state is not None:
             states[name] = state
             builder = index.builder(name, state)
             for page in pages:
                 builder.add(page)
             index.switch(name, builder)
-            index.lists[name].expire(now.timestamp(), math.inf)
-    found = explain(
-        policy, index, key, now=now, imsi=question.imsi, software_version=question.software_version,
-        origin_host=question.origin_host, origin_realm=question.origin_realm,
-    )  # fmt: skip
-    verdict = found.verdict
-    reason = serial = change = None
-    if verdict.list in states:
-        serial = states[verdict.list].serial
-        change = None if serial else states[verdict.list].generation
-        wanted = key if lists[verdict.list].kind != SUBSCRIBER_KIND else _subscriber(question.imsi)
-        reason = None if wanted is None else await reason_of(store, verdict.list, wanted, now=now.timestamp())
-    conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
-    names = {number: rule.name for number, rule in enumerate(policy.rules, 1) if rule.name}
-    return Answer(
-        question, verdict.status, verdict.rule, verdict.list, serial, reason, found.observed, found.not_loaded, conditions,
-        names=names, change=change,
-    )  # fmt: skip
+            index.lists[name].expire(now, math.inf)
+    return states
 
 
-def fault_of(question: Question) -> str | None:
-    """What no request would carry, so that there is no answer to it; an identifier that is none gets one."""
-    if question.imsi:
-        try:
-            imsi_key(question.imsi)
-        except IdentifierError as e:
-            return f"--imsi {question.imsi}: {e}"
-    if question.software_version and not (len(question.software_version) == 2 and is_digits(question.software_version)):
-        return f"--software-version {question.software_version}: expected two digits (TS 23.003 6.2.2)"
-    return None
-
-
-def _conditions(rule: Rule) -> str:
-    """`tac 3512345*; imsi 26201*`: the conditions besides the list that the answer names anyway."""
-    said = [
-        f"{name} {wanted}"
-        for name in ("not_list", "device_bound_elsewhere", "subscriber_bound_elsewhere")
-        if (wanted := getattr(rule, name)) is not None
-    ]
-    for name, whole in PREFIXES.items():
-        if wanted := getattr(rule, name):
-            shown = [text if whole is None or len(text) == whole else f"{text}*" for text in wanted[:NAMED_MAX]]
-            more = f" and {len(wanted) - NAMED_MAX} more" if len(wanted) > NAMED_MAX else ""
-            said.append(f"{name} {', '.join(shown)}{more}")
-    return "; ".join(said)
-
-
-def _subscriber(imsi: str) -> int | None:
-    """The key of an IMSI; None for a text that is none, which a request might carry all the same."""
-    try:
-        return imsi_key(imsi) if imsi else None
-    except IdentifierError:
-        return None
-
-
-def _page_numbers(kind: str, key: int, imsi: str) -> Iterable[int]:
-    """The page in which a list of this kind holds the device, or the subscriber."""
-    if kind != SUBSCRIBER_KIND:
-        yield key // SNR_KEYS
-    elif (subscriber := _subscriber(imsi)) is not None:
-        yield subscriber // SNR_KEYS
+def _wanted(kind: str, key: int, imsi: str) -> int | None:
+    """The key by which a list of this kind is asked: the device's or the subscriber's; None if there is no IMSI to ask by."""
+    return key if kind != SUBSCRIBER_KIND else subscriber_key(imsi) or None
 
 
 async def _pages_of_pair(store: ListStore, name: str, number: int, subscriber: int) -> tuple[ListState | None, Sequence[Page]]:
@@ -200,3 +177,23 @@ async def _pages_of_pair(store: ListStore, name: str, number: int, subscriber: i
             continue
         return state, pages
     raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
+
+
+def _conditions(rule: Rule) -> str:
+    """`tac 3512345*; imsi 26201*`: the conditions besides the list that the answer names anyway."""
+    said = []
+    for name, value in rule.conditions.items():
+        condition = CONDITIONS[name]
+        if name == "list":
+            continue
+        if condition.names_list:
+            said.append(f"{name} {value}")
+            continue
+        shown = [text if condition.length in {None, len(text)} else f"{text}*" for text in value[:NAMED_MAX]]
+        more = f" and {len(value) - NAMED_MAX} more" if len(value) > NAMED_MAX else ""
+        said.append(f"{name} {', '.join(shown)}{more}")
+    return "; ".join(said)
+
+
+def _rule(number: int, name: str | None) -> str:
+    return f"rule {number} ({name})" if name else f"rule {number}"

@@ -198,7 +198,7 @@ def config_(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 @app.command("check")
 def check_(
-    imei: Annotated[str, typer.Argument(help="IMEI (14 or 15 digits), IMEISV (16) or MEID.")],
+    imei: Annotated[str, typer.Argument(help="IMEI (14 or 15 digits), IMEISV (16) or MEID; '' asks without one.")],
     imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber that uses the device.")] = "",
     software_version: Annotated[str, typer.Option(metavar="NN", help="Software version, two digits.")] = "",
     origin_host: Annotated[str, typer.Option(metavar="HOST", help="Origin-Host of the request.")] = "",
@@ -207,13 +207,15 @@ def check_(
     as_json: Json = False,
 ) -> None:
     """Say what would be answered for a device, and why: the rule, the list, its serial, the reason given there."""
-    question = check.Question(imei, imsi, software_version, origin_host, origin_realm)
-    if fault := check.fault_of(question):
-        raise _fail(fault, EXIT_USAGE)
+    question = check.question_of(
+        imei, imsi=imsi, software_version=software_version, origin_host=origin_host, origin_realm=origin_realm
+    )
+    if wrong := check.wrong_option(question):
+        raise _fail(wrong, EXIT_USAGE)
     checked = load_config(config)
     answer = _with_store(
         checked,
-        lambda store: check.explain_answer(question, checked.policy, checked.lists, store, now=datetime.now(UTC)),
+        lambda store: check.explain(question, checked.policy, checked.lists, store, now=datetime.now(UTC)),
         fresh=False,
     )
     if as_json:

@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from eir.checks.conditions import CONDITIONS
 from eir.checks.policy import Override, PolicySettings, Rule, Status
 from eir.config.schema import (
     FILE_BYTES_MAX,
@@ -258,8 +259,7 @@ STATUS = one_of({status.value: status for status in Status})
 STATUS_OR_TOO_BUSY = one_of({TOO_BUSY: TOO_BUSY, **{status.value: status for status in Status}})
 STATUS_OR_ERROR = one_of({**{status.value: status for status in Status}, ERROR: ERROR})
 
-PAIR_CONDITIONS = ("device_bound_elsewhere", "subscriber_bound_elsewhere")
-LIST_CONDITIONS = ("list", "not_list", *PAIR_CONDITIONS)
+LIST_CONDITIONS = [name for name, condition in CONDITIONS.items() if condition.names_list]
 """Keys of a rule that name a list."""
 
 LIMITS = Limits()
@@ -621,13 +621,12 @@ def _unusable(path: Path) -> str | None:
 
 def _check_rules(document: Document) -> Iterator[Problem]:
     lists = document.values["lists"]
-    conditions = [name for name in (f.name for f in fields(Rule)) if name not in {"name", "answer", "observe"}]
     names = Counter(rule["name"] for rule in document.values["policy"]["rules"] if rule["name"])
     for at, rule in enumerate(document.values["policy"]["rules"]):
         spot = ("policy", "rules", at)
-        if not document.faulty(*spot) and not any(rule[name] for name in conditions):
+        if not document.faulty(*spot) and not any(rule[name] for name in CONDITIONS):
             yield document.problem(
-                f"a rule without a condition answers every device; expected one of {', '.join(conditions)}, or policy.default", *spot
+                f"a rule without a condition answers every device; expected one of {', '.join(CONDITIONS)}, or policy.default", *spot
             )
         if names[rule["name"]] > 1:
             yield document.problem(f"two rules have the name '{rule['name']}'", *spot, "name")
@@ -637,7 +636,7 @@ def _check_rules(document: Document) -> Iterator[Problem]:
             if rule[name] not in lists:
                 advice = did_you_mean(rule[name], list(lists)) or f"; lists are: {', '.join(lists) or 'none'}"
                 yield document.problem(f"the rule's list '{rule[name]}' is not under 'lists'{advice}", *spot, name)
-            elif name in PAIR_CONDITIONS and (kind := lists[rule[name]]["kind"]) != PAIRS:
+            elif CONDITIONS[name].pairs_only and (kind := lists[rule[name]]["kind"]) != PAIRS:
                 yield document.problem(
                     f"'{rule[name]}' is a list of {kind}; what is bound to what only a list of pairs says", *spot, name
                 )

@@ -13,14 +13,14 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from eir.checks.policy import Policy, Rule, Status, Verdict, compile_policy
+from eir.checks.checker import Checker
 from eir.config import Config
 from eir.daemon import state_folder
 from eir.daemon.channel import Channel, ChannelError, Ends, Handlers, take_over
@@ -42,8 +42,6 @@ from eir.operate.status import WorkerReport
 from eir.s13.lane import Lane
 from eir.s13.service import S13Service
 from eir.stores.open import open_copy, open_store
-
-L = TypeVar("L", bound=tuple[str, ...])
 
 DRAIN_S = 8.0
 """How long peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
@@ -131,19 +129,19 @@ def built(configured: Configured, inherited: Inherited, channel: Channel, log: L
         on_switch=lambda name, state: tell_in_force(log.report, name, state, longest_slice_ms=round(follower.longest_slice_s * 1000, 3)),
         copy=copy, heal=config.heal, who=f"{socket.gethostname()}:{os.getpid()}", clock=clock,
     )  # fmt: skip
-    checks = Checks(index, log)
-    checks.configure(config)
-    service = checks.service
+    checker = Checker(
+        config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report
+    )
     tls = None if config.tls is None else load_tls(config.tls)
     node = Node(
-        replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config), service.answer,
-        counts=counts, report=log.report, lane=lambda *known: Lane(service, *known), desk=FrontDesk(channel), dials=configured.dials,
+        replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config), S13Service(checker).answer,
+        counts=counts, report=log.report, lane=partial(Lane, checker), desk=FrontDesk(channel), dials=configured.dials,
         overload=overload_of(config), tls=tls, grants=inherited.grants,
     )  # fmt: skip
     for label in configured.disabled:
         node.disable(label)
     stores = (store,) if copy is None else (store, copy)
-    return Worker(config, log, channel, counts=counts, index=index, checks=checks, follower=follower, stores=stores, clock=clock, node=node, tls=tls)
+    return Worker(config, log, channel, counts=counts, index=index, checker=checker, follower=follower, stores=stores, clock=clock, node=node, tls=tls)
 
 
 class Worker:
@@ -157,7 +155,7 @@ class Worker:
         *,
         counts: Counts,
         index: Index,
-        checks: "Checks",
+        checker: Checker,
         follower: Follower,
         stores: Sequence[ListStore],
         clock: TrustedClock,
@@ -169,7 +167,7 @@ class Worker:
         self._channel = channel
         self._counts = counts
         self._index = index
-        self._checks = checks
+        self._checker = checker
         self._follower = follower
         self._stores = stores
         self._clock = clock
@@ -243,7 +241,7 @@ class Worker:
         if tick % FOLD_EVERY_TICKS == 0:
             self._tell_shed()
             self._log.fold()
-        self._checks.tick()
+        self._checker.tick(datetime.now(UTC))
         if tick % KEEP_CLOCK_EVERY_TICKS == 0:
             if self._clock.jumped:
                 self._log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
@@ -263,7 +261,7 @@ class Worker:
         new = configured.config
         tls = self._tls if new.tls is None else load_tls(new.tls)  # a listener for TLS that is open stays so until a restart
         self._index.reconfigure(kinds_of(new))
-        self._checks.configure(new)
+        self._checker.reconfigure(new.policy, datetime.now(UTC))
         identity = replace(new.identity, origin_state_id=self._node.identity.origin_state_id)
         self._node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls)
         self._log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
@@ -284,19 +282,19 @@ class Worker:
         connected, disabled = self._node.connected(), self._node.disabled()
         states = self._loaded()
         return {
-            "eir_checks_total": _labelled(self._checks.service.checks),
-            "eir_observed_total": _labelled(self._checks.observed),
-            "eir_identity_errors_total": _labelled(self._checks.service.identity_errors),
+            "eir_checks_total": metrics.by_labels(self._checker.checks()),
+            "eir_observed_total": metrics.by_labels(self._checker.observed),
+            "eir_identity_errors_total": metrics.by_labels(self._checker.identity_errors),
             "eir_check_duration_seconds": metrics.histogram(DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s),
-            "eir_diameter_messages_total": _labelled(counts.messages),
-            "eir_diameter_answers_total": _labelled(counts.answers),
+            "eir_diameter_messages_total": metrics.by_labels(counts.messages),
+            "eir_diameter_answers_total": metrics.by_labels(counts.answers),
             "eir_diameter_errors_total": metrics.by_label(counts.errors),
             "eir_diameter_drops_total": metrics.by_label(counts.dropped),
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(counts.last_request),
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
-            "eir_shed_total": _labelled(counts.shed),
+            "eir_shed_total": metrics.by_labels(counts.shed),
             "eir_list_entries": metrics.by_label({name: state.entries for name, state in states.items()}),
             "eir_list_serial": metrics.by_label({name: state.serial for name, state in states.items()}),
             "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),
@@ -306,7 +304,7 @@ class Worker:
             "eir_store_lost_data": {(name,): float(name in follower.lost) for name in states},
             "eir_follow_lag_seconds": {(): follower.lag_s},
             "eir_switch_longest_slice_seconds": {(): follower.longest_slice_s},
-            "eir_override_active": {(): float(self._checks.overridden)},
+            "eir_override_active": {(): float(self._checker.policy.overridden)},
         }
 
     def report(self) -> WorkerReport:
@@ -315,8 +313,8 @@ class Worker:
         lately = (self._counts.shed - self._shed_told) + self._shed_lately
         return WorkerReport(
             missing=missing_lists(self._config, states), lists=states, store_up=self._follower.up, lost=dict(self._follower.lost),
-            from_copy=sorted(self._follower.from_copy), overridden=self._checks.overridden,
-            checks=sum(self._checks.service.checks.values()), connected=self._node.connected(), tasks=len(asyncio.all_tasks()),
+            from_copy=sorted(self._follower.from_copy), overridden=self._checker.policy.overridden,
+            checks=self._checker.checks().total(), connected=self._node.connected(), tasks=len(asyncio.all_tasks()),
             shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self._node.disabled(),
         )  # fmt: skip
 
@@ -356,51 +354,3 @@ class FrontDesk:
     def closed(self, connection: int, reason: str) -> None:
         """See Admission.closed."""
         self._channel.tell("closed", connection, reason)
-
-
-def _labelled(values: Mapping[L, int]) -> dict[metrics.Labels, float]:
-    return dict(values.items())
-
-
-class Checks:
-    """TEMP: replaced by eir.checks at the merge."""
-
-    def __init__(self, index: Index, log: Log) -> None:
-        self._index, self._log = index, log
-        self.observed: Counter[tuple[str, str]] = Counter()
-
-    def configure(self, config: Config) -> None:
-        """TEMP."""
-        self._config = config
-        policy = self._compile(config)
-        if hasattr(self, "service"):
-            self.service.policy = policy
-        else:
-            self.service: S13Service = S13Service(policy, note=self._note)
-
-    @property
-    def overridden(self) -> bool:
-        """TEMP."""
-        return self.service.policy.overridden
-
-    def tick(self) -> None:
-        """TEMP."""
-        ends = self.service.policy.override_until
-        if ends is not None and datetime.now(UTC) >= ends:
-            self.service.policy = self._compile(self._config)
-            self._log.report("override_ended", level="warning")
-
-    def _compile(self, config: Config) -> Policy:
-        policy = compile_policy(config.policy, self._index, observed=partial(self._observe, config.policy.rules), now=datetime.now(UTC))
-        if policy.overridden:
-            until = policy.override_until
-            self._log.report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
-        return policy
-
-    def _observe(self, rules: Sequence[Rule], rule: int, status: Status) -> None:
-        name = rules[rule - 1].name
-        self.observed[name or str(rule), status] += 1
-        self._log.note_observed(rule, status, name)
-
-    def _note(self, verdict: Verdict, peer: str, imei: str, imsi: str) -> None:
-        self._log.note_check(verdict.status, verdict.list or "", peer, imei, imsi)

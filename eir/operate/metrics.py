@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 Labels = tuple[str, ...]
+L = TypeVar("L", bound=Labels)
 Snapshot = dict[str, dict[Labels, float]]
 """Metric name → label values → value. A histogram has its cumulative buckets under its upper bounds and `sum`."""
 
@@ -38,9 +39,9 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("eir_checks_total", "counter", ("status", "list"), "ME-Identity-Checks answered, by status and the list that decided"),
+    Family("eir_checks_total", "counter", ("status", "list", "rule", "protocol"), "Checks answered, by status, the list and the rule that decided, and the protocol that asked"),
     Family("eir_observed_total", "counter", ("rule", "status"), "Checks that a rule with `observe: true` would have answered"),
-    Family("eir_identity_errors_total", "counter", ("kind", "peer"), "Requests without an identifier (none) or with one that is none (bad)"),
+    Family("eir_identity_errors_total", "counter", ("kind", "peer"), "Requests without an identifier of a device (none), or with one that is not valid (bad)"),
     Family("eir_check_duration_seconds", "histogram", (), "From the read that completed a request to the write of its answer"),
     Family("eir_diameter_messages_total", "counter", ("peer", "command", "kind", "direction"), "Diameter messages"),
     Family("eir_diameter_answers_total", "counter", ("peer", "result"), "Answers sent, by Result-Code or vendor:experimental code"),
@@ -91,6 +92,11 @@ def outliving(snapshot: Snapshot) -> Snapshot:
         for name, samples in snapshot.items()
         if name in _FAMILY and _FAMILY[name].kind != "gauge" and _FAMILY[name].merge == "sum"
     }
+
+
+def by_labels(values: Mapping[L, float]) -> dict[Labels, float]:
+    """The samples of a metric whose labels are the keys."""
+    return dict(values.items())
 
 
 def by_label(values: Mapping[str, float]) -> dict[Labels, float]:

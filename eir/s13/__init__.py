@@ -1,4 +1,4 @@
-"""The S13 application (3GPP TS 29.272 clause 6): from an ECR to a verdict to an ECA.
+"""The S13 application (3GPP TS 29.272 clause 6): from an ECR to a question, and from a verdict to an ECA.
 
-May import eir.diameter, eir.device, eir.checks.policy and eir.errors; knows no store, no configuration and no metrics library.
+May import eir.checks, eir.diameter, eir.device and eir.errors; knows no store, no configuration and no metrics library.
 """

@@ -10,7 +10,8 @@ tests/test_express.py holds the two to the same bytes.
 Many such messages in a row are answered by columns (eir.s13.columns), as far as every rule needs the device to be in a list:
 only devices that some list may have are decided one by one.
 
-May import what s13.service may, and numpy; knows no connection and no clock.
+May import what s13.service may, and numpy; knows no connection and no clock. The verdicts are those of the policy in force in
+eir.checks.checker, which counts them too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eir.checks.checker import Checker
 from eir.checks.policy import Status, Verdict
-from eir.device import IMEI_LENGTHS, KEY_DIGITS, key_text
+from eir.checks.question import IMEISV_DIGITS, SOFTWARE_VERSION_DIGITS
+from eir.device import IMEI_LENGTHS, KEY_DIGITS
 from eir.diameter.answer import Reply, encode_answer, is_protocol_error, result_avp, result_label
 from eir.diameter.avp import Avp
 from eir.diameter.dictionary import (
@@ -38,7 +41,7 @@ from eir.diameter.dictionary import (
 from eir.diameter.grammar import ECR, TERMINAL_GRAMMAR, Grammar
 from eir.diameter.message import HEADER_BYTES, Request
 from eir.s13.columns import Columns
-from eir.s13.service import REPLIES, SOFTWARE_VERSION_DIGITS, S13Service
+from eir.s13.service import PROTOCOL, REPLIES
 
 IDS_AT = 12
 """Offset of hop-by-hop and end-to-end identifier, 8 bytes together (RFC 6733 3)."""
@@ -55,7 +58,6 @@ LEARNING_COSTS = 32
 CREDIT_MAX = 100 * LEARNING_COSTS
 GENERAL_ONLY = frozenset({PROXY_INFO, DRMP, MEID})
 """A request that has one of these is always answered by the general path."""
-IMEISV_DIGITS = 16
 COLUMNS_MIN = 20
 """Messages in a row from which columns are worth their fixed cost."""
 COLUMNS_PAUSE = 16
@@ -115,9 +117,9 @@ class Lane:
     `overload` is what requests past a limit on requests a second get.
     """
 
-    def __init__(self, service: S13Service, label: str, origin: bytes, overload: Reply) -> None:
-        self._service = service
-        self._policy = service.policy
+    def __init__(self, checker: Checker, label: str, origin: bytes, overload: Reply) -> None:
+        self._checker = checker
+        self._policy = checker.policy
         self._label = label
         self._origin = origin
         self._overload = overload
@@ -134,7 +136,7 @@ class Lane:
         Appends the answers' bytes to `out`. Returns the position behind the last message answered and how many answers
         of each result (`2001`, `10415:5422`) there were.
         """
-        if self._service.policy is not self._policy:
+        if self._checker.policy is not self._policy:
             self._forget_verdicts()
         tally: dict[Verdict, int] = {}
         layout = self._latest
@@ -184,7 +186,7 @@ class Lane:
             extend((head, fields[at_ids], session_head, fields[at_session], tail))
             tally[verdict] = tally.get(verdict, 0) + 1
             if not is_plain:
-                self._service.note(verdict, self._label, key_text(key), imsi.decode())
+                self._checker.note(verdict, self._label, key, imsi.decode())
             position += length
             messages_max -= 1
         return position, messages_max
@@ -265,10 +267,9 @@ class Lane:
 
     def _count(self, tally: dict[Verdict, int]) -> Mapping[str, int]:
         """Count what was answered; returns the answers by result."""
+        self._checker.count(PROTOCOL, tally)
         results: dict[str, int] = {}
-        checks = self._service.checks
         for verdict, count in tally.items():
-            checks[verdict.status, verdict.list or ""] += count
             result = _RESULTS[verdict.status]
             results[result] = results.get(result, 0) + count
             self._credit += count
@@ -284,7 +285,7 @@ class Lane:
         return None
 
     def _forget_verdicts(self) -> None:
-        self._policy = self._service.policy
+        self._policy = self._checker.policy
         for candidates in self._layouts.values():
             for layout in candidates:
                 for context in layout.contexts.values():

@@ -8,14 +8,16 @@ from typing import Any
 
 from eir.diameter.avp import encode, encode_text, encode_u32, text
 from eir.diameter.client import Client, connect
+from eir.diameter.dictionary import AUTH_SESSION_STATE, TGPP, USER_NAME
 from eir.diameter.message import Answer
 from eir.errors import EirError
-from eir.s13 import service as s13
+from eir.s13.service import DIAMETER_SUCCESS, EQUIPMENT_STATUSES, ERROR_EQUIPMENT_UNKNOWN, NO_STATE_MAINTAINED
 
-STATUS_OF = {value.to_bytes(4): str(status) for status, value in s13.EQUIPMENT_STATUSES.items()}
+STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATUSES.items()}
 COMMAND_ECR = 324
 APPLICATION_S13 = 16777252
 VENDOR_ID, AUTH_APPLICATION_ID, VENDOR_SPECIFIC_APPLICATION_ID = 266, 258, 260
+TERMINAL_INFORMATION, IMEI, SOFTWARE_VERSION, EQUIPMENT_STATUS = 1401, 1402, 1403, 1445
 REDIRECT_HOST = 292
 REDIRECT_INDICATION = 3006
 ERROR_MESSAGE = 281
@@ -123,29 +125,29 @@ async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, tim
 
 def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None) -> bytes:
     """What an ECR holds after Origin-Realm (TS 29.272 7.2.19)."""
-    application = encode_u32(VENDOR_ID, s13.VENDOR_3GPP) + encode_u32(AUTH_APPLICATION_ID, APPLICATION_S13)
-    terminal = encode_text(s13.IMEI, imei, s13.VENDOR_3GPP)
+    application = encode_u32(VENDOR_ID, TGPP) + encode_u32(AUTH_APPLICATION_ID, APPLICATION_S13)
+    terminal = encode_text(IMEI, imei, TGPP)
     if software_version:
-        terminal += encode_text(s13.SOFTWARE_VERSION, software_version, s13.VENDOR_3GPP)
+        terminal += encode_text(SOFTWARE_VERSION, software_version, TGPP)
     avps = [
         encode(VENDOR_SPECIFIC_APPLICATION_ID, application),
-        encode_u32(s13.AUTH_SESSION_STATE, s13.NO_STATE_MAINTAINED),
+        encode_u32(AUTH_SESSION_STATE, NO_STATE_MAINTAINED),
         encode_text(283, realm),
-        encode(s13.TERMINAL_INFORMATION, terminal, s13.VENDOR_3GPP),
+        encode(TERMINAL_INFORMATION, terminal, TGPP),
     ]
     if imsi:
-        avps.append(encode_text(s13.USER_NAME, imsi))
+        avps.append(encode_text(USER_NAME, imsi))
     return b"".join(avps)
 
 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> Finding:
     """An answer as it came: two results, or an E bit with a status, are shown and not followed."""
     codes, experimental = answer.result_codes, answer.experimental_results
-    statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS, s13.VENDOR_3GPP)]
+    statuses = [avp.data for avp in answer.every(EQUIPMENT_STATUS, TGPP)]
     status = None
-    if codes == [s13.DIAMETER_SUCCESS] and not experimental and len(statuses) == 1 and not answer.is_error:
+    if codes == [DIAMETER_SUCCESS] and not experimental and len(statuses) == 1 and not answer.is_error:
         status = STATUS_OF.get(statuses[0])
-    elif not codes and experimental == [(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
+    elif not codes and experimental == [(TGPP, ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
         status = "unknown"
     code = codes[0] if codes else None
     fault = None if status is not None else _fault(answer, codes, experimental, statuses)
@@ -169,7 +171,7 @@ def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]]
     if codes == [REDIRECT_INDICATION]:
         hosts = ", ".join(text(avp) for avp in answer.every(REDIRECT_HOST))
         return f"redirected to {hosts or 'nobody'}; not followed"
-    if codes != [s13.DIAMETER_SUCCESS]:
+    if codes != [DIAMETER_SUCCESS]:
         return None
     if answer.is_error:
         return "the E bit is set beside 2001"

@@ -1,131 +1,99 @@
-"""ME-Identity-Check: what an ECR asks about, what the policy says, and what the ECA carries (TS 29.272 6.2, 7.2.19, 7.2.20).
+"""ME-Identity-Check: an ECR becomes a question, and a verdict becomes an ECA (TS 29.272 6.2, 7.2.19, 7.2.20).
 
-Synchronous from request to reply. The node has checked the ECR against its grammar; what only the policy can tell (an ECR
-without an identifier, or with one that is none) is decided here.
+Translates and nothing else: what is a good identifier, and what is answered, eir.checks says. The node has checked the ECR
+against its grammar. Synchronous from request to reply.
 """
 
-from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-
-from eir.checks.policy import Policy, Status, Verdict
-from eir.device import imei_key, is_digits, key_text, meid_key_from_octets
+from eir.checks.checker import Checker
+from eir.checks.policy import NoDevice, Status
+from eir.checks.question import Question
 from eir.diameter.answer import Reply, example_avp
 from eir.diameter.avp import Avp, encode_u32
+from eir.diameter.dictionary import (
+    AUTH_SESSION_STATE,
+    EQUIPMENT_STATUS,
+    IMEI,
+    MEID,
+    SOFTWARE_VERSION,
+    TERMINAL_INFORMATION,
+    TGPP,
+    USER_NAME,
+)
 from eir.diameter.message import Request
-from eir.errors import DiameterError, IdentifierError
+from eir.errors import DiameterError
 
-VENDOR_3GPP = 10415
-USER_NAME = 1
-AUTH_SESSION_STATE = 277
-TERMINAL_INFORMATION = 1401
-IMEI = 1402
-SOFTWARE_VERSION = 1403
-MEID = 1471
-EQUIPMENT_STATUS = 1445
+PROTOCOL = "s13"
+"""What metrics call this protocol."""
 
 NO_STATE_MAINTAINED = 1
 DIAMETER_SUCCESS = 2001
 INVALID_AVP_VALUE = 5004
 MISSING_AVP = 5005
 ERROR_EQUIPMENT_UNKNOWN = 5422
-SOFTWARE_VERSION_DIGITS = 2
 
 EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}
 """TS 29.272 7.3.51."""
 
+_CODE = 0xFFFFFFFF  # the part of an AVP's key that is its code
 _NO_STATE = encode_u32(AUTH_SESSION_STATE, NO_STATE_MAINTAINED)
 
 REPLIES: dict[Status, Reply] = {
-    status: Reply(result_code=DIAMETER_SUCCESS, avps=_NO_STATE + encode_u32(EQUIPMENT_STATUS, value, VENDOR_3GPP))
+    status: Reply(result_code=DIAMETER_SUCCESS, avps=_NO_STATE + encode_u32(EQUIPMENT_STATUS & _CODE, value, TGPP))
     for status, value in EQUIPMENT_STATUSES.items()
 }
 """The answer to each verdict, encoded once."""
 # TS 29.272 7.4.3.4: an unknown device is an Experimental-Result, and then neither Result-Code nor Equipment-Status is sent.
-REPLIES[Status.UNKNOWN] = Reply(experimental=(VENDOR_3GPP, ERROR_EQUIPMENT_UNKNOWN), avps=_NO_STATE)
+REPLIES[Status.UNKNOWN] = Reply(experimental=(TGPP, ERROR_EQUIPMENT_UNKNOWN), avps=_NO_STATE)
 
-Note = Callable[[Verdict, str, str, str], None]
-"""Told of each check that did not end in `whitelisted`: verdict, peer label, IMEI, IMSI (empty where there was none)."""
+# RFC 6733 7.1.5: a missing AVP is told by an example.
+_GROUP = (TERMINAL_INFORMATION & _CODE, TGPP)
+_NO_GROUP = example_avp(*_GROUP)
+_NO_IMEI = example_avp(IMEI & _CODE, TGPP, inside=(_GROUP,))
 
 
 class S13Service:
-    """Answers ECRs by the policy that it holds; `policy` may be replaced between two requests."""
+    """Answers ECRs by what the checker says."""
 
-    def __init__(self, policy: Policy, *, note: Note) -> None:
-        self.policy = policy
-        self.checks: Counter[tuple[str, str]] = Counter()
-        """(status, list that decided or empty) → checks answered."""
-        self.identity_errors: Counter[tuple[str, str]] = Counter()
-        """(`none` or `bad`, peer label) → requests without a usable identifier."""
-        self.note = note
+    def __init__(self, checker: Checker) -> None:
+        self._checker = checker
 
     def answer(self, request: Request) -> Reply:
-        """The reply to an ECR. Raises DiameterError where policy wants an error for a request without a usable identifier."""
-        info = request.find(TERMINAL_INFORMATION, VENDOR_3GPP)
-        imei = meid = version = None
-        if info is not None:
-            imei = request.find_in(info, IMEI, VENDOR_3GPP)
-            meid = request.find_in(info, MEID, VENDOR_3GPP)
-            version = request.find_in(info, SOFTWARE_VERSION, VENDOR_3GPP)
-        user_name = request.find(USER_NAME)
-        imsi = _digits(user_name)
-        if imei is None and meid is None:
-            return self._without_identity(request, info, imsi)
-        key = _key(imei, meid)
-        if key is None:
-            return self._with_bad_identity(request, info, imei or meid, imsi)
-        verdict = self.policy.decide(key, imsi, _version(imei, version), request.origin_host, request.origin_realm)
-        return self._reply(verdict, request.peer, key_text(key), imsi)
-
-    def _reply(self, verdict: Verdict, peer: str, imei: str, imsi: str) -> Reply:
-        status = verdict.status
-        self.checks[status, verdict.list or ""] += 1
-        if status is not Status.WHITELISTED:
-            self.note(verdict, peer, imei, imsi)
-        return REPLIES[status]
-
-    def _without_identity(self, request: Request, info: Avp | None, imsi: str) -> Reply:
-        self.identity_errors["none", request.peer] += 1
-        verdict = self.policy.no_identity
-        if verdict is not None:
-            return self._reply(verdict, request.peer, "", imsi)
-        if info is None:
-            example = example_avp(TERMINAL_INFORMATION, VENDOR_3GPP)
-        else:
-            example = example_avp(IMEI, VENDOR_3GPP, inside=((TERMINAL_INFORMATION, VENDOR_3GPP),))
-        raise DiameterError(MISSING_AVP, "no_identity", "neither IMEI nor MEID (policy.no_identity: error)", failed_avp=example)
-
-    def _with_bad_identity(self, request: Request, info: Avp | None, bad: Avp | None, imsi: str) -> Reply:
-        self.identity_errors["bad", request.peer] += 1
-        verdict = self.policy.bad_identity
-        if verdict is not None:
-            return self._reply(verdict, request.peer, "", imsi)
-        failed = request.failed(bad, info) if bad is not None and info is not None else b""
-        raise DiameterError(
-            INVALID_AVP_VALUE, "bad_identity", "the IMEI is none (policy.bad_identity: error)", failed_avp=failed
-        )
+        """The reply to an ECR. Raises DiameterError where the policy wants an error for a request that names no device."""
+        info = request.first.get(TERMINAL_INFORMATION)
+        inside = {} if info is None else {avp.key: avp for avp in reversed(request.members(info))}
+        imei, meid = inside.get(IMEI), inside.get(MEID)
+        verdict = self._checker.check(Question(
+            imei=None if imei is None else _text(imei),
+            meid=None if meid is None else meid_text(meid.data),
+            imsi=_text(request.first.get(USER_NAME)),
+            software_version=_text(inside.get(SOFTWARE_VERSION)),
+            origin_host=request.origin_host,
+            origin_realm=request.origin_realm,
+            protocol=PROTOCOL,
+            peer=request.peer,
+        ))  # fmt: skip
+        if not isinstance(verdict, NoDevice):
+            return REPLIES[verdict.status]
+        if info is not None and (bad := imei or meid) is not None:
+            said = "the IMEI or MEID is not valid (policy.bad_identity: error)"
+            raise DiameterError(INVALID_AVP_VALUE, verdict.value, said, failed_avp=request.failed(bad, info))
+        said = "neither IMEI nor MEID (policy.no_identity: error)"
+        raise DiameterError(MISSING_AVP, verdict.value, said, failed_avp=_NO_GROUP if info is None else _NO_IMEI)
 
 
-def _key(imei: Avp | None, meid: Avp | None) -> int | None:
-    """The device's key by its IMEI if it sent a good one, else by its MEID; None if neither is one."""
-    if imei is not None:
-        with suppress(IdentifierError):
-            return imei_key(imei.data.decode("ascii", "replace"))
-    if meid is not None:
-        with suppress(IdentifierError):
-            return meid_key_from_octets(meid.data)
-    return None
+def meid_text(octets: bytes) -> str:
+    """The digits of a 3GPP2-MEID AVP (TS 29.272 7.3.6 leaves the form to 3GPP2 A.S0022).
+
+    Taken are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity, whose first octet
+    holds digit 1 and the type and whose last one ends with a filler. Other octets give a text that is not a MEID either.
+    """
+    if len(octets) == 14:
+        return octets.decode("ascii", "replace")
+    if len(octets) == 8 and octets[0] & 0x07 == 1 and octets[7] >> 4 == 0xF:
+        # In each octet but the first the lower half is the earlier digit; in the first it is the type.
+        return "".join(f"{octet & 0xF:x}{octet >> 4:x}" for octet in octets)[1:15]
+    return octets.hex()
 
 
-def _version(imei: Avp | None, version: Avp | None) -> str:
-    """The two digits of Software-Version; those at the end of an IMEISV where the AVP is missing; else empty."""
-    text = _digits(version)
-    if not text and imei is not None and len(imei.data) == 16:
-        text = imei.data[14:].decode("ascii", "replace")
-    return text if len(text) == SOFTWARE_VERSION_DIGITS else ""
-
-
-def _digits(avp: Avp | None) -> str:
-    """The text of an AVP if it is digits; else empty: an IMSI or a version that is none decides nothing."""
-    text = "" if avp is None else avp.data.decode("ascii", "replace")
-    return text if is_digits(text) else ""
+def _text(avp: Avp | None) -> str:
+    return "" if avp is None else avp.data.decode("ascii", "replace")

@@ -6,11 +6,13 @@ answer well formed, and the accounts are to add up after each step.
 
 import struct
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import ip_network
 
 from wire import EIR, REALM, TGPP, Message
 
-from eir.checks.policy import PolicySettings, Rule, Status, compile_policy
+from eir.checks.checker import Checker
+from eir.checks.policy import PolicySettings, Rule, Status
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Limits, PeerSettings
 from eir.diameter.peer import Arrived, Peer
@@ -45,12 +47,11 @@ class Side:
 
     def __init__(self, *, lane, rate):
         self.noted = []
-        policy = compile_policy(POLICY, Index({}), observed=lambda *_: None, now=datetime.now(UTC))
-        self.service = S13Service(policy, note=lambda *note: self.noted.append(note[1:]))
+        self.checker = Checker(POLICY, Index({}), now=datetime.now(UTC), note_check=lambda *note: self.noted.append(note))
         self.counts = Counts()
         self.surroundings = Surroundings(
-            identity=IDENTITY, limits=LIMITS, application=self.service.answer, application_id=16777252, counts=self.counts,
-            report=lambda *_, **__: None, jitter=lambda: 0.0, lane=(lambda *known: Lane(self.service, *known)) if lane else None,
+            identity=IDENTITY, limits=LIMITS, application=S13Service(self.checker).answer, application_id=16777252, counts=self.counts,
+            report=lambda *_, **__: None, jitter=lambda: 0.0, lane=partial(Lane, self.checker) if lane else None,
         )  # fmt: skip
         self.peer = Peer(self.surroundings, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
         self.peer.rates = [Limit("rate_max", Bucket(rate, 0.0))] if rate else []
@@ -108,8 +109,8 @@ class Side:
     def state(self):
         counts = self.counts
         return (
-            counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, counts.peers_refused, self.service.checks,
-            self.service.identity_errors, self.peer.state, self.peer.requests, self.peer.answers, self.peer.pending, self.noted,
+            counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, counts.peers_refused, self.checker.checks(),
+            self.checker.identity_errors, self.peer.state, self.peer.requests, self.peer.answers, self.peer.pending, self.noted,
         )  # fmt: skip
 
 

@@ -1,0 +1,126 @@
+"""The check: from a question to a verdict, whichever protocol asks; and what is counted and told of it.
+
+A protocol's translator makes a Question of a request and an answer of what `check` returns. A fast path of a protocol asks the
+policy in force itself (`policy`), and hands in what it answered by the batch (`count`, `note`). Synchronous, without I/O: the time
+is an argument, and events go to callables. May import eir.checks, eir.lists.index, eir.device and errors.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from eir.checks.policy import NoDevice, Policy, PolicySettings, Status, Verdict, compile_policy
+from eir.checks.question import Question
+from eir.device import key_text
+from eir.errors import IdentifierError, Report, silent
+from eir.lists.index import Index
+
+Labels = tuple[str, str, str, str]
+"""Status, list that decided (or empty), rule (by name, number, or `default`, `override`, `no_identity`, `bad_identity`), protocol."""
+
+NoteCheck = Callable[[str, str, str, str, str], None]
+"""Told of each check that did not end in `whitelisted`: status, list, peer, identifier, IMSI; empty where there is none."""
+
+NoteObserved = Callable[[int, str, str | None], None]
+"""Told of each check that an observed rule would have answered: the rule's number, the status, the rule's name."""
+
+KINDS = {NoDevice.MISSING: "none", NoDevice.MALFORMED: "bad"}
+"""What metrics call a request that names no device."""
+
+
+class Checker:
+    """Answers questions by the policy in force, and counts what it answered.
+
+    Made from the policy's settings and the lists that its rules look into; raises as compile_policy.
+    """
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        index: Index,
+        *,
+        now: datetime,
+        note_check: NoteCheck = lambda *_: None,
+        note_observed: NoteObserved = lambda *_: None,
+        report: Report = silent,
+    ) -> None:
+        self._index = index
+        self._note_check = note_check
+        self._note_observed = note_observed
+        self._report = report
+        self._answered: defaultdict[str, Counter[Verdict]] = defaultdict(Counter)
+        """Protocol → checks by verdict of the policy in force. Labels are made of them when someone wants to see them."""
+        self._answered_before: Counter[Labels] = Counter()
+        """By verdicts of earlier policies."""
+        self.observed: Counter[tuple[str, str]] = Counter()
+        """(rule, status) → checks that a rule under observation would have answered."""
+        self.identity_errors: Counter[tuple[str, str]] = Counter()
+        """(`none` or `bad`, peer label) → requests without an identifier, or with a malformed one."""
+        self.reconfigure(settings, now)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force; another object as soon as another one is."""
+        return self._policy
+
+    def reconfigure(self, settings: PolicySettings, now: datetime) -> None:
+        """Put another policy in force, over the lists that the index has now. If it cannot be compiled, the one in force stays."""
+        policy = compile_policy(settings, self._index, observed=self._observe, now=now)
+        self._answered_before = self.checks()
+        self._answered.clear()
+        self._settings, self._policy = settings, policy
+        if policy.overridden:
+            until = policy.override_until
+            self._report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
+
+    def tick(self, now: datetime) -> bool:
+        """To be called each second. True if an override has ended, so that the rules answer again."""
+        ends = self._policy.override_until
+        if ends is None or now < ends:
+            return False
+        self.reconfigure(self._settings, now)
+        self._report("override_ended", level="warning")
+        return True
+
+    def check(self, question: Question) -> Verdict | NoDevice:
+        """What the question is answered.
+
+        NoDevice where the request names no device and the policy wants the protocol's own error for that.
+        """
+        policy, imsi, key = self._policy, question.subscriber(), None
+        try:
+            key = question.device()
+        except IdentifierError:
+            why = NoDevice.MISSING if question.is_anonymous else NoDevice.MALFORMED
+            self.identity_errors[KINDS[why], question.peer] += 1
+            verdict = policy.unidentified[why]
+            if isinstance(verdict, NoDevice):
+                return verdict
+        else:
+            verdict = policy.decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
+        self._answered[question.protocol][verdict] += 1
+        if verdict.status is not Status.WHITELISTED:
+            self.note(verdict, question.peer, key, imsi)
+        return verdict
+
+    def count(self, protocol: str, verdicts: Mapping[Verdict, int]) -> None:
+        """Count checks that `policy` decided elsewhere: verdict → how many there were."""
+        answered = self._answered[protocol]
+        for verdict, count in verdicts.items():
+            answered[verdict] += count
+
+    def note(self, verdict: Verdict, peer: str, key: int | None, imsi: str) -> None:
+        """Tell of a check that did not end in `whitelisted`: peer label, device (key of eir.device), IMSI (empty: none)."""
+        self._note_check(verdict.status, verdict.list or "", peer, "" if key is None else key_text(key), imsi)
+
+    def checks(self) -> Counter[Labels]:
+        """Checks answered since the start, under all policies."""
+        answered = self._answered_before.copy()
+        for protocol, verdicts in self._answered.items():
+            for verdict, count in verdicts.items():
+                answered[verdict.status, verdict.list or "", verdict.label, protocol] += count
+        return answered
+
+    def _observe(self, verdict: Verdict) -> None:
+        self.observed[verdict.label, verdict.status] += 1
+        self._note_observed(int(verdict.rule), verdict.status, verdict.name)

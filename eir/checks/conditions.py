@@ -1,0 +1,144 @@
+"""The conditions that a rule may have: one table, from the condition's name to what makes a test of its value.
+
+A new condition is a row here and a field of `policy.Rule` with the same name. May import eir.lists.index, eir.device and
+errors; knows neither rules nor their order.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, imsi_key
+from eir.errors import IdentifierError
+from eir.lists.index import DEVICES, SUBSCRIBER_KIND, DeviceList, Index, PairList
+
+Holds = Callable[[int, str, str, str, str], bool]
+"""(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → whether the condition holds; texts are empty where absent."""
+
+NOBODY = 0
+"""The key of no IMSI (eir.device.imsi_key gives each a leading 1), so no list has it."""
+
+
+class Condition(NamedTuple):
+    """One condition, whose value in a rule is a tuple of texts, or the name of a list."""
+
+    compile: Callable[[Any, Index], Holds]
+    """Makes the test. Raises KeyError if the value names a list that the index does not have, or has as one of another kind."""
+    length: int | None = None
+    """Of texts: characters of a whole one, where shorter ones stand for all that begin with them. None: they are compared whole."""
+    names_list: bool = False
+    pairs_only: bool = False
+    """The list has to be one of pairs."""
+    listed_only: bool = False
+    """Cannot hold for a device that is not in the list, unless that is one of subscribers."""
+
+
+def subscriber_key(imsi: str) -> int:
+    """The key of an IMSI; NOBODY where the request carried none, or a text that is not an IMSI."""
+    if not imsi:
+        return NOBODY
+    try:
+        return imsi_key(imsi)
+    except IdentifierError:
+        return NOBODY
+
+
+def _tac(prefixes: tuple[str, ...], _: Index) -> Holds:
+    # key // divisor leaves as many leading digits as the prefix has. The key of a MEID with letters has 15 digits or
+    # more, so what is left of it is longer than any prefix and equals none.
+    by_divisor: dict[int, set[int]] = {}
+    for prefix in prefixes:
+        by_divisor.setdefault(SNR_KEYS * 10 ** (TAC_DIGITS - len(prefix)), set()).add(int(prefix))
+    if len(by_divisor) == 1:
+        ((divisor, wanted),) = by_divisor.items()
+        return lambda key, _imsi, _software_version, _host, _realm: key // divisor in wanted
+    lengths = tuple(by_divisor.items())
+
+    def one_holds(key: int, _imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
+        for divisor, wanted in lengths:  # noqa: SIM110  a generator for each check costs more than the comparisons do
+            if key // divisor in wanted:
+                return True
+        return False
+
+    return one_holds
+
+
+def _software_version(versions: tuple[str, ...], _: Index) -> Holds:
+    wanted = frozenset(versions)
+    return lambda _key, _imsi, software_version, _host, _realm: software_version in wanted
+
+
+def _imsi(prefixes: tuple[str, ...], _: Index) -> Holds:
+    return lambda _key, imsi, _software_version, _host, _realm: imsi.startswith(prefixes)
+
+
+def _origin_host(hosts: tuple[str, ...], _: Index) -> Holds:
+    wanted = frozenset(host.lower() for host in hosts)
+    return lambda _key, _imsi, _software_version, host, _realm: host.lower() in wanted
+
+
+def _origin_realm(realms: tuple[str, ...], _: Index) -> Holds:
+    wanted = frozenset(realm.lower() for realm in realms)
+    return lambda _key, _imsi, _software_version, _host, realm: realm.lower() in wanted
+
+
+def _list(name: str, index: Index) -> Holds:
+    # The bound method is taken once: a switch replaces what the list holds, never the list.
+    entries = index.lists[name]
+    holds = entries.holds
+    if entries.kind == SUBSCRIBER_KIND:
+        return lambda _key, imsi, _software_version, _host, _realm: holds(subscriber_key(imsi))
+    if isinstance(entries, PairList):
+        binds = entries.binds
+        return lambda key, imsi, _software_version, _host, _realm: holds(key) and binds(key, subscriber_key(imsi))
+    return lambda key, _imsi, _software_version, _host, _realm: holds(key)
+
+
+def _not_list(name: str, index: Index) -> Holds:
+    entries, in_list = index.lists[name], _list(name, index)
+    needs_subscriber = entries.kind != DEVICES
+
+    def not_in_list(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
+        # An allow-list that never arrived holds nobody. Taken at its word it would block everyone, so the rule waits
+        # for the first load (and /ready says 503); an allow-list that was loaded and is empty does mean everyone.
+        if entries.state is None or (needs_subscriber and not subscriber_key(imsi)):
+            return False
+        return not in_list(key, imsi, software_version, host, realm)
+
+    return not_in_list
+
+
+def _device_bound_elsewhere(name: str, index: Index) -> Holds:
+    return _bound_elsewhere(_pairs(name, index).device_bound_elsewhere)
+
+
+def _subscriber_bound_elsewhere(name: str, index: Index) -> Holds:
+    return _bound_elsewhere(_pairs(name, index).subscriber_bound_elsewhere)
+
+
+def _bound_elsewhere(elsewhere: Callable[[int, int], bool]) -> Holds:
+    def holds(key: int, imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
+        subscriber = subscriber_key(imsi)
+        return subscriber != NOBODY and elsewhere(key, subscriber)
+
+    return holds
+
+
+def _pairs(name: str, index: Index) -> PairList:
+    entries: DeviceList = index.lists[name]
+    if not isinstance(entries, PairList):
+        raise KeyError(f"{name} is a list of {entries.kind}; one of pairs says what is bound to what")
+    return entries
+
+
+CONDITIONS: dict[str, Condition] = {
+    "list": Condition(_list, names_list=True, listed_only=True),
+    "not_list": Condition(_not_list, names_list=True),
+    "tac": Condition(_tac, length=TAC_DIGITS),
+    "software_version": Condition(_software_version),
+    "imsi": Condition(_imsi, length=IMSI_LENGTHS[-1]),
+    "origin_host": Condition(_origin_host),
+    "origin_realm": Condition(_origin_realm),
+    "device_bound_elsewhere": Condition(_device_bound_elsewhere, names_list=True, pairs_only=True, listed_only=True),
+    "subscriber_bound_elsewhere": Condition(_subscriber_bound_elsewhere, names_list=True, pairs_only=True),
+}
+"""Name → condition, in the order in which people are told of them."""

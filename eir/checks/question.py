@@ -1,0 +1,66 @@
+"""What is asked: a device, the subscriber that uses it and who wants to know; and which identifiers are good (TS 23.003 6.2).
+
+A translator (eir.s13.service is S13's) fills a Question with the texts that its protocol carried and judges none of them: what is
+missing or malformed is told apart here, in the same way for each protocol. Imports eir.device and errors; knows no policy.
+"""
+
+from typing import NamedTuple
+
+from eir.device import IMEI_LENGTHS, KEY_DIGITS, imei_key, is_digits, meid_key
+from eir.errors import IdentifierError
+
+IMEISV_DIGITS = IMEI_LENGTHS[-1]
+SOFTWARE_VERSION_DIGITS = IMEISV_DIGITS - KEY_DIGITS
+
+
+class Question(NamedTuple):
+    """One check that is asked for. Texts are as the protocol carried them, empty where it carried none."""
+
+    imei: str | None = None
+    """IMEI or IMEISV; None: the request has none, which is not the same as an empty one."""
+    meid: str | None = None
+    """MEID, as hexadecimal digits; None: the request has none."""
+    imsi: str = ""
+    software_version: str = ""
+    origin_host: str = ""
+    origin_realm: str = ""
+    protocol: str = ""
+    """Over which the request came: a label of the metrics."""
+    peer: str = ""
+    """Label of the peer that sent the request, for metrics and log. Comes from the configuration, never from the wire."""
+
+    @property
+    def is_anonymous(self) -> bool:
+        """True if the request carries no identifier of a device, not even a malformed one."""
+        return self.imei is None and self.meid is None
+
+    def device(self) -> int:
+        """The key (eir.device) of the device: by its IMEI if that is good, else by its MEID.
+
+        Raises IdentifierError if neither is, with the reason in words.
+        """
+        if self.imei is None:
+            if self.meid is None:
+                raise IdentifierError("there is neither an IMEI nor a MEID")
+            return meid_key(self.meid)
+        try:
+            return imei_key(self.imei)
+        except IdentifierError as e:
+            if self.meid is None:
+                raise
+            bad_imei = e
+        try:
+            return meid_key(self.meid)
+        except IdentifierError as e:
+            raise IdentifierError(f"{bad_imei}; {e}") from None
+
+    def subscriber(self) -> str:
+        """The IMSI; empty if it is not digits only, so that it decides nothing."""
+        return self.imsi if is_digits(self.imsi) else ""
+
+    def version(self) -> str:
+        """The software version, two digits: its own if it is digits, else the end of an IMEISV. Empty if that is not two digits."""
+        version = self.software_version
+        if not is_digits(version):
+            version = self.imei[KEY_DIGITS:] if self.imei and len(self.imei) == IMEISV_DIGITS and is_digits(self.imei) else ""
+        return version if len(version) == SOFTWARE_VERSION_DIGITS else ""

@@ -1,0 +1,79 @@
+"""Which device, subscriber and software version a question is about, whatever its texts are."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eir.checks.question import Question
+from eir.device import device_key, imei_key, meid_key
+from eir.errors import IdentifierError
+
+IMEI, OTHER, MEID = "35209900176148", "35123456789012", "A0000012345678"
+
+
+@pytest.mark.parametrize(
+    ("imei", "meid", "key"),
+    [
+        (IMEI, None, imei_key(IMEI)), (f"{IMEI}1", None, imei_key(IMEI)), (f"{IMEI}01", None, imei_key(IMEI)),
+        (None, MEID, meid_key(MEID)), (None, MEID.lower(), meid_key(MEID)), (None, "99000012345678", 99000012345678),
+        (IMEI, MEID, imei_key(IMEI)),  # a good IMEI comes first
+        ("nonsense", MEID, meid_key(MEID)), ("", MEID, meid_key(MEID)),  # a bad one does not
+        (IMEI, "nonsense", imei_key(IMEI)),
+        ("0" * 14, None, 0),
+    ],
+)  # fmt: skip
+def test_the_device(imei, meid, key):
+    question = Question(imei, meid)
+    assert question.device() == key
+    assert not question.is_anonymous
+
+
+@pytest.mark.parametrize(
+    ("imei", "meid", "said"),
+    [
+        (None, None, "there is neither an IMEI nor a MEID"),
+        ("", None, "got 0 characters"), ("3520990017614", None, "an IMEI has 14 or 15 digits, an IMEISV 16; got 13 characters"),
+        (MEID, None, "an IMEI has"),  # what the protocol calls an IMEI is not taken for a MEID
+        (None, f"{MEID}0", "a MEID has 14 hexadecimal digits; got 15 characters"),
+        ("x", "G0000012345678", "an IMEI has 14 or 15 digits, an IMEISV 16; got 1 characters; a MEID has hexadecimal digits only"),
+    ],
+)  # fmt: skip
+def test_no_device(imei, meid, said):
+    question = Question(imei, meid)
+    with pytest.raises(IdentifierError, match=said):
+        question.device()
+    assert question.is_anonymous is (imei is meid is None)
+
+
+@pytest.mark.parametrize(
+    ("imei", "version", "found"),
+    [
+        (IMEI, "34", "34"), (IMEI, "", ""), (f"{IMEI}77", "", "77"), (f"{IMEI}77", "34", "34"), (None, "34", "34"), (None, "", ""),
+        (f"{IMEI}77", "xx", "77"), (f"{IMEI}77", "3\N{FULLWIDTH DIGIT FOUR}", "77"),  # one that is not digits counts as missing
+        (f"{IMEI}77", "345", ""), (f"{IMEI}77", "3", ""),
+        ("nonsense12345677", "", ""),  # the end of something else
+        (f"{IMEI}7", "", ""),
+    ],
+)  # fmt: skip
+def test_the_software_version(imei, version, found):
+    assert Question(imei, MEID, software_version=version).version() == found
+
+
+@pytest.mark.parametrize(
+    ("imsi", "found"),
+    [("262011234567890", "262011234567890"), ("26201", "26201"), ("", ""), ("262011234567890@example.org", ""), ("\N{ARABIC-INDIC DIGIT TWO}6201", "")],
+)  # fmt: skip
+def test_the_subscriber(imsi, found):
+    assert Question(imsi=imsi).subscriber() == found
+
+
+@given(st.text() | st.text("0123456789ABCDEFabcdef", min_size=13, max_size=17))
+def test_a_text_of_unknown_kind_is_asked_as_both(text):
+    """The way of `eir check`, and the one that lists are read by."""
+    try:
+        expected = device_key(text)
+    except IdentifierError:
+        with pytest.raises(IdentifierError):
+            Question(text, text).device()
+    else:
+        assert Question(text, text).device() == expected
