@@ -13,8 +13,7 @@ from test_follow import Node
 
 from eir.errors import StoreError
 from eir.lists.pages import PAGE_KEYS
-from eir.stores import redis as redis_store
-from eir.stores.redis import RedisStore
+from eir.stores.redis import RedisStore, writing
 from eir.stores.sqlite import SqliteStore
 
 README = Path(__file__).parents[2] / "README.md"
@@ -153,7 +152,7 @@ def works(server, user, folder):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(redis_store, "REPLICA_WAIT_MS", 20)
+    monkeypatch.setattr(writing, "REPLICA_WAIT_MS", 20)
     monkeypatch.setattr("eir.stores.follow.RETRY_S", 0.02)
     monkeypatch.setattr("eir.stores.follow.WAIT_S", 0.05)
 
