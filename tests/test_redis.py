@@ -20,6 +20,7 @@ from eir.errors import NothingToRollBack, StoreError
 from eir.lists.pages import PAGE_KEYS, Page
 from eir.stores import follow, redis_url
 from eir.stores import redis as redis_store
+from eir.stores.open import open_store
 from eir.stores.redis import RedisStore, reading, writing
 from eir.stores.redis_url import parse_url
 from eir.stores.sqlite import SqliteStore
@@ -166,6 +167,44 @@ class TestFaults:
                 assert "wrong" not in f"{caught.value}{store.where}{parse_url(url)!r}"
         async with opened(server.url.replace("//", "//:right@")) as store:
             assert await store.states() == {}
+
+    async def test_a_password_file_is_read_for_each_connection(self, own, tmp_path):
+        """So a password may change while a node runs; a file that is away meanwhile is a fault that passes."""
+        server, file = own("--requirepass", "right"), tmp_path / "password"
+
+        def cut():
+            assert server.command("AUTH", password, then=["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
+
+        file.write_text("right\n")
+        password = "right"
+        async with opened(f"{server.url}?password_file={file}") as store:
+            await store.replace("a", state(A), A, seen=0)
+            async with Node(store, {"a": "devices"}) as node:
+                file.unlink()
+                cut()
+                await until(lambda: node.follower.errors["noauth"])
+                details = [fields["detail"] for event, fields in node.events if event == "store_failed" and fields["reason"] == "noauth"]
+                assert f"password file {file} cannot be read: No such file" in details[0]
+                assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+                assert server.command("AUTH", password, then=["CONFIG", "SET", "requirepass", "other"])
+                password = "other"
+                file.write_text("other\n")
+                cut()
+                await until(lambda: is_a(store))
+                await store.replace("a", state(B, serial=2), B, seen=1)
+                await node.reaches(2)
+
+    async def test_a_password_file_that_is_not_there_is_named_at_the_start(self, own, tmp_path):
+        url = f"{own('--requirepass', 'right').url}?password_file={tmp_path}/password"
+        with pytest.raises(StoreError, match=f"password_file {tmp_path}/password") as caught:
+            open_store(url, tmp_path)
+        assert caught.value.cause == "url"
+        # A process of a node that has started takes it as a fault of each call.
+        store = open_store(url, tmp_path, check=False)
+        assert await cause_of(store.states()) == "noauth"
+        (tmp_path / "password").write_text("right")
+        assert await store.states() == {}
+        await store.close()
 
     async def test_loading(self, own):
         server = own("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
@@ -409,6 +448,14 @@ class TestNodes:
             assert time.monotonic() - began < follow.WAIT_S + 0.5
             assert node.keys() == [9, 5 * PAGE_KEYS]
             assert not node.follower.errors
+
+    async def test_an_entry_without_its_state_does_not_make_a_follower_spin(self, server, store):
+        await store.replace("a", state(A), A, seen=0)
+        server.command("XADD", "eir:{a}:changes", "9-0", "before", "8")
+        began = time.monotonic()
+        for _ in range(4):
+            await store.wait({"a": 1}, 1)
+        assert 3 * redis_store.UNCHANGED_PAUSE_S <= time.monotonic() - began < 1
 
     async def test_a_flush_is_noticed_and_healed_from_a_copy(self, server, tmp_path, store):
         copy = SqliteStore(tmp_path / "copy.sqlite")

@@ -221,6 +221,20 @@ async def test_at_sentinels(watched, less, monkeypatch):
     assert (found and sentinel.command("ACL", "LOG") == b"*0\r\n") == (less is None)
 
 
+async def test_passwords_from_files(cluster, watched, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("secret\n")
+    for node in cluster.nodes:
+        allow(node, LOADER)
+        node.command("ACL", "SETUSER", LOADER, *IN_A_CLUSTER.split())
+    assert await is_read(f"{cluster.url.replace('//', f'//{LOADER}@')}?password_file={file}")
+    (sentinel,) = watched.sentinels
+    sentinel.command("ACL", "SETUSER", "eir", "reset", "on", ">secret", "resetchannels", "-@all", *AT_SENTINELS.split())
+    sentinel.command("ACL", "LOG", "RESET")
+    assert await is_read(f"{watched.url}?sentinel_user=eir&sentinel_password_file={file}")
+    assert sentinel.command("ACL", "LOG") == b"*0\r\n"
+
+
 async def is_read(url):
     store = RedisStore(url)
     try:

@@ -49,7 +49,7 @@ UNCHANGED_PAUSE_S = 0.1
 class RedisStore(ListWriter):
     """Implements eir.lists.store.ListStore on Redis. Connects when first asked. `report` hears of what is not an error.
 
-    Raises StoreError (`url`) for a URL that says no Redis, or, with `check`, names a file or variable that is not there.
+    Raises StoreError (`url`) for a URL that is not one of eir.stores.redis_url, see there also for `check`.
     """
 
     def __init__(self, url: str, *, report: Report = silent, check: bool = True) -> None:
@@ -72,7 +72,9 @@ class RedisStore(ListWriter):
 
     async def states(self) -> Mapping[str, ListState]:
         """Of all names that were ever written or asked for."""
-        self._known.update(name.decode() for name in await self._link.do("SMEMBERS", LISTS))
+        names = await self._link.do("SMEMBERS", LISTS)
+        with self._link.as_written():
+            self._known.update(name.decode() for name in names)
         rows = await asyncio.gather(*(read_row(self._link, name) for name in sorted(self._known)))
         return {row.name: row.state for row in rows if row is not None and not row.lost}
 

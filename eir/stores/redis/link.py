@@ -75,7 +75,8 @@ class Link:
             async with client.pipeline(transaction=transaction) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
-                return await _heeding(pipe.execute())
+                found: list[Any] = await pipe.execute()
+                return found
 
         return await self.call(str(commands[0][1]), send)
 
@@ -105,7 +106,7 @@ class Link:
                 self._greeted = isinstance(error, fault.NoPermissionError)
                 if not self._greeted:
                     raise
-        return await _heeding(operation(client))
+        return await operation(client)
 
     async def _greet(self, client: Any) -> None:
         memory = await client.info("memory")

@@ -23,7 +23,7 @@ from eir.lists.pages import Page
 from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
 from eir.stores.records import decode_change, decode_state
 from eir.stores.sqlite import writing
-from eir.stores.sqlite.file import NUMBER_BITS, NUMBER_MASK, READ, File, checkpoint, find, transaction
+from eir.stores.sqlite.file import NUMBER_BITS, NUMBER_MASK, File, checkpoint, find, transaction
 from eir.stores.write import ListWriter, Wanted, portions, without_gap
 
 POLL_S = 0.1
@@ -50,10 +50,11 @@ READ_SOME = f"""
 SELECT state, (SELECT {GATHER} FROM pages WHERE id IN (SELECT lists.page_set << :bits | value FROM json_each(:numbers)))
 FROM lists WHERE name = :name
 """  # noqa: S608  # as above
+# Those up to the generation in force, which is in each row.
 READ_CHANGES = """
-SELECT before, after, pages FROM changes WHERE list = :name AND after > :after AND after <= :current ORDER BY after
+SELECT generation, changes.before, after, pages FROM lists LEFT JOIN changes
+ON list = name AND after > :after AND after <= generation WHERE name = :name ORDER BY after
 """
-
 EVENT_FIELDS = [field.name for field in fields(Event)]
 READ_EVENTS = f"""
 SELECT {", ".join(EVENT_FIELDS)} FROM events WHERE :name IS NULL OR list = :name ORDER BY id DESC LIMIT :limit
@@ -143,7 +144,9 @@ class SqliteStore(ListWriter):
 
     async def changes(self, name: str, after: int) -> Sequence[Change] | None:
         """The last writing.CHANGES_MAX steps are kept."""
-        return await self._file.call(_changes, name, after)
+        rows = await self._file.rows(READ_CHANGES, name=name, after=after)
+        steps = [decode_change(*step) for _, *step in rows if step[1] is not None]
+        return without_gap(steps, after, rows[0][0] if rows else 0)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
         """Looks each POLL_S: SQLite tells nobody of a commit."""
@@ -156,7 +159,8 @@ class SqliteStore(ListWriter):
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
         """A row with an end by this host's clock."""
-        return await self._file.call(_claim, {"what": what, "who": who, "ttl_s": ttl_s, "now": time.time()})
+        values = {"what": what, "who": who, "ttl_s": ttl_s, "now": time.time()}
+        return await self._file.call(lambda db: bool(db.execute(CLAIM, values).rowcount))
 
     async def record(self, event: Event) -> None:
         """One transaction; durable when it returns."""
@@ -193,21 +197,8 @@ def _decode_batch(text: str | None) -> list[Page]:
     return pages
 
 
-def _changes(db: sqlite3.Connection, name: str, after: int) -> Sequence[Change] | None:
-    with transaction(db, READ):
-        stored = writing.stored(db, name)
-        current = 0 if stored is None else stored.generation
-        values = {"name": name, "after": after, "current": current}
-        rows = find(db, READ_CHANGES, values)
-    return without_gap((decode_change(*row) for row in rows), after, current)
-
-
 def _record(db: sqlite3.Connection, event: Event) -> None:
     with transaction(db):
         added = db.execute(ADD_EVENT, asdict(event))
         db.execute("DELETE FROM events WHERE id <= ?", ((added.lastrowid or 0) - HISTORY_MAX,))
         db.execute(COUNT_OUTCOME, asdict(event))
-
-
-def _claim(db: sqlite3.Connection, values: Mapping[str, object]) -> bool:
-    return bool(db.execute(CLAIM, values).rowcount)

@@ -38,7 +38,8 @@ CREATE TABLE lists (
     before_set INTEGER,     -- its pages: all of them, or those that the last release touched (empty keys: there was none)
     before_whole INTEGER);
 CREATE TABLE sets (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, page_count INTEGER NOT NULL DEFAULT 0,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    page_count INTEGER NOT NULL DEFAULT 0,  -- of version 1 of the schema; nobody counts or reads it
     keep_until REAL NOT NULL,               -- for a set that no list points to: Unix seconds
     doomed INTEGER NOT NULL DEFAULT 0       -- 1: its pages are being deleted
 );
@@ -69,7 +70,6 @@ REOPEN = frozenset({"corrupt", "io", "cannot_open", "readonly"})
 """After these the connection is of no more use."""
 NO_ROOM = frozenset({"full", "io", "cannot_open"})
 """Where a disk is full and the file cannot be opened: even a reader makes a file of shared memory beside it."""
-READ = "BEGIN"
 STILL_S = 1.0
 """How long a file that was opened without one is read as it is; then it is opened again."""
 
@@ -231,9 +231,9 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 
 @contextmanager
-def transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    """Write all that is done in it, or nothing; READ: read the file as of one moment."""
-    db.execute(begin)
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Write all that is done in it, or nothing."""
+    db.execute("BEGIN IMMEDIATE")
     try:
         yield
         db.execute("COMMIT")

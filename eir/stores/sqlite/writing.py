@@ -52,15 +52,16 @@ def begin_set(db: sqlite3.Connection, name: str, seen: int) -> int:
 
 
 def fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Add pages to a set."""
+    """Add pages to a set that is being filled. Raises StoreError (staging_lost) if it has been collected."""
     with transaction(db):
-        alive = db.execute(
-            "UPDATE sets SET page_count = page_count + ?, keep_until = ? WHERE id = ? AND NOT doomed",
-            (len(pages), time.time() + SET_IDLE_S, page_set),
-        ).rowcount
-        if not alive:
-            raise StoreError("staging_lost", "the pages that were being loaded were cleared away: load again")
+        _hold(db, page_set)
         _insert(db, page_set, pages)
+
+
+def _hold(db: sqlite3.Connection, page_set: int) -> None:
+    values = (time.time() + SET_IDLE_S, page_set)
+    if not db.execute("UPDATE sets SET keep_until = ? WHERE id = ? AND NOT doomed", values).rowcount:
+        raise StoreError("staging_lost", "the pages that were loaded were cleared away before they came into force: load again")
 
 
 def give_up(db: sqlite3.Connection, page_set: int) -> None:
@@ -124,12 +125,11 @@ def commit(db: sqlite3.Connection, name: str, seen: int, wanted: Wanted | None, 
         if wanted is None:
             kept = last_kept(name, before)
             wanted, own = kept.wanted([] if kept.whole else _pages(db, kept.page_set)), kept.page_set
-        elif staged is None:
-            own = _new_set(db) if wanted.keep else 0  # 0: it needs none
-        elif db.execute("SELECT 1 FROM sets WHERE id = ? AND NOT doomed", (staged,)).fetchone():
+        elif staged is not None:
             own = staged
+            _hold(db, own)
         else:
-            raise StoreError("staging_lost", "the pages that were loaded were cleared away before they came into force: load again")
+            own = _new_set(db) if wanted.keep else 0  # 0: it needs none
         write = decide(before, wanted, own)
         _carry_out(db, name, write)
     return write.after.state
