@@ -819,5 +819,5 @@ class TestReadingTheNames:
             await store.amend("a", state(after, serial=2), [after[0]], seen=1)
             return found
 
-        monkeypatch.setattr(redis_store, "read_numbers", then_changed)
+        monkeypatch.setattr(reading, "read_numbers", then_changed)
         assert await cause_of(read(store)) == "changed"

@@ -9,7 +9,7 @@ its record is still the one on which this was decided.
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from eir.errors import GenerationConflict, NothingToRollBack
 from eir.lists.pages import Page
@@ -85,14 +85,28 @@ class Write(Generic[S]):
     """The log begins with that entry; others in it are of a list that is no longer."""
 
 
-class ListWriter(ABC):
-    """The four writes of eir.lists.store.ListStore, for a store that can do `_write`."""
+class PageSetStore(ABC):
+    """The part of eir.lists.store.ListStore that is the same in every store: states, and the four writes."""
+
+    @abstractmethod
+    async def _stored(self, name: str) -> Stored[Any] | None:
+        """The record of a list."""
 
     @abstractmethod
     async def _write(
         self, name: str, seen: int, wanted: Wanted | None, whole: AsyncIterable[Sequence[Page]] | None = None
     ) -> ListState:
         """Put in force what is wanted (None: undo the last release) and return the state as stored. `whole`: the list to stage."""
+
+    async def state(self, name: str) -> ListState | None:
+        """See ListStore."""
+        stored = await self._stored(name)
+        return None if stored is None or stored.lost else stored.state
+
+    async def previous(self, name: str) -> ListState | None:
+        """See ListStore. Whether the pages are still there may show only in the rollback."""
+        stored = await self._stored(name)
+        return None if stored is None or stored.lost or stored.kept is None else stored.kept.state
 
     async def replace(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
         """See ListStore."""

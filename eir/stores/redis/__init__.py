@@ -29,12 +29,11 @@ from eir.errors import StoreChanged
 from eir.lists.pages import Page
 from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
 from eir.stores.records import decode_event, encode
+from eir.stores.redis import reading, writing
 from eir.stores.redis.link import Link
-from eir.stores.redis.reading import BATCH_PAGES_MAX, key, read_changes, read_each, read_numbers, read_pages, read_row
-from eir.stores.redis.writing import LISTS, write
 from eir.stores.redis_url import parse_url
 from eir.stores.report import Report, silent
-from eir.stores.write import ListWriter, Wanted
+from eir.stores.write import PageSetStore, Wanted
 
 EVENTS, OUTCOMES = "eir:{history}:events", "eir:{history}:outcomes"
 
@@ -46,7 +45,7 @@ READ_AGAIN_MAX = 5
 UNCHANGED_PAUSE_S = 0.1
 
 
-class RedisStore(ListWriter):
+class RedisStore(PageSetStore):
     """Implements eir.lists.store.ListStore on Redis. Connects when first asked. `report` hears of what is not an error.
 
     Raises StoreError (`url`) for a URL that is not one of eir.stores.redis_url, see there also for `check`.
@@ -60,35 +59,28 @@ class RedisStore(ListWriter):
         self._told: list[Any] = []
         """What the last wait ended with."""
 
-    async def state(self, name: str) -> ListState | None:
-        """From the state hash; None too if the pages that it points to are gone."""
-        row = await read_row(self._link, name)
-        return None if row is None or row.lost else row.state
-
-    async def previous(self, name: str) -> ListState | None:
-        """From the state hash; whether its pages are still there shows in the rollback."""
-        row = await read_row(self._link, name)
-        return None if row is None or row.lost or row.kept is None else row.kept.state
+    async def _stored(self, name: str) -> reading.Row | None:
+        return await reading.read_row(self._link, name)
 
     async def states(self) -> Mapping[str, ListState]:
         """Of all names that were ever written or asked for."""
-        names = await self._link.do("SMEMBERS", LISTS)
+        names = await self._link.do("SMEMBERS", writing.LISTS)
         with self._link.as_written():
             self._known.update(name.decode() for name in names)
-        rows = await asyncio.gather(*(read_row(self._link, name) for name in sorted(self._known)))
+        rows = await asyncio.gather(*(reading.read_row(self._link, name) for name in sorted(self._known)))
         return {row.name: row.state for row in rows if row is not None and not row.lost}
 
     async def _write(
         self, name: str, seen: int, wanted: Wanted | None, whole: AsyncIterable[Sequence[Page]] | None = None
     ) -> ListState:
-        return await write(self._link, name, seen, wanted, whole)
+        return await writing.write(self._link, name, seen, wanted, whole)
 
     async def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:  # noqa: ARG002  # batches have but one size
         """The next batch is read while the caller uses this one. All are small enough for a process that answers meanwhile."""
-        row = await read_row(self._link, name)
+        row = await reading.read_row(self._link, name)
         if row is None or row.lost:
             return
-        numbers = await read_numbers(self._link, row, row.page_set)
+        numbers = await reading.read_numbers(self._link, row, row.page_set)
         plain = len(numbers) == row.page_set.fields
         if not len(numbers):
             yield row.state, []
@@ -98,12 +90,12 @@ class RedisStore(ListWriter):
             while ahead or at < len(numbers):
                 while len(ahead) < BATCHES_AHEAD and at < len(numbers):
                     part = numbers[at : at + count].tolist()
-                    ahead.append(asyncio.create_task(read_pages(self._link, row, row.page_set, part, plain=plain)))
+                    ahead.append(asyncio.create_task(reading.read_pages(self._link, row, row.page_set, part, plain=plain)))
                     at += len(part)
                 batch = await ahead[0]
                 ahead.popleft()
                 size = sum(len(page.keys) + len(page.extra) for page in batch) // (len(batch) + 1)
-                count = min(max(BATCH_BYTES // (size + 1), 1), BATCH_PAGES_MAX)
+                count = min(max(BATCH_BYTES // (size + 1), 1), reading.BATCH_PAGES_MAX)
                 yield row.state, batch
         finally:
             await _end(ahead)
@@ -111,17 +103,17 @@ class RedisStore(ListWriter):
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
         """Read in parts that must all be of one generation, again if they are not."""
         for _ in range(READ_AGAIN_MAX):
-            row = await read_row(self._link, name)
+            row = await reading.read_row(self._link, name)
             if row is None or row.lost:
                 return None, []
             with suppress(StoreChanged):
-                pages = await read_each(self._link, row, row.page_set, sorted(set(numbers)))
+                pages = await reading.read_each(self._link, row, row.page_set, sorted(set(numbers)))
                 return row.state, [page for page in pages if not page.gone]
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while its pages were read")
 
     async def changes(self, name: str, after: int) -> Sequence[Change] | None:
         """From the stream; the last writing.CHANGES_MAX steps are kept."""
-        return await read_changes(self._link, name, after)
+        return await reading.read_changes(self._link, name, after)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
         """Reads the streams of changes with BLOCK; entries are numbered by generation, so none is missed."""
@@ -142,7 +134,7 @@ class RedisStore(ListWriter):
         self._told = told
 
     async def _next_entry(self, seen: Mapping[str, int], timeout_s: float) -> Any:
-        streams, after = [key(name, "changes") for name in seen], [f"{generation}-0" for generation in seen.values()]
+        streams, after = [reading.key(name, "changes") for name in seen], [f"{generation}-0" for generation in seen.values()]
         block = ("XREAD", "COUNT", 1, "BLOCK", max(1, int(timeout_s * 1000)), "STREAMS", *streams, *after)
         return await self._link.do(*block, key=streams[0])
 

@@ -24,7 +24,7 @@ from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
 from eir.stores.records import decode_change, decode_state
 from eir.stores.sqlite import writing
 from eir.stores.sqlite.file import NUMBER_BITS, NUMBER_MASK, File, checkpoint, find, transaction
-from eir.stores.write import ListWriter, Wanted, portions, without_gap
+from eir.stores.write import PageSetStore, Stored, Wanted, portions, without_gap
 
 POLL_S = 0.1
 """Between looks at the generations in `wait`: a look costs some 100 µs."""
@@ -70,22 +70,15 @@ DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :no
 """
 
 
-class SqliteStore(ListWriter):
+class SqliteStore(PageSetStore):
     """Implements eir.lists.store.ListStore over one file, which is made if it is not there and opened when first asked."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = File(path)
 
-    async def state(self, name: str) -> ListState | None:
-        """The state in force."""
-        found = await self._file.call(writing.stored, name)
-        return None if found is None else found.state
-
-    async def previous(self, name: str) -> ListState | None:
-        """From the same row."""
-        found = await self._file.call(writing.stored, name)
-        return None if found is None or found.kept is None else found.kept.state
+    async def _stored(self, name: str) -> Stored[int] | None:
+        return await self._file.call(writing.stored, name)
 
     async def states(self) -> Mapping[str, ListState]:
         """All states."""
