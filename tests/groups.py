@@ -66,7 +66,8 @@ class Cluster:
 class Watched:
     """A master, its replica, and sentinels that promote the replica when the master is gone.
 
-    `link`: given the master's port, the port by which the replica reaches it.
+    `link`: given the master's port, the port by which everyone reaches it. One port for all: sentinels put a replica right that
+    follows another one than they watch.
     """
 
     SERVICE = "lists"
@@ -82,9 +83,8 @@ class Watched:
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             self.master = stack.enter_context(Server(self._program, *self._options))
-            self.replica = stack.enter_context(
-                Server(self._program, "--replicaof", f"127.0.0.1 {self._link(self.master.port)}", *self._options)
-            )
+            self.port = self._link(self.master.port)
+            self.replica = stack.enter_context(Server(self._program, "--replicaof", f"127.0.0.1 {self.port}", *self._options))
             until(lambda: b"state=online" in self.master.command("INFO", "replication"))
             self.sentinels = [stack.enter_context(self._sentinel(stack)) for _ in range(self._count)]
             known = b"num-other-sentinels\r\n$1\r\n%d" % (self._count - 1)
@@ -101,7 +101,7 @@ class Watched:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         file, port = folder / "sentinel.conf", free_port()
         file.write_text(
-            f"sentinel monitor {self.SERVICE} 127.0.0.1 {self.master.port} {self._count // 2 + 1}\n"
+            f"sentinel monitor {self.SERVICE} 127.0.0.1 {self.port} {self._count // 2 + 1}\n"
             f"sentinel down-after-milliseconds {self.SERVICE} 1000\nsentinel failover-timeout {self.SERVICE} 3000\n"
         )
         return Server(self._program, port=port, folder=folder, sentinel=file)

@@ -178,7 +178,7 @@ class TestHealing:
             await until(lambda: is_level(copy, node))
         found = await store.state("a")
         if lost == "all":
-            await store._call(lambda db: db.execute("DELETE FROM lists"))
+            await store._file.call(lambda db: db.execute("DELETE FROM lists"))
         elif lost == "the last release":
             await store.restore("a", state(A, generation=1), batches(A), seen=2)
         else:
@@ -212,7 +212,7 @@ class TestHealing:
         store, copy, _ = await self.lose(stores, "all")
         async with Node(store, {"a": "devices"}, copy=copy, heal=False) as node:
             damaged = page(0, [3, 4]).keys
-            await copy._call(lambda db: db.execute("UPDATE pages SET keys = ? WHERE id & 0xffff = 0", (damaged,)))
+            await copy._file.call(lambda db: db.execute("UPDATE pages SET keys = ? WHERE id & 0xffff = 0", (damaged,)))
             node.follower._heals = True
             await until(lambda: node.follower.errors["heal_digest"])
             assert await store.state("a") is None
@@ -288,7 +288,7 @@ class TestHealing:
             async with Node(store, {"a": "devices"}, copy=ahead) as early:
                 await until(lambda: is_level(ahead, early))
                 assert await behind.state("a") is None
-                await store._call(lambda db: db.execute("DELETE FROM lists"))
+                await store._file.call(lambda db: db.execute("DELETE FROM lists"))
                 await until(lambda: "store_healed" in early.said())
                 await until(lambda: late.follower.up and not late.follower.lost)
                 await until(lambda: is_level(behind, late))

@@ -25,9 +25,10 @@ from releases import NAME, NOW, Agency
 from eir.follow.follower import Follower
 from eir.lists.index import Index
 from eir.lists.load import load_release
-from eir.stores import redis, sqlite
 from eir.stores.redis import RedisStore
+from eir.stores.redis import writing as redis_writing
 from eir.stores.sqlite import SqliteStore
+from eir.stores.sqlite import writing as sqlite_writing
 
 OLD = [f"{35_000_000 + n:08d}{n:06d}" for n in range(50)]
 NEW = [f"{35_000_000 + n:08d}{n + 1:06d}" for n in range(5, 55)]
@@ -51,21 +52,21 @@ class SqliteCase:
 
     def __init__(self, folder):
         self.path = Path(folder) / "lists.sqlite"
-        sqlite.PORTION_PAGES = 20  # so that a set is filled in several transactions
+        sqlite_writing.PORTION_PAGES = 20  # so that a set is filled in several transactions
 
     def open(self):
         return SqliteStore(self.path)
 
     def doomed(self, at):
         store, die = self.open(), Die(at)
-        connect = store._connection
+        connect = store._file._connection
 
         def watched():
             db = connect()
             db.set_trace_callback(die)
             return db
 
-        store._connection = watched
+        store._file._connection = watched
         return store
 
 
@@ -73,7 +74,7 @@ class RedisCase:
     """A server, and its steps: what a client sends."""
 
     def __init__(self, _folder):
-        redis.PORTION_PAGES = 5  # so that a set is filled by several commands
+        redis_writing.PORTION_PAGES = 5  # so that a set is filled by several commands
         self.server = servers.Server(servers.programs()["redis"]).start()
         atexit.register(self.server.stop)
 

@@ -9,6 +9,7 @@ import time
 
 import groups
 import pytest
+import redis.asyncio
 import redis.exceptions as fault
 import servers
 import trustme
@@ -20,7 +21,8 @@ from eir.follow import follower as follow
 from eir.lists.pages import PAGE_KEYS, Page
 from eir.stores import redis as redis_store
 from eir.stores import redis_url
-from eir.stores.redis import RedisStore
+from eir.stores.open import open_store
+from eir.stores.redis import RedisStore, reading, writing
 from eir.stores.redis_url import parse_url
 from eir.stores.sqlite import SqliteStore
 
@@ -110,10 +112,10 @@ class TestKeys:
             await store.replace("a", state(A, serial=seen + 1), A, seen=seen)
         lifetimes = [ttl(server, key) for key in keys_of(server) if b":set:" in key]
         # In force, and the one before for a rollback; older ones are gone.
-        assert sorted(lifetimes) == [-1, redis_store.PREVIOUS_S]
+        assert sorted(lifetimes) == [-1, writing.PREVIOUS_S]
         await store.amend("a", state([page(0, [9]), A[1]], serial=5), [page(0, [9])], seen=4)
         lifetimes = {key: ttl(server, key) for key in keys_of(server) if b":set:" in key or b":kept:" in key}
-        assert sorted(lifetimes.values()) == [-1, redis_store.PREVIOUS_S]
+        assert sorted(lifetimes.values()) == [-1, writing.PREVIOUS_S]
         assert [b":kept:" in key for key, left in lifetimes.items() if left > 0] == [True]
 
     async def test_a_rollback_whose_release_has_expired(self, server, store):
@@ -126,7 +128,7 @@ class TestKeys:
         assert await read(store) == B
 
     async def test_the_stream_of_changes_is_bounded(self, server, store, monkeypatch):
-        monkeypatch.setattr(redis_store, "CHANGES_MAX", 5)
+        monkeypatch.setattr(writing, "CHANGES_MAX", 5)
         for seen in range(20):
             await store.amend("a", state([page(0, [seen])]), [page(0, [seen])], seen=seen)
         assert len(await store.changes("a", 16)) == 4
@@ -166,6 +168,44 @@ class TestFaults:
                 assert "wrong" not in f"{caught.value}{store.where}{parse_url(url)!r}"
         async with opened(server.url.replace("//", "//:right@")) as store:
             assert await store.states() == {}
+
+    async def test_a_password_file_is_read_for_each_connection(self, own, tmp_path):
+        """So a password may change while a node runs; a file that is away meanwhile is a fault that passes."""
+        server, file = own("--requirepass", "right"), tmp_path / "password"
+
+        def cut():
+            assert server.command("AUTH", password, then=["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
+
+        file.write_text("right\n")
+        password = "right"
+        async with opened(f"{server.url}?password_file={file}") as store:
+            await store.replace("a", state(A), A, seen=0)
+            async with Node(store, {"a": "devices"}) as node:
+                file.unlink()
+                cut()
+                await until(lambda: node.follower.errors["noauth"])
+                details = [fields["detail"] for event, fields in node.events if event == "store_failed" and fields["reason"] == "noauth"]
+                assert f"password file {file} cannot be read: No such file" in details[0]
+                assert node.keys() == [1, 2, 5 * PAGE_KEYS]
+                assert server.command("AUTH", password, then=["CONFIG", "SET", "requirepass", "other"])
+                password = "other"
+                file.write_text("other\n")
+                cut()
+                await until(lambda: is_a(store))
+                await store.replace("a", state(B, serial=2), B, seen=1)
+                await node.reaches(2)
+
+    async def test_a_password_file_that_is_not_there_is_named_at_the_start(self, own, tmp_path):
+        url = f"{own('--requirepass', 'right').url}?password_file={tmp_path}/password"
+        with pytest.raises(StoreError, match=f"password_file {tmp_path}/password") as caught:
+            open_store(url, tmp_path)
+        assert caught.value.cause == "url"
+        # A process of a node that has started takes it as a fault of each call.
+        store = open_store(url, tmp_path, check=False)
+        assert await cause_of(store.states()) == "noauth"
+        (tmp_path / "password").write_text("right")
+        assert await store.states() == {}
+        await store.close()
 
     async def test_loading(self, own):
         server = own("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
@@ -212,7 +252,7 @@ class TestFaults:
         assert said == ["store_may_evict"]
 
     async def test_a_change_that_no_replica_has_is_reported(self, own, monkeypatch):
-        monkeypatch.setattr(redis_store, "REPLICA_WAIT_MS", 100)
+        monkeypatch.setattr(writing, "REPLICA_WAIT_MS", 100)
         master, said = own(), []
         replica = own("--replicaof", "127.0.0.1", str(master.port))
         async with opened(master.url, report=lambda what, **_: said.append(what)) as store:
@@ -263,14 +303,14 @@ async def test_a_reader_that_is_cancelled_ends(store):
 class TestSwitch:
     async def test_a_staged_set_that_vanishes(self, server, store, monkeypatch):
         stored = await store.replace("a", state(A), A, seen=0)
-        stage = store._stage
+        stage = writing.stage
 
-        async def vanishing(key, pages, **how):
-            count = await stage(key, pages, **how)
+        async def vanishing(link, key, pages, **how):
+            count = await stage(link, key, pages, **how)
             server.command("DEL", key)
             return count
 
-        monkeypatch.setattr(store, "_stage", vanishing)
+        monkeypatch.setattr(writing, "stage", vanishing)
         assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "staging_lost"
         assert await cause_of(store.amend("a", state(B, serial=2), B, seen=1)) == "staging_lost"
         assert await store.state("a") == stored
@@ -278,20 +318,20 @@ class TestSwitch:
 
     async def test_a_flush_in_the_middle_of_a_load(self, server, store, monkeypatch):
         await store.replace("a", state(A), A, seen=0)
-        commit = store._commit
+        commit = writing.commit
 
         async def flushed(*args):
             server.command("FLUSHALL")
             await commit(*args)
 
-        monkeypatch.setattr(store, "_commit", flushed)
+        monkeypatch.setattr(writing, "commit", flushed)
         assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "staging_lost"
         assert not {key for key in keys_of(server) if b"{a}" in key}
 
     @pytest.mark.parametrize("done", [True, False])
     async def test_an_exec_whose_answer_is_lost(self, store, monkeypatch, done):
         await store.replace("a", state(A), A, seen=0)
-        client = await store._connections.to("eir:{a}:state")
+        client = await store._link._client("eir:{a}:state")
         pipeline = client.pipeline
 
         def breaking(*args, **how):
@@ -402,13 +442,21 @@ class TestNodes:
         """Trimmed before anyone read it: the follower looks at the states each second, and reads the list anew."""
         await store.replace("a", state(A), A, seen=0)
         async with opened(server.url) as one, Node(one, {"a": "devices"}) as node:
-            monkeypatch.setattr(redis_store, "_add_change", lambda pipe, keys, *_, **__: pipe.execute_command("UNLINK", keys.changes))
+            monkeypatch.setattr(writing, "_log_change", lambda pipe, stream, _: pipe.execute_command("UNLINK", stream))
             await store.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
             began = time.monotonic()
             await node.reaches(2)
             assert time.monotonic() - began < follow.WAIT_S + 0.5
             assert node.keys() == [9, 5 * PAGE_KEYS]
             assert not node.follower.errors
+
+    async def test_an_entry_without_its_state_does_not_make_a_follower_spin(self, server, store):
+        await store.replace("a", state(A), A, seen=0)
+        server.command("XADD", "eir:{a}:changes", "9-0", "before", "8")
+        began = time.monotonic()
+        for _ in range(4):
+            await store.wait({"a": 1}, 1)
+        assert 3 * redis_store.UNCHANGED_PAUSE_S <= time.monotonic() - began < 1
 
     async def test_a_flush_is_noticed_and_healed_from_a_copy(self, server, tmp_path, store):
         copy = SqliteStore(tmp_path / "copy.sqlite")
@@ -465,7 +513,8 @@ class TestUrls:
         assert parse_url("redis://u@h", {"EIR_REDIS_PASSWORD": "from default"}).options["password"] == "from default"
         assert parse_url("redis://u@h?password_env=MINE", {"MINE": "mine"}).options["password"] == "mine"
         found = parse_url(f"redis://u@h?password_file={file}", {"EIR_REDIS_PASSWORD": "x"})
-        assert (found.options["username"], found.options["password"]) == ("u", "from file")
+        assert found.options["credential_provider"].get_credentials() == ("u", "from file")
+        assert "password" not in found.options
         assert parse_url("redis://u:p%40%3A@h", {}).options["password"] == "p@:"
         assert "from file" not in repr(found)
 
@@ -496,7 +545,7 @@ class TestUrls:
         assert max(first) < max(second) <= redis_url.BACKOFF_CAP_S
 
     def test_tls_is_verified(self):
-        options = parse_url("rediss://h?ca_file=/ca&cert_file=/c&key_file=/k", {}).options
+        options = parse_url("rediss://h?ca_file=/ca&cert_file=/c&key_file=/k", {}, check=False).options
         assert {name: options[name] for name in options if name.startswith("ssl")} == {
             "ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": "/ca",
             "ssl_certfile": "/c", "ssl_keyfile": "/k",
@@ -515,7 +564,10 @@ class TestUrls:
             ("redis+sentinel://h", "/SERVICE"),
             ("redis://h:99999", "bad port"),
             ("redis://h?pasword_file=x", "unknown option 'pasword_file'"),
-            ("redis://h?password_file=/nowhere/at/all", "/nowhere/at/all"),
+            ("redis://h?password_file=/nowhere/at/all", "password_file /nowhere/at/all of the store cannot be read: No such file"),
+            ("redis+sentinel://h/s?sentinel_password_file=/nowhere", "sentinel_password_file /nowhere"),
+            ("redis://h?password_file=/", "password_file / of the store cannot be read: Is a directory"),
+            ("rediss://h?ca_file=/nowhere/ca.pem", "ca_file /nowhere/ca.pem"),
             ("redis://h?password_env=NOT_THERE", "NOT_THERE"),
         ],
     )
@@ -708,8 +760,8 @@ def test_the_form_of_a_state_is_json_for_other_readers(server):
 
 
 def test_a_page_that_is_not_there_is_left_out():
-    assert redis_store._pages([5, 6, 7], [None, None, b"kk", b"x", b"", b"T"], plain=False) == [Page(6, b"kk", b"x"), Page(7, b"", b"T")]
-    assert redis_store._pages([5, 6], [None, b"kk"], plain=True) == [Page(6, b"kk")]
+    assert reading._pages([5, 6, 7], [None, None, b"kk", b"x", b"", b"T"], plain=False) == [Page(6, b"kk", b"x"), Page(7, b"", b"T")]
+    assert reading._pages([5, 6], [None, b"kk"], plain=True) == [Page(6, b"kk")]
 
 
 class TestReadingTheNames:
@@ -718,16 +770,16 @@ class TestReadingTheNames:
     @pytest.fixture
     def scans(self, monkeypatch):
         """As on Redis 7.2: the arguments of each HSCAN that was tried."""
-        tried, do = [], RedisStore._do
+        tried, execute = [], redis.asyncio.Redis.execute_command
 
-        async def older(store, command, key, *args, **options):
+        async def older(client, command, *args, **options):
             if command == "HSCAN":
                 tried.append(args)
                 if "NOVALUES" in args:
                     raise fault.ResponseError("syntax error")
-            return await do(store, command, key, *args, **options)
+            return await execute(client, command, *args, **options)
 
-        monkeypatch.setattr(RedisStore, "_do", older)
+        monkeypatch.setattr(redis.asyncio.Redis, "execute_command", older)
         return tried
 
     @pytest.mark.parametrize("pages", [A, B])
@@ -740,33 +792,33 @@ class TestReadingTheNames:
 
     async def test_another_fault_is_one(self, store, monkeypatch):
         await store.replace("a", state(A), A, seen=0)
-        do = RedisStore._do
+        execute = redis.asyncio.Redis.execute_command
 
-        async def denied(store, command, key, *args, **options):
+        async def denied(client, command, *args, **options):
             if command == "HSCAN":
                 raise fault.NoPermissionError("no permissions to run 'hscan'")
-            return await do(store, command, key, *args, **options)
+            return await execute(client, command, *args, **options)
 
-        monkeypatch.setattr(RedisStore, "_do", denied)
+        monkeypatch.setattr(redis.asyncio.Redis, "execute_command", denied)
         assert await cause_of(read(store)) == "noperm"
         monkeypatch.undo()
         assert await read(store) == A
 
     async def test_in_many_steps(self, store, monkeypatch):
-        monkeypatch.setattr(redis_store, "SCAN_COUNT", 10)
+        monkeypatch.setattr(reading, "SCAN_COUNT", 10)
         many = pages_of(range(0, 2_000 * PAGE_KEYS, PAGE_KEYS))
         await store.replace("a", state(many), many, seen=0)
         assert await read(store) == many
 
     async def test_a_list_that_changes_between_names_and_pages_is_not_mixed(self, store, monkeypatch):
         await store.replace("a", state(B), B, seen=0)
-        numbers = RedisStore._numbers
+        numbers = reading.read_numbers
 
-        async def then_changed(store, name, row):
-            found = await numbers(store, name, row)
+        async def then_changed(*args):
+            found = await numbers(*args)
             after = [page(0, [9]), B[1]]
             await store.amend("a", state(after, serial=2), [after[0]], seen=1)
             return found
 
-        monkeypatch.setattr(RedisStore, "_numbers", then_changed)
+        monkeypatch.setattr(reading, "read_numbers", then_changed)
         assert await cause_of(read(store)) == "changed"

@@ -15,7 +15,7 @@ from made import event, page, pages_of, state, until
 from eir.errors import StoreError
 from eir.stores import sqlite
 from eir.stores.open import open_store
-from eir.stores.sqlite import SqliteStore
+from eir.stores.sqlite import SqliteStore, file, writing
 
 A = pages_of([1, 2, 5_000_000])
 B = pages_of([3])
@@ -112,7 +112,7 @@ async def test_a_folder_that_cannot_be_made(tmp_path):
 
 async def test_a_lock_that_stays_is_busy_and_reading_goes_on(store, monkeypatch):
     await store.replace("a", state(A), A, seen=0)
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.1)
     second = SqliteStore(store.path)
     with directly(store) as db:
         db.execute("BEGIN IMMEDIATE")
@@ -130,12 +130,12 @@ async def test_a_full_disk_changes_nothing_and_the_next_load_succeeds(store):
     def limit(db, pages):
         db.execute(f"PRAGMA max_page_count = {pages}")
 
-    await store._call(limit, 40)
+    await store._file.call(limit, 40)
     assert await cause_of(store.replace("a", state(MANY, serial=2), MANY, seen=1)) == "full"
     assert await cause_of(store.amend("a", state(MANY, serial=2), MANY, seen=1)) == "full"
     assert await store.state("a") == stored
     assert await keys_in(store) == A
-    await store._call(limit, 1 << 30)
+    await store._file.call(limit, 1 << 30)
     await store.replace("a", state(MANY, serial=2), MANY, seen=1)
     assert await keys_in(store) == MANY
 
@@ -152,7 +152,7 @@ def full_disk():
 
 
 async def test_a_file_that_nobody_has_open_is_read_on_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(sqlite, "STILL_S", 0.05)
+    monkeypatch.setattr(file, "STILL_S", 0.05)
     first = SqliteStore(tmp_path / "lists.sqlite")
     stored = await first.replace("a", state(MANY), MANY, seen=0)
     await first.close()
@@ -214,15 +214,16 @@ async def test_sets_that_nobody_points_to_are_collected_by_a_later_load(store):
 
 
 async def test_a_load_that_others_left_unfinished_is_not_touched_while_it_is_young(store, monkeypatch):
-    staged = await store._stage("a", 0, sqlite._as_batches(A))
-    await store.replace("b", state(B), B, seen=0)
-    await store._finish(staged, sqlite._replace, "a", state(A), staged, 0)
+    async def with_another_load(pages, other):
+        """What is restored is staged, and before it is put in force another list is loaded, which collects what looks dead."""
+        yield pages
+        await store.replace("b", state(B), B, seen=other)
+
+    await store.restore("a", state(A, generation=1), with_another_load(A, 0), seen=0)
     assert await keys_in(store) == A
 
-    monkeypatch.setattr(sqlite, "SET_IDLE_S", -1)
-    staged = await store._stage("a", 1, sqlite._as_batches(B))
-    await store.replace("b", state(B), B, seen=1)  # collects what looks dead by now
-    assert await cause_of(store._finish(staged, sqlite._replace, "a", state(B), staged, 1)) == "staging_lost"
+    monkeypatch.setattr(writing, "SET_IDLE_S", -1)
+    assert await cause_of(store.restore("a", state(B, generation=2), with_another_load(B, 1), seen=1)) == "staging_lost"
     assert await keys_in(store) == A
 
 
@@ -301,7 +302,7 @@ async def test_a_slow_disk_does_not_hold_the_loop(store):
     def slow(_db):
         return asyncio.run_coroutine_threadsafe(hold.wait(), loop).result()
 
-    slow_one = asyncio.create_task(store._call(slow))
+    slow_one = asyncio.create_task(store._file.call(slow))
     waiting = asyncio.create_task(store.states())
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -317,7 +318,7 @@ async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
 
     store = SqliteStore(tmp_path / "lists.sqlite")
     await store.replace("a", state(A), A, seen=0)
-    thread = next(iter(store._thread._threads))
+    thread = next(iter(store._file._thread._threads))
     assert descriptors() >= 2
     await store.close()
     assert descriptors() == 0

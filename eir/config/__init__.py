@@ -213,7 +213,7 @@ def _store_url(written: str) -> str:
     from eir.stores.redis_url import parse_url  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
 
     try:
-        parse_url(written, with_secrets=False)
+        parse_url(written, check=False)
     except StoreError as error:
         raise ValueError(str(error)) from None
     return written

@@ -74,7 +74,7 @@ class Front:
         self._http = HttpServer(pages(self.snapshot, self._workers.reports, self._status, report=report), report=report)
         self._control = ControlServer(config.state, self._commands(), report=report)
         self._drop_folder = DropFolder(config, report=report)
-        self._store = open_store(config.store, config.state)
+        self._store = open_store(config.store, config.state, check=False)
         self._outcomes: tuple[Outcome, ...] = ()
         self._expiry = ExpiryReminder()
         self._tls = self._load_tls(config)

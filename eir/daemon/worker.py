@@ -123,7 +123,7 @@ def built(configured: Configured, inherited: Inherited, channel: Channel, log: L
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
     index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
     counts, clock = Counts(), state_folder.read_clock(config.state)
-    store, copy = open_store(config.store, config.state, report=log.report), open_copy(config.store, config.state)
+    store, copy = open_store(config.store, config.state, report=log.report, check=False), open_copy(config.store, config.state)
     follower = Follower(
         store, index, report=log.report,
         on_switch=lambda name, state: tell_in_force(log.report, name, state, longest_slice_ms=round(follower.longest_slice_s * 1000, 3)),

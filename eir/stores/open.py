@@ -12,16 +12,18 @@ SQLITE_FILE = "lists.sqlite"
 COPY_FILE = "copy.sqlite"
 
 
-def open_store(url: str, state_folder: Path, *, report: Report = silent) -> ListStore:
+def open_store(url: str, state_folder: Path, *, report: Report = silent, check: bool = True) -> ListStore:
     """The store that `store: URL` means: `sqlite` (a file in the state folder), or a URL of eir.stores.redis_url.
 
-    Nothing is opened or connected yet. Raises StoreError (`url`) for a URL that names no store, or not how to reach it.
+    Nothing is opened or connected yet. Raises StoreError (`url`) for a URL that names no store; with `check` also where a
+    file or a variable that it names is not there, which does not go away by itself: a node ends then. Without it, as in a
+    process of a node that has started, that is a StoreError (`noauth`, `refused`) of each call that has to connect.
     """
     if url == SQLITE:
         return SqliteStore(state_folder / SQLITE_FILE)
     from eir.stores.redis import RedisStore  # noqa: PLC0415  # 0.2 s that a node with the embedded store does not spend
 
-    return RedisStore(url, report=report)
+    return RedisStore(url, report=report, check=check)
 
 
 def open_copy(url: str, state_folder: Path) -> ListStore | None:

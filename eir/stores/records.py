@@ -6,11 +6,13 @@ share a store while one after the other is upgraded.
 
 import dataclasses
 import json
+from array import array
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, get_type_hints
 
 from eir.errors import StoreError
-from eir.lists.store import Event, ListState
+from eir.lists.store import Change, Event, ListState
 
 _STATE_FIELDS = frozenset(field.name for field in dataclasses.fields(ListState))
 _EVENT_FIELDS = frozenset(field.name for field in dataclasses.fields(Event))
@@ -19,13 +21,13 @@ _STATE_TUPLES = ("reasons", "signers")
 _STATE_TIMES = ("issued", "expires", "loaded_at")
 
 
-def _object(text: str | bytes) -> dict[str, Any]:
+def _object(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(record) if isinstance(record, str | bytes) else record
     except ValueError as error:
-        raise StoreError("corrupt", f"a record in the store is no JSON: {error}") from error
+        raise StoreError("corrupt", f"a record in the store is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise StoreError("corrupt", "a record in the store is no JSON object")
+        raise StoreError("corrupt", "a record in the store is not a JSON object")
     return value
 
 
@@ -34,9 +36,9 @@ def encode(record: ListState | Event) -> str:
     return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
 
 
-def decode_state(text: str | bytes) -> ListState:
-    """The state out of its JSON. Raises StoreError (corrupt)."""
-    fields = {name: value for name, value in _object(text).items() if name in _STATE_FIELDS}
+def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
+    """The state out of its JSON, as text or read already. Raises StoreError (corrupt)."""
+    fields = {name: value for name, value in _object(record).items() if name in _STATE_FIELDS}
     try:
         for name in _STATE_TUPLES:
             fields[name] = tuple(fields.get(name, ()))
@@ -66,3 +68,13 @@ def decode_event(text: str | bytes) -> Event:
         return Event(**{name: value for name, value in _object(text).items() if name in _EVENT_FIELDS})
     except TypeError as error:
         raise StoreError("corrupt", f"an event in the store is not whole: {error}") from error
+
+
+def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
+    """The numbers of the pages that a change touched, 8 bytes each, little-endian; None: all."""
+    return None if pages is None else array("Q", pages).tobytes()
+
+
+def decode_change(before: int, after: int, pages: bytes | None) -> Change:
+    """The step from one generation to another, with page numbers as encoded above."""
+    return Change(before, after, None if pages is None else tuple(array("Q", pages)))

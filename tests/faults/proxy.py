@@ -22,6 +22,8 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._going = asyncio.Event()
         self._going.set()
+        self._replicating = asyncio.Event()
+        self._replicating.set()
         self._word, self._left = b"", 0
         self._stopped = threading.Event()
         self._ready = threading.Event()
@@ -48,6 +50,10 @@ class Proxy:
     def hold(self):
         """Pass nothing on, in either direction, until `go`."""
         self._loop.call_soon_threadsafe(self._going.clear)
+
+    def hold_replicas(self):
+        """Pass nothing on between Redis and its replicas, and go on with everyone else."""
+        self._loop.call_soon_threadsafe(self._replicating.clear)
 
     def go(self):
         self._word = b""
@@ -90,7 +96,9 @@ class Proxy:
         try:
             far, there = await asyncio.open_connection("127.0.0.1", self.target)
             self._open.add(there)
-            ways = [asyncio.create_task(self._pass(reader, there, said=True)), asyncio.create_task(self._pass(far, writer))]
+            replica = asyncio.Event()  # set once this client has asked for the stream of changes
+            ways = [self._pass(reader, there, replica, said=True), self._pass(far, writer, replica)]
+            ways = [asyncio.create_task(way) for way in ways]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -107,7 +115,7 @@ class Proxy:
                     with suppress(OSError):
                         await each.wait_closed()
 
-    async def _pass(self, reader, writer, *, said=False):
+    async def _pass(self, reader, writer, replica, *, said=False):
         """Pass on what comes, in order, each piece `delay_s` after it came."""
         pieces = asyncio.Queue()
 
@@ -128,7 +136,11 @@ class Proxy:
                     if self._left == 0:
                         self._going.clear()
                         self._stopped.set()
+                if said and b"PSYNC" in data:
+                    replica.set()
                 await self._going.wait()
+                if replica.is_set():
+                    await self._replicating.wait()
                 writer.write(data)
                 await writer.drain()
         except OSError:

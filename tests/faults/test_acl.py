@@ -13,8 +13,7 @@ from test_follow import Node
 
 from eir.errors import StoreError
 from eir.lists.pages import PAGE_KEYS
-from eir.stores import redis as redis_store
-from eir.stores.redis import RedisStore
+from eir.stores.redis import RedisStore, writing
 from eir.stores.sqlite import SqliteStore
 
 README = Path(__file__).parents[2] / "config" / "README.md"
@@ -153,7 +152,7 @@ def works(server, user, folder):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(redis_store, "REPLICA_WAIT_MS", 20)
+    monkeypatch.setattr(writing, "REPLICA_WAIT_MS", 20)
     monkeypatch.setattr("eir.follow.follower.RETRY_S", 0.02)
     monkeypatch.setattr("eir.follow.follower.WAIT_S", 0.05)
 
@@ -220,6 +219,20 @@ async def test_at_sentinels(watched, less, monkeypatch):
     sentinel.command("ACL", "LOG", "RESET")
     found = await is_read(f"{watched.url}?sentinel_user=eir&sentinel_password_env=SENTINELS")
     assert (found and sentinel.command("ACL", "LOG") == b"*0\r\n") == (less is None)
+
+
+async def test_passwords_from_files(cluster, watched, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("secret\n")
+    for node in cluster.nodes:
+        allow(node, LOADER)
+        node.command("ACL", "SETUSER", LOADER, *IN_A_CLUSTER.split())
+    assert await is_read(f"{cluster.url.replace('//', f'//{LOADER}@')}?password_file={file}")
+    (sentinel,) = watched.sentinels
+    sentinel.command("ACL", "SETUSER", "eir", "reset", "on", ">secret", "resetchannels", "-@all", *AT_SENTINELS.split())
+    sentinel.command("ACL", "LOG", "RESET")
+    assert await is_read(f"{watched.url}?sentinel_user=eir&sentinel_password_file={file}")
+    assert sentinel.command("ACL", "LOG") == b"*0\r\n"
 
 
 async def is_read(url):

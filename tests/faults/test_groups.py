@@ -23,7 +23,7 @@ def test_a_failover_to_a_replica_that_lags(redis_program, tmp_path, publisher):
         with fleet.witness() as witness:
             fleet.load_and_follow()
             before = fleet.failures("lost_data")
-            link.hold()  # the replica gets no more, and the master does not know
+            link.hold_replicas()  # the replica gets no more, and the master does not know
             site = fleet.loader
             manifest = fleet.publish()
             fleet.begin()

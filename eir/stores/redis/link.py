@@ -1,0 +1,186 @@
+"""Commands to the server that has a key, and their faults by cause. Knows no list.
+
+Clients connect when first used and again after a fault. Where Sentinel or a cluster says which server that is, it is asked
+again when a server is away.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import redis.exceptions as fault
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.sentinel import Sentinel
+
+from eir.errors import Report, StoreError
+from eir.stores.redis_url import CLUSTER, SENTINEL, Address
+
+T = TypeVar("T")
+
+POLICY_SAFE = "noeviction"
+
+CAUSES: tuple[tuple[type[Exception], str], ...] = (
+    (fault.BusyLoadingError, "loading"),
+    (fault.AuthenticationError, "noauth"),
+    (fault.AuthorizationError, "noauth"),
+    (fault.NoPermissionError, "noperm"),
+    (fault.ReadOnlyError, "readonly"),
+    (fault.OutOfMemoryError, "oom"),
+    (fault.MasterDownError, "masterdown"),
+    (fault.ClusterDownError, "clusterdown"),
+    (fault.TryAgainError, "clusterdown"),
+    (fault.RedisClusterException, "clusterdown"),
+    (fault.MaxConnectionsError, "connections"),
+    (fault.TimeoutError, "timeout"),
+    (fault.ConnectionError, "refused"),
+    (fault.RedisError, "error"),
+    (OSError, "refused"),
+)
+"""The first that fits; the more special ones come first."""
+REPLIES = ("LOADING", "NOAUTH", "NOPERM", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
+WORDS = {"WRONGPASS": "noauth", **{word: word.lower() for word in REPLIES}}
+"""Error replies by their first word, where redis has no class of its own or wraps them in another."""
+AWAY = (fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException, OSError)
+"""After these it is asked again which server has a key."""
+
+
+class Link:
+    """What a store sends its commands over. `report` hears of what is not an error."""
+
+    def __init__(self, address: Address, report: Report) -> None:
+        self.where = str(address)
+        self.clustered = address.form == CLUSTER
+        """One command must stay in one slot."""
+        self._address = address
+        self.report = report
+        self._clients: dict[tuple[str, int], Redis] = {}
+        self._sentinel: Sentinel | None = None
+        self._cluster: RedisCluster | None = None
+        self._learning = asyncio.Lock()
+        self._greeted = False
+        self.names_only: tuple[str, ...] = ("NOVALUES",)
+        """What makes HSCAN leave out the values, as far as is known."""
+
+    async def do(self, *command: object, key: str = "", **options: object) -> Any:
+        """The answer to a command; `key`: the one that it is about, unless that is its second word. Raises StoreError."""
+        return await self.call(key or str(command[1]), lambda client: client.execute_command(*command, **options))
+
+    async def do_all(self, *commands: Sequence[object], transaction: bool = False) -> list[Any]:
+        """The answers to commands that are sent together, to the server that has the first one's key. Raises StoreError."""
+
+        async def send(client: Any) -> list[Any]:
+            async with client.pipeline(transaction=transaction) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                found: list[Any] = await pipe.execute()
+                return found
+
+        return await self.call(str(commands[0][1]), send)
+
+    async def call(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
+        """Run an operation with the client to the server that has the key. Raises StoreError for what redis raises.
+
+        Once more where a cluster has moved the slot.
+        """
+        try:
+            try:
+                return await _heeding(self._with_client(key, operation))
+            except fault.AskError:  # MovedError too: the slot is elsewhere
+                self._cluster = None
+                return await _heeding(self._with_client(key, operation))
+        except (fault.RedisError, fault.RedisClusterException, OSError) as error:
+            if isinstance(error, AWAY):
+                self._cluster = None
+            raise StoreError(_cause(error), f"Redis ({self.where}): {error}") from error
+
+    async def _with_client(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
+        client = await self._client(key)
+        if not self._greeted:
+            self._greeted = True  # others that ask at the same time do not look too
+            try:
+                await self._greet(client)
+            except BaseException as error:
+                self._greeted = isinstance(error, fault.NoPermissionError)
+                if not self._greeted:
+                    raise
+        return await operation(client)
+
+    async def _greet(self, client: Any) -> None:
+        memory = await client.info("memory")
+        policy = memory.get("maxmemory_policy", POLICY_SAFE)
+        if policy != POLICY_SAFE:
+            self.report(
+                "store_may_evict", level="warning", reason=str(policy),
+                detail=f"Redis may drop lists when its memory is full; set maxmemory-policy {POLICY_SAFE}",
+            )  # fmt: skip
+
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """What was read is taken apart in it. Raises StoreError (corrupt) if another program, or version, wrote it."""
+        try:
+            yield
+        except (ValueError, KeyError) as error:
+            raise StoreError("corrupt", f"Redis ({self.where}): not what EIR writes there: {error!r}") from error
+
+    async def _client(self, key: str) -> Redis:
+        address, where = self._address, self._address.hosts[0]
+        if self.clustered:
+            node = (await self._learned()).get_node_from_key(key)
+            if node is None:
+                raise fault.SlotNotCoveredError(f"no node of the cluster has the slot of {key}")
+            where = str(node.host), int(node.port)
+        if where not in self._clients:
+            if address.form == SENTINEL:
+                self._sentinel = Sentinel(address.hosts, sentinel_kwargs=dict(address.guide_options))  # type: ignore[no-untyped-call]  # redis has no types there
+                self._clients[where] = self._sentinel.master_for(address.service, db=address.database, **address.options)
+            else:
+                self._clients[where] = Redis(host=where[0], port=where[1], db=address.database, **address.options)
+        return self._clients[where]
+
+    async def _learned(self) -> RedisCluster:
+        """The cluster, once it is known who has what. Its commands go by clients of our own: it only says where to.
+
+        Not by its `initialize`, which also asks one certain node for the commands that there are, and fails if that hangs.
+        """
+        async with self._learning:
+            if self._cluster is None:
+                nodes = [ClusterNode(host, port) for host, port in self._address.hosts]
+                cluster = RedisCluster(startup_nodes=nodes, **self._address.guide_options)
+                try:
+                    await cluster.nodes_manager.initialize()
+                finally:
+                    for group in ("nodes_cache", "startup_nodes"):
+                        await cluster.nodes_manager.aclose(group)
+                self._cluster = cluster
+            return self._cluster
+
+    async def close(self) -> None:
+        """Close all connections."""
+        clients = [*self._clients.values(), *([] if self._sentinel is None else self._sentinel.sentinels)]
+        self._clients, self._sentinel, self._cluster = {}, None, None
+        for client in clients:
+            await client.aclose()
+
+
+async def _heeding(answer: Awaitable[T]) -> T:
+    """What is awaited, unless this task was cancelled meanwhile.
+
+    redis sends under asyncio.wait_for, which before Python 3.12 loses a cancellation that comes while the bytes go out: a
+    worker would not end, and a timeout around it would not hold.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        return await answer
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
+def _cause(error: Exception) -> str:
+    first = str(error).partition(" ")[0]
+    if first in WORDS:
+        return WORDS[first]
+    return next(cause for kind, cause in CAUSES if isinstance(error, kind))

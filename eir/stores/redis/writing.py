@@ -1,0 +1,181 @@
+"""Lists in Redis as writers see them: pages are staged in hashes that expire, and one EXEC makes a write of them."""
+
+import json
+import secrets
+from collections.abc import AsyncIterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+import redis.exceptions as fault
+
+from eir.errors import GenerationConflict, NothingToRollBack, StoreError
+from eir.lists.pages import Page
+from eir.lists.store import ListState
+from eir.stores.records import encode, encode_numbers
+from eir.stores.redis.link import Link
+from eir.stores.redis.reading import PageSet, Row, key, read_change, read_each, read_numbers, read_row
+from eir.stores.write import Kept, Wanted, Write, check_generation, decide, last_kept, portions
+
+LISTS = "eir:lists"
+
+STAGING_S = 600
+"""A set that is being filled expires when nothing was added for so long."""
+PREVIOUS_S = 30 * 24 * 3600
+"""How long what a rollback needs is kept."""
+CHANGES_MAX = 100
+PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
+"""What one command of a load writes at most: Redis answers nobody else meanwhile."""
+REPLICA_WAIT_MS = 1_000
+
+
+async def write(
+    link: Link, name: str, seen: int, wanted: Wanted | None, whole: AsyncIterable[Sequence[Page]] | None
+) -> ListState:
+    """Put in force what is wanted (None: undo the last release); `whole`: the list to stage."""
+    row = await read_row(link, name)
+    check_generation(name, row, seen)
+    await link.do("SADD", LISTS, name)
+    own = PageSet(key(name, "kept" if whole is None else "set", secrets.token_hex(8)), 0)
+    if whole is not None:
+        own = own._replace(fields=sum([await stage(link, own.key, batch) async for batch in whole]))
+    if wanted is None:
+        kept = last_kept(name, row)
+        wanted, own = kept.wanted(await _kept_pages(link, name, row, kept)), kept.page_set
+    decided = decide(row, wanted, own)
+    if row is not None and decided.put:
+        decided = await _counted(link, row, decided)
+    await link.call(key(name, "state"), lambda client: commit(link, client, name, row, decided))
+    return decided.after.state
+
+
+async def stage(link: Link, hash_key: str, pages: Sequence[Page], *, keep_gone: bool = False) -> int:
+    """Add pages to a hash that expires; returns how many fields these are."""
+    count = 0
+    for portion in portions(pages, PORTION_PAGES, PORTION_BYTES):
+        if fields := _fields(portion, keep_gone=keep_gone):
+            await link.do_all(("HSET", hash_key, *fields), ("EXPIRE", hash_key, STAGING_S))
+            count += len(fields) // 2
+    return count
+
+
+def _fields(pages: Sequence[Page], *, keep_gone: bool = False) -> list[object]:
+    """The fields of a hash that pages take, each with its value behind it."""
+    fields: list[object] = []
+    for number, keys, extra in pages:
+        if keys or extra or keep_gone:
+            fields += [number, keys, f"{number}+", extra] if extra else [number, keys]
+    return fields
+
+
+async def _kept_pages(link: Link, name: str, row: Row | None, kept: Kept[PageSet]) -> list[Page]:
+    """The pages in the kept set, unless that is whole. Raises NothingToRollBack if it is not there as it was."""
+    pages: list[Page] = []
+    if row is not None and not kept.whole:
+        numbers = await read_numbers(link, row, kept.page_set)
+        pages = await read_each(link, row, kept.page_set, numbers.tolist())
+    if await link.do("HLEN", kept.page_set.key) != kept.page_set.fields:  # it may have expired while it was read
+        raise NothingToRollBack(f"the release of list {name} before the one in force is no longer in Redis")
+    return pages
+
+
+async def _counted(link: Link, row: Row, decided: Write[PageSet]) -> Write[PageSet]:
+    """The write with the fields that its sets will have; what is to be kept of the pages in force is staged."""
+    before = await read_each(link, row, row.page_set, [page.number for page in decided.put])
+    fields = row.page_set.fields + (len(_fields(decided.put)) - len(_fields(before))) // 2
+    kept = decided.after.kept
+    if kept is not None:
+        count = await stage(link, kept.page_set.key, before, keep_gone=True)
+        kept = replace(kept, page_set=kept.page_set._replace(fields=count))
+    return replace(decided, after=replace(decided.after, page_set=row.page_set._replace(fields=fields), kept=kept))
+
+
+async def commit(link: Link, client: Any, name: str, row: Row | None, decided: Write[PageSet]) -> None:
+    """One EXEC, if the state is still what `row` says and the sets that come into use are whole."""
+    before, change = None if row is None else row.change, secrets.token_hex(8).encode()
+    in_force = [] if row is None else [row.page_set.key]
+    new = [page_set for page_set in decided.after.page_sets if page_set.key not in in_force]
+    async with client.pipeline(transaction=True) as pipe:
+        try:
+            await pipe.watch(key(name, "state"), *in_force, *(page_set.key for page_set in new))
+            (now,) = await pipe.execute_command("HMGET", key(name, "state"), "change")
+            if now != before:
+                raise _overtaken(name, before, now)
+            for page_set in new:
+                if await pipe.execute_command("HLEN", page_set.key) != page_set.fields:
+                    raise _overtaken(name, before, before)
+            pipe.multi()
+            _queue(pipe, name, decided, change)
+            await pipe.execute()
+        except (fault.WatchError, fault.ConnectionError, fault.TimeoutError, OSError) as error:
+            # An EXEC whose answer is lost may have been done all the same.
+            now = await read_change(link, name)
+            if now != change:
+                raise (
+                    _overtaken(name, before, now)
+                    if isinstance(error, fault.WatchError)
+                    else StoreError("refused", f"Redis ({link.where}) was lost in the middle of the switch; nothing was written")
+                ) from error
+    await _replicate(link, client, name)
+
+
+def _overtaken(name: str, before: bytes | None, now: bytes | None) -> StoreError:
+    """Why a switch cannot be: the list has another `change` than it had, or it has the same and what was staged went."""
+    if now is None or now == before:
+        return StoreError("staging_lost", f"pages of list {name} are no longer in Redis (flushed, evicted); nothing was written: load again")
+    return GenerationConflict(f"list {name} was changed by someone else meanwhile")
+
+
+def _queue(pipe: Any, name: str, decided: Write[PageSet], change: bytes) -> None:
+    """Queue the commands of a write."""
+    state, page_set, kept = decided.after.state, decided.after.page_set, decided.after.kept
+    for portion in portions(decided.put, PORTION_PAGES, PORTION_BYTES):
+        pipe.execute_command("HDEL", page_set.key, *(field for page in portion for field in (page.number, f"{page.number}+")))
+        if fields := _fields(portion):
+            pipe.execute_command("HSET", page_set.key, *fields)
+    pipe.execute_command("PERSIST", page_set.key)
+    previous: tuple[str, ...] = ()
+    pipe.execute_command("HDEL", key(name, "state"), "previous")
+    if kept is not None:
+        record = {"state": asdict(kept.state), "set": _id(kept.page_set), "fields": kept.page_set.fields, "whole": kept.whole}
+        previous = ("previous", json.dumps(record))
+        pipe.execute_command("EXPIRE", kept.page_set.key, PREVIOUS_S)
+    pipe.execute_command(
+        "HSET", key(name, "state"), "state", encode(state), "generation", state.generation, "set", _id(page_set),
+        "fields", page_set.fields, "change", change, *previous,
+    )  # fmt: skip
+    if decided.dropped:
+        pipe.execute_command("UNLINK", *(page_set.key for page_set in decided.dropped))
+    _log_change(pipe, key(name, "changes"), decided)
+
+
+def _id(page_set: PageSet) -> str:
+    return page_set.key.rpartition(":")[2]
+
+
+def _log_change(pipe: Any, stream: str, decided: Write[PageSet]) -> None:
+    if decided.new_log:  # what is in it may have higher numbers, after which XADD fails
+        pipe.execute_command("UNLINK", stream)
+    if (change := decided.change) is not None:
+        pages = encode_numbers(change.pages)
+        told = () if pages is None else ("pages", pages)
+        pipe.execute_command("XADD", stream, "MAXLEN", CHANGES_MAX, f"{change.after}-0", "before", change.before, *told)
+
+
+async def _replicate(link: Link, client: Any, name: str) -> None:
+    """Give a replica a moment to have it too; a write that only the master has is reported.
+
+    WAIT speaks of what its own connection wrote, and the pool may give any connection: so one of them writes a mark, which a
+    replica has only after all that came before it.
+    """
+    with suppress(fault.RedisError):
+        replication = await client.info("replication")
+        if not int(replication.get("connected_slaves", 0)):
+            return
+        async with client.client() as one:
+            await one.execute_command("SET", key(name, "written"), "1", "PX", 10 * REPLICA_WAIT_MS)
+            if not await one.execute_command("WAIT", 1, REPLICA_WAIT_MS):
+                link.report(
+                    "store_not_replicated", level="warning",
+                    detail=f"no replica had the change within {REPLICA_WAIT_MS} ms; a failover now would lose it",
+                )  # fmt: skip

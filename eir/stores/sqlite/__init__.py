@@ -1,0 +1,197 @@
+"""The embedded store: one SQLite file in the state folder, for all processes of one host. Imports only eir.lists, errors, stores.
+
+Every operation runs in a thread of the store's own, so a slow disk or a lock never holds the event loop. sqlite3 gives up
+the interpreter's lock for each row that it steps to, and with a busy loop beside it getting that lock back costs
+milliseconds; so pages are read some hundreds at a time as one row of text, which SQL gathers without the lock, and taken
+apart on the loop, where the time is counted as that of their reader.
+
+A release is written to a set of its own in several transactions and put in force by one small one, so that nobody waits
+long for the write lock; a set that nobody finished is collected by a later load. Readers take a batch a transaction and
+compare generations: none holds the write-ahead log back while a list is read.
+"""
+
+import asyncio
+import sqlite3
+import struct
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from eir.errors import StoreChanged
+from eir.lists.pages import Page
+from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
+from eir.stores.records import decode_change, decode_state
+from eir.stores.sqlite import writing
+from eir.stores.sqlite.file import NUMBER_BITS, NUMBER_MASK, File, checkpoint, find, transaction
+from eir.stores.write import PageSetStore, Stored, Wanted, portions, without_gap
+
+POLL_S = 0.1
+"""Between looks at the generations in `wait`: a look costs some 100 µs."""
+PORTION_PAUSE_S = 0.005
+"""Between a load's transactions, so that another process gets the write lock in the middle of it."""
+READ_PAGES_MAX, READ_BYTES = 512, 1 << 16
+"""What one statement reads at most while a list is read."""
+GENTLY = 8
+"""A reader that is to be gentle reads so many times less, so that the processor and the interpreter are soon free again."""
+
+# Many pages as one text: for each its number (16 digits), two lengths (8 digits each), keys and extra, all hexadecimal.
+GATHER = "group_concat(printf('%016X%08X%08X', id & :mask, length(keys), length(extra)) || hex(keys) || hex(extra), '')"
+HEAD = struct.Struct(">QII")
+BOUND = {"bits": NUMBER_BITS, "mask": NUMBER_MASK}
+# Generation, state and pages, as of one moment since it is one statement.
+READ_BATCH = f"""
+SELECT generation, state, (SELECT {GATHER} FROM (
+    SELECT id, keys, extra FROM pages
+    WHERE id BETWEEN (lists.page_set << :bits | :first) AND (lists.page_set << :bits | :mask) ORDER BY id LIMIT :count))
+FROM lists WHERE name = :name
+"""  # noqa: S608  # both parts are constants of this module
+READ_SOME = f"""
+SELECT state, (SELECT {GATHER} FROM pages WHERE id IN (SELECT lists.page_set << :bits | value FROM json_each(:numbers)))
+FROM lists WHERE name = :name
+"""  # noqa: S608  # as above
+# Those up to the generation in force, which is in each row.
+READ_CHANGES = """
+SELECT generation, changes.before, after, pages FROM lists LEFT JOIN changes
+ON list = name AND after > :after AND after <= generation WHERE name = :name ORDER BY after
+"""
+EVENT_FIELDS = [field.name for field in fields(Event)]
+READ_EVENTS = f"""
+SELECT {", ".join(EVENT_FIELDS)} FROM events WHERE :name IS NULL OR list = :name ORDER BY id DESC LIMIT :limit
+"""  # noqa: S608  # names of our own
+ADD_EVENT = f"INSERT INTO events ({', '.join(EVENT_FIELDS)}) VALUES (:{', :'.join(EVENT_FIELDS)})"  # noqa: S608  # as above
+COUNT_OUTCOME = """
+INSERT INTO outcomes VALUES (:list, :outcome, 1, :time) ON CONFLICT (coalesce(list, ''), outcome)
+DO UPDATE SET count = count + 1, last = max(last, excluded.last)
+"""
+CLAIM = """
+INSERT INTO claims VALUES (:what, :who, :now + :ttl_s) ON CONFLICT (what)
+DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :now
+"""
+
+
+class SqliteStore(PageSetStore):
+    """Implements eir.lists.store.ListStore over one file, which is made if it is not there and opened when first asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = File(path)
+
+    async def _stored(self, name: str) -> Stored[int] | None:
+        return await self._file.call(writing.stored, name)
+
+    async def states(self) -> Mapping[str, ListState]:
+        """All states."""
+        return await self._file.call(_states)
+
+    async def _write(
+        self, name: str, seen: int, wanted: Wanted | None, whole: AsyncIterable[Sequence[Page]] | None = None
+    ) -> ListState:
+        """A whole list goes to a set of its own first; one transaction does the rest. What it staged is given up if it fails."""
+        if whole is None:
+            return await self._file.call(writing.commit, name, seen, wanted, None)
+        staged = await self._file.call(writing.begin_set, name, seen)
+        try:
+            async for batch in whole:
+                for portion in portions(batch, writing.PORTION_PAGES, writing.PORTION_BYTES):
+                    await self._file.call(writing.fill, staged, portion)
+                    await asyncio.sleep(PORTION_PAUSE_S)
+            stored = await self._file.call(writing.commit, name, seen, wanted, staged)
+        except BaseException:
+            self._file.submit(writing.give_up, staged)
+            raise
+        await self._file.call(checkpoint)
+        return stored
+
+    async def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
+        """Each batch is one statement, and the next one is read while the caller uses this one."""
+        state: ListState | None = None
+        part, first, count = GENTLY if gently else 1, 0, 16
+        ahead = self._file.submit(find, READ_BATCH, {"name": name, "first": first, "count": count, **BOUND})
+        try:
+            while True:
+                found = await asyncio.wrap_future(ahead)
+                if not found and state is None:
+                    return
+                if not found or (state is not None and found[0][0] != state.generation):
+                    raise StoreChanged(f"list {name} changed while its pages were read")
+                ((_, record, text),) = found
+                state = state or decode_state(record)
+                batch = _decode_batch(text)
+                last = len(batch) < count
+                if not last:
+                    # The next batch is read while this one is used; how much is judged by the size of this one.
+                    size = len(text) // (2 * count) + 1
+                    first, count = batch[-1].number + 1, min(max(READ_BYTES // part // size, 1), READ_PAGES_MAX // part)
+                    ahead = self._file.submit(find, READ_BATCH, {"name": name, "first": first, "count": count, **BOUND})
+                yield state, batch
+                if last:
+                    return
+        finally:
+            ahead.cancel()
+
+    async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
+        """One statement."""
+        found = await self._file.rows(READ_SOME, name=name, numbers=str(sorted(set(numbers))), **BOUND)
+        return (decode_state(found[0][0]), _decode_batch(found[0][1])) if found else (None, [])
+
+    async def changes(self, name: str, after: int) -> Sequence[Change] | None:
+        """The last writing.CHANGES_MAX steps are kept."""
+        rows = await self._file.rows(READ_CHANGES, name=name, after=after)
+        steps = [decode_change(*step) for _, *step in rows if step[1] is not None]
+        return without_gap(steps, after, rows[0][0] if rows else 0)
+
+    async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
+        """Looks each POLL_S: SQLite tells nobody of a commit."""
+        end = time.monotonic() + timeout_s
+        while (left := end - time.monotonic()) > 0:
+            generations = dict(await self._file.rows("SELECT name, generation FROM lists"))
+            if any(generations.get(name, 0) != generation for name, generation in seen.items()):
+                return
+            await asyncio.sleep(min(POLL_S, left))
+
+    async def claim(self, what: str, who: str, ttl_s: float) -> bool:
+        """A row with an end by this host's clock."""
+        values = {"what": what, "who": who, "ttl_s": ttl_s, "now": time.time()}
+        return await self._file.call(lambda db: bool(db.execute(CLAIM, values).rowcount))
+
+    async def record(self, event: Event) -> None:
+        """One transaction; durable when it returns."""
+        await self._file.call(_record, event)
+
+    async def history(self, name: str | None = None, limit: int = HISTORY_MAX) -> Sequence[Event]:
+        """From the table of events."""
+        rows = await self._file.rows(READ_EVENTS, name=name, limit=limit)
+        return [Event(**dict(zip(EVENT_FIELDS, row, strict=True))) for row in reversed(rows)]
+
+    async def outcomes(self) -> Sequence[Outcome]:
+        """From a table of counts."""
+        rows = await self._file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")
+        return [Outcome(*row) for row in rows]
+
+    async def close(self) -> None:
+        """Close the file once what was begun is done."""
+        await self._file.close()
+
+
+def _states(db: sqlite3.Connection) -> dict[str, ListState]:
+    return {name: decode_state(state) for name, state in db.execute("SELECT name, state FROM lists ORDER BY name")}
+
+
+def _decode_batch(text: str | None) -> list[Page]:
+    data = bytes.fromhex(text or "")
+    pages, at, end = [], 0, len(data)
+    while at < end:
+        number, keys, extra = HEAD.unpack_from(data, at)
+        at += HEAD.size
+        middle = at + keys
+        pages.append(Page(number, data[at:middle], data[middle : middle + extra]))
+        at = middle + extra
+    return pages
+
+
+def _record(db: sqlite3.Connection, event: Event) -> None:
+    with transaction(db):
+        added = db.execute(ADD_EVENT, asdict(event))
+        db.execute("DELETE FROM events WHERE id <= ?", ((added.lastrowid or 0) - HISTORY_MAX,))
+        db.execute(COUNT_OUTCOME, asdict(event))

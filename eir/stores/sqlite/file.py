@@ -1,0 +1,259 @@
+"""The file: its schema, a connection to it in a thread of its own, its faults by cause. Knows nothing of what a list is."""
+
+import asyncio
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar, TypeVarTuple
+
+from eir.errors import StoreError
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+BUSY_TIMEOUT_S = 10.0
+"""How long a write waits for another process's transaction; a load's own take some ten milliseconds each."""
+BUSY_RETRY_S = 0.01
+NICE = 15
+"""Of the thread that reads and writes; it holds the interpreter's lock for some microseconds at a time only."""
+WAL_BYTES_MAX = 16 << 20
+"""What the write-ahead log is cut to when it starts over."""
+FOLDER_MODE, FILE_MODE = 0o750, 0o640
+
+APPLICATION_ID = 0x45495230  # "EIR0", so that `file` and a wrong path tell
+SCHEMA_VERSION = 1
+NUMBER_BITS = 37
+"""Page numbers stay below 2^37; the row id of a page is its set's id and its number."""
+NUMBER_MASK = (1 << NUMBER_BITS) - 1
+
+SCHEMA = f"""
+CREATE TABLE lists (
+    name TEXT PRIMARY KEY, generation INTEGER NOT NULL, state TEXT NOT NULL, page_set INTEGER NOT NULL,
+    before TEXT,            -- state before the last release; NULL: nothing to roll back
+    before_set INTEGER,     -- its pages: all of them, or those that the last release touched (empty keys: there was none)
+    before_whole INTEGER);
+CREATE TABLE sets (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    page_count INTEGER NOT NULL DEFAULT 0,  -- of version 1 of the schema; nobody counts or reads it
+    keep_until REAL NOT NULL,               -- for a set that no list points to: Unix seconds
+    doomed INTEGER NOT NULL DEFAULT 0       -- 1: its pages are being deleted
+);
+CREATE TABLE pages (
+    id INTEGER PRIMARY KEY, -- set << {NUMBER_BITS} | number
+    keys BLOB NOT NULL, extra BLOB NOT NULL);
+CREATE TABLE changes (
+    list TEXT NOT NULL, before INTEGER NOT NULL, after INTEGER NOT NULL,
+    pages BLOB,             -- numbers, 8 bytes each; NULL: all
+    PRIMARY KEY (list, after)) WITHOUT ROWID;
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL, list TEXT,
+    serial INTEGER, digest TEXT, outcome TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE INDEX events_of_list ON events (list, id);
+CREATE TABLE outcomes (list TEXT, outcome TEXT NOT NULL, count INTEGER NOT NULL, last TEXT NOT NULL);
+CREATE UNIQUE INDEX outcomes_of_list ON outcomes (coalesce(list, ''), outcome);
+CREATE TABLE claims (what TEXT PRIMARY KEY, who TEXT NOT NULL, until REAL NOT NULL);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+CAUSES = {
+    "BUSY": "busy", "LOCKED": "busy", "FULL": "full", "CORRUPT": "corrupt", "NOTADB": "corrupt", "IOERR": "io",
+    "READONLY": "readonly", "PERM": "readonly", "CANTOPEN": "cannot_open",
+}  # fmt: skip
+"""By the name of SQLite's error."""
+REOPEN = frozenset({"corrupt", "io", "cannot_open", "readonly"})
+"""After these the connection is of no more use."""
+NO_ROOM = frozenset({"full", "io", "cannot_open"})
+"""Where a disk is full and the file cannot be opened: even a reader makes a file of shared memory beside it."""
+STILL_S = 1.0
+"""How long a file that was opened without one is read as it is; then it is opened again."""
+
+
+class File:
+    """An SQLite file of ours, which is made if it is not there.
+
+    It is opened by the first operation and again after a fault, or when another file has taken its place. An operation is a
+    function of the connection; all run in one thread, in the order in which they came.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db: sqlite3.Connection | None = None
+        self._still: tuple[float, str] | None = None
+        """Where it could be opened for reading only: until when (time.monotonic), and why."""
+        self._inode: tuple[int, int] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite", initializer=_step_back)
+
+    def submit(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> "Future[T]":
+        """Have an operation done, whether its result is awaited or not."""
+        return self._thread.submit(lambda: self._run(operation, *args))
+
+    async def call(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
+        """Have an operation done and give its result. Raises StoreError."""
+        return await asyncio.wrap_future(self.submit(operation, *args))
+
+    async def rows(self, statement: str, **values: object) -> list[tuple[Any, ...]]:
+        """All rows that a statement finds. Raises StoreError."""
+        return await self.call(find, statement, values)
+
+    async def close(self) -> None:
+        """Close the file once what was begun is done."""
+        await asyncio.wrap_future(self._thread.submit(self._disconnect))
+        self._thread.shutdown(wait=False)
+
+    # In the thread
+
+    def _run(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
+        try:
+            return operation(self._connection(), *args)
+        except sqlite3.Error as error:
+            cause, still = _cause(error), self._still
+            if cause in REOPEN:
+                self._disconnect()
+            if cause == "readonly" and still is not None:
+                raise StoreError("full", f"{self.path}: {still[1]}; it can be read, but not written") from error
+            raise StoreError(cause, f"{self.path}: {error}") from error
+        except OSError as error:
+            raise StoreError("cannot_open", f"{self.path}: {error.strerror}") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is not None:
+            with suppress(FileNotFoundError):
+                found = self.path.stat()
+                if (found.st_dev, found.st_ino) == self._inode and (self._still is None or time.monotonic() < self._still[0]):
+                    return self._db
+            self._disconnect()
+        self.path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        # SQLite gives its side files the mode of the file, and would give that the umask's.
+        with suppress(FileExistsError):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+            os.fchmod(descriptor, FILE_MODE)
+            os.close(descriptor)
+        try:
+            db = _opened(self.path)
+        except sqlite3.Error as error:
+            if _cause(error) not in NO_ROOM:
+                raise
+            db = _opened(self.path, still=error)
+            self._still = time.monotonic() + STILL_S, str(error)
+        found = self.path.stat()
+        self._db, self._inode = db, (found.st_dev, found.st_ino)
+        return db
+
+    def _disconnect(self) -> None:
+        db, self._db, self._still = self._db, None, None
+        if db is not None:
+            db.close()
+
+
+def _step_back() -> None:
+    """Have the thread wait for its turn of the processor, or on a machine of one core it would push aside the one that answers checks."""
+    thread = threading.get_native_id()
+    with suppress(OSError):  # a sandbox that forbids it
+        os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, thread, NICE)
+
+
+def _cause(error: sqlite3.Error) -> str:
+    """Of an error like SQLITE_IOERR_WRITE the second word tells; errors of the module sqlite3 itself have no name."""
+    return CAUSES.get(getattr(error, "sqlite_errorname", "_").split("_")[1], "error")
+
+
+def _opened(path: Path, *, still: sqlite3.Error | None = None) -> sqlite3.Connection:
+    """A connection to the file; `still`: why it cannot be opened as always, which is raised if it is empty.
+
+    Then it is read as it is on the disk, without lock, shared memory and what the write-ahead log may have on top: a node
+    that starts on a full disk has its lists from it. Nobody writes meanwhile, since a process that has it open for writing
+    made the shared memory, with which it opens as always. What a killed process left half done shows in the digests.
+    """
+    uri = f"{path.absolute().as_uri()}?{'mode=rwc' if still is None else 'mode=ro&immutable=1'}"
+    # One thread at a time uses it: the store's own, or the one that closes it.
+    db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        version = _version(db, path)
+        if still is None:
+            _prepare(db, new=not version)
+    except BaseException:
+        db.close()
+        raise
+    if still is not None and not version:
+        db.close()
+        raise still
+    return db
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    """The file's schema, 0 for one that is empty. Raises StoreError for a file that is not ours, or of a newer eir."""
+    version = _pragma(db, "user_version")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            "schema", f"{path} was written by a newer eir (schema {version}, this one knows {SCHEMA_VERSION}): upgrade eir"
+        )
+    application = _pragma(db, "application_id")
+    if application not in {0, APPLICATION_ID} or (version and not application):
+        raise StoreError("schema", f"{path} is an SQLite file of another program")
+    return version
+
+
+def _prepare(db: sqlite3.Connection, *, new: bool) -> None:
+    _use_wal(db)
+    # A release that was reported as accepted survives a power cut, and with it the serial below which none is taken.
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+    if new:
+        with transaction(db):
+            if not _pragma(db, "user_version"):  # another process may have been faster
+                for statement in SCHEMA.split(";\n"):
+                    db.execute(statement)
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Where several processes make the file at once, SQLite calls this change busy without waiting; so it is waited here."""
+    end = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if _cause(error) != "busy" or time.monotonic() > end:
+                raise
+            time.sleep(BUSY_RETRY_S)
+        else:
+            return
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Write all that is done in it, or nothing."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+        raise
+
+
+def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
+    """All rows that a statement finds."""
+    return db.execute(statement, values).fetchall()
+
+
+def checkpoint(db: sqlite3.Connection) -> None:
+    """Empty the write-ahead log if no reader is in the way; a later write does it otherwise."""
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        with suppress(sqlite3.OperationalError):
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")

@@ -1,0 +1,166 @@
+"""Lists in the file as writers see them: sets of pages that are filled, put in force, and collected when nobody needs them."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+
+from eir.errors import StoreError
+from eir.lists.pages import Page
+from eir.lists.store import ListState
+from eir.stores.records import decode_state, encode, encode_numbers
+from eir.stores.sqlite.file import NUMBER_BITS, NUMBER_MASK, transaction
+from eir.stores.write import Kept, Stored, Wanted, Write, check_generation, decide, last_kept
+
+PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
+"""What one transaction of a load writes at most: it holds the write lock for about 70 ms."""
+WRITE_PAGES_MAX = 512
+"""What one statement writes at most."""
+SET_IDLE_S = 600
+"""A set that is being filled and was not touched for so long belongs to a load that died."""
+CHANGES_MAX = 1_000
+"""Steps that are kept for each list."""
+
+# Pages out of one blob, and a table of where each is: id, start and length of keys, start and length of extra.
+SCATTER = """
+INSERT OR REPLACE INTO pages
+SELECT json_extract(value, '$[0]'), substr(?1, json_extract(value, '$[1]'), json_extract(value, '$[2]')),
+    substr(?1, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
+FROM json_each(?2)
+"""
+
+
+def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
+    """The record of a list."""
+    found = db.execute("SELECT state, page_set, before, before_set, before_whole FROM lists WHERE name = ?", (name,)).fetchone()
+    if found is None:
+        return None
+    state, page_set, before, before_set, whole = found
+    kept = None if before is None or before_set is None else Kept(decode_state(before), before_set, bool(whole))
+    return Stored(decode_state(state), page_set, kept)
+
+
+# Sets that are being filled, and those of no more use
+
+
+def begin_set(db: sqlite3.Connection, name: str, seen: int) -> int:
+    """A new set for a list that is at the generation seen."""
+    _collect(db)
+    with transaction(db):
+        check_generation(name, stored(db, name), seen)
+        return _new_set(db)
+
+
+def fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
+    """Add pages to a set that is being filled. Raises StoreError (staging_lost) if it has been collected."""
+    with transaction(db):
+        _hold(db, page_set)
+        _insert(db, page_set, pages)
+
+
+def _hold(db: sqlite3.Connection, page_set: int) -> None:
+    values = (time.time() + SET_IDLE_S, page_set)
+    if not db.execute("UPDATE sets SET keep_until = ? WHERE id = ? AND NOT doomed", values).rowcount:
+        raise StoreError("staging_lost", "the pages that were loaded were cleared away before they came into force: load again")
+
+
+def give_up(db: sqlite3.Connection, page_set: int) -> None:
+    """Leave a set to be collected, unless a list points to it."""
+    db.execute("UPDATE sets SET keep_until = 0 WHERE id = ?", (page_set,))
+
+
+def _new_set(db: sqlite3.Connection) -> int:
+    return int(db.execute("INSERT INTO sets (keep_until) VALUES (?)", (time.time() + SET_IDLE_S,)).lastrowid or 0)
+
+
+def _ids(page_set: int) -> tuple[int, int]:
+    """The first and the last row id that a page of the set may have."""
+    return page_set << NUMBER_BITS, page_set << NUMBER_BITS | NUMBER_MASK
+
+
+def _collect(db: sqlite3.Connection) -> None:
+    """Delete the pages of sets that no list points to, a portion a transaction."""
+    with transaction(db):
+        db.execute(
+            "UPDATE sets SET doomed = 1 WHERE keep_until < ? AND NOT EXISTS ("
+            "SELECT 1 FROM lists WHERE page_set = sets.id OR before_set = sets.id)",
+            (time.time(),),
+        )
+    for (page_set,) in db.execute("SELECT id FROM sets WHERE doomed").fetchall():
+        gone = PORTION_PAGES
+        while gone == PORTION_PAGES:
+            with transaction(db):
+                gone = db.execute(
+                    "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETWEEN ? AND ? LIMIT ?)",
+                    (*_ids(page_set), PORTION_PAGES),
+                ).rowcount
+                if gone < PORTION_PAGES:
+                    db.execute("DELETE FROM sets WHERE id = ?", (page_set,))
+
+
+def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
+    """Some hundreds of pages a statement: like reading, this gives up the interpreter's lock for all of them together."""
+    base = page_set << NUMBER_BITS
+    for at in range(0, len(pages), WRITE_PAGES_MAX):
+        table: list[tuple[int, ...]] = []
+        parts: list[bytes] = []
+        start = 1
+        for number, keys, extra in pages[at : at + WRITE_PAGES_MAX]:
+            if keys or extra:
+                middle = start + len(keys)
+                table.append((base | number, start, len(keys), middle, len(extra)))
+                parts += (keys, extra)
+                start = middle + len(extra)
+        db.execute(SCATTER, (b"".join(parts), json.dumps(table)))
+
+
+# The one transaction by which a list changes
+
+
+def commit(db: sqlite3.Connection, name: str, seen: int, wanted: Wanted | None, staged: int | None) -> ListState:
+    """Put in force what is wanted (None: undo the last release); `staged`: the set with the whole list, if it is that."""
+    with transaction(db):
+        before = stored(db, name)
+        check_generation(name, before, seen)
+        if wanted is None:
+            kept = last_kept(name, before)
+            wanted, own = kept.wanted([] if kept.whole else _pages(db, kept.page_set)), kept.page_set
+        elif staged is not None:
+            own = staged
+            _hold(db, own)
+        else:
+            own = _new_set(db) if wanted.keep else 0  # 0: it needs none
+        write = decide(before, wanted, own)
+        _carry_out(db, name, write)
+    return write.after.state
+
+
+def _pages(db: sqlite3.Connection, page_set: int) -> list[Page]:
+    rows = db.execute("SELECT id & ?, keys, extra FROM pages WHERE id BETWEEN ? AND ?", (NUMBER_MASK, *_ids(page_set)))
+    return [Page(*row) for row in rows]
+
+
+def _carry_out(db: sqlite3.Connection, name: str, write: Write[int]) -> None:
+    state, page_set, kept, change = write.after.state, write.after.page_set, write.after.kept, write.change
+    base = page_set << NUMBER_BITS
+    if kept is not None and not kept.whole:
+        db.executemany(
+            "INSERT OR REPLACE INTO pages SELECT ?, coalesce(keys, x''), coalesce(extra, x'') "
+            "FROM (SELECT 1) LEFT JOIN pages ON id = ?",
+            ((kept.page_set << NUMBER_BITS | page.number, base | page.number) for page in write.put),
+        )
+    _insert(db, page_set, write.put)
+    db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in write.put if page.gone))
+    for each in write.dropped:
+        give_up(db, each)
+    before = (None, None, None) if kept is None else (encode(kept.state), kept.page_set, kept.whole)
+    db.execute(
+        "INSERT OR REPLACE INTO lists VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (name, state.generation, encode(state), page_set, *before),
+    )
+    if write.new_log:
+        db.execute("DELETE FROM changes WHERE list = ?", (name,))
+    if change is not None:
+        numbers = encode_numbers(change.pages)
+        db.execute("INSERT OR REPLACE INTO changes VALUES (?, ?, ?, ?)", (name, change.before, change.after, numbers))
+        db.execute("DELETE FROM changes WHERE list = ? AND after <= ?", (name, change.after - CHANGES_MAX))

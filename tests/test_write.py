@@ -1,0 +1,112 @@
+"""What a write changes, decided without a store. That stores carry it out: test_store_contract.py."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import page, pages_of, state
+
+from eir.errors import GenerationConflict, NothingToRollBack
+from eir.lists.store import Change
+from eir.stores import write
+from eir.stores.write import Kept, Stored, Wanted, check_generation, decide, last_kept, portions, without_gap
+
+A, B = replace(state(pages_of([1]), serial=7, generation=4), highest_serial=9), state(pages_of([2]), serial=8)
+TOUCHED = [page(0, [2]), page(5, [])]
+PLAIN = Stored(A, "in force", None)
+AFTER_FULL = Stored(A, "in force", Kept(B, "before", whole=True))
+AFTER_DELTA = Stored(A, "in force", Kept(B, "touched", whole=False))
+LOST = replace(AFTER_FULL, lost=True)
+
+RELEASE, DELTA = Wanted(state=B), Wanted(state=B, pages=TOUCHED)
+COPY = Wanted(state=replace(B, generation=60, highest_serial=8), exact=True, keep=False)
+COPIED_PAGES = replace(COPY, pages=TOUCHED)
+NEXT = replace(B, generation=5, highest_serial=9)
+ALL, SOME = Change(4, 5, None), Change(4, 5, (0, 5))
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "after", "dropped", "change", "new_log"),
+    [
+        # A full release keeps the one before, a delta the pages that it replaces, and what was kept until then goes.
+        (None, RELEASE, Stored(replace(B, generation=1, highest_serial=8), "own", None), (), Change(0, 1, None), True),
+        (PLAIN, RELEASE, Stored(NEXT, "own", Kept(A, "in force", whole=True)), (), ALL, False),
+        (PLAIN, DELTA, Stored(NEXT, "in force", Kept(A, "own", whole=False)), (), SOME, False),
+        (AFTER_FULL, RELEASE, Stored(NEXT, "own", Kept(A, "in force", whole=True)), ("before",), ALL, False),
+        (AFTER_FULL, DELTA, Stored(NEXT, "in force", Kept(A, "own", whole=False)), ("before",), SOME, False),
+        (AFTER_DELTA, RELEASE, Stored(NEXT, "own", Kept(A, "in force", whole=True)), ("touched",), ALL, False),
+        (AFTER_DELTA, DELTA, Stored(NEXT, "in force", Kept(A, "own", whole=False)), ("touched",), SOME, False),
+        # A list that lost its pages goes on from its generation and its highest serial; nothing of it is kept.
+        (LOST, RELEASE, Stored(NEXT, "own", None), ("in force", "before"), Change(0, 5, None), True),
+        # A copy comes into force as it is; nothing is kept.
+        (None, COPY, Stored(COPY.state, "own", None), (), Change(0, 60, None), True),
+        (AFTER_FULL, COPY, Stored(COPY.state, "own", None), ("in force", "before"), Change(4, 60, None), True),
+        (AFTER_DELTA, COPIED_PAGES, Stored(COPY.state, "in force", None), ("touched",), Change(4, 60, (0, 5)), False),
+        # One of a generation that is not higher is no step from what was there.
+        (PLAIN, replace(COPY, state=A), Stored(A, "own", None), ("in force",), None, True),
+        (PLAIN, replace(COPIED_PAGES, state=A), Stored(A, "in force", None), (), None, True),
+    ],
+)  # fmt: skip
+def test_decide(stored, wanted, after, dropped, change, new_log):
+    found = decide(stored, wanted, "own")
+    assert found == write.Write(after, wanted.pages or (), dropped, change, new_log)
+
+
+@pytest.mark.parametrize(
+    ("stored", "after", "dropped", "change"),
+    [
+        (AFTER_FULL, Stored(NEXT, "before", None), ("in force",), ALL),
+        (AFTER_DELTA, Stored(NEXT, "in force", None), ("touched",), SOME),
+    ],
+)
+def test_a_rollback_wants_what_was_kept_and_keeps_nothing(stored, after, dropped, change):
+    kept = last_kept("a", stored)
+    found = decide(stored, kept.wanted(TOUCHED), kept.page_set)
+    assert (found.after, found.dropped, found.change) == (after, dropped, change)
+    assert found.put == (() if kept.whole else TOUCHED)
+
+
+@pytest.mark.parametrize("stored", [None, PLAIN, LOST])
+def test_nothing_to_roll_back(stored):
+    with pytest.raises(NothingToRollBack):
+        last_kept("a", stored)
+
+
+@pytest.mark.parametrize(("stored", "generation"), [(None, 0), (PLAIN, 4), (LOST, 0)])
+def test_a_write_is_on_the_generation_that_was_seen(stored, generation):
+    check_generation("a", stored, generation)
+    for other in {0, 1, 4, 5} - {generation}:
+        with pytest.raises(GenerationConflict, match=f"generation {generation}, not {other}"):
+            check_generation("a", stored, other)
+
+
+def test_a_change_of_many_pages_is_logged_as_one_of_all(monkeypatch):
+    monkeypatch.setattr(write, "CHANGE_PAGES_MAX", 1)
+    found = decide(PLAIN, DELTA, "own")
+    assert found.change == ALL
+    assert found.put == TOUCHED
+
+
+@pytest.mark.parametrize(
+    ("steps", "after", "current", "found"),
+    [
+        ([], 3, 3, []), ([], 4, 3, None), ([], 0, 3, None), ([(1, 2), (2, 3)], 1, 3, [(1, 2), (2, 3)]), ([(2, 3)], 1, 3, None),
+        ([(1, 2), (3, 4)], 1, 4, None), ([(1, 2)], 1, 3, None), ([(1, 9)], 1, 9, [(1, 9)]),
+        ([(1, 2), (2, 3)], 1, 2, [(1, 2), (2, 3)]),  # one more was made since the current generation was read
+    ],
+)  # fmt: skip
+def test_steps_without_a_gap(steps, after, current, found):
+    def changes(pairs):
+        return [Change(*pair, None) for pair in pairs]
+
+    assert without_gap(iter(changes(steps)), after, current) == (None if found is None else changes(found))
+
+
+@given(sizes=st.lists(st.integers(0, 5)), pages_max=st.integers(1, 4), bytes_max=st.integers(1, 12))
+def test_portions_are_bounded_and_lose_nothing(sizes, pages_max, bytes_max):
+    pages = [write.Page(number, bytes(size)) for number, size in enumerate(sizes)]
+    found = list(portions(pages, pages_max, bytes_max))
+    assert [each for portion in found for each in portion] == pages
+    assert all(1 <= len(portion) <= pages_max for portion in found)
+    assert all(sum(len(each.keys) for each in portion[:-1]) < bytes_max for portion in found)
