@@ -1,6 +1,5 @@
 """Log lines: one an event, whatever stands in it; few of a kind; none for a normal check, and no whole identifier."""
 
-import logging
 import os
 import re
 import subprocess
@@ -41,8 +40,7 @@ def made(capfd, clock):
 
         return log, lines
 
-    yield make
-    logging.getLogger("eir").handlers = []
+    return make
 
 
 def test_a_line_has_time_level_event_and_fields(made):
@@ -183,4 +181,3 @@ def test_without_a_thread_lines_are_written_at_once(capfd, clock):
     log.report("forked")
     assert "event=forked" in capfd.readouterr().err
     log.close()
-    logging.getLogger("eir").handlers = []

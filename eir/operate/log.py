@@ -5,8 +5,6 @@ a peer can send, so lines are limited for each (event, peer, reason, list); what
 that end in `whitelisted` leave no line; the others are folded into one line for each status, list and peer.
 """
 
-import logging
-import logging.handlers
 import os
 import queue
 import sys
@@ -34,7 +32,8 @@ QUEUE_LINES = 10_000
 CLOSE_S = 2.0
 """How long the end waits for whoever reads standard error."""
 
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+LEVELS = {level: number for number, level in enumerate(("debug", "info", "warning", "error"))}
+"""Levels of lines, the least important first."""
 
 
 def logfmt(fields: dict[str, object]) -> str:
@@ -87,40 +86,38 @@ class Log:
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._folds: dict[tuple[str, str, str], _Fold] = {}
         self._observed: Counter[tuple[int, str, str | None]] = Counter()
-        self._logger = logging.getLogger("eir")
-        self._logger.propagate = False
-        handler = _DescriptorHandler(sys.stderr.fileno())
-        handler.setFormatter(_UtcFormatter("time=%(asctime)s level=%(levelname)s %(message)s"))
-        self._writer: _Writer | None = None
-        if in_background:
-            lines: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUE_LINES)
-            self._writer = _Writer(lines, handler)
+        self._writer = _Writer(sys.stderr.fileno()) if in_background else None
+        if self._writer is not None:
             self._writer.start()
-            self._logger.handlers = [_DroppingQueueHandler(lines)]
-        else:
-            self._logger.handlers = [handler]
         self.configure(level=level, full_identifiers=full_identifiers)
 
     def configure(self, *, level: str, full_identifiers: bool) -> None:
         """Show lines from this level (a key of LEVELS) upward, and identifiers whole or short."""
-        self._logger.setLevel(LEVELS[level])
+        self._level = LEVELS[level]
         self._full_identifiers = full_identifiers
 
     def report(
         self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
     ) -> None:
         """Write one line for the event, unless its kind had too many of late."""
-        severity = LEVELS[level]
-        if not self._logger.isEnabledFor(severity):
+        if LEVELS[level] < self._level:
             return
         suppressed = self._take((event, peer, reason, fields.get("list")))
         if suppressed is None:
             return
         line = {"event": event, "peer": peer, "reason": reason, **fields, "suppressed": suppressed or None}
-        self._write(severity, line)
+        self._write(level, line)
 
-    def _write(self, severity: int, line: dict[str, object]) -> None:
-        self._logger.log(severity, "%s", logfmt(line if self._worker is None else line | {"worker": line.get("worker", self._worker)}))
+    def _write(self, level: str, line: dict[str, object]) -> None:
+        if LEVELS[level] < self._level:
+            return
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        worker = {} if self._worker is None else {"worker": line.get("worker", self._worker)}
+        text = f"{logfmt({'time': time, 'level': level, **line, **worker})}\n"
+        if self._writer is None:
+            _write(sys.stderr.fileno(), text)
+        else:
+            self._writer.put(text)
 
     def _take(self, kind: tuple[object, ...]) -> int | None:
         """How many lines of this kind were left out since the last one; None if this one is to be left out too."""
@@ -164,69 +161,45 @@ class Log:
             if not self._full_identifiers:
                 imei, imsi = short(imei) if imei else "", short_imsi(imsi) if imsi else ""
             line = {"event": "checks", "status": status, "list": list_name or None, "peer": peer, "count": fold.count}
-            self._write(logging.INFO, {**line, "imei": imei or None, "imsi": imsi or None})
+            self._write("info", {**line, "imei": imei or None, "imsi": imsi or None})
         observed, self._observed = self._observed, Counter()
         for (rule, status, name), count in observed.items():
-            self._write(logging.INFO, {"event": "observed", "rule": rule, "name": name, "status": status, "count": count})
+            self._write("info", {"event": "observed", "rule": rule, "name": name, "status": status, "count": count})
 
     def close(self) -> None:
         """Write what is still queued and stop the writing thread, if someone reads what it writes."""
         self.fold()
         if self._writer is not None:
-            stopping = threading.Thread(target=self._writer.stop, daemon=True)
-            stopping.start()
-            stopping.join(CLOSE_S)
+            self._writer.stop()
 
 
-class _DescriptorHandler(logging.Handler):
-    """Writes lines to a descriptor, holding no lock meanwhile: one that stands still for ever keeps no process from ending."""
+class _Writer(threading.Thread):
+    """Writes lines to a descriptor. When nobody reads them any more, lines are lost, and neither checks nor the end wait for it."""
 
     def __init__(self, descriptor: int) -> None:
-        super().__init__()
+        super().__init__(name="log", daemon=True)
         self._descriptor = descriptor
+        self._lines: queue.Queue[str | None] = queue.Queue(QUEUE_LINES)
 
-    def createLock(self) -> None:  # noqa: N802 - logging's name
-        """None: each handler has one thread that writes."""
-        self.lock = None
+    def put(self, line: str) -> None:
+        """Have a line written; a full queue drops it."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(line)
 
-    def handle(self, record: logging.LogRecord) -> bool:
-        """Write the record; Python 3.13's own way there takes the lock without asking whether there is one."""
-        self.emit(record)
-        return True
+    def run(self) -> None:
+        """Write what comes, until `stop`."""
+        while (line := self._lines.get()) is not None:
+            _write(self._descriptor, line)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the line; what nobody can read any more is dropped."""
-        left = f"{self.format(record)}\n".encode("utf-8", "replace")
-        with suppress(OSError):
-            while left:
-                left = left[os.write(self._descriptor, left) :]
-
-
-class _Writer(logging.handlers.QueueListener):
-    """The thread that writes."""
-
-    def __init__(self, lines: "queue.Queue[logging.LogRecord | None]", handler: logging.Handler) -> None:
-        super().__init__(lines, handler)
-        self._lines = lines
-
-    def enqueue_sentinel(self) -> None:
-        """Wait for room in the queue, where logging's own gives up."""
-        self._lines.put(None)
+    def stop(self) -> None:
+        """Write what is queued, if someone reads it, and end."""
+        with suppress(queue.Full):
+            self._lines.put(None, timeout=CLOSE_S)
+            self.join(CLOSE_S)
 
 
-class _DroppingQueueHandler(logging.handlers.QueueHandler):
-    """Hands lines to the writing thread; when whoever reads them has stopped, lines are lost and checks are not."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Drop the line: a full queue is no reason to hold an answer back."""
-
-
-class _UtcFormatter(logging.Formatter):
-    """Times in UTC, ISO 8601, with milliseconds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        record.levelname = record.levelname.lower()
-        return super().format(record)
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802, ARG002 - logging's name
-        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _write(descriptor: int, line: str) -> None:
+    left = line.encode("utf-8", "replace")
+    with suppress(OSError):  # nobody can read it any more
+        while left:
+            left = left[os.write(descriptor, left) :]
