@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -76,6 +77,15 @@ async def until_async(condition, *, patience_s=PATIENCE_S):
             if found:
                 return found
             await asyncio.sleep(0.01)
+
+
+def children(pid):
+    """The processes of a node by what they call themselves, `worker-0` and so on."""
+    found = {}
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        with suppress(OSError):
+            found[Path(f"/proc/{child}/comm").read_text().strip().removeprefix("eir-")] = child
+    return found
 
 
 def is_gone(pid):

@@ -93,6 +93,20 @@ def test_the_pause_before_a_restart_doubles_until_a_process_runs_steadily(parent
     ]
 
 
+def test_while_no_other_runs_one_is_started_again_soon(parent, monkeypatch):
+    """However often they died: the pauses of two that die again and again never leave nobody for longer than that."""
+    monkeypatch.setattr(children, "RESTART_S", 30.0)
+    parent.fork("front", stands_still)
+    parent.fork("worker-0", lambda: 1, restart=lambda: None)
+    pid = parent.fork("worker-1", stands_still, restart=lambda: None)
+    assert ended(parent)[0].name == "worker-0"
+    assert 29 < parent.wait_s <= 30
+    children.kill(pid, signal.SIGKILL)
+    assert ended(parent)[0].name == "worker-1"
+    assert parent.wait_s <= children.ALONE_S
+    assert parent.stop(5)
+
+
 def test_stop_ends_all_and_starts_none_again(parent, told):
     parent.fork("front", stands_still)
     parent.fork("worker-0", stands_still, restart=pytest.fail)

@@ -128,19 +128,6 @@ async def test_a_node_that_does_not_answer_is_named(tmp_path, monkeypatch):
             await asyncio.to_thread(ask, tmp_path, "ping")
 
 
-async def test_one_node_for_a_folder(tmp_path):
-    first, second = ControlServer(tmp_path, COMMANDS, report=silent), ControlServer(tmp_path, COMMANDS, report=silent)
-    await first.listen()
-    with pytest.raises(EirError, match="already runs"):
-        await second.listen()
-    await second.close()  # of one that never listened: it takes nothing away from the first
-    assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
-    await first.close()
-    assert not (tmp_path / SOCKET_NAME).exists()
-    await second.listen()
-    await second.close()
-
-
 async def test_a_socket_that_a_killed_node_left_is_replaced(tmp_path):
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / SOCKET_NAME))
@@ -148,6 +135,7 @@ async def test_a_socket_that_a_killed_node_left_is_replaced(tmp_path):
     await server.listen()
     assert await asyncio.to_thread(ask, tmp_path, "ping") == "pong"
     await server.close()
+    assert not (tmp_path / SOCKET_NAME).exists()
 
 
 def test_no_node(tmp_path):

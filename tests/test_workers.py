@@ -7,11 +7,10 @@ import signal
 import socket
 import time
 from collections import Counter
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import asynccontextmanager
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, is_gone, until, until_async
+from node import LISTED, TRACKED, UNLISTED, children, is_gone, until, until_async
 from wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
 
 from eir.diameter.rate import BURST_S
@@ -35,15 +34,6 @@ def crew(site, loaded):
     site.configure(workers=2, policy={"rules": [ROW]}, limits={"close_after_dpa_s": 2, "duplicate_probe_s": 0.5})
     shutil.copytree(loaded, site.state)
     return site
-
-
-def children(pid):
-    """The processes of a node by what they call themselves, `worker-0` and so on."""
-    found = {}
-    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-        with suppress(OSError):
-            found[Path(f"/proc/{child}/comm").read_text().strip().removeprefix("eir-")] = child
-    return found
 
 
 def serving(site):

@@ -17,6 +17,8 @@ from eir.errors import ConfigError, EirError, Report, SetupFault
 
 RESTART_S, RESTART_MAX_S = 0.1, 30.0
 """Pause before a process that ended unasked is started again; it doubles up to the second."""
+ALONE_S = 1.0
+"""The longest pause while no process of that kind runs: nobody is served then."""
 STEADY_S = 60.0
 """A process that ran this long starts again with the first pause."""
 SETUP_STATUS = 2
@@ -85,6 +87,9 @@ class Children:
                 self._report(
                     "process_ended", level="error", process=child.name, status=ended[-1].status, ran_s=round(ran_s), restart_in_s=pause_s
                 )
+        if not any(child.restart is not None for child in self._running.values()):
+            soon = time.monotonic() + ALONE_S
+            self._due = [(min(due, soon), child) for due, child in self._due]
         return ended
 
     @property

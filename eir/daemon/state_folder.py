@@ -1,16 +1,19 @@
-"""What a node keeps in its state folder besides its lists: its Origin-State-Id, and the last time that its clock showed."""
+"""The state folder of a node: one node at a time, its Origin-State-Id, and the last time that its clock showed."""
 
+import fcntl
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from eir.errors import SetupFault
+from eir.errors import EirError, SetupFault
 from eir.lists.clock import TrustedClock
+from eir.operate.control import PING, RUNNING, ControlError, ask
 
-CLOCK_FILE = "clock"
-ORIGIN_STATE_ID_FILE = "origin-state-id"
-FOLDER_MODE = 0o750
+LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE = "lock", "clock", "origin-state-id"
+FOLDER_MODE, FILE_MODE = 0o750, 0o640
+ENDING_S, LOOK_S, PING_S = 20.0, 0.1, 1.0
+"""How long a start waits for a node that is ending, the time between two looks, and how long that node has to say how it is."""
 
 
 def prepare(folder: Path) -> None:
@@ -21,6 +24,32 @@ def prepare(folder: Path) -> None:
         raise SetupFault(f"the state folder {folder} cannot be made: {e.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise SetupFault(f"the state folder {folder} is not writable for user {os.getuid()}")
+
+
+def hold(folder: Path) -> int:
+    """Take the folder for this node, by a lock that lasts as long as any of its processes; returns the descriptor that holds it.
+
+    A node there that is ending, which answers its peers until they close, is waited for. Raises EirError if one runs.
+    """
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    give_up = time.monotonic() + ENDING_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if _is_running(folder) or time.monotonic() > give_up:
+                os.close(descriptor)
+                raise EirError(f"a node already runs on the state folder {folder}; stop it first") from None
+            time.sleep(LOOK_S)
+        else:
+            return descriptor
+
+
+def _is_running(folder: Path) -> bool:
+    """Whether the node there says that it runs; one that says nothing may be ending."""
+    with suppress(ControlError):
+        return bool(ask(folder, PING, timeout_s=PING_S) == RUNNING)
+    return False
 
 
 def next_origin_state_id(folder: Path) -> int:

@@ -46,7 +46,11 @@ def run(config: Config) -> int:
     Raises EirError if it cannot start, SetupFault for what does not go away by itself.
     """
     state_folder.prepare(config.state)
-    return Supervisor(config).run()
+    held = state_folder.hold(config.state)
+    try:
+        return Supervisor(config).run()
+    finally:
+        os.close(held)
 
 
 class Supervisor:

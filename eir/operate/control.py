@@ -11,7 +11,6 @@ import pwd
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ TIMEOUT_S = 30.0
 
 PING, RUNNING, STOPPING = "ping", "running", "stopping"
 """A command that each node has, and its two answers."""
-ENDING_LOOKS, ENDING_LOOK_S = 200, 0.1
-"""How often a start looks again at a node that is ending, which answers its peers until they close, and the time between."""
 
 NOBODY = "unknown"
 _asker: ContextVar[int | None] = ContextVar("asker", default=None)
@@ -52,14 +49,8 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
-        """Open the socket. Raises EirError when a node already runs on this state folder; one that is ending is waited for."""
+        """Open the socket, in the place of one that a killed node left: who holds the state folder has no other node beside it."""
         path = self._folder / SOCKET_NAME
-        with suppress(ControlError):
-            for _ in range(ENDING_LOOKS):
-                if await asyncio.to_thread(ask, self._folder, PING) != STOPPING:
-                    break
-                await asyncio.sleep(ENDING_LOOK_S)
-            raise _AlreadyRunning(f"a node already runs on the state folder {self._folder}; stop it first")
         path.unlink(missing_ok=True)
         listener = _bound(self._folder)
         path.chmod(0o660)
@@ -100,10 +91,6 @@ class ControlServer:
             return {"ok": False, "error": f"{name} failed ({type(e).__name__}); the log says more (fault)"}
 
 
-class _AlreadyRunning(EirError):
-    """Another node holds the socket."""
-
-
 async def asker() -> str:
     """Who asked for the command that is being carried out: the kernel's word for it, as a user's name or `uid N`.
 
@@ -138,15 +125,15 @@ def _bound(folder: Path) -> socket.socket:
     return listener
 
 
-def ask(folder: Path, command: str, **arguments: Any) -> Any:
+def ask(folder: Path, command: str, *, timeout_s: float | None = None, **arguments: Any) -> Any:
     """Have the node that runs on the state folder carry out a command; returns its result.
 
-    Raises ControlError when no node runs there, when it does not answer in 30 s, or when it says no; ControlDenied when
-    this user may not ask.
+    Raises ControlError when no node runs there, when it does not answer in time (30 s unless given), or when it says no;
+    ControlDenied when this user may not ask.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-            link.settimeout(TIMEOUT_S)
+            link.settimeout(TIMEOUT_S if timeout_s is None else timeout_s)
             descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
             try:
                 link.connect(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")

@@ -1,0 +1,74 @@
+"""The state folder: one node at a time, and what it keeps there."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from node import children, until
+
+from eir.daemon import state_folder
+from eir.errors import EirError, SetupFault
+from eir.operate.control import STOPPING
+
+
+def test_a_folder_is_made_with_its_parents_and_not_for_all_to_see(tmp_path):
+    state_folder.prepare(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o750
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupFault, match="cannot be made: Not a directory"):
+        state_folder.prepare(tmp_path / "file" / "var")
+
+
+def test_one_node_holds_it_until_its_last_process_has_ended(tmp_path, monkeypatch):
+    """A child that was forked meanwhile holds it too, as the processes of a node do when the first one is killed."""
+    monkeypatch.setattr(state_folder, "ENDING_S", 0.3)
+    held = state_folder.hold(tmp_path)
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(theirs)
+        os.read(ours, 1)
+        os._exit(0)
+    os.close(ours)
+    os.close(held)
+    with pytest.raises(EirError, match="a node already runs"):
+        state_folder.hold(tmp_path)
+    threading.Timer(0.1, os.close, [theirs]).start()
+    os.close(state_folder.hold(tmp_path))
+    os.waitpid(child, 0)
+
+
+def test_a_node_that_runs_is_told_of_at_once_and_one_that_ends_is_waited_for(tmp_path, monkeypatch):
+    held = state_folder.hold(tmp_path)
+    said = iter([STOPPING, STOPPING, "running"])
+    monkeypatch.setattr(state_folder, "ask", lambda *_, **__: next(said))
+    with pytest.raises(EirError, match="a node already runs"):
+        state_folder.hold(tmp_path)
+    assert next(said, None) is None
+    os.close(held)
+
+
+def test_the_origin_state_id_rises_at_each_start_whatever_the_clock_says(tmp_path, monkeypatch):
+    first = state_folder.next_origin_state_id(tmp_path)
+    assert first >= int(time.time()) - 1
+    monkeypatch.setattr(state_folder.time, "time", lambda: first - 1000)
+    assert [state_folder.next_origin_state_id(tmp_path) for _ in range(2)] == [first + 1, first + 2]
+    (tmp_path / "origin-state-id").write_text("junk")
+    assert state_folder.next_origin_state_id(tmp_path) == first - 1000
+
+
+def test_a_node_that_stands_still_keeps_its_folder(site):
+    """Stopped for a while, as in a debugger: a second one does not take the socket from it, and it goes on after."""
+    site.configure(lists={}, policy={})
+    node = site.start()
+    node.signal(signal.SIGSTOP)
+    front = children(node.pid)["front"]
+    os.kill(front, signal.SIGSTOP)
+    try:
+        assert "a node already runs" in site.eir("serve", status=1).stderr
+    finally:
+        os.kill(front, signal.SIGCONT)
+        node.signal(signal.SIGCONT)
+    assert until(lambda: node.status()["ready"]) == "ready"
