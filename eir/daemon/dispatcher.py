@@ -26,7 +26,9 @@ from eir.daemon.server import listener_url
 from eir.daemon.signals import heed
 from eir.diameter.admission import Admission, Claim, Order
 from eir.diameter.capabilities import may_connect, source_address
-from eir.diameter.node import ADMITTING, Network, endpoint, network_of
+from eir.diameter.gate import Network, network_of
+from eir.diameter.settings import setting_for
+from eir.diameter.transport.endpoint import endpoint
 from eir.diameter.transport.listen import BACKLOG, OUT_OF_RESOURCES, PAUSE_S
 from eir.errors import EirError
 from eir.operate import metrics
@@ -220,8 +222,7 @@ class Dispatcher:
             self._refused[refused] += 1
             host, port = address[:2]
             where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            setting = ADMITTING.get(refused, f"limits.{refused}")
-            self._log.report("peer_refused", reason=refused, level="warning", address=where, setting=setting)
+            self._log.report("peer_refused", reason=refused, level="warning", address=where, setting=setting_for(refused))
 
     def _refuses(self, source: IPv4Address | IPv6Address) -> str | None:
         """Why a connection is not wanted, as Node says it: here all connections are seen, and in a worker its own."""

@@ -1,14 +1,14 @@
 """One worker of several: answers on the connections that it is handed, and leaves to the dispatcher what concerns them all.
 
-The same Worker as that of a node which has one, but its admission desk is far: what happens goes over the channel, and
-orders come back. Its listeners are the dispatcher's.
+The same Worker as that of a node which has one, but its connections are admitted elsewhere: what happens goes over the channel,
+and orders come back. Its listeners are the dispatcher's.
 """
 
 import asyncio
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from eir.config import Config
 from eir.daemon.channel import Channel, ChannelError, Ends, take_over
 from eir.daemon.server import Worker, kinds_of
 from eir.daemon.signals import heed
-from eir.diameter.admission import Admit, Claim, Drop, Probe, Refuse
+from eir.diameter.admission import Admit, Claim, Drop, Order, Probe, Refuse
 from eir.diameter.rate import Grants
 from eir.errors import EirError
 from eir.lists.index import Index
@@ -31,7 +31,7 @@ async def work(config: Config, origin_state_id: int, index: Index, grants: Grant
     log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers, worker=number)
     channel = await Channel.over(ends.stream)
     index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
-    worker = Worker(config, log, origin_state_id, desk=FarDesk(channel), index=index, grants=grants)
+    worker = Worker(config, log, origin_state_id, admission=RemoteAdmission(channel), index=index, grants=grants)
     try:
         await Member(config, log, worker, channel, ends.packets).work(dials=number == 0)
     finally:
@@ -130,15 +130,16 @@ def _heed(worker: Worker, channel: Channel, message: Mapping[str, Any]) -> None:
         channel.answer(question, result)
 
 
-class FarDesk:
-    """A worker's desk: what happens goes to the dispatcher, whose orders come back over the channel."""
+class RemoteAdmission:
+    """An AdmissionControl in another process: what happens goes to the dispatcher, whose orders come back over the channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def arrived(self, claim: Claim) -> None:
+    def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""
         self._channel.send({"did": "arrived", "claim": asdict(claim)})
+        return ()
 
     async def may_dial(self, host: str) -> bool:
         """Whether no worker has a connection of the peer."""
@@ -147,18 +148,22 @@ class FarDesk:
         except ChannelError:
             return False
 
-    def dialing(self, connection: int, host: str, our_host: str) -> None:
+    def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """See Admission.dialing."""
         self._channel.send({"did": "dialing", "connection": connection, "host": host, "our_host": our_host})
+        return ()
 
-    def opened(self, connection: int, host: str, origin_state_id: int) -> None:
+    def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
         """See Admission.opened."""
         self._channel.send({"did": "opened", "connection": connection, "host": host, "origin_state_id": origin_state_id})
+        return ()
 
-    def alive(self, connection: int) -> None:
+    def alive(self, connection: int) -> Sequence[Order]:
         """See Admission.alive."""
         self._channel.send({"did": "alive", "connection": connection})
+        return ()
 
-    def closed(self, connection: int, reason: str) -> None:
+    def closed(self, connection: int, reason: str) -> Sequence[Order]:
         """See Admission.closed."""
         self._channel.send({"did": "closed", "connection": connection, "reason": reason})
+        return ()

@@ -29,12 +29,12 @@ from eir.checks.policy import Policy, Rule, Status, Verdict, compile_policy
 from eir.config import Config, load_config
 from eir.daemon.intake import Intake
 from eir.daemon.signals import heed
-from eir.diameter.admission import Desk
+from eir.diameter.admission import AdmissionControl
 from eir.diameter.answer import Reply
+from eir.diameter.context import TOO_BUSY_REPLY
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
 from eir.diameter.rate import Grants
-from eir.diameter.serve import TOO_BUSY_REPLY
 from eir.diameter.settings import Limits
 from eir.diameter.transport.tls import Tls, load_tls
 from eir.errors import EirError, StoreError
@@ -46,6 +46,7 @@ from eir.lists.store import REFUSED, ListState, Outcome
 from eir.operate import metrics
 from eir.operate.front import Front, WorkerReport, cannot_listen, tell_refusal
 from eir.operate.log import Log
+from eir.s13.application import s13_application
 from eir.s13.lane import Lane
 from eir.s13.service import REPLIES, S13Service
 from eir.stores.open import open_copy, open_store
@@ -167,7 +168,7 @@ class Alone:
 class Worker:
     """The parts of one worker, and what they have in common: configuration, clock, log, counters.
 
-    `desk` is where connections are admitted when there are several workers, `grants` where they share limits; `index` holds
+    `admission` is where connections are admitted when there are several workers, `grants` where they share limits; `index` holds
     lists already when this worker was forked from a process that has them. Whoever has one decides when its node listens and dials.
     """
 
@@ -177,7 +178,7 @@ class Worker:
         log: Log,
         origin_state_id: int,
         *,
-        desk: Desk | None = None,
+        admission: AdmissionControl | None = None,
         index: Index | None = None,
         grants: Grants | None = None,
     ) -> None:
@@ -205,9 +206,9 @@ class Worker:
         )  # fmt: skip
         self._tls = self._load_tls(config)
         self.node = Node(
-            replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config), self._service.answer,
-            counts=self._counts, report=log.report, lane=lambda *known: Lane(self._service, *known), desk=desk, dials=False,
-            overload=overload_of(config), tls=self._tls, grants=grants,
+            replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config),
+            s13_application(self._service, lambda *known: Lane(self._service, *known)), counts=self._counts, report=log.report,
+            admission=admission, dials=False, overload=overload_of(config), tls=self._tls, grants=grants,
         )  # fmt: skip
 
     # ---- start and stop ----

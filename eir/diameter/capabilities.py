@@ -1,13 +1,16 @@
 """The capabilities exchange: what a CER or CEA says, who its sender is, and whether we talk to it (RFC 6733 5.3).
 
-Imports the codec, the dictionary and settings. Knows no connection and no state.
+Knows no connection and no state.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
+from eir.diameter.application import Application
 from eir.diameter.avp import Avp, encode, encode_address, encode_text, encode_u32, u32_or
+from eir.diameter.base import CER
+from eir.diameter.context import NodeContext
 from eir.diameter.dictionary import (
     ACCT_APPLICATION_ID,
     AUTH_APPLICATION_ID,
@@ -20,19 +23,17 @@ from eir.diameter.dictionary import (
     PRODUCT_NAME,
     RELAY,
     SUPPORTED_VENDOR_ID,
-    TGPP,
     VENDOR_ID,
     VENDOR_SPECIFIC_APPLICATION_ID,
 )
-from eir.diameter.message import Message
+from eir.diameter.message import Answer, Message, Request
+from eir.diameter.result import NO_COMMON_APPLICATION, NO_COMMON_SECURITY, SUCCESS
+from eir.diameter.serve import check_grammar, check_header_bits
 from eir.diameter.settings import APPLICATIONS, Identity, PeerSettings
 from eir.errors import DiameterError
 
-UNKNOWN_PEER = 3010
-NO_COMMON_APPLICATION = 5010
-NO_COMMON_SECURITY = 5017
-
 NO_INBAND_SECURITY = 0
+"""Inband-Security-Id (RFC 6733 6.10)."""
 
 
 class Capabilities(NamedTuple):
@@ -46,12 +47,11 @@ class Capabilities(NamedTuple):
     """Empty if the AVP is absent."""
 
 
-def origin_avps(host: str, realm: str) -> bytes:
-    """Origin-Host and Origin-Realm, encoded."""
-    return encode_text(ORIGIN_HOST, host) + encode_text(ORIGIN_REALM, realm)
+IdentifyPeer = Callable[[Capabilities], PeerSettings]
+"""Says whose a CER or CEA is; raises DiameterError 3010 if no entry of the peer table fits."""
 
 
-def capability_avps(identity: Identity, addresses: Iterable[str], application_id: int) -> bytes:
+def capability_avps(identity: Identity, addresses: Iterable[str], application: Application) -> bytes:
     """What follows Origin-Realm in our CER and CEA (RFC 6733 5.3.1, 5.3.2).
 
     `addresses`: those of the connection's own socket. No Inband-Security-Id: TLS comes before the CER, or not at all.
@@ -61,12 +61,12 @@ def capability_avps(identity: Identity, addresses: Iterable[str], application_id
         encode_u32(VENDOR_ID, identity.vendor_id),
         encode_text(PRODUCT_NAME, identity.product_name, flags=0),
         encode_u32(ORIGIN_STATE_ID, identity.origin_state_id),
-        encode_u32(SUPPORTED_VENDOR_ID, TGPP),
-        encode(
-            VENDOR_SPECIFIC_APPLICATION_ID,
-            encode_u32(VENDOR_ID, TGPP) + encode_u32(AUTH_APPLICATION_ID, application_id),
-        ),
     )
+    application_id = encode_u32(AUTH_APPLICATION_ID, application.id)
+    if application.vendor:
+        parts.append(encode_u32(SUPPORTED_VENDOR_ID, application.vendor))
+        application_id = encode(VENDOR_SPECIFIC_APPLICATION_ID, encode_u32(VENDOR_ID, application.vendor) + application_id)
+    parts.append(application_id)
     if identity.firmware_revision is not None:
         parts.append(encode_u32(FIRMWARE_REVISION, identity.firmware_revision, flags=0))
     return b"".join(parts)
@@ -91,17 +91,49 @@ def _numbers(avps: Iterable[Avp], *keys: int) -> frozenset[int]:
     return frozenset(number for avp in avps if avp.key in keys and (number := u32_or(avp, None)) is not None)
 
 
-def check_capabilities(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
-    """Whether we have anything in common with a peer (RFC 6733 5.3); `secure`: the connection is inside TLS.
+def judge_cer(
+    request: Request, said: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool
+) -> PeerSettings:
+    """The peer that a CER comes from; `secure`: the connection is inside TLS.
 
-    Raises DiameterError 5010 or 5017.
+    Raises DiameterError: 3010 for a CER that nothing else is wrong with, whose sender is unknown.
     """
+    found: PeerSettings | DiameterError
+    try:
+        found = identify(said)
+    except DiameterError as e:
+        found = e
+    settings = found if isinstance(found, PeerSettings) else None
+    check_header_bits(request)
+    check_grammar(request, CER, settings, context)
+    if isinstance(found, DiameterError):
+        raise found
+    _check_common(said, found, context.application.id, secure=secure)
+    return found
+
+
+def judge_cea(
+    answer: Answer, settings: PeerSettings, identify: IdentifyPeer, context: NodeContext, *, secure: bool
+) -> Capabilities:
+    """What the peer that we connected to says of itself. Raises DiameterError for a CEA that opens nothing (RFC 6733 5.6)."""
+    said = read_capabilities(answer)
+    if answer.result_codes != [SUCCESS]:
+        codes = ", ".join(map(str, answer.result_codes)) or "none"
+        raise DiameterError(0, "cea_result", f"its CEA has Result-Code {codes}")
+    if settings.host is not None and said.host.lower() != settings.host.lower():
+        # 5.6: Process-CEA; whoever answers there is not the peer that was to be connected to.
+        raise DiameterError(0, "cea_origin_host", f"its CEA has Origin-Host {said.host}")
+    identify(said)
+    _check_common(said, settings, context.application.id, secure=secure)
+    return said
+
+
+def _check_common(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
+    """Whether we have anything in common with a peer (RFC 6733 5.3). Raises DiameterError 5010 or 5017."""
     if not said.applications & {application_id, RELAY} and APPLICATIONS not in settings.lenient:
-        raise DiameterError(
-            NO_COMMON_APPLICATION,
-            "no_common_application",
-            f"it offers {sorted(said.applications) or 'no application'}, not {application_id}",
-        )
+        offered = sorted(said.applications) or "no application"
+        text = f"it offers {offered}, not {application_id}"
+        raise DiameterError(NO_COMMON_APPLICATION, "no_common_application", text)
     # RFC 6733 6.10: an absent AVP means NO_INBAND_SECURITY; inside TLS there is nothing left to agree on.
     if not secure and said.inband_security and NO_INBAND_SECURITY not in said.inband_security:
         raise DiameterError(NO_COMMON_SECURITY, "no_common_security", "it wants TLS on a connection without it")

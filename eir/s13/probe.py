@@ -8,29 +8,33 @@ from typing import Any
 
 from eir.diameter.avp import encode, encode_text, encode_u32, text
 from eir.diameter.client import Client, connect
+from eir.diameter.dictionary import (
+    AUTH_APPLICATION_ID,
+    DESTINATION_REALM,
+    ERROR_MESSAGE,
+    REDIRECT_HOST,
+    USER_NAME,
+    VENDOR_ID,
+    VENDOR_SPECIFIC_APPLICATION_ID,
+)
 from eir.diameter.message import Answer
+from eir.diameter.result import NAMES, REDIRECT_INDICATION, SUCCESS, UNKNOWN_PEER
 from eir.errors import EirError
-from eir.s13 import service as s13
+from eir.s13.application import S13
+from eir.s13.dictionary import (
+    EQUIPMENT_STATUS,
+    ERROR_EQUIPMENT_UNKNOWN,
+    IMEI,
+    ME_IDENTITY_CHECK,
+    NO_STATE,
+    S13_APPLICATION,
+    SOFTWARE_VERSION,
+    TERMINAL_INFORMATION,
+    VENDOR_3GPP,
+)
+from eir.s13.service import EQUIPMENT_STATUSES
 
-STATUS_OF = {value.to_bytes(4): str(status) for status, value in s13.EQUIPMENT_STATUSES.items()}
-COMMAND_ECR = 324
-APPLICATION_S13 = 16777252
-VENDOR_ID, AUTH_APPLICATION_ID, VENDOR_SPECIFIC_APPLICATION_ID = 266, 258, 260
-REDIRECT_HOST = 292
-REDIRECT_INDICATION = 3006
-ERROR_MESSAGE = 281
-UNKNOWN_PEER = "3010"
-NAMES = {
-    3001: "COMMAND_UNSUPPORTED", 3002: "UNABLE_TO_DELIVER", 3003: "REALM_NOT_SERVED", 3004: "TOO_BUSY", 3005: "LOOP_DETECTED",
-    3006: "REDIRECT_INDICATION", 3007: "APPLICATION_UNSUPPORTED", 3008: "INVALID_HDR_BITS", 3009: "INVALID_AVP_BITS",
-    3010: "UNKNOWN_PEER", 4001: "AUTHENTICATION_REJECTED", 4002: "OUT_OF_SPACE", 4003: "ELECTION_LOST",
-    5001: "AVP_UNSUPPORTED", 5002: "UNKNOWN_SESSION_ID", 5003: "AUTHORIZATION_REJECTED", 5004: "INVALID_AVP_VALUE",
-    5005: "MISSING_AVP", 5006: "RESOURCES_EXCEEDED", 5007: "CONTRADICTING_AVPS", 5008: "AVP_NOT_ALLOWED",
-    5009: "AVP_OCCURS_TOO_MANY_TIMES", 5010: "NO_COMMON_APPLICATION", 5011: "UNSUPPORTED_VERSION", 5012: "UNABLE_TO_COMPLY",
-    5013: "INVALID_BIT_IN_HEADER", 5014: "INVALID_AVP_LENGTH", 5015: "INVALID_MESSAGE_LENGTH", 5016: "INVALID_AVP_BIT_COMBO",
-    5017: "NO_COMMON_SECURITY",
-}  # fmt: skip
-"""Result-Codes that are errors, by their names less DIAMETER_ (RFC 6733 7.1)."""
+STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATUSES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,9 @@ async def ask(
     """
     try:
         client = await connect(
-            target.host, target.port, origin_host=target.origin_host, origin_realm=target.origin_realm, timeout_s=target.timeout_s
-        )
+            target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
+            product_name="eir probe", timeout_s=target.timeout_s,
+        )  # fmt: skip
     except EirError as e:
         raise EirError(_refused(target, str(e))) from None
     try:
@@ -102,7 +107,7 @@ def _refused(target: Target, said: str) -> str:
     if code is None:
         return said
     said = f"{said[: code.start(1)]}{_name(int(code[1]))}"
-    if code[1] == UNKNOWN_PEER:
+    if int(code[1]) == UNKNOWN_PEER:
         said += (
             f": the EIR has no peer that fits {target.origin_host} of realm {target.origin_realm} at this address; "
             "give names that it knows (--origin-host, --origin-realm), or put these under its `peers`"
@@ -113,7 +118,7 @@ def _refused(target: Target, said: str) -> str:
 async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, timeout_s: float) -> Finding:
     asked = time.perf_counter()
     try:
-        answer = await client.request(COMMAND_ECR, APPLICATION_S13, avps, timeout_s=timeout_s)
+        answer = await client.request(ME_IDENTITY_CHECK, avps, timeout_s=timeout_s)
     except TimeoutError:
         return Finding(imei, imsi, None, None, None, None, f"no answer within {timeout_s:g} s")
     except EirError as e:
@@ -123,29 +128,29 @@ async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, tim
 
 def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None) -> bytes:
     """What an ECR holds after Origin-Realm (TS 29.272 7.2.19)."""
-    application = encode_u32(VENDOR_ID, s13.VENDOR_3GPP) + encode_u32(AUTH_APPLICATION_ID, APPLICATION_S13)
-    terminal = encode_text(s13.IMEI, imei, s13.VENDOR_3GPP)
+    application = encode_u32(VENDOR_ID, VENDOR_3GPP) + encode_u32(AUTH_APPLICATION_ID, S13_APPLICATION)
+    terminal = encode_text(IMEI, imei)
     if software_version:
-        terminal += encode_text(s13.SOFTWARE_VERSION, software_version, s13.VENDOR_3GPP)
+        terminal += encode_text(SOFTWARE_VERSION, software_version)
     avps = [
         encode(VENDOR_SPECIFIC_APPLICATION_ID, application),
-        encode_u32(s13.AUTH_SESSION_STATE, s13.NO_STATE_MAINTAINED),
-        encode_text(283, realm),
-        encode(s13.TERMINAL_INFORMATION, terminal, s13.VENDOR_3GPP),
+        NO_STATE,
+        encode_text(DESTINATION_REALM, realm),
+        encode(TERMINAL_INFORMATION, terminal),
     ]
     if imsi:
-        avps.append(encode_text(s13.USER_NAME, imsi))
+        avps.append(encode_text(USER_NAME, imsi))
     return b"".join(avps)
 
 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> Finding:
     """An answer as it came: two results, or an E bit with a status, are shown and not followed."""
     codes, experimental = answer.result_codes, answer.experimental_results
-    statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS, s13.VENDOR_3GPP)]
+    statuses = [avp.data for avp in answer.every(EQUIPMENT_STATUS)]
     status = None
-    if codes == [s13.DIAMETER_SUCCESS] and not experimental and len(statuses) == 1 and not answer.is_error:
+    if codes == [SUCCESS] and not experimental and len(statuses) == 1 and not answer.is_error:
         status = STATUS_OF.get(statuses[0])
-    elif not codes and experimental == [(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
+    elif not codes and experimental == [(VENDOR_3GPP, ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
         status = "unknown"
     code = codes[0] if codes else None
     fault = None if status is not None else _fault(answer, codes, experimental, statuses)
@@ -158,7 +163,7 @@ def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) 
 
 
 def _name(code: int) -> str:
-    return f"{code} DIAMETER_{NAMES[code]}" if code in NAMES else str(code)
+    return f"{code} {NAMES[code]}" if code in NAMES else str(code)
 
 
 def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
@@ -169,7 +174,7 @@ def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]]
     if codes == [REDIRECT_INDICATION]:
         hosts = ", ".join(text(avp) for avp in answer.every(REDIRECT_HOST))
         return f"redirected to {hosts or 'nobody'}; not followed"
-    if codes != [s13.DIAMETER_SUCCESS]:
+    if codes != [SUCCESS]:
         return None
     if answer.is_error:
         return "the E bit is set beside 2001"

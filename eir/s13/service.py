@@ -10,39 +10,36 @@ from contextlib import suppress
 
 from eir.checks.policy import Policy, Status, Verdict
 from eir.device import imei_key, is_digits, key_text, meid_key_from_octets
-from eir.diameter.answer import Reply, example_avp
+from eir.diameter.answer import Reply
 from eir.diameter.avp import Avp, encode_u32
+from eir.diameter.dictionary import USER_NAME
 from eir.diameter.message import Request
+from eir.diameter.result import INVALID_AVP_VALUE, MISSING_AVP, SUCCESS
 from eir.errors import DiameterError, IdentifierError
+from eir.s13.dictionary import (
+    DICTIONARY,
+    EQUIPMENT_STATUS,
+    ERROR_EQUIPMENT_UNKNOWN,
+    IMEI,
+    MEID,
+    NO_STATE,
+    SOFTWARE_VERSION,
+    TERMINAL_INFORMATION,
+    VENDOR_3GPP,
+)
 
-VENDOR_3GPP = 10415
-USER_NAME = 1
-AUTH_SESSION_STATE = 277
-TERMINAL_INFORMATION = 1401
-IMEI = 1402
-SOFTWARE_VERSION = 1403
-MEID = 1471
-EQUIPMENT_STATUS = 1445
-
-NO_STATE_MAINTAINED = 1
-DIAMETER_SUCCESS = 2001
-INVALID_AVP_VALUE = 5004
-MISSING_AVP = 5005
-ERROR_EQUIPMENT_UNKNOWN = 5422
 SOFTWARE_VERSION_DIGITS = 2
 
 EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}
 """TS 29.272 7.3.51."""
 
-_NO_STATE = encode_u32(AUTH_SESSION_STATE, NO_STATE_MAINTAINED)
-
 REPLIES: dict[Status, Reply] = {
-    status: Reply(result_code=DIAMETER_SUCCESS, avps=_NO_STATE + encode_u32(EQUIPMENT_STATUS, value, VENDOR_3GPP))
+    status: Reply(SUCCESS, avps=NO_STATE + encode_u32(EQUIPMENT_STATUS, value))
     for status, value in EQUIPMENT_STATUSES.items()
 }
 """The answer to each verdict, encoded once."""
 # TS 29.272 7.4.3.4: an unknown device is an Experimental-Result, and then neither Result-Code nor Equipment-Status is sent.
-REPLIES[Status.UNKNOWN] = Reply(experimental=(VENDOR_3GPP, ERROR_EQUIPMENT_UNKNOWN), avps=_NO_STATE)
+REPLIES[Status.UNKNOWN] = Reply(experimental=(VENDOR_3GPP, ERROR_EQUIPMENT_UNKNOWN), avps=NO_STATE)
 
 Note = Callable[[Verdict, str, str, str], None]
 """Told of each check that did not end in `whitelisted`: verdict, peer label, IMEI, IMSI (empty where there was none)."""
@@ -61,12 +58,12 @@ class S13Service:
 
     def answer(self, request: Request) -> Reply:
         """The reply to an ECR. Raises DiameterError where policy wants an error for a request without a usable identifier."""
-        info = request.find(TERMINAL_INFORMATION, VENDOR_3GPP)
+        info = request.find(TERMINAL_INFORMATION)
         imei = meid = version = None
         if info is not None:
-            imei = request.find_in(info, IMEI, VENDOR_3GPP)
-            meid = request.find_in(info, MEID, VENDOR_3GPP)
-            version = request.find_in(info, SOFTWARE_VERSION, VENDOR_3GPP)
+            imei = request.find_in(info, IMEI)
+            meid = request.find_in(info, MEID)
+            version = request.find_in(info, SOFTWARE_VERSION)
         user_name = request.find(USER_NAME)
         imsi = _digits(user_name)
         if imei is None and meid is None:
@@ -90,9 +87,9 @@ class S13Service:
         if verdict is not None:
             return self._reply(verdict, request.peer, "", imsi)
         if info is None:
-            example = example_avp(TERMINAL_INFORMATION, VENDOR_3GPP)
+            example = DICTIONARY.example(TERMINAL_INFORMATION)
         else:
-            example = example_avp(IMEI, VENDOR_3GPP, inside=((TERMINAL_INFORMATION, VENDOR_3GPP),))
+            example = DICTIONARY.example(IMEI, groups=(TERMINAL_INFORMATION,))
         raise DiameterError(MISSING_AVP, "no_identity", "neither IMEI nor MEID (policy.no_identity: error)", failed_avp=example)
 
     def _with_bad_identity(self, request: Request, info: Avp | None, bad: Avp | None, imsi: str) -> Reply:

@@ -11,13 +11,15 @@ from ipaddress import ip_network
 from wire import EIR, REALM, TGPP, Message
 
 from eir.checks.policy import PolicySettings, Rule, Status, compile_policy
+from eir.diameter.context import NodeContext
 from eir.diameter.counts import Counts
+from eir.diameter.events import Arrived
 from eir.diameter.node import Identity, Limits, PeerSettings
-from eir.diameter.peer import Arrived, Peer
+from eir.diameter.peer import Peer
 from eir.diameter.rate import Bucket, Limit
-from eir.diameter.serve import Surroundings
 from eir.diameter.states import State
 from eir.lists.index import Index
+from eir.s13.application import s13_application
 from eir.s13.lane import Lane
 from eir.s13.service import S13Service
 
@@ -48,12 +50,13 @@ class Side:
         policy = compile_policy(POLICY, Index({}), observed=lambda *_: None, now=datetime.now(UTC))
         self.service = S13Service(policy, note=lambda *note: self.noted.append(note[1:]))
         self.counts = Counts()
-        self.surroundings = Surroundings(
-            identity=IDENTITY, limits=LIMITS, application=self.service.answer, application_id=16777252, counts=self.counts,
-            report=lambda *_, **__: None, jitter=lambda: 0.0, lane=(lambda *known: Lane(self.service, *known)) if lane else None,
+        application = s13_application(self.service, (lambda *known: Lane(self.service, *known)) if lane else None)
+        context = NodeContext(
+            identity=IDENTITY, limits=LIMITS, application=application, counts=self.counts, report=lambda *_, **__: None,
+            jitter=lambda: 0.0,
         )  # fmt: skip
-        self.peer = Peer(self.surroundings, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
-        self.peer.rates = [Limit("rate_max", Bucket(rate, 0.0))] if rate else []
+        self.peer = Peer(context, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
+        self.peer.limit([Limit("rate_max", Bucket(rate, 0.0))] if rate else [])
         self.answers = self.asked = 0
 
     def step(self, kind, octets, now):
@@ -109,7 +112,7 @@ class Side:
         counts = self.counts
         return (
             counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, counts.peers_refused, self.service.checks,
-            self.service.identity_errors, self.peer.state, self.peer.requests, self.peer.answers, self.peer.pending, self.noted,
+            self.service.identity_errors, self.peer.state, self.peer.traffic.requests, self.peer.traffic.answers, self.peer.pending, self.noted,
         )  # fmt: skip
 
 
@@ -135,6 +138,6 @@ def run(octets):
         side.step(END, b"", now)
         assert side.peer.pending == 0
         assert side.peer.state is State.CLOSED
-        assert len(side.peer._buffered) == 0
+        assert len(side.peer._framer.buffered) == 0
         assert side.counts.errors["internal"] == 0
     return sides
