@@ -37,7 +37,7 @@ def test_what_is_encoded_is_read_back(avps):
     octets = b"".join(encode(key_of(code, vendor), data, flags=flags) for code, data, vendor, flags in avps)
     read, fault = parse(octets, 0, len(octets), 100)
     assert fault is None
-    assert [(avp.code, avp.data, avp.vendor, avp.flags & 0x7F) for avp in read] == avps
+    assert [(avp.key, avp.data, avp.flags & 0x7F) for avp in read] == [(key_of(code, vendor), data, flags) for code, data, vendor, flags in avps]
     assert octets == b"".join(wire.avp(code, data, vendor, flags) for code, data, vendor, flags in avps)
 
 
@@ -74,7 +74,7 @@ def test_faults(octets, fault):
     before = encode_u32(277, 1)
     read, found = parse(before + octets, 0, len(before + octets), 10)
     assert found == fault
-    assert [avp.code for avp in read] == [277]
+    assert [avp.key for avp in read] == [277]
 
 
 def test_no_more_avps_than_there_is_room_for():

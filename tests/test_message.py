@@ -7,7 +7,7 @@ from eir.diameter.answer import Reply, encode_answer, error_answer, result_avp, 
 from eir.diameter.avp import encode_u32, key_of
 from eir.diameter.message import Answer, Request, encode_message
 from eir.errors import DiameterError
-from eir.s13.dictionary import DICTIONARY, EQUIPMENT_STATUS, IMEI, MEID, TERMINAL_INFORMATION
+from eir.s13.dictionary import DICTIONARY, EQUIPMENT_STATUS, IMEI, MEID, SOFTWARE_VERSION, TERMINAL_INFORMATION
 
 ORIGIN = wire.avp(264, "eir.localdomain") + wire.avp(296, "localdomain")
 
@@ -27,7 +27,7 @@ def test_a_real_request():
     terminal = found.find(TERMINAL_INFORMATION)
     assert found.find_in(terminal, IMEI).data == b"35123456789012"
     assert found.find_in(terminal, MEID) is None
-    assert [avp.code for avp in found.members(terminal)] == [1402, 1403]
+    assert [avp.key for avp in found.members(terminal)] == [IMEI, SOFTWARE_VERSION]
     assert found.find(1).data == b"001010123456789"
     assert found.find(key_of(1, 10415)) is None
     assert len(found.every(264)) == 1

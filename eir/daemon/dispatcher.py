@@ -28,8 +28,8 @@ from eir.diameter.admission import Admission, Claim, Order
 from eir.diameter.capabilities import may_connect, source_address
 from eir.diameter.gate import Network, network_of
 from eir.diameter.settings import setting_for
-from eir.diameter.transport.endpoint import endpoint
 from eir.diameter.transport.listen import BACKLOG, OUT_OF_RESOURCES, PAUSE_S
+from eir.diameter.transport.stream import endpoint
 from eir.errors import EirError
 from eir.operate import metrics
 from eir.operate.front import Front, WorkerReport, cannot_listen, tell_refusal

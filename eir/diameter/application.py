@@ -1,11 +1,12 @@
-"""What a Diameter application is to the node that is handed it: its commands, its AVPs, and what answers. Data only."""
+"""What a Diameter application is to the node that is handed it: its commands, its AVPs, and what answers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from eir.diameter.answer import Reply
-from eir.diameter.dictionary import Dictionary
+from eir.diameter.avp import encode, encode_u32
+from eir.diameter.dictionary import AUTH_APPLICATION_ID, VENDOR_ID, VENDOR_SPECIFIC_APPLICATION_ID, Dictionary
 from eir.diameter.grammar import Grammar
 from eir.diameter.message import Request
 from eir.diameter.result import COMMAND_UNSUPPORTED
@@ -32,8 +33,8 @@ class Lane(Protocol):
     """
 
     @property
-    def command(self) -> int:
-        """Code of the command whose requests it takes."""
+    def command(self) -> str:
+        """Name of the command whose requests it takes."""
 
     def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
         """Answer the messages at `position`, up to the first that is not for the lane; append the answers to `out`.
@@ -75,3 +76,11 @@ class Application:
     """Answers one request, synchronously. Raises DiameterError for a fault of the request; anything else becomes a 5012."""
     lane: LaneFactory | None = None
     """None: all requests take the general path."""
+
+
+def application_id_avp(application: Application) -> bytes:
+    """The AVP that says what application is meant, encoded (RFC 6733 6.8, 6.11)."""
+    own = encode_u32(AUTH_APPLICATION_ID, application.id)
+    if not application.vendor:
+        return own
+    return encode(VENDOR_SPECIFIC_APPLICATION_ID, encode_u32(VENDOR_ID, application.vendor) + own)

@@ -31,16 +31,6 @@ class Avp(NamedTuple):
     start: int
     end: int
 
-    @property
-    def code(self) -> int:
-        """AVP Code."""
-        return self.key & 0xFFFFFFFF
-
-    @property
-    def vendor(self) -> int:
-        """Vendor-Id; 0 for the IETF's."""
-        return self.key >> 32
-
 
 def key_of(code: int, vendor: int = 0) -> int:
     """The one integer that names an AVP."""

@@ -7,25 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from eir.diameter.application import Application
-from eir.diameter.avp import Avp, encode, encode_address, encode_text, encode_u32, u32_or
+from eir.diameter import dictionary as avps
+from eir.diameter.application import Application, application_id_avp
+from eir.diameter.avp import Avp, encode_address, encode_text, encode_u32, u32_or
 from eir.diameter.base import CER
 from eir.diameter.context import NodeContext
-from eir.diameter.dictionary import (
-    ACCT_APPLICATION_ID,
-    AUTH_APPLICATION_ID,
-    FIRMWARE_REVISION,
-    HOST_IP_ADDRESS,
-    INBAND_SECURITY_ID,
-    ORIGIN_HOST,
-    ORIGIN_REALM,
-    ORIGIN_STATE_ID,
-    PRODUCT_NAME,
-    RELAY,
-    SUPPORTED_VENDOR_ID,
-    VENDOR_ID,
-    VENDOR_SPECIFIC_APPLICATION_ID,
-)
 from eir.diameter.message import Answer, Message, Request
 from eir.diameter.result import NO_COMMON_APPLICATION, NO_COMMON_SECURITY, SUCCESS
 from eir.diameter.serve import check_grammar, check_header_bits
@@ -56,39 +42,37 @@ def capability_avps(identity: Identity, addresses: Iterable[str], application: A
 
     `addresses`: those of the connection's own socket. No Inband-Security-Id: TLS comes before the CER, or not at all.
     """
-    parts = [encode_address(HOST_IP_ADDRESS, address) for address in addresses]
+    parts = [encode_address(avps.HOST_IP_ADDRESS, address) for address in addresses]
     parts += (
-        encode_u32(VENDOR_ID, identity.vendor_id),
-        encode_text(PRODUCT_NAME, identity.product_name, flags=0),
-        encode_u32(ORIGIN_STATE_ID, identity.origin_state_id),
+        encode_u32(avps.VENDOR_ID, identity.vendor_id),
+        encode_text(avps.PRODUCT_NAME, identity.product_name, flags=0),
+        encode_u32(avps.ORIGIN_STATE_ID, identity.origin_state_id),
     )
-    application_id = encode_u32(AUTH_APPLICATION_ID, application.id)
     if application.vendor:
-        parts.append(encode_u32(SUPPORTED_VENDOR_ID, application.vendor))
-        application_id = encode(VENDOR_SPECIFIC_APPLICATION_ID, encode_u32(VENDOR_ID, application.vendor) + application_id)
-    parts.append(application_id)
+        parts.append(encode_u32(avps.SUPPORTED_VENDOR_ID, application.vendor))
+    parts.append(application_id_avp(application))
     if identity.firmware_revision is not None:
-        parts.append(encode_u32(FIRMWARE_REVISION, identity.firmware_revision, flags=0))
+        parts.append(encode_u32(avps.FIRMWARE_REVISION, identity.firmware_revision, flags=0))
     return b"".join(parts)
 
 
 def read_capabilities(message: Message) -> Capabilities:
     """What a CER or CEA says; of what is missing or unreadable, nothing. Its grammar is checked elsewhere."""
     # RFC 6733 6.11 wants one id in a group; old stacks send both, and either shows what they can do.
-    groups = [avp for avp in message.avps if avp.key == VENDOR_SPECIFIC_APPLICATION_ID]
+    groups = [avp for avp in message.avps if avp.key == avps.VENDOR_SPECIFIC_APPLICATION_ID]
     stated = [*message.avps, *(member for group in groups for member in message.members(group))]
-    host, realm, state = (message.first.get(key) for key in (ORIGIN_HOST, ORIGIN_REALM, ORIGIN_STATE_ID))
+    host, realm, state = (message.first.get(key) for key in (avps.ORIGIN_HOST, avps.ORIGIN_REALM, avps.ORIGIN_STATE_ID))
     return Capabilities(
         host.data.decode("ascii", "replace") if host else "",
         realm.data.decode("ascii", "replace") if realm else "",
         u32_or(state, None),
-        _numbers(stated, AUTH_APPLICATION_ID, ACCT_APPLICATION_ID),
-        _numbers(message.avps, INBAND_SECURITY_ID),
+        _numbers(stated, avps.AUTH_APPLICATION_ID, avps.ACCT_APPLICATION_ID),
+        _numbers(message.avps, avps.INBAND_SECURITY_ID),
     )
 
 
-def _numbers(avps: Iterable[Avp], *keys: int) -> frozenset[int]:
-    return frozenset(number for avp in avps if avp.key in keys and (number := u32_or(avp, None)) is not None)
+def _numbers(found: Iterable[Avp], *keys: int) -> frozenset[int]:
+    return frozenset(number for avp in found if avp.key in keys and (number := u32_or(avp, None)) is not None)
 
 
 def judge_cer(
@@ -130,7 +114,7 @@ def judge_cea(
 
 def _check_common(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
     """Whether we have anything in common with a peer (RFC 6733 5.3). Raises DiameterError 5010 or 5017."""
-    if not said.applications & {application_id, RELAY} and APPLICATIONS not in settings.lenient:
+    if not said.applications & {application_id, avps.RELAY} and APPLICATIONS not in settings.lenient:
         offered = sorted(said.applications) or "no application"
         text = f"it offers {offered}, not {application_id}"
         raise DiameterError(NO_COMMON_APPLICATION, "no_common_application", text)

@@ -36,8 +36,6 @@ class Client:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._sessions = random.getrandbits(32)
-        self.peer_host = ""
-        """Origin-Host of the other end's CEA."""
         self.peer_realm = ""
         """Origin-Realm of the other end's CEA."""
         self.closed_by = ""
@@ -99,7 +97,7 @@ class Client:
         said = link.peer.capabilities if link.peer is not None else None
         match event:
             case Opened() if said is not None and not self._opened.done():
-                self.peer_host, self.peer_realm = said.host, said.realm
+                self.peer_realm = said.realm
                 self._opened.set_result(None)
             case Answered(hop_by_hop, answer):
                 waiting = self._waiting.get(hop_by_hop)

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Collection
 
 from eir.diameter.settings import PeerSettings
 from eir.diameter.transport import stream
-from eir.diameter.transport.endpoint import endpoint
 from eir.diameter.transport.link import Link, Owner
 from eir.errors import EirError
 
@@ -55,7 +54,7 @@ class Dialer:
             await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
 
     async def _attempt(self, settings: PeerSettings) -> None:
-        host, port, secure = endpoint(settings.connect or "")
+        host, port, secure = stream.endpoint(settings.connect or "")
         link = Link(self._owner, asyncio.get_running_loop(), settings)
         if secure and self._tls is None:
             self._failed(settings, EirError("a connection over TLS needs a certificate"))

@@ -4,33 +4,39 @@ A known AVP is never the reason for a 5001, whatever its M bit. The base protoco
 RFC 6733 4.5; an application adds its own by a table of the same form.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from eir.diameter.avp import M_FLAG, V_FLAG, encode, key_of
 
 
-class Type(Enum):
-    """Base and derived AVP formats (RFC 6733 4.2, 4.3): the word for it in a table, the only length, the least length."""
+def _is_address(data: bytes) -> bool:
+    # RFC 6733 4.3.1: address family and address; families other than IPv4 and IPv6 have lengths of their own.
+    return len(data) > 2 and len(data) == {b"\0\x01": 6, b"\0\x02": 18}.get(data[:2], len(data))
 
-    OCTETS = ("octets", None, 0)
-    UTF8 = ("utf8", None, 0)
-    IDENTITY = ("identity", None, 1)
-    URI = ("uri", None, 1)
-    U32 = ("u32", 4, 4)
-    U64 = ("u64", 8, 8)
-    ENUM = ("enum", 4, 4)
-    ADDRESS = ("address", None, 6)
-    TIME = ("time", 4, 4)
-    GROUP = ("group", None, 0)
 
-    def __init__(self, word: str, only_bytes: int | None, least_bytes: int) -> None:
-        self.word = word
-        self.only_bytes = only_bytes
-        """Length of the data, where the format allows only one."""
-        self.least_bytes = least_bytes
-        """Length of the zeros in an example of a missing AVP."""
+class Type(NamedTuple):
+    """A base or derived AVP format (RFC 6733 4.2, 4.3)."""
+
+    only_bytes: int | None = None
+    """Length of the data, where the format allows only one."""
+    least_bytes: int = 0
+    """Length of the zeros in an example of a missing AVP."""
+    test: Callable[[bytes], object] | None = None
+    """Says of data whether they are a value, where their length does not say it."""
+    is_group: bool = False
+
+
+# RFC 6733 4.3.1: an FQDN or a realm, so 255 octets at most (RFC 1035 2.3.4). Any printable ASCII is taken: underscores and
+# the like are common.
+_is_identity = re.compile(rb"[!-~]{1,255}").fullmatch
+TYPES = {
+    "octets": Type(), "utf8": Type(), "identity": Type(None, 1, _is_identity), "uri": Type(None, 1), "u32": Type(4, 4),
+    "u64": Type(8, 8), "enum": Type(4, 4), "address": Type(None, 6, _is_address), "time": Type(4, 4),
+    "group": Type(is_group=True),
+}  # fmt: skip
+"""By their words in a table of AVPs."""
 
 
 class Definition(NamedTuple):
@@ -52,7 +58,7 @@ class Dictionary:
     def __init__(self, avps: Mapping[int, Definition]) -> None:
         self.avps = avps
         self.keys = {definition.name: key for key, definition in avps.items()}
-        self.groups = frozenset(key for key, definition in avps.items() if definition.type is Type.GROUP)
+        self.groups = frozenset(key for key, definition in avps.items() if definition.type.is_group)
 
     def plus(self, *tables: Mapping[int, Definition]) -> "Dictionary":
         """These AVPs and those of further tables."""
@@ -95,16 +101,16 @@ def read_avps(table: str, vendor: int = 0) -> dict[int, Definition]:
     `optional`: we send it without the M bit. `values` and `code` are numbers or ranges (`1,4-6`); AVPs of several codes have
     no name of their own, but the line's name and their code.
     """
-    types = {kind.word: kind for kind in Type}
     read = {}
     for line in table.splitlines():
         match line.split():
             case [codes, name, word, *rest]:
                 optional = rest[:1] == ["optional"]
                 values = frozenset(_numbers(rest[-1])) if rest[optional:] else None
+                flags = 0 if optional else M_FLAG
                 for code in _numbers(codes):
                     own = name if codes.isdigit() else f"{name}-{code}"
-                    read[key_of(code, vendor)] = Definition(own, types[word], 0 if optional else M_FLAG, values)
+                    read[key_of(code, vendor)] = Definition(own, TYPES[word], flags, values)
     return read
 
 

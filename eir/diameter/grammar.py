@@ -8,17 +8,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from eir.diameter import result
 from eir.diameter.avp import M_FLAG, Avp, Fault, nest, u32
-from eir.diameter.dictionary import ACCT_APPLICATION_ID, AUTH_APPLICATION_ID, BASE, PROXY_INFO, Dictionary, Type
+from eir.diameter.dictionary import ACCT_APPLICATION_ID, AUTH_APPLICATION_ID, BASE, PROXY_INFO, Dictionary
 from eir.diameter.message import Message
-from eir.diameter.result import (
-    AVP_OCCURS_TOO_MANY_TIMES,
-    AVP_UNSUPPORTED,
-    INVALID_AVP_LENGTH,
-    INVALID_AVP_VALUE,
-    MISSING_AVP,
-    UNABLE_TO_COMPLY,
-)
 from eir.errors import DiameterError
 
 
@@ -49,18 +42,6 @@ class Grammar(NamedTuple):
     """Of these keys exactly one."""
 
 
-_is_identity = re.compile(rb"[!-~]{1,255}").fullmatch
-"""RFC 6733 4.3.1: an FQDN or a realm, so 255 octets at most (RFC 1035 2.3.4). Any printable ASCII is taken: underscores and
-the like are common."""
-
-
-def _is_address(data: bytes) -> bool:
-    # RFC 6733 4.3.1: address family and address; families other than IPv4 and IPv6 have lengths of their own.
-    return len(data) > 2 and len(data) == {b"\0\x01": 6, b"\0\x02": 18}.get(data[:2], len(data))
-
-
-_TESTS: dict[Type, Callable[[bytes], object]] = {Type.IDENTITY: _is_identity, Type.ADDRESS: _is_address}
-
 ANYTHING = Grammar({}, (), strict=False)
 """The inside of a group that none of our grammars names."""
 
@@ -80,8 +61,9 @@ def read_grammar(
         if found is None or found["name"] == "AVP":
             continue
         key = dictionary.keys[found["name"]]
-        _, kind, _, values = dictionary.avps[key]
-        rules[key] = Rule(not found["many"], (groups or {}).get(key, ANYTHING), kind.only_bytes, values, _TESTS.get(kind))
+        definition = dictionary.avps[key]
+        kind, members = definition.type, (groups or {}).get(key, ANYTHING)
+        rules[key] = Rule(not found["many"], members, kind.only_bytes, definition.values, kind.test)
         if found["open"] in "<{":
             required.append(key)
     return Grammar(rules, tuple(required), either=either)
@@ -102,11 +84,11 @@ def check(
 _APPLICATION_IDS = frozenset({AUTH_APPLICATION_ID, ACCT_APPLICATION_ID})
 
 _FAULTS = {
-    "avp_unsupported": (AVP_UNSUPPORTED, "is not known here, and its M bit is set"),
-    "avp_repeated": (AVP_OCCURS_TOO_MANY_TIMES, "may stand here once only"),
-    "avp_length": (INVALID_AVP_LENGTH, "has a length that its type does not have"),
-    "avp_value": (INVALID_AVP_VALUE, "has a value that its type does not have"),
-    "application_mismatch": (INVALID_AVP_VALUE, "differs from the application id in the header"),
+    "avp_unsupported": (result.AVP_UNSUPPORTED, "is not known here, and its M bit is set"),
+    "avp_repeated": (result.AVP_OCCURS_TOO_MANY_TIMES, "may stand here once only"),
+    "avp_length": (result.INVALID_AVP_LENGTH, "has a length that its type does not have"),
+    "avp_value": (result.INVALID_AVP_VALUE, "has a value that its type does not have"),
+    "application_mismatch": (result.INVALID_AVP_VALUE, "differs from the application id in the header"),
 }
 """What can be wrong with one AVP."""
 
@@ -144,7 +126,7 @@ class _Checker(NamedTuple):
         if missing is not None:
             example = nest(self.dictionary.example(missing), path)
             raise DiameterError(
-                MISSING_AVP, "avp_missing", f"{self.dictionary.name(missing)} is missing", failed_avp=example
+                result.MISSING_AVP, "avp_missing", f"{self.dictionary.name(missing)} is missing", failed_avp=example
             )
 
     def _value(self, avp: Avp, rule: Rule, path: tuple[Avp, ...]) -> None:
@@ -164,7 +146,7 @@ class _Checker(NamedTuple):
         if len(path) > self.depth_max:
             text = f"groups are nested more than {self.depth_max} deep"
             outermost = self.dictionary.corrected(path[0].key, path[0].flags)
-            raise DiameterError(INVALID_AVP_LENGTH, "avp_depth", text, failed_avp=outermost)
+            raise DiameterError(result.INVALID_AVP_LENGTH, "avp_depth", text, failed_avp=outermost)
         members, fault = self.message.walk(group)
         if grammar.either:
             self._either(members, fault, grammar.either, group)
@@ -177,10 +159,10 @@ class _Checker(NamedTuple):
         if len({avp.key for avp in present}) > 1:
             failed = b"".join(map(self.message.failed, present))
             text = f"{name} has more than one application id"
-            raise DiameterError(AVP_OCCURS_TOO_MANY_TIMES, "application_ids", text, failed_avp=failed)
+            raise DiameterError(result.AVP_OCCURS_TOO_MANY_TIMES, "application_ids", text, failed_avp=failed)
         if not present and fault is None:
             failed = b"".join(map(self.dictionary.example, either))
-            raise DiameterError(MISSING_AVP, "application_ids", f"{name} has no application id", failed_avp=failed)
+            raise DiameterError(result.MISSING_AVP, "application_ids", f"{name} has no application id", failed_avp=failed)
 
     def _fault(self, reason: str, avp: Avp, path: tuple[Avp, ...]) -> DiameterError:
         code, text = _FAULTS[reason]
@@ -189,6 +171,6 @@ class _Checker(NamedTuple):
 
     def _walk_fault(self, fault: Fault, path: tuple[Avp, ...]) -> DiameterError:
         if fault.reason == "too_many_avps":
-            return DiameterError(UNABLE_TO_COMPLY, fault.reason, "the message has more AVPs than the limit `max_avps`")
+            return DiameterError(result.UNABLE_TO_COMPLY, fault.reason, "the message has more AVPs than the limit `max_avps`")
         failed = nest(self.dictionary.corrected(fault.key, fault.flags), path)
-        return DiameterError(INVALID_AVP_LENGTH, fault.reason, "the length of an AVP does not fit", failed_avp=failed)
+        return DiameterError(result.INVALID_AVP_LENGTH, fault.reason, "the length of an AVP does not fit", failed_avp=failed)

@@ -16,7 +16,7 @@ from eir.errors import ConnectionFault
 
 VERSION = 1
 HEADER_BYTES = 20
-R_FLAG, P_FLAG, E_FLAG, T_FLAG = 0x80, 0x40, 0x20, 0x10
+R_FLAG, P_FLAG, E_FLAG = 0x80, 0x40, 0x20
 
 _HEADER = struct.Struct("!IIIII")
 

@@ -29,7 +29,6 @@ from eir.diameter.settings import Identity, Limits, PeerSettings, setting_for
 from eir.diameter.states import State
 from eir.diameter.status import PeerStatus, peer_rows
 from eir.diameter.transport import stream
-from eir.diameter.transport.endpoint import endpoint
 from eir.diameter.transport.link import Link
 from eir.diameter.transport.listen import Listener, open_listener
 from eir.diameter.transport.tls import Tls
@@ -66,13 +65,13 @@ class Node:
         """All connections by number, the oldest first; `peer` is None while one is in its TLS handshake."""
         self._numbers = itertools.count()
         self._gate = Gate(self._drop)
-        self._taking: set[asyncio.Task[Link | None]] = set()
-        """Beginnings of connections by our own listeners, TLS handshakes included."""
+        self._taking: set[asyncio.Task[None]] = set()
+        """Connections of our own listeners, TLS handshakes included."""
         self._admission = admission or Admission()
         """Decides which connections of a peer are wanted."""
         self._probes: dict[int, asyncio.TimerHandle] = {}
         """Connections that were asked for a sign of life, until when."""
-        self._rates = RateLimits(grants)
+        self._rates = RateLimits(self._peers, limits, grants)
         self._disabled: set[str] = set()
         self._failures: dict[str, str] = {}
         """By label of peers that we connect to: why there is no connection."""
@@ -100,7 +99,7 @@ class Node:
 
         Raises OSError if the address cannot be had, EirError for another form, or for the second one without `tls`.
         """
-        host, port, secure = endpoint(url)
+        host, port, secure = stream.endpoint(url)
         if secure and self._tls is None:
             raise EirError(f"{url} needs a certificate")
         listener = await open_listener(host, port, partial(self._accepted, secure=secure), self._cannot_accept)
@@ -109,9 +108,16 @@ class Node:
 
     async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
         """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
-        link = await self._begin(connection, secure=secure)
-        if link is not None:
-            await link.closed
+        link = Link(self, asyncio.get_running_loop())
+        try:
+            if secure:
+                await self._shake_hands(link, connection)
+            else:
+                await stream.accept(link, connection)
+        except OSError:
+            connection.close()
+            return
+        await link.closed
 
     def starved(self) -> None:
         """A connection that was handed to this process was closed: there was no descriptor left for it."""
@@ -141,7 +147,7 @@ class Node:
             self.context, identity=identity or self.identity, limits=limits or self.limits,
             overload=replace(overload or self.context.overload),
         )  # fmt: skip
-        self._rates.reconfigure(self._peers)
+        self._rates.reconfigure(self._peers, self.limits)
         now = _now()
         for link in list(self._links.values()):
             if link.peer is not None:
@@ -262,7 +268,7 @@ class Node:
 
     def _accepted(self, connection: socket.socket, *, secure: bool) -> None:
         """A listener of ours has accepted this."""
-        task = asyncio.get_running_loop().create_task(self._begin(connection, secure=secure))
+        task = asyncio.get_running_loop().create_task(self.take(connection, secure=secure))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
 
@@ -271,19 +277,6 @@ class Node:
         self.context.counts.errors["accept_failed"] += 1
         name = errno.errorcode.get(fault.errno or 0, "other")
         self.context.report("accept_failed", level="error", reason=name, detail=fault.strerror)
-
-    async def _begin(self, connection: socket.socket, *, secure: bool) -> Link | None:
-        """Put a connection on the loop; None if it came to nothing."""
-        link = Link(self, asyncio.get_running_loop())
-        try:
-            if secure:
-                await self._shake_hands(link, connection)
-            else:
-                await stream.accept(link, connection)
-        except OSError:
-            connection.close()
-            return None
-        return link
 
     async def _shake_hands(self, link: Link, connection: socket.socket) -> None:
         """The TLS handshake; whether the connection is wanted at all is asked before. Raises OSError."""
@@ -342,7 +335,7 @@ class Node:
         """We have made this connection: the peer that speaks on it."""
         self._enter(link)
         peer, now = self._new_peer(link), _now()
-        peer.limit(self._rates.of(settings, self._peers, self.limits, now))
+        peer.limit(self._rates.of(settings, now))
         peer.connect(settings, now)
         if settings.host is not None:
             self._follow(self._admission.dialing(link.number, settings.host, peer.traffic.names.host))
@@ -383,7 +376,7 @@ class Node:
         match order:
             case Admit(_, failed_before):
                 if peer.settings is not None:
-                    peer.limit(self._rates.of(peer.settings, self._peers, self.limits, now))
+                    peer.limit(self._rates.of(peer.settings, now))
                     peer.admit(now, failed_before=failed_before)
             case Refuse(_, result_code, reason, detail):
                 peer.refuse(DiameterError(result_code, reason, detail), now)
@@ -464,7 +457,7 @@ class Node:
             peer.stop(DisconnectCause.REBOOTING, now, "renamed")
         else:
             peer.configure(self.context, settings, now)
-            peer.limit(self._rates.of(settings, self._peers, self.limits, now))
+            peer.limit(self._rates.of(settings, now))
 
 
 def _reason(fault: Exception) -> str:

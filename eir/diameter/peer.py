@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import ClassVar, NamedTuple
 
+from eir.diameter import watchdog
 from eir.diameter.answer import Reply
 from eir.diameter.application import Command
-from eir.diameter.avp import encode_u32, u32
+from eir.diameter.avp import encode_u32
 from eir.diameter.base import DPR, DWR
 from eir.diameter.capabilities import Capabilities, IdentifyPeer, judge_cea, judge_cer, read_capabilities
 from eir.diameter.context import NodeContext
@@ -25,10 +26,6 @@ from eir.diameter.serve import check_grammar, check_header_bits, reply_to
 from eir.diameter.settings import PeerSettings
 from eir.diameter.states import ANSWERS, REQUESTS, TABLE, Input, State, Transition
 from eir.diameter.traffic import CER_COMMAND, Traffic
-from eir.diameter.watchdog import OTHER as OTHER_EVENT
-from eir.diameter.watchdog import Action as WatchdogAction
-from eir.diameter.watchdog import Event as WatchdogEvent
-from eir.diameter.watchdog import Status as WatchdogStatus
 from eir.diameter.watchdog import Watchdog
 from eir.errors import DiameterError
 
@@ -42,7 +39,7 @@ class _Occasion(NamedTuple):
     reason: str = ""
     fault: DiameterError | None = None
     cause: DisconnectCause = DisconnectCause.REBOOTING
-    status: WatchdogStatus = WatchdogStatus.INITIAL
+    status: watchdog.Status = watchdog.Status.INITIAL
 
 
 _CER, _REQUEST, _ANSWER = Input.CER, Input.REQUEST, Input.ANSWER
@@ -56,7 +53,7 @@ class Peer:
 
     __slots__ = (
         "_asked", "_close_at", "_context", "_dwr_ids", "_framer", "_identify", "_pending_cer", "_row", "_wait_until",
-        "capabilities", "cause", "events", "more", "secure", "settings", "state", "traffic", "watchdog",
+        "capabilities", "events", "more", "secure", "settings", "state", "traffic", "watchdog",
     )  # fmt: skip
 
     def __init__(
@@ -81,8 +78,6 @@ class Peer:
         self.capabilities: Capabilities | None = None
         """What the peer said of itself."""
         self.watchdog: Watchdog | None = None
-        self.cause: int | None = None
-        """Why the peer left, by its DPR (a DisconnectCause, or what else it wrote)."""
         self.events: list[Event] = []
         self.more = False
         """Complete messages are left for another turn: call `receive` again, with nothing."""
@@ -100,11 +95,15 @@ class Peer:
     def receive(self, data: bytes, now: float) -> None:
         """Take bytes from the transport and answer the complete messages in them, one turn's share at most."""
         if self._framer.receive(data, now) and self.watchdog is not None:
-            self.watchdog.handle(OTHER_EVENT, now)
+            self.watchdog.handle(watchdog.OTHER, now)
 
     def take(self) -> bytes:
         """The bytes to send, once."""
-        return self.traffic.take()
+        out = self.traffic.out
+        if not out:
+            return b""
+        self.traffic.out = []
+        return b"".join(out)
 
     def deadline(self) -> float | None:
         """When `timer` is due; None: never."""
@@ -148,7 +147,7 @@ class Peer:
 
         `failed_before`: the peer's last connection was given up by its watchdog, so that it is REOPEN at first.
         """
-        status = WatchdogStatus.DOWN if failed_before else WatchdogStatus.INITIAL
+        status = watchdog.Status.DOWN if failed_before else watchdog.Status.INITIAL
         self._feed(Input.ADMIT, _Occasion(now, status=status))
         if self.state is State.OPEN and self._framer.buffered:
             self._framer.need = 0
@@ -263,10 +262,10 @@ class Peer:
         self.traffic.report("connection_fault", reason)
         self._feed(Input.TIMEOUT, _Occasion(now, reason=reason))
 
-    def _watch(self, action: WatchdogAction, now: float) -> None:
-        if action is WatchdogAction.SEND:
+    def _watch(self, action: watchdog.Action, now: float) -> None:
+        if action is watchdog.Action.SEND:
             self._send_dwr()
-        elif action is WatchdogAction.CLOSE:
+        elif action is watchdog.Action.CLOSE:
             self._context.counts.errors["watchdog"] += 1
             self.traffic.report("connection_fault", "watchdog", detail="the peer answers no DWR")
             self._feed(Input.TIMEOUT, _Occasion(now, reason="watchdog"))
@@ -344,7 +343,7 @@ class Peer:
         if _hop_by_hop(occasion.message) not in self._dwr_ids or self.watchdog is None:
             return self._drop(occasion)
         self._dwr_ids.clear()
-        self._watch(self.watchdog.handle(WatchdogEvent.DWA, occasion.now), occasion.now)
+        self._watch(self.watchdog.handle(watchdog.Event.DWA, occasion.now), occasion.now)
         self.events.append(Alive())
         return None
 
@@ -352,8 +351,6 @@ class Peer:
         request = self._base_request(occasion, DPR)
         if request is None:
             return self.state  # A defective DPR was answered as such, and changes nothing.
-        cause = request.find(DISCONNECT_CAUSE)
-        self.cause = u32(cause) if cause else DisconnectCause.REBOOTING
         self.traffic.answer(request, occasion.command)
         if self._close_at is None:  # Further DPRs do not put the end off.
             self._close_at = occasion.now + self._context.limits.close_after_dpa_s
@@ -463,7 +460,7 @@ class Peer:
         self._framer.open_lane()
         tw_s = self.settings.watchdog_s if self.settings else 0.0
         self.watchdog = Watchdog(tw_s, occasion.now, self._context.jitter, occasion.status)
-        self._watch(self.watchdog.handle(WatchdogEvent.CONNECTED, occasion.now), occasion.now)
+        self._watch(self.watchdog.handle(watchdog.Event.CONNECTED, occasion.now), occasion.now)
         self.events.append(Opened())
 
     def _leave(self, reason: str, detail: str = "", *, reset: bool = False) -> State:

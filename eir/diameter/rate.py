@@ -116,28 +116,31 @@ def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None
 class RateLimits:
     """The buckets of a node: one for all requests, and one for each entry of the peer table that has a limit."""
 
-    def __init__(self, grants: Grants | None) -> None:
+    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, grants: Grants | None) -> None:
+        self._peers = peers
+        self._limits = limits
         self._grants = grants
         """Where the limits are those of several workers together."""
         self._by_label: dict[str, Bucket] = {}
         self._all: Bucket | None = None
 
-    def reconfigure(self, peers: Sequence[PeerSettings]) -> None:
-        """Forget the bucket for all, and those of entries that have no limit any more."""
+    def reconfigure(self, peers: Sequence[PeerSettings], limits: Limits) -> None:
+        """Take over new limits; the bucket of an entry whose limit stays is kept."""
+        self._peers, self._limits, self._all = peers, limits, None
         limited = {settings.label for settings in peers if settings.rate_max is not None}
         self._by_label = {label: bucket for label, bucket in self._by_label.items() if label in limited}
-        self._all = None
 
-    def of(self, settings: PeerSettings, peers: Sequence[PeerSettings], limits: Limits, now: float) -> tuple[Limit, ...]:
+    def of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
         """What the requests of a peer draw from."""
         found = []
         if settings.rate_max is not None:
-            number = next((at for at, entry in enumerate(peers, 1) if entry.label == settings.label), len(peers) + 1)
+            numbered = enumerate(self._peers, 1)
+            number = next((at for at, entry in numbered if entry.label == settings.label), len(self._peers) + 1)
             bucket = self._by_label.get(settings.label)
             if bucket is None or (bucket.rate_max, bucket.limit) != (settings.rate_max, number):
                 bucket = self._by_label[settings.label] = Bucket(settings.rate_max, now, grants=self._grants, limit=number)
             found.append(Limit("rate_max", bucket))
-        if limits.rate_max is not None:
-            self._all = self._all or Bucket(limits.rate_max, now, grants=self._grants)
+        if self._limits.rate_max is not None:
+            self._all = self._all or Bucket(self._limits.rate_max, now, grants=self._grants)
             found.append(Limit("rate_max_all", self._all))
         return tuple(found)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from eir.diameter import result
 from eir.diameter.answer import Reply
 from eir.diameter.application import Command
 from eir.diameter.avp import u32_or
@@ -10,14 +11,6 @@ from eir.diameter.dictionary import BASE, DESTINATION_HOST, DESTINATION_REALM, D
 from eir.diameter.grammar import Grammar, check
 from eir.diameter.message import E_FLAG, Request
 from eir.diameter.rate import DEFAULT_PRIORITY, Limit, refusing
-from eir.diameter.result import (
-    APPLICATION_UNSUPPORTED,
-    COMMAND_UNSUPPORTED,
-    INVALID_HDR_BITS,
-    REALM_NOT_SERVED,
-    UNABLE_TO_DELIVER,
-    is_protocol_error,
-)
 from eir.diameter.settings import DESTINATION, UNKNOWN_M, PeerSettings
 from eir.errors import DiameterError
 
@@ -25,7 +18,7 @@ from eir.errors import DiameterError
 def check_header_bits(request: Request) -> None:
     """Raise 3008 for a request with the E bit; reserved bits are ignored (RFC 6733 3)."""
     if request.flags & E_FLAG:
-        raise DiameterError(INVALID_HDR_BITS, "header_bits", "a request with the E bit")
+        raise DiameterError(result.INVALID_HDR_BITS, "header_bits", "a request with the E bit")
 
 
 def check_grammar(request: Request, grammar: Grammar, settings: PeerSettings | None, context: NodeContext) -> None:
@@ -42,10 +35,10 @@ def check_route(request: Request, names: LocalNames, settings: PeerSettings | No
     foreign_realm = realm is not None and realm.data.lower() not in names.realms
     if host is None:
         if foreign_realm:
-            raise DiameterError(REALM_NOT_SERVED, "realm_not_served", "its Destination-Realm is not served here")
+            raise DiameterError(result.REALM_NOT_SERVED, "realm_not_served", "its Destination-Realm is not served here")
         return
     if settings is None or DESTINATION not in settings.lenient:
-        code = REALM_NOT_SERVED if foreign_realm else UNABLE_TO_DELIVER
+        code = result.REALM_NOT_SERVED if foreign_realm else result.UNABLE_TO_DELIVER
         raise DiameterError(code, "destination", "its Destination-Host is another node")
 
 
@@ -66,13 +59,13 @@ def reply_to(
     check_header_bits(request)
     if command is None:
         if request.application_id in {BASE, context.application.id}:
-            raise DiameterError(COMMAND_UNSUPPORTED, "command", f"command {request.command}")
-        raise DiameterError(APPLICATION_UNSUPPORTED, "application", f"application {request.application_id}")
+            raise DiameterError(result.COMMAND_UNSUPPORTED, "command", f"command {request.command}")
+        raise DiameterError(result.APPLICATION_UNSUPPORTED, "application", f"application {request.application_id}")
     check_route(request, names, settings)
     limit = refusing(rates, now, u32_or(request.first.get(DRMP), DEFAULT_PRIORITY)) if rates else None
     if limit is not None:
         context.counts.shed[request.peer, limit.reason] += 1
-        if is_protocol_error(context.overload.result_code):
+        if result.is_protocol_error(context.overload.result_code):
             return context.overload  # which any request may get, whatever it lacks (7.2)
     check_grammar(request, command.request, settings, context)
     return context.application.answer(request) if limit is None else context.overload

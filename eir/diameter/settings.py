@@ -76,8 +76,8 @@ class Limits:
     partial_message_timeout_s: float = 10
     """From the first byte of a message to its last."""
     turn_messages: int = 256
-    """Work on one connection before other connections get their turn, in checks of the usual kind; anything else counts for
-    as many of them as it takes of time, so that a turn is about a millisecond or two whatever comes."""
+    """Work on one connection before other connections get their turn, in requests that a lane answers; anything else counts
+    for as many of them as it takes of time, so that a turn is about a millisecond or two whatever comes."""
     write_buffer_bytes: int = 262_144
     """Unsent answers, above which the node stops reading from the peer."""
     stalled_write_s: float = 10

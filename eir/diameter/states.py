@@ -153,15 +153,6 @@ TABLE: dict[State, tuple[Transition, ...]] = {
 }
 # fmt: on
 
-REQUESTS = {
-    CAPABILITIES_EXCHANGE: Input.CER,
-    DEVICE_WATCHDOG: Input.DWR,
-    DISCONNECT_PEER: Input.DPR,
-}
-"""Command of the base application → input, R bit set."""
-ANSWERS = {
-    CAPABILITIES_EXCHANGE: Input.CEA,
-    DEVICE_WATCHDOG: Input.DWA,
-    DISCONNECT_PEER: Input.DPA,
-}
-"""Command of the base application → input, R bit clear."""
+REQUESTS = {CAPABILITIES_EXCHANGE: Input.CER, DEVICE_WATCHDOG: Input.DWR, DISCONNECT_PEER: Input.DPR}
+ANSWERS = {CAPABILITIES_EXCHANGE: Input.CEA, DEVICE_WATCHDOG: Input.DWA, DISCONNECT_PEER: Input.DPA}
+"""Command of the base application → input."""

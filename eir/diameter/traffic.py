@@ -60,14 +60,6 @@ class Traffic:
         application = self.context.application
         return application.commands.get(code) if application_id == application.id else None
 
-    def take(self) -> bytes:
-        """The bytes to send, once."""
-        out = self.out
-        if not out:
-            return b""
-        self.out = []
-        return b"".join(out)
-
     # Messages out
 
     def request(self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0) -> int:
@@ -108,15 +100,14 @@ class Traffic:
         """Count a message in; `kind`: `request` or `answer`."""
         self.context.counts.messages[self.label, command.name if command else OTHER, kind, "in"] += 1
 
-    def by_lane(self, code: int, results: Mapping[str, int]) -> int:
+    def by_lane(self, command: str, results: Mapping[str, int]) -> int:
         """Count requests of one command that a lane has answered, by their results; returns how many there were."""
         counts, label, answered = self.context.counts, self.label, 0
-        command = self.context.application.commands[code]
         for result, count in results.items():
             counts.answers[label, result] += count
             answered += count
-        counts.messages[label, command.name, "request", "in"] += answered
-        counts.messages[label, command.name, "answer", "out"] += answered
+        counts.messages[label, command, "request", "in"] += answered
+        counts.messages[label, command, "answer", "out"] += answered
         self.requests += answered
         self.answers += answered
         return answered

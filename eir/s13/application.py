@@ -6,13 +6,20 @@ from typing import Protocol
 from eir.diameter.answer import Reply
 from eir.diameter.application import Application, Command, LaneFactory
 from eir.diameter.message import Request
-from eir.s13.dictionary import DICTIONARY, ME_IDENTITY_CHECK, NO_STATE, S13_APPLICATION, VENDOR_3GPP
+from eir.s13.dictionary import (
+    DICTIONARY,
+    ME_IDENTITY_CHECK,
+    ME_IDENTITY_CHECK_NAME,
+    NO_STATE,
+    S13_APPLICATION,
+    VENDOR_3GPP,
+)
 from eir.s13.grammar import ECR
 
 S13 = Application(
     id=S13_APPLICATION,
     vendor=VENDOR_3GPP,
-    commands={ME_IDENTITY_CHECK: Command("ME-Identity-Check", ECR, session=True, error_avps=NO_STATE)},
+    commands={ME_IDENTITY_CHECK: Command(ME_IDENTITY_CHECK_NAME, ECR, session=True, error_avps=NO_STATE)},
     dictionary=DICTIONARY,
 )
 """For a client, which answers nothing."""

@@ -9,8 +9,8 @@ from eir.diameter.dictionary import AUTH_SESSION_STATE, BASE_DICTIONARY, read_av
 S13_APPLICATION = 16777252
 """S13 between MME and EIR, S13' between SGSN and EIR: TS 29.272 7.1.8."""
 VENDOR_3GPP = 10415
-ME_IDENTITY_CHECK = 324
-"""Command code of ECR and ECA."""
+ME_IDENTITY_CHECK, ME_IDENTITY_CHECK_NAME = 324, "ME-Identity-Check"
+"""The command of ECR and ECA."""
 ERROR_EQUIPMENT_UNKNOWN = 5422
 """Experimental-Result-Code: TS 29.272 7.4.3.4."""
 

@@ -29,7 +29,7 @@ from eir.diameter.grammar import Grammar
 from eir.diameter.message import HEADER_BYTES, Request
 from eir.diameter.result import is_protocol_error
 from eir.s13.columns import Columns
-from eir.s13.dictionary import DICTIONARY, IMEI, ME_IDENTITY_CHECK, MEID, SOFTWARE_VERSION, TERMINAL_INFORMATION
+from eir.s13.dictionary import DICTIONARY, IMEI, ME_IDENTITY_CHECK_NAME, MEID, SOFTWARE_VERSION, TERMINAL_INFORMATION
 from eir.s13.grammar import ECR, TERMINAL_GRAMMAR
 from eir.s13.service import REPLIES, SOFTWARE_VERSION_DIGITS, S13Service
 
@@ -108,7 +108,7 @@ class Lane:
     `overload` is what requests past a limit on requests a second get.
     """
 
-    command = ME_IDENTITY_CHECK
+    command = ME_IDENTITY_CHECK_NAME
 
     def __init__(self, service: S13Service, label: str, origin: bytes, overload: Reply) -> None:
         self._service = service

@@ -6,32 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from eir.diameter.avp import encode, encode_text, encode_u32, text
+from eir.diameter import dictionary as base
+from eir.diameter.application import application_id_avp
+from eir.diameter.avp import encode, encode_text, text
 from eir.diameter.client import Client, connect
-from eir.diameter.dictionary import (
-    AUTH_APPLICATION_ID,
-    DESTINATION_REALM,
-    ERROR_MESSAGE,
-    REDIRECT_HOST,
-    USER_NAME,
-    VENDOR_ID,
-    VENDOR_SPECIFIC_APPLICATION_ID,
-)
 from eir.diameter.message import Answer
 from eir.diameter.result import NAMES, REDIRECT_INDICATION, SUCCESS, UNKNOWN_PEER
 from eir.errors import EirError
+from eir.s13 import dictionary as s13
 from eir.s13.application import S13
-from eir.s13.dictionary import (
-    EQUIPMENT_STATUS,
-    ERROR_EQUIPMENT_UNKNOWN,
-    IMEI,
-    ME_IDENTITY_CHECK,
-    NO_STATE,
-    S13_APPLICATION,
-    SOFTWARE_VERSION,
-    TERMINAL_INFORMATION,
-    VENDOR_3GPP,
-)
 from eir.s13.service import EQUIPMENT_STATUSES
 
 STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATUSES.items()}
@@ -118,7 +101,7 @@ def _refused(target: Target, said: str) -> str:
 async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, timeout_s: float) -> Finding:
     asked = time.perf_counter()
     try:
-        answer = await client.request(ME_IDENTITY_CHECK, avps, timeout_s=timeout_s)
+        answer = await client.request(s13.ME_IDENTITY_CHECK, avps, timeout_s=timeout_s)
     except TimeoutError:
         return Finding(imei, imsi, None, None, None, None, f"no answer within {timeout_s:g} s")
     except EirError as e:
@@ -128,36 +111,35 @@ async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, tim
 
 def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None) -> bytes:
     """What an ECR holds after Origin-Realm (TS 29.272 7.2.19)."""
-    application = encode_u32(VENDOR_ID, VENDOR_3GPP) + encode_u32(AUTH_APPLICATION_ID, S13_APPLICATION)
-    terminal = encode_text(IMEI, imei)
+    terminal = encode_text(s13.IMEI, imei)
     if software_version:
-        terminal += encode_text(SOFTWARE_VERSION, software_version)
+        terminal += encode_text(s13.SOFTWARE_VERSION, software_version)
     avps = [
-        encode(VENDOR_SPECIFIC_APPLICATION_ID, application),
-        NO_STATE,
-        encode_text(DESTINATION_REALM, realm),
-        encode(TERMINAL_INFORMATION, terminal),
+        application_id_avp(S13),
+        s13.NO_STATE,
+        encode_text(base.DESTINATION_REALM, realm),
+        encode(s13.TERMINAL_INFORMATION, terminal),
     ]
     if imsi:
-        avps.append(encode_text(USER_NAME, imsi))
+        avps.append(encode_text(base.USER_NAME, imsi))
     return b"".join(avps)
 
 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> Finding:
     """An answer as it came: two results, or an E bit with a status, are shown and not followed."""
     codes, experimental = answer.result_codes, answer.experimental_results
-    statuses = [avp.data for avp in answer.every(EQUIPMENT_STATUS)]
+    statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS)]
     status = None
     if codes == [SUCCESS] and not experimental and len(statuses) == 1 and not answer.is_error:
         status = STATUS_OF.get(statuses[0])
-    elif not codes and experimental == [(VENDOR_3GPP, ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
+    elif not codes and experimental == [(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
         status = "unknown"
     code = codes[0] if codes else None
     fault = None if status is not None else _fault(answer, codes, experimental, statuses)
     error = None
     if status is None and fault is None:
         error = _name(code) if code is not None else f"{experimental[0][1]} of vendor {experimental[0][0]}"
-        messages = answer.every(ERROR_MESSAGE)
+        messages = answer.every(base.ERROR_MESSAGE)
         error += "".join(f": {text(avp)}" for avp in messages[:1])
     return Finding(imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms, fault, error)
 
@@ -172,7 +154,7 @@ def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]]
     if len(results) != 1:
         return f"{len(results)} results in one answer: {', '.join(results)}" if results else "no result in the answer"
     if codes == [REDIRECT_INDICATION]:
-        hosts = ", ".join(text(avp) for avp in answer.every(REDIRECT_HOST))
+        hosts = ", ".join(text(avp) for avp in answer.every(base.REDIRECT_HOST))
         return f"redirected to {hosts or 'nobody'}; not followed"
     if codes != [SUCCESS]:
         return None

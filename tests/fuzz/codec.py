@@ -51,7 +51,7 @@ def _hold_avps(request, octets):
     for avp in request.avps:
         assert avp.start == at
         assert avp.data == octets[avp.end - len(avp.data) : avp.end]
-        if avp.flags & 0x1F == 0 and avp.vendor == (0 if not avp.flags & 0x80 else avp.vendor or 1):
+        if avp.flags & 0x1F == 0 and bool(avp.key >> 32) == bool(avp.flags & 0x80):
             assert encode(avp.key, avp.data, flags=avp.flags & 0x7F)[: avp.end - avp.start] == octets[avp.start : avp.end]
         at = avp.start + (avp.end - avp.start + 3 & ~3)
     assert request.fault is not None or at >= len(octets)

@@ -1,4 +1,7 @@
-"""Connections over TCP, and TLS on it: how they begin, and what no other transport has. The loop's own transports carry them."""
+"""TCP, and TLS on it: where to, how a connection begins, and what no other transport has. The loop's own transports carry it.
+
+Another transport is a file like this one. Imports certificate and eir.errors.
+"""
 
 import asyncio
 import socket
@@ -6,11 +9,35 @@ import ssl
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from eir.diameter.transport.certificate import names_of_peer
+from eir.errors import EirError
+
+PORTS = {"tcp": 3868, "tls": 5868}
+"""RFC 6733 2.1."""
 
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a RST."""
+
+
+class Endpoint(NamedTuple):
+    """One end of a connection."""
+
+    host: str
+    port: int
+    secure: bool
+    """A TLS handshake comes first."""
+
+
+def endpoint(url: str) -> Endpoint:
+    """What `tcp://host:port` or `tls://host:port` says. Raises EirError for anything else."""
+    parts = urlsplit(url)
+    if parts.scheme not in PORTS or not parts.hostname:
+        raise EirError(f"expected tcp://host:port or tls://host:port, got {url}")
+    port = PORTS[parts.scheme] if parts.port is None else parts.port
+    return Endpoint(parts.hostname, port, secure=parts.scheme == "tls")
 
 
 async def accept(
