@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 PLACES = (
     Place("look up", "lists/"),
-    Place("decide", "policy.py"),
+    Place("decide", "checks/"),
     Place("recognise", "s13/columns.py", r"strange|words"),
     Place("parse", "s13/columns.py", function="alike"),
     Place("encode", "s13/columns.py", function="answers"),

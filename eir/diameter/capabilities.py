@@ -105,7 +105,7 @@ def judge_cea(
         codes = ", ".join(map(str, answer.result_codes)) or "none"
         raise DiameterError(0, "cea_result", f"its CEA has Result-Code {codes}")
     if settings.host is not None and said.host.lower() != settings.host.lower():
-        # 5.6: Process-CEA; whoever answers there is not the peer that was to be connected to.
+        # 5.6: Process-CEA; it is not the peer that was to be connected to.
         raise DiameterError(0, "cea_origin_host", f"its CEA has Origin-Host {said.host}")
     identify(said)
     _check_common(said, settings, context.application.id, secure=secure)

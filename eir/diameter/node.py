@@ -60,7 +60,7 @@ class Node:
         )  # fmt: skip
         self._peers = tuple(peers)
         self._tls = tls
-        """For `tls://` listeners; None: there is none."""
+        """For `tls://` both ways; None: there is no TLS."""
         self._links: dict[int, Link] = {}
         """All connections by number, the oldest first; `peer` is None while one is in its TLS handshake."""
         self._numbers = itertools.count()
@@ -287,7 +287,7 @@ class Node:
             await stream.accept(link, connection, self._tls.accepting, self.limits.cer_timeout_s)
         except OSError as e:
             if not link.closed.done():
-                # Nothing of it has come to the link, so that the link tells nobody that it is over.
+                # The link has not seen it begin, so it will not tell that it is over.
                 self._refused("tls_handshake", address=link.address, detail=_reason(e))
                 self.lost(link)
                 link.failed()

@@ -215,7 +215,7 @@ class Peer:
             self.traffic.received(command, "request" if word >> 31 else "answer")
         try:
             self._feed(what, _Occasion(now, message, command))
-        except Exception as e:  # noqa: BLE001 - the outermost loop of what is no application request: it gets a 5012, too
+        except Exception as e:  # noqa: BLE001 - the outermost loop of all but application requests: these get a 5012, too
             self._fail(what, message, command, e)
 
     def refuse_frame(self, message: bytes, first_word: int) -> None:
@@ -238,7 +238,7 @@ class Peer:
     # Inputs
 
     def _fail(self, what: Input, message: bytes, command: Command | None, fault: Exception) -> None:
-        """A fault of our own has left the connection in a state that nobody has thought of: answer, and close."""
+        """A fault of our own has left the connection in an unknown state: answer, and close."""
         self.traffic.fault(fault)
         if what is Input.CER and self.state is State.WAIT_CER:
             self.traffic.received(command, "request")

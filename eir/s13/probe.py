@@ -162,5 +162,5 @@ def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]]
         return "the E bit is set beside 2001"
     if len(statuses) != 1:
         return f"{len(statuses) or 'no'} Equipment-Status{'es' if statuses else ''} beside 2001"
-    return f"Equipment-Status {statuses[0].hex() or 'of no bytes'} is none (TS 29.272 7.3.51)"
+    return f"Equipment-Status {statuses[0].hex() or 'of no bytes'} is not one of 0, 1 and 2 (TS 29.272 7.3.51)"
 
