@@ -23,6 +23,7 @@ from wire import EIR, REALM, Connection, cer, dpr, dwr, ecr, u32, until
 
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Node, PeerSettings
+from eir.s13.application import s13_application
 from eir.s13.lane import Lane
 from eir.s13.service import S13Service
 
@@ -86,8 +87,8 @@ async def run_mix(plans, rate_max):
     files, tasks = open_files(), asyncio.all_tasks()
     counts, checks = Counts(), checker()
     node = Node(
-        IDENTITY, [PeerSettings(label="mme", realm=REALM, connections=3, rate_max=rate_max)], QUICK, S13Service(checks).answer, counts=counts,
-        report=lambda *_, **__: None, lane=partial(Lane, checks),
+        IDENTITY, [PeerSettings(label="mme", realm=REALM, connections=3, rate_max=rate_max)], QUICK,
+        s13_application(S13Service(checks), partial(Lane, checks)), counts=counts, report=lambda *_, **__: None,
     )  # fmt: skip
     address = await node.listen("tcp://127.0.0.1:0")
     visiting = [visit(address, number, begins, b"".join(octets), size, end) for number, (begins, octets, size, end) in enumerate(plans)]
@@ -98,8 +99,7 @@ async def run_mix(plans, rate_max):
         connection.writer.transport.abort()
         await connection.close()
     assert node.pending == 0
-    assert node._links == node._named == node._unidentified == node._probes == {}
-    assert not node._sources
+    assert node._links == node._probes == node._gate._unidentified == node._gate.sources._by_network == {}
     assert asyncio.all_tasks() == tasks
     incoming, answers, asked = sums(counts)
     # A request of the node's own (a DPR at its end, a DWR to the oldest of too many connections) that is answered comes in, too.

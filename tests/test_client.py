@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,15 +11,15 @@ import trustme
 import wire
 
 from eir.diameter.answer import Reply
-from eir.diameter.avp import encode_u32
 from eir.diameter.client import connect
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.diameter.transport.certificate import Certificate
 from eir.diameter.transport.tls import Tls
 from eir.errors import EirError
+from eir.s13.application import S13
 
-WHITE = Reply(2001, avps=encode_u32(277, 1) + encode_u32(1445, 0, wire.TGPP))
+WHITE = Reply(2001, avps=wire.u32(277, 1) + wire.u32(1445, 0, wire.TGPP))
 IDENTITY = Identity(host=wire.EIR, realm=wire.REALM, origin_state_id=77)
 AS = {"origin_host": wire.HOST, "origin_realm": wire.REALM, "timeout_s": 2.0}
 
@@ -26,7 +27,7 @@ AS = {"origin_host": wire.HOST, "origin_realm": wire.REALM, "timeout_s": 2.0}
 @asynccontextmanager
 async def node(url="tcp://127.0.0.1:0", tls=None, **kwargs):
     made = Node(
-        IDENTITY, [PeerSettings(label="mme", realm=wire.REALM, **kwargs)], Limits(), lambda _: WHITE, counts=Counts(),
+        IDENTITY, [PeerSettings(label="mme", realm=wire.REALM, **kwargs)], Limits(), replace(S13, answer=lambda _: WHITE), counts=Counts(),
         report=lambda *_, **__: None, tls=tls,
     )  # fmt: skip
     tasks = asyncio.all_tasks()
@@ -70,18 +71,18 @@ def courteous(answers):
 async def test_ask():
     counts = Counts()
     async with node() as (host, port):
-        client = await connect(host, port, **AS, counts=counts)
-        assert (client.peer_host, client.peer_realm) == (wire.EIR, wire.REALM)
+        client = await connect(host, port, S13, **AS, counts=counts)
+        assert client.peer_realm == wire.REALM
         avps = b"".join([wire.VSAI, wire.u32(277, 1), wire.avp(283, wire.REALM), wire.terminal()])
-        answers = await asyncio.gather(*(client.request(324, wire.APP, avps) for _ in range(50)))
+        answers = await asyncio.gather(*(client.request(324, avps) for _ in range(50)))
         assert [answer.result_codes for answer in answers] == [[2001]] * 50
         assert len({answer.find(263).data for answer in answers}) == 50, "each has a session of its own"
         assert client.pending == 0
         await client.close()
         with pytest.raises(EirError, match="closed"):
-            await client.request(324, wire.APP, avps)
+            await client.request(324, avps)
         await client.close()
-    assert counts.messages["probe", "ME-Identity-Check", "answer", "in"] == 50
+    assert counts.messages["server", "ME-Identity-Check", "answer", "in"] == 50
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,8 @@ async def test_ask():
 )
 async def test_strange_answers_are_reported_not_followed(flags, avps, codes, experimental):
     async with stranger(courteous((flags, avps))) as (host, port):
-        client = await connect(host, port, **AS)
-        answer = await client.request(324, wire.APP, b"")
+        client = await connect(host, port, S13, **AS)
+        answer = await client.request(324, b"")
         assert (answer.is_error, answer.result_codes, answer.experimental_results) == (bool(flags), codes, experimental)
         await client.close()
 
@@ -108,9 +109,9 @@ async def test_no_answer():
         return b"" if message.command == 324 else courteous(None)(message)
 
     async with stranger(mute) as (host, port):
-        client = await connect(host, port, **AS)
+        client = await connect(host, port, S13, **AS)
         with pytest.raises(TimeoutError):
-            await client.request(324, wire.APP, b"", timeout_s=0.05)
+            await client.request(324, b"", timeout_s=0.05)
         assert client.pending == 0
         await client.close()
 
@@ -122,9 +123,9 @@ async def test_an_answer_with_another_id_is_nobodys():
         return wire.message(324, wire.u32(268, 2001), 0, wire.APP, (message.hop_by_hop ^ 1, 0))
 
     async with stranger(confused) as (host, port):
-        client = await connect(host, port, **AS)
+        client = await connect(host, port, S13, **AS)
         with pytest.raises(TimeoutError):
-            await client.request(324, wire.APP, b"", timeout_s=0.05)
+            await client.request(324, b"", timeout_s=0.05)
         await client.close()
 
 
@@ -133,9 +134,9 @@ async def test_the_other_end_closes():
         return b"\1\0\0\0" if message.command == 324 else courteous(None)(message)
 
     async with stranger(hang_up) as (host, port):
-        client = await connect(host, port, **AS)
+        client = await connect(host, port, S13, **AS)
         with pytest.raises(EirError, match="before the answer"):
-            await client.request(324, wire.APP, b"")
+            await client.request(324, b"")
         await client.close()
 
 
@@ -150,7 +151,7 @@ async def test_a_request_to_the_client_is_refused():
         return courteous((0, wire.u32(268, 2001)))(message) + (asked if message.command == 257 else b"")
 
     async with stranger(curious) as (host, port):
-        client = await connect(host, port, **AS)
+        client = await connect(host, port, S13, **AS)
         await wire.until(lambda: answers)
         await client.close()
     assert answers == [(3001, True)]
@@ -159,15 +160,15 @@ async def test_a_request_to_the_client_is_refused():
 async def test_connections_that_come_to_nothing():
     async with node() as (host, port):
         with pytest.raises(EirError, match="Result-Code 3010"):
-            await connect(host, port, **(AS | {"origin_realm": "elsewhere"}))
+            await connect(host, port, S13, **(AS | {"origin_realm": "elsewhere"}))
     with pytest.raises(EirError, match="cannot connect"):
-        await connect(host, port, **AS)
+        await connect(host, port, S13, **AS)
     async with stranger(lambda _: b"") as (host, port):
         with pytest.raises(EirError, match=r"did not answer within 0\.1 s"):
-            await connect(host, port, **(AS | {"timeout_s": 0.1}))
+            await connect(host, port, S13, **(AS | {"timeout_s": 0.1}))
     async with stranger(lambda _: b"HTTP/1.1 400 Bad Request\r\n\r\n") as (host, port):
         with pytest.raises(EirError, match="message_too_long"):
-            await connect(host, port, **AS)
+            await connect(host, port, S13, **AS)
 
 
 async def test_tls():
@@ -181,12 +182,12 @@ async def test_tls():
         authority.configure_trust(context)
     tls = Tls(server, client, Certificate((), datetime.now(UTC), datetime.now(UTC)))
     async with node("tls://127.0.0.1:0", tls) as (host, port):
-        made = await connect(host, port, **AS, tls=client)
-        assert (await made.request(324, wire.APP, wire.avp(283, wire.REALM))).result_codes == [5005]
+        made = await connect(host, port, S13, **AS, tls=client)
+        assert (await made.request(324, wire.avp(283, wire.REALM))).result_codes == [5005]
         await made.close()
         # The certificate is another's (conformance table, row 36).
         with pytest.raises(EirError, match="Result-Code 3010"):
-            await connect(host, port, **(AS | {"origin_host": "mme2.localdomain"}), tls=client)
+            await connect(host, port, S13, **(AS | {"origin_host": "mme2.localdomain"}), tls=client)
     async with node("tls://127.0.0.1:0", tls, tls_names=(wire.HOST,)) as (host, port):
-        made = await connect(host, port, **(AS | {"origin_host": "mme2.localdomain"}), tls=client)
+        made = await connect(host, port, S13, **(AS | {"origin_host": "mme2.localdomain"}), tls=client)
         await made.close()

@@ -50,12 +50,10 @@ from eir.checks.policy import PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_key
 from eir.diameter.answer import Reply
 from eir.diameter.client import connect
+from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
 from eir.diameter.counts import Counts
-from eir.diameter.dictionary import AVPS
-from eir.diameter.grammar import ECR
 from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.diameter.peer import Peer
-from eir.diameter.serve import TOO_BUSY_REPLY, Surroundings
 from eir.diameter.settings import TlsSettings
 from eir.diameter.states import State
 from eir.diameter.transport.tls import load_tls
@@ -63,6 +61,9 @@ from eir.diameter.watchdog import Status as Watch
 from eir.lists.index import Index
 from eir.lists.pages import Page, encode_keys
 from eir.lists.store import ListState
+from eir.s13.application import S13, s13_application
+from eir.s13.dictionary import DICTIONARY
+from eir.s13.grammar import ECR
 from eir.s13.service import REPLIES, S13Service
 
 LISTED = "35209900176148"  # its Luhn digit is 1
@@ -131,8 +132,8 @@ async def running(application=None, peers=(PEER,), limits=None, identity=IDENTIT
     tasks = asyncio.all_tasks()
     counts, reports = Counts(), Reports()
     node = Node(
-        identity, peers, limits or Limits(), application or service(**policy).answer, counts=counts, report=reports, tls=tls,
-        overload=overload,
+        identity, peers, limits or Limits(), replace(S13, answer=application or service(**policy).answer), counts=counts,
+        report=reports, tls=tls, overload=overload,
     )  # fmt: skip
     host, port = await node.listen("tls://127.0.0.1:0" if tls else "tcp://127.0.0.1:0")
     setup = Setup(node, host, port, counts, reports)
@@ -492,7 +493,7 @@ async def _():
 async def _():
     async with running() as setup:
         connection = await setup.open()
-        elsewhere = {key: definition for key, definition in AVPS.items() if key not in ECR.rules}
+        elsewhere = {key: definition for key, definition in DICTIONARY.avps.items() if key not in ECR.rules}
         assert len(elsewhere) > 300
         for key, definition in elsewhere.items():
             for flags in (0x40, 0):
@@ -829,14 +830,14 @@ async def _():
 @row(44, "requests and DWRs are answered in every state")
 async def _():
     counts = Counts()
-    surroundings = Surroundings(
-        identity=IDENTITY, limits=Limits(), application=service().answer, application_id=APP, counts=counts,
+    context = NodeContext(
+        identity=IDENTITY, limits=Limits(), application=s13_application(service()), counts=counts,
         report=Reports(), jitter=lambda: 0.0,
     )  # fmt: skip
     for failed, waits, wanted in (
         (False, 0, Watch.OKAY), (False, 1, Watch.OKAY), (False, 2, Watch.SUSPECT), (True, 0, Watch.REOPEN), (True, 1, Watch.REOPEN),
     ):  # fmt: skip
-        peer = Peer(surroundings, lambda _: PEER, addresses=("127.0.0.1",), now=0.0, first_id=1)
+        peer = Peer(context, lambda _: PEER, addresses=("127.0.0.1",), now=0.0, first_id=1)
         peer.receive(cer(), 0.0)
         peer.admit(0.0, failed_before=failed)
         peer.take()
@@ -885,11 +886,11 @@ async def _():
 @row(44, "a silent peer is asked by DWR, then closed")
 async def _():
     report = Reports()
-    surroundings = Surroundings(
-        identity=IDENTITY, limits=Limits(), application=service().answer, application_id=APP, counts=Counts(),
+    context = NodeContext(
+        identity=IDENTITY, limits=Limits(), application=s13_application(service()), counts=Counts(),
         report=report, jitter=lambda: 0.0,
     )  # fmt: skip
-    peer = Peer(surroundings, lambda _: PEER, addresses=("127.0.0.1",), now=0.0, first_id=1)
+    peer = Peer(context, lambda _: PEER, addresses=("127.0.0.1",), now=0.0, first_id=1)
     peer.receive(cer(), 0.0)
     peer.admit(0.0)
     peer.take()
@@ -1034,11 +1035,11 @@ async def _():
         (0, two, [2001], [(TGPP, 5422)]), (0, u32(268, 2001) * 2, [2001, 2001], []),
     ):  # fmt: skip
         async with Listener() as listener:
-            asking = asyncio.create_task(connect(listener.host, listener.port, origin_host=HOST, origin_realm=REALM))
+            asking = asyncio.create_task(connect(listener.host, listener.port, S13, origin_host=HOST, origin_realm=REALM))
             connection = await listener.accept()
             await connection.answer(await connection.read(), extra=VSAI, host=EIR)
             client = await asking
-            answering = asyncio.create_task(client.request(324, APP, b""))
+            answering = asyncio.create_task(client.request(324, b""))
             asked = await connection.read()
             await connection.send(message(324, avps, flags, ids=(asked.hop_by_hop, asked.end_to_end)))
             answer = await answering

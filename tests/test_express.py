@@ -15,19 +15,22 @@ from test_index import fill
 from eir.checks.checker import Checker
 from eir.checks.policy import Override, PolicySettings, Rule, Status
 from eir.device import imsi_key
-from eir.diameter.avp import encode, encode_text, encode_u32
+from eir.diameter.avp import encode, encode_text, encode_u32, key_of
+from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
 from eir.diameter.counts import Counts
+from eir.diameter.events import Arrived
 from eir.diameter.message import encode_message
-from eir.diameter.peer import Arrived, Peer
+from eir.diameter.peer import Peer
 from eir.diameter.rate import Bucket, Limit
-from eir.diameter.serve import TOO_BUSY_REPLY, Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings
 from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS
+from eir.s13.application import s13_application
 from eir.s13.lane import COLUMNS_MIN, CONTEXTS_MAX, LAYOUTS_MAX, Lane
 from eir.s13.service import REPLIES, S13Service
 
 VENDOR = 10415
+MSISDN, UNKNOWN = key_of(701, VENDOR), key_of(9999, 99)
 IDENTITY = Identity(host="eir.example", realm="example", origin_state_id=7)
 MME = PeerSettings(label="mme", realm="example", sources=(ip_network("127.0.0.0/8"),))
 POLICY = PolicySettings(
@@ -48,15 +51,15 @@ class Side:
         self.checker = Checker(policy, index or Index({}), now=datetime.now(UTC), note_check=lambda *note: self.notes.append(note))
         self.application = S13Service(self.checker).answer
         self.counts = Counts()
-        surroundings = Surroundings(
-            identity=IDENTITY, limits=Limits(), application=self.application, application_id=16777252, counts=self.counts,
-            report=lambda *_, **__: None, jitter=lambda: 0.0, overload=overload,
-            lane=partial(Lane, self.checker) if lane else None,
+        application = s13_application(S13Service(self.checker), partial(Lane, self.checker) if lane else None)
+        context = NodeContext(
+            identity=IDENTITY, limits=Limits(), application=application, counts=self.counts, report=lambda *_, **__: None,
+            jitter=lambda: 0.0, overload=overload,
         )
-        self.peer = Peer(surroundings, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
+        self.peer = Peer(context, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
         self.peer.receive(CER, 0.0)
         assert isinstance(self.peer.events.pop(), Arrived)
-        self.peer.rates = [Limit(f"rate_{rate}", Bucket(rate, 0.0)) for rate in rates]
+        self.peer.limit([Limit(f"rate_{rate}", Bucket(rate, 0.0)) for rate in rates])
         self.peer.admit(0.0)
         self.peer.events.clear()
         self.peer.take()
@@ -71,7 +74,7 @@ class Side:
         counts = self.counts
         return (
             counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, self.checker.checks(), self.checker.identity_errors,
-            self.peer.requests, self.peer.answers, self.peer.state, self.notes,
+            self.peer.traffic.requests, self.peer.traffic.answers, self.peer.state, self.notes,
         )
 
 
@@ -89,12 +92,12 @@ def ecr(
     imei="00101009000001", *, session="mme.example;1;1", version="01", imsi="001010123456789", host="mme.example", flags=0xC0,
     ids=(5, 6), extra=b"", inside=b"", terminal=True, order=False,
 ):  # fmt: skip
-    info = b"" if imei is None else encode_text(1402, imei, VENDOR)
+    info = b"" if imei is None else encode_text(key_of(1402, VENDOR), imei)
     if version is not None:
-        info += encode_text(1403, version, VENDOR)
+        info += encode_text(key_of(1403, VENDOR), version)
     parts = [encode_u32(277, 1), origin(host), encode_text(283, "example")]
     if terminal:
-        parts.append(encode(1401, info + inside, VENDOR))
+        parts.append(encode(key_of(1401, VENDOR), info + inside))
     if imsi is not None:
         parts.append(encode_text(1, imsi))
     if order:
@@ -126,9 +129,9 @@ class TestFaults:
 
         side.checker._policy = replace(side.checker.policy, decide=fail)
         plain, bad = (encode_answer_to(side, message) for message in (ecr(), ecr("00000000000013")))
-        before = side.peer.answers
+        before = side.peer.traffic.answers
         assert side.feed(ecr() * 2 + ecr("00000000000013") + ecr()) == plain * 2 + bad + plain
-        assert side.peer.answers - before == 4
+        assert side.peer.traffic.answers - before == 4
         assert side.counts.answers["mme", "5012"] == 2
         assert side.counts.errors == {"internal": 3}, "one of the lane's, and those that were answered"
         assert side.checker.checks().total() == side.counts.answers["mme", "2001"] - 1
@@ -143,16 +146,16 @@ class TestFaults:
 
         side = Side(lane=True)
         plain = encode_answer_to(side, ecr())
-        side.peer._lane = Unteachable()
+        side.peer._framer._lane = Unteachable()
         assert side.feed(ecr() * 3) == plain * 3
         assert side.counts.errors == {"internal": 1}
 
 
 def encode_answer_to(side, message):
     """What the general path of the same side answers."""
-    lane, side.peer._lane = side.peer._lane, None
+    lane, side.peer._framer._lane = side.peer._framer._lane, None
     answer = side.feed(message)
-    side.peer._lane = lane
+    side.peer._framer._lane = lane
     return answer
 
 
@@ -171,12 +174,12 @@ ecrs = st.builds(
     flags=st.sampled_from([0xC0, 0x80, 0xD0, 0xC1, 0xE0, 0x40]),
     ids=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
     extra=st.sampled_from([
-        b"", encode(701, b"\x01\x02", VENDOR), encode(701, b"\x03\x04", VENDOR), encode(9999, b"abcd", 99, 0), encode(9999, b"ef", 99, 0),
-        encode(9999, b"abcd", 99), encode_u32(301, 3), encode(284, encode_text(280, "dra") + encode(33, b"1")),
+        b"", encode(MSISDN, b"\x01\x02"), encode(MSISDN, b"\x03\x04"), encode(UNKNOWN, b"abcd", flags=0), encode(UNKNOWN, b"ef", flags=0),
+        encode(UNKNOWN, b"abcd"), encode_u32(301, 3), encode(284, encode_text(280, "dra") + encode(33, b"1")),
         encode_text(282, "mme9"), encode_text(282, ""), encode_text(1, "001010123456789"), encode(260, encode_u32(266, VENDOR)),
         encode_text(293, "other.example"), encode_text(293, "eir.example"),
     ]),
-    inside=st.sampled_from([b"", encode(1471, b"\x12\x34\x56\x78\x90\x12\x34", VENDOR), encode_text(1402, "1" * 14, VENDOR), encode(7, b"x", flags=0)]),
+    inside=st.sampled_from([b"", encode(key_of(1471, VENDOR), b"\x12\x34\x56\x78\x90\x12\x34"), encode_text(key_of(1402, VENDOR), "1" * 14), encode(7, b"x", flags=0)]),
     terminal=st.booleans(), order=st.booleans(),
 )  # fmt: skip
 
@@ -236,13 +239,14 @@ def test_the_lane_turns_away_what_it_would_take():
     side = Side(lane=True, rates=[40.0])
     side.feed(ecr())
     general = []
-    side.peer._surroundings = replace(side.peer._surroundings, application=general.append)
+    context = side.peer._context
+    side.peer._context = replace(context, application=replace(context.application, answer=general.append))
     out = side.feed(ecr() * 100)
     assert general == []
     assert out.count(encode_u32(268, 3004)) == side.counts.shed["mme", "rate_40.0"] == 94
     # RFC 7944: 3 is more urgent than the default, and 15 less.
     urgent, patient = ecr(extra=encode_u32(301, 0)), ecr(extra=encode_u32(301, 15))
-    side.peer._surroundings = replace(side.peer._surroundings, application=side.application)
+    side.peer._context = context
     assert side.feed(urgent).count(encode_u32(268, 2001)) == 1
     assert side.feed(patient).count(encode_u32(268, 2001)) == 0
 
@@ -250,7 +254,7 @@ def test_the_lane_turns_away_what_it_would_take():
 def test_the_lane_takes_what_it_has_seen():
     side = Side(lane=True)
     taken = []
-    lane = side.peer._lane
+    lane = side.peer._framer._lane
     real = lane.take
 
     def take(*arguments):
@@ -375,6 +379,6 @@ def test_a_new_policy_is_in_force_at_once():
 )
 def test_what_is_learned_is_bounded(variety):
     side = both([variety(n) for n in range(3 * CONTEXTS_MAX)])
-    layouts = [layout for candidates in side.peer._lane._layouts.values() for layout in candidates]
+    layouts = [layout for candidates in side.peer._framer._lane._layouts.values() for layout in candidates]
     assert len(layouts) <= LAYOUTS_MAX
     assert sum(len(layout.contexts) for layout in layouts) <= CONTEXTS_MAX

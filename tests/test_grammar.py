@@ -5,14 +5,18 @@ import wire
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.diameter.dictionary import AVPS, GROUPS, KEYS, S13, VALUES, Type
-from eir.diameter.grammar import CER, COMMANDS, DPR, DWR, ECR, check, read_grammar
+from eir.diameter.base import CER, DPR, DWR
+from eir.diameter.dictionary import BASE_DICTIONARY, read_avps
+from eir.diameter.grammar import check, read_grammar
 from eir.diameter.message import Request
 from eir.errors import DiameterError
+from eir.s13.application import S13
+from eir.s13.dictionary import DICTIONARY
+from eir.s13.grammar import ECR
 
 
 def names(keys):
-    return [AVPS[key].name for key in keys]
+    return [DICTIONARY.avps[key].name for key in keys]
 
 
 @pytest.mark.parametrize(
@@ -37,24 +41,38 @@ def test_what_may_be_repeated():
 
 
 def test_the_notation():
-    grammar = read_grammar("< Session-Id > ; first\n 1* { Origin-Host }\n2*4 [ Class ]\n*[ User-Name ]\n1*1 { Origin-Realm }\n* [ AVP ]\n\n; nothing")
+    grammar = read_grammar("< Session-Id > ; first\n 1* { Origin-Host }\n2*4 [ Class ]\n*[ User-Name ]\n1*1 { Origin-Realm }\n* [ AVP ]\n\n; nothing", BASE_DICTIONARY)
     assert names(grammar.required) == ["Session-Id", "Origin-Host", "Origin-Realm"]
     assert [rule.single for rule in grammar.rules.values()] == [True, False, False, False, True]
 
 
 def test_the_dictionary():
-    assert KEYS["IMEI"] == 10415 << 32 | 1402
-    assert AVPS[KEYS["Terminal-Information"]].type is Type.GROUP
-    assert KEYS["Terminal-Information"] in GROUPS
-    assert len(KEYS) == len(AVPS), "a name stands twice"
-    assert all(AVPS[key].type is Type.ENUM for key in VALUES)
-    assert COMMANDS[S13, 324].session
+    keys = DICTIONARY.keys
+    assert keys["IMEI"] == 10415 << 32 | 1402
+    assert keys["Terminal-Information"] in DICTIONARY.groups
+    assert len(keys) == len(DICTIONARY.avps), "a name stands twice"
+    assert DICTIONARY.avps[keys["Auth-Session-State"]].values == {0, 1}
+    assert not {key for key, definition in DICTIONARY.avps.items() if definition.values and definition.type.only_bytes != 4}
+    assert S13.commands[324].session
+
+
+def test_an_avp_of_a_later_release_is_known():
+    assert DICTIONARY.name(10415 << 32 | 1729) == "3GPP-1729"
+    assert DICTIONARY.name(10415 << 32 | 1730) == "AVP 1730 of vendor 10415"
+
+
+def test_rows_of_a_dictionary():
+    read = read_avps("7-8,10 Some u32\n8 Own enum optional 0,2-3\n\n", 5)
+    assert [(key & 0xFFFFFFFF, *row[:1], *row[2:]) for key, row in read.items()] == [
+        (7, "Some-7", 0x40, None), (8, "Own", 0, {0, 2, 3}), (10, "Some-10", 0x40, None),
+    ]  # fmt: skip
+    assert {key >> 32 for key in read} == {5}
 
 
 def found(octets, **lenient):
     request = Request(octets, 1000, "mme")
     try:
-        check(request, ECR, **lenient)
+        check(request, ECR, DICTIONARY, **lenient)
     except DiameterError as e:
         return e.result_code, e.failed_avp
     return None
@@ -64,7 +82,7 @@ def test_a_real_mme_is_right():
     for name in ("ecr", "ecr-noimei", "ecr-tbit"):
         assert found(wire.vector(name)) is None
     for name, grammar in (("cer", CER), ("cer-relay", CER), ("dwr", DWR), ("dpr", DPR)):
-        check(Request(wire.vector(name), 1000, "mme"), grammar)
+        check(Request(wire.vector(name), 1000, "mme"), grammar, DICTIONARY)
 
 
 def test_only_the_first_fault_counts():
@@ -92,10 +110,10 @@ def test_too_many_avps():
     for avps_max, result in ((100, 5012), (300, None)):
         request = Request(octets, avps_max, "mme")
         if result is None:
-            check(request, ECR)
+            check(request, ECR, DICTIONARY)
             continue
         with pytest.raises(DiameterError) as caught:
-            check(request, ECR)
+            check(request, ECR, DICTIONARY)
         assert caught.value.result_code == result
 
 

@@ -3,10 +3,11 @@
 import pytest
 import wire
 
-from eir.diameter.answer import Reply, corrected_avp, encode_answer, error_answer, example_avp, result_avp, result_label
+from eir.diameter.answer import Reply, encode_answer, error_answer, result_avp, result_label
 from eir.diameter.avp import encode_u32, key_of
-from eir.diameter.message import Answer, Header, Request, encode_message, read_header
+from eir.diameter.message import Answer, Request, encode_message
 from eir.errors import DiameterError
+from eir.s13.dictionary import DICTIONARY, EQUIPMENT_STATUS, IMEI, MEID, SOFTWARE_VERSION, TERMINAL_INFORMATION
 
 ORIGIN = wire.avp(264, "eir.localdomain") + wire.avp(296, "localdomain")
 
@@ -17,26 +18,25 @@ def request(octets):
 
 def test_header():
     octets = wire.message(324, b"", 0xD0, 16777252, (5, 6))
-    assert read_header(b"xx" + octets, 2) == Header(1, 20, 0xD0, 324, 16777252, 5, 6)
     assert encode_message(0xD0, 324, 16777252, (5, 6), b"") == octets
 
 
 def test_a_real_request():
     found = request(wire.vector("ecr"))
     assert (found.origin_host, found.origin_realm, found.peer) == ("mme.localdomain", "localdomain", "mme")
-    terminal = found.find(1401, 10415)
-    assert found.find_in(terminal, 1402, 10415).data == b"35123456789012"
-    assert found.find_in(terminal, 1471, 10415) is None
-    assert [avp.code for avp in found.members(terminal)] == [1402, 1403]
+    terminal = found.find(TERMINAL_INFORMATION)
+    assert found.find_in(terminal, IMEI).data == b"35123456789012"
+    assert found.find_in(terminal, MEID) is None
+    assert [avp.key for avp in found.members(terminal)] == [IMEI, SOFTWARE_VERSION]
     assert found.find(1).data == b"001010123456789"
-    assert found.find(1, 10415) is None
+    assert found.find(key_of(1, 10415)) is None
     assert len(found.every(264)) == 1
 
 
 def test_the_failed_avp_holds_the_way_and_the_bytes():
     found = request(wire.ecr("bad"))
-    terminal = found.find(1401, 10415)
-    imei = found.find_in(terminal, 1402, 10415)
+    terminal = found.find(TERMINAL_INFORMATION)
+    imei = found.find_in(terminal, IMEI)
     assert found.failed(imei, terminal) == wire.avp(1401, wire.avp(1402, "bad", 10415), 10415)
     assert found.failed(imei) == found.raw(imei) == wire.avp(1402, "bad", 10415)
 
@@ -45,9 +45,9 @@ def test_groups_share_the_room_of_their_message():
     octets = wire.ecr(terminal=wire.avp(1401, wire.u32(1, 1) * 50, 10415))
     found = Request(octets, 20, "mme")
     assert found.fault is None
-    avps, fault = found.walk(found.find(1401, 10415))
+    avps, fault = found.walk(found.find(TERMINAL_INFORMATION))
     assert (len(found.avps) + len(avps), fault.reason) == (20, "too_many_avps")
-    assert found.walk(found.find(1401, 10415)) == (avps, fault)
+    assert found.walk(found.find(TERMINAL_INFORMATION)) == (avps, fault)
 
 
 def test_a_message_without_names_has_empty_ones():
@@ -104,16 +104,16 @@ def test_results():
 @pytest.mark.parametrize(
     ("made", "wanted"),
     [
-        (example_avp(263), wire.avp(263)),
-        (example_avp(277), wire.u32(277, 0)),
-        (example_avp(264), wire.avp(264, b"\0")),
-        (example_avp(257), wire.avp(257, bytes(6))),
-        (example_avp(1402, 10415, ((1401, 10415),)), wire.avp(1401, wire.avp(1402, b"", 10415), 10415)),
-        (corrected_avp(277, 0x40), wire.u32(277, 0)),
-        (corrected_avp(key_of(1402, 10415), 0xC0), wire.avp(1402, b"", 10415)),
-        (corrected_avp(key_of(1445, 10415), 0x80), wire.u32(1445, 0, 10415, 0)),
-        (corrected_avp(99999, 0), wire.avp(99999, flags=0)),
-        (corrected_avp(5, 0xC0), b"\0\0\0\5\xc0\0\0\x0c\0\0\0\0"),
+        (DICTIONARY.example(263), wire.avp(263)),
+        (DICTIONARY.example(277), wire.u32(277, 0)),
+        (DICTIONARY.example(264), wire.avp(264, b"\0")),
+        (DICTIONARY.example(257), wire.avp(257, bytes(6))),
+        (DICTIONARY.example(IMEI, (TERMINAL_INFORMATION,)), wire.avp(1401, wire.avp(1402, b"", 10415), 10415)),
+        (DICTIONARY.corrected(277, 0x40), wire.u32(277, 0)),
+        (DICTIONARY.corrected(IMEI, 0xC0), wire.avp(1402, b"", 10415)),
+        (DICTIONARY.corrected(EQUIPMENT_STATUS, 0x80), wire.u32(1445, 0, 10415, 0)),
+        (DICTIONARY.corrected(99999, 0), wire.avp(99999, flags=0)),
+        (DICTIONARY.corrected(5, 0xC0), b"\0\0\0\5\xc0\0\0\x0c\0\0\0\0"),
     ],
 )
 def test_examples(made, wanted):

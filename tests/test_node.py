@@ -15,24 +15,24 @@ import trustme
 import wire
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
-from eir.diameter.admission import OwnDesk
+from eir.diameter.admission import Admission
 from eir.diameter.answer import Reply
-from eir.diameter.avp import encode_u32
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings, _jitter
 from eir.diameter.transport.certificate import Certificate
 from eir.diameter.transport.link import Link
 from eir.diameter.transport.tls import Tls
 from eir.errors import EirError
+from eir.s13.application import S13
 
-WHITE = Reply(2001, avps=encode_u32(277, 1) + encode_u32(1445, 0, wire.TGPP))
+WHITE = Reply(2001, avps=wire.u32(277, 1) + wire.u32(1445, 0, wire.TGPP))
 IDENTITY = Identity(host=wire.EIR, realm=wire.REALM, origin_state_id=77)
 MME = PeerSettings(label="mme", realm=wire.REALM)
 
 
 class Running:
     def __init__(self, node):
-        self.node, self.counts, self.made = node, node.surroundings.counts, []
+        self.node, self.counts, self.made = node, node.context.counts, []
         self.address = None
 
     async def connect(self, **kwargs):
@@ -50,7 +50,7 @@ class Running:
 async def running(*peers, limits=None, url="tcp://127.0.0.1:0", application=lambda _: WHITE, **kwargs):
     reported = []
     node = Node(
-        IDENTITY, peers or (MME,), limits or Limits(), application, counts=Counts(),
+        IDENTITY, peers or (MME,), limits or Limits(), replace(S13, answer=application), counts=Counts(),
         report=lambda event, **fields: reported.append((event, fields)), **kwargs,
     )  # fmt: skip
     setup = Running(node)
@@ -434,15 +434,15 @@ async def test_a_peer_that_reads_a_little_at_the_end_is_not_waited_for_for_ever(
 
 
 async def test_what_waited_for_the_admission_is_answered_however_much_it_is():
-    class FarDesk(OwnDesk):
+    class Later(Admission):
         """Decides later, as that of another process does."""
 
-        def _carry_out(self, orders):
-            asyncio.get_running_loop().call_later(0.02, super()._carry_out, orders)
+        def arrived(self, claim):
+            for order in super().arrived(claim):
+                asyncio.get_running_loop().call_later(0.02, setup.node.obey, order)
+            return ()
 
-    desk = FarDesk(lambda _: None)
-    async with running(limits=Limits(turn_messages=8), desk=desk) as setup:
-        desk._obey = setup.node.obey
+    async with running(limits=Limits(turn_messages=8), admission=Later()) as setup:
         connection = await setup.connect()
         await connection.send(cer(), *[ecr()] * 100)
         assert [(await connection.read()).command for _ in range(101)] == [257, *[324] * 100]

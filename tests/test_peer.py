@@ -11,20 +11,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from eir.diameter.answer import Reply
-from eir.diameter.avp import encode_u32
 from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer, may_connect, source_address
+from eir.diameter.context import NodeContext
 from eir.diameter.counts import OTHER, Counts
-from eir.diameter.peer import Alive, Answered, Arrived, Closed, DisconnectCause, Leaving, Opened, Peer
+from eir.diameter.events import Alive, Answered, Arrived, Closed, DisconnectCause, Leaving, Opened
+from eir.diameter.peer import Peer
 from eir.diameter.rate import Bucket, Limit, refusing
-from eir.diameter.serve import Surroundings
 from eir.diameter.settings import Identity, Limits, PeerSettings
 from eir.diameter.states import TABLE, Action, Input, State
 from eir.diameter.watchdog import Status
 from eir.errors import DiameterError
+from eir.s13.application import S13
 
 IDENTITY = Identity(host=wire.EIR, realm=wire.REALM, origin_state_id=77)
 SETTINGS = PeerSettings(label="mme", host=wire.HOST)
-WHITE = Reply(2001, avps=encode_u32(277, 1) + encode_u32(1445, 0, wire.TGPP))
+WHITE = Reply(2001, avps=wire.u32(277, 1) + wire.u32(1445, 0, wire.TGPP))
 
 
 class Driven:
@@ -32,17 +33,16 @@ class Driven:
 
     def __init__(self, *, application=lambda _: WHITE, limits=None, now=0.0, **kwargs):
         self.counts, self.reported = Counts(), []
-        self.surroundings = Surroundings(
-            identity=IDENTITY, limits=limits or Limits(), application=application, application_id=wire.APP,
-            counts=self.counts, report=lambda event, **fields: self.reported.append((event, fields)), jitter=lambda: 0.0,
+        self.context = NodeContext(
+            identity=IDENTITY, limits=limits or Limits(), application=replace(S13, answer=application), counts=self.counts, report=lambda event, **fields: self.reported.append((event, fields)), jitter=lambda: 0.0,
         )  # fmt: skip
         self.now = now
         self.peer = Peer(
-            self.surroundings, self.recognise, addresses=("127.0.0.1",), now=now, first_id=0xFFFFFFFE, **kwargs
+            self.context, self.identify, addresses=("127.0.0.1",), now=now, first_id=0xFFFFFFFE, **kwargs
         )
         self.received = b""
 
-    def recognise(self, said):
+    def identify(self, said):
         if said.host != wire.HOST:
             raise DiameterError(3010, "unknown_peer")
         return SETTINGS
@@ -296,7 +296,7 @@ def test_a_fault_of_our_own_closes_with_5012(message, monkeypatch):
     """Row 32, for what is no application request."""
     driven = Driven() if message[5:8] == b"\0\1\1" else Driven().open()
     before = driven.counts.messages.total() - driven.counts.answers.total(), driven.counts.answers.total()
-    for name in ("read_capabilities", "check_request", "_hop_by_hop"):
+    for name in ("read_capabilities", "check_grammar", "_hop_by_hop"):
         monkeypatch.setattr(f"eir.diameter.peer.{name}", lambda *_: 1 / 0)
     answers = driven.feed(message)
     assert [(found.result, found.error) for found in answers] == [(5012, False)] * (message[4] >> 7)
@@ -320,7 +320,7 @@ def test_numbers_that_are_none(size):
         driven.feed(wire.message(257, avps, 0, 0, (cer.hop_by_hop, cer.end_to_end)))
         assert driven.events()[-1].reason == reason
     driven = Driven().open()
-    driven.peer.rates = (Limit("rate_max", Bucket(1000, 0.0)),)
+    driven.peer.limit([Limit("rate_max", Bucket(1000, 0.0))])
     assert driven.feed(wire.ecr(extra=wire.avp(301, odd)))[0].result == 5014
 
 
@@ -393,7 +393,7 @@ def test_we_connect_and_nobody_answers():
 
 def test_we_ask():
     driven = Driven().open()
-    first, second = driven.peer.ask(324, wire.APP, b""), driven.peer.ask(324, wire.APP, b"")
+    first, second = driven.peer.ask(324, b""), driven.peer.ask(324, b"")
     requests = driven.out()
     assert [request.hop_by_hop for request in requests] == [first, second] == [0xFFFFFFFF, 0], "ids wrap"
     driven.peer.forget(first)
@@ -409,7 +409,7 @@ def test_we_ask():
 def test_new_settings():
     driven = Driven().open()
     calm = replace(SETTINGS, label="calm", watchdog_s=60)
-    driven.peer.configure(replace(driven.surroundings, identity=replace(IDENTITY, aliases=("alias",))), calm, 5.0)
+    driven.peer.configure(replace(driven.context, identity=replace(IDENTITY, aliases=("alias",))), calm, 5.0)
     assert driven.peer.deadline() == 65
     assert driven.feed(wire.ecr(extra=wire.avp(293, "ALIAS")))[0].result == 2001
     assert driven.counts.answers["calm", "2001"] == 1
@@ -418,8 +418,7 @@ def test_new_settings():
 def test_a_peer_is_shown_the_names_that_are_meant_for_it():
     shown = replace(SETTINGS, as_host="eir.roaming", as_realm="roaming")
     driven = Driven()
-    driven.recognise = None
-    driven.peer._recognise = lambda _: shown
+    driven.peer._identify = lambda _: shown
     driven.feed(wire.cer())
     driven.peer.admit(0.0)
     (cea,) = driven.out()
@@ -432,7 +431,7 @@ def test_a_peer_is_shown_the_names_that_are_meant_for_it():
 
 def test_rates():
     driven = Driven().open()
-    driven.peer.rates = (Limit("rate_max_all", Bucket(1000, 0.0)), Limit("rate_max", Bucket(4, 0.0)))
+    driven.peer.limit([Limit("rate_max_all", Bucket(1000, 0.0)), Limit("rate_max", Bucket(4, 0.0))])
     answers = driven.feed(wire.ecr() * 3)
     assert [answer.result for answer in answers] == [2001, 3004, 3004]
     driven.now = 0.25
@@ -546,7 +545,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(octets=st.binary(min_size=1, max_size=64))
     def noise(self, octets):
         # A header of version 1 with a length that never comes: the rest of the stream belongs to it.
-        if self.driven.peer.state is State.OPEN and not self.driven.peer._buffered:
+        if self.driven.peer.state is State.OPEN and not self.driven.peer._framer.buffered:
             self.driven.peer.receive(struct.pack(">I", 1 << 24 | 2000) + octets, self.driven.now)
             self.driven.peer.end(self.driven.now)
 
@@ -586,7 +585,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.answers <= received["request"] <= self.answers + dropped
         if peer.state is State.CLOSED:
             assert (peer.pending, peer.deadline(), peer.more) == (0, None, False)
-        assert peer.requests == peer.answers
+        assert peer.traffic.requests == peer.traffic.answers
 
 
 TestAnyOrder = AnyOrder.TestCase

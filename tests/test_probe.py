@@ -95,9 +95,9 @@ ANSWERS = [
     ("no result", eca(STATE, status(0)), None, None, None, "no result in the answer"),
     ("no status", eca(OK, STATE), None, 2001, None, "no Equipment-Status beside 2001"),
     ("two statuses", eca(OK, STATE, status(0), status(1)), None, 2001, None, "2 Equipment-Statuses beside 2001"),
-    ("status 3", eca(OK, STATE, status(3)), None, 2001, None, "Equipment-Status 00000003 is none (TS 29.272 7.3.51)"),
-    ("an empty status", eca(OK, STATE, avp(1445, b"", TGPP)), None, 2001, None, "Equipment-Status of no bytes is none (TS 29.272 7.3.51)"),
-    ("a long status", eca(OK, STATE, avp(1445, bytes(8), TGPP)), None, 2001, None, f"Equipment-Status {'0' * 16} is none (TS 29.272 7.3.51)"),
+    ("status 3", eca(OK, STATE, status(3)), None, 2001, None, "Equipment-Status 00000003 is not one of 0, 1 and 2 (TS 29.272 7.3.51)"),
+    ("an empty status", eca(OK, STATE, avp(1445, b"", TGPP)), None, 2001, None, "Equipment-Status of no bytes is not one of 0, 1 and 2 (TS 29.272 7.3.51)"),
+    ("a long status", eca(OK, STATE, avp(1445, bytes(8), TGPP)), None, 2001, None, f"Equipment-Status {'0' * 16} is not one of 0, 1 and 2 (TS 29.272 7.3.51)"),
 ]  # fmt: skip
 
 

@@ -11,12 +11,12 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
 
-from eir.diameter.capabilities import may_connect, source_address
-from eir.diameter.node import ADMITTING, Network, endpoint, network_of
-from eir.diameter.settings import Limits, PeerSettings
+from eir.diameter.capabilities import source_address
+from eir.diameter.gate import Address, Sources
+from eir.diameter.settings import Limits, PeerSettings, setting_for
 from eir.diameter.transport.listen import Listener, open_listener
+from eir.diameter.transport.stream import endpoint
 from eir.errors import EirError, Report
 
 LISTEN_ADVICE = {
@@ -41,9 +41,9 @@ class Acceptor:
         self._held: asyncio.TimerHandle | None = None
         """While nothing is accepted: when that ends."""
         self._numbers = itertools.count()
-        self._connections: dict[int, Network] = {}
-        """Handed over and not gone: number → network that it comes from."""
-        self._sources: Counter[Network] = Counter()
+        self._connections: dict[int, Address] = {}
+        """Handed over and not gone: number → where it comes from."""
+        self._sources = Sources()
         self.refused: Counter[str] = Counter()
         """Connections that were handed to nobody, by reason."""
         self.failures = 0
@@ -94,11 +94,9 @@ class Acceptor:
 
     def gone(self, number: int) -> None:
         """A connection that was handed over is over, or its worker is."""
-        network = self._connections.pop(number, None)
-        if network is not None:
-            self._sources[network] -= 1
-            if not self._sources[network]:
-                del self._sources[network]
+        source = self._connections.pop(number, None)
+        if source is not None:
+            self._sources.remove(source)
 
     def _accepted(self, listener: int, connection: socket.socket) -> None:
         with connection:
@@ -107,27 +105,16 @@ class Acceptor:
             except OSError:
                 return  # it is gone again
             source = source_address(host)
-            refused = self._refuses(source)
+            refused = self._sources.refusal(source, self._peers, self._limits, len(self._connections))
             if refused is None:
                 number = next(self._numbers) & 0xFFFFFFFF
                 if self._hand_over(listener, number, connection):
-                    self._connections[number] = network_of(source)
-                    self._sources[network_of(source)] += 1
+                    self._connections[number] = source
+                    self._sources.add(source)
                     return
                 refused = "no_worker"
         self.refused[refused] += 1
-        setting = ADMITTING.get(refused, f"limits.{refused}")
-        self._report("peer_refused", reason=refused, level="warning", address=at(host, port), setting=setting)
-
-    def _refuses(self, source: IPv4Address | IPv6Address) -> str | None:
-        """Why a connection is not wanted."""
-        if not may_connect(self._peers, source):
-            return "source"
-        if len(self._connections) >= self._limits.connections_max:
-            return "connections_max"
-        if self._sources[network_of(source)] >= self._limits.source_connections_max:
-            return "source_connections_max"
-        return None
+        self._report("peer_refused", reason=refused, level="warning", address=at(host, port), setting=setting_for(refused))
 
     def _cannot_accept(self, fault: OSError) -> None:
         self.failures += 1

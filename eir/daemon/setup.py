@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from eir.config import Config
 from eir.diameter.answer import Reply
-from eir.diameter.serve import TOO_BUSY_REPLY
+from eir.diameter.context import TOO_BUSY_REPLY
 from eir.diameter.settings import Limits
 from eir.errors import Report
 from eir.lists.store import ListState

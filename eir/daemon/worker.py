@@ -26,7 +26,7 @@ from eir.daemon import state_folder
 from eir.daemon.channel import Channel, ChannelError, Ends, Handlers, take_over
 from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of, tell_in_force
 from eir.daemon.signals import heed
-from eir.diameter.admission import Claim
+from eir.diameter.admission import Claim, Order
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
 from eir.diameter.rate import Grants
@@ -39,6 +39,7 @@ from eir.lists.store import ListState, ListStore
 from eir.operate import metrics
 from eir.operate.log import Log
 from eir.operate.status import WorkerReport
+from eir.s13.application import s13_application
 from eir.s13.lane import Lane
 from eir.s13.service import S13Service
 from eir.stores.open import open_copy, open_store
@@ -134,9 +135,9 @@ def built(configured: Configured, inherited: Inherited, channel: Channel, log: L
     )
     tls = None if config.tls is None else load_tls(config.tls)
     node = Node(
-        replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config), S13Service(checker).answer,
-        counts=counts, report=log.report, lane=partial(Lane, checker), desk=FrontDesk(channel), dials=configured.dials,
-        overload=overload_of(config), tls=tls, grants=inherited.grants,
+        replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config),
+        s13_application(S13Service(checker), partial(Lane, checker)),
+        counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config), tls=tls, grants=inherited.grants,
     )  # fmt: skip
     for label in configured.disabled:
         node.disable(label)
@@ -323,15 +324,11 @@ class Worker:
         return [asdict(peer) for peer in self._node.status()]
 
 
-class FrontDesk:
-    """Where the node reports its connections: it goes to the front, whose orders come back over the channel."""
+class RemoteAdmission:
+    """The front's AdmissionControl: what happens is told there, and its orders come back over the channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-
-    def arrived(self, claim: Claim) -> None:
-        """See Admission.arrived."""
-        self._channel.tell("arrived", claim)
 
     async def may_dial(self, host: str) -> bool:
         """Whether no worker has a connection of the peer."""
@@ -339,18 +336,26 @@ class FrontDesk:
             return bool(await self._channel.ask("may_dial", host))
         return False
 
-    def dialing(self, connection: int, host: str, our_host: str) -> None:
+    def arrived(self, claim: Claim) -> Sequence[Order]:
+        """See Admission.arrived."""
+        return self._tell("arrived", claim)
+
+    def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """See Admission.dialing."""
-        self._channel.tell("dialing", connection, host, our_host)
+        return self._tell("dialing", connection, host, our_host)
 
-    def opened(self, connection: int, host: str, origin_state_id: int) -> None:
+    def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
         """See Admission.opened."""
-        self._channel.tell("opened", connection, host, origin_state_id)
+        return self._tell("opened", connection, host, origin_state_id)
 
-    def alive(self, connection: int) -> None:
+    def alive(self, connection: int) -> Sequence[Order]:
         """See Admission.alive."""
-        self._channel.tell("alive", connection)
+        return self._tell("alive", connection)
 
-    def closed(self, connection: int, reason: str) -> None:
+    def closed(self, connection: int, reason: str) -> Sequence[Order]:
         """See Admission.closed."""
-        self._channel.tell("closed", connection, reason)
+        return self._tell("closed", connection, reason)
+
+    def _tell(self, what: str, *arguments: Any) -> Sequence[Order]:
+        self._channel.tell(what, *arguments)
+        return ()

@@ -1,16 +1,16 @@
 """Which connections of a peer may be open at once (RFC 6733 2.1, 5.6, 5.6.4). No I/O, no clock, no sockets.
 
-One for a node: with several workers it stands in the supervisor, and each worker tells it what happens and does what it
-orders; alone, a node has its own. A connection is named by whatever its owner calls it. Imports nothing of ours.
+One decides for a whole node: where a node has several workers it stands in a process of its own, each worker tells it what
+happens, and does what it orders. A connection is named by whatever its owner calls it. Imports result alone.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-ELECTION_LOST = 4003
-UNABLE_TO_COMPLY = 5012
+from eir.diameter.result import ELECTION_LOST, UNABLE_TO_COMPLY
+
 FAILED_MAX = 1024
 """Peers of which it is remembered that their watchdog gave them up; the oldest is forgotten."""
 
@@ -75,62 +75,29 @@ class Attempt:
     """The Origin-Host that we show on it."""
 
 
-class Desk(Protocol):
-    """Where a node reports its connections; what is decided comes back as orders, at once or later."""
+class AdmissionControl(Protocol):
+    """Where a node reports its connections; each report returns the orders that it leads to.
 
-    def arrived(self, claim: Claim) -> None:
+    What is decided elsewhere, or later, is told to `Node.obey` instead.
+    """
+
+    def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""
 
     async def may_dial(self, host: str) -> bool:
         """Whether the peer has no connection yet, anywhere in the node."""
 
-    def dialing(self, connection: int, host: str, our_host: str) -> None:
+    def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """See Admission.dialing."""
 
-    def opened(self, connection: int, host: str, origin_state_id: int) -> None:
+    def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
         """See Admission.opened."""
 
-    def alive(self, connection: int) -> None:
+    def alive(self, connection: int) -> Sequence[Order]:
         """See Admission.alive."""
 
-    def closed(self, connection: int, reason: str) -> None:
+    def closed(self, connection: int, reason: str) -> Sequence[Order]:
         """See Admission.closed."""
-
-
-class OwnDesk:
-    """The desk of a node that is one process: an Admission of its own, whose orders `obey` carries out at once."""
-
-    def __init__(self, obey: Callable[[Order], None]) -> None:
-        self._admission = Admission()
-        self._obey = obey
-
-    def arrived(self, claim: Claim) -> None:
-        """See Admission.arrived."""
-        self._carry_out(self._admission.arrived(claim))
-
-    async def may_dial(self, host: str) -> bool:
-        """Whether the peer has no connection yet."""
-        return not self._admission.is_open(host)
-
-    def dialing(self, connection: int, host: str, our_host: str) -> None:
-        """See Admission.dialing."""
-        self._carry_out(self._admission.dialing(connection, host, our_host))
-
-    def opened(self, connection: int, host: str, origin_state_id: int) -> None:
-        """See Admission.opened."""
-        self._carry_out(self._admission.opened(connection, host, origin_state_id))
-
-    def alive(self, connection: int) -> None:
-        """See Admission.alive."""
-        self._carry_out(self._admission.alive(connection))
-
-    def closed(self, connection: int, reason: str) -> None:
-        """See Admission.closed."""
-        self._carry_out(self._admission.closed(connection, reason))
-
-    def _carry_out(self, orders: list[Order]) -> None:
-        for order in orders:
-            self._obey(order)
 
 
 class Admission:
@@ -142,7 +109,7 @@ class Admission:
         self._hosts: dict[Name, str] = {}
         """The host of each open connection."""
         self._probed: dict[Name, Claim] = {}
-        """Oldest connections that were asked for a sign of life → who waits for their place."""
+        """Oldest connections that were asked for a sign of life → the one that waits for their place."""
         self._dialing: dict[str, Attempt] = {}
         """Peers that we are connecting to, by host."""
         self._waiting: dict[Name, Claim] = {}
@@ -152,6 +119,10 @@ class Admission:
     def is_open(self, host: str) -> bool:
         """Whether the peer has an open connection."""
         return bool(self._open.get(host.lower()))
+
+    async def may_dial(self, host: str) -> bool:
+        """See AdmissionControl.may_dial."""
+        return not self.is_open(host)
 
     def arrived(self, claim: Claim) -> list[Order]:
         """A good CER came."""
@@ -186,7 +157,7 @@ class Admission:
         return orders
 
     def alive(self, connection: Name) -> list[Order]:
-        """A probed connection answered its DWR: whoever waits for its place does not get it."""
+        """A probed connection answered its DWR: the one that waits for its place does not get it."""
         claim = self._probed.pop(connection, None)
         return [_one_too_many(claim.connection)] if claim is not None else []
 

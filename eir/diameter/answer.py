@@ -1,20 +1,20 @@
-"""Answers: from a request and a result to bytes (RFC 6733 6.2, 7.2, 7.5). Imports avp, dictionary and message."""
+"""Answers: from a request and a result to bytes (RFC 6733 6.2, 7.2, 7.5). Imports the codec, dictionary and result."""
 
 from dataclasses import dataclass
 from functools import cache
 
-from eir.diameter.avp import encode, encode_u32, key_of
-from eir.diameter.dictionary import AVPS, FAILED_AVP, PROXY_INFO, SESSION_ID
-from eir.diameter.message import (
-    E_FLAG,
+from eir.diameter.avp import encode, encode_u32
+from eir.diameter.dictionary import (
     EXPERIMENTAL_RESULT,
     EXPERIMENTAL_RESULT_CODE,
-    P_FLAG,
+    FAILED_AVP,
+    PROXY_INFO,
     RESULT_CODE,
+    SESSION_ID,
     VENDOR_ID,
-    Message,
-    encode_message,
 )
+from eir.diameter.message import E_FLAG, P_FLAG, Message, encode_message
+from eir.diameter.result import is_protocol_error
 from eir.errors import DiameterError
 
 
@@ -43,32 +43,6 @@ def result_avp(reply_code: int, experimental: tuple[int, int] | None = None) -> 
 def result_label(reply_code: int, experimental: tuple[int, int] | None = None) -> str:
     """A result as counters label it: `2001`, or `10415:5422`."""
     return str(reply_code) if experimental is None else f"{experimental[0]}:{experimental[1]}"
-
-
-def example_avp(code: int, vendor: int = 0, inside: tuple[tuple[int, int], ...] = ()) -> bytes:
-    """An example of a missing AVP: zeros of the least length that its type allows (RFC 6733 7.1.5, 5005).
-
-    `inside`: the groups that it belongs in, each as (code, vendor), outermost first.
-    """
-    definition = AVPS[key_of(code, vendor)]
-    octets = encode(code, bytes(definition.type.least_bytes), vendor, definition.flags)
-    for group_code, group_vendor in reversed(inside):
-        octets = encode(group_code, octets, group_vendor, AVPS[key_of(group_code, group_vendor)].flags)
-    return octets
-
-
-def corrected_avp(key: int, flags: int) -> bytes:
-    """An AVP whose length was wrong, as a Failed-AVP holds it: its header, a payload of zeros, a length that fits both.
-
-    RFC 6733 7.1.5 (5014): the least payload of its type; none for a group or an AVP that nobody knows.
-    """
-    definition = AVPS.get(key)
-    least = definition.type.least_bytes if definition else 0
-    octets = encode(key & 0xFFFFFFFF, bytes(least), key >> 32, flags & 0x7F)
-    if flags & 0x80 and not key >> 32:
-        # A header that was cut before its Vendor-Id keeps its V bit: the Vendor-Id is zero.
-        octets = encode(key & 0xFFFFFFFF, bytes(4 + least), 0, flags)
-    return octets
 
 
 def encode_answer(
@@ -106,8 +80,3 @@ def error_answer(request: Message, fault: DiameterError, origin: bytes, avps: by
     return encode_answer(
         request, result_avp(code), origin, avps=b"" if error else avps, failed=fault.failed_avp, error=error
     )
-
-
-def is_protocol_error(code: int) -> bool:
-    """True for 3xxx, which an answer with the E bit carries (RFC 6733 7.1.3)."""
-    return 3000 <= code < 4000

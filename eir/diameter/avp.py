@@ -1,6 +1,6 @@
 """The AVP codec: encoding of every base type, and the walk over encoded AVPs (RFC 6733 4). Knows no AVP by name.
 
-An AVP's key is one integer, vendor << 32 | code, so that AVPs of the IETF have their code for a key.
+An AVP's key is one integer, vendor << 32 | code: it names the AVP everywhere here, and for AVPs of the IETF it is their code.
 """
 
 import ipaddress
@@ -31,53 +31,44 @@ class Avp(NamedTuple):
     start: int
     end: int
 
-    @property
-    def code(self) -> int:
-        """AVP Code."""
-        return self.key & 0xFFFFFFFF
-
-    @property
-    def vendor(self) -> int:
-        """Vendor-Id; 0 for the IETF's."""
-        return self.key >> 32
-
 
 def key_of(code: int, vendor: int = 0) -> int:
     """The one integer that names an AVP."""
     return vendor << 32 | code
 
 
-def encode(code: int, data: bytes, vendor: int = 0, flags: int = M_FLAG) -> bytes:
-    """An AVP with its padding; the V bit follows from `vendor`. `data` must leave the length within 24 bits."""
+def encode(key: int, data: bytes, *, flags: int = M_FLAG) -> bytes:
+    """An AVP with its padding; the V bit follows from the key. `data` must leave the length within 24 bits."""
     size = len(data)
+    vendor = key >> 32
     if vendor:
         size += VENDOR_HEADER_BYTES
-        head = _THREE_WORDS.pack(code, (flags | V_FLAG) << 24 | size, vendor)
+        head = _THREE_WORDS.pack(key & 0xFFFFFFFF, (flags | V_FLAG) << 24 | size, vendor)
     else:
         size += HEADER_BYTES
-        head = _TWO_WORDS.pack(code, flags << 24 | size)
+        head = _TWO_WORDS.pack(key, flags << 24 | size)
     return head + data + _PADDING[size & 3]
 
 
-def encode_u32(code: int, value: int, vendor: int = 0, flags: int = M_FLAG) -> bytes:
+def encode_u32(key: int, value: int, *, flags: int = M_FLAG) -> bytes:
     """An AVP of type Unsigned32, or Enumerated."""
-    return encode(code, _WORD.pack(value), vendor, flags)
+    return encode(key, _WORD.pack(value), flags=flags)
 
 
-def encode_text(code: int, text: str, vendor: int = 0, flags: int = M_FLAG) -> bytes:
+def encode_text(key: int, text: str, *, flags: int = M_FLAG) -> bytes:
     """An AVP of type UTF8String, DiameterIdentity or DiameterURI."""
-    return encode(code, text.encode(), vendor, flags)
+    return encode(key, text.encode(), flags=flags)
 
 
-def encode_address(code: int, address: str, flags: int = M_FLAG) -> bytes:
+def encode_address(key: int, address: str) -> bytes:
     """An AVP of type Address; an IPv4 address that a dual-stack socket shows as IPv6 goes out as IPv4.
 
-    Raises ValueError if the text is no IP address.
+    Raises ValueError if the text is not an IP address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    return encode(code, _ADDRESS_FAMILY[ip.version] + ip.packed, flags=flags)
+    return encode(key, _ADDRESS_FAMILY[ip.version] + ip.packed)
 
 
 def u32(avp: Avp) -> int:
@@ -86,19 +77,19 @@ def u32(avp: Avp) -> int:
 
 
 def u32_or(avp: Avp | None, otherwise: L) -> int | L:
-    """The value of an AVP that no grammar has looked at; `otherwise` if it is missing or has not the four bytes of a number."""
+    """The value of an AVP that no grammar has checked; `otherwise` if it is missing or its data are not four bytes."""
     return int.from_bytes(avp.data) if avp is not None and len(avp.data) == _WORD.size else otherwise
 
 
 def text(avp: Avp) -> str:
-    """The value as text; bytes that are no UTF-8 become U+FFFD."""
+    """The value as text; bytes that are not UTF-8 become U+FFFD."""
     return avp.data.decode("utf-8", "replace")
 
 
 def nest(octets: bytes, groups: Sequence[Avp]) -> bytes:
     """Encoded AVPs inside the groups that they stand in, outermost first, and nothing else (RFC 6733 7.5)."""
     for group in reversed(groups):
-        octets = encode(group.code, octets, group.vendor, group.flags & ~V_FLAG)
+        octets = encode(group.key, octets, flags=group.flags & ~V_FLAG)
     return octets
 
 

@@ -1,38 +1,25 @@
 """The capabilities exchange: what a CER or CEA says, who its sender is, and whether we talk to it (RFC 6733 5.3).
 
-Imports the codec, the dictionary and settings. Knows no connection and no state.
+Knows no connection and no state.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from eir.diameter.avp import Avp, encode, encode_address, encode_text, encode_u32, u32_or
-from eir.diameter.dictionary import (
-    ACCT_APPLICATION_ID,
-    AUTH_APPLICATION_ID,
-    FIRMWARE_REVISION,
-    HOST_IP_ADDRESS,
-    INBAND_SECURITY_ID,
-    ORIGIN_HOST,
-    ORIGIN_REALM,
-    ORIGIN_STATE_ID,
-    PRODUCT_NAME,
-    RELAY,
-    SUPPORTED_VENDOR_ID,
-    TGPP,
-    VENDOR_ID,
-    VENDOR_SPECIFIC_APPLICATION_ID,
-)
-from eir.diameter.message import Message
+from eir.diameter import dictionary as avps
+from eir.diameter.application import Application, application_id_avp
+from eir.diameter.avp import Avp, encode_address, encode_text, encode_u32, u32_or
+from eir.diameter.base import CER
+from eir.diameter.context import NodeContext
+from eir.diameter.message import Answer, Message, Request
+from eir.diameter.result import NO_COMMON_APPLICATION, NO_COMMON_SECURITY, SUCCESS
+from eir.diameter.serve import check_grammar, check_header_bits
 from eir.diameter.settings import APPLICATIONS, Identity, PeerSettings
 from eir.errors import DiameterError
 
-UNKNOWN_PEER = 3010
-NO_COMMON_APPLICATION = 5010
-NO_COMMON_SECURITY = 5017
-
 NO_INBAND_SECURITY = 0
+"""Inband-Security-Id (RFC 6733 6.10)."""
 
 
 class Capabilities(NamedTuple):
@@ -46,62 +33,91 @@ class Capabilities(NamedTuple):
     """Empty if the AVP is absent."""
 
 
-def origin_avps(host: str, realm: str) -> bytes:
-    """Origin-Host and Origin-Realm, encoded."""
-    return encode_text(ORIGIN_HOST, host) + encode_text(ORIGIN_REALM, realm)
+IdentifyPeer = Callable[[Capabilities], PeerSettings]
+"""Says whose a CER or CEA is; raises DiameterError 3010 if no entry of the peer table fits."""
 
 
-def capability_avps(identity: Identity, addresses: Iterable[str], application_id: int) -> bytes:
+def capability_avps(identity: Identity, addresses: Iterable[str], application: Application) -> bytes:
     """What follows Origin-Realm in our CER and CEA (RFC 6733 5.3.1, 5.3.2).
 
     `addresses`: those of the connection's own socket. No Inband-Security-Id: TLS comes before the CER, or not at all.
     """
-    parts = [encode_address(HOST_IP_ADDRESS, address) for address in addresses]
+    parts = [encode_address(avps.HOST_IP_ADDRESS, address) for address in addresses]
     parts += (
-        encode_u32(VENDOR_ID, identity.vendor_id),
-        encode_text(PRODUCT_NAME, identity.product_name, flags=0),
-        encode_u32(ORIGIN_STATE_ID, identity.origin_state_id),
-        encode_u32(SUPPORTED_VENDOR_ID, TGPP),
-        encode(
-            VENDOR_SPECIFIC_APPLICATION_ID,
-            encode_u32(VENDOR_ID, TGPP) + encode_u32(AUTH_APPLICATION_ID, application_id),
-        ),
+        encode_u32(avps.VENDOR_ID, identity.vendor_id),
+        encode_text(avps.PRODUCT_NAME, identity.product_name, flags=0),
+        encode_u32(avps.ORIGIN_STATE_ID, identity.origin_state_id),
     )
+    if application.vendor:
+        parts.append(encode_u32(avps.SUPPORTED_VENDOR_ID, application.vendor))
+    parts.append(application_id_avp(application))
     if identity.firmware_revision is not None:
-        parts.append(encode_u32(FIRMWARE_REVISION, identity.firmware_revision, flags=0))
+        parts.append(encode_u32(avps.FIRMWARE_REVISION, identity.firmware_revision, flags=0))
     return b"".join(parts)
 
 
 def read_capabilities(message: Message) -> Capabilities:
     """What a CER or CEA says; of what is missing or unreadable, nothing. Its grammar is checked elsewhere."""
     # RFC 6733 6.11 wants one id in a group; old stacks send both, and either shows what they can do.
-    groups = [avp for avp in message.avps if avp.key == VENDOR_SPECIFIC_APPLICATION_ID]
+    groups = [avp for avp in message.avps if avp.key == avps.VENDOR_SPECIFIC_APPLICATION_ID]
     stated = [*message.avps, *(member for group in groups for member in message.members(group))]
-    host, realm, state = (message.first.get(key) for key in (ORIGIN_HOST, ORIGIN_REALM, ORIGIN_STATE_ID))
+    host, realm, state = (message.first.get(key) for key in (avps.ORIGIN_HOST, avps.ORIGIN_REALM, avps.ORIGIN_STATE_ID))
     return Capabilities(
         host.data.decode("ascii", "replace") if host else "",
         realm.data.decode("ascii", "replace") if realm else "",
         u32_or(state, None),
-        _numbers(stated, AUTH_APPLICATION_ID, ACCT_APPLICATION_ID),
-        _numbers(message.avps, INBAND_SECURITY_ID),
+        _numbers(stated, avps.AUTH_APPLICATION_ID, avps.ACCT_APPLICATION_ID),
+        _numbers(message.avps, avps.INBAND_SECURITY_ID),
     )
 
 
-def _numbers(avps: Iterable[Avp], *keys: int) -> frozenset[int]:
-    return frozenset(number for avp in avps if avp.key in keys and (number := u32_or(avp, None)) is not None)
+def _numbers(found: Iterable[Avp], *keys: int) -> frozenset[int]:
+    return frozenset(number for avp in found if avp.key in keys and (number := u32_or(avp, None)) is not None)
 
 
-def check_capabilities(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
-    """Whether we have anything in common with a peer (RFC 6733 5.3); `secure`: the connection is inside TLS.
+def judge_cer(
+    request: Request, said: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool
+) -> PeerSettings:
+    """The peer that a CER comes from; `secure`: the connection is inside TLS.
 
-    Raises DiameterError 5010 or 5017.
+    Raises DiameterError: 3010 for a CER that nothing else is wrong with, whose sender is unknown.
     """
-    if not said.applications & {application_id, RELAY} and APPLICATIONS not in settings.lenient:
-        raise DiameterError(
-            NO_COMMON_APPLICATION,
-            "no_common_application",
-            f"it offers {sorted(said.applications) or 'no application'}, not {application_id}",
-        )
+    found: PeerSettings | DiameterError
+    try:
+        found = identify(said)
+    except DiameterError as e:
+        found = e
+    settings = found if isinstance(found, PeerSettings) else None
+    check_header_bits(request)
+    check_grammar(request, CER, settings, context)
+    if isinstance(found, DiameterError):
+        raise found
+    _check_common(said, found, context.application.id, secure=secure)
+    return found
+
+
+def judge_cea(
+    answer: Answer, settings: PeerSettings, identify: IdentifyPeer, context: NodeContext, *, secure: bool
+) -> Capabilities:
+    """What the peer that we connected to says of itself. Raises DiameterError for a CEA that opens nothing (RFC 6733 5.6)."""
+    said = read_capabilities(answer)
+    if answer.result_codes != [SUCCESS]:
+        codes = ", ".join(map(str, answer.result_codes)) or "none"
+        raise DiameterError(0, "cea_result", f"its CEA has Result-Code {codes}")
+    if settings.host is not None and said.host.lower() != settings.host.lower():
+        # 5.6: Process-CEA; it is not the peer that was to be connected to.
+        raise DiameterError(0, "cea_origin_host", f"its CEA has Origin-Host {said.host}")
+    identify(said)
+    _check_common(said, settings, context.application.id, secure=secure)
+    return said
+
+
+def _check_common(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
+    """Whether we have anything in common with a peer (RFC 6733 5.3). Raises DiameterError 5010 or 5017."""
+    if not said.applications & {application_id, avps.RELAY} and APPLICATIONS not in settings.lenient:
+        offered = sorted(said.applications) or "no application"
+        text = f"it offers {offered}, not {application_id}"
+        raise DiameterError(NO_COMMON_APPLICATION, "no_common_application", text)
     # RFC 6733 6.10: an absent AVP means NO_INBAND_SECURITY; inside TLS there is nothing left to agree on.
     if not secure and said.inband_security and NO_INBAND_SECURITY not in said.inband_security:
         raise DiameterError(NO_COMMON_SECURITY, "no_common_security", "it wants TLS on a connection without it")

@@ -11,33 +11,31 @@ import ssl
 import time
 from contextlib import suppress
 
-from eir.diameter.answer import Reply
+from eir.diameter.application import Application
 from eir.diameter.avp import encode_text
+from eir.diameter.context import NodeContext
 from eir.diameter.counts import Counts
-from eir.diameter.dictionary import S13, SESSION_ID
-from eir.diameter.message import Answer, Request
-from eir.diameter.peer import Answered, Closed, DisconnectCause, Event, Opened, Peer
-from eir.diameter.serve import Surroundings
+from eir.diameter.dictionary import SESSION_ID
+from eir.diameter.events import Answered, Closed, DisconnectCause, Event, Opened
+from eir.diameter.message import Answer
+from eir.diameter.peer import Peer
 from eir.diameter.settings import APPLICATIONS, Identity, Limits, PeerSettings
+from eir.diameter.transport import stream
 from eir.diameter.transport.link import Link
-from eir.errors import DiameterError, EirError, silent
-
-COMMAND_UNSUPPORTED = 3001
+from eir.errors import EirError, silent
 
 
 class Client:
     """One open connection; made by `connect`. Requests may be sent at the same time."""
 
-    def __init__(self, surroundings: Surroundings, settings: PeerSettings) -> None:
-        self.surroundings = surroundings
+    def __init__(self, context: NodeContext, settings: PeerSettings) -> None:
+        self.context = context
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._sessions = random.getrandbits(32)
-        self.peer_host = ""
-        """Origin-Host of the other end's CEA."""
         self.peer_realm = ""
         """Origin-Realm of the other end's CEA."""
         self.closed_by = ""
@@ -48,8 +46,8 @@ class Client:
         """Requests that have no answer yet."""
         return len(self._waiting)
 
-    async def request(self, command: int, application_id: int, avps: bytes, *, timeout_s: float = 5.0) -> Answer:
-        """Send a request and return its answer; Session-Id, Origin-Host and Origin-Realm are put before `avps`.
+    async def request(self, command: int, avps: bytes, *, timeout_s: float = 5.0) -> Answer:
+        """Send a request of the application and return its answer; Session-Id, Origin-Host and Origin-Realm are put before `avps`.
 
         Raises TimeoutError without an answer in time, EirError if the connection is over.
         """
@@ -57,7 +55,7 @@ class Client:
         if link is None or peer is None or self.closed_by:
             raise EirError(f"the connection is closed ({self.closed_by or 'never opened'})")
         session = encode_text(SESSION_ID, self._session_id())
-        hop_by_hop = peer.ask(command, application_id, session + peer.face.origin + avps)
+        hop_by_hop = peer.ask(command, session + peer.traffic.names.origin + avps)
         waiting: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[hop_by_hop] = waiting
         link.pump()
@@ -88,18 +86,18 @@ class Client:
         """The connection stands: begin with our CER."""
         now = self._loop.time()
         peer = Peer(
-            self.surroundings, lambda _: self._settings, addresses=(link.local,), now=now,
+            self.context, lambda _: self._settings, addresses=(link.local,), now=now,
             first_id=random.getrandbits(32), secure=link.certificate_names() is not None,
         )  # fmt: skip
         peer.connect(self._settings, now)
         return peer
 
     def handle(self, link: Link, event: Event) -> None:
-        """Wake whoever waits for it."""
+        """Wake the one that waits for it."""
         said = link.peer.capabilities if link.peer is not None else None
         match event:
             case Opened() if said is not None and not self._opened.done():
-                self.peer_host, self.peer_realm = said.host, said.realm
+                self.peer_realm = said.realm
                 self._opened.set_result(None)
             case Answered(hop_by_hop, answer):
                 waiting = self._waiting.get(hop_by_hop)
@@ -121,7 +119,9 @@ class Client:
         """Connect and exchange capabilities; see `connect`."""
         try:
             async with asyncio.timeout(timeout_s):
-                _, self._link = await self._loop.create_connection(lambda: Link(self, self._loop), host, port, ssl=tls)
+                link = Link(self, self._loop)
+                await stream.connect(link, host, port, tls)
+                self._link = link
                 await self._opened
         except TimeoutError:
             await self.close(0)
@@ -143,18 +143,19 @@ class Client:
     def _session_id(self) -> str:
         # RFC 6733 8.8: <Origin-Host>;<high 32 bits>;<low 32 bits>, unique for ever.
         self._sessions = self._sessions + 1 & 0xFFFFFFFF
-        return f"{self.surroundings.identity.host};{int(time.time())};{self._sessions};{os.getpid()}"
+        return f"{self.context.identity.host};{int(time.time())};{self._sessions};{os.getpid()}"
 
 
 async def connect(
     host: str,
     port: int,
+    application: Application,
     *,
     origin_host: str,
     origin_realm: str,
+    product_name: str = "client",
     timeout_s: float = 5.0,
     tls: ssl.SSLContext | None = None,
-    application_id: int = S13,
     counts: Counts | None = None,
 ) -> Client:
     """An open connection to a node, as a client of this name and realm.
@@ -162,20 +163,11 @@ async def connect(
     Whatever applications the node offers, it is asked. Raises EirError if it cannot be reached, or answers the CER by
     anything but 2001.
     """
-    identity = Identity(host=origin_host, realm=origin_realm, product_name="eir probe", origin_state_id=int(time.time()))
-    surroundings = Surroundings(
-        identity=identity, limits=Limits(cer_timeout_s=timeout_s), application=_refuse, application_id=application_id,
-        counts=counts or Counts(), report=silent, jitter=_no_jitter,
+    identity = Identity(host=origin_host, realm=origin_realm, product_name=product_name, origin_state_id=int(time.time()))
+    context = NodeContext(
+        identity=identity, limits=Limits(cer_timeout_s=timeout_s), application=application, counts=counts or Counts(),
+        report=silent, jitter=lambda: 0.0,
     )  # fmt: skip
-    settings = PeerSettings(label="probe", lenient=frozenset({APPLICATIONS}))
-    client = Client(surroundings, settings)
+    client = Client(context, PeerSettings(label="server", lenient=frozenset({APPLICATIONS})))
     await client.open(host, port, tls, timeout_s)
     return client
-
-
-def _refuse(request: Request) -> Reply:
-    raise DiameterError(COMMAND_UNSUPPORTED, "command", f"command {request.command}")
-
-
-def _no_jitter() -> float:
-    return 0.0

@@ -1,41 +1,42 @@
-"""Messages: the header, and a request or an answer as its receiver sees it (RFC 6733 3). Imports only avp."""
+"""Messages: the header, and a request or an answer as its receiver sees it (RFC 6733 3). Imports avp, dictionary and result."""
 
 import struct
-from typing import NamedTuple
 
-from eir.diameter.avp import Avp, Fault, key_of, nest, parse, u32_or
+from eir.diameter.avp import Avp, Fault, nest, parse, text, u32_or
+from eir.diameter.dictionary import (
+    EXPERIMENTAL_RESULT,
+    EXPERIMENTAL_RESULT_CODE,
+    ORIGIN_HOST,
+    ORIGIN_REALM,
+    RESULT_CODE,
+    VENDOR_ID,
+)
+from eir.diameter.result import INVALID_MESSAGE_LENGTH, UNSUPPORTED_VERSION
+from eir.errors import ConnectionFault
 
 VERSION = 1
 HEADER_BYTES = 20
-R_FLAG, P_FLAG, E_FLAG, T_FLAG = 0x80, 0x40, 0x20, 0x10
+R_FLAG, P_FLAG, E_FLAG = 0x80, 0x40, 0x20
 
 _HEADER = struct.Struct("!IIIII")
-
-RESULT_CODE, EXPERIMENTAL_RESULT, EXPERIMENTAL_RESULT_CODE, VENDOR_ID = 268, 297, 298, 266
-
-
-class Header(NamedTuple):
-    """The 20 bytes that every message begins with."""
-
-    version: int
-    length: int
-    """Of the whole message, in bytes."""
-    flags: int
-    command: int
-    application_id: int
-    hop_by_hop: int
-    end_to_end: int
-
-
-def read_header(buffer: bytes, position: int = 0) -> Header:
-    """The header at an offset; the buffer holds at least 20 bytes from there."""
-    first, second, application_id, hop_by_hop, end_to_end = _HEADER.unpack_from(buffer, position)
-    return Header(first >> 24, first & 0xFFFFFF, second >> 24, second & 0xFFFFFF, application_id, hop_by_hop, end_to_end)
 
 
 def encode_message(flags: int, command: int, application_id: int, ids: tuple[int, int], avps: bytes) -> bytes:
     """A whole message of version 1 from its encoded AVPs; `ids` are the hop-by-hop and the end-to-end identifier."""
     return _HEADER.pack(VERSION << 24 | HEADER_BYTES + len(avps), flags << 24 | command, application_id, *ids) + avps
+
+
+def frame_fault(first_word: int, length_max: int) -> ConnectionFault:
+    """What is wrong with a message by its length, or else by its version, so that the stream cannot be followed behind it."""
+    length = first_word & 0xFFFFFF
+    if length < HEADER_BYTES:
+        # RFC 6733 3: no message is shorter.
+        return ConnectionFault(0, "message_length", f"a message of {length} bytes")
+    if length > length_max:
+        return ConnectionFault(0, "message_too_long", f"a message of {length} bytes")
+    if length & 3:
+        return ConnectionFault(INVALID_MESSAGE_LENGTH, "message_length", f"a message of {length} bytes, not a multiple of 4")
+    return ConnectionFault(UNSUPPORTED_VERSION, "version", f"a message of version {first_word >> 24}")
 
 
 class Message:
@@ -63,13 +64,12 @@ class Message:
         self.room = avps_max - len(self.avps)
         self._members: dict[int, tuple[list[Avp], Fault | None]] = {}
 
-    def find(self, code: int, vendor: int = 0) -> Avp | None:
-        """The first AVP of the top level with this code, or None."""
-        return self.first.get(vendor << 32 | code)
+    def find(self, key: int) -> Avp | None:
+        """The first AVP of the top level with this key, or None."""
+        return self.first.get(key)
 
-    def every(self, code: int, vendor: int = 0) -> list[Avp]:
-        """All AVPs of the top level with this code, in their order."""
-        key = key_of(code, vendor)
+    def every(self, key: int) -> list[Avp]:
+        """All AVPs of the top level with this key, in their order."""
         return [avp for avp in self.avps if avp.key == key]
 
     def walk(self, group: Avp) -> tuple[list[Avp], Fault | None]:
@@ -85,9 +85,8 @@ class Message:
         """The AVPs inside a Grouped AVP of this message, as far as they can be read."""
         return self.walk(group)[0]
 
-    def find_in(self, group: Avp, code: int, vendor: int = 0) -> Avp | None:
-        """The first AVP with this code inside a Grouped AVP of this message, or None."""
-        key = key_of(code, vendor)
+    def find_in(self, group: Avp, key: int) -> Avp | None:
+        """The first AVP with this key inside a Grouped AVP of this message, or None."""
         return next((avp for avp in self.walk(group)[0] if avp.key == key), None)
 
     def raw(self, avp: Avp) -> bytes:
@@ -111,11 +110,10 @@ class Request(Message):
         super().__init__(buffer, avps_max)
         self.peer = peer
         """Label of the peer that the request came from, which may be an agent."""
-        first = self.first
-        host, realm = first.get(264), first.get(296)
-        self.origin_host = host.data.decode("utf-8", "replace") if host else ""
-        """Origin-Host (264) of the request; empty if it has none."""
-        self.origin_realm = realm.data.decode("utf-8", "replace") if realm else ""
+        host, realm = self.first.get(ORIGIN_HOST), self.first.get(ORIGIN_REALM)
+        self.origin_host = text(host) if host else ""
+        """Origin-Host of the request; empty if it has none."""
+        self.origin_realm = text(realm) if realm else ""
 
 
 class Answer(Message):
@@ -130,12 +128,12 @@ class Answer(Message):
 
     @property
     def result_codes(self) -> list[int]:
-        """All Result-Codes, 0 for one that is no number; a well-formed answer has at most one."""
+        """All Result-Codes, 0 for one that is not a number; a well-formed answer has at most one."""
         return [u32_or(avp, 0) for avp in self.every(RESULT_CODE)]
 
     @property
     def experimental_results(self) -> list[tuple[int, int]]:
-        """All Experimental-Results as (vendor, code), 0 for a part that is missing or no number; a well-formed answer has at most one."""
+        """All Experimental-Results as (vendor, code); 0 for a part that is missing or not a number."""
         found = []
         for group in self.every(EXPERIMENTAL_RESULT):
             vendor, code = self.find_in(group, VENDOR_ID), self.find_in(group, EXPERIMENTAL_RESULT_CODE)

@@ -1,6 +1,6 @@
-"""The node: listeners, the peer table, limits on connections, drain and reconfiguration (RFC 6733 2.1, 5.6.4).
+"""The node: listeners, the peer table, drain and reconfiguration (RFC 6733 2.1, 5.6.4).
 
-Puts the parts of this package together on an event loop; knows nothing of any application but its callable.
+Puts the parts of this package together on an event loop; knows of its application what an Application says.
 """
 
 import asyncio
@@ -8,74 +8,32 @@ import errno
 import itertools
 import random
 import socket
-import ssl
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
-from urllib.parse import urlsplit
 
-from eir.diameter.admission import Admit, Claim, Desk, Drop, Order, OwnDesk, Probe, Refuse
+from eir.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse
 from eir.diameter.answer import Reply
+from eir.diameter.application import Application
 from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer, may_connect
-from eir.diameter.counts import OTHER, Counts
-from eir.diameter.message import Request
-from eir.diameter.peer import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened, Peer
-from eir.diameter.rate import Bucket, Grants, Limit
-from eir.diameter.serve import TOO_BUSY_REPLY, Application, Lane, Surroundings
-from eir.diameter.settings import Identity, Limits, PeerSettings
+from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
+from eir.diameter.counts import Counts
+from eir.diameter.dialer import Dialer
+from eir.diameter.events import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened
+from eir.diameter.gate import Gate
+from eir.diameter.peer import Peer
+from eir.diameter.rate import Grants, RateLimits
+from eir.diameter.result import UNKNOWN_PEER
+from eir.diameter.settings import Identity, Limits, PeerSettings, setting_for
 from eir.diameter.states import State
+from eir.diameter.status import PeerStatus, peer_rows
+from eir.diameter.transport import stream
 from eir.diameter.transport.link import Link
 from eir.diameter.transport.listen import Listener, open_listener
 from eir.diameter.transport.tls import Tls
 from eir.diameter.watchdog import JITTER_S
 from eir.errors import DiameterError, EirError, Report
-
-__all__ = [
-    "Application", "Counts", "Identity", "Limits", "Node", "PeerSettings", "PeerStatus", "Reply", "Report", "Request",
-]  # fmt: skip
-
-UNKNOWN_PEER = 3010
-
-DIAMETER_PORT, DIAMETER_TLS_PORT = 3868, 5868
-CONNECT_TIMEOUT_S = 10.0
-ADMITTING = {"source": "peers: from", "draining": None, "no_worker": None}
-"""Why a connection is refused → the setting that would have taken it, where it is not the limit of that name."""
-NETWORK_BITS = {4: 24, 6: 64}
-"""By IP version: bits of an address that name its source network."""
-
-Network = tuple[int, int]
-"""IP version, and those bits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerStatus:
-    """One connection as `eir peers` shows it, or a configured peer that has none."""
-
-    label: str
-    host: str | None
-    """Origin-Host; None before the CER."""
-    realm: str | None
-    address: str | None
-    """`ip:port` of the peer's side; None without a connection."""
-    state: str
-    """The connection's state in lower case (`open`, `wait_cer`, …); `down` or `disabled` without one."""
-    since: float | None
-    """Unix time since when the connection stands; None without one."""
-    requests: int
-    """Application requests received."""
-    answers: int
-    """Answers to them sent."""
-    watchdog: str
-    """okay, suspect, down, reopen or initial (RFC 3539 3.4.1)."""
-    direction: str
-    """`out` where we connect to the peer, `in` where it connects to us."""
-    last_error: str | None = None
-    """Why we have no connection to a peer that we connect to; None since one is open."""
-    last_seen: float | None = None
-    """Unix time of the last request, or of the beginning or end of a connection if that is later; None: never so far."""
 
 
 class Node:
@@ -90,49 +48,38 @@ class Node:
         *,
         counts: Counts,
         report: Report,
-        application_id: int = 16777252,
-        lane: Callable[[str, bytes, Reply], Lane] | None = None,
         overload: Reply = TOO_BUSY_REPLY,
-        desk: Desk | None = None,
+        admission: AdmissionControl | None = None,
         dials: bool = True,
         tls: Tls | None = None,
         grants: Grants | None = None,
     ) -> None:
-        self.surroundings = Surroundings(
-            identity=identity, limits=limits, application=application, application_id=application_id, lane=lane, counts=counts,
-            report=report, overload=replace(overload), jitter=_jitter,
+        self.context = NodeContext(
+            identity=identity, limits=limits, application=application, counts=counts, report=report, overload=replace(overload),
+            jitter=_jitter,
         )  # fmt: skip
         self._peers = tuple(peers)
         self._tls = tls
-        """For `tls://` both ways; None: there is none."""
-        self._links: dict[Link, None] = {}
-        """All connections, the oldest first; `peer` is None while one is in its TLS handshake."""
-        self._unidentified: dict[Link, None] = {}
-        """Those of which no good CER has come yet, the oldest first."""
-        self._trimming: asyncio.Handle | None = None
-        self._sources: Counter[Network] = Counter()
-        """Connections that others made, by source network."""
-        self._taking: set[asyncio.Task[Link | None]] = set()
-        """Beginnings of connections by our own listeners, TLS handshakes included."""
-        self._desk = desk or OwnDesk(self.obey)
-        """Decides which connections of a peer are wanted."""
+        """For `tls://` both ways; None: there is no TLS."""
+        self._links: dict[int, Link] = {}
+        """All connections by number, the oldest first; `peer` is None while one is in its TLS handshake."""
         self._numbers = itertools.count()
-        self._named: dict[int, Link] = {}
-        """Connections by the number that the desk knows them by."""
+        self._gate = Gate(self._drop)
+        self._taking: set[asyncio.Task[None]] = set()
+        """Connections of our own listeners, TLS handshakes included."""
+        self._admission = admission or Admission()
+        """Decides which connections of a peer are wanted."""
         self._probes: dict[int, asyncio.TimerHandle] = {}
         """Connections that were asked for a sign of life, until when."""
+        self._rates = RateLimits(self._peers, limits, grants)
         self._disabled: set[str] = set()
         self._failures: dict[str, str] = {}
         """By label of peers that we connect to: why there is no connection."""
         self._seen: dict[str, float] = {}
         """By label of configured peers: when a connection last began or ended."""
-        self._grants = grants
-        """Where the node's limits on requests a second are those of several workers together."""
-        self._buckets: dict[str, Bucket] = {}
-        self._all: Bucket | None = None
         self._listeners: list[Listener] = []
-        self._dialers: dict[PeerSettings, asyncio.Task[None]] = {}
         self._draining = False
+        self._dialer = Dialer(self, self._is_wanted, self._connect_failed)
         self._dials = dials
         """False: nobody is connected to until `dial`, or `connect` of peers is another worker's business."""
         self._dial_all()
@@ -140,49 +87,41 @@ class Node:
     @property
     def identity(self) -> Identity:
         """Who the node is."""
-        return self.surroundings.identity
+        return self.context.identity
 
     @property
     def limits(self) -> Limits:
         """How far the node goes."""
-        return self.surroundings.limits
+        return self.context.limits
 
     async def listen(self, url: str) -> tuple[str, int]:
         """Open a listener at `tcp://host:port` or `tls://host:port` (port 0: any free one); return its address and port.
 
         Raises OSError if the address cannot be had, EirError for another form, or for the second one without `tls`.
         """
-        host, port, secure = endpoint(url)
+        host, port, secure = stream.endpoint(url)
         if secure and self._tls is None:
             raise EirError(f"{url} needs a certificate")
-        listener = await open_listener(host, port, partial(self._knocked, secure=secure), self._cannot_accept)
+        listener = await open_listener(host, port, partial(self._accepted, secure=secure), self._cannot_accept)
         self._listeners.append(listener)
         return listener.address
 
     async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
         """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
-        link = await self._begin(connection, secure=secure)
-        if link is not None:
-            await link.closed
-
-    async def _begin(self, connection: socket.socket, *, secure: bool) -> Link | None:
-        """Put a connection on the loop; None if it came to nothing."""
-        loop = asyncio.get_running_loop()
-        link = Link(self, loop)
+        link = Link(self, asyncio.get_running_loop())
         try:
             if secure:
                 await self._shake_hands(link, connection)
             else:
-                await loop.connect_accepted_socket(lambda: link, connection)
+                await stream.accept(link, connection)
         except OSError:
             connection.close()
-            return None
-        return link
+            return
+        await link.closed
 
     def starved(self) -> None:
         """A connection that was handed to this process was closed: there was no descriptor left for it."""
-        self.surroundings.counts.peers_refused["open_files"] += 1
-        self.surroundings.report("peer_refused", reason="open_files", level="error", detail="no descriptor left for a connection")
+        self._refused("open_files", level="error", detail="no descriptor left for a connection")
 
     def dial(self) -> None:
         """Connect to peers that have a `connect`, from now on."""
@@ -204,14 +143,13 @@ class Node:
         """
         self._peers = tuple(peers)
         self._tls = tls or self._tls
-        self.surroundings = replace(
-            self.surroundings, identity=identity or self.identity, limits=limits or self.limits,
-            overload=replace(overload or self.surroundings.overload),
+        self.context = replace(
+            self.context, identity=identity or self.identity, limits=limits or self.limits,
+            overload=replace(overload or self.context.overload),
         )  # fmt: skip
-        self._buckets = {label: bucket for label, bucket in self._buckets.items() if label in self._rates()}
-        self._all = None
+        self._rates.reconfigure(self._peers, self.limits)
         now = _now()
-        for link in list(self._links):
+        for link in list(self._links.values()):
             if link.peer is not None:
                 self._reconfigure_link(link, link.peer, now)
                 link.pump()
@@ -226,22 +164,18 @@ class Node:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        dialers = list(self._dialers.values())
-        self._dialers.clear()
-        for dialer in dialers:
-            dialer.cancel()
+        await self._dialer.close()
         now = _now()
-        for link in list(self._links):
+        for link in list(self._links.values()):
             if link.peer is not None:
                 link.peer.stop(DisconnectCause.REBOOTING, now, "drained")
                 link.pump()
             else:
                 link.abort()  # it is in its handshake
-        await asyncio.gather(*dialers, return_exceptions=True)
-        closing = [link.closed for link in self._links]
+        closing = [link.closed for link in self._links.values()]
         if closing:
             await asyncio.wait(closing, timeout=timeout_s)
-        rest = list(self._links)
+        rest = list(self._links.values())
         for link in rest:
             link.abort()
         if rest:
@@ -257,7 +191,7 @@ class Node:
             return False
         self._disabled.add(label)
         now = _now()
-        for link in list(self._links):
+        for link in list(self._links.values()):
             if link.peer is not None and link.peer.settings is not None and link.peer.settings.label == label:
                 link.peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "disabled")
                 link.pump()
@@ -278,60 +212,46 @@ class Node:
 
     def status(self) -> list[PeerStatus]:
         """All connections, and the entries of the peer table that have none."""
-        rows = [_status(link, link.peer) for link in self._links if link.peer is not None]
-        there = {row.label for row in rows}
-        rows += [
-            PeerStatus(
-                label=settings.label, host=settings.host, realm=settings.realm, address=None,
-                state="disabled" if settings.label in self._disabled else "down",
-                since=None, requests=0, answers=0, watchdog="initial", direction="in" if settings.connect is None else "out",
-            )
-            for settings in self._peers
-            if settings.label not in there
-        ]  # fmt: skip
-        is_open = {row.label for row in rows if row.state == "open"}
-        return [
-            replace(
-                row, last_seen=self._last_seen(row.label),
-                last_error=None if row.label in is_open else self._failures.get(row.label),
-            )
-            for row in rows
-        ]  # fmt: skip
-
-    def _last_seen(self, label: str) -> float | None:
-        requested = self.surroundings.counts.last_request.get(label)
-        return max((moment for moment in (requested, self._seen.get(label)) if moment is not None), default=None)
+        seen, asked = self._seen, self.context.counts.last_request
+        last_seen = {label: max(seen.get(label, 0.0), asked.get(label, 0.0)) for label in seen.keys() | asked.keys()}
+        return peer_rows(
+            self._links.values(), self._peers, disabled=self._disabled, last_seen=last_seen, failures=self._failures
+        )
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label; 0 for each entry of the peer table that has none."""
         found = dict.fromkeys((settings.label for settings in self._peers), 0)
-        for link in self._links:
+        for link in self._links.values():
             if link.peer is not None and link.peer.state is State.OPEN:
-                found[link.peer.label] = found.get(link.peer.label, 0) + 1
+                label = link.peer.traffic.label
+                found[label] = found.get(label, 0) + 1
         return found
 
     @property
     def pending(self) -> int:
         """Requests of the node's own (CER, DWR) that have no answer yet."""
-        return sum(link.peer.pending for link in self._links if link.peer is not None)
+        return sum(link.peer.pending for link in self._links.values() if link.peer is not None)
 
     # transport.Owner
 
     def accept(self, link: Link) -> Peer | None:
-        """Take a new connection from a known source, within the limits."""
-        if link not in self._links and not self._let_in(link):
+        """Take a connection that we made, or a new one from a known source, within the limits."""
+        if link.dialed is not None:
+            return self._connect(link, link.dialed)
+        if link.number not in self._links and not self._let_in(link):
             return None
         return self._new_peer(link)
 
     def handle(self, link: Link, event: Event) -> None:
         """Decide what concerns more than one connection."""
         match event:
-            case Arrived():
-                self._arrived(link, event)
+            case Arrived(said, settings):
+                claim = Claim(link.number, said.host, settings.connections, said.origin_state_id or 0)
+                self._follow(self._admission.arrived(claim))
             case Opened():
                 self._opened(link)
             case Leaving():
-                self._desk.closed(link.number, "leaving")
+                self._follow(self._admission.closed(link.number, "leaving"))
             case Alive():
                 self._alive(link)
             case Closed():
@@ -341,103 +261,99 @@ class Node:
 
     def lost(self, link: Link) -> None:
         """Forget a connection."""
-        if link in self._links:
-            del self._links[link]
-            del self._named[link.number]
-            self._unidentified.pop(link, None)
-            if not link.dialed:
-                network = network_of(link.source)
-                self._sources[network] -= 1
-                if not self._sources[network]:
-                    del self._sources[network]
+        if self._links.pop(link.number, None) is not None and link.dialed is None:
+            self._gate.leave(link)
 
-    # Connections and the peer table
+    # Connections that others make
 
-    def _knocked(self, connection: socket.socket, *, secure: bool) -> None:
+    def _accepted(self, connection: socket.socket, *, secure: bool) -> None:
         """A listener of ours has accepted this."""
-        task = asyncio.get_running_loop().create_task(self._begin(connection, secure=secure))
+        task = asyncio.get_running_loop().create_task(self.take(connection, secure=secure))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
 
     def _cannot_accept(self, fault: OSError) -> None:
-        """There are too many open files, or too little memory: whoever connects waits in the kernel's queue."""
-        self.surroundings.counts.errors["accept_failed"] += 1
+        """There are too many open files, or too little memory: connections wait in the kernel's queue."""
+        self.context.counts.errors["accept_failed"] += 1
         name = errno.errorcode.get(fault.errno or 0, "other")
-        self.surroundings.report("accept_failed", level="error", reason=name, detail=fault.strerror)
+        self.context.report("accept_failed", level="error", reason=name, detail=fault.strerror)
 
     async def _shake_hands(self, link: Link, connection: socket.socket) -> None:
         """The TLS handshake; whether the connection is wanted at all is asked before. Raises OSError."""
         link.expect(connection)
         if self._tls is None or not self._let_in(link):
             raise ConnectionRefusedError
-        loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(
-                lambda: link, connection, ssl=self._tls.accepting, ssl_handshake_timeout=self.limits.cer_timeout_s
-            )
+            await stream.accept(link, connection, self._tls.accepting, self.limits.cer_timeout_s)
         except OSError as e:
             if not link.closed.done():
-                # Nothing of it has come to the link, so that the link tells nobody that it is over.
-                self.surroundings.counts.peers_refused["tls_handshake"] += 1
-                self.surroundings.report(
-                    "peer_refused", reason="tls_handshake", level="warning", address=link.address, detail=_reason(e)
-                )
+                # The link has not seen it begin, so it will not tell that it is over.
+                self._refused("tls_handshake", address=link.address, detail=_reason(e))
                 self.lost(link)
                 link.failed()
             raise
 
     def _let_in(self, link: Link) -> bool:
         """Whether a connection is within the limits; enters it if it is."""
-        refused = self._refuses(link)
-        if refused is not None:
-            self.surroundings.counts.peers_refused[refused] += 1
-            setting = ADMITTING.get(refused, f"limits.{refused}")
-            self.surroundings.report("peer_refused", reason=refused, level="warning", address=link.address, setting=setting)
+        refusal = self._gate.sources.refusal(link.source, self._peers, self.limits, len(self._links))
+        if refusal is None and self._draining:
+            refusal = "draining"
+        if refusal is not None:
+            self._refused(refusal, address=link.address, setting=setting_for(refusal))
             return False
         self._enter(link)
-        self._unidentified[link] = None
-        self._sources[network_of(link.source)] += 1
-        if self._trimming is None and len(self._unidentified) > min(self.limits.source_unidentified_max, self.limits.unidentified_max):
-            # A loop may accept many before it reads from any: each gets a chance to be read first.
-            loop = asyncio.get_running_loop()
-            self._trimming = loop.call_soon(loop.call_soon, self._trim)
+        self._gate.enter(link, self.limits)
         return True
 
-    def _trim(self) -> None:
-        """Close connections without a CER beyond a limit: a good peer sends its CER at once, a flood does not."""
-        self._trimming = None
-        by_network: dict[Network, list[Link]] = {}
-        for link in self._unidentified:
-            by_network.setdefault(network_of(link.source), []).append(link)
-        for links in by_network.values():
-            for link in _surplus(links, self.limits.source_unidentified_max):
-                self._drop(link, "source_unidentified_max")
-        for link in _surplus(self._unidentified, self.limits.unidentified_max):
-            self._drop(link, "unidentified_max")
+    def _refused(self, reason: str, *, level: str = "warning", **fields: object) -> None:
+        self.context.counts.peers_refused[reason] += 1
+        self.context.report("peer_refused", peer=None, reason=reason, level=level, **fields)
+
+    # Connections that we make
+
+    def _dial_all(self) -> None:
+        """Connect to the peers that are to be connected to, and no longer to others."""
+        wanted = self._peers if self._dials and not self._draining else ()
+        self._dialer.dial(
+            [settings for settings in wanted if settings.connect is not None and settings.label not in self._disabled],
+            self._tls.connecting if self._tls is not None else None,
+        )
+
+    async def _is_wanted(self, settings: PeerSettings) -> bool:
+        """Whether there is no connection to this peer, nor from it."""
+        peers = [link.peer for link in self._links.values() if link.peer is not None and link.peer.state is not State.CLOSED]
+        if any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers):
+            return False
+        return settings.host is None or await self._admission.may_dial(settings.host)
+
+    def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
+        detail = self._failures[settings.label] = _reason(fault)
+        reason = type(fault).__name__
+        self.context.report("connect_failed", peer=settings.label, reason=reason, level="warning", detail=detail)
+
+    def _connect(self, link: Link, settings: PeerSettings) -> Peer:
+        """We have made this connection: the peer that speaks on it."""
+        self._enter(link)
+        peer, now = self._new_peer(link), _now()
+        peer.limit(self._rates.of(settings, now))
+        peer.connect(settings, now)
+        if settings.host is not None:
+            self._follow(self._admission.dialing(link.number, settings.host, peer.traffic.names.host))
+        return peer
+
+    # Connections and the peer table
 
     def _enter(self, link: Link) -> None:
         link.number = next(self._numbers)
-        self._links[link] = None
-        self._named[link.number] = link
-
-    def _refuses(self, link: Link) -> str | None:
-        """Why a connection is not wanted: `source`, `draining`, or the limit that it would exceed."""
-        limits = self.limits
-        if not may_connect(self._peers, link.source):
-            return "source"
-        if len(self._links) >= limits.connections_max:
-            return "connections_max"
-        if self._sources[network_of(link.source)] >= limits.source_connections_max:
-            return "source_connections_max"
-        return "draining" if self._draining else None
+        self._links[link.number] = link
 
     def _new_peer(self, link: Link) -> Peer:
         return Peer(
-            self.surroundings, lambda said: self._recognise(link, said), addresses=(link.local,), now=_now(),
+            self.context, lambda said: self._identify(link, said), addresses=(link.local,), now=_now(),
             first_id=random.getrandbits(32), secure=link.certificate_names() is not None,
         )  # fmt: skip
 
-    def _recognise(self, link: Link, said: Capabilities) -> PeerSettings:
+    def _identify(self, link: Link, said: Capabilities) -> PeerSettings:
         """Whose CER or CEA it is (RFC 6733 5.3, 5.6); raises DiameterError 3010."""
         settings = find_peer(self._peers, said.host, said.realm, link.source)
         if settings is None:
@@ -451,22 +367,19 @@ class Node:
             raise DiameterError(UNKNOWN_PEER, "tls_name", f"its certificate is for {', '.join(names) or 'nobody'}")
         return settings
 
-    def _arrived(self, link: Link, event: Arrived) -> None:
-        """A good CER: the desk weighs it against the peer's other connections."""
-        said = event.capabilities
-        self._desk.arrived(Claim(link.number, said.host, event.settings.connections, said.origin_state_id or 0))
-
     def obey(self, order: Order) -> None:
-        """Do what the desk has decided."""
-        link = self._named.get(order.connection) if isinstance(order.connection, int) else None
+        """Do what the admission has decided."""
+        link = self._links.get(order.connection) if isinstance(order.connection, int) else None
         if link is None or link.peer is None:
-            return  # It is gone, and the desk has been told so.
+            return  # It is gone, and the admission has been told so.
         peer, now = link.peer, _now()
         match order:
-            case Admit():
-                self._admit(peer, now, failed_before=order.failed_before)
-            case Refuse():
-                peer.refuse(DiameterError(order.result_code, order.reason, order.detail), now)
+            case Admit(_, failed_before):
+                if peer.settings is not None:
+                    peer.limit(self._rates.of(peer.settings, now))
+                    peer.admit(now, failed_before=failed_before)
+            case Refuse(_, result_code, reason, detail):
+                peer.refuse(DiameterError(result_code, reason, detail), now)
             case Probe():
                 loop = asyncio.get_running_loop()
                 self._probes[link.number] = loop.call_later(self.limits.duplicate_probe_s, self._silent, link)
@@ -475,11 +388,15 @@ class Node:
                 self._drop(link, order.reason)
         link.pump()
 
+    def _follow(self, orders: Sequence[Order]) -> None:
+        for order in orders:
+            self.obey(order)
+
     def _alive(self, link: Link) -> None:
         timer = self._probes.pop(link.number, None)
         if timer is not None:
             timer.cancel()
-            self._desk.alive(link.number)
+            self._follow(self._admission.alive(link.number))
 
     def _silent(self, link: Link) -> None:
         """No DWA on the oldest connection in time: the new one takes its place."""
@@ -490,64 +407,42 @@ class Node:
         peer = link.peer
         if peer is None or peer.capabilities is None:
             return
-        self._unidentified.pop(link, None)
-        self._seen[peer.label] = time.time()
-        self._failures.pop(peer.label, None)
-        said = peer.capabilities
-        self.surroundings.report("peer_open", peer=peer.label, host=said.host, realm=said.realm, address=link.address)
-        if link.dialed:
-            self._desk.opened(link.number, said.host, said.origin_state_id or 0)
+        self._gate.identified(link)
+        label, said = peer.traffic.label, peer.capabilities
+        self._seen[label] = time.time()
+        self._failures.pop(label, None)
+        self.context.report("peer_open", peer=label, host=said.host, realm=said.realm, address=link.address)
+        if link.dialed is not None:
+            self._follow(self._admission.opened(link.number, said.host, said.origin_state_id or 0))
 
     def _closed(self, link: Link, event: Closed) -> None:
         peer = link.peer
         timer = self._probes.pop(link.number, None)
         if timer is not None:
             timer.cancel()
-        if peer is not None and peer.settings is not None and link.dialed:
+        if link.dialed is not None and peer is not None and peer.settings is not None:
             self._failures[peer.settings.label] = event.reason
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
-            self._seen[peer.label] = time.time()
-            self.surroundings.report(
-                "peer_closed", peer=peer.label, reason=event.reason, host=peer.capabilities.host, address=link.address
+            label = peer.traffic.label
+            self._seen[label] = time.time()
+            self.context.report(
+                "peer_closed", peer=label, reason=event.reason, host=peer.capabilities.host, address=link.address
             )
-        self._desk.closed(link.number, event.reason)
-
-    def _admit(self, peer: Peer, now: float, *, failed_before: bool) -> None:
-        if peer.settings is not None:
-            peer.rates = self._limits_of(peer.settings, now)
-            peer.admit(now, failed_before=failed_before)
+        self._follow(self._admission.closed(link.number, event.reason))
 
     def _drop(self, link: Link, reason: str) -> None:
-        counts = self.surroundings.counts
-        (counts.peers_refused if link in self._unidentified else counts.errors)[reason] += 1
-        self._unidentified.pop(link, None)
+        counts = self.context.counts
+        (counts.peers_refused if self._gate.identified(link) else counts.errors)[reason] += 1
         if link.peer is not None:
             link.peer.drop(reason, _now())
             link.pump()
         else:
             link.abort()
 
-    def _limits_of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
-        """The buckets that a peer's requests draw from: one for all, one for its entry."""
-        limits = []
-        if settings.rate_max is not None:
-            number = next((at for at, entry in enumerate(self._peers, 1) if entry.label == settings.label), len(self._peers) + 1)
-            bucket = self._buckets.get(settings.label)
-            if bucket is None or (bucket.rate_max, bucket.limit) != (settings.rate_max, number):
-                bucket = self._buckets[settings.label] = Bucket(settings.rate_max, now, grants=self._grants, limit=number)
-            limits.append(Limit("rate_max", bucket))
-        if self.limits.rate_max is not None:
-            self._all = self._all or Bucket(self.limits.rate_max, now, grants=self._grants)
-            limits.append(Limit("rate_max_all", self._all))
-        return tuple(limits)
-
-    def _rates(self) -> set[str]:
-        return {settings.label for settings in self._peers if settings.rate_max is not None}
-
     def _reconfigure_link(self, link: Link, peer: Peer, now: float) -> None:
         said = peer.capabilities
         if said is None:
-            peer.configure(self.surroundings, None, now)
+            peer.configure(self.context, None, now)
             if not may_connect(self._peers, link.source):
                 peer.drop("source", now)
             return
@@ -555,138 +450,14 @@ class Node:
         if settings is None:
             peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "removed")
             return
-        names = link.certificate_names()
+        names, shown = link.certificate_names(), peer.traffic.names
         if names is not None and not certificate_fits(names, said, settings):
             peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "tls_name")
-            return
-        shown = (settings.as_host or self.identity.host, settings.as_realm or self.identity.realm)
-        if shown != (peer.face.host, peer.face.realm):
+        elif (shown.host, shown.realm) != (settings.as_host or self.identity.host, settings.as_realm or self.identity.realm):
             peer.stop(DisconnectCause.REBOOTING, now, "renamed")
-            return
-        peer.configure(self.surroundings, settings, now)
-        peer.rates = self._limits_of(settings, now)
-
-    # Connections that we make
-
-    def _dial_all(self) -> None:
-        """One task for each peer to connect to, and none for those that are no more."""
-        wanted = {
-            settings for settings in self._peers if settings.connect is not None and settings.label not in self._disabled
-        }
-        for settings in [settings for settings in self._dialers if settings not in wanted]:
-            self._dialers.pop(settings).cancel()
-        if self._draining or not self._dials:
-            return
-        for settings in wanted - self._dialers.keys():
-            self._dialers[settings] = asyncio.get_running_loop().create_task(self._dial(settings))
-
-    async def _dial(self, settings: PeerSettings) -> None:
-        """Keep a connection to a peer: attempt, wait for its end, wait Tc, attempt again (RFC 6733 2.1, 5.6)."""
-        while True:
-            if not self._is_connected(settings) and (settings.host is None or await self._desk.may_dial(settings.host)):
-                await self._attempt(settings)
-            # Tc; it also keeps us away from a peer that said BUSY or DO_NOT_WANT_TO_TALK_TO_YOU (5.4.3).
-            await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
-
-    def _is_connected(self, settings: PeerSettings) -> bool:
-        peers = [link.peer for link in self._links if link.peer is not None and link.peer.state is not State.CLOSED]
-        return any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers)
-
-    async def _attempt(self, settings: PeerSettings) -> None:
-        host, port, secure = endpoint(settings.connect or "")
-        loop = asyncio.get_running_loop()
-        link: Link | None = None
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, link = await loop.create_connection(
-                    lambda: Link(_Dialed(self, settings), loop), host, port, ssl=self._connecting() if secure else None
-                )
-        except (OSError, EirError) as e:
-            self._failures[settings.label] = _reason(e)
-            self.surroundings.report(
-                "connect_failed", peer=settings.label, reason=type(e).__name__, level="warning", detail=_reason(e)
-            )
-            return
-        await asyncio.shield(link.closed)
-
-    def _connecting(self) -> ssl.SSLContext:
-        if self._tls is None:
-            raise EirError("a connection over TLS needs a certificate")
-        return self._tls.connecting
-
-    def connect(self, link: Link, settings: PeerSettings) -> Peer:
-        """We have made this connection: the peer that speaks on it."""
-        self._enter(link)
-        link.dialed = True
-        peer = self._new_peer(link)
-        now = _now()
-        peer.rates = self._limits_of(settings, now)
-        peer.connect(settings, now)
-        if settings.host is not None:
-            self._desk.dialing(link.number, settings.host, peer.face.host)
-        return peer
-
-
-class _Dialed:
-    """The owner of a connection that the node made; all but its beginning is the node's."""
-
-    def __init__(self, node: Node, settings: PeerSettings) -> None:
-        self._node = node
-        self._settings = settings
-
-    @property
-    def surroundings(self) -> Surroundings:
-        return self._node.surroundings
-
-    def accept(self, link: Link) -> Peer | None:
-        return self._node.connect(link, self._settings)
-
-    def handle(self, link: Link, event: Event) -> None:
-        self._node.handle(link, event)
-
-    def lost(self, link: Link) -> None:
-        self._node.lost(link)
-
-
-def _status(link: Link, peer: Peer) -> PeerStatus:
-    said, settings, watchdog = peer.capabilities, peer.settings, peer.watchdog
-    return PeerStatus(
-        label=settings.label if settings is not None else OTHER,
-        host=said.host if said is not None else None,
-        realm=said.realm if said is not None else None,
-        address=link.address,
-        state=peer.state.name.lower(),
-        since=link.since,
-        requests=peer.requests,
-        answers=peer.answers,
-        watchdog=watchdog.status.name.lower() if watchdog is not None else "initial",
-        direction="out" if link.dialed else "in",
-    )
-
-
-def endpoint(url: str) -> tuple[str, int, bool]:
-    """Host, port and whether TLS is meant, of `tcp://host:port` or `tls://host:port`."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"tcp", "tls"} or not parts.hostname:
-        raise EirError(f"expected tcp://host:port or tls://host:port, got {url}")
-    secure = parts.scheme == "tls"
-    port = parts.port
-    if port is None:
-        port = DIAMETER_TLS_PORT if secure else DIAMETER_PORT
-    return parts.hostname, port, secure
-
-
-def network_of(source: IPv4Address | IPv6Address) -> Network:
-    """The source network that limits count by: what one customer, or one site, usually has of addresses."""
-    return source.version, int(source) >> source.max_prefixlen - NETWORK_BITS[source.version]
-
-
-def _surplus(links: Collection[Link], most: int) -> list[Link]:
-    """Which of these connections, the oldest first, have to go: of the address that has the most of them its oldest, again and again."""
-    by_address: dict[IPv4Address | IPv6Address, deque[Link]] = {}
-    for link in links:
-        by_address.setdefault(link.source, deque()).append(link)
-    return [max(by_address.values(), key=len).popleft() for _ in range(len(links) - most)]
+        else:
+            peer.configure(self.context, settings, now)
+            peer.limit(self._rates.of(settings, now))
 
 
 def _reason(fault: Exception) -> str:

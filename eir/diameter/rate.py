@@ -1,4 +1,4 @@
-"""A limit on requests a second, with room for priorities (RFC 7944 DRMP). Time is an argument; imports nothing of ours.
+"""Limits on requests a second, with room for priorities (RFC 7944 DRMP). Time is an argument; imports settings.
 
 With several workers a limit is the node's, and not each worker's: they tell each other what they grant, in memory that they
 share, since a peer's connections may be in any of them.
@@ -8,19 +8,19 @@ import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from eir.diameter.settings import Limits, PeerSettings
+
 BURST_S = 0.25
 """The bucket holds what the rate gives in this time: the burst that a quiet peer may send at once."""
 PRIORITIES = 16
 DEFAULT_PRIORITY = 10
 """RFC 7944 9: that of a request without DRMP."""
-
-
 LIMITS_MAX = 4096
 """Limits whose grants workers tell each other apart."""
 
 
 def shared_memory(workers: int) -> memoryview:
-    """Where as many workers, forked from who calls this, tell each other what they grant."""
+    """Where so many workers, forked from the process that calls this, tell each other what they grant."""
     return memoryview(mmap.mmap(-1, LIMITS_MAX * workers * 8)).cast("Q")
 
 
@@ -90,6 +90,19 @@ class Limit(NamedTuple):
     bucket: Bucket
 
 
+NO_LIMITS: Sequence[Limit] = ()
+
+
+def allowed(limits: Sequence[Limit], now: float, wanted: int) -> tuple[int, str]:
+    """How many of so many requests are within all limits, and the reason of the one that is reached first; empty: none is."""
+    reached = ""
+    for limit in limits:
+        room = limit.bucket.room(now)
+        if room < wanted:
+            wanted, reached = room, limit.reason
+    return wanted, reached
+
+
 def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None:
     """The first limit that a request would exceed, or None: it is then counted against all of them, and else against none."""
     for limit in limits:
@@ -98,3 +111,36 @@ def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None
     for limit in limits:
         limit.bucket.spend(1)
     return None
+
+
+class RateLimits:
+    """The buckets of a node: one for all requests, and one for each entry of the peer table that has a limit."""
+
+    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, grants: Grants | None) -> None:
+        self._peers = peers
+        self._limits = limits
+        self._grants = grants
+        """Where the limits are those of several workers together."""
+        self._by_label: dict[str, Bucket] = {}
+        self._all: Bucket | None = None
+
+    def reconfigure(self, peers: Sequence[PeerSettings], limits: Limits) -> None:
+        """Take over new limits; the bucket of an entry whose limit stays is kept."""
+        self._peers, self._limits, self._all = peers, limits, None
+        limited = {settings.label for settings in peers if settings.rate_max is not None}
+        self._by_label = {label: bucket for label, bucket in self._by_label.items() if label in limited}
+
+    def of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
+        """What the requests of a peer draw from."""
+        found = []
+        if settings.rate_max is not None:
+            numbered = enumerate(self._peers, 1)
+            number = next((at for at, entry in numbered if entry.label == settings.label), len(self._peers) + 1)
+            bucket = self._by_label.get(settings.label)
+            if bucket is None or (bucket.rate_max, bucket.limit) != (settings.rate_max, number):
+                bucket = self._by_label[settings.label] = Bucket(settings.rate_max, now, grants=self._grants, limit=number)
+            found.append(Limit("rate_max", bucket))
+        if self._limits.rate_max is not None:
+            self._all = self._all or Bucket(self._limits.rate_max, now, grants=self._grants)
+            found.append(Limit("rate_max_all", self._all))
+        return tuple(found)

@@ -1,6 +1,6 @@
 """What a node is told: who it is, who its peers are, and how far it goes. Data only; imports nothing of ours."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -76,8 +76,8 @@ class Limits:
     partial_message_timeout_s: float = 10
     """From the first byte of a message to its last."""
     turn_messages: int = 256
-    """Work on one connection before other connections get their turn, in checks of the usual kind; anything else counts for
-    as many of them as it takes of time, so that a turn is about a millisecond or two whatever comes."""
+    """Work on one connection before other connections get their turn, in requests that a lane answers; anything else counts
+    for as many of them as it takes of time, so that a turn is about a millisecond or two whatever comes."""
     write_buffer_bytes: int = 262_144
     """Unsent answers, above which the node stops reading from the peer."""
     stalled_write_s: float = 10
@@ -112,3 +112,28 @@ class TlsSettings:
     """What those authorities have revoked; None: nothing is looked up."""
     min_version: str = "1.2"
     """`1.2` or `1.3` (RFC 6733 13.1; TLS before 1.2: RFC 8996)."""
+
+
+_REMEDIES = {
+    "source": "peers: from",
+    "avp_unsupported": f"lenient: [{UNKNOWN_M}]",
+    "destination": f"lenient: [{DESTINATION}], or identity.aliases",
+    "realm_not_served": "identity.realms",
+    "no_common_application": f"lenient: [{APPLICATIONS}]",
+    "unknown_peer": "peers: an entry with this host or realm, and this address in its `from`",
+    "too_many_avps": "limits.max_avps",
+    "avp_depth": "limits.max_depth",
+    "message_too_long": "limits.max_message_bytes",
+    "cer_timeout": "limits.cer_timeout_s",
+    "partial_message": "limits.partial_message_timeout_s",
+    "stalled_write": "limits.stalled_write_s",
+    "duplicate": "connections",
+    "tls_name": "tls_names",
+    "no_common_security": "a listener of the form tls://",
+}
+_LIMITS = frozenset(limit.name for limit in fields(Limits))
+
+
+def setting_for(reason: str) -> str | None:
+    """The setting that would have taken what was refused for this reason, if there is one."""
+    return _REMEDIES.get(reason) or (f"limits.{reason}" if reason in _LIMITS else None)

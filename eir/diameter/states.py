@@ -68,7 +68,7 @@ class Action(IntEnum):
     SERVE = 9
     """Answer the request."""
     TAKE = 10
-    """Hand an answer to whoever asked; drop it if nobody did (6.2.1)."""
+    """Hand an answer to the one that asked; drop it if nobody did (6.2.1)."""
     CER_AGAIN = 11
     DROP = 12
     DISCARD = 13
@@ -125,7 +125,7 @@ TABLE: dict[State, tuple[Transition, ...]] = {
         ANSWER=(_A.TAKE, _S.OPEN),
         STOP=(_A.SEND_DPR, _S.CLOSING),
     ),
-    # 5.4: whoever sent the DPR closes when the DPA is there. Until then, and until the peer closes after its own DPR,
+    # 5.4: the sender of the DPR closes when the DPA is there. Until then, and until the peer closes after its own DPR,
     # requests are answered: a phone waits for each.
     State.CLOSING: _row(
         Transition(_A.NOTHING, _S.CLOSING), **_GONE,
@@ -153,15 +153,6 @@ TABLE: dict[State, tuple[Transition, ...]] = {
 }
 # fmt: on
 
-REQUESTS = {
-    CAPABILITIES_EXCHANGE: Input.CER,
-    DEVICE_WATCHDOG: Input.DWR,
-    DISCONNECT_PEER: Input.DPR,
-}
-"""Command of the base application → input, R bit set."""
-ANSWERS = {
-    CAPABILITIES_EXCHANGE: Input.CEA,
-    DEVICE_WATCHDOG: Input.DWA,
-    DISCONNECT_PEER: Input.DPA,
-}
-"""Command of the base application → input, R bit clear."""
+REQUESTS = {CAPABILITIES_EXCHANGE: Input.CER, DEVICE_WATCHDOG: Input.DWR, DISCONNECT_PEER: Input.DPR}
+ANSWERS = {CAPABILITIES_EXCHANGE: Input.CEA, DEVICE_WATCHDOG: Input.DWA, DISCONNECT_PEER: Input.DPA}
+"""Command of the base application → input."""

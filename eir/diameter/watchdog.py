@@ -172,7 +172,7 @@ class Watchdog:
         self.deadline = now + self._interval_s
 
     def retime(self, tw_s: float, now: float) -> None:
-        """Take over another Tw; the timer that runs starts anew with it."""
+        """Take over another Tw; the timer that runs starts over with it."""
         if max(tw_s, WATCHDOG_LEAST_S) != self._tw_s:
             self._tw_s = max(tw_s, WATCHDOG_LEAST_S)
             self._interval_s = self._tw_s + self._jitter()

@@ -25,22 +25,15 @@ from eir.checks.checker import Checker
 from eir.checks.policy import Status, Verdict
 from eir.checks.question import IMEISV_DIGITS, SOFTWARE_VERSION_DIGITS
 from eir.device import IMEI_LENGTHS, KEY_DIGITS
-from eir.diameter.answer import Reply, encode_answer, is_protocol_error, result_avp, result_label
+from eir.diameter.answer import Reply, encode_answer, result_avp, result_label
 from eir.diameter.avp import Avp
-from eir.diameter.dictionary import (
-    DRMP,
-    GROUPS,
-    IMEI,
-    MEID,
-    PROXY_INFO,
-    SESSION_ID,
-    SOFTWARE_VERSION,
-    TERMINAL_INFORMATION,
-    USER_NAME,
-)
-from eir.diameter.grammar import ECR, TERMINAL_GRAMMAR, Grammar
+from eir.diameter.dictionary import DRMP, PROXY_INFO, SESSION_ID, USER_NAME
+from eir.diameter.grammar import Grammar
 from eir.diameter.message import HEADER_BYTES, Request
+from eir.diameter.result import is_protocol_error
 from eir.s13.columns import Columns
+from eir.s13.dictionary import DICTIONARY, IMEI, ME_IDENTITY_CHECK_NAME, MEID, SOFTWARE_VERSION, TERMINAL_INFORMATION
+from eir.s13.grammar import ECR, TERMINAL_GRAMMAR
 from eir.s13.service import PROTOCOL, REPLIES
 
 IDS_AT = 12
@@ -116,6 +109,8 @@ class Lane:
 
     `overload` is what requests past a limit on requests a second get.
     """
+
+    command = ME_IDENTITY_CHECK_NAME
 
     def __init__(self, checker: Checker, label: str, origin: bytes, overload: Reply) -> None:
         self._checker = checker
@@ -360,5 +355,5 @@ def _places(avps: Sequence[Avp], grammar: Grammar) -> Iterator[_Place]:
     """The data of those AVPs that are read one by one, and of those whose value the grammar does not look at."""
     for avp in avps:
         name = _NAMES.get(avp.key)
-        if name is not None or (avp.key not in grammar.rules and avp.key not in GROUPS):
+        if name is not None or (avp.key not in grammar.rules and avp.key not in DICTIONARY.groups):
             yield _Place(avp.end - len(avp.data), avp.end, name or "")

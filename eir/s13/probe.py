@@ -6,33 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from eir.diameter.avp import encode, encode_text, encode_u32, text
+from eir.diameter import dictionary as base
+from eir.diameter.application import application_id_avp
+from eir.diameter.avp import encode, encode_text, text
 from eir.diameter.client import Client, connect
-from eir.diameter.dictionary import AUTH_SESSION_STATE, TGPP, USER_NAME
 from eir.diameter.message import Answer
+from eir.diameter.result import NAMES, REDIRECT_INDICATION, SUCCESS, UNKNOWN_PEER
 from eir.errors import EirError
-from eir.s13.service import DIAMETER_SUCCESS, EQUIPMENT_STATUSES, ERROR_EQUIPMENT_UNKNOWN, NO_STATE_MAINTAINED
+from eir.s13 import dictionary as s13
+from eir.s13.application import S13
+from eir.s13.service import EQUIPMENT_STATUSES
 
 STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATUSES.items()}
-COMMAND_ECR = 324
-APPLICATION_S13 = 16777252
-VENDOR_ID, AUTH_APPLICATION_ID, VENDOR_SPECIFIC_APPLICATION_ID = 266, 258, 260
-TERMINAL_INFORMATION, IMEI, SOFTWARE_VERSION, EQUIPMENT_STATUS = 1401, 1402, 1403, 1445
-REDIRECT_HOST = 292
-REDIRECT_INDICATION = 3006
-ERROR_MESSAGE = 281
-UNKNOWN_PEER = "3010"
-NAMES = {
-    3001: "COMMAND_UNSUPPORTED", 3002: "UNABLE_TO_DELIVER", 3003: "REALM_NOT_SERVED", 3004: "TOO_BUSY", 3005: "LOOP_DETECTED",
-    3006: "REDIRECT_INDICATION", 3007: "APPLICATION_UNSUPPORTED", 3008: "INVALID_HDR_BITS", 3009: "INVALID_AVP_BITS",
-    3010: "UNKNOWN_PEER", 4001: "AUTHENTICATION_REJECTED", 4002: "OUT_OF_SPACE", 4003: "ELECTION_LOST",
-    5001: "AVP_UNSUPPORTED", 5002: "UNKNOWN_SESSION_ID", 5003: "AUTHORIZATION_REJECTED", 5004: "INVALID_AVP_VALUE",
-    5005: "MISSING_AVP", 5006: "RESOURCES_EXCEEDED", 5007: "CONTRADICTING_AVPS", 5008: "AVP_NOT_ALLOWED",
-    5009: "AVP_OCCURS_TOO_MANY_TIMES", 5010: "NO_COMMON_APPLICATION", 5011: "UNSUPPORTED_VERSION", 5012: "UNABLE_TO_COMPLY",
-    5013: "INVALID_BIT_IN_HEADER", 5014: "INVALID_AVP_LENGTH", 5015: "INVALID_MESSAGE_LENGTH", 5016: "INVALID_AVP_BIT_COMBO",
-    5017: "NO_COMMON_SECURITY",
-}  # fmt: skip
-"""Result-Codes that are errors, by their names less DIAMETER_ (RFC 6733 7.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +64,9 @@ async def ask(
     """
     try:
         client = await connect(
-            target.host, target.port, origin_host=target.origin_host, origin_realm=target.origin_realm, timeout_s=target.timeout_s
-        )
+            target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
+            product_name="eir probe", timeout_s=target.timeout_s,
+        )  # fmt: skip
     except EirError as e:
         raise EirError(_refused(target, str(e))) from None
     try:
@@ -104,7 +90,7 @@ def _refused(target: Target, said: str) -> str:
     if code is None:
         return said
     said = f"{said[: code.start(1)]}{_name(int(code[1]))}"
-    if code[1] == UNKNOWN_PEER:
+    if int(code[1]) == UNKNOWN_PEER:
         said += (
             f": the EIR has no peer that fits {target.origin_host} of realm {target.origin_realm} at this address; "
             "give names that it knows (--origin-host, --origin-realm), or put these under its `peers`"
@@ -115,7 +101,7 @@ def _refused(target: Target, said: str) -> str:
 async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, timeout_s: float) -> Finding:
     asked = time.perf_counter()
     try:
-        answer = await client.request(COMMAND_ECR, APPLICATION_S13, avps, timeout_s=timeout_s)
+        answer = await client.request(s13.ME_IDENTITY_CHECK, avps, timeout_s=timeout_s)
     except TimeoutError:
         return Finding(imei, imsi, None, None, None, None, f"no answer within {timeout_s:g} s")
     except EirError as e:
@@ -125,42 +111,41 @@ async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, tim
 
 def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None) -> bytes:
     """What an ECR holds after Origin-Realm (TS 29.272 7.2.19)."""
-    application = encode_u32(VENDOR_ID, TGPP) + encode_u32(AUTH_APPLICATION_ID, APPLICATION_S13)
-    terminal = encode_text(IMEI, imei, TGPP)
+    terminal = encode_text(s13.IMEI, imei)
     if software_version:
-        terminal += encode_text(SOFTWARE_VERSION, software_version, TGPP)
+        terminal += encode_text(s13.SOFTWARE_VERSION, software_version)
     avps = [
-        encode(VENDOR_SPECIFIC_APPLICATION_ID, application),
-        encode_u32(AUTH_SESSION_STATE, NO_STATE_MAINTAINED),
-        encode_text(283, realm),
-        encode(TERMINAL_INFORMATION, terminal, TGPP),
+        application_id_avp(S13),
+        s13.NO_STATE,
+        encode_text(base.DESTINATION_REALM, realm),
+        encode(s13.TERMINAL_INFORMATION, terminal),
     ]
     if imsi:
-        avps.append(encode_text(USER_NAME, imsi))
+        avps.append(encode_text(base.USER_NAME, imsi))
     return b"".join(avps)
 
 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> Finding:
     """An answer as it came: two results, or an E bit with a status, are shown and not followed."""
     codes, experimental = answer.result_codes, answer.experimental_results
-    statuses = [avp.data for avp in answer.every(EQUIPMENT_STATUS, TGPP)]
+    statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS)]
     status = None
-    if codes == [DIAMETER_SUCCESS] and not experimental and len(statuses) == 1 and not answer.is_error:
+    if codes == [SUCCESS] and not experimental and len(statuses) == 1 and not answer.is_error:
         status = STATUS_OF.get(statuses[0])
-    elif not codes and experimental == [(TGPP, ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
+    elif not codes and experimental == [(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN)] and not answer.is_error:
         status = "unknown"
     code = codes[0] if codes else None
     fault = None if status is not None else _fault(answer, codes, experimental, statuses)
     error = None
     if status is None and fault is None:
         error = _name(code) if code is not None else f"{experimental[0][1]} of vendor {experimental[0][0]}"
-        messages = answer.every(ERROR_MESSAGE)
+        messages = answer.every(base.ERROR_MESSAGE)
         error += "".join(f": {text(avp)}" for avp in messages[:1])
     return Finding(imei, imsi, status, code, experimental[0][1] if experimental else None, round_trip_ms, fault, error)
 
 
 def _name(code: int) -> str:
-    return f"{code} DIAMETER_{NAMES[code]}" if code in NAMES else str(code)
+    return f"{code} {NAMES[code]}" if code in NAMES else str(code)
 
 
 def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
@@ -169,13 +154,13 @@ def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]]
     if len(results) != 1:
         return f"{len(results)} results in one answer: {', '.join(results)}" if results else "no result in the answer"
     if codes == [REDIRECT_INDICATION]:
-        hosts = ", ".join(text(avp) for avp in answer.every(REDIRECT_HOST))
+        hosts = ", ".join(text(avp) for avp in answer.every(base.REDIRECT_HOST))
         return f"redirected to {hosts or 'nobody'}; not followed"
-    if codes != [DIAMETER_SUCCESS]:
+    if codes != [SUCCESS]:
         return None
     if answer.is_error:
         return "the E bit is set beside 2001"
     if len(statuses) != 1:
         return f"{len(statuses) or 'no'} Equipment-Status{'es' if statuses else ''} beside 2001"
-    return f"Equipment-Status {statuses[0].hex() or 'of no bytes'} is none (TS 29.272 7.3.51)"
+    return f"Equipment-Status {statuses[0].hex() or 'of no bytes'} is not one of 0, 1 and 2 (TS 29.272 7.3.51)"
 

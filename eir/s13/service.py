@@ -7,48 +7,41 @@ against its grammar. Synchronous from request to reply.
 from eir.checks.checker import Checker
 from eir.checks.policy import NoDevice, Status
 from eir.checks.question import Question
-from eir.diameter.answer import Reply, example_avp
+from eir.diameter.answer import Reply
 from eir.diameter.avp import Avp, encode_u32
-from eir.diameter.dictionary import (
-    AUTH_SESSION_STATE,
+from eir.diameter.dictionary import USER_NAME
+from eir.diameter.message import Request
+from eir.diameter.result import INVALID_AVP_VALUE, MISSING_AVP, SUCCESS
+from eir.errors import DiameterError
+from eir.s13.dictionary import (
+    DICTIONARY,
     EQUIPMENT_STATUS,
+    ERROR_EQUIPMENT_UNKNOWN,
     IMEI,
     MEID,
+    NO_STATE,
     SOFTWARE_VERSION,
     TERMINAL_INFORMATION,
-    TGPP,
-    USER_NAME,
+    VENDOR_3GPP,
 )
-from eir.diameter.message import Request
-from eir.errors import DiameterError
 
 PROTOCOL = "s13"
 """What metrics call this protocol."""
 
-NO_STATE_MAINTAINED = 1
-DIAMETER_SUCCESS = 2001
-INVALID_AVP_VALUE = 5004
-MISSING_AVP = 5005
-ERROR_EQUIPMENT_UNKNOWN = 5422
-
 EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}
 """TS 29.272 7.3.51."""
 
-_CODE = 0xFFFFFFFF  # the part of an AVP's key that is its code
-_NO_STATE = encode_u32(AUTH_SESSION_STATE, NO_STATE_MAINTAINED)
-
 REPLIES: dict[Status, Reply] = {
-    status: Reply(result_code=DIAMETER_SUCCESS, avps=_NO_STATE + encode_u32(EQUIPMENT_STATUS & _CODE, value, TGPP))
+    status: Reply(SUCCESS, avps=NO_STATE + encode_u32(EQUIPMENT_STATUS, value))
     for status, value in EQUIPMENT_STATUSES.items()
 }
 """The answer to each verdict, encoded once."""
 # TS 29.272 7.4.3.4: an unknown device is an Experimental-Result, and then neither Result-Code nor Equipment-Status is sent.
-REPLIES[Status.UNKNOWN] = Reply(experimental=(TGPP, ERROR_EQUIPMENT_UNKNOWN), avps=_NO_STATE)
+REPLIES[Status.UNKNOWN] = Reply(experimental=(VENDOR_3GPP, ERROR_EQUIPMENT_UNKNOWN), avps=NO_STATE)
 
 # RFC 6733 7.1.5: a missing AVP is told by an example.
-_GROUP = (TERMINAL_INFORMATION & _CODE, TGPP)
-_NO_GROUP = example_avp(*_GROUP)
-_NO_IMEI = example_avp(IMEI & _CODE, TGPP, inside=(_GROUP,))
+_NO_GROUP = DICTIONARY.example(TERMINAL_INFORMATION)
+_NO_IMEI = DICTIONARY.example(IMEI, groups=(TERMINAL_INFORMATION,))
 
 
 class S13Service:

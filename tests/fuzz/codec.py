@@ -4,11 +4,13 @@ from wire import walk
 
 from eir.diameter.answer import encode_answer, error_answer, result_avp
 from eir.diameter.avp import encode
-from eir.diameter.capabilities import origin_avps, read_capabilities
-from eir.diameter.dictionary import GROUPS
-from eir.diameter.grammar import COMMANDS, check
+from eir.diameter.base import BASE_COMMANDS
+from eir.diameter.capabilities import read_capabilities
+from eir.diameter.context import origin_avps
+from eir.diameter.grammar import check
 from eir.diameter.message import Answer, Request
 from eir.errors import DiameterError
+from eir.s13.application import S13
 
 AVPS_MAX, DEPTH_MAX = 64, 8
 ORIGIN = origin_avps("eir.localdomain", "localdomain")
@@ -25,7 +27,7 @@ def run(octets):
     if all(len(avp.data) == 4 for avp in answer.every(268)):
         assert len(answer.result_codes) == len(answer.every(268))
     _hold_answer(encode_answer(request, result_avp(2001), ORIGIN, avps=b""), request)
-    for command in COMMANDS.values():
+    for command in (*BASE_COMMANDS.values(), *S13.commands.values()):
         request = Request(octets, AVPS_MAX, "peer")
         fault = _fault_in(request, command.request)
         if fault is not None:
@@ -37,7 +39,7 @@ def run(octets):
 
 def _fault_in(request, grammar):
     try:
-        check(request, grammar, unknown_m=False, depth_max=DEPTH_MAX)
+        check(request, grammar, S13.dictionary, unknown_m=False, depth_max=DEPTH_MAX)
     except DiameterError as e:
         return e
     return None
@@ -49,12 +51,12 @@ def _hold_avps(request, octets):
     for avp in request.avps:
         assert avp.start == at
         assert avp.data == octets[avp.end - len(avp.data) : avp.end]
-        if avp.flags & 0x1F == 0 and avp.vendor == (0 if not avp.flags & 0x80 else avp.vendor or 1):
-            assert encode(avp.code, avp.data, avp.vendor, avp.flags & 0x7F)[: avp.end - avp.start] == octets[avp.start : avp.end]
+        if avp.flags & 0x1F == 0 and bool(avp.key >> 32) == bool(avp.flags & 0x80):
+            assert encode(avp.key, avp.data, flags=avp.flags & 0x7F)[: avp.end - avp.start] == octets[avp.start : avp.end]
         at = avp.start + (avp.end - avp.start + 3 & ~3)
     assert request.fault is not None or at >= len(octets)
     for avp in read:
-        if avp.key in GROUPS:
+        if avp.key in S13.dictionary.groups:
             read += request.members(avp)
     assert len(read) <= AVPS_MAX
 

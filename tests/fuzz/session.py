@@ -13,13 +13,15 @@ from wire import EIR, REALM, TGPP, Message
 
 from eir.checks.checker import Checker
 from eir.checks.policy import PolicySettings, Rule, Status
+from eir.diameter.context import NodeContext
 from eir.diameter.counts import Counts
+from eir.diameter.events import Arrived
 from eir.diameter.node import Identity, Limits, PeerSettings
-from eir.diameter.peer import Arrived, Peer
+from eir.diameter.peer import Peer
 from eir.diameter.rate import Bucket, Limit
-from eir.diameter.serve import Surroundings
 from eir.diameter.states import State
 from eir.lists.index import Index
+from eir.s13.application import s13_application
 from eir.s13.lane import Lane
 from eir.s13.service import S13Service
 
@@ -49,12 +51,13 @@ class Side:
         self.noted = []
         self.checker = Checker(POLICY, Index({}), now=datetime.now(UTC), note_check=lambda *note: self.noted.append(note))
         self.counts = Counts()
-        self.surroundings = Surroundings(
-            identity=IDENTITY, limits=LIMITS, application=S13Service(self.checker).answer, application_id=16777252, counts=self.counts,
-            report=lambda *_, **__: None, jitter=lambda: 0.0, lane=partial(Lane, self.checker) if lane else None,
+        application = s13_application(S13Service(self.checker), partial(Lane, self.checker) if lane else None)
+        context = NodeContext(
+            identity=IDENTITY, limits=LIMITS, application=application, counts=self.counts, report=lambda *_, **__: None,
+            jitter=lambda: 0.0,
         )  # fmt: skip
-        self.peer = Peer(self.surroundings, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
-        self.peer.rates = [Limit("rate_max", Bucket(rate, 0.0))] if rate else []
+        self.peer = Peer(context, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
+        self.peer.limit([Limit("rate_max", Bucket(rate, 0.0))] if rate else [])
         self.answers = self.asked = 0
 
     def step(self, kind, octets, now):
@@ -110,7 +113,7 @@ class Side:
         counts = self.counts
         return (
             counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, counts.peers_refused, self.checker.checks(),
-            self.checker.identity_errors, self.peer.state, self.peer.requests, self.peer.answers, self.peer.pending, self.noted,
+            self.checker.identity_errors, self.peer.state, self.peer.traffic.requests, self.peer.traffic.answers, self.peer.pending, self.noted,
         )  # fmt: skip
 
 
@@ -136,6 +139,6 @@ def run(octets):
         side.step(END, b"", now)
         assert side.peer.pending == 0
         assert side.peer.state is State.CLOSED
-        assert len(side.peer._buffered) == 0
+        assert len(side.peer._framer.buffered) == 0
         assert side.counts.errors["internal"] == 0
     return sides

@@ -1,13 +1,12 @@
 """One transport connection on the event loop: what comes in goes to the Peer, what it has to say goes out.
 
 All complete messages of a read are answered in one write, synchronously. Memory is bounded: nothing is read while the
-peer leaves its answers unread, and such a peer is dropped after a while. Imports peer, counts and settings; knows nothing
-of other connections.
+peer leaves its answers unread, and such a peer is dropped after a while. The transport may be any that does what those of
+asyncio do: `stream` has what only TCP and TLS have. Knows nothing of other connections.
 """
 
 import asyncio
 import socket
-import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,22 +14,22 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
 
 from eir.diameter.capabilities import source_address
-from eir.diameter.peer import Closed, Event, Peer
-from eir.diameter.serve import Surroundings
+from eir.diameter.context import NodeContext
+from eir.diameter.events import Closed, Event
+from eir.diameter.peer import Peer
+from eir.diameter.settings import PeerSettings
 from eir.diameter.states import State
-from eir.diameter.transport.certificate import names_of_peer
+from eir.diameter.transport.stream import certificate_names, reset
 
 REST_BYTES = 65_536
 """After a read of this size other connections have their turn: a loop may read one connection again and again."""
-_RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER on, 0 seconds: closing sends a RST."""
 
 
 class Owner(Protocol):
     """What a connection's owner does for it."""
 
     @property
-    def surroundings(self) -> Surroundings:
+    def context(self) -> NodeContext:
         """Limits, counts and the rest of what the node's connections share."""
 
     def accept(self, link: "Link") -> Peer | None:
@@ -46,7 +45,7 @@ class Owner(Protocol):
 class Link(asyncio.Protocol):
     """The connection. `peer` is None before the owner has accepted it."""
 
-    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop, dialed: PeerSettings | None = None) -> None:
         self._owner = owner
         self._loop = loop
         self._transport: asyncio.Transport | None = None
@@ -61,9 +60,9 @@ class Link(asyncio.Protocol):
         self._raw: socket.socket | None = None
         self.peer: Peer | None = None
         self.number = -1
-        """What the owner calls it."""
-        self.dialed = False
-        """We made this connection."""
+        """What the owner calls it; -1: nothing yet."""
+        self.dialed = dialed
+        """The peer that we make this connection to; None: the other end makes it."""
         self.since = 0.0
         """Unix time of the connection's beginning."""
         self.address = ""
@@ -89,7 +88,7 @@ class Link(asyncio.Protocol):
             # The other end was gone before the loop came to it.
             self._transport.abort()
             return
-        self._transport.set_write_buffer_limits(high=self._owner.surroundings.limits.write_buffer_bytes)
+        self._transport.set_write_buffer_limits(high=self._owner.context.limits.write_buffer_bytes)
         self.peer = self._owner.accept(self)
         if self.peer is None:
             self._transport.abort()
@@ -139,7 +138,7 @@ class Link(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The peer does not read: stop reading from it, and give it a while."""
-        self._stalled = self._loop.call_later(self._owner.surroundings.limits.stalled_write_s, self._give_up)
+        self._stalled = self._loop.call_later(self._owner.context.limits.stalled_write_s, self._give_up)
         self._set_reading()
 
     def resume_writing(self) -> None:
@@ -199,8 +198,7 @@ class Link(asyncio.Protocol):
 
     def certificate_names(self) -> Sequence[str] | None:
         """Names in the certificate of the other end; None without TLS, empty without a certificate."""
-        tls = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
-        return names_of_peer(tls.getpeercert() or {}) if tls is not None else None
+        return certificate_names(self._transport) if self._transport is not None else None
 
     # Inside
 
@@ -210,14 +208,14 @@ class Link(asyncio.Protocol):
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def _turn(self, peer: Peer, data: bytes) -> None:
-        before = peer.answers
+        before = peer.traffic.answers
         peer.receive(data, self._loop.time())
         self.pump()
-        answered = peer.answers - before
+        answered = peer.traffic.answers - before
         if answered:
-            counts = self._owner.surroundings.counts
+            counts = self._owner.context.counts
             counts.durations.add(time.perf_counter() - self._read_at, answered)
-            counts.last_request[peer.label] = time.time()
+            counts.last_request[peer.traffic.label] = time.time()
         if self._ended and not peer.more:
             peer.end(self._loop.time())
             self.pump()
@@ -266,22 +264,16 @@ class Link(asyncio.Protocol):
     def _give_up(self) -> None:
         self._stalled = None
         if self.peer is not None:
-            counts, report = self._owner.surroundings.counts, self._owner.surroundings.report
-            counts.errors["stalled_write"] += 1
-            report(
-                "connection_fault", peer=self.peer.label, reason="stalled_write", level="warning",
-                detail="the peer does not read its answers", setting="limits.stalled_write_s",
-            )  # fmt: skip
+            self._owner.context.counts.errors["stalled_write"] += 1
+            self.peer.traffic.report("connection_fault", "stalled_write", detail="the peer does not read its answers")
         self.abort()
 
     def _close(self, transport: asyncio.Transport, closed: Closed) -> None:
         if self._timer is not None:
             self._timer.cancel()
         # What is still unsent may go out, but not for ever, however slowly the peer reads it.
-        self._timer = self._loop.call_later(self._owner.surroundings.limits.stalled_write_s, self.abort)
+        self._timer = self._loop.call_later(self._owner.context.limits.stalled_write_s, self.abort)
         if closed.reset:
-            with suppress(OSError, AttributeError):
-                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            transport.abort()
-            return
-        transport.close()
+            reset(transport)
+        else:
+            transport.close()

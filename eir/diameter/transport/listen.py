@@ -1,7 +1,7 @@
 """Accepting connections before anything is known of them.
 
-Whoever accepts chooses what is made of a connection: one that begins with a TLS handshake costs more than a message does, so
-that the node is asked first. Knows no TLS and no peer.
+The node is asked before anything is made of a connection, since a TLS handshake costs more than a message does. Knows no TLS
+and no peer.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ class Listener:
                     self._pause = self._loop.call_later(PAUSE_S, self.resume)
                     self._failed(e)
                     return
-                continue  # whoever connected is gone again
+                continue  # the other end is gone again
             connection.setblocking(False)
             self._accepted(connection)
 

@@ -1,0 +1,86 @@
+"""What a Diameter application is to the node that is handed it: its commands, its AVPs, and what answers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from eir.diameter.answer import Reply
+from eir.diameter.avp import encode, encode_u32
+from eir.diameter.dictionary import AUTH_APPLICATION_ID, VENDOR_ID, VENDOR_SPECIFIC_APPLICATION_ID, Dictionary
+from eir.diameter.grammar import Grammar
+from eir.diameter.message import Request
+from eir.diameter.result import COMMAND_UNSUPPORTED
+from eir.errors import DiameterError
+
+
+class Command(NamedTuple):
+    """A command whose requests the node answers."""
+
+    name: str
+    """As counters label it."""
+    request: Grammar
+    session: bool = False
+    """Its answer begins with a Session-Id, so that without one only the answer-message grammar is left (RFC 6733 7.2)."""
+    error_avps: bytes = b""
+    """What its own grammar wants in an answer besides result and origin, even when that is an error."""
+
+
+class Lane(Protocol):
+    """A shortcut that an application may have for requests of one peer that look like ones answered before.
+
+    Whatever it takes, it answers as the general path would, to the byte; it keeps the application's own counters, and the
+    connection keeps the node's.
+    """
+
+    @property
+    def command(self) -> str:
+        """Name of the command whose requests it takes."""
+
+    def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
+        """Answer the messages at `position`, up to the first that is not for the lane; append the answers to `out`.
+
+        Returns the position behind the last one answered, and how many answers of each result there were.
+        """
+
+    def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
+        """Answer the messages that `take` would, but all of them by the overload answer, and without the application.
+
+        Returns the position behind the last one, and how many there were.
+        """
+
+    def learn(self, request: Request) -> None:
+        """See a request that the general path has just answered by the application's reply."""
+
+
+LaneFactory = Callable[[str, bytes, Reply], Lane]
+"""Makes a lane from a peer's label, what answers to it carry (Origin-Host and Origin-Realm, encoded) and the overload answer."""
+
+
+def _answer_nothing(request: Request) -> Reply:
+    raise DiameterError(COMMAND_UNSUPPORTED, "command", f"command {request.command}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Application:
+    """One application (RFC 6733 2.4)."""
+
+    id: int
+    """Application-Id."""
+    vendor: int = 0
+    """Vendor-Id of who defined it; 0 for one of the IETF's, which has no Vendor-Specific-Application-Id."""
+    commands: Mapping[int, Command]
+    """By command code."""
+    dictionary: Dictionary
+    """The AVPs that are known, those of the base protocol included."""
+    answer: Callable[[Request], Reply] = _answer_nothing
+    """Answers one request, synchronously. Raises DiameterError for a fault of the request; anything else becomes a 5012."""
+    lane: LaneFactory | None = None
+    """None: all requests take the general path."""
+
+
+def application_id_avp(application: Application) -> bytes:
+    """The AVP that says what application is meant, encoded (RFC 6733 6.8, 6.11)."""
+    own = encode_u32(AUTH_APPLICATION_ID, application.id)
+    if not application.vendor:
+        return own
+    return encode(VENDOR_SPECIFIC_APPLICATION_ID, encode_u32(VENDOR_ID, application.vendor) + own)

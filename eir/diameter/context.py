@@ -1,0 +1,60 @@
+"""What all connections of a node share, and the names that one peer knows us by. Data only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from eir.diameter.answer import Reply
+from eir.diameter.application import Application
+from eir.diameter.avp import encode_text
+from eir.diameter.counts import Counts
+from eir.diameter.dictionary import ORIGIN_HOST, ORIGIN_REALM
+from eir.diameter.result import TOO_BUSY
+from eir.diameter.settings import Identity, Limits
+from eir.errors import Report
+
+TOO_BUSY_REPLY = Reply(result_code=TOO_BUSY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeContext:
+    """What all connections of a node share."""
+
+    identity: Identity
+    limits: Limits
+    application: Application
+    counts: Counts
+    report: Report
+    overload: Reply = TOO_BUSY_REPLY
+    """What a request past a rate limit gets; an object of its own, so that it is never mistaken for the application's."""
+    jitter: Callable[[], float]
+    """For the watchdog: between -2 and 2 seconds."""
+
+
+class LocalNames(NamedTuple):
+    """The names that a peer knows us by, and all that it may call us."""
+
+    host: str
+    realm: str
+    origin: bytes
+    """Origin-Host and Origin-Realm, encoded."""
+    hosts: frozenset[bytes]
+    """Names of this node in lower case, for Destination-Host."""
+    realms: frozenset[bytes]
+    """Realms served, in lower case, for Destination-Realm."""
+
+
+def local_names(identity: Identity, host: str, realm: str) -> LocalNames:
+    """The node's names for a peer that is shown this host and realm."""
+    return LocalNames(
+        host,
+        realm,
+        origin_avps(host, realm),
+        frozenset(name.lower().encode() for name in (host, identity.host, *identity.aliases)),
+        frozenset(name.lower().encode() for name in (realm, identity.realm, *identity.realms)),
+    )
+
+
+def origin_avps(host: str, realm: str) -> bytes:
+    """Origin-Host and Origin-Realm, encoded."""
+    return encode_text(ORIGIN_HOST, host) + encode_text(ORIGIN_REALM, realm)

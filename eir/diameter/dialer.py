@@ -1,0 +1,68 @@
+"""Connections that a node makes: attempt, wait for the end, wait Tc, attempt again (RFC 6733 2.1, 5.6)."""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Collection
+
+from eir.diameter.settings import PeerSettings
+from eir.diameter.transport import stream
+from eir.diameter.transport.link import Link, Owner
+from eir.errors import EirError
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+class Dialer:
+    """One task for each peer to connect to.
+
+    `is_wanted` says whether a connection to a peer is to be made now, `failed` is told why one could not be.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        is_wanted: Callable[[PeerSettings], Awaitable[bool]],
+        failed: Callable[[PeerSettings, Exception], None],
+    ) -> None:
+        self._owner = owner
+        self._is_wanted = is_wanted
+        self._failed = failed
+        self._tasks: dict[PeerSettings, asyncio.Task[None]] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def dial(self, peers: Collection[PeerSettings], tls: ssl.SSLContext | None = None) -> None:
+        """Connect to these peers from now on, and to no others; `tls`: for those at `tls://`."""
+        self._tls = tls
+        for settings in self._tasks.keys() - set(peers):
+            self._tasks.pop(settings).cancel()
+        for settings in peers:
+            if settings not in self._tasks:
+                self._tasks[settings] = asyncio.get_running_loop().create_task(self._keep(settings))
+
+    async def close(self) -> None:
+        """Connect to nobody any more."""
+        tasks = list(self._tasks.values())
+        self.dial(())
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep(self, settings: PeerSettings) -> None:
+        while True:
+            if await self._is_wanted(settings):
+                await self._attempt(settings)
+            # Tc; it also keeps us away from a peer that said BUSY or DO_NOT_WANT_TO_TALK_TO_YOU (5.4.3).
+            await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
+
+    async def _attempt(self, settings: PeerSettings) -> None:
+        host, port, secure = stream.endpoint(settings.connect or "")
+        link = Link(self._owner, asyncio.get_running_loop(), settings)
+        if secure and self._tls is None:
+            self._failed(settings, EirError("a connection over TLS needs a certificate"))
+            return
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await stream.connect(link, host, port, self._tls if secure else None)
+        except OSError as e:
+            self._failed(settings, e)
+            return
+        await asyncio.shield(link.closed)

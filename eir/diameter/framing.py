@@ -1,0 +1,165 @@
+"""From the bytes of one connection to its messages (RFC 6733 2.1, 3), and how many of them one turn of the loop takes.
+
+What the application's lane recognises is answered by it, everything else goes to the receiver. Knows no command.
+"""
+
+from struct import Struct
+from typing import Protocol
+
+from eir.diameter.answer import result_label
+from eir.diameter.application import Lane
+from eir.diameter.message import HEADER_BYTES, VERSION, Request
+from eir.diameter.rate import NO_LIMITS, allowed
+from eir.diameter.states import State
+from eir.diameter.traffic import Traffic
+
+TURN_COST, TURN_BYTES = 4, 64
+"""What a message that no lane takes costs of a turn, measured against one that a lane takes: so much, and one for each so
+many of its bytes, of which the worst kind are AVPs without data."""
+
+_OPEN, _CLOSED, _WAIT_ADMISSION = State.OPEN, State.CLOSED, State.WAIT_ADMISSION
+"""For what is done with every read: before Python 3.12 a member's look-up on its enum counts there."""
+_WORD = Struct("!I")
+_FIRST_WORD_BYTES = 4
+
+
+class Receiver(Protocol):
+    """What the messages are for."""
+
+    state: State
+    """In WAIT_ADMISSION nothing is handed over, in OPEN the lane comes first."""
+    more: bool
+    """Set when complete messages are left for another turn."""
+
+    def handle(self, message: bytes, now: float) -> None:
+        """Take one complete message."""
+
+    def refuse_frame(self, message: bytes, first_word: int) -> None:
+        """Take the beginning of what cannot be a message, behind which the stream cannot be followed, and close."""
+
+
+class Framer:
+    """The bytes that have come, as far as they are not handled."""
+
+    __slots__ = ("_lane", "_receiver", "_traffic", "buffered", "need", "partial_at", "rates")
+
+    def __init__(self, receiver: Receiver, traffic: Traffic) -> None:
+        self._receiver = receiver
+        self._traffic = traffic
+        self._lane: Lane | None = None
+        self.rates = NO_LIMITS
+        """Limits on requests a second."""
+        self.buffered = bytearray()
+        self.need = 0
+        """No use in looking at the buffer before it holds that many bytes."""
+        self.partial_at: float | None = None
+        """When the rest of a message has to be there."""
+
+    def receive(self, data: bytes, now: float) -> int:
+        """Take bytes and hand over the complete messages in them, one turn's share at most; returns how many there were."""
+        receiver = self._receiver
+        if self.buffered:
+            self.buffered += data
+            if len(self.buffered) < self.need:
+                return 0
+            data = bytes(self.buffered)
+            self.buffered = bytearray()
+        elif receiver.state is _CLOSED:
+            return 0
+        receiver.more = False
+        position, messages = self._messages(data, now)
+        if position == len(data):
+            self.partial_at = None
+        else:
+            self.buffered += data[position:]
+            if receiver.more or receiver.state is _WAIT_ADMISSION:
+                self.partial_at = None
+            elif messages or self.partial_at is None:
+                self.partial_at = now + self._traffic.context.limits.partial_message_timeout_s
+        return messages
+
+    def _messages(self, data: bytes, now: float) -> tuple[int, int]:
+        """Handle complete messages; return the offset of what is left, and how many messages there were."""
+        position = messages = 0
+        size = len(data)
+        receiver, limits = self._receiver, self._traffic.context.limits
+        turn = limits.turn_messages
+        while receiver.state is not _WAIT_ADMISSION:
+            if self._lane is not None and receiver.state is _OPEN and turn > 0:
+                position, answered = self._express(self._lane, data, position, turn, now)
+                messages += answered
+                turn -= answered
+            left = size - position
+            if left < _FIRST_WORD_BYTES:
+                self.need = _FIRST_WORD_BYTES
+                break
+            (word,) = _WORD.unpack_from(data, position)
+            length = word & 0xFFFFFF
+            if length & 3 or length < HEADER_BYTES or length > limits.max_message_bytes or word >> 24 != VERSION:
+                if HEADER_BYTES <= length <= limits.max_message_bytes and left < HEADER_BYTES:
+                    self.need = HEADER_BYTES
+                    break
+                receiver.refuse_frame(data[position : position + length], word)
+                return size, messages
+            if left < length:
+                self.need = length
+                break
+            if turn <= 0:
+                # The rest waits until other connections have had their turn of the loop.
+                receiver.more, self.need = True, 0
+                break
+            message = data[position : position + length]
+            position += length
+            messages += 1
+            turn -= TURN_COST + length // TURN_BYTES
+            receiver.handle(message, now)
+            if receiver.state is _CLOSED:
+                return size, messages
+        return position, messages
+
+    # The lane
+
+    def open_lane(self) -> None:
+        """A new lane, which knows nothing: what an earlier one had learned was checked against other settings."""
+        traffic, context = self._traffic, self._traffic.context
+        make = context.application.lane
+        self._lane = make(traffic.label, traffic.names.origin, context.overload) if make is not None else None
+
+    def learn(self, request: Request) -> None:
+        """Let the lane see a request that was just answered by the application's reply."""
+        if self._lane is not None:
+            try:
+                self._lane.learn(request)
+            except Exception as e:  # noqa: BLE001 - the request has its answer already
+                self._close_lane(e)
+
+    def _express(self, lane: Lane, data: bytes, position: int, wanted: int, now: float) -> tuple[int, int]:
+        """Answer up to `wanted` of the messages at `position`, as far as the lane can and the limits allow.
+
+        Returns the position behind the last message answered, and how many there were.
+        """
+        traffic = self._traffic
+        granted, reached = allowed(self.rates, now, wanted) if self.rates else (wanted, "")
+        before = len(traffic.out)
+        try:
+            position, results = lane.take(data, position, granted, traffic.out)
+        except Exception as e:  # noqa: BLE001 - the general path answers what the lane could not, by a 5012 if need be
+            del traffic.out[before:]
+            self._close_lane(e)
+            return position, 0
+        answered = traffic.by_lane(lane.command, results) if results else 0
+        for limit in self.rates:
+            limit.bucket.spend(answered)
+        if reached and answered == granted:
+            # What is left of the turn is past that limit, as long as its priority is the usual one.
+            position, shed = lane.shed(data, position, wanted - answered, traffic.out)
+            if shed:
+                overload = traffic.context.overload
+                traffic.context.counts.shed[traffic.label, reached] += shed
+                answered += traffic.by_lane(lane.command, {result_label(overload.result_code, overload.experimental): shed})
+        return position, answered
+
+    def _close_lane(self, fault: Exception) -> None:
+        """A fault of the lane: the general path does without it for the rest of the connection."""
+        self._lane = None
+        self._traffic.fault(fault)

@@ -1,0 +1,134 @@
+"""The messages of one connection: ours are encoded here, and both ways are counted and reported under the peer's label.
+
+Knows no state of the connection; may import what peer may.
+"""
+
+from collections.abc import Mapping
+
+from eir.diameter.answer import Reply, encode_answer, error_answer, result_avp, result_label
+from eir.diameter.application import Command
+from eir.diameter.avp import encode_u32
+from eir.diameter.base import BASE_COMMANDS
+from eir.diameter.capabilities import capability_avps
+from eir.diameter.context import LocalNames, NodeContext, local_names
+from eir.diameter.counts import OTHER
+from eir.diameter.dictionary import BASE, CAPABILITIES_EXCHANGE, ORIGIN_STATE_ID
+from eir.diameter.message import R_FLAG, Message, encode_message
+from eir.diameter.result import SUCCESS, is_protocol_error
+from eir.diameter.settings import PeerSettings, setting_for
+from eir.errors import DiameterError
+
+CER_COMMAND = BASE_COMMANDS[CAPABILITIES_EXCHANGE]
+SUCCESS_REPLY = Reply(SUCCESS)
+
+
+class Traffic:
+    """Messages out, counters and reports; `out` holds encoded messages in order until they are taken."""
+
+    __slots__ = ("_addresses", "_next_id", "answers", "context", "label", "names", "out", "requests")
+
+    def __init__(self, context: NodeContext, addresses: tuple[str, ...], first_id: int) -> None:
+        self.context = context
+        self._addresses = addresses
+        self._next_id = first_id & 0xFFFFFFFF
+        self.label = OTHER
+        """The peer's label, once it is known who it is."""
+        self.names: LocalNames = local_names(context.identity, context.identity.host, context.identity.realm)
+        """The names that the peer knows us by."""
+        self.requests = 0
+        """Application requests received."""
+        self.answers = 0
+        """Answers to them sent."""
+        self.out: list[bytes] = []
+
+    def configure(self, context: NodeContext, settings: PeerSettings | None) -> None:
+        """Take over new settings; the names that the peer was shown stay what they are."""
+        self.context = context
+        self.names = local_names(context.identity, self.names.host, self.names.realm)
+        if settings is not None:
+            self.label = settings.label
+
+    def show(self, settings: PeerSettings) -> None:
+        """Show the peer the names that are meant for it."""
+        identity = self.context.identity
+        self.names = local_names(identity, settings.as_host or identity.host, settings.as_realm or identity.realm)
+
+    def command(self, application_id: int, code: int) -> Command | None:
+        """A command that has a grammar here; None if it is unknown."""
+        if application_id == BASE:
+            return BASE_COMMANDS.get(code)
+        application = self.context.application
+        return application.commands.get(code) if application_id == application.id else None
+
+    # Messages out
+
+    def request(self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0) -> int:
+        """Send a request; returns its hop-by-hop id."""
+        self._next_id = self._next_id + 1 & 0xFFFFFFFF
+        self.out.append(encode_message(R_FLAG | flags, code, application_id, (self._next_id, self._next_id), avps))
+        command = self.command(application_id, code)
+        self.context.counts.messages[self.label, command.name if command else OTHER, "request", "out"] += 1
+        return self._next_id
+
+    def answer(self, request: Message, command: Command | None, reply: Reply = SUCCESS_REPLY) -> None:
+        """Send an application's reply, or 2001."""
+        code, experimental = reply.result_code, reply.experimental
+        result, error = result_avp(code, experimental), is_protocol_error(code)
+        self.out.append(encode_answer(request, result, self.names.origin, avps=reply.avps, error=error))
+        self._count_answer(command, result_label(code, experimental))
+
+    def refuse(self, request: Message, command: Command | None, fault: DiameterError) -> None:
+        """Send an error; all but 3xxx hold what the command's own grammar wants besides."""
+        avps = command.error_avps if command else b""
+        if command is CER_COMMAND:
+            avps = self.capability_avps()
+        session = command is not None and command.session
+        self.out.append(error_answer(request, fault, self.names.origin, avps, session=session))
+        self._count_answer(command, result_label(fault.result_code))
+
+    def capability_avps(self) -> bytes:
+        """What our CER and CEA hold besides result and origin."""
+        return capability_avps(self.context.identity, self._addresses, self.context.application)
+
+    def state_id_avp(self) -> bytes:
+        """Our Origin-State-Id, encoded."""
+        return encode_u32(ORIGIN_STATE_ID, self.context.identity.origin_state_id)
+
+    # Counters and reports
+
+    def received(self, command: Command | None, kind: str) -> None:
+        """Count a message in; `kind`: `request` or `answer`."""
+        self.context.counts.messages[self.label, command.name if command else OTHER, kind, "in"] += 1
+
+    def by_lane(self, command: str, results: Mapping[str, int]) -> int:
+        """Count requests of one command that a lane has answered, by their results; returns how many there were."""
+        counts, label, answered = self.context.counts, self.label, 0
+        for result, count in results.items():
+            counts.answers[label, result] += count
+            answered += count
+        counts.messages[label, command, "request", "in"] += answered
+        counts.messages[label, command, "answer", "out"] += answered
+        self.requests += answered
+        self.answers += answered
+        return answered
+
+    def _count_answer(self, command: Command | None, result: str) -> None:
+        counts = self.context.counts
+        counts.messages[self.label, command.name if command else OTHER, "answer", "out"] += 1
+        counts.answers[self.label, result] += 1
+
+    def report(self, event: str, reason: str, *, level: str = "warning", **fields: object) -> None:
+        """Report an event of this connection, with the setting that would have prevented it."""
+        setting = setting_for(reason)
+        if setting is not None:
+            fields["setting"] = setting
+        self.context.report(event, peer=self.label, reason=reason, level=level, **fields)
+
+    def fault(self, fault: Exception) -> None:
+        """Count and report a fault of our own: its type and the line that raised it, never its text, which may hold an identifier."""
+        self.context.counts.errors["internal"] += 1
+        place = fault.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        at = f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
+        self.report("fault", "internal", level="error", detail=f"{type(fault).__name__}{at}")

@@ -1,0 +1,66 @@
+"""TCP, and TLS on it: where to, how a connection begins, and what no other transport has. The loop's own transports carry it.
+
+Another transport is a file like this one. Imports certificate and eir.errors.
+"""
+
+import asyncio
+import socket
+import ssl
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from eir.diameter.transport.certificate import names_of_peer
+from eir.errors import EirError
+
+PORTS = {"tcp": 3868, "tls": 5868}
+"""RFC 6733 2.1."""
+
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER on, 0 seconds: closing sends a RST."""
+
+
+class Endpoint(NamedTuple):
+    """One end of a connection."""
+
+    host: str
+    port: int
+    secure: bool
+    """A TLS handshake comes first."""
+
+
+def endpoint(url: str) -> Endpoint:
+    """What `tcp://host:port` or `tls://host:port` says. Raises EirError for anything else."""
+    parts = urlsplit(url)
+    if parts.scheme not in PORTS or not parts.hostname:
+        raise EirError(f"expected tcp://host:port or tls://host:port, got {url}")
+    port = PORTS[parts.scheme] if parts.port is None else parts.port
+    return Endpoint(parts.hostname, port, secure=parts.scheme == "tls")
+
+
+async def accept(
+    protocol: asyncio.Protocol, connection: socket.socket, tls: ssl.SSLContext | None = None, timeout_s: float | None = None
+) -> None:
+    """Put an accepted connection on the loop; with `tls` a handshake comes first, in `timeout_s` at most. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    await loop.connect_accepted_socket(lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=timeout_s if tls else None)
+
+
+async def connect(protocol: asyncio.Protocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+    """Connect, with a handshake where `tls` is given. Raises OSError."""
+    await asyncio.get_running_loop().create_connection(lambda: protocol, host, port, ssl=tls)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close at once, so that the other end sees that it was no orderly end."""
+    with suppress(OSError, AttributeError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
+
+
+def certificate_names(transport: asyncio.Transport) -> Sequence[str] | None:
+    """Names in the certificate of the other end; None without TLS, empty without a certificate."""
+    tls = transport.get_extra_info("ssl_object")
+    return names_of_peer(tls.getpeercert() or {}) if tls is not None else None
