@@ -74,7 +74,6 @@ class Front:
         self._http = HttpServer(pages(self.snapshot, self._workers.reports, self._status, report=report), report=report)
         self._control = ControlServer(config.state, self._commands(), report=report)
         self._drop_folder = DropFolder(config, report=report)
-        self._store = open_store(config.store, config.state, check=False)
         self._outcomes: tuple[Outcome, ...] = ()
         self._expiry = ExpiryReminder()
         self._tls = self._load_tls(config)
@@ -116,7 +115,6 @@ class Front:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._http.close()
             await self._control.close()
-            await self._store.close()
             self._log.report("stopped")
             self._log.close()
         return 0
@@ -234,13 +232,17 @@ class Front:
             self._log.report("list_expired", level="warning", list=name, expires=states[name].expires, detail="it stays in force")
 
     async def _read_outcomes(self) -> None:
+        """Read what became of releases; the front keeps no connection to the store for that."""
+        store = open_store(self._config.store, self._config.state, check=False)
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
-                self._outcomes = tuple(await self._store.outcomes())
+                self._outcomes = tuple(await store.outcomes())
         except TimeoutError:
             self._log.report("store_error", level="warning", reason="timeout", detail="no figures of releases")
         except StoreError as e:
             self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
+        finally:
+            await store.close()
 
     async def snapshot(self) -> metrics.Snapshot:
         """All numbers of the node, for a scrape."""
