@@ -27,7 +27,7 @@ from eir.checks import explain as check
 from eir.commands.progress import progress_on
 from eir.commands.table import minute, second, table
 from eir.config import Config, Whereabouts, load_config, load_whereabouts, render, render_json
-from eir.config.schema import did_you_mean
+from eir.config.kinds import did_you_mean
 from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused, StoreError
 from eir.lists.layout import LAYOUTS, until_seconds
 from eir.lists.load import ListSettings, is_about, load_release, roll_back

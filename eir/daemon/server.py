@@ -26,7 +26,7 @@ import uvloop
 
 from eir import __version__
 from eir.checks.policy import Policy, Rule, Status, Verdict, compile_policy
-from eir.config import Config, load_config
+from eir.config import Config, load_config, needs_restart, take_over
 from eir.daemon.intake import Intake
 from eir.daemon.signals import heed
 from eir.diameter.admission import Desk
@@ -64,9 +64,7 @@ CLOCK_FILE = "clock"
 CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
 STORE_TIMEOUT_S = 5.0
 """How long the figures of releases may take; what else goes on beside the checks waits for them."""
-RESTART_KEYS = ("listen", "state", "store", "heal", "http", "workers", "boot_without_lists", "inbox", "inbox_patience_s")
-"""Keys of the configuration that a reload does not take over."""
-NOT_KEYS = frozenset({"path", "warnings", "values"})
+NOT_KEYS = frozenset({"path", "warnings", "shown"})
 """Of Config: what is no setting of its own."""
 DIGEST_SHOWN = 12
 """Digits of a list's digest in a line of the log: enough to compare with `eir lists --json`."""
@@ -347,15 +345,14 @@ class Worker:
         tls = self._load_tls(new)
         self._index.reconfigure(kinds_of(new))
         policy = self._compile(new)
-        kept = [key for key in RESTART_KEYS if getattr(new, key) != getattr(self._config, key)]
-        in_force = {key: getattr(self._config, key) for key in RESTART_KEYS}
+        kept = needs_restart(self._config, new)
         self._service.policy = policy
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
         self._tls = tls or self._tls  # a listener for TLS that is open stays so until a restart
         self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=self._tls)
         self._log.set_level(new.log_level)
         self._log.full_identifiers = new.full_identifiers
-        before, self._config = self._config, replace(new, **in_force)
+        before, self._config = self._config, take_over(self._config, new)
         changed = [key.name for key in fields(Config) if key.name not in NOT_KEYS and getattr(before, key.name) != getattr(self._config, key.name)]
         self._changed.set()
         said = "reloaded" + (f"; these need a restart: {', '.join(kept)}" if kept else "")

@@ -16,20 +16,19 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from eir.config import Config, load_config
+from eir.config import Config, load_config, take_over
 from eir.daemon.channel import Ends, pair
 from eir.daemon.dispatcher import Dispatcher
 from eir.daemon.member import work
 from eir.daemon.server import (
     DRAIN_S,
-    RESTART_KEYS,
     allow_open_files,
     clock_of,
     kinds_of,
@@ -160,7 +159,7 @@ class Supervisor:
             new = load_config(self._config.path)
         except (ConfigError, OSError):  # a bad file is no reason not to start; the dispatcher names what is wrong
             return self._config
-        self._config = replace(new, **{key: getattr(self._config, key) for key in RESTART_KEYS})
+        self._config = take_over(self._config, new)
         return self._config
 
     def _fork(
