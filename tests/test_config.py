@@ -668,6 +668,17 @@ def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
     assert needs_restart(old, take_over(old, new)) == []
 
 
+def test_a_restart_key_may_stand_in_a_section(write, tmp_path, monkeypatch):
+    marked = {"limits.max_avps", "tls.min_version"}
+    monkeypatch.setattr("eir.config.load.TABLE", [dataclasses.replace(key, live=key.path not in marked) for key in TABLE])
+    tls = f"tls: {json.dumps(Authority(tmp_path / 'tls').write('eir.epc'))}\n"
+    old = load_config(write(GOOD + "limits: {max_avps: 50, max_depth: 3}\n"))
+    new = load_config(write(GOOD + tls + "limits: {max_avps: 60, max_depth: 4}\n", "new.yaml"))
+    assert needs_restart(old, new) == ["limits.max_avps", "tls.min_version"]
+    assert take_over(old, new) == dataclasses.replace(new, tls=None, limits=Limits(max_avps=50, max_depth=4))
+    assert take_over(new, old) == dataclasses.replace(old, tls=new.tls, limits=Limits(max_avps=60, max_depth=3))
+
+
 def test_a_configuration_is_handed_on_as_it_was_read(write, tmp_path):
     authority = Authority(tmp_path / "tls")
     authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")

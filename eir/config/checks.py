@@ -19,7 +19,6 @@ from eir.config.settings import Config
 from eir.diameter.capabilities import holds
 from eir.diameter.settings import PeerSettings
 from eir.diameter.transport.tls import TlsError, load_tls
-from eir.errors import Problem
 from eir.lists.layout import PAIRS
 from eir.lists.release import is_list_name
 
@@ -31,32 +30,42 @@ LIST_CONDITIONS = ("list", "not_list", *PAIR_CONDITIONS)
 CONDITIONS = tuple(each.name for each in fields(Rule) if each.name not in {"name", "answer", "observe"})
 
 
-def _check_peers(config: Config, document: Document) -> Iterator[Problem]:
+FILES = {"signers": "signers file", "revoked": "file of revoked keys"}
+ADVICE = {
+    "signers": "put the publishers' public keys there, one a line: "
+    'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)',
+    "revoked": "put the revoked public keys there, or leave 'revoked' out if there are none",
+}
+"""Of the files of a list: what each is called, and what to do about one that cannot be used."""
+
+Findings = Iterator[tuple[str, Spot]]
+"""What to say, and at which value of the file."""
+Check = Callable[[Config, Document], Findings]
+
+
+def _check_peers(config: Config, document: Document) -> Findings:
     ours = {name.lower() for name in (config.identity.host, *config.identity.aliases) if name}
     lines: dict[str, int] = {}
     for at, peer in enumerate(config.peers):
         spot = ("peers", at)
         if not document.faulty(*spot) and not (peer.host or peer.realm or peer.sources):
-            yield document.problem("a peer that anyone could be; expected at least one of host, realm and from", *spot)
+            yield "a peer that anyone could be; expected at least one of host, realm and from", spot
         if peer.host and peer.host.lower() in ours:
-            yield document.problem(f"the peer's host {peer.host} is the node's own name; expected another's", *spot, "host")
+            yield f"the peer's host {peer.host} is the node's own name; expected another's", (*spot, "host")
         if peer.label in lines:
-            yield document.problem(
-                f"metrics and commands would call this peer '{peer.label}', like the entry in line {lines[peer.label]}; "
-                "expected a 'name' of its own",
-                *spot, "name",
-            )  # fmt: skip
+            same = f"metrics and commands would call this peer '{peer.label}', like the entry in line {lines[peer.label]}"
+            yield f"{same}; expected a 'name' of its own", (*spot, "name")
         elif peer.label:
             lines[peer.label] = document.line(*spot)
 
 
-def _check_listen(config: Config, document: Document) -> Iterator[Problem]:
+def _check_listen(config: Config, _: Document) -> Findings:
     for at, url in enumerate(config.listen):
         if url in config.listen[:at] and not url.endswith(":0"):
-            yield document.problem(f"{url} stands twice in 'listen'", "listen", at)
+            yield f"{url} stands twice in 'listen'", ("listen", at)
 
 
-def _check_tls(config: Config, document: Document) -> Iterator[Problem]:
+def _check_tls(config: Config, document: Document) -> Findings:
     """What TLS has to have; its files are read as a start or a reload would read them."""
     if document.faulty("tls"):
         return
@@ -64,60 +73,45 @@ def _check_tls(config: Config, document: Document) -> Iterator[Problem]:
         try:
             load_tls(config.tls)
         except TlsError as e:
-            yield document.problem(str(e), "tls", e.key)
+            yield str(e), ("tls", e.key)
         return
     spots: dict[Spot, str] = {("listen", at): url for at, url in enumerate(config.listen)}
     spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
     for spot, url in spots.items():
         if url.startswith("tls:"):
-            yield document.problem(f"{url} needs the section 'tls' with certificate, key and ca", *spot)
+            yield f"{url} needs the section 'tls' with certificate, key and ca", spot
 
 
-def _warn_tls(config: Config, document: Document) -> Iterator[Problem]:
+def _warn_tls(config: Config, _: Document) -> Findings:
     if config.tls is None:
         return
     certificate = load_tls(config.tls).certificate
     now, file, spot = datetime.now(UTC), config.tls.certificate, ("tls", "certificate")
     if now < certificate.not_before:
-        yield document.problem(f"the certificate {file} is not valid before {certificate.not_before:%Y-%m-%d %H:%M} UTC", *spot)
+        yield f"the certificate {file} is not valid before {certificate.not_before:%Y-%m-%d %H:%M} UTC", spot
     if certificate.not_after - now < CERTIFICATE_SOON:
         verb = "has ended" if certificate.not_after <= now else "ends"
-        yield document.problem(f"the certificate {file} {verb} on {certificate.not_after:%Y-%m-%d %H:%M} UTC", *spot)
+        yield f"the certificate {file} {verb} on {certificate.not_after:%Y-%m-%d %H:%M} UTC", spot
     shown = [config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host)]
+    names = ", ".join(certificate.names) or "nobody"
     for host in dict.fromkeys(shown):
         if not holds(certificate.names, host):
-            names = ", ".join(certificate.names) or "nobody"
-            yield document.problem(
-                f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us", *spot
-            )
+            yield f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us", spot
 
 
-def _check_lists(config: Config, document: Document) -> Iterator[Problem]:
+def _check_lists(config: Config, document: Document) -> Findings:
     for name, settings in config.lists.items():
         spot = ("lists", name)
+        files = {key: file for key, file in (("signers", settings.signers), ("revoked", settings.revoked)) if file is not None}
         if not is_list_name(name):
-            yield document.problem(f"'{name}' cannot be the name of a list; expected 1 to 64 letters, digits, '.', '_' and '-'", *spot)
-        if settings.local:
-            for key, file in (("signers", settings.signers), ("revoked", settings.revoked)):
-                if file is not None:
-                    yield document.problem(f"{name} is local, so no release changes it; leave '{key}' out, or 'local'", *spot, key)
-            continue
-        if settings.signers is None and not document.faulty(*spot):
-            yield document.problem(
-                f"nothing may change the list {name}; expected signers (an allowed_signers file), or local: true", *spot
-            )
-        if settings.signers is not None and (wrong := _unusable(settings.signers)):
-            yield document.problem(
-                f"the signers file of {name} {wrong}: {settings.signers}; put the publishers' public keys there, one a line: "
-                'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)',
-                *spot, "signers",
-            )  # fmt: skip
-        if settings.revoked is not None and (wrong := _unusable(settings.revoked)):
-            yield document.problem(
-                f"the file of revoked keys of {name} {wrong}: {settings.revoked}; put the revoked public keys there, "
-                "or leave 'revoked' out if there are none",
-                *spot, "revoked",
-            )  # fmt: skip
+            yield f"'{name}' cannot be the name of a list; expected 1 to 64 letters, digits, '.', '_' and '-'", spot
+        if not (settings.local or settings.signers or document.faulty(*spot)):
+            yield f"nothing may change the list {name}; expected signers (an allowed_signers file), or local: true", spot
+        for key, file in files.items():
+            if settings.local:
+                yield f"{name} is local, so no release changes it; leave '{key}' out, or 'local'", (*spot, key)
+            elif wrong := _unusable(file):
+                yield f"the {FILES[key]} of {name} {wrong}: {file}; {ADVICE[key]}", (*spot, key)
 
 
 def _unusable(path: Path) -> str | None:
@@ -131,7 +125,7 @@ def _unusable(path: Path) -> str | None:
         return f"cannot be read ({e.strerror})"
 
 
-def _warn_signers(config: Config, document: Document) -> Iterator[Problem]:
+def _warn_signers(config: Config, _: Document) -> Findings:
     for name, settings in config.lists.items():
         if settings.signers is None:
             continue
@@ -139,51 +133,43 @@ def _warn_signers(config: Config, document: Document) -> Iterator[Problem]:
         lines = [line for line in written if line and not line.startswith(b"#")]
         many_each = any(b"cert-authority" in line for line in lines)
         if len(lines) < settings.threshold and not many_each:
-            yield document.problem(
-                f"{settings.signers} holds {len(lines)} keys, and a release of {name} needs {settings.threshold}: none will load",
-                "lists", name, "signers",
-            )  # fmt: skip
+            has = f"{settings.signers} holds {len(lines)} keys, and a release of {name} needs {settings.threshold}"
+            yield f"{has}: none will load", ("lists", name, "signers")
 
 
-def _check_rules(config: Config, document: Document) -> Iterator[Problem]:
+def _check_rules(config: Config, document: Document) -> Findings:
     names = Counter(rule.name for rule in config.policy.rules)
     for at, rule in enumerate(config.policy.rules):
         spot = ("policy", "rules", at)
         if not document.faulty(*spot) and not any(getattr(rule, condition) for condition in CONDITIONS):
-            yield document.problem(
-                f"a rule without a condition answers every device; expected one of {', '.join(CONDITIONS)}, or policy.default", *spot
-            )
+            yield f"a rule without a condition answers every device; expected one of {', '.join(CONDITIONS)}, or policy.default", spot
         if rule.name and names[rule.name] > 1:
-            yield document.problem(f"two rules have the name '{rule.name}'", *spot, "name")
+            yield f"two rules have the name '{rule.name}'", (*spot, "name")
         for condition in LIST_CONDITIONS:
             name = getattr(rule, condition)
             if name is not None and name not in config.lists:
                 advice = did_you_mean(name, list(config.lists)) or f"; lists are: {', '.join(config.lists) or 'none'}"
-                yield document.problem(f"the rule's list '{name}' is not under 'lists'{advice}", *spot, condition)
+                yield f"the rule's list '{name}' is not under 'lists'{advice}", (*spot, condition)
             elif name is not None and condition in PAIR_CONDITIONS and (kind := config.lists[name].kind) != PAIRS:
-                yield document.problem(
-                    f"'{name}' is a list of {kind}; only a list of pairs says which device and which SIM are bound to each other",
-                    *spot, condition,
-                )  # fmt: skip
+                only = "only a list of pairs says which device and which SIM are bound to each other"
+                yield f"'{name}' is a list of {kind}; {only}", (*spot, condition)
 
 
-def _warn_unused_lists(config: Config, document: Document) -> Iterator[Problem]:
+def _warn_unused_lists(config: Config, _: Document) -> Findings:
     used = {name for rule in config.policy.rules for name in rule.lists}
     for name in config.lists:
         if name not in used:
-            yield document.problem(f"no rule uses the list '{name}': it is loaded and answers nothing", "lists", name)
+            yield f"no rule uses the list '{name}': it is loaded and answers nothing", ("lists", name)
 
 
-def _warn_peers(config: Config, document: Document) -> Iterator[Problem]:
+def _warn_peers(config: Config, document: Document) -> Findings:
     if not config.peers:
-        yield document.problem("no peer is configured under 'peers': every connection will be refused", "peers")
+        yield "no peer is configured under 'peers': every connection will be refused", ("peers",)
     for at, peer in enumerate(config.peers):
         first = next((before for before, other in enumerate(config.peers[:at]) if _covers(other, peer)), None)
         if first is not None:
-            yield document.problem(
-                f"this peer is never reached: the entry in line {document.line('peers', first)} fits whatever it fits",
-                "peers", at,
-            )  # fmt: skip
+            line = document.line("peers", first)
+            yield f"this peer is never reached: the entry in line {line} fits whatever it fits", ("peers", at)
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:
@@ -201,29 +187,25 @@ def _inside(network: IPv4Network | IPv6Network, around: IPv4Network | IPv6Networ
     return isinstance(around, IPv6Network) and network.subnet_of(around)
 
 
-def _warn_open_doors(config: Config, document: Document) -> Iterator[Problem]:
+def _warn_open_doors(config: Config, _: Document) -> Findings:
     """Names in a CER are claims: without TLS only the address tells who is there."""
     if all(re.match(r"tls:|tcp://(127\.|\[::1\]|localhost:)", url) for url in config.listen):
         return
     for at, peer in enumerate(config.peers):
         if not peer.sources:
-            yield document.problem(
-                f"anyone who reaches the listener can claim to be peer '{peer.label}'; 'from' would say where it connects from",
-                "peers", at,
-            )  # fmt: skip
+            claim = f"anyone who reaches the listener can claim to be peer '{peer.label}'"
+            yield f"{claim}; 'from' would say where it connects from", ("peers", at)
 
 
-def _warn_override(config: Config, document: Document) -> Iterator[Problem]:
-    override = config.policy.override
+def _warn_override(config: Config, _: Document) -> Findings:
+    override, spot = config.policy.override, ("policy", "override")
     if override is None:
         return
     if override.until is None:
-        yield document.problem(f"the override answers {override.answer} to everything, and has no 'until'", "policy", "override")
+        yield f"the override answers {override.answer} to everything, and has no 'until'", spot
     elif override.until <= datetime.now(UTC):
-        yield document.problem("the override is over and does nothing", "policy", "override", "until")
+        yield "the override is over and does nothing", (*spot, "until")
 
-
-Check = Callable[[Config, Document], Iterator[Problem]]
 
 CHECKS: tuple[Check, ...] = (_check_peers, _check_listen, _check_tls, _check_lists, _check_rules)
 """What makes a configuration unusable."""

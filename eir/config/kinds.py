@@ -31,7 +31,6 @@ ERROR = "error"
 TOO_BUSY = "3004"
 """Instead of a status: DIAMETER_TOO_BUSY (RFC 6733 7.1.3)."""
 
-FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 SECONDS: dict[str, Decimal | int] = {"": 1, "ms": Decimal("0.001"), "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}
 
@@ -63,15 +62,16 @@ class Unexpected(ValueError):
 # Kinds that any file may need
 
 
-def text(expected: str, pattern: str) -> Kind:
-    """A text that matches the whole pattern."""
+def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.Match.group, **more: Any) -> Kind:
+    """A text that matches the whole pattern; `read` makes the value of the match."""
 
-    def read(written: str) -> str:
-        if re.fullmatch(pattern, written, re.ASCII):
-            return written
-        raise ValueError
+    def matched(written: str) -> Any:
+        match = re.fullmatch(pattern, written, re.ASCII | re.DOTALL)
+        if match is None:
+            raise ValueError
+        return read(match)
 
-    return Kind(expected=expected, read=read)
+    return Kind(expected=expected, read=matched, **more)
 
 
 def one_of(words: Mapping[str, Any]) -> Kind:
@@ -98,16 +98,14 @@ def quantity(
 ) -> Kind:
     """A number with one of the units behind it, within limits that are given in the unit that is 1."""
 
-    def read(written: str) -> Any:
-        match = re.fullmatch(r"(-?[0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)", written, re.ASCII)
-        if match is None or match[2] not in units:
-            raise ValueError
-        value = Decimal(match[1]) * units[match[2]]
+    def read(match: re.Match[str]) -> Any:
+        value = Decimal(match[1]) * units[match[2] or ""]
         if not Decimal(str(low)) <= value <= Decimal(str(high)) or of(value) != float(value):
             raise ValueError
         return of(value)
 
-    return Kind(expected=expected, read=read, show=lambda value: int(value) if value == int(value) else value, bare=bare)
+    pattern = rf"(-?[0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})"
+    return text(expected, pattern, read, show=lambda value: int(value) if value == int(value) else value, bare=bare)
 
 
 def whole(low: int, high: int) -> Kind:
@@ -144,17 +142,6 @@ def percentage(high: int) -> Kind:
     return replace(kind, show=lambda value: f"{value * 100:.10g}%")
 
 
-def flag() -> Kind:
-    """True or false."""
-
-    def read(written: str) -> bool:
-        if written.lower() in FLAGS:
-            return FLAGS[written.lower()]
-        raise ValueError
-
-    return Kind(expected="true or false", read=read, show=bool, bare=True)
-
-
 def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
     """One value of a kind, or a list of them."""
     return replace(kind, expected=f"{kind.expected}, or a list of such", many=True, may_be_empty=may_be_empty)
@@ -187,10 +174,6 @@ def _diameter_identity(written: str) -> str:
     return written
 
 
-def _certificate_name(written: str) -> str:
-    return f"*.{_diameter_identity(written[2:])}" if written.startswith("*.") else _diameter_identity(written)
-
-
 def _address(written: str, default_port: int | None) -> str:
     """host:port of an address or a name; IPv6 in brackets."""
     parts = urlsplit(f"//{written}")
@@ -204,31 +187,8 @@ def _address(written: str, default_port: int | None) -> str:
     return f"{_diameter_identity(host)}:{port}"
 
 
-def _diameter_url(written: str) -> str:
-    scheme, found, rest = written.partition("://")
-    if not found or scheme not in DIAMETER_PORTS:
-        raise ValueError
-    return f"{scheme}://{_address(rest, DIAMETER_PORTS[scheme])}"
-
-
-def _connect_url(written: str) -> str:
-    url = _diameter_url(written)
-    if url.endswith(":0"):
-        raise ValueError
-    return url
-
-
-def _http_address(written: str) -> str | None:
-    return None if written.lower() in {"off", "no", "false"} else _address(written, None)
-
-
-def _network(written: str) -> IPv4Network | IPv6Network:
-    around, address = ip_network(written, strict=False), written.partition("/")[0]
-    if ip_address(address) != around.network_address:
-        raise Unexpected(
-            f"it has bits set that its mask leaves out, expected the network {around} or the one address {address}"
-        )
-    return around
+def _url(match: re.Match[str]) -> str:
+    return f"{match[1]}://{_address(match[2], DIAMETER_PORTS[match[1]])}"
 
 
 def _moment(written: str) -> datetime:
@@ -238,20 +198,13 @@ def _moment(written: str) -> datetime:
     return moment.astimezone(UTC)
 
 
-def _tac(written: str) -> str:
-    if re.fullmatch(rf"[0-9]{{{TAC_DIGITS}}}|[0-9]{{1,{TAC_DIGITS - 1}}}\*", written, re.ASCII):
-        return written.rstrip("*")
-    raise ValueError
-
-
-def _path(written: str) -> Path:
-    if not written.strip() or "\0" in written:
-        raise ValueError
-    return Path(written)
-
-
-def _path_of(what: str) -> Kind:
-    return Kind(expected=f"the path of a {what}", read=_path, place=lambda path, folder: folder / path)
+def _network(written: str) -> IPv4Network | IPv6Network:
+    around, address = ip_network(written, strict=False), written.partition("/")[0]
+    if ip_address(address) != around.network_address:
+        raise Unexpected(
+            f"it has bits set that its mask leaves out, expected the network {around} or the one address {address}"
+        )
+    return around
 
 
 def _store_url(written: str) -> str:
@@ -285,29 +238,33 @@ def _workers(written: str) -> int:
 _STATUSES = {status.value: status for status in Status}
 
 IDENTITY = Kind(expected="a domain name such as mme1.example.org", read=_diameter_identity)
-CERTIFICATE_NAME = Kind(expected="a domain name such as dra.example.org, or *.example.org", read=_certificate_name)
-LISTEN = Kind(
-    expected="tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://0.0.0.0:3868 or tls://[::]:5868", read=_diameter_url
-)
-CONNECT = Kind(
-    expected="tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://10.20.0.1:3868 or tls://dra1.example.org:5868",
-    read=_connect_url,
-)
-HTTP = Kind(
-    expected="ADDRESS:PORT such as 127.0.0.1:9868, or off", read=_http_address, show=lambda address: address, may_be_empty=True
-)
+CERTIFICATE_NAME = text("a domain name such as dra.example.org, or *.example.org", r"(\*\.)?(.*)", lambda match: f"{match[1] or ''}{_diameter_identity(match[2])}")
+LISTEN = text("tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://0.0.0.0:3868 or tls://[::]:5868", r"(tcp|tls)://(.+)", _url)
+CONNECT = text(
+    "tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://10.20.0.1:3868 or tls://dra1.example.org:5868",
+    r"(tcp|tls)://(?!.*:0+$)(.+)", _url,
+)  # fmt: skip
+HTTP = text(
+    "ADDRESS:PORT such as 127.0.0.1:9868, or off", r"(?i:off|no|false)|(.+)", lambda match: match[1] and _address(match[1], None),
+    show=lambda address: address, may_be_empty=True,
+)  # fmt: skip
 NETWORK = Kind(expected="a network such as 10.1.0.0/16, or an address", read=_network)
 MOMENT = Kind(
     expected="a time with its zone such as 2026-11-25T06:00:00Z", read=_moment,
     show=lambda moment: moment.isoformat().replace("+00:00", "Z"),
 )  # fmt: skip
-TAC = Kind(
-    expected="8 digits (a TAC), or fewer and a star (all TACs that begin with them)", read=_tac,
+TAC = text(
+    "8 digits (a TAC), or fewer and a star (all TACs that begin with them)",
+    rf"([0-9]{{{TAC_DIGITS}}})|([0-9]{{1,{TAC_DIGITS - 1}}})\*", lambda match: match[1] or match[2],
     show=lambda tac: tac if len(tac) == TAC_DIGITS else f"{tac}*",
 )  # fmt: skip
 SOFTWARE_VERSION = text("two digits", r"[0-9]{2}")
 IMSI_PREFIX = text("the first 1 to 15 digits of IMSIs", r"[0-9]{1,15}")
-FILE, FOLDER = _path_of("file"), _path_of("folder")
+FLAG = text("true or false", "(?i:(true|yes|on)|false|no|off)", lambda match: match[1] is not None, show=bool, bare=True)
+FILE, FOLDER = (
+    text(f"the path of a {what}", r"(?!\s*$)[^\0]+", lambda match: Path(match[0]), place=lambda path, folder: folder / path)
+    for what in ("file", "folder")
+)
 STORE = Kind(
     expected="sqlite, redis://HOST[:PORT][/DB] or rediss:// (TLS), redis+sentinel://HOST,…/SERVICE, or redis+cluster://HOST,…",
     read=_store_url, show=mask_password, place=_with_files,

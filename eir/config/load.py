@@ -10,7 +10,7 @@ import yaml
 from eir.config.checks import CHECKS, WARNINGS, Check
 from eir.config.keys import ROOT, TABLE
 from eir.config.kinds import TOO_BUSY
-from eir.config.reader import Document, Key, read_document, read_file, tree
+from eir.config.reader import Document, Key, read_document, read_file
 from eir.config.settings import Config, Whereabouts
 from eir.errors import ConfigError, Problem
 
@@ -27,30 +27,24 @@ def load_config(path: Path) -> Config:
 def load_whereabouts(path: Path) -> Whereabouts:
     """Where node and lists are, also by a file that is wrong elsewhere: the node that runs has long taken over a good one.
 
-    Raises ConfigError where the file cannot be read, or where `state` or `store` are what is wrong.
+    Of a file that is not YAML as a whole, the lines that begin with `state:` and `store:` still say it. Raises ConfigError where
+    the file cannot be read, or where `state` or `store` are what is wrong.
     """
     octets = read_file(path)
+    not_yaml: tuple[Problem, ...] = ()
     try:
         document = read_document(path, octets, ROOT)
     except ConfigError as e:
-        return _by_lines(path, octets, e)
+        not_yaml = e.problems
+        lines = [line for line in octets.splitlines() if line.startswith((b"state:", b"store:"))]
+        try:
+            document = read_document(path, b"\n".join(lines), ROOT)
+        except ConfigError:
+            raise e from None
     config, problems = _checked(path, document)
     if document.faulty("state") or document.faulty("store"):
-        raise ConfigError(problems)
-    return Whereabouts(path=path, state=config.state, store=config.store, lists=config.lists, problems=problems)
-
-
-def _by_lines(path: Path, octets: bytes, error: ConfigError) -> Whereabouts:
-    """`state` and `store` of a file that is not YAML as a whole: the lines that begin with them still say it."""
-    lines = [line for line in octets.splitlines() if line.startswith((b"state:", b"store:"))]
-    table = tree((), (key for key in TABLE if key.path in {"state", "store"}))
-    try:
-        document = read_document(path, b"\n".join(lines), table)
-    except ConfigError:
-        raise error from None
-    if document.problems:
-        raise error
-    return Whereabouts(path=path, **document.values, lists={}, problems=error.problems)
+        raise ConfigError(not_yaml or problems)
+    return Whereabouts(path=path, state=config.state, store=config.store, lists=config.lists, problems=not_yaml or problems)
 
 
 def render_json(config: Config) -> dict[str, Any]:
@@ -94,12 +88,10 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
     answer = document.values["overload_answer"]
     values = document.values | {"overload_answer": None if answer == TOO_BUSY else answer}
     config = Config(path=path, shown=document.shown, **values)
-    return config, _in_order([*document.problems, *_found(CHECKS, config, document)])
+    return config, _found(CHECKS, config, document, *document.problems)
 
 
-def _found(checks: Iterable[Check], config: Config, document: Document) -> tuple[Problem, ...]:
-    return _in_order(problem for check in checks for problem in check(config, document))
-
-
-def _in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    return tuple(sorted(problems, key=lambda problem: problem.line))
+def _found(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
+    """What the checks find, and more problems, in file order."""
+    found = [document.problem(text, *spot) for check in checks for text, spot in check(config, document)]
+    return tuple(sorted([*more, *found], key=lambda problem: problem.line))

@@ -85,19 +85,20 @@ class Section:
         return not (self.optional or self.shape) and any(entry.required for entry in self.entries.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Document:
     """A file as it was read, and where what stands; a value with a fault reads as its default, and as None if it has none."""
 
     file: str
-    values: dict[str, Any]
+    values: dict[str, Any] = field(default_factory=dict)
     """All that was built, defaults included."""
-    shown: dict[str, Any]
+    shown: dict[str, Any] = field(default_factory=dict)
     """The same by the file's own keys, as JSON knows it."""
-    lines: Mapping[Spot, int]
+    lines: dict[Spot, int] = field(default_factory=dict)
     """Lines (from 1) of keys and entries that are in the file."""
-    problems: tuple[Problem, ...]
-    faults: frozenset[Spot]
+    problems: dict[Problem, None] = field(default_factory=dict)
+    """In the order found; a node that is read twice through an alias has one fault."""
+    faults: set[Spot] = field(default_factory=set)
     """Where the problems are."""
 
     def faulty(self, *spot: Hashable) -> bool:
@@ -148,13 +149,13 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
 
     Faults in values are gathered in `problems`. Raises ConfigError if it cannot be read as YAML at all.
     """
-    reader = _Reader(str(path), path.absolute().parent)
+    document = Document(str(path))
     node = _compose(path, octets)
     try:
-        values, shown = reader.mapping(node, root, ())
+        document.values, document.shown = _Reader(document, path.absolute().parent).mapping(node, root, ())
     except _TooMuch as e:
         raise _unreadable(path, e.line, f"more than {NODES_MAX} values, aliases counted") from None
-    return Document(str(path), values, shown, reader.lines, tuple(reader.problems), frozenset(reader.faults))
+    return document
 
 
 # The file as YAML nodes
@@ -204,14 +205,10 @@ class _TooMuch(Exception):
 
 @dataclass(slots=True)
 class _Reader:
-    """One walk: gathers lines and problems as it goes."""
+    """One walk: notes lines and problems in the document as it goes."""
 
-    file: str
+    document: Document
     folder: Path
-    lines: dict[Spot, int] = field(default_factory=dict)
-    problems: dict[Problem, None] = field(default_factory=dict)
-    """A node that is read twice through an alias has one fault."""
-    faults: set[Spot] = field(default_factory=set)
     visited: int = 0
 
     def visit(self, node: yaml.Node) -> int:
@@ -223,8 +220,8 @@ class _Reader:
 
     def wrong(self, spot: Spot, line: int, text: str) -> None:
         """Note a fault."""
-        self.problems[Problem(self.file, line, text)] = None
-        self.faults.add(spot)
+        self.document.problems[Problem(self.document.file, line, text)] = None
+        self.document.faults.add(spot)
 
     def mapping(self, node: yaml.Node, section: Section, spot: Spot, **more: Any) -> Read:
         """One mapping whose keys the table knows."""
@@ -232,7 +229,7 @@ class _Reader:
         for name in found or ():
             if name not in section.entries:
                 advice = did_you_mean(name, list(section.entries)) or f"; known here: {', '.join(section.entries)}"
-                self.wrong((*spot, name), self.lines[*spot, name], f"unknown key '{name}'{_in(spot)}{advice}")
+                self.wrong((*spot, name), self.document.lines[*spot, name], f"unknown key '{name}'{_in(spot)}{advice}")
         return self.made(section, spot, found or {}, None if found is None else line, **more)
 
     def made(self, section: Section, spot: Spot, found: Mapping[str, yaml.Node], line: int | None, **more: Any) -> Read:
@@ -278,7 +275,7 @@ class _Reader:
         if not isinstance(node, yaml.SequenceNode):
             self.wrong(spot, line, f"found {_found(node)} for '{_dotted(spot)}'; expected a list, each entry with '- ' before it")
             return (), []
-        self.lines |= {(*spot, number): _line(item) for number, item in enumerate(node.value)}
+        self.document.lines |= {(*spot, number): _line(item) for number, item in enumerate(node.value)}
         read = [self.mapping(item, entry, (*spot, number)) for number, item in enumerate(node.value)]
         return tuple(value for value, _ in read), [shown for _, shown in read]
 
@@ -287,7 +284,7 @@ class _Reader:
         found = self.merged(node, spot, 0)
         if found is None:
             return None
-        self.lines |= {(*spot, name): line for name, (line, _) in found.items()}
+        self.document.lines |= {(*spot, name): line for name, (line, _) in found.items()}
         return {name: inner for name, (_, inner) in found.items()}
 
     def merged(self, node: yaml.Node, spot: Spot, depth: int) -> dict[str, tuple[int, yaml.Node]] | None:
@@ -308,7 +305,7 @@ class _Reader:
             elif not isinstance(key, yaml.ScalarNode):
                 self.wrong(spot, line, f"found {_found(key)} as a key{_in(spot)}; expected a name")
             elif key.value in own:
-                self.wrong(spot, line, f"the key '{key.value}'{_in(spot)} stands twice, first in line {own[key.value][0]}")
+                self.wrong((*spot, key.value), line, f"the key '{key.value}'{_in(spot)} stands twice, first in line {own[key.value][0]}")
             else:
                 own[key.value] = (_line(value) if depth else line, value)
         return others | own
@@ -329,7 +326,7 @@ class _Reader:
     def scalar(self, node: yaml.Node, kind: Kind, spot: Spot) -> tuple[Any, ...]:
         """The one value; empty, and the fault noted, if it is wrong."""
         line = self.visit(node)
-        self.lines.setdefault(spot, line)
+        self.document.lines.setdefault(spot, line)
         expected = f"expected {kind.expected}"
         if isinstance(node, yaml.ScalarNode) and kind.bare and node.style is not None:
             expected += ", without quotes"
