@@ -16,7 +16,7 @@ import typer
 import yaml
 from node import until
 
-from eir.commands.cli import app
+from eir.commands.app import app
 from eir.operate.metrics import FAMILIES
 
 ROOT = Path(__file__).parent.parent
