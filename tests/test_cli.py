@@ -97,6 +97,7 @@ class TestUsage:
             "probe 127.0.0.1:1 1 --timeout 0", "peer", "peer enable", "add stolen", "lists surplus",
             "publish x.csv --list stolen --serial 0 --expires 14d --key k", "publish x.csv --list stolen --serial 1 --expires 14 --key k",
             "publish x.csv --list stolen --serial 1 --expires soon --key k",
+            "publish x.csv --list stolen --serial 1 --expires 9999999d --key k", "add stolen 35209900176148 --reason x --until 9999999d",
         ],
     )  # fmt: skip
     def test_wrong_usage_is_2_and_says_what_is_wrong_on_standard_error(self, eir, arguments):

@@ -48,7 +48,7 @@ def whereabouts(path: Path) -> Whereabouts:
 
 
 def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True) -> T:
-    """Open the store, do the work, close it. Not `fresh`: the work needs a store that is there, and none is made for it."""
+    """Open the store, do the work, close it. If not `fresh`, the store must be there already."""
     try:
         there = config.state.is_dir()
     except PermissionError as e:

@@ -20,7 +20,7 @@ from eir.commands.forms import Form, cell
 GAP = 2
 """Blanks between columns."""
 FOLDED_MIN = 24
-"""Columns of the terminal that the last column has to have if it is folded beside the others, not below them."""
+"""Width in characters that the last column must have to be folded beside the others, not below them."""
 INDENT = "    "
 
 

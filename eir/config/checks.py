@@ -23,7 +23,7 @@ from eir.lists.layout import PAIRS
 from eir.lists.release import is_list_name
 
 CERTIFICATE_SOON = timedelta(days=14)
-"""So long before its end a certificate is warned of."""
+"""How long before its end a certificate is warned about."""
 PAIR_CONDITIONS = ("device_bound_elsewhere", "subscriber_bound_elsewhere")
 LIST_CONDITIONS = ("list", "not_list", *PAIR_CONDITIONS)
 """Keys of a rule that name a list."""
@@ -66,7 +66,7 @@ def _check_listen(config: Config, _: Document) -> Findings:
 
 
 def _check_tls(config: Config, document: Document) -> Findings:
-    """What TLS has to have; its files are read as a start or a reload would read them."""
+    """What TLS needs; its files are read as a start or a reload would read them."""
     if document.faulty("tls"):
         return
     if config.tls is not None:
@@ -93,7 +93,7 @@ def _warn_tls(config: Config, _: Document) -> Findings:
         verb = "has ended" if certificate.not_after <= now else "ends"
         yield f"the certificate {file} {verb} on {certificate.not_after:%Y-%m-%d %H:%M} UTC", spot
     shown = [config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host)]
-    names = ", ".join(certificate.names) or "nobody"
+    names = ", ".join(certificate.names) or "no name"
     for host in dict.fromkeys(shown):
         if not holds(certificate.names, host):
             yield f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us", spot
@@ -115,7 +115,7 @@ def _check_lists(config: Config, document: Document) -> Findings:
 
 
 def _unusable(path: Path) -> str | None:
-    """What is wrong with a file that has to hold something; OpenSSH passes everything if the revocation list is empty."""
+    """What is wrong with a file that must hold something (OpenSSH passes everything if the revocation list is empty); None: nothing."""
     try:
         if not path.is_file():
             return "does not exist" if not path.exists() else "is not a file"

@@ -77,7 +77,7 @@ def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.
 def one_of(words: Mapping[str, Any]) -> Kind:
     """One of some words, each of which stands for a value."""
     *most, last = words
-    listed = f"{', '.join(most)} or {last}"
+    listed = f"{', '.join(most)} or {last}" if most else last
 
     def read(written: str) -> Any:
         if written in words:
@@ -99,7 +99,7 @@ def quantity(
     """A number with one of the units behind it, within limits that are given in the unit that is 1."""
 
     def read(match: re.Match[str]) -> Any:
-        value = Decimal(match[1]) * units[match[2] or ""]
+        value = Decimal(match[1]) * units[match[2]]
         if not Decimal(str(low)) <= value <= Decimal(str(high)) or of(value) != float(value):
             raise ValueError
         return of(value)

@@ -21,7 +21,7 @@ DEPTH_MAX = 20
 NODES_MAX = 100_000
 """Values that are read from one file. An alias counts each time it is used, so that a few lines cannot stand for a billion."""
 SHOWN_MAX = 60
-"""Characters of a wrong value that a message repeats."""
+"""How many characters of a wrong value a message repeats."""
 
 YAML_TAG = "tag:yaml.org,2002:"
 NULL_TAG, MERGE_TAG = f"{YAML_TAG}null", f"{YAML_TAG}merge"
@@ -33,7 +33,7 @@ PLAIN_TAGS = frozenset(
 REQUIRED: Final = object()
 """The default of a key that has to be there."""
 HIDDEN: Final = object()
-"""Shown of what the file cannot say: that there is no value."""
+"""Instead of how a value is shown, where there is no value: the file has no way to write that."""
 
 Spot = tuple[Hashable, ...]
 """Where a value stands: keys by name, entries of a list by their number from 0."""

@@ -35,11 +35,11 @@ class Config:
     """serve or refuse."""
     lists: Mapping[str, ListSettings]
     inbox: Path | None
-    """The drop folder; None: there is none."""
+    """The drop folder; None: none is watched."""
     inbox_patience_s: float
     policy: PolicySettings
     http: str | None
-    """host:port; None: no pages."""
+    """host:port; None: /metrics, /live and /ready are not served."""
     workers: int
     full_identifiers: bool
     """Logs show whole IMEIs and IMSIs."""

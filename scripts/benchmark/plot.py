@@ -67,7 +67,7 @@ class Rows:
     axis: str
     series: Sequence[Series]
     rows: Sequence[tuple[str, Sequence[float | None]]]
-    """Name and a value for each series; None: there is none."""
+    """Name and a value for each series, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ class Certificate(NamedTuple):
 
 
 def first_certificate(pem: bytes) -> Certificate:
-    """The first certificate of a PEM file. Raises ValueError if there is none, or nothing that could be one."""
+    """The first certificate of a PEM file. Raises ValueError if there is none that can be read."""
     from cryptography import x509  # noqa: PLC0415 - 30 ms and 10 MB that a node without TLS does not need
 
     if b"-----BEGIN CERTIFICATE-----" not in pem:

@@ -1,7 +1,7 @@
 """TLS of a node: from files to the contexts that handshakes are made with (RFC 6733 13.1, RFC 8996). Opens no connection.
 
-Authentication is mutual, always: a peer without a certificate of a configured authority does not get as far as a CER.
-Whose certificate it is, is compared with the CER (capabilities.certificate_fits), not with the address that was dialled.
+Authentication is always mutual: a peer without a certificate of a configured authority does not get as far as a CER. The names in
+its certificate are compared with the CER (capabilities.certificate_fits), not with the address that was dialled.
 """
 
 import ssl
