@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from eir import __version__
-from eir.commands import asking, entries, lists, node, publisher, releases
+from eir.commands import asking, lists, node, publisher, releases
 from eir.commands.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say
 from eir.errors import ConfigError, EirError, ReleaseRefused
 
@@ -34,7 +34,7 @@ peer_app = typer.Typer(no_args_is_help=True, help="Take a peer out of service (D
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": node.serve, "status": node.status, "peers": node.peers, "reload": node.reload, "drain": node.drain, "config": node.show_config,
     "check": asking.check, "load": releases.load, "inbox": releases.inbox, "lists": lists.lists, "history": lists.history,
-    "rollback": lists.rollback, "add": entries.add, "remove": entries.remove, "publish": publisher.publish, "probe": asking.probe,
+    "rollback": lists.rollback, "add": lists.add, "remove": lists.remove, "publish": publisher.publish, "probe": asking.probe,
 }  # fmt: skip
 """In the order in which the help lists them."""
 

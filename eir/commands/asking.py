@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, with_store
-from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, say, show
+from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
 from eir.config import load_config
 
 DIAMETER_PORT = 3868
@@ -38,10 +38,7 @@ def check(
         lambda store: explain.explain_answer(question, checked.policy, checked.lists, store, now=datetime.now(UTC)),
         fresh=False,
     )
-    if as_json:
-        print_json(answer.as_json())
-    else:
-        print(answer.as_text())
+    show_one(answer.as_json(), answer.as_text(), as_json=as_json)
     if answer.status is None:
         raise fail(f"such a request gets an error answer: {answer.reason}")
 

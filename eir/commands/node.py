@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, config_with_warnings, whereabouts
-from eir.commands.output import print_json, show
+from eir.commands.output import show, show_one
 from eir.config import load_config, render, render_json
 from eir.errors import ConfigError
 from eir.operate import control
@@ -38,10 +38,7 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
         report = {"state": "CRITICAL", "code": 2, "summary": str(e)}
     except ConfigError as e:
         report = {"state": "UNKNOWN", "code": 3, "summary": f"cannot tell where to ask: {'; '.join(map(str, e.problems))}"}
-    if as_json:
-        print_json(report)
-    else:
-        print(f"EIR {report['state']} - {report['summary']}")
+    show_one(report, f"EIR {report['state']} - {report['summary']}", as_json=as_json)
     raise typer.Exit(report["code"])
 
 
@@ -90,7 +87,4 @@ def show_config(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> N
     Defaults are filled in, passwords are hidden.
     """
     checked = config_with_warnings(config)
-    if as_json:
-        print_json(render_json(checked))
-    else:
-        print(render(checked), end="")
+    show_one(render_json(checked), render(checked).rstrip(), as_json=as_json)

@@ -34,6 +34,11 @@ def print_json(document: object) -> None:
     print(json.dumps(document, indent=2))
 
 
+def show_one(document: object, text: str, *, as_json: bool) -> None:
+    """Print one result as a JSON document, or as text for people."""
+    print(json.dumps(document, indent=2) if as_json else text)
+
+
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
     """Print rows as a JSON document, or as a table for people."""
     if as_json:

@@ -8,7 +8,7 @@ import typer
 
 from eir.commands.access import Json
 from eir.commands.durations import duration
-from eir.commands.output import EXIT_USAGE, fail, print_json, say
+from eir.commands.output import EXIT_USAGE, fail, say, show_one
 from eir.commands.progress import progress
 from eir.lists.layout import LAYOUTS
 
@@ -46,7 +46,5 @@ def publish(
             layout=layout, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance,
             warn=lambda text: say(f"warning: {text}"),
         )  # fmt: skip
-    if as_json:
-        print_json({"manifest": str(manifest), "signature": f"{manifest}.sig"})
-    else:
-        print(f"{manifest} and its .sig are written; on the EIR: eir load {manifest}")
+    written = {"manifest": str(manifest), "signature": f"{manifest}.sig"}
+    show_one(written, f"{manifest} and its .sig are written; on the EIR: eir load {manifest}", as_json=as_json)
