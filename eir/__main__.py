@@ -15,13 +15,13 @@ TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 
 def main() -> None:
-    """Run the command line; see eir.commands.cli."""
+    """Run the command line; see eir.commands.app."""
     if _command(sys.argv[1:]) == "serve":
         hold()
         _use_large_pages()
-    from eir.commands import cli  # noqa: PLC0415 - takes a third of a second, in which signals are held already
+    from eir.commands import app  # noqa: PLC0415 - takes a third of a second, in which signals are held already
 
-    cli.main()
+    app.main()
 
 
 def _use_large_pages() -> None:

@@ -98,7 +98,7 @@ def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
     percentiles = [(server, f"p{number}_us") for server in servers if server != "echo" for number in (50, 99)]
     return Picture("Checks, by connections x requests under way on each", (
         Rows(
-            title="Answers a second; the floor is a bare uvloop server that only frames messages, the echo one in C", axis="answers a second", series=[Series(server, mark) for server, mark in marks.items()],
+            title="Answers a second (floor: a bare uvloop server that only frames messages; echo: one in C)", axis="answers a second", series=[Series(server, mark) for server, mark in marks.items()],
             rows=[row(load, [(server, "answers_per_s") for server in servers]) for load in loads if "at" not in load],
         ),
         Rows(

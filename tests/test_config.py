@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -16,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eir.checks.policy import Override, PolicySettings, Rule, Status
-from eir.config import OPTIONAL, TABLE, Config, load_config, render, render_json
-from eir.config.schema import FILE_BYTES_MAX, REQUIRED, mask_password, read_document
+from eir.config import Config, load_config, needs_restart, render, render_json, take_over
+from eir.config.keys import TABLE
+from eir.config.kinds import mask_password
+from eir.config.reader import FILE_BYTES_MAX, REQUIRED
 from eir.diameter.settings import Identity, Limits, PeerSettings, TlsSettings
 from eir.errors import ConfigError
 from eir.lists.load import ListSettings
@@ -229,7 +232,7 @@ FAULTS = [
     ("lists: {stolen: {signers: empty}}\n", 2, "is empty"),
     ("lists: {stolen: {signers: signers, revoked: nowhere}}\n", 2, "the file of revoked keys of stolen does not exist: .*; put the revoked public keys there, or leave 'revoked' out"),
     ("lists: {stolen: {signers: signers, revoked: empty}}\n", 2, "the file of revoked keys of stolen is empty"),
-    ("lists: {'a b': {signers: signers}}\n", 2, "'a b' is no name for a list; expected 1 to 64 letters"),
+    ("lists: {'a b': {signers: signers}}\n", 2, "'a b' cannot be the name of a list; expected 1 to 64 letters"),
     ("lists: {stolen: {signers: signers, kind: device}}\n", 2, "found 'device' for 'kind' in lists.stolen; expected devices, pairs or subscribers; did you mean 'devices'"),
     ("lists: {stolen: {signers: signers, local: true}}\n", 2, "stolen is local, so no release changes it; leave 'signers' out, or 'local'"),
     ("lists: {stolen: {revoked: signers, local: true}}\n", 2, "leave 'revoked' out, or 'local'"),
@@ -241,7 +244,7 @@ FAULTS = [
     ("policy: {rules: [{list: stolen, answer: blacklisted}]}\n", 2, "the rule's list 'stolen' is not under 'lists'; lists are: none"),
     ("policy: {rules: [{not_list: stoln, answer: blacklisted}]}\nlists: {stolen: {signers: signers}}\n", 2, "the rule's list 'stoln' is not under 'lists'; did you mean 'stolen'"),
     ("policy: {rules: [{device_bound_elsewhere: iott, answer: blacklisted}]}\nlists: {iot: {local: true, kind: pairs}}\n", 2, "the rule's list 'iott' is not under 'lists'; did you mean 'iot'"),
-    ("policy: {rules: [{subscriber_bound_elsewhere: iot, answer: blacklisted}]}\nlists: {iot: {local: true, kind: subscribers}}\n", 2, "'iot' is a list of subscribers; what is bound to what only a list of pairs says"),
+    ("policy: {rules: [{subscriber_bound_elsewhere: iot, answer: blacklisted}]}\nlists: {iot: {local: true, kind: subscribers}}\n", 2, "'iot' is a list of subscribers; only a list of pairs says which device and which SIM"),
     ("policy: {rules: [{tac: 00101001}]}\n", 2, "the key 'answer' is missing in entry 1 of policy.rules; expected whitelisted, blacklisted, greylisted or unknown"),
     ("policy: {rules: [{tac: 00101001, answer: black}]}\n", 2, "did you mean 'blacklisted'"),
     ("policy: {rules: [{answer: blacklisted}]}\n", 2, "a rule without a condition answers every device; expected one of list, not_list, tac"),
@@ -435,7 +438,7 @@ def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
         ("peers:\n- {realm: epc, from: [10.0.0.0/8, '::/0']}\n- {name: b, realm: epc, from: [10.1.0.0/16, '2001:db8::/32']}\n", 4, "never reached"),
         (ONE_PEER + "policy: {override: {answer: whitelisted}}\n", 3, "the override answers whitelisted to everything, and has no 'until'"),
         (ONE_PEER + "policy: {override: {answer: whitelisted, until: 2020-01-01T00:00:00Z}}\n", 3, "the override is over"),
-        ("listen: tcp://0.0.0.0\npeers: [{realm: epc}]\n", 3, "whoever reaches the listener can claim to be peer 'epc'"),
+        ("listen: tcp://0.0.0.0\npeers: [{realm: epc}]\n", 3, "anyone who reaches the listener can claim to be peer 'epc'"),
         (ONE_PEER + "lists: {stolen: {signers: nobody}}\n" + RULES, 3, "nobody holds 0 keys, and a release of stolen needs 1: none will load"),
         (ONE_PEER + "lists: {stolen: {signers: signers, threshold: 2}}\n" + RULES, 3, "holds 1 keys, and a release of stolen needs 2"),
     ],
@@ -610,18 +613,24 @@ def test_sample_says_every_key_of_the_table_and_no_other():
 
 
 def test_sample_says_each_default_as_it_is(tmp_path):
-    shutil.copytree(SAMPLE.parent / "signers", tmp_path / "signers")
+    for folder in ("signers", "revoked"):
+        shutil.copytree(SAMPLE.parent / "signers", tmp_path / folder)
+        (tmp_path / folder / "stolen-national").write_text(SIGNER)
+    authority = Authority(tmp_path / "tls")
+    authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
+    authority.revoke()
     (tmp_path / "eir.yaml").write_text(all_keys(SAMPLE.read_text()))
-    values = read_document(tmp_path / "eir.yaml", TABLE, optional=OPTIONAL).values
+    shown = render_json(load_config(tmp_path / "eir.yaml"))
     examples = {"policy.rules[].observe"}
     for key in TABLE:
         if key.default in {REQUIRED, None} or key.path in examples or (key.default == () and not key.kind.may_be_empty):
             continue
-        here = values
+        here = shown
         for part in key.path.split("."):
             here = here["stolen-national"] if part == "*" else here[part.removesuffix("[]")]
             here = here[-1] if part.endswith("[]") else here
-        assert here == key.default, key.path
+        default = key.kind.place(key.default, tmp_path)
+        assert here == ([key.kind.show(each) for each in default] if key.kind.many else key.kind.show(default)), key.path
 
 
 def test_sample_is_usable_as_it_is():
@@ -643,10 +652,45 @@ def test_restart_marks_of_the_sample_are_those_of_the_table():
     assert marked == {key.path for key in TABLE if not key.live}
 
 
-def test_a_reload_keeps_what_the_table_says():
-    from eir.daemon.front import RESTART_KEYS
+OTHERS = {
+    "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
+    "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
+    "http": "http: off\n", "workers": "workers: 2\n",
+}  # fmt: skip
+"""Of each key that takes a restart another value."""
 
-    assert set(RESTART_KEYS) == {key.path for key in TABLE if not key.live}
+
+@pytest.mark.parametrize("path", [key.path for key in TABLE if not key.live])
+def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
+    old, new = load_config(write(GOOD)), load_config(write(GOOD + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
+    assert needs_restart(old, new) == [path]
+    assert take_over(old, new) == dataclasses.replace(old, path=new.path, log_level="debug")
+    assert needs_restart(old, take_over(old, new)) == []
+
+
+def test_a_restart_key_may_stand_in_a_section(write, tmp_path, monkeypatch):
+    marked = {"limits.max_avps", "tls.min_version"}
+    monkeypatch.setattr("eir.config.load.TABLE", [dataclasses.replace(key, live=key.path not in marked) for key in TABLE])
+    tls = f"tls: {json.dumps(Authority(tmp_path / 'tls').write('eir.epc'))}\n"
+    old = load_config(write(GOOD + "limits: {max_avps: 50, max_depth: 3}\n"))
+    new = load_config(write(GOOD + tls + "limits: {max_avps: 60, max_depth: 4}\n", "new.yaml"))
+    assert needs_restart(old, new) == ["limits.max_avps", "tls.min_version"]
+    assert take_over(old, new) == dataclasses.replace(new, tls=None, limits=Limits(max_avps=50, max_depth=4))
+    assert take_over(new, old) == dataclasses.replace(old, tls=new.tls, limits=Limits(max_avps=60, max_depth=3))
+
+
+def test_a_configuration_is_handed_on_as_it_was_read(write, tmp_path):
+    authority = Authority(tmp_path / "tls")
+    authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
+    authority.revoke()
+    for folder in ("signers", "revoked"):
+        shutil.copytree(SAMPLE.parent / "signers", tmp_path / "more" / folder)
+        (tmp_path / "more" / folder / "stolen-national").write_text(SIGNER)
+    shutil.move(tmp_path / "tls", tmp_path / "more")
+    config = load_config(write(all_keys(SAMPLE.read_text()), "more/eir.yaml"))
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config
+    assert render(again) == render(config)
 
 
 def test_limits_are_those_of_the_node():

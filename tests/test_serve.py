@@ -552,7 +552,7 @@ sys.meta_path.insert(0, Hook)
 """
 """Body of a sitecustomize.py by which a node signals itself, once."""
 MOMENTS = {
-    "commands": "eir.commands.cli", "configuration": "yaml", "node": "eir.daemon.supervisor", "lists": "eir.follow.follower:Follower.start",
+    "commands": "eir.commands.app", "configuration": "yaml", "node": "eir.daemon.supervisor", "lists": "eir.follow.follower:Follower.start",
     "pages": "eir.daemon.front:Front._open",
 }  # fmt: skip
 """What it is about to read, or to do, when the signal comes."""

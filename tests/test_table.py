@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.commands.table import minute, table
+from eir.commands.forms import minute
+from eir.commands.table import table
 
 ROWS = [
     {"list": "stolen-national", "serial": 42, "expires": "2026-12-09T01:35:00Z", "detail": "full: 107 entries, before 0, and so on for a while"},

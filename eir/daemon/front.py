@@ -11,12 +11,12 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 from eir import __version__
-from eir.config import Config, load_config
+from eir.config import Config, load_config, needs_restart, take_over
 from eir.daemon.accept import Acceptor, at, cannot_listen
 from eir.daemon.children import kill
 from eir.daemon.drop_folder import DropFolder
@@ -45,10 +45,6 @@ OUTCOMES_S = 5.0
 """Between two looks at the outcomes of releases."""
 STORE_TIMEOUT_S = 5.0
 """How long the outcomes of releases may take."""
-RESTART_KEYS = ("listen", "state", "store", "heal", "http", "workers", "boot_without_lists", "inbox", "inbox_patience_s")
-"""Keys of the configuration that a reload does not take over."""
-NOT_KEYS = frozenset({"path", "warnings", "values"})
-"""Of Config: what is no setting of its own."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
@@ -319,16 +315,16 @@ class Front:
                 self._log.report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
             raise
         report_warnings(new, self._log.report)
-        before = self._config
-        needs_restart = [key for key in RESTART_KEYS if getattr(new, key) != getattr(before, key)]
-        self._config = replace(new, **{key: getattr(before, key) for key in RESTART_KEYS})
-        self._tls = tls or self._tls
-        changed = [key.name for key in fields(Config) if key.name not in NOT_KEYS and getattr(before, key.name) != getattr(self._config, key.name)]
-        self._acceptor.configure(new.peers, new.limits)
-        self._log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
+        before, waiting = self._config, needs_restart(self._config, new)
+        self._config = now = take_over(before, new)
+        self._tls = tls or self._tls  # a listener for TLS that is open stays so until a restart
+        settings = [each.name for each in fields(Config) if each.compare and each.name != "warnings"]
+        changed = [name for name in settings if getattr(before, name) != getattr(now, name)]
+        self._acceptor.configure(now.peers, now.limits)
+        self._log.configure(level=now.log_level, full_identifiers=now.full_identifiers)
         await self._workers.configure()
-        self._log.report("reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(needs_restart) or None)
-        return "reloaded" + (f"; these need a restart: {', '.join(needs_restart)}" if needs_restart else "")
+        self._log.report("reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(waiting) or None)
+        return "reloaded" + (f"; these need a restart: {', '.join(waiting)}" if waiting else "")
 
     def _load_tls(self, config: Config) -> Tls | None:
         if config.tls is None:

@@ -4,6 +4,7 @@ Everything goes into build/bench. What is missing on the machine comes by script
 into a network of its own: from there nothing can be fetched, and what could not be had is not tried again.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -37,11 +38,13 @@ def run(command: Sequence[str | Path], **options: object) -> str:
     return str(done.stdout)
 
 
-def tools(*commands: str, files: Sequence[str] = (), part: str = "--bench") -> None:
-    """Have these commands and files; scripts/setup installs what is missing. Raises Missing."""
+def tools(*commands: str, files: Sequence[str] = (), modules: Sequence[str] = (), part: str = "--bench") -> None:
+    """Have these commands, files and modules of Python; scripts/setup installs what is missing. Raises Missing."""
 
     def missing() -> list[str]:
-        return [name for name in commands if not shutil.which(name)] + [name for name in files if not Path(name).exists()]
+        importlib.invalidate_caches()
+        absent = [name for name in commands if not shutil.which(name)] + [name for name in files if not Path(name).exists()]
+        return absent + [name for name in modules if importlib.util.find_spec(name) is None]
 
     if not missing():
         return

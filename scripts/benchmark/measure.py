@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from eir.commands.table import table
 
-from .build import program
+from .build import Missing, program, tools
 from .plot import Panel, svg
 from .servers import REALM, Server, on_cores
 
@@ -62,7 +62,16 @@ def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: i
     parser.add_argument("--quick", action="store_true", help="one short turn: shows that all works, and no figure to believe")
     parser.add_argument("--json", action="store_true", help="one document instead of a table")
     if picture:
-        parser.add_argument("--svg", type=Path, metavar="FILE", help="also draw the results into this file")
+        parser.add_argument("--svg", type=_drawable, metavar="FILE", help="also draw the results into this file")
+
+
+def _drawable(file: str) -> Path:
+    """Where a picture goes; what draws it is there, then, before anything is measured."""
+    try:
+        tools(modules=["matplotlib"])
+    except Missing as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+    return Path(file)
 
 
 def times(options: argparse.Namespace) -> Times:

@@ -1,47 +1,40 @@
-"""Results as a picture: SVG, drawn here, to be read on light and dark pages, with and without colours, by eye and by screen reader.
+"""Results as a picture: SVG by matplotlib, on a light ground, with every value beside its mark as text and in the description.
 
-Values in, text out; knows nothing of what was measured, and imports the standard library only. The same values give the same
-bytes. Every value stands beside its mark as text, and all of them in the picture's description.
+Values in, picture out; knows nothing of what was measured. What draws imports matplotlib, so that a bench without a picture does
+without it (`scripts/setup --bench` has it). The same values give the same bytes.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple, TypeAlias
-from xml.etree import ElementTree as ET
+from io import StringIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-WIDTH, MARGIN, GAP = 800.0, 16.0, 12.0
-LINE, ROW = 20.0, 22.0
-"""Heights of a line of text and of a row of marks."""
-CHARACTER = 7.6
-"""Width that is set aside for a character: the font is the reader's."""
-CURVES_HEIGHT, BAR, MARK = 190.0, 14.0, 4.0
-TICKS = 5
-STEPS = ((1, 2, 5), (1, 3), (1,))
-"""Of which powers of ten a logarithmic axis has ticks: the first that there is room for."""
-SANS = "system-ui,-apple-system,'Segoe UI','Liberation Sans','DejaVu Sans',sans-serif"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
 
-
-class Scheme(NamedTuple):
-    """Colours of the light or of the dark picture.
-
-    Text and marks have a contrast of at least 4.5 to the ground (WCAG 1.4.3). A picture in a page follows the reader's system
-    and not the page's own switch, so it brings its ground along.
-    """
-
-    ground: str
-    text: str
-    soft: str
-    grid: str
-    marks: tuple[str, ...]
-    """One for each of SHAPES."""
-
-
-LIGHT = Scheme("#ffffff", "#1f2328", "#59636e", "#d1d9e0", ("#0b5cad", "#a84a00", "#6e4aa0", "#1f6f43"))
-DARK = Scheme("#0d1117", "#e6edf3", "#9198a1", "#3d444d", ("#6cb6ff", "#ffa657", "#d2b3ff", "#7ee2a8"))
-SHAPES = ("M-1,0a1,1 0 1 0 2,0a1,1 0 1 0 -2,0", "M-.9,-.9h1.8v1.8h-1.8z", "M0,-1.3L1.3,0L0,1.3L-1.3,0z", "M0,-1.2L1.2,.9H-1.2z")
-"""Marks, as paths of size 1: circle, square, diamond, triangle."""
+WIDTH, ROW, CURVES, BESIDE = 8.3, 0.24, 2.2, 1.1
+"""Inches: of the picture, of a row of marks, of a panel with curves, and of what a panel has above and below its marks."""
+TITLE_MAX = 95
+"""Characters in a line of a panel's title."""
+CHARACTER = 0.083
+"""Inches that are set aside for a character in a column of values."""
+TICKS = {2.2: (1, 2, 5), 2.7: (1, 3), 99: (1,)}
+"""Up to so many decades on a logarithmic axis: of which multiples of powers of ten there are ticks."""
+GROUND, TEXT, SOFT, GRID = "#ffffff", "#1f2328", "#59636e", "#d1d9e0"
+COLOURS, SHAPES = ("#0b5cad", "#a84a00", "#6e4aa0", "#1f6f43"), "osD^"
+"""Of the series. Text and marks have a contrast of at least 4.5 to the ground (WCAG 1.4.3)."""
+FILLED, OPEN = "●■◆▲", "○□◇△"
+"""The same shapes as characters, before a series' name."""
+STYLE = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "sans-serif"], "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "eir", "figure.facecolor": GROUND,
+    "axes.facecolor": GROUND, "text.color": TEXT, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": TEXT, "axes.edgecolor": GRID,
+    "grid.color": GRID, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.spines.left": False, "ytick.left": False, "axes.axisbelow": True,
+}  # fmt: skip
 
 
 class Series(NamedTuple):
@@ -74,7 +67,7 @@ class Rows:
     axis: str
     series: Sequence[Series]
     rows: Sequence[tuple[str, Sequence[float | None]]]
-    """Name and a value for each series; None: there is none."""
+    """Name and a value for each series, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,26 +86,32 @@ Panel: TypeAlias = Ratios | Rows | Curves
 
 
 def svg(title: str, note: str, panels: Sequence[Panel]) -> str:
-    """The picture: panels from top to bottom, and below them the note, which says how and where it was measured."""
-    top = MARGIN + 2 * LINE
-    drawn = []
-    for panel in panels:
-        group, height = _DRAW[type(panel)](panel, top)
-        drawn.append(group)
-        top += height + LINE
-    height = top + LINE
-    root = ET.Element("svg", {
-        "xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {_n(WIDTH)} {_n(height)}", "width": _n(WIDTH), "height": _n(height),
-        "role": "img", "aria-labelledby": "title desc",
-    })  # fmt: skip
-    ET.SubElement(root, "title", id="title").text = title
-    ET.SubElement(root, "desc", id="desc").text = " ".join([*map(_in_words, panels), note])
-    ET.SubElement(root, "style").text = _style(LIGHT) + f"@media(prefers-color-scheme:dark){{{_style(DARK)}}}"
-    ET.SubElement(root, "rect", {"class": "ground", "width": "100%", "height": "100%", "rx": "6", "fill": LIGHT.ground})
-    _text(root, MARGIN, MARGIN + 14, title, "title")
-    root.extend(drawn)
-    _text(root, MARGIN, height - MARGIN, note, "soft")
-    return ET.tostring(root, encoding="unicode") + "\n"
+    """The picture as a file: panels from top to bottom, and below them the note, which says how and where it was measured."""
+    import matplotlib as mpl  # noqa: PLC0415 - see above
+
+    described = " ".join([*map(_in_words, panels), note])
+    with mpl.rc_context(STYLE), StringIO() as file:
+        figure(title, note, panels).savefig(file, format="svg", metadata={"Title": title, "Description": described, "Date": None, "Creator": None})
+        return file.getvalue()
+
+
+def figure(title: str, note: str, panels: Sequence[Panel]) -> "Figure":
+    """The same, to be drawn with STYLE."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - see above
+
+    heights = [BESIDE + (CURVES if isinstance(panel, Curves) else ROW * len(panel.bars if isinstance(panel, Ratios) else panel.rows)) for panel in panels]
+    made = Figure(figsize=(WIDTH, sum(heights) + 3 * ROW), layout="constrained")
+    made.get_layout_engine().set(h_pad=0.1)  # type: ignore[union-attr]  # it was just given one
+    made.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    made.supxlabel(note, x=0.01, ha="left", fontsize=8, color=SOFT)
+    for part, panel in zip(made.add_gridspec(len(panels), 1, height_ratios=heights), panels, strict=True):
+        if isinstance(panel, Rows):
+            _rows(part, panel)
+        elif isinstance(panel, Ratios):
+            _ratios(made.add_subplot(part), panel)
+        else:
+            _curves(made.add_subplot(part), panel)
+    return made
 
 
 def shown(value: float) -> str:
@@ -122,189 +121,101 @@ def shown(value: float) -> str:
 
 def _in_words(panel: Panel) -> str:
     """All that the panel shows, as sentences."""
+
+    def values(series: Sequence[Series], row: Sequence[float | None]) -> str:
+        return ", ".join(f"{each.name} {shown(value)}" for each, value in zip(series, row, strict=True) if value is not None)
+
     if isinstance(panel, Ratios):
         said = [f"{name} {shown(value)}" for name, value in panel.bars]
     elif isinstance(panel, Rows):
-        said = [
-            f"{name}: " + ", ".join(f"{series.name} {shown(value)}" for series, value in zip(panel.series, values, strict=True) if value is not None)
-            for name, values in panel.rows
-        ]
+        said = [f"{name}: {values(panel.series, row)}" for name, row in panel.rows]
     else:
-        said = [
-            f"at {shown(at)}: " + ", ".join(f"{series.name} {shown(value)}" for series, value in zip(panel.series, values, strict=True))
-            for at, values in panel.points
-        ]
+        said = [f"at {shown(at)}: {values(panel.series, row)}" for at, row in panel.points]
     return f"{panel.title} ({panel.axis}): {'; '.join(said)}."
 
 
-# ---- panels; each gives its group and its height ----
+def _ratios(axes: "Axes", panel: Ratios) -> None:
+    names, values = [name for name, _ in panel.bars], [value for _, value in panel.bars]
+    _logarithmic(axes, [0.5, 2, *values], beyond=0.1)
+    _named_rows(axes, panel.title, names)
+    axes.set_xlabel(f"{panel.axis} ({'right' if panel.better == 'more' else 'left'} of 1 is better)")
+    axes.axvline(1, color=TEXT, linewidth=0.8)
+    for at, value in enumerate(values):
+        end, good = value if value > 0 else 1, (value > 1) == (panel.better == "more")
+        axes.barh(at, end - 1, left=1, height=0.6, color=COLOURS[not good])
+        beyond = 4 if end >= 1 else -4
+        axes.annotate(shown(value), (end, at), (beyond, 0), textcoords="offset points", va="center", ha="left" if end >= 1 else "right")
 
 
-def _ratios(panel: Ratios, top: float) -> tuple[ET.Element, float]:
-    group = _group(panel.title, top)
-    left = MARGIN + GAP + _wide(name for name, _ in panel.bars)
-    room = _wide(shown(value) for _, value in panel.bars)
-    values = [value for _, value in panel.bars if value > 0]
-    scale = _Log(min([0.5, *values]), max([2.0, *values]), left + room, WIDTH - MARGIN - room)
-    floor = top + LINE + ROW * len(panel.bars)
-    side = "right" if panel.better == "more" else "left"
-    _ticks(group, scale, top + LINE, floor, f"{panel.axis} ({side} of 1 is better)")
-    for row, (name, value) in enumerate(panel.bars):
-        middle = top + LINE + ROW * (row + 0.5)
-        _text(group, left - GAP, middle + 4, name, end=True)
-        one, end = scale.at(1), scale.at(value) if value > 0 else scale.at(1)
-        good = (value > 1) == (panel.better == "more")
-        ET.SubElement(group, "rect", {
-            "class": f"m{int(not good)}", "x": _n(min(one, end)), "y": _n(middle - BAR / 2), "width": _n(abs(end - one)), "height": _n(BAR),
-        })  # fmt: skip
-        _text(group, end + (6 if end >= one else -6), middle + 4, shown(value), end=end < one)
-    _line(group, "one", (scale.at(1), top + LINE), (scale.at(1), floor))
-    return group, floor + 2 * LINE - top
-
-
-def _rows(panel: Rows, top: float) -> tuple[ET.Element, float]:
-    group = _group(panel.title, top)
-    left = MARGIN + GAP + _wide(name for name, _ in panel.rows)
-    columns = [
-        max(_wide([series.name]) + 2 * GAP, _wide(shown(value) for _, values in panel.rows if (value := values[at]) is not None) + GAP)
-        for at, series in enumerate(panel.series)
-    ]
-    ends = [WIDTH - MARGIN - sum(columns[at + 1 :]) for at in range(len(columns))]
-    values = [value for _, row in panel.rows for value in row if value is not None and value > 0]
-    scale = _Log(min(values, default=1), max(values, default=1), left + GAP, WIDTH - MARGIN - sum(columns) - GAP)
-    floor = top + 2 * LINE + ROW * len(panel.rows)
-    _ticks(group, scale, top + 2 * LINE, floor, panel.axis)
-    for series, end in zip(panel.series, ends, strict=True):
-        _text(group, end, top + 2 * LINE - 6, series.name, end=True)
-        _mark(group, end - _wide([series.name]) - 9, top + 2 * LINE - 10, series)
-    for number, (name, row) in enumerate(panel.rows):
-        middle = top + 2 * LINE + ROW * (number + 0.5)
-        _text(group, left - GAP, middle + 4, name, end=True)
-        _line(group, "grid", (left, middle), (WIDTH - MARGIN - sum(columns), middle))
-        for at, value in enumerate(row):
+def _rows(part: "SubplotSpec", panel: Rows) -> None:
+    columns = [list(column) for column in zip(*(row for _, row in panel.rows), strict=True)]
+    wide = [CHARACTER * (3 + max(len(series.name), *(len(shown(value or 0)) for value in column))) for series, column in zip(panel.series, columns, strict=True)]
+    axes, beside = part.subgridspec(1, 2, width_ratios=(WIDTH - 1 - sum(wide), sum(wide)), wspace=0).subplots()
+    _logarithmic(axes, [value for column in columns for value in column if value], beyond=0.03)
+    _named_rows(axes, panel.title, [name for name, _ in panel.rows])
+    axes.set_title(axes.get_title(loc="left"), pad=20)
+    axes.set_xlabel(panel.axis)
+    axes.grid(axis="y")
+    beside.set_axis_off()
+    beside.set(xlim=(0, sum(wide)), ylim=axes.get_ylim())
+    for number, (series, column) in enumerate(zip(panel.series, columns, strict=True)):
+        right = sum(wide[: number + 1])
+        beside.text(right, -0.9, _called(series), ha="right", va="center", color=COLOURS[series.mark])
+        for at, value in enumerate(column):
             if value is not None:
-                _text(group, ends[at], middle + 4, shown(value), end=True)
-                if value > 0:
-                    _mark(group, scale.at(value), middle, panel.series[at])
-    return group, floor + 2 * LINE - top
+                beside.text(right, at, shown(value), ha="right", va="center")
+            if value:
+                axes.plot([value], [at], **_mark(series))
 
 
-def _curves(panel: Curves, top: float) -> tuple[ET.Element, float]:
-    group = _group(f"{panel.title} ({panel.axis})", top)
-    highest, step = _round_up(max((value for _, values in panel.points for value in values), default=1))
-    count = round(highest / step)
-    left = MARGIN + 3 * GAP + _wide([panel.x_axis, *(series.name for series in panel.series), shown(highest)])
-    edge = CHARACTER * max((len(shown(at)) for at, _ in panel.points), default=1) / 2
-    scale = _Log(min(at for at, _ in panel.points), max(at for at, _ in panel.points), left + edge, WIDTH - MARGIN - edge)
-    ceiling = top + 1.5 * LINE
-    floor = ceiling + CURVES_HEIGHT
-    for tick in range(count + 1):
-        y = floor - CURVES_HEIGHT * tick / count
-        _line(group, "grid", (left, y), (WIDTH - MARGIN, y))
-        _text(group, left - GAP, y + 4, shown(tick * step), "soft", end=True)
-    _text(group, left - GAP, floor + LINE + 4, panel.x_axis, "soft", end=True)
-    for x, _ in panel.points:
-        _line(group, "grid", (scale.at(x), ceiling), (scale.at(x), floor + 5))
-        _text(group, scale.at(x), floor + LINE + 4, shown(x), "soft", anchor="middle")
-    for at, series in enumerate(panel.series):
-        below = floor + LINE * (at + 2) + 4
-        _text(group, left - GAP, below, series.name, end=True)
-        _mark(group, left - GAP - _wide([series.name]) - 9, below - 4, series)
-        way = [(scale.at(x), floor - CURVES_HEIGHT * values[at] / highest) for x, values in panel.points]
-        _line(group, f"way m{series.mark}", *way)
-        for (x, y), (_, values) in zip(way, panel.points, strict=True):
-            _mark(group, x, y, series)
-            _text(group, x, below, shown(values[at]), anchor="middle")
-    return group, floor + LINE * (len(panel.series) + 2) - top
+def _curves(axes: "Axes", panel: Curves) -> None:
+    at = [x for x, _ in panel.points]
+    _logarithmic(axes, at, beyond=0.09)
+    axes.set_title(textwrap.fill(f"{panel.title} ({panel.axis})", TITLE_MAX))
+    axes.set_xticks(at, [shown(x) for x in at])
+    axes.tick_params(axis="x", pad=5)
+    axes.yaxis.set_major_formatter(lambda value, _: shown(value))
+    axes.grid(axis="y")
+    below = axes.get_xaxis_transform()
+    axes.annotate(panel.x_axis, (0, 0), (-6, -12), xycoords="axes fraction", textcoords="offset points", ha="right", va="center", color=SOFT)
+    for number, series in enumerate(panel.series):
+        values = [row[number] for _, row in panel.points]
+        axes.plot(at, values, **_mark(series) | {"linestyle": "-", "linewidth": 1.6})
+        down = -12 - 15 * (number + 1)
+        left: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "center"}
+        axes.annotate(_called(series), (0, 0), (-6, down), color=COLOURS[series.mark], **left)
+        for x, value in zip(at, values, strict=True):
+            axes.annotate(shown(value), (x, 0), (0, down), xycoords=below, textcoords="offset points", ha="center", va="center")
+    axes.set_ylim(bottom=0, top=1.1 * max(value for _, row in panel.points for value in row))
 
 
-_DRAW: dict[type[Panel], Callable[..., tuple[ET.Element, float]]] = {Ratios: _ratios, Rows: _rows, Curves: _curves}
+def _logarithmic(axes: "Axes", values: Sequence[float], *, beyond: float) -> None:
+    """A logarithmic axis for all values above 0, and beyond them on both sides for a part of its length."""
+    from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415 - see above
+
+    above = [value for value in values if value > 0] or [1.0]
+    low, high = (min(above), max(above)) if len(set(above)) > 1 else (above[0] / 2, above[0] * 2)
+    decades = math.log10(high / low)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 10 ** (decades * beyond), high * 10 ** (decades * beyond))
+    axes.xaxis.set_major_locator(LogLocator(subs=next(subs for most, subs in TICKS.items() if decades <= most), numticks=20))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.12g}")
+    axes.grid(axis="x")
 
 
-# ---- axes ----
+def _named_rows(axes: "Axes", title: str, names: Sequence[str]) -> None:
+    axes.set_title(textwrap.fill(title, TITLE_MAX))
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-class _Log:
-    """A logarithmic axis: values from `low` to `high` go from `left` to `right`."""
-
-    def __init__(self, low: float, high: float, left: float, right: float) -> None:
-        if low == high:
-            low, high = low / 2, high * 2
-        self.low, self.high = low, high
-        self._from, self._by = math.log(low), (right - left) / math.log(high / low)
-        self._left = left
-
-    def at(self, value: float) -> float:
-        return self._left + (math.log(value) - self._from) * self._by
-
-    def ticks(self) -> list[float]:
-        """1, 2 and 5 times powers of ten on it; the powers alone if the others' names have no room beside each other."""
-        powers = [10.0**power for power in range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)]
-        for steps in STEPS:
-            found = [step * power for power in powers for step in steps if self.low <= step * power <= self.high]
-            if all(self.at(b) - self.at(a) > (_wide([_tick(a)]) + _wide([_tick(b)])) / 2 for a, b in pairwise(found)):
-                break
-        return found
+def _called(series: Series) -> str:
+    return f"{(OPEN if series.is_open else FILLED)[series.mark]} {series.name}"
 
 
-def _round_up(most: float) -> tuple[float, float]:
-    """The end of an axis from 0 that holds `most`, and the step between its ticks: 1, 2 or 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(most / TICKS)) if most > 0 else 1.0
-    step = next(step * power for step in (1, 2, 5, 10) if step * power * TICKS >= most)
-    return step * max(1, math.ceil(most / step)), step
-
-
-def _ticks(group: ET.Element, scale: _Log, top: float, floor: float, axis: str) -> None:
-    for tick in scale.ticks():
-        _line(group, "grid", (scale.at(tick), top), (scale.at(tick), floor + 4))
-        _text(group, scale.at(tick), floor + LINE - 2, _tick(tick), "soft", anchor="middle")
-    _text(group, (scale.at(scale.low) + scale.at(scale.high)) / 2, floor + 2 * LINE - 4, axis, "soft", anchor="middle")
-
-
-def _tick(value: float) -> str:
-    return f"{value:,.12g}"
-
-
-# ---- elements ----
-
-
-def _style(scheme: Scheme) -> str:
-    rules = [
-        f".ground{{fill:{scheme.ground}}}", f"text{{font:13px {SANS};font-variant-numeric:tabular-nums;fill:{scheme.text}}}",
-        f".soft{{fill:{scheme.soft}}}", f".grid{{stroke:{scheme.grid}}}", f".one{{stroke:{scheme.text}}}",
-        *(f".m{at}{{fill:{colour};stroke:{colour}}}" for at, colour in enumerate(scheme.marks)),
-        ".title{font-size:16px;font-weight:600}.panel{font-weight:600}.way{fill:none;stroke-width:2}",
-        f".open{{fill:{scheme.ground}}}",
-    ]  # fmt: skip
-    return "".join(rules)
-
-
-def _group(title: str, top: float) -> ET.Element:
-    group = ET.Element("g")
-    _text(group, MARGIN, top + 8, title, "panel")
-    return group
-
-
-def _text(parent: ET.Element, x: float, y: float, text: str, kind: str = "", *, end: bool = False, anchor: str = "") -> None:
-    words = {"x": _n(x), "y": _n(y), "class": kind, "text-anchor": "end" if end else anchor}
-    ET.SubElement(parent, "text", {name: word for name, word in words.items() if word}).text = text
-
-
-def _line(parent: ET.Element, kind: str, *points: tuple[float, float]) -> None:
-    ET.SubElement(parent, "path", {"class": kind, "d": "M" + "L".join(f"{_n(x)},{_n(y)}" for x, y in points)})
-
-
-def _mark(parent: ET.Element, x: float, y: float, series: Series) -> None:
-    ET.SubElement(parent, "path", {
-        "class": f"m{series.mark}{' open' * series.is_open}", "d": SHAPES[series.mark],
-        "transform": f"translate({_n(x)},{_n(y)})scale({_n(MARK)})", "stroke-width": "0.4",
-    })  # fmt: skip
-
-
-def _wide(texts: Iterable[str]) -> float:
-    """Room for the longest of them."""
-    return CHARACTER * max(map(len, texts), default=0)
-
-
-def _n(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+def _mark(series: Series) -> dict[str, Any]:
+    colour = COLOURS[series.mark]
+    return {
+        "marker": SHAPES[series.mark], "markersize": 6, "color": colour, "markerfacecolor": GROUND if series.is_open else colour, "linestyle": "none",
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """TLS of a node: from files to the contexts that handshakes are made with (RFC 6733 13.1, RFC 8996). Opens no connection.
 
-Authentication is mutual, always: a peer without a certificate of a configured authority does not get as far as a CER.
-Whose certificate it is, is compared with the CER (capabilities.certificate_fits), not with the address that was dialled.
+Authentication is always mutual: a peer without a certificate of a configured authority does not get as far as a CER. The names in
+its certificate are compared with the CER (capabilities.certificate_fits), not with the address that was dialled.
 """
 
 import ssl
@@ -41,10 +41,10 @@ class TlsError(EirError):
 def load_tls(settings: TlsSettings) -> Tls:
     """Read all files and make the contexts. Raises TlsError that says which file is wrong, and how."""
     try:
-        certificate = first_certificate(_text("certificate", settings.certificate))
+        certificate = first_certificate(_content("certificate", settings.certificate))
     except ValueError as e:
         raise TlsError("certificate", f"{settings.certificate}: {e}; expected the node's certificate in PEM") from None
-    if "PRIVATE KEY-----" not in _text("key", settings.key):
+    if b"PRIVATE KEY-----" not in _content("key", settings.key):
         raise TlsError("key", f"{settings.key}: no private key in it; expected the certificate's, in PEM")
     accepting, connecting = (_context(settings, protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
     # A session that is taken up again would not have its certificate looked at; connections are few and long.
@@ -68,7 +68,7 @@ def _context(settings: TlsSettings, protocol: int) -> ssl.SSLContext:
         raise TlsError("key", f"{settings.key} wants a passphrase; expected a key without one") from None
     for key, file in (("ca", settings.ca), ("crl", settings.crl)):
         if file is not None:
-            _text(key, file)
+            _content(key, file)
             try:
                 context.load_verify_locations(file)
             except (ssl.SSLError, OSError) as e:
@@ -93,7 +93,7 @@ def _no_passphrase() -> str:
     raise _PassphraseWantedError
 
 
-def _text(key: str, file: Path) -> str:
+def _content(key: str, file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
@@ -101,7 +101,7 @@ def _text(key: str, file: Path) -> str:
         raise TlsError(key, f"{file} cannot be read: {e.strerror}") from None
     if len(octets) > FILE_BYTES_MAX:
         raise TlsError(key, f"{file} is larger than {FILE_BYTES_MAX} bytes")
-    return octets.decode("ascii", "replace")
+    return octets
 
 
 def _why(fault: OSError) -> str:

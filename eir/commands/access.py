@@ -1,0 +1,95 @@
+"""How a command gets at the configuration, at the store and at the name of the person who runs it."""
+
+import asyncio
+import getpass
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from eir.commands.output import EXIT_USAGE, fail, say, warn
+from eir.config import Config, Whereabouts, load_config, load_whereabouts
+from eir.config.kinds import did_you_mean
+from eir.errors import EirError, StoreError
+from eir.lists.load import ListSettings
+from eir.lists.store import ListStore
+from eir.operate import control
+from eir.stores.open import SQLITE, open_store
+
+DEFAULT_CONFIG = Path("config/eir.yaml")
+DENIED = ("cannot_open", "readonly")
+"""Causes of store errors that may be for want of permission."""
+
+ConfigFile = Annotated[Path, typer.Option("-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+
+T = TypeVar("T")
+
+
+def config_with_warnings(path: Path) -> Config:
+    """The configuration, for the person who has just written it: what is probably not meant goes to standard error."""
+    config = load_config(path)
+    for warning in config.warnings:
+        say(f"warning: {warning}")
+    if config.inbox is not None and not config.inbox.is_dir():
+        say(f"warning: the inbox {config.inbox} does not exist; create it, owned by the user that the node runs as")
+    return config
+
+
+def whereabouts(path: Path) -> Whereabouts:
+    """Where node and store are. Faults elsewhere in the file do not keep a person from looking, or from steering the node."""
+    found = load_whereabouts(path)
+    for problem in found.problems:
+        say(f"warning: {problem}")
+    return found
+
+
+def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True) -> T:
+    """Open the store, do the work, close it. If not `fresh`, the store must be there already."""
+    try:
+        there = config.state.is_dir()
+    except PermissionError as e:
+        raise EirError(f"the state folder {config.state}: {e.strerror}{control.as_owner(config.state)}") from None
+    if not fresh and config.store == SQLITE and not there:
+        raise EirError(f"the state folder {config.state} does not exist: no list was ever loaded (eir load creates it)")
+
+    async def run() -> T:
+        store = open_store(config.store, config.state, report=warn)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(run())
+    except StoreError as e:
+        if e.cause not in DENIED or not there or os.access(config.state, os.W_OK | os.X_OK):
+            raise
+        raise EirError(f"{e}{control.as_owner(config.state)}") from None
+    finally:
+        if not there and os.geteuid() == 0 and config.state.is_dir():
+            say(f"warning: {config.state} was created and belongs to root; if the node runs as USER: chown -R USER {config.state}")
+
+
+def who() -> str:
+    """The person who acts, for the history: the login behind sudo, and the host."""
+    user = getpass.getuser()
+    behind = os.environ.get("SUDO_USER")
+    return f"{behind} as {user}@{socket.gethostname()}" if behind and behind != user else f"{user}@{socket.gethostname()}"
+
+
+def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
+    """The list's part of the configuration; ends the command with a usage error if there is no such list."""
+    if name not in config.lists:
+        raise no_list(name, config.lists, config.path)
+    return config.lists[name]
+
+
+def no_list(name: str, known: Iterable[str], path: Path) -> typer.Exit:
+    """The usage error for a list that is not there."""
+    names = list(known)
+    advice = did_you_mean(name, names)
+    return fail(f"no list {name} in {path}; there are: {', '.join(names) or 'none'}{advice}", EXIT_USAGE)

@@ -1,0 +1,87 @@
+"""The command line as a whole: which commands there are, and how each ends.
+
+A command reads its arguments, has a part do the work, and prints what came of it. Exit status: 0 done; 1 refused or answered "no",
+with the reason on standard error; 2 wrong usage or configuration.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eir import __version__
+from eir.commands import asking, lists, node, publisher, releases
+from eir.commands.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say
+from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault
+
+app = typer.Typer(
+    name="eir",
+    help="An Equipment Identity Register: answers ME-Identity-Check over Diameter S13 from signed lists.",
+    epilog="Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml. 'eir COMMAND --help' says more.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+peer_app = typer.Typer(no_args_is_help=True, help="Take a peer out of service (DPR) or put it back.", rich_markup_mode=None)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "serve": node.serve, "status": node.status, "peers": node.peers, "reload": node.reload, "drain": node.drain, "config": node.show_config,
+    "check": asking.check, "load": releases.load, "inbox": releases.inbox, "lists": lists.lists, "history": lists.history,
+    "rollback": lists.rollback, "add": lists.add, "remove": lists.remove, "publish": publisher.publish, "probe": asking.probe,
+}  # fmt: skip
+"""In the order in which the help lists them."""
+
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+peer_app.command("disable")(node.peer_disable)
+peer_app.command("enable")(node.peer_enable)
+app.add_typer(peer_app, name="peer")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="The configuration; may also stand behind COMMAND.")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if config is not None:
+        os.environ["EIR_CONFIG"] = str(config)  # where each command looks next if it has no -c of its own
+    if version:
+        print(f"eir {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors become a message on standard error and an exit status."""
+    try:
+        try:
+            app(prog_name="eir")
+        finally:
+            sys.stdout.flush()
+    except ConfigError as e:
+        for problem in e.problems:
+            say(str(problem))
+        sys.exit(EXIT_USAGE)
+    except SetupFault as e:
+        say(f"eir: {e}")
+        sys.exit(EXIT_USAGE)
+    except ReleaseRefused as e:
+        say(f"refused ({e.reason}): {e.detail}")
+        sys.exit(EXIT_NO)
+    except EirError as e:
+        say(f"eir: {e}")
+        sys.exit(EXIT_NO)
+    except OSError as e:
+        if e.errno != errno.EPIPE:  # a reader that went away is not told
+            say(f"eir: {e.filename or 'the output'}: {e.strerror}")
+        with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # the interpreter writes what is left when it ends
+        sys.exit(EXIT_NO)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,45 @@
+"""How single values are shown to people: times in UTC, nothing as `-`, and no control character as itself."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+NOTHING = "-"
+
+Form = Callable[[Any], str]
+
+
+def cell(value: Any, form: Form | None = None) -> str:
+    """A value as text, by its form if it has one; the values of a list with commas between them."""
+    if value is None or value in ("", []):
+        return NOTHING
+    if isinstance(value, list):
+        return ", ".join(cell(each, form) for each in value)
+    return printable(form(value) if form is not None else str(value))
+
+
+def printable(text: str, *, but: str = "") -> str:
+    """A text with its control characters escaped, except some: names come from the wire and from files, and must not steer a terminal."""
+    return "".join(c if c.isprintable() or c in but else f"\\x{ord(c):02x}" for c in text)
+
+
+def minute(value: str | float) -> str:
+    """A time, ISO 8601 or Unix seconds, to the minute; UTC, as the Z says."""
+    if not value:
+        return NOTHING
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%MZ}"
+
+
+def second(value: str) -> str:
+    """A time, ISO 8601, to the second; UTC, as the Z says."""
+    return f"{datetime.fromisoformat(value).astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+
+
+def principal(signer: str) -> str:
+    """A signer without the key's fingerprint, which `--json` shows."""
+    return signer.partition(" SHA256:")[0]
+
+
+FORMS = {"time": second} | dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute) | {"signers": principal}
+"""Of columns that are not shown as their values' text."""

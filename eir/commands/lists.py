@@ -1,0 +1,170 @@
+"""Commands about the lists in force: what they are, what was done to them, the step back, and changes of a local one by hand."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, no_list, whereabouts, who, with_store
+from eir.commands.durations import duration
+from eir.commands.output import EXIT_USAGE, fail, print_json, show, show_one
+from eir.config import load_config
+from eir.errors import IdentifierError
+from eir.lists.layout import until_seconds
+from eir.lists.load import is_about, roll_back
+from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
+from eir.lists.store import HISTORY_MAX, Event, ListState, ListStore
+
+HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")
+
+
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")]
+Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="In a list of pairs: the SIM that each device is listed with.")]
+Tac = Annotated[bool, typer.Option("--tac", help="The identifiers are TACs (8 digits): all devices of a model, as one entry beside those of single devices.")]
+Identifiers = Annotated[list[str], typer.Argument(metavar="IMEI", help="IMEIs, IMEISVs or MEIDs; IMSIs for a list of subscribers.")]
+LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
+
+
+def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show the lists: serial, entries, dates, signers, state.
+
+    `state` is `in force`, `expired` (which is still in force), or `never loaded`. `digest`, with --json, is of the content: the
+    same for the same entries, whichever release brought them.
+    """
+    checked = whereabouts(config)
+
+    async def found(store: ListStore) -> dict[str, ListState]:
+        states = dict(await store.states())
+        for name in checked.lists:  # one that the store does not name may be there: what names them is a key of its own in Redis
+            if name not in states and (state := await store.state(name)) is not None:
+                states[name] = state
+        return states
+
+    states = with_store(checked, found, fresh=False)
+    kinds = {name: settings.kind for name, settings in checked.lists.items()} or {name: state.kind for name, state in states.items()}
+    rows = [_list_row(name, kind, states.get(name)) for name, kind in kinds.items()]
+    if not as_json:  # a list without releases has changes
+        rows = [{**row, "serial": f"change {states[row['list']].generation}"} if row["serial"] == 0 else row for row in rows]
+    columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
+    show(rows, columns, as_json=as_json)
+
+
+def _list_row(name: str, kind: str, state: ListState | None) -> dict[str, Any]:
+    expired = state is not None and state.expires is not None and datetime.fromisoformat(state.expires) <= datetime.now(UTC)
+    return {
+        "list": name, "kind": state.kind if state else kind,
+        **{column: getattr(state, column, None) for column in ("serial", "entries", "issued", "expires")},
+        "signers": list(state.signers) if state else [],
+        "loaded": state and state.loaded_at, "digest": state and state.content_digest,
+        "state": "never loaded" if state is None else "expired" if expired else "in force",
+    }  # fmt: skip
+
+
+def history(
+    list_name: Annotated[str | None, typer.Argument(metavar="LIST", help="Only events of this list.")] = None,
+    limit: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The newest N events.", min=1)] = 50,
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Show who did what to the lists, oldest first.
+
+    Refused releases are included. One that was refused before its manifest was verified belongs to no list, and is shown with the
+    list that it claims to be of. `digest` is the SHA-256 of the manifest; `eir lists --json` has that of a list's content.
+    """
+    checked = whereabouts(config)
+
+    async def found(store: ListStore) -> list[Event]:
+        events = await store.history(None, limit if list_name is None else HISTORY_MAX)
+        known = dict.fromkeys((*checked.lists, *await store.states()))
+        of_list = [event for event in events if list_name is None or is_about(event, list_name)]
+        if list_name is not None and list_name not in known and not any(event.list for event in of_list):
+            raise no_list(list_name, known, checked.path)
+        return of_list[-limit:]
+
+    rows = [{key: getattr(event, key) for key in HISTORY_KEYS} for event in with_store(checked, found, fresh=False)]
+    if not as_json:
+        rows = [{**row, "detail": row["detail"].partition("\n")[0]} for row in rows]
+    show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
+
+
+def rollback(
+    list_name: Annotated[str, typer.Argument(metavar="LIST")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be in force, change nothing.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Undo the last release of a list.
+
+    Of a list without releases, a local one, the last change is undone. A release that was undone is never accepted again.
+    """
+    checked = whereabouts(config)
+    local = not checked.lists or list_settings(checked, list_name).local  # a file that is not YAML gives no names
+    state = with_store(
+        checked, lambda store: roll_back(list_name, store, who=who(), now=datetime.now(UTC), dry_run=dry_run), fresh=False
+    )
+    if as_json:
+        print_json(_list_row(list_name, state.kind, state))
+    elif dry_run:
+        which = f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at}," if state.serial else "the list before the last change"
+        print(f"{list_name}: {which} would be in force with {state.entries:,} entries; nothing was changed")
+    elif local and not state.serial:
+        print(f"{list_name}: the last change is undone; {state.entries:,} entries are in force")
+    else:
+        print(f"{list_name}: serial {state.serial} is in force again with {state.entries:,} entries;")
+        print(f"the next release needs a serial above {state.highest_serial}")
+
+
+def add(
+    list_name: LocalList,
+    identifiers: Identifiers,
+    reason: Reason,
+    until: Annotated[str, typer.Option(metavar="TIME", help="When the entries end: 2026-12-31 (that day included), 2026-12-31T12:00:00Z, or 14d from now.")] = "",
+    imsi: Imsi = None,
+    tac: Tac = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there already the new reason and end.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Put entries into a local list.
+
+    Running nodes follow at once. Nothing is added if one of the entries is there already.
+    """
+    try:
+        from_now = duration(until)
+        end = until_seconds(until) if from_now is None else int((datetime.now(UTC) + from_now).timestamp())
+    except ValueError:
+        raise fail(f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE) from None
+    _edit(config, list_name, ADD, identifiers, imsi or [], tacs=tac, as_json=as_json, reason=reason, until=end, replace=replace)
+
+
+def remove(
+    list_name: LocalList,
+    identifiers: Identifiers,
+    reason: Reason,
+    imsi: Imsi = None,
+    tac: Tac = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Take entries out of a local list.
+
+    Running nodes follow at once. Nothing is removed if one of the entries is not there. When a TAC is removed, devices under it that
+    are listed on their own stay; a device that is listed only by its TAC cannot be removed alone.
+    """
+    _edit(config, list_name, REMOVE, identifiers, imsi or [], tacs=tac, as_json=as_json, reason=reason)
+
+
+def _edit(
+    config: Path, list_name: str, what: str, identifiers: list[str], imsis: list[str], *, tacs: bool, as_json: bool, **details: Any
+) -> None:
+    checked = load_config(config)
+    settings = list_settings(checked, list_name)
+    try:
+        entries = parse_entries(settings.kind, identifiers, imsis=imsis, tacs=tacs)
+    except IdentifierError as e:
+        raise fail(str(e), EXIT_USAGE) from None
+    edit = Edit(what=what, entries=entries, **details)
+    report = with_store(checked, lambda store: edit_list(edit, settings, store, who=who(), now=datetime.now(UTC)))
+    show_one(asdict(report), report.as_text(), as_json=as_json)

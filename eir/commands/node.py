@@ -1,0 +1,89 @@
+"""Commands for the operator of a node: run it, see how it is, steer it, check its configuration."""
+
+from typing import Annotated
+
+import typer
+
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, config_with_warnings, whereabouts
+from eir.commands.output import show, show_one
+from eir.config import load_config, render, render_json
+from eir.errors import ConfigError
+from eir.operate import control
+
+PeerName = Annotated[str, typer.Argument(metavar="NAME", help="The peer, as `eir peers` calls it.")]
+
+
+def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Run the node in the foreground until SIGTERM.
+
+    SIGHUP has it take over a changed configuration. Logs go to standard error; metrics and health are at the configured `http`
+    address: /metrics, /live, /ready.
+    """
+    from eir.daemon import supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
+
+    raise typer.Exit(supervisor.run(load_config(config)))  # the configuration's warnings go to the log
+
+
+def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Say in one line how the running node is.
+
+    The exit status is what Nagios expects: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+    """
+    try:
+        report = control.ask(whereabouts(config).state, "status")
+    except control.ControlDenied as e:
+        report = {"state": "UNKNOWN", "code": 3, "summary": str(e)}
+    except control.ControlError as e:
+        report = {"state": "CRITICAL", "code": 2, "summary": str(e)}
+    except ConfigError as e:
+        report = {"state": "UNKNOWN", "code": 3, "summary": f"cannot tell where to ask: {'; '.join(map(str, e.problems))}"}
+    show_one(report, f"EIR {report['state']} - {report['summary']}", as_json=as_json)
+    raise typer.Exit(report["code"])
+
+
+def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show which peers are connected, and which are awaited."""
+    found = control.ask(whereabouts(config).state, "peers")
+    columns = (
+        "label", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "requests", "answers", "last_error",
+    )  # fmt: skip
+    show(found, columns, as_json=as_json)
+
+
+def peer_disable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Take a peer out of service.
+
+    It is sent a DPR, and gets no new connection until `eir peer enable` or a restart of the node.
+    """
+    print(control.ask(whereabouts(config).state, "peer_disable", name=name))
+
+
+def peer_enable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Put a peer back in service."""
+    print(control.ask(whereabouts(config).state, "peer_enable", name=name))
+
+
+def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Have the running node take over the changed configuration.
+
+    SIGHUP does the same. A file with a fault in it changes nothing.
+    """
+    checked = config_with_warnings(config)  # says what is wrong before the node is asked
+    print(control.ask(checked.state, "reload"))
+
+
+def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Have the running node send its peers away and end.
+
+    It tells them to go elsewhere (DPR) and answers what is under way first.
+    """
+    print(control.ask(whereabouts(config).state, "drain"))
+
+
+def show_config(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Check the configuration and print what is in force.
+
+    Defaults are filled in, passwords are hidden.
+    """
+    checked = config_with_warnings(config)
+    show_one(render_json(checked), render(checked).rstrip(), as_json=as_json)

@@ -1,0 +1,50 @@
+"""What commands write: results to standard output, everything else to standard error. Knows no command."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+from eir.commands.forms import FORMS, printable
+
+EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def say(message: str) -> None:
+    """Print to standard error; names from the wire and from files cannot steer the terminal."""
+    print(printable(message, but="\n"), file=sys.stderr)
+
+
+def warn(event: str, *, reason: str | None = None, level: str = "warning", **fields: object) -> None:
+    """Print what a part reports (an eir.errors.Report)."""
+    say(f"{level}: {fields.get('detail') or reason or event}")
+
+
+def fail(message: str, code: int = EXIT_NO) -> typer.Exit:
+    """Say what is wrong; returns the exception that ends the command."""
+    say(f"eir: {message}")
+    return typer.Exit(code)
+
+
+def print_json(document: object) -> None:
+    """Print one document for scripts."""
+    print(json.dumps(document, indent=2))
+
+
+def show_one(document: object, text: str, *, as_json: bool) -> None:
+    """Print one result as a JSON document, or as text for people."""
+    print(json.dumps(document, indent=2) if as_json else text)
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+    """Print rows as a JSON document, or as a table for people."""
+    if as_json:
+        print_json(rows)
+    else:
+        from eir.commands.table import table  # noqa: PLC0415 - rich takes longer to import than many commands take to run
+
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(table(rows, columns, width=width, forms=FORMS), end="")

@@ -1,0 +1,50 @@
+"""The command of those who publish lists: make a signed release of data files."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eir.commands.access import Json
+from eir.commands.durations import duration
+from eir.commands.output import EXIT_USAGE, fail, say, show_one
+from eir.commands.progress import progress
+from eir.lists.layout import LAYOUTS
+
+
+def publish(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Data files: CSV, plain or .gz or .zst, or a DIRBS zip.")],
+    list_name: Annotated[str, typer.Option("--list", metavar="L", help="The list that the release is for.")],
+    serial: Annotated[int, typer.Option(metavar="N", help="Above the serial of every earlier release.", min=1)],
+    expires: Annotated[str, typer.Option(metavar="14d", help="How long it is meant to be in force: 14d, 36h.")],
+    key: Annotated[Path, typer.Option(metavar="KEY", help="The OpenSSH key that signs; a .pub for one held by ssh-agent.")],
+    base: Annotated[int | None, typer.Option(metavar="M", help="Of a delta: the serial that it builds on.", min=0)] = None,
+    layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}; guessed if not given.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
+    bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and an EIR leaves them out.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a signed release of data files.
+
+    Writes LIST-SERIAL.manifest.json and its .sig beside them. The rows are read as `eir load` reads them, so that a bad one is named
+    to you, and not to those who receive the release. OpenSSH signs; for a manifest that is there, this does the same:
+
+    \b
+    ssh-keygen -Y sign -n eir-release -f KEY MANIFEST
+    """  # noqa: D301 - for typer: the command is not to be wrapped
+    from eir.lists.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
+
+    lasts = duration(expires)
+    if not lasts:
+        raise fail(f"--expires {expires}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
+    now = datetime.now(UTC).replace(microsecond=0)
+    with progress() as advance:
+        manifest = publish_release(
+            files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=key,
+            layout=layout, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance,
+            warn=lambda text: say(f"warning: {text}"),
+        )  # fmt: skip
+    written = {"manifest": str(manifest), "signature": f"{manifest}.sig"}
+    show_one(written, f"{manifest} and its .sig are written; on the EIR: eir load {manifest}", as_json=as_json)

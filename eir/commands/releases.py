@@ -1,0 +1,137 @@
+"""Commands that put signed releases in force."""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, who, with_store
+from eir.commands.output import EXIT_NO, print_json, say
+from eir.commands.progress import progress
+from eir.config import Config, load_config
+from eir.errors import ReleaseRefused
+from eir.lists.load import load_release
+from eir.lists.store import ListStore
+from eir.operate import control
+from eir.stores.open import highest_serials
+
+INBOX_NICE = 10
+"""A node has this done beside it, and checks come first."""
+NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
+"""How the names of files end that lie beside manifests."""
+MANIFESTS_NAMED_MAX = 3
+TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
+"""How long a load waits for the node on its host to follow, and between two looks."""
+
+
+def load(
+    manifests: Annotated[
+        list[Path], typer.Argument(metavar="MANIFEST", help="LIST-SERIAL.manifest.json; its .sig and data lie beside it.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and count, change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Lift the limits on growth, shrinkage and ranges, nothing else.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Verify signed releases and put them in force.
+
+    Running nodes follow within a second. A release that is refused changes nothing: the list in force stays, and the reason is
+    given here and in `eir history`.
+    """
+    checked = load_config(config)
+    loaded: dict[str, int] = {}
+    try:
+        reports = with_store(
+            checked, lambda store: _load_all(store, checked, manifests, dry_run=dry_run, force=force, loaded=loaded)
+        )
+    except KeyboardInterrupt:
+        said = "what is reported above stays in force" if loaded else "no release was reported as loaded"
+        say(f"interrupted; {said}; eir lists shows what is in force")
+        raise
+    if as_json:
+        print_json(reports)
+    if loaded:
+        say(_taken_over(checked.state, loaded))
+    if any(report["outcome"] == "refused" for report in reports):
+        raise typer.Exit(EXIT_NO)
+
+
+async def _load_all(
+    store: ListStore, config: Config, manifests: list[Path], *, dry_run: bool, force: bool, loaded: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Load one after the other; a refused one does not keep the next from being tried.
+
+    `loaded` takes the generation of each list that was loaded.
+    """
+    reports: list[dict[str, Any]] = []
+    marks = await highest_serials(config.store, config.state)
+    for manifest in manifests:
+        try:
+            _must_be_manifest(manifest)
+            with progress() as advance:
+                report = await load_release(
+                    manifest, config.lists, store, who=who(), now=datetime.now(UTC), force=force, dry_run=dry_run,
+                    marks=marks, progress=advance,
+                )  # fmt: skip
+        except ReleaseRefused as e:
+            say(f"{manifest}: refused ({e.reason}): {e.detail}")
+            reports.append({"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail})
+        else:
+            outcome = "would load" if dry_run else "loaded"
+            if report.state is not None:
+                loaded[report.list] = report.state.generation
+            say(f"{manifest}: {outcome}: {report.as_text()}")
+            reports.append({"manifest": str(manifest), "outcome": outcome, **report.as_json()})
+    return reports
+
+
+def _taken_over(state: Path, loaded: Mapping[str, int]) -> str:
+    """Whether the node on this state folder answers by what was loaded (list → generation); waits a little for it."""
+    end = time.monotonic() + TAKEN_OVER_S
+    try:
+        while True:
+            report = control.ask(state, "status")
+            behind = [name for name, of in loaded.items() if report["lists"].get(name, {"generation": 0})["generation"] < of]
+            node = f"the node on this host (process {report['pid']})"
+            if not behind:
+                return f"{node} has taken over {', '.join(loaded)}"
+            if time.monotonic() > end:
+                return f"{node} has not taken over {', '.join(behind)} yet; see eir status"
+            time.sleep(TAKEN_OVER_EACH_S)
+    except control.ControlDenied as e:
+        return f"cannot tell whether a node has taken it over: {e}"
+    except control.ControlError as e:
+        return f"{e}; a node that starts later, or follows the same store elsewhere, takes it over by itself"
+
+
+def _must_be_manifest(path: Path) -> None:
+    """Raise ReleaseRefused for what was given by mistake; since it is not a release, it does not go into the history."""
+    if not path.is_dir() and not path.name.lower().endswith(NO_MANIFEST):
+        return
+    folder = path if path.is_dir() else path.parent
+    near = sorted(folder.glob("*.manifest.json"))[:MANIFESTS_NAMED_MAX]
+    advice = f"did you mean {' or '.join(map(str, near))}?" if near else "a release has a LIST-SERIAL.manifest.json (eir publish makes it)"
+    raise ReleaseRefused("no_manifest", f"this is not a manifest; {advice}")
+
+
+def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Load what has arrived in the drop folder, once.
+
+    A running node does so by itself. Each release goes to `accepted/`, or to `refused/` with a text that gives the reason; one that
+    is not complete yet stays.
+    """
+    from eir.daemon.drop_folder import make_pass  # noqa: PLC0415 - for this command alone
+
+    os.nice(INBOX_NICE)
+    made = asyncio.run(make_pass(load_config(config), f"inbox of {who()}"))
+    if as_json:
+        print_json(made.as_json())
+    for taken in made.taken:
+        say(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
+    if any(taken.outcome == "refused" or not taken.manifest for taken in made.taken):
+        raise typer.Exit(EXIT_NO)

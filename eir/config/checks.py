@@ -1,0 +1,209 @@
+"""What no single value can tell: functions that look at a whole configuration and name what is wrong, or probably not meant.
+
+Each is given what was built of the document (a value with a fault stands there as its default, or None) and the document,
+which knows lines. They read the files that the configuration names, and change nothing.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from eir.checks.conditions import CONDITIONS
+from eir.config.kinds import did_you_mean
+from eir.config.reader import Document, Spot
+from eir.config.settings import Config
+from eir.diameter.capabilities import holds
+from eir.diameter.settings import PeerSettings
+from eir.diameter.transport.tls import TlsError, load_tls
+from eir.lists.layout import PAIRS
+from eir.lists.release import is_list_name
+
+CERTIFICATE_SOON = timedelta(days=14)
+"""How long before its end a certificate is warned about."""
+LIST_CONDITIONS = [name for name, condition in CONDITIONS.items() if condition.names_list]
+"""Keys of a rule that name a list."""
+
+FILES = {"signers": "signers file", "revoked": "file of revoked keys"}
+ADVICE = {
+    "signers": "put the publishers' public keys there, one a line: "
+    'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)',
+    "revoked": "put the revoked public keys there, or leave 'revoked' out if there are none",
+}
+"""Of the files of a list: what each is called, and what to do about one that cannot be used."""
+
+Findings = Iterator[tuple[str, Spot]]
+"""What to say, and at which value of the file."""
+Check = Callable[[Config, Document], Findings]
+
+
+def _check_peers(config: Config, document: Document) -> Findings:
+    ours = {name.lower() for name in (config.identity.host, *config.identity.aliases) if name}
+    lines: dict[str, int] = {}
+    for at, peer in enumerate(config.peers):
+        spot = ("peers", at)
+        if not document.faulty(*spot) and not (peer.host or peer.realm or peer.sources):
+            yield "a peer that anyone could be; expected at least one of host, realm and from", spot
+        if peer.host and peer.host.lower() in ours:
+            yield f"the peer's host {peer.host} is the node's own name; expected another's", (*spot, "host")
+        if peer.label in lines:
+            same = f"metrics and commands would call this peer '{peer.label}', like the entry in line {lines[peer.label]}"
+            yield f"{same}; expected a 'name' of its own", (*spot, "name")
+        elif peer.label:
+            lines[peer.label] = document.line(*spot)
+
+
+def _check_listen(config: Config, _: Document) -> Findings:
+    for at, url in enumerate(config.listen):
+        if url in config.listen[:at] and not url.endswith(":0"):
+            yield f"{url} stands twice in 'listen'", ("listen", at)
+
+
+def _check_tls(config: Config, document: Document) -> Findings:
+    """What TLS needs; its files are read as a start or a reload would read them."""
+    if document.faulty("tls"):
+        return
+    if config.tls is not None:
+        try:
+            load_tls(config.tls)
+        except TlsError as e:
+            yield str(e), ("tls", e.key)
+        return
+    spots: dict[Spot, str] = {("listen", at): url for at, url in enumerate(config.listen)}
+    spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
+    for spot, url in spots.items():
+        if url.startswith("tls:"):
+            yield f"{url} needs the section 'tls' with certificate, key and ca", spot
+
+
+def _warn_tls(config: Config, _: Document) -> Findings:
+    if config.tls is None:
+        return
+    certificate = load_tls(config.tls).certificate
+    now, file, spot = datetime.now(UTC), config.tls.certificate, ("tls", "certificate")
+    if now < certificate.not_before:
+        yield f"the certificate {file} is not valid before {certificate.not_before:%Y-%m-%d %H:%M} UTC", spot
+    if certificate.not_after - now < CERTIFICATE_SOON:
+        verb = "has ended" if certificate.not_after <= now else "ends"
+        yield f"the certificate {file} {verb} on {certificate.not_after:%Y-%m-%d %H:%M} UTC", spot
+    shown = [config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host)]
+    names = ", ".join(certificate.names) or "no name"
+    for host in dict.fromkeys(shown):
+        if not holds(certificate.names, host):
+            yield f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us", spot
+
+
+def _check_lists(config: Config, document: Document) -> Findings:
+    for name, settings in config.lists.items():
+        spot = ("lists", name)
+        files = {key: file for key, file in (("signers", settings.signers), ("revoked", settings.revoked)) if file is not None}
+        if not is_list_name(name):
+            yield f"'{name}' cannot be the name of a list; expected 1 to 64 letters, digits, '.', '_' and '-'", spot
+        if not (settings.local or settings.signers or document.faulty(*spot)):
+            yield f"nothing may change the list {name}; expected signers (an allowed_signers file), or local: true", spot
+        for key, file in files.items():
+            if settings.local:
+                yield f"{name} is local, so no release changes it; leave '{key}' out, or 'local'", (*spot, key)
+            elif wrong := _unusable(file):
+                yield f"the {FILES[key]} of {name} {wrong}: {file}; {ADVICE[key]}", (*spot, key)
+
+
+def _unusable(path: Path) -> str | None:
+    """What is wrong with a file that must hold something (OpenSSH passes everything if the revocation list is empty); None: nothing."""
+    try:
+        if not path.is_file():
+            return "does not exist" if not path.exists() else "is not a file"
+        with path.open("rb") as stream:
+            return None if stream.read(4096).strip() else "is empty"
+    except OSError as e:
+        return f"cannot be read ({e.strerror})"
+
+
+def _warn_signers(config: Config, _: Document) -> Findings:
+    for name, settings in config.lists.items():
+        if settings.signers is None:
+            continue
+        written = (line.strip() for line in settings.signers.read_bytes().splitlines())
+        lines = [line for line in written if line and not line.startswith(b"#")]
+        many_each = any(b"cert-authority" in line for line in lines)
+        if len(lines) < settings.threshold and not many_each:
+            has = f"{settings.signers} holds {len(lines)} keys, and a release of {name} needs {settings.threshold}"
+            yield f"{has}: none will load", ("lists", name, "signers")
+
+
+def _check_rules(config: Config, document: Document) -> Findings:
+    names = Counter(rule.name for rule in config.policy.rules)
+    for at, rule in enumerate(config.policy.rules):
+        spot = ("policy", "rules", at)
+        if not document.faulty(*spot) and not any(getattr(rule, condition) for condition in CONDITIONS):
+            yield f"a rule without a condition answers every device; expected one of {', '.join(CONDITIONS)}, or policy.default", spot
+        if rule.name and names[rule.name] > 1:
+            yield f"two rules have the name '{rule.name}'", (*spot, "name")
+        for condition in LIST_CONDITIONS:
+            name = getattr(rule, condition)
+            if name is not None and name not in config.lists:
+                advice = did_you_mean(name, list(config.lists)) or f"; lists are: {', '.join(config.lists) or 'none'}"
+                yield f"the rule's list '{name}' is not under 'lists'{advice}", (*spot, condition)
+            elif name is not None and CONDITIONS[condition].pairs_only and (kind := config.lists[name].kind) != PAIRS:
+                only = "only a list of pairs says which device and which SIM are bound to each other"
+                yield f"'{name}' is a list of {kind}; {only}", (*spot, condition)
+
+
+def _warn_unused_lists(config: Config, _: Document) -> Findings:
+    used = {name for rule in config.policy.rules for name in rule.lists}
+    for name in config.lists:
+        if name not in used:
+            yield f"no rule uses the list '{name}': it is loaded and answers nothing", ("lists", name)
+
+
+def _warn_peers(config: Config, document: Document) -> Findings:
+    if not config.peers:
+        yield "no peer is configured under 'peers': every connection will be refused", ("peers",)
+    for at, peer in enumerate(config.peers):
+        first = next((before for before, other in enumerate(config.peers[:at]) if _covers(other, peer)), None)
+        if first is not None:
+            line = document.line("peers", first)
+            yield f"this peer is never reached: the entry in line {line} fits whatever it fits", ("peers", at)
+
+
+def _covers(first: PeerSettings, second: PeerSettings) -> bool:
+    """Whether every connection that fits the second entry fits the first."""
+    names = ((first.host, second.host), (first.realm, second.realm))
+    if not all(wanted is None or (shown or "").lower() == wanted.lower() for wanted, shown in names):
+        return False
+    inside = all(any(_inside(net, around) for around in first.sources) for net in second.sources)
+    return not first.sources or (bool(second.sources) and inside)
+
+
+def _inside(network: IPv4Network | IPv6Network, around: IPv4Network | IPv6Network) -> bool:
+    if isinstance(network, IPv4Network):
+        return isinstance(around, IPv4Network) and network.subnet_of(around)
+    return isinstance(around, IPv6Network) and network.subnet_of(around)
+
+
+def _warn_open_doors(config: Config, _: Document) -> Findings:
+    """Names in a CER are claims: without TLS only the address tells who is there."""
+    if all(re.match(r"tls:|tcp://(127\.|\[::1\]|localhost:)", url) for url in config.listen):
+        return
+    for at, peer in enumerate(config.peers):
+        if not peer.sources:
+            claim = f"anyone who reaches the listener can claim to be peer '{peer.label}'"
+            yield f"{claim}; 'from' would say where it connects from", ("peers", at)
+
+
+def _warn_override(config: Config, _: Document) -> Findings:
+    override, spot = config.policy.override, ("policy", "override")
+    if override is None:
+        return
+    if override.until is None:
+        yield f"the override answers {override.answer} to everything, and has no 'until'", spot
+    elif override.until <= datetime.now(UTC):
+        yield "the override is over and does nothing", (*spot, "until")
+
+
+CHECKS: tuple[Check, ...] = (_check_peers, _check_listen, _check_tls, _check_lists, _check_rules)
+"""What makes a configuration unusable."""
+WARNINGS: tuple[Check, ...] = (_warn_peers, _warn_open_doors, _warn_tls, _warn_unused_lists, _warn_signers, _warn_override)
+"""What is probably not meant."""

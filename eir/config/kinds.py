@@ -1,0 +1,278 @@
+"""Kinds of values: how each is written in the file, what it is read as, and how it is shown again. Knows no key and no file.
+
+A value is read from the text that stands in the file, never from YAML's own idea of it, so that `tac: 00101001` keeps its
+zeros and a peer may be called `no`.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from eir.checks.policy import Status
+from eir.device import TAC_DIGITS
+from eir.errors import StoreError
+from eir.stores.open import SQLITE
+
+DIAMETER_PORTS = {"tcp": 3868, "tls": 5868}
+"""RFC 6733 2.1, 13.1."""
+LABEL_MAX, NAME_MAX = 63, 255
+"""Octets in a label and in a whole domain name (RFC 1035 2.3.4)."""
+WORKERS_MAX = 64
+ERROR = "error"
+"""Instead of a status: the protocol error that the standard gives."""
+TOO_BUSY = "3004"
+"""Instead of a status: DIAMETER_TOO_BUSY (RFC 6733 7.1.3)."""
+
+SECONDS: dict[str, Decimal | int] = {"": 1, "ms": Decimal("0.001"), "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """How one kind of value is written, read and shown."""
+
+    expected: str
+    """Completes "expected …", and is what the reference says of the key."""
+    read: Callable[[str], Any]
+    """The value that a text stands for. Raises ValueError, or Unexpected to say more than `expected` does."""
+    show: Callable[[Any], Any] = str
+    """The inverse: what to print, as JSON knows it."""
+    place: Callable[[Any, Path], Any] = lambda value, _: value
+    """The value with the files that it names found from a folder."""
+    bare: bool = False
+    """Must not stand in quotes: a number or a switch, where quotes say that someone meant a text."""
+    many: bool = False
+    """One value, or a list of them; read as a tuple."""
+    may_be_empty: bool = False
+    """Of `many`: `[]` has a meaning. Of others: a key without a value has one, and is read as None."""
+
+
+class Unexpected(ValueError):
+    """A wrong value of which more can be said than what its kind expects; the message completes "found …; "."""
+
+
+# Kinds that any file may need
+
+
+def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.Match.group, **more: Any) -> Kind:
+    """A text that matches the whole pattern; `read` makes the value of the match."""
+
+    def matched(written: str) -> Any:
+        match = re.fullmatch(pattern, written, re.ASCII | re.DOTALL)
+        if match is None:
+            raise ValueError
+        return read(match)
+
+    return Kind(expected=expected, read=matched, **more)
+
+
+def one_of(words: Mapping[str, Any]) -> Kind:
+    """One of some words, each of which stands for a value."""
+    *most, last = words
+    listed = f"{', '.join(most)} or {last}" if most else last
+
+    def read(written: str) -> Any:
+        if written in words:
+            return words[written]
+        raise Unexpected(f"expected {listed}{did_you_mean(written, list(words))}")
+
+    back = {value: word for word, value in words.items()}
+    return Kind(expected=listed, read=read, show=back.__getitem__)
+
+
+def word(*words: str) -> Kind:
+    """One of some words, which is the value."""
+    return one_of({each: each for each in words})
+
+
+def quantity(
+    expected: str, low: float, high: float, units: Mapping[str, Decimal | int], *, of: type = float, bare: bool = False
+) -> Kind:
+    """A number with one of the units behind it, within limits that are given in the unit that is 1."""
+
+    def read(match: re.Match[str]) -> Any:
+        value = Decimal(match[1]) * units[match[2]]
+        if not Decimal(str(low)) <= value <= Decimal(str(high)) or of(value) != float(value):
+            raise ValueError
+        return of(value)
+
+    pattern = rf"(-?[0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})"
+    return text(expected, pattern, read, show=lambda value: int(value) if value == int(value) else value, bare=bare)
+
+
+def whole(low: int, high: int) -> Kind:
+    """A whole number within limits."""
+    expected = f"a whole number from {low} to {high}"
+    kind = quantity(expected, low, high, {"": 1}, of=int, bare=True)
+
+    def read(written: str) -> Any:
+        if re.fullmatch(r"0[0-9_]+", written):
+            raise Unexpected(f"expected {expected}; a leading zero makes it octal for some readers, leave it out")
+        return kind.read(written)
+
+    return replace(kind, read=read)
+
+
+def number(low: float, high: float, what: str) -> Kind:
+    """A number within limits, with or without a decimal point."""
+    return quantity(f"{what} from {low:.10g} to {high:.10g}", low, high, {"": 1}, bare=True)
+
+
+def seconds(low: float, high: float) -> Kind:
+    """A time, read as seconds: a plain number, or one with a unit."""
+    return quantity(f"seconds from {low:.10g} to {high:.10g}, or a time such as 500ms, 30s, 2m", low, high, SECONDS)
+
+
+def byte_size(low: int, high: int) -> Kind:
+    """A size, read as bytes: a plain number, or one with a unit."""
+    return quantity(f"bytes from {low} to {high}, or a size such as 64KiB", low, high, BYTES, of=int)
+
+
+def percentage(high: int) -> Kind:
+    """A percentage, read as a fraction; the sign has to be there, since 0.2 might be meant either way."""
+    kind = quantity(f"a percentage from 0% to {high}%, such as 20%", 0, high / 100, {"%": Decimal("0.01")})
+    return replace(kind, show=lambda value: f"{value * 100:.10g}%")
+
+
+def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
+    """One value of a kind, or a list of them."""
+    return replace(kind, expected=f"{kind.expected}, or a list of such", many=True, may_be_empty=may_be_empty)
+
+
+def did_you_mean(written: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?`, or nothing if no known word is near."""
+    near = difflib.get_close_matches(written.lower().replace("-", "_"), known, n=1)
+    near = near or difflib.get_close_matches(written, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def mask_password(url: str) -> str:
+    """A URL with its password hidden; anything else as it is."""
+    return re.sub(r"(?<=://)([^/@\s:]*):\S*@", r"\1:***@", url)
+
+
+# Kinds that only this file has
+
+
+def _diameter_identity(written: str) -> str:
+    """A DiameterIdentity: a fully qualified domain name (RFC 6733 4.3.1)."""
+    if "://" in written or ":" in written:
+        raise Unexpected("expected a name alone, without aaa:// and without a port")
+    if not written.isascii():
+        raise Unexpected("expected ASCII; write an internationalised name in its xn-- form")
+    label = rf"[A-Za-z0-9_](?:[A-Za-z0-9_-]{{0,{LABEL_MAX - 2}}}[A-Za-z0-9_])?"
+    if len(written) > NAME_MAX or not re.fullmatch(rf"{label}(?:\.{label})*", written):
+        raise ValueError
+    return written
+
+
+def _address(written: str, default_port: int | None) -> str:
+    """host:port of an address or a name; IPv6 in brackets."""
+    parts = urlsplit(f"//{written}")
+    host, port = parts.hostname, parts.port if parts.port is not None else default_port
+    if not host or port is None or parts.netloc != written or "@" in written:
+        raise ValueError
+    if "[" in written:
+        return f"[{ip_address(host)}]:{port}"
+    if re.fullmatch(r"[0-9.]+", host):
+        return f"{ip_address(host)}:{port}"
+    return f"{_diameter_identity(host)}:{port}"
+
+
+def _url(match: re.Match[str]) -> str:
+    return f"{match[1]}://{_address(match[2], DIAMETER_PORTS[match[1]])}"
+
+
+def _moment(written: str) -> datetime:
+    moment = datetime.fromisoformat(written)
+    if moment.tzinfo is None:
+        raise Unexpected("expected one with a time zone such as 2026-11-25T06:00:00Z")
+    return moment.astimezone(UTC)
+
+
+def _network(written: str) -> IPv4Network | IPv6Network:
+    around, address = ip_network(written, strict=False), written.partition("/")[0]
+    if ip_address(address) != around.network_address:
+        raise Unexpected(
+            f"it has bits set that its mask leaves out, expected the network {around} or the one address {address}"
+        )
+    return around
+
+
+def _store_url(written: str) -> str:
+    if written == SQLITE:
+        return written
+    if "://" not in written:
+        raise ValueError
+    from eir.stores.redis_url import parse_url  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
+
+    try:
+        parse_url(written, check=False)
+    except StoreError as error:
+        raise Unexpected(str(error)) from None
+    return written
+
+
+def _with_files(store: str, folder: Path) -> str:
+    if store == SQLITE:
+        return store
+    from eir.stores.redis_url import with_files_in  # noqa: PLC0415  # as above
+
+    return with_files_in(store, folder)
+
+
+def _workers(written: str) -> int:
+    if written == "auto":
+        return min(len(os.sched_getaffinity(0)), WORKERS_MAX)
+    return int(whole(1, WORKERS_MAX).read(written))
+
+
+_STATUSES = {status.value: status for status in Status}
+
+IDENTITY = Kind(expected="a domain name such as mme1.example.org", read=_diameter_identity)
+CERTIFICATE_NAME = text("a domain name such as dra.example.org, or *.example.org", r"(\*\.)?(.*)", lambda match: f"{match[1] or ''}{_diameter_identity(match[2])}")
+LISTEN = text("tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://0.0.0.0:3868 or tls://[::]:5868", r"(tcp|tls)://(.+)", _url)
+CONNECT = text(
+    "tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://10.20.0.1:3868 or tls://dra1.example.org:5868",
+    r"(tcp|tls)://(?!.*:0+$)(.+)", _url,
+)  # fmt: skip
+HTTP = text(
+    "ADDRESS:PORT such as 127.0.0.1:9868, or off", r"(?i:off|no|false)|(.+)", lambda match: match[1] and _address(match[1], None),
+    show=lambda address: address, may_be_empty=True,
+)  # fmt: skip
+NETWORK = Kind(expected="a network such as 10.1.0.0/16, or an address", read=_network)
+MOMENT = Kind(
+    expected="a time with its zone such as 2026-11-25T06:00:00Z", read=_moment,
+    show=lambda moment: moment.isoformat().replace("+00:00", "Z"),
+)  # fmt: skip
+TAC = text(
+    "8 digits (a TAC), or fewer and a star (all TACs that begin with them)",
+    rf"([0-9]{{{TAC_DIGITS}}})|([0-9]{{1,{TAC_DIGITS - 1}}})\*", lambda match: match[1] or match[2],
+    show=lambda tac: tac if len(tac) == TAC_DIGITS else f"{tac}*",
+)  # fmt: skip
+SOFTWARE_VERSION = text("two digits", r"[0-9]{2}")
+IMSI_PREFIX = text("the first 1 to 15 digits of IMSIs", r"[0-9]{1,15}")
+FLAG = text("true or false", "(?i:(true|yes|on)|false|no|off)", lambda match: match[1] is not None, show=bool, bare=True)
+FILE, FOLDER = (
+    text(f"the path of a {what}", r"(?!\s*$)[^\0]+", lambda match: Path(match[0]), place=lambda path, folder: folder / path)
+    for what in ("file", "folder")
+)
+STORE = Kind(
+    expected="sqlite, redis://HOST[:PORT][/DB] or rediss:// (TLS), redis+sentinel://HOST,…/SERVICE, or redis+cluster://HOST,…",
+    read=_store_url, show=mask_password, place=_with_files,
+)  # fmt: skip
+RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z][A-Za-z0-9._:-]{0,63}")
+PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
+LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
+STATUS = one_of(_STATUSES)
+STATUS_OR_TOO_BUSY = one_of({TOO_BUSY: TOO_BUSY, **_STATUSES})
+STATUS_OR_ERROR = one_of({**_STATUSES, ERROR: None})
+WORKERS = Kind(expected=f"a whole number from 1 to {WORKERS_MAX}, or auto", read=_workers, show=int, bare=True)

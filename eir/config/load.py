@@ -1,0 +1,97 @@
+"""From a file to what is in force and back: reading, checking, showing, and what of a changed file waits for a restart."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eir.config.checks import CHECKS, WARNINGS, Check
+from eir.config.keys import ROOT, TABLE
+from eir.config.kinds import TOO_BUSY
+from eir.config.reader import Document, Key, read_document, read_file
+from eir.config.settings import Config, Whereabouts
+from eir.errors import ConfigError, Problem
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration. Raises ConfigError with all that is wrong in it, in file order."""
+    document = read_document(path, read_file(path), ROOT)
+    config, problems = _checked(path, document)
+    if problems:
+        raise ConfigError(problems)
+    return replace(config, warnings=_found(WARNINGS, config, document))
+
+
+def load_whereabouts(path: Path) -> Whereabouts:
+    """Where node and lists are, also by a file that is wrong elsewhere: the node that runs has long taken over a good one.
+
+    Of a file that is not YAML as a whole, the lines that begin with `state:` and `store:` still say it. Raises ConfigError where
+    the file cannot be read, or where `state` or `store` are what is wrong.
+    """
+    octets = read_file(path)
+    not_yaml: tuple[Problem, ...] = ()
+    try:
+        document = read_document(path, octets, ROOT)
+    except ConfigError as e:
+        not_yaml = e.problems
+        lines = [line for line in octets.splitlines() if line.startswith((b"state:", b"store:"))]
+        try:
+            document = read_document(path, b"\n".join(lines), ROOT)
+        except ConfigError:
+            raise e from None
+    config, problems = _checked(path, document)
+    if document.faulty("state") or document.faulty("store"):
+        raise ConfigError(not_yaml or problems)
+    return Whereabouts(path=path, state=config.state, store=config.store, lists=config.lists, problems=not_yaml or problems)
+
+
+def render_json(config: Config) -> dict[str, Any]:
+    """What is in force as JSON knows it, by the file's own keys, defaults filled in and passwords hidden."""
+    return dict(config.shown)
+
+
+def render(config: Config) -> str:
+    """What is in force as YAML; read again, it gives the same configuration."""
+    return str(yaml.safe_dump(render_json(config), sort_keys=False, allow_unicode=True, width=120))
+
+
+def needs_restart(old: Config, new: Config) -> list[str]:
+    """Keys, as the file writes them, that differ and that a reload does not take over."""
+    return [key.path for key in TABLE if not key.live and _value(old, key) != _value(new, key)]
+
+
+def take_over(old: Config, new: Config) -> Config:
+    """What a node that runs by `old` goes by after a reload: `new`, but for what takes a restart."""
+    for key in TABLE:
+        if not key.live:
+            new = _kept(old, new, key.path.split("."))
+    return new
+
+
+def _value(settings: Any, key: Key) -> Any:
+    for name in key.path.split("."):
+        settings = None if settings is None else getattr(settings, name)
+    return settings
+
+
+def _kept(old: Any, new: Any, names: Sequence[str]) -> Any:
+    """`new`, but with the value that the names lead to as it is in `old`; a section that one of them lacks, as a whole."""
+    if old is None or new is None or not names:
+        return old
+    return replace(new, **{names[0]: _kept(getattr(old, names[0]), getattr(new, names[0]), names[1:])})
+
+
+def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...]]:
+    """What a document says, and all that is wrong in it, in file order."""
+    answer = document.values["overload_answer"]
+    values = document.values | {"overload_answer": None if answer == TOO_BUSY else answer}
+    config = Config(path=path, shown=document.shown, **values)
+    return config, _found(CHECKS, config, document, *document.problems)
+
+
+def _found(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
+    """What the checks find, and more problems, in file order."""
+    found = [document.problem(text, *spot) for check in checks for text, spot in check(config, document)]
+    return tuple(sorted([*more, *found], key=lambda problem: problem.line))

@@ -1,0 +1,390 @@
+"""A YAML file read against a table of keys: every fault in one run, each with its line and what was expected.
+
+The table is data: a `Key` names a dotted path, a kind of value, a default, and what the key is for; a `Section` what is built
+of its keys. Imports kinds and errors only; knows no key of ours.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from yaml.composer import ComposerError
+
+from eir.config.kinds import Kind, Unexpected, did_you_mean, mask_password
+from eir.errors import ConfigError, Problem
+
+FILE_BYTES_MAX = 1 << 18
+DEPTH_MAX = 20
+"""Levels of a file; no table of keys is that deep."""
+NODES_MAX = 100_000
+"""Values that are read from one file. An alias counts each time it is used, so that a few lines cannot stand for a billion."""
+SHOWN_MAX = 60
+"""How many characters of a wrong value a message repeats."""
+
+YAML_TAG = "tag:yaml.org,2002:"
+NULL_TAG, MERGE_TAG = f"{YAML_TAG}null", f"{YAML_TAG}merge"
+PLAIN_TAGS = frozenset(
+    YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")
+)
+"""What YAML gives by itself; anything else was asked for (`!!python/…`) and is refused."""
+
+REQUIRED: Final = object()
+"""The default of a key that has to be there."""
+HIDDEN: Final = object()
+"""Instead of how a value is shown, where there is no value: the file has no way to write that."""
+
+Spot = tuple[Hashable, ...]
+"""Where a value stands: keys by name, entries of a list by their number from 0."""
+Read = tuple[Any, Any]
+"""A value, and how it is shown as JSON knows it, or HIDDEN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One row of the table."""
+
+    path: str
+    """Dotted; `name[]` is a list of sections, `name.*` a section whose keys are free names."""
+    kind: Kind
+    default: Any
+    """None: no value; REQUIRED: the key has to be there."""
+    says: str
+    field: str = ""
+    """What the value is called in what is built, if not as in the file."""
+    live: bool = True
+    """A reload takes it over; otherwise it needs a restart, and stands under the same names in what is built."""
+
+    @property
+    def required(self) -> bool:
+        """Whether the key has to be there."""
+        return self.default is REQUIRED
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A mapping of the file: its keys and sections, or, if its path says so, many of one form."""
+
+    path: str
+    """As of a Key: `name[]` is a list of such mappings, `name.*` a mapping from free names to them."""
+    build: Callable[..., Any] | None = None
+    """Called with the values by name; None: they belong to what is around the section, as `section_key`."""
+    optional: bool = False
+    """None if it is not there, although something in it is required."""
+    entries: "dict[str, Key | Section]" = field(default_factory=dict)
+
+    @property
+    def shape(self) -> str:
+        """`[]`, `.*`, or nothing."""
+        return self.path[-2:] if self.path.endswith(("[]", ".*")) else ""
+
+    @property
+    def required(self) -> bool:
+        """Whether the section has to be there, because something in it does."""
+        return not (self.optional or self.shape) and any(entry.required for entry in self.entries.values())
+
+
+@dataclass(slots=True)
+class Document:
+    """A file as it was read, and where what stands; a value with a fault reads as its default, and as None if it has none."""
+
+    file: str
+    values: dict[str, Any] = field(default_factory=dict)
+    """All that was built, defaults included."""
+    shown: dict[str, Any] = field(default_factory=dict)
+    """The same by the file's own keys, as JSON knows it."""
+    lines: dict[Spot, int] = field(default_factory=dict)
+    """Lines (from 1) of keys and entries that are in the file."""
+    problems: dict[Problem, None] = field(default_factory=dict)
+    """In the order found; a node that is read twice through an alias has one fault."""
+    faults: set[Spot] = field(default_factory=set)
+    """Where the problems are."""
+
+    def faulty(self, *spot: Hashable) -> bool:
+        """Whether there is a fault in the value or section, or in anything inside it."""
+        return any(fault[: len(spot)] == spot for fault in self.faults)
+
+    def line(self, *spot: Hashable) -> int:
+        """The line of a value, else that of the nearest section around it."""
+        while spot and spot not in self.lines:
+            spot = spot[:-1]
+        return self.lines.get(spot, 1)
+
+    def problem(self, text: str, *spot: Hashable) -> Problem:
+        """A fault, or a warning, at a value."""
+        return Problem(self.file, self.line(*spot), text)
+
+
+def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
+    """The table as one section with all others in it; `sections` are those of which more is to be said than their keys."""
+    root, named = Section("", dict), {section.path: section for section in sections}
+    for key in table:
+        here, path = root, ""
+        *around, last = key.path.replace(".*", "*").split(".")
+        for part in around:
+            path = f"{path}.{part}".strip(".").replace("*", ".*")
+            inner = here.entries.setdefault(part.rstrip("[]*"), replace(named.get(path, Section(path)), entries={}))
+            if not isinstance(inner, Section):
+                raise TypeError(f"{key.path}: {path} is a value elsewhere in the table")
+            here = inner
+        here.entries[last] = key
+    return root
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a configuration file. Raises ConfigError."""
+    try:
+        with path.open("rb") as stream:
+            octets = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as e:
+        raise _unreadable(path, 1, f"cannot be read: {e.strerror}; expected the configuration, a YAML file") from None
+    if len(octets) > FILE_BYTES_MAX:
+        raise _unreadable(path, 1, f"larger than {FILE_BYTES_MAX} bytes; expected the configuration, a YAML file")
+    return octets
+
+
+def read_document(path: Path, octets: bytes, root: Section) -> Document:
+    """Read a file's content against the table; `path` is what the file is called, and where files that it names are found from.
+
+    Faults in values are gathered in `problems`. Raises ConfigError if it cannot be read as YAML at all.
+    """
+    document = Document(str(path))
+    node = _compose(path, octets)
+    try:
+        document.values, document.shown = _Reader(document, path.absolute().parent).mapping(node, root, ())
+    except _TooMuch as e:
+        raise _unreadable(path, e.line, f"more than {NODES_MAX} values, aliases counted") from None
+    return document
+
+
+# The file as YAML nodes
+
+
+class _Bounded(yaml.SafeLoader):
+    """A safe loader that gives nodes, and stops at a depth that no table of keys has."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEPTH_MAX and parent is not None:
+            raise ComposerError(None, None, f"nested more than {DEPTH_MAX} deep", parent.start_mark)
+        node = super().compose_node(parent, index)
+        if node is not None and node.tag not in PLAIN_TAGS:
+            raise ComposerError(None, None, f"found the tag {node.tag.replace(YAML_TAG, '!!')}; expected none", node.start_mark)
+        self.depth -= 1
+        return node
+
+
+def _compose(path: Path, octets: bytes) -> yaml.Node:
+    """The one document. Raises ConfigError."""
+    try:
+        return _Bounded(octets).get_single_node() or yaml.ScalarNode(NULL_TAG, "", yaml.Mark("", 0, 0, 0, None, 0))
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        about = " ".join(part for part in (e.context, e.problem) if part)
+        raise _unreadable(path, mark.line + 1 if mark else 1, f"not valid YAML: {about}") from None
+    except yaml.reader.ReaderError as e:
+        line = octets[: e.position].count(b"\n") + 1
+        raise _unreadable(path, line, f"not valid YAML: {e.reason} (position {e.position})") from None
+
+
+def _unreadable(path: Path, line: int, about: str) -> ConfigError:
+    return ConfigError((Problem(str(path), line, about),))
+
+
+# The walk over the nodes
+
+
+class _TooMuch(Exception):
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One walk: notes lines and problems in the document as it goes."""
+
+    document: Document
+    folder: Path
+    visited: int = 0
+
+    def visit(self, node: yaml.Node) -> int:
+        """Count the node against the limit; its line."""
+        self.visited += 1
+        if self.visited > NODES_MAX:
+            raise _TooMuch(_line(node))
+        return _line(node)
+
+    def wrong(self, spot: Spot, line: int, text: str) -> None:
+        """Note a fault."""
+        self.document.problems[Problem(self.document.file, line, text)] = None
+        self.document.faults.add(spot)
+
+    def mapping(self, node: yaml.Node, section: Section, spot: Spot, **more: Any) -> Read:
+        """One mapping whose keys the table knows."""
+        line, found = self.visit(node), self.pairs(node, spot)
+        for name in found or ():
+            if name not in section.entries:
+                advice = did_you_mean(name, list(section.entries)) or f"; known here: {', '.join(section.entries)}"
+                self.wrong((*spot, name), self.document.lines[*spot, name], f"unknown key '{name}'{_in(spot)}{advice}")
+        return self.made(section, spot, found or {}, None if found is None else line, **more)
+
+    def made(self, section: Section, spot: Spot, found: Mapping[str, yaml.Node], line: int | None, **more: Any) -> Read:
+        """What a section's keys make; those that are not found are faults in that line if they are required, None: no faults."""
+        values, shown = more, {}
+        prefix = "" if section.build else f"{section.path.rpartition('.')[2]}_"
+        for name, entry in section.entries.items():
+            inner = (*spot, name)
+            value, show = self.entry(found[name], entry, inner) if name in found else self.missing(entry, inner, line)
+            if isinstance(entry, Section) and entry.build is None:
+                values |= value
+            else:
+                values[getattr(entry, "field", "") or f"{prefix}{name}"] = value
+            if show is not HIDDEN and (show != {} or (isinstance(entry, Section) and entry.shape)):
+                shown[name] = show
+        return (section.build or dict)(**values), shown
+
+    def missing(self, entry: Key | Section, spot: Spot, line: int | None) -> Read:
+        """What stands for something that the file does not have; a fault in that line if it is required, None: no fault."""
+        if isinstance(entry, Key):
+            if entry.required and line:
+                self.wrong(spot, line, f"the key '{spot[-1]}' is missing{_in(spot[:-1])}; expected {entry.kind.expected}")
+            return self.default(entry)
+        if entry.required and line:
+            self.wrong(spot, line, f"the section '{_dotted(spot)}' is missing; expected its keys {', '.join(entry.entries)}")
+        if entry.optional:
+            return None, HIDDEN
+        return ((), []) if entry.shape == "[]" else ({}, {}) if entry.shape else self.made(entry, spot, {}, None)
+
+    def entry(self, node: yaml.Node, entry: Key | Section, spot: Spot) -> Read:
+        """A value, or a section: a mapping, a list of mappings, or a mapping of mappings, as its path says."""
+        if isinstance(entry, Key):
+            return self.value(node, entry, spot)
+        if node.tag == NULL_TAG:
+            return self.missing(entry, spot, self.visit(node))
+        if entry.shape == ".*":
+            self.visit(node)
+            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, inner in (self.pairs(node, spot) or {}).items()}
+            return {name: value for name, (value, _) in named.items()}, {name: shown for name, (_, shown) in named.items()}
+        if not entry.shape:
+            return self.mapping(node, entry, spot)
+        line = self.visit(node)
+        if not isinstance(node, yaml.SequenceNode):
+            self.wrong(spot, line, f"found {_found(node)} for '{_dotted(spot)}'; expected a list, each entry with '- ' before it")
+            return (), []
+        self.document.lines |= {(*spot, number): _line(item) for number, item in enumerate(node.value)}
+        read = [self.mapping(item, entry, (*spot, number)) for number, item in enumerate(node.value)]
+        return tuple(value for value, _ in read), [shown for _, shown in read]
+
+    def pairs(self, node: yaml.Node, spot: Spot) -> dict[str, yaml.Node] | None:
+        """Names and values of a mapping, whose lines are noted; None, and a fault, for anything else."""
+        found = self.merged(node, spot, 0)
+        if found is None:
+            return None
+        self.document.lines |= {(*spot, name): line for name, (line, _) in found.items()}
+        return {name: inner for name, (_, inner) in found.items()}
+
+    def merged(self, node: yaml.Node, spot: Spot, depth: int) -> dict[str, tuple[int, yaml.Node]] | None:
+        """The same with their lines, merge keys (`<<`) resolved, `depth` of these down; a name that comes twice is a fault."""
+        if node.tag == NULL_TAG and not depth:
+            return {}
+        if not isinstance(node, yaml.MappingNode) or depth > DEPTH_MAX:
+            self.wrong(spot, _line(node), _no_mapping(node, spot, depth))
+            return None
+        own: dict[str, tuple[int, yaml.Node]] = {}
+        others: dict[str, tuple[int, yaml.Node]] = {}
+        for key, value in node.value:
+            line = self.visit(key)
+            if key.tag == MERGE_TAG:
+                # Own keys come before merged ones, earlier merged ones before later ones (YAML's merge key, draft of 2005).
+                for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    others = (self.merged(each, spot, depth + 1) or {}) | others
+            elif not isinstance(key, yaml.ScalarNode):
+                self.wrong(spot, line, f"found {_found(key)} as a key{_in(spot)}; expected a name")
+            elif key.value in own:
+                self.wrong((*spot, key.value), line, f"the key '{key.value}'{_in(spot)} stands twice, first in line {own[key.value][0]}")
+            else:
+                own[key.value] = (_line(value) if depth else line, value)
+        return others | own
+
+    def value(self, node: yaml.Node, key: Key, spot: Spot) -> Read:
+        """The value of a key; its default if there is a fault in it."""
+        line, kind = self.visit(node), key.kind
+        if kind.many and isinstance(node, yaml.SequenceNode):
+            if not node.value and not kind.may_be_empty:
+                self.wrong(spot, line, f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; expected {kind.expected}, or no such key at all")
+            read = [self.scalar(item, kind, (*spot, number)) for number, item in enumerate(node.value)]
+            return _both(key, tuple(value for found in read for value in found))
+        if node.tag == NULL_TAG and kind.may_be_empty:
+            return _both(key, () if kind.many else None)
+        found = self.scalar(node, kind, spot)
+        return _both(key, found if kind.many else found[0]) if found else self.default(key)
+
+    def scalar(self, node: yaml.Node, kind: Kind, spot: Spot) -> tuple[Any, ...]:
+        """The one value; empty, and the fault noted, if it is wrong."""
+        line = self.visit(node)
+        self.document.lines.setdefault(spot, line)
+        expected = f"expected {kind.expected}"
+        if isinstance(node, yaml.ScalarNode) and kind.bare and node.style is not None:
+            expected += ", without quotes"
+        elif isinstance(node, yaml.ScalarNode) and node.tag != NULL_TAG:
+            try:
+                return (kind.place(kind.read(node.value), self.folder),)
+            except Unexpected as e:
+                expected = str(e)
+            except ValueError:
+                pass
+        named = spot[:-1] if isinstance(spot[-1], int) else spot
+        self.wrong(spot, line, f"found {_found(node)} for '{named[-1]}'{_in(named[:-1])}; {expected}")
+        return ()
+
+    def default(self, key: Key) -> Read:
+        """The default of a key, None for one that is required."""
+        if key.kind.many:
+            return _both(key, tuple(key.kind.place(each, self.folder) for each in key.default))
+        return _both(key, None if key.required or key.default is None else key.kind.place(key.default, self.folder))
+
+
+def _both(key: Key, value: Any) -> Read:
+    """A value and how it is shown."""
+    kind = key.kind
+    if kind.many:
+        return value, [kind.show(each) for each in value] if value or kind.may_be_empty else HIDDEN
+    return value, HIDDEN if value is None and (key.required or key.default is None) else kind.show(value)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _no_mapping(node: yaml.Node, spot: Spot, depth: int) -> str:
+    if depth > DEPTH_MAX:
+        return f"merge keys{_in(spot)} nested more than {DEPTH_MAX} deep"
+    if depth:
+        return f"found {_found(node)} as a merge key{_in(spot)}; expected an alias of a section"
+    return f"found {_found(node)}{_in(spot)}; expected keys, each with ': ' and a value"
+
+
+def _in(spot: Spot) -> str:
+    """` in lists.stolen`, ` in entry 2 of policy.rules`; nothing at the top."""
+    if spot and isinstance(spot[-1], int):
+        return f" in entry {spot[-1] + 1} of {_dotted(spot[:-1])}"
+    return f" in {_dotted(spot)}" if spot else ""
+
+
+def _dotted(spot: Spot) -> str:
+    return "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in spot).removeprefix(".")
+
+
+def _found(node: yaml.Node) -> str:
+    if isinstance(node, yaml.SequenceNode):
+        return "a list"
+    if isinstance(node, yaml.MappingNode):
+        return "a section with keys of its own"
+    if node.tag == NULL_TAG:
+        return "no value"
+    written = mask_password(str(node.value))
+    return repr(written if len(written) <= SHOWN_MAX else written[: SHOWN_MAX - 1] + "…")

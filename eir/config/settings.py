@@ -1,0 +1,63 @@
+"""What a configuration file becomes: frozen dataclasses that the parts define, and plain values. Knows neither file nor YAML."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eir.checks.policy import PolicySettings, Status
+from eir.diameter.settings import Identity, Limits, PeerSettings, TlsSettings
+from eir.errors import Problem
+from eir.lists.load import ListSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that is configured, checked. Paths are absolute. May be pickled: a process hands it on as it was read."""
+
+    path: Path
+    """The file that it came from."""
+    identity: Identity
+    """Its `origin_state_id` is 0: the node gives itself one at each start."""
+    listen: tuple[str, ...]
+    """URLs, each with its port."""
+    peers: tuple[PeerSettings, ...]
+    tls: TlsSettings | None
+    """None: no TLS."""
+    limits: Limits
+    overload_answer: Status | None
+    """What a request past a `rate_max` gets; None: 3004."""
+    state: Path
+    store: str
+    """`sqlite`, or a URL of eir.stores.redis_url; it may hold a password."""
+    heal: bool
+    boot_without_lists: str
+    """serve or refuse."""
+    lists: Mapping[str, ListSettings]
+    inbox: Path | None
+    """The drop folder; None: none is watched."""
+    inbox_patience_s: float
+    policy: PolicySettings
+    http: str | None
+    """host:port; None: /metrics, /live and /ready are not served."""
+    workers: int
+    full_identifiers: bool
+    """Logs show whole IMEIs and IMSIs."""
+    log_level: str
+    """debug, info, warning or error."""
+    warnings: tuple[Problem, ...] = ()
+    shown: Mapping[str, Any] = field(repr=False, compare=False)
+    """The same by the file's own keys, as JSON knows it; passwords are hidden."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whereabouts:
+    """Where a node and its lists are found: enough for a command that looks or steers, and puts nothing new in force."""
+
+    path: Path
+    state: Path
+    store: str
+    lists: Mapping[str, ListSettings]
+    """Those that could be read; none from a file that is not YAML."""
+    problems: tuple[Problem, ...] = ()
+    """What is wrong in the file elsewhere."""
