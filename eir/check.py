@@ -14,12 +14,12 @@ from typing import Any
 
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, imsi_key, is_digits
 from eir.errors import IdentifierError, StoreChanged
-from eir.lists.index import SUBSCRIBER_KIND, Index
-from eir.lists.load import ListSettings
+from eir.lists.index import Index
 from eir.lists.pages import Page
+from eir.lists.reasons import reason_of
+from eir.lists.settings import SUBSCRIBERS, ListSettings
 from eir.lists.store import ListState, ListStore
 from eir.policy import PolicySettings, Rule, Status, compile_policy, explain
-from eir.stores.follow import reason_of
 
 NAMED_MAX = 5
 """Values of a rule's condition that are named."""
@@ -134,7 +134,7 @@ async def explain_answer(
     if verdict.list in states:
         serial = states[verdict.list].serial
         change = None if serial else states[verdict.list].generation
-        wanted = key if lists[verdict.list].kind != SUBSCRIBER_KIND else _subscriber(question.imsi)
+        wanted = key if lists[verdict.list].kind != SUBSCRIBERS else _subscriber(question.imsi)
         reason = None if wanted is None else await reason_of(store, verdict.list, wanted, now=now.timestamp())
     conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
     names = {number: rule.name for number, rule in enumerate(policy.rules, 1) if rule.name}
@@ -181,7 +181,7 @@ def _subscriber(imsi: str) -> int | None:
 
 def _page_numbers(kind: str, key: int, imsi: str) -> Iterable[int]:
     """The page in which a list of this kind holds the device, or the subscriber."""
-    if kind != SUBSCRIBER_KIND:
+    if kind != SUBSCRIBERS:
         yield key // SNR_KEYS
     elif (subscriber := _subscriber(imsi)) is not None:
         yield subscriber // SNR_KEYS

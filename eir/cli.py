@@ -26,9 +26,11 @@ from eir import __version__, check, control, probe
 from eir.config import Config, Whereabouts, load_config, load_whereabouts, render, render_json
 from eir.errors import ConfigError, EirError, IdentifierError, ReleaseRefused, StoreError
 from eir.lists.layout import LAYOUTS, until_seconds
-from eir.lists.load import ListSettings, is_about, load_release, roll_back
+from eir.lists.load import is_about, load_release
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.publish import publish as publish_release
+from eir.lists.rollback import roll_back
+from eir.lists.settings import ListSettings
 from eir.lists.store import HISTORY_MAX, Event, ListState, ListStore
 from eir.progress import progress_on
 from eir.schema import did_you_mean

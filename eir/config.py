@@ -23,9 +23,8 @@ from eir.diameter.capabilities import holds
 from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, TlsSettings
 from eir.diameter.tls import VERSIONS, TlsError, load_tls
 from eir.errors import ConfigError, Problem, StoreError
-from eir.lists.layout import DEVICES, PAIRS, SUBSCRIBERS
-from eir.lists.load import ListSettings
 from eir.lists.release import is_list_name
+from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
 from eir.policy import Override, PolicySettings, Rule, Status
 from eir.schema import (
     FILE_BYTES_MAX,

@@ -19,8 +19,9 @@ from typing import Any
 
 from eir.config import Config
 from eir.errors import EirError, StoreError
-from eir.lists.inbox import ACCEPTED, OURS_AGAIN_S, WAITING, Attempts, Listing, Pass, Taken, Terms, Watch, look, take_in
-from eir.lists.store import ListStore
+from eir.lists.drop_folder import Listing, Watch, look
+from eir.lists.inbox import OURS_AGAIN_S, WAITING, Attempts, Pass, Taken, Terms, take_in
+from eir.lists.store import ACCEPTED, ListStore
 from eir.log import Report
 from eir.stores.open import highest_serials, open_store
 

@@ -12,7 +12,8 @@ from enum import StrEnum
 
 from eir.device import SNR_KEYS, TAC_DIGITS, imsi_key
 from eir.errors import IdentifierError
-from eir.lists.index import DEVICES, SUBSCRIBER_KIND, DeviceList, Index, PairList
+from eir.lists.index import DeviceList, Index, PairList
+from eir.lists.settings import DEVICES, SUBSCRIBERS
 
 
 class Status(StrEnum):
@@ -175,7 +176,7 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
 def _needed_list(rule: Rule, index: Index) -> DeviceList | None:
     """A list that has to have the device if the rule is to hold; None if there is none."""
     for name in (rule.list, rule.device_bound_elsewhere):
-        if name is not None and index.lists[name].kind != SUBSCRIBER_KIND:
+        if name is not None and index.lists[name].kind != SUBSCRIBERS:
             return index.lists[name]
     return None
 
@@ -278,7 +279,7 @@ def _tac(prefixes: tuple[str, ...]) -> _Condition:
 def _in_list(entries: DeviceList) -> _Condition:
     # The bound method is taken once: a switch replaces what the list holds, never the list.
     holds = entries.holds
-    if entries.kind == SUBSCRIBER_KIND:
+    if entries.kind == SUBSCRIBERS:
         return lambda _key, imsi, _software_version, _host, _realm: holds(_subscriber(imsi))
     if isinstance(entries, PairList):
         binds = entries.binds

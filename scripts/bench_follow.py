@@ -30,7 +30,8 @@ from pyroaring import BitMap
 from servers import Server
 
 from eir.control import ask
-from eir.lists.pages import Page, amended_digest, content_digest, encode_keys
+from eir.lists.pages import Page, amended_digest, content_digest
+from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 from eir.stores.open import COPY_FILE
 from eir.stores.redis import RedisStore

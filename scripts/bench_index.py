@@ -20,7 +20,8 @@ import uvloop
 from pyroaring import BitMap
 
 from eir.lists.index import Index
-from eir.lists.pages import PAGE_KEYS, Page, content_digest, encode_keys
+from eir.lists.pages import PAGE_KEYS, Page, content_digest
+from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 from eir.stores.follow import Follower
 from eir.stores.open import open_store

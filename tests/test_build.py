@@ -12,11 +12,14 @@ from pyroaring import BitMap
 from eir.device import MEID_BASE
 from eir.lists import build
 from eir.lists.build import Rows, TooManyPages, amend_pages, build_pages, differences
-from eir.lists.pages import PAGE_KEYS, Page, decode_keys, decode_sections, encode_keys
+from eir.lists.content import split
+from eir.lists.pages import EMPTY_DIGEST, PAGE_KEYS, Page, decode_sections
+from eir.lists.roaring import decode_keys, encode_keys
 
 
 def amend(before, removed, added):
-    return amend_pages(before, build_pages(removed).pages, build_pages(added).pages)
+    amended = amend_pages(before, build_pages(removed).pages, build_pages(added).pages, EMPTY_DIGEST)
+    return amended.pages, amended
 
 
 def u64(values):
@@ -31,8 +34,7 @@ def rows_of(entries):
         if first != last:
             rows.add_spans(u64([first]), u64([last]), *extras)
         else:
-            base = MEID_BASE if first >= MEID_BASE else 0
-            rows.add(u64([first - base]), *extras, base=base)
+            rows.add(u64([first]), *extras)
     return rows
 
 
@@ -192,7 +194,7 @@ def test_a_chain_of_deltas_is_the_dictionary_that_it_leads_to(first, deltas):
         truth.update(truth_of(added))
         after, sums = amend(pages.values(), rows_of(removed), rows_of(added))
         touched = [pages[page.number] for page in after if page.number in pages]
-        assert differences(touched, after) == (come_between(before, truth), come_between(truth, before))
+        assert (sums.come, sums.gone) == differences(touched, after) == (come_between(before, truth), come_between(truth, before))
         for page in after:
             if page.keys or page.extra:
                 assert pages.get(page.number) != page
@@ -255,7 +257,7 @@ def test_pages_and_remainders_of_large_keys(top):
     pages = np.concatenate((np.arange(top - 10_000, top), np.random.default_rng(2).integers(0, top, 100_000))).astype(np.uint64)
     for low in (0, 1, 2, 999_998, 999_999):
         keys = np.sort(pages * np.uint64(PAGE_KEYS) + np.uint64(low))
-        page_of, lows = build._split(keys)
+        page_of, lows = split(keys)
         assert (page_of == keys // np.uint64(PAGE_KEYS)).all()
         assert (lows == low).all()
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from eir.config import OPTIONAL, TABLE, Config, load_config, render, render_json
 from eir.diameter.settings import Identity, Limits, PeerSettings, TlsSettings
 from eir.errors import ConfigError
-from eir.lists.load import ListSettings
+from eir.lists.settings import ListSettings
 from eir.policy import Override, PolicySettings, Rule, Status
 from eir.schema import FILE_BYTES_MAX, REQUIRED, mask_password, read_document
 

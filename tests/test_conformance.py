@@ -59,7 +59,8 @@ from eir.diameter.states import State
 from eir.diameter.tls import load_tls
 from eir.diameter.watchdog import Status as Watch
 from eir.lists.index import Index
-from eir.lists.pages import Page, encode_keys
+from eir.lists.pages import Page
+from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 from eir.policy import PolicySettings, Rule, Status, compile_policy
 from eir.s13.service import REPLIES, S13Service

@@ -19,8 +19,10 @@ from releases import NAME, NOW, Agency, make_key, public, sign, text
 from eir.device import MEID_BASE, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused, StoreError
 from eir.lists import load
-from eir.lists.load import STAGES, is_about, load_release, roll_back
-from eir.lists.pages import PAGE_KEYS, content_digest, decode_keys, decode_sections
+from eir.lists.load import STAGES, is_about, load_release
+from eir.lists.pages import PAGE_KEYS, content_digest, decode_sections
+from eir.lists.roaring import decode_keys
+from eir.lists.rollback import roll_back
 from eir.lists.store import ACCEPTED, REFUSED, ROLLED_BACK
 from eir.stores.sqlite import SqliteStore
 
@@ -143,7 +145,7 @@ async def test_all_kinds_of_file_in_one_release(agency, store):
         ({"rows": +1}, "rows", "has 143 rows; the manifest says 144"),
         ({"rows": -1}, "rows", "has 143 rows; the manifest says 142"),
         ({"name": "other.csv"}, "file_missing", "other.csv is not there"),
-        ({"name": "../data-1.csv"}, "file_name", "no plain file name"),
+        ({"name": "../data-1.csv"}, "file_name", "not a plain file name"),
         ({"layout": "gsma"}, "layout", "not known"),
         ({"layout": "dirbs-exceptions"}, "layout", "lists of pairs, not of devices"),
     ],

@@ -10,7 +10,8 @@ from pyroaring import BitMap
 
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.lists.index import Index
-from eir.lists.pages import Page, encode_keys
+from eir.lists.pages import Page
+from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 from eir.policy import Override, Policy, PolicySettings, Rule, Status, compile_policy, explain
 

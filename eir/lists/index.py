@@ -26,15 +26,14 @@ from eir.lists.held import (
     hold,
     hold_arrays,
     hold_bitmap,
-    may_be_arrays,
     rank,
 )
-from eir.lists.pages import PAGE_KEYS, SUBSCRIBERS, UNTIL, Page, decode_sections
+from eir.lists.pages import IMSIS_TAG, PAGE_KEYS, UNTIL_TAG, Page, decode_sections
+from eir.lists.roaring import may_be_arrays
+from eir.lists.settings import DEVICES, PAIRS
 from eir.lists.sieve import KeyArray
 from eir.lists.sift import Sifter
 from eir.lists.store import ListState
-
-DEVICES, PAIRS, SUBSCRIBER_KIND = "devices", "pairs", "subscribers"
 
 AMENDED_PAGES_MAX = 20_000
 """Pages that one switch may change in place, which takes about 1 ms; beyond, a list is built anew beside the old one."""
@@ -215,16 +214,16 @@ def decode_part(page: Page) -> Part | None:
         return None if held is None else Part(held)
     sections = decode_sections(page.extra)
     part, devices = Part(held), held_count(held)
-    if SUBSCRIBERS in sections:
-        content = sections[SUBSCRIBERS]
+    if IMSIS_TAG in sections:
+        content = sections[IMSIS_TAG]
         counts = np.frombuffer(content[: 4 * devices], dtype="<u4")
         part.imsis = content[4 * devices :]
         if len(counts) != devices or len(part.imsis) != 8 * int(counts.sum()):
             raise ValueError(f"page {page.number} has {devices} devices and {len(content)} bytes of subscribers")
         part.ends = b"" if (counts == 1).all() else np.cumsum(counts).astype("<u4").tobytes()
-    if UNTIL in sections:
+    if UNTIL_TAG in sections:
         rows = len(part.imsis) // 8 if part.imsis else devices
-        ends = np.frombuffer(sections[UNTIL], dtype="<i8")
+        ends = np.frombuffer(sections[UNTIL_TAG], dtype="<i8")
         if len(ends) not in {1, rows}:
             raise ValueError(f"page {page.number} has {rows} rows and {len(ends)} ends")
         if ends.any():

@@ -1,7 +1,6 @@
 """The publisher's side: data files as they are, a manifest beside them, and OpenSSH's signature over it.
 
-May import eir.errors and lists; knows no store. Passphrases, agents and security keys are ssh-keygen's business: it
-inherits the terminal and the environment.
+May import eir.errors and lists; knows no store.
 """
 
 import contextlib
@@ -9,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,33 +15,31 @@ from dataclasses import asdict
 from datetime import datetime
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING
 
 from eir.errors import ReleaseRefused
-from eir.lists.build import Reasons
-from eir.lists.delivered import CHUNK_BYTES, DataFile, open_folder
-from eir.lists.layout import BOM, DEVICES, LAYOUTS, PAIRS, SUBSCRIBERS, guess_layout, kinds_for, separator_hint
+from eir.lists.delivered import CHUNK_BYTES, DataFile, Progress, open_folder
+from eir.lists.layout import BOM, LAYOUTS, guess_layout, kinds_for, separator_hint
+from eir.lists.openssh import sign
+from eir.lists.reasons import Reasons
 from eir.lists.release import (
     ADDED,
     DELTA,
     ENTRIES,
     FORMAT,
     FULL,
-    NAMESPACE,
     REMOVED,
-    SIGNATURE_BYTES_MAX,
     SIGNATURES_MAX,
     FileEntry,
     is_list_name,
     is_plain_name,
-    utc_text,
+    signature_names,
 )
+from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.lists.store import utc_text
 
 if TYPE_CHECKING:
     from eir.lists.reader import Tally
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with a stage (`extract`, `measure`), bytes done and bytes in all."""
 
 EXPANDED_RATIO_MAX = 200
 """A member of a zip may be this many times as large as it is packed: DIRBS stores, and text packs by 10 to 20."""
@@ -93,8 +89,8 @@ def publish(
     in. `key`: an OpenSSH key, or the `.pub` of one that an agent holds; `more_keys` sign after it, for lists that want
     several signatures. `replace` False: a release of this serial that is there with other data stays. Rows are read as a load
     reads them: more than `bad_rows_max` that are wrong refuse the release, fewer are named to `warn`, as is what an EIR would
-    take and nobody may have meant. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature
-    then.
+    take and nobody may have meant. `progress` hears of the stages `extract` and `measure`, in bytes. Raises ReleaseRefused,
+    with a reason word as a load would give it, and leaves no signature then.
     """
     from eir.lists.reader import Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
 
@@ -125,12 +121,13 @@ def publish(
         raise ReleaseRefused(
             "file_exists", f"{path} is a release of this serial with other data; give this one a higher serial, or --force"
         )
-    signatures = [Path(f"{path}.sig"), *(Path(f"{path}.sig.{number}") for number in range(2, SIGNATURES_MAX + 1))]
+    signatures = [folder / name for name in signature_names(path.name)]
     for signature in signatures:  # those of an earlier try are over other bytes
         signature.unlink(missing_ok=True)
     _write(path, (json.dumps(manifest, indent=1) + "\n").encode())
-    for signature, signing_key in zip(signatures, (key, *more_keys), strict=False):
-        _sign(path, signature, signing_key)
+    signed = [sign(path, signing_key) for signing_key in (key, *more_keys)]
+    for signature, content in zip(signatures, signed, strict=False):
+        _write(signature, content)
     if warn is not None:
         for text in _warnings(entries, tally):
             warn(text)
@@ -159,7 +156,7 @@ def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
 
 def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
     if not is_list_name(list_name):
-        raise ReleaseRefused("manifest", f"{list_name!r} is no list's name")
+        raise ReleaseRefused("manifest", f"{list_name!r} is not the name of a list")
     if serial < 1 or (base is not None and not 0 <= base < serial):
         raise ReleaseRefused("manifest", "the serial is above 0, and the base of a delta below its serial")
     if expires <= issued:
@@ -181,7 +178,7 @@ def _place(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[st
     if file.suffix.lower() == ".zip":
         return _extract(file, folder, kind, report)
     if not is_plain_name(file.name):
-        raise ReleaseRefused("file_name", f"{file.name!r} is no plain file name")
+        raise ReleaseRefused("file_name", f"{file.name!r} is not a plain file name")
     if file.resolve().parent != folder.resolve():
         with _opened(file) as source:
             _put(source, folder / file.name, file.stat().st_size)
@@ -226,7 +223,7 @@ def _chosen(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mappi
         if info.filename != name and ".." in PurePosixPath(info.filename).parts:
             raise ReleaseRefused("file_name", f"{zip_name}: {info.filename!r} leads out of its folder")
         if not is_plain_name(name) or name in found:
-            raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is no plain file name, or there twice")
+            raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is not a plain file name, or there twice")
         found[name] = info
     dirbs = {name: match for name in found if (match := _DIRBS_NAME.fullmatch(name))}
     if dirbs:
@@ -293,8 +290,7 @@ def _described(
 ) -> Sequence[FileEntry]:
     kinds = [DEVICES, PAIRS, SUBSCRIBERS]
     entries = []
-    folder_fd = open_folder(folder)
-    try:
+    with open_folder(folder) as folder_fd:
         for name in names:
             with DataFile(name, folder_fd) as file:
                 entry, fitting = _read(file, _role(name, kind), layout, tally, report)
@@ -302,8 +298,6 @@ def _described(
             if not kinds:
                 raise ReleaseRefused("layout", f"{name} is for lists of {' or '.join(fitting)}, and a file before it is not; publish them apart")
             entries.append(entry)
-    finally:
-        os.close(folder_fd)
     return entries
 
 
@@ -324,24 +318,9 @@ def _read(
             f"{file.name}: no layout fits its first line{separator_hint(header)}; give one of {', '.join(LAYOUTS)} (--layout)",
         )
     fitting = kinds_for(file.name, found, header.removeprefix(BOM))
-    rows = read_rows(
-        chain((begin,) if begin else (), chunks), name=file.name, layout=found, kind=fitting[0], rows=_Nowhere(), reasons=Reasons(),
-        tally=tally,
-    )  # fmt: skip
+    chunks = chain((begin,) if begin else (), chunks)
+    rows = read_rows(chunks, name=file.name, layout=found, kind=fitting[0], rows=None, reasons=Reasons(), tally=tally)
     return FileEntry(name=file.name, role=role, layout=found, bytes=file.size, rows=rows, sha256=digest), fitting
-
-
-class _Nowhere:
-    """Takes rows of which only what is wrong is of interest (reader.Sink)."""
-
-    def add(self, *_: object, base: int = 0) -> None:
-        pass
-
-    def add_spans(self, *_: object) -> None:
-        pass
-
-    def add_pairs(self, *_: object) -> None:
-        pass
 
 
 def _role(name: str, kind: str) -> str:
@@ -354,36 +333,3 @@ def _role(name: str, kind: str) -> str:
     raise ReleaseRefused(
         "file_name", f"{name}: does it add or remove? In a delta a file's name ends in added or removed, as in x-added.csv"
     )
-
-
-# ---- the signature ----
-
-
-def _sign(manifest: Path, signature: Path, key: Path) -> None:
-    """Have ssh-keygen sign, and check what it wrote.
-
-    Reading from standard input it writes to standard output: a file in the way can neither stay nor be asked about.
-    """
-    try:
-        with manifest.open("rb") as content:
-            signed = subprocess.run(
-                ["ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", key],  # noqa: S607  # where the PATH has it
-                stdin=content,
-                stdout=subprocess.PIPE,
-                check=False,
-            )
-        if signed.returncode or not 0 < len(signed.stdout) <= SIGNATURE_BYTES_MAX:
-            raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see what it said above")
-        _write(signature, signed.stdout)
-        with manifest.open("rb") as content:
-            checked = subprocess.run(
-                ["ssh-keygen", "-Y", "check-novalidate", "-n", NAMESPACE, "-s", signature],  # noqa: S607  # as above
-                stdin=content,
-                capture_output=True,
-                check=False,
-            )
-    except FileNotFoundError:
-        raise ReleaseRefused("openssh", "ssh-keygen is not there; install OpenSSH's client") from None
-    if checked.returncode:
-        signature.unlink()
-        raise ReleaseRefused("signing", f"the signature that ssh-keygen made with {key} does not hold")

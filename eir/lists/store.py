@@ -6,8 +6,10 @@ from one event loop, and raise StoreError (eir.errors) when the store cannot do 
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
+from eir.errors import StoreError
 from eir.lists.pages import EMPTY_DIGEST, Page
 
 HISTORY_MAX = 10_000
@@ -44,6 +46,10 @@ class ListState:
     signers: tuple[str, ...] = ()
     """Principals whose signatures counted, each with its key's fingerprint: `name SHA256:…`."""
     loaded_at: str | None = None
+
+
+NO_LIST = ListState(kind="", serial=0, generation=0, highest_serial=0, release_digest="")
+"""Stands for the state of a list that has never been loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +178,17 @@ class ListStore(Protocol):
     async def close(self) -> None:
         """Let go of files and connections."""
         ...
+
+
+async def recorded(store: ListStore, event: Event) -> bool:
+    """Write to the history of what has happened; False if the store cannot: it has happened all the same."""
+    try:
+        await store.record(event)
+    except StoreError:
+        return False
+    return True
+
+
+def utc_text(moment: datetime) -> str:
+    """A moment as manifests, states and events have it: UTC, whole seconds, with a Z."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

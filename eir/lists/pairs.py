@@ -1,0 +1,95 @@
+"""Pages of lists of pairs: devices, each with its SIMs. Their reason is the device's, their ends are the SIMs'.
+
+May import numpy, lists.pages, lists.roaring and lists.content.
+"""
+
+from itertools import islice
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from eir.lists.content import Keys, ReasonIndexes, Seconds, decode, each, endless, extras, page_starts, section, split
+from eir.lists.pages import IMSIS_TAG, PAGE_KEYS, UNTIL_TAG, Page, decode_sections, encode_sections
+from eir.lists.roaring import encode_many
+
+Pairs: TypeAlias = tuple[Keys, Keys, ReasonIndexes, Seconds]
+"""Devices, IMSIs, and for each pair its reason and its end."""
+
+
+class Paired(NamedTuple):
+    """What a page of pairs says of one device."""
+
+    reason: int
+    imsis: dict[int, int]
+    """Each with the end of its pair."""
+
+
+def pair_pages(pairs: Pairs) -> list[Page]:
+    """The pages of these pairs, which come in any order and may repeat.
+
+    Of rows for the same pair the one that ends last counts. A device has the reason of its pair that ends last, of several
+    the one with the lowest index.
+    """
+    keys, imsis, reasons, until = pairs
+    order = np.lexsort((reasons, ~endless(until), imsis, keys))
+    keys, imsis, reasons, until = keys[order], imsis[order], reasons[order], until[order]
+    fresh = np.ones(len(keys), bool)
+    fresh[1:] = (keys[1:] != keys[:-1]) | (imsis[1:] != imsis[:-1])
+    keys, imsis, reasons, until = keys[fresh], imsis[fresh], reasons[fresh], until[fresh]
+
+    devices, first, counts = np.unique(keys, return_index=True, return_counts=True)
+    ends = endless(until)
+    last_to_end = ends == np.repeat(np.maximum.reduceat(ends, first), counts)
+    reason = np.minimum.reduceat(np.where(last_to_end, reasons, np.uint8(0xFF)), first)
+    page_of, low = split(devices)
+    starts, sizes = page_starts(page_of)
+    first = np.append(first, len(keys))
+    pages = []
+    encoded = zip(encode_many(low, starts, sizes), extras(reason, np.zeros(len(low), np.int64), starts, sizes), strict=True)
+    for start, size, (stored, reasons_section) in zip(starts.tolist(), sizes.tolist(), encoded, strict=True):
+        rows = slice(first[start], first[start + size])
+        bound = counts[start : start + size].astype("<u4").tobytes() + imsis[rows].astype("<u8").tobytes()
+        of_sims = encode_sections(((UNTIL_TAG, section(until[rows])), (IMSIS_TAG, bound)))
+        pages.append(Page(int(page_of[start]), stored, reasons_section + of_sims))
+    return pages
+
+
+def has_pairs(page: Page) -> bool:
+    """True if the page is one of a list of pairs, and not empty."""
+    return IMSIS_TAG in decode_sections(page.extra)
+
+
+def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
+    """The page after a delta: pairs in `gone` go, then those in `new` come, and their devices take the new reasons."""
+    after = decode_pairs(old)
+    for low, goes in decode_pairs(gone).items():
+        had = after.pop(low, None)
+        if had is not None and (stays := {imsi: end for imsi, end in had.imsis.items() if imsi not in goes.imsis}):
+            after[low] = had._replace(imsis=stays)
+    for low, comes in decode_pairs(new).items():
+        had = after.get(low)
+        after[low] = comes if had is None else comes._replace(imsis=had.imsis | comes.imsis)
+    rows = [
+        (old.number * PAGE_KEYS + low, imsi, paired.reason, end)
+        for low, paired in after.items()
+        for imsi, end in paired.imsis.items()
+    ]
+    if not rows:
+        return Page(old.number, b"")
+    keys, imsis, reasons, until = zip(*rows, strict=True)
+    arrays = (np.array(keys, np.uint64), np.array(imsis, np.uint64), np.array(reasons, np.uint8), np.array(until, np.int64))
+    return pair_pages(arrays)[0]
+
+
+def decode_pairs(page: Page) -> dict[int, Paired]:
+    """What a page of pairs says, by device (its remainder)."""
+    low, reasons, *_ = decode(page)
+    sections = decode_sections(page.extra)
+    bound = sections.get(IMSIS_TAG, b"")
+    counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()
+    imsis = np.frombuffer(bound[4 * len(low) :], "<u8").tolist()
+    ends = zip(imsis, each(sections.get(UNTIL_TAG, b""), np.int64, len(imsis)).tolist(), strict=True)
+    return {
+        device: Paired(reason, dict(islice(ends, count)))
+        for device, reason, count in zip(low.tolist(), reasons.tolist(), counts, strict=True)
+    }
