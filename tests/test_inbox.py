@@ -28,6 +28,7 @@ from eir.intake import CLAIM, CLAIM_S, Intake, make_pass
 from eir.lists import drop_folder, inbox, rooms
 from eir.lists.drop_folder import Item, Watch, delivered, lacking, look, settled
 from eir.lists.inbox import ATTEMPTS_MAX, WAITING, Attempts, Terms, take_in
+from eir.lists.load import Loader
 from eir.lists.publish import publish
 from eir.lists.release import parse_manifest
 from eir.lists.rollback import roll_back
@@ -425,7 +426,7 @@ async def test_a_data_file_that_is_a_link(site, tmp_path, same_size):
 async def test_a_data_file_that_is_swapped_during_the_load(site, monkeypatch, swap):
     files = site.publish(1)
     site.deliver(files)
-    real, target = inbox.load_verified, site.drop / files[0].name
+    real, target = Loader.load, site.drop / files[0].name
 
     async def swapped(*args, **kwargs):
         target.unlink()
@@ -436,7 +437,7 @@ async def test_a_data_file_that_is_swapped_during_the_load(site, monkeypatch, sw
         return await real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(inbox, "load_verified", swapped)
+        patched.setattr(Loader, "load", swapped)
         outcome = {"link": (REFUSED, "not_a_file"), "gone": (WAITING, "file_missing"), "longer": (WAITING, "file_size")}[swap]
         assert await site.turn() == {"stolen-1.manifest.json": outcome}
     assert await site.serial() is None
@@ -466,13 +467,13 @@ async def test_what_was_verified_is_what_is_loaded(site, monkeypatch, name):
     """Another release, as whole and as well signed, is put in the place of the verified one before that is loaded."""
     site.deliver(site.publish(1, IMEIS[:3]))
     other = {file.name: file.read_bytes() for file in site.publish(1, IMEIS)}
-    real = inbox.load_verified
+    real = Loader.load
 
     async def swapped(*args, **kwargs):
         (site.drop / name).write_bytes(other[name])
         return await real(*args, **kwargs)
 
-    monkeypatch.setattr(inbox, "load_verified", swapped)
+    monkeypatch.setattr(Loader, "load", swapped)
     taken = await site.turn()
     if name.endswith(".csv"):
         assert taken == {"stolen-1.manifest.json": (WAITING, "file_size")}
@@ -611,7 +612,7 @@ async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site,
 
     for _ in range(ATTEMPTS_MAX):
         with monkeypatch.context() as patched:
-            patched.setattr(inbox, "load_verified", killed)
+            patched.setattr(Loader, "load", killed)
             with pytest.raises(KeyboardInterrupt):
                 await site.turn()
         monkeypatch.undo()

@@ -62,13 +62,19 @@ class Span(NamedTuple):
 
 
 @dataclass(slots=True)
-class Sums:
-    """What pages hold, or by how much that changes."""
+class Built:
+    """Pages by rising number, and what they hold; or what differs from a list, an emptied page included, and by how much."""
 
+    pages: Sequence[Page] = ()
     entries: int = 0
     """Single identifiers, and whole TACs, each counted as one."""
     devices: int = 0
     """Identifiers that are listed: a whole TAC counts a million, the single ones under it not again."""
+    come: int = 0
+    """Identifiers that were not in the list before, a TAC counted as a million; of deltas."""
+    gone: int = 0
+    content_digest: str = ""
+    """Of the whole list; of deltas."""
 
     def count(self, page: Page, sign: int = 1) -> None:
         """Count a page in (1) or out (-1)."""
@@ -76,25 +82,6 @@ class Sums:
         whole = page.tac is not None
         self.devices += sign * (PAGE_KEYS if whole else singles)
         self.entries += sign * (singles + whole)
-
-
-@dataclass(slots=True)
-class Built(Sums):
-    """The pages of a list, by rising number, and their sums."""
-
-    pages: Sequence[Page] = ()
-
-
-@dataclass(slots=True)
-class Amended(Sums):
-    """What a delta makes of a list: the pages that differ, an emptied one among them, and by how much its sums change."""
-
-    pages: Sequence[Page] = ()
-    come: int = 0
-    """Identifiers that were not in the list before, a TAC counted as a million."""
-    gone: int = 0
-    content_digest: str = ""
-    """Of the whole list."""
 
 
 class _Singles:
@@ -235,7 +222,7 @@ def build_pages(rows: Rows, progress: Callable[[int, int], None] | None = None) 
     return built
 
 
-def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable[Page], content_digest: str) -> Amended:
+def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable[Page], content_digest: str) -> Built:
     """What a delta makes of the pages that it touches.
 
     `removed`, `added`: pages built from the delta's rows; `before`: those of the list that have their numbers, and
@@ -244,7 +231,7 @@ def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable
     singly under it, and a removed identifier that only its TAC covers is not there.
     """
     old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
-    amended = Amended()
+    amended = Built()
     touched, after = [], []
     for number in sorted(gone.keys() | new.keys()):
         empty = Page(number, b"")

@@ -32,9 +32,22 @@ EXPANDED_BYTES_PER_ROW = 4 << 10
 ZSTD_WINDOW_BYTES_MAX = 128 << 20
 
 Done = Callable[[int], None]
-"""Called with the bytes of the delivered file that were worked through so far."""
+"""Called with the bytes of a delivered file that were just worked through."""
 Progress = Callable[[str, int, int], None]
 """Called with a stage, what of it is done and what there is in all (bytes, keys or pages)."""
+
+
+def adding_up(progress: Progress, stage: str, total: int) -> Done:
+    """What reports to `progress` the sum of all that it is called with; it begins with 0."""
+    so_far = 0
+
+    def done(more: int) -> None:
+        nonlocal so_far
+        so_far += more
+        progress(stage, so_far, total)
+
+    done(0)
+    return done
 
 
 @contextmanager
@@ -94,36 +107,31 @@ class DataFile:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def sha256(self, done: Done | None = None) -> str:
-        """The digest of the bytes as delivered, hexadecimal."""
-        source = _Delivered(self._read_at, done)
-        source.drain()
-        return source.hexdigest()
-
-    def keep(self, done: Done | None = None) -> str:
-        """As `sha256`, and hold the `size` bytes that were hashed in memory for `chunks`."""
-        # An array of numpy's, unlike one of bytes, asks for huge pages: half the time of this step is in touching memory.
-        kept = np.empty(self.size, np.uint8).data
+    def sha256(self, done: Done = lambda _: None, *, keep: bool = False) -> str:
+        """The digest of the bytes as delivered, hexadecimal. `keep`: hold the first `size` of them in memory for `chunks`."""
+        # An array of numpy's, unlike one of bytes, asks for huge pages: half the time of keeping is in touching memory.
+        room = np.empty(self.size if keep else CHUNK_BYTES, np.uint8).data
         digest = hashlib.sha256()
         at = 0
-        while at < self.size and (count := os.preadv(self._fd, [kept[at : at + CHUNK_BYTES]], at)):
-            digest.update(kept[at : at + count])
+        while count := os.preadv(self._fd, [piece := room[at : at + CHUNK_BYTES] if keep else room], at):
+            digest.update(piece[:count])
             at += count
-            if done is not None:
-                done(at)
-        self._kept = kept[:at]
+            done(count)
+        if keep:
+            self._kept = room[:at]
         return digest.hexdigest()
 
     def _read_at(self, size: int, at: int) -> bytes:
         return os.pread(self._fd, size, at) if self._kept is None else bytes(self._kept[at : at + size])
 
-    def chunks(self, rows_max: int, sha256: str, done: Done | None = None) -> Iterator[bytes]:
+    def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
         """The expanded content in pieces that end with a newline each (one is added to a last line without).
 
         Raises ReleaseRefused: `expanded` past `rows_max` rows' worth of bytes, `data` where it cannot be expanded or a
         line has no end, `changed` if in the end the delivered bytes do not hash to `sha256`.
         """
-        source = _Delivered(self._read_at, done, hashing=self._kept is None)
+        digest = hashlib.sha256() if self._kept is None else None
+        source = _Delivered(self._read_at, digest, done)
         left = (rows_max + 1) * EXPANDED_BYTES_PER_ROW
         rest = b""
         expanded = _expanded(self.name, source)
@@ -131,11 +139,9 @@ class DataFile:
             while chunk := expanded.read(CHUNK_BYTES):
                 left -= len(chunk)
                 if left < 0:
-                    raise ReleaseRefused(
-                        "expanded", f"{self.name} expands to more than {EXPANDED_BYTES_PER_ROW} bytes for each row"
-                    )
-                end = chunk.rfind(b"\n") + 1
-                if end:
+                    detail = f"{self.name} expands to more than {EXPANDED_BYTES_PER_ROW} bytes for each row"
+                    raise ReleaseRefused("expanded", detail)
+                if end := chunk.rfind(b"\n") + 1:
                     yield b"".join((rest, memoryview(chunk)[:end]))
                     rest = chunk[end:]
                 else:
@@ -146,20 +152,19 @@ class DataFile:
             raise ReleaseRefused("data", f"{self.name} cannot be expanded: {error}") from None
         if rest:
             yield rest + b"\n"
-        source.drain()
-        if self._kept is None and source.hexdigest() != sha256:
+        while source.read(CHUNK_BYTES):  # what an expander left unread counts for the digest all the same
+            pass
+        if digest is not None and digest.hexdigest() != sha256:
             raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
 
 
 class _Delivered(io.RawIOBase):
     """The delivered bytes from the start, hashed as they pass; a position of its own, so that passes are independent."""
 
-    def __init__(self, read_at: Callable[[int, int], bytes], done: Done | None, *, hashing: bool = True) -> None:
+    def __init__(self, read_at: Callable[[int, int], bytes], digest: "hashlib._Hash | None", done: Done) -> None:
         super().__init__()
-        self._read_at = read_at
+        self._read_at, self._digest, self._done = read_at, digest, done
         self._at = 0
-        self._done = done
-        self._hash = hashlib.sha256() if hashing else None
 
     def readable(self) -> bool:
         return True
@@ -167,19 +172,10 @@ class _Delivered(io.RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         data = self._read_at(size if size >= 0 else CHUNK_BYTES, self._at)
         self._at += len(data)
-        if self._hash is not None:
-            self._hash.update(data)
-        if self._done is not None:
-            self._done(self._at)
+        if self._digest is not None:
+            self._digest.update(data)
+        self._done(len(data))
         return data
-
-    def drain(self) -> None:
-        """Read the rest: what an expander leaves unread counts for the digest all the same."""
-        while self.read(CHUNK_BYTES):
-            pass
-
-    def hexdigest(self) -> str:
-        return "" if self._hash is None else self._hash.hexdigest()
 
 
 def _expanded(name: str, source: _Delivered) -> gzip.GzipFile | zstandard.ZstdDecompressionReader | _Delivered:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from eir.errors import ReleaseRefused, StoreError
 from eir.lists.delivered import read_small
 from eir.lists.drop_folder import ITEMS_MAX, SETTLED_S, delivered, lacking, look, settled, signatures_of
-from eir.lists.load import load_verified, record_refusal
+from eir.lists.load import Loader
 from eir.lists.openssh import SIGNATURE_BYTES_MAX
 from eir.lists.release import DELTA, MANIFEST_BYTES_MAX, Manifest, Release, about, verify_release
 from eir.lists.rooms import Rooms, open_rooms
@@ -233,28 +233,30 @@ class _Turn:
             self._waits(delivery, _Delay(refused.reason, refused.detail), SETTLED_S)
             return
         if delivery.release is None:
-            await record_refusal(refused, self.terms.store, who=self.terms.who, now=self.terms.clock())
+            await self._loader().record(refused)
         self._move(delivery, others, delivery.taken(REFUSED, refused.reason, refused.detail))
 
     async def _load(self, delivery: _Delivery, release: Release, others: set[str]) -> ReleaseRefused | None:
         """Load a release and put it away; returns why it was refused, which the history says then."""
-        terms, manifest = self.terms, release.manifest
-        state = await terms.store.state(manifest.list)
+        manifest, loader = release.manifest, self._loader()
+        state = await loader.store.state(manifest.list)
         if state is not None and (state.serial, state.release_digest) == (manifest.serial, release.digest):
             # It was loaded by a pass that could not move it any more.
             self._move(delivery, others, delivery.taken(ACCEPTED, detail="it is in force already"))
             return None
         try:
-            with about(manifest), terms.attempts.one(release.digest):
-                report = await load_verified(
-                    release, terms.folder, terms.lists, terms.store, who=terms.who, now=terms.clock(), marks=terms.marks
-                )
+            with about(manifest), self.terms.attempts.one(release.digest):
+                report = await loader.load(release, self.terms.folder)
         except ReleaseRefused as refused:
             if refused.reason == CRASH:
-                await record_refusal(refused, terms.store, who=terms.who, now=terms.clock(), digest=release.digest)
+                await loader.record(refused, release.digest)
             return refused
         self._move(delivery, others, delivery.taken(ACCEPTED, detail=report.as_text()))
         return None
+
+    def _loader(self) -> Loader:
+        terms = self.terms
+        return Loader(terms.lists, terms.store, terms.who, terms.clock(), terms.marks or {})
 
     async def _delay(self, delivery: _Delivery) -> _Delay | None:
         """Why the release cannot be taken yet; None if it can be, or can be refused."""

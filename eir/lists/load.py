@@ -11,17 +11,17 @@ eir.errors; the store comes as an argument.
 import gc
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from eir.errors import GenerationConflict, ReleaseRefused
-from eir.lists.build import Rows, TooManyPages, amend_pages, build_pages, differences
-from eir.lists.delivered import DataFile, Progress, open_folder
-from eir.lists.pages import Page, content_digest
+from eir.lists.build import Built, Rows, TooManyPages, amend_pages, build_pages, differences
+from eir.lists.delivered import DataFile, Done, Progress, adding_up, open_folder
+from eir.lists.pages import content_digest
 from eir.lists.reasons import Reasons
 from eir.lists.release import (
     ADDED,
@@ -122,47 +122,17 @@ async def load_release(
 ) -> LoadReport:
     """Verify a release and load it into the list that it names, wholly or not at all.
 
-    `force` lifts the limits on shrinking, growth and ranges, and nothing else; a dry run does all but the switch, and
-    records nothing. `marks`: for each list the highest serial that this node has ever had in force, whatever the store
-    says. Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
+    The arguments are those of Loader. Raises ReleaseRefused, after recording the refusal (if the store can be written), and
+    StoreError.
     """
-    run = _Run(lists, store, who, now, force=force, dry_run=dry_run, marks=marks or {}, progress=progress)
+    loader = Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None))
     try:
-        with run.stage(VERIFY, 1):
+        with loader.stage(VERIFY, 1):
             release = verify_release(manifest, lists, now=now)
     except ReleaseRefused as refused:
-        if not dry_run:
-            await record_refusal(refused, store, who=who, now=now)
+        await loader.record(refused)
         raise
-    return await _load(run, release, manifest.parent)
-
-
-async def load_verified(
-    release: Release,
-    folder: Path,
-    lists: Mapping[str, ListSettings],
-    store: ListStore,
-    *,
-    who: str,
-    now: datetime,
-    marks: Mapping[str, int] | None = None,
-) -> LoadReport:
-    """As load_release, for a release that verify_release has just returned and whose data files lie in `folder`."""
-    return await _load(_Run(lists, store, who, now, marks=marks or {}), release, folder)
-
-
-async def record_refusal(
-    refused: ReleaseRefused, store: ListStore, *, who: str, now: datetime, digest: str | None = None
-) -> None:
-    """Write a refusal to the history, if the store can be written. `digest`: of the manifest, once its signatures hold."""
-    detail = f"{refused.reason}: {refused.detail}"
-    if refused.claims is not None:
-        detail += CLAIMS.format(*refused.claims)
-    event = Event(
-        time=utc_text(now), who=who, what="refuse", list=refused.list_name, serial=refused.serial, digest=digest,
-        outcome=REFUSED, detail=detail,
-    )  # fmt: skip
-    await recorded(store, event)
+    return await loader.load(release, manifest.parent)
 
 
 def is_about(event: Event, name: str) -> bool:
@@ -174,41 +144,180 @@ def is_about(event: Event, name: str) -> bool:
 
 
 @dataclass(slots=True)
-class _Run:
-    """One load: what it was called with, and how long its stages took."""
+class Loader:
+    """What a load goes by, and how long its stages took."""
 
     lists: Mapping[str, ListSettings]
     store: ListStore
     who: str
     now: datetime
-    marks: Mapping[str, int]
+    marks: Mapping[str, int] = field(default_factory=dict)
+    """For each list the highest serial that this node has ever had in force, whatever the store says."""
     force: bool = False
+    """Lift the limits on shrinking, growth and ranges, and nothing else."""
     dry_run: bool = False
-    progress: Progress | None = None
+    """Do all but the switch, and record nothing."""
+    progress: Progress = lambda *_: None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int) -> Iterator[Done]:
+        """A stage; what it yields is called with what of `total` was just done."""
         began = time.monotonic()
-        self.report(name, 0, total)
-        yield lambda done: self.report(name, done, total)
+        yield adding_up(self.progress, name, total)
         self.seconds[name] = time.monotonic() - began
-        self.report(name, total, total)
+        self.progress(name, total, total)
 
-    def report(self, stage: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(stage, done, total)
+    async def record(self, refused: ReleaseRefused, digest: str | None = None) -> None:
+        """Write a refusal to the history, if the store can be written. `digest`: of a manifest whose signatures hold."""
+        detail = f"{refused.reason}: {refused.detail}"
+        if refused.claims is not None:
+            detail += CLAIMS.format(*refused.claims)
+        event = Event(
+            time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial, digest=digest,
+            outcome=REFUSED, detail=detail,
+        )  # fmt: skip
+        if not self.dry_run:
+            await recorded(self.store, event)
 
+    async def load(self, release: Release, folder: Path) -> LoadReport:
+        """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
+        try:
+            with about(release.manifest), _collector_paused():
+                return await self._load(release, folder)
+        except ReleaseRefused as refused:
+            await self.record(refused, release.digest)
+            raise
 
-class _Next(NamedTuple):
-    """What is to be written: all pages of a full list, or those that a delta changes; and the sums of the whole list."""
+    async def _load(self, release: Release, folder: Path) -> LoadReport:
+        from eir.lists.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
 
-    pages: Sequence[Page]
-    entries: int
-    devices: int
-    content_digest: str
-    come: int | None = None
-    gone: int | None = None
+        manifest = release.manifest
+        settings = self.lists[manifest.list]
+        check_times(manifest, self.now)
+        before = await self.store.state(manifest.list) or NO_LIST
+        highest = max(self.marks.get(manifest.list, 0), before.highest_serial)
+        check_serial(manifest, current=None if before is NO_LIST else before.serial, highest=highest)
+
+        is_delta = manifest.kind == DELTA
+        reasons = Reasons(before.reasons if is_delta else ())
+        tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run)
+        rows = self._read(manifest, folder, (settings.kind, reasons, tally))
+        if tally.wide and not self.force:
+            limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
+            raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
+        try:
+            with self.stage(BUILD, 1):
+                built = await (self._amended(settings, before, rows) if is_delta else self._replaced(manifest.list, rows))
+        except TooManyPages as error:
+            raise ReleaseRefused("range", str(error)) from None
+        if before.devices and not self.force:
+            _check_size(settings, before.devices, built.devices)
+
+        state = ListState(
+            kind=settings.kind,
+            serial=manifest.serial,
+            generation=before.generation + 1,
+            highest_serial=manifest.serial,
+            release_digest=release.digest,
+            content_digest=built.content_digest,
+            entries=built.entries,
+            devices=built.devices,
+            reasons=reasons.texts,
+            issued=utc_text(manifest.issued),
+            expires=utc_text(manifest.expires),
+            signers=release.signers,
+            loaded_at=utc_text(self.now),
+        )
+        stored = None if self.dry_run else await self._switch(manifest, state, built)
+        detail = f"{built.entries} entries, before {before.entries}"
+        if tally.bad:
+            detail += f"; {tally.bad} bad rows left out"
+        if self.force:
+            detail += "; --force"
+        detail += f"; signed by {', '.join(release.signers)}"
+        event = Event(
+            time=utc_text(self.now), who=self.who, what="load", list=manifest.list, serial=manifest.serial,
+            digest=release.digest, outcome=ACCEPTED, detail=detail,
+        )  # fmt: skip
+        is_compared = is_delta or self.dry_run
+        return LoadReport(
+            list=manifest.list,
+            kind=manifest.kind,
+            serial=manifest.serial,
+            rows=sum(file.rows for file in manifest.files),
+            entries=built.entries,
+            devices=built.devices,
+            entries_before=before.entries,
+            devices_before=before.devices,
+            bad_rows=tally.bad,
+            bad=tuple(tally.complaints),
+            skipped=tally.skipped,
+            wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
+            come=built.come if is_compared else None,
+            gone=built.gone if is_compared else None,
+            seconds=self.seconds,
+            state=stored,
+            recorded=stored is not None and await recorded(self.store, event),
+        )
+
+    def _read(self, manifest: Manifest, folder: Path, into: "tuple[str, Reasons, Tally]") -> Mapping[str, Rows]:
+        """The rows of all files by role, once the size and digest of every file hold."""
+        from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
+
+        kind, reasons, tally = into
+        files = manifest.files
+        rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in (ENTRIES, ADDED, REMOVED)}
+        total = sum(entry.bytes for entry in files)
+        with ExitStack() as stack:
+            folder_fd = stack.enter_context(open_folder(folder))
+            opened = [(entry, stack.enter_context(DataFile(entry.name, folder_fd))) for entry in files]
+            for entry, file in opened:
+                if file.size != entry.bytes:
+                    raise ReleaseRefused("file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}")
+            with self.stage(DIGEST, total) as done:
+                for entry, file in opened:
+                    if file.sha256(done, keep=total <= KEPT_BYTES_MAX) != entry.sha256:
+                        raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
+            with self.stage(READ, total) as done:
+                for entry, file in opened:
+                    chunks = file.chunks(entry.rows, entry.sha256, done)
+                    found = read_rows(
+                        chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally
+                    )
+                    if found != entry.rows:
+                        raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
+        return rows
+
+    async def _replaced(self, name: str, rows: Mapping[str, Rows]) -> Built:
+        """What a full release makes of a list."""
+        built = build_pages(rows[ENTRIES], lambda done, total: self.progress(BUILD, done, total))
+        built.content_digest = content_digest(built.pages)
+        if self.dry_run:
+            before = [page async for _, batch in self.store.pages(name) for page in batch]
+            built.come, built.gone = differences(before, built.pages)
+        return built
+
+    async def _amended(self, settings: ListSettings, state: ListState, rows: Mapping[str, Rows]) -> Built:
+        """What a delta makes of a list: the pages that differ, and the sums of the whole list."""
+        if state.kind != settings.kind:
+            raise ReleaseRefused("base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed")
+        removed, added = build_pages(rows[REMOVED]).pages, build_pages(rows[ADDED]).pages
+        found, before = await self.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
+        if found is None or found.generation != state.generation:
+            raise _overtaken(settings.name)
+        built = amend_pages(before, removed, added, state.content_digest)
+        built.entries += state.entries
+        built.devices += state.devices
+        return built
+
+    async def _switch(self, manifest: Manifest, state: ListState, built: Built) -> ListState:
+        write = self.store.amend if manifest.kind == DELTA else self.store.replace
+        try:
+            with self.stage(WRITE, len(built.pages)):
+                return await write(manifest.list, state, built.pages, seen=state.generation - 1)
+        except GenerationConflict:
+            raise _overtaken(manifest.list) from None
 
 
 @contextmanager
@@ -223,133 +332,6 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-async def _load(run: _Run, release: Release, folder: Path) -> LoadReport:
-    try:
-        with about(release.manifest), _collector_paused():
-            return await _loaded(run, release, folder)
-    except ReleaseRefused as refused:
-        if not run.dry_run:
-            await record_refusal(refused, run.store, who=run.who, now=run.now, digest=release.digest)
-        raise
-
-
-async def _loaded(run: _Run, release: Release, folder: Path) -> LoadReport:
-    from eir.lists.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
-
-    manifest = release.manifest
-    settings = run.lists[manifest.list]
-    check_times(manifest, run.now)
-    state = await run.store.state(manifest.list) or NO_LIST
-    highest = max(run.marks.get(manifest.list, 0), state.highest_serial)
-    check_serial(manifest, current=None if state is NO_LIST else state.serial, highest=highest)
-
-    reasons = Reasons(state.reasons if manifest.kind == DELTA else ())
-    tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=run.dry_run)
-    rows = _read(run, manifest, folder, (settings.kind, reasons, tally))
-    if tally.wide and not run.force:
-        limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
-        raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
-    try:
-        with run.stage(BUILD, 1):
-            following = await (_amended(run, settings, state, rows) if manifest.kind == DELTA else _replaced(run, manifest, rows))
-    except TooManyPages as error:
-        raise ReleaseRefused("range", str(error)) from None
-    if state.devices and not run.force:
-        _check_size(settings, state.devices, following.devices)
-
-    stored, was_recorded = None, False
-    if not run.dry_run:
-        stored = await _switch(run, release, state, following, reasons)
-        detail = f"{following.entries} entries, before {state.entries}"
-        if tally.bad:
-            detail += f"; {tally.bad} bad rows left out"
-        if run.force:
-            detail += "; --force"
-        event = Event(
-            time=utc_text(run.now), who=run.who, what="load", list=manifest.list, serial=manifest.serial, digest=release.digest,
-            outcome=ACCEPTED, detail=f"{detail}; signed by {', '.join(release.signers)}",
-        )  # fmt: skip
-        was_recorded = await recorded(run.store, event)
-    return LoadReport(
-        list=manifest.list,
-        kind=manifest.kind,
-        serial=manifest.serial,
-        rows=sum(file.rows for file in manifest.files),
-        entries=following.entries,
-        devices=following.devices,
-        entries_before=state.entries,
-        devices_before=state.devices,
-        bad_rows=tally.bad,
-        bad=tuple(tally.complaints),
-        skipped=tally.skipped,
-        wrong_check_digits=tally.wrong_check_digits if run.dry_run else None,
-        come=following.come,
-        gone=following.gone,
-        seconds=run.seconds,
-        state=stored,
-        recorded=was_recorded,
-    )
-
-
-def _read(run: _Run, manifest: Manifest, folder: Path, into: "tuple[str, Reasons, Tally]") -> Mapping[str, Rows]:
-    """The rows of all files by role, once the size and digest of every file hold. `into`: the kind of list, and what to fill."""
-    from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
-
-    kind, reasons, tally = into
-    files = manifest.files
-    rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in (ENTRIES, ADDED, REMOVED)}
-    total = sum(entry.bytes for entry in files)
-    with ExitStack() as stack:
-        folder_fd = stack.enter_context(open_folder(folder))
-        opened = [(entry, stack.enter_context(DataFile(entry.name, folder_fd))) for entry in files]
-        for entry, file in opened:
-            if file.size != entry.bytes:
-                raise ReleaseRefused("file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}")
-        with run.stage(DIGEST, total) as done:
-            before = 0
-            for entry, file in opened:
-                digest_of = file.keep if total <= KEPT_BYTES_MAX else file.sha256
-                if digest_of(_after(before, done)) != entry.sha256:
-                    raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
-                before += entry.bytes
-        with run.stage(READ, total) as done:
-            before = 0
-            for entry, file in opened:
-                chunks = file.chunks(entry.rows, entry.sha256, _after(before, done))
-                found = read_rows(
-                    chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally
-                )
-                if found != entry.rows:
-                    raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
-                before += entry.bytes
-    return rows
-
-
-def _after(before: int, done: Callable[[int], None]) -> Callable[[int], None]:
-    return lambda of_this_file: done(before + of_this_file)
-
-
-async def _replaced(run: _Run, manifest: Manifest, rows: Mapping[str, Rows]) -> _Next:
-    built = build_pages(rows[ENTRIES], lambda done, total: run.report(BUILD, done, total))
-    come = gone = None
-    if run.dry_run:
-        before = [page async for _, batch in run.store.pages(manifest.list) for page in batch]
-        come, gone = differences(before, built.pages)
-    return _Next(built.pages, built.entries, built.devices, content_digest(built.pages), come, gone)
-
-
-async def _amended(run: _Run, settings: ListSettings, state: ListState, rows: Mapping[str, Rows]) -> _Next:
-    if state.kind != settings.kind:
-        raise ReleaseRefused("base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed")
-    removed, added = build_pages(rows[REMOVED]).pages, build_pages(rows[ADDED]).pages
-    found, before = await run.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
-    if found is None or found.generation != state.generation:
-        raise _overtaken(settings.name)
-    amended = amend_pages(before, removed, added, state.content_digest)
-    entries, devices = state.entries + amended.entries, state.devices + amended.devices
-    return _Next(amended.pages, entries, devices, amended.content_digest, amended.come, amended.gone)
-
-
 def _check_size(settings: ListSettings, before: int, after: int) -> None:
     """Refuse a list that is much smaller or larger than the one in force: more likely a mistake than the truth."""
     change = (after - before) / before
@@ -360,31 +342,6 @@ def _check_size(settings: ListSettings, before: int, after: int) -> None:
                 f"{before} devices are in force and {after} would be: {change:+.1%}, where {reason}_max is {limit:.1%}; "
                 "if that is meant, load it with --force",
             )
-
-
-async def _switch(run: _Run, release: Release, before: ListState, following: _Next, reasons: Reasons) -> ListState:
-    manifest = release.manifest
-    state = ListState(
-        kind=run.lists[manifest.list].kind,
-        serial=manifest.serial,
-        generation=before.generation + 1,
-        highest_serial=manifest.serial,
-        release_digest=release.digest,
-        content_digest=following.content_digest,
-        entries=following.entries,
-        devices=following.devices,
-        reasons=reasons.texts,
-        issued=utc_text(manifest.issued),
-        expires=utc_text(manifest.expires),
-        signers=release.signers,
-        loaded_at=utc_text(run.now),
-    )
-    write = run.store.amend if manifest.kind == DELTA else run.store.replace
-    try:
-        with run.stage(WRITE, len(following.pages)):
-            return await write(manifest.list, state, following.pages, seen=before.generation)
-    except GenerationConflict:
-        raise _overtaken(manifest.list) from None
 
 
 def _overtaken(name: str) -> ReleaseRefused:

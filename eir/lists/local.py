@@ -17,7 +17,7 @@ import numpy as np
 
 from eir.device import TAC_DIGITS, device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged
-from eir.lists.build import Amended, Rows, amend_pages, build_pages
+from eir.lists.build import Built, Rows, amend_pages, build_pages
 from eir.lists.content import decode
 from eir.lists.layout import tac_key
 from eir.lists.pages import PAGE_KEYS, Page
@@ -226,7 +226,7 @@ def _rows(edit: Edit, reason: int) -> Rows:
 
 async def _edited(
     edit: Edit, settings: ListSettings, store: ListStore, now: datetime, found: tuple[ListState, Sequence[Page]]
-) -> tuple[ListState, Amended]:
+) -> tuple[ListState, Built]:
     """The list's state as it is to be, and what becomes of the pages found."""
     state, before = found
     texts, reason = state.reasons, 0

@@ -4,7 +4,7 @@ May import eir.errors and lists; knows no store.
 """
 
 import contextlib
-import hashlib
+import filecmp
 import json
 import os
 import re
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from eir.errors import ReleaseRefused
-from eir.lists.delivered import CHUNK_BYTES, DataFile, Progress, open_folder
+from eir.lists.delivered import CHUNK_BYTES, DataFile, Progress, adding_up, open_folder
 from eir.lists.layout import BOM, LAYOUTS, guess_layout, kinds_for, separator_hint
 from eir.lists.openssh import sign
 from eir.lists.reasons import Reasons
@@ -52,15 +52,8 @@ _DIRBS_NAME = re.compile(
     r"(?:_delta_(?P<base>-?\d+)_(?P<run>\d+)_(?P<change>[a-z_]+))?\.csv(?:\.gz|\.zst)?"
 )
 _DIRBS_ROLES = {
-    "blocked": ADDED,
-    "unblocked": REMOVED,
-    "new": ADDED,
-    "resolved": REMOVED,
-    "blacklisted": REMOVED,
-    "no_longer_seen": REMOVED,
-    "changed": ADDED,
-    "added": ADDED,
-    "removed": REMOVED,
+    **dict.fromkeys(("blocked", "new", "changed", "added"), ADDED),
+    **dict.fromkeys(("unblocked", "resolved", "blacklisted", "no_longer_seen", "removed"), REMOVED),
 }
 _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
@@ -180,8 +173,12 @@ def _place(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[st
     if not is_plain_name(file.name):
         raise ReleaseRefused("file_name", f"{file.name!r} is not a plain file name")
     if file.resolve().parent != folder.resolve():
-        with _opened(file) as source:
-            _put(source, folder / file.name, file.stat().st_size)
+        try:
+            source = file.open("rb")
+        except OSError as error:
+            raise ReleaseRefused("file_missing", f"{file}: {error.strerror}") from None
+        with source:
+            _put(source, folder / file.name, os.fstat(source.fileno()).st_size)
     return (file.name,)
 
 
@@ -190,16 +187,13 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[
     try:
         with zipfile.ZipFile(file) as archive:
             members = _chosen(archive.infolist(), file.name, kind)
-            total = sum(member.file_size for member in members.values())
-            done = 0
+            done = adding_up(report, "extract", sum(member.file_size for member in members.values()))
             for name, member in members.items():
                 if member.file_size > max(member.compress_size, 1 << 10) * EXPANDED_RATIO_MAX:
                     raise ReleaseRefused("expanded", f"{file.name}: {name} is packed more than {EXPANDED_RATIO_MAX} times")
-                report("extract", done, total)
                 with archive.open(member) as source:
                     _put(source, folder / name, member.file_size)
-                done += member.file_size
-            report("extract", total, total)
+                done(member.file_size)
     except OSError as error:
         raise ReleaseRefused("file_missing", f"{file}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, packed in a rare way
@@ -230,15 +224,12 @@ def _chosen(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mappi
         wanted = {name: match for name, match in dirbs.items() if (match["change"] is not None) == (kind == DELTA)}
         sources = {(match["what"], match["operator"]) for match in wanted.values()}
         if len(sources) > 1:
-            raise ReleaseRefused("layout", f"{zip_name} holds several lists ({_listed(sources)}); publish them apart")
+            listed = ", ".join(sorted(" ".join(filter(None, source)) for source in sources))
+            raise ReleaseRefused("layout", f"{zip_name} holds several lists ({listed}); publish them apart")
         found = {name: info for name, info in found.items() if name in wanted}
     if not found:
         raise ReleaseRefused("layout", f"{zip_name} holds no CSV for a {kind} release")
     return found
-
-
-def _listed(sources: set[tuple[str, str]]) -> str:
-    return ", ".join(sorted(" ".join(filter(None, source)) for source in sources))
 
 
 def _put(source: IO[bytes], target: Path, size: int) -> None:
@@ -253,7 +244,7 @@ def _put(source: IO[bytes], target: Path, size: int) -> None:
                 file.write(data)
         if not os.path.lexists(target):
             temporary.replace(target)
-        elif target.is_symlink() or not target.is_file() or _digest(target) != _digest(temporary):
+        elif target.is_symlink() or not target.is_file() or not filecmp.cmp(target, temporary, shallow=False):
             raise ReleaseRefused("file_exists", f"{target} is there already and differs; remove it first")
 
 
@@ -268,18 +259,6 @@ def _write(target: Path, content: bytes) -> None:
     with _temporary(target) as temporary:
         temporary.write_bytes(content)
         temporary.replace(target)
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _opened(file: Path) -> IO[bytes]:
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise ReleaseRefused("file_missing", f"{file}: {error.strerror}") from None
 
 
 # ---- what the manifest says of a data file ----
@@ -308,7 +287,7 @@ def _read(
     from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
     digest = file.sha256()
-    chunks = file.chunks(ROWS_MAX, digest, lambda done: report("measure", done, file.size))
+    chunks = file.chunks(ROWS_MAX, digest, adding_up(report, "measure", file.size))
     begin = next(chunks, b"")
     header, newline, _ = begin.partition(b"\n")
     found = layout or guess_layout(header + newline)
