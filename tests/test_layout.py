@@ -15,7 +15,7 @@ from eir.lists import layout as layouts
 from eir.lists import reader
 from eir.lists.build import Rows, build_pages
 from eir.lists.layout import LAYOUTS, guess_layout, until_seconds
-from eir.lists.pages import IMSIS_TAG, PAGE_KEYS, decode_sections
+from eir.lists.pages import PAGE_KEYS, decode_sections
 from eir.lists.reader import Tally, read_rows
 from eir.lists.reasons import Reasons
 from eir.lists.roaring import decode_keys
@@ -35,9 +35,9 @@ def read(content, layout="eir", kind="devices", *, bad_rows_max=10**6, range_tac
         sections = decode_sections(page.extra)
         for at, low in enumerate(decode_keys(page.keys).to_array()):
             key = page.number * PAGE_KEYS + low
-            codes = sections.get(b"R", b"\0")
+            codes = sections.reasons or b"\0"
             why[key] = (reasons.texts or ("",))[codes[at if len(codes) > 1 else 0]]
-            until = np.frombuffer(sections.get(b"U", bytes(8)), "<i8")
+            until = np.frombuffer(sections.until or bytes(8), "<i8")
             ends[key] = int(until[at if len(until) > 1 else 0])
     return set(why), tally, count, why, ends
 
@@ -370,7 +370,7 @@ def test_pairs():
         found = {}
         for page in build_pages(rows).pages:
             (low,) = decode_keys(page.keys).to_array()
-            found[page.number * PAGE_KEYS + low] = np.frombuffer(decode_sections(page.extra)[IMSIS_TAG][4:], "<u8").tolist()
+            found[page.number * PAGE_KEYS + low] = np.frombuffer(decode_sections(page.extra).imsis[4:], "<u8").tolist()
         return found, tally
 
     lines = b"imsi,imei\n001010000000001,35123456789012\n00101000002,351234567890128\n1,35123456789012\n00101000003,A1234567890ABC\n00101000003,1\n"

@@ -52,7 +52,7 @@ async def held(store, name=NAME):
     found = {("TAC", number): texts[code] for number, (code, _) in tacs_of(pages).items()}
     for page in pages:
         low = decode_keys(page.keys).to_array()
-        codes = decode_sections(page.extra).get(b"R", b"\0")
+        codes = decode_sections(page.extra).reasons or b"\0"
         for at, key in enumerate(low):
             found[page.number * PAGE_KEYS + key] = texts[codes[at if len(codes) > 1 else 0]]
     assert (state.entries, state.devices) == (len(found), devices_of(pages))
@@ -527,7 +527,7 @@ async def test_subscribers_and_pairs(agency, store):
     await agency.load(agency.release(removed, serial=2, list="pairs", kind="delta", base=1), store)
     _, found, pages = await held(store, "pairs")
     assert set(found) == {35123456789012}
-    assert decode_sections(pages[0].extra)[b"S"][4:] == imsi_key("001010000000002").to_bytes(8, "little")
+    assert decode_sections(pages[0].extra).imsis[4:] == imsi_key("001010000000002").to_bytes(8, "little")
     agency.settings(name="pairs", kind="devices")
     why = await refused(agency, agency.release({"d.csv": ("added", "imei", b"35123456789012\n")}, serial=3, list="pairs", kind="delta", base=2), store)
     assert why.reason == "base"

@@ -2,12 +2,11 @@
 
 Ten million keys go through numpy a slab at a time, thousands of pages in one go; pages that ranges reach into go one by one.
 
-May import eir.device, numpy, pyroaring and lists' pages, roaring, content and pairs; knows neither files nor stores.
+May import eir.device, eir.errors, numpy, pyroaring, lists.pages, roaring, content and pairs; knows neither files nor stores.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import repeat
 from typing import NamedTuple
 
@@ -15,19 +14,8 @@ import numpy as np
 from pyroaring import BitMap
 
 from eir.device import MEID_BASE
-from eir.lists.content import (
-    Content,
-    Keys,
-    ReasonIndexes,
-    Seconds,
-    decode,
-    encode,
-    endless,
-    extras,
-    page_starts,
-    split,
-    tac_extra,
-)
+from eir.errors import ReleaseRefused
+from eir.lists.content import Content, Keys, ReasonIndexes, Seconds, decode, encode, endless, extras, split
 from eir.lists.pages import PAGE_KEYS, Page, TacEntry, amended_digest
 from eir.lists.pairs import amended_pairs, has_pairs, pair_pages
 from eir.lists.roaring import decode_keys, encode_many
@@ -42,13 +30,7 @@ EXPECTED_MAX = 1 << 27
 _REASON_BITS = np.uint64(8)
 _REASON_MASK = np.uint64(0xFF)
 _PAGE = np.uint64(PAGE_KEYS)
-_make_page: Callable[[tuple[int, bytes, bytes]], Page] = partial(tuple.__new__, Page)
-"""As `Page(*fields)`, in half the time."""
 _WHOLE = BitMap(range(PAGE_KEYS))
-
-
-class TooManyPages(ValueError):
-    """Ranges that reach into more than SPAN_PAGES_MAX pages."""
 
 
 class Span(NamedTuple):
@@ -173,10 +155,11 @@ class Rows:
         return keys, imsis, reasons, until
 
     def spans(self) -> dict[int, list[Span]]:
-        """The ranges, cut at page boundaries, by page. Raises TooManyPages."""
+        """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if these are too many."""
         pages = sum(int((last // _PAGE - first // _PAGE).sum()) + len(first) for first, last, *_ in self._spans)
         if pages > SPAN_PAGES_MAX:
-            raise TooManyPages(f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held")
+            detail = f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held"
+            raise ReleaseRefused("range", detail)
         by_page: dict[int, list[Span]] = {}
         for first, last, reasons, until in self._spans:
             reason_of = repeat(0) if reasons is None else reasons.tolist()
@@ -190,7 +173,7 @@ class Rows:
 
 
 def build_pages(rows: Rows, progress: Callable[[int, int], None] | None = None) -> Built:
-    """The pages of a full list. `progress` gets keys done and keys in all. Raises TooManyPages."""
+    """The pages of a full list. `progress` gets keys done and keys in all. Raises as Rows.spans."""
     built = Built()
     if (pairs := rows.pairs()) is not None:
         built.pages = pair_pages(pairs)
@@ -275,7 +258,7 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     whole = [TacEntry(span.reason, span.until) for span in spans if span.last - span.first == PAGE_KEYS - 1]
     tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
     if not parts:  # no identifier comes, so that none needs to be unfolded
-        return page if tac is None else page._replace(extra=tac_extra(tac) + page.extra)
+        return page if tac is None else page._replace(extra=tac.extra + page.extra)
     return encode(page.number, _with_parts(decode(page), parts)._replace(tac=tac))
 
 
@@ -332,13 +315,12 @@ def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[P
     if not fresh.all():
         keys, packed = keys[fresh], packed[fresh]
         until = None if until is None else until[fresh]
-    page_of, low = split(keys)
-    starts, sizes = page_starts(page_of)
-    numbers = (page_of[starts] + np.uint64(base // PAGE_KEYS)).tolist()
+    numbers, low, starts, sizes = split(keys)
     encoded = encode_many(low, starts, sizes)
     reasons = packed.astype(np.uint8)  # the lowest byte of each
     if until is None and not reasons.any():
-        said: Iterable[bytes] = repeat(b"", len(numbers))
+        said: Iterable[bytes] = repeat(b"", len(starts))
     else:
         said = extras(reasons, np.zeros(len(low), np.int64) if until is None else until, starts, sizes)
-    return list(map(_make_page, zip(numbers, encoded, said, strict=True))), len(low)
+    numbers += np.uint64(base // PAGE_KEYS)
+    return list(map(Page._make, zip(numbers.tolist(), encoded, said, strict=True))), len(low)

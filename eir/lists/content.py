@@ -10,17 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from eir.lists.pages import (
-    IMSIS_TAG,
-    PAGE_KEYS,
-    REASONS_TAG,
-    TAC_TAG,
-    UNTIL_TAG,
-    Page,
-    TacEntry,
-    decode_sections,
-    encode_sections,
-)
+from eir.lists.pages import PAGE_KEYS, Page, Sections, TacEntry, decode_sections
 from eir.lists.roaring import Indexes, Remainders, decode_keys, encode_sorted
 
 Keys: TypeAlias = NDArray[np.uint64]
@@ -45,17 +35,17 @@ class Content(NamedTuple):
 def decode(page: Page) -> Content:
     """The page unfolded. Raises ValueError if it is damaged."""
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
-    sections = decode_sections(page.extra)
-    until = b"" if IMSIS_TAG in sections else sections.get(UNTIL_TAG, b"")
-    return Content(low, each(sections.get(REASONS_TAG, b""), np.uint8, len(low)), each(until, np.int64, len(low)), page.tac)
+    reasons, until, imsis = decode_sections(page.extra)
+    ends = each(b"" if imsis else until, np.int64, len(low))
+    return Content(low, each(reasons, np.uint8, len(low)), ends, page.tac)
 
 
 def encode(number: int, content: Content) -> Page:
     """The page of this content."""
-    whole = b"" if content.tac is None else tac_extra(content.tac)
+    whole = b"" if content.tac is None else content.tac.extra
     if not len(content.low):
         return Page(number, b"", whole)
-    return Page(number, encode_sorted(content.low), whole + _extra(section(content.reasons), section(content.until)))
+    return Page(number, encode_sorted(content.low), whole + _extra(content.reasons, content.until))
 
 
 def section(values: NDArray[Any]) -> bytes:
@@ -84,43 +74,33 @@ def extras(reasons: ReasonIndexes, until: Seconds, starts: Indexes, sizes: Index
         shared &= np.minimum.reduceat(values, starts) == np.maximum.reduceat(values, starts)
     columns = (starts, starts + sizes, shared, reasons[starts], until[starts])
     for first, last, is_shared, reason, end in zip(*(column.tolist() for column in columns), strict=True):
-        yield shared_extra(reason, end) if is_shared else _extra(section(reasons[first:last]), section(until[first:last]))
+        yield _shared_extra(reason, end) if is_shared else _extra(reasons[first:last], until[first:last])
 
 
-def _extra(reasons: bytes, until: bytes) -> bytes:
-    return encode_sections(((REASONS_TAG, reasons), (UNTIL_TAG, until)))
+def _extra(reasons: ReasonIndexes, until: Seconds) -> bytes:
+    return Sections(section(reasons), section(until)).encode()
 
 
 @lru_cache(maxsize=1024)
-def shared_extra(reason: int, until: int) -> bytes:
+def _shared_extra(reason: int, until: int) -> bytes:
     """`extra` of a page all of whose keys have the same reason and the same end."""
-    return _extra(section(np.array([reason], np.uint8)), section(np.array([until], np.int64)))
+    return _extra(np.array([reason], np.uint8), np.array([until], np.int64))
 
 
-@lru_cache(maxsize=1024)
-def tac_extra(tac: TacEntry) -> bytes:
-    """The section of a whole TAC, with which `extra` begins."""
-    return encode_sections(((TAC_TAG, tac.encode()),))
-
-
-def split(keys: Keys) -> tuple[Keys, Remainders]:
-    """Page numbers and remainders of sorted keys.
+def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:
+    """Sorted keys, one at least, cut into pages: page numbers, remainders, where each page begins in them, and its size.
 
     Doubles are divided and converted from and to signed integers several times as fast as unsigned integers are divided.
     Below 2^52 that is exact: a quotient just below a whole number misses it by 10^-6, and is rounded by less than half that.
     """
-    if not len(keys) or keys[-1] < _EXACT_QUOTIENTS:
+    if keys[-1] < _EXACT_QUOTIENTS:
         page_of = (keys.view(np.int64) / np.float64(PAGE_KEYS)).astype(np.int64).view(np.uint64)
     else:
         page_of = keys // _PAGE
     # The remainder is below 2^32, so arithmetic modulo 2^32 gives it.
-    return page_of, keys.astype(np.uint32) - page_of.astype(np.uint32) * np.uint32(PAGE_KEYS)
-
-
-def page_starts(page_of: Keys) -> tuple[Indexes, Indexes]:
-    """Where each page's keys begin in sorted keys, and how many there are, by the page of each key (one at least)."""
+    low = keys.astype(np.uint32) - page_of.astype(np.uint32) * np.uint32(PAGE_KEYS)
     starts = np.concatenate(([0], np.flatnonzero(page_of[1:] != page_of[:-1]) + 1))
-    return starts, np.diff(starts, append=len(page_of))
+    return page_of[starts], low, starts, np.diff(starts, append=len(keys))
 
 
 def endless(until: Seconds) -> Seconds:

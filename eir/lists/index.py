@@ -28,7 +28,7 @@ from eir.lists.held import (
     hold_bitmap,
     rank,
 )
-from eir.lists.pages import IMSIS_TAG, PAGE_KEYS, UNTIL_TAG, Page, decode_sections
+from eir.lists.pages import PAGE_KEYS, Page, decode_sections
 from eir.lists.roaring import may_be_arrays
 from eir.lists.settings import DEVICES, PAIRS
 from eir.lists.sieve import KeyArray
@@ -214,16 +214,15 @@ def decode_part(page: Page) -> Part | None:
         return None if held is None else Part(held)
     sections = decode_sections(page.extra)
     part, devices = Part(held), held_count(held)
-    if IMSIS_TAG in sections:
-        content = sections[IMSIS_TAG]
+    if content := sections.imsis:
         counts = np.frombuffer(content[: 4 * devices], dtype="<u4")
         part.imsis = content[4 * devices :]
         if len(counts) != devices or len(part.imsis) != 8 * int(counts.sum()):
             raise ValueError(f"page {page.number} has {devices} devices and {len(content)} bytes of subscribers")
         part.ends = b"" if (counts == 1).all() else np.cumsum(counts).astype("<u4").tobytes()
-    if UNTIL_TAG in sections:
+    if sections.until:
         rows = len(part.imsis) // 8 if part.imsis else devices
-        ends = np.frombuffer(sections[UNTIL_TAG], dtype="<i8")
+        ends = np.frombuffer(sections.until, dtype="<i8")
         if len(ends) not in {1, rows}:
             raise ValueError(f"page {page.number} has {rows} rows and {len(ends)} ends")
         if ends.any():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eir.errors import GenerationConflict, ReleaseRefused
-from eir.lists.build import Built, Rows, TooManyPages, amend_pages, build_pages, differences
+from eir.lists.build import Built, Rows, amend_pages, build_pages, differences
 from eir.lists.delivered import DataFile, Done, Progress, adding_up, open_folder
 from eir.lists.pages import content_digest
 from eir.lists.reasons import Reasons
@@ -206,11 +206,8 @@ class Loader:
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
-        try:
-            with self.stage(BUILD, 1):
-                built = await (self._amended(settings, before, rows) if is_delta else self._replaced(manifest.list, rows))
-        except TooManyPages as error:
-            raise ReleaseRefused("range", str(error)) from None
+        with self.stage(BUILD, 1):
+            built = await (self._amended(settings, before, rows) if is_delta else self._replaced(manifest.list, rows))
         if before.devices and not self.force:
             _check_size(settings, before.devices, built.devices)
 

@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from eir.lists.content import Keys, ReasonIndexes, Seconds, decode, each, endless, extras, page_starts, section, split
-from eir.lists.pages import IMSIS_TAG, PAGE_KEYS, UNTIL_TAG, Page, decode_sections, encode_sections
+from eir.lists.content import Keys, ReasonIndexes, Seconds, decode, each, endless, extras, section, split
+from eir.lists.pages import PAGE_KEYS, Page, Sections, decode_sections
 from eir.lists.roaring import encode_many
 
 Pairs: TypeAlias = tuple[Keys, Keys, ReasonIndexes, Seconds]
@@ -41,22 +41,21 @@ def pair_pages(pairs: Pairs) -> list[Page]:
     ends = endless(until)
     last_to_end = ends == np.repeat(np.maximum.reduceat(ends, first), counts)
     reason = np.minimum.reduceat(np.where(last_to_end, reasons, np.uint8(0xFF)), first)
-    page_of, low = split(devices)
-    starts, sizes = page_starts(page_of)
+    numbers, low, starts, sizes = split(devices)
     first = np.append(first, len(keys))
     pages = []
     encoded = zip(encode_many(low, starts, sizes), extras(reason, np.zeros(len(low), np.int64), starts, sizes), strict=True)
-    for start, size, (stored, reasons_section) in zip(starts.tolist(), sizes.tolist(), encoded, strict=True):
+    for number, start, size, (stored, of_devices) in zip(numbers.tolist(), starts.tolist(), sizes.tolist(), encoded, strict=True):
         rows = slice(first[start], first[start + size])
         bound = counts[start : start + size].astype("<u4").tobytes() + imsis[rows].astype("<u8").tobytes()
-        of_sims = encode_sections(((UNTIL_TAG, section(until[rows])), (IMSIS_TAG, bound)))
-        pages.append(Page(int(page_of[start]), stored, reasons_section + of_sims))
+        of_sims = Sections(until=section(until[rows]), imsis=bound).encode()
+        pages.append(Page(number, stored, of_devices + of_sims))
     return pages
 
 
 def has_pairs(page: Page) -> bool:
     """True if the page is one of a list of pairs, and not empty."""
-    return IMSIS_TAG in decode_sections(page.extra)
+    return bool(decode_sections(page.extra).imsis)
 
 
 def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
@@ -84,11 +83,10 @@ def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
 def decode_pairs(page: Page) -> dict[int, Paired]:
     """What a page of pairs says, by device (its remainder)."""
     low, reasons, *_ = decode(page)
-    sections = decode_sections(page.extra)
-    bound = sections.get(IMSIS_TAG, b"")
+    _, until, bound = decode_sections(page.extra)
     counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()
     imsis = np.frombuffer(bound[4 * len(low) :], "<u8").tolist()
-    ends = zip(imsis, each(sections.get(UNTIL_TAG, b""), np.int64, len(imsis)).tolist(), strict=True)
+    ends = zip(imsis, each(until, np.int64, len(imsis)).tolist(), strict=True)
     return {
         device: Paired(reason, dict(islice(ends, count)))
         for device, reason, count in zip(low.tolist(), reasons.tolist(), counts, strict=True)

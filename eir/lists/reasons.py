@@ -6,7 +6,7 @@ import numpy as np
 
 from eir.errors import GenerationConflict, StoreError
 from eir.lists.content import decode
-from eir.lists.pages import PAGE_KEYS, REASONS_TAG, decode_sections
+from eir.lists.pages import PAGE_KEYS, decode_sections
 from eir.lists.store import ListState, ListStore
 
 REASON_CHARS_MAX = 200
@@ -59,7 +59,7 @@ async def reason_byte(text: str, state: ListState, store: ListStore, name: str) 
         if found.generation != state.generation:
             raise GenerationConflict(f"{name} was changed while its reasons were read")
         for page in batch:
-            used.update(decode_sections(page.extra).get(REASONS_TAG, b""))
+            used.update(decode_sections(page.extra).reasons)
             if page.tac is not None:
                 used.add(page.tac.reason)
     if (free := next((byte for byte in range(REASONS_MAX) if byte not in used), None)) is None:

@@ -73,13 +73,10 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
     plain = np.logical_and.reduceat((counts <= ARRAY_KEYS) & (2 * (counts - joined) >= counts), first_container)
     if plain.all():
         return _encode_arrays(low, sizes, high[containers], counts, per_page)
-    in_plain = np.repeat(plain, per_page)
-    some = _encode_arrays(
-        low[np.repeat(plain, sizes)], sizes[plain], high[containers][in_plain], counts[in_plain], per_page[plain]
-    )
-    scattered = iter(some)
+    keys, of_plain = low[np.repeat(plain, sizes)], np.repeat(plain, per_page)
+    arrays = iter(_encode_arrays(keys, sizes[plain], high[containers][of_plain], counts[of_plain], per_page[plain]))
     return [
-        next(scattered) if is_plain else encode_sorted(low[start : start + size])
+        next(arrays) if is_plain else encode_sorted(low[start : start + size])
         for is_plain, start, size in zip(plain.tolist(), starts.tolist(), sizes.tolist(), strict=True)
     ]
 
@@ -139,12 +136,8 @@ class ArrayPages:
         containers = words[starts + 2].astype(np.int64)
         self.counts: Indexes = lengths // 2 - _HEAD - _CONTAINER * containers
         """Keys of each page."""
-        if (
-            (self.counts < 1).any()
-            or (containers < 1).any()
-            or (containers > CONTAINERS_MAX).any()
-            or words[starts + 3].any()
-        ):
+        fits = (self.counts > 0) & (containers > 0) & (containers <= CONTAINERS_MAX) & (words[starts + 3] == 0)
+        if not fits.all():
             raise ValueError(NOT_ARRAYS)
         self._starts, self._containers = starts, containers
         firsts = np.cumsum(containers) - containers
