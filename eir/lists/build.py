@@ -259,22 +259,17 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
     if not parts:  # no identifier comes, so that none needs to be unfolded
         return page if tac is None else page._replace(extra=tac.extra + page.extra)
-    return encode(page.number, _with_parts(decode(page), parts)._replace(tac=tac))
-
-
-def _with_parts(content: Content, spans: Sequence[Span]) -> Content:
-    """Single identifiers, and those of ranges."""
-    present = np.zeros(PAGE_KEYS, bool)
+    content, present = decode(page), np.zeros(PAGE_KEYS, bool)
     reasons = np.zeros(PAGE_KEYS, np.uint8)
     until = np.zeros(PAGE_KEYS, np.int64)
     present[content.low], reasons[content.low], until[content.low] = True, content.reasons, content.until
     # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
-    for span in sorted(spans, key=lambda span: (span.until == 0, span.until, -span.reason)):
+    for span in sorted(parts, key=lambda span: (span.until == 0, span.until, -span.reason)):
         part = slice(span.first, span.last + 1)
         where = ~present[part] | (endless(until[part]) <= endless(np.array(span.until)))
         reasons[part][where], until[part][where], present[part] = span.reason, span.until, True
     low = np.flatnonzero(present).astype(np.uint32)
-    return Content(low, reasons[low], until[low])
+    return encode(page.number, Content(low, reasons[low], until[low], tac))
 
 
 def _amended(old: Page, gone: Page, new: Page) -> Page:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from eir.lists.release import Manifest, signature_names
+from eir.lists.release import Manifest
 
 SETTLED_S = 1.0
 """A file that was changed less than this ago may still be on its way."""
@@ -55,11 +55,6 @@ def delivered(listing: Listing) -> list[str]:
     """Manifests whose signature has arrived, by name."""
     names = (name.removesuffix(".sig") for name in listing if name.endswith(".sig"))
     return sorted(name for name in names if name in listing)
-
-
-def signatures_of(manifest_name: str, listing: Listing) -> list[str]:
-    """The signatures that lie beside a manifest, the first one first."""
-    return [name for name in signature_names(manifest_name) if name in listing]
 
 
 def lacking(manifest: Manifest, listing: Listing, now: float) -> str:

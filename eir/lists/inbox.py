@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 from eir.errors import ReleaseRefused, StoreError
 from eir.lists.delivered import read_small
-from eir.lists.drop_folder import ITEMS_MAX, SETTLED_S, delivered, lacking, look, settled, signatures_of
+from eir.lists.drop_folder import ITEMS_MAX, SETTLED_S, delivered, lacking, look, settled
 from eir.lists.load import Loader
 from eir.lists.openssh import SIGNATURE_BYTES_MAX
-from eir.lists.release import DELTA, MANIFEST_BYTES_MAX, Manifest, Release, about, verify_release
+from eir.lists.release import MANIFEST_BYTES_MAX, Manifest, Release, about, signature_names, verify_release
 from eir.lists.rooms import Rooms, open_rooms
 from eir.lists.settings import ListSettings
-from eir.lists.store import ACCEPTED, REFUSED, ListState, ListStore, utc_text
+from eir.lists.store import ACCEPTED, REFUSED, ListStore, utc_text
 
 WAITING = "waiting"
 """What became of a release that is neither accepted nor refused."""
@@ -211,7 +211,7 @@ class _Turn:
 
     def _verified(self, name: str) -> _Delivery:
         """The delivery, and what its signatures are worth at this moment; nothing is recorded yet."""
-        first, *further = signatures_of(name, self._listing)
+        first, *further = (signature for signature in signature_names(name) if signature in self._listing)
         try:
             release = verify_release(self.terms.folder / name, self.terms.lists, now=self.terms.clock())
         except ReleaseRefused as refused:
@@ -260,19 +260,22 @@ class _Turn:
 
     async def _delay(self, delivery: _Delivery) -> _Delay | None:
         """Why the release cannot be taken yet; None if it can be, or can be refused."""
-        now = self._now()
-        if delivery.refused is not None:
-            if delivery.refused.reason in OURS:
-                return _Delay(delivery.refused.reason, delivery.refused.detail, bounded=False)
+        now, refused, manifest = self._now(), delivery.refused, delivery.manifest
+        if refused is not None:
+            if refused.reason in OURS:
+                return _Delay(refused.reason, refused.detail, bounded=False)
             if half := self._half(delivery, now):
                 return _Delay("incomplete", half)
-            if delivery.refused.reason in PATIENT:
-                return _Delay(delivery.refused.reason, delivery.refused.detail)
-        if delivery.manifest is None:
+            return _Delay(refused.reason, refused.detail) if refused.reason in PATIENT else None
+        if manifest is None:
             return None
-        if lack := lacking(delivery.manifest, self._listing, now):
+        if lack := lacking(manifest, self._listing, now):
             return _Delay("incomplete", lack)
-        return _waits_for_base(delivery.manifest, await self.terms.store.state(delivery.manifest.list))
+        state, base = await self.terms.store.state(manifest.list), manifest.base
+        # The base of a delta may still come: releases arrive in any order.
+        comes = base is not None and (state is None or (base > state.serial and manifest.serial > state.highest_serial))
+        there = "there is no list yet" if state is None else f"serial {state.serial} is in force"
+        return _Delay("base", f"it builds on serial {base}, and {there}") if comes else None
 
     def _half(self, delivery: _Delivery, now: float) -> str:
         """What shows that manifest and signatures are not all there yet, without reading any meaning into them."""
@@ -323,17 +326,6 @@ class _Turn:
                 continue
             detail = "no signed release named it; a release is a manifest, its .sig and the data files that it names"
             self._put_away([name], Taken(manifest=name, outcome=REFUSED, reason="stray", detail=detail))
-
-
-def _waits_for_base(manifest: Manifest, state: ListState | None) -> _Delay | None:
-    """A delta whose base may still come: releases arrive in any order."""
-    if manifest.kind != DELTA or manifest.base is None:
-        return None
-    if state is None:
-        return _Delay("base", f"it builds on serial {manifest.base}, and there is no list yet")
-    if manifest.base > state.serial and manifest.serial > state.highest_serial:
-        return _Delay("base", f"it builds on serial {manifest.base}, and serial {state.serial} is in force")
-    return None
 
 
 def _said(taken: Taken, names: Sequence[str], now: datetime) -> str:

@@ -182,9 +182,14 @@ class Loader:
 
     async def load(self, release: Release, folder: Path) -> LoadReport:
         """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
+        name = release.manifest.list
         try:
             with about(release.manifest), _collector_paused():
-                return await self._load(release, folder)
+                try:
+                    return await self._load(release, folder)
+                except GenerationConflict:
+                    detail = f"{name} was changed by another load or command meanwhile; nothing was written, see eir history {name}"
+                    raise ReleaseRefused("conflict", detail) from None
         except ReleaseRefused as refused:
             await self.record(refused, release.digest)
             raise
@@ -226,7 +231,11 @@ class Loader:
             signers=release.signers,
             loaded_at=utc_text(self.now),
         )
-        stored = None if self.dry_run else await self._switch(manifest, state, built)
+        stored = None
+        if not self.dry_run:
+            write = self.store.amend if is_delta else self.store.replace
+            with self.stage(WRITE, len(built.pages)):
+                stored = await write(manifest.list, state, built.pages, seen=before.generation)
         detail = f"{built.entries} entries, before {before.entries}"
         if tally.bad:
             detail += f"; {tally.bad} bad rows left out"
@@ -302,19 +311,11 @@ class Loader:
         removed, added = build_pages(rows[REMOVED]).pages, build_pages(rows[ADDED]).pages
         found, before = await self.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
         if found is None or found.generation != state.generation:
-            raise _overtaken(settings.name)
+            raise GenerationConflict(f"list {settings.name} is no longer at generation {state.generation}")
         built = amend_pages(before, removed, added, state.content_digest)
         built.entries += state.entries
         built.devices += state.devices
         return built
-
-    async def _switch(self, manifest: Manifest, state: ListState, built: Built) -> ListState:
-        write = self.store.amend if manifest.kind == DELTA else self.store.replace
-        try:
-            with self.stage(WRITE, len(built.pages)):
-                return await write(manifest.list, state, built.pages, seen=state.generation - 1)
-        except GenerationConflict:
-            raise _overtaken(manifest.list) from None
 
 
 @contextmanager
@@ -339,9 +340,3 @@ def _check_size(settings: ListSettings, before: int, after: int) -> None:
                 f"{before} devices are in force and {after} would be: {change:+.1%}, where {reason}_max is {limit:.1%}; "
                 "if that is meant, load it with --force",
             )
-
-
-def _overtaken(name: str) -> ReleaseRefused:
-    return ReleaseRefused(
-        "conflict", f"{name} was changed by another load or command meanwhile; nothing was written, see eir history {name}"
-    )

@@ -106,17 +106,9 @@ def parse_entries(kind: str, identifiers: Sequence[str], *, imsis: Sequence[str]
         raise IdentifierError(f"a list of {kind} binds no device to a SIM: only a list of pairs takes --imsi")
     if kind == PAIRS and not imsis:
         raise IdentifierError("a list of pairs holds devices with their SIMs: the IMSI is missing (--imsi)")
-    if kind == PAIRS:
-        sims = [(_named(imsi_key, imsi), imsi) for imsi in imsis]
-        found = [
-            Entry(f"{text}+{imsi}", _named(device_key, text), subscriber) for text in identifiers for subscriber, imsi in sims
-        ]
-    elif kind == SUBSCRIBERS:
-        found = [Entry(text, _named(imsi_key, text)) for text in identifiers]
-    elif tacs:
-        found = [Entry(text, _named(tac_key, text), whole_tac=True) for text in identifiers]
-    else:
-        found = [Entry(text, _named(device_key, text)) for text in identifiers]
+    key_of = imsi_key if kind == SUBSCRIBERS else tac_key if tacs else device_key
+    sims = [(f"+{imsi}", _named(imsi_key, imsi)) for imsi in imsis] or [("", 0)]
+    found = [Entry(text + sim, _named(key_of, text), subscriber, tacs) for text in identifiers for sim, subscriber in sims]
     distinct = {entry[1:]: entry for entry in found}
     if len(distinct) > ENTRIES_MAX:
         raise IdentifierError(f"{len(distinct)} entries; one command takes {ENTRIES_MAX} at most, a release any number")
@@ -211,7 +203,14 @@ def _refuse(edit: Edit, wrong: Sequence[str], what: str, advice: str = "") -> No
         raise EntryRefused(f"nothing was changed: {len(wrong)} of {len(edit.entries)} are {what}: {named}{advice}")
 
 
-def _rows(edit: Edit, reason: int) -> Rows:
+async def _edited(
+    edit: Edit, settings: ListSettings, store: ListStore, now: datetime, found: tuple[ListState, Sequence[Page]]
+) -> tuple[ListState, Built]:
+    """The list's state as it is to be, and what becomes of the pages found."""
+    state, before = found
+    texts, reason = state.reasons, 0
+    if edit.what == ADD:
+        reason, texts = await reason_byte(edit.reason, state, store, settings.name)
     rows = Rows()
     for entry in edit.entries:
         key, said = np.array([entry.key], np.uint64), (np.array([reason], np.uint8), np.array([edit.until]))
@@ -221,18 +220,7 @@ def _rows(edit: Edit, reason: int) -> Rows:
             rows.add_spans(key, key + np.uint64(PAGE_KEYS - 1), *said)
         else:
             rows.add(key, *said)
-    return rows
-
-
-async def _edited(
-    edit: Edit, settings: ListSettings, store: ListStore, now: datetime, found: tuple[ListState, Sequence[Page]]
-) -> tuple[ListState, Built]:
-    """The list's state as it is to be, and what becomes of the pages found."""
-    state, before = found
-    texts, reason = state.reasons, 0
-    if edit.what == ADD:
-        reason, texts = await reason_byte(edit.reason, state, store, settings.name)
-    built = build_pages(_rows(edit, reason)).pages
+    built = build_pages(rows).pages
     removed, added = ((), built) if edit.what == ADD else (built, ())
     amended = amend_pages(before, removed, added, state.content_digest)
     following = ListState(

@@ -9,7 +9,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,18 +30,16 @@ FILES_NAMED_MAX = 3
 
 _GOOD = re.compile(rb'^Good "eir-release" signature (?:for .* )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
 
-_NOT_IN_FORCE = tuple((text, "signer_expired") for text in (b"key has expired", b"not yet valid", b"Certificate invalid"))
-_NOT_FOUND = (
-    *_NOT_IN_FORCE,
-    (b"no valid principals found", "signer_expired"),
-    (b"sshsig_armor", "bad_signature"),
-    (b"sshsig_get_pubkey", "bad_signature"),
-)
-_NOT_VERIFIED = (
-    (b"namespace does not match", "namespace"),
-    (b"not permitted for use in signature namespace", "namespace"),
-    *_NOT_IN_FORCE,
-)
+_SAID = {
+    b"namespace does not match": "namespace",
+    b"not permitted for use in signature namespace": "namespace",
+    b"key has expired": "signer_expired",
+    b"not yet valid": "signer_expired",
+    b"Certificate invalid": "signer_expired",
+    b"no valid principals found": "signer_expired",
+    b"sshsig_armor": "bad_signature",
+    b"sshsig_get_pubkey": "bad_signature",
+}
 _DETAILS = {
     "signer_revoked": "the signer's key is revoked",
     "signer_expired": "the signer's key or certificate is outside its validity window, or the certificate names none that is trusted",
@@ -64,7 +62,7 @@ class Verifier:
 
     def __init__(self, folder: Path, message: bytes, now: datetime) -> None:
         self._folder = folder
-        self._message = self.copy("message", message)
+        self._message = message
         self._time = f"-Overify-time={now.astimezone(UTC):%Y%m%d%H%M%SZ}"
         self._deadline = time.monotonic() + OPENSSH_TIMEOUT_S
         self._snapshots: dict[Path, Path] = {}
@@ -84,7 +82,7 @@ class Verifier:
         revoked = () if revoked_file is None else ("-r", self._snapshot(revoked_file, "revoked"))
         found = self._run("find-principals", "-f", signers, "-s", signature, self._time)
         if found.returncode:
-            return _first_reason(found.stderr, _NOT_FOUND, "untrusted_signer")
+            return _reason(found.stderr, "untrusted_signer")
         fingerprint = ""
         principals: list[str] = []
         reason = "bad_signature"
@@ -97,7 +95,7 @@ class Verifier:
             elif revoked and self._run(*verify).returncode == 0:  # names the reason, decides nothing
                 reason = "signer_revoked"
             else:
-                reason = _first_reason(done.stderr, _NOT_VERIFIED, reason)
+                reason = _reason(done.stderr, reason)
         return Signature(fingerprint, tuple(principals)) if principals else reason
 
     def explain(self, reason: str, signature: Path, looked_at: Iterable[Path]) -> str:
@@ -128,29 +126,24 @@ class Verifier:
     def _run(self, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
         # Under this environment ssh-keygen reads times as UTC and speaks English; nothing else of ours goes in.
         environment = {"PATH": os.environ.get("PATH", os.defpath), "TZ": "UTC", "LC_ALL": "C"}
-        with self._message.open("rb") as message:
-            return _ssh_keygen(
-                *arguments, stdin=message, stderr=subprocess.PIPE, cwd=self._folder, env=environment,
-                timeout=max(self._deadline - time.monotonic(), 0.01),
-            )  # fmt: skip
+        left_s = max(self._deadline - time.monotonic(), 0.01)
+        return _ssh_keygen(*arguments, input=self._message, stderr=subprocess.PIPE, env=environment, timeout=left_s)
 
 
-def sign(message: Path, key: Path) -> bytes:
-    """The signature over a file by this key, or by the one of this `.pub` that an agent holds; it was checked.
+def sign(message: bytes, key: Path) -> bytes:
+    """The signature over a message by this key, or by the one of this `.pub` that an agent holds; it was checked.
 
     Passphrases, agents and security keys are ssh-keygen's business: it inherits the terminal and the environment. Raises
     ReleaseRefused: `signing`, `openssh`.
     """
     # Reading from standard input it writes to standard output: a file in the way can neither stay nor be asked about.
-    with message.open("rb", buffering=0) as content, tempfile.TemporaryDirectory(prefix="eir-sign-") as private:
-        signed = _ssh_keygen("sign", "-q", "-n", NAMESPACE, "-f", key, stdin=content)
-        if signed.returncode or not 0 < len(signed.stdout) <= SIGNATURE_BYTES_MAX:
-            raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see what it said above")
-        signature = Path(private) / "sig"
-        signature.write_bytes(signed.stdout)
-        content.seek(0)
-        check = ("check-novalidate", "-n", NAMESPACE, "-s", signature)
-        if _ssh_keygen(*check, stdin=content, stderr=subprocess.DEVNULL).returncode:
+    signed = _ssh_keygen("sign", "-q", "-n", NAMESPACE, "-f", key, input=message)
+    if signed.returncode or not 0 < len(signed.stdout) <= SIGNATURE_BYTES_MAX:
+        raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see what it said above")
+    with tempfile.NamedTemporaryFile(prefix="eir-sign-") as signature:
+        Path(signature.name).write_bytes(signed.stdout)
+        check = ("check-novalidate", "-n", NAMESPACE, "-s", signature.name)
+        if _ssh_keygen(*check, input=message, stderr=subprocess.DEVNULL).returncode:
             raise ReleaseRefused("signing", f"the signature that ssh-keygen made with {key} does not hold")
     return signed.stdout
 
@@ -165,8 +158,8 @@ def _ssh_keygen(what: str | Path, *arguments: str | Path, **options: Any) -> sub
         raise ReleaseRefused("openssh", f"ssh-keygen cannot be run: {error}; install OpenSSH's client") from None
 
 
-def _first_reason(stderr: bytes, table: Sequence[tuple[bytes, str]], otherwise: str) -> str:
-    return next((reason for text, reason in table if text in stderr), otherwise)
+def _reason(stderr: bytes, otherwise: str) -> str:
+    return next((reason for text, reason in _SAID.items() if text in stderr), otherwise)
 
 
 def nearest(reasons: Iterable[str]) -> str:

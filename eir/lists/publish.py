@@ -92,7 +92,9 @@ def publish(
     _check_arguments(list_name, serial, base, issued, expires)
     if len(more_keys) >= SIGNATURES_MAX:
         raise ReleaseRefused("threshold", f"a release carries {SIGNATURES_MAX} signatures at most")
-    folder = _one_folder(files) if out is None else out
+    if out is None and len({file.resolve().parent for file in files}) != 1:
+        raise ReleaseRefused("file_name", "the data files are in several folders; name the one for the release (--out)")
+    folder = out or files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     placed = [name for file in files for name in _place(file, folder, kind, report)]
     if len(set(placed)) < len(placed):
@@ -117,8 +119,9 @@ def publish(
     signatures = [folder / name for name in signature_names(path.name)]
     for signature in signatures:  # those of an earlier try are over other bytes
         signature.unlink(missing_ok=True)
-    _write(path, (json.dumps(manifest, indent=1) + "\n").encode())
-    signed = [sign(path, signing_key) for signing_key in (key, *more_keys)]
+    document = (json.dumps(manifest, indent=1) + "\n").encode()
+    _write(path, document)
+    signed = [sign(document, signing_key) for signing_key in (key, *more_keys)]
     for signature, content in zip(signatures, signed, strict=False):
         _write(signature, content)
     if warn is not None:
@@ -154,13 +157,6 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
         raise ReleaseRefused("manifest", "the serial is above 0, and the base of a delta below its serial")
     if expires <= issued:
         raise ReleaseRefused("manifest", "a release expires after it is issued")
-
-
-def _one_folder(files: Sequence[Path]) -> Path:
-    folders = {file.resolve().parent for file in files}
-    if len(folders) != 1:
-        raise ReleaseRefused("file_name", "the data files are in several folders; name the one for the release (--out)")
-    return files[0].parent
 
 
 # ---- data files to the release's folder ----
