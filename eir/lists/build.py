@@ -18,7 +18,7 @@ from eir.errors import ReleaseRefused
 from eir.lists.content import Content, Keys, ReasonIndexes, Seconds, decode, encode, endless, extras, split
 from eir.lists.pages import PAGE_KEYS, Page, TacEntry, amended_digest
 from eir.lists.pairs import amended_pairs, has_pairs, pair_pages
-from eir.lists.roaring import decode_keys, encode_many
+from eir.lists.roaring import decode_keys, encode_many, is_fresh
 
 SLAB_KEYS = 1 << 16
 """Keys that are encoded in one go: small arrays stay in the processor's cache, and malloc keeps their memory."""
@@ -304,9 +304,7 @@ def _slabs(packed: Keys) -> Iterator[tuple[int, int]]:
 def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[Page], int]:
     """The pages of some sorted packed keys, none of which another slab has keys of; and how many identifiers they list."""
     keys = packed >> _REASON_BITS
-    fresh = np.empty(len(keys), bool)
-    fresh[0] = True
-    np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
+    fresh = is_fresh(keys)
     if not fresh.all():
         keys, packed = keys[fresh], packed[fresh]
         until = None if until is None else until[fresh]

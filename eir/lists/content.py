@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eir.lists.pages import PAGE_KEYS, Page, Sections, TacEntry, decode_sections
-from eir.lists.roaring import Indexes, Remainders, decode_keys, encode_sorted
+from eir.lists.roaring import Indexes, Remainders, decode_keys, encode_sorted, is_fresh
 
 Keys: TypeAlias = NDArray[np.uint64]
 ReasonIndexes: TypeAlias = NDArray[np.uint8]
@@ -99,7 +99,7 @@ def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:
         page_of = keys // _PAGE
     # The remainder is below 2^32, so arithmetic modulo 2^32 gives it.
     low = keys.astype(np.uint32) - page_of.astype(np.uint32) * np.uint32(PAGE_KEYS)
-    starts = np.concatenate(([0], np.flatnonzero(page_of[1:] != page_of[:-1]) + 1))
+    starts = np.flatnonzero(is_fresh(page_of))
     return page_of[starts], low, starts, np.diff(starts, append=len(keys))
 
 

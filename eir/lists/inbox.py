@@ -4,8 +4,7 @@ Nothing is believed but what lists.release and lists.load believe, and each rele
 waits; one that is finished goes to `accepted/` or, with a text that says why, to `refused/`. What is not the release's fault
 (a store that is away, a full disk, a signers file that cannot be read) leaves it where it is.
 
-A pass loads on the calling thread, so it belongs in a process of its own. May import lists, eir.errors and the standard
-library; the store and the clock come as arguments.
+A pass loads on the calling thread, so it belongs in a process of its own. May import lists and eir.errors.
 """
 
 import os
@@ -21,7 +20,7 @@ from eir.lists.delivered import read_small
 from eir.lists.drop_folder import ITEMS_MAX, SETTLED_S, delivered, lacking, look, settled
 from eir.lists.load import Loader
 from eir.lists.openssh import SIGNATURE_BYTES_MAX
-from eir.lists.release import MANIFEST_BYTES_MAX, Manifest, Release, about, signature_names, verify_release
+from eir.lists.release import MANIFEST_BYTES_MAX, Release, about, signature_names, verify_release
 from eir.lists.rooms import Rooms, open_rooms
 from eir.lists.settings import ListSettings
 from eir.lists.store import ACCEPTED, REFUSED, ListStore, utc_text
@@ -78,7 +77,10 @@ class Attempts:
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
         """Around one load of the release with this digest. Raises ReleaseRefused (`crash`) after ATTEMPTS_MAX without an end."""
-        before = self._count(digest)
+        before = 0
+        with suppress(OSError, ValueError):
+            noted, count = self._path.read_text().split()
+            before = int(count) if noted == digest else 0
         if before >= ATTEMPTS_MAX:
             self.forget()
             raise ReleaseRefused(CRASH, f"{before} loads ended with the process that made them (memory?): try `eir load` by hand")
@@ -92,13 +94,6 @@ class Attempts:
         """The load ends for a reason of its own, or because somebody wants it to."""
         self._path.unlink(missing_ok=True)
 
-    def _count(self, digest: str) -> int:
-        try:
-            noted, count = self._path.read_text().split()
-            return int(count) if noted == digest else 0
-        except (OSError, ValueError):
-            return 0
-
 
 @dataclass(frozen=True, slots=True)
 class _Delivery:
@@ -108,27 +103,23 @@ class _Delivery:
     signatures: tuple[str, ...]
     """By name; the first one stands last, since a release is there as long as that one is."""
     release: Release | None
-    refused: ReleaseRefused | None = None
-
-    @property
-    def manifest(self) -> Manifest | None:
-        """What it promises, once its signatures hold."""
-        return None if self.release is None else self.release.manifest
+    """Once its signatures hold."""
+    refused: ReleaseRefused | None
 
     @property
     def data(self) -> tuple[str, ...]:
         """Its data files, by name; none as long as its manifest is not believed."""
-        return () if self.manifest is None else tuple(file.name for file in self.manifest.files)
+        return () if self.release is None else tuple(file.name for file in self.release.manifest.files)
 
     @property
     def order(self) -> tuple[str, int, str]:
         """By list, then by serial; what cannot be told apart so, by name."""
-        return (self.manifest.list, self.manifest.serial, self.name) if self.manifest else ("", 0, self.name)
+        return (self.release.manifest.list, self.release.manifest.serial, self.name) if self.release else ("", 0, self.name)
 
     def taken(self, outcome: str, reason: str = "", detail: str = "") -> Taken:
         """What became of it."""
-        about = (self.manifest.list, self.manifest.serial) if self.manifest else (None, None)
-        return Taken(manifest=self.name, outcome=outcome, list=about[0], serial=about[1], reason=reason, detail=detail)
+        list_name, serial, _ = self.order if self.release else (None, None, "")
+        return Taken(manifest=self.name, outcome=outcome, list=list_name, serial=serial, reason=reason, detail=detail)
 
 
 class _Delay(NamedTuple):
@@ -169,10 +160,10 @@ async def take_in(terms: Terms) -> Pass:
         turn = _Turn(terms, rooms)
         try:
             await turn.make()
-        except StoreError as error:
-            turn.fails(error.cause, f"the store: {error}")
-        except OSError as error:  # a disk that is full, a folder that went away
-            turn.fails("disk", str(error))
+        except (StoreError, OSError) as error:  # a store that is away, a disk that is full, a folder that went away
+            what, detail = (error.cause, f"the store: {error}") if isinstance(error, StoreError) else ("disk", str(error))
+            turn.taken.append(Taken(manifest="", outcome=WAITING, reason=what, detail=detail))
+            turn.again.append(OURS_AGAIN_S)
         return Pass(taken=tuple(turn.taken), again_s=min(turn.again, default=None))
 
 
@@ -198,16 +189,11 @@ class _Turn:
                 return
             others = {name for other in pending if other is not delivery and other.name not in gone for name in other.data}
             await self._take(delivery, others)
-        if not any(delivery.manifest is None and delivery.name not in gone for delivery in pending):
+        if not any(delivery.release is None and delivery.name not in gone for delivery in pending):
             # Else what seems to belong to none may belong to a manifest that is not believed yet.
             kept = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
             self._sweep(self._listing.keys() - kept)
         self._rooms.prune()
-
-    def fails(self, reason: str, detail: str) -> None:
-        """The rest of the pass cannot be made, through no fault of a release."""
-        self.taken.append(Taken(manifest="", outcome=WAITING, reason=reason, detail=detail))
-        self.again.append(OURS_AGAIN_S)
 
     def _verified(self, name: str) -> _Delivery:
         """The delivery, and what its signatures are worth at this moment; nothing is recorded yet."""
@@ -216,7 +202,7 @@ class _Turn:
             release = verify_release(self.terms.folder / name, self.terms.lists, now=self.terms.clock())
         except ReleaseRefused as refused:
             return _Delivery(name, (*further, first), None, refused)
-        return _Delivery(name, (*further, first), release)
+        return _Delivery(name, (*further, first), release, None)
 
     async def _take(self, delivery: _Delivery, others: set[str]) -> None:
         """Load one release, refuse it, or let it wait. `others`: files that further releases need as well."""
@@ -260,15 +246,16 @@ class _Turn:
 
     async def _delay(self, delivery: _Delivery) -> _Delay | None:
         """Why the release cannot be taken yet; None if it can be, or can be refused."""
-        now, refused, manifest = self._now(), delivery.refused, delivery.manifest
+        now, refused = self._now(), delivery.refused
         if refused is not None:
             if refused.reason in OURS:
                 return _Delay(refused.reason, refused.detail, bounded=False)
             if half := self._half(delivery, now):
                 return _Delay("incomplete", half)
             return _Delay(refused.reason, refused.detail) if refused.reason in PATIENT else None
-        if manifest is None:
+        if delivery.release is None:
             return None
+        manifest = delivery.release.manifest
         if lack := lacking(manifest, self._listing, now):
             return _Delay("incomplete", lack)
         state, base = await self.terms.store.state(manifest.list), manifest.base

@@ -10,7 +10,7 @@ import numpy as np
 
 from eir.lists.content import Keys, ReasonIndexes, Seconds, decode, each, endless, extras, section, split
 from eir.lists.pages import PAGE_KEYS, Page, Sections, decode_sections
-from eir.lists.roaring import encode_many
+from eir.lists.roaring import encode_many, is_fresh
 
 Pairs: TypeAlias = tuple[Keys, Keys, ReasonIndexes, Seconds]
 """Devices, IMSIs, and for each pair its reason and its end."""
@@ -33,8 +33,7 @@ def pair_pages(pairs: Pairs) -> list[Page]:
     keys, imsis, reasons, until = pairs
     order = np.lexsort((reasons, ~endless(until), imsis, keys))
     keys, imsis, reasons, until = keys[order], imsis[order], reasons[order], until[order]
-    fresh = np.ones(len(keys), bool)
-    fresh[1:] = (keys[1:] != keys[:-1]) | (imsis[1:] != imsis[:-1])
+    fresh = is_fresh(keys) | is_fresh(imsis)
     keys, imsis, reasons, until = keys[fresh], imsis[fresh], reasons[fresh], until[fresh]
 
     devices, first, counts = np.unique(keys, return_index=True, return_counts=True)

@@ -13,6 +13,7 @@ May import numpy, pyroaring and lists.pages.
 
 import array
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,9 @@ CONTAINERS_MAX = 16
 NOT_ARRAYS = "a page is not made of arrays"
 BEYOND = "a page has keys beyond its million"
 
-_COOKIE = 12346
+_COOKIE = (12346).to_bytes(4, "little")
 """How a bitmap of array and bitset containers, without runs, begins."""
-_COOKIE_BYTES = _COOKIE.to_bytes(4, "little")
+_HEADS = [_COOKIE + containers.to_bytes(4, "little") for containers in range(CONTAINERS_MAX + 1)]
 _HEAD, _CONTAINER = 4, 4
 """Units of two bytes: of cookie and number of containers together; of what is said of one container."""
 
@@ -56,65 +57,42 @@ def encode_sorted(low: Remainders) -> bytes:
     return encode_keys(BitMap(keys))
 
 
+def is_fresh(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """For each of sorted values (one at least) whether it differs from the one before."""
+    fresh = np.empty(len(values), bool)
+    fresh[0] = True
+    np.not_equal(values[1:], values[:-1], out=fresh[1:])
+    return fresh
+
+
 def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]:
     """The canonical form of each page: `low` from each start on, in order, as many as its size says."""
     high = low >> np.uint32(16)
-    fresh = np.empty(len(low), bool)
-    fresh[0] = True
-    np.not_equal(high[1:], high[:-1], out=fresh[1:])
+    fresh = is_fresh(high)
     fresh[starts] = True
     containers = np.flatnonzero(fresh)
     counts = np.diff(containers, append=len(low))
     adjacent = np.flatnonzero((low[1:] - low[:-1] == 1) & ~fresh[1:]) + 1
     joined = np.bincount(np.searchsorted(containers, adjacent, side="right") - 1, minlength=len(containers))
-    first_container = np.searchsorted(containers, starts)
-    per_page = np.diff(first_container, append=len(containers))
+    first_of_page = np.searchsorted(containers, starts)
+    per_page = np.diff(first_of_page, append=len(containers))
     # CRoaring stores a container as an array while it has 4096 keys at most and runs would not be shorter.
-    plain = np.logical_and.reduceat((counts <= ARRAY_KEYS) & (2 * (counts - joined) >= counts), first_container)
-    if plain.all():
-        return _encode_arrays(low, sizes, high[containers], counts, per_page)
-    keys, of_plain = low[np.repeat(plain, sizes)], np.repeat(plain, per_page)
-    arrays = iter(_encode_arrays(keys, sizes[plain], high[containers][of_plain], counts[of_plain], per_page[plain]))
+    plain = np.logical_and.reduceat((counts <= ARRAY_KEYS) & (2 * (counts - joined) >= counts), first_of_page)
+    described = np.stack((high[containers], counts - 1), axis=1).astype("<u2").tobytes()
+    begins = 2 * (containers - np.repeat(starts - _HEAD - _CONTAINER * per_page, per_page)).astype("<u4")
+    offsets, lows = begins.tobytes(), low.astype("<u2").tobytes()
+    columns = (plain, starts, starts + sizes, first_of_page, first_of_page + per_page)
     return [
-        next(arrays) if is_plain else encode_sorted(low[start : start + size])
-        for is_plain, start, size in zip(plain.tolist(), starts.tolist(), sizes.tolist(), strict=True)
+        b"".join((_HEADS[until - of], described[4 * of : 4 * until], offsets[4 * of : 4 * until], lows[2 * first : 2 * last]))
+        if is_plain
+        else encode_sorted(low[first:last])
+        for is_plain, first, last, of, until in zip(*(column.tolist() for column in columns), strict=True)
     ]
-
-
-def _encode_arrays(low: Remainders, sizes: Indexes, high: Remainders, counts: Indexes, per_page: Indexes) -> list[bytes]:
-    """Pages of array containers only, all at once.
-
-    `sizes` and `per_page`: keys and containers of each page; `high` and `counts`: upper half and keys of each container.
-    """
-    if not len(low):
-        return []
-    lengths = _HEAD + _CONTAINER * per_page + sizes
-    ends = np.cumsum(lengths)
-    at = ends - lengths
-    out = np.empty(int(ends[-1]), "<u2")
-    out[at], out[at + 1], out[at + 2], out[at + 3] = _COOKIE, 0, per_page, 0
-
-    first_container = np.cumsum(per_page) - per_page
-    ordinal = np.arange(len(high)) - np.repeat(first_container, per_page)
-    description = np.repeat(at + _HEAD, per_page) + 2 * ordinal
-    out[description], out[description + 1] = high, counts - 1
-
-    first_key = np.cumsum(counts) - counts
-    page_key = first_key[first_container]
-    begins = 2 * (first_key - np.repeat(page_key - _HEAD - _CONTAINER * per_page, per_page))
-    offset = description + np.repeat(2 * per_page, per_page)
-    out[offset], out[offset + 1] = begins & 0xFFFF, begins >> 16
-
-    places = np.repeat(at + _HEAD + _CONTAINER * per_page - page_key, sizes)
-    places += np.arange(len(low))
-    out[places] = low.astype(np.uint16)  # the lower half
-    data = out.tobytes()
-    return [data[first:last] for first, last in zip((2 * at).tolist(), (2 * ends).tolist(), strict=True)]
 
 
 def may_be_arrays(stored: bytes) -> bool:
     """True if these keys may have the form that ArrayPages takes, and are no more than ARRAY_KEYS."""
-    if stored[:4] != _COOKIE_BYTES or len(stored) < 2 * _HEAD:
+    if stored[:4] != _COOKIE or len(stored) < 2 * _HEAD:
         return False
     return len(stored) <= 2 * (_HEAD + _CONTAINER * stored[4] + ARRAY_KEYS)
 
