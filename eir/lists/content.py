@@ -3,8 +3,9 @@
 May import numpy, pyroaring, lists.pages and lists.roaring; knows no store and no layout.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -45,20 +46,26 @@ def encode(number: int, content: Content) -> Page:
     whole = b"" if content.tac is None else content.tac.extra
     if not len(content.low):
         return Page(number, b"", whole)
-    return Page(number, encode_sorted(content.low), whole + _extra(content.reasons, content.until))
+    start, size = np.zeros(1, np.int64), np.array([len(content.low)])
+    return Page(number, encode_sorted(content.low), whole + next(extras(content.reasons, content.until, start, size)))
 
 
-def section(values: NDArray[Any]) -> bytes:
-    """The content of section R or U: a value for each row, or one if all rows share it; empty if that is 0."""
-    raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-    one = raw[: values.itemsize]
-    if raw != one * len(values):
-        return raw
-    return one if any(one) else b""
+def sections(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[bytes]:
+    """Section R or U of each of many pages, whose rows have the values from each start on, as many as its size says.
+
+    A section has a value for each row, or one if all rows share it; it is empty if that is 0.
+    """
+    if not values.any():
+        return repeat(b"", len(starts))
+    width, raw = values.itemsize, values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    shared = np.minimum.reduceat(values, starts) == np.maximum.reduceat(values, starts)
+    ends = width * (starts + np.where(shared, 1, sizes))
+    contents = (raw[first:last] for first, last in zip((width * starts).tolist(), ends.tolist(), strict=True))
+    return [content if any(content) else b"" for content in contents]
 
 
 def each(content: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
-    """A value for each of so many rows, out of what `section` gives. Raises ValueError if there are more or fewer."""
+    """A value for each of so many rows, out of what `sections` gives. Raises ValueError if there are more or fewer."""
     values = np.frombuffer(content or bytes(8), np.dtype(kind).newbyteorder("<")).astype(kind, copy=False)
     if not content or len(values) == 1:
         return np.full(rows, values[0])
@@ -68,23 +75,14 @@ def each(content: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
 
 
 def extras(reasons: ReasonIndexes, until: Seconds, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
-    """`extra` of each of many pages: reasons and ends from each start on, as many as its size says."""
-    shared = np.ones(len(starts), bool)
-    for values in (reasons, until):
-        shared &= np.minimum.reduceat(values, starts) == np.maximum.reduceat(values, starts)
-    columns = (starts, starts + sizes, shared, reasons[starts], until[starts])
-    for first, last, is_shared, reason, end in zip(*(column.tolist() for column in columns), strict=True):
-        yield _shared_extra(reason, end) if is_shared else _extra(reasons[first:last], until[first:last])
-
-
-def _extra(reasons: ReasonIndexes, until: Seconds) -> bytes:
-    return Sections(section(reasons), section(until)).encode()
+    """`extra` of each of many pages, with the arguments of `sections`."""
+    for why, ends in zip(sections(reasons, starts, sizes), sections(until, starts, sizes), strict=True):
+        yield _shared_extra(why, ends) if len(why) < 2 and len(ends) < 9 else Sections(why, ends).encode()
 
 
 @lru_cache(maxsize=1024)
-def _shared_extra(reason: int, until: int) -> bytes:
-    """`extra` of a page all of whose keys have the same reason and the same end."""
-    return _extra(np.array([reason], np.uint8), np.array([until], np.int64))
+def _shared_extra(reasons: bytes, until: bytes) -> bytes:
+    return Sections(reasons, until).encode()
 
 
 def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:

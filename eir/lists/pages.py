@@ -106,8 +106,11 @@ class Sections(NamedTuple):
 
     def encode(self) -> bytes:
         """`extra` of these."""
-        contents = zip(_TAGS, self, strict=True)
-        return b"".join(tag + len(content).to_bytes(4, "little") + content for tag, content in contents if content)
+        extra = b""
+        for tag, content in zip(_TAGS, self, strict=True):
+            if content:
+                extra += tag + len(content).to_bytes(4, "little") + content
+        return extra
 
 
 def decode_sections(extra: bytes) -> Sections:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from eir.lists.content import Keys, ReasonIndexes, Seconds, decode, each, endless, extras, section, split
+from eir.lists.content import Keys, ReasonIndexes, Seconds, decode, each, endless, sections, split
 from eir.lists.pages import PAGE_KEYS, Page, Sections, decode_sections
 from eir.lists.roaring import encode_many, is_fresh
 
@@ -41,15 +41,15 @@ def pair_pages(pairs: Pairs) -> list[Page]:
     last_to_end = ends == np.repeat(np.maximum.reduceat(ends, first), counts)
     reason = np.minimum.reduceat(np.where(last_to_end, reasons, np.uint8(0xFF)), first)
     numbers, low, starts, sizes = split(devices)
-    first = np.append(first, len(keys))
-    pages = []
-    encoded = zip(encode_many(low, starts, sizes), extras(reason, np.zeros(len(low), np.int64), starts, sizes), strict=True)
-    for number, start, size, (stored, of_devices) in zip(numbers.tolist(), starts.tolist(), sizes.tolist(), encoded, strict=True):
-        rows = slice(first[start], first[start + size])
-        bound = counts[start : start + size].astype("<u4").tobytes() + imsis[rows].astype("<u8").tobytes()
-        of_sims = Sections(until=section(until[rows]), imsis=bound).encode()
-        pages.append(Page(number, stored, of_devices + of_sims))
-    return pages
+    first_pairs = first[starts]
+    pairs_of = np.diff(first_pairs, append=len(keys))
+    columns = (starts, starts + sizes, first_pairs, first_pairs + pairs_of)
+    bound = [
+        counts[start:end].astype("<u4").tobytes() + imsis[pair:last].astype("<u8").tobytes()
+        for start, end, pair, last in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    extras = map(Sections, sections(reason, starts, sizes), sections(until, first_pairs, pairs_of), bound)
+    return list(map(Page, numbers.tolist(), encode_many(low, starts, sizes), map(Sections.encode, extras)))
 
 
 def has_pairs(page: Page) -> bool:

@@ -12,6 +12,7 @@ takes 30 MB and a fifth of a second to import, so modules that may not need it i
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -42,10 +43,9 @@ import polars as pl  # it reads the number of its threads when it is imported
 COMPLAINTS_MAX = 10
 """Bad rows that are named; all are counted."""
 
-CHECKED_DIGITS = 15
-"""Of an IMEI whose last digit may be a check digit."""
-
 Mask: TypeAlias = NDArray[np.bool_]
+Parsed: TypeAlias = tuple[Keys, Mask]
+"""A key for each row, and which rows hold one."""
 
 _DIRBS_JUNK = "^[0-9A-Fa-f*#]{1,16}$"
 _MEID = "^[0-9A-Fa-f]{14}$"
@@ -93,13 +93,11 @@ def read_rows(
             chunk = chunk.replace(b"\r\n", b"\n")
         if chunk:
             lines = _lines(chunk)
-            read, bad, wide = _read_chunk(chunk, lines, plan, (rows, reasons, tally))
-            count += read
-            if bad is not None:
-                tally.bad += int(bad.sum())
-                _name_rows(tally.complaints, (name, line), chunk, bad, plan)
-            if wide is not None:
-                _name_rows(tally.wide, (name, line), chunk, wide, plan)
+            bad, wide = _read_chunk(chunk, lines, plan, (rows, reasons, tally))
+            count += len(bad)
+            tally.bad += int(bad.sum())
+            _name_rows(tally.complaints, (name, line), chunk, bad, plan)
+            _name_rows(tally.wide, (name, line), chunk, wide, plan)
             if tally.bad > tally.bad_rows_max:
                 more = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
                 raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
@@ -109,10 +107,8 @@ def read_rows(
     return count
 
 
-def _read_chunk(
-    data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Reasons, Tally]
-) -> tuple[int, Mask | None, Mask | None]:
-    """Take some lines: how many rows they hold, which of these are bad, and which hold a range over the limit (None: none)."""
+def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Reasons, Tally]) -> tuple[Mask, Mask]:
+    """Take some lines: of the rows that they hold, which are bad, and which hold a range over the limit."""
     rows, reasons, tally = into
     columns = _columns(data, lines, plan)
     plus = b"+" in data  # numbers may have a sign, identifiers may not
@@ -122,18 +118,21 @@ def _read_chunk(
     parsed = [_KEYS_OF[name](texts, plus) for name, texts in identity]
     keys = [numbers for numbers, _ in parsed]
     why = None if plan.reason is None else _reason_indexes(columns[len(keys)], reasons)
-    until, until_good = (None, None) if plan.until is None else _ends(columns[-1])
-    wide = None
-    good = _all_of(until_good, *(mask for _, mask in parsed))
+    good = np.logical_and.reduce([mask for _, mask in parsed])
+    until = None
+    if plan.until is not None:
+        until, readable = _ends(columns[-1])
+        good &= readable
+    wide = np.zeros(len(good), bool)
     if plan.subject == BY_RANGE:
-        good = _all_of(good, keys[0] <= keys[1])
-        wide = _all_of(good, keys[1] - keys[0] >= np.uint64(tally.range_tacs_max * SNR_KEYS))
-    bad = None if good is None or good.all() else ~good
-    if plan.junk and bad is not None and (devices := parsed[0][1]) is not None:
-        junk = ~devices & _matches(columns[0], _DIRBS_JUNK)
+        good &= keys[0] <= keys[1]
+        wide = good & (keys[1] - keys[0] >= np.uint64(tally.range_tacs_max * SNR_KEYS))
+    bad = ~good
+    if plan.junk and bad.any():
+        junk = ~parsed[0][1] & _matches(columns[0], _DIRBS_JUNK)
         tally.skipped += int(junk.sum())
         bad &= ~junk
-    if bad is not None:
+    if not good.all():
         keys = [numbers[good] for numbers in keys]
         why = None if why is None else why[good]
         until = None if until is None else until[good]
@@ -147,46 +146,45 @@ def _read_chunk(
         rows.add_spans(keys[0], keys[0] + np.uint64(SNR_KEYS - 1), why, until)
     else:
         rows.add(keys[0], why, until)
-    return len(columns[0]), bad, wide
+    return bad, wide
 
 
 _POWERS = np.array([10**digits for digits in range(20)], np.uint64)
 
 
-def _device_keys(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
-    """Keys of IMEIs, IMEISVs and MEIDs, and which rows hold one (None: all)."""
+def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
+    """IMEIs, IMEISVs and MEIDs."""
     keys, good = _imeis(texts, plus)
-    if good is not None and (letters := ~good & _matches(texts, _MEID)).any():
+    if not good.all() and (letters := ~good & _matches(texts, _MEID)).any():
+        keys = keys.copy()
         keys[letters] = texts.filter(pl.Series(letters)).str.to_integer(base=16).to_numpy() + MEID_BASE
         good |= letters
     return keys, good
 
 
-def _imeis(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
-    """Keys of IMEIs and IMEISVs, and which rows hold one (None: all)."""
+def _imeis(texts: pl.Series, plus: bool) -> Parsed:
+    """IMEIs and IMEISVs."""
     numbers, good = _digits(texts, plus, IMEI_LENGTHS)
-    lengths = texts.str.len_bytes()
-    if good is None and (length := lengths.min()) == lengths.max():
-        beyond = 0 if length is None else int(length) - KEY_DIGITS  # type: ignore[arg-type]  # polars: any literal
-        return (numbers // _POWERS[beyond] if beyond else numbers), None
-    beyond_each = lengths.fill_null(0).to_numpy().astype(np.int64) - KEY_DIGITS
-    return numbers // _POWERS[np.clip(beyond_each, 0, 2)], good
+    lengths = texts.str.len_bytes().fill_null(0).to_numpy()
+    if len(lengths) and (lengths == KEY_DIGITS).all():  # no division
+        return numbers, good
+    return numbers // _POWERS[np.clip(lengths.astype(np.int64) - KEY_DIGITS, 0, 2)], good
 
 
-def _tacs(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
-    """The lowest keys of TACs, and which rows hold one (None: all)."""
+def _tacs(texts: pl.Series, plus: bool) -> Parsed:
+    """The lowest keys of TACs."""
     numbers, good = _digits(texts, plus, (TAC_DIGITS,))
     return numbers * np.uint64(SNR_KEYS), good
 
 
-def _imsis(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
-    """Keys of IMSIs as eir.device.imsi_key gives them, with a leading 1, and which rows hold one (None: all)."""
+def _imsis(texts: pl.Series, plus: bool) -> Parsed:
+    """IMSIs, as eir.device.imsi_key gives them: with a leading 1."""
     numbers, good = _digits(texts, plus, IMSI_LENGTHS)
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
     return numbers + _POWERS[np.minimum(lengths, IMSI_LENGTHS[-1])], good
 
 
-_KEYS_OF: Mapping[str, Callable[[pl.Series, bool], tuple[Keys, Mask | None]]] = {
+_KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
     "imei": _device_keys,
     "tac": _tacs,
     "imei_from": _imeis,
@@ -198,8 +196,8 @@ _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], tuple[Keys, Mask | None]]] = 
 
 def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
     """How many IMEIs of 15 digits end in a digit that is neither the Luhn digit of TS 23.003 annex B nor the spare 0."""
-    numbers, good = _digits(texts, plus, (CHECKED_DIGITS,))
-    left, last = np.divmod(numbers if good is None else numbers[good], np.uint64(10))
+    numbers, good = _digits(texts, plus, (KEY_DIGITS + 1,))
+    left, last = np.divmod(numbers[good], np.uint64(10))
     total = np.zeros(len(left), np.uint64)
     for position in range(KEY_DIGITS):
         left, digit = np.divmod(left, np.uint64(10))
@@ -207,12 +205,12 @@ def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
     return int(np.count_nonzero((last != 0) & ((total + last) % 10 != 0)))
 
 
-def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> tuple[Keys, Mask | None]:
-    """Texts of digits only, of these lengths, as numbers, and which rows hold one (None: all)."""
+def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
+    """Texts of digits only, of these lengths, as numbers."""
     numbers = texts.cast(pl.UInt64, strict=False)
     sizes = texts.str.len_bytes()
     if not plus and not numbers.null_count() and sizes.min() in lengths and sizes.max() in lengths:
-        return numbers.to_numpy(), None
+        return numbers.to_numpy(), np.ones(len(numbers), bool)
     size = sizes.fill_null(0).to_numpy()
     good = numbers.is_not_null().to_numpy() & (size >= lengths[0]) & (size <= lengths[-1])
     if plus:  # a sign is a number's, not an identifier's
@@ -220,24 +218,15 @@ def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> tuple[Keys,
     return numbers.fill_null(0).to_numpy(), good
 
 
-def _ends(texts: pl.Series) -> tuple[Seconds, Mask | None]:
-    """Unix seconds of each `until`, and which rows have one that can be read (None: all)."""
+def _ends(texts: pl.Series) -> tuple[Seconds, Mask]:
+    """Unix seconds of each `until`, and which rows have one that can be read."""
     texts = texts.fill_null("")
-    known: dict[str, int | None] = {}
-    for text in texts.unique().to_list():
-        try:
+    known: dict[str, int | None] = dict.fromkeys(texts.unique().to_list())
+    for text in known:
+        with suppress(ValueError):
             known[text] = until_seconds(text)
-        except ValueError:
-            known[text] = None
     seconds = texts.replace_strict(known, return_dtype=pl.Int64)
-    good = None if not seconds.null_count() else seconds.is_not_null().to_numpy()
-    return seconds.fill_null(0).to_numpy(), good
-
-
-def _all_of(*masks: Mask | None) -> Mask | None:
-    """The rows that all of these have (None: all rows)."""
-    some = [mask for mask in masks if mask is not None]
-    return np.logical_and.reduce(some) if some else None
+    return seconds.fill_null(0).to_numpy(), seconds.is_not_null().to_numpy()
 
 
 def _matches(texts: pl.Series, pattern: str) -> Mask:
