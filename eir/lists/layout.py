@@ -91,6 +91,13 @@ class Plan:
         return self.columns + tuple(position for position in (self.reason, self.until) if position is not None)
 
 
+def plan_of(name: str, layout: str, kind: str, begin: bytes) -> tuple[Plan, bytes]:
+    """Which columns to read from a file that begins with these lines, and the rows among them. Raises as `plan_for`."""
+    begin = begin.removeprefix(BOM)
+    header, rows = begin.split(b"\n", 1) if layout_named(name, layout).header else (b"", begin)
+    return plan_for(name, layout, kind, header), rows
+
+
 def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
     """Which columns to read from a file with this header line. Raises ReleaseRefused (`layout`)."""
     dialect = layout_named(name, layout)
@@ -146,7 +153,7 @@ def separator_hint(header: bytes) -> str:
 
 def guess_layout(first_line: bytes) -> str | None:
     """The layout of a file that begins with this line; None if nothing known fits."""
-    names = _header_names(first_line.removeprefix(BOM).rstrip(b"\r\n"))
+    names = _header_names(first_line)
     if (dirbs := _DIRBS_HEADERS.get(",".join(names))) is not None:
         return dirbs
     if _KEY_OF.keys() & set(names):
@@ -186,7 +193,7 @@ def layout_named(name: str, layout: str) -> Layout:
 
 def _header_names(header: bytes) -> list[str]:
     try:
-        text = header.decode("utf-8").rstrip("\r")
+        text = header.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
         return [column.strip().lower() for column in next(csv.reader([text], strict=True), [])]
     except (UnicodeDecodeError, csv.Error):
         return []

@@ -11,7 +11,7 @@ eir.errors; the store comes as an argument.
 import gc
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -23,18 +23,7 @@ from eir.lists.build import Built, Rows, amend_pages, build_pages, differences
 from eir.lists.delivered import DataFile, Done, Progress, adding_up, open_folder
 from eir.lists.pages import content_digest
 from eir.lists.reasons import Reasons
-from eir.lists.release import (
-    ADDED,
-    DELTA,
-    ENTRIES,
-    REMOVED,
-    Manifest,
-    Release,
-    about,
-    check_serial,
-    check_times,
-    verify_release,
-)
+from eir.lists.release import DELTA, ROLES, Manifest, Release, about, check_serial, check_times, verify_release
 from eir.lists.settings import ListSettings
 from eir.lists.store import ACCEPTED, NO_LIST, REFUSED, Event, ListState, ListStore, recorded, utc_text
 
@@ -86,10 +75,8 @@ class LoadReport:
 
     def as_json(self) -> dict[str, object]:
         """The report for scripts."""
-        hidden = {"state", "seconds"}
-        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in hidden}
-        seconds = {stage: round(taken, 3) for stage, taken in self.seconds.items()}
-        return {**shown, "bad": list(self.bad), "seconds": seconds}
+        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "state"}
+        return shown | {"seconds": {stage: round(taken, 3) for stage, taken in self.seconds.items()}}
 
     def as_text(self) -> str:
         """The report in a line, and a line for each bad row that is named."""
@@ -183,8 +170,9 @@ class Loader:
     async def load(self, release: Release, folder: Path) -> LoadReport:
         """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
         name = release.manifest.list
+        gc.disable()  # it would walk hundreds of thousands of new pages again and again to free nothing
         try:
-            with about(release.manifest), _collector_paused():
+            with about(release.manifest):
                 try:
                     return await self._load(release, folder)
                 except GenerationConflict:
@@ -193,6 +181,8 @@ class Loader:
         except ReleaseRefused as refused:
             await self.record(refused, release.digest)
             raise
+        finally:
+            gc.enable()
 
     async def _load(self, release: Release, folder: Path) -> LoadReport:
         from eir.lists.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
@@ -212,7 +202,7 @@ class Loader:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
         with self.stage(BUILD, 1):
-            built = await (self._amended(settings, before, rows) if is_delta else self._replaced(manifest.list, rows))
+            built = await (self._amended(settings, before, *rows) if is_delta else self._replaced(manifest.list, *rows))
         if before.devices and not self.force:
             _check_size(settings, before.devices, built.devices)
 
@@ -267,13 +257,13 @@ class Loader:
             recorded=stored is not None and await recorded(self.store, event),
         )
 
-    def _read(self, manifest: Manifest, folder: Path, into: "tuple[str, Reasons, Tally]") -> Mapping[str, Rows]:
-        """The rows of all files by role, once the size and digest of every file hold."""
+    def _read(self, manifest: Manifest, folder: Path, into: "tuple[str, Reasons, Tally]") -> Iterable[Rows]:
+        """The rows of all files for each role, once the size and digest of every file hold."""
         from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
         kind, reasons, tally = into
         files = manifest.files
-        rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in (ENTRIES, ADDED, REMOVED)}
+        rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in ROLES[manifest.kind]}
         total = sum(entry.bytes for entry in files)
         with ExitStack() as stack:
             folder_fd = stack.enter_context(open_folder(folder))
@@ -293,22 +283,22 @@ class Loader:
                     )
                     if found != entry.rows:
                         raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
-        return rows
+        return rows.values()
 
-    async def _replaced(self, name: str, rows: Mapping[str, Rows]) -> Built:
+    async def _replaced(self, name: str, rows: Rows) -> Built:
         """What a full release makes of a list."""
-        built = build_pages(rows[ENTRIES], lambda done, total: self.progress(BUILD, done, total))
+        built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
         built.content_digest = content_digest(built.pages)
         if self.dry_run:
             before = [page async for _, batch in self.store.pages(name) for page in batch]
             built.come, built.gone = differences(before, built.pages)
         return built
 
-    async def _amended(self, settings: ListSettings, state: ListState, rows: Mapping[str, Rows]) -> Built:
+    async def _amended(self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows) -> Built:
         """What a delta makes of a list: the pages that differ, and the sums of the whole list."""
         if state.kind != settings.kind:
             raise ReleaseRefused("base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed")
-        removed, added = build_pages(rows[REMOVED]).pages, build_pages(rows[ADDED]).pages
+        removed, added = build_pages(rows_removed).pages, build_pages(rows_added).pages
         found, before = await self.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
         if found is None or found.generation != state.generation:
             raise GenerationConflict(f"list {settings.name} is no longer at generation {state.generation}")
@@ -316,18 +306,6 @@ class Loader:
         built.entries += state.entries
         built.devices += state.devices
         return built
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without the cyclic collector, which would walk hundreds of thousands of new pages again and again to free nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _check_size(settings: ListSettings, before: int, after: int) -> None:

@@ -177,10 +177,14 @@ def _refuse_what_changes_nothing(edit: Edit, name: str, pages: Sequence[Page], n
         return f"{entry.text} (it is covered by TAC {tac:0{TAC_DIGITS}d}; not listed on its own)"
 
     if edit.what == REMOVE:
-        _refuse(edit, [named(entry) for entry in edit.entries if entry[1:] not in there], f"not in {name}")
-    elif not edit.replace:
-        wrong = [entry.text for entry in edit.entries if entry[1:] in there]
-        _refuse(edit, wrong, f"in {name} already", "; --replace gives them the new reason and end")
+        wrong = [named(entry) for entry in edit.entries if entry[1:] not in there]
+        what, advice = f"not in {name}", ""
+    else:
+        wrong = [entry.text for entry in edit.entries if entry[1:] in there and not edit.replace]
+        what, advice = f"in {name} already", "; --replace gives them the new reason and end"
+    if wrong:
+        listed = ", ".join(wrong[:NAMED_MAX]) + (", …" if len(wrong) > NAMED_MAX else "")
+        raise EntryRefused(f"nothing was changed: {len(wrong)} of {len(edit.entries)} are {what}: {listed}{advice}")
 
 
 def _entries_of(pages: Sequence[Page]) -> Iterator[tuple[tuple[int, int, bool], int]]:
@@ -195,12 +199,6 @@ def _entries_of(pages: Sequence[Page]) -> Iterator[tuple[tuple[int, int, bool], 
         else:
             low_keys, _, until, _ = decode(page)
             yield from (((first + low, 0, False), end) for low, end in zip(low_keys.tolist(), until.tolist(), strict=True))
-
-
-def _refuse(edit: Edit, wrong: Sequence[str], what: str, advice: str = "") -> None:
-    if wrong:
-        named = ", ".join(wrong[:NAMED_MAX]) + (", …" if len(wrong) > NAMED_MAX else "")
-        raise EntryRefused(f"nothing was changed: {len(wrong)} of {len(edit.entries)} are {what}: {named}{advice}")
 
 
 async def _edited(

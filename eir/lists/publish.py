@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from eir.errors import ReleaseRefused
 from eir.lists.delivered import CHUNK_BYTES, DataFile, Progress, adding_up, open_folder
-from eir.lists.layout import BOM, LAYOUTS, guess_layout, kinds_for, separator_hint
+from eir.lists.layout import LAYOUTS, guess_layout, kinds_for, separator_hint
 from eir.lists.openssh import sign
 from eir.lists.reasons import Reasons
 from eir.lists.release import (
@@ -263,39 +263,31 @@ def _write(target: Path, content: bytes) -> None:
 def _described(
     folder: Path, names: Sequence[str], kind: str, layout: str | None, *, tally: "Tally", report: Progress
 ) -> Sequence[FileEntry]:
+    """What the manifest says of each file, once its rows were read as a load reads them."""
+    from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
+
     kinds = [DEVICES, PAIRS, SUBSCRIBERS]
     entries = []
     with open_folder(folder) as folder_fd:
         for name in names:
+            role = _role(name, kind)
             with DataFile(name, folder_fd) as file:
-                entry, fitting = _read(file, _role(name, kind), layout, tally, report)
+                digest = file.sha256()
+                chunks = file.chunks(ROWS_MAX, digest, adding_up(report, "measure", file.size))
+                begin = next(chunks, b"")
+                header, newline, _ = begin.partition(b"\n")
+                found = layout or guess_layout(header + newline)
+                if found is None:
+                    advice = f"give one of {', '.join(LAYOUTS)} (--layout)"
+                    raise ReleaseRefused("layout", f"{name}: no layout fits its first line{separator_hint(header)}; {advice}")
+                fitting = kinds_for(name, found, header)
+                chunks = chain((begin,) if begin else (), chunks)
+                rows = read_rows(chunks, name=name, layout=found, kind=fitting[0], rows=None, reasons=Reasons(), tally=tally)
             kinds = [each for each in kinds if each in fitting]
             if not kinds:
                 raise ReleaseRefused("layout", f"{name} is for lists of {' or '.join(fitting)}, and a file before it is not; publish them apart")
-            entries.append(entry)
+            entries.append(FileEntry(name=name, role=role, layout=found, bytes=file.size, rows=rows, sha256=digest))
     return entries
-
-
-def _read(
-    file: DataFile, role: str, layout: str | None, tally: "Tally", report: Progress
-) -> tuple[FileEntry, Sequence[str]]:
-    """What the manifest says of a file, once its rows were read as a load reads them, and the kinds of list that it may be for."""
-    from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
-
-    digest = file.sha256()
-    chunks = file.chunks(ROWS_MAX, digest, adding_up(report, "measure", file.size))
-    begin = next(chunks, b"")
-    header, newline, _ = begin.partition(b"\n")
-    found = layout or guess_layout(header + newline)
-    if found is None:
-        raise ReleaseRefused(
-            "layout",
-            f"{file.name}: no layout fits its first line{separator_hint(header)}; give one of {', '.join(LAYOUTS)} (--layout)",
-        )
-    fitting = kinds_for(file.name, found, header.removeprefix(BOM))
-    chunks = chain((begin,) if begin else (), chunks)
-    rows = read_rows(chunks, name=file.name, layout=found, kind=fitting[0], rows=None, reasons=Reasons(), tally=tally)
-    return FileEntry(name=file.name, role=role, layout=found, bytes=file.size, rows=rows, sha256=digest), fitting
 
 
 def _role(name: str, kind: str) -> str:

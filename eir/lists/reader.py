@@ -23,18 +23,7 @@ from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KE
 from eir.errors import ReleaseRefused
 from eir.lists.build import Rows
 from eir.lists.content import Keys, ReasonIndexes, Seconds
-from eir.lists.layout import (
-    BOM,
-    BY_PAIR,
-    BY_RANGE,
-    BY_TAC,
-    Plan,
-    complaint,
-    fields_of,
-    layout_named,
-    plan_for,
-    until_seconds,
-)
+from eir.lists.layout import BY_PAIR, BY_RANGE, BY_TAC, Plan, complaint, fields_of, layout_named, plan_of, until_seconds
 from eir.lists.reasons import REASON_CHARS_MAX, REASONS_MAX, Reasons
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
@@ -84,11 +73,8 @@ def read_rows(
     for piece in chunks:
         chunk = piece
         if plan is None:
-            chunk = chunk.removeprefix(BOM)
-            header, rest = chunk.split(b"\n", 1) if layout_named(name, layout).header else (b"", chunk)
-            plan = plan_for(name, layout, kind, header)
-            line += len(chunk) > len(rest)
-            chunk = rest
+            plan, chunk = plan_of(name, layout, kind, piece)
+            line += _lines(piece) - _lines(chunk)
         if b"\r" in chunk:
             chunk = chunk.replace(b"\r\n", b"\n")
         if chunk:
