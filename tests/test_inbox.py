@@ -25,7 +25,7 @@ from eir.config import load_config
 from eir.device import device_key
 from eir.errors import EirError, StoreError
 from eir.intake import CLAIM, CLAIM_S, Intake, make_pass
-from eir.lists import drop_folder, inbox, rooms
+from eir.lists import drop_folder, inbox
 from eir.lists.drop_folder import Item, Watch, delivered, lacking, look, settled
 from eir.lists.inbox import ATTEMPTS_MAX, WAITING, Attempts, Terms, take_in
 from eir.lists.load import Loader
@@ -517,13 +517,13 @@ async def test_a_drop_folder_that_is_not_there(site):
 
 
 async def test_refused_files_are_bounded(site, monkeypatch):
-    monkeypatch.setattr(rooms, "REFUSED_FILES_MAX", 6)
+    monkeypatch.setattr(drop_folder, "REFUSED_FILES_MAX", 6)
     for serial in range(1, 5):
         site.deliver(site.publish(serial, key=2, data="same.csv"))
         await site.turn()
         assert f"stolen-{serial}.manifest.json.txt" in site.lying(REFUSED)
     assert len(site.lying(REFUSED)) == 6
-    monkeypatch.setattr(rooms, "REFUSED_BYTES_MAX", 1)
+    monkeypatch.setattr(drop_folder, "REFUSED_BYTES_MAX", 1)
     site.deliver(site.publish(5, key=2))
     await site.turn()
     assert site.lying(REFUSED) == [f"stolen-5.manifest.json{end}" for end in ("", ".sig", ".txt")]  # the latest, whatever its size

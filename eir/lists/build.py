@@ -291,12 +291,9 @@ def _slabs(packed: Keys) -> Iterator[tuple[int, int]]:
     """Bounds of slices of about SLAB_KEYS that end where a page ends."""
     first = 0
     while first < len(packed):
-        last = first + SLAB_KEYS
-        if last >= len(packed):
-            last = len(packed)
-        else:
-            next_page = (int(packed[last] >> _REASON_BITS) // PAGE_KEYS + 1) * PAGE_KEYS << 8
-            last = int(np.searchsorted(packed, np.uint64(next_page))) if next_page < 1 << 64 else len(packed)
+        key = int(packed[min(first + SLAB_KEYS, len(packed)) - 1] >> _REASON_BITS)
+        next_page = (key // PAGE_KEYS + 1) * PAGE_KEYS << 8
+        last = int(np.searchsorted(packed, np.uint64(next_page))) if next_page < 1 << 64 else len(packed)
         yield first, last
         first = last
 

@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 from eir.errors import ReleaseRefused, StoreError
 from eir.lists.delivered import read_small
-from eir.lists.drop_folder import ITEMS_MAX, SETTLED_S, delivered, lacking, look, settled
+from eir.lists.drop_folder import ITEMS_MAX, SETTLED_S, Rooms, delivered, lacking, look, open_rooms, settled
 from eir.lists.load import Loader
 from eir.lists.openssh import SIGNATURE_BYTES_MAX
 from eir.lists.release import MANIFEST_BYTES_MAX, Release, about, signature_names, verify_release
-from eir.lists.rooms import Rooms, open_rooms
 from eir.lists.settings import ListSettings
 from eir.lists.store import ACCEPTED, REFUSED, ListStore, utc_text
 
@@ -316,13 +315,11 @@ class _Turn:
 
 
 def _said(taken: Taken, names: Sequence[str], now: datetime) -> str:
-    lines = [
-        f"{taken.manifest} was refused at {utc_text(now)}.",
-        f"Reason: {taken.reason}",
-        taken.detail,
-        f"List: {taken.list or 'unknown'}; serial: {taken.serial or 'unknown'}",
-        f"Files: {', '.join(names)}",
-        "",
-        "The list in force is untouched. Deliver a corrected release, or put these files back to have them tried again.",
-    ]
-    return "\n".join(lines) + "\n"
+    return f"""{taken.manifest} was refused at {utc_text(now)}.
+Reason: {taken.reason}
+{taken.detail}
+List: {taken.list or "unknown"}; serial: {taken.serial or "unknown"}
+Files: {", ".join(names)}
+
+The list in force is untouched. Deliver a corrected release, or put these files back to have them tried again.
+"""

@@ -29,12 +29,8 @@ def tac_key(text: str) -> int:
 
 
 _KEY_OF: Mapping[str, Callable[[str], int]] = {
-    "imei": device_key,
-    "tac": tac_key,
-    "imei_from": imei_key,
-    "imei_to": imei_key,
-    "imsi": imsi_key,
-}
+    "imei": device_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
+}  # fmt: skip
 """The columns that identify, and how each is read."""
 
 
@@ -117,15 +113,9 @@ def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
         expected = " or ".join("+".join(columns) for columns in allowed)
         found = "+".join(sorted(present)) or "none of them"
         raise ReleaseRefused("layout", f"{name}:1: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}")
-    at = {column: position for position, column in enumerate(names)}
-    return Plan(
-        subject,
-        tuple(at[column] for column in subject),
-        at.get(dialect.reason) if dialect.reason else None,
-        at.get(dialect.until) if dialect.until else None,
-        dialect.junk,
-        _FIELD_SEPARATOR,
-    )
+    at: dict[str | None, int] = {column: position for position, column in enumerate(names)}
+    columns = tuple(at[column] for column in subject)
+    return Plan(subject, columns, at.get(dialect.reason), at.get(dialect.until), dialect.junk, _FIELD_SEPARATOR)
 
 
 def kinds_for(name: str, layout: str, header: bytes) -> list[str]:

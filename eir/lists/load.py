@@ -207,20 +207,11 @@ class Loader:
             _check_size(settings, before.devices, built.devices)
 
         state = ListState(
-            kind=settings.kind,
-            serial=manifest.serial,
-            generation=before.generation + 1,
-            highest_serial=manifest.serial,
-            release_digest=release.digest,
-            content_digest=built.content_digest,
-            entries=built.entries,
-            devices=built.devices,
-            reasons=reasons.texts,
-            issued=utc_text(manifest.issued),
-            expires=utc_text(manifest.expires),
-            signers=release.signers,
-            loaded_at=utc_text(self.now),
-        )
+            kind=settings.kind, serial=manifest.serial, generation=before.generation + 1, highest_serial=manifest.serial,
+            release_digest=release.digest, content_digest=built.content_digest, entries=built.entries, devices=built.devices,
+            reasons=reasons.texts, issued=utc_text(manifest.issued), expires=utc_text(manifest.expires),
+            signers=release.signers, loaded_at=utc_text(self.now),
+        )  # fmt: skip
         stored = None
         if not self.dry_run:
             write = self.store.amend if is_delta else self.store.replace
@@ -238,24 +229,13 @@ class Loader:
         )  # fmt: skip
         is_compared = is_delta or self.dry_run
         return LoadReport(
-            list=manifest.list,
-            kind=manifest.kind,
-            serial=manifest.serial,
-            rows=sum(file.rows for file in manifest.files),
-            entries=built.entries,
-            devices=built.devices,
-            entries_before=before.entries,
-            devices_before=before.devices,
-            bad_rows=tally.bad,
-            bad=tuple(tally.complaints),
-            skipped=tally.skipped,
+            list=manifest.list, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
+            entries=built.entries, devices=built.devices, entries_before=before.entries, devices_before=before.devices,
+            bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
             wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
-            come=built.come if is_compared else None,
-            gone=built.gone if is_compared else None,
-            seconds=self.seconds,
-            state=stored,
-            recorded=stored is not None and await recorded(self.store, event),
-        )
+            come=built.come if is_compared else None, gone=built.gone if is_compared else None,
+            seconds=self.seconds, state=stored, recorded=stored is not None and await recorded(self.store, event),
+        )  # fmt: skip
 
     def _read(self, manifest: Manifest, folder: Path, into: "tuple[str, Reasons, Tally]") -> Iterable[Rows]:
         """The rows of all files for each role, once the size and digest of every file hold."""

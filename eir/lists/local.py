@@ -222,17 +222,10 @@ async def _edited(
     removed, added = ((), built) if edit.what == ADD else (built, ())
     amended = amend_pages(before, removed, added, state.content_digest)
     following = ListState(
-        kind=settings.kind,
-        serial=0,
-        generation=state.generation + 1,
-        highest_serial=state.highest_serial,
-        release_digest="",
-        content_digest=amended.content_digest,
-        entries=state.entries + amended.entries,
-        devices=state.devices + amended.devices,
-        reasons=texts,
-        loaded_at=utc_text(now),
-    )
+        kind=settings.kind, serial=0, generation=state.generation + 1, highest_serial=state.highest_serial, release_digest="",
+        content_digest=amended.content_digest, entries=state.entries + amended.entries,
+        devices=state.devices + amended.devices, reasons=texts, loaded_at=utc_text(now),
+    )  # fmt: skip
     return following, amended
 
 

@@ -31,14 +31,9 @@ FILES_NAMED_MAX = 3
 _GOOD = re.compile(rb'^Good "eir-release" signature (?:for .* )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
 
 _SAID = {
-    b"namespace does not match": "namespace",
-    b"not permitted for use in signature namespace": "namespace",
-    b"key has expired": "signer_expired",
-    b"not yet valid": "signer_expired",
-    b"Certificate invalid": "signer_expired",
-    b"no valid principals found": "signer_expired",
-    b"sshsig_armor": "bad_signature",
-    b"sshsig_get_pubkey": "bad_signature",
+    "namespace": (b"namespace does not match", b"not permitted for use in signature namespace"),
+    "signer_expired": (b"key has expired", b"not yet valid", b"Certificate invalid", b"no valid principals found"),
+    "bad_signature": (b"sshsig_armor", b"sshsig_get_pubkey"),
 }
 _DETAILS = {
     "signer_revoked": "the signer's key is revoked",
@@ -159,7 +154,7 @@ def _ssh_keygen(what: str | Path, *arguments: str | Path, **options: Any) -> sub
 
 
 def _reason(stderr: bytes, otherwise: str) -> str:
-    return next((reason for text, reason in _SAID.items() if text in stderr), otherwise)
+    return next((reason for reason, texts in _SAID.items() if any(text in stderr for text in texts)), otherwise)
 
 
 def nearest(reasons: Iterable[str]) -> str:

@@ -171,12 +171,8 @@ def _imsis(texts: pl.Series, plus: bool) -> Parsed:
 
 
 _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
-    "imei": _device_keys,
-    "tac": _tacs,
-    "imei_from": _imeis,
-    "imei_to": _imeis,
-    "imsi": _imsis,
-}
+    "imei": _device_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
+}  # fmt: skip
 """As layout's table, for whole columns."""
 
 
@@ -225,15 +221,9 @@ def _columns(data: bytes, lines: int, plan: Plan) -> list[pl.Series]:
     in_file_order = sorted(positions)
     try:
         frame = pl.read_csv(
-            data,
-            has_header=False,
-            infer_schema=False,
-            columns=in_file_order,
-            separator=plan.separator,
-            quote_char='"' if b'"' in data else None,
-            encoding="utf8-lossy",
-            truncate_ragged_lines=True,
-        )
+            data, has_header=False, infer_schema=False, columns=in_file_order, separator=plan.separator,
+            quote_char='"' if b'"' in data else None, encoding="utf8-lossy", truncate_ragged_lines=True,
+        )  # fmt: skip
     except pl.exceptions.PolarsError:
         return _columns_by_line(data, plan)
     columns = [frame.to_series(in_file_order.index(position)) for position in positions]
