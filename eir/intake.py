@@ -19,8 +19,8 @@ from typing import Any
 
 from eir.config import Config
 from eir.errors import EirError, StoreError
-from eir.lists.drop_folder import Listing, Watch, look
-from eir.lists.inbox import OURS_AGAIN_S, WAITING, Attempts, Pass, Taken, Terms, take_in
+from eir.lists.drop_folder import AGAIN_S, Listing, Watch, look
+from eir.lists.inbox import WAITING, Attempts, Pass, Taken, Terms, take_in
 from eir.lists.store import ACCEPTED, ListStore
 from eir.log import Report
 from eir.stores.open import highest_serials, open_store
@@ -58,7 +58,7 @@ async def make_pass(config: Config, who: str) -> Pass:
                 return Pass(again_s=CLAIM_S / 3)
         except StoreError as error:
             away = Taken(manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}")
-            return Pass(taken=(away,), again_s=OURS_AGAIN_S)
+            return Pass(taken=(away,), again_s=AGAIN_S)
         lease = _Lease(store, holder)
         keeping = asyncio.create_task(lease.keep())
         try:

@@ -16,7 +16,7 @@ from releases import NAME, NOW, Agency, make_key, public, sign, text
 from eir.errors import ReleaseRefused
 from eir.lists import openssh
 from eir.lists import release as releases
-from eir.lists.release import check_serial, distinct_signers, is_plain_name, parse_manifest, verify_release
+from eir.lists.release import about, check_serial, distinct_signers, is_plain_name, parse_manifest, verify_release
 
 IMEIS = ["35123456789012"]
 
@@ -416,7 +416,7 @@ def test_serials(kind, serial, base, current, highest, reason):
     if reason is None:
         check_serial(manifest, current=current, highest=highest)
         return
-    with pytest.raises(ReleaseRefused) as caught:
+    with pytest.raises(ReleaseRefused) as caught, about(manifest):
         check_serial(manifest, current=current, highest=highest)
     assert caught.value.reason == reason
     assert (caught.value.list_name, caught.value.serial) == ("l", serial)

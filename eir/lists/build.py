@@ -1,8 +1,7 @@
 """Rows to pages: collect keys, sort them, drop repeats, cut them at page boundaries, encode them; and what a delta changes.
 
 Ten million keys go through numpy a slab at a time, thousands of pages in one go; pages that ranges reach into go one by one.
-
-May import eir.device, eir.errors, numpy, pyroaring, lists.pages, roaring, content and pairs; knows neither files nor stores.
+May import eir.device, eir.errors, numpy, pyroaring and lists' pages, roaring, content, pairs; knows neither files nor stores.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +27,6 @@ EXPECTED_MAX = 1 << 27
 """Rows for which memory is set aside on a manifest's word; what no row fills is never really taken."""
 
 _REASON_BITS = np.uint64(8)
-_REASON_MASK = np.uint64(0xFF)
 _PAGE = np.uint64(PAGE_KEYS)
 _WHOLE = BitMap(range(PAGE_KEYS))
 
@@ -101,7 +99,7 @@ class _Singles:
         until = np.zeros(len(packed), np.int64)
         for first, some in ends:
             until[first : first + len(some)] = some
-        order = np.lexsort((packed & _REASON_MASK, ~endless(until), packed >> _REASON_BITS))
+        order = np.lexsort((packed & np.uint64(0xFF), ~endless(until), packed >> _REASON_BITS))
         return packed[order], until[order]
 
 
@@ -134,15 +132,11 @@ class Rows:
             some_reasons = None if reasons is None else reasons[which]
             self.singles[base].append(keys[which] - np.uint64(base), some_reasons, None if until is None else until[which])
 
-    def add_spans(
-        self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
-    ) -> None:
+    def add_spans(self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
         """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest."""
         self._spans.append((first, last, reasons, until))
 
-    def add_pairs(
-        self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
-    ) -> None:
+    def add_pairs(self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
         """Devices, each with a subscriber (an IMSI's key). The reason is kept for the device, not for the pair."""
         no_reason, no_end = np.zeros(len(keys), np.uint8), np.zeros(len(keys), np.int64)
         self._pairs.append((keys, imsis, no_reason if reasons is None else reasons, no_end if until is None else until))
@@ -308,9 +302,6 @@ def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[P
     numbers, low, starts, sizes = split(keys)
     encoded = encode_many(low, starts, sizes)
     reasons = packed.astype(np.uint8)  # the lowest byte of each
-    if until is None and not reasons.any():
-        said: Iterable[bytes] = repeat(b"", len(starts))
-    else:
-        said = extras(reasons, np.zeros(len(low), np.int64) if until is None else until, starts, sizes)
+    said = extras(reasons, np.zeros(len(low), np.int64) if until is None else until, starts, sizes)
     numbers += np.uint64(base // PAGE_KEYS)
     return list(map(Page._make, zip(numbers.tolist(), encoded, said, strict=True))), len(low)

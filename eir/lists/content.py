@@ -19,7 +19,6 @@ ReasonIndexes: TypeAlias = NDArray[np.uint8]
 Seconds: TypeAlias = NDArray[np.int64]
 """Unix seconds at which entries end; 0: they do not."""
 
-_PAGE = np.uint64(PAGE_KEYS)
 _EXACT_QUOTIENTS = np.uint64(1 << 52)
 
 
@@ -76,12 +75,17 @@ def each(content: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
 
 def extras(reasons: ReasonIndexes, until: Seconds, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
     """`extra` of each of many pages, with the arguments of `sections`."""
-    for why, ends in zip(sections(reasons, starts, sizes), sections(until, starts, sizes), strict=True):
-        yield _shared_extra(why, ends) if len(why) < 2 and len(ends) < 9 else Sections(why, ends).encode()
+    if not reasons.any() and not until.any():
+        return repeat(b"", len(starts))
+    return map(_extra, sections(reasons, starts, sizes), sections(until, starts, sizes))
+
+
+def _extra(reasons: bytes, until: bytes) -> bytes:
+    return _short_extra(reasons, until) if len(reasons) < 2 and len(until) < 9 else Sections(reasons, until).encode()
 
 
 @lru_cache(maxsize=1024)
-def _shared_extra(reasons: bytes, until: bytes) -> bytes:
+def _short_extra(reasons: bytes, until: bytes) -> bytes:
     return Sections(reasons, until).encode()
 
 
@@ -94,7 +98,7 @@ def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:
     if keys[-1] < _EXACT_QUOTIENTS:
         page_of = (keys.view(np.int64) / np.float64(PAGE_KEYS)).astype(np.int64).view(np.uint64)
     else:
-        page_of = keys // _PAGE
+        page_of = keys // np.uint64(PAGE_KEYS)
     # The remainder is below 2^32, so arithmetic modulo 2^32 gives it.
     low = keys.astype(np.uint32) - page_of.astype(np.uint32) * np.uint32(PAGE_KEYS)
     starts = np.flatnonzero(is_fresh(page_of))

@@ -21,10 +21,8 @@ SETTLED_S = 1.0
 """A file that was changed less than this ago may still be on its way."""
 ITEMS_MAX = 3000
 """Files of the folder that are looked at; the rest waits until these have gone."""
-STRAYS_AGAIN_S = 30.0
-"""Pause between two passes for files that have lain there for too long."""
-CHANGED_AGAIN_S = 10.0
-"""A pass while files only grow: not more often than this."""
+AGAIN_S, CHANGED_AGAIN_S = 30.0, 10.0
+"""Pause between two passes where no file changes, and while files only grow."""
 
 FOLDER_MODE, TEXT_MODE = 0o750, 0o640
 REFUSED_FILES_MAX, REFUSED_BYTES_MAX = 1000, 1 << 30
@@ -37,7 +35,6 @@ class Item(NamedTuple):
     size: int
     changed: float
     """Unix seconds of the last change, of content or name (ctime)."""
-    regular: bool
 
 
 Listing = Mapping[str, Item]
@@ -53,7 +50,7 @@ def look(folder: Path | int) -> dict[str, Item]:
             with suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)
                 if not stat.S_ISDIR(status.st_mode):
-                    found[entry.name] = Item(status.st_size, status.st_ctime, stat.S_ISREG(status.st_mode))
+                    found[entry.name] = Item(status.st_size, status.st_ctime)
             if len(found) >= ITEMS_MAX:
                 break
     return found
@@ -61,8 +58,7 @@ def look(folder: Path | int) -> dict[str, Item]:
 
 def delivered(listing: Listing) -> list[str]:
     """Manifests whose signature has arrived, by name."""
-    names = (name.removesuffix(".sig") for name in listing if name.endswith(".sig"))
-    return sorted(name for name in names if name in listing)
+    return sorted(name for name in listing if f"{name}.sig" in listing)
 
 
 def lacking(manifest: Manifest, listing: Listing, now: float) -> str:
@@ -100,7 +96,7 @@ class Watch:
         if now >= self._again_at:
             return True
         since = now - self._passed_at
-        if since >= STRAYS_AGAIN_S and min(item.changed for item in listing.values()) + self._patience_s <= now:
+        if since >= AGAIN_S and min(item.changed for item in listing.values()) + self._patience_s <= now:
             return True
         fresh = [item for name, item in listing.items() if self._seen.get(name) != item]
         if not fresh or not any(name.endswith(".sig") for name in listing):

@@ -29,8 +29,7 @@ TRIPLE_BYTES, TRIPLE_MARK = 3, 0xF00000
 """A key has 20 bits: the other four are set, so that a page in triples begins with a byte that no index begins with."""
 TRIPLE_BEGINS: Final = TRIPLE_MARK >> 16
 WHOLE: Final = range(PAGE_KEYS)
-LOW_BYTES = 2
-"""Of a lower half."""
+LOW_BYTES = 2  # of a lower half
 INDEX_WORDS: Final = CONTAINERS_MAX + 1
 INDEX_BYTES: Final = 2 * INDEX_WORDS
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from eir.errors import ReleaseRefused, StoreError
 from eir.lists.delivered import read_small
-from eir.lists.drop_folder import ITEMS_MAX, SETTLED_S, Rooms, delivered, lacking, look, open_rooms, settled
+from eir.lists.drop_folder import AGAIN_S, ITEMS_MAX, SETTLED_S, Rooms, delivered, lacking, look, open_rooms, settled
 from eir.lists.load import Loader
 from eir.lists.openssh import SIGNATURE_BYTES_MAX
 from eir.lists.release import MANIFEST_BYTES_MAX, Release, about, signature_names, verify_release
@@ -30,7 +30,7 @@ CRASH = "crash"
 
 ATTEMPTS_MAX = 3
 """Times that a load may end with the process, before its release counts as the reason."""
-OURS_AGAIN_S, NOT_MOVED_AGAIN_S = 30.0, 600.0
+NOT_MOVED_AGAIN_S = 600.0
 
 OURS = frozenset({"openssh", "signers_file", "revoked_file"})
 """Refusals that say something about this host, not about the release: it stays until that is mended."""
@@ -150,10 +150,9 @@ class Terms:
 
 
 async def take_in(terms: Terms) -> Pass:
-    """Load each whole release, by serial, and move those that are finished.
+    """Load each whole release, by serial, and move those that are finished. Raises EirError if the folder cannot be used.
 
-    Raises EirError if the folder cannot be used. A store or a disk that fails ends the pass and leaves the releases where
-    they are.
+    A store or a disk that fails ends the pass and leaves the releases where they are.
     """
     with open_rooms(terms.folder) as rooms:
         turn = _Turn(terms, rooms)
@@ -162,7 +161,7 @@ async def take_in(terms: Terms) -> Pass:
         except (StoreError, OSError) as error:  # a store that is away, a disk that is full, a folder that went away
             what, detail = (error.cause, f"the store: {error}") if isinstance(error, StoreError) else ("disk", str(error))
             turn.taken.append(Taken(manifest="", outcome=WAITING, reason=what, detail=detail))
-            turn.again.append(OURS_AGAIN_S)
+            turn.again.append(AGAIN_S)
         return Pass(taken=tuple(turn.taken), again_s=min(turn.again, default=None))
 
 
@@ -184,7 +183,7 @@ class _Turn:
         gone = self._rooms.moved
         for delivery in pending:
             if not self.terms.ours():
-                self.again.append(OURS_AGAIN_S)
+                self.again.append(AGAIN_S)
                 return
             others = {name for other in pending if other is not delivery and other.name not in gone for name in other.data}
             await self._take(delivery, others)
@@ -209,7 +208,7 @@ class _Turn:
         if delay is not None:
             left = self._patience_left((delivery.name, *delivery.signatures, *delivery.data))
             if not delay.bounded or left > 0:
-                self._waits(delivery, delay, min(left, OURS_AGAIN_S) if delay.bounded else OURS_AGAIN_S)
+                self._waits(delivery, delay, min(left, AGAIN_S) if delay.bounded else AGAIN_S)
                 return
         refused = delivery.refused if delivery.release is None else await self._load(delivery, delivery.release, others)
         if refused is None:
@@ -245,7 +244,7 @@ class _Turn:
 
     async def _delay(self, delivery: _Delivery) -> _Delay | None:
         """Why the release cannot be taken yet; None if it can be, or can be refused."""
-        now, refused = self._now(), delivery.refused
+        now, refused = self.terms.clock().timestamp(), delivery.refused
         if refused is not None:
             if refused.reason in OURS:
                 return _Delay(refused.reason, refused.detail, bounded=False)
@@ -281,13 +280,10 @@ class _Turn:
         self.taken.append(delivery.taken(WAITING, delay.reason, delay.detail))
         self.again.append(max(again_s, SETTLED_S))
 
-    def _now(self) -> float:
-        return self.terms.clock().timestamp()
-
     def _patience_left(self, names: Iterable[str]) -> float:
         """Seconds until files that do not change any more have waited long enough."""
         changed = max((self._listing[name].changed for name in names if name in self._listing), default=0.0)
-        return changed + self.terms.patience_s - self._now()
+        return changed + self.terms.patience_s - self.terms.clock().timestamp()
 
     def _move(self, delivery: _Delivery, others: set[str], taken: Taken) -> None:
         """To where it belongs, its data first: as long as its signature is there, a later pass ends what this one began."""

@@ -65,7 +65,6 @@ _DIRBS_HEADERS = {
     "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
     "imei,imsi,msisdn": "dirbs-exceptions",
 }
-_FIELD_SEPARATOR = ","
 _NO_SEPARATOR = "\x1f"
 """In the layout `imei` the whole line is the identifier."""
 
@@ -115,7 +114,7 @@ def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
         raise ReleaseRefused("layout", f"{name}:1: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}")
     at: dict[str | None, int] = {column: position for position, column in enumerate(names)}
     columns = tuple(at[column] for column in subject)
-    return Plan(subject, columns, at.get(dialect.reason), at.get(dialect.until), dialect.junk, _FIELD_SEPARATOR)
+    return Plan(subject, columns, at.get(dialect.reason), at.get(dialect.until), dialect.junk, ",")
 
 
 def kinds_for(name: str, layout: str, header: bytes) -> list[str]:
@@ -124,10 +123,9 @@ def kinds_for(name: str, layout: str, header: bytes) -> list[str]:
     for kind in layout_named(name, layout).subjects:
         try:
             plan_for(name, layout, kind, header)
+            found.append(kind)
         except ReleaseRefused as fault:
             faults.append(fault)
-        else:
-            found.append(kind)
     if not found:
         raise faults[0]
     return found

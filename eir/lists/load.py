@@ -4,8 +4,7 @@ The order of trust is in one place each: signatures and manifest in lists.releas
 before the first row of any is read. Until the store switches, nothing of the list in force has changed; every refusal is
 an event in the store's history.
 
-The work is done on the calling thread: a load belongs in a process of its own, beside the server. May import lists and
-eir.errors; the store comes as an argument.
+The work is done on the calling thread: a load belongs in a process of its own. May import lists and eir.errors.
 """
 
 import gc
@@ -107,10 +106,9 @@ async def load_release(
     marks: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> LoadReport:
-    """Verify a release and load it into the list that it names, wholly or not at all.
+    """Verify a release and load it into the list that it names, wholly or not at all. The arguments are those of Loader.
 
-    The arguments are those of Loader. Raises ReleaseRefused, after recording the refusal (if the store can be written), and
-    StoreError.
+    Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
     loader = Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None))
     try:
@@ -293,8 +291,5 @@ def _check_size(settings: ListSettings, before: int, after: int) -> None:
     change = (after - before) / before
     for reason, change_of, limit in (("shrink", -change, settings.shrink_max), ("growth", change, settings.growth_max)):
         if change_of > limit:
-            raise ReleaseRefused(
-                reason,
-                f"{before} devices are in force and {after} would be: {change:+.1%}, where {reason}_max is {limit:.1%}; "
-                "if that is meant, load it with --force",
-            )
+            found = f"{before} devices are in force and {after} would be: {change:+.1%}, where {reason}_max is {limit:.1%}"
+            raise ReleaseRefused(reason, f"{found}; if that is meant, load it with --force")

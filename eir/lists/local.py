@@ -88,10 +88,8 @@ class EditReport:
             change = f"{self.entries_change:+,} entries for identifiers that are listed by their TAC"
         else:
             change = "reason and end replaced"
-        said = [f"{self.list}: {change}", f"entries now: {self.entries:,}"]
-        if not self.recorded:
-            said.append("the history could not be written")
-        return "; ".join(said)
+        said = f"{self.list}: {change}; entries now: {self.entries:,}"
+        return said if self.recorded else f"{said}; the history could not be written"
 
 
 def parse_entries(kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False) -> list[Entry]:
@@ -127,10 +125,8 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
         found, before = await store.some_pages(settings.name, numbers)
         state = found or NO_LIST
         if state.kind not in {"", settings.kind}:
-            raise EntryRefused(
-                f"{settings.name} is a list of {state.kind} in the store and of {settings.kind} in the configuration; "
-                "give the new kind a list of another name"
-            )
+            kinds = f"{settings.name} is a list of {state.kind} in the store and of {settings.kind} in the configuration"
+            raise EntryRefused(f"{kinds}; give the new kind a list of another name")
         _refuse_what_changes_nothing(edit, settings.name, before, now)
         try:
             following, amended = await _edited(edit, settings, store, now, (state, before))
@@ -138,10 +134,13 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
         except (GenerationConflict, StoreChanged):
             await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # spreads two operators, hides nothing
             continue
-        was_recorded = await recorded(store, _event(edit, settings.name, who, now))
+        until = f", until {utc_text(datetime.fromtimestamp(edit.until, UTC))}" if edit.until else ""
+        what = "TACs " if any(entry.whole_tac for entry in edit.entries) else ""
+        detail = f"{edit.reason}{until}: {what}{', '.join(entry.text for entry in edit.entries)}"
+        event = Event(time=utc_text(now), who=who, what=edit.what, list=settings.name, outcome=ACCEPTED, detail=detail)
         return EditReport(
             list=settings.name, what=edit.what, entries=stored.entries, entries_change=amended.entries,
-            come=amended.come, gone=amended.gone, generation=stored.generation, recorded=was_recorded,
+            come=amended.come, gone=amended.gone, generation=stored.generation, recorded=await recorded(store, event),
         )  # fmt: skip
     raise GenerationConflict(f"{settings.name} was changed {TRIES_MAX} times while this change was being made: try again")
 
@@ -227,10 +226,3 @@ async def _edited(
         devices=state.devices + amended.devices, reasons=texts, loaded_at=utc_text(now),
     )  # fmt: skip
     return following, amended
-
-
-def _event(edit: Edit, name: str, who: str, now: datetime) -> Event:
-    until = f", until {utc_text(datetime.fromtimestamp(edit.until, UTC))}" if edit.until else ""
-    what = "TACs " if any(entry.whole_tac for entry in edit.entries) else ""
-    detail = f"{edit.reason}{until}: {what}{', '.join(entry.text for entry in edit.entries)}"
-    return Event(time=utc_text(now), who=who, what=edit.what, list=name, outcome=ACCEPTED, detail=detail)

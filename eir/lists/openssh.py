@@ -128,7 +128,7 @@ class Verifier:
 def sign(message: bytes, key: Path) -> bytes:
     """The signature over a message by this key, or by the one of this `.pub` that an agent holds; it was checked.
 
-    Passphrases, agents and security keys are ssh-keygen's business: it inherits the terminal and the environment. Raises
+    Passphrases, agents and security keys are left to ssh-keygen, which inherits terminal and environment. Raises
     ReleaseRefused: `signing`, `openssh`.
     """
     # Reading from standard input it writes to standard output: a file in the way can neither stay nor be asked about.

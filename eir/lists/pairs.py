@@ -25,10 +25,9 @@ class Paired(NamedTuple):
 
 
 def pair_pages(pairs: Pairs) -> list[Page]:
-    """The pages of these pairs, which come in any order and may repeat.
+    """The pages of these pairs, which come in any order and may repeat: of equal ones the one that ends last counts.
 
-    Of rows for the same pair the one that ends last counts. A device has the reason of its pair that ends last, of several
-    the one with the lowest index.
+    A device has the reason of its pair that ends last, of several the one with the lowest index.
     """
     keys, imsis, reasons, until = pairs
     order = np.lexsort((reasons, ~endless(until), imsis, keys))

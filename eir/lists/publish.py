@@ -113,9 +113,8 @@ def publish(
     }
     path = folder / f"{list_name}-{serial}.manifest.json"
     if not replace and _other_data(path, manifest):
-        raise ReleaseRefused(
-            "file_exists", f"{path} is a release of this serial with other data; give this one a higher serial, or --force"
-        )
+        advice = "give this one a higher serial, or --force"
+        raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
     signatures = [folder / name for name in signature_names(path.name)]
     for signature in signatures:  # those of an earlier try are over other bytes
         signature.unlink(missing_ok=True)
@@ -275,8 +274,8 @@ def _described(
                 digest = file.sha256()
                 chunks = file.chunks(ROWS_MAX, digest, adding_up(report, "measure", file.size))
                 begin = next(chunks, b"")
-                header, newline, _ = begin.partition(b"\n")
-                found = layout or guess_layout(header + newline)
+                header = begin.partition(b"\n")[0]
+                found = layout or guess_layout(header)
                 if found is None:
                     advice = f"give one of {', '.join(LAYOUTS)} (--layout)"
                     raise ReleaseRefused("layout", f"{name}: no layout fits its first line{separator_hint(header)}; {advice}")
@@ -297,6 +296,5 @@ def _role(name: str, kind: str) -> str:
         return _DIRBS_ROLES[dirbs["change"]]
     if word := _LAST_WORD.search(name.split(".", maxsplit=1)[0]):
         return word[1]
-    raise ReleaseRefused(
-        "file_name", f"{name}: does it add or remove? In a delta a file's name ends in added or removed, as in x-added.csv"
-    )
+    detail = "does it add or remove? In a delta a file's name ends in added or removed, as in x-added.csv"
+    raise ReleaseRefused("file_name", f"{name}: {detail}")

@@ -4,10 +4,10 @@ A piece of the file goes through polars' CSV reader and its vectorised casts; pi
 its line, or that polars will not have, go through Python's csv line by line, with the same result. Rows that are wrong are
 counted, and the first ten are named with file, line and what was expected, never with the identifier.
 
-polars parses on one thread: a load runs beside a server that answers, and one core is what it may take.
+polars parses on one thread: a load runs beside a server that answers, and one core is what it may take. polars takes 30 MB
+and a fifth of a second to import, so modules that may not need it import this one where they do.
 
-May import eir.device, eir.errors, lists.build, lists.content, lists.layout and lists.reasons; knows neither manifests nor stores. polars
-takes 30 MB and a fifth of a second to import, so modules that may not need it import this one where they do.
+May import eir.device, eir.errors and lists' build, content, layout and reasons; knows neither manifests nor stores.
 """
 
 import os

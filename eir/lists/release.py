@@ -31,9 +31,7 @@ Trust: TypeAlias = tuple[Path, Path | None]
 
 FORMAT = "eir-release/1"
 MANIFEST_BYTES_MAX = 1 << 20
-SIGNATURES_MAX = 16
-SERIAL_MAX = (1 << 63) - 1
-FILES_MAX = 1000
+SIGNATURES_MAX, FILES_MAX, SERIAL_MAX = 16, 1000, (1 << 63) - 1
 
 FULL, DELTA = "full", "delta"
 ENTRIES, ADDED, REMOVED = "entries", "added", "removed"
@@ -88,8 +86,7 @@ class Release:
 def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> Release:
     """The release that a manifest and the signatures beside it make, if they are to be believed at `now`.
 
-    Raises ReleaseRefused; from the moment that a signature holds for the list named, the refusal names list and serial,
-    and until then it carries what the manifest claims.
+    Raises ReleaseRefused, with list and serial once a signature holds for the list named, with what is claimed until then.
     """
     content = b""
     try:
@@ -110,29 +107,25 @@ def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: da
 
 def check_times(manifest: Manifest, now: datetime) -> None:
     """Refuse a release from the future or the past. Raises ReleaseRefused (`issued_in_future`, `expired`)."""
-    with about(manifest):
-        if manifest.issued > now:
-            raise ReleaseRefused("issued_in_future", f"issued {utc_text(manifest.issued)}, and it is {utc_text(now)}")
-        if manifest.expires <= now:
-            raise ReleaseRefused("expired", f"expired {utc_text(manifest.expires)}, and it is {utc_text(now)}")
+    if manifest.issued > now:
+        raise ReleaseRefused("issued_in_future", f"issued {utc_text(manifest.issued)}, and it is {utc_text(now)}")
+    if manifest.expires <= now:
+        raise ReleaseRefused("expired", f"expired {utc_text(manifest.expires)}, and it is {utc_text(now)}")
 
 
 def check_serial(manifest: Manifest, *, current: int | None, highest: int) -> None:
-    """Refuse a release that is not the next one.
+    """Refuse a release that is not the next one. Raises ReleaseRefused (`serial`, `base`).
 
-    `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted. Raises ReleaseRefused
-    (`serial`, `base`).
+    `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted.
     """
-    with about(manifest):
-        if manifest.serial <= highest:
-            raise ReleaseRefused(
-                "serial", f"serial {manifest.serial} is not above {highest}, the highest ever accepted for {manifest.list}"
-            )
-        if manifest.kind == DELTA and manifest.base != current:
-            needed = "there is no list yet: a full release is needed first"
-            if current is not None:
-                needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
-            raise ReleaseRefused("base", f"the delta builds on serial {manifest.base}, but {needed}")
+    if manifest.serial <= highest:
+        detail = f"serial {manifest.serial} is not above {highest}, the highest ever accepted for {manifest.list}"
+        raise ReleaseRefused("serial", detail)
+    if manifest.kind == DELTA and manifest.base != current:
+        needed = "there is no list yet: a full release is needed first"
+        if current is not None:
+            needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
+        raise ReleaseRefused("base", f"the delta builds on serial {manifest.base}, but {needed}")
 
 
 @contextmanager
@@ -198,7 +191,7 @@ def _verify(
         raise ReleaseRefused("unknown_list", detail, serial=manifest.serial)
     with about(manifest):
         signers = _signers(copies, lists[manifest.list], trusts[manifest.list], openssh)
-    check_times(manifest, now)
+        check_times(manifest, now)
     return Release(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=signers)
 
 

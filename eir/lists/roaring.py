@@ -2,13 +2,11 @@
 
 CRoaring writes and reads one bitmap at a time. Most pages of a list are small and made of array containers only, and there
 are hundreds of thousands of them: numpy does many of these at once. Both ways give the same bytes (tests/test_build.py
-holds them to it), which the content digest needs.
+holds them to it), which the content digest needs. May import numpy, pyroaring and lists.pages.
 
 A bitmap of array containers ("no run containers" in RoaringFormatSpec) is, in units of two bytes, little-endian: cookie 2,
 number of containers 2; for each container its upper half and its size less one; for each container the byte at which its
 keys begin (2); the lower halves of all keys.
-
-May import numpy, pyroaring and lists.pages.
 """
 
 import array

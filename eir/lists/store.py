@@ -5,6 +5,7 @@ from one event loop, and raise StoreError (eir.errors) when the store cannot do 
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -104,10 +105,9 @@ class ListStore(Protocol):
         """The states of all lists."""
 
     async def replace(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
-        """Put a full release in force and keep the one before for a rollback.
+        """Put a full release in force and keep the one before for a rollback; returns the state as stored.
 
-        The store sets `generation` (seen + 1) and `highest_serial` (never lower than before) and returns the state as
-        stored.
+        The store sets `generation` (seen + 1) and `highest_serial` (never lower than before).
         """
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
@@ -134,9 +134,8 @@ class ListStore(Protocol):
     def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
         """The list as batches of pages, each with the state that it belongs to; the first batch may be empty.
 
-        `gently`: in small batches, for a process that answers meanwhile; a store may have but one size.
-
-        Raises StoreChanged when the list changed meanwhile. Nothing is yielded for a list that does not exist.
+        `gently`: in small batches, for a process that answers meanwhile; a store may have but one size. Raises StoreChanged
+        when the list changed meanwhile. Nothing is yielded for a list that does not exist.
         """
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
@@ -166,11 +165,10 @@ class ListStore(Protocol):
 
 async def recorded(store: ListStore, event: Event) -> bool:
     """Write to the history of what has happened; False if the store cannot: it has happened all the same."""
-    try:
+    with suppress(StoreError):
         await store.record(event)
-    except StoreError:
-        return False
-    return True
+        return True
+    return False
 
 
 def utc_text(moment: datetime) -> str:
