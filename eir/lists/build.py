@@ -251,7 +251,7 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     parts = [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
     whole = [TacEntry(span.reason, span.until) for span in spans if span.last - span.first == PAGE_KEYS - 1]
     tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
-    if not parts:  # no identifier comes, so that none needs to be unfolded
+    if not parts:  # no single identifier comes: nothing needs to be unfolded
         return page if tac is None else page._replace(extra=tac.extra + page.extra)
     content, present = decode(page), np.zeros(PAGE_KEYS, bool)
     reasons = np.zeros(PAGE_KEYS, np.uint8)

@@ -75,7 +75,7 @@ def lacking(manifest: Manifest, listing: Listing, now: float) -> str:
 
 
 def settled(item: Item, now: float) -> bool:
-    """Nobody changed it of late. A time that is yet to come is another host's clock, and says nothing."""
+    """True unless the file was changed a moment ago. A time in the future is another host's clock, and says nothing."""
     return not now - SETTLED_S < item.changed <= now
 
 

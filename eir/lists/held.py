@@ -45,7 +45,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def hold(stored: bytes) -> Held | None:
-    """The form in which a page's keys are held, out of their stored form; None if there are none.
+    """The form in which a page's keys are held, out of their stored form; None for a page without keys.
 
     Raises ValueError if they are damaged.
     """

@@ -36,7 +36,7 @@ from eir.lists.sift import Sifter
 from eir.lists.store import ListState
 
 AMENDED_PAGES_MAX = 20_000
-"""Pages that one switch may change in place, which takes about 1 ms; beyond, a list is built anew beside the old one."""
+"""Pages that one switch may change in place, which takes about 1 ms; beyond, a new list is built beside the old one."""
 
 STEPS_BETWEEN_CLOCKS = 32
 UNTIL_MAX = 2**32 - 1
@@ -239,7 +239,7 @@ class DeviceList:
         self.name = name
         self.kind = kind
         self.state: ListState | None = None
-        """Of the release that is in memory; None as long as there is none."""
+        """Of the release that is in memory; None before the first one."""
         self._put(Contents())
 
     def _put(self, contents: Contents) -> None:
@@ -312,7 +312,7 @@ class PairList(DeviceList):
 class ListBuilder:
     """The contents that a list is to have next, made page by page beside those in force.
 
-    Built anew it holds the pages that are added and no others; as an amendment it changes those pages only, AMENDED_PAGES_MAX
+    Built from nothing it holds the pages that are added and no others; as an amendment it changes those pages only, AMENDED_PAGES_MAX
     at most. Pages that stay the same stay the same objects: forked workers go on sharing them.
     """
 
@@ -442,7 +442,7 @@ class Index:
         return tuple(name for name, entries in self.lists.items() if _concerns(entries, key, imsi))
 
     def builder(self, name: str, state: ListState, *, amend: bool = False) -> ListBuilder:
-        """Begin the contents that list `name` shall have with this state: anew, or as an amendment of what it holds."""
+        """Begin the contents that list `name` shall have with this state: from nothing, or as an amendment of what it holds."""
         return self.lists[name].builder(state, amend=amend)
 
     def switch(self, name: str, builder: ListBuilder) -> Retired:

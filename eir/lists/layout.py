@@ -118,7 +118,7 @@ def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
 
 
 def kinds_for(name: str, layout: str, header: bytes) -> list[str]:
-    """The kinds of list that a file with this header line may be for. Raises ReleaseRefused (`layout`) if there is none."""
+    """The kinds of list that a file with this header line may be for. Raises ReleaseRefused (`layout`) if it fits none."""
     found, faults = [], []
     for kind in layout_named(name, layout).subjects:
         try:
@@ -188,7 +188,7 @@ def _header_names(header: bytes) -> list[str]:
 
 
 def fields_of(line: bytes, plan: Plan) -> list[str | None]:
-    """The plan's fields of one line, None for those that it does not have; all None if it is no line of CSV."""
+    """The plan's fields of one line, None for those that it does not have; all None if it is not a line of CSV."""
     positions = plan.positions()
     try:
         fields = next(csv.reader([line.decode("utf-8", "replace")], delimiter=plan.separator, strict=True), [])

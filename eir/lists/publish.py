@@ -139,7 +139,7 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
 
 
 def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
-    """Whether another release lies where this one is to go; the same data signed once more, for longer, is no other."""
+    """Whether a release of other data lies where this one is to go; the same data may be signed once more, for longer."""
     try:
         there = json.loads(path.read_bytes())
     except FileNotFoundError:
