@@ -225,6 +225,7 @@ class Loader:
             time=utc_text(self.now), who=self.who, what="load", list=manifest.list, serial=manifest.serial,
             digest=release.digest, outcome=ACCEPTED, detail=detail,
         )  # fmt: skip
+        is_recorded = stored is not None and await recorded(self.store, event)
         is_compared = is_delta or self.dry_run
         return LoadReport(
             list=manifest.list, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
@@ -232,7 +233,7 @@ class Loader:
             bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
             wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
             come=built.come if is_compared else None, gone=built.gone if is_compared else None,
-            seconds=self.seconds, state=stored, recorded=stored is not None and await recorded(self.store, event),
+            seconds=self.seconds, state=stored, recorded=is_recorded,
         )  # fmt: skip
 
     def _read(self, manifest: Manifest, folder: Path, into: "tuple[str, Reasons, Tally]") -> Iterable[Rows]:
