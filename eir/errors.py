@@ -62,6 +62,8 @@ class ReleaseRefused(EirError):
         self.detail = detail
         self.list_name = list_name
         self.serial = serial
+        self.claims: tuple[str, int] | None = None
+        """List and serial that a manifest names which was never verified: for people to read, and for no decision."""
 
 
 class EntryRefused(EirError):

@@ -29,7 +29,8 @@ from node import Publisher, Site
 from pyroaring import BitMap
 from servers import Server
 
-from eir.lists.pages import Page, amended_digest, content_digest, encode_keys
+from eir.lists.pages import Page, amended_digest, content_digest
+from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 from eir.operate.control import ask
 from eir.stores.open import COPY_FILE

@@ -21,7 +21,8 @@ from pyroaring import BitMap
 
 from eir.follow.follower import Follower
 from eir.lists.index import Index
-from eir.lists.pages import PAGE_KEYS, Page, content_digest, encode_keys
+from eir.lists.pages import PAGE_KEYS, Page, content_digest
+from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 from eir.stores.open import open_store
 

@@ -171,7 +171,8 @@ def _publish(folder: Path) -> None:
 
 
 def _load(folder: Path) -> None:
-    from eir.lists.load import ListSettings, load_release  # noqa: PLC0415  # as above
+    from eir.lists.load import load_release  # noqa: PLC0415  # as above
+    from eir.lists.settings import ListSettings  # noqa: PLC0415  # as above
     from eir.stores.sqlite import SqliteStore  # noqa: PLC0415  # as above
 
     importlib.import_module("eir.lists.reader")  # the csv process's clock does not see its imports either

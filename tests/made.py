@@ -6,16 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pyroaring import BitMap
 
-from eir.lists.pages import (
-    PAGE_KEYS,
-    REASONS,
-    SUBSCRIBERS,
-    UNTIL,
-    Page,
-    content_digest,
-    encode_keys,
-    encode_sections,
-)
+from eir.lists.pages import PAGE_KEYS, Page, Sections, content_digest
+from eir.lists.roaring import encode_keys
 from eir.lists.store import Event, ListState
 
 
@@ -35,9 +27,9 @@ def page(
     counts = b"".join(len(bound).to_bytes(4, "little") for bound in imsis)
     bound = b"".join(imsi.to_bytes(8, "little") for each in imsis for imsi in each)
     ends = b"".join(end.to_bytes(8, "little") for end in until)
-    extra = encode_sections([(REASONS, reasons), (UNTIL, ends), (SUBSCRIBERS, counts + bound)])
+    extra = Sections(reasons, ends, counts + bound).encode()
     bitmap = BitMap(keys)
-    whole = b"" if tac is None else encode_sections([(b"T", bytes([tac[0]]) + tac[1].to_bytes(8, "little"))])
+    whole = b"" if tac is None else b"T\x09\0\0\0" + bytes([tac[0]]) + tac[1].to_bytes(8, "little")
     return Page(number, encode_keys(bitmap) if bitmap else b"", whole + (extra if bitmap else b""))
 
 

@@ -10,13 +10,17 @@ from made import devices_of, tacs_of
 from pyroaring import BitMap
 
 from eir.device import MEID_BASE
+from eir.errors import ReleaseRefused
 from eir.lists import build
-from eir.lists.build import Rows, TooManyPages, amend_pages, build_pages, differences
-from eir.lists.pages import PAGE_KEYS, Page, decode_keys, decode_sections, encode_keys
+from eir.lists.build import Rows, amend_pages, build_pages, differences
+from eir.lists.content import split
+from eir.lists.pages import EMPTY_DIGEST, PAGE_KEYS, Page, decode_sections
+from eir.lists.roaring import decode_keys, encode_keys
 
 
 def amend(before, removed, added):
-    return amend_pages(before, build_pages(removed).pages, build_pages(added).pages)
+    amended = amend_pages(before, build_pages(removed).pages, build_pages(added).pages, EMPTY_DIGEST)
+    return amended.pages, amended
 
 
 def u64(values):
@@ -31,8 +35,7 @@ def rows_of(entries):
         if first != last:
             rows.add_spans(u64([first]), u64([last]), *extras)
         else:
-            base = MEID_BASE if first >= MEID_BASE else 0
-            rows.add(u64([first - base]), *extras, base=base)
+            rows.add(u64([first]), *extras)
     return rows
 
 
@@ -42,8 +45,8 @@ def content_of(pages):
     for page in pages:
         low = decode_keys(page.keys).to_array()
         sections = decode_sections(page.extra)
-        reasons = sections.get(b"R", b"\0")
-        ends = array.array("q", sections.get(b"U", bytes(8)))
+        reasons = sections.reasons or b"\0"
+        ends = array.array("q", sections.until or bytes(8))
         if not low:  # the TAC alone
             assert (page.keys, len(page.extra)) == (b"", 14)
             continue
@@ -192,7 +195,7 @@ def test_a_chain_of_deltas_is_the_dictionary_that_it_leads_to(first, deltas):
         truth.update(truth_of(added))
         after, sums = amend(pages.values(), rows_of(removed), rows_of(added))
         touched = [pages[page.number] for page in after if page.number in pages]
-        assert differences(touched, after) == (come_between(before, truth), come_between(truth, before))
+        assert (sums.come, sums.gone) == differences(touched, after) == (come_between(before, truth), come_between(truth, before))
         for page in after:
             if page.keys or page.extra:
                 assert pages.get(page.number) != page
@@ -255,15 +258,18 @@ def test_pages_and_remainders_of_large_keys(top):
     pages = np.concatenate((np.arange(top - 10_000, top), np.random.default_rng(2).integers(0, top, 100_000))).astype(np.uint64)
     for low in (0, 1, 2, 999_998, 999_999):
         keys = np.sort(pages * np.uint64(PAGE_KEYS) + np.uint64(low))
-        page_of, lows = build._split(keys)
-        assert (page_of == keys // np.uint64(PAGE_KEYS)).all()
+        numbers, lows, starts, sizes = split(keys)
+        assert (np.repeat(numbers, sizes) == keys // np.uint64(PAGE_KEYS)).all()
+        assert (numbers[1:] > numbers[:-1]).all()
+        assert (starts == np.cumsum(sizes) - sizes).all()
         assert (lows == low).all()
 
 
 def test_ranges_past_memory_are_refused():
     rows = rows_of([(0, 99_999_999_999_999, 0, 0)])
-    with pytest.raises(TooManyPages, match="100000000 TACs"):
+    with pytest.raises(ReleaseRefused, match="100000000 TACs") as caught:
         build_pages(rows)
+    assert caught.value.reason == "range"
 
 
 def test_nothing_gives_no_pages():
@@ -283,12 +289,12 @@ def pair_content_of(pages):
     content = {}
     for page in pages:
         lows = decode_keys(page.keys).to_array()
-        section = decode_sections(page.extra)[b"S"]
+        section = decode_sections(page.extra).imsis
         counts = array.array("I", section[: 4 * len(lows)])
         imsis = array.array("Q", section[4 * len(lows) :]).tolist()
-        ends = array.array("q", decode_sections(page.extra).get(b"U", bytes(8))).tolist()
+        ends = array.array("q", decode_sections(page.extra).until or bytes(8)).tolist()
         ends = ends * len(imsis) if len(ends) == 1 else ends
-        codes = decode_sections(page.extra).get(b"R", b"\0")
+        codes = decode_sections(page.extra).reasons or b"\0"
         codes = codes * len(lows) if len(codes) == 1 else codes
         for low, code, count in zip(lows, codes, counts, strict=True):
             assert imsis[:count] == sorted(imsis[:count])

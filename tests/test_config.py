@@ -23,7 +23,7 @@ from eir.config.kinds import mask_password
 from eir.config.reader import FILE_BYTES_MAX, REQUIRED
 from eir.diameter.settings import Identity, Limits, PeerSettings, TlsSettings
 from eir.errors import ConfigError
-from eir.lists.load import ListSettings
+from eir.lists.settings import ListSettings
 
 SAMPLE = Path(__file__).parent.parent / "config" / "eir.yaml"
 PAGE = SAMPLE.parent / "README.md"

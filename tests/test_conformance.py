@@ -59,7 +59,8 @@ from eir.diameter.states import State
 from eir.diameter.transport.tls import load_tls
 from eir.diameter.watchdog import Status as Watch
 from eir.lists.index import Index
-from eir.lists.pages import Page, encode_keys
+from eir.lists.pages import Page
+from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 from eir.s13.application import S13, s13_application
 from eir.s13.dictionary import DICTIONARY

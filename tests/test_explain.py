@@ -12,7 +12,7 @@ from eir.checks.question import Question
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.errors import StoreChanged
 from eir.lists.index import Index
-from eir.lists.load import ListSettings
+from eir.lists.settings import ListSettings
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 BLACK, GREY, WHITE = Status.BLACKLISTED, Status.GREYLISTED, Status.WHITELISTED

@@ -16,7 +16,6 @@ from eir.follow.copy import Relation, relation
 from eir.follow.follower import Follower
 from eir.lists.index import Contents, Index
 from eir.lists.pages import PAGE_KEYS, content_digest
-from eir.lists.reasons import reason_of
 from eir.lists.sift import Sifter
 from eir.lists.store import ListState
 from eir.stores.sqlite import SqliteStore
@@ -476,30 +475,3 @@ async def test_a_switch_is_cut_into_slices(store):
         assert turns > 50
         # Each slice is cut at half a millisecond; what a busy machine adds is not this test's to judge.
         assert 0 < node.follower.longest_slice_s < (time.perf_counter() - begun) / 2
-
-
-async def test_reason_of_reads_the_store(store):
-    pages = [page(0, [1, 5, 900], reasons=b"\x01\x00\x07"), page(1, [1, 2], reasons=b"\x00"), page(2, [3])]
-    await store.replace("a", state(pages, reasons=("stolen", "lost")), pages, seen=0)
-    expected = {
-        1: "lost", 5: "stolen", 900: "other", 2: None, PAGE_KEYS + 1: "stolen", PAGE_KEYS + 2: "stolen",
-        2 * PAGE_KEYS + 3: None, 3 * PAGE_KEYS: None,
-    }  # fmt: skip
-    assert {key: await reason_of(store, "a", key) for key in expected} == expected
-    assert await reason_of(store, "unknown", 1) is None
-
-
-async def test_the_narrower_reason_is_shown_as_long_as_it_is_in_force(store):
-    pages = [
-        page(0, [1, 2, 3], reasons=b"\x01\x01\x00", until=[0, 100, 0], tac=(2, 200)), page(1, [], tac=(2, 0)), page(2, [7], tac=(0, 0)),
-    ]  # fmt: skip
-    await store.replace("a", state(pages, reasons=("", "stolen", "recalled")), pages, seen=0)
-
-    async def at(now):
-        return [await reason_of(store, "a", key, now=now) for key in (1, 2, 3, 4, PAGE_KEYS + 9, 2 * PAGE_KEYS + 7)]
-
-    assert await at(99) == ["stolen", "stolen", "recalled", "recalled", "recalled", None]
-    assert await at(100) == ["stolen", "recalled", "recalled", "recalled", "recalled", None]
-    assert await at(200) == ["stolen", None, None, None, "recalled", None]
-    await store.replace("a", state(pages), pages[2:], seen=1)  # no row has a reason
-    assert await reason_of(store, "a", 2 * PAGE_KEYS + 8) is None

@@ -25,25 +25,15 @@ from eir.config import load_config
 from eir.daemon.drop_folder import CLAIM, CLAIM_S, DropFolder, make_pass
 from eir.device import device_key
 from eir.errors import EirError, StoreError
-from eir.lists import inbox
-from eir.lists.inbox import (
-    ACCEPTED,
-    ATTEMPTS_MAX,
-    REFUSED,
-    WAITING,
-    Attempts,
-    Item,
-    Terms,
-    Watch,
-    delivered,
-    lacking,
-    look,
-    settled,
-    take_in,
-)
-from eir.lists.load import ListSettings, roll_back
+from eir.lists import drop_folder, inbox
+from eir.lists.drop_folder import Item, Watch, delivered, lacking, look, settled
+from eir.lists.inbox import ATTEMPTS_MAX, WAITING, Attempts, Terms, take_in
+from eir.lists.load import Loader
 from eir.lists.publish import publish
 from eir.lists.release import parse_manifest
+from eir.lists.rollback import roll_back
+from eir.lists.settings import ListSettings
+from eir.lists.store import ACCEPTED, REFUSED
 from eir.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600
@@ -127,7 +117,7 @@ async def site(tmp_path, keys):
 
 
 def test_what_counts_as_delivered():
-    one = Item(1, 0.0, True)
+    one = Item(1, 0.0)
     assert delivered(dict.fromkeys(["b.json", "b.json.sig", "a", "a.sig", "c.sig", "d.json", "b.json.sig.2"], one)) == ["a", "b.json"]
     assert delivered({}) == []
 
@@ -139,12 +129,12 @@ def test_hidden_names_and_folders_are_not_looked_at(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
     found = look(tmp_path)
-    assert {name: item.regular for name, item in found.items()} == {"a.csv": True, "link": False, "pipe": False}
+    assert found.keys() == {"a.csv", "link", "pipe"}
 
 
 @pytest.mark.parametrize(("changed", "is_settled"), [(98.9, True), (99.0, True), (99.1, False), (100.0, False), (100.1, True), (400.0, True)])
 def test_a_file_settles(changed, is_settled):
-    assert settled(Item(1, changed, True), 100.0) is is_settled
+    assert settled(Item(1, changed), 100.0) is is_settled
 
 
 def test_what_a_release_lacks():
@@ -154,14 +144,14 @@ def test_what_a_release_lacks():
         "expires": "2026-01-02T00:00:00Z", "files": files,
     }  # fmt: skip
     manifest = parse_manifest(json.dumps(document).encode())
-    old, fresh, half = Item(10, 0.0, True), Item(10, 99.9, True), Item(4, 0.0, True)
+    old, fresh, half = Item(10, 0.0), Item(10, 99.9), Item(4, 0.0)
     assert lacking(manifest, {"a": old, "b": old}, 100.0) == ""
     assert lacking(manifest, {"a": old}, 100.0) == "b is not there"
     assert lacking(manifest, {"a": half, "b": old}, 100.0) == "a has 4 of 10 bytes"
     assert lacking(manifest, {"a": old, "b": fresh}, 100.0) == "b was changed just now"
 
 
-SIGNED = {"m": Item(1, 50.0, True), "m.sig": Item(1, 50.0, True)}
+SIGNED = {"m": Item(1, 50.0), "m.sig": Item(1, 50.0)}
 
 
 class TestWatch:
@@ -186,7 +176,7 @@ class TestWatch:
 
     def test_a_new_file_is_looked_at_once_it_settles(self):
         watch = self.passed(SIGNED, None, 100.0)
-        more = SIGNED | {"n": Item(1, 103.0, True), "n.sig": Item(1, 103.5, True)}
+        more = SIGNED | {"n": Item(1, 103.0), "n.sig": Item(1, 103.5)}
         assert not watch.due(more, 104.0)
         assert watch.due(more, 104.6)
 
@@ -194,15 +184,15 @@ class TestWatch:
         watch = self.passed(SIGNED, None, 100.0)
         due = []
         for second in range(101, 140):
-            listing = SIGNED | {"big": Item(second, second, True)}
+            listing = SIGNED | {"big": Item(second, second)}
             if watch.due(listing, second):
                 due.append(second)
                 watch.passed(listing, None, second)
         assert due == [110, 120, 130]
 
     def test_data_alone_is_no_release_until_it_has_lain_for_too_long(self):
-        watch = self.passed({"a.csv": Item(1, 50.0, True)}, None, 100.0)
-        listing = {"a.csv": Item(2, 200.0, True), "b.csv": Item(2, 300.0, True)}
+        watch = self.passed({"a.csv": Item(1, 50.0)}, None, 100.0)
+        listing = {"a.csv": Item(2, 200.0), "b.csv": Item(2, 300.0)}
         assert not watch.due(listing, 3799.0)
         assert watch.due(listing, 3800.0)
         watch.passed(listing, None, 3800.0)
@@ -436,7 +426,7 @@ async def test_a_data_file_that_is_a_link(site, tmp_path, same_size):
 async def test_a_data_file_that_is_swapped_during_the_load(site, monkeypatch, swap):
     files = site.publish(1)
     site.deliver(files)
-    real, target = inbox.load_release, site.drop / files[0].name
+    real, target = Loader.load, site.drop / files[0].name
 
     async def swapped(*args, **kwargs):
         target.unlink()
@@ -447,13 +437,66 @@ async def test_a_data_file_that_is_swapped_during_the_load(site, monkeypatch, sw
         return await real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(inbox, "load_release", swapped)
+        patched.setattr(Loader, "load", swapped)
         outcome = {"link": (REFUSED, "not_a_file"), "gone": (WAITING, "file_missing"), "longer": (WAITING, "file_size")}[swap]
         assert await site.turn() == {"stolen-1.manifest.json": outcome}
     assert await site.serial() is None
     if swap != "link":
         target.write_bytes(files[0].read_bytes())
         assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+
+
+async def test_each_release_is_verified_once(site, monkeypatch):
+    site.deliver(site.publish(1) + site.publish(2) + site.publish(3, name="other", key=2))
+    real, verified = inbox.verify_release, []
+
+    def counted(manifest, *args, **kwargs):
+        verified.append(manifest.name)
+        return real(manifest, *args, **kwargs)
+
+    monkeypatch.setattr(inbox, "verify_release", counted)
+    monkeypatch.setattr("eir.lists.load.verify_release", counted)
+    outcomes = [outcome for outcome, _ in (await site.turn()).values()]
+    assert sorted(outcomes) == [ACCEPTED, ACCEPTED, REFUSED]
+    assert sorted(verified) == [f"{name}.manifest.json" for name in ("other-3", "stolen-1", "stolen-2")]
+    assert await site.refusals() == ["untrusted_signer"]
+
+
+@pytest.mark.parametrize("name", ["stolen-1.csv", "stolen-1.manifest.json", "stolen-1.manifest.json.sig"])
+async def test_what_was_verified_is_what_is_loaded(site, monkeypatch, name):
+    """Another release, as whole and as well signed, is put in the place of the verified one before that is loaded."""
+    site.deliver(site.publish(1, IMEIS[:3]))
+    other = {file.name: file.read_bytes() for file in site.publish(1, IMEIS)}
+    real = Loader.load
+
+    async def swapped(*args, **kwargs):
+        (site.drop / name).write_bytes(other[name])
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(Loader, "load", swapped)
+    taken = await site.turn()
+    if name.endswith(".csv"):
+        assert taken == {"stolen-1.manifest.json": (WAITING, "file_size")}
+        assert await site.serial() is None
+    else:
+        assert taken == {"stolen-1.manifest.json": (ACCEPTED, "")}
+        assert (await site.store.state("stolen")).entries == 3
+
+
+async def test_a_manifest_that_is_replaced_while_it_is_verified_waits_for_its_signature(site, monkeypatch):
+    site.deliver(site.publish(1, IMEIS[:3]))
+    other = site.publish(1, IMEIS)
+    real = inbox.verify_release
+
+    def replaced(*args, **kwargs):
+        site.deliver(other[:2])
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox, "verify_release", replaced)
+        assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
+    site.deliver(other)
+    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
 
 
 @pytest.mark.parametrize("name", [ACCEPTED, REFUSED])
@@ -474,13 +517,13 @@ async def test_a_drop_folder_that_is_not_there(site):
 
 
 async def test_refused_files_are_bounded(site, monkeypatch):
-    monkeypatch.setattr(inbox, "REFUSED_FILES_MAX", 6)
+    monkeypatch.setattr(drop_folder, "REFUSED_FILES_MAX", 6)
     for serial in range(1, 5):
         site.deliver(site.publish(serial, key=2, data="same.csv"))
         await site.turn()
         assert f"stolen-{serial}.manifest.json.txt" in site.lying(REFUSED)
     assert len(site.lying(REFUSED)) == 6
-    monkeypatch.setattr(inbox, "REFUSED_BYTES_MAX", 1)
+    monkeypatch.setattr(drop_folder, "REFUSED_BYTES_MAX", 1)
     site.deliver(site.publish(5, key=2))
     await site.turn()
     assert site.lying(REFUSED) == [f"stolen-5.manifest.json{end}" for end in ("", ".sig", ".txt")]  # the latest, whatever its size
@@ -569,7 +612,7 @@ async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site,
 
     for _ in range(ATTEMPTS_MAX):
         with monkeypatch.context() as patched:
-            patched.setattr(inbox, "load_release", killed)
+            patched.setattr(Loader, "load", killed)
             with pytest.raises(KeyboardInterrupt):
                 await site.turn()
         monkeypatch.undo()
@@ -590,7 +633,8 @@ async def test_the_right_to_load_may_be_lost_on_the_way(site):
 
 
 async def test_a_folder_with_more_files_than_one_pass_looks_at(site, monkeypatch):
-    monkeypatch.setattr(inbox, "ITEMS_MAX", 4)
+    for module in (drop_folder, inbox):
+        monkeypatch.setattr(module, "ITEMS_MAX", 4)
     for serial in range(1, 5):
         site.deliver(site.publish(serial, key=2))
     site.ahead_s = PATIENCE_S + 1

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import page, pages_of, pair_pages, state
+from pyroaring import BitMap
 
 from eir.device import MEID_BASE
 from eir.lists.held import ARRAY_KEYS, INDEX_BYTES, TRIPLE_KEYS, WHOLE, hold, rank
 from eir.lists.index import Index
-from eir.lists.pages import PAGE_KEYS, BitMap, Page, encode_keys
+from eir.lists.pages import PAGE_KEYS, Page
+from eir.lists.roaring import encode_keys
 
 NEVER = math.inf
 

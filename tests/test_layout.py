@@ -13,10 +13,12 @@ from eir.device import check_digit, device_key, imsi_key, meid_key
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists import layout as layouts
 from eir.lists import reader
-from eir.lists.build import Reasons, Rows, build_pages
+from eir.lists.build import Rows, build_pages
 from eir.lists.layout import LAYOUTS, guess_layout, until_seconds
-from eir.lists.pages import PAGE_KEYS, decode_keys, decode_sections
+from eir.lists.pages import PAGE_KEYS, decode_sections
 from eir.lists.reader import Tally, read_rows
+from eir.lists.reasons import Reasons
+from eir.lists.roaring import decode_keys
 
 
 def read(content, layout="eir", kind="devices", *, bad_rows_max=10**6, range_tacs_max=1000, chunks=None):
@@ -33,9 +35,9 @@ def read(content, layout="eir", kind="devices", *, bad_rows_max=10**6, range_tac
         sections = decode_sections(page.extra)
         for at, low in enumerate(decode_keys(page.keys).to_array()):
             key = page.number * PAGE_KEYS + low
-            codes = sections.get(b"R", b"\0")
+            codes = sections.reasons or b"\0"
             why[key] = (reasons.texts or ("",))[codes[at if len(codes) > 1 else 0]]
-            until = np.frombuffer(sections.get(b"U", bytes(8)), "<i8")
+            until = np.frombuffer(sections.until or bytes(8), "<i8")
             ends[key] = int(until[at if len(until) > 1 else 0])
     return set(why), tally, count, why, ends
 
@@ -118,7 +120,7 @@ def test_bad_rows_are_named_by_line_without_the_identifier():
         ("35123456789012", None),
         ("3512345678901", "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"),
         ("", None),  # a blank line, which is no row
-        ("35123456789012,lost,20261301", "until is none of 20261231, 2026-12-31 and 2026-12-31T12:00:00Z"),
+        ("35123456789012,lost,20261301", "until is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z"),
         (",lost", "got nothing"),
         ('"35123456789013', "one row a line, quotes closed, is expected"),
         ('still quoted"', "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"),
@@ -342,7 +344,7 @@ def test_guess(line, layout):
 
 def test_every_subject_can_be_read_and_explained():
     subjects = {subject for dialect in LAYOUTS.values() for allowed in dialect.subjects.values() for subject in allowed}
-    assert subjects == set(reader._TAKE) == set(layouts._CHECK)
+    assert {column for subject in subjects for column in subject} == set(reader._KEYS_OF) == set(layouts._KEY_OF)
 
 
 @given(st.lists(st.from_regex(r"[0-9]{14,16}", fullmatch=True)))
@@ -362,15 +364,13 @@ def test_check_digits_are_looked_at_only_if_wanted():
 
 
 def test_pairs():
-    from eir.lists.pages import SUBSCRIBERS
-
     def pairs(content, layout):
         rows, tally = Rows(), Tally(bad_rows_max=9, range_tacs_max=1000)
         read_rows([content], name="f.csv", layout=layout, kind="pairs", rows=rows, reasons=Reasons(), tally=tally)
         found = {}
         for page in build_pages(rows).pages:
             (low,) = decode_keys(page.keys).to_array()
-            found[page.number * PAGE_KEYS + low] = np.frombuffer(decode_sections(page.extra)[SUBSCRIBERS][4:], "<u8").tolist()
+            found[page.number * PAGE_KEYS + low] = np.frombuffer(decode_sections(page.extra).imsis[4:], "<u8").tolist()
         return found, tally
 
     lines = b"imsi,imei\n001010000000001,35123456789012\n00101000002,351234567890128\n1,35123456789012\n00101000003,A1234567890ABC\n00101000003,1\n"

@@ -23,18 +23,14 @@ from eir.follow import follower as follow
 from eir.lists import load
 from eir.lists.expiry import REMIND_S, ExpiryReminder, expired
 from eir.lists.index import Index
-from eir.lists.load import ListSettings, load_release, roll_back
+from eir.lists.load import load_release
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
-from eir.lists.pages import (
-    PAGE_KEYS,
-    SUBSCRIBERS,
-    UNTIL,
-    content_digest,
-    decode_keys,
-    decode_sections,
-)
+from eir.lists.pages import PAGE_KEYS, content_digest, decode_sections
 from eir.lists.publish import publish
 from eir.lists.release import Release, parse_manifest
+from eir.lists.roaring import decode_keys
+from eir.lists.rollback import roll_back
+from eir.lists.settings import ListSettings
 from eir.lists.store import ListState
 from eir.stores.open import open_store
 from eir.stores.sqlite import SqliteStore
@@ -66,8 +62,7 @@ async def contents(store, name):
     found = {("TAC", number): (texts[code], end) for number, (code, end) in tacs_of(pages).items()}
     for page in pages:
         low, sections = decode_keys(page.keys).to_array(), decode_sections(page.extra)
-        codes, ends = sections.get(b"R", b"\0"), sections.get(UNTIL, bytes(8))
-        bound = sections.get(SUBSCRIBERS, b"")
+        codes, ends, bound = sections.reasons or b"\0", sections.until or bytes(8), sections.imsis
         counts = [int.from_bytes(bound[4 * at : 4 * at + 4], "little") for at in range(len(low))]
         sims = [int.from_bytes(bound[at : at + 8], "little") for at in range(4 * len(low), len(bound), 8)]
         for at, key in enumerate(low):

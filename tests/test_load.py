@@ -19,8 +19,10 @@ from releases import NAME, NOW, Agency, make_key, public, sign, text
 from eir.device import MEID_BASE, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused, StoreError
 from eir.lists import load
-from eir.lists.load import STAGES, is_about, load_release, roll_back
-from eir.lists.pages import PAGE_KEYS, content_digest, decode_keys, decode_sections
+from eir.lists.load import STAGES, is_about, load_release
+from eir.lists.pages import PAGE_KEYS, content_digest, decode_sections
+from eir.lists.roaring import decode_keys
+from eir.lists.rollback import roll_back
 from eir.lists.store import ACCEPTED, REFUSED, ROLLED_BACK
 from eir.stores.sqlite import SqliteStore
 
@@ -50,7 +52,7 @@ async def held(store, name=NAME):
     found = {("TAC", number): texts[code] for number, (code, _) in tacs_of(pages).items()}
     for page in pages:
         low = decode_keys(page.keys).to_array()
-        codes = decode_sections(page.extra).get(b"R", b"\0")
+        codes = decode_sections(page.extra).reasons or b"\0"
         for at, key in enumerate(low):
             found[page.number * PAGE_KEYS + key] = texts[codes[at if len(codes) > 1 else 0]]
     assert (state.entries, state.devices) == (len(found), devices_of(pages))
@@ -143,7 +145,7 @@ async def test_all_kinds_of_file_in_one_release(agency, store):
         ({"rows": +1}, "rows", "has 143 rows; the manifest says 144"),
         ({"rows": -1}, "rows", "has 143 rows; the manifest says 142"),
         ({"name": "other.csv"}, "file_missing", "other.csv is not there"),
-        ({"name": "../data-1.csv"}, "file_name", "no plain file name"),
+        ({"name": "../data-1.csv"}, "file_name", "not a plain file name"),
         ({"layout": "gsma"}, "layout", "not known"),
         ({"layout": "dirbs-exceptions"}, "layout", "lists of pairs, not of devices"),
     ],
@@ -525,7 +527,7 @@ async def test_subscribers_and_pairs(agency, store):
     await agency.load(agency.release(removed, serial=2, list="pairs", kind="delta", base=1), store)
     _, found, pages = await held(store, "pairs")
     assert set(found) == {35123456789012}
-    assert decode_sections(pages[0].extra)[b"S"][4:] == imsi_key("001010000000002").to_bytes(8, "little")
+    assert decode_sections(pages[0].extra).imsis[4:] == imsi_key("001010000000002").to_bytes(8, "little")
     agency.settings(name="pairs", kind="devices")
     why = await refused(agency, agency.release({"d.csv": ("added", "imei", b"35123456789012\n")}, serial=3, list="pairs", kind="delta", base=2), store)
     assert why.reason == "base"

@@ -17,9 +17,11 @@ from eir.device import device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, NothingToRollBack, StoreError
 from eir.follow.follower import Follower
 from eir.lists.index import Index
-from eir.lists.load import ListSettings, roll_back
 from eir.lists.local import ADD, ENTRIES_MAX, REMOVE, Edit, edit_list, parse_entries
-from eir.lists.pages import PAGE_KEYS, content_digest, decode_keys
+from eir.lists.pages import PAGE_KEYS, content_digest
+from eir.lists.roaring import decode_keys
+from eir.lists.rollback import roll_back
+from eir.lists.settings import ListSettings
 from eir.lists.store import ACCEPTED, ROLLED_BACK
 from eir.stores.sqlite import SqliteStore
 

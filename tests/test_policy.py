@@ -13,7 +13,8 @@ from eir.checks import conditions
 from eir.checks.policy import NoDevice, Override, Policy, PolicySettings, Rule, Status, Verdict, compile_policy
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.lists.index import Index
-from eir.lists.pages import Page, encode_keys
+from eir.lists.pages import Page
+from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)

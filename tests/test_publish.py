@@ -13,9 +13,10 @@ from releases import NAME, NOW, Agency, make_key, public
 
 from eir.device import device_key
 from eir.errors import ReleaseRefused
-from eir.lists.pages import PAGE_KEYS, decode_keys
+from eir.lists.pages import PAGE_KEYS
 from eir.lists.publish import publish
-from eir.lists.release import Trust, verify_release
+from eir.lists.release import verify_release
+from eir.lists.roaring import decode_keys
 from eir.stores.sqlite import SqliteStore
 
 RUN = "20261124_010203"
@@ -335,5 +336,4 @@ def test_a_key_that_an_agent_holds(agency, agent):
         assert agent.poll() is None
     agency.key.unlink()
     manifest = make(agency, put(agency.drop, "a.csv", b"imei\n35123456789012\n"), key=agency.folder / "agency.pub")
-    trust = Trust(signers=agency.signers)
-    assert verify_release(manifest, {NAME: trust}, now=NOW).signers[0].startswith("agency SHA256:")
+    assert verify_release(manifest, agency.lists, now=NOW).signers[0].startswith("agency SHA256:")

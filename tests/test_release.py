@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from releases import NAME, NOW, Agency, make_key, public, sign, text
 
 from eir.errors import ReleaseRefused
+from eir.lists import openssh
 from eir.lists import release as releases
-from eir.lists.release import Trust, check_serial, distinct_signers, is_plain_name, parse_manifest, verify_release
+from eir.lists.release import about, check_serial, distinct_signers, is_plain_name, parse_manifest, verify_release
 
 IMEIS = ["35123456789012"]
 
@@ -25,12 +26,8 @@ def agency(tmp_path):
     return Agency(tmp_path)
 
 
-def verify(agency, manifest, now=NOW, **trusts):
-    known = {
-        name: Trust(signers=settings.signers, revoked=settings.revoked, threshold=settings.threshold)
-        for name, settings in agency.lists.items()
-    }
-    return verify_release(manifest, {**known, **trusts}, now=now)
+def verify(agency, manifest, now=NOW):
+    return verify_release(manifest, agency.lists, now=now)
 
 
 def refusal(agency, manifest, **arguments):
@@ -308,7 +305,7 @@ def test_no_list_has_signers(agency):
 
 def test_ssh_keygen_that_hangs_or_is_not_there(agency, monkeypatch):
     manifest = agency.release(IMEIS)
-    monkeypatch.setattr(releases, "OPENSSH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(openssh, "OPENSSH_TIMEOUT_S", 0.2)
     slow = agency.folder / "bin"
     slow.mkdir()
     (slow / "ssh-keygen").write_text("#!/bin/sh\nexec sleep 60\n")
@@ -419,7 +416,7 @@ def test_serials(kind, serial, base, current, highest, reason):
     if reason is None:
         check_serial(manifest, current=current, highest=highest)
         return
-    with pytest.raises(ReleaseRefused) as caught:
+    with pytest.raises(ReleaseRefused) as caught, about(manifest):
         check_serial(manifest, current=current, highest=highest)
     assert caught.value.reason == reason
     assert (caught.value.list_name, caught.value.serial) == ("l", serial)

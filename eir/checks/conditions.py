@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, imsi_key
 from eir.errors import IdentifierError
-from eir.lists.index import DEVICES, SUBSCRIBER_KIND, DeviceList, Index, PairList
+from eir.lists.index import DeviceList, Index, PairList
+from eir.lists.settings import DEVICES, SUBSCRIBERS
 
 Holds = Callable[[int, str, str, str, str], bool]
 """(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → whether the condition holds; texts are empty where absent."""
@@ -85,7 +86,7 @@ def _list(name: str, index: Index) -> Holds:
     # The bound method is taken once: a switch replaces what the list holds, never the list.
     entries = index.lists[name]
     holds = entries.holds
-    if entries.kind == SUBSCRIBER_KIND:
+    if entries.kind == SUBSCRIBERS:
         return lambda _key, imsi, _software_version, _host, _realm: holds(subscriber_key(imsi))
     if isinstance(entries, PairList):
         binds = entries.binds

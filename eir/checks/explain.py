@@ -17,10 +17,10 @@ from eir.checks.policy import NoDevice, PolicySettings, Rule, Status
 from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
 from eir.device import SNR_KEYS, imsi_key, is_digits
 from eir.errors import IdentifierError, StoreChanged
-from eir.lists.index import SUBSCRIBER_KIND, Index
-from eir.lists.load import ListSettings
+from eir.lists.index import Index
 from eir.lists.pages import Page
 from eir.lists.reasons import reason_of
+from eir.lists.settings import SUBSCRIBERS, ListSettings
 from eir.lists.store import ListState, ListStore
 
 NAMED_MAX = 5
@@ -161,7 +161,7 @@ async def _read(
 
 def _wanted(kind: str, key: int, imsi: str) -> int | None:
     """The key by which a list of this kind is asked: the device's or the subscriber's; None if there is no IMSI to ask by."""
-    return key if kind != SUBSCRIBER_KIND else subscriber_key(imsi) or None
+    return key if kind != SUBSCRIBERS else subscriber_key(imsi) or None
 
 
 async def _pages_of_pair(store: ListStore, name: str, number: int, subscriber: int) -> tuple[ListState | None, Sequence[Page]]:

@@ -12,7 +12,8 @@ from enum import StrEnum
 from typing import Any
 
 from eir.checks.conditions import CONDITIONS, Holds
-from eir.lists.index import SUBSCRIBER_KIND, DeviceList, Index
+from eir.lists.index import DeviceList, Index
+from eir.lists.settings import SUBSCRIBERS
 
 
 class Status(StrEnum):
@@ -183,7 +184,7 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
 def _needed_list(rule: Rule, index: Index) -> DeviceList | None:
     """A list that has to have the device if the rule is to hold; None if there is none."""
     for name, value in rule.conditions.items():
-        if CONDITIONS[name].listed_only and index.lists[value].kind != SUBSCRIBER_KIND:
+        if CONDITIONS[name].listed_only and index.lists[value].kind != SUBSCRIBERS:
             return index.lists[value]
     return None
 

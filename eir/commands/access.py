@@ -14,7 +14,7 @@ from eir.commands.output import EXIT_USAGE, fail, say, warn
 from eir.config import Config, Whereabouts, load_config, load_whereabouts
 from eir.config.kinds import did_you_mean
 from eir.errors import EirError, StoreError
-from eir.lists.load import ListSettings
+from eir.lists.settings import ListSettings
 from eir.lists.store import ListStore
 from eir.operate import control
 from eir.stores.open import SQLITE, open_store

@@ -13,8 +13,9 @@ from eir.commands.output import EXIT_USAGE, fail, print_json, show, show_one
 from eir.config import load_config
 from eir.errors import IdentifierError
 from eir.lists.layout import until_seconds
-from eir.lists.load import is_about, roll_back
+from eir.lists.load import is_about
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
+from eir.lists.rollback import roll_back
 from eir.lists.store import HISTORY_MAX, Event, ListState, ListStore
 
 HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")

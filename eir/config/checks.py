@@ -18,8 +18,8 @@ from eir.config.settings import Config
 from eir.diameter.capabilities import holds
 from eir.diameter.settings import PeerSettings
 from eir.diameter.transport.tls import TlsError, load_tls
-from eir.lists.layout import PAIRS
 from eir.lists.release import is_list_name
+from eir.lists.settings import PAIRS
 
 CERTIFICATE_SOON = timedelta(days=14)
 """How long before its end a certificate is warned about."""

@@ -13,8 +13,7 @@ from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
 from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, TlsSettings
 from eir.diameter.transport.tls import VERSIONS
-from eir.lists.layout import DEVICES, PAIRS, SUBSCRIBERS
-from eir.lists.load import ListSettings
+from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
 from eir.stores.open import SQLITE
 
 WATCHDOG_MIN_S = 6

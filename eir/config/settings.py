@@ -8,7 +8,7 @@ from typing import Any
 from eir.checks.policy import PolicySettings, Status
 from eir.diameter.settings import Identity, Limits, PeerSettings, TlsSettings
 from eir.errors import Problem
-from eir.lists.load import ListSettings
+from eir.lists.settings import ListSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ from typing import Any
 
 from eir.config import Config
 from eir.errors import EirError, Report, StoreError
-from eir.lists.inbox import ACCEPTED, OURS_AGAIN_S, WAITING, Attempts, Listing, Pass, Taken, Terms, Watch, look, take_in
-from eir.lists.store import ListStore
+from eir.lists.drop_folder import AGAIN_S, Listing, Watch, look
+from eir.lists.inbox import WAITING, Attempts, Pass, Taken, Terms, take_in
+from eir.lists.store import ACCEPTED, ListStore
 from eir.stores.open import highest_serials, open_store
 
 POLL_S = 1.0
@@ -56,7 +57,7 @@ async def make_pass(config: Config, who: str) -> Pass:
                 return Pass(again_s=CLAIM_S / 3)
         except StoreError as error:
             away = Taken(manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}")
-            return Pass(taken=(away,), again_s=OURS_AGAIN_S)
+            return Pass(taken=(away,), again_s=AGAIN_S)
         lease = _Lease(store, holder)
         keeping = asyncio.create_task(lease.keep())
         try:

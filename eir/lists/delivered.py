@@ -1,8 +1,8 @@
 """Files as delivered: opened once, regular files only, measured, hashed, and read out in bounded pieces.
 
-A drop folder belongs to whoever delivers. So a file is opened through its folder's descriptor, without following a link
-and without waiting for a pipe's writer, and what was hashed is what is read: either the bytes are kept in memory, or they
-are read again through the same descriptor, and a second hash notices a file that was changed in place.
+Those who deliver may write a drop folder at any moment. So a file is opened through its folder's descriptor, without
+following a link and without waiting for a pipe's writer, and what was hashed is what is read: either the bytes are kept in
+memory, or they are read again through the same descriptor, and a second hash notices a file that was changed in place.
 
 May import eir.errors and numpy; knows neither manifests nor layouts.
 """
@@ -15,8 +15,9 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self, cast
+from typing import BinaryIO, Self, cast
 
 import numpy as np
 import zstandard
@@ -31,15 +32,35 @@ EXPANDED_BYTES_PER_ROW = 4 << 10
 ZSTD_WINDOW_BYTES_MAX = 128 << 20
 
 Done = Callable[[int], None]
-"""Called with the bytes of the delivered file that were worked through so far."""
+"""Called with the bytes of a delivered file that were just worked through."""
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, what of it is done and what there is in all (bytes, keys or pages)."""
 
 
-def open_folder(folder: Path) -> int:
-    """A descriptor of the folder that a release lies in; closed by the caller."""
+def adding_up(progress: Progress, stage: str, total: int) -> Done:
+    """What reports to `progress` the sum of all that it is called with; it begins with 0."""
+    so_far = 0
+
+    def done(more: int) -> None:
+        nonlocal so_far
+        so_far += more
+        progress(stage, so_far, total)
+
+    done(0)
+    return done
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    """A descriptor of the folder that a release lies in. Raises ReleaseRefused (`file_missing`)."""
     try:
-        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise ReleaseRefused("file_missing", f"{folder}: {error.strerror}") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def open_regular(name: str, folder_fd: int) -> int:
@@ -57,7 +78,7 @@ def open_regular(name: str, folder_fd: int) -> int:
         raise ReleaseRefused("file_missing", f"{name}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ReleaseRefused("not_a_file", f"{name} is no regular file")
+        raise ReleaseRefused("not_a_file", f"{name} is not a regular file")
     return descriptor
 
 
@@ -71,7 +92,7 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
 
 
 class DataFile:
-    """One data file of a release, open until `close` (or the end of `with`)."""
+    """One data file of a release, open until the end of `with`."""
 
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name
@@ -84,40 +105,33 @@ class DataFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the descriptor."""
         os.close(self._fd)
 
-    def sha256(self, done: Done | None = None) -> str:
-        """The digest of the bytes as delivered, hexadecimal."""
-        source = _Hashed(self._fd, done)
-        while source.read(CHUNK_BYTES):
-            pass
-        return source.hexdigest()
-
-    def keep(self, done: Done | None = None) -> str:
-        """As `sha256`, and hold the `size` bytes that were hashed in memory for `chunks`."""
-        # An array of numpy's, unlike one of bytes, asks for huge pages: half the time of this step is in touching memory.
-        kept = np.empty(self.size, np.uint8).data
+    def sha256(self, done: Done = lambda _: None, *, keep: bool = False) -> str:
+        """The digest of the bytes as delivered, hexadecimal. `keep`: hold the first `size` of them in memory for `chunks`."""
+        # An array of numpy's, unlike one of bytes, asks for huge pages: half the time of keeping is in touching memory.
+        room = np.empty(self.size if keep else CHUNK_BYTES, np.uint8).data
         digest = hashlib.sha256()
         at = 0
-        while at < self.size and (count := os.preadv(self._fd, [kept[at : at + CHUNK_BYTES]], at)):
-            digest.update(kept[at : at + count])
+        while count := os.preadv(self._fd, [piece := room[at : at + CHUNK_BYTES] if keep else room], at):
+            digest.update(piece[:count])
             at += count
-            if done is not None:
-                done(at)
-        self._kept = kept[:at]
+            done(count)
+        if keep:
+            self._kept = room[:at]
         return digest.hexdigest()
 
-    def chunks(self, rows_max: int, sha256: str, done: Done | None = None) -> Iterator[bytes]:
+    def _read_at(self, size: int, at: int) -> bytes:
+        return os.pread(self._fd, size, at) if self._kept is None else bytes(self._kept[at : at + size])
+
+    def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
         """The expanded content in pieces that end with a newline each (one is added to a last line without).
 
         Raises ReleaseRefused: `expanded` past `rows_max` rows' worth of bytes, `data` where it cannot be expanded or a
         line has no end, `changed` if in the end the delivered bytes do not hash to `sha256`.
         """
-        source = _Hashed(self._fd, done) if self._kept is None else _Kept(self._kept, done)
+        digest = hashlib.sha256() if self._kept is None else None
+        source = _Delivered(self._read_at, digest, done)
         left = (rows_max + 1) * EXPANDED_BYTES_PER_ROW
         rest = b""
         expanded = _expanded(self.name, source)
@@ -125,11 +139,9 @@ class DataFile:
             while chunk := expanded.read(CHUNK_BYTES):
                 left -= len(chunk)
                 if left < 0:
-                    raise ReleaseRefused(
-                        "expanded", f"{self.name} expands to more than {EXPANDED_BYTES_PER_ROW} bytes for each row"
-                    )
-                end = chunk.rfind(b"\n") + 1
-                if end:
+                    detail = f"{self.name} expands to more than {EXPANDED_BYTES_PER_ROW} bytes for each row"
+                    raise ReleaseRefused("expanded", detail)
+                if end := chunk.rfind(b"\n") + 1:
                     yield b"".join((rest, memoryview(chunk)[:end]))
                     rest = chunk[end:]
                 else:
@@ -142,60 +154,31 @@ class DataFile:
             yield rest + b"\n"
         while source.read(CHUNK_BYTES):  # what an expander left unread counts for the digest all the same
             pass
-        if isinstance(source, _Hashed) and source.hexdigest() != sha256:
+        if digest is not None and digest.hexdigest() != sha256:
             raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
 
 
-class _Reads(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
-class _Hashed(io.RawIOBase):
+class _Delivered(io.RawIOBase):
     """The delivered bytes from the start, hashed as they pass; a position of its own, so that passes are independent."""
 
-    def __init__(self, fd: int, done: Done | None) -> None:
+    def __init__(self, read_at: Callable[[int, int], bytes], digest: "hashlib._Hash | None", done: Done) -> None:
         super().__init__()
-        self._fd = fd
+        self._read_at, self._digest, self._done = read_at, digest, done
         self._at = 0
-        self._done = done
-        self._hash = hashlib.sha256()
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1, /) -> bytes:
-        data = os.pread(self._fd, size if size >= 0 else CHUNK_BYTES, self._at)
+        data = self._read_at(size if size >= 0 else CHUNK_BYTES, self._at)
         self._at += len(data)
-        self._hash.update(data)
-        if self._done is not None:
-            self._done(self._at)
-        return data
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
-
-
-class _Kept(io.RawIOBase):
-    """The delivered bytes as they were hashed."""
-
-    def __init__(self, kept: memoryview, done: Done | None) -> None:
-        super().__init__()
-        self._kept = kept
-        self._at = 0
-        self._done = done
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = bytes(self._kept[self._at : self._at + (size if size >= 0 else CHUNK_BYTES)])
-        self._at += len(data)
-        if self._done is not None:
-            self._done(self._at)
+        if self._digest is not None:
+            self._digest.update(data)
+        self._done(len(data))
         return data
 
 
-def _expanded(name: str, source: _Hashed | _Kept) -> _Reads:
+def _expanded(name: str, source: _Delivered) -> gzip.GzipFile | zstandard.ZstdDecompressionReader | _Delivered:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=source)
     if name.endswith(".zst"):

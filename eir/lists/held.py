@@ -1,4 +1,4 @@
-"""The forms in which a page's keys are held in memory. May import numpy and pyroaring; knows no list, store or loop.
+"""The forms in which a page's keys are held in memory. May import numpy, pyroaring, lists.pages, lists.roaring; knows no list.
 
 Each page has the cheapest form whose search is fast:
 
@@ -9,10 +9,6 @@ Each page has the cheapest form whose search is fast:
 - a million keys, and a whole TAC: one shared `range`.
 
 None of them is an object that the garbage collector walks; bytes are searched in C.
-
-Roaring's portable format without runs, in which lists are stored: cookie (4 bytes), number of containers (4), for each container
-its upper half and its size less one (2 and 2), for each its offset (4), then the lower halves (2 each). All of it is
-little-endian.
 """
 
 from collections.abc import Sequence
@@ -24,26 +20,18 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from eir.lists.pages import PAGE_KEYS, decode_keys
+from eir.lists.pages import PAGE_KEYS
+from eir.lists.roaring import ARRAY_KEYS, BEYOND, CONTAINERS_MAX, ArrayPages, decode_keys, lower_halves
 
 TRIPLE_KEYS = 64
 """Keys from which an index is worth its bytes: below, one search through all of a page is as fast."""
 TRIPLE_BYTES, TRIPLE_MARK = 3, 0xF00000
 """A key has 20 bits: the other four are set, so that a page in triples begins with a byte that no index begins with."""
 TRIPLE_BEGINS: Final = TRIPLE_MARK >> 16
-ARRAY_KEYS = 4096
-"""Keys to which every container is an array, whatever they are (Roaring's own limit for one container)."""
 WHOLE: Final = range(PAGE_KEYS)
-COOKIE = (12346).to_bytes(4, "little")
-"""How a page of array and bitset containers, without runs, begins."""
-HEAD_BYTES, CONTAINER_BYTES, LOW_BYTES = 8, 8, 2
-"""Of the cookie and the number of containers; of what is said of a container; of a lower half."""
-CONTAINERS_MAX = 16
-"""Containers of 2^16 keys each that a page's 10^6 keys can lie in."""
+LOW_BYTES = 2  # of a lower half
 INDEX_WORDS: Final = CONTAINERS_MAX + 1
 INDEX_BYTES: Final = 2 * INDEX_WORDS
-NOT_ARRAYS = "a page is not made of arrays"
-BEYOND = "a page has keys beyond its million"
 
 _UPPER_HALVES: Final = np.arange(INDEX_WORDS, dtype="<u4") << np.uint32(16)
 _OFFSETS: Final = (INDEX_BYTES + LOW_BYTES * np.arange(ARRAY_KEYS + 1)).astype("<u2")
@@ -57,7 +45,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def hold(stored: bytes) -> Held | None:
-    """The form in which a page's keys are held, out of their stored form; None if there are none.
+    """The form in which a page's keys are held, out of their stored form; None for a page without keys.
 
     Raises ValueError if they are damaged.
     """
@@ -78,27 +66,21 @@ def hold_bitmap(bitmap: BitMap) -> Held | None:
     return _OFFSETS[keys.searchsorted(_UPPER_HALVES)].tobytes() + keys.view("<u2")[::2].tobytes()
 
 
-def may_be_arrays(stored: bytes) -> bool:
-    """True if these keys may have the form that hold_arrays takes, and are no more than ARRAY_KEYS."""
-    if stored[:4] != COOKIE or len(stored) < HEAD_BYTES:
-        return False
-    return len(stored) <= HEAD_BYTES + CONTAINER_BYTES * stored[4] + LOW_BYTES * ARRAY_KEYS
-
-
 def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
-    """As hold for pages that may_be_arrays, all at once: many times as fast as one after another.
+    """As hold for pages that roaring.may_be_arrays, all at once: many times as fast as one after another.
 
     Raises ValueError if one has other containers than arrays, or is damaged.
     """
-    arrays = _Arrays(stored)
+    arrays = ArrayPages(stored)
     counts = arrays.counts.tolist()
     small = [page for page, count in zip(stored, counts, strict=True) if count < TRIPLE_KEYS]
     if len(small) == len(stored):  # as in most lists: nothing to read twice
         return list(_each_in_triples(arrays))
-    triples = iter(_each_in_triples(_Arrays(small)) if small else ())
+    triples = iter(_each_in_triples(ArrayPages(small)) if small else ())
+    indices = _OFFSETS[arrays.below()].tobytes()
     return [
-        index + page[HEAD_BYTES + CONTAINER_BYTES * page[4] :] if count >= TRIPLE_KEYS else next(triples)
-        for page, count, index in zip(stored, counts, arrays.indices(), strict=True)
+        indices[at : at + INDEX_BYTES] + lower_halves(page) if count >= TRIPLE_KEYS else next(triples)
+        for page, count, at in zip(stored, counts, range(0, len(indices), INDEX_BYTES), strict=True)
     ]
 
 
@@ -121,56 +103,7 @@ def in_triples(held: bytes) -> bool:
     return held[0] >= TRIPLE_BEGINS
 
 
-class _Arrays:
-    """Pages of array containers, side by side; `counts` are the keys of each. Raises ValueError if one is not of that form."""
-
-    def __init__(self, stored: Sequence[bytes]) -> None:
-        lengths = np.array([len(page) for page in stored])
-        if (lengths % 2).any():
-            raise ValueError(NOT_ARRAYS)
-        self._words = words = np.frombuffer(b"".join(stored), dtype="<u2")
-        starts = np.cumsum(lengths // 2) - lengths // 2
-        containers = words[starts + 2].astype(np.int64)
-        self.counts: Counts = (lengths - HEAD_BYTES - CONTAINER_BYTES * containers) // 2
-        if (
-            (self.counts < 1).any()
-            or (containers < 1).any()
-            or (containers > CONTAINERS_MAX).any()
-            or words[starts + 3].any()
-        ):
-            raise ValueError(NOT_ARRAYS)
-        self._starts, self._containers = starts, containers
-        firsts = np.cumsum(containers) - containers
-        position = np.arange(firsts[-1] + containers[-1]) - np.repeat(firsts, containers)
-        at = np.repeat(starts + HEAD_BYTES // 2, containers) + 2 * position
-        self._uppers = words[at]
-        self._sizes = words[at + 1].astype(np.int64) + 1
-        rising = self._uppers[1:] > self._uppers[:-1]
-        rising[firsts[1:] - 1] = True  # from page to page
-        if (np.add.reduceat(self._sizes, firsts) != self.counts).any() or not rising.all():
-            raise ValueError(NOT_ARRAYS)
-        last = self._uppers[firsts + containers - 1].astype(np.int64) << 16 | words[starts + lengths // 2 - 1]
-        if (last >= PAGE_KEYS).any():
-            raise ValueError(BEYOND)
-
-    def indices(self) -> list[bytes]:
-        """The index of each page as it is held."""
-        pages = len(self.counts)
-        sizes = np.zeros((pages, INDEX_WORDS), np.int64)
-        sizes[np.repeat(np.arange(pages), self._containers), self._uppers + 1] = self._sizes
-        indices = _OFFSETS[sizes.cumsum(axis=1)].tobytes()
-        return [indices[at : at + INDEX_BYTES] for at in range(0, len(indices), INDEX_BYTES)]
-
-    def keys(self) -> Keys:
-        """All keys, page after page."""
-        ends = np.cumsum(self.counts)
-        keys_at = self._starts + HEAD_BYTES // 2 + CONTAINER_BYTES // 2 * self._containers
-        lows = self._words[np.arange(ends[-1]) + np.repeat(keys_at - (ends - self.counts), self.counts)]
-        keys: Keys = lows | np.repeat(self._uppers.astype("<u4") << 16, self._sizes)
-        return keys
-
-
-def _each_in_triples(arrays: _Arrays) -> list[bytes]:
+def _each_in_triples(arrays: ArrayPages) -> list[bytes]:
     ends = (TRIPLE_BYTES * np.cumsum(arrays.counts)).tolist()
     together = _triples(arrays.keys())
     return [together[start:end] for start, end in pairwise([0, *ends])]

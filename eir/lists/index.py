@@ -26,18 +26,17 @@ from eir.lists.held import (
     hold,
     hold_arrays,
     hold_bitmap,
-    may_be_arrays,
     rank,
 )
-from eir.lists.pages import PAGE_KEYS, SUBSCRIBERS, UNTIL, Page, decode_sections
+from eir.lists.pages import PAGE_KEYS, Page, decode_sections
+from eir.lists.roaring import may_be_arrays
+from eir.lists.settings import DEVICES, PAIRS
 from eir.lists.sieve import KeyArray
 from eir.lists.sift import Sifter
 from eir.lists.store import ListState
 
-DEVICES, PAIRS, SUBSCRIBER_KIND = "devices", "pairs", "subscribers"
-
 AMENDED_PAGES_MAX = 20_000
-"""Pages that one switch may change in place, which takes about 1 ms; beyond, a list is built anew beside the old one."""
+"""Pages that one switch may change in place, which takes about 1 ms; beyond, a new list is built beside the old one."""
 
 STEPS_BETWEEN_CLOCKS = 32
 UNTIL_MAX = 2**32 - 1
@@ -215,16 +214,15 @@ def decode_part(page: Page) -> Part | None:
         return None if held is None else Part(held)
     sections = decode_sections(page.extra)
     part, devices = Part(held), held_count(held)
-    if SUBSCRIBERS in sections:
-        content = sections[SUBSCRIBERS]
+    if content := sections.imsis:
         counts = np.frombuffer(content[: 4 * devices], dtype="<u4")
         part.imsis = content[4 * devices :]
         if len(counts) != devices or len(part.imsis) != 8 * int(counts.sum()):
             raise ValueError(f"page {page.number} has {devices} devices and {len(content)} bytes of subscribers")
         part.ends = b"" if (counts == 1).all() else np.cumsum(counts).astype("<u4").tobytes()
-    if UNTIL in sections:
+    if sections.until:
         rows = len(part.imsis) // 8 if part.imsis else devices
-        ends = np.frombuffer(sections[UNTIL], dtype="<i8")
+        ends = np.frombuffer(sections.until, dtype="<i8")
         if len(ends) not in {1, rows}:
             raise ValueError(f"page {page.number} has {rows} rows and {len(ends)} ends")
         if ends.any():
@@ -241,7 +239,7 @@ class DeviceList:
         self.name = name
         self.kind = kind
         self.state: ListState | None = None
-        """Of the release that is in memory; None as long as there is none."""
+        """Of the release that is in memory; None before the first one."""
         self._put(Contents())
 
     def _put(self, contents: Contents) -> None:
@@ -314,7 +312,7 @@ class PairList(DeviceList):
 class ListBuilder:
     """The contents that a list is to have next, made page by page beside those in force.
 
-    Built anew it holds the pages that are added and no others; as an amendment it changes those pages only, AMENDED_PAGES_MAX
+    Built from nothing it holds the pages that are added and no others; as an amendment it changes those pages only, AMENDED_PAGES_MAX
     at most. Pages that stay the same stay the same objects: forked workers go on sharing them.
     """
 
@@ -444,7 +442,7 @@ class Index:
         return tuple(name for name, entries in self.lists.items() if _concerns(entries, key, imsi))
 
     def builder(self, name: str, state: ListState, *, amend: bool = False) -> ListBuilder:
-        """Begin the contents that list `name` shall have with this state: anew, or as an amendment of what it holds."""
+        """Begin the contents that list `name` shall have with this state: from nothing, or as an amendment of what it holds."""
         return self.lists[name].builder(state, amend=amend)
 
     def switch(self, name: str, builder: ListBuilder) -> Retired:

@@ -3,7 +3,7 @@
 One row a line. What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and
 leaves to this module only the rows that need explaining.
 
-May import eir.device and eir.errors; knows neither manifests nor stores, and nothing of polars: a server reads no files.
+May import eir.device, eir.errors and lists.settings; knows neither manifests nor stores, nor polars: a server reads no files.
 """
 
 import csv
@@ -13,15 +13,25 @@ from datetime import UTC, datetime, timedelta
 
 from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
+from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
 
-DEVICES, PAIRS, SUBSCRIBERS = "devices", "pairs", "subscribers"
-"""Kinds of list."""
 BOM = b"\xef\xbb\xbf"
 
-# What the columns of a row identify, by the columns that a header has of these.
-IMEI, TAC, RANGE, IMSI, PAIR = ("imei",), ("tac",), ("imei_from", "imei_to"), ("imsi",), ("imei", "imsi")
-_SUBJECTS = (IMEI, TAC, RANGE, IMSI, PAIR)
-_IDENTITY_COLUMNS = frozenset(column for subject in _SUBJECTS for column in subject)
+BY_IMEI, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR = ("imei",), ("tac",), ("imei_from", "imei_to"), ("imsi",), ("imei", "imsi")
+"""What a row is about, by the columns that identify it."""
+
+
+def tac_key(text: str) -> int:
+    """The lowest key under a TAC. Raises IdentifierError unless the text is 8 digits."""
+    if len(text) != TAC_DIGITS or not is_digits(text):
+        raise IdentifierError(f"a TAC has {TAC_DIGITS} digits; got {len(text)} characters")
+    return int(text) * SNR_KEYS
+
+
+_KEY_OF: Mapping[str, Callable[[str], int]] = {
+    "imei": device_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
+}  # fmt: skip
+"""The columns that identify, and how each is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +46,18 @@ class Layout:
     until: str | None = None
     """The column that says when an entry ends."""
     junk: bool = False
-    """Identifiers that networks report and that are none are normal here: skipped and counted."""
+    """Networks report texts that are not identifiers, and here they are normal: skipped and counted."""
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "eir": Layout(
-        subjects={DEVICES: (IMEI, TAC, RANGE), PAIRS: (PAIR,), SUBSCRIBERS: (IMSI,)}, reason="reason", until="until"
+        subjects={DEVICES: (BY_IMEI, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,)}, reason="reason", until="until"
     ),
-    "imei": Layout(header=False, subjects={DEVICES: (IMEI,)}),
-    "dirbs-blacklist": Layout(subjects={DEVICES: (IMEI,)}, reason="reasons", junk=True),
-    "dirbs-notifications": Layout(subjects={DEVICES: (IMEI,), PAIRS: (PAIR,)}, reason="reasons", junk=True),
+    "imei": Layout(header=False, subjects={DEVICES: (BY_IMEI,)}),
+    "dirbs-blacklist": Layout(subjects={DEVICES: (BY_IMEI,)}, reason="reasons", junk=True),
+    "dirbs-notifications": Layout(subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, reason="reasons", junk=True),
     # An exception is for one SIM in one device: as a device's alone it would exempt the device from everything.
-    "dirbs-exceptions": Layout(subjects={PAIRS: (PAIR,)}, junk=True),
+    "dirbs-exceptions": Layout(subjects={PAIRS: (BY_PAIR,)}, junk=True),
 }
 _DIRBS_HEADERS = {
     "imei,block_date,reasons": "dirbs-blacklist",
@@ -55,7 +65,6 @@ _DIRBS_HEADERS = {
     "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
     "imei,imsi,msisdn": "dirbs-exceptions",
 }
-_FIELD_SEPARATOR = ","
 _NO_SEPARATOR = "\x1f"
 """In the layout `imei` the whole line is the identifier."""
 
@@ -77,6 +86,13 @@ class Plan:
         return self.columns + tuple(position for position in (self.reason, self.until) if position is not None)
 
 
+def plan_of(name: str, layout: str, kind: str, begin: bytes) -> tuple[Plan, bytes]:
+    """Which columns to read from a file that begins with these lines, and the rows among them. Raises as `plan_for`."""
+    begin = begin.removeprefix(BOM)
+    header, rows = begin.split(b"\n", 1) if layout_named(name, layout).header else (b"", begin)
+    return plan_for(name, layout, kind, header), rows
+
+
 def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
     """Which columns to read from a file with this header line. Raises ReleaseRefused (`layout`)."""
     dialect = layout_named(name, layout)
@@ -89,36 +105,27 @@ def plan_for(name: str, layout: str, kind: str, header: bytes) -> Plan:
     names = _header_names(header)
     if len(set(names)) < len(names):
         raise ReleaseRefused("layout", f"{name}:1: a column name stands twice in the header")
-    present = {column for column in names if column in _IDENTITY_COLUMNS}
-    if dialect.junk:  # a DIRBS file has columns that identify, and the list's kind says which of them are meant
-        subject = next((subject for subject in allowed if present.issuperset(subject)), None)
-    else:
-        subject = next((subject for subject in allowed if present == set(subject)), None)
+    present = {column for column in names if column in _KEY_OF}
+    # Of the columns that identify in a DIRBS file the list's kind says which are meant; elsewhere all of them are.
+    subject = next((each for each in allowed if present == set(each) or (dialect.junk and present.issuperset(each))), None)
     if subject is None:
         expected = " or ".join("+".join(columns) for columns in allowed)
         found = "+".join(sorted(present)) or "none of them"
         raise ReleaseRefused("layout", f"{name}:1: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}")
-    at = {column: position for position, column in enumerate(names)}
-    return Plan(
-        subject,
-        tuple(at[column] for column in subject),
-        at.get(dialect.reason) if dialect.reason else None,
-        at.get(dialect.until) if dialect.until else None,
-        dialect.junk,
-        _FIELD_SEPARATOR,
-    )
+    at: dict[str | None, int] = {column: position for position, column in enumerate(names)}
+    columns = tuple(at[column] for column in subject)
+    return Plan(subject, columns, at.get(dialect.reason), at.get(dialect.until), dialect.junk, ",")
 
 
 def kinds_for(name: str, layout: str, header: bytes) -> list[str]:
-    """The kinds of list that a file with this header line may be for. Raises ReleaseRefused (`layout`) if there is none."""
+    """The kinds of list that a file with this header line may be for. Raises ReleaseRefused (`layout`) if it fits none."""
     found, faults = [], []
     for kind in layout_named(name, layout).subjects:
         try:
             plan_for(name, layout, kind, header)
+            found.append(kind)
         except ReleaseRefused as fault:
             faults.append(fault)
-        else:
-            found.append(kind)
     if not found:
         raise faults[0]
     return found
@@ -134,10 +141,10 @@ def separator_hint(header: bytes) -> str:
 
 def guess_layout(first_line: bytes) -> str | None:
     """The layout of a file that begins with this line; None if nothing known fits."""
-    names = _header_names(first_line.removeprefix(BOM).rstrip(b"\r\n"))
+    names = _header_names(first_line)
     if (dirbs := _DIRBS_HEADERS.get(",".join(names))) is not None:
         return dirbs
-    if _IDENTITY_COLUMNS.intersection(names):
+    if _KEY_OF.keys() & set(names):
         return "eir"
     try:
         device_key(names[0] if len(names) == 1 else "")
@@ -174,14 +181,14 @@ def layout_named(name: str, layout: str) -> Layout:
 
 def _header_names(header: bytes) -> list[str]:
     try:
-        text = header.decode("utf-8").rstrip("\r")
+        text = header.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
         return [column.strip().lower() for column in next(csv.reader([text], strict=True), [])]
     except (UnicodeDecodeError, csv.Error):
         return []
 
 
 def fields_of(line: bytes, plan: Plan) -> list[str | None]:
-    """The plan's fields of one line, None for those that it does not have; all None if it is no line of CSV."""
+    """The plan's fields of one line, None for those that it does not have; all None if it is not a line of CSV."""
     positions = plan.positions()
     try:
         fields = next(csv.reader([line.decode("utf-8", "replace")], delimiter=plan.separator, strict=True), [])
@@ -197,44 +204,13 @@ def complaint(line: bytes, plan: Plan) -> str:
     if None in identity:
         return "the row has no " + "+".join(plan.subject) + "; one row a line, quotes closed, is expected"
     try:
-        said = _CHECK[plan.subject](*(text or "" for text in identity))
+        keys = [_KEY_OF[column](text or "") for column, text in zip(plan.subject, identity, strict=True)]
         until_seconds(until or "")
     except IdentifierError as error:
         return str(error)
     except ValueError:
-        return "until is none of 20261231, 2026-12-31 and 2026-12-31T12:00:00Z"
-    return said or "the row cannot be read"
-
-
-def _check_tac(text: str) -> None:
-    if len(text) != TAC_DIGITS or not is_digits(text):
-        raise IdentifierError(f"a TAC has {TAC_DIGITS} digits; got {len(text)} characters")
-
-
-def _check_range(first_text: str, last_text: str) -> str:
-    first, last = imei_key(first_text), imei_key(last_text)
-    if first > last:
-        raise IdentifierError("imei_from is above imei_to")
-    return f"the range holds {-(-(last - first + 1) // SNR_KEYS)} TACs"
-
-
-def _check_imei(text: str) -> None:
-    device_key(text)
-
-
-def _check_imsi(text: str) -> None:
-    imsi_key(text)
-
-
-def _check_pair(imei: str, imsi: str) -> None:
-    device_key(imei)
-    imsi_key(imsi)
-
-
-_CHECK: Mapping[tuple[str, ...], Callable[..., str | None]] = {
-    IMEI: _check_imei,
-    TAC: _check_tac,
-    RANGE: _check_range,
-    IMSI: _check_imsi,
-    PAIR: _check_pair,
-}
+        return "until is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z"
+    if plan.subject != BY_RANGE:
+        return "the row cannot be read"
+    first, last = keys
+    return "imei_from is above imei_to" if first > last else f"the range holds {-(-(last - first + 1) // SNR_KEYS)} TACs"

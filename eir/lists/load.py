@@ -4,46 +4,30 @@ The order of trust is in one place each: signatures and manifest in lists.releas
 before the first row of any is read. Until the store switches, nothing of the list in force has changed; every refusal is
 an event in the store's history.
 
-The work is done on the calling thread: a load belongs in a process of its own, beside the server. May import lists,
-eir.device and eir.errors; the store comes as an argument.
+The work is done on the calling thread: a load belongs in a process of its own. May import lists and eir.errors.
 """
 
-import difflib
 import gc
-import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from eir.errors import GenerationConflict, NothingToRollBack, ReleaseRefused, StoreError
-from eir.lists.build import Reasons, Rows, TooManyPages, amend_pages, build_pages, differences
-from eir.lists.delivered import DataFile, open_folder
-from eir.lists.layout import DEVICES
-from eir.lists.pages import Page, amended_digest, content_digest
-from eir.lists.release import (
-    ADDED,
-    DELTA,
-    ENTRIES,
-    REMOVED,
-    Release,
-    Trust,
-    check_serial,
-    claimed,
-    utc_text,
-    verify_release,
-)
-from eir.lists.store import ACCEPTED, REFUSED, ROLLED_BACK, Event, ListState, ListStore
+from eir.errors import GenerationConflict, ReleaseRefused
+from eir.lists.build import Built, Rows, amend_pages, build_pages, differences
+from eir.lists.delivered import DataFile, Done, Progress, adding_up, open_folder
+from eir.lists.pages import content_digest
+from eir.lists.reasons import Reasons
+from eir.lists.release import DELTA, ROLES, Manifest, Release, about, check_serial, check_times, verify_release
+from eir.lists.settings import ListSettings
+from eir.lists.store import ACCEPTED, NO_LIST, REFUSED, Event, ListState, ListStore, recorded, utc_text
 
 if TYPE_CHECKING:
     from eir.lists.reader import Tally
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with a stage, what of it is done and what there is in all (bytes, keys or pages)."""
 
 VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
 STAGES = (VERIFY, DIGEST, READ, BUILD, WRITE)
@@ -55,30 +39,6 @@ _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 
 KEPT_BYTES_MAX = 256 << 20
 """Data files of a release that together are no larger stay in memory between hashing and reading."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListSettings:
-    """A list as the configuration declares it."""
-
-    name: str
-    kind: str = DEVICES
-    """devices, pairs or subscribers."""
-    signers: Path | None = None
-    """An OpenSSH allowed_signers file: whose releases may change the list. None: nobody's."""
-    revoked: Path | None = None
-    threshold: int = 1
-    """Distinct keys, of distinct principals, that must have signed."""
-    local: bool = False
-    """Changed by an operator's commands instead of releases."""
-    shrink_max: float = 0.20
-    """Fraction of the devices in force by which a release may shrink the list."""
-    growth_max: float = 0.20
-    """Fraction of the devices in force by which a release may grow the list."""
-    range_tacs_max: int = 1000
-    """TACs that one range may span."""
-    bad_rows_max: int = 100
-    """Rows of a release that may be wrong; they are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +74,8 @@ class LoadReport:
 
     def as_json(self) -> dict[str, object]:
         """The report for scripts."""
-        hidden = {"state", "seconds"}
-        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in hidden}
-        seconds = {stage: round(taken, 3) for stage, taken in self.seconds.items()}
-        return {**shown, "bad": list(self.bad), "seconds": seconds}
+        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "state"}
+        return shown | {"seconds": {stage: round(taken, 3) for stage, taken in self.seconds.items()}}
 
     def as_text(self) -> str:
         """The report in a line, and a line for each bad row that is named."""
@@ -148,29 +106,18 @@ async def load_release(
     marks: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> LoadReport:
-    """Load a release into the list that it names, wholly or not at all.
+    """Verify a release and load it into the list that it names, wholly or not at all. The arguments are those of Loader.
 
-    `force` lifts the limits on shrinking, growth and ranges, and nothing else; a dry run does all but the switch, and
-    records nothing. `marks`: for each list the highest serial that this node has ever had in force, whatever the store
-    says. Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
+    Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
-    run = _Run(store=store, who=who, now=now, force=force, dry_run=dry_run, progress=progress or _silent)
+    loader = Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None))
     try:
-        with _collector_paused():
-            task = await _verified(run, manifest, lists, marks or {})
-            return await _load(run, task, manifest.parent)
+        with loader.stage(VERIFY, 1):
+            release = verify_release(manifest, lists, now=now)
     except ReleaseRefused as refused:
-        if run.release is not None:
-            refused.list_name, refused.serial = run.release.manifest.list, run.release.manifest.serial
-        if not dry_run:
-            about = (refused.list_name, refused.serial)
-            if refused.reason == "unknown_list":
-                refused.detail += _which_list(manifest, lists)
-            said = f"{refused.reason}: {refused.detail}"
-            if refused.list_name is None and (claim := claimed(manifest)) is not None:
-                said += CLAIMS.format(*claim)
-            await _record(run, "refuse", REFUSED, about, said)
+        await loader.record(refused)
         raise
+    return await loader.load(release, manifest.parent)
 
 
 def is_about(event: Event, name: str) -> bool:
@@ -181,341 +128,169 @@ def is_about(event: Event, name: str) -> bool:
     return found is not None and found[1] == name
 
 
-def _which_list(manifest: Path, lists: Mapping[str, ListSettings]) -> str:
-    """What to do about a release for a list that takes none."""
-    claim = claimed(manifest)
-    if claim is None:
-        return ""
-    if claim[0] in lists:
-        return f"; {claim[0]} is local: entries go into it by eir add"
-    near = difflib.get_close_matches(claim[0], lists, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(lists) or 'none'}"
+@dataclass(slots=True)
+class Loader:
+    """What a load goes by, and how long its stages took."""
 
-
-async def roll_back(name: str, store: ListStore, *, who: str, now: datetime, dry_run: bool = False) -> ListState:
-    """Undo the last release of a list, full or delta; its serial stays used. Raises StoreError (NothingToRollBack).
-
-    A dry run returns the state that would be in force.
-    """
-    before = await store.state(name)
-    if dry_run:
-        kept = await store.previous(name)
-        if before is None or kept is None:
-            raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_instead(name, before)}")
-        return replace(kept, highest_serial=before.highest_serial)
-    try:
-        state = await store.rollback(name, seen=0 if before is None else before.generation)
-    except NothingToRollBack as error:
-        raise NothingToRollBack(f"{error}; {_instead(name, before)}") from None
-    undone = 0 if before is None else before.serial
-    with suppress(StoreError):  # what happened has happened, also where the history cannot be written
-        await store.record(
-            Event(
-                time=utc_text(now),
-                who=who,
-                what="rollback",
-                list=name,
-                serial=state.serial,
-                digest=state.release_digest,
-                outcome=ROLLED_BACK,
-                detail=f"release {undone} undone; {state.entries} entries",
-            )
-        )
-    return state
-
-
-def _instead(name: str, state: ListState | None) -> str:
-    """What leads to good data where no rollback does."""
-    if state is None:
-        return "it has never been loaded"
-    if not state.serial:
-        return f"put the entries right by eir add and eir remove, see eir history {name}"
-    return f"publish the good data again with a serial above {state.highest_serial} (eir publish), and load it"
-
-
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    """One call of `load_release`."""
-
+    lists: Mapping[str, ListSettings]
     store: ListStore
     who: str
     now: datetime
-    force: bool
-    dry_run: bool
-    progress: Progress
-    release: Release | None = None
-    """Once its signatures hold."""
+    marks: Mapping[str, int] = field(default_factory=dict)
+    """For each list the highest serial that this node has ever had in force, whatever the store says."""
+    force: bool = False
+    """Lift the limits on shrinking, growth and ranges, and nothing else."""
+    dry_run: bool = False
+    """Do all but the switch, and record nothing."""
+    progress: Progress = lambda *_: None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        self.progress(name, 0, total)
+    def stage(self, name: str, total: int) -> Iterator[Done]:
+        """A stage; what it yields is called with what of `total` was just done."""
         began = time.monotonic()
-        yield lambda done: self.progress(name, done, total)
+        yield adding_up(self.progress, name, total)
         self.seconds[name] = time.monotonic() - began
         self.progress(name, total, total)
 
+    async def record(self, refused: ReleaseRefused, digest: str | None = None) -> None:
+        """Write a refusal to the history, if the store can be written. `digest`: of a manifest whose signatures hold."""
+        detail = f"{refused.reason}: {refused.detail}"
+        if refused.claims is not None:
+            detail += CLAIMS.format(*refused.claims)
+        event = Event(
+            time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial, digest=digest,
+            outcome=REFUSED, detail=detail,
+        )  # fmt: skip
+        if not self.dry_run:
+            await recorded(self.store, event)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
-    """A release that is to be believed, the list that it is for, and what its rows say besides identifiers."""
-
-    release: Release
-    settings: ListSettings
-    state: ListState | None
-    """Of the list in force when the load began; the switch is on condition that it still is."""
-    reasons: Reasons
-    tally: "Tally"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Next:
-    """What is to be written: all pages of a full list, or those that a delta changes; and the sums of the whole list."""
-
-    pages: Sequence[Page]
-    entries: int
-    devices: int
-    content_digest: str
-    come: int | None = None
-    gone: int | None = None
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without the cyclic collector, which would walk hundreds of thousands of new pages again and again to free nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
+    async def load(self, release: Release, folder: Path) -> LoadReport:
+        """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
+        name = release.manifest.list
+        gc.disable()  # it would walk hundreds of thousands of new pages again and again to free nothing
+        try:
+            with about(release.manifest):
+                try:
+                    return await self._load(release, folder)
+                except GenerationConflict:
+                    detail = f"{name} was changed by another load or command meanwhile; nothing was written, see eir history {name}"
+                    raise ReleaseRefused("conflict", detail) from None
+        except ReleaseRefused as refused:
+            await self.record(refused, release.digest)
+            raise
+        finally:
             gc.enable()
 
+    async def _load(self, release: Release, folder: Path) -> LoadReport:
+        from eir.lists.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
 
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass
+        manifest = release.manifest
+        settings = self.lists[manifest.list]
+        check_times(manifest, self.now)
+        before = await self.store.state(manifest.list) or NO_LIST
+        highest = max(self.marks.get(manifest.list, 0), before.highest_serial)
+        check_serial(manifest, current=None if before is NO_LIST else before.serial, highest=highest)
 
+        is_delta = manifest.kind == DELTA
+        reasons = Reasons(before.reasons if is_delta else ())
+        tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run)
+        rows = self._read(manifest, folder, (settings.kind, reasons, tally))
+        if tally.wide and not self.force:
+            limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
+            raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
+        with self.stage(BUILD, 1):
+            built = await (self._amended(settings, before, *rows) if is_delta else self._replaced(manifest.list, *rows))
+        if before.devices and not self.force:
+            _check_size(settings, before.devices, built.devices)
 
-async def _verified(
-    run: _Run, manifest: Path, lists: Mapping[str, ListSettings], marks: Mapping[str, int]
-) -> _Task:
-    from eir.lists.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
-
-    trusts = {
-        name: Trust(signers=settings.signers, revoked=settings.revoked, threshold=settings.threshold)
-        for name, settings in lists.items()
-        if settings.signers is not None and not settings.local
-    }
-    with run.stage(VERIFY, 1):
-        run.release = release = verify_release(manifest, trusts, now=run.now)
-        promised = release.manifest
-        settings = lists[promised.list]
-        state = await run.store.state(promised.list)
-        highest = max(marks.get(promised.list, 0), 0 if state is None else state.highest_serial)
-        check_serial(promised, current=None if state is None else state.serial, highest=highest)
-    return _Task(
-        release=release,
-        settings=settings,
-        state=state,
-        reasons=Reasons(state.reasons if state is not None and promised.kind == DELTA else ()),
-        tally=Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=run.dry_run),
-    )
-
-
-async def _load(run: _Run, task: _Task, folder: Path) -> LoadReport:
-    manifest, settings, state, tally = task.release.manifest, task.settings, task.state, task.tally
-    rows = _read(run, task, folder)
-    if tally.wide and not run.force:
-        limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
-        raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
-    try:
-        if manifest.kind == DELTA and state is not None:
-            following = await _amended(run, task, state, rows)
-        else:
-            following = _replaced(run, rows[ENTRIES])
-    except TooManyPages as error:
-        raise ReleaseRefused("range", str(error)) from None
-    before = 0 if state is None else state.devices
-    if before and not run.force:
-        _check_size(settings, before, following.devices)
-    if run.dry_run and following.come is None:
-        following = await _compared(run, manifest.list, following)
-
-    stored, recorded = None, False
-    if not run.dry_run:
-        stored = await _switch(run, task, following)
-        detail = f"{following.entries} entries, before {0 if state is None else state.entries}"
+        state = ListState(
+            kind=settings.kind, serial=manifest.serial, generation=before.generation + 1, highest_serial=manifest.serial,
+            release_digest=release.digest, content_digest=built.content_digest, entries=built.entries, devices=built.devices,
+            reasons=reasons.texts, issued=utc_text(manifest.issued), expires=utc_text(manifest.expires),
+            signers=release.signers, loaded_at=utc_text(self.now),
+        )  # fmt: skip
+        stored = None
+        if not self.dry_run:
+            write = self.store.amend if is_delta else self.store.replace
+            with self.stage(WRITE, len(built.pages)):
+                stored = await write(manifest.list, state, built.pages, seen=before.generation)
+        detail = f"{built.entries} entries, before {before.entries}"
         if tally.bad:
             detail += f"; {tally.bad} bad rows left out"
-        if run.force:
+        if self.force:
             detail += "; --force"
-        detail += f"; signed by {', '.join(task.release.signers)}"
-        recorded = await _record(run, "load", ACCEPTED, (manifest.list, manifest.serial), detail)
-    return LoadReport(
-        list=manifest.list,
-        kind=manifest.kind,
-        serial=manifest.serial,
-        rows=sum(file.rows for file in manifest.files),
-        entries=following.entries,
-        devices=following.devices,
-        entries_before=0 if state is None else state.entries,
-        devices_before=before,
-        bad_rows=tally.bad,
-        bad=tuple(tally.complaints),
-        skipped=tally.skipped,
-        wrong_check_digits=tally.wrong_check_digits if run.dry_run else None,
-        come=following.come,
-        gone=following.gone,
-        seconds=run.seconds,
-        state=stored,
-        recorded=recorded,
-    )
+        detail += f"; signed by {', '.join(release.signers)}"
+        event = Event(
+            time=utc_text(self.now), who=self.who, what="load", list=manifest.list, serial=manifest.serial,
+            digest=release.digest, outcome=ACCEPTED, detail=detail,
+        )  # fmt: skip
+        is_recorded = stored is not None and await recorded(self.store, event)
+        is_compared = is_delta or self.dry_run
+        return LoadReport(
+            list=manifest.list, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
+            entries=built.entries, devices=built.devices, entries_before=before.entries, devices_before=before.devices,
+            bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
+            wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
+            come=built.come if is_compared else None, gone=built.gone if is_compared else None,
+            seconds=self.seconds, state=stored, recorded=is_recorded,
+        )  # fmt: skip
 
+    def _read(self, manifest: Manifest, folder: Path, into: "tuple[str, Reasons, Tally]") -> Iterable[Rows]:
+        """The rows of all files for each role, once the size and digest of every file hold."""
+        from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
-def _read(run: _Run, task: _Task, folder: Path) -> Mapping[str, Rows]:
-    """The rows of all files by role, once the size and digest of every file hold."""
-    from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
-
-    files = task.release.manifest.files
-    rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in (ENTRIES, ADDED, REMOVED)}
-    total = sum(entry.bytes for entry in files)
-    keep = total <= KEPT_BYTES_MAX
-    with ExitStack() as stack:
-        folder_fd = open_folder(folder)
-        stack.callback(os.close, folder_fd)
-        opened = [(entry, stack.enter_context(DataFile(entry.name, folder_fd))) for entry in files]
-        for entry, file in opened:
-            if file.size != entry.bytes:
-                raise ReleaseRefused("file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}")
-        with run.stage(DIGEST, total) as done:
-            before = 0
+        kind, reasons, tally = into
+        files = manifest.files
+        rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in ROLES[manifest.kind]}
+        total = sum(entry.bytes for entry in files)
+        with ExitStack() as stack:
+            folder_fd = stack.enter_context(open_folder(folder))
+            opened = [(entry, stack.enter_context(DataFile(entry.name, folder_fd))) for entry in files]
             for entry, file in opened:
-                if (file.keep if keep else file.sha256)(_after(before, done)) != entry.sha256:
-                    raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
-                before += entry.bytes
-        with run.stage(READ, total) as done:
-            before = 0
-            for entry, file in opened:
-                found = read_rows(
-                    file.chunks(entry.rows, entry.sha256, _after(before, done)),
-                    name=entry.name,
-                    layout=entry.layout,
-                    kind=task.settings.kind,
-                    rows=rows[entry.role],
-                    reasons=task.reasons,
-                    tally=task.tally,
-                )
-                if found != entry.rows:
-                    raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
-                before += entry.bytes
-    return rows
+                if file.size != entry.bytes:
+                    raise ReleaseRefused("file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}")
+            with self.stage(DIGEST, total) as done:
+                for entry, file in opened:
+                    if file.sha256(done, keep=total <= KEPT_BYTES_MAX) != entry.sha256:
+                        raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
+            with self.stage(READ, total) as done:
+                for entry, file in opened:
+                    chunks = file.chunks(entry.rows, entry.sha256, done)
+                    found = read_rows(
+                        chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally
+                    )
+                    if found != entry.rows:
+                        raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
+        return rows.values()
 
+    async def _replaced(self, name: str, rows: Rows) -> Built:
+        """What a full release makes of a list."""
+        built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
+        built.content_digest = content_digest(built.pages)
+        if self.dry_run:
+            before = [page async for _, batch in self.store.pages(name) for page in batch]
+            built.come, built.gone = differences(before, built.pages)
+        return built
 
-def _after(before: int, done: Callable[[int], None]) -> Callable[[int], None]:
-    return lambda of_this_file: done(before + of_this_file)
-
-
-def _replaced(run: _Run, rows: Rows) -> _Next:
-    with run.stage(BUILD, 1):
-        built = build_pages(rows, lambda done, total: run.progress(BUILD, done, total))
-        digest = content_digest(built.pages)
-    return _Next(pages=built.pages, entries=built.entries, devices=built.devices, content_digest=digest)
-
-
-async def _amended(run: _Run, task: _Task, state: ListState, rows: Mapping[str, Rows]) -> _Next:
-    settings = task.settings
-    if state.kind != settings.kind:
-        raise ReleaseRefused("base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed")
-    with run.stage(BUILD, 1):
-        removed, added = build_pages(rows[REMOVED]), build_pages(rows[ADDED])
-        numbers = sorted({page.number for built in (removed, added) for page in built.pages})
-        found, before = await run.store.some_pages(settings.name, numbers)
+    async def _amended(self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows) -> Built:
+        """What a delta makes of a list: the pages that differ, and the sums of the whole list."""
+        if state.kind != settings.kind:
+            raise ReleaseRefused("base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed")
+        removed, added = build_pages(rows_removed).pages, build_pages(rows_added).pages
+        found, before = await self.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
         if found is None or found.generation != state.generation:
-            raise _overtaken(settings.name)
-        after, sums = amend_pages(before, removed.pages, added.pages)
-        changed = {page.number for page in after}
-        touched = [page for page in before if page.number in changed]
-        come, gone = differences(touched, after)
-    return _Next(
-        pages=after,
-        entries=state.entries + sums.entries,
-        devices=state.devices + sums.devices,
-        content_digest=amended_digest(state.content_digest, touched, after),
-        come=come,
-        gone=gone,
-    )
-
-
-async def _compared(run: _Run, name: str, following: _Next) -> _Next:
-    """With the identifiers that come and go, for a dry run of a full release."""
-    before = [page async for _, batch in run.store.pages(name) for page in batch]
-    come, gone = differences(before, following.pages)
-    return replace(following, come=come, gone=gone)
+            raise GenerationConflict(f"list {settings.name} is no longer at generation {state.generation}")
+        built = amend_pages(before, removed, added, state.content_digest)
+        built.entries += state.entries
+        built.devices += state.devices
+        return built
 
 
 def _check_size(settings: ListSettings, before: int, after: int) -> None:
     """Refuse a list that is much smaller or larger than the one in force: more likely a mistake than the truth."""
     change = (after - before) / before
-    for reason, key, change_of, limit in (
-        ("shrink", "shrink_max", -change, settings.shrink_max),
-        ("growth", "growth_max", change, settings.growth_max),
-    ):
+    for reason, change_of, limit in (("shrink", -change, settings.shrink_max), ("growth", change, settings.growth_max)):
         if change_of > limit:
-            raise ReleaseRefused(
-                reason,
-                f"{before} devices are in force and {after} would be: {change:+.1%}, where {key} is {limit:.1%}; "
-                "if that is meant, load it with --force",
-            )
-
-
-async def _switch(run: _Run, task: _Task, following: _Next) -> ListState:
-    manifest = task.release.manifest
-    seen = 0 if task.state is None else task.state.generation
-    state = ListState(
-        kind=task.settings.kind,
-        serial=manifest.serial,
-        generation=seen + 1,
-        highest_serial=manifest.serial,
-        release_digest=task.release.digest,
-        content_digest=following.content_digest,
-        entries=following.entries,
-        devices=following.devices,
-        reasons=task.reasons.texts,
-        issued=utc_text(manifest.issued),
-        expires=utc_text(manifest.expires),
-        signers=task.release.signers,
-        loaded_at=utc_text(run.now),
-    )
-    write = run.store.amend if manifest.kind == DELTA else run.store.replace
-    try:
-        with run.stage(WRITE, len(following.pages)):
-            return await write(manifest.list, state, following.pages, seen=seen)
-    except GenerationConflict:
-        raise _overtaken(manifest.list) from None
-
-
-def _overtaken(name: str) -> ReleaseRefused:
-    return ReleaseRefused(
-        "conflict", f"{name} was changed by another load or command meanwhile; nothing was written, see eir history {name}"
-    )
-
-
-async def _record(run: _Run, what: str, outcome: str, about: tuple[str | None, int | None], detail: str) -> bool:
-    """Write to the history of a list, with the serial; False if the store cannot: what happened has happened all the same."""
-    name, serial = about
-    try:
-        await run.store.record(
-            Event(
-                time=utc_text(run.now),
-                who=run.who,
-                what=what,
-                list=name,
-                serial=serial,
-                digest=None if run.release is None else run.release.digest,
-                outcome=outcome,
-                detail=detail,
-            )
-        )
-    except StoreError:
-        return False
-    return True
+            found = f"{before} devices are in force and {after} would be: {change:+.1%}, where {reason}_max is {limit:.1%}"
+            raise ReleaseRefused(reason, f"{found}; if that is meant, load it with --force")

@@ -13,25 +13,19 @@ said besides: tagged sections, each a tag of one byte, its length (4 bytes, litt
 An entry is a single identifier or a whole TAC; a page has both side by side, and neither says anything of the other: its
 `keys` are the identifiers that are listed on their own, and with T every identifier of the TAC is listed besides.
 
-May import numpy and pyroaring; knows no store and no layout.
+Imports nothing of ours; knows no store and no layout.
 """
 
 import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pyroaring import BitMap
-
 PAGE_KEYS = 1_000_000
 DIGEST_MODULUS = 1 << 256
+_TAC_TAG, _TAGS = b"T", (b"R", b"U", b"S")
 TAC_HEAD, TAC_BYTES = 5, 14
 """Tag and length of section T; all of it. It comes first, so that its presence shows in the first byte of `extra`."""
-_TAC_BEGINS = b"T" + (TAC_BYTES - TAC_HEAD).to_bytes(4, "little")
-
-TAC = b"T"
-REASONS = b"R"
-UNTIL = b"U"
-SUBSCRIBERS = b"S"
+_TAC_BEGINS = _TAC_TAG + (TAC_BYTES - TAC_HEAD).to_bytes(4, "little")
 
 
 class TacEntry(NamedTuple):
@@ -42,9 +36,10 @@ class TacEntry(NamedTuple):
     until: int
     """Unix seconds at which it ends; 0: it does not."""
 
-    def encode(self) -> bytes:
-        """The content of section T."""
-        return bytes((self.reason,)) + self.until.to_bytes(8, "little", signed=True)
+    @property
+    def extra(self) -> bytes:
+        """Section T, with which `extra` of a page begins."""
+        return _TAC_BEGINS + bytes((self.reason,)) + self.until.to_bytes(8, "little", signed=True)
 
 
 class Page(NamedTuple):
@@ -65,7 +60,7 @@ class Page(NamedTuple):
     @property
     def tac(self) -> TacEntry | None:
         """The TAC as an entry of its own; None if it is not listed as a whole. Raises ValueError if that is cut short."""
-        if self.extra[:1] != TAC:
+        if self.extra[:1] != _TAC_TAG:
             return None
         content = self.extra[TAC_HEAD:TAC_BYTES]
         if self.extra[:TAC_HEAD] != _TAC_BEGINS or len(content) != TAC_BYTES - TAC_HEAD:
@@ -75,7 +70,7 @@ class Page(NamedTuple):
     @property
     def singles(self) -> "Page":
         """The page without its TAC: what is listed on its own."""
-        return self if self.extra[:1] != TAC else self._replace(extra=self.extra[TAC_BYTES:])
+        return self if self.extra[:1] != _TAC_TAG else self._replace(extra=self.extra[TAC_BYTES:])
 
     def digest(self) -> int:
         """SHA-256 of the page number (8 bytes, big-endian), keys and extra, as a number; 0 for a page that is gone."""
@@ -102,31 +97,31 @@ def digest_text(total: int) -> str:
 EMPTY_DIGEST = digest_text(0)
 
 
-def encode_keys(bitmap: BitMap) -> bytes:
-    """The one canonical form of a set of keys: run-optimised, portable. Changes the bitmap's inner form only."""
-    bitmap.run_optimize()
-    return bytes(bitmap.serialize())
+class Sections(NamedTuple):
+    """What `extra` says of single identifiers: the contents of R, U and S, empty where a section is not there."""
+
+    reasons: bytes = b""
+    until: bytes = b""
+    imsis: bytes = b""
+
+    def encode(self) -> bytes:
+        """`extra` of these."""
+        extra = b""
+        for tag, content in zip(_TAGS, self, strict=True):
+            if content:
+                extra += tag + len(content).to_bytes(4, "little") + content
+        return extra
 
 
-def decode_keys(keys: bytes) -> BitMap:
-    """The bitmap of a page's keys. Raises ValueError if the bytes are neither a Roaring bitmap nor none at all."""
-    return BitMap.deserialize(keys) if keys else BitMap()
-
-
-def encode_sections(sections: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """`extra` out of (tag, content) pairs, which come in the order T, R, U, S; empty contents are left out."""
-    return b"".join(tag + len(content).to_bytes(4, "little") + content for tag, content in sections if content)
-
-
-def decode_sections(extra: bytes) -> dict[bytes, bytes]:
-    """The sections of `extra` by tag. Raises ValueError if a section is cut short."""
-    sections: dict[bytes, bytes] = {}
+def decode_sections(extra: bytes) -> Sections:
+    """The sections of `extra` but for T. Raises ValueError if a section is cut short."""
+    found: dict[bytes, bytes] = {}
     at = 0
     while at < len(extra):
         tag, length = extra[at : at + 1], int.from_bytes(extra[at + 1 : at + 5], "little")
         at += 5
         if at + length > len(extra):
             raise ValueError(f"section {tag!r} of a page is cut short")
-        sections[tag] = extra[at : at + length]
+        found[tag] = extra[at : at + length]
         at += length
-    return sections
+    return Sections(*(found.get(tag, b"") for tag in _TAGS))

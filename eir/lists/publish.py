@@ -1,15 +1,13 @@
 """The publisher's side: data files as they are, a manifest beside them, and OpenSSH's signature over it.
 
-May import eir.errors and lists; knows no store. Passphrases, agents and security keys are ssh-keygen's business: it
-inherits the terminal and the environment.
+May import eir.errors and lists; knows no store.
 """
 
 import contextlib
-import hashlib
+import filecmp
 import json
 import os
 import re
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,33 +15,31 @@ from dataclasses import asdict
 from datetime import datetime
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING
 
 from eir.errors import ReleaseRefused
-from eir.lists.build import Reasons
-from eir.lists.delivered import CHUNK_BYTES, DataFile, open_folder
-from eir.lists.layout import BOM, DEVICES, LAYOUTS, PAIRS, SUBSCRIBERS, guess_layout, kinds_for, separator_hint
+from eir.lists.delivered import CHUNK_BYTES, DataFile, Progress, adding_up, open_folder
+from eir.lists.layout import LAYOUTS, guess_layout, kinds_for, separator_hint
+from eir.lists.openssh import sign
+from eir.lists.reasons import Reasons
 from eir.lists.release import (
     ADDED,
     DELTA,
     ENTRIES,
     FORMAT,
     FULL,
-    NAMESPACE,
     REMOVED,
-    SIGNATURE_BYTES_MAX,
     SIGNATURES_MAX,
     FileEntry,
     is_list_name,
     is_plain_name,
-    utc_text,
+    signature_names,
 )
+from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.lists.store import utc_text
 
 if TYPE_CHECKING:
     from eir.lists.reader import Tally
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with a stage (`extract`, `measure`), bytes done and bytes in all."""
 
 EXPANDED_RATIO_MAX = 200
 """A member of a zip may be this many times as large as it is packed: DIRBS stores, and text packs by 10 to 20."""
@@ -56,15 +52,8 @@ _DIRBS_NAME = re.compile(
     r"(?:_delta_(?P<base>-?\d+)_(?P<run>\d+)_(?P<change>[a-z_]+))?\.csv(?:\.gz|\.zst)?"
 )
 _DIRBS_ROLES = {
-    "blocked": ADDED,
-    "unblocked": REMOVED,
-    "new": ADDED,
-    "resolved": REMOVED,
-    "blacklisted": REMOVED,
-    "no_longer_seen": REMOVED,
-    "changed": ADDED,
-    "added": ADDED,
-    "removed": REMOVED,
+    **dict.fromkeys(("blocked", "new", "changed", "added"), ADDED),
+    **dict.fromkeys(("unblocked", "resolved", "blacklisted", "no_longer_seen", "removed"), REMOVED),
 }
 _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
@@ -93,8 +82,8 @@ def publish(
     in. `key`: an OpenSSH key, or the `.pub` of one that an agent holds; `more_keys` sign after it, for lists that want
     several signatures. `replace` False: a release of this serial that is there with other data stays. Rows are read as a load
     reads them: more than `bad_rows_max` that are wrong refuse the release, fewer are named to `warn`, as is what an EIR would
-    take and nobody may have meant. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature
-    then.
+    take and nobody may have meant. `progress` hears of the stages `extract` and `measure`, in bytes. Raises ReleaseRefused,
+    with a reason word as a load would give it, and leaves no signature then.
     """
     from eir.lists.reader import Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
 
@@ -103,7 +92,9 @@ def publish(
     _check_arguments(list_name, serial, base, issued, expires)
     if len(more_keys) >= SIGNATURES_MAX:
         raise ReleaseRefused("threshold", f"a release carries {SIGNATURES_MAX} signatures at most")
-    folder = _one_folder(files) if out is None else out
+    if out is None and len({file.resolve().parent for file in files}) != 1:
+        raise ReleaseRefused("file_name", "the data files are in several folders; name the one for the release (--out)")
+    folder = out or files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     placed = [name for file in files for name in _place(file, folder, kind, report)]
     if len(set(placed)) < len(placed):
@@ -122,15 +113,16 @@ def publish(
     }
     path = folder / f"{list_name}-{serial}.manifest.json"
     if not replace and _other_data(path, manifest):
-        raise ReleaseRefused(
-            "file_exists", f"{path} is a release of this serial with other data; give this one a higher serial, or --force"
-        )
-    signatures = [Path(f"{path}.sig"), *(Path(f"{path}.sig.{number}") for number in range(2, SIGNATURES_MAX + 1))]
+        advice = "give this one a higher serial, or --force"
+        raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
+    signatures = [folder / name for name in signature_names(path.name)]
     for signature in signatures:  # those of an earlier try are over other bytes
         signature.unlink(missing_ok=True)
-    _write(path, (json.dumps(manifest, indent=1) + "\n").encode())
-    for signature, signing_key in zip(signatures, (key, *more_keys), strict=False):
-        _sign(path, signature, signing_key)
+    document = (json.dumps(manifest, indent=1) + "\n").encode()
+    _write(path, document)
+    signed = [sign(document, signing_key) for signing_key in (key, *more_keys)]
+    for signature, content in zip(signatures, signed, strict=False):
+        _write(signature, content)
     if warn is not None:
         for text in _warnings(entries, tally):
             warn(text)
@@ -147,7 +139,7 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
 
 
 def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
-    """Whether another release lies where this one is to go; the same data signed once more, for longer, is no other."""
+    """Whether a release of other data lies where this one is to go; the same data may be signed once more, for longer."""
     try:
         there = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -159,18 +151,11 @@ def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
 
 def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
     if not is_list_name(list_name):
-        raise ReleaseRefused("manifest", f"{list_name!r} is no list's name")
+        raise ReleaseRefused("manifest", f"{list_name!r} is not the name of a list")
     if serial < 1 or (base is not None and not 0 <= base < serial):
         raise ReleaseRefused("manifest", "the serial is above 0, and the base of a delta below its serial")
     if expires <= issued:
         raise ReleaseRefused("manifest", "a release expires after it is issued")
-
-
-def _one_folder(files: Sequence[Path]) -> Path:
-    folders = {file.resolve().parent for file in files}
-    if len(folders) != 1:
-        raise ReleaseRefused("file_name", "the data files are in several folders; name the one for the release (--out)")
-    return files[0].parent
 
 
 # ---- data files to the release's folder ----
@@ -181,10 +166,14 @@ def _place(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[st
     if file.suffix.lower() == ".zip":
         return _extract(file, folder, kind, report)
     if not is_plain_name(file.name):
-        raise ReleaseRefused("file_name", f"{file.name!r} is no plain file name")
+        raise ReleaseRefused("file_name", f"{file.name!r} is not a plain file name")
     if file.resolve().parent != folder.resolve():
-        with _opened(file) as source:
-            _put(source, folder / file.name, file.stat().st_size)
+        try:
+            source = file.open("rb")
+        except OSError as error:
+            raise ReleaseRefused("file_missing", f"{file}: {error.strerror}") from None
+        with source:
+            _put(source, folder / file.name, os.fstat(source.fileno()).st_size)
     return (file.name,)
 
 
@@ -193,16 +182,13 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[
     try:
         with zipfile.ZipFile(file) as archive:
             members = _chosen(archive.infolist(), file.name, kind)
-            total = sum(member.file_size for member in members.values())
-            done = 0
+            done = adding_up(report, "extract", sum(member.file_size for member in members.values()))
             for name, member in members.items():
                 if member.file_size > max(member.compress_size, 1 << 10) * EXPANDED_RATIO_MAX:
                     raise ReleaseRefused("expanded", f"{file.name}: {name} is packed more than {EXPANDED_RATIO_MAX} times")
-                report("extract", done, total)
                 with archive.open(member) as source:
                     _put(source, folder / name, member.file_size)
-                done += member.file_size
-            report("extract", total, total)
+                done(member.file_size)
     except OSError as error:
         raise ReleaseRefused("file_missing", f"{file}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, packed in a rare way
@@ -226,22 +212,19 @@ def _chosen(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mappi
         if info.filename != name and ".." in PurePosixPath(info.filename).parts:
             raise ReleaseRefused("file_name", f"{zip_name}: {info.filename!r} leads out of its folder")
         if not is_plain_name(name) or name in found:
-            raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is no plain file name, or there twice")
+            raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is not a plain file name, or there twice")
         found[name] = info
     dirbs = {name: match for name in found if (match := _DIRBS_NAME.fullmatch(name))}
     if dirbs:
         wanted = {name: match for name, match in dirbs.items() if (match["change"] is not None) == (kind == DELTA)}
         sources = {(match["what"], match["operator"]) for match in wanted.values()}
         if len(sources) > 1:
-            raise ReleaseRefused("layout", f"{zip_name} holds several lists ({_listed(sources)}); publish them apart")
+            listed = ", ".join(sorted(" ".join(filter(None, source)) for source in sources))
+            raise ReleaseRefused("layout", f"{zip_name} holds several lists ({listed}); publish them apart")
         found = {name: info for name, info in found.items() if name in wanted}
     if not found:
         raise ReleaseRefused("layout", f"{zip_name} holds no CSV for a {kind} release")
     return found
-
-
-def _listed(sources: set[tuple[str, str]]) -> str:
-    return ", ".join(sorted(" ".join(filter(None, source)) for source in sources))
 
 
 def _put(source: IO[bytes], target: Path, size: int) -> None:
@@ -256,7 +239,7 @@ def _put(source: IO[bytes], target: Path, size: int) -> None:
                 file.write(data)
         if not os.path.lexists(target):
             temporary.replace(target)
-        elif target.is_symlink() or not target.is_file() or _digest(target) != _digest(temporary):
+        elif target.is_symlink() or not target.is_file() or not filecmp.cmp(target, temporary, shallow=False):
             raise ReleaseRefused("file_exists", f"{target} is there already and differs; remove it first")
 
 
@@ -273,75 +256,37 @@ def _write(target: Path, content: bytes) -> None:
         temporary.replace(target)
 
 
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _opened(file: Path) -> IO[bytes]:
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise ReleaseRefused("file_missing", f"{file}: {error.strerror}") from None
-
-
 # ---- what the manifest says of a data file ----
 
 
 def _described(
     folder: Path, names: Sequence[str], kind: str, layout: str | None, *, tally: "Tally", report: Progress
 ) -> Sequence[FileEntry]:
+    """What the manifest says of each file, once its rows were read as a load reads them."""
+    from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
+
     kinds = [DEVICES, PAIRS, SUBSCRIBERS]
     entries = []
-    folder_fd = open_folder(folder)
-    try:
+    with open_folder(folder) as folder_fd:
         for name in names:
+            role = _role(name, kind)
             with DataFile(name, folder_fd) as file:
-                entry, fitting = _read(file, _role(name, kind), layout, tally, report)
+                digest = file.sha256()
+                chunks = file.chunks(ROWS_MAX, digest, adding_up(report, "measure", file.size))
+                begin = next(chunks, b"")
+                header = begin.partition(b"\n")[0]
+                found = layout or guess_layout(header)
+                if found is None:
+                    advice = f"give one of {', '.join(LAYOUTS)} (--layout)"
+                    raise ReleaseRefused("layout", f"{name}: no layout fits its first line{separator_hint(header)}; {advice}")
+                fitting = kinds_for(name, found, header)
+                chunks = chain((begin,) if begin else (), chunks)
+                rows = read_rows(chunks, name=name, layout=found, kind=fitting[0], rows=None, reasons=Reasons(), tally=tally)
             kinds = [each for each in kinds if each in fitting]
             if not kinds:
                 raise ReleaseRefused("layout", f"{name} is for lists of {' or '.join(fitting)}, and a file before it is not; publish them apart")
-            entries.append(entry)
-    finally:
-        os.close(folder_fd)
+            entries.append(FileEntry(name=name, role=role, layout=found, bytes=file.size, rows=rows, sha256=digest))
     return entries
-
-
-def _read(
-    file: DataFile, role: str, layout: str | None, tally: "Tally", report: Progress
-) -> tuple[FileEntry, Sequence[str]]:
-    """What the manifest says of a file, once its rows were read as a load reads them, and the kinds of list that it may be for."""
-    from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
-
-    digest = file.sha256()
-    chunks = file.chunks(ROWS_MAX, digest, lambda done: report("measure", done, file.size))
-    begin = next(chunks, b"")
-    header, newline, _ = begin.partition(b"\n")
-    found = layout or guess_layout(header + newline)
-    if found is None:
-        raise ReleaseRefused(
-            "layout",
-            f"{file.name}: no layout fits its first line{separator_hint(header)}; give one of {', '.join(LAYOUTS)} (--layout)",
-        )
-    fitting = kinds_for(file.name, found, header.removeprefix(BOM))
-    rows = read_rows(
-        chain((begin,) if begin else (), chunks), name=file.name, layout=found, kind=fitting[0], rows=_Nowhere(), reasons=Reasons(),
-        tally=tally,
-    )  # fmt: skip
-    return FileEntry(name=file.name, role=role, layout=found, bytes=file.size, rows=rows, sha256=digest), fitting
-
-
-class _Nowhere:
-    """Takes rows of which only what is wrong is of interest (reader.Sink)."""
-
-    def add(self, *_: object, base: int = 0) -> None:
-        pass
-
-    def add_spans(self, *_: object) -> None:
-        pass
-
-    def add_pairs(self, *_: object) -> None:
-        pass
 
 
 def _role(name: str, kind: str) -> str:
@@ -351,39 +296,5 @@ def _role(name: str, kind: str) -> str:
         return _DIRBS_ROLES[dirbs["change"]]
     if word := _LAST_WORD.search(name.split(".", maxsplit=1)[0]):
         return word[1]
-    raise ReleaseRefused(
-        "file_name", f"{name}: does it add or remove? In a delta a file's name ends in added or removed, as in x-added.csv"
-    )
-
-
-# ---- the signature ----
-
-
-def _sign(manifest: Path, signature: Path, key: Path) -> None:
-    """Have ssh-keygen sign, and check what it wrote.
-
-    Reading from standard input it writes to standard output: a file in the way can neither stay nor be asked about.
-    """
-    try:
-        with manifest.open("rb") as content:
-            signed = subprocess.run(
-                ["ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", key],  # noqa: S607  # where the PATH has it
-                stdin=content,
-                stdout=subprocess.PIPE,
-                check=False,
-            )
-        if signed.returncode or not 0 < len(signed.stdout) <= SIGNATURE_BYTES_MAX:
-            raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see what it said above")
-        _write(signature, signed.stdout)
-        with manifest.open("rb") as content:
-            checked = subprocess.run(
-                ["ssh-keygen", "-Y", "check-novalidate", "-n", NAMESPACE, "-s", signature],  # noqa: S607  # as above
-                stdin=content,
-                capture_output=True,
-                check=False,
-            )
-    except FileNotFoundError:
-        raise ReleaseRefused("openssh", "ssh-keygen is not there; install OpenSSH's client") from None
-    if checked.returncode:
-        signature.unlink()
-        raise ReleaseRefused("signing", f"the signature that ssh-keygen made with {key} does not hold")
+    detail = "does it add or remove? In a delta a file's name ends in added or removed, as in x-added.csv"
+    raise ReleaseRefused("file_name", f"{name}: {detail}")

@@ -4,37 +4,27 @@ A piece of the file goes through polars' CSV reader and its vectorised casts; pi
 its line, or that polars will not have, go through Python's csv line by line, with the same result. Rows that are wrong are
 counted, and the first ten are named with file, line and what was expected, never with the identifier.
 
-polars parses on one thread: a load runs beside a server that answers, and one core is what it may take.
+polars parses on one thread: a load runs beside a server that answers, and one core is what it may take. polars takes 30 MB
+and a fifth of a second to import, so modules that may not need it import this one where they do.
 
-May import eir.device, eir.errors, lists.build and lists.layout; knows neither manifests nor stores. polars takes 30 MB and
-a fifth of a second to import, so those who may not need it import this module where they do.
+May import eir.device, eir.errors and lists' build, content, layout and reasons; knows neither manifests nor stores.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS
 from eir.errors import ReleaseRefused
-from eir.lists.build import REASON_CHARS_MAX, REASONS_MAX, Keys, ReasonIndexes, Reasons, Seconds
-from eir.lists.layout import (
-    BOM,
-    IMEI,
-    IMSI,
-    PAIR,
-    RANGE,
-    TAC,
-    Plan,
-    complaint,
-    fields_of,
-    layout_named,
-    plan_for,
-    until_seconds,
-)
+from eir.lists.build import Rows
+from eir.lists.content import Keys, ReasonIndexes, Seconds
+from eir.lists.layout import BY_PAIR, BY_RANGE, BY_TAC, Plan, complaint, fields_of, layout_named, plan_of, until_seconds
+from eir.lists.reasons import REASON_CHARS_MAX, REASONS_MAX, Reasons
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
@@ -42,10 +32,9 @@ import polars as pl  # it reads the number of its threads when it is imported
 COMPLAINTS_MAX = 10
 """Bad rows that are named; all are counted."""
 
-CHECKED_DIGITS = 15
-"""Of an IMEI whose last digit may be a check digit."""
-
 Mask: TypeAlias = NDArray[np.bool_]
+Parsed: TypeAlias = tuple[Keys, Mask]
+"""A key for each row, and which rows hold one."""
 
 _DIRBS_JUNK = "^[0-9A-Fa-f*#]{1,16}$"
 _MEID = "^[0-9A-Fa-f]{14}$"
@@ -70,25 +59,12 @@ class Tally:
     """The first ranges over the limit."""
 
 
-class Sink(Protocol):
-    """Where rows go: `build.Rows` keeps them."""
-
-    def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None, *, base: int = 0) -> None:
-        """Single identifiers."""
-
-    def add_spans(self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
-        """Ranges of keys."""
-
-    def add_pairs(self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
-        """Devices, each with a subscriber."""
-
-
 def read_rows(
-    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Sink, reasons: Reasons, tally: Tally
+    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Rows | None, reasons: Reasons, tally: Tally
 ) -> int:
-    """Read one file's rows into `rows`; returns how many data rows it has, bad and skipped ones included.
+    """Read one file's rows into `rows` (None: only to count them); returns how many there are, bad and skipped ones included.
 
-    `chunks` end with a newline each. Blank lines are none. Raises ReleaseRefused: `layout` for a header that does not
+    `chunks` end with a newline each. Blank lines do not count. Raises ReleaseRefused: `layout` for a header that does not
     fit, `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far.
     """
     plan: Plan | None = None
@@ -97,174 +73,113 @@ def read_rows(
     for piece in chunks:
         chunk = piece
         if plan is None:
-            chunk = chunk.removeprefix(BOM)
-            header, rest = chunk.split(b"\n", 1) if layout_named(name, layout).header else (b"", chunk)
-            plan = plan_for(name, layout, kind, header)
-            line += len(chunk) > len(rest)
-            chunk = rest
+            plan, chunk = plan_of(name, layout, kind, piece)
+            line += _lines(piece) - _lines(chunk)
         if b"\r" in chunk:
             chunk = chunk.replace(b"\r\n", b"\n")
         if chunk:
             lines = _lines(chunk)
-            read, bad, wide = _read_chunk(chunk, lines, plan, (rows, reasons, tally))
-            count += read
-            if bad is not None:
-                tally.bad += int(bad.sum())
-                _name_rows(tally.complaints, (name, line), chunk, bad, plan)
-            if wide is not None:
-                _name_rows(tally.wide, (name, line), chunk, wide, plan)
+            bad, wide = _read_chunk(chunk, lines, plan, (rows, reasons, tally))
+            count += len(bad)
+            tally.bad += int(bad.sum())
+            _name_rows(tally.complaints, (name, line), chunk, bad, plan)
+            _name_rows(tally.wide, (name, line), chunk, wide, plan)
             if tally.bad > tally.bad_rows_max:
-                raise refuse_bad_rows(tally)
+                more = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
+                raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
             line += lines
     if plan is None and layout_named(name, layout).header:
         raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
     return count
 
 
-def refuse_bad_rows(tally: Tally) -> ReleaseRefused:
-    """The refusal that names the first bad rows."""
-    more = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
-    return ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Some rows as columns: texts of what they identify, and for each row its reason and its end."""
-
-    identity: list[pl.Series]
-    plus: bool
-    """A plus sign stands somewhere: numbers may have a sign, identifiers may not."""
-    reasons: ReasonIndexes | None
-    until: Seconds | None
-    until_good: Mask | None
-    """Rows whose end can be read; None: all."""
-
-    def of(self, good: Mask | None) -> tuple[ReasonIndexes | None, Seconds | None]:
-        """Reasons and ends of the rows that are good (None: all)."""
-        if good is None:
-            return self.reasons, self.until
-        return (
-            None if self.reasons is None else self.reasons[good],
-            None if self.until is None else self.until[good],
-        )
-
-
-_Found: TypeAlias = tuple[Mask | None, Mask | None]
-"""Rows that are bad, and rows that hold a range over the limit; None: none."""
-
-
-def _read_chunk(
-    data: bytes, lines: int, plan: Plan, into: tuple[Sink, Reasons, Tally]
-) -> tuple[int, Mask | None, Mask | None]:
-    """Take some lines: how many rows they hold, and as `_Found`."""
+def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Reasons, Tally]) -> tuple[Mask, Mask]:
+    """Take some lines: of the rows that they hold, which are bad, and which hold a range over the limit."""
     rows, reasons, tally = into
     columns = _columns(data, lines, plan)
-    number = len(plan.columns)
-    indexes = None if plan.reason is None else _reason_indexes(columns[number], reasons)
-    until, until_good = (None, None) if plan.until is None else _ends(columns[-1])
-    batch = _Batch(columns[:number], b"+" in data, indexes, until, until_good)
-    if tally.check_digits and plan.subject in {IMEI, RANGE, PAIR}:
-        of_devices = batch.identity if plan.subject == RANGE else batch.identity[:1]
-        tally.wrong_check_digits += sum(_wrong_check_digits(texts, batch.plus) for texts in of_devices)
-    return len(columns[0]), *_TAKE[plan.subject](batch, plan, rows, tally)
-
-
-def _take_imeis(batch: _Batch, plan: Plan, rows: Sink, tally: Tally) -> _Found:
-    texts = batch.identity[0]
-    keys, good = _imeis(texts, batch.plus)
-    if good is None:
-        good = batch.until_good
-        rows.add(_where(good, keys), *batch.of(good))
-        return _not(good), None
+    plus = b"+" in data  # numbers may have a sign, identifiers may not
+    identity = list(zip(plan.subject, columns, strict=False))
+    if tally.check_digits:
+        tally.wrong_check_digits += sum(_wrong_check_digits(texts, plus) for name, texts in identity if name.startswith("imei"))
+    parsed = [_KEYS_OF[name](texts, plus) for name, texts in identity]
+    keys = [numbers for numbers, _ in parsed]
+    why = None if plan.reason is None else _reason_indexes(columns[len(keys)], reasons)
+    good = np.logical_and.reduce([mask for _, mask in parsed])
+    until = None
+    if plan.until is not None:
+        until, readable = _ends(columns[-1])
+        good &= readable
+    wide = np.zeros(len(good), bool)
+    if plan.subject == BY_RANGE:
+        good &= keys[0] <= keys[1]
+        wide = good & (keys[1] - keys[0] >= np.uint64(tally.range_tacs_max * SNR_KEYS))
     bad = ~good
-    letters = bad & _matches(texts, _MEID)
-    if letters.any():
-        bad &= ~letters
-        letters = letters if batch.until_good is None else letters & batch.until_good
-        values = texts.filter(pl.Series(letters)).str.to_integer(base=16).cast(pl.UInt64).to_numpy()
-        rows.add(values, *batch.of(letters), base=MEID_BASE)
-    if plan.junk:
-        junk = bad & _matches(texts, _DIRBS_JUNK)
+    if plan.junk and bad.any():
+        junk = ~parsed[0][1] & _matches(columns[0], _DIRBS_JUNK)
         tally.skipped += int(junk.sum())
         bad &= ~junk
-    if batch.until_good is not None:
-        bad |= ~batch.until_good
-        good &= batch.until_good
-    rows.add(keys[good], *batch.of(good))
-    return bad if bad.any() else None, None
-
-
-def _take_tacs(batch: _Batch, _plan: Plan, rows: Sink, _tally: Tally) -> _Found:
-    numbers, good = _digits(batch.identity[0], batch.plus, (TAC_DIGITS,))
-    good = _both(good, batch.until_good)
-    first = _where(good, numbers) * np.uint64(SNR_KEYS)
-    rows.add_spans(first, first + np.uint64(SNR_KEYS - 1), *batch.of(good))
-    return _not(good), None
-
-
-def _take_ranges(batch: _Batch, _plan: Plan, rows: Sink, tally: Tally) -> _Found:
-    first, first_good = _imeis(batch.identity[0], batch.plus)
-    last, last_good = _imeis(batch.identity[1], batch.plus)
-    good = first <= last
-    for other in (first_good, last_good, batch.until_good):
-        good = good if other is None else good & other
-    rows.add_spans(first[good], last[good], *batch.of(good))
-    wide = good & (last - first >= np.uint64(tally.range_tacs_max * SNR_KEYS))
-    return _not(good), wide if wide.any() else None
-
-
-def _take_imsis(batch: _Batch, _plan: Plan, rows: Sink, _tally: Tally) -> _Found:
-    keys, good = _imsis(batch.identity[0], batch.plus)
-    good = _both(good, batch.until_good)
-    rows.add(_where(good, keys), *batch.of(good))
-    return _not(good), None
-
-
-def _take_pairs(batch: _Batch, plan: Plan, rows: Sink, tally: Tally) -> _Found:
-    texts = batch.identity[0]
-    keys, good = _imeis(texts, batch.plus)
-    if good is None:
-        good = np.ones(len(keys), bool)
-    letters = ~good & _matches(texts, _MEID)
-    if letters.any():
-        keys = keys.copy()
-        keys[letters] = texts.filter(pl.Series(letters)).str.to_integer(base=16).to_numpy() + MEID_BASE
-        good |= letters
-    bad = ~good
-    if plan.junk:
-        junk = bad & _matches(texts, _DIRBS_JUNK)
-        tally.skipped += int(junk.sum())
-        bad &= ~junk
-    imsis, imsis_good = _imsis(batch.identity[1], batch.plus)
-    for other in (imsis_good, batch.until_good):
-        if other is not None:
-            bad |= good & ~other
-            good &= other
-    rows.add_pairs(keys[good], imsis[good], *batch.of(good))
-    return bad if bad.any() else None, None
-
-
-_TAKE = {IMEI: _take_imeis, TAC: _take_tacs, RANGE: _take_ranges, IMSI: _take_imsis, PAIR: _take_pairs}
+    if not good.all():
+        keys = [numbers[good] for numbers in keys]
+        why = None if why is None else why[good]
+        until = None if until is None else until[good]
+    if rows is None:
+        pass
+    elif plan.subject == BY_PAIR:
+        rows.add_pairs(keys[0], keys[1], why, until)
+    elif plan.subject == BY_RANGE:
+        rows.add_spans(keys[0], keys[1], why, until)
+    elif plan.subject == BY_TAC:
+        rows.add_spans(keys[0], keys[0] + np.uint64(SNR_KEYS - 1), why, until)
+    else:
+        rows.add(keys[0], why, until)
+    return bad, wide
 
 
 _POWERS = np.array([10**digits for digits in range(20)], np.uint64)
 
 
-def _imeis(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
-    """Keys of IMEIs and IMEISVs, and which rows hold one (None: all)."""
+def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
+    """IMEIs, IMEISVs and MEIDs."""
+    keys, good = _imeis(texts, plus)
+    if not good.all() and (letters := ~good & _matches(texts, _MEID)).any():
+        keys = keys.copy()
+        keys[letters] = texts.filter(pl.Series(letters)).str.to_integer(base=16).to_numpy() + MEID_BASE
+        good |= letters
+    return keys, good
+
+
+def _imeis(texts: pl.Series, plus: bool) -> Parsed:
+    """IMEIs and IMEISVs."""
     numbers, good = _digits(texts, plus, IMEI_LENGTHS)
-    lengths = texts.str.len_bytes()
-    if good is None and (length := lengths.min()) == lengths.max():
-        beyond = 0 if length is None else int(length) - KEY_DIGITS  # type: ignore[arg-type]  # polars: any literal
-        return (numbers // _POWERS[beyond] if beyond else numbers), None
-    beyond_each = lengths.fill_null(0).to_numpy().astype(np.int64) - KEY_DIGITS
-    return numbers // _POWERS[np.clip(beyond_each, 0, 2)], good
+    lengths = texts.str.len_bytes().fill_null(0).to_numpy()
+    if len(lengths) and (lengths == KEY_DIGITS).all():  # no division
+        return numbers, good
+    return numbers // _POWERS[np.clip(lengths.astype(np.int64) - KEY_DIGITS, 0, 2)], good
+
+
+def _tacs(texts: pl.Series, plus: bool) -> Parsed:
+    """The lowest keys of TACs."""
+    numbers, good = _digits(texts, plus, (TAC_DIGITS,))
+    return numbers * np.uint64(SNR_KEYS), good
+
+
+def _imsis(texts: pl.Series, plus: bool) -> Parsed:
+    """IMSIs, as eir.device.imsi_key gives them: with a leading 1."""
+    numbers, good = _digits(texts, plus, IMSI_LENGTHS)
+    lengths = texts.str.len_bytes().fill_null(0).to_numpy()
+    return numbers + _POWERS[np.minimum(lengths, IMSI_LENGTHS[-1])], good
+
+
+_KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
+    "imei": _device_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
+}  # fmt: skip
+"""As layout's table, for whole columns."""
 
 
 def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
     """How many IMEIs of 15 digits end in a digit that is neither the Luhn digit of TS 23.003 annex B nor the spare 0."""
-    numbers, good = _digits(texts, plus, (CHECKED_DIGITS,))
-    left, last = np.divmod(_where(good, numbers), np.uint64(10))
+    numbers, good = _digits(texts, plus, (KEY_DIGITS + 1,))
+    left, last = np.divmod(numbers[good], np.uint64(10))
     total = np.zeros(len(left), np.uint64)
     for position in range(KEY_DIGITS):
         left, digit = np.divmod(left, np.uint64(10))
@@ -272,19 +187,12 @@ def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
     return int(np.count_nonzero((last != 0) & ((total + last) % 10 != 0)))
 
 
-def _imsis(texts: pl.Series, plus: bool) -> tuple[Keys, Mask | None]:
-    """Keys of IMSIs as eir.device.imsi_key gives them: with a leading 1."""
-    numbers, good = _digits(texts, plus, IMSI_LENGTHS)
-    lengths = texts.str.len_bytes().fill_null(0).to_numpy()
-    return numbers + _POWERS[np.minimum(lengths, IMSI_LENGTHS[-1])], good
-
-
-def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> tuple[Keys, Mask | None]:
-    """Texts of digits only, of these lengths, as numbers, and which rows hold one (None: all)."""
+def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
+    """Texts of digits only, of these lengths, as numbers."""
     numbers = texts.cast(pl.UInt64, strict=False)
     sizes = texts.str.len_bytes()
     if not plus and not numbers.null_count() and sizes.min() in lengths and sizes.max() in lengths:
-        return numbers.to_numpy(), None
+        return numbers.to_numpy(), np.ones(len(numbers), bool)
     size = sizes.fill_null(0).to_numpy()
     good = numbers.is_not_null().to_numpy() & (size >= lengths[0]) & (size <= lengths[-1])
     if plus:  # a sign is a number's, not an identifier's
@@ -292,32 +200,15 @@ def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> tuple[Keys,
     return numbers.fill_null(0).to_numpy(), good
 
 
-def _ends(texts: pl.Series) -> tuple[Seconds, Mask | None]:
-    """Unix seconds of each `until`, and which rows have one that can be read (None: all)."""
+def _ends(texts: pl.Series) -> tuple[Seconds, Mask]:
+    """Unix seconds of each `until`, and which rows have one that can be read."""
     texts = texts.fill_null("")
-    known: dict[str, int | None] = {}
-    for text in texts.unique().to_list():
-        try:
+    known: dict[str, int | None] = dict.fromkeys(texts.unique().to_list())
+    for text in known:
+        with suppress(ValueError):
             known[text] = until_seconds(text)
-        except ValueError:
-            known[text] = None
     seconds = texts.replace_strict(known, return_dtype=pl.Int64)
-    good = None if not seconds.null_count() else seconds.is_not_null().to_numpy()
-    return seconds.fill_null(0).to_numpy(), good
-
-
-def _both(one: Mask | None, other: Mask | None) -> Mask | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one & other
-
-
-def _not(good: Mask | None) -> Mask | None:
-    return None if good is None or good.all() else ~good
-
-
-def _where(good: Mask | None, keys: Keys) -> Keys:
-    return keys if good is None else keys[good]
+    return seconds.fill_null(0).to_numpy(), seconds.is_not_null().to_numpy()
 
 
 def _matches(texts: pl.Series, pattern: str) -> Mask:
@@ -325,31 +216,24 @@ def _matches(texts: pl.Series, pattern: str) -> Mask:
 
 
 def _columns(data: bytes, lines: int, plan: Plan) -> list[pl.Series]:
-    """The plan's columns of some lines, a text or null for each row; blank lines are none."""
+    """The plan's columns of some lines, a text or null for each row; blank lines do not count."""
     positions = plan.positions()
     in_file_order = sorted(positions)
     try:
         frame = pl.read_csv(
-            data,
-            has_header=False,
-            infer_schema=False,
-            columns=in_file_order,
-            separator=plan.separator,
-            quote_char='"' if b'"' in data else None,
-            encoding="utf8-lossy",
-            truncate_ragged_lines=True,
-        )
+            data, has_header=False, infer_schema=False, columns=in_file_order, separator=plan.separator,
+            quote_char='"' if b'"' in data else None, encoding="utf8-lossy", truncate_ragged_lines=True,
+        )  # fmt: skip
     except pl.exceptions.PolarsError:
         return _columns_by_line(data, plan)
     columns = [frame.to_series(in_file_order.index(position)) for position in positions]
-    if frame.height == lines and not any(column.null_count() for column in columns[: len(plan.columns)]):
+    whole = frame.height == lines
+    if whole and not any(column.null_count() for column in columns[: len(plan.columns)]):
         return columns
     if data.startswith(b"\n") or b"\n\n" in data:
         data = b"".join(line + b"\n" for line in data.split(b"\n") if line)
         return _columns(data, _lines(data), plan) if data else [pl.Series(dtype=pl.String) for _ in positions]
-    if frame.height == lines:
-        return columns
-    return _columns_by_line(data, plan)  # a quote that does not close within its line
+    return columns if whole else _columns_by_line(data, plan)  # a quote that does not close within its line
 
 
 def _columns_by_line(data: bytes, plan: Plan) -> list[pl.Series]:
@@ -387,10 +271,5 @@ def _name_rows(names: list[str], where: tuple[str, int], chunk: bytes, which: Ma
     name, first_line = where
     wanted = set(np.flatnonzero(which)[: COMPLAINTS_MAX - len(names)].tolist())
     if wanted:
-        for row, (line, text) in enumerate(_numbered(chunk, first_line)):
-            if row in wanted:
-                names.append(f"{name}:{line}: {complaint(text, plan)}")
-
-
-def _numbered(chunk: bytes, first_line: int) -> Iterator[tuple[int, bytes]]:
-    return ((line, text) for line, text in enumerate(chunk.split(b"\n"), first_line) if text)
+        lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), first_line) if text)
+        names += [f"{name}:{line}: {complaint(text, plan)}" for row, (line, text) in enumerate(lines) if row in wanted]

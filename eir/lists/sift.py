@@ -1,8 +1,8 @@
 """Which of many keys a list may have: a sieve of the list's keys, filled beside its other work. May import numpy.
 
-A list is in force before its sieve is: whoever asks meanwhile is told that nothing is known. The keys go in by pages, in
+A list is in force before its sieve is: until then the sieve says that nothing is known. The keys go in by pages, in
 steps between which others have their turn; a page that changed after it went in is looked at again. What a page no longer has
-stays in the sieve, which only costs a search; the sieve is made anew with the list, or when it has become too small.
+stays in the sieve, which only costs a search; a new sieve is made with each new list, and when this one has become too small.
 """
 
 import time
@@ -22,7 +22,7 @@ STEP_PAGES_MAX = 64
 DENSE_KEYS = PAGE_KEYS // 16
 """Keys from which a page is known as a whole: each of its keys may be listed, so each is looked for."""
 WORTH = 1.5
-"""A sieve that got this many times the keys that it was made for is made anew."""
+"""A sieve that got this many times the keys that it was made for is replaced."""
 _PAGE_KEYS = np.uint64(PAGE_KEYS)
 
 

@@ -5,9 +5,12 @@ from one event loop, and raise StoreError (eir.errors) when the store cannot do 
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
+from eir.errors import StoreError
 from eir.lists.pages import EMPTY_DIGEST, Page
 
 HISTORY_MAX = 10_000
@@ -44,6 +47,10 @@ class ListState:
     signers: tuple[str, ...] = ()
     """Principals whose signatures counted, each with its key's fingerprint: `name SHA256:…`."""
     loaded_at: str | None = None
+
+
+NO_LIST = ListState(kind="", serial=0, generation=0, highest_serial=0, release_digest="")
+"""Stands for the state of a list that has never been loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,34 +100,27 @@ class ListStore(Protocol):
 
     async def state(self, name: str) -> ListState | None:
         """The state in force; None if the list has never been loaded."""
-        ...
 
     async def states(self) -> Mapping[str, ListState]:
         """The states of all lists."""
-        ...
 
     async def replace(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
-        """Put a full release in force and keep the one before for a rollback.
+        """Put a full release in force and keep the one before for a rollback; returns the state as stored.
 
-        The store sets `generation` (seen + 1) and `highest_serial` (never lower than before) and returns the state as
-        stored.
+        The store sets `generation` (seen + 1) and `highest_serial` (never lower than before).
         """
-        ...
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
         """Put a delta in force: these pages replace those of the same number (one that is `gone` goes).
 
         The pages from before are kept for a rollback. Otherwise as `replace`.
         """
-        ...
 
     async def rollback(self, name: str, *, seen: int) -> ListState:
         """Undo the last release, full or delta, as a new generation. Raises NothingToRollBack."""
-        ...
 
     async def previous(self, name: str) -> ListState | None:
         """The state that a rollback would bring back, as it was; None where none is kept."""
-        ...
 
     async def restore(
         self, name: str, state: ListState, batches: AsyncIterable[Sequence[Page]], *, seen: int, whole: bool = True
@@ -130,45 +130,47 @@ class ListStore(Protocol):
         For a node's last good copy, and for writing such a copy back to a store that lost it. `whole` False: the pages
         replace those of the same number, as in `amend`. What was kept for a rollback is dropped.
         """
-        ...
 
     def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
         """The list as batches of pages, each with the state that it belongs to; the first batch may be empty.
 
-        `gently`: in small batches, for a process that answers meanwhile; a store may have but one size.
-
-        Raises StoreChanged when the list changed meanwhile. Nothing is yielded for a list that does not exist.
+        `gently`: in small batches, for a process that answers meanwhile; a store may have but one size. Raises StoreChanged
+        when the list changed meanwhile. Nothing is yielded for a list that does not exist.
         """
-        ...
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
         """The state and those of the numbered pages that exist, read as of one moment."""
-        ...
 
     async def changes(self, name: str, after: int) -> Sequence[Change] | None:
         """The steps after generation `after`, oldest first, without a gap; None if they are no longer all kept."""
-        ...
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
         """Return as soon as a list's generation may differ from the one given (0: no list yet), else after the time."""
-        ...
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
         """Take, or keep, the sole right to do `what` for a time; False while another has it. `ttl_s` 0 gives it back."""
-        ...
 
     async def record(self, event: Event) -> None:
         """Append to the history."""
-        ...
 
     async def history(self, name: str | None = None, limit: int = HISTORY_MAX) -> Sequence[Event]:
         """The newest events, oldest first."""
-        ...
 
     async def outcomes(self) -> Sequence[Outcome]:
         """How often each list saw each outcome, and when last."""
-        ...
 
     async def close(self) -> None:
         """Let go of files and connections."""
-        ...
+
+
+async def recorded(store: ListStore, event: Event) -> bool:
+    """Write to the history of what has happened; False if the store cannot: it has happened all the same."""
+    with suppress(StoreError):
+        await store.record(event)
+        return True
+    return False
+
+
+def utc_text(moment: datetime) -> str:
+    """A moment as manifests, states and events have it: UTC, whole seconds, with a Z."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

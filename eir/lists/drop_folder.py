@@ -1,0 +1,179 @@
+"""A drop folder: what lies in it, what of it is whole, when to look closer, and the two rooms that files are moved to.
+
+Files come in any order and in halves, change while they are read, or are links: everything is moved through descriptors that
+no link leads astray. What is here reads names, sizes and times, and no content. May import eir.errors and lists.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from eir.errors import EirError
+from eir.lists.release import Manifest
+from eir.lists.store import ACCEPTED, REFUSED
+
+SETTLED_S = 1.0
+"""A file that was changed less than this ago may still be on its way."""
+ITEMS_MAX = 3000
+"""Files of the folder that are looked at; the rest waits until these have gone."""
+AGAIN_S, CHANGED_AGAIN_S = 30.0, 10.0
+"""Pause between two passes where no file changes, and while files only grow."""
+
+FOLDER_MODE, TEXT_MODE = 0o750, 0o640
+REFUSED_FILES_MAX, REFUSED_BYTES_MAX = 1000, 1 << 30
+"""What `refused` keeps: the oldest files go first, those of the latest release never."""
+
+
+class Item(NamedTuple):
+    """One name in the folder."""
+
+    size: int
+    changed: float
+    """Unix seconds of the last change, of content or name (ctime)."""
+
+
+Listing = Mapping[str, Item]
+
+
+def look(folder: Path | int) -> dict[str, Item]:
+    """The names in the folder (or its descriptor) that may belong to releases: no folders, nothing hidden. Raises OSError."""
+    found: dict[str, Item] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            with suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                if not stat.S_ISDIR(status.st_mode):
+                    found[entry.name] = Item(status.st_size, status.st_ctime)
+            if len(found) >= ITEMS_MAX:
+                break
+    return found
+
+
+def delivered(listing: Listing) -> list[str]:
+    """Manifests whose signature has arrived, by name."""
+    return sorted(name for name in listing if f"{name}.sig" in listing)
+
+
+def lacking(manifest: Manifest, listing: Listing, now: float) -> str:
+    """What keeps a release's data files from being whole; empty if nothing does."""
+    for file in manifest.files:
+        item = listing.get(file.name)
+        if item is None:
+            return f"{file.name} is not there"
+        if item.size != file.bytes:
+            return f"{file.name} has {item.size} of {file.bytes} bytes"
+        if not settled(item, now):
+            return f"{file.name} was changed just now"
+    return ""
+
+
+def settled(item: Item, now: float) -> bool:
+    """True unless the file was changed a moment ago. A time in the future is another host's clock, and says nothing."""
+    return not now - SETTLED_S < item.changed <= now
+
+
+class Watch:
+    """Decides from one look at the folder after another when a pass is worth making. `patience_s` as in inbox.Terms."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._seen: Listing = {}
+        """As the last pass found it."""
+        self._again_at = 0.0
+        self._passed_at = -float("inf")
+
+    def due(self, listing: Listing, now: float) -> bool:
+        """Whether there may be something to do. `now` in Unix seconds, like the times of the files."""
+        if not listing:
+            return False
+        if now >= self._again_at:
+            return True
+        since = now - self._passed_at
+        if since >= AGAIN_S and min(item.changed for item in listing.values()) + self._patience_s <= now:
+            return True
+        fresh = [item for name, item in listing.items() if self._seen.get(name) != item]
+        if not fresh or not any(name.endswith(".sig") for name in listing):
+            return False
+        return since >= CHANGED_AGAIN_S or all(settled(item, now) for item in fresh)
+
+    def passed(self, listing: Listing, again_s: float | None, now: float) -> None:
+        """A pass was made of what `listing` shows."""
+        self._seen = listing
+        self._passed_at = now
+        self._again_at = float("inf") if again_s is None else now + again_s
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """A drop folder, open."""
+
+    drop: int
+    """Its descriptor."""
+    rooms: dict[str, int]
+    moved: set[str] = field(default_factory=set)
+    """Names that were put away since it was opened."""
+
+    def put_away(self, names: Sequence[str], room: str, text: tuple[str, str] | None = None) -> None:
+        """Move files in this order, and write a text (name, content) beside them first. Raises OSError."""
+        self.moved.update(names)
+        if text is not None:
+            self.moved.add(text[0])
+            _write_text(*text, self.rooms[room])
+        for name in names:
+            with suppress(FileNotFoundError):  # the publisher took it back
+                os.rename(name, name, src_dir_fd=self.drop, dst_dir_fd=self.rooms[room])
+
+    def prune(self) -> None:
+        """Delete the oldest refused files past what is kept of them."""
+        files = size = 0
+        found = look(self.rooms[REFUSED])
+        for name, item in sorted(found.items(), key=lambda named: named[1].changed, reverse=True):
+            files, size = files + 1, size + item.size
+            if name not in self.moved and (files > REFUSED_FILES_MAX or size > REFUSED_BYTES_MAX):
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=self.rooms[REFUSED])
+
+
+@contextmanager
+def open_rooms(folder: Path) -> Iterator[Rooms]:
+    """Open a drop folder, and make the folders in it if need be. Raises EirError if it cannot be used."""
+    with ExitStack() as stack:
+        drop = _opened(folder, None, stack)
+        yield Rooms(drop, {room: _opened(Path(room), drop, stack) for room in (ACCEPTED, REFUSED)})
+
+
+def _opened(folder: Path, inside: int | None, stack: ExitStack) -> int:
+    """A descriptor of the folder, or of one inside another, which may not be a link."""
+    try:
+        if inside is not None:
+            with suppress(FileExistsError):
+                os.mkdir(folder, FOLDER_MODE, dir_fd=inside)
+        no_link = os.O_NOFOLLOW if inside is not None else 0
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_link, dir_fd=inside)
+    except OSError as error:
+        raise EirError(f"the drop folder cannot be used: {folder}: {error.strerror}") from None
+    stack.callback(os.close, descriptor)
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=descriptor):
+        raise EirError(f"the drop folder cannot be used: {folder} is not writable for user {os.getuid()}")
+    return descriptor
+
+
+def _write_text(name: str, text: str, folder_fd: int) -> None:
+    """A new file in place of what has the name."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder_fd)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(name, flags, TEXT_MODE, dir_fd=folder_fd), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # A release that may not stay in the folder goes without its text; log and history say the same.

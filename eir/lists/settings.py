@@ -1,0 +1,32 @@
+"""What the configuration says of a list. Imports nothing of ours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEVICES, PAIRS, SUBSCRIBERS = "devices", "pairs", "subscribers"
+"""Kinds of list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListSettings:
+    """A list as the configuration declares it."""
+
+    name: str
+    kind: str = DEVICES
+    """devices, pairs or subscribers."""
+    signers: Path | None = None
+    """An OpenSSH allowed_signers file: whose releases may change the list. None: nobody's."""
+    revoked: Path | None = None
+    """A key revocation list, or public keys one a line."""
+    threshold: int = 1
+    """Distinct keys, of distinct principals, that must have signed."""
+    local: bool = False
+    """Changed by an operator's commands instead of releases."""
+    shrink_max: float = 0.20
+    """Fraction of the devices in force by which a release may shrink the list."""
+    growth_max: float = 0.20
+    """Fraction of the devices in force by which a release may grow the list."""
+    range_tacs_max: int = 1000
+    """TACs that one range may span."""
+    bad_rows_max: int = 100
+    """Rows of a release that may be wrong; they are left out."""
