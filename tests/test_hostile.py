@@ -35,14 +35,14 @@ def soak(*arguments):
 
 
 class TestSoak:
-    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("workers", [2])
     def test_fuzz(self, workers):
         said = soak("fuzz", "--messages", 6000, "--sessions", 150, "--workers", workers, "--seed", 5)
         assert said.startswith("seed 5\n")
         assert "6,000 fuzzed messages" in said
         assert "150 fuzzed sessions" in said
 
-    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("workers", [2])
     def test_flap(self, workers):
         said = soak("flap", "--peers", 30, "--seconds", 2, "--workers", workers)
         assert int(re.search(r"30 peers came ([\d,]+) times", said)[1].replace(",", "")) > 100
@@ -115,7 +115,7 @@ async def test_thousands_of_connections(loaded, crowd):
     assert memory_mb(node.pid) - memory < 10
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2])
 async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd, workers):
     loaded.configure(limits={"connections_max": 60, "source_connections_max": 40, "source_unidentified_max": 120}, workers=workers)
     node = loaded.start()
@@ -132,7 +132,7 @@ async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd
     await until_async(lambda: node.metrics().get("eir_peers_refused_total{reason=connections_max}") == 10)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2])
 async def test_who_says_nothing_is_held_to_the_limits_by_all_workers_together(loaded, crowd, workers):
     loaded.configure(limits={"unidentified_max": 6, "source_unidentified_max": 4, "cer_timeout_s": 60}, workers=workers)
     node = loaded.start()
@@ -150,7 +150,7 @@ async def test_who_says_nothing_is_held_to_the_limits_by_all_workers_together(lo
     assert refused["eir_peers_refused_total{reason=unidentified_max}"] == 28
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2])
 async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded, crowd, workers):
     """A CER comes a round trip after the connection; a flood from the same network has come meanwhile."""
     loaded.configure(limits={"unidentified_max": 30, "source_unidentified_max": 20, "cer_timeout_s": 60}, workers=workers)
@@ -166,7 +166,7 @@ async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded
         assert Message(await loop.sock_recv(one, 4096)).result == 2001
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2])
 async def test_strangers_by_the_thousand_take_nobodys_place(loaded, crowd, workers):
     """Closed at accept (row 34), in whichever process that is."""
     loaded.configure(peers=[{"name": "mme", "realm": REALM, "from": ["127.0.3.0/24"]}], limits={"connections_max": 8}, workers=workers)
@@ -184,11 +184,7 @@ async def test_strangers_by_the_thousand_take_nobodys_place(loaded, crowd, worke
     assert node.lines("peer_refused")[0]["setting"] == "peers: from"
 
 
-# One worker leaves connections in the kernel's queue; to one of several they are handed, and are closed there.
-STARVED = {1: ("eir_diameter_errors_total{reason=accept_failed}", "accept_failed"), 2: ("eir_peers_refused_total{reason=open_files}", "peer_refused")}
-
-
-@pytest.mark.parametrize("workers", STARVED)
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_more_connections_than_open_files(loaded, crowd, workers):
     wide = {"connections_max": 4000, "source_connections_max": 4000, "unidentified_max": 4000, "source_unidentified_max": 4000}
     loaded.configure(limits=wide, workers=workers)
@@ -197,8 +193,8 @@ async def test_more_connections_than_open_files(loaded, crowd, workers):
     before, steady = state(node), Steady()
     async with beside(node, steady):
         flood = await crowd(node, 400 * workers)
-        metric, event = STARVED[workers]
-        await until_async(lambda: max(descriptors(node.pid)) > 190 and node.lines(event, level="error"))
+        # A worker that has no descriptor left for a connection that it is handed closes it.
+        await until_async(lambda: max(descriptors(node.pid)) > 190 and node.lines("peer_refused", reason="open_files", level="error"))
         used = seconds_of_processor(node.pid)
         began = time.monotonic()
         await asyncio.sleep(1)
@@ -209,7 +205,7 @@ async def test_more_connections_than_open_files(loaded, crowd, workers):
         await until_async(lambda: sum(descriptors(node.pid)) <= sum(before[0]) + 1)
     assert steady.wrong == []
     await settled(node, before)
-    assert node.metrics()[metric] >= 1
+    assert node.metrics()["eir_peers_refused_total{reason=open_files}"] >= 1
     assert await fresh_answer(node) == 1
 
 
@@ -266,7 +262,7 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2])
 async def test_long_messages_cost_little_and_leave_nothing(loaded, connect, workers):
     loaded.configure(workers=workers)
     node = loaded.start()
@@ -337,7 +333,7 @@ async def test_storms_of_resets(loaded, crowd):
     assert outgoing + drops <= incoming <= outgoing + drops + own
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2])
 async def test_peers_that_never_read(loaded, crowd, workers):
     loaded.configure(limits={"write_buffer_bytes": 65536, "stalled_write_s": 2}, workers=workers)
     node = loaded.start()

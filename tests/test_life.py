@@ -474,7 +474,7 @@ async def test_a_node_that_starts_with_a_clock_days_ahead_drops_no_row(site, con
     assert int((site.state / "clock").read_text()) > ended.timestamp()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2])
 async def test_a_node_that_starts_on_a_full_disk_has_its_lists(site, connect, workers):
     """No file of it may grow; it can be looked at all the same."""
     site.configure(workers=workers)

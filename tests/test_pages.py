@@ -23,7 +23,7 @@ from servers import Server, programs
 from wire import EIR, REALM
 
 from eir import __version__
-from eir.commands.cli import app
+from eir.commands.app import app
 from eir.config import load_config
 from eir.operate.metrics import FAMILIES
 
@@ -275,7 +275,7 @@ def reported():
     return names | set(folded), patterns
 
 
-PUT_TOGETHER = {"ready", "degraded", "not_ready"} | {"release_accepted", "release_refused", "release_waiting"}
+PUT_TOGETHER = {"serving", "ready", "degraded", "not_ready"} | {"release_accepted", "release_refused", "release_waiting"}
 """Events that take their name from the word of /ready, or from what became of a release in the drop folder."""
 
 

@@ -558,7 +558,7 @@ MOMENTS = {
 """What it is about to read, or to do, when the signal comes."""
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2])
 @pytest.mark.parametrize("moment", MOMENTS)
 class TestSignalsInTheFirstMoments:
     @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 from certificates import VERSIONS, Authority, days
+from hostile import processes
 from hypothesis import given
 from hypothesis import strategies as st
 from node import LISTED, until, until_async
@@ -266,8 +267,9 @@ async def test_half_handshakes_hold_nothing_up(single, authority, call):
 
 
 def sockets(node):
-    """Internet sockets that the node's process has open, by what the kernel lists for its network."""
-    own = {target.removeprefix("socket:[").rstrip("]") for target in links(Path(f"/proc/{node.pid}/fd")) if target.startswith("socket:")}
+    """Internet sockets that the node's processes have open, by what the kernel lists for their network."""
+    found = {link for pid in processes(node.pid) for link in links(Path(f"/proc/{pid}/fd"))}
+    own = {link.removeprefix("socket:[").rstrip("]") for link in found if link.startswith("socket:")}
     rows = [line.split() for line in Path(f"/proc/{node.pid}/net/tcp").read_text().splitlines()[1:]]
     return sum(row[9] in own for row in rows)
 
