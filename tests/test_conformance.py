@@ -56,7 +56,7 @@ from eir.diameter.node import Identity, Limits, Node, PeerSettings
 from eir.diameter.peer import Peer
 from eir.diameter.settings import TlsSettings
 from eir.diameter.states import State
-from eir.diameter.transport.tls import load_tls
+from eir.diameter.transport.tls import load_tls, read_tls
 from eir.diameter.watchdog import Status as Watch
 from eir.lists.index import Index
 from eir.lists.pages import Page
@@ -593,7 +593,7 @@ async def over_tls(name):
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority(Path(folder))
         files = {key: Path(file) for key, file in authority.write(EIR).items()}
-        async with running(tls=load_tls(TlsSettings(**files))) as setup:
+        async with running(tls=load_tls(read_tls(TlsSettings(**files)))) as setup:
             yield setup, authority.peer(name)
 
 

@@ -183,7 +183,7 @@ async def test_a_reload_that_one_of_two_workers_does_not_answer(node, lines, mon
     assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "configure")] == [0]
     await silent.end()
     successor = await node.successor(0)
-    ((config, disabled, dials),) = successor.configured
+    ((config, disabled, _, dials),) = successor.configured
     assert (config.policy.default, disabled, dials) == ("greylisted", [], True)
 
 

@@ -17,7 +17,7 @@ from eir.config.reader import Document, Spot
 from eir.config.settings import Config
 from eir.diameter.capabilities import holds
 from eir.diameter.settings import PeerSettings
-from eir.diameter.transport.tls import TlsError, load_tls
+from eir.diameter.transport.tls import TlsError, load_tls, read_tls
 from eir.lists.release import is_list_name
 from eir.lists.settings import PAIRS
 
@@ -67,7 +67,7 @@ def _check_tls(config: Config, document: Document) -> Findings:
         return
     if config.tls is not None:
         try:
-            load_tls(config.tls)
+            load_tls(read_tls(config.tls))
         except TlsError as e:
             yield str(e), ("tls", e.key)
         return
@@ -81,7 +81,7 @@ def _check_tls(config: Config, document: Document) -> Findings:
 def _warn_tls(config: Config, _: Document) -> Findings:
     if config.tls is None:
         return
-    certificate = load_tls(config.tls).certificate
+    certificate = load_tls(read_tls(config.tls)).certificate
     now, file, spot = datetime.now(UTC), config.tls.certificate, ("tls", "certificate")
     if now < certificate.not_before:
         yield f"the certificate {file} is not valid before {certificate.not_before:%Y-%m-%d %H:%M} UTC", spot

@@ -24,7 +24,7 @@ from eir.daemon.setup import report_warnings
 from eir.daemon.signals import heed
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
-from eir.diameter.transport.tls import Tls, load_tls
+from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, StoreError
 from eir.lists.expiry import ExpiryReminder
 from eir.lists.store import REFUSED, ListState, Outcome
@@ -72,7 +72,8 @@ class Front:
         self._drop_folder = DropFolder(config, report=report)
         self._outcomes: tuple[Outcome, ...] = ()
         self._expiry = ExpiryReminder()
-        self._tls = self._load_tls(config)
+        self._certificate_ends: datetime | None = None
+        self._tls = self._read_tls(config)
         self._pids: dict[int, int] = {}
         """Processes of the workers, by number."""
         self._restarts = 0
@@ -155,7 +156,7 @@ class Front:
     # ---- workers ----
 
     def _configured(self, number: int) -> Configured:
-        return Configured(self._config, sorted(self._disabled), dials=self._dialing and number == 0)
+        return Configured(self._config, sorted(self._disabled), self._tls, dials=self._dialing and number == 0)
 
     def _take_workers(self) -> None:
         """The supervisor has started workers: take our ends of their channels."""
@@ -252,7 +253,7 @@ class Front:
             "eir_release_last_refused_timestamp_seconds": metrics.times(
                 {each.list or UNKNOWN_LIST: each.last for each in counted if each.outcome == REFUSED}
             ),
-            "eir_tls_certificate_expires_timestamp_seconds": {(): self._tls.certificate.not_after.timestamp()} if self._tls else {},
+            "eir_tls_certificate_expires_timestamp_seconds": {(): self._certificate_ends.timestamp()} if self._certificate_ends else {},
             "eir_worker_restarts_total": {(): float(self._restarts)},
             "eir_build_info": {(__version__,): 1.0},
         }
@@ -309,7 +310,7 @@ class Front:
         """
         try:
             new = load_config(self._config.path)
-            tls = self._load_tls(new)
+            tls = self._read_tls(new)
         except (EirError, OSError) as e:
             for problem in e.problems if isinstance(e, ConfigError) else (e,):
                 self._log.report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
@@ -326,13 +327,15 @@ class Front:
         self._log.report("reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(waiting) or None)
         return "reloaded" + (f"; these need a restart: {', '.join(waiting)}" if waiting else "")
 
-    def _load_tls(self, config: Config) -> Tls | None:
+    def _read_tls(self, config: Config) -> TlsFiles | None:
+        """Read the files of TLS, for all workers, and tell of the certificate. Raises TlsError."""
         if config.tls is None:
             return None
-        tls = load_tls(config.tls)
-        names, _, ends = tls.certificate
-        self._log.report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
-        return tls
+        files = read_tls(config.tls)
+        names, _, self._certificate_ends = load_tls(files).certificate
+        ends = self._certificate_ends.isoformat()
+        self._log.report("certificate", names=",".join(names), expires=ends, file=config.tls.certificate)
+        return files
 
 
 def _in_force(reports: list[WorkerReport]) -> dict[str, ListState]:

@@ -30,7 +30,7 @@ from eir.diameter.admission import Claim, Order
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
 from eir.diameter.rate import Grants
-from eir.diameter.transport.tls import Tls, load_tls
+from eir.diameter.transport.tls import Tls, TlsFiles, load_tls
 from eir.errors import StoreError
 from eir.follow.follower import Follower
 from eir.lists.clock import TrustedClock
@@ -71,6 +71,7 @@ class Configured(NamedTuple):
     config: Config
     disabled: Sequence[str]
     """Labels of the peers that are out of service."""
+    tls: TlsFiles | None
     dials: bool
     """This worker connects to peers that have a `connect`, which is one worker's business."""
 
@@ -133,7 +134,7 @@ def built(configured: Configured, inherited: Inherited, channel: Channel, log: L
     checker = Checker(
         config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report
     )
-    tls = None if config.tls is None else load_tls(config.tls)
+    tls = None if configured.tls is None else load_tls(configured.tls)
     node = Node(
         replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config),
         s13_application(S13Service(checker), partial(Lane, checker)),
@@ -260,7 +261,7 @@ class Worker:
     def configure(self, configured: Configured) -> None:
         """Take over another configuration, except for what takes a restart. Raises EirError and changes nothing if it cannot."""
         new = configured.config
-        tls = self._tls if new.tls is None else load_tls(new.tls)  # a listener for TLS that is open stays so until a restart
+        tls = self._tls if configured.tls is None else load_tls(configured.tls)  # a listener for TLS that is open stays so until a restart
         self._index.reconfigure(kinds_of(new))
         self._checker.reconfigure(new.policy, datetime.now(UTC))
         identity = replace(new.identity, origin_state_id=self._node.identity.origin_state_id)

@@ -1,10 +1,16 @@
 """TLS of a node: from files to the contexts that handshakes are made with (RFC 6733 13.1, RFC 8996). Opens no connection.
 
+Files are read once, by `read_tls`; what was read makes the same contexts in each process that it is handed to, whatever the files
+say by then.
+
 Authentication is always mutual: a peer without a certificate of a configured authority does not get as far as a CER. The names in
 its certificate are compared with the CER (capabilities.certificate_fits), not with the address that was dialled.
 """
 
+import os
 import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,41 +44,67 @@ class TlsError(EirError):
         self.key = key
 
 
-def load_tls(settings: TlsSettings) -> Tls:
-    """Read all files and make the contexts. Raises TlsError that says which file is wrong, and how."""
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What the files of the settings said when they were read. May be pickled."""
+
+    settings: TlsSettings
+    contents: Mapping[str, bytes]
+    """By the setting that names the file."""
+
+
+def read_tls(settings: TlsSettings) -> TlsFiles:
+    """Read all files. Raises TlsError for one that cannot be read."""
+    files = {key: file for key in ("certificate", "key", "ca", "crl") if (file := getattr(settings, key)) is not None}
+    return TlsFiles(settings, {key: _content(key, file) for key, file in files.items()})
+
+
+def load_tls(files: TlsFiles) -> Tls:
+    """Make the contexts. Raises TlsError that says which file is wrong, and how."""
+    settings, contents = files.settings, files.contents
     try:
-        certificate = first_certificate(_content("certificate", settings.certificate))
+        certificate = first_certificate(contents["certificate"])
     except ValueError as e:
         raise TlsError("certificate", f"{settings.certificate}: {e}; expected the node's certificate in PEM") from None
-    if b"PRIVATE KEY-----" not in _content("key", settings.key):
+    if b"PRIVATE KEY-----" not in contents["key"]:
         raise TlsError("key", f"{settings.key}: no private key in it; expected the certificate's, in PEM")
-    accepting, connecting = (_context(settings, protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
+    with ExitStack() as stack:
+        paths = {key: stack.enter_context(_in_memory(content)) for key, content in contents.items()}
+        accepting, connecting = (_context(settings, paths, protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
     # A session that is taken up again would not have its certificate looked at; connections are few and long.
     accepting.num_tickets = 0
     return Tls(accepting, connecting, certificate)
 
 
-def _context(settings: TlsSettings, protocol: int) -> ssl.SSLContext:
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """A path for OpenSSL, which takes keys and revocation lists from files only."""
+    with os.fdopen(os.memfd_create("tls"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _context(settings: TlsSettings, paths: Mapping[str, str], protocol: int) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.check_hostname = False  # the CER or CEA says who it is, and is held to the certificate
     context.verify_mode = ssl.CERT_REQUIRED
     context.minimum_version = VERSIONS[settings.min_version]
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     try:
-        context.load_cert_chain(settings.certificate, settings.key, password=_no_passphrase)
+        context.load_cert_chain(paths["certificate"], paths["key"], password=_no_passphrase)
     except (ssl.SSLError, OSError) as e:
         if isinstance(e, ssl.SSLError) and e.reason in MISMATCHES:
             raise TlsError("key", f"{settings.key} is not the private key of {settings.certificate}") from None
         raise TlsError("certificate", f"{settings.certificate} and {settings.key}: {_why(e)}") from None
     except _PassphraseWantedError:
         raise TlsError("key", f"{settings.key} wants a passphrase; expected a key without one") from None
-    for key, file in (("ca", settings.ca), ("crl", settings.crl)):
-        if file is not None:
-            _content(key, file)
+    for key in ("ca", "crl"):
+        if key in paths:
             try:
-                context.load_verify_locations(file)
+                context.load_verify_locations(paths[key])
             except (ssl.SSLError, OSError) as e:
-                raise TlsError(key, f"{file}: {_why(e)}") from None
+                raise TlsError(key, f"{getattr(settings, key)}: {_why(e)}") from None
     stored = context.cert_store_stats()
     if not stored["x509"]:
         raise TlsError("ca", f"{settings.ca}: no certificate in it; expected those of the authorities that peers' come from")
