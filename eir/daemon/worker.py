@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -138,76 +138,66 @@ def built(configured: Configured, inherited: Inherited, channel: Channel, log: L
     node = Node(
         replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config),
         s13_application(S13Service(checker), partial(Lane, checker)),
-        counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config), tls=tls, grants=inherited.grants,
+        counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
+        tls=tls, grants=inherited.grants,
     )  # fmt: skip
     for label in configured.disabled:
         node.disable(label)
     stores = (store,) if copy is None else (store, copy)
-    return Worker(config, log, channel, counts=counts, index=index, checker=checker, follower=follower, stores=stores, clock=clock, node=node, tls=tls)
+    return Worker(
+        config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, follower=follower, stores=stores, clock=clock,
+        node=node, tls=tls,
+    )  # fmt: skip
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class Worker:
     """The parts of a worker at work."""
 
-    def __init__(
-        self,
-        config: Config,
-        log: Log,
-        channel: Channel,
-        *,
-        counts: Counts,
-        index: Index,
-        checker: Checker,
-        follower: Follower,
-        stores: Sequence[ListStore],
-        clock: TrustedClock,
-        node: Node,
-        tls: Tls | None,
-    ) -> None:
-        self._config = config
-        self._log = log
-        self._channel = channel
-        self._counts = counts
-        self._index = index
-        self._checker = checker
-        self._follower = follower
-        self._stores = stores
-        self._clock = clock
-        self._node = node
-        self._tls = tls
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._shed_told: Counter[tuple[str, str]] = Counter()
-        """What was shed up to the last line about it."""
-        self._shed_lately: Counter[tuple[str, str]] = Counter()
-        """What that line told."""
+    config: Config
+    log: Log
+    channel: Channel
+    counts: Counts
+    index: Index
+    checker: Checker
+    follower: Follower
+    stores: Sequence[ListStore]
+    clock: TrustedClock
+    node: Node
+    tls: Tls | None
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What was shed up to the last line about it."""
+    shed_lately: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What that line told."""
 
     def handlers(self) -> Handlers:
         """What the front tells and asks."""
         return {
-            "order": self._node.obey, "dial": self._node.dial, "snapshot": self.snapshot, "report": self.report, "peers": self.peers,
+            "order": self.node.obey, "dial": self.node.dial, "snapshot": self.snapshot, "report": self.report, "peers": self.peers,
             "set_peer": self.set_peer,
         }  # fmt: skip
 
     async def run(self, packets: socket.socket, stop: asyncio.Event) -> None:
         """Get the lists, answer until told to stop, send the peers away, let go of everything."""
         try:
-            await self._follower.start()
+            await self.follower.start()
         except StoreError as e:
-            self._log.report("store_away", level="error", reason=e.cause, detail=str(e))
+            self.log.report("store_away", level="error", reason=e.cause, detail=str(e))
         gc.collect()
         gc.freeze()  # what the start made stays: no collection walks it again
-        following = [asyncio.create_task(self._follower.run()), asyncio.create_task(self._tick())]
+        following = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._tick())]
         loop = asyncio.get_running_loop()
         loop.add_reader(packets, self._handed, packets)
-        self._channel.tell("started")
+        self.channel.tell("started")
         await stop.wait()
         loop.remove_reader(packets)
-        await self._node.drain(DRAIN_S)
+        await self.node.drain(DRAIN_S)
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
-        await asyncio.to_thread(state_folder.keep_clock, self._clock, self._config.state)
-        for store in self._stores:
+        await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
+        for store in self.stores:
             await store.close()
         self._tell_shed()
 
@@ -216,18 +206,18 @@ class Worker:
     def _handed(self, packets: socket.socket) -> None:
         while (given := take_over(packets)) is not None:
             if given.connection is None:
-                self._node.starved()
-                self._channel.tell("gone", given.number)
+                self.node.starved()
+                self.channel.tell("gone", given.number)
                 continue
-            task = asyncio.create_task(self._serve(given.connection, given.number, self._config.listen[given.listener]))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task = asyncio.create_task(self._serve(given.connection, given.number, self.config.listen[given.listener]))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
 
     async def _serve(self, connection: socket.socket, number: int, listener: str) -> None:
         try:
-            await self._node.take(connection, secure=listener.startswith("tls:"))
+            await self.node.take(connection, secure=listener.startswith("tls:"))
         finally:
-            self._channel.tell("gone", number)
+            self.channel.tell("gone", number)
 
     # ---- what goes on beside the checks ----
 
@@ -236,57 +226,57 @@ class Worker:
             try:
                 await self._look(tick)
             except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
-                self._log.report("fault", reason="tick", level="error", detail=repr(e))
+                self.log.report("fault", reason="tick", level="error", detail=repr(e))
             await asyncio.sleep(TICK_S)
 
     async def _look(self, tick: int) -> None:
         if tick % FOLD_EVERY_TICKS == 0:
             self._tell_shed()
-            self._log.fold()
-        self._checker.tick(datetime.now(UTC))
+            self.log.fold()
+        self.checker.tick(datetime.now(UTC))
         if tick % KEEP_CLOCK_EVERY_TICKS == 0:
-            if self._clock.jumped:
-                self._log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
-            await asyncio.to_thread(state_folder.keep_clock, self._clock, self._config.state)
+            if self.clock.jumped:
+                self.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
+            await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
 
     def _tell_shed(self) -> None:
         """One line for each peer and limit about what was turned away since the last ones."""
-        self._shed_lately = self._counts.shed - self._shed_told
-        self._shed_told = self._counts.shed.copy()
-        for (peer, reason), count in self._shed_lately.items():
-            self._log.report("shed", peer=peer, reason=reason, level="warning", count=count)
+        self.shed_lately = self.counts.shed - self.shed_told
+        self.shed_told = self.counts.shed.copy()
+        for (peer, reason), count in self.shed_lately.items():
+            self.log.report("shed", peer=peer, reason=reason, level="warning", count=count)
 
     # ---- what the front tells ----
 
     def configure(self, configured: Configured) -> None:
         """Take over another configuration, except for what takes a restart. Raises EirError and changes nothing if it cannot."""
         new = configured.config
-        tls = self._tls if configured.tls is None else load_tls(configured.tls)  # a listener for TLS that is open stays so until a restart
-        self._index.reconfigure(kinds_of(new))
-        self._checker.reconfigure(new.policy, datetime.now(UTC))
-        identity = replace(new.identity, origin_state_id=self._node.identity.origin_state_id)
-        self._node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls)
-        self._log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
-        self._config, self._tls = new, tls
+        tls = self.tls if configured.tls is None else load_tls(configured.tls)  # a listener for TLS that is open stays so until a restart
+        self.index.reconfigure(kinds_of(new))
+        self.checker.reconfigure(new.policy, datetime.now(UTC))
+        identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
+        self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls)
+        self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
+        self.config, self.tls = new, tls
 
     def set_peer(self, label: str, enabled: bool) -> None:
         """Put a peer in or out of service."""
-        self._node.enable(label) if enabled else self._node.disable(label)
+        self.node.enable(label) if enabled else self.node.disable(label)
 
     # ---- what the front asks ----
 
     def _loaded(self) -> dict[str, ListState]:
-        return {name: held.state for name, held in self._index.lists.items() if held.state is not None}
+        return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
 
     def snapshot(self) -> metrics.Snapshot:
         """All numbers of this worker, for a scrape."""
-        counts, follower = self._counts, self._follower
-        connected, disabled = self._node.connected(), self._node.disabled()
+        counts, follower = self.counts, self.follower
+        connected, disabled = self.node.connected(), self.node.disabled()
         states = self._loaded()
         return {
-            "eir_checks_total": metrics.by_labels(self._checker.checks()),
-            "eir_observed_total": metrics.by_labels(self._checker.observed),
-            "eir_identity_errors_total": metrics.by_labels(self._checker.identity_errors),
+            "eir_checks_total": metrics.by_labels(self.checker.checks()),
+            "eir_observed_total": metrics.by_labels(self.checker.observed),
+            "eir_identity_errors_total": metrics.by_labels(self.checker.identity_errors),
             "eir_check_duration_seconds": metrics.histogram(DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s),
             "eir_diameter_messages_total": metrics.by_labels(counts.messages),
             "eir_diameter_answers_total": metrics.by_labels(counts.answers),
@@ -297,8 +287,8 @@ class Worker:
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(counts.last_request),
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
             "eir_shed_total": metrics.by_labels(counts.shed),
-            "eir_list_entries": metrics.by_label({name: state.entries for name, state in states.items()}),
-            "eir_list_serial": metrics.by_label({name: state.serial for name, state in states.items()}),
+            "eir_list_entries": {(name,): state.entries for name, state in states.items()},
+            "eir_list_serial": {(name,): state.serial for name, state in states.items()},
             "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),
             "eir_list_expires_timestamp_seconds": metrics.times({name: state.expires for name, state in states.items()}),
             "eir_store_up": {(): float(follower.up)},
@@ -306,23 +296,23 @@ class Worker:
             "eir_store_lost_data": {(name,): float(name in follower.lost) for name in states},
             "eir_follow_lag_seconds": {(): follower.lag_s},
             "eir_switch_longest_slice_seconds": {(): follower.longest_slice_s},
-            "eir_override_active": {(): float(self._checker.policy.overridden)},
+            "eir_override_active": {(): float(self.checker.policy.overridden)},
         }
 
     def report(self) -> WorkerReport:
         """How the worker is."""
         states = self._loaded()
-        lately = (self._counts.shed - self._shed_told) + self._shed_lately
+        lately = (self.counts.shed - self.shed_told) + self.shed_lately
         return WorkerReport(
-            missing=missing_lists(self._config, states), lists=states, store_up=self._follower.up, lost=dict(self._follower.lost),
-            from_copy=sorted(self._follower.from_copy), overridden=self._checker.policy.overridden,
-            checks=self._checker.checks().total(), connected=self._node.connected(), tasks=len(asyncio.all_tasks()),
-            shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self._node.disabled(),
+            missing=missing_lists(self.config, states), lists=states, store_up=self.follower.up, lost=dict(self.follower.lost),
+            from_copy=sorted(self.follower.from_copy), overridden=self.checker.policy.overridden,
+            checks=self.checker.checks().total(), connected=self.node.connected(), tasks=len(asyncio.all_tasks()),
+            shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.node.disabled(),
         )  # fmt: skip
 
     def peers(self) -> list[dict[str, Any]]:
         """All connections, and the entries of the peer table that have none."""
-        return [asdict(peer) for peer in self._node.status()]
+        return [asdict(peer) for peer in self.node.status()]
 
 
 class RemoteAdmission:
