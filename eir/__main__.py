@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from eir.daemon.signals import hold
+from eir.daemon.signals import block
 
 TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 """Environment variable of the GNU C library (2.35 and later; others do not know it), and the setting."""
@@ -17,9 +17,9 @@ TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 def main() -> None:
     """Run the command line; see eir.commands.app."""
     if _command(sys.argv[1:]) == "serve":
-        hold()
+        block()
         _use_large_pages()
-    from eir.commands import app  # noqa: PLC0415 - takes a third of a second, in which signals are held already
+    from eir.commands import app  # noqa: PLC0415 - takes a third of a second, in which signals are blocked already
 
     app.main()
 

@@ -9,9 +9,9 @@ import pytest
 from node import until_async
 
 from eir.config import load_config
-from eir.daemon import channel, front, workers
-from eir.daemon.channel import Channel, pair, take_over
+from eir.daemon import front, rpc, workers
 from eir.daemon.front import Front
+from eir.daemon.rpc import RpcLink, pair, take_over
 from eir.errors import EirError
 from eir.operate.status import WorkerReport
 
@@ -38,17 +38,17 @@ class Played:
         here, self.ends = pair()
         socket.send_fds(supervisor, [f"{self.number} {PID + self.number} 0".encode()], [here.stream.fileno(), here.packets.fileno()])
         here.close()
-        self.channel = await Channel.over(self.ends.stream)
+        self.link = await RpcLink.over(self.ends.stream)
         handlers = {
             "configure": self.configured.append, "snapshot": lambda: {"eir_checks_total": {("whitelisted", ""): self.checks}},
             "report": lambda: REPORT, "peers": list, "dial": lambda: self.told.append("dial"),
             "set_peer": lambda *what: self.told.append(what), "order": self.told.append,
         }  # fmt: skip
-        self.reading = asyncio.create_task(self.channel.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}")))
+        self.reading = asyncio.create_task(self.link.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}")))
         asyncio.get_running_loop().add_reader(self.ends.packets, self.take)
         await until_async(lambda: self.configured)
         if started:
-            self.channel.tell("started")
+            self.link.tell("started")
 
     def take(self):
         while (given := take_over(self.ends.packets)) is not None:
@@ -66,7 +66,7 @@ class Played:
         self.reading.cancel()
         for given in self.connections:
             given.connection.close()
-        self.channel.close()
+        self.link.close()
         self.ends.close()
 
 
@@ -173,7 +173,7 @@ async def test_a_connection_that_waits_goes_to_the_worker_that_comes_back(node, 
 
 async def test_a_reload_that_one_of_two_workers_does_not_answer(node, lines, monkeypatch):
     """The other one has taken it over; whoever asked hears of it; and the one that comes in its place has it too."""
-    monkeypatch.setattr(channel, "ANSWER_S", 0.2)
+    monkeypatch.setattr(rpc, "ANSWER_S", 0.2)
     silent, other = node.workers
     silent.hang()
     node.site.configure(policy={"default": "greylisted"})
@@ -206,7 +206,7 @@ async def test_a_reload_that_comes_while_a_worker_reads_its_lists(node):
 
 
 async def test_a_worker_that_answers_nothing_is_ended(node, lines, monkeypatch):
-    monkeypatch.setattr(channel, "ANSWER_S", 0.05)
+    monkeypatch.setattr(rpc, "ANSWER_S", 0.05)
     monkeypatch.setattr(workers, "FIGURES_S", 0.05)
     killed = []
     monkeypatch.setattr(workers, "kill", lambda pid, _: killed.append(pid))

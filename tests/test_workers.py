@@ -376,7 +376,7 @@ class TestCrash:
             assert (await refused.ask(cer("away.example", "example"))).result == 3010
 
     async def test_a_worker_that_hangs_is_replaced(self, crew, connect, altered):
-        altered("import eir.daemon.channel, eir.daemon.workers\neir.daemon.channel.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
+        altered("import eir.daemon.rpc, eir.daemon.workers\neir.daemon.rpc.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
         node = crew.start()
         client = await connect(node)
         os.kill(children(node.pid)["worker-0"], signal.SIGSTOP)

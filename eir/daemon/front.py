@@ -21,7 +21,7 @@ from eir.daemon.accept import Acceptor, at, cannot_listen
 from eir.daemon.children import kill
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.setup import report_warnings
-from eir.daemon.signals import heed
+from eir.daemon.signals import deliver
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
@@ -55,7 +55,7 @@ class Front:
     def __init__(self, config: Config, supervisor: socket.socket, supervisor_pid: int) -> None:
         self._config = config
         self._supervisor = supervisor
-        """Over it come our ends of the workers' channels."""
+        """Over it come our ends of the workers' links."""
         self._supervisor_pid = supervisor_pid
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
@@ -87,7 +87,7 @@ class Front:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_by_signal()))
-        heed()
+        deliver()
         try:
             await self._open()
             self._supervisor.setblocking(False)
@@ -159,7 +159,7 @@ class Front:
         return Configured(self._config, sorted(self._disabled), self._tls, dials=self._dialing and number == 0)
 
     def _take_workers(self) -> None:
-        """The supervisor has started workers: take our ends of their channels."""
+        """The supervisor has started workers: take our ends of their links."""
         while True:
             try:
                 hello, descriptors, _, _ = socket.recv_fds(self._supervisor, 64, 2)

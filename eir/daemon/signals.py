@@ -1,23 +1,23 @@
-"""Signals that come before anyone heeds them: held from the first moment of `eir serve`, delivered once the handlers are there.
+"""Signals that come before there are handlers: blocked from the first moment of `eir serve`, delivered once the handlers are there.
 
-Else a node that is stopped while it starts would end as if it had failed, and one that is process 1 of a container would not
-notice; a reload would end it. Threads and children that are made meanwhile hold them, too; a thread that was there before
-does not, and would take them. Imports nothing of ours.
+Otherwise a node that is stopped while it starts would end as if it had failed, and one that is process 1 of a container would not
+notice; a reload would end it. Threads and children made meanwhile block them too; a thread from before would take them. Imports
+nothing of ours.
 """
 
 import signal
 
 STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
-HELD = STOPPING | {signal.SIGHUP}
+BLOCKED = STOPPING | {signal.SIGHUP}
 
 
-def hold() -> None:
+def block() -> None:
     """From now on these signals wait."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
-def heed() -> None:
-    """The handlers are there: what waits is delivered, and no signal waits any more."""
+def deliver() -> None:
+    """The handlers are there: signals that wait are delivered, and none waits any more."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 

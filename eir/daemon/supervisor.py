@@ -19,11 +19,11 @@ import uvloop
 
 from eir.config import Config
 from eir.daemon import state_folder
-from eir.daemon.channel import Ends, pair
 from eir.daemon.children import SETUP_STATUS, Children, kill
 from eir.daemon.front import Front
+from eir.daemon.rpc import Ends, pair
 from eir.daemon.setup import allow_open_files, kinds_of, report_warnings, tell_in_force
-from eir.daemon.signals import HELD, STOPPING, is_told_to_stop
+from eir.daemon.signals import BLOCKED, STOPPING, is_told_to_stop
 from eir.daemon.worker import DRAIN_S, Inherited, work
 from eir.diameter.rate import Grants, shared_memory
 from eir.errors import SetupFault, StoreError
@@ -67,7 +67,7 @@ class Supervisor:
         allow_open_files(config, self._log.report)
         self._children = Children(report=self._log.report)
         self._ours, self._fronts = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        """Over it the front gets its ends of the workers' channels."""
+        """Over it the front gets its ends of the workers' links."""
 
     def run(self) -> int:
         """See run."""
@@ -82,7 +82,7 @@ class Supervisor:
         if is_told_to_stop():
             self._log.report("stopped")
             return 0
-        signals = HELD | {signal.SIGCHLD}
+        signals = BLOCKED | {signal.SIGCHLD}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         front = self._children.fork(FRONT, partial(self._front, os.getpid()))
         self._fronts.close()
@@ -127,7 +127,7 @@ class Supervisor:
         return uvloop.run(serve())
 
     def _start(self, number: int) -> None:
-        """Start a worker, and give the front its ends of the worker's channel."""
+        """Start a worker, and give the front its ends of the worker's link."""
         here, there = pair()
         pid = self._children.fork(f"worker-{number}", partial(self._worker, number, here, there), restart=partial(self._start, number))
         hello = f"{number} {pid} {self._children.restarts}".encode()

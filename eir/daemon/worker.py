@@ -2,7 +2,7 @@
 
 It is forked with the lists as the supervisor read them, gets its configuration from the front, follows the store by itself,
 and does nothing else: no listener, no page, no command is here. What is decided over all connections of a peer is the front's
-to decide; what happens goes there over the channel, and orders come back.
+to decide; what happens goes there over a link, and orders come back.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 from eir.checks.checker import Checker
 from eir.config import Config
 from eir.daemon import state_folder
-from eir.daemon.channel import Channel, ChannelError, Ends, Handlers, take_over
+from eir.daemon.rpc import Ends, Handlers, RpcError, RpcLink, take_over
 from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of, tell_in_force
-from eir.daemon.signals import heed
+from eir.daemon.signals import deliver
 from eir.diameter.admission import Claim, Order
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
@@ -62,7 +62,7 @@ class Inherited:
     """With the lists as the supervisor read them."""
     grants: Grants
     ends: Ends
-    """Of the channel to the front."""
+    """Of the link to the front."""
 
 
 class Configured(NamedTuple):
@@ -83,8 +83,8 @@ async def work(inherited: Inherited) -> int:
     stop = asyncio.Event()
     for ending in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(ending, stop.set)
-    heed()
-    channel = await Channel.over(inherited.ends.stream)
+    deliver()
+    link = await RpcLink.over(inherited.ends.stream)
     born: asyncio.Future[Worker] = loop.create_future()
     handlers: dict[str, Callable[..., Any]] = {}
 
@@ -93,7 +93,7 @@ async def work(inherited: Inherited) -> int:
             born.result().configure(configured)
             return
         try:
-            worker = built(configured, inherited, channel, log)
+            worker = built(configured, inherited, link, log)
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
             born.set_exception(e)
         else:
@@ -104,7 +104,7 @@ async def work(inherited: Inherited) -> int:
         log.report("fault", reason=what, level="error", detail=repr(fault))
 
     handlers["configure"] = configure
-    serving = asyncio.create_task(channel.serve(handlers, failed=failed))
+    serving = asyncio.create_task(link.serve(handlers, failed=failed))
     serving.add_done_callback(lambda _: stop.set())
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -114,12 +114,12 @@ async def work(inherited: Inherited) -> int:
     finally:
         for task in (serving, stopped):
             task.cancel()
-        channel.close()
+        link.close()
         log.close()
     return 0
 
 
-def built(configured: Configured, inherited: Inherited, channel: Channel, log: Log) -> "Worker":
+def built(configured: Configured, inherited: Inherited, link: RpcLink, log: Log) -> "Worker":
     """The parts of a worker, put together."""
     config, index = configured.config, inherited.index
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
@@ -138,14 +138,14 @@ def built(configured: Configured, inherited: Inherited, channel: Channel, log: L
     node = Node(
         replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config),
         s13_application(S13Service(checker), partial(Lane, checker)),
-        counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
+        counts=counts, report=log.report, admission=RemoteAdmission(link), dials=configured.dials, overload=overload_of(config),
         tls=tls, grants=inherited.grants,
     )  # fmt: skip
     for label in configured.disabled:
         node.disable(label)
     stores = (store,) if copy is None else (store, copy)
     return Worker(
-        config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, follower=follower, stores=stores, clock=clock,
+        config=config, log=log, link=link, counts=counts, index=index, checker=checker, follower=follower, stores=stores, clock=clock,
         node=node, tls=tls,
     )  # fmt: skip
 
@@ -156,7 +156,7 @@ class Worker:
 
     config: Config
     log: Log
-    channel: Channel
+    link: RpcLink
     counts: Counts
     index: Index
     checker: Checker
@@ -189,7 +189,7 @@ class Worker:
         following = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._tick())]
         loop = asyncio.get_running_loop()
         loop.add_reader(packets, self._handed, packets)
-        self.channel.tell("started")
+        self.link.tell("started")
         await stop.wait()
         loop.remove_reader(packets)
         await self.node.drain(DRAIN_S)
@@ -207,7 +207,7 @@ class Worker:
         while (given := take_over(packets)) is not None:
             if given.connection is None:
                 self.node.starved()
-                self.channel.tell("gone", given.number)
+                self.link.tell("gone", given.number)
                 continue
             task = asyncio.create_task(self._serve(given.connection, given.number, self.config.listen[given.listener]))
             self.tasks.add(task)
@@ -217,7 +217,7 @@ class Worker:
         try:
             await self.node.take(connection, secure=listener.startswith("tls:"))
         finally:
-            self.channel.tell("gone", number)
+            self.link.tell("gone", number)
 
     # ---- what goes on beside the checks ----
 
@@ -316,15 +316,15 @@ class Worker:
 
 
 class RemoteAdmission:
-    """The front's AdmissionControl: what happens is told there, and its orders come back over the channel."""
+    """The front's AdmissionControl: what happens is told there, and its orders come back over the link."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, link: RpcLink) -> None:
+        self._link = link
 
     async def may_dial(self, host: str) -> bool:
         """Whether no worker has a connection of the peer."""
-        with suppress(ChannelError):
-            return bool(await self._channel.ask("may_dial", host))
+        with suppress(RpcError):
+            return bool(await self._link.ask("may_dial", host))
         return False
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
@@ -348,5 +348,5 @@ class RemoteAdmission:
         return self._tell("closed", connection, reason)
 
     def _tell(self, what: str, *arguments: Any) -> Sequence[Order]:
-        self._channel.tell(what, *arguments)
+        self._link.tell(what, *arguments)
         return ()

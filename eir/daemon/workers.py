@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from eir.daemon.channel import Channel, ChannelError, Handlers, Unanswered, hand_over
 from eir.daemon.children import kill
+from eir.daemon.rpc import Handlers, RpcError, RpcLink, Unanswered, hand_over
 from eir.daemon.worker import Configured
 from eir.diameter.admission import Admission, Claim, Order
 from eir.errors import EirError, Report
@@ -32,7 +32,7 @@ class _Worker:
 
     number: int
     pid: int
-    channel: Channel
+    link: RpcLink
     packets: socket.socket
     started: bool = False
     """It has its lists and takes connections."""
@@ -83,21 +83,21 @@ class Workers:
 
     async def attend(self, number: int, pid: int, stream: socket.socket, packets: socket.socket) -> None:
         """Hand a new worker its configuration, and listen to it until it is gone."""
-        channel = await Channel.over(stream)
-        worker = self._workers[number] = _Worker(number, pid, channel, packets)
-        channel.tell("configure", self._configured(number))
+        link = await RpcLink.over(stream)
+        worker = self._workers[number] = _Worker(number, pid, link, packets)
+        link.tell("configure", self._configured(number))
         keeping = asyncio.create_task(self._keep_figures(worker))
 
         def failed(what: str, fault: Exception) -> None:
             self._report("fault", reason=what, level="error", of_worker=number, detail=repr(fault))
 
         try:
-            await channel.serve(self._handlers(worker), failed=failed)
+            await link.serve(self._handlers(worker), failed=failed)
         finally:
             keeping.cancel()
             if self._workers.get(number) is worker:
                 del self._workers[number]
-            channel.close()
+            link.close()
             packets.close()
             self._left = metrics.merge([self._left, metrics.outliving(worker.figures)])
             for connection in worker.connections:
@@ -163,7 +163,7 @@ class Workers:
             pid, connection = cast("tuple[int, int]", order.connection)
             for worker in self._workers.values():
                 if worker.pid == pid:
-                    worker.channel.tell("order", replace(order, connection=connection))
+                    worker.link.tell("order", replace(order, connection=connection))
 
     async def _keep_figures(self, worker: _Worker) -> None:
         """Take a worker's figures again and again, and end it if it answers no more."""
@@ -173,11 +173,11 @@ class Workers:
             if not worker.started:
                 continue
             try:
-                worker.figures = await worker.channel.ask("snapshot")
+                worker.figures = await worker.link.ask("snapshot")
                 unanswered = 0
             except Unanswered:
                 unanswered += 1
-            except ChannelError as e:
+            except RpcError as e:
                 self._report("worker_failed", level="warning", reason="snapshot", worker=worker.number, detail=str(e))
         self._report("worker_hung", level="error", worker=worker.number, unanswered=unanswered)
         kill(worker.pid, signal.SIGKILL)
@@ -193,15 +193,15 @@ class Workers:
         if arguments is not None:
             for worker in self._workers.values():
                 if not worker.started:
-                    worker.channel.tell(what, *arguments(worker))
+                    worker.link.tell(what, *arguments(worker))
         answers = await asyncio.gather(
-            *(worker.channel.ask(what, *(arguments(worker) if arguments else ())) for worker in workers), return_exceptions=True
+            *(worker.link.ask(what, *(arguments(worker) if arguments else ())) for worker in workers), return_exceptions=True
         )
         given = []
         for worker, answer in zip(workers, answers, strict=True):
             if not isinstance(answer, BaseException):
                 given.append((worker, answer))
-            elif isinstance(answer, ChannelError):
+            elif isinstance(answer, RpcError):
                 self._report("worker_failed", level="warning", reason=what, worker=worker.number, detail=str(answer))
             else:
                 raise answer
@@ -235,4 +235,4 @@ class Workers:
     def dial(self) -> None:
         """Have the worker that connects to peers begin."""
         if (worker := self._workers.get(0)) is not None:
-            worker.channel.tell("dial")
+            worker.link.tell("dial")

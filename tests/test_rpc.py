@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eir.daemon import channel
-from eir.daemon.channel import Channel, ChannelError, hand_over, pair, take_over
+from eir.daemon import rpc
+from eir.daemon.rpc import RpcError, RpcLink, hand_over, pair, take_over
 from eir.errors import EirError
 
 
 @asynccontextmanager
 async def ends():
-    """Two channels that are each other's other end."""
+    """Two links that are each other's other end."""
     here, there = pair()
-    first, second = await Channel.over(here.stream), await Channel.over(there.stream)
+    first, second = await RpcLink.over(here.stream), await RpcLink.over(there.stream)
     try:
         yield first, second
     finally:
@@ -80,16 +80,16 @@ async def test_a_question_that_is_answered_by_no():
         raise EirError("no such thing")
 
     async with ends() as (here, there), serving(there, thing=refuse), serving(here):
-        with pytest.raises(ChannelError, match="no such thing"):
+        with pytest.raises(RpcError, match="no such thing"):
             await here.ask("thing")
 
 
 async def test_a_handler_that_fails_costs_nobody_the_next_call():
     faults = []
     async with ends() as (here, there), serving(there, faults=faults, divide=lambda by: 1 // by), serving(here):
-        with pytest.raises(ChannelError, match=r"divide failed \(ZeroDivisionError\)"):
+        with pytest.raises(RpcError, match=r"divide failed \(ZeroDivisionError\)"):
             await here.ask("divide", 0)
-        with pytest.raises(ChannelError, match="surprise failed"):
+        with pytest.raises(RpcError, match="surprise failed"):
             await here.ask("surprise")
         assert await here.ask("divide", 1) == 1
     assert [(what, type(fault)) for what, fault in faults] == [("divide", ZeroDivisionError), ("surprise", KeyError)]
@@ -97,10 +97,10 @@ async def test_a_handler_that_fails_costs_nobody_the_next_call():
 
 async def test_no_answer_in_time(monkeypatch):
     async with ends() as (here, there), serving(here):
-        monkeypatch.setattr(channel, "ANSWER_S", 0.05)
-        with pytest.raises(ChannelError, match=r"no answer to double in 0\.05 s"):
+        monkeypatch.setattr(rpc, "ANSWER_S", 0.05)
+        with pytest.raises(RpcError, match=r"no answer to double in 0\.05 s"):
             await here.ask("double", 1)
-        monkeypatch.setattr(channel, "ANSWER_S", 5)
+        monkeypatch.setattr(rpc, "ANSWER_S", 5)
         asked = asyncio.create_task(here.ask("double", 2))
         async with serving(there, double=lambda value: value * 2):  # answers the first one too, which is nobody's by now
             assert await asked == 4
@@ -112,7 +112,7 @@ async def test_an_end_that_is_gone():
         asked = asyncio.create_task(here.ask("thing"))
         await asyncio.sleep(0)
         there.close()
-        with pytest.raises(ChannelError, match="gone"):
+        with pytest.raises(RpcError, match="gone"):
             await asked
         await reading
         for _ in range(3):

@@ -19,19 +19,18 @@ from eir.errors import EirError
 LENGTH_BYTES = 4
 ANSWER_S = 5.0
 """How long the other end may take for an answer."""
-LISTENERS_MAX = 255
-_PACKET = struct.Struct("!BI")
+_PACKET = struct.Struct("!HI")
 """Listener, and number of the connection."""
 
 Handlers = Mapping[str, Callable[..., Any]]
 """What one side may be told or asked, by name."""
 
 
-class ChannelError(EirError):
+class RpcError(EirError):
     """The other end is gone, or gave no answer, or says no."""
 
 
-class Unanswered(ChannelError):
+class Unanswered(RpcError):
     """The other end is there, and gave no answer in time."""
 
 
@@ -56,7 +55,7 @@ def pair() -> tuple[Ends, Ends]:
     return Ends(stream[0], packets[0]), Ends(stream[1], packets[1])
 
 
-class Channel:
+class RpcLink:
     """One side of the stream."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -66,8 +65,8 @@ class Channel:
         self._asked: dict[int, asyncio.Future[Any]] = {}
 
     @classmethod
-    async def over(cls, stream: socket.socket) -> "Channel":
-        """A channel over a connected stream socket, which it takes over."""
+    async def over(cls, stream: socket.socket) -> "RpcLink":
+        """A link over a connected stream socket, which it takes over."""
         return cls(*await asyncio.open_connection(sock=stream))
 
     def tell(self, what: str, *arguments: Any) -> None:
@@ -75,7 +74,7 @@ class Channel:
         self._send((what, arguments, None))
 
     async def ask(self, what: str, *arguments: Any) -> Any:
-        """Call a handler of the other side and return its result. Raises ChannelError, with what the other end says if it says no."""
+        """Call a handler of the other side and return its result. Raises RpcError, with what the other end says if it says no."""
         number = next(self._ids)
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         self._send((what, arguments, number))
@@ -105,7 +104,7 @@ class Channel:
                         self._send((None, (result, refusal), number))
         for future in self._asked.values():
             if not future.done():
-                future.set_exception(ChannelError("the other end is gone"))
+                future.set_exception(RpcError("the other end is gone"))
 
     def close(self) -> None:
         """Close this side."""
@@ -123,7 +122,7 @@ class Channel:
         if refusal is None:
             future.set_result(result)
         else:
-            future.set_exception(ChannelError(refusal))
+            future.set_exception(RpcError(refusal))
 
     @staticmethod
     def _handle(
