@@ -150,6 +150,14 @@ def test_a_check_without_an_identifier_has_none_in_its_line(made):
     assert "imsi" not in line
 
 
+def test_what_people_do_has_a_line_each_time(made):
+    log, lines = made()
+    for _ in range(3 * BURST):
+        for event in ("override", "override_ended", "reloaded"):
+            log.report(event, who="operator")
+    assert len(lines()) == 9 * BURST
+
+
 STUCK = """
 import sys, time
 from eir.operate import log

@@ -21,6 +21,8 @@ BURST = 5
 """Lines of one kind that go out at once."""
 INTERVAL_S = 10.0
 """After a burst, one line of a kind in this time."""
+ALWAYS = frozenset({"reloaded", "reload_refused", "override", "override_ended", "peer_disabled", "peer_enabled"})
+"""What people do, and what comes of it: each of these has its line."""
 KINDS_MAX = 4096
 """Kinds of lines that are told apart; past that, the limits start afresh (peers' names come from the wire)."""
 FOLDS_MAX = 1024
@@ -102,7 +104,7 @@ class Log:
         """Write one line for the event, unless its kind had too many of late."""
         if LEVELS[level] < self._level:
             return
-        suppressed = self._take((event, peer, reason, fields.get("list")))
+        suppressed = 0 if event in ALWAYS else self._take((event, peer, reason, fields.get("list")))
         if suppressed is None:
             return
         line = {"event": event, "peer": peer, "reason": reason, **fields, "suppressed": suppressed or None}
