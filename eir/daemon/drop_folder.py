@@ -90,7 +90,7 @@ class _Lease:
         return time.monotonic() < self._until
 
     async def keep(self) -> None:
-        """Take it anew, well before it ends, until cancelled."""
+        """Renew it, well before it ends, until cancelled."""
         while True:
             await asyncio.sleep(CLAIM_S / 3)
             asked = time.monotonic()

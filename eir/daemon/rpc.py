@@ -90,7 +90,7 @@ class RpcLink:
         """Have the other side's calls handled, in order, until it is gone.
 
         A question is answered by what its handler returns, or by the text of an EirError or OSError that it raises. Any other
-        exception is a fault of ours: `failed` is told, whoever asked hears of it, and the next call counts as much.
+        exception is a fault of ours: `failed` is told, the side that asked hears of it, and the next call is handled as always.
         """
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:

@@ -26,7 +26,7 @@ PING, RUNNING, STOPPING = "ping", "running", "stopping"
 
 NOBODY = "unknown"
 _asker: ContextVar[int | None] = ContextVar("asker", default=None)
-"""The user id of whoever asked for the command that is being carried out."""
+"""The user id of the person who asked for the command that is being carried out."""
 
 Command = Callable[[dict[str, Any]], Any | Awaitable[Any]]
 
@@ -36,7 +36,7 @@ class ControlError(EirError):
 
 
 class ControlDenied(ControlError):
-    """Whoever asks may not open the socket, so whether a node runs there is not known."""
+    """This user may not open the socket, so whether a node runs there is not known."""
 
 
 class ControlServer:
@@ -70,7 +70,7 @@ class ControlServer:
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError, ValueError):
-            pass  # whoever asked is gone or sends no line
+            pass  # the client is gone or sends no line
         finally:
             writer.close()
 
@@ -86,7 +86,7 @@ class ControlServer:
             return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
         except (EirError, OSError) as e:
             return {"ok": False, "error": str(e)}
-        except Exception as e:  # noqa: BLE001 - whatever it is: who asked hears that, and the socket goes on
+        except Exception as e:  # noqa: BLE001 - whatever it is: the client hears of it, and the socket goes on
             self._report("fault", reason=name, level="error", detail=repr(e))
             return {"ok": False, "error": f"{name} failed ({type(e).__name__}); the log says more (fault)"}
 

@@ -30,9 +30,9 @@ FOLDS_MAX = 1024
 VALUE_MAX = 4000
 """Characters of one value; names that come from the wire may be as long as a message."""
 QUEUE_LINES = 10_000
-"""Lines that wait for whoever reads standard error; past that they are dropped."""
+"""Lines that wait for the reader of standard error; past that they are dropped."""
 CLOSE_S = 2.0
-"""How long the end waits for whoever reads standard error."""
+"""How long the end of the process waits for the reader of standard error."""
 
 LEVELS = {level: number for number, level in enumerate(("debug", "info", "warning", "error"))}
 """Levels of lines, the least important first."""

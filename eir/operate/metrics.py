@@ -1,6 +1,6 @@
 """Every metric, on one page; the only module that knows Prometheus.
 
-Parts count in plain integers and dicts. Whoever puts parts together makes a `Snapshot` of those: metric name → label values →
+Parts count in plain integers and dicts. The daemon makes a `Snapshot` of those: metric name → label values →
 number. Snapshots of several workers merge as the table says, and `exposition` renders one for a scrape.
 """
 
