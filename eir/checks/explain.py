@@ -57,17 +57,11 @@ class Explanation:
     def as_json(self) -> dict[str, Any]:
         """The document that `--json` prints; null where nothing applies."""
         return {
-            "imei": self.question.imei or "",
-            "imsi": self.question.imsi or None,
-            "status": self.status,
-            "rule": self.rule,
-            "list": self.list,
-            "serial": self.serial,
-            "reason": self.reason,
-            "rule_name": self.name,
+            "imei": self.question.imei or "", "imsi": self.question.imsi or None, "status": self.status,
+            "rule": self.rule, "list": self.list, "serial": self.serial, "reason": self.reason, "rule_name": self.name,
             "observed": [{"rule": rule, "rule_name": name, "status": status} for rule, status, name in self.observed],
             "not_loaded": list(self.not_loaded),
-        }
+        }  # fmt: skip
 
     def as_text(self) -> str:
         """The same for a person, and what else is worth knowing."""
@@ -152,8 +146,7 @@ async def _read(
         if state is not None:
             states[name] = state
             builder = index.builder(name, state)
-            for page in pages:
-                builder.add(page)
+            builder.add_all(pages)
             index.switch(name, builder)
             index.lists[name].expire(now, math.inf)
     return states
@@ -183,15 +176,11 @@ def _conditions(rule: Rule) -> str:
     """`tac 3512345*; imsi 26201*`: the conditions besides the list that the answer names anyway."""
     said = []
     for name, value in rule.conditions.items():
-        condition = CONDITIONS[name]
-        if name == "list":
-            continue
-        if condition.names_list:
-            said.append(f"{name} {value}")
-            continue
-        shown = [text if condition.length in {None, len(text)} else f"{text}*" for text in value[:NAMED_MAX]]
-        more = f" and {len(value) - NAMED_MAX} more" if len(value) > NAMED_MAX else ""
-        said.append(f"{name} {', '.join(shown)}{more}")
+        values, length = (value,) if CONDITIONS[name].names_list else value, CONDITIONS[name].length
+        shown = [text if length in {None, len(text)} else f"{text}*" for text in values[:NAMED_MAX]]
+        more = f" and {len(values) - NAMED_MAX} more" if len(values) > NAMED_MAX else ""
+        if name != "list":
+            said.append(f"{name} {', '.join(shown)}{more}")
     return "; ".join(said)
 
 

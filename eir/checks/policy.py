@@ -183,15 +183,11 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
 
 def _needed_list(rule: Rule, index: Index) -> DeviceList | None:
     """A list that has to have the device if the rule is to hold; None if there is none."""
-    for name, value in rule.conditions.items():
-        if CONDITIONS[name].listed_only and index.lists[value].kind != SUBSCRIBERS:
-            return index.lists[value]
-    return None
+    needed = (index.lists[value] for name, value in rule.conditions.items() if CONDITIONS[name].listed_only)
+    return next((entries for entries in needed if entries.kind != SUBSCRIBERS), None)
 
 
-def _first_that_holds(
-    steps: Sequence[tuple[Holds, Verdict, bool]], default: Verdict, observed: Observed
-) -> Decide:
+def _first_that_holds(steps: Sequence[tuple[Holds, Verdict, bool]], default: Verdict, observed: Observed) -> Decide:
     if not any(observe for _, _, observe in steps):
         # The usual case has its own loop: this is what each check pays for.
         pairs = tuple((holds, verdict) for holds, verdict, _ in steps)
