@@ -37,11 +37,9 @@ class Explanation:
     status: Status | None
     """None: the protocol's error for a request that names no device."""
     rule: int | str
-    """The rule's number from 1, or `default`, `override`, `no_identity`, `bad_identity`."""
     name: str | None = None
-    """What people call the rule."""
     list: str | None = None
-    """The first list that the rule looks into."""
+    """These three as in Verdict."""
     serial: int | None = None
     change: int | None = None
     """Of the list, counted from 1, where operators change it and no release does."""
