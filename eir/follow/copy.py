@@ -1,4 +1,4 @@
-"""A node's last good copy of the lists: a store on its own disk. Imports eir.lists; knows no particular store.
+"""A node's last good copy of the lists: a store on its own disk. Imports eir.lists and eir.stores.write; knows no particular store.
 
 It is kept level with what is in force, serves a start without the store, and is written back to a store that lost its data.
 Both ways the pages are proved by the content digest as they pass, and whoever is second of several workers or nodes finds
@@ -18,6 +18,7 @@ from enum import Enum, auto
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.lists.pages import Page, amended_digest, digest_text
 from eir.lists.store import ACCEPTED, Event, ListState, ListStore, utc_text
+from eir.stores.write import one_batch
 
 CLAIM_S = 60.0
 """How long one worker of a host has the sole right to write a list's copy, or to heal; longer than either takes."""
@@ -89,11 +90,6 @@ class CopyKeeper:
         self._report, self._failed, self._who = report, failed, who
         self._wanted: dict[str, _Keep | _Heal] = {}
         self._something = asyncio.Event()
-
-    @property
-    def idle(self) -> bool:
-        """Nothing is left to do."""
-        return not self._wanted
 
     def keep(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
         """Ask for a list that came into force to be copied; `pages` if only these changed."""
@@ -174,7 +170,7 @@ class CopyKeeper:
         if wanted.pages is not None and copied is not None:
             _, before = await self.copy.some_pages(name, [page.number for page in wanted.pages])
             if amended_digest(copied.content_digest, before, wanted.pages) == state.content_digest:
-                await self.copy.restore(name, state, _one_batch(wanted.pages), seen=seen, whole=False)
+                await self.copy.restore(name, state, one_batch(wanted.pages), seen=seen, whole=False)
                 return
         await self.copy.restore(name, state, _proved(self.store, name, state), seen=seen)
 
@@ -194,10 +190,6 @@ class CopyKeeper:
             list=name, serial=state.serial, digest=state.release_digest,
         )  # fmt: skip
         await self.store.record(healed)
-
-
-async def _one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
-    yield pages
 
 
 async def _proved(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -52,6 +52,7 @@ PAIR_PAGES_MAX = 2_000
 SAY_AGAIN_S = 60.0
 """Pause between two events that say the same of a list."""
 
+
 class Follower:
     """Fills an index from a store and keeps it there.
 
@@ -74,12 +75,8 @@ class Follower:
         """Lists that are in force from memory while the store shows less, and what it shows."""
         self.from_copy: set[str] = set()
         """Lists in force that came from the last good copy and that the store has not shown since."""
-        self._store = store
-        self._index = index
-        self._report = report
-        self._on_switch = on_switch
-        self._wall = wall
-        self._monotonic = monotonic
+        self._store, self._index, self._report, self._on_switch = store, index, report, on_switch
+        self._wall, self._monotonic = wall, monotonic
         self.clock = TrustedClock() if clock is None else clock
         self._keeper = None if copy is None else CopyKeeper(store, copy, report, partial(self._failed, event="copy_failed"), who)
         self._heals = heal
@@ -263,17 +260,15 @@ class Follower:
 
     async def _take_over(self, name: str, entries: DeviceList, stored: ListState | None) -> None:
         held = entries.state
-        if held is not None and stored is not None and held.content_digest == stored.content_digest:
+        if held and stored and held.content_digest == stored.content_digest:
             if await self._switch(name, entries, entries.builder(stored, amend=True)):
                 self._keep_copy(name, stored, ())
             return
         for _ in range(READ_AGAIN_MAX):
-            try:
+            with suppress(StoreChanged):
                 if not (held and stored and await self._take_changes(name, entries, held, stored)):
                     await self._take_all(self._store, name, entries)
-            except StoreChanged:
-                continue
-            return
+                return
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
     async def _take_all(self, source: ListStore, name: str, entries: DeviceList) -> None:
@@ -350,10 +345,7 @@ class Follower:
         return state, pages
 
     async def _switch(self, name: str, entries: DeviceList, builder: ListBuilder) -> bool:
-        """The one moment at which a list changes; what it was before is freed after it.
-
-        False if the configuration has let go of the list meanwhile.
-        """
+        """The one moment at which a list changes; False if the configuration has let go of it. What it was is freed after it."""
         if self._index.lists.get(name) is not entries:
             return False
         slices = self._slices
