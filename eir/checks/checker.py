@@ -75,7 +75,7 @@ class Checker:
         return True
 
     def check(self, question: Question) -> Verdict | NoDevice:
-        """The answer. NoDevice where the request names no device and the policy wants the protocol's own error for that."""
+        """The answer. NoDevice if the request names no device and the policy wants the protocol's own error for that."""
         policy, imsi, key = self._policy, question.subscriber(), None
         try:
             key = question.device()

@@ -106,7 +106,7 @@ def _not_list(name: str, index: Index) -> Holds:
     return not_in_list
 
 
-def _bound_elsewhere(elsewhere: Callable[[PairList, int, int], bool]) -> Callable[[str, Index], Holds]:
+def _elsewhere(bound_elsewhere: Callable[[PairList, int, int], bool]) -> Callable[[str, Index], Holds]:
     def compiled(name: str, index: Index) -> Holds:
         entries = index.lists[name]
         if not isinstance(entries, PairList):
@@ -114,7 +114,7 @@ def _bound_elsewhere(elsewhere: Callable[[PairList, int, int], bool]) -> Callabl
 
         def holds(key: int, imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
             subscriber = subscriber_key(imsi)
-            return subscriber != NOBODY and elsewhere(entries, key, subscriber)
+            return subscriber != NOBODY and bound_elsewhere(entries, key, subscriber)
 
         return holds
 
@@ -130,10 +130,8 @@ CONDITIONS: dict[str, Condition] = {
     "origin_host": Condition(_origin_host),
     "origin_realm": Condition(_origin_realm),
     "device_bound_elsewhere": Condition(
-        _bound_elsewhere(PairList.device_bound_elsewhere), names_list=True, pairs_only=True, listed_only=True
+        _elsewhere(PairList.device_bound_elsewhere), names_list=True, pairs_only=True, listed_only=True
     ),
-    "subscriber_bound_elsewhere": Condition(
-        _bound_elsewhere(PairList.subscriber_bound_elsewhere), names_list=True, pairs_only=True
-    ),
+    "subscriber_bound_elsewhere": Condition(_elsewhere(PairList.subscriber_bound_elsewhere), names_list=True, pairs_only=True),
 }
 """Name → condition, in the order in which people are told of them."""

@@ -7,6 +7,7 @@ that asks (`subscriber_bound_elsewhere`).
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -161,12 +162,10 @@ async def _pages_of_pair(store: ListStore, name: str, number: int, subscriber: i
     for _ in range(READ_AGAIN_MAX):
         state: ListState | None = None
         pages: list[Page] = []
-        try:
+        with suppress(StoreChanged):
             async for state, batch in store.pages(name):  # noqa: B007  # the last one is returned
                 pages += [page for page in batch if page.number == number or sought in page.extra]
-        except StoreChanged:
-            continue
-        return state, pages
+            return state, pages
     raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
 

@@ -1,4 +1,4 @@
-"""A node's last good copy of the lists: a store on its own disk. Imports eir.lists and eir.stores.write; knows no particular store.
+"""A node's last good copy of the lists: a store on its own disk. Imports eir.lists, eir.stores.write; knows no particular store.
 
 It is kept level with what is in force, serves a start without the store, and is written back to a store that lost its data.
 Both ways the pages are proved by the content digest as they pass, and whoever is second of several workers or nodes finds
@@ -23,7 +23,6 @@ from eir.stores.write import one_batch
 CLAIM_S = 60.0
 """How long one worker of a host has the sole right to write a list's copy, or to heal; longer than either takes."""
 RETRY_S = 1.0
-BEHIND = "list {}: this node's copy is older than what is in force and is not written back; load the release again"
 LARGE_ENTRIES, LARGE_AFTER_S = 100_000, 3.0
 """A list of so many entries that changed as a whole is copied so much later: until then other workers, which began to read it
 when this one did, have the processors and the store for themselves."""
@@ -85,7 +84,9 @@ class CopyKeeper:
     `failed` is told of faults by cause. `who` marks this worker in claims and in the history.
     """
 
-    def __init__(self, store: ListStore, copy: ListStore, report: Report, failed: Callable[[str, Exception], None], who: str) -> None:
+    def __init__(
+        self, store: ListStore, copy: ListStore, report: Report, failed: Callable[[str, Exception], None], who: str
+    ) -> None:
         self.store, self.copy = store, copy
         self._report, self._failed, self._who = report, failed, who
         self._wanted: dict[str, _Keep | _Heal] = {}
@@ -162,7 +163,8 @@ class CopyKeeper:
         if copied is not None and (copied.serial, copied.content_digest) == (held.serial, held.content_digest):
             return relation(copied, wanted.stored) is Relation.LOST
         if relation(copied, held) is Relation.NEWER:  # else another worker of this host is ahead
-            self._failed("heal_behind", StoreError("behind", BEHIND.format(name)))
+            behind = f"list {name}: this node's copy is older than what is in force and is not written back; load the release again"
+            self._failed("heal_behind", StoreError("behind", behind))
         return False
 
     async def _write_copy(self, name: str, wanted: _Keep, copied: ListState | None) -> None:
@@ -181,9 +183,8 @@ class CopyKeeper:
         # Above what the store shows, so that those who followed that follow this too.
         state = replace(copied, generation=copied.generation if copied.generation > seen else seen + 1)
         await self.store.restore(name, state, _proved(self.copy, name, copied), seen=seen)
-        detail = f"generation {state.generation} from this node's copy; the store showed " + (
-            "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
-        )
+        shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
+        detail = f"generation {state.generation} from this node's copy; the store showed {shown}"
         self._report("store_healed", level="warning", list=name, detail=detail)
         healed = Event(
             time=utc_text(datetime.now(UTC)), who=self._who, what="heal", outcome=ACCEPTED, detail=detail,

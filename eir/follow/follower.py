@@ -21,7 +21,7 @@ from eir.follow.slices import Slices
 from eir.lists.clock import TrustedClock
 from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList
 from eir.lists.pages import Page, digest_text
-from eir.lists.store import ListState, ListStore
+from eir.lists.store import NO_LIST, ListState, ListStore
 
 T = TypeVar("T")
 
@@ -41,8 +41,6 @@ READ_AGAIN_MAX = 5
 """Times that a list is read anew at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt"})
 """Causes that concern one list's pages, not the store."""
-LOST_DATA = "lost_data"
-"""The cause that counts how often a list was found to be less in the store than it was."""
 UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
 """Pause before a list whose digest was wrong is read again; it doubles."""
 SOME_PAGES = 500
@@ -70,7 +68,7 @@ class Follower:
         self.up = False
         """The store answered when it was last asked."""
         self.errors: Counter[str] = Counter()
-        """Failures by cause."""
+        """Failures by cause; `lost_data`: a list was found to be less in the store than it was."""
         self.lost: dict[str, str] = {}
         """Lists that are in force from memory while the store shows less, and what it shows."""
         self.from_copy: set[str] = set()
@@ -218,8 +216,7 @@ class Follower:
         in_step = not self._unreadable
         for name in readable:
             in_step &= await self._follow(name, states.get(name))
-        for name in [name for name in self._proofs if name not in self._index.lists]:
-            del self._proofs[name]
+        self._proofs = {name: proof for name, proof in self._proofs.items() if name in self._index.lists}
         if in_step:
             self._in_step_at = self._monotonic()
 
@@ -331,18 +328,14 @@ class Follower:
 
     async def _some_pages(self, name: str, numbers: Sequence[int], generation: int) -> tuple[ListState, Sequence[Page]]:
         """Numbered pages as of a generation, empty ones for those that are not there. Raises StoreChanged."""
-        state: ListState | None = None
-        pages: list[Page] = []
+        state, there = NO_LIST, dict[int, Page]()
         for at in range(0, len(numbers), SOME_PAGES):
-            part = numbers[at : at + SOME_PAGES]
-            state, some = await _in_time(self._store.some_pages(name, part))
-            if state is None or state.generation != generation:
-                break
-            there = {page.number: page for page in some}
-            pages += [there.get(number) or Page(number, b"") for number in part]
-        if state is None or state.generation != generation:
-            raise StoreChanged(f"list {name} changed while its touched pages were read")
-        return state, pages
+            found, pages = await _in_time(self._store.some_pages(name, numbers[at : at + SOME_PAGES]))
+            if found is None or found.generation != generation:
+                raise StoreChanged(f"list {name} changed while its touched pages were read")
+            state = found
+            there.update((page.number, page) for page in pages)
+        return state, [there.get(number) or Page(number, b"") for number in numbers]
 
     async def _switch(self, name: str, entries: DeviceList, builder: ListBuilder) -> bool:
         """The one moment at which a list changes; False if the configuration has let go of it. What it was is freed after it."""
@@ -378,7 +371,7 @@ class Follower:
     def _lost(self, name: str, held: ListState, stored: ListState | None) -> None:
         shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
         if name not in self.lost:
-            self.errors[LOST_DATA] += 1
+            self.errors["lost_data"] += 1
         self.lost[name] = shown
         if self._says("store_lost_data", name):
             self._report(
@@ -387,7 +380,7 @@ class Follower:
             )  # fmt: skip
 
     def _failed(self, cause: str, error: Exception, name: str | None = None, *, event: str = "store_failed") -> None:
-        """Count and tell. `copy_failed`, of the last good copy or writing it back, is no fault of the store: following goes on."""
+        """Count and tell. `copy_failed`, of the last good copy or writing it back, is no fault of the store."""
         self.errors[cause] += 1
         if event == "store_failed" and name is None and cause != "changed":
             self.up = False

@@ -119,14 +119,12 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
     if form == SENTINEL:
         variable = given.get("sentinel_password_env", "")
         guide = _login(given.get("sentinel_user"), given, "sentinel_password", environment.get(variable))
+    port = SENTINEL_PORT if form == SENTINEL else PORT
     return Address(
-        form=form,
-        hosts=tuple(_host(text, SENTINEL_PORT if form == SENTINEL else PORT) for text in hosts.split(",")),
-        service=service,
-        database=int(path[0]) if path else 0,
+        form, tuple(_host(text, port) for text in hosts.split(",")), service, database=int(path[0]) if path else 0,
         options={**common, **login_there, **_patience(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, retry)},
         guide_options={**common, **guide, **_patience(GUIDE_TIMEOUT_S, GUIDE_TIMEOUT_S, Retry(NoBackoff(), 0))},
-    )
+    )  # fmt: skip
 
 
 def _patience(connect_s: float, answer_s: float, retry: Retry) -> dict[str, Any]:

@@ -101,7 +101,8 @@ async def _names_in(link: Link, hash_key: str) -> AsyncIterator[Iterable[bytes]]
 
 async def read_pages(link: Link, row: Row, page_set: PageSet, numbers: Sequence[int], *, plain: bool = False) -> list[Page]:
     """Numbered pages of a set, those that exist; `plain`: none has an `extra`. Raises StoreChanged."""
-    names = _names_of(numbers, plain=plain)
+    # As bytes: redis turns one number after another into such, for longer than all else takes.
+    names = " ".join(map(str, numbers) if plain else [f"{number} {number}+" for number in numbers]).encode().split()
     found, (change,) = await link.do_all(("HMGET", page_set.key, *names), ("HMGET", key(row.name, "state"), "change"))
     row.check(change)
     return _pages(numbers, found, plain=plain)
@@ -114,11 +115,6 @@ async def read_each(link: Link, row: Row, page_set: PageSet, numbers: Sequence[i
         pages = await read_pages(link, row, page_set, numbers[at : at + BATCH_PAGES_MAX])
         there.update((page.number, page) for page in pages)
     return [there.get(number) or Page(number, b"") for number in numbers]
-
-
-def _names_of(numbers: Sequence[int], *, plain: bool) -> list[bytes]:
-    """The fields of pages. As bytes: redis turns one number after another into such, for longer than all else takes."""
-    return " ".join(map(str, numbers) if plain else [f"{number} {number}+" for number in numbers]).encode().split()
 
 
 def _pages(numbers: Sequence[int], found: Sequence[bytes | None], *, plain: bool) -> list[Page]:

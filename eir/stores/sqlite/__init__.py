@@ -81,7 +81,8 @@ class SqliteStore(PageSetStore):
         return await self._file.call(writing.stored, name)
 
     async def states(self) -> Mapping[str, ListState]:
-        return await self._file.call(_states)
+        rows = await self._file.rows("SELECT name, state FROM lists ORDER BY name")
+        return {name: decode_state(state) for name, state in rows}
 
     async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         """A whole list goes to a set of its own first; one transaction does the rest. What it staged is given up if it fails."""
@@ -160,14 +161,11 @@ class SqliteStore(PageSetStore):
         return [Event(**dict(zip(EVENT_FIELDS, row, strict=True))) for row in reversed(rows)]
 
     async def outcomes(self) -> Sequence[Outcome]:
-        return [Outcome(*row) for row in await self._file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")]
+        rows = await self._file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")
+        return [Outcome(*row) for row in rows]
 
     async def close(self) -> None:
         await self._file.close()
-
-
-def _states(db: sqlite3.Connection) -> dict[str, ListState]:
-    return {name: decode_state(state) for name, state in db.execute("SELECT name, state FROM lists ORDER BY name")}
 
 
 def _decode_batch(text: str | None) -> list[Page]:

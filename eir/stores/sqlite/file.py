@@ -190,7 +190,8 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
     """The file's schema, 0 for one that is empty. Raises StoreError for a file that is not ours, or of a newer eir."""
     version = _pragma(db, "user_version")
     if version > SCHEMA_VERSION:
-        raise StoreError("schema", f"{path} was written by a newer eir (schema {version}, this one knows {SCHEMA_VERSION}): upgrade eir")
+        newer = f"{path} was written by a newer eir (schema {version}, this one knows {SCHEMA_VERSION}): upgrade eir"
+        raise StoreError("schema", newer)
     application = _pragma(db, "application_id")
     if application not in {0, APPLICATION_ID} or (version and not application):
         raise StoreError("schema", f"{path} is an SQLite file of another program")
