@@ -111,7 +111,8 @@ class RedisStore(PageSetStore):
         row = await reading.read_row(self._link, name)
         entries = await self._link.do("XRANGE", reading.key(name, "changes"), f"({after}-0", "+")
         with self._link.as_written():
-            steps = [decode_change(int(step[b"before"]), int(entry.partition(b"-")[0]), step.get(b"pages")) for entry, step in entries]
+            found = [(int(entry.partition(b"-")[0]), step) for entry, step in entries]
+            steps = [decode_change(int(step[b"before"]), generation, step.get(b"pages")) for generation, step in found]
         return without_gap(steps, after, 0 if row is None else row.generation)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
