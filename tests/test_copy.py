@@ -96,7 +96,7 @@ async def test_a_large_list_is_copied_later_and_holds_up_no_other(stores, monkey
         await store.amend("small", state(B, serial=2), [page(0, [3], reasons=b"\x00"), page(5, []), B[1]], seen=1)
         await until(lambda: is_level(copy, node, "small"))
         assert await copy.state("large") is None
-        assert not node.follower._keeper.idle
+        assert node.follower._keeper._wanted
     monkeypatch.setattr(copy_module, "LARGE_AFTER_S", 0.05)
     async with Node(store, {"large": "devices", "small": "devices"}, copy=copy) as node:
         await until(lambda: is_level(copy, node, "large"))

@@ -165,7 +165,7 @@ class TestFaults:
                 with pytest.raises(StoreError) as caught:
                     await store.states()
                 assert caught.value.cause == "noauth"
-                assert "wrong" not in f"{caught.value}{store.where}{parse_url(url)!r}"
+                assert "wrong" not in f"{caught.value}{store._link.where}{parse_url(url)!r}"
         async with opened(server.url.replace("//", "//:right@")) as store:
             assert await store.states() == {}
 

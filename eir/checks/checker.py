@@ -35,19 +35,11 @@ class Checker:
     """
 
     def __init__(
-        self,
-        settings: PolicySettings,
-        index: Index,
-        *,
-        now: datetime,
-        note_check: NoteCheck = lambda *_: None,
-        note_observed: NoteObserved = lambda *_: None,
-        report: Report = silent,
-    ) -> None:
-        self._index = index
-        self._note_check = note_check
-        self._note_observed = note_observed
-        self._report = report
+        self, settings: PolicySettings, index: Index, *, now: datetime, report: Report = silent,
+        note_check: NoteCheck = lambda *_: None, note_observed: NoteObserved = lambda *_: None,
+    ) -> None:  # fmt: skip
+        self._index, self._report = index, report
+        self._note_check, self._note_observed = note_check, note_observed
         self._answered: defaultdict[str, Counter[Verdict]] = defaultdict(Counter)
         """Protocol → checks by verdict of the policy in force. Labels are made of them when someone wants to see them."""
         self._answered_before: Counter[Labels] = Counter()
@@ -83,10 +75,7 @@ class Checker:
         return True
 
     def check(self, question: Question) -> Verdict | NoDevice:
-        """What the question is answered.
-
-        NoDevice where the request names no device and the policy wants the protocol's own error for that.
-        """
+        """The answer. NoDevice if the request names no device and the policy wants the protocol's own error for that."""
         policy, imsi, key = self._policy, question.subscriber(), None
         try:
             key = question.device()
@@ -105,9 +94,7 @@ class Checker:
 
     def count(self, protocol: str, verdicts: Mapping[Verdict, int]) -> None:
         """Count checks that `policy` decided elsewhere: verdict → how many there were."""
-        answered = self._answered[protocol]
-        for verdict, count in verdicts.items():
-            answered[verdict] += count
+        self._answered[protocol].update(verdicts)
 
     def note(self, verdict: Verdict, peer: str, key: int | None, imsi: str) -> None:
         """Tell of a check that did not end in `whitelisted`: peer label, device (key of eir.device), IMSI (empty: none)."""

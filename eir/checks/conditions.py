@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, imsi_key
 from eir.errors import IdentifierError
-from eir.lists.index import DeviceList, Index, PairList
+from eir.lists.index import Index, PairList
 from eir.lists.settings import DEVICES, SUBSCRIBERS
 
 Holds = Callable[[int, str, str, str, str], bool]
@@ -35,10 +35,8 @@ class Condition(NamedTuple):
 
 def subscriber_key(imsi: str) -> int:
     """The key of an IMSI; NOBODY where the request carried none, or a text that is not an IMSI."""
-    if not imsi:
-        return NOBODY
     try:
-        return imsi_key(imsi)
+        return imsi_key(imsi) if imsi else NOBODY
     except IdentifierError:
         return NOBODY
 
@@ -108,27 +106,19 @@ def _not_list(name: str, index: Index) -> Holds:
     return not_in_list
 
 
-def _device_bound_elsewhere(name: str, index: Index) -> Holds:
-    return _bound_elsewhere(_pairs(name, index).device_bound_elsewhere)
+def _elsewhere(bound_elsewhere: Callable[[PairList, int, int], bool]) -> Callable[[str, Index], Holds]:
+    def compiled(name: str, index: Index) -> Holds:
+        entries = index.lists[name]
+        if not isinstance(entries, PairList):
+            raise KeyError(f"{name} is a list of {entries.kind}; one of pairs says what is bound to what")
 
+        def holds(key: int, imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
+            subscriber = subscriber_key(imsi)
+            return subscriber != NOBODY and bound_elsewhere(entries, key, subscriber)
 
-def _subscriber_bound_elsewhere(name: str, index: Index) -> Holds:
-    return _bound_elsewhere(_pairs(name, index).subscriber_bound_elsewhere)
+        return holds
 
-
-def _bound_elsewhere(elsewhere: Callable[[int, int], bool]) -> Holds:
-    def holds(key: int, imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
-        subscriber = subscriber_key(imsi)
-        return subscriber != NOBODY and elsewhere(key, subscriber)
-
-    return holds
-
-
-def _pairs(name: str, index: Index) -> PairList:
-    entries: DeviceList = index.lists[name]
-    if not isinstance(entries, PairList):
-        raise KeyError(f"{name} is a list of {entries.kind}; one of pairs says what is bound to what")
-    return entries
+    return compiled
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -139,7 +129,9 @@ CONDITIONS: dict[str, Condition] = {
     "imsi": Condition(_imsi, length=IMSI_LENGTHS[-1]),
     "origin_host": Condition(_origin_host),
     "origin_realm": Condition(_origin_realm),
-    "device_bound_elsewhere": Condition(_device_bound_elsewhere, names_list=True, pairs_only=True, listed_only=True),
-    "subscriber_bound_elsewhere": Condition(_subscriber_bound_elsewhere, names_list=True, pairs_only=True),
+    "device_bound_elsewhere": Condition(
+        _elsewhere(PairList.device_bound_elsewhere), names_list=True, pairs_only=True, listed_only=True
+    ),
+    "subscriber_bound_elsewhere": Condition(_elsewhere(PairList.subscriber_bound_elsewhere), names_list=True, pairs_only=True),
 }
 """Name → condition, in the order in which people are told of them."""

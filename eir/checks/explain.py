@@ -7,6 +7,7 @@ that asks (`subscriber_bound_elsewhere`).
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -37,11 +38,9 @@ class Explanation:
     status: Status | None
     """None: the protocol's error for a request that names no device."""
     rule: int | str
-    """The rule's number from 1, or `default`, `override`, `no_identity`, `bad_identity`."""
     name: str | None = None
-    """What people call the rule."""
     list: str | None = None
-    """The first list that the rule looks into."""
+    """These three as in Verdict."""
     serial: int | None = None
     change: int | None = None
     """Of the list, counted from 1, where operators change it and no release does."""
@@ -57,17 +56,11 @@ class Explanation:
     def as_json(self) -> dict[str, Any]:
         """The document that `--json` prints; null where nothing applies."""
         return {
-            "imei": self.question.imei or "",
-            "imsi": self.question.imsi or None,
-            "status": self.status,
-            "rule": self.rule,
-            "list": self.list,
-            "serial": self.serial,
-            "reason": self.reason,
-            "rule_name": self.name,
+            "imei": self.question.imei or "", "imsi": self.question.imsi or None, "status": self.status,
+            "rule": self.rule, "list": self.list, "serial": self.serial, "reason": self.reason, "rule_name": self.name,
             "observed": [{"rule": rule, "rule_name": name, "status": status} for rule, status, name in self.observed],
             "not_loaded": list(self.not_loaded),
-        }
+        }  # fmt: skip
 
     def as_text(self) -> str:
         """The same for a person, and what else is worth knowing."""
@@ -152,8 +145,7 @@ async def _read(
         if state is not None:
             states[name] = state
             builder = index.builder(name, state)
-            for page in pages:
-                builder.add(page)
+            builder.add_all(pages)
             index.switch(name, builder)
             index.lists[name].expire(now, math.inf)
     return states
@@ -170,12 +162,10 @@ async def _pages_of_pair(store: ListStore, name: str, number: int, subscriber: i
     for _ in range(READ_AGAIN_MAX):
         state: ListState | None = None
         pages: list[Page] = []
-        try:
+        with suppress(StoreChanged):
             async for state, batch in store.pages(name):  # noqa: B007  # the last one is returned
                 pages += [page for page in batch if page.number == number or sought in page.extra]
-        except StoreChanged:
-            continue
-        return state, pages
+            return state, pages
     raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
 
@@ -183,15 +173,11 @@ def _conditions(rule: Rule) -> str:
     """`tac 3512345*; imsi 26201*`: the conditions besides the list that the answer names anyway."""
     said = []
     for name, value in rule.conditions.items():
-        condition = CONDITIONS[name]
-        if name == "list":
-            continue
-        if condition.names_list:
-            said.append(f"{name} {value}")
-            continue
-        shown = [text if condition.length in {None, len(text)} else f"{text}*" for text in value[:NAMED_MAX]]
-        more = f" and {len(value) - NAMED_MAX} more" if len(value) > NAMED_MAX else ""
-        said.append(f"{name} {', '.join(shown)}{more}")
+        values, length = (value,) if CONDITIONS[name].names_list else value, CONDITIONS[name].length
+        shown = [text if length in {None, len(text)} else f"{text}*" for text in values[:NAMED_MAX]]
+        more = f" and {len(values) - NAMED_MAX} more" if len(values) > NAMED_MAX else ""
+        if name != "list":
+            said.append(f"{name} {', '.join(shown)}{more}")
     return "; ".join(said)
 
 

@@ -5,7 +5,7 @@ eir.lists.index; knows neither the wire nor the configuration file, and neither 
 what observed rules would have answered goes to a callable that it is handed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -169,13 +169,13 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
         return Policy(lambda *_: verdict, unidentified, Unlisted((), verdict), override_until=override.until, overridden=True)
     default = Verdict(settings.default, "default")
     statuses = {NoDevice.MISSING: settings.no_identity, NoDevice.MALFORMED: settings.bad_identity}
-    steps = [
-        (_all_of(rule, index), Verdict(rule.answer, number, next(iter(rule.lists), None), rule.name), rule.observe)
-        for number, rule in enumerate(settings.rules, 1)
-    ]
+    steps = []
+    for number, rule in enumerate(settings.rules, 1):
+        holds, verdict = _all_of(rule, index), Verdict(rule.answer, number, next(iter(rule.lists), None), rule.name)
+        steps.append((_observed(holds, verdict, observed) if rule.observe else holds, verdict))
     needed = dict.fromkeys(_needed_list(rule, index) for rule in settings.rules)
     return Policy(
-        _first_that_holds(steps, default, observed),
+        _first_that_holds(tuple(steps), default),
         {why: why if status is None else Verdict(status, why.value) for why, status in statuses.items()},
         None if None in needed else Unlisted(tuple(entries for entries in needed if entries is not None), default),
     )
@@ -183,36 +183,29 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
 
 def _needed_list(rule: Rule, index: Index) -> DeviceList | None:
     """A list that has to have the device if the rule is to hold; None if there is none."""
-    for name, value in rule.conditions.items():
-        if CONDITIONS[name].listed_only and index.lists[value].kind != SUBSCRIBERS:
-            return index.lists[value]
-    return None
+    needed = (index.lists[value] for name, value in rule.conditions.items() if CONDITIONS[name].listed_only)
+    return next((entries for entries in needed if entries.kind != SUBSCRIBERS), None)
 
 
-def _first_that_holds(
-    steps: Sequence[tuple[Holds, Verdict, bool]], default: Verdict, observed: Observed
-) -> Decide:
-    if not any(observe for _, _, observe in steps):
-        # The usual case has its own loop: this is what each check pays for.
-        pairs = tuple((holds, verdict) for holds, verdict, _ in steps)
-
-        def decide(key: int, imsi: str, software_version: str, host: str, realm: str) -> Verdict:
-            for holds, verdict in pairs:
-                if holds(key, imsi, software_version, host, realm):
-                    return verdict
-            return default
-
-        return decide
-
-    def decide_and_observe(key: int, imsi: str, software_version: str, host: str, realm: str) -> Verdict:
-        for holds, verdict, observe in steps:
+def _first_that_holds(steps: tuple[tuple[Holds, Verdict], ...], default: Verdict) -> Decide:
+    def decide(key: int, imsi: str, software_version: str, host: str, realm: str) -> Verdict:
+        for holds, verdict in steps:
             if holds(key, imsi, software_version, host, realm):
-                if not observe:
-                    return verdict
-                observed(verdict)
+                return verdict
         return default
 
-    return decide_and_observe
+    return decide
+
+
+def _observed(holds: Holds, verdict: Verdict, observed: Observed) -> Holds:
+    """A rule under observation: it never holds, so that the next one is asked."""
+
+    def observe(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
+        if holds(key, imsi, software_version, host, realm):
+            observed(verdict)
+        return False
+
+    return observe
 
 
 def _all_of(rule: Rule, index: Index) -> Holds:

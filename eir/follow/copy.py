@@ -1,4 +1,4 @@
-"""A node's last good copy of the lists: a store on its own disk. Imports eir.lists; knows no particular store.
+"""A node's last good copy of the lists: a store on its own disk. Imports eir.lists, eir.stores.write; knows no particular store.
 
 It is kept level with what is in force, serves a start without the store, and is written back to a store that lost its data.
 Both ways the pages are proved by the content digest as they pass, and whoever is second of several workers or nodes finds
@@ -17,12 +17,12 @@ from enum import Enum, auto
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.lists.pages import Page, amended_digest, digest_text
-from eir.lists.store import ACCEPTED, Event, ListState, ListStore
+from eir.lists.store import ACCEPTED, Event, ListState, ListStore, utc_text
+from eir.stores.write import one_batch
 
 CLAIM_S = 60.0
 """How long one worker of a host has the sole right to write a list's copy, or to heal; longer than either takes."""
 RETRY_S = 1.0
-BEHIND = "list {}: this node's copy is older than what is in force and is not written back; load the release again"
 LARGE_ENTRIES, LARGE_AFTER_S = 100_000, 3.0
 """A list of so many entries that changed as a whole is copied so much later: until then other workers, which began to read it
 when this one did, have the processors and the store for themselves."""
@@ -85,20 +85,12 @@ class CopyKeeper:
     """
 
     def __init__(
-        self, store: ListStore, copy: ListStore, *, report: Report, failed: Callable[[str, Exception], None], who: str
+        self, store: ListStore, copy: ListStore, report: Report, failed: Callable[[str, Exception], None], who: str
     ) -> None:
-        self.store = store
-        self.copy = copy
-        self._report = report
-        self._failed = failed
-        self._who = who
+        self.store, self.copy = store, copy
+        self._report, self._failed, self._who = report, failed, who
         self._wanted: dict[str, _Keep | _Heal] = {}
         self._something = asyncio.Event()
-
-    @property
-    def idle(self) -> bool:
-        """Nothing is left to do."""
-        return not self._wanted
 
     def keep(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
         """Ask for a list that came into force to be copied; `pages` if only these changed."""
@@ -136,65 +128,53 @@ class CopyKeeper:
                         await self._something.wait()
                 self._something.set()
 
-    async def _is_done(self, name: str, wanted: "_Keep | _Heal") -> bool:
-        """Do it; False if it should be tried again."""
+    async def _is_done(self, name: str, wanted: _Keep | _Heal) -> bool:
+        """Do it; False if it should be tried again. The follower asks again for a list that the store still shows less of."""
+        keeps = isinstance(wanted, _Keep)
+        what = "copy" if keeps else "heal"
         try:
-            return await (self._keep(name, wanted) if isinstance(wanted, _Keep) else self._heal(name, wanted))
+            copied = await self.copy.state(name)
+            if not self._is_called_for(name, wanted, copied):
+                return True
+            if await self.copy.claim(f"{what} {name}", self._who, CLAIM_S):  # else another worker of this host is at it
+                try:
+                    if isinstance(wanted, _Keep):
+                        await self._write_copy(name, wanted, copied)
+                    elif copied is not None:
+                        await self._write_back(name, copied, wanted.stored)
+                    return True
+                finally:
+                    await self.copy.claim(f"{what} {name}", self._who, 0)
+        except StoreChanged:
+            return True  # the store went on, and so will the follower
+        except GenerationConflict:
+            pass  # another worker or node was faster, perhaps with an older state
+        except StoreError as error:
+            self._failed(f"{what}_{error.cause}", error)
         except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
             self._failed("copy_internal", error)
             return False
+        return not keeps
 
-    async def _keep(self, name: str, wanted: _Keep) -> bool:
-        """Copy a list; False if it should be tried again."""
-        try:
-            copied = await self.copy.state(name)
-            if relation(copied, wanted.state) is not Relation.NEWER:
-                return True
-            if not await self.copy.claim(f"copy {name}", self._who, CLAIM_S):
-                return False
-            try:
-                await self._write_copy(name, wanted, copied)
-            finally:
-                await self.copy.claim(f"copy {name}", self._who, 0)
-        except GenerationConflict:
-            return False  # another worker was faster, perhaps with an older state
-        except StoreChanged:
-            return True  # the store went on, and so will the follower
-        except StoreError as error:
-            self._failed(f"copy_{error.cause}", error)
-            return False
-        return True
+    def _is_called_for(self, name: str, wanted: _Keep | _Heal, copied: ListState | None) -> bool:
+        if isinstance(wanted, _Keep):
+            return relation(copied, wanted.state) is Relation.NEWER
+        held = wanted.held
+        if copied is not None and (copied.serial, copied.content_digest) == (held.serial, held.content_digest):
+            return relation(copied, wanted.stored) is Relation.LOST
+        if relation(copied, held) is Relation.NEWER:  # else another worker of this host is ahead
+            behind = f"list {name}: this node's copy is older than what is in force and is not written back; load the release again"
+            self._failed("heal_behind", StoreError("behind", behind))
+        return False
 
     async def _write_copy(self, name: str, wanted: _Keep, copied: ListState | None) -> None:
         seen, state = 0 if copied is None else copied.generation, wanted.state
         if wanted.pages is not None and copied is not None:
             _, before = await self.copy.some_pages(name, [page.number for page in wanted.pages])
             if amended_digest(copied.content_digest, before, wanted.pages) == state.content_digest:
-                await self.copy.restore(name, state, _one_batch(wanted.pages), seen=seen, whole=False)
+                await self.copy.restore(name, state, one_batch(wanted.pages), seen=seen, whole=False)
                 return
         await self.copy.restore(name, state, _proved(self.store, name, state), seen=seen)
-
-    async def _heal(self, name: str, wanted: _Heal) -> bool:
-        held, stored = wanted.held, wanted.stored
-        try:
-            copied = await self.copy.state(name)
-            if copied is None or (copied.serial, copied.content_digest) != (held.serial, held.content_digest):
-                if copied is None or relation(copied, held) is Relation.NEWER:  # else another worker of this host is ahead
-                    self._failed("heal_behind", StoreError("behind", BEHIND.format(name)))
-                return True
-            if relation(copied, stored) is not Relation.LOST:
-                return True
-            if not await self.copy.claim(f"heal {name}", self._who, CLAIM_S):
-                return True  # another worker of this host is at it
-            try:
-                await self._write_back(name, copied, stored)
-            finally:
-                await self.copy.claim(f"heal {name}", self._who, 0)
-        except (GenerationConflict, StoreChanged):
-            return True  # another node was faster; the follower looks again
-        except StoreError as error:
-            self._failed(f"heal_{error.cause}", error)
-        return True  # if the store still shows less, the follower asks again
 
     async def _write_back(self, name: str, copied: ListState, stored: ListState | None) -> None:
         async for _ in _proved(self.copy, name, copied):
@@ -203,26 +183,14 @@ class CopyKeeper:
         # Above what the store shows, so that those who followed that follow this too.
         state = replace(copied, generation=copied.generation if copied.generation > seen else seen + 1)
         await self.store.restore(name, state, _proved(self.copy, name, copied), seen=seen)
-        detail = f"generation {state.generation} from this node's copy; the store showed " + (
-            "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
-        )
+        shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
+        detail = f"generation {state.generation} from this node's copy; the store showed {shown}"
         self._report("store_healed", level="warning", list=name, detail=detail)
-        await self.store.record(
-            Event(
-                time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                who=self._who,
-                what="heal",
-                list=name,
-                serial=state.serial,
-                digest=state.release_digest,
-                outcome=ACCEPTED,
-                detail=detail,
-            )
-        )
-
-
-async def _one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
-    yield pages
+        healed = Event(
+            time=utc_text(datetime.now(UTC)), who=self._who, what="heal", outcome=ACCEPTED, detail=detail,
+            list=name, serial=state.serial, digest=state.release_digest,
+        )  # fmt: skip
+        await self.store.record(healed)
 
 
 async def _proved(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:

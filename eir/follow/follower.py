@@ -8,22 +8,20 @@ loop is held for SLICE_S at a time; `longest_slice_s` says how long it was held 
 import asyncio
 import math
 import time
-from array import array
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
-from time import perf_counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from typing import TypeVar
-
-import numpy as np
 
 from eir.errors import Report, StoreChanged, StoreError
 from eir.follow.copy import CopyKeeper, Relation, relation
+from eir.follow.proof import PROOF_MASK, Proof
+from eir.follow.slices import Slices
 from eir.lists.clock import TrustedClock
 from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList
 from eir.lists.pages import Page, digest_text
-from eir.lists.store import ListState, ListStore
+from eir.lists.store import NO_LIST, ListState, ListStore
 
 T = TypeVar("T")
 
@@ -43,8 +41,6 @@ READ_AGAIN_MAX = 5
 """Times that a list is read anew at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt"})
 """Causes that concern one list's pages, not the store."""
-LOST_DATA = "lost_data"
-"""The cause that counts how often a list was found to be less in the store than it was."""
 UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
 """Pause before a list whose digest was wrong is read again; it doubles."""
 SOME_PAGES = 500
@@ -53,74 +49,6 @@ PAIR_PAGES_MAX = 2_000
 """Pages of pairs that one switch may change in place: their IMSIs are counted one by one."""
 SAY_AGAIN_S = 60.0
 """Pause between two events that say the same of a list."""
-PROOF_MASK = (1 << 64) - 1
-
-
-class Slices:
-    """Divides work on the loop: past `deadline` (time.perf_counter) it is time to `pause`; what was held is measured."""
-
-    __slots__ = ("_since", "deadline", "limit_s", "longest_s")
-
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s = limit_s
-        self.longest_s = 0.0
-        self.begin()
-
-    def begin(self) -> None:
-        """Something was awaited: a slice begins."""
-        self._since = perf_counter()
-        self.deadline = self._since + self.limit_s
-
-    def end(self) -> None:
-        """Something will be awaited: the slice ends here."""
-        if self.limit_s < math.inf:
-            self.longest_s = max(self.longest_s, perf_counter() - self._since)
-
-    async def pause(self) -> None:
-        """Let the loop turn."""
-        self.end()
-        await asyncio.sleep(0)
-        self.begin()
-
-
-class Proof:
-    """For each page in memory the low 64 bits of its digest, 16 bytes a page.
-
-    A sum modulo 2^256 is also one modulo 2^64: with these an amended list is proved against its content digest, although
-    the pages as they were are no longer at hand.
-    """
-
-    __slots__ = ("_amended", "_marks", "_numbers")
-
-    def __init__(self) -> None:
-        self._numbers = array("Q")
-        self._marks = array("Q")
-        self._amended: dict[int, int] = {}
-
-    def extend(self, pages: Sequence[Page], marks: Sequence[int]) -> None:
-        """The next pages of a list that is read whole; numbers ascend."""
-        self._numbers.extend([page.number for page in pages])
-        self._marks.extend(marks)
-
-    def __getitem__(self, number: int) -> int:
-        if (mark := self._amended.get(number)) is not None:
-            return mark
-        at = bisect_left(self._numbers, number)
-        return self._marks[at] if at < len(self._numbers) and self._numbers[at] == number else 0
-
-    def unchanged(self, pages: Sequence[Page], marks: Sequence[int]) -> frozenset[int]:
-        """The numbers of those pages that most likely are what they were, by their marks."""
-        if not self._numbers:
-            return frozenset()
-        numbers = np.array([page.number for page in pages], np.uint64)
-        known = np.frombuffer(self._numbers, np.uint64)
-        at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
-        same = (known[at] == numbers) & (np.frombuffer(self._marks, np.uint64)[at] == np.array(marks, np.uint64))
-        return frozenset(numbers[same].tolist()) - self._amended.keys()
-
-    def amend(self, pages: Sequence[Page]) -> None:
-        """Take over pages that came into force."""
-        self._amended.update((page.number, page.digest() & PROOF_MASK) for page in pages)
 
 
 class Follower:
@@ -133,39 +61,24 @@ class Follower:
     """
 
     def __init__(
-        self,
-        store: ListStore,
-        index: Index,
-        *,
-        report: Report,
-        on_switch: Callable[[str, ListState], None],
-        copy: ListStore | None = None,
-        heal: bool = True,
-        who: str = "eir",
-        clock: TrustedClock | None = None,
-        wall: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+        self, store: ListStore, index: Index, *, report: Report, on_switch: Callable[[str, ListState], None],
+        copy: ListStore | None = None, heal: bool = True, who: str = "eir", clock: TrustedClock | None = None,
+        wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.up = False
         """The store answered when it was last asked."""
         self.errors: Counter[str] = Counter()
-        """Failures by cause."""
+        """Failures by cause; `lost_data`: a list was found to be less in the store than it was."""
         self.lost: dict[str, str] = {}
         """Lists that are in force from memory while the store shows less, and what it shows."""
         self.from_copy: set[str] = set()
         """Lists in force that came from the last good copy and that the store has not shown since."""
-        self._store = store
-        self._index = index
-        self._report = report
-        self._on_switch = on_switch
-        self._wall = wall
-        self._monotonic = monotonic
+        self._store, self._index, self._report, self._on_switch = store, index, report, on_switch
+        self._wall, self._monotonic = wall, monotonic
         self.clock = TrustedClock() if clock is None else clock
-        self._keeper = None if copy is None else CopyKeeper(store, copy, report=report, failed=self._copy_failed, who=who)
+        self._keeper = None if copy is None else CopyKeeper(store, copy, report, partial(self._failed, event="copy_failed"), who)
         self._heals = heal
-        self._slices = Slices(SLICE_S)
-        self._expiring = Slices(SLICE_S)
-        self._sifting = Slices(SLICE_S)
+        self._slices, self._expiring, self._sifting = Slices(SLICE_S), Slices(SLICE_S), Slices(SLICE_S)
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
         self._unreadable: frozenset[str] = frozenset()
@@ -196,46 +109,29 @@ class Follower:
         """
         self._slices = Slices(math.inf)
         stored: Mapping[str, ListState] | None = None
-        try:
+        with self._faults_told():  # a node that would not start answers nobody
             stored = await self._states()
-        except StoreError as error:
-            self._failed(error.cause, error)
-        except Exception as error:  # noqa: BLE001  # as in _follow_store: a node that would not start answers nobody
-            self._failed("internal", error)
         if self._keeper is not None:
             await self._start_from_copy(self._keeper.copy, stored)
         if stored is not None:
-            try:
+            with self._faults_told():
                 await self._pass(stored)
-            except StoreError as error:
-                self._failed(error.cause, error)
-            except Exception as error:  # noqa: BLE001  # as above
-                self._failed("internal", error)
         # A list may be in force that no copy was made of: it was read before a fork, or the disk was full then.
         for name, entries in self._index.lists.items():
-            if entries.state is not None:
-                self._keep_copy(name, entries.state, None)
+            self._keep_copy(name, entries.state, None)
         self._slices = Slices(SLICE_S)
 
     async def _start_from_copy(self, copy: ListStore, stored: Mapping[str, ListState] | None) -> None:
         """Take from the copy what the store does not have newer: it is nearer, and it is what this node knew last."""
-        try:
+        copied: Mapping[str, ListState] = {}
+        with self._faults_told(of_copy=True):
             copied = await copy.states()
-        except StoreError as error:
-            self._copy_failed(f"copy_{error.cause}", error)
-            return
         for name, entries in tuple(self._index.lists.items()):
-            if name not in copied:
-                continue
-            if stored is not None and relation(copied[name], stored.get(name)) is Relation.NEWER:
-                continue
-            if relation(entries.state, copied[name]) is Relation.NEWER:  # a worker that was forked may hold it already
-                try:
-                    await self._take_all(copy, name, entries)
-                except StoreError as error:
-                    self._copy_failed(f"copy_{error.cause}", error)
-                    continue
-            self.from_copy.add(name)
+            if name in copied and (stored is None or relation(copied[name], stored.get(name)) is not Relation.NEWER):
+                with self._faults_told(of_copy=True):
+                    if relation(entries.state, copied[name]) is Relation.NEWER:  # a worker that was forked may hold it already
+                        await self._take_all(copy, name, entries)
+                    self.from_copy.add(name)
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -248,15 +144,12 @@ class Follower:
 
     async def _follow_store(self) -> None:
         while True:
-            try:
+            pause_s = RETRY_S
+            with self._faults_told():
                 await self._pass(await self._states())
                 await _in_time(self._store.wait(self._seen, WAIT_S), STORE_TIMEOUT_S + WAIT_S)
-            except StoreError as error:
-                self._failed(error.cause, error)
-                await asyncio.sleep(RETRY_S)
-            except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
-                self._failed("internal", error)
-                await asyncio.sleep(RETRY_S)
+                pause_s = 0.0
+            await asyncio.sleep(pause_s)
 
     async def _drop_ended(self) -> None:
         while True:
@@ -272,11 +165,9 @@ class Follower:
         """Do something to each list in steps, each told its deadline after `arguments`, until it says that nothing is left."""
         for name, entries in tuple(self._index.lists.items()):
             slices.begin()
-            try:
+            with self._faults_told(name):
                 while not step(entries, *arguments, slices.deadline):
                     await slices.pause()
-            except Exception as error:  # noqa: BLE001  # the outermost loop of a task: it counts, says so, and goes on
-                self._failed("internal", error, name)
             slices.end()
 
     def _now(self) -> float:
@@ -303,14 +194,12 @@ class Follower:
         damaged: dict[str, StoreError] = {}
         for name in names:
             try:
-                found = await _in_time(self._store.state(name))
+                if (found := await _in_time(self._store.state(name))) is not None:
+                    states[name] = found
             except StoreError as error:
                 if error.cause != "corrupt":
                     raise
                 damaged[name] = error
-                continue
-            if found is not None:
-                states[name] = found
         if len(damaged) == len(names):
             raise fault
         for name, reason in damaged.items():
@@ -327,8 +216,7 @@ class Follower:
         in_step = not self._unreadable
         for name in readable:
             in_step &= await self._follow(name, states.get(name))
-        for name in [name for name in self._proofs if name not in self._index.lists]:
-            del self._proofs[name]
+        self._proofs = {name: proof for name, proof in self._proofs.items() if name in self._index.lists}
         if in_step:
             self._in_step_at = self._monotonic()
 
@@ -337,19 +225,19 @@ class Follower:
         entries = self._index.lists.get(name)
         if entries is None:  # the configuration was changed meanwhile
             return True
-        match relation(entries.state, stored):
+        held = entries.state
+        match relation(held, stored):
             case Relation.SAME:
                 self.from_copy.discard(name)
                 if self.lost.pop(name, None) is not None:
                     self._said.pop(("store_lost_data", name), None)
                     self._report("store_mended", list=name)
-                    if entries.state is not None:  # what was to be copied may have gone with the store's data
-                        self._keep_copy(name, entries.state, None)
+                    self._keep_copy(name, held, None)  # what was to be copied may have gone with the store's data
                 return True
-            case Relation.LOST:
-                self._lost(name, entries.state, stored)
-                if self._keeper is not None and self._heals and entries.state is not None:
-                    self._keeper.heal(name, entries.state, stored)
+            case Relation.LOST if held is not None:
+                self._lost(name, held, stored)
+                if self._keeper is not None and self._heals:
+                    self._keeper.heal(name, held, stored)
                 return False
         not_before, pause_s = self._unproved.get(name, (0.0, UNPROVED_RETRY_S))
         if self._monotonic() < not_before:
@@ -369,17 +257,15 @@ class Follower:
 
     async def _take_over(self, name: str, entries: DeviceList, stored: ListState | None) -> None:
         held = entries.state
-        if held is not None and stored is not None and held.content_digest == stored.content_digest:
+        if held and stored and held.content_digest == stored.content_digest:
             if await self._switch(name, entries, entries.builder(stored, amend=True)):
                 self._keep_copy(name, stored, ())
             return
         for _ in range(READ_AGAIN_MAX):
-            try:
+            with suppress(StoreChanged):
                 if not (held and stored and await self._take_changes(name, entries, held, stored)):
                     await self._take_all(self._store, name, entries)
-            except StoreChanged:
-                continue
-            return
+                return
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
     async def _take_all(self, source: ListStore, name: str, entries: DeviceList) -> None:
@@ -397,11 +283,9 @@ class Follower:
                     marks = [digest & PROOF_MASK for digest in digests]
                     proof.extend(chunk, marks)
                     unchanged = frozenset() if before is None else before.unchanged(chunk, marks)
-                    if perf_counter() > slices.deadline:
-                        await slices.pause()
+                    await slices.pause_if_due()
                     _add(builder, chunk, unchanged)
-                    if perf_counter() > slices.deadline:
-                        await slices.pause()
+                    await slices.pause_if_due()
                 slices.end()
         if builder is None:
             return
@@ -420,14 +304,10 @@ class Follower:
         proof = self._proofs.get(name)
         if proof is None or stored.generation < held.generation:
             return False
-        steps = await _in_time(self._store.changes(name, held.generation))
-        touched: set[int] = set()
-        for step in steps or ():
-            if step.pages is None:
-                return False
-            touched.update(step.pages)
+        steps = await _in_time(self._store.changes(name, held.generation)) or ()
+        touched = {number for step in steps for number in step.pages or ()}
         pages_max = PAIR_PAGES_MAX if isinstance(entries, PairList) else AMENDED_PAGES_MAX
-        if not steps or not 0 < len(touched) <= pages_max:
+        if any(step.pages is None for step in steps) or not 0 < len(touched) <= pages_max:
             return False
         state, pages = await self._some_pages(name, sorted(touched), steps[-1].after)
         slices = self._slices
@@ -437,8 +317,7 @@ class Follower:
         for page in pages:
             total += page.digest() - proof[page.number]
             _add(builder, [page])
-            if perf_counter() > slices.deadline:
-                await slices.pause()
+            await slices.pause_if_due()
         if total & PROOF_MASK:
             self._failed("digest", StoreError("digest", "the touched pages do not make up the new digest: reading anew"), name)
             return False
@@ -449,24 +328,17 @@ class Follower:
 
     async def _some_pages(self, name: str, numbers: Sequence[int], generation: int) -> tuple[ListState, Sequence[Page]]:
         """Numbered pages as of a generation, empty ones for those that are not there. Raises StoreChanged."""
-        state: ListState | None = None
-        pages: list[Page] = []
+        state, there = NO_LIST, dict[int, Page]()
         for at in range(0, len(numbers), SOME_PAGES):
-            part = numbers[at : at + SOME_PAGES]
-            state, some = await _in_time(self._store.some_pages(name, part))
-            if state is None or state.generation != generation:
-                break
-            there = {page.number: page for page in some}
-            pages += [there.get(number) or Page(number, b"") for number in part]
-        if state is None or state.generation != generation:
-            raise StoreChanged(f"list {name} changed while its touched pages were read")
-        return state, pages
+            found, pages = await _in_time(self._store.some_pages(name, numbers[at : at + SOME_PAGES]))
+            if found is None or found.generation != generation:
+                raise StoreChanged(f"list {name} changed while its touched pages were read")
+            state = found
+            there.update((page.number, page) for page in pages)
+        return state, [there.get(number) or Page(number, b"") for number in numbers]
 
     async def _switch(self, name: str, entries: DeviceList, builder: ListBuilder) -> bool:
-        """The one moment at which a list changes; what it was before is freed after it.
-
-        False if the configuration has let go of the list meanwhile.
-        """
+        """The one moment at which a list changes; False if the configuration has let go of it. What it was is freed after it."""
         if self._index.lists.get(name) is not entries:
             return False
         slices = self._slices
@@ -479,39 +351,41 @@ class Follower:
         slices.end()
         return True
 
-    def _keep_copy(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
-        if self._keeper is not None:
+    def _keep_copy(self, name: str, state: ListState | None, pages: Sequence[Page] | None) -> None:
+        if self._keeper is not None and state is not None:
             self._keeper.keep(name, state, pages)
 
     # What went wrong
 
-    def _lost(self, name: str, held: ListState | None, stored: ListState | None) -> None:
+    @contextmanager
+    def _faults_told(self, name: str | None = None, *, of_copy: bool = False) -> Iterator[None]:
+        """Faults end what is done in it; they are counted and told, and the task goes on."""
+        fault = partial(self._failed, name=name, event="copy_failed" if of_copy else "store_failed")
+        try:
+            yield
+        except StoreError as error:
+            fault(f"copy_{error.cause}" if of_copy else error.cause, error)
+        except Exception as error:  # noqa: BLE001  # the outermost loop of each task
+            fault("copy_internal" if of_copy else "internal", error)
+
+    def _lost(self, name: str, held: ListState, stored: ListState | None) -> None:
         shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
         if name not in self.lost:
-            self.errors[LOST_DATA] += 1
+            self.errors["lost_data"] += 1
         self.lost[name] = shown
-        if self._says("store_lost_data", name) and held is not None:
+        if self._says("store_lost_data", name):
             self._report(
-                "store_lost_data",
-                level="error",
-                list=name,
+                "store_lost_data", level="error", list=name, stored=shown, detail="the memory stays in force",
                 held=f"generation {held.generation}, serial {held.serial}",
-                stored=shown,
-                detail="the memory stays in force",
-            )
+            )  # fmt: skip
 
-    def _failed(self, cause: str, error: Exception, name: str | None = None) -> None:
+    def _failed(self, cause: str, error: Exception, name: str | None = None, *, event: str = "store_failed") -> None:
+        """Count and tell. `copy_failed`, of the last good copy or writing it back, is no fault of the store."""
         self.errors[cause] += 1
-        if name is None and cause != "changed":
+        if event == "store_failed" and name is None and cause != "changed":
             self.up = False
         if self._says(cause, name or ""):
-            self._report("store_failed", level="error", reason=cause, list=name, detail=str(error) or type(error).__name__)
-
-    def _copy_failed(self, cause: str, error: Exception) -> None:
-        """The last good copy, or writing it back, failed: that is no fault of the store, and following goes on."""
-        self.errors[cause] += 1
-        if self._says(cause, ""):
-            self._report("copy_failed", level="error", reason=cause, detail=str(error))
+            self._report(event, level="error", reason=cause, list=name, detail=str(error) or type(error).__name__)
 
     def _says(self, what: str, name: str) -> bool:
         """Whether an event is due again."""

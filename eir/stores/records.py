@@ -4,41 +4,39 @@ A record is a JSON object of its fields. Readers pass over fields that they do n
 share a store while one after the other is upgraded.
 """
 
-import dataclasses
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, get_type_hints
 
 from eir.errors import StoreError
 from eir.lists.store import Change, Event, ListState
 
-_STATE_FIELDS = frozenset(field.name for field in dataclasses.fields(ListState))
-_EVENT_FIELDS = frozenset(field.name for field in dataclasses.fields(Event))
-_STATE_TYPES = get_type_hints(ListState)
+_STATE_TYPES, _EVENT_TYPES = get_type_hints(ListState), get_type_hints(Event)
 _STATE_TUPLES = ("reasons", "signers")
 _STATE_TIMES = ("issued", "expires", "loaded_at")
 
 
-def _object(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
+def _known(fields: Container[str], record: str | bytes | dict[str, Any]) -> dict[str, Any]:
     try:
         value = json.loads(record) if isinstance(record, str | bytes) else record
     except ValueError as error:
         raise StoreError("corrupt", f"a record in the store is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise StoreError("corrupt", "a record in the store is not a JSON object")
-    return value
+    return {name: each for name, each in value.items() if name in fields}
 
 
 def encode(record: ListState | Event) -> str:
     """A state or an event as JSON."""
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
 
 
 def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
     """The state out of its JSON, as text or read already. Raises StoreError (corrupt)."""
-    fields = {name: value for name, value in _object(record).items() if name in _STATE_FIELDS}
+    fields = _known(_STATE_TYPES, record)
     try:
         for name in _STATE_TUPLES:
             fields[name] = tuple(fields.get(name, ()))
@@ -65,7 +63,7 @@ def _wrong_in(state: ListState) -> str | None:
 def decode_event(text: str | bytes) -> Event:
     """The event out of its JSON. Raises StoreError (corrupt)."""
     try:
-        return Event(**{name: value for name, value in _object(text).items() if name in _EVENT_FIELDS})
+        return Event(**_known(_EVENT_TYPES, text))
     except TypeError as error:
         raise StoreError("corrupt", f"an event in the store is not whole: {error}") from error
 

@@ -28,20 +28,15 @@ from eir.errors import StoreError
 
 SINGLE, SENTINEL, CLUSTER = "single", "sentinel", "cluster"
 FORMS = {
-    "redis": (SINGLE, False),
-    "rediss": (SINGLE, True),
-    "redis+sentinel": (SENTINEL, False),
-    "rediss+sentinel": (SENTINEL, True),
-    "redis+cluster": (CLUSTER, False),
-    "rediss+cluster": (CLUSTER, True),
-}
+    "redis": (SINGLE, False), "rediss": (SINGLE, True),
+    "redis+sentinel": (SENTINEL, False), "rediss+sentinel": (SENTINEL, True),
+    "redis+cluster": (CLUSTER, False), "rediss+cluster": (CLUSTER, True),
+}  # fmt: skip
 """Scheme → form, and whether with TLS."""
 PORT, SENTINEL_PORT = 6379, 26379
 PASSWORD_ENV = "EIR_REDIS_PASSWORD"  # noqa: S105  # the name of a variable
-OPTIONS = frozenset({
-    "password_file", "password_env", "sentinel_user", "sentinel_password_file", "sentinel_password_env",
-    "ca_file", "cert_file", "key_file",
-})  # fmt: skip
+TLS_FILES = {"ca_file": "ssl_ca_certs", "cert_file": "ssl_certfile", "key_file": "ssl_keyfile"}
+OPTIONS = {"password_file", "password_env", "sentinel_user", "sentinel_password_file", "sentinel_password_env", *TLS_FILES}
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 4.0
@@ -76,8 +71,7 @@ class PasswordFile(CredentialProvider):
     """User and password for a connection, as the file has it when the connection is made."""
 
     def __init__(self, user: str | None, path: Path) -> None:
-        self._user = user
-        self._path = path
+        self._user, self._path = user, path
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """The arguments of AUTH. Raises AuthenticationError that names the file if it cannot be read."""
@@ -116,29 +110,25 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
         raise StoreError("url", f"what follows the host in the store's URL is a database number; got {parts.path!r}")
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, secret = map(unquote, login.partition(":"))
-    common: dict[str, Any] = {
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "socket_timeout": ANSWER_TIMEOUT_S,
-        "socket_keepalive": True,
-        "protocol": 2,
-        **(_tls(given) if tls else {}),
-    }
+    common: dict[str, Any] = {"socket_keepalive": True, "protocol": 2}
+    if tls:
+        common |= {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        common |= {argument: given[option] for option, argument in TLS_FILES.items() if option in given}
     retry = Retry(FullJitterBackoff(cap=BACKOFF_CAP_S, base=BACKOFF_BASE_S), RETRIES, (RedisConnectionError,))
-    login_there = _login(user, given, "password", environment.get(given.get("password_env", PASSWORD_ENV)) or secret)
-    guide = login_there
+    login_there = guide = _login(user, given, "password", environment.get(given.get("password_env", PASSWORD_ENV)) or secret)
     if form == SENTINEL:
         variable = given.get("sentinel_password_env", "")
         guide = _login(given.get("sentinel_user"), given, "sentinel_password", environment.get(variable))
+    port = SENTINEL_PORT if form == SENTINEL else PORT
     return Address(
-        form=form,
-        hosts=tuple(_host(text, SENTINEL_PORT if form == SENTINEL else PORT) for text in hosts.split(",")),
-        service=service,
-        database=int(path[0]) if path else 0,
-        options={**common, **login_there, "retry": retry},
-        guide_options={
-            **common, **guide, "socket_connect_timeout": GUIDE_TIMEOUT_S, "socket_timeout": GUIDE_TIMEOUT_S, "retry": Retry(NoBackoff(), 0),
-        },
+        form, tuple(_host(text, port) for text in hosts.split(",")), service, database=int(path[0]) if path else 0,
+        options={**common, **login_there, **_patience(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, retry)},
+        guide_options={**common, **guide, **_patience(GUIDE_TIMEOUT_S, GUIDE_TIMEOUT_S, Retry(NoBackoff(), 0))},
     )  # fmt: skip
+
+
+def _patience(connect_s: float, answer_s: float, retry: Retry) -> dict[str, Any]:
+    return {"socket_connect_timeout": connect_s, "socket_timeout": answer_s, "retry": retry}
 
 
 def _check_named(given: Mapping[str, str], environment: Mapping[str, str]) -> None:
@@ -163,10 +153,8 @@ def _login(user: str | None, given: Mapping[str, str], option: str, otherwise: s
 def with_files_in(url: str, folder: Path) -> str:
     """The URL with the files that it names looked for in `folder`, unless their paths are absolute."""
     parts = urlsplit(url)
-    options = [
-        (name, str(folder / value) if name.endswith("_file") else value)
-        for name, value in parse_qsl(parts.query, keep_blank_values=True)
-    ]
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    options = [(name, str(folder / value) if name.endswith("_file") else value) for name, value in given]
     return urlunsplit(parts._replace(query=urlencode(options, safe="/")))
 
 
@@ -179,11 +167,3 @@ def _host(text: str, port: int) -> tuple[str, int]:
     if not parts.hostname:
         raise StoreError("url", "the store's URL names no host")
     return parts.hostname, found
-
-
-def _tls(given: Mapping[str, str]) -> dict[str, Any]:
-    options: dict[str, Any] = {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
-    for option, argument in (("ca_file", "ssl_ca_certs"), ("cert_file", "ssl_certfile"), ("key_file", "ssl_keyfile")):
-        if option in given:
-            options[argument] = given[option]
-    return options

@@ -17,6 +17,7 @@ from eir.lists.store import Change, ListState
 
 S = TypeVar("S", bound=Hashable)
 """What a store calls a set of pages."""
+Batches = AsyncIterable[Sequence[Page]]
 
 CHANGE_PAGES_MAX = 1 << 16
 """A change of more pages is logged as one that replaced all."""
@@ -93,48 +94,39 @@ class PageSetStore(ABC):
         """The record of a list."""
 
     @abstractmethod
-    async def _write(
-        self, name: str, seen: int, wanted: Wanted | None, whole: AsyncIterable[Sequence[Page]] | None = None
-    ) -> ListState:
+    async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         """Put in force what is wanted (None: undo the last release) and return the state as stored. `whole`: the list to stage."""
 
     async def state(self, name: str) -> ListState | None:
-        """See ListStore."""
         stored = await self._stored(name)
         return None if stored is None or stored.lost else stored.state
 
     async def previous(self, name: str) -> ListState | None:
-        """See ListStore. Whether the pages are still there may show only in the rollback."""
+        """Whether the pages are still there may show only in the rollback."""
         stored = await self._stored(name)
         return None if stored is None or stored.lost or stored.kept is None else stored.kept.state
 
     async def replace(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
-        """See ListStore."""
-        return await self._write(name, seen, Wanted(state=state), _one_batch(pages))
+        return await self._write(name, seen, Wanted(state=state), one_batch(pages))
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
-        """See ListStore. Where there is no list yet, the pages are all of it."""
+        """Where there is no list yet, the pages are all of it."""
         if not seen:
             return await self.replace(name, state, pages, seen=seen)
         return await self._write(name, seen, Wanted(state=state, pages=pages))
 
     async def rollback(self, name: str, *, seen: int) -> ListState:
-        """See ListStore."""
         return await self._write(name, seen, None)
 
-    async def restore(
-        self, name: str, state: ListState, batches: AsyncIterable[Sequence[Page]], *, seen: int, whole: bool = True
-    ) -> None:
-        """See ListStore. Where there is no list yet, the pages are all of it."""
-        wanted = Wanted(state=state, exact=True, keep=False)
-        if whole or not seen:
-            await self._write(name, seen, wanted, batches)
-        else:
-            pages = [page async for batch in batches for page in batch]
-            await self._write(name, seen, replace(wanted, pages=pages))
+    async def restore(self, name: str, state: ListState, batches: Batches, *, seen: int, whole: bool = True) -> None:
+        """Where there is no list yet, the pages are all of it."""
+        whole = whole or not seen
+        pages = None if whole else [page async for batch in batches for page in batch]
+        await self._write(name, seen, Wanted(state=state, pages=pages, exact=True, keep=False), batches if whole else None)
 
 
-async def _one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
+async def one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
+    """Pages that are at hand, for what takes batches."""
     yield pages
 
 

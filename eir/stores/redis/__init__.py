@@ -20,7 +20,7 @@ by HMGET, HSCAN, HLEN, XRANGE, XREAD, SMEMBERS, INFO only.
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -29,11 +29,11 @@ from redis.exceptions import WatchError
 from eir.errors import Report, StoreChanged, silent
 from eir.lists.pages import Page
 from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
-from eir.stores.records import decode_event, encode
+from eir.stores.records import decode_change, decode_event, encode
 from eir.stores.redis import reading, writing
 from eir.stores.redis.link import Link
 from eir.stores.redis_url import parse_url
-from eir.stores.write import PageSetStore, Wanted
+from eir.stores.write import Batches, PageSetStore, Wanted, without_gap
 
 EVENTS, OUTCOMES = "eir:{history}:events", "eir:{history}:outcomes"
 
@@ -52,9 +52,7 @@ class RedisStore(PageSetStore):
     """
 
     def __init__(self, url: str, *, report: Report = silent, check: bool = True) -> None:
-        address = parse_url(url, check=check)
-        self.where = str(address)
-        self._link = Link(address, report)
+        self._link = Link(parse_url(url, check=check), report)
         self._known: set[str] = set()
         self._told: list[Any] = []
         """What the last wait ended with."""
@@ -70,9 +68,7 @@ class RedisStore(PageSetStore):
         rows = await asyncio.gather(*(reading.read_row(self._link, name) for name in sorted(self._known)))
         return {row.name: row.state for row in rows if row is not None and not row.lost}
 
-    async def _write(
-        self, name: str, seen: int, wanted: Wanted | None, whole: AsyncIterable[Sequence[Page]] | None = None
-    ) -> ListState:
+    async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         return await writing.write(self._link, name, seen, wanted, whole)
 
     async def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:  # noqa: ARG002  # batches have but one size
@@ -112,8 +108,12 @@ class RedisStore(PageSetStore):
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while its pages were read")
 
     async def changes(self, name: str, after: int) -> Sequence[Change] | None:
-        """From the stream; the last writing.CHANGES_MAX steps are kept."""
-        return await reading.read_changes(self._link, name, after)
+        row = await reading.read_row(self._link, name)
+        entries = await self._link.do("XRANGE", reading.key(name, "changes"), f"({after}-0", "+")
+        with self._link.as_written():
+            found = [(int(entry.partition(b"-")[0]), step) for entry, step in entries]
+            steps = [decode_change(int(step[b"before"]), generation, step.get(b"pages")) for generation, step in found]
+        return without_gap(steps, after, 0 if row is None else row.generation)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
         """Reads the streams of changes with BLOCK; entries are numbered by generation, so none is missed."""
@@ -139,7 +139,6 @@ class RedisStore(PageSetStore):
         return await self._link.do(*block, key=streams[0])
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        """A key with an expiry."""
         claim = f"eir:claim:{what}"
         return await self._link.call(claim, lambda client: _claim(client, claim, who, int(ttl_s * 1000)))
 
@@ -154,26 +153,21 @@ class RedisStore(PageSetStore):
         )
 
     async def history(self, name: str | None = None, limit: int = HISTORY_MAX) -> Sequence[Event]:
-        """From the stream of events."""
         entries = await self._link.do("XREVRANGE", EVENTS, "+", "-", *(() if name else ("COUNT", limit)))
         with self._link.as_written():
             events = [decode_event(found[b"event"]) for _, found in entries]
         return [event for event in events if name is None or event.list == name][:limit][::-1]
 
     async def outcomes(self) -> Sequence[Outcome]:
-        """From a hash of counts."""
         found: dict[bytes, bytes] = await self._link.do("HGETALL", OUTCOMES)
-        outcomes = []
+        counted = [field.removeprefix(b"count:") for field in sorted(found) if field.startswith(b"count:")]
         with self._link.as_written():
-            for field, count in sorted(found.items()):
-                what, _, about = field.partition(b":")
-                if what == b"count":
-                    name, outcome = json.loads(about)
-                    outcomes.append(Outcome(name, outcome, int(count), found.get(b"last:" + about, b"").decode()))
-        return outcomes
+            return [
+                Outcome(name, outcome, int(found[b"count:" + about]), found.get(b"last:" + about, b"").decode())
+                for about in counted for name, outcome in [json.loads(about)]
+            ]  # fmt: skip
 
     async def close(self) -> None:
-        """Close all connections."""
         await self._link.close()
 
 
@@ -191,10 +185,7 @@ async def _claim(client: Any, claim: str, who: str, milliseconds: int) -> bool:
         if await pipe.execute_command("GET", claim) != who.encode():
             return False
         pipe.multi()
-        if milliseconds > 0:
-            pipe.execute_command("PEXPIRE", claim, milliseconds)
-        else:
-            pipe.execute_command("DEL", claim)
+        pipe.execute_command(*("PEXPIRE", claim, milliseconds) if milliseconds > 0 else ("DEL", claim))
         with suppress(WatchError):
             await pipe.execute()
             return True

@@ -21,23 +21,19 @@ T = TypeVar("T")
 
 POLICY_SAFE = "noeviction"
 
-CAUSES: tuple[tuple[type[Exception], str], ...] = (
-    (fault.BusyLoadingError, "loading"),
-    (fault.AuthenticationError, "noauth"),
-    (fault.AuthorizationError, "noauth"),
-    (fault.NoPermissionError, "noperm"),
-    (fault.ReadOnlyError, "readonly"),
-    (fault.OutOfMemoryError, "oom"),
-    (fault.MasterDownError, "masterdown"),
-    (fault.ClusterDownError, "clusterdown"),
-    (fault.TryAgainError, "clusterdown"),
-    (fault.RedisClusterException, "clusterdown"),
-    (fault.MaxConnectionsError, "connections"),
-    (fault.TimeoutError, "timeout"),
-    (fault.ConnectionError, "refused"),
-    (fault.RedisError, "error"),
-    (OSError, "refused"),
-)
+CAUSES: dict[str, tuple[type[Exception], ...]] = {
+    "loading": (fault.BusyLoadingError,),
+    "noauth": (fault.AuthenticationError, fault.AuthorizationError),
+    "noperm": (fault.NoPermissionError,),
+    "readonly": (fault.ReadOnlyError,),
+    "oom": (fault.OutOfMemoryError,),
+    "masterdown": (fault.MasterDownError,),
+    "clusterdown": (fault.ClusterDownError, fault.TryAgainError, fault.RedisClusterException),
+    "connections": (fault.MaxConnectionsError,),
+    "timeout": (fault.TimeoutError,),
+    "refused": (fault.ConnectionError, OSError),
+    "error": (fault.RedisError,),
+}
 """The first that fits; the more special ones come first."""
 REPLIES = ("LOADING", "NOAUTH", "NOPERM", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
 WORDS = {"WRONGPASS": "noauth", **{word: word.lower() for word in REPLIES}}
@@ -53,8 +49,7 @@ class Link:
         self.where = str(address)
         self.clustered = address.form == CLUSTER
         """One command must stay in one slot."""
-        self._address = address
-        self.report = report
+        self._address, self.report = address, report
         self._clients: dict[tuple[str, int], Redis] = {}
         self._sentinel: Sentinel | None = None
         self._cluster: RedisCluster | None = None
@@ -108,8 +103,7 @@ class Link:
         return await operation(client)
 
     async def _greet(self, client: Any) -> None:
-        memory = await client.info("memory")
-        policy = memory.get("maxmemory_policy", POLICY_SAFE)
+        policy = (await client.info("memory")).get("maxmemory_policy", POLICY_SAFE)
         if policy != POLICY_SAFE:
             self.report(
                 "store_may_evict", level="warning", reason=str(policy),
@@ -183,4 +177,4 @@ def _cause(error: Exception) -> str:
     first = str(error).partition(" ")[0]
     if first in WORDS:
         return WORDS[first]
-    return next(cause for kind, cause in CAUSES if isinstance(error, kind))
+    return next(cause for cause, kinds in CAUSES.items() if isinstance(error, kinds))

@@ -10,10 +10,9 @@ import numpy as np
 
 from eir.errors import StoreChanged, StoreError
 from eir.lists.pages import Page
-from eir.lists.store import Change
-from eir.stores.records import decode_change, decode_state
+from eir.stores.records import decode_state
 from eir.stores.redis.link import Link
-from eir.stores.write import Kept, Stored, without_gap
+from eir.stores.write import Kept, Stored
 
 BATCH_PAGES_MAX = 500
 """What one command reads at most."""
@@ -48,9 +47,8 @@ class Row(Stored[PageSet]):
 
 async def read_row(link: Link, name: str) -> Row | None:
     """The record of a list; `lost` if the set in force is not there with all its fields."""
-    state, set_id, fields, change, previous = await link.do(
-        "HMGET", key(name, "state"), "state", "set", "fields", "change", "previous"
-    )
+    record = await link.do("HMGET", key(name, "state"), "state", "set", "fields", "change", "previous")
+    state, set_id, fields, change, previous = record
     if state is None or set_id is None or change is None:
         return None
     with link.as_written():
@@ -78,10 +76,8 @@ async def read_change(link: Link, name: str) -> bytes | None:
 async def read_numbers(link: Link, row: Row, page_set: PageSet) -> "np.ndarray[Any, np.dtype[np.int64]]":
     """The numbers of all pages in a set, in order. Raises StoreChanged."""
     with link.as_written():
-        parts = [
-            np.array([each for each in names if each[-1:] != b"+"], dtype=np.int64)
-            async for names in _names_in(link, page_set.key)
-        ]
+        scanned = _names_in(link, page_set.key)
+        parts = [np.array([each for each in names if each[-1:] != b"+"], dtype=np.int64) async for names in scanned]
     row.check(await read_change(link, row.name))
     found: np.ndarray[Any, np.dtype[np.int64]] = np.concatenate(parts)
     await asyncio.to_thread(found.sort)  # 10 ms for 250 thousand, without the interpreter's lock
@@ -105,7 +101,8 @@ async def _names_in(link: Link, hash_key: str) -> AsyncIterator[Iterable[bytes]]
 
 async def read_pages(link: Link, row: Row, page_set: PageSet, numbers: Sequence[int], *, plain: bool = False) -> list[Page]:
     """Numbered pages of a set, those that exist; `plain`: none has an `extra`. Raises StoreChanged."""
-    names = _names_of(numbers, plain=plain)
+    # As bytes: redis turns one number after another into such, for longer than all else takes.
+    names = " ".join(map(str, numbers) if plain else [f"{number} {number}+" for number in numbers]).encode().split()
     found, (change,) = await link.do_all(("HMGET", page_set.key, *names), ("HMGET", key(row.name, "state"), "change"))
     row.check(change)
     return _pages(numbers, found, plain=plain)
@@ -120,28 +117,9 @@ async def read_each(link: Link, row: Row, page_set: PageSet, numbers: Sequence[i
     return [there.get(number) or Page(number, b"") for number in numbers]
 
 
-def _names_of(numbers: Sequence[int], *, plain: bool) -> list[bytes]:
-    """The fields of pages. As bytes: redis turns one number after another into such, for longer than all else takes."""
-    if plain:
-        return " ".join(map(str, numbers)).encode().split()
-    return " ".join([f"{number} {number}+" for number in numbers]).encode().split()
-
-
 def _pages(numbers: Sequence[int], found: Sequence[bytes | None], *, plain: bool) -> list[Page]:
     """What HMGET gave for pages, without those that are not there: their keys, and unless `plain` behind each its `extra`."""
     if plain:
         return [Page(number, keys) for number, keys in zip(numbers, found, strict=True) if keys]
     parts = zip(numbers, found[::2], found[1::2], strict=True)
     return [Page(number, keys or b"", extra or b"") for number, keys, extra in parts if keys or extra]
-
-
-async def read_changes(link: Link, name: str, after: int) -> Sequence[Change] | None:
-    """See ListStore."""
-    row = await read_row(link, name)
-    entries = await link.do("XRANGE", key(name, "changes"), f"({after}-0", "+")
-    with link.as_written():
-        steps = [
-            decode_change(int(found[b"before"]), int(entry.partition(b"-")[0]), found.get(b"pages"))
-            for entry, found in entries
-        ]
-    return without_gap(steps, after, 0 if row is None else row.generation)

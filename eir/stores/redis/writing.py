@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,7 +15,7 @@ from eir.lists.store import ListState
 from eir.stores.records import encode, encode_numbers
 from eir.stores.redis.link import Link
 from eir.stores.redis.reading import PageSet, Row, key, read_change, read_each, read_numbers, read_row
-from eir.stores.write import Kept, Wanted, Write, check_generation, decide, last_kept, portions
+from eir.stores.write import Batches, Kept, Wanted, Write, check_generation, decide, last_kept, portions
 
 LISTS = "eir:lists"
 
@@ -29,9 +29,7 @@ PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
 REPLICA_WAIT_MS = 1_000
 
 
-async def write(
-    link: Link, name: str, seen: int, wanted: Wanted | None, whole: AsyncIterable[Sequence[Page]] | None
-) -> ListState:
+async def write(link: Link, name: str, seen: int, wanted: Wanted | None, whole: Batches | None) -> ListState:
     """Put in force what is wanted (None: undo the last release); `whole`: the list to stage."""
     row = await read_row(link, name)
     check_generation(name, row, seen)
@@ -110,12 +108,9 @@ async def commit(link: Link, client: Any, name: str, row: Row | None, decided: W
         except (fault.WatchError, fault.ConnectionError, fault.TimeoutError, OSError) as error:
             # An EXEC whose answer is lost may have been done all the same.
             now = await read_change(link, name)
+            away = StoreError("refused", f"Redis ({link.where}) was lost in the middle of the switch; nothing was written")
             if now != change:
-                raise (
-                    _overtaken(name, before, now)
-                    if isinstance(error, fault.WatchError)
-                    else StoreError("refused", f"Redis ({link.where}) was lost in the middle of the switch; nothing was written")
-                ) from error
+                raise (_overtaken(name, before, now) if isinstance(error, fault.WatchError) else away) from error
     await _replicate(link, client, name)
 
 

@@ -14,7 +14,7 @@ import asyncio
 import sqlite3
 import struct
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
 from eir.stores.records import decode_change, decode_state
 from eir.stores.sqlite import writing
 from eir.stores.sqlite.file import NUMBER_BITS, NUMBER_MASK, File, checkpoint, find, transaction
-from eir.stores.write import PageSetStore, Stored, Wanted, portions, without_gap
+from eir.stores.write import Batches, PageSetStore, Stored, Wanted, portions, without_gap
 
 POLL_S = 0.1
 """Between looks at the generations in `wait`: a look costs some 100 µs."""
@@ -81,12 +81,10 @@ class SqliteStore(PageSetStore):
         return await self._file.call(writing.stored, name)
 
     async def states(self) -> Mapping[str, ListState]:
-        """All states."""
-        return await self._file.call(_states)
+        rows = await self._file.rows("SELECT name, state FROM lists ORDER BY name")
+        return {name: decode_state(state) for name, state in rows}
 
-    async def _write(
-        self, name: str, seen: int, wanted: Wanted | None, whole: AsyncIterable[Sequence[Page]] | None = None
-    ) -> ListState:
+    async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         """A whole list goes to a set of its own first; one transaction does the rest. What it staged is given up if it fails."""
         if whole is None:
             return await self._file.call(writing.commit, name, seen, wanted, None)
@@ -136,7 +134,6 @@ class SqliteStore(PageSetStore):
         return (decode_state(found[0][0]), _decode_batch(found[0][1])) if found else (None, [])
 
     async def changes(self, name: str, after: int) -> Sequence[Change] | None:
-        """The last writing.CHANGES_MAX steps are kept."""
         rows = await self._file.rows(READ_CHANGES, name=name, after=after)
         steps = [decode_change(*step) for _, *step in rows if step[1] is not None]
         return without_gap(steps, after, rows[0][0] if rows else 0)
@@ -160,22 +157,15 @@ class SqliteStore(PageSetStore):
         await self._file.call(_record, event)
 
     async def history(self, name: str | None = None, limit: int = HISTORY_MAX) -> Sequence[Event]:
-        """From the table of events."""
         rows = await self._file.rows(READ_EVENTS, name=name, limit=limit)
         return [Event(**dict(zip(EVENT_FIELDS, row, strict=True))) for row in reversed(rows)]
 
     async def outcomes(self) -> Sequence[Outcome]:
-        """From a table of counts."""
         rows = await self._file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")
         return [Outcome(*row) for row in rows]
 
     async def close(self) -> None:
-        """Close the file once what was begun is done."""
         await self._file.close()
-
-
-def _states(db: sqlite3.Connection) -> dict[str, ListState]:
-    return {name: decode_state(state) for name, state in db.execute("SELECT name, state FROM lists ORDER BY name")}
 
 
 def _decode_batch(text: str | None) -> list[Page]:

@@ -178,12 +178,11 @@ def _opened(path: Path, *, still: sqlite3.Error | None = None) -> sqlite3.Connec
         version = _version(db, path)
         if still is None:
             _prepare(db, new=not version)
+        elif not version:
+            raise still  # noqa: TRY301  # the connection is closed as after any other fault
     except BaseException:
         db.close()
         raise
-    if still is not None and not version:
-        db.close()
-        raise still
     return db
 
 
@@ -191,9 +190,8 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
     """The file's schema, 0 for one that is empty. Raises StoreError for a file that is not ours, or of a newer eir."""
     version = _pragma(db, "user_version")
     if version > SCHEMA_VERSION:
-        raise StoreError(
-            "schema", f"{path} was written by a newer eir (schema {version}, this one knows {SCHEMA_VERSION}): upgrade eir"
-        )
+        newer = f"{path} was written by a newer eir (schema {version}, this one knows {SCHEMA_VERSION}): upgrade eir"
+        raise StoreError("schema", newer)
     application = _pragma(db, "application_id")
     if application not in {0, APPLICATION_ID} or (version and not application):
         raise StoreError("schema", f"{path} is an SQLite file of another program")

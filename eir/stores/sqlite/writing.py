@@ -28,6 +28,15 @@ SELECT json_extract(value, '$[0]'), substr(?1, json_extract(value, '$[1]'), json
     substr(?1, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
 FROM json_each(?2)
 """
+# A page as it is under the id that it is kept under; one that is not there as one without keys.
+KEEP = """
+INSERT OR REPLACE INTO pages SELECT ?, coalesce(keys, x''), coalesce(extra, x'') FROM (SELECT 1) LEFT JOIN pages ON id = ?
+"""
+DOOM = """
+UPDATE sets SET doomed = 1
+WHERE keep_until < ? AND NOT EXISTS (SELECT 1 FROM lists WHERE page_set = sets.id OR before_set = sets.id)
+"""
+DELETE_SOME = "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETWEEN ? AND ? LIMIT ?)"
 
 
 def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
@@ -81,19 +90,12 @@ def _ids(page_set: int) -> tuple[int, int]:
 def _collect(db: sqlite3.Connection) -> None:
     """Delete the pages of sets that no list points to, a portion a transaction."""
     with transaction(db):
-        db.execute(
-            "UPDATE sets SET doomed = 1 WHERE keep_until < ? AND NOT EXISTS ("
-            "SELECT 1 FROM lists WHERE page_set = sets.id OR before_set = sets.id)",
-            (time.time(),),
-        )
+        db.execute(DOOM, (time.time(),))
     for (page_set,) in db.execute("SELECT id FROM sets WHERE doomed").fetchall():
         gone = PORTION_PAGES
         while gone == PORTION_PAGES:
             with transaction(db):
-                gone = db.execute(
-                    "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETWEEN ? AND ? LIMIT ?)",
-                    (*_ids(page_set), PORTION_PAGES),
-                ).rowcount
+                gone = db.execute(DELETE_SOME, (*_ids(page_set), PORTION_PAGES)).rowcount
                 if gone < PORTION_PAGES:
                     db.execute("DELETE FROM sets WHERE id = ?", (page_set,))
 
@@ -144,20 +146,14 @@ def _carry_out(db: sqlite3.Connection, name: str, write: Write[int]) -> None:
     state, page_set, kept, change = write.after.state, write.after.page_set, write.after.kept, write.change
     base = page_set << NUMBER_BITS
     if kept is not None and not kept.whole:
-        db.executemany(
-            "INSERT OR REPLACE INTO pages SELECT ?, coalesce(keys, x''), coalesce(extra, x'') "
-            "FROM (SELECT 1) LEFT JOIN pages ON id = ?",
-            ((kept.page_set << NUMBER_BITS | page.number, base | page.number) for page in write.put),
-        )
+        db.executemany(KEEP, ((kept.page_set << NUMBER_BITS | page.number, base | page.number) for page in write.put))
     _insert(db, page_set, write.put)
     db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in write.put if page.gone))
     for each in write.dropped:
         give_up(db, each)
     before = (None, None, None) if kept is None else (encode(kept.state), kept.page_set, kept.whole)
-    db.execute(
-        "INSERT OR REPLACE INTO lists VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (name, state.generation, encode(state), page_set, *before),
-    )
+    row = (name, state.generation, encode(state), page_set, *before)
+    db.execute("INSERT OR REPLACE INTO lists VALUES (?, ?, ?, ?, ?, ?, ?)", row)
     if write.new_log:
         db.execute("DELETE FROM changes WHERE list = ?", (name,))
     if change is not None:
