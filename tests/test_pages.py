@@ -275,8 +275,8 @@ def reported():
     return names | set(folded), patterns
 
 
-PUT_TOGETHER = {"serving", "ready", "degraded", "not_ready"} | {"release_accepted", "release_refused", "release_waiting"}
-"""Events that take their name from the word of /ready, or from what became of a release in the drop folder."""
+PUT_TOGETHER = {"store_failed", "copy_failed", "serving", "ready", "degraded", "not_ready"} | {"release_accepted", "release_refused", "release_waiting"}
+"""Events whose name is an argument: of what a follower could not do, of the word of /ready, of what became of a release in the drop folder."""
 
 
 def test_each_log_event_has_its_advice():
