@@ -47,12 +47,11 @@ class Built:
 
     pages: Sequence[Page] = ()
     entries: int = 0
-    """Single identifiers, and whole TACs, each counted as one."""
     devices: int = 0
-    """Identifiers that are listed: a whole TAC counts a million, the single ones under it not again."""
+    """Both as in ListState."""
     come: int = 0
-    """Identifiers that were not in the list before, a TAC counted as a million; of deltas."""
     gone: int = 0
+    """Both as `differences` counts them; of deltas."""
     content_digest: str = ""
     """Of the whole list; of deltas."""
 
@@ -145,15 +144,14 @@ class Rows:
         """All pairs; None if there are none."""
         if not any(len(keys) for keys, *_ in self._pairs):
             return None
-        keys, imsis, reasons, until = (np.concatenate(parts) for parts in zip(*self._pairs, strict=True))
+        keys, imsis, reasons, until = map(np.concatenate, zip(*self._pairs, strict=True))
         return keys, imsis, reasons, until
 
     def spans(self) -> dict[int, list[Span]]:
         """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if these are too many."""
         pages = sum(int((last // _PAGE - first // _PAGE).sum()) + len(first) for first, last, *_ in self._spans)
         if pages > SPAN_PAGES_MAX:
-            detail = f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held"
-            raise ReleaseRefused("range", detail)
+            raise ReleaseRefused("range", f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held")
         by_page: dict[int, list[Span]] = {}
         for first, last, reasons, until in self._spans:
             reason_of = repeat(0) if reasons is None else reasons.tolist()
@@ -211,9 +209,8 @@ def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable
     amended = Built()
     touched, after = [], []
     for number in sorted(gone.keys() | new.keys()):
-        empty = Page(number, b"")
-        had = old.get(number, empty)
-        page = _amended(had, gone.get(number, empty), new.get(number, empty))
+        had, goes, comes = (pages.get(number, Page(number, b"")) for pages in (old, gone, new))
+        page = _amended(had, goes, comes)
         if page != had:
             amended.count(had, -1)
             amended.count(page)
@@ -233,9 +230,9 @@ def differences(before: Iterable[Page], after: Iterable[Page]) -> tuple[int, int
     old = {page.number: page for page in before}
     come = go = 0
     for page in after:
-        was = old.pop(page.number, None)
-        if was is None or was.keys != page.keys or was.tac != page.tac:
-            had, has = BitMap() if was is None else _listed(was), _listed(page)
+        was = old.pop(page.number, Page(page.number, b""))
+        if was.keys != page.keys or was.tac != page.tac:
+            had, has = _listed(was), _listed(page)
             come += has.difference_cardinality(had)
             go += had.difference_cardinality(has)
     return come, go + sum(len(_listed(page)) for page in old.values())
@@ -254,8 +251,7 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     if not parts:  # no single identifier comes: nothing needs to be unfolded
         return page if tac is None else page._replace(extra=tac.extra + page.extra)
     content, present = decode(page), np.zeros(PAGE_KEYS, bool)
-    reasons = np.zeros(PAGE_KEYS, np.uint8)
-    until = np.zeros(PAGE_KEYS, np.int64)
+    reasons, until = np.zeros(PAGE_KEYS, np.uint8), np.zeros(PAGE_KEYS, np.int64)
     present[content.low], reasons[content.low], until[content.low] = True, content.reasons, content.until
     # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
     for span in sorted(parts, key=lambda span: (span.until == 0, span.until, -span.reason)):

@@ -83,11 +83,9 @@ class Watch:
     """Decides from one look at the folder after another when a pass is worth making. `patience_s` as in inbox.Terms."""
 
     def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
+        self._patience_s, self._again_at, self._passed_at = patience_s, 0.0, -float("inf")
         self._seen: Listing = {}
         """As the last pass found it."""
-        self._again_at = 0.0
-        self._passed_at = -float("inf")
 
     def due(self, listing: Listing, now: float) -> bool:
         """Whether there may be something to do. `now` in Unix seconds, like the times of the files."""
@@ -105,8 +103,7 @@ class Watch:
 
     def passed(self, listing: Listing, again_s: float | None, now: float) -> None:
         """A pass was made of what `listing` shows."""
-        self._seen = listing
-        self._passed_at = now
+        self._seen, self._passed_at = listing, now
         self._again_at = float("inf") if again_s is None else now + again_s
 
 
@@ -133,8 +130,7 @@ class Rooms:
     def prune(self) -> None:
         """Delete the oldest refused files past what is kept of them."""
         files = size = 0
-        found = look(self.rooms[REFUSED])
-        for name, item in sorted(found.items(), key=lambda named: named[1].changed, reverse=True):
+        for name, item in sorted(look(self.rooms[REFUSED]).items(), key=lambda named: named[1].changed, reverse=True):
             files, size = files + 1, size + item.size
             if name not in self.moved and (files > REFUSED_FILES_MAX or size > REFUSED_BYTES_MAX):
                 with suppress(OSError):

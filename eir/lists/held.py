@@ -45,10 +45,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def hold(stored: bytes) -> Held | None:
-    """The form in which a page's keys are held, out of their stored form; None for a page without keys.
-
-    Raises ValueError if they are damaged.
-    """
+    """The form in which a page's keys are held; None for a page without keys. Raises ValueError if they are damaged."""
     return hold_bitmap(decode_keys(stored))
 
 
@@ -67,10 +64,7 @@ def hold_bitmap(bitmap: BitMap) -> Held | None:
 
 
 def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
-    """As hold for pages that roaring.may_be_arrays, all at once: many times as fast as one after another.
-
-    Raises ValueError if one has other containers than arrays, or is damaged.
-    """
+    """As hold, many times as fast, for pages that roaring.may_be_arrays. Raises ValueError if one is not, or is damaged."""
     arrays = ArrayPages(stored)
     counts = arrays.counts.tolist()
     small = [page for page, count in zip(stored, counts, strict=True) if count < TRIPLE_KEYS]
@@ -85,10 +79,7 @@ def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
 
 
 def read_bytes(pages: Sequence[bytes]) -> tuple[Keys, Counts]:
-    """The keys of many pages held as bytes, one page after another in ascending order, and how many each has.
-
-    All have to be in triples, or none of them.
-    """
+    """The keys of many pages held as bytes (all in triples, or none) in ascending order, and how many each page has."""
     if in_triples(pages[0]):
         return _keys_of_triples(b"".join(pages)), np.array([len(page) // TRIPLE_BYTES for page in pages])
     indices = np.frombuffer(b"".join([page[:INDEX_BYTES] for page in pages]), "<u2").reshape(-1, INDEX_WORDS)

@@ -64,14 +64,14 @@ class Pass:
 
     def as_json(self) -> dict[str, object]:
         """The pass for scripts, and for the node that had it made."""
-        return {"taken": [asdict(taken) for taken in self.taken], "again_s": self.again_s}
+        return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
 class Attempts:
     """A note, in a file, of the load that is going on: a release that takes the process with it is not tried for ever."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    _path: Path
 
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
@@ -140,8 +140,7 @@ class Terms:
     who: str
     clock: Callable[[], datetime]
     patience_s: float
-    """How long after the last change of its files a release that is not whole may wait, and a file that no release names
-    may lie."""
+    """How long after the last change of its files an incomplete release may wait, and a file that no release names may lie."""
     attempts: Attempts
     marks: Mapping[str, int] | None = None
     """As for load_release."""
@@ -204,8 +203,7 @@ class _Turn:
 
     async def _take(self, delivery: _Delivery, others: set[str]) -> None:
         """Load one release, refuse it, or let it wait. `others`: files that further releases need as well."""
-        delay = await self._delay(delivery)
-        if delay is not None:
+        if (delay := await self._delay(delivery)) is not None:
             left = self._patience_left((delivery.name, *delivery.signatures, *delivery.data))
             if not delay.bounded or left > 0:
                 self._waits(delivery, delay, min(left, AGAIN_S) if delay.bounded else AGAIN_S)
@@ -264,10 +262,8 @@ class _Turn:
 
     def _half(self, delivery: _Delivery, now: float) -> str:
         """What shows that manifest and signatures are not all there yet, without reading any meaning into them."""
-        for name, limit, ends in (
-            (delivery.name, MANIFEST_BYTES_MAX, b"}"),
-            *((name, SIGNATURE_BYTES_MAX, b"-----END SSH SIGNATURE-----") for name in delivery.signatures),
-        ):
+        signatures = ((name, SIGNATURE_BYTES_MAX, b"-----END SSH SIGNATURE-----") for name in delivery.signatures)
+        for name, limit, ends in ((delivery.name, MANIFEST_BYTES_MAX, b"}"), *signatures):
             with suppress(ReleaseRefused, FileNotFoundError):
                 changed = os.stat(name, dir_fd=self._rooms.drop, follow_symlinks=False).st_ctime
                 if changed != self._listing[name].changed or not settled(self._listing[name], now):
@@ -301,13 +297,12 @@ class _Turn:
 
     def _sweep(self, strays: Iterable[str]) -> None:
         """What no release names goes to the refused once it has lain there for long enough."""
+        detail = "no signed release named it; a release is a manifest, its .sig and the data files that it names"
         for name in sorted(strays):
-            left = self._patience_left((name,))
-            if left > 0:
+            if (left := self._patience_left((name,))) > 0:
                 self.again.append(left)
-                continue
-            detail = "no signed release named it; a release is a manifest, its .sig and the data files that it names"
-            self._put_away([name], Taken(manifest=name, outcome=REFUSED, reason="stray", detail=detail))
+            else:
+                self._put_away([name], Taken(manifest=name, outcome=REFUSED, reason="stray", detail=detail))
 
 
 def _said(taken: Taken, names: Sequence[str], now: datetime) -> str:

@@ -1,7 +1,7 @@
 """CSV dialects: which columns a file has, what identifies a row, and what is wrong with one that does not.
 
-One row a line. What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and
-leaves to this module only the rows that need explaining.
+What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and leaves to this
+module only the rows that need explaining.
 
 May import eir.device, eir.errors and lists.settings; knows neither manifests nor stores, nor polars: a server reads no files.
 """
@@ -154,10 +154,7 @@ def guess_layout(first_line: bytes) -> str | None:
 
 
 def until_seconds(text: str) -> int:
-    """Unix seconds of `20261231`, `2026-12-31` (the end of that day, UTC) or `2026-12-31T12:00:00Z`; 0 for an empty text.
-
-    Raises ValueError for anything else.
-    """
+    """Unix seconds of `20261231`, `2026-12-31` (that day's end, UTC) or `2026-12-31T12:00:00Z`; 0 if empty; else ValueError."""
     if not text:
         return 0
     if len(text) == len("2026-12-31T12:00:00Z") and text.endswith("Z"):

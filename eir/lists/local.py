@@ -70,24 +70,23 @@ class EditReport:
     list: str
     what: str
     entries: int
-    """Entries that the list holds now, a whole TAC counted as one."""
+    """Entries that the list holds now, as in ListState."""
     entries_change: int
     """By how many these are more, or less."""
     come: int
-    """Identifiers that were not in it before, a TAC counted as a million."""
     gone: int
+    """Identifiers, as build.differences counts them."""
     generation: int
     recorded: bool
     """False if the list was changed and then the history could not be written."""
 
     def as_text(self) -> str:
         """The report in a line."""
+        change = "reason and end replaced"
         if self.come != self.gone:
             change = f"{self.come - self.gone:+,} identifiers"
         elif self.entries_change:
             change = f"{self.entries_change:+,} entries for identifiers that are listed by their TAC"
-        else:
-            change = "reason and end replaced"
         said = f"{self.list}: {change}; entries now: {self.entries:,}"
         return said if self.recorded else f"{said}; the history could not be written"
 
@@ -163,10 +162,7 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _refuse_what_changes_nothing(edit: Edit, name: str, pages: Sequence[Page], now: datetime) -> None:
-    """Refuse entries that are there already, or are not there; one that has ended is not.
-
-    An identifier and its TAC are entries of their own: either may be there without the other.
-    """
+    """Refuse entries that are there, or are not (as one that has ended). An identifier and its TAC are entries of their own."""
     there = {entry for entry, end in _entries_of(pages) if not end or end > now.timestamp()}
 
     def named(entry: Entry) -> str:

@@ -106,11 +106,8 @@ class Sections(NamedTuple):
 
     def encode(self) -> bytes:
         """`extra` of these."""
-        extra = b""
-        for tag, content in zip(_TAGS, self, strict=True):
-            if content:
-                extra += tag + len(content).to_bytes(4, "little") + content
-        return extra
+        said = ((tag, content) for tag, content in zip(_TAGS, self, strict=True) if content)
+        return b"".join(tag + len(content).to_bytes(4, "little") + content for tag, content in said)
 
 
 def decode_sections(extra: bytes) -> Sections:

@@ -63,7 +63,6 @@ class Manifest:
 
     list: str
     kind: str
-    """full or delta."""
     serial: int
     base: int | None
     """The serial that a delta builds on."""
@@ -122,9 +121,8 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int) -> No
         detail = f"serial {manifest.serial} is not above {highest}, the highest ever accepted for {manifest.list}"
         raise ReleaseRefused("serial", detail)
     if manifest.kind == DELTA and manifest.base != current:
-        needed = "there is no list yet: a full release is needed first"
-        if current is not None:
-            needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
+        needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
+        needed = "there is no list yet: a full release is needed first" if current is None else needed
         raise ReleaseRefused("base", f"the delta builds on serial {manifest.base}, but {needed}")
 
 
@@ -140,12 +138,8 @@ def about(manifest: Manifest) -> Iterator[None]:
 
 def is_plain_name(name: str) -> bool:
     """True for a name that stays in its folder: no separator, no `..`, no control character, not hidden, not an option."""
-    return (
-        0 < len(name.encode("utf-8", "replace")) <= 255
-        and name.isprintable()
-        and not name.startswith((".", "-"))
-        and not any(separator in name for separator in "/\\:")
-    )
+    fits = 0 < len(name.encode("utf-8", "replace")) <= 255 and name.isprintable()
+    return fits and not name.startswith((".", "-")) and not any(separator in name for separator in "/\\:")
 
 
 def is_list_name(name: str) -> bool:
@@ -179,18 +173,13 @@ def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
 def _verify(
     content: bytes, copies: Mapping[str, Path], lists: Mapping[str, ListSettings], openssh: Verifier, now: datetime
 ) -> Release:
-    trusts = {
-        name: (settings.signers, settings.revoked)
-        for name, settings in lists.items()
-        if settings.signers is not None and not settings.local
-    }
+    trusts = {name: (each.signers, each.revoked) for name, each in lists.items() if each.signers is not None and not each.local}
     _require_any(copies, list(dict.fromkeys(trusts.values())), openssh)
     manifest = parse_manifest(content)
-    if manifest.list not in trusts:
-        detail = f"no list {manifest.list} that releases may change is configured"
-        raise ReleaseRefused("unknown_list", detail, serial=manifest.serial)
+    if (name := manifest.list) not in trusts:
+        raise ReleaseRefused("unknown_list", f"no list {name} that releases may change is configured", serial=manifest.serial)
     with about(manifest):
-        signers = _signers(copies, lists[manifest.list], trusts[manifest.list], openssh)
+        signers = _signers(copies, lists[name], trusts[name], openssh)
         check_times(manifest, now)
     return Release(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=signers)
 
@@ -232,9 +221,8 @@ def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, o
             reasons[name] = outcome
     counted = distinct_signers(keys)
     if len(counted) < settings.threshold:
-        said = "; ".join(
-            f"{name}: {openssh.explain(reason, copies[name], trust[:1])} of {settings.name}" for name, reason in reasons.items()
-        )
+        explained = {name: openssh.explain(reason, copies[name], trust[:1]) for name, reason in reasons.items()}
+        said = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
         if not counted:
             raise ReleaseRefused(nearest(reasons.values()), said)
         needed = f"{len(counted)} of the {settings.threshold} distinct keys and principals that {settings.name} needs have signed"
@@ -324,14 +312,11 @@ def _file_entry(file: Any, roles: Sequence[str]) -> FileEntry:
     name = _member(file, "name", str, lambda _: True, "a text")
     if not is_plain_name(name):
         raise ReleaseRefused("file_name", f"{name!r} is not a plain file name")
-    return FileEntry(
-        name=name,
-        role=_member(file, "role", str, roles.__contains__, " or ".join(roles)),
-        layout=_member(file, "layout", str, lambda _: True, "a text"),
-        bytes=_number(file, "bytes", 0),
-        rows=_number(file, "rows", 0),
-        sha256=_member(file, "sha256", str, _SHA256.fullmatch, "64 hexadecimal digits in lower case"),
-    )
+    role = _member(file, "role", str, roles.__contains__, " or ".join(roles))
+    layout = _member(file, "layout", str, lambda _: True, "a text")
+    size, rows = _number(file, "bytes", 0), _number(file, "rows", 0)
+    sha256 = _member(file, "sha256", str, _SHA256.fullmatch, "64 hexadecimal digits in lower case")
+    return FileEntry(name=name, role=role, layout=layout, bytes=size, rows=rows, sha256=sha256)
 
 
 def _list_name(document: Mapping[str, Any]) -> str:
@@ -352,9 +337,7 @@ def _is_time(text: str) -> bool:
     return False
 
 
-def _member(
-    document: Mapping[str, Any], name: str, kind: type[Value], fits: Callable[[Value], object], expected: str
-) -> Value:
+def _member(document: Mapping[str, Any], name: str, kind: type[Value], fits: Callable[[Value], object], expected: str) -> Value:
     value = document.get(name)
     if type(value) is not kind or not fits(value):  # by isinstance a bool would be a number
         raise ReleaseRefused("manifest", f'"{name}" is missing or is not {expected}')

@@ -8,10 +8,7 @@ from eir.lists.store import NO_LIST, ROLLED_BACK, Event, ListState, ListStore, r
 
 
 async def roll_back(name: str, store: ListStore, *, who: str, now: datetime, dry_run: bool = False) -> ListState:
-    """Undo the last release of a list, full or delta; its serial stays used. Raises StoreError (NothingToRollBack).
-
-    A dry run returns the state that would be in force.
-    """
+    """The state after the last release of a list is undone; its serial stays used. Raises StoreError (NothingToRollBack)."""
     before = await store.state(name) or NO_LIST
     if dry_run:
         if (kept := await store.previous(name)) is None:

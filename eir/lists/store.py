@@ -77,7 +77,6 @@ class Event:
     digest: str | None = None
     """Release digest (SHA-256 of the manifest)."""
     outcome: str
-    """accepted, refused or rolled_back."""
     detail: str = ""
 
 
@@ -111,10 +110,7 @@ class ListStore(Protocol):
         """
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
-        """Put a delta in force: these pages replace those of the same number (one that is `gone` goes).
-
-        The pages from before are kept for a rollback. Otherwise as `replace`.
-        """
+        """As `replace` for a delta: its pages replace those of the same number, which are kept (one that is `gone` goes)."""
 
     async def rollback(self, name: str, *, seen: int) -> ListState:
         """Undo the last release, full or delta, as a new generation. Raises NothingToRollBack."""
