@@ -32,11 +32,10 @@ _WHOLE = BitMap(range(PAGE_KEYS))
 
 
 class Span(NamedTuple):
-    """A range of keys within one page, as far as they are remainders there."""
+    """A range of keys within one page: the first and the last remainder in it, its reason and its end."""
 
     first: int
     last: int
-    """Inclusive."""
     reason: int
     until: int
 
@@ -71,8 +70,7 @@ class _Singles:
     def __init__(self, expected: int) -> None:
         self._packed: Keys = np.empty(expected, np.uint64)  # memory is taken where it is written to, not here
         self._used = 0
-        self._ends: list[tuple[int, Seconds]] = []
-        """Where chunks with ends begin, and those ends."""
+        self._ends: list[tuple[int, Seconds]] = []  # where chunks with ends begin, and those ends
 
     def append(self, keys: Keys, reasons: ReasonIndexes | None, until: Seconds | None) -> None:
         first, last = self._used, self._used + len(keys)
@@ -154,8 +152,7 @@ class Rows:
             raise ReleaseRefused("range", f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held")
         by_page: dict[int, list[Span]] = {}
         for first, last, reasons, until in self._spans:
-            reason_of = repeat(0) if reasons is None else reasons.tolist()
-            end_of = repeat(0) if until is None else until.tolist()
+            reason_of, end_of = (repeat(0) if said is None else said.tolist() for said in (reasons, until))
             for low, high, reason, end in zip(first.tolist(), last.tolist(), reason_of, end_of, strict=False):
                 for number in range(low // PAGE_KEYS, high // PAGE_KEYS + 1):
                     start = number * PAGE_KEYS
@@ -209,9 +206,9 @@ def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable
     amended = Built()
     touched, after = [], []
     for number in sorted(gone.keys() | new.keys()):
-        had, goes, comes = (pages.get(number, Page(number, b"")) for pages in (old, gone, new))
-        page = _amended(had, goes, comes)
-        if page != had:
+        empty = Page(number, b"")
+        had, goes, comes = (pages.get(number, empty) for pages in (old, gone, new))
+        if (page := _amended(had, goes, comes)) != had:
             amended.count(had, -1)
             amended.count(page)
             touched.append(had)
@@ -230,7 +227,7 @@ def differences(before: Iterable[Page], after: Iterable[Page]) -> tuple[int, int
     old = {page.number: page for page in before}
     come = go = 0
     for page in after:
-        was = old.pop(page.number, Page(page.number, b""))
+        was = old.pop(page.number, None) or Page(page.number, b"")
         if was.keys != page.keys or was.tac != page.tac:
             had, has = _listed(was), _listed(page)
             come += has.difference_cardinality(had)

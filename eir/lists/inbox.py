@@ -2,9 +2,8 @@
 
 Nothing is believed but what lists.release and lists.load believe, and each release is verified once; one that is not whole
 waits; one that is finished goes to `accepted/` or, with a text that says why, to `refused/`. What is not the release's fault
-(a store that is away, a full disk, a signers file that cannot be read) leaves it where it is.
-
-A pass loads on the calling thread, so it belongs in a process of its own. May import lists and eir.errors.
+(a store that is away, a full disk, a signers file that cannot be read) leaves it where it is. A pass loads on the calling
+thread, so it belongs in a process of its own. May import lists and eir.errors.
 """
 
 import os
@@ -45,8 +44,7 @@ class Taken:
     """What became of one release, or of a file that belongs to none."""
 
     manifest: str
-    outcome: str
-    """ACCEPTED, REFUSED or WAITING."""
+    outcome: str  # ACCEPTED, REFUSED or WAITING
     list: str | None = None
     serial: int | None = None
     reason: str = ""
@@ -122,12 +120,11 @@ class _Delivery:
 
 
 class _Delay(NamedTuple):
-    """Why a release cannot be taken yet."""
+    """Why a release cannot be taken yet; `bounded`: past the patience that counts as final."""
 
     reason: str
     detail: str
     bounded: bool = True
-    """Past the patience it counts as final."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +139,7 @@ class Terms:
     patience_s: float
     """How long after the last change of its files an incomplete release may wait, and a file that no release names may lie."""
     attempts: Attempts
-    marks: Mapping[str, int] | None = None
-    """As for load_release."""
+    marks: Mapping[str, int] | None = None  # as for load_release
     ours: Callable[[], bool] = lambda: True
     """Asked before each load: whether the right to load is still held."""
 

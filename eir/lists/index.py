@@ -1,8 +1,8 @@
 """The lists in memory, from which every check is answered. May import eir.lists and numpy; knows no store, loop or clock.
 
-A list is one dict of pages in the forms of eir.lists.held, and beside it a sieve (eir.lists.sift). It is replaced by switching one
-reference; what it was before is freed in steps, and so goes everything else here that could take long: the caller gives a deadline
-of `time.perf_counter` and calls again until the step says that nothing is left.
+A list is one dict of pages in the forms of eir.lists.held, and a sieve (eir.lists.sift). It is replaced by switching one
+reference; what it was before is freed in steps, and so goes everything else here that could take long: the caller gives a
+deadline of `time.perf_counter` and calls again until the step says that nothing is left.
 """
 
 import heapq
@@ -28,8 +28,7 @@ AMENDED_PAGES_MAX = 20_000
 """Pages that one switch may change in place, which takes about 1 ms; beyond, a new list is built beside the old one."""
 
 STEPS_BETWEEN_CLOCKS = 32
-UNTIL_MAX = 2**32 - 1
-"""2106: later ends are held as this one."""
+UNTIL_MAX = 2**32 - 1  # 2106: later ends are held as this one
 PAGE_BITS = 37
 """Page numbers stay below 2^37 (eir.device: the highest key is MEID_BASE + 2^56)."""
 
@@ -216,8 +215,7 @@ class DeviceList:
 
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind
-        self.state: ListState | None = None
-        """Of the release that is in memory; None before the first one."""
+        self.state: ListState | None = None  # of the release that is in memory; None before the first one
         self._put(Contents())
 
     def _put(self, contents: Contents) -> None:
@@ -390,10 +388,7 @@ class Index:
         self.reconfigure(kinds)
 
     def reconfigure(self, kinds: Mapping[str, str]) -> list[Retired]:
-        """Take over another set of lists; those that stay keep what they hold.
-
-        Free what is returned only once nothing asks the lists that went (a policy compiled before).
-        """
+        """Take over other lists; those that stay keep what they hold. Free what is returned once nothing asks the lists gone."""
         before, self.lists = self.lists, {}
         for name, kind in kinds.items():
             kept = before.get(name)

@@ -2,7 +2,6 @@
 
 What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and leaves to this
 module only the rows that need explaining.
-
 May import eir.device, eir.errors and lists.settings; knows neither manifests nor stores, nor polars: a server reads no files.
 """
 
@@ -42,9 +41,8 @@ class Layout:
     subjects: Mapping[str, tuple[tuple[str, ...], ...]]
     """For each kind of list, which columns may identify what a row is about."""
     reason: str | None = None
-    """The column that says why."""
     until: str | None = None
-    """The column that says when an entry ends."""
+    """The columns that say why, and when an entry ends."""
     junk: bool = False
     """Networks report texts that are not identifiers, and here they are normal: skipped and counted."""
 
@@ -65,8 +63,7 @@ _DIRBS_HEADERS = {
     "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
     "imei,imsi,msisdn": "dirbs-exceptions",
 }
-_NO_SEPARATOR = "\x1f"
-"""In the layout `imei` the whole line is the identifier."""
+_NO_SEPARATOR = "\x1f"  # in the layout `imei` the whole line is the identifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,8 @@
 
 The order of trust is in one place each: signatures and manifest in lists.release, then here size and digest of every file
 before the first row of any is read. Until the store switches, nothing of the list in force has changed; every refusal is
-an event in the store's history.
-
-The work is done on the calling thread: a load belongs in a process of its own. May import lists and eir.errors.
+an event in the store's history. The work is done on the calling thread: a load belongs in a process of its own.
+May import lists and eir.errors.
 """
 
 import gc
@@ -46,7 +45,6 @@ class LoadReport:
 
     list: str
     kind: str
-    """full or delta."""
     serial: int
     rows: int
     entries: int
@@ -62,8 +60,7 @@ class LoadReport:
     come: int | None
     """Identifiers (a TAC counts a million) that were not in the list before; None for a full release that was loaded."""
     gone: int | None
-    seconds: Mapping[str, float]
-    """By stage."""
+    seconds: Mapping[str, float]  # by stage
     state: ListState | None
     """As stored; None for a dry run."""
     recorded: bool
@@ -140,12 +137,11 @@ class Loader:
     async def record(self, refused: ReleaseRefused, digest: str | None = None) -> None:
         """Write a refusal to the history, if the store can be written. `digest`: of a manifest whose signatures hold."""
         claims = CLAIMS.format(*refused.claims) if refused.claims is not None else ""
-        event = Event(
-            time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial, digest=digest,
-            outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
-        )  # fmt: skip
         if not self.dry_run:
-            await recorded(self.store, event)
+            await recorded(self.store, Event(
+                time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial,
+                digest=digest, outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
+            ))  # fmt: skip
 
     async def load(self, release: Release, folder: Path) -> LoadReport:
         """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""

@@ -2,7 +2,6 @@
 
 A change is read, decided and written on condition that nobody changed the list meanwhile; if somebody did, it is decided
 again. It is made wholly or not at all, and the history says who changed which entries when, and why.
-
 May import lists, eir.device and eir.errors; the store comes as an argument.
 """
 
@@ -27,21 +26,18 @@ from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
 from eir.lists.store import ACCEPTED, NO_LIST, Event, ListState, ListStore, recorded, utc_text
 
 ADD, REMOVE = "add", "remove"
-"""What an edit does, as the history calls it."""
 ENTRIES_MAX = 1000
 """Entries of one command: the history names each. More belong in a release."""
 TRIES_MAX = 20
 """How often a change is decided: again each time that somebody else's came first."""
 PAUSE_MAX_S = 0.05
-NAMED_MAX = 10
-"""Entries that a refusal names."""
+NAMED_MAX = 10  # entries that a refusal names
 
 
 class Entry(NamedTuple):
     """One thing that a list can hold."""
 
-    text: str
-    """As the operator wrote it."""
+    text: str  # as the operator wrote it
     key: int
     """Of the device, the lowest of the TAC, or of the subscriber."""
     imsi: int = 0
@@ -53,8 +49,7 @@ class Entry(NamedTuple):
 class Edit:
     """A change of a local list."""
 
-    what: str
-    """ADD or REMOVE."""
+    what: str  # ADD or REMOVE
     entries: Sequence[Entry]
     reason: str
     until: int = 0

@@ -29,12 +29,10 @@ _TAC_BEGINS = _TAC_TAG + (TAC_BYTES - TAC_HEAD).to_bytes(4, "little")
 
 
 class TacEntry(NamedTuple):
-    """A whole TAC as an entry of a list."""
+    """A whole TAC as an entry of a list: the byte of its reason, and Unix seconds at which it ends (0: it does not)."""
 
     reason: int
-    """The byte of its reason."""
     until: int
-    """Unix seconds at which it ends; 0: it does not."""
 
     @property
     def extra(self) -> bytes:

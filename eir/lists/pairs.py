@@ -14,11 +14,10 @@ Pairs: TypeAlias = tuple[Keys, Keys, ReasonIndexes, Seconds]
 
 
 class Paired(NamedTuple):
-    """What a page of pairs says of one device."""
+    """What a page of pairs says of one device: its reason, and its IMSIs, each with the end of its pair."""
 
     reason: int
     imsis: dict[int, int]
-    """Each with the end of its pair."""
 
 
 def pair_pages(pairs: Pairs) -> list[Page]:

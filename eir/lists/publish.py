@@ -125,9 +125,6 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
         raise ReleaseRefused("manifest", "a release expires after it is issued")
 
 
-# ---- data files to the release's folder ----
-
-
 def _place(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[str]:
     """Names of the data files in the release's folder that this file stands for; they are there afterwards."""
     if file.suffix.lower() == ".zip":
@@ -221,9 +218,6 @@ def _write(target: Path, content: bytes) -> None:
     with _temporary(target) as temporary:
         temporary.write_bytes(content)
         temporary.replace(target)
-
-
-# ---- what the manifest says of a data file ----
 
 
 def _described(

@@ -5,7 +5,6 @@ its line, or that polars will not have, go through Python's csv line by line, wi
 
 polars parses on one thread: a load runs beside a server that answers, and one core is what it may take. polars takes 30 MB
 and a fifth of a second to import, so modules that may not need it import this one where they do.
-
 May import eir.device, eir.errors and lists' build, content, layout and reasons; knows neither manifests nor stores.
 """
 
@@ -53,9 +52,8 @@ class Tally:
     wrong_check_digits: int = 0
     """IMEIs of 15 digits of which the last is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
     complaints: list[str] = field(default_factory=list)
-    """The first bad rows."""
     wide: list[str] = field(default_factory=list)
-    """The first ranges over the limit."""
+    """The first bad rows, and the first ranges over the limit."""
 
 
 def read_rows(

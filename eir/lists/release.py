@@ -2,9 +2,8 @@
 
 The manifest and its signatures are read once and copied to a private folder, where OpenSSH checks the signatures against
 allowed_signers files; only then is the manifest read as JSON, and only what it says of a list that is known here, signed by
-that list's own signers, goes on to the data files. Nothing here reads rows.
-
-May import eir.errors, lists.delivered, lists.openssh, lists.settings and lists.store; the serial in force is an argument.
+that list's own signers, goes on to the data files. Nothing here reads rows; the serial in force is an argument.
+May import eir.errors, lists.delivered, lists.openssh, lists.settings and lists.store.
 """
 
 import difflib
@@ -44,17 +43,14 @@ _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """One data file as the manifest promises it."""
+    """One data file as the manifest promises it; `bytes` and `sha256` as delivered, `rows` without the header."""
 
     name: str
     role: str
     layout: str
     bytes: int
-    """As delivered."""
     rows: int
-    """Data rows, the header not counted."""
     sha256: str
-    """Of the bytes as delivered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,9 +163,6 @@ def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
     return found
 
 
-# ---- whether to believe it ----
-
-
 def _verify(
     content: bytes, copies: Mapping[str, Path], lists: Mapping[str, ListSettings], openssh: Verifier, now: datetime
 ) -> Release:
@@ -211,15 +204,10 @@ def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: V
 
 def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, openssh: Verifier) -> tuple[str, ...]:
     """Those who signed for this list, if they are enough."""
-    keys: dict[str, Sequence[str]] = {}
-    reasons: dict[str, str] = {}
-    for name, copy in copies.items():
-        outcome = openssh.check(copy, *trust)
-        if isinstance(outcome, Signature):
-            keys[outcome.fingerprint] = outcome.principals
-        else:
-            reasons[name] = outcome
-    counted = distinct_signers(keys)
+    outcomes = {name: openssh.check(copy, *trust) for name, copy in copies.items()}
+    reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
+    signatures = [outcome for outcome in outcomes.values() if isinstance(outcome, Signature)]
+    counted = distinct_signers({signature.fingerprint: signature.principals for signature in signatures})
     if len(counted) < settings.threshold:
         explained = {name: openssh.explain(reason, copies[name], trust[:1]) for name, reason in reasons.items()}
         said = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
@@ -266,9 +254,6 @@ def _which_list(name: str, lists: Mapping[str, ListSettings]) -> str:
         return f"; {name} is local: entries go into it by eir add"
     near = difflib.get_close_matches(name, lists, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(lists) or 'none'}"
-
-
-# ---- what it says ----
 
 
 def parse_manifest(content: bytes) -> Manifest:

@@ -18,11 +18,10 @@ async def roll_back(name: str, store: ListStore, *, who: str, now: datetime, dry
         state = await store.rollback(name, seen=before.generation)
     except NothingToRollBack as error:
         raise NothingToRollBack(f"{error}; {_instead(name, before)}") from None
-    event = Event(
+    await recorded(store, Event(
         time=utc_text(now), who=who, what="rollback", list=name, serial=state.serial, digest=state.release_digest,
         outcome=ROLLED_BACK, detail=f"release {before.serial} undone; {state.entries} entries",
-    )  # fmt: skip
-    await recorded(store, event)
+    ))  # fmt: skip
     return state
 
 

@@ -13,8 +13,7 @@ from typing import Protocol
 from eir.errors import StoreError
 from eir.lists.pages import EMPTY_DIGEST, Page
 
-HISTORY_MAX = 10_000
-"""Events that a store keeps; older ones go."""
+HISTORY_MAX = 10_000  # events that a store keeps; older ones go
 
 ACCEPTED, REFUSED, ROLLED_BACK = "accepted", "refused", "rolled_back"
 """Outcomes of releases, as `eir_releases_total` labels them."""
@@ -25,7 +24,6 @@ class ListState:
     """What a store knows of a list besides its pages. Times are UTC, ISO 8601 with a Z; None where there is none."""
 
     kind: str
-    """devices, pairs or subscribers."""
     serial: int
     """Of the release in force; 0 for a local list."""
     generation: int
