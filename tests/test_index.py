@@ -395,17 +395,6 @@ class TestPairs:
         assert one._contents.more == other._contents.more
 
 
-def test_lists_of_asks_each_list_by_its_kind():
-    index = Index({"stolen": "devices", "exceptions": "pairs", "tests": "subscribers"})
-    fill(index, "stolen", pages_of([1, 2]))
-    fill(index, "exceptions", pair_pages({1: [50]}))
-    fill(index, "tests", pages_of([60]))
-    assert index.lists_of(1) == ("stolen",)
-    assert index.lists_of(1, 50) == ("stolen", "exceptions")
-    assert index.lists_of(1, 60) == ("stolen", "tests")
-    assert index.lists_of(3, 50) == ()
-
-
 def test_reconfigure_keeps_what_stays():
     index = Index({"a": "devices", "b": "devices"})
     fill(index, "a", pages_of([1]))

@@ -32,11 +32,10 @@ _WHOLE = BitMap(range(PAGE_KEYS))
 
 
 class Span(NamedTuple):
-    """A range of keys within one page, as far as they are remainders there."""
+    """A range of keys within one page: the first and the last remainder in it, its reason and its end."""
 
     first: int
     last: int
-    """Inclusive."""
     reason: int
     until: int
 
@@ -47,12 +46,11 @@ class Built:
 
     pages: Sequence[Page] = ()
     entries: int = 0
-    """Single identifiers, and whole TACs, each counted as one."""
     devices: int = 0
-    """Identifiers that are listed: a whole TAC counts a million, the single ones under it not again."""
+    """Both as in ListState."""
     come: int = 0
-    """Identifiers that were not in the list before, a TAC counted as a million; of deltas."""
     gone: int = 0
+    """Both as `differences` counts them; of deltas."""
     content_digest: str = ""
     """Of the whole list; of deltas."""
 
@@ -72,8 +70,7 @@ class _Singles:
     def __init__(self, expected: int) -> None:
         self._packed: Keys = np.empty(expected, np.uint64)  # memory is taken where it is written to, not here
         self._used = 0
-        self._ends: list[tuple[int, Seconds]] = []
-        """Where chunks with ends begin, and those ends."""
+        self._ends: list[tuple[int, Seconds]] = []  # where chunks with ends begin, and those ends
 
     def append(self, keys: Keys, reasons: ReasonIndexes | None, until: Seconds | None) -> None:
         first, last = self._used, self._used + len(keys)
@@ -145,19 +142,17 @@ class Rows:
         """All pairs; None if there are none."""
         if not any(len(keys) for keys, *_ in self._pairs):
             return None
-        keys, imsis, reasons, until = (np.concatenate(parts) for parts in zip(*self._pairs, strict=True))
+        keys, imsis, reasons, until = map(np.concatenate, zip(*self._pairs, strict=True))
         return keys, imsis, reasons, until
 
     def spans(self) -> dict[int, list[Span]]:
         """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if these are too many."""
         pages = sum(int((last // _PAGE - first // _PAGE).sum()) + len(first) for first, last, *_ in self._spans)
         if pages > SPAN_PAGES_MAX:
-            detail = f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held"
-            raise ReleaseRefused("range", detail)
+            raise ReleaseRefused("range", f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held")
         by_page: dict[int, list[Span]] = {}
         for first, last, reasons, until in self._spans:
-            reason_of = repeat(0) if reasons is None else reasons.tolist()
-            end_of = repeat(0) if until is None else until.tolist()
+            reason_of, end_of = (repeat(0) if said is None else said.tolist() for said in (reasons, until))
             for low, high, reason, end in zip(first.tolist(), last.tolist(), reason_of, end_of, strict=False):
                 for number in range(low // PAGE_KEYS, high // PAGE_KEYS + 1):
                     start = number * PAGE_KEYS
@@ -212,9 +207,8 @@ def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable
     touched, after = [], []
     for number in sorted(gone.keys() | new.keys()):
         empty = Page(number, b"")
-        had = old.get(number, empty)
-        page = _amended(had, gone.get(number, empty), new.get(number, empty))
-        if page != had:
+        had, goes, comes = (pages.get(number, empty) for pages in (old, gone, new))
+        if (page := _amended(had, goes, comes)) != had:
             amended.count(had, -1)
             amended.count(page)
             touched.append(had)
@@ -233,9 +227,9 @@ def differences(before: Iterable[Page], after: Iterable[Page]) -> tuple[int, int
     old = {page.number: page for page in before}
     come = go = 0
     for page in after:
-        was = old.pop(page.number, None)
-        if was is None or was.keys != page.keys or was.tac != page.tac:
-            had, has = BitMap() if was is None else _listed(was), _listed(page)
+        was = old.pop(page.number, None) or Page(page.number, b"")
+        if was.keys != page.keys or was.tac != page.tac:
+            had, has = _listed(was), _listed(page)
             come += has.difference_cardinality(had)
             go += had.difference_cardinality(has)
     return come, go + sum(len(_listed(page)) for page in old.values())
@@ -254,8 +248,7 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     if not parts:  # no single identifier comes: nothing needs to be unfolded
         return page if tac is None else page._replace(extra=tac.extra + page.extra)
     content, present = decode(page), np.zeros(PAGE_KEYS, bool)
-    reasons = np.zeros(PAGE_KEYS, np.uint8)
-    until = np.zeros(PAGE_KEYS, np.int64)
+    reasons, until = np.zeros(PAGE_KEYS, np.uint8), np.zeros(PAGE_KEYS, np.int64)
     present[content.low], reasons[content.low], until[content.low] = True, content.reasons, content.until
     # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
     for span in sorted(parts, key=lambda span: (span.until == 0, span.until, -span.reason)):

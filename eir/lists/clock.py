@@ -34,22 +34,15 @@ class TrustedClock:
 
     def now(self, wall: float, monotonic: float) -> float:
         """The time to go by, from what both clocks show now."""
-        if self._monotonic is None:  # the monotonic clock says nothing about the time before the process began
-            self._monotonic = monotonic
-            if self._time and wall > self._time + JUMP_S:
-                self._jumped_at = monotonic
-            else:
-                self._time = max(self._time, wall)
-            return self._time
-        expected = self._time + (monotonic - self._monotonic)
+        # The monotonic clock says nothing about the time before the process began.
+        begins = self._monotonic is None and not self._time
+        expected = self._time + (0.0 if self._monotonic is None else monotonic - self._monotonic)
         self._monotonic = monotonic
-        if wall <= expected + JUMP_S:
-            self._jumped_at = None
-            self._time = max(self._time, wall)
+        if begins or wall <= expected + JUMP_S:
+            self._jumped_at, self._time = None, max(self._time, wall)
         elif self._jumped_at is None or monotonic - self._jumped_at < BELIEVED_AFTER_S:
             self._jumped_at = monotonic if self._jumped_at is None else self._jumped_at
             self._time = expected
         else:
-            self._jumped_at = None
-            self._time = wall
+            self._jumped_at, self._time = None, wall
         return self._time

@@ -3,21 +3,19 @@
 Those who deliver may write a drop folder at any moment. So a file is opened through its folder's descriptor, without
 following a link and without waiting for a pipe's writer, and what was hashed is what is read: either the bytes are kept in
 memory, or they are read again through the same descriptor, and a second hash notices a file that was changed in place.
-
 May import eir.errors and numpy; knows neither manifests nor layouts.
 """
 
 import errno
 import gzip
 import hashlib
-import io
 import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Self, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 import zstandard
@@ -91,18 +89,14 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
     return content
 
 
-class DataFile:
+class DataFile(AbstractContextManager["DataFile"]):
     """One data file of a release, open until the end of `with`."""
 
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name
         self._fd = open_regular(name, folder_fd)
         self._kept: memoryview | None = None
-        self.size = os.fstat(self._fd).st_size
-        """Bytes as delivered."""
-
-    def __enter__(self) -> Self:
-        return self
+        self.size = os.fstat(self._fd).st_size  # bytes as delivered
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -158,16 +152,11 @@ class DataFile:
             raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
 
 
-class _Delivered(io.RawIOBase):
+class _Delivered:
     """The delivered bytes from the start, hashed as they pass; a position of its own, so that passes are independent."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], digest: "hashlib._Hash | None", done: Done) -> None:
-        super().__init__()
-        self._read_at, self._digest, self._done = read_at, digest, done
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
+        self._read_at, self._digest, self._done, self._at = read_at, digest, done, 0
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._read_at(size if size >= 0 else CHUNK_BYTES, self._at)
@@ -180,7 +169,7 @@ class _Delivered(io.RawIOBase):
 
 def _expanded(name: str, source: _Delivered) -> gzip.GzipFile | zstandard.ZstdDecompressionReader | _Delivered:
     if name.endswith(".gz"):
-        return gzip.GzipFile(fileobj=source)
+        return gzip.GzipFile(fileobj=cast("BinaryIO", source))
     if name.endswith(".zst"):
         expander = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
         return expander.stream_reader(cast("BinaryIO", source), read_across_frames=True)

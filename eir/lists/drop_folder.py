@@ -30,11 +30,10 @@ REFUSED_FILES_MAX, REFUSED_BYTES_MAX = 1000, 1 << 30
 
 
 class Item(NamedTuple):
-    """One name in the folder."""
+    """One name in the folder: bytes, and Unix seconds of the last change of content or name (ctime)."""
 
     size: int
     changed: float
-    """Unix seconds of the last change, of content or name (ctime)."""
 
 
 Listing = Mapping[str, Item]
@@ -44,9 +43,7 @@ def look(folder: Path | int) -> dict[str, Item]:
     """The names in the folder (or its descriptor) that may belong to releases: no folders, nothing hidden. Raises OSError."""
     found: dict[str, Item] = {}
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
+        for entry in (each for each in entries if not each.name.startswith(".")):
             with suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)
                 if not stat.S_ISDIR(status.st_mode):
@@ -83,20 +80,16 @@ class Watch:
     """Decides from one look at the folder after another when a pass is worth making. `patience_s` as in inbox.Terms."""
 
     def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._seen: Listing = {}
-        """As the last pass found it."""
-        self._again_at = 0.0
-        self._passed_at = -float("inf")
+        self._patience_s, self._again_at, self._passed_at = patience_s, 0.0, -float("inf")
+        self._seen: Listing = {}  # as the last pass found it
 
     def due(self, listing: Listing, now: float) -> bool:
         """Whether there may be something to do. `now` in Unix seconds, like the times of the files."""
         if not listing:
             return False
-        if now >= self._again_at:
-            return True
         since = now - self._passed_at
-        if since >= AGAIN_S and min(item.changed for item in listing.values()) + self._patience_s <= now:
+        lain = since >= AGAIN_S and min(item.changed for item in listing.values()) + self._patience_s <= now
+        if now >= self._again_at or lain:
             return True
         fresh = [item for name, item in listing.items() if self._seen.get(name) != item]
         if not fresh or not any(name.endswith(".sig") for name in listing):
@@ -105,20 +98,17 @@ class Watch:
 
     def passed(self, listing: Listing, again_s: float | None, now: float) -> None:
         """A pass was made of what `listing` shows."""
-        self._seen = listing
-        self._passed_at = now
+        self._seen, self._passed_at = listing, now
         self._again_at = float("inf") if again_s is None else now + again_s
 
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """A drop folder, open."""
+    """A drop folder, open: descriptors of it and of the rooms in it, and the names that were put away since."""
 
     drop: int
-    """Its descriptor."""
     rooms: dict[str, int]
     moved: set[str] = field(default_factory=set)
-    """Names that were put away since it was opened."""
 
     def put_away(self, names: Sequence[str], room: str, text: tuple[str, str] | None = None) -> None:
         """Move files in this order, and write a text (name, content) beside them first. Raises OSError."""
@@ -133,8 +123,7 @@ class Rooms:
     def prune(self) -> None:
         """Delete the oldest refused files past what is kept of them."""
         files = size = 0
-        found = look(self.rooms[REFUSED])
-        for name, item in sorted(found.items(), key=lambda named: named[1].changed, reverse=True):
+        for name, item in sorted(look(self.rooms[REFUSED]).items(), key=lambda named: named[1].changed, reverse=True):
             files, size = files + 1, size + item.size
             if name not in self.moved and (files > REFUSED_FILES_MAX or size > REFUSED_BYTES_MAX):
                 with suppress(OSError):

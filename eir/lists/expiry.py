@@ -1,15 +1,11 @@
-"""Lists past their `expires`: they stay in force, and someone has to hear of it again and again.
-
-Knows no clock and no log: times are arguments, and what is due is returned.
-"""
+"""Lists past their `expires`: still in force, and someone has to hear of it again and again. Knows no clock and no log."""
 
 from collections.abc import Mapping
 from datetime import datetime
 
 from eir.lists.store import ListState
 
-REMIND_S = 3600.0
-"""Between two reminders of one list."""
+REMIND_S = 3600.0  # between two reminders of one list
 
 
 def expired(states: Mapping[str, ListState], now: datetime) -> list[str]:

@@ -45,10 +45,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def hold(stored: bytes) -> Held | None:
-    """The form in which a page's keys are held, out of their stored form; None for a page without keys.
-
-    Raises ValueError if they are damaged.
-    """
+    """The form in which a page's keys are held; None for a page without keys. Raises ValueError if they are damaged."""
     return hold_bitmap(decode_keys(stored))
 
 
@@ -67,10 +64,7 @@ def hold_bitmap(bitmap: BitMap) -> Held | None:
 
 
 def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
-    """As hold for pages that roaring.may_be_arrays, all at once: many times as fast as one after another.
-
-    Raises ValueError if one has other containers than arrays, or is damaged.
-    """
+    """As hold, many times as fast, for pages that roaring.may_be_arrays. Raises ValueError if one is not, or is damaged."""
     arrays = ArrayPages(stored)
     counts = arrays.counts.tolist()
     small = [page for page, count in zip(stored, counts, strict=True) if count < TRIPLE_KEYS]
@@ -85,12 +79,11 @@ def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
 
 
 def read_bytes(pages: Sequence[bytes]) -> tuple[Keys, Counts]:
-    """The keys of many pages held as bytes, one page after another in ascending order, and how many each has.
-
-    All have to be in triples, or none of them.
-    """
+    """The keys of many pages held as bytes (all in triples, or none) in ascending order, and how many each page has."""
     if in_triples(pages[0]):
-        return _keys_of_triples(b"".join(pages)), np.array([len(page) // TRIPLE_BYTES for page in pages])
+        triples = np.frombuffer(b"".join(pages), dtype=np.uint8).reshape(-1, TRIPLE_BYTES).astype("<u4")
+        keys: Keys = (triples[:, 0] << 16 | triples[:, 1] << 8 | triples[:, 2]) ^ TRIPLE_MARK
+        return keys, np.array([len(page) // TRIPLE_BYTES for page in pages])
     indices = np.frombuffer(b"".join([page[:INDEX_BYTES] for page in pages]), "<u2").reshape(-1, INDEX_WORDS)
     lows = np.frombuffer(b"".join([page[INDEX_BYTES:] for page in pages]), "<u2")
     sizes: Counts = (indices[:, 1:] - indices[:, :-1]).astype(np.int64) // LOW_BYTES
@@ -111,12 +104,6 @@ def _each_in_triples(arrays: ArrayPages) -> list[bytes]:
 
 def _triples(keys: Keys) -> bytes:
     return (keys | np.uint32(TRIPLE_MARK)).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
-
-
-def _keys_of_triples(held: bytes) -> Keys:
-    triples = np.frombuffer(held, dtype=np.uint8).reshape(-1, TRIPLE_BYTES).astype("<u4")
-    keys: Keys = (triples[:, 0] << 16 | triples[:, 1] << 8 | triples[:, 2]) ^ TRIPLE_MARK
-    return keys
 
 
 def find_in_bytes(held: bytes, remainder: int) -> int:

@@ -2,9 +2,8 @@
 
 Nothing is believed but what lists.release and lists.load believe, and each release is verified once; one that is not whole
 waits; one that is finished goes to `accepted/` or, with a text that says why, to `refused/`. What is not the release's fault
-(a store that is away, a full disk, a signers file that cannot be read) leaves it where it is.
-
-A pass loads on the calling thread, so it belongs in a process of its own. May import lists and eir.errors.
+(a store that is away, a full disk, a signers file that cannot be read) leaves it where it is. A pass loads on the calling
+thread, so it belongs in a process of its own. May import lists and eir.errors.
 """
 
 import os
@@ -45,8 +44,7 @@ class Taken:
     """What became of one release, or of a file that belongs to none."""
 
     manifest: str
-    outcome: str
-    """ACCEPTED, REFUSED or WAITING."""
+    outcome: str  # ACCEPTED, REFUSED or WAITING
     list: str | None = None
     serial: int | None = None
     reason: str = ""
@@ -64,14 +62,14 @@ class Pass:
 
     def as_json(self) -> dict[str, object]:
         """The pass for scripts, and for the node that had it made."""
-        return {"taken": [asdict(taken) for taken in self.taken], "again_s": self.again_s}
+        return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
 class Attempts:
     """A note, in a file, of the load that is going on: a release that takes the process with it is not tried for ever."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    _path: Path
 
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
@@ -122,12 +120,11 @@ class _Delivery:
 
 
 class _Delay(NamedTuple):
-    """Why a release cannot be taken yet."""
+    """Why a release cannot be taken yet; `bounded`: past the patience that counts as final."""
 
     reason: str
     detail: str
     bounded: bool = True
-    """Past the patience it counts as final."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +137,9 @@ class Terms:
     who: str
     clock: Callable[[], datetime]
     patience_s: float
-    """How long after the last change of its files a release that is not whole may wait, and a file that no release names
-    may lie."""
+    """How long after the last change of its files an incomplete release may wait, and a file that no release names may lie."""
     attempts: Attempts
-    marks: Mapping[str, int] | None = None
-    """As for load_release."""
+    marks: Mapping[str, int] | None = None  # as for load_release
     ours: Callable[[], bool] = lambda: True
     """Asked before each load: whether the right to load is still held."""
 
@@ -204,8 +199,7 @@ class _Turn:
 
     async def _take(self, delivery: _Delivery, others: set[str]) -> None:
         """Load one release, refuse it, or let it wait. `others`: files that further releases need as well."""
-        delay = await self._delay(delivery)
-        if delay is not None:
+        if (delay := await self._delay(delivery)) is not None:
             left = self._patience_left((delivery.name, *delivery.signatures, *delivery.data))
             if not delay.bounded or left > 0:
                 self._waits(delivery, delay, min(left, AGAIN_S) if delay.bounded else AGAIN_S)
@@ -264,10 +258,8 @@ class _Turn:
 
     def _half(self, delivery: _Delivery, now: float) -> str:
         """What shows that manifest and signatures are not all there yet, without reading any meaning into them."""
-        for name, limit, ends in (
-            (delivery.name, MANIFEST_BYTES_MAX, b"}"),
-            *((name, SIGNATURE_BYTES_MAX, b"-----END SSH SIGNATURE-----") for name in delivery.signatures),
-        ):
+        signatures = ((name, SIGNATURE_BYTES_MAX, b"-----END SSH SIGNATURE-----") for name in delivery.signatures)
+        for name, limit, ends in ((delivery.name, MANIFEST_BYTES_MAX, b"}"), *signatures):
             with suppress(ReleaseRefused, FileNotFoundError):
                 changed = os.stat(name, dir_fd=self._rooms.drop, follow_symlinks=False).st_ctime
                 if changed != self._listing[name].changed or not settled(self._listing[name], now):
@@ -301,13 +293,12 @@ class _Turn:
 
     def _sweep(self, strays: Iterable[str]) -> None:
         """What no release names goes to the refused once it has lain there for long enough."""
+        detail = "no signed release named it; a release is a manifest, its .sig and the data files that it names"
         for name in sorted(strays):
-            left = self._patience_left((name,))
-            if left > 0:
+            if (left := self._patience_left((name,))) > 0:
                 self.again.append(left)
-                continue
-            detail = "no signed release named it; a release is a manifest, its .sig and the data files that it names"
-            self._put_away([name], Taken(manifest=name, outcome=REFUSED, reason="stray", detail=detail))
+            else:
+                self._put_away([name], Taken(manifest=name, outcome=REFUSED, reason="stray", detail=detail))
 
 
 def _said(taken: Taken, names: Sequence[str], now: datetime) -> str:

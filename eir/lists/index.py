@@ -1,36 +1,25 @@
 """The lists in memory, from which every check is answered. May import eir.lists and numpy; knows no store, loop or clock.
 
-A list is one dict of pages (the keys under one TAC) in the forms of eir.lists.held, and beside it a sieve (eir.lists.sift), which
-says of many keys at once that they are not in it. A list is replaced by switching one reference; what it was before is freed in
-steps, and so goes everything else here that could take long: the caller gives a deadline of `time.perf_counter` and calls again
-until the step says that nothing is left.
+A list is one dict of pages in the forms of eir.lists.held, and a sieve (eir.lists.sift). It is replaced by switching one
+reference; what it was before is freed in steps, and so goes everything else here that could take long: the caller gives a
+deadline of `time.perf_counter` and calls again until the step says that nothing is left.
 """
 
 import heapq
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from eir.lists.held import (
-    WHOLE,
-    Held,
-    Keys,
-    find_in_bytes,
-    held_count,
-    held_keys,
-    hold,
-    hold_arrays,
-    hold_bitmap,
-    rank,
-)
+from eir.lists.held import WHOLE, Held, Keys, find_in_bytes, held_count, held_keys, hold, hold_arrays, hold_bitmap, rank
 from eir.lists.pages import PAGE_KEYS, Page, decode_sections
 from eir.lists.roaring import may_be_arrays
-from eir.lists.settings import DEVICES, PAIRS
+from eir.lists.settings import PAIRS
 from eir.lists.sieve import KeyArray
 from eir.lists.sift import Sifter
 from eir.lists.store import ListState
@@ -39,8 +28,7 @@ AMENDED_PAGES_MAX = 20_000
 """Pages that one switch may change in place, which takes about 1 ms; beyond, a new list is built beside the old one."""
 
 STEPS_BETWEEN_CLOCKS = 32
-UNTIL_MAX = 2**32 - 1
-"""2106: later ends are held as this one."""
+UNTIL_MAX = 2**32 - 1  # 2106: later ends are held as this one
 PAGE_BITS = 37
 """Page numbers stay below 2^37 (eir.device: the highest key is MEID_BASE + 2^56)."""
 
@@ -70,8 +58,7 @@ class Contents:
     def bind(self, imsi: int, change: int) -> None:
         """Count one device more (1) or less (-1) for an IMSI."""
         number, remainder = divmod(imsi, PAGE_KEYS)
-        bitmap = self.subscribers.get(number)
-        if bitmap is None:
+        if (bitmap := self.subscribers.get(number)) is None:
             bitmap = self.subscribers[number] = BitMap()
         count = (remainder in bitmap) + self.more.pop(imsi, 0) + change
         if count > 1:
@@ -122,23 +109,17 @@ class Contents:
         return True
 
 
+@dataclass(slots=True, eq=False)
 class Part:
-    """One page in the form in which Contents holds it: keys, ends of rows, IMSIs.
+    """One page in the form in which Contents holds it: keys, ends of rows, IMSIs."""
 
-    `tac`: the end of a whole TAC that has one, and the single rows under it, which count once it is over; `held` is WHOLE
-    until then, and all else is empty.
-    """
-
-    __slots__ = ("ends", "held", "imsis", "tac", "until")
-
-    def __init__(
-        self, held: Held, until: bytes = b"", imsis: bytes = b"", ends: bytes = b"", tac: "tuple[int, Part | None] | None" = None
-    ) -> None:
-        self.held = held
-        self.until = until
-        self.imsis = imsis
-        self.ends = ends
-        self.tac = tac
+    held: Held
+    until: bytes = b""
+    imsis: bytes = b""
+    ends: bytes = b""
+    tac: "tuple[int, Part | None] | None" = None
+    """The end of a whole TAC that has one, and the single rows under it, which count once it is over; `held` is WHOLE until
+    then, and all else is empty."""
 
     @property
     def next_end(self) -> int:
@@ -199,10 +180,7 @@ def _changed_bindings(before: "Part | None", after: "Part | None") -> dict[int, 
 
 
 def decode_part(page: Page) -> Part | None:
-    """A page out of the store in the form in which it is held; None for a page that is gone.
-
-    Raises ValueError if it is damaged.
-    """
+    """A page out of the store in the form in which it is held; None if it is gone. Raises ValueError if it is damaged."""
     if (tac := page.tac) is not None:
         singles = decode_part(page.singles)
         end = min(max(tac.until, 0), UNTIL_MAX)
@@ -236,10 +214,8 @@ class DeviceList:
     __slots__ = ("_contents", "_get", "kind", "name", "state")
 
     def __init__(self, name: str, kind: str) -> None:
-        self.name = name
-        self.kind = kind
-        self.state: ListState | None = None
-        """Of the release that is in memory; None before the first one."""
+        self.name, self.kind = name, kind
+        self.state: ListState | None = None  # of the release that is in memory; None before the first one
         self._put(Contents())
 
     def _put(self, contents: Contents) -> None:
@@ -255,10 +231,7 @@ class DeviceList:
         return key % 1_000_000 in held
 
     def doubtful(self, keys: KeyArray) -> npt.NDArray[np.bool_] | None:
-        """For each of many keys False if it is certainly not in the list; None as long as `sift` is not done.
-
-        Costs a tenth of a look-up for each, however large the list is.
-        """
+        """For each key False if it is certainly not in the list, for a tenth of a look-up's cost; None until `sift` is done."""
         return self._contents.sifter.doubtful(keys)
 
     def sift(self, deadline: float) -> bool:
@@ -319,10 +292,8 @@ class ListBuilder:
     __slots__ = ("_base", "_changes", "_contents", "_pairs", "amends", "state")
 
     def __init__(self, kind: str, state: ListState, base: Contents, *, amend: bool) -> None:
-        self.state = state
-        self.amends = amend
-        self._base = base
-        self._pairs = kind == PAIRS
+        self.state, self.amends = state, amend
+        self._base, self._pairs = base, kind == PAIRS
         self._contents = base if amend else Contents(state.entries)
         self._changes: dict[int, Part | None] = {}
 
@@ -393,15 +364,8 @@ class Retired:
     def __init__(self, contents: Contents | None) -> None:
         self._tables: list[dict[int, Any]] = []
         if contents is not None:
-            self._tables = [
-                contents.pages,
-                contents.until,
-                contents.tacs,
-                contents.imsis,
-                contents.ends,
-                contents.subscribers,
-                contents.more,
-            ]
+            self._tables += (contents.pages, contents.until, contents.tacs, contents.imsis, contents.ends)
+            self._tables += (contents.subscribers, contents.more)
 
     def free(self, deadline: float) -> bool:
         """Free some of it; True when nothing is left, False if the deadline came first."""
@@ -424,10 +388,7 @@ class Index:
         self.reconfigure(kinds)
 
     def reconfigure(self, kinds: Mapping[str, str]) -> list[Retired]:
-        """Take over another set of lists; those that stay keep what they hold.
-
-        Free what is returned only once nothing asks the lists that went (a policy compiled before).
-        """
+        """Take over other lists; those that stay keep what they hold. Free what is returned once nothing asks the lists gone."""
         before, self.lists = self.lists, {}
         for name, kind in kinds.items():
             kept = before.get(name)
@@ -436,10 +397,6 @@ class Index:
             else:
                 self.lists[name] = PairList(name, kind) if kind == PAIRS else DeviceList(name, kind)
         return [Retired(gone._contents) for gone in before.values()]  # noqa: SLF001  # one module, one owner of contents
-
-    def lists_of(self, key: int, imsi: int | None = None) -> tuple[str, ...]:
-        """The names of the lists that a device (key of eir.device) with this SIM (its IMSI's key) is in."""
-        return tuple(name for name, entries in self.lists.items() if _concerns(entries, key, imsi))
 
     def builder(self, name: str, state: ListState, *, amend: bool = False) -> ListBuilder:
         """Begin the contents that list `name` shall have with this state: from nothing, or as an amendment of what it holds."""
@@ -452,11 +409,3 @@ class Index:
         entries._put(after)  # noqa: SLF001  # as above
         entries.state = builder.state
         return Retired(None if before is after else before)
-
-
-def _concerns(entries: DeviceList, key: int, imsi: int | None) -> bool:
-    if entries.kind == DEVICES:
-        return entries.holds(key)
-    if imsi is None:
-        return False
-    return entries.binds(key, imsi) if isinstance(entries, PairList) else entries.holds(imsi)

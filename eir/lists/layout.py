@@ -1,8 +1,7 @@
 """CSV dialects: which columns a file has, what identifies a row, and what is wrong with one that does not.
 
-One row a line. What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and
-leaves to this module only the rows that need explaining.
-
+What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and leaves to this
+module only the rows that need explaining.
 May import eir.device, eir.errors and lists.settings; knows neither manifests nor stores, nor polars: a server reads no files.
 """
 
@@ -42,9 +41,8 @@ class Layout:
     subjects: Mapping[str, tuple[tuple[str, ...], ...]]
     """For each kind of list, which columns may identify what a row is about."""
     reason: str | None = None
-    """The column that says why."""
     until: str | None = None
-    """The column that says when an entry ends."""
+    """The columns that say why, and when an entry ends."""
     junk: bool = False
     """Networks report texts that are not identifiers, and here they are normal: skipped and counted."""
 
@@ -65,8 +63,7 @@ _DIRBS_HEADERS = {
     "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
     "imei,imsi,msisdn": "dirbs-exceptions",
 }
-_NO_SEPARATOR = "\x1f"
-"""In the layout `imei` the whole line is the identifier."""
+_NO_SEPARATOR = "\x1f"  # in the layout `imei` the whole line is the identifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +151,7 @@ def guess_layout(first_line: bytes) -> str | None:
 
 
 def until_seconds(text: str) -> int:
-    """Unix seconds of `20261231`, `2026-12-31` (the end of that day, UTC) or `2026-12-31T12:00:00Z`; 0 for an empty text.
-
-    Raises ValueError for anything else.
-    """
+    """Unix seconds of `20261231`, `2026-12-31` (that day's end, UTC) or `2026-12-31T12:00:00Z`; 0 if empty; else ValueError."""
     if not text:
         return 0
     if len(text) == len("2026-12-31T12:00:00Z") and text.endswith("Z"):

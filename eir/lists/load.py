@@ -2,9 +2,8 @@
 
 The order of trust is in one place each: signatures and manifest in lists.release, then here size and digest of every file
 before the first row of any is read. Until the store switches, nothing of the list in force has changed; every refusal is
-an event in the store's history.
-
-The work is done on the calling thread: a load belongs in a process of its own. May import lists and eir.errors.
+an event in the store's history. The work is done on the calling thread: a load belongs in a process of its own.
+May import lists and eir.errors.
 """
 
 import gc
@@ -29,8 +28,7 @@ from eir.lists.store import ACCEPTED, NO_LIST, REFUSED, Event, ListState, ListSt
 if TYPE_CHECKING:
     from eir.lists.reader import Tally
 
-VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
-STAGES = (VERIFY, DIGEST, READ, BUILD, WRITE)
+STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
 """In the order in which a load goes through them; each reports its begin with 0 done."""
 
 CLAIMS = " (claims {} {}, unverified)"
@@ -47,26 +45,22 @@ class LoadReport:
 
     list: str
     kind: str
-    """full or delta."""
     serial: int
     rows: int
-    """Data rows in all files."""
     entries: int
     devices: int
     entries_before: int
     devices_before: int
     bad_rows: int
     bad: tuple[str, ...]
-    """The first bad rows: file, line, what was expected."""
+    """The first bad rows, as Tally has them."""
     skipped: int
-    """Junk identifiers, in DIRBS layouts."""
     wrong_check_digits: int | None
-    """IMEIs of 15 digits of which the last is neither the check digit nor 0; they count all the same. None but for a dry run."""
+    """As Tally has both; wrong check digits are looked for in a dry run only, and their rows count all the same."""
     come: int | None
     """Identifiers (a TAC counts a million) that were not in the list before; None for a full release that was loaded."""
     gone: int | None
-    seconds: Mapping[str, float]
-    """By stage."""
+    seconds: Mapping[str, float]  # by stage
     state: ListState | None
     """As stored; None for a dry run."""
     recorded: bool
@@ -79,33 +73,22 @@ class LoadReport:
 
     def as_text(self) -> str:
         """The report in a line, and a line for each bad row that is named."""
-        said = [f"{self.list} {self.kind} {self.serial}: {self.entries:,} entries, before {self.entries_before:,}"]
-        if self.come is not None:
-            said.append(f"{self.come:,} identifiers come, {self.gone:,} go")
-        if self.skipped:
-            said.append(f"{self.skipped:,} junk identifiers skipped")
-        if self.wrong_check_digits:
-            said.append(f"warning: {self.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
-        if self.bad_rows:
-            said.append(f"{self.bad_rows:,} bad rows left out")
-        if self.state is not None and not self.recorded:
-            said.append("the history could not be written")
-        said.append(f"{sum(self.seconds.values()):.1f} s")
-        return "\n  ".join(("; ".join(said), *self.bad))
+        said = {
+            f"{self.list} {self.kind} {self.serial}: {self.entries:,} entries, before {self.entries_before:,}": True,
+            f"{self.come or 0:,} identifiers come, {self.gone or 0:,} go": self.come is not None,
+            f"{self.skipped:,} junk identifiers skipped": self.skipped,
+            f"warning: {self.wrong_check_digits or 0:,} IMEIs of 15 digits end in a wrong check digit": self.wrong_check_digits,
+            f"{self.bad_rows:,} bad rows left out": self.bad_rows,
+            "the history could not be written": self.state is not None and not self.recorded,
+            f"{sum(self.seconds.values()):.1f} s": True,
+        }
+        return "\n  ".join(("; ".join(text for text, holds in said.items() if holds), *self.bad))
 
 
 async def load_release(
-    manifest: Path,
-    lists: Mapping[str, ListSettings],
-    store: ListStore,
-    *,
-    who: str,
-    now: datetime,
-    force: bool = False,
-    dry_run: bool = False,
-    marks: Mapping[str, int] | None = None,
-    progress: Progress | None = None,
-) -> LoadReport:
+    manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
+    dry_run: bool = False, marks: Mapping[str, int] | None = None, progress: Progress | None = None,
+) -> LoadReport:  # fmt: skip
     """Verify a release and load it into the list that it names, wholly or not at all. The arguments are those of Loader.
 
     Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
@@ -122,10 +105,8 @@ async def load_release(
 
 def is_about(event: Event, name: str) -> bool:
     """True for an event of this list, and for the refusal of a release that claimed to be for it."""
-    if event.list is not None:
-        return event.list == name
-    found = _CLAIMED.search(event.detail)
-    return found is not None and found[1] == name
+    found = _CLAIMED.search(event.detail) if event.list is None else None
+    return name == (found[1] if found else event.list)
 
 
 @dataclass(slots=True)
@@ -155,15 +136,12 @@ class Loader:
 
     async def record(self, refused: ReleaseRefused, digest: str | None = None) -> None:
         """Write a refusal to the history, if the store can be written. `digest`: of a manifest whose signatures hold."""
-        detail = f"{refused.reason}: {refused.detail}"
-        if refused.claims is not None:
-            detail += CLAIMS.format(*refused.claims)
-        event = Event(
-            time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial, digest=digest,
-            outcome=REFUSED, detail=detail,
-        )  # fmt: skip
+        claims = CLAIMS.format(*refused.claims) if refused.claims is not None else ""
         if not self.dry_run:
-            await recorded(self.store, event)
+            await recorded(self.store, Event(
+                time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial,
+                digest=digest, outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
+            ))  # fmt: skip
 
     async def load(self, release: Release, folder: Path) -> LoadReport:
         """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
@@ -195,7 +173,7 @@ class Loader:
         is_delta = manifest.kind == DELTA
         reasons = Reasons(before.reasons if is_delta else ())
         tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run)
-        rows = self._read(manifest, folder, (settings.kind, reasons, tally))
+        rows = self._read(manifest, folder, settings.kind, reasons, tally)
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
@@ -215,15 +193,11 @@ class Loader:
             write = self.store.amend if is_delta else self.store.replace
             with self.stage(WRITE, len(built.pages)):
                 stored = await write(manifest.list, state, built.pages, seen=before.generation)
-        detail = f"{built.entries} entries, before {before.entries}"
-        if tally.bad:
-            detail += f"; {tally.bad} bad rows left out"
-        if self.force:
-            detail += "; --force"
-        detail += f"; signed by {', '.join(release.signers)}"
+        conditions = (f"; {tally.bad} bad rows left out" if tally.bad else "") + ("; --force" if self.force else "")
         event = Event(
             time=utc_text(self.now), who=self.who, what="load", list=manifest.list, serial=manifest.serial,
-            digest=release.digest, outcome=ACCEPTED, detail=detail,
+            digest=release.digest, outcome=ACCEPTED,
+            detail=f"{built.entries} entries, before {before.entries}{conditions}; signed by {', '.join(release.signers)}",
         )  # fmt: skip
         is_recorded = stored is not None and await recorded(self.store, event)
         is_compared = is_delta or self.dry_run
@@ -236,11 +210,10 @@ class Loader:
             seconds=self.seconds, state=stored, recorded=is_recorded,
         )  # fmt: skip
 
-    def _read(self, manifest: Manifest, folder: Path, into: "tuple[str, Reasons, Tally]") -> Iterable[Rows]:
+    def _read(self, manifest: Manifest, folder: Path, kind: str, reasons: Reasons, tally: "Tally") -> Iterable[Rows]:
         """The rows of all files for each role, once the size and digest of every file hold."""
         from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
-        kind, reasons, tally = into
         files = manifest.files
         rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in ROLES[manifest.kind]}
         total = sum(entry.bytes for entry in files)

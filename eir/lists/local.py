@@ -2,7 +2,6 @@
 
 A change is read, decided and written on condition that nobody changed the list meanwhile; if somebody did, it is decided
 again. It is made wholly or not at all, and the history says who changed which entries when, and why.
-
 May import lists, eir.device and eir.errors; the store comes as an argument.
 """
 
@@ -27,21 +26,18 @@ from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
 from eir.lists.store import ACCEPTED, NO_LIST, Event, ListState, ListStore, recorded, utc_text
 
 ADD, REMOVE = "add", "remove"
-"""What an edit does, as the history calls it."""
 ENTRIES_MAX = 1000
 """Entries of one command: the history names each. More belong in a release."""
 TRIES_MAX = 20
 """How often a change is decided: again each time that somebody else's came first."""
 PAUSE_MAX_S = 0.05
-NAMED_MAX = 10
-"""Entries that a refusal names."""
+NAMED_MAX = 10  # entries that a refusal names
 
 
 class Entry(NamedTuple):
     """One thing that a list can hold."""
 
-    text: str
-    """As the operator wrote it."""
+    text: str  # as the operator wrote it
     key: int
     """Of the device, the lowest of the TAC, or of the subscriber."""
     imsi: int = 0
@@ -53,8 +49,7 @@ class Entry(NamedTuple):
 class Edit:
     """A change of a local list."""
 
-    what: str
-    """ADD or REMOVE."""
+    what: str  # ADD or REMOVE
     entries: Sequence[Entry]
     reason: str
     until: int = 0
@@ -70,24 +65,23 @@ class EditReport:
     list: str
     what: str
     entries: int
-    """Entries that the list holds now, a whole TAC counted as one."""
+    """Entries that the list holds now, as in ListState."""
     entries_change: int
     """By how many these are more, or less."""
     come: int
-    """Identifiers that were not in it before, a TAC counted as a million."""
     gone: int
+    """Identifiers, as build.differences counts them."""
     generation: int
     recorded: bool
     """False if the list was changed and then the history could not be written."""
 
     def as_text(self) -> str:
         """The report in a line."""
+        change = "reason and end replaced"
         if self.come != self.gone:
             change = f"{self.come - self.gone:+,} identifiers"
         elif self.entries_change:
             change = f"{self.entries_change:+,} entries for identifiers that are listed by their TAC"
-        else:
-            change = "reason and end replaced"
         said = f"{self.list}: {change}; entries now: {self.entries:,}"
         return said if self.recorded else f"{said}; the history could not be written"
 
@@ -163,10 +157,7 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _refuse_what_changes_nothing(edit: Edit, name: str, pages: Sequence[Page], now: datetime) -> None:
-    """Refuse entries that are there already, or are not there; one that has ended is not.
-
-    An identifier and its TAC are entries of their own: either may be there without the other.
-    """
+    """Refuse entries that are there, or are not (as one that has ended). An identifier and its TAC are entries of their own."""
     there = {entry for entry, end in _entries_of(pages) if not end or end > now.timestamp()}
 
     def named(entry: Entry) -> str:

@@ -25,8 +25,7 @@ PRINCIPALS_MAX = 32
 """Principals tried for one signature: a signer's line may name many."""
 OPENSSH_TIMEOUT_S = 10.0
 """For all calls over one release together."""
-FILES_NAMED_MAX = 3
-"""Signers files that a refusal names."""
+FILES_NAMED_MAX = 3  # signers files that a refusal names
 
 _GOOD = re.compile(rb'^Good "eir-release" signature (?:for .* )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
 
@@ -78,9 +77,8 @@ class Verifier:
         found = self._run("find-principals", "-f", signers, "-s", signature, self._time)
         if found.returncode:
             return _reason(found.stderr, "untrusted_signer")
-        fingerprint = ""
         principals: list[str] = []
-        reason = "bad_signature"
+        fingerprint, reason = "", "bad_signature"
         for principal in found.stdout.decode("utf-8", "surrogateescape").splitlines()[:PRINCIPALS_MAX]:
             verify = ("verify", "-f", signers, "-I", principal, "-n", NAMESPACE, "-s", signature, self._time)
             done = self._run(*verify, *revoked)

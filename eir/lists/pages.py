@@ -29,12 +29,10 @@ _TAC_BEGINS = _TAC_TAG + (TAC_BYTES - TAC_HEAD).to_bytes(4, "little")
 
 
 class TacEntry(NamedTuple):
-    """A whole TAC as an entry of a list."""
+    """A whole TAC as an entry of a list: the byte of its reason, and Unix seconds at which it ends (0: it does not)."""
 
     reason: int
-    """The byte of its reason."""
     until: int
-    """Unix seconds at which it ends; 0: it does not."""
 
     @property
     def extra(self) -> bytes:
@@ -106,11 +104,8 @@ class Sections(NamedTuple):
 
     def encode(self) -> bytes:
         """`extra` of these."""
-        extra = b""
-        for tag, content in zip(_TAGS, self, strict=True):
-            if content:
-                extra += tag + len(content).to_bytes(4, "little") + content
-        return extra
+        said = ((tag, content) for tag, content in zip(_TAGS, self, strict=True) if content)
+        return b"".join(tag + len(content).to_bytes(4, "little") + content for tag, content in said)
 
 
 def decode_sections(extra: bytes) -> Sections:

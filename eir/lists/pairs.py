@@ -1,7 +1,4 @@
-"""Pages of lists of pairs: devices, each with its SIMs. Their reason is the device's, their ends are the SIMs'.
-
-May import numpy, lists.pages, lists.roaring and lists.content.
-"""
+"""Pages of lists of pairs: a device has a reason, each SIM of it an end. May import numpy, lists' pages, roaring, content."""
 
 from itertools import islice
 from typing import NamedTuple, TypeAlias
@@ -17,11 +14,10 @@ Pairs: TypeAlias = tuple[Keys, Keys, ReasonIndexes, Seconds]
 
 
 class Paired(NamedTuple):
-    """What a page of pairs says of one device."""
+    """What a page of pairs says of one device: its reason, and its IMSIs, each with the end of its pair."""
 
     reason: int
     imsis: dict[int, int]
-    """Each with the end of its pair."""
 
 
 def pair_pages(pairs: Pairs) -> list[Page]:
@@ -66,11 +62,8 @@ def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
     for low, comes in decode_pairs(new).items():
         had = after.get(low)
         after[low] = comes if had is None else comes._replace(imsis=had.imsis | comes.imsis)
-    rows = [
-        (old.number * PAGE_KEYS + low, imsi, paired.reason, end)
-        for low, paired in after.items()
-        for imsi, end in paired.imsis.items()
-    ]
+    base = old.number * PAGE_KEYS
+    rows = [(base + low, imsi, paired.reason, end) for low, paired in after.items() for imsi, end in paired.imsis.items()]
     if not rows:
         return Page(old.number, b"")
     keys, imsis, reasons, until = zip(*rows, strict=True)
@@ -85,7 +78,5 @@ def decode_pairs(page: Page) -> dict[int, Paired]:
     counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()
     imsis = np.frombuffer(bound[4 * len(low) :], "<u8").tolist()
     ends = zip(imsis, each(until, np.int64, len(imsis)).tolist(), strict=True)
-    return {
-        device: Paired(reason, dict(islice(ends, count)))
-        for device, reason, count in zip(low.tolist(), reasons.tolist(), counts, strict=True)
-    }
+    devices = zip(low.tolist(), reasons.tolist(), counts, strict=True)
+    return {device: Paired(reason, dict(islice(ends, count))) for device, reason, count in devices}

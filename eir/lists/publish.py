@@ -1,7 +1,4 @@
-"""The publisher's side: data files as they are, a manifest beside them, and OpenSSH's signature over it.
-
-May import eir.errors and lists; knows no store.
-"""
+"""The publisher's side: data files, a manifest, and signatures over it. May import eir.errors and lists; knows no store."""
 
 import contextlib
 import filecmp
@@ -18,23 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from eir.errors import ReleaseRefused
+from eir.lists import release
 from eir.lists.delivered import CHUNK_BYTES, DataFile, Progress, adding_up, open_folder
 from eir.lists.layout import LAYOUTS, guess_layout, kinds_for, separator_hint
 from eir.lists.openssh import sign
 from eir.lists.reasons import Reasons
-from eir.lists.release import (
-    ADDED,
-    DELTA,
-    ENTRIES,
-    FORMAT,
-    FULL,
-    REMOVED,
-    SIGNATURES_MAX,
-    FileEntry,
-    is_list_name,
-    is_plain_name,
-    signature_names,
-)
+from eir.lists.release import ADDED, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
 from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.store import utc_text
 
@@ -59,22 +45,10 @@ _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 
 def publish(
-    files: Sequence[Path],
-    *,
-    list_name: str,
-    serial: int,
-    base: int | None = None,
-    issued: datetime,
-    expires: datetime,
-    key: Path,
-    more_keys: Sequence[Path] = (),
-    layout: str | None = None,
-    out: Path | None = None,
-    replace: bool = True,
-    bad_rows_max: int = 0,
-    progress: Progress | None = None,
-    warn: Callable[[str], None] | None = None,
-) -> Path:
+    files: Sequence[Path], *, list_name: str, serial: int, base: int | None = None, issued: datetime, expires: datetime,
+    key: Path, more_keys: Sequence[Path] = (), layout: str | None = None, out: Path | None = None, replace: bool = True,
+    bad_rows_max: int = 0, progress: Progress | None = None, warn: Callable[[str], None] = lambda _: None,
+) -> Path:  # fmt: skip
     """Make a signed release of these data files (or DIRBS zips) and return its manifest's path.
 
     `base` makes it a delta: then a file's name ends in `added` or `removed`, or is one of DIRBS's delta files. `layout`
@@ -87,11 +61,11 @@ def publish(
     """
     from eir.lists.reader import Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
 
-    report = progress or (lambda _stage, _done, _total: None)
+    report = progress or (lambda *_: None)
     kind = FULL if base is None else DELTA
     _check_arguments(list_name, serial, base, issued, expires)
-    if len(more_keys) >= SIGNATURES_MAX:
-        raise ReleaseRefused("threshold", f"a release carries {SIGNATURES_MAX} signatures at most")
+    if len(more_keys) >= release.SIGNATURES_MAX:
+        raise ReleaseRefused("threshold", f"a release carries {release.SIGNATURES_MAX} signatures at most")
     if out is None and len({file.resolve().parent for file in files}) != 1:
         raise ReleaseRefused("file_name", "the data files are in several folders; name the one for the release (--out)")
     folder = out or files[0].parent
@@ -102,20 +76,14 @@ def publish(
     tally = Tally(bad_rows_max=bad_rows_max, range_tacs_max=ROWS_MAX, check_digits=True)
     entries = _described(folder, placed, kind, layout, tally=tally, report=report)
     manifest = {
-        "format": FORMAT,
-        "list": list_name,
-        "kind": kind,
-        "serial": serial,
-        **({} if base is None else {"base": base}),
-        "issued": utc_text(issued),
-        "expires": utc_text(expires),
-        "files": [asdict(entry) for entry in entries],
-    }
+        "format": release.FORMAT, "list": list_name, "kind": kind, "serial": serial, **({} if base is None else {"base": base}),
+        "issued": utc_text(issued), "expires": utc_text(expires), "files": [asdict(entry) for entry in entries],
+    }  # fmt: skip
     path = folder / f"{list_name}-{serial}.manifest.json"
     if not replace and _other_data(path, manifest):
         advice = "give this one a higher serial, or --force"
         raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
-    signatures = [folder / name for name in signature_names(path.name)]
+    signatures = [folder / name for name in release.signature_names(path.name)]
     for signature in signatures:  # those of an earlier try are over other bytes
         signature.unlink(missing_ok=True)
     document = (json.dumps(manifest, indent=1) + "\n").encode()
@@ -123,9 +91,8 @@ def publish(
     signed = [sign(document, signing_key) for signing_key in (key, *more_keys)]
     for signature, content in zip(signatures, signed, strict=False):
         _write(signature, content)
-    if warn is not None:
-        for text in _warnings(entries, tally):
-            warn(text)
+    for text in _warnings(entries, tally):
+        warn(text)
     return path
 
 
@@ -150,15 +117,12 @@ def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
 
 
 def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
-    if not is_list_name(list_name):
+    if not release.is_list_name(list_name):
         raise ReleaseRefused("manifest", f"{list_name!r} is not the name of a list")
     if serial < 1 or (base is not None and not 0 <= base < serial):
         raise ReleaseRefused("manifest", "the serial is above 0, and the base of a delta below its serial")
     if expires <= issued:
         raise ReleaseRefused("manifest", "a release expires after it is issued")
-
-
-# ---- data files to the release's folder ----
 
 
 def _place(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[str]:
@@ -254,9 +218,6 @@ def _write(target: Path, content: bytes) -> None:
     with _temporary(target) as temporary:
         temporary.write_bytes(content)
         temporary.replace(target)
-
-
-# ---- what the manifest says of a data file ----
 
 
 def _described(

@@ -1,12 +1,10 @@
 """Data files to keys: the rows of a file as arrays.
 
 A piece of the file goes through polars' CSV reader and its vectorised casts; pieces in which a quote does not close within
-its line, or that polars will not have, go through Python's csv line by line, with the same result. Rows that are wrong are
-counted, and the first ten are named with file, line and what was expected, never with the identifier.
+its line, or that polars will not have, go through Python's csv line by line, with the same result.
 
 polars parses on one thread: a load runs beside a server that answers, and one core is what it may take. polars takes 30 MB
 and a fifth of a second to import, so modules that may not need it import this one where they do.
-
 May import eir.device, eir.errors and lists' build, content, layout and reasons; knows neither manifests nor stores.
 """
 
@@ -30,7 +28,7 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
 
 COMPLAINTS_MAX = 10
-"""Bad rows that are named; all are counted."""
+"""Bad rows that are named: with file, line and what was expected, never with the identifier. All are counted."""
 
 Mask: TypeAlias = NDArray[np.bool_]
 Parsed: TypeAlias = tuple[Keys, Mask]
@@ -54,9 +52,8 @@ class Tally:
     wrong_check_digits: int = 0
     """IMEIs of 15 digits of which the last is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
     complaints: list[str] = field(default_factory=list)
-    """The first bad rows: file, line, what was expected."""
     wide: list[str] = field(default_factory=list)
-    """The first ranges over the limit."""
+    """The first bad rows, and the first ranges over the limit."""
 
 
 def read_rows(
@@ -68,8 +65,7 @@ def read_rows(
     fit, `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far.
     """
     plan: Plan | None = None
-    count = 0
-    line = 1
+    count, line = 0, 1
     for piece in chunks:
         chunk = piece
         if plan is None:
@@ -122,16 +118,13 @@ def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Re
         keys = [numbers[good] for numbers in keys]
         why = None if why is None else why[good]
         until = None if until is None else until[good]
-    if rows is None:
-        pass
-    elif plan.subject == BY_PAIR:
-        rows.add_pairs(keys[0], keys[1], why, until)
-    elif plan.subject == BY_RANGE:
-        rows.add_spans(keys[0], keys[1], why, until)
-    elif plan.subject == BY_TAC:
-        rows.add_spans(keys[0], keys[0] + np.uint64(SNR_KEYS - 1), why, until)
-    else:
+    if plan.subject == BY_TAC:
+        keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
+    if rows is not None and len(keys) == 1:
         rows.add(keys[0], why, until)
+    elif rows is not None:
+        add = rows.add_pairs if plan.subject == BY_PAIR else rows.add_spans
+        add(keys[0], keys[1], why, until)
     return bad, wide
 
 
@@ -264,12 +257,8 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
 
 
 def _name_rows(names: list[str], where: tuple[str, int], chunk: bytes, which: Mask, plan: Plan) -> None:
-    """Add `file:line: what is wrong` for the first of these rows, while there are fewer than ten.
-
-    `where`: the file, and the number of the chunk's first line.
-    """
-    name, first_line = where
+    """Add `file:line: what is wrong` for the first of these rows. `where`: the file, and the line that begins the chunk."""
     wanted = set(np.flatnonzero(which)[: COMPLAINTS_MAX - len(names)].tolist())
     if wanted:
-        lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), first_line) if text)
-        names += [f"{name}:{line}: {complaint(text, plan)}" for row, (line, text) in enumerate(lines) if row in wanted]
+        lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), where[1]) if text)
+        names += [f"{where[0]}:{line}: {complaint(text, plan)}" for row, (line, text) in enumerate(lines) if row in wanted]

@@ -34,15 +34,12 @@ class Reasons:
 
     def index(self, text: str) -> int:
         """The byte for a text of at most REASON_CHARS_MAX characters; past 255 texts new ones are `other`."""
-        if (index := self._index.get(text)) is not None:
-            return index
-        if len(self._texts) < REASONS_MAX:
+        if text not in self._index and len(self._texts) < REASONS_MAX:
             self._index[text] = len(self._texts)
             self._texts.append(text)
-            return self._index[text]
-        if len(self._texts) == REASONS_MAX:
+        elif text not in self._index and len(self._texts) == REASONS_MAX:
             self._texts.append(OTHER_REASON)
-        return REASONS_MAX
+        return self._index.get(text, REASONS_MAX)
 
 
 async def reason_byte(text: str, state: ListState, store: ListStore, name: str) -> tuple[int, tuple[str, ...]]:

@@ -2,9 +2,8 @@
 
 The manifest and its signatures are read once and copied to a private folder, where OpenSSH checks the signatures against
 allowed_signers files; only then is the manifest read as JSON, and only what it says of a list that is known here, signed by
-that list's own signers, goes on to the data files. Nothing here reads rows.
-
-May import eir.errors, lists.delivered, lists.openssh, lists.settings and lists.store; the serial in force is an argument.
+that list's own signers, goes on to the data files. Nothing here reads rows; the serial in force is an argument.
+May import eir.errors, lists.delivered, lists.openssh, lists.settings and lists.store.
 """
 
 import difflib
@@ -44,17 +43,14 @@ _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """One data file as the manifest promises it."""
+    """One data file as the manifest promises it; `bytes` and `sha256` as delivered, `rows` without the header."""
 
     name: str
     role: str
     layout: str
     bytes: int
-    """As delivered."""
     rows: int
-    """Data rows, the header not counted."""
     sha256: str
-    """Of the bytes as delivered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +59,6 @@ class Manifest:
 
     list: str
     kind: str
-    """full or delta."""
     serial: int
     base: int | None
     """The serial that a delta builds on."""
@@ -122,9 +117,8 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int) -> No
         detail = f"serial {manifest.serial} is not above {highest}, the highest ever accepted for {manifest.list}"
         raise ReleaseRefused("serial", detail)
     if manifest.kind == DELTA and manifest.base != current:
-        needed = "there is no list yet: a full release is needed first"
-        if current is not None:
-            needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
+        needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
+        needed = "there is no list yet: a full release is needed first" if current is None else needed
         raise ReleaseRefused("base", f"the delta builds on serial {manifest.base}, but {needed}")
 
 
@@ -140,12 +134,8 @@ def about(manifest: Manifest) -> Iterator[None]:
 
 def is_plain_name(name: str) -> bool:
     """True for a name that stays in its folder: no separator, no `..`, no control character, not hidden, not an option."""
-    return (
-        0 < len(name.encode("utf-8", "replace")) <= 255
-        and name.isprintable()
-        and not name.startswith((".", "-"))
-        and not any(separator in name for separator in "/\\:")
-    )
+    fits = 0 < len(name.encode("utf-8", "replace")) <= 255 and name.isprintable()
+    return fits and not name.startswith((".", "-")) and not any(separator in name for separator in "/\\:")
 
 
 def is_list_name(name: str) -> bool:
@@ -173,24 +163,16 @@ def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
     return found
 
 
-# ---- whether to believe it ----
-
-
 def _verify(
     content: bytes, copies: Mapping[str, Path], lists: Mapping[str, ListSettings], openssh: Verifier, now: datetime
 ) -> Release:
-    trusts = {
-        name: (settings.signers, settings.revoked)
-        for name, settings in lists.items()
-        if settings.signers is not None and not settings.local
-    }
+    trusts = {name: (each.signers, each.revoked) for name, each in lists.items() if each.signers is not None and not each.local}
     _require_any(copies, list(dict.fromkeys(trusts.values())), openssh)
     manifest = parse_manifest(content)
-    if manifest.list not in trusts:
-        detail = f"no list {manifest.list} that releases may change is configured"
-        raise ReleaseRefused("unknown_list", detail, serial=manifest.serial)
+    if (name := manifest.list) not in trusts:
+        raise ReleaseRefused("unknown_list", f"no list {name} that releases may change is configured", serial=manifest.serial)
     with about(manifest):
-        signers = _signers(copies, lists[manifest.list], trusts[manifest.list], openssh)
+        signers = _signers(copies, lists[name], trusts[name], openssh)
         check_times(manifest, now)
     return Release(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=signers)
 
@@ -222,19 +204,13 @@ def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: V
 
 def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, openssh: Verifier) -> tuple[str, ...]:
     """Those who signed for this list, if they are enough."""
-    keys: dict[str, Sequence[str]] = {}
-    reasons: dict[str, str] = {}
-    for name, copy in copies.items():
-        outcome = openssh.check(copy, *trust)
-        if isinstance(outcome, Signature):
-            keys[outcome.fingerprint] = outcome.principals
-        else:
-            reasons[name] = outcome
-    counted = distinct_signers(keys)
+    outcomes = {name: openssh.check(copy, *trust) for name, copy in copies.items()}
+    reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
+    signatures = [outcome for outcome in outcomes.values() if isinstance(outcome, Signature)]
+    counted = distinct_signers({signature.fingerprint: signature.principals for signature in signatures})
     if len(counted) < settings.threshold:
-        said = "; ".join(
-            f"{name}: {openssh.explain(reason, copies[name], trust[:1])} of {settings.name}" for name, reason in reasons.items()
-        )
+        explained = {name: openssh.explain(reason, copies[name], trust[:1]) for name, reason in reasons.items()}
+        said = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
         if not counted:
             raise ReleaseRefused(nearest(reasons.values()), said)
         needed = f"{len(counted)} of the {settings.threshold} distinct keys and principals that {settings.name} needs have signed"
@@ -280,9 +256,6 @@ def _which_list(name: str, lists: Mapping[str, ListSettings]) -> str:
     return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(lists) or 'none'}"
 
 
-# ---- what it says ----
-
-
 def parse_manifest(content: bytes) -> Manifest:
     """The manifest in these bytes. Raises ReleaseRefused (`manifest`, `file_name`) and says which member is wrong.
 
@@ -324,14 +297,11 @@ def _file_entry(file: Any, roles: Sequence[str]) -> FileEntry:
     name = _member(file, "name", str, lambda _: True, "a text")
     if not is_plain_name(name):
         raise ReleaseRefused("file_name", f"{name!r} is not a plain file name")
-    return FileEntry(
-        name=name,
-        role=_member(file, "role", str, roles.__contains__, " or ".join(roles)),
-        layout=_member(file, "layout", str, lambda _: True, "a text"),
-        bytes=_number(file, "bytes", 0),
-        rows=_number(file, "rows", 0),
-        sha256=_member(file, "sha256", str, _SHA256.fullmatch, "64 hexadecimal digits in lower case"),
-    )
+    role = _member(file, "role", str, roles.__contains__, " or ".join(roles))
+    layout = _member(file, "layout", str, lambda _: True, "a text")
+    size, rows = _number(file, "bytes", 0), _number(file, "rows", 0)
+    sha256 = _member(file, "sha256", str, _SHA256.fullmatch, "64 hexadecimal digits in lower case")
+    return FileEntry(name=name, role=role, layout=layout, bytes=size, rows=rows, sha256=sha256)
 
 
 def _list_name(document: Mapping[str, Any]) -> str:
@@ -352,9 +322,7 @@ def _is_time(text: str) -> bool:
     return False
 
 
-def _member(
-    document: Mapping[str, Any], name: str, kind: type[Value], fits: Callable[[Value], object], expected: str
-) -> Value:
+def _member(document: Mapping[str, Any], name: str, kind: type[Value], fits: Callable[[Value], object], expected: str) -> Value:
     value = document.get(name)
     if type(value) is not kind or not fits(value):  # by isinstance a bool would be a number
         raise ReleaseRefused("manifest", f'"{name}" is missing or is not {expected}')

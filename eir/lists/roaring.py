@@ -110,8 +110,7 @@ class ArrayPages:
         self._words = words = np.frombuffer(b"".join(stored), dtype="<u2")
         starts = np.cumsum(lengths // 2) - lengths // 2
         containers = words[starts + 2].astype(np.int64)
-        self.counts: Indexes = lengths // 2 - _HEAD - _CONTAINER * containers
-        """Keys of each page."""
+        self.counts: Indexes = lengths // 2 - _HEAD - _CONTAINER * containers  # keys of each page
         fits = (self.counts > 0) & (containers > 0) & (containers <= CONTAINERS_MAX) & (words[starts + 3] == 0)
         if not fits.all():
             raise ValueError(NOT_ARRAYS)

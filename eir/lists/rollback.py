@@ -8,10 +8,7 @@ from eir.lists.store import NO_LIST, ROLLED_BACK, Event, ListState, ListStore, r
 
 
 async def roll_back(name: str, store: ListStore, *, who: str, now: datetime, dry_run: bool = False) -> ListState:
-    """Undo the last release of a list, full or delta; its serial stays used. Raises StoreError (NothingToRollBack).
-
-    A dry run returns the state that would be in force.
-    """
+    """The state after the last release of a list is undone; its serial stays used. Raises StoreError (NothingToRollBack)."""
     before = await store.state(name) or NO_LIST
     if dry_run:
         if (kept := await store.previous(name)) is None:
@@ -21,11 +18,10 @@ async def roll_back(name: str, store: ListStore, *, who: str, now: datetime, dry
         state = await store.rollback(name, seen=before.generation)
     except NothingToRollBack as error:
         raise NothingToRollBack(f"{error}; {_instead(name, before)}") from None
-    event = Event(
+    await recorded(store, Event(
         time=utc_text(now), who=who, what="rollback", list=name, serial=state.serial, digest=state.release_digest,
         outcome=ROLLED_BACK, detail=f"release {before.serial} undone; {state.entries} entries",
-    )  # fmt: skip
-    await recorded(store, event)
+    ))  # fmt: skip
     return state
 
 

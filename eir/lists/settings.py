@@ -13,7 +13,6 @@ class ListSettings:
 
     name: str
     kind: str = DEVICES
-    """devices, pairs or subscribers."""
     signers: Path | None = None
     """An OpenSSH allowed_signers file: whose releases may change the list. None: nobody's."""
     revoked: Path | None = None
@@ -23,9 +22,8 @@ class ListSettings:
     local: bool = False
     """Changed by an operator's commands instead of releases."""
     shrink_max: float = 0.20
-    """Fraction of the devices in force by which a release may shrink the list."""
     growth_max: float = 0.20
-    """Fraction of the devices in force by which a release may grow the list."""
+    """Fractions of the devices in force by which a release may shrink or grow the list."""
     range_tacs_max: int = 1000
     """TACs that one range may span."""
     bad_rows_max: int = 100

@@ -13,8 +13,7 @@ from typing import Protocol
 from eir.errors import StoreError
 from eir.lists.pages import EMPTY_DIGEST, Page
 
-HISTORY_MAX = 10_000
-"""Events that a store keeps; older ones go."""
+HISTORY_MAX = 10_000  # events that a store keeps; older ones go
 
 ACCEPTED, REFUSED, ROLLED_BACK = "accepted", "refused", "rolled_back"
 """Outcomes of releases, as `eir_releases_total` labels them."""
@@ -25,7 +24,6 @@ class ListState:
     """What a store knows of a list besides its pages. Times are UTC, ISO 8601 with a Z; None where there is none."""
 
     kind: str
-    """devices, pairs or subscribers."""
     serial: int
     """Of the release in force; 0 for a local list."""
     generation: int
@@ -77,7 +75,6 @@ class Event:
     digest: str | None = None
     """Release digest (SHA-256 of the manifest)."""
     outcome: str
-    """accepted, refused or rolled_back."""
     detail: str = ""
 
 
@@ -111,10 +108,7 @@ class ListStore(Protocol):
         """
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
-        """Put a delta in force: these pages replace those of the same number (one that is `gone` goes).
-
-        The pages from before are kept for a rollback. Otherwise as `replace`.
-        """
+        """As `replace` for a delta: its pages replace those of the same number, which are kept (one that is `gone` goes)."""
 
     async def rollback(self, name: str, *, seen: int) -> ListState:
         """Undo the last release, full or delta, as a new generation. Raises NothingToRollBack."""
