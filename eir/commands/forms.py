@@ -1,10 +1,13 @@
-"""How single values are shown to people: times in UTC, nothing as `-`, and no control character as itself."""
+"""How single values are shown to people: times in UTC, nothing as `-`, no control character as itself; and durations as they type them."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 NOTHING = "-"
+UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+DIGITS_MAX = 6
+"""Of a duration: a million days and more lead beyond the calendar."""
 
 Form = Callable[[Any], str]
 
@@ -39,6 +42,14 @@ def second(value: str) -> str:
 def principal(signer: str) -> str:
     """A signer without the key's fingerprint, which `--json` shows."""
     return signer.partition(" SHA256:")[0]
+
+
+def duration(text: str) -> timedelta | None:
+    """The duration that a text such as `14d`, `36h` or `90m` stands for; None if it is not one."""
+    number, unit = text[:-1], UNITS.get(text[-1:])
+    if unit is None or not number.isascii() or not number.isdigit() or len(number) > DIGITS_MAX:
+        return None
+    return timedelta(**{unit: int(number)})
 
 
 FORMS = {"time": second} | dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute) | {"signers": principal}
