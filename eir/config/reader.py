@@ -1,11 +1,10 @@
 """A YAML file read against a table of keys: every fault in one run, each with its line and what was expected.
 
-The table is data: a `Key` names a dotted path, a kind of value, a default, and what the key is for; a `Section` what is built
-of its keys. Imports kinds and errors only; knows no key of ours.
+The table is data: a `Key` for each key, a `Section` for what is built of some. Imports kinds and errors only; knows no key of ours.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +53,7 @@ class Key:
     field: str = ""
     """What the value is called in what is built, if not as in the file."""
     live: bool = True
-    """A reload takes it over; otherwise it needs a restart, and stands under the same names in what is built."""
+    """A reload takes it over; otherwise it needs a restart, and is in no section."""
 
     @property
     def required(self) -> bool:
@@ -64,10 +63,10 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A mapping of the file: its keys and sections, or, if its path says so, many of one form."""
+    """A mapping of the file, or, if its path says so, many of one form."""
 
     path: str
-    """As of a Key: `name[]` is a list of such mappings, `name.*` a mapping from free names to them."""
+    """As in a Key."""
     build: Callable[..., Any] | None = None
     """Called with the values by name; None: they belong to what is around the section, as `section_key`."""
     optional: bool = False
@@ -117,18 +116,17 @@ class Document:
 
 
 def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
-    """The table as one section with all others in it; `sections` are those of which more is to be said than their keys."""
+    """The table as one section with all others in it; `sections`, of which more is to be said than their keys, are filled with these."""
     root, named = Section("", dict), {section.path: section for section in sections}
     for key in table:
-        here, path = root, ""
+        entries, path = root.entries, ""
         *around, last = key.path.replace(".*", "*").split(".")
         for part in around:
             path = f"{path}.{part}".strip(".").replace("*", ".*")
-            inner = here.entries.setdefault(part.rstrip("[]*"), replace(named.get(path, Section(path)), entries={}))
-            if not isinstance(inner, Section):
-                raise TypeError(f"{key.path}: {path} is a value elsewhere in the table")
-            here = inner
-        here.entries[last] = key
+            section = named.setdefault(path, Section(path))
+            entries[part.rstrip("[]*")] = section
+            entries = section.entries
+        entries[last] = key
     return root
 
 
@@ -150,11 +148,7 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
     Faults in values are gathered in `problems`. Raises ConfigError if it cannot be read as YAML at all.
     """
     document = Document(str(path))
-    node = _compose(path, octets)
-    try:
-        document.values, document.shown = _Reader(document, path.absolute().parent).mapping(node, root, ())
-    except _TooMuch as e:
-        raise _unreadable(path, e.line, f"more than {NODES_MAX} values, aliases counted") from None
+    document.values, document.shown = _Reader(document, path.absolute().parent).mapping(_compose(path, octets), root, ())
     return document
 
 
@@ -190,17 +184,11 @@ def _compose(path: Path, octets: bytes) -> yaml.Node:
         raise _unreadable(path, line, f"not valid YAML: {e.reason} (position {e.position})") from None
 
 
-def _unreadable(path: Path, line: int, about: str) -> ConfigError:
+def _unreadable(path: Path | str, line: int, about: str) -> ConfigError:
     return ConfigError((Problem(str(path), line, about),))
 
 
 # The walk over the nodes
-
-
-class _TooMuch(Exception):
-    def __init__(self, line: int) -> None:
-        super().__init__()
-        self.line = line
 
 
 @dataclass(slots=True)
@@ -212,10 +200,10 @@ class _Reader:
     visited: int = 0
 
     def visit(self, node: yaml.Node) -> int:
-        """Count the node against the limit; its line."""
+        """Count the node; its line. Raises ConfigError above the limit."""
         self.visited += 1
         if self.visited > NODES_MAX:
-            raise _TooMuch(_line(node))
+            raise _unreadable(self.document.file, _line(node), f"more than {NODES_MAX} values, aliases counted")
         return _line(node)
 
     def wrong(self, spot: Spot, line: int, text: str) -> None:
@@ -282,17 +270,17 @@ class _Reader:
     def pairs(self, node: yaml.Node, spot: Spot) -> dict[str, yaml.Node] | None:
         """Names and values of a mapping, whose lines are noted; None, and a fault, for anything else."""
         found = self.merged(node, spot, 0)
-        if found is None:
-            return None
-        self.document.lines |= {(*spot, name): line for name, (line, _) in found.items()}
-        return {name: inner for name, (_, inner) in found.items()}
+        self.document.lines |= {(*spot, name): line for name, (line, _) in (found or {}).items()}
+        return None if found is None else {name: inner for name, (_, inner) in found.items()}
 
     def merged(self, node: yaml.Node, spot: Spot, depth: int) -> dict[str, tuple[int, yaml.Node]] | None:
         """The same with their lines, merge keys (`<<`) resolved, `depth` of these down; a name that comes twice is a fault."""
         if node.tag == NULL_TAG and not depth:
             return {}
         if not isinstance(node, yaml.MappingNode) or depth > DEPTH_MAX:
-            self.wrong(spot, _line(node), _no_mapping(node, spot, depth))
+            text = f"found {_found(node)}{' as a merge key' if depth else ''}{_in(spot)}"
+            text += "; expected an alias of a section" if depth else "; expected keys, each with ': ' and a value"
+            self.wrong(spot, _line(node), f"merge keys{_in(spot)} nested more than {DEPTH_MAX} deep" if depth > DEPTH_MAX else text)
             return None
         own: dict[str, tuple[int, yaml.Node]] = {}
         others: dict[str, tuple[int, yaml.Node]] = {}
@@ -342,10 +330,10 @@ class _Reader:
         return ()
 
     def default(self, key: Key) -> Read:
-        """The default of a key, None for one that is required."""
-        if key.kind.many:
-            return _both(key, tuple(key.kind.place(each, self.folder) for each in key.default))
-        return _both(key, None if key.required or key.default is None else key.kind.place(key.default, self.folder))
+        """The default of a key, None for one that is required; of many values none names a file."""
+        if key.kind.many or key.default is None:
+            return _both(key, key.default)
+        return _both(key, None if key.required else key.kind.place(key.default, self.folder))
 
 
 def _both(key: Key, value: Any) -> Read:
@@ -358,14 +346,6 @@ def _both(key: Key, value: Any) -> Read:
 
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
-
-
-def _no_mapping(node: yaml.Node, spot: Spot, depth: int) -> str:
-    if depth > DEPTH_MAX:
-        return f"merge keys{_in(spot)} nested more than {DEPTH_MAX} deep"
-    if depth:
-        return f"found {_found(node)} as a merge key{_in(spot)}; expected an alias of a section"
-    return f"found {_found(node)}{_in(spot)}; expected keys, each with ': ' and a value"
 
 
 def _in(spot: Spot) -> str:
