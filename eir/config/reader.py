@@ -38,6 +38,8 @@ Spot = tuple[Hashable, ...]
 """Where a value stands: keys by name, entries of a list by their number from 0."""
 Read = tuple[Any, Any]
 """A value, and how it is shown as JSON knows it, or HIDDEN."""
+Found = tuple[int, yaml.Node]
+"""The line of a key, and the node behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Section:
     path: str
     """As in a Key."""
     build: Callable[..., Any] | None = None
-    """Called with the values by name; None: they belong to what is around the section, as `section_key`."""
+    """Called with the values by name; None: they belong to what is around the section."""
     optional: bool = False
     """None if it is not there, although something in it is required."""
     entries: "dict[str, Key | Section]" = field(default_factory=dict)
@@ -220,17 +222,16 @@ class _Reader:
                 self.wrong((*spot, name), self.document.lines[*spot, name], f"unknown key '{name}'{_in(spot)}{advice}")
         return self.made(section, spot, found or {}, None if found is None else line, **more)
 
-    def made(self, section: Section, spot: Spot, found: Mapping[str, yaml.Node], line: int | None, **more: Any) -> Read:
+    def made(self, section: Section, spot: Spot, found: Mapping[str, Found], line: int | None, **more: Any) -> Read:
         """What a section's keys make; those that are not found are faults in that line if they are required, None: no faults."""
         values, shown = more, {}
-        prefix = "" if section.build else f"{section.path.rpartition('.')[2]}_"
         for name, entry in section.entries.items():
             inner = (*spot, name)
-            value, show = self.entry(found[name], entry, inner) if name in found else self.missing(entry, inner, line)
+            value, show = self.entry(found[name][1], entry, inner) if name in found else self.missing(entry, inner, line)
             if isinstance(entry, Section) and entry.build is None:
                 values |= value
             else:
-                values[getattr(entry, "field", "") or f"{prefix}{name}"] = value
+                values[getattr(entry, "field", "") or name] = value
             if show is not HIDDEN and (show != {} or (isinstance(entry, Section) and entry.shape)):
                 shown[name] = show
         return (section.build or dict)(**values), shown
@@ -255,7 +256,8 @@ class _Reader:
             return self.missing(entry, spot, self.visit(node))
         if entry.shape == ".*":
             self.visit(node)
-            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, inner in (self.pairs(node, spot) or {}).items()}
+            found = self.pairs(node, spot) or {}
+            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, (_, inner) in found.items()}
             return {name: value for name, (value, _) in named.items()}, {name: shown for name, (_, shown) in named.items()}
         if not entry.shape:
             return self.mapping(node, entry, spot)
@@ -267,14 +269,8 @@ class _Reader:
         read = [self.mapping(item, entry, (*spot, number)) for number, item in enumerate(node.value)]
         return tuple(value for value, _ in read), [shown for _, shown in read]
 
-    def pairs(self, node: yaml.Node, spot: Spot) -> dict[str, yaml.Node] | None:
-        """Names and values of a mapping, whose lines are noted; None, and a fault, for anything else."""
-        found = self.merged(node, spot, 0)
-        self.document.lines |= {(*spot, name): line for name, (line, _) in (found or {}).items()}
-        return None if found is None else {name: inner for name, (_, inner) in found.items()}
-
-    def merged(self, node: yaml.Node, spot: Spot, depth: int) -> dict[str, tuple[int, yaml.Node]] | None:
-        """The same with their lines, merge keys (`<<`) resolved, `depth` of these down; a name that comes twice is a fault."""
+    def pairs(self, node: yaml.Node, spot: Spot, depth: int = 0) -> dict[str, Found] | None:
+        """What a mapping holds, merge keys (`<<`) resolved, `depth` of these down; None, and a fault, for anything else."""
         if node.tag == NULL_TAG and not depth:
             return {}
         if not isinstance(node, yaml.MappingNode) or depth > DEPTH_MAX:
@@ -282,21 +278,24 @@ class _Reader:
             text += "; expected an alias of a section" if depth else "; expected keys, each with ': ' and a value"
             self.wrong(spot, _line(node), f"merge keys{_in(spot)} nested more than {DEPTH_MAX} deep" if depth > DEPTH_MAX else text)
             return None
-        own: dict[str, tuple[int, yaml.Node]] = {}
-        others: dict[str, tuple[int, yaml.Node]] = {}
+        own: dict[str, Found] = {}
+        others: dict[str, Found] = {}
         for key, value in node.value:
             line = self.visit(key)
             if key.tag == MERGE_TAG:
                 # Own keys come before merged ones, earlier merged ones before later ones (YAML's merge key, draft of 2005).
                 for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    others = (self.merged(each, spot, depth + 1) or {}) | others
+                    others = (self.pairs(each, spot, depth + 1) or {}) | others
             elif not isinstance(key, yaml.ScalarNode):
                 self.wrong(spot, line, f"found {_found(key)} as a key{_in(spot)}; expected a name")
             elif key.value in own:
                 self.wrong((*spot, key.value), line, f"the key '{key.value}'{_in(spot)} stands twice, first in line {own[key.value][0]}")
             else:
                 own[key.value] = (_line(value) if depth else line, value)
-        return others | own
+        found = others | own
+        if not depth:
+            self.document.lines |= {(*spot, name): line for name, (line, _) in found.items()}
+        return found
 
     def value(self, node: yaml.Node, key: Key, spot: Spot) -> Read:
         """The value of a key; its default if there is a fault in it."""
