@@ -9,16 +9,14 @@ UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 DIGITS_MAX = 6
 """Of a duration: a million days and more lead beyond the calendar."""
 
-Form = Callable[[Any], str]
 
-
-def cell(value: Any, form: Form | None = None) -> str:
-    """A value as text, by its form if it has one; the values of a list with commas between them."""
+def cell(value: Any, column: str) -> str:
+    """A value of a column as text; the values of a list with commas between them."""
     if value is None or value in ("", []):
         return NOTHING
     if isinstance(value, list):
-        return ", ".join(cell(each, form) for each in value)
-    return printable(form(value) if form is not None else str(value))
+        return ", ".join(cell(each, column) for each in value)
+    return printable(FORMS.get(column, str)(value))
 
 
 def printable(text: str, *, but: str = "") -> str:
@@ -52,5 +50,5 @@ def duration(text: str) -> timedelta | None:
     return timedelta(**{unit: int(number)})
 
 
-FORMS = {"time": second} | dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute) | {"signers": principal}
+FORMS: dict[str, Callable[[Any], str]] = {"time": second} | dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute) | {"signers": principal}
 """Of columns that are not shown as their values' text."""

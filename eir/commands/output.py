@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from eir.commands.forms import FORMS, printable
+from eir.commands.forms import printable
 
 EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -48,7 +48,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
         from eir.commands.table import table  # noqa: PLC0415 - rich takes longer to import than many commands take to run
 
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(table(rows, columns, width=width, forms=FORMS), end="")
+        print(table(rows, columns, width=width), end="")
 
 
 @contextmanager

@@ -31,13 +31,11 @@ PLAIN_TAGS = frozenset(
 
 REQUIRED: Final = object()
 """The default of a key that has to be there."""
-HIDDEN: Final = object()
-"""Instead of how a value is shown, where there is no value: the file has no way to write that."""
 
 Spot = tuple[Hashable, ...]
 """Where a value stands: keys by name, entries of a list by their number from 0."""
 Read = tuple[Any, Any]
-"""A value, and how it is shown as JSON knows it, or HIDDEN."""
+"""A value, and how it is shown as JSON knows it: as {} if it is not, since the file has no way to write that there is none."""
 Found = tuple[int, yaml.Node]
 """The line of a key, and the node behind it."""
 
@@ -232,7 +230,7 @@ class _Reader:
                 values |= value
             else:
                 values[getattr(entry, "field", "") or name] = value
-            if show is not HIDDEN and (show != {} or (isinstance(entry, Section) and entry.shape)):
+            if show != {} or (isinstance(entry, Section) and entry.shape):
                 shown[name] = show
         return (section.build or dict)(**values), shown
 
@@ -245,7 +243,7 @@ class _Reader:
         if entry.required and line:
             self.wrong(spot, line, f"the section '{_dotted(spot)}' is missing; expected its keys {', '.join(entry.entries)}")
         if entry.optional:
-            return None, HIDDEN
+            return None, {}
         return ((), []) if entry.shape == "[]" else ({}, {}) if entry.shape else self.made(entry, spot, {}, None)
 
     def entry(self, node: yaml.Node, entry: Key | Section, spot: Spot) -> Read:
@@ -339,8 +337,8 @@ def _both(key: Key, value: Any) -> Read:
     """A value and how it is shown."""
     kind = key.kind
     if kind.many:
-        return value, [kind.show(each) for each in value] if value or kind.may_be_empty else HIDDEN
-    return value, HIDDEN if value is None and (key.required or key.default is None) else kind.show(value)
+        return value, [kind.show(each) for each in value] if value or kind.may_be_empty else {}
+    return value, {} if value is None and (key.required or key.default is None) else kind.show(value)
 
 
 def _line(node: yaml.Node) -> int:
