@@ -22,9 +22,6 @@ from eir.lists.settings import PAIRS
 
 CERTIFICATE_SOON = timedelta(days=14)
 """How long before its end a certificate is warned about."""
-LIST_CONDITIONS = [name for name, condition in CONDITIONS.items() if condition.names_list]
-"""Keys of a rule that name a list."""
-
 SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
 FILES = {
     "signers": ("signers file", f"put the publishers' public keys there, one a line: {SIGNER}"),
@@ -86,9 +83,8 @@ def _warn_tls(config: Config, _: Document) -> Findings:
     if certificate.not_after - now < CERTIFICATE_SOON:
         verb = "has ended" if certificate.not_after <= now else "ends"
         yield f"the certificate {file} {verb} on {certificate.not_after:%Y-%m-%d %H:%M} UTC", spot
-    shown = [config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host)]
     names = ", ".join(certificate.names) or "no name"
-    for host in dict.fromkeys(shown):
+    for host in dict.fromkeys((config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host))):
         if not holds(certificate.names, host):
             yield f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us", spot
 
@@ -139,12 +135,12 @@ def _check_rules(config: Config, document: Document) -> Findings:
             yield f"a rule without a condition answers every device; expected one of {', '.join(CONDITIONS)}, or policy.default", spot
         if rule.name and names[rule.name] > 1:
             yield f"two rules have the name '{rule.name}'", (*spot, "name")
-        for condition in LIST_CONDITIONS:
-            name = getattr(rule, condition)
+        for condition, needs in CONDITIONS.items():
+            name = getattr(rule, condition) if needs.names_list else None
             if name is not None and name not in config.lists:
-                advice = did_you_mean(name, list(config.lists)) or f"; lists are: {', '.join(config.lists) or 'none'}"
+                advice = did_you_mean(name, config.lists) or f"; lists are: {', '.join(config.lists) or 'none'}"
                 yield f"the rule's list '{name}' is not under 'lists'{advice}", (*spot, condition)
-            elif name is not None and CONDITIONS[condition].pairs_only and (kind := config.lists[name].kind) != PAIRS:
+            elif name is not None and needs.pairs_only and (kind := config.lists[name].kind) != PAIRS:
                 only = "only a list of pairs says which device and which SIM are bound to each other"
                 yield f"'{name}' is a list of {kind}; {only}", (*spot, condition)
 

@@ -7,7 +7,7 @@ zeros and a peer may be called `no`.
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -82,7 +82,7 @@ def one_of(words: Mapping[str, Any]) -> Kind:
     def read(written: str) -> Any:
         if written in words:
             return words[written]
-        raise Unexpected(f"expected {listed}{did_you_mean(written, list(words))}")
+        raise Unexpected(f"expected {listed}{did_you_mean(written, words)}")
 
     back = {value: word for word, value in words.items()}
     return Kind(listed, read, back.__getitem__)
@@ -145,9 +145,10 @@ def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
     return replace(kind, expected=f"{kind.expected}, or a list of such", many=True, may_be_empty=may_be_empty)
 
 
-def did_you_mean(written: str, known: Sequence[str]) -> str:
+def did_you_mean(written: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing if no known word is near."""
-    near = [*difflib.get_close_matches(written.lower().replace("-", "_"), known, n=1), *difflib.get_close_matches(written, known, n=1)]
+    words = list(known)
+    near = [match for each in (written.lower().replace("-", "_"), written) for match in difflib.get_close_matches(each, words, n=1)]
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

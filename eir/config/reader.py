@@ -24,9 +24,7 @@ SHOWN_MAX = 60
 
 YAML_TAG = "tag:yaml.org,2002:"
 NULL_TAG, MERGE_TAG = f"{YAML_TAG}null", f"{YAML_TAG}merge"
-PLAIN_TAGS = frozenset(
-    YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")
-)
+PLAIN_TAGS = {YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")}
 """What YAML gives by itself; anything else was asked for (`!!python/…`) and is refused."""
 
 REQUIRED: Final = object()
@@ -98,7 +96,6 @@ class Document:
     problems: dict[Problem, None] = field(default_factory=dict)
     """In the order found; a node that is read twice through an alias has one fault."""
     faults: set[Spot] = field(default_factory=set)
-    """Where the problems are."""
 
     def faulty(self, *spot: Hashable) -> bool:
         """Whether there is a fault in the value or section, or in anything inside it."""
@@ -216,7 +213,7 @@ class _Reader:
         line, found = self.visit(node), self.pairs(node, spot)
         for name in found or ():
             if name not in section.entries:
-                advice = did_you_mean(name, list(section.entries)) or f"; known here: {', '.join(section.entries)}"
+                advice = did_you_mean(name, section.entries) or f"; known here: {', '.join(section.entries)}"
                 self.wrong((*spot, name), self.document.lines[*spot, name], f"unknown key '{name}'{_in(spot)}{advice}")
         return self.made(section, spot, found or {}, None if found is None else line, **more)
 
@@ -252,14 +249,13 @@ class _Reader:
             return self.value(node, entry, spot)
         if node.tag == NULL_TAG:
             return self.missing(entry, spot, self.visit(node))
-        if entry.shape == ".*":
-            self.visit(node)
-            found = self.pairs(node, spot) or {}
-            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, (_, inner) in found.items()}
-            return {name: value for name, (value, _) in named.items()}, {name: shown for name, (_, shown) in named.items()}
         if not entry.shape:
             return self.mapping(node, entry, spot)
         line = self.visit(node)
+        if entry.shape == ".*":
+            found = self.pairs(node, spot) or {}
+            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, (_, inner) in found.items()}
+            return {name: value for name, (value, _) in named.items()}, {name: shown for name, (_, shown) in named.items()}
         if not isinstance(node, yaml.SequenceNode):
             self.wrong(spot, line, f"found {_found(node)} for '{_dotted(spot)}'; expected a list, each entry with '- ' before it")
             return (), []
