@@ -119,10 +119,9 @@ def _warn_signers(config: Config, _: Document) -> Findings:
     for name, settings in config.lists.items():
         if settings.signers is None:
             continue
-        written = (line.strip() for line in settings.signers.read_bytes().splitlines())
+        written = map(bytes.strip, settings.signers.read_bytes().splitlines())
         lines = [line for line in written if line and not line.startswith(b"#")]
-        many_each = any(b"cert-authority" in line for line in lines)
-        if len(lines) < settings.threshold and not many_each:
+        if len(lines) < settings.threshold and not any(b"cert-authority" in line for line in lines):
             has = f"{settings.signers} holds {len(lines)} keys, and a release of {name} needs {settings.threshold}"
             yield f"{has}: none will load", ("lists", name, "signers")
 
@@ -157,8 +156,7 @@ def _warn_peers(config: Config, document: Document) -> Findings:
     for at, peer in enumerate(config.peers):
         first = next((before for before, other in enumerate(config.peers[:at]) if _covers(other, peer)), None)
         if first is not None:
-            line = document.line("peers", first)
-            yield f"this peer is never reached: the entry in line {line} fits whatever it fits", ("peers", at)
+            yield f"this peer is never reached: the entry in line {document.line('peers', first)} fits whatever it fits", ("peers", at)
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:
