@@ -73,5 +73,5 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
 
 def _found(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
     """What the checks find, and more problems, in file order."""
-    found = [document.problem(text, *spot) for check in checks for text, spot in check(config, document)]
+    found = [Problem(document.file, document.line(*spot), text) for check in checks for text, spot in check(config, document)]
     return tuple(sorted([*more, *found], key=lambda problem: problem.line))

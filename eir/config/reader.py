@@ -107,10 +107,6 @@ class Document:
             spot = spot[:-1]
         return self.lines.get(spot, 1)
 
-    def problem(self, text: str, *spot: Hashable) -> Problem:
-        """A fault, or a warning, at a value."""
-        return Problem(self.file, self.line(*spot), text)
-
 
 def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
     """The table as one section with all others in it; `sections`, of which more is to be said than their keys, are filled with these."""
