@@ -1,4 +1,4 @@
-"""How single values are shown to people: times in UTC, nothing as `-`, no control character as itself; and durations as they type them."""
+"""Single values for people: times in UTC, nothing as `-`, no control character as itself; and durations as people type them."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -50,5 +50,7 @@ def duration(text: str) -> timedelta | None:
     return timedelta(**{unit: int(number)})
 
 
-FORMS: dict[str, Callable[[Any], str]] = {"time": second} | dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute) | {"signers": principal}
+FORMS: dict[str, Callable[[Any], str]] = {
+    "time": second, **dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute), "signers": principal,
+}  # fmt: skip
 """Of columns that are not shown as their values' text."""

@@ -99,14 +99,16 @@ def rollback(
     """
     checked = whereabouts(config)
     local = not checked.lists or list_settings(checked, list_name).local  # a file that is not YAML gives no names
-    state = with_store(checked, lambda store: roll_back(list_name, store, who=who(), now=datetime.now(UTC), dry_run=dry_run), fresh=False)
+    now = datetime.now(UTC)
+    state = with_store(checked, lambda store: roll_back(list_name, store, who=who(), now=now, dry_run=dry_run), fresh=False)
     if dry_run:
         which = f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at}," if state.serial else "the list before the last change"
         said = f"{which} would be in force with {state.entries:,} entries; nothing was changed"
     elif local and not state.serial:
         said = f"the last change is undone; {state.entries:,} entries are in force"
     else:
-        said = f"serial {state.serial} is in force again with {state.entries:,} entries;\nthe next release needs a serial above {state.highest_serial}"
+        said = f"serial {state.serial} is in force again with {state.entries:,} entries;\n"
+        said += f"the next release needs a serial above {state.highest_serial}"
     show_one(_list_row(list_name, state.kind, state), f"{list_name}: {said}", as_json=as_json)
 
 
@@ -142,8 +144,9 @@ def remove(
 
 
 def _edit(
-    config: Path, list_name: str, what: str, identifiers: list[str], imsi: list[str] | None, *, tac: bool, as_json: bool, **details: Any
-) -> None:
+    config: Path, list_name: str, what: str, identifiers: list[str], imsi: list[str] | None, *, tac: bool,
+    as_json: bool, **details: Any,
+) -> None:  # fmt: skip
     checked = load_config(config)
     settings = list_settings(checked, list_name)
     try:

@@ -29,7 +29,9 @@ TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
 
 
 def load(
-    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST", help="LIST-SERIAL.manifest.json; its .sig and data lie beside it.")],
+    manifests: Annotated[
+        list[Path], typer.Argument(metavar="MANIFEST", help="LIST-SERIAL.manifest.json; its .sig and data lie beside it.")
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and count, change nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Lift the limits on growth, shrinkage and ranges, nothing else.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
@@ -58,7 +60,7 @@ def load(
 async def _load_all(
     store: ListStore, config: Config, manifests: list[Path], loaded: dict[str, int], *, dry_run: bool, force: bool
 ) -> list[dict[str, Any]]:
-    """Load one after the other, a refused one not in the way of the next; `loaded` takes the generation of each list that was loaded."""
+    """Load one after the other; a refused one does not stop the next. `loaded` takes the generation of each list that was loaded."""
     reports: list[dict[str, Any]] = []
     marks = await highest_serials(config.store, config.state)
     for manifest in manifests:

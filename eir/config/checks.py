@@ -156,7 +156,8 @@ def _warn_peers(config: Config, document: Document) -> Findings:
     for at, peer in enumerate(config.peers):
         first = next((before for before, other in enumerate(config.peers[:at]) if _covers(other, peer)), None)
         if first is not None:
-            yield f"this peer is never reached: the entry in line {document.line('peers', first)} fits whatever it fits", ("peers", at)
+            line = document.line("peers", first)
+            yield f"this peer is never reached: the entry in line {line} fits whatever it fits", ("peers", at)
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:

@@ -147,8 +147,8 @@ def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
 
 def did_you_mean(written: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing if no known word is near."""
-    words = list(known)
-    near = [match for each in (written.lower().replace("-", "_"), written) for match in difflib.get_close_matches(each, words, n=1)]
+    words, forms = list(known), (written.lower().replace("-", "_"), written)
+    near = [match for form in forms for match in difflib.get_close_matches(form, words, n=1)]
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
@@ -243,7 +243,7 @@ HTTP = text(
     show=lambda address: address, may_be_empty=True,
 )  # fmt: skip
 NETWORK = Kind("a network such as 10.1.0.0/16, or an address", _network)
-MOMENT = Kind("a time with its zone such as 2026-11-25T06:00:00Z", _moment, lambda moment: moment.isoformat().replace("+00:00", "Z"))
+MOMENT = Kind("a time with its zone such as 2026-11-25T06:00:00Z", _moment, lambda time: time.isoformat().replace("+00:00", "Z"))
 TAC = text(
     "8 digits (a TAC), or fewer and a star (all TACs that begin with them)",
     rf"([0-9]{{{TAC_DIGITS}}})|([0-9]{{1,{TAC_DIGITS - 1}}})\*", lambda match: match[1] or match[2],

@@ -1,6 +1,6 @@
 """A YAML file read against a table of keys: every fault in one run, each with its line and what was expected.
 
-The table is data: a `Key` for each key, a `Section` for what is built of some. Imports kinds and errors only; knows no key of ours.
+The table is data: a `Key` for each key, a `Section` for what is built of some. Imports kinds and errors only, and knows no key.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -109,7 +109,7 @@ class Document:
 
 
 def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
-    """The table as one section with all others in it; `sections`, of which more is to be said than their keys, are filled with these."""
+    """The table as one section with all others in it; `sections` are those of which more is to be said, and get their keys here."""
     root, named = Section("", dict), {section.path: section for section in sections}
     for key in table:
         entries, path = root.entries, ""

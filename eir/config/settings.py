@@ -13,7 +13,7 @@ from eir.lists.settings import ListSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything that is configured, checked; keys.py says what each is for. Paths are absolute, and None is what may be left out.
+    """Everything that is configured, checked; keys.py says what each is for. Paths are absolute; None: it was left out, or is off.
 
     May be pickled: a process hands it on as it was read.
     """
