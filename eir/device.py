@@ -65,11 +65,6 @@ def key_text(key: int) -> str:
     return f"{key:014d}" if key < MEID_BASE else f"{key - MEID_BASE:014X}"
 
 
-def tac_of(key: int) -> str | None:
-    """The Type Allocation Code, 8 digits; None for a MEID with letters, which has none."""
-    return f"{key // SNR_KEYS:08d}" if key < MEID_BASE else None
-
-
 def imsi_key(text: str) -> int:
     """The key of an IMSI: its digits as a number, with a leading 1 so that IMSIs of different length differ.
 
@@ -78,17 +73,6 @@ def imsi_key(text: str) -> int:
     if len(text) in IMSI_LENGTHS and is_digits(text):
         return int("1" + text)
     raise IdentifierError(f"an IMSI has 6 to 15 digits; got {len(text)} characters")
-
-
-def check_digit(first14: str) -> int:
-    """The Luhn digit over the first 14 digits of an IMEI (TS 23.003 annex B)."""
-    total = 0
-    for position, digit in enumerate(first14):
-        value = int(digit)
-        if position % 2:
-            value = value * 2 - 9 if value > 4 else value * 2
-        total += value
-    return -total % 10
 
 
 def short(identifier: str) -> str:

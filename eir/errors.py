@@ -128,7 +128,5 @@ class Report(Protocol):
     ) -> None: ...
 
 
-def silent(
-    event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
-) -> None:
+def silent(event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object) -> None:
     """Report nothing: for a caller that learns all it needs from results and exceptions."""

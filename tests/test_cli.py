@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from luhn import check_digit
 from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
 from typer.main import get_command
 from wire import HOST, REALM
 
 from eir.commands.app import app, main
-from eir.device import check_digit
 
 COMMANDS = get_command(app).commands
 IMSI = "001010123456789"

@@ -5,12 +5,12 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from luhn import check_digit
 
 from eir.device import (
     KEY_DIGITS,
     MEID_BASE,
     SNR_KEYS,
-    check_digit,
     device_key,
     imei_key,
     imsi_key,
@@ -19,7 +19,6 @@ from eir.device import (
     meid_key,
     short,
     short_imsi,
-    tac_of,
 )
 from eir.errors import IdentifierError
 
@@ -87,16 +86,14 @@ def test_device_key_refuses(text):
 def test_a_key_is_the_first_14_digits(first, rest):
     key = imei_key(first + rest)
     assert key_text(key) == first
-    assert tac_of(key) == first[:8]
     assert divmod(key, SNR_KEYS) == (int(first[:8]), int(first[8:]))
 
 
 @given(hexadecimal)
-def test_a_meid_with_letters_has_its_own_range_and_no_tac(text):
+def test_a_meid_with_letters_has_its_own_range(text):
     key = meid_key(text)
     assert key >= MEID_BASE > imei_key("9" * KEY_DIGITS)
     assert key_text(key) == text
-    assert tac_of(key) is None
 
 
 @given(digits | hexadecimal, digits | hexadecimal)

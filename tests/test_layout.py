@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from luhn import check_digit
 from made import tacs_of
 
-from eir.device import check_digit, device_key, imsi_key, meid_key
+from eir.device import device_key, imsi_key, meid_key
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists import layout as layouts
 from eir.lists import reader

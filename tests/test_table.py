@@ -11,11 +11,10 @@ ROWS = [
     {"list": "tracked", "serial": None, "expires": None, "detail": ""},
 ]
 COLUMNS = ("list", "serial", "expires", "detail")
-FORMS = {"expires": minute}
 
 
 def test_in_a_pipe_a_row_is_a_line():
-    assert table(ROWS, COLUMNS, width=None, forms=FORMS) == (
+    assert table(ROWS, COLUMNS, width=None) == (
         "list             serial  expires            detail\n"
         "stolen-national      42  2026-12-09 01:35Z  full: 107 entries, before 0, and so on for a while\n"
         "tracked               -  -                  -\n"
@@ -23,7 +22,7 @@ def test_in_a_pipe_a_row_is_a_line():
 
 
 def test_on_a_terminal_the_last_column_is_folded_beside():
-    assert table(ROWS, COLUMNS, width=80, forms=FORMS) == (
+    assert table(ROWS, COLUMNS, width=80) == (
         "list             serial  expires            detail\n"
         "stolen-national      42  2026-12-09 01:35Z  full: 107 entries, before 0, and so\n"
         "                                            on for a while\n"
@@ -32,7 +31,7 @@ def test_on_a_terminal_the_last_column_is_folded_beside():
 
 
 def test_or_below():
-    assert table(ROWS[:1], COLUMNS, width=50, forms=FORMS) == (
+    assert table(ROWS[:1], COLUMNS, width=50) == (
         "list             serial  expires            detail\n"
         "stolen-national      42  2026-12-09 01:35Z\n"
         "    full: 107 entries, before 0, and so on for a\n"
@@ -41,7 +40,7 @@ def test_or_below():
 
 
 def test_and_where_nothing_helps_rows_are_records():
-    assert table(ROWS, COLUMNS, width=30, forms=FORMS) == (
+    assert table(ROWS, COLUMNS, width=30) == (
         "list     stolen-national\n"
         "serial   42\n"
         "expires  2026-12-09 01:35Z\n"

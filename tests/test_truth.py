@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from luhn import check_digit
 from node import Site
 from wire import HOST, TGPP, avp, ecr
 
 from eir.checks.policy import Status, compile_policy
 from eir.config import load_config
-from eir.device import check_digit
 from eir.follow.follower import Follower
 from eir.lists.index import Index
 from eir.stores.open import open_store

@@ -4,7 +4,7 @@ import asyncio
 import getpass
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -88,8 +88,6 @@ def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
     return config.lists[name]
 
 
-def no_list(name: str, known: Iterable[str], path: Path) -> typer.Exit:
+def no_list(name: str, known: Collection[str], path: Path) -> typer.Exit:
     """The usage error for a list that is not there."""
-    names = list(known)
-    advice = did_you_mean(name, names)
-    return fail(f"no list {name} in {path}; there are: {', '.join(names) or 'none'}{advice}", EXIT_USAGE)
+    return fail(f"no list {name} in {path}; there are: {', '.join(known) or 'none'}{did_you_mean(name, known)}", EXIT_USAGE)

@@ -64,19 +64,10 @@ def main() -> None:
             app(prog_name="eir")
         finally:
             sys.stdout.flush()
-    except ConfigError as e:
-        for problem in e.problems:
-            say(str(problem))
-        sys.exit(EXIT_USAGE)
-    except SetupFault as e:
-        say(f"eir: {e}")
-        sys.exit(EXIT_USAGE)
-    except ReleaseRefused as e:
-        say(f"refused ({e.reason}): {e.detail}")
-        sys.exit(EXIT_NO)
     except EirError as e:
-        say(f"eir: {e}")
-        sys.exit(EXIT_NO)
+        begin = "" if isinstance(e, ConfigError) else f"refused ({e.reason}): " if isinstance(e, ReleaseRefused) else "eir: "
+        say(f"{begin}{e}")
+        sys.exit(EXIT_USAGE if isinstance(e, ConfigError | SetupFault) else EXIT_NO)
     except OSError as e:
         if e.errno != errno.EPIPE:  # a reader that went away is not told
             say(f"eir: {e.filename or 'the output'}: {e.strerror}")

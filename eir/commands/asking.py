@@ -20,9 +20,8 @@ def check(
     software_version: Annotated[str, typer.Option(metavar="NN", help="Its software version, two digits.")] = "",
     origin_host: Annotated[str, typer.Option(metavar="HOST", help="Origin-Host of the request.")] = "",
     origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Origin-Realm of the request.")] = "",
-    config: ConfigFile = DEFAULT_CONFIG,
-    as_json: Json = False,
-) -> None:
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
     """Say what would be answered for a device, and why.
 
     Names the rule, the list, its serial and the reason that the list gives.
@@ -33,11 +32,8 @@ def check(
     if wrong := explain.wrong_option(question):
         raise fail(wrong, EXIT_USAGE)
     checked = load_config(config)
-    answer = with_store(
-        checked,
-        lambda store: explain.explain(question, checked.policy, checked.lists, store, now=datetime.now(UTC)),
-        fresh=False,
-    )
+    now = datetime.now(UTC)
+    answer = with_store(checked, lambda store: explain.explain(question, checked.policy, checked.lists, store, now=now), fresh=False)
     show_one(answer.as_json(), answer.as_text(), as_json=as_json)
     if answer.status is None:
         raise fail(f"such a request gets an error answer: {answer.reason}")

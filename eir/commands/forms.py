@@ -1,21 +1,22 @@
-"""How single values are shown to people: times in UTC, nothing as `-`, and no control character as itself."""
+"""Single values for people: times in UTC, nothing as `-`, no control character as itself; and durations as people type them."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 NOTHING = "-"
+UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+DIGITS_MAX = 6
+"""Of a duration: a million days and more lead beyond the calendar."""
 
-Form = Callable[[Any], str]
 
-
-def cell(value: Any, form: Form | None = None) -> str:
-    """A value as text, by its form if it has one; the values of a list with commas between them."""
+def cell(value: Any, column: str) -> str:
+    """A value of a column as text; the values of a list with commas between them."""
     if value is None or value in ("", []):
         return NOTHING
     if isinstance(value, list):
-        return ", ".join(cell(each, form) for each in value)
-    return printable(form(value) if form is not None else str(value))
+        return ", ".join(cell(each, column) for each in value)
+    return printable(FORMS.get(column, str)(value))
 
 
 def printable(text: str, *, but: str = "") -> str:
@@ -41,5 +42,15 @@ def principal(signer: str) -> str:
     return signer.partition(" SHA256:")[0]
 
 
-FORMS = {"time": second} | dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute) | {"signers": principal}
+def duration(text: str) -> timedelta | None:
+    """The duration that a text such as `14d`, `36h` or `90m` stands for; None if it is not one."""
+    number, unit = text[:-1], UNITS.get(text[-1:])
+    if unit is None or not number.isascii() or not number.isdigit() or len(number) > DIGITS_MAX:
+        return None
+    return timedelta(**{unit: int(number)})
+
+
+FORMS: dict[str, Callable[[Any], str]] = {
+    "time": second, **dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute), "signers": principal,
+}  # fmt: skip
 """Of columns that are not shown as their values' text."""

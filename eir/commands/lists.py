@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, no_list, whereabouts, who, with_store
-from eir.commands.durations import duration
-from eir.commands.output import EXIT_USAGE, fail, print_json, show, show_one
+from eir.commands.forms import duration
+from eir.commands.output import EXIT_USAGE, fail, show, show_one
 from eir.config import load_config
 from eir.errors import IdentifierError
 from eir.lists.layout import until_seconds
@@ -19,7 +19,6 @@ from eir.lists.rollback import roll_back
 from eir.lists.store import HISTORY_MAX, Event, ListState, ListStore
 
 HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")
-
 
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")]
 Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="In a list of pairs: the SIM that each device is listed with.")]
@@ -66,9 +65,8 @@ def _list_row(name: str, kind: str, state: ListState | None) -> dict[str, Any]:
 def history(
     list_name: Annotated[str | None, typer.Argument(metavar="LIST", help="Only events of this list.")] = None,
     limit: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The newest N events.", min=1)] = 50,
-    config: ConfigFile = DEFAULT_CONFIG,
-    as_json: Json = False,
-) -> None:
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
     """Show who did what to the lists, oldest first.
 
     Refused releases are included. One that was refused before its manifest was verified belongs to no list, and is shown with the
@@ -93,41 +91,34 @@ def history(
 def rollback(
     list_name: Annotated[str, typer.Argument(metavar="LIST")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be in force, change nothing.")] = False,
-    config: ConfigFile = DEFAULT_CONFIG,
-    as_json: Json = False,
-) -> None:
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
     """Undo the last release of a list.
 
     Of a list without releases, a local one, the last change is undone. A release that was undone is never accepted again.
     """
     checked = whereabouts(config)
     local = not checked.lists or list_settings(checked, list_name).local  # a file that is not YAML gives no names
-    state = with_store(
-        checked, lambda store: roll_back(list_name, store, who=who(), now=datetime.now(UTC), dry_run=dry_run), fresh=False
-    )
-    if as_json:
-        print_json(_list_row(list_name, state.kind, state))
-    elif dry_run:
+    now = datetime.now(UTC)
+    state = with_store(checked, lambda store: roll_back(list_name, store, who=who(), now=now, dry_run=dry_run), fresh=False)
+    if dry_run:
         which = f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at}," if state.serial else "the list before the last change"
-        print(f"{list_name}: {which} would be in force with {state.entries:,} entries; nothing was changed")
+        said = f"{which} would be in force with {state.entries:,} entries; nothing was changed"
     elif local and not state.serial:
-        print(f"{list_name}: the last change is undone; {state.entries:,} entries are in force")
+        said = f"the last change is undone; {state.entries:,} entries are in force"
     else:
-        print(f"{list_name}: serial {state.serial} is in force again with {state.entries:,} entries;")
-        print(f"the next release needs a serial above {state.highest_serial}")
+        said = f"serial {state.serial} is in force again with {state.entries:,} entries;\n"
+        said += f"the next release needs a serial above {state.highest_serial}"
+    show_one(_list_row(list_name, state.kind, state), f"{list_name}: {said}", as_json=as_json)
 
 
 def add(
-    list_name: LocalList,
-    identifiers: Identifiers,
-    reason: Reason,
+    list_name: LocalList, identifiers: Identifiers, reason: Reason,
     until: Annotated[str, typer.Option(metavar="TIME", help="When the entries end: 2026-12-31 (that day included), 2026-12-31T12:00:00Z, or 14d from now.")] = "",
-    imsi: Imsi = None,
-    tac: Tac = False,
+    imsi: Imsi = None, tac: Tac = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there already the new reason and end.")] = False,
-    config: ConfigFile = DEFAULT_CONFIG,
-    as_json: Json = False,
-) -> None:
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
     """Put entries into a local list.
 
     Running nodes follow at once. Nothing is added if one of the entries is there already.
@@ -137,33 +128,29 @@ def add(
         end = until_seconds(until) if from_now is None else int((datetime.now(UTC) + from_now).timestamp())
     except ValueError:
         raise fail(f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE) from None
-    _edit(config, list_name, ADD, identifiers, imsi or [], tacs=tac, as_json=as_json, reason=reason, until=end, replace=replace)
+    _edit(config, list_name, ADD, identifiers, imsi, tac=tac, as_json=as_json, reason=reason, until=end, replace=replace)
 
 
 def remove(
-    list_name: LocalList,
-    identifiers: Identifiers,
-    reason: Reason,
-    imsi: Imsi = None,
-    tac: Tac = False,
-    config: ConfigFile = DEFAULT_CONFIG,
-    as_json: Json = False,
-) -> None:
+    list_name: LocalList, identifiers: Identifiers, reason: Reason, imsi: Imsi = None, tac: Tac = False,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
     """Take entries out of a local list.
 
     Running nodes follow at once. Nothing is removed if one of the entries is not there. When a TAC is removed, devices under it that
     are listed on their own stay; a device that is listed only by its TAC cannot be removed alone.
     """
-    _edit(config, list_name, REMOVE, identifiers, imsi or [], tacs=tac, as_json=as_json, reason=reason)
+    _edit(config, list_name, REMOVE, identifiers, imsi, tac=tac, as_json=as_json, reason=reason)
 
 
 def _edit(
-    config: Path, list_name: str, what: str, identifiers: list[str], imsis: list[str], *, tacs: bool, as_json: bool, **details: Any
-) -> None:
+    config: Path, list_name: str, what: str, identifiers: list[str], imsi: list[str] | None, *, tac: bool,
+    as_json: bool, **details: Any,
+) -> None:  # fmt: skip
     checked = load_config(config)
     settings = list_settings(checked, list_name)
     try:
-        entries = parse_entries(settings.kind, identifiers, imsis=imsis, tacs=tacs)
+        entries = parse_entries(settings.kind, identifiers, imsis=imsi or [], tacs=tac)
     except IdentifierError as e:
         raise fail(str(e), EXIT_USAGE) from None
     edit = Edit(what=what, entries=entries, **details)

@@ -6,7 +6,7 @@ import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, config_with_warnings, whereabouts
 from eir.commands.output import show, show_one
-from eir.config import load_config, render, render_json
+from eir.config import load_config, render
 from eir.errors import ConfigError
 from eir.operate import control
 
@@ -43,11 +43,9 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show which peers are connected, and which are awaited."""
-    found = control.ask(whereabouts(config).state, "peers")
-    columns = (
+    show(control.ask(whereabouts(config).state, "peers"), (
         "label", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "requests", "answers", "last_error",
-    )  # fmt: skip
-    show(found, columns, as_json=as_json)
+    ), as_json=as_json)  # fmt: skip
 
 
 def peer_disable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
@@ -86,4 +84,4 @@ def show_config(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> N
     Defaults are filled in, passwords are hidden.
     """
     checked = config_with_warnings(config)
-    show_one(render_json(checked), render(checked).rstrip(), as_json=as_json)
+    show_one(checked.shown, render(checked).rstrip(), as_json=as_json)

@@ -1,14 +1,15 @@
-"""What commands write: results to standard output, everything else to standard error. Knows no command."""
+"""What commands write: results to standard output; messages, and bars of progress, to standard error. Knows no command."""
 
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 
-from eir.commands.forms import FORMS, printable
+from eir.commands.forms import printable
 
 EXIT_NO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -47,4 +48,28 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
         from eir.commands.table import table  # noqa: PLC0415 - rich takes longer to import than many commands take to run
 
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(table(rows, columns, width=width, forms=FORMS), end="")
+        print(table(rows, columns, width=width), end="")
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Draws one bar for each stage of the work; None where standard error is not a terminal.
+
+    Called with the stage, how much of it is done, and how much there is (0: not known).
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415 - for those who see it
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield advance

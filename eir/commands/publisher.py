@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from eir.commands.access import Json
-from eir.commands.durations import duration
-from eir.commands.output import EXIT_USAGE, fail, say, show_one
-from eir.commands.progress import progress
+from eir.commands.forms import duration
+from eir.commands.output import EXIT_USAGE, fail, progress, say, show_one
 from eir.lists.layout import LAYOUTS
 
 
@@ -42,9 +41,8 @@ def publish(
     now = datetime.now(UTC).replace(microsecond=0)
     with progress() as advance:
         manifest = publish_release(
-            files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=key,
-            layout=layout, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance,
-            warn=lambda text: say(f"warning: {text}"),
+            files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=key, layout=layout,
+            out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: say(f"warning: {text}"),
         )  # fmt: skip
     written = {"manifest": str(manifest), "signature": f"{manifest}.sig"}
     show_one(written, f"{manifest} and its .sig are written; on the EIR: eir load {manifest}", as_json=as_json)

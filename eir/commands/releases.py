@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, who, with_store
-from eir.commands.output import EXIT_NO, print_json, say
-from eir.commands.progress import progress
+from eir.commands.output import EXIT_NO, print_json, progress, say
 from eir.config import Config, load_config
 from eir.errors import ReleaseRefused
 from eir.lists.load import load_release
@@ -35,9 +34,8 @@ def load(
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and count, change nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Lift the limits on growth, shrinkage and ranges, nothing else.")] = False,
-    config: ConfigFile = DEFAULT_CONFIG,
-    as_json: Json = False,
-) -> None:
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
     """Verify signed releases and put them in force.
 
     Running nodes follow within a second. A release that is refused changes nothing: the list in force stays, and the reason is
@@ -46,9 +44,7 @@ def load(
     checked = load_config(config)
     loaded: dict[str, int] = {}
     try:
-        reports = with_store(
-            checked, lambda store: _load_all(store, checked, manifests, dry_run=dry_run, force=force, loaded=loaded)
-        )
+        reports = with_store(checked, lambda store: _load_all(store, checked, manifests, loaded, dry_run=dry_run, force=force))
     except KeyboardInterrupt:
         said = "what is reported above stays in force" if loaded else "no release was reported as loaded"
         say(f"interrupted; {said}; eir lists shows what is in force")
@@ -62,12 +58,9 @@ def load(
 
 
 async def _load_all(
-    store: ListStore, config: Config, manifests: list[Path], *, dry_run: bool, force: bool, loaded: dict[str, int]
+    store: ListStore, config: Config, manifests: list[Path], loaded: dict[str, int], *, dry_run: bool, force: bool
 ) -> list[dict[str, Any]]:
-    """Load one after the other; a refused one does not keep the next from being tried.
-
-    `loaded` takes the generation of each list that was loaded.
-    """
+    """Load one after the other; a refused one does not stop the next. `loaded` takes the generation of each list that was loaded."""
     reports: list[dict[str, Any]] = []
     marks = await highest_serials(config.store, config.state)
     for manifest in manifests:
@@ -75,8 +68,8 @@ async def _load_all(
             _must_be_manifest(manifest)
             with progress() as advance:
                 report = await load_release(
-                    manifest, config.lists, store, who=who(), now=datetime.now(UTC), force=force, dry_run=dry_run,
-                    marks=marks, progress=advance,
+                    manifest, config.lists, store, who=who(), now=datetime.now(UTC), force=force, dry_run=dry_run, marks=marks,
+                    progress=advance,
                 )  # fmt: skip
         except ReleaseRefused as e:
             say(f"{manifest}: refused ({e.reason}): {e.detail}")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eir.commands.forms import Form, cell
+from eir.commands.forms import cell
 
 GAP = 2
 """Blanks between columns."""
@@ -24,15 +24,10 @@ FOLDED_MIN = 24
 INDENT = "    "
 
 
-def table(
-    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, width: int | None, forms: Mapping[str, Form] | None = None
-) -> str:
-    """The rows as text, each line ended; `width` is the terminal's, None for a pipe.
-
-    `forms` says for a column how a value that is there is shown, where that is not its text.
-    """
+def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, width: int | None) -> str:
+    """The rows as text, each line ended; `width` is the terminal's, None for a pipe."""
     values = [[row.get(column) for column in columns] for row in rows]
-    cells = [[cell(value, (forms or {}).get(column)) for value, column in zip(row, columns, strict=True)] for row in values]
+    cells = [[cell(value, column) for value, column in zip(row, columns, strict=True)] for row in values]
     heads = [column.replace("_", " ") for column in columns]
     words = [max(map(cell_len, head.split())) for head in heads]
     widest = [max((cell_len(row[at]) for row in cells), default=0) for at in range(len(heads))]

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from eir.checks.conditions import CONDITIONS
@@ -23,14 +22,10 @@ from eir.lists.settings import PAIRS
 
 CERTIFICATE_SOON = timedelta(days=14)
 """How long before its end a certificate is warned about."""
-LIST_CONDITIONS = [name for name, condition in CONDITIONS.items() if condition.names_list]
-"""Keys of a rule that name a list."""
-
-FILES = {"signers": "signers file", "revoked": "file of revoked keys"}
-ADVICE = {
-    "signers": "put the publishers' public keys there, one a line: "
-    'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)',
-    "revoked": "put the revoked public keys there, or leave 'revoked' out if there are none",
+SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
+FILES = {
+    "signers": ("signers file", f"put the publishers' public keys there, one a line: {SIGNER}"),
+    "revoked": ("file of revoked keys", "put the revoked public keys there, or leave 'revoked' out if there are none"),
 }
 """Of the files of a list: what each is called, and what to do about one that cannot be used."""
 
@@ -88,9 +83,8 @@ def _warn_tls(config: Config, _: Document) -> Findings:
     if certificate.not_after - now < CERTIFICATE_SOON:
         verb = "has ended" if certificate.not_after <= now else "ends"
         yield f"the certificate {file} {verb} on {certificate.not_after:%Y-%m-%d %H:%M} UTC", spot
-    shown = [config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host)]
     names = ", ".join(certificate.names) or "no name"
-    for host in dict.fromkeys(shown):
+    for host in dict.fromkeys((config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host))):
         if not holds(certificate.names, host):
             yield f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us", spot
 
@@ -98,16 +92,16 @@ def _warn_tls(config: Config, _: Document) -> Findings:
 def _check_lists(config: Config, document: Document) -> Findings:
     for name, settings in config.lists.items():
         spot = ("lists", name)
-        files = {key: file for key, file in (("signers", settings.signers), ("revoked", settings.revoked)) if file is not None}
         if not is_list_name(name):
             yield f"'{name}' cannot be the name of a list; expected 1 to 64 letters, digits, '.', '_' and '-'", spot
         if not (settings.local or settings.signers or document.faulty(*spot)):
             yield f"nothing may change the list {name}; expected signers (an allowed_signers file), or local: true", spot
-        for key, file in files.items():
-            if settings.local:
+        for key, (called, advice) in FILES.items():
+            file: Path | None = getattr(settings, key)
+            if file and settings.local:
                 yield f"{name} is local, so no release changes it; leave '{key}' out, or 'local'", (*spot, key)
-            elif wrong := _unusable(file):
-                yield f"the {FILES[key]} of {name} {wrong}: {file}; {ADVICE[key]}", (*spot, key)
+            elif file and (wrong := _unusable(file)):
+                yield f"the {called} of {name} {wrong}: {file}; {advice}", (*spot, key)
 
 
 def _unusable(path: Path) -> str | None:
@@ -125,10 +119,9 @@ def _warn_signers(config: Config, _: Document) -> Findings:
     for name, settings in config.lists.items():
         if settings.signers is None:
             continue
-        written = (line.strip() for line in settings.signers.read_bytes().splitlines())
+        written = map(bytes.strip, settings.signers.read_bytes().splitlines())
         lines = [line for line in written if line and not line.startswith(b"#")]
-        many_each = any(b"cert-authority" in line for line in lines)
-        if len(lines) < settings.threshold and not many_each:
+        if len(lines) < settings.threshold and not any(b"cert-authority" in line for line in lines):
             has = f"{settings.signers} holds {len(lines)} keys, and a release of {name} needs {settings.threshold}"
             yield f"{has}: none will load", ("lists", name, "signers")
 
@@ -141,20 +134,19 @@ def _check_rules(config: Config, document: Document) -> Findings:
             yield f"a rule without a condition answers every device; expected one of {', '.join(CONDITIONS)}, or policy.default", spot
         if rule.name and names[rule.name] > 1:
             yield f"two rules have the name '{rule.name}'", (*spot, "name")
-        for condition in LIST_CONDITIONS:
-            name = getattr(rule, condition)
+        for condition, needs in CONDITIONS.items():
+            name = getattr(rule, condition) if needs.names_list else None
             if name is not None and name not in config.lists:
-                advice = did_you_mean(name, list(config.lists)) or f"; lists are: {', '.join(config.lists) or 'none'}"
+                advice = did_you_mean(name, config.lists) or f"; lists are: {', '.join(config.lists) or 'none'}"
                 yield f"the rule's list '{name}' is not under 'lists'{advice}", (*spot, condition)
-            elif name is not None and CONDITIONS[condition].pairs_only and (kind := config.lists[name].kind) != PAIRS:
+            elif name is not None and needs.pairs_only and (kind := config.lists[name].kind) != PAIRS:
                 only = "only a list of pairs says which device and which SIM are bound to each other"
                 yield f"'{name}' is a list of {kind}; {only}", (*spot, condition)
 
 
 def _warn_unused_lists(config: Config, _: Document) -> Findings:
-    used = {name for rule in config.policy.rules for name in rule.lists}
     for name in config.lists:
-        if name not in used:
+        if not any(name in rule.lists for rule in config.policy.rules):
             yield f"no rule uses the list '{name}': it is loaded and answers nothing", ("lists", name)
 
 
@@ -173,14 +165,8 @@ def _covers(first: PeerSettings, second: PeerSettings) -> bool:
     names = ((first.host, second.host), (first.realm, second.realm))
     if not all(wanted is None or (shown or "").lower() == wanted.lower() for wanted, shown in names):
         return False
-    inside = all(any(_inside(net, around) for around in first.sources) for net in second.sources)
+    inside = all(any(net[0] in around and net[-1] in around for around in first.sources) for net in second.sources)
     return not first.sources or (bool(second.sources) and inside)
-
-
-def _inside(network: IPv4Network | IPv6Network, around: IPv4Network | IPv6Network) -> bool:
-    if isinstance(network, IPv4Network):
-        return isinstance(around, IPv4Network) and network.subnet_of(around)
-    return isinstance(around, IPv6Network) and network.subnet_of(around)
 
 
 def _warn_open_doors(config: Config, _: Document) -> Findings:

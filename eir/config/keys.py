@@ -37,7 +37,7 @@ SECTIONS = (
     Section("policy.rules[]", Rule),
     Section("policy.override", Override, optional=True),
 )
-"""What is built of which sections; the values of any other go to what is around it, as `log.level` to `log_level`."""
+"""What is built of which sections; the values of any other go to what is around it."""
 
 TABLE = (
     Key("identity.host", kinds.IDENTITY, REQUIRED, "Origin-Host: the node's own name"),
@@ -56,8 +56,8 @@ TABLE = (
     Key("peers[].watchdog_s", kinds.seconds(WATCHDOG_MIN_S, 3600), 30, "silence after which a DWR goes out (Tw of RFC 3539)"),
     Key("peers[].rate_max", kinds.number(0.1, 1e6, "requests a second"), None, "requests of the peer that are answered; those above get `overload_answer`; no limit if left out"),
     Key("peers[].lenient", kinds.many(kinds.word(*sorted(LENIENCES)), may_be_empty=True), (), "what the peer is forgiven: a CER without a common application, unknown AVPs with the M bit, another node's name as Destination-Host"),
-    Key("peers[].as.host", kinds.IDENTITY, None, "Origin-Host that we show to this peer; identity.host if left out"),
-    Key("peers[].as.realm", kinds.IDENTITY, None, "Origin-Realm that we show to this peer; identity.realm if left out"),
+    Key("peers[].as.host", kinds.IDENTITY, None, "Origin-Host that we show to this peer; identity.host if left out", field="as_host"),
+    Key("peers[].as.realm", kinds.IDENTITY, None, "Origin-Realm that we show to this peer; identity.realm if left out", field="as_realm"),
     Key("limits.max_message_bytes", kinds.byte_size(4096, 1 << 23), LIMITS.max_message_bytes, "longest message; a longer one closes the connection before it is read"),
     Key("limits.max_avps", kinds.whole(32, 65536), LIMITS.max_avps, "AVPs in one message, those inside groups counted too"),
     Key("limits.max_depth", kinds.whole(2, 64), LIMITS.max_depth, "groups inside groups"),
@@ -113,7 +113,7 @@ TABLE = (
     Key("policy.override.until", kinds.MOMENT, None, "when the override ends by itself"),
     Key("http", kinds.HTTP, "127.0.0.1:9868", "where /metrics, /live and /ready are", live=False),
     Key("workers", kinds.WORKERS, 1, "processes that answer; `auto`: one for each processor", live=False),
-    Key("log.level", kinds.word("debug", "info", "warning", "error"), "info", "lowest level of lines that are written"),
+    Key("log.level", kinds.word("debug", "info", "warning", "error"), "info", "lowest level of lines that are written", field="log_level"),
     Key("privacy.identifiers", kinds.one_of({"short": False, "full": True}), False, "IMEI and IMSI in logs: their first and last digits, or whole", field="full_identifiers"),
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ zeros and a peer may be called `no`.
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -35,7 +35,7 @@ SECONDS: dict[str, Decimal | int] = {"": 1, "ms": Decimal("0.001"), "s": 1, "m":
 BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Kind:
     """How one kind of value is written, read and shown."""
 
@@ -71,7 +71,7 @@ def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.
             raise ValueError
         return read(match)
 
-    return Kind(expected=expected, read=matched, **more)
+    return Kind(expected, matched, **more)
 
 
 def one_of(words: Mapping[str, Any]) -> Kind:
@@ -82,10 +82,10 @@ def one_of(words: Mapping[str, Any]) -> Kind:
     def read(written: str) -> Any:
         if written in words:
             return words[written]
-        raise Unexpected(f"expected {listed}{did_you_mean(written, list(words))}")
+        raise Unexpected(f"expected {listed}{did_you_mean(written, words)}")
 
     back = {value: word for word, value in words.items()}
-    return Kind(expected=listed, read=read, show=back.__getitem__)
+    return Kind(listed, read, back.__getitem__)
 
 
 def word(*words: str) -> Kind:
@@ -93,9 +93,7 @@ def word(*words: str) -> Kind:
     return one_of({each: each for each in words})
 
 
-def quantity(
-    expected: str, low: float, high: float, units: Mapping[str, Decimal | int], *, of: type = float, bare: bool = False
-) -> Kind:
+def quantity(expected: str, low: float, high: float, units: Mapping[str, Decimal | int], of: type = float, **more: Any) -> Kind:
     """A number with one of the units behind it, within limits that are given in the unit that is 1."""
 
     def read(match: re.Match[str]) -> Any:
@@ -105,7 +103,7 @@ def quantity(
         return of(value)
 
     pattern = rf"(-?[0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})"
-    return text(expected, pattern, read, show=lambda value: int(value) if value == int(value) else value, bare=bare)
+    return text(expected, pattern, read, **{"show": lambda value: int(value) if value == int(value) else value, **more})
 
 
 def whole(low: int, high: int) -> Kind:
@@ -138,8 +136,8 @@ def byte_size(low: int, high: int) -> Kind:
 
 def percentage(high: int) -> Kind:
     """A percentage, read as a fraction; the sign has to be there, since 0.2 might be meant either way."""
-    kind = quantity(f"a percentage from 0% to {high}%, such as 20%", 0, high / 100, {"%": Decimal("0.01")})
-    return replace(kind, show=lambda value: f"{value * 100:.10g}%")
+    expected = f"a percentage from 0% to {high}%, such as 20%"
+    return quantity(expected, 0, high / 100, {"%": Decimal("0.01")}, show=lambda value: f"{value * 100:.10g}%")
 
 
 def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
@@ -147,10 +145,10 @@ def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
     return replace(kind, expected=f"{kind.expected}, or a list of such", many=True, may_be_empty=may_be_empty)
 
 
-def did_you_mean(written: str, known: Sequence[str]) -> str:
+def did_you_mean(written: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing if no known word is near."""
-    near = difflib.get_close_matches(written.lower().replace("-", "_"), known, n=1)
-    near = near or difflib.get_close_matches(written, known, n=1)
+    words, forms = list(known), (written.lower().replace("-", "_"), written)
+    near = [match for form in forms for match in difflib.get_close_matches(form, words, n=1)]
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
@@ -201,9 +199,7 @@ def _moment(written: str) -> datetime:
 def _network(written: str) -> IPv4Network | IPv6Network:
     around, address = ip_network(written, strict=False), written.partition("/")[0]
     if ip_address(address) != around.network_address:
-        raise Unexpected(
-            f"it has bits set that its mask leaves out, expected the network {around} or the one address {address}"
-        )
+        raise Unexpected(f"it has bits set that its mask leaves out, expected the network {around} or the one address {address}")
     return around
 
 
@@ -236,23 +232,18 @@ def _workers(written: str) -> int:
 
 
 _STATUSES = {status.value: status for status in Status}
+URLS = "tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"
 
-IDENTITY = Kind(expected="a domain name such as mme1.example.org", read=_diameter_identity)
+IDENTITY = Kind("a domain name such as mme1.example.org", _diameter_identity)
 CERTIFICATE_NAME = text("a domain name such as dra.example.org, or *.example.org", r"(\*\.)?(.*)", lambda match: f"{match[1] or ''}{_diameter_identity(match[2])}")
-LISTEN = text("tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://0.0.0.0:3868 or tls://[::]:5868", r"(tcp|tls)://(.+)", _url)
-CONNECT = text(
-    "tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as tcp://10.20.0.1:3868 or tls://dra1.example.org:5868",
-    r"(tcp|tls)://(?!.*:0+$)(.+)", _url,
-)  # fmt: skip
+LISTEN = text(f"{URLS} tcp://0.0.0.0:3868 or tls://[::]:5868", r"(tcp|tls)://(.+)", _url)
+CONNECT = text(f"{URLS} tcp://10.20.0.1:3868 or tls://dra1.example.org:5868", r"(tcp|tls)://(?!.*:0+$)(.+)", _url)
 HTTP = text(
     "ADDRESS:PORT such as 127.0.0.1:9868, or off", r"(?i:off|no|false)|(.+)", lambda match: match[1] and _address(match[1], None),
     show=lambda address: address, may_be_empty=True,
 )  # fmt: skip
-NETWORK = Kind(expected="a network such as 10.1.0.0/16, or an address", read=_network)
-MOMENT = Kind(
-    expected="a time with its zone such as 2026-11-25T06:00:00Z", read=_moment,
-    show=lambda moment: moment.isoformat().replace("+00:00", "Z"),
-)  # fmt: skip
+NETWORK = Kind("a network such as 10.1.0.0/16, or an address", _network)
+MOMENT = Kind("a time with its zone such as 2026-11-25T06:00:00Z", _moment, lambda time: time.isoformat().replace("+00:00", "Z"))
 TAC = text(
     "8 digits (a TAC), or fewer and a star (all TACs that begin with them)",
     rf"([0-9]{{{TAC_DIGITS}}})|([0-9]{{1,{TAC_DIGITS - 1}}})\*", lambda match: match[1] or match[2],
@@ -266,8 +257,8 @@ FILE, FOLDER = (
     for what in ("file", "folder")
 )
 STORE = Kind(
-    expected="sqlite, redis://HOST[:PORT][/DB] or rediss:// (TLS), redis+sentinel://HOST,…/SERVICE, or redis+cluster://HOST,…",
-    read=_store_url, show=mask_password, place=_with_files,
+    "sqlite, redis://HOST[:PORT][/DB] or rediss:// (TLS), redis+sentinel://HOST,…/SERVICE, or redis+cluster://HOST,…",
+    _store_url, mask_password, _with_files,
 )  # fmt: skip
 RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z][A-Za-z0-9._:-]{0,63}")
 PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
@@ -275,4 +266,4 @@ LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
 STATUS = one_of(_STATUSES)
 STATUS_OR_TOO_BUSY = one_of({TOO_BUSY: TOO_BUSY, **_STATUSES})
 STATUS_OR_ERROR = one_of({**_STATUSES, ERROR: None})
-WORKERS = Kind(expected=f"a whole number from 1 to {WORKERS_MAX}, or auto", read=_workers, show=int, bare=True)
+WORKERS = Kind(f"a whole number from 1 to {WORKERS_MAX}, or auto", _workers, int, bare=True)

@@ -1,6 +1,6 @@
 """From a file to what is in force and back: reading, checking, showing, and what of a changed file waits for a restart."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import yaml
 from eir.config.checks import CHECKS, WARNINGS, Check
 from eir.config.keys import ROOT, TABLE
 from eir.config.kinds import TOO_BUSY
-from eir.config.reader import Document, Key, read_document, read_file
+from eir.config.reader import Document, read_document, read_file
 from eir.config.settings import Config, Whereabouts
 from eir.errors import ConfigError, Problem
 
@@ -47,40 +47,20 @@ def load_whereabouts(path: Path) -> Whereabouts:
     return Whereabouts(path=path, state=config.state, store=config.store, lists=config.lists, problems=not_yaml or problems)
 
 
-def render_json(config: Config) -> dict[str, Any]:
-    """What is in force as JSON knows it, by the file's own keys, defaults filled in and passwords hidden."""
-    return dict(config.shown)
-
-
 def render(config: Config) -> str:
     """What is in force as YAML; read again, it gives the same configuration."""
-    return str(yaml.safe_dump(render_json(config), sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.safe_dump(config.shown, sort_keys=False, allow_unicode=True, width=120))
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:
     """Keys, as the file writes them, that differ and that a reload does not take over."""
-    return [key.path for key in TABLE if not key.live and _value(old, key) != _value(new, key)]
+    return [key.path for key in TABLE if not key.live and getattr(old, key.path) != getattr(new, key.path)]
 
 
 def take_over(old: Config, new: Config) -> Config:
     """What a node that runs by `old` goes by after a reload: `new`, but for what takes a restart."""
-    for key in TABLE:
-        if not key.live:
-            new = _kept(old, new, key.path.split("."))
-    return new
-
-
-def _value(settings: Any, key: Key) -> Any:
-    for name in key.path.split("."):
-        settings = None if settings is None else getattr(settings, name)
-    return settings
-
-
-def _kept(old: Any, new: Any, names: Sequence[str]) -> Any:
-    """`new`, but with the value that the names lead to as it is in `old`; a section that one of them lacks, as a whole."""
-    if old is None or new is None or not names:
-        return old
-    return replace(new, **{names[0]: _kept(getattr(old, names[0]), getattr(new, names[0]), names[1:])})
+    kept: dict[str, Any] = {key.path: getattr(old, key.path) for key in TABLE if not key.live}
+    return replace(new, **kept)
 
 
 def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...]]:
@@ -93,5 +73,5 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
 
 def _found(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
     """What the checks find, and more problems, in file order."""
-    found = [document.problem(text, *spot) for check in checks for text, spot in check(config, document)]
+    found = [Problem(document.file, document.line(*spot), text) for check in checks for text, spot in check(config, document)]
     return tuple(sorted([*more, *found], key=lambda problem: problem.line))

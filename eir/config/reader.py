@@ -1,11 +1,10 @@
 """A YAML file read against a table of keys: every fault in one run, each with its line and what was expected.
 
-The table is data: a `Key` names a dotted path, a kind of value, a default, and what the key is for; a `Section` what is built
-of its keys. Imports kinds and errors only; knows no key of ours.
+The table is data: a `Key` for each key, a `Section` for what is built of some. Imports kinds and errors only, and knows no key.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,20 +24,18 @@ SHOWN_MAX = 60
 
 YAML_TAG = "tag:yaml.org,2002:"
 NULL_TAG, MERGE_TAG = f"{YAML_TAG}null", f"{YAML_TAG}merge"
-PLAIN_TAGS = frozenset(
-    YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")
-)
+PLAIN_TAGS = {YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")}
 """What YAML gives by itself; anything else was asked for (`!!python/…`) and is refused."""
 
 REQUIRED: Final = object()
 """The default of a key that has to be there."""
-HIDDEN: Final = object()
-"""Instead of how a value is shown, where there is no value: the file has no way to write that."""
 
 Spot = tuple[Hashable, ...]
 """Where a value stands: keys by name, entries of a list by their number from 0."""
 Read = tuple[Any, Any]
-"""A value, and how it is shown as JSON knows it, or HIDDEN."""
+"""A value, and how it is shown as JSON knows it: as {} if it is not, since the file has no way to write that there is none."""
+Found = tuple[int, yaml.Node]
+"""The line of a key, and the node behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,7 @@ class Key:
     field: str = ""
     """What the value is called in what is built, if not as in the file."""
     live: bool = True
-    """A reload takes it over; otherwise it needs a restart, and stands under the same names in what is built."""
+    """A reload takes it over; otherwise it needs a restart, and is in no section."""
 
     @property
     def required(self) -> bool:
@@ -64,12 +61,12 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A mapping of the file: its keys and sections, or, if its path says so, many of one form."""
+    """A mapping of the file, or, if its path says so, many of one form."""
 
     path: str
-    """As of a Key: `name[]` is a list of such mappings, `name.*` a mapping from free names to them."""
+    """As in a Key."""
     build: Callable[..., Any] | None = None
-    """Called with the values by name; None: they belong to what is around the section, as `section_key`."""
+    """Called with the values by name; None: they belong to what is around the section."""
     optional: bool = False
     """None if it is not there, although something in it is required."""
     entries: "dict[str, Key | Section]" = field(default_factory=dict)
@@ -99,7 +96,6 @@ class Document:
     problems: dict[Problem, None] = field(default_factory=dict)
     """In the order found; a node that is read twice through an alias has one fault."""
     faults: set[Spot] = field(default_factory=set)
-    """Where the problems are."""
 
     def faulty(self, *spot: Hashable) -> bool:
         """Whether there is a fault in the value or section, or in anything inside it."""
@@ -111,24 +107,19 @@ class Document:
             spot = spot[:-1]
         return self.lines.get(spot, 1)
 
-    def problem(self, text: str, *spot: Hashable) -> Problem:
-        """A fault, or a warning, at a value."""
-        return Problem(self.file, self.line(*spot), text)
-
 
 def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
-    """The table as one section with all others in it; `sections` are those of which more is to be said than their keys."""
+    """The table as one section with all others in it; `sections` are those of which more is to be said, and get their keys here."""
     root, named = Section("", dict), {section.path: section for section in sections}
     for key in table:
-        here, path = root, ""
+        entries, path = root.entries, ""
         *around, last = key.path.replace(".*", "*").split(".")
         for part in around:
             path = f"{path}.{part}".strip(".").replace("*", ".*")
-            inner = here.entries.setdefault(part.rstrip("[]*"), replace(named.get(path, Section(path)), entries={}))
-            if not isinstance(inner, Section):
-                raise TypeError(f"{key.path}: {path} is a value elsewhere in the table")
-            here = inner
-        here.entries[last] = key
+            section = named.setdefault(path, Section(path))
+            entries[part.rstrip("[]*")] = section
+            entries = section.entries
+        entries[last] = key
     return root
 
 
@@ -150,11 +141,7 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
     Faults in values are gathered in `problems`. Raises ConfigError if it cannot be read as YAML at all.
     """
     document = Document(str(path))
-    node = _compose(path, octets)
-    try:
-        document.values, document.shown = _Reader(document, path.absolute().parent).mapping(node, root, ())
-    except _TooMuch as e:
-        raise _unreadable(path, e.line, f"more than {NODES_MAX} values, aliases counted") from None
+    document.values, document.shown = _Reader(document, path.absolute().parent).mapping(_compose(path, octets), root, ())
     return document
 
 
@@ -190,17 +177,11 @@ def _compose(path: Path, octets: bytes) -> yaml.Node:
         raise _unreadable(path, line, f"not valid YAML: {e.reason} (position {e.position})") from None
 
 
-def _unreadable(path: Path, line: int, about: str) -> ConfigError:
+def _unreadable(path: Path | str, line: int, about: str) -> ConfigError:
     return ConfigError((Problem(str(path), line, about),))
 
 
 # The walk over the nodes
-
-
-class _TooMuch(Exception):
-    def __init__(self, line: int) -> None:
-        super().__init__()
-        self.line = line
 
 
 @dataclass(slots=True)
@@ -212,10 +193,10 @@ class _Reader:
     visited: int = 0
 
     def visit(self, node: yaml.Node) -> int:
-        """Count the node against the limit; its line."""
+        """Count the node; its line. Raises ConfigError above the limit."""
         self.visited += 1
         if self.visited > NODES_MAX:
-            raise _TooMuch(_line(node))
+            raise _unreadable(self.document.file, _line(node), f"more than {NODES_MAX} values, aliases counted")
         return _line(node)
 
     def wrong(self, spot: Spot, line: int, text: str) -> None:
@@ -228,22 +209,21 @@ class _Reader:
         line, found = self.visit(node), self.pairs(node, spot)
         for name in found or ():
             if name not in section.entries:
-                advice = did_you_mean(name, list(section.entries)) or f"; known here: {', '.join(section.entries)}"
+                advice = did_you_mean(name, section.entries) or f"; known here: {', '.join(section.entries)}"
                 self.wrong((*spot, name), self.document.lines[*spot, name], f"unknown key '{name}'{_in(spot)}{advice}")
         return self.made(section, spot, found or {}, None if found is None else line, **more)
 
-    def made(self, section: Section, spot: Spot, found: Mapping[str, yaml.Node], line: int | None, **more: Any) -> Read:
+    def made(self, section: Section, spot: Spot, found: Mapping[str, Found], line: int | None, **more: Any) -> Read:
         """What a section's keys make; those that are not found are faults in that line if they are required, None: no faults."""
         values, shown = more, {}
-        prefix = "" if section.build else f"{section.path.rpartition('.')[2]}_"
         for name, entry in section.entries.items():
             inner = (*spot, name)
-            value, show = self.entry(found[name], entry, inner) if name in found else self.missing(entry, inner, line)
+            value, show = self.entry(found[name][1], entry, inner) if name in found else self.missing(entry, inner, line)
             if isinstance(entry, Section) and entry.build is None:
                 values |= value
             else:
-                values[getattr(entry, "field", "") or f"{prefix}{name}"] = value
-            if show is not HIDDEN and (show != {} or (isinstance(entry, Section) and entry.shape)):
+                values[getattr(entry, "field", "") or name] = value
+            if show != {} or (isinstance(entry, Section) and entry.shape):
                 shown[name] = show
         return (section.build or dict)(**values), shown
 
@@ -256,7 +236,7 @@ class _Reader:
         if entry.required and line:
             self.wrong(spot, line, f"the section '{_dotted(spot)}' is missing; expected its keys {', '.join(entry.entries)}")
         if entry.optional:
-            return None, HIDDEN
+            return None, {}
         return ((), []) if entry.shape == "[]" else ({}, {}) if entry.shape else self.made(entry, spot, {}, None)
 
     def entry(self, node: yaml.Node, entry: Key | Section, spot: Spot) -> Read:
@@ -265,13 +245,13 @@ class _Reader:
             return self.value(node, entry, spot)
         if node.tag == NULL_TAG:
             return self.missing(entry, spot, self.visit(node))
-        if entry.shape == ".*":
-            self.visit(node)
-            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, inner in (self.pairs(node, spot) or {}).items()}
-            return {name: value for name, (value, _) in named.items()}, {name: shown for name, (_, shown) in named.items()}
         if not entry.shape:
             return self.mapping(node, entry, spot)
         line = self.visit(node)
+        if entry.shape == ".*":
+            found = self.pairs(node, spot) or {}
+            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, (_, inner) in found.items()}
+            return {name: value for name, (value, _) in named.items()}, {name: shown for name, (_, shown) in named.items()}
         if not isinstance(node, yaml.SequenceNode):
             self.wrong(spot, line, f"found {_found(node)} for '{_dotted(spot)}'; expected a list, each entry with '- ' before it")
             return (), []
@@ -279,36 +259,33 @@ class _Reader:
         read = [self.mapping(item, entry, (*spot, number)) for number, item in enumerate(node.value)]
         return tuple(value for value, _ in read), [shown for _, shown in read]
 
-    def pairs(self, node: yaml.Node, spot: Spot) -> dict[str, yaml.Node] | None:
-        """Names and values of a mapping, whose lines are noted; None, and a fault, for anything else."""
-        found = self.merged(node, spot, 0)
-        if found is None:
-            return None
-        self.document.lines |= {(*spot, name): line for name, (line, _) in found.items()}
-        return {name: inner for name, (_, inner) in found.items()}
-
-    def merged(self, node: yaml.Node, spot: Spot, depth: int) -> dict[str, tuple[int, yaml.Node]] | None:
-        """The same with their lines, merge keys (`<<`) resolved, `depth` of these down; a name that comes twice is a fault."""
+    def pairs(self, node: yaml.Node, spot: Spot, depth: int = 0) -> dict[str, Found] | None:
+        """What a mapping holds, merge keys (`<<`) resolved, `depth` of these down; None, and a fault, for anything else."""
         if node.tag == NULL_TAG and not depth:
             return {}
         if not isinstance(node, yaml.MappingNode) or depth > DEPTH_MAX:
-            self.wrong(spot, _line(node), _no_mapping(node, spot, depth))
+            text = f"found {_found(node)}{' as a merge key' if depth else ''}{_in(spot)}"
+            text += "; expected an alias of a section" if depth else "; expected keys, each with ': ' and a value"
+            self.wrong(spot, _line(node), f"merge keys{_in(spot)} nested more than {DEPTH_MAX} deep" if depth > DEPTH_MAX else text)
             return None
-        own: dict[str, tuple[int, yaml.Node]] = {}
-        others: dict[str, tuple[int, yaml.Node]] = {}
+        own: dict[str, Found] = {}
+        others: dict[str, Found] = {}
         for key, value in node.value:
             line = self.visit(key)
             if key.tag == MERGE_TAG:
                 # Own keys come before merged ones, earlier merged ones before later ones (YAML's merge key, draft of 2005).
                 for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    others = (self.merged(each, spot, depth + 1) or {}) | others
+                    others = (self.pairs(each, spot, depth + 1) or {}) | others
             elif not isinstance(key, yaml.ScalarNode):
                 self.wrong(spot, line, f"found {_found(key)} as a key{_in(spot)}; expected a name")
             elif key.value in own:
                 self.wrong((*spot, key.value), line, f"the key '{key.value}'{_in(spot)} stands twice, first in line {own[key.value][0]}")
             else:
                 own[key.value] = (_line(value) if depth else line, value)
-        return others | own
+        found = others | own
+        if not depth:
+            self.document.lines |= {(*spot, name): line for name, (line, _) in found.items()}
+        return found
 
     def value(self, node: yaml.Node, key: Key, spot: Spot) -> Read:
         """The value of a key; its default if there is a fault in it."""
@@ -342,30 +319,22 @@ class _Reader:
         return ()
 
     def default(self, key: Key) -> Read:
-        """The default of a key, None for one that is required."""
-        if key.kind.many:
-            return _both(key, tuple(key.kind.place(each, self.folder) for each in key.default))
-        return _both(key, None if key.required or key.default is None else key.kind.place(key.default, self.folder))
+        """The default of a key, None for one that is required; of many values none names a file."""
+        if key.kind.many or key.default is None:
+            return _both(key, key.default)
+        return _both(key, None if key.required else key.kind.place(key.default, self.folder))
 
 
 def _both(key: Key, value: Any) -> Read:
     """A value and how it is shown."""
     kind = key.kind
     if kind.many:
-        return value, [kind.show(each) for each in value] if value or kind.may_be_empty else HIDDEN
-    return value, HIDDEN if value is None and (key.required or key.default is None) else kind.show(value)
+        return value, [kind.show(each) for each in value] if value or kind.may_be_empty else {}
+    return value, {} if value is None and (key.required or key.default is None) else kind.show(value)
 
 
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
-
-
-def _no_mapping(node: yaml.Node, spot: Spot, depth: int) -> str:
-    if depth > DEPTH_MAX:
-        return f"merge keys{_in(spot)} nested more than {DEPTH_MAX} deep"
-    if depth:
-        return f"found {_found(node)} as a merge key{_in(spot)}; expected an alias of a section"
-    return f"found {_found(node)}{_in(spot)}; expected keys, each with ': ' and a value"
 
 
 def _in(spot: Spot) -> str:

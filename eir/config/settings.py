@@ -13,7 +13,10 @@ from eir.lists.settings import ListSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything that is configured, checked. Paths are absolute. May be pickled: a process hands it on as it was read."""
+    """Everything that is configured, checked; keys.py says what each is for. Paths are absolute; None: it was left out, or is off.
+
+    May be pickled: a process hands it on as it was read.
+    """
 
     path: Path
     """The file that it came from."""
@@ -23,7 +26,6 @@ class Config:
     """URLs, each with its port."""
     peers: tuple[PeerSettings, ...]
     tls: TlsSettings | None
-    """None: no TLS."""
     limits: Limits
     overload_answer: Status | None
     """What a request past a `rate_max` gets; None: 3004."""
@@ -32,22 +34,18 @@ class Config:
     """`sqlite`, or a URL of eir.stores.redis_url; it may hold a password."""
     heal: bool
     boot_without_lists: str
-    """serve or refuse."""
     lists: Mapping[str, ListSettings]
     inbox: Path | None
-    """The drop folder; None: none is watched."""
     inbox_patience_s: float
     policy: PolicySettings
     http: str | None
     """host:port; None: /metrics, /live and /ready are not served."""
     workers: int
     full_identifiers: bool
-    """Logs show whole IMEIs and IMSIs."""
     log_level: str
-    """debug, info, warning or error."""
     warnings: tuple[Problem, ...] = ()
-    shown: Mapping[str, Any] = field(repr=False, compare=False)
-    """The same by the file's own keys, as JSON knows it; passwords are hidden."""
+    shown: dict[str, Any] = field(repr=False, compare=False)
+    """The same by the file's own keys, as JSON knows it; defaults are filled in, passwords hidden."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
