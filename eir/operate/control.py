@@ -36,7 +36,7 @@ class ControlError(EirError):
 
 
 class ControlDenied(ControlError):
-    """This user may not open the socket, so whether a node runs there is not known."""
+    """The user may not open the socket, so whether a node runs there is not known."""
 
 
 class ControlServer:
