@@ -64,8 +64,8 @@ class Played:
         self.running = False
         asyncio.get_running_loop().remove_reader(self.ends.packets)
         self.reading.cancel()
-        for given in self.connections:
-            given.connection.close()
+        for _, _, connection in self.connections:
+            connection.close()
         self.link.close()
         self.ends.close()
 

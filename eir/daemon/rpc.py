@@ -146,19 +146,11 @@ def hand_over(packets: socket.socket, listener: int, number: int, connection: so
     return True
 
 
-class Handed(NamedTuple):
-    """A connection that was passed."""
+def take_over(packets: socket.socket) -> tuple[int, int, socket.socket | None] | None:
+    """What was passed next: the listener, the connection's number, and the connection; None if there is nothing, or the other end is gone.
 
-    listener: int
-    """The listener that it came by."""
-    number: int
-    """What the other end calls it."""
-    connection: socket.socket | None
-    """None if this process had no descriptor left for it; the connection is closed then."""
-
-
-def take_over(packets: socket.socket) -> Handed | None:
-    """What was passed next; None if there is nothing, or the other end is gone."""
+    Instead of the connection None if this process had no descriptor left for it; it is closed then.
+    """
     try:
         data, descriptors, _, _ = socket.recv_fds(packets, _PACKET.size, 1)
     except OSError:
@@ -166,8 +158,7 @@ def take_over(packets: socket.socket) -> Handed | None:
     if not data:
         return None
     listener, number = _PACKET.unpack(data)
-    if not descriptors:
-        return Handed(listener, number, None)
-    connection = socket.socket(fileno=descriptors[0])
-    connection.setblocking(False)
-    return Handed(listener, number, connection)
+    connection = socket.socket(fileno=descriptors[0]) if descriptors else None
+    if connection is not None:
+        connection.setblocking(False)
+    return listener, number, connection

@@ -205,11 +205,12 @@ class Worker:
 
     def _handed(self, packets: socket.socket) -> None:
         while (given := take_over(packets)) is not None:
-            if given.connection is None:
+            listener, number, connection = given
+            if connection is None:
                 self.node.starved()
-                self.link.tell("gone", given.number)
+                self.link.tell("gone", number)
                 continue
-            task = asyncio.create_task(self._serve(given.connection, given.number, self.config.listen[given.listener]))
+            task = asyncio.create_task(self._serve(connection, number, self.config.listen[listener]))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
@@ -329,24 +330,25 @@ class RemoteAdmission:
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""
-        return self._tell("arrived", claim)
+        self._link.tell("arrived", claim)
+        return ()
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """See Admission.dialing."""
-        return self._tell("dialing", connection, host, our_host)
+        return self._report("dialing", connection, host, our_host)
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
         """See Admission.opened."""
-        return self._tell("opened", connection, host, origin_state_id)
+        return self._report("opened", connection, host, origin_state_id)
 
     def alive(self, connection: int) -> Sequence[Order]:
         """See Admission.alive."""
-        return self._tell("alive", connection)
+        return self._report("alive", connection)
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
         """See Admission.closed."""
-        return self._tell("closed", connection, reason)
+        return self._report("closed", connection, reason)
 
-    def _tell(self, what: str, *arguments: Any) -> Sequence[Order]:
-        self._link.tell(what, *arguments)
+    def _report(self, *what: Any) -> Sequence[Order]:
+        self._link.tell("reported", *what)
         return ()

@@ -48,17 +48,11 @@ class Workers:
     """All workers of the node.
 
     `configured` gives what a worker of this number is to be handed; `gone` is told of each connection that is over, and
-    `changed` when a worker has come, has started (True as its argument) or is no more.
+    `changed` is called when a worker has come, has started or is no more.
     """
 
     def __init__(
-        self,
-        wanted: int,
-        configured: Callable[[int], Configured],
-        *,
-        gone: Callable[[int], None],
-        changed: Callable[[], None],
-        report: Report,
+        self, wanted: int, configured: Callable[[int], Configured], *, gone: Callable[[int], None], changed: Callable[[], None], report: Report
     ) -> None:
         self._wanted = wanted
         self._configured = configured
@@ -118,11 +112,6 @@ class Workers:
     # ---- what workers tell and ask ----
 
     def _handlers(self, worker: _Worker) -> Handlers:
-        admission = self._admission
-
-        def name(connection: Any) -> tuple[int, int]:
-            return worker.pid, connection
-
         def started() -> None:
             worker.started = True
             self._changed()
@@ -131,31 +120,23 @@ class Workers:
             worker.connections.discard(number)
             self._connection_gone(number)
 
+        def reported(what: str, connection: int, *details: Any) -> None:
+            """Something happened to a connection, by the worker's number for it: the table decides what comes of it."""
+            name = worker.pid, connection
+            worker.named.add(name)
+            if what == "closed":
+                worker.named.discard(name)
+            self._order(getattr(self._admission, what)(name, *details))
+
         def arrived(claim: Claim) -> None:
-            connection = name(claim.connection)
-            worker.named.add(connection)
-            self._order(admission.arrived(replace(claim, connection=connection)))
+            name = worker.pid, cast("int", claim.connection)
+            worker.named.add(name)
+            self._order(self._admission.arrived(replace(claim, connection=name)))
 
-        def dialing(connection: int, host: str, our_host: str) -> None:
-            worker.named.add(name(connection))
-            self._order(admission.dialing(name(connection), host, our_host))
-
-        def opened(connection: int, host: str, origin_state_id: int) -> None:
-            worker.named.add(name(connection))
-            self._order(admission.opened(name(connection), host, origin_state_id))
-
-        def alive(connection: int) -> None:
-            self._order(admission.alive(name(connection)))
-
-        def closed(connection: int, reason: str) -> None:
-            worker.named.discard(name(connection))
-            self._order(admission.closed(name(connection), reason))
-
-        def may_dial(host: str) -> bool:
-            return not admission.is_open(host)
-
-        handlers = (started, gone, arrived, dialing, opened, alive, closed, may_dial)
-        return {handler.__name__: handler for handler in handlers}
+        return {
+            "started": started, "gone": gone, "reported": reported, "arrived": arrived,
+            "may_dial": lambda host: not self._admission.is_open(host),
+        }  # fmt: skip
 
     def _order(self, orders: Sequence[Order]) -> None:
         """Send each order to the worker that has the connection."""

@@ -75,14 +75,9 @@ class Log:
     """
 
     def __init__(
-        self,
-        now: Callable[[], float],
-        *,
-        level: str = "info",
-        full_identifiers: bool = False,
-        in_background: bool = True,
+        self, now: Callable[[], float], *, level: str = "info", full_identifiers: bool = False, in_background: bool = True,
         worker: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._now = now
         self._worker = worker
         self._buckets: dict[tuple[object, ...], _Bucket] = {}

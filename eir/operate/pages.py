@@ -11,11 +11,7 @@ from eir.web.http1 import Response
 
 
 def pages(
-    snapshot: Callable[[], Awaitable[metrics.Snapshot]],
-    reports: Callable[[], Awaitable[Sequence[WorkerReport]]],
-    status: Status,
-    *,
-    report: Report,
+    snapshot: Callable[[], Awaitable[metrics.Snapshot]], reports: Callable[[], Awaitable[Sequence[WorkerReport]]], status: Status, *, report: Report
 ) -> dict[str, Page]:
     """The pages by path. `snapshot` gives all numbers of the node, `reports` how its workers are."""
     strange: set[str] = set()

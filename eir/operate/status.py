@@ -134,22 +134,12 @@ class Status:
         entries = sum(state.entries for state in lists.values())
         figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
         return {
-            "state": word,
-            "code": code,
-            "summary": "; ".join([*warnings, figures]),
-            "ready": found.word,
-            "version": __version__,
-            "pid": self._pid,
-            "uptime_s": round(self._now() - self._started),
-            "workers": len(reports),
-            "tasks": sum(report.tasks for report in reports),
-            "in_step": all(report.lists == reports[0].lists for report in reports),
-            "listening": self.listening,
-            "http": self.http,
-            "lists": {name: _shown(state) for name, state in lists.items()},
-            "peers": peers,
-            "checks": checks,
-        }
+            "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "ready": found.word, "version": __version__,
+            "pid": self._pid, "uptime_s": round(self._now() - self._started), "workers": len(reports),
+            "tasks": sum(report.tasks for report in reports), "in_step": all(report.lists == reports[0].lists for report in reports),
+            "listening": self.listening, "http": self.http, "lists": {name: _shown(state) for name, state in lists.items()},
+            "peers": peers, "checks": checks,
+        }  # fmt: skip
 
     def _warnings(self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]) -> list[str]:
         """What someone should look at, besides what makes the node less than ready."""
