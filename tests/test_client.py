@@ -76,7 +76,7 @@ async def test_ask():
         avps = b"".join([wire.VSAI, wire.u32(277, 1), wire.avp(283, wire.REALM), wire.terminal()])
         answers = await asyncio.gather(*(client.request(324, avps) for _ in range(50)))
         assert [answer.result_codes for answer in answers] == [[2001]] * 50
-        assert len({answer.find(263).data for answer in answers}) == 50, "each has a session of its own"
+        assert len({answer.first.get(263).data for answer in answers}) == 50, "each has a session of its own"
         assert client.pending == 0
         await client.close()
         with pytest.raises(EirError, match="closed"):
