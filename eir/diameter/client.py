@@ -24,13 +24,14 @@ from eir.diameter.transport import stream
 from eir.diameter.transport.link import Link
 from eir.errors import EirError, silent
 
+SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
+
 
 class Client:
     """One open connection; made by `connect`. Requests may be sent at the same time."""
 
-    def __init__(self, context: NodeContext, settings: PeerSettings) -> None:
+    def __init__(self, context: NodeContext) -> None:
         self.context = context
-        self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -86,10 +87,10 @@ class Client:
         """The connection stands: begin with our CER."""
         now = self._loop.time()
         peer = Peer(
-            self.context, lambda _: self._settings, addresses=(link.local,), now=now,
+            self.context, lambda _: SERVER, addresses=(link.local,), now=now,
             first_id=random.getrandbits(32), secure=link.certificate_names() is not None,
         )  # fmt: skip
-        peer.connect(self._settings, now)
+        peer.connect(SERVER, now)
         return peer
 
     def handle(self, link: Link, event: Event) -> None:
@@ -147,27 +148,17 @@ class Client:
 
 
 async def connect(
-    host: str,
-    port: int,
-    application: Application,
-    *,
-    origin_host: str,
-    origin_realm: str,
-    product_name: str = "client",
-    timeout_s: float = 5.0,
-    tls: ssl.SSLContext | None = None,
-    counts: Counts | None = None,
-) -> Client:
+    host: str, port: int, application: Application, *, origin_host: str, origin_realm: str, product_name: str = "client",
+    timeout_s: float = 5.0, tls: ssl.SSLContext | None = None, counts: Counts | None = None,
+) -> Client:  # fmt: skip
     """An open connection to a node, as a client of this name and realm.
 
     Whatever applications the node offers, it is asked. Raises EirError if it cannot be reached, or answers the CER by
     anything but 2001.
     """
-    identity = Identity(host=origin_host, realm=origin_realm, product_name=product_name, origin_state_id=int(time.time()))
-    context = NodeContext(
-        identity=identity, limits=Limits(cer_timeout_s=timeout_s), application=application, counts=counts or Counts(),
-        report=silent, jitter=lambda: 0.0,
-    )  # fmt: skip
-    client = Client(context, PeerSettings(label="server", lenient=frozenset({APPLICATIONS})))
+    client = Client(NodeContext(
+        identity=Identity(host=origin_host, realm=origin_realm, product_name=product_name, origin_state_id=int(time.time())),
+        limits=Limits(cer_timeout_s=timeout_s), application=application, counts=counts or Counts(), report=silent, jitter=lambda: 0.0,
+    ))  # fmt: skip
     await client.open(host, port, tls, timeout_s)
     return client

@@ -20,10 +20,7 @@ class Dialer:
     """
 
     def __init__(
-        self,
-        owner: Owner,
-        is_wanted: Callable[[PeerSettings], Awaitable[bool]],
-        failed: Callable[[PeerSettings, Exception], None],
+        self, owner: Owner, is_wanted: Callable[[PeerSettings], Awaitable[bool]], failed: Callable[[PeerSettings, Exception], None]
     ) -> None:
         self._owner = owner
         self._is_wanted = is_wanted

@@ -35,32 +35,27 @@ from eir.diameter.transport.tls import Tls
 from eir.diameter.watchdog import JITTER_S
 from eir.errors import DiameterError, EirError, Report
 
+_jitter = partial(random.uniform, -JITTER_S, JITTER_S)
+
 
 class Node:
     """One Diameter node on the running event loop."""
 
     def __init__(
-        self,
-        identity: Identity,
-        peers: Sequence[PeerSettings],
-        limits: Limits,
-        application: Application,
-        *,
-        counts: Counts,
-        report: Report,
-        overload: Reply = TOO_BUSY_REPLY,
-        admission: AdmissionControl | None = None,
-        dials: bool = True,
-        tls: Tls | None = None,
-        grants: Grants | None = None,
-    ) -> None:
+        self, identity: Identity, peers: Sequence[PeerSettings], limits: Limits, application: Application, *,
+        counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, admission: AdmissionControl | None = None,
+        dials: bool = True, tls: Tls | None = None, grants: Grants | None = None,
+    ) -> None:  # fmt: skip
+        """`dials` False: nobody is connected to until `dial`, or `connect` of peers is another worker's business.
+
+        `tls` is for `tls://` both ways; None: there is no TLS.
+        """
         self.context = NodeContext(
             identity=identity, limits=limits, application=application, counts=counts, report=report, overload=replace(overload),
             jitter=_jitter,
         )  # fmt: skip
         self._peers = tuple(peers)
         self._tls = tls
-        """For `tls://` both ways; None: there is no TLS."""
         self._links: dict[int, Link] = {}
         """All connections by number, the oldest first; `peer` is None while one is in its TLS handshake."""
         self._numbers = itertools.count()
@@ -68,7 +63,6 @@ class Node:
         self._taking: set[asyncio.Task[None]] = set()
         """Connections of our own listeners, TLS handshakes included."""
         self._admission = admission or Admission()
-        """Decides which connections of a peer are wanted."""
         self._probes: dict[int, asyncio.TimerHandle] = {}
         """Connections that were asked for a sign of life, until when."""
         self._rates = RateLimits(self._peers, limits, grants)
@@ -81,7 +75,6 @@ class Node:
         self._draining = False
         self._dialer = Dialer(self, self._is_wanted, self._connect_failed)
         self._dials = dials
-        """False: nobody is connected to until `dial`, or `connect` of peers is another worker's business."""
         self._dial_all()
 
     @property
@@ -110,10 +103,7 @@ class Node:
         """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
         link = Link(self, asyncio.get_running_loop())
         try:
-            if secure:
-                await self._shake_hands(link, connection)
-            else:
-                await stream.accept(link, connection)
+            await (self._shake_hands(link, connection) if secure else stream.accept(link, connection))
         except OSError:
             connection.close()
             return
@@ -129,14 +119,9 @@ class Node:
         self._dial_all()
 
     def reconfigure(
-        self,
-        peers: Sequence[PeerSettings],
-        identity: Identity | None = None,
-        limits: Limits | None = None,
-        *,
-        overload: Reply | None = None,
-        tls: Tls | None = None,
-    ) -> None:
+        self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None, *,
+        overload: Reply | None = None, tls: Tls | None = None,
+    ) -> None:  # fmt: skip
         """Take over new settings; connections that they still allow stay, others are sent a DPR and closed.
 
         Closed are also those of peers that are to see other names of ours from now on. `tls` is for handshakes to come.
@@ -172,11 +157,9 @@ class Node:
                 link.pump()
             else:
                 link.abort()  # it is in its handshake
-        closing = [link.closed for link in self._links.values()]
-        if closing:
+        if closing := [link.closed for link in self._links.values()]:
             await asyncio.wait(closing, timeout=timeout_s)
-        rest = list(self._links.values())
-        for link in rest:
+        for link in (rest := list(self._links.values())):
             link.abort()
         if rest:
             await asyncio.wait([link.closed for link in rest])
@@ -214,9 +197,7 @@ class Node:
         """All connections, and the entries of the peer table that have none."""
         seen, asked = self._seen, self.context.counts.last_request
         last_seen = {label: max(seen.get(label, 0.0), asked.get(label, 0.0)) for label in seen.keys() | asked.keys()}
-        return peer_rows(
-            self._links.values(), self._peers, disabled=self._disabled, last_seen=last_seen, failures=self._failures
-        )
+        return peer_rows(self._links.values(), self._peers, disabled=self._disabled, last_seen=last_seen, failures=self._failures)
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label; 0 for each entry of the peer table that has none."""
@@ -252,8 +233,9 @@ class Node:
                 self._opened(link)
             case Leaving():
                 self._follow(self._admission.closed(link.number, "leaving"))
-            case Alive():
-                self._alive(link)
+            case Alive() if link.number in self._probes:
+                self._probes.pop(link.number).cancel()
+                self._follow(self._admission.alive(link.number))
             case Closed():
                 self._closed(link, event)
             case _:
@@ -296,9 +278,7 @@ class Node:
     def _let_in(self, link: Link) -> bool:
         """Whether a connection is within the limits; enters it if it is."""
         refusal = self._gate.sources.refusal(link.source, self._peers, self.limits, len(self._links))
-        if refusal is None and self._draining:
-            refusal = "draining"
-        if refusal is not None:
+        if (refusal := refusal or ("draining" if self._draining else None)) is not None:
             self._refused(refusal, address=link.address, setting=setting_for(refusal))
             return False
         self._enter(link)
@@ -392,12 +372,6 @@ class Node:
         for order in orders:
             self.obey(order)
 
-    def _alive(self, link: Link) -> None:
-        timer = self._probes.pop(link.number, None)
-        if timer is not None:
-            timer.cancel()
-            self._follow(self._admission.alive(link.number))
-
     def _silent(self, link: Link) -> None:
         """No DWA on the oldest connection in time: the new one takes its place."""
         if self._probes.pop(link.number, None) is not None:
@@ -417,17 +391,14 @@ class Node:
 
     def _closed(self, link: Link, event: Closed) -> None:
         peer = link.peer
-        timer = self._probes.pop(link.number, None)
-        if timer is not None:
+        if (timer := self._probes.pop(link.number, None)) is not None:
             timer.cancel()
         if link.dialed is not None and peer is not None and peer.settings is not None:
             self._failures[peer.settings.label] = event.reason
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
             label = peer.traffic.label
             self._seen[label] = time.time()
-            self.context.report(
-                "peer_closed", peer=label, reason=event.reason, host=peer.capabilities.host, address=link.address
-            )
+            self.context.report("peer_closed", peer=label, reason=event.reason, host=peer.capabilities.host, address=link.address)
         self._follow(self._admission.closed(link.number, event.reason))
 
     def _drop(self, link: Link, reason: str) -> None:
@@ -466,7 +437,3 @@ def _reason(fault: Exception) -> str:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _jitter() -> float:
-    return random.uniform(-JITTER_S, JITTER_S)  # noqa: S311 - jitter is no secret

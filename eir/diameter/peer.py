@@ -24,7 +24,7 @@ from eir.diameter.rate import Limit
 from eir.diameter.result import SUCCESS, UNABLE_TO_COMPLY
 from eir.diameter.serve import check_grammar, check_header_bits, reply_to
 from eir.diameter.settings import PeerSettings
-from eir.diameter.states import ANSWERS, REQUESTS, TABLE, Input, State, Transition
+from eir.diameter.states import ANSWERS, REQUESTS, TABLE, Input, State
 from eir.diameter.traffic import CER_COMMAND, Traffic
 from eir.diameter.watchdog import Watchdog
 from eir.errors import DiameterError
@@ -57,23 +57,16 @@ class Peer:
     )  # fmt: skip
 
     def __init__(
-        self,
-        context: NodeContext,
-        identify: IdentifyPeer,
-        *,
-        addresses: Sequence[str],
-        now: float,
-        first_id: int,
+        self, context: NodeContext, identify: IdentifyPeer, *, addresses: Sequence[str], now: float, first_id: int,
         secure: bool = False,
-    ) -> None:
-        """`addresses`: of our end, for the CEA or CER."""
+    ) -> None:  # fmt: skip
+        """`addresses`: of our end, for the CEA or CER. `secure`: the connection is inside TLS."""
         self._context = context
         self._identify = identify
         self.traffic = Traffic(context, tuple(addresses), first_id)
         """Its messages: label, names and numbers."""
         self._framer = Framer(self, self.traffic)
         self.secure = secure
-        """The connection is inside TLS."""
         self.settings: PeerSettings | None = None
         self.capabilities: Capabilities | None = None
         """What the peer said of itself."""
@@ -86,8 +79,6 @@ class Peer:
         self._pending_cer: Request | None = None
         self._close_at: float | None = None
         self._wait_until: float | None = now + context.limits.cer_timeout_s
-        self.state: State
-        self._row: tuple[Transition, ...]
         self._enter(State.WAIT_CER)
 
     # What the owner calls
@@ -272,8 +263,8 @@ class Peer:
 
     # Actions of the table: each returns a state only to end elsewhere than the table says
 
-    def _nothing(self, _: _Occasion) -> State | None:
-        return None
+    def _nothing(self, _: _Occasion) -> None:
+        pass
 
     def _process_cer(self, occasion: _Occasion) -> State | None:
         request = self._request(occasion.message)
@@ -296,9 +287,7 @@ class Peer:
         traffic.received(CER_COMMAND, "request")
         # 7.1.3: 3010 follows the answer-message grammar; all others are a CEA with everything that belongs in one.
         traffic.refuse(request, CER_COMMAND, fault)
-        traffic.report(
-            "peer_refused", fault.reason, detail=str(fault), result=fault.result_code, host=said.host, realm=said.realm
-        )
+        traffic.report("peer_refused", fault.reason, detail=str(fault), result=fault.result_code, host=said.host, realm=said.realm)
         return self._leave(fault.reason, str(fault))
 
     def _send_cea(self, occasion: _Occasion) -> State | None:
@@ -333,19 +322,18 @@ class Peer:
         self._open(occasion)
         return None
 
-    def _send_dwa(self, occasion: _Occasion) -> State | None:
+    def _send_dwa(self, occasion: _Occasion) -> None:
         request = self._base_request(occasion, DWR)
         if request is not None:
             self.traffic.answer(request, occasion.command, Reply(SUCCESS, avps=self.traffic.state_id_avp()))
-        return None
 
-    def _process_dwa(self, occasion: _Occasion) -> State | None:
-        if _hop_by_hop(occasion.message) not in self._dwr_ids or self.watchdog is None:
-            return self._drop(occasion)
-        self._dwr_ids.clear()
-        self._watch(self.watchdog.handle(watchdog.Event.DWA, occasion.now), occasion.now)
-        self.events.append(Alive())
-        return None
+    def _process_dwa(self, occasion: _Occasion) -> None:
+        if _hop_by_hop(occasion.message) in self._dwr_ids and self.watchdog is not None:
+            self._dwr_ids.clear()
+            self._watch(self.watchdog.handle(watchdog.Event.DWA, occasion.now), occasion.now)
+            self.events.append(Alive())
+        else:
+            self._drop(occasion)
 
     def _send_dpa(self, occasion: _Occasion) -> State | None:
         request = self._base_request(occasion, DPR)
@@ -357,13 +345,12 @@ class Peer:
         self.events.append(Leaving())
         return None
 
-    def _send_dpr(self, occasion: _Occasion) -> State | None:
+    def _send_dpr(self, occasion: _Occasion) -> None:
         self.traffic.request(DISCONNECT_PEER, self.traffic.names.origin + encode_u32(DISCONNECT_CAUSE, occasion.cause))
         self._close_at = occasion.now + self._context.limits.close_after_dpa_s
         self.events.append(Leaving())
-        return None
 
-    def _serve(self, occasion: _Occasion) -> State | None:
+    def _serve(self, occasion: _Occasion) -> None:
         context, traffic, command = self._context, self.traffic, occasion.command
         traffic.requests += 1
         request = self._request(occasion.message)
@@ -382,28 +369,25 @@ class Peer:
             if reply is not context.overload:
                 self._framer.learn(request)
         traffic.answers += 1
-        return None
 
-    def _take(self, occasion: _Occasion) -> State | None:
+    def _take(self, occasion: _Occasion) -> None:
         answer = self._answer(occasion.message)
-        if answer.hop_by_hop not in self._asked:
-            return self._drop(occasion)
-        self._asked.discard(answer.hop_by_hop)
-        self.events.append(Answered(answer.hop_by_hop, answer))
-        return None
+        if answer.hop_by_hop in self._asked:
+            self._asked.discard(answer.hop_by_hop)
+            self.events.append(Answered(answer.hop_by_hop, answer))
+        else:
+            self._drop(occasion)
 
-    def _cer_again(self, occasion: _Occasion) -> State | None:
+    def _cer_again(self, occasion: _Occasion) -> None:
         # 5.6 has R-Snd-CEA here, which would renegotiate; nobody does that, and an open connection stays as it is.
         fault = DiameterError(UNABLE_TO_COMPLY, "cer_again", "a CER on an open connection")
         self._refuse_request(self._request(occasion.message), occasion.command, fault)
-        return None
 
-    def _drop(self, _: _Occasion) -> State | None:
+    def _drop(self, _: _Occasion) -> None:
         # 6.2.1: an answer that nobody waits for.
         self._context.counts.dropped["unsolicited_answer"] += 1
-        return None
 
-    def _discard(self, _: _Occasion) -> State | None:
+    def _discard(self, _: _Occasion) -> State:
         counts = self._context.counts
         reason = "not_cea" if self.state is State.WAIT_CEA else "not_cer"
         counts.dropped[reason] += 1
@@ -412,7 +396,7 @@ class Peer:
         self.traffic.report("peer_refused", reason)
         return self._leave(reason)
 
-    def _disconnect(self, occasion: _Occasion) -> State | None:
+    def _disconnect(self, occasion: _Occasion) -> State:
         if self._pending_cer is not None:
             self._pending_cer = None
             self.traffic.received(CER_COMMAND, "request")

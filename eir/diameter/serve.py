@@ -43,15 +43,9 @@ def check_route(request: Request, names: LocalNames, settings: PeerSettings | No
 
 
 def reply_to(
-    request: Request,
-    command: Command | None,
-    now: float,
-    *,
-    context: NodeContext,
-    settings: PeerSettings | None,
-    names: LocalNames,
-    rates: Sequence[Limit],
-) -> Reply:
+    request: Request, command: Command | None, now: float, *, context: NodeContext, settings: PeerSettings | None,
+    names: LocalNames, rates: Sequence[Limit],
+) -> Reply:  # fmt: skip
     """The reply to an application request, in the order of checks: header, application, command, routing, AVPs.
 
     Raises DiameterError.

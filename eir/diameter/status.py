@@ -38,13 +38,9 @@ class PeerStatus:
 
 
 def peer_rows(
-    links: Iterable[Link],
-    peers: Sequence[PeerSettings],
-    *,
-    disabled: Collection[str],
-    last_seen: Mapping[str, float],
+    links: Iterable[Link], peers: Sequence[PeerSettings], *, disabled: Collection[str], last_seen: Mapping[str, float],
     failures: Mapping[str, str],
-) -> list[PeerStatus]:
+) -> list[PeerStatus]:  # fmt: skip
     """All connections, and the entries of the peer table that have none; mappings and `disabled` are by label."""
     rows = [_row_of(link, link.peer) for link in links if link.peer is not None]
     there = {row.label for row in rows}
@@ -67,14 +63,9 @@ def peer_rows(
 def _row_of(link: Link, peer: Peer) -> PeerStatus:
     said, settings, watchdog = peer.capabilities, peer.settings, peer.watchdog
     return PeerStatus(
-        label=settings.label if settings is not None else OTHER,
-        host=said.host if said is not None else None,
-        realm=said.realm if said is not None else None,
-        address=link.address,
-        state=peer.state.name.lower(),
-        since=link.since,
-        requests=peer.traffic.requests,
-        answers=peer.traffic.answers,
+        label=settings.label if settings is not None else OTHER, host=said.host if said is not None else None,
+        realm=said.realm if said is not None else None, address=link.address, state=peer.state.name.lower(), since=link.since,
+        requests=peer.traffic.requests, answers=peer.traffic.answers,
         watchdog=watchdog.status.name.lower() if watchdog is not None else "initial",
         direction="in" if link.dialed is None else "out",
-    )
+    )  # fmt: skip
