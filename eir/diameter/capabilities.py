@@ -42,18 +42,16 @@ def capability_avps(identity: Identity, addresses: Iterable[str], application: A
 
     `addresses`: those of the connection's own socket. No Inband-Security-Id: TLS comes before the CER, or not at all.
     """
-    parts = [encode_address(avps.HOST_IP_ADDRESS, address) for address in addresses]
-    parts += (
+    vendor, firmware = application.vendor, identity.firmware_revision
+    return b"".join((
+        *(encode_address(avps.HOST_IP_ADDRESS, address) for address in addresses),
         encode_u32(avps.VENDOR_ID, identity.vendor_id),
         encode_text(avps.PRODUCT_NAME, identity.product_name, flags=0),
         encode_u32(avps.ORIGIN_STATE_ID, identity.origin_state_id),
-    )
-    if application.vendor:
-        parts.append(encode_u32(avps.SUPPORTED_VENDOR_ID, application.vendor))
-    parts.append(application_id_avp(application))
-    if identity.firmware_revision is not None:
-        parts.append(encode_u32(avps.FIRMWARE_REVISION, identity.firmware_revision, flags=0))
-    return b"".join(parts)
+        encode_u32(avps.SUPPORTED_VENDOR_ID, vendor) if vendor else b"",
+        application_id_avp(application),
+        encode_u32(avps.FIRMWARE_REVISION, firmware, flags=0) if firmware is not None else b"",
+    ))  # fmt: skip
 
 
 def read_capabilities(message: Message) -> Capabilities:
@@ -75,9 +73,7 @@ def _numbers(found: Iterable[Avp], *keys: int) -> frozenset[int]:
     return frozenset(number for avp in found if avp.key in keys and (number := u32_or(avp, None)) is not None)
 
 
-def judge_cer(
-    request: Request, said: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool
-) -> PeerSettings:
+def judge_cer(request: Request, said: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool) -> PeerSettings:
     """The peer that a CER comes from; `secure`: the connection is inside TLS.
 
     Raises DiameterError: 3010 for a CER that nothing else is wrong with, whose sender is unknown.
@@ -134,18 +130,13 @@ def may_connect(peers: Sequence[PeerSettings], source: IPv4Address | IPv6Address
     return any(_from(settings, source) for settings in peers)
 
 
-def find_peer(
-    peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address
-) -> PeerSettings | None:
+def find_peer(peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address) -> PeerSettings | None:
     """The first entry that fits; names compare without case (RFC 6733 4.3.1 and DNS)."""
-    for settings in peers:
-        if (
-            (settings.host is None or settings.host.lower() == host.lower())
-            and (settings.realm is None or settings.realm.lower() == realm.lower())
-            and _from(settings, source)
-        ):
-            return settings
-    return None
+    return next((each for each in peers if _is(each.host, host) and _is(each.realm, realm) and _from(each, source)), None)
+
+
+def _is(wanted: str | None, name: str) -> bool:
+    return wanted is None or wanted.lower() == name.lower()
 
 
 def _from(settings: PeerSettings, source: IPv4Address | IPv6Address) -> bool:

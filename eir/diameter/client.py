@@ -48,15 +48,17 @@ class Client:
         return len(self._waiting)
 
     async def request(self, command: int, avps: bytes, *, timeout_s: float = 5.0) -> Answer:
-        """Send a request of the application and return its answer; Session-Id, Origin-Host and Origin-Realm are put before `avps`.
+        """Send a request of the application and return its answer; Session-Id and our Origin AVPs are put before `avps`.
 
         Raises TimeoutError without an answer in time, EirError if the connection is over.
         """
         link, peer = self._link, self._link.peer if self._link is not None else None
         if link is None or peer is None or self.closed_by:
             raise EirError(f"the connection is closed ({self.closed_by or 'never opened'})")
-        session = encode_text(SESSION_ID, self._session_id())
-        hop_by_hop = peer.ask(command, session + peer.traffic.names.origin + avps)
+        # RFC 6733 8.8: <Origin-Host>;<high 32 bits>;<low 32 bits>, unique for ever.
+        self._sessions = self._sessions + 1 & 0xFFFFFFFF
+        session = f"{self.context.identity.host};{int(time.time())};{self._sessions};{os.getpid()}"
+        hop_by_hop = peer.ask(command, encode_text(SESSION_ID, session) + peer.traffic.names.origin + avps)
         waiting: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[hop_by_hop] = waiting
         link.pump()
@@ -141,11 +143,6 @@ class Client:
             if not waiting.done():
                 waiting.set_exception(EirError(f"the connection was closed before the answer: {self.closed_by}"))
 
-    def _session_id(self) -> str:
-        # RFC 6733 8.8: <Origin-Host>;<high 32 bits>;<low 32 bits>, unique for ever.
-        self._sessions = self._sessions + 1 & 0xFFFFFFFF
-        return f"{self.context.identity.host};{int(time.time())};{self._sessions};{os.getpid()}"
-
 
 async def connect(
     host: str, port: int, application: Application, *, origin_host: str, origin_realm: str, product_name: str = "client",
@@ -158,7 +155,8 @@ async def connect(
     """
     client = Client(NodeContext(
         identity=Identity(host=origin_host, realm=origin_realm, product_name=product_name, origin_state_id=int(time.time())),
-        limits=Limits(cer_timeout_s=timeout_s), application=application, counts=counts or Counts(), report=silent, jitter=lambda: 0.0,
+        limits=Limits(cer_timeout_s=timeout_s), application=application, counts=counts or Counts(), report=silent,
+        jitter=lambda: 0.0,
     ))  # fmt: skip
     await client.open(host, port, tls, timeout_s)
     return client

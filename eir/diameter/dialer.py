@@ -20,8 +20,9 @@ class Dialer:
     """
 
     def __init__(
-        self, owner: Owner, is_wanted: Callable[[PeerSettings], Awaitable[bool]], failed: Callable[[PeerSettings, Exception], None]
-    ) -> None:
+        self, owner: Owner, is_wanted: Callable[[PeerSettings], Awaitable[bool]],
+        failed: Callable[[PeerSettings, Exception], None],
+    ) -> None:  # fmt: skip
         self._owner = owner
         self._is_wanted = is_wanted
         self._failed = failed

@@ -124,10 +124,8 @@ class _Checker(NamedTuple):
             raise self._walk_fault(fault, path)
         missing = next((key for key in grammar.required if key not in seen), None)
         if missing is not None:
-            example = nest(self.dictionary.example(missing), path)
-            raise DiameterError(
-                result.MISSING_AVP, "avp_missing", f"{self.dictionary.name(missing)} is missing", failed_avp=example
-            )
+            example, text = nest(self.dictionary.example(missing), path), f"{self.dictionary.name(missing)} is missing"
+            raise DiameterError(result.MISSING_AVP, "avp_missing", text, failed_avp=example)
 
     def _value(self, avp: Avp, rule: Rule, path: tuple[Avp, ...]) -> None:
         data = avp.data

@@ -120,4 +120,5 @@ class Answer(Message):
     def experimental_results(self) -> list[tuple[int, int]]:
         """All Experimental-Results as (vendor, code); 0 for a part that is missing or not a number."""
         groups = [{avp.key: avp for avp in reversed(self.members(group))} for group in self.every(keys.EXPERIMENTAL_RESULT)]
-        return [(u32_or(inside.get(keys.VENDOR_ID), 0), u32_or(inside.get(keys.EXPERIMENTAL_RESULT_CODE), 0)) for inside in groups]
+        pairs = [(group.get(keys.VENDOR_ID), group.get(keys.EXPERIMENTAL_RESULT_CODE)) for group in groups]
+        return [(u32_or(vendor, 0), u32_or(code, 0)) for vendor, code in pairs]

@@ -287,8 +287,9 @@ class Peer:
         traffic.received(CER_COMMAND, "request")
         # 7.1.3: 3010 follows the answer-message grammar; all others are a CEA with everything that belongs in one.
         traffic.refuse(request, CER_COMMAND, fault)
-        traffic.report("peer_refused", fault.reason, detail=str(fault), result=fault.result_code, host=said.host, realm=said.realm)
-        return self._leave(fault.reason, str(fault))
+        detail, result = str(fault), fault.result_code
+        traffic.report("peer_refused", fault.reason, detail=detail, result=result, host=said.host, realm=said.realm)
+        return self._leave(fault.reason, detail)
 
     def _send_cea(self, occasion: _Occasion) -> State | None:
         request, settings, traffic = self._pending_cer, self.settings, self.traffic

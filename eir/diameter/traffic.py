@@ -4,6 +4,7 @@ Knows no state of the connection; may import what peer may.
 """
 
 from collections.abc import Mapping
+from traceback import walk_tb
 
 from eir.diameter.answer import Reply, encode_answer, error_answer, result_avp, result_label
 from eir.diameter.application import Command
@@ -127,8 +128,5 @@ class Traffic:
     def fault(self, fault: Exception) -> None:
         """Count and report a fault of our own: its type and the line that raised it, never its text, which may hold an identifier."""
         self.context.counts.errors["internal"] += 1
-        place = fault.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        at = f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
-        self.report("fault", "internal", level="error", detail=f"{type(fault).__name__}{at}")
+        places = [f" at {frame.f_code.co_filename}:{line}" for frame, line in walk_tb(fault.__traceback__)]
+        self.report("fault", "internal", level="error", detail=type(fault).__name__ + "".join(places[-1:]))

@@ -1,13 +1,11 @@
 """S13 as the Diameter node is handed it: id, vendor, command, AVPs, and what answers (3GPP TS 29.272 7.1, 7.2)."""
 
 from dataclasses import replace
-from typing import Protocol
 
-from eir.diameter.answer import Reply
 from eir.diameter.application import Application, Command, LaneFactory
-from eir.diameter.message import Request
 from eir.s13 import dictionary as s13
 from eir.s13.grammar import ECR
+from eir.s13.service import S13Service
 
 S13 = Application(
     id=s13.S13_APPLICATION, vendor=s13.VENDOR_3GPP, dictionary=s13.DICTIONARY,
@@ -16,13 +14,6 @@ S13 = Application(
 """For a client, which answers nothing."""
 
 
-class Service(Protocol):
-    """What answers ECRs."""
-
-    def answer(self, request: Request) -> Reply:
-        """The reply to an ECR; see Application.answer."""
-
-
-def s13_application(service: Service, lane: LaneFactory | None = None) -> Application:
+def s13_application(service: S13Service, lane: LaneFactory | None = None) -> Application:
     """S13 for a node: `service` answers each ECR that no lane made by `lane` takes."""
     return replace(S13, answer=service.answer, lane=lane)

@@ -12,6 +12,7 @@ TERMINAL_GRAMMAR = read_grammar("""
     * [ AVP ]
     """, DICTIONARY)  # TS 29.272 7.3.3
 
+# TS 29.272 7.2.19
 ECR = read_grammar("""
       < Session-Id >
       [ DRMP ]
@@ -28,4 +29,4 @@ ECR = read_grammar("""
     * [ AVP ]
     * [ Proxy-Info ]
     * [ Route-Record ]
-    """, DICTIONARY, {VENDOR_SPECIFIC_APPLICATION_ID: APPLICATION_IDS, TERMINAL_INFORMATION: TERMINAL_GRAMMAR})  # TS 29.272 7.2.19
+    """, DICTIONARY, {VENDOR_SPECIFIC_APPLICATION_ID: APPLICATION_IDS, TERMINAL_INFORMATION: TERMINAL_GRAMMAR})

@@ -126,11 +126,7 @@ class Lane:
         """The layout of the last message: most often that of the next one too."""
 
     def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
-        """Answer the messages that stand at `position`, up to the first that is not for the lane.
-
-        Appends the answers' bytes to `out`. Returns the position behind the last message answered and how many answers
-        of each result (`2001`, `10415:5422`) there were.
-        """
+        """See eir.diameter.application.Lane.take; results are `2001` and `10415:5422`."""
         if self._checker.policy is not self._policy:
             self._forget_verdicts()
         tally: dict[Verdict, int] = {}
@@ -222,7 +218,7 @@ class Lane:
         return count
 
     def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Turn away the messages that `take` would answer; returns the position behind the last one, and how many there were."""
+        """See eir.diameter.application.Lane.shed."""
         count = 0
         while count < messages_max and position < len(data) and (layout := self._find(data, position)) is not None:
             fields = layout.unpack(data, position)
@@ -299,12 +295,12 @@ _RESULTS = {status: result_label(reply.result_code, reply.experimental) for stat
 
 
 class _Place(NamedTuple):
-    """A stretch of a message that is not held to a context."""
+    """A stretch of a message."""
 
     start: int
     end: int
     name: str
-    """`ids`, `session`, `imei`, `version`, `imsi`; empty: nobody reads it."""
+    """`ids`, `session`, `imei`, `version`, `imsi`, or `constant` for what is held to one; empty: nobody reads it."""
 
 
 def _layout_of(request: Request) -> Layout | None:
@@ -320,23 +316,16 @@ def _layout_of(request: Request) -> Layout | None:
     sizes = {place.name: place.end - place.start for place in places}
     if sizes.get("imei") not in IMEI_LENGTHS or sizes.get("version", SOFTWARE_VERSION_DIGITS) != SOFTWARE_VERSION_DIGITS:
         return None
-    form, at, index = "", 0, 0
-    found: dict[str, int] = {}
-    constants = []
-    for place in places:
+    stretches, at = [], 0
+    for place in (*places, _Place(len(request.buffer), len(request.buffer), "")):
         if place.start > at:
-            form += f"{place.start - at}s"
-            constants.append(index)
-            index += 1
-        form += f"{place.end - place.start}{'s' if place.name else 'x'}"
-        if place.name:
-            found[place.name] = index
-            index += 1
+            stretches.append(_Place(at, place.start, "constant"))
+        stretches.append(place)
         at = place.end
-    rest = len(request.buffer) - at
-    if rest:
-        form += f"{rest}s"
-        constants.append(index)
+    form = "".join(f"{place.end - place.start}{'s' if place.name else 'x'}" for place in stretches)
+    read = [place.name for place in stretches if place.name]
+    constants = [index for index, name in enumerate(read) if name == "constant"]
+    found = {name: index for index, name in enumerate(read)}
     fields = {place.name: slice(place.start, place.end) for place in places}
     columns = Columns(
         len(request.buffer), [slice(place.start, place.end) for place in places], ids=fields["ids"], session=fields["session"],

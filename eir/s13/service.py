@@ -22,7 +22,8 @@ EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYL
 """TS 29.272 7.3.51."""
 
 REPLIES: dict[Status, Reply] = {
-    status: Reply(SUCCESS, avps=s13.NO_STATE + encode_u32(s13.EQUIPMENT_STATUS, value)) for status, value in EQUIPMENT_STATUSES.items()
+    status: Reply(SUCCESS, avps=s13.NO_STATE + encode_u32(s13.EQUIPMENT_STATUS, value))
+    for status, value in EQUIPMENT_STATUSES.items()
 }
 """The answer to each verdict, encoded once."""
 # TS 29.272 7.4.3.4: an unknown device is an Experimental-Result, and then neither Result-Code nor Equipment-Status is sent.
