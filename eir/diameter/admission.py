@@ -75,10 +75,7 @@ class Attempt(NamedTuple):
 
 
 class AdmissionControl(Protocol):
-    """Where a node reports its connections; each report returns the orders that it leads to.
-
-    What is decided elsewhere, or later, is told to `Node.obey` instead.
-    """
+    """Where a node reports its connections, and is told what to do: at once, or by `Node.obey` if it is decided elsewhere."""
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""

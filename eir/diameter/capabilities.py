@@ -74,10 +74,7 @@ def _numbers(found: Iterable[Avp], *keys: int) -> frozenset[int]:
 
 
 def judge_cer(request: Request, said: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool) -> PeerSettings:
-    """The peer that a CER comes from; `secure`: the connection is inside TLS.
-
-    Raises DiameterError: 3010 for a CER that nothing else is wrong with, whose sender is unknown.
-    """
+    """The peer that a CER comes from. Raises DiameterError: 3010 where the sender is unknown and nothing else is wrong."""
     found: PeerSettings | DiameterError
     try:
         found = identify(said)
@@ -156,10 +153,7 @@ def certificate_fits(names: Sequence[str], said: Capabilities, settings: PeerSet
 
 
 def holds(names: Sequence[str], wanted: str) -> bool:
-    """Whether one of a certificate's names is the wanted one, as RFC 6125 6.4 compares them.
-
-    Without case; a star stands for the whole first label and for nothing else.
-    """
+    """Whether a certificate has a name by RFC 6125 6.4: without case, a star for the whole first label and nothing else."""
     name = wanted.lower()
     beyond_first = name.partition(".")[2]
     return any(held.lower() == name or (bool(beyond_first) and held.lower() == f"*.{beyond_first}") for held in names)

@@ -42,11 +42,6 @@ class Client:
         self.closed_by = ""
         """Why the connection is over; empty while it is open."""
 
-    @property
-    def pending(self) -> int:
-        """Requests that have no answer yet."""
-        return len(self._waiting)
-
     async def request(self, command: int, avps: bytes, *, timeout_s: float = 5.0) -> Answer:
         """Send a request of the application and return its answer; Session-Id and our Origin AVPs are put before `avps`.
 
@@ -87,12 +82,8 @@ class Client:
 
     def accept(self, link: Link) -> Peer:
         """The connection stands: begin with our CER."""
-        now = self._loop.time()
-        peer = Peer(
-            self.context, lambda _: SERVER, addresses=(link.local,), now=now,
-            first_id=random.getrandbits(32), secure=link.certificate_names() is not None,
-        )  # fmt: skip
-        peer.connect(SERVER, now)
+        peer = link.new_peer(lambda _: SERVER)
+        peer.connect(SERVER, self._loop.time())
         return peer
 
     def handle(self, link: Link, event: Event) -> None:

@@ -79,10 +79,7 @@ class Message:
         return self.buffer[avp.start : avp.end] + bytes(avp.start - avp.end & 3)
 
     def failed(self, avp: Avp, *groups: Avp) -> bytes:
-        """What a Failed-AVP holds for this AVP: its bytes, inside the groups that it stood in, outermost first.
-
-        RFC 6733 7.5: of each group only the part that leads to the offending AVP.
-        """
+        """What a Failed-AVP holds for this AVP: its bytes, and of `groups`, outermost first, what leads to it (RFC 6733 7.5)."""
         return nest(self.raw(avp), groups)
 
 

@@ -9,6 +9,7 @@ import itertools
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -82,11 +83,6 @@ class Node:
         """Who the node is."""
         return self.context.identity
 
-    @property
-    def limits(self) -> Limits:
-        """How far the node goes."""
-        return self.context.limits
-
     async def listen(self, url: str) -> tuple[str, int]:
         """Open a listener at `tcp://host:port` or `tls://host:port` (port 0: any free one); return its address and port.
 
@@ -129,10 +125,10 @@ class Node:
         self._peers = tuple(peers)
         self._tls = tls or self._tls
         self.context = replace(
-            self.context, identity=identity or self.identity, limits=limits or self.limits,
+            self.context, identity=identity or self.identity, limits=limits or self.context.limits,
             overload=replace(overload or self.context.overload),
         )  # fmt: skip
-        self._rates.reconfigure(self._peers, self.limits)
+        self._rates.reconfigure(self._peers, self.context.limits)
         now = _now()
         for link in list(self._links.values()):
             if link.peer is not None:
@@ -166,10 +162,7 @@ class Node:
         await asyncio.gather(*self._taking, return_exceptions=True)
 
     def disable(self, label: str) -> bool:
-        """Turn a peer away until `enable`: DPR (DO_NOT_WANT_TO_TALK_TO_YOU) now, 3010 for later CERs.
-
-        False if no entry has this label.
-        """
+        """Turn a peer away until `enable`: a DPR now, 3010 for later CERs. False if no entry has this label."""
         if label not in {settings.label for settings in self._peers}:
             return False
         self._disabled.add(label)
@@ -201,12 +194,8 @@ class Node:
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label; 0 for each entry of the peer table that has none."""
-        found = dict.fromkeys((settings.label for settings in self._peers), 0)
-        for link in self._links.values():
-            if link.peer is not None and link.peer.state is State.OPEN:
-                label = link.peer.traffic.label
-                found[label] = found.get(label, 0) + 1
-        return found
+        peers = [link.peer for link in self._links.values() if link.peer is not None and link.peer.state is State.OPEN]
+        return {**dict.fromkeys((settings.label for settings in self._peers), 0), **Counter(peer.traffic.label for peer in peers)}
 
     @property
     def pending(self) -> int:
@@ -221,7 +210,7 @@ class Node:
             return self._connect(link, link.dialed)
         if link.number not in self._links and not self._let_in(link):
             return None
-        return self._new_peer(link)
+        return link.new_peer(partial(self._identify, link))
 
     def handle(self, link: Link, event: Event) -> None:
         """Decide what concerns more than one connection."""
@@ -266,23 +255,23 @@ class Node:
         if self._tls is None or not self._let_in(link):
             raise ConnectionRefusedError
         try:
-            await stream.accept(link, connection, self._tls.accepting, self.limits.cer_timeout_s)
+            await stream.accept(link, connection, self._tls.accepting, self.context.limits.cer_timeout_s)
         except OSError as e:
             if not link.closed.done():
                 # The link has not seen it begin, so it will not tell that it is over.
                 self._refused("tls_handshake", address=link.address, detail=_reason(e))
                 self.lost(link)
-                link.failed()
+                link.over()
             raise
 
     def _let_in(self, link: Link) -> bool:
         """Whether a connection is within the limits; enters it if it is."""
-        refusal = self._gate.sources.refusal(link.source, self._peers, self.limits, len(self._links))
+        refusal = self._gate.sources.refusal(link.source, self._peers, self.context.limits, len(self._links))
         if (refusal := refusal or ("draining" if self._draining else None)) is not None:
             self._refused(refusal, address=link.address, setting=setting_for(refusal))
             return False
         self._enter(link)
-        self._gate.enter(link, self.limits)
+        self._gate.enter(link, self.context.limits)
         return True
 
     def _refused(self, reason: str, *, level: str = "warning", **fields: object) -> None:
@@ -314,7 +303,7 @@ class Node:
     def _connect(self, link: Link, settings: PeerSettings) -> Peer:
         """We have made this connection: the peer that speaks on it."""
         self._enter(link)
-        peer, now = self._new_peer(link), _now()
+        peer, now = link.new_peer(partial(self._identify, link)), _now()
         peer.limit(self._rates.of(settings, now))
         peer.connect(settings, now)
         if settings.host is not None:
@@ -326,12 +315,6 @@ class Node:
     def _enter(self, link: Link) -> None:
         link.number = next(self._numbers)
         self._links[link.number] = link
-
-    def _new_peer(self, link: Link) -> Peer:
-        return Peer(
-            self.context, lambda said: self._identify(link, said), addresses=(link.local,), now=_now(),
-            first_id=random.getrandbits(32), secure=link.certificate_names() is not None,
-        )  # fmt: skip
 
     def _identify(self, link: Link, said: Capabilities) -> PeerSettings:
         """Whose CER or CEA it is (RFC 6733 5.3, 5.6); raises DiameterError 3010."""
@@ -362,7 +345,7 @@ class Node:
                 peer.refuse(DiameterError(result_code, reason, detail), now)
             case Probe():
                 loop = asyncio.get_running_loop()
-                self._probes[link.number] = loop.call_later(self.limits.duplicate_probe_s, self._silent, link)
+                self._probes[link.number] = loop.call_later(self.context.limits.duplicate_probe_s, self._silent, link)
                 peer.probe(now)
             case Drop():
                 self._drop(link, order.reason)

@@ -90,10 +90,7 @@ class Peer:
 
     def take(self) -> bytes:
         """The bytes to send, once."""
-        out = self.traffic.out
-        if not out:
-            return b""
-        self.traffic.out = []
+        out, self.traffic.out = self.traffic.out, []
         return b"".join(out)
 
     def deadline(self) -> float | None:
@@ -134,10 +131,7 @@ class Peer:
         self._asked.add(traffic.request(CAPABILITIES_EXCHANGE, traffic.names.origin + traffic.capability_avps()))
 
     def admit(self, now: float, *, failed_before: bool = False) -> None:
-        """Take the connection that `Arrived` told of, and go on with what the peer has sent meanwhile.
-
-        `failed_before`: the peer's last connection was given up by its watchdog, so that it is REOPEN at first.
-        """
+        """Take what `Arrived` told of; it is REOPEN at first if the watchdog gave up the peer's last one (`failed_before`)."""
         status = watchdog.Status.DOWN if failed_before else watchdog.Status.INITIAL
         self._feed(Input.ADMIT, _Occasion(now, status=status))
         if self.state is State.OPEN and self._framer.buffered:
@@ -310,7 +304,7 @@ class Peer:
         return self._refuse_cer(request, fault, said)
 
     def _process_cea(self, occasion: _Occasion) -> State | None:
-        answer, settings = self._answer(occasion.message), self.settings
+        answer, settings = Answer(occasion.message, self._context.limits.max_avps), self.settings
         if answer.hop_by_hop not in self._asked or settings is None:
             return self._discard(occasion)
         self._asked.discard(answer.hop_by_hop)
@@ -340,7 +334,7 @@ class Peer:
         request = self._base_request(occasion, DPR)
         if request is None:
             return self.state  # A defective DPR was answered as such, and changes nothing.
-        self.traffic.answer(request, occasion.command)
+        self.traffic.answer(request, occasion.command, Reply(SUCCESS))
         if self._close_at is None:  # Further DPRs do not put the end off.
             self._close_at = occasion.now + self._context.limits.close_after_dpa_s
         self.events.append(Leaving())
@@ -372,7 +366,7 @@ class Peer:
         traffic.answers += 1
 
     def _take(self, occasion: _Occasion) -> None:
-        answer = self._answer(occasion.message)
+        answer = Answer(occasion.message, self._context.limits.max_avps)
         if answer.hop_by_hop in self._asked:
             self._asked.discard(answer.hop_by_hop)
             self.events.append(Answered(answer.hop_by_hop, answer))
@@ -414,9 +408,6 @@ class Peer:
 
     def _request(self, message: bytes) -> Request:
         return Request(message, self._context.limits.max_avps, self.traffic.label)
-
-    def _answer(self, message: bytes) -> Answer:
-        return Answer(message, self._context.limits.max_avps)
 
     def _base_request(self, occasion: _Occasion, grammar: Grammar) -> Request | None:
         """A DWR or DPR that is as it should be; None if it was not and has been answered so."""

@@ -17,17 +17,17 @@ class PeerStatus:
     host: str | None
     """Origin-Host; None before the CER."""
     realm: str | None
-    address: str | None
+    address: str | None = None
     """`ip:port` of the peer's side; None without a connection."""
     state: str
     """The connection's state in lower case (`open`, `wait_cer`, …); `down` or `disabled` without one."""
-    since: float | None
+    since: float | None = None
     """Unix time since when the connection stands; None without one."""
-    requests: int
+    requests: int = 0
     """Application requests received."""
-    answers: int
+    answers: int = 0
     """Answers to them sent."""
-    watchdog: str
+    watchdog: str = "initial"
     """okay, suspect, down, reopen or initial (RFC 3539 3.4.1)."""
     direction: str
     """`out` where we connect to the peer, `in` where it connects to us."""
@@ -46,9 +46,8 @@ def peer_rows(
     there = {row.label for row in rows}
     rows += [
         PeerStatus(
-            label=settings.label, host=settings.host, realm=settings.realm, address=None,
-            state="disabled" if settings.label in disabled else "down", since=None, requests=0, answers=0, watchdog="initial",
-            direction="in" if settings.connect is None else "out",
+            label=settings.label, host=settings.host, realm=settings.realm,
+            state="disabled" if settings.label in disabled else "down", direction="in" if settings.connect is None else "out",
         )
         for settings in peers
         if settings.label not in there

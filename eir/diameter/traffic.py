@@ -15,12 +15,11 @@ from eir.diameter.context import LocalNames, NodeContext, local_names
 from eir.diameter.counts import OTHER
 from eir.diameter.dictionary import BASE, CAPABILITIES_EXCHANGE, ORIGIN_STATE_ID
 from eir.diameter.message import R_FLAG, Message, encode_message
-from eir.diameter.result import SUCCESS, is_protocol_error
+from eir.diameter.result import is_protocol_error
 from eir.diameter.settings import PeerSettings, setting_for
 from eir.errors import DiameterError
 
 CER_COMMAND = BASE_COMMANDS[CAPABILITIES_EXCHANGE]
-SUCCESS_REPLY = Reply(SUCCESS)
 
 
 class Traffic:
@@ -71,8 +70,8 @@ class Traffic:
         self.context.counts.messages[self.label, command.name if command else OTHER, "request", "out"] += 1
         return self._next_id
 
-    def answer(self, request: Message, command: Command | None, reply: Reply = SUCCESS_REPLY) -> None:
-        """Send an application's reply, or 2001."""
+    def answer(self, request: Message, command: Command | None, reply: Reply) -> None:
+        """Send a reply, of the application or our own."""
         code, experimental = reply.result_code, reply.experimental
         result, error = result_avp(code, experimental), is_protocol_error(code)
         self.out.append(encode_answer(request, result, self.names.origin, avps=reply.avps, error=error))
@@ -80,9 +79,7 @@ class Traffic:
 
     def refuse(self, request: Message, command: Command | None, fault: DiameterError) -> None:
         """Send an error; all but 3xxx hold what the command's own grammar wants besides."""
-        avps = command.error_avps if command else b""
-        if command is CER_COMMAND:
-            avps = self.capability_avps()
+        avps = self.capability_avps() if command is CER_COMMAND else command.error_avps if command else b""
         session = command is not None and command.session
         self.out.append(error_answer(request, fault, self.names.origin, avps, session=session))
         self._count_answer(command, result_label(fault.result_code))

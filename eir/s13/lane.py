@@ -15,6 +15,7 @@ eir.checks.checker, which counts them too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from struct import Struct
 from typing import NamedTuple
@@ -105,10 +106,7 @@ class Layout(NamedTuple):
 
 
 class Lane:
-    """The lane of one peer. `origin` is what the node's answers to it carry: Origin-Host and Origin-Realm, encoded.
-
-    `overload` is what requests past a limit on requests a second get.
-    """
+    """The lane of one peer; for `label`, `origin` and `overload` see eir.diameter.application.LaneFactory."""
 
     command = ME_IDENTITY_CHECK_NAME
 
@@ -238,16 +236,14 @@ class Lane:
         if layout is None:
             return
         self._credit = max(0, self._credit - LEARNING_COSTS)
-        candidates = self._layouts.setdefault(request.buffer[:FIRST_WORD_BYTES], [])
-        known = next((candidate for candidate in candidates if candidate.format == layout.format), None)
-        if known is None:
+        first_word = request.buffer[:FIRST_WORD_BYTES]
+        known = next((each for each in self._layouts.get(first_word, ()) if each.format == layout.format), layout)
+        if known is layout:
             if sum(map(len, self._layouts.values())) >= LAYOUTS_MAX:
                 self._layouts.clear()  # The peer has changed its ways: begin afresh.
                 self._latest = None
-                candidates = self._layouts.setdefault(request.buffer[:FIRST_WORD_BYTES], [])
-            candidates.append(layout)
-            known = layout
-        layouts = [layout for candidates in self._layouts.values() for layout in candidates]
+            self._layouts.setdefault(first_word, []).append(layout)
+        layouts = list(chain.from_iterable(self._layouts.values()))
         if sum(len(layout.contexts) for layout in layouts) >= CONTEXTS_MAX:
             for layout in layouts:
                 layout.contexts.clear()
@@ -277,10 +273,9 @@ class Lane:
 
     def _forget_verdicts(self) -> None:
         self._policy = self._checker.policy
-        for candidates in self._layouts.values():
-            for layout in candidates:
-                for context in layout.contexts.values():
-                    context.by_verdict.clear()
+        for layout in chain.from_iterable(self._layouts.values()):
+            for context in layout.contexts.values():
+                context.by_verdict.clear()
 
     def _cut(self, request: Request, reply: Reply, *, is_plain: bool) -> Pieces:
         """The answer that this request would get by a reply, cut where it repeats what the request holds."""

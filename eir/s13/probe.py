@@ -58,10 +58,7 @@ class Finding:
 async def ask(
     target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
 ) -> list[Finding]:
-    """Connect, ask about each IMEI in turn, disconnect; what is left when the connection ends is not asked.
-
-    Raises EirError if the connection or the CER fails.
-    """
+    """Ask about each IMEI in turn on one connection, until that ends. Raises EirError if the connection or the CER fails."""
     try:
         client = await connect(
             target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,

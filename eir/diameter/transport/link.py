@@ -6,6 +6,7 @@ asyncio do: `stream` has what only TCP and TLS have. Knows nothing of other conn
 """
 
 import asyncio
+import random
 import socket
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
 
-from eir.diameter.capabilities import source_address
+from eir.diameter.capabilities import IdentifyPeer, source_address
 from eir.diameter.context import NodeContext
 from eir.diameter.events import Closed, Event
 from eir.diameter.peer import Peer
@@ -28,9 +29,8 @@ REST_BYTES = 65_536
 class Owner(Protocol):
     """What a connection's owner does for it."""
 
-    @property
-    def context(self) -> NodeContext:
-        """Limits, counts and the rest of what the node's connections share."""
+    context: NodeContext
+    """Limits, counts and the rest of what the node's connections share."""
 
     def accept(self, link: "Link") -> Peer | None:
         """A connection stands: the peer that speaks on it, or None to close it at once."""
@@ -130,8 +130,7 @@ class Link(asyncio.Protocol):
                 self._owner.handle(self, event)
             self.peer = None
         self._owner.lost(self)
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.over()
 
     def pause_writing(self) -> None:
         """The peer does not read: stop reading from it, and give it a while."""
@@ -154,11 +153,18 @@ class Link(asyncio.Protocol):
         self._see(connection.getpeername())
         self._raw = connection
 
-    def failed(self) -> None:
-        """The handshake has failed: there is no connection."""
+    def over(self) -> None:
+        """There is no connection: the handshake has failed, or the transport is gone."""
         self._raw = None
         if not self.closed.done():
             self.closed.set_result(None)
+
+    def new_peer(self, identify: IdentifyPeer) -> Peer:
+        """A peer that speaks on this connection."""
+        return Peer(
+            self._owner.context, identify, addresses=(self.local,), now=self._loop.time(), first_id=random.getrandbits(32),
+            secure=self.certificate_names() is not None,
+        )  # fmt: skip
 
     def pump(self) -> None:
         """Do what the peer wants done: hand out its events, write its bytes, close, set its timer."""
