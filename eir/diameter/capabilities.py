@@ -73,7 +73,9 @@ def _numbers(found: Iterable[Avp], *keys: int) -> frozenset[int]:
     return frozenset(number for avp in found if avp.key in keys and (number := u32_or(avp, None)) is not None)
 
 
-def judge_cer(request: Request, said: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool) -> PeerSettings:
+def judge_cer(
+    request: Request, said: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool
+) -> PeerSettings:
     """The peer that a CER comes from. Raises DiameterError: 3010 where the sender is unknown and nothing else is wrong."""
     found: PeerSettings | DiameterError
     try:

@@ -44,7 +44,7 @@ def reply_to(
     request: Request, command: Command | None, now: float, *, context: NodeContext, settings: PeerSettings | None,
     names: LocalNames, rates: Sequence[Limit],
 ) -> Reply:  # fmt: skip
-    """The reply to an application request, in the order of checks: header, application, command, routing, AVPs. Raises DiameterError."""
+    """The reply to a request, checked in this order: header, application, command, routing, AVPs. Raises DiameterError."""
     check_header_bits(request)
     if command is None:
         if request.application_id in {BASE, context.application.id}:
