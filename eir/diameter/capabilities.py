@@ -61,12 +61,10 @@ def read_capabilities(message: Message) -> Capabilities:
     stated = [*message.avps, *(member for group in groups for member in message.members(group))]
     host, realm, state = (message.first.get(key) for key in (avps.ORIGIN_HOST, avps.ORIGIN_REALM, avps.ORIGIN_STATE_ID))
     return Capabilities(
-        host.data.decode("ascii", "replace") if host else "",
-        realm.data.decode("ascii", "replace") if realm else "",
-        u32_or(state, None),
-        _numbers(stated, avps.AUTH_APPLICATION_ID, avps.ACCT_APPLICATION_ID),
+        host.data.decode("ascii", "replace") if host else "", realm.data.decode("ascii", "replace") if realm else "",
+        u32_or(state, None), _numbers(stated, avps.AUTH_APPLICATION_ID, avps.ACCT_APPLICATION_ID),
         _numbers(message.avps, avps.INBAND_SECURITY_ID),
-    )
+    )  # fmt: skip
 
 
 def _numbers(found: Iterable[Avp], *keys: int) -> frozenset[int]:
