@@ -181,7 +181,7 @@ async def test_other_names_of_ours_mean_a_new_connection():
         connection = await setup.open()
         setup.node.reconfigure([MME], replace(IDENTITY, aliases=("alias",)), Limits(max_message_bytes=8192))
         assert (await connection.ask(ecr(extra=wire.avp(293, "alias")))).result == 2001
-        assert setup.node.limits.max_message_bytes == 8192
+        assert setup.node.context.limits.max_message_bytes == 8192
         setup.node.reconfigure([MME], replace(IDENTITY, host="eir2.localdomain"))
         request = await connection.read()
         assert (request.command, request.number(273), request.data(264)) == (282, 0, wire.EIR.encode())

@@ -7,7 +7,7 @@ happens, and does what it orders. A connection is named by whatever its owner ca
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from eir.diameter.result import ELECTION_LOST, UNABLE_TO_COMPLY
 
@@ -66,8 +66,7 @@ class Claim:
     """0 where the CER has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """A connection that we make."""
 
     connection: Name
@@ -76,10 +75,7 @@ class Attempt:
 
 
 class AdmissionControl(Protocol):
-    """Where a node reports its connections; each report returns the orders that it leads to.
-
-    What is decided elsewhere, or later, is told to `Node.obey` instead.
-    """
+    """Where a node reports its connections, and is told what to do: at once, or by `Node.obey` if it is decided elsewhere."""
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""
@@ -114,7 +110,7 @@ class Admission:
         """Peers that we are connecting to, by host."""
         self._waiting: dict[Name, Claim] = {}
         """Connections that wait for the end of an election."""
-        self._failed: OrderedDict[str, None] = OrderedDict()
+        self._failed: OrderedDict[str, bool] = OrderedDict()
 
     def is_open(self, host: str) -> bool:
         """Whether the peer has an open connection."""
@@ -149,12 +145,8 @@ class Admission:
         self._dialing.pop(host, None)
         self._failed.pop(host, None)
         self._add(connection, host, origin_state_id)
-        orders: list[Order] = []
-        for other, claim in list(self._waiting.items()):
-            if claim.host.lower() == host:
-                del self._waiting[other]
-                orders.append(Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open"))
-        return orders
+        lost = (claim.connection for claim in self._end_election(host))
+        return [Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open") for other in lost]
 
     def alive(self, connection: Name) -> list[Order]:
         """A probed connection answered its DWR: the one that waits for its place does not get it."""
@@ -164,9 +156,7 @@ class Admission:
     def closed(self, connection: Name, reason: str = "") -> list[Order]:
         """A connection is gone, or an attempt failed; `reason` `watchdog` is what RFC 3539 calls a failure."""
         self._waiting.pop(connection, None)
-        for oldest, claim in list(self._probed.items()):
-            if claim.connection == connection:
-                del self._probed[oldest]
+        self._probed = {oldest: claim for oldest, claim in self._probed.items() if claim.connection != connection}
         orders: list[Order] = []
         host = self._hosts.pop(connection, None)
         if host is not None:
@@ -175,7 +165,7 @@ class Admission:
             if not connections:
                 del self._open[host]
             if reason == "watchdog":
-                self._failed[host] = None
+                self._failed[host] = True
                 if len(self._failed) > FAILED_MAX:
                     self._failed.popitem(last=False)
         waiting = self._probed.pop(connection, None)
@@ -183,18 +173,17 @@ class Admission:
             orders += self._weigh(waiting)
         for dialed, attempt in list(self._dialing.items()):
             if attempt.connection == connection:
+                # Our attempt came to nothing: the peer's own connection, if it waits, is weighed (I-Peer-Disc).
                 del self._dialing[dialed]
-                orders += self._end_election(dialed)
+                orders += [order for claim in self._end_election(dialed) for order in self._weigh(claim)]
         return orders
 
-    def _end_election(self, host: str) -> list[Order]:
-        """Our attempt came to nothing: the peer's own connection, if it waits, is weighed (I-Peer-Disc)."""
-        orders: list[Order] = []
-        for connection, claim in list(self._waiting.items()):
-            if claim.host.lower() == host:
-                del self._waiting[connection]
-                orders += self._weigh(claim)
-        return orders
+    def _end_election(self, host: str) -> list[Claim]:
+        """What has waited for the end of the election with this peer, and waits no longer."""
+        ended = [claim for claim in self._waiting.values() if claim.host.lower() == host]
+        for claim in ended:
+            del self._waiting[claim.connection]
+        return ended
 
     def _weigh(self, claim: Claim) -> list[Order]:
         """One connection too many: the oldest proves that it lives, or makes room."""
@@ -215,9 +204,7 @@ class Admission:
     def _admit(self, claim: Claim) -> list[Order]:
         host = claim.host.lower()
         self._add(claim.connection, host, claim.origin_state_id)
-        failed = host in self._failed
-        self._failed.pop(host, None)
-        return [Admit(claim.connection, failed)]
+        return [Admit(claim.connection, self._failed.pop(host, False))]
 
     def _add(self, connection: Name, host: str, origin_state_id: int) -> None:
         self._open.setdefault(host, OrderedDict())[connection] = origin_state_id

@@ -3,16 +3,8 @@
 from dataclasses import dataclass
 from functools import cache
 
+from eir.diameter import dictionary as keys
 from eir.diameter.avp import encode, encode_u32
-from eir.diameter.dictionary import (
-    EXPERIMENTAL_RESULT,
-    EXPERIMENTAL_RESULT_CODE,
-    FAILED_AVP,
-    PROXY_INFO,
-    RESULT_CODE,
-    SESSION_ID,
-    VENDOR_ID,
-)
 from eir.diameter.message import E_FLAG, P_FLAG, Message, encode_message
 from eir.diameter.result import is_protocol_error
 from eir.errors import DiameterError
@@ -34,9 +26,9 @@ class Reply:
 def result_avp(reply_code: int, experimental: tuple[int, int] | None = None) -> bytes:
     """Result-Code or Experimental-Result, encoded."""
     if experimental is None:
-        return encode_u32(RESULT_CODE, reply_code)
+        return encode_u32(keys.RESULT_CODE, reply_code)
     vendor, code = experimental
-    return encode(EXPERIMENTAL_RESULT, encode_u32(VENDOR_ID, vendor) + encode_u32(EXPERIMENTAL_RESULT_CODE, code))
+    return encode(keys.EXPERIMENTAL_RESULT, encode_u32(keys.VENDOR_ID, vendor) + encode_u32(keys.EXPERIMENTAL_RESULT_CODE, code))
 
 
 @cache
@@ -54,15 +46,15 @@ def encode_answer(
     Failed-AVP holds, `error` sets the E bit. The T bit is never copied.
     """
     parts = []
-    session = request.first.get(SESSION_ID)
+    session = request.first.get(keys.SESSION_ID)
     if session is not None:
-        parts.append(encode(SESSION_ID, session.data))
+        parts.append(encode(keys.SESSION_ID, session.data))
     parts += (result, origin, avps)
     if failed:
-        parts.append(encode(FAILED_AVP, failed))
-    if PROXY_INFO in request.first:
+        parts.append(encode(keys.FAILED_AVP, failed))
+    if keys.PROXY_INFO in request.first:
         # RFC 6733 6.2: in the same order, and byte for byte: their owner put state into them.
-        parts += [request.raw(avp) for avp in request.avps if avp.key == PROXY_INFO]
+        parts += [request.raw(avp) for avp in request.avps if avp.key == keys.PROXY_INFO]
     flags = request.flags & P_FLAG | (E_FLAG if error else 0)
     ids = (request.hop_by_hop, request.end_to_end)
     return encode_message(flags, request.command, request.application_id, ids, b"".join(parts))
@@ -76,7 +68,7 @@ def error_answer(request: Message, fault: DiameterError, origin: bytes, avps: by
     (RFC 6733 7.1.3, 7.1.5, 7.2).
     """
     code = fault.result_code
-    error = is_protocol_error(code) or (code >= 5000 and session and SESSION_ID not in request.first)
+    error = is_protocol_error(code) or (code >= 5000 and session and keys.SESSION_ID not in request.first)
     return encode_answer(
         request, result_avp(code), origin, avps=b"" if error else avps, failed=fault.failed_avp, error=error
     )

@@ -32,9 +32,8 @@ class Lane(Protocol):
     connection keeps the node's.
     """
 
-    @property
-    def command(self) -> str:
-        """Name of the command whose requests it takes."""
+    command: str
+    """Name of the command whose requests it takes."""
 
     def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
         """Answer the messages at `position`, up to the first that is not for the lane; append the answers to `out`.
@@ -43,10 +42,7 @@ class Lane(Protocol):
         """
 
     def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Answer the messages that `take` would, but all of them by the overload answer, and without the application.
-
-        Returns the position behind the last one, and how many there were.
-        """
+        """Answer what `take` would, but by the overload answer alone; returns the position behind it, and how many there were."""
 
     def learn(self, request: Request) -> None:
         """See a request that the general path has just answered by the application's reply."""

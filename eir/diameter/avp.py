@@ -61,10 +61,7 @@ def encode_text(key: int, text: str, *, flags: int = M_FLAG) -> bytes:
 
 
 def encode_address(key: int, address: str) -> bytes:
-    """An AVP of type Address; an IPv4 address that a dual-stack socket shows as IPv6 goes out as IPv4.
-
-    Raises ValueError if the text is not an IP address.
-    """
+    """An AVP of type Address; what a dual-stack socket shows of IPv4 goes out as IPv4. Raises ValueError for other text."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped

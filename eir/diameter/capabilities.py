@@ -42,18 +42,16 @@ def capability_avps(identity: Identity, addresses: Iterable[str], application: A
 
     `addresses`: those of the connection's own socket. No Inband-Security-Id: TLS comes before the CER, or not at all.
     """
-    parts = [encode_address(avps.HOST_IP_ADDRESS, address) for address in addresses]
-    parts += (
+    vendor, firmware = application.vendor, identity.firmware_revision
+    return b"".join((
+        *(encode_address(avps.HOST_IP_ADDRESS, address) for address in addresses),
         encode_u32(avps.VENDOR_ID, identity.vendor_id),
         encode_text(avps.PRODUCT_NAME, identity.product_name, flags=0),
         encode_u32(avps.ORIGIN_STATE_ID, identity.origin_state_id),
-    )
-    if application.vendor:
-        parts.append(encode_u32(avps.SUPPORTED_VENDOR_ID, application.vendor))
-    parts.append(application_id_avp(application))
-    if identity.firmware_revision is not None:
-        parts.append(encode_u32(avps.FIRMWARE_REVISION, identity.firmware_revision, flags=0))
-    return b"".join(parts)
+        encode_u32(avps.SUPPORTED_VENDOR_ID, vendor) if vendor else b"",
+        application_id_avp(application),
+        encode_u32(avps.FIRMWARE_REVISION, firmware, flags=0) if firmware is not None else b"",
+    ))  # fmt: skip
 
 
 def read_capabilities(message: Message) -> Capabilities:
@@ -63,12 +61,10 @@ def read_capabilities(message: Message) -> Capabilities:
     stated = [*message.avps, *(member for group in groups for member in message.members(group))]
     host, realm, state = (message.first.get(key) for key in (avps.ORIGIN_HOST, avps.ORIGIN_REALM, avps.ORIGIN_STATE_ID))
     return Capabilities(
-        host.data.decode("ascii", "replace") if host else "",
-        realm.data.decode("ascii", "replace") if realm else "",
-        u32_or(state, None),
-        _numbers(stated, avps.AUTH_APPLICATION_ID, avps.ACCT_APPLICATION_ID),
+        host.data.decode("ascii", "replace") if host else "", realm.data.decode("ascii", "replace") if realm else "",
+        u32_or(state, None), _numbers(stated, avps.AUTH_APPLICATION_ID, avps.ACCT_APPLICATION_ID),
         _numbers(message.avps, avps.INBAND_SECURITY_ID),
-    )
+    )  # fmt: skip
 
 
 def _numbers(found: Iterable[Avp], *keys: int) -> frozenset[int]:
@@ -78,10 +74,7 @@ def _numbers(found: Iterable[Avp], *keys: int) -> frozenset[int]:
 def judge_cer(
     request: Request, said: Capabilities, identify: IdentifyPeer, context: NodeContext, *, secure: bool
 ) -> PeerSettings:
-    """The peer that a CER comes from; `secure`: the connection is inside TLS.
-
-    Raises DiameterError: 3010 for a CER that nothing else is wrong with, whose sender is unknown.
-    """
+    """The peer that a CER comes from. Raises DiameterError: 3010 where the sender is unknown and nothing else is wrong."""
     found: PeerSettings | DiameterError
     try:
         found = identify(said)
@@ -134,18 +127,13 @@ def may_connect(peers: Sequence[PeerSettings], source: IPv4Address | IPv6Address
     return any(_from(settings, source) for settings in peers)
 
 
-def find_peer(
-    peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address
-) -> PeerSettings | None:
+def find_peer(peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address) -> PeerSettings | None:
     """The first entry that fits; names compare without case (RFC 6733 4.3.1 and DNS)."""
-    for settings in peers:
-        if (
-            (settings.host is None or settings.host.lower() == host.lower())
-            and (settings.realm is None or settings.realm.lower() == realm.lower())
-            and _from(settings, source)
-        ):
-            return settings
-    return None
+    return next((each for each in peers if _is(each.host, host) and _is(each.realm, realm) and _from(each, source)), None)
+
+
+def _is(wanted: str | None, name: str) -> bool:
+    return wanted is None or wanted.lower() == name.lower()
 
 
 def _from(settings: PeerSettings, source: IPv4Address | IPv6Address) -> bool:
@@ -165,10 +153,7 @@ def certificate_fits(names: Sequence[str], said: Capabilities, settings: PeerSet
 
 
 def holds(names: Sequence[str], wanted: str) -> bool:
-    """Whether one of a certificate's names is the wanted one, as RFC 6125 6.4 compares them.
-
-    Without case; a star stands for the whole first label and for nothing else.
-    """
+    """Whether a certificate has a name by RFC 6125 6.4: without case, a star for the whole first label and nothing else."""
     name = wanted.lower()
     beyond_first = name.partition(".")[2]
     return any(held.lower() == name or (bool(beyond_first) and held.lower() == f"*.{beyond_first}") for held in names)

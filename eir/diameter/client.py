@@ -24,13 +24,14 @@ from eir.diameter.transport import stream
 from eir.diameter.transport.link import Link
 from eir.errors import EirError, silent
 
+SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
+
 
 class Client:
     """One open connection; made by `connect`. Requests may be sent at the same time."""
 
-    def __init__(self, context: NodeContext, settings: PeerSettings) -> None:
+    def __init__(self, context: NodeContext) -> None:
         self.context = context
-        self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -41,21 +42,18 @@ class Client:
         self.closed_by = ""
         """Why the connection is over; empty while it is open."""
 
-    @property
-    def pending(self) -> int:
-        """Requests that have no answer yet."""
-        return len(self._waiting)
-
     async def request(self, command: int, avps: bytes, *, timeout_s: float = 5.0) -> Answer:
-        """Send a request of the application and return its answer; Session-Id, Origin-Host and Origin-Realm are put before `avps`.
+        """Send a request of the application and return its answer; Session-Id and our Origin AVPs are put before `avps`.
 
         Raises TimeoutError without an answer in time, EirError if the connection is over.
         """
         link, peer = self._link, self._link.peer if self._link is not None else None
         if link is None or peer is None or self.closed_by:
             raise EirError(f"the connection is closed ({self.closed_by or 'never opened'})")
-        session = encode_text(SESSION_ID, self._session_id())
-        hop_by_hop = peer.ask(command, session + peer.traffic.names.origin + avps)
+        # RFC 6733 8.8: <Origin-Host>;<high 32 bits>;<low 32 bits>, unique for ever.
+        self._sessions = self._sessions + 1 & 0xFFFFFFFF
+        session = f"{self.context.identity.host};{int(time.time())};{self._sessions};{os.getpid()}"
+        hop_by_hop = peer.ask(command, encode_text(SESSION_ID, session) + peer.traffic.names.origin + avps)
         waiting: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[hop_by_hop] = waiting
         link.pump()
@@ -84,12 +82,8 @@ class Client:
 
     def accept(self, link: Link) -> Peer:
         """The connection stands: begin with our CER."""
-        now = self._loop.time()
-        peer = Peer(
-            self.context, lambda _: self._settings, addresses=(link.local,), now=now,
-            first_id=random.getrandbits(32), secure=link.certificate_names() is not None,
-        )  # fmt: skip
-        peer.connect(self._settings, now)
+        peer = link.new_peer(lambda _: SERVER)
+        peer.connect(SERVER, self._loop.time())
         return peer
 
     def handle(self, link: Link, event: Event) -> None:
@@ -140,34 +134,20 @@ class Client:
             if not waiting.done():
                 waiting.set_exception(EirError(f"the connection was closed before the answer: {self.closed_by}"))
 
-    def _session_id(self) -> str:
-        # RFC 6733 8.8: <Origin-Host>;<high 32 bits>;<low 32 bits>, unique for ever.
-        self._sessions = self._sessions + 1 & 0xFFFFFFFF
-        return f"{self.context.identity.host};{int(time.time())};{self._sessions};{os.getpid()}"
-
 
 async def connect(
-    host: str,
-    port: int,
-    application: Application,
-    *,
-    origin_host: str,
-    origin_realm: str,
-    product_name: str = "client",
-    timeout_s: float = 5.0,
-    tls: ssl.SSLContext | None = None,
-    counts: Counts | None = None,
-) -> Client:
+    host: str, port: int, application: Application, *, origin_host: str, origin_realm: str, product_name: str = "client",
+    timeout_s: float = 5.0, tls: ssl.SSLContext | None = None, counts: Counts | None = None,
+) -> Client:  # fmt: skip
     """An open connection to a node, as a client of this name and realm.
 
     Whatever applications the node offers, it is asked. Raises EirError if it cannot be reached, or answers the CER by
     anything but 2001.
     """
-    identity = Identity(host=origin_host, realm=origin_realm, product_name=product_name, origin_state_id=int(time.time()))
-    context = NodeContext(
-        identity=identity, limits=Limits(cer_timeout_s=timeout_s), application=application, counts=counts or Counts(),
-        report=silent, jitter=lambda: 0.0,
-    )  # fmt: skip
-    client = Client(context, PeerSettings(label="server", lenient=frozenset({APPLICATIONS})))
+    client = Client(NodeContext(
+        identity=Identity(host=origin_host, realm=origin_realm, product_name=product_name, origin_state_id=int(time.time())),
+        limits=Limits(cer_timeout_s=timeout_s), application=application, counts=counts or Counts(), report=silent,
+        jitter=lambda: 0.0,
+    ))  # fmt: skip
     await client.open(host, port, tls, timeout_s)
     return client

@@ -47,14 +47,7 @@ class LocalNames(NamedTuple):
 def local_names(identity: Identity, host: str, realm: str) -> LocalNames:
     """The node's names for a peer that is shown this host and realm."""
     return LocalNames(
-        host,
-        realm,
-        origin_avps(host, realm),
+        host, realm, encode_text(ORIGIN_HOST, host) + encode_text(ORIGIN_REALM, realm),
         frozenset(name.lower().encode() for name in (host, identity.host, *identity.aliases)),
         frozenset(name.lower().encode() for name in (realm, identity.realm, *identity.realms)),
-    )
-
-
-def origin_avps(host: str, realm: str) -> bytes:
-    """Origin-Host and Origin-Realm, encoded."""
-    return encode_text(ORIGIN_HOST, host) + encode_text(ORIGIN_REALM, realm)
+    )  # fmt: skip

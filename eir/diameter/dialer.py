@@ -14,17 +14,12 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 class Dialer:
-    """One task for each peer to connect to.
-
-    `is_wanted` says whether a connection to a peer is to be made now, `failed` is told why one could not be.
-    """
+    """One task for each peer: it connects while that `is_wanted`; `failed` is told why a connection could not be made."""
 
     def __init__(
-        self,
-        owner: Owner,
-        is_wanted: Callable[[PeerSettings], Awaitable[bool]],
+        self, owner: Owner, is_wanted: Callable[[PeerSettings], Awaitable[bool]],
         failed: Callable[[PeerSettings, Exception], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._owner = owner
         self._is_wanted = is_wanted
         self._failed = failed

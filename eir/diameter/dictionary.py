@@ -5,7 +5,7 @@ RFC 6733 4.5; an application adds its own by a table of the same form.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from eir.diameter.avp import M_FLAG, V_FLAG, encode, key_of
@@ -62,25 +62,16 @@ class Dictionary:
 
     def plus(self, *tables: Mapping[int, Definition]) -> "Dictionary":
         """These AVPs and those of further tables."""
-        avps = dict(self.avps)
-        for table in tables:
-            avps.update(table)
-        return Dictionary(avps)
+        return Dictionary({key: definition for table in (self.avps, *tables) for key, definition in table.items()})
 
     def name(self, key: int) -> str:
         """An AVP as a person would call it."""
         definition = self.avps.get(key)
         return definition.name if definition else f"AVP {key & 0xFFFFFFFF} of vendor {key >> 32}"
 
-    def example(self, key: int, groups: Sequence[int] = ()) -> bytes:
-        """An example of a missing AVP: zeros of the least length that its type allows (RFC 6733 7.1.5, 5005).
-
-        `groups`: keys of the groups that it belongs in, outermost first.
-        """
-        octets = encode(key, bytes(self.avps[key].type.least_bytes), flags=self.avps[key].flags)
-        for group in reversed(groups):
-            octets = encode(group, octets, flags=self.avps[group].flags)
-        return octets
+    def example(self, key: int) -> bytes:
+        """An example of a missing AVP: zeros of the least length that its type allows (RFC 6733 7.1.5, 5005)."""
+        return encode(key, bytes(self.avps[key].type.least_bytes), flags=self.avps[key].flags)
 
     def corrected(self, key: int, flags: int) -> bytes:
         """An AVP whose length was wrong, as a Failed-AVP holds it: its header, a payload of zeros, a length that fits both.
@@ -192,29 +183,19 @@ CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG, DISCONNECT_PEER = 257, 280, 282
 """Command codes of the base protocol (RFC 6733 3.1)."""
 
 _KEYS = BASE_DICTIONARY.keys
-ACCT_APPLICATION_ID = _KEYS["Acct-Application-Id"]
-AUTH_APPLICATION_ID = _KEYS["Auth-Application-Id"]
-AUTH_SESSION_STATE = _KEYS["Auth-Session-State"]
-DESTINATION_HOST = _KEYS["Destination-Host"]
-DESTINATION_REALM = _KEYS["Destination-Realm"]
+ACCT_APPLICATION_ID, AUTH_APPLICATION_ID = _KEYS["Acct-Application-Id"], _KEYS["Auth-Application-Id"]
+AUTH_SESSION_STATE, SESSION_ID = _KEYS["Auth-Session-State"], _KEYS["Session-Id"]
+DESTINATION_HOST, DESTINATION_REALM = _KEYS["Destination-Host"], _KEYS["Destination-Realm"]
 DISCONNECT_CAUSE = _KEYS["Disconnect-Cause"]
 DRMP = _KEYS["DRMP"]
-ERROR_MESSAGE = _KEYS["Error-Message"]
-EXPERIMENTAL_RESULT = _KEYS["Experimental-Result"]
-EXPERIMENTAL_RESULT_CODE = _KEYS["Experimental-Result-Code"]
-FAILED_AVP = _KEYS["Failed-AVP"]
-FIRMWARE_REVISION = _KEYS["Firmware-Revision"]
+ERROR_MESSAGE, FAILED_AVP = _KEYS["Error-Message"], _KEYS["Failed-AVP"]
+EXPERIMENTAL_RESULT, EXPERIMENTAL_RESULT_CODE = _KEYS["Experimental-Result"], _KEYS["Experimental-Result-Code"]
+FIRMWARE_REVISION, PRODUCT_NAME = _KEYS["Firmware-Revision"], _KEYS["Product-Name"]
 HOST_IP_ADDRESS = _KEYS["Host-IP-Address"]
 INBAND_SECURITY_ID = _KEYS["Inband-Security-Id"]
-ORIGIN_HOST = _KEYS["Origin-Host"]
-ORIGIN_REALM = _KEYS["Origin-Realm"]
-ORIGIN_STATE_ID = _KEYS["Origin-State-Id"]
-PRODUCT_NAME = _KEYS["Product-Name"]
+ORIGIN_HOST, ORIGIN_REALM, ORIGIN_STATE_ID = _KEYS["Origin-Host"], _KEYS["Origin-Realm"], _KEYS["Origin-State-Id"]
 PROXY_INFO = _KEYS["Proxy-Info"]
-REDIRECT_HOST = _KEYS["Redirect-Host"]
-RESULT_CODE = _KEYS["Result-Code"]
-SESSION_ID = _KEYS["Session-Id"]
-SUPPORTED_VENDOR_ID = _KEYS["Supported-Vendor-Id"]
+REDIRECT_HOST, RESULT_CODE = _KEYS["Redirect-Host"], _KEYS["Result-Code"]
 USER_NAME = _KEYS["User-Name"]
-VENDOR_ID = _KEYS["Vendor-Id"]
+VENDOR_ID, SUPPORTED_VENDOR_ID = _KEYS["Vendor-Id"], _KEYS["Supported-Vendor-Id"]
 VENDOR_SPECIFIC_APPLICATION_ID = _KEYS["Vendor-Specific-Application-Id"]

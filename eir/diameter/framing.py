@@ -134,10 +134,7 @@ class Framer:
                 self._close_lane(e)
 
     def _express(self, lane: Lane, data: bytes, position: int, wanted: int, now: float) -> tuple[int, int]:
-        """Answer up to `wanted` of the messages at `position`, as far as the lane can and the limits allow.
-
-        Returns the position behind the last message answered, and how many there were.
-        """
+        """Answer up to `wanted` messages, as far as lane and limits allow; returns the position behind them, and their number."""
         traffic = self._traffic
         granted, reached = allowed(self.rates, now, wanted) if self.rates else (wanted, "")
         before = len(traffic.out)

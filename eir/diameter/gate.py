@@ -58,14 +58,14 @@ class Gate:
     def __init__(self, drop: Callable[[Link, str], None]) -> None:
         self._drop = drop
         self.sources = Sources()
-        self._unidentified: dict[Link, None] = {}
+        self._unidentified: dict[Link, bool] = {}
         """Those of which no good CER has come yet, the oldest first."""
         self._trimming: asyncio.Handle | None = None
 
     def enter(self, link: Link, limits: Limits) -> None:
         """A connection was let in."""
         self.sources.add(link.source)
-        self._unidentified[link] = None
+        self._unidentified[link] = True
         if self._trimming is None and len(self._unidentified) > min(limits.source_unidentified_max, limits.unidentified_max):
             # A loop may accept many before it reads from any: each gets a chance to be read first.
             loop = asyncio.get_running_loop()
@@ -73,9 +73,7 @@ class Gate:
 
     def identified(self, link: Link) -> bool:
         """Its CER came, or it is about to go: it does not count as unidentified any more. False if it did not before."""
-        there = link in self._unidentified
-        self._unidentified.pop(link, None)
-        return there
+        return self._unidentified.pop(link, False)
 
     def leave(self, link: Link) -> None:
         """A connection is gone."""

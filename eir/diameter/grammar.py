@@ -51,10 +51,7 @@ _LINE = re.compile(r"(?P<many>\d*\*(?!1\b)\d*)?(?:\d*\*1)?\s*(?P<open>[<{\[])\s*
 def read_grammar(
     text: str, dictionary: Dictionary, groups: Mapping[int, Grammar] | None = None, either: tuple[int, ...] = ()
 ) -> Grammar:
-    """A grammar from the specification's notation (RFC 6733 3.2); text after a semicolon is a comment.
-
-    `groups` gives the inside of those groups that are to be looked into.
-    """
+    """A grammar from the notation of RFC 6733 3.2, `;` before a comment; `groups`: the inside of those to be looked into."""
     rules, required = {}, []
     for line in text.split("\n"):
         found = _LINE.match(line.partition(";")[0].strip())
@@ -72,11 +69,10 @@ def read_grammar(
 def check(
     message: Message, grammar: Grammar, dictionary: Dictionary, *, unknown_m: bool = False, depth_max: int = 8
 ) -> None:
-    """Hold a request to its command's grammar.
+    """Hold a request to its command's grammar; `unknown_m`: AVPs that are not known are ignored although they have the M bit.
 
-    `unknown_m`: AVPs that the dictionary does not have are ignored although they have the M bit. Raises DiameterError
-    with result code and Failed-AVP for the first thing that is wrong, in the order of the message; what is missing
-    comes last (RFC 6733 7, 7.1.5).
+    Raises DiameterError with result code and Failed-AVP for the first thing that is wrong, in the order of the message;
+    what is missing comes last (RFC 6733 7, 7.1.5).
     """
     _Checker(message, dictionary, unknown_m, depth_max).check(message.avps, message.fault, grammar, ())
 
@@ -124,10 +120,8 @@ class _Checker(NamedTuple):
             raise self._walk_fault(fault, path)
         missing = next((key for key in grammar.required if key not in seen), None)
         if missing is not None:
-            example = nest(self.dictionary.example(missing), path)
-            raise DiameterError(
-                result.MISSING_AVP, "avp_missing", f"{self.dictionary.name(missing)} is missing", failed_avp=example
-            )
+            example, text = nest(self.dictionary.example(missing), path), f"{self.dictionary.name(missing)} is missing"
+            raise DiameterError(result.MISSING_AVP, "avp_missing", text, failed_avp=example)
 
     def _value(self, avp: Avp, rule: Rule, path: tuple[Avp, ...]) -> None:
         data = avp.data

@@ -2,15 +2,8 @@
 
 import struct
 
+from eir.diameter import dictionary as keys
 from eir.diameter.avp import Avp, Fault, nest, parse, text, u32_or
-from eir.diameter.dictionary import (
-    EXPERIMENTAL_RESULT,
-    EXPERIMENTAL_RESULT_CODE,
-    ORIGIN_HOST,
-    ORIGIN_REALM,
-    RESULT_CODE,
-    VENDOR_ID,
-)
 from eir.diameter.result import INVALID_MESSAGE_LENGTH, UNSUPPORTED_VERSION
 from eir.errors import ConnectionFault
 
@@ -64,10 +57,6 @@ class Message:
         self.room = avps_max - len(self.avps)
         self._members: dict[int, tuple[list[Avp], Fault | None]] = {}
 
-    def find(self, key: int) -> Avp | None:
-        """The first AVP of the top level with this key, or None."""
-        return self.first.get(key)
-
     def every(self, key: int) -> list[Avp]:
         """All AVPs of the top level with this key, in their order."""
         return [avp for avp in self.avps if avp.key == key]
@@ -85,19 +74,12 @@ class Message:
         """The AVPs inside a Grouped AVP of this message, as far as they can be read."""
         return self.walk(group)[0]
 
-    def find_in(self, group: Avp, key: int) -> Avp | None:
-        """The first AVP with this key inside a Grouped AVP of this message, or None."""
-        return next((avp for avp in self.walk(group)[0] if avp.key == key), None)
-
     def raw(self, avp: Avp) -> bytes:
         """The AVP as it came; its padding, which is no part of it, is ours, and zero (RFC 6733 4.1)."""
         return self.buffer[avp.start : avp.end] + bytes(avp.start - avp.end & 3)
 
     def failed(self, avp: Avp, *groups: Avp) -> bytes:
-        """What a Failed-AVP holds for this AVP: its bytes, inside the groups that it stood in, outermost first.
-
-        RFC 6733 7.5: of each group only the part that leads to the offending AVP.
-        """
+        """What a Failed-AVP holds for this AVP: its bytes, and of `groups`, outermost first, what leads to it (RFC 6733 7.5)."""
         return nest(self.raw(avp), groups)
 
 
@@ -110,7 +92,7 @@ class Request(Message):
         super().__init__(buffer, avps_max)
         self.peer = peer
         """Label of the peer that the request came from, which may be an agent."""
-        host, realm = self.first.get(ORIGIN_HOST), self.first.get(ORIGIN_REALM)
+        host, realm = self.first.get(keys.ORIGIN_HOST), self.first.get(keys.ORIGIN_REALM)
         self.origin_host = text(host) if host else ""
         """Origin-Host of the request; empty if it has none."""
         self.origin_realm = text(realm) if realm else ""
@@ -129,13 +111,11 @@ class Answer(Message):
     @property
     def result_codes(self) -> list[int]:
         """All Result-Codes, 0 for one that is not a number; a well-formed answer has at most one."""
-        return [u32_or(avp, 0) for avp in self.every(RESULT_CODE)]
+        return [u32_or(avp, 0) for avp in self.every(keys.RESULT_CODE)]
 
     @property
     def experimental_results(self) -> list[tuple[int, int]]:
         """All Experimental-Results as (vendor, code); 0 for a part that is missing or not a number."""
-        found = []
-        for group in self.every(EXPERIMENTAL_RESULT):
-            vendor, code = self.find_in(group, VENDOR_ID), self.find_in(group, EXPERIMENTAL_RESULT_CODE)
-            found.append((u32_or(vendor, 0), u32_or(code, 0)))
-        return found
+        groups = [{avp.key: avp for avp in reversed(self.members(group))} for group in self.every(keys.EXPERIMENTAL_RESULT)]
+        pairs = [(group.get(keys.VENDOR_ID), group.get(keys.EXPERIMENTAL_RESULT_CODE)) for group in groups]
+        return [(u32_or(vendor, 0), u32_or(code, 0)) for vendor, code in pairs]

@@ -9,6 +9,7 @@ import itertools
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,32 +36,27 @@ from eir.diameter.transport.tls import Tls
 from eir.diameter.watchdog import JITTER_S
 from eir.errors import DiameterError, EirError, Report
 
+_jitter = partial(random.uniform, -JITTER_S, JITTER_S)
+
 
 class Node:
     """One Diameter node on the running event loop."""
 
     def __init__(
-        self,
-        identity: Identity,
-        peers: Sequence[PeerSettings],
-        limits: Limits,
-        application: Application,
-        *,
-        counts: Counts,
-        report: Report,
-        overload: Reply = TOO_BUSY_REPLY,
-        admission: AdmissionControl | None = None,
-        dials: bool = True,
-        tls: Tls | None = None,
-        grants: Grants | None = None,
-    ) -> None:
+        self, identity: Identity, peers: Sequence[PeerSettings], limits: Limits, application: Application, *,
+        counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, admission: AdmissionControl | None = None,
+        dials: bool = True, tls: Tls | None = None, grants: Grants | None = None,
+    ) -> None:  # fmt: skip
+        """`dials` False: nobody is connected to until `dial`, or `connect` of peers is another worker's business.
+
+        `tls` is for `tls://` both ways; None: there is no TLS.
+        """
         self.context = NodeContext(
             identity=identity, limits=limits, application=application, counts=counts, report=report, overload=replace(overload),
             jitter=_jitter,
         )  # fmt: skip
         self._peers = tuple(peers)
         self._tls = tls
-        """For `tls://` both ways; None: there is no TLS."""
         self._links: dict[int, Link] = {}
         """All connections by number, the oldest first; `peer` is None while one is in its TLS handshake."""
         self._numbers = itertools.count()
@@ -68,7 +64,6 @@ class Node:
         self._taking: set[asyncio.Task[None]] = set()
         """Connections of our own listeners, TLS handshakes included."""
         self._admission = admission or Admission()
-        """Decides which connections of a peer are wanted."""
         self._probes: dict[int, asyncio.TimerHandle] = {}
         """Connections that were asked for a sign of life, until when."""
         self._rates = RateLimits(self._peers, limits, grants)
@@ -81,18 +76,12 @@ class Node:
         self._draining = False
         self._dialer = Dialer(self, self._is_wanted, self._connect_failed)
         self._dials = dials
-        """False: nobody is connected to until `dial`, or `connect` of peers is another worker's business."""
         self._dial_all()
 
     @property
     def identity(self) -> Identity:
         """Who the node is."""
         return self.context.identity
-
-    @property
-    def limits(self) -> Limits:
-        """How far the node goes."""
-        return self.context.limits
 
     async def listen(self, url: str) -> tuple[str, int]:
         """Open a listener at `tcp://host:port` or `tls://host:port` (port 0: any free one); return its address and port.
@@ -110,10 +99,7 @@ class Node:
         """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
         link = Link(self, asyncio.get_running_loop())
         try:
-            if secure:
-                await self._shake_hands(link, connection)
-            else:
-                await stream.accept(link, connection)
+            await (self._shake_hands(link, connection) if secure else stream.accept(link, connection))
         except OSError:
             connection.close()
             return
@@ -129,14 +115,9 @@ class Node:
         self._dial_all()
 
     def reconfigure(
-        self,
-        peers: Sequence[PeerSettings],
-        identity: Identity | None = None,
-        limits: Limits | None = None,
-        *,
-        overload: Reply | None = None,
-        tls: Tls | None = None,
-    ) -> None:
+        self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None, *,
+        overload: Reply | None = None, tls: Tls | None = None,
+    ) -> None:  # fmt: skip
         """Take over new settings; connections that they still allow stay, others are sent a DPR and closed.
 
         Closed are also those of peers that are to see other names of ours from now on. `tls` is for handshakes to come.
@@ -144,10 +125,10 @@ class Node:
         self._peers = tuple(peers)
         self._tls = tls or self._tls
         self.context = replace(
-            self.context, identity=identity or self.identity, limits=limits or self.limits,
+            self.context, identity=identity or self.identity, limits=limits or self.context.limits,
             overload=replace(overload or self.context.overload),
         )  # fmt: skip
-        self._rates.reconfigure(self._peers, self.limits)
+        self._rates.reconfigure(self._peers, self.context.limits)
         now = _now()
         for link in list(self._links.values()):
             if link.peer is not None:
@@ -172,21 +153,16 @@ class Node:
                 link.pump()
             else:
                 link.abort()  # it is in its handshake
-        closing = [link.closed for link in self._links.values()]
-        if closing:
+        if closing := [link.closed for link in self._links.values()]:
             await asyncio.wait(closing, timeout=timeout_s)
-        rest = list(self._links.values())
-        for link in rest:
+        for link in (rest := list(self._links.values())):
             link.abort()
         if rest:
             await asyncio.wait([link.closed for link in rest])
         await asyncio.gather(*self._taking, return_exceptions=True)
 
     def disable(self, label: str) -> bool:
-        """Turn a peer away until `enable`: DPR (DO_NOT_WANT_TO_TALK_TO_YOU) now, 3010 for later CERs.
-
-        False if no entry has this label.
-        """
+        """Turn a peer away until `enable`: a DPR now, 3010 for later CERs. False if no entry has this label."""
         if label not in {settings.label for settings in self._peers}:
             return False
         self._disabled.add(label)
@@ -214,18 +190,12 @@ class Node:
         """All connections, and the entries of the peer table that have none."""
         seen, asked = self._seen, self.context.counts.last_request
         last_seen = {label: max(seen.get(label, 0.0), asked.get(label, 0.0)) for label in seen.keys() | asked.keys()}
-        return peer_rows(
-            self._links.values(), self._peers, disabled=self._disabled, last_seen=last_seen, failures=self._failures
-        )
+        return peer_rows(self._links.values(), self._peers, disabled=self._disabled, last_seen=last_seen, failures=self._failures)
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label; 0 for each entry of the peer table that has none."""
-        found = dict.fromkeys((settings.label for settings in self._peers), 0)
-        for link in self._links.values():
-            if link.peer is not None and link.peer.state is State.OPEN:
-                label = link.peer.traffic.label
-                found[label] = found.get(label, 0) + 1
-        return found
+        peers = [link.peer for link in self._links.values() if link.peer is not None and link.peer.state is State.OPEN]
+        return {**dict.fromkeys((settings.label for settings in self._peers), 0), **Counter(peer.traffic.label for peer in peers)}
 
     @property
     def pending(self) -> int:
@@ -240,7 +210,7 @@ class Node:
             return self._connect(link, link.dialed)
         if link.number not in self._links and not self._let_in(link):
             return None
-        return self._new_peer(link)
+        return link.new_peer(partial(self._identify, link))
 
     def handle(self, link: Link, event: Event) -> None:
         """Decide what concerns more than one connection."""
@@ -252,8 +222,9 @@ class Node:
                 self._opened(link)
             case Leaving():
                 self._follow(self._admission.closed(link.number, "leaving"))
-            case Alive():
-                self._alive(link)
+            case Alive() if link.number in self._probes:
+                self._probes.pop(link.number).cancel()
+                self._follow(self._admission.alive(link.number))
             case Closed():
                 self._closed(link, event)
             case _:
@@ -284,25 +255,23 @@ class Node:
         if self._tls is None or not self._let_in(link):
             raise ConnectionRefusedError
         try:
-            await stream.accept(link, connection, self._tls.accepting, self.limits.cer_timeout_s)
+            await stream.accept(link, connection, self._tls.accepting, self.context.limits.cer_timeout_s)
         except OSError as e:
             if not link.closed.done():
                 # The link has not seen it begin, so it will not tell that it is over.
                 self._refused("tls_handshake", address=link.address, detail=_reason(e))
                 self.lost(link)
-                link.failed()
+                link.over()
             raise
 
     def _let_in(self, link: Link) -> bool:
         """Whether a connection is within the limits; enters it if it is."""
-        refusal = self._gate.sources.refusal(link.source, self._peers, self.limits, len(self._links))
-        if refusal is None and self._draining:
-            refusal = "draining"
-        if refusal is not None:
+        refusal = self._gate.sources.refusal(link.source, self._peers, self.context.limits, len(self._links))
+        if (refusal := refusal or ("draining" if self._draining else None)) is not None:
             self._refused(refusal, address=link.address, setting=setting_for(refusal))
             return False
         self._enter(link)
-        self._gate.enter(link, self.limits)
+        self._gate.enter(link, self.context.limits)
         return True
 
     def _refused(self, reason: str, *, level: str = "warning", **fields: object) -> None:
@@ -334,7 +303,7 @@ class Node:
     def _connect(self, link: Link, settings: PeerSettings) -> Peer:
         """We have made this connection: the peer that speaks on it."""
         self._enter(link)
-        peer, now = self._new_peer(link), _now()
+        peer, now = link.new_peer(partial(self._identify, link)), _now()
         peer.limit(self._rates.of(settings, now))
         peer.connect(settings, now)
         if settings.host is not None:
@@ -346,12 +315,6 @@ class Node:
     def _enter(self, link: Link) -> None:
         link.number = next(self._numbers)
         self._links[link.number] = link
-
-    def _new_peer(self, link: Link) -> Peer:
-        return Peer(
-            self.context, lambda said: self._identify(link, said), addresses=(link.local,), now=_now(),
-            first_id=random.getrandbits(32), secure=link.certificate_names() is not None,
-        )  # fmt: skip
 
     def _identify(self, link: Link, said: Capabilities) -> PeerSettings:
         """Whose CER or CEA it is (RFC 6733 5.3, 5.6); raises DiameterError 3010."""
@@ -382,7 +345,7 @@ class Node:
                 peer.refuse(DiameterError(result_code, reason, detail), now)
             case Probe():
                 loop = asyncio.get_running_loop()
-                self._probes[link.number] = loop.call_later(self.limits.duplicate_probe_s, self._silent, link)
+                self._probes[link.number] = loop.call_later(self.context.limits.duplicate_probe_s, self._silent, link)
                 peer.probe(now)
             case Drop():
                 self._drop(link, order.reason)
@@ -391,12 +354,6 @@ class Node:
     def _follow(self, orders: Sequence[Order]) -> None:
         for order in orders:
             self.obey(order)
-
-    def _alive(self, link: Link) -> None:
-        timer = self._probes.pop(link.number, None)
-        if timer is not None:
-            timer.cancel()
-            self._follow(self._admission.alive(link.number))
 
     def _silent(self, link: Link) -> None:
         """No DWA on the oldest connection in time: the new one takes its place."""
@@ -417,17 +374,14 @@ class Node:
 
     def _closed(self, link: Link, event: Closed) -> None:
         peer = link.peer
-        timer = self._probes.pop(link.number, None)
-        if timer is not None:
+        if (timer := self._probes.pop(link.number, None)) is not None:
             timer.cancel()
         if link.dialed is not None and peer is not None and peer.settings is not None:
             self._failures[peer.settings.label] = event.reason
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
             label = peer.traffic.label
             self._seen[label] = time.time()
-            self.context.report(
-                "peer_closed", peer=label, reason=event.reason, host=peer.capabilities.host, address=link.address
-            )
+            self.context.report("peer_closed", peer=label, reason=event.reason, host=peer.capabilities.host, address=link.address)
         self._follow(self._admission.closed(link.number, event.reason))
 
     def _drop(self, link: Link, reason: str) -> None:
@@ -466,7 +420,3 @@ def _reason(fault: Exception) -> str:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _jitter() -> float:
-    return random.uniform(-JITTER_S, JITTER_S)  # noqa: S311 - jitter is no secret

@@ -24,7 +24,7 @@ from eir.diameter.rate import Limit
 from eir.diameter.result import SUCCESS, UNABLE_TO_COMPLY
 from eir.diameter.serve import check_grammar, check_header_bits, reply_to
 from eir.diameter.settings import PeerSettings
-from eir.diameter.states import ANSWERS, REQUESTS, TABLE, Input, State, Transition
+from eir.diameter.states import ANSWERS, REQUESTS, TABLE, Input, State
 from eir.diameter.traffic import CER_COMMAND, Traffic
 from eir.diameter.watchdog import Watchdog
 from eir.errors import DiameterError
@@ -57,23 +57,16 @@ class Peer:
     )  # fmt: skip
 
     def __init__(
-        self,
-        context: NodeContext,
-        identify: IdentifyPeer,
-        *,
-        addresses: Sequence[str],
-        now: float,
-        first_id: int,
+        self, context: NodeContext, identify: IdentifyPeer, *, addresses: Sequence[str], now: float, first_id: int,
         secure: bool = False,
-    ) -> None:
-        """`addresses`: of our end, for the CEA or CER."""
+    ) -> None:  # fmt: skip
+        """`addresses`: of our end, for the CEA or CER. `secure`: the connection is inside TLS."""
         self._context = context
         self._identify = identify
         self.traffic = Traffic(context, tuple(addresses), first_id)
         """Its messages: label, names and numbers."""
         self._framer = Framer(self, self.traffic)
         self.secure = secure
-        """The connection is inside TLS."""
         self.settings: PeerSettings | None = None
         self.capabilities: Capabilities | None = None
         """What the peer said of itself."""
@@ -86,8 +79,6 @@ class Peer:
         self._pending_cer: Request | None = None
         self._close_at: float | None = None
         self._wait_until: float | None = now + context.limits.cer_timeout_s
-        self.state: State
-        self._row: tuple[Transition, ...]
         self._enter(State.WAIT_CER)
 
     # What the owner calls
@@ -99,10 +90,7 @@ class Peer:
 
     def take(self) -> bytes:
         """The bytes to send, once."""
-        out = self.traffic.out
-        if not out:
-            return b""
-        self.traffic.out = []
+        out, self.traffic.out = self.traffic.out, []
         return b"".join(out)
 
     def deadline(self) -> float | None:
@@ -143,10 +131,7 @@ class Peer:
         self._asked.add(traffic.request(CAPABILITIES_EXCHANGE, traffic.names.origin + traffic.capability_avps()))
 
     def admit(self, now: float, *, failed_before: bool = False) -> None:
-        """Take the connection that `Arrived` told of, and go on with what the peer has sent meanwhile.
-
-        `failed_before`: the peer's last connection was given up by its watchdog, so that it is REOPEN at first.
-        """
+        """Take what `Arrived` told of; it is REOPEN at first if the watchdog gave up the peer's last one (`failed_before`)."""
         status = watchdog.Status.DOWN if failed_before else watchdog.Status.INITIAL
         self._feed(Input.ADMIT, _Occasion(now, status=status))
         if self.state is State.OPEN and self._framer.buffered:
@@ -272,8 +257,8 @@ class Peer:
 
     # Actions of the table: each returns a state only to end elsewhere than the table says
 
-    def _nothing(self, _: _Occasion) -> State | None:
-        return None
+    def _nothing(self, _: _Occasion) -> None:
+        pass
 
     def _process_cer(self, occasion: _Occasion) -> State | None:
         request = self._request(occasion.message)
@@ -296,10 +281,9 @@ class Peer:
         traffic.received(CER_COMMAND, "request")
         # 7.1.3: 3010 follows the answer-message grammar; all others are a CEA with everything that belongs in one.
         traffic.refuse(request, CER_COMMAND, fault)
-        traffic.report(
-            "peer_refused", fault.reason, detail=str(fault), result=fault.result_code, host=said.host, realm=said.realm
-        )
-        return self._leave(fault.reason, str(fault))
+        detail, result = str(fault), fault.result_code
+        traffic.report("peer_refused", fault.reason, detail=detail, result=result, host=said.host, realm=said.realm)
+        return self._leave(fault.reason, detail)
 
     def _send_cea(self, occasion: _Occasion) -> State | None:
         request, settings, traffic = self._pending_cer, self.settings, self.traffic
@@ -320,7 +304,7 @@ class Peer:
         return self._refuse_cer(request, fault, said)
 
     def _process_cea(self, occasion: _Occasion) -> State | None:
-        answer, settings = self._answer(occasion.message), self.settings
+        answer, settings = Answer(occasion.message, self._context.limits.max_avps), self.settings
         if answer.hop_by_hop not in self._asked or settings is None:
             return self._discard(occasion)
         self._asked.discard(answer.hop_by_hop)
@@ -333,37 +317,35 @@ class Peer:
         self._open(occasion)
         return None
 
-    def _send_dwa(self, occasion: _Occasion) -> State | None:
+    def _send_dwa(self, occasion: _Occasion) -> None:
         request = self._base_request(occasion, DWR)
         if request is not None:
             self.traffic.answer(request, occasion.command, Reply(SUCCESS, avps=self.traffic.state_id_avp()))
-        return None
 
-    def _process_dwa(self, occasion: _Occasion) -> State | None:
-        if _hop_by_hop(occasion.message) not in self._dwr_ids or self.watchdog is None:
-            return self._drop(occasion)
-        self._dwr_ids.clear()
-        self._watch(self.watchdog.handle(watchdog.Event.DWA, occasion.now), occasion.now)
-        self.events.append(Alive())
-        return None
+    def _process_dwa(self, occasion: _Occasion) -> None:
+        if _hop_by_hop(occasion.message) in self._dwr_ids and self.watchdog is not None:
+            self._dwr_ids.clear()
+            self._watch(self.watchdog.handle(watchdog.Event.DWA, occasion.now), occasion.now)
+            self.events.append(Alive())
+        else:
+            self._drop(occasion)
 
     def _send_dpa(self, occasion: _Occasion) -> State | None:
         request = self._base_request(occasion, DPR)
         if request is None:
             return self.state  # A defective DPR was answered as such, and changes nothing.
-        self.traffic.answer(request, occasion.command)
+        self.traffic.answer(request, occasion.command, Reply(SUCCESS))
         if self._close_at is None:  # Further DPRs do not put the end off.
             self._close_at = occasion.now + self._context.limits.close_after_dpa_s
         self.events.append(Leaving())
         return None
 
-    def _send_dpr(self, occasion: _Occasion) -> State | None:
+    def _send_dpr(self, occasion: _Occasion) -> None:
         self.traffic.request(DISCONNECT_PEER, self.traffic.names.origin + encode_u32(DISCONNECT_CAUSE, occasion.cause))
         self._close_at = occasion.now + self._context.limits.close_after_dpa_s
         self.events.append(Leaving())
-        return None
 
-    def _serve(self, occasion: _Occasion) -> State | None:
+    def _serve(self, occasion: _Occasion) -> None:
         context, traffic, command = self._context, self.traffic, occasion.command
         traffic.requests += 1
         request = self._request(occasion.message)
@@ -382,28 +364,25 @@ class Peer:
             if reply is not context.overload:
                 self._framer.learn(request)
         traffic.answers += 1
-        return None
 
-    def _take(self, occasion: _Occasion) -> State | None:
-        answer = self._answer(occasion.message)
-        if answer.hop_by_hop not in self._asked:
-            return self._drop(occasion)
-        self._asked.discard(answer.hop_by_hop)
-        self.events.append(Answered(answer.hop_by_hop, answer))
-        return None
+    def _take(self, occasion: _Occasion) -> None:
+        answer = Answer(occasion.message, self._context.limits.max_avps)
+        if answer.hop_by_hop in self._asked:
+            self._asked.discard(answer.hop_by_hop)
+            self.events.append(Answered(answer.hop_by_hop, answer))
+        else:
+            self._drop(occasion)
 
-    def _cer_again(self, occasion: _Occasion) -> State | None:
+    def _cer_again(self, occasion: _Occasion) -> None:
         # 5.6 has R-Snd-CEA here, which would renegotiate; nobody does that, and an open connection stays as it is.
         fault = DiameterError(UNABLE_TO_COMPLY, "cer_again", "a CER on an open connection")
         self._refuse_request(self._request(occasion.message), occasion.command, fault)
-        return None
 
-    def _drop(self, _: _Occasion) -> State | None:
+    def _drop(self, _: _Occasion) -> None:
         # 6.2.1: an answer that nobody waits for.
         self._context.counts.dropped["unsolicited_answer"] += 1
-        return None
 
-    def _discard(self, _: _Occasion) -> State | None:
+    def _discard(self, _: _Occasion) -> State:
         counts = self._context.counts
         reason = "not_cea" if self.state is State.WAIT_CEA else "not_cer"
         counts.dropped[reason] += 1
@@ -412,7 +391,7 @@ class Peer:
         self.traffic.report("peer_refused", reason)
         return self._leave(reason)
 
-    def _disconnect(self, occasion: _Occasion) -> State | None:
+    def _disconnect(self, occasion: _Occasion) -> State:
         if self._pending_cer is not None:
             self._pending_cer = None
             self.traffic.received(CER_COMMAND, "request")
@@ -429,9 +408,6 @@ class Peer:
 
     def _request(self, message: bytes) -> Request:
         return Request(message, self._context.limits.max_avps, self.traffic.label)
-
-    def _answer(self, message: bytes) -> Answer:
-        return Answer(message, self._context.limits.max_avps)
 
     def _base_request(self, occasion: _Occasion, grammar: Grammar) -> Request | None:
         """A DWR or DPR that is as it should be; None if it was not and has been answered so."""

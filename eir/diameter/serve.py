@@ -33,29 +33,18 @@ def check_route(request: Request, names: LocalNames, settings: PeerSettings | No
     if host is not None and host.data.lower() in names.hosts:
         return
     foreign_realm = realm is not None and realm.data.lower() not in names.realms
-    if host is None:
-        if foreign_realm:
-            raise DiameterError(result.REALM_NOT_SERVED, "realm_not_served", "its Destination-Realm is not served here")
-        return
-    if settings is None or DESTINATION not in settings.lenient:
-        code = result.REALM_NOT_SERVED if foreign_realm else result.UNABLE_TO_DELIVER
+    code = result.REALM_NOT_SERVED if foreign_realm else result.UNABLE_TO_DELIVER
+    if host is None and foreign_realm:
+        raise DiameterError(code, "realm_not_served", "its Destination-Realm is not served here")
+    if host is not None and (settings is None or DESTINATION not in settings.lenient):
         raise DiameterError(code, "destination", "its Destination-Host is another node")
 
 
 def reply_to(
-    request: Request,
-    command: Command | None,
-    now: float,
-    *,
-    context: NodeContext,
-    settings: PeerSettings | None,
-    names: LocalNames,
-    rates: Sequence[Limit],
-) -> Reply:
-    """The reply to an application request, in the order of checks: header, application, command, routing, AVPs.
-
-    Raises DiameterError.
-    """
+    request: Request, command: Command | None, now: float, *, context: NodeContext, settings: PeerSettings | None,
+    names: LocalNames, rates: Sequence[Limit],
+) -> Reply:  # fmt: skip
+    """The reply to a request, checked in this order: header, application, command, routing, AVPs. Raises DiameterError."""
     check_header_bits(request)
     if command is None:
         if request.application_id in {BASE, context.application.id}:

@@ -14,9 +14,8 @@ class Identity:
     """The names that the node answers to, and what it says of itself in a CER or CEA (RFC 6733 5.3)."""
 
     host: str
-    """Origin-Host."""
     realm: str
-    """Origin-Realm."""
+    """Origin-Host and Origin-Realm."""
     aliases: tuple[str, ...] = ()
     """Further host names that are this node when a Destination-Host holds them."""
     realms: tuple[str, ...] = ()
@@ -36,9 +35,8 @@ class PeerSettings:
     label: str
     """How counters, logs and commands call it."""
     host: str | None = None
-    """Origin-Host that the peer must show; None: any."""
     realm: str | None = None
-    """Origin-Realm that the peer must show; None: any."""
+    """Origin-Host and Origin-Realm that the peer must show; None: any."""
     sources: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks that it may connect from; empty: any."""
     connect: str | None = None
@@ -56,9 +54,8 @@ class PeerSettings:
     lenient: frozenset[str] = frozenset()
     """What it is forgiven; see LENIENCES."""
     as_host: str | None = None
-    """Origin-Host that the node shows to this peer; None: the identity's."""
     as_realm: str | None = None
-    """Origin-Realm that the node shows to this peer; None: the identity's."""
+    """Origin-Host and Origin-Realm that the node shows to this peer; None: the identity's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +111,7 @@ class TlsSettings:
     """`1.2` or `1.3` (RFC 6733 13.1; TLS before 1.2: RFC 8996)."""
 
 
-_REMEDIES = {
+_REMEDIES = {limit.name: f"limits.{limit.name}" for limit in fields(Limits)} | {
     "source": "peers: from",
     "avp_unsupported": f"lenient: [{UNKNOWN_M}]",
     "destination": f"lenient: [{DESTINATION}], or identity.aliases",
@@ -131,9 +128,8 @@ _REMEDIES = {
     "tls_name": "tls_names",
     "no_common_security": "a listener of the form tls://",
 }
-_LIMITS = frozenset(limit.name for limit in fields(Limits))
 
 
 def setting_for(reason: str) -> str | None:
     """The setting that would have taken what was refused for this reason, if there is one."""
-    return _REMEDIES.get(reason) or (f"limits.{reason}" if reason in _LIMITS else None)
+    return _REMEDIES.get(reason)

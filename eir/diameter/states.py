@@ -88,67 +88,43 @@ def _row(otherwise: Transition, **cells: tuple[Action, State]) -> tuple[Transiti
 
 
 _A, _S = Action, State
-_GONE = dict.fromkeys(("TIMEOUT", "END"), (_A.DISCONNECT, _S.CLOSED))
+_END = dict.fromkeys(("TIMEOUT", "END"), (_A.DISCONNECT, _S.CLOSED))
+_UNOPENED = dict.fromkeys(("REFUSE", "STOP"), (_A.DISCONNECT, _S.CLOSED))
+
+
+def _talking(state: State, **cells: tuple[Action, State]) -> tuple[Transition, ...]:
+    """A state in which requests are answered; `cells` are those in which it differs from the others of its kind."""
+    same = {
+        "CER": _A.CER_AGAIN, "CEA": _A.DROP, "DWR": _A.SEND_DWA, "DWA": _A.PROCESS_DWA, "DPA": _A.DROP,
+        "REQUEST": _A.SERVE, "ANSWER": _A.TAKE,
+    }  # fmt: skip
+    return _row(Transition(_A.NOTHING, state), **{**_END, **{what: (action, state) for what, action in same.items()}, **cells})
+
 
 # fmt: off
 TABLE: dict[State, tuple[Transition, ...]] = {
     # RFC 6733 5.6, row by row. The first message of a connection is a CER, else it is closed (5.6.1).
     State.WAIT_CER: _row(
-        Transition(_A.DISCARD, _S.CLOSED), **_GONE,
+        Transition(_A.DISCARD, _S.CLOSED), **_END, **_UNOPENED,
         CER=(_A.PROCESS_CER, _S.WAIT_ADMISSION),
         ADMIT=(_A.NOTHING, _S.WAIT_CER),
-        REFUSE=(_A.DISCONNECT, _S.CLOSED),
-        STOP=(_A.DISCONNECT, _S.CLOSED),
     ),
     State.WAIT_ADMISSION: _row(
-        Transition(_A.DISCARD, _S.CLOSED), **_GONE,
+        Transition(_A.DISCARD, _S.CLOSED), **_END,
         ADMIT=(_A.SEND_CEA, _S.OPEN),
         REFUSE=(_A.REJECT, _S.CLOSED),
         STOP=(_A.DISCONNECT, _S.CLOSED),
     ),
     State.WAIT_CEA: _row(
-        Transition(_A.DISCARD, _S.CLOSED), **_GONE,
+        Transition(_A.DISCARD, _S.CLOSED), **_END, **_UNOPENED,
         CEA=(_A.PROCESS_CEA, _S.OPEN),
         ADMIT=(_A.NOTHING, _S.WAIT_CEA),
-        REFUSE=(_A.DISCONNECT, _S.CLOSED),
-        STOP=(_A.DISCONNECT, _S.CLOSED),
     ),
-    State.OPEN: _row(
-        Transition(_A.NOTHING, _S.OPEN), **_GONE,
-        CER=(_A.CER_AGAIN, _S.OPEN),
-        CEA=(_A.DROP, _S.OPEN),
-        DWR=(_A.SEND_DWA, _S.OPEN),
-        DWA=(_A.PROCESS_DWA, _S.OPEN),
-        DPR=(_A.SEND_DPA, _S.LEAVING),
-        DPA=(_A.DROP, _S.OPEN),
-        REQUEST=(_A.SERVE, _S.OPEN),
-        ANSWER=(_A.TAKE, _S.OPEN),
-        STOP=(_A.SEND_DPR, _S.CLOSING),
-    ),
+    State.OPEN: _talking(_S.OPEN, DPR=(_A.SEND_DPA, _S.LEAVING), STOP=(_A.SEND_DPR, _S.CLOSING)),
     # 5.4: the sender of the DPR closes when the DPA is there. Until then, and until the peer closes after its own DPR,
     # requests are answered: a phone waits for each.
-    State.CLOSING: _row(
-        Transition(_A.NOTHING, _S.CLOSING), **_GONE,
-        CER=(_A.CER_AGAIN, _S.CLOSING),
-        CEA=(_A.DROP, _S.CLOSING),
-        DWR=(_A.SEND_DWA, _S.CLOSING),
-        DWA=(_A.PROCESS_DWA, _S.CLOSING),
-        DPR=(_A.SEND_DPA, _S.CLOSING),
-        DPA=(_A.DISCONNECT, _S.CLOSED),
-        REQUEST=(_A.SERVE, _S.CLOSING),
-        ANSWER=(_A.TAKE, _S.CLOSING),
-    ),
-    State.LEAVING: _row(
-        Transition(_A.NOTHING, _S.LEAVING), **_GONE,
-        CER=(_A.CER_AGAIN, _S.LEAVING),
-        CEA=(_A.DROP, _S.LEAVING),
-        DWR=(_A.SEND_DWA, _S.LEAVING),
-        DWA=(_A.PROCESS_DWA, _S.LEAVING),
-        DPR=(_A.SEND_DPA, _S.LEAVING),
-        DPA=(_A.DROP, _S.LEAVING),
-        REQUEST=(_A.SERVE, _S.LEAVING),
-        ANSWER=(_A.TAKE, _S.LEAVING),
-    ),
+    State.CLOSING: _talking(_S.CLOSING, DPR=(_A.SEND_DPA, _S.CLOSING), DPA=(_A.DISCONNECT, _S.CLOSED)),
+    State.LEAVING: _talking(_S.LEAVING, DPR=(_A.SEND_DPA, _S.LEAVING)),
     State.CLOSED: _row(Transition(_A.NOTHING, _S.CLOSED)),
 }
 # fmt: on

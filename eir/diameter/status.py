@@ -17,17 +17,17 @@ class PeerStatus:
     host: str | None
     """Origin-Host; None before the CER."""
     realm: str | None
-    address: str | None
+    address: str | None = None
     """`ip:port` of the peer's side; None without a connection."""
     state: str
     """The connection's state in lower case (`open`, `wait_cer`, …); `down` or `disabled` without one."""
-    since: float | None
+    since: float | None = None
     """Unix time since when the connection stands; None without one."""
-    requests: int
+    requests: int = 0
     """Application requests received."""
-    answers: int
+    answers: int = 0
     """Answers to them sent."""
-    watchdog: str
+    watchdog: str = "initial"
     """okay, suspect, down, reopen or initial (RFC 3539 3.4.1)."""
     direction: str
     """`out` where we connect to the peer, `in` where it connects to us."""
@@ -38,21 +38,16 @@ class PeerStatus:
 
 
 def peer_rows(
-    links: Iterable[Link],
-    peers: Sequence[PeerSettings],
-    *,
-    disabled: Collection[str],
-    last_seen: Mapping[str, float],
+    links: Iterable[Link], peers: Sequence[PeerSettings], *, disabled: Collection[str], last_seen: Mapping[str, float],
     failures: Mapping[str, str],
-) -> list[PeerStatus]:
+) -> list[PeerStatus]:  # fmt: skip
     """All connections, and the entries of the peer table that have none; mappings and `disabled` are by label."""
     rows = [_row_of(link, link.peer) for link in links if link.peer is not None]
     there = {row.label for row in rows}
     rows += [
         PeerStatus(
-            label=settings.label, host=settings.host, realm=settings.realm, address=None,
-            state="disabled" if settings.label in disabled else "down", since=None, requests=0, answers=0, watchdog="initial",
-            direction="in" if settings.connect is None else "out",
+            label=settings.label, host=settings.host, realm=settings.realm,
+            state="disabled" if settings.label in disabled else "down", direction="in" if settings.connect is None else "out",
         )
         for settings in peers
         if settings.label not in there
@@ -67,14 +62,9 @@ def peer_rows(
 def _row_of(link: Link, peer: Peer) -> PeerStatus:
     said, settings, watchdog = peer.capabilities, peer.settings, peer.watchdog
     return PeerStatus(
-        label=settings.label if settings is not None else OTHER,
-        host=said.host if said is not None else None,
-        realm=said.realm if said is not None else None,
-        address=link.address,
-        state=peer.state.name.lower(),
-        since=link.since,
-        requests=peer.traffic.requests,
-        answers=peer.traffic.answers,
+        label=settings.label if settings is not None else OTHER, host=said.host if said is not None else None,
+        realm=said.realm if said is not None else None, address=link.address, state=peer.state.name.lower(), since=link.since,
+        requests=peer.traffic.requests, answers=peer.traffic.answers,
         watchdog=watchdog.status.name.lower() if watchdog is not None else "initial",
         direction="in" if link.dialed is None else "out",
-    )
+    )  # fmt: skip

@@ -4,6 +4,7 @@ Knows no state of the connection; may import what peer may.
 """
 
 from collections.abc import Mapping
+from traceback import walk_tb
 
 from eir.diameter.answer import Reply, encode_answer, error_answer, result_avp, result_label
 from eir.diameter.application import Command
@@ -14,12 +15,11 @@ from eir.diameter.context import LocalNames, NodeContext, local_names
 from eir.diameter.counts import OTHER
 from eir.diameter.dictionary import BASE, CAPABILITIES_EXCHANGE, ORIGIN_STATE_ID
 from eir.diameter.message import R_FLAG, Message, encode_message
-from eir.diameter.result import SUCCESS, is_protocol_error
+from eir.diameter.result import is_protocol_error
 from eir.diameter.settings import PeerSettings, setting_for
 from eir.errors import DiameterError
 
 CER_COMMAND = BASE_COMMANDS[CAPABILITIES_EXCHANGE]
-SUCCESS_REPLY = Reply(SUCCESS)
 
 
 class Traffic:
@@ -70,8 +70,8 @@ class Traffic:
         self.context.counts.messages[self.label, command.name if command else OTHER, "request", "out"] += 1
         return self._next_id
 
-    def answer(self, request: Message, command: Command | None, reply: Reply = SUCCESS_REPLY) -> None:
-        """Send an application's reply, or 2001."""
+    def answer(self, request: Message, command: Command | None, reply: Reply) -> None:
+        """Send a reply, of the application or our own."""
         code, experimental = reply.result_code, reply.experimental
         result, error = result_avp(code, experimental), is_protocol_error(code)
         self.out.append(encode_answer(request, result, self.names.origin, avps=reply.avps, error=error))
@@ -79,9 +79,7 @@ class Traffic:
 
     def refuse(self, request: Message, command: Command | None, fault: DiameterError) -> None:
         """Send an error; all but 3xxx hold what the command's own grammar wants besides."""
-        avps = command.error_avps if command else b""
-        if command is CER_COMMAND:
-            avps = self.capability_avps()
+        avps = self.capability_avps() if command is CER_COMMAND else command.error_avps if command else b""
         session = command is not None and command.session
         self.out.append(error_answer(request, fault, self.names.origin, avps, session=session))
         self._count_answer(command, result_label(fault.result_code))
@@ -127,8 +125,5 @@ class Traffic:
     def fault(self, fault: Exception) -> None:
         """Count and report a fault of our own: its type and the line that raised it, never its text, which may hold an identifier."""
         self.context.counts.errors["internal"] += 1
-        place = fault.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        at = f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
-        self.report("fault", "internal", level="error", detail=f"{type(fault).__name__}{at}")
+        places = [f" at {frame.f_code.co_filename}:{line}" for frame, line in walk_tb(fault.__traceback__)]
+        self.report("fault", "internal", level="error", detail=type(fault).__name__ + "".join(places[-1:]))

@@ -5,7 +5,7 @@ close the connection or to connect; what the states mean for answering is the ow
 is answered in each of them).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -73,58 +73,41 @@ _INITIAL, _OKAY, _SUSPECT, _DOWN, _REOPEN = Status
 _NONE, _SEND, _CLOSE, _CONNECT = Action
 OTHER = Event.OTHER
 """The event of every read; before Python 3.12 looking a member up on its enum takes longer than all that is done for it."""
+_UP, _GONE, _DWA, _, _TIMER, _PENDING, _AGAIN, _ENOUGH = Event
 
 # fmt: off
-TABLE: dict[tuple[Status, Event], Step] = {
+_ROWS: Sequence[tuple[Status, Sequence[Event], Step]] = (
     # RFC 3539 appendix A. Failover() and Failback() move requests that a node has sent; a node that only answers has
     # none. Throwaway() would drop what comes in a state that is not open: here it is answered, since silence would
     # leave a phone without service for nothing.
-    (_INITIAL, Event.CONNECTED):     Step(_NONE, _OKAY),
-    (_INITIAL, Event.DISCONNECTED):  Step(_NONE, _INITIAL),
-    (_INITIAL, Event.DWA):           Step(_NONE, _INITIAL, set_timer=False),
-    (_INITIAL, Event.DWA_ENOUGH):    Step(_NONE, _INITIAL, set_timer=False),
-    (_INITIAL, Event.OTHER):         Step(_NONE, _INITIAL, set_timer=False),
-    (_INITIAL, Event.TIMER):         Step(_CONNECT, _INITIAL),
-    (_INITIAL, Event.TIMER_PENDING): Step(_CONNECT, _INITIAL),
-    (_INITIAL, Event.TIMER_AGAIN):   Step(_CONNECT, _INITIAL),
+    (_INITIAL, [_UP],                      Step(_NONE, _OKAY)),
+    (_INITIAL, [_GONE],                    Step(_NONE, _INITIAL)),
+    (_INITIAL, [_DWA, _ENOUGH, OTHER],     Step(_NONE, _INITIAL, set_timer=False)),
+    (_INITIAL, [_TIMER, _PENDING, _AGAIN], Step(_CONNECT, _INITIAL)),
 
-    (_OKAY, Event.CONNECTED):        Step(_NONE, _OKAY),
-    (_OKAY, Event.DISCONNECTED):     Step(_CLOSE, _DOWN),
-    (_OKAY, Event.DWA):              Step(_NONE, _OKAY),
-    (_OKAY, Event.DWA_ENOUGH):       Step(_NONE, _OKAY),
-    (_OKAY, Event.OTHER):            Step(_NONE, _OKAY),
-    (_OKAY, Event.TIMER):            Step(_SEND, _OKAY),
-    (_OKAY, Event.TIMER_PENDING):    Step(_NONE, _SUSPECT),
-    (_OKAY, Event.TIMER_AGAIN):      Step(_NONE, _SUSPECT),
+    (_OKAY, [_UP, _DWA, _ENOUGH, OTHER],   Step(_NONE, _OKAY)),
+    (_OKAY, [_GONE],                       Step(_CLOSE, _DOWN)),
+    (_OKAY, [_TIMER],                      Step(_SEND, _OKAY)),
+    (_OKAY, [_PENDING, _AGAIN],            Step(_NONE, _SUSPECT)),
 
-    (_SUSPECT, Event.CONNECTED):     Step(_NONE, _SUSPECT),
-    (_SUSPECT, Event.DISCONNECTED):  Step(_CLOSE, _DOWN),
-    (_SUSPECT, Event.DWA):           Step(_NONE, _OKAY),
-    (_SUSPECT, Event.DWA_ENOUGH):    Step(_NONE, _OKAY),
-    (_SUSPECT, Event.OTHER):         Step(_NONE, _OKAY),
-    (_SUSPECT, Event.TIMER):         Step(_CLOSE, _DOWN),
-    (_SUSPECT, Event.TIMER_PENDING): Step(_CLOSE, _DOWN),
-    (_SUSPECT, Event.TIMER_AGAIN):   Step(_CLOSE, _DOWN),
+    (_SUSPECT, [_UP],                             Step(_NONE, _SUSPECT)),
+    (_SUSPECT, [_DWA, _ENOUGH, OTHER],            Step(_NONE, _OKAY)),
+    (_SUSPECT, [_GONE, _TIMER, _PENDING, _AGAIN], Step(_CLOSE, _DOWN)),
 
-    (_DOWN, Event.CONNECTED):        Step(_SEND, _REOPEN, num_dwa=0),
-    (_DOWN, Event.DISCONNECTED):     Step(_NONE, _DOWN),
-    (_DOWN, Event.DWA):              Step(_NONE, _DOWN, set_timer=False),
-    (_DOWN, Event.DWA_ENOUGH):       Step(_NONE, _DOWN, set_timer=False),
-    (_DOWN, Event.OTHER):            Step(_NONE, _DOWN, set_timer=False),
-    (_DOWN, Event.TIMER):            Step(_CONNECT, _DOWN),
-    (_DOWN, Event.TIMER_PENDING):    Step(_CONNECT, _DOWN),
-    (_DOWN, Event.TIMER_AGAIN):      Step(_CONNECT, _DOWN),
+    (_DOWN, [_UP],                      Step(_SEND, _REOPEN, num_dwa=0)),
+    (_DOWN, [_GONE],                    Step(_NONE, _DOWN)),
+    (_DOWN, [_DWA, _ENOUGH, OTHER],     Step(_NONE, _DOWN, set_timer=False)),
+    (_DOWN, [_TIMER, _PENDING, _AGAIN], Step(_CONNECT, _DOWN)),
 
-    (_REOPEN, Event.CONNECTED):      Step(_NONE, _REOPEN),
-    (_REOPEN, Event.DISCONNECTED):   Step(_CLOSE, _DOWN),
-    (_REOPEN, Event.DWA):            Step(_NONE, _REOPEN, set_timer=False),
-    (_REOPEN, Event.DWA_ENOUGH):     Step(_NONE, _OKAY, set_timer=False),
-    (_REOPEN, Event.OTHER):          Step(_NONE, _REOPEN, set_timer=False),
-    (_REOPEN, Event.TIMER):          Step(_SEND, _REOPEN),
-    (_REOPEN, Event.TIMER_PENDING):  Step(_NONE, _REOPEN, num_dwa=-1),
-    (_REOPEN, Event.TIMER_AGAIN):    Step(_CLOSE, _DOWN),
-}
+    (_REOPEN, [_UP],           Step(_NONE, _REOPEN)),
+    (_REOPEN, [_DWA, OTHER],   Step(_NONE, _REOPEN, set_timer=False)),
+    (_REOPEN, [_ENOUGH],       Step(_NONE, _OKAY, set_timer=False)),
+    (_REOPEN, [_TIMER],        Step(_SEND, _REOPEN)),
+    (_REOPEN, [_PENDING],      Step(_NONE, _REOPEN, num_dwa=-1)),
+    (_REOPEN, [_GONE, _AGAIN], Step(_CLOSE, _DOWN)),
+)
 # fmt: on
+TABLE = {(status, event): step for status, events, step in _ROWS for event in events}
 
 
 class Watchdog:
@@ -133,9 +116,9 @@ class Watchdog:
     __slots__ = ("_interval_s", "_jitter", "_num_dwa", "_tw_s", "deadline", "pending", "status")
 
     def __init__(self, tw_s: float, now: float, jitter: Callable[[], float], status: Status = Status.INITIAL) -> None:
+        """`jitter` returns a number of seconds between -JITTER_S and +JITTER_S."""
         self._tw_s = max(tw_s, WATCHDOG_LEAST_S)
         self._jitter = jitter
-        """Returns a number of seconds between -JITTER_S and +JITTER_S."""
         self._interval_s = self._tw_s + jitter()
         self._num_dwa = 0
         self.status = status

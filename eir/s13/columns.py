@@ -42,10 +42,7 @@ class Columns:
         self._digits = np.concatenate([np.arange(stretch.start, stretch.stop) for stretch in (imei, *digits)])
 
     def alike(self, data: bytes, position: int, count: int) -> tuple[Rows, npt.NDArray[np.uint64]]:
-        """Of `count` requests that stand at `position` those before the first that is not like the first one.
-
-        Returns them, and the keys (eir.device) of their IMEIs.
-        """
+        """Of `count` requests at `position` those before the first one that differs, and the keys (eir.device) of their IMEIs."""
         rows = np.frombuffer(data, np.uint8, count * self._length, position).reshape(count, self._length)
         words = rows.view(np.uint32)
         digits = rows[:, self._digits] - _ZERO  # of bytes: what is below "0" becomes large

@@ -15,6 +15,7 @@ eir.checks.checker, which counts them too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from struct import Struct
 from typing import NamedTuple
@@ -105,10 +106,7 @@ class Layout(NamedTuple):
 
 
 class Lane:
-    """The lane of one peer. `origin` is what the node's answers to it carry: Origin-Host and Origin-Realm, encoded.
-
-    `overload` is what requests past a limit on requests a second get.
-    """
+    """The lane of one peer; for `label`, `origin` and `overload` see eir.diameter.application.LaneFactory."""
 
     command = ME_IDENTITY_CHECK_NAME
 
@@ -126,11 +124,7 @@ class Lane:
         """The layout of the last message: most often that of the next one too."""
 
     def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
-        """Answer the messages that stand at `position`, up to the first that is not for the lane.
-
-        Appends the answers' bytes to `out`. Returns the position behind the last message answered and how many answers
-        of each result (`2001`, `10415:5422`) there were.
-        """
+        """See eir.diameter.application.Lane.take; results are `2001` and `10415:5422`."""
         if self._checker.policy is not self._policy:
             self._forget_verdicts()
         tally: dict[Verdict, int] = {}
@@ -222,7 +216,7 @@ class Lane:
         return count
 
     def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Turn away the messages that `take` would answer; returns the position behind the last one, and how many there were."""
+        """See eir.diameter.application.Lane.shed."""
         count = 0
         while count < messages_max and position < len(data) and (layout := self._find(data, position)) is not None:
             fields = layout.unpack(data, position)
@@ -242,16 +236,14 @@ class Lane:
         if layout is None:
             return
         self._credit = max(0, self._credit - LEARNING_COSTS)
-        candidates = self._layouts.setdefault(request.buffer[:FIRST_WORD_BYTES], [])
-        known = next((candidate for candidate in candidates if candidate.format == layout.format), None)
-        if known is None:
+        first_word = request.buffer[:FIRST_WORD_BYTES]
+        known = next((each for each in self._layouts.get(first_word, ()) if each.format == layout.format), layout)
+        if known is layout:
             if sum(map(len, self._layouts.values())) >= LAYOUTS_MAX:
                 self._layouts.clear()  # The peer has changed its ways: begin afresh.
                 self._latest = None
-                candidates = self._layouts.setdefault(request.buffer[:FIRST_WORD_BYTES], [])
-            candidates.append(layout)
-            known = layout
-        layouts = [layout for candidates in self._layouts.values() for layout in candidates]
+            self._layouts.setdefault(first_word, []).append(layout)
+        layouts = list(chain.from_iterable(self._layouts.values()))
         if sum(len(layout.contexts) for layout in layouts) >= CONTEXTS_MAX:
             for layout in layouts:
                 layout.contexts.clear()
@@ -281,10 +273,9 @@ class Lane:
 
     def _forget_verdicts(self) -> None:
         self._policy = self._checker.policy
-        for candidates in self._layouts.values():
-            for layout in candidates:
-                for context in layout.contexts.values():
-                    context.by_verdict.clear()
+        for layout in chain.from_iterable(self._layouts.values()):
+            for context in layout.contexts.values():
+                context.by_verdict.clear()
 
     def _cut(self, request: Request, reply: Reply, *, is_plain: bool) -> Pieces:
         """The answer that this request would get by a reply, cut where it repeats what the request holds."""
@@ -299,12 +290,12 @@ _RESULTS = {status: result_label(reply.result_code, reply.experimental) for stat
 
 
 class _Place(NamedTuple):
-    """A stretch of a message that is not held to a context."""
+    """A stretch of a message."""
 
     start: int
     end: int
     name: str
-    """`ids`, `session`, `imei`, `version`, `imsi`; empty: nobody reads it."""
+    """`ids`, `session`, `imei`, `version`, `imsi`, or `constant` for what is held to one; empty: nobody reads it."""
 
 
 def _layout_of(request: Request) -> Layout | None:
@@ -320,23 +311,16 @@ def _layout_of(request: Request) -> Layout | None:
     sizes = {place.name: place.end - place.start for place in places}
     if sizes.get("imei") not in IMEI_LENGTHS or sizes.get("version", SOFTWARE_VERSION_DIGITS) != SOFTWARE_VERSION_DIGITS:
         return None
-    form, at, index = "", 0, 0
-    found: dict[str, int] = {}
-    constants = []
-    for place in places:
+    stretches, at = [], 0
+    for place in (*places, _Place(len(request.buffer), len(request.buffer), "")):
         if place.start > at:
-            form += f"{place.start - at}s"
-            constants.append(index)
-            index += 1
-        form += f"{place.end - place.start}{'s' if place.name else 'x'}"
-        if place.name:
-            found[place.name] = index
-            index += 1
+            stretches.append(_Place(at, place.start, "constant"))
+        stretches.append(place)
         at = place.end
-    rest = len(request.buffer) - at
-    if rest:
-        form += f"{rest}s"
-        constants.append(index)
+    form = "".join(f"{place.end - place.start}{'s' if place.name else 'x'}" for place in stretches)
+    read = [place.name for place in stretches if place.name]
+    constants = [index for index, name in enumerate(read) if name == "constant"]
+    found = {name: index for index, name in enumerate(read)}
     fields = {place.name: slice(place.start, place.end) for place in places}
     columns = Columns(
         len(request.buffer), [slice(place.start, place.end) for place in places], ids=fields["ids"], session=fields["session"],

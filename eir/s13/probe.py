@@ -39,11 +39,11 @@ class Finding:
 
     imei: str
     imsi: str | None
-    status: str | None
+    status: str | None = None
     """One of the four statuses; None if the answer holds none that stands alone."""
-    result_code: int | None
-    experimental_result_code: int | None
-    round_trip_ms: float | None
+    result_code: int | None = None
+    experimental_result_code: int | None = None
+    round_trip_ms: float | None = None
     """None: no answer."""
     fault: str | None = None
     """Why there is no answer, or what is wrong with it."""
@@ -58,10 +58,7 @@ class Finding:
 async def ask(
     target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
 ) -> list[Finding]:
-    """Connect, ask about each IMEI in turn, disconnect; what is left when the connection ends is not asked.
-
-    Raises EirError if the connection or the CER fails.
-    """
+    """Ask about each IMEI in turn on one connection, until that ends. Raises EirError if the connection or the CER fails."""
     try:
         client = await connect(
             target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
@@ -77,7 +74,7 @@ async def ask(
             finding = await _ask_one(client, avps, imei, imsi, target.timeout_s)
             if finding.round_trip_ms is None and client.closed_by and (left := imeis[at:]):
                 finding = replace(finding, fault=f"{finding.fault}; not asked about the {len(left)} after it")
-                return [*findings, finding, *(Finding(other, imsi, None, None, None, None) for other in left)]
+                return [*findings, finding, *(Finding(other, imsi) for other in left)]
             findings.append(finding)
         return findings
     finally:
@@ -103,26 +100,18 @@ async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, tim
     try:
         answer = await client.request(s13.ME_IDENTITY_CHECK, avps, timeout_s=timeout_s)
     except TimeoutError:
-        return Finding(imei, imsi, None, None, None, None, f"no answer within {timeout_s:g} s")
+        return Finding(imei, imsi, fault=f"no answer within {timeout_s:g} s")
     except EirError as e:
-        return Finding(imei, imsi, None, None, None, None, f"no answer: {e}")
+        return Finding(imei, imsi, fault=f"no answer: {e}")
     return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
 
 
 def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None) -> bytes:
     """What an ECR holds after Origin-Realm (TS 29.272 7.2.19)."""
-    terminal = encode_text(s13.IMEI, imei)
-    if software_version:
-        terminal += encode_text(s13.SOFTWARE_VERSION, software_version)
-    avps = [
-        application_id_avp(S13),
-        s13.NO_STATE,
-        encode_text(base.DESTINATION_REALM, realm),
-        encode(s13.TERMINAL_INFORMATION, terminal),
-    ]
-    if imsi:
-        avps.append(encode_text(base.USER_NAME, imsi))
-    return b"".join(avps)
+    version = encode_text(s13.SOFTWARE_VERSION, software_version) if software_version else b""
+    terminal = encode(s13.TERMINAL_INFORMATION, encode_text(s13.IMEI, imei) + version)
+    user_name = encode_text(base.USER_NAME, imsi) if imsi else b""
+    return application_id_avp(S13) + s13.NO_STATE + encode_text(base.DESTINATION_REALM, realm) + terminal + user_name
 
 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> Finding:

@@ -8,22 +8,12 @@ from eir.checks.checker import Checker
 from eir.checks.policy import NoDevice, Status
 from eir.checks.question import Question
 from eir.diameter.answer import Reply
-from eir.diameter.avp import Avp, encode_u32
+from eir.diameter.avp import Avp, encode, encode_u32
 from eir.diameter.dictionary import USER_NAME
 from eir.diameter.message import Request
 from eir.diameter.result import INVALID_AVP_VALUE, MISSING_AVP, SUCCESS
 from eir.errors import DiameterError
-from eir.s13.dictionary import (
-    DICTIONARY,
-    EQUIPMENT_STATUS,
-    ERROR_EQUIPMENT_UNKNOWN,
-    IMEI,
-    MEID,
-    NO_STATE,
-    SOFTWARE_VERSION,
-    TERMINAL_INFORMATION,
-    VENDOR_3GPP,
-)
+from eir.s13 import dictionary as s13
 
 PROTOCOL = "s13"
 """What metrics call this protocol."""
@@ -32,16 +22,16 @@ EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYL
 """TS 29.272 7.3.51."""
 
 REPLIES: dict[Status, Reply] = {
-    status: Reply(SUCCESS, avps=NO_STATE + encode_u32(EQUIPMENT_STATUS, value))
+    status: Reply(SUCCESS, avps=s13.NO_STATE + encode_u32(s13.EQUIPMENT_STATUS, value))
     for status, value in EQUIPMENT_STATUSES.items()
 }
 """The answer to each verdict, encoded once."""
 # TS 29.272 7.4.3.4: an unknown device is an Experimental-Result, and then neither Result-Code nor Equipment-Status is sent.
-REPLIES[Status.UNKNOWN] = Reply(experimental=(VENDOR_3GPP, ERROR_EQUIPMENT_UNKNOWN), avps=NO_STATE)
+REPLIES[Status.UNKNOWN] = Reply(experimental=(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN), avps=s13.NO_STATE)
 
 # RFC 6733 7.1.5: a missing AVP is told by an example.
-_NO_GROUP = DICTIONARY.example(TERMINAL_INFORMATION)
-_NO_IMEI = DICTIONARY.example(IMEI, groups=(TERMINAL_INFORMATION,))
+_NO_GROUP = s13.DICTIONARY.example(s13.TERMINAL_INFORMATION)
+_NO_IMEI = encode(s13.TERMINAL_INFORMATION, s13.DICTIONARY.example(s13.IMEI))
 
 
 class S13Service:
@@ -52,18 +42,15 @@ class S13Service:
 
     def answer(self, request: Request) -> Reply:
         """The reply to an ECR. Raises DiameterError where the policy wants an error for a request that names no device."""
-        info = request.first.get(TERMINAL_INFORMATION)
+        info = request.first.get(s13.TERMINAL_INFORMATION)
         inside = {} if info is None else {avp.key: avp for avp in reversed(request.members(info))}
-        imei, meid = inside.get(IMEI), inside.get(MEID)
+        imei, meid = inside.get(s13.IMEI), inside.get(s13.MEID)
         verdict = self._checker.check(Question(
             imei=None if imei is None else _text(imei),
             meid=None if meid is None else meid_text(meid.data),
             imsi=_text(request.first.get(USER_NAME)),
-            software_version=_text(inside.get(SOFTWARE_VERSION)),
-            origin_host=request.origin_host,
-            origin_realm=request.origin_realm,
-            protocol=PROTOCOL,
-            peer=request.peer,
+            software_version=_text(inside.get(s13.SOFTWARE_VERSION)),
+            origin_host=request.origin_host, origin_realm=request.origin_realm, protocol=PROTOCOL, peer=request.peer,
         ))  # fmt: skip
         if not isinstance(verdict, NoDevice):
             return REPLIES[verdict.status]

@@ -3,17 +3,16 @@
 from wire import walk
 
 from eir.diameter.answer import encode_answer, error_answer, result_avp
-from eir.diameter.avp import encode
+from eir.diameter.avp import encode, encode_text
 from eir.diameter.base import BASE_COMMANDS
 from eir.diameter.capabilities import read_capabilities
-from eir.diameter.context import origin_avps
 from eir.diameter.grammar import check
 from eir.diameter.message import Answer, Request
 from eir.errors import DiameterError
 from eir.s13.application import S13
 
 AVPS_MAX, DEPTH_MAX = 64, 8
-ORIGIN = origin_avps("eir.localdomain", "localdomain")
+ORIGIN = encode_text(264, "eir.localdomain") + encode_text(296, "localdomain")
 PROXY_INFO = 284
 
 

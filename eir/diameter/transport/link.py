@@ -6,6 +6,7 @@ asyncio do: `stream` has what only TCP and TLS have. Knows nothing of other conn
 """
 
 import asyncio
+import random
 import socket
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
 
-from eir.diameter.capabilities import source_address
+from eir.diameter.capabilities import IdentifyPeer, source_address
 from eir.diameter.context import NodeContext
 from eir.diameter.events import Closed, Event
 from eir.diameter.peer import Peer
@@ -28,9 +29,8 @@ REST_BYTES = 65_536
 class Owner(Protocol):
     """What a connection's owner does for it."""
 
-    @property
-    def context(self) -> NodeContext:
-        """Limits, counts and the rest of what the node's connections share."""
+    context: NodeContext
+    """Limits, counts and the rest of what the node's connections share."""
 
     def accept(self, link: "Link") -> Peer | None:
         """A connection stands: the peer that speaks on it, or None to close it at once."""
@@ -43,7 +43,7 @@ class Owner(Protocol):
 
 
 class Link(asyncio.Protocol):
-    """The connection. `peer` is None before the owner has accepted it."""
+    """The connection."""
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop, dialed: PeerSettings | None = None) -> None:
         self._owner = owner
@@ -59,6 +59,7 @@ class Link(asyncio.Protocol):
         self._read_at = 0.0
         self._raw: socket.socket | None = None
         self.peer: Peer | None = None
+        """None before the owner has accepted the connection."""
         self.number = -1
         """What the owner calls it; -1: nothing yet."""
         self.dialed = dialed
@@ -66,9 +67,8 @@ class Link(asyncio.Protocol):
         self.since = 0.0
         """Unix time of the connection's beginning."""
         self.address = ""
-        """`ip:port` of the other end."""
         self.source: IPv4Address | IPv6Address = IPv4Address(0)
-        """IP address of the other end."""
+        """`ip:port` and IP address of the other end."""
         self.local = ""
         """IP address of our end."""
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -97,8 +97,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand the bytes to the peer, and send what it answers."""
-        peer = self.peer
-        if peer is None:
+        if (peer := self.peer) is None:
             return
         self._read_at = time.perf_counter()
         if len(data) >= REST_BYTES:
@@ -108,8 +107,7 @@ class Link(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The peer will send nothing more; what it asked before is answered, then the transport closes."""
-        peer = self.peer
-        if peer is None:
+        if (peer := self.peer) is None:
             return False
         if peer.more and not peer.secure:  # inside TLS there is no half of a connection
             self._ended = True
@@ -125,16 +123,14 @@ class Link(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._timer = self._stalled = None
-        peer = self.peer
-        if peer is not None:
+        if (peer := self.peer) is not None:
             peer.end(self._loop.time())
             events, peer.events = peer.events, []
             for event in events:
                 self._owner.handle(self, event)
             self.peer = None
         self._owner.lost(self)
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.over()
 
     def pause_writing(self) -> None:
         """The peer does not read: stop reading from it, and give it a while."""
@@ -157,11 +153,18 @@ class Link(asyncio.Protocol):
         self._see(connection.getpeername())
         self._raw = connection
 
-    def failed(self) -> None:
-        """The handshake has failed: there is no connection."""
+    def over(self) -> None:
+        """There is no connection: the handshake has failed, or the transport is gone."""
         self._raw = None
         if not self.closed.done():
             self.closed.set_result(None)
+
+    def new_peer(self, identify: IdentifyPeer) -> Peer:
+        """A peer that speaks on this connection."""
+        return Peer(
+            self._owner.context, identify, addresses=(self.local,), now=self._loop.time(), first_id=random.getrandbits(32),
+            secure=self.certificate_names() is not None,
+        )  # fmt: skip
 
     def pump(self) -> None:
         """Do what the peer wants done: hand out its events, write its bytes, close, set its timer."""
@@ -238,10 +241,7 @@ class Link(asyncio.Protocol):
         wanted = self._stalled is None and not self._resting and not peer.more and peer.state is not State.WAIT_ADMISSION
         if wanted is not self._reading:
             self._reading = wanted
-            if wanted:
-                transport.resume_reading()
-            else:
-                transport.pause_reading()
+            (transport.resume_reading if wanted else transport.pause_reading)()
 
     def _set_timer(self, peer: Peer) -> None:
         due = peer.deadline()
@@ -255,9 +255,8 @@ class Link(asyncio.Protocol):
     def _timer_ran_out(self) -> None:
         self._timer = None
         if self.peer is not None:
-            due = self.peer.deadline()
-            # The loop's clock is that of the iteration's start, which may lie a little before the timer's time.
-            if due is not None:
+            if self.peer.deadline() is not None:
+                # The loop's clock is that of the iteration's start, which may lie a little before the timer's time.
                 self.peer.timer(max(self._loop.time(), self._timer_at))
             self.pump()
 

@@ -26,12 +26,9 @@ class Listener:
     """
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        listening: Sequence[socket.socket],
-        accepted: Callable[[socket.socket], None],
+        self, loop: asyncio.AbstractEventLoop, listening: Sequence[socket.socket], accepted: Callable[[socket.socket], None],
         failed: Callable[[OSError], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._loop = loop
         self._listening = listening
         self._accepted = accepted

@@ -9,7 +9,6 @@ import ssl
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from eir.diameter.transport.certificate import names_of_peer
@@ -22,22 +21,13 @@ _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a RST."""
 
 
-class Endpoint(NamedTuple):
-    """One end of a connection."""
-
-    host: str
-    port: int
-    secure: bool
-    """A TLS handshake comes first."""
-
-
-def endpoint(url: str) -> Endpoint:
-    """What `tcp://host:port` or `tls://host:port` says. Raises EirError for anything else."""
+def endpoint(url: str) -> tuple[str, int, bool]:
+    """Host, port, and whether TLS comes first, of `tcp://host:port` or `tls://host:port`. Raises EirError for anything else."""
     parts = urlsplit(url)
     if parts.scheme not in PORTS or not parts.hostname:
         raise EirError(f"expected tcp://host:port or tls://host:port, got {url}")
     port = PORTS[parts.scheme] if parts.port is None else parts.port
-    return Endpoint(parts.hostname, port, secure=parts.scheme == "tls")
+    return parts.hostname, port, parts.scheme == "tls"
 
 
 async def accept(
