@@ -143,9 +143,9 @@ def test_a_connection_changes_hands(packets, connection):
     assert hand_over(packets[0], 7, 1 << 31, accepted)
     accepted.close()  # the copy on its way keeps it open
     client.sendall(b"early")
-    handed = take_over(packets[1])
-    assert handed[:2] == (7, 1 << 31)
-    with handed.connection as taken:
+    listener, number, taken = take_over(packets[1])
+    assert (listener, number) == (7, 1 << 31)
+    with taken:
         assert not taken.getblocking()
         assert taken.recv(9) == b"early"
         taken.send(b"back")
@@ -181,7 +181,7 @@ def test_no_descriptor_left_to_take_with(packets, connection):
         assert take_over(packets[1]) == (3, 10, None)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    handed = take_over(packets[1])
-    assert handed[:2] == (4, 11)
-    handed.connection.close()
+    listener, number, taken = take_over(packets[1])
+    assert (listener, number) == (4, 11)
+    taken.close()
     assert client.recv(1) == b""

@@ -404,7 +404,7 @@ class TestCrash:
         node = crew.start()
         clients = await four(node, connect)
         await clients.pop(HOSTS[0]).close()
-        (line,) = await until_async(lambda: node.lines("fault", reason="closed"))
+        (line,) = await until_async(lambda: node.lines("fault", reason="reported"))
         assert "ZeroDivisionError" in line["detail"]
         assert node.status()["workers"] == 2
         for host, client in clients.items():
