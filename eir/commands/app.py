@@ -23,12 +23,9 @@ app = typer.Typer(
     name="eir",
     help="An Equipment Identity Register: answers ME-Identity-Check over Diameter S13 from signed lists.",
     epilog="Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml. 'eir COMMAND --help' says more.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-)
+)  # fmt: skip
 peer_app = typer.Typer(no_args_is_help=True, help="Take a peer out of service (DPR) or put it back.", rich_markup_mode=None)
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -187,8 +187,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with suppress(ProcessLookupError):
         process.terminate()
         try:
-            async with asyncio.timeout(KILL_AFTER_S):
-                await process.wait()
+            await asyncio.wait_for(process.wait(), KILL_AFTER_S)
         except TimeoutError:
             process.kill()
             await process.wait()

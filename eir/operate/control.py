@@ -10,7 +10,8 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,12 @@ class ControlServer:
         """Open the socket, in the place of one that a killed node left: who holds the state folder has no other node beside it."""
         path = self._folder / SOCKET_NAME
         path.unlink(missing_ok=True)
-        listener = _bound(self._folder)
+        listener, mask = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), os.umask(0o117)
+        try:
+            with _reached(self._folder) as reached:
+                listener.bind(reached)
+        finally:
+            os.umask(mask)
         path.chmod(0o660)
         self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=REQUEST_MAX_BYTES)
 
@@ -105,24 +111,21 @@ def _uid_of(link: socket.socket) -> int:
     return int(uid)
 
 
-def _user(uid: int) -> str:
+def _user(uid: int, *, otherwise: str = "uid {}") -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"uid {uid}"
+        return otherwise.format(uid)
 
 
-def _bound(folder: Path) -> socket.socket:
-    """A listener in the folder, reached through a descriptor: a Unix socket's path may have 107 bytes only."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+@contextmanager
+def _reached(folder: Path) -> Iterator[str]:
+    """The socket's path through a descriptor of the folder: a Unix socket's path may have 107 bytes only."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-    mask = os.umask(0o117)
     try:
-        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+        yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
     finally:
-        os.umask(mask)
         os.close(descriptor)
-    return listener
 
 
 def ask(folder: Path, command: str, *, timeout_s: float | None = None, **arguments: Any) -> Any:
@@ -134,11 +137,8 @@ def ask(folder: Path, command: str, *, timeout_s: float | None = None, **argumen
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
             link.settimeout(TIMEOUT_S if timeout_s is None else timeout_s)
-            descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-            try:
-                link.connect(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
-            finally:
-                os.close(descriptor)
+            with _reached(folder) as reached:
+                link.connect(reached)
             link.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             with link.makefile("rb") as answers:
                 line = answers.readline()
@@ -163,10 +163,4 @@ def as_owner(folder: Path) -> str:
         owner = folder.stat().st_uid
     except OSError:
         return advice
-    if owner == os.geteuid():
-        return ""
-    try:
-        name = pwd.getpwuid(owner).pw_name
-    except KeyError:
-        name = f"#{owner}"
-    return f"{advice}: sudo -u {name} eir …"
+    return "" if owner == os.geteuid() else f"{advice}: sudo -u {_user(owner, otherwise='#{}')} eir …"
