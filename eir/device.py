@@ -11,6 +11,7 @@ from eir.errors import IdentifierError
 
 KEY_DIGITS = 14
 TAC_DIGITS = 8
+MCC_MNC_DIGITS = 5
 SNR_KEYS = 1_000_000
 """Identifiers under one TAC: the six digits of the serial number (SNR)."""
 MEID_BASE = 10**14
@@ -75,14 +76,9 @@ def imsi_key(text: str) -> int:
     raise IdentifierError(f"an IMSI has 6 to 15 digits; got {len(text)} characters")
 
 
-def short(identifier: str) -> str:
-    """An identifier as logs show it unless configured otherwise: the first eight and the last two characters.
+def short(identifier: str, first: int = TAC_DIGITS) -> str:
+    """An identifier as logs show it unless configured otherwise: its first and its last two characters.
 
-    For an IMEI that is the TAC and the last two digits; an IMSI keeps its first five (MCC and MNC) by `short_imsi`.
+    `first`: how many at its beginning: the TAC of an IMEI, MCC and MNC of an IMSI.
     """
-    return f"{identifier[:TAC_DIGITS]}…{identifier[-2:]}" if len(identifier) > TAC_DIGITS + 2 else "…"
-
-
-def short_imsi(identifier: str) -> str:
-    """An IMSI as logs show it unless configured otherwise: MCC and MNC (first five digits) and the last two."""
-    return f"{identifier[:5]}…{identifier[-2:]}" if len(identifier) > 7 else "…"
+    return f"{identifier[:first]}…{identifier[-2:]}" if len(identifier) > first + 2 else "…"

@@ -9,6 +9,7 @@ from luhn import check_digit
 
 from eir.device import (
     KEY_DIGITS,
+    MCC_MNC_DIGITS,
     MEID_BASE,
     SNR_KEYS,
     device_key,
@@ -18,7 +19,6 @@ from eir.device import (
     key_text,
     meid_key,
     short,
-    short_imsi,
 )
 from eir.errors import IdentifierError
 
@@ -168,7 +168,7 @@ def test_short(identifier, shown):
 
 @pytest.mark.parametrize(("imsi", "shown"), [("001010000000001", "00101…01"), ("0010100", "…"), ("", "…")])
 def test_short_imsi(imsi, shown):
-    assert short_imsi(imsi) == shown
+    assert short(imsi, MCC_MNC_DIGITS) == shown
 
 
 @given(st.text(string.digits, min_size=14, max_size=16))

@@ -27,7 +27,7 @@ from eir.device import device_key
 from eir.errors import EirError, StoreError
 from eir.lists import drop_folder, inbox
 from eir.lists.drop_folder import Item, Watch, delivered, lacking, look, settled
-from eir.lists.inbox import ATTEMPTS_MAX, WAITING, Attempts, Terms, take_in
+from eir.lists.inbox import ATTEMPTS_MAX, WAITING, Attempts, PassSettings, take_in
 from eir.lists.load import Loader
 from eir.lists.publish import publish
 from eir.lists.release import parse_manifest
@@ -86,7 +86,7 @@ class Site:
             "clock": lambda: datetime.now(UTC) + timedelta(seconds=self.ahead_s), "patience_s": PATIENCE_S,
             "attempts": self.attempts,
         }  # fmt: skip
-        return Terms(**(given | changes))
+        return PassSettings(**(given | changes))
 
     async def turn(self, **changes):
         """One pass: {manifest: (outcome, reason)}."""

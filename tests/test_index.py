@@ -14,8 +14,8 @@ from made import page, pages_of, pair_pages, state
 from pyroaring import BitMap
 
 from eir.device import MEID_BASE
-from eir.lists.held import ARRAY_KEYS, INDEX_BYTES, TRIPLE_KEYS, WHOLE, hold, rank
 from eir.lists.index import Index
+from eir.lists.keyset import ARRAY_KEYS, INDEX_BYTES, TRIPLE_KEYS, WHOLE, hold, rank
 from eir.lists.pages import PAGE_KEYS, Page
 from eir.lists.roaring import encode_keys
 

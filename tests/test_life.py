@@ -21,7 +21,6 @@ from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused
 from eir.follow import follower as follow
 from eir.lists import load
-from eir.lists.expiry import REMIND_S, ExpiryReminder, expired
 from eir.lists.index import Index
 from eir.lists.load import load_release
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
@@ -32,6 +31,7 @@ from eir.lists.roaring import decode_keys
 from eir.lists.rollback import roll_back
 from eir.lists.settings import ListSettings
 from eir.lists.store import ListState
+from eir.operate.status import REMIND_S, ExpiryReminder, expired
 from eir.stores.open import open_store
 from eir.stores.sqlite import SqliteStore
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from made import page, pages_of, state
 from test_index import fill
 
-from eir.lists.held import hold
 from eir.lists.index import Index
+from eir.lists.keyset import hold
 from eir.lists.pages import PAGE_KEYS
 from eir.lists.sieve import Sieve
 from eir.lists.sift import DENSE_KEYS, STEP_PAGES_MAX, Sifter

@@ -12,8 +12,8 @@ from eir.errors import EirError
 from eir.lists.store import ListState
 from eir.operate import status
 from eir.operate.control import ask as control
+from eir.operate.http import pages
 from eir.operate.metrics import FAMILIES
-from eir.operate.pages import pages
 from eir.operate.status import Status, WorkerReport
 
 HEALTHY = {
@@ -144,7 +144,7 @@ async def test_peers_are_shown_with_who_connects_and_what_went_wrong(site, conne
 
 async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_started_without_does_not(node, told):
     stolen = ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="", entries=1)
-    node.announce(reports(missing=["stolen"]))
+    node.tell(reports(missing=["stolen"]))
     assert told == [("serving", "list stolen has never been loaded")]
     assert (await shown(node, reports(missing=["stolen"]))).status == 503
     assert (await shown(node, reports(lists={"stolen": stolen}))).body == b"ready\n"
@@ -157,7 +157,7 @@ async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_st
 
 def test_each_change_of_readiness_is_one_line(node, told):
     away = "the store is away; answers go on from memory"
-    node.announce(reports(store_up=False))
+    node.tell(reports(store_up=False))
     assert told == [("serving", away)]
     lost = "the store lost list stolen (it shows serial 1); the memory stays in force"
     changes = [
@@ -172,13 +172,13 @@ def test_each_change_of_readiness_is_one_line(node, told):
     ]
     for changed, lines in changes:
         told.clear()
-        node.tell_change(reports(**changed))
+        node.tell(reports(**changed))
         assert told == lines
     told.clear()
-    node.tell_change([])
+    node.tell([])
     assert told == [("not_ready", "no worker answers")]
     node.stopping = True
-    node.tell_change(reports())  # the end has lines of its own
+    node.tell(reports())  # the end has lines of its own
     assert len(told) == 1
 
 

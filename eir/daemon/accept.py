@@ -33,9 +33,8 @@ HandOver = Callable[[int, int, socket.socket], bool]
 class Acceptor:
     """Listens, and hands each connection that may come in to a worker."""
 
-    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, hand_over: HandOver, *, report: Report) -> None:
+    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, *, report: Report) -> None:
         self.configure(peers, limits)
-        self._hand_over = hand_over
         self._report = report
         self._listeners: list[Listener] = []
         self._held: asyncio.TimerHandle | None = None
@@ -54,13 +53,13 @@ class Acceptor:
         self._peers = peers
         self._limits = limits
 
-    async def listen(self, urls: Sequence[str]) -> list[str]:
+    async def listen(self, urls: Sequence[str], hand_over: HandOver) -> list[str]:
         """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had."""
         bound = []
         for number, url in enumerate(urls):
             host, port, _ = endpoint(url)
             try:
-                listener = await open_listener(host, port, partial(self._accepted, number), self._cannot_accept)
+                listener = await open_listener(host, port, partial(self._accepted, number, hand_over), self._cannot_accept)
             except OSError as e:
                 raise cannot_listen(url, e) from None
             self._listeners.append(listener)
@@ -98,7 +97,7 @@ class Acceptor:
         if source is not None:
             self._sources.remove(source)
 
-    def _accepted(self, listener: int, connection: socket.socket) -> None:
+    def _accepted(self, listener: int, hand_over: HandOver, connection: socket.socket) -> None:
         with connection:
             try:
                 host, port = connection.getpeername()[:2]
@@ -108,7 +107,7 @@ class Acceptor:
             refused = self._sources.refusal(source, self._peers, self._limits, len(self._connections))
             if refused is None:
                 number = next(self._numbers) & 0xFFFFFFFF
-                if self._hand_over(listener, number, connection):
+                if hand_over(listener, number, connection):
                     self._connections[number] = source
                     self._sources.add(source)
                     return

@@ -50,10 +50,8 @@ class Children:
     def __init__(self, *, report: Report) -> None:
         self._report = report
         self._running: dict[int, _Child] = {}
-        self._due: list[tuple[float, _Child]] = []
-        """Those to start again, and when."""
-        self._pauses: dict[str, float] = {}
-        """By name: how long the next restart waits."""
+        self._due: list[tuple[float, _Child]] = []  # those to start again, and when
+        self._pauses: dict[str, float] = {}  # by name: how long the next restart waits
         self._stopping = False
         self.restarts = 0
 

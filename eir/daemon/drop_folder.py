@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from eir.config import Config
 from eir.errors import EirError, Report, StoreError
 from eir.lists.drop_folder import AGAIN_S, Listing, Watch, look
-from eir.lists.inbox import WAITING, Attempts, Pass, Taken, Terms, take_in
+from eir.lists.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
 from eir.lists.store import ACCEPTED, ListStore
 from eir.stores.open import highest_serials, open_store
 
@@ -58,10 +59,10 @@ async def make_pass(config: Config, who: str) -> Pass:
         except StoreError as error:
             away = Taken(manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}")
             return Pass(taken=(away,), again_s=AGAIN_S)
-        lease = _Lease(store, holder)
+        lease = _Lease(store, holder, time.monotonic() + CLAIM_S)
         keeping = asyncio.create_task(lease.keep())
         try:
-            return await asyncio.to_thread(_load, config, who, attempts, lambda: lease.held)
+            return await asyncio.to_thread(asyncio.run, _load(config, who, attempts, lease.held))
         finally:
             keeping.cancel()
             with suppress(StoreError):
@@ -76,18 +77,18 @@ def _leave(number: int, attempts: Attempts) -> None:
     os._exit(128 + number)
 
 
+@dataclass(slots=True)
 class _Lease:
     """The right to load, kept for as long as the store says so."""
 
-    def __init__(self, store: ListStore, holder: str) -> None:
-        self._store = store
-        self._holder = holder
-        self._until = time.monotonic() + CLAIM_S
+    store: ListStore
+    holder: str
+    until: float
+    """When it ends (time.monotonic)."""
 
-    @property
     def held(self) -> bool:
         """Nobody else can have it yet."""
-        return time.monotonic() < self._until
+        return time.monotonic() < self.until
 
     async def keep(self) -> None:
         """Renew it, well before it ends, until cancelled."""
@@ -95,24 +96,20 @@ class _Lease:
             await asyncio.sleep(CLAIM_S / 3)
             asked = time.monotonic()
             with suppress(StoreError):
-                self._until = asked + CLAIM_S if await self._store.claim(CLAIM, self._holder, CLAIM_S) else 0.0
+                self.until = asked + CLAIM_S if await self.store.claim(CLAIM, self.holder, CLAIM_S) else 0.0
 
 
-def _load(config: Config, who: str, attempts: Attempts, ours: Callable[[], bool]) -> Pass:
-    async def run() -> Pass:
-        store = open_store(config.store, config.state)
-        try:
-            return await take_in(
-                Terms(
-                    folder=config.inbox or Path(), lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC),
-                    patience_s=config.inbox_patience_s, attempts=attempts, ours=ours,
-                    marks=await highest_serials(config.store, config.state),
-                )
-            )  # fmt: skip
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
+async def _load(config: Config, who: str, attempts: Attempts, ours: Callable[[], bool]) -> Pass:
+    store = open_store(config.store, config.state)
+    try:
+        return await take_in(
+            PassSettings(
+                folder=config.inbox or Path(), lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC),
+                patience_s=config.inbox_patience_s, attempts=attempts, ours=ours, marks=await highest_serials(config.store, config.state),
+            )
+        )  # fmt: skip
+    finally:
+        await store.close()
 
 
 class DropFolder:

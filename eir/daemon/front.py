@@ -18,7 +18,6 @@ from typing import Any
 from eir import __version__
 from eir.config import Config, load_config, needs_restart, take_over
 from eir.daemon.accept import Acceptor, at, cannot_listen
-from eir.daemon.children import kill
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.setup import report_warnings
 from eir.daemon.signals import deliver
@@ -26,14 +25,12 @@ from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, StoreError
-from eir.lists.expiry import ExpiryReminder
-from eir.lists.store import REFUSED, ListState, Outcome
+from eir.lists.store import REFUSED, Outcome
 from eir.operate import metrics
 from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
-from eir.operate.http import HttpServer
+from eir.operate.http import HttpServer, pages
 from eir.operate.log import Log
-from eir.operate.pages import pages
-from eir.operate.status import Status, WorkerReport
+from eir.operate.status import ExpiryReminder, Status
 from eir.stores.open import open_store
 
 HOLD_S = 2.0
@@ -62,10 +59,10 @@ class Front:
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         """A worker came, started or went."""
+        self._acceptor = Acceptor(config.peers, config.limits, report=report)
         self._workers = Workers(
-            config.workers, self._configured, gone=self._connection_gone, changed=self._workers_changed, report=report
+            config.workers, self._configured, gone=self._acceptor.gone, changed=self._workers_changed, report=report
         )
-        self._acceptor = Acceptor(config.peers, config.limits, self._workers.hand_over, report=report)
         self._status = Status(workers=config.workers, pid=supervisor_pid, report=report)
         self._http = HttpServer(pages(self.snapshot, self._workers.reports, self._status, report=report), report=report)
         self._control = ControlServer(config.state, self._commands(), report=report)
@@ -74,8 +71,6 @@ class Front:
         self._expiry = ExpiryReminder()
         self._certificate_ends: datetime | None = None
         self._tls = self._read_tls(config)
-        self._pids: dict[int, int] = {}
-        """Processes of the workers, by number."""
         self._restarts = 0
         self._disabled: set[str] = set()
         self._dialing = False
@@ -95,12 +90,11 @@ class Front:
             self._spawn(self._drop_folder.run())
             self._spawn(self._again(OUTCOMES_S, "outcomes", self._read_outcomes))
             if await self._workers_started():
-                self._status.listening = await self._acceptor.listen(self._config.listen)
+                self._status.listening = await self._acceptor.listen(self._config.listen, self._workers.hand_over)
                 for address in self._status.listening:
                     self._log.report("listening", address=address)
                 self._dialing = True
                 self._workers.dial()
-                self._status.announce(await self._workers.reports())
                 self._spawn(self._again(LOOK_S, "status", self._look))
             await self._stop.wait()
             self._acceptor.close()
@@ -176,21 +170,14 @@ class Front:
             self._spawn(self._attend(number, pid, stream, packets))
 
     async def _attend(self, number: int, pid: int, stream: socket.socket, packets: socket.socket) -> None:
-        self._pids[number] = pid
         await self._workers.attend(number, pid, stream, packets)
-        if self._pids.get(number) == pid:
-            del self._pids[number]
         if not self._status.stopping:
             self._acceptor.hold(HOLD_S)
-
-    def _connection_gone(self, number: int) -> None:
-        self._acceptor.gone(number)
 
     def _orphaned(self) -> None:
         """The supervisor was killed: nobody else is left to end the workers."""
         self._begin_stop("the supervisor is gone")
-        for pid in self._pids.values():
-            kill(pid, signal.SIGTERM)
+        self._workers.end()
 
     def _workers_changed(self) -> None:
         if self._workers.all_started:
@@ -223,8 +210,8 @@ class Front:
 
     async def _look(self) -> None:
         reports = await self._workers.reports()
-        self._status.tell_change(reports)
-        states = _in_force(reports)
+        self._status.tell(reports)
+        states = {name: state for report in reports for name, state in report.lists.items()}
         for name in self._expiry.due(states, now=datetime.now(UTC), monotonic=time.monotonic()):
             self._log.report("list_expired", level="warning", list=name, expires=states[name].expires, detail="it stays in force")
 
@@ -336,7 +323,3 @@ class Front:
         ends = self._certificate_ends.isoformat()
         self._log.report("certificate", names=",".join(names), expires=ends, file=config.tls.certificate)
         return files
-
-
-def _in_force(reports: list[WorkerReport]) -> dict[str, ListState]:
-    return {name: state for report in reports for name, state in report.lists.items()}

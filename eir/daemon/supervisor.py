@@ -37,7 +37,6 @@ END_S = DRAIN_S + 4.0
 SIFT_S = 2.0
 """How long the start waits for what answers many checks at once (eir.lists.sift) to be prepared: workers share what is, and
 prepare the rest, of lists beyond some fifty million entries, each for itself."""
-FRONT = "front"
 
 
 def run(config: Config) -> int:
@@ -84,7 +83,7 @@ class Supervisor:
             return 0
         signals = BLOCKED | {signal.SIGCHLD}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        front = self._children.fork(FRONT, partial(self._front, os.getpid()))
+        front = self._children.fork("front", partial(self._front, os.getpid()))
         self._fronts.close()
         for number in range(self._config.workers):
             self._start(number)
@@ -120,11 +119,7 @@ class Supervisor:
 
     def _front(self, our_pid: int) -> int:
         self._ours.close()
-
-        async def serve() -> int:
-            return await Front(self._config, self._fronts, our_pid).serve()
-
-        return uvloop.run(serve())
+        return uvloop.run(Front(self._config, self._fronts, our_pid).serve())
 
     def _start(self, number: int) -> None:
         """Start a worker, and give the front its ends of the worker's link."""
@@ -142,7 +137,4 @@ class Supervisor:
         fronts.close()
         # A terminal that is closed sends SIGHUP to all; it is the supervisor's to make a reload of it.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        inherited = Inherited(
-            number=number, origin_state_id=self._origin_state_id, index=self._index, grants=Grants(self._granted, number), ends=ends
-        )
-        return uvloop.run(work(inherited))
+        return uvloop.run(work(Inherited(number, self._origin_state_id, self._index, Grants(self._granted, number), ends)))

@@ -275,19 +275,19 @@ class Worker:
         connected, disabled = self.node.connected(), self.node.disabled()
         states = self._loaded()
         return {
-            "eir_checks_total": metrics.by_labels(self.checker.checks()),
-            "eir_observed_total": metrics.by_labels(self.checker.observed),
-            "eir_identity_errors_total": metrics.by_labels(self.checker.identity_errors),
+            "eir_checks_total": self.checker.checks(),
+            "eir_observed_total": self.checker.observed,
+            "eir_identity_errors_total": self.checker.identity_errors,
             "eir_check_duration_seconds": metrics.histogram(DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s),
-            "eir_diameter_messages_total": metrics.by_labels(counts.messages),
-            "eir_diameter_answers_total": metrics.by_labels(counts.answers),
+            "eir_diameter_messages_total": counts.messages,
+            "eir_diameter_answers_total": counts.answers,
             "eir_diameter_errors_total": metrics.by_label(counts.errors),
             "eir_diameter_drops_total": metrics.by_label(counts.dropped),
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(counts.last_request),
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
-            "eir_shed_total": metrics.by_labels(counts.shed),
+            "eir_shed_total": counts.shed,
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
             "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),
@@ -335,20 +335,20 @@ class RemoteAdmission:
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """See Admission.dialing."""
-        return self._report("dialing", connection, host, our_host)
+        return self._tell("dialing", connection, host, our_host)
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
         """See Admission.opened."""
-        return self._report("opened", connection, host, origin_state_id)
+        return self._tell("opened", connection, host, origin_state_id)
 
     def alive(self, connection: int) -> Sequence[Order]:
         """See Admission.alive."""
-        return self._report("alive", connection)
+        return self._tell("alive", connection)
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
         """See Admission.closed."""
-        return self._report("closed", connection, reason)
+        return self._tell("closed", connection, reason)
 
-    def _report(self, *what: Any) -> Sequence[Order]:
+    def _tell(self, *what: Any) -> Sequence[Order]:
         self._link.tell("reported", *what)
         return ()

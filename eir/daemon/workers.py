@@ -100,6 +100,11 @@ class Workers:
                 self._order(self._admission.closed(name))
             self._changed()
 
+    def end(self) -> None:
+        """Have all of them end."""
+        for worker in self._workers.values():
+            kill(worker.pid, signal.SIGTERM)
+
     def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
         """Give a connection to the worker that has the fewest; False if no worker takes it."""
         ready = [worker for worker in self._workers.values() if worker.started]

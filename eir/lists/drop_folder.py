@@ -77,7 +77,7 @@ def settled(item: Item, now: float) -> bool:
 
 
 class Watch:
-    """Decides from one look at the folder after another when a pass is worth making. `patience_s` as in inbox.Terms."""
+    """Decides from one look at the folder after another when a pass is worth making. `patience_s` as in inbox.PassSettings."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s, self._again_at, self._passed_at = patience_s, 0.0, -float("inf")

@@ -128,7 +128,7 @@ class _Delay(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class PassSettings:
     """What a pass goes by."""
 
     folder: Path
@@ -144,7 +144,7 @@ class Terms:
     """Asked before each load: whether the right to load is still held."""
 
 
-async def take_in(terms: Terms) -> Pass:
+async def take_in(terms: PassSettings) -> Pass:
     """Load each whole release, by serial, and move those that are finished. Raises EirError if the folder cannot be used.
 
     A store or a disk that fails ends the pass and leaves the releases where they are.
@@ -163,7 +163,7 @@ async def take_in(terms: Terms) -> Pass:
 class _Turn:
     """One pass: the folder as it was found, open, and what became of what lay there."""
 
-    def __init__(self, terms: Terms, rooms: Rooms) -> None:
+    def __init__(self, terms: PassSettings, rooms: Rooms) -> None:
         self.terms = terms
         self.taken: list[Taken] = []
         self.again: list[float] = []

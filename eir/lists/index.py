@@ -1,6 +1,6 @@
 """The lists in memory, from which every check is answered. May import eir.lists and numpy; knows no store, loop or clock.
 
-A list is one dict of pages in the forms of eir.lists.held, and a sieve (eir.lists.sift). It is replaced by switching one
+A list is one dict of pages in the forms of eir.lists.keyset, and a sieve (eir.lists.sift). It is replaced by switching one
 reference; what it was before is freed in steps, and so goes everything else here that could take long: the caller gives a
 deadline of `time.perf_counter` and calls again until the step says that nothing is left.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from eir.lists.held import WHOLE, Held, Keys, find_in_bytes, held_count, held_keys, hold, hold_arrays, hold_bitmap, rank
+from eir.lists.keyset import WHOLE, Keys, KeySet, count_of, find_in_bytes, hold, hold_arrays, hold_bitmap, keys_of, rank
 from eir.lists.pages import PAGE_KEYS, Page, decode_sections
 from eir.lists.roaring import may_be_arrays
 from eir.lists.settings import PAIRS
@@ -39,7 +39,7 @@ class Contents:
     __slots__ = ("due", "ends", "imsis", "more", "pages", "sifter", "subscribers", "tacs", "until")
 
     def __init__(self, entries: int = 0) -> None:
-        self.pages: dict[int, Held] = {}
+        self.pages: dict[int, KeySet] = {}
         self.sifter = Sifter(self.pages, entries)
         # Rows that end, a page each: Unix seconds (4 bytes, 0 for none), in the order of keys or pairs; the sorted table of
         # what ends when is a heap of end << PAGE_BITS | page, where entries of pages replaced since are passed over.
@@ -113,7 +113,7 @@ class Contents:
 class Part:
     """One page in the form in which Contents holds it: keys, ends of rows, IMSIs."""
 
-    held: Held
+    held: KeySet
     until: bytes = b""
     imsis: bytes = b""
     ends: bytes = b""
@@ -146,7 +146,7 @@ class Part:
             return self if end > now else singles and singles.after(now)
         if not self.until:
             return self
-        keys = held_keys(self.held)
+        keys = keys_of(self.held)
         rows = len(self.imsis) // 8 if self.imsis else len(keys)
         ends = np.frombuffer(self.until, dtype="<u4")
         if len(ends) < rows:  # one end for all
@@ -191,7 +191,7 @@ def decode_part(page: Page) -> Part | None:
     if held is None or not page.extra:
         return None if held is None else Part(held)
     sections = decode_sections(page.extra)
-    part, devices = Part(held), held_count(held)
+    part, devices = Part(held), count_of(held)
     if content := sections.imsis:
         counts = np.frombuffer(content[: 4 * devices], dtype="<u4")
         part.imsis = content[4 * devices :]
@@ -242,7 +242,7 @@ class DeviceList:
         """All keys in ascending order: a walk through the whole list."""
         for number in sorted(self._contents.pages):
             base = number * PAGE_KEYS
-            for remainder in held_keys(self._contents.pages[number]):
+            for remainder in keys_of(self._contents.pages[number]):
                 yield base + int(remainder)
 
     def builder(self, state: ListState, *, amend: bool = False) -> "ListBuilder":
@@ -315,7 +315,7 @@ class ListBuilder:
         for page in rest:
             self.add(page)
 
-    def _hold(self, number: int, held: Held, *, compare: bool = True) -> None:
+    def _hold(self, number: int, held: KeySet, *, compare: bool = True) -> None:
         before = self._base.pages.get(number) if compare else None
         same = before is not None and before.__class__ is held.__class__ and before == held
         self._contents.pages[number] = before if before is not None and same else held

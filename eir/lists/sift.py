@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from eir.lists.held import Held, Keys, held_count, held_keys, in_triples, read_bytes
+from eir.lists.keyset import Keys, KeySet, count_of, in_triples, keys_of, read_bytes
 from eir.lists.pages import PAGE_KEYS
 from eir.lists.sieve import KeyArray, Sieve
 
@@ -31,7 +31,7 @@ class Sifter:
 
     __slots__ = ("_dense", "_dense_array", "_late", "_late_array", "_pages", "_sieve", "_taken", "_waiting")
 
-    def __init__(self, pages: Mapping[int, Held], entries: int) -> None:
+    def __init__(self, pages: Mapping[int, KeySet], entries: int) -> None:
         self._pages = pages
         self._begin(entries)
 
@@ -96,8 +96,8 @@ class Sifter:
             held = self._pages.get(number)
             if isinstance(held, bytes):
                 (triples if in_triples(held) else indexed).append((number, held))
-            elif held is not None and held_count(held) < DENSE_KEYS:
-                self._add([number], held_keys(held), [held_count(held)])
+            elif held is not None and count_of(held) < DENSE_KEYS:
+                self._add([number], keys_of(held), [count_of(held)])
             elif held is not None:
                 self._dense.add(number)
         for alike in (triples, indexed):

@@ -1,13 +1,16 @@
-"""The HTTP server of the front: pages for Prometheus, probes and people, each a callable that it is handed.
+"""The HTTP server of the front, and its pages: /metrics for Prometheus, /live and /ready for probes and people.
 
 A client gets neither the loop nor the memory of the front for itself: requests, time and connections are bounded, and between
 two requests of one connection others have their turn.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import cast
 
 from eir.errors import Report
+from eir.operate import metrics
+from eir.operate.status import NOT_READY, Status, WorkerReport
 from eir.web.http1 import REQUEST_BYTES_MAX, Conversation, Request, Response
 
 TEXT = "text/plain; charset=utf-8"
@@ -50,10 +53,7 @@ class HttpServer:
             await self._server.wait_closed()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            writer.close()
-            return
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         there = [each for each in self._tasks if not each.cancelling()]
         if len(there) >= CONNECTIONS_MAX:
             there[0].cancel()
@@ -97,3 +97,26 @@ class HttpServer:
     def _failed(self, path: str, why: str) -> Response:
         self._report("page_failed", level="error", reason=path, detail=why)
         return Response(500, TEXT, b"this page failed; the log says why (page_failed)\n")
+
+
+def pages(
+    snapshot: Callable[[], Awaitable[metrics.Snapshot]], reports: Callable[[], Awaitable[Sequence[WorkerReport]]], status: Status, *, report: Report
+) -> dict[str, Page]:
+    """The pages by path. `snapshot` gives all numbers of the node, `reports` how its workers are."""
+    strange: set[str] = set()
+    """Metrics without a row in the table, of which the log has told."""
+
+    async def show_metrics() -> Response:
+        numbers = await snapshot()
+        for name in metrics.unknown(numbers):
+            if name not in strange:
+                strange.add(name)
+                report("metric_unknown", level="error", reason=name, detail="not in the table of metrics; the page leaves it out")
+        # Rendering takes milliseconds with many peers: beside the loop, not in it.
+        return Response(200, metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, numbers))
+
+    async def show_readiness() -> Response:
+        word, why = status.readiness(await reports())
+        return Response(503 if word == NOT_READY else 200, TEXT, "\n".join([word, *why, ""]).encode())
+
+    return {"/metrics": show_metrics, "/live": lambda: Response(200, TEXT, b"live\n"), "/ready": show_readiness}

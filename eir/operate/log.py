@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from eir.device import short, short_imsi
+from eir.device import MCC_MNC_DIGITS, short
 
 BURST = 5
 """Lines of one kind that go out at once."""
@@ -156,7 +156,7 @@ class Log:
         for (status, list_name, peer), fold in folds.items():
             imei, imsi = fold.imei, fold.imsi
             if not self._full_identifiers:
-                imei, imsi = short(imei) if imei else "", short_imsi(imsi) if imsi else ""
+                imei, imsi = short(imei) if imei else "", short(imsi, MCC_MNC_DIGITS) if imsi else ""
             line = {"event": "checks", "status": status, "list": list_name or None, "peer": peer, "count": fold.count}
             self._write("info", {**line, "imei": imei or None, "imsi": imsi or None})
         observed, self._observed = self._observed, Counter()

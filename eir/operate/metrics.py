@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -22,8 +22,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 Labels = tuple[str, ...]
-L = TypeVar("L", bound=Labels)
-Snapshot = dict[str, dict[Labels, float]]
+Snapshot = dict[str, Mapping[Any, float]]
 """Metric name → label values → value. A histogram has its cumulative buckets under its upper bounds and `sum`."""
 
 
@@ -75,14 +74,14 @@ _MERGE: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "min"
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
     """One truth out of several workers' snapshots, by the `merge` column of the table; a name that is not in it is summed."""
-    merged: Snapshot = {}
+    merged: dict[str, dict[Labels, float]] = {}
     for snapshot in snapshots:
         for name, samples in snapshot.items():
             family = _FAMILY.get(name)
             combine, into = _MERGE[family.merge if family else "sum"], merged.setdefault(name, {})
             for labels, value in samples.items():
                 into[labels] = combine(into[labels], value) if labels in into else value
-    return merged
+    return dict(merged)
 
 
 def outliving(snapshot: Snapshot) -> Snapshot:
@@ -92,11 +91,6 @@ def outliving(snapshot: Snapshot) -> Snapshot:
         for name, samples in snapshot.items()
         if name in _FAMILY and _FAMILY[name].kind != "gauge" and _FAMILY[name].merge == "sum"
     }
-
-
-def by_labels(values: Mapping[L, float]) -> dict[Labels, float]:
-    """The samples of a metric whose labels are the keys."""
-    return dict(values.items())
 
 
 def by_label(values: Mapping[str, float]) -> dict[Labels, float]:

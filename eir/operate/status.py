@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from eir import __version__
 from eir.errors import Report
-from eir.lists.expiry import expired
 from eir.lists.store import ListState
 
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
@@ -19,6 +18,8 @@ OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 PEERLESS_S = 60.0
 """How long after the start it is no warning that nobody is connected: peers come back within their Tc, usually 30 s."""
+REMIND_S = 3600.0
+"""Between two reminders of a list that is past its `expires`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,21 +103,18 @@ class Status:
         degraded += [f"list {name} is this node's last good copy" for name in copies]
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
-    def announce(self, reports: Sequence[WorkerReport]) -> None:
-        """Say in the log that the node listens: `ready`, or `serving` and what it lacks."""
-        found = self._told = self.readiness(reports)
-        self._tell("ready" if found.word == READY else "serving", found, len(reports), version=__version__)
-
-    def tell_change(self, reports: Sequence[WorkerReport]) -> None:
-        """One line if the readiness, or the reason for it, is another than the last line told."""
+    def tell(self, reports: Sequence[WorkerReport]) -> None:
+        """One log line if the readiness, or the reason for it, is another than the last line told; the first says that it serves."""
         found = self.readiness(reports)
-        if not self.stopping and found != self._told:
-            self._told = found
-            self._tell(found.word.replace(" ", "_"), found, len(reports))
-
-    def _tell(self, event: str, found: Readiness, workers: int, **more: str) -> None:
-        level = "info" if found.word == READY else "warning"
-        self._report(event, level=level, reason="; ".join(found.why) or None, workers=workers, **more)
+        if self.stopping or found == self._told:
+            return
+        first, self._told = self._told is None, found
+        ready = found.word == READY
+        event = "ready" if ready else "serving" if first else found.word.replace(" ", "_")
+        self._report(
+            event, level="info" if ready else "warning", reason="; ".join(found.why) or None, workers=len(reports),
+            version=__version__ if first else None,
+        )  # fmt: skip
 
     def document(self, reports: Sequence[WorkerReport]) -> dict[str, Any]:
         """What `eir status` shows: a Nagios state with its code, one line, and the figures behind it."""
@@ -177,3 +175,25 @@ def _shown(state: ListState) -> dict[str, Any]:
         "serial": state.serial, "generation": state.generation, "digest": state.content_digest, "entries": state.entries,
         "expires": state.expires,
     }  # fmt: skip
+
+
+def expired(states: Mapping[str, ListState], now: datetime) -> list[str]:
+    """The names of the lists whose release is past its `expires`; a local list has none."""
+    return [name for name, state in states.items() if state.expires and datetime.fromisoformat(state.expires) <= now]
+
+
+class ExpiryReminder:
+    """Remembers when each expired list was last reported."""
+
+    __slots__ = ("_said",)
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+
+    def due(self, states: Mapping[str, ListState], *, now: datetime, monotonic: float) -> list[str]:
+        """The expired lists to report now: at once, then each REMIND_S of the monotonic clock, until a release renews them."""
+        past = expired(states, now)
+        self._said = {name: said for name, said in self._said.items() if name in past}
+        found = [name for name in past if name not in self._said or monotonic - self._said[name] >= REMIND_S]
+        self._said.update(dict.fromkeys(found, monotonic))
+        return found

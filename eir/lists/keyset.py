@@ -39,17 +39,17 @@ _OFFSETS: Final = (INDEX_BYTES + LOW_BYTES * np.arange(ARRAY_KEYS + 1)).astype("
 _between = Struct("<HH").unpack_from
 _low = Struct("<H").pack
 
-Held = bytes | BitMap | range
+KeySet = bytes | BitMap | range
 Keys = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
 
 
-def hold(stored: bytes) -> Held | None:
+def hold(stored: bytes) -> KeySet | None:
     """The form in which a page's keys are held; None for a page without keys. Raises ValueError if they are damaged."""
     return hold_bitmap(decode_keys(stored))
 
 
-def hold_bitmap(bitmap: BitMap) -> Held | None:
+def hold_bitmap(bitmap: BitMap) -> KeySet | None:
     """As hold, out of a bitmap."""
     if not (count := len(bitmap)):
         return None
@@ -63,7 +63,7 @@ def hold_bitmap(bitmap: BitMap) -> Held | None:
     return _OFFSETS[keys.searchsorted(_UPPER_HALVES)].tobytes() + keys.view("<u2")[::2].tobytes()
 
 
-def hold_arrays(stored: Sequence[bytes]) -> list[Held]:
+def hold_arrays(stored: Sequence[bytes]) -> list[KeySet]:
     """As hold, many times as fast, for pages that roaring.may_be_arrays. Raises ValueError if one is not, or is damaged."""
     arrays = ArrayPages(stored)
     counts = arrays.counts.tolist()
@@ -122,7 +122,7 @@ def find_in_bytes(held: bytes, remainder: int) -> int:
     return found
 
 
-def rank(held: Held, remainder: int) -> int:
+def rank(held: KeySet, remainder: int) -> int:
     """The position of a key among the keys of its page; -1 if it is not in it."""
     if isinstance(held, bytes):
         found = find_in_bytes(held, remainder)
@@ -134,7 +134,7 @@ def rank(held: Held, remainder: int) -> int:
     return remainder if isinstance(held, range) else held.rank(remainder) - 1
 
 
-def held_keys(held: Held) -> Keys:
+def keys_of(held: KeySet) -> Keys:
     """The keys of a held page in ascending order."""
     if isinstance(held, bytes):
         return read_bytes([held])[0]
@@ -143,7 +143,7 @@ def held_keys(held: Held) -> Keys:
     return np.frombuffer(held.to_array(), dtype="<u4")
 
 
-def held_count(held: Held) -> int:
+def count_of(held: KeySet) -> int:
     """How many keys a held page has."""
     if not isinstance(held, bytes):
         return len(held)
