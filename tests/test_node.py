@@ -158,7 +158,7 @@ async def test_what_the_new_table_allows_stays():
         stays, goes, silent = await setup.open(), await setup.open(cer("x.roaming", "roaming")), await setup.connect()
         setup.node.reconfigure([replace(MME, label="mme2", lenient=frozenset({"unknown_m"}))])
         request = await goes.read()
-        assert (request.command, request.number(273)) == (282, 2)
+        assert (request.command, request.number(273)) == (282, 0)
         await goes.answer(request)
         assert await goes.end() == []
         assert (await stays.ask(ecr(extra=wire.avp(9999)))).result == 2001
@@ -224,7 +224,7 @@ async def test_disable_and_enable():
         assert not setup.node.enable("nobody")
         assert setup.node.disable("mme")
         request = await connection.read()
-        assert (request.command, request.number(273)) == (282, 2)
+        assert (request.command, request.number(273)) == (282, 0)
         await connection.answer(request)
         assert await connection.end() == []
         await until(lambda: setup.node.status()[0].state == "disabled")

@@ -446,7 +446,7 @@ class TestSteering:
         await run(crew, "peer", "disable", "mme")
         for host, client in clients.items():
             asked = await client.read()
-            assert (asked.command, asked.number(273)) == (282, 2)
+            assert (asked.command, asked.number(273)) == (282, 0)
             await client.send(answer_to(asked, host=host))
             assert await client.end() == []
         for host in HOSTS[:2]:

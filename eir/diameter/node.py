@@ -169,7 +169,7 @@ class Node:
         now = _now()
         for link in list(self._links.values()):
             if link.peer is not None and link.peer.settings is not None and link.peer.settings.label == label:
-                link.peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "disabled")
+                link.peer.stop(DisconnectCause.REBOOTING, now, "disabled")
                 link.pump()
         self._dial_all()
         return True
@@ -402,11 +402,11 @@ class Node:
             return
         settings = find_peer(self._peers, said.host, said.realm, link.source)
         if settings is None:
-            peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "removed")
+            peer.stop(DisconnectCause.REBOOTING, now, "removed")
             return
         names, shown = link.certificate_names(), peer.traffic.names
         if names is not None and not certificate_fits(names, said, settings):
-            peer.stop(DisconnectCause.DO_NOT_WANT_TO_TALK_TO_YOU, now, "tls_name")
+            peer.stop(DisconnectCause.REBOOTING, now, "tls_name")
         elif (shown.host, shown.realm) != (settings.as_host or self.identity.host, settings.as_realm or self.identity.realm):
             peer.stop(DisconnectCause.REBOOTING, now, "renamed")
         else:
