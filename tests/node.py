@@ -180,7 +180,7 @@ class Site:
             finally:
                 await store.close()
 
-        with ThreadPoolExecutor(1) as aside:  # whoever calls may have a loop of his own
+        with ThreadPoolExecutor(1) as aside:  # the caller may have a loop of its own
             aside.submit(asyncio.run, load()).result()
 
     def start(self, *, ready=True, prefix=()):

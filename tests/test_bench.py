@@ -268,7 +268,7 @@ FAULTS = {
     "another session": ({"session": "another"}, {"session"}),
     "session of the same length": ({"session": "x" * 40}, {"session"}),
     "another status": ({"status": 1}, {"status"}),
-    "a status that is none": ({"status": 3}, {"result"}),
+    "a status that does not exist": ({"status": 3}, {"result"}),
     "no status": ({"status": None}, {"result"}),
     "an error": ({"result": 5012, "status": None}, {"result"}),
     "two results": ({"extra": u32(268, 2001)}, {"result"}),

@@ -189,7 +189,7 @@ class TestConfiguration:
         assert status == 0
         assert re.search(rf"^warning: {path}:\d+: .*tracked", err, re.MULTILINE)
         assert "warning:" not in out
-        assert "tracked" not in eir("check", UNLISTED, "-c", path)[2]  # it is for whoever writes the configuration
+        assert "tracked" not in eir("check", UNLISTED, "-c", path)[2]  # it is for the one who writes the configuration
 
     def test_an_inbox_that_is_not_there_is_warned_of(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:

@@ -345,7 +345,7 @@ class TestContainers:
         assert config.identity.host.split(".")[0] == name
         assert config.http == "0.0.0.0:9868"
         assert str(config.state) == "/var/lib/eir"
-        assert all("holds 0 keys" in warning.text for warning in config.warnings), config.warnings  # whoever deploys it has them
+        assert all("holds 0 keys" in warning.text for warning in config.warnings), config.warnings  # they reach the one who deploys it
 
     async def test_a_load_on_one_of_the_nodes_reaches_both(self, tmp_path, publisher, connect):
         """The two configurations as they are, but for addresses and folders, with a Redis as the compose file starts it."""

@@ -172,7 +172,7 @@ async def test_a_connection_that_waits_goes_to_the_worker_that_comes_back(node, 
 
 
 async def test_a_reload_that_one_of_two_workers_does_not_answer(node, lines, monkeypatch):
-    """The other one has taken it over; whoever asked hears of it; and the one that comes in its place has it too."""
+    """The other one has taken it over, the caller is told, and the worker that comes in its place has it too."""
     monkeypatch.setattr(rpc, "ANSWER_S", 0.2)
     silent, other = node.workers
     silent.hang()

@@ -404,7 +404,7 @@ async def test_names_of_the_folder_that_are_no_releases(site):
     assert (site.drop / "sub" / "kept").exists()
 
 
-# ---- what whoever delivers may try ----
+# ---- what a sender may try ----
 
 
 @pytest.mark.parametrize("same_size", [True, False])

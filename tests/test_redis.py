@@ -439,7 +439,7 @@ class TestNodes:
                 assert not node.follower.errors
 
     async def test_a_change_that_the_log_does_not_tell_is_noticed_within_a_second(self, server, store, monkeypatch):
-        """Trimmed before anyone read it: the follower looks at the states each second, and reads the list anew."""
+        """Trimmed before anyone read it: the follower looks at the states each second, and reads the whole list."""
         await store.replace("a", state(A), A, seen=0)
         async with opened(server.url) as one, Node(one, {"a": "devices"}) as node:
             monkeypatch.setattr(writing, "_log_change", lambda pipe, stream, _: pipe.execute_command("UNLINK", stream))

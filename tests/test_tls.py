@@ -209,7 +209,7 @@ async def test_a_reload_takes_new_certificates_and_drops_nobody(secure, authorit
 
 
 async def test_a_worker_that_comes_in_the_place_of_another_has_the_files_as_they_were_read(secure, authority, call):
-    """They may be half written by then, and whoever writes them has not asked for a reload yet."""
+    """They may be half written by then, and nobody has asked for a reload yet."""
     node = secure.start()
     for file in authority.folder.iterdir():
         file.write_text("half written")

@@ -1,4 +1,4 @@
-"""The main claim: whoever asks gets the answer that a plain reading of the list's file gives. Millions of times, and on the wire."""
+"""The main claim: every answer is the one that a plain reading of the list's file gives. Millions of times, and on the wire."""
 
 import csv
 import random

@@ -1,8 +1,8 @@
 """A node's last good copy of the lists: a store on its own disk. Imports eir.lists, eir.stores.write; knows no particular store.
 
 It is kept level with what is in force, serves a start without the store, and is written back to a store that lost its data.
-Both ways the pages are proved by the content digest as they pass, and whoever is second of several workers or nodes finds
-the work done: the copy's writes and the store's are conditional on the generation. Only what is in force is written back: a
+Both ways the pages are proved by the content digest as they pass. Of several workers or nodes, the second finds the
+work done: the copy's writes and the store's are conditional on the generation. Only what is in force is written back: a
 copy that was not yet level when the store lost its data would bring an older list to life.
 """
 
@@ -43,7 +43,7 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
     A generation that goes down, or stays while the content differs, means that the store lost what was written; so does
     a lower highest serial, which never goes down by itself. A serial above all that were ever accepted is a signed
     release that is new to everyone: it is followed even from a store that lost its generations. So is what is held already,
-    when it was loaded anew into such a store.
+    when it was loaded once more into such a store.
     """
     if stored is None:
         return Relation.SAME if held is None else Relation.LOST
@@ -96,7 +96,7 @@ class CopyKeeper:
         """Ask for a list that came into force to be copied; `pages` if only these changed."""
         later_s = LARGE_AFTER_S if pages is None and state.entries >= LARGE_ENTRIES else 0.0
         if isinstance(self._wanted.get(name), _Keep):
-            # Two changes in one are read anew rather than merged: this is rare, and the copy is to be right.
+            # Two changes in one are not merged, the whole list is read: this is rare, and the copy must be right.
             pages = None
         self._wanted[name] = _Keep(state, pages, time.monotonic() + later_s)
         self._something.set()

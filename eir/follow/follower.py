@@ -38,7 +38,7 @@ STORE_TIMEOUT_S = 5.0
 RETRY_S = 1.0
 EXPIRE_S = 1.0
 READ_AGAIN_MAX = 5
-"""Times that a list is read anew at once because it changed while it was read."""
+"""How often a list is read again at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt"})
 """Causes that concern one list's pages, not the store."""
 UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
@@ -319,7 +319,7 @@ class Follower:
             _add(builder, [page])
             await slices.pause_if_due()
         if total & PROOF_MASK:
-            self._failed("digest", StoreError("digest", "the touched pages do not make up the new digest: reading anew"), name)
+            self._failed("digest", StoreError("digest", "the touched pages do not make up the new digest: the whole list is read again"), name)
             return False
         if await self._switch(name, entries, builder):
             proof.amend(pages)

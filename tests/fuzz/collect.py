@@ -1,4 +1,4 @@
-"""Makes the kept corpus anew: good messages, sessions by hand, and of a stream of mutations the first of each outcome.
+"""Makes the kept corpus: good messages, sessions by hand, and of a stream of mutations the first of each outcome.
 
 `python tests/fuzz/collect.py [SEED]`. An outcome is the set of results and faults that a script brings about, so that the corpus has
 an example of each, and stays small.
