@@ -68,25 +68,20 @@ class Acceptor:
 
     def hold(self, pause_s: float) -> None:
         """Accept nothing for a while: new connections wait in the listeners' queues."""
-        if self._held is not None:
-            self._held.cancel()
+        self._stop_timer()
         for listener in self._listeners:
             listener.hold()
         self._held = asyncio.get_running_loop().call_later(pause_s, self.resume)
 
     def resume(self) -> None:
         """Accept again, if that is held."""
-        if self._held is not None:
-            self._held.cancel()
-            self._held = None
+        if self._stop_timer():
             for listener in self._listeners:
                 listener.resume()
 
     def close(self) -> None:
         """Accept nothing any more."""
-        if self._held is not None:
-            self._held.cancel()
-            self._held = None
+        self._stop_timer()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -96,6 +91,13 @@ class Acceptor:
         source = self._connections.pop(number, None)
         if source is not None:
             self._sources.remove(source)
+
+    def _stop_timer(self) -> bool:
+        """Whether accepting was held; its end is left to the caller."""
+        timer, self._held = self._held, None
+        if timer is not None:
+            timer.cancel()
+        return timer is not None
 
     def _accepted(self, listener: int, hand_over: HandOver, connection: socket.socket) -> None:
         with connection:

@@ -37,6 +37,8 @@ END_S = DRAIN_S + 4.0
 SIFT_S = 2.0
 """How long the start waits for what answers many checks at once (eir.lists.sift) to be prepared: workers share what is, and
 prepare the rest, of lists beyond some fifty million entries, each for itself."""
+FRONT_NICE = 5
+"""A scrape, a status and a delivery wait for the checks where they share a processor, and not the other way round."""
 
 
 def run(config: Config) -> int:
@@ -119,6 +121,8 @@ class Supervisor:
 
     def _front(self, our_pid: int) -> int:
         self._ours.close()
+        with suppress(OSError):  # a filter of system calls may be stricter than ours
+            os.nice(FRONT_NICE)
         return uvloop.run(Front(self._config, self._fronts, our_pid).serve())
 
     def _start(self, number: int) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 from eir.daemon.children import kill
@@ -60,7 +61,7 @@ class Workers:
         self._changed = changed
         self._report = report
         self._workers: dict[int, _Worker] = {}
-        """By number."""
+        """By process id."""
         self._admission = Admission()
         self._left: metrics.Snapshot = {}
         """Counters of workers that are no more."""
@@ -78,19 +79,15 @@ class Workers:
     async def attend(self, number: int, pid: int, stream: socket.socket, packets: socket.socket) -> None:
         """Hand a new worker its configuration, and listen to it until it is gone."""
         link = await RpcLink.over(stream)
-        worker = self._workers[number] = _Worker(number, pid, link, packets)
         link.tell("configure", self._configured(number))
+        worker = self._workers[pid] = _Worker(number, pid, link, packets)
         keeping = asyncio.create_task(self._keep_figures(worker))
-
-        def failed(what: str, fault: Exception) -> None:
-            self._report("fault", reason=what, level="error", of_worker=number, detail=repr(fault))
-
+        fault = partial(self._report, "fault", level="error", of_worker=number)
         try:
-            await link.serve(self._handlers(worker), failed=failed)
+            await link.serve(self._handlers(worker), failed=lambda what, e: fault(reason=what, detail=repr(e)))
         finally:
             keeping.cancel()
-            if self._workers.get(number) is worker:
-                del self._workers[number]
+            del self._workers[pid]
             link.close()
             packets.close()
             self._left = metrics.merge([self._left, metrics.outliving(worker.figures)])
@@ -147,9 +144,8 @@ class Workers:
         """Send each order to the worker that has the connection."""
         for order in orders:
             pid, connection = cast("tuple[int, int]", order.connection)
-            for worker in self._workers.values():
-                if worker.pid == pid:
-                    worker.link.tell("order", replace(order, connection=connection))
+            if (worker := self._workers.get(pid)) is not None:
+                worker.link.tell("order", replace(order, connection=connection))
 
     async def _keep_figures(self, worker: _Worker) -> None:
         """Take a worker's figures again and again, and end it if it answers no more."""
@@ -176,10 +172,9 @@ class Workers:
         What has `arguments` changes something: a worker that is still reading its lists is told, and does it once it has.
         """
         workers = [worker for worker in self._workers.values() if worker.started]
-        if arguments is not None:
-            for worker in self._workers.values():
-                if not worker.started:
-                    worker.link.tell(what, *arguments(worker))
+        for worker in self._workers.values():
+            if arguments is not None and not worker.started:
+                worker.link.tell(what, *arguments(worker))
         answers = await asyncio.gather(
             *(worker.link.ask(what, *(arguments(worker) if arguments else ())) for worker in workers), return_exceptions=True
         )
@@ -220,5 +215,6 @@ class Workers:
 
     def dial(self) -> None:
         """Have the worker that connects to peers begin."""
-        if (worker := self._workers.get(0)) is not None:
-            worker.link.tell("dial")
+        for worker in self._workers.values():
+            if worker.number == 0:
+                worker.link.tell("dial")
