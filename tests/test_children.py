@@ -114,6 +114,16 @@ def test_stop_ends_all_and_starts_none_again(parent, told):
     assert (parent.reap(), told) == ([], [])
 
 
+def test_the_oldest_is_told_first_and_may_tell_the_others(parent, monkeypatch):
+    """So the listeners are closed before the first peer is sent away."""
+    first, later = parent.fork("front", stands_still), parent.fork("worker-0", stands_still)
+    told = []
+    send = children.kill
+    monkeypatch.setattr(children, "kill", lambda pid, number: (told.append((pid, first in parent._running)), send(pid, number)))
+    assert parent.stop(5)
+    assert told == [(first, True), (later, False)]
+
+
 def test_a_process_that_outlives_its_time_is_killed(parent, told):
     pid = parent.fork("worker-0", hears_nothing, restart=pytest.fail)
     parent.fork("worker-1", stands_still)

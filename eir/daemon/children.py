@@ -21,6 +21,8 @@ ALONE_S = 1.0
 """The longest pause while no process of that kind runs: nobody is served then."""
 STEADY_S = 60.0
 """A process that ran this long starts again with the first pause."""
+FIRST_S = 1.0
+"""How long the oldest process has to tell the others to end before they are told anyway."""
 SETUP_STATUS = 2
 """Exit status of a process that met a fault which does not go away by itself."""
 IDLE_S = 3600.0
@@ -107,15 +109,16 @@ class Children:
     def stop(self, end_s: float) -> bool:
         """Have all end, by SIGTERM, and kill those that take longer than `end_s`; True if none had to be killed.
 
-        SIGCHLD has to be blocked.
+        The oldest is told first, and may tell the others in its own time, FIRST_S at most. SIGCHLD has to be blocked.
         """
         self._stopping = True
-        for pid in self._running:
-            kill(pid, signal.SIGTERM)
-        give_up = time.monotonic() + end_s
-        while self._running and time.monotonic() < give_up:
-            signal.sigtimedwait({signal.SIGCHLD}, 0.1)
-            self.reap()
+        began = time.monotonic()
+        for told, until_s in ((slice(1), min(FIRST_S, end_s / 2)), (slice(None), end_s)):
+            for pid in list(self._running)[told]:
+                kill(pid, signal.SIGTERM)
+            while self._running and time.monotonic() < began + until_s:
+                signal.sigtimedwait({signal.SIGCHLD}, 0.1)
+                self.reap()
         late = dict(self._running)
         for pid, child in late.items():
             self._report("killed", level="error", reason="drain", process=child.name, pid=pid, detail=f"it did not end within {end_s:g} s")

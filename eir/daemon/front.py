@@ -98,6 +98,7 @@ class Front:
                 self._spawn(self._again(LOOK_S, "status", self._look))
             await self._stop.wait()
             self._acceptor.close()
+            self._workers.end()  # only now: nobody connects to a node whose peers are sent away
             while not self._workers.none_left:
                 await self._change()
         finally:
@@ -123,7 +124,7 @@ class Front:
         self._log.report("listening", address=f"http://{self._status.http}", pages="/metrics /live /ready")
 
     def _begin_stop(self, cause: str) -> None:
-        """Begin the node's end: by the supervisor, who ends all processes, this one included."""
+        """Begin the node's end; the supervisor is told, who sees to it that all processes end."""
         if self._status.stopping:
             return
         self._log.report("stopping", reason=cause)
@@ -161,7 +162,7 @@ class Front:
                 return
             if not hello:
                 asyncio.get_running_loop().remove_reader(self._supervisor)
-                self._orphaned()
+                self._begin_stop("the supervisor is gone")
                 return
             number, pid, self._restarts = map(int, hello.split())
             stream, packets = (socket.socket(fileno=descriptor) for descriptor in descriptors)
@@ -173,11 +174,6 @@ class Front:
         await self._workers.attend(number, pid, stream, packets)
         if not self._status.stopping:
             self._acceptor.hold(HOLD_S)
-
-    def _orphaned(self) -> None:
-        """The supervisor was killed: nobody else is left to end the workers."""
-        self._begin_stop("the supervisor is gone")
-        self._workers.end()
 
     def _workers_changed(self) -> None:
         if self._workers.all_started:
