@@ -441,10 +441,12 @@ def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
         ("listen: tcp://0.0.0.0\npeers: [{realm: epc}]\n", 3, "anyone who reaches the listener can claim to be peer 'epc'"),
         (ONE_PEER + "lists: {stolen: {signers: nobody}}\n" + RULES, 3, "nobody holds 0 keys, and a release of stolen needs 1: none will load"),
         (ONE_PEER + "lists: {stolen: {signers: signers, threshold: 2}}\n" + RULES, 3, "holds 1 keys, and a release of stolen needs 2"),
+        (ONE_PEER + "lists: {stolen: {signers: same, threshold: 2}}\n" + RULES, 3, "holds 2 keys of 1 persons, and a release of stolen needs 2"),
     ],
 )  # fmt: skip
 def test_warning(write, tmp_path, text, line, says):
     (tmp_path / "nobody").write_text("# no key yet\n")
+    (tmp_path / "same").write_text("a@* ssh-ed25519 AAAA\nA@x ssh-ed25519 BBBB\n")
     (warning,) = load_config(write(IDENTITY + text)).warnings
     assert warning.line == line
     assert says in warning.text

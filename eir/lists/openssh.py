@@ -79,7 +79,9 @@ class Verifier:
             return _reason(found.stderr, "untrusted_signer")
         principals: list[str] = []
         fingerprint, reason = "", "bad_signature"
-        for principal in found.stdout.decode("utf-8", "surrogateescape").splitlines()[:PRINCIPALS_MAX]:
+        listed = found.stdout.decode("utf-8", "surrogateescape").splitlines()
+        # A name behind a `!` is one that the line's patterns are not for; OpenSSH would verify it as a name of its own.
+        for principal in [each for each in listed if not each.startswith("!")][:PRINCIPALS_MAX]:
             verify = ("verify", "-f", signers, "-I", principal, "-n", NAMESPACE, "-s", signature, self._time)
             done = self._run(*verify, *revoked)
             if done.returncode == 0 and (good := _GOOD.search(done.stdout)):

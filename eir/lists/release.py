@@ -3,7 +3,7 @@
 The manifest and its signatures are read once and copied to a private folder, where OpenSSH checks the signatures against
 allowed_signers files; only then is the manifest read as JSON, and only what it says of a list that is known here, signed by
 that list's own signers, goes on to the data files. Nothing here reads rows; the serial in force is an argument.
-May import eir.errors, lists.delivered, lists.openssh, lists.settings and lists.store.
+May import eir.errors and lists' delivered, openssh, persons, settings and store.
 """
 
 import difflib
@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 from eir.errors import ReleaseRefused
 from eir.lists.delivered import open_folder, read_small
 from eir.lists.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, nearest
+from eir.lists.persons import distinct_signers
 from eir.lists.settings import ListSettings
 from eir.lists.store import utc_text
 
@@ -213,30 +214,11 @@ def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, o
         said = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
         if not counted:
             raise ReleaseRefused(nearest(reasons.values()), said)
-        needed = f"{len(counted)} of the {settings.threshold} distinct keys and principals that {settings.name} needs have signed"
+        needed = f"{len(counted)} of the {settings.threshold} persons whose keys {settings.name} needs have signed"
+        if len(signatures) > len(counted):
+            needed += f", with {len(signatures)} signatures: one key, and names that may be one person's, count once"
         raise ReleaseRefused("threshold", f"{needed} ({said})" if said else needed)
     return tuple(f"{principal} {fingerprint}" for fingerprint, principal in counted.items())
-
-
-def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The largest choice of keys (fingerprint → principals) such that each has a principal of its own.
-
-    One person with two keys counts once, and so does one key that two persons share.
-    """
-    owner: dict[str, str] = {}
-
-    def place(fingerprint: str, tried: set[str]) -> bool:
-        for principal in keys[fingerprint]:
-            if principal not in tried:
-                tried.add(principal)
-                if principal not in owner or place(owner[principal], tried):
-                    owner[principal] = fingerprint
-                    return True
-        return False
-
-    for fingerprint in keys:
-        place(fingerprint, set())
-    return {fingerprint: principal for principal, fingerprint in owner.items()}
 
 
 def _claimed(content: bytes) -> tuple[str, int] | None:

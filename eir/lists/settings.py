@@ -18,7 +18,7 @@ class ListSettings:
     revoked: Path | None = None
     """A key revocation list, or public keys one a line."""
     threshold: int = 1
-    """Distinct keys, of distinct principals, that must have signed."""
+    """Distinct keys, of distinct persons (lists.persons), that must have signed."""
     local: bool = False
     """Changed by an operator's commands instead of releases."""
     shrink_max: float = 0.20
