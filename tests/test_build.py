@@ -12,10 +12,11 @@ from pyroaring import BitMap
 from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused
 from eir.lists import build
-from eir.lists.build import Rows, amend_pages, build_pages, differences
+from eir.lists.build import Rows, amend_pages, build_pages
 from eir.lists.content import split
 from eir.lists.pages import EMPTY_DIGEST, PAGE_KEYS, Page, decode_sections
 from eir.lists.roaring import decode_keys, encode_keys
+from eir.lists.turnover import differences
 
 
 def amend(before, removed, added):

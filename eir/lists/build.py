@@ -1,7 +1,7 @@
 """Rows to pages: collect keys, sort them, drop repeats, cut them at page boundaries, encode them; and what a delta changes.
 
 Ten million keys go through numpy a slab at a time, thousands of pages in one go; pages that ranges reach into go one by one.
-May import eir.device, eir.errors, numpy, pyroaring and lists' pages, roaring, content, pairs; knows neither files nor stores.
+May import eir.device, eir.errors, numpy and lists' pages, roaring, content, pairs, turnover; knows neither files nor stores.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +10,6 @@ from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
-from pyroaring import BitMap
 
 from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused
@@ -18,6 +17,7 @@ from eir.lists.content import Content, Keys, ReasonIndexes, Seconds, decode, enc
 from eir.lists.pages import PAGE_KEYS, Page, TacEntry, amended_digest
 from eir.lists.pairs import amended_pairs, has_pairs, pair_pages
 from eir.lists.roaring import decode_keys, encode_many, is_fresh
+from eir.lists.turnover import differences
 
 SLAB_KEYS = 1 << 16
 """Keys that are encoded in one go: small arrays stay in the processor's cache, and malloc keeps their memory."""
@@ -28,7 +28,6 @@ EXPECTED_MAX = 1 << 27
 
 _REASON_BITS = np.uint64(8)
 _PAGE = np.uint64(PAGE_KEYS)
-_WHOLE = BitMap(range(PAGE_KEYS))
 
 
 class Span(NamedTuple):
@@ -194,13 +193,15 @@ def build_pages(rows: Rows, progress: Callable[[int, int], None] | None = None) 
     return built
 
 
-def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable[Page], content_digest: str) -> Built:
+def amend_pages(
+    before: Iterable[Page], removed: Iterable[Page], added: Iterable[Page], content_digest: str, now: float = 0.0
+) -> Built:
     """What a delta makes of the pages that it touches.
 
     `removed`, `added`: pages built from the delta's rows; `before`: those of the list that have their numbers, and
     `content_digest` that of the list. Identifiers in `removed` go, then those in `added` come; one that is in the list
     already takes the reason and the end of its new row. TACs do so too, on their own: a removed TAC leaves what is listed
-    singly under it, and a removed identifier that only its TAC covers is not there.
+    singly under it, and a removed identifier that only its TAC covers is not there. `now`: as for `differences`.
     """
     old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
     amended = Built()
@@ -214,30 +215,9 @@ def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable
             touched.append(had)
             after.append(page)
     amended.pages = after
-    amended.come, amended.gone = differences(touched, after)
+    amended.come, amended.gone = differences(touched, after, now)
     amended.content_digest = amended_digest(content_digest, touched, after)
     return amended
-
-
-def differences(before: Iterable[Page], after: Iterable[Page]) -> tuple[int, int]:
-    """Identifiers that come and that go between two lists (or the touched pages of one), a TAC counted as a million.
-
-    One that a TAC covers before and after stays, whether it is listed on its own or not.
-    """
-    old = {page.number: page for page in before}
-    come = go = 0
-    for page in after:
-        was = old.pop(page.number, None) or Page(page.number, b"")
-        if was.keys != page.keys or was.tac != page.tac:
-            had, has = _listed(was), _listed(page)
-            come += has.difference_cardinality(had)
-            go += had.difference_cardinality(has)
-    return come, go + sum(len(_listed(page)) for page in old.values())
-
-
-def _listed(page: Page) -> BitMap:
-    """What is listed, on its own or by its TAC."""
-    return decode_keys(page.keys) if page.tac is None else _WHOLE
 
 
 def _with_spans(page: Page, spans: Sequence[Span]) -> Page:

@@ -23,8 +23,12 @@ class ListSettings:
     """Changed by an operator's commands instead of releases."""
     shrink_max: float = 0.20
     growth_max: float = 0.20
-    """Fractions of the devices in force by which a release may shrink or grow the list."""
+    """Fractions of the devices in force that one change may take away, and that it may add."""
+    change_min: int = 1000
+    """Devices that go or come: fewer are within both limits, whatever part of the list they are."""
     range_tacs_max: int = 1000
     """TACs that one range may span."""
+    serial_step_max: int = 1_000_000
+    """How far above the highest serial ever accepted the next one may be."""
     bad_rows_max: int = 100
     """Rows of a release that may be wrong; they are left out."""

@@ -15,8 +15,8 @@ from eir.lists.pages import EMPTY_DIGEST, Page
 
 HISTORY_MAX = 10_000  # events that a store keeps; older ones go
 
-ACCEPTED, REFUSED, ROLLED_BACK = "accepted", "refused", "rolled_back"
-"""Outcomes of releases, as `eir_releases_total` labels them."""
+ACCEPTED, FORCED, REFUSED, ROLLED_BACK = "accepted", "forced", "refused", "rolled_back"
+"""Outcomes of releases, as `eir_releases_total` labels them. FORCED: put in force with a limit lifted by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
