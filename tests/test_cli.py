@@ -365,13 +365,41 @@ class TestLists:
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
             added = site.json("add", "own", LISTED, UNLISTED, "--reason", "a case")
-            assert added == {"list": "own", "what": "add", "entries": 2, "entries_change": 2, "come": 2, "gone": 0, "generation": 1, "recorded": True}
+            assert added == {
+                "list": "own", "holds": "devices", "what": "add", "entries": 2, "entries_change": 2, "come": 2, "gone": 0, "generation": 1,
+                "lifted": [], "recorded": True, "dry_run": False,
+            }  # fmt: skip
             removed = site.json("remove", "own", UNLISTED, "--reason", "another case")
             assert (removed["entries"], removed["gone"], removed["generation"]) == (1, 1, 2)
             assert re.search(r"^own +devices +change 2 +1 ", site.eir("lists").stdout, re.MULTILINE)
             assert "by rule 1, list own (change 2)" in site.eir("check", LISTED).stdout
             assert [row["serial"] for row in site.json("lists")] == [0]
             assert site.json("check", LISTED)["serial"] == 0
+
+    def test_a_whole_tac_takes_force_and_a_dry_run_says_its_size(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            command = ("own", LISTED[:8], "--tac", "--reason", "recalled")
+            for options in ((), ("--dry-run",)):
+                done = site.eir("add", *command, *options, status=1)
+                assert "1,000,000 devices come, 0 go, and 0 are in force" in done.stderr
+                assert "--force" in done.stderr
+            assert site.json("lists")[0]["state"] == "never loaded"
+            assert site.eir("add", *command, "--dry-run", "--force").stdout.endswith("; nothing was changed\n")
+            assert site.json("add", *command, "--force")["lifted"] == ["growth"]
+            assert "1,000,000 go" in site.eir("remove", *command, status=1).stderr
+            removed = site.json("remove", *command, "--dry-run", "--force")
+            assert (removed["gone"], removed["dry_run"], site.json("lists")[0]["entries"]) == (1_000_000, True, 1)
+
+    def test_a_load_always_says_what_comes_and_goes(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            for serial, rows, come, gone in ((1, [LISTED], 1, 0), (2, [UNLISTED, TRACKED], 2, 1)):
+                manifest = site.release(rows, serial=serial)
+                for options in (("--dry-run",), ()):
+                    assert f"; {come} devices come, {gone} go; " in site.eir("load", *options, manifest).stderr
+            (report,) = site.json("load", "--dry-run", site.release([LISTED], serial=3))
+            assert (report["come"], report["gone"], report["lifted"]) == (1, 2, [])
+            assert "; 2 devices come, 1 go; signed by " in site.json("history", "stolen")[-1]["detail"]
 
     def test_what_is_no_manifest_is_told_and_not_recorded(self, eir, host):
         manifest = host.release([LISTED], list_name="stolen", serial=1)

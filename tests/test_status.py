@@ -240,6 +240,11 @@ def test_changes_of_a_local_list_are_no_releases(site):
     node = site.start()
     shown = until(lambda: {name for name in node.metrics() if name.startswith("eir_releases_total{")})
     assert shown == {"eir_releases_total{list=stolen,outcome=accepted}"}
+    forced = "eir_release_last_forced_timestamp_seconds{list=own}"
+    assert forced not in node.metrics()
+    site.eir("add", "own", UNLISTED, "--reason", "lost", "--force")  # which is to be seen for a day
+    assert until(lambda: node.metrics().get(forced, 0)) > 1.7e9
+    assert node.metrics()["eir_releases_total{list=own,outcome=forced}"] == 1
 
 
 async def test_an_observed_rule_is_called_by_its_name(site, connect):

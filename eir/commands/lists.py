@@ -24,6 +24,8 @@ Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir 
 Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="In a list of pairs: the SIM that each device is listed with.")]
 Tac = Annotated[bool, typer.Option("--tac", help="The identifiers are TACs (8 digits): all devices of a model, as one entry beside those of single devices.")]
 Identifiers = Annotated[list[str], typer.Argument(metavar="IMEI", help="IMEIs, IMEISVs or MEIDs; IMSIs for a list of subscribers.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many devices would come and go, change nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Lift the list's limits on growth and shrinkage (a TAC is a million devices), nothing else.")]
 LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
 
 
@@ -117,30 +119,33 @@ def add(
     until: Annotated[str, typer.Option(metavar="TIME", help="When the entries end: 2026-12-31 (that day included), 2026-12-31T12:00:00Z, or 14d from now.")] = "",
     imsi: Imsi = None, tac: Tac = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there already the new reason and end.")] = False,
-    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+    dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Put entries into a local list.
 
-    Running nodes follow at once. Nothing is added if one of the entries is there already.
+    Running nodes follow at once. Nothing is added if one of the entries is there already, or if more devices come than the list's
+    growth_max and change_min allow.
     """
     try:
         from_now = duration(until)
         end = until_seconds(until) if from_now is None else int((datetime.now(UTC) + from_now).timestamp())
     except ValueError:
         raise fail(f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE) from None
-    _edit(config, list_name, ADD, identifiers, imsi, tac=tac, as_json=as_json, reason=reason, until=end, replace=replace)
+    options = {"reason": reason, "dry_run": dry_run, "force": force, "until": end, "replace": replace}
+    _edit(config, list_name, ADD, identifiers, imsi, tac=tac, as_json=as_json, **options)
 
 
 def remove(
     list_name: LocalList, identifiers: Identifiers, reason: Reason, imsi: Imsi = None, tac: Tac = False,
-    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+    dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Take entries out of a local list.
 
-    Running nodes follow at once. Nothing is removed if one of the entries is not there. When a TAC is removed, devices under it that
+    Running nodes follow at once. Nothing is removed if one of the entries is not there, or if more devices go than the list's
+    shrink_max and change_min allow. When a TAC is removed, devices under it that
     are listed on their own stay; a device that is listed only by its TAC cannot be removed alone.
     """
-    _edit(config, list_name, REMOVE, identifiers, imsi, tac=tac, as_json=as_json, reason=reason)
+    _edit(config, list_name, REMOVE, identifiers, imsi, tac=tac, as_json=as_json, reason=reason, dry_run=dry_run, force=force)
 
 
 def _edit(

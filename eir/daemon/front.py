@@ -25,7 +25,7 @@ from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, StoreError
-from eir.lists.store import REFUSED, Outcome
+from eir.lists.store import FORCED, REFUSED, Outcome
 from eir.operate import metrics
 from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
 from eir.operate.http import HttpServer, pages
@@ -226,16 +226,20 @@ class Front:
 
     async def snapshot(self) -> metrics.Snapshot:
         """All numbers of the node, for a scrape."""
-        # What the operator does to a local list is in the history too, and is no release; one that is offered for it is refused.
+        # What the operator does to a local list is in the history too, and is no release, but what was forced is to be seen; a
+        # release that is offered for it is refused.
         local = {name for name, settings in self._config.lists.items() if settings.local}
-        counted = [each for each in self._outcomes if each.outcome == REFUSED or each.list not in local]
+        counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
         ours: metrics.Snapshot = {
             "eir_peers_refused_total": metrics.by_label(self._acceptor.refused),
             "eir_diameter_errors_total": {("accept_failed",): self._acceptor.failures} if self._acceptor.failures else {},
             "eir_releases_total": {(each.list or UNKNOWN_LIST, each.outcome): each.count for each in counted},
-            "eir_release_last_refused_timestamp_seconds": metrics.times(
-                {each.list or UNKNOWN_LIST: each.last for each in counted if each.outcome == REFUSED}
-            ),
+            **{
+                f"eir_release_last_{outcome}_timestamp_seconds": metrics.times(
+                    {each.list or UNKNOWN_LIST: each.last for each in counted if each.outcome == outcome}
+                )
+                for outcome in (FORCED, REFUSED)
+            },
             "eir_tls_certificate_expires_timestamp_seconds": {(): self._certificate_ends.timestamp()} if self._certificate_ends else {},
             "eir_worker_restarts_total": {(): float(self._restarts)},
             "eir_build_info": {(__version__,): 1.0},
