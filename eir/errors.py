@@ -5,7 +5,7 @@ EirError
 ├── SetupFault            what keeps a node from starting and does not go away by itself: to try again is of no use
 ├── IdentifierError       a text that is no IMEI, IMEISV, MEID or IMSI
 ├── ReleaseRefused        a release that must not change a list; carries a short reason for metrics and scripts
-├── EntryRefused          an operator's entry that cannot be made or removed
+├── EntryRefused          an operator's change of a list that cannot be made
 ├── StoreError            the store cannot do what was asked; carries the cause
 │   ├── GenerationConflict    another loader was faster
 │   ├── StoreChanged          the list changed while its pages were read: start over
@@ -67,7 +67,7 @@ class ReleaseRefused(EirError):
 
 
 class EntryRefused(EirError):
-    """An operator's change of a local list that would not do what it says; the list is untouched."""
+    """An operator's change of a list that would not do what it says, or more than its limits allow; the list is untouched."""
 
 
 class StoreError(EirError):

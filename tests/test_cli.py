@@ -71,7 +71,7 @@ def document(ran):
 
 
 class TestUsage:
-    @pytest.mark.parametrize("command", ["", *COMMANDS, "peer disable", "peer enable"])
+    @pytest.mark.parametrize("command", ["", *COMMANDS, "peer disable", "peer enable", "lists reset-serial"])
     def test_help(self, eir, command, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
         status, out, err = eir(*command.split(), "--help")
@@ -400,6 +400,23 @@ class TestLists:
             (report,) = site.json("load", "--dry-run", site.release([LISTED], serial=3))
             assert (report["come"], report["gone"], report["lifted"]) == (1, 2, [])
             assert "; 2 devices come, 1 go; signed by " in site.json("history", "stolen")[-1]["detail"]
+
+    def test_a_serial_far_too_high_is_refused_and_the_highest_one_can_be_set_back(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED], serial=2000001)
+            too_high = site.eir("load", "--force", site.release([LISTED], serial=3000002), status=1).stderr
+            assert "refused (serial_step): serial 3000002 is too high" in too_high
+            assert "publish it with a serial from 2000002 to 3000001" in too_high
+            reset = ("lists", "reset-serial", "stolen", "--to")
+            assert "Missing option '--reason'" in site.eir(*reset, "1", status=2).stderr
+            assert "is 2000001; --to takes one below it" in site.eir(*reset, "2000001", "--reason", "typing error", status=1).stderr
+            said = site.eir(*reset, "1", "--reason", "typing error").stdout
+            assert said == "stolen: the highest serial is 1 again; serial 2000001 stays in force until a full release with one above 1\n"
+            site.load([UNLISTED], serial=2)
+            assert [row["serial"] for row in site.json("lists") if row["list"] == "stolen"] == [2]
+            assert [row["what"] for row in site.json("history", "stolen")] == ["load", "refuse", "reset-serial", "load"]
+            assert site.json(*reset, "0", "--reason", "again") == {"list": "stolen", "serial": 2, "highest_serial": 0}
+            assert "never been loaded" in site.eir("lists", "reset-serial", "tracked", "--to", "1", "--reason", "x", status=1).stderr
 
     def test_what_is_no_manifest_is_told_and_not_recorded(self, eir, host):
         manifest = host.release([LISTED], list_name="stolen", serial=1)

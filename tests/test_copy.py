@@ -74,6 +74,22 @@ async def test_it_is_kept_level_with_what_is_in_force(stores):
         assert not node.follower.errors
 
 
+async def test_a_serial_that_was_set_back_is_followed_and_copied(stores):
+    store, copy = stores("store"), stores("copy")
+    await store.replace("a", state(A, serial=900), A, seen=0)
+    async with Node(store, {"a": "devices"}, copy=copy) as node:
+        await until(lambda: is_level(copy, node))
+        await store.reset_serial("a", 1, seen=1)
+        await node.reaches(2)
+        await until(lambda: is_level(copy, node))
+        await store.replace("a", state(B, serial=2), B, seen=2)
+        await node.reaches(3)
+        await until(lambda: is_level(copy, node))
+        assert (node.keys(), (await copy.state("a")).mark) == (B_KEYS, (1, 2))
+        assert not node.follower.errors
+        assert "store_lost_data" not in node.said()
+
+
 async def test_a_delta_is_copied_by_its_pages(stores):
     store, copy = Faulty(stores("store")), stores("copy")
     await store.store.replace("a", state(A), A, seen=0)

@@ -118,8 +118,8 @@ def quick(monkeypatch):
         monkeypatch.setattr(follow, name, 0.02)
 
 
-def shown(generation, highest, digest="00") -> ListState:
-    return replace(state(generation=generation), highest_serial=highest, content_digest=digest)
+def shown(generation, highest, digest="00", resets=0) -> ListState:
+    return replace(state(generation=generation), highest_serial=highest, content_digest=digest, serial_resets=resets)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,9 @@ def shown(generation, highest, digest="00") -> ListState:
         (shown(5, 7), shown(5, 7, "01"), Relation.LOST),  # another history
         (shown(5, 7), shown(9, 6, "01"), Relation.LOST),  # the highest serial never goes down by itself
         (shown(5, 7), shown(1, 8, "01"), Relation.NEWER),  # lost its generations, and has a release new to all since
+        (shown(5, 900), shown(6, 7, resets=1), Relation.NEWER),  # an operator set it back
+        (shown(6, 7, resets=1), shown(5, 900), Relation.LOST),  # the store lost that
+        (shown(6, 7, resets=1), shown(7, 6, resets=1), Relation.LOST),
     ],
 )
 def test_relation(held, stored, expected):

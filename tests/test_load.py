@@ -17,12 +17,13 @@ from made import devices_of, tacs_of
 from releases import NAME, NOW, Agency, make_key, public, sign, text
 
 from eir.device import MEID_BASE, device_key, imsi_key
-from eir.errors import NothingToRollBack, ReleaseRefused, StoreError
+from eir.errors import EntryRefused, NothingToRollBack, ReleaseRefused, StoreError
 from eir.lists import load
 from eir.lists.load import STAGES, is_about, load_release
 from eir.lists.pages import PAGE_KEYS, Page, content_digest, decode_sections
 from eir.lists.roaring import decode_keys
 from eir.lists.rollback import roll_back
+from eir.lists.serials import reset_serial
 from eir.lists.store import ACCEPTED, FORCED, REFUSED, ROLLED_BACK
 from eir.stores.sqlite import SqliteStore
 
@@ -281,10 +282,58 @@ async def test_serials_are_never_used_again(agency, store):
     assert (state.serial, state.highest_serial, state.generation) == (5, 7, 3)
     assert set((await held(store))[1]) == {device_key(text) for text in IMEIS}
     assert (await refused(agency, agency.release(IMEIS[1:], serial=7), store)).reason == "serial"
-    assert (await refused(agency, agency.release(IMEIS, serial=8), store, marks={NAME: 8})).reason == "serial"
+    assert (await refused(agency, agency.release(IMEIS, serial=8), store, marks={NAME: (0, 8)})).reason == "serial"
     await agency.load(agency.release(IMEIS, serial=8), store)
     rollback = [event for event in await store.history() if event.what == "rollback"]
     assert [(event.outcome, event.serial) for event in rollback] == [(ROLLED_BACK, 5)]
+
+
+async def test_no_serial_uses_up_all_that_follow(agency, store):
+    assert (await refused(agency, agency.release(IMEIS, serial=2**63 - 1), store)).reason == "serial_step"
+    await agency.load(agency.release(IMEIS, serial=2026112601), store)
+    much = agency.release(IMEIS, serial=2027112602)
+    why = await refused(agency, much, store, force=True)  # which lifts no limit but those on sizes
+    assert why.reason == "serial_step"
+    assert "2026112601 is the highest ever accepted" in why.detail
+    assert why.detail.endswith("publish it with a serial from 2026112602 to 2027112601")
+    agency.settings(serial_step_max=10**6 + 1)
+    await agency.load(much, store)
+
+
+async def test_an_operator_sets_the_highest_serial_back(agency, store):
+    agency.settings(serial_step_max=2**63)
+    await agency.load(agency.release(IMEIS, serial=5), store)
+    old = agency.release(IMEIS[1:], serial=7)
+    await agency.load(agency.release(IMEIS[2:], serial=2**63 - 1), store)
+    state = await reset_serial(NAME, store, to=6, reason="was meant to be 6", who="tester@host", now=NOW)
+    assert (state.serial, state.highest_serial, state.generation) == (2**63 - 1, 6, 3)
+    assert (await held(store))[0] == state
+    event = (await store.history())[-1]
+    assert (event.what, event.outcome, event.who, event.list) == ("reset-serial", FORCED, "tester@host", NAME)
+    assert event.detail == f"was meant to be 6: the highest serial is 6 again, and was {2**63 - 1}"
+    agency.settings()
+    assert (await refused(agency, agency.release(IMEIS, serial=6), store)).reason == "serial"
+    # A copy on this host that has not followed the reset says nothing, one that has seen more since does.
+    assert (await refused(agency, old, store, marks={NAME: (1, 7)})).reason == "serial"
+    report = await agency.load(old, store, marks={NAME: (0, 2**63 - 1)})
+    assert report.state.mark == (1, 7)
+    undone = await roll_back(NAME, store, who="tester@host", now=NOW)
+    assert (undone.serial, undone.mark) == (2**63 - 1, (1, 7))
+    assert (await agency.load(agency.release(IMEIS, serial=8), store)).state.mark == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("to", "reason", "says"),
+    [(5, "why", "the highest serial ever accepted for stolen-national is 5; --to takes one below it"), (6, "why", "is 5; "), (3, " ", "a reason")],
+)
+async def test_a_reset_that_is_none(agency, store, to, reason, says):
+    with pytest.raises(EntryRefused, match="never been loaded"):
+        await reset_serial(NAME, store, to=3, reason="why", who="tester@host", now=NOW)
+    await agency.load(agency.release(IMEIS, serial=5), store)
+    with pytest.raises(EntryRefused, match=says):
+        await reset_serial(NAME, store, to=to, reason=reason, who="tester@host", now=NOW)
+    assert (await store.state(NAME)).mark == (0, 5)
+    assert len(await store.history()) == 1
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

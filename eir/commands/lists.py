@@ -16,6 +16,7 @@ from eir.lists.layout import until_seconds
 from eir.lists.load import is_about
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.rollback import roll_back
+from eir.lists.serials import reset_serial as reset_highest
 from eir.lists.store import HISTORY_MAX, Event, ListState, ListStore
 
 HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")
@@ -29,12 +30,14 @@ Force = Annotated[bool, typer.Option("--force", help="Lift the list's limits on 
 LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
 
 
-def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+def lists(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show the lists: serial, entries, dates, signers, state.
 
     `state` is `in force`, `expired` (which is still in force), or `never loaded`. `digest`, with --json, is of the content: the
     same for the same entries, whichever release brought them.
     """
+    if context.invoked_subcommand is not None:
+        return
     checked = whereabouts(config)
 
     async def found(store: ListStore) -> dict[str, ListState]:
@@ -51,6 +54,27 @@ def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
         rows = [{**row, "serial": f"change {states[row['list']].generation}"} if row["serial"] == 0 else row for row in rows]
     columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
     show(rows, columns, as_json=as_json)
+
+
+def reset_serial(
+    list_name: Annotated[str, typer.Argument(metavar="LIST")],
+    to: Annotated[int, typer.Option(metavar="N", min=0, help="The highest serial from now on: that of the last good release.")],
+    reason: Reason,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Set the highest serial of a list back.
+
+    This is for a list that accepted a release with a serial far too high. What is in force stays. The next release then needs a serial above N and is a full one; signed releases above N that were accepted
+    before are accepted again. It is in `eir history`, and raises an alert for a day.
+    """
+    checked = whereabouts(config)
+
+    async def done(store: ListStore) -> ListState:
+        return await reset_highest(list_name, store, to=to, reason=reason, who=who(), now=datetime.now(UTC))
+
+    state = with_store(checked, done, fresh=False)
+    said = f"{list_name}: the highest serial is {to} again; serial {state.serial} stays in force until a full release with one above {to}"
+    show_one({"list": list_name, "serial": state.serial, "highest_serial": state.highest_serial}, said, as_json=as_json)
 
 
 def _list_row(name: str, kind: str, state: ListState | None) -> dict[str, Any]:

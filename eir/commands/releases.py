@@ -17,7 +17,7 @@ from eir.errors import ReleaseRefused
 from eir.lists.load import load_release
 from eir.lists.store import ListStore
 from eir.operate import control
-from eir.stores.open import highest_serials
+from eir.stores.open import serial_marks
 
 INBOX_NICE = 10
 """A node has this done beside it, and checks come first."""
@@ -62,7 +62,7 @@ async def _load_all(
 ) -> list[dict[str, Any]]:
     """Load one after the other; a refused one does not stop the next. `loaded` takes the generation of each list that was loaded."""
     reports: list[dict[str, Any]] = []
-    marks = await highest_serials(config.store, config.state)
+    marks = await serial_marks(config.store, config.state)
     for manifest in manifests:
         try:
             _must_be_manifest(manifest)

@@ -23,7 +23,7 @@ from eir.errors import EirError, Report, StoreError
 from eir.lists.drop_folder import AGAIN_S, Listing, Watch, look
 from eir.lists.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
 from eir.lists.store import ACCEPTED, ListStore
-from eir.stores.open import highest_serials, open_store
+from eir.stores.open import open_store, serial_marks
 
 POLL_S = 1.0
 CLAIM, CLAIM_S = "inbox", 30.0
@@ -105,7 +105,7 @@ async def _load(config: Config, who: str, attempts: Attempts, ours: Callable[[],
         return await take_in(
             PassSettings(
                 folder=config.inbox or Path(), lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC),
-                patience_s=config.inbox_patience_s, attempts=attempts, ours=ours, marks=await highest_serials(config.store, config.state),
+                patience_s=config.inbox_patience_s, attempts=attempts, ours=ours, marks=await serial_marks(config.store, config.state),
             )
         )  # fmt: skip
     finally:

@@ -41,7 +41,7 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
     """Compare two states of a list.
 
     A generation that goes down, or stays while the content differs, means that the store lost what was written; so does
-    a lower highest serial, which never goes down by itself. A serial above all that were ever accepted is a signed
+    a lower highest serial, which never goes down but by an operator's reset, and those are counted. A serial above all that were ever accepted is a signed
     release that is new to everyone: it is followed even from a store that lost its generations. So is what is held already,
     when it was loaded once more into such a store.
     """
@@ -49,8 +49,8 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
         return Relation.SAME if held is None else Relation.LOST
     if held is None:
         return Relation.NEWER
-    if stored.highest_serial != held.highest_serial:
-        return Relation.NEWER if stored.highest_serial > held.highest_serial else Relation.LOST
+    if stored.mark != held.mark:
+        return Relation.NEWER if stored.mark > held.mark else Relation.LOST
     if stored.generation != held.generation:
         same = (stored.serial, stored.content_digest) == (held.serial, held.content_digest)
         return Relation.NEWER if same or stored.generation > held.generation else Relation.LOST

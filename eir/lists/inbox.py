@@ -21,7 +21,7 @@ from eir.lists.load import Loader
 from eir.lists.openssh import SIGNATURE_BYTES_MAX
 from eir.lists.release import MANIFEST_BYTES_MAX, Release, about, signature_names, verify_release
 from eir.lists.settings import ListSettings
-from eir.lists.store import ACCEPTED, REFUSED, ListStore, utc_text
+from eir.lists.store import ACCEPTED, REFUSED, ListStore, Mark, utc_text
 
 WAITING = "waiting"
 """What became of a release that is neither accepted nor refused."""
@@ -139,7 +139,7 @@ class PassSettings:
     patience_s: float
     """How long after the last change of its files an incomplete release may wait, and a file that no release names may lie."""
     attempts: Attempts
-    marks: Mapping[str, int] | None = None  # as for load_release
+    marks: Mapping[str, Mark] | None = None  # as for load_release
     ours: Callable[[], bool] = lambda: True
     """Asked before each load: whether the right to load is still held."""
 

@@ -23,7 +23,7 @@ from eir.lists.pages import content_digest
 from eir.lists.reasons import Reasons
 from eir.lists.release import DELTA, ROLES, Manifest, Release, about, check_serial, check_times, verify_release
 from eir.lists.settings import ListSettings
-from eir.lists.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, recorded, utc_text
+from eir.lists.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, Mark, recorded, utc_text
 from eir.lists.turnover import by_force, differences, past_limits, turnover
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class LoadReport:
 
 async def load_release(
     manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
-    dry_run: bool = False, marks: Mapping[str, int] | None = None, progress: Progress | None = None,
+    dry_run: bool = False, marks: Mapping[str, Mark] | None = None, progress: Progress | None = None,
 ) -> LoadReport:  # fmt: skip
     """Verify a release and load it into the list that it names, wholly or not at all. The arguments are those of Loader.
 
@@ -124,8 +124,8 @@ class Loader:
     store: ListStore
     who: str
     now: datetime
-    marks: Mapping[str, int] = field(default_factory=dict)
-    """For each list the highest serial that this node has ever had in force, whatever the store says."""
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+    """For each list the highest serial that this node has ever had in force, as `ListState.mark`, whatever the store says."""
     force: bool = False
     """Lift the limits on shrinking, growth and ranges, and nothing else."""
     dry_run: bool = False
@@ -174,8 +174,9 @@ class Loader:
         settings = self.lists[manifest.list]
         check_times(manifest, self.now)
         before = await self.store.state(manifest.list) or NO_LIST
-        highest = max(self.marks.get(manifest.list, 0), before.highest_serial)
-        check_serial(manifest, current=None if before is NO_LIST else before.serial, highest=highest)
+        resets, highest = max(self.marks.get(manifest.list, NO_LIST.mark), before.mark)
+        current = None if before is NO_LIST else before.serial
+        check_serial(manifest, current=current, highest=highest, step_max=settings.serial_step_max)
 
         is_delta = manifest.kind == DELTA
         reasons = Reasons(before.reasons if is_delta else ())
@@ -194,7 +195,7 @@ class Loader:
 
         state = ListState(
             kind=settings.kind, serial=manifest.serial, generation=before.generation + 1, highest_serial=manifest.serial,
-            release_digest=release.digest, content_digest=built.content_digest, entries=built.entries, devices=built.devices,
+            serial_resets=resets, release_digest=release.digest, content_digest=built.content_digest, entries=built.entries, devices=built.devices,
             reasons=reasons.texts, issued=utc_text(manifest.issued), expires=utc_text(manifest.expires),
             signers=release.signers, loaded_at=utc_text(self.now),
         )  # fmt: skip

@@ -21,7 +21,7 @@ from eir.lists.content import decode
 from eir.lists.layout import tac_key
 from eir.lists.pages import PAGE_KEYS, Page
 from eir.lists.pairs import decode_pairs, has_pairs
-from eir.lists.reasons import REASON_CHARS_MAX, reason_byte
+from eir.lists.reasons import check_reason, reason_byte
 from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
 from eir.lists.store import ACCEPTED, FORCED, NO_LIST, Event, ListState, ListStore, recorded, utc_text
 from eir.lists.turnover import by_force, past_limits, turnover
@@ -175,8 +175,7 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
     """What can be told without looking at the list."""
     if not settings.local:
         raise EntryRefused(f"{settings.name} is changed by signed releases; only a list with `local: true` takes entries")
-    if not edit.reason.strip() or not edit.reason.isprintable() or len(edit.reason) > REASON_CHARS_MAX:
-        raise EntryRefused(f"a reason is needed: one line of at most {REASON_CHARS_MAX} characters")
+    check_reason(edit.reason)
     if edit.until and edit.until <= now.timestamp():
         raise EntryRefused(f"the end is over: it is {utc_text(now)}")
 

@@ -32,6 +32,8 @@ Trust: TypeAlias = tuple[Path, Path | None]
 FORMAT = "eir-release/1"
 MANIFEST_BYTES_MAX = 1 << 20
 SIGNATURES_MAX, FILES_MAX, SERIAL_MAX = 16, 1000, (1 << 63) - 1
+FIRST_SERIAL_MAX = 10**16
+"""Room for a date with time and a number, such as 2026112612000001; and above it for as many releases as anyone makes."""
 
 FULL, DELTA = "full", "delta"
 ENTRIES, ADDED, REMOVED = "entries", "added", "removed"
@@ -109,14 +111,21 @@ def check_times(manifest: Manifest, now: datetime) -> None:
         raise ReleaseRefused("expired", f"expired {utc_text(manifest.expires)}, and it is {utc_text(now)}")
 
 
-def check_serial(manifest: Manifest, *, current: int | None, highest: int) -> None:
-    """Refuse a release that is not the next one. Raises ReleaseRefused (`serial`, `base`).
+def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_max: int) -> None:
+    """Refuse a release that is not the next one. Raises ReleaseRefused (`serial`, `serial_step`, `base`).
 
-    `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted.
+    `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted (0: none); `step_max`: how far
+    above it the next one may be, since it uses up all serials in between.
     """
     if manifest.serial <= highest:
         detail = f"serial {manifest.serial} is not above {highest}, the highest ever accepted for {manifest.list}"
         raise ReleaseRefused("serial", detail)
+    most = highest + step_max if highest else FIRST_SERIAL_MAX
+    if manifest.serial > most:
+        found = f"serial {manifest.serial} is too high: no release with a lower one could follow it"
+        limit = f"{highest} is the highest ever accepted for {manifest.list}, and serial_step_max is {step_max}"
+        limit = limit if highest else f"this would be the first release of {manifest.list}"
+        raise ReleaseRefused("serial_step", f"{found}. {limit}: publish it with a serial from {highest + 1} to {most}")
     if manifest.kind == DELTA and manifest.base != current:
         needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
         needed = "there is no list yet: a full release is needed first" if current is None else needed

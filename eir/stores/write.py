@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from eir.errors import GenerationConflict, NothingToRollBack
 from eir.lists.pages import Page
-from eir.lists.store import Change, ListState
+from eir.lists.store import Change, ListState, Mark
 
 S = TypeVar("S", bound=Hashable)
 """What a store calls a set of pages."""
@@ -32,8 +32,8 @@ class Wanted:
     """Those that replace the pages of the same number (one that is `gone` goes); None: the whole list, in a set of its own."""
     exact: bool = False
     """Generation and highest serial are to be as `state` says."""
-    keep: bool = True
-    """What was in force before is kept for a rollback."""
+    keep: bool | None = True
+    """What was in force before is kept for a rollback; None: what is kept for one stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,13 @@ class PageSetStore(ABC):
     async def rollback(self, name: str, *, seen: int) -> ListState:
         return await self._write(name, seen, None)
 
+    async def reset_serial(self, name: str, to: int, *, seen: int) -> ListState:
+        state = await self.state(name)
+        if state is None:
+            raise GenerationConflict(f"there is no list {name}")
+        after = replace(state, generation=seen + 1, highest_serial=to, serial_resets=state.serial_resets + 1)
+        return await self._write(name, seen, Wanted(state=after, pages=(), exact=True, keep=None))
+
     async def restore(self, name: str, state: ListState, batches: Batches, *, seen: int, whole: bool = True) -> None:
         """Where there is no list yet, the pages are all of it."""
         whole = whole or not seen
@@ -147,14 +154,17 @@ def last_kept(name: str, stored: Stored[S] | None) -> Kept[S]:
 def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
     """What comes of a write. `own`: the set with the whole list that is wanted; else an empty one, for what is to be kept."""
     state, pages, kept, seen = wanted.state, wanted.pages, None, 0
-    generation = highest = 0
+    generation = 0
     if stored is not None:
-        seen, generation, highest = stored.generation, stored.state.generation, stored.state.highest_serial
+        seen, generation = stored.generation, stored.state.generation
     if not wanted.exact:
-        highest = max(state.serial, state.highest_serial, highest)
-        state = replace(state, generation=generation + 1, highest_serial=highest)
-    if stored is not None and not stored.lost and wanted.keep:
-        kept = Kept(stored.state, stored.page_set if pages is None else own, whole=pages is None)
+        resets, highest = _mark(stored, wanted)
+        state = replace(state, generation=generation + 1, highest_serial=highest, serial_resets=resets)
+    if stored is not None and not stored.lost:
+        if wanted.keep is None:
+            kept = stored.kept
+        elif wanted.keep:
+            kept = Kept(stored.state, stored.page_set if pages is None else own, whole=pages is None)
     after = Stored(state, own if stored is None or pages is None else stored.page_set, kept)
     touched = None if pages is None or len(pages) > CHANGE_PAGES_MAX else tuple(page.number for page in pages)
     return Write(
@@ -164,6 +174,17 @@ def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
         change=Change(seen, state.generation, touched) if state.generation > seen else None,
         new_log=not seen or state.generation <= seen or (wanted.exact and pages is None),
     )
+
+
+def _mark(stored: Stored[S] | None, wanted: Wanted) -> Mark:
+    """The mark after a write: of a rollback that in force, since a serial that was set back may stand in what was kept."""
+    if stored is None:
+        return wanted.state.serial_resets, max(wanted.state.serial, wanted.state.highest_serial)
+    if not wanted.keep:
+        return stored.state.mark
+    marks = (stored.state.mark, wanted.state.mark)
+    resets = max(marks)[0]
+    return resets, max(wanted.state.serial, *(highest for number, highest in marks if number == resets))
 
 
 def without_gap(steps: Iterable[Change], after: int, current: int) -> Sequence[Change] | None:

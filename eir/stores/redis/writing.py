@@ -93,6 +93,8 @@ async def commit(link: Link, client: Any, name: str, row: Row | None, decided: W
     before, change = None if row is None else row.change, secrets.token_hex(8).encode()
     in_force = [] if row is None else [row.page_set.key]
     new = [page_set for page_set in decided.after.page_sets if page_set.key not in in_force]
+    if row is not None and decided.after.kept is not None and decided.after.kept == row.kept:
+        new.remove(row.kept.page_set)  # it stays as it is, and may have expired
     async with client.pipeline(transaction=True) as pipe:
         try:
             await pipe.watch(key(name, "state"), *in_force, *(page_set.key for page_set in new))
