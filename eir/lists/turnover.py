@@ -66,15 +66,18 @@ def _but_reasons(page: Page) -> tuple[object, ...]:
 
 def _between(was: Page, page: Page, now: float) -> tuple[int, int]:
     try:
-        if _but_reasons(was) == _but_reasons(page):
-            return 0, 0
-        if has_pairs(was) or has_pairs(page):
-            had, has = _sims(was, now), _sims(page, now)
-            return _more(had, has), _more(has, had)
-        before, after = _listed(was, now), _listed(page, now)
+        if was.extra or page.extra:  # most pages have keys only, and this is asked of hundreds of thousands
+            if _but_reasons(was) == _but_reasons(page):
+                return 0, 0
+            if has_pairs(was) or has_pairs(page):
+                had, has = _sims(was, now), _sims(page, now)
+                return _more(had, has), _more(has, had)
+        before = _listed(was, now)
     except ValueError:
-        before, after = BitMap(), _listed(page, now)
-    return after.difference_cardinality(before), before.difference_cardinality(after)
+        before = BitMap()
+    after = _listed(page, now)
+    stay = before.intersection_cardinality(after)
+    return len(after) - stay, len(before) - stay
 
 
 def _more(before: dict[int, set[int]], after: dict[int, set[int]]) -> int:
@@ -86,7 +89,7 @@ def _listed(page: Page, now: float) -> BitMap:
     """What is listed, on its own or by its TAC."""
     if page.tac is not None and _lasts(page.tac, now):
         return _WHOLE
-    if not decode_sections(page.extra).until:
+    if not page.extra or not decode_sections(page.extra).until:
         return decode_keys(page.keys)
     if has_pairs(page):
         return BitMap(_sims(page, now))
