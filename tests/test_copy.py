@@ -22,7 +22,7 @@ A_KEYS, B_KEYS = [1, 2, 5 * PAGE_KEYS], [3, 7 * PAGE_KEYS]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for module, name in ((follow, "RETRY_S"), (follow, "EXPIRE_S"), (copy_module, "RETRY_S")):
+    for module, name in ((follow, "RETRY_S"), (copy_module, "RETRY_S")):
         monkeypatch.setattr(module, name, 0.02)
 
 

@@ -36,7 +36,8 @@ WAIT_S = 1.0
 STORE_TIMEOUT_S = 5.0
 """How long one answer of the store may take."""
 RETRY_S = 1.0
-EXPIRE_S = 1.0
+CLOCK_S = 1.0
+"""The clock is read at least this often: a jump of it is noticed, although nobody asks for a row that ends."""
 READ_AGAIN_MAX = 5
 """How often a list is read again at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt"})
@@ -56,8 +57,8 @@ class Follower:
 
     `on_switch` is called with each list that came into force. `copy` is this node's last good copy (eir.follow.copy), where
     the store itself is elsewhere: it serves a start without the store, and unless `heal` is False it is written back to a
-    store that lost its data; `who` marks this worker there. `wall` and `monotonic` are the clocks by which rows end, and
-    `clock` judges them.
+    store that lost its data; `who` marks this worker there. `wall` and `monotonic` are the clocks by which rows of the index
+    end, and `clock` judges them.
     """
 
     def __init__(
@@ -78,7 +79,8 @@ class Follower:
         self.clock = TrustedClock() if clock is None else clock
         self._keeper = None if copy is None else CopyKeeper(store, copy, report, partial(self._failed, event="copy_failed"), who)
         self._heals = heal
-        self._slices, self._expiring, self._sifting = Slices(SLICE_S), Slices(SLICE_S), Slices(SLICE_S)
+        index.go_by(self._now)
+        self._slices, self._sifting = Slices(SLICE_S), Slices(SLICE_S)
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
         self._unreadable: frozenset[str] = frozenset()
@@ -90,7 +92,7 @@ class Follower:
     @property
     def longest_slice_s(self) -> float:
         """The longest time that the loop was held at once since start() was done, in seconds."""
-        return max(slices.longest_s for slices in (self._slices, self._expiring, self._sifting))
+        return max(slices.longest_s for slices in (self._slices, self._sifting))
 
     @property
     def lag_s(self) -> float:
@@ -108,6 +110,7 @@ class Follower:
         Raises nothing for a store that is away or a list that cannot be proved: see `up`, `errors`, `missing`, `from_copy`.
         """
         self._slices = Slices(math.inf)
+        self._now()  # a jump shows against an earlier time
         stored: Mapping[str, ListState] | None = None
         with self._faults_told():  # a node that would not start answers nobody
             stored = await self._states()
@@ -137,7 +140,7 @@ class Follower:
         """Follow until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_store())
-            tasks.create_task(self._drop_ended())
+            tasks.create_task(self._keep_time())
             tasks.create_task(self._sift())
             if self._keeper is not None:
                 tasks.create_task(self._keeper.run())
@@ -151,24 +154,20 @@ class Follower:
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
 
-    async def _drop_ended(self) -> None:
+    async def _keep_time(self) -> None:
         while True:
-            await asyncio.sleep(EXPIRE_S)
-            await self._with_each(self._expiring, DeviceList.expire, self._now())
+            self._now()
+            await asyncio.sleep(CLOCK_S)
 
     async def _sift(self) -> None:
         while True:
-            await self._with_each(self._sifting, DeviceList.sift)
+            for name, entries in tuple(self._index.lists.items()):
+                self._sifting.begin()
+                with self._faults_told(name):
+                    while not entries.sift(self._sifting.deadline):
+                        await self._sifting.pause()
+                self._sifting.end()
             await asyncio.sleep(SIFT_S)
-
-    async def _with_each(self, slices: Slices, step: Callable[..., bool], *arguments: float) -> None:
-        """Do something to each list in steps, each told its deadline after `arguments`, until it says that nothing is left."""
-        for name, entries in tuple(self._index.lists.items()):
-            slices.begin()
-            with self._faults_told(name):
-                while not step(entries, *arguments, slices.deadline):
-                    await slices.pause()
-            slices.end()
 
     def _now(self) -> float:
         return self.clock.now(self._wall(), self._monotonic())
@@ -291,9 +290,6 @@ class Follower:
             return
         if (found := digest_text(total)) != builder.state.content_digest:
             raise StoreError("digest", f"list {name}: pages have the digest {found}, not {builder.state.content_digest}")
-        slices.begin()
-        while not builder.expire(self._now(), slices.deadline):
-            await slices.pause()
         if await self._switch(name, entries, builder):
             self._proofs[name] = proof
             if source is self._store:
@@ -344,7 +340,6 @@ class Follower:
         slices = self._slices
         slices.begin()
         retired = self._index.switch(name, builder)
-        entries.expire(self._now(), slices.deadline)
         self._on_switch(name, builder.state)
         while not retired.free(slices.deadline):
             await slices.pause()
