@@ -102,6 +102,27 @@ async def test_a_large_list_is_copied_later_and_holds_up_no_other(stores, monkey
         await until(lambda: is_level(copy, node, "large"))
 
 
+async def test_a_worker_that_ends_leaves_no_claim(stores, monkeypatch):
+    """Another that starts in its place could not write the copy for a minute."""
+    store, copy, claimed = stores("store"), stores("copy"), asyncio.Event()
+    await store.replace("a", state(A), A, seen=0)
+    claim = copy.claim
+
+    async def told(what, who, ttl_s):
+        found = await claim(what, who, ttl_s)
+        if ttl_s:
+            claimed.set()
+            await asyncio.sleep(3600)
+        return found
+
+    monkeypatch.setattr(copy, "claim", told)
+    async with Node(store, {"a": "devices"}, copy=copy, who="one"):
+        await claimed.wait()
+    monkeypatch.undo()
+    async with Node(store, {"a": "devices"}, copy=copy, who="two") as node:
+        await until(lambda: is_level(copy, node))
+
+
 async def test_two_workers_of_a_host_share_it(stores):
     store = stores("store")
     one, two = stores("copy"), stores("copy")

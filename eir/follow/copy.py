@@ -136,15 +136,15 @@ class CopyKeeper:
             copied = await self.copy.state(name)
             if not self._is_called_for(name, wanted, copied):
                 return True
-            if await self.copy.claim(f"{what} {name}", self._who, CLAIM_S):  # else another worker of this host is at it
-                try:
+            try:
+                if await self.copy.claim(f"{what} {name}", self._who, CLAIM_S):  # else another worker of this host is at it
                     if isinstance(wanted, _Keep):
                         await self._write_copy(name, wanted, copied)
                     elif copied is not None:
                         await self._write_back(name, copied, wanted.stored)
                     return True
-                finally:
-                    await self.copy.claim(f"{what} {name}", self._who, 0)
+            finally:  # also of a claim that was taken while this task was told to end
+                await self.copy.claim(f"{what} {name}", self._who, 0)
         except StoreChanged:
             return True  # the store went on, and so will the follower
         except GenerationConflict:
