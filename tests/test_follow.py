@@ -38,9 +38,9 @@ class Faulty:
         if self.fail is not None:
             raise self.fail
 
-    async def states(self):
+    async def state(self, name):
         await self._meddle()
-        return await self.store.states() if self.shown is None else self.shown
+        return await self.store.state(name) if self.shown is None else self.shown.get(name)
 
     async def wait(self, seen, timeout_s):
         await self._meddle()

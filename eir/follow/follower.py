@@ -44,6 +44,8 @@ UNPROVED = frozenset({"digest", "corrupt"})
 """Causes that concern one list's pages, not the store."""
 UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
 """Pause before a list whose digest was wrong is read again; it doubles."""
+UNREADABLE_RETRY_S = 5.0
+"""Pause before a state that is damaged is read again: it may be long."""
 SOME_PAGES = 500
 """Touched pages that are read at a time."""
 PAIR_PAGES_MAX = 2_000
@@ -83,8 +85,8 @@ class Follower:
         self._slices, self._sifting = Slices(SLICE_S), Slices(SLICE_S)
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
-        self._unreadable: frozenset[str] = frozenset()
-        """Lists whose state in the store is damaged."""
+        self._unreadable: dict[str, float] = {}
+        """Lists whose state in the store is damaged, and when it is read again (monotonic)."""
         self._unproved: dict[str, tuple[float, float]] = {}
         self._said: dict[tuple[str, str], float] = {}
         self._in_step_at = monotonic()
@@ -126,15 +128,14 @@ class Follower:
 
     async def _start_from_copy(self, copy: ListStore, stored: Mapping[str, ListState] | None) -> None:
         """Take from the copy what the store does not have newer: it is nearer, and it is what this node knew last."""
-        copied: Mapping[str, ListState] = {}
-        with self._faults_told(of_copy=True):
-            copied = await copy.states()
         for name, entries in tuple(self._index.lists.items()):
-            if name in copied and (stored is None or relation(copied[name], stored.get(name)) is not Relation.NEWER):
-                with self._faults_told(of_copy=True):
-                    if relation(entries.state, copied[name]) is Relation.NEWER:  # a worker that was forked may hold it already
-                        await self._take_all(copy, name, entries)
-                    self.from_copy.add(name)
+            with self._faults_told(of_copy=True):
+                copied = await copy.state(name)
+                if copied is None or (stored is not None and relation(copied, stored.get(name)) is Relation.NEWER):
+                    continue
+                if relation(entries.state, copied) is Relation.NEWER:  # a worker that was forked may hold it already
+                    await self._take_all(copy, name, entries)
+                self.from_copy.add(name)
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -179,31 +180,21 @@ class Follower:
 
         Raises StoreError, also if no list's state can be read.
         """
-        self._unreadable = frozenset()
-        try:
-            return await _in_time(self._store.states())
-        except StoreError as error:
-            if error.cause != "corrupt":
-                raise
-            return await self._states_one_by_one(error)
-
-    async def _states_one_by_one(self, fault: StoreError) -> Mapping[str, ListState]:
-        names = tuple(self._index.lists)
+        began, lists = self._monotonic(), self._index.lists
+        self._unreadable = {name: due for name, due in self._unreadable.items() if name in lists and due > began}
+        names = [name for name in lists if name not in self._unreadable]
+        found = await asyncio.gather(*(_in_time(self._store.state(name)) for name in names), return_exceptions=True)
         states: dict[str, ListState] = {}
-        damaged: dict[str, StoreError] = {}
-        for name in names:
-            try:
-                if (found := await _in_time(self._store.state(name))) is not None:
-                    states[name] = found
-            except StoreError as error:
-                if error.cause != "corrupt":
-                    raise
-                damaged[name] = error
-        if len(damaged) == len(names):
-            raise fault
-        for name, reason in damaged.items():
-            self._failed("corrupt", reason, name)
-        self._unreadable = frozenset(damaged)
+        for name, state in zip(names, found, strict=True):
+            if isinstance(state, StoreError) and state.cause == "corrupt":
+                self._unreadable[name] = began + UNREADABLE_RETRY_S
+                self._failed("corrupt", state, name)
+            elif isinstance(state, BaseException):
+                raise state
+            elif state is not None:
+                states[name] = state
+        if lists and len(self._unreadable) == len(lists):
+            raise StoreError("corrupt", "no list's state in the store can be read")
         return states
 
     async def _pass(self, states: Mapping[str, ListState]) -> None:
@@ -300,7 +291,13 @@ class Follower:
         proof = self._proofs.get(name)
         if proof is None or stored.generation < held.generation:
             return False
-        steps = await _in_time(self._store.changes(name, held.generation)) or ()
+        try:
+            steps = await _in_time(self._store.changes(name, held.generation)) or ()
+        except StoreError as error:
+            if error.cause != "corrupt":
+                raise
+            self._failed("corrupt", error, name)
+            return False
         touched = {number for step in steps for number in step.pages or ()}
         pages_max = PAIR_PAGES_MAX if isinstance(entries, PairList) else AMENDED_PAGES_MAX
         if any(step.pages is None for step in steps) or not 0 < len(touched) <= pages_max:

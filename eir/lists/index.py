@@ -23,7 +23,7 @@ from eir.lists.pages import PAGE_KEYS, Page, decode_sections
 from eir.lists.roaring import may_be_arrays
 from eir.lists.settings import PAIRS
 from eir.lists.sieve import KeyArray
-from eir.lists.sift import Sifter
+from eir.lists.sift import Sifter, room_for
 from eir.lists.store import ListState
 
 AMENDED_PAGES_MAX = 20_000
@@ -41,9 +41,9 @@ class Contents:
 
     __slots__ = ("ends", "imsis", "more", "pages", "sifter", "subscribers", "tacs", "temporary", "until")
 
-    def __init__(self, entries: int = 0) -> None:
+    def __init__(self) -> None:
         self.pages: dict[int, KeySet] = {}
-        self.sifter = Sifter(self.pages, entries)
+        self.sifter = Sifter(self.pages, 0)
         # Pages with rows that end: when, in Unix seconds (4 bytes, 0 for none), in the order of keys or pairs; one for all
         # if they are alike.
         self.until: dict[int, bytes] = {}
@@ -299,12 +299,14 @@ class ListBuilder:
     at most. Pages that stay the same stay the same objects: forked workers go on sharing them.
     """
 
-    __slots__ = ("_base", "_changes", "_contents", "_pairs", "amends", "state")
+    __slots__ = ("_base", "_changes", "_contents", "_pairs", "_room", "amends", "state")
 
     def __init__(self, kind: str, state: ListState, base: Contents, *, amend: bool) -> None:
         self.state, self.amends = state, amend
         self._base, self._pairs = base, kind == PAIRS
-        self._contents = base if amend else Contents(state.entries)
+        self._contents = base if amend else Contents()
+        self._room = 0
+        """Of the sieve, by the pages that came: what the state says may be damaged."""
         self._changes: dict[int, Part | None] = {}
 
     def add_all(self, pages: Sequence[Page], unchanged: frozenset[int] = frozenset()) -> None:
@@ -326,6 +328,7 @@ class ListBuilder:
             self.add(page)
 
     def _hold(self, number: int, held: KeySet, *, compare: bool = True) -> None:
+        self._room += room_for(held)
         before = self._base.pages.get(number) if compare else None
         same = before is not None and before.__class__ is held.__class__ and before == held
         self._contents.pages[number] = before if before is not None and same else held
@@ -359,6 +362,8 @@ class ListBuilder:
             self._contents.put(number, part)
         if self.amends:
             self._contents.sifter.changed(self._changes, self.state.entries)
+        else:
+            self._contents.sifter = Sifter(self._contents.pages, min(self.state.entries, self._room))
         return self._contents
 
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 
 from eir.errors import StoreError
-from eir.lists.pages import Page
+from eir.lists.pages import NUMBER_BITS, Page
 from eir.lists.store import ListState
-from eir.stores.records import decode_state, encode, encode_numbers
-from eir.stores.sqlite.file import NUMBER_BITS, NUMBER_MASK, transaction
+from eir.stores.records import VALUE_BYTES_MAX, decode_state, encode, encode_numbers
+from eir.stores.sqlite.file import NUMBER_MASK, transaction
 from eir.stores.write import Kept, Stored, Wanted, Write, check_generation, decide, last_kept
 
 PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
@@ -21,6 +21,11 @@ SET_IDLE_S = 600
 CHANGES_MAX = 1_000
 """Steps that are kept for each list."""
 
+# What is longer than any record of ours is none.
+READ_RECORD = """
+SELECT iif(length(state) > :most, '', state), page_set, iif(length(before) > :most, '', before), before_set, before_whole
+FROM lists WHERE name = :name
+"""
 # Pages out of one blob, and a table of where each is: id, start and length of keys, start and length of extra.
 SCATTER = """
 INSERT OR REPLACE INTO pages
@@ -41,7 +46,7 @@ DELETE_SOME = "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETW
 
 def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
     """The record of a list."""
-    found = db.execute("SELECT state, page_set, before, before_set, before_whole FROM lists WHERE name = ?", (name,)).fetchone()
+    found = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
     if found is None:
         return None
     state, page_set, before, before_set, whole = found
