@@ -123,6 +123,30 @@ async def test_a_worker_that_ends_leaves_no_claim(stores, monkeypatch):
         await until(lambda: is_level(copy, node))
 
 
+async def test_a_list_without_room_is_not_tried_again_at_once(stores, monkeypatch):
+    store, copy, tried = stores("store"), stores("copy"), []
+    await store.replace("a", state(A), A, seen=0)
+    await store.replace("b", state(B), B, seen=0)
+    restore = copy.restore
+
+    async def full(name, *details, **more):
+        tried.append(name)
+        if name == "a":
+            raise StoreError("full", "no room")
+        await restore(name, *details, **more)
+
+    monkeypatch.setattr(copy, "restore", full)
+    async with Node(store, {"a": "devices", "b": "devices"}, copy=copy) as node:
+        await until(lambda: is_level(copy, node, "b"))
+        await store.replace("b", state(A, serial=2), A, seen=1)
+        await until(lambda: is_level(copy, node, "b"))
+        await asyncio.sleep(10 * copy_module.RETRY_S)
+        assert tried.count("a") == 1
+        monkeypatch.setattr(copy_module, "FULL_RETRY_S", 0.02)
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        await until(lambda: tried.count("a") > 3)
+
+
 async def test_two_workers_of_a_host_share_it(stores):
     store = stores("store")
     one, two = stores("copy"), stores("copy")

@@ -66,6 +66,9 @@ class RedisStore(PageSetStore):
         rows = [await reading.read_row(self._link, name) for name in names]
         return {row.name: row.state for row in rows if row is not None and not row.lost}
 
+    async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
+        await writing.make_room(self._link, name, pages, amends=amends)
+
     async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         return await writing.write(self._link, name, seen, wanted, whole)
 

@@ -37,8 +37,7 @@ CAUSES: dict[str, tuple[type[Exception], ...]] = {
     "error": (fault.RedisError,),
 }
 """The first that fits; the more special ones come first."""
-ADVICE = {"oom": "; nothing was changed: raise maxmemory of Redis, or make room in it, and do it again"}
-"""What to do, by cause."""
+OUT_OF_MEMORY = "raise maxmemory of Redis, or make room in it, and do it again"
 REPLIES = ("LOADING", "NOAUTH", "NOPERM", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
 WORDS = {"WRONGPASS": "noauth", "WRONGTYPE": "corrupt", **{word: word.lower() for word in REPLIES}}
 """Error replies by their first word, where redis has no class of its own or wraps them in another."""
@@ -93,7 +92,8 @@ class Link:
             if isinstance(error, AWAY):
                 self._cluster = None
             cause = _cause(error)
-            raise StoreError(cause, f"Redis ({self.where}): {error}{ADVICE.get(cause, '')}") from error
+            advice = f"; nothing was changed: {OUT_OF_MEMORY}" if cause == "oom" else ""
+            raise StoreError(cause, f"Redis ({self.where}): {error}{advice}") from error
 
     async def _with_client(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
         client = await self._client(key)

@@ -88,6 +88,9 @@ class SqliteStore(PageSetStore):
         rows = await self._file.rows(f"SELECT name, {STATE} FROM lists ORDER BY name", most=VALUE_BYTES_MAX)  # noqa: S608  # as above
         return {name: decode_state(state) for name, state in rows}
 
+    async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
+        await self._file.call(writing.make_room, name, pages, amends)
+
     async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         """A whole list goes to a set of its own first; one transaction does the rest. What it staged is given up if it fails."""
         if whole is None:
@@ -100,7 +103,7 @@ class SqliteStore(PageSetStore):
                     await asyncio.sleep(PORTION_PAUSE_S)
             stored = await self._file.call(writing.commit, name, seen, wanted, staged)
         except BaseException:
-            self._file.submit(writing.give_up, staged)
+            self._file.submit(writing.clear, staged)
             raise
         await self._file.call(checkpoint)
         return stored

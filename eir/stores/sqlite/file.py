@@ -120,7 +120,8 @@ class File:
                 self._disconnect()
             if cause == "readonly" and still is not None:
                 raise StoreError("full", f"{self.path}: {still[1]}; it can be read, but not written") from error
-            raise StoreError(cause, f"{self.path}: {error}") from error
+            advice = f"; nothing was changed: make room on the disk of {self.path.parent}, and do it again" if cause == "full" else ""
+            raise StoreError(cause, f"{self.path}: {error}{advice}") from error
         except OSError as error:
             raise StoreError("cannot_open", f"{self.path}: {error.strerror}") from error
 
