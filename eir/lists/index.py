@@ -119,10 +119,6 @@ class Contents:
         until, imsis, ends = self.until.get(number, b""), self.imsis.get(number, b""), self.ends.get(number, b"")
         return Part(held, until, imsis, ends, self.tacs.get(number))
 
-    def has_ends(self, number: int) -> bool:
-        """True if some row of a page ends."""
-        return number in self.until or number in self.tacs
-
 
 @dataclass(slots=True, eq=False)
 class Part:
@@ -220,7 +216,7 @@ def decode_part(page: Page) -> Part | None:
 class DeviceList:
     """A list of keys: devices, or for kind `subscribers` IMSIs. What it holds changes by Index.switch only."""
 
-    __slots__ = ("_contents", "_get", "kind", "name", "now", "state")
+    __slots__ = ("_contents", "_get", "_tacs", "_until", "kind", "name", "now", "state")
 
     def __init__(self, name: str, kind: str, now: Clock) -> None:
         self.name, self.kind, self.now = name, kind, now
@@ -229,19 +225,22 @@ class DeviceList:
 
     def _put(self, contents: Contents) -> None:
         self._contents = contents
-        self._get = contents.pages.get
+        self._get, self._until, self._tacs = contents.pages.get, contents.until, contents.tacs
 
     def holds(self, key: int) -> bool:
         """True if a row with the key (eir.device) is in force. The way of a check that `doubtful` could not settle."""
-        if (held := self._get(key // 1_000_000)) is None:
+        number = key // 1_000_000
+        if (held := self._get(number)) is None:
             return False
-        if (find_in_bytes(held, key % 1_000_000) < 0) if held.__class__ is bytes else (key % 1_000_000 not in held):
+        if held.__class__ is bytes:
+            if find_in_bytes(held, key % 1_000_000) < 0:
+                return False
+        elif key % 1_000_000 not in held:
             return False
-        return not self._contents.has_ends(key // 1_000_000) or self._is_in_force(key)
-
-    def _is_in_force(self, key: int) -> bool:
-        part = self._contents.part(key // PAGE_KEYS)
-        return part is not None and part.holds(key % PAGE_KEYS, self.now())
+        if number in self._until or number in self._tacs:
+            part = self._contents.part(number)
+            return part is not None and part.holds(key % 1_000_000, self.now())
+        return True
 
     def doubtful(self, keys: KeyArray) -> npt.NDArray[np.bool_] | None:
         """For each key False if it is certainly not in the list, for a tenth of a look-up's cost; None until `sift` is done."""
