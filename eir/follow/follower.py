@@ -183,7 +183,7 @@ class Follower:
         began, lists = self._monotonic(), self._index.lists
         self._unreadable = {name: due for name, due in self._unreadable.items() if name in lists and due > began}
         names = [name for name in lists if name not in self._unreadable]
-        found = await asyncio.gather(*(_in_time(self._store.state(name)) for name in names), return_exceptions=True)
+        found = await asyncio.gather(*map(self._state, names), return_exceptions=True)
         states: dict[str, ListState] = {}
         for name, state in zip(names, found, strict=True):
             if isinstance(state, StoreError) and state.cause == "corrupt":
@@ -196,6 +196,9 @@ class Follower:
         if lists and len(self._unreadable) == len(lists):
             raise StoreError("corrupt", "no list's state in the store can be read")
         return states
+
+    async def _state(self, name: str) -> ListState | None:
+        return await _in_time(self._store.state(name))
 
     async def _pass(self, states: Mapping[str, ListState]) -> None:
         if not self.up and self.errors:
