@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -304,6 +306,17 @@ class TestLists:
         assert re.fullmatch(r"[0-9a-f]{64}", stolen["digest"])
         times = [datetime.fromisoformat(stolen[key]) for key in ("issued", "loaded", "expires")]
         assert times == sorted(times)
+
+    def test_a_damaged_list_hides_no_other(self, eir, tmp_path, host):
+        with Site(tmp_path / "damaged", host.publisher) as site:
+            for name in ("stolen", "tracked"):
+                site.load([LISTED], list_name=name)
+            with closing(sqlite3.connect(site.state / "lists.sqlite")) as db, db:
+                db.execute("UPDATE lists SET state = '{' WHERE name = 'stolen'")
+            rows = document(eir("lists", "--json", "-c", site.path))
+            assert [(row["list"], row["state"], row["serial"]) for row in rows] == [("stolen", "damaged", None), ("tracked", "in force", 1)]
+            assert "damaged" in eir("lists", "-c", site.path)[1]
+            assert len(document(eir("history", "tracked", "--json", "-c", site.path))) == 1
 
     def test_never_loaded(self, eir, tmp_path, host):
         with Site(tmp_path / "empty", host.publisher) as empty:

@@ -11,7 +11,7 @@ from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings,
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, show, show_one
 from eir.config import load_config
-from eir.errors import IdentifierError
+from eir.errors import IdentifierError, StoreError
 from eir.lists.layout import until_seconds
 from eir.lists.load import is_about
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
@@ -33,25 +33,23 @@ LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `loc
 def lists(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show the lists: serial, entries, dates, signers, state.
 
-    `state` is `in force`, `expired` (which is still in force), or `never loaded`. `digest`, with --json, is of the content: the
-    same for the same entries, whichever release brought them.
+    `state` is `in force`, `expired` (which is still in force), `never loaded`, or `damaged` (what the store holds of it cannot be
+    read). `digest`, with --json, is of the content: the same for the same entries, whichever release brought them.
     """
     if context.invoked_subcommand is not None:
         return
     checked = whereabouts(config)
 
-    async def found(store: ListStore) -> dict[str, ListState]:
-        states = dict(await store.states())
-        for name in checked.lists:  # one that the store does not name may be there: what names them is a key of its own in Redis
-            if name not in states and (state := await store.state(name)) is not None:
-                states[name] = state
-        return states
+    async def found(store: ListStore) -> dict[str, ListState | StoreError | None]:
+        if not checked.lists:
+            return {**await store.states()}
+        return {name: await _state_or_damage(store, name) for name in checked.lists}
 
     states = with_store(checked, found, fresh=False)
-    kinds = {name: settings.kind for name, settings in checked.lists.items()} or {name: state.kind for name, state in states.items()}
-    rows = [_list_row(name, kind, states.get(name)) for name, kind in kinds.items()]
+    kinds = {name: settings.kind for name, settings in checked.lists.items()}
+    rows = [_list_row(name, kinds.get(name, ""), state) for name, state in states.items()]
     if not as_json:  # a list without releases has changes
-        rows = [{**row, "serial": f"change {states[row['list']].generation}"} if row["serial"] == 0 else row for row in rows]
+        rows = [_with_change(row, states[row["list"]]) for row in rows]
     columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
     show(rows, columns, as_json=as_json)
 
@@ -64,8 +62,9 @@ def reset_serial(
 ) -> None:  # fmt: skip
     """Set the highest serial of a list back.
 
-    This is for a list that accepted a release with a serial far too high. What is in force stays. The next release then needs a serial above N and is a full one; signed releases above N that were accepted
-    before are accepted again. It is in `eir history`, and raises an alert for a day.
+    This is for a list that accepted a release with a serial far too high. What is in force stays. The next release then needs a
+    serial above N and is a full one; signed releases above N that were accepted before are accepted again. It is in `eir history`,
+    and raises an alert for a day.
     """
     checked = whereabouts(config)
 
@@ -77,14 +76,29 @@ def reset_serial(
     show_one({"list": list_name, "serial": state.serial, "highest_serial": state.highest_serial}, said, as_json=as_json)
 
 
-def _list_row(name: str, kind: str, state: ListState | None) -> dict[str, Any]:
+async def _state_or_damage(store: ListStore, name: str) -> ListState | StoreError | None:
+    """The state, or why it cannot be read although the store can."""
+    try:
+        return await store.state(name)
+    except StoreError as error:
+        if error.cause != "corrupt":
+            raise
+        return error
+
+
+def _with_change(row: dict[str, Any], state: ListState | StoreError | None) -> dict[str, Any]:
+    return {**row, "serial": f"change {state.generation}"} if isinstance(state, ListState) and not state.serial else row
+
+
+def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dict[str, Any]:
+    state = found if isinstance(found, ListState) else None
     expired = state is not None and state.expires is not None and datetime.fromisoformat(state.expires) <= datetime.now(UTC)
     return {
         "list": name, "kind": state.kind if state else kind,
         **{column: getattr(state, column, None) for column in ("serial", "entries", "issued", "expires")},
         "signers": list(state.signers) if state else [],
         "loaded": state and state.loaded_at, "digest": state and state.content_digest,
-        "state": "never loaded" if state is None else "expired" if expired else "in force",
+        "state": "never loaded" if found is None else "damaged" if state is None else "expired" if expired else "in force",
     }  # fmt: skip
 
 
@@ -102,10 +116,10 @@ def history(
 
     async def found(store: ListStore) -> list[Event]:
         events = await store.history(None, limit if list_name is None else HISTORY_MAX)
-        known = dict.fromkeys((*checked.lists, *await store.states()))
         of_list = [event for event in events if list_name is None or is_about(event, list_name)]
-        if list_name is not None and list_name not in known and not any(event.list for event in of_list):
-            raise no_list(list_name, known, checked.path)
+        named = list_name is None or list_name in checked.lists or any(event.list for event in of_list)
+        if list_name is not None and not named and await store.state(list_name) is None:
+            raise no_list(list_name, checked.lists, checked.path)
         return of_list[-limit:]
 
     rows = [{key: getattr(event, key) for key in HISTORY_KEYS} for event in with_store(checked, found, fresh=False)]

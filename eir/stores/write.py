@@ -94,6 +94,10 @@ class PageSetStore(ABC):
         """The record of a list."""
 
     @abstractmethod
+    async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
+        """Raise StoreError if there is no room for a write of these pages, which is the whole list unless it `amends`."""
+
+    @abstractmethod
     async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         """Put in force what is wanted (None: undo the last release) and return the state as stored. `whole`: the list to stage."""
 
@@ -107,12 +111,14 @@ class PageSetStore(ABC):
         return None if stored is None or stored.lost or stored.kept is None else stored.kept.state
 
     async def replace(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
+        await self._check_room(name, pages, amends=False)
         return await self._write(name, seen, Wanted(state=state), one_batch(pages))
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
         """Where there is no list yet, the pages are all of it."""
         if not seen:
             return await self.replace(name, state, pages, seen=seen)
+        await self._check_room(name, pages, amends=True)
         return await self._write(name, seen, Wanted(state=state, pages=pages))
 
     async def rollback(self, name: str, *, seen: int) -> ListState:
