@@ -18,8 +18,12 @@ from eir.lists.index import Index
 Labels = tuple[str, str, str, str]
 """Status, list that decided (or empty), rule (by name, number, or `default`, `override`, `no_identity`, `bad_identity`), protocol."""
 
-NoteCheck = Callable[[str, str, str, str, str], None]
-"""Told of each check that did not end in `whitelisted`: status, list, peer, identifier, IMSI; empty where there is none."""
+Kind = tuple[str, str, str, str]
+"""Status, list and rule as in Labels, and the label of the peer."""
+
+NoteCheck = Callable[[Kind, str, str, str], None]
+"""Told of each check that did not end in `whitelisted`: its kind, Origin-Host of the request (behind an agent not the peer's own),
+identifier, IMSI; empty where there is none."""
 
 NoteObserved = Callable[[int, str, str | None], None]
 """Told of each check that an observed rule would have answered: the rule's number, the status, the rule's name."""
@@ -89,16 +93,17 @@ class Checker:
             verdict = policy.decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
         self._answered[question.protocol][verdict] += 1
         if verdict.status is not Status.WHITELISTED:
-            self.note(verdict, question.peer, key, imsi)
+            self.note(verdict, question.peer, question.origin_host, key, imsi)
         return verdict
 
     def count(self, protocol: str, verdicts: Mapping[Verdict, int]) -> None:
         """Count checks that `policy` decided elsewhere: verdict → how many there were."""
         self._answered[protocol].update(verdicts)
 
-    def note(self, verdict: Verdict, peer: str, key: int | None, imsi: str) -> None:
-        """Tell of a check that did not end in `whitelisted`: peer label, device (key of eir.device), IMSI (empty: none)."""
-        self._note_check(verdict.status, verdict.list or "", peer, "" if key is None else key_text(key), imsi)
+    def note(self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str) -> None:
+        """Tell of a check that did not end in `whitelisted`: peer label, Origin-Host, device (key of eir.device), IMSI (empty: none)."""
+        device = "" if key is None else key_text(key)
+        self._note_check((verdict.status, verdict.list or "", verdict.label, peer), origin_host, device, imsi)
 
     def checks(self) -> Counter[Labels]:
         """Checks answered since the start, under all policies."""
