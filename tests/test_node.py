@@ -15,6 +15,7 @@ import trustme
 import wire
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
+from eir.diameter import dialer
 from eir.diameter.admission import Admission
 from eir.diameter.answer import Reply
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
@@ -295,6 +296,78 @@ async def test_attempts_that_fail_are_repeated():
         assert (row.state, row.direction) == ("down", "out")
         assert time.time() - 5 < row.last_seen < time.time() + 1
         await until(lambda: "Connect" in (setup.node.status()[0].last_error or ""))
+
+
+async def test_after_a_cea_that_refuses_us_its_own_connection_has_its_time(monkeypatch):
+    async with Listener() as listener:
+        peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}", reconnect_after_s=0.02)
+        async with running(peer) as setup:
+            for refusals in (1, 2):
+                again = await listener.accept()
+                await again.answer(await again.read(), code=4003)  # that may soon be over: after Tc
+                await again.close()
+                assert len(listener.made) == refusals
+            refused = await listener.accept()
+            await refused.answer(await refused.read(), code=5010)
+            assert await refused.end() == []
+            (_, told), *_ = [(event, told) for event, told in setup.reported if told.get("reason") == "cea_result"]
+            assert (told["entry"], told["address"]) == ("mme", f"127.0.0.1:{listener.port}")
+            assert "5010" in told["detail"]
+            assert "leave out connect" in told["setting"]
+            await asyncio.sleep(0.3)
+            assert len(listener.made) == 3
+            await setup.open()  # its own, meanwhile
+            (row,) = setup.node.status()
+            assert row.direction == "in"
+    monkeypatch.setattr(dialer, "REFUSED_PAUSE_S", 0.3)
+    async with Listener() as listener:
+        peer = replace(peer, connect=f"tcp://127.0.0.1:{listener.port}")
+        async with running(peer):
+            refused = await listener.accept()
+            await refused.answer(await refused.read(), code=5010)
+            await refused.close()
+            begun = time.monotonic()
+            await (await listener.accept()).read()
+            assert time.monotonic() - begun > 0.2
+
+
+async def test_every_peer_that_is_refused_is_told_with_its_address_and_entry():
+    table = [
+        replace(MME, label="mme1", host="mme1.example"), replace(MME, label="far", realm="far.example", sources=(ip_network("192.0.2.0/24"),)),
+        replace(MME, label="strict", host="strict.example", realm=None),
+    ]  # fmt: skip
+    refused = {
+        ("mme1.example", "other.example", b""): ("unknown_peer", "mme1"), ("x", "far.example", b""): ("unknown_peer", "far"),
+        ("nobody", "nowhere", b""): ("unknown_peer", None), ("strict.example", "any", wire.u32(299, 1)): ("no_common_security", "strict"),
+    }  # fmt: skip
+    async with running(*table) as setup:
+        for (host, realm, extra), (reason, entry) in refused.items():
+            connection = await setup.connect()
+            here, port = connection.writer.get_extra_info("sockname")
+            await connection.send(cer(host, realm, extra=extra))
+            await connection.end()
+            event, told = setup.reported[-1]
+            shown = event, told["reason"], told.get("entry"), told["address"], told["host"], told["realm"]
+            assert shown == ("peer_refused", reason, entry, f"{here}:{port}", host, realm)
+        details = [told["detail"].partition("; ")[2] for _, told in setup.reported if told.get("reason") == "unknown_peer"]
+        assert details == ["mme1 would, but for its realm", "far would, but for its from", ""]
+        connection = await setup.open(cer("strict.example", "any"))
+        await connection.ask(ecr(extra=wire.avp(9999), host=wire.avp(264, "behind.example")))
+        event, told = setup.reported[-1]
+        assert (event, told["peer"], told["host"]) == ("request_refused", "strict", "behind.example")
+
+
+async def test_a_reload_that_takes_a_lenience_from_a_connected_peer_says_so():
+    mme = replace(MME, lenient=frozenset({"applications", "destination"}))
+    async with running(mme) as setup:
+        connection = await setup.open(cer(app=b""))
+        port = connection.writer.get_extra_info("sockname")[1]
+        for lenient, taken in (({"destination"}, "applications"), ({"destination"}, None), (set(), "destination"), ({"applications"}, None)):
+            before = len(setup.reported)
+            setup.node.reconfigure([replace(mme, lenient=frozenset(lenient))])
+            told = [(event, fields["peer"], fields["lenient"], fields["connected"]) for event, fields in setup.reported[before:]]
+            assert told == ([("lenience_taken", "mme", taken, f"{wire.HOST} at 127.0.0.1:{port}")] if taken else [])
+        assert (await connection.ask(ecr())).result == 2001
 
 
 # TLS

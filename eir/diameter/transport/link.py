@@ -69,6 +69,8 @@ class Link(asyncio.Protocol):
         self.address = ""
         self.source: IPv4Address | IPv6Address = IPv4Address(0)
         """`ip:port` and IP address of the other end."""
+        self.fault = ""
+        """What ended the connection, where the transport told of an error."""
         self.local = ""
         """IP address of our end."""
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -118,7 +120,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone, by whatever cause."""
-        del exc
+        self.fault = fault_text(exc) if exc is not None else ""
         for timer in (self._timer, self._stalled):
             if timer is not None:
                 timer.cancel()
@@ -163,7 +165,7 @@ class Link(asyncio.Protocol):
         """A peer that speaks on this connection."""
         return Peer(
             self._owner.context, identify, addresses=(self.local,), now=self._loop.time(), first_id=random.getrandbits(32),
-            secure=self.certificate_names() is not None,
+            secure=self.certificate_names() is not None, remote=self.address,
         )  # fmt: skip
 
     def pump(self) -> None:
@@ -276,3 +278,8 @@ class Link(asyncio.Protocol):
             reset(transport)
         else:
             transport.close()
+
+
+def fault_text(fault: Exception) -> str:
+    """What went wrong with a transport, in as few words as there are for it: of TLS, OpenSSL's own."""
+    return str(getattr(fault, "verify_message", None) or getattr(fault, "reason", None) or fault or type(fault).__name__)
