@@ -22,6 +22,7 @@ from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings, _jitter
 from eir.diameter.transport.certificate import Certificate
 from eir.diameter.transport.link import Link
+from eir.diameter.transport.stream import fault_text
 from eir.diameter.transport.tls import Tls
 from eir.errors import EirError
 from eir.s13.application import S13
@@ -417,6 +418,9 @@ async def test_plain_text_at_a_tls_listener():
         async with asyncio.timeout(5):
             await connection.reader.read()
         assert setup.node.status()[0].state == "down"
+        ((event, told),) = setup.reported
+        assert (event, told["reason"]) == ("peer_refused", "tls_handshake")
+        assert "is not TLS" in told["detail"]
 
 
 async def test_a_listener_without_mutual_authentication_takes_nobody():
@@ -441,6 +445,44 @@ async def test_we_connect_over_tls():
         assert await connection.end() == []
         assert setup.counts.peers_refused == {"tls_name": 1}
         await connection.close()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_handshake_that_the_other_end_ends_is_told_so_both_ways(version):
+    ours, _, stranger = contexts()
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    theirs.maximum_version, theirs.verify_mode = version, ssl.CERT_REQUIRED
+    stranger.configure_trust(theirs)
+    stranger.issue_cert(wire.HOST).configure_cert(theirs)
+    stranger.configure_trust(ours.connecting)
+    ours.connecting.check_hostname = False
+    listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=theirs)
+    port = listener.sockets[0].getsockname()[1]
+    peer = replace(MME, host=wire.HOST, connect=f"tls://127.0.0.1:{port}")
+    async with listener, running(peer, url="tls://127.0.0.1:0", tls=ours) as setup:
+        await until(lambda: setup.node.status()[0].last_error)
+        (event, told) = setup.reported.pop()
+        assert (event, told["peer"], told["address"].removeprefix("tls://")) == ("connect_failed", "mme", f"127.0.0.1:{port}")
+        assert told["detail"] == setup.node.status()[0].last_error
+        assert told["detail"].startswith("the other end ended the TLS handshake")
+        distrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        distrusting.maximum_version = version
+        with pytest.raises(ssl.SSLError):
+            await setup.connect(ssl=distrusting)
+        await until(lambda: setup.reported)
+        ((event, told),) = setup.reported
+        assert (event, told["reason"], told["address"].partition(":")[0]) == ("peer_refused", "tls_handshake", "127.0.0.1")
+        assert told["detail"].startswith("the other end ended the TLS handshake")
+
+
+def test_what_openssl_says_of_a_handshake():
+    alert, chain, plain = ssl.SSLError(), ssl.SSLCertVerificationError(), ssl.SSLError()
+    alert.reason, chain.verify_message, plain.reason = "TLSV1_ALERT_UNKNOWN_CA", "unable to get issuer certificate", "WRONG_VERSION_NUMBER"
+    assert fault_text(alert, secure=True).startswith("the other end ended the TLS handshake (tlsv1 alert unknown ca)")
+    assert fault_text(chain, secure=True) == "unable to get issuer certificate"
+    assert "is not TLS" in fault_text(plain, secure=True)
+    assert fault_text(ConnectionRefusedError(111, "Connection refused"), secure=True) == "[Errno 111] Connection refused"
+    assert fault_text(ConnectionResetError(), secure=False) == "ConnectionResetError"
 
 
 # Draining

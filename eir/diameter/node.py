@@ -30,7 +30,7 @@ from eir.diameter.settings import Identity, Limits, PeerSettings, setting_for
 from eir.diameter.states import State
 from eir.diameter.status import PeerStatus, peer_rows
 from eir.diameter.transport import stream
-from eir.diameter.transport.link import Link, fault_text
+from eir.diameter.transport.link import Link
 from eir.diameter.transport.listen import Listener, open_listener
 from eir.diameter.transport.tls import Tls
 from eir.diameter.watchdog import JITTER_S
@@ -269,7 +269,7 @@ class Node:
         except OSError as e:
             if not link.closed.done():
                 # The link has not seen it begin, so it will not tell that it is over.
-                self._refused("tls_handshake", address=link.address, detail=fault_text(e))
+                self._refused("tls_handshake", address=link.address, detail=stream.fault_text(e, secure=True))
                 self.lost(link)
                 link.over()
             raise
@@ -306,10 +306,11 @@ class Node:
         return settings.host is None or await self._admission.may_dial(settings.host)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
-        detail = self._failures[settings.label] = fault_text(fault)
-        self._cannot_connect(settings, type(fault).__name__, detail, address=settings.connect)
+        secure = settings.connect is not None and stream.endpoint(settings.connect)[2]
+        self._cannot_connect(settings, type(fault).__name__, stream.fault_text(fault, secure=secure), address=settings.connect)
 
     def _cannot_connect(self, settings: PeerSettings, reason: str, detail: str, *, address: str | None) -> None:
+        self._failures[settings.label] = detail
         self.context.report("connect_failed", peer=settings.label, reason=reason, level="warning", detail=detail, address=address)
 
     def _connect(self, link: Link, settings: PeerSettings) -> Peer:
@@ -403,13 +404,14 @@ class Node:
 
     def _dial_ended(self, link: Link, peer: Peer, settings: PeerSettings, event: Closed) -> None:
         """A connection that we made is over, or its capabilities exchange has failed."""
-        self._failures[settings.label] = link.fault or event.detail or event.reason
+        self._failures[settings.label] = event.detail or event.reason
         if event.reason == CEA_REFUSED:
             self._dialer.refused(settings)
         elif event.reason == "peer_closed" and peer.watchdog is None:
-            detail = link.fault or "it closed the connection without a CEA"
-            reason = "tls_handshake" if link.fault and peer.secure else event.reason
-            self._cannot_connect(settings, reason, detail, address=link.address)
+            # In TLS 1.3 a handshake is over for us before the other end has looked at our certificate.
+            fault = link.fault or ConnectionResetError("it closed the connection without a CEA")
+            reason = "tls_handshake" if peer.secure else event.reason
+            self._cannot_connect(settings, reason, stream.fault_text(fault, secure=peer.secure), address=link.address)
 
     def _drop(self, link: Link, reason: str) -> None:
         counts = self.context.counts

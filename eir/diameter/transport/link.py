@@ -69,7 +69,7 @@ class Link(asyncio.Protocol):
         self.address = ""
         self.source: IPv4Address | IPv6Address = IPv4Address(0)
         """`ip:port` and IP address of the other end."""
-        self.fault = ""
+        self.fault: Exception | None = None
         """What ended the connection, where the transport told of an error."""
         self.local = ""
         """IP address of our end."""
@@ -120,7 +120,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone, by whatever cause."""
-        self.fault = fault_text(exc) if exc is not None else ""
+        self.fault = exc
         for timer in (self._timer, self._stalled):
             if timer is not None:
                 timer.cancel()
@@ -278,8 +278,3 @@ class Link(asyncio.Protocol):
             reset(transport)
         else:
             transport.close()
-
-
-def fault_text(fault: Exception) -> str:
-    """What went wrong with a transport, in as few words as there are for it: of TLS, OpenSSL's own."""
-    return str(getattr(fault, "verify_message", None) or getattr(fault, "reason", None) or fault or type(fault).__name__)
