@@ -320,7 +320,7 @@ async def test_after_a_cea_that_refuses_us_its_own_connection_has_its_time(monke
             await setup.open()  # its own, meanwhile
             (row,) = setup.node.status()
             assert row.direction == "in"
-    monkeypatch.setattr(dialer, "REFUSED_PAUSE_S", 0.3)
+    monkeypatch.setattr(dialer, "STAY_AWAY_S", 0.3)
     async with Listener() as listener:
         peer = replace(peer, connect=f"tcp://127.0.0.1:{listener.port}")
         async with running(peer):
@@ -330,6 +330,26 @@ async def test_after_a_cea_that_refuses_us_its_own_connection_has_its_time(monke
             begun = time.monotonic()
             await (await listener.accept()).read()
             assert time.monotonic() - begun > 0.2
+
+
+async def test_a_peer_that_would_refuse_us_is_left_to_connect_by_itself(monkeypatch):
+    """It shows no S13 in its CER: our own CER would get 5010, after which freeDiameter gives us up."""
+    async with Listener() as listener:
+        port = listener.port
+    peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{port}", lenient=frozenset({"applications"}))
+    async with running(peer) as setup:
+        await until(lambda: setup.reported)
+        await setup.open(cer(app=b""))
+        async with Listener() as listener:
+            monkeypatch.setattr(setup.node._dialer, "_attempt", lambda _: listener.waiting.put("an attempt"))
+            setup.node.disable("mme")
+            request = await setup.made[-1].read()
+            await setup.made[-1].answer(request)
+            assert await setup.made[-1].end() == []
+            setup.node.enable("mme")
+            await asyncio.sleep(0.2)
+            assert listener.waiting.empty()
+        await setup.open(cer(app=b""))
 
 
 async def test_every_peer_that_is_refused_is_told_with_its_address_and_entry():

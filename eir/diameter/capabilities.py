@@ -114,9 +114,14 @@ def judge_cea(
     return said
 
 
+def has_common(said: Capabilities, application_id: int) -> bool:
+    """Whether a peer offers the application, or relays all of them (RFC 6733 5.3)."""
+    return bool(said.applications & {application_id, avps.RELAY})
+
+
 def _check_common(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
     """Whether we have anything in common with a peer (RFC 6733 5.3). Raises DiameterError 5010 or 5017."""
-    if not said.applications & {application_id, avps.RELAY} and APPLICATIONS not in settings.lenient:
+    if not has_common(said, application_id) and APPLICATIONS not in settings.lenient:
         offered = sorted(said.applications) or "no application"
         text = f"it offers {offered}, not {application_id}"
         raise DiameterError(result.NO_COMMON_APPLICATION, "no_common_application", text)

@@ -11,9 +11,9 @@ from eir.diameter.transport.link import Link, Owner
 from eir.errors import EirError
 
 CONNECT_TIMEOUT_S = 10.0
-REFUSED_PAUSE_S = 120.0
-"""Pause at least after a CEA that refuses us. Some peers begin their own wait (Tc, usually 6 to 30 s) anew with each CER that they
-refuse: they connect to us only if we stay away for longer than that."""
+STAY_AWAY_S = 120.0
+"""How long a peer that refuses us is left alone. With each CER that they refuse some peers begin their own wait anew (Tc, usually 6 to
+30 s), and others give up: they connect to us only if we stay away for longer than that."""
 
 
 class Dialer:
@@ -28,22 +28,23 @@ class Dialer:
         self._failed = failed
         self._tasks: dict[PeerSettings, asyncio.Task[None]] = {}
         self._tls: ssl.SSLContext | None = None
-        self._refused: set[PeerSettings] = set()
-        """Those whose last CEA refused us."""
+        self._not_before: dict[PeerSettings, float] = {}
+        """Until when a peer is left alone, on the loop's clock."""
 
     def dial(self, peers: Collection[PeerSettings], tls: ssl.SSLContext | None = None) -> None:
         """Connect to these peers from now on, and to no others; `tls`: for those at `tls://`."""
         self._tls = tls
         for settings in self._tasks.keys() - set(peers):
             self._tasks.pop(settings).cancel()
-            self._refused.discard(settings)
         for settings in peers:
             if settings not in self._tasks:
                 self._tasks[settings] = asyncio.get_running_loop().create_task(self._keep(settings))
 
-    def refused(self, settings: PeerSettings) -> None:
-        """The attempt that is under way has ended with a CEA that refuses us."""
-        self._refused.add(settings)
+    def stay_away(self, settings: PeerSettings) -> None:
+        """Leave the peer alone for STAY_AWAY_S, taken out and put back or not: it has refused us, or would."""
+        now = asyncio.get_running_loop().time()
+        held = {peer: until for peer, until in self._not_before.items() if until > now}
+        self._not_before = held | {settings: now + STAY_AWAY_S}
 
     async def close(self) -> None:
         """Connect to nobody any more."""
@@ -52,15 +53,15 @@ class Dialer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep(self, settings: PeerSettings) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            if (held_s := self._not_before.get(settings, 0.0) - loop.time()) > 0:
+                await asyncio.sleep(held_s)
+                continue
             if await self._is_wanted(settings):
                 await self._attempt(settings)
             # Tc; it also keeps us away from a peer that said BUSY or DO_NOT_WANT_TO_TALK_TO_YOU (5.4.3).
-            pause_s = settings.reconnect_after_s
-            if settings in self._refused:
-                self._refused.discard(settings)
-                pause_s = max(pause_s, REFUSED_PAUSE_S)
-            await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
+            await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
 
     async def _attempt(self, settings: PeerSettings) -> None:
         host, port, secure = stream.endpoint(settings.connect or "")

@@ -17,7 +17,15 @@ from functools import partial
 from eir.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse
 from eir.diameter.answer import Reply
 from eir.diameter.application import Application
-from eir.diameter.capabilities import CEA_REFUSED, Capabilities, certificate_fits, find_peer, may_connect, nearest_miss
+from eir.diameter.capabilities import (
+    CEA_REFUSED,
+    Capabilities,
+    certificate_fits,
+    find_peer,
+    has_common,
+    may_connect,
+    nearest_miss,
+)
 from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
 from eir.diameter.counts import Counts
 from eir.diameter.dialer import Dialer
@@ -397,6 +405,8 @@ class Node:
         if link.dialed is not None and peer is not None and peer.settings is not None:
             self._dial_ended(link, peer, peer.settings, event)
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
+            if peer.settings is not None and not has_common(peer.capabilities, self.context.application.id):
+                self._dialer.stay_away(peer.settings)  # It was forgiven that, and would not forgive us.
             label = peer.traffic.label
             self._seen[label] = time.time()
             self.context.report("peer_closed", peer=label, reason=event.reason, host=peer.capabilities.host, address=link.address)
@@ -406,7 +416,7 @@ class Node:
         """A connection that we made is over, or its capabilities exchange has failed."""
         self._failures[settings.label] = event.detail or event.reason
         if event.reason == CEA_REFUSED:
-            self._dialer.refused(settings)
+            self._dialer.stay_away(settings)
         elif event.reason == "peer_closed" and peer.watchdog is None:
             # In TLS 1.3 a handshake is over for us before the other end has looked at our certificate.
             fault = link.fault or ConnectionResetError("it closed the connection without a CEA")
