@@ -33,6 +33,20 @@ async def test_while_the_process_stands_still_no_time_passes():
     assert await in_time(late(), 0.3) == "there"
 
 
+async def test_what_failed_while_the_process_stood_still_is_not_the_stores(monkeypatch):
+    monkeypatch.setattr(patience, "STILL_S", 0.2)
+
+    async def given_up(still_s):
+        await asyncio.sleep(0.05)
+        time.sleep(still_s)  # noqa: ASYNC251
+        raise StoreError("timeout", "the client waited too long")
+
+    for still_s, cause in ((0.4, "stood_still"), (0.0, "timeout")):
+        with pytest.raises(StoreError, match="the client waited too long") as raised:
+            await in_time(given_up(still_s), 60)
+        assert raised.value.cause == cause
+
+
 async def test_what_the_store_says_goes_through_and_nothing_is_left():
     async def refused():
         await asyncio.sleep(0)

@@ -25,7 +25,7 @@ from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, StoreError
-from eir.lists.patience import in_time
+from eir.lists.patience import STOOD_STILL, in_time
 from eir.lists.store import FORCED, REFUSED, Outcome
 from eir.operate import metrics
 from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
@@ -216,7 +216,8 @@ class Front:
         try:
             self._outcomes = tuple(await in_time(store.outcomes()))
         except StoreError as e:
-            self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
+            event = STOOD_STILL if e.cause == STOOD_STILL else "store_error"
+            self._log.report(event, level="warning", reason=e.cause, detail=str(e))
         finally:
             await store.close()
 

@@ -21,7 +21,7 @@ from eir.follow.slices import Slices
 from eir.lists.clock import TrustedClock
 from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList
 from eir.lists.pages import Page, digest_text
-from eir.lists.patience import STORE_TIMEOUT_S, in_time
+from eir.lists.patience import STOOD_STILL, STORE_TIMEOUT_S, in_time
 from eir.lists.store import NO_LIST, ListState, ListStore
 
 T = TypeVar("T")
@@ -363,7 +363,10 @@ class Follower:
         try:
             yield
         except StoreError as error:
-            fault(f"copy_{error.cause}" if of_copy else error.cause, error)
+            if error.cause == STOOD_STILL:
+                self._report(STOOD_STILL, level="warning", list=name, detail=str(error))
+            else:
+                fault(f"copy_{error.cause}" if of_copy else error.cause, error)
         except Exception as error:  # noqa: BLE001  # the outermost loop of each task
             fault("copy_internal" if of_copy else "internal", error)
 
