@@ -216,8 +216,10 @@ class Front:
         try:
             self._outcomes = tuple(await in_time(store.outcomes()))
         except StoreError as e:
-            event = STOOD_STILL if e.cause == STOOD_STILL else "store_error"
-            self._log.report(event, level="warning", reason=e.cause, detail=str(e))
+            if e.cause == STOOD_STILL:
+                self._log.report("stood_still", level="warning", detail=str(e))
+            else:
+                self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
         finally:
             await store.close()
 

@@ -364,7 +364,7 @@ class Follower:
             yield
         except StoreError as error:
             if error.cause == STOOD_STILL:
-                self._report(STOOD_STILL, level="warning", list=name, detail=str(error))
+                self._report("stood_still", level="warning", list=name, detail=str(error))
             else:
                 fault(f"copy_{error.cause}" if of_copy else error.cause, error)
         except Exception as error:  # noqa: BLE001  # the outermost loop of each task
