@@ -133,8 +133,10 @@ class TestPolicies:
         checks = Checks(PolicySettings(rules=RULES, override=Override(answer=GREY)))
         assert not checks.checker.tick(NOW + timedelta(days=1000))
         assert checks.ask(STOLEN).status is GREY
-        checks.checker.reconfigure(POLICY, NOW)
-        assert checks.ask(STOLEN).status is BLACK
+        for _ in range(2):
+            checks.checker.reconfigure(POLICY, NOW)
+            assert checks.ask(STOLEN).status is BLACK
+        assert [event for event, _ in checks.reports] == ["override", "override_ended"]
 
 
 class Toy:

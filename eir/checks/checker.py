@@ -52,6 +52,7 @@ class Checker:
         """(rule, status) → checks that a rule under observation would have answered."""
         self.identity_errors: Counter[tuple[str, str]] = Counter()
         """(`none` or `bad`, peer label) → requests without an identifier, or with a malformed one."""
+        self._overridden = False
         self.reconfigure(settings, now)
 
     @property
@@ -68,6 +69,9 @@ class Checker:
         if policy.overridden:
             until = policy.override_until
             self._report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
+        elif self._overridden:
+            self._report("override_ended", level="warning")
+        self._overridden = policy.overridden
 
     def tick(self, now: datetime) -> bool:
         """To be called each second. True if an override has ended, so that the rules answer again."""
@@ -75,7 +79,6 @@ class Checker:
         if ends is None or now < ends:
             return False
         self.reconfigure(self._settings, now)
-        self._report("override_ended", level="warning")
         return True
 
     def check(self, question: Question) -> Verdict | NoDevice:
