@@ -103,14 +103,17 @@ class DiameterError(EirError):
     """A fault in a Diameter message that its sender gets to know (RFC 6733 7).
 
     `result_code` is the Result-Code of the answer, `failed_avp` the encoded AVPs that its Failed-AVP holds (empty: none),
-    `reason` a short word for metrics and logs.
+    `reason` a short word for metrics and logs, `entry` the label of the entry of the peer table by which it was found (None: none).
     """
 
-    def __init__(self, result_code: int, reason: str, detail: str = "", *, failed_avp: bytes = b"") -> None:
+    def __init__(
+        self, result_code: int, reason: str, detail: str = "", *, failed_avp: bytes = b"", entry: str | None = None
+    ) -> None:
         super().__init__(detail or reason)
         self.result_code = result_code
         self.reason = reason
         self.failed_avp = failed_avp
+        self.entry = entry
 
 
 class ConnectionFault(DiameterError):

@@ -255,7 +255,7 @@ async def test_a_start_without_the_store_ends(faulty):
 
 async def test_a_store_that_hangs_is_given_up_in_time(store, faulty, monkeypatch):
     monkeypatch.setattr(follow, "WAIT_S", 0.0)
-    monkeypatch.setattr(follow._in_time, "__defaults__", (0.05,))
+    monkeypatch.setattr(follow.in_time, "__defaults__", (0.05,))
     await store.replace("a", state(A), A, seen=0)
     async with Node(faulty, {"a": "devices"}) as node:
         faulty.hang = asyncio.Event()

@@ -618,7 +618,7 @@ class TestLogs:
         assert len(told) <= 2  # a fold may have come between
         shown = ("35209900…48", "00101…89") if privacy == "short" else (LISTED, IMSI)
         for line in told:
-            assert (line["status"], line["list"], line["peer"]) == ("blacklisted", "stolen", "mme")
+            assert (line["status"], line["list"], line["rule"], line["peer"], line["host"]) == ("blacklisted", "stolen", "1", "mme", HOST)
             assert (line["imei"], line["imsi"]) == shown
         whole = [text for text in (LISTED, IMSI, UNLISTED) if text in node.text()]
         assert whole == ([] if privacy == "short" else [LISTED, IMSI])

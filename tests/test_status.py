@@ -103,8 +103,15 @@ def test_peers_that_are_missing_or_disabled_are_a_warning(node, monkeypatch):
     monkeypatch.setattr(status, "PEERLESS_S", 0.0)
     said = node.document(away)
     assert (said["state"], said["summary"].split("; ")[0]) == ("WARNING", "0 of 2 peers connected")
-    said = node.document(reports(connected={"mme": 1, "dra": 0}, disabled=["dra"]))
-    assert (said["state"], said["summary"].split("; ")[:-1]) == ("WARNING", ["peer dra is disabled"])
+    for connected, disabled, wanted in (
+        ({"mme": 1, "dra": 0}, ["dra"], ["peer dra is disabled"]),
+        ({"mme": 1, "dra": 0}, [], ["no connection of dra"]),
+        ({"mme": 1, "dra": 0, "sgsn": 0}, ["sgsn"], ["peer sgsn is disabled", "no connection of dra"]),
+        ({"mme": 1} | {f"p{n}": 0 for n in range(12)}, [], [f"no connection of {', '.join(f'p{n}' for n in range(10))} and 2 more"]),
+    ):
+        said = node.document(reports(connected=connected, disabled=disabled))
+        assert (said["state"], said["summary"].split("; ")[:-1]) == ("WARNING", wanted)
+    assert node.document(reports(connected={"mme": 1, "dra": 2}))["state"] == "OK"
 
 
 def test_two_workers_are_one_node(node):

@@ -15,7 +15,7 @@ from eir.config.kinds import did_you_mean
 from eir.config.reader import Document, Spot
 from eir.config.settings import Config
 from eir.diameter.capabilities import holds
-from eir.diameter.settings import PeerSettings
+from eir.diameter.settings import APPLICATIONS, PeerSettings
 from eir.diameter.transport.tls import TlsError, load_tls, read_tls
 from eir.lists.persons import distinct_signers
 from eir.lists.release import is_list_name
@@ -162,6 +162,8 @@ def _warn_peers(config: Config, document: Document) -> Findings:
         if first is not None:
             line = document.line("peers", first)
             yield f"this peer is never reached: the entry in line {line} fits whatever it fits", ("peers", at)
+        if peer.connect is not None and APPLICATIONS in peer.lenient:
+            yield "a peer without S13 refuses our connection, so that its own may not come either; leave out 'connect'", ("peers", at, "connect")
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:

@@ -25,6 +25,7 @@ from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, StoreError
+from eir.lists.patience import STOOD_STILL, in_time
 from eir.lists.store import FORCED, REFUSED, Outcome
 from eir.operate import metrics
 from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
@@ -40,8 +41,6 @@ LOOK_S = 1.0
 """Between two looks at how the workers are."""
 OUTCOMES_S = 5.0
 """Between two looks at the outcomes of releases."""
-STORE_TIMEOUT_S = 5.0
-"""How long the outcomes of releases may take."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
@@ -215,12 +214,12 @@ class Front:
         """Read what became of releases; the front keeps no connection to the store for that."""
         store = open_store(self._config.store, self._config.state, check=False)
         try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
-                self._outcomes = tuple(await store.outcomes())
-        except TimeoutError:
-            self._log.report("store_error", level="warning", reason="timeout", detail="no figures of releases")
+            self._outcomes = tuple(await in_time(store.outcomes()))
         except StoreError as e:
-            self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
+            if e.cause == STOOD_STILL:
+                self._log.report("stood_still", level="warning", detail=str(e))
+            else:
+                self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
         finally:
             await store.close()
 

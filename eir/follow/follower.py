@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
@@ -21,6 +21,7 @@ from eir.follow.slices import Slices
 from eir.lists.clock import TrustedClock
 from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList
 from eir.lists.pages import Page, digest_text
+from eir.lists.patience import STOOD_STILL, STORE_TIMEOUT_S, in_time
 from eir.lists.store import NO_LIST, ListState, ListStore
 
 T = TypeVar("T")
@@ -33,8 +34,6 @@ SIFT_S = 0.2
 """Pause between two looks whether a list's sieve has something to take in."""
 WAIT_S = 1.0
 """The states are read at least this often, whatever the store tells by itself."""
-STORE_TIMEOUT_S = 5.0
-"""How long one answer of the store may take."""
 RETRY_S = 1.0
 CLOCK_S = 1.0
 """The clock is read at least this often: a jump of it is noticed, although nobody asks for a row that ends."""
@@ -151,7 +150,7 @@ class Follower:
             pause_s = RETRY_S
             with self._faults_told():
                 await self._pass(await self._states())
-                await _in_time(self._store.wait(self._seen, WAIT_S), STORE_TIMEOUT_S + WAIT_S)
+                await in_time(self._store.wait(self._seen, WAIT_S), STORE_TIMEOUT_S + WAIT_S)
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
 
@@ -198,7 +197,7 @@ class Follower:
         return states
 
     async def _state(self, name: str) -> ListState | None:
-        return await _in_time(self._store.state(name))
+        return await in_time(self._store.state(name))
 
     async def _pass(self, states: Mapping[str, ListState]) -> None:
         if not self.up and self.errors:
@@ -295,7 +294,7 @@ class Follower:
         if proof is None or stored.generation < held.generation:
             return False
         try:
-            steps = await _in_time(self._store.changes(name, held.generation)) or ()
+            steps = await in_time(self._store.changes(name, held.generation)) or ()
         except StoreError as error:
             if error.cause != "corrupt":
                 raise
@@ -326,7 +325,7 @@ class Follower:
         """Numbered pages as of a generation, empty ones for those that are not there. Raises StoreChanged."""
         state, there = NO_LIST, dict[int, Page]()
         for at in range(0, len(numbers), SOME_PAGES):
-            found, pages = await _in_time(self._store.some_pages(name, numbers[at : at + SOME_PAGES]))
+            found, pages = await in_time(self._store.some_pages(name, numbers[at : at + SOME_PAGES]))
             if found is None or found.generation != generation:
                 raise StoreChanged(f"list {name} changed while its touched pages were read")
             state = found
@@ -359,7 +358,10 @@ class Follower:
         try:
             yield
         except StoreError as error:
-            fault(f"copy_{error.cause}" if of_copy else error.cause, error)
+            if error.cause == STOOD_STILL:
+                self._report("stood_still", level="warning", list=name, detail=str(error))
+            else:
+                fault(f"copy_{error.cause}" if of_copy else error.cause, error)
         except Exception as error:  # noqa: BLE001  # the outermost loop of each task
             fault("copy_internal" if of_copy else "internal", error)
 
@@ -391,20 +393,12 @@ class Follower:
         return True
 
 
-async def _in_time(answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S) -> T:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await answer
-    except TimeoutError:
-        raise StoreError("timeout", f"the store did not answer within {timeout_s:g} s") from None
-
-
 async def _batches(source: ListStore, name: str, *, gently: bool) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
     """The source's batches, each within the time that an answer may take."""
     async with aclosing(source.pages(name, gently=gently)) as batches:  # type: ignore[type-var]  # stores write it as a generator
         while True:
             try:
-                yield await _in_time(anext(batches))
+                yield await in_time(anext(batches))
             except StopAsyncIteration:
                 return
 
