@@ -22,7 +22,7 @@ from eir.lists.delivered import DataFile, Done, Progress, adding_up, open_folder
 from eir.lists.pages import content_digest
 from eir.lists.reasons import Reasons
 from eir.lists.release import DELTA, ROLES, Manifest, Release, about, check_serial, check_times, verify_release
-from eir.lists.settings import ListSettings
+from eir.lists.settings import LOAD_MEMORY, ListSettings
 from eir.lists.store import ACCEPTED, NO_LIST, REFUSED, Event, ListState, ListStore, recorded, utc_text
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ CLAIMS = " (claims {} {}, unverified)"
 """Ends the detail of a refusal whose manifest was never verified: the list and the serial that it names all the same."""
 _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 
+ROW_BYTES = 12
+"""Of memory that a load takes for each row, at least: its key, and its part of a page."""
 KEPT_BYTES_MAX = 256 << 20
 """Data files of a release that together are no larger stay in memory between hashing and reading."""
 
@@ -88,12 +90,13 @@ class LoadReport:
 async def load_release(
     manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
     dry_run: bool = False, marks: Mapping[str, int] | None = None, progress: Progress | None = None,
+    memory_max: int = LOAD_MEMORY,
 ) -> LoadReport:  # fmt: skip
     """Verify a release and load it into the list that it names, wholly or not at all. The arguments are those of Loader.
 
     Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
-    loader = Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None))
+    loader = Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None), memory_max)
     try:
         with loader.stage(VERIFY, 1):
             release = verify_release(manifest, lists, now=now)
@@ -124,6 +127,8 @@ class Loader:
     dry_run: bool = False
     """Do all but the switch, and record nothing."""
     progress: Progress = lambda *_: None
+    memory_max: int = LOAD_MEMORY
+    """Bytes; a release whose rows alone would take more is refused before one is read."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -215,6 +220,7 @@ class Loader:
         from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
         files = manifest.files
+        _check_rows(sum(file.rows for file in files), self.memory_max)
         rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in ROLES[manifest.kind]}
         total = sum(entry.bytes for entry in files)
         with ExitStack() as stack:
@@ -231,8 +237,9 @@ class Loader:
                 for entry, file in opened:
                     chunks = file.chunks(entry.rows, entry.sha256, done)
                     found = read_rows(
-                        chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally
-                    )
+                        chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally,
+                        rows_max=entry.rows,
+                    )  # fmt: skip
                     if found != entry.rows:
                         raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
         return rows.values()
@@ -258,6 +265,13 @@ class Loader:
         built.entries += state.entries
         built.devices += state.devices
         return built
+
+
+def _check_rows(rows: int, memory_max: int) -> None:
+    """Refuse a release that cannot fit in memory, by what its manifest says (`memory`)."""
+    if rows * ROW_BYTES > memory_max:
+        advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
+        raise ReleaseRefused("memory", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least, and {advice}")
 
 
 def _check_size(settings: ListSettings, before: int, after: int) -> None:
