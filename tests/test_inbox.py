@@ -553,7 +553,7 @@ async def test_a_folder_that_lets_nothing_be_moved(site, monkeypatch):
     assert len(await site.store.history()) == 1  # it was not loaded again
 
 
-async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site, monkeypatch):
+async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site):
     """Each time the other lists have their turn before it."""
     site.deliver(site.publish(1))
 
@@ -565,7 +565,7 @@ async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site,
     for serial in range(1, ATTEMPTS_MAX + 1):
         site.deliver(site.publish(serial, name="other"))
         taken = await site.turn(load=killed)
-        assert taken == {"other-%d.manifest.json" % serial: (ACCEPTED, ""), "stolen-1.manifest.json": (WAITING, KILLED)}
+        assert taken == {f"other-{serial}.manifest.json": (ACCEPTED, ""), "stolen-1.manifest.json": (WAITING, KILLED)}
         assert serial == 1 or next(iter(taken)).startswith("other")
     assert site.again_s == 30
     assert await site.turn(load=killed) == {"stolen-1.manifest.json": (REFUSED, "crash")}

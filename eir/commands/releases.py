@@ -18,7 +18,7 @@ from eir.daemon.loader import Loads
 from eir.errors import ReleaseRefused
 from eir.lists.delivered import Progress
 from eir.lists.inbox import UNRECORDED
-from eir.lists.load import Loader, LoadReport, load_release
+from eir.lists.load import Loader, LoadReport
 from eir.lists.store import REFUSED, ListStore
 from eir.operate import control
 from eir.stores.open import highest_serials, open_store
@@ -93,10 +93,8 @@ async def _load(config: Config, job: tuple[Path, dict[str, Any]], progress: Prog
     manifest, options = job
     store = open_store(config.store, config.state, report=warn)
     try:
-        now = datetime.now(UTC)
-        return await load_release(
-            manifest, config.lists, store, who=who(), now=now, progress=progress, memory_max=config.load_memory, **options
-        )
+        loader = Loader(config.lists, store, who(), datetime.now(UTC), progress=progress, memory_max=config.load_memory, **options)
+        return await loader.verify_and_load(manifest)
     finally:
         await store.close()
 

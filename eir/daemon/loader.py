@@ -167,6 +167,7 @@ def _load(work: Work[Job, Result], job: Job, out: socket.socket, memory_max: int
 
 def _confine(memory_max: int) -> None:
     """Take no more than that much memory from here on, and no more than LOAD_S_MAX; be the first to go."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_S_MAX)
     has = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # data and stack: proc(5)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

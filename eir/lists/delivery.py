@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from eir.errors import ReleaseRefused, refused_by, shown
+from eir.errors import ReleaseRefused, refused_by
 from eir.lists.delivered import read_small
-from eir.lists.drop_folder import Listing, delivered
+from eir.lists.drop_folder import Listing, delivered, printable
 from eir.lists.openssh import SIGNATURE_BYTES_MAX, SIGNERS_BYTES_MAX, keys_of, names_one_of
 from eir.lists.release import Release, is_plain_name, signature_names, verify_release
 from eir.lists.settings import ListSettings
@@ -49,7 +49,7 @@ def verified(name: str, folder: Path, listing: Listing, lists: Mapping[str, List
     """The delivery, and what its signatures are worth at this moment. Raises OSError for a fault of this host."""
     first, *further = (signature for signature in signature_names(name) if signature in listing)
     if not is_plain_name(name):
-        return Delivery(name, (*further, first), None, ReleaseRefused("file_name", f"{shown(name)!r} is not a plain file name in UTF-8"))
+        return Delivery(name, (*further, first), None, ReleaseRefused("file_name", f"{printable(name)} is not a plain file name in UTF-8"))
     try:
         return Delivery(name, (*further, first), verify_release(folder / name, lists, now=now), None)
     except ReleaseRefused as refused:

@@ -59,6 +59,12 @@ def delivered(listing: Listing) -> list[str]:
     return sorted(name for name in listing if name.endswith(MANIFEST_ENDS) and f"{name}.sig" in listing)
 
 
+def printable(name: str) -> str:
+    """A file's name as texts have it: octets that are not UTF-8 and control characters are escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def lacking(manifest: Manifest, listing: Listing, now: float) -> str:
     """What keeps a release's data files from being whole; empty if nothing does."""
     for file in manifest.files:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from eir.errors import ReleaseRefused, StoreError, refused_by, shown
 from eir.lists.delivered import DataFile, read_small
 from eir.lists.delivery import Delivery, in_turn, to_look_at, verified
-from eir.lists.drop_folder import AGAIN_S, ITEMS_MAX, SETTLED_S, Rooms, lacking, look, open_rooms, settled
+from eir.lists.drop_folder import AGAIN_S, ITEMS_MAX, SETTLED_S, Rooms, lacking, look, open_rooms, printable, settled
 from eir.lists.load import KEPT_BYTES_MAX, Loader, LoadReport
 from eir.lists.openssh import SIGNATURE_BYTES_MAX
 from eir.lists.release import MANIFEST_BYTES_MAX, FileEntry, Release, about
@@ -191,6 +191,7 @@ class _Turn:
         if len(self._listing) >= ITEMS_MAX:
             self.again.append(SETTLED_S)
         likely, unlikely = await asyncio.to_thread(to_look_at, self._listing, self._rooms.drop, self.terms.lists.values())
+        self._began = time.monotonic()
         pending = [delivery async for delivery in self._verified(likely, VERIFY_S)]
         waits = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
         left = {delivery.name: delivery for delivery in pending}
@@ -381,13 +382,13 @@ class _Turn:
             if (left := self._patience_left((name,))) > 0:
                 self.again.append(left)
             elif not self._spent(PASS_S):
-                self._put_away([name], name, Taken(manifest=shown(name), outcome=REFUSED, reason="stray", detail=detail))
+                self._put_away([name], name, Taken(manifest=printable(name), outcome=REFUSED, reason="stray", detail=detail))
 
 
 def _taken(delivery: Delivery, outcome: str, reason: str = "", detail: str = "", *, here: bool = False) -> Taken:
     """What became of a delivery."""
     return Taken(
-        manifest=shown(delivery.name), outcome=outcome, list=delivery.list, serial=delivery.serial, reason=reason,
+        manifest=printable(delivery.name), outcome=outcome, list=delivery.list, serial=delivery.serial, reason=reason,
         detail=shown(detail), here=here,
     )  # fmt: skip
 
@@ -397,7 +398,7 @@ def _said(taken: Taken, places: Iterable[str], now: datetime) -> str:
 Reason: {taken.reason}
 {taken.detail}
 List: {taken.list or "unknown"}; serial: {taken.serial or "unknown"}
-Files: {", ".join(map(shown, places))}
+Files: {", ".join(map(printable, places))}
 
 The list in force is untouched. Deliver a corrected release, or put these files back to have them tried again.
 """

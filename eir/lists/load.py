@@ -90,20 +90,12 @@ class LoadReport:
 async def load_release(
     manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
     dry_run: bool = False, marks: Mapping[str, int] | None = None, progress: Progress | None = None,
-    memory_max: int = LOAD_MEMORY,
 ) -> LoadReport:  # fmt: skip
     """Verify a release and load it into the list that it names, wholly or not at all. The arguments are those of Loader.
 
     Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
-    loader = Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None), memory_max)
-    try:
-        with loader.stage(VERIFY, 1):
-            release = verify_release(manifest, lists, now=now)
-    except ReleaseRefused as refused:
-        await loader.record(refused)
-        raise
-    return await loader.load(release, manifest.parent)
+    return await Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None)).verify_and_load(manifest)
 
 
 def is_about(event: Event, name: str) -> bool:
@@ -147,6 +139,16 @@ class Loader:
                 time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial,
                 digest=digest, outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
             ))  # fmt: skip
+
+    async def verify_and_load(self, manifest: Path) -> LoadReport:
+        """Load the release that this manifest makes. Raises as load_release."""
+        try:
+            with self.stage(VERIFY, 1):
+                release = verify_release(manifest, self.lists, now=self.now)
+        except ReleaseRefused as refused:
+            await self.record(refused)
+            raise
+        return await self.load(release, manifest.parent)
 
     async def load(self, release: Release, folder: Path) -> LoadReport:
         """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
@@ -268,10 +270,10 @@ class Loader:
 
 
 def _check_rows(rows: int, memory_max: int) -> None:
-    """Refuse a release that cannot fit in memory, by what its manifest says (`memory`)."""
+    """Refuse a release that cannot fit in memory, by what its manifest says (`too_large`)."""
     if rows * ROW_BYTES > memory_max:
         advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
-        raise ReleaseRefused("memory", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least, and {advice}")
+        raise ReleaseRefused("too_large", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least, and {advice}")
 
 
 def _check_size(settings: ListSettings, before: int, after: int) -> None:
