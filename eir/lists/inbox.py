@@ -178,6 +178,8 @@ class _Turn:
         self.again: list[float] = []
         self._rooms = rooms
         self._listing = look(rooms.drop)
+        self._looked = terms.clock().timestamp()
+        """When: so that of two releases the later one does not settle before the earlier one, while the pass goes on."""
         self._began = time.monotonic()
         self._away: set[str | None] = set()
         """Lists whose store failed in this pass, and None if one did."""
@@ -299,17 +301,17 @@ class _Turn:
 
     async def _delay(self, delivery: Delivery) -> _Delay | None:
         """Why the release cannot be taken yet; None if it can be, or can be refused."""
-        now, refused = self.terms.clock().timestamp(), delivery.refused
+        refused = delivery.refused
         if refused is not None:
             if refused.reason in OURS:
                 return _Delay(refused.reason, refused.detail, bounded=False)
-            if half := self._half(delivery, now):
+            if half := self._half(delivery):
                 return _Delay("incomplete", half)
             return _Delay(refused.reason, refused.detail) if refused.reason in PATIENT else None
         if delivery.release is None:
             return None
         manifest = delivery.release.manifest
-        if lack := lacking(manifest, self._listing, now):
+        if lack := lacking(manifest, self._listing, self._looked):
             return _Delay("incomplete", lack)
         state, base = await self.terms.store.state(manifest.list), manifest.base
         # The base of a delta may still come: releases arrive in any order.
@@ -317,13 +319,13 @@ class _Turn:
         there = "there is no list yet" if state is None else f"serial {state.serial} is in force"
         return _Delay("base", f"it builds on serial {base}, and {there}") if comes else None
 
-    def _half(self, delivery: Delivery, now: float) -> str:
+    def _half(self, delivery: Delivery) -> str:
         """What shows that manifest and signatures are not all there yet, without reading any meaning into them."""
         signatures = ((name, SIGNATURE_BYTES_MAX, b"-----END SSH SIGNATURE-----") for name in delivery.signatures)
         for name, limit, ends in ((delivery.name, MANIFEST_BYTES_MAX, b"}"), *signatures):
             with suppress(ReleaseRefused, FileNotFoundError):
                 changed = os.stat(name, dir_fd=self._rooms.drop, follow_symlinks=False).st_ctime
-                if changed != self._listing[name].changed or not settled(self._listing[name], now):
+                if changed != self._listing[name].changed or not settled(self._listing[name], self._looked):
                     return f"{name} was changed just now"
                 if not read_small(name, self._rooms.drop, limit).rstrip().endswith(ends):
                     return f"{name} ends in the middle"
