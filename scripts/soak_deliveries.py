@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     """The part `deliveries` of scripts/soak."""
     parser = argparse.ArgumentParser(prog="soak deliveries", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--deliveries", type=int, default=10_000)
-    parser.add_argument("--rate", type=float, default=10.0, help="deliveries a second")
+    parser.add_argument("--rate", type=float, default=6.0, help="deliveries a second")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the deliveries; chance if not given")
     options = parser.parse_args(arguments)
     print(f"{options.deliveries:,} deliveries at {options.rate:g} a second, seed {options.seed}", flush=True)
@@ -105,7 +105,7 @@ def _soak(node: Any, deliveries: Deliveries, kept: Path, options: argparse.Names
         time.sleep(LOOK_S)
     watch.look()
     said = Counter((line["event"], line.get("reason")) for line in node.lines() if line["event"] in {"inbox_failed", "inbox_unusable", "fault"})
-    events = [event for name in LISTS for event in node.site.json("history", name) if event["what"] == "load"]
+    events = [event for name in LISTS for event in node.site.json("history", name, "-n", 10**9) if event["what"] == "load"]
     kinds = Counter(each.kind for each in deliveries.made)
     took_s = sorted(watch.took_s)
     print(f"{len(deliveries.made):,} deliveries of {len(kinds)} kinds in {time.monotonic() - began:.0f} s; {len(events):,} loads")

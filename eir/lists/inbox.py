@@ -39,9 +39,10 @@ ATTEMPTS_MAX, ATTEMPTED_MAX = 3, 100
 NOT_MOVED_AGAIN_S = 600.0
 TEXT_NAME_BYTES_MAX = 240
 """Of a name that says what a text is about, so that there is room behind it."""
-VERIFY_S, PASS_S = 2.0, 4.0
-"""How long a pass goes on verifying what is likely good, and on with everything else; then it ends, so that the next one sees
-what has arrived meanwhile. One release of each list always has its turn."""
+IN_VAIN_S, VERIFY_S, PASS_S = 3.0, 10.0, 3.0
+"""How long a pass goes on verifying what claims to be good and is not, and what is good as well; and how long it then goes on
+with the rest. It ends after that, so that the next one sees what has arrived meanwhile. One release of each list always has its
+turn; what is good has to be known before its list's turn, or a later serial would come before an earlier one."""
 
 OURS = frozenset({"openssh", "signers_file", "revoked_file"})
 """Refusals that say something about this host, not about the release: it stays until that is mended."""
@@ -193,8 +194,8 @@ class _Turn:
         if len(self._listing) >= ITEMS_MAX:
             self.again.append(SETTLED_S)
         likely, unlikely = await asyncio.to_thread(to_look_at, self._listing, self._rooms.drop, self.terms.lists.values())
+        pending = [delivery async for delivery in self._verified(likely, VERIFY_S, IN_VAIN_S)]
         self._began = time.monotonic()
-        pending = [delivery async for delivery in self._verified(likely, VERIFY_S)]
         waits = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
         left = {delivery.name: delivery for delivery in pending}
         for number, delivery in in_turn(pending, self._was_killed):
@@ -206,7 +207,7 @@ class _Turn:
             del left[delivery.name]
             others = {name for other in left.values() for name in other.data}
             await self._handled(delivery, others)
-        async for delivery in self._verified(unlikely, PASS_S):
+        async for delivery in self._verified(unlikely, PASS_S, PASS_S):
             waits |= {delivery.name, *delivery.signatures, *delivery.data}
             await self._handled(delivery, set())
             pending.append(delivery)
@@ -214,14 +215,17 @@ class _Turn:
             # Else what seems to belong to none may belong to a manifest that is not believed yet.
             self._sweep(self._listing.keys() - waits)
 
-    async def _verified(self, names: Sequence[str], until_s: float) -> AsyncIterator[Delivery]:
-        """What verification says of each, for as long as the pass may take for that; nothing is recorded yet."""
-        terms = self.terms
+    async def _verified(self, names: Sequence[str], until_s: float, in_vain_max_s: float) -> AsyncIterator[Delivery]:
+        """What verification says of each, for as long as the pass may take for that, and for those that do not hold."""
+        terms, in_vain_s = self.terms, 0.0
         for name in names:
-            if self._spent(until_s):
+            if self._spent(until_s) or (in_vain_s > in_vain_max_s and self._spent(0.0)):
                 return
+            began = time.monotonic()
             try:
-                yield await asyncio.to_thread(verified, name, terms.folder, self._listing, terms.lists, terms.clock())
+                delivery = await asyncio.to_thread(verified, name, terms.folder, self._listing, terms.lists, terms.clock())
+                in_vain_s += time.monotonic() - began if delivery.release is None else 0.0
+                yield delivery
             except OSError as error:
                 self._cut = True
                 self._stays(Delivery(name, (), None, None), "disk", str(error))
