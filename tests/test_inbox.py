@@ -114,9 +114,19 @@ class TestWatch:
 
     def test_a_new_file_is_looked_at_once_it_settles(self):
         watch = self.passed(SIGNED, None, 100.0)
-        more = SIGNED | {"n": Item(1, 103.0), "n.sig": Item(1, 103.5)}
+        more = SIGNED | {"n.manifest.json": Item(1, 103.0), "n.manifest.json.sig": Item(1, 103.5)}
         assert not watch.due(more, 104.0)
         assert watch.due(more, 104.6)
+
+    def test_others_that_keep_coming_hold_no_file_up(self):
+        watch, due = self.passed(SIGNED, None, 100.0), []
+        listing = SIGNED
+        for second in range(101, 110):
+            listing = listing | {f"{second}.manifest.json{end}": Item(1, second - 0.5) for end in ("", ".sig")}
+            if watch.due(listing, second):
+                due.append(second)
+                watch.passed(listing, None, second)
+        assert due == [102, 104, 106, 108]
 
     def test_a_file_that_grows_for_hours_holds_no_other_up(self):
         watch = self.passed(SIGNED, None, 100.0)

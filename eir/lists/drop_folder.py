@@ -98,10 +98,13 @@ class Watch:
         lain = since >= AGAIN_S and min(item.changed for item in listing.values()) + self._patience_s <= now
         if now >= self._again_at or lain:
             return True
-        fresh = [item for name, item in listing.items() if self._seen.get(name) != item]
+        fresh: dict[str, list[Item]] = {}  # a manifest and its signatures together, any other file alone
+        for name, item in listing.items():
+            if self._seen.get(name) != item:
+                fresh.setdefault(name.partition(f"{MANIFEST_ENDS}.sig")[0].removesuffix(MANIFEST_ENDS), []).append(item)
         if not fresh or not any(name.endswith(".sig") for name in listing):
             return False
-        return since >= CHANGED_AGAIN_S or all(settled(item, now) for item in fresh)
+        return since >= CHANGED_AGAIN_S or any(all(settled(item, now) for item in items) for items in fresh.values())
 
     def passed(self, listing: Listing, again_s: float | None, now: float) -> None:
         """A pass was made of what `listing` shows."""
