@@ -14,7 +14,12 @@ EirError
     └── ConnectionFault       the same, and the transport connection must be closed after the answer (if any)
 """
 
+from pathlib import Path
+from traceback import walk_tb
 from typing import NamedTuple, Protocol
+
+DETAIL_CHARS_MAX = 4096
+"""Of what is said of a refused release: it quotes what somebody delivered."""
 
 
 class EirError(Exception):
@@ -57,13 +62,26 @@ class ReleaseRefused(EirError):
     """
 
     def __init__(self, reason: str, detail: str, *, list_name: str | None = None, serial: int | None = None) -> None:
-        super().__init__(detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = shown(detail[:DETAIL_CHARS_MAX])
+        super().__init__(self.detail)
         self.list_name = list_name
         self.serial = serial
         self.claims: tuple[str, int] | None = None
         """List and serial that a manifest names which was never verified: for people to read, and for no decision."""
+
+
+def shown(text: str) -> str:
+    """A text that every log, file and store takes: octets of a file's name that are not UTF-8 are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def refused_by(fault: Exception) -> ReleaseRefused:
+    """The refusal of a release that the program itself fails over (`fault`), with the place; the values at hand are left out."""
+    frames = [(Path(frame.f_code.co_filename), line, frame.f_code.co_name) for frame, line in walk_tb(fault.__traceback__)]
+    ours = [f"{'/'.join(file.parts[-3:])}:{line} in {name}" for file, line, name in frames if "eir" in file.parts[-3:]]
+    place = f" at {ours[-1]}" if ours else ""
+    return ReleaseRefused("fault", f"the program failed over it: {type(fault).__name__}{place}; report this, with the release")
 
 
 class EntryRefused(EirError):

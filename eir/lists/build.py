@@ -21,8 +21,10 @@ from eir.lists.turnover import differences
 
 SLAB_KEYS = 1 << 16
 """Keys that are encoded in one go: small arrays stay in the processor's cache, and malloc keeps their memory."""
-SPAN_PAGES_MAX = 2_000_000
-"""Pages that the ranges of one release may reach into, `--force` or not: more would not fit in memory."""
+SPAN_PAGES_MAX = 500_000
+"""TACs that the ranges and whole TACs of one release may reach into, `--force` or not: twice as many as were ever allocated."""
+SPAN_KEYS_MAX = 10**9
+"""Identifiers between the first and the last of the ranges within each TAC, over all TACs: so much memory is walked for them."""
 EXPECTED_MAX = 1 << 27
 """Rows for which memory is set aside on a manifest's word; what no row fills is never really taken."""
 
@@ -116,6 +118,7 @@ class Rows:
         self.singles = {0: _Singles(min(expected, EXPECTED_MAX)), MEID_BASE: _Singles(0)}
         """Less what they are listed under here, so that a key and a reason fit in 64 bits."""
         self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
+        self._span_pages = 0
         self._pairs: list[tuple[Keys, Keys, ReasonIndexes, Seconds]] = []
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
@@ -129,7 +132,14 @@ class Rows:
             self.singles[base].append(keys[which] - np.uint64(base), some_reasons, None if until is None else until[which])
 
     def add_spans(self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
-        """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest."""
+        """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest.
+
+        Raises ReleaseRefused (`range`) as soon as all of them together reach into more than SPAN_PAGES_MAX TACs.
+        """
+        self._span_pages += int((last // _PAGE - first // _PAGE).sum()) + len(first)
+        if self._span_pages > SPAN_PAGES_MAX:
+            detail = f"its ranges and TACs reach into {self._span_pages} TACs or more; {SPAN_PAGES_MAX} is the most for one release"
+            raise ReleaseRefused("range", f"{detail}: split it, with deltas for what is left")
         self._spans.append((first, last, reasons, until))
 
     def add_pairs(self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
@@ -145,10 +155,7 @@ class Rows:
         return keys, imsis, reasons, until
 
     def spans(self) -> dict[int, list[Span]]:
-        """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if these are too many."""
-        pages = sum(int((last // _PAGE - first // _PAGE).sum()) + len(first) for first, last, *_ in self._spans)
-        if pages > SPAN_PAGES_MAX:
-            raise ReleaseRefused("range", f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held")
+        """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if they are too long within TACs."""
         by_page: dict[int, list[Span]] = {}
         for first, last, reasons, until in self._spans:
             reason_of, end_of = (repeat(0) if said is None else said.tolist() for said in (reasons, until))
@@ -157,6 +164,10 @@ class Rows:
                     start = number * PAGE_KEYS
                     span = Span(max(low - start, 0), min(high - start, PAGE_KEYS - 1), reason, end)
                     by_page.setdefault(number, []).append(span)
+        walked = sum(last - first for first, last in map(_reach, map(_parts, by_page.values())))
+        if walked > SPAN_KEYS_MAX:
+            detail = f"its ranges that do not cover their TACs reach over {walked} identifiers; {SPAN_KEYS_MAX} is the most"
+            raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
         return by_page
 
 
@@ -220,23 +231,38 @@ def amend_pages(
     return amended
 
 
+def _parts(spans: Iterable[Span]) -> list[Span]:
+    """Those that do not cover their TAC."""
+    return [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
+
+
+def _reach(parts: Sequence[Span]) -> tuple[int, int]:
+    """From the first remainder that one of these has to behind the last."""
+    return min((span.first for span in parts), default=0), max((span.last + 1 for span in parts), default=0)
+
+
 def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     """A page of single identifiers with the ranges that reach into it."""
-    parts = [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
+    parts = _parts(spans)
     whole = [TacEntry(span.reason, span.until) for span in spans if span.last - span.first == PAGE_KEYS - 1]
     tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
     if not parts:  # no single identifier comes: nothing needs to be unfolded
         return page if tac is None else page._replace(extra=tac.extra + page.extra)
-    content, present = decode(page), np.zeros(PAGE_KEYS, bool)
-    reasons, until = np.zeros(PAGE_KEYS, np.uint8), np.zeros(PAGE_KEYS, np.int64)
-    present[content.low], reasons[content.low], until[content.low] = True, content.reasons, content.until
+    content, (begin, end) = decode(page), _reach(parts)
+    under = slice(*np.searchsorted(content.low, (begin, end)))
+    at = content.low[under] - np.uint32(begin)
+    present, reasons, until = np.zeros(end - begin, bool), np.zeros(end - begin, np.uint8), np.zeros(end - begin, np.int64)
+    present[at], reasons[at], until[at] = True, content.reasons[under], content.until[under]
     # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
     for span in sorted(parts, key=lambda span: (span.until == 0, span.until, -span.reason)):
-        part = slice(span.first, span.last + 1)
+        part = slice(span.first - begin, span.last + 1 - begin)
         where = ~present[part] | (endless(until[part]) <= endless(np.array(span.until)))
         reasons[part][where], until[part][where], present[part] = span.reason, span.until, True
-    low = np.flatnonzero(present).astype(np.uint32)
-    return encode(page.number, Content(low, reasons[low], until[low], tac))
+    fresh = np.flatnonzero(present)
+    low = np.concatenate((content.low[: under.start], (fresh + begin).astype(np.uint32), content.low[under.stop :]))
+    reasons = np.concatenate((content.reasons[: under.start], reasons[fresh], content.reasons[under.stop :]))
+    until = np.concatenate((content.until[: under.start], until[fresh], content.until[under.stop :]))
+    return encode(page.number, Content(low, reasons, until, tac))
 
 
 def _amended(old: Page, gone: Page, new: Page) -> Page:

@@ -22,7 +22,7 @@ from eir.lists.delivered import DataFile, Done, Progress, adding_up, open_folder
 from eir.lists.pages import content_digest
 from eir.lists.reasons import Reasons
 from eir.lists.release import DELTA, ROLES, Manifest, Release, about, check_serial, check_times, verify_release
-from eir.lists.settings import ListSettings
+from eir.lists.settings import LOAD_MEMORY, ListSettings
 from eir.lists.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, Mark, recorded, utc_text
 from eir.lists.turnover import by_force, differences, past_limits, turnover
 
@@ -36,6 +36,8 @@ CLAIMS = " (claims {} {}, unverified)"
 """Ends the detail of a refusal whose manifest was never verified: the list and the serial that it names all the same."""
 _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 
+ROW_BYTES = 12
+"""Of memory that a load takes for each row, at least: its key, and its part of a page."""
 KEPT_BYTES_MAX = 256 << 20
 """Data files of a release that together are no larger stay in memory between hashing and reading."""
 
@@ -100,14 +102,7 @@ async def load_release(
 
     Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
-    loader = Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None))
-    try:
-        with loader.stage(VERIFY, 1):
-            release = verify_release(manifest, lists, now=now)
-    except ReleaseRefused as refused:
-        await loader.record(refused)
-        raise
-    return await loader.load(release, manifest.parent)
+    return await Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None)).verify_and_load(manifest)
 
 
 def is_about(event: Event, name: str) -> bool:
@@ -131,6 +126,8 @@ class Loader:
     dry_run: bool = False
     """Do all but the switch, and record nothing."""
     progress: Progress = lambda *_: None
+    memory_max: int = LOAD_MEMORY
+    """Bytes; a release whose rows alone would take more is refused before one is read."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -149,6 +146,16 @@ class Loader:
                 time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial,
                 digest=digest, outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
             ))  # fmt: skip
+
+    async def verify_and_load(self, manifest: Path) -> LoadReport:
+        """Load the release that this manifest makes. Raises as load_release."""
+        try:
+            with self.stage(VERIFY, 1):
+                release = verify_release(manifest, self.lists, now=self.now)
+        except ReleaseRefused as refused:
+            await self.record(refused)
+            raise
+        return await self.load(release, manifest.parent)
 
     async def load(self, release: Release, folder: Path) -> LoadReport:
         """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
@@ -226,6 +233,7 @@ class Loader:
         from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
         files = manifest.files
+        _check_rows(sum(file.rows for file in files), self.memory_max)
         rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in ROLES[manifest.kind]}
         total = sum(entry.bytes for entry in files)
         with ExitStack() as stack:
@@ -242,8 +250,9 @@ class Loader:
                 for entry, file in opened:
                     chunks = file.chunks(entry.rows, entry.sha256, done)
                     found = read_rows(
-                        chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally
-                    )
+                        chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally,
+                        rows_max=entry.rows,
+                    )  # fmt: skip
                     if found != entry.rows:
                         raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
         return rows.values()
@@ -279,3 +288,9 @@ class Loader:
         built.devices += state.devices
         return built
 
+
+def _check_rows(rows: int, memory_max: int) -> None:
+    """Refuse a release that cannot fit in memory, by what its manifest says (`too_large`)."""
+    if rows * ROW_BYTES > memory_max:
+        advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
+        raise ReleaseRefused("too_large", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least, and {advice}")

@@ -30,6 +30,8 @@ Trust: TypeAlias = tuple[Path, Path | None]
 """Whose releases may change a list: an allowed_signers file, and one of revoked keys."""
 
 FORMAT = "eir-release/1"
+MANIFEST_ENDS = ".manifest.json"
+"""How the name of a manifest ends in a drop folder."""
 MANIFEST_BYTES_MAX = 1 << 20
 SIGNATURES_MAX, FILES_MAX, SERIAL_MAX = 16, 1000, (1 << 63) - 1
 FIRST_SERIAL_MAX = 10**16
@@ -41,6 +43,7 @@ ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED)}
 
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NOT_DATA = re.compile(r"\.(?:manifest\.json|sig(?:\.[0-9]+)?)\Z", re.IGNORECASE)
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -288,6 +291,8 @@ def _file_entry(file: Any, roles: Sequence[str]) -> FileEntry:
     name = _member(file, "name", str, lambda _: True, "a text")
     if not is_plain_name(name):
         raise ReleaseRefused("file_name", f"{name!r} is not a plain file name")
+    if _NOT_DATA.search(name) is not None:
+        raise ReleaseRefused("file_name", f"{name} is the name of a manifest or a signature; data needs another, such as LIST-SERIAL.csv")
     role = _member(file, "role", str, roles.__contains__, " or ".join(roles))
     layout = _member(file, "layout", str, lambda _: True, "a text")
     size, rows = _number(file, "bytes", 0), _number(file, "rows", 0)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 DEVICES, PAIRS, SUBSCRIBERS = "devices", "pairs", "subscribers"
 """Kinds of list."""
+LOAD_MEMORY = 2 << 30
+"""Bytes that a load may take, unless it is configured otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
