@@ -43,7 +43,7 @@ SIM, OTHER_SIM = "001010000000001", "001010000000002"
 def agency(tmp_path_factory):
     made = Agency(tmp_path_factory.mktemp("agency"))
     for kind in ("devices", "subscribers", "pairs"):
-        made.settings(name=kind, kind=kind, growth_max=1e9, shrink_max=1)
+        made.settings(name=kind, kind=kind, growth_max=1e9, shrink_max=1, change_min=10**9)
     return made
 
 
