@@ -73,9 +73,6 @@ class _Singles:
         self._used = 0
         self._ends: list[tuple[int, Seconds]] = []  # where chunks with ends begin, and those ends
 
-    def __len__(self) -> int:
-        return self._used
-
     def append(self, keys: Keys, reasons: ReasonIndexes | None, until: Seconds | None) -> None:
         first, last = self._used, self._used + len(keys)
         if last > len(self._packed):
