@@ -5,7 +5,7 @@ EirError
 ├── SetupFault            what keeps a node from starting and does not go away by itself: to try again is of no use
 ├── IdentifierError       a text that is no IMEI, IMEISV, MEID or IMSI
 ├── ReleaseRefused        a release that must not change a list; carries a short reason for metrics and scripts
-├── EntryRefused          an operator's entry that cannot be made or removed
+├── EntryRefused          an operator's change of a list that cannot be made
 ├── StoreError            the store cannot do what was asked; carries the cause
 │   ├── GenerationConflict    another loader was faster
 │   ├── StoreChanged          the list changed while its pages were read: start over
@@ -14,7 +14,12 @@ EirError
     └── ConnectionFault       the same, and the transport connection must be closed after the answer (if any)
 """
 
+from pathlib import Path
+from traceback import walk_tb
 from typing import NamedTuple, Protocol
+
+DETAIL_CHARS_MAX = 4096
+"""Of what is said of a refused release: it quotes what somebody delivered."""
 
 
 class EirError(Exception):
@@ -57,17 +62,30 @@ class ReleaseRefused(EirError):
     """
 
     def __init__(self, reason: str, detail: str, *, list_name: str | None = None, serial: int | None = None) -> None:
-        super().__init__(detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = shown(detail[:DETAIL_CHARS_MAX])
+        super().__init__(self.detail)
         self.list_name = list_name
         self.serial = serial
         self.claims: tuple[str, int] | None = None
         """List and serial that a manifest names which was never verified: for people to read, and for no decision."""
 
 
+def shown(text: str) -> str:
+    """A text that every log, file and store takes: octets of a file's name that are not UTF-8 are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def refused_by(fault: Exception) -> ReleaseRefused:
+    """The refusal of a release that the program itself fails over (`fault`), with the place; the values at hand are left out."""
+    frames = [(Path(frame.f_code.co_filename), line, frame.f_code.co_name) for frame, line in walk_tb(fault.__traceback__)]
+    ours = [f"{'/'.join(file.parts[-3:])}:{line} in {name}" for file, line, name in frames if "eir" in file.parts[-3:]]
+    place = f" at {ours[-1]}" if ours else ""
+    return ReleaseRefused("fault", f"the program failed over it: {type(fault).__name__}{place}; report this, with the release")
+
+
 class EntryRefused(EirError):
-    """An operator's change of a local list that would not do what it says; the list is untouched."""
+    """An operator's change of a list that would not do what it says, or more than its limits allow; the list is untouched."""
 
 
 class StoreError(EirError):
@@ -103,14 +121,17 @@ class DiameterError(EirError):
     """A fault in a Diameter message that its sender gets to know (RFC 6733 7).
 
     `result_code` is the Result-Code of the answer, `failed_avp` the encoded AVPs that its Failed-AVP holds (empty: none),
-    `reason` a short word for metrics and logs.
+    `reason` a short word for metrics and logs, `entry` the label of the entry of the peer table by which it was found (None: none).
     """
 
-    def __init__(self, result_code: int, reason: str, detail: str = "", *, failed_avp: bytes = b"") -> None:
+    def __init__(
+        self, result_code: int, reason: str, detail: str = "", *, failed_avp: bytes = b"", entry: str | None = None
+    ) -> None:
         super().__init__(detail or reason)
         self.result_code = result_code
         self.reason = reason
         self.failed_avp = failed_avp
+        self.entry = entry
 
 
 class ConnectionFault(DiameterError):

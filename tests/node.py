@@ -106,11 +106,11 @@ class Publisher:
         kind, key = self.key.with_name("key.pub").read_text().split()[:2]
         self.signers = f'agency@publisher.example namespaces="eir-release" {kind} {key}\n'
 
-    def publish(self, folder, files, *, list_name, serial, expires_in=timedelta(days=14), issued=None):
-        """A signed release of these data files; returns the manifest."""
+    def publish(self, folder, files, *, list_name, serial, base=None, expires_in=timedelta(days=14), issued=None):
+        """A signed release of these data files, a delta if it has a base; returns the manifest."""
         issued = issued or datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
         return publish(
-            files, list_name=list_name, serial=serial, issued=issued, expires=issued + expires_in, key=self.key, out=folder
+            files, list_name=list_name, serial=serial, base=base, issued=issued, expires=issued + expires_in, key=self.key, out=folder
         )
 
 

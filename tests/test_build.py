@@ -12,10 +12,11 @@ from pyroaring import BitMap
 from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused
 from eir.lists import build
-from eir.lists.build import Rows, amend_pages, build_pages, differences
+from eir.lists.build import Rows, amend_pages, build_pages
 from eir.lists.content import split
 from eir.lists.pages import EMPTY_DIGEST, PAGE_KEYS, Page, decode_sections
 from eir.lists.roaring import decode_keys, encode_keys
+from eir.lists.turnover import differences
 
 
 def amend(before, removed, added):
@@ -266,10 +267,21 @@ def test_pages_and_remainders_of_large_keys(top):
 
 
 def test_ranges_past_memory_are_refused():
-    rows = rows_of([(0, 99_999_999_999_999, 0, 0)])
     with pytest.raises(ReleaseRefused, match="100000000 TACs") as caught:
-        build_pages(rows)
+        rows_of([(0, 99_999_999_999_999, 0, 0)])
     assert caught.value.reason == "range"
+
+
+def test_ranges_are_refused_when_together_they_reach_too_far(monkeypatch):
+    """Before anything is made of them: many long ranges took minutes, and many short ones walk through whole TACs."""
+    monkeypatch.setattr(build, "SPAN_PAGES_MAX", 10)
+    monkeypatch.setattr(build, "SPAN_KEYS_MAX", 1000)
+    with pytest.raises(ReleaseRefused, match="reach into 12 TACs or more; 10 is the most"):
+        rows_of([(PAGE_KEYS * n, PAGE_KEYS * (n + 4) - 1, 0, 0) for n in (0, 20, 40)])
+    apart = [(first, first + 4, 0, 0) for page in range(4) for first in (page * PAGE_KEYS, page * PAGE_KEYS + 245)]
+    assert build_pages(rows_of(apart)).entries == 40
+    with pytest.raises(ReleaseRefused, match="reach over 1245 identifiers; 1000 is the most"):
+        build_pages(rows_of([*apart, (9 * PAGE_KEYS, 9 * PAGE_KEYS + 244, 0, 0)]))
 
 
 def test_nothing_gives_no_pages():

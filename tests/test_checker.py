@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from made import pages_of
 from test_index import fill
-from wire import TGPP, avp, ecr
+from wire import HOST, TGPP, avp, ecr
 
 from eir.checks.checker import Checker
 from eir.checks.policy import NoDevice, Override, PolicySettings, Rule, Status
@@ -61,15 +61,16 @@ class TestCheck:
     def test_what_is_counted_and_noted(self, checks):
         for imei, imsi, times in ((STOLEN, IMSI, 3), (FREE, "262011234567890", 2), (FREE, "not an IMSI", 4)):
             for _ in range(times):
-                checks.ask(imei, imsi=imsi)
+                checks.ask(imei, imsi=imsi, origin_host="mme1.example")
         checks.ask(STOLEN, imsi="x", peer="dra", protocol="other")
         assert checks.checker.checks() == {
             (BLACK, "stolen", "2", "toy"): 3, (UNKNOWN, "", "roamers", "toy"): 2, (WHITE, "", "default", "toy"): 4,
             (BLACK, "stolen", "2", "other"): 1,
         }  # fmt: skip
         assert checks.notes == [
-            *[(BLACK, "stolen", "mme", STOLEN, IMSI)] * 3, *[(UNKNOWN, "", "mme", FREE, "262011234567890")] * 2,
-            (BLACK, "stolen", "dra", STOLEN, ""),
+            *[((BLACK, "stolen", "2", "mme"), "mme1.example", STOLEN, IMSI)] * 3,
+            *[((UNKNOWN, "", "roamers", "mme"), "mme1.example", FREE, "262011234567890")] * 2,
+            ((BLACK, "stolen", "2", "dra"), "", STOLEN, ""),
         ]  # fmt: skip
         assert checks.checker.identity_errors == {}
 
@@ -85,7 +86,7 @@ class TestCheck:
         assert checks.ask(None, meid="x", peer="dra") is NoDevice.MALFORMED
         assert checks.checker.identity_errors == {("none", "mme"): 1, ("bad", "mme"): 1, ("bad", "dra"): 1}
         assert checks.checker.checks() == {(GREY, "", "no_identity", "toy"): 1}  # an error is not a check that was answered
-        assert checks.notes == [(GREY, "", "mme", "", IMSI)]
+        assert checks.notes == [((GREY, "", "no_identity", "mme"), "", "", IMSI)]
 
     def test_a_fast_path_counts_by_the_batch(self, checks):
         tally = {checks.ask(): 5, checks.ask(STOLEN): 2}
@@ -132,8 +133,10 @@ class TestPolicies:
         checks = Checks(PolicySettings(rules=RULES, override=Override(answer=GREY)))
         assert not checks.checker.tick(NOW + timedelta(days=1000))
         assert checks.ask(STOLEN).status is GREY
-        checks.checker.reconfigure(POLICY, NOW)
-        assert checks.ask(STOLEN).status is BLACK
+        for _ in range(2):
+            checks.checker.reconfigure(POLICY, NOW)
+            assert checks.ask(STOLEN).status is BLACK
+        assert [event for event, _ in checks.reports] == ["override", "override_ended"]
 
 
 class Toy:
@@ -145,7 +148,7 @@ class Toy:
     def answer(self, line):
         imei, version, imsi = line.split(";")
         verdict = self._checker.check(Question(
-            imei=imei.removeprefix("imei-") if imei else None, software_version=version, imsi=imsi, protocol="toy", peer="amf",
+            imei=imei.removeprefix("imei-") if imei else None, software_version=version, imsi=imsi, origin_host=HOST, protocol="toy", peer="amf",
         ))  # fmt: skip
         return f"error {verdict}" if isinstance(verdict, NoDevice) else f"{verdict.status}"
 

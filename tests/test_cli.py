@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -71,7 +73,7 @@ def document(ran):
 
 
 class TestUsage:
-    @pytest.mark.parametrize("command", ["", *COMMANDS, "peer disable", "peer enable"])
+    @pytest.mark.parametrize("command", ["", *COMMANDS, "peer disable", "peer enable", "lists reset-serial"])
     def test_help(self, eir, command, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
         status, out, err = eir(*command.split(), "--help")
@@ -305,6 +307,17 @@ class TestLists:
         times = [datetime.fromisoformat(stolen[key]) for key in ("issued", "loaded", "expires")]
         assert times == sorted(times)
 
+    def test_a_damaged_list_hides_no_other(self, eir, tmp_path, host):
+        with Site(tmp_path / "damaged", host.publisher) as site:
+            for name in ("stolen", "tracked"):
+                site.load([LISTED], list_name=name)
+            with closing(sqlite3.connect(site.state / "lists.sqlite")) as db, db:
+                db.execute("UPDATE lists SET state = '{' WHERE name = 'stolen'")
+            rows = document(eir("lists", "--json", "-c", site.path))
+            assert [(row["list"], row["state"], row["serial"]) for row in rows] == [("stolen", "damaged", None), ("tracked", "in force", 1)]
+            assert "damaged" in eir("lists", "-c", site.path)[1]
+            assert len(document(eir("history", "tracked", "--json", "-c", site.path))) == 1
+
     def test_never_loaded(self, eir, tmp_path, host):
         with Site(tmp_path / "empty", host.publisher) as empty:
             empty.state.mkdir()
@@ -365,13 +378,58 @@ class TestLists:
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
             added = site.json("add", "own", LISTED, UNLISTED, "--reason", "a case")
-            assert added == {"list": "own", "what": "add", "entries": 2, "entries_change": 2, "come": 2, "gone": 0, "generation": 1, "recorded": True}
+            assert added == {
+                "list": "own", "holds": "devices", "what": "add", "entries": 2, "entries_change": 2, "come": 2, "gone": 0, "generation": 1,
+                "lifted": [], "recorded": True, "dry_run": False,
+            }  # fmt: skip
             removed = site.json("remove", "own", UNLISTED, "--reason", "another case")
             assert (removed["entries"], removed["gone"], removed["generation"]) == (1, 1, 2)
             assert re.search(r"^own +devices +change 2 +1 ", site.eir("lists").stdout, re.MULTILINE)
             assert "by rule 1, list own (change 2)" in site.eir("check", LISTED).stdout
             assert [row["serial"] for row in site.json("lists")] == [0]
             assert site.json("check", LISTED)["serial"] == 0
+
+    def test_a_whole_tac_takes_force_and_a_dry_run_says_its_size(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            command = ("own", LISTED[:8], "--tac", "--reason", "recalled")
+            for options in ((), ("--dry-run",)):
+                done = site.eir("add", *command, *options, status=1)
+                assert "1,000,000 devices come, 0 go, and 0 are in force" in done.stderr
+                assert "--force" in done.stderr
+            assert site.json("lists")[0]["state"] == "never loaded"
+            assert site.eir("add", *command, "--dry-run", "--force").stdout.endswith("; nothing was changed\n")
+            assert site.json("add", *command, "--force")["lifted"] == ["growth"]
+            assert "1,000,000 go" in site.eir("remove", *command, status=1).stderr
+            removed = site.json("remove", *command, "--dry-run", "--force")
+            assert (removed["gone"], removed["dry_run"], site.json("lists")[0]["entries"]) == (1_000_000, True, 1)
+
+    def test_a_load_always_says_what_comes_and_goes(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            for serial, rows, come, gone in ((1, [LISTED], 1, 0), (2, [UNLISTED, TRACKED], 2, 1)):
+                manifest = site.release(rows, serial=serial)
+                for options in (("--dry-run",), ()):
+                    assert f"; {come} devices come, {gone} go; " in site.eir("load", *options, manifest).stderr
+            (report,) = site.json("load", "--dry-run", site.release([LISTED], serial=3))
+            assert (report["come"], report["gone"], report["lifted"]) == (1, 2, [])
+            assert "; 2 devices come, 1 go; signed by " in site.json("history", "stolen")[-1]["detail"]
+
+    def test_a_serial_far_too_high_is_refused_and_the_highest_one_can_be_set_back(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED], serial=2000001)
+            too_high = site.eir("load", "--force", site.release([LISTED], serial=3000002), status=1).stderr
+            assert "refused (serial_step): serial 3000002 is too high" in too_high
+            assert "publish it with a serial from 2000002 to 3000001" in too_high
+            reset = ("lists", "reset-serial", "stolen", "--to")
+            assert "Missing option '--reason'" in site.eir(*reset, "1", status=2).stderr
+            assert "is 2000001; --to takes one below it" in site.eir(*reset, "2000001", "--reason", "typing error", status=1).stderr
+            said = site.eir(*reset, "1", "--reason", "typing error").stdout
+            assert said == "stolen: the highest serial is 1 again; serial 2000001 stays in force until a full release with one above 1\n"
+            site.load([UNLISTED], serial=2)
+            assert [row["serial"] for row in site.json("lists") if row["list"] == "stolen"] == [2]
+            assert [row["what"] for row in site.json("history", "stolen")] == ["load", "refuse", "reset-serial", "load"]
+            assert site.json(*reset, "0", "--reason", "again") == {"list": "stolen", "serial": 2, "highest_serial": 0}
+            assert "never been loaded" in site.eir("lists", "reset-serial", "tracked", "--to", "1", "--reason", "x", status=1).stderr
 
     def test_what_is_no_manifest_is_told_and_not_recorded(self, eir, host):
         manifest = host.release([LISTED], list_name="stolen", serial=1)

@@ -438,13 +438,16 @@ def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
         ("peers:\n- {realm: epc, from: [10.0.0.0/8, '::/0']}\n- {name: b, realm: epc, from: [10.1.0.0/16, '2001:db8::/32']}\n", 4, "never reached"),
         (ONE_PEER + "policy: {override: {answer: whitelisted}}\n", 3, "the override answers whitelisted to everything, and has no 'until'"),
         (ONE_PEER + "policy: {override: {answer: whitelisted, until: 2020-01-01T00:00:00Z}}\n", 3, "the override is over"),
+        ("peers:\n- {realm: epc, connect: 'tcp://127.0.0.1:1',\n   lenient: [applications]}\n", 3, "leave out 'connect'"),
         ("listen: tcp://0.0.0.0\npeers: [{realm: epc}]\n", 3, "anyone who reaches the listener can claim to be peer 'epc'"),
         (ONE_PEER + "lists: {stolen: {signers: nobody}}\n" + RULES, 3, "nobody holds 0 keys, and a release of stolen needs 1: none will load"),
         (ONE_PEER + "lists: {stolen: {signers: signers, threshold: 2}}\n" + RULES, 3, "holds 1 keys, and a release of stolen needs 2"),
+        (ONE_PEER + "lists: {stolen: {signers: same, threshold: 2}}\n" + RULES, 3, "holds 2 keys of 1 persons, and a release of stolen needs 2"),
     ],
 )  # fmt: skip
 def test_warning(write, tmp_path, text, line, says):
     (tmp_path / "nobody").write_text("# no key yet\n")
+    (tmp_path / "same").write_text("a@* ssh-ed25519 AAAA\nA@x ssh-ed25519 BBBB\n")
     (warning,) = load_config(write(IDENTITY + text)).warnings
     assert warning.line == line
     assert says in warning.text
@@ -688,7 +691,7 @@ def test_a_configuration_is_handed_on_as_it_was_read(write, tmp_path):
 
 def test_limits_are_those_of_the_node():
     names = {key.path.removeprefix("limits.") for key in TABLE if key.path.startswith("limits.")}
-    assert names == {field.name for field in dataclasses.fields(Limits)}
+    assert names == {field.name for field in dataclasses.fields(Limits)} | {"load_memory"}
 
 
 def test_every_key_says_what_it_is_for():

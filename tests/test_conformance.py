@@ -213,7 +213,7 @@ def deep(code, vendor, levels):
     return octets
 
 
-IMEI_EXAMPLE = avp(1401, avp(1402, b"", TGPP), TGPP)
+IMEI_EXAMPLE = avp(1401, avp(1402, "0" * 14, TGPP), TGPP)
 PROXIES = [
     avp(284, avp(280, "proxy1.example") + avp(33, b"\0\1\2\3\xff")),
     avp(284, b"\xff" * 13),  # nobody looks inside
@@ -255,7 +255,7 @@ CASES = [
     Case(16, "past the message", ecr(extra=avp(1, b"0010", length=200)), 5014, failed=avp(1)),
     Case(16, "16 MB", ecr(extra=avp(277, bytes(4), length=0xFFFFFF)), 5014, failed=u32(277, 0)),
     Case(16, "past its group", ecr(terminal=avp(1401, avp(1402, b"35", TGPP, length=40), TGPP)), 5014,
-         failed=IMEI_EXAMPLE),
+         failed=avp(1401, avp(1402, b"", TGPP), TGPP)),
     Case(16, "a group past the message", ecr(extra=avp(1401, b"", TGPP, length=100), drop=("terminal",)), 5014,
          failed=avp(1401, b"", TGPP)),
     Case(17, "3 bytes", ecr(state=avp(277, bytes(3))), 5014, failed=avp(277, bytes(3))),
@@ -274,13 +274,13 @@ CASES = [
         realm=avp(296, REALM, flags=0), to_realm=avp(283, REALM, flags=0), user=avp(1, "00101", flags=0),
         terminal=avp(1401, avp(1402, UNLISTED, TGPP, 0), TGPP, 0), drop=("vsai",)), status=0),
     Case(18, "inside Proxy-Info", ecr(extra=avp(284, avp(9999, b"x") + b"\0")), status=0),
-    Case(19, "Session-Id", ecr(drop=("session",)), 5005, failed=avp(263), error=True),
+    Case(19, "Session-Id", ecr(drop=("session",)), 5005, failed=avp(263, b"\0"), error=True),
     Case(19, "Auth-Session-State", ecr(drop=("state",)), 5005, failed=u32(277, 0)),
     Case(19, "Origin-Host", ecr(drop=("host",)), 5005, failed=avp(264, b"\0")),
     Case(19, "Origin-Realm", ecr(drop=("realm",)), 5005, failed=avp(296, b"\0")),
     Case(19, "Destination-Realm", ecr(drop=("to_realm",)), 5005, failed=avp(283, b"\0")),
     Case(19, "Vendor-Id of its group", ecr(vsai=avp(260, u32(258, APP))), 5005, failed=avp(260, u32(266, 0))),
-    Case(20, "Terminal-Information missing", ecr(drop=("terminal",)), 5005, failed=avp(1401, b"", TGPP)),
+    Case(20, "Terminal-Information missing", ecr(drop=("terminal",)), 5005, failed=IMEI_EXAMPLE),
     Case(20, "without IMEI and MEID", ecr(terminal=terminal(None)), 5005, failed=IMEI_EXAMPLE),
     Case(20, "missing, by policy", ecr(drop=("terminal",)), status=0, policy={"no_identity": Status.WHITELISTED}),
     Case(20, "a real MME's, by policy", vector("ecr-noimei"), status=2, policy={"no_identity": Status.GREYLISTED}),
@@ -654,7 +654,7 @@ async def _():
         (cer(drop=("realm",)), 5005, avp(296, b"\0")),
         (cer(drop=("address",)), 5005, avp(257, bytes(6))),
         (cer(drop=("vendor",)), 5005, u32(266, 0)),
-        (cer(drop=("product",)), 5005, avp(269, flags=0)),
+        (cer(drop=("product",)), 5005, avp(269, b"\0", flags=0)),
         (cer(""), 5004, avp(264)),
         (cer("h" * 256), 5004, avp(264, "h" * 256)),
         (cer("h\u00e4st"), 5004, avp(264, "h\u00e4st")),
@@ -725,9 +725,26 @@ async def _():
 async def _():
     async with running() as setup:
         connection = await setup.open()
-        answer = await connection.ask(cer())
+        answer = await connection.ask(cer(ids=(1, 2)))
         assert (answer.result, answer.command, answer.error) == (5012, 257, False)
         assert (await connection.ask(ecr(LISTED))).number(1445, TGPP) == 1
+        await connection.send(cer())  # the one that opened it: its CEA is out already
+        assert (await connection.ask(ecr(LISTED))).number(1445, TGPP) == 1
+        assert setup.counts.dropped == {"cer_repeated": 1}
+
+
+@row(41, "a CER that is sent again while it is judged has one CEA")
+async def _():
+    for again in (b"", cer(ids=(1, 2))):
+        async with running(limits=QUICK) as setup:
+            old, new = await setup.open(), await setup.connect()
+            await new.send(cer())
+            assert (await old.read()).command == 280
+            await new.send(cer(), *[again] * bool(again), ecr(LISTED))
+            wanted = [(257, 2001), *[(257, 5012)] * bool(again), (324, 2001)]
+            assert [(answer.command, answer.result) for answer in [await new.read() for _ in wanted]] == wanted
+            assert setup.counts.dropped == {"cer_repeated": 1}
+            await new.close()
 
 
 @row(42, "one too many: the old one lives")

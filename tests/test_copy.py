@@ -22,7 +22,7 @@ A_KEYS, B_KEYS = [1, 2, 5 * PAGE_KEYS], [3, 7 * PAGE_KEYS]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for module, name in ((follow, "RETRY_S"), (follow, "EXPIRE_S"), (copy_module, "RETRY_S")):
+    for module, name in ((follow, "RETRY_S"), (copy_module, "RETRY_S")):
         monkeypatch.setattr(module, name, 0.02)
 
 
@@ -74,6 +74,22 @@ async def test_it_is_kept_level_with_what_is_in_force(stores):
         assert not node.follower.errors
 
 
+async def test_a_serial_that_was_set_back_is_followed_and_copied(stores):
+    store, copy = stores("store"), stores("copy")
+    await store.replace("a", state(A, serial=900), A, seen=0)
+    async with Node(store, {"a": "devices"}, copy=copy) as node:
+        await until(lambda: is_level(copy, node))
+        await store.reset_serial("a", 1, seen=1)
+        await node.reaches(2)
+        await until(lambda: is_level(copy, node))
+        await store.replace("a", state(B, serial=2), B, seen=2)
+        await node.reaches(3)
+        await until(lambda: is_level(copy, node))
+        assert (node.keys(), (await copy.state("a")).mark) == (B_KEYS, (1, 2))
+        assert not node.follower.errors
+        assert "store_lost_data" not in node.said()
+
+
 async def test_a_delta_is_copied_by_its_pages(stores):
     store, copy = Faulty(stores("store")), stores("copy")
     await store.store.replace("a", state(A), A, seen=0)
@@ -100,6 +116,51 @@ async def test_a_large_list_is_copied_later_and_holds_up_no_other(stores, monkey
     monkeypatch.setattr(copy_module, "LARGE_AFTER_S", 0.05)
     async with Node(store, {"large": "devices", "small": "devices"}, copy=copy) as node:
         await until(lambda: is_level(copy, node, "large"))
+
+
+async def test_a_worker_that_ends_leaves_no_claim(stores, monkeypatch):
+    """Another that starts in its place could not write the copy for a minute."""
+    store, copy, claimed = stores("store"), stores("copy"), asyncio.Event()
+    await store.replace("a", state(A), A, seen=0)
+    claim = copy.claim
+
+    async def told(what, who, ttl_s):
+        found = await claim(what, who, ttl_s)
+        if ttl_s:
+            claimed.set()
+            await asyncio.sleep(3600)
+        return found
+
+    monkeypatch.setattr(copy, "claim", told)
+    async with Node(store, {"a": "devices"}, copy=copy, who="one"):
+        await claimed.wait()
+    monkeypatch.undo()
+    async with Node(store, {"a": "devices"}, copy=copy, who="two") as node:
+        await until(lambda: is_level(copy, node))
+
+
+async def test_a_list_without_room_is_not_tried_again_at_once(stores, monkeypatch):
+    store, copy, tried = stores("store"), stores("copy"), []
+    await store.replace("a", state(A), A, seen=0)
+    await store.replace("b", state(B), B, seen=0)
+    restore = copy.restore
+
+    async def full(name, *details, **more):
+        tried.append(name)
+        if name == "a":
+            raise StoreError("full", "no room")
+        await restore(name, *details, **more)
+
+    monkeypatch.setattr(copy, "restore", full)
+    async with Node(store, {"a": "devices", "b": "devices"}, copy=copy) as node:
+        await until(lambda: is_level(copy, node, "b"))
+        await store.replace("b", state(A, serial=2), A, seen=1)
+        await until(lambda: is_level(copy, node, "b"))
+        await asyncio.sleep(10 * copy_module.RETRY_S)
+        assert tried.count("a") == 1
+        monkeypatch.setattr(copy_module, "FULL_RETRY_S", 0.02)
+        await store.replace("a", state(B, serial=2), B, seen=1)
+        await until(lambda: tried.count("a") > 3)
 
 
 async def test_two_workers_of_a_host_share_it(stores):

@@ -14,7 +14,7 @@ from eir.errors import StoreChanged, StoreError
 from eir.follow import follower as follow
 from eir.follow.copy import Relation, relation
 from eir.follow.follower import Follower
-from eir.lists.index import Contents, Index
+from eir.lists.index import DeviceList, Index
 from eir.lists.pages import PAGE_KEYS, content_digest
 from eir.lists.sift import Sifter
 from eir.lists.store import ListState
@@ -38,9 +38,9 @@ class Faulty:
         if self.fail is not None:
             raise self.fail
 
-    async def states(self):
+    async def state(self, name):
         await self._meddle()
-        return await self.store.states() if self.shown is None else self.shown
+        return await self.store.state(name) if self.shown is None else self.shown.get(name)
 
     async def wait(self, seen, timeout_s):
         await self._meddle()
@@ -73,8 +73,13 @@ class Node:
         self.events, self.switched = [], []
         self.follower = Follower(
             store, self.index, report=lambda event, **fields: self.events.append((event, fields)),
-            on_switch=lambda name, found: self.switched.append((name, found.generation)), **clocks,
+            on_switch=self._switched, **clocks,
         )  # fmt: skip
+        self.on_switch = lambda: None
+
+    def _switched(self, name, found):
+        self.switched.append((name, found.generation))
+        self.on_switch()
 
     async def __aenter__(self):
         await self.follower.start()
@@ -114,12 +119,12 @@ async def faulty(store):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name in ("RETRY_S", "EXPIRE_S", "UNPROVED_RETRY_S"):
+    for name in ("RETRY_S", "UNPROVED_RETRY_S"):
         monkeypatch.setattr(follow, name, 0.02)
 
 
-def shown(generation, highest, digest="00") -> ListState:
-    return replace(state(generation=generation), highest_serial=highest, content_digest=digest)
+def shown(generation, highest, digest="00", resets=0) -> ListState:
+    return replace(state(generation=generation), highest_serial=highest, content_digest=digest, serial_resets=resets)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,9 @@ def shown(generation, highest, digest="00") -> ListState:
         (shown(5, 7), shown(5, 7, "01"), Relation.LOST),  # another history
         (shown(5, 7), shown(9, 6, "01"), Relation.LOST),  # the highest serial never goes down by itself
         (shown(5, 7), shown(1, 8, "01"), Relation.NEWER),  # lost its generations, and has a release new to all since
+        (shown(5, 900), shown(6, 7, resets=1), Relation.NEWER),  # an operator set it back
+        (shown(6, 7, resets=1), shown(5, 900), Relation.LOST),  # the store lost that
+        (shown(6, 7, resets=1), shown(7, 6, resets=1), Relation.LOST),
     ],
 )
 def test_relation(held, stored, expected):
@@ -247,7 +255,7 @@ async def test_a_start_without_the_store_ends(faulty):
 
 async def test_a_store_that_hangs_is_given_up_in_time(store, faulty, monkeypatch):
     monkeypatch.setattr(follow, "WAIT_S", 0.0)
-    monkeypatch.setattr(follow._in_time, "__defaults__", (0.05,))
+    monkeypatch.setattr(follow.in_time, "__defaults__", (0.05,))
     await store.replace("a", state(A), A, seen=0)
     async with Node(faulty, {"a": "devices"}) as node:
         faulty.hang = asyncio.Event()
@@ -264,10 +272,10 @@ async def test_a_fault_of_our_own_is_counted_and_following_goes_on(store, faulty
         await node.reaches(1)
 
 
-async def test_a_fault_while_ended_rows_are_dropped_is_counted_and_following_goes_on(store, faulty, monkeypatch):
+async def test_a_fault_while_a_list_is_sifted_is_counted_and_following_goes_on(store, faulty, monkeypatch):
     await store.replace("a", state(A), A, seen=0)
     async with Node(faulty, {"a": "devices"}) as node:
-        monkeypatch.setattr(Contents, "expire", lambda *_: 1 / 0)
+        monkeypatch.setattr(DeviceList, "sift", lambda *_: 1 / 0)
         await until(lambda: node.follower.errors["internal"] > 1)
         monkeypatch.undo()
         assert node.follower.up
@@ -419,10 +427,13 @@ class TestEnds:
             await store.replace("a", state(self.PAGES), self.PAGES, seen=0)
             await node.reaches(1)
             assert node.keys() == [2, 3]
-            more = [page(2, [7, 8], until=[1_600, 0])]
+            more = [page(n, [7, 8], until=[1_600, 0]) for n in range(2, 300)]
+            left = [2, 3, *(n * PAGE_KEYS + 8 for n in range(2, 300))]
+            seen = []
+            node.on_switch = lambda: seen.append(node.keys())
             await store.amend("a", state([*self.PAGES, *more]), more, seen=1)
             await node.reaches(2)
-            assert node.keys() == [2, 3, 2 * PAGE_KEYS + 8]
+            assert seen == [left], "as it comes into force"
 
 
 async def test_random_changes_end_as_the_list_built_from_scratch(store, faulty):

@@ -13,97 +13,33 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from releases import make_key, public, sign
+from releases import make_key, sign
 
 from eir.config import load_config
 from eir.daemon.drop_folder import CLAIM, CLAIM_S, DropFolder, make_pass
 from eir.device import device_key
-from eir.errors import EirError, StoreError
-from eir.lists import drop_folder, inbox
+from eir.errors import EirError, ReleaseRefused, StoreError
+from eir.lists import delivery, drop_folder, inbox
 from eir.lists.drop_folder import Item, Watch, delivered, lacking, look, settled
-from eir.lists.inbox import ATTEMPTS_MAX, WAITING, Attempts, PassSettings, take_in
+from eir.lists.inbox import ATTEMPTS_MAX, KILLED, WAITING
 from eir.lists.load import Loader
-from eir.lists.publish import publish
 from eir.lists.release import parse_manifest
 from eir.lists.rollback import roll_back
-from eir.lists.settings import ListSettings
 from eir.lists.store import ACCEPTED, REFUSED
 from eir.stores.sqlite import SqliteStore
-
-PATIENCE_S = 3600
-IMEIS = [f"35123456{n:06d}" for n in range(10)]
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
     return [make_key(folder, name) for name in ("agency", "second", "stranger")]
-
-
-class Site:
-    """An EIR's drop folder and store, a publisher's outbox, and a clock that tests put ahead."""
-
-    def __init__(self, folder, keys):
-        self.folder, self.keys = folder, keys
-        self.drop, self.outbox, self.state = folder / "in", folder / "outbox", folder / "state"
-        for made in (self.drop, self.outbox, self.state):
-            made.mkdir(parents=True)
-        self.signers = folder / "signers"
-        self.signers.write_text(f"agency {public(keys[0])}second {public(keys[1])}")
-        self.lists = {}
-        for name in ("stolen", "other"):
-            self.trust(name)
-        self.store = SqliteStore(self.state / "lists.sqlite")
-        self.attempts = Attempts(self.state / "attempt")
-        self.ahead_s = 2.0
-
-    def trust(self, name, **changes):
-        self.lists[name] = ListSettings(**{"name": name, "signers": self.signers, "growth_max": 100, "shrink_max": 1, **changes})
-
-    def publish(self, serial, rows=IMEIS, *, base=None, name="stolen", key=0, data=None):
-        """A release in the outbox; returns its files, data first, the signature last."""
-        file = self.outbox / (data or f"{name}-{serial}{'-added' if base is not None else ''}.csv")
-        file.write_text("imei\n" + "".join(f"{row}\n" for row in rows))
-        now = datetime.now(UTC).replace(microsecond=0)
-        manifest = publish(
-            [file], list_name=name, serial=serial, base=base, issued=now, expires=now + timedelta(days=14), key=self.keys[key]
-        )
-        return [file, manifest, Path(f"{manifest}.sig")]
-
-    def deliver(self, files):
-        for file in files:
-            shutil.copyfile(file, self.drop / file.name)
-
-    def terms(self, **changes):
-        given = {
-            "folder": self.drop, "lists": self.lists, "store": self.store, "who": "inbox of tester@host",
-            "clock": lambda: datetime.now(UTC) + timedelta(seconds=self.ahead_s), "patience_s": PATIENCE_S,
-            "attempts": self.attempts,
-        }  # fmt: skip
-        return PassSettings(**(given | changes))
-
-    async def turn(self, **changes):
-        """One pass: {manifest: (outcome, reason)}."""
-        made = await take_in(self.terms(**changes))
-        json.dumps(made.as_json())
-        self.again_s, self.said = made.again_s, {taken.manifest: taken.detail for taken in made.taken}
-        return {taken.manifest: (taken.outcome, taken.reason) for taken in made.taken}
-
-    async def serial(self, name="stolen"):
-        state = await self.store.state(name)
-        return state and state.serial
-
-    def lying(self, where="."):
-        return sorted(entry.name for entry in (self.drop / where).iterdir() if not entry.is_dir())
-
-    async def refusals(self):
-        return [event.detail.partition(":")[0] for event in await self.store.history() if event.what == "refuse"]
 
 
 @pytest.fixture
@@ -118,7 +54,9 @@ async def site(tmp_path, keys):
 
 def test_what_counts_as_delivered():
     one = Item(1, 0.0)
-    assert delivered(dict.fromkeys(["b.json", "b.json.sig", "a", "a.sig", "c.sig", "d.json", "b.json.sig.2"], one)) == ["a", "b.json"]
+    manifests = [f"{name}.manifest.json" for name in "abcd"]
+    names = [*manifests[:3], *(f"{name}.sig" for name in manifests[1:]), f"{manifests[1]}.sig.2", "a", "a.sig", f"{manifests[1]}.sig.sig"]
+    assert delivered(dict.fromkeys(names, one)) == manifests[1:3]
     assert delivered({}) == []
 
 
@@ -176,9 +114,19 @@ class TestWatch:
 
     def test_a_new_file_is_looked_at_once_it_settles(self):
         watch = self.passed(SIGNED, None, 100.0)
-        more = SIGNED | {"n": Item(1, 103.0), "n.sig": Item(1, 103.5)}
+        more = SIGNED | {"n.manifest.json": Item(1, 103.0), "n.manifest.json.sig": Item(1, 103.5)}
         assert not watch.due(more, 104.0)
         assert watch.due(more, 104.6)
+
+    def test_others_that_keep_coming_hold_no_file_up(self):
+        watch, due = self.passed(SIGNED, None, 100.0), []
+        listing = SIGNED
+        for second in range(101, 110):
+            listing = listing | {f"{second}.manifest.json{end}": Item(1, second - 0.5) for end in ("", ".sig")}
+            if watch.due(listing, second):
+                due.append(second)
+                watch.passed(listing, None, second)
+        assert due == [102, 104, 106, 108]
 
     def test_a_file_that_grows_for_hours_holds_no_other_up(self):
         watch = self.passed(SIGNED, None, 100.0)
@@ -395,11 +343,13 @@ async def test_names_of_the_folder_that_are_no_releases(site):
     (site.drop / "sub").mkdir()
     (site.drop / "sub" / "kept").write_text("x")
     (site.drop / ".hidden").write_text("x")
-    os.mkfifo(site.drop / "pipe")
-    (site.drop / "pipe.sig").write_text("x")
-    (site.drop / "lost.sig").write_text("x")
+    os.mkfifo(site.drop / "pipe.manifest.json")
+    (site.drop / "pipe.manifest.json.sig").write_text("x")
+    os.mkfifo(site.drop / "data")
+    (site.drop / "data.sig").write_text("x")
     site.ahead_s = PATIENCE_S + 1
-    assert await site.turn() == {"pipe": (REFUSED, "not_a_file"), "lost.sig": (REFUSED, "stray")}
+    strays = dict.fromkeys(["data", "data.sig"], (REFUSED, "stray"))
+    assert await site.turn() == {"pipe.manifest.json": (REFUSED, "not_a_file")} | strays
     assert site.lying() == [".hidden"]
     assert (site.drop / "sub" / "kept").exists()
 
@@ -448,13 +398,13 @@ async def test_a_data_file_that_is_swapped_during_the_load(site, monkeypatch, sw
 
 async def test_each_release_is_verified_once(site, monkeypatch):
     site.deliver(site.publish(1) + site.publish(2) + site.publish(3, name="other", key=2))
-    real, verified = inbox.verify_release, []
+    real, verified = delivery.verify_release, []
 
     def counted(manifest, *args, **kwargs):
         verified.append(manifest.name)
         return real(manifest, *args, **kwargs)
 
-    monkeypatch.setattr(inbox, "verify_release", counted)
+    monkeypatch.setattr(delivery, "verify_release", counted)
     monkeypatch.setattr("eir.lists.load.verify_release", counted)
     outcomes = [outcome for outcome, _ in (await site.turn()).values()]
     assert sorted(outcomes) == [ACCEPTED, ACCEPTED, REFUSED]
@@ -486,14 +436,14 @@ async def test_what_was_verified_is_what_is_loaded(site, monkeypatch, name):
 async def test_a_manifest_that_is_replaced_while_it_is_verified_waits_for_its_signature(site, monkeypatch):
     site.deliver(site.publish(1, IMEIS[:3]))
     other = site.publish(1, IMEIS)
-    real = inbox.verify_release
+    real = delivery.verify_release
 
     def replaced(*args, **kwargs):
         site.deliver(other[:2])
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(inbox, "verify_release", replaced)
+        patched.setattr(delivery, "verify_release", replaced)
         assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
     site.deliver(other)
     assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
@@ -529,11 +479,22 @@ async def test_refused_files_are_bounded(site, monkeypatch):
     assert site.lying(REFUSED) == [f"stolen-5.manifest.json{end}" for end in ("", ".sig", ".txt")]  # the latest, whatever its size
 
 
-async def test_what_is_delivered_again_replaces_what_was_refused(site):
-    for _ in range(3):
-        site.deliver(site.publish(1, key=2))
-        await site.turn()
-    assert len(site.lying(REFUSED)) == 3
+@pytest.mark.parametrize(("room", "key"), [(REFUSED, 2), (ACCEPTED, 0)])
+async def test_nothing_that_was_put_away_is_replaced(site, room, key):
+    """By the same names once more; and a link or a folder of that name stays what it is."""
+    (site.drop / room).mkdir()
+    (site.drop / room / "stolen-1.manifest.json").symlink_to("/etc/hostname")
+    (site.drop / room / "stolen-1.manifest.json.sig~2").mkdir()
+    signed = set()
+    for serial in range(1, 4):
+        data, *files = site.publish(serial, key=key, data="same.csv")
+        site.deliver([data, *(file.rename(site.outbox / file.name.replace(str(serial), "1")) for file in files)])
+        signed.add((site.drop / "stolen-1.manifest.json.sig").read_bytes())
+        assert await site.turn() == {"stolen-1.manifest.json": (room, "" if room == ACCEPTED else "untrusted_signer")}
+    assert {file.read_bytes() for file in (site.drop / room).glob("*.sig~*") if file.is_file()} == signed
+    assert (site.drop / room / "stolen-1.manifest.json").is_symlink()
+    said = sorted(name for name in site.lying(room) if name.endswith((".txt~3", ".txt~4", ".txt~5")))
+    assert said == [f"stolen-1.manifest.json.txt~{n}" for n in (3, 4, 5)] * (room == REFUSED)
 
 
 # ---- what is nobody's fault ----
@@ -552,7 +513,7 @@ async def test_a_store_that_fails_leaves_releases_where_they_are(site, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(site.store, method, full)
         site.ahead_s = 10 * PATIENCE_S
-        assert await site.turn() == {"": (WAITING, "full")}
+        assert await site.turn() == {"stolen-2.manifest.json": (WAITING, "full")}
         assert site.again_s == 30
     assert site.lying() == before
     assert await site.turn() == {"stolen-2.manifest.json": (ACCEPTED, "")}
@@ -566,8 +527,8 @@ async def test_a_disk_that_is_full(site, monkeypatch):
         def no_space(*_args, **_kwargs):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patched.setattr(inbox, "verify_release", no_space)
-        assert await site.turn() == {"": (WAITING, "disk")}
+        patched.setattr(delivery, "verify_release", no_space)
+        assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "disk")}
         assert len(site.lying()) == 3
     assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
 
@@ -602,21 +563,22 @@ async def test_a_folder_that_lets_nothing_be_moved(site, monkeypatch):
     assert len(await site.store.history()) == 1  # it was not loaded again
 
 
-async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site, monkeypatch):
+async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site):
+    """Each time the other lists have their turn before it."""
     site.deliver(site.publish(1))
-    (site.drop / "stolen-1.csv").touch()
 
-    async def killed(*_args, **_kwargs):
-        monkeypatch.setattr(Attempts, "forget", lambda _: None)  # nothing runs any more after SIGKILL
-        raise KeyboardInterrupt
+    async def killed(release, folder):
+        if release.manifest.list == "stolen":
+            raise ReleaseRefused(KILLED, "the process was killed")
+        return await Loader(site.lists, site.store, "tester", datetime.now(UTC)).load(release, folder)
 
-    for _ in range(ATTEMPTS_MAX):
-        with monkeypatch.context() as patched:
-            patched.setattr(Loader, "load", killed)
-            with pytest.raises(KeyboardInterrupt):
-                await site.turn()
-        monkeypatch.undo()
-    assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "crash")}
+    for serial in range(1, ATTEMPTS_MAX + 1):
+        site.deliver(site.publish(serial, name="other"))
+        taken = await site.turn(load=killed)
+        assert taken == {f"other-{serial}.manifest.json": (ACCEPTED, ""), "stolen-1.manifest.json": (WAITING, KILLED)}
+        assert serial == 1 or next(iter(taken)).startswith("other")
+    assert site.again_s == 30
+    assert await site.turn(load=killed) == {"stolen-1.manifest.json": (REFUSED, "crash")}
     assert await site.refusals() == ["crash"]
     assert not (site.state / "attempt").exists()
     site.deliver(site.publish(2))
@@ -720,13 +682,17 @@ async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, c
     site.deliver(site.publish(1))
     settle(site)
     assert await site.store.claim(CLAIM, "a node that is at it", 60)
-    made = await make_pass(configured, "tester")
-    assert (made.taken, made.again_s) == ((), CLAIM_S / 3)
+
+    async def made():
+        run = await asyncio.create_subprocess_exec(*command(configured), stdout=subprocess.PIPE)
+        return json.loads((await run.communicate())[0])
+
+    assert await made() == {"taken": [], "again_s": CLAIM_S / 3}
     assert await site.store.claim(CLAIM, "a node that is at it", 0.05)  # and dies
     async with asyncio.timeout(20):
-        while not (made := await make_pass(configured, "tester")).taken:
+        while not (taken := (await made())["taken"]):
             pass
-    assert made.taken[0].outcome == ACCEPTED
+    assert taken[0]["outcome"] == ACCEPTED
     assert await site.store.claim(CLAIM, "another", 60)  # given back
 
 

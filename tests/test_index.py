@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -22,11 +23,10 @@ from eir.lists.roaring import encode_keys
 NEVER = math.inf
 
 
-def fill(index, name, pages, *, amend=False, now=0.0, **fields):
+def fill(index, name, pages, *, amend=False, **fields):
     builder = index.builder(name, state(pages, kind=index.lists[name].kind, **fields), amend=amend)
     for each in pages:
         builder.add(each)
-    assert builder.expire(now, NEVER)
     retired = index.switch(name, builder)
     assert retired.free(NEVER)
 
@@ -226,35 +226,47 @@ def test_a_damaged_page_is_an_error(damaged, said):
 
 
 class TestUntil:
-    def test_rows_end_at_their_moment(self):
-        index = Index({"a": "devices"})
+    """A row that has ended answers nothing, whatever brought it into memory and whatever was done since."""
+
+    @pytest.fixture
+    def clock(self):
+        return [0.0]
+
+    @pytest.fixture
+    def index(self, clock):
+        return Index({"a": "devices"}, lambda: clock[0])
+
+    def test_rows_end_at_their_moment(self, index, clock):
         entries = index.lists["a"]
         fill(index, "a", [page(0, [1, 2, 3, 4], until=[100, 0, 200, 100]), page(1, [5, 6], until=[150]), page(2, [9])])
+        every = [1, 2, 3, 4, PAGE_KEYS + 5, PAGE_KEYS + 6, 2 * PAGE_KEYS + 9]
 
         def keys_at(now):
-            assert entries.expire(now, NEVER)
+            clock[0] = now
+            assert [key for key in every if entries.holds(key)] == list(entries)
             return list(entries)
 
-        every = [1, 2, 3, 4, PAGE_KEYS + 5, PAGE_KEYS + 6, 2 * PAGE_KEYS + 9]
         assert keys_at(99.9) == every
         assert keys_at(100) == [2, 3, *every[4:]]
         assert keys_at(150) == [2, 3, every[-1]]
         assert keys_at(10**10) == [2, every[-1]]
-        assert not entries._contents.until
 
-    def test_rows_that_had_ended_never_come_into_force(self):
-        index = Index({"a": "devices"})
-        fill(index, "a", [page(0, [1, 2], until=[100, 300])], now=200)
-        assert list(index.lists["a"]) == [2]
+    @pytest.mark.parametrize("amend", [False, True])
+    def test_rows_that_had_ended_never_come_into_force(self, index, clock, amend):
+        clock[0] = 200
+        pages = [page(number, [1, 2], until=[100, 300]) for number in range(300)]
+        fill(index, "a", [])
+        fill(index, "a", pages, amend=amend)
+        assert list(index.lists["a"]) == [number * PAGE_KEYS + 2 for number in range(300)]
 
-    def test_a_large_page_and_a_whole_tac_end_too(self):
-        index = Index({"a": "devices"})
-        fill(index, "a", [page(0, range(2_000), until=[n + 1 for n in range(2_000)]), page(1, range(PAGE_KEYS), until=[50])])
-        assert index.lists["a"].expire(1_500, NEVER)
+    def test_a_large_page_and_a_whole_tac_end_too(self, index, clock):
+        fill(index, "a", [page(0, range(2_000), until=[n + 1 for n in range(2_000)]), page(1, [], tac=(0, 50))])
+        assert index.lists["a"].holds(PAGE_KEYS)
+        clock[0] = 1_500
         assert list(index.lists["a"]) == list(range(1_500, 2_000))
+        assert not index.lists["a"].holds(PAGE_KEYS)
 
-    def test_what_is_listed_under_a_tac_counts_when_the_tac_ends(self):
-        index = Index({"a": "devices"})
+    def test_what_is_listed_under_a_tac_counts_when_the_tac_ends(self, index, clock):
         entries = index.lists["a"]
         fill(index, "a", [
             page(0, [1, 2, 3], until=[50, 150, 0], tac=(0, 100)), page(1, [4], tac=(0, 0)), page(2, [5], until=[10], tac=(0, 30)),
@@ -262,7 +274,7 @@ class TestUntil:
         ])  # fmt: skip
 
         def at(now):
-            assert entries.expire(now, NEVER)
+            clock[0] = now
             probes = (0, 1, 2, 3, PAGE_KEYS + 4, PAGE_KEYS + 5, 2 * PAGE_KEYS + 5, 3 * PAGE_KEYS, 4 * PAGE_KEYS, 4 * PAGE_KEYS + 6)
             return "".join(str(int(entries.holds(key))) for key in probes)
 
@@ -271,15 +283,12 @@ class TestUntil:
         assert at(50) == "1111110111"
         assert at(100) == "0011110001"
         assert at(150) == "0001110001"
-        assert not entries._contents.tacs
-        assert not entries._contents.until
 
-    def test_a_tac_whose_page_is_replaced_leaves_nothing(self):
-        index = Index({"a": "devices"})
+    def test_a_tac_whose_page_is_replaced_leaves_nothing(self, index, clock):
         entries = index.lists["a"]
         fill(index, "a", [page(0, [1], tac=(0, 100)), page(1, [2], until=[100], tac=(0, 200))])
         fill(index, "a", [page(0, [3]), page(1, [2], until=[300], tac=(0, 0))], amend=True)
-        assert entries.expire(250, NEVER)
+        clock[0] = 250
         assert [entries.holds(key) for key in (1, 3, PAGE_KEYS, PAGE_KEYS + 2)] == [False, True, True, True]
         fill(index, "a", [page(1, [])], amend=True)
         assert list(entries) == [3]
@@ -300,10 +309,11 @@ class TestUntil:
     @settings(max_examples=150, deadline=None)
     def test_tacs_and_identifiers_end_each_on_its_own(self, histories, moments, amend):
         """Against what the rows say: listed by its own row, or by its TAC's."""
-        index, truth = Index({"a": "devices"}), {}
+        clock, truth = [0.0], {}
+        index = Index({"a": "devices"}, lambda: clock[0])
         fill(index, "a", [])
         for n, step in enumerate(histories):
-            now = moments[n] if n < len(moments) else 35
+            clock[0] = now = moments[n] if n < len(moments) else 35
             truth = (truth if amend else {}) | step
             pages = [
                 page(number, sorted(rows), until=[rows[key] for key in sorted(rows)], tac=None if end is None else (1, end))
@@ -311,30 +321,27 @@ class TestUntil:
             ]
             fill(index, "a", pages, amend=amend)
             entries = index.lists["a"]
-            assert entries.expire(now, NEVER)
             for number in range(3):
                 rows, tac = truth.get(number, ({}, None))
                 ends = {key: [end for end in (rows.get(key), tac) if end is not None] for key in range(6)}
                 expected = [any(not end or end > now for end in ends[key]) for key in range(6)]
                 assert [entries.holds(number * PAGE_KEYS + key) for key in range(6)] == expected
 
-    def test_ends_of_a_page_that_was_replaced_do_not_count(self):
-        index = Index({"a": "devices"})
+    def test_ends_of_a_page_that_was_replaced_do_not_count(self, index, clock):
         fill(index, "a", [page(0, [1], until=[100])])
         fill(index, "a", [page(0, [1, 2], until=[0, 500])], amend=True)
-        assert index.lists["a"].expire(100, NEVER)
+        clock[0] = 100
         assert list(index.lists["a"]) == [1, 2]
-        assert index.lists["a"].expire(500, NEVER)
+        clock[0] = 500
         assert list(index.lists["a"]) == [1]
 
-    def test_many_ends_at_once_go_in_steps(self):
-        index = Index({"a": "devices"})
-        fill(index, "a", [page(n, [1], until=[100]) for n in range(1_000)])
-        steps = 0
-        while not index.lists["a"].expire(100, time.perf_counter()):
-            steps += 1
-        assert steps > 100
-        assert not list(index.lists["a"])
+    def test_a_clock_that_the_index_is_given_later_counts(self, index):
+        fill(index, "a", pages := [page(0, [1], until=[100])])
+        index.go_by(lambda: 100)
+        assert not index.lists["a"].holds(1)
+        index.reconfigure({"b": "devices"})
+        fill(index, "b", pages)
+        assert not index.lists["b"].holds(1)
 
 
 class TestPairs:
@@ -354,45 +361,67 @@ class TestPairs:
         assert not pairs.subscriber_bound_elsewhere(3, 8)
 
     def test_ends_take_device_and_sims(self):
-        index = Index({"a": "pairs"})
-        rows = page(0, [1, 2, 3], until=[100, 200, 150, 0], imsis=[[11], [11, 12], [13]])
-        fill(index, "a", [rows])
+        clock = [99]
+        index = Index({"a": "pairs"}, lambda: clock[0])
+        fill(index, "a", [page(0, [1, 2, 3], until=[100, 200, 150, 0], imsis=[[11], [11, 12], [13]])])
         pairs = index.lists["a"]
-        assert pairs.expire(100, NEVER)
+        assert (pairs.imsis(1), pairs.device_bound_elsewhere(1, 12)) == ((11,), True)
+        clock[0] = 100
         assert (pairs.imsis(1), pairs.imsis(2), pairs.imsis(3)) == ((), (11, 12), (13,))
+        assert (pairs.holds(1), pairs.device_bound_elsewhere(1, 12)) == (False, False)
         assert pairs.has_subscriber(11)
-        assert pairs.expire(150, NEVER)  # one of the device's two SIMs
-        assert (pairs.imsis(2), pairs.has_subscriber(12)) == ((11,), False)
-        assert pairs.expire(200, NEVER)
-        assert pairs.imsis(2) == ()
+        clock[0] = 150  # one of the device's two SIMs
+        assert (pairs.imsis(2), pairs.holds(2), pairs.has_subscriber(12)) == ((11,), True, False)
+        assert (pairs.subscriber_bound_elsewhere(1, 11), pairs.subscriber_bound_elsewhere(1, 12)) == (True, False)
+        clock[0] = 200
+        assert (pairs.imsis(2), pairs.holds(2)) == ((), False)
         assert not pairs.has_subscriber(11)
         assert pairs.imsis(3) == (13,)
+        assert pairs.has_subscriber(13)
 
-    @given(
-        st.lists(
-            st.dictionaries(
-                st.integers(0, 2 * PAGE_KEYS).map(lambda n: n - n % (PAGE_KEYS // 3)),
-                st.sets(st.integers(1, 6), min_size=1).map(sorted),
-                max_size=5,
-            ),
-            min_size=2,
-            max_size=5,
-        )
-    )
-    @settings(max_examples=60, deadline=None)
-    def test_amended_equals_built(self, histories):
-        amended, built = Index({"a": "pairs"}), Index({"a": "pairs"})
-        fill(amended, "a", pair_pages(histories[0]))
+    def test_one_end_for_all_pairs_of_a_page(self):
+        clock = [99]
+        index = Index({"a": "pairs"}, lambda: clock[0])
+        fill(index, "a", [page(0, [1, 2], until=[100], imsis=[[11, 12], [11]])])
+        pairs = index.lists["a"]
+        assert (pairs.imsis(1), pairs.has_subscriber(11), pairs.has_subscriber(12)) == ((11, 12), True, True)
+        clock[0] = 100
+        assert (pairs.imsis(1), pairs.has_subscriber(11), pairs.has_subscriber(12)) == ((), False, False)
+
+    devices = st.integers(0, 2 * PAGE_KEYS).map(lambda n: n - n % (PAGE_KEYS // 3))
+    bound = st.dictionaries(st.integers(1, 6), st.sampled_from([0, 10, 20]), min_size=1)
+
+    @given(st.lists(st.dictionaries(devices, bound, max_size=5), min_size=2, max_size=5))
+    @settings(max_examples=100, deadline=None)
+    def test_amended_and_built_are_what_the_rows_say(self, histories):
+        clock = [0]
+        amended, built = (Index({"a": "pairs"}, lambda: clock[0]) for _ in range(2))
+        fill(amended, "a", pair_pages_with_ends(histories[0]))
         for pairs in histories[1:]:
-            new = {p.number: p for p in pair_pages(pairs)}
+            new = {p.number: p for p in pair_pages_with_ends(pairs)}
             fill(amended, "a", [new.get(number) or page(number, []) for number in range(3)], amend=True)
-        fill(built, "a", pair_pages(histories[-1]))
-        one, other = amended.lists["a"], built.lists["a"]
-        assert list(one) == list(other)
-        for device in one:
-            assert one.imsis(device) == other.imsis(device)
-        assert [n for n in range(8) if one.has_subscriber(n)] == [n for n in range(8) if other.has_subscriber(n)]
-        assert one._contents.more == other._contents.more
+        fill(built, "a", pair_pages_with_ends(histories[-1]))
+        for clock[0] in (5, 10, 15, 20):
+            rows = {(device, imsi) for device, ends in histories[-1].items() for imsi, end in ends.items() if not end or end > clock[0]}
+            for entries in (amended.lists["a"], built.lists["a"]):
+                assert list(entries) == sorted({device for device, _ in rows})
+                assert {(device, imsi) for device in histories[-1] for imsi in entries.imsis(device)} == rows
+                assert {n for n in range(8) if entries.has_subscriber(n)} == {imsi for _, imsi in rows}
+        one, other = (index.lists["a"]._contents for index in (amended, built))
+        assert one.more == other.more
+        assert {imsi: Counter([n] if isinstance(n, int) else n) for imsi, n in one.temporary.items()} == {
+            imsi: Counter([n] if isinstance(n, int) else n) for imsi, n in other.temporary.items()
+        }
+
+
+def pair_pages_with_ends(pairs):
+    """The pages of a list of pairs: device key → IMSI key → end."""
+    ends = {key: [imsis[imsi] for imsi in sorted(imsis)] for key, imsis in sorted(pairs.items())}
+    return [
+        page(p.number, keys := BitMap.deserialize(p.keys), imsis=[sorted(pairs[p.number * PAGE_KEYS + key]) for key in keys],
+             until=[end for key in keys for end in ends[p.number * PAGE_KEYS + key]])
+        for p in pair_pages(pairs)
+    ]  # fmt: skip
 
 
 def test_reconfigure_keeps_what_stays():

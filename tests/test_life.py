@@ -43,7 +43,7 @@ SIM, OTHER_SIM = "001010000000001", "001010000000002"
 def agency(tmp_path_factory):
     made = Agency(tmp_path_factory.mktemp("agency"))
     for kind in ("devices", "subscribers", "pairs"):
-        made.settings(name=kind, kind=kind, growth_max=1e9, shrink_max=1)
+        made.settings(name=kind, kind=kind, growth_max=1e9, shrink_max=1, change_min=10**9)
     return made
 
 
@@ -370,7 +370,7 @@ async def test_a_published_row_drops_out_at_its_moment_and_not_because_a_clock_j
     ends = NOW + timedelta(hours=10)
     rows = f"imei,until\n{IN_FULL},{text(ends)}\n{UNPAID},\n"
     await agency.load(agency.release({"u.csv": ("entries", "eir", rows.encode())}, list="devices", serial=1), store)
-    monkeypatch.setattr(follow, "EXPIRE_S", 0.01)
+    monkeypatch.setattr(follow, "CLOCK_S", 0.01)
     wall, monotonic, looks = [NOW.timestamp()], [0.0], []
 
     def watched():

@@ -17,13 +17,14 @@ from made import devices_of, tacs_of
 from releases import NAME, NOW, Agency, make_key, public, sign, text
 
 from eir.device import MEID_BASE, device_key, imsi_key
-from eir.errors import NothingToRollBack, ReleaseRefused, StoreError
+from eir.errors import EntryRefused, NothingToRollBack, ReleaseRefused, StoreError
 from eir.lists import load
 from eir.lists.load import STAGES, is_about, load_release
-from eir.lists.pages import PAGE_KEYS, content_digest, decode_sections
+from eir.lists.pages import PAGE_KEYS, Page, content_digest, decode_sections
 from eir.lists.roaring import decode_keys
 from eir.lists.rollback import roll_back
-from eir.lists.store import ACCEPTED, REFUSED, ROLLED_BACK
+from eir.lists.serials import reset_serial
+from eir.lists.store import ACCEPTED, FORCED, REFUSED, ROLLED_BACK
 from eir.stores.sqlite import SqliteStore
 
 IMEIS = [f"35123456{n:06d}" for n in range(0, 1000, 7)]
@@ -281,10 +282,58 @@ async def test_serials_are_never_used_again(agency, store):
     assert (state.serial, state.highest_serial, state.generation) == (5, 7, 3)
     assert set((await held(store))[1]) == {device_key(text) for text in IMEIS}
     assert (await refused(agency, agency.release(IMEIS[1:], serial=7), store)).reason == "serial"
-    assert (await refused(agency, agency.release(IMEIS, serial=8), store, marks={NAME: 8})).reason == "serial"
+    assert (await refused(agency, agency.release(IMEIS, serial=8), store, marks={NAME: (0, 8)})).reason == "serial"
     await agency.load(agency.release(IMEIS, serial=8), store)
     rollback = [event for event in await store.history() if event.what == "rollback"]
     assert [(event.outcome, event.serial) for event in rollback] == [(ROLLED_BACK, 5)]
+
+
+async def test_no_serial_uses_up_all_that_follow(agency, store):
+    assert (await refused(agency, agency.release(IMEIS, serial=2**63 - 1), store)).reason == "serial_step"
+    await agency.load(agency.release(IMEIS, serial=2026112601), store)
+    much = agency.release(IMEIS, serial=2027112602)
+    why = await refused(agency, much, store, force=True)  # which lifts no limit but those on sizes
+    assert why.reason == "serial_step"
+    assert "2026112601 is the highest ever accepted" in why.detail
+    assert why.detail.endswith("publish it with a serial from 2026112602 to 2027112601")
+    agency.settings(serial_step_max=10**6 + 1)
+    await agency.load(much, store)
+
+
+async def test_an_operator_sets_the_highest_serial_back(agency, store):
+    agency.settings(serial_step_max=2**63)
+    await agency.load(agency.release(IMEIS, serial=5), store)
+    old = agency.release(IMEIS[1:], serial=7)
+    await agency.load(agency.release(IMEIS[2:], serial=2**63 - 1), store)
+    state = await reset_serial(NAME, store, to=6, reason="was meant to be 6", who="tester@host", now=NOW)
+    assert (state.serial, state.highest_serial, state.generation) == (2**63 - 1, 6, 3)
+    assert (await held(store))[0] == state
+    event = (await store.history())[-1]
+    assert (event.what, event.outcome, event.who, event.list) == ("reset-serial", FORCED, "tester@host", NAME)
+    assert event.detail == f"was meant to be 6: the highest serial is 6 again, and was {2**63 - 1}"
+    agency.settings()
+    assert (await refused(agency, agency.release(IMEIS, serial=6), store)).reason == "serial"
+    # A copy on this host that has not followed the reset says nothing, one that has seen more since does.
+    assert (await refused(agency, old, store, marks={NAME: (1, 7)})).reason == "serial"
+    report = await agency.load(old, store, marks={NAME: (0, 2**63 - 1)})
+    assert report.state.mark == (1, 7)
+    undone = await roll_back(NAME, store, who="tester@host", now=NOW)
+    assert (undone.serial, undone.mark) == (2**63 - 1, (1, 7))
+    assert (await agency.load(agency.release(IMEIS, serial=8), store)).state.mark == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("to", "reason", "says"),
+    [(5, "why", "the highest serial ever accepted for stolen-national is 5; --to takes one below it"), (6, "why", "is 5; "), (3, " ", "a reason")],
+)
+async def test_a_reset_that_is_none(agency, store, to, reason, says):
+    with pytest.raises(EntryRefused, match="never been loaded"):
+        await reset_serial(NAME, store, to=3, reason="why", who="tester@host", now=NOW)
+    await agency.load(agency.release(IMEIS, serial=5), store)
+    with pytest.raises(EntryRefused, match=says):
+        await reset_serial(NAME, store, to=to, reason=reason, who="tester@host", now=NOW)
+    assert (await store.state(NAME)).mark == (0, 5)
+    assert len(await store.history()) == 1
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -307,21 +356,89 @@ async def test_a_dry_rollback_says_what_would_be_in_force(agency, store):
 
 
 @pytest.mark.parametrize(
-    ("keep", "add", "reason"),
-    [(80, 0, None), (79, 0, "shrink"), (0, 0, "shrink"), (100, 20, None), (100, 21, "growth"), (50, 50, None)],
+    ("keep", "add", "change_min", "reason"),
+    [
+        (80, 0, 0, None),
+        (79, 0, 0, "shrink"),
+        (0, 0, 0, "shrink"),
+        (100, 20, 0, None),
+        (100, 21, 0, "growth"),
+        (80, 20, 0, None),
+        (50, 50, 0, "shrink"),  # as many come as go
+        (0, 100, 0, "shrink"),
+        (50, 50, 51, None),  # under the floor
+        (50, 51, 51, "growth"),
+        (0, 0, 100, "shrink"),
+        (0, 0, 101, None),
+    ],
 )
-async def test_shrinking_and_growth_are_limited(agency, store, keep, add, reason):
-    agency.settings(shrink_max=0.2, growth_max=0.2)
+async def test_what_goes_and_what_comes_is_limited(agency, store, keep, add, change_min, reason):
+    agency.settings(shrink_max=0.2, growth_max=0.2, change_min=change_min)
     first = [f"35111111{n:06d}" for n in range(100)]
     await agency.load(agency.release(first), store)
     second = agency.release([*first[:keep], *(f"35222222{n:06d}" for n in range(add))])
     if reason:
         why = await refused(agency, second, store)
         assert why.reason == reason
+        assert f"{add} devices come, {100 - keep} go, and 100 are in force" in why.detail
         assert "--force" in why.detail
-    report = await agency.load(second, store, force=True)
-    assert report.devices == keep + add
-    assert ("--force" in (await store.history())[-1].detail) is True
+    report = await agency.load(second, store, force=bool(reason))
+    assert (report.devices, report.come, report.gone) == (keep + add, add, 100 - keep)
+    assert f"; {add} devices come, {100 - keep} go; " in report.as_text()
+    event = (await store.history())[-1]
+    assert f"; {add} devices come, {100 - keep} go; " in event.detail
+    assert event.outcome == (FORCED if reason else ACCEPTED)
+    assert ("--force lifted the limit on" in event.detail) is bool(reason)
+
+
+async def test_a_thousand_devices_that_are_swapped_for_others_are_refused(agency, store):
+    await agency.load(agency.release([f"35111111{n:06d}" for n in range(1000)]), store)
+    swapped = agency.release([f"35222222{n:06d}" for n in range(1000)])
+    why = await refused(agency, swapped, store)
+    sizes, _, advice = why.detail.partition("; if ")
+    assert (why.reason, advice) == ("shrink", "that is meant, load it with --force")
+    limits = "999 may go at most (shrink_max 20.0%, change_min 1,000)"
+    assert sizes == f"1,000 devices come, 1,000 go, and 1,000 are in force: {limits}"
+    with pytest.raises(ReleaseRefused):
+        await agency.load(swapped, store, dry_run=True)
+    delta = {"a.csv": ("added", "eir", b"imei\n35222222000001\n"), "r.csv": ("removed", "eir", b"imei\n35111111000001\n")}
+    report = await agency.load(agency.release(delta, serial=3, kind="delta", base=1), store)
+    assert "1 devices come, 1 go" in report.as_text()
+    report = await agency.load(agency.release([f"35222222{n:06d}" for n in range(1000)], serial=4), store, force=True)
+    assert (report.come, report.gone, report.lifted) == (999, 999, ())  # those are within the limits
+    assert (await store.history())[-1].detail.partition("; signed by")[0].endswith("999 go; --force, which lifted no limit")
+    counted = {(each.outcome, each.count) for each in await store.outcomes()}
+    assert counted == {(ACCEPTED, 2), (REFUSED, 1), (FORCED, 1)}
+
+
+async def test_an_empty_list_in_force_has_limits_and_a_first_release_has_none(agency, store):
+    many = [f"35111111{n:06d}" for n in range(1000)]
+    assert (await agency.load(agency.release(many), store, dry_run=True)).come == 1000
+    await agency.load(agency.release({"none.csv": ("entries", "eir", b"imei\n")}), store)
+    assert (await refused(agency, agency.release(many), store)).reason == "growth"
+
+
+async def test_rows_that_end_go_and_rows_that_have_ended_come(agency, store):
+    agency.settings(change_min=0)
+    over = f"imei,until\n{''.join(f'{imei},2020-01-01{chr(10)}' for imei in IMEIS)}".encode()
+    await agency.load(agency.release(IMEIS), store)
+    why = await refused(agency, agency.release({"o.csv": ("entries", "eir", over)}), store)
+    assert "0 devices come, 143 go" in why.detail
+    delta = agency.release({"o.csv": ("added", "eir", over)}, serial=3, kind="delta", base=1)
+    assert "0 devices come, 143 go" in (await refused(agency, delta, store)).detail
+    assert (await agency.load(delta, store, force=True)).lifted == ("shrink",)
+    assert "143 devices come, 0 go" in (await refused(agency, agency.release(IMEIS, serial=4), store)).detail
+
+
+async def test_a_damaged_list_can_be_replaced(agency, store, monkeypatch):
+    await agency.load(agency.release(IMEIS), store)
+
+    async def damaged(name):
+        yield await store.state(name), [Page(35_123_456, b"junk"), Page(99, b"", b"T\x09"), Page(100, b"", b"R\x09")]
+
+    monkeypatch.setattr(store, "pages", damaged)
+    report = await agency.load(agency.release(IMEIS[:100]), store)
+    assert (report.entries, report.come, report.gone) == (100, 100, 0)
 
 
 async def test_a_tac_counts_as_a_million(agency, store):
@@ -329,7 +446,7 @@ async def test_a_tac_counts_as_a_million(agency, store):
     manifest = agency.release({"t.csv": ("entries", "eir", b"tac\n35123456\n")})
     why = await refused(agency, manifest, store)
     assert why.reason == "growth"
-    assert "1000000 would be" in why.detail
+    assert "999,857 devices come, 0 go, and 143 are in force" in why.detail
 
 
 async def test_ranges_are_limited(agency, store):
@@ -404,11 +521,12 @@ async def test_a_dry_run_changes_and_records_nothing(agency, store):
     report = await agency.load(agency.release(IMEIS), store, dry_run=True)
     assert (report.come, report.gone, report.state) == (143, 0, None)
     assert await store.state(NAME) is None
+    agency.settings(change_min=10)
     await agency.load(agency.release(IMEIS), store)
     report = await agency.load(agency.release([*IMEIS[3:], "99999999999999"]), store, dry_run=True)
     assert (report.come, report.gone, report.entries, report.entries_before) == (1, 3, 141, 143)
     with pytest.raises(ReleaseRefused):
-        await agency.load(agency.release(IMEIS[:5]), store, dry_run=True)
+        await agency.load(agency.release([]), store, dry_run=True)
     assert (await store.state(NAME)).serial == 2
     assert len(await store.history()) == 1
 

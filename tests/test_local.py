@@ -22,14 +22,15 @@ from eir.lists.pages import PAGE_KEYS, content_digest
 from eir.lists.roaring import decode_keys
 from eir.lists.rollback import roll_back
 from eir.lists.settings import ListSettings
-from eir.lists.store import ACCEPTED, ROLLED_BACK
+from eir.lists.store import ACCEPTED, FORCED, ROLLED_BACK
 from eir.stores.sqlite import SqliteStore
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 IMEI, OTHER, MEID, TAC = "35123456000001", "35123456000002", "A0000000000001", "35999999"
 SIM, OTHER_SIM = "001010000000001", "001010000000002"
 LISTS = {
-    "own": ListSettings(name="own", local=True),
+    "own": ListSettings(name="own", local=True, change_min=10**9),
+    "limited": ListSettings(name="limited", local=True),
     "sims": ListSettings(name="sims", kind="subscribers", local=True),
     "bound": ListSettings(name="bound", kind="pairs", local=True),
     "signed": ListSettings(name="signed"),
@@ -49,9 +50,9 @@ async def change(store, name, what, *identifiers, imsis=(), tacs=False, reason="
     return await edit_list(edit, lists[name], store, who="tester@host", now=now)
 
 
-async def held(store, name):
-    """The list as a worker would hold it now; proves its digest and sums by the way."""
-    index = Index({name: LISTS[name].kind})
+async def held(store, name, now=NOW):
+    """The list as a worker would hold it; proves its digest and sums by the way."""
+    index = Index({name: LISTS[name].kind}, now.timestamp)
     state = await store.state(name)
     builder = index.builder(name, state)
     pages = [page async for _, batch in store.pages(name) for page in batch]
@@ -75,7 +76,7 @@ async def refused(store, name, what, *identifiers, **details):
 async def test_entries_come_and_go_and_the_history_says_who_and_why(store):
     report = await change(store, "own", ADD, IMEI, MEID, reason="stolen in Lomé")
     assert (report.entries, report.come, report.gone, report.generation, report.recorded) == (2, 2, 0, 1, True)
-    assert report.as_text() == "own: +2 identifiers; entries now: 2"
+    assert report.as_text() == "own: 2 devices come, 0 go; entries now: 2"
     report = await change(store, "own", REMOVE, IMEI, reason="found again")
     assert (report.entries, report.come, report.gone, report.generation) == (1, 0, 1, 2)
     _, keys = await held(store, "own")
@@ -148,7 +149,7 @@ async def test_a_tac_and_a_device_under_it_are_entries_of_their_own(store):
     assert [await reason(store, "own", imei) for imei in (stolen, other)] == ["stolen", "model recalled"]
     assert "in own already" in await refused(store, "own", ADD, stolen)
     report = await change(store, "own", ADD, other, reason="lost")
-    assert report.as_text() == "own: +1 entries for identifiers that are listed by their TAC; entries now: 3"
+    assert report.as_text() == "own: +1 entries for devices that are listed by their TAC; entries now: 3"
     assert await reason(store, "own", other) == "lost"
     await change(store, "own", REMOVE, other)
     assert await reason(store, "own", other) == "model recalled"
@@ -162,6 +163,58 @@ async def test_a_tac_and_a_device_under_it_are_entries_of_their_own(store):
     assert await refused(store, "own", REMOVE, other, now=end) == f"nothing was changed: 1 of 1 are not in own: {other}"
     await roll_back("own", store, who="tester@host", now=NOW)
     assert [await reason(store, "own", imei) for imei in (stolen, other)] == ["stolen", None]
+
+
+async def test_what_a_command_may_change_is_limited(store):
+    """A TAC is a million devices, of the first command too; --force lifts that, which the history says."""
+    said = await refused(store, "limited", ADD, TAC, tacs=True)
+    allowed = "999 may come at most (growth_max 20.0%, change_min 1,000)"
+    assert said.startswith(f"nothing was changed: 1,000,000 devices come, 0 go, and 0 are in force: {allowed}; ")
+    assert said.endswith("repeat it with --force")
+    await change(store, "limited", ADD, *(f"{TAC}{n:06d}" for n in range(999)))
+    assert "999,001 devices come, 0 go, and 999 are in force" in await refused(store, "limited", ADD, TAC, tacs=True, dry_run=True)
+    report = await change(store, "limited", ADD, TAC, tacs=True, force=True)
+    assert (report.come, report.lifted) == (999_001, ("growth",))
+    assert report.as_text() == "limited: 999,001 devices come, 0 go; entries now: 1,000; --force lifted the limit on growth"
+    assert "0 devices come, 999,001 go, and 1,000,000 are in force: 200,000" in await refused(store, "limited", REMOVE, TAC, tacs=True)
+    await change(store, "limited", REMOVE, TAC, tacs=True, force=True)
+    await change(store, "limited", REMOVE, f"{TAC}000000", force=True)
+    events = await store.history("limited")
+    assert [event.outcome for event in events] == [ACCEPTED, FORCED, FORCED, FORCED]
+    assert [event.detail.partition("; ")[2] for event in events[1:]] == [
+        "999,001 devices come, 0 go; --force lifted the limit on growth",
+        "0 devices come, 999,001 go; --force lifted the limit on shrink",
+        "0 devices come, 1 go; --force, which lifted no limit",
+    ]
+    assert "already" in await refused(store, "limited", ADD, f"{TAC}000001", force=True)  # which lifts nothing else
+    assert "a reason is needed" in await refused(store, "limited", ADD, IMEI, force=True, reason="")
+
+
+async def test_a_dry_run_says_what_would_change_and_changes_nothing(store):
+    report = await change(store, "limited", ADD, TAC, tacs=True, dry_run=True, force=True)
+    assert (report.come, report.entries, report.generation, report.recorded) == (1_000_000, 1, 0, False)
+    forced = "--force lifted the limit on growth"
+    assert report.as_text() == f"limited: 1,000,000 devices come, 0 go; entries then: 1; {forced}; nothing was changed"
+    assert (await store.state("limited"), await store.history()) == (None, [])
+    await change(store, "limited", ADD, IMEI, OTHER)
+    before = await store.state("limited"), await store.history()
+    report = await change(store, "limited", REMOVE, IMEI, dry_run=True)
+    assert report.as_text() == "limited: 0 devices come, 1 go; entries then: 1; nothing was changed"
+    assert "not in limited" in await refused(store, "limited", REMOVE, MEID, dry_run=True)
+    assert (await store.state("limited"), await store.history()) == before
+
+
+async def test_a_sim_that_a_device_gets_is_a_change(store):
+    await change(store, "bound", ADD, IMEI, imsis=[SIM])
+    assert (await change(store, "bound", ADD, IMEI, imsis=[OTHER_SIM])).as_text() == "bound: 1 devices come, 0 go; entries now: 1"
+    assert (await change(store, "bound", REMOVE, IMEI, imsis=[SIM])).as_text() == "bound: 0 devices come, 1 go; entries now: 1"
+    assert (await change(store, "sims", ADD, SIM)).as_text() == "sims: 1 subscribers come, 0 go; entries now: 1"
+
+
+async def test_an_entry_that_has_ended_comes_again(store):
+    end = NOW + timedelta(hours=1)
+    await change(store, "own", ADD, IMEI, until=int(end.timestamp()))
+    assert (await change(store, "own", ADD, IMEI, now=end)).come == 1
 
 
 async def test_subscribers(store):
@@ -245,12 +298,12 @@ async def test_entries_end(store):
 
 
 async def test_each_sim_of_a_device_has_an_end_of_its_own(store):
-    end = int(NOW.timestamp()) + 60
-    await change(store, "bound", ADD, IMEI, imsis=[SIM], until=end)
+    end = NOW + timedelta(seconds=60)
+    until = int(end.timestamp())
+    await change(store, "bound", ADD, IMEI, imsis=[SIM], until=until)
     await change(store, "bound", ADD, IMEI, imsis=[OTHER_SIM])
-    await change(store, "bound", ADD, OTHER, imsis=[SIM], until=end + 60)
-    entries, _ = await held(store, "bound")
-    entries.expire(end, float("inf"))
+    await change(store, "bound", ADD, OTHER, imsis=[SIM], until=until + 60)
+    entries, _ = await held(store, "bound", end)
     assert (entries.imsis(device_key(IMEI)), entries.imsis(device_key(OTHER))) == ((imsi_key(OTHER_SIM),), (imsi_key(SIM),))
 
 

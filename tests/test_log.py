@@ -12,7 +12,7 @@ from node import fields
 
 from eir.operate.log import BURST, FOLDS_MAX, INTERVAL_S, KINDS_MAX, VALUE_MAX, Log, logfmt
 
-IMEI, IMSI = "35209900176148", "001010123456789"
+IMEI, IMSI, HOST = "35209900176148", "001010123456789", "mme2.example"
 
 
 class Clock:
@@ -117,9 +117,9 @@ def test_names_from_the_wire_do_not_grow_memory(made):
         log.report("refused", peer=f"p{number}", level="error")
     assert len(log._buckets) <= KINDS_MAX
     for number in range(FOLDS_MAX + 10):
-        log.note_check("blacklisted", "stolen", f"p{number}", IMEI, IMSI)
+        log.note_check(("blacklisted", "stolen", "1", f"p{number}"), HOST, IMEI, IMSI)
     assert len(log._folds) <= FOLDS_MAX + 1
-    assert log._folds["blacklisted", "stolen", "other"].count == 10
+    assert log._folds["blacklisted", "stolen", "1", "other"].count == 10
     lines()
 
 
@@ -127,16 +127,17 @@ def test_names_from_the_wire_do_not_grow_memory(made):
 def test_blocked_checks_are_folded_with_the_latest_as_an_example(made, full, imei, imsi):
     log, lines = made(full_identifiers=full)
     for _ in range(41):
-        log.note_check("blacklisted", "stolen", "mme", "99999999999999", "")
-    log.note_check("blacklisted", "stolen", "mme", IMEI, IMSI)
-    log.note_check("greylisted", "", "mme", IMEI, "")
+        log.note_check(("blacklisted", "stolen", "by-theft", "dra"), "mme1.example", "99999999999999", "")
+    log.note_check(("blacklisted", "stolen", "by-theft", "dra"), HOST, IMEI, IMSI)
+    log.note_check(("greylisted", "", "2", "mme"), HOST, IMEI, "")
     log.fold()
     log.fold()  # nothing new
     log.note_observed(3, "blacklisted")
     log.note_observed(3, "blacklisted")
     blocked, grey, observed = lines()
-    assert {name: blocked[name] for name in ("event", "status", "list", "peer", "count", "imei", "imsi")} == {
-        "event": "checks", "status": "blacklisted", "list": "stolen", "peer": "mme", "count": "42", "imei": imei, "imsi": imsi,
+    assert {name: blocked[name] for name in ("event", "status", "list", "rule", "peer", "count", "host", "imei", "imsi")} == {
+        "event": "checks", "status": "blacklisted", "list": "stolen", "rule": "by-theft", "peer": "dra", "count": "42", "host": HOST, "imei": imei,
+        "imsi": imsi,
     }  # fmt: skip
     assert (grey["count"], "list" in grey, "imsi" in grey) == ("1", False, False)
     assert (observed["event"], observed["rule"], observed["status"], observed["count"]) == ("observed", "3", "blacklisted", "2")
@@ -144,7 +145,7 @@ def test_blocked_checks_are_folded_with_the_latest_as_an_example(made, full, ime
 
 def test_a_check_without_an_identifier_has_none_in_its_line(made):
     log, lines = made()
-    log.note_check("greylisted", "", "mme", "", "")
+    log.note_check(("greylisted", "", "no_identity", "mme"), HOST, "", "")
     (line,) = lines()
     assert "imei" not in line
     assert "imsi" not in line

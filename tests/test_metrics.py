@@ -103,7 +103,7 @@ def test_workers_become_one_truth():
     [
         ("eir_checks_total", "sum"), ("eir_check_duration_seconds", "sum"), ("eir_shed_total", "sum"), ("eir_list_serial", "min"),
         ("eir_follow_lag_seconds", "max"), ("eir_peer_last_request_timestamp_seconds", "max"),
-        ("eir_release_last_refused_timestamp_seconds", "max"), ("eir_peer_up", "max"), ("eir_override_active", "max"),
+        ("eir_release_last_refused_timestamp_seconds", "max"), ("eir_release_last_forced_timestamp_seconds", "max"), ("eir_peer_up", "max"), ("eir_override_active", "max"),
         # read from the one history by each worker, so that a sum would count each release once for each worker
         ("eir_releases_total", "max"),
     ],

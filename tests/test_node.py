@@ -15,12 +15,14 @@ import trustme
 import wire
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
+from eir.diameter import dialer
 from eir.diameter.admission import Admission
 from eir.diameter.answer import Reply
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Identity, Limits, Node, PeerSettings, _jitter
 from eir.diameter.transport.certificate import Certificate
 from eir.diameter.transport.link import Link
+from eir.diameter.transport.stream import fault_text
 from eir.diameter.transport.tls import Tls
 from eir.errors import EirError
 from eir.s13.application import S13
@@ -297,6 +299,98 @@ async def test_attempts_that_fail_are_repeated():
         await until(lambda: "Connect" in (setup.node.status()[0].last_error or ""))
 
 
+async def test_after_a_cea_that_refuses_us_its_own_connection_has_its_time(monkeypatch):
+    async with Listener() as listener:
+        peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}", reconnect_after_s=0.02)
+        async with running(peer) as setup:
+            for refusals in (1, 2):
+                again = await listener.accept()
+                await again.answer(await again.read(), code=4003)  # that may soon be over: after Tc
+                await again.close()
+                assert len(listener.made) == refusals
+            refused = await listener.accept()
+            await refused.answer(await refused.read(), code=5010)
+            assert await refused.end() == []
+            (_, told), *_ = [(event, told) for event, told in setup.reported if told.get("reason") == "cea_result"]
+            assert (told["entry"], told["address"]) == ("mme", f"127.0.0.1:{listener.port}")
+            assert "5010" in told["detail"]
+            assert "leave out connect" in told["setting"]
+            await asyncio.sleep(0.3)
+            assert len(listener.made) == 3
+            await setup.open()  # its own, meanwhile
+            (row,) = setup.node.status()
+            assert row.direction == "in"
+    monkeypatch.setattr(dialer, "STAY_AWAY_S", 0.3)
+    async with Listener() as listener:
+        peer = replace(peer, connect=f"tcp://127.0.0.1:{listener.port}")
+        async with running(peer):
+            refused = await listener.accept()
+            await refused.answer(await refused.read(), code=5010)
+            await refused.close()
+            begun = time.monotonic()
+            await (await listener.accept()).read()
+            assert time.monotonic() - begun > 0.2
+
+
+async def test_a_peer_that_would_refuse_us_is_left_to_connect_by_itself(monkeypatch):
+    """It shows no S13 in its CER: our own CER would get 5010, after which freeDiameter gives us up."""
+    async with Listener() as listener:
+        port = listener.port
+    peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{port}", lenient=frozenset({"applications"}))
+    async with running(peer) as setup:
+        await until(lambda: setup.reported)
+        await setup.open(cer(app=b""))
+        async with Listener() as listener:
+            monkeypatch.setattr(setup.node._dialer, "_attempt", lambda _: listener.waiting.put("an attempt"))
+            setup.node.disable("mme")
+            request = await setup.made[-1].read()
+            await setup.made[-1].answer(request)
+            assert await setup.made[-1].end() == []
+            setup.node.enable("mme")
+            await asyncio.sleep(0.2)
+            assert listener.waiting.empty()
+        await setup.open(cer(app=b""))
+
+
+async def test_every_peer_that_is_refused_is_told_with_its_address_and_entry():
+    table = [
+        replace(MME, label="mme1", host="mme1.example"), replace(MME, label="far", realm="far.example", sources=(ip_network("192.0.2.0/24"),)),
+        replace(MME, label="strict", host="strict.example", realm=None),
+    ]  # fmt: skip
+    refused = {
+        ("mme1.example", "other.example", b""): ("unknown_peer", "mme1"), ("x", "far.example", b""): ("unknown_peer", "far"),
+        ("nobody", "nowhere", b""): ("unknown_peer", None), ("strict.example", "any", wire.u32(299, 1)): ("no_common_security", "strict"),
+    }  # fmt: skip
+    async with running(*table) as setup:
+        for (host, realm, extra), (reason, entry) in refused.items():
+            connection = await setup.connect()
+            here, port = connection.writer.get_extra_info("sockname")
+            await connection.send(cer(host, realm, extra=extra))
+            await connection.end()
+            event, told = setup.reported[-1]
+            shown = event, told["reason"], told.get("entry"), told["address"], told["host"], told["realm"]
+            assert shown == ("peer_refused", reason, entry, f"{here}:{port}", host, realm)
+        details = [told["detail"].partition("; ")[2] for _, told in setup.reported if told.get("reason") == "unknown_peer"]
+        assert details == ["mme1 would, but for its realm", "far would, but for its from", ""]
+        connection = await setup.open(cer("strict.example", "any"))
+        await connection.ask(ecr(extra=wire.avp(9999), host=wire.avp(264, "behind.example")))
+        event, told = setup.reported[-1]
+        assert (event, told["peer"], told["host"]) == ("request_refused", "strict", "behind.example")
+
+
+async def test_a_reload_that_takes_a_lenience_from_a_connected_peer_says_so():
+    mme = replace(MME, lenient=frozenset({"applications", "destination"}))
+    async with running(mme) as setup:
+        connection = await setup.open(cer(app=b""))
+        port = connection.writer.get_extra_info("sockname")[1]
+        for lenient, taken in (({"destination"}, "applications"), ({"destination"}, None), (set(), "destination"), ({"applications"}, None)):
+            before = len(setup.reported)
+            setup.node.reconfigure([replace(mme, lenient=frozenset(lenient))])
+            told = [(event, fields["peer"], fields["lenient"], fields["connected"]) for event, fields in setup.reported[before:]]
+            assert told == ([("lenience_taken", "mme", taken, f"{wire.HOST} at 127.0.0.1:{port}")] if taken else [])
+        assert (await connection.ask(ecr())).result == 2001
+
+
 # TLS
 
 
@@ -344,6 +438,9 @@ async def test_plain_text_at_a_tls_listener():
         async with asyncio.timeout(5):
             await connection.reader.read()
         assert setup.node.status()[0].state == "down"
+        ((event, told),) = setup.reported
+        assert (event, told["reason"]) == ("peer_refused", "tls_handshake")
+        assert "is not TLS" in told["detail"]
 
 
 async def test_a_listener_without_mutual_authentication_takes_nobody():
@@ -368,6 +465,44 @@ async def test_we_connect_over_tls():
         assert await connection.end() == []
         assert setup.counts.peers_refused == {"tls_name": 1}
         await connection.close()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_handshake_that_the_other_end_ends_is_told_so_both_ways(version):
+    ours, _, stranger = contexts()
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    theirs.maximum_version, theirs.verify_mode = version, ssl.CERT_REQUIRED
+    stranger.configure_trust(theirs)
+    stranger.issue_cert(wire.HOST).configure_cert(theirs)
+    stranger.configure_trust(ours.connecting)
+    ours.connecting.check_hostname = False
+    listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=theirs)
+    port = listener.sockets[0].getsockname()[1]
+    peer = replace(MME, host=wire.HOST, connect=f"tls://127.0.0.1:{port}")
+    async with listener, running(peer, url="tls://127.0.0.1:0", tls=ours) as setup:
+        await until(lambda: setup.node.status()[0].last_error)
+        (event, told) = setup.reported.pop()
+        assert (event, told["peer"], told["address"].removeprefix("tls://")) == ("connect_failed", "mme", f"127.0.0.1:{port}")
+        assert told["detail"] == setup.node.status()[0].last_error
+        assert told["detail"].startswith("the other end ended the TLS handshake")
+        distrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        distrusting.maximum_version = version
+        with pytest.raises(ssl.SSLError):
+            await setup.connect(ssl=distrusting)
+        await until(lambda: setup.reported)
+        ((event, told),) = setup.reported
+        assert (event, told["reason"], told["address"].partition(":")[0]) == ("peer_refused", "tls_handshake", "127.0.0.1")
+        assert told["detail"].startswith("the other end ended the TLS handshake")
+
+
+def test_what_openssl_says_of_a_handshake():
+    alert, chain, plain = ssl.SSLError(), ssl.SSLCertVerificationError(), ssl.SSLError()
+    alert.reason, chain.verify_message, plain.reason = "TLSV1_ALERT_UNKNOWN_CA", "unable to get issuer certificate", "WRONG_VERSION_NUMBER"
+    assert fault_text(alert, secure=True).startswith("the other end ended the TLS handshake (tlsv1 alert unknown ca)")
+    assert fault_text(chain, secure=True) == "unable to get issuer certificate"
+    assert "is not TLS" in fault_text(plain, secure=True)
+    assert fault_text(ConnectionRefusedError(111, "Connection refused"), secure=True) == "[Errno 111] Connection refused"
+    assert fault_text(ConnectionResetError(), secure=False) == "ConnectionResetError"
 
 
 # Draining

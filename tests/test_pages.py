@@ -83,7 +83,7 @@ def simple_commands(block):
 def resolve(words):
     """A command of ours by its words: (command, words that are left)."""
     command = COMMANDS
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and (words or not command.invoke_without_command):
         assert words[0] in command.commands, f"no such command: eir {' '.join(words)}"
         command, words = command.commands[words[0]], words[1:]
     return command, words

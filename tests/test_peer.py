@@ -110,7 +110,7 @@ def answer(command, app=0):
 
 
 STIMULI = {
-    Input.CER: lambda peer: peer.receive(wire.cer(), 1.0),
+    Input.CER: lambda peer: peer.receive(wire.cer(ids=(1, 2)), 1.0),
     Input.CEA: lambda peer: peer.receive(answer(257), 1.0),
     Input.DWR: lambda peer: peer.receive(wire.dwr(), 1.0),
     Input.DWA: lambda peer: peer.receive(answer(280), 1.0),
@@ -382,6 +382,25 @@ def test_we_connect_and_the_cea_is_no_good(kwargs, reason):
     driven.feed(wire.answer_to(cer, **({"extra": wire.VSAI} | kwargs)))
     assert driven.events()[-1].reason == reason
     assert driven.counts.peers_refused == {reason: 1}
+
+
+@pytest.mark.parametrize(("codes", "reason"), [((3004,), "cea_not_now"), ((4003,), "cea_not_now"), ((5012,), "cea_not_now"), ((), "cea_result")])
+def test_a_peer_that_may_have_us_soon_is_told_from_one_that_will_not(codes, reason):
+    driven, cer = connected()
+    avps = b"".join(wire.u32(268, code) for code in codes) + wire.avp(264, wire.HOST) + wire.avp(296, wire.REALM)
+    driven.feed(wire.message(257, avps, 0, 0, (cer.hop_by_hop, cer.end_to_end)))
+    assert driven.events()[-1].reason == reason
+
+
+def test_a_tls_hello_on_a_connection_without_tls_is_called_so():
+    for limits in (Limits(), Limits(max_message_bytes=8_388_608)):
+        driven = Driven(limits=limits, remote="192.0.2.1:40000")
+        assert driven.feed(bytes.fromhex("16030100f5010000f10303").ljust(250, b"x")) == []
+        assert driven.peer.state is State.CLOSED
+        ((event, told),) = driven.reported
+        assert (event, told["reason"], told["address"]) == ("connection_fault", "tls_hello", "192.0.2.1:40000")
+        assert "tls://" in told["setting"]
+        assert driven.counts.errors == {"tls_hello": 1}
 
 
 def test_we_connect_and_nobody_answers():

@@ -16,7 +16,8 @@ from releases import NAME, NOW, Agency, make_key, public, sign, text
 from eir.errors import ReleaseRefused
 from eir.lists import openssh
 from eir.lists import release as releases
-from eir.lists.release import about, check_serial, distinct_signers, is_plain_name, parse_manifest, verify_release
+from eir.lists.persons import distinct_signers
+from eir.lists.release import SERIAL_MAX, about, check_serial, is_plain_name, parse_manifest, verify_release
 
 IMEIS = ["35123456789012"]
 
@@ -259,7 +260,9 @@ def test_thresholds(agency):
     sign(manifest, second, target=also)
     signature_of(manifest).write_bytes(first)
     assert outcome(a, b) == 2
-    assert outcome(a, b.replace("b ", "a ", 1)) == "threshold"  # two keys of one principal
+    for same in ("a", "A", "*", "a*", "?", "*,!a", "A,a"):  # two keys of one person, as far as the signers file tells
+        assert outcome(a, b.replace("b ", f"{same} ", 1)) == "threshold"
+    assert outcome(a, b.replace("b ", "b*,!a ", 1)) == 2
     assert outcome(a, c) == "threshold"  # the second is not trusted
     assert outcome(a, b.replace("b ", 'b valid-before="20260101Z" ', 1)) == "threshold"
     agency.settings(threshold=3, signers=agency.trust("signers", a, b, c))
@@ -407,6 +410,17 @@ def test_names_that_leave_the_folder(name):
         ("delta", 6, 5, 4, 5, "base"),
         ("delta", 6, 5, None, 0, "base"),
         ("delta", 6, 5, 5, 7, "serial"),
+        # A step of 100 at most, above the highest; a first release has room for dates.
+        ("full", 105, None, 5, 5, None),
+        ("full", 106, None, 5, 5, "serial_step"),
+        ("full", 106, None, 5, 6, None),
+        ("delta", 106, 5, 5, 5, "serial_step"),
+        ("full", SERIAL_MAX, None, 5, 5, "serial_step"),
+        ("full", 2026112601, None, None, 0, None),
+        ("full", 2026112612000001, None, None, 0, None),
+        ("full", 10**16, None, None, 0, None),
+        ("full", 10**16 + 1, None, None, 0, "serial_step"),
+        ("full", SERIAL_MAX, None, None, 0, "serial_step"),
     ],
 )
 def test_serials(kind, serial, base, current, highest, reason):
@@ -414,10 +428,10 @@ def test_serials(kind, serial, base, current, highest, reason):
     document = {**MANIFEST, "kind": kind, "serial": serial, "base": base, "files": [{**FILE, "role": role}]}
     manifest = parse_manifest(json.dumps(document).encode())
     if reason is None:
-        check_serial(manifest, current=current, highest=highest)
+        check_serial(manifest, current=current, highest=highest, step_max=100)
         return
     with pytest.raises(ReleaseRefused) as caught, about(manifest):
-        check_serial(manifest, current=current, highest=highest)
+        check_serial(manifest, current=current, highest=highest, step_max=100)
     assert caught.value.reason == reason
     assert (caught.value.list_name, caught.value.serial) == ("l", serial)
     if reason == "base" and current is not None:

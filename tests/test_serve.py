@@ -418,7 +418,7 @@ NAMES = (
     "eir_diameter_messages_total", "eir_diameter_answers_total", "eir_diameter_errors_total", "eir_peer_up",
     "eir_peer_last_request_timestamp_seconds", "eir_peers_refused_total", "eir_shed_total", "eir_list_entries",
     "eir_list_serial", "eir_list_issued_timestamp_seconds", "eir_list_expires_timestamp_seconds",
-    "eir_release_last_refused_timestamp_seconds", "eir_releases_total", "eir_store_up", "eir_store_errors_total", "eir_store_lost_data",
+    "eir_release_last_refused_timestamp_seconds", "eir_release_last_forced_timestamp_seconds", "eir_releases_total", "eir_store_up", "eir_store_errors_total", "eir_store_lost_data",
     "eir_follow_lag_seconds", "eir_override_active", "eir_worker_restarts_total", "eir_build_info",
 )  # fmt: skip
 """What dashboards are built against."""
@@ -618,7 +618,7 @@ class TestLogs:
         assert len(told) <= 2  # a fold may have come between
         shown = ("35209900…48", "00101…89") if privacy == "short" else (LISTED, IMSI)
         for line in told:
-            assert (line["status"], line["list"], line["peer"]) == ("blacklisted", "stolen", "mme")
+            assert (line["status"], line["list"], line["rule"], line["peer"], line["host"]) == ("blacklisted", "stolen", "1", "mme", HOST)
             assert (line["imei"], line["imsi"]) == shown
         whole = [text for text in (LISTED, IMSI, UNLISTED) if text in node.text()]
         assert whole == ([] if privacy == "short" else [LISTED, IMSI])

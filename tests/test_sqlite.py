@@ -6,6 +6,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -122,6 +123,18 @@ async def test_a_lock_that_stays_is_busy_and_reading_goes_on(store, monkeypatch)
         db.execute("ROLLBACK")
     await second.record(event())
     await second.close()
+
+
+async def test_a_claim_is_given_back_by_one_who_is_told_to_end(store):
+    assert await store.claim("copy", "one", 60)
+    busy = threading.Event()
+    store._file.submit(lambda _: busy.wait(10))
+    giving_back = asyncio.create_task(store.claim("copy", "one", 0))
+    await asyncio.sleep(0)
+    giving_back.cancel()
+    await asyncio.gather(giving_back, return_exceptions=True)
+    busy.set()
+    assert await store.claim("copy", "two", 60)
 
 
 async def test_a_full_disk_changes_nothing_and_the_next_load_succeeds(store):

@@ -103,8 +103,15 @@ def test_peers_that_are_missing_or_disabled_are_a_warning(node, monkeypatch):
     monkeypatch.setattr(status, "PEERLESS_S", 0.0)
     said = node.document(away)
     assert (said["state"], said["summary"].split("; ")[0]) == ("WARNING", "0 of 2 peers connected")
-    said = node.document(reports(connected={"mme": 1, "dra": 0}, disabled=["dra"]))
-    assert (said["state"], said["summary"].split("; ")[:-1]) == ("WARNING", ["peer dra is disabled"])
+    for connected, disabled, wanted in (
+        ({"mme": 1, "dra": 0}, ["dra"], ["peer dra is disabled"]),
+        ({"mme": 1, "dra": 0}, [], ["no connection of dra"]),
+        ({"mme": 1, "dra": 0, "sgsn": 0}, ["sgsn"], ["peer sgsn is disabled", "no connection of dra"]),
+        ({"mme": 1} | {f"p{n}": 0 for n in range(12)}, [], [f"no connection of {', '.join(f'p{n}' for n in range(10))} and 2 more"]),
+    ):
+        said = node.document(reports(connected=connected, disabled=disabled))
+        assert (said["state"], said["summary"].split("; ")[:-1]) == ("WARNING", wanted)
+    assert node.document(reports(connected={"mme": 1, "dra": 2}))["state"] == "OK"
 
 
 def test_two_workers_are_one_node(node):
@@ -240,6 +247,11 @@ def test_changes_of_a_local_list_are_no_releases(site):
     node = site.start()
     shown = until(lambda: {name for name in node.metrics() if name.startswith("eir_releases_total{")})
     assert shown == {"eir_releases_total{list=stolen,outcome=accepted}"}
+    forced = "eir_release_last_forced_timestamp_seconds{list=own}"
+    assert forced not in node.metrics()
+    site.eir("add", "own", UNLISTED, "--reason", "lost", "--force")  # which is to be seen for a day
+    assert until(lambda: node.metrics().get(forced, 0)) > 1.7e9
+    assert node.metrics()["eir_releases_total{list=own,outcome=forced}"] == 1
 
 
 async def test_an_observed_rule_is_called_by_its_name(site, connect):

@@ -144,6 +144,30 @@ async def test_the_highest_serial_never_goes_down(store):
     assert (await store.amend("stolen", state(A, serial=0), [], seen=3)).highest_serial == 9
 
 
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_reset_sets_the_highest_serial_back_and_nothing_else(store, other, whole):
+    first = await store.replace("stolen", state(A), A, seen=0)
+    after = B if whole else [page(0, [4]), *A[1:]]
+    wild = state(after, serial=900)
+    before = await (store.replace("stolen", wild, after, seen=1) if whole else store.amend("stolen", wild, after[:1], seen=1))
+    for seen in (0, 1, 3):
+        with pytest.raises(GenerationConflict):
+            await store.reset_serial("stolen", 5, seen=seen)
+    found = await store.reset_serial("stolen", 5, seen=2)
+    assert found == replace(before, generation=3, highest_serial=5, serial_resets=1)
+    assert await read(other, "stolen") == (found, after)
+    assert await store.changes("stolen", 2) == [Change(2, 3, ())]
+    # What was kept is there for a rollback, which brings no serial back that was given up.
+    assert await store.previous("stolen") == first
+    undone = await store.rollback("stolen", seen=3)
+    assert (await read(other, "stolen"))[1] == A
+    assert (undone.serial, undone.mark) == (1, (1, 5))
+    assert (await store.replace("stolen", state(B, serial=6), B, seen=4)).mark == (1, 6)
+    assert (await store.reset_serial("stolen", 2, seen=5)).mark == (2, 2)
+    with pytest.raises(GenerationConflict):
+        await store.reset_serial("none", 0, seen=0)
+
+
 async def test_many_pages_come_back_in_order_and_whole(store):
     pages = [page(n * 7, [n % 1000, 999_999], reasons=bytes([n % 200, 3])) for n in range(3_000)]
     pages.append(page(10**9, range(0, PAGE_KEYS, 2)))

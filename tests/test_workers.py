@@ -146,6 +146,7 @@ class TestAdmission:
 
     async def test_a_first_that_is_silent_is_replaced(self, crew, connect):
         _, first, second = await self.second(crew, connect)
+        await second.send(cer(state_id=u32(278, 100)))  # again, as go-diameter does after a second: it is the same CER
         assert (await second.read()).result == 2001
         assert [message.command for message in await first.end()] == [280]
         assert await ask(second, LISTED) == BLACK

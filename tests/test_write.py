@@ -22,6 +22,7 @@ LOST = replace(AFTER_FULL, lost=True)
 RELEASE, DELTA = Wanted(state=B), Wanted(state=B, pages=TOUCHED)
 COPY = Wanted(state=replace(B, generation=60, highest_serial=8), exact=True, keep=False)
 COPIED_PAGES = replace(COPY, pages=TOUCHED)
+RESET = Wanted(state=replace(A, generation=5, highest_serial=2, serial_resets=1), pages=(), exact=True, keep=None)
 NEXT = replace(B, generation=5, highest_serial=9)
 ALL, SOME = Change(4, 5, None), Change(4, 5, (0, 5))
 
@@ -39,6 +40,9 @@ ALL, SOME = Change(4, 5, None), Change(4, 5, (0, 5))
         (AFTER_DELTA, DELTA, Stored(NEXT, "in force", Kept(A, "own", whole=False)), ("touched",), SOME, False),
         # A list that lost its pages goes on from its generation and its highest serial; nothing of it is kept.
         (LOST, RELEASE, Stored(NEXT, "own", None), ("in force", "before"), Change(0, 5, None), True),
+        # A serial that was set back: the same list, and the same is kept.
+        (AFTER_FULL, RESET, replace(AFTER_FULL, state=RESET.state), (), Change(4, 5, ()), False),
+        (AFTER_DELTA, RESET, replace(AFTER_DELTA, state=RESET.state), (), Change(4, 5, ()), False),
         # A copy comes into force as it is; nothing is kept.
         (None, COPY, Stored(COPY.state, "own", None), (), Change(0, 60, None), True),
         (AFTER_FULL, COPY, Stored(COPY.state, "own", None), ("in force", "before"), Change(4, 60, None), True),
@@ -65,6 +69,18 @@ def test_a_rollback_wants_what_was_kept_and_keeps_nothing(stored, after, dropped
     found = decide(stored, kept.wanted(TOUCHED), kept.page_set)
     assert (found.after, found.dropped, found.change) == (after, dropped, change)
     assert found.put == (() if kept.whole else TOUCHED)
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "after"),
+    [((0, 9), (0, 8), (0, 9)), ((0, 9), (0, 10), (0, 10)), ((1, 9), (0, 8), (1, 9)), ((1, 7), (0, 900), (1, 8)), ((0, 900), (1, 8), (1, 8)), ((1, 5), (2, 6), (2, 8))],
+)  # fmt: skip
+def test_the_mark_of_serials_rises(before, written, after):
+    """Of a release with serial 8; a mark of fewer resets counts for nothing."""
+    states = [replace(each, serial_resets=resets, highest_serial=highest) for each, (resets, highest) in ((A, before), (B, written))]
+    assert decide(replace(PLAIN, state=states[0]), Wanted(state=states[1]), "own").after.state.mark == after
+    kept = replace(AFTER_FULL, state=states[0], kept=Kept(states[1], "before", whole=True))
+    assert decide(kept, kept.kept.wanted([]), "before").after.state.mark == before  # a rollback uses up nothing
 
 
 @pytest.mark.parametrize("stored", [None, PLAIN, LOST])

@@ -18,8 +18,12 @@ from eir.lists.index import Index
 Labels = tuple[str, str, str, str]
 """Status, list that decided (or empty), rule (by name, number, or `default`, `override`, `no_identity`, `bad_identity`), protocol."""
 
-NoteCheck = Callable[[str, str, str, str, str], None]
-"""Told of each check that did not end in `whitelisted`: status, list, peer, identifier, IMSI; empty where there is none."""
+Kind = tuple[str, str, str, str]
+"""Status, list and rule as in Labels, and the label of the peer."""
+
+NoteCheck = Callable[[Kind, str, str, str], None]
+"""Told of each check that did not end in `whitelisted`: its kind, Origin-Host of the request (behind an agent not the peer's own),
+identifier, IMSI; empty where there is none."""
 
 NoteObserved = Callable[[int, str, str | None], None]
 """Told of each check that an observed rule would have answered: the rule's number, the status, the rule's name."""
@@ -48,6 +52,7 @@ class Checker:
         """(rule, status) → checks that a rule under observation would have answered."""
         self.identity_errors: Counter[tuple[str, str]] = Counter()
         """(`none` or `bad`, peer label) → requests without an identifier, or with a malformed one."""
+        self._overridden = False
         self.reconfigure(settings, now)
 
     @property
@@ -64,6 +69,9 @@ class Checker:
         if policy.overridden:
             until = policy.override_until
             self._report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
+        elif self._overridden:
+            self._report("override_ended", level="warning")
+        self._overridden = policy.overridden
 
     def tick(self, now: datetime) -> bool:
         """To be called each second. True if an override has ended, so that the rules answer again."""
@@ -71,7 +79,6 @@ class Checker:
         if ends is None or now < ends:
             return False
         self.reconfigure(self._settings, now)
-        self._report("override_ended", level="warning")
         return True
 
     def check(self, question: Question) -> Verdict | NoDevice:
@@ -89,16 +96,17 @@ class Checker:
             verdict = policy.decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
         self._answered[question.protocol][verdict] += 1
         if verdict.status is not Status.WHITELISTED:
-            self.note(verdict, question.peer, key, imsi)
+            self.note(verdict, question.peer, question.origin_host, key, imsi)
         return verdict
 
     def count(self, protocol: str, verdicts: Mapping[Verdict, int]) -> None:
         """Count checks that `policy` decided elsewhere: verdict → how many there were."""
         self._answered[protocol].update(verdicts)
 
-    def note(self, verdict: Verdict, peer: str, key: int | None, imsi: str) -> None:
-        """Tell of a check that did not end in `whitelisted`: peer label, device (key of eir.device), IMSI (empty: none)."""
-        self._note_check(verdict.status, verdict.list or "", peer, "" if key is None else key_text(key), imsi)
+    def note(self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str) -> None:
+        """Tell of a check that did not end in `whitelisted`: peer label, Origin-Host, device (key of eir.device), IMSI (empty: none)."""
+        device = "" if key is None else key_text(key)
+        self._note_check((verdict.status, verdict.list or "", verdict.label, peer), origin_host, device, imsi)
 
     def checks(self) -> Counter[Labels]:
         """Checks answered since the start, under all policies."""

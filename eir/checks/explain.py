@@ -5,7 +5,6 @@ device, so the devices that a SIM is bound to are looked for in the whole of it,
 that asks (`subscriber_bound_elsewhere`).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ async def explain(
     question: Question, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, now: datetime
 ) -> Explanation:
     """Answer the question from the lists in the store. Raises StoreError."""
-    index = Index({name: settings.kind for name, settings in lists.items()})
+    index = Index({name: settings.kind for name, settings in lists.items()}, now.timestamp)
     observed: list[tuple[int, str, str | None]] = []
     checker = Checker(policy, index, now=now, note_observed=lambda *rule: observed.append(rule))
     key = reason = serial = change = None
@@ -112,7 +111,7 @@ async def explain(
     except IdentifierError as e:
         reason = str(e)
     else:
-        states = await _read(question, key, policy, lists, store, index=index, now=now.timestamp())
+        states = await _read(question, key, policy, lists, store, index=index)
     verdict = checker.check(question)
     if isinstance(verdict, NoDevice):
         return Explanation(question, None, verdict.value, reason=reason)
@@ -130,7 +129,7 @@ async def explain(
 
 
 async def _read(
-    question: Question, key: int, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, index: Index, now: float
+    question: Question, key: int, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, index: Index
 ) -> dict[str, ListState]:
     """Put into the index what the lists hold that may bear on the question; returns the states of those that were ever loaded."""
     states = {}
@@ -147,7 +146,6 @@ async def _read(
             builder = index.builder(name, state)
             builder.add_all(pages)
             index.switch(name, builder)
-            index.lists[name].expire(now, math.inf)
     return states
 
 

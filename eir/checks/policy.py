@@ -6,7 +6,7 @@ what observed rules would have answered goes to a callable that it is handed.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -109,11 +109,11 @@ class Verdict:
     """The first list that the rule looks into; None if it looks into none."""
     name: str | None = None
     """What people call the rule."""
+    label: str = field(init=False)
+    """The rule as metrics and the log show it: by its name if it has one."""
 
-    @property
-    def label(self) -> str:
-        """The rule as metrics show it: by its name if it has one."""
-        return self.name or str(self.rule)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.name or str(self.rule))
 
 
 Decide = Callable[[int, str, str, str, str], Verdict]

@@ -26,18 +26,22 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+lists_app = typer.Typer(invoke_without_command=True, subcommand_metavar="[COMMAND]", rich_markup_mode=None)
 peer_app = typer.Typer(no_args_is_help=True, help="Take a peer out of service (DPR) or put it back.", rich_markup_mode=None)
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": node.serve, "status": node.status, "peers": node.peers, "reload": node.reload, "drain": node.drain, "config": node.show_config,
-    "check": asking.check, "load": releases.load, "inbox": releases.inbox, "lists": lists.lists, "show": content.show_list,
-    "export": content.export_list, "history": lists.history,
+    "check": asking.check, "load": releases.load, "inbox": releases.inbox, "show": content.show_list, "export": content.export_list,
+    "history": lists.history,
     "rollback": lists.rollback, "add": lists.add, "remove": lists.remove, "publish": publisher.publish, "probe": asking.probe,
 }  # fmt: skip
 """In the order in which the help lists them."""
 
 for name, command in COMMANDS.items():
     app.command(name)(command)
+lists_app.callback()(lists.lists)
+lists_app.command("reset-serial")(lists.reset_serial)
+app.add_typer(lists_app, name="lists")
 peer_app.command("disable")(node.peer_disable)
 peer_app.command("enable")(node.peer_enable)
 app.add_typer(peer_app, name="peer")

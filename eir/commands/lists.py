@@ -11,11 +11,12 @@ from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings,
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, show, show_one
 from eir.config import load_config
-from eir.errors import IdentifierError
+from eir.errors import IdentifierError, StoreError
 from eir.lists.layout import until_seconds
 from eir.lists.load import is_about
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.rollback import roll_back
+from eir.lists.serials import reset_serial as reset_highest
 from eir.lists.store import HISTORY_MAX, Event, ListState, ListStore
 
 HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")
@@ -24,41 +25,80 @@ Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir 
 Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="In a list of pairs: the SIM that each device is listed with.")]
 Tac = Annotated[bool, typer.Option("--tac", help="The identifiers are TACs (8 digits): all devices of a model, as one entry beside those of single devices.")]
 Identifiers = Annotated[list[str], typer.Argument(metavar="IMEI", help="IMEIs, IMEISVs or MEIDs; IMSIs for a list of subscribers.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many devices would come and go, change nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Lift the list's limits on growth and shrinkage (a TAC is a million devices), nothing else.")]
 LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
 
 
-def lists(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+def lists(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show the lists: serial, entries, dates, signers, state.
 
-    `state` is `in force`, `expired` (which is still in force), or `never loaded`. `digest`, with --json, is of the content: the
-    same for the same entries, whichever release brought them.
+    `state` is `in force`, `expired` (which is still in force), `never loaded`, or `damaged` (what the store holds of it cannot be
+    read). `digest`, with --json, is of the content: the same for the same entries, whichever release brought them.
     """
+    if context.invoked_subcommand is not None:
+        return
     checked = whereabouts(config)
 
-    async def found(store: ListStore) -> dict[str, ListState]:
-        states = dict(await store.states())
-        for name in checked.lists:  # one that the store does not name may be there: what names them is a key of its own in Redis
-            if name not in states and (state := await store.state(name)) is not None:
-                states[name] = state
-        return states
+    async def found(store: ListStore) -> dict[str, ListState | StoreError | None]:
+        if not checked.lists:
+            return {**await store.states()}
+        return {name: await _state_or_damage(store, name) for name in checked.lists}
 
     states = with_store(checked, found, fresh=False)
-    kinds = {name: settings.kind for name, settings in checked.lists.items()} or {name: state.kind for name, state in states.items()}
-    rows = [_list_row(name, kind, states.get(name)) for name, kind in kinds.items()]
+    kinds = {name: settings.kind for name, settings in checked.lists.items()}
+    rows = [_list_row(name, kinds.get(name, ""), state) for name, state in states.items()]
     if not as_json:  # a list without releases has changes
-        rows = [{**row, "serial": f"change {states[row['list']].generation}"} if row["serial"] == 0 else row for row in rows]
+        rows = [_with_change(row, states[row["list"]]) for row in rows]
     columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
     show(rows, columns, as_json=as_json)
 
 
-def _list_row(name: str, kind: str, state: ListState | None) -> dict[str, Any]:
+def reset_serial(
+    list_name: Annotated[str, typer.Argument(metavar="LIST")],
+    to: Annotated[int, typer.Option(metavar="N", min=0, help="The highest serial from now on: that of the last good release.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`.")],
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Set the highest serial of a list back.
+
+    This is for a list that accepted a release with a serial far too high. What is in force stays. The next release then needs a
+    serial above N and is a full one; signed releases above N that were accepted before are accepted again. It is in `eir history`,
+    and raises an alert for a day.
+    """
+    checked = whereabouts(config)
+
+    async def done(store: ListStore) -> ListState:
+        return await reset_highest(list_name, store, to=to, reason=reason, who=who(), now=datetime.now(UTC))
+
+    state = with_store(checked, done, fresh=False)
+    said = f"{list_name}: the highest serial is {to} again; serial {state.serial} stays in force until a full release with one above {to}"
+    show_one({"list": list_name, "serial": state.serial, "highest_serial": state.highest_serial}, said, as_json=as_json)
+
+
+async def _state_or_damage(store: ListStore, name: str) -> ListState | StoreError | None:
+    """The state, or why it cannot be read although the store can."""
+    try:
+        return await store.state(name)
+    except StoreError as error:
+        if error.cause != "corrupt":
+            raise
+        return error
+
+
+def _with_change(row: dict[str, Any], state: ListState | StoreError | None) -> dict[str, Any]:
+    return {**row, "serial": f"change {state.generation}"} if isinstance(state, ListState) and not state.serial else row
+
+
+def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dict[str, Any]:
+    state = found if isinstance(found, ListState) else None
     expired = state is not None and state.expires is not None and datetime.fromisoformat(state.expires) <= datetime.now(UTC)
     return {
         "list": name, "kind": state.kind if state else kind,
         **{column: getattr(state, column, None) for column in ("serial", "entries", "issued", "expires")},
         "signers": list(state.signers) if state else [],
         "loaded": state and state.loaded_at, "digest": state and state.content_digest,
-        "state": "never loaded" if state is None else "expired" if expired else "in force",
+        "state": "never loaded" if found is None else "damaged" if state is None else "expired" if expired else "in force",
     }  # fmt: skip
 
 
@@ -76,10 +116,10 @@ def history(
 
     async def found(store: ListStore) -> list[Event]:
         events = await store.history(None, limit if list_name is None else HISTORY_MAX)
-        known = dict.fromkeys((*checked.lists, *await store.states()))
         of_list = [event for event in events if list_name is None or is_about(event, list_name)]
-        if list_name is not None and list_name not in known and not any(event.list for event in of_list):
-            raise no_list(list_name, known, checked.path)
+        named = list_name is None or list_name in checked.lists or any(event.list for event in of_list)
+        if list_name is not None and not named and await store.state(list_name) is None:
+            raise no_list(list_name, checked.lists, checked.path)
         return of_list[-limit:]
 
     rows = [{key: getattr(event, key) for key in HISTORY_KEYS} for event in with_store(checked, found, fresh=False)]
@@ -117,30 +157,33 @@ def add(
     until: Annotated[str, typer.Option(metavar="TIME", help="When the entries end: 2026-12-31 (that day included), 2026-12-31T12:00:00Z, or 14d from now.")] = "",
     imsi: Imsi = None, tac: Tac = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there already the new reason and end.")] = False,
-    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+    dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Put entries into a local list.
 
-    Running nodes follow at once. Nothing is added if one of the entries is there already.
+    Running nodes follow at once. Nothing is added if one of the entries is there already, or if more devices come than the list's
+    growth_max and change_min allow.
     """
     try:
         from_now = duration(until)
         end = until_seconds(until) if from_now is None else int((datetime.now(UTC) + from_now).timestamp())
     except ValueError:
         raise fail(f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE) from None
-    _edit(config, list_name, ADD, identifiers, imsi, tac=tac, as_json=as_json, reason=reason, until=end, replace=replace)
+    options = {"reason": reason, "dry_run": dry_run, "force": force, "until": end, "replace": replace}
+    _edit(config, list_name, ADD, identifiers, imsi, tac=tac, as_json=as_json, **options)
 
 
 def remove(
     list_name: LocalList, identifiers: Identifiers, reason: Reason, imsi: Imsi = None, tac: Tac = False,
-    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+    dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Take entries out of a local list.
 
-    Running nodes follow at once. Nothing is removed if one of the entries is not there. When a TAC is removed, devices under it that
+    Running nodes follow at once. Nothing is removed if one of the entries is not there, or if more devices go than the list's
+    shrink_max and change_min allow. When a TAC is removed, devices under it that
     are listed on their own stay; a device that is listed only by its TAC cannot be removed alone.
     """
-    _edit(config, list_name, REMOVE, identifiers, imsi, tac=tac, as_json=as_json, reason=reason)
+    _edit(config, list_name, REMOVE, identifiers, imsi, tac=tac, as_json=as_json, reason=reason, dry_run=dry_run, force=force)
 
 
 def _edit(

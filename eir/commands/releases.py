@@ -5,19 +5,23 @@ import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, who, with_store
-from eir.commands.output import EXIT_NO, print_json, progress, say
+from eir.commands.output import EXIT_NO, print_json, progress, say, warn
 from eir.config import Config, load_config
+from eir.daemon.loader import Loads
 from eir.errors import ReleaseRefused
-from eir.lists.load import load_release
-from eir.lists.store import ListStore
+from eir.lists.delivered import Progress
+from eir.lists.inbox import UNRECORDED
+from eir.lists.load import Loader, LoadReport
+from eir.lists.store import REFUSED, ListStore
 from eir.operate import control
-from eir.stores.open import highest_serials
+from eir.stores.open import open_store, serial_marks
 
 INBOX_NICE = 10
 """A node has this done beside it, and checks come first."""
@@ -44,7 +48,8 @@ def load(
     checked = load_config(config)
     loaded: dict[str, int] = {}
     try:
-        reports = with_store(checked, lambda store: _load_all(store, checked, manifests, loaded, dry_run=dry_run, force=force))
+        with Loads(partial(_load, checked), checked.load_memory) as loads:
+            reports = with_store(checked, lambda store: _load_all(store, checked, loads, manifests, loaded, dry_run=dry_run, force=force))
     except KeyboardInterrupt:
         said = "what is reported above stays in force" if loaded else "no release was reported as loaded"
         say(f"interrupted; {said}; eir lists shows what is in force")
@@ -58,20 +63,20 @@ def load(
 
 
 async def _load_all(
-    store: ListStore, config: Config, manifests: list[Path], loaded: dict[str, int], *, dry_run: bool, force: bool
+    store: ListStore, config: Config, loads: Loads[Any, LoadReport], manifests: list[Path], loaded: dict[str, int], *,
+    dry_run: bool, force: bool,
 ) -> list[dict[str, Any]]:
     """Load one after the other; a refused one does not stop the next. `loaded` takes the generation of each list that was loaded."""
     reports: list[dict[str, Any]] = []
-    marks = await highest_serials(config.store, config.state)
+    marks = await serial_marks(config.store, config.state)
     for manifest in manifests:
         try:
             _must_be_manifest(manifest)
             with progress() as advance:
-                report = await load_release(
-                    manifest, config.lists, store, who=who(), now=datetime.now(UTC), force=force, dry_run=dry_run, marks=marks,
-                    progress=advance,
-                )  # fmt: skip
+                report = await loads.make((manifest, {"force": force, "dry_run": dry_run, "marks": marks}), advance)
         except ReleaseRefused as e:
+            if e.reason in UNRECORDED:
+                await Loader(config.lists, store, who(), datetime.now(UTC), dry_run=dry_run).record(e)
             say(f"{manifest}: refused ({e.reason}): {e.detail}")
             reports.append({"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail})
         else:
@@ -81,6 +86,17 @@ async def _load_all(
             say(f"{manifest}: {outcome}: {report.as_text()}")
             reports.append({"manifest": str(manifest), "outcome": outcome, **report.as_json()})
     return reports
+
+
+async def _load(config: Config, job: tuple[Path, dict[str, Any]], progress: Progress) -> LoadReport:
+    """One load, in its own process."""
+    manifest, options = job
+    store = open_store(config.store, config.state, report=warn)
+    try:
+        loader = Loader(config.lists, store, who(), datetime.now(UTC), progress=progress, memory_max=config.load_memory, **options)
+        return await loader.verify_and_load(manifest)
+    finally:
+        await store.close()
 
 
 def _taken_over(state: Path, loaded: Mapping[str, int]) -> str:
@@ -126,5 +142,5 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
         print_json(made.as_json())
     for taken in made.taken:
         say(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
-    if any(taken.outcome == "refused" or not taken.manifest for taken in made.taken):
+    if any(taken.outcome == REFUSED or taken.here for taken in made.taken):
         raise typer.Exit(EXIT_NO)

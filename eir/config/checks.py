@@ -15,8 +15,9 @@ from eir.config.kinds import did_you_mean
 from eir.config.reader import Document, Spot
 from eir.config.settings import Config
 from eir.diameter.capabilities import holds
-from eir.diameter.settings import PeerSettings
+from eir.diameter.settings import APPLICATIONS, PeerSettings
 from eir.diameter.transport.tls import TlsError, load_tls, read_tls
+from eir.lists.persons import distinct_signers
 from eir.lists.release import is_list_name
 from eir.lists.settings import PAIRS
 
@@ -121,8 +122,11 @@ def _warn_signers(config: Config, _: Document) -> Findings:
             continue
         written = map(bytes.strip, settings.signers.read_bytes().splitlines())
         lines = [line for line in written if line and not line.startswith(b"#")]
-        if len(lines) < settings.threshold and not any(b"cert-authority" in line for line in lines):
-            has = f"{settings.signers} holds {len(lines)} keys, and a release of {name} needs {settings.threshold}"
+        named = {str(at): line.split()[0].decode(errors="replace").strip('"').split(",") for at, line in enumerate(lines)}
+        persons = len(distinct_signers(named))
+        if persons < settings.threshold and not any(b"cert-authority" in line for line in lines):
+            whose = f" of {persons} persons" if persons < len(lines) else ""
+            has = f"{settings.signers} holds {len(lines)} keys{whose}, and a release of {name} needs {settings.threshold}"
             yield f"{has}: none will load", ("lists", name, "signers")
 
 
@@ -158,6 +162,8 @@ def _warn_peers(config: Config, document: Document) -> Findings:
         if first is not None:
             line = document.line("peers", first)
             yield f"this peer is never reached: the entry in line {line} fits whatever it fits", ("peers", at)
+        if peer.connect is not None and APPLICATIONS in peer.lenient:
+            yield "a peer without S13 refuses our connection, so that its own may not come either; leave out 'connect'", ("peers", at, "connect")
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:

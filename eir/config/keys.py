@@ -13,7 +13,7 @@ from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
 from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, TlsSettings
 from eir.diameter.transport.tls import VERSIONS
-from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
+from eir.lists.settings import DEVICES, LOAD_MEMORY, PAIRS, SUBSCRIBERS, ListSettings
 from eir.stores.open import SQLITE
 
 WATCHDOG_MIN_S = 6
@@ -27,10 +27,15 @@ def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...
     return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, **names)
 
 
+def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
+    """What a peer may take of the node, and beside it what a load may take of the host."""
+    return {"limits": Limits(**of_peers), "load_memory": load_memory}
+
+
 SECTIONS = (
     Section("identity", partial(Identity, origin_state_id=0)),
     Section("peers[]", _peer),
-    Section("limits", Limits),
+    Section("limits", _limits),
     Section("tls", TlsSettings, optional=True),
     Section("lists.*", ListSettings),
     Section("policy", PolicySettings),
@@ -73,6 +78,7 @@ TABLE = (
     Key("limits.source_connections_max", kinds.whole(1, 65536), LIMITS.source_connections_max, "connections at once from one network of addresses (IPv4 /24, IPv6 /64)"),
     Key("limits.source_unidentified_max", kinds.whole(1, 65536), LIMITS.source_unidentified_max, "of those, the ones that have not sent a CER yet; above, the oldest of the address with most of them goes"),
     Key("limits.rate_max", kinds.number(0.1, 1e6, "requests a second"), None, "requests of all peers together that are answered; those above get `overload_answer`; no limit if left out"),
+    Key("limits.load_memory", kinds.byte_size(128 << 20, 1 << 44), LOAD_MEMORY, "memory that a load may take, in the drop folder or by hand: at least 12 bytes for each row; a release that takes more is refused, and no check notices"),
     Key("overload_answer", kinds.STATUS_OR_TOO_BUSY, kinds.TOO_BUSY, "what a request above a rate_max gets, at once: 3004 (too busy), or a status without a look at any list"),
     Key("tls.certificate", kinds.FILE, REQUIRED, "the node's certificate in PEM, followed by those of authorities between it and one that peers know"),
     Key("tls.key", kinds.FILE, REQUIRED, "its private key in PEM, without a passphrase"),
@@ -88,8 +94,10 @@ TABLE = (
     Key("lists.*.local", kinds.FLAG, False, "instead of signers: changed by eir add and eir remove, and by no release"),
     Key("lists.*.revoked", kinds.FILE, None, "revoked keys, as ssh-keygen -Y verify -r takes them; nothing is revoked if left out"),
     Key("lists.*.threshold", kinds.whole(1, 16), 1, "how many different keys, of different signers, must sign a release"),
-    Key("lists.*.shrink_max", kinds.percentage(100), 0.20, "share of the devices in force that a release may take away (a TAC counts as a million)"),
-    Key("lists.*.growth_max", kinds.percentage(100_000), 0.20, "share of the devices in force that a release may add"),
+    Key("lists.*.shrink_max", kinds.percentage(100), 0.20, "share of the devices in force that one change may take away without --force (a TAC counts as a million)"),
+    Key("lists.*.growth_max", kinds.percentage(100_000), 0.20, "share of the devices in force that one change may add without --force"),
+    Key("lists.*.change_min", kinds.whole(0, 10**9), 1000, "devices: a change that takes away fewer, or adds fewer, is within shrink_max or growth_max, whatever part of the list they are"),
+    Key("lists.*.serial_step_max", kinds.whole(1, 10**15), 1_000_000, "how far a release's serial may be above the highest that was ever accepted; a list's first release may have any up to 10^16"),
     Key("lists.*.range_tacs_max", kinds.whole(1, 10**8), 1000, "TACs that one range may span"),
     Key("lists.*.bad_rows_max", kinds.whole(0, 10**9), 100, "rows without a valid identifier that a release may have; with one more it is refused"),
     Key("inbox", kinds.FOLDER, None, "drop folder: signed releases that arrive in it are loaded, and moved to its accepted/ or refused/; no folder is watched if left out", live=False),

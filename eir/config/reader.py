@@ -66,7 +66,7 @@ class Section:
     path: str
     """As in a Key."""
     build: Callable[..., Any] | None = None
-    """Called with the values by name; None: they belong to what is around the section."""
+    """Called with the values by name; None: they belong to what is around the section, as all in a dict that is built do."""
     optional: bool = False
     """None if it is not there, although something in it is required."""
     entries: "dict[str, Key | Section]" = field(default_factory=dict)
@@ -219,7 +219,7 @@ class _Reader:
         for name, entry in section.entries.items():
             inner = (*spot, name)
             value, show = self.entry(found[name][1], entry, inner) if name in found else self.missing(entry, inner, line)
-            if isinstance(entry, Section) and entry.build is None:
+            if isinstance(entry, Section) and not entry.shape and isinstance(value, dict):
                 values |= value
             else:
                 values[getattr(entry, "field", "") or name] = value

@@ -27,6 +27,8 @@ class Config:
     peers: tuple[PeerSettings, ...]
     tls: TlsSettings | None
     limits: Limits
+    load_memory: int
+    """Bytes that a load may take."""
     overload_answer: Status | None
     """What a request past a `rate_max` gets; None: 3004."""
     state: Path

@@ -11,19 +11,24 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eir.config import Config
+from eir.daemon.loader import Loads
 from eir.errors import EirError, Report, StoreError
+from eir.lists.delivered import Progress
 from eir.lists.drop_folder import AGAIN_S, Listing, Watch, look
 from eir.lists.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
-from eir.lists.store import ACCEPTED, ListStore
-from eir.stores.open import highest_serials, open_store
+from eir.lists.load import Loader, LoadReport
+from eir.lists.release import Release
+from eir.lists.store import ACCEPTED, ListStore, Mark
+from eir.stores.open import open_store, serial_marks
 
 POLL_S = 1.0
 CLAIM, CLAIM_S = "inbox", 30.0
@@ -40,39 +45,57 @@ LEVELS = {ACCEPTED: "info", WAITING: "info"}
 
 
 async def make_pass(config: Config, who: str) -> Pass:
-    """Make one pass over the drop folder, if no other node is at it.
+    """Make one pass over the drop folder, if no other node is at it. To be called before there are threads or open stores.
 
-    The loads run in a thread, on a loop and a store of their own, while this one keeps the right to load. Raises EirError
-    if there is no drop folder or it cannot be used.
+    The loads run in processes of their own, while this one keeps the right to load. Raises EirError if there is no drop folder
+    or it cannot be used.
     """
     if config.inbox is None:
         raise EirError(f"{config.path} names no drop folder (inbox)")
-    attempts = Attempts(config.state / ATTEMPTS_FILE)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, _leave, number, attempts)
-    store = open_store(config.store, config.state)
-    try:
+    with Loads(partial(_load, config, who), config.load_memory) as loads:
+        attempts = Attempts(config.state / ATTEMPTS_FILE)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, _leave, number, attempts)
+        store = open_store(config.store, config.state)
         holder = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
         try:
             if not await store.claim(CLAIM, holder, CLAIM_S):
                 return Pass(again_s=CLAIM_S / 3)
+            lease = _Lease(store, holder, time.monotonic() + CLAIM_S)
+            keeping = asyncio.create_task(lease.keep())
+            try:
+                marks = await serial_marks(config.store, config.state)
+                return await take_in(
+                    PassSettings(
+                        folder=config.inbox, lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC), marks=marks,
+                        patience_s=config.inbox_patience_s, attempts=attempts, ours=lease.held,
+                        load=lambda release, folder: loads.make((release, folder, marks)),
+                    )
+                )  # fmt: skip
+            finally:
+                keeping.cancel()
+                with suppress(StoreError):
+                    await store.claim(CLAIM, holder, 0)
         except StoreError as error:
-            away = Taken(manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}")
+            away = Taken(manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}", here=True)
             return Pass(taken=(away,), again_s=AGAIN_S)
-        lease = _Lease(store, holder, time.monotonic() + CLAIM_S)
-        keeping = asyncio.create_task(lease.keep())
-        try:
-            return await asyncio.to_thread(asyncio.run, _load(config, who, attempts, lease.held))
         finally:
-            keeping.cancel()
-            with suppress(StoreError):
-                await store.claim(CLAIM, holder, 0)
+            await store.close()
+
+
+async def _load(config: Config, who: str, job: tuple[Release, Path, Mapping[str, Mark]], progress: Progress) -> LoadReport:
+    """One load, in its own process."""
+    release, folder, marks = job
+    store = open_store(config.store, config.state)
+    try:
+        loader = Loader(config.lists, store, who, datetime.now(UTC), marks, progress=progress, memory_max=config.load_memory)
+        return await loader.load(release, folder)
     finally:
         await store.close()
 
 
 def _leave(number: int, attempts: Attempts) -> None:
-    """End at once: the store takes a load that ends in the middle, and the thread that makes it cannot be told to stop."""
+    """End at once, and the load with it: the store takes one that ends in the middle."""
     attempts.forget()
     os._exit(128 + number)
 
@@ -97,19 +120,6 @@ class _Lease:
             asked = time.monotonic()
             with suppress(StoreError):
                 self.until = asked + CLAIM_S if await self.store.claim(CLAIM, self.holder, CLAIM_S) else 0.0
-
-
-async def _load(config: Config, who: str, attempts: Attempts, ours: Callable[[], bool]) -> Pass:
-    store = open_store(config.store, config.state)
-    try:
-        return await take_in(
-            PassSettings(
-                folder=config.inbox or Path(), lists=config.lists, store=store, who=who, clock=lambda: datetime.now(UTC),
-                patience_s=config.inbox_patience_s, attempts=attempts, ours=ours, marks=await highest_serials(config.store, config.state),
-            )
-        )  # fmt: skip
-    finally:
-        await store.close()
 
 
 class DropFolder:

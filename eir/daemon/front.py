@@ -25,7 +25,8 @@ from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, StoreError
-from eir.lists.store import REFUSED, Outcome
+from eir.lists.patience import STOOD_STILL, in_time
+from eir.lists.store import FORCED, REFUSED, Outcome
 from eir.operate import metrics
 from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
 from eir.operate.http import HttpServer, pages
@@ -40,8 +41,6 @@ LOOK_S = 1.0
 """Between two looks at how the workers are."""
 OUTCOMES_S = 5.0
 """Between two looks at the outcomes of releases."""
-STORE_TIMEOUT_S = 5.0
-"""How long the outcomes of releases may take."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
@@ -215,27 +214,31 @@ class Front:
         """Read what became of releases; the front keeps no connection to the store for that."""
         store = open_store(self._config.store, self._config.state, check=False)
         try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
-                self._outcomes = tuple(await store.outcomes())
-        except TimeoutError:
-            self._log.report("store_error", level="warning", reason="timeout", detail="no figures of releases")
+            self._outcomes = tuple(await in_time(store.outcomes()))
         except StoreError as e:
-            self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
+            if e.cause == STOOD_STILL:
+                self._log.report("stood_still", level="warning", detail=str(e))
+            else:
+                self._log.report("store_error", level="warning", reason=e.cause, detail=str(e))
         finally:
             await store.close()
 
     async def snapshot(self) -> metrics.Snapshot:
         """All numbers of the node, for a scrape."""
-        # What the operator does to a local list is in the history too, and is no release; one that is offered for it is refused.
+        # What the operator does to a local list is in the history too, and is no release, but what was forced is to be seen; a
+        # release that is offered for it is refused.
         local = {name for name, settings in self._config.lists.items() if settings.local}
-        counted = [each for each in self._outcomes if each.outcome == REFUSED or each.list not in local]
+        counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
         ours: metrics.Snapshot = {
             "eir_peers_refused_total": metrics.by_label(self._acceptor.refused),
             "eir_diameter_errors_total": {("accept_failed",): self._acceptor.failures} if self._acceptor.failures else {},
             "eir_releases_total": {(each.list or UNKNOWN_LIST, each.outcome): each.count for each in counted},
-            "eir_release_last_refused_timestamp_seconds": metrics.times(
-                {each.list or UNKNOWN_LIST: each.last for each in counted if each.outcome == REFUSED}
-            ),
+            **{
+                f"eir_release_last_{outcome}_timestamp_seconds": metrics.times(
+                    {each.list or UNKNOWN_LIST: each.last for each in counted if each.outcome == outcome}
+                )
+                for outcome in (FORCED, REFUSED)
+            },
             "eir_tls_certificate_expires_timestamp_seconds": {(): self._certificate_ends.timestamp()} if self._certificate_ends else {},
             "eir_worker_restarts_total": {(): float(self._restarts)},
             "eir_build_info": {(__version__,): 1.0},

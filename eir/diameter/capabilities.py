@@ -8,18 +8,22 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from eir.diameter import dictionary as avps
+from eir.diameter import result
 from eir.diameter.application import Application, application_id_avp
 from eir.diameter.avp import Avp, encode_address, encode_text, encode_u32, u32_or
 from eir.diameter.base import CER
 from eir.diameter.context import NodeContext
 from eir.diameter.message import Answer, Message, Request
-from eir.diameter.result import NO_COMMON_APPLICATION, NO_COMMON_SECURITY, SUCCESS
 from eir.diameter.serve import check_grammar, check_header_bits
 from eir.diameter.settings import APPLICATIONS, Identity, PeerSettings
 from eir.errors import DiameterError
 
 NO_INBAND_SECURITY = 0
 """Inband-Security-Id (RFC 6733 6.10)."""
+CEA_REFUSED, CEA_NOT_NOW = "cea_result", "cea_not_now"
+"""Why a connection that we made is not opened: the peer will not have us, or may soon."""
+SOON_OVER = frozenset({result.TOO_BUSY, result.ELECTION_LOST, result.UNABLE_TO_COMPLY})
+"""Result-Codes of a CEA by which a peer may take us soon: it is busy, it has another connection of ours."""
 
 
 class Capabilities(NamedTuple):
@@ -81,11 +85,15 @@ def judge_cer(
     except DiameterError as e:
         found = e
     settings = found if isinstance(found, PeerSettings) else None
-    check_header_bits(request)
-    check_grammar(request, CER, settings, context)
-    if isinstance(found, DiameterError):
-        raise found
-    _check_common(said, found, context.application.id, secure=secure)
+    try:
+        check_header_bits(request)
+        check_grammar(request, CER, settings, context)
+        if isinstance(found, DiameterError):
+            raise found
+        _check_common(said, found, context.application.id, secure=secure)
+    except DiameterError as e:
+        e.entry = found.label if isinstance(found, PeerSettings) else found.entry
+        raise
     return found
 
 
@@ -94,9 +102,10 @@ def judge_cea(
 ) -> Capabilities:
     """What the peer that we connected to says of itself. Raises DiameterError for a CEA that opens nothing (RFC 6733 5.6)."""
     said = read_capabilities(answer)
-    if answer.result_codes != [SUCCESS]:
+    if answer.result_codes != [result.SUCCESS]:
         codes = ", ".join(map(str, answer.result_codes)) or "none"
-        raise DiameterError(0, "cea_result", f"its CEA has Result-Code {codes}")
+        reason = CEA_NOT_NOW if answer.result_codes and SOON_OVER.issuperset(answer.result_codes) else CEA_REFUSED
+        raise DiameterError(0, reason, f"its CEA has Result-Code {codes}")
     if settings.host is not None and said.host.lower() != settings.host.lower():
         # 5.6: Process-CEA; it is not the peer that was to be connected to.
         raise DiameterError(0, "cea_origin_host", f"its CEA has Origin-Host {said.host}")
@@ -105,15 +114,20 @@ def judge_cea(
     return said
 
 
+def has_common(said: Capabilities, application_id: int) -> bool:
+    """Whether a peer offers the application, or relays all of them (RFC 6733 5.3)."""
+    return bool(said.applications & {application_id, avps.RELAY})
+
+
 def _check_common(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
     """Whether we have anything in common with a peer (RFC 6733 5.3). Raises DiameterError 5010 or 5017."""
-    if not said.applications & {application_id, avps.RELAY} and APPLICATIONS not in settings.lenient:
+    if not has_common(said, application_id) and APPLICATIONS not in settings.lenient:
         offered = sorted(said.applications) or "no application"
         text = f"it offers {offered}, not {application_id}"
-        raise DiameterError(NO_COMMON_APPLICATION, "no_common_application", text)
+        raise DiameterError(result.NO_COMMON_APPLICATION, "no_common_application", text)
     # RFC 6733 6.10: an absent AVP means NO_INBAND_SECURITY; inside TLS there is nothing left to agree on.
     if not secure and said.inband_security and NO_INBAND_SECURITY not in said.inband_security:
-        raise DiameterError(NO_COMMON_SECURITY, "no_common_security", "it wants TLS on a connection without it")
+        raise DiameterError(result.NO_COMMON_SECURITY, "no_common_security", "it wants TLS on a connection without it")
 
 
 def source_address(text: str) -> IPv4Address | IPv6Address:
@@ -130,6 +144,17 @@ def may_connect(peers: Sequence[PeerSettings], source: IPv4Address | IPv6Address
 def find_peer(peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address) -> PeerSettings | None:
     """The first entry that fits; names compare without case (RFC 6733 4.3.1 and DNS)."""
     return next((each for each in peers if _is(each.host, host) and _is(each.realm, realm) and _from(each, source)), None)
+
+
+def nearest_miss(peers: Sequence[PeerSettings], said: Capabilities, source: IPv4Address | IPv6Address) -> tuple[str | None, str]:
+    """The first entry that would fit but for one thing, by its label, and that thing; None if there is none such."""
+    for settings in peers:
+        holds = {"host": _is(settings.host, said.host), "realm": _is(settings.realm, said.realm), "from": _from(settings, source)}
+        asked = {"host": settings.host is not None, "realm": settings.realm is not None, "from": bool(settings.sources)}
+        wrong = [name for name, fits in holds.items() if not fits]
+        if len(wrong) == 1 < sum(asked.values()):
+            return settings.label, wrong[0]
+    return None, ""
 
 
 def _is(wanted: str | None, name: str) -> bool:

@@ -11,6 +11,9 @@ from eir.diameter.transport.link import Link, Owner
 from eir.errors import EirError
 
 CONNECT_TIMEOUT_S = 10.0
+STAY_AWAY_S = 120.0
+"""How long a peer that refuses us is left alone. With each CER that they refuse some peers begin their own wait anew (Tc, usually 6 to
+30 s), and others give up: they connect to us only if we stay away for longer than that."""
 
 
 class Dialer:
@@ -25,6 +28,8 @@ class Dialer:
         self._failed = failed
         self._tasks: dict[PeerSettings, asyncio.Task[None]] = {}
         self._tls: ssl.SSLContext | None = None
+        self._not_before: dict[PeerSettings, float] = {}
+        """Until when a peer is left alone, on the loop's clock."""
 
     def dial(self, peers: Collection[PeerSettings], tls: ssl.SSLContext | None = None) -> None:
         """Connect to these peers from now on, and to no others; `tls`: for those at `tls://`."""
@@ -35,6 +40,12 @@ class Dialer:
             if settings not in self._tasks:
                 self._tasks[settings] = asyncio.get_running_loop().create_task(self._keep(settings))
 
+    def stay_away(self, settings: PeerSettings) -> None:
+        """Leave the peer alone for STAY_AWAY_S, taken out and put back or not: it has refused us, or would."""
+        now = asyncio.get_running_loop().time()
+        held = {peer: until for peer, until in self._not_before.items() if until > now}
+        self._not_before = held | {settings: now + STAY_AWAY_S}
+
     async def close(self) -> None:
         """Connect to nobody any more."""
         tasks = list(self._tasks.values())
@@ -42,7 +53,11 @@ class Dialer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep(self, settings: PeerSettings) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            if (held_s := self._not_before.get(settings, 0.0) - loop.time()) > 0:
+                await asyncio.sleep(held_s)
+                continue
             if await self._is_wanted(settings):
                 await self._attempt(settings)
             # Tc; it also keeps us away from a peer that said BUSY or DO_NOT_WANT_TO_TALK_TO_YOU (5.4.3).

@@ -22,7 +22,7 @@ class Type(NamedTuple):
     only_bytes: int | None = None
     """Length of the data, where the format allows only one."""
     least_bytes: int = 0
-    """Length of the zeros in an example of a missing AVP."""
+    """Length of the zeros that stand for a value."""
     test: Callable[[bytes], object] | None = None
     """Says of data whether they are a value, where their length does not say it."""
     is_group: bool = False
@@ -70,8 +70,13 @@ class Dictionary:
         return definition.name if definition else f"AVP {key & 0xFFFFFFFF} of vendor {key >> 32}"
 
     def example(self, key: int) -> bytes:
-        """An example of a missing AVP: zeros of the least length that its type allows (RFC 6733 7.1.5, 5005)."""
-        return encode(key, bytes(self.avps[key].type.least_bytes), flags=self.avps[key].flags)
+        """An example of a missing AVP: zeros of the least length of a value, a text's being 1 (RFC 6733 7.1.5, 5005).
+
+        Of a group it has no member, which only its application can choose.
+        """
+        definition = self.avps[key]
+        least = 0 if definition.type.is_group else max(1, definition.type.least_bytes)
+        return encode(key, bytes(least), flags=definition.flags)
 
     def corrected(self, key: int, flags: int) -> bytes:
         """An AVP whose length was wrong, as a Failed-AVP holds it: its header, a payload of zeros, a length that fits both.

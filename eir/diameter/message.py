@@ -10,6 +10,8 @@ from eir.errors import ConnectionFault
 VERSION = 1
 HEADER_BYTES = 20
 R_FLAG, P_FLAG, E_FLAG = 0x80, 0x40, 0x20
+TLS_HANDSHAKE = 0x1603
+"""How a TLS record that begins a handshake begins: its type, and the major part of its version (RFC 8446 5.1)."""
 
 _HEADER = struct.Struct("!IIIII")
 
@@ -22,6 +24,8 @@ def encode_message(flags: int, command: int, application_id: int, ids: tuple[int
 def frame_fault(first_word: int, length_max: int) -> ConnectionFault:
     """What is wrong with a message by its length, or else by its version, so that the stream cannot be followed behind it."""
     length = first_word & 0xFFFFFF
+    if first_word >> 16 == TLS_HANDSHAKE:
+        return ConnectionFault(0, "tls_hello", "it begins a TLS handshake on a connection without TLS")
     if length < HEADER_BYTES:
         # RFC 6733 3: no message is shorter.
         return ConnectionFault(0, "message_length", f"a message of {length} bytes")

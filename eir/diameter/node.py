@@ -17,7 +17,15 @@ from functools import partial
 from eir.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse
 from eir.diameter.answer import Reply
 from eir.diameter.application import Application
-from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer, may_connect
+from eir.diameter.capabilities import (
+    CEA_REFUSED,
+    Capabilities,
+    certificate_fits,
+    find_peer,
+    has_common,
+    may_connect,
+    nearest_miss,
+)
 from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
 from eir.diameter.counts import Counts
 from eir.diameter.dialer import Dialer
@@ -130,10 +138,20 @@ class Node:
         )  # fmt: skip
         self._rates.reconfigure(self._peers, self.context.limits)
         now = _now()
+        taken: dict[tuple[str, str], list[str]] = {}
         for link in list(self._links.values()):
-            if link.peer is not None:
-                self._reconfigure_link(link, link.peer, now)
+            if (peer := link.peer) is not None:
+                before = peer.settings
+                self._reconfigure_link(link, peer, now)
                 link.pump()
+                less = before.lenient - peer.settings.lenient if before is not None and peer.settings is not None else ()
+                if less and peer.capabilities is not None:
+                    taken.setdefault((peer.traffic.label, ",".join(sorted(less))), []).append(f"{peer.capabilities.host} at {link.address}")
+        for (label, lenient), connections in taken.items():
+            self.context.report(
+                "lenience_taken", peer=label, level="warning", lenient=lenient, connected=", ".join(connections),
+                detail="its connections stay; what was forgiven is an error from now on, in the next CER too",
+            )  # fmt: skip
         self._dial_all()
 
     async def drain(self, timeout_s: float) -> None:
@@ -259,7 +277,7 @@ class Node:
         except OSError as e:
             if not link.closed.done():
                 # The link has not seen it begin, so it will not tell that it is over.
-                self._refused("tls_handshake", address=link.address, detail=_reason(e))
+                self._refused("tls_handshake", address=link.address, detail=stream.fault_text(e, secure=True))
                 self.lost(link)
                 link.over()
             raise
@@ -296,9 +314,12 @@ class Node:
         return settings.host is None or await self._admission.may_dial(settings.host)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
-        detail = self._failures[settings.label] = _reason(fault)
-        reason = type(fault).__name__
-        self.context.report("connect_failed", peer=settings.label, reason=reason, level="warning", detail=detail)
+        secure = settings.connect is not None and stream.endpoint(settings.connect)[2]
+        self._cannot_connect(settings, type(fault).__name__, stream.fault_text(fault, secure=secure), address=settings.connect)
+
+    def _cannot_connect(self, settings: PeerSettings, reason: str, detail: str, *, address: str | None) -> None:
+        self._failures[settings.label] = detail
+        self.context.report("connect_failed", peer=settings.label, reason=reason, level="warning", detail=detail, address=address)
 
     def _connect(self, link: Link, settings: PeerSettings) -> Peer:
         """We have made this connection: the peer that speaks on it."""
@@ -320,14 +341,19 @@ class Node:
         """Whose CER or CEA it is (RFC 6733 5.3, 5.6); raises DiameterError 3010."""
         settings = find_peer(self._peers, said.host, said.realm, link.source)
         if settings is None:
-            raise DiameterError(UNKNOWN_PEER, "unknown_peer", f"no entry of the peer table fits {link.address}")
-        if said.host.lower() in {self.identity.host.lower(), (settings.as_host or "").lower()}:
-            raise DiameterError(UNKNOWN_PEER, "own_origin_host", "it calls itself by our own name")
-        if settings.label in self._disabled:
-            raise DiameterError(UNKNOWN_PEER, "disabled", "the peer is disabled")
+            entry, but = nearest_miss(self._peers, said, link.source)
+            detail = f"no entry of the peer table fits {link.address}" + (f"; {entry} would, but for its {but}" if entry else "")
+            raise DiameterError(UNKNOWN_PEER, "unknown_peer", detail, entry=entry)
+        reason = detail = ""
         names = link.certificate_names()
-        if names is not None and not certificate_fits(names, said, settings):
-            raise DiameterError(UNKNOWN_PEER, "tls_name", f"its certificate is for {', '.join(names) or 'nobody'}")
+        if said.host.lower() in {self.identity.host.lower(), (settings.as_host or "").lower()}:
+            reason, detail = "own_origin_host", "it calls itself by our own name"
+        elif settings.label in self._disabled:
+            reason, detail = "disabled", f"the peer is out of service until eir peer enable {settings.label}"
+        elif names is not None and not certificate_fits(names, said, settings):
+            reason, detail = "tls_name", f"its certificate is for {', '.join(names) or 'nobody'}"
+        if reason:
+            raise DiameterError(UNKNOWN_PEER, reason, detail, entry=settings.label)
         return settings
 
     def obey(self, order: Order) -> None:
@@ -377,12 +403,25 @@ class Node:
         if (timer := self._probes.pop(link.number, None)) is not None:
             timer.cancel()
         if link.dialed is not None and peer is not None and peer.settings is not None:
-            self._failures[peer.settings.label] = event.reason
+            self._dial_ended(link, peer, peer.settings, event)
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
+            if peer.settings is not None and not has_common(peer.capabilities, self.context.application.id):
+                self._dialer.stay_away(peer.settings)  # It was forgiven that, and would not forgive us.
             label = peer.traffic.label
             self._seen[label] = time.time()
             self.context.report("peer_closed", peer=label, reason=event.reason, host=peer.capabilities.host, address=link.address)
         self._follow(self._admission.closed(link.number, event.reason))
+
+    def _dial_ended(self, link: Link, peer: Peer, settings: PeerSettings, event: Closed) -> None:
+        """A connection that we made is over, or its capabilities exchange has failed."""
+        self._failures[settings.label] = event.detail or event.reason
+        if event.reason == CEA_REFUSED:
+            self._dialer.stay_away(settings)
+        elif event.reason == "peer_closed" and peer.watchdog is None:
+            # In TLS 1.3 a handshake is over for us before the other end has looked at our certificate.
+            fault = link.fault or ConnectionResetError("it closed the connection without a CEA")
+            reason = "tls_handshake" if peer.secure else event.reason
+            self._cannot_connect(settings, reason, stream.fault_text(fault, secure=peer.secure), address=link.address)
 
     def _drop(self, link: Link, reason: str) -> None:
         counts = self.context.counts
@@ -412,10 +451,6 @@ class Node:
         else:
             peer.configure(self.context, settings, now)
             peer.limit(self._rates.of(settings, now))
-
-
-def _reason(fault: Exception) -> str:
-    return str(getattr(fault, "verify_message", None) or getattr(fault, "reason", None) or fault or type(fault).__name__)
 
 
 def _now() -> float:

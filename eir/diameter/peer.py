@@ -52,18 +52,18 @@ class Peer:
     """One connection. `events` is for its owner to take and clear; `deadline` says when `timer` is to be called."""
 
     __slots__ = (
-        "_asked", "_close_at", "_context", "_dwr_ids", "_framer", "_identify", "_pending_cer", "_row", "_wait_until",
+        "_asked", "_close_at", "_context", "_dwr_ids", "_framer", "_identify", "_opening_ids", "_pending_cer", "_row", "_wait_until",
         "capabilities", "events", "more", "secure", "settings", "state", "traffic", "watchdog",
     )  # fmt: skip
 
     def __init__(
         self, context: NodeContext, identify: IdentifyPeer, *, addresses: Sequence[str], now: float, first_id: int,
-        secure: bool = False,
+        secure: bool = False, remote: str = "",
     ) -> None:  # fmt: skip
-        """`addresses`: of our end, for the CEA or CER. `secure`: the connection is inside TLS."""
+        """`addresses`: of our end, for the CEA or CER. `secure`: the connection is inside TLS. `remote`: of the other end, for reports."""
         self._context = context
         self._identify = identify
-        self.traffic = Traffic(context, tuple(addresses), first_id)
+        self.traffic = Traffic(context, tuple(addresses), first_id, remote)
         """Its messages: label, names and numbers."""
         self._framer = Framer(self, self.traffic)
         self.secure = secure
@@ -77,6 +77,8 @@ class Peer:
         self._asked: set[int] = set()
         self._dwr_ids: set[int] = set()
         self._pending_cer: Request | None = None
+        self._opening_ids: tuple[int, int] | None = None
+        """Hop-by-hop and end-to-end identifier of the CER that opened the connection."""
         self._close_at: float | None = None
         self._wait_until: float | None = now + context.limits.cer_timeout_s
         self._enter(State.WAIT_CER)
@@ -282,7 +284,7 @@ class Peer:
         # 7.1.3: 3010 follows the answer-message grammar; all others are a CEA with everything that belongs in one.
         traffic.refuse(request, CER_COMMAND, fault)
         detail, result = str(fault), fault.result_code
-        traffic.report("peer_refused", fault.reason, detail=detail, result=result, host=said.host, realm=said.realm)
+        traffic.report("peer_refused", fault.reason, detail=detail, result=result, host=said.host, realm=said.realm, entry=fault.entry)
         return self._leave(fault.reason, detail)
 
     def _send_cea(self, occasion: _Occasion) -> State | None:
@@ -290,6 +292,7 @@ class Peer:
         if request is None or settings is None:
             return self._leave("no_cer")
         self._pending_cer = None
+        self._opening_ids = request.hop_by_hop, request.end_to_end
         traffic.label = settings.label
         traffic.received(CER_COMMAND, "request")
         traffic.answer(request, CER_COMMAND, Reply(SUCCESS, avps=traffic.capability_avps()))
@@ -301,6 +304,7 @@ class Peer:
         if request is None or fault is None or said is None:
             return self._leave("refused")
         self._pending_cer = None
+        fault.entry = self.settings.label if self.settings is not None else None
         return self._refuse_cer(request, fault, said)
 
     def _process_cea(self, occasion: _Occasion) -> State | None:
@@ -312,7 +316,7 @@ class Peer:
             self.capabilities = judge_cea(answer, settings, self._identify, self._context, secure=self.secure)
         except DiameterError as e:
             self._context.counts.peers_refused[e.reason] += 1
-            self.traffic.report("peer_refused", e.reason, detail=str(e))
+            self.traffic.report("peer_refused", e.reason, detail=str(e), entry=settings.label)
             return self._leave(e.reason, str(e))
         self._open(occasion)
         return None
@@ -374,9 +378,14 @@ class Peer:
             self._drop(occasion)
 
     def _cer_again(self, occasion: _Occasion) -> None:
+        request = self._request(occasion.message)
+        if (request.hop_by_hop, request.end_to_end) == self._opening_ids:
+            # go-diameter sends its CER again while the first one is still being judged, and closes at a second CEA.
+            self._context.counts.dropped["cer_repeated"] += 1
+            return
         # 5.6 has R-Snd-CEA here, which would renegotiate; nobody does that, and an open connection stays as it is.
         fault = DiameterError(UNABLE_TO_COMPLY, "cer_again", "a CER on an open connection")
-        self._refuse_request(self._request(occasion.message), occasion.command, fault)
+        self._refuse_request(request, occasion.command, fault)
 
     def _drop(self, _: _Occasion) -> None:
         # 6.2.1: an answer that nobody waits for.
@@ -426,7 +435,7 @@ class Peer:
     def _refuse_request(self, request: Request, command: Command | None, fault: DiameterError) -> None:
         self._context.counts.errors[fault.reason] += 1
         self.traffic.refuse(request, command, fault)
-        self.traffic.report("request_refused", fault.reason, detail=str(fault), result=fault.result_code)
+        self.traffic.report("request_refused", fault.reason, detail=str(fault), result=fault.result_code, host=request.origin_host or None)
 
     def _send_dwr(self) -> None:
         self._dwr_ids.add(self.traffic.request(DEVICE_WATCHDOG, self.traffic.names.origin + self.traffic.state_id_avp()))

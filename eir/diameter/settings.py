@@ -127,6 +127,8 @@ _REMEDIES = {limit.name: f"limits.{limit.name}" for limit in fields(Limits)} | {
     "duplicate": "connections",
     "tls_name": "tls_names",
     "no_common_security": "a listener of the form tls://",
+    "tls_hello": "a listener of the form tls://, or TLS switched off at the peer",
+    "cea_result": "peers: leave out connect, if the peer connects to us",
 }
 
 

@@ -25,11 +25,13 @@ CER_COMMAND = BASE_COMMANDS[CAPABILITIES_EXCHANGE]
 class Traffic:
     """Messages out, counters and reports; `out` holds encoded messages in order until they are taken."""
 
-    __slots__ = ("_addresses", "_next_id", "answers", "context", "label", "names", "out", "requests")
+    __slots__ = ("_addresses", "_next_id", "_remote", "answers", "context", "label", "names", "out", "requests")
 
-    def __init__(self, context: NodeContext, addresses: tuple[str, ...], first_id: int) -> None:
+    def __init__(self, context: NodeContext, addresses: tuple[str, ...], first_id: int, remote: str = "") -> None:
+        """`addresses`: of our end. `remote`: of the other end, for reports."""
         self.context = context
         self._addresses = addresses
+        self._remote = remote
         self._next_id = first_id & 0xFFFFFFFF
         self.label = OTHER
         """The peer's label, once it is known who it is."""
@@ -116,11 +118,10 @@ class Traffic:
         counts.answers[self.label, result] += 1
 
     def report(self, event: str, reason: str, *, level: str = "warning", **fields: object) -> None:
-        """Report an event of this connection, with the setting that would have prevented it."""
-        setting = setting_for(reason)
-        if setting is not None:
-            fields["setting"] = setting
-        self.context.report(event, peer=self.label, reason=reason, level=level, **fields)
+        """Report an event of this connection, with its address, and the setting that would have prevented it."""
+        where = {"address": self._remote or None, "setting": setting_for(reason)}
+        told = {name: value for name, value in (fields | where).items() if value is not None}
+        self.context.report(event, peer=self.label, reason=reason, level=level, **told)
 
     def fault(self, fault: Exception) -> None:
         """Count and report a fault of our own: its type and the line that raised it, never its text, which may hold an identifier."""

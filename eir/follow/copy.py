@@ -23,6 +23,8 @@ from eir.stores.write import one_batch
 CLAIM_S = 60.0
 """How long one worker of a host has the sole right to write a list's copy, or to heal; longer than either takes."""
 RETRY_S = 1.0
+FULL_RETRY_S = 60.0
+"""Pause before a list for which the disk had no room is copied again: each try writes until it finds that."""
 LARGE_ENTRIES, LARGE_AFTER_S = 100_000, 3.0
 """A list of so many entries that changed as a whole is copied so much later: until then other workers, which began to read it
 when this one did, have the processors and the store for themselves."""
@@ -41,7 +43,7 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
     """Compare two states of a list.
 
     A generation that goes down, or stays while the content differs, means that the store lost what was written; so does
-    a lower highest serial, which never goes down by itself. A serial above all that were ever accepted is a signed
+    a lower highest serial, which never goes down but by an operator's reset, and those are counted. A serial above all that were ever accepted is a signed
     release that is new to everyone: it is followed even from a store that lost its generations. So is what is held already,
     when it was loaded once more into such a store.
     """
@@ -49,8 +51,8 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
         return Relation.SAME if held is None else Relation.LOST
     if held is None:
         return Relation.NEWER
-    if stored.highest_serial != held.highest_serial:
-        return Relation.NEWER if stored.highest_serial > held.highest_serial else Relation.LOST
+    if stored.mark != held.mark:
+        return Relation.NEWER if stored.mark > held.mark else Relation.LOST
     if stored.generation != held.generation:
         same = (stored.serial, stored.content_digest) == (held.serial, held.content_digest)
         return Relation.NEWER if same or stored.generation > held.generation else Relation.LOST
@@ -136,21 +138,23 @@ class CopyKeeper:
             copied = await self.copy.state(name)
             if not self._is_called_for(name, wanted, copied):
                 return True
-            if await self.copy.claim(f"{what} {name}", self._who, CLAIM_S):  # else another worker of this host is at it
-                try:
+            try:
+                if await self.copy.claim(f"{what} {name}", self._who, CLAIM_S):  # else another worker of this host is at it
                     if isinstance(wanted, _Keep):
                         await self._write_copy(name, wanted, copied)
                     elif copied is not None:
                         await self._write_back(name, copied, wanted.stored)
                     return True
-                finally:
-                    await self.copy.claim(f"{what} {name}", self._who, 0)
+            finally:  # also of a claim that was taken while this task was told to end
+                await self.copy.claim(f"{what} {name}", self._who, 0)
         except StoreChanged:
             return True  # the store went on, and so will the follower
         except GenerationConflict:
             pass  # another worker or node was faster, perhaps with an older state
         except StoreError as error:
             self._failed(f"{what}_{error.cause}", error)
+            if error.cause == "full" and isinstance(wanted, _Keep) and self._wanted.get(name) is wanted:
+                self._wanted[name] = replace(wanted, due=time.monotonic() + FULL_RETRY_S)
         except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
             self._failed("copy_internal", error)
             return False

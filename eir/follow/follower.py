@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
@@ -21,6 +21,7 @@ from eir.follow.slices import Slices
 from eir.lists.clock import TrustedClock
 from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList
 from eir.lists.pages import Page, digest_text
+from eir.lists.patience import STOOD_STILL, STORE_TIMEOUT_S, in_time
 from eir.lists.store import NO_LIST, ListState, ListStore
 
 T = TypeVar("T")
@@ -33,16 +34,17 @@ SIFT_S = 0.2
 """Pause between two looks whether a list's sieve has something to take in."""
 WAIT_S = 1.0
 """The states are read at least this often, whatever the store tells by itself."""
-STORE_TIMEOUT_S = 5.0
-"""How long one answer of the store may take."""
 RETRY_S = 1.0
-EXPIRE_S = 1.0
+CLOCK_S = 1.0
+"""The clock is read at least this often: a jump of it is noticed, although nobody asks for a row that ends."""
 READ_AGAIN_MAX = 5
 """How often a list is read again at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt"})
 """Causes that concern one list's pages, not the store."""
 UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
 """Pause before a list whose digest was wrong is read again; it doubles."""
+UNREADABLE_RETRY_S = 5.0
+"""Pause before a state that is damaged is read again: it may be long."""
 SOME_PAGES = 500
 """Touched pages that are read at a time."""
 PAIR_PAGES_MAX = 2_000
@@ -56,8 +58,8 @@ class Follower:
 
     `on_switch` is called with each list that came into force. `copy` is this node's last good copy (eir.follow.copy), where
     the store itself is elsewhere: it serves a start without the store, and unless `heal` is False it is written back to a
-    store that lost its data; `who` marks this worker there. `wall` and `monotonic` are the clocks by which rows end, and
-    `clock` judges them.
+    store that lost its data; `who` marks this worker there. `wall` and `monotonic` are the clocks by which rows of the index
+    end, and `clock` judges them.
     """
 
     def __init__(
@@ -78,11 +80,12 @@ class Follower:
         self.clock = TrustedClock() if clock is None else clock
         self._keeper = None if copy is None else CopyKeeper(store, copy, report, partial(self._failed, event="copy_failed"), who)
         self._heals = heal
-        self._slices, self._expiring, self._sifting = Slices(SLICE_S), Slices(SLICE_S), Slices(SLICE_S)
+        index.go_by(self._now)
+        self._slices, self._sifting = Slices(SLICE_S), Slices(SLICE_S)
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
-        self._unreadable: frozenset[str] = frozenset()
-        """Lists whose state in the store is damaged."""
+        self._unreadable: dict[str, float] = {}
+        """Lists whose state in the store is damaged, and when it is read again (monotonic)."""
         self._unproved: dict[str, tuple[float, float]] = {}
         self._said: dict[tuple[str, str], float] = {}
         self._in_step_at = monotonic()
@@ -90,7 +93,7 @@ class Follower:
     @property
     def longest_slice_s(self) -> float:
         """The longest time that the loop was held at once since start() was done, in seconds."""
-        return max(slices.longest_s for slices in (self._slices, self._expiring, self._sifting))
+        return max(slices.longest_s for slices in (self._slices, self._sifting))
 
     @property
     def lag_s(self) -> float:
@@ -108,6 +111,7 @@ class Follower:
         Raises nothing for a store that is away or a list that cannot be proved: see `up`, `errors`, `missing`, `from_copy`.
         """
         self._slices = Slices(math.inf)
+        self._now()  # a jump shows against an earlier time
         stored: Mapping[str, ListState] | None = None
         with self._faults_told():  # a node that would not start answers nobody
             stored = await self._states()
@@ -123,21 +127,20 @@ class Follower:
 
     async def _start_from_copy(self, copy: ListStore, stored: Mapping[str, ListState] | None) -> None:
         """Take from the copy what the store does not have newer: it is nearer, and it is what this node knew last."""
-        copied: Mapping[str, ListState] = {}
-        with self._faults_told(of_copy=True):
-            copied = await copy.states()
         for name, entries in tuple(self._index.lists.items()):
-            if name in copied and (stored is None or relation(copied[name], stored.get(name)) is not Relation.NEWER):
-                with self._faults_told(of_copy=True):
-                    if relation(entries.state, copied[name]) is Relation.NEWER:  # a worker that was forked may hold it already
-                        await self._take_all(copy, name, entries)
-                    self.from_copy.add(name)
+            with self._faults_told(of_copy=True):
+                copied = await copy.state(name)
+                if copied is None or (stored is not None and relation(copied, stored.get(name)) is Relation.NEWER):
+                    continue
+                if relation(entries.state, copied) is Relation.NEWER:  # a worker that was forked may hold it already
+                    await self._take_all(copy, name, entries)
+                self.from_copy.add(name)
 
     async def run(self) -> None:
         """Follow until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_store())
-            tasks.create_task(self._drop_ended())
+            tasks.create_task(self._keep_time())
             tasks.create_task(self._sift())
             if self._keeper is not None:
                 tasks.create_task(self._keeper.run())
@@ -147,28 +150,24 @@ class Follower:
             pause_s = RETRY_S
             with self._faults_told():
                 await self._pass(await self._states())
-                await _in_time(self._store.wait(self._seen, WAIT_S), STORE_TIMEOUT_S + WAIT_S)
+                await in_time(self._store.wait(self._seen, WAIT_S), STORE_TIMEOUT_S + WAIT_S)
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
 
-    async def _drop_ended(self) -> None:
+    async def _keep_time(self) -> None:
         while True:
-            await asyncio.sleep(EXPIRE_S)
-            await self._with_each(self._expiring, DeviceList.expire, self._now())
+            self._now()
+            await asyncio.sleep(CLOCK_S)
 
     async def _sift(self) -> None:
         while True:
-            await self._with_each(self._sifting, DeviceList.sift)
+            for name, entries in tuple(self._index.lists.items()):
+                self._sifting.begin()
+                with self._faults_told(name):
+                    while not entries.sift(self._sifting.deadline):
+                        await self._sifting.pause()
+                self._sifting.end()
             await asyncio.sleep(SIFT_S)
-
-    async def _with_each(self, slices: Slices, step: Callable[..., bool], *arguments: float) -> None:
-        """Do something to each list in steps, each told its deadline after `arguments`, until it says that nothing is left."""
-        for name, entries in tuple(self._index.lists.items()):
-            slices.begin()
-            with self._faults_told(name):
-                while not step(entries, *arguments, slices.deadline):
-                    await slices.pause()
-            slices.end()
 
     def _now(self) -> float:
         return self.clock.now(self._wall(), self._monotonic())
@@ -180,32 +179,25 @@ class Follower:
 
         Raises StoreError, also if no list's state can be read.
         """
-        self._unreadable = frozenset()
-        try:
-            return await _in_time(self._store.states())
-        except StoreError as error:
-            if error.cause != "corrupt":
-                raise
-            return await self._states_one_by_one(error)
-
-    async def _states_one_by_one(self, fault: StoreError) -> Mapping[str, ListState]:
-        names = tuple(self._index.lists)
+        began, lists = self._monotonic(), self._index.lists
+        self._unreadable = {name: due for name, due in self._unreadable.items() if name in lists and due > began}
+        names = [name for name in lists if name not in self._unreadable]
+        found = await asyncio.gather(*map(self._state, names), return_exceptions=True)
         states: dict[str, ListState] = {}
-        damaged: dict[str, StoreError] = {}
-        for name in names:
-            try:
-                if (found := await _in_time(self._store.state(name))) is not None:
-                    states[name] = found
-            except StoreError as error:
-                if error.cause != "corrupt":
-                    raise
-                damaged[name] = error
-        if len(damaged) == len(names):
-            raise fault
-        for name, reason in damaged.items():
-            self._failed("corrupt", reason, name)
-        self._unreadable = frozenset(damaged)
+        for name, state in zip(names, found, strict=True):
+            if isinstance(state, StoreError) and state.cause == "corrupt":
+                self._unreadable[name] = began + UNREADABLE_RETRY_S
+                self._failed("corrupt", state, name)
+            elif isinstance(state, BaseException):
+                raise state
+            elif state is not None:
+                states[name] = state
+        if lists and len(self._unreadable) == len(lists):
+            raise StoreError("corrupt", "no list's state in the store can be read")
         return states
+
+    async def _state(self, name: str) -> ListState | None:
+        return await in_time(self._store.state(name))
 
     async def _pass(self, states: Mapping[str, ListState]) -> None:
         if not self.up and self.errors:
@@ -291,9 +283,6 @@ class Follower:
             return
         if (found := digest_text(total)) != builder.state.content_digest:
             raise StoreError("digest", f"list {name}: pages have the digest {found}, not {builder.state.content_digest}")
-        slices.begin()
-        while not builder.expire(self._now(), slices.deadline):
-            await slices.pause()
         if await self._switch(name, entries, builder):
             self._proofs[name] = proof
             if source is self._store:
@@ -304,7 +293,13 @@ class Follower:
         proof = self._proofs.get(name)
         if proof is None or stored.generation < held.generation:
             return False
-        steps = await _in_time(self._store.changes(name, held.generation)) or ()
+        try:
+            steps = await in_time(self._store.changes(name, held.generation)) or ()
+        except StoreError as error:
+            if error.cause != "corrupt":
+                raise
+            self._failed("corrupt", error, name)
+            return False
         touched = {number for step in steps for number in step.pages or ()}
         pages_max = PAIR_PAGES_MAX if isinstance(entries, PairList) else AMENDED_PAGES_MAX
         if any(step.pages is None for step in steps) or not 0 < len(touched) <= pages_max:
@@ -330,7 +325,7 @@ class Follower:
         """Numbered pages as of a generation, empty ones for those that are not there. Raises StoreChanged."""
         state, there = NO_LIST, dict[int, Page]()
         for at in range(0, len(numbers), SOME_PAGES):
-            found, pages = await _in_time(self._store.some_pages(name, numbers[at : at + SOME_PAGES]))
+            found, pages = await in_time(self._store.some_pages(name, numbers[at : at + SOME_PAGES]))
             if found is None or found.generation != generation:
                 raise StoreChanged(f"list {name} changed while its touched pages were read")
             state = found
@@ -344,7 +339,6 @@ class Follower:
         slices = self._slices
         slices.begin()
         retired = self._index.switch(name, builder)
-        entries.expire(self._now(), slices.deadline)
         self._on_switch(name, builder.state)
         while not retired.free(slices.deadline):
             await slices.pause()
@@ -364,7 +358,10 @@ class Follower:
         try:
             yield
         except StoreError as error:
-            fault(f"copy_{error.cause}" if of_copy else error.cause, error)
+            if error.cause == STOOD_STILL:
+                self._report("stood_still", level="warning", list=name, detail=str(error))
+            else:
+                fault(f"copy_{error.cause}" if of_copy else error.cause, error)
         except Exception as error:  # noqa: BLE001  # the outermost loop of each task
             fault("copy_internal" if of_copy else "internal", error)
 
@@ -396,20 +393,12 @@ class Follower:
         return True
 
 
-async def _in_time(answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S) -> T:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await answer
-    except TimeoutError:
-        raise StoreError("timeout", f"the store did not answer within {timeout_s:g} s") from None
-
-
 async def _batches(source: ListStore, name: str, *, gently: bool) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
     """The source's batches, each within the time that an answer may take."""
     async with aclosing(source.pages(name, gently=gently)) as batches:  # type: ignore[type-var]  # stores write it as a generator
         while True:
             try:
-                yield await _in_time(anext(batches))
+                yield await in_time(anext(batches))
             except StopAsyncIteration:
                 return
 

@@ -1,7 +1,7 @@
 """Rows to pages: collect keys, sort them, drop repeats, cut them at page boundaries, encode them; and what a delta changes.
 
 Ten million keys go through numpy a slab at a time, thousands of pages in one go; pages that ranges reach into go one by one.
-May import eir.device, eir.errors, numpy, pyroaring and lists' pages, roaring, content, pairs; knows neither files nor stores.
+May import eir.device, eir.errors, numpy and lists' pages, roaring, content, pairs, turnover; knows neither files nor stores.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +10,6 @@ from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
-from pyroaring import BitMap
 
 from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused
@@ -18,17 +17,19 @@ from eir.lists.content import Content, Keys, ReasonIndexes, Seconds, decode, enc
 from eir.lists.pages import PAGE_KEYS, Page, TacEntry, amended_digest
 from eir.lists.pairs import amended_pairs, has_pairs, pair_pages
 from eir.lists.roaring import decode_keys, encode_many, is_fresh
+from eir.lists.turnover import differences
 
 SLAB_KEYS = 1 << 16
 """Keys that are encoded in one go: small arrays stay in the processor's cache, and malloc keeps their memory."""
-SPAN_PAGES_MAX = 2_000_000
-"""Pages that the ranges of one release may reach into, `--force` or not: more would not fit in memory."""
+SPAN_PAGES_MAX = 500_000
+"""TACs that the ranges and whole TACs of one release may reach into, `--force` or not: twice as many as were ever allocated."""
+SPAN_KEYS_MAX = 10**9
+"""Identifiers between the first and the last of the ranges within each TAC, over all TACs: so much memory is walked for them."""
 EXPECTED_MAX = 1 << 27
 """Rows for which memory is set aside on a manifest's word; what no row fills is never really taken."""
 
 _REASON_BITS = np.uint64(8)
 _PAGE = np.uint64(PAGE_KEYS)
-_WHOLE = BitMap(range(PAGE_KEYS))
 
 
 class Span(NamedTuple):
@@ -117,6 +118,7 @@ class Rows:
         self.singles = {0: _Singles(min(expected, EXPECTED_MAX)), MEID_BASE: _Singles(0)}
         """Less what they are listed under here, so that a key and a reason fit in 64 bits."""
         self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
+        self._span_pages = 0
         self._pairs: list[tuple[Keys, Keys, ReasonIndexes, Seconds]] = []
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
@@ -130,7 +132,14 @@ class Rows:
             self.singles[base].append(keys[which] - np.uint64(base), some_reasons, None if until is None else until[which])
 
     def add_spans(self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
-        """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest."""
+        """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest.
+
+        Raises ReleaseRefused (`range`) as soon as all of them together reach into more than SPAN_PAGES_MAX TACs.
+        """
+        self._span_pages += int((last // _PAGE - first // _PAGE).sum()) + len(first)
+        if self._span_pages > SPAN_PAGES_MAX:
+            detail = f"its ranges and TACs reach into {self._span_pages} TACs or more; {SPAN_PAGES_MAX} is the most for one release"
+            raise ReleaseRefused("range", f"{detail}: split it, with deltas for what is left")
         self._spans.append((first, last, reasons, until))
 
     def add_pairs(self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
@@ -146,10 +155,7 @@ class Rows:
         return keys, imsis, reasons, until
 
     def spans(self) -> dict[int, list[Span]]:
-        """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if these are too many."""
-        pages = sum(int((last // _PAGE - first // _PAGE).sum()) + len(first) for first, last, *_ in self._spans)
-        if pages > SPAN_PAGES_MAX:
-            raise ReleaseRefused("range", f"the ranges reach into {pages} TACs; {SPAN_PAGES_MAX} is the most that can be held")
+        """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if they are too long within TACs."""
         by_page: dict[int, list[Span]] = {}
         for first, last, reasons, until in self._spans:
             reason_of, end_of = (repeat(0) if said is None else said.tolist() for said in (reasons, until))
@@ -158,6 +164,10 @@ class Rows:
                     start = number * PAGE_KEYS
                     span = Span(max(low - start, 0), min(high - start, PAGE_KEYS - 1), reason, end)
                     by_page.setdefault(number, []).append(span)
+        walked = sum(last - first for first, last in map(_reach, map(_parts, by_page.values())))
+        if walked > SPAN_KEYS_MAX:
+            detail = f"its ranges that do not cover their TACs reach over {walked} identifiers; {SPAN_KEYS_MAX} is the most"
+            raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
         return by_page
 
 
@@ -194,13 +204,15 @@ def build_pages(rows: Rows, progress: Callable[[int, int], None] | None = None) 
     return built
 
 
-def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable[Page], content_digest: str) -> Built:
+def amend_pages(
+    before: Iterable[Page], removed: Iterable[Page], added: Iterable[Page], content_digest: str, now: float = 0.0
+) -> Built:
     """What a delta makes of the pages that it touches.
 
     `removed`, `added`: pages built from the delta's rows; `before`: those of the list that have their numbers, and
     `content_digest` that of the list. Identifiers in `removed` go, then those in `added` come; one that is in the list
     already takes the reason and the end of its new row. TACs do so too, on their own: a removed TAC leaves what is listed
-    singly under it, and a removed identifier that only its TAC covers is not there.
+    singly under it, and a removed identifier that only its TAC covers is not there. `now`: as for `differences`.
     """
     old, gone, new = ({page.number: page for page in pages} for pages in (before, removed, added))
     amended = Built()
@@ -214,49 +226,43 @@ def amend_pages(before: Iterable[Page], removed: Iterable[Page], added: Iterable
             touched.append(had)
             after.append(page)
     amended.pages = after
-    amended.come, amended.gone = differences(touched, after)
+    amended.come, amended.gone = differences(touched, after, now)
     amended.content_digest = amended_digest(content_digest, touched, after)
     return amended
 
 
-def differences(before: Iterable[Page], after: Iterable[Page]) -> tuple[int, int]:
-    """Identifiers that come and that go between two lists (or the touched pages of one), a TAC counted as a million.
-
-    One that a TAC covers before and after stays, whether it is listed on its own or not.
-    """
-    old = {page.number: page for page in before}
-    come = go = 0
-    for page in after:
-        was = old.pop(page.number, None) or Page(page.number, b"")
-        if was.keys != page.keys or was.tac != page.tac:
-            had, has = _listed(was), _listed(page)
-            come += has.difference_cardinality(had)
-            go += had.difference_cardinality(has)
-    return come, go + sum(len(_listed(page)) for page in old.values())
+def _parts(spans: Iterable[Span]) -> list[Span]:
+    """Those that do not cover their TAC."""
+    return [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
 
 
-def _listed(page: Page) -> BitMap:
-    """What is listed, on its own or by its TAC."""
-    return decode_keys(page.keys) if page.tac is None else _WHOLE
+def _reach(parts: Sequence[Span]) -> tuple[int, int]:
+    """From the first remainder that one of these has to behind the last."""
+    return min((span.first for span in parts), default=0), max((span.last + 1 for span in parts), default=0)
 
 
 def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     """A page of single identifiers with the ranges that reach into it."""
-    parts = [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
+    parts = _parts(spans)
     whole = [TacEntry(span.reason, span.until) for span in spans if span.last - span.first == PAGE_KEYS - 1]
     tac = min(whole, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
     if not parts:  # no single identifier comes: nothing needs to be unfolded
         return page if tac is None else page._replace(extra=tac.extra + page.extra)
-    content, present = decode(page), np.zeros(PAGE_KEYS, bool)
-    reasons, until = np.zeros(PAGE_KEYS, np.uint8), np.zeros(PAGE_KEYS, np.int64)
-    present[content.low], reasons[content.low], until[content.low] = True, content.reasons, content.until
+    content, (begin, end) = decode(page), _reach(parts)
+    under = slice(*np.searchsorted(content.low, (begin, end)))
+    at = content.low[under] - np.uint32(begin)
+    present, reasons, until = np.zeros(end - begin, bool), np.zeros(end - begin, np.uint8), np.zeros(end - begin, np.int64)
+    present[at], reasons[at], until[at] = True, content.reasons[under], content.until[under]
     # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
     for span in sorted(parts, key=lambda span: (span.until == 0, span.until, -span.reason)):
-        part = slice(span.first, span.last + 1)
+        part = slice(span.first - begin, span.last + 1 - begin)
         where = ~present[part] | (endless(until[part]) <= endless(np.array(span.until)))
         reasons[part][where], until[part][where], present[part] = span.reason, span.until, True
-    low = np.flatnonzero(present).astype(np.uint32)
-    return encode(page.number, Content(low, reasons[low], until[low], tac))
+    fresh = np.flatnonzero(present)
+    low = np.concatenate((content.low[: under.start], (fresh + begin).astype(np.uint32), content.low[under.stop :]))
+    reasons = np.concatenate((content.reasons[: under.start], reasons[fresh], content.reasons[under.stop :]))
+    until = np.concatenate((content.until[: under.start], until[fresh], content.until[under.stop :]))
+    return encode(page.number, Content(low, reasons, until, tac))
 
 
 def _amended(old: Page, gone: Page, new: Page) -> Page:

@@ -27,6 +27,8 @@ CHUNK_BYTES = 2 << 20
 LINE_BYTES_MAX = 64 << 10
 EXPANDED_BYTES_PER_ROW = 4 << 10
 """Data may expand to this much for each row that the manifest promises (and for the header)."""
+EXPANDED_RATIO_MAX, EXPANDED_BYTES_FREE = 500, 16 << 20
+"""And to this many times its size as delivered, above the second: consecutive IMEIs with a long reason pack by 160."""
 ZSTD_WINDOW_BYTES_MAX = 128 << 20
 
 Done = Callable[[int], None]
@@ -121,20 +123,21 @@ class DataFile(AbstractContextManager["DataFile"]):
     def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
         """The expanded content in pieces that end with a newline each (one is added to a last line without).
 
-        Raises ReleaseRefused: `expanded` past `rows_max` rows' worth of bytes, `data` where it cannot be expanded or a
+        Raises ReleaseRefused: `expanded` past `rows_max` rows' worth of bytes or EXPANDED_RATIO_MAX, `data` where it cannot be expanded or a
         line has no end, `changed` if in the end the delivered bytes do not hash to `sha256`.
         """
         digest = hashlib.sha256() if self._kept is None else None
         source = _Delivered(self._read_at, digest, done)
-        left = (rows_max + 1) * EXPANDED_BYTES_PER_ROW
+        packed = EXPANDED_BYTES_FREE + EXPANDED_RATIO_MAX * self.size
+        left = most = min((rows_max + 1) * EXPANDED_BYTES_PER_ROW, packed)
         rest = b""
         expanded = _expanded(self.name, source)
         try:
             while chunk := expanded.read(CHUNK_BYTES):
                 left -= len(chunk)
                 if left < 0:
-                    detail = f"{self.name} expands to more than {EXPANDED_BYTES_PER_ROW} bytes for each row"
-                    raise ReleaseRefused("expanded", detail)
+                    of = f"{EXPANDED_RATIO_MAX} times its size" if most == packed else f"{EXPANDED_BYTES_PER_ROW} bytes for each row"
+                    raise ReleaseRefused("expanded", f"{self.name} expands to more than {of}")
                 if end := chunk.rfind(b"\n") + 1:
                     yield b"".join((rest, memoryview(chunk)[:end]))
                     rest = chunk[end:]

@@ -7,24 +7,25 @@ no link leads astray. What is here reads names, sizes and times, and no content.
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from eir.errors import EirError
-from eir.lists.release import Manifest
+from eir.lists.release import MANIFEST_ENDS, Manifest
 from eir.lists.store import ACCEPTED, REFUSED
 
 SETTLED_S = 1.0
 """A file that was changed less than this ago may still be on its way."""
-ITEMS_MAX = 3000
+ITEMS_MAX = 50_000
 """Files of the folder that are looked at; the rest waits until these have gone."""
 AGAIN_S, CHANGED_AGAIN_S = 30.0, 10.0
 """Pause between two passes where no file changes, and while files only grow."""
 
 FOLDER_MODE, TEXT_MODE = 0o750, 0o640
+NAME_BYTES_MAX = 255
 REFUSED_FILES_MAX, REFUSED_BYTES_MAX = 1000, 1 << 30
 """What `refused` keeps: the oldest files go first, those of the latest release never."""
 
@@ -54,8 +55,14 @@ def look(folder: Path | int) -> dict[str, Item]:
 
 
 def delivered(listing: Listing) -> list[str]:
-    """Manifests whose signature has arrived, by name."""
-    return sorted(name for name in listing if f"{name}.sig" in listing)
+    """Manifests whose signature has arrived, by name. Others' files cannot be taken for one: no data file may have such a name."""
+    return sorted(name for name in listing if name.endswith(MANIFEST_ENDS) and f"{name}.sig" in listing)
+
+
+def printable(name: str) -> str:
+    """A file's name as texts have it: octets that are not UTF-8 and control characters are escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def lacking(manifest: Manifest, listing: Listing, now: float) -> str:
@@ -91,10 +98,13 @@ class Watch:
         lain = since >= AGAIN_S and min(item.changed for item in listing.values()) + self._patience_s <= now
         if now >= self._again_at or lain:
             return True
-        fresh = [item for name, item in listing.items() if self._seen.get(name) != item]
+        fresh: dict[str, list[Item]] = {}  # a manifest and its signatures together, any other file alone
+        for name, item in listing.items():
+            if self._seen.get(name) != item:
+                fresh.setdefault(name.partition(f"{MANIFEST_ENDS}.sig")[0].removesuffix(MANIFEST_ENDS), []).append(item)
         if not fresh or not any(name.endswith(".sig") for name in listing):
             return False
-        return since >= CHANGED_AGAIN_S or all(settled(item, now) for item in fresh)
+        return since >= CHANGED_AGAIN_S or any(all(settled(item, now) for item in items) for items in fresh.values())
 
     def passed(self, listing: Listing, again_s: float | None, now: float) -> None:
         """A pass was made of what `listing` shows."""
@@ -104,21 +114,30 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """A drop folder, open: descriptors of it and of the rooms in it, and the names that were put away since."""
+    """A drop folder, open: descriptors of it and of the rooms in it, and the names that were put into a room since."""
 
     drop: int
     rooms: dict[str, int]
     moved: set[str] = field(default_factory=set)
 
-    def put_away(self, names: Sequence[str], room: str, text: tuple[str, str] | None = None) -> None:
-        """Move files in this order, and write a text (name, content) beside them first. Raises OSError."""
-        self.moved.update(names)
+    def places(self, names: Iterable[str], room: str) -> dict[str, str]:
+        """What these files will be called in a room, so that they replace nothing there: all as they are, or all with one mark."""
+        names, number = list(names), 1
+        while True:
+            places = {name: _marked(name, number) for name in names}
+            if not any(self._is_taken(place, room) for place in places.values()):
+                return places
+            number += 1
+
+    def put_away(self, places: Mapping[str, str], room: str, text: tuple[str, str] | None = None) -> None:
+        """Move files in this order, and write a text (its place, its content) beside them first. Raises OSError."""
+        self.moved.update(places.values())
         if text is not None:
             self.moved.add(text[0])
             _write_text(*text, self.rooms[room])
-        for name in names:
+        for name, place in places.items():
             with suppress(FileNotFoundError):  # the publisher took it back
-                os.rename(name, name, src_dir_fd=self.drop, dst_dir_fd=self.rooms[room])
+                os.rename(name, place, src_dir_fd=self.drop, dst_dir_fd=self.rooms[room])
 
     def prune(self) -> None:
         """Delete the oldest refused files past what is kept of them."""
@@ -128,6 +147,21 @@ class Rooms:
             if name not in self.moved and (files > REFUSED_FILES_MAX or size > REFUSED_BYTES_MAX):
                 with suppress(OSError):
                     os.unlink(name, dir_fd=self.rooms[REFUSED])
+
+    def _is_taken(self, name: str, room: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self.rooms[room], follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def _marked(name: str, number: int) -> str:
+    """`name`, then `name~2`, `name~3` and so on, within what a file system takes."""
+    if number == 1:
+        return name
+    mark = f"~{number}".encode()
+    return os.fsdecode(os.fsencode(name)[: NAME_BYTES_MAX - len(mark)] + mark)
 
 
 @contextmanager
@@ -144,6 +178,8 @@ def _opened(folder: Path, inside: int | None, stack: ExitStack) -> int:
         if inside is not None:
             with suppress(FileExistsError):
                 os.mkdir(folder, FOLDER_MODE, dir_fd=inside)
+            if stat.S_ISLNK(os.stat(folder, dir_fd=inside, follow_symlinks=False).st_mode):
+                raise EirError(f"the drop folder cannot be used: {folder} in it is a link; remove it, a folder is made in its place")
         no_link = os.O_NOFOLLOW if inside is not None else 0
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_link, dir_fd=inside)
     except OSError as error:
@@ -155,9 +191,6 @@ def _opened(folder: Path, inside: int | None, stack: ExitStack) -> int:
 
 
 def _write_text(name: str, text: str, folder_fd: int) -> None:
-    """A new file in place of what has the name."""
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=folder_fd)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(name, flags, TEXT_MODE, dir_fd=folder_fd), "w", encoding="utf-8") as file:

@@ -1,14 +1,16 @@
-"""The lists in memory, from which every check is answered. May import eir.lists and numpy; knows no store, loop or clock.
+"""The lists in memory, from which every check is answered. May import eir.lists and numpy; knows no store and no loop.
 
 A list is one dict of pages in the forms of eir.lists.keyset, and a sieve (eir.lists.sift). It is replaced by switching one
 reference; what it was before is freed in steps, and so goes everything else here that could take long: the caller gives a
 deadline of `time.perf_counter` and calls again until the step says that nothing is left.
+
+Whether a row has ended is decided when the row is asked for, by the clock that the index goes by. So no moment is left at
+which a row that has ended could answer, however it came here: by a switch, an amendment, a start, or time that went by.
 """
 
-import heapq
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from eir.lists.keyset import WHOLE, Keys, KeySet, count_of, find_in_bytes, hold, hold_arrays, hold_bitmap, keys_of, rank
+from eir.lists.keyset import WHOLE, KeySet, count_of, find_in_bytes, hold, hold_arrays, keys_of, rank
 from eir.lists.pages import PAGE_KEYS, Page, decode_sections
 from eir.lists.roaring import may_be_arrays
 from eir.lists.settings import PAIRS
 from eir.lists.sieve import KeyArray
-from eir.lists.sift import Sifter
+from eir.lists.sift import Sifter, room_for
 from eir.lists.store import ListState
 
 AMENDED_PAGES_MAX = 20_000
@@ -29,34 +31,39 @@ AMENDED_PAGES_MAX = 20_000
 
 STEPS_BETWEEN_CLOCKS = 32
 UNTIL_MAX = 2**32 - 1  # 2106: later ends are held as this one
-PAGE_BITS = 37
-"""Page numbers stay below 2^37 (eir.device: the highest key is MEID_BASE + 2^56)."""
+
+Clock = Callable[[], float]
+"""The time by which rows end, in Unix seconds."""
 
 
 class Contents:
     """What is in a list at one moment, and the ends of its rows. Parts of it are shared with the contents after it."""
 
-    __slots__ = ("due", "ends", "imsis", "more", "pages", "sifter", "subscribers", "tacs", "until")
+    __slots__ = ("ends", "imsis", "more", "pages", "sifter", "subscribers", "tacs", "temporary", "until")
 
-    def __init__(self, entries: int = 0) -> None:
+    def __init__(self) -> None:
         self.pages: dict[int, KeySet] = {}
-        self.sifter = Sifter(self.pages, entries)
-        # Rows that end, a page each: Unix seconds (4 bytes, 0 for none), in the order of keys or pairs; the sorted table of
-        # what ends when is a heap of end << PAGE_BITS | page, where entries of pages replaced since are passed over.
+        self.sifter = Sifter(self.pages, 0)
+        # Pages with rows that end: when, in Unix seconds (4 bytes, 0 for none), in the order of keys or pairs; one for all
+        # if they are alike.
         self.until: dict[int, bytes] = {}
-        self.due: list[int] = []
         # Whole TACs that end, a page each: when, and what is listed singly under them.
         self.tacs: dict[int, tuple[int, Part | None]] = {}
         # Pairs: for each device of a page, in order, its IMSI keys (8 bytes each); where some device has not exactly one,
         # for each device the position after its last IMSI (4 bytes).
         self.imsis: dict[int, bytes] = {}
         self.ends: dict[int, bytes] = {}
-        # Pairs, the other way: all IMSIs, and how many devices more than one an IMSI has.
+        # Pairs, the other way. Of rows that do not end: all IMSIs, and how many devices more than one an IMSI has; of rows
+        # that end: for each IMSI the end, or how many devices it has until when.
         self.subscribers: dict[int, BitMap] = {}
         self.more: dict[int, int] = {}
+        self.temporary: dict[int, int | Counter[int]] = {}
 
-    def bind(self, imsi: int, change: int) -> None:
-        """Count one device more (1) or less (-1) for an IMSI."""
+    def bind(self, imsi: int, end: int, change: int) -> None:
+        """Count devices more (1) or less (-1) for an IMSI, in rows with this end."""
+        if end:
+            self._bind_until(imsi, end, change)
+            return
         number, remainder = divmod(imsi, PAGE_KEYS)
         if (bitmap := self.subscribers.get(number)) is None:
             bitmap = self.subscribers[number] = BitMap()
@@ -67,6 +74,27 @@ class Contents:
             bitmap.add(remainder)
         else:
             bitmap.discard(remainder)
+
+    def _bind_until(self, imsi: int, end: int, change: int) -> None:
+        held = self.temporary.get(imsi)
+        if held is None and change == 1:
+            self.temporary[imsi] = end
+            return
+        counts = held if isinstance(held, Counter) else Counter(() if held is None else (held,))
+        counts[end] += change
+        if not counts[end]:
+            del counts[end]
+        if counts:
+            self.temporary[imsi] = counts
+        else:
+            self.temporary.pop(imsi, None)
+
+    def has_subscriber(self, imsi: int, now: float) -> bool:
+        """True if a row with this IMSI is in force."""
+        if imsi % PAGE_KEYS in self.subscribers.get(imsi // PAGE_KEYS, ()):
+            return True
+        held = self.temporary.get(imsi, 0)
+        return any(end > now for end in held) if isinstance(held, Counter) else held > now
 
     def put(self, number: int, part: "Part | None") -> None:
         """Replace one page with all that belongs to it."""
@@ -79,8 +107,6 @@ class Contents:
             self.tacs[number] = part.tac
         if part.until:
             self.until[number] = part.until
-        if part.next_end:
-            heapq.heappush(self.due, part.next_end << PAGE_BITS | number)
         if part.imsis:
             self.imsis[number] = part.imsis
         if part.ends:
@@ -93,21 +119,6 @@ class Contents:
         until, imsis, ends = self.until.get(number, b""), self.imsis.get(number, b""), self.ends.get(number, b"")
         return Part(held, until, imsis, ends, self.tacs.get(number))
 
-    def expire(self, now: int, deadline: float) -> bool:
-        """Drop rows whose end has come; True when none is left, False if the deadline came first."""
-        while self.due and self.due[0] >> PAGE_BITS <= now:
-            entry = heapq.heappop(self.due)
-            number = entry & (1 << PAGE_BITS) - 1
-            part = self.part(number)
-            if part is not None and part.next_end == entry >> PAGE_BITS:
-                rest = part.after(now)
-                for imsi, change in _changed_bindings(part, rest).items():
-                    self.bind(imsi, change)
-                self.put(number, rest)
-            if time.perf_counter() > deadline:
-                return False
-        return True
-
 
 @dataclass(slots=True, eq=False)
 class Part:
@@ -118,65 +129,59 @@ class Part:
     imsis: bytes = b""
     ends: bytes = b""
     tac: "tuple[int, Part | None] | None" = None
-    """The end of a whole TAC that has one, and the single rows under it, which count once it is over; `held` is WHOLE until
-    then, and all else is empty."""
+    """The end of a whole TAC that has one, and the single rows under it; then `held` is WHOLE, and all else is empty."""
 
-    @property
-    def next_end(self) -> int:
-        """The earliest end of a row in it; 0 if none ends. Under a TAC no row counts before the TAC ends."""
-        if self.tac is not None:
-            return self.tac[0]
-        if not self.until:
-            return 0
-        ends = np.frombuffer(self.until, dtype="<u4")
-        return int(ends[ends > 0].min())
-
-    def bound(self, position: int) -> memoryview:
-        """The IMSI keys of the device at a position of the page."""
-        imsis = memoryview(self.imsis).cast("Q")
-        if not self.ends:
-            return imsis[position : position + 1]
-        ends = memoryview(self.ends).cast("I")
-        return imsis[ends[position - 1] if position else 0 : ends[position]]
-
-    def after(self, now: int) -> "Part | None":
-        """What is left of it once the rows that end by `now` have gone; of a device, its SIMs that have not."""
+    def holds(self, remainder: int, now: float) -> bool:
+        """True if a row with this key is in force."""
         if self.tac is not None:
             end, singles = self.tac
-            return self if end > now else singles and singles.after(now)
+            return end > now or (singles is not None and singles.holds(remainder, now))
+        position = rank(self.held, remainder)
+        return position >= 0 and any(not end or end > now for end in self._ends_of(self._rows(position)))
+
+    def keys(self, now: float) -> Sequence[int]:
+        """All keys that a row in force has, in order."""
+        if self.tac is not None and self.tac[0] <= now:
+            singles = self.tac[1]
+            return () if singles is None else singles.keys(now)
+        keys = keys_of(self.held).tolist()
+        return [key for key in keys if self.holds(key, now)] if self.until else keys
+
+    def bound(self, remainder: int, now: float) -> tuple[int, ...]:
+        """The IMSI keys of the rows with this key that are in force."""
+        position = rank(self.held, remainder)
+        if position < 0:
+            return ()
+        rows = self._rows(position)
+        imsis = memoryview(self.imsis).cast("Q")[rows.start : rows.stop]
         if not self.until:
-            return self
-        keys = keys_of(self.held)
-        rows = len(self.imsis) // 8 if self.imsis else len(keys)
-        ends = np.frombuffer(self.until, dtype="<u4")
-        if len(ends) < rows:  # one end for all
-            ends = np.broadcast_to(ends, rows)
-        stay = (ends == 0) | (ends > now)
-        if not stay.any():
-            return None
-        until = ends[stay].tobytes() if ends[stay].any() else b""
-        if not self.imsis:
-            return _part(keys[stay], until)
-        counts = np.diff(np.frombuffer(self.ends, "<u4"), prepend=np.uint32(0)) if self.ends else np.ones(rows, "<u4")
-        left = np.bincount(np.repeat(np.arange(len(keys)), counts)[stay], minlength=len(keys))
-        some = left[left > 0]
-        imsis = np.frombuffer(self.imsis, "<u8")[stay].tobytes()
-        return _part(keys[left > 0], until, imsis, b"" if (some == 1).all() else np.cumsum(some).astype("<u4").tobytes())
+            return tuple(imsis)
+        return tuple(imsi for imsi, end in zip(imsis, self._ends_of(rows), strict=True) if not end or end > now)
+
+    def bindings(self) -> Iterator[tuple[int, int]]:
+        """Each row of a list of pairs: its IMSI key and its end (0: none)."""
+        imsis = memoryview(self.imsis).cast("Q")
+        return zip(imsis, self._ends_of(range(len(imsis))), strict=True)
+
+    def _rows(self, position: int) -> range:
+        """The rows of the key at a position: one, or in a list of pairs one for each of its SIMs."""
+        if not self.ends:
+            return range(position, position + 1)
+        ends = memoryview(self.ends).cast("I")
+        return range(ends[position - 1] if position else 0, ends[position])
+
+    def _ends_of(self, rows: range) -> Sequence[int]:
+        ends = memoryview(self.until).cast("I")
+        if len(ends) > 1:
+            return ends[rows.start : rows.stop]
+        return (ends[0] if self.until else 0,) * len(rows)
 
 
-def _part(keys: Keys, until: bytes, imsis: bytes = b"", ends: bytes = b"") -> "Part | None":
-    held = hold_bitmap(BitMap(keys))
-    return None if held is None else Part(held, until, imsis, ends)
-
-
-def _bindings(part: "Part | None") -> Counter[int]:
-    return Counter(memoryview(part.imsis).cast("Q")) if part is not None and part.imsis else Counter()
-
-
-def _changed_bindings(before: "Part | None", after: "Part | None") -> dict[int, int]:
-    changed = _bindings(after)
-    changed.subtract(_bindings(before))
-    return {imsi: change for imsi, change in changed.items() if change}
+def _changed_bindings(before: "Part | None", after: "Part | None") -> dict[tuple[int, int], int]:
+    """Rows of pairs that come (1 or more of a kind) and go, by IMSI and end."""
+    changed = Counter(after.bindings() if after is not None else ())
+    changed.subtract(before.bindings() if before is not None else ())
+    return {row: change for row, change in changed.items() if change}
 
 
 def decode_part(page: Page) -> Part | None:
@@ -211,24 +216,31 @@ def decode_part(page: Page) -> Part | None:
 class DeviceList:
     """A list of keys: devices, or for kind `subscribers` IMSIs. What it holds changes by Index.switch only."""
 
-    __slots__ = ("_contents", "_get", "kind", "name", "state")
+    __slots__ = ("_contents", "_get", "_tacs", "_until", "kind", "name", "now", "state")
 
-    def __init__(self, name: str, kind: str) -> None:
-        self.name, self.kind = name, kind
+    def __init__(self, name: str, kind: str, now: Clock) -> None:
+        self.name, self.kind, self.now = name, kind, now
         self.state: ListState | None = None  # of the release that is in memory; None before the first one
         self._put(Contents())
 
     def _put(self, contents: Contents) -> None:
         self._contents = contents
-        self._get = contents.pages.get
+        self._get, self._until, self._tacs = contents.pages.get, contents.until, contents.tacs
 
     def holds(self, key: int) -> bool:
-        """True if the key (eir.device) is in the list. The way of a check that `doubtful` could not settle."""
-        if (held := self._get(key // 1_000_000)) is None:
+        """True if a row with the key (eir.device) is in force. The way of a check that `doubtful` could not settle."""
+        number = key // 1_000_000
+        if (held := self._get(number)) is None:
             return False
         if held.__class__ is bytes:
-            return find_in_bytes(held, key % 1_000_000) >= 0
-        return key % 1_000_000 in held
+            if find_in_bytes(held, key % 1_000_000) < 0:
+                return False
+        elif key % 1_000_000 not in held:
+            return False
+        if number in self._until or number in self._tacs:
+            part = self._contents.part(number)
+            return part is not None and part.holds(key % 1_000_000, self.now())
+        return True
 
     def doubtful(self, keys: KeyArray) -> npt.NDArray[np.bool_] | None:
         """For each key False if it is certainly not in the list, for a tenth of a look-up's cost; None until `sift` is done."""
@@ -239,19 +251,15 @@ class DeviceList:
         return self._contents.sifter.work(deadline)
 
     def __iter__(self) -> Iterator[int]:
-        """All keys in ascending order: a walk through the whole list."""
+        """All keys in ascending order that a row in force has: a walk through the whole list."""
         for number in sorted(self._contents.pages):
-            base = number * PAGE_KEYS
-            for remainder in keys_of(self._contents.pages[number]):
-                yield base + int(remainder)
+            part = self._contents.part(number)
+            for remainder in () if part is None else part.keys(self.now()):
+                yield number * PAGE_KEYS + remainder
 
     def builder(self, state: ListState, *, amend: bool = False) -> "ListBuilder":
         """As Index.builder, for a list that the index may let go meanwhile."""
         return ListBuilder(self.kind, state, self._contents, amend=amend)
-
-    def expire(self, now: float, deadline: float) -> bool:
-        """Drop the rows that end by `now` (Unix seconds); True when none is left, False if the deadline came first."""
-        return self._contents.expire(int(now), deadline)
 
 
 class PairList(DeviceList):
@@ -266,20 +274,21 @@ class PairList(DeviceList):
     def imsis(self, device: int) -> tuple[int, ...]:
         """The SIMs that a device is listed with."""
         part = self._contents.part(device // PAGE_KEYS)
-        position = rank(part.held, device % PAGE_KEYS) if part is not None else -1
-        return tuple(part.bound(position)) if part is not None and position >= 0 else ()
+        return () if part is None else part.bound(device % PAGE_KEYS, self.now() if part.until else 0.0)
 
     def has_subscriber(self, imsi: int) -> bool:
         """True if the list has this SIM with any device."""
-        return imsi % PAGE_KEYS in self._contents.subscribers.get(imsi // PAGE_KEYS, ())
+        return self._contents.has_subscriber(imsi, self.now())
 
     def device_bound_elsewhere(self, device: int, imsi: int) -> bool:
         """True if the list has the device, but not with this SIM."""
-        return self.holds(device) and not self.binds(device, imsi)
+        imsis = self.imsis(device)
+        return bool(imsis) and imsi not in imsis
 
     def subscriber_bound_elsewhere(self, device: int, imsi: int) -> bool:
         """True if the list has the SIM, but not with this device."""
-        return self.has_subscriber(imsi) and not self.binds(device, imsi)
+        # Asked first: a row that ends in between does not count as one with another device.
+        return not self.binds(device, imsi) and self.has_subscriber(imsi)
 
 
 class ListBuilder:
@@ -289,12 +298,14 @@ class ListBuilder:
     at most. Pages that stay the same stay the same objects: forked workers go on sharing them.
     """
 
-    __slots__ = ("_base", "_changes", "_contents", "_pairs", "amends", "state")
+    __slots__ = ("_base", "_changes", "_contents", "_pairs", "_room", "amends", "state")
 
     def __init__(self, kind: str, state: ListState, base: Contents, *, amend: bool) -> None:
         self.state, self.amends = state, amend
         self._base, self._pairs = base, kind == PAIRS
-        self._contents = base if amend else Contents(state.entries)
+        self._contents = base if amend else Contents()
+        self._room = 0
+        """Of the sieve, by the pages that came: what the state says may be damaged."""
         self._changes: dict[int, Part | None] = {}
 
     def add_all(self, pages: Sequence[Page], unchanged: frozenset[int] = frozenset()) -> None:
@@ -316,6 +327,7 @@ class ListBuilder:
             self.add(page)
 
     def _hold(self, number: int, held: KeySet, *, compare: bool = True) -> None:
+        self._room += room_for(held)
         before = self._base.pages.get(number) if compare else None
         same = before is not None and before.__class__ is held.__class__ and before == held
         self._contents.pages[number] = before if before is not None and same else held
@@ -337,22 +349,20 @@ class ListBuilder:
         if part is not None and (part.until or part.imsis or part.tac is not None):
             part.held = self._contents.pages[number]
             self._contents.put(number, part)
-            for imsi in memoryview(part.imsis).cast("Q") if self._pairs else ():
-                self._contents.bind(imsi, 1)
-
-    def expire(self, now: float, deadline: float) -> bool:
-        """Drop the rows that ended before the list came into force, as DeviceList.expire does after."""
-        return self.amends or self._contents.expire(int(now), deadline)
+            for imsi, end in part.bindings() if self._pairs else ():
+                self._contents.bind(imsi, end, 1)
 
     def finish(self) -> Contents:
         """The contents, with all amendments made. Index.switch calls it."""
         for number, part in self._changes.items():
             if self._pairs:
-                for imsi, change in _changed_bindings(self._contents.part(number), part).items():
-                    self._contents.bind(imsi, change)
+                for (imsi, end), change in _changed_bindings(self._contents.part(number), part).items():
+                    self._contents.bind(imsi, end, change)
             self._contents.put(number, part)
         if self.amends:
             self._contents.sifter.changed(self._changes, self.state.entries)
+        else:
+            self._contents.sifter = Sifter(self._contents.pages, min(self.state.entries, self._room))
         return self._contents
 
 
@@ -365,7 +375,7 @@ class Retired:
         self._tables: list[dict[int, Any]] = []
         if contents is not None:
             self._tables += (contents.pages, contents.until, contents.tacs, contents.imsis, contents.ends)
-            self._tables += (contents.subscribers, contents.more)
+            self._tables += (contents.subscribers, contents.more, contents.temporary)
 
     def free(self, deadline: float) -> bool:
         """Free some of it; True when nothing is left, False if the deadline came first."""
@@ -381,10 +391,11 @@ class Retired:
 
 
 class Index:
-    """All lists that the configuration names, in its order. `kinds`: name → devices, pairs or subscribers."""
+    """All lists that the configuration names, in its order. `kinds`: name → devices, pairs or subscribers; rows end by `now`."""
 
-    def __init__(self, kinds: Mapping[str, str]) -> None:
+    def __init__(self, kinds: Mapping[str, str], now: Clock = time.time) -> None:
         self.lists: dict[str, DeviceList] = {}
+        self._now = now
         self.reconfigure(kinds)
 
     def reconfigure(self, kinds: Mapping[str, str]) -> list[Retired]:
@@ -395,8 +406,14 @@ class Index:
             if kept is not None and kept.kind == kind:
                 self.lists[name] = before.pop(name)
             else:
-                self.lists[name] = PairList(name, kind) if kind == PAIRS else DeviceList(name, kind)
+                self.lists[name] = (PairList if kind == PAIRS else DeviceList)(name, kind, self._now)
         return [Retired(gone._contents) for gone in before.values()]  # noqa: SLF001  # one module, one owner of contents
+
+    def go_by(self, now: Clock) -> None:
+        """Have rows end by another clock."""
+        self._now = now
+        for entries in self.lists.values():
+            entries.now = now
 
     def builder(self, name: str, state: ListState, *, amend: bool = False) -> ListBuilder:
         """Begin the contents that list `name` shall have with this state: from nothing, or as an amendment of what it holds."""

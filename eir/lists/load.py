@@ -16,14 +16,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eir.errors import GenerationConflict, ReleaseRefused
-from eir.lists.build import Built, Rows, amend_pages, build_pages, differences
+from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
+from eir.lists.build import Built, Rows, amend_pages, build_pages
 from eir.lists.delivered import DataFile, Done, Progress, adding_up, open_folder
 from eir.lists.pages import content_digest
 from eir.lists.reasons import Reasons
 from eir.lists.release import DELTA, ROLES, Manifest, Release, about, check_serial, check_times, verify_release
-from eir.lists.settings import ListSettings
-from eir.lists.store import ACCEPTED, NO_LIST, REFUSED, Event, ListState, ListStore, recorded, utc_text
+from eir.lists.settings import LOAD_MEMORY, ListSettings
+from eir.lists.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, Mark, recorded, utc_text
+from eir.lists.turnover import by_force, differences, past_limits, turnover
 
 if TYPE_CHECKING:
     from eir.lists.reader import Tally
@@ -35,6 +36,8 @@ CLAIMS = " (claims {} {}, unverified)"
 """Ends the detail of a refusal whose manifest was never verified: the list and the serial that it names all the same."""
 _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 
+ROW_BYTES = 12
+"""Of memory that a load takes for each row, at least: its key, and its part of a page."""
 KEPT_BYTES_MAX = 256 << 20
 """Data files of a release that together are no larger stay in memory between hashing and reading."""
 
@@ -44,6 +47,8 @@ class LoadReport:
     """What a load did, or a dry run would have done."""
 
     list: str
+    holds: str
+    """The list's kind."""
     kind: str
     serial: int
     rows: int
@@ -57,9 +62,12 @@ class LoadReport:
     skipped: int
     wrong_check_digits: int | None
     """As Tally has both; wrong check digits are looked for in a dry run only, and their rows count all the same."""
-    come: int | None
-    """Identifiers (a TAC counts a million) that were not in the list before; None for a full release that was loaded."""
-    gone: int | None
+    come: int
+    """Identifiers (a TAC counts a million) that were not in the list before."""
+    gone: int
+    """Those that are no longer in it."""
+    lifted: tuple[str, ...]
+    """The limits that the release passes, and that were lifted by force: `shrink`, `growth`, `range`."""
     seconds: Mapping[str, float]  # by stage
     state: ListState | None
     """As stored; None for a dry run."""
@@ -75,7 +83,8 @@ class LoadReport:
         """The report in a line, and a line for each bad row that is named."""
         said = {
             f"{self.list} {self.kind} {self.serial}: {self.entries:,} entries, before {self.entries_before:,}": True,
-            f"{self.come or 0:,} identifiers come, {self.gone or 0:,} go": self.come is not None,
+            turnover(self.holds, self.come, self.gone): True,
+            by_force(self.lifted): self.lifted,
             f"{self.skipped:,} junk identifiers skipped": self.skipped,
             f"warning: {self.wrong_check_digits or 0:,} IMEIs of 15 digits end in a wrong check digit": self.wrong_check_digits,
             f"{self.bad_rows:,} bad rows left out": self.bad_rows,
@@ -87,20 +96,13 @@ class LoadReport:
 
 async def load_release(
     manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
-    dry_run: bool = False, marks: Mapping[str, int] | None = None, progress: Progress | None = None,
+    dry_run: bool = False, marks: Mapping[str, Mark] | None = None, progress: Progress | None = None,
 ) -> LoadReport:  # fmt: skip
     """Verify a release and load it into the list that it names, wholly or not at all. The arguments are those of Loader.
 
     Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
-    loader = Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None))
-    try:
-        with loader.stage(VERIFY, 1):
-            release = verify_release(manifest, lists, now=now)
-    except ReleaseRefused as refused:
-        await loader.record(refused)
-        raise
-    return await loader.load(release, manifest.parent)
+    return await Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None)).verify_and_load(manifest)
 
 
 def is_about(event: Event, name: str) -> bool:
@@ -117,13 +119,15 @@ class Loader:
     store: ListStore
     who: str
     now: datetime
-    marks: Mapping[str, int] = field(default_factory=dict)
-    """For each list the highest serial that this node has ever had in force, whatever the store says."""
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+    """For each list the highest serial that this node has ever had in force, as `ListState.mark`, whatever the store says."""
     force: bool = False
     """Lift the limits on shrinking, growth and ranges, and nothing else."""
     dry_run: bool = False
     """Do all but the switch, and record nothing."""
     progress: Progress = lambda *_: None
+    memory_max: int = LOAD_MEMORY
+    """Bytes; a release whose rows alone would take more is refused before one is read."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -143,6 +147,16 @@ class Loader:
                 digest=digest, outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
             ))  # fmt: skip
 
+    async def verify_and_load(self, manifest: Path) -> LoadReport:
+        """Load the release that this manifest makes. Raises as load_release."""
+        try:
+            with self.stage(VERIFY, 1):
+                release = verify_release(manifest, self.lists, now=self.now)
+        except ReleaseRefused as refused:
+            await self.record(refused)
+            raise
+        return await self.load(release, manifest.parent)
+
     async def load(self, release: Release, folder: Path) -> LoadReport:
         """Load a release that verify_release has just returned; its data files lie in `folder`. Raises as load_release."""
         name = release.manifest.list
@@ -151,7 +165,7 @@ class Loader:
             with about(release.manifest):
                 try:
                     return await self._load(release, folder)
-                except GenerationConflict:
+                except (GenerationConflict, StoreChanged):
                     detail = f"{name} was changed by another load or command meanwhile; nothing was written, see eir history {name}"
                     raise ReleaseRefused("conflict", detail) from None
         except ReleaseRefused as refused:
@@ -167,8 +181,9 @@ class Loader:
         settings = self.lists[manifest.list]
         check_times(manifest, self.now)
         before = await self.store.state(manifest.list) or NO_LIST
-        highest = max(self.marks.get(manifest.list, 0), before.highest_serial)
-        check_serial(manifest, current=None if before is NO_LIST else before.serial, highest=highest)
+        resets, highest = max(self.marks.get(manifest.list, NO_LIST.mark), before.mark)
+        current = None if before is NO_LIST else before.serial
+        check_serial(manifest, current=current, highest=highest, step_max=settings.serial_step_max)
 
         is_delta = manifest.kind == DELTA
         reasons = Reasons(before.reasons if is_delta else ())
@@ -178,13 +193,16 @@ class Loader:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
         with self.stage(BUILD, 1):
-            built = await (self._amended(settings, before, *rows) if is_delta else self._replaced(manifest.list, *rows))
-        if before.devices and not self.force:
-            _check_size(settings, before.devices, built.devices)
+            built = await (self._amended(settings, before, *rows) if is_delta else self._replaced(manifest.list, before, *rows))
+        passed = {} if before is NO_LIST else past_limits(settings, before.devices, built.come, built.gone)
+        if passed and not self.force:
+            reason, found = next(iter(passed.items()))
+            raise ReleaseRefused(reason, f"{found}; if that is meant, load it with --force")
+        lifted = (*passed, *(("range",) if tally.wide else ()))
 
         state = ListState(
             kind=settings.kind, serial=manifest.serial, generation=before.generation + 1, highest_serial=manifest.serial,
-            release_digest=release.digest, content_digest=built.content_digest, entries=built.entries, devices=built.devices,
+            serial_resets=resets, release_digest=release.digest, content_digest=built.content_digest, entries=built.entries, devices=built.devices,
             reasons=reasons.texts, issued=utc_text(manifest.issued), expires=utc_text(manifest.expires),
             signers=release.signers, loaded_at=utc_text(self.now),
         )  # fmt: skip
@@ -193,21 +211,21 @@ class Loader:
             write = self.store.amend if is_delta else self.store.replace
             with self.stage(WRITE, len(built.pages)):
                 stored = await write(manifest.list, state, built.pages, seen=before.generation)
-        conditions = (f"; {tally.bad} bad rows left out" if tally.bad else "") + ("; --force" if self.force else "")
+        conditions = f"; {tally.bad} bad rows left out" if tally.bad else ""
+        conditions += f"; {by_force(lifted)}" if self.force else ""
+        sizes = f"{built.entries} entries, before {before.entries}; {turnover(settings.kind, built.come, built.gone)}"
         event = Event(
             time=utc_text(self.now), who=self.who, what="load", list=manifest.list, serial=manifest.serial,
-            digest=release.digest, outcome=ACCEPTED,
-            detail=f"{built.entries} entries, before {before.entries}{conditions}; signed by {', '.join(release.signers)}",
+            digest=release.digest, outcome=FORCED if self.force else ACCEPTED,
+            detail=f"{sizes}{conditions}; signed by {', '.join(release.signers)}",
         )  # fmt: skip
         is_recorded = stored is not None and await recorded(self.store, event)
-        is_compared = is_delta or self.dry_run
         return LoadReport(
-            list=manifest.list, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
+            list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
             entries=built.entries, devices=built.devices, entries_before=before.entries, devices_before=before.devices,
             bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
             wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
-            come=built.come if is_compared else None, gone=built.gone if is_compared else None,
-            seconds=self.seconds, state=stored, recorded=is_recorded,
+            come=built.come, gone=built.gone, lifted=lifted, seconds=self.seconds, state=stored, recorded=is_recorded,
         )  # fmt: skip
 
     def _read(self, manifest: Manifest, folder: Path, kind: str, reasons: Reasons, tally: "Tally") -> Iterable[Rows]:
@@ -215,6 +233,7 @@ class Loader:
         from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
         files = manifest.files
+        _check_rows(sum(file.rows for file in files), self.memory_max)
         rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in ROLES[manifest.kind]}
         total = sum(entry.bytes for entry in files)
         with ExitStack() as stack:
@@ -231,19 +250,29 @@ class Loader:
                 for entry, file in opened:
                     chunks = file.chunks(entry.rows, entry.sha256, done)
                     found = read_rows(
-                        chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally
-                    )
+                        chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally,
+                        rows_max=entry.rows,
+                    )  # fmt: skip
                     if found != entry.rows:
                         raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
         return rows.values()
 
-    async def _replaced(self, name: str, rows: Rows) -> Built:
-        """What a full release makes of a list."""
+    async def _replaced(self, name: str, state: ListState, rows: Rows) -> Built:
+        """What a full release makes of a list that is in this state."""
         built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
         built.content_digest = content_digest(built.pages)
-        if self.dry_run:
-            before = [page async for _, batch in self.store.pages(name) for page in batch]
-            built.come, built.gone = differences(before, built.pages)
+        if state is NO_LIST:
+            built.come = built.devices
+        if state is NO_LIST or built.content_digest == state.content_digest:
+            return built
+        new, now = {page.number: page for page in built.pages}, self.now.timestamp()
+        async for found, before in self.store.pages(name):
+            if found.generation != state.generation:
+                raise GenerationConflict(f"list {name} is no longer at generation {state.generation}")
+            after = [new.pop(page.number) for page in before if page.number in new]
+            come, gone = differences(before, after, now)
+            built.come, built.gone = built.come + come, built.gone + gone
+        built.come += differences((), new.values(), now)[0]
         return built
 
     async def _amended(self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows) -> Built:
@@ -254,16 +283,14 @@ class Loader:
         found, before = await self.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
         if found is None or found.generation != state.generation:
             raise GenerationConflict(f"list {settings.name} is no longer at generation {state.generation}")
-        built = amend_pages(before, removed, added, state.content_digest)
+        built = amend_pages(before, removed, added, state.content_digest, self.now.timestamp())
         built.entries += state.entries
         built.devices += state.devices
         return built
 
 
-def _check_size(settings: ListSettings, before: int, after: int) -> None:
-    """Refuse a list that is much smaller or larger than the one in force: more likely a mistake than the truth."""
-    change = (after - before) / before
-    for reason, change_of, limit in (("shrink", -change, settings.shrink_max), ("growth", change, settings.growth_max)):
-        if change_of > limit:
-            found = f"{before} devices are in force and {after} would be: {change:+.1%}, where {reason}_max is {limit:.1%}"
-            raise ReleaseRefused(reason, f"{found}; if that is meant, load it with --force")
+def _check_rows(rows: int, memory_max: int) -> None:
+    """Refuse a release that cannot fit in memory, by what its manifest says (`too_large`)."""
+    if rows * ROW_BYTES > memory_max:
+        advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
+        raise ReleaseRefused("too_large", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least, and {advice}")

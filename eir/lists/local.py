@@ -21,9 +21,10 @@ from eir.lists.build import Built, Rows, amend_pages, build_pages
 from eir.lists.entries import entries_of
 from eir.lists.layout import tac_key
 from eir.lists.pages import PAGE_KEYS, Page
-from eir.lists.reasons import REASON_CHARS_MAX, reason_byte
+from eir.lists.reasons import check_reason, reason_byte
 from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
-from eir.lists.store import ACCEPTED, NO_LIST, Event, ListState, ListStore, recorded, utc_text
+from eir.lists.store import ACCEPTED, FORCED, NO_LIST, Event, ListState, ListStore, recorded, utc_text
+from eir.lists.turnover import by_force, past_limits, turnover
 
 ADD, REMOVE = "add", "remove"
 ENTRIES_MAX = 1000
@@ -58,13 +59,19 @@ class Edit:
     """Unix seconds at which added entries end; 0: they do not."""
     replace: bool = False
     """Entries that are there take the new reason and the new end."""
+    force: bool = False
+    """Lift the limits on what goes and what comes, and nothing else."""
+    dry_run: bool = False
+    """Say what it would do: write nothing, record nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditReport:
-    """What an edit did."""
+    """What an edit did, or a dry run would have done."""
 
     list: str
+    holds: str
+    """The list's kind."""
     what: str
     entries: int
     """Entries that the list holds now, as in ListState."""
@@ -72,20 +79,28 @@ class EditReport:
     """By how many these are more, or less."""
     come: int
     gone: int
-    """Identifiers, as build.differences counts them."""
+    """Identifiers, as turnover.differences counts them."""
     generation: int
+    lifted: tuple[str, ...]
+    """The limits that the edit passes, and that were lifted by force: `shrink`, `growth`."""
     recorded: bool
-    """False if the list was changed and then the history could not be written."""
+    """False if the list was changed and then the history could not be written, and for a dry run."""
+    dry_run: bool
 
     def as_text(self) -> str:
         """The report in a line."""
-        change = "reason and end replaced"
-        if self.come != self.gone:
-            change = f"{self.come - self.gone:+,} identifiers"
-        elif self.entries_change:
-            change = f"{self.entries_change:+,} entries for identifiers that are listed by their TAC"
-        said = f"{self.list}: {change}; entries now: {self.entries:,}"
-        return said if self.recorded else f"{said}; the history could not be written"
+        change = turnover(self.holds, self.come, self.gone)
+        if not self.come and not self.gone:
+            change = "reason and end replaced"
+            if self.entries_change:
+                change = f"{self.entries_change:+,} entries for devices that are listed by their TAC"
+        said = {
+            f"{self.list}: {change}; entries {'then' if self.dry_run else 'now'}: {self.entries:,}": True,
+            by_force(self.lifted): self.lifted,
+            "nothing was changed": self.dry_run,
+            "the history could not be written": not self.dry_run and not self.recorded,
+        }
+        return "; ".join(text for text, holds in said.items() if holds)
 
 
 def parse_entries(kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False) -> list[Entry]:
@@ -113,7 +128,8 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
     """Make the change, wholly or not at all.
 
     Raises EntryRefused where the list is not local or is of another kind, where an entry is there already (add, unless
-    `replace`) or is not (remove), or where there is no valid reason or the end is past; StoreError.
+    `replace`) or is not (remove), where there is no valid reason or the end is past, or where more comes or goes than the
+    list's limits allow (unless `force`); StoreError.
     """
     _check(edit, settings, now)
     numbers = sorted({entry.key // PAGE_KEYS for entry in edit.entries})
@@ -126,17 +142,25 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
         _refuse_what_changes_nothing(edit, settings.name, before, now)
         try:
             following, amended = await _edited(edit, settings, store, now, (state, before))
-            stored = await store.amend(settings.name, following, amended.pages, seen=state.generation)
+            passed = past_limits(settings, state.devices, amended.come, amended.gone)
+            if passed and not edit.force:
+                raise EntryRefused(f"nothing was changed: {next(iter(passed.values()))}; if that is meant, repeat it with --force")
+            if not edit.dry_run:
+                following = await store.amend(settings.name, following, amended.pages, seen=state.generation)
         except (GenerationConflict, StoreChanged):
             await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # spreads two operators, hides nothing
             continue
         until = f", until {utc_text(datetime.fromtimestamp(edit.until, UTC))}" if edit.until else ""
         what = TACS if any(entry.whole_tac for entry in edit.entries) else ""
-        detail = f"{edit.reason}{until}: {what}{', '.join(entry.text for entry in edit.entries)}"
-        event = Event(time=utc_text(now), who=who, what=edit.what, list=settings.name, outcome=ACCEPTED, detail=detail)
+        forced = f"; {turnover(settings.kind, amended.come, amended.gone)}; {by_force(passed)}" if edit.force else ""
+        detail = f"{edit.reason}{until}{forced}: {what}{', '.join(entry.text for entry in edit.entries)}"
+        event = Event(
+            time=utc_text(now), who=who, what=edit.what, list=settings.name, outcome=FORCED if edit.force else ACCEPTED, detail=detail
+        )
         return EditReport(
-            list=settings.name, what=edit.what, entries=stored.entries, entries_change=amended.entries,
-            come=amended.come, gone=amended.gone, generation=stored.generation, recorded=await recorded(store, event),
+            list=settings.name, holds=settings.kind, what=edit.what, entries=following.entries, entries_change=amended.entries,
+            come=amended.come, gone=amended.gone, generation=following.generation if not edit.dry_run else state.generation,
+            lifted=tuple(passed), recorded=not edit.dry_run and await recorded(store, event), dry_run=edit.dry_run,
         )  # fmt: skip
     raise GenerationConflict(f"{settings.name} was changed {TRIES_MAX} times while this change was being made: try again")
 
@@ -145,7 +169,7 @@ def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], 
     """The last event that added each entry, by its key, the key of its IMSI (0 for none) and whether it is a whole TAC."""
     found = {}
     for event in events:
-        if event.what == ADD and event.outcome == ACCEPTED:
+        if event.what == ADD:
             named = event.detail.rpartition(": ")[2]
             tacs = named.startswith(TACS)
             for text in named.removeprefix(TACS).split(", "):
@@ -167,8 +191,7 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
     """What can be told without looking at the list."""
     if not settings.local:
         raise EntryRefused(f"{settings.name} is changed by signed releases; only a list with `local: true` takes entries")
-    if not edit.reason.strip() or not edit.reason.isprintable() or len(edit.reason) > REASON_CHARS_MAX:
-        raise EntryRefused(f"a reason is needed: one line of at most {REASON_CHARS_MAX} characters")
+    check_reason(edit.reason)
     if edit.until and edit.until <= now.timestamp():
         raise EntryRefused(f"the end is over: it is {utc_text(now)}")
 
@@ -213,7 +236,7 @@ async def _edited(
             rows.add(key, *said)
     built = build_pages(rows).pages
     removed, added = ((), built) if edit.what == ADD else (built, ())
-    amended = amend_pages(before, removed, added, state.content_digest)
+    amended = amend_pages(before, removed, added, state.content_digest, now.timestamp())
     following = ListState(
         kind=settings.kind, serial=0, generation=state.generation + 1, highest_serial=state.highest_serial, release_digest="",
         content_digest=amended.content_digest, entries=state.entries + amended.entries,

@@ -4,12 +4,15 @@ Whether a signature counts is told by exit status 0 of `verify` alone; what Open
 May import eir.errors; knows neither manifests nor lists.
 """
 
+import base64
+import binascii
 import os
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +28,8 @@ PRINCIPALS_MAX = 32
 """Principals tried for one signature: a signer's line may name many."""
 OPENSSH_TIMEOUT_S = 10.0
 """For all calls over one release together."""
+_KEY_AT = len(b"SSHSIG") + 4 + 4
+"""Where the public key begins: behind the magic, the version, and its own length."""
 FILES_NAMED_MAX = 3  # signers files that a refusal names
 
 _GOOD = re.compile(rb'^Good "eir-release" signature (?:for .* )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
@@ -60,6 +65,7 @@ class Verifier:
         self._time = f"-Overify-time={now.astimezone(UTC):%Y%m%d%H%M%SZ}"
         self._deadline = time.monotonic() + OPENSSH_TIMEOUT_S
         self._snapshots: dict[Path, Path] = {}
+        self._checked: dict[tuple[Path, Path, Path | None], Signature | str] = {}
 
     def copy(self, name: str, content: bytes) -> Path:
         """A private file with this content, such as a signature to check."""
@@ -68,10 +74,15 @@ class Verifier:
         return path
 
     def check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
-        """The signature as these files see it, or the reason why it does not count.
+        """The signature as these files see it, or the reason why it does not count; the same is checked once.
 
         Raises ReleaseRefused: `signers_file` or `revoked_file` that cannot be used, `timeout`, `openssh`.
         """
+        if (found := self._checked.get((signature, signers_file, revoked_file))) is None:
+            found = self._checked[signature, signers_file, revoked_file] = self._check(signature, signers_file, revoked_file)
+        return found
+
+    def _check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
         signers = self._snapshot(signers_file, "signers")
         revoked = () if revoked_file is None else ("-r", self._snapshot(revoked_file, "revoked"))
         found = self._run("find-principals", "-f", signers, "-s", signature, self._time)
@@ -79,7 +90,9 @@ class Verifier:
             return _reason(found.stderr, "untrusted_signer")
         principals: list[str] = []
         fingerprint, reason = "", "bad_signature"
-        for principal in found.stdout.decode("utf-8", "surrogateescape").splitlines()[:PRINCIPALS_MAX]:
+        listed = found.stdout.decode("utf-8", "surrogateescape").splitlines()
+        # A name behind a `!` is one that the line's patterns are not for; OpenSSH would verify it as a name of its own.
+        for principal in [each for each in listed if not each.startswith("!")][:PRINCIPALS_MAX]:
             verify = ("verify", "-f", signers, "-I", principal, "-n", NAMESPACE, "-s", signature, self._time)
             done = self._run(*verify, *revoked)
             if done.returncode == 0 and (good := _GOOD.search(done.stdout)):
@@ -121,6 +134,30 @@ class Verifier:
         environment = {"PATH": os.environ.get("PATH", os.defpath), "TZ": "UTC", "LC_ALL": "C"}
         left_s = max(self._deadline - time.monotonic(), 0.01)
         return _ssh_keygen(*arguments, input=self._message, stderr=subprocess.PIPE, env=environment, timeout=left_s)
+
+
+def keys_of(signers: bytes) -> set[bytes]:
+    """The public keys in an allowed_signers file, as SSH encodes them: whatever looks like one."""
+    found = set()
+    for word in signers.split():
+        if word.startswith(b"AAAA"):
+            with suppress(binascii.Error):
+                found.add(base64.b64decode(word))
+    return found
+
+
+def names_one_of(keys: Collection[bytes], signature: bytes) -> bool:
+    """Whether a signature says that it is by one of these keys, or under a certificate that one of them signed.
+
+    It costs next to nothing and proves nothing: it tells which deliveries to look at first. PROTOCOL.sshsig, 3.
+    """
+    try:
+        blob = base64.b64decode(b"".join(line for line in signature.splitlines() if not line.startswith(b"-----")))
+    except binascii.Error:
+        return False
+    length = int.from_bytes(blob[_KEY_AT - 4 : _KEY_AT])
+    key = blob[_KEY_AT : _KEY_AT + length]
+    return key in keys or (b"-cert-v01@openssh.com" in key[:64] and any(authority in key for authority in keys))
 
 
 def sign(message: bytes, key: Path) -> bytes:

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from eir.errors import ReleaseRefused
 from eir.lists import release
-from eir.lists.delivered import CHUNK_BYTES, DataFile, Progress, adding_up, open_folder
+from eir.lists.delivered import CHUNK_BYTES, EXPANDED_RATIO_MAX, DataFile, Progress, adding_up, open_folder
 from eir.lists.layout import LAYOUTS, guess_layout, kinds_for, separator_hint
 from eir.lists.openssh import sign
 from eir.lists.reasons import Reasons
@@ -27,8 +27,6 @@ from eir.lists.store import utc_text
 if TYPE_CHECKING:
     from eir.lists.reader import Tally
 
-EXPANDED_RATIO_MAX = 200
-"""A member of a zip may be this many times as large as it is packed: DIRBS stores, and text packs by 10 to 20."""
 ROWS_MAX = 10**10
 ZIP_MEMBERS_MAX = 1000
 

@@ -57,12 +57,14 @@ class Tally:
 
 
 def read_rows(
-    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Rows | None, reasons: Reasons, tally: Tally
+    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Rows | None, reasons: Reasons, tally: Tally,
+    rows_max: int | None = None,
 ) -> int:
     """Read one file's rows into `rows` (None: only to count them); returns how many there are, bad and skipped ones included.
 
     `chunks` end with a newline each. Blank lines do not count. Raises ReleaseRefused: `layout` for a header that does not
-    fit, `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far.
+    fit, `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far, `rows` as soon as there
+    are more than `rows_max`, `range` as Rows.add_spans.
     """
     plan: Plan | None = None
     count, line = 0, 1
@@ -83,6 +85,8 @@ def read_rows(
             if tally.bad > tally.bad_rows_max:
                 more = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
                 raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
+            if rows_max is not None and count > rows_max:
+                raise ReleaseRefused("rows", f"{name} has {count} rows; the manifest says {rows_max}")
             line += lines
     if plan is None and layout_named(name, layout).header:
         raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
@@ -93,6 +97,8 @@ def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Re
     """Take some lines: of the rows that they hold, which are bad, and which hold a range over the limit."""
     rows, reasons, tally = into
     columns = _columns(data, lines, plan)
+    if not len(columns[0]):  # blank lines
+        return np.zeros(0, bool), np.zeros(0, bool)
     plus = b"+" in data  # numbers may have a sign, identifiers may not
     identity = list(zip(plan.subject, columns, strict=False))
     if tally.check_digits:
@@ -145,7 +151,7 @@ def _imeis(texts: pl.Series, plus: bool) -> Parsed:
     """IMEIs and IMEISVs."""
     numbers, good = _digits(texts, plus, IMEI_LENGTHS)
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
-    if len(lengths) and (lengths == KEY_DIGITS).all():  # no division
+    if (lengths == KEY_DIGITS).all():  # no division
         return numbers, good
     return numbers // _POWERS[np.clip(lengths.astype(np.int64) - KEY_DIGITS, 0, 2)], good
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eir.errors import GenerationConflict, StoreError
+from eir.errors import EntryRefused, GenerationConflict, StoreError
 from eir.lists.content import decode
 from eir.lists.pages import PAGE_KEYS, decode_sections
 from eir.lists.store import ListState, ListStore
@@ -12,6 +12,12 @@ from eir.lists.store import ListState, ListStore
 REASON_CHARS_MAX = 200
 REASONS_MAX = 255
 OTHER_REASON = "other"
+
+
+def check_reason(text: str) -> None:
+    """Raise EntryRefused unless this says, in one line, why an operator does something."""
+    if not text.strip() or not text.isprintable() or len(text) > REASON_CHARS_MAX:
+        raise EntryRefused(f"a reason is needed: one line of at most {REASON_CHARS_MAX} characters")
 
 
 class Reasons:

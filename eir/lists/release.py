@@ -3,7 +3,7 @@
 The manifest and its signatures are read once and copied to a private folder, where OpenSSH checks the signatures against
 allowed_signers files; only then is the manifest read as JSON, and only what it says of a list that is known here, signed by
 that list's own signers, goes on to the data files. Nothing here reads rows; the serial in force is an argument.
-May import eir.errors, lists.delivered, lists.openssh, lists.settings and lists.store.
+May import eir.errors and lists' delivered, openssh, persons, settings and store.
 """
 
 import difflib
@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 from eir.errors import ReleaseRefused
 from eir.lists.delivered import open_folder, read_small
 from eir.lists.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, nearest
+from eir.lists.persons import distinct_signers
 from eir.lists.settings import ListSettings
 from eir.lists.store import utc_text
 
@@ -29,8 +30,12 @@ Trust: TypeAlias = tuple[Path, Path | None]
 """Whose releases may change a list: an allowed_signers file, and one of revoked keys."""
 
 FORMAT = "eir-release/1"
+MANIFEST_ENDS = ".manifest.json"
+"""How the name of a manifest ends in a drop folder."""
 MANIFEST_BYTES_MAX = 1 << 20
 SIGNATURES_MAX, FILES_MAX, SERIAL_MAX = 16, 1000, (1 << 63) - 1
+FIRST_SERIAL_MAX = 10**16
+"""Room for a date with time and a number, such as 2026112612000001; and above it for as many releases as anyone makes."""
 
 FULL, DELTA = "full", "delta"
 ENTRIES, ADDED, REMOVED = "entries", "added", "removed"
@@ -38,6 +43,7 @@ ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED)}
 
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NOT_DATA = re.compile(r"\.(?:manifest\.json|sig(?:\.[0-9]+)?)\Z", re.IGNORECASE)
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -108,14 +114,21 @@ def check_times(manifest: Manifest, now: datetime) -> None:
         raise ReleaseRefused("expired", f"expired {utc_text(manifest.expires)}, and it is {utc_text(now)}")
 
 
-def check_serial(manifest: Manifest, *, current: int | None, highest: int) -> None:
-    """Refuse a release that is not the next one. Raises ReleaseRefused (`serial`, `base`).
+def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_max: int) -> None:
+    """Refuse a release that is not the next one. Raises ReleaseRefused (`serial`, `serial_step`, `base`).
 
-    `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted.
+    `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted (0: none); `step_max`: how far
+    above it the next one may be, since it uses up all serials in between.
     """
     if manifest.serial <= highest:
         detail = f"serial {manifest.serial} is not above {highest}, the highest ever accepted for {manifest.list}"
         raise ReleaseRefused("serial", detail)
+    most = highest + step_max if highest else FIRST_SERIAL_MAX
+    if manifest.serial > most:
+        found = f"serial {manifest.serial} is too high: no release with a lower one could follow it"
+        limit = f"{highest} is the highest ever accepted for {manifest.list}, and serial_step_max is {step_max}"
+        limit = limit if highest else f"this would be the first release of {manifest.list}"
+        raise ReleaseRefused("serial_step", f"{found}. {limit}: publish it with a serial from {highest + 1} to {most}")
     if manifest.kind == DELTA and manifest.base != current:
         needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
         needed = "there is no list yet: a full release is needed first" if current is None else needed
@@ -213,30 +226,11 @@ def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, o
         said = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
         if not counted:
             raise ReleaseRefused(nearest(reasons.values()), said)
-        needed = f"{len(counted)} of the {settings.threshold} distinct keys and principals that {settings.name} needs have signed"
+        needed = f"{len(counted)} of the {settings.threshold} persons whose keys {settings.name} needs have signed"
+        if len(signatures) > len(counted):
+            needed += f", with {len(signatures)} signatures: one key, and names that may be one person's, count once"
         raise ReleaseRefused("threshold", f"{needed} ({said})" if said else needed)
     return tuple(f"{principal} {fingerprint}" for fingerprint, principal in counted.items())
-
-
-def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The largest choice of keys (fingerprint → principals) such that each has a principal of its own.
-
-    One person with two keys counts once, and so does one key that two persons share.
-    """
-    owner: dict[str, str] = {}
-
-    def place(fingerprint: str, tried: set[str]) -> bool:
-        for principal in keys[fingerprint]:
-            if principal not in tried:
-                tried.add(principal)
-                if principal not in owner or place(owner[principal], tried):
-                    owner[principal] = fingerprint
-                    return True
-        return False
-
-    for fingerprint in keys:
-        place(fingerprint, set())
-    return {fingerprint: principal for principal, fingerprint in owner.items()}
 
 
 def _claimed(content: bytes) -> tuple[str, int] | None:
@@ -297,6 +291,8 @@ def _file_entry(file: Any, roles: Sequence[str]) -> FileEntry:
     name = _member(file, "name", str, lambda _: True, "a text")
     if not is_plain_name(name):
         raise ReleaseRefused("file_name", f"{name!r} is not a plain file name")
+    if _NOT_DATA.search(name) is not None:
+        raise ReleaseRefused("file_name", f"{name} is the name of a manifest or a signature; data needs another, such as LIST-SERIAL.csv")
     role = _member(file, "role", str, roles.__contains__, " or ".join(roles))
     layout = _member(file, "layout", str, lambda _: True, "a text")
     size, rows = _number(file, "bytes", 0), _number(file, "rows", 0)

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from eir.lists.keyset import Keys, KeySet, count_of, in_triples, keys_of, read_bytes
+from eir.lists.keyset import LOW_BYTES, Keys, KeySet, count_of, in_triples, keys_of, read_bytes
 from eir.lists.pages import PAGE_KEYS
 from eir.lists.sieve import KeyArray, Sieve
 
@@ -26,13 +26,22 @@ WORTH = 1.5
 _PAGE_KEYS = np.uint64(PAGE_KEYS)
 
 
+def room_for(held: KeySet) -> int:
+    """Keys of a page that go into a sieve: at most so many, at a glance."""
+    if isinstance(held, bytes):
+        return len(held) // LOW_BYTES
+    return len(held) if len(held) < DENSE_KEYS else 0
+
+
 class Sifter:
     """The sieve of one list's pages. `entries`: how many keys they have, about; the pages may change, `changed` says which."""
 
-    __slots__ = ("_dense", "_dense_array", "_late", "_late_array", "_pages", "_sieve", "_taken", "_waiting")
+    __slots__ = ("_dense", "_dense_array", "_late", "_late_array", "_most", "_pages", "_sieve", "_taken", "_waiting")
 
     def __init__(self, pages: Mapping[int, KeySet], entries: int) -> None:
         self._pages = pages
+        self._most = entries
+        """Keys that there are at most, by what came: a state that says more is damaged."""
         self._begin(entries)
 
     def _begin(self, entries: int) -> None:
@@ -46,7 +55,9 @@ class Sifter:
         self._late_array = self._dense_array = _sorted(())
 
     def changed(self, numbers: Iterable[int], entries: int) -> None:
-        """These pages have changed, and the list has that many keys now."""
+        """These pages have changed, and the list has that many keys now, as its state says."""
+        self._most += sum(room_for(held) for number in numbers if (held := self._pages.get(number)) is not None)
+        entries = min(entries, self._most)
         if max(entries, self._taken) > WORTH * self._sieve.capacity:
             self._begin(entries)
         elif self._waiting is not None:

@@ -8,15 +8,18 @@ from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from eir.errors import StoreError
 from eir.lists.pages import EMPTY_DIGEST, Page
 
 HISTORY_MAX = 10_000  # events that a store keeps; older ones go
 
-ACCEPTED, REFUSED, ROLLED_BACK = "accepted", "refused", "rolled_back"
-"""Outcomes of releases, as `eir_releases_total` labels them."""
+Mark: TypeAlias = tuple[int, int]
+"""Up to where a list's serials are used up: how often an operator set that back, and the highest one accepted. It only rises."""
+
+ACCEPTED, FORCED, REFUSED, ROLLED_BACK = "accepted", "forced", "refused", "rolled_back"
+"""Outcomes of releases, as `eir_releases_total` labels them. FORCED: put in force with a limit lifted by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +32,11 @@ class ListState:
     generation: int
     """+1 at every change, rollback included; a new list has 1."""
     highest_serial: int
-    """Of all releases ever accepted; it never goes down."""
+    """Of all releases ever accepted; it never goes down but by `reset_serial`."""
     release_digest: str
     """SHA-256 of the manifest in force, hexadecimal."""
+    serial_resets: int = 0
+    """How often an operator has set the highest serial back."""
     content_digest: str = EMPTY_DIGEST
     """Proves the pages, see pages.content_digest."""
     entries: int = 0
@@ -45,6 +50,11 @@ class ListState:
     signers: tuple[str, ...] = ()
     """Principals whose signatures counted, each with its key's fingerprint: `name SHA256:…`."""
     loaded_at: str | None = None
+
+    @property
+    def mark(self) -> Mark:
+        """What a release must be above, by its serial."""
+        return self.serial_resets, self.highest_serial
 
 
 NO_LIST = ListState(kind="", serial=0, generation=0, highest_serial=0, release_digest="")
@@ -68,7 +78,7 @@ class Event:
     who: str
     """User and host that did it."""
     what: str
-    """load, refuse, rollback, add, remove, heal."""
+    """load, refuse, rollback, add, remove, heal, reset-serial."""
     list: str | None = None
     """None where no verified manifest named a list."""
     serial: int | None = None
@@ -104,7 +114,7 @@ class ListStore(Protocol):
     async def replace(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
         """Put a full release in force and keep the one before for a rollback; returns the state as stored.
 
-        The store sets `generation` (seen + 1) and `highest_serial` (never lower than before).
+        The store sets `generation` (seen + 1), `highest_serial` (never lower than before) and `serial_resets`.
         """
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
@@ -112,6 +122,9 @@ class ListStore(Protocol):
 
     async def rollback(self, name: str, *, seen: int) -> ListState:
         """Undo the last release, full or delta, as a new generation. Raises NothingToRollBack."""
+
+    async def reset_serial(self, name: str, to: int, *, seen: int) -> ListState:
+        """Set the highest serial to `to`, as a new generation of the same list; what is kept for a rollback stays."""
 
     async def previous(self, name: str) -> ListState | None:
         """The state that a rollback would bring back, as it was; None where none is kept."""

@@ -1,8 +1,8 @@
 """Structured logs: one line an event, `key=value` pairs, limited in rate. Imports nothing of ours but device.
 
 Parts are handed `Log.report` and know nothing else of logging. A line for each refused message could fill a disk as fast as
-a peer can send, so lines are limited for each (event, peer, reason, list); what was left out is counted on the next line. Checks
-that end in `whitelisted` leave no line; the others are folded into one line for each status, list and peer.
+a peer can send, so lines are limited for each (event, peer, reason, list, entry); what was left out is counted on the next line. Checks
+that end in `whitelisted` leave no line; the others are folded into one line for each status, list, rule and peer.
 """
 
 import os
@@ -21,7 +21,7 @@ BURST = 5
 """Lines of one kind that go out at once."""
 INTERVAL_S = 10.0
 """After a burst, one line of a kind in this time."""
-ALWAYS = frozenset({"reloaded", "reload_refused", "override", "override_ended", "peer_disabled", "peer_enabled"})
+ALWAYS = frozenset({"reloaded", "reload_refused", "override", "override_ended", "lenience_taken", "peer_disabled", "peer_enabled"})
 """What people do, and what comes of it: each of these has its line."""
 KINDS_MAX = 4096
 """Kinds of lines that are told apart; past that, the limits start afresh (peers' names come from the wire)."""
@@ -62,9 +62,12 @@ class _Bucket:
 
 @dataclass(slots=True)
 class _Fold:
-    count: int
-    imei: str
-    imsi: str
+    """Checks of one kind; the rest is of the latest of them."""
+
+    count: int = 0
+    host: str = ""
+    imei: str = ""
+    imsi: str = ""
 
 
 class Log:
@@ -81,7 +84,7 @@ class Log:
         self._now = now
         self._worker = worker
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
-        self._folds: dict[tuple[str, str, str], _Fold] = {}
+        self._folds: dict[tuple[str, str, str, str], _Fold] = {}
         self._observed: Counter[tuple[int, str, str | None]] = Counter()
         self._writer = _Writer(sys.stderr.fileno()) if in_background else None
         if self._writer is not None:
@@ -99,7 +102,7 @@ class Log:
         """Write one line for the event, unless its kind had too many of late."""
         if LEVELS[level] < self._level:
             return
-        suppressed = 0 if event in ALWAYS else self._take((event, peer, reason, fields.get("list")))
+        suppressed = 0 if event in ALWAYS else self._take((event, peer, reason, fields.get("list"), fields.get("entry")))
         if suppressed is None:
             return
         line = {"event": event, "peer": peer, "reason": reason, **fields, "suppressed": suppressed or None}
@@ -133,18 +136,20 @@ class Log:
         suppressed, bucket.suppressed = bucket.suppressed, 0
         return suppressed
 
-    def note_check(self, status: str, list_name: str, peer: str, imei: str, imsi: str) -> None:
-        """Take note of a check that did not end in `whitelisted`; `fold` writes what has come together."""
-        key = (status, list_name, peer)
-        fold = self._folds.get(key)
+    def note_check(self, kind: tuple[str, str, str, str], host: str, imei: str, imsi: str) -> None:
+        """Take note of a check that did not end in `whitelisted`; `fold` writes what has come together.
+
+        `kind`: status, list (or empty), rule, peer. `host`: Origin-Host of the request.
+        """
+        fold = self._folds.get(kind)
         if fold is None:
             if len(self._folds) >= FOLDS_MAX:
-                key = (status, list_name, "other")
-                fold = self._folds.get(key)
+                kind = (*kind[:3], "other")
+                fold = self._folds.get(kind)
             if fold is None:
-                fold = self._folds[key] = _Fold(0, "", "")
+                fold = self._folds[kind] = _Fold()
         fold.count += 1
-        fold.imei, fold.imsi = imei, imsi
+        fold.host, fold.imei, fold.imsi = host, imei, imsi
 
     def note_observed(self, rule: int, status: str, name: str | None = None) -> None:
         """Take note of a check that an observed rule would have answered; `fold` writes how many there were."""
@@ -153,15 +158,15 @@ class Log:
     def fold(self) -> None:
         """One line for each group of checks noted since the last fold, with the latest device as an example."""
         folds, self._folds = self._folds, {}
-        for (status, list_name, peer), fold in folds.items():
+        for (status, list_name, rule, peer), fold in folds.items():
             imei, imsi = fold.imei, fold.imsi
             if not self._full_identifiers:
                 imei, imsi = short(imei) if imei else "", short(imsi, MCC_MNC_DIGITS) if imsi else ""
-            line = {"event": "checks", "status": status, "list": list_name or None, "peer": peer, "count": fold.count}
-            self._write("info", {**line, "imei": imei or None, "imsi": imsi or None})
+            line = {"event": "checks", "status": status, "list": list_name or None, "rule": rule, "peer": peer, "count": fold.count}
+            self._write("info", {**line, "host": fold.host or None, "imei": imei or None, "imsi": imsi or None})
         observed, self._observed = self._observed, Counter()
-        for (rule, status, name), count in observed.items():
-            self._write("info", {"event": "observed", "rule": rule, "name": name, "status": status, "count": count})
+        for (number, status, name), count in observed.items():
+            self._write("info", {"event": "observed", "rule": number, "name": name, "status": status, "count": count})
 
     def close(self) -> None:
         """Write what is still queued and stop the writing thread, if someone reads what it writes."""

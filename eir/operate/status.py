@@ -17,7 +17,9 @@ OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, as Nagios wants them."""
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 PEERLESS_S = 60.0
-"""How long after the start it is no warning that nobody is connected: peers come back within their Tc, usually 30 s."""
+"""How long after the start it is no warning that a peer is away: peers come back within their Tc, usually 30 s."""
+AWAY_SHOWN = 10
+"""Peers without a connection that are named."""
 REMIND_S = 3600.0
 """Between two reminders of a list that is past its `expires`."""
 
@@ -148,8 +150,14 @@ class Status:
         warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
         disabled = dict.fromkeys(label for report in reports for label in report.disabled)
         warnings += [f"peer {label} is disabled" for label in disabled]
-        if peers and not any(peers.values()) and self._now() - self._started >= PEERLESS_S:
+        away = [label for label, connections in peers.items() if not connections and label not in disabled]
+        if self._now() - self._started < PEERLESS_S or not peers:
+            pass
+        elif not any(peers.values()):
             warnings.append(f"0 of {len(peers)} peers connected")
+        elif away:
+            more = f" and {len(away) - AWAY_SHOWN} more" if len(away) > AWAY_SHOWN else ""
+            warnings.append(f"no connection of {', '.join(away[:AWAY_SHOWN])}{more}")
         return warnings
 
 

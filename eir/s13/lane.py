@@ -175,7 +175,7 @@ class Lane:
             extend((head, fields[at_ids], session_head, fields[at_session], tail))
             tally[verdict] = tally.get(verdict, 0) + 1
             if not is_plain:
-                self._checker.note(verdict, self._label, key, imsi.decode())
+                self._checker.note(verdict, self._label, origin_host, key, imsi.decode())
             position += length
             messages_max -= 1
         return position, messages_max

@@ -7,8 +7,9 @@ against its grammar. Synchronous from request to reply.
 from eir.checks.checker import Checker
 from eir.checks.policy import NoDevice, Status
 from eir.checks.question import Question
+from eir.device import KEY_DIGITS
 from eir.diameter.answer import Reply
-from eir.diameter.avp import Avp, encode, encode_u32
+from eir.diameter.avp import Avp, encode, encode_text, encode_u32
 from eir.diameter.dictionary import USER_NAME
 from eir.diameter.message import Request
 from eir.diameter.result import INVALID_AVP_VALUE, MISSING_AVP, SUCCESS
@@ -29,9 +30,8 @@ REPLIES: dict[Status, Reply] = {
 # TS 29.272 7.4.3.4: an unknown device is an Experimental-Result, and then neither Result-Code nor Equipment-Status is sent.
 REPLIES[Status.UNKNOWN] = Reply(experimental=(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN), avps=s13.NO_STATE)
 
-# RFC 6733 7.1.5: a missing AVP is told by an example.
-_NO_GROUP = s13.DICTIONARY.example(s13.TERMINAL_INFORMATION)
-_NO_IMEI = encode(s13.TERMINAL_INFORMATION, s13.DICTIONARY.example(s13.IMEI))
+_NO_IMEI = encode(s13.TERMINAL_INFORMATION, encode_text(s13.IMEI, "0" * KEY_DIGITS))
+"""What is missing, by an example: zeros of the least length that is valid (RFC 6733 7.1.5, TS 29.272 7.3.4)."""
 
 
 class S13Service:
@@ -58,7 +58,7 @@ class S13Service:
             said = "the IMEI or MEID is not valid (policy.bad_identity: error)"
             raise DiameterError(INVALID_AVP_VALUE, verdict.value, said, failed_avp=request.failed(bad, info))
         said = "neither IMEI nor MEID (policy.no_identity: error)"
-        raise DiameterError(MISSING_AVP, verdict.value, said, failed_avp=_NO_GROUP if info is None else _NO_IMEI)
+        raise DiameterError(MISSING_AVP, verdict.value, said, failed_avp=_NO_IMEI)
 
 
 def meid_text(octets: bytes) -> str:

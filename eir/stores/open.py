@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eir.errors import Report, StoreError, silent
-from eir.lists.store import ListStore
+from eir.lists.store import ListStore, Mark
 from eir.stores.sqlite import SqliteStore
 
 SQLITE = "sqlite"
@@ -31,8 +31,8 @@ def open_copy(url: str, state_folder: Path) -> ListStore | None:
     return None if url == SQLITE else SqliteStore(state_folder / COPY_FILE)
 
 
-async def highest_serials(url: str, state_folder: Path) -> Mapping[str, int]:
-    """For each list the highest serial that this node's last good copy knows of, whatever the store says.
+async def serial_marks(url: str, state_folder: Path) -> Mapping[str, Mark]:
+    """For each list the mark of its serials that this node's last good copy knows of, whatever the store says.
 
     Nothing where there is no copy: the store is on this disk itself, or no node ever ran on this host. Raises StoreError if
     there is one and it cannot be read: a release that was in force before might pass for a new one.
@@ -45,6 +45,6 @@ async def highest_serials(url: str, state_folder: Path) -> Mapping[str, int]:
     if copy is None:
         return {}
     try:
-        return {name: state.highest_serial for name, state in (await copy.states()).items()}
+        return {name: state.mark for name, state in (await copy.states()).items()}
     finally:
         await copy.close()

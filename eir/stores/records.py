@@ -12,8 +12,12 @@ from datetime import datetime
 from typing import Any, get_type_hints
 
 from eir.errors import StoreError
+from eir.lists.pages import NUMBER_BITS
 from eir.lists.store import Change, Event, ListState
 
+VALUE_BYTES_MAX = 64 << 20
+"""No page and no record of ours is longer: a reader leaves alone what is."""
+INTEGER_MAX = (1 << 63) - 1
 _STATE_TYPES, _EVENT_TYPES = get_type_hints(ListState), get_type_hints(Event)
 _STATE_TUPLES = ("reasons", "signers")
 _STATE_TIMES = ("issued", "expires", "loaded_at")
@@ -22,7 +26,7 @@ _STATE_TIMES = ("issued", "expires", "loaded_at")
 def _known(fields: Container[str], record: str | bytes | dict[str, Any]) -> dict[str, Any]:
     try:
         value = json.loads(record) if isinstance(record, str | bytes) else record
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError("corrupt", f"a record in the store is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise StoreError("corrupt", "a record in the store is not a JSON object")
@@ -45,17 +49,18 @@ def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
     except (TypeError, ValueError) as error:
         raise StoreError("corrupt", f"a state in the store is not whole: {error}") from error
     if wrong:
-        raise StoreError("corrupt", f"a state in the store has another {wrong} than it may: {getattr(state, wrong)!r}")
+        raise StoreError("corrupt", f"a state in the store has another {wrong} than it may: {getattr(state, wrong)!r:.200}")
     return state
 
 
 def _wrong_in(state: ListState) -> str | None:
-    """A field whose value is not of its type, or no time with a zone; JSON says nothing of either. Raises ValueError."""
+    """A field whose value is not of its type, out of range, or no time with a zone; JSON says nothing of these. Raises ValueError."""
     int(state.content_digest, 16)
     for name, kind in _STATE_TYPES.items():
         value = getattr(state, name)
         fits = all(isinstance(each, str) for each in value) if name in _STATE_TUPLES else isinstance(value, kind)
-        if not fits or (name in _STATE_TIMES and value and datetime.fromisoformat(value).tzinfo is None):
+        out_of_range = kind is int and fits and not 0 <= value <= INTEGER_MAX
+        if not fits or out_of_range or (name in _STATE_TIMES and value and datetime.fromisoformat(value).tzinfo is None):
             return name
     return None
 
@@ -74,5 +79,11 @@ def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
 
 
 def decode_change(before: int, after: int, pages: bytes | None) -> Change:
-    """The step from one generation to another, with page numbers as encoded above."""
-    return Change(before, after, None if pages is None else tuple(array("Q", pages)))
+    """The step from one generation to another, with page numbers as encoded above. Raises StoreError (corrupt)."""
+    try:
+        numbers = None if pages is None else tuple(array("Q", pages))
+    except (TypeError, ValueError) as error:
+        raise StoreError("corrupt", f"a change in the store names no pages: {error}") from error
+    if numbers and max(numbers) >> NUMBER_BITS:
+        raise StoreError("corrupt", f"a change in the store names the page {max(numbers)}, which cannot be")
+    return Change(before, after, numbers)

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from eir.errors import GenerationConflict, NothingToRollBack
 from eir.lists.pages import Page
-from eir.lists.store import Change, ListState
+from eir.lists.store import Change, ListState, Mark
 
 S = TypeVar("S", bound=Hashable)
 """What a store calls a set of pages."""
@@ -32,8 +32,8 @@ class Wanted:
     """Those that replace the pages of the same number (one that is `gone` goes); None: the whole list, in a set of its own."""
     exact: bool = False
     """Generation and highest serial are to be as `state` says."""
-    keep: bool = True
-    """What was in force before is kept for a rollback."""
+    keep: bool | None = True
+    """What was in force before is kept for a rollback; None: what is kept for one stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,10 @@ class PageSetStore(ABC):
         """The record of a list."""
 
     @abstractmethod
+    async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
+        """Raise StoreError if there is no room for a write of these pages, which is the whole list unless it `amends`."""
+
+    @abstractmethod
     async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         """Put in force what is wanted (None: undo the last release) and return the state as stored. `whole`: the list to stage."""
 
@@ -107,16 +111,25 @@ class PageSetStore(ABC):
         return None if stored is None or stored.lost or stored.kept is None else stored.kept.state
 
     async def replace(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
+        await self._check_room(name, pages, amends=False)
         return await self._write(name, seen, Wanted(state=state), one_batch(pages))
 
     async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
         """Where there is no list yet, the pages are all of it."""
         if not seen:
             return await self.replace(name, state, pages, seen=seen)
+        await self._check_room(name, pages, amends=True)
         return await self._write(name, seen, Wanted(state=state, pages=pages))
 
     async def rollback(self, name: str, *, seen: int) -> ListState:
         return await self._write(name, seen, None)
+
+    async def reset_serial(self, name: str, to: int, *, seen: int) -> ListState:
+        state = await self.state(name)
+        if state is None:
+            raise GenerationConflict(f"there is no list {name}")
+        after = replace(state, generation=seen + 1, highest_serial=to, serial_resets=state.serial_resets + 1)
+        return await self._write(name, seen, Wanted(state=after, pages=(), exact=True, keep=None))
 
     async def restore(self, name: str, state: ListState, batches: Batches, *, seen: int, whole: bool = True) -> None:
         """Where there is no list yet, the pages are all of it."""
@@ -147,14 +160,17 @@ def last_kept(name: str, stored: Stored[S] | None) -> Kept[S]:
 def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
     """What comes of a write. `own`: the set with the whole list that is wanted; else an empty one, for what is to be kept."""
     state, pages, kept, seen = wanted.state, wanted.pages, None, 0
-    generation = highest = 0
+    generation = 0
     if stored is not None:
-        seen, generation, highest = stored.generation, stored.state.generation, stored.state.highest_serial
+        seen, generation = stored.generation, stored.state.generation
     if not wanted.exact:
-        highest = max(state.serial, state.highest_serial, highest)
-        state = replace(state, generation=generation + 1, highest_serial=highest)
-    if stored is not None and not stored.lost and wanted.keep:
-        kept = Kept(stored.state, stored.page_set if pages is None else own, whole=pages is None)
+        resets, highest = _mark(stored, wanted)
+        state = replace(state, generation=generation + 1, highest_serial=highest, serial_resets=resets)
+    if stored is not None and not stored.lost:
+        if wanted.keep is None:
+            kept = stored.kept
+        elif wanted.keep:
+            kept = Kept(stored.state, stored.page_set if pages is None else own, whole=pages is None)
     after = Stored(state, own if stored is None or pages is None else stored.page_set, kept)
     touched = None if pages is None or len(pages) > CHANGE_PAGES_MAX else tuple(page.number for page in pages)
     return Write(
@@ -164,6 +180,17 @@ def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
         change=Change(seen, state.generation, touched) if state.generation > seen else None,
         new_log=not seen or state.generation <= seen or (wanted.exact and pages is None),
     )
+
+
+def _mark(stored: Stored[S] | None, wanted: Wanted) -> Mark:
+    """The mark after a write: of a rollback that in force, since a serial that was set back may stand in what was kept."""
+    if stored is None:
+        return wanted.state.serial_resets, max(wanted.state.serial, wanted.state.highest_serial)
+    if not wanted.keep:
+        return stored.state.mark
+    marks = (stored.state.mark, wanted.state.mark)
+    resets = max(marks)[0]
+    return resets, max(wanted.state.serial, *(highest for number, highest in marks if number == resets))
 
 
 def without_gap(steps: Iterable[Change], after: int, current: int) -> Sequence[Change] | None:

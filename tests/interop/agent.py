@@ -39,13 +39,14 @@ def in_a_network_of_its_own(test):
 
 
 @contextmanager
-def relay(folder, eirs, *, tls=None, expect=1):
+def relay(folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True):
     """freeDiameter between anyone of REALM and these nodes; its port. It shares requests out between the nodes.
 
     With `tls` (a section of a configuration: certificate, key, ca) it speaks TLS to them; its keys are in `folder`/keys.
-    It is waited for until `expect` connections of it to each node are open.
+    It is waited for until `expect` connections of it to each node are open. It connects again after `tc_s`, more or less. What
+    `relays` not is an MME without S13: it has no application but its own, and finds none in common with a node.
     """
-    port = free_port()
+    port = port or free_port()
     routes, allowed, configuration = (folder / name for name in ("routes.conf", "allowed.conf", "relay.conf"))
     routes.write_text("".join(f'dr="{EIR_REALM}" : "{name}" += 50 ;\n' for name in eirs))
     allowed.write_text(f"ALLOW_IPSEC *.{REALM}\n")
@@ -57,8 +58,8 @@ def relay(folder, eirs, *, tls=None, expect=1):
         peers += f'TLS_Cred = "{tls["certificate"]}", "{tls["key"]}";\nTLS_CA = "{tls["ca"]}";\n'
     configuration.write_text(
         f'Identity = "{DRA}";\nRealm = "{DRA_REALM}";\nPort = {port};\nSecPort = 0;\nListenOn = "127.0.0.1";\nNo_IPv6;\nNo_SCTP;\n'
-        f'TwTimer = 6;\nTcTimer = 6;\nLoadExtension = "rt_default.fdx" : "{routes}";\nLoadExtension = "acl_wl.fdx" : "{allowed}";\n'
-        f'LoadExtension = "rt_load_balance.fdx";\n{peers}'
+        f'TwTimer = 6;\nTcTimer = {tc_s};\nLoadExtension = "rt_default.fdx" : "{routes}";\nLoadExtension = "acl_wl.fdx" : "{allowed}";\n'
+        f'LoadExtension = "rt_load_balance.fdx";\n{"" if relays else "NoRelay;"}\n{peers}'
     )
     log = folder / "relay.log"
     with log.open("w") as stream:

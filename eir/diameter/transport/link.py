@@ -69,6 +69,8 @@ class Link(asyncio.Protocol):
         self.address = ""
         self.source: IPv4Address | IPv6Address = IPv4Address(0)
         """`ip:port` and IP address of the other end."""
+        self.fault: Exception | None = None
+        """What ended the connection, where the transport told of an error."""
         self.local = ""
         """IP address of our end."""
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -118,7 +120,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone, by whatever cause."""
-        del exc
+        self.fault = exc
         for timer in (self._timer, self._stalled):
             if timer is not None:
                 timer.cancel()
@@ -163,7 +165,7 @@ class Link(asyncio.Protocol):
         """A peer that speaks on this connection."""
         return Peer(
             self._owner.context, identify, addresses=(self.local,), now=self._loop.time(), first_id=random.getrandbits(32),
-            secure=self.certificate_names() is not None,
+            secure=self.certificate_names() is not None, remote=self.address,
         )  # fmt: skip
 
     def pump(self) -> None:

@@ -17,6 +17,11 @@ from eir.errors import EirError
 PORTS = {"tcp": 3868, "tls": 5868}
 """RFC 6733 2.1."""
 
+NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST"})
+"""What OpenSSL calls bytes that are no TLS."""
+ENDED = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
+"""The other end has closed the connection, and says no more."""
+
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a RST."""
 
@@ -41,6 +46,17 @@ async def accept(
 async def connect(protocol: asyncio.Protocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
     """Connect, with a handshake where `tls` is given. Raises OSError."""
     await asyncio.get_running_loop().create_connection(lambda: protocol, host, port, ssl=tls)
+
+
+def fault_text(fault: Exception, *, secure: bool) -> str:
+    """Why a connection could not be had, or has ended. `secure`: with TLS, where it may be the other end that objects."""
+    reason = str(getattr(fault, "reason", None) or "")
+    if secure and (isinstance(fault, ENDED) or "_ALERT_" in reason):
+        said = reason.replace("_", " ").lower() if "_ALERT_" in reason else "it closed the connection"
+        return f"the other end ended the TLS handshake ({said}); does it trust our certificate?"
+    if reason in NO_TLS:
+        return "what the other end sends is not TLS; does it take this port for one without?"
+    return str(getattr(fault, "verify_message", None) or reason or str(fault) or type(fault).__name__)
 
 
 def reset(transport: asyncio.Transport) -> None:

@@ -53,7 +53,6 @@ class RedisStore(PageSetStore):
 
     def __init__(self, url: str, *, report: Report = silent, check: bool = True) -> None:
         self._link = Link(parse_url(url, check=check), report)
-        self._known: set[str] = set()
         self._told: list[Any] = []
         """What the last wait ended with."""
 
@@ -61,12 +60,14 @@ class RedisStore(PageSetStore):
         return await reading.read_row(self._link, name)
 
     async def states(self) -> Mapping[str, ListState]:
-        """Of all names that were ever written or asked for."""
-        names = await self._link.do("SMEMBERS", writing.LISTS)
+        """Of all names that were ever written."""
         with self._link.as_written():
-            self._known.update(name.decode() for name in names)
-        rows = await asyncio.gather(*(reading.read_row(self._link, name) for name in sorted(self._known)))
+            names = sorted(name.decode() for name in await self._link.do("SMEMBERS", writing.LISTS))
+        rows = [await reading.read_row(self._link, name) for name in names]
         return {row.name: row.state for row in rows if row is not None and not row.lost}
+
+    async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
+        await writing.make_room(self._link, name, pages, amends=amends)
 
     async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         return await writing.write(self._link, name, seen, wanted, whole)
@@ -117,7 +118,6 @@ class RedisStore(PageSetStore):
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
         """Reads the streams of changes with BLOCK; entries are numbered by generation, so none is missed."""
-        self._known.update(seen)
         if not seen:
             await asyncio.sleep(timeout_s)
             return

@@ -15,6 +15,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.sentinel import Sentinel
 
 from eir.errors import Report, StoreError
+from eir.stores.redis.bounded import BoundedParser, TooLong
 from eir.stores.redis_url import CLUSTER, SENTINEL, Address
 
 T = TypeVar("T")
@@ -31,12 +32,14 @@ CAUSES: dict[str, tuple[type[Exception], ...]] = {
     "clusterdown": (fault.ClusterDownError, fault.TryAgainError, fault.RedisClusterException),
     "connections": (fault.MaxConnectionsError,),
     "timeout": (fault.TimeoutError,),
+    "corrupt": (TooLong,),
     "refused": (fault.ConnectionError, OSError),
     "error": (fault.RedisError,),
 }
 """The first that fits; the more special ones come first."""
+OUT_OF_MEMORY = "raise maxmemory of Redis, or make room in it, and do it again"
 REPLIES = ("LOADING", "NOAUTH", "NOPERM", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
-WORDS = {"WRONGPASS": "noauth", **{word: word.lower() for word in REPLIES}}
+WORDS = {"WRONGPASS": "noauth", "WRONGTYPE": "corrupt", **{word: word.lower() for word in REPLIES}}
 """Error replies by their first word, where redis has no class of its own or wraps them in another."""
 AWAY = (fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException, OSError)
 """After these it is asked again which server has a key."""
@@ -88,7 +91,9 @@ class Link:
         except (fault.RedisError, fault.RedisClusterException, OSError) as error:
             if isinstance(error, AWAY):
                 self._cluster = None
-            raise StoreError(_cause(error), f"Redis ({self.where}): {error}") from error
+            cause = _cause(error)
+            advice = f"; nothing was changed: {OUT_OF_MEMORY}" if cause == "oom" else ""
+            raise StoreError(cause, f"Redis ({self.where}): {error}{advice}") from error
 
     async def _with_client(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
         client = await self._client(key)
@@ -115,7 +120,7 @@ class Link:
         """What was read is taken apart in it. Raises StoreError (corrupt) if another program, or version, wrote it."""
         try:
             yield
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StoreError("corrupt", f"Redis ({self.where}): not what EIR writes there: {error!r}") from error
 
     async def _client(self, key: str) -> Redis:
@@ -131,6 +136,7 @@ class Link:
                 self._clients[where] = self._sentinel.master_for(address.service, db=address.database, **address.options)
             else:
                 self._clients[where] = Redis(host=where[0], port=where[1], db=address.database, **address.options)
+            self._clients[where].connection_pool.connection_kwargs["parser_class"] = BoundedParser
         return self._clients[where]
 
     async def _learned(self) -> RedisCluster:

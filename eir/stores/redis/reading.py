@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eir.errors import StoreChanged, StoreError
-from eir.lists.pages import Page
+from eir.lists.pages import NUMBER_BITS, Page
 from eir.stores.records import decode_state
 from eir.stores.redis.link import Link
 from eir.stores.write import Kept, Stored
@@ -81,6 +81,8 @@ async def read_numbers(link: Link, row: Row, page_set: PageSet) -> "np.ndarray[A
     row.check(await read_change(link, row.name))
     found: np.ndarray[Any, np.dtype[np.int64]] = np.concatenate(parts)
     await asyncio.to_thread(found.sort)  # 10 ms for 250 thousand, without the interpreter's lock
+    if len(found) and (found[0] < 0 or found[-1] >> NUMBER_BITS):
+        raise StoreError("corrupt", f"list {row.name} has a page of the number {max(-found[0], found[-1])}, which cannot be")
     return found[np.flatnonzero(np.diff(found, prepend=-1))]  # a scan may give a name twice
 
 

@@ -13,8 +13,9 @@ from eir.errors import GenerationConflict, NothingToRollBack, StoreError
 from eir.lists.pages import Page
 from eir.lists.store import ListState
 from eir.stores.records import encode, encode_numbers
-from eir.stores.redis.link import Link
+from eir.stores.redis.link import OUT_OF_MEMORY, POLICY_SAFE, Link
 from eir.stores.redis.reading import PageSet, Row, key, read_change, read_each, read_numbers, read_row
+from eir.stores.room import SMALL_BYTES, check_room
 from eir.stores.write import Batches, Kept, Wanted, Write, check_generation, decide, last_kept, portions
 
 LISTS = "eir:lists"
@@ -27,24 +28,51 @@ CHANGES_MAX = 100
 PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
 """What one command of a load writes at most: Redis answers nobody else meanwhile."""
 REPLICA_WAIT_MS = 1_000
+FIELD_BYTES, ROUNDED_UP = 100, 1.2
+"""What a field of a hash takes besides its value, and what a value takes for each of its bytes."""
+AMENDED_TIMES = 2
+"""An amendment keeps pages as they were beside those as they are."""
+RESERVE_BYTES, RESERVE_SHARE = 16 << 20, 8
+"""What a load leaves free of maxmemory: so much, or this part of it if that is less."""
 
 
 async def write(link: Link, name: str, seen: int, wanted: Wanted | None, whole: Batches | None) -> ListState:
     """Put in force what is wanted (None: undo the last release); `whole`: the list to stage."""
     row = await read_row(link, name)
     check_generation(name, row, seen)
-    await link.do("SADD", LISTS, name)
-    own = PageSet(key(name, "kept" if whole is None else "set", secrets.token_hex(8)), 0)
-    if whole is not None:
-        own = own._replace(fields=sum([await stage(link, own.key, batch) async for batch in whole]))
-    if wanted is None:
-        kept = last_kept(name, row)
-        wanted, own = kept.wanted(await _kept_pages(link, name, row, kept)), kept.page_set
-    decided = decide(row, wanted, own)
-    if row is not None and decided.put:
-        decided = await _counted(link, row, decided)
-    await link.call(key(name, "state"), lambda client: commit(link, client, name, row, decided))
+    own = staged = PageSet(key(name, "kept" if whole is None else "set", secrets.token_hex(8)), 0)
+    try:
+        if whole is not None:
+            own = own._replace(fields=sum([await stage(link, own.key, batch) async for batch in whole]))
+        if wanted is None:
+            kept = last_kept(name, row)
+            wanted, own = kept.wanted(await _kept_pages(link, name, row, kept)), kept.page_set
+        decided = decide(row, wanted, own)
+        if row is not None and decided.put:
+            decided = await _counted(link, row, decided)
+        await link.do("SADD", LISTS, name)
+        await link.call(key(name, "state"), lambda client: commit(link, client, name, row, decided))
+    except StoreError as error:
+        if error.cause == "oom":  # with other causes the switch may have been made, and what was staged expires
+            with suppress(StoreError):
+                await link.do("UNLINK", staged.key)
+        raise
     return decided.after.state
+
+
+async def make_room(link: Link, name: str, pages: Sequence[Page], *, amends: bool) -> None:
+    """Raise StoreError (oom) if the memory of Redis has no room for these pages. Of one that evicts nothing is known."""
+    fields = sum([2 if extra else 1 for *_, extra in pages])
+    content = sum([len(keys) + len(extra) for _, keys, extra in pages])
+    needs = int(content * ROUNDED_UP + fields * FIELD_BYTES) * (AMENDED_TIMES if amends else 1)
+    if needs <= SMALL_BYTES:
+        return
+    memory = await link.call(key(name, "state"), lambda client: client.info("memory"))
+    limit = int(memory.get("maxmemory", 0))
+    if limit and memory.get("maxmemory_policy", POLICY_SAFE) == POLICY_SAFE:
+        reserve = min(RESERVE_BYTES, limit // RESERVE_SHARE)
+        free = max(0, limit - int(memory["used_memory"]))
+        check_room("oom", f"Redis ({link.where})", OUT_OF_MEMORY, needs=needs, free=free, reserve=reserve)
 
 
 async def stage(link: Link, hash_key: str, pages: Sequence[Page], *, keep_gone: bool = False) -> int:
@@ -93,6 +121,8 @@ async def commit(link: Link, client: Any, name: str, row: Row | None, decided: W
     before, change = None if row is None else row.change, secrets.token_hex(8).encode()
     in_force = [] if row is None else [row.page_set.key]
     new = [page_set for page_set in decided.after.page_sets if page_set.key not in in_force]
+    if row is not None and decided.after.kept is not None and decided.after.kept == row.kept:
+        new.remove(row.kept.page_set)  # it stays as it is, and may have expired
     async with client.pipeline(transaction=True) as pipe:
         try:
             await pipe.watch(key(name, "state"), *in_force, *(page_set.key for page_set in new))

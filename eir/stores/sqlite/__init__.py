@@ -19,11 +19,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from eir.errors import StoreChanged
-from eir.lists.pages import Page
+from eir.lists.pages import NUMBER_BITS, Page
 from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
-from eir.stores.records import decode_change, decode_state
+from eir.stores.records import VALUE_BYTES_MAX, decode_change, decode_state
 from eir.stores.sqlite import writing
-from eir.stores.sqlite.file import NUMBER_BITS, NUMBER_MASK, File, checkpoint, find, transaction
+from eir.stores.sqlite.file import NUMBER_MASK, File, checkpoint, find, transaction
 from eir.stores.write import Batches, PageSetStore, Stored, Wanted, portions, without_gap
 
 POLL_S = 0.1
@@ -38,16 +38,20 @@ GENTLY = 8
 # Many pages as one text: for each its number (16 digits), two lengths (8 digits each), keys and extra, all hexadecimal.
 GATHER = "group_concat(printf('%016X%08X%08X', id & :mask, length(keys), length(extra)) || hex(keys) || hex(extra), '')"
 HEAD = struct.Struct(">QII")
-BOUND = {"bits": NUMBER_BITS, "mask": NUMBER_MASK}
+BOUND = {"bits": NUMBER_BITS, "mask": NUMBER_MASK, "most": VALUE_BYTES_MAX}
+# What is longer than anything of ours is left on the disk, and shows in the digest.
+PAGE = "id, iif(length(keys) > :most, x'', keys) AS keys, iif(length(extra) > :most, x'', extra) AS extra"
+STATE = "iif(length(state) > :most, '', state)"
 # Generation, state and pages, as of one moment since it is one statement.
 READ_BATCH = f"""
-SELECT generation, state, (SELECT {GATHER} FROM (
-    SELECT id, keys, extra FROM pages
+SELECT generation, {STATE}, (SELECT {GATHER} FROM (
+    SELECT {PAGE} FROM pages
     WHERE id BETWEEN (lists.page_set << :bits | :first) AND (lists.page_set << :bits | :mask) ORDER BY id LIMIT :count))
 FROM lists WHERE name = :name
-"""  # noqa: S608  # both parts are constants of this module
+"""  # noqa: S608  # all parts are constants of this module
 READ_SOME = f"""
-SELECT state, (SELECT {GATHER} FROM pages WHERE id IN (SELECT lists.page_set << :bits | value FROM json_each(:numbers)))
+SELECT {STATE}, (SELECT {GATHER} FROM (
+    SELECT {PAGE} FROM pages WHERE id IN (SELECT lists.page_set << :bits | value FROM json_each(:numbers))))
 FROM lists WHERE name = :name
 """  # noqa: S608  # as above
 # Those up to the generation in force, which is in each row.
@@ -81,8 +85,11 @@ class SqliteStore(PageSetStore):
         return await self._file.call(writing.stored, name)
 
     async def states(self) -> Mapping[str, ListState]:
-        rows = await self._file.rows("SELECT name, state FROM lists ORDER BY name")
+        rows = await self._file.rows(f"SELECT name, {STATE} FROM lists ORDER BY name", most=VALUE_BYTES_MAX)  # noqa: S608  # as above
         return {name: decode_state(state) for name, state in rows}
+
+    async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
+        await self._file.call(writing.make_room, name, pages, amends)
 
     async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
         """A whole list goes to a set of its own first; one transaction does the rest. What it staged is given up if it fails."""
@@ -96,7 +103,7 @@ class SqliteStore(PageSetStore):
                     await asyncio.sleep(PORTION_PAUSE_S)
             stored = await self._file.call(writing.commit, name, seen, wanted, staged)
         except BaseException:
-            self._file.submit(writing.give_up, staged)
+            self._file.submit(writing.clear, staged)
             raise
         await self._file.call(checkpoint)
         return stored
@@ -148,9 +155,9 @@ class SqliteStore(PageSetStore):
             await asyncio.sleep(min(POLL_S, left))
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        """A row with an end by this host's clock."""
+        """A row with an end by this host's clock. It is written although the caller is told to end: it may be what it gives back."""
         values = {"what": what, "who": who, "ttl_s": ttl_s, "now": time.time()}
-        return await self._file.call(lambda db: bool(db.execute(CLAIM, values).rowcount))
+        return await asyncio.shield(self._file.call(lambda db: bool(db.execute(CLAIM, values).rowcount)))
 
     async def record(self, event: Event) -> None:
         """One transaction; durable when it returns."""

@@ -1,4 +1,7 @@
-"""The file: its schema, a connection to it in a thread of its own, its faults by cause. Knows nothing of what a list is."""
+"""The file: its schema, a connection to it in a thread of its own, its faults by cause. Knows nothing of what a list is.
+
+Imports eir.errors and eir.lists.pages.
+"""
 
 import asyncio
 import os
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 from eir.errors import StoreError
+from eir.lists.pages import NUMBER_BITS
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -27,9 +31,8 @@ FOLDER_MODE, FILE_MODE = 0o750, 0o640
 
 APPLICATION_ID = 0x45495230  # "EIR0", so that `file` and a wrong path tell
 SCHEMA_VERSION = 1
-NUMBER_BITS = 37
-"""Page numbers stay below 2^37; the row id of a page is its set's id and its number."""
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
+"""The row id of a page is its set's id and its number."""
 
 SCHEMA = f"""
 CREATE TABLE lists (
@@ -63,7 +66,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 
 CAUSES = {
     "BUSY": "busy", "LOCKED": "busy", "FULL": "full", "CORRUPT": "corrupt", "NOTADB": "corrupt", "IOERR": "io",
-    "READONLY": "readonly", "PERM": "readonly", "CANTOPEN": "cannot_open",
+    "READONLY": "readonly", "PERM": "readonly", "CANTOPEN": "cannot_open", "TOOBIG": "corrupt",
 }  # fmt: skip
 """By the name of SQLite's error."""
 REOPEN = frozenset({"corrupt", "io", "cannot_open", "readonly"})
@@ -117,7 +120,8 @@ class File:
                 self._disconnect()
             if cause == "readonly" and still is not None:
                 raise StoreError("full", f"{self.path}: {still[1]}; it can be read, but not written") from error
-            raise StoreError(cause, f"{self.path}: {error}") from error
+            advice = f"; nothing was changed: make room on the disk of {self.path.parent}, and do it again" if cause == "full" else ""
+            raise StoreError(cause, f"{self.path}: {error}{advice}") from error
         except OSError as error:
             raise StoreError("cannot_open", f"{self.path}: {error.strerror}") from error
 

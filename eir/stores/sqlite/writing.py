@@ -1,15 +1,20 @@
 """Lists in the file as writers see them: sets of pages that are filled, put in force, and collected when nobody needs them."""
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from eir.errors import StoreError
-from eir.lists.pages import Page
+from eir.lists.pages import NUMBER_BITS, Page
 from eir.lists.store import ListState
-from eir.stores.records import decode_state, encode, encode_numbers
-from eir.stores.sqlite.file import NUMBER_BITS, NUMBER_MASK, transaction
+from eir.stores.records import VALUE_BYTES_MAX, decode_state, encode, encode_numbers
+from eir.stores.room import SMALL_BYTES, check_room
+from eir.stores.sqlite.file import NUMBER_MASK, WAL_BYTES_MAX, checkpoint, transaction
 from eir.stores.write import Kept, Stored, Wanted, Write, check_generation, decide, last_kept
 
 PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
@@ -18,9 +23,20 @@ WRITE_PAGES_MAX = 512
 """What one statement writes at most."""
 SET_IDLE_S = 600
 """A set that is being filled and was not touched for so long belongs to a load that died."""
+RESERVE_BYTES = 2 * WAL_BYTES_MAX
+"""What a load leaves free on the disk: for the write-ahead log, and as much again for what is written there after it."""
+AMENDED_TIMES = 2
+"""An amendment writes pages as they were and as they are, to the log and to the file."""
+DB_PAGE_BYTES, LEAF_BYTES, ROW_BYTES = 4096, 4084, 16
+"""SQLite's page, what of it rows may take, and what a row takes besides its content."""
 CHANGES_MAX = 1_000
 """Steps that are kept for each list."""
 
+# What is longer than any record of ours is none.
+READ_RECORD = """
+SELECT iif(length(state) > :most, '', state), page_set, iif(length(before) > :most, '', before), before_set, before_whole
+FROM lists WHERE name = :name
+"""
 # Pages out of one blob, and a table of where each is: id, start and length of keys, start and length of extra.
 SCATTER = """
 INSERT OR REPLACE INTO pages
@@ -32,6 +48,10 @@ FROM json_each(?2)
 KEEP = """
 INSERT OR REPLACE INTO pages SELECT ?, coalesce(keys, x''), coalesce(extra, x'') FROM (SELECT 1) LEFT JOIN pages ON id = ?
 """
+SIZES = """
+SELECT length(keys) + length(extra) FROM pages
+WHERE id IN (SELECT page_set << :bits | value FROM lists, json_each(:numbers) WHERE name = :name)
+"""
 DOOM = """
 UPDATE sets SET doomed = 1
 WHERE keep_until < ? AND NOT EXISTS (SELECT 1 FROM lists WHERE page_set = sets.id OR before_set = sets.id)
@@ -41,12 +61,50 @@ DELETE_SOME = "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETW
 
 def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
     """The record of a list."""
-    found = db.execute("SELECT state, page_set, before, before_set, before_whole FROM lists WHERE name = ?", (name,)).fetchone()
+    found = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
     if found is None:
         return None
     state, page_set, before, before_set, whole = found
     kept = None if before is None or before_set is None else Kept(decode_state(before), before_set, bool(whole))
     return Stored(decode_state(state), page_set, kept)
+
+
+# Room
+
+
+def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: bool) -> None:
+    """Raise StoreError (full) if the disk has no room for these pages. Sets of no more use are cleared away before."""
+    sizes = [len(keys) + len(extra) for _, keys, extra in pages]
+    if amends:
+        numbers = json.dumps([page.number for page in pages])
+        sizes += (size for (size,) in db.execute(SIZES, {"name": name, "numbers": numbers, "bits": NUMBER_BITS}))
+    needs = file_bytes(sizes) * (AMENDED_TIMES if amends else 1)
+    if needs > SMALL_BYTES:
+        _collect(db)
+        check_room("full", *_told(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES)
+
+
+def file_bytes(sizes: Sequence[int]) -> int:
+    """What rows with so many bytes of content take in the file, about (sqlite.org/fileformat2.html 1.6)."""
+    rows = np.array(sizes, np.int64) + ROW_BYTES
+    in_leaf = DB_PAGE_BYTES / (LEAF_BYTES // rows.clip(1, LEAF_BYTES))
+    return int(np.where(rows <= LEAF_BYTES, in_leaf, (rows // LEAF_BYTES + 1) * DB_PAGE_BYTES).sum())
+
+
+def _told(db: sqlite3.Connection) -> tuple[str, str]:
+    """The file, and what to do if there is no room for it."""
+    return _path(db), f"make room on the disk of {Path(_path(db)).parent}, and do it again"
+
+
+def _path(db: sqlite3.Connection) -> str:
+    return str(db.execute("PRAGMA database_list").fetchone()[2])
+
+
+def _free(db: sqlite3.Connection) -> int:
+    """Bytes that the file has free in it, and those that the disk has for it."""
+    disk = os.statvfs(Path(_path(db)).parent)
+    (unused,) = db.execute("PRAGMA freelist_count").fetchone()
+    return int(unused * DB_PAGE_BYTES + disk.f_bavail * disk.f_frsize)
 
 
 # Sets that are being filled, and those of no more use
@@ -61,7 +119,12 @@ def begin_set(db: sqlite3.Connection, name: str, seen: int) -> int:
 
 
 def fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Add pages to a set that is being filled. Raises StoreError (staging_lost) if it has been collected."""
+    """Add pages to a set that is being filled.
+
+    Raises StoreError: `staging_lost` if it has been collected, `full` if the reserve would be touched: something else took the room.
+    """
+    needs = file_bytes([len(keys) + len(extra) for _, keys, extra in pages])
+    check_room("full", *_told(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES - WAL_BYTES_MAX)
     with transaction(db):
         _hold(db, page_set)
         _insert(db, page_set, pages)
@@ -76,6 +139,14 @@ def _hold(db: sqlite3.Connection, page_set: int) -> None:
 def give_up(db: sqlite3.Connection, page_set: int) -> None:
     """Leave a set to be collected, unless a list points to it."""
     db.execute("UPDATE sets SET keep_until = 0 WHERE id = ?", (page_set,))
+
+
+def clear(db: sqlite3.Connection, page_set: int) -> None:
+    """Clear away a set that was given up while it was filled, so that its room is there for others at once."""
+    checkpoint(db)  # on a full disk: what is in the log needs no more room then, and may be written over
+    give_up(db, page_set)
+    _collect(db)
+    checkpoint(db)
 
 
 def _new_set(db: sqlite3.Connection) -> int:

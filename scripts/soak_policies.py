@@ -1,0 +1,41 @@
+"""Random policies over a running node, whose lists change and whose rows end: each answer is what a model of policy and rows says.
+
+The lists change by releases, deltas, commands and rollbacks; the node starts anew, and Redis loses all that it has. Questions follow at
+once after each of these.
+"""
+
+import argparse
+import asyncio
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from benchmark.servers import redis_program
+from node import Publisher, Site
+from policies import Run
+from servers import Server
+
+
+def main(arguments: list[str]) -> int:
+    """The part `policies` of scripts/soak."""
+    parser = argparse.ArgumentParser(prog="soak policies", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--policies", type=int, default=400)
+    parser.add_argument("--questions", type=int, default=1000, help="under each policy")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of all that is drawn; chance if not given")
+    options = parser.parse_args(arguments)
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="eir-soak-") as name, Server(redis_program()) as server:
+        folder = Path(name)
+        (folder / "publisher").mkdir()
+        with Site(folder / "site", Publisher(folder / "publisher")) as site:
+            site.configure(workers=options.workers)
+            figures = asyncio.run(Run(site, options.seed, server).run(options.policies, options.questions))
+    for line in figures.lines():
+        print(line)
+    for wrong in figures.wrong[:10]:
+        print(f"not kept: {wrong}", file=sys.stderr)
+    return 1 if figures.wrong else 0

@@ -1,0 +1,76 @@
+"""An EIR's drop folder without a node: real files, real keys and signatures, the SQLite store, and a clock that tests put ahead."""
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from releases import public
+
+from eir.lists.inbox import Attempts, PassSettings, take_in
+from eir.lists.publish import publish
+from eir.lists.settings import ListSettings
+from eir.stores.sqlite import SqliteStore
+
+PATIENCE_S = 3600
+IMEIS = [f"35123456{n:06d}" for n in range(10)]
+
+
+class Site:
+    """An EIR's drop folder and store, a publisher's outbox, and a clock that tests put ahead."""
+
+    def __init__(self, folder, keys):
+        self.folder, self.keys = folder, keys
+        self.drop, self.outbox, self.state = folder / "in", folder / "outbox", folder / "state"
+        for made in (self.drop, self.outbox, self.state):
+            made.mkdir(parents=True)
+        self.signers = folder / "signers"
+        self.signers.write_text(f"agency {public(keys[0])}second {public(keys[1])}")
+        self.lists = {}
+        for name in ("stolen", "other"):
+            self.trust(name)
+        self.store = SqliteStore(self.state / "lists.sqlite")
+        self.attempts = Attempts(self.state / "attempt")
+        self.ahead_s = 2.0
+
+    def trust(self, name, **changes):
+        self.lists[name] = ListSettings(**{"name": name, "signers": self.signers, "growth_max": 100, "shrink_max": 1, **changes})
+
+    def publish(self, serial, rows=IMEIS, *, base=None, name="stolen", key=0, data=None):
+        """A release in the outbox; returns its files, data first, the signature last."""
+        file = self.outbox / (data or f"{name}-{serial}{'-added' if base is not None else ''}.csv")
+        file.write_text("imei\n" + "".join(f"{row}\n" for row in rows))
+        now = datetime.now(UTC).replace(microsecond=0)
+        manifest = publish(
+            [file], list_name=name, serial=serial, base=base, issued=now, expires=now + timedelta(days=14), key=self.keys[key]
+        )
+        return [file, manifest, Path(f"{manifest}.sig")]
+
+    def deliver(self, files):
+        for file in files:
+            shutil.copyfile(file, self.drop / file.name)
+
+    def terms(self, **changes):
+        given = {
+            "folder": self.drop, "lists": self.lists, "store": self.store, "who": "inbox of tester@host",
+            "clock": lambda: datetime.now(UTC) + timedelta(seconds=self.ahead_s), "patience_s": PATIENCE_S,
+            "attempts": self.attempts,
+        }  # fmt: skip
+        return PassSettings(**(given | changes))
+
+    async def turn(self, **changes):
+        """One pass: {manifest: (outcome, reason)}."""
+        made = await take_in(self.terms(**changes))
+        json.dumps(made.as_json())
+        self.again_s, self.said = made.again_s, {taken.manifest: taken.detail for taken in made.taken}
+        return {taken.manifest: (taken.outcome, taken.reason) for taken in made.taken}
+
+    async def serial(self, name="stolen"):
+        state = await self.store.state(name)
+        return state and state.serial
+
+    def lying(self, where="."):
+        return sorted(entry.name for entry in (self.drop / where).iterdir() if not entry.is_dir())
+
+    async def refusals(self):
+        return [event.detail.partition(":")[0] for event in await self.store.history() if event.what == "refuse"]

@@ -1,0 +1,171 @@
+"""Loads in processes of their own: what comes back from them, what ends them, and that it ends nothing else."""
+
+import asyncio
+import faulthandler
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import zstandard
+from node import COMMAND, LISTED, is_gone, until_async
+from releases import sign
+
+from eir.daemon.loader import OOM_SCORE, Loads
+from eir.errors import ReleaseRefused, StoreError
+
+MEMORY = 128 << 20
+
+
+def score():
+    return Path("/proc/self/oom_score_adj").read_text().strip()
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+async def work(job, progress):
+    """A load that does what its job says."""
+    match job:
+        case "result":
+            progress("read", 1, 2)
+            return {"pid": os.getpid(), "parent": os.getppid(), "score": score()}
+        case int():
+            faulthandler.disable()
+            os.kill(os.getpid(), job)
+        case "hold":
+            return len(bytearray(MEMORY // 2))
+        case "grow":
+            return [bytearray(16 << 20) for _ in range(9)]
+        case "sleep":
+            await asyncio.sleep(60)
+        case "fault":
+            raise KeyError("35209900176148")
+        case "store":
+            raise StoreError("full", "no space")
+        case "disk":
+            raise FileNotFoundError(2, "No such file")
+        case "refuse":
+            raise ReleaseRefused("serial", "not above 2", list_name="stolen", serial=2)
+    return None
+
+
+@pytest.fixture
+def loads():
+    with Loads(work, MEMORY) as made:
+        yield made
+
+
+async def test_a_load_says_what_came_of_it(loads):
+    seen = []
+    said = await loads.make("result", lambda *done: seen.append(done))
+    assert (said["parent"], said["score"], seen) == (loads._pid, str(OOM_SCORE), [("read", 1, 2)])
+    again = await loads.make("result")
+    assert again["pid"] != said["pid"]
+    assert is_gone(said["pid"])
+    assert score() != str(OOM_SCORE)
+
+
+@pytest.mark.parametrize(
+    ("job", "reason", "detail"),
+    [
+        ("refuse", "serial", "not above 2"),
+        ("grow", "memory", f"limits.load_memory allows ({MEMORY} bytes)"),
+        ("fault", "fault", "KeyError"),
+        (signal.SIGKILL, "killed", "journalctl -k"),
+        (signal.SIGABRT, "crash", "ended with signal 6"),
+        (signal.SIGSEGV, "crash", "ended with signal 11"),
+        (signal.SIGALRM, "time", "more than 900 s"),
+    ],
+)
+async def test_what_goes_wrong_is_a_refusal(loads, job, reason, detail):
+    with pytest.raises(ReleaseRefused) as caught:
+        await loads.make(int(job) if isinstance(job, signal.Signals) else job)
+    assert caught.value.reason == reason
+    assert detail in caught.value.detail
+    assert "35209900176148" not in caught.value.detail
+    assert (caught.value.list_name, caught.value.serial) == (("stolen", 2) if job == "refuse" else (None, None))
+    assert await loads.make("hold") == MEMORY // 2  # the next one is made
+
+
+async def test_what_is_no_fault_of_the_release_comes_through(loads):
+    with pytest.raises(StoreError, match="no space") as caught:
+        await loads.make("store")
+    assert caught.value.cause == "full"
+    with pytest.raises(FileNotFoundError) as missing:
+        await loads.make("disk")
+    assert missing.value.strerror == "No such file"
+
+
+async def test_a_load_ends_with_those_who_asked_for_it():
+    with Loads(work, MEMORY) as loads:
+        task = asyncio.create_task(loads.make("sleep"))
+        (load,) = await until_async(lambda: children(loads._pid))
+    with pytest.raises(ReleaseRefused, match="was killed"):
+        await task
+    await until_async(lambda: is_gone(int(load)))
+
+
+async def test_where_the_process_that_forks_was_killed(loads):
+    os.kill(loads._pid, signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises(ReleaseRefused) as caught:
+            await loads.make("result")
+        assert caught.value.reason == "killed"
+
+
+def released(site, name, content, rows):
+    """A signed release of one file that claims so many rows."""
+    document = json.loads(site.release([LISTED]).read_bytes())
+    document["files"] = [{
+        "name": name, "role": "entries", "layout": "eir", "bytes": len(content), "rows": rows, "sha256": hashlib.sha256(content).hexdigest(),
+    }]  # fmt: skip
+    manifest = site.folder / "releases" / "stolen-1.manifest.json"
+    manifest.with_name(name).write_bytes(content)
+    manifest.write_text(json.dumps(document))
+    sign(manifest, site.publisher.key)
+    return manifest
+
+
+MILLION = zstandard.compress(b"35209900176148\n" * 10**6)
+BOMB = zstandard.compress(b"imei\n") + MILLION * 200
+LONG_RANGES = b"imei_from,imei_to\n" + b"".join(b"%08d000001,%08d999998\n" % (tac, tac + 998) for tac in range(10**7, 10**7 + 2000 * 999, 999))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows", "reason"),
+    [
+        ("bomb.csv.zst", BOMB, 200_000_000, "too_large"),
+        ("bomb.csv.zst", BOMB, 150_000_000, "expanded"),
+        ("bomb.csv.zst", BOMB, 1_000_000, "rows"),
+        ("ranges.csv", LONG_RANGES, 2000, "range"),
+    ],
+)
+def test_small_releases_that_would_cost_much(site, name, content, rows, reason):
+    """Refused within 10 s and 300 MB, whatever they claim."""
+    assert len(content) < 300_000
+    manifest = released(site, name, content, rows)
+    began = time.monotonic()
+    with (site.folder / "said").open("w") as said:
+        process = subprocess.Popen([*COMMAND, "load", manifest], env=site.environment(), cwd=site.folder, stdout=said, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    took_s, text = time.monotonic() - began, (site.folder / "said").read_text()
+    assert process.returncode == 1, text
+    assert f"refused ({reason})" in text
+    assert used.ru_maxrss < 300_000  # kB
+    assert took_s < 10
+    assert [event["detail"].partition(":")[0] for event in site.json("history")] == [reason]
+
+
+def test_a_load_by_hand_is_held_to_the_memory_that_is_configured(site):
+    site.configure(limits={"load_memory": "128MiB"})
+    manifest = released(site, "many.csv", b"imei\n", 12_000_000)
+    refused = site.eir("load", manifest, status=1).stderr
+    assert "refused (too_large): its 12000000 rows take 144000000 bytes" in refused
+    assert "limits.load_memory is 134217728: raise it" in refused
