@@ -321,7 +321,7 @@ class Run:
 
     async def edit(self, what, rows, end=0):
         tacs = rows[0] in TACS
-        edit = Edit(what=what, entries=parse_entries("devices", rows, tacs=tacs), reason="by chance", until=end, replace=what == "add")
+        edit = Edit(what=what, entries=parse_entries("devices", rows, tacs=tacs), reason="by chance", until=end, replace=what == "add", force=True)
         await edit_list(edit, load_config(self.site.path).lists["own"], self.store, who="policies", now=datetime.now(UTC))
         held = self.model.rows.get("own", {})
         self.becomes("own", held | dict.fromkeys(rows, end) if what == "add" else {row: end for row, end in held.items() if row not in rows})

@@ -266,6 +266,17 @@ def test_pages_and_remainders_of_large_keys(top):
         assert (lows == low).all()
 
 
+@given(st.lists(st.tuples(st.integers(0, 6 * PAGE_KEYS), st.sampled_from([0, 1, 99, PAGE_KEYS - 1, PAGE_KEYS, 2 * PAGE_KEYS])), max_size=5), st.booleans())
+def test_rows_tell_how_many_devices_there_are_at_least_and_at_most(starts, whole):
+    entries = [(first // PAGE_KEYS * PAGE_KEYS if whole else first, length) for first, length in starts]
+    rows = rows_of([(first, first + length, 0, 0) for first, length in entries])
+    least, most = rows.devices()
+    devices = build_pages(rows).devices
+    assert least <= devices <= most
+    if all(length == PAGE_KEYS - 1 for _, length in entries) and whole:
+        assert least == devices
+
+
 def test_ranges_past_memory_are_refused():
     with pytest.raises(ReleaseRefused, match="100000000 TACs") as caught:
         rows_of([(0, 99_999_999_999_999, 0, 0)])

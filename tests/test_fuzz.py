@@ -1,6 +1,6 @@
-"""Fuzzing in its everyday form: the kept corpus, and mutations by hypothesis; the long form is `scripts/soak fuzz`.
+"""Fuzzing in its everyday form: the kept corpus, and mutations by hypothesis; the long forms are `scripts/soak fuzz` and `scripts/soak readers`.
 
-What is held while a message is read or a session goes on stands in fuzz/codec.py and fuzz/session.py.
+What is held while a message is read, a session goes on or a release is read stands in fuzz/codec.py, fuzz/session.py, fuzz/releases.py.
 """
 
 import importlib.util
@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from fuzz import codec, session
+from fuzz import codec, releases, session
 from fuzz.mutate import CORPUS, Mutator, good_messages
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +57,11 @@ def test_sessions(steps, rate, begins):
 @given(st.binary(max_size=200))
 def test_scripts_of_any_bytes(octets):
     session.run(octets)
+
+
+def test_releases():
+    """By seeds, so that what fails can be run again; between them they end in every way that a reader knows."""
+    assert {releases.run(seed) for seed in range(400)} >= {"read", "manifest", "layout", "bad_rows", "rows", "range"}
 
 
 @pytest.mark.parametrize("harness", HARNESSES, ids=lambda path: path.stem)

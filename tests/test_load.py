@@ -441,6 +441,16 @@ async def test_a_damaged_list_can_be_replaced(agency, store, monkeypatch):
     assert (report.entries, report.come, report.gone) == (100, 100, 0)
 
 
+@pytest.mark.parametrize(("rows", "reason"), [(b"imei\n35123456000001\n", "shrink"), (b"tac\n35123456\n35123457\n", "growth")])
+async def test_what_the_rows_tell_already_is_not_built(agency, store, rows, reason):
+    await agency.load(agency.release(IMEIS), store)
+    seen = []
+    why = await refused(agency, agency.release({"t.csv": ("entries", "eir", rows)}), store, progress=lambda stage, *_: seen.append(stage))
+    assert why.reason == reason
+    assert "read" in seen
+    assert "build" not in seen
+
+
 async def test_a_tac_counts_as_a_million(agency, store):
     await agency.load(agency.release(IMEIS), store)
     manifest = agency.release({"t.csv": ("entries", "eir", b"tac\n35123456\n")})

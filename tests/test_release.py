@@ -16,6 +16,7 @@ from releases import NAME, NOW, Agency, make_key, public, sign, text
 from eir.errors import ReleaseRefused
 from eir.lists import openssh
 from eir.lists import release as releases
+from eir.lists.openssh import keys_of, names_one_of
 from eir.lists.persons import distinct_signers
 from eir.lists.release import SERIAL_MAX, about, check_serial, is_plain_name, parse_manifest, verify_release
 
@@ -394,6 +395,20 @@ def test_bytes_that_are_no_manifest(content):
 )
 def test_names_that_leave_the_folder(name):
     assert not is_plain_name(name)
+    _file_name_is_refused(name)
+
+
+@pytest.mark.parametrize("name", ["a.manifest.json", ".manifest.json.manifest.json", "a.sig", "a.csv.sig.2", "a.sig.16", "A.Manifest.JSON", "a.SIG"])
+def test_names_of_manifests_and_signatures_are_no_data(name):
+    _file_name_is_refused(name)
+
+
+@pytest.mark.parametrize("name", ["a.manifest.json.csv", "sig", "a.sig.csv", "manifest.json", "a.sig.x"])
+def test_names_that_only_look_like_these_are_data(name):
+    assert parse_manifest(json.dumps({**MANIFEST, "files": [{**FILE, "name": name}]}).encode()).files[0].name == name
+
+
+def _file_name_is_refused(name):
     with pytest.raises(ReleaseRefused) as caught:
         parse_manifest(json.dumps({**MANIFEST, "files": [{**FILE, "name": name}]}).encode())
     assert caught.value.reason == "file_name"
@@ -436,3 +451,18 @@ def test_serials(kind, serial, base, current, highest, reason):
     assert (caught.value.list_name, caught.value.serial) == ("l", serial)
     if reason == "base" and current is not None:
         assert f"base {current}" in caught.value.detail
+
+
+def test_a_signature_names_its_key_or_the_authority_behind_it(tmp_path):
+    """A hint that costs nothing, for the order in which deliveries are looked at."""
+    keys = {name: make_key(tmp_path, name) for name in ("authority", "agency", "member")}
+    subprocess.run(["ssh-keygen", "-q", "-s", keys["authority"], "-I", "member", "-n", "member", keys["member"].with_name("member.pub")], check=True)
+    manifest = tmp_path / "m"
+    manifest.write_text("{}")
+    plain = sign(manifest, keys["agency"]).read_bytes()
+    under = sign(manifest, keys["member"].with_name("member-cert.pub")).read_bytes()
+    trusted = keys_of(f'agency namespaces="a b" {public(keys["agency"])}'.encode())
+    authority = keys_of(f"# AAAA\n* cert-authority {public(keys['authority'])}".encode())
+    assert (names_one_of(trusted, plain), names_one_of(trusted, under)) == (True, False)
+    assert (names_one_of(authority, plain), names_one_of(authority, under)) == (False, True)
+    assert not any(names_one_of(trusted | authority, junk) for junk in (b"", b"x", b"AAAA", b"-----BEGIN", b"\xff" * 99, plain[:60]))

@@ -43,7 +43,11 @@ def lists(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: 
     async def found(store: ListStore) -> dict[str, ListState | StoreError | None]:
         if not checked.lists:
             return {**await store.states()}
-        return {name: await _state_or_damage(store, name) for name in checked.lists}
+        read = {name: await _state_or_damage(store, name) for name in checked.lists}
+        damaged = [state for state in read.values() if isinstance(state, StoreError)]
+        if len(damaged) == len(read):  # then it is the store
+            raise damaged[0]
+        return read
 
     states = with_store(checked, found, fresh=False)
     kinds = {name: settings.kind for name, settings in checked.lists.items()}

@@ -73,6 +73,9 @@ class _Singles:
         self._used = 0
         self._ends: list[tuple[int, Seconds]] = []  # where chunks with ends begin, and those ends
 
+    def __len__(self) -> int:
+        return self._used
+
     def append(self, keys: Keys, reasons: ReasonIndexes | None, until: Seconds | None) -> None:
         first, last = self._used, self._used + len(keys)
         if last > len(self._packed):
@@ -153,6 +156,17 @@ class Rows:
             return None
         keys, imsis, reasons, until = map(np.concatenate, zip(*self._pairs, strict=True))
         return keys, imsis, reasons, until
+
+    def devices(self) -> tuple[int, int]:
+        """How many identifiers a list of these rows holds at least and at most, as far as the rows say without being sorted."""
+        most = sum(len(singles) for singles in self.singles.values()) + sum(len(keys) for keys, *_ in self._pairs)
+        whole = [np.zeros(0, np.uint64)]
+        for first, last, *_ in self._spans:
+            most += int((last - first).sum()) + len(first)
+            begins, ends = -(-first.astype(np.int64) // PAGE_KEYS), (last.astype(np.int64) + 1) // PAGE_KEYS
+            counts = np.maximum(ends - begins, 0)
+            whole.append(np.arange(counts.sum()).astype(np.uint64) + np.repeat(begins - np.cumsum(counts) + counts, counts).astype(np.uint64))
+        return PAGE_KEYS * len(np.unique(np.concatenate(whole))), most
 
     def spans(self) -> dict[int, list[Span]]:
         """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if they are too long within TACs."""

@@ -122,6 +122,7 @@ async def follow(server, _, user=WORKER):
                 await admin.replace("a", state(B, serial=3), B, seen=2)
                 await comes(node, lambda: node.generation() == 3)
                 assert not node.follower.errors
+            assert (await store.states()).keys() == {"a"}  # `eir lists`
             assert (await store.outcomes())[0].count == 1
             assert len(await store.history()) == 1
             assert store.said == ["store_may_evict"]
