@@ -157,16 +157,15 @@ class Rows:
         keys, imsis, reasons, until = map(np.concatenate, zip(*self._pairs, strict=True))
         return keys, imsis, reasons, until
 
-    def devices(self) -> tuple[int, int]:
-        """How many identifiers a list of these rows holds at least and at most, as far as the rows say without being sorted."""
-        most = sum(len(singles) for singles in self.singles.values()) + sum(len(keys) for keys, *_ in self._pairs)
+    def devices_min(self) -> int:
+        """How many identifiers a list of these rows holds at least: those of its whole TACs that do not end."""
         whole = [np.zeros(0, np.uint64)]
-        for first, last, *_ in self._spans:
-            most += int((last - first).sum()) + len(first)
-            begins, ends = -(-first.astype(np.int64) // PAGE_KEYS), (last.astype(np.int64) + 1) // PAGE_KEYS
-            counts = np.maximum(ends - begins, 0)
-            whole.append(np.arange(counts.sum()).astype(np.uint64) + np.repeat(begins - np.cumsum(counts) + counts, counts).astype(np.uint64))
-        return PAGE_KEYS * len(np.unique(np.concatenate(whole))), most
+        for first, last, _, until in self._spans:
+            if until is None or not until.any():
+                begins, ends = -(-first.astype(np.int64) // PAGE_KEYS), (last.astype(np.int64) + 1) // PAGE_KEYS
+                counts = np.maximum(ends - begins, 0)
+                whole.append(np.arange(counts.sum()).astype(np.uint64) + np.repeat(begins - np.cumsum(counts) + counts, counts).astype(np.uint64))
+        return PAGE_KEYS * len(np.unique(np.concatenate(whole)))
 
     def spans(self) -> dict[int, list[Span]]:
         """The ranges, cut at page boundaries, by page. Raises ReleaseRefused (`range`) if they are too long within TACs."""

@@ -192,9 +192,10 @@ class Loader:
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
-        if before.devices and not self.force and not is_delta:
-            least, most = next(iter(rows)).devices()  # where they tell already, nothing needs to be built
-            _check_size(settings, before.devices, min(max(before.devices, least), most))
+        if before is not NO_LIST and not self.force and not is_delta:
+            come = next(iter(rows)).devices_min() - before.devices  # where whole TACs tell already, nothing needs to be built
+            for reason, found in past_limits(settings, before.devices, come, 0).items():
+                raise ReleaseRefused(reason, f"at least {found}; if that is meant, load it with --force")
         with self.stage(BUILD, 1):
             built = await (self._amended(settings, before, *rows) if is_delta else self._replaced(manifest.list, before, *rows))
         passed = {} if before is NO_LIST else past_limits(settings, before.devices, built.come, built.gone)
