@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from eir import __version__
-from eir.commands import asking, lists, node, publisher, releases
+from eir.commands import asking, content, lists, node, publisher, releases
 from eir.commands.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say
 from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault
 
@@ -31,7 +31,8 @@ peer_app = typer.Typer(no_args_is_help=True, help="Take a peer out of service (D
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": node.serve, "status": node.status, "peers": node.peers, "reload": node.reload, "drain": node.drain, "config": node.show_config,
-    "check": asking.check, "load": releases.load, "inbox": releases.inbox, "history": lists.history,
+    "check": asking.check, "load": releases.load, "inbox": releases.inbox, "show": content.show_list, "export": content.export_list,
+    "history": lists.history,
     "rollback": lists.rollback, "add": lists.add, "remove": lists.remove, "publish": publisher.publish, "probe": asking.probe,
 }  # fmt: skip
 """In the order in which the help lists them."""

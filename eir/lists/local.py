@@ -7,7 +7,8 @@ May import lists, eir.device and eir.errors; the store comes as an argument.
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -17,10 +18,9 @@ import numpy as np
 from eir.device import TAC_DIGITS, device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged
 from eir.lists.build import Built, Rows, amend_pages, build_pages
-from eir.lists.content import decode
+from eir.lists.entries import entries_of
 from eir.lists.layout import tac_key
 from eir.lists.pages import PAGE_KEYS, Page
-from eir.lists.pairs import decode_pairs, has_pairs
 from eir.lists.reasons import check_reason, reason_byte
 from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
 from eir.lists.store import ACCEPTED, FORCED, NO_LIST, Event, ListState, ListStore, recorded, utc_text
@@ -33,6 +33,8 @@ TRIES_MAX = 20
 """How often a change is decided: again each time that somebody else's came first."""
 PAUSE_MAX_S = 0.05
 NAMED_MAX = 10  # entries that a refusal names
+TACS = "TACs "
+"""Begins the entries of an event that are whole TACs."""
 
 
 class Entry(NamedTuple):
@@ -149,10 +151,9 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
             await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # spreads two operators, hides nothing
             continue
         until = f", until {utc_text(datetime.fromtimestamp(edit.until, UTC))}" if edit.until else ""
-        what = "TACs " if any(entry.whole_tac for entry in edit.entries) else ""
-        detail = f"{edit.reason}{until}: {what}{', '.join(entry.text for entry in edit.entries)}"
-        if edit.force:
-            detail += f"; {turnover(settings.kind, amended.come, amended.gone)}; {by_force(passed)}"
+        what = TACS if any(entry.whole_tac for entry in edit.entries) else ""
+        forced = f"; {turnover(settings.kind, amended.come, amended.gone)}; {by_force(passed)}" if edit.force else ""
+        detail = f"{edit.reason}{until}{forced}: {what}{', '.join(entry.text for entry in edit.entries)}"
         event = Event(
             time=utc_text(now), who=who, what=edit.what, list=settings.name, outcome=FORCED if edit.force else ACCEPTED, detail=detail
         )
@@ -162,6 +163,21 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
             lifted=tuple(passed), recorded=not edit.dry_run and await recorded(store, event), dry_run=edit.dry_run,
         )  # fmt: skip
     raise GenerationConflict(f"{settings.name} was changed {TRIES_MAX} times while this change was being made: try again")
+
+
+def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], Event]:
+    """The last event that added each entry, by its key, the key of its IMSI (0 for none) and whether it is a whole TAC."""
+    found = {}
+    for event in events:
+        if event.what == ADD:
+            named = event.detail.rpartition(": ")[2]
+            tacs = named.startswith(TACS)
+            for text in named.removeprefix(TACS).split(", "):
+                identifier, _, imsi = text.partition("+")
+                with suppress(IdentifierError):
+                    entry = parse_entries(kind, [identifier], imsis=[imsi] if imsi else (), tacs=tacs)[0]
+                    found[entry[1:]] = event
+    return found
 
 
 def _named(key_of: Callable[[str], int], text: str) -> int:
@@ -182,7 +198,7 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 def _refuse_what_changes_nothing(edit: Edit, name: str, pages: Sequence[Page], now: datetime) -> None:
     """Refuse entries that are there, or are not (as one that has ended). An identifier and its TAC are entries of their own."""
-    there = {entry for entry, end in _entries_of(pages) if not end or end > now.timestamp()}
+    there = {entry[:3] for entry in entries_of(pages) if not entry.until or entry.until > now.timestamp()}
 
     def named(entry: Entry) -> str:
         tac = entry.key // PAGE_KEYS
@@ -199,20 +215,6 @@ def _refuse_what_changes_nothing(edit: Edit, name: str, pages: Sequence[Page], n
     if wrong:
         listed = ", ".join(wrong[:NAMED_MAX]) + (", …" if len(wrong) > NAMED_MAX else "")
         raise EntryRefused(f"nothing was changed: {len(wrong)} of {len(edit.entries)} are {what}: {listed}{advice}")
-
-
-def _entries_of(pages: Sequence[Page]) -> Iterator[tuple[tuple[int, int, bool], int]]:
-    """The entries of these pages, as the fields of Entry that identify them, and when each ends (0: it does not)."""
-    for page in pages:
-        first = page.number * PAGE_KEYS
-        if page.tac is not None:
-            yield (first, 0, True), page.tac.until
-        if has_pairs(page):
-            for low, paired in decode_pairs(page).items():
-                yield from (((first + low, imsi, False), end) for imsi, end in paired.imsis.items())
-        else:
-            low_keys, _, until, _ = decode(page)
-            yield from (((first + low, 0, False), end) for low, end in zip(low_keys.tolist(), until.tolist(), strict=True))
 
 
 async def _edited(

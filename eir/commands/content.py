@@ -1,0 +1,153 @@
+"""Commands that look into a list: its entries, those of one device, and the whole of it as a data file."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TextIO
+
+import typer
+
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, whereabouts, with_store
+from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show
+from eir.config import Whereabouts
+from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imsi_key
+from eir.errors import IdentifierError
+from eir.lists.entries import Listed, entries_of, imsi_text, read_whole, reason_text, until_text
+from eir.lists.export import EIR, EXPORTS, export
+from eir.lists.layout import tac_key
+from eir.lists.local import added_by
+from eir.lists.pages import PAGE_KEYS, Page
+from eir.lists.settings import PAIRS, SUBSCRIBERS
+from eir.lists.store import Event, ListState, ListStore
+
+ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")]
+
+
+class _Found(NamedTuple):
+    """What the store says of a list."""
+
+    state: ListState
+    pages: Sequence[Page]
+    """Of the whole list, or the one in which the identifier is."""
+    keys: range
+    """Of the entries that are sought."""
+    events: Sequence[Event]
+
+
+def show_list(
+    list_name: ListName,
+    identifier: Annotated[str, typer.Argument(metavar="IMEI|TAC|IMSI", help="Only what lists this device, is under this TAC (8 digits), or lists this subscriber.")] = "",
+    limit: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="Entries to show at most.", min=1)] = 50,
+    skip: Annotated[int, typer.Option(metavar="N", help="Entries to pass over: --skip 50 shows the second page.", min=0)] = 0,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what is in a list: entries, their reasons and ends, who put them there and when.
+
+    Entries of signed lists came with the release that is in force: its signers, and who loaded it. An entry that has ended stays
+    in the list until a release or `eir remove` takes it out, and decides nothing. Exit status 1 if nothing is listed.
+    """
+    checked = whereabouts(config)
+    found = with_store(checked, partial(_found, checked, list_name, identifier), fresh=False)
+    entries = [entry for entry in entries_of(found.pages) if entry.key in found.keys or (entry.whole_tac and found.keys.start - entry.key in range(SNR_KEYS))] if identifier else entries_of(found.pages)
+    shown = list(islice(entries, skip, skip + limit))
+    added = added_by(found.events, found.state.kind)
+    rows = [_row(entry, found, added.get(entry[:3])) for entry in shown]
+    left = (len(entries) if isinstance(entries, list) else found.state.entries) - skip - len(rows)
+    if as_json:
+        state = found.state
+        print_json({
+            "list": list_name, "kind": state.kind, "serial": state.serial, "generation": state.generation, "digest": state.content_digest,
+            "total": max(skip + len(rows) + left, 0), "skipped": skip, "entries": rows,
+        })  # fmt: skip
+    else:
+        columns = ("entry", "imsi") if found.state.kind == PAIRS else ("entry",)
+        show(rows, (*columns, "reason", "until", "who", "time"), as_json=False)
+        if left > 0:
+            say(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
+    if not rows:
+        raise fail(f"{identifier} is not in {list_name}" if identifier else f"no entry of {list_name} is left to show")
+
+
+def export_list(
+    list_name: ListName,
+    layout: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(EXPORTS)}.")] = EIR,
+    only: Annotated[str, typer.Option(metavar="imei|tac", help="Of a list of devices only the single identifiers, or only the whole TACs.")] = "",
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where it goes; standard output if not given.")] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Write a list that is in force as a data file.
+
+    `eir publish` makes a release of it that has the same content: the same `digest` in `eir lists --json`. A file that is there
+    already is replaced once the new one is whole.
+    """
+    for option, given, known in (("layout", layout, EXPORTS), ("only", only, ("imei", "tac", ""))):
+        if given not in known:
+            raise fail(f"--{option} {given}: expected {', '.join(filter(None, known))}", EXIT_USAGE)
+    checked = whereabouts(config)
+    found = with_store(checked, partial(_found, checked, list_name, ""), fresh=False)
+    with progress() as advance, _output(out) as file:
+        rows = export(
+            found.state, found.pages, layout, file, only_tacs=only == "tac" if only else None,
+            progress=partial(advance, "write") if advance else lambda *_: None,
+        )  # fmt: skip
+    say(f"{list_name}: {rows:,} rows, serial {found.state.serial}, generation {found.state.generation}")
+
+
+@contextmanager
+def _output(out: Path | None) -> Iterator[TextIO]:
+    """The file to write to, which comes into its place once it is whole; or standard output."""
+    if out is None:
+        yield sys.stdout
+        return
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with unfinished.open("x", encoding="utf-8", newline="") as file:
+            yield file
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+async def _found(checked: Whereabouts, name: str, identifier: str, store: ListStore) -> _Found:
+    """The list, or the part of it that is about an identifier. Ends the command if there is no such list."""
+    state = await store.state(name)
+    if state is None:
+        known = dict.fromkeys((*checked.lists, *await store.states()))
+        raise fail(f"the list {name} has never been loaded") if name in known else no_list(name, known, checked.path)
+    if identifier:
+        keys = _sought(identifier, state.kind)
+        _, pages = await store.some_pages(name, [keys.start // PAGE_KEYS])
+    else:
+        keys = range(0)
+        _, pages = await read_whole(store, name)
+    return _Found(state, pages, keys, await store.history(name))
+
+
+def _sought(identifier: str, kind: str) -> range:
+    """The keys of the entries that are about an identifier: of a device its own and its TAC's, of a TAC all under it."""
+    try:
+        if kind == SUBSCRIBERS:
+            return range(key := imsi_key(identifier), key + 1)
+        if len(identifier) == TAC_DIGITS:
+            return range(first := tac_key(identifier), first + SNR_KEYS)
+        return range(key := device_key(identifier), key + 1)
+    except IdentifierError as e:
+        raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
+
+
+def _row(entry: Listed, found: _Found, added: Event | None) -> dict[str, Any]:
+    state = found.state
+    loaded = next((event for event in reversed(found.events) if event.what in {"load", "rollback"} and event.serial == state.serial), None)
+    event = added or loaded
+    text = entry.text(state.kind)
+    return {
+        "entry": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if entry.imsi else None,
+        "whole_tac": entry.whole_tac, "reason": reason_text(state, entry.reason) or None, "until": until_text(entry.until) or None,
+        "ended": bool(entry.until and entry.until <= datetime.now(UTC).timestamp()),
+        "who": event.who if event else None, "time": event.time if event else state.loaded_at, "signers": list(state.signers),
+    }  # fmt: skip
