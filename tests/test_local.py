@@ -181,7 +181,7 @@ async def test_what_a_command_may_change_is_limited(store):
     await change(store, "limited", REMOVE, f"{TAC}000000", force=True)
     events = await store.history("limited")
     assert [event.outcome for event in events] == [ACCEPTED, FORCED, FORCED, FORCED]
-    assert [event.detail.partition("; ")[2] for event in events[1:]] == [
+    assert [event.detail.partition("; ")[2].rpartition(": ")[0] for event in events[1:]] == [
         "999,001 devices come, 0 go; --force lifted the limit on growth",
         "0 devices come, 999,001 go; --force lifted the limit on shrink",
         "0 devices come, 1 go; --force, which lifted no limit",
