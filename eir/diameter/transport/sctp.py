@@ -6,6 +6,7 @@ peer may cut its messages as it likes; streams and payload protocol identifiers 
 """
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -18,11 +19,13 @@ from eir.diameter.capabilities import source_address
 from eir.diameter.settings import SctpSettings
 from eir.diameter.transport import sctp_options as sctp
 from eir.diameter.transport.endpoint import Endpoint
+from eir.diameter.transport.readiness import Readiness
 from eir.diameter.transport.sctp_options import Change, Notification, Option
 
 BACKLOG = 1024
 READ_BYTES = 65_536
 """What one turn of the loop reads of one connection, about."""
+_ENDS = {Change.LOST: errno.ECONNRESET, Change.SILENT: errno.ETIMEDOUT}
 _ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends an ABORT (RFC 6458 4.1.4)."""
 
@@ -75,6 +78,7 @@ class SctpTransport(asyncio.Transport):
         self._closing = False
         self._ended = False
         self._retransmissions = 0
+        self._readiness = Readiness(loop, connection, self._ready)
         protocol.connection_made(self)
         if not self._closing:
             self.resume_reading()
@@ -106,13 +110,13 @@ class SctpTransport(asyncio.Transport):
         """Read nothing until `resume_reading`."""
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._socket)
+            self._watch()
 
     def resume_reading(self) -> None:
         """Read again."""
         if not self._reading and not self._closing:
             self._reading = True
-            self._loop.add_reader(self._socket, self._readable)
+            self._watch()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Above `high` bytes the protocol is paused, until a quarter of that is left."""
@@ -135,10 +139,9 @@ class SctpTransport(asyncio.Transport):
         octets = bytes(data)
         at = self._send(octets, 0) if not self._unsent else 0
         if at < len(octets) and not self._ended:
-            if not self._unsent:
-                self._loop.add_writer(self._socket, self._writable)
             self._unsent.append(octets[at:])
             self._unsent_bytes += len(octets) - at
+            self._watch()
             if self._unsent_bytes > self._high_bytes and not self._write_paused:
                 self._write_paused = True
                 self._protocol.pause_writing()
@@ -159,6 +162,12 @@ class SctpTransport(asyncio.Transport):
             self._end(None)
 
     # What the loop calls
+
+    def _ready(self) -> None:
+        if self._unsent:
+            self._writable()
+        if self._reading:
+            self._readable()
 
     def _readable(self) -> None:
         parts: list[bytes] = []
@@ -216,11 +225,15 @@ class SctpTransport(asyncio.Transport):
             self._write_paused = False
             self._protocol.resume_writing()
         if not self._unsent and not self._ended:
-            self._loop.remove_writer(self._socket)
+            self._watch()
             if self._closing:
                 self._end(None)
 
     # Inside
+
+    def _watch(self) -> None:
+        if not self._ended:
+            self._readiness.want(read=self._reading, write=bool(self._unsent))
 
     def _send(self, octets: bytes, at: int) -> int:
         """Send messages from this position on until the kernel takes no more; returns the position behind those it took."""
@@ -252,6 +265,8 @@ class SctpTransport(asyncio.Transport):
             self._order(unordered=False)
             self._protocol.restarted()
             return
+        if (end := _ENDS.get(told.change)) is not None:
+            raise OSError(end, os.strerror(end))
         up, before = told.change is Change.PATH_UP, self._paths.get(told.address)
         self._paths[told.address] = up
         if up is not before and not (up and before is None):  # that a path is there at all is no news
@@ -263,8 +278,8 @@ class SctpTransport(asyncio.Transport):
             return
         self.get_extra_info("retransmissions")
         self._ended = self._closing = True
-        self.pause_reading()
-        self._loop.remove_writer(self._socket)
+        self._reading = False
+        self._readiness.close()
         self._unsent.clear()
         self._unsent_bytes = 0
         self._loop.call_soon(self._lost_connection, fault)
@@ -298,11 +313,12 @@ async def connect(protocol: Receiver, to: Endpoint, settings: SctpSettings) -> N
 
 async def _connected(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
     writable = asyncio.Event()
-    loop.add_writer(connection, writable.set)
+    readiness = Readiness(loop, connection, writable.set)
     try:
+        readiness.want(read=False, write=True)
         await writable.wait()
     finally:
-        loop.remove_writer(connection)
+        readiness.close()
     if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         raise OSError(error, os.strerror(error))
 

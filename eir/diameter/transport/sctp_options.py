@@ -82,6 +82,10 @@ class Change(IntEnum):
     """SCTP_PEER_ADDR_CHANGE (RFC 6458 6.1.2): available again, or confirmed for the first time."""
     PATH_DOWN = 2
     """Unreachable."""
+    LOST = 3
+    """The peer aborted the association (SCTP_COMM_LOST of SCTP_ASSOC_CHANGE); after that the socket says nothing more."""
+    SILENT = 4
+    """As LOST, but the peer did not answer any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Notification:
 
     change: Change
     address: str = ""
-    """The peer's address that a path leads to; empty for a restart."""
+    """The peer's address that a path leads to; empty if it is not about a path."""
 
 
 class _Layout(NamedTuple):
@@ -101,7 +105,7 @@ class _Layout(NamedTuple):
 
 
 _ASSOC_CHANGE, _PEER_ADDR_CHANGE = 0x8001, 0x8002
-_SCTP_RESTART = 2
+_COMM_LOST, _RESTART = 1, 2
 _PATH_CHANGES = {0: Change.PATH_UP, 1: Change.PATH_DOWN, 5: Change.PATH_UP}
 """spc_state → what it means; that a path is preferred, or failing (RFC 7829), changes nothing, and none is added or removed."""
 _EVENTS = bytes([0, 1, 1, 0, 0, 0, 0, 0])
@@ -214,8 +218,10 @@ def notification(octets: bytes) -> Notification | None:
     """A notification that somebody acts on; None for any other."""
     (kind,) = struct.unpack_from("=H", octets)
     if kind == _ASSOC_CHANGE:
-        (state,) = struct.unpack_from("=8xH", octets)
-        return Notification(Change.RESTART) if state == _SCTP_RESTART else None
+        state, cause = struct.unpack_from("=8xHH", octets)
+        if state == _COMM_LOST:
+            return Notification(Change.LOST if cause else Change.SILENT)
+        return Notification(Change.RESTART) if state == _RESTART else None
     if kind == _PEER_ADDR_CHANGE:
         # struct sctp_paddr_change is packed: type, flags, length, sockaddr_storage, state.
         (state,) = struct.unpack_from("=136xi", octets)
