@@ -23,13 +23,15 @@ WANTED = ("hmac", "md5", "crc32c_generic", "veth", "dummy", "sctp")
 FAILED = 125
 
 
-def mount(kind, where):
+def mount(kind: str, where: str) -> None:
+    """Mount a file system that has no device."""
     Path(where).mkdir(parents=True, exist_ok=True)
     if LIBC.mount(kind.encode(), where.encode(), kind.encode(), 0, None):
         print(f"sctp: mounting {where}: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
 
 
-def mount_all():
+def mount_all() -> None:
+    """What a program expects to be there."""
     mount("proc", "/proc")
     mount("sysfs", "/sys")
     if Path("/dev").stat().st_dev == Path("/").stat().st_dev:  # unless the kernel has done it
@@ -42,7 +44,7 @@ def mount_all():
             Path(f"/dev/{name}").symlink_to(target)
 
 
-def open_consoles():
+def open_consoles() -> None:
     """The caller's output and errors, byte by byte as they come."""
     for descriptor in (1, 2):
         opened = os.open(f"/dev/tty{descriptor}", os.O_WRONLY | os.O_NOCTTY)
@@ -54,7 +56,8 @@ def open_consoles():
         termios.tcsetattr(descriptor, termios.TCSANOW, mode)
 
 
-def load_modules():
+def load_modules() -> None:
+    """SCTP, and what it needs."""
     folder = MODULES / os.uname().release
     files = {}
     for line in (folder / "modules.dep").read_text().splitlines():
@@ -67,14 +70,15 @@ def load_modules():
                     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
 
 
-def bring_up_loopback():
+def bring_up_loopback() -> None:
+    """Loopback is down when a kernel starts."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16sH22x", b"lo", 0))
         (flags,) = struct.unpack("16xH22x", request)
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | IFF_UP))
 
 
-def run(job):
+def run(job: Path) -> int:
     """Run the command; returns its exit status."""
     command, environment = ((job / name).read_bytes().split(b"\0")[:-1] for name in ("command", "environment"))
     variables = dict(each.split(b"=", 1) for each in environment if b"=" in each)
@@ -86,7 +90,8 @@ def run(job):
             return code if code >= 0 else 128 - code
 
 
-def main():
+def main() -> None:
+    """All of it, one after the other."""
     job, status = Path(os.environ["sctp_job"]), FAILED  # noqa: SIM112 - the kernel hands on its arguments as they are written
     try:
         mount_all()

@@ -8,7 +8,6 @@ import pytest
 from node import Publisher, Site
 from wire import HOST, REALM, Connection, cer
 
-
 elsewhere = in_kernel.Elsewhere()
 
 

@@ -180,7 +180,7 @@ class Setup:
 
 
 @asynccontextmanager
-async def running(application=None, peers=(PEER,), limits=None, identity=IDENTITY, *, exact=True, tls=None, overload=TOO_BUSY_REPLY, **policy):
+async def running(application=None, peers=(PEER,), limits=None, identity=IDENTITY, *, exact=True, tls=None, overload=TOO_BUSY_REPLY, sctp=None, **policy):
     """A node on a free port. At the end: nothing pending, no task left, counters equal to the messages on the wire."""
     tasks = asyncio.all_tasks()
     if OVER.scheme == "tls" and tls is None:
@@ -188,7 +188,7 @@ async def running(application=None, peers=(PEER,), limits=None, identity=IDENTIT
     counts, reports = Counts(), Reports()
     node = Node(
         identity, peers, limits or Limits(), replace(S13, answer=application or service(**policy).answer), counts=counts,
-        report=reports, tls=tls, overload=overload,
+        report=reports, tls=tls, overload=overload, sctp=sctp,
     )  # fmt: skip
     host, port = await node.listen(f"{'tls' if tls else OVER.scheme}://127.0.0.1:0")
     setup = Setup(node, host, port, counts, reports)

@@ -25,7 +25,6 @@ from eir.diameter.transport.sctp_options import Change, Notification, Option
 BACKLOG = 1024
 READ_BYTES = 65_536
 """What one turn of the loop reads of one connection, about."""
-_ENDS = {Change.LOST: errno.ECONNRESET, Change.SILENT: errno.ETIMEDOUT}
 _ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends an ABORT (RFC 6458 4.1.4)."""
 
@@ -265,8 +264,8 @@ class SctpTransport(asyncio.Transport):
             self._order(unordered=False)
             self._protocol.restarted()
             return
-        if (end := _ENDS.get(told.change)) is not None:
-            raise OSError(end, os.strerror(end))
+        if told.change is Change.LOST:
+            raise ConnectionResetError(errno.ECONNRESET, "the association was aborted, or the peer does not answer any more")
         up, before = told.change is Change.PATH_UP, self._paths.get(told.address)
         self._paths[told.address] = up
         if up is not before and not (up and before is None):  # that a path is there at all is no news

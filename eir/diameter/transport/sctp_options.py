@@ -4,6 +4,7 @@ The standard library has one-to-one sockets (RFC 6458 4) and no name for what is
 `linux/sctp.h`. Opens nothing, knows no event loop. Imports settings and eir.diameter.capabilities (for `source_address`).
 """
 
+import ctypes
 import errno
 import socket
 import struct
@@ -24,8 +25,9 @@ NOTIFICATION, END_OF_RECORD = 0x8000, socket.MSG_EOR
 """Flags of what was received: MSG_NOTIFICATION, and the end of a message (RFC 6458 3.1.4)."""
 ANCILLARY_BYTES = 64
 """Room for the one piece of ancillary data that is asked for, SCTP_NXTINFO."""
-OPTION_BYTES_MAX = 1024
-"""Python's limit for an option's value."""
+ADDRESSES_BYTES = 8192
+"""Room for all addresses of one end."""
+_LIBC = ctypes.CDLL(None)
 SACK_DELAY_MS = 50
 """Below the least RTO that operators use (100 ms): a peer must not send again what has come."""
 _UNORDERED = 1
@@ -83,9 +85,7 @@ class Change(IntEnum):
     PATH_DOWN = 2
     """Unreachable."""
     LOST = 3
-    """The peer aborted the association (SCTP_COMM_LOST of SCTP_ASSOC_CHANGE); after that the socket says nothing more."""
-    SILENT = 4
-    """As LOST, but the peer did not answer any more."""
+    """The peer aborted the association, or does not answer any more (SCTP_COMM_LOST of SCTP_ASSOC_CHANGE). Nothing comes after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,8 @@ class _Layout(NamedTuple):
 
 
 _ASSOC_CHANGE, _PEER_ADDR_CHANGE = 0x8001, 0x8002
-_COMM_LOST, _RESTART = 1, 2
+_ASSOCIATION_CHANGES = {1: Change.LOST, 2: Change.RESTART}
+"""sac_state → what it means; that an association is up, or was shut down, is known without."""
 _PATH_CHANGES = {0: Change.PATH_UP, 1: Change.PATH_DOWN, 5: Change.PATH_UP}
 """spc_state → what it means; that a path is preferred, or failing (RFC 7829), changes nothing, and none is added or removed."""
 _EVENTS = bytes([0, 1, 1, 0, 0, 0, 0, 0])
@@ -194,14 +195,12 @@ def _unpacked(octets: bytes) -> tuple[str, int]:
 
 
 def addresses_of(connection: socket.socket, option: Option) -> tuple[str, ...]:
-    """All addresses of one end of a connection: `option` is GET_PEER_ADDRS or GET_LOCAL_ADDRS.
-
-    Empty if it is gone, or if there are more than Python has room for (some 30).
-    """
-    try:
-        octets = connection.getsockopt(LEVEL, option, OPTION_BYTES_MAX)
-    except OSError:
+    """All addresses of one end of a connection: `option` is GET_PEER_ADDRS or GET_LOCAL_ADDRS. Empty if it is gone."""
+    # By libc: for our own addresses the kernel gives a length without the header, by which Python would cut off the last one's end.
+    buffer, length = ctypes.create_string_buffer(ADDRESSES_BYTES), ctypes.c_uint32(ADDRESSES_BYTES)
+    if _LIBC.getsockopt(connection.fileno(), LEVEL, option, buffer, ctypes.byref(length)):
         return ()
+    octets = buffer.raw
     (count,) = struct.unpack_from("=4xI", octets)
     octets, found = octets[8:], []
     for _ in range(count):
@@ -218,10 +217,8 @@ def notification(octets: bytes) -> Notification | None:
     """A notification that somebody acts on; None for any other."""
     (kind,) = struct.unpack_from("=H", octets)
     if kind == _ASSOC_CHANGE:
-        state, cause = struct.unpack_from("=8xHH", octets)
-        if state == _COMM_LOST:
-            return Notification(Change.LOST if cause else Change.SILENT)
-        return Notification(Change.RESTART) if state == _RESTART else None
+        (state,) = struct.unpack_from("=8xH", octets)
+        return Notification(_ASSOCIATION_CHANGES[state]) if state in _ASSOCIATION_CHANGES else None
     if kind == _PEER_ADDR_CHANGE:
         # struct sctp_paddr_change is packed: type, flags, length, sockaddr_storage, state.
         (state,) = struct.unpack_from("=136xi", octets)
