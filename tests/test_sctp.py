@@ -312,14 +312,14 @@ def test_one_of_two_paths_fails_and_comes_back(paths):
             made = await far_connected(port, settings)
             await send(made, cer())
             assert Message((await receive(made)).data).result == 2001
-            await until(lambda: paths_of(setup) == {"up": 2})
+            await until(lambda: paths_of(setup) == {"up": 2, "down": 0})
             flow = Flow(made)
             await flow.more(20)
             paths("one", up=False)
             await until(lambda: paths_of(setup) == {"up": 1, "down": 1})
             await flow.more(20)
             paths("one", up=True)
-            await until(lambda: paths_of(setup) == {"up": 2})
+            await until(lambda: paths_of(setup) == {"up": 2, "down": 0})
             paths("two", up=False)  # so that it is the first one again that carries everything
             await flow.more(100)
             await flow.end()

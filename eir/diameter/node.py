@@ -225,7 +225,8 @@ class Node:
         for link in self._links.values():
             if link.peer is not None and link.peer.state is State.OPEN:
                 for up in link.paths().values():
-                    found[link.peer.traffic.label, "up" if up else "down"] += 1
+                    found[link.peer.traffic.label, "up"] += up
+                    found[link.peer.traffic.label, "down"] += not up
         return found
 
     def count_retransmissions(self) -> None:
