@@ -49,7 +49,9 @@ at_once(Ask, Imeis) ->
 
 transport("sctp:" ++ Port) ->
     [{transport_module, diameter_sctp},
-     {transport_config, [{raddr, {127, 0, 0, 1}}, {rport, list_to_integer(Port)}, {sctp_nodelay, true}]}];
+     {transport_config, [{raddr, {127, 0, 0, 1}}, {rport, list_to_integer(Port)}, {sctp_nodelay, true},
+      %% Its own default is 1 KiB: answers to many requests at once would come one for each timeout.
+      {recbuf, 262144}]}];
 transport(Port) ->
     [{transport_module, diameter_tcp},
      {transport_config, [{raddr, {127, 0, 0, 1}}, {rport, list_to_integer(Port)}, {nodelay, true}]}].
