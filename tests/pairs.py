@@ -389,9 +389,13 @@ def lawful(world):
 
 def unlawful(world):
     """What a wire does, and what people and strangers do: cuts, losses, restarts, stops, any message at any moment."""
-    if not world.mischief:
-        return
-    world = world._replace(mischief=world.mischief - 1)
+    if world.mischief:
+        world = world._replace(mischief=world.mischief - 1)
+        yield from mishaps(world)
+        yield from restarts(world)
+
+
+def mishaps(world):
     for slot, link in enumerate(world.links):
         if link.ends != (None, None):
             cut = Link(link.ends, tuple((END,) if end is not None else () for end in link.ends))
@@ -412,6 +416,9 @@ def unlawful(world):
             if link.ends[side].state is not State.WAIT_ADMISSION:
                 for name in INJECTED[side]:
                     yield ("inject", side, slot, name[0]), moved(world, lambda move, side=side, slot=slot, name=name: move.feed(side, slot, ("message", name)))
+
+
+def restarts(world):
     for side in (0, 1):
         if world.boots[side] == RESTARTS_MAX:
             continue
