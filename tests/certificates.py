@@ -47,6 +47,14 @@ class Authority:
             self.issue(*names, **options).configure_cert(context)
         return context
 
+    def server(self, *names):
+        """A context of someone who is connected to, with a certificate for these names."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = ssl.CERT_REQUIRED
+        self.ca.configure_trust(context)
+        self.issue(*names).configure_cert(context)
+        return context
+
     def revoke(self, *certificates):
         """A revocation list with these certificates (files), valid for a day, by OpenSSL; returns its file."""
         key, index, crl = self.folder / "ca.key", self.folder / "index.txt", self.folder / "crl.pem"

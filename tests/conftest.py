@@ -1,10 +1,32 @@
 """Fixtures that several test files share; what they hand out is in node.py."""
 
 import asyncio
+import os
 
+import in_kernel
 import pytest
 from node import Publisher, Site
 from wire import HOST, REALM, Connection, cer
+
+elsewhere = in_kernel.Elsewhere()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    return elsewhere.run(item) or None
+
+
+if in_kernel.REPORTS in os.environ:
+
+    class _Reports:
+        def __init__(self, config):
+            self.config = config
+
+        def pytest_runtest_logreport(self, report):
+            in_kernel.write_report(self.config, report)
+
+    def pytest_configure(config):
+        config.pluginmanager.register(_Reports(config))
 
 
 @pytest.fixture(scope="session")

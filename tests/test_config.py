@@ -21,7 +21,7 @@ from eir.config import Config, load_config, needs_restart, render, take_over
 from eir.config.keys import TABLE
 from eir.config.kinds import mask_password
 from eir.config.reader import FILE_BYTES_MAX, REQUIRED
-from eir.diameter.settings import Identity, Limits, PeerSettings, TlsSettings
+from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.errors import ConfigError
 from eir.lists.settings import ListSettings
 
@@ -140,6 +140,23 @@ privacy: {identifiers: full}
     )  # fmt: skip
 
 
+def test_addresses_of_sctp(write, monkeypatch):
+    monkeypatch.setattr("eir.config.checks.is_supported", lambda: True)
+    text = "listen: ['sctp://10.0.0.1,[2001:db8::1]', 'sctp://eir.epc,127.0.0.1:4000']\nsctp: {local_addresses: [10.0.0.1, '2001:DB8::1'], rto_max_s: 2}\n"
+    config = load_config(write(IDENTITY + text + ONE_PEER.replace("from", "connect: 'sctp://10.2.0.1,10.3.0.1', from")))
+    assert config.listen == ("sctp://10.0.0.1,[2001:db8::1]:3868", "sctp://eir.epc,127.0.0.1:4000")
+    assert config.peers[0].connect == "sctp://10.2.0.1,10.3.0.1:3868"
+    assert config.sctp == SctpSettings(local_addresses=("10.0.0.1", "2001:db8::1"), rto_max_s=2)
+    assert config.warnings == ()
+
+
+def test_a_kernel_without_sctp_is_warned_of(write, monkeypatch):
+    monkeypatch.setattr("eir.config.checks.is_supported", lambda: False)
+    (warning,) = load_config(write(IDENTITY + "listen: sctp://127.0.0.1\n" + ONE_PEER)).warnings
+    assert warning.line == 2
+    assert "sctp://127.0.0.1:3868 does not work on this host: this kernel has no SCTP: as root, modprobe sctp" in warning.text
+
+
 def test_sections_without_anything_in_them_are_sections_left_out(write):
     text = IDENTITY + ONE_PEER
     bare = "".join(f"{name}:\n" for name in ("limits", "lists", "policy", "log", "privacy", "http"))
@@ -171,10 +188,17 @@ FAULTS = [
     ("tls:\n  certificate: nowhere\n  key: k\n  ca: a\n", 3, "nowhere cannot be read: No such file or directory"),
     ("peers:\n- {realm: a, tls_names: '*'}\n", 3, "for 'tls_names' in entry 1 of peers; expected a domain name such as dra.example.org"),
     ("overload_answer: 3002\n", 2, "found '3002' for 'overload_answer'; expected 3004, whitelisted, blacklisted, greylisted or unknown"),
-    ("listen: sctp://127.0.0.1\n", 2, "found 'sctp://127.0.0.1' for 'listen'; expected tcp://ADDRESS:PORT"),
+    ("listen: udp://127.0.0.1\n", 2, "found 'udp://127.0.0.1' for 'listen'; expected tcp://ADDRESS:PORT"),
     ("listen:\n- tcp://127.0.0.1:1\n- tcp://127.0.0.1:65536\n", 4, "found 'tcp://127.0.0.1:65536' for 'listen'; expected tcp://"),
-    ("listen: [tcp://::1:3868]\n", 2, "expected tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"),
-    ("listen: [127.0.0.1:3868]\n", 2, "expected tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"),
+    ("listen: [tcp://::1:3868]\n", 2, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
+    ("listen: ['tcp://10.0.0.1,10.0.1.1']\n", 2, "expected one address; only sctp:// takes several"),
+    ("listen: ['sctp://10.0.0.1:3868,10.0.1.1:3868']\n", 2, "expected the port behind the last address alone, since it is that of all"),
+    ("listen: ['sctp://10.0.0.1,']\n", 2, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
+    ("listen: ['dtls://10.0.0.1']\n", 2, "DTLS over SCTP is not offered: expected sctp:// with IPsec below it, or tls://"),
+    ("peers:\n- {realm: a, connect: 'sctp://10.0.0.1,10.0.1.1:0'}\n", 3, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://"),
+    ("sctp: {rto_min_s: 2}\n", 2, "expected rto_min_s <= rto_initial_s <= rto_max_s"),
+    ("sctp: {local_addresses: eir.epc}\n", 2, "found 'eir.epc' for 'local_addresses' in sctp; expected an IP address"),
+    ("listen: [127.0.0.1:3868]\n", 2, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
     ("listen: ['tcp://1.2.3:1']\n", 2, "expected tcp://"),
     ("listen: ['tcp://1.2.3.4/']\n", 2, "expected tcp://"),
     ("listen: ['tcp://user@1.2.3.4']\n", 2, "expected tcp://"),
@@ -194,8 +218,8 @@ FAULTS = [
     ("peers:\n- {host: EIR.epc}\n", 3, "the peer's host EIR.epc is the node's own name"),
     ("peers:\n- {name: a, host: b}\n- {name: a, host: c}\n", 4, "would call this peer 'a', like the entry in line 3; expected a 'name' of its own"),
     ("peers:\n- {realm: b, from: 10.0.0.0/8}\n- {realm: b}\n", 4, "would call this peer 'b', like the entry in line 3"),
-    ("peers:\n- {realm: a, connect: mme.epc}\n", 3, "found 'mme.epc' for 'connect' in entry 1 of peers; expected tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"),
-    ("peers:\n- {realm: a, connect: 'tcp://10.0.0.1:0'}\n", 3, "expected tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"),
+    ("peers:\n- {realm: a, connect: mme.epc}\n", 3, "found 'mme.epc' for 'connect' in entry 1 of peers; expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
+    ("peers:\n- {realm: a, connect: 'tcp://10.0.0.1:0'}\n", 3, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
     ("peers:\n- {realm: a, rate_max: 0}\n", 3, "found '0' for 'rate_max' in entry 1 of peers; expected requests a second from 0.1 to 1000000"),
     ("limits: {rate_max: fast}\n", 2, "expected requests a second from"),
     ("peers:\n- from: 10.1.2.3/8\n", 3, "found '10.1.2.3/8' for 'from' in entry 1 of peers; it has bits set that its mask leaves out, expected the network 10.0.0.0/8 or the one address 10.1.2.3"),

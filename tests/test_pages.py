@@ -346,7 +346,8 @@ def test_each_example_of_a_configuration_is_usable(block, tmp_path):
             shutil.copy(made[name], tmp_path / file)
     (tmp_path / "eir.yaml").write_text(text)
     config = load_config(tmp_path / "eir.yaml")
-    assert not [str(warning) for warning in config.warnings if "override" not in str(warning)]  # which may be over by now
+    # The override may be over by now, and this host may have no SCTP.
+    assert not [str(warning) for warning in config.warnings if not re.search("override|no SCTP", str(warning))]
 
 
 POLICIES = [

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import sctp_wire
+
 APP = 16777252
 TGPP = 10415
 HOST, REALM = "mme.localdomain", "localdomain"
@@ -201,13 +203,18 @@ class Connection:
 class Listener:
     """A node that others connect to: `accept` gives the next connection."""
 
-    def __init__(self, host="127.0.0.1"):
+    def __init__(self, host="127.0.0.1", *, scheme="tcp", tls=None):
         self.host = host
+        self._scheme = scheme
+        self._tls = tls if scheme == "tls" else None
 
     async def __aenter__(self):
         self.waiting = asyncio.Queue()
         self.made = []
-        self._server = await asyncio.start_server(self._made, self.host, 0)
+        if self._scheme == "sctp":
+            self._server = sctp_wire.Server(self._made, self.host)
+        else:
+            self._server = await asyncio.start_server(self._made, self.host, 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -9,6 +9,8 @@ import typer
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, with_store
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
 from eir.config import load_config
+from eir.diameter.transport.endpoint import TCP, TLS, endpoint
+from eir.errors import EirError
 
 DIAMETER_PORT = 3868
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
@@ -40,7 +42,7 @@ def check(
 
 
 def probe(
-    target: Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="The EIR; port 3868 if none is given, [::1]:3868 for IPv6.")],
+    target: Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="The EIR; port 3868 if none is given, [::1]:3868 for IPv6, sctp://HOST,HOST:3868 over SCTP.")],
     imeis: Annotated[list[str], typer.Argument(metavar="IMEI", help="What to ask about; sent as it is, valid or not.")],
     imsi: Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")] = None,
     software_version: Annotated[str | None, typer.Option(metavar="NN", help="Software-Version of each request.")] = None,
@@ -56,8 +58,8 @@ def probe(
     """
     from eir.s13 import probe as s13  # noqa: PLC0415 - for this command alone
 
-    host, port = _host_and_port(target)
-    asked = s13.Target(host, port, origin_host or f"probe.{origin_realm}", origin_realm, realm, timeout)
+    host, port, scheme = _where(target)
+    asked = s13.Target(host, port, origin_host or f"probe.{origin_realm}", origin_realm, realm, timeout, scheme)
     findings = asyncio.run(s13.ask(asked, imeis, imsi=imsi, software_version=software_version))
     columns = ("imei", "imsi", "status", "result_code", "experimental_result_code", "round_trip_ms")
     show([finding.as_json() for finding in findings], columns, as_json=as_json)
@@ -68,6 +70,19 @@ def probe(
             say(f"eir: {finding.imei}: answered by the error {finding.error}")
     if any(finding.round_trip_ms is None for finding in findings):
         raise typer.Exit(EXIT_NO)
+
+
+def _where(target: str) -> tuple[str, int, str]:
+    """Host (over SCTP there may be several, with commas), port, and transport."""
+    if "://" not in target:
+        return *_host_and_port(target), TCP
+    try:
+        to = endpoint(target)
+    except EirError as e:
+        raise fail(str(e), EXIT_USAGE) from None
+    if to.scheme == TLS:
+        raise fail(f"{target}: the probe has no certificate; expected tcp:// or sctp://", EXIT_USAGE)
+    return ",".join(to.hosts), to.port, to.scheme
 
 
 def _host_and_port(target: str) -> tuple[str, int]:

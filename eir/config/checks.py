@@ -16,6 +16,7 @@ from eir.config.reader import Document, Spot
 from eir.config.settings import Config
 from eir.diameter.capabilities import holds
 from eir.diameter.settings import APPLICATIONS, PeerSettings
+from eir.diameter.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.diameter.transport.tls import TlsError, load_tls, read_tls
 from eir.lists.persons import distinct_signers
 from eir.lists.release import is_list_name
@@ -55,6 +56,20 @@ def _check_listen(config: Config, _: Document) -> Findings:
     for at, url in enumerate(config.listen):
         if url in config.listen[:at] and not url.endswith(":0"):
             yield f"{url} stands twice in 'listen'", ("listen", at)
+
+
+def _check_sctp(config: Config, document: Document) -> Findings:
+    sctp = config.sctp
+    if not document.faulty("sctp") and not sctp.rto_min_s <= sctp.rto_initial_s <= sctp.rto_max_s:
+        yield "expected rto_min_s <= rto_initial_s <= rto_max_s (RFC 9260 6.3.1)", ("sctp",)
+
+
+def _warn_sctp(config: Config, _: Document) -> Findings:
+    spots: dict[Spot, str] = {("listen", at): url for at, url in enumerate(config.listen)}
+    spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
+    over_sctp = {spot: url for spot, url in spots.items() if url.startswith("sctp:")}
+    if over_sctp and not is_supported():
+        yield from ((f"{url} does not work on this host: {LOAD_ADVICE}", spot) for spot, url in over_sctp.items())
 
 
 def _check_tls(config: Config, document: Document) -> Findings:
@@ -177,7 +192,7 @@ def _covers(first: PeerSettings, second: PeerSettings) -> bool:
 
 def _warn_open_doors(config: Config, _: Document) -> Findings:
     """Names in a CER are claims: without TLS only the address tells who is there."""
-    if all(re.match(r"tls:|tcp://(127\.|\[::1\]|localhost:)", url) for url in config.listen):
+    if all(re.match(r"tls:|(tcp|sctp)://(127\.|\[::1\]|localhost:)", url) for url in config.listen):
         return
     for at, peer in enumerate(config.peers):
         if not peer.sources:
@@ -195,7 +210,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
         yield "the override is over and does nothing", (*spot, "until")
 
 
-CHECKS: tuple[Check, ...] = (_check_peers, _check_listen, _check_tls, _check_lists, _check_rules)
+CHECKS: tuple[Check, ...] = (_check_peers, _check_listen, _check_tls, _check_sctp, _check_lists, _check_rules)
 """What makes a configuration unusable."""
-WARNINGS: tuple[Check, ...] = (_warn_peers, _warn_open_doors, _warn_tls, _warn_unused_lists, _warn_signers, _warn_override)
+WARNINGS: tuple[Check, ...] = (_warn_peers, _warn_open_doors, _warn_tls, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override)
 """What is probably not meant."""

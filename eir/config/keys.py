@@ -11,14 +11,14 @@ from typing import Any
 from eir.checks.policy import Override, PolicySettings, Rule, Status
 from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
-from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, TlsSettings
+from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.diameter.transport.tls import VERSIONS
 from eir.lists.settings import DEVICES, LOAD_MEMORY, PAIRS, SUBSCRIBERS, ListSettings
 from eir.stores.open import SQLITE
 
 WATCHDOG_MIN_S = 6
 """RFC 3539 3.4.1: Tw must not be below 6 seconds."""
-LIMITS = Limits()
+LIMITS, SCTP = Limits(), SctpSettings()
 
 
 def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
@@ -37,6 +37,7 @@ SECTIONS = (
     Section("peers[]", _peer),
     Section("limits", _limits),
     Section("tls", TlsSettings, optional=True),
+    Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
     Section("policy", PolicySettings),
     Section("policy.rules[]", Rule),
@@ -49,7 +50,7 @@ TABLE = (
     Key("identity.realm", kinds.IDENTITY, REQUIRED, "Origin-Realm: the realm that it belongs to and serves"),
     Key("identity.aliases", kinds.many(kinds.IDENTITY, may_be_empty=True), (), "further host names that are this node when a Destination-Host holds them"),
     Key("identity.realms", kinds.many(kinds.IDENTITY, may_be_empty=True), (), "further realms that it serves"),
-    Key("listen", kinds.many(kinds.LISTEN), ("tcp://127.0.0.1:3868",), "where peers connect to; the port is 3868, or 5868 for tls, unless it is given", live=False),
+    Key("listen", kinds.many(kinds.LISTEN), ("tcp://127.0.0.1:3868",), "where peers connect to; the port is 3868, or 5868 for tls, unless it is given; sctp may have several addresses, with commas between them", live=False),
     Key("peers[].name", kinds.PEER_NAME, None, "what metrics, logs and commands call the peer; else its host, its realm, or its first network"),
     Key("peers[].host", kinds.IDENTITY, None, "the Origin-Host that it must show; any if left out"),
     Key("peers[].realm", kinds.IDENTITY, None, "the Origin-Realm that it must show; any if left out"),
@@ -85,6 +86,14 @@ TABLE = (
     Key("tls.ca", kinds.FILE, REQUIRED, "certificates in PEM of the authorities that issue peers' certificates"),
     Key("tls.crl", kinds.FILE, None, "revocation lists of those authorities, in PEM; nothing is looked up if left out"),
     Key("tls.min_version", kinds.word(*VERSIONS), "1.2", "lowest version of TLS"),
+    Key("sctp.local_addresses", kinds.many(kinds.ADDRESS), (), "addresses that the node connects from over SCTP; all that the host has if left out"),
+    Key("sctp.rto_initial_s", kinds.seconds(0.05, 60), SCTP.rto_initial_s, "retransmission timeout before a round trip was measured"),
+    Key("sctp.rto_min_s", kinds.seconds(0.05, 60), SCTP.rto_min_s, "the least retransmission timeout; not below the time that peers take for a SACK, usually 200 ms"),
+    Key("sctp.rto_max_s", kinds.seconds(0.05, 60), SCTP.rto_max_s, "the greatest; it doubles with each timeout"),
+    Key("sctp.heartbeat_s", kinds.seconds(0.5, 3600), SCTP.heartbeat_s, "between two heartbeats on a path that carries nothing"),
+    Key("sctp.path_retransmissions", kinds.whole(1, 20), SCTP.path_retransmissions, "timeouts in a row after which a path counts as lost (Path.Max.Retrans); another one is taken after the first timeout"),
+    Key("sctp.association_retransmissions", kinds.whole(1, 60), SCTP.association_retransmissions, "timeouts in a row, over all paths, after which the connection is lost (Association.Max.Retrans)"),
+    Key("sctp.optional", kinds.FLAG, SCTP.optional, "start without listeners for SCTP if the kernel has no SCTP; otherwise that is an error"),
     Key("state", kinds.FOLDER, Path("var"), "folder of the SQLite file, the last good copies and the control socket", live=False),
     Key("store", kinds.STORE, SQLITE, "where lists are kept", live=False),
     Key("heal", kinds.FLAG, True, "if the store lost a list that this node has a newer copy of, write the copy back to it", live=False),

@@ -18,11 +18,10 @@ from urllib.parse import urlsplit
 
 from eir.checks.policy import Status
 from eir.device import TAC_DIGITS
+from eir.diameter.transport.endpoint import PORTS, SCTP
 from eir.errors import StoreError
 from eir.stores.open import SQLITE
 
-DIAMETER_PORTS = {"tcp": 3868, "tls": 5868}
-"""RFC 6733 2.1, 13.1."""
 LABEL_MAX, NAME_MAX = 63, 255
 """Octets in a label and in a whole domain name (RFC 1035 2.3.4)."""
 WORKERS_MAX = 64
@@ -186,7 +185,15 @@ def _address(written: str, default_port: int | None) -> str:
 
 
 def _url(match: re.Match[str]) -> str:
-    return f"{match[1]}://{_address(match[2], DIAMETER_PORTS[match[1]])}"
+    scheme, (*others, last) = match[1], match[2].split(",")
+    if scheme == "dtls":
+        raise Unexpected("DTLS over SCTP is not offered: expected sctp:// with IPsec below it, or tls://")
+    if others and scheme != SCTP:
+        raise Unexpected("expected one address; only sctp:// takes several")
+    if any(urlsplit(f"//{each}").port is not None for each in others):
+        raise Unexpected("expected the port behind the last address alone, since it is that of all")
+    hosts = [_address(each, 0).removesuffix(":0") for each in others]
+    return f"{scheme}://{','.join([*hosts, _address(last, PORTS[scheme])])}"
 
 
 def _moment(written: str) -> datetime:
@@ -232,12 +239,13 @@ def _workers(written: str) -> int:
 
 
 _STATUSES = {status.value: status for status in Status}
-URLS = "tcp://ADDRESS:PORT or tls://ADDRESS:PORT such as"
+URLS = "tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"
 
 IDENTITY = Kind("a domain name such as mme1.example.org", _diameter_identity)
 CERTIFICATE_NAME = text("a domain name such as dra.example.org, or *.example.org", r"(\*\.)?(.*)", lambda match: f"{match[1] or ''}{_diameter_identity(match[2])}")
-LISTEN = text(f"{URLS} tcp://0.0.0.0:3868 or tls://[::]:5868", r"(tcp|tls)://(.+)", _url)
-CONNECT = text(f"{URLS} tcp://10.20.0.1:3868 or tls://dra1.example.org:5868", r"(tcp|tls)://(?!.*:0+$)(.+)", _url)
+LISTEN = text(f"{URLS} tcp://0.0.0.0:3868 or tls://[::]:5868", r"(tcp|tls|sctp|dtls)://(.+)", _url)
+CONNECT = text(f"{URLS} tcp://10.20.0.1:3868 or tls://dra1.example.org:5868", r"(tcp|tls|sctp|dtls)://(?!.*:0+$)(.+)", _url)
+ADDRESS = Kind("an IP address", lambda written: str(ip_address(written.strip("[]"))))
 HTTP = text(
     "ADDRESS:PORT such as 127.0.0.1:9868, or off", r"(?i:off|no|false)|(.+)", lambda match: match[1] and _address(match[1], None),
     show=lambda address: address, may_be_empty=True,

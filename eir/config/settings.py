@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eir.checks.policy import PolicySettings, Status
-from eir.diameter.settings import Identity, Limits, PeerSettings, TlsSettings
+from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.errors import Problem
 from eir.lists.settings import ListSettings
 
@@ -26,6 +26,7 @@ class Config:
     """URLs, each with its port."""
     peers: tuple[PeerSettings, ...]
     tls: TlsSettings | None
+    sctp: SctpSettings
     limits: Limits
     load_memory: int
     """Bytes that a load may take."""

@@ -14,15 +14,17 @@ from functools import partial
 
 from eir.diameter.capabilities import source_address
 from eir.diameter.gate import Address, Sources
-from eir.diameter.settings import Limits, PeerSettings, setting_for
+from eir.diameter.settings import Limits, PeerSettings, SctpSettings, setting_for
+from eir.diameter.transport.endpoint import SCTP, endpoint
 from eir.diameter.transport.listen import Listener, open_listener
-from eir.diameter.transport.stream import endpoint
+from eir.diameter.transport.sctp_options import LOAD_ADVICE, MISSING
 from eir.errors import EirError, Report
 
 LISTEN_ADVICE = {
     errno.EACCES: "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port",
     errno.EADDRINUSE: "is another node running there?",
     errno.EADDRNOTAVAIL: "no interface of this host has that address",
+    **dict.fromkeys(MISSING, f"{LOAD_ADVICE}; or sctp.optional: true starts without it"),
 }
 """What to do about a listener that cannot be had."""
 
@@ -33,10 +35,10 @@ HandOver = Callable[[int, int, socket.socket], bool]
 class Acceptor:
     """Listens, and hands each connection that may come in to a worker."""
 
-    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, *, report: Report) -> None:
-        self.configure(peers, limits)
-        self._report = report
+    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, sctp: SctpSettings, *, report: Report) -> None:
         self._listeners: list[Listener] = []
+        self.configure(peers, limits, sctp)
+        self._report = report
         self._held: asyncio.TimerHandle | None = None
         """While nothing is accepted: when that ends."""
         self._numbers = itertools.count()
@@ -48,22 +50,32 @@ class Acceptor:
         self.failures = 0
         """Times that nothing could be accepted for want of descriptors or memory."""
 
-    def configure(self, peers: Sequence[PeerSettings], limits: Limits) -> None:
-        """Take over who may connect, and how many; connections that there are stay."""
+    def configure(self, peers: Sequence[PeerSettings], limits: Limits, sctp: SctpSettings) -> None:
+        """Take over who may connect, how many, and how over SCTP; connections that there are stay."""
         self._peers = peers
         self._limits = limits
+        self._sctp = sctp
+        for listener in self._listeners:
+            listener.configure(sctp)
 
     async def listen(self, urls: Sequence[str], hand_over: HandOver) -> list[str]:
-        """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had."""
+        """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had.
+
+        Left out are those for SCTP where the kernel has none and the settings allow that.
+        """
         bound = []
         for number, url in enumerate(urls):
-            host, port, _ = endpoint(url)
+            wanted = endpoint(url)
             try:
-                listener = await open_listener(host, port, partial(self._accepted, number, hand_over), self._cannot_accept)
+                listener = await open_listener(wanted, partial(self._accepted, number, hand_over), self._cannot_accept, self._sctp)
             except OSError as e:
+                if self._sctp.optional and e.errno in MISSING:
+                    self._report("listener_missing", reason="no_sctp", level="warning", address=url, detail=LOAD_ADVICE)
+                    continue
                 raise cannot_listen(url, e) from None
             self._listeners.append(listener)
-            bound.append(f"{url.partition('://')[0]}://{at(*listener.address)}")
+            host, port = listener.address
+            bound.append(str(wanted._replace(hosts=wanted.hosts if wanted.scheme == SCTP else (host,), port=port)))
         return bound
 
     def hold(self, pause_s: float) -> None:

@@ -58,7 +58,7 @@ class Front:
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         """A worker came, started or went."""
-        self._acceptor = Acceptor(config.peers, config.limits, report=report)
+        self._acceptor = Acceptor(config.peers, config.limits, config.sctp, report=report)
         self._workers = Workers(
             config.workers, self._configured, gone=self._acceptor.gone, changed=self._workers_changed, report=report
         )
@@ -307,7 +307,7 @@ class Front:
         self._tls = tls or self._tls  # a listener for TLS that is open stays so until a restart
         settings = [each.name for each in fields(Config) if each.compare and each.name != "warnings"]
         changed = [name for name in settings if getattr(before, name) != getattr(now, name)]
-        self._acceptor.configure(now.peers, now.limits)
+        self._acceptor.configure(now.peers, now.limits, now.sctp)
         self._log.configure(level=now.log_level, full_identifiers=now.full_identifiers)
         await self._workers.configure()
         self._log.report("reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(waiting) or None)

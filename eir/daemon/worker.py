@@ -139,7 +139,7 @@ def built(configured: Configured, inherited: Inherited, link: RpcLink, log: Log)
         replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config),
         s13_application(S13Service(checker), partial(Lane, checker)),
         counts=counts, report=log.report, admission=RemoteAdmission(link), dials=configured.dials, overload=overload_of(config),
-        tls=tls, grants=inherited.grants,
+        tls=tls, grants=inherited.grants, sctp=config.sctp,
     )  # fmt: skip
     for label in configured.disabled:
         node.disable(label)
@@ -256,7 +256,7 @@ class Worker:
         self.index.reconfigure(kinds_of(new))
         self.checker.reconfigure(new.policy, datetime.now(UTC))
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
-        self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls)
+        self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls, sctp=new.sctp)
         self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
         self.config, self.tls = new, tls
 
@@ -272,6 +272,7 @@ class Worker:
     def snapshot(self) -> metrics.Snapshot:
         """All numbers of this worker, for a scrape."""
         counts, follower = self.counts, self.follower
+        self.node.count_retransmissions()
         connected, disabled = self.node.connected(), self.node.disabled()
         states = self._loaded()
         return {
@@ -288,6 +289,9 @@ class Worker:
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(counts.last_request),
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
             "eir_shed_total": counts.shed,
+            "eir_sctp_paths": self.node.paths(),
+            "eir_sctp_retransmissions_total": metrics.by_label(counts.sctp_retransmissions),
+            "eir_sctp_restarts_total": metrics.by_label(counts.sctp_restarts),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
             "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),

@@ -19,8 +19,9 @@ from eir.diameter.dictionary import SESSION_ID
 from eir.diameter.events import Answered, Closed, DisconnectCause, Event, Opened
 from eir.diameter.message import Answer
 from eir.diameter.peer import Peer
-from eir.diameter.settings import APPLICATIONS, Identity, Limits, PeerSettings
-from eir.diameter.transport import stream
+from eir.diameter.settings import APPLICATIONS, Identity, Limits, PeerSettings, SctpSettings
+from eir.diameter.transport import begin
+from eir.diameter.transport.endpoint import TCP, TLS, Endpoint
 from eir.diameter.transport.link import Link
 from eir.errors import EirError, silent
 
@@ -109,19 +110,19 @@ class Client:
 
     # Inside
 
-    async def open(self, host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float) -> None:
+    async def open(self, to: Endpoint, tls: ssl.SSLContext | None, sctp: SctpSettings, timeout_s: float) -> None:
         """Connect and exchange capabilities; see `connect`."""
         try:
             async with asyncio.timeout(timeout_s):
                 link = Link(self, self._loop)
-                await stream.connect(link, host, port, tls)
+                await begin.connect(link, to, tls, sctp)
                 self._link = link
                 await self._opened
         except TimeoutError:
             await self.close(0)
-            raise EirError(f"{host}:{port} did not answer within {timeout_s:g} s") from None
+            raise EirError(f"{to.where} did not answer within {timeout_s:g} s") from None
         except OSError as e:
-            raise EirError(f"cannot connect to {host}:{port}: {e.strerror or e}") from None
+            raise EirError(f"cannot connect to {to.where}: {e.strerror or e}") from None
         except EirError:
             await self.close(0)
             raise
@@ -137,11 +138,12 @@ class Client:
 
 async def connect(
     host: str, port: int, application: Application, *, origin_host: str, origin_realm: str, product_name: str = "client",
-    timeout_s: float = 5.0, tls: ssl.SSLContext | None = None, counts: Counts | None = None,
+    timeout_s: float = 5.0, tls: ssl.SSLContext | None = None, counts: Counts | None = None, scheme: str = TCP,
+    sctp: SctpSettings | None = None,
 ) -> Client:  # fmt: skip
     """An open connection to a node, as a client of this name and realm.
 
-    Whatever applications the node offers, it is asked. Raises EirError if it cannot be reached, or answers the CER by
+    With `scheme` SCTP, `host` may be several addresses with commas between them. Whatever applications the node offers, it is asked. Raises EirError if it cannot be reached, or answers the CER by
     anything but 2001.
     """
     client = Client(NodeContext(
@@ -149,5 +151,6 @@ async def connect(
         limits=Limits(cer_timeout_s=timeout_s), application=application, counts=counts or Counts(), report=silent,
         jitter=lambda: 0.0,
     ))  # fmt: skip
-    await client.open(host, port, tls, timeout_s)
+    to = Endpoint(TLS if tls is not None else scheme, tuple(host.split(",")), port)
+    await client.open(to, tls, sctp or SctpSettings(), timeout_s)
     return client

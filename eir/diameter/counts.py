@@ -44,6 +44,10 @@ class Counts:
     """Messages that got no answer, by reason."""
     shed: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Requests refused for load: (peer label, reason)."""
+    sctp_restarts: Counter[str] = field(default_factory=Counter)
+    """Associations that a peer began anew, by its label."""
+    sctp_retransmissions: Counter[str] = field(default_factory=Counter)
+    """DATA chunks that were sent again, by peer label."""
     last_request: dict[str, float] = field(default_factory=dict)
     """Peer label → Unix time of its last application request."""
     durations: Durations = field(default_factory=Durations)

@@ -5,8 +5,9 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Collection
 
-from eir.diameter.settings import PeerSettings
-from eir.diameter.transport import stream
+from eir.diameter.settings import PeerSettings, SctpSettings
+from eir.diameter.transport import begin
+from eir.diameter.transport.endpoint import TLS, endpoint
 from eir.diameter.transport.link import Link, Owner
 from eir.errors import EirError
 
@@ -30,10 +31,13 @@ class Dialer:
         self._tls: ssl.SSLContext | None = None
         self._not_before: dict[PeerSettings, float] = {}
         """Until when a peer is left alone, on the loop's clock."""
+        self._sctp = SctpSettings()
 
-    def dial(self, peers: Collection[PeerSettings], tls: ssl.SSLContext | None = None) -> None:
-        """Connect to these peers from now on, and to no others; `tls`: for those at `tls://`."""
-        self._tls = tls
+    def dial(
+        self, peers: Collection[PeerSettings], tls: ssl.SSLContext | None = None, sctp: SctpSettings | None = None
+    ) -> None:  # fmt: skip
+        """Connect to these peers from now on, and to no others; `tls`: for those at `tls://`, `sctp`: at `sctp://`."""
+        self._tls, self._sctp = tls, sctp or self._sctp
         for settings in self._tasks.keys() - set(peers):
             self._tasks.pop(settings).cancel()
         for settings in peers:
@@ -64,14 +68,14 @@ class Dialer:
             await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
 
     async def _attempt(self, settings: PeerSettings) -> None:
-        host, port, secure = stream.endpoint(settings.connect or "")
+        to = endpoint(settings.connect or "")
         link = Link(self._owner, asyncio.get_running_loop(), settings)
-        if secure and self._tls is None:
+        if to.scheme == TLS and self._tls is None:
             self._failed(settings, EirError("a connection over TLS needs a certificate"))
             return
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await stream.connect(link, host, port, self._tls if secure else None)
+                await begin.connect(link, to, self._tls, self._sctp)
         except OSError as e:
             self._failed(settings, e)
             return

@@ -34,10 +34,11 @@ from eir.diameter.gate import Gate
 from eir.diameter.peer import Peer
 from eir.diameter.rate import Grants, RateLimits
 from eir.diameter.result import UNKNOWN_PEER
-from eir.diameter.settings import Identity, Limits, PeerSettings, setting_for
+from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, setting_for
 from eir.diameter.states import State
 from eir.diameter.status import PeerStatus, peer_rows
-from eir.diameter.transport import stream
+from eir.diameter.transport import begin, stream
+from eir.diameter.transport.endpoint import TLS, endpoint
 from eir.diameter.transport.link import Link
 from eir.diameter.transport.listen import Listener, open_listener
 from eir.diameter.transport.tls import Tls
@@ -53,11 +54,11 @@ class Node:
     def __init__(
         self, identity: Identity, peers: Sequence[PeerSettings], limits: Limits, application: Application, *,
         counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, admission: AdmissionControl | None = None,
-        dials: bool = True, tls: Tls | None = None, grants: Grants | None = None,
+        dials: bool = True, tls: Tls | None = None, grants: Grants | None = None, sctp: SctpSettings | None = None,
     ) -> None:  # fmt: skip
         """`dials` False: nobody is connected to until `dial`, or `connect` of peers is another worker's business.
 
-        `tls` is for `tls://` both ways; None: there is no TLS.
+        `tls` is for `tls://` both ways; None: there is no TLS. `sctp` is for `sctp://`; None: its defaults.
         """
         self.context = NodeContext(
             identity=identity, limits=limits, application=application, counts=counts, report=report, overload=replace(overload),
@@ -65,6 +66,7 @@ class Node:
         )  # fmt: skip
         self._peers = tuple(peers)
         self._tls = tls
+        self._sctp = sctp or SctpSettings()
         self._links: dict[int, Link] = {}
         """All connections by number, the oldest first; `peer` is None while one is in its TLS handshake."""
         self._numbers = itertools.count()
@@ -92,14 +94,14 @@ class Node:
         return self.context.identity
 
     async def listen(self, url: str) -> tuple[str, int]:
-        """Open a listener at `tcp://host:port` or `tls://host:port` (port 0: any free one); return its address and port.
+        """Open a listener at a URL (port 0: any free one); return its address, of several the first, and port.
 
-        Raises OSError if the address cannot be had, EirError for another form, or for the second one without `tls`.
+        Raises OSError if the address cannot be had, EirError for another form, or for `tls://` without `tls`.
         """
-        host, port, secure = stream.endpoint(url)
-        if secure and self._tls is None:
+        at = endpoint(url)
+        if (secure := at.scheme == TLS) and self._tls is None:
             raise EirError(f"{url} needs a certificate")
-        listener = await open_listener(host, port, partial(self._accepted, secure=secure), self._cannot_accept)
+        listener = await open_listener(at, partial(self._accepted, secure=secure), self._cannot_accept, self._sctp)
         self._listeners.append(listener)
         return listener.address
 
@@ -107,7 +109,7 @@ class Node:
         """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
         link = Link(self, asyncio.get_running_loop())
         try:
-            await (self._shake_hands(link, connection) if secure else stream.accept(link, connection))
+            await (self._shake_hands(link, connection) if secure else begin.accept(link, connection))
         except OSError:
             connection.close()
             return
@@ -124,14 +126,16 @@ class Node:
 
     def reconfigure(
         self, peers: Sequence[PeerSettings], identity: Identity | None = None, limits: Limits | None = None, *,
-        overload: Reply | None = None, tls: Tls | None = None,
+        overload: Reply | None = None, tls: Tls | None = None, sctp: SctpSettings | None = None,
     ) -> None:  # fmt: skip
         """Take over new settings; connections that they still allow stay, others are sent a DPR and closed.
 
-        Closed are also those of peers that are to see other names of ours from now on. `tls` is for handshakes to come.
+        Closed are also those of peers that are to see other names of ours from now on. `tls` and `sctp` are for connections to come.
         """
         self._peers = tuple(peers)
-        self._tls = tls or self._tls
+        self._tls, self._sctp = tls or self._tls, sctp or self._sctp
+        for listener in self._listeners:
+            listener.configure(self._sctp)
         self.context = replace(
             self.context, identity=identity or self.identity, limits=limits or self.context.limits,
             overload=replace(overload or self.context.overload),
@@ -215,6 +219,21 @@ class Node:
         peers = [link.peer for link in self._links.values() if link.peer is not None and link.peer.state is State.OPEN]
         return {**dict.fromkeys((settings.label for settings in self._peers), 0), **Counter(peer.traffic.label for peer in peers)}
 
+    def paths(self) -> Counter[tuple[str, str]]:
+        """Paths of SCTP to peers that are connected: (peer label, `up` or `down`)."""
+        found: Counter[tuple[str, str]] = Counter()
+        for link in self._links.values():
+            if link.peer is not None and link.peer.state is State.OPEN:
+                for up in link.paths().values():
+                    found[link.peer.traffic.label, "up"] += up
+                    found[link.peer.traffic.label, "down"] += not up
+        return found
+
+    def count_retransmissions(self) -> None:
+        """Add what SCTP has sent again since the last call to the counts."""
+        for link in self._links.values():
+            self._count_retransmissions(link)
+
     @property
     def pending(self) -> int:
         """Requests of the node's own (CER, DWR) that have no answer yet."""
@@ -273,7 +292,7 @@ class Node:
         if self._tls is None or not self._let_in(link):
             raise ConnectionRefusedError
         try:
-            await stream.accept(link, connection, self._tls.accepting, self.context.limits.cer_timeout_s)
+            await begin.accept(link, connection, self._tls.accepting, self.context.limits.cer_timeout_s)
         except OSError as e:
             if not link.closed.done():
                 # The link has not seen it begin, so it will not tell that it is over.
@@ -304,6 +323,7 @@ class Node:
         self._dialer.dial(
             [settings for settings in wanted if settings.connect is not None and settings.label not in self._disabled],
             self._tls.connecting if self._tls is not None else None,
+            self._sctp,
         )
 
     async def _is_wanted(self, settings: PeerSettings) -> bool:
@@ -314,7 +334,7 @@ class Node:
         return settings.host is None or await self._admission.may_dial(settings.host)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
-        secure = settings.connect is not None and stream.endpoint(settings.connect)[2]
+        secure = settings.connect is not None and endpoint(settings.connect).scheme == TLS
         self._cannot_connect(settings, type(fault).__name__, stream.fault_text(fault, secure=secure), address=settings.connect)
 
     def _cannot_connect(self, settings: PeerSettings, reason: str, detail: str, *, address: str | None) -> None:
@@ -402,6 +422,7 @@ class Node:
         peer = link.peer
         if (timer := self._probes.pop(link.number, None)) is not None:
             timer.cancel()
+        self._count_retransmissions(link)
         if link.dialed is not None and peer is not None and peer.settings is not None:
             self._dial_ended(link, peer, peer.settings, event)
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
@@ -422,6 +443,10 @@ class Node:
             fault = link.fault or ConnectionResetError("it closed the connection without a CEA")
             reason = "tls_handshake" if peer.secure else event.reason
             self._cannot_connect(settings, reason, stream.fault_text(fault, secure=peer.secure), address=link.address)
+
+    def _count_retransmissions(self, link: Link) -> None:
+        if link.peer is not None and (again := link.retransmitted()):
+            self.context.counts.sctp_retransmissions[link.peer.traffic.label] += again
 
     def _drop(self, link: Link, reason: str) -> None:
         counts = self.context.counts

@@ -40,7 +40,7 @@ class PeerSettings:
     sources: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks that it may connect from; empty: any."""
     connect: str | None = None
-    """`tcp://host:port` or `tls://host:port` that the node connects to; None: it only listens."""
+    """`tcp://host:port`, `tls://host:port` or `sctp://host,host:port` that the node connects to; None: it only listens."""
     tls_names: tuple[str, ...] = ()
     """Names that the peer's certificate may carry instead of its Origin-Host."""
     connections: int = 1
@@ -93,6 +93,32 @@ class Limits:
     """Of those, the ones that have not sent a CER yet."""
     rate_max: float | None = None
     """Application requests a second that are answered, over all peers; None: no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SctpSettings:
+    """How SCTP finds out that a path or a peer is lost (RFC 9260 6.3, 8, 16).
+
+    The defaults are for links within a core network, with round trips below 50 ms. Those of RFC 9260 (1 s at least, 60 s at most) are
+    for the Internet, and no phone waits that long.
+    """
+
+    local_addresses: tuple[str, ...] = ()
+    """Addresses that the node connects from; empty: all that the host has."""
+    rto_initial_s: float = 0.5
+    """Retransmission timeout before a round trip was measured."""
+    rto_min_s: float = 0.3
+    """The least; above the 200 ms that a peer may take for a SACK, or what has come is sent again."""
+    rto_max_s: float = 1.0
+    """The greatest: it doubles with each timeout."""
+    heartbeat_s: float = 5.0
+    """Between two heartbeats on a path that carries nothing."""
+    path_retransmissions: int = 4
+    """Timeouts in a row after which a path counts as lost (Path.Max.Retrans)."""
+    association_retransmissions: int = 8
+    """Timeouts in a row, over all paths, after which the peer does (Association.Max.Retrans)."""
+    optional: bool = False
+    """A kernel without SCTP keeps no node from starting: its listeners for SCTP are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a node tells of its peers: one row for each connection, and for each entry of the peer table that has none."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from eir.diameter.counts import OTHER
 from eir.diameter.peer import Peer
@@ -29,6 +29,8 @@ class PeerStatus:
     """Answers to them sent."""
     watchdog: str = "initial"
     """okay, suspect, down, reopen or initial (RFC 3539 3.4.1)."""
+    paths: dict[str, bool] = field(default_factory=dict)
+    """Addresses of the peer that SCTP has paths to, and whether each is reached; empty over TCP."""
     direction: str
     """`out` where we connect to the peer, `in` where it connects to us."""
     last_error: str | None = None
@@ -66,5 +68,5 @@ def _row_of(link: Link, peer: Peer) -> PeerStatus:
         realm=said.realm if said is not None else None, address=link.address, state=peer.state.name.lower(), since=link.since,
         requests=peer.traffic.requests, answers=peer.traffic.answers,
         watchdog=watchdog.status.name.lower() if watchdog is not None else "initial",
-        direction="in" if link.dialed is None else "out",
+        paths=dict(link.paths()), direction="in" if link.dialed is None else "out",
     )  # fmt: skip

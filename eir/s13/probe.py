@@ -12,6 +12,7 @@ from eir.diameter.avp import encode, encode_text, text
 from eir.diameter.client import Client, connect
 from eir.diameter.message import Answer
 from eir.diameter.result import NAMES, REDIRECT_INDICATION, SUCCESS, UNKNOWN_PEER
+from eir.diameter.transport.endpoint import TCP
 from eir.errors import EirError
 from eir.s13 import dictionary as s13
 from eir.s13.application import S13
@@ -31,6 +32,8 @@ class Target:
     destination_realm: str | None = None
     """None: the realm that the EIR names in its CEA."""
     timeout_s: float = 5.0
+    scheme: str = TCP
+    """TCP or SCTP; over SCTP `host` may be several addresses with commas between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ async def ask(
     try:
         client = await connect(
             target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
-            product_name="eir probe", timeout_s=target.timeout_s,
+            product_name="eir probe", timeout_s=target.timeout_s, scheme=target.scheme,
         )  # fmt: skip
     except EirError as e:
         raise EirError(_refused(target, str(e))) from None

@@ -19,14 +19,14 @@ def tshark(*arguments):
 
 
 class Capture:
-    """What crossed loopback to and from some TCP ports, which are all read as Diameter.
+    """What crossed loopback to and from some TCP ports, and by SCTP ports, which are all read as Diameter.
 
     Those of `secure` are Diameter inside TLS, whose secrets are in the file `keys`.
     """
 
-    def __init__(self, path, ports, *, secure=(), keys=None):
+    def __init__(self, path, ports, *, secure=(), keys=None, sctp=()):
         self.path = path
-        decode = [f"tcp.port=={port},diameter" for port in ports]
+        decode = [f"tcp.port=={port},diameter" for port in ports] + [f"sctp.port=={port},diameter" for port in sctp]
         decode += [rule for port in secure for rule in (f"tcp.port=={port},tls", f"tls.port=={port},diameter")]
         self._options = [text for rule in decode for text in ("-d", rule)]
         if keys is not None:
@@ -65,9 +65,9 @@ class Capture:
 
 
 @contextmanager
-def capturing(path, *ports, last=(282, False), secure=(), keys=None):
+def capturing(path, *ports, last=(282, False), secure=(), keys=None, sctp=()):
     """Capture these ports meanwhile; at the end wait until the `last` message (command, is a request) has been written."""
-    wanted = " or ".join(f"tcp port {port}" for port in (*ports, *secure))
+    wanted = " or ".join([*(f"tcp port {port}" for port in (*ports, *secure)), *(f"sctp port {port}" for port in sctp)])
     said = path.with_suffix(".said")
     with said.open("w") as stream:
         process = subprocess.Popen(["tshark", "-q", "-i", "lo", "-f", wanted, "-w", path], stderr=stream, stdout=stream)
@@ -77,7 +77,7 @@ def capturing(path, *ports, last=(282, False), secure=(), keys=None):
             if os.getuid() != 0:
                 pytest.skip(f"capturing takes root: {said.read_text()}")
             pytest.fail(f"tshark cannot capture: {said.read_text()}")
-        capture = Capture(path, ports, secure=secure, keys=keys)
+        capture = Capture(path, ports, secure=secure, keys=keys, sctp=sctp)
         yield capture
         # The kernel hands packets over in blocks, up to a second late.
         until(lambda: path.stat().st_size and _ends_with(capture, last))

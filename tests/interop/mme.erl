@@ -1,5 +1,5 @@
 %% An MME on OTP's diameter:  erl -noshell -pa EBIN -run mme main -extra PORT HOST REALM EIR_REALM IMEI...
-%% Connects to 127.0.0.1:PORT over TCP, asks about all IMEIs at once ("-": a request without Terminal-Information), and prints
+%% Connects to 127.0.0.1:PORT over TCP (sctp:PORT: over SCTP), asks about all IMEIs at once ("-": a request without Terminal-Information), and prints
 %% for each a line `IMEI RESULT STATUS`, RESULT being 2001 or 10415:5422 or what went wrong, STATUS a number or `-`.
 %% Then disconnects by DPR. Without IMEIs it asks about each that it reads from standard input, and goes on as long as there are any,
 %% whether it is connected or not. With MME_LISTEN=PORT in its environment it takes connections there as well. What OTP finds wrong with an answer (its dictionary is strict) is part of RESULT.
@@ -23,10 +23,7 @@ main() ->
     [{ok, _} = diameter:add_transport(?MODULE, {listen, [
         {transport_module, diameter_tcp}, {transport_config, [{ip, {127, 0, 0, 1}}, {port, list_to_integer(Listen)}]}
     ]}) || Listen <- [os:getenv("MME_LISTEN")], Listen =/= false],
-    {ok, _} = diameter:add_transport(?MODULE, {connect, [
-        {transport_module, diameter_tcp}, {connect_timer, 2000},
-        {transport_config, [{raddr, {127, 0, 0, 1}}, {rport, list_to_integer(Port)}, {nodelay, true}]}
-    ]}),
+    {ok, _} = diameter:add_transport(?MODULE, {connect, [{connect_timer, 2000} | transport(Port)]}),
     up(),
     case Imeis of
         [] -> one_by_one(fun(Imei) -> ask(Host, Realm, EirRealm, Imei) end);
@@ -49,6 +46,15 @@ at_once(Ask, Imeis) ->
     [receive {Asker, Found} -> io:format("~ts ~ts~n", [Imei, Found]) end || {Imei, Asker} <- Askers],
     ok = diameter:remove_transport(?MODULE, true),
     down().
+
+transport("sctp:" ++ Port) ->
+    [{transport_module, diameter_sctp},
+     {transport_config, [{raddr, {127, 0, 0, 1}}, {rport, list_to_integer(Port)}, {sctp_nodelay, true},
+      %% Its own default is 1 KiB: answers to many requests at once would come one for each timeout.
+      {recbuf, 262144}]}];
+transport(Port) ->
+    [{transport_module, diameter_tcp},
+     {transport_config, [{raddr, {127, 0, 0, 1}}, {rport, list_to_integer(Port)}, {nodelay, true}]}].
 
 service(Host, Realm) ->
     [{'Origin-Host', Host}, {'Origin-Realm', Realm}, {'Host-IP-Address', [{127, 0, 0, 1}]}, {'Vendor-Id', ?TGPP},

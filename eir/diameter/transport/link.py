@@ -2,14 +2,14 @@
 
 All complete messages of a read are answered in one write, synchronously. Memory is bounded: nothing is read while the
 peer leaves its answers unread, and such a peer is dropped after a while. The transport may be any that does what those of
-asyncio do: `stream` has what only TCP and TLS have. Knows nothing of other connections.
+asyncio do: `stream` has what only TCP and TLS have, `sctp` one that tells more. Knows nothing of other connections.
 """
 
 import asyncio
 import random
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
@@ -57,6 +57,7 @@ class Link(asyncio.Protocol):
         self._ended = False
         self._next_turn: asyncio.Handle | None = None
         self._read_at = 0.0
+        self._retransmissions = 0
         self._raw: socket.socket | None = None
         self.peer: Peer | None = None
         """None before the owner has accepted the connection."""
@@ -71,8 +72,8 @@ class Link(asyncio.Protocol):
         """`ip:port` and IP address of the other end."""
         self.fault: Exception | None = None
         """What ended the connection, where the transport told of an error."""
-        self.local = ""
-        """IP address of our end."""
+        self.locals: Sequence[str] = ()
+        """IP addresses of our end: with SCTP there may be several, and all are named in a CER or CEA (RFC 6733 5.3.1)."""
         self.closed: asyncio.Future[None] = loop.create_future()
         """Done when the connection is gone."""
 
@@ -85,8 +86,8 @@ class Link(asyncio.Protocol):
         self.since = time.time()
         try:
             self._see(transport.get_extra_info("peername"))
-            self.local = transport.get_extra_info("sockname")[0]
-        except (TypeError, ValueError, IndexError):
+            self.locals = transport.get_extra_info("local_addresses") or (transport.get_extra_info("sockname")[0],)
+        except (TypeError, ValueError, IndexError, OSError):
             # The other end was gone before the loop came to it.
             self._transport.abort()
             return
@@ -111,7 +112,7 @@ class Link(asyncio.Protocol):
         """The peer will send nothing more; what it asked before is answered, then the transport closes."""
         if (peer := self.peer) is None:
             return False
-        if peer.more and not peer.secure:  # inside TLS there is no half of a connection
+        if peer.more and self._transport is not None and self._transport.can_write_eof():  # TLS and SCTP have no half of a connection
             self._ended = True
             return True
         peer.end(self._loop.time())
@@ -148,7 +149,53 @@ class Link(asyncio.Protocol):
         if self._next_turn is None:
             self._go_on()
 
+    # sctp.Receiver
+
+    def restarted(self) -> None:
+        """The other end began the association anew: as if it were gone, and another one had come in its place (RFC 6733 5.6)."""
+        peer = self.peer
+        if peer is None:
+            return
+        self._owner.context.counts.sctp_restarts[peer.traffic.label] += 1
+        peer.traffic.report("association_restarted", "restarted", address=self.address)
+        peer.drop("restarted", self._loop.time())
+        events, peer.events = peer.events, []
+        for event in events:
+            self._owner.handle(self, event)
+        self.peer = None
+        if self.dialed is not None:
+            self.abort()  # whose CER is due is plain only where the other end connects to us
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._stalled is not None:
+            self.resume_writing()
+        self.since = time.time()
+        self.peer = self._owner.accept(self)
+        self.pump()
+
+    def path_changed(self, address: str, *, up: bool) -> None:
+        """One of the paths to the peer was lost, or is back: no outage, as long as there is another."""
+        if self.peer is not None:
+            paths = self.paths()
+            self.peer.traffic.report(
+                "path_up" if up else "path_down", "answers" if up else "unreachable", level="info" if up else "warning", address=address,
+                up=sum(paths.values()), of=len(paths),
+            )  # fmt: skip
+
     # What the owner calls
+
+    def paths(self) -> Mapping[str, bool]:
+        """Addresses of the peer, and whether each is reached; none over a transport that knows no paths."""
+        found: Mapping[str, bool] | None = self._transport.get_extra_info("paths") if self._transport is not None else None
+        return found or {}
+
+    def retransmitted(self) -> int:
+        """DATA chunks that were sent again since the last call; 0 over a transport that does not tell."""
+        so_far = self._transport.get_extra_info("retransmissions", 0) if self._transport is not None else 0
+        before, self._retransmissions = self._retransmissions, max(so_far, self._retransmissions)
+        return self._retransmissions - before
 
     def expect(self, connection: socket.socket) -> None:
         """Its TLS handshake begins; `abort` ends it, too. Raises OSError if the other end is gone already."""
@@ -164,7 +211,7 @@ class Link(asyncio.Protocol):
     def new_peer(self, identify: IdentifyPeer) -> Peer:
         """A peer that speaks on this connection."""
         return Peer(
-            self._owner.context, identify, addresses=(self.local,), now=self._loop.time(), first_id=random.getrandbits(32),
+            self._owner.context, identify, addresses=self.locals, now=self._loop.time(), first_id=random.getrandbits(32),
             secure=self.certificate_names() is not None, remote=self.address,
         )  # fmt: skip
 

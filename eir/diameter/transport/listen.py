@@ -1,4 +1,4 @@
-"""Accepting connections before anything is known of them.
+"""Accepting connections before anything is known of them, whatever the transport.
 
 The node is asked before anything is made of a connection, since a TLS handshake costs more than a message does. Knows no TLS
 and no peer.
@@ -8,6 +8,10 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Sequence
+
+from eir.diameter.settings import SctpSettings
+from eir.diameter.transport import sctp, sctp_options
+from eir.diameter.transport.endpoint import SCTP, Endpoint
 
 BACKLOG = 1024
 ACCEPTS_MAX = 64
@@ -41,6 +45,12 @@ class Listener:
         """Where it listens; of several addresses the first."""
         host, port = self._listening[0].getsockname()[:2]
         return str(host), int(port)
+
+    def configure(self, settings: SctpSettings) -> None:
+        """Take over settings for what is accepted from now on; a listener for SCTP has some. Raises OSError."""
+        for listening in self._listening:
+            if listening.proto == socket.IPPROTO_SCTP:
+                sctp_options.prepare(listening, settings)
 
     def hold(self) -> None:
         """Accept nothing until `resume`; new connections wait in the kernel's queue."""
@@ -82,11 +92,13 @@ class Listener:
 
 
 async def open_listener(
-    host: str, port: int, accepted: Callable[[socket.socket], None], failed: Callable[[OSError], None]
+    at: Endpoint, accepted: Callable[[socket.socket], None], failed: Callable[[OSError], None], sctp_settings: SctpSettings
 ) -> Listener:
     """A listener at an address, or at all addresses of a name. Raises OSError if it cannot be had."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    if at.scheme == SCTP:
+        return Listener(loop, [await sctp.listening_socket(at, sctp_settings)], accepted, failed)
+    found = await loop.getaddrinfo(at.hosts[0], at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listening: list[socket.socket] = []
     fault: OSError | None = None
     for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):

@@ -1,6 +1,6 @@
-"""TCP, and TLS on it: where to, how a connection begins, and what no other transport has. The loop's own transports carry it.
+"""TCP, and TLS on it: how a connection begins, and what no other transport has. The loop's own transports carry it.
 
-Another transport is a file like this one. Imports certificate and eir.errors.
+Another transport is a file like this one. Imports certificate.
 """
 
 import asyncio
@@ -9,13 +9,8 @@ import ssl
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from eir.diameter.transport.certificate import names_of_peer
-from eir.errors import EirError
-
-PORTS = {"tcp": 3868, "tls": 5868}
-"""RFC 6733 2.1."""
 
 NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST"})
 """What OpenSSL calls bytes that are no TLS."""
@@ -24,15 +19,6 @@ ENDED = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
 
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a RST."""
-
-
-def endpoint(url: str) -> tuple[str, int, bool]:
-    """Host, port, and whether TLS comes first, of `tcp://host:port` or `tls://host:port`. Raises EirError for anything else."""
-    parts = urlsplit(url)
-    if parts.scheme not in PORTS or not parts.hostname:
-        raise EirError(f"expected tcp://host:port or tls://host:port, got {url}")
-    port = PORTS[parts.scheme] if parts.port is None else parts.port
-    return parts.hostname, port, parts.scheme == "tls"
 
 
 async def accept(

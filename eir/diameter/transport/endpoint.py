@@ -1,0 +1,43 @@
+"""Where a listener is, or a peer: a URL that names the transport, one address or several, and the port. Opens nothing."""
+
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from eir.errors import EirError
+
+TCP, TLS, SCTP = "tcp", "tls", "sctp"
+PORTS = {TCP: 3868, TLS: 5868, SCTP: 3868}
+"""RFC 6733 2.1, 13.1."""
+FORMS = "tcp://host:port, tls://host:port or sctp://host,host:port"
+
+
+class Endpoint(NamedTuple):
+    """What a URL says."""
+
+    scheme: str
+    hosts: tuple[str, ...]
+    """Names or addresses, IPv6 without brackets; more than one only with SCTP, which makes one endpoint of them (RFC 9260 3.3.2.1)."""
+    port: int
+
+    @property
+    def where(self) -> str:
+        """Hosts and port, as they stand in the URL."""
+        return f"{','.join(f'[{host}]' if ':' in host else host for host in self.hosts)}:{self.port}"
+
+    def __str__(self) -> str:
+        """The URL."""
+        return f"{self.scheme}://{self.where}"
+
+
+def endpoint(url: str) -> Endpoint:
+    """The endpoint that a URL names; without a port it is the transport's own. Raises EirError for another form."""
+    scheme, _, rest = url.partition("://")
+    *others, last = rest.split(",")
+    try:
+        parts = [urlsplit(f"//{each}") for each in (*others, last)]
+        hosts, ports = tuple(part.hostname or "" for part in parts), [part.port for part in parts]
+    except ValueError:
+        hosts, ports = (), []
+    if scheme not in PORTS or not all(hosts) or any(ports[:-1]) or len(hosts) != (1 if scheme != SCTP else max(len(hosts), 1)):
+        raise EirError(f"expected {FORMS}, got {url}")
+    return Endpoint(scheme, hosts, PORTS[scheme] if ports[-1] is None else ports[-1])
