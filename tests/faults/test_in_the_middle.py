@@ -45,7 +45,7 @@ def fails(fleet, load, *why):
     fleet.truth.failed()
 
 
-@pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 3), (SWITCHING, 1)])
+@pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 4), (SWITCHING, 1)])
 def test_redis_is_killed(server, fleet, proxy, word, times):
     with fleet.witness() as witness:
         with a_load_that_stops(fleet, proxy, word, times) as load:
@@ -59,7 +59,7 @@ def test_redis_is_killed(server, fleet, proxy, word, times):
         witness.goes_on()
 
 
-@pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 3), (SWITCHING, 1)])
+@pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 4), (SWITCHING, 1)])
 @pytest.mark.parametrize("how", ["evicted", "flushed"])
 def test_the_staged_set_vanishes(server, fleet, proxy, word, times, how):
     before = fleet.stored()
