@@ -59,6 +59,15 @@ class End(NamedTuple):
     probing: bool
     timers: tuple
     known: tuple | None
+    opened_by: tuple | None
+
+
+LOOKED_AT = {
+    "_asked", "_close_at", "_dwr_ids", "_opening_ids", "_wait_until", "capabilities", "state", "watchdog",  # what an End holds
+    "_context", "_identify", "secure", "settings",  # the same for every Peer of a node, or follows from what it holds
+    "_framer", "_pending_cer", "_row", "events", "more", "traffic",  # empty between two inputs, or follows from the state; ids do not matter
+}  # fmt: skip
+assert set(Peer.__slots__) == LOOKED_AT, "does an End tell all that a Peer goes by?"
 
 
 REPRESENTATIVES = {}
@@ -75,7 +84,7 @@ def end_of(side, boots, dialed, peer):
         side, boots, dialed, peer.state,
         (watchdog.status, watchdog.pending, max(-1, min(watchdog._num_dwa, 3))) if watchdog is not None else None,
         bool(peer._asked), bool(peer._dwr_ids), (peer._wait_until is not None, peer._close_at is not None),
-        (said.host, said.origin_state_id) if said is not None else None,
+        (said.host, said.origin_state_id) if said is not None else None, peer._opening_ids,
     )  # fmt: skip
 
 
