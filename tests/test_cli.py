@@ -469,7 +469,7 @@ class TestLists:
         command = ["publish", data, "--list", "stolen", "--serial", "9", "--expires", "36h", "--key", host.publisher.key]
         status, _, err = eir(*command)
         assert status == 1
-        assert "refused (bad_rows): 1 bad rows at least, 0 are allowed (bad_rows_max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
+        assert "refused (bad_rows): 1 bad rows; 0 may be bad (--bad-rows-max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
         assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
         status, _, err = eir(*command, "--bad-rows-max", "1")
         assert (status, err.startswith("warning: a bad row, which an EIR leaves out: new.csv:3: ")) == (0, True)
@@ -481,7 +481,10 @@ class TestLists:
         said = document(eir("publish", data, *options, "--json"))
         assert said == {
             "manifest": str(tmp_path / "stolen-9.manifest.json"), "signature": str(tmp_path / "stolen-9.manifest.json.sig"),
+            "rows": 1, "entries": 1, "duplicates": 0, "conflicting": 0, "bad_rows": 0, "skipped": 0, "wrong_dates": 0, "wrong_check_digits": 0,
         }  # fmt: skip
+        assert eir("publish", data, *options)[1].startswith("1 rows; 1 entries\n")
+        assert "x-added.csv" in eir("publish", "--help")[1]
         manifest = json.loads(Path(said["manifest"]).read_text())
         length = datetime.fromisoformat(manifest["expires"]) - datetime.fromisoformat(manifest["issued"])
         assert (manifest["serial"], length.total_seconds()) == (9, 36 * 3600)

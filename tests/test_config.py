@@ -739,7 +739,7 @@ async def test_sample_lists_are_published_and_loaded(tmp_path, key):
     for name, serial, files in (("stolen-national", 1, stolen), ("tracked", 1, [lists / "tracked.csv"]), ("stolen-national", 2, dirbs)):
         manifest = publish(
             files, list_name=name, serial=serial, issued=now, expires=now + timedelta(days=14), key=key, layout=None, out=None
-        )
+        ).manifest
         report = await load_release(manifest, config.lists, store, who="test", now=now, force=serial == 2)
         loaded[name, serial] = (report.entries, report.devices, report.bad_rows, report.skipped)
     await store.close()

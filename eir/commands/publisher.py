@@ -13,7 +13,7 @@ from eir.lists.layout import LAYOUTS
 
 
 def publish(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Data files: CSV, plain or .gz or .zst, or a DIRBS zip.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Data files: CSV, plain or .gz or .zst, or a DIRBS zip. With --base their names end in -added or -removed, as in x-added.csv.")],
     list_name: Annotated[str, typer.Option("--list", metavar="L", help="The list that the release is for.")],
     serial: Annotated[int, typer.Option(metavar="N", help="Above the serial of every earlier release.", min=1)],
     expires: Annotated[str, typer.Option(metavar="14d", help="How long it is meant to be in force: 14d, 36h.")],
@@ -40,9 +40,9 @@ def publish(
         raise fail(f"--expires {expires}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
     now = datetime.now(UTC).replace(microsecond=0)
     with progress() as advance:
-        manifest = publish_release(
+        published = publish_release(
             files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=key, layout=layout,
             out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: say(f"warning: {text}"),
         )  # fmt: skip
-    written = {"manifest": str(manifest), "signature": f"{manifest}.sig"}
-    show_one(written, f"{manifest} and its .sig are written; on the EIR: eir load {manifest}", as_json=as_json)
+    written = f"{published.manifest} and its .sig are written; on the EIR: eir load {published.manifest}"
+    show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)
