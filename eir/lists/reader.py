@@ -127,10 +127,10 @@ def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Ro
     if not len(columns[plan.subject[0]]):  # blank lines
         return np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, bool)
     plus = b"+" in data  # numbers may have a sign, identifiers may not
-    if plan.may_be_open:
-        columns["imei_to"] = _or_else(columns["imei_to"], columns["imei_from"])
     if tally.check_digits:
         tally.wrong_check_digits += sum(_wrong_check_digits(columns[name], plus) for name in plan.subject if name.startswith("imei"))
+    if plan.may_be_open:
+        columns["imei_to"] = _or_else(columns["imei_to"], columns["imei_from"])
     parsed = [_KEYS_OF[name](columns[name], plus) for name in plan.subject]
     keys = [numbers for numbers, _ in parsed]
     good = np.logical_and.reduce([mask for _, mask in parsed])
