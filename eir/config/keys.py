@@ -23,10 +23,11 @@ WATCHDOG_MIN_S = 6
 LIMITS = Limits()
 
 
-def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
+def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], answers: Mapping[str, Status | None], **names: Any) -> PeerSettings:
     """A peer is called by its name, else by the first thing that it is recognised by."""
+    instead = tuple((status, str(answer)) for status, answer in answers.items() if answer is not None)
     label = name or names["host"] or names["realm"] or next(iter(sources), "")
-    return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, **names)
+    return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, answers=instead, **names)
 
 
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
@@ -63,6 +64,7 @@ COLUMNS = {
 SECTIONS = (
     Section("identity", partial(Identity, origin_state_id=0)),
     Section("peers[]", _peer),
+    Section("peers[].answers", dict),
     Section("limits", _limits),
     Section("tls", TlsSettings, optional=True),
     Section("lists.*", ListSettings),
@@ -95,6 +97,8 @@ TABLE = (
     Key("peers[].lenient", kinds.many(kinds.word(*sorted(LENIENCES)), may_be_empty=True), (), "what the peer is forgiven: a CER without a common application, unknown AVPs with the M bit, another node's name as Destination-Host"),
     Key("peers[].as.host", kinds.IDENTITY, None, "Origin-Host that we show to this peer; identity.host if left out", field="as_host"),
     Key("peers[].as.realm", kinds.IDENTITY, None, "Origin-Realm that we show to this peer; identity.realm if left out", field="as_realm"),
+    Key("peers[].expected", kinds.FLAG, True, "it should be connected: no alert and no warning while a peer is away of which this is false, such as a probe"),
+    *(Key(f"peers[].answers.{status}", kinds.STATUS, None, f"what the peer gets instead of {status}; metrics and log keep what the policy said") for status in Status if status != Status.WHITELISTED),
     Key("limits.max_message_bytes", kinds.byte_size(4096, 1 << 23), LIMITS.max_message_bytes, "longest message; a longer one closes the connection before it is read"),
     Key("limits.max_avps", kinds.whole(32, 65536), LIMITS.max_avps, "AVPs in one message, those inside groups counted too"),
     Key("limits.max_depth", kinds.whole(2, 64), LIMITS.max_depth, "groups inside groups"),
