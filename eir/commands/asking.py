@@ -57,9 +57,9 @@ def probe(
     rate: Annotated[float | None, typer.Option(metavar="R", help="Ask so many times a second, answered or not; with --count.", min=0.001)] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask an EIR over Diameter S13 as an MME would, on one connection.
+    """Ask an EIR over Diameter S13 as an MME would.
 
-    The exit status is 0 if every question was answered, even by an error; the name of an error goes to standard error. With --count
+    All questions go over one connection. The exit status is 0 if every question was answered, even by an error; the name of an error goes to standard error. With --count
     the next question follows when one is answered, unless --rate says how many there are a second.
     """
     from eir.s13 import probe as s13  # noqa: PLC0415 - for this command alone

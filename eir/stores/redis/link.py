@@ -181,8 +181,8 @@ async def _heeding(answer: Awaitable[T]) -> T:
             raise asyncio.CancelledError
 
 
-_WORDS_OF = {
-    (TypeError, AttributeError): "a value is of another type than it may be", OverflowError: "a number is too large", RecursionError: "nested too deep",
+_WORDS_OF: dict[tuple[type[Exception], ...], str] = {
+    (TypeError, AttributeError): "a value is of another type than it may be", (OverflowError,): "a number is too large", (RecursionError,): "nested too deep",
 }  # fmt: skip
 
 
@@ -191,8 +191,8 @@ def said(error: Exception) -> str:
     text = str(error)
     if (unknown := re.match(r"No master found for '(.+?)'", text)) is not None:  # with every object on the way to a sentinel behind it
         return f"no sentinel that can be reached names a master for {unknown[1]}"
-    for kind, words in _WORDS_OF.items():
-        if isinstance(error, kind):
+    for kinds, words in _WORDS_OF.items():
+        if isinstance(error, kinds):
             return words
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing" if error.args else "something is missing"
