@@ -166,7 +166,7 @@ def _publish(folder: Path) -> None:
 
     now = datetime.now(UTC)
     times = {"issued": now - timedelta(seconds=1), "expires": now + timedelta(days=1)}
-    manifest = publish([folder / "data.csv"], list_name=LIST, serial=1, key=folder / "key", **times)
+    manifest = publish([folder / "data.csv"], list_name=LIST, serial=1, key=folder / "key", **times).manifest
     print(json.dumps({"manifest": str(manifest)}))
 
 

@@ -43,7 +43,7 @@ class Site:
         now = datetime.now(UTC).replace(microsecond=0)
         manifest = publish(
             [file], list_name=name, serial=serial, base=base, issued=now, expires=now + timedelta(days=14), key=self.keys[key]
-        )
+        ).manifest
         return [file, manifest, Path(f"{manifest}.sig")]
 
     def deliver(self, files):

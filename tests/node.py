@@ -111,7 +111,7 @@ class Publisher:
         issued = issued or datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
         return publish(
             files, list_name=list_name, serial=serial, base=base, issued=issued, expires=issued + expires_in, key=self.key, out=folder
-        )
+        ).manifest
 
 
 class Site:

@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from luhn import check_digit
 from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
 from typer.main import get_command
-from wire import HOST, REALM
+from wire import EIR, HOST, REALM
 
 from eir.commands.app import app, main
 
@@ -469,7 +470,7 @@ class TestLists:
         command = ["publish", data, "--list", "stolen", "--serial", "9", "--expires", "36h", "--key", host.publisher.key]
         status, _, err = eir(*command)
         assert status == 1
-        assert "refused (bad_rows): 1 bad rows at least, 0 are allowed (bad_rows_max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
+        assert "refused (bad_rows): 1 bad rows; 0 may be bad (--bad-rows-max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
         assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
         status, _, err = eir(*command, "--bad-rows-max", "1")
         assert (status, err.startswith("warning: a bad row, which an EIR leaves out: new.csv:3: ")) == (0, True)
@@ -481,7 +482,10 @@ class TestLists:
         said = document(eir("publish", data, *options, "--json"))
         assert said == {
             "manifest": str(tmp_path / "stolen-9.manifest.json"), "signature": str(tmp_path / "stolen-9.manifest.json.sig"),
+            "rows": 1, "entries": 1, "duplicates": 0, "conflicting": 0, "bad_rows": 0, "skipped": 0, "wrong_dates": 0, "wrong_check_digits": 0,
         }  # fmt: skip
+        assert eir("publish", data, *options)[1].startswith("1 rows; 1 entries\n")
+        assert "x-added.csv" in eir("publish", "--help")[1]
         manifest = json.loads(Path(said["manifest"]).read_text())
         length = datetime.fromisoformat(manifest["expires"]) - datetime.fromisoformat(manifest["issued"])
         assert (manifest["serial"], length.total_seconds()) == (9, 36 * 3600)
@@ -696,6 +700,34 @@ class TestProbe:
                 assert text in shown
             refused = site.eir("probe", target, LISTED, "--origin-realm", "stranger.example", status=1)
             assert "3010" in refused.stderr
+
+    def test_over_tls_and_many_times(self, host, tmp_path):
+        authority = Authority(tmp_path / "tls")
+        ours, theirs = authority.write(EIR), authority.write(f"probe.{REALM}", stem="probe")
+        entry = {"name": "probe", "host": f"probe.{REALM}", "from": ["127.0.0.0/8"], "expected": False, "answers": {"blacklisted": "greylisted"}}
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(listen=["tls://127.0.0.1:0"], tls=ours, peers=[entry])
+            site.load([LISTED])
+            node = site.start()
+            assert node.status()["peers"] == {}
+            target = "{}:{}".format(*node.address)
+            files = ["--ca", theirs["ca"], "--cert", theirs["certificate"], "--key", theirs["key"], "--origin-realm", REALM]
+            (found,) = site.json("probe", target, LISTED, *files)
+            assert (found["status"], found["result_code"]) == ("greylisted", 2001)
+            many = site.json("probe", target, LISTED, UNLISTED, "--count", "11", "--rate", "1000", *files)
+            assert (many["asked"], many["answered"], many["answers"], many["fault"]) == (11, 11, {"greylisted": 6, "whitelisted": 5}, None)
+            assert "11 asked in" in site.eir("probe", target, LISTED, "--count", "11", *files).stdout
+            del entry["answers"]
+            site.configure(peers=[entry])
+            site.eir("reload")
+            assert site.json("probe", target, LISTED, *files)[0]["status"] == "blacklisted"
+            stranger = Authority(tmp_path / "other").write(f"probe.{REALM}")
+            assert "cannot connect" in site.eir("probe", target, LISTED, *files, "--ca", stranger["ca"], status=1).stderr
+            site.configure(tls=authority.write("another.example", stem="another"))
+            site.eir("reload")
+            assert "its certificate is for another.example, and it calls itself " in site.eir("probe", target, LISTED, *files, status=1).stderr
+            assert "all three" in site.eir("probe", target, LISTED, "--ca", theirs["ca"], status=2).stderr
+            assert "--rate needs --count" in site.eir("probe", target, LISTED, "--rate", "5", status=2).stderr
 
     def test_nobody_there(self, eir):
         with socket.socket() as free:

@@ -72,7 +72,7 @@ async def test_ask():
     counts = Counts()
     async with node() as (host, port):
         client = await connect(host, port, S13, **AS, counts=counts)
-        assert client.peer_realm == wire.REALM
+        assert client.peer.realm == wire.REALM
         avps = b"".join([wire.VSAI, wire.u32(277, 1), wire.avp(283, wire.REALM), wire.terminal()])
         answers = await asyncio.gather(*(client.request(324, avps) for _ in range(50)))
         assert [answer.result_codes for answer in answers] == [[2001]] * 50

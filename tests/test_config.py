@@ -82,7 +82,7 @@ peers:
   - {name: mme:1, host: mme.epc, realm: epc, from: [10.0.0.0/8, 192.0.2.1, '2001:db8::/32'], connections: 4,
      watchdog_s: 6, connect: tcp://10.0.0.1, reconnect_after_s: 500s, rate_max: 0.5, lenient: [applications, unknown_m, destination], as: {host: a.b, realm: b}}
   - {host: sgsn.epc, from: 10.0.0.0/8, watchdog_s: 1m, lenient: destination}
-  - {from: 192.0.2.0/24}
+  - {from: 192.0.2.0/24, expected: false, answers: {unknown: greylisted, greylisted: whitelisted}}
 limits: {max_message_bytes: 64KiB, max_avps: 32, rate_max: 100, turn_messages: 1, cer_timeout_s: 500ms, stalled_write_s: 0.5}
 state: /srv/eir
 inbox: in/drop
@@ -113,7 +113,9 @@ privacy: {identifiers: full}
             lenient=frozenset({"applications", "unknown_m", "destination"}),
         ),
         PeerSettings(label="sgsn.epc", host="sgsn.epc", sources=(ip_network("10.0.0.0/8"),), watchdog_s=60, lenient=frozenset({"destination"})),
-        PeerSettings(label="192.0.2.0/24", sources=(ip_network("192.0.2.0/24"),)),
+        PeerSettings(
+            label="192.0.2.0/24", sources=(ip_network("192.0.2.0/24"),), expected=False, answers=(("greylisted", "whitelisted"), ("unknown", "greylisted")),
+        ),
     )  # fmt: skip
     assert config.limits == Limits(max_message_bytes=65536, max_avps=32, rate_max=100, turn_messages=1, cer_timeout_s=0.5, stalled_write_s=0.5)
     assert config.state == Path("/srv/eir")
@@ -627,7 +629,7 @@ def all_keys(text: str) -> str:
 
 def paths_in(value, path="") -> set[str]:
     if isinstance(value, dict):
-        named = "*" if path == "lists" else None
+        named = "*" if path in {"lists", "layouts"} else None
         return set().union(*(paths_in(inner, f"{path}.{named or name}".lstrip(".")) for name, inner in value.items()))
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return set().union(*(paths_in(inner, f"{path}[]") for inner in value))
@@ -654,7 +656,7 @@ def test_sample_says_each_default_as_it_is(tmp_path):
             continue
         here = shown
         for part in key.path.split("."):
-            here = here["stolen-national"] if part == "*" else here[part.removesuffix("[]")]
+            here = next(iter(here.values())) if part == "*" else here[part.removesuffix("[]")]
             here = here[-1] if part.endswith("[]") else here
         default = key.kind.place(key.default, tmp_path)
         assert here == ([key.kind.show(each) for each in default] if key.kind.many else key.kind.show(default)), key.path
@@ -763,7 +765,7 @@ async def test_sample_lists_are_published_and_loaded(tmp_path, key):
     for name, serial, files in (("stolen-national", 1, stolen), ("tracked", 1, [lists / "tracked.csv"]), ("stolen-national", 2, dirbs)):
         manifest = publish(
             files, list_name=name, serial=serial, issued=now, expires=now + timedelta(days=14), key=key, layout=None, out=None
-        )
+        ).manifest
         report = await load_release(manifest, config.lists, store, who="test", now=now, force=serial == 2)
         loaded[name, serial] = (report.entries, report.devices, report.bad_rows, report.skipped)
     await store.close()

@@ -46,17 +46,18 @@ POLICY = PolicySettings(
 class Side:
     """A peer connection that is open, with or without a lane."""
 
-    def __init__(self, *, lane: bool, policy=POLICY, rates=(), overload=TOO_BUSY_REPLY, index=None):
+    def __init__(self, *, lane: bool, policy=POLICY, rates=(), overload=TOO_BUSY_REPLY, index=None, mme=MME):
         self.notes = []
         self.checker = Checker(policy, index or Index({}), now=datetime.now(UTC), note_check=lambda *note: self.notes.append(note))
         self.application = S13Service(self.checker).answer
         self.counts = Counts()
-        application = s13_application(S13Service(self.checker), partial(Lane, self.checker) if lane else None)
+        service = S13Service(self.checker, (mme,))
+        application = s13_application(service, partial(Lane, self.checker, replies=service.replies) if lane else None)
         context = NodeContext(
             identity=IDENTITY, limits=Limits(), application=application, counts=self.counts, report=lambda *_, **__: None,
             jitter=lambda: 0.0, overload=overload,
         )
-        self.peer = Peer(context, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
+        self.peer = Peer(context, lambda _: mme, addresses=("127.0.0.1",), now=0.0, first_id=1)
         self.peer.receive(CER, 0.0)
         assert isinstance(self.peer.events.pop(), Arrived)
         self.peer.limit([Limit(f"rate_{rate}", Bucket(rate, 0.0)) for rate in rates])
@@ -112,6 +113,21 @@ def both(messages):
         assert with_lane.feed(message) == without.feed(message), message.hex()
         assert with_lane.state() == without.state()
     return with_lane
+
+
+def test_a_peer_is_answered_instead_what_its_entry_says():
+    mme = replace(MME, answers=(("unknown", "greylisted"), ("blacklisted", "whitelisted")))
+    messages = [ecr(version="77", imei="00101008000001"), ecr("00101001000001"), ecr(imsi="001020123456789", imei="00101008000001"), ecr(imei="00101008000001")]
+    sides = [Side(lane=lane, mme=mme) for lane in (True, False)]
+    for data in (*messages, *messages, b"".join(messages), messages[0] * 2 * COLUMNS_MIN, messages[3] * 2 * COLUMNS_MIN):
+        answers = [side.feed(data) for side in sides]
+        assert answers[0] == answers[1]
+        assert b"\0\0\x15\x2e" not in answers[0], "5422"
+    with_lane, without = (side.state() for side in sides)
+    assert with_lane == without
+    assert set(sides[0].counts.answers) == {("mme", "2001")}
+    assert {status for status, *_ in sides[0].checker.checks()} == set(Status), "the policy's own words are counted"
+    assert [encode_u32(key_of(1445, VENDOR), value) in side.feed(message) for side in sides for value, message in zip((2, 0, 2, 0), messages, strict=True)] == [True] * 8
 
 
 class TestFaults:

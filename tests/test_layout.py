@@ -271,7 +271,7 @@ def test_headers_that_do_not_fit(content, layout, kind, says):
     assert caught.value.reason == "layout"
 
 
-@pytest.mark.parametrize("layout", [name for name, dialect in LAYOUTS.items() if dialect.header and "devices" in dialect.subjects])
+@pytest.mark.parametrize("layout", [name for name, dialect in LAYOUTS.items() if dialect.names and "devices" in dialect.subjects])
 def test_an_empty_file_has_no_header(layout):
     with pytest.raises(ReleaseRefused, match="empty"):
         read(b"", layout, chunks=[])

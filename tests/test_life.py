@@ -258,7 +258,7 @@ async def published(agency, store, name, file, serial, base=None):
     manifest = publish(
         [file], list_name=name, serial=serial, base=base, issued=now, expires=now + timedelta(days=1), key=agency.key,
         out=file.parent / f"out-{name}-{serial}",
-    )  # fmt: skip
+    ).manifest  # fmt: skip
     return await load_release(manifest, agency.lists, store, who="tester@host", now=now)
 
 

@@ -68,6 +68,14 @@ async def running(*peers, limits=None, url="tcp://127.0.0.1:0", application=lamb
     assert asyncio.all_tasks() <= tasks
 
 
+async def test_a_peer_that_is_not_expected_counts_only_while_it_is_there():
+    async with running(replace(MME, expected=False), PeerSettings(label="sgsn", host="sgsn.example")) as setup:
+        assert setup.node.connected() == {"sgsn": 0}
+        assert [row.label for row in setup.node.status()] == ["mme", "sgsn"]
+        await setup.open()
+        assert setup.node.connected() == {"sgsn": 0, "mme": 1}
+
+
 async def test_status_and_counts():
     sgsn = PeerSettings(label="sgsn", host="sgsn.example")
     async with running(MME, sgsn) as setup:

@@ -9,7 +9,7 @@ from node import LISTED, UNLISTED
 from wire import APP, EIR, REALM, TGPP, VSAI, answer_to, avp, u32, walk
 
 from eir.errors import EirError
-from eir.s13.probe import Target, ask
+from eir.s13.probe import Target, ask, ask_many
 
 STATE = u32(277, 1)
 UNKNOWN_DEVICE = avp(297, u32(266, TGPP) + u32(298, 5422))
@@ -213,6 +213,40 @@ async def test_a_connection_that_is_not_taken_is_an_error_with_its_reason(cea, s
         with pytest.raises(EirError, match=says):
             await ask(eir.target, [LISTED])
     assert not eir.asked()
+
+
+async def test_many_questions_are_summed_up():
+    values = iter([0, 1, 1, 0] * 2)
+
+    def respond(message):
+        if message.data(1401, TGPP) and walk(message.data(1401, TGPP))[0].data == b"x":
+            return None
+        return eca(OK, STATE, status(next(values)))(message)
+
+    async with fake(respond) as eir:
+        found = await ask_many(eir.target, [LISTED, "x"], count=7, rate=None)
+        assert [walk(message.data(1401, TGPP))[0].data for message in eir.asked()] == [LISTED.encode(), b"x"] * 3 + [LISTED.encode()]
+    assert (found.asked, found.answered, found.answers) == (7, 4, {"none": 3, "whitelisted": 2, "blacklisted": 2})
+    assert found.fault == "no answer within 0.3 s"
+    assert 0 < found.round_trip_ms["min"] <= found.round_trip_ms["median"] <= found.round_trip_ms["p99"] <= found.round_trip_ms["max"]
+    assert found.seconds > 0.9
+    assert found.as_text().splitlines()[1].split() == ["3", "none"]
+
+
+async def test_a_rate_is_kept_whether_answers_come_or_not():
+    async with fake(lambda _: None) as eir:
+        found = await ask_many(eir.target, [LISTED], count=20, rate=100)
+    assert (found.asked, found.answered, found.round_trip_ms) == (20, 0, {})
+    assert 19 / 100 <= found.seconds - 0.3 < 5, "all were asked before the first was given up"
+
+
+async def test_many_questions_end_with_the_connection():
+    answered = iter([True, True])
+
+    async with fake(lambda message: eca(OK, STATE, status(0))(message) if next(answered, False) else b"") as eir:
+        found = await ask_many(eir.target, [LISTED], count=10, rate=None)
+    assert (found.asked, found.answered) == (3, 2)
+    assert "7 were not asked about" in found.fault
 
 
 async def test_the_realm_asked_is_the_eirs_unless_another_is_wanted():

@@ -45,6 +45,10 @@ def put(folder, name, content):
 
 
 def make(agency, *files, **arguments):
+    return published(agency, *files, **arguments).manifest
+
+
+def published(agency, *files, **arguments):
     given = {"list_name": NAME, "serial": 1, "issued": NOW, "expires": NOW + timedelta(days=14), "key": agency.key}
     return publish(files, **{**given, **arguments})
 
@@ -259,13 +263,11 @@ def test_what_cannot_be_published(agency, name, content, arguments, reason):
 
 async def test_a_bad_row_is_named_before_anything_is_signed(agency, store):
     files = [put(agency.drop, "a.csv", b"imei\r\n35123456789012\r\n\r\n3512345678901x\r\n"), put(agency.drop, "b.csv", b"tac\n3512345\n")]
-    for most, said in (
-        (0, ["a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters"]),
-        (1, ["a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters", "b.csv:2: a TAC has 8 digits; got 7 characters"]),
-    ):
+    said = ["a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters", "b.csv:2: a TAC has 8 digits; got 7 characters"]
+    for most in (0, 1):
         why = refusal(agency, *files, bad_rows_max=most)
         assert why.reason == "bad_rows"
-        assert why.detail.split("\n") == [f"{most + 1} bad rows at least, {most} are allowed (bad_rows_max)", *said]
+        assert why.detail.split("\n") == [f"2 bad rows; {most} may be bad (--bad-rows-max)", *said]
     assert not list(agency.drop.glob("*.json"))
     told = []
     manifest = make(agency, *files, bad_rows_max=2, warn=told.append)
@@ -275,13 +277,62 @@ async def test_a_bad_row_is_named_before_anything_is_signed(agency, store):
 
 
 def test_what_may_not_be_meant_is_told(agency):
-    many = b"imei\n" + b"x\n" * 12
+    many = b"imei\n" + b"x\n" * 22
     told = []
     make(agency, put(agency.drop, "a.csv", many), put(agency.drop, "b.csv", b"imei\n351234567890127\n"), put(agency.drop, "c.csv", b"tac\n"),
-         bad_rows_max=12, warn=told.append)  # fmt: skip
+         bad_rows_max=22, warn=told.append)  # fmt: skip
     assert told[0] == "c.csv holds no row"
-    assert len(told) == 1 + 10 + 2
-    assert told[-2:] == ["12 bad rows in all", "1 IMEIs of 15 digits end in a wrong check digit"]
+    assert len(told) == 1 + 20 + 2
+    assert told[-2:] == ["22 bad rows in all", "1 IMEIs of 15 digits end in a wrong check digit"]
+
+
+def test_all_bad_rows_are_counted_and_twenty_are_named(agency):
+    why = refusal(agency, put(agency.drop, "a.csv", b"imei\n" + b"x\n" * 25), put(agency.drop, "b.csv", b"imei\ny\n"))
+    assert why.detail.startswith("26 bad rows; 0 may be bad")
+    assert [line.split(":")[1] for line in why.detail.splitlines()[1:]] == [str(line) for line in range(2, 22)]
+
+
+ONE, TWO, THREE = "35123456789012", "35123456789013", "35123456789014"
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "counts"),
+    [
+        ({"a.csv": f"imei\n{ONE}\n{TWO}\n"}, {}, (2, {"entries": 2}, 0, 0)),
+        ({"a.csv": f"imei,reason\n{ONE},lost\n{ONE},lost\n{ONE},stolen\n{TWO},\n{TWO},\n"}, {}, (5, {"entries": 2}, 3, 1)),
+        ({"a.csv": f"imei,until\n{ONE},20301231\n{ONE},20311231\n{ONE},20311231\n{TWO},\n"}, {}, (4, {"entries": 2}, 2, 1)),
+        ({"a.csv": f"imei\n{ONE}\n", "b.csv": f"imei,reason\n{ONE}0,\n{TWO},\n"}, {}, (3, {"entries": 2}, 1, 0)),
+        ({"a.csv": "tac,reason\n35123456,x\n35123456,y\n35123457,y\n"}, {}, (3, {"entries": 2}, 1, 1)),
+        ({"a.csv": f"imei_from,imei_to\n{ONE},{THREE}\n{ONE},{THREE}\n"}, {}, (2, {"entries": 3}, 1, 0)),
+        ({"a.csv": f"imei,imsi\n{ONE},001010000000001\n{ONE},001010000000002\n{ONE},001010000000001\n"}, {}, (3, {"entries": 1}, 1, 0)),
+        ({"a.csv": "imsi\n001010000000001\n001010000000001\n"}, {}, (2, {"entries": 1}, 1, 0)),
+        ({"a.csv": f"imei\nA0000000000001\na0000000000001\n{ONE}\n"}, {}, (3, {"entries": 2}, 1, 0)),
+        ({"x-added.csv": f"imei\n{ONE}\n{TWO}\n", "x-removed.csv": f"imei\n{ONE}\n{ONE}\n"}, {"serial": 2, "base": 1}, (4, {"added": 2, "removed": 1}, 1, 0)),
+    ],
+)  # fmt: skip
+def test_rows_entries_and_repeats_are_counted(agency, files, arguments, counts):
+    made = published(agency, *(put(agency.drop, name, content.encode()) for name, content in files.items()), **arguments)
+    assert (made.rows, made.entries, made.duplicates, made.conflicting) == counts
+    assert made.as_json() == {
+        "manifest": str(made.manifest), "signature": f"{made.manifest}.sig", "rows": counts[0], "entries": sum(counts[1].values()),
+        **counts[1], "duplicates": counts[2], "conflicting": counts[3], "bad_rows": 0, "skipped": 0, "wrong_dates": 0, "wrong_check_digits": 0,
+    }  # fmt: skip
+    assert ("duplicates" in made.as_text()) == bool(counts[2])
+
+
+def test_what_an_eir_does_not_read_and_may_be_meant_is_named(agency):
+    told = []
+    content = f"imei,reasn,date,colour\n{ONE},lost,2026-11-20,red\n{TWO},lost,20.11.2026,\n{THREE},,,\n{ONE},,20261301,".encode()
+    made = published(agency, put(agency.drop, "a.csv", content), put(agency.drop, "b.csv", b"imei\n"), warn=told.append)
+    assert told == [
+        "a.csv does not end with a newline: it may have been cut off",
+        "a.csv: no EIR reads the column 'reasn'; did you mean 'reason'?",
+        "a.csv: no EIR reads the column 'colour'",
+        "b.csv holds no row",
+        "a.csv:3: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
+        "a.csv:5: its date is not like 20261231, 2026-12-31 or 2026-12-31T12:00:00Z",
+    ]
+    assert (made.rows, made.bad_rows, made.wrong_dates) == (4, 0, 2)
 
 
 def test_files_for_lists_of_different_kinds_are_no_release(agency):

@@ -22,7 +22,7 @@ from eir.lists.pages import PAGE_KEYS, Page
 from eir.stores import redis as redis_store
 from eir.stores import redis_url
 from eir.stores.open import open_store
-from eir.stores.redis import RedisStore, reading, writing
+from eir.stores.redis import RedisStore, link, reading, writing
 from eir.stores.redis_url import parse_url
 from eir.stores.sqlite import SqliteStore
 
@@ -822,3 +822,25 @@ class TestReadingTheNames:
 
         monkeypatch.setattr(reading, "read_numbers", then_changed)
         assert await cause_of(read(store)) == "changed"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://127.0.0.1:1", "Redis (single 127.0.0.1:1): cannot connect to 127.0.0.1:1: Connection refused"),
+        ("redis://nosuch.invalid:6379", "cannot connect to nosuch.invalid:6379: "),
+        ("redis+sentinel://127.0.0.1:1/eir", "no sentinel that can be reached names a master for eir"),
+        ("redis+cluster://127.0.0.1:1", "cannot connect to 127.0.0.1:1: Connection refused"),
+    ],
+)
+async def test_a_fault_is_told_without_pythons_own_words(url, says):
+    async with opened(url) as store:
+        with pytest.raises(StoreError) as caught:
+            await store.state("stolen")
+    assert says in str(caught.value)
+    assert not re.search(r"[<>]|\('|Error|object|\[Errno", str(caught.value)), str(caught.value)
+
+
+@pytest.mark.parametrize(("error", "says"), [(KeyError("kind"), "kind is missing"), (TimeoutError(), "no answer in time"), (OSError(), "the connection was lost")])
+def test_faults_without_a_text(error, says):
+    assert link.said(error) == says

@@ -1,6 +1,7 @@
 """ME-Identity-Check by itself: from the AVPs of an ECR to its answer, over the checker that other protocols ask too."""
 
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from eir.checks.checker import Checker
 from eir.checks.policy import PolicySettings, Rule, Status
 from eir.device import KEY_DIGITS, device_key, meid_key
 from eir.diameter.message import Request
+from eir.diameter.settings import PeerSettings
 from eir.errors import DiameterError, IdentifierError
 from eir.lists.index import Index
 from eir.s13.service import PROTOCOL, REPLIES, S13Service, meid_text
@@ -232,3 +234,12 @@ def test_a_label_not_a_name_is_counted():
     checks.ask(ecr(drop=("terminal",), host=avp(264, "made.up.example")))
     assert HOST not in str(checks.checker.identity_errors)
     assert checks.checker.identity_errors == {("none", "mme"): 1}
+
+
+def test_what_a_peer_is_answered_instead_follows_the_settings(checks):
+    service = S13Service(checks.checker, (PeerSettings(label="mme", answers=(("blacklisted", "unknown"),)), PeerSettings(label="other")))
+    ask = partial(service.answer, Request(asked(LISTED), 1000, "mme"))
+    assert ask() is REPLIES[Status.UNKNOWN]
+    assert service.answer(Request(asked(LISTED), 1000, "other")) is REPLIES[Status.BLACKLISTED]
+    service.configure((PeerSettings(label="mme"),))
+    assert ask() is REPLIES[Status.BLACKLISTED]

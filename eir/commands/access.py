@@ -19,11 +19,22 @@ from eir.lists.store import ListStore
 from eir.operate import control
 from eir.stores.open import SQLITE, open_store
 
-DEFAULT_CONFIG = Path("config/eir.yaml")
+DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")
 DENIED = ("cannot_open", "readonly")
 """Causes of store errors that may be for want of permission."""
 
-ConfigFile = Annotated[Path, typer.Option("-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.")]
+
+
+def _found(context: typer.Context, path: Path) -> Path:
+    """The file that is meant: if none was named, the system's where the folder has none."""
+    named = context.get_parameter_source("config")
+    is_named = named is not None and named.name != "DEFAULT"
+    return SYSTEM_CONFIG if not is_named and not path.exists() and SYSTEM_CONFIG.exists() else path
+
+
+ConfigFile = Annotated[Path, typer.Option(
+    "-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.", callback=_found, show_default=f"{DEFAULT_CONFIG}, or {SYSTEM_CONFIG}",
+)]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 T = TypeVar("T")

@@ -10,19 +10,20 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from eir import __version__
-from eir.commands import asking, content, lists, node, publisher, releases
+from eir.commands import asking, content, lists, manual, node, publisher, releases
 from eir.commands.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say
 from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault
 
 app = typer.Typer(
     name="eir",
     help="An Equipment Identity Register: answers ME-Identity-Check over Diameter S13 from signed lists.",
-    epilog="Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml. 'eir COMMAND --help' says more.",
+    epilog="Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml, else /etc/eir/eir.yaml. 'eir COMMAND --help' says more.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
@@ -34,16 +35,29 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": asking.check, "load": releases.load, "inbox": releases.inbox, "show": content.show_list, "export": content.export_list,
     "history": lists.history,
     "rollback": lists.rollback, "add": lists.add, "remove": lists.remove, "publish": publisher.publish, "probe": asking.probe,
+    "completion": manual.completion, "manual": manual.manual,
 }  # fmt: skip
 """In the order in which the help lists them."""
 
+
+class _Command(TyperCommand):
+    """A command whose help calls arguments by what they are, and not by types of Python."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found = super().get_params(ctx)
+        for parameter in found:
+            if parameter.param_type_name == "argument":
+                vars(parameter)["display_type_rich"] = lambda **_: None  # some versions of typer ask for it, others do not
+        return found
+
+
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, cls=_Command)(command)
 lists_app.callback()(lists.lists)
-lists_app.command("reset-serial")(lists.reset_serial)
+lists_app.command("reset-serial", cls=_Command)(lists.reset_serial)
 app.add_typer(lists_app, name="lists")
-peer_app.command("disable")(node.peer_disable)
-peer_app.command("enable")(node.peer_enable)
+peer_app.command("disable", cls=_Command)(node.peer_disable)
+peer_app.command("enable", cls=_Command)(node.peer_enable)
 app.add_typer(peer_app, name="peer")
 
 

@@ -133,7 +133,7 @@ def history(
 
 
 def rollback(
-    list_name: Annotated[str, typer.Argument(metavar="LIST")],
+    list_name: Annotated[str, typer.Argument(metavar="LIST", help="The list.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be in force, change nothing.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip

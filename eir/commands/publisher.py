@@ -6,29 +6,31 @@ from typing import Annotated
 
 import typer
 
-from eir.commands.access import Json
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, progress, say, show_one
+from eir.config import load_layouts
 from eir.lists.layout import LAYOUTS
 
 
 def publish(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Data files: CSV, plain or .gz or .zst, or a DIRBS zip.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Data files: CSV, plain or .gz or .zst, or a DIRBS zip. With --base their names end in -added or -removed, as in x-added.csv.")],
     list_name: Annotated[str, typer.Option("--list", metavar="L", help="The list that the release is for.")],
     serial: Annotated[int, typer.Option(metavar="N", help="Above the serial of every earlier release.", min=1)],
     expires: Annotated[str, typer.Option(metavar="14d", help="How long it is meant to be in force: 14d, 36h.")],
     key: Annotated[Path, typer.Option(metavar="KEY", help="The OpenSSH key that signs; a .pub for one held by ssh-agent.")],
     base: Annotated[int | None, typer.Option(metavar="M", help="Of a delta: the serial that it builds on.", min=0)] = None,
-    layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}; guessed if not given.")] = None,
+    layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}, or one that the configuration declares; guessed among the first if not given.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
     bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and an EIR leaves them out.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
-    as_json: Json = False,
-) -> None:
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
     """Make a signed release of data files.
 
     Writes LIST-SERIAL.manifest.json and its .sig beside them. The rows are read as `eir load` reads them, so that a bad one is named
-    to you, and not to those who receive the release. OpenSSH signs; for a manifest that is there, this does the same:
+    to you, and not to those who receive the release. The configuration is read for a layout that it declares, and for nothing else.
+    OpenSSH signs; for a manifest that is there, this does the same:
 
     \b
     ssh-keygen -Y sign -n eir-release -f KEY MANIFEST
@@ -40,9 +42,9 @@ def publish(
         raise fail(f"--expires {expires}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
     now = datetime.now(UTC).replace(microsecond=0)
     with progress() as advance:
-        manifest = publish_release(
+        published = publish_release(
             files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=key, layout=layout,
-            out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: say(f"warning: {text}"),
+            declared=load_layouts(config) if layout and layout not in LAYOUTS else None, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: say(f"warning: {text}"),
         )  # fmt: skip
-    written = {"manifest": str(manifest), "signature": f"{manifest}.sig"}
-    show_one(written, f"{manifest} and its .sig are written; on the EIR: eir load {manifest}", as_json=as_json)
+    written = f"{published.manifest} and its .sig are written; on the EIR: eir load {published.manifest}"
+    show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)

@@ -18,6 +18,7 @@ from eir.diameter.capabilities import holds
 from eir.diameter.settings import APPLICATIONS, PeerSettings
 from eir.diameter.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.diameter.transport.tls import TlsError, load_tls, read_tls
+from eir.lists.layout import ACTION, LAYOUTS, SUBJECTS
 from eir.lists.persons import distinct_signers
 from eir.lists.release import is_list_name
 from eir.lists.settings import PAIRS
@@ -145,6 +146,28 @@ def _warn_signers(config: Config, _: Document) -> Findings:
             yield f"{has}: none will load", ("lists", name, "signers")
 
 
+def check_layouts(config: Config, document: Document) -> Findings:
+    """What single keys of a layout cannot tell."""
+    for name, layout in config.layouts.items():
+        spot = ("layouts", name)
+        if document.faulty(*spot):
+            continue
+        if name in LAYOUTS:
+            yield f"the layout {name} is known and needs no declaration; expected another name", spot
+        if not layout.subjects:
+            subjects = " or ".join("+".join(each) for kinds in SUBJECTS.values() for each in kinds)
+            yield f"the layout {name} does not say what a row is about; expected columns with {subjects}", spot
+        if len({type(column) for column in layout.columns.values()}) > 1:
+            yield f"columns of {name} by name and by position; expected one or the other", (*spot, "columns")
+        if len(set(layout.columns.values())) < len(layout.columns):
+            yield f"two columns of {name} are the same", (*spot, "columns")
+        needs = (ACTION in layout.columns, bool(layout.added), bool(layout.removed))
+        if any(needs) and not all(needs):
+            yield f"columns.action, added and removed of {name} need each other; expected all three or none", spot
+        if both := layout.added & layout.removed:
+            yield f"{', '.join(sorted(both))} stands in both added and removed of {name}", (*spot, "removed")
+
+
 def _check_rules(config: Config, document: Document) -> Findings:
     names = Counter(rule.name for rule in config.policy.rules)
     for at, rule in enumerate(config.policy.rules):
@@ -210,7 +233,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
         yield "the override is over and does nothing", (*spot, "until")
 
 
-CHECKS: tuple[Check, ...] = (_check_peers, _check_listen, _check_tls, _check_sctp, _check_lists, _check_rules)
+CHECKS: tuple[Check, ...] = (_check_peers, _check_listen, _check_tls, _check_sctp, _check_lists, check_layouts, _check_rules)
 """What makes a configuration unusable."""
 WARNINGS: tuple[Check, ...] = (_warn_peers, _warn_open_doors, _warn_tls, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override)
 """What is probably not meant."""

@@ -4,6 +4,7 @@ A new key is one row here, a field of that name in what its section builds, a li
 reference (tests compare the three). A new section is its keys, and a row in SECTIONS. Data only.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
 from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.diameter.transport.tls import VERSIONS
-from eir.lists.settings import DEVICES, LOAD_MEMORY, PAIRS, SUBSCRIBERS, ListSettings
+from eir.lists.layout import SUBJECTS
+from eir.lists.settings import DEVICES, LOAD_MEMORY, PAIRS, SUBSCRIBERS, Layout, ListSettings, Record
 from eir.stores.open import SQLITE
 
 WATCHDOG_MIN_S = 6
@@ -21,10 +23,11 @@ WATCHDOG_MIN_S = 6
 LIMITS, SCTP = Limits(), SctpSettings()
 
 
-def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
+def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], answers: Mapping[str, Status | None], **names: Any) -> PeerSettings:
     """A peer is called by its name, else by the first thing that it is recognised by."""
+    instead = tuple((status, str(answer)) for status, answer in answers.items() if answer is not None)
     label = name or names["host"] or names["realm"] or next(iter(sources), "")
-    return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, **names)
+    return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, answers=instead, **names)
 
 
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
@@ -32,13 +35,44 @@ def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
 
 
+def _layout(
+    *, columns: Mapping[str, str | int | None], added: tuple[str, ...], removed: tuple[str, ...], reasons: tuple[tuple[str, str], ...],
+    **more: Any,
+) -> Layout:  # fmt: skip
+    """A layout is for the kinds of list that its columns identify something for."""
+    there = {name: column for name, column in columns.items() if column is not None}
+    subjects = {kind: tuple(each for each in allowed if there.keys() >= set(each)) for kind, allowed in SUBJECTS.items()}
+    return Layout(
+        columns=there, subjects={kind: found for kind, found in subjects.items() if found}, declared=True, reasons=dict(reasons),
+        names=any(isinstance(column, str) for column in there.values()), added=frozenset(added), removed=frozenset(removed), **more,
+    )  # fmt: skip
+
+
+COLUMNS = {
+    "imei": "the column with an IMEI, IMEISV or MEID",
+    "tac": "the column with a TAC",
+    "imei_from": "the column with the first IMEI of a range",
+    "imei_to": "the column with its last one; a row without it is about one device",
+    "imsi": "the column with an IMSI: with `imei` in a list of pairs, alone in a list of subscribers",
+    "reason": "the column with the reason, or a code for it",
+    "until": "the column with a row's end",
+    "date": "the column with a row's date, on which nothing depends",
+    "action": "the column with the codes that `added` and `removed` name",
+}
+"""What a column of a data file may be."""
+
 SECTIONS = (
     Section("identity", partial(Identity, origin_state_id=0)),
     Section("peers[]", _peer),
+    Section("peers[].answers", dict),
     Section("limits", _limits),
     Section("tls", TlsSettings, optional=True),
     Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
+    Section("layouts.*", _layout),
+    Section("layouts.*.columns", dict),
+    Section("layouts.*.header", Record, optional=True),
+    Section("layouts.*.trailer", Record, optional=True),
     Section("policy", PolicySettings),
     Section("policy.rules[]", Rule),
     Section("policy.override", Override, optional=True),
@@ -64,6 +98,8 @@ TABLE = (
     Key("peers[].lenient", kinds.many(kinds.word(*sorted(LENIENCES)), may_be_empty=True), (), "what the peer is forgiven: a CER without a common application, unknown AVPs with the M bit, another node's name as Destination-Host"),
     Key("peers[].as.host", kinds.IDENTITY, None, "Origin-Host that we show to this peer; identity.host if left out", field="as_host"),
     Key("peers[].as.realm", kinds.IDENTITY, None, "Origin-Realm that we show to this peer; identity.realm if left out", field="as_realm"),
+    Key("peers[].expected", kinds.FLAG, True, "it should be connected: no alert and no warning while a peer is away of which this is false, such as a probe"),
+    *(Key(f"peers[].answers.{status}", kinds.STATUS, None, f"what the peer gets instead of {status}; metrics and log keep what the policy said") for status in Status if status != Status.WHITELISTED),
     Key("limits.max_message_bytes", kinds.byte_size(4096, 1 << 23), LIMITS.max_message_bytes, "longest message; a longer one closes the connection before it is read"),
     Key("limits.max_avps", kinds.whole(32, 65536), LIMITS.max_avps, "AVPs in one message, those inside groups counted too"),
     Key("limits.max_depth", kinds.whole(2, 64), LIMITS.max_depth, "groups inside groups"),
@@ -109,6 +145,20 @@ TABLE = (
     Key("lists.*.serial_step_max", kinds.whole(1, 10**15), 1_000_000, "how far a release's serial may be above the highest that was ever accepted; a list's first release may have any up to 10^16"),
     Key("lists.*.range_tacs_max", kinds.whole(1, 10**8), 1000, "TACs that one range may span"),
     Key("lists.*.bad_rows_max", kinds.whole(0, 10**9), 100, "rows without a valid identifier that a release may have; with one more it is refused"),
+    Key("layouts.*.encoding", kinds.ENCODING, "utf-8", "how an agency's own data files are written"),
+    Key("layouts.*.separator", kinds.SEPARATOR, ",", "what stands between the fields of a row; fields may stand in double quotes"),
+    *(Key(f"layouts.*.columns.{name}", kinds.COLUMN, None, says) for name, says in COLUMNS.items()),
+    Key("layouts.*.dates", kinds.DATES, None, "how dates are written; if left out: 20261231, 2026-12-31 or 2026-12-31T12:00:00Z"),
+    Key("layouts.*.added", kinds.many(kinds.CODE), (), "codes in the column `action` of rows that are in the list, or come into it"),
+    Key("layouts.*.removed", kinds.many(kinds.CODE), (), "codes of rows that are not in it, or leave it"),
+    Key("layouts.*.reasons", kinds.many(kinds.CODE_AND_REASON), (), "the reasons that codes stand for; other texts stay as they are"),
+    Key("layouts.*.header.begins", kinds.CODE, REQUIRED, "what the record before all other lines begins with"),
+    Key("layouts.*.header.count", kinds.POSITION, None, "which of its fields says how many rows there are; a release with more or fewer is refused"),
+    Key("layouts.*.header.date", kinds.POSITION, None, "which of its fields has to be a date"),
+    Key("layouts.*.skip", kinds.whole(0, 100), 0, "lines behind that record, or at the file's begin, that mean nothing (a line with names, where columns have positions)"),
+    Key("layouts.*.trailer.begins", kinds.CODE, REQUIRED, "what the record behind all other lines begins with"),
+    Key("layouts.*.trailer.count", kinds.POSITION, None, "as in the header record"),
+    Key("layouts.*.trailer.date", kinds.POSITION, None, "as in the header record"),
     Key("inbox", kinds.FOLDER, None, "drop folder: signed releases that arrive in it are loaded, and moved to its accepted/ or refused/; no folder is watched if left out", live=False),
     Key("inbox_patience_s", kinds.seconds(1, 30 * 86400), 3600, "how long a release in the drop folder may stay incomplete, and a file that no release names", live=False),
     Key("policy.rules[].name", kinds.RULE_NAME, None, "what metrics and logs call the rule; its number if left out"),

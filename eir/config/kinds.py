@@ -20,6 +20,7 @@ from eir.checks.policy import Status
 from eir.device import TAC_DIGITS
 from eir.diameter.transport.endpoint import PORTS, SCTP
 from eir.errors import StoreError
+from eir.lists.layout import is_date_form
 from eir.stores.open import SQLITE
 
 LABEL_MAX, NAME_MAX = 63, 255
@@ -232,6 +233,12 @@ def _with_files(store: str, folder: Path) -> str:
     return with_files_in(store, folder)
 
 
+def _date_form(match: re.Match[str]) -> str:
+    if not is_date_form(match[0]):
+        raise ValueError
+    return match[0]
+
+
 def _workers(written: str) -> int:
     if written == "auto":
         return min(len(os.sched_getaffinity(0)), WORKERS_MAX)
@@ -268,6 +275,22 @@ STORE = Kind(
     "sqlite, redis://HOST[:PORT][/DB] or rediss:// (TLS), redis+sentinel://HOST,…/SERVICE, or redis+cluster://HOST,…",
     _store_url, mask_password, _with_files,
 )  # fmt: skip
+COLUMN = text(
+    "a column's name, or its position from 1", r"([1-9][0-9]{0,2})|([^0-9].{0,99})", lambda match: int(match[1]) if match[1] else match[2].strip().lower(),
+    show=lambda column: column,
+)  # fmt: skip
+SEPARATOR = text(
+    "tab, space, or one sign such as a semicolon", r"(tab|space)|([!#-/:-@\[-`{-~])", lambda match: {"tab": "\t", "space": " "}.get(match[0], match[0]),
+    show=lambda sign: {"\t": "tab", " ": "space"}.get(sign, sign),
+)  # fmt: skip
+ENCODING = word("utf-8", "utf-16", "latin-1", *(f"windows-{page}" for page in range(1250, 1259)))
+DATES = text("a form such as YYYYMMDD, DD.MM.YYYY, DD-Mon-YYYY or YYYY-MM-DD hh:mm:ss", ".{1,40}", _date_form)
+CODE = text("a text of 1 to 40 characters", "[^\0\n]{1,40}")
+CODE_AND_REASON = text(
+    "a code, an equals sign and the reason that it stands for, such as 10=stolen", "([^=]{1,40})=(.{1,200})", lambda match: (match[1].strip(), match[2].strip()),
+    show="=".join,
+)  # fmt: skip
+POSITION = whole(1, 999)
 RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z][A-Za-z0-9._:-]{0,63}")
 PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
 LIST_NAME = text("the name of a list under `lists`", r".{1,200}")

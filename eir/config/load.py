@@ -1,18 +1,19 @@
 """From a file to what is in force and back: reading, checking, showing, and what of a changed file waits for a restart."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eir.config.checks import CHECKS, WARNINGS, Check
+from eir.config.checks import CHECKS, WARNINGS, Check, check_layouts
 from eir.config.keys import ROOT, TABLE
 from eir.config.kinds import TOO_BUSY
 from eir.config.reader import Document, read_document, read_file
 from eir.config.settings import Config, Whereabouts
 from eir.errors import ConfigError, Problem
+from eir.lists.settings import Layout
 
 
 def load_config(path: Path) -> Config:
@@ -47,6 +48,19 @@ def load_whereabouts(path: Path) -> Whereabouts:
     return Whereabouts(path=path, state=config.state, store=config.store, lists=config.lists, problems=not_yaml or problems)
 
 
+def load_layouts(path: Path) -> Mapping[str, Layout]:
+    """The layouts that a file declares, whatever is missing or wrong in it besides: a publisher has no node to configure.
+
+    Raises ConfigError where the file cannot be read, or for what is wrong in `layouts`.
+    """
+    document = read_document(path, read_file(path), ROOT)
+    config, _ = _checked(path, document)
+    wrong = (problem for problem, spot in document.problems.items() if spot[:1] == ("layouts",))
+    if problems := _found([check_layouts], config, document, *wrong):
+        raise ConfigError(problems)
+    return config.layouts
+
+
 def render(config: Config) -> str:
     """What is in force as YAML; read again, it gives the same configuration."""
     return str(yaml.safe_dump(config.shown, sort_keys=False, allow_unicode=True, width=120))
@@ -66,7 +80,9 @@ def take_over(old: Config, new: Config) -> Config:
 def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...]]:
     """What a document says, and all that is wrong in it, in file order."""
     answer = document.values["overload_answer"]
-    values = document.values | {"overload_answer": None if answer == TOO_BUSY else answer}
+    layouts = document.values["layouts"]
+    lists = {name: replace(settings, layouts=layouts) for name, settings in document.values["lists"].items()}
+    values = document.values | {"overload_answer": None if answer == TOO_BUSY else answer, "lists": lists}
     config = Config(path=path, shown=document.shown, **values)
     return config, _found(CHECKS, config, document, *document.problems)
 

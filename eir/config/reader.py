@@ -93,8 +93,8 @@ class Document:
     """The same by the file's own keys, as JSON knows it."""
     lines: dict[Spot, int] = field(default_factory=dict)
     """Lines (from 1) of keys and entries that are in the file."""
-    problems: dict[Problem, None] = field(default_factory=dict)
-    """In the order found; a node that is read twice through an alias has one fault."""
+    problems: dict[Problem, Spot] = field(default_factory=dict)
+    """In the order found, each with the value that it is about; a node that is read twice through an alias has one fault."""
     faults: set[Spot] = field(default_factory=set)
 
     def faulty(self, *spot: Hashable) -> bool:
@@ -115,7 +115,7 @@ def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
         entries, path = root.entries, ""
         *around, last = key.path.replace(".*", "*").split(".")
         for part in around:
-            path = f"{path}.{part}".strip(".").replace("*", ".*")
+            path = f"{path}.{part.replace('*', '.*')}".strip(".")
             section = named.setdefault(path, Section(path))
             entries[part.rstrip("[]*")] = section
             entries = section.entries
@@ -201,7 +201,7 @@ class _Reader:
 
     def wrong(self, spot: Spot, line: int, text: str) -> None:
         """Note a fault."""
-        self.document.problems[Problem(self.document.file, line, text)] = None
+        self.document.problems.setdefault(Problem(self.document.file, line, text), spot)
         self.document.faults.add(spot)
 
     def mapping(self, node: yaml.Node, section: Section, spot: Spot, **more: Any) -> Read:

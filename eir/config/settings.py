@@ -8,7 +8,7 @@ from typing import Any
 from eir.checks.policy import PolicySettings, Status
 from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.errors import Problem
-from eir.lists.settings import ListSettings
+from eir.lists.settings import Layout, ListSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,8 @@ class Config:
     heal: bool
     boot_without_lists: str
     lists: Mapping[str, ListSettings]
+    """Each with the layouts below."""
+    layouts: Mapping[str, Layout]
     inbox: Path | None
     inbox_patience_s: float
     policy: PolicySettings

@@ -135,9 +135,10 @@ def built(configured: Configured, inherited: Inherited, link: RpcLink, log: Log)
         config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report
     )
     tls = None if configured.tls is None else load_tls(configured.tls)
+    service = S13Service(checker, config.peers)
     node = Node(
         replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config),
-        s13_application(S13Service(checker), partial(Lane, checker)),
+        s13_application(service, partial(Lane, checker, replies=service.replies)),
         counts=counts, report=log.report, admission=RemoteAdmission(link), dials=configured.dials, overload=overload_of(config),
         tls=tls, grants=inherited.grants, sctp=config.sctp,
     )  # fmt: skip
@@ -146,7 +147,7 @@ def built(configured: Configured, inherited: Inherited, link: RpcLink, log: Log)
     stores = (store,) if copy is None else (store, copy)
     return Worker(
         config=config, log=log, link=link, counts=counts, index=index, checker=checker, follower=follower, stores=stores, clock=clock,
-        node=node, tls=tls,
+        service=service, node=node, tls=tls,
     )  # fmt: skip
 
 
@@ -163,6 +164,7 @@ class Worker:
     follower: Follower
     stores: Sequence[ListStore]
     clock: TrustedClock
+    service: S13Service
     node: Node
     tls: Tls | None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -256,6 +258,7 @@ class Worker:
         self.index.reconfigure(kinds_of(new))
         self.checker.reconfigure(new.policy, datetime.now(UTC))
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
+        self.service.configure(new.peers)
         self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls, sctp=new.sctp)
         self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
         self.config, self.tls = new, tls

@@ -9,7 +9,9 @@ import os
 import random
 import ssl
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from eir.diameter.application import Application
 from eir.diameter.avp import encode_text
@@ -25,6 +27,9 @@ from eir.diameter.transport.endpoint import TCP, TLS, Endpoint
 from eir.diameter.transport.link import Link
 from eir.errors import EirError, silent
 
+if TYPE_CHECKING:
+    from eir.diameter.capabilities import Capabilities
+
 SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
 
 
@@ -38,10 +43,14 @@ class Client:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._sessions = random.getrandbits(32)
-        self.peer_realm = ""
-        """Origin-Realm of the other end's CEA."""
+        self.peer: Capabilities | None = None
+        """What the other end's CEA says; there once the connection is open."""
         self.closed_by = ""
         """Why the connection is over; empty while it is open."""
+
+    def certificate_names(self) -> Sequence[str] | None:
+        """Names in the other end's certificate, which a caller holds against `peer`; None without TLS."""
+        return None if self._link is None else self._link.certificate_names()
 
     async def request(self, command: int, avps: bytes, *, timeout_s: float = 5.0) -> Answer:
         """Send a request of the application and return its answer; Session-Id and our Origin AVPs are put before `avps`.
@@ -92,7 +101,7 @@ class Client:
         said = link.peer.capabilities if link.peer is not None else None
         match event:
             case Opened() if said is not None and not self._opened.done():
-                self.peer_realm = said.realm
+                self.peer = said
                 self._opened.set_result(None)
             case Answered(hop_by_hop, answer):
                 waiting = self._waiting.get(hop_by_hop)
@@ -143,8 +152,8 @@ async def connect(
 ) -> Client:  # fmt: skip
     """An open connection to a node, as a client of this name and realm.
 
-    With `scheme` SCTP, `host` may be several addresses with commas between them. Whatever applications the node offers, it is asked. Raises EirError if it cannot be reached, or answers the CER by
-    anything but 2001.
+    With `scheme` SCTP, `host` may be several addresses with commas between them. Whatever applications the node offers, it is asked.
+    Raises EirError if it cannot be reached, or answers the CER by anything but 2001.
     """
     client = Client(NodeContext(
         identity=Identity(host=origin_host, realm=origin_realm, product_name=product_name, origin_state_id=int(time.time())),

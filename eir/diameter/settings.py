@@ -56,6 +56,10 @@ class PeerSettings:
     as_host: str | None = None
     as_realm: str | None = None
     """Origin-Host and Origin-Realm that the node shows to this peer; None: the identity's."""
+    expected: bool = True
+    """It should be connected; one that only comes now and then (a probe) is not counted while it is away."""
+    answers: tuple[tuple[str, str], ...] = ()
+    """What the application answers it (second) instead of what (first), in the application's own words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,10 @@ May import eir.device, eir.errors, numpy and lists' pages, roaring, content, pai
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused
@@ -87,16 +88,28 @@ class _Singles:
             self._ends.append((first, until))
         self._used = last
 
+    def repeats(self) -> tuple[int, int]:
+        """As Rows.repeats."""
+        packed = self._packed[: self._used]
+        if not self._ends:
+            packed.sort()  # in place, as `take` would: no second copy of a hundred million
+            same = packed[1:] >> _REASON_BITS == packed[:-1] >> _REASON_BITS
+            return int(same.sum()), int((same & (packed[1:] != packed[:-1])).sum())
+        return _repeats((packed >> _REASON_BITS,), (packed, self._until()))
+
+    def _until(self) -> Seconds:
+        until = np.zeros(self._used, np.int64)
+        for first, some in self._ends:
+            until[first : first + len(some)] = some
+        return until
+
     def take(self) -> tuple[Keys, Seconds | None]:
         """Packed keys in order, of equal ones first what counts, with their ends if any row has one; nothing is left here."""
-        packed, ends = self._packed[: self._used], self._ends
+        packed, until = self._packed[: self._used], self._until() if self._ends else None
         self._packed, self._used, self._ends = np.empty(0, np.uint64), 0, []
-        if not ends:
+        if until is None:
             packed.sort()
             return packed, None
-        until = np.zeros(len(packed), np.int64)
-        for first, some in ends:
-            until[first : first + len(some)] = some
         order = np.lexsort((packed & np.uint64(0xFF), ~endless(until), packed >> _REASON_BITS))
         return packed[order], until[order]
 
@@ -147,6 +160,21 @@ class Rows:
         no_reason, no_end = np.zeros(len(keys), np.uint8), np.zeros(len(keys), np.int64)
         self._pairs.append((keys, imsis, no_reason if reasons is None else reasons, no_end if until is None else until))
 
+    def repeats(self) -> tuple[int, int]:
+        """How many rows name what another row names (the first of such rows is not counted), and how many of them contradict it.
+
+        They contradict if they give another reason or another end. Ranges and TACs are compared with each other, not with
+        what is in them. To be asked before `build_pages`, which takes the rows.
+        """
+        found = [singles.repeats() for singles in self.singles.values()]
+        for named in (self._spans, self._pairs):
+            if named:
+                first, second, why, until = (
+                    np.concatenate([np.zeros(len(row[0]), np.int64) if row[at] is None else row[at] for row in named]) for at in range(4)
+                )
+                found.append(_repeats((first, second), (why, until)))
+        return sum(rows for rows, _ in found), sum(other for _, other in found)
+
     def pairs(self) -> tuple[Keys, Keys, ReasonIndexes, Seconds] | None:
         """All pairs; None if there are none."""
         if not any(len(keys) for keys, *_ in self._pairs):
@@ -179,6 +207,18 @@ class Rows:
             detail = f"its ranges that do not cover their TACs reach over {walked} identifiers; {SPAN_KEYS_MAX} is the most"
             raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
         return by_page
+
+
+def _repeats(names: Sequence[NDArray[Any]], says: Sequence[NDArray[Any]]) -> tuple[int, int]:
+    """As Rows.repeats, of rows by columns: what identifies them, and what they say."""
+    order = np.lexsort((*says, *names))
+
+    def same(columns: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = np.logical_and.reduce([column[order][1:] == column[order][:-1] for column in columns])
+        return found
+
+    repeated = same(names)
+    return int(repeated.sum()), int((repeated & ~same(says)).sum())
 
 
 def build_pages(rows: Rows, progress: Callable[[int, int], None] | None = None) -> Built:

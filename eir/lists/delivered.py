@@ -99,6 +99,8 @@ class DataFile(AbstractContextManager["DataFile"]):
         self._fd = open_regular(name, folder_fd)
         self._kept: memoryview | None = None
         self.size = os.fstat(self._fd).st_size  # bytes as delivered
+        self.is_unended = False
+        """The last line has no newline, as `chunks` found: the file may have been cut off."""
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -147,6 +149,7 @@ class DataFile(AbstractContextManager["DataFile"]):
                     raise ReleaseRefused("data", f"{self.name} holds a line of more than {LINE_BYTES_MAX} bytes")
         except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
             raise ReleaseRefused("data", f"{self.name} cannot be expanded: {error}") from None
+        self.is_unended = bool(rest)
         if rest:
             yield rest + b"\n"
         while source.read(CHUNK_BYTES):  # what an expander left unread counts for the digest all the same

@@ -19,9 +19,23 @@ from typing import TYPE_CHECKING
 from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
 from eir.lists.build import Built, Rows, amend_pages, build_pages
 from eir.lists.delivered import DataFile, Done, Progress, adding_up, open_folder
+from eir.lists.layout import layout_named
 from eir.lists.pages import content_digest
 from eir.lists.reasons import Reasons
-from eir.lists.release import DELTA, ROLES, Manifest, Release, about, check_serial, check_times, verify_release
+from eir.lists.release import (
+    ADDED,
+    CHANGES,
+    DELTA,
+    REMOVED,
+    ROLES,
+    Manifest,
+    Release,
+    about,
+    check_role,
+    check_serial,
+    check_times,
+    verify_release,
+)
 from eir.lists.settings import LOAD_MEMORY, ListSettings
 from eir.lists.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, Mark, recorded, utc_text
 from eir.lists.turnover import by_force, differences, past_limits, turnover
@@ -188,7 +202,7 @@ class Loader:
         is_delta = manifest.kind == DELTA
         reasons = Reasons(before.reasons if is_delta else ())
         tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run)
-        rows = self._read(manifest, folder, settings.kind, reasons, tally)
+        rows = self._read(manifest, folder, settings, reasons, tally)
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
@@ -232,13 +246,14 @@ class Loader:
             come=built.come, gone=built.gone, lifted=lifted, seconds=self.seconds, state=stored, recorded=is_recorded,
         )  # fmt: skip
 
-    def _read(self, manifest: Manifest, folder: Path, kind: str, reasons: Reasons, tally: "Tally") -> Iterable[Rows]:
+    def _read(self, manifest: Manifest, folder: Path, settings: ListSettings, reasons: Reasons, tally: "Tally") -> Iterable[Rows]:
         """The rows of all files for each role, once the size and digest of every file hold."""
         from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
         files = manifest.files
         _check_rows(sum(file.rows for file in files), self.memory_max)
-        rows = {role: Rows(sum(file.rows for file in files if file.role == role)) for role in ROLES[manifest.kind]}
+        roles = [role for role in ROLES[manifest.kind] if role != CHANGES]
+        rows = {role: Rows(sum(file.rows for file in files if file.role in (role, CHANGES))) for role in roles}
         total = sum(entry.bytes for entry in files)
         with ExitStack() as stack:
             folder_fd = stack.enter_context(open_folder(folder))
@@ -253,9 +268,12 @@ class Loader:
             with self.stage(READ, total) as done:
                 for entry, file in opened:
                     chunks = file.chunks(entry.rows, entry.sha256, done)
+                    check_role(entry, layout_named(entry.name, entry.layout, settings.layouts))
+                    both = entry.role == CHANGES
                     found = read_rows(
-                        chunks, name=entry.name, layout=entry.layout, kind=kind, rows=rows[entry.role], reasons=reasons, tally=tally,
-                        rows_max=entry.rows,
+                        chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows[ADDED if both else entry.role],
+                        removed=rows[REMOVED] if both else None, reasons=reasons, tally=tally, rows_max=entry.rows,
+                        declared=settings.layouts,
                     )  # fmt: skip
                     if found != entry.rows:
                         raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")

@@ -8,20 +8,21 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from eir.errors import ReleaseRefused
 from eir.lists import release
+from eir.lists.build import Rows, build_pages
 from eir.lists.delivered import CHUNK_BYTES, EXPANDED_RATIO_MAX, DataFile, Progress, adding_up, open_folder
-from eir.lists.layout import LAYOUTS, guess_layout, kinds_for, separator_hint
+from eir.lists.layout import LAYOUTS, guess_layout, kinds_for, layout_named, separator_hint, strange_columns
 from eir.lists.openssh import sign
 from eir.lists.reasons import Reasons
-from eir.lists.release import ADDED, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
-from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.lists.records import Frame
+from eir.lists.release import ADDED, CHANGES, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
+from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, Layout
 from eir.lists.store import utc_text
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 ROWS_MAX = 10**10
 ZIP_MEMBERS_MAX = 1000
+BAD_ROWS_NAMED_MAX = 20
 
 # D_blacklist.csv, D_notifications_{operator}.csv, D_exceptions_{operator}.csv and their deltas, D being YYYYmmdd_HHMMSS.
 _DIRBS_NAME = re.compile(
@@ -42,20 +44,55 @@ _DIRBS_ROLES = {
 _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A release that was written, and what its rows say."""
+
+    manifest: Path
+    rows: int
+    entries: Mapping[str, int]
+    """Identifiers, TACs and ranges by what becomes of them: `entries` of a full release, `added` and `removed` of a delta."""
+    duplicates: int
+    conflicting: int
+    """Both as Rows.repeats counts them."""
+    bad_rows: int
+    skipped: int
+    wrong_dates: int
+    wrong_check_digits: int
+    """As in Tally."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        counts = {key: value for key, value in asdict(self).items() if key not in {"manifest", "entries"}}
+        entries = {"entries": sum(self.entries.values()), **self.entries}
+        return {"manifest": str(self.manifest), "signature": f"{self.manifest}.sig", **entries, **counts}
+
+    def as_text(self) -> str:
+        """The counts in a line."""
+        said = {
+            f"{self.rows:,} rows": True,
+            ", ".join(f"{count:,} {role}" for role, count in self.entries.items()): True,
+            f"{self.duplicates:,} duplicates, of which {self.conflicting:,} give another reason or end": self.duplicates,
+            f"{self.skipped:,} junk identifiers that an EIR skips": self.skipped,
+        }
+        return "; ".join(text for text, holds in said.items() if holds)
+
+
 def publish(
     files: Sequence[Path], *, list_name: str, serial: int, base: int | None = None, issued: datetime, expires: datetime,
-    key: Path, more_keys: Sequence[Path] = (), layout: str | None = None, out: Path | None = None, replace: bool = True,
-    bad_rows_max: int = 0, progress: Progress | None = None, warn: Callable[[str], None] = lambda _: None,
-) -> Path:  # fmt: skip
-    """Make a signed release of these data files (or DIRBS zips) and return its manifest's path.
+    key: Path, more_keys: Sequence[Path] = (), layout: str | None = None, declared: Mapping[str, Layout] | None = None,
+    out: Path | None = None, replace: bool = True, bad_rows_max: int = 0, progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Published:  # fmt: skip
+    """Make a signed release of these data files (or DIRBS zips).
 
-    `base` makes it a delta: then a file's name ends in `added` or `removed`, or is one of DIRBS's delta files. `layout`
-    None: guessed from each file's header. `out`: the folder that the release goes to; None: the one that the files are
-    in. `key`: an OpenSSH key, or the `.pub` of one that an agent holds; `more_keys` sign after it, for lists that want
-    several signatures. `replace` False: a release of this serial that is there with other data stays. Rows are read as a load
-    reads them: more than `bad_rows_max` that are wrong refuse the release, fewer are named to `warn`, as is what an EIR would
-    take and nobody may have meant. `progress` hears of the stages `extract` and `measure`, in bytes. Raises ReleaseRefused,
-    with a reason word as a load would give it, and leaves no signature then.
+    `base` makes it a delta: then a file's name ends in `added` or `removed`, or is one of DIRBS's delta files, or its rows say it
+    by a code. `layout` None: guessed from each file's header; `declared`: layouts that a configuration declares. `out`: the folder
+    that the release goes to; None: the one that the files are in. `key`: an OpenSSH key, or the `.pub` of one that an agent holds;
+    `more_keys` sign after it, for lists that want several signatures. `replace` False: a release of this serial that is there with
+    other data stays. Rows are read as a load reads them: more than `bad_rows_max` that are wrong refuse the release, fewer are named
+    to `warn`, as is what an EIR would take and nobody may have meant. `progress` hears of the stages `extract` and `measure`, in
+    bytes. Raises ReleaseRefused, with a reason word as a load would give it, and leaves no signature then.
     """
     from eir.lists.reader import Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
 
@@ -71,8 +108,14 @@ def publish(
     placed = [name for file in files for name in _place(file, folder, kind, report)]
     if len(set(placed)) < len(placed):
         raise ReleaseRefused("file_name", "two data files have the same name")
-    tally = Tally(bad_rows_max=bad_rows_max, range_tacs_max=ROWS_MAX, check_digits=True)
-    entries = _described(folder, placed, kind, layout, tally=tally, report=report)
+    tally = Tally(
+        bad_rows_max=ROWS_MAX, range_tacs_max=ROWS_MAX, check_digits=True, dates=True, complaints_max=BAD_ROWS_NAMED_MAX
+    )
+    said: list[str] = []
+    entries, rows = _described(folder, placed, kind, layout, declared or {}, tally=tally, say=said.append, report=report)
+    if tally.bad > bad_rows_max:
+        more = f"{tally.bad} bad rows; {bad_rows_max} may be bad (--bad-rows-max)"
+        raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
     manifest = {
         "format": release.FORMAT, "list": list_name, "kind": kind, "serial": serial, **({} if base is None else {"base": base}),
         "issued": utc_text(issued), "expires": utc_text(expires), "files": [asdict(entry) for entry in entries],
@@ -81,6 +124,12 @@ def publish(
     if not replace and _other_data(path, manifest):
         advice = "give this one a higher serial, or --force"
         raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
+    repeats = [each.repeats() for each in rows.values()]
+    published = Published(
+        manifest=path, rows=sum(entry.rows for entry in entries), entries={role: build_pages(each).entries for role, each in rows.items()},
+        duplicates=sum(repeated for repeated, _ in repeats), conflicting=sum(other for _, other in repeats),
+        bad_rows=tally.bad, skipped=tally.skipped, wrong_dates=tally.wrong_dates, wrong_check_digits=tally.wrong_check_digits,
+    )  # fmt: skip
     signatures = [folder / name for name in release.signature_names(path.name)]
     for signature in signatures:  # those of an earlier try are over other bytes
         signature.unlink(missing_ok=True)
@@ -89,9 +138,9 @@ def publish(
     signed = [sign(document, signing_key) for signing_key in (key, *more_keys)]
     for signature, content in zip(signatures, signed, strict=False):
         _write(signature, content)
-    for text in _warnings(entries, tally):
+    for text in (*said, *_warnings(entries, tally)):
         warn(text)
-    return path
+    return published
 
 
 def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
@@ -99,6 +148,9 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
     yield from (f"a bad row, which an EIR leaves out: {complaint}" for complaint in tally.complaints)
     if tally.bad > len(tally.complaints):
         yield f"{tally.bad} bad rows in all"
+    yield from tally.odd
+    if tally.wrong_dates > len(tally.odd):
+        yield f"{tally.wrong_dates:,} rows in all have a date that is none"
     if tally.wrong_check_digits:
         yield f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit"
 
@@ -219,38 +271,69 @@ def _write(target: Path, content: bytes) -> None:
 
 
 def _described(
-    folder: Path, names: Sequence[str], kind: str, layout: str | None, *, tally: "Tally", report: Progress
-) -> Sequence[FileEntry]:
-    """What the manifest says of each file, once its rows were read as a load reads them."""
+    folder: Path, names: Sequence[str], kind: str, layout: str | None, declared: Mapping[str, Layout], *,
+    tally: "Tally", say: Callable[[str], None], report: Progress,
+) -> tuple[Sequence[FileEntry], Mapping[str, Rows]]:  # fmt: skip
+    """What the manifest says of each file, and the rows of all for each role, as a load would read them."""
     from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
 
-    kinds = [DEVICES, PAIRS, SUBSCRIBERS]
-    entries = []
+    rows = {role: Rows() for role in release.ROLES[kind] if role != CHANGES}
+    reasons, entries = Reasons(), []
     with open_folder(folder) as folder_fd:
-        for name in names:
-            role = _role(name, kind)
-            with DataFile(name, folder_fd) as file:
-                digest = file.sha256()
-                chunks = file.chunks(ROWS_MAX, digest, adding_up(report, "measure", file.size))
-                begin = next(chunks, b"")
-                header = begin.partition(b"\n")[0]
-                found = layout or guess_layout(header)
-                if found is None:
-                    advice = f"give one of {', '.join(LAYOUTS)} (--layout)"
-                    raise ReleaseRefused("layout", f"{name}: no layout fits its first line{separator_hint(header)}; {advice}")
-                fitting = kinds_for(name, found, header)
-                chunks = chain((begin,) if begin else (), chunks)
-                rows = read_rows(chunks, name=name, layout=found, kind=fitting[0], rows=None, reasons=Reasons(), tally=tally)
-            kinds = [each for each in kinds if each in fitting]
+        begun = [_begun(name, folder_fd, layout, declared) for name in names]
+        kinds = [DEVICES, PAIRS, SUBSCRIBERS]
+        for name, begin in zip(names, begun, strict=True):
+            kinds = [each for each in kinds if each in begin.kinds]
             if not kinds:
-                raise ReleaseRefused("layout", f"{name} is for lists of {' or '.join(fitting)}, and a file before it is not; publish them apart")
-            entries.append(FileEntry(name=name, role=role, layout=found, bytes=file.size, rows=rows, sha256=digest))
-    return entries
+                detail = f"{name} is for lists of {' or '.join(begin.kinds)}, and a file before it is not; publish them apart"
+                raise ReleaseRefused("layout", detail)
+        for name, (digest, dialect, _, header) in zip(names, begun, strict=True):
+            role = _role(name, kind, dialect)
+            with DataFile(name, folder_fd) as file:
+                count = read_rows(
+                    file.chunks(ROWS_MAX, digest, adding_up(report, "measure", file.size)), name=name, layout=dialect.name,
+                    kind=kinds[0], rows=rows[ADDED if role == CHANGES else role], removed=rows.get(REMOVED) if role == CHANGES else None,
+                    reasons=reasons, tally=tally, declared=declared,
+                )  # fmt: skip
+                if file.is_unended:
+                    say(f"{name} does not end with a newline: it may have been cut off")
+            entries.append(FileEntry(name=name, role=role, layout=dialect.name, bytes=file.size, rows=count, sha256=digest))
+            for column in strange_columns(header, dialect):
+                say(f"{name}: no EIR reads the column {column}")
+    return entries, rows
 
 
-def _role(name: str, kind: str) -> str:
+class _Begin(NamedTuple):
+    """What is known of a file before its rows are read."""
+
+    sha256: str
+    layout: Layout
+    kinds: Sequence[str]
+    """Of lists that it may be for."""
+    header: bytes
+    """The line with the names of its columns."""
+
+
+def _begun(name: str, folder_fd: int, layout: str | None, declared: Mapping[str, Layout]) -> _Begin:
+    with DataFile(name, folder_fd) as file:
+        digest = file.sha256()
+        chunks = file.chunks(ROWS_MAX, digest)
+        begin = next(chunks, b"")
+        header = begin.partition(b"\n")[0]
+        found = layout or guess_layout(header)
+        if found is None:
+            advice = f"give one of {', '.join((*LAYOUTS, *declared))} (--layout)"
+            raise ReleaseRefused("layout", f"{name}: no layout fits its first line{separator_hint(header)}; {advice}")
+        dialect = layout_named(name, found, declared)
+        header = next(iter(Frame(name, dialect).lines((begin,) if begin else ())), b"").partition(b"\n")[0]
+        return _Begin(digest, dialect, kinds_for(name, dialect, header), header)
+
+
+def _role(name: str, kind: str, layout: Layout) -> str:
     if kind == FULL:
         return ENTRIES
+    if layout.added:
+        return CHANGES
     if (dirbs := _DIRBS_NAME.fullmatch(name)) and dirbs["change"] in _DIRBS_ROLES:
         return _DIRBS_ROLES[dirbs["change"]]
     if word := _LAST_WORD.search(name.split(".", maxsplit=1)[0]):

@@ -5,14 +5,14 @@ its line, or that polars will not have, go through Python's csv line by line, wi
 
 polars parses on one thread: a load runs beside a server that answers, and one core is what it may take. polars takes 30 MB
 and a fifth of a second to import, so modules that may not need it import this one where they do.
-May import eir.device, eir.errors and lists' build, content, layout and reasons; knows neither manifests nor stores.
+May import eir.device, eir.errors and lists' build, content, layout, reasons, records and settings; knows neither manifests nor stores.
 """
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,25 @@ from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KE
 from eir.errors import ReleaseRefused
 from eir.lists.build import Rows
 from eir.lists.content import Keys, ReasonIndexes, Seconds
-from eir.lists.layout import BY_PAIR, BY_RANGE, BY_TAC, Plan, complaint, fields_of, layout_named, plan_of, until_seconds
+from eir.lists.layout import (
+    ACTION,
+    BY_PAIR,
+    BY_RANGE,
+    BY_TAC,
+    DATE,
+    REASON,
+    UNTIL,
+    USUAL_DATES,
+    Plan,
+    complaint,
+    fields_of,
+    layout_named,
+    plan_of,
+    until_seconds,
+)  # fmt: skip
 from eir.lists.reasons import REASON_CHARS_MAX, REASONS_MAX, Reasons
+from eir.lists.records import Frame
+from eir.lists.settings import Layout
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
@@ -46,92 +63,137 @@ class Tally:
     range_tacs_max: int
     check_digits: bool = False
     """Look at check digits, which decide nothing and cost time."""
+    dates: bool = False
+    """Look at the column `date`, which decides nothing either."""
+    complaints_max: int = COMPLAINTS_MAX
     bad: int = 0
     skipped: int = 0
     """Junk identifiers, in layouts where they are normal."""
     wrong_check_digits: int = 0
     """IMEIs of 15 digits of which the last is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
+    wrong_dates: int = 0
     complaints: list[str] = field(default_factory=list)
     wide: list[str] = field(default_factory=list)
-    """The first bad rows, and the first ranges over the limit."""
+    odd: list[str] = field(default_factory=list)
+    """The first bad rows, the first ranges over the limit, and the first rows with a date that is none."""
 
 
 def read_rows(
     chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Rows | None, reasons: Reasons, tally: Tally,
-    rows_max: int | None = None,
-) -> int:
+    rows_max: int | None = None, removed: Rows | None = None, declared: Mapping[str, Layout] | None = None,
+) -> int:  # fmt: skip
     """Read one file's rows into `rows` (None: only to count them); returns how many there are, bad and skipped ones included.
 
-    `chunks` end with a newline each. Blank lines do not count. Raises ReleaseRefused: `layout` for a header that does not
-    fit, `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far, `rows` as soon as there
-    are more than `rows_max`, `range` as Rows.add_spans.
+    Where the layout has codes for rows that are removed, these go to `removed` (None: they are only counted). `declared`: layouts
+    of the configuration. `chunks` end with a newline each. Blank lines do not count. Raises ReleaseRefused: `layout` for a header
+    that does not fit, `rows` where a record of the file promises another count, or as soon as there are more than `rows_max`,
+    `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far, `range` as Rows.add_spans.
     """
+    dialect = layout_named(name, layout, declared or {})
+    frame, no_date = Frame(name, dialect), f"its date is not like {dialect.dates or USUAL_DATES}"
     plan: Plan | None = None
-    count, line = 0, 1
-    for piece in chunks:
+    count, line = 0, 1 + dialect.lines_before
+    for piece in frame.lines(chunks):
         chunk = piece
         if plan is None:
-            plan, chunk = plan_of(name, layout, kind, piece)
+            plan, chunk = plan_of(name, dialect, kind, piece, dates=tally.dates)
             line += _lines(piece) - _lines(chunk)
         if b"\r" in chunk:
             chunk = chunk.replace(b"\r\n", b"\n")
         if chunk:
             lines = _lines(chunk)
-            bad, wide = _read_chunk(chunk, lines, plan, (rows, reasons, tally))
+            bad, wide, odd = _read_chunk(chunk, lines, plan, (rows, removed, reasons, tally))
             count += len(bad)
             tally.bad += int(bad.sum())
-            _name_rows(tally.complaints, (name, line), chunk, bad, plan)
-            _name_rows(tally.wide, (name, line), chunk, wide, plan)
+            tally.wrong_dates += int(odd.sum())
+            for names, which, says in ((tally.complaints, bad, None), (tally.wide, wide, None), (tally.odd, odd, no_date)):
+                _name_rows(names, (name, line), chunk, which, plan, most=tally.complaints_max, says=says)
             if tally.bad > tally.bad_rows_max:
                 more = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
                 raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
             if rows_max is not None and count > rows_max:
                 raise ReleaseRefused("rows", f"{name} has {count} rows; the manifest says {rows_max}")
             line += lines
-    if plan is None and layout_named(name, layout).header:
+    if plan is None and dialect.names:
         raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
+    frame.check(count)
     return count
 
 
-def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Reasons, Tally]) -> tuple[Mask, Mask]:
-    """Take some lines: of the rows that they hold, which are bad, and which hold a range over the limit."""
-    rows, reasons, tally = into
-    columns = _columns(data, lines, plan)
-    if not len(columns[0]):  # blank lines
-        return np.zeros(0, bool), np.zeros(0, bool)
+def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Rows | None, Reasons, Tally]) -> tuple[Mask, Mask, Mask]:
+    """Take some lines: of the rows that they hold, which are bad, which hold a range over the limit, and which no date."""
+    rows, removed, reasons, tally = into
+    columns, layout = _columns(data, lines, plan), plan.layout
+    if not len(columns[plan.subject[0]]):  # blank lines
+        return np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, bool)
     plus = b"+" in data  # numbers may have a sign, identifiers may not
-    identity = list(zip(plan.subject, columns, strict=False))
     if tally.check_digits:
-        tally.wrong_check_digits += sum(_wrong_check_digits(texts, plus) for name, texts in identity if name.startswith("imei"))
-    parsed = [_KEYS_OF[name](texts, plus) for name, texts in identity]
+        tally.wrong_check_digits += sum(_wrong_check_digits(columns[name], plus) for name in plan.subject if name.startswith("imei"))
+    if plan.may_be_open:
+        columns["imei_to"] = _or_else(columns["imei_to"], columns["imei_from"])
+    parsed = [_KEYS_OF[name](columns[name], plus) for name in plan.subject]
     keys = [numbers for numbers, _ in parsed]
-    why = None if plan.reason is None else _reason_indexes(columns[len(keys)], reasons)
     good = np.logical_and.reduce([mask for _, mask in parsed])
-    until = None
-    if plan.until is not None:
-        until, readable = _ends(columns[-1])
+    until, goes = None, None
+    if UNTIL in columns:
+        until, readable = _ends(columns[UNTIL], layout.dates)
         good &= readable
-    wide = np.zeros(len(good), bool)
-    if plan.subject == BY_RANGE:
-        good &= keys[0] <= keys[1]
-        wide = good & (keys[1] - keys[0] >= np.uint64(tally.range_tacs_max * SNR_KEYS))
+    odd = ~_ends(columns[DATE], layout.dates)[1] if DATE in columns else np.zeros(len(good), bool)
+    if ACTION in columns:
+        codes = columns[ACTION].str.strip_chars().fill_null("")
+        goes = codes.is_in(list(layout.removed)).to_numpy()
+        good &= goes | codes.is_in(list(layout.added)).to_numpy()
+    wide = _ranges(plan, keys, good, tally)
     bad = ~good
-    if plan.junk and bad.any():
-        junk = ~parsed[0][1] & _matches(columns[0], _DIRBS_JUNK)
+    if layout.junk and bad.any():
+        junk = ~parsed[0][1] & _matches(columns[plan.subject[0]], _DIRBS_JUNK)
         tally.skipped += int(junk.sum())
         bad &= ~junk
-    if not good.all():
-        keys = [numbers[good] for numbers in keys]
-        why = None if why is None else why[good]
-        until = None if until is None else until[good]
+    why = None if REASON not in columns else _reason_indexes(_said(columns[REASON], layout), reasons)
     if plan.subject == BY_TAC:
         keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
-    if rows is not None and len(keys) == 1:
+    for taker, which in ((rows, good if goes is None else good & ~goes), (removed, None if goes is None else good & goes)):
+        if taker is not None and which is not None:
+            _add(taker, plan, [_some(each, which) for each in keys], _some(why, which), _some(until, which))
+    return bad, wide, odd
+
+
+def _ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> Mask:
+    """Which rows hold a range over the limit; those whose range ends before it begins are no longer `good`."""
+    if plan.subject != BY_RANGE:
+        return np.zeros(len(good), bool)
+    good &= keys[0] <= keys[1]
+    return good & (keys[1] - keys[0] >= np.uint64(tally.range_tacs_max * SNR_KEYS))
+
+
+_Values = TypeVar("_Values", bound=NDArray[Any] | None)
+
+
+def _some(values: _Values, which: Mask) -> _Values:
+    return values if values is None or which.all() else cast("_Values", values[which])
+
+
+def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None, until: Seconds | None) -> None:
+    if plan.subject == BY_PAIR:
+        rows.add_pairs(keys[0], keys[1], why, until)
+        return
+    if plan.may_be_open and (single := keys[0] == keys[1]).any():  # as ranges they would take long
+        rows.add(_some(keys[0], single), _some(why, single), _some(until, single))
+        keys, why, until = [_some(each, ~single) for each in keys], _some(why, ~single), _some(until, ~single)
+    if len(keys) == 1:
         rows.add(keys[0], why, until)
-    elif rows is not None:
-        add = rows.add_pairs if plan.subject == BY_PAIR else rows.add_spans
-        add(keys[0], keys[1], why, until)
-    return bad, wide
+    elif len(keys[0]):
+        rows.add_spans(keys[0], keys[1], why, until)
+
+
+def _or_else(texts: pl.Series, others: pl.Series) -> pl.Series:
+    """The texts, and where there is none the others'."""
+    return others.zip_with(texts.fill_null("") == "", texts)
+
+
+def _said(texts: pl.Series, layout: Layout) -> pl.Series:
+    """Reasons, by their codes if the layout has some."""
+    return texts.str.strip_chars().replace(dict(layout.reasons)) if layout.reasons else texts
 
 
 _POWERS = np.array([10**digits for digits in range(20)], np.uint64)
@@ -199,13 +261,13 @@ def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
     return numbers.fill_null(0).to_numpy(), good
 
 
-def _ends(texts: pl.Series) -> tuple[Seconds, Mask]:
-    """Unix seconds of each `until`, and which rows have one that can be read."""
+def _ends(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
+    """Unix seconds of each `until`, and which rows have one that can be read; as until_seconds."""
     texts = texts.fill_null("")
     known: dict[str, int | None] = dict.fromkeys(texts.unique().to_list())
     for text in known:
         with suppress(ValueError):
-            known[text] = until_seconds(text)
+            known[text] = until_seconds(text, form)
     seconds = texts.replace_strict(known, return_dtype=pl.Int64)
     return seconds.fill_null(0).to_numpy(), seconds.is_not_null().to_numpy()
 
@@ -214,30 +276,29 @@ def _matches(texts: pl.Series, pattern: str) -> Mask:
     return texts.str.contains(pattern).fill_null(value=False).to_numpy()
 
 
-def _columns(data: bytes, lines: int, plan: Plan) -> list[pl.Series]:
-    """The plan's columns of some lines, a text or null for each row; blank lines do not count."""
-    positions = plan.positions()
-    in_file_order = sorted(positions)
+def _columns(data: bytes, lines: int, plan: Plan) -> dict[str, pl.Series]:
+    """The plan's columns of some lines; blank lines do not count."""
+    in_file_order = sorted(set(plan.at.values()))
     try:
         frame = pl.read_csv(
-            data, has_header=False, infer_schema=False, columns=in_file_order, separator=plan.separator,
+            data, has_header=False, infer_schema=False, columns=in_file_order, separator=plan.layout.separator,
             quote_char='"' if b'"' in data else None, encoding="utf8-lossy", truncate_ragged_lines=True,
         )  # fmt: skip
     except pl.exceptions.PolarsError:
         return _columns_by_line(data, plan)
-    columns = [frame.to_series(in_file_order.index(position)) for position in positions]
+    columns = {column: frame.to_series(in_file_order.index(position)) for column, position in plan.at.items()}
     whole = frame.height == lines
-    if whole and not any(column.null_count() for column in columns[: len(plan.columns)]):
+    if whole and not any(columns[column].null_count() for column in plan.subject):
         return columns
     if data.startswith(b"\n") or b"\n\n" in data:
         data = b"".join(line + b"\n" for line in data.split(b"\n") if line)
-        return _columns(data, _lines(data), plan) if data else [pl.Series(dtype=pl.String) for _ in positions]
+        return _columns(data, _lines(data), plan) if data else {column: pl.Series(dtype=pl.String) for column in plan.at}
     return columns if whole else _columns_by_line(data, plan)  # a quote that does not close within its line
 
 
-def _columns_by_line(data: bytes, plan: Plan) -> list[pl.Series]:
+def _columns_by_line(data: bytes, plan: Plan) -> dict[str, pl.Series]:
     found = [fields_of(line, plan) for line in data.split(b"\n") if line]
-    return [pl.Series([fields[at] for fields in found], dtype=pl.String) for at in range(len(plan.positions()))]
+    return {column: pl.Series([fields[column] for fields in found], dtype=pl.String) for column in plan.at}
 
 
 def _lines(data: bytes) -> int:
@@ -262,9 +323,11 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
     return texts.cast(pl.Enum(reasons.known), strict=False).to_physical().cast(pl.UInt8)
 
 
-def _name_rows(names: list[str], where: tuple[str, int], chunk: bytes, which: Mask, plan: Plan) -> None:
+def _name_rows(
+    names: list[str], where: tuple[str, int], chunk: bytes, which: Mask, plan: Plan, *, most: int, says: str | None
+) -> None:
     """Add `file:line: what is wrong` for the first of these rows. `where`: the file, and the line that begins the chunk."""
-    wanted = set(np.flatnonzero(which)[: COMPLAINTS_MAX - len(names)].tolist())
+    wanted = set(np.flatnonzero(which)[: most - len(names)].tolist())
     if wanted:
         lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), where[1]) if text)
-        names += [f"{where[0]}:{line}: {complaint(text, plan)}" for row, (line, text) in enumerate(lines) if row in wanted]
+        names += [f"{where[0]}:{line}: {says or complaint(text, plan)}" for row, (line, text) in enumerate(lines) if row in wanted]

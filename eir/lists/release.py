@@ -22,7 +22,7 @@ from eir.errors import ReleaseRefused
 from eir.lists.delivered import open_folder, read_small
 from eir.lists.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, nearest
 from eir.lists.persons import distinct_signers
-from eir.lists.settings import ListSettings
+from eir.lists.settings import Layout, ListSettings
 from eir.lists.store import utc_text
 
 Value = TypeVar("Value")
@@ -38,8 +38,9 @@ FIRST_SERIAL_MAX = 10**16
 """Room for a date with time and a number, such as 2026112612000001; and above it for as many releases as anyone makes."""
 
 FULL, DELTA = "full", "delta"
-ENTRIES, ADDED, REMOVED = "entries", "added", "removed"
-ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED)}
+ENTRIES, ADDED, REMOVED, CHANGES = "entries", "added", "removed", "changes"
+ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED, CHANGES)}
+"""Of the files of each kind of release; `changes` holds both, by a code in each row."""
 
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -143,6 +144,15 @@ def about(manifest: Manifest) -> Iterator[None]:
     except ReleaseRefused as refused:
         refused.list_name, refused.serial = manifest.list, manifest.serial
         raise
+
+
+def check_role(entry: FileEntry, layout: Layout) -> None:
+    """Refuse a file whose role does not fit its layout. Raises ReleaseRefused (`layout`)."""
+    if layout.added and entry.role in (ADDED, REMOVED):
+        detail = f"each row of layout {layout.name} says whether it is added or removed: in a delta its role is {CHANGES}"
+        raise ReleaseRefused("layout", f"{entry.name}: {detail}")
+    if entry.role == CHANGES and not layout.added:
+        raise ReleaseRefused("layout", f"{entry.name}: its role is {CHANGES}, but layout {layout.name} has no codes for added and removed")
 
 
 def is_plain_name(name: str) -> bool:

@@ -1,12 +1,62 @@
-"""What the configuration says of a list. Imports nothing of ours."""
+"""What the configuration says of a list, and of the files that it comes in. Imports nothing of ours."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 DEVICES, PAIRS, SUBSCRIBERS = "devices", "pairs", "subscribers"
 """Kinds of list."""
 LOAD_MEMORY = 2 << 30
 """Bytes that a load may take, unless it is configured otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A line before or behind the rows of a file that says something of the file."""
+
+    begins: str
+    """What the line begins with."""
+    count: int | None = None
+    """Position, from 1, of the field that says how many rows the file has."""
+    date: int | None = None
+    """Position of a field that holds a date."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A dialect of data files: how a file is written, and which of its columns says what."""
+
+    name: str
+    columns: Mapping[str, str | int]
+    """For what eir.lists.layout knows of a row (`imei`, `reason` …) the column's name, in lower case, or its position from 1."""
+    subjects: Mapping[str, tuple[tuple[str, ...], ...]]
+    """For each kind of list, which columns may identify what a row is about."""
+    declared: bool = False
+    """By the configuration: every column must be there, and others mean nothing."""
+    names: bool = True
+    """The first line holds the names of the columns."""
+    separator: str = ","
+    encoding: str = "utf-8"
+    header: Record | None = None
+    """A record before all other lines."""
+    skip: int = 0
+    """Lines behind it that mean nothing."""
+    trailer: Record | None = None
+    """A record behind all other lines."""
+    dates: str | None = None
+    """The form of dates, such as DD.MM.YYYY; None: the usual ones."""
+    added: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
+    """Codes in the column `action`."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Reasons by the code that stands for them."""
+    junk: bool = False
+    """Networks report texts that are not identifiers, and here they are normal: skipped and counted."""
+
+    @property
+    def lines_before(self) -> int:
+        """How many lines stand before the names of the columns, or before the rows where there are no names."""
+        return (self.header is not None) + self.skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,3 +84,5 @@ class ListSettings:
     """How far above the highest serial ever accepted the next one may be."""
     bad_rows_max: int = 100
     """Rows of a release that may be wrong; they are left out."""
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    """Those that the configuration declares, besides the ones that are known anyway; the same for all lists."""

@@ -106,12 +106,16 @@ class Layout(NamedTuple):
 
 
 class Lane:
-    """The lane of one peer; for `label`, `origin` and `overload` see eir.diameter.application.LaneFactory."""
+    """The lane of one peer; for `label`, `origin` and `overload` see eir.diameter.application.LaneFactory, for `replies` S13Service."""
 
     command = ME_IDENTITY_CHECK_NAME
 
-    def __init__(self, checker: Checker, label: str, origin: bytes, overload: Reply) -> None:
+    def __init__(
+        self, checker: Checker, label: str, origin: bytes, overload: Reply, *, replies: Callable[[str], Mapping[Status, Reply]] = lambda _: REPLIES
+    ) -> None:
         self._checker = checker
+        self._replies = replies(label)
+        self._results = {status: result_label(reply.result_code, reply.experimental) for status, reply in self._replies.items()}
         self._policy = checker.policy
         self._label = label
         self._origin = origin
@@ -247,7 +251,7 @@ class Lane:
         if sum(len(layout.contexts) for layout in layouts) >= CONTEXTS_MAX:
             for layout in layouts:
                 layout.contexts.clear()
-        pieces = {status: self._cut(request, reply, is_plain=status is Status.WHITELISTED) for status, reply in REPLIES.items()}
+        pieces = {status: self._cut(request, reply, is_plain=status is Status.WHITELISTED) for status, reply in self._replies.items()}
         shed = self._cut(request, self._overload, is_plain=True)
         context = Context(request.origin_host, request.origin_realm, pieces, {}, shed)
         known.contexts[known.constants(known.unpack(request.buffer, 0))] = context
@@ -257,7 +261,7 @@ class Lane:
         self._checker.count(PROTOCOL, tally)
         results: dict[str, int] = {}
         for verdict, count in tally.items():
-            result = _RESULTS[verdict.status]
+            result = self._results[verdict.status]
             results[result] = results.get(result, 0) + count
             self._credit += count
         self._credit = min(CREDIT_MAX, self._credit)
@@ -284,9 +288,6 @@ class Lane:
         result, error = result_avp(reply.result_code, reply.experimental), is_protocol_error(reply.result_code)
         answer = encode_answer(request, result, self._origin, avps=reply.avps, error=error)
         return Pieces(answer[:IDS_AT], answer[HEADER_BYTES:session_at], answer[session_at + len(session) :], is_plain)
-
-
-_RESULTS = {status: result_label(reply.result_code, reply.experimental) for status, reply in REPLIES.items()}
 
 
 class _Place(NamedTuple):

@@ -1,15 +1,20 @@
 """`eir probe`: an MME that asks an EIR, ours or any other, and reports what it was answered. Knows no list and no policy."""
 
+import asyncio
 import re
+import ssl
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eir.diameter import dictionary as base
 from eir.diameter.application import application_id_avp
 from eir.diameter.avp import encode, encode_text, text
-from eir.diameter.client import Client, connect
+from eir.diameter.capabilities import certificate_fits, holds
+from eir.diameter.client import SERVER, Client, connect
 from eir.diameter.message import Answer
 from eir.diameter.result import NAMES, REDIRECT_INDICATION, SUCCESS, UNKNOWN_PEER
 from eir.diameter.transport.endpoint import TCP
@@ -33,7 +38,9 @@ class Target:
     """None: the realm that the EIR names in its CEA."""
     timeout_s: float = 5.0
     scheme: str = TCP
-    """TCP or SCTP; over SCTP `host` may be several addresses with commas between them."""
+    """TCP, TLS or SCTP; over SCTP `host` may be several addresses with commas between them."""
+    tls: ssl.SSLContext | None = None
+    """What a handshake is made with, over TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +65,38 @@ class Finding:
         return {key: value for key, value in asdict(self).items() if key not in {"fault", "error"}}
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What many questions were answered; the keys of `--json`."""
+
+    asked: int
+    answered: int
+    answers: Mapping[str, int]
+    """By status, or by result where an answer holds no status; those that did not come: `none`."""
+    round_trip_ms: Mapping[str, float]
+    """Least, median, 99th percentile and greatest (`min`, `median`, `p99`, `max`); empty if there was no answer."""
+    seconds: float
+    a_second: float
+    fault: str | None = None
+    """What was wrong with the first answer with which something was, or why it did not come."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary as a JSON object."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """The summary in a few lines."""
+        lines = [f"{self.asked:,} asked in {self.seconds:.3g} s ({self.a_second:,.4g} a second), {self.answered:,} answered"]
+        lines += [f"{count:>12,}  {answer}" for answer, count in self.answers.items()]
+        times = ", ".join(f"{name} {value:,.3g}" for name, value in self.round_trip_ms.items())
+        return "\n".join([*lines, f"round trips in ms: {times}"] if times else lines)
+
+
 async def ask(
     target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
 ) -> list[Finding]:
     """Ask about each IMEI in turn on one connection, until that ends. Raises EirError if the connection or the CER fails."""
-    try:
-        client = await connect(
-            target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
-            product_name="eir probe", timeout_s=target.timeout_s, scheme=target.scheme,
-        )  # fmt: skip
-    except EirError as e:
-        raise EirError(_refused(target, str(e))) from None
-    try:
-        realm = target.destination_realm or client.peer_realm
+    async with _connected(target) as (client, realm):
         findings: list[Finding] = []
         for at, imei in enumerate(imeis, 1):
             avps = check_avps(realm, imei, imsi, software_version)
@@ -80,6 +106,68 @@ async def ask(
                 return [*findings, finding, *(Finding(other, imsi) for other in left)]
             findings.append(finding)
         return findings
+
+
+async def ask_many(
+    target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
+) -> Summary:
+    """Ask `count` times, about each IMEI in turn and then again, on one connection, until that ends. Raises as `ask`.
+
+    `rate`: so many a second, whether answers have come or not; None: the next one as soon as one is answered.
+    """
+    loop, tally, times = asyncio.get_running_loop(), Counter[str](), list[float]()
+    faults: list[str] = []
+
+    async def one(client: Client, avps: bytes, imei: str) -> None:
+        finding = await _ask_one(client, avps, imei, imsi, target.timeout_s)
+        if finding.round_trip_ms is not None:
+            times.append(finding.round_trip_ms)
+        result = finding.result_code if finding.result_code is not None else finding.experimental_result_code
+        tally[finding.status or ("none" if finding.round_trip_ms is None else str(result))] += 1
+        faults.extend([finding.fault] if finding.fault and not faults else [])
+
+    async with _connected(target) as (client, realm):
+        questions = [(check_avps(realm, imei, imsi, software_version), imei) for imei in imeis]
+        began, waiting = loop.time(), set[asyncio.Task[None]]()
+        for number in range(count):
+            if client.closed_by:
+                break
+            asking = one(client, *questions[number % len(questions)])
+            if rate is None:
+                await asking
+                continue
+            await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
+            task = asyncio.create_task(asking)
+            waiting.add(task)
+            task.add_done_callback(waiting.discard)
+        await asyncio.gather(*waiting)
+        seconds = max(loop.time() - began, 1e-6)
+    asked = tally.total()
+    if asked < count:
+        faults.append(f"the connection was closed ({client.closed_by}): {count - asked:,} were not asked about")
+    times.sort()
+    places = {"min": 0, "median": len(times) // 2, "p99": len(times) * 99 // 100, "max": len(times) - 1} if times else {}
+    return Summary(
+        asked=asked, answered=len(times), answers=dict(tally.most_common()), round_trip_ms={name: times[at] for name, at in places.items()},
+        seconds=round(seconds, 3), a_second=round(asked / seconds, 3), fault="; ".join(faults) or None,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def _connected(target: Target) -> AsyncIterator[tuple[Client, str]]:
+    """A connection to the EIR, and the Destination-Realm of what is asked on it."""
+    try:
+        client = await connect(
+            target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
+            product_name="eir probe", timeout_s=target.timeout_s, scheme=target.scheme, tls=target.tls,
+        )  # fmt: skip
+    except EirError as e:
+        raise EirError(_refused(target, str(e))) from None
+    try:
+        said, names = client.peer, client.certificate_names()
+        if said is not None and names is not None and not (holds(names, target.host) or certificate_fits(names, said, SERVER)):
+            raise EirError(f"its certificate is for {', '.join(names) or 'nobody'}, and it calls itself {said.host} of realm {said.realm}")
+        yield client, target.destination_realm or (said.realm if said is not None else "")
     finally:
         await client.close()
 

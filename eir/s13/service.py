@@ -4,6 +4,8 @@ Translates and nothing else: what is a good identifier, and what is answered, ei
 against its grammar. Synchronous from request to reply.
 """
 
+from collections.abc import Iterable, Mapping
+
 from eir.checks.checker import Checker
 from eir.checks.policy import NoDevice, Status
 from eir.checks.question import Question
@@ -13,6 +15,7 @@ from eir.diameter.avp import Avp, encode, encode_text, encode_u32
 from eir.diameter.dictionary import USER_NAME
 from eir.diameter.message import Request
 from eir.diameter.result import INVALID_AVP_VALUE, MISSING_AVP, SUCCESS
+from eir.diameter.settings import PeerSettings
 from eir.errors import DiameterError
 from eir.s13 import dictionary as s13
 
@@ -37,8 +40,19 @@ _NO_IMEI = encode(s13.TERMINAL_INFORMATION, encode_text(s13.IMEI, "0" * KEY_DIGI
 class S13Service:
     """Answers ECRs by what the checker says."""
 
-    def __init__(self, checker: Checker) -> None:
+    def __init__(self, checker: Checker, peers: Iterable[PeerSettings] = ()) -> None:
         self._checker = checker
+        self.configure(peers)
+
+    def configure(self, peers: Iterable[PeerSettings]) -> None:
+        """Take over what some peers are answered instead of a status (`answers`)."""
+        self._replies = {
+            peer.label: REPLIES | {Status(verdict): REPLIES[Status(answer)] for verdict, answer in peer.answers} for peer in peers if peer.answers
+        }
+
+    def replies(self, peer: str) -> Mapping[Status, Reply]:
+        """What each verdict is answered by to the peer of this label."""
+        return self._replies.get(peer, REPLIES)
 
     def answer(self, request: Request) -> Reply:
         """The reply to an ECR. Raises DiameterError where the policy wants an error for a request that names no device."""
@@ -53,7 +67,7 @@ class S13Service:
             origin_host=request.origin_host, origin_realm=request.origin_realm, protocol=PROTOCOL, peer=request.peer,
         ))  # fmt: skip
         if not isinstance(verdict, NoDevice):
-            return REPLIES[verdict.status]
+            return self.replies(request.peer)[verdict.status]
         if info is not None and (bad := imei or meid) is not None:
             said = "the IMEI or MEID is not valid (policy.bad_identity: error)"
             raise DiameterError(INVALID_AVP_VALUE, verdict.value, said, failed_avp=request.failed(bad, info))

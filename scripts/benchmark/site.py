@@ -58,7 +58,7 @@ class Site:
         issued = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
         return publish(
             [data], list_name=LIST, serial=serial, issued=issued, expires=issued + timedelta(days=30), key=self._key, out=self.folder
-        )
+        ).manifest
 
     def load(self, manifest: Path) -> float:
         """Have `eir load` put it in the store, on the loader's cores; returns how long that took, in seconds."""

@@ -5,6 +5,8 @@ again when a server is away.
 """
 
 import asyncio
+import os
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -93,7 +95,7 @@ class Link:
                 self._cluster = None
             cause = _cause(error)
             advice = f"; nothing was changed: {OUT_OF_MEMORY}" if cause == "oom" else ""
-            raise StoreError(cause, f"Redis ({self.where}): {error}{advice}") from error
+            raise StoreError(cause, f"Redis ({self.where}): {said(error)}{advice}") from error
 
     async def _with_client(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
         client = await self._client(key)
@@ -121,7 +123,7 @@ class Link:
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise StoreError("corrupt", f"Redis ({self.where}): not what EIR writes there: {error!r}") from error
+            raise StoreError("corrupt", f"Redis ({self.where}): not what EIR writes there: {said(error)}") from error
 
     async def _client(self, key: str) -> Redis:
         address, where = self._address, self._address.hosts[0]
@@ -177,6 +179,27 @@ async def _heeding(answer: Awaitable[T]) -> T:
     finally:
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError
+
+
+_WORDS_OF: dict[tuple[type[Exception], ...], str] = {
+    (TypeError, AttributeError): "a value is of another type than it may be", (OverflowError,): "a number is too large", (RecursionError,): "nested too deep",
+}  # fmt: skip
+
+
+def said(error: Exception) -> str:
+    """What an error says, without what only a Python programmer reads: tuples of sockets, objects, names of classes."""
+    text = str(error)
+    if (unknown := re.match(r"No master found for '(.+?)'", text)) is not None:  # with every object on the way to a sentinel behind it
+        return f"no sentinel that can be reached names a master for {unknown[1]}"
+    for kinds, words in _WORDS_OF.items():
+        if isinstance(error, kinds):
+            return words
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing" if error.args else "something is missing"
+    if (failed := re.search(r"Error (\d+) connecting to (\S+)\. (?:Connect call failed|Multiple exceptions)", text)) is not None:
+        return f"cannot connect to {failed[2]}: {os.strerror(int(failed[1]))}"
+    text = re.sub(r"Error -?\d+ connecting to (\S+)\. ", r"cannot connect to \1: ", text)
+    return text or ("no answer in time" if isinstance(error, TimeoutError | fault.TimeoutError) else "the connection was lost")
 
 
 def _cause(error: Exception) -> str:

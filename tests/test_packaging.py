@@ -1,0 +1,58 @@
+"""What is installed: a wheel of what is there and nothing else, and a lock that has all that it needs, with hashes."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LOCK = (ROOT / "deploy" / "requirements.lock").read_text()
+
+
+def name_of(requirement):
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-").replace(".", "-")
+
+
+def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
+    for name in ("pyproject.toml", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "eir", tmp_path / "eir", ignore=shutil.ignore_patterns("__pycache__"))
+    gone = tmp_path / "build" / "lib" / "eir" / "operate" / "gone.py"
+    gone.parent.mkdir(parents=True)
+    gone.write_text("")
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if name.startswith("eir/")}
+    assert names == {str(path.relative_to(tmp_path)) for path in (tmp_path / "eir").rglob("*") if path.suffix == ".py" or path.name == "py.typed"}
+
+
+def test_each_version_in_the_lock_is_fixed_and_has_hashes():
+    entries = re.split(r"\n(?=[a-z])", re.sub(r"^#.*\n", "", LOCK, flags=re.MULTILINE))
+    assert len(entries) > 20
+    for entry in entries:
+        first, *hashes = entry.replace("\\\n", " ").split("--hash=")
+        assert re.fullmatch(r"[a-z0-9-]+==[\w.]+ *(;.*)?", first.strip()), first
+        assert hashes, first
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each.strip()) for each in hashes), first
+
+
+def test_all_that_is_needed_is_in_the_lock():
+    locked = {name_of(line) for line in LOCK.splitlines() if re.match(r"[a-z]", line)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed, left = set(), [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    while left:
+        requirement = left.pop()
+        if "extra ==" in requirement or "sys_platform" in requirement or (name := name_of(requirement)) in needed:
+            continue
+        needed.add(name)
+        try:
+            left += requires(name) or []
+        except PackageNotFoundError:  # a marker leaves it out here
+            needed.discard(name)
+    assert needed - locked == set()
