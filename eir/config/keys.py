@@ -4,7 +4,6 @@ A new key is one row here, a field of that name in what its section builds, a li
 reference (tests compare the three). A new section is its keys, and a row in SECTIONS. Data only.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,15 @@ WATCHDOG_MIN_S = 6
 LIMITS, SCTP = Limits(), SctpSettings()
 
 
-def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], answers: Mapping[str, Status | None], **names: Any) -> PeerSettings:
+def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
     """A peer is called by its name, else by the first thing that it is recognised by."""
-    instead = tuple((status, str(answer)) for status, answer in answers.items() if answer is not None)
     label = name or names["host"] or names["realm"] or next(iter(sources), "")
-    return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, answers=instead, **names)
+    return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, **names)
+
+
+def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
+    """What a section says at all, by its keys."""
+    return tuple((name, value) for name, value in values.items() if value is not None)
 
 
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
@@ -36,11 +39,11 @@ def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
 
 
 def _layout(
-    *, columns: Mapping[str, str | int | None], added: tuple[str, ...], removed: tuple[str, ...], reasons: tuple[tuple[str, str], ...],
+    *, columns: tuple[tuple[str, str | int], ...], added: tuple[str, ...], removed: tuple[str, ...], reasons: tuple[tuple[str, str], ...],
     **more: Any,
 ) -> Layout:  # fmt: skip
     """A layout is for the kinds of list that its columns identify something for."""
-    there = {name: column for name, column in columns.items() if column is not None}
+    there = dict(columns)
     subjects = {kind: tuple(each for each in allowed if there.keys() >= set(each)) for kind, allowed in SUBJECTS.items()}
     return Layout(
         columns=there, subjects={kind: found for kind, found in subjects.items() if found}, declared=True, reasons=dict(reasons),
@@ -64,13 +67,13 @@ COLUMNS = {
 SECTIONS = (
     Section("identity", partial(Identity, origin_state_id=0)),
     Section("peers[]", _peer),
-    Section("peers[].answers", dict),
+    Section("peers[].answers", _given),
     Section("limits", _limits),
     Section("tls", TlsSettings, optional=True),
     Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
     Section("layouts.*", _layout),
-    Section("layouts.*.columns", dict),
+    Section("layouts.*.columns", _given),
     Section("layouts.*.header", Record, optional=True),
     Section("layouts.*.trailer", Record, optional=True),
     Section("policy", PolicySettings),
