@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from hostile import Steady, accounts, beside, flap, memory_mb, settled, state
+from hostile import Steady, accounts, at_rest, beside, flap, memory_mb, settled
 from node import LISTED, Publisher, Site
 
 LATE_S = 1.0
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 async def _soak(node: Any, options: argparse.Namespace) -> list[str]:
-    before, memory, steady = state(node), memory_mb(node.pid), Steady()
+    before, memory, steady = at_rest(node), memory_mb(node.pid), Steady()
     async with beside(node, steady):
         came = await flap(node, options.peers, options.seconds, options.seed)
     await settled(node, before)

@@ -19,13 +19,13 @@ from hostile import (
     Fuzzed,
     Steady,
     accounts,
+    at_rest,
     beside,
     fuzz_messages,
     fuzz_sessions,
     memory_mb,
     seconds_of_processor,
     settled,
-    state,
 )
 from node import LISTED, Publisher, Site
 
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
 
 async def _soak(node: Any, options: argparse.Namespace) -> list[str]:
-    before = state(node)
+    before = at_rest(node)
     await fuzz_messages(node, int(WARM_UP * options.messages), f"{options.seed}/warm", Fuzzed())
     await fuzz_sessions(node, int(WARM_UP * options.sessions), f"{options.seed}/warm", Fuzzed())
     await settled(node, before)

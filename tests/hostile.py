@@ -261,6 +261,16 @@ def state(node):
     return descriptors(node.pid), said["tasks"], sum(said["peers"].values())
 
 
+def at_rest(node):
+    """The same, once it has not changed for half a second: by then what the start began is over."""
+    seen, since = state(node), time.monotonic()
+    while time.monotonic() < since + 0.5:
+        time.sleep(0.05)
+        if (now := state(node)) != seen:
+            seen, since = now, time.monotonic()
+    return seen
+
+
 async def settled(node, before, *, patience_s=20):
     """Wait until the node has no more than it had."""
     end = time.monotonic() + patience_s

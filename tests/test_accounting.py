@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fuzz.mutate import Mutator, good_messages
-from hostile import accounts, settled, state
+from hostile import accounts, at_rest, settled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from node import LISTED
@@ -125,7 +125,7 @@ async def test_a_running_node(site, workers):
         peers=[{"name": "mme", "realm": REALM, "connections": 3, "rate_max": 2000}],
     )  # fmt: skip
     node = site.start()
-    before, address = state(node), node.address
+    before, address = at_rest(node), node.address
     chance = random.Random(workers)
     for turn in range(20):
         mutator = Mutator(f"{workers}/{turn}")

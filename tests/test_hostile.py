@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile import Steady, accounts, beside, descriptors, memory_mb, seconds_of_processor, settled, state
+from hostile import Steady, accounts, at_rest, beside, descriptors, memory_mb, seconds_of_processor, settled
 from node import LISTED, until_async
 from wire import REALM, SESSION, TGPP, Connection, Message, avp, cer, dwr, ecr, message, u32
 
@@ -97,7 +97,7 @@ async def gone(one):
 
 async def test_thousands_of_connections(loaded, crowd):
     node = loaded.start()
-    before, steady = state(node), Steady()
+    before, steady = at_rest(node), Steady()
     for one in await crowd(node, 1000):  # what a first flood makes the processes take, and they keep
         one.close()
     await settled(node, before)
@@ -194,7 +194,7 @@ async def test_more_connections_than_open_files(loaded, crowd, workers):
     loaded.configure(limits=wide, workers=workers)
     node = loaded.start(prefix=["prlimit", "--nofile=200"])
     assert node.lines("open_files")[0]["limit"] == "200"
-    before, steady = state(node), Steady()
+    before, steady = at_rest(node), Steady()
     async with beside(node, steady):
         flood = await crowd(node, 400 * workers)
         # A worker that has no descriptor left for a connection that it is handed closes it.
@@ -234,7 +234,7 @@ SLOW = {
 async def test_messages_that_never_end(loaded, connect, what):
     loaded.configure(limits={"partial_message_timeout_s": 0.5, "close_after_dpa_s": 1})
     node = loaded.start()
-    before = state(node)
+    before = at_rest(node)
     good = await connect(node)
     slow = [await connect(node, f"slow{number}.localdomain") for number in range(10)]
     for piece in SLOW[what]():
@@ -270,7 +270,7 @@ LONG = {
 async def test_long_messages_cost_little_and_leave_nothing(loaded, connect, workers):
     loaded.configure(workers=workers)
     node = loaded.start()
-    before = state(node)
+    before = at_rest(node)
     good, hostile = await connect(node), await connect(node, "hostile.localdomain")
     memory = memory_mb(node.pid)
     for what, (octets, result) in LONG.items():
@@ -321,7 +321,7 @@ async def test_messages_of_any_size_do_not_keep_others_waiting(loaded, connect):
 
 async def test_storms_of_resets(loaded, crowd):
     node = loaded.start()
-    before, steady = state(node), Steady()
+    before, steady = at_rest(node), Steady()
     loop = asyncio.get_running_loop()
     async with beside(node, steady):
         for turn in range(30):
@@ -341,7 +341,7 @@ async def test_storms_of_resets(loaded, crowd):
 async def test_peers_that_never_read(loaded, crowd, workers):
     loaded.configure(limits={"write_buffer_bytes": 65536, "stalled_write_s": 2}, workers=workers)
     node = loaded.start()
-    before, steady = state(node), Steady()
+    before, steady = at_rest(node), Steady()
     memory = memory_mb(node.pid)
     loop = asyncio.get_running_loop()
     async with beside(node, steady):
