@@ -352,20 +352,18 @@ class TestLists:
     def test_dry_run_says_what_would_come_and_changes_nothing(self, eir, host):
         before = document(eir("lists", "--json"))
         manifest = host.release([LISTED, f"{UNLISTED}7", f"{UNLISTED[:-1]}0"], serial=2)
-        (report,) = document(eir("load", "--dry-run", "--json", manifest))
+        (report,) = host.json("load", "--dry-run", manifest)
         assert (report["outcome"], report["entries"]) == ("would load", 3)
         assert document(eir("lists", "--json")) == before
         assert report["wrong_check_digits"] == 1
-        status, _, err = eir("load", "--dry-run", manifest)
-        assert (status, "; warning: 1 IMEIs of 15 digits end in a wrong check digit; " in err) == (0, True)
+        assert "; warning: 1 IMEIs of 15 digits end in a wrong check digit; " in host.eir("load", "--dry-run", manifest).stderr
 
-    def test_a_refused_one_does_not_keep_the_next_from_being_tried(self, eir, host):
+    def test_a_refused_one_does_not_keep_the_next_from_being_tried(self, host):
         missing = host.folder / "none.manifest.json"
         good = host.release([TRACKED], list_name="tracked", serial=3)
-        status, out, err = eir("load", "--json", "--dry-run", missing, good)
-        assert status == 1
-        assert [report["outcome"] for report in json.loads(out)] == ["refused", "would load"]
-        assert f"{missing}: refused" in err
+        done = host.eir("load", "--json", "--dry-run", missing, good, status=1)
+        assert [report["outcome"] for report in json.loads(done.stdout)] == ["refused", "would load"]
+        assert f"{missing}: refused" in done.stderr
 
     def test_a_load_says_whether_a_node_has_taken_it_over(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
@@ -436,9 +434,8 @@ class TestLists:
         manifest = host.release([LISTED], list_name="stolen", serial=1)
         events = document(eir("history", "--json"))
         for mistaken in (manifest.parent, manifest.parent / "stolen-1-0.csv", f"{manifest}.sig"):
-            status, _, err = eir("load", mistaken)
-            assert status == 1
-            assert f"this is not a manifest; did you mean {manifest.parent}/" in err
+            said = host.eir("load", mistaken, status=1).stderr
+            assert f"this is not a manifest; did you mean {manifest.parent}/" in said
         assert document(eir("history", "--json")) == events
 
     def test_a_release_for_no_list_is_told_which_there_are(self, host, tmp_path):

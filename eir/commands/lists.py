@@ -59,7 +59,7 @@ def lists(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: 
 
 
 def reset_serial(
-    list_name: Annotated[str, typer.Argument(metavar="LIST")],
+    list_name: Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")],
     to: Annotated[int, typer.Option(metavar="N", min=0, help="The highest serial from now on: that of the last good release.")],
     reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`.")],
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
