@@ -35,6 +35,7 @@ class Authority:
         certificate, key = folder / f"{stem}.pem", folder / f"{stem}.key"
         certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         issued.private_key_pem.write_to_path(key)
+        key.chmod(0o600)
         return {"certificate": str(certificate), "key": str(key), "ca": str(self.pem)}
 
     def peer(self, *names, trusts=None, lowest=VERSIONS.TLSv1_2, highest=VERSIONS.MAXIMUM_SUPPORTED, **options):

@@ -620,6 +620,18 @@ class TestAsSomebodyElse:
             assert f"chown -R USER {site.state}" in site.eir("load", manifest).stderr
             assert "chown" not in site.eir("load", site.release([UNLISTED], serial=2)).stderr
 
+    def test_what_root_makes_in_anothers_folder_is_that_owners(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.state.mkdir(mode=0o750)
+            (site.state / "kept").write_text("")
+            os.chown(site.state, 65534, 65534)
+            said = site.eir("load", site.release([LISTED])).stderr
+            owners = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in site.state.iterdir()}
+            assert owners.pop("kept") == (0, 0), "what was there stays as it was"
+            assert "lists.sqlite" in owners
+            assert set(owners.values()) == {(65534, 65534)}
+            assert "chown" not in said
+
 
 class TestEndings:
     @pytest.mark.parametrize("command", ["lists", "lists --json", "history", "config", "--version", "check 35209900176148"])

@@ -497,6 +497,31 @@ def test_no_warning(write, tmp_path, text):
     assert load_config(write(text)).warnings == ()
 
 
+@pytest.mark.parametrize("option", ["password_file", "ca_file", "cert_file", "key_file"])
+def test_files_that_the_store_names_are_opened(write, tmp_path, option):
+    text = f"store: rediss://loader@redis.example/0?{option}=secret\n" + IDENTITY + ONE_PEER
+    assert problems_of(write(text)) == [(1, f"{option} {tmp_path / 'secret'} of the store cannot be read: No such file or directory")]
+    (tmp_path / "secret").write_text("")
+    assert problems_of(write(text)) == [(1, f"{option} {tmp_path / 'secret'} of the store is empty")]
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "secret").chmod(0o604)
+    warnings = [(warning.line, warning.text) for warning in load_config(write(text)).warnings]
+    is_secret = option in {"password_file", "key_file"}
+    assert warnings == [(1, f"{tmp_path / 'secret'} is readable by everyone on this host: chmod o-r {tmp_path / 'secret'}")] * is_secret
+    (tmp_path / "secret").chmod(0o640)
+    assert load_config(write(text)).warnings == ()
+
+
+def test_a_private_key_that_everyone_can_read_is_warned_of(write, tmp_path):
+    tls = Authority(tmp_path / "tls").write("eir.epc")
+    Path(tls["key"]).chmod(0o644)
+    path = write(GOOD + "tls: " + json.dumps(tls) + "\n")
+    (warning,) = load_config(path).warnings
+    assert "eir.key is readable by everyone" in warning.text
+    Path(tls["key"]).chmod(0o640)
+    assert load_config(path).warnings == ()
+
+
 def test_lists_of_each_kind_and_local_ones(write, tmp_path):
     config = load_config(write(IDENTITY + ONE_PEER + """
 lists:

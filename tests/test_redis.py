@@ -236,9 +236,9 @@ class TestFaults:
         said = []
         async with opened(own("--maxmemory-policy", "allkeys-lru").url, report=lambda *what, **more: said.append((what, more))) as store:
             await store.states()
-        ((what, more),) = said
-        assert what == ("store_may_evict",)
-        assert more["reason"] == "allkeys-lru"
+        reported = {what: more for (what,), more in said}
+        assert reported.keys() == {"store_may_evict", "store_unprotected"}
+        assert reported["store_may_evict"]["reason"] == "allkeys-lru"
 
     async def test_it_is_reported_when_redis_comes_later_too(self, own):
         said = []
@@ -249,7 +249,7 @@ class TestFaults:
             server.start()
             assert await store.states() == {}
             assert await store.states() == {}
-        assert said == ["store_may_evict"]
+        assert said == ["store_may_evict", "store_unprotected"]
 
     async def test_a_change_that_no_replica_has_is_reported(self, own, monkeypatch):
         monkeypatch.setattr(writing, "REPLICA_WAIT_MS", 100)
@@ -258,13 +258,13 @@ class TestFaults:
         async with opened(master.url, report=lambda what, **_: said.append(what)) as store:
             await until(lambda: b"connected_slaves:1" in master.command("INFO", "replication") and b"state=online" in master.command("INFO", "replication"))
             await store.replace("a", state(A), A, seen=0)
-            assert said == []
+            assert said == ["store_unprotected"]
             replica.pause()
             try:
                 await store.replace("a", state(B), B, seen=1)
             finally:
                 replica.resume()
-            assert said == ["store_not_replicated"]
+            assert said == ["store_unprotected", "store_not_replicated"]
 
 
 def answers(server):
@@ -844,3 +844,23 @@ async def test_a_fault_is_told_without_pythons_own_words(url, says):
 @pytest.mark.parametrize(("error", "says"), [(KeyError("kind"), "kind is missing"), (TimeoutError(), "no answer in time"), (OSError(), "the connection was lost")])
 def test_faults_without_a_text(error, says):
     assert link.said(error) == says
+
+
+@pytest.mark.parametrize(
+    ("users", "warned"),
+    [
+        ("", True),
+        ("user default on nopass ~* +@all\n", True),
+        ("user default off\n", False),
+        ("user default on nopass ~* +@read\n", False),
+        ("user default on nopass ~other:* +@all\n", False),
+        ("user default on >secret ~* +@all\n", False),
+    ],
+)
+async def test_a_redis_that_strangers_can_write_to_is_reported(own, tmp_path, users, warned):
+    (tmp_path / "users").write_text(f"{users}user loader on >loading ~* &* +@all\n")
+    server, said = own("--aclfile", str(tmp_path / "users")), []
+    async with opened(f"redis://loader:loading@127.0.0.1:{server.port}", report=lambda what, **_: said.append(what)) as store:
+        await store.replace("a", state(A), A, seen=0)
+        assert await read(store) == A
+    assert said == ["store_unprotected"] * warned

@@ -4,7 +4,9 @@ import asyncio
 import getpass
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -67,6 +69,8 @@ def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitab
     if not fresh and config.store == SQLITE and not there:
         raise EirError(f"the state folder {config.state} does not exist: no list was ever loaded (eir load creates it)")
 
+    before = _entries(config.state)
+
     async def run() -> T:
         store = open_store(config.store, config.state, report=warn)
         try:
@@ -81,8 +85,29 @@ def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitab
             raise
         raise EirError(f"{e}{control.as_owner(config.state)}") from None
     finally:
-        if not there and os.geteuid() == 0 and config.state.is_dir():
+        if there and os.geteuid() == 0:
+            _give_to_owner(config.state, _entries(config.state) - before)
+        elif not there and os.geteuid() == 0 and config.state.is_dir():
             say(f"warning: {config.state} was created and belongs to root; if the node runs as USER: chown -R USER {config.state}")
+
+
+def _entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() and os.access(folder, os.R_OK) else set()
+
+
+def _give_to_owner(folder: Path, made: set[str]) -> None:
+    """Files that root has just made in another's folder become that owner's, so that the node can write them."""
+    owner = folder.stat()
+    for name in made if owner.st_uid else ():
+        # Whoever owns the folder may have put something else there meanwhile: no link is followed, and no second name of a file taken.
+        with suppress(OSError):
+            descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                found = os.fstat(descriptor)
+                if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == 0:
+                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
+            finally:
+                os.close(descriptor)
 
 
 def who() -> str:

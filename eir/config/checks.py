@@ -5,8 +5,9 @@ which knows lines. They read the files that the configuration names, and change 
 """
 
 import re
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from eir.diameter.capabilities import holds
 from eir.diameter.settings import APPLICATIONS, PeerSettings
 from eir.diameter.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.diameter.transport.tls import TlsError, load_tls, read_tls
+from eir.errors import StoreError
 from eir.lists.layout import ACTION, LAYOUTS, SUBJECTS
 from eir.lists.persons import distinct_signers
 from eir.lists.release import is_list_name
 from eir.lists.settings import PAIRS
+from eir.stores.open import SQLITE
 
 CERTIFICATE_SOON = timedelta(days=14)
 """How long before its end a certificate is warned about."""
@@ -31,6 +34,9 @@ FILES = {
     "revoked": ("file of revoked keys", "put the revoked public keys there, or leave 'revoked' out if there are none"),
 }
 """Of the files of a list: what each is called, and what to do about one that cannot be used."""
+
+SECRET_FILES = {"password_file", "sentinel_password_file", "key_file"}
+"""Of the files that `store` names, those that nobody else may read."""
 
 Findings = Iterator[tuple[str, Spot]]
 """What to say, and at which value of the file."""
@@ -88,6 +94,33 @@ def _check_tls(config: Config, document: Document) -> Findings:
     for spot, url in spots.items():
         if url.startswith("tls:"):
             yield f"{url} needs the section 'tls' with certificate, key and ca", spot
+
+
+def _check_store(config: Config, document: Document) -> Findings:
+    if not document.faulty("store"):
+        try:
+            _store_files(config)
+        except StoreError as e:
+            yield str(e), ("store",)
+
+
+def _store_files(config: Config) -> Mapping[str, Path]:
+    if config.store == SQLITE:
+        return {}
+    from eir.stores.redis_url import files_of  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
+
+    return files_of(config.store)
+
+
+def _warn_secrets(config: Config, _: Document) -> Findings:
+    """What must stay secret is read by its owner, and by a group at most."""
+    secrets = {option: file for option, file in _store_files(config).items() if option in SECRET_FILES}
+    named: list[tuple[Path, Spot]] = [(file, ("store",)) for file in secrets.values()]
+    if config.tls is not None:
+        named.append((config.tls.key, ("tls", "key")))
+    for file, spot in named:
+        if file.stat().st_mode & stat.S_IROTH:
+            yield f"{file} is readable by everyone on this host: chmod o-r {file}", spot
 
 
 def _warn_tls(config: Config, _: Document) -> Findings:
@@ -233,7 +266,9 @@ def _warn_override(config: Config, _: Document) -> Findings:
         yield "the override is over and does nothing", (*spot, "until")
 
 
-CHECKS: tuple[Check, ...] = (_check_peers, _check_listen, _check_tls, _check_sctp, _check_lists, check_layouts, _check_rules)
+CHECKS: tuple[Check, ...] = (_check_peers, _check_listen, _check_tls, _check_sctp, _check_store, _check_lists, check_layouts, _check_rules)
 """What makes a configuration unusable."""
-WARNINGS: tuple[Check, ...] = (_warn_peers, _warn_open_doors, _warn_tls, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override)
+WARNINGS: tuple[Check, ...] = (
+    _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
+)  # fmt: skip
 """What is probably not meant."""

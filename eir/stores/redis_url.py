@@ -135,11 +135,25 @@ def _check_named(given: Mapping[str, str], environment: Mapping[str, str]) -> No
     for option, named in given.items():
         if option.endswith("_env") and named not in environment:
             raise StoreError("url", f"{option} of the store names the variable {named}, which is not set")
-        if option.endswith("_file"):
-            try:
-                Path(named).read_bytes()
-            except OSError as error:
-                raise StoreError("url", f"{option} {named} of the store cannot be read: {error.strerror}") from None
+    for option, file in _files(given).items():
+        try:
+            with file.open("rb") as stream:
+                empty = not stream.read(1)
+        except OSError as error:
+            raise StoreError("url", f"{option} {file} of the store cannot be read: {error.strerror}") from None
+        if empty:
+            raise StoreError("url", f"{option} {file} of the store is empty")
+
+
+def _files(given: Mapping[str, str]) -> dict[str, Path]:
+    return {option: Path(named) for option, named in given.items() if option.endswith("_file")}
+
+
+def files_of(url: str) -> Mapping[str, Path]:
+    """The files that a URL names, by their options, once each could be opened. Raises StoreError (`url`) for one that cannot."""
+    given = dict(parse_qsl(urlsplit(url).query))
+    _check_named({option: named for option, named in given.items() if option.endswith("_file")}, {})
+    return _files(given)
 
 
 def _login(user: str | None, given: Mapping[str, str], option: str, otherwise: str | None) -> dict[str, Any]:

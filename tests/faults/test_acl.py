@@ -125,7 +125,7 @@ async def follow(server, _, user=WORKER):
             assert (await store.states()).keys() == {"a"}  # `eir lists`
             assert (await store.outcomes())[0].count == 1
             assert len(await store.history()) == 1
-            assert store.said == ["store_may_evict"]
+            assert store.said == ["store_may_evict", "store_unprotected"]
     finally:
         await admin.close()
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import redis.exceptions as fault
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
 from eir.errors import Report, StoreError
 from eir.stores.redis.bounded import BoundedParser, TooLong
@@ -102,20 +102,41 @@ class Link:
         if not self._greeted:
             self._greeted = True  # others that ask at the same time do not look too
             try:
-                await self._greet(client)
+                await self._greet(client, key)
             except BaseException as error:
                 self._greeted = isinstance(error, fault.NoPermissionError)
                 if not self._greeted:
                     raise
         return await operation(client)
 
-    async def _greet(self, client: Any) -> None:
+    async def _greet(self, client: Any, key: str) -> None:
         policy = (await client.info("memory")).get("maxmemory_policy", POLICY_SAFE)
         if policy != POLICY_SAFE:
             self.report(
                 "store_may_evict", level="warning", reason=str(policy),
                 detail=f"Redis may drop lists when its memory is full; set maxmemory-policy {POLICY_SAFE}",
             )  # fmt: skip
+        if await self._is_open_to_all(client, key):
+            self.report(
+                "store_unprotected", level="warning", reason="no_password",
+                detail="Redis lets anyone who reaches it change lists, without a password; put `user default off` into its user file",
+            )  # fmt: skip
+
+    async def _is_open_to_all(self, client: Any, key: str) -> bool:
+        """Whether a connection without a password may write there, as far as that can be told. Nothing is written."""
+        host, port = await _where(client)
+        options = {name: value for name, value in self._address.guide_options.items() if name not in {"username", "password", "credential_provider"}}
+        stranger = Redis(host=host, port=port, **options)
+        try:
+            async with stranger.pipeline(transaction=False) as pipe:
+                for command in (("MULTI",), ("APPEND", key, ""), ("DISCARD",)):
+                    pipe.execute_command(*command)
+                queued = (await pipe.execute(raise_on_error=False))[1]
+        except (fault.RedisError, OSError):
+            return False
+        finally:
+            await stranger.aclose()
+        return queued in {b"QUEUED", "QUEUED"}
 
     @contextmanager
     def as_written(self) -> Iterator[None]:
@@ -164,6 +185,15 @@ class Link:
         self._clients, self._sentinel, self._cluster = {}, None, None
         for client in clients:
             await client.aclose()
+
+
+async def _where(client: Any) -> tuple[str, int]:
+    """Host and port of the server that a client's connections go to."""
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        host, port = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis has no types there
+        return str(host), int(port)
+    return str(pool.connection_kwargs["host"]), int(pool.connection_kwargs["port"])
 
 
 async def _heeding(answer: Awaitable[T]) -> T:
