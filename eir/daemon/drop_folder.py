@@ -45,7 +45,7 @@ LEVELS = {ACCEPTED: "info", WAITING: "info"}
 
 
 async def make_pass(config: Config, who: str) -> Pass:
-    """Make one pass over the drop folder, if no other node is at it. To be called before there are threads or open stores.
+    """Make one pass over the drop folder, if no other node is at it.
 
     The loads run in processes of their own, while this one keeps the right to load. Raises EirError if there is no drop folder
     or it cannot be used.

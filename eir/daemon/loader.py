@@ -1,8 +1,8 @@
 """Loads in processes of their own, so that what a release makes go wrong ends such a process and nothing else.
 
-`Loads` forks a process that forks another for each load: it has neither a thread nor a store, which is what makes forking at any
-time safe (SQLite's locks do not live through a fork), and it reads the modules of a load once. A load may take so much memory and
-so much time, and is the first that the kernel ends when the host's memory runs out. All end with the process that began them.
+`Loads` starts a process that forks another for each load. It is a fresh one, with neither a thread nor a store, because SQLite's
+locks and the threads of polars do not live through a fork, and it reads the modules of a load once. A load may take so much memory
+and so much time, and is the first that the kernel ends when the host's memory runs out. All end with the process that began them.
 """
 
 import asyncio
@@ -12,10 +12,13 @@ import pickle
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Generic, NoReturn, TypeAlias, TypeVar
+from typing import IO, Any, Generic, NoReturn, TypeAlias, TypeVar, cast
 
 from eir.errors import EirError, ReleaseRefused, refused_by
 from eir.lists.delivered import Progress
@@ -37,33 +40,44 @@ PR_SET_PDEATHSIG = 1
 PROGRESS, END, EXIT = "progress", "end", "exit"
 
 
+_BEGIN = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from eir.daemon.loader import serve; serve()"
+"""What the process that forks runs: with the modules of this one, wherever they were found."""
+
+
 class Loads(Generic[Job, Result]):
-    """Has loads made, one at a time, from the `with` on; to be made before this process has threads or opens a store."""
+    """Has loads made, one at a time, from the `with` on. To be used from the main thread, with whose end they end."""
 
     def __init__(self, work: Work[Job, Result], memory_max: int) -> None:
-        """`work`: what a load is, given a job that can be pickled. `memory_max`: bytes that it may take beside the program itself."""
+        """`work`: what a load is; it and its jobs can be pickled. `memory_max`: bytes that it may take beside the program itself."""
+        self._work = work
         self._memory_max = memory_max
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        reading, writing = os.pipe()
-        parent = os.getpid()
-        self._pid = os.fork()
-        if not self._pid:
-            self._ours.close()
-            os.close(writing)
-            _fork_loads(work, os.fdopen(reading, "rb"), theirs, memory_max, parent)
-        theirs.close()
-        os.close(reading)
-        self._jobs = os.fdopen(writing, "wb")
+        self._forker: _Forker | None = None
 
     def __enter__(self) -> "Loads[Job, Result]":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(BrokenPipeError):
-            self._jobs.close()
-        self._ours.close()
-        self._kill()  # with the load that it may be at
-        os.waitpid(self._pid, 0)
+        self._end()
+
+    def _started(self) -> "_Forker":
+        """The process that forks; another one if it has ended."""
+        if self._forker is None or self._forker.process.poll() is not None:
+            self._end()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._forker = _Forker(subprocess.Popen(
+                    [sys.executable, "-c", _BEGIN], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                ), ours)  # fmt: skip
+                self._forker.tell(sys.path)
+                self._forker.tell((theirs.fileno(), os.getpid(), self._memory_max, self._work))
+        return self._forker
+
+    def _end(self) -> None:
+        """With the load that goes on, if there is one."""
+        if self._forker is not None:
+            self._forker.process.kill()
+            self._forker.process.communicate()
+            self._forker.ours.close()
 
     async def make(self, job: Job, progress: Progress | None = None) -> Result:
         """What `work` gives for this job, or raises.
@@ -71,7 +85,7 @@ class Loads(Generic[Job, Result]):
         Raises ReleaseRefused besides: `memory` past memory_max, `time` past LOAD_S_MAX, `fault` for an exception that is neither
         EirError nor OSError, `killed` if somebody ended the process with SIGKILL, `crash` if anything else did.
         """
-        said, status = await asyncio.to_thread(self._made, job, progress or (lambda *_: None))
+        said, status = await asyncio.to_thread(self._started().made, job, progress or (lambda *_: None))
         if said is None:
             raise _end_of(status, self._memory_max)
         kind, value, attributes = said
@@ -82,13 +96,28 @@ class Loads(Generic[Job, Result]):
             setattr(error, name, attribute)
         raise error
 
-    def _made(self, job: Job, progress: Progress) -> tuple[Said | None, int]:
-        """What the load said in the end (None: nothing), and its exit status; negative: the signal that ended it."""
+
+@dataclass(frozen=True, slots=True)
+class _Forker:
+    """The process that forks one for each load."""
+
+    process: subprocess.Popen[bytes]
+    """Its standard input takes jobs."""
+    ours: socket.socket
+    """Over it a load says what it does, and its process how it ended, a packet each."""
+
+    def tell(self, value: object) -> None:
+        """Hand something over. Nothing happens if the process has ended: then it says nothing either."""
+        with suppress(BrokenPipeError):
+            cast("IO[bytes]", self.process.stdin).write(pickle.dumps(value))
+            cast("IO[bytes]", self.process.stdin).flush()
+
+    def made(self, job: object, progress: Progress) -> tuple[Said | None, int]:
+        """What a load said in the end (None: nothing), and its exit status; negative: the signal that ended it."""
         said: Said | None = None
-        with suppress(OSError):
-            pickle.dump(job, self._jobs)
-            self._jobs.flush()
-            while octets := self._ours.recv(MESSAGE_BYTES_MAX):
+        self.tell(job)
+        with suppress(ConnectionError):
+            while octets := self.ours.recv(MESSAGE_BYTES_MAX):
                 what, value = pickle.loads(octets)  # noqa: S301 - from a process of ours
                 if what == PROGRESS:
                     progress(*value)
@@ -96,11 +125,7 @@ class Loads(Generic[Job, Result]):
                     said = value
                 else:
                     return said, value
-        return said, -signal.SIGKILL
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+        return said, self.process.wait()
 
 
 def _end_of(status: int, memory_max: int) -> ReleaseRefused:
@@ -117,30 +142,28 @@ def _end_of(status: int, memory_max: int) -> ReleaseRefused:
 # In the process that forks
 
 
-def _fork_loads(work: Work[Job, Result], jobs: IO[bytes], out: socket.socket, memory_max: int, parent: int) -> NoReturn:
+def serve() -> NoReturn:
     """Be that process, until there are no more jobs."""
+    jobs = sys.stdin.buffer
+    number, parent, memory_max, work = pickle.load(jobs)  # noqa: S301 - from a process of ours
+    out, us = socket.socket(fileno=number), os.getpid()
+    _belong_to(parent)
     try:
-        _belong_to(parent)
-        us = os.getpid()
         while True:
-            job = pickle.load(jobs)  # noqa: S301 - from a process of ours
+            job = pickle.load(jobs)  # noqa: S301 - as above
             import eir.lists.reader  # noqa: F401, PLC0415 - takes a fifth of a second, and there may be nothing to load
 
             if not (pid := os.fork()):
-                _load(work, job, out, memory_max, us)
+                _load(work, job, out, memory_max, parent=us)
             _, status = os.waitpid(pid, 0)
             out.send(pickle.dumps((EXIT, os.waitstatus_to_exitcode(status))))
-    except (EOFError, OSError, KeyboardInterrupt):
-        pass
-    finally:
-        os._exit(0)
+    except (EOFError, ConnectionError):
+        sys.exit(0)
 
 
 def _belong_to(parent: int) -> None:
-    """End with the parent, and leave its signals to it: they would be written into the pipe that wakes its loop."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    """End with the parent, and by a signal at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that was set
         os._exit(0)
@@ -149,7 +172,7 @@ def _belong_to(parent: int) -> None:
 # In the process of a load
 
 
-def _load(work: Work[Job, Result], job: Job, out: socket.socket, memory_max: int, parent: int) -> NoReturn:
+def _load(work: Work[Job, Result], job: Job, out: socket.socket, memory_max: int, *, parent: int) -> NoReturn:
     """Be that process: do the work, say what came of it, end."""
     status = 1
     try:
