@@ -19,7 +19,9 @@ import zstandard
 from releases import make_key, public
 
 LISTS = ("stolen", "tracked", "exempt")
-STRAY, WITH_ANOTHER = "stray", "with another"
+STRAY = "stray"
+LATE = 5
+"""A serial by which the first ones are in force."""
 
 
 def settings(folder):
@@ -53,8 +55,8 @@ class Deliveries:
             (folder / f"signers-{name}").write_text(f"{name} {public(self.keys[name])}")
         self.serials = dict.fromkeys(LISTS, 0)
         self.good = dict.fromkeys(LISTS, 0)
-        self.size = dict.fromkeys(LISTS, "empty")
-        """Of lists: some TACs are too much growth for a `small` one."""
+        self.size = dict.fromkeys(LISTS, "none")
+        """Of lists: TACs are too much growth for a `small` one."""
         self.made: list[Expected] = []
         self.later = []
         """Files that come a moment later: (delivery, name, content)."""
@@ -172,7 +174,7 @@ class Deliveries:
         self._good(expected, self._data(*(f"{imei}," for imei in self._rows(800))))
 
     def _blank(self, expected):
-        self._good(expected, b"imei,reason\n" + b"\n" * self._number, entry={"rows": 0}, size="empty")
+        self._good(expected, b"imei,reason\n" + b"\n" * self._number, entry={"rows": 0})
 
     def _some_bad(self, expected):
         self._good(expected, self._data(f"{self._rows()[0]},", "nonsense,", "12,"))
@@ -210,7 +212,7 @@ class Deliveries:
         stem = f"{expected.list}-again-x"
         if any((self.drop / f"{stem}{end}").exists() for end in (".csv", ".manifest.json", ".manifest.json.sig")):
             return self._junk(expected)
-        return self._bad(expected, "serial", name="again", serial=1) if self.serials[expected.list] else self._full(expected)
+        return self._bad(expected, "serial", name="again", serial=1) if self.serials[expected.list] > LATE else self._full(expected)
 
     def _stranger(self, expected):
         self._bad(expected, "untrusted_signer", key="stranger")
@@ -228,7 +230,7 @@ class Deliveries:
         self._bad(expected, "expired", document={"issued": "2020-01-01T00:00:00Z", "expires": "2020-02-01T00:00:00Z"})
 
     def _old(self, expected):
-        return self._bad(expected, "serial", serial=1) if self.serials[expected.list] else self._full(expected)
+        return self._bad(expected, "serial", serial=1) if self.serials[expected.list] > LATE else self._full(expected)
 
     def _unknown_list(self, expected):
         self._bad(expected, "unknown_list", document={"list": "nobodys"})

@@ -28,6 +28,7 @@ async def test_every_kind_of_delivery_has_the_end_that_it_should(tmp_path):
 
     order = ["full"] * 6 + KINDS
     deliveries.chance.shuffle(order)
+    order.sort(key=["again", "old", "past_base", "growth"].__contains__)  # these need a list that is there
     for number, kind in enumerate(order):
         if deliveries.deliver(kind) is None:
             deliveries.catch_up()
