@@ -57,7 +57,7 @@ class _Watch:
         self.node, self.deliveries, self.kept = node, deliveries, kept
         self.waiting: list[Any] = []
         self.took_s: list[float] = []
-        self.late: list[str] = []
+        self.late: list[Any] = []
         self._seen = self._kept = 0
 
     def look(self) -> None:
@@ -73,9 +73,8 @@ class _Watch:
             if in_force.get(each.list, {"serial": 0})["serial"] >= each.serial:
                 self.took_s.append(took_s)
                 self.waiting.remove(each)
-            if took_s > IN_FORCE_S:
-                self.late.append(f"{each.kind} {each.manifest} is in force after more than {took_s:.1f} s")
-                each.whole = now + 3600
+            elif took_s > IN_FORCE_S and each not in self.late:
+                self.late.append(each)
         for room in ("accepted", "refused"):
             for path in list((self.deliveries.drop / room).glob("*")):
                 self._kept += 1
@@ -111,5 +110,7 @@ def _soak(node: Any, deliveries: Deliveries, kept: Path, options: argparse.Names
     print(f"{len(deliveries.made):,} deliveries of {len(kinds)} kinds in {time.monotonic() - began:.0f} s; {len(events):,} loads")
     if took_s:
         print(f"in force after {took_s[len(took_s) // 2]:.1f} s (median), {took_s[-1]:.1f} s at most")
-    broken = [*watch.late, *deliveries.broken([kept], [(event["list"], event["serial"]) for event in events])]
+    broken = deliveries.broken([kept], [(event["list"], event["serial"]) for event in events])
+    if watch.late:
+        broken.append(f"{len(watch.late)} were not in force within {IN_FORCE_S:g} s, such as {watch.late[0].kind} {watch.late[0].manifest}")
     return broken + [f"{count} times {event} {reason}" for (event, reason), count in said.items()]

@@ -23,7 +23,7 @@ from eir.lists.delivered import DataFile, read_small
 from eir.lists.delivery import Delivery, in_turn, to_look_at, verified
 from eir.lists.drop_folder import AGAIN_S, ITEMS_MAX, SETTLED_S, Rooms, lacking, look, open_rooms, printable, settled
 from eir.lists.load import KEPT_BYTES_MAX, Loader, LoadReport
-from eir.lists.openssh import SIGNATURE_BYTES_MAX
+from eir.lists.openssh import SIGNATURE_BYTES_MAX, UNSIGNED
 from eir.lists.release import MANIFEST_BYTES_MAX, FileEntry, Release, about
 from eir.lists.settings import ListSettings
 from eir.lists.store import ACCEPTED, REFUSED, ListStore, Mark, utc_text
@@ -40,7 +40,7 @@ NOT_MOVED_AGAIN_S = 600.0
 TEXT_NAME_BYTES_MAX = 240
 """Of a name that says what a text is about, so that there is room behind it."""
 IN_VAIN_S, VERIFY_S, PASS_S = 3.0, 10.0, 3.0
-"""How long a pass goes on verifying what claims to be good and is not, and what is good as well; and how long it then goes on
+"""How long a pass goes on verifying what claims a trusted key in vain, and all that does; and how long it then goes on
 with the rest. It ends after that, so that the next one sees what has arrived meanwhile. One release of each list always has its
 turn; what is good has to be known before its list's turn, or a later serial would come before an earlier one."""
 
@@ -224,7 +224,8 @@ class _Turn:
             began = time.monotonic()
             try:
                 delivery = await asyncio.to_thread(verified, name, terms.folder, self._listing, terms.lists, terms.clock())
-                in_vain_s += time.monotonic() - began if delivery.release is None else 0.0
+                if delivery.refused is not None and delivery.refused.reason in UNSIGNED:
+                    in_vain_s += time.monotonic() - began
                 yield delivery
             except OSError as error:
                 self._cut = True

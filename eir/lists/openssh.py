@@ -46,6 +46,8 @@ _DETAILS = {
     "bad_signature": "the signature is damaged, or the manifest is not the one that was signed",
 }
 _NEAREST = (*_DETAILS, "untrusted_signer")
+UNSIGNED = frozenset(_NEAREST)
+"""Reasons why a signature does not count."""
 
 
 @dataclass(frozen=True, slots=True)
