@@ -108,7 +108,7 @@ async def test_an_application_without_a_vendor():
         ("an unknown AVP", message(ADD, HEAD + TO + summands(1) + avp(1402, b"x", 10415), app=ID), 5001, avp(1402, b"x", 10415), False),
         ("an unknown AVP without M", message(ADD, HEAD + TO + summands(1) + avp(1402, b"x", 10415, 0), app=ID), 2001, None, False),
         ("nothing to add", message(ADD, HEAD + TO, app=ID), 5005, u32(1, 0, VENDOR), False),
-        ("no Session-Id", message(ADD, HEAD[12:] + TO + summands(1), app=ID), 5005, avp(263), True),
+        ("no Session-Id", message(ADD, HEAD[12:] + TO + summands(1), app=ID), 5005, avp(263, b"\0"), True),
         ("a group without its member", message(ADD, HEAD + TO + summands(1) + avp(3, b"", VENDOR), app=ID), 5005, avp(3, u32(4, 0, VENDOR), VENDOR), False),
         ("a value", message(ADD, HEAD + TO + summands(1) + avp(3, u32(4, 7, VENDOR), VENDOR), app=ID), 5004, avp(3, u32(4, 7, VENDOR), VENDOR), False),
         ("a length", message(ADD, HEAD + TO + avp(1, b"xx", VENDOR), app=ID), 5014, avp(1, b"xx", VENDOR), False),
