@@ -3,9 +3,11 @@
 import asyncio
 import os
 
+import drop
 import in_kernel
 import pytest
 from node import Publisher, Site
+from releases import make_key
 from wire import HOST, REALM, Connection, cer
 
 elsewhere = in_kernel.Elsewhere()
@@ -47,6 +49,21 @@ def shared(tmp_path_factory, publisher):
     """An EIR host for those tests of a module that only read."""
     with Site(tmp_path_factory.mktemp("shared") / "site", publisher) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory):
+    """Three real keys for signatures; an EIR trusts the first two, where a test says nothing else."""
+    folder = tmp_path_factory.mktemp("keys")
+    return [make_key(folder, name) for name in ("agency", "second", "stranger")]
+
+
+@pytest.fixture
+async def drop_site(tmp_path, keys):
+    """An EIR's drop folder and store, without a node."""
+    made = drop.Site(tmp_path, keys)
+    yield made
+    await made.store.close()
 
 
 @pytest.fixture

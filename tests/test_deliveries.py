@@ -8,8 +8,8 @@ import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from drop import PATIENCE_S, Site
-from releases import make_key, sign
+from drop import PATIENCE_S
+from releases import sign
 
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.lists import delivery, inbox
@@ -23,17 +23,9 @@ from eir.lists.store import ACCEPTED, REFUSED
 GOOD = {"other-1.manifest.json": (ACCEPTED, "")}
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("keys")
-    return [make_key(folder, name) for name in ("agency", "second", "stranger")]
-
-
 @pytest.fixture
-async def site(tmp_path, keys):
-    made = Site(tmp_path, keys)
-    yield made
-    await made.store.close()
+def site(drop_site):
+    return drop_site
 
 
 def signed_by_hand(site, name="stolen", serial=1, *, files, key=0, **members):

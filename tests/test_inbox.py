@@ -20,7 +20,7 @@ import pytest
 from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from releases import make_key, sign
+from releases import sign
 
 from eir.config import load_config
 from eir.daemon.drop_folder import CLAIM, CLAIM_S, DropFolder, make_pass
@@ -36,17 +36,9 @@ from eir.lists.store import ACCEPTED, REFUSED
 from eir.stores.sqlite import SqliteStore
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("keys")
-    return [make_key(folder, name) for name in ("agency", "second", "stranger")]
-
-
 @pytest.fixture
-async def site(tmp_path, keys):
-    made = Site(tmp_path, keys)
-    yield made
-    await made.store.close()
+def site(drop_site):
+    return drop_site
 
 
 # ---- what is looked at ----

@@ -6,7 +6,6 @@ that asks (`subscriber_bound_elsewhere`).
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,7 +15,8 @@ from eir.checks.conditions import CONDITIONS, NOBODY, subscriber_key
 from eir.checks.policy import NoDevice, PolicySettings, Rule, Status
 from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
 from eir.device import SNR_KEYS, imsi_key, is_digits
-from eir.errors import IdentifierError, StoreChanged
+from eir.errors import IdentifierError
+from eir.lists.entries import read_pages
 from eir.lists.index import Index
 from eir.lists.pages import Page
 from eir.lists.reasons import reason_of
@@ -25,8 +25,6 @@ from eir.lists.store import ListState, ListStore
 
 NAMED_MAX = 5
 """Values of a rule's condition that are named."""
-READ_AGAIN_MAX = 5
-"""Times that a list is read again because it changed while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +155,7 @@ def _wanted(kind: str, key: int, imsi: str) -> int | None:
 async def _pages_of_pair(store: ListStore, name: str, number: int, subscriber: int) -> tuple[ListState | None, Sequence[Page]]:
     """The page of the device, and those in which the SIM is bound to some device (or seems to be: the policy looks closer)."""
     sought = subscriber.to_bytes(8, "little")
-    for _ in range(READ_AGAIN_MAX):
-        state: ListState | None = None
-        pages: list[Page] = []
-        with suppress(StoreChanged):
-            async for state, batch in store.pages(name):  # noqa: B007  # the last one is returned
-                pages += [page for page in batch if page.number == number or sought in page.extra]
-            return state, pages
-    raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
+    return await read_pages(store, name, lambda page: page.number == number or sought in page.extra)
 
 
 def _conditions(rule: Rule) -> str:

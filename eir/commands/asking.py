@@ -110,8 +110,8 @@ def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext
         return None
     if ca is None or cert is None or key is None:
         raise fail("TLS between Diameter nodes is mutual: --ca, --cert and --key are needed, all three", EXIT_USAGE)
-    from eir.diameter.settings import TlsSettings  # noqa: PLC0415 - as above
-    from eir.diameter.transport.tls import load_tls, read_tls  # noqa: PLC0415
+    from eir.diameter.settings import TlsSettings  # noqa: PLC0415 - for a probe over TLS alone
+    from eir.diameter.transport.tls import load_tls, read_tls  # noqa: PLC0415 - as above
 
     return load_tls(read_tls(TlsSettings(certificate=cert, key=key, ca=ca))).connecting
 

@@ -17,11 +17,12 @@ from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, sho
 from eir.config import Whereabouts
 from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imsi_key
 from eir.errors import IdentifierError
-from eir.lists.entries import Listed, entries_of, imsi_text, read_whole, reason_text, until_text
+from eir.lists.entries import Listed, entries_of, imsi_text, read_pages, until_text
 from eir.lists.export import EIR, EXPORTS, export
 from eir.lists.layout import tac_key
 from eir.lists.local import added_by
 from eir.lists.pages import PAGE_KEYS, Page
+from eir.lists.reasons import reason_text
 from eir.lists.settings import PAIRS, SUBSCRIBERS
 from eir.lists.store import Event, ListState, ListStore
 
@@ -124,7 +125,7 @@ async def _found(checked: Whereabouts, name: str, identifier: str, store: ListSt
         _, pages = await store.some_pages(name, [keys.start // PAGE_KEYS])
     else:
         keys = range(0)
-        _, pages = await read_whole(store, name)
+        _, pages = await read_pages(store, name)
     return _Found(state, pages, keys, await store.history(name))
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from eir.diameter.capabilities import source_address
 from eir.diameter.gate import Address, Sources
 from eir.diameter.settings import Limits, PeerSettings, SctpSettings, setting_for
-from eir.diameter.transport.endpoint import SCTP, endpoint
+from eir.diameter.transport.endpoint import SCTP, address_text, endpoint
 from eir.diameter.transport.listen import Listener, open_listener
 from eir.diameter.transport.sctp_options import LOAD_ADVICE, MISSING
 from eir.errors import EirError, Report
@@ -127,7 +127,7 @@ class Acceptor:
                     return
                 refused = "no_worker"
         self.refused[refused] += 1
-        self._report("peer_refused", reason=refused, level="warning", address=at(host, port), setting=setting_for(refused))
+        self._report("peer_refused", reason=refused, level="warning", address=address_text([host], port), setting=setting_for(refused))
 
     def _cannot_accept(self, fault: OSError) -> None:
         self.failures += 1
@@ -138,8 +138,3 @@ def cannot_listen(where: str, fault: OSError) -> EirError:
     """What ends a node that cannot have one of its listeners."""
     advice = LISTEN_ADVICE.get(fault.errno or 0)
     return EirError(f"cannot listen on {where}: {fault.strerror or fault}{f' ({advice})' if advice else ''}")
-
-
-def at(host: str, port: int) -> str:
-    """`host:port`, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -17,12 +17,13 @@ from typing import Any
 
 from eir import __version__
 from eir.config import Config, load_config, needs_restart, take_over
-from eir.daemon.accept import Acceptor, at, cannot_listen
+from eir.daemon.accept import Acceptor, cannot_listen
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.setup import report_warnings
 from eir.daemon.signals import deliver
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
+from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, StoreError
 from eir.lists.patience import STOOD_STILL, in_time
@@ -117,7 +118,8 @@ class Front:
             return
         host, _, port = self._config.http.rpartition(":")
         try:
-            self._status.http = at(*await self._http.listen(host.strip("[]"), int(port)))
+            address, bound = await self._http.listen(host.strip("[]"), int(port))
+            self._status.http = address_text([address], bound)
         except OSError as e:
             raise cannot_listen(f"http {self._config.http}", e) from None
         self._log.report("listening", address=f"http://{self._status.http}", pages="/metrics /live /ready")

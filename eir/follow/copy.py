@@ -43,9 +43,9 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
     """Compare two states of a list.
 
     A generation that goes down, or stays while the content differs, means that the store lost what was written; so does
-    a lower highest serial, which never goes down but by an operator's reset, and those are counted. A serial above all that were ever accepted is a signed
-    release that is new to everyone: it is followed even from a store that lost its generations. So is what is held already,
-    when it was loaded once more into such a store.
+    a lower highest serial, which never goes down but by an operator's reset, and those are counted. A serial above all that were
+    ever accepted is a signed release that is new to everyone: it is followed even from a store that lost its generations. So is
+    what is held already, when it was loaded once more into such a store.
     """
     if stored is None:
         return Relation.SAME if held is None else Relation.LOST

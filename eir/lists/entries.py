@@ -1,6 +1,6 @@
 """What a list holds, entry by entry, as people look at it: pages unfolded into rows. May import numpy, eir.device and lists."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -10,7 +10,6 @@ from eir.errors import StoreChanged, StoreError
 from eir.lists.content import decode
 from eir.lists.pages import PAGE_KEYS, Page
 from eir.lists.pairs import decode_pairs, has_pairs
-from eir.lists.reasons import OTHER_REASON
 from eir.lists.settings import SUBSCRIBERS
 from eir.lists.store import ListState, ListStore, utc_text
 
@@ -48,21 +47,16 @@ def until_text(until: int) -> str:
     return utc_text(datetime.fromtimestamp(until, UTC)) if until else ""
 
 
-def reason_text(state: ListState, reason: int) -> str:
-    """The text behind a reason byte; empty for none."""
-    if not reason:
-        return ""
-    return state.reasons[reason] if reason < len(state.reasons) else OTHER_REASON
-
-
-async def read_whole(store: ListStore, name: str) -> tuple[ListState | None, Sequence[Page]]:
-    """A list's state and all its pages by rising number, as of one moment. Raises StoreError."""
+async def read_pages(
+    store: ListStore, name: str, wanted: Callable[[Page], bool] = lambda _: True
+) -> tuple[ListState | None, Sequence[Page]]:
+    """A list's state and those of its pages that are wanted, by rising number, as of one moment. Raises StoreError."""
     for _ in range(READ_AGAIN_MAX):
         with suppress(StoreChanged):
             state: ListState | None = None
             pages: list[Page] = []
             async for state, batch in store.pages(name):  # noqa: B007  # the last one is returned
-                pages += batch
+                pages += filter(wanted, batch)
             return state, sorted(pages)
     raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read: try again")
 

@@ -11,8 +11,10 @@ from typing import TextIO
 
 from eir.device import MEID_BASE, SNR_KEYS, key_text
 from eir.errors import EirError
-from eir.lists.entries import Listed, entries_of, imsi_text, reason_text, until_text
+from eir.lists.entries import Listed, entries_of, imsi_text, until_text
+from eir.lists.layout import BY_IMEI, BY_IMSI, BY_PAIR, BY_RANGE, BY_TAC
 from eir.lists.pages import Page, decode_sections
+from eir.lists.reasons import reason_text
 from eir.lists.settings import DEVICES, PAIRS
 from eir.lists.store import ListState
 
@@ -23,7 +25,6 @@ LONG_PAST = 1
 RANGES_MAX = 100_000
 """Entries of a list of devices with whole TACs among them that are written as ranges, which take a load longer than single ones."""
 
-ONE, TAC, RANGE, SIM, PAIR = ("imei",), ("tac",), ("imei_from", "imei_to"), ("imsi",), ("imei", "imsi")
 _LOST: Mapping[str, str] = {"tac": "whole TACs", "imei_from": "whole TACs", "until": "ends", "reason": "reasons"}
 
 
@@ -51,7 +52,7 @@ def export(
     def row(entry: Listed) -> list[str]:
         said = {"reason": reason_text(state, entry.reason), "until": until_text(entry.until), "imsi": imsi_text(entry.imsi or entry.key)}
         said[subject[0]] = entry.text(state.kind)
-        if subject == RANGE:
+        if subject == BY_RANGE:
             said |= {"imei_from": key_text(entry.key), "imei_to": key_text(entry.key + (SNR_KEYS - 1) * entry.whole_tac)}
         return [said["imei"], day, said["reason"]] if layout == DIRBS_BLACKLIST else [said[column] for column in columns]
 
@@ -68,12 +69,12 @@ def export(
 def _subject(state: ListState, pages: Sequence[Page], only_tacs: bool | None) -> Sequence[str]:
     """The columns that say what a row is about. Raises EirError if one file cannot say it."""
     if state.kind != DEVICES:
-        return PAIR if state.kind == PAIRS else SIM
+        return BY_PAIR if state.kind == PAIRS else BY_IMSI
     tacs, singles = any(page.tac for page in pages), any(page.keys for page in pages)
     if only_tacs or (only_tacs is None and tacs and not singles):
-        return TAC
+        return BY_TAC
     if only_tacs is False or not tacs:
-        return ONE
+        return BY_IMEI
     letters = any(page.number >= MEID_BASE // SNR_KEYS for page in pages)
     if letters or state.entries > RANGES_MAX:
         held = "MEIDs with letters" if letters else f"{state.entries:,} entries"
@@ -81,7 +82,7 @@ def _subject(state: ListState, pages: Sequence[Page], only_tacs: bool | None) ->
             f"the list holds whole TACs beside {held}, which no one file can hold: write two, the first with --only imei and the second with "
             "--only tac, and publish them in this order"
         )
-    return RANGE
+    return BY_RANGE
 
 
 def _has_ends(ahead: Sequence[Listed], pages: Sequence[Page]) -> bool:

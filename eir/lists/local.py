@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from eir.device import TAC_DIGITS, device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged
 from eir.lists.build import Built, Rows, amend_pages, build_pages
-from eir.lists.entries import entries_of
+from eir.lists.entries import entries_of, until_text
 from eir.lists.layout import tac_key
 from eir.lists.pages import PAGE_KEYS, Page
 from eir.lists.reasons import check_reason, reason_byte
@@ -150,7 +150,7 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
         except (GenerationConflict, StoreChanged):
             await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # spreads two operators, hides nothing
             continue
-        until = f", until {utc_text(datetime.fromtimestamp(edit.until, UTC))}" if edit.until else ""
+        until = f", until {until_text(edit.until)}" if edit.until else ""
         what = TACS if any(entry.whole_tac for entry in edit.entries) else ""
         forced = f"; {turnover(settings.kind, amended.come, amended.gone)}; {by_force(passed)}" if edit.force else ""
         detail = f"{edit.reason}{until}{forced}: {what}{', '.join(entry.text for entry in edit.entries)}"

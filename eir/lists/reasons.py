@@ -70,6 +70,13 @@ async def reason_byte(text: str, state: ListState, store: ListStore, name: str) 
     return free, (*state.reasons[:free], text, *state.reasons[free + 1 :])
 
 
+def reason_text(state: ListState, byte: int) -> str:
+    """The text that a reason byte of a list stands for; empty for none."""
+    if not byte:
+        return ""
+    return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON
+
+
 async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) -> str | None:
     """The reason that a list gives for a key, read from the store; None if the key is not listed or has no reason.
 
@@ -87,4 +94,4 @@ async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) ->
     if tac is not None:
         said.append(tac)
     byte = next((reason for reason, end in said if reason and (not end or end > now)), 0)
-    return (state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON) if byte else None
+    return reason_text(state, byte) or None

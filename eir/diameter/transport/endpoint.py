@@ -1,5 +1,6 @@
 """Where a listener is, or a peer: a URL that names the transport, one address or several, and the port. Opens nothing."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -22,11 +23,16 @@ class Endpoint(NamedTuple):
     @property
     def where(self) -> str:
         """Hosts and port, as they stand in the URL."""
-        return f"{','.join(f'[{host}]' if ':' in host else host for host in self.hosts)}:{self.port}"
+        return address_text(self.hosts, self.port)
 
     def __str__(self) -> str:
         """The URL."""
         return f"{self.scheme}://{self.where}"
+
+
+def address_text(hosts: Sequence[str], port: int) -> str:
+    """Hosts with their port as a URL has them: several with commas between them, an IPv6 address in brackets."""
+    return f"{','.join(f'[{host}]' if ':' in host else host for host in hosts)}:{port}"
 
 
 def endpoint(url: str) -> Endpoint:

@@ -20,6 +20,7 @@ from eir.diameter.events import Closed, Event
 from eir.diameter.peer import Peer
 from eir.diameter.settings import PeerSettings
 from eir.diameter.states import State
+from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.stream import certificate_names, reset
 
 REST_BYTES = 65_536
@@ -257,7 +258,7 @@ class Link(asyncio.Protocol):
     def _see(self, address: Sequence[Any]) -> None:
         host, port = address[:2]
         self.source = source_address(host)
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = address_text([host], port)
 
     def _turn(self, peer: Peer, data: bytes) -> None:
         before = peer.traffic.answers
