@@ -40,7 +40,7 @@ class Played:
         here.close()
         self.link = await RpcLink.over(self.ends.stream)
         handlers = {
-            "configure": self.configured.append, "snapshot": lambda: {"eir_checks_total": {("whitelisted", ""): self.checks}},
+            "configure": self.configured.append, **dict.fromkeys(("counters", "snapshot"), lambda: {"eir_checks_total": {("whitelisted", ""): self.checks}}),
             "report": lambda: REPORT, "peers": list, "dial": lambda: self.told.append("dial"),
             "set_peer": lambda *what: self.told.append(what), "order": self.told.append,
         }  # fmt: skip

@@ -176,8 +176,8 @@ class Worker:
     def handlers(self) -> Handlers:
         """What the front tells and asks."""
         return {
-            "order": self.node.obey, "dial": self.node.dial, "snapshot": self.snapshot, "report": self.report, "peers": self.peers,
-            "set_peer": self.set_peer,
+            "order": self.node.obey, "dial": self.node.dial, "counters": self.counters, "snapshot": self.snapshot, "report": self.report,
+            "peers": self.peers, "set_peer": self.set_peer,
         }  # fmt: skip
 
     async def run(self, packets: socket.socket, stop: asyncio.Event) -> None:
@@ -272,12 +272,10 @@ class Worker:
     def _loaded(self) -> dict[str, ListState]:
         return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
 
-    def snapshot(self) -> metrics.Snapshot:
-        """All numbers of this worker, for a scrape."""
-        counts, follower = self.counts, self.follower
+    def counters(self) -> metrics.Snapshot:
+        """What this worker has counted, which outlives it."""
+        counts = self.counts
         self.node.count_retransmissions()
-        connected, disabled = self.node.connected(), self.node.disabled()
-        states = self._loaded()
         return {
             "eir_checks_total": self.checker.checks(),
             "eir_observed_total": self.checker.observed,
@@ -287,20 +285,27 @@ class Worker:
             "eir_diameter_answers_total": counts.answers,
             "eir_diameter_errors_total": metrics.by_label(counts.errors),
             "eir_diameter_drops_total": metrics.by_label(counts.dropped),
-            "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
-            "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
-            "eir_peer_last_request_timestamp_seconds": metrics.by_label(counts.last_request),
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
             "eir_shed_total": counts.shed,
-            "eir_sctp_paths": self.node.paths(),
             "eir_sctp_retransmissions_total": metrics.by_label(counts.sctp_retransmissions),
             "eir_sctp_restarts_total": metrics.by_label(counts.sctp_restarts),
+            "eir_store_errors_total": metrics.by_label(self.follower.errors),
+        }
+
+    def snapshot(self) -> metrics.Snapshot:
+        """All numbers of this worker, for a scrape."""
+        follower, states = self.follower, self._loaded()
+        connected, disabled = self.node.connected(), self.node.disabled()
+        return self.counters() | {
+            "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
+            "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
+            "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.counts.last_request),
+            "eir_sctp_paths": self.node.paths(),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
             "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),
             "eir_list_expires_timestamp_seconds": metrics.times({name: state.expires for name, state in states.items()}),
             "eir_store_up": {(): float(follower.up)},
-            "eir_store_errors_total": metrics.by_label(follower.errors),
             "eir_store_lost_data": {(name,): float(name in follower.lost) for name in states},
             "eir_follow_lag_seconds": {(): follower.lag_s},
             "eir_switch_longest_slice_seconds": {(): follower.longest_slice_s},

@@ -21,7 +21,7 @@ from eir.operate import metrics
 from eir.operate.status import WorkerReport, merged_peers
 
 FIGURES_S = 1.0
-"""Workers' figures are taken this often, so that a worker that ends leaves them behind."""
+"""What workers have counted is taken this often, so that a worker that ends leaves it behind."""
 HUNG_QUESTIONS = 4
 """A worker that leaves so many questions in a row without an answer is killed: its peers find one that does. Not a time, since
 a host that stood still has every worker late once."""
@@ -148,19 +148,19 @@ class Workers:
                 worker.link.tell("order", replace(order, connection=connection))
 
     async def _keep_figures(self, worker: _Worker) -> None:
-        """Take a worker's figures again and again, and end it if it answers no more."""
+        """Take what a worker has counted again and again, and end it if it answers no more."""
         unanswered = 0
         while unanswered < HUNG_QUESTIONS:
             await asyncio.sleep(FIGURES_S)
             if not worker.started:
                 continue
             try:
-                worker.figures = await worker.link.ask("snapshot")
+                worker.figures = worker.figures | await worker.link.ask("counters")
                 unanswered = 0
             except Unanswered:
                 unanswered += 1
             except RpcError as e:
-                self._report("worker_failed", level="warning", reason="snapshot", worker=worker.number, detail=str(e))
+                self._report("worker_failed", level="warning", reason="counters", worker=worker.number, detail=str(e))
         self._report("worker_hung", level="error", worker=worker.number, unanswered=unanswered)
         kill(worker.pid, signal.SIGKILL)
 
