@@ -14,8 +14,8 @@ elsewhere = in_kernel.Elsewhere()
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item):
-    return elsewhere.run(item) or None
+def pytest_runtest_protocol(item, nextitem):
+    return elsewhere.run(item, nextitem) or None
 
 
 if in_kernel.REPORTS in os.environ:

@@ -46,7 +46,7 @@ class Elsewhere:
     def __init__(self):
         self._by_id = {}
 
-    def run(self, item):
+    def run(self, item, following):
         """Report a test as it went there; with it run all others of its file that are wanted. False: it can run here."""
         if item.get_closest_marker("sctp") is None or has_sctp():
             return False
@@ -56,6 +56,7 @@ class Elsewhere:
         for report in self._by_id[item.nodeid]:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        item.session._setupstate.teardown_exact(following)  # what the test before left standing for one of its own file
         return True
 
     def _run_file(self, items):
