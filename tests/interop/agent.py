@@ -66,8 +66,15 @@ def relay(folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True, s
     with log.open("w") as stream:
         environment = os.environ | {"SSLKEYLOGFILE": str(folder / "keys")}
         process = subprocess.Popen(["freeDiameterd", "-c", configuration], stdout=stream, stderr=stream, env=environment)
+
+    def connected():
+        """At both ends: until the agent has read our CEA it has nobody to hand a request to."""
+        opened = log.read_text()
+        is_open = all(f"-> 'STATE_OPEN'\t'{name}'" in opened for name in eirs)
+        return all(node.status()["peers"]["dra"] == expect for node in eirs.values()) and (is_open or not expect or not relays)
+
     try:
-        until(lambda: process.poll() is not None or all(node.status()["peers"]["dra"] == expect for node in eirs.values()))
+        until(lambda: process.poll() is not None or connected())
         assert process.poll() is None, log.read_text()
         yield port
     finally:
