@@ -1,11 +1,13 @@
-"""For setuptools, beside pyproject.toml: a build begins with an empty folder.
+"""For setuptools, beside pyproject.toml: the compiled part, and a build that begins with an empty folder.
 
-Without it a wheel takes along modules that an earlier build left in build/lib, and that are gone.
+Without that a wheel takes along modules that an earlier build left in build/lib, and that are gone. The compiled part is built
+where a C compiler and Python's headers are, and otherwise left out: then the same is done in Python. It uses Python's limited
+API, so that one wheel is for every version of Python from the one named here.
 """
 
 import shutil
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build import build
 
 
@@ -15,4 +17,7 @@ class _CleanBuild(build):
         super().run()
 
 
-setup(cmdclass={"build": _CleanBuild})
+_HEADERS = [f"eir/s13/_lane_{of}.h" for of in ("images", "learned", "policy")]
+_LANE = Extension("eir.s13._lane", ["eir/s13/_lane.c"], depends=_HEADERS, extra_compile_args=["-O2"], py_limited_api=True, optional=True)
+
+setup(cmdclass={"build": _CleanBuild}, ext_modules=[_LANE], options={"bdist_wheel": {"py_limited_api": "cp311"}})

@@ -1,6 +1,6 @@
 """The command `eir`, also as `python -m eir`.
 
-`eir serve` holds its signals before anything else: to read the commands takes a third of a second, and numpy makes threads.
+`eir serve` holds its signals before anything else: to read its modules takes a while, and numpy makes threads.
 """
 
 import os
@@ -16,12 +16,13 @@ TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 def main() -> None:
     """Run the command line; see eir.commands.app."""
-    if _command(sys.argv[1:]) == "serve":
+    word = _first_word(sys.argv[1:])
+    if word == "serve":
         block()
         _use_large_pages()
-    from eir.commands import app  # noqa: PLC0415 - takes a third of a second, in which signals are blocked already
+    from eir.commands import app  # noqa: PLC0415 - takes a while, in which signals are blocked already
 
-    app.main()
+    app.main(word)
 
 
 def _use_large_pages() -> None:
@@ -36,7 +37,7 @@ def _use_large_pages() -> None:
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # this very program
 
 
-def _command(arguments: Sequence[str]) -> str | None:
+def _first_word(arguments: Sequence[str]) -> str | None:
     """The first argument that is neither an option nor the file behind -c."""
     left = iter(arguments)
     for argument in left:

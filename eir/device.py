@@ -66,6 +66,12 @@ def key_text(key: int) -> str:
     return f"{key:014d}" if key < MEID_BASE else f"{key - MEID_BASE:014X}"
 
 
+def check_digit(digits: str) -> int:
+    """The check digit of an IMEI, by its first 14 digits (TS 23.003 annex B: Luhn)."""
+    doubled = (2 * int(digit) if position % 2 else int(digit) for position, digit in enumerate(digits))
+    return -sum(each // 10 + each % 10 for each in doubled) % 10
+
+
 def imsi_key(text: str) -> int:
     """The key of an IMSI: its digits as a number, with a leading 1 so that IMSIs of different length differ.
 

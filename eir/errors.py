@@ -76,6 +76,12 @@ def shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def place_of(fault: BaseException) -> str:
+    """The type of a fault and the line that raised it; never its text, which may hold an identifier."""
+    places = [f" at {frame.f_code.co_filename}:{line}" for frame, line in walk_tb(fault.__traceback__)]
+    return type(fault).__name__ + "".join(places[-1:])
+
+
 def refused_by(fault: Exception) -> ReleaseRefused:
     """The refusal of a release that the program itself fails over (`fault`), with the place; the values at hand are left out."""
     frames = [(Path(frame.f_code.co_filename), line, frame.f_code.co_name) for frame, line in walk_tb(fault.__traceback__)]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark import network
+from benchmark import network, over_sctp
 from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
@@ -47,16 +47,19 @@ P99_ABOVE_FLOOR_MS = 1.0
 def main(arguments: Sequence[str]) -> int:
     """The part `ecr` of scripts/bench."""
     parser = argparse.ArgumentParser(prog="bench ecr", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--transport", choices=("tcp", "sctp"), default="tcp", help="sctp: one connection, beside TCP and other stacks over SCTP")
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS, metavar="N")
-    parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS, metavar="N", help="requests under way on each connection")
+    parser.add_argument("--windows", type=int, nargs="+", metavar="N", help="requests under way on each connection")
     parser.add_argument("--rates", type=float, nargs="*", default=RATES, metavar="R", help="requests a second over four connections")
-    parser.add_argument("--only", action="store_true", help="the node alone, without floor and echo")
+    parser.add_argument("--only", action="store_true", help="the node alone, without what is beside it")
     add_options(parser, seconds=2, turns=3, picture=True)
     options = parser.parse_args(arguments)
+    if options.transport == "sctp":
+        return over_sctp.measure(options)
     program("load")
     start_echo = echo()
     network.enter()
-    loads = [Load(count, window) for count in options.connections for window in options.windows]
+    loads = [Load(count, window) for count in options.connections for window in options.windows or WINDOWS]
     loads += [Load(4, STEADY.window, rate) for rate in options.rates]
     on, how = cores(), times(options)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:

@@ -1,7 +1,8 @@
 """The node beside OTP's diameter, freeDiameter and python-diameter: each on the same core, asked by the same generator, in turns.
 
 Each peer is the smallest S13 server that it allows, with nothing to look up and nothing to count, and says WHITELISTED to all;
-the node has one worker, all metrics on, and a list. The C echo and the bare uvloop server stand beside them.
+the node has one worker, all metrics on, and a list. The C echo and the bare uvloop server stand beside them. Asked are four MMEs, one
+MME that waits for each answer, and two agents with the requests of many MMEs.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from benchmark.measure import (
     COLUMNS,
     Load,
     Picture,
+    Results,
     Target,
     add_options,
     answers_per_s,
@@ -41,10 +43,22 @@ from benchmark.site import Site
 from eir.commands.table import table
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
-BUSY, ALONE = Load(4, 256), Load(1, 1)
-TIMES_FASTER = {"otp": 5.0, "freediameter": 7.0, "python-diameter": 20.0}
-"""Answers a second of the node, at least this many times the peer's."""
-P50_OF = {"otp": 1.0, "freediameter": 1.0, "echo": 1.4}
+HITS = (0.01, 0.5)
+BUSY, BUSY_WITH_HITS = (Load(4, 256, hits=hits) for hits in HITS)
+ALONE = Load(1, 1)
+AGENTS = [Load(2, window, behind=behind, hits=hits) for behind, windows in ((64, (1, 8, 64, 512)), (1000, (64, 512))) for window in windows for hits in HITS]
+"""What agents bring: the requests of many MMEs, mixed."""
+SHOWN = Load(2, 64, behind=64, hits=0.5)
+"""In the picture: the traffic that is hardest to answer fast."""
+WIDE = 64
+"""Window from which the targets for agents hold."""
+AGENTS_TIMES_OTP = {64: 25.0, 1000: 15.0}
+"""Answers a second of the node, at least this many times OTP's, by MMEs behind each agent."""
+TIMES_OTP = {BUSY: 60.0, BUSY_WITH_HITS: 40.0} | {load: AGENTS_TIMES_OTP[load.behind] for load in AGENTS if load.window >= WIDE}
+"""Answers a second of the node, at least this many times OTP's."""
+TIMES_FASTER = {"freediameter": 7.0, "python-diameter": 20.0}
+"""The same, of other peers, for `BUSY`."""
+P50_OF = {"otp": 1.0, "freediameter": 1.0, "echo": 1.1}
 """The node's latency with one request at a time, at most this many times the other's."""
 
 CALLED = {
@@ -75,7 +89,8 @@ def main(arguments: Sequence[str]) -> int:
         folder = Path(made)
         site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
         site.load(site.release(listed.keys))
-        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        for hits in HITS:
+            write_questions(folder / f"questions-{hits}", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=hits)
         servers = [
             site.server("eir", free_port(), cores=on.server),
             floor(free_port(), log=folder / "floor.log", cores=on.server),
@@ -84,21 +99,28 @@ def main(arguments: Sequence[str]) -> int:
         ]
         for server in servers:
             running.enter_context(server)
-        results = in_turns(servers, (BUSY, ALONE), folder / "questions", how, on.generator)
-    faster = {server.name: ratio(results, "eir", server.name, BUSY, answers_per_s) for server in servers[1:]}
+        results: Results = {}
+        for load in (BUSY, BUSY_WITH_HITS, ALONE, *([SHOWN] if options.quick else AGENTS)):
+            results |= in_turns(servers, (load,), folder / f"questions-{load.hits}", how, on.generator)
+    faster = {
+        str(load): {server.name: ratio(results, "eir", server.name, load, answers_per_s) for server in servers[1:]}
+        for load in (BUSY, BUSY_WITH_HITS, *AGENTS)
+        if ("eir", str(load)) in results
+    }
     p50 = {server.name: ratio(results, "eir", server.name, ALONE, percentile("p50")) for server in servers[1:]}
     targets: list[Target] = [
-        at_least(f"answers a second, {BUSY}, times {name}'s", wanted, faster[name]["median"])
-        for name, wanted in TIMES_FASTER.items()
-        if name in faster
+        at_least(f"answers a second, {load}, times {name}'s", wanted, faster[str(load)][name]["median"])
+        for name, load, wanted in (*(("otp", *each) for each in TIMES_OTP.items()), *((name, BUSY, least) for name, least in TIMES_FASTER.items()))
+        if name in faster.get(str(load), ())
     ]
     targets += [at_most(f"p50, {ALONE}, times {name}'s", wanted, p50[name]["median"]) for name, wanted in P50_OF.items() if name in p50]
     measured = {
         "measured": rows(results), "answers_per_s_ratio": faster, "p50_ratio": p50, "missing": missing, "wrong_answers": wrong_answers(results),
     }  # fmt: skip
     text = table(rows(results), COLUMNS, width=None)
-    for name in faster:
-        text += f"eir / {name}: {faster[name]['median']:.2f} times the answers ({BUSY}), {p50[name]['median']:.2f} times the p50 ({ALONE})\n"
+    text += f"{ALONE}: " + ", ".join(f"{found['median']:.2f} times {name}'s p50" for name, found in p50.items()) + "\n"
+    for load, ratios in faster.items():
+        text += f"{load}: " + ", ".join(f"{found['median']:.2f} times {name}'s answers" for name, found in ratios.items()) + "\n"
     return finish("peers", measured, targets, options, text, picture=picture(measured))
 
 
@@ -110,8 +132,8 @@ def picture(measured: Mapping[str, Any]) -> Picture:
 
     return Picture("One worker of eir beside other Diameter servers, each on the same core", (
         Ratios(
-            title=f"Answers a second ({BUSY.connections} connections, {BUSY.window} requests under way on each)",
-            axis="eir answers this many times as many", bars=bars(measured["answers_per_s_ratio"]), better="more",
+            title=f"Answers a second ({SHOWN.connections} agents with requests of {SHOWN.behind} MMEs, {SHOWN.window} under way on each)",
+            axis="eir answers this many times as many", bars=bars(measured["answers_per_s_ratio"][str(SHOWN)]), better="more",
         ),
         Ratios(
             title="Median latency (one request at a time)", axis="eir takes this many times as long", bars=bars(measured["p50_ratio"]),

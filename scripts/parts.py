@@ -3,6 +3,7 @@
 import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,14 @@ def run(script: str, said: str | None, arguments: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that servers end, and folders go
     return int(_module(name, arguments[0]).main(arguments[1:]))
+
+
+def enter_sctp() -> None:
+    """Run this program again in a kernel that has SCTP (scripts/sctp), unless this one has it."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        os.execv(HERE / "sctp", ["sctp", sys.executable, *sys.argv])  # noqa: S606  # the same program
 
 
 def _module(name: str, part: str) -> ModuleType:

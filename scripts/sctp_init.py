@@ -1,5 +1,6 @@
 """Process 1 of the kernel that scripts/sctp starts: mounts, loads SCTP, brings up loopback, runs the command, powers off."""
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -21,6 +22,8 @@ MODULES = Path("/usr/lib/uml/modules")
 # SCTP makes its cookies with hmac(md5), and does not name it as what it needs; the others are for networks with several addresses.
 WANTED = ("hmac", "md5", "crc32c_generic", "veth", "dummy", "sctp")
 FAILED = 125
+LEFT_S = 1.0
+"""What the command has left behind may hold its output open; it is waited for no longer than this."""
 
 
 def mount(kind: str, where: str) -> None:
@@ -82,12 +85,23 @@ def run(job: Path) -> int:
     """Run the command; returns its exit status."""
     command, environment = ((job / name).read_bytes().split(b"\0")[:-1] for name in ("command", "environment"))
     variables = dict(each.split(b"=", 1) for each in environment if b"=" in each)
-    process = subprocess.Popen(command, env=variables, cwd=(job / "folder").read_text(), stdin=subprocess.DEVNULL, start_new_session=True)
+    # By pipes: a console is a terminal, for which programs write otherwise than the caller wants.
+    copies = [subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=descriptor) for descriptor in (1, 2)]
+    out, said = (copy.stdin for copy in copies)
+    process = subprocess.Popen(
+        command, env=variables, cwd=(job / "folder").read_text(), stdin=subprocess.DEVNULL, stdout=out, stderr=said, start_new_session=True
+    )
+    for copy in copies:
+        copy.stdin.close()
     while True:  # process 1 also buries what others leave behind
         pid, status = os.wait()
         if pid == process.pid:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
+            break
+    for copy in copies:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            copy.wait(LEFT_S)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
 
 
 def main() -> None:

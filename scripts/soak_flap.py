@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from hostile import Steady, accounts, at_rest, beside, flap, memory_mb, settled
 from node import LISTED, Publisher, Site
+from parts import enter_sctp
 
 LATE_S = 1.0
 
@@ -27,14 +28,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what they do; chance if not given")
+    parser.add_argument("--transport", choices=("tcp", "sctp"), default="tcp", help="sctp: in a kernel of scripts/sctp where this one has none")
     options = parser.parse_args(arguments)
+    if options.transport == "sctp":
+        enter_sctp()
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
         folder = Path(name)
         (folder / "publisher").mkdir()
         with Site(folder / "site", Publisher(folder / "publisher")) as site:
             site.load([LISTED])
-            site.configure(workers=options.workers, limits={"source_unidentified_max": options.peers + 8})
+            site.configure(listen=[f"{options.transport}://127.0.0.1:0"], workers=options.workers, limits={"source_unidentified_max": options.peers + 8})
             broken = asyncio.run(_soak(site.start(), options))
     for promise in broken:
         print(f"not kept: {promise}", file=sys.stderr)

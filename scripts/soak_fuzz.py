@@ -28,7 +28,9 @@ from hostile import (
     settled,
 )
 from node import LISTED, Publisher, Site
+from parts import enter_sctp
 
+MESSAGES, SESSIONS = 1_000_000, 10_000
 GROWTH_MB = 10.0
 WATCHDOG_S = 6.0
 """RFC 3539 3.4.1: no Tw is lower."""
@@ -41,18 +43,24 @@ IDLE_S, IDLE_SHARE = 1.0, 0.2
 def main(arguments: list[str]) -> int:
     """The part `fuzz` of scripts/soak."""
     parser = argparse.ArgumentParser(prog="soak fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--messages", type=int, default=1_000_000)
-    parser.add_argument("--sessions", type=int, default=10_000)
+    parser.add_argument("--messages", type=int, help="1,000,000; over SCTP 100,000, in pieces cut anywhere")
+    parser.add_argument("--sessions", type=int, help="10,000; over SCTP 1,000")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the mutations; chance if not given")
+    parser.add_argument("--transport", choices=("tcp", "sctp"), default="tcp", help="sctp: in a kernel of scripts/sctp where this one has none")
     options = parser.parse_args(arguments)
+    if options.transport == "sctp":
+        enter_sctp()
+    share = 10 if options.transport == "sctp" else 1
+    options.messages = MESSAGES // share if options.messages is None else options.messages
+    options.sessions = SESSIONS // share if options.sessions is None else options.sessions
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
         folder = Path(name)
         (folder / "publisher").mkdir()
         with Site(folder / "site", Publisher(folder / "publisher")) as site:
             site.load([LISTED])
-            site.configure(workers=options.workers)
+            site.configure(listen=[f"{options.transport}://127.0.0.1:0"], workers=options.workers)
             broken = asyncio.run(_soak(site.start(), options))
     for promise in broken:
         print(f"not kept: {promise}", file=sys.stderr)

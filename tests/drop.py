@@ -73,4 +73,4 @@ class Site:
         return sorted(entry.name for entry in (self.drop / where).iterdir() if not entry.is_dir())
 
     async def refusals(self):
-        return [event.detail.partition(":")[0] for event in await self.store.history() if event.what == "refuse"]
+        return [event.detail.partition(":")[0] for event in await self.store.history() if event.what == "refuse" for _ in range(event.count)]

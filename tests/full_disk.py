@@ -42,6 +42,10 @@ class SmallDisk:
         """Give that back."""
         (self.seen_from_outside / "other").unlink()
 
+    def remount(self, how):
+        """Make it read-only (`ro`), or writable again (`rw`)."""
+        subprocess.run([*self.prefix, "mount", "-o", f"remount,{how}", self.folder], check=True)
+
 
 @contextmanager
 def small_disk(folder, megabytes):

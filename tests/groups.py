@@ -22,9 +22,10 @@ def until(condition):
 
 
 class Cluster:
-    """Three masters without replicas, each with a third of the slots."""
+    """Three masters without replicas, or as many as said, each with an equal share of the slots."""
 
-    def __init__(self, program, *options):
+    def __init__(self, program, *options, nodes=CLUSTER_NODES):
+        self._count = nodes
         how = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *options)
         self._program, self._how = program, how
         self._stack = contextlib.ExitStack()
@@ -36,8 +37,8 @@ class Cluster:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            self.nodes = [stack.enter_context(Server(self._program, *self._how)) for _ in range(CLUSTER_NODES)]
-            bounds = [SLOTS * at // CLUSTER_NODES for at in range(CLUSTER_NODES + 1)]
+            self.nodes = [stack.enter_context(Server(self._program, *self._how)) for _ in range(self._count)]
+            bounds = [SLOTS * at // self._count for at in range(self._count + 1)]
             for node, first, end in zip(self.nodes, bounds, bounds[1:], strict=False):
                 assert node.command("CLUSTER", "ADDSLOTSRANGE", first, end - 1) == b"+OK\r\n"
             for node in self.nodes[1:]:
@@ -52,7 +53,7 @@ class Cluster:
     def agrees(self):
         """Each node is there, knows the others, and finds all slots served."""
         told = [node.command("CLUSTER", "INFO") for node in self.nodes]
-        return all(b"cluster_state:ok" in each and b"cluster_known_nodes:3" in each for each in told)
+        return all(b"cluster_state:ok" in each and f"cluster_known_nodes:{self._count}".encode() in each for each in told)
 
     def owner(self, key):
         """The node that has the key's slot."""

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import sctp_wire
 from fuzz.mutate import Mutator
 from node import LISTED, UNLISTED, until_async
 from wire import TGPP, Connection, Message, avp, cer, dpr, dwr, ecr, u32
@@ -32,6 +33,24 @@ SURVIVES = 0.9995
 RESET = struct.pack("ii", 1, 0)
 
 
+async def connected(node):
+    """A reader and a writer, over the transport of the node's first listener."""
+    scheme, _, where = node.status()["listening"][0].partition("://")
+    host, _, port = where.rpartition(":")
+    return await (sctp_wire if scheme == "sctp" else asyncio).open_connection(host, int(port))
+
+
+@contextlib.asynccontextmanager
+async def visiting(node):
+    """A connection that either end may end at any time, and that is gone afterwards."""
+    reader, writer = await connected(node)
+    try:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
 @dataclass
 class Steady:
     """A peer that asks all the time, and holds every answer to its question."""
@@ -44,7 +63,7 @@ class Steady:
 
     async def ask(self, node, over):
         """Ask until `over` is set."""
-        connection = Connection(*await asyncio.open_connection(*node.address))
+        connection = Connection(*await connected(node))
         await connection.open(cer(self.host))
         for number in itertools.count():
             if over.is_set():
@@ -112,7 +131,7 @@ async def fuzz_messages(node, count, seed, found, *, connections=4):
 async def _fuzz_connection(node, number, count, seed, found):
     mutator, host, sent = Mutator(f"{seed}/{number}", survives=SURVIVES), f"fuzz{number}.localdomain", 0
     while sent < count:
-        reader, writer = await asyncio.open_connection(*node.address)
+        reader, writer = await connected(node)
         found.connections += 1
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
             writer.write(cer(host, state_id=u32(278, time.time_ns() >> 20 & 0xFFFFFFFF)))
@@ -121,12 +140,21 @@ async def _fuzz_connection(node, number, count, seed, found):
                 sent += len(batch)
                 found.messages += len(batch)
                 # Its DWA says that all before it was read; without that, most would be lost with a connection that ends.
-                writer.write(b"".join(batch) + dwr(host, ids=(sent, SYNCHRONOUS)))
+                octets = b"".join(batch) + dwr(host, ids=(sent, SYNCHRONOUS))
+                for piece in cuts(octets, mutator.random) if isinstance(writer, sctp_wire.Writer) else [octets]:
+                    writer.write(piece)
                 async with asyncio.timeout(LOST_S):
+                    await writer.drain()
                     await _look(reader, sent, found)
         writer.transport.abort()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+def cuts(octets, chance):
+    """The bytes in pieces cut anywhere, each of which is a message of SCTP."""
+    places = sorted(chance.sample(range(len(octets)), chance.choice((0, 1, 5, 50))))
+    return [octets[begin:end] for begin, end in itertools.pairwise([0, *places, len(octets)]) if begin < end]
 
 
 async def _look(reader, awaited, found):
@@ -155,12 +183,18 @@ async def fuzz_sessions(node, count, seed, found, *, at_once=16):
 
 async def _fuzz_session(node, mutator):
     chance = mutator.random
-    with contextlib.suppress(OSError):  # the node has closed it, or has not
-        reader, writer = await asyncio.open_connection(*node.address)
+    with contextlib.suppress(OSError):
+        await _fuzzed(node, mutator, chance)
+
+
+async def _fuzzed(node, mutator, chance):
+    async with visiting(node) as (reader, writer):
         octets = mutator.stream()
         while octets and not writer.transport.is_closing():
             size = chance.choice((1, 7, 100, 1000, 100_000))
             writer.write(octets[:size])
+            async with asyncio.timeout(LOST_S):
+                await writer.drain()
             octets = octets[size:] if size > 7 or chance.random() < 0.9 else octets[size + 4 :]
             if chance.random() < 0.3:
                 await asyncio.sleep(0)
@@ -204,17 +238,17 @@ async def flap(node, hosts, seconds, seed):
         nonlocal came
         chance = random.Random(f"{seed}/{number}")
         while time.monotonic() < end:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                reader, writer = await asyncio.open_connection(*node.address)
-                came += 1
-                host = f"flap{number}.localdomain"
-                connection = Connection(reader, writer)
-                if chance.random() < 0.9:
-                    await connection.send(cer(host, state_id=u32(278, time.time_ns() >> 20 & 0xFFFFFFFF)))
-                    if chance.random() < 0.8:
-                        await connection.read()
-                    await connection.send(*[ecr(host=avp(264, host))] * chance.choice((0, 1, 1, 20)))
-                await _leave(reader, writer, chance)
+            with contextlib.suppress(OSError):  # it may not be let in
+                async with visiting(node) as (reader, writer):
+                    came += 1
+                    host = f"flap{number}.localdomain"
+                    connection = Connection(reader, writer)
+                    if chance.random() < 0.9:
+                        await connection.send(cer(host, state_id=u32(278, time.time_ns() >> 20 & 0xFFFFFFFF)))
+                        if chance.random() < 0.8:
+                            await connection.read()
+                        await connection.send(*[ecr(host=avp(264, host))] * chance.choice((0, 1, 1, 20)))
+                    await _leave(reader, writer, chance)
             await asyncio.sleep(chance.random() * 0.1)
 
     await asyncio.gather(*(peer(number) for number in range(hosts)))

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pyroaring import BitMap
 
+from eir.lists.imaging import image_of, image_with
+from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS, Page, Sections, content_digest
 from eir.lists.roaring import encode_keys
 from eir.lists.store import Event, ListState
@@ -69,6 +71,12 @@ def state(pages: Iterable[Page] = (), *, serial: int = 1, kind: str = "devices",
         kind=kind, serial=serial, generation=generation, highest_serial=serial, release_digest=f"{serial:064x}",
         content_digest=content_digest(pages), entries=entries, devices=devices_of(pages), **fields,
     )  # fmt: skip
+
+
+def put(index: Index, name: str, found: ListState, pages: Iterable[Page] = (), *, amend: bool = False) -> None:
+    """Put these pages in force; `amend`: in the place of those of the same number."""
+    in_order, before = sorted(pages), index.lists[name].image
+    index.switch(name, found, image_with(before, in_order) if amend and before is not None else image_of(in_order))
 
 
 def event(list_name: str | None = "stolen", outcome: str = "accepted", *, time: str = "2026-11-24T00:00:00Z", **fields) -> Event:

@@ -147,8 +147,8 @@ class Site:
     def eir(self, *arguments, status=0, prefix=(), **options):
         """Run a command to its end and hold it to its exit status (None: any)."""
         done = subprocess.run(
-            [*prefix, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=self.environment(), timeout=60, check=False,
-            stdin=subprocess.DEVNULL, **{"cwd": self.folder, **options},
+            [*prefix, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=self.environment(), check=False,
+            stdin=subprocess.DEVNULL, **{"cwd": self.folder, "timeout": 60, **options},
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         assert status is None or done.returncode == status, f"{shlex.join(map(str, arguments))}: {done}"
@@ -168,15 +168,15 @@ class Site:
             files[-1].write_text("".join(f"{row}\n" for row in (*header, *rows)))
         return self.publisher.publish(folder, files, list_name=list_name, serial=serial, **options)
 
-    def load(self, *data, **options):
-        """Publish and load what a test starts from: as `eir load` does, without the cost of a process."""
+    def load(self, *data, now=None, **options):
+        """Publish and load what a test starts from: as `eir load` does, without the cost of a process. `now`: when that was."""
         manifest = self.release(*data, **options)
         config = load_config(self.path)
 
         async def load():
             store = open_store(config.store, config.state)
             try:
-                await load_release(manifest, config.lists, store, who="test@localhost", now=datetime.now(UTC))
+                await load_release(manifest, config.lists, store, who="test@localhost", now=now or datetime.now(UTC))
             finally:
                 await store.close()
 

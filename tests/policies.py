@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from luhn import check_digit
 from node import until_async
 from wire import HOST, REALM, TGPP, Connection, avp, cer, ecr, terminal
 
@@ -26,7 +27,9 @@ KINDS = {"stolen": "devices", "models": "devices", "bound": "pairs", "sims": "su
 """`own` is changed by commands, `never` is never loaded, the others by releases."""
 SIGNED = ("stolen", "models", "bound", "sims")
 TACS = ("35000001", "35000002", "35100001", "01000003", "86000004")
-DEVICES = [f"{tac}{number:06d}" for tac in TACS for number in (0, 1, 2, 65_536, 999_999)]
+ODD = ["0" * 14, "1" * 14, "12345678901234", "98765432109876", "00101700000001", "00101800000001", "00440100000001"]
+"""Identifiers that are suspect by themselves, and one that is nearly so."""
+DEVICES = ODD + [f"{tac}{number:06d}" for tac in TACS for number in (0, 1, 2, 65_536, 999_999)]
 MEIDS = ["A000001234567F", "FFFFFFFFFFFFFF"]
 IMSIS = [f"{network}{number:010d}" for network in ("00101", "00102", "26201") for number in range(3)]
 HOSTS = (HOST, "mme2.localdomain", "sgsn.other.example")
@@ -66,6 +69,17 @@ def in_force(rows, key, now):
     return end is not None and (not end or end > now)
 
 
+SUSPECT = {
+    "malformed": lambda _, device: device == "none at all",
+    "zero": lambda _, device: device == "0" * 14,
+    "repeated": lambda _, device: device.isdigit() and len(set(device)) == 1 and device[0] != "0",
+    "sequence": lambda _, device: device in "01234567890123456789012345" or device in "98765432109876543210987654",
+    "test": lambda _, device: device[:4] in {"0044", "0086", "0091"} or (device[:4] == "0010" and device[4:6] in {f"{number:02d}" for number in range(1, 18)}),
+    "check_digit": lambda question, device: (imei := question["imei"] or "").isdigit() and len(imei) == 15 and imei[:14] == device and imei[14] not in {"0", str(check_digit(device))},
+}
+"""What is wrong with an identifier, by the words of the page."""
+
+
 class Model:
     """The lists as their files and commands say, and what a policy makes of them. Nothing of the product is used here."""
 
@@ -96,10 +110,20 @@ class Model:
             rows = self.rows.get(value, {})
             there = [row for row in rows if in_force(rows, row, now) and row["subscriber" in condition] == (device, imsi)["subscriber" in condition]]
             return bool(imsi) and bool(there) and (device, imsi) not in there
+        if condition in {"imei", "identifier"}:
+            return device in {each[:14].upper() for each in value} if condition == "imei" else any(SUSPECT[name](question, device) for name in value)
         if condition in {"tac", "imsi"}:
             asked = imsi if condition == "imsi" else device[:8] if device.isdigit() else ""
             return any(asked.startswith(prefix.rstrip("*")) for prefix in value)
         return question[condition].lower() in {each.lower() for each in value}
+
+    def rule_for(self, rules, question, now):
+        """The first that answers."""
+        for rule in rules:
+            conditions = {name: value for name, value in rule.items() if name not in {"answer", "observe", "name"}}
+            if not rule.get("observe") and all(self.holds(*each, question, now) for each in conditions.items()):
+                return rule
+        return None
 
     def answer(self, policy, question, now):
         """What the node has to answer."""
@@ -107,14 +131,17 @@ class Model:
         if override is not None and ("until" not in override or datetime.fromisoformat(override["until"]).timestamp() > now):
             return STATUSES[override["answer"]]
         if question["device"] is None:
-            kind, code = ("no_identity", 5005) if question["anonymous"] else ("bad_identity", 5004)
+            if question["anonymous"]:
+                kind, code = "no_identity", 5005
+            else:
+                kind, code = "bad_identity", 5004
+                asking = [rule for rule in policy["rules"] if "malformed" in rule.get("identifier", ())]
+                if (rule := self.rule_for(asking, question | {"device": "none at all"}, now)) is not None:
+                    return STATUSES[rule["answer"]]
             status = policy.get(kind, "whitelisted")
             return code if status == "error" else STATUSES[status]
-        for rule in policy["rules"]:
-            conditions = {name: value for name, value in rule.items() if name not in {"answer", "observe", "name"}}
-            if not rule.get("observe") and all(self.holds(*each, question, now) for each in conditions.items()):
-                return STATUSES[rule["answer"]]
-        return STATUSES[policy["default"]]
+        rule = self.rule_for(policy["rules"], question, now)
+        return STATUSES[policy["default"] if rule is None else rule["answer"]]
 
 
 # ---- what is drawn by chance ----
@@ -165,7 +192,7 @@ class Chance(random.Random):
         length, version, host, realm, has_imsi = form or self.form()
         device = self.choice([*DEVICES, *DEVICES, f"{self.choice(TACS)}{self.randrange(10**6):06d}", f"{self.randrange(10**14):014d}"])
         imsi = self.choice(IMSIS) if has_imsi else ""
-        imei, meid, anonymous, means = device + {14: "", 15: "0", 16: self.choice(VERSIONS)}[length], None, False, device
+        imei, meid, anonymous, means = device + {14: "", 15: self.choice(["0", "0", "7", str(check_digit(device))]), 16: self.choice(VERSIONS)}[length], None, False, device
         if form is None:
             kind = self.random()
             if kind < 0.1:
@@ -189,6 +216,8 @@ CONDITION_LISTS = {
     "list": list(KINDS), "not_list": list(KINDS), "device_bound_elsewhere": ["bound"], "subscriber_bound_elsewhere": ["bound"],
 }  # fmt: skip
 VALUES = {
+    "identifier": ["malformed", "zero", "repeated", "sequence", "test", "check_digit"],
+    "imei": [*DEVICES[::3], *(f"{device}{end}" for device in DEVICES[1::3] for end in ("5", "34")), MEIDS[0]],
     "tac": [*TACS, "35*", "3500*", "8600000*", "0*"], "software_version": VERSIONS, "imsi": ["00101", "0010", "262010000000001"],
     "origin_host": [HOST.upper(), *HOSTS[1:]], "origin_realm": REALMS,
 }  # fmt: skip
@@ -271,9 +300,10 @@ class Run:
         if self.redis is not None:
             ways |= {self.lose: 0.6, self.start_without: 0.4}
         (what,) = self.chance.choices(list(ways), ways.values())
-        if await what() is not False:
-            self.figures.changes[what.__name__] = self.figures.changes.get(what.__name__, 0) + 1
-            await until_async(self.is_level, patience_s=PATIENCE_S)
+        while await what() is False:  # there was nothing to take away
+            (what,) = self.chance.choices(list(ways), ways.values())
+        self.figures.changes[what.__name__] = self.figures.changes.get(what.__name__, 0) + 1
+        await until_async(self.is_level, patience_s=PATIENCE_S)
 
     async def full(self):
         await self.release(self.chance.choice(SIGNED), full=True)

@@ -62,10 +62,10 @@ async def open_connection(host, port):
 
 def streams(connected):
     reader = asyncio.StreamReader()
-    return reader, _Writer(connected, reader)
+    return reader, Writer(connected, reader)
 
 
-class _Writer:
+class Writer:
     """As much of a StreamWriter as tests use; it is its own transport."""
 
     def __init__(self, connected, reader):
@@ -105,6 +105,9 @@ class _Writer:
                 return
         self._waiting.append(data)
 
+    def is_closing(self):
+        return self.socket.fileno() < 0
+
     def get_extra_info(self, name):
         return {"socket": self.socket, "sockname": self.socket.getsockname()}[name]
 
@@ -112,9 +115,10 @@ class _Writer:
         self.socket.shutdown(socket.SHUT_WR)
 
     async def drain(self):
-        waiting, self._waiting = b"".join(self._waiting), []
-        for at in range(0, len(waiting), PIECE):
-            await self._loop.sock_sendall(self.socket, waiting[at : at + PIECE])
+        waiting, self._waiting = self._waiting, []
+        for data in waiting:
+            for at in range(0, len(data), PIECE):
+                await self._loop.sock_sendall(self.socket, data[at : at + PIECE])
 
     def close(self):
         if self.socket.fileno() >= 0:

@@ -28,7 +28,7 @@ def peers():
         return {name.replace("_", "-"): {"median": value, "turns": [value]} for name, value in found.items()}
 
     return picture({
-        "answers_per_s_ratio": ratios(floor=0.18, echo=0.114, otp=9.878, freediameter=11.6, python_diameter=1052.8),
+        "answers_per_s_ratio": {"2 x 64 of 64 MMEs, 50% hits": ratios(floor=0.18, echo=0.114, otp=9.878, freediameter=11.6, python_diameter=1052.8)},
         "p50_ratio": ratios(floor=1.19, echo=1.291, otp=0.0, freediameter=0.65, python_diameter=0.25),
     })  # fmt: skip
 
@@ -54,13 +54,13 @@ def sizes():
     from bench_sizes import picture
 
     rows = [(1_000, 714_891, 68.94, 20.3), (1_000_000, 518_141, 121.3, 56.9), (100_000_000, 394_315, 531.8, 265.4)]
-    return picture([dict(zip(("entries", "answers_per_s", "resident_mb", "share_mb"), row, strict=True)) for row in rows])
+    return picture([dict(zip(("entries", "answers_per_s", "resident_mb", "node_mb"), row, strict=True)) for row in rows])
 
 
 def one_size():
     from bench_sizes import picture
 
-    return picture([{"entries": 50_000, "answers_per_s": 200_000, "resident_mb": 50.0, "share_mb": 20.0}])
+    return picture([{"entries": 50_000, "answers_per_s": 200_000, "resident_mb": 50.0, "node_mb": 20.0}])
 
 
 PICTURES = {

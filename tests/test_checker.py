@@ -8,8 +8,8 @@ from test_index import fill
 from wire import HOST, TGPP, avp, ecr
 
 from eir.checks.checker import Checker
-from eir.checks.policy import NoDevice, Override, PolicySettings, Rule, Status
 from eir.checks.question import Question
+from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import device_key
 from eir.diameter.message import Request
 from eir.errors import DiameterError
@@ -38,12 +38,34 @@ class Checks:
         fill(index, "stolen", pages_of(map(device_key, (STOLEN, MEID))))
         fill(index, "tried", pages_of([device_key(TRIED)]))
         self.checker = Checker(
-            settings, index, now=now, note_check=lambda *note: self.notes.append(note),
+            settings, index, now=now, note_check=lambda *note: self.notes.append(note[:-1]),
             note_observed=lambda *rule: self.observed.append(rule), report=lambda event, **fields: self.reports.append((event, fields)),
         )  # fmt: skip
 
     def ask(self, imei=FREE, **question):
         return self.checker.check(Question(imei, **{"imsi": IMSI, "protocol": "toy", "peer": "mme"} | question))
+
+
+SUSPECT = (Rule(identifier=("check_digit",), answer=GREY, observe=True), Rule(identifier=("check_digit", "malformed"), answer=BLACK))
+
+
+@pytest.mark.parametrize(
+    ("imei", "status", "observed"),
+    [
+        ("352099001761481", WHITE, 0),  # its check digit (TS 23.003 annex B)
+        ("352099001761480", WHITE, 0),  # the spare digit that phones send
+        ("352099001761482", BLACK, 1),
+        ("35209900176148", WHITE, 0),
+        ("3520990017614812", WHITE, 0),  # an IMEISV has none
+        ("3520990017614", BLACK, 0),
+        ("nonsense", BLACK, 0),
+        (None, GREY, 0),
+    ],
+)
+def test_an_identifier_that_is_suspect_by_itself(imei, status, observed):
+    checks = Checks(PolicySettings(rules=SUSPECT, no_identity=GREY))
+    assert checks.ask(imei).status is status
+    assert len(checks.observed) == observed
 
 
 @pytest.fixture

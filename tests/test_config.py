@@ -15,15 +15,18 @@ import yaml
 from certificates import Authority, days
 from hypothesis import given
 from hypothesis import strategies as st
+from issuer import Issuer, jwks
 
-from eir.checks.policy import Override, PolicySettings, Rule, Status
+from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import Config, load_config, needs_restart, render, take_over
 from eir.config.keys import TABLE
 from eir.config.kinds import mask_password
+from eir.config.load import TAKES_RESTART
 from eir.config.reader import FILE_BYTES_MAX, REQUIRED
 from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.errors import ConfigError
 from eir.lists.settings import ListSettings
+from eir.n5g.settings import TokenSettings
 
 SAMPLE = Path(__file__).parent.parent / "config" / "eir.yaml"
 PAGE = SAMPLE.parent / "README.md"
@@ -92,7 +95,7 @@ lists:
   stolen: {kind: devices, signers: signers, revoked: revoked, threshold: 1, shrink_max: 0%, growth_max: 12.5 %, range_tacs_max: 1, bad_rows_max: 0}
 policy:
   rules:
-    - {list: stolen, not_list: stolen, tac: [00101001, 0010*], software_version: 01, imsi: [00101, 262], origin_host: a.b, origin_realm: [b, c], answer: unknown}
+    - {list: stolen, not_list: stolen, imei: [00101001000001, 001010010000019, 0010100100000201, A0000000000001], tac: [00101001, 0010*], software_version: 01, imsi: [00101, 262], origin_host: a.b, origin_realm: [b, c], answer: unknown}
     - {tac: 35209900, observe: yes, answer: greylisted}
   default: unknown
   no_identity: error
@@ -131,7 +134,7 @@ privacy: {identifiers: full}
         rules=(
             Rule(
                 answer=Status.UNKNOWN, list="stolen", not_list="stolen", tac=("00101001", "0010"), software_version=("01",),
-                imsi=("00101", "262"), origin_host=("a.b",), origin_realm=("b", "c"),
+                imei=("00101001000001", "001010010000019", "0010100100000201", "A0000000000001"), imsi=("00101", "262"), origin_host=("a.b",), origin_realm=("b", "c"),
             ),
             Rule(answer=Status.GREYLISTED, observe=True, tac=("35209900",)),
         ),
@@ -273,7 +276,7 @@ FAULTS = [
     ("policy: {rules: [{subscriber_bound_elsewhere: iot, answer: blacklisted}]}\nlists: {iot: {local: true, kind: subscribers}}\n", 2, "'iot' is a list of subscribers; only a list of pairs says which device and which SIM"),
     ("policy: {rules: [{tac: 00101001}]}\n", 2, "the key 'answer' is missing in entry 1 of policy.rules; expected whitelisted, blacklisted, greylisted or unknown"),
     ("policy: {rules: [{tac: 00101001, answer: black}]}\n", 2, "did you mean 'blacklisted'"),
-    ("policy: {rules: [{answer: blacklisted}]}\n", 2, "a rule without a condition answers every device; expected one of list, not_list, tac"),
+    ("policy: {rules: [{answer: blacklisted}]}\n", 2, "a rule without a condition answers every device; expected one of list, not_list, imei, tac"),
     ("policy: {rules: [{answer: blacklisted, tac: []}]}\n", 2, "the list 'tac' in entry 1 of policy.rules is empty"),
     ("policy: {rules: [{answer: blacklisted, tac: 101001}]}\n", 2, "found '101001' for 'tac' in entry 1 of policy.rules; expected 8 digits"),
     ("policy: {rules: [{answer: blacklisted, tac: [001010010]}]}\n", 2, "found '001010010' for 'tac' in entry 1 of policy.rules"),
@@ -281,6 +284,8 @@ FAULTS = [
     ("policy: {rules: [{answer: blacklisted, tac: [00101001*]}]}\n", 2, "expected 8 digits"),
     ("policy: {rules: [{answer: blacklisted, tac: [\u0660\u0660101001]}]}\n", 2, "expected 8 digits"),
     ("policy: {rules: [{answer: blacklisted, software_version: 1}]}\n", 2, "expected two digits"),
+    ("policy: {rules: [{answer: blacklisted, imei: [0010100100000]}]}\n", 2, "expected a whole identifier: no IMEI .14 to 16 digits"),
+    ("policy: {rules: [{answer: blacklisted, imei: 00101001*}]}\n", 2, "expected a whole identifier"),
     ("policy: {rules: [{answer: blacklisted, imsi: 00101x}]}\n", 2, "expected the first 1 to 15 digits"),
     ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 'true'}]}\n", 2, "found 'true' for 'observe' in entry 1 of policy.rules; expected true or false, without quotes"),
     ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 1}]}\n", 2, "expected true or false"),
@@ -609,8 +614,10 @@ def test_what_is_printed_is_the_configuration_again(write, tmp_path):
     (tmp_path / "signers").unlink()
     shutil.copytree(SAMPLE.parent / "signers", tmp_path / "signers")
     authority = Authority(tmp_path / "tls")
+    files_of_tokens(tmp_path / "tokens")
     authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
     authority.revoke()
+    (tmp_path / "webhook.key").write_text("secret")
     for written in (text, all_keys(text)):
         config = load_config(write(written))
         again = load_config(write(render(config), "again.yaml"))
@@ -652,9 +659,17 @@ def all_keys(text: str) -> str:
     return re.sub(r"^( *)#(?! \S)", r"\1", text, flags=re.MULTILINE)
 
 
+def files_of_tokens(folder):
+    """What the section `n5g.tokens` of the sample names."""
+    folder.mkdir(parents=True)
+    issuer = Issuer()
+    (folder / "jwks.json").write_bytes(jwks(issuer))
+    (folder / "nrf.pem").write_bytes(issuer.pem)
+
+
 def paths_in(value, path="") -> set[str]:
     if isinstance(value, dict):
-        named = "*" if path in {"lists", "layouts"} else None
+        named = "*" if path in {"lists", "layouts", "tamper.origins"} else None
         return set().union(*(paths_in(inner, f"{path}.{named or name}".lstrip(".")) for name, inner in value.items()))
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return set().union(*(paths_in(inner, f"{path}[]") for inner in value))
@@ -671,8 +686,10 @@ def test_sample_says_each_default_as_it_is(tmp_path):
         shutil.copytree(SAMPLE.parent / "signers", tmp_path / folder)
         (tmp_path / folder / "stolen-national").write_text(SIGNER)
     authority = Authority(tmp_path / "tls")
+    files_of_tokens(tmp_path / "tokens")
     authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
     authority.revoke()
+    (tmp_path / "webhook.key").write_text("secret")
     (tmp_path / "eir.yaml").write_text(all_keys(SAMPLE.read_text()))
     shown = load_config(tmp_path / "eir.yaml").shown
     examples = {"policy.rules[].observe"}
@@ -703,18 +720,25 @@ def test_restart_marks_of_the_sample_are_those_of_the_table():
     for comment, key in re.findall(r"((?:^# .*\n)+)^(\w+):", text, flags=re.MULTILINE):
         if comment.rstrip().endswith("restart"):
             marked.add(key)
-    assert marked == {key.path for key in TABLE if not key.live}
+    section = ""
+    for line in text.splitlines():
+        if top := re.match(r"(\w+):$", line):
+            section = top[1]
+        elif (inner := re.match(r"  (\w+): ", line)) and line.endswith("restart"):
+            marked.add(f"{section}.{inner[1]}")
+    assert marked == set(TAKES_RESTART)
 
 
 OTHERS = {
     "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
     "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
-    "http": "http: off\n", "workers": "workers: 2\n",
+    "http": "http: off\n", "workers": "workers: 2\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
+    "sightings": "sightings: {keep: 1d}\n",
 }  # fmt: skip
-"""Of each key that takes a restart another value."""
+"""Of each key and section that takes a restart another value."""
 
 
-@pytest.mark.parametrize("path", [key.path for key in TABLE if not key.live])
+@pytest.mark.parametrize("path", TAKES_RESTART)
 def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
     old, new = load_config(write(GOOD)), load_config(write(GOOD + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
     assert needs_restart(old, new) == [path]
@@ -722,18 +746,21 @@ def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
     assert needs_restart(old, take_over(old, new)) == []
 
 
-def test_a_restart_key_stands_in_no_section():
-    assert [key.path for key in TABLE if not key.live and "." in key.path] == []
+def test_a_restart_key_is_called_in_what_is_built_as_in_the_file():
+    assert [key.path for key in TABLE if not key.live and (key.field or re.search(r"[^\w.]", key.path))] == []
 
 
 def test_a_configuration_is_handed_on_as_it_was_read(write, tmp_path):
     authority = Authority(tmp_path / "tls")
+    files_of_tokens(tmp_path / "tokens")
     authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
     authority.revoke()
     for folder in ("signers", "revoked"):
         shutil.copytree(SAMPLE.parent / "signers", tmp_path / "more" / folder)
         (tmp_path / "more" / folder / "stolen-national").write_text(SIGNER)
-    shutil.move(tmp_path / "tls", tmp_path / "more")
+    for folder in ("tls", "tokens"):
+        shutil.move(tmp_path / folder, tmp_path / "more")
+    (tmp_path / "more" / "webhook.key").write_text("secret")
     config = load_config(write(all_keys(SAMPLE.read_text()), "more/eir.yaml"))
     again = pickle.loads(pickle.dumps(config))
     assert again == config
@@ -760,7 +787,8 @@ def test_the_page_has_every_key_as_the_table_says_it():
         default = "required" if key.default is REQUIRED else "none" if key.default in {None, ()} else None
         if default is None:
             default = f"`{', '.join(key.default) if key.kind.many else str(key.kind.show(key.default))}`".replace("False", "false")
-        rows.append(f"| `{key.path}` | {key.kind.expected} | {default} | {key.says}{'' if key.live else ' (restart)'} |")
+        restart = not key.live or key.path.partition(".")[0] in TAKES_RESTART
+        rows.append(f"| `{key.path}` | {key.kind.expected} | {default} | {key.says}{' (restart)' if restart else ''} |")
     shown = [line for line in PAGE.read_text().partition("## Every key")[2].splitlines() if line.startswith("| `")]
     assert shown == rows, "config/README.md, Every key; expected:\n" + "\n".join(rows)
 
@@ -797,3 +825,49 @@ async def test_sample_lists_are_published_and_loaded(tmp_path, key):
     assert loaded["stolen-national", 1] == (6 + 1 + 100, 6 + 1_000_000 + 100, 0, 0)
     assert loaded["tracked", 1] == (2, 2, 0, 0)
     assert loaded["stolen-national", 2] == (6, 6, 0, 4)  # junk is normal in a DIRBS file: skipped, not bad
+
+
+# The 5G core: access tokens and NRF
+
+N5G = IDENTITY + ONE_PEER + "n5g:\n  listen: http://127.0.0.1:7777\n"
+
+
+def test_access_tokens_and_nrf_as_they_are_built(write, tmp_path):
+    files_of_tokens(tmp_path / "tokens")
+    config = load_config(write(N5G + "  tokens: {keys: tokens/nrf.pem}\n  nrf: {uri: [http://nrf.example.org/base/, 'http://[::1]:8000'], plmns: '00101'}\n"))
+    assert config.n5g.tokens == TokenSettings(jwks=(), keys=(tmp_path / "tokens" / "nrf.pem",), issuer=(), audience=("5G_EIR",))
+    assert config.n5g.nrf.uri == ("http://nrf.example.org:80/base", "http://[::1]:8000")
+    assert (config.n5g.nrf.plmns, config.n5g.nrf.capacity, config.n5g.nrf.instance) == (("00101",), 100, None)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("tokens: {}", "nothing to check access tokens with; expected jwks or keys"),
+        ("tokens: {audience: AMF}", "nothing to check access tokens with"),
+        ("tokens: {jwks: signers}", "not a JWK set"),
+        ("tokens: {keys: away.pem}", "away.pem cannot be read"),
+        ("nrf: {}", "the key 'uri' is missing in n5g.nrf"),
+        ("nrf: {uri: 127.0.0.1}", "found '127.0.0.1' for 'uri' in n5g.nrf"),
+        ("nrf: {uri: 'http://a?b=c'}", "for 'uri' in n5g.nrf"),
+        ("nrf: {uri: 'http://a@b'}", "for 'uri' in n5g.nrf"),
+        ("nrf: {uri: [http://a, http://a/]}", "http://a:80 stands twice"),
+        ("nrf: {uri: https://nrf.example.org}", "needs the section 'tls'"),
+        ("nrf: {uri: http://a, instance: 7}", "expected a UUID"),
+        ("nrf: {uri: http://a, plmns: 1234}", "expected 5 or 6 digits"),
+    ],
+)
+def test_what_cannot_be_of_access_tokens_and_nrf(write, section, said):
+    [(line, text)] = problems_of(write(f"{N5G}  {section}\n"))
+    assert said in text
+    assert line == 5
+
+
+def test_there_has_to_be_something_that_amfs_can_be_told(write):
+    nrf = "  nrf: {uri: http://127.0.0.1:8000"
+    [(_, text)] = problems_of(write(IDENTITY + ONE_PEER + "n5g:\n" + nrf + "}\n"))
+    assert "expected n5g.listen" in text
+    anywhere = N5G.replace("127.0.0.1:7777", "0.0.0.0:7777")
+    [(_, text)] = problems_of(write(anywhere + nrf + "}\n"))
+    assert "expected n5g.nrf.endpoints" in text
+    load_config(write(anywhere + nrf + ", endpoints: http://10.0.0.1:7777}\n"))

@@ -21,7 +21,7 @@ import pytest
 import sctp_wire
 import uvloop
 from certificates import Authority
-from pyroaring import BitMap
+from made import pages_of, put
 from wire import (
     APP,
     EIR,
@@ -46,8 +46,8 @@ from wire import (
 )
 
 from eir.checks.checker import Checker
-from eir.checks.policy import PolicySettings, Rule, Status
-from eir.device import SNR_KEYS, device_key
+from eir.checks.settings import PolicySettings, Rule, Status
+from eir.device import device_key
 from eir.diameter.answer import Reply
 from eir.diameter.client import connect
 from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
@@ -59,8 +59,6 @@ from eir.diameter.states import State
 from eir.diameter.transport.tls import load_tls, read_tls
 from eir.diameter.watchdog import Status as Watch
 from eir.lists.index import Index
-from eir.lists.pages import Page
-from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 from eir.s13.application import S13, s13_application
 from eir.s13.dictionary import DICTIONARY
@@ -79,9 +77,7 @@ def checker(**policy) -> Checker:
     index = Index({"stolen": "devices"})
     key = device_key(LISTED)
     state = ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="")
-    builder = index.builder("stolen", state)
-    builder.add(Page(key // SNR_KEYS, encode_keys(BitMap([key % SNR_KEYS]))))
-    index.switch("stolen", builder)
+    put(index, "stolen", state, pages_of([key]))
     settings = PolicySettings(
         **{"rules": (Rule(list="stolen", answer=Status.BLACKLISTED),), "no_identity": None, "bad_identity": None} | policy
     )

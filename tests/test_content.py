@@ -41,7 +41,7 @@ def test_a_list_page_by_page(host):
     assert entries(host, "stolen", "--skip", 2) == [("00101002000005", "stolen")]
     said = host.eir("show", "stolen", "-n", 2)
     assert said.stdout.splitlines()[0].split() == ["entry", "reason", "until", "who", "time"]
-    assert said.stderr == "1 more: --skip 2, or eir export stolen\n"
+    assert said.stderr == "from the store, no node answers here\n1 more: --skip 2, or eir export stolen\n"
 
 
 def test_one_device_and_a_tac(host):

@@ -27,7 +27,7 @@ def test_the_demo_goes_as_it_says(tmp_path):
     for name, what in (("python", ""), ("eir", "-m eir")):
         (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} {what} "$@"\n')
         (tools / name).chmod(0o755)
-    (tmp_path / ".venv" / "installed").touch()
+    (tmp_path / ".venv" / "installed[analysis]").touch()
     bare = {name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}}
     done = subprocess.run(
         ["scripts/demo", "--redis"], cwd=tmp_path, env=bare, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

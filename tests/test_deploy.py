@@ -4,19 +4,22 @@ import asyncio
 import itertools
 import json
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 from certificates import Authority
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, until, until_async
+from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until, until_async
 from servers import Server, free_port
 from wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
 
@@ -97,15 +100,21 @@ class TestDashboard:
 
 
 class Prometheus:
-    """A real Prometheus with the configuration of deploy/, but for the target and a faster clock."""
+    """A real Prometheus with the configuration of deploy/, but for the targets and a faster clock. `at_once`: no alert waits (`for`)."""
 
-    def __init__(self, folder, target):
+    def __init__(self, folder, *targets, at_once=False):
         folder.mkdir()
         settings = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
         settings["global"] = {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"}
         settings["rule_files"] = [str(PROMETHEUS / name) for name in settings["rule_files"]]
+        if at_once:
+            rules = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())
+            for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+                rule.pop("for", None)
+            settings["rule_files"] = [str(folder / "at_once.yml")]
+            (folder / "at_once.yml").write_text(yaml.safe_dump(rules))
         (job,) = settings["scrape_configs"]
-        job["static_configs"] = [{"targets": [target]}]
+        job["static_configs"] = [{"targets": list(targets)}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
         self.base = f"http://127.0.0.1:{free_port()}"
         self.log = folder / "log"
@@ -163,7 +172,8 @@ async def keep_asking(node, connect):
 
 
 REALM_OF_SAMPLES = "epc.mnc001.mcc001.3gppnetwork.org"
-QUIET = ("eir_store_errors_total", "eir_sctp_")  # have no series until the store fails, and somebody connects over SCTP
+QUIET = ("eir_store_errors_total", "eir_sctp_", "eir_sbi_", "eir_nrf_", "eir_inbox_", "eir_release_interval_seconds", "eir_sightings_", "eir_events_")
+"""Have no series until the store fails, and somebody connects over SCTP or HTTP/2, and without a drop folder or a record of checks, and before a list's fourth release."""
 
 
 async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, connect, tmp_path):
@@ -209,6 +219,66 @@ async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, conne
         traffic.cancel()
         with suppress(asyncio.CancelledError):
             await traffic
+
+
+PROVOKED = {
+    "EirReloadFailed", "EirFilesRunOut", "EirListContentDiffers", "EirReleaseOverdue", "EirInboxUnusable", "EirInboxWaiting", "EirForced",
+    "EirBlockingJumped",
+}  # fmt: skip
+
+
+async def test_alerts_fire_for_what_really_happens(site, connect, tmp_path, publisher):
+    """Two nodes to which all of it is done, and a Prometheus that waits for nothing."""
+    lists = site.settings["lists"] | {"own": {"local": True}}
+    (site.folder / "drop").mkdir()
+    site.configure(lists=lists, inbox="drop")
+    now = datetime.now(UTC).replace(microsecond=0)
+    for serial, before in enumerate((13, 12, 11, 10), 1):  # a daily list of which the last nine releases did not come
+        then = now - timedelta(days=before)
+        site.load([TRACKED], list_name="tracked", serial=serial, now=then, issued=then - timedelta(seconds=1))
+    site.load([LISTED])
+    with Site(tmp_path / "other", publisher) as other:
+        other.configure(lists=lists, inbox="nowhere")
+        for each, device in ((site, UNLISTED), (other, TRACKED)):
+            await asyncio.to_thread(each.eir, "add", "own", device, "--reason", "test", "--force")
+        node, there = await asyncio.to_thread(site.start), await asyncio.to_thread(other.start)
+        with Prometheus(tmp_path / "prometheus", node.http, there.http, at_once=True) as prometheus:
+
+            def firing():
+                found = prometheus.query('ALERTS{alertstate="firing"}') or ()
+                return {each["metric"]["alertname"] for each in found}
+
+            def usual():
+                found = firing()
+                return found if "EirForced" in found and prometheus.query("eir_release_interval_seconds") else None
+
+            before = await asyncio.to_thread(until, usual)
+            assert not {"EirReloadFailed", "EirFilesRunOut", "EirInboxWaiting", "EirBlockingJumped"} & before
+            manifest = site.release([LISTED], serial=2)
+            for file in (manifest, manifest.with_name(f"{manifest.name}.sig")):  # its data are still on their way
+                shutil.copy(file, site.folder / "drop")
+            text = other.path.read_text()
+            other.path.write_text(f"{text}nonsense: 1\n")
+            there.signal(signal.SIGHUP)
+            worker, used = children(node.pid)["worker-0"], int(node.metrics()["eir_process_open_fds{process=worker-0}"])
+            limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+            resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 1, limits[1]))
+            mme = await connect(node)
+
+            async def all_fire():
+                for _ in range(20):
+                    await mme.ask(ecr(LISTED))
+                return await asyncio.to_thread(firing) >= PROVOKED
+
+            try:
+                await until_async(all_fire, patience_s=90)
+            except TimeoutError:
+                raise AssertionError(f"missing: {PROVOKED - firing()}") from None
+            finally:
+                resource.prlimit(worker, resource.RLIMIT_NOFILE, limits)
+            other.path.write_text(text)
+            there.signal(signal.SIGHUP)
+            await asyncio.to_thread(until, lambda: "EirReloadFailed" not in firing())
 
 
 def unit():

@@ -7,8 +7,8 @@ from made import page, pages_of, pair_pages, state
 
 from eir.checks.checker import Checker
 from eir.checks.explain import explain, question_of, wrong_option
-from eir.checks.policy import NoDevice, Override, PolicySettings, Rule, Status
 from eir.checks.question import Question
+from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.errors import StoreChanged
 from eir.lists.entries import READ_AGAIN_MAX

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from node import until_async
@@ -11,12 +12,13 @@ from node import until_async
 from eir.config import load_config
 from eir.daemon import front, rpc, workers
 from eir.daemon.front import Front
+from eir.daemon.handing import Connection
 from eir.daemon.rpc import RpcLink, pair, take_over
 from eir.errors import EirError
 from eir.operate.status import WorkerReport
 
 REPORT = WorkerReport(
-    missing=(), lists={}, store_up=True, lost={}, from_copy=(), overridden=False, checks=0, connected={}, shedding=(), disabled=()
+    missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=()
 )
 PID = 1 << 22
 """Of no process."""
@@ -30,6 +32,10 @@ class Played:
         self.configured = []
         self.told = []
         self.connections = []
+        self.lists = []
+        self.in_force = {}
+        self.misses = False
+        """What it is handed is lost on it."""
         self.silent = False
         self.checks = 0
 
@@ -41,7 +47,7 @@ class Played:
         self.link = await RpcLink.over(self.ends.stream)
         handlers = {
             "configure": self.configured.append, **dict.fromkeys(("counters", "snapshot"), lambda: {"eir_checks_total": {("whitelisted", ""): self.checks}}),
-            "report": lambda: REPORT, "peers": list, "dial": lambda: self.told.append("dial"),
+            "report": lambda: replace(REPORT, lists=dict(self.in_force)), "peers": list, "dial": lambda: self.told.append("dial"),
             "set_peer": lambda *what: self.told.append(what), "order": self.told.append,
         }  # fmt: skip
         self.reading = asyncio.create_task(self.link.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}")))
@@ -52,7 +58,15 @@ class Played:
 
     def take(self):
         while (given := take_over(self.ends.packets)) is not None:
-            self.connections.append(given)
+            what, descriptor = given
+            if isinstance(what, Connection):
+                self.connections.append(given)
+                continue
+            self.lists.append(what)
+            if descriptor is not None:
+                os.close(descriptor)
+                if not self.misses:
+                    self.in_force[what.name] = what.state
 
     def hang(self):
         """Read nothing any more, as a process that was stopped."""
@@ -64,8 +78,8 @@ class Played:
         self.running = False
         asyncio.get_running_loop().remove_reader(self.ends.packets)
         self.reading.cancel()
-        for _, _, connection in self.connections:
-            connection.close()
+        for _, descriptor in self.connections:
+            os.close(descriptor)
         self.link.close()
         self.ends.close()
 
@@ -116,7 +130,7 @@ async def node(site, lines):
 
 @asynccontextmanager
 async def serving(site, **changes):
-    site.configure(workers=2, http="off", lists={}, policy={}, **changes)
+    site.configure(**{"workers": 2, "http": "off", "lists": {}, "policy": {}} | changes)
     site.state.mkdir()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     made = Front(load_config(site.path), theirs, os.getpid())
@@ -183,7 +197,7 @@ async def test_a_reload_that_one_of_two_workers_does_not_answer(node, lines, mon
     assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "configure")] == [0]
     await silent.end()
     successor = await node.successor(0)
-    ((config, disabled, _, dials),) = successor.configured
+    ((config, disabled, _, _, dials),) = successor.configured
     assert (config.policy.default, disabled, dials) == ("greylisted", [], True)
 
 

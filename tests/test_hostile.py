@@ -97,26 +97,25 @@ async def gone(one):
 
 async def test_thousands_of_connections(loaded, crowd):
     node = loaded.start()
-    before, steady = at_rest(node), Steady()
-    for one in await crowd(node, 1000):  # what a first flood makes the processes take, and they keep
-        one.close()
-    await settled(node, before)
-    memory = memory_mb(node.pid)
-    async with beside(node, steady):
-        flood = []
-        for _ in range(10):
-            flood += await crowd(node, 400)
-        status = await asyncio.to_thread(node.status)
-        assert status["peers"] == {"mme": 1}
-        assert sum(await asyncio.to_thread(descriptors, node.pid)) < sum(before[0]) + Limits().source_connections_max + 20
-    for one in flood:
-        one.close()
-    assert (steady.wrong, max(steady.answer_s) < 2) == ([], True)
-    await settled(node, before)
+    before, memory = at_rest(node), []
+    for _ in range(2):  # the first flood also takes what the processes keep for the next one
+        steady = Steady()
+        async with beside(node, steady):
+            flood = []
+            for _ in range(10):
+                flood += await crowd(node, 400)
+            status = await asyncio.to_thread(node.status)
+            assert status["peers"] == {"mme": 1}
+            assert sum(await asyncio.to_thread(descriptors, node.pid)) < sum(before[0]) + Limits().source_connections_max + 20
+        for one in flood:
+            one.close()
+        assert (steady.wrong, max(steady.answer_s) < 2) == ([], True)
+        await settled(node, before)
+        memory.append(memory_mb(node.pid))
     # By the limit; where the machine is slow, by the CER timeout before a later one pushed it out.
     refused = sum(n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{"))
-    assert refused > 3900
-    assert memory_mb(node.pid) - memory < 10
+    assert refused > 7800
+    assert memory[1] - memory[0] < 10
 
 
 @pytest.mark.parametrize("workers", [2])

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 import servers
-from made import pages_of, state
+from made import event, pages_of, state
 from redis.asyncio.connection import AbstractConnection
 from releases import NAME, NOW, Agency
 
 from eir.follow.follower import Follower
+from eir.lists.history import broken
 from eir.lists.index import Index
 from eir.lists.load import load_release
 from eir.stores.redis import RedisStore
@@ -112,7 +113,7 @@ def put(store, rows):
             pages = pages_of(map(int, rows))
             current = await store.state(NAME)
             seen = 0 if current is None else current.generation
-            await store.replace(NAME, state(pages, serial=seen + 1), pages, seen=seen)
+            await store.replace(NAME, state(pages, serial=seen + 1), pages, seen=seen, event=event(NAME, serial=seen + 1))
         finally:
             await store.close()
 
@@ -127,10 +128,23 @@ def in_force(case):
         follower = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: None)
         await follower.start()
         assert not follower.errors, follower.errors
+        await check_history(store)
         await store.close()
         return list(index.lists[NAME])
 
     return asyncio.run(run())
+
+
+async def check_history(store):
+    """Each load that is or was in force is on record, once, and the record holds."""
+    generation = (await store.state(NAME)).generation
+    serials = [each.serial for each in await store.history(NAME)]
+    assert serials == sorted({*serials})
+    assert len(serials) == generation
+    await store.settle()
+    records = [record async for batch in store.records() for record in batch]
+    assert len(records) == generation
+    assert not list(broken(records, await store.folds(), await store.ledger()))
 
 
 def fork(work):

@@ -10,10 +10,10 @@ from node import COMMAND
 from typer.main import get_command
 
 from eir.commands import access
-from eir.commands.app import app, main
+from eir.commands.app import command_line, main
 from eir.commands.manual import SHELLS, _does, bash, commands_of, fish, man_page
 
-ROOT = get_command(app)
+ROOT = get_command(command_line())
 LEAVES = [(names, command) for names, command in commands_of(ROOT) if names and _does(command)]
 
 

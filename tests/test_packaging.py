@@ -1,5 +1,6 @@
 """What is installed: a wheel of what is there and nothing else, and a lock that has all that it needs, with hashes."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ def name_of(requirement):
 def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
     for name in ("pyproject.toml", "setup.py", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "eir", tmp_path / "eir", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "eir", tmp_path / "eir", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     gone = tmp_path / "build" / "lib" / "eir" / "operate" / "gone.py"
     gone.parent.mkdir(parents=True)
     gone.write_text("")
@@ -29,7 +30,26 @@ def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if name.startswith("eir/")}
-    assert names == {str(path.relative_to(tmp_path)) for path in (tmp_path / "eir").rglob("*") if path.suffix == ".py" or path.name == "py.typed"}
+    there = {str(path.relative_to(tmp_path)) for path in (tmp_path / "eir").rglob("*") if path.suffix in {".py", ".pyi", ".sql"} or path.name == "py.typed"}
+    compiled = {"eir/s13/_lane.abi3.so"} if shutil.which("gcc") else set()
+    assert names - there == compiled
+    assert there <= names
+    assert wheel.name.endswith("-cp311-abi3-linux_x86_64.whl") or not compiled
+
+
+def test_without_a_compiler_the_installation_goes_through(tmp_path):
+    for name in ("pyproject.toml", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "eir", tmp_path / "eir", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60, env={**os.environ, "CC": "/bin/false"}
+    )
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        assert "eir/s13/lane.py" in archive.namelist()
+    assert "optional" in done.stdout + done.stderr or "failed" in done.stdout + done.stderr
 
 
 def test_each_version_in_the_lock_is_fixed_and_has_hashes():

@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made import pages_of, pair_pages
-from pyroaring import BitMap
 
 from eir.checks import conditions
-from eir.checks.policy import NoDevice, Override, Policy, PolicySettings, Rule, Status, Verdict, compile_policy
-from eir.device import SNR_KEYS, device_key, imsi_key
+from eir.checks.policy import Policy, Verdict, compile_policy
+from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
+from eir.device import device_key, imsi_key
+from eir.lists.imaging import image_of
 from eir.lists.index import Index
-from eir.lists.pages import Page
-from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -33,14 +32,8 @@ def index_of(**lists):
 
 
 def load(index, name, identifiers, serial=1):
-    pages = {}
-    for key in map(device_key, identifiers):
-        pages.setdefault(key // SNR_KEYS, []).append(key % SNR_KEYS)
     state = ListState(kind="devices", serial=serial, generation=serial, highest_serial=serial, release_digest="")
-    builder = index.builder(name, state)
-    for number, keys in pages.items():
-        builder.add(Page(number, encode_keys(BitMap(keys))))
-    index.switch(name, builder)
+    index.switch(name, state, image_of(pages_of(map(device_key, identifiers))))
 
 
 SIM, OTHER_SIM = "001010000000001", "001010000000002"
@@ -62,10 +55,7 @@ def put(index, name, kind, content):
         pages = pair_pages({device_key(device): [imsi_key(imsi) for imsi in imsis] for device, imsis in content.items()})
     else:
         pages = pages_of((device_key if kind == "devices" else imsi_key)(identifier) for identifier in content)
-    builder = index.builder(name, ListState(kind=kind, serial=1, generation=1, highest_serial=1, release_digest=""))
-    for page in pages:
-        builder.add(page)
-    index.switch(name, builder)
+    index.switch(name, ListState(kind=kind, serial=1, generation=1, highest_serial=1, release_digest=""), image_of(pages))
 
 
 def compiled(*rules, index=None, observed=None, now=NOW, **settings) -> Policy:
@@ -102,6 +92,9 @@ def test_first_rule_that_holds_answers():
 
 CONDITIONS = [
     # condition, what holds, what does not
+    ({"imei": (FREE,)}, {}, {"key": device_key(STOLEN)}),
+    ({"imei": ("35209900176148", f"{FREE[:14]}9", "3512345678901899")}, {"key": device_key("35123456789018")}, {"key": device_key("35123456789019")}),
+    ({"imei": ("A0000000000001",)}, {"key": device_key("a0000000000001")}, {"key": device_key("00000000000001")}),
     ({"tac": ("00101003",)}, {}, {"key": device_key("00101004000003")}),
     ({"tac": ("00101001", "00101003")}, {}, {"key": device_key(TRACKED)}),
     ({"tac": ("0",)}, {}, {"key": device_key("10101003000003")}),
@@ -115,6 +108,13 @@ CONDITIONS = [
     ({"imsi": ("26201", "0010100000000011")}, {"imsi": "262010000000001"}, {"imsi": ""}),  # no User-Name
     ({"origin_host": ("MME.epc",)}, {"host": "mme.EPC"}, {"host": "mme2.epc"}),
     ({"origin_realm": ("epc", "EPC2")}, {"realm": "epc2"}, {"realm": "sub.epc"}),
+    ({"identifier": ("zero",)}, {"key": 0}, {"key": 1}),
+    ({"identifier": ("repeated",)}, {"key": 77777777777777}, {"key": 0}),
+    ({"identifier": ("sequence",)}, {"key": 12345678901234}, {"key": 12345678901235}),
+    ({"identifier": ("sequence",)}, {"key": device_key("01234567890123")}, {"key": device_key("00123456789012")}),
+    ({"identifier": ("sequence",)}, {"key": 98765432109876}, {"key": device_key("A1234567890123")}),
+    ({"identifier": ("test",)}, {"key": device_key("00101799000001")}, {"key": device_key("00101899000001")}),
+    ({"identifier": ("zero", "test")}, {"key": device_key("00440000000001")}, {"key": device_key("A0440000000001")}),
     ({"list": "some"}, {}, {"key": device_key(STOLEN)}),
     ({"not_list": "some"}, {"key": device_key(STOLEN)}, {}),
 ]  # fmt: skip
@@ -127,9 +127,25 @@ def test_condition(condition, holds, fails):
     assert ask(policy, **fails).rule == "default"
 
 
+def test_what_the_key_does_not_show_has_rules_of_its_own():
+    """A wrong check digit, and an identifier that is none: the same rules, in the same order, with what is known of the identifier."""
+    index = index_of(some=[FREE])
+    policy = compiled(
+        Rule(list="some", identifier=("check_digit",), answer=UNKNOWN), Rule(identifier=("malformed", "zero"), imsi=("262",), answer=BLACK),
+        Rule(identifier=("check_digit", "malformed"), answer=GREY), index=index,
+    )  # fmt: skip
+    asked = (device_key(FREE), "", "", "h", "r"), (device_key(STOLEN), "", "", "h", "r"), (0, "26201", "", "h", "r")
+    assert [policy.decide(*each).rule for each in asked] == ["default", "default", 2]
+    assert [policy.by_digit(*each).rule for each in asked] == [1, 3, 2]
+    assert [policy.malformed(imsi, "", "h", "r").rule for imsi in ("26201", "00101")] == [2, 3]
+    assert compiled(Rule(identifier=("malformed",), imsi=("262",), answer=BLACK)).malformed("00101", "", "h", "r") is None
+    plain = compiled(Rule(identifier=("zero",), answer=BLACK))
+    assert (plain.by_digit, plain.malformed) == (None, None)
+
+
 def test_all_conditions_of_a_rule_have_to_hold():
     rule = Rule(
-        answer=BLACK, list="some", not_list="other", tac=("0010",), software_version=("01",), imsi=("001",),
+        answer=BLACK, list="some", not_list="other", imei=(FREE,), tac=("0010",), software_version=("01",), imsi=("001",),
         origin_host=("mme.epc",), origin_realm=("epc",),
     )  # fmt: skip
     policy = compiled(rule, index=index_of(some=[FREE], other=[STOLEN]))
@@ -196,8 +212,8 @@ def test_override(until, in_force):
     assert ask(policy, STOLEN).rule == ("override" if in_force else 1)
     if in_force:
         assert policy.override_until == until
-        assert [*policy.unidentified.values()] == [ask(policy, FREE)] * 2  # everything alike, errors included
-        assert policy.unlisted.verdict is ask(policy, STOLEN)
+        assert [*policy.unidentified.values()] == [ask(policy, FREE)] * len(NoDevice)  # everything alike, errors included
+        assert policy.program.verdicts == (ask(policy, STOLEN),)
     else:
         assert policy.override_until is None
         assert policy.unidentified[NoDevice.MISSING] is NoDevice.MISSING
@@ -368,6 +384,7 @@ rules = st.builds(
     observe=st.booleans(),
     list=st.sampled_from([None, "a", "b", "never"]),
     not_list=st.sampled_from([None, "a", "b", "never"]),
+    imei=st.sampled_from([(), (STOLEN,), ("111111110000009", "00000000000000", "00000000000F00")]),
     tac=st.lists(st.text("01", min_size=1, max_size=8), max_size=3).map(tuple),
     software_version=st.sampled_from([(), ("01",)]),
     imsi=st.sampled_from([(), ("00101",), ("00102", "001010000000001")]),
@@ -383,6 +400,7 @@ def plainly(rule, device, imsi, software_version, realm):
     return (
         (rule.list is None or (LISTS[rule.list] is not None and device in LISTS[rule.list]))
         and (rule.not_list is None or (LISTS[rule.not_list] is not None and device not in LISTS[rule.not_list]))
+        and (not rule.imei or device[:14] in [imei[:14] for imei in rule.imei])
         and (not rule.tac or (digits_only and any(device[:8].startswith(tac) for tac in rule.tac)))
         and (not rule.software_version or software_version in rule.software_version)
         and (not rule.imsi or any(imsi.startswith(prefix) for prefix in rule.imsi))

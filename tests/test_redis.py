@@ -22,6 +22,7 @@ from eir.lists.pages import PAGE_KEYS, Page
 from eir.stores import redis as redis_store
 from eir.stores import redis_url
 from eir.stores.open import open_store
+from eir.stores.records import encode
 from eir.stores.redis import RedisStore, link, reading, writing
 from eir.stores.redis_url import parse_url
 from eir.stores.sqlite import SqliteStore
@@ -95,8 +96,8 @@ class TestKeys:
         await store.record(event("a"))
         names = {re.sub(rb":set:[0-9a-f]+", b":set:ID", key) for key in keys_of(server)}
         assert names == {
-            b"eir:lists", b"eir:{a}:state", b"eir:{a}:set:ID", b"eir:{a}:changes", b"eir:{history}:events",
-            b"eir:{history}:outcomes",
+            b"eir:lists", b"eir:{a}:state", b"eir:{a}:set:ID", b"eir:{a}:changes", b"eir:{history}:records",
+            b"eir:{history}:ledger", b"eir:{history}:outcomes",
         }  # fmt: skip
 
     async def test_pages_are_plain_bitmaps_under_their_number(self, server, store):
@@ -109,19 +110,34 @@ class TestKeys:
 
     async def test_only_what_is_in_force_stays(self, server, store):
         for seen in range(4):
-            await store.replace("a", state(A, serial=seen + 1), A, seen=seen)
+            await store.replace("a", state(A, serial=seen + 1), A, seen=seen, keep=2)
         lifetimes = [ttl(server, key) for key in keys_of(server) if b":set:" in key]
-        # In force, and the one before for a rollback; older ones are gone.
-        assert sorted(lifetimes) == [-1, writing.PREVIOUS_S]
-        await store.amend("a", state([page(0, [9]), A[1]], serial=5), [page(0, [9])], seen=4)
+        # In force, and the two before for a rollback; older ones are gone.
+        assert lifetimes == [-1, -1, -1]
+        await store.amend("a", state([page(0, [9]), A[1]], serial=5), [page(0, [9])], seen=4, keep=2)
         lifetimes = {key: ttl(server, key) for key in keys_of(server) if b":set:" in key or b":kept:" in key}
-        assert sorted(lifetimes.values()) == [-1, writing.PREVIOUS_S]
-        assert [b":kept:" in key for key, left in lifetimes.items() if left > 0] == [True]
+        assert [*lifetimes.values()] == [-1, -1, -1]
+        assert sum(b":kept:" in key for key in lifetimes) == 1
 
-    async def test_a_rollback_whose_release_has_expired(self, server, store):
+    async def test_what_a_version_without_a_chain_left(self, server, store):
+        """Its events become the first records, and the one release that it kept is there for a rollback."""
         await store.replace("a", state(A), A, seen=0)
         await store.replace("a", state(B, serial=2), B, seen=1)
-        (old,) = [key for key in keys_of(server) if b":set:" in key and ttl(server, key) > 0]
+        past = json.loads(server.command("HGET", "eir:{a}:state", "past").split(b"\r\n")[1])
+        server.command("HDEL", "eir:{a}:state", "past")
+        server.command("HSET", "eir:{a}:state", "previous", json.dumps(past["kept"][0]))
+        for each in (event("a", detail="old"), event("a", "refused", detail="bad: …")):
+            server.command("XADD", "eir:{history}:events", "*", "event", encode(each))
+        assert [each.detail for each in await store.history()] == ["old", "bad: …"]
+        assert (await store.releases("a"))[1].state.serial == 1
+        assert (await store.rollback("a", seen=2, event=event("a", detail="new"))).serial == 1
+        assert [each.detail for each in await store.history()] == ["old", "new"]
+        assert await read(store) == A
+
+    async def test_a_rollback_whose_release_is_gone(self, server, store):
+        await store.replace("a", state(A), A, seen=0)
+        (old,) = [key for key in keys_of(server) if b":set:" in key]
+        await store.replace("a", state(B, serial=2), B, seen=1)
         server.command("DEL", old)
         with pytest.raises(NothingToRollBack, match="no longer in Redis"):
             await store.rollback("a", seen=2)
@@ -320,9 +336,9 @@ class TestSwitch:
         await store.replace("a", state(A), A, seen=0)
         commit = writing.commit
 
-        async def flushed(*args):
+        async def flushed(*args, **how):
             server.command("FLUSHALL")
-            await commit(*args)
+            await commit(*args, **how)
 
         monkeypatch.setattr(writing, "commit", flushed)
         assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "staging_lost"
@@ -378,7 +394,7 @@ class TestSwitch:
             ("state", "{"), ("state", "[]"), ("state", '{"kind": "devices"}'), ("state", json.dumps({**STATE, "serial": "7"})),
             ("state", json.dumps({**STATE, "expires": "2026-12-01T00:00:00"})), ("state", json.dumps({**STATE, "issued": "soon"})),
             ("state", json.dumps({**STATE, "content_digest": "x"})), ("state", json.dumps({**STATE, "signers": [7]})),
-            ("fields", "many"), ("previous", "{"), ("set", b"\xff"),
+            ("fields", "many"), ("set", b"\xff"),
         ],
     )  # fmt: skip
     async def test_what_nobody_here_wrote_is_named_and_a_node_goes_on_from_memory(self, server, store, field, value):
@@ -405,14 +421,14 @@ class TestSwitch:
             assert node.keys() == [1, 2, 5 * PAGE_KEYS]
             assert node.follower.up
             assert not node.follower.lost
-            await until(lambda: node.follower.lag_s > 1)
+            await until(lambda: node.lag_s > 1)
             async with Node(store, {"a": "devices", "b": "devices"}) as late:
                 assert late.follower.missing == ("a",)
                 assert late.index.lists["b"].state.serial == 8
             server.command("HSET", "eir:{a}:state", "state", good)
             await store.amend("a", state([page(0, [7]), A[1]], serial=8), [page(0, [7])], seen=1)
             await until(lambda: node.keys() == [7, 5 * PAGE_KEYS])
-            assert node.follower.lag_s < 2
+            assert node.lag_s < 2
 
     async def test_a_list_named_like_the_history(self, store):
         await store.replace("history", state(A), A, seen=0)

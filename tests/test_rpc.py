@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eir.daemon import rpc
-from eir.daemon.rpc import RpcError, RpcLink, hand_over, pair, take_over
+from eir.daemon.rpc import RpcError, RpcLink, pair, pass_on, take_over
 from eir.errors import EirError
 
 
@@ -121,7 +121,7 @@ async def test_an_end_that_is_gone():
 
 @pytest.fixture
 def packets():
-    """Both ends of the pair that carries connections."""
+    """Both ends of the pair that carries descriptors."""
     here, there = pair()
     yield here.packets, there.packets
     here.close()
@@ -140,13 +140,12 @@ def connection():
 def test_a_connection_changes_hands(packets, connection):
     client, accepted = connection
     assert take_over(packets[1]) is None
-    assert hand_over(packets[0], 7, 1 << 31, accepted)
+    pass_on(packets[0], (7, "as said"), accepted.fileno())
     accepted.close()  # the copy on its way keeps it open
     client.sendall(b"early")
-    listener, number, taken = take_over(packets[1])
-    assert (listener, number) == (7, 1 << 31)
-    with taken:
-        assert not taken.getblocking()
+    what, descriptor = take_over(packets[1])
+    assert what == (7, "as said")
+    with socket.socket(fileno=descriptor) as taken:
         assert taken.recv(9) == b"early"
         taken.send(b"back")
         assert client.recv(9) == b"back"
@@ -154,34 +153,39 @@ def test_a_connection_changes_hands(packets, connection):
     assert take_over(packets[1]) is None
 
 
+def test_what_has_no_descriptor(packets):
+    pass_on(packets[0], None)
+    pass_on(packets[0], {"of": "x" * 205_000})
+    assert take_over(packets[1]) == (None, None)
+    assert take_over(packets[1]) == ({"of": "x" * 205_000}, None)
+
+
 def test_nobody_to_hand_to(packets, connection):
     packets[1].close()
-    assert not hand_over(packets[0], 0, 0, connection[1])
+    with pytest.raises(BrokenPipeError):
+        pass_on(packets[0], 0, connection[1].fileno())
     assert take_over(packets[0]) is None
 
 
 def test_one_that_takes_nothing(packets, connection):
-    for _ in range(10_000):
-        if not hand_over(packets[0], 0, 0, connection[1]):
-            break
-    else:
-        pytest.fail("there is room without end")
+    with pytest.raises(BlockingIOError):
+        [pass_on(packets[0], 0, connection[1].fileno()) for _ in range(10_000)]
 
 
 def test_no_descriptor_left_to_take_with(packets, connection):
     client, accepted = connection
-    assert hand_over(packets[0], 3, 10, accepted)
-    assert hand_over(packets[0], 4, 11, accepted)
+    pass_on(packets[0], 3, accepted.fileno())
+    pass_on(packets[0], 4, accepted.fileno())
     accepted.close()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
-        assert take_over(packets[1]) == (3, 10, None)
+        assert take_over(packets[1]) == (3, None)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    listener, number, taken = take_over(packets[1])
-    assert (listener, number) == (4, 11)
-    taken.close()
+    what, taken = take_over(packets[1])
+    assert what == 4
+    os.close(taken)
     assert client.recv(1) == b""

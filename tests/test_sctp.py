@@ -2,19 +2,18 @@
 
 import asyncio
 import ctypes
-import os
 import resource
 import socket
 import struct
-import subprocess
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sctp_wire
 import uvloop
+from far import OURS, THEIRS, far, linked, switch
 from sctp_wire import SCTP, connected, receive, sctp_socket
 from test_conformance import LISTED, OVER, PEER, QUICK, running
 from wire import TGPP, VSAI, Connection, Message, cer, dwr, ecr, u32, until
@@ -115,7 +114,8 @@ def test_a_reader_that_sleeps_gets_every_answer_for_itself():
                     await loop.sock_sendall(made, ecr(LISTED, ids=(number, number)))
 
             asking = asyncio.create_task(ask())
-            await asyncio.sleep(5)
+            (link,) = setup.node._links.values()
+            await until(lambda: link._stalled is not None)  # its answers fill the kernel's room and ours: we read no more of it
             got = [await receive(made) for _ in range(3000)]
             await asking
             assert all(each.whole for each in got)
@@ -197,49 +197,14 @@ def parameters(accepted):
 # Two paths between two networks
 
 
-OURS, THEIRS = ("10.1.0.1", "10.2.0.1"), ("10.1.0.2", "10.2.0.2")
 PEER_PORT = 40_001
-
-
-def sh(*commands):
-    for command in commands:
-        subprocess.run(command.split(), check=True)
 
 
 @pytest.fixture
 def paths():
-    """A second network namespace, with two links to it; gives a function that switches one of them."""
-    for name in ("one", "two"):
-        subprocess.run(["ip", "link", "del", name], check=False, capture_output=True)  # of a test that failed
-    sh("ip netns add far")
-    for name, ours, theirs in zip(("one", "two"), OURS, THEIRS, strict=True):
-        sh(
-            f"ip link add {name} type veth peer name {name} netns far", f"ip addr add {ours}/24 dev {name}", f"ip link set {name} up",
-            f"ip -n far addr add {theirs}/24 dev {name}", f"ip -n far link set {name} up", "ip -n far link set lo up",
-        )  # fmt: skip
-
-    def switch(name, *, up):
-        """Without a word, as by a cable that is cut elsewhere: frames go to a station that is not there."""
-        for netns, far in (("", dict(zip(("one", "two"), THEIRS, strict=True))), ("-n far ", dict(zip(("one", "two"), OURS, strict=True)))):
-            where = f"{far[name]} dev {name}"
-            sh(f"ip {netns}neigh del {where}" if up else f"ip {netns}neigh replace {where} lladdr 02:00:00:00:00:99 nud permanent")
-
-    yield switch
-    sh("ip netns del far")
-
-
-@contextmanager
-def far():
-    """Sockets that are made meanwhile are in the other namespace."""
-    libc, here = ctypes.CDLL(None, use_errno=True), os.open("/proc/self/ns/net", os.O_RDONLY)
-    there = os.open("/var/run/netns/far", os.O_RDONLY)
-    assert libc.setns(there, 0) == 0
-    try:
-        yield
-    finally:
-        assert libc.setns(here, 0) == 0
-        os.close(here)
-        os.close(there)
+    """A second network with two links to it; gives a function that switches one of them."""
+    with linked():
+        yield switch
 
 
 async def far_connected(port, settings=None):

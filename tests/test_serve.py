@@ -489,8 +489,8 @@ class TestShown:
         for found in document["lists"].values():
             assert re.fullmatch("[0-9a-f]{64}", found.pop("digest"))
             found["expires"] = None
-        assert document | {"version": None, "pid": None, "uptime_s": None, "tasks": None, "listening": None, "http": None} == {
-            "state": "OK", "code": 0, "summary": "2 lists, 2 entries, 1 connections, 0 checks", "ready": "ready", "version": None,
+        assert document | {"version": None, "lane": None, "pid": None, "uptime_s": None, "tasks": None, "listening": None, "http": None} == {
+            "state": "OK", "code": 0, "summary": "2 lists, 2 entries, 1 connections, 0 checks", "ready": "ready", "version": None, "lane": None,
             "pid": None, "uptime_s": None, "tasks": None, "listening": None, "http": None,
             "lists": {key: {"serial": 1, "generation": 1, "entries": 1, "expires": None} for key in ("stolen", "tracked")},
             "workers": 1, "in_step": True, "peers": {"mme": 1}, "checks": 0,
@@ -552,7 +552,7 @@ sys.meta_path.insert(0, Hook)
 """
 """Body of a sitecustomize.py by which a node signals itself, once."""
 MOMENTS = {
-    "commands": "eir.commands.app", "configuration": "yaml", "node": "eir.daemon.supervisor", "lists": "eir.follow.follower:Follower.start",
+    "commands": "eir.commands.app", "configuration": "yaml", "node": "eir.daemon.supervisor", "processes": "eir.daemon.children:Children.__init__",
     "pages": "eir.daemon.front:Front._open",
 }  # fmt: skip
 """What it is about to read, or to do, when the signal comes."""

@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import pages_of, state
+from made import pages_of, put, state
 from wire import HOST, TGPP, Message, avp, ecr, message, terminal, u32, walk
 
 from eir.checks.checker import Checker
-from eir.checks.policy import PolicySettings, Rule, Status
+from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import KEY_DIGITS, device_key, meid_key
 from eir.diameter.message import Request
 from eir.diameter.settings import PeerSettings
@@ -37,13 +37,10 @@ class Checks:
     def __init__(self, **policy):
         index = Index({"stolen": "devices"})
         pages = pages_of(device_key(identifier) for identifier in (LISTED, MEID, DECIMAL_MEID))
-        builder = index.builder("stolen", state(pages, generation=1))
-        for page in pages:
-            builder.add(page)
-        index.switch("stolen", builder)
+        put(index, "stolen", state(pages, generation=1), pages)
         settings = PolicySettings(**{"rules": RULES, "no_identity": None, "bad_identity": None} | policy)
         self.notes = []
-        self.checker = Checker(settings, index, now=datetime.now(UTC), note_check=lambda *note: self.notes.append(note))
+        self.checker = Checker(settings, index, now=datetime.now(UTC), note_check=lambda *note: self.notes.append(note[:-1]))
         self.answer = S13Service(self.checker).answer
 
     def ask(self, octets):

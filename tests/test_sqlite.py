@@ -211,7 +211,7 @@ async def test_sets_that_nobody_points_to_are_collected_by_a_later_load(store):
             return db.execute("SELECT count(*) FROM sets").fetchone()[0], db.execute("SELECT count(*) FROM pages").fetchone()[0]
 
     for seen in range(4):
-        await store.replace("a", state(MANY, serial=seen + 1), MANY, seen=seen)
+        await store.replace("a", state(MANY, serial=seen + 1), MANY, seen=seen, keep=1)
     # In force, kept for a rollback, and one that fell out of use by the last switch.
     assert sets() == (3, 3 * len(MANY))
 
@@ -220,9 +220,8 @@ async def test_sets_that_nobody_points_to_are_collected_by_a_later_load(store):
         raise StoreError("gone", "the source went away")
 
     assert await cause_of(store.restore("a", state(A), failing(), seen=4)) == "gone"
-    await store.replace("a", state(A), A, seen=4)
-    await store.replace("a", state(A), A, seen=5)
-    await store.replace("a", state(A), A, seen=6)
+    for seen in (4, 5, 6):
+        await store.replace("a", state(A), A, seen=seen, keep=1)
     assert sets() == (3, 3 * len(A))
 
 

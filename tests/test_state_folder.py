@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 
 import pytest
 from node import children, until
@@ -72,3 +73,11 @@ def test_a_node_that_stands_still_keeps_its_folder(site):
         os.kill(front, signal.SIGCONT)
         node.signal(signal.SIGCONT)
     assert until(lambda: node.status()["ready"]) == "ready"
+
+
+def test_nf_instance_id_stays_that_of_the_folder(tmp_path):
+    made = state_folder.nf_instance(tmp_path)
+    assert uuid.UUID(made).version == 4
+    assert state_folder.nf_instance(tmp_path) == made
+    (tmp_path / "nf-instance-id").write_text("cut o")
+    assert state_folder.nf_instance(tmp_path) != made

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from made import event, page, pages_of, state, until
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
+from eir.lists import history
 from eir.lists.pages import PAGE_KEYS, amended_digest
-from eir.lists.store import HISTORY_MAX, Change, Outcome
+from eir.lists.store import Change, Ledger, Outcome, Record
 from eir.stores.open import open_store
 
 KINDS = ["sqlite", *servers.programs(), *(["cluster", "sentinel"] if "redis" in servers.programs() else [])]
@@ -158,7 +159,7 @@ async def test_a_reset_sets_the_highest_serial_back_and_nothing_else(store, othe
     assert await read(other, "stolen") == (found, after)
     assert await store.changes("stolen", 2) == [Change(2, 3, ())]
     # What was kept is there for a rollback, which brings no serial back that was given up.
-    assert await store.previous("stolen") == first
+    assert [release.state for release in await store.releases("stolen")] == [found, first]
     undone = await store.rollback("stolen", seen=3)
     assert (await read(other, "stolen"))[1] == A
     assert (undone.serial, undone.mark) == (1, (1, 5))
@@ -198,13 +199,13 @@ async def test_amend_may_begin_a_list(store):
 
 async def test_rollback_of_a_full_release(store, other):
     first = await store.replace("stolen", state(A, reasons=("x",)), A, seen=0)
-    assert await store.previous("stolen") is None
+    assert [release.state for release in await store.releases("stolen")] == [first]
     await store.replace("stolen", state(B, serial=2), B, seen=1)
-    assert await other.previous("stolen") == first
+    assert [release.state for release in await other.releases("stolen")][1:] == [first]
     stored = await store.rollback("stolen", seen=2)
     assert stored == replace(first, generation=3, highest_serial=2)
     assert await read(other, "stolen") == (stored, A)
-    assert await store.previous("stolen") is None
+    assert [release.state for release in await store.releases("stolen")] == [stored]
     with pytest.raises(NothingToRollBack):
         await store.rollback("stolen", seen=3)
 
@@ -213,7 +214,7 @@ async def test_rollback_of_a_delta(store):
     first = await store.replace("stolen", state(A), A, seen=0)
     touched = [page(0, [4]), page(1, []), page(2, [6])]
     await store.amend("stolen", state([touched[0], touched[2], A[2]], serial=2), touched, seen=1)
-    assert await store.previous("stolen") == first
+    assert (await store.releases("stolen"))[1].state == first
     stored = await store.rollback("stolen", seen=2)
     assert stored == replace(first, generation=3, highest_serial=2)
     assert await read(store, "stolen") == (stored, A)
@@ -222,15 +223,54 @@ async def test_rollback_of_a_delta(store):
     assert [sorted(step.pages) for step in steps] == [[0, 1, 2], [0, 1, 2]]
 
 
-async def test_only_the_last_release_is_undone(store):
-    await store.replace("stolen", state(A), A, seen=0)
-    await store.replace("stolen", state(B, serial=2), B, seen=1)
-    touched = [page(0, [4])]
-    await store.amend("stolen", state([touched[0], B[1]], serial=3), touched, seen=2)
-    assert (await store.rollback("stolen", seen=3)).serial == 2
-    assert (await read(store, "stolen"))[1] == B
+FULL, DELTA = "full", "delta"
+TEN = (FULL, DELTA, DELTA, FULL, FULL, DELTA, DELTA, DELTA, FULL, DELTA)
+
+
+async def ten_releases(store, keep=10):
+    """Their states, and the pages of each."""
+    pages, found = {}, []
+    for serial, kind in enumerate(TEN, 1):
+        new = [page(serial % 3, [serial], reasons=bytes([serial])), page(10 + serial, [serial])]
+        if kind == FULL:
+            pages = {}
+        else:
+            new += [page(9 + serial, [])]  # what the one before brought goes
+        pages = {number: each for number, each in {**pages, **{each.number: each for each in new}}.items() if not each.gone}
+        write = store.replace if kind == FULL else store.amend
+        written = await write(
+            "stolen", state(pages.values(), serial=serial), sorted(new), seen=serial - 1, keep=keep, event=event(serial=serial)
+        )
+        found.append((written, sorted(pages.values())))
+    return found
+
+
+@pytest.mark.parametrize("to", range(1, 10))
+async def test_a_rollback_to_each_of_ten_releases(store, other, to):
+    found = await ten_releases(store)
+    assert [release.state for release in await other.releases("stolen")] == [written for written, _ in reversed(found)]
+    wanted, pages = found[to - 1]
+    undone = await store.rollback("stolen", seen=10, to=wanted.generation)
+    assert undone == replace(wanted, generation=11, highest_serial=10)
+    assert await read(other, "stolen") == (undone, pages)
+    assert undone.content_digest == state(pages).content_digest
+    assert [release.made.serial for release in await other.releases("stolen")] == list(range(to, 0, -1))
+    # And from there on, step by step.
+    for seen, (before, pages) in enumerate(reversed(found[: to - 1]), 11):
+        stepped = await store.rollback("stolen", seen=seen)
+        assert await read(other, "stolen") == (stepped, pages)
+        assert (stepped.serial, stepped.content_digest) == (before.serial, state(pages).content_digest)
     with pytest.raises(NothingToRollBack):
-        await store.rollback("stolen", seen=4)
+        await store.rollback("stolen", seen=10 + to)
+
+
+async def test_so_many_releases_are_kept_as_are_wanted(store):
+    found = await ten_releases(store, keep=3)
+    assert [release.state.serial for release in await store.releases("stolen")] == [10, 9, 8, 7]
+    for to in (6, 10, 11):
+        with pytest.raises(NothingToRollBack):
+            await store.rollback("stolen", seen=10, to=to)
+    assert (await store.rollback("stolen", seen=10, to=7)).content_digest == found[6][0].content_digest
 
 
 @pytest.mark.parametrize("seen", [0, 1, 3])
@@ -391,15 +431,161 @@ async def test_outcomes_are_counted_beyond_the_history(store):
     )
 
 
-async def test_history_is_bounded(store, monkeypatch):
-    assert HISTORY_MAX == 10_000
-    monkeypatch.setattr(f"{type(store).__module__}.HISTORY_MAX", 20)
-    for number in range(50):
-        await store.record(event("stolen", detail=str(number)))
-    kept = await store.history()
-    assert 20 <= len(kept) <= 40
-    assert kept[-1].detail == "49"
-    assert (await store.outcomes())[0].count == 50
+async def records_of(store):
+    return [record async for batch in store.records() for record in batch]
+
+
+async def faults_of(store):
+    return list(history.broken(await records_of(store), await store.folds(), await store.ledger()))
+
+
+async def test_the_history_is_a_chain(store, other):
+    assert await other.ledger() == Ledger()
+    assert await faults_of(other) == []
+    for number in range(3):
+        await store.record(event("stolen", serial=number, detail="ünïcode\n"))
+    records = await records_of(other)
+    assert [record.number for record in records] == [1, 2, 3]
+    assert (await other.ledger()).digest == history.record_digest(records[-1].text)
+    assert history.record_digest(records[0].text) in records[1].text
+    assert [each.number for each in await other.history()] == [1, 2, 3]
+    assert await faults_of(other) == []
+
+
+TAMPERED = {
+    "a record changed": (lambda said: [said[0], said[1].replace("load", "lose"), *said[2:]], "record 2 is not the one that record 3"),
+    "the newest changed": (lambda said: [*said[:4], said[4].replace("load", "lose")], "record 5, the newest, was changed"),
+    "the first changed": (lambda said: [said[0].replace("load", "lose"), *said[1:]], "record 1 is not the one that record 2"),
+    "one removed": (lambda said: [*said[:2], None, *said[3:]], "record 3 is missing"),
+    "two removed": (lambda said: [said[0], None, None, *said[3:]], "records 2 to 3 are missing"),
+    "the newest removed": (lambda said: said[:4], "record 5 is missing"),
+    "the first removed": (lambda said: [None, *said[1:]], "record 1 is missing"),
+    "two moved": (lambda said: [said[0], said[2], said[1], *said[3:]], "record 3 stands where record 2 was"),
+    "one removed, and the others moved up": (lambda said: [said[0], *said[2:]], "record 3 stands where record 2 was"),
+    "one put in": (lambda said: [*said, said[4]], "records after 5 were not written by this program"),
+    "no JSON": (lambda said: [said[0], "{", *said[2:]], "record 2 was changed: it cannot be read"),
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERED)
+async def test_what_somebody_did_to_the_history_is_found(store, tamper):
+    change, says = TAMPERED[tamper]
+    for number in range(5):
+        await store.record(event(serial=number))
+    ledger, records = await store.ledger(), await records_of(store)
+    changed = [Record(number, text) for number, text in enumerate(change([text for _, text in records]), 1) if text is not None]
+    await store.rewrite_history(batches_of(changed), (), after=0, seen=ledger)
+    assert says in "; ".join(history.broken(await records_of(store), await store.folds(), ledger))
+
+
+async def test_what_somebody_did_to_refusals_is_found(store):
+    for reason in "ab":
+        await store.record(event(None, "refused", what="refuse", detail=f"{reason}: …"))
+    ledger, folds = await store.ledger(), await store.folds()
+    for changed in (folds[:1], [folds[0], folds[1]._replace(text=folds[1].text.replace("…", "!"))]):
+        await store.rewrite_history(batches_of(), changed, after=0, seen=await store.ledger(), exact=True)
+        assert list(history.broken((), await store.folds(), ledger)) == ["refusals were changed or removed"]
+
+
+async def test_two_that_write_at_once_make_one_chain(store, other):
+    await asyncio.gather(*(each.record(event(detail=str(number))) for number in range(10) for each in (store, other)))
+    assert sorted(each.detail for each in await store.history()) == sorted(2 * [str(number) for number in range(10)])
+    assert await faults_of(store) == []
+
+
+async def test_a_write_and_its_event_are_one(store, other):
+    await store.replace("stolen", state(A), A, seen=0, event=event(detail="full"))
+    await store.amend("stolen", state(A, serial=2), [A[0]], seen=1, event=event(detail="delta"))
+    for write in (store.replace, store.amend):
+        with pytest.raises(GenerationConflict):
+            await write("stolen", state(B, serial=3), B, seen=1, event=event(detail="late"))
+    await store.rollback("stolen", seen=2, event=event(detail="rollback"))
+    await store.reset_serial("stolen", 1, seen=3, event=event(detail="reset"))
+    await store.restore("stolen", state(B, generation=9), batches_of(B), seen=4, event=event(detail="heal"))
+    assert [each.detail for each in await other.history()] == ["full", "delta", "rollback", "reset", "heal"]
+    await other.settle()
+    assert len(await records_of(store)) == 5
+    assert (await store.outcomes())[0].count == 5
+
+
+async def test_refusals_are_folded_and_push_out_nothing(store, monkeypatch):
+    monkeypatch.setattr(history, "FOLDS_MAX", 20)
+    for module in ("sqlite", "redis"):
+        monkeypatch.setattr(f"eir.stores.{module}.history.FOLDS_MAX", 20)
+    await store.record(event(detail="before"))
+    for number in range(100):
+        await store.record(event(None, "refused", what="refuse", detail=f"bad_signature: try {number}", time=f"2026-11-24T00:00:{number % 60:02}Z"))
+    await store.record(event(detail="between"))
+    for number in range(60):
+        await store.record(event(None, "refused", what="refuse", detail=f"reason{number}: …"))
+    await store.record(event("grey", "refused", what="refuse", detail="bad_signature: …"))
+    found = await store.history()
+    assert [each.detail for each in found if each.outcome == "accepted"] == ["before", "between"]
+    assert len(found) <= 2 + 20
+    assert (found[0].detail, found[-1].detail) == ("before", "bad_signature: …")
+    assert found[-2].detail == "reason59: …"
+    assert await faults_of(store) == []
+    assert sum(each.count for each in await store.outcomes() if each.outcome == "refused") == 161
+
+
+async def test_what_a_fold_tells(store):
+    for second in range(3):
+        await store.record(event(None, "refused", what="refuse", detail=f"manifest: {second} (claims grey 7, unverified)", time=f"2026-11-24T00:00:0{second}Z"))
+    await store.record(event(None, "refused", what="refuse", detail="manifest: other (claims stolen 7, unverified)", time="2026-11-24T00:00:03Z"))
+    await store.record(event(None, "refused", what="refuse", detail="manifest: next day (claims grey 7, unverified)", time="2026-11-25T00:00:00Z"))
+    first, second = await store.history("grey")
+    assert (first.count, first.first, first.time) == (3, "2026-11-24T00:00:00Z", "2026-11-24T00:00:02Z")
+    assert first.detail.startswith("manifest: 2 ")
+    assert (second.count, second.first) == (1, None)
+    assert [each.detail for each in await store.history(since="2026-11-24T12:00:00Z")] == [second.detail]
+
+
+async def test_history_of_a_time(store):
+    for day in range(1, 9):
+        await store.record(event("stolen" if day % 2 else "grey", time=f"2026-11-0{day}T00:00:00Z"))
+    assert [each.time[8:10] for each in await store.history(since="2026-11-06T00:00:00Z")] == ["06", "07", "08"]
+    assert [each.time[8:10] for each in await store.history("grey", since="2026-11-04T00:00:00Z")] == ["04", "06", "08"]
+    assert [each.time[8:10] for each in await store.history("grey", since="2026-11-03T00:00:00Z", limit=2)] == ["06", "08"]
+
+
+async def test_what_is_older_than_wanted_is_forgotten(store, monkeypatch):
+    for module in ("sqlite", "redis"):
+        monkeypatch.setattr(f"eir.stores.{module}.history.BATCH", 3)
+    for day in range(1, 9):
+        await store.record(event(time=f"2026-11-0{day}T00:00:00Z"))
+    trim = event(None, what="trim", detail="history.keep")
+    assert await store.trim_history("2026-11-01T00:00:00Z", 1 << 20, trim) == 0
+    assert len(await store.history()) == 8
+    assert await store.trim_history("2026-11-06T00:00:00Z", 1 << 20, trim) == 5
+    found = await store.history()
+    assert [each.time[8:10] for each in found if each.what == "load"] == ["06", "07", "08"]
+    assert found[-1].detail.startswith("history.keep: records ")
+    assert await faults_of(store) == []
+    size = (await store.ledger()).bytes
+    assert await store.trim_history("2026-11-01T00:00:00Z", size // 2, trim) > 1
+    assert (await store.ledger()).bytes < size
+    assert await faults_of(store) == []
+
+
+async def test_a_history_is_rewritten(store):
+    for number in range(6):
+        await store.record(event(detail=str(number)))
+    await store.record(event("stolen", "refused", what="refuse", detail="expired: …"))
+    records, folds, seen = await records_of(store), await store.folds(), await store.ledger()
+    other, ledger = history.appended(Ledger(), [event(detail=text) for text in "ab"])
+    with pytest.raises(GenerationConflict):
+        await store.rewrite_history(batches_of(other), (), after=0, seen=Ledger())
+    await store.rewrite_history(batches_of(other[:1], other[1:]), (), after=0, seen=seen, exact=True)
+    assert (await records_of(store), await store.folds(), await faults_of(store)) == (other, [], [])
+    assert (await store.ledger()).digest == ledger.digest
+    await store.rewrite_history(batches_of(records[:4]), folds, after=0, seen=await store.ledger())
+    await store.rewrite_history(batches_of(records[4:]), folds, after=4, seen=await store.ledger())
+    assert (await records_of(store), await store.folds(), await faults_of(store)) == (records, folds, [])
+    changed, _ = history.appended(replace(seen, number=3, digest=history.record_digest(records[2].text)), [event(detail="x")])
+    await store.rewrite_history(batches_of(changed), (), after=3, seen=await store.ledger())
+    assert await records_of(store) == [*records[:3], *changed]
+    await store.record(event(detail="goes on"))
+    assert await faults_of(store) == []
 
 
 class TestRandomHistories:
@@ -411,23 +597,24 @@ class TestRandomHistories:
         st.one_of(
             st.tuples(st.just("amend"), st.dictionaries(st.integers(0, 5), under, max_size=4)),
             st.tuples(st.just("replace"), st.dictionaries(st.integers(0, 5), under.filter(lambda had: had[0] or had[1]))),
-            st.tuples(st.just("rollback"), st.none()),
+            st.tuples(st.just("rollback"), st.integers(1, 3)),
         ),
-        max_size=8,
+        max_size=9,
     )
 
     @given(steps=steps)
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     async def test_equal_a_plain_dict(self, store, steps):
-        name, generation, pages, before = f"list-{uuid4()}", 0, {}, None
+        name, generation, pages, before = f"list-{uuid4()}", 0, {}, []
         for kind, content in steps:
             if kind == "rollback":
-                if before is None:
+                if len(before) < content:
                     with pytest.raises(NothingToRollBack):
-                        await store.rollback(name, seen=generation)
+                        await store.rollback(name, seen=generation, to=-1)
                     continue
-                await store.rollback(name, seen=generation)
-                pages, before = before, None
+                to = (await store.releases(name))[content].state.generation
+                await store.rollback(name, seen=generation, to=to)
+                pages, before = before[-content], before[:-content]
             else:
                 new = [page(number, keys, tac=tac) for number, (keys, tac) in sorted(content.items())]
                 after = {p.number: p for p in new if p[1:] != (b"", b"")}
@@ -435,7 +622,7 @@ class TestRandomHistories:
                     after = {n: p for n, p in {**pages, **{p.number: p for p in new}}.items() if p[1:] != (b"", b"")}
                 write = store.amend if kind == "amend" else store.replace
                 await write(name, state(after.values()), new, seen=generation)
-                before = dict(pages) if generation else None
+                before = [*before, dict(pages)][-5:] if generation else []
                 pages = after
             generation += 1
             found, held = await read(store, name)

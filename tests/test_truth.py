@@ -11,7 +11,8 @@ from luhn import check_digit
 from node import Site
 from wire import HOST, TGPP, avp, ecr
 
-from eir.checks.policy import Status, compile_policy
+from eir.checks.policy import compile_policy
+from eir.checks.settings import Status
 from eir.config import load_config
 from eir.follow.follower import Follower
 from eir.lists.index import Index

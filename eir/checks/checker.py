@@ -9,24 +9,33 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from eir.checks.policy import NoDevice, Policy, PolicySettings, Status, Verdict, compile_policy
+from eir.checks.identifier import is_wrong_digit
+from eir.checks.policy import Policy, Verdict, compile_policy
 from eir.checks.question import Question
+from eir.checks.settings import NoDevice, PolicySettings, Status
+from eir.checks.sighting import Decision, Sightings
 from eir.device import key_text
 from eir.errors import IdentifierError, Report, silent
 from eir.lists.index import Index
 
 Labels = tuple[str, str, str, str]
-"""Status, list that decided (or empty), rule (by name, number, or `default`, `override`, `no_identity`, `bad_identity`), protocol."""
+"""Status, list that decided (or empty), rule (by name, number, or `default`, `override`, `no_identity`, `bad_identity`, `no_imei`), protocol."""
 
 Kind = tuple[str, str, str, str]
 """Status, list and rule as in Labels, and the label of the peer."""
 
-NoteCheck = Callable[[Kind, str, str, str], None]
-"""Told of each check that did not end in `whitelisted`: its kind, Origin-Host of the request (behind an agent not the peer's own),
-identifier, IMSI; empty where there is none."""
+NoteCheck = Callable[[Kind, str, str, str, int], None]
+"""Told of checks that did not end in `whitelisted`: their kind, Origin-Host of the request (behind an agent not the peer's own),
+identifier, IMSI, which are the last one's and empty where there is none; and how many there were."""
 
 NoteObserved = Callable[[int, str, str | None], None]
 """Told of each check that an observed rule would have answered: the rule's number, the status, the rule's name."""
+
+ERRORS = {why: Decision("error", why.value, None, is_plain=False) for why in NoDevice}
+"""What the record of sightings says of a request that got the protocol's own error."""
+
+IDENTIFIER_MAX, NAME_MAX = 32, 255
+"""Characters of an identifier and of a name that sightings keep: a text from the wire may be as long as a message."""
 
 KINDS = {NoDevice.MISSING: "none", NoDevice.MALFORMED: "bad"}
 """What metrics call a request that names no device."""
@@ -40,8 +49,12 @@ class Checker:
 
     def __init__(
         self, settings: PolicySettings, index: Index, *, now: datetime, report: Report = silent,
-        note_check: NoteCheck = lambda *_: None, note_observed: NoteObserved = lambda *_: None,
+        note_check: NoteCheck = lambda *_: None, note_observed: NoteObserved = lambda *_: None, sightings: Sightings | None = None,
     ) -> None:  # fmt: skip
+        self.sightings = sightings
+        """Takes every check; a fast path hands in its own. None: nothing is kept."""
+        self.held: list[Verdict] = []
+        """Rules under observation that held in the check that is being decided, where there are sightings."""
         self._index, self._report = index, report
         self._note_check, self._note_observed = note_check, note_observed
         self._answered: defaultdict[str, Counter[Verdict]] = defaultdict(Counter)
@@ -84,29 +97,50 @@ class Checker:
     def check(self, question: Question) -> Verdict | NoDevice:
         """The answer. NoDevice if the request names no device and the policy wants the protocol's own error for that."""
         policy, imsi, key = self._policy, question.subscriber(), None
+        verdict: Verdict | NoDevice
         try:
             key = question.device()
         except IdentifierError:
-            why = NoDevice.MISSING if question.is_anonymous else NoDevice.MALFORMED
-            self.identity_errors[KINDS[why], question.peer] += 1
+            why = NoDevice.NO_IMEI if question.other is not None else NoDevice.MISSING if question.is_anonymous else NoDevice.MALFORMED
+            if why in KINDS:
+                self.identity_errors[KINDS[why], question.peer] += 1
             verdict = policy.unidentified[why]
+            if why is NoDevice.MALFORMED and policy.malformed is not None:
+                verdict = policy.malformed(imsi, question.version(), question.origin_host, question.origin_realm) or verdict
             if isinstance(verdict, NoDevice):
+                self._sight(ERRORS[verdict], question, imsi)
                 return verdict
         else:
-            verdict = policy.decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
+            decide = policy.decide if policy.by_digit is None or not is_wrong_digit(question.identifier()) else policy.by_digit
+            verdict = decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
         self._answered[question.protocol][verdict] += 1
+        self._sight(verdict.decision, question, imsi)
         if verdict.status is not Status.WHITELISTED:
             self.note(verdict, question.peer, question.origin_host, key, imsi)
         return verdict
+
+    def _sight(self, decision: Decision, question: Question, imsi: str) -> None:
+        if self.sightings is not None:
+            host, realm = question.origin_host[:NAME_MAX], question.origin_realm[:NAME_MAX]
+            told = (question.identifier()[:IDENTIFIER_MAX].replace("\n", " "), imsi[:IDENTIFIER_MAX], question.version())
+            self.sightings.each([(decision, host, realm, question.protocol, self.observed_now(), [text.encode() for text in told])])
+
+    def observed_now(self) -> str:
+        """The rules under observation that held in the check that was just decided, as the record of sightings shows them."""
+        if not self.held:
+            return ""
+        said = " ".join(f"{verdict.rule}={verdict.status}{f'@{verdict.list}' if verdict.list else ''}" for verdict in self.held)
+        self.held.clear()
+        return said
 
     def count(self, protocol: str, verdicts: Mapping[Verdict, int]) -> None:
         """Count checks that `policy` decided elsewhere: verdict → how many there were."""
         self._answered[protocol].update(verdicts)
 
-    def note(self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str) -> None:
-        """Tell of a check that did not end in `whitelisted`: peer label, Origin-Host, device (key of eir.device), IMSI (empty: none)."""
+    def note(self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1) -> None:
+        """Tell of checks that did not end in `whitelisted`: peer label; of the last one Origin-Host, device (key of eir.device), IMSI (empty: none)."""
         device = "" if key is None else key_text(key)
-        self._note_check((verdict.status, verdict.list or "", verdict.label, peer), origin_host, device, imsi)
+        self._note_check((verdict.status, verdict.list or "", verdict.label, peer), origin_host, device, imsi, count)
 
     def checks(self) -> Counter[Labels]:
         """Checks answered since the start, under all policies."""
@@ -118,4 +152,6 @@ class Checker:
 
     def _observe(self, verdict: Verdict) -> None:
         self.observed[verdict.label, verdict.status] += 1
+        if self.sightings is not None:
+            self.held.append(verdict)
         self._note_observed(int(verdict.rule), verdict.status, verdict.name)

@@ -1,16 +1,19 @@
 """The conditions that a rule may have: one table, from the condition's name to what makes a test of its value.
 
-A new condition is a row here and a field of `policy.Rule` with the same name. May import eir.lists.index, eir.device and
+A new condition is a row here and a field of `settings.Rule` with the same name. May import lists' settings, eir.device and
 errors; knows neither rules nor their order.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, imsi_key
+from eir.checks.identifier import BY_KEY
+from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, imsi_key
 from eir.errors import IdentifierError
-from eir.lists.index import Index, PairList
-from eir.lists.settings import DEVICES, SUBSCRIBERS
+from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+
+if TYPE_CHECKING:  # the configuration is checked without the lists
+    from eir.lists.index import Index, PairList
 
 Holds = Callable[[int, str, str, str, str], bool]
 """(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → whether the condition holds; texts are empty where absent."""
@@ -22,15 +25,13 @@ NOBODY = 0
 class Condition(NamedTuple):
     """One condition, whose value in a rule is a tuple of texts, or the name of a list."""
 
-    compile: Callable[[Any, Index], Holds]
+    compile: Callable[[Any, "Index"], Holds]
     """Makes the test. Raises KeyError if the value names a list that the index does not have, or has as one of another kind."""
     length: int | None = None
     """Of texts: characters of a whole one, where shorter ones stand for all that begin with them. None: they are compared whole."""
     names_list: bool = False
     pairs_only: bool = False
     """The list has to be one of pairs."""
-    listed_only: bool = False
-    """Cannot hold for a device that is not in the list, unless that is one of subscribers."""
 
 
 def subscriber_key(imsi: str) -> int:
@@ -41,7 +42,12 @@ def subscriber_key(imsi: str) -> int:
         return NOBODY
 
 
-def _tac(prefixes: tuple[str, ...], _: Index) -> Holds:
+def _imei(identifiers: tuple[str, ...], _: "Index") -> Holds:
+    wanted = frozenset(map(device_key, identifiers))
+    return lambda key, _imsi, _software_version, _host, _realm: key in wanted
+
+
+def _tac(prefixes: tuple[str, ...], _: "Index") -> Holds:
     # key // divisor leaves as many leading digits as the prefix has. The key of a MEID with letters has 15 digits or
     # more, so what is left of it is longer than any prefix and equals none.
     by_divisor: dict[int, set[int]] = {}
@@ -61,38 +67,44 @@ def _tac(prefixes: tuple[str, ...], _: Index) -> Holds:
     return one_holds
 
 
-def _software_version(versions: tuple[str, ...], _: Index) -> Holds:
+def _software_version(versions: tuple[str, ...], _: "Index") -> Holds:
     wanted = frozenset(versions)
     return lambda _key, _imsi, software_version, _host, _realm: software_version in wanted
 
 
-def _imsi(prefixes: tuple[str, ...], _: Index) -> Holds:
+def _imsi(prefixes: tuple[str, ...], _: "Index") -> Holds:
     return lambda _key, imsi, _software_version, _host, _realm: imsi.startswith(prefixes)
 
 
-def _origin_host(hosts: tuple[str, ...], _: Index) -> Holds:
+def _identifier(wrong: tuple[str, ...], _: "Index") -> Holds:
+    # What the key does not show is what `policy` compiles the rules for besides: there such a rule asks nothing here.
+    tests = tuple(BY_KEY[name] for name in wrong if name in BY_KEY)
+    return lambda key, _imsi, _software_version, _host, _realm: any(test(key) for test in tests)
+
+
+def _origin_host(hosts: tuple[str, ...], _: "Index") -> Holds:
     wanted = frozenset(host.lower() for host in hosts)
     return lambda _key, _imsi, _software_version, host, _realm: host.lower() in wanted
 
 
-def _origin_realm(realms: tuple[str, ...], _: Index) -> Holds:
+def _origin_realm(realms: tuple[str, ...], _: "Index") -> Holds:
     wanted = frozenset(realm.lower() for realm in realms)
     return lambda _key, _imsi, _software_version, _host, realm: realm.lower() in wanted
 
 
-def _list(name: str, index: Index) -> Holds:
+def _list(name: str, index: "Index") -> Holds:
     # The bound method is taken once: a switch replaces what the list holds, never the list.
     entries = index.lists[name]
     holds = entries.holds
     if entries.kind == SUBSCRIBERS:
         return lambda _key, imsi, _software_version, _host, _realm: holds(subscriber_key(imsi))
-    if isinstance(entries, PairList):
-        binds = entries.binds
+    if entries.kind == PAIRS:
+        binds = cast("PairList", entries).binds
         return lambda key, imsi, _software_version, _host, _realm: holds(key) and binds(key, subscriber_key(imsi))
     return lambda key, _imsi, _software_version, _host, _realm: holds(key)
 
 
-def _not_list(name: str, index: Index) -> Holds:
+def _not_list(name: str, index: "Index") -> Holds:
     entries, in_list = index.lists[name], _list(name, index)
     needs_subscriber = entries.kind != DEVICES
 
@@ -106,15 +118,17 @@ def _not_list(name: str, index: Index) -> Holds:
     return not_in_list
 
 
-def _elsewhere(bound_elsewhere: Callable[[PairList, int, int], bool]) -> Callable[[str, Index], Holds]:
-    def compiled(name: str, index: Index) -> Holds:
+def _elsewhere(question: str) -> Callable[[str, "Index"], Holds]:
+    def compiled(name: str, index: "Index") -> Holds:
         entries = index.lists[name]
-        if not isinstance(entries, PairList):
+        if entries.kind != PAIRS:
             raise KeyError(f"{name} is a list of {entries.kind}; one of pairs says what is bound to what")
+
+        bound_elsewhere: Callable[[int, int], bool] = getattr(entries, question)
 
         def holds(key: int, imsi: str, _software_version: str, _host: str, _realm: str) -> bool:
             subscriber = subscriber_key(imsi)
-            return subscriber != NOBODY and bound_elsewhere(entries, key, subscriber)
+            return subscriber != NOBODY and bound_elsewhere(key, subscriber)
 
         return holds
 
@@ -122,16 +136,16 @@ def _elsewhere(bound_elsewhere: Callable[[PairList, int, int], bool]) -> Callabl
 
 
 CONDITIONS: dict[str, Condition] = {
-    "list": Condition(_list, names_list=True, listed_only=True),
+    "list": Condition(_list, names_list=True),
     "not_list": Condition(_not_list, names_list=True),
+    "imei": Condition(_imei),
     "tac": Condition(_tac, length=TAC_DIGITS),
     "software_version": Condition(_software_version),
     "imsi": Condition(_imsi, length=IMSI_LENGTHS[-1]),
+    "identifier": Condition(_identifier),
     "origin_host": Condition(_origin_host),
     "origin_realm": Condition(_origin_realm),
-    "device_bound_elsewhere": Condition(
-        _elsewhere(PairList.device_bound_elsewhere), names_list=True, pairs_only=True, listed_only=True
-    ),
-    "subscriber_bound_elsewhere": Condition(_elsewhere(PairList.subscriber_bound_elsewhere), names_list=True, pairs_only=True),
+    "device_bound_elsewhere": Condition(_elsewhere("device_bound_elsewhere"), names_list=True, pairs_only=True),
+    "subscriber_bound_elsewhere": Condition(_elsewhere("subscriber_bound_elsewhere"), names_list=True, pairs_only=True),
 }
 """Name → condition, in the order in which people are told of them."""

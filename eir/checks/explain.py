@@ -1,22 +1,24 @@
-"""What would be answered for a device, and why: `eir check`. Reads from the store only the pages that the device is in.
+"""What would be answered for a device, and why: `eir check`. From the lists in a node's memory, or from the store.
 
-The answer is that of a Checker, as on the wire, over those pages; the reason is read from the store. A list of pairs is kept by
-device, so the devices that a SIM is bound to are looked for in the whole of it, a batch of pages at a time, and only for a rule
-that asks (`subscriber_bound_elsewhere`).
+The answer is that of a Checker, as on the wire; of the store only the pages are read that the device is in. The reason is read
+from a store in any case, as no node holds it in memory. A list of pairs is kept by device, so the devices that a SIM is bound to
+are looked for in the whole of it, a batch of pages at a time, and only for a rule that asks (`subscriber_bound_elsewhere`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
 from eir.checks.checker import Checker
 from eir.checks.conditions import CONDITIONS, NOBODY, subscriber_key
-from eir.checks.policy import NoDevice, PolicySettings, Rule, Status
 from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
+from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, imsi_key, is_digits
 from eir.errors import IdentifierError
 from eir.lists.entries import read_pages
+from eir.lists.imaging import image_of
 from eir.lists.index import Index
 from eir.lists.pages import Page
 from eir.lists.reasons import reason_of
@@ -50,10 +52,21 @@ class Explanation:
     not_loaded: tuple[str, ...] = ()
     """Lists that rules look into and that have never been loaded, so that these rules could not hold."""
 
+    def as_fields(self) -> dict[str, Any]:
+        """What it holds besides the question, as JSON knows it; `of_fields` makes it again."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "question"}
+
+    @classmethod
+    def of_fields(cls, question: Question, found: Mapping[str, Any]) -> "Explanation":
+        """What `as_fields` gave, perhaps by way of JSON, and the question that it answers."""
+        status = None if found["status"] is None else Status(found["status"])
+        observed = tuple((rule, answer, name) for rule, answer, name in found["observed"])
+        return cls(question, **{**found, "status": status, "observed": observed, "not_loaded": tuple(found["not_loaded"])})
+
     def as_json(self) -> dict[str, Any]:
         """The document that `--json` prints; null where nothing applies."""
         return {
-            "imei": self.question.imei or "", "imsi": self.question.imsi or None, "status": self.status,
+            "imei": self.question.imei or self.question.other or "", "imsi": self.question.imsi or None, "status": self.status,
             "rule": self.rule, "list": self.list, "serial": self.serial, "reason": self.reason, "rule_name": self.name,
             "observed": [{"rule": rule, "rule_name": name, "status": status} for rule, status, name in self.observed],
             "not_loaded": list(self.not_loaded),
@@ -61,7 +74,7 @@ class Explanation:
 
     def as_text(self) -> str:
         """The same for a person, and what else is worth knowing."""
-        lines = [f"{self.question.imei or 'no identifier'}: {self.status or 'error'}"]
+        lines = [f"{self.question.imei or self.question.other or 'no identifier'}: {self.status or 'error'}"]
         rule = f"by {_rule(self.rule, self.name)}" if isinstance(self.rule, int) else f"because of the policy's {self.rule}"
         conditions = f": {self.conditions}" if self.conditions else ""
         which = f"serial {self.serial}" if self.change is None else f"change {self.change}"
@@ -100,37 +113,48 @@ async def explain(
 ) -> Explanation:
     """Answer the question from the lists in the store. Raises StoreError."""
     index = Index({name: settings.kind for name, settings in lists.items()}, now.timestamp)
+    with suppress(IdentifierError):
+        await _read(question, question.device(), policy, lists, store, index=index)
+    found = answer(question, policy, index, now=now)
+    return found if found.list is None else await give_reason(found, lists[found.list].kind, store, now=now)
+
+
+def answer(question: Question, policy: PolicySettings, index: Index, *, now: datetime) -> Explanation:
+    """Answer the question from the lists in memory, without the reason that the list gives. Nothing is counted, and nobody told."""
     observed: list[tuple[int, str, str | None]] = []
-    checker = Checker(policy, index, now=now, note_observed=lambda *rule: observed.append(rule))
-    key = reason = serial = change = None
-    states: dict[str, ListState] = {}
+    verdict = Checker(policy, index, now=now, note_observed=lambda *rule: observed.append(rule)).check(question)
+    wrong = None
     try:
-        key = question.device()
+        question.device()
     except IdentifierError as e:
-        reason = str(e)
-    else:
-        states = await _read(question, key, policy, lists, store, index=index)
-    verdict = checker.check(question)
+        wrong = str(e)
     if isinstance(verdict, NoDevice):
-        return Explanation(question, None, verdict.value, reason=reason)
-    if key is not None and verdict.list in states:
-        serial = states[verdict.list].serial
-        change = None if serial else states[verdict.list].generation
-        if (wanted := _wanted(lists[verdict.list].kind, key, question.imsi)) is not None:
-            reason = await reason_of(store, verdict.list, wanted, now=now.timestamp())
+        return Explanation(question, None, verdict.value, reason=wrong)
+    state = index.lists[verdict.list].state if verdict.list is not None and wrong is None else None
+    serial, change = (state.serial, None if state.serial else state.generation) if state is not None else (None, None)
     conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
     used = dict.fromkeys(name for rule in policy.rules for name in rule.lists)
-    not_loaded = tuple(name for name in used if name not in states) if key is not None else ()
+    not_loaded = tuple(name for name in used if index.lists[name].state is None) if wrong is None else ()
     return Explanation(
-        question, verdict.status, verdict.rule, verdict.name, verdict.list, serial, change, reason, conditions, tuple(observed), not_loaded
+        question, verdict.status, verdict.rule, verdict.name, verdict.list, serial, change, wrong, conditions, tuple(observed), not_loaded
     )
+
+
+async def give_reason(found: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
+    """The same with the reason that its list, of this kind, gives in the store. Raises StoreError."""
+    try:
+        wanted = _wanted(kind, found.question.device(), found.question.imsi)
+    except IdentifierError:
+        return found
+    if found.list is None or wanted is None:
+        return found
+    return replace(found, reason=await reason_of(store, found.list, wanted, now=now.timestamp()))
 
 
 async def _read(
     question: Question, key: int, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, index: Index
-) -> dict[str, ListState]:
-    """Put into the index what the lists hold that may bear on the question; returns the states of those that were ever loaded."""
-    states = {}
+) -> None:
+    """Put into the index what the lists hold that may bear on the question."""
     bound = {rule.subscriber_bound_elsewhere for rule in policy.rules}
     subscriber = subscriber_key(question.imsi)
     for name, settings in lists.items():
@@ -140,11 +164,7 @@ async def _read(
             wanted = _wanted(settings.kind, key, question.imsi)
             state, pages = await store.some_pages(name, [] if wanted is None else [wanted // SNR_KEYS])
         if state is not None:
-            states[name] = state
-            builder = index.builder(name, state)
-            builder.add_all(pages)
-            index.switch(name, builder)
-    return states
+            index.switch(name, state, image_of(pages))
 
 
 def _wanted(kind: str, key: int, imsi: str) -> int | None:

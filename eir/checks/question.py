@@ -28,6 +28,8 @@ class Question(NamedTuple):
     """Over which the request came: a label of the metrics."""
     peer: str = ""
     """Label of the peer that sent the request, for metrics and log. Comes from the configuration, never from the wire."""
+    other: str | None = None
+    """An identifier of another kind, of devices that have no IMEI: no list has one (5G: a MAC address or an EUI-64)."""
 
     @property
     def is_anonymous(self) -> bool:
@@ -53,6 +55,12 @@ class Question(NamedTuple):
             return meid_key(self.meid)
         except IdentifierError as e:
             raise IdentifierError(f"{bad_imei}; {e}") from None
+
+    def identifier(self) -> str:
+        """What names the device, as it was sent: the MEID where the IMEI is none; empty if the request carries neither."""
+        if self.imei and (self.meid is None or (len(self.imei) in IMEI_LENGTHS and is_digits(self.imei))):
+            return self.imei
+        return self.meid or self.imei or self.other or ""
 
     def subscriber(self) -> str:
         """The IMSI; empty if it is not digits only, so that it decides nothing."""

@@ -5,8 +5,8 @@ import getpass
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -69,8 +69,6 @@ def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitab
     if not fresh and config.store == SQLITE and not there:
         raise EirError(f"the state folder {config.state} does not exist: no list was ever loaded (eir load creates it)")
 
-    before = _entries(config.state)
-
     async def run() -> T:
         store = open_store(config.store, config.state, report=warn)
         try:
@@ -79,16 +77,25 @@ def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitab
             await store.close()
 
     try:
-        return asyncio.run(run())
+        with owned_alike(config.state):
+            return asyncio.run(run())
     except StoreError as e:
         if e.cause not in DENIED or not there or os.access(config.state, os.W_OK | os.X_OK):
             raise
         raise EirError(f"{e}{control.as_owner(config.state)}") from None
+
+
+@contextmanager
+def owned_alike(folder: Path) -> Iterator[None]:
+    """What root makes in the state folder meanwhile becomes its owner's."""
+    there, before = folder.is_dir(), _entries(folder)
+    try:
+        yield
     finally:
         if there and os.geteuid() == 0:
-            _give_to_owner(config.state, _entries(config.state) - before)
-        elif not there and os.geteuid() == 0 and config.state.is_dir():
-            say(f"warning: {config.state} was created and belongs to root; if the node runs as USER: chown -R USER {config.state}")
+            _give_to_owner(folder, _entries(folder) - before)
+        elif not there and os.geteuid() == 0 and folder.is_dir():
+            say(f"warning: {folder} was created and belongs to root; if the node runs as USER: chown -R USER {folder}")
 
 
 def _entries(folder: Path) -> set[str]:

@@ -7,37 +7,48 @@ with the reason on standard error; 2 wrong usage or configuration.
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand
 
 from eir import __version__
-from eir.commands import asking, content, lists, manual, node, publisher, releases
 from eir.commands.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say
 from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault
 
-app = typer.Typer(
-    name="eir",
-    help="An Equipment Identity Register: answers ME-Identity-Check over Diameter S13 from signed lists.",
-    epilog="Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml, else /etc/eir/eir.yaml. 'eir COMMAND --help' says more.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
-lists_app = typer.Typer(invoke_without_command=True, subcommand_metavar="[COMMAND]", rich_markup_mode=None)
-peer_app = typer.Typer(no_args_is_help=True, help="Take a peer out of service (DPR) or put it back.", rich_markup_mode=None)
+HELP = "An Equipment Identity Register: answers ME-Identity-Check over Diameter S13 from signed lists."
+EPILOG = "Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml, else /etc/eir/eir.yaml. 'eir COMMAND --help' says more."
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "serve": node.serve, "status": node.status, "peers": node.peers, "reload": node.reload, "drain": node.drain, "config": node.show_config,
-    "check": asking.check, "load": releases.load, "inbox": releases.inbox, "show": content.show_list, "export": content.export_list,
-    "history": lists.history,
-    "rollback": lists.rollback, "add": lists.add, "remove": lists.remove, "publish": publisher.publish, "probe": asking.probe,
-    "completion": manual.completion, "manual": manual.manual,
+
+class Group(NamedTuple):
+    """A word that begins several commands."""
+
+    commands: Mapping[str, str]
+    """Second word → what runs."""
+    alone: str | None = None
+    """What runs without a second word."""
+    help: str | None = None
+    """What is said of it, where nothing runs without a second word."""
+
+
+COMMANDS: dict[str, str | Group] = {
+    "serve": "node.serve", "status": "node.status", "peers": "node.peers", "reload": "node.reload", "drain": "node.drain",
+    "config": "node.show_config", "check": "asking.check", "load": "releases.load", "inbox": "releases.inbox",
+    "show": "content.show_list", "export": "content.export_list", "history": "record.history", "rollback": "lists.rollback",
+    "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "probe": "asking.probe", "audit": "audit.audit",
+    "seen": "sightings.seen", "completion": "manual.completion", "manual": "manual.manual",
+    "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
+    "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
+    "sightings": Group({"forget": "sightings.forget", "import": "sightings.take_in"}, alone="sightings.sightings"),
+    "tamper": Group({"report": "tamper.report", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip
-"""In the order in which the help lists them."""
+"""Word → what runs: a module of eir.commands and its function. In the order in which the help lists them, groups last."""
+ABOUT_ALL = {"completion", "manual"}
+"""Commands that are about all of them."""
 
 
 class _Command(TyperCommand):
@@ -51,17 +62,44 @@ class _Command(TyperCommand):
         return found
 
 
-for name, command in COMMANDS.items():
-    app.command(name, cls=_Command)(command)
-lists_app.callback()(lists.lists)
-lists_app.command("reset-serial", cls=_Command)(lists.reset_serial)
-app.add_typer(lists_app, name="lists")
-peer_app.command("disable", cls=_Command)(node.peer_disable)
-peer_app.command("enable", cls=_Command)(node.peer_enable)
-app.add_typer(peer_app, name="peer")
+def command_line(word: str | None = None) -> typer.Typer:
+    """The command line for what begins with `word`: that command alone, since the modules of all take a while to import.
+
+    All commands where there is no such word (then the help or a hint is wanted), or it is about all.
+    """
+    app = typer.Typer(
+        name="eir", help=HELP, epilog=EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+    app.callback(invoke_without_command=True)(_root)
+    alone = word in COMMANDS and word not in ABOUT_ALL
+    for name, runs in COMMANDS.items():
+        if alone and name != word:
+            continue
+        if isinstance(runs, Group):
+            app.add_typer(_group(runs), name=name)
+        else:
+            app.command(name, cls=_Command)(_function(runs))
+    return app
 
 
-@app.callback(invoke_without_command=True)
+def _group(of: Group) -> typer.Typer:
+    if of.alone:
+        group = typer.Typer(invoke_without_command=True, subcommand_metavar="[COMMAND]", rich_markup_mode=None)
+        group.callback()(_function(of.alone))
+    else:
+        group = typer.Typer(no_args_is_help=True, help=of.help, rich_markup_mode=None)
+    for name, runs in of.commands.items():
+        group.command(name, cls=_Command)(_function(runs))
+    return group
+
+
+def _function(runs: str) -> Callable[..., None]:
+    module, _, name = runs.partition(".")
+    function: Callable[..., None] = getattr(import_module(f"eir.commands.{module}"), name)
+    return function
+
+
 def _root(
     config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="The configuration; may also stand behind COMMAND.")] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
@@ -73,11 +111,14 @@ def _root(
         raise typer.Exit
 
 
-def main() -> None:
-    """Run the command line; errors become a message on standard error and an exit status."""
+def main(word: str | None = None) -> None:
+    """Run the command line, where its first word is known with that command alone.
+
+    Errors become a message on standard error and an exit status.
+    """
     try:
         try:
-            app(prog_name="eir")
+            command_line(word)(prog_name="eir")
         finally:
             sys.stdout.flush()
     except EirError as e:

@@ -1,21 +1,57 @@
-"""Commands that ask about a device: what this EIR would answer and why, and what any EIR answers over Diameter."""
+"""Commands that ask about a device: what this EIR would answer and why, and what any EIR answers to those who ask it."""
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from eir.checks.question import Question
+from eir.checks.settings import Status
+from eir.commands import in_force
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, with_store
+from eir.commands.in_force import FromStore
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
-from eir.config import load_config
+from eir.config import Config, load_config
 from eir.diameter.transport.endpoint import TCP, TLS, endpoint
+from eir.diameter.transport.tls import Tls
 from eir.errors import EirError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eir.checks.explain import Explanation
+    from eir.checks.finding import Finding
+
 DIAMETER_PORT, DIAMETER_TLS_PORT = 3868, 5868
+
+
+class Protocol(StrEnum):
+    """Those over which a device may be asked about."""
+
+    S13 = "s13"
+    N5G = "n5g"
+
+
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
+HTTP_SCHEMES = ("http://", "https://")
+UNAUTHORIZED = 401
+
+# Options of the commands that ask over the wire.
+Imsi = Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")]
+OriginHost = Annotated[str | None, typer.Option(metavar="HOST", help="Our Origin-Host; probe.REALM if not given.")]
+OriginRealm = Annotated[str, typer.Option(metavar="REALM", help="Our Origin-Realm; that of MCC 001, MNC 01 if not given.", show_default=False)]
+DestinationRealm = Annotated[str | None, typer.Option(metavar="REALM", help="Destination-Realm; the EIR's own if not given.")]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each answer, in seconds.", min=0.001)]
+Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="Over TLS: the authorities that the EIR's certificate may come from, in PEM.")]
+Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="With --ca: our certificate in PEM; it carries our Origin-Host.")]
+PrivateKey = Annotated[Path | None, typer.Option(metavar="FILE", help="With --ca: its private key in PEM.")]
+Token = Annotated[Path | None, typer.Option(metavar="FILE", help="Over http:// and https://: a file with the access token of each request, alone or in the issuer's answer (JSON).")]
 
 
 def check(
@@ -24,62 +60,112 @@ def check(
     software_version: Annotated[str, typer.Option(metavar="NN", help="Its software version, two digits.")] = "",
     origin_host: Annotated[str, typer.Option(metavar="HOST", help="Origin-Host of the request.")] = "",
     origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Origin-Realm of the request.")] = "",
-    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+    protocol: Annotated[Protocol | None, typer.Option(metavar="s13|n5g", help="Say also what goes over the wire, to an MME (s13) or an AMF (n5g).")] = None,
+    from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Say what would be answered for a device, and why.
 
-    Names the rule, the list, its serial and the reason that the list gives.
+    Names the rule, the list, its serial and the reason that the list gives. The running node is asked, which answers from memory;
+    where none runs, or with --store, the configuration file and the store say it. Where they differ, that is named.
     """
     from eir.checks import explain  # noqa: PLC0415 - for this command alone
 
-    question = explain.question_of(imei, imsi=imsi, software_version=software_version, origin_host=origin_host, origin_realm=origin_realm)
+    if protocol is Protocol.N5G:
+        question = _n5g_question(imei, imsi, software_version, origin_host, origin_realm)
+    else:
+        question = explain.question_of(imei, imsi=imsi, software_version=software_version, origin_host=origin_host, origin_realm=origin_realm)
     if wrong := explain.wrong_option(question):
         raise fail(wrong, EXIT_USAGE)
     checked = load_config(config)
     now = datetime.now(UTC)
-    answer = with_store(checked, lambda store: explain.explain(question, checked.policy, checked.lists, store, now=now), fresh=False)
-    show_one(answer.as_json(), answer.as_text(), as_json=as_json)
+    node = in_force.asked(checked, "check", store_only=from_store, as_json=as_json, **question._asdict())
+    if node is None:
+        answer = with_store(checked, lambda store: explain.explain(question, checked.policy, checked.lists, store, now=now), fresh=False)
+    else:
+        answer = _with_reason(checked, node, explain.Explanation.of_fields(question, node.answer), now)
+    document, text = answer.as_json(), answer.as_text()
+    if protocol is not None and answer.status is not None:
+        said = _on_the_wire(protocol, answer.status)
+        document |= {"protocol": protocol.value, "answer": said}
+        text += f"\n  over {protocol.value}: {said}"
+    show_one(document, text, as_json=as_json)
     if answer.status is None:
         raise fail(f"such a request gets an error answer: {answer.reason}")
 
 
+def _with_reason(config: Config, node: in_force.Node, found: "Explanation", now: datetime) -> "Explanation":
+    """What the node answers, with the reason out of the store, or of the node's own copy of it."""
+    if found.list is None or found.list not in node.states:
+        return found
+    from eir.checks.explain import give_reason  # noqa: PLC0415 - as above
+
+    held = node.states[found.list]
+    read = in_force.read_as_held(config, found.list, held, lambda store: give_reason(found, held.kind, store, now=now))
+    if read is None:
+        say("note: the reason is not known: neither the store nor the node's copy has what the node answers by")
+    return found if read is None else read[0]
+
+
+def _n5g_question(imei: str, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
+    """What an AMF would ask, held to what its requests are held to."""
+    from eir.n5g import probe as n5g  # noqa: PLC0415 - for this protocol alone
+    from eir.n5g.requester import Requester  # noqa: PLC0415 - as above
+    from eir.n5g.service import Refused, question_of  # noqa: PLC0415 - as above
+    from eir.web.http2_message import Request  # noqa: PLC0415 - as above
+
+    path = n5g.path_of(n5g.pei_of(imei, software_version or None), imsi).encode()
+    try:
+        return question_of(Request("GET", path, {}), Requester("", origin_host, origin_realm))
+    except Refused as e:
+        raise fail(f"such a request gets {e.cause.result}: {e}") from None
+
+
+def _on_the_wire(protocol: Protocol, status: Status) -> str:
+    """The answer as it is sent, in a few words."""
+    if protocol is Protocol.S13:
+        return "Experimental-Result 5422" if status is Status.UNKNOWN else f"2001, Equipment-Status {status.upper()}"
+    return "404 ERROR_EQUIPMENT_UNKNOWN" if status is Status.UNKNOWN else f"200 {status.upper()}"
+
+
 def probe(
-    target: Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="The EIR; port 3868, or 5868 with --ca, if none is given; [::1]:3868 for IPv6, sctp://HOST,HOST:3868 over SCTP.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The EIR, as HOST or HOST:PORT: port 3868, or 5868 with --ca, if none is given; [::1]:3868 for IPv6, sctp://HOST,HOST:3868 over SCTP. A 5G EIR as http://HOST:PORT or https://HOST:PORT.")],
     imeis: Annotated[list[str], typer.Argument(metavar="IMEI", help="What to ask about; sent as it is, valid or not.")],
-    imsi: Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")] = None,
+    imsi: Imsi = None,
     software_version: Annotated[str | None, typer.Option(metavar="NN", help="Software-Version of each request.")] = None,
-    origin_host: Annotated[str | None, typer.Option(metavar="HOST", help="Our Origin-Host; probe.REALM if not given.")] = None,
-    origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Our Origin-Realm; that of MCC 001, MNC 01 if not given.", show_default=False)] = PROBE_REALM,
-    realm: Annotated[str | None, typer.Option(metavar="REALM", help="Destination-Realm; the EIR's own if not given.")] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each answer, in seconds.", min=0.001)] = 5.0,
-    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Over TLS: the authorities that the EIR's certificate may come from, in PEM.")] = None,
-    cert: Annotated[Path | None, typer.Option(metavar="FILE", help="With --ca: our certificate in PEM; it carries our Origin-Host.")] = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="With --ca: its private key in PEM.")] = None,
+    origin_host: OriginHost = None,
+    origin_realm: OriginRealm = PROBE_REALM,
+    realm: DestinationRealm = None,
+    timeout: Timeout = 5.0,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: PrivateKey = None,
+    token: Token = None,
     count: Annotated[int | None, typer.Option(metavar="N", help="Ask so many times, about each IMEI in turn, and print a summary.", min=1)] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Ask so many times a second, answered or not; with --count.", min=0.001)] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask an EIR over Diameter S13 as an MME would.
+    """Ask an EIR, as an MME or as an AMF would.
+
+    HOST is asked over Diameter S13; http://HOST:PORT or https://HOST:PORT over HTTP/2 (N5g-eir).
 
     All questions go over one connection. The exit status is 0 if every question was answered, even by an error; the name of an error
     goes to standard error. With --count the next question follows when one is answered, unless --rate says how many there are a second.
     """
-    from eir.s13 import probe as s13  # noqa: PLC0415 - for this command alone
-
     if rate is not None and count is None:
         raise fail("--rate needs --count: how many times to ask in all", EXIT_USAGE)
-    tls = _tls(ca, cert, key)
-    host, port, scheme = _where(target, with_tls=tls is not None)
-    asked = s13.Target(host, port, origin_host or f"probe.{origin_realm}", origin_realm, realm, timeout, scheme, tls)
+    prober = prober_for(target, tls_of(ca, cert, key), token, origin_host, origin_realm, realm, timeout)
     if count is not None:
-        summary = asyncio.run(s13.ask_many(asked, imeis, count=count, rate=rate, imsi=imsi, software_version=software_version))
+        summary = asyncio.run(prober.ask_many(imeis, count=count, rate=rate, imsi=imsi, software_version=software_version))
         show_one(summary.as_json(), summary.as_text(), as_json=as_json)
         if summary.fault:
             say(f"eir: {summary.fault}")
         if summary.answered < count:
             raise typer.Exit(EXIT_NO)
         return
-    findings = asyncio.run(s13.ask(asked, imeis, imsi=imsi, software_version=software_version))
+    _tell(asyncio.run(prober.ask(imeis, imsi=imsi, software_version=software_version)), with_token=token is not None, as_json=as_json)
+
+
+def _tell(findings: "Sequence[Finding]", *, with_token: bool, as_json: bool) -> None:
     columns = ("imei", "imsi", "status", "result_code", "experimental_result_code", "round_trip_ms")
     show([finding.as_json() for finding in findings], columns, as_json=as_json)
     for finding in findings:
@@ -87,8 +173,39 @@ def probe(
             say(f"eir: {finding.imei}: {finding.fault}")
         elif finding.error:
             say(f"eir: {finding.imei}: answered by the error {finding.error}")
+    if not with_token and any(finding.result_code == UNAUTHORIZED for finding in findings):
+        say("eir: an access token is wanted: --token FILE")
     if any(finding.round_trip_ms is None for finding in findings):
         raise typer.Exit(EXIT_NO)
+
+
+class Prober(NamedTuple):
+    """What asks one EIR, as eir.s13.probe and eir.n5g.probe do, whose functions have one shape."""
+
+    ask: Callable[..., Any]
+    ask_many: Callable[..., Any]
+    asking: Callable[..., Any]
+
+
+def prober_for(
+    target: str, tls: Tls | None, token: Path | None, origin_host: str | None, origin_realm: str, realm: str | None, timeout_s: float
+) -> Prober:
+    """What asks the target by the protocol that it names; `realm`: the Destination-Realm over Diameter."""
+    probe: Any
+    asked: Any
+    if target.startswith(HTTP_SCHEMES):
+        from eir.n5g import probe  # noqa: PLC0415 - for this protocol alone
+
+        asked = probe.Target(*_http_target(target, tls), timeout_s, _token_of(token))
+    else:
+        from eir.s13 import probe  # noqa: PLC0415 - as above
+
+        if token is not None:
+            raise fail("--token is for http:// and https://", EXIT_USAGE)
+        host, port, scheme = _where(target, with_tls=tls is not None)
+        context = tls.connecting if tls is not None else None
+        asked = probe.Target(host, port, origin_host or f"probe.{origin_realm}", origin_realm, realm, timeout_s, scheme, context)
+    return Prober(*(partial(function, asked) for function in (probe.ask, probe.ask_many, probe.asking)))
 
 
 def _where(target: str, *, with_tls: bool) -> tuple[str, int, str]:
@@ -104,16 +221,44 @@ def _where(target: str, *, with_tls: bool) -> tuple[str, int, str]:
     return ",".join(to.hosts), to.port, to.scheme
 
 
-def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
+def _http_target(target: str, tls: Tls | None) -> tuple[str, int, ssl.SSLContext | None]:
+    """Host, port, and what a handshake is made with."""
+    from eir.n5g.settings import is_secure, listening_at  # noqa: PLC0415 - as above
+
+    try:
+        to = listening_at(target)
+    except EirError:
+        raise fail(f"{target}: expected http://HOST:PORT or https://HOST:PORT", EXIT_USAGE) from None
+    if is_secure(target) != (tls is not None):
+        raise fail(f"{target}: --ca, --cert and --key are for https://, and https:// needs all three", EXIT_USAGE)
+    context = None
+    if tls is not None:
+        context = tls.connecting
+        context.check_hostname = True  # nothing else says who it is that answers
+        context.set_alpn_protocols(["h2"])
+    return to.hosts[0], to.port, context
+
+
+def _token_of(file: Path | None) -> str | None:
+    """The access token that is to be sent."""
+    from eir.n5g.bearer import token_in  # noqa: PLC0415 - as above
+
+    try:
+        return None if file is None else token_in(file)
+    except EirError as e:
+        raise fail(f"--token: {e}", EXIT_USAGE) from None
+
+
+def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
     """What a handshake is made with; None if nothing of it is given."""
     if ca is None and cert is None and key is None:
         return None
     if ca is None or cert is None or key is None:
-        raise fail("TLS between Diameter nodes is mutual: --ca, --cert and --key are needed, all three", EXIT_USAGE)
+        raise fail("TLS is mutual here: --ca, --cert and --key are needed, all three", EXIT_USAGE)
     from eir.diameter.settings import TlsSettings  # noqa: PLC0415 - for a probe over TLS alone
     from eir.diameter.transport.tls import load_tls, read_tls  # noqa: PLC0415 - as above
 
-    return load_tls(read_tls(TlsSettings(certificate=cert, key=key, ca=ca))).connecting
+    return load_tls(read_tls(TlsSettings(certificate=cert, key=key, ca=ca)))
 
 
 def _host_and_port(target: str, default: int) -> tuple[str, int]:

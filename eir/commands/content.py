@@ -1,19 +1,17 @@
 """Commands that look into a list: its entries, those of one device, and the whole of it as a data file."""
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TextIO
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, whereabouts, with_store
-from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show
+from eir.commands.in_force import STORE_ITSELF, FromStore, Node, asked, read_as_held
+from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, written_to
 from eir.config import Whereabouts
 from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imsi_key
 from eir.errors import IdentifierError
@@ -45,15 +43,18 @@ def show_list(
     identifier: Annotated[str, typer.Argument(metavar="IMEI|TAC|IMSI", help="Only what lists this device, is under this TAC (8 digits), or lists this subscriber.")] = "",
     limit: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="Entries to show at most.", min=1)] = 50,
     skip: Annotated[int, typer.Option(metavar="N", help="Entries to pass over: --skip 50 shows the second page.", min=0)] = 0,
-    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+    from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show what is in a list: entries, their reasons and ends, who put them there and when.
+    """Show what is in a list: entries, reasons, ends.
 
-    Entries of signed lists came with the release that is in force: its signers, and who loaded it. An entry that has ended stays
-    in the list until a release or `eir remove` takes it out, and decides nothing. Exit status 1 if nothing is listed.
+    Entries are shown with who put them there and when. Those of signed lists came with the release that is in force: its signers,
+    and who loaded it. An entry that has ended stays in the list until a release or `eir remove` takes it out, and decides nothing.
+    Exit status 1 if nothing is listed.
+    The list is shown as the running node holds it, with the store away too; where none runs, or with --store, as the store does.
     """
     checked = whereabouts(config)
-    found = with_store(checked, partial(_found, checked, list_name, identifier), fresh=False)
+    node = asked(checked, "lists", store_only=from_store, as_json=as_json)
+    found = _as_held(checked, node, list_name, identifier) or with_store(checked, partial(_found, checked, list_name, identifier), fresh=False)
     entries = [entry for entry in entries_of(found.pages) if entry.key in found.keys or (entry.whole_tac and found.keys.start - entry.key in range(SNR_KEYS))] if identifier else entries_of(found.pages)
     shown = list(islice(entries, skip, skip + limit))
     added = added_by(found.events, found.state.kind)
@@ -74,6 +75,19 @@ def show_list(
         raise fail(f"{identifier} is not in {list_name}" if identifier else f"no entry of {list_name} is left to show")
 
 
+def _as_held(checked: Whereabouts, node: Node | None, name: str, identifier: str) -> _Found | None:
+    """The list as the node holds it: out of whatever has the same content, by its digest; None if the store has to say."""
+    if node is None or name not in node.states:
+        return None
+    if (read := read_as_held(checked, name, node.states[name], partial(_found, checked, name, identifier))) is None:
+        say("note: neither the store nor the node's copy has what the node answers by; this is what the store holds")
+        return None
+    found, place = read
+    if place != STORE_ITSELF:
+        say(f"note: read from {place}")
+    return found
+
+
 def export_list(
     list_name: ListName,
     layout: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(EXPORTS)}.")] = EIR,
@@ -91,27 +105,12 @@ def export_list(
             raise fail(f"--{option} {given}: expected {', '.join(filter(None, known))}", EXIT_USAGE)
     checked = whereabouts(config)
     found = with_store(checked, partial(_found, checked, list_name, ""), fresh=False)
-    with progress() as advance, _output(out) as file:
+    with progress() as advance, written_to(out) as file:
         rows = export(
             found.state, found.pages, layout, file, only_tacs=only == "tac" if only else None,
             progress=partial(advance, "write") if advance else lambda *_: None,
         )  # fmt: skip
     say(f"{list_name}: {rows:,} rows, serial {found.state.serial}, generation {found.state.generation}")
-
-
-@contextmanager
-def _output(out: Path | None) -> Iterator[TextIO]:
-    """The file to write to, which comes into its place once it is whole; or standard output."""
-    if out is None:
-        yield sys.stdout
-        return
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with unfinished.open("x", encoding="utf-8", newline="") as file:
-            yield file
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 async def _found(checked: Whereabouts, name: str, identifier: str, store: ListStore) -> _Found:

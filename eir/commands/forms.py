@@ -51,6 +51,6 @@ def duration(text: str) -> timedelta | None:
 
 
 FORMS: dict[str, Callable[[Any], str]] = {
-    "time": second, **dict.fromkeys(("issued", "expires", "loaded", "since", "last_seen"), minute), "signers": principal,
+    "time": second, **dict.fromkeys(("issued", "expires", "loaded", "since", "first_seen", "last_seen"), minute), "signers": principal,
 }  # fmt: skip
 """Of columns that are not shown as their values' text."""

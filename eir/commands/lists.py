@@ -1,4 +1,4 @@
-"""Commands about the lists in force: what they are, what was done to them, the step back, and changes of a local one by hand."""
+"""Commands about the lists in force: what they are, the way back, and changes of a local one by hand."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -7,19 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, no_list, whereabouts, who, with_store
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, whereabouts, who, with_store
 from eir.commands.forms import duration
+from eir.commands.in_force import FromStore, Stored, asked, states_of
 from eir.commands.output import EXIT_USAGE, fail, show, show_one
 from eir.config import load_config
 from eir.errors import IdentifierError, StoreError
 from eir.lists.layout import until_seconds
-from eir.lists.load import is_about
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.rollback import roll_back
 from eir.lists.serials import reset_serial as reset_highest
-from eir.lists.store import HISTORY_MAX, Event, ListState, ListStore
-
-HISTORY_KEYS = ("time", "who", "what", "list", "serial", "digest", "detail")
+from eir.lists.store import ListState, ListStore
 
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")]
 Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="In a list of pairs: the SIM that each device is listed with.")]
@@ -30,26 +28,24 @@ Force = Annotated[bool, typer.Option("--force", help="Lift the list's limits on 
 LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
 
 
-def lists(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+def lists(
+    context: typer.Context, from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False
+) -> None:
     """Show the lists: serial, entries, dates, signers, state.
 
     `state` is `in force`, `expired` (which is still in force), `never loaded`, or `damaged` (what the store holds of it cannot be
-    read). `digest`, with --json, is of the content: the same for the same entries, whichever release brought them.
+    read). `digest`, with --json, is of the content: the same for the same entries, whichever release brought them. The running node is
+    asked, which answers from memory; where none runs, or with --store, the store. Where they differ, that is named.
     """
     if context.invoked_subcommand is not None:
         return
     checked = whereabouts(config)
 
-    async def found(store: ListStore) -> dict[str, ListState | StoreError | None]:
-        if not checked.lists:
-            return {**await store.states()}
-        read = {name: await _state_or_damage(store, name) for name in checked.lists}
-        damaged = [state for state in read.values() if isinstance(state, StoreError)]
-        if len(damaged) == len(read):  # then it is the store
-            raise damaged[0]
-        return read
+    async def found(store: ListStore) -> Stored:
+        return await states_of(store, checked.lists) if checked.lists else {**await store.states()}
 
-    states = with_store(checked, found, fresh=False)
+    node = asked(checked, "lists", store_only=from_store, as_json=as_json)
+    states: Stored = with_store(checked, found, fresh=False) if node is None else dict.fromkeys(checked.lists) | dict(node.states)
     kinds = {name: settings.kind for name, settings in checked.lists.items()}
     rows = [_list_row(name, kinds.get(name, ""), state) for name, state in states.items()]
     if not as_json:  # a list without releases has changes
@@ -80,16 +76,6 @@ def reset_serial(
     show_one({"list": list_name, "serial": state.serial, "highest_serial": state.highest_serial}, said, as_json=as_json)
 
 
-async def _state_or_damage(store: ListStore, name: str) -> ListState | StoreError | None:
-    """The state, or why it cannot be read although the store can."""
-    try:
-        return await store.state(name)
-    except StoreError as error:
-        if error.cause != "corrupt":
-            raise
-        return error
-
-
 def _with_change(row: dict[str, Any], state: ListState | StoreError | None) -> dict[str, Any]:
     return {**row, "serial": f"change {state.generation}"} if isinstance(state, ListState) and not state.serial else row
 
@@ -106,50 +92,26 @@ def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dic
     }  # fmt: skip
 
 
-def history(
-    list_name: Annotated[str | None, typer.Argument(metavar="LIST", help="Only events of this list.")] = None,
-    limit: Annotated[int, typer.Option("-n", "--limit", metavar="N", help="The newest N events.", min=1)] = 50,
-    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Show who did what to the lists, oldest first.
-
-    Refused releases are included. One that was refused before its manifest was verified belongs to no list, and is shown with the
-    list that it claims to be of. `digest` is the SHA-256 of the manifest; `eir lists --json` has that of a list's content.
-    """
-    checked = whereabouts(config)
-
-    async def found(store: ListStore) -> list[Event]:
-        events = await store.history(None, limit if list_name is None else HISTORY_MAX)
-        of_list = [event for event in events if list_name is None or is_about(event, list_name)]
-        named = list_name is None or list_name in checked.lists or any(event.list for event in of_list)
-        if list_name is not None and not named and await store.state(list_name) is None:
-            raise no_list(list_name, checked.lists, checked.path)
-        return of_list[-limit:]
-
-    rows = [{key: getattr(event, key) for key in HISTORY_KEYS} for event in with_store(checked, found, fresh=False)]
-    if not as_json:
-        rows = [{**row, "detail": row["detail"].partition("\n")[0]} for row in rows]
-    show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
-
-
 def rollback(
     list_name: Annotated[str, typer.Argument(metavar="LIST", help="The list.")],
+    to: Annotated[int | None, typer.Option(metavar="SERIAL", min=1, help="The release that is to be in force again; of a local list the number of the change.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be in force, change nothing.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Undo the last release of a list.
+    """Undo the last release of a list, or several.
 
-    Of a list without releases, a local one, the last change is undone. A release that was undone is never accepted again.
+    With --to all releases after that one are undone. Of a list without releases, a local one, the last change is undone. As many are
+    kept as the list's `keep` says. A release that was undone is never accepted again.
     """
     checked = whereabouts(config)
     local = not checked.lists or list_settings(checked, list_name).local  # a file that is not YAML gives no names
     now = datetime.now(UTC)
-    state = with_store(checked, lambda store: roll_back(list_name, store, who=who(), now=now, dry_run=dry_run), fresh=False)
+    state = with_store(checked, lambda store: roll_back(list_name, store, who=who(), now=now, to=to, dry_run=dry_run), fresh=False)
     if dry_run:
-        which = f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at}," if state.serial else "the list before the last change"
+        which = f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at}," if state.serial else f"change {state.generation}, of {state.loaded_at},"
         said = f"{which} would be in force with {state.entries:,} entries; nothing was changed"
     elif local and not state.serial:
-        said = f"the last change is undone; {state.entries:,} entries are in force"
+        said = f"{'the last change is' if to is None else f'what came after change {to} is'} undone; {state.entries:,} entries are in force"
     else:
         said = f"serial {state.serial} is in force again with {state.entries:,} entries;\n"
         said += f"the next release needs a serial above {state.highest_serial}"

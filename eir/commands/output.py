@@ -1,11 +1,13 @@
 """What commands write: results to standard output; messages, and bars of progress, to standard error. Knows no command."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import typer
 
@@ -73,3 +75,18 @@ def progress() -> Iterator[Callable[[str, int, int], None] | None]:
             bars.update(tasks[stage], completed=done, total=total or None)
 
         yield advance
+
+
+@contextmanager
+def written_to(out: Path | None) -> Iterator[TextIO]:
+    """The file to write to, which comes into its place once it is whole; or standard output."""
+    if out is None:
+        yield sys.stdout
+        return
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with unfinished.open("x", encoding="utf-8", newline="") as file:
+            yield file
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -22,8 +22,8 @@ from eir.diameter.transport.tls import TlsError, load_tls, read_tls
 from eir.errors import StoreError
 from eir.lists.layout import ACTION, LAYOUTS, SUBJECTS
 from eir.lists.persons import distinct_signers
-from eir.lists.release import is_list_name
-from eir.lists.settings import PAIRS
+from eir.lists.settings import PAIRS, is_list_name
+from eir.n5g.settings import is_secure, listening_at
 from eir.stores.open import SQLITE
 
 CERTIFICATE_SOON = timedelta(days=14)
@@ -60,9 +60,10 @@ def _check_peers(config: Config, document: Document) -> Findings:
 
 
 def _check_listen(config: Config, _: Document) -> Findings:
-    for at, url in enumerate(config.listen):
-        if url in config.listen[:at] and not url.endswith(":0"):
-            yield f"{url} stands twice in 'listen'", ("listen", at)
+    for key, urls in (("listen", config.listen), ("n5g.listen", config.n5g.listen)):
+        for at, url in enumerate(urls):
+            if url in urls[:at] and not url.endswith(":0"):
+                yield f"{url} stands twice in '{key}'", (*key.split("."), at)
 
 
 def _check_sctp(config: Config, document: Document) -> Findings:
@@ -91,9 +92,40 @@ def _check_tls(config: Config, document: Document) -> Findings:
         return
     spots: dict[Spot, str] = {("listen", at): url for at, url in enumerate(config.listen)}
     spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
+    spots |= {("n5g", "listen", at): url for at, url in enumerate(config.n5g.listen)}
+    spots |= {("n5g", "nrf", "uri", at): url for at, url in enumerate(config.n5g.nrf.uri if config.n5g.nrf else ())}
     for spot, url in spots.items():
-        if url.startswith("tls:"):
+        if is_secure(url):
             yield f"{url} needs the section 'tls' with certificate, key and ca", spot
+
+
+def _check_tokens(config: Config, document: Document) -> Findings:
+    """Keys of access tokens are read as a start or a reload would read them."""
+    if config.n5g.tokens is None or document.faulty("n5g", "tokens"):
+        return
+    if not (config.n5g.tokens.jwks or config.n5g.tokens.keys):
+        yield "nothing to check access tokens with; expected jwks or keys", ("n5g", "tokens")
+        return
+    from eir.n5g.tokens import KeysError, load_keys, read_keys  # noqa: PLC0415  # half a second that no other configuration costs
+
+    try:
+        load_keys(read_keys(config.n5g.tokens))
+    except KeysError as e:
+        yield str(e), ("n5g", "tokens", e.key)
+
+
+def _check_nrf(config: Config, document: Document) -> Findings:
+    nrf = config.n5g.nrf
+    if nrf is None or document.faulty("n5g"):
+        return
+    if not config.n5g.listen:
+        yield "there is nothing to register with an NRF; expected n5g.listen", ("n5g", "nrf")
+    for url in config.n5g.listen if not nrf.endpoints else ():
+        if listening_at(url).hosts[0] in {"0.0.0.0", "::"}:  # noqa: S104 - it is what is refused here
+            yield f"AMFs cannot be told to ask at {url}; expected n5g.nrf.endpoints with an address of this host", ("n5g", "nrf")
+    for at, url in enumerate(nrf.uri):
+        if url in nrf.uri[:at]:
+            yield f"{url} stands twice in 'n5g.nrf.uri'", ("n5g", "nrf", "uri", at)
 
 
 def _check_store(config: Config, document: Document) -> Findings:
@@ -219,6 +251,25 @@ def _check_rules(config: Config, document: Document) -> Findings:
                 yield f"'{name}' is a list of {kind}; {only}", (*spot, condition)
 
 
+def _check_sightings(config: Config, document: Document) -> Findings:
+    sightings, spot = config.sightings, ("sightings",)
+    if sightings is None or document.faulty(*spot):
+        return
+    if sightings.webhook is not None and (wrong := _unusable(sightings.webhook.key_file)):
+        said = f"the key of the webhook's signatures {wrong}: {sightings.webhook.key_file}"
+        yield f"{said}; put a secret there that the receiver has too, such as that of `openssl rand -hex 32`", (*spot, "webhook", "key_file")
+    used = {name for rule in config.policy.rules for name in rule.lists}
+    for name in sightings.watch:
+        if name not in used:
+            advice = did_you_mean(name, used) or "; a rule with observe: true is enough"
+            yield f"no rule looks into '{name}', so that nothing of it is seen{advice}", (*spot, "watch")
+
+
+def _warn_sightings(config: Config, _: Document) -> Findings:
+    if config.sightings is not None and config.sightings.stream is not None and config.store == SQLITE:
+        yield "a stream needs a Redis, and the store is sqlite: nothing is sent there", ("sightings", "stream")
+
+
 def _warn_unused_lists(config: Config, _: Document) -> Findings:
     for name in config.lists:
         if not any(name in rule.lists for rule in config.policy.rules):
@@ -248,7 +299,8 @@ def _covers(first: PeerSettings, second: PeerSettings) -> bool:
 
 def _warn_open_doors(config: Config, _: Document) -> Findings:
     """Names in a CER are claims: without TLS only the address tells who is there."""
-    if all(re.match(r"tls:|(tcp|sctp)://(127\.|\[::1\]|localhost:)", url) for url in config.listen):
+    listeners = (*config.listen, *config.n5g.listen)
+    if all(is_secure(url) or re.match(r"\w+://(127\.|\[::1\]|localhost:)", url) for url in listeners):
         return
     for at, peer in enumerate(config.peers):
         if not peer.sources:
@@ -266,9 +318,13 @@ def _warn_override(config: Config, _: Document) -> Findings:
         yield "the override is over and does nothing", (*spot, "until")
 
 
-CHECKS: tuple[Check, ...] = (_check_peers, _check_listen, _check_tls, _check_sctp, _check_store, _check_lists, check_layouts, _check_rules)
+CHECKS: tuple[Check, ...] = (
+    _check_peers, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_sctp, _check_store, _check_lists, check_layouts, _check_rules,
+    _check_sightings,
+)  # fmt: skip
 """What makes a configuration unusable."""
 WARNINGS: tuple[Check, ...] = (
     _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
+    _warn_sightings,
 )  # fmt: skip
 """What is probably not meant."""

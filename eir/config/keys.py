@@ -8,18 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eir.checks.policy import Override, PolicySettings, Rule, Status
+from eir.analysis.conditions import CONDITIONS, Place, TamperSettings
+from eir.analysis.settings import FULL, HASHED, OFF, SightingsSettings, Webhook
+from eir.checks.identifier import SUSPECT
+from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
 from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.diameter.transport.tls import VERSIONS
 from eir.lists.layout import SUBJECTS
-from eir.lists.settings import DEVICES, LOAD_MEMORY, PAIRS, SUBSCRIBERS, Layout, ListSettings, Record
+from eir.lists.settings import DEVICES, LOAD_MEMORY, PAIRS, SUBSCRIBERS, HistorySettings, Layout, ListSettings, Record
+from eir.lists.store import KEEP
+from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings, TokenSettings
 from eir.stores.open import SQLITE
 
 WATCHDOG_MIN_S = 6
 """RFC 3539 3.4.1: Tw must not be below 6 seconds."""
-LIMITS, SCTP = Limits(), SctpSettings()
+LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER = Limits(), SctpSettings(), HistorySettings(), SightingsSettings(), TamperSettings()
 
 
 def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
@@ -36,6 +41,14 @@ def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
     """What a peer may take of the node, and beside it what a load may take of the host."""
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
+
+
+def _tamper(*, weights: tuple[tuple[str, float], ...], **more: Any) -> TamperSettings:
+    return TamperSettings(weights=dict(weights), **more)
+
+
+def _origin(*, name: str, place: tuple[float, float]) -> Place:  # noqa: ARG001 - the section's key
+    return Place(*place)
 
 
 def _layout(
@@ -70,15 +83,24 @@ SECTIONS = (
     Section("peers[].answers", _given),
     Section("limits", _limits),
     Section("tls", TlsSettings, optional=True),
+    Section("n5g", N5gSettings),
+    Section("n5g.tokens", TokenSettings, optional=True),
+    Section("n5g.nrf", NrfSettings, optional=True),
     Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
+    Section("history", HistorySettings),
     Section("layouts.*", _layout),
     Section("layouts.*.columns", _given),
     Section("layouts.*.header", Record, optional=True),
     Section("layouts.*.trailer", Record, optional=True),
+    Section("tamper", _tamper),
+    Section("tamper.weights", _given),
+    Section("tamper.origins.*", _origin),
     Section("policy", PolicySettings),
     Section("policy.rules[]", Rule),
     Section("policy.override", Override, optional=True),
+    Section("sightings", SightingsSettings, optional=True, live=False),
+    Section("sightings.webhook", Webhook, optional=True),
 )
 """What is built of which sections; the values of any other go to what is around it."""
 
@@ -125,6 +147,19 @@ TABLE = (
     Key("tls.ca", kinds.FILE, REQUIRED, "certificates in PEM of the authorities that issue peers' certificates"),
     Key("tls.crl", kinds.FILE, None, "revocation lists of those authorities, in PEM; nothing is looked up if left out"),
     Key("tls.min_version", kinds.word(*VERSIONS), "1.2", "lowest version of TLS"),
+    Key("n5g.listen", kinds.many(kinds.LISTEN_HTTP), (), "where AMFs ask over HTTP/2 (N5g-eir, TS 29.511): http, or https with the certificates of `tls`; nowhere if left out", live=False),
+    Key("n5g.tokens.jwks", kinds.many(kinds.FILE), (), "JWK sets with the public keys of those who issue access tokens; read again whenever a file changes"),
+    Key("n5g.tokens.keys", kinds.many(kinds.FILE), (), "such public keys, or certificates with them, in PEM; also read again"),
+    Key("n5g.tokens.issuer", kinds.many(kinds.CLAIM, may_be_empty=True), (), "whose tokens are accepted (claim `iss`: the NRF's instance id); those of all who hold one of the keys if left out"),
+    Key("n5g.tokens.audience", kinds.many(kinds.CLAIM), (NF_TYPE,), "whom tokens have to be for (claim `aud`); the node's own NF instance id is one besides"),
+    Key("n5g.nrf.uri", kinds.many(kinds.API_ROOT), REQUIRED, "API roots of the NRFs that the node registers with, the preferred one first; the others take its place while it is away"),
+    Key("n5g.nrf.instance", kinds.UUID, None, "NF instance id of the node; one that it makes itself and keeps in its state folder if left out"),
+    Key("n5g.nrf.endpoints", kinds.many(kinds.LISTEN_HTTP, may_be_empty=True), (), "where AMFs reach the node, if that is not where it listens (0.0.0.0, a load balancer before it)"),
+    Key("n5g.nrf.fqdn", kinds.IDENTITY, None, "name of the node, for AMFs that look for one"),
+    Key("n5g.nrf.plmns", kinds.many(kinds.PLMN), (), "networks that the node serves; that of the NRF if left out"),
+    Key("n5g.nrf.capacity", kinds.whole(0, 65535), 100, "how much the node can do, beside other EIRs"),
+    Key("n5g.nrf.priority", kinds.whole(0, 65535), 0, "0 is asked first, others once it is away"),
+    Key("n5g.nrf.heartbeat_s", kinds.seconds(1, 3600), 10, "time between heartbeats that the node asks for; the NRF says what it is"),
     Key("sctp.local_addresses", kinds.many(kinds.ADDRESS), (), "addresses that the node connects from over SCTP; all that the host has if left out"),
     Key("sctp.rto_initial_s", kinds.seconds(0.05, 60), SCTP.rto_initial_s, "retransmission timeout before a round trip was measured"),
     Key("sctp.rto_min_s", kinds.seconds(0.05, 60), SCTP.rto_min_s, "the least retransmission timeout; not below the time that peers take for a SACK, usually 200 ms"),
@@ -148,6 +183,9 @@ TABLE = (
     Key("lists.*.serial_step_max", kinds.whole(1, 10**15), 1_000_000, "how far a release's serial may be above the highest that was ever accepted; a list's first release may have any up to 10^16"),
     Key("lists.*.range_tacs_max", kinds.whole(1, 10**8), 1000, "TACs that one range may span"),
     Key("lists.*.bad_rows_max", kinds.whole(0, 10**9), 100, "rows without a valid identifier that a release may have; with one more it is refused"),
+    Key("lists.*.keep", kinds.whole(1, 100), KEEP, "releases before the one in force, or changes of a local list, that `eir rollback` can go back"),
+    Key("history.keep", kinds.days(1, 36500), HISTORY.keep, "how long the record of what was done is kept; a running node forgets what is older"),
+    Key("history.max_bytes", kinds.byte_size(1 << 20, 1 << 40), HISTORY.max_bytes, "what that record may take; above, the oldest goes"),
     Key("layouts.*.encoding", kinds.ENCODING, "utf-8", "how an agency's own data files are written"),
     Key("layouts.*.separator", kinds.SEPARATOR, ",", "what stands between the fields of a row; fields may stand in double quotes"),
     *(Key(f"layouts.*.columns.{name}", kinds.COLUMN, None, says) for name, says in COLUMNS.items()),
@@ -171,16 +209,58 @@ TABLE = (
     Key("policy.rules[].not_list", kinds.LIST_NAME, None, "condition: not in this list; waits for the list's first load"),
     Key("policy.rules[].device_bound_elsewhere", kinds.LIST_NAME, None, "condition: this list of pairs has the device, but not with this SIM"),
     Key("policy.rules[].subscriber_bound_elsewhere", kinds.LIST_NAME, None, "condition: this list of pairs has the SIM, but not with this device"),
+    Key("policy.rules[].imei", kinds.many(kinds.IMEI), (), "condition: these devices, by number (for an emergency, as it needs no list and no store)"),
     Key("policy.rules[].tac", kinds.many(kinds.TAC), (), "condition: the device's Type Allocation Code"),
     Key("policy.rules[].software_version", kinds.many(kinds.SOFTWARE_VERSION), (), "condition: the device's Software-Version"),
     Key("policy.rules[].imsi", kinds.many(kinds.IMSI_PREFIX), (), "condition: how the subscriber's IMSI begins (roamers, by MCC and MNC)"),
+    Key("policy.rules[].identifier", kinds.many(kinds.word(*SUSPECT)), (), "condition: what is wrong with the identifier as it was sent"),
     Key("policy.rules[].origin_host", kinds.many(kinds.IDENTITY), (), "condition: the Origin-Host that asks"),
     Key("policy.rules[].origin_realm", kinds.many(kinds.IDENTITY), (), "condition: the Origin-Realm that asks"),
     Key("policy.default", kinds.STATUS, Status.WHITELISTED, "status if no rule holds"),
     Key("policy.no_identity", kinds.STATUS_OR_ERROR, Status.WHITELISTED, "for a request without IMEI and MEID; error is 5005"),
     Key("policy.bad_identity", kinds.STATUS_OR_ERROR, Status.WHITELISTED, "for a request whose IMEI or MEID is not valid; error is 5004"),
+    Key("policy.no_imei", kinds.STATUS, Status.WHITELISTED, "for a device that N5g-eir names by a MAC address or an EUI-64 instead of an IMEI"),
     Key("policy.override.answer", kinds.STATUS, REQUIRED, "the one status that everything gets while the section is there"),
     Key("policy.override.until", kinds.MOMENT, None, "when the override ends by itself"),
+    Key("sightings.keep", kinds.seconds(3600, 3650 * 86400), SIGHTINGS.keep_s, "how long a check stays on record; nothing is kept without the section", field="keep_s"),
+    Key("sightings.max_bytes", kinds.byte_size(1 << 20, 1 << 50), SIGHTINGS.max_bytes, "size of the record above which the oldest of it goes"),
+    Key("sightings.subscribers", kinds.word(HASHED, FULL, OFF), SIGHTINGS.subscribers, "what is kept of a SIM: a keyed hash, the IMSI, or nothing but its first 6 digits"),
+    Key("sightings.rotate", kinds.seconds(86400, 3650 * 86400), SIGHTINGS.rotate_s, "age at which the key of the hashes gives way to a new one; a SIM has another hash from then on", field="rotate_s"),
+    Key("sightings.window_s", kinds.seconds(0.1, 3600), SIGHTINGS.window_s, "checks that are alike become one row within this time, and a file is written at its end"),
+    Key("sightings.rate_max", kinds.number(1, 1e7, "checks a second"), SIGHTINGS.rate_max, "checks that are kept, of all workers together; of more those are left out that are `whitelisted`"),
+    Key("sightings.events_max", kinds.number(0.1, 1e5, "events a second"), SIGHTINGS.events_max, "events that go out; more are dropped and counted"),
+    Key("sightings.watch", kinds.many(kinds.LIST_NAME), (), "lists that a rule looks into, of which a change of SIM (for a list of subscribers: of device) is an event of its own"),
+    Key("sightings.webhook.url", kinds.HTTP_URL, REQUIRED, "where events are posted to: checks that were not simply whitelisted, and changes"),
+    Key("sightings.webhook.key_file", kinds.FILE, REQUIRED, "holds the key of their signatures (HMAC-SHA256)"),
+    Key("sightings.stream", kinds.STREAM, None, "key of a stream in the Redis of `store` that events go to as well"),
+    Key("tamper.report_min", kinds.percentage(100), TAMPER.report_min, "score from which a device is reported"),
+    Key("tamper.max_allowed_matching_ratio", kinds.percentage(100), TAMPER.max_allowed_matching_ratio, "share of all devices: a condition that holds for more of them is left out, with a warning"),
+    Key("tamper.memory", kinds.byte_size(256 << 20, 1 << 44), TAMPER.memory, "memory that `eir tamper` may take; more is done on the disk, in the folder for temporary files"),
+    *(Key(f"tamper.weights.{name}", kinds.percentage(100), condition.weight, f"how far this is trusted alone, at its strongest: {condition.says}") for name, condition in CONDITIONS.items()),
+    Key("tamper.tac_db", kinds.FILE, None, "list of allocated TACs, with bars between its columns (TAC, Bands, Allocation_Date); what needs one is not looked for if left out"),
+    Key("tamper.barred_tacs", kinds.many(kinds.WHOLE_TAC), (), "TACs that are barred"),
+    Key("tamper.home", kinds.many(kinds.IMSI_PREFIX), (), "how the IMSIs of the operator's own subscribers begin"),
+    Key("tamper.origins.*.place", kinds.PLACE, REQUIRED, "where the Origin-Host that the entry is called by serves; how far apart two are is learned from phones with one SIM if left out"),
+    Key("tamper.speed_max", kinds.number(10, 2000, "km/h"), TAMPER.speed_max, "faster goes no phone, in km/h"),
+    Key("tamper.far_s", kinds.seconds(1, 86400), TAMPER.far_s, "time between two origins of which neither the places nor enough moves are known"),
+    Key("tamper.moves_min", kinds.whole(1, 10**6), TAMPER.moves_min, "moves between two origins from which their time is learned"),
+    Key("tamper.return_s", kinds.seconds(60, 86400), TAMPER.return_s, "time within which nobody changes a SIM and back, day after day"),
+    Key("tamper.return_days", kinds.whole(1, 62), TAMPER.return_days, "days of such changes from which they count"),
+    Key("tamper.together_s", kinds.seconds(1, 3600), TAMPER.together_s, "time within which the two SIMs of one phone show up together"),
+    Key("tamper.together_share", kinds.percentage(100), TAMPER.together_share, "share of changes that are together in a phone with two SIMs"),
+    Key("tamper.regular_days", kinds.whole(1, 62), TAMPER.regular_days, "days on which a subscriber must have been seen in a device to count as a regular one"),
+    Key("tamper.crowded_a_day", kinds.number(2, 1000, "subscribers"), TAMPER.crowded_a_day, "regular subscribers on an average day that are too many"),
+    Key("tamper.cycling_devices", kinds.whole(2, 10**6), TAMPER.cycling_devices, "devices of one subscriber, and of nobody else, that are too many"),
+    Key("tamper.box_partners", kinds.whole(2, 1000), TAMPER.box_partners, "SIMs of a device, and devices of a SIM, that make a SIM box"),
+    Key("tamper.box_turns", kinds.whole(3, 10**6), TAMPER.box_turns, "SIMs of a device that make one already where each SIM has two such devices"),
+    Key("tamper.run_min", kinds.whole(2, 10**6), TAMPER.run_min, "serial numbers one after the other that make a run"),
+    Key("tamper.model_devices_min", kinds.whole(2, 10**9), TAMPER.model_devices_min, "devices of a TAC from which its software versions are known"),
+    Key("tamper.new_model_devices", kinds.whole(2, 10**9), TAMPER.new_model_devices, "devices with the same unknown TAC from which it is rather a new model"),
+    Key("tamper.duplicate_threshold", kinds.whole(2, 10**6), TAMPER.duplicate_threshold, "DIRBS: subscribers of a device"),
+    Key("tamper.duplicate_daily_avg", kinds.number(1, 1000, "subscribers"), TAMPER.duplicate_daily_avg, "DIRBS: subscribers on an average day"),
+    Key("tamper.duplicate_days_min", kinds.whole(1, 62), TAMPER.duplicate_days_min, "DIRBS: days on which it must have been seen for that"),
+    Key("tamper.transient_days", kinds.whole(1, 62), TAMPER.transient_days, "DIRBS: days with subscribers who were seen on one day alone"),
+    Key("tamper.transient_subscribers", kinds.whole(2, 10**6), TAMPER.transient_subscribers, "DIRBS: such subscribers"),
     Key("http", kinds.HTTP, "127.0.0.1:9868", "where /metrics, /live and /ready are", live=False),
     Key("workers", kinds.WORKERS, 1, "processes that answer; `auto`: one for each processor", live=False),
     Key("log.level", kinds.word("debug", "info", "warning", "error"), "info", "lowest level of lines that are written", field="log_level"),

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from eir.checks.policy import Status
-from eir.device import TAC_DIGITS
+from eir.checks.settings import Status
+from eir.device import TAC_DIGITS, device_key
 from eir.diameter.transport.endpoint import PORTS, SCTP
-from eir.errors import StoreError
+from eir.errors import IdentifierError, StoreError
 from eir.lists.layout import is_date_form
+from eir.n5g.settings import PORTS as HTTP_PORTS
 from eir.stores.open import SQLITE
 
 LABEL_MAX, NAME_MAX = 63, 255
@@ -32,7 +33,8 @@ TOO_BUSY = "3004"
 """Instead of a status: DIAMETER_TOO_BUSY (RFC 6733 7.1.3)."""
 
 SECONDS: dict[str, Decimal | int] = {"": 1, "ms": Decimal("0.001"), "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}
+DAYS = {"d": 1, "y": 365}
+BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30, "TB": 10**12, "TiB": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,15 @@ def number(low: float, high: float, what: str) -> Kind:
 def seconds(low: float, high: float) -> Kind:
     """A time, read as seconds: a plain number, or one with a unit."""
     return quantity(f"seconds from {low:.10g} to {high:.10g}, or a time such as 500ms, 30s, 2m", low, high, SECONDS)
+
+
+def days(low: int, high: int) -> Kind:
+    """A long time, read as days: a number with a unit; a year has 365."""
+
+    def show(value: int) -> str:
+        return f"{value}d" if value % DAYS["y"] else f"{value // DAYS['y']}y"
+
+    return quantity(f"a time from {show(low)} to {show(high)}, such as 90d or 10y", low, high, DAYS, of=int, show=show)
 
 
 def byte_size(low: int, high: int) -> Kind:
@@ -233,10 +244,25 @@ def _with_files(store: str, folder: Path) -> str:
     return with_files_in(store, folder)
 
 
+def _device(written: str) -> str:
+    try:
+        device_key(written)
+    except IdentifierError as error:
+        raise Unexpected(f"expected a whole identifier: {error}") from None
+    return written
+
+
 def _date_form(match: re.Match[str]) -> str:
     if not is_date_form(match[0]):
         raise ValueError
     return match[0]
+
+
+def _place(match: re.Match[str]) -> tuple[float, float]:
+    latitude, longitude = float(match[1]), float(match[2])
+    if abs(latitude) > 90 or abs(longitude) > 180:
+        raise ValueError
+    return latitude, longitude
 
 
 def _workers(written: str) -> int:
@@ -251,6 +277,17 @@ URLS = "tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT su
 IDENTITY = Kind("a domain name such as mme1.example.org", _diameter_identity)
 CERTIFICATE_NAME = text("a domain name such as dra.example.org, or *.example.org", r"(\*\.)?(.*)", lambda match: f"{match[1] or ''}{_diameter_identity(match[2])}")
 LISTEN = text(f"{URLS} tcp://0.0.0.0:3868 or tls://[::]:5868", r"(tcp|tls|sctp|dtls)://(.+)", _url)
+LISTEN_HTTP = text(
+    "http://ADDRESS:PORT or https://ADDRESS:PORT such as http://127.0.0.1:7777", r"(https?)://(.+)",
+    lambda match: f"{match[1]}://{_address(match[2], HTTP_PORTS[match[1]])}",
+)  # fmt: skip
+API_ROOT = text(
+    "http://HOST[:PORT] or https://HOST[:PORT], with a path where there is one, such as http://127.0.0.1:7777",
+    r"(https?)://([^/?#]+)((?:/[A-Za-z0-9._~-]+)*)/?", lambda match: f"{match[1]}://{_address(match[2], HTTP_PORTS[match[1]])}{match[3]}",
+)  # fmt: skip
+UUID = text("a UUID such as 0b8f1d3e-1111-4222-8333-0000000000e1", r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", lambda match: match[0].lower())
+PLMN = text("5 or 6 digits (MCC and MNC)", r"[0-9]{5,6}")
+CLAIM = text("a text of 1 to 255 characters", r"[\x21-\x7e]{1,255}")
 CONNECT = text(f"{URLS} tcp://10.20.0.1:3868 or tls://dra1.example.org:5868", r"(tcp|tls|sctp|dtls)://(?!.*:0+$)(.+)", _url)
 ADDRESS = Kind("an IP address", lambda written: str(ip_address(written.strip("[]"))))
 HTTP = text(
@@ -259,13 +296,19 @@ HTTP = text(
 )  # fmt: skip
 NETWORK = Kind("a network such as 10.1.0.0/16, or an address", _network)
 MOMENT = Kind("a time with its zone such as 2026-11-25T06:00:00Z", _moment, lambda time: time.isoformat().replace("+00:00", "Z"))
+IMEI = Kind("an IMEI (14 or 15 digits), an IMEISV (16) or a MEID", _device)
 TAC = text(
     "8 digits (a TAC), or fewer and a star (all TACs that begin with them)",
     rf"([0-9]{{{TAC_DIGITS}}})|([0-9]{{1,{TAC_DIGITS - 1}}})\*", lambda match: match[1] or match[2],
     show=lambda tac: tac if len(tac) == TAC_DIGITS else f"{tac}*",
 )  # fmt: skip
+WHOLE_TAC = text("8 digits (a TAC)", rf"[0-9]{{{TAC_DIGITS}}}")
 SOFTWARE_VERSION = text("two digits", r"[0-9]{2}")
 IMSI_PREFIX = text("the first 1 to 15 digits of IMSIs", r"[0-9]{1,15}")
+PLACE = text(
+    "latitude and longitude in degrees, such as 50.45 30.52", r"(-?[0-9]{1,2}(?:\.[0-9]+)?)[ ,]+(-?[0-9]{1,3}(?:\.[0-9]+)?)", _place,
+    show=lambda place: f"{place[0]:.10g} {place[1]:.10g}",
+)  # fmt: skip
 FLAG = text("true or false", "(?i:(true|yes|on)|false|no|off)", lambda match: match[1] is not None, show=bool, bare=True)
 FILE, FOLDER = (
     text(f"the path of a {what}", r"(?!\s*$)[^\0]+", lambda match: Path(match[0]), place=lambda path, folder: folder / path)
@@ -291,6 +334,8 @@ CODE_AND_REASON = text(
     show="=".join,
 )  # fmt: skip
 POSITION = whole(1, 999)
+HTTP_URL = text("http://HOST[:PORT]/PATH or https://…", r"https?://[^\s/@]+(/\S*)?")
+STREAM = text("a key such as eir:checks, of letters, digits, ':', '.', '_', '-' and braces", r"[A-Za-z0-9:._{}-]{1,128}")
 RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z][A-Za-z0-9._:-]{0,63}")
 PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
 LIST_NAME = text("the name of a list under `lists`", r".{1,200}")

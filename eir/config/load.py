@@ -1,19 +1,25 @@
 """From a file to what is in force and back: reading, checking, showing, and what of a changed file waits for a restart."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from eir.config.checks import CHECKS, WARNINGS, Check, check_layouts
-from eir.config.keys import ROOT, TABLE
+from eir.config.keys import ROOT, SECTIONS, TABLE
 from eir.config.kinds import TOO_BUSY
 from eir.config.reader import Document, read_document, read_file
 from eir.config.settings import Config, Whereabouts
 from eir.errors import ConfigError, Problem
 from eir.lists.settings import Layout
+
+TAKES_RESTART = [*(key.path for key in TABLE if not key.live), *(section.path for section in SECTIONS if not section.live)]
+"""Keys and sections that take a restart."""
 
 
 def load_config(path: Path) -> Config:
@@ -45,7 +51,7 @@ def load_whereabouts(path: Path) -> Whereabouts:
     config, problems = _checked(path, document)
     if document.faulty("state") or document.faulty("store"):
         raise ConfigError(not_yaml or problems)
-    return Whereabouts(path=path, state=config.state, store=config.store, lists=config.lists, problems=not_yaml or problems)
+    return Whereabouts(path=path, state=config.state, store=config.store, lists=config.lists, shown=config.shown, problems=not_yaml or problems)
 
 
 def load_layouts(path: Path) -> Mapping[str, Layout]:
@@ -66,15 +72,27 @@ def render(config: Config) -> str:
     return str(yaml.safe_dump(config.shown, sort_keys=False, allow_unicode=True, width=120))
 
 
+def digests(shown: Mapping[str, Any]) -> dict[str, str]:
+    """Of each section of what is in force (see Config.shown) a digest, by which two processes compare what they go by."""
+    return {name: hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest() for name, section in shown.items()}
+
+
 def needs_restart(old: Config, new: Config) -> list[str]:
     """Keys, as the file writes them, that differ and that a reload does not take over."""
-    return [key.path for key in TABLE if not key.live and getattr(old, key.path) != getattr(new, key.path)]
+    return [path for path in TAKES_RESTART if attrgetter(path)(old) != attrgetter(path)(new)]
 
 
 def take_over(old: Config, new: Config) -> Config:
     """What a node that runs by `old` goes by after a reload: `new`, but for what takes a restart."""
-    kept: dict[str, Any] = {key.path: getattr(old, key.path) for key in TABLE if not key.live}
-    return replace(new, **kept)
+    for path in TAKES_RESTART:
+        new = _with(new, path, attrgetter(path)(old))
+    return new
+
+
+def _with(settings: Any, path: str, value: Any) -> Any:
+    """Settings with another value at a path of fields."""
+    name, _, rest = path.partition(".")
+    return replace(settings, **{name: _with(getattr(settings, name), rest, value) if rest else value})
 
 
 def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...]]:

@@ -51,7 +51,7 @@ class Key:
     field: str = ""
     """What the value is called in what is built, if not as in the file."""
     live: bool = True
-    """A reload takes it over; otherwise it needs a restart, and is in no section."""
+    """A reload takes it over; otherwise it needs a restart, and its path is that of the value's field, too."""
 
     @property
     def required(self) -> bool:
@@ -69,6 +69,8 @@ class Section:
     """Called with the values by name; None: they belong to what is around the section, as all in a dict that is built do."""
     optional: bool = False
     """None if it is not there, although something in it is required."""
+    live: bool = True
+    """A reload takes it over; otherwise it needs a restart, as a whole."""
     entries: "dict[str, Key | Section]" = field(default_factory=dict)
 
     @property
@@ -319,9 +321,9 @@ class _Reader:
         return ()
 
     def default(self, key: Key) -> Read:
-        """The default of a key, None for one that is required; of many values none names a file."""
+        """The default of a key, None or nothing for one that is required; of many values none names a file."""
         if key.kind.many or key.default is None:
-            return _both(key, key.default)
+            return _both(key, () if key.required else key.default)
         return _both(key, None if key.required else key.kind.place(key.default, self.folder))
 
 

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eir.checks.policy import PolicySettings, Status
+from eir.analysis.conditions import TamperSettings
+from eir.analysis.settings import SightingsSettings
+from eir.checks.settings import PolicySettings, Status
 from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.errors import Problem
-from eir.lists.settings import Layout, ListSettings
+from eir.lists.settings import HistorySettings, Layout, ListSettings
+from eir.n5g.settings import N5gSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,7 @@ class Config:
     peers: tuple[PeerSettings, ...]
     tls: TlsSettings | None
     sctp: SctpSettings
+    n5g: N5gSettings
     limits: Limits
     load_memory: int
     """Bytes that a load may take."""
@@ -39,13 +43,17 @@ class Config:
     boot_without_lists: str
     lists: Mapping[str, ListSettings]
     """Each with the layouts below."""
+    history: HistorySettings
     layouts: Mapping[str, Layout]
     inbox: Path | None
     inbox_patience_s: float
     policy: PolicySettings
+    sightings: SightingsSettings | None
+    """None: nothing of what checks show is kept."""
     http: str | None
     """host:port; None: /metrics, /live and /ready are not served."""
     workers: int
+    tamper: TamperSettings
     full_identifiers: bool
     log_level: str
     warnings: tuple[Problem, ...] = ()
@@ -62,5 +70,7 @@ class Whereabouts:
     store: str
     lists: Mapping[str, ListSettings]
     """Those that could be read; none from a file that is not YAML."""
+    shown: dict[str, Any] = field(repr=False, compare=False)
+    """As Config.shown."""
     problems: tuple[Problem, ...] = ()
     """What is wrong in the file elsewhere."""

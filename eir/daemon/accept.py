@@ -15,10 +15,11 @@ from functools import partial
 from eir.diameter.capabilities import source_address
 from eir.diameter.gate import Address, Sources
 from eir.diameter.settings import Limits, PeerSettings, SctpSettings, setting_for
-from eir.diameter.transport.endpoint import SCTP, address_text, endpoint
+from eir.diameter.transport.endpoint import SCTP, address_text
 from eir.diameter.transport.listen import Listener, open_listener
 from eir.diameter.transport.sctp_options import LOAD_ADVICE, MISSING
 from eir.errors import EirError, Report
+from eir.n5g.settings import listening_at
 
 LISTEN_ADVICE = {
     errno.EACCES: "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port",
@@ -65,7 +66,7 @@ class Acceptor:
         """
         bound = []
         for number, url in enumerate(urls):
-            wanted = endpoint(url)
+            wanted = listening_at(url)
             try:
                 listener = await open_listener(wanted, partial(self._accepted, number, hand_over), self._cannot_accept, self._sctp)
             except OSError as e:
@@ -75,7 +76,8 @@ class Acceptor:
                 raise cannot_listen(url, e) from None
             self._listeners.append(listener)
             host, port = listener.address
-            bound.append(str(wanted._replace(hosts=wanted.hosts if wanted.scheme == SCTP else (host,), port=port)))
+            at = wanted._replace(hosts=wanted.hosts if wanted.scheme == SCTP else (host,), port=port)
+            bound.append(f"{url.partition('://')[0]}://{at.where}")
         return bound
 
     def hold(self, pause_s: float) -> None:

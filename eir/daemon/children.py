@@ -44,6 +44,8 @@ class _Child:
     pause_s: float
     restart: Callable[[], None] | None
     """Starts another in its place."""
+    serves: bool
+    """Somebody waits for it, unless others do the same."""
 
 
 class Children:
@@ -57,17 +59,18 @@ class Children:
         self._stopping = False
         self.restarts = 0
 
-    def fork(self, name: str, main: Callable[[], int], *, restart: Callable[[], None] | None = None) -> int:
+    def fork(self, name: str, main: Callable[[], int], *, restart: Callable[[], None] | None = None, serves: bool = True) -> int:
         """Start a process that runs `main`, ends with its result and is called eir-NAME in `ps` and `top`; returns its id.
 
-        `restart` is called, after a pause, when it ends although nobody told it to; None: it is not started again.
+        `restart` is called, after a pause, when it ends although nobody told it to; None: it is not started again. `serves`:
+        somebody waits for such a process, so that the pause is short while none runs, and its restarts are counted.
         """
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if not pid:
             _run(name, main)
-        self._running[pid] = _Child(name, time.monotonic(), self._pauses.get(name, RESTART_S), restart)
+        self._running[pid] = _Child(name, time.monotonic(), self._pauses.get(name, RESTART_S), restart, serves)
         return pid
 
     def reap(self) -> list[Ended]:
@@ -87,7 +90,7 @@ class Children:
                 self._report(
                     "process_ended", level="error", process=child.name, status=ended[-1].status, ran_s=round(ran_s), restart_in_s=pause_s
                 )
-        if not any(child.restart is not None for child in self._running.values()):
+        if not any(child.restart is not None and child.serves for child in self._running.values()):
             soon = time.monotonic() + ALONE_S
             self._due = [(min(due, soon), child) for due, child in self._due]
         return ended
@@ -103,7 +106,7 @@ class Children:
         due, self._due = [child for at, child in self._due if at <= now], [each for each in self._due if each[0] > now]
         for child in due:
             if child.restart is not None:
-                self.restarts += 1
+                self.restarts += child.serves
                 child.restart()
 
     def stop(self, end_s: float) -> bool:

@@ -133,6 +133,14 @@ class DropFolder:
         self._failures = 0
         self._said: dict[str, tuple[str, str]] = {}
         """Manifest → what was last said of it."""
+        self._readable = True
+        self.waiting: int | None = None if config.inbox is None else 0
+        """Releases that wait; None without a drop folder."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be read, and the last pass over it did not fail."""
+        return self._readable and not self._failures
 
     async def run(self) -> None:
         """Watch until cancelled; returns at once if there is no drop folder."""
@@ -140,8 +148,12 @@ class DropFolder:
             try:
                 listing = await asyncio.to_thread(look, self._folder)
             except OSError as error:
+                self._readable = False
                 self._report("inbox_unusable", level="error", reason="folder", folder=self._folder, detail=error.strerror)
             else:
+                self._readable = True
+                if not listing:
+                    self.waiting = 0
                 if self._watch.due(listing, time.time()):
                     await self._pass(listing)
             await asyncio.sleep(POLL_S)
@@ -157,6 +169,7 @@ class DropFolder:
             for taken in result["taken"]:
                 self._say(taken)
             still = {taken["manifest"] for taken in result["taken"] if taken["outcome"] == WAITING}
+            self.waiting = len(still)
             self._said = {manifest: said for manifest, said in self._said.items() if manifest in still}
         self._watch.passed(listing, again_s, time.time())
 

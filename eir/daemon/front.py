@@ -5,39 +5,56 @@ says which connections of a peer are wanted (workers.py), watches the drop folde
 """
 
 import asyncio
+import hashlib
 import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from eir import __version__
-from eir.config import Config, load_config, needs_restart, take_over
+from eir.checks.question import Question
+from eir.config import Config, digests, load_config, needs_restart, take_over
 from eir.daemon.accept import Acceptor, cannot_listen
 from eir.daemon.drop_folder import DropFolder
-from eir.daemon.setup import report_warnings
+from eir.daemon.faults import report_faults
+from eir.daemon.followed import Followed
+from eir.daemon.following import FOLLOWER
+from eir.daemon.handing import Complete, Listed
+from eir.daemon.recorder import END, Record
+from eir.daemon.registration import Registering
+from eir.daemon.rhythms import Rhythms
+from eir.daemon.setup import instance_of, listeners_of, read_token_keys, report_warnings
 from eir.daemon.signals import deliver
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, StoreError
+from eir.follow.history import HistoryKeeper
+from eir.lists.image import Image
 from eir.lists.patience import STOOD_STILL, in_time
-from eir.lists.store import FORCED, REFUSED, Outcome
-from eir.operate import metrics
+from eir.lists.store import ACCEPTED, FORCED, REFUSED, Event, Outcome, utc_text
+from eir.n5g.nrf import Standing
+from eir.n5g.settings import is_http
+from eir.operate import metrics, processes
 from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
 from eir.operate.http import HttpServer, pages
 from eir.operate.log import Log
-from eir.operate.status import ExpiryReminder, Status
-from eir.stores.open import open_store
+from eir.operate.status import NOT_READY, ExpiryReminder, Status, WorkerReport
+from eir.s13.compiled import LANE
+from eir.stores.open import open_copy, open_store
 
 HOLD_S = 2.0
 """How long new connections wait, when a worker has ended, for the one that takes its place: so that its peers, which come
 back at once, do not all end up with the others."""
+KEYS_S = 1.0
+"""Between two looks at the keys of access tokens."""
 LOOK_S = 1.0
 """Between two looks at how the workers are."""
 OUTCOMES_S = 5.0
@@ -49,28 +66,40 @@ UNKNOWN_LIST = "unknown"
 class Front:
     """Puts the parts of the front together, starts them in order, and takes them down in order."""
 
-    def __init__(self, config: Config, supervisor: socket.socket, supervisor_pid: int) -> None:
+    def __init__(self, config: Config, supervisor: socket.socket, supervisor_pid: int, record: Record | None = None) -> None:
         self._config = config
         self._supervisor = supervisor
         """Over it come our ends of the workers' links."""
         self._supervisor_pid = supervisor_pid
+        self._record = record
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         """A worker came, started or went."""
         self._acceptor = Acceptor(config.peers, config.limits, config.sctp, report=report)
+        self._followed = Followed(config, changed=self._lists_changed, report=report)
         self._workers = Workers(
-            config.workers, self._configured, gone=self._acceptor.gone, changed=self._workers_changed, report=report
+            config.workers, self._configured, self._followed, gone=self._acceptor.gone, changed=self._workers_changed, report=report
         )
         self._status = Status(workers=config.workers, pid=supervisor_pid, report=report)
-        self._http = HttpServer(pages(self.snapshot, self._workers.reports, self._status, report=report), report=report)
+        self._http = HttpServer(pages(self.snapshot, self._reports, self._status, report=report), report=report)
         self._control = ControlServer(config.state, self._commands(), report=report)
         self._drop_folder = DropFolder(config, report=report)
         self._outcomes: tuple[Outcome, ...] = ()
+        self._rhythms = Rhythms()
+        self._reload_failed = False
+        copy = open_copy(config.store, config.state)
+        self._history = HistoryKeeper(copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report)
         self._expiry = ExpiryReminder()
         self._certificate_ends: datetime | None = None
         self._tls = self._read_tls(config)
+        self._keys = read_token_keys(config)
+        self._keys_fault: str | None = None
+        """What is wrong with the keys that lie there now, of which the log has told."""
+        self._registering: Registering | None = None
+        self._registered: asyncio.Task[None] | None = None
+        self._standing = Standing(serving=False, load=0)
         self._restarts = 0
         self._disabled: set[str] = set()
         self._dialing = False
@@ -79,6 +108,7 @@ class Front:
     async def serve(self) -> int:
         """Start, run until SIGTERM, stop. Returns the exit status; raises EirError if a listener cannot be had."""
         loop = asyncio.get_running_loop()
+        report_faults(self._log.report)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_by_signal()))
@@ -90,24 +120,32 @@ class Front:
             self._spawn(self._drop_folder.run())
             self._spawn(self._again(OUTCOMES_S, "outcomes", self._read_outcomes))
             if await self._workers_started():
-                self._status.listening = await self._acceptor.listen(self._config.listen, self._workers.hand_over)
+                self._status.listening = await self._acceptor.listen(listeners_of(self._config), self._workers.hand_over)
                 for address in self._status.listening:
                     self._log.report("listening", address=address)
                 self._dialing = True
                 self._workers.dial()
+                await self._look()
                 self._spawn(self._again(LOOK_S, "status", self._look))
+                self._spawn(self._again(KEYS_S, "keys", self._look_at_keys))
+                if self._config.n5g.listen and self._config.n5g.tokens is None:
+                    self._log.report("no_access_tokens", setting="n5g.tokens", detail="AMFs are asked for no access token")
+                await self._register()
             await self._stop.wait()
             self._acceptor.close()
+            await self._deregister()
             self._workers.end()  # only now: nobody connects to a node whose peers are sent away
             while not self._workers.none_left:
                 await self._change()
         finally:
+            if self._record is not None:
+                self._record.send(END)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._history.close()
             await self._http.close()
             await self._control.close()
-            self._log.report("stopped")
             self._log.close()
         return 0
 
@@ -152,10 +190,10 @@ class Front:
     # ---- workers ----
 
     def _configured(self, number: int) -> Configured:
-        return Configured(self._config, sorted(self._disabled), self._tls, dials=self._dialing and number == 0)
+        return Configured(self._config, sorted(self._disabled), self._tls, self._keys, dials=self._dialing and number == 0)
 
     def _take_workers(self) -> None:
-        """The supervisor has started workers: take our ends of their links."""
+        """The supervisor has started workers or the follower: take our ends of their links."""
         while True:
             try:
                 hello, descriptors, _, _ = socket.recv_fds(self._supervisor, 64, 2)
@@ -169,12 +207,21 @@ class Front:
             stream, packets = (socket.socket(fileno=descriptor) for descriptor in descriptors)
             stream.setblocking(False)
             packets.setblocking(False)
-            self._spawn(self._attend(number, pid, stream, packets))
+            attend = self._followed.attend(pid, stream, packets) if number == FOLLOWER else self._attend(number, pid, stream, packets)
+            self._spawn(attend)
 
     async def _attend(self, number: int, pid: int, stream: socket.socket, packets: socket.socket) -> None:
         await self._workers.attend(number, pid, stream, packets)
         if not self._status.stopping:
             self._acceptor.hold(HOLD_S)
+
+    def _lists_changed(self, what: Listed | Complete, image: Image | None) -> None:
+        self._workers.pass_on(what, image)
+
+    async def _reports(self) -> list[WorkerReport]:
+        """How each worker is, and the follower."""
+        reports, how = await self._workers.reports(), self._followed.how
+        return [replace(report, store_up=how.store_up, lost=how.lost, from_copy=how.from_copy) for report in reports]
 
     def _workers_changed(self) -> None:
         if self._workers.all_started:
@@ -191,7 +238,7 @@ class Front:
         told = False
         while not self._stop.is_set():
             if self._workers.all_started:
-                missing = dict.fromkeys(name for report in await self._workers.reports() for name in report.missing)
+                missing = dict.fromkeys(name for report in await self._reports() for name in report.missing)
                 boot = self._config.boot_without_lists
                 if missing and not told:
                     self._log.report("lists_missing", level="warning", lists=",".join(missing), boot_without_lists=boot)
@@ -203,20 +250,62 @@ class Front:
                     await self._change()
         return False
 
+    # ---- the 5G core ----
+
+    async def _register(self) -> None:
+        """Be registered with an NRF, by the configuration in force."""
+        settings = self._config.n5g.nrf
+        if settings is None or self._status.stopping:
+            return
+        endpoints = settings.endpoints or [url for url in self._status.listening if is_http(url)]
+        self._registering = Registering(
+            settings, instance_of(self._config), endpoints, lambda: self._standing, tokens=self._config.n5g.tokens is not None, tls=self._tls,
+            report=self._log.report,
+        )  # fmt: skip
+        self._status.nrf = self._registering.status
+        self._registered = asyncio.get_running_loop().create_task(self._registering.run())
+
+    async def _deregister(self) -> None:
+        if self._registering is None or self._registered is None:
+            return
+        self._registered.cancel()
+        await asyncio.gather(self._registered, return_exceptions=True)
+        await self._registering.leave()
+        self._registering = self._registered = self._status.nrf = None
+
+    async def _look_at_keys(self) -> None:
+        """Have access tokens checked with other keys, if the files say others; a fault in them changes nothing."""
+        try:
+            keys = read_token_keys(self._config, self._keys)
+        except EirError as e:
+            if str(e) != self._keys_fault:
+                self._log.report("keys_refused", level="error", detail=str(e))
+            self._keys_fault = str(e)
+            return
+        self._keys_fault = None
+        if keys != self._keys:
+            self._keys = keys
+            await self._workers.set_keys(keys)
+            self._log.report("keys_in_force", files=",".join(file for _, file, _ in keys.contents) if keys else None)
+
     # ---- what is looked at again and again ----
 
     async def _look(self) -> None:
-        reports = await self._workers.reports()
+        reports = await self._reports()
         self._status.tell(reports)
+        serving = self._status.readiness(reports).word != NOT_READY
+        self._standing = Standing(serving=serving, load=round(100 * max((report.load for report in reports), default=0)))
         states = {name: state for report in reports for name, state in report.lists.items()}
         for name in self._expiry.due(states, now=datetime.now(UTC), monotonic=time.monotonic()):
             self._log.report("list_expired", level="warning", list=name, expires=states[name].expires, detail="it stays in force")
 
     async def _read_outcomes(self) -> None:
-        """Read what became of releases; the front keeps no connection to the store for that."""
+        """Read what became of releases, and see to the history; the front keeps no connection to the store for that."""
         store = open_store(self._config.store, self._config.state, check=False)
         try:
             self._outcomes = tuple(await in_time(store.outcomes()))
+            await self._rhythms.look(self._outcomes, store)
+            await self._history.look(store, self._config.history)
         except StoreError as e:
             if e.cause == STOOD_STILL:
                 self._log.report("stood_still", level="warning", detail=str(e))
@@ -231,6 +320,7 @@ class Front:
         # release that is offered for it is refused.
         local = {name for name, settings in self._config.lists.items() if settings.local}
         counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
+        waiting = self._drop_folder.waiting
         ours: metrics.Snapshot = {
             "eir_peers_refused_total": metrics.by_label(self._acceptor.refused),
             "eir_diameter_errors_total": {("accept_failed",): self._acceptor.failures} if self._acceptor.failures else {},
@@ -241,11 +331,18 @@ class Front:
                 )
                 for outcome in (FORCED, REFUSED)
             },
+            **self._rhythms.snapshot(), **processes.snapshot(self._supervisor_pid),
+            "eir_inbox_usable": {} if waiting is None else {(): float(self._drop_folder.usable)},
+            "eir_inbox_waiting_releases": {} if waiting is None else {(): waiting},
+            "eir_config_last_reload_successful": {(): float(not self._reload_failed)},
+            "eir_start_timestamp_seconds": {(): self._status.started},
             "eir_tls_certificate_expires_timestamp_seconds": {(): self._certificate_ends.timestamp()} if self._certificate_ends else {},
             "eir_worker_restarts_total": {(): float(self._restarts)},
-            "eir_build_info": {(__version__,): 1.0},
+            "eir_build_info": {(__version__, LANE): 1.0},
+            **(self._registering.numbers() if self._registering is not None else {}),
+            **({} if self._record is None else self._record.counts.snapshot(self._config)),
         }
-        return metrics.merge([ours, await self._workers.snapshot()])
+        return metrics.merge([ours, self._followed.snapshot(), await self._workers.snapshot()])
 
     # ---- commands ----
 
@@ -253,15 +350,40 @@ class Front:
         return {
             PING: lambda _: STOPPING if self._status.stopping else RUNNING,
             "status": lambda _: self._show_status(),
+            "lists": lambda _: self._in_force(),
+            "check": self._check,
             "peers": lambda _: self._workers.peers(),
             "reload": lambda _: self._reload_by_command(),
             "drain": self._drain,
+            "record": lambda _: self._write_record(),
             "peer_disable": lambda arguments: self._set_peer(arguments, enabled=False),
             "peer_enable": lambda arguments: self._set_peer(arguments, enabled=True),
         }
 
     async def _show_status(self) -> dict[str, Any]:
-        return self._status.document(await self._workers.reports())
+        return self._status.document(await self._reports())
+
+    async def _in_force(self) -> dict[str, Any]:
+        """What the node answers by, for commands that compare it with file and store."""
+        reports = await self._reports()
+        if not reports:
+            raise EirError("no worker has its lists yet: ask again in a moment")
+        return {
+            "pid": self._supervisor_pid, "configuration": digests(self._config.shown),
+            "in_step": all(report.lists == reports[0].lists for report in reports),
+            "lists": {name: asdict(state) for name, state in reports[0].lists.items()},
+        }  # fmt: skip
+
+    async def _check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        question = Question(**{name: arguments[name] for name in Question._fields if name in arguments})
+        answer = await self._workers.explain(question)
+        return {**await self._in_force(), "answer": answer.as_fields()}
+
+    async def _write_record(self) -> bool:
+        """Have what was seen up to now written; whether there is a record."""
+        if self._record is not None:
+            await self._record.write()
+        return self._record is not None
 
     def _drain(self, _: Mapping[str, Any]) -> str:
         self._begin_stop("drain")
@@ -288,7 +410,7 @@ class Front:
 
     async def _reload_by_command(self) -> str:
         said = await self._reload(await asker())
-        missing = dict.fromkeys(name for report in await self._workers.reports() for name in report.missing)
+        missing = dict.fromkeys(name for report in await self._reports() for name in report.missing)
         return "; ".join([said, *(f"list {name} has never been loaded: load it first" for name in missing)])
 
     async def _reload(self, who: str) -> str:
@@ -299,7 +421,9 @@ class Front:
         try:
             new = load_config(self._config.path)
             tls = self._read_tls(new)
+            keys = read_token_keys(new)
         except (EirError, OSError) as e:
+            self._reload_failed = True
             for problem in e.problems if isinstance(e, ConfigError) else (e,):
                 self._log.report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
             raise
@@ -307,11 +431,22 @@ class Front:
         before, waiting = self._config, needs_restart(self._config, new)
         self._config = now = take_over(before, new)
         self._tls = tls or self._tls  # a listener for TLS that is open stays so until a restart
+        self._keys = keys
         settings = [each.name for each in fields(Config) if each.compare and each.name != "warnings"]
         changed = [name for name in settings if getattr(before, name) != getattr(now, name)]
         self._acceptor.configure(now.peers, now.limits, now.sctp)
         self._log.configure(level=now.log_level, full_identifiers=now.full_identifiers)
+        self._reload_failed = True  # until every worker has taken it over
         await self._workers.configure()
+        self._followed.configure(now)
+        self._reload_failed = False
+        if before.n5g != now.n5g:
+            await self._deregister()
+            await self._register()
+        elif self._registering is not None:
+            self._registering.use(self._tls)
+        if changed:
+            self._history.add(await asyncio.to_thread(_reload_event, now.path, who, changed))
         self._log.report("reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(waiting) or None)
         return "reloaded" + (f"; these need a restart: {', '.join(waiting)}" if waiting else "")
 
@@ -324,3 +459,10 @@ class Front:
         ends = self._certificate_ends.isoformat()
         self._log.report("certificate", names=",".join(names), expires=ends, file=config.tls.certificate)
         return files
+
+
+def _reload_event(path: Path, who: str, changed: Sequence[str]) -> Event:
+    """What the history says of a reload: by whom, what it changed, and the digest of the configuration that is in force then."""
+    now, host = utc_text(datetime.now(UTC)), socket.gethostname()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Event(time=now, who=f"{who}@{host}", what="reload", digest=digest, outcome=ACCEPTED, detail=f"changed: {', '.join(changed)}")

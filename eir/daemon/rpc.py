@@ -1,15 +1,14 @@
-"""What passes between a node's processes: calls one way and the other, and accepted connections.
+"""What passes between a node's processes: calls one way and the other, accepted connections, and the memory of lists.
 
-Two socket pairs for each worker. Over the stream each side tells and asks the other by name, as plain calls with arguments;
-the packets carry descriptors, one a packet, with the listener that a connection came by and the number that it has. Both ends
-are this program, forked from one process and run by one user, so that the calls are pickled. Knows nothing of what they mean.
+Two socket pairs for each process. Over the stream each side tells and asks the other by name, as plain calls with arguments;
+the packets carry descriptors, one a packet at most, with what is to be said of it. Both ends are this program, forked from one
+process and run by one user, so that both are pickled. Knows nothing of what they mean.
 """
 
 import asyncio
 import itertools
 import pickle
 import socket
-import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -19,8 +18,8 @@ from eir.errors import EirError
 LENGTH_BYTES = 4
 ANSWER_S = 5.0
 """How long the other end may take for an answer."""
-_PACKET = struct.Struct("!HI")
-"""Listener, and number of the connection."""
+PACKET_BYTES_MAX = 1 << 18
+"""The kernel lets no longer one pass: a list's state with 255 reasons is shorter."""
 
 Handlers = Mapping[str, Callable[..., Any]]
 """What one side may be told or asked, by name."""
@@ -92,7 +91,7 @@ class RpcLink:
         A question is answered by what its handler returns, or by the text of an EirError or OSError that it raises. Any other
         exception is a fault of ours: `failed` is told, the side that asked hears of it, and the next call is handled as always.
         """
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
+        try:
             while True:
                 length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES))
                 what, arguments, number = pickle.loads(await self._reader.readexactly(length))  # noqa: S301 - see above
@@ -102,9 +101,12 @@ class RpcLink:
                     result, refusal = self._handle(handlers, what, arguments, failed)
                     if number is not None:
                         self._send((None, (result, refusal), number))
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(RpcError("the other end is gone"))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            for future in self._asked.values():
+                if not future.done():
+                    future.set_exception(RpcError("the other end is gone"))
 
     def close(self) -> None:
         """Close this side."""
@@ -137,28 +139,20 @@ class RpcLink:
             return None, f"{what} failed ({type(e).__name__}); the log says more (fault)"
 
 
-def hand_over(packets: socket.socket, listener: int, number: int, connection: socket.socket) -> bool:
-    """Pass an accepted connection, by its number (32 bits); False if the other end is gone or has too many waiting."""
-    try:
-        socket.send_fds(packets, [_PACKET.pack(listener, number)], [connection.fileno()])
-    except OSError:
-        return False
-    return True
+def pass_on(packets: socket.socket, what: Any, descriptor: int | None = None) -> None:
+    """Pass something on, with a descriptor. Raises BlockingIOError if too much waits for the other end, OSError if it is gone."""
+    socket.send_fds(packets, [pickle.dumps(what, pickle.HIGHEST_PROTOCOL)], [] if descriptor is None else [descriptor])
 
 
-def take_over(packets: socket.socket) -> tuple[int, int, socket.socket | None] | None:
-    """What was passed next: the listener, the connection's number, and the connection; None if there is nothing, or the other end is gone.
+def take_over(packets: socket.socket) -> tuple[Any, int | None] | None:
+    """What was passed on next, with its descriptor; None if there is nothing, or the other end is gone.
 
-    Instead of the connection None if this process had no descriptor left for it; it is closed then.
+    No descriptor comes if none was passed on, or if this process had none left for it; what it stands for is closed here then.
     """
     try:
-        data, descriptors, _, _ = socket.recv_fds(packets, _PACKET.size, 1)
+        data, descriptors, _, _ = socket.recv_fds(packets, PACKET_BYTES_MAX, 1)
     except OSError:
         return None
     if not data:
         return None
-    listener, number = _PACKET.unpack(data)
-    connection = socket.socket(fileno=descriptors[0]) if descriptors else None
-    if connection is not None:
-        connection.setblocking(False)
-    return listener, number, connection
+    return pickle.loads(data), descriptors[0] if descriptors else None  # noqa: S301 - see above

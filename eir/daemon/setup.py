@@ -4,14 +4,19 @@ import math
 import resource
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from eir.config import Config
+from eir.daemon import state_folder
 from eir.diameter.answer import Reply
 from eir.diameter.context import TOO_BUSY_REPLY
 from eir.diameter.settings import Limits
 from eir.errors import Report
 from eir.lists.store import ListState
 from eir.s13.service import REPLIES
+
+if TYPE_CHECKING:
+    from eir.n5g.tokens import KeyFiles
 
 OPEN_FILES_BESIDES = 256
 """Open files of a process besides its connections: store, log, pages, commands, releases that are being read."""
@@ -22,6 +27,33 @@ DIGEST_SHOWN = 12
 def kinds_of(config: Config) -> dict[str, str]:
     """The kind of each configured list."""
     return {name: settings.kind for name, settings in config.lists.items()}
+
+
+def listeners_of(config: Config) -> tuple[str, ...]:
+    """The URLs of all listeners, those of Diameter first; processes speak of one by its place here."""
+    return (*config.listen, *config.n5g.listen)
+
+
+def instance_of(config: Config) -> str:
+    """The NF instance id of the node."""
+    nrf = config.n5g.nrf
+    return nrf.instance if nrf is not None and nrf.instance is not None else state_folder.nf_instance(config.state)
+
+
+def read_token_keys(config: Config, before: "KeyFiles | None" = None) -> "KeyFiles | None":
+    """What access tokens are checked with, by the files as they are now; `before`: what they said, which is not looked at again.
+
+    Raises KeysError.
+    """
+    tokens = config.n5g.tokens
+    if tokens is None:
+        return None
+    from eir.n5g.tokens import load_keys, read_keys  # noqa: PLC0415  # half a second that a node without tokens does not spend
+
+    found = read_keys(replace(tokens, audience=(*tokens.audience, instance_of(config))))
+    if found != before:
+        load_keys(found)
+    return found
 
 
 def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
@@ -68,9 +100,9 @@ def report_warnings(config: Config, report: Report) -> None:
         report("config_warning", level="warning", detail=str(warning))
 
 
-def tell_in_force(report: Report, name: str, state: ListState, *, longest_slice_ms: float | None = None) -> None:
+def tell_in_force(report: Report, name: str, state: ListState) -> None:
     """The line that says which content of a list answers from now on, and who vouched for it."""
     report(
         "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
-        digest=state.content_digest[:DIGEST_SHOWN], signers=",".join(state.signers) or None, longest_slice_ms=longest_slice_ms,
+        digest=state.content_digest[:DIGEST_SHOWN], signers=",".join(state.signers) or None,
     )  # fmt: skip

@@ -1,8 +1,9 @@
-"""The state folder of a node: one node at a time, its Origin-State-Id, and the last time that its clock showed."""
+"""The state folder of a node: one node at a time, its Origin-State-Id, its NF instance id, and the last time that its clock showed."""
 
 import fcntl
 import os
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from eir.errors import EirError, SetupFault
 from eir.lists.clock import TrustedClock
 from eir.operate.control import PING, RUNNING, ControlError, ask
 
-LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE = "lock", "clock", "origin-state-id"
+LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE, NF_INSTANCE_FILE = "lock", "clock", "origin-state-id", "nf-instance-id"
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 ENDING_S, LOOK_S, PING_S = 20.0, 0.1, 1.0
 """How long a start waits for a node that is ending, the time between two looks, and how long that node has to say how it is."""
@@ -65,6 +66,17 @@ def next_origin_state_id(folder: Path) -> int:
     value = max(int(time.time()), last + 1)
     _keep(file, f"{value}\n")
     return value
+
+
+def nf_instance(folder: Path) -> str:
+    """The NF instance id of this node (TS 29.571 5.3.2: a UUID of version 4), made at its first start and kept in the folder."""
+    file = folder / NF_INSTANCE_FILE
+    try:
+        return str(uuid.UUID(file.read_text().strip()))
+    except (OSError, ValueError):
+        made = str(uuid.uuid4())
+    _keep(file, f"{made}\n")
+    return made
 
 
 def read_clock(folder: Path) -> TrustedClock:

@@ -1,14 +1,13 @@
 """A worker: answers on the connections that it is handed, and leaves to the front what concerns the whole node.
 
-It is forked with the lists as the supervisor read them, gets its configuration from the front, follows the store by itself,
-and does nothing else: no listener, no page, no command is here. What is decided over all connections of a peer is the front's
-to decide; what happens goes there over a link, and orders come back.
+It gets its configuration, its connections and its lists from the front, and does nothing else: no listener, no page, no store is
+here. A list is mapped beside the one in force, and one reference changes. What is decided over all connections of a peer is the
+front's to decide; what happens goes there over a link, and orders come back.
 """
 
 import asyncio
 import gc
 import itertools
-import os
 import signal
 import socket
 import time
@@ -17,38 +16,51 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
+from eir.analysis.buffer import Buffer
 from eir.checks.checker import Checker
+from eir.checks.explain import Explanation, answer
+from eir.checks.question import Question
 from eir.config import Config
 from eir.daemon import state_folder
+from eir.daemon.faults import call_failed, report_faults
+from eir.daemon.handing import Complete, Connection, Listed
+from eir.daemon.recorder import Record, buffer_for
 from eir.daemon.rpc import Ends, Handlers, RpcError, RpcLink, take_over
-from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of, tell_in_force
+from eir.daemon.setup import kinds_of, limits_of, listeners_of, missing_lists, overload_of
 from eir.daemon.signals import deliver
 from eir.diameter.admission import Claim, Order
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
 from eir.diameter.rate import Grants
 from eir.diameter.transport.tls import Tls, TlsFiles, load_tls
-from eir.errors import StoreError
-from eir.follow.follower import Follower
 from eir.lists.clock import TrustedClock
+from eir.lists.image import Image, ImageError
 from eir.lists.index import Index
-from eir.lists.store import ListState, ListStore
+from eir.lists.store import ListState
+from eir.n5g.server import N5gServer
+from eir.n5g.service import N5gService
+from eir.n5g.settings import is_http, is_secure
 from eir.operate import metrics
 from eir.operate.log import Log
 from eir.operate.status import WorkerReport
 from eir.s13.application import s13_application
+from eir.s13.compiled import COMPILED, CompiledLane
 from eir.s13.lane import Lane
-from eir.s13.service import S13Service
-from eir.stores.open import open_copy, open_store
+from eir.s13.service import PROTOCOL, S13Service
+
+if TYPE_CHECKING:
+    from eir.n5g.tokens import KeyFiles, Tokens
 
 DRAIN_S = 8.0
 """How long peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
 TICK_S = 1.0
 FOLD_EVERY_TICKS = 10
 KEEP_CLOCK_EVERY_TICKS = 60
+DIGEST_DIGITS = 12
+"""Hexadecimal ones of a content digest that a metric shows: a float holds 53 bits."""
 CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
 
 
@@ -58,11 +70,11 @@ class Inherited:
 
     number: int
     origin_state_id: int
-    index: Index
-    """With the lists as the supervisor read them."""
     grants: Grants
     ends: Ends
     """Of the link to the front."""
+    record: Record | None = None
+    """What checks are handed to, to be kept; None: nothing is kept."""
 
 
 class Configured(NamedTuple):
@@ -72,6 +84,8 @@ class Configured(NamedTuple):
     disabled: Sequence[str]
     """Labels of the peers that are out of service."""
     tls: TlsFiles | None
+    keys: "KeyFiles | None"
+    """What access tokens are checked with; None: none is asked for."""
     dials: bool
     """This worker connects to peers that have a `connect`, which is one worker's business."""
 
@@ -80,6 +94,7 @@ async def work(inherited: Inherited) -> int:
     """Be a worker until SIGTERM, or until the front is gone. Returns the exit status."""
     loop = asyncio.get_running_loop()
     log = Log(time.monotonic, worker=inherited.number)
+    report_faults(log.report)
     stop = asyncio.Event()
     for ending in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(ending, stop.set)
@@ -100,11 +115,8 @@ async def work(inherited: Inherited) -> int:
             handlers.update(worker.handlers())
             born.set_result(worker)
 
-    def failed(what: str, fault: Exception) -> None:
-        log.report("fault", reason=what, level="error", detail=repr(fault))
-
     handlers["configure"] = configure
-    serving = asyncio.create_task(link.serve(handlers, failed=failed))
+    serving = asyncio.create_task(link.serve(handlers, failed=call_failed(log.report)))
     serving.add_done_callback(lambda _: stop.set())
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -121,34 +133,55 @@ async def work(inherited: Inherited) -> int:
 
 def built(configured: Configured, inherited: Inherited, link: RpcLink, log: Log) -> "Worker":
     """The parts of a worker, put together."""
-    config, index = configured.config, inherited.index
+    config, counts = configured.config, Counts()
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
-    index.reconfigure(kinds_of(config))  # lists may have come since the supervisor made it
-    counts, clock = Counts(), state_folder.read_clock(config.state)
-    store, copy = open_store(config.store, config.state, report=log.report, check=False), open_copy(config.store, config.state)
-    follower = Follower(
-        store, index, report=log.report,
-        on_switch=lambda name, state: tell_in_force(log.report, name, state, longest_slice_ms=round(follower.longest_slice_s * 1000, 3)),
-        copy=copy, heal=config.heal, who=f"{socket.gethostname()}:{os.getpid()}", clock=clock,
-    )  # fmt: skip
+    clock = state_folder.read_clock(config.state)
+    index = Index(kinds_of(config), lambda: clock.now(time.time(), time.monotonic()))
+    sightings = buffer_for(config, inherited.record)
     checker = Checker(
-        config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report
-    )
+        config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report,
+        sightings=sightings,
+    )  # fmt: skip
     tls = None if configured.tls is None else load_tls(configured.tls)
     service = S13Service(checker, config.peers)
+    lanes: WeakSet[CompiledLane] = WeakSet()
+
+    def lane(*about: Any) -> Lane | CompiledLane:
+        made = (CompiledLane if COMPILED else Lane)(checker, *about, replies=service.replies)
+        if isinstance(made, CompiledLane):
+            lanes.add(made)
+        return made
+
     node = Node(
         replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config),
-        s13_application(service, partial(Lane, checker, replies=service.replies)),
+        s13_application(service, lane),
         counts=counts, report=log.report, admission=RemoteAdmission(link), dials=configured.dials, overload=overload_of(config),
         tls=tls, grants=inherited.grants, sctp=config.sctp,
     )  # fmt: skip
+    n5g = N5gServer(
+        N5gService(checker), config.peers, limits_of(config), counts=counts, rates=node.rates, report=log.report,
+        overload=config.overload_answer, tls=tls.http2 if tls else None, tokens=tokens_of(configured.keys, None),
+    )  # fmt: skip
     for label in configured.disabled:
         node.disable(label)
-    stores = (store,) if copy is None else (store, copy)
+        n5g.disable(label)
     return Worker(
-        config=config, log=log, link=link, counts=counts, index=index, checker=checker, follower=follower, stores=stores, clock=clock,
-        service=service, node=node, tls=tls,
+        config=config, log=log, link=link, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
+        n5g=n5g, tls=tls, sightings=sightings,
     )  # fmt: skip
+
+
+def tokens_of(files: "KeyFiles | None", now: "Tokens | None") -> "Tokens | None":
+    """What checks access tokens from now on: what does already (`now`), with the keys of these files. Raises KeysError."""
+    if files is None:
+        return None
+    from eir.n5g.tokens import Tokens, load_keys  # noqa: PLC0415  # half a second that a node without tokens does not spend
+
+    keys = load_keys(files)
+    if now is None:
+        return Tokens(files.settings, keys, now=time.time, ticks=time.monotonic)
+    now.renew(files.settings, keys)
+    return now
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -161,15 +194,24 @@ class Worker:
     counts: Counts
     index: Index
     checker: Checker
-    follower: Follower
-    stores: Sequence[ListStore]
+    lanes: WeakSet[CompiledLane]
+    """Of all peers: each has the images that it looks into."""
     clock: TrustedClock
     service: S13Service
     node: Node
+    n5g: N5gServer
     tls: Tls | None
+    sightings: Buffer | None
+    arrived: asyncio.Queue[tuple[Listed | Complete, Image | None]] = field(default_factory=asyncio.Queue)
+    """Lists that are to be taken over."""
+    longest_slice_s: float = 0.0
+    """The longest time that taking over a list held the loop."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What was shed up to the last line about it."""
+    worked: tuple[float, float] = (0.0, 0.0)
+    """When the load was last looked at, and the time on a processor up to then."""
+    load: float = 0.0
     shed_lately: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What that line told."""
 
@@ -177,48 +219,90 @@ class Worker:
         """What the front tells and asks."""
         return {
             "order": self.node.obey, "dial": self.node.dial, "counters": self.counters, "snapshot": self.snapshot, "report": self.report,
-            "peers": self.peers, "set_peer": self.set_peer,
+            "peers": self.peers, "set_peer": self.set_peer, "set_keys": self.set_keys,
+            "explain": self.explain,
         }  # fmt: skip
 
     async def run(self, packets: socket.socket, stop: asyncio.Event) -> None:
         """Get the lists, answer until told to stop, send the peers away, let go of everything."""
-        try:
-            await self.follower.start()
-        except StoreError as e:
-            self.log.report("store_away", level="error", reason=e.cause, detail=str(e))
-        gc.collect()
-        gc.freeze()  # what the start made stays: no collection walks it again
-        following = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._tick())]
+        following = [asyncio.create_task(self._take_lists()), asyncio.create_task(self._tick())]
         loop = asyncio.get_running_loop()
         loop.add_reader(packets, self._handed, packets)
-        self.link.tell("started")
         await stop.wait()
         loop.remove_reader(packets)
-        await self.node.drain(DRAIN_S)
+        await asyncio.gather(self.node.drain(DRAIN_S), self.n5g.drain(DRAIN_S))
+        if self.sightings is not None:
+            self.sightings.flush()
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
         await asyncio.to_thread(state_folder.keep_clock, self.clock, self.config.state)
-        for store in self.stores:
-            await store.close()
         self._tell_shed()
 
-    # ---- connections ----
+    # ---- what the front hands over ----
 
     def _handed(self, packets: socket.socket) -> None:
         while (given := take_over(packets)) is not None:
-            listener, number, connection = given
-            if connection is None:
-                self.node.starved()
-                self.link.tell("gone", number)
-                continue
-            task = asyncio.create_task(self._serve(connection, number, self.config.listen[listener]))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            what, descriptor = given
+            if isinstance(what, Connection):
+                self._connected(what, descriptor)
+            elif isinstance(what, Complete):
+                self.arrived.put_nowait((what, None))
+            elif descriptor is not None:  # else the front hands it over again
+                try:
+                    self.arrived.put_nowait((what, Image.map(descriptor)))
+                except (ImageError, OSError) as e:
+                    self.log.report("image_failed", level="error", list=what.name, detail=str(e))
+
+    def _connected(self, what: Connection, descriptor: int | None) -> None:
+        if descriptor is None:
+            self.node.starved()
+            self.link.tell("gone", what.number)
+            return
+        connection = socket.socket(fileno=descriptor)
+        connection.setblocking(False)
+        task = asyncio.create_task(self._serve(connection, what.number, listeners_of(self.config)[what.listener]))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _take_lists(self) -> None:
+        """Take over lists as they come, one after another."""
+        while True:
+            what, image = await self.arrived.get()
+            if isinstance(what, Complete):
+                gc.collect()
+                gc.freeze()  # what the start made stays: no collection walks it again
+                self.link.tell("started")
+            elif image is not None:
+                try:
+                    await self._take_over(what, image)
+                except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and takes the next one
+                    self.log.report("fault", reason="lists", level="error", detail=repr(e))
+
+    async def _take_over(self, listed: Listed, image: Image) -> None:
+        """Put a list in force, of which the front hands over the last version once more if it was not here yet."""
+        await self._in_steps(image, image.fill)
+        entries = self.index.lists.get(listed.name)
+        if entries is None or entries.kind != listed.kind or entries.state == listed.state:
+            return
+        before = self.index.switch(listed.name, listed.state, image)
+        for lane in tuple(self.lanes):
+            lane.renew()
+            await asyncio.sleep(0)
+        if before is not None:
+            await self._in_steps(before, before.drop)
+
+    async def _in_steps(self, image: Image, step: Callable[[int], int]) -> None:
+        done = 0
+        while done < len(image.buffer):
+            began = time.perf_counter()
+            done = step(done)
+            self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
+            await asyncio.sleep(0)
 
     async def _serve(self, connection: socket.socket, number: int, listener: str) -> None:
         try:
-            await self.node.take(connection, secure=listener.startswith("tls:"))
+            await (self.n5g if is_http(listener) else self.node).take(connection, secure=is_secure(listener))
         finally:
             self.link.tell("gone", number)
 
@@ -236,7 +320,10 @@ class Worker:
         if tick % FOLD_EVERY_TICKS == 0:
             self._tell_shed()
             self.log.fold()
+        (since, before), self.worked = self.worked, (time.monotonic(), time.process_time())
+        self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
         self.checker.tick(datetime.now(UTC))
+        self.index.now()  # a jump of the clock is noticed, although nobody asks for a row that ends
         if tick % KEEP_CLOCK_EVERY_TICKS == 0:
             if self.clock.jumped:
                 self.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
@@ -255,17 +342,25 @@ class Worker:
         """Take over another configuration, except for what takes a restart. Raises EirError and changes nothing if it cannot."""
         new = configured.config
         tls = self.tls if configured.tls is None else load_tls(configured.tls)  # a listener for TLS that is open stays so until a restart
+        tokens = tokens_of(configured.keys, self.n5g.tokens)
         self.index.reconfigure(kinds_of(new))
         self.checker.reconfigure(new.policy, datetime.now(UTC))
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
         self.service.configure(new.peers)
         self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls, sctp=new.sctp)
+        self.n5g.reconfigure(new.peers, limits_of(new), overload=new.overload_answer, tls=tls.http2 if tls else None)
+        self.n5g.tokens = tokens
         self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
         self.config, self.tls = new, tls
 
     def set_peer(self, label: str, enabled: bool) -> None:
         """Put a peer in or out of service."""
-        self.node.enable(label) if enabled else self.node.disable(label)
+        for server in (self.node, self.n5g):
+            server.enable(label) if enabled else server.disable(label)
+
+    def set_keys(self, keys: "KeyFiles | None") -> None:
+        """Check access tokens with these keys from now on. Raises KeysError and changes nothing if it cannot."""
+        self.n5g.tokens = tokens_of(keys, self.n5g.tokens)
 
     # ---- what the front asks ----
 
@@ -285,17 +380,19 @@ class Worker:
             "eir_diameter_answers_total": counts.answers,
             "eir_diameter_errors_total": metrics.by_label(counts.errors),
             "eir_diameter_drops_total": metrics.by_label(counts.dropped),
+            "eir_sbi_responses_total": self.n5g.counts.responses,
+            "eir_sbi_errors_total": metrics.by_label(self.n5g.counts.errors),
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
             "eir_shed_total": counts.shed,
             "eir_sctp_retransmissions_total": metrics.by_label(counts.sctp_retransmissions),
             "eir_sctp_restarts_total": metrics.by_label(counts.sctp_restarts),
-            "eir_store_errors_total": metrics.by_label(self.follower.errors),
+            "eir_sightings_dropped_total": {} if self.sightings is None else metrics.by_label(self.sightings.dropped),
         }
 
     def snapshot(self) -> metrics.Snapshot:
         """All numbers of this worker, for a scrape."""
-        follower, states = self.follower, self._loaded()
-        connected, disabled = self.node.connected(), self.node.disabled()
+        states = self._loaded()
+        connected, disabled = self.connected(), self.node.disabled()
         return self.counters() | {
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
@@ -303,12 +400,10 @@ class Worker:
             "eir_sctp_paths": self.node.paths(),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
+            "eir_list_content_digest": {(name,): int(state.content_digest[:DIGEST_DIGITS], 16) for name, state in states.items()},
             "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),
             "eir_list_expires_timestamp_seconds": metrics.times({name: state.expires for name, state in states.items()}),
-            "eir_store_up": {(): float(follower.up)},
-            "eir_store_lost_data": {(name,): float(name in follower.lost) for name in states},
-            "eir_follow_lag_seconds": {(): follower.lag_s},
-            "eir_switch_longest_slice_seconds": {(): follower.longest_slice_s},
+            "eir_switch_longest_slice_seconds": {(): self.longest_slice_s},
             "eir_override_active": {(): float(self.checker.policy.overridden)},
         }
 
@@ -317,15 +412,23 @@ class Worker:
         states = self._loaded()
         lately = (self.counts.shed - self.shed_told) + self.shed_lately
         return WorkerReport(
-            missing=missing_lists(self.config, states), lists=states, store_up=self.follower.up, lost=dict(self.follower.lost),
-            from_copy=sorted(self.follower.from_copy), overridden=self.checker.policy.overridden,
-            checks=self.checker.checks().total(), connected=self.node.connected(), tasks=len(asyncio.all_tasks()),
-            shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.node.disabled(),
+            missing=missing_lists(self.config, states), lists=states, overridden=self.checker.policy.overridden,
+            checks=self.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
+            shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.node.disabled(), load=self.load,
         )  # fmt: skip
+
+    def explain(self, question: Question) -> Explanation:
+        """What is answered now, and why; read from no disk, and counted nowhere."""
+        return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
         """All connections, and the entries of the peer table that have none."""
-        return [asdict(peer) for peer in self.node.status()]
+        return [*({**asdict(peer), "protocol": PROTOCOL} for peer in self.node.status()), *map(dict, self.n5g.status())]
+
+    def connected(self) -> dict[str, int]:
+        """Open connections by peer label, over all protocols; 0 for each peer that is expected and has none."""
+        by_label = self.node.connected()
+        return by_label | {label: by_label.get(label, 0) + count for label, count in self.n5g.connected().items()}
 
 
 class RemoteAdmission:

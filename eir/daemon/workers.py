@@ -7,24 +7,33 @@ its orders. What a worker has counted outlives it here.
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from eir.checks.explain import Explanation
+from eir.checks.question import Question
 from eir.daemon.children import kill
-from eir.daemon.rpc import Handlers, RpcError, RpcLink, Unanswered, hand_over
+from eir.daemon.faults import call_failed
+from eir.daemon.handing import Complete, Connection, Handing, Listed
+from eir.daemon.rpc import Handlers, RpcError, RpcLink, Unanswered, pass_on
 from eir.daemon.worker import Configured
 from eir.diameter.admission import Admission, Claim, Order
 from eir.errors import EirError, Report
+from eir.lists.image import Image
+from eir.lists.store import ListState
 from eir.operate import metrics
 from eir.operate.status import WorkerReport, merged_peers
+
+if TYPE_CHECKING:
+    from eir.n5g.tokens import KeyFiles
 
 FIGURES_S = 1.0
 """What workers have counted is taken this often, so that a worker that ends leaves it behind."""
 HUNG_QUESTIONS = 4
-"""A worker that leaves so many questions in a row without an answer is killed: its peers find one that does. Not a time, since
-a host that stood still has every worker late once."""
+"""A process that leaves so many questions in a row without an answer is killed: a worker's peers find one that does. Not a time,
+since a host that stood still has every process late once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +44,7 @@ class _Worker:
     pid: int
     link: RpcLink
     packets: socket.socket
+    handing: Handing
     started: bool = False
     """It has its lists and takes connections."""
     connections: set[int] = field(default_factory=set)
@@ -45,6 +55,16 @@ class _Worker:
     """As they were last seen."""
 
 
+class Lists(Protocol):
+    """Where the lists are that workers get (eir.daemon.followed)."""
+
+    def hand_all(self, handing: Handing) -> None:
+        """Hand on what there is."""
+
+    def hand_missing(self, handing: Handing, there: Mapping[str, ListState]) -> None:
+        """Hand on what a worker that has these states does not have."""
+
+
 class Workers:
     """All workers of the node.
 
@@ -53,10 +73,12 @@ class Workers:
     """
 
     def __init__(
-        self, wanted: int, configured: Callable[[int], Configured], *, gone: Callable[[int], None], changed: Callable[[], None], report: Report
-    ) -> None:
+        self, wanted: int, configured: Callable[[int], Configured], lists: Lists, *, gone: Callable[[int], None], changed: Callable[[], None],
+        report: Report,
+    ) -> None:  # fmt: skip
         self._wanted = wanted
         self._configured = configured
+        self._lists = lists
         self._connection_gone = gone
         self._changed = changed
         self._report = report
@@ -80,14 +102,19 @@ class Workers:
         """Hand a new worker its configuration, and listen to it until it is gone."""
         link = await RpcLink.over(stream)
         link.tell("configure", self._configured(number))
-        worker = self._workers[pid] = _Worker(number, pid, link, packets)
-        keeping = asyncio.create_task(self._keep_figures(worker))
-        fault = partial(self._report, "fault", level="error", of_worker=number)
+        worker = self._workers[pid] = _Worker(number, pid, link, packets, Handing(packets))
+        self._lists.hand_all(worker.handing)
+
+        def take(figures: metrics.Snapshot) -> None:
+            worker.figures = worker.figures | figures
+
+        keeping = asyncio.create_task(watch(pid, link, take, self._report, worker=number, ready=lambda: worker.started))
         try:
-            await link.serve(self._handlers(worker), failed=lambda what, e: fault(reason=what, detail=repr(e)))
+            await link.serve(self._handlers(worker), failed=call_failed(self._report, of_worker=number))
         finally:
             keeping.cancel()
             del self._workers[pid]
+            worker.handing.close()
             link.close()
             packets.close()
             self._left = metrics.merge([self._left, metrics.outliving(worker.figures)])
@@ -106,10 +133,16 @@ class Workers:
         """Give a connection to the worker that has the fewest; False if no worker takes it."""
         ready = [worker for worker in self._workers.values() if worker.started]
         for worker in sorted(ready, key=lambda worker: (len(worker.connections), worker.number)):
-            if hand_over(worker.packets, listener, number, connection):
+            with suppress(OSError):  # it is gone, or has too many waiting
+                pass_on(worker.packets, Connection(listener, number), connection.fileno())
                 worker.connections.add(number)
                 return True
         return False
+
+    def pass_on(self, what: Listed | Complete, image: Image | None) -> None:
+        """Have every worker take over a list, or know that there is no other one."""
+        for worker in self._workers.values():
+            worker.handing.put(what, image)
 
     # ---- what workers tell and ask ----
 
@@ -147,23 +180,6 @@ class Workers:
             if (worker := self._workers.get(pid)) is not None:
                 worker.link.tell("order", replace(order, connection=connection))
 
-    async def _keep_figures(self, worker: _Worker) -> None:
-        """Take what a worker has counted again and again, and end it if it answers no more."""
-        unanswered = 0
-        while unanswered < HUNG_QUESTIONS:
-            await asyncio.sleep(FIGURES_S)
-            if not worker.started:
-                continue
-            try:
-                worker.figures = worker.figures | await worker.link.ask("counters")
-                unanswered = 0
-            except Unanswered:
-                unanswered += 1
-            except RpcError as e:
-                self._report("worker_failed", level="warning", reason="counters", worker=worker.number, detail=str(e))
-        self._report("worker_hung", level="error", worker=worker.number, unanswered=unanswered)
-        kill(worker.pid, signal.SIGKILL)
-
     # ---- what they are asked ----
 
     async def _ask_all(self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None) -> list[tuple[_Worker, Any]]:
@@ -196,7 +212,19 @@ class Workers:
 
     async def reports(self) -> list[WorkerReport]:
         """How each worker is."""
-        return [answer for _, answer in await self._ask_all("report")]
+        found = []
+        for worker, report in await self._ask_all("report"):
+            self._lists.hand_missing(worker.handing, report.lists)
+            found.append(report)
+        return found
+
+    async def explain(self, question: Question) -> Explanation:
+        """What the first worker that has its lists would answer. Raises EirError if none has them, or it says no."""
+        for worker in self._workers.values():
+            if worker.started:
+                explanation: Explanation = await worker.link.ask("explain", question)
+                return explanation
+        raise EirError("no worker has its lists yet: ask again in a moment")
 
     async def peers(self) -> list[dict[str, Any]]:
         """All connections, and the entries of the peer table that have none."""
@@ -213,8 +241,32 @@ class Workers:
         """Put a peer in or out of service in every worker."""
         await self._ask_all("set_peer", lambda _: (label, enabled))
 
+    async def set_keys(self, keys: "KeyFiles | None") -> None:
+        """Have every worker check access tokens with these keys."""
+        await self._ask_all("set_keys", lambda _: (keys,))
+
     def dial(self) -> None:
         """Have the worker that connects to peers begin."""
         for worker in self._workers.values():
             if worker.number == 0:
                 worker.link.tell("dial")
+
+
+async def watch(
+    pid: int, link: RpcLink, take: Callable[[metrics.Snapshot], None], report: Report, *, ready: Callable[[], bool] = lambda: True, **who: Any
+) -> None:  # fmt: skip
+    """Take what a process has counted again and again, once it is ready, and kill it if it answers no more. `who`: as the log says it."""
+    unanswered = 0
+    while unanswered < HUNG_QUESTIONS:
+        await asyncio.sleep(FIGURES_S)
+        if not ready():
+            continue
+        try:
+            take(await link.ask("counters"))
+            unanswered = 0
+        except Unanswered:
+            unanswered += 1
+        except RpcError as e:
+            report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
+    report("worker_hung", level="error", unanswered=unanswered, **who)
+    kill(pid, signal.SIGKILL)

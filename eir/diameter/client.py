@@ -25,6 +25,7 @@ from eir.diameter.settings import APPLICATIONS, Identity, Limits, PeerSettings, 
 from eir.diameter.transport import begin
 from eir.diameter.transport.endpoint import TCP, TLS, Endpoint
 from eir.diameter.transport.link import Link
+from eir.diameter.transport.stream import fault_text
 from eir.errors import EirError, silent
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Client:
             await self.close(0)
             raise EirError(f"{to.where} did not answer within {timeout_s:g} s") from None
         except OSError as e:
-            raise EirError(f"cannot connect to {to.where}: {e.strerror or e}") from None
+            raise EirError(f"cannot connect to {to.where}: {fault_text(e, secure=tls is not None)}") from None
         except EirError:
             await self.close(0)
             raise

@@ -125,13 +125,17 @@ class Framer:
         make = context.application.lane
         self._lane = make(traffic.label, traffic.names.origin, context.overload) if make is not None else None
 
+    def close_lane(self) -> None:
+        """The connection is over: what its lane has learned takes no memory any more, whoever still holds this object."""
+        self._lane = None
+
     def learn(self, request: Request) -> None:
         """Let the lane see a request that was just answered by the application's reply."""
         if self._lane is not None:
             try:
                 self._lane.learn(request)
             except Exception as e:  # noqa: BLE001 - the request has its answer already
-                self._close_lane(e)
+                self._lane_failed(e)
 
     def _express(self, lane: Lane, data: bytes, position: int, wanted: int, now: float) -> tuple[int, int]:
         """Answer up to `wanted` messages, as far as lane and limits allow; returns the position behind them, and their number."""
@@ -142,7 +146,7 @@ class Framer:
             position, results = lane.take(data, position, granted, traffic.out)
         except Exception as e:  # noqa: BLE001 - the general path answers what the lane could not, by a 5012 if need be
             del traffic.out[before:]
-            self._close_lane(e)
+            self._lane_failed(e)
             return position, 0
         answered = traffic.by_lane(lane.command, results) if results else 0
         for limit in self.rates:
@@ -156,7 +160,7 @@ class Framer:
                 answered += traffic.by_lane(lane.command, {result_label(overload.result_code, overload.experimental): shed})
         return position, answered
 
-    def _close_lane(self, fault: Exception) -> None:
+    def _lane_failed(self, fault: Exception) -> None:
         """A fault of the lane: the general path does without it for the rest of the connection."""
         self._lane = None
         self._traffic.fault(fault)

@@ -93,6 +93,11 @@ class Node:
         """Who the node is."""
         return self.context.identity
 
+    @property
+    def rates(self) -> RateLimits:
+        """The limits that its requests draw from, for others that are to draw from the same."""
+        return self._rates
+
     async def listen(self, url: str) -> tuple[str, int]:
         """Open a listener at a URL (port 0: any free one); return its address, of several the first, and port.
 

@@ -451,6 +451,7 @@ class Peer:
     def _leave(self, reason: str, detail: str = "", *, reset: bool = False) -> State:
         self._enter(State.CLOSED)
         self._framer.buffered.clear()
+        self._framer.close_lane()
         self._asked.clear()
         self._dwr_ids.clear()
         self.more = False

@@ -4,7 +4,6 @@ Knows no state of the connection; may import what peer may.
 """
 
 from collections.abc import Mapping
-from traceback import walk_tb
 
 from eir.diameter.answer import Reply, encode_answer, error_answer, result_avp, result_label
 from eir.diameter.application import Command
@@ -17,7 +16,7 @@ from eir.diameter.dictionary import BASE, CAPABILITIES_EXCHANGE, ORIGIN_STATE_ID
 from eir.diameter.message import R_FLAG, Message, encode_message
 from eir.diameter.result import is_protocol_error
 from eir.diameter.settings import PeerSettings, setting_for
-from eir.errors import DiameterError
+from eir.errors import DiameterError, place_of
 
 CER_COMMAND = BASE_COMMANDS[CAPABILITIES_EXCHANGE]
 
@@ -124,7 +123,6 @@ class Traffic:
         self.context.report(event, peer=self.label, reason=reason, level=level, **told)
 
     def fault(self, fault: Exception) -> None:
-        """Count and report a fault of our own: its type and the line that raised it, never its text, which may hold an identifier."""
+        """Count and report a fault of our own."""
         self.context.counts.errors["internal"] += 1
-        places = [f" at {frame.f_code.co_filename}:{line}" for frame, line in walk_tb(fault.__traceback__)]
-        self.report("fault", "internal", level="error", detail=type(fault).__name__ + "".join(places[-1:]))
+        self.report("fault", "internal", level="error", detail=place_of(fault))

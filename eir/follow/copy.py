@@ -1,9 +1,9 @@
 """A node's last good copy of the lists: a store on its own disk. Imports eir.lists, eir.stores.write; knows no particular store.
 
 It is kept level with what is in force, serves a start without the store, and is written back to a store that lost its data.
-Both ways the pages are proved by the content digest as they pass. Of several workers or nodes, the second finds the
-work done: the copy's writes and the store's are conditional on the generation. Only what is in force is written back: a
-copy that was not yet level when the store lost its data would bring an older list to life.
+Both ways the pages are proved by the content digest as they pass. Of several nodes that write back, the second finds the work
+done: the store's writes are conditional on the generation. Only what is in force is written back: a copy that was not yet level
+when the store lost its data would bring an older list to life.
 """
 
 import asyncio
@@ -16,18 +16,14 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
+from eir.follow.heavy import Heavy, while_large
 from eir.lists.pages import Page, amended_digest, digest_text
 from eir.lists.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.stores.write import one_batch
 
-CLAIM_S = 60.0
-"""How long one worker of a host has the sole right to write a list's copy, or to heal; longer than either takes."""
 RETRY_S = 1.0
 FULL_RETRY_S = 60.0
 """Pause before a list for which the disk had no room is copied again: each try writes until it finds that."""
-LARGE_ENTRIES, LARGE_AFTER_S = 100_000, 3.0
-"""A list of so many entries that changed as a whole is copied so much later: until then other workers, which began to read it
-when this one did, have the processors and the store for themselves."""
 
 
 class Relation(Enum):
@@ -66,8 +62,8 @@ class _Keep:
     state: ListState
     pages: Sequence[Page] | None
     """Those that differ from the state before; None if the list must be read whole."""
-    due: float
-    """When it is to be done (time.monotonic)."""
+    due: float = 0.0
+    """Before then it is not tried (time.monotonic)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +79,7 @@ class _Heal:
 class CopyKeeper:
     """Does what is asked of it one thing after another, in `run`; of several requests for a list only the last counts.
 
-    `failed` is told of faults by cause. `who` marks this worker in claims and in the history.
+    `failed` is told of faults by cause. `who` marks this node in the history.
     """
 
     def __init__(
@@ -96,11 +92,10 @@ class CopyKeeper:
 
     def keep(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
         """Ask for a list that came into force to be copied; `pages` if only these changed."""
-        later_s = LARGE_AFTER_S if pages is None and state.entries >= LARGE_ENTRIES else 0.0
         if isinstance(self._wanted.get(name), _Keep):
             # Two changes in one are not merged, the whole list is read: this is rare, and the copy must be right.
             pages = None
-        self._wanted[name] = _Keep(state, pages, time.monotonic() + later_s)
+        self._wanted[name] = _Keep(state, pages)
         self._something.set()
 
     def heal(self, name: str, held: ListState, stored: ListState | None) -> None:
@@ -111,7 +106,7 @@ class CopyKeeper:
             self._wanted[name] = _Heal(held, stored)
             self._something.set()
 
-    async def run(self) -> None:
+    async def run(self, heavy: Heavy) -> None:
         """Work until cancelled."""
         while True:
             await self._something.wait()
@@ -119,7 +114,7 @@ class CopyKeeper:
             pause_s = math.inf
             for name, wanted in tuple(self._wanted.items()):
                 left_s = wanted.due - time.monotonic() if isinstance(wanted, _Keep) else 0.0
-                if left_s <= 0 and await self._is_done(name, wanted):
+                if left_s <= 0 and await self._is_done(name, wanted, heavy):
                     if self._wanted.get(name) is wanted:
                         del self._wanted[name]
                 else:
@@ -130,7 +125,7 @@ class CopyKeeper:
                         await self._something.wait()
                 self._something.set()
 
-    async def _is_done(self, name: str, wanted: _Keep | _Heal) -> bool:
+    async def _is_done(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
         """Do it; False if it should be tried again. The follower asks again for a list that the store still shows less of."""
         keeps = isinstance(wanted, _Keep)
         what = "copy" if keeps else "heal"
@@ -138,27 +133,24 @@ class CopyKeeper:
             copied = await self.copy.state(name)
             if not self._is_called_for(name, wanted, copied):
                 return True
-            try:
-                if await self.copy.claim(f"{what} {name}", self._who, CLAIM_S):  # else another worker of this host is at it
-                    if isinstance(wanted, _Keep):
-                        await self._write_copy(name, wanted, copied)
-                    elif copied is not None:
-                        await self._write_back(name, copied, wanted.stored)
-                    return True
-            finally:  # also of a claim that was taken while this task was told to end
-                await self.copy.claim(f"{what} {name}", self._who, 0)
+            with while_large(heavy, copied, wanted.state if isinstance(wanted, _Keep) else wanted.held):
+                if isinstance(wanted, _Keep):
+                    await self._write_copy(name, wanted, copied)
+                elif copied is not None:
+                    await self._write_back(name, copied, wanted.stored)
         except StoreChanged:
-            return True  # the store went on, and so will the follower
+            pass  # the store went on, and so will the follower
         except GenerationConflict:
-            pass  # another worker or node was faster, perhaps with an older state
+            return not keeps  # another node was faster, perhaps with an older state
         except StoreError as error:
             self._failed(f"{what}_{error.cause}", error)
             if error.cause == "full" and isinstance(wanted, _Keep) and self._wanted.get(name) is wanted:
                 self._wanted[name] = replace(wanted, due=time.monotonic() + FULL_RETRY_S)
+            return not keeps
         except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
             self._failed("copy_internal", error)
             return False
-        return not keeps
+        return True
 
     def _is_called_for(self, name: str, wanted: _Keep | _Heal, copied: ListState | None) -> bool:
         if isinstance(wanted, _Keep):
@@ -166,7 +158,7 @@ class CopyKeeper:
         held = wanted.held
         if copied is not None and (copied.serial, copied.content_digest) == (held.serial, held.content_digest):
             return relation(copied, wanted.stored) is Relation.LOST
-        if relation(copied, held) is Relation.NEWER:  # else another worker of this host is ahead
+        if relation(copied, held) is Relation.NEWER:
             behind = f"list {name}: this node's copy is older than what is in force and is not written back; load the release again"
             self._failed("heal_behind", StoreError("behind", behind))
         return False
@@ -186,21 +178,20 @@ class CopyKeeper:
         seen = 0 if stored is None else stored.generation
         # Above what the store shows, so that those who followed that follow this too.
         state = replace(copied, generation=copied.generation if copied.generation > seen else seen + 1)
-        await self.store.restore(name, state, _proved(self.copy, name, copied), seen=seen)
         shown = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
         detail = f"generation {state.generation} from this node's copy; the store showed {shown}"
-        self._report("store_healed", level="warning", list=name, detail=detail)
         healed = Event(
             time=utc_text(datetime.now(UTC)), who=self._who, what="heal", outcome=ACCEPTED, detail=detail,
             list=name, serial=state.serial, digest=state.release_digest,
         )  # fmt: skip
-        await self.store.record(healed)
+        await self.store.restore(name, state, _proved(self.copy, name, copied), seen=seen, event=healed)
+        self._report("store_healed", level="warning", list=name, detail=detail)
 
 
 async def _proved(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
     """The pages of a list in this state; raises before the end if it is in another, or its digest is not that."""
     total, there = 0, False
-    async for found, batch in source.pages(name, gently=True):
+    async for found, batch in source.pages(name):
         there = True
         if found.generation != state.generation:
             raise StoreChanged(f"list {name} is at generation {found.generation}, no longer at {state.generation}")

@@ -1,8 +1,7 @@
-"""From a store's changes to the index: one task of each worker. Imports eir.lists; knows no particular store.
+"""From a store's changes to images of the lists, in a process that answers nobody. Imports eir.lists; knows no particular store.
 
 Whatever is taken over is proved first: its generation by the state that came with it, its pages by the content digest. What
-cannot be proved is not taken over, and the memory stays in force, as it does when the store is away or has lost data. The
-loop is held for SLICE_S at a time; `longest_slice_s` says how long it was held in fact.
+cannot be proved is not taken over, and what is in force stays so, as it does when the store is away or has lost data.
 """
 
 import asyncio
@@ -10,45 +9,38 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
 
 from eir.errors import Report, StoreChanged, StoreError
 from eir.follow.copy import CopyKeeper, Relation, relation
+from eir.follow.heavy import Heavy, while_large
+from eir.follow.kept import ImageFiles
 from eir.follow.proof import PROOF_MASK, Proof
-from eir.follow.slices import Slices
-from eir.lists.clock import TrustedClock
-from eir.lists.index import AMENDED_PAGES_MAX, DeviceList, Index, ListBuilder, PairList
+from eir.lists.chunks import Chunk
+from eir.lists.image import Image, ImageError, make
+from eir.lists.imaging import chunks_of, image_with
+from eir.lists.index import DeviceList, Index
 from eir.lists.pages import Page, digest_text
 from eir.lists.patience import STOOD_STILL, STORE_TIMEOUT_S, in_time
 from eir.lists.store import NO_LIST, ListState, ListStore
 
-T = TypeVar("T")
-
-SLICE_S = 0.00003
-"""How long the loop is held at a time, and until what was begun before is finished: mostly less than a tenth of a millisecond."""
-CHUNK_PAGES = 64
-"""Pages of a list that are proved together, and then taken in together, each in less than a tenth of a millisecond."""
-SIFT_S = 0.2
-"""Pause between two looks whether a list's sieve has something to take in."""
 WAIT_S = 1.0
 """The states are read at least this often, whatever the store tells by itself."""
 RETRY_S = 1.0
-CLOCK_S = 1.0
-"""The clock is read at least this often: a jump of it is noticed, although nobody asks for a row that ends."""
 READ_AGAIN_MAX = 5
 """How often a list is read again at once because it changed while it was read."""
-UNPROVED = frozenset({"digest", "corrupt"})
-"""Causes that concern one list's pages, not the store."""
+UNPROVED = frozenset({"digest", "corrupt", "image"})
+"""Causes that concern one list, not the store: its pages, or that there is no room for an image of it."""
 UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
-"""Pause before a list whose digest was wrong is read again; it doubles."""
+"""Pause before a list that could not be taken over is read again; it doubles."""
 UNREADABLE_RETRY_S = 5.0
 """Pause before a state that is damaged is read again: it may be long."""
 SOME_PAGES = 500
 """Touched pages that are read at a time."""
-PAIR_PAGES_MAX = 2_000
-"""Pages of pairs that one switch may change in place: their IMSIs are counted one by one."""
+AMENDED_PAGES_MAX = 20_000
+"""Touched pages beyond which the list is read whole."""
 SAY_AGAIN_S = 60.0
 """Pause between two events that say the same of a list."""
 
@@ -56,16 +48,15 @@ SAY_AGAIN_S = 60.0
 class Follower:
     """Fills an index from a store and keeps it there.
 
-    `on_switch` is called with each list that came into force. `copy` is this node's last good copy (eir.follow.copy), where
-    the store itself is elsewhere: it serves a start without the store, and unless `heal` is False it is written back to a
-    store that lost its data; `who` marks this worker there. `wall` and `monotonic` are the clocks by which rows of the index
-    end, and `clock` judges them.
+    `on_switch` is called with each list that came into force, and its image. `copy` is this node's last good copy
+    (eir.follow.copy), where the store itself is elsewhere: it serves a start without the store, and unless `heal` is False it is
+    written back to a store that lost its data; `who` marks this node there. In a state `folder` large images are kept in files,
+    which a start reads instead of pages. What the index holds already is in force.
     """
 
     def __init__(
-        self, store: ListStore, index: Index, *, report: Report, on_switch: Callable[[str, ListState], None],
-        copy: ListStore | None = None, heal: bool = True, who: str = "eir", clock: TrustedClock | None = None,
-        wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic,
+        self, store: ListStore, index: Index, *, report: Report, on_switch: Callable[[str, ListState, Image], None],
+        copy: ListStore | None = None, heal: bool = True, who: str = "eir", folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.up = False
         """The store answered when it was last asked."""
@@ -76,29 +67,18 @@ class Follower:
         self.from_copy: set[str] = set()
         """Lists in force that came from the last good copy and that the store has not shown since."""
         self._store, self._index, self._report, self._on_switch = store, index, report, on_switch
-        self._wall, self._monotonic = wall, monotonic
-        self.clock = TrustedClock() if clock is None else clock
         self._keeper = None if copy is None else CopyKeeper(store, copy, report, partial(self._failed, event="copy_failed"), who)
         self._heals = heal
-        index.go_by(self._now)
-        self._slices, self._sifting = Slices(SLICE_S), Slices(SLICE_S)
+        self._heavy: Heavy = nullcontext
+        self._files = None if folder is None else ImageFiles(folder, self._file_failed)
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
         self._unreadable: dict[str, float] = {}
         """Lists whose state in the store is damaged, and when it is read again (monotonic)."""
         self._unproved: dict[str, tuple[float, float]] = {}
         self._said: dict[tuple[str, str], float] = {}
-        self._in_step_at = monotonic()
-
-    @property
-    def longest_slice_s(self) -> float:
-        """The longest time that the loop was held at once since start() was done, in seconds."""
-        return max(slices.longest_s for slices in (self._slices, self._sifting))
-
-    @property
-    def lag_s(self) -> float:
-        """Seconds since it was last certain that the memory holds what the store holds; up to WAIT_S is normal."""
-        return max(0.0, self._monotonic() - self._in_step_at)
+        self.in_step_at = time.monotonic()
+        """When it was last certain that what is in force is what the store holds (time.monotonic); up to WAIT_S ago is normal."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -110,9 +90,10 @@ class Follower:
 
         Raises nothing for a store that is away or a list that cannot be proved: see `up`, `errors`, `missing`, `from_copy`.
         """
-        self._slices = Slices(math.inf)
-        self._now()  # a jump shows against an earlier time
         stored: Mapping[str, ListState] | None = None
+        if self._files is not None:
+            with self._faults_told(of_copy=True):
+                self._files.forget_all_but(self._index.lists)
         with self._faults_told():  # a node that would not start answers nobody
             stored = await self._states()
         if self._keeper is not None:
@@ -120,10 +101,9 @@ class Follower:
         if stored is not None:
             with self._faults_told():
                 await self._pass(stored)
-        # A list may be in force that no copy was made of: it was read before a fork, or the disk was full then.
+        # A list may be in force that no copy was made of: the follower before this one ended, or the disk was full then.
         for name, entries in self._index.lists.items():
             self._keep_copy(name, entries.state, None)
-        self._slices = Slices(SLICE_S)
 
     async def _start_from_copy(self, copy: ListStore, stored: Mapping[str, ListState] | None) -> None:
         """Take from the copy what the store does not have newer: it is nearer, and it is what this node knew last."""
@@ -132,18 +112,19 @@ class Follower:
                 copied = await copy.state(name)
                 if copied is None or (stored is not None and relation(copied, stored.get(name)) is Relation.NEWER):
                     continue
-                if relation(entries.state, copied) is Relation.NEWER:  # a worker that was forked may hold it already
-                    await self._take_all(copy, name, entries)
+                if relation(entries.state, copied) is Relation.NEWER:
+                    await self._take_all(copy, name, entries, copied)
                 self.from_copy.add(name)
 
-    async def run(self) -> None:
+    async def run(self, heavy: Heavy = nullcontext) -> None:
         """Follow until cancelled."""
+        self._heavy = heavy
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_store())
-            tasks.create_task(self._keep_time())
-            tasks.create_task(self._sift())
+            if self._files is not None:
+                tasks.create_task(self._files.run(heavy))
             if self._keeper is not None:
-                tasks.create_task(self._keeper.run())
+                tasks.create_task(self._keeper.run(heavy))
 
     async def _follow_store(self) -> None:
         while True:
@@ -154,24 +135,6 @@ class Follower:
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
 
-    async def _keep_time(self) -> None:
-        while True:
-            self._now()
-            await asyncio.sleep(CLOCK_S)
-
-    async def _sift(self) -> None:
-        while True:
-            for name, entries in tuple(self._index.lists.items()):
-                self._sifting.begin()
-                with self._faults_told(name):
-                    while not entries.sift(self._sifting.deadline):
-                        await self._sifting.pause()
-                self._sifting.end()
-            await asyncio.sleep(SIFT_S)
-
-    def _now(self) -> float:
-        return self.clock.now(self._wall(), self._monotonic())
-
     # One look at the store
 
     async def _states(self) -> Mapping[str, ListState]:
@@ -179,7 +142,7 @@ class Follower:
 
         Raises StoreError, also if no list's state can be read.
         """
-        began, lists = self._monotonic(), self._index.lists
+        began, lists = time.monotonic(), self._index.lists
         self._unreadable = {name: due for name, due in self._unreadable.items() if name in lists and due > began}
         names = [name for name in lists if name not in self._unreadable]
         found = await asyncio.gather(*map(self._state, names), return_exceptions=True)
@@ -210,7 +173,7 @@ class Follower:
             in_step &= await self._follow(name, states.get(name))
         self._proofs = {name: proof for name, proof in self._proofs.items() if name in self._index.lists}
         if in_step:
-            self._in_step_at = self._monotonic()
+            self.in_step_at = time.monotonic()
 
     async def _follow(self, name: str, stored: ListState | None) -> bool:
         """Bring one list up to date; True if it is what the store holds."""
@@ -232,14 +195,15 @@ class Follower:
                     self._keeper.heal(name, held, stored)
                 return False
         not_before, pause_s = self._unproved.get(name, (0.0, UNPROVED_RETRY_S))
-        if self._monotonic() < not_before:
+        if time.monotonic() < not_before:
             return False
         try:
-            await self._take_over(name, entries, stored)
+            with while_large(self._heavy, held, stored):
+                await self._take_over(name, entries, stored)
         except StoreError as error:
             if error.cause not in UNPROVED:
                 raise
-            self._unproved[name] = (self._monotonic() + pause_s, min(2 * pause_s, UNPROVED_RETRY_MAX_S))
+            self._unproved[name] = (time.monotonic() + pause_s, min(2 * pause_s, UNPROVED_RETRY_MAX_S))
             self._failed(error.cause, error, name)
             return False
         self._unproved.pop(name, None)
@@ -249,49 +213,55 @@ class Follower:
 
     async def _take_over(self, name: str, entries: DeviceList, stored: ListState | None) -> None:
         held = entries.state
-        if held and stored and held.content_digest == stored.content_digest:
-            if await self._switch(name, entries, entries.builder(stored, amend=True)):
+        if held and stored and entries.image and held.content_digest == stored.content_digest:
+            if self._switch(name, entries, stored, entries.image):
                 self._keep_copy(name, stored, ())
             return
         for _ in range(READ_AGAIN_MAX):
             with suppress(StoreChanged):
                 if not (held and stored and await self._take_changes(name, entries, held, stored)):
-                    await self._take_all(self._store, name, entries)
+                    await self._take_all(self._store, name, entries, stored)
                 return
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
-    async def _take_all(self, source: ListStore, name: str, entries: DeviceList) -> None:
-        """Read a list whole, prove it, and put it in force. Nothing happens if the source does not have it."""
-        builder: ListBuilder | None = None
-        before, proof, total, slices = self._proofs.get(name), Proof(), 0, self._slices
-        async with aclosing(_batches(source, name, gently=slices.limit_s < math.inf)) as batches:
-            async for state, batch in batches:
-                slices.begin()
-                builder = builder or entries.builder(state)
-                for at in range(0, len(batch), CHUNK_PAGES):
-                    chunk = batch[at : at + CHUNK_PAGES]
-                    digests = [page.digest() for page in chunk]
-                    total += sum(digests)
-                    marks = [digest & PROOF_MASK for digest in digests]
-                    proof.extend(chunk, marks)
-                    unchanged = frozenset() if before is None else before.unchanged(chunk, marks)
-                    await slices.pause_if_due()
-                    _add(builder, chunk, unchanged)
-                    await slices.pause_if_due()
-                slices.end()
-        if builder is None:
+    async def _take_all(self, source: ListStore, name: str, entries: DeviceList, wanted: ListState | None) -> None:
+        """Read a list whole, prove it, and put it in force; of its pages nothing, where a file has an image of what is wanted.
+
+        Nothing happens if the source does not have it.
+        """
+        if wanted is not None and (kept := await self._read_file(name, wanted)) is not None:
+            if self._switch(name, entries, wanted, kept[0]):
+                self._proofs[name] = kept[1]
+                if source is self._store:
+                    self._keep_copy(name, wanted, None)
             return
-        if (found := digest_text(total)) != builder.state.content_digest:
-            raise StoreError("digest", f"list {name}: pages have the digest {found}, not {builder.state.content_digest}")
-        if await self._switch(name, entries, builder):
+        read: ListState | None = None
+        proof, total, chunks = Proof(), 0, list[Chunk]()
+        async with aclosing(_batches(source, name)) as batches:
+            async for read, batch in batches:  # noqa: B007  # the last one is what was read
+                digests = [page.digest() for page in batch]
+                total += sum(digests)
+                proof.extend(batch, [digest & PROOF_MASK for digest in digests])
+                try:
+                    chunks += chunks_of(batch)
+                except ValueError as error:
+                    raise StoreError("corrupt", f"a page from {batch[0].number} to {batch[-1].number} is damaged: {error}") from error
+        if read is None:
+            return
+        if (found := digest_text(total)) != read.content_digest:
+            raise StoreError("digest", f"list {name}: pages have the digest {found}, not {read.content_digest}")
+        if self._switch(name, entries, read, await _made(name, partial(make, chunks))):
             self._proofs[name] = proof
+            self._keep_image(name)
             if source is self._store:
-                self._keep_copy(name, builder.state, None)
+                self._keep_copy(name, read, None)
 
     async def _take_changes(self, name: str, entries: DeviceList, held: ListState, stored: ListState) -> bool:
         """Take over only the pages that were touched; False if the list must be read whole."""
-        proof = self._proofs.get(name)
-        if proof is None or stored.generation < held.generation:
+        proof, image = self._proofs.get(name), entries.image
+        if proof is None and (kept := await self._read_file(name, held)) is not None:  # the follower before this one ended
+            proof = self._proofs[name] = kept[1]
+        if proof is None or image is None or stored.generation < held.generation:
             return False
         try:
             steps = await in_time(self._store.changes(name, held.generation)) or ()
@@ -301,23 +271,17 @@ class Follower:
             self._failed("corrupt", error, name)
             return False
         touched = {number for step in steps for number in step.pages or ()}
-        pages_max = PAIR_PAGES_MAX if isinstance(entries, PairList) else AMENDED_PAGES_MAX
-        if any(step.pages is None for step in steps) or not 0 < len(touched) <= pages_max:
+        if any(step.pages is None for step in steps) or not 0 < len(touched) <= AMENDED_PAGES_MAX:
             return False
         state, pages = await self._some_pages(name, sorted(touched), steps[-1].after)
-        slices = self._slices
-        slices.begin()
-        builder = entries.builder(state, amend=True)
-        total = int(held.content_digest, 16) - int(state.content_digest, 16)
-        for page in pages:
-            total += page.digest() - proof[page.number]
-            _add(builder, [page])
-            await slices.pause_if_due()
-        if total & PROOF_MASK:
+        goes = sum(proof[page.number] for page in pages)
+        comes = sum(page.digest() for page in pages)
+        if (int(held.content_digest, 16) - goes + comes - int(state.content_digest, 16)) & PROOF_MASK:
             self._failed("digest", StoreError("digest", "the touched pages do not make up the new digest: the whole list is read again"), name)
             return False
-        if await self._switch(name, entries, builder):
+        if self._switch(name, entries, state, await _made(name, partial(image_with, image, pages))):
             proof.amend(pages)
+            self._keep_image(name)
             self._keep_copy(name, state, pages)
         return True
 
@@ -332,22 +296,34 @@ class Follower:
             there.update((page.number, page) for page in pages)
         return state, [there.get(number) or Page(number, b"") for number in numbers]
 
-    async def _switch(self, name: str, entries: DeviceList, builder: ListBuilder) -> bool:
-        """The one moment at which a list changes; False if the configuration has let go of it. What it was is freed after it."""
+    def _switch(self, name: str, entries: DeviceList, state: ListState, image: Image) -> bool:
+        """The one moment at which a list changes; False if the configuration has let go of it."""
         if self._index.lists.get(name) is not entries:
             return False
-        slices = self._slices
-        slices.begin()
-        retired = self._index.switch(name, builder)
-        self._on_switch(name, builder.state)
-        while not retired.free(slices.deadline):
-            await slices.pause()
-        slices.end()
+        self._index.switch(name, state, image)
+        self._on_switch(name, state, image)
         return True
 
     def _keep_copy(self, name: str, state: ListState | None, pages: Sequence[Page] | None) -> None:
         if self._keeper is not None and state is not None:
             self._keeper.keep(name, state, pages)
+
+    def _keep_image(self, name: str) -> None:
+        entries = self._index.lists[name]
+        if self._files is not None and entries.state is not None and entries.image is not None:
+            self._files.keep(name, entries.state.content_digest, entries.image, self._proofs[name])
+
+    async def _read_file(self, name: str, wanted: ListState) -> tuple[Image, Proof] | None:
+        if self._files is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._files.read, name, wanted.content_digest)
+        except (OSError, ImageError) as error:
+            self._file_failed(name, error)
+            return None
+
+    def _file_failed(self, name: str, error: Exception) -> None:
+        self._failed("copy_image", error, name, event="copy_failed")
 
     # What went wrong
 
@@ -386,16 +362,16 @@ class Follower:
 
     def _says(self, what: str, name: str) -> bool:
         """Whether an event is due again."""
-        now = self._monotonic()
+        now = time.monotonic()
         if now - self._said.get((what, name), -math.inf) < SAY_AGAIN_S:
             return False
         self._said[what, name] = now
         return True
 
 
-async def _batches(source: ListStore, name: str, *, gently: bool) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
+async def _batches(source: ListStore, name: str) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
     """The source's batches, each within the time that an answer may take."""
-    async with aclosing(source.pages(name, gently=gently)) as batches:  # type: ignore[type-var]  # stores write it as a generator
+    async with aclosing(source.pages(name)) as batches:  # type: ignore[type-var]  # stores write it as a generator
         while True:
             try:
                 yield await in_time(anext(batches))
@@ -403,8 +379,11 @@ async def _batches(source: ListStore, name: str, *, gently: bool) -> AsyncGenera
                 return
 
 
-def _add(builder: ListBuilder, pages: Sequence[Page], unchanged: frozenset[int] = frozenset()) -> None:
+async def _made(name: str, work: Callable[[], Image]) -> Image:
+    """An image that is made in a thread: whoever asks this process something meanwhile is answered."""
     try:
-        builder.add_all(pages, unchanged)
+        return await asyncio.to_thread(work)
+    except OSError as error:  # a limit on memory or on the size of files
+        raise StoreError("image", f"list {name}: no image can be made of it: {error.strerror or error}") from error
     except ValueError as error:
-        raise StoreError("corrupt", f"a page from {pages[0].number} to {pages[-1].number} is damaged: {error}") from error
+        raise StoreError("corrupt", f"list {name}: {error}") from error

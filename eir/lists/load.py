@@ -7,18 +7,18 @@ May import lists and eir.errors.
 """
 
 import gc
-import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
 from eir.lists.build import Built, Rows, amend_pages, build_pages
 from eir.lists.delivered import DataFile, Done, Progress, adding_up, open_folder
+from eir.lists.history import CLAIMS
 from eir.lists.layout import layout_named
 from eir.lists.pages import content_digest
 from eir.lists.reasons import Reasons
@@ -46,12 +46,10 @@ if TYPE_CHECKING:
 STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
 """In the order in which a load goes through them; each reports its begin with 0 done."""
 
-CLAIMS = " (claims {} {}, unverified)"
-"""Ends the detail of a refusal whose manifest was never verified: the list and the serial that it names all the same."""
-_CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
-
 ROW_BYTES = 12
 """Of memory that a load takes for each row, at least: its key, and its part of a page."""
+Stage: TypeAlias = Callable[[str, int], AbstractContextManager[Done]]
+"""Called with a stage's name and how much there is to do: what it yields is told what of that was just done."""
 KEPT_BYTES_MAX = 256 << 20
 """Data files of a release that together are no larger stay in memory between hashing and reading."""
 
@@ -85,8 +83,6 @@ class LoadReport:
     seconds: Mapping[str, float]  # by stage
     state: ListState | None
     """As stored; None for a dry run."""
-    recorded: bool
-    """False if the list was switched and then the history could not be written."""
 
     def as_json(self) -> dict[str, object]:
         """The report for scripts."""
@@ -102,7 +98,6 @@ class LoadReport:
             f"{self.skipped:,} junk identifiers skipped": self.skipped,
             f"warning: {self.wrong_check_digits or 0:,} IMEIs of 15 digits end in a wrong check digit": self.wrong_check_digits,
             f"{self.bad_rows:,} bad rows left out": self.bad_rows,
-            "the history could not be written": self.state is not None and not self.recorded,
             f"{sum(self.seconds.values()):.1f} s": True,
         }
         return "\n  ".join(("; ".join(text for text, holds in said.items() if holds), *self.bad))
@@ -117,12 +112,6 @@ async def load_release(
     Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
     return await Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None)).verify_and_load(manifest)
-
-
-def is_about(event: Event, name: str) -> bool:
-    """True for an event of this list, and for the refusal of a release that claimed to be for it."""
-    found = _CLAIMED.search(event.detail) if event.list is None else None
-    return name == (found[1] if found else event.list)
 
 
 @dataclass(slots=True)
@@ -202,7 +191,7 @@ class Loader:
         is_delta = manifest.kind == DELTA
         reasons = Reasons(before.reasons if is_delta else ())
         tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run)
-        rows = self._read(manifest, folder, settings, reasons, tally)
+        rows = read_release(manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max)
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
@@ -224,11 +213,6 @@ class Loader:
             reasons=reasons.texts, issued=utc_text(manifest.issued), expires=utc_text(manifest.expires),
             signers=release.signers, loaded_at=utc_text(self.now),
         )  # fmt: skip
-        stored = None
-        if not self.dry_run:
-            write = self.store.amend if is_delta else self.store.replace
-            with self.stage(WRITE, len(built.pages)):
-                stored = await write(manifest.list, state, built.pages, seen=before.generation)
         conditions = f"; {tally.bad} bad rows left out" if tally.bad else ""
         conditions += f"; {by_force(lifted)}" if self.force else ""
         sizes = f"{built.entries} entries, before {before.entries}; {turnover(settings.kind, built.come, built.gone)}"
@@ -237,47 +221,18 @@ class Loader:
             digest=release.digest, outcome=FORCED if self.force else ACCEPTED,
             detail=f"{sizes}{conditions}; signed by {', '.join(release.signers)}",
         )  # fmt: skip
-        is_recorded = stored is not None and await recorded(self.store, event)
+        stored = None
+        if not self.dry_run:
+            write = self.store.amend if is_delta else self.store.replace
+            with self.stage(WRITE, len(built.pages)):
+                stored = await write(manifest.list, state, built.pages, seen=before.generation, keep=settings.keep, event=event)
         return LoadReport(
             list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
             entries=built.entries, devices=built.devices, entries_before=before.entries, devices_before=before.devices,
             bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
             wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
-            come=built.come, gone=built.gone, lifted=lifted, seconds=self.seconds, state=stored, recorded=is_recorded,
+            come=built.come, gone=built.gone, lifted=lifted, seconds=self.seconds, state=stored,
         )  # fmt: skip
-
-    def _read(self, manifest: Manifest, folder: Path, settings: ListSettings, reasons: Reasons, tally: "Tally") -> Iterable[Rows]:
-        """The rows of all files for each role, once the size and digest of every file hold."""
-        from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
-
-        files = manifest.files
-        _check_rows(sum(file.rows for file in files), self.memory_max)
-        roles = [role for role in ROLES[manifest.kind] if role != CHANGES]
-        rows = {role: Rows(sum(file.rows for file in files if file.role in (role, CHANGES))) for role in roles}
-        total = sum(entry.bytes for entry in files)
-        with ExitStack() as stack:
-            folder_fd = stack.enter_context(open_folder(folder))
-            opened = [(entry, stack.enter_context(DataFile(entry.name, folder_fd))) for entry in files]
-            for entry, file in opened:
-                if file.size != entry.bytes:
-                    raise ReleaseRefused("file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}")
-            with self.stage(DIGEST, total) as done:
-                for entry, file in opened:
-                    if file.sha256(done, keep=total <= KEPT_BYTES_MAX) != entry.sha256:
-                        raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
-            with self.stage(READ, total) as done:
-                for entry, file in opened:
-                    chunks = file.chunks(entry.rows, entry.sha256, done)
-                    check_role(entry, layout_named(entry.name, entry.layout, settings.layouts))
-                    both = entry.role == CHANGES
-                    found = read_rows(
-                        chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows[ADDED if both else entry.role],
-                        removed=rows[REMOVED] if both else None, reasons=reasons, tally=tally, rows_max=entry.rows,
-                        declared=settings.layouts,
-                    )  # fmt: skip
-                    if found != entry.rows:
-                        raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
-        return rows.values()
 
     async def _replaced(self, name: str, state: ListState, rows: Rows) -> Built:
         """What a full release makes of a list that is in this state."""
@@ -309,6 +264,45 @@ class Loader:
         built.entries += state.entries
         built.devices += state.devices
         return built
+
+
+def read_release(
+    manifest: Manifest, folder: Path, settings: ListSettings, reasons: Reasons, tally: "Tally", *, stage: Stage, memory_max: int = LOAD_MEMORY
+) -> Iterable[Rows]:
+    """The rows of all files for each role, once the size and digest of every file hold; those that are added before those that are removed.
+
+    `manifest` is one that `verify_release` has just returned. Raises ReleaseRefused.
+    """
+    from eir.lists.reader import read_rows  # noqa: PLC0415  # as above
+
+    files = manifest.files
+    _check_rows(sum(file.rows for file in files), memory_max)
+    roles = [role for role in ROLES[manifest.kind] if role != CHANGES]
+    rows = {role: Rows(sum(file.rows for file in files if file.role in (role, CHANGES))) for role in roles}
+    total = sum(entry.bytes for entry in files)
+    with ExitStack() as stack:
+        folder_fd = stack.enter_context(open_folder(folder))
+        opened = [(entry, stack.enter_context(DataFile(entry.name, folder_fd))) for entry in files]
+        for entry, file in opened:
+            if file.size != entry.bytes:
+                raise ReleaseRefused("file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}")
+        with stage(DIGEST, total) as done:
+            for entry, file in opened:
+                if file.sha256(done, keep=total <= KEPT_BYTES_MAX) != entry.sha256:
+                    raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
+        with stage(READ, total) as done:
+            for entry, file in opened:
+                chunks = file.chunks(entry.rows, entry.sha256, done)
+                check_role(entry, layout_named(entry.name, entry.layout, settings.layouts))
+                both = entry.role == CHANGES
+                found = read_rows(
+                    chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows[ADDED if both else entry.role],
+                    removed=rows[REMOVED] if both else None, reasons=reasons, tally=tally, rows_max=entry.rows,
+                    declared=settings.layouts,
+                )  # fmt: skip
+                if found != entry.rows:
+                    raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
+    return rows.values()
 
 
 def _check_rows(rows: int, memory_max: int) -> None:

@@ -23,7 +23,7 @@ from eir.lists.layout import tac_key
 from eir.lists.pages import PAGE_KEYS, Page
 from eir.lists.reasons import check_reason, reason_byte
 from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
-from eir.lists.store import ACCEPTED, FORCED, NO_LIST, Event, ListState, ListStore, recorded, utc_text
+from eir.lists.store import ACCEPTED, FORCED, NO_LIST, Event, ListState, ListStore, utc_text
 from eir.lists.turnover import by_force, past_limits, turnover
 
 ADD, REMOVE = "add", "remove"
@@ -83,8 +83,6 @@ class EditReport:
     generation: int
     lifted: tuple[str, ...]
     """The limits that the edit passes, and that were lifted by force: `shrink`, `growth`."""
-    recorded: bool
-    """False if the list was changed and then the history could not be written, and for a dry run."""
     dry_run: bool
 
     def as_text(self) -> str:
@@ -98,7 +96,6 @@ class EditReport:
             f"{self.list}: {change}; entries {'then' if self.dry_run else 'now'}: {self.entries:,}": True,
             by_force(self.lifted): self.lifted,
             "nothing was changed": self.dry_run,
-            "the history could not be written": not self.dry_run and not self.recorded,
         }
         return "; ".join(text for text, holds in said.items() if holds)
 
@@ -146,23 +143,29 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
             if passed and not edit.force:
                 raise EntryRefused(f"nothing was changed: {next(iter(passed.values()))}; if that is meant, repeat it with --force")
             if not edit.dry_run:
-                following = await store.amend(settings.name, following, amended.pages, seen=state.generation)
+                event = _event(edit, settings, who, now, lifted=by_force(passed), amended=amended)
+                following = await store.amend(
+                    settings.name, following, amended.pages, seen=state.generation, keep=settings.keep, event=event
+                )
         except (GenerationConflict, StoreChanged):
             await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # spreads two operators, hides nothing
             continue
-        until = f", until {until_text(edit.until)}" if edit.until else ""
-        what = TACS if any(entry.whole_tac for entry in edit.entries) else ""
-        forced = f"; {turnover(settings.kind, amended.come, amended.gone)}; {by_force(passed)}" if edit.force else ""
-        detail = f"{edit.reason}{until}{forced}: {what}{', '.join(entry.text for entry in edit.entries)}"
-        event = Event(
-            time=utc_text(now), who=who, what=edit.what, list=settings.name, outcome=FORCED if edit.force else ACCEPTED, detail=detail
-        )
         return EditReport(
             list=settings.name, holds=settings.kind, what=edit.what, entries=following.entries, entries_change=amended.entries,
             come=amended.come, gone=amended.gone, generation=following.generation if not edit.dry_run else state.generation,
-            lifted=tuple(passed), recorded=not edit.dry_run and await recorded(store, event), dry_run=edit.dry_run,
+            lifted=tuple(passed), dry_run=edit.dry_run,
         )  # fmt: skip
     raise GenerationConflict(f"{settings.name} was changed {TRIES_MAX} times while this change was being made: try again")
+
+
+def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifted: str, amended: Built) -> Event:
+    """What the history says of an edit. `lifted`: the limits that it lifted, in words."""
+    until = f", until {until_text(edit.until)}" if edit.until else ""
+    what = TACS if any(entry.whole_tac for entry in edit.entries) else ""
+    forced = f"; {turnover(settings.kind, amended.come, amended.gone)}; {lifted}" if edit.force else ""
+    detail = f"{edit.reason}{until}{forced}: {what}{', '.join(entry.text for entry in edit.entries)}"
+    outcome = FORCED if edit.force else ACCEPTED
+    return Event(time=utc_text(now), who=who, what=edit.what, list=settings.name, outcome=outcome, detail=detail)
 
 
 def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], Event]:

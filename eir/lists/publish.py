@@ -22,7 +22,7 @@ from eir.lists.openssh import sign
 from eir.lists.reasons import Reasons
 from eir.lists.records import Frame
 from eir.lists.release import ADDED, CHANGES, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
-from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, Layout
+from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, Layout, is_list_name
 from eir.lists.store import utc_text
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
 
 
 def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
-    if not release.is_list_name(list_name):
+    if not is_list_name(list_name):
         raise ReleaseRefused("manifest", f"{list_name!r} is not the name of a list")
     if serial < 1 or (base is not None and not 0 <= base < serial):
         raise ReleaseRefused("manifest", "the serial is above 0, and the base of a delta below its serial")

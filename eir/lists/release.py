@@ -22,7 +22,7 @@ from eir.errors import ReleaseRefused
 from eir.lists.delivered import open_folder, read_small
 from eir.lists.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, nearest
 from eir.lists.persons import distinct_signers
-from eir.lists.settings import Layout, ListSettings
+from eir.lists.settings import Layout, ListSettings, is_list_name
 from eir.lists.store import utc_text
 
 Value = TypeVar("Value")
@@ -45,7 +45,6 @@ ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED, CHANGES)}
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NOT_DATA = re.compile(r"\.(?:manifest\.json|sig(?:\.[0-9]+)?)\Z", re.IGNORECASE)
-_LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +158,6 @@ def is_plain_name(name: str) -> bool:
     """True for a name that stays in its folder: no separator, no `..`, no control character, not hidden, not an option."""
     fits = 0 < len(name.encode("utf-8", "replace")) <= 255 and name.isprintable()
     return fits and not name.startswith((".", "-")) and not any(separator in name for separator in "/\\:")
-
-
-def is_list_name(name: str) -> bool:
-    """True for a name that a list may have: letters, digits, `.`, `_` and `-`, 64 at most."""
-    return _LIST_NAME.fullmatch(name) is not None
 
 
 def signature_names(manifest_name: str) -> list[str]:

@@ -95,11 +95,6 @@ def may_be_arrays(stored: bytes) -> bool:
     return len(stored) <= 2 * (_HEAD + _CONTAINER * stored[4] + ARRAY_KEYS)
 
 
-def lower_halves(stored: bytes) -> bytes:
-    """The lower halves of all keys of a page that ArrayPages took."""
-    return stored[2 * (_HEAD + _CONTAINER * stored[4]) :]
-
-
 class ArrayPages:
     """The keys of many pages of array containers. Raises ValueError if one is not of that form, or is damaged."""
 
@@ -127,13 +122,6 @@ class ArrayPages:
         last = self._uppers[firsts + containers - 1].astype(np.int64) << 16 | words[starts + lengths // 2 - 1]
         if (last >= PAGE_KEYS).any():
             raise ValueError(BEYOND)
-
-    def below(self) -> Indexes:
-        """For each page, how many of its keys lie below each upper half: CONTAINERS_MAX + 1 numbers, the last one all keys."""
-        pages = len(self.counts)
-        sizes = np.zeros((pages, CONTAINERS_MAX + 1), np.int64)
-        sizes[np.repeat(np.arange(pages), self._containers), self._uppers + 1] = self._sizes
-        return sizes.cumsum(axis=1)
 
     def keys(self) -> Remainders:
         """All keys, page after page."""

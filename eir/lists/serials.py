@@ -8,7 +8,7 @@ from datetime import datetime
 
 from eir.errors import EntryRefused
 from eir.lists.reasons import check_reason
-from eir.lists.store import FORCED, Event, ListState, ListStore, recorded, utc_text
+from eir.lists.store import FORCED, Event, ListState, ListStore, utc_text
 
 
 async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who: str, now: datetime) -> ListState:
@@ -23,9 +23,8 @@ async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who
         raise EntryRefused(f"{name} has never been loaded, so no serial of it is used up")
     if not 0 <= to < before.highest_serial:
         raise EntryRefused(f"the highest serial ever accepted for {name} is {before.highest_serial}; --to takes one below it")
-    state = await store.reset_serial(name, to, seen=before.generation)
-    await recorded(store, Event(
-        time=utc_text(now), who=who, what="reset-serial", list=name, serial=state.serial, digest=state.release_digest, outcome=FORCED,
+    event = Event(
+        time=utc_text(now), who=who, what="reset-serial", list=name, serial=before.serial, digest=before.release_digest, outcome=FORCED,
         detail=f"{reason}: the highest serial is {to} again, and was {before.highest_serial}",
-    ))  # fmt: skip
-    return state
+    )  # fmt: skip
+    return await store.reset_serial(name, to, seen=before.generation, event=event)

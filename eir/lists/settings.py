@@ -1,13 +1,20 @@
 """What the configuration says of a list, and of the files that it comes in. Imports nothing of ours."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 DEVICES, PAIRS, SUBSCRIBERS = "devices", "pairs", "subscribers"
 """Kinds of list."""
+_LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LOAD_MEMORY = 2 << 30
 """Bytes that a load may take, unless it is configured otherwise."""
+
+
+def is_list_name(name: str) -> bool:
+    """True for a name that a list may have: letters, digits, `.`, `_` and `-`, 64 at most."""
+    return _LIST_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,15 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HistorySettings:
+    """How much of the history is kept; of refusals, which anyone can cause, it is another matter."""
+
+    keep: int = 3650
+    """Days."""
+    max_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListSettings:
     """A list as the configuration declares it."""
 
@@ -84,5 +100,7 @@ class ListSettings:
     """How far above the highest serial ever accepted the next one may be."""
     bad_rows_max: int = 100
     """Rows of a release that may be wrong; they are left out."""
+    keep: int = 5
+    """Releases before the one in force, or changes of a local list, that a rollback can go back."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """Those that the configuration declares, besides the ones that are known anyway; the same for all lists."""

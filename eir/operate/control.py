@@ -36,6 +36,10 @@ class ControlError(EirError):
     """The node does not run, does not answer, or says no."""
 
 
+class ControlAway(ControlError):
+    """No node runs on the state folder."""
+
+
 class ControlDenied(ControlError):
     """The user may not open the socket, so whether a node runs there is not known."""
 
@@ -143,7 +147,7 @@ def ask(folder: Path, command: str, *, timeout_s: float | None = None, **argumen
             with link.makefile("rb") as answers:
                 line = answers.readline()
     except (FileNotFoundError, ConnectionRefusedError):
-        raise ControlError(f"no node runs on the state folder {folder} (start one: eir serve)") from None
+        raise ControlAway(f"no node runs on the state folder {folder} (start one: eir serve)") from None
     except PermissionError:
         raise ControlDenied(f"may not open the control socket in {folder}{as_owner(folder)}") from None
     except OSError as e:

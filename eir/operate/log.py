@@ -83,7 +83,8 @@ class Log:
     ) -> None:  # fmt: skip
         self._now = now
         self._worker = worker
-        self._buckets: dict[tuple[object, ...], _Bucket] = {}
+        self._buckets: dict[int, _Bucket] = {}
+        """By the hash of what tells kinds apart: the texts themselves, which come from the wire, would take megabytes."""
         self._folds: dict[tuple[str, str, str, str], _Fold] = {}
         self._observed: Counter[tuple[int, str, str | None]] = Counter()
         self._writer = _Writer(sys.stderr.fileno()) if in_background else None
@@ -102,7 +103,7 @@ class Log:
         """Write one line for the event, unless its kind had too many of late."""
         if LEVELS[level] < self._level:
             return
-        suppressed = 0 if event in ALWAYS else self._take((event, peer, reason, fields.get("list"), fields.get("entry")))
+        suppressed = 0 if event in ALWAYS else self._take(hash((event, peer, reason, fields.get("list"), fields.get("entry"))))
         if suppressed is None:
             return
         line = {"event": event, "peer": peer, "reason": reason, **fields, "suppressed": suppressed or None}
@@ -119,7 +120,7 @@ class Log:
         else:
             self._writer.put(text)
 
-    def _take(self, kind: tuple[object, ...]) -> int | None:
+    def _take(self, kind: int) -> int | None:
         """How many lines of this kind were left out since the last one; None if this one is to be left out too."""
         now = self._now()
         bucket = self._buckets.get(kind)
@@ -136,10 +137,10 @@ class Log:
         suppressed, bucket.suppressed = bucket.suppressed, 0
         return suppressed
 
-    def note_check(self, kind: tuple[str, str, str, str], host: str, imei: str, imsi: str) -> None:
-        """Take note of a check that did not end in `whitelisted`; `fold` writes what has come together.
+    def note_check(self, kind: tuple[str, str, str, str], host: str, imei: str, imsi: str, count: int = 1) -> None:
+        """Take note of checks that did not end in `whitelisted`; `fold` writes what has come together.
 
-        `kind`: status, list (or empty), rule, peer. `host`: Origin-Host of the request.
+        `kind`: status, list (or empty), rule, peer. `host`: Origin-Host of the last request, as `imei` and `imsi` are its.
         """
         fold = self._folds.get(kind)
         if fold is None:
@@ -148,7 +149,7 @@ class Log:
                 fold = self._folds.get(kind)
             if fold is None:
                 fold = self._folds[kind] = _Fold()
-        fold.count += 1
+        fold.count += count
         fold.host, fold.imei, fold.imsi = host, imei, imsi
 
     def note_observed(self, rule: int, status: str, name: str | None = None) -> None:

@@ -5,13 +5,14 @@ No I/O and no clock of its own but the one that it is handed; the front asks the
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from eir import __version__
 from eir.errors import Report
 from eir.lists.store import ListState
+from eir.s13.compiled import LANE
 
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, as Nagios wants them."""
@@ -25,6 +26,19 @@ REMIND_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """How the follower is."""
+
+    store_up: bool
+    lost: Mapping[str, str]
+    """Lists of which the store shows less than is in force → what it shows."""
+    from_copy: Sequence[str]
+    """Lists in force that came from the node's last good copy and that the store has not confirmed yet."""
+    in_step_at: float
+    """When it last knew that what is in force is what the store holds (time.monotonic)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport:
     """How one worker is."""
 
@@ -32,21 +46,22 @@ class WorkerReport:
     """Lists that rules in force look into and that have never been loaded."""
     lists: Mapping[str, ListState]
     """Lists in force."""
-    store_up: bool
-    lost: Mapping[str, str]
-    """Lists of which the store shows less than is in force → what it shows."""
-    from_copy: Sequence[str]
-    """Lists in force that came from the node's last good copy and that the store has not confirmed yet."""
     overridden: bool
     checks: int
     connected: Mapping[str, int]
     """Open connections by peer label."""
     tasks: int = 0
     """Tasks on its event loop."""
+    load: float = 0.0
+    """Part of a processor that it took in the last second."""
     shedding: Sequence[str]
     """Peers of which requests were turned away by a rate limit in the last seconds."""
     disabled: Sequence[str]
     """Peers that are out of service."""
+    store_up: bool = False
+    lost: Mapping[str, str] = field(default_factory=dict)
+    from_copy: Sequence[str] = ()
+    """These three as in Following: the front adds them."""
 
 
 class Readiness(NamedTuple):
@@ -65,12 +80,14 @@ class Status:
         self._pid = pid
         self._report = report
         self._now = now
-        self._started = now()
+        self.started = now()
         self.listening: list[str] = []
         """Diameter listeners that are open, as URLs."""
         self.http: str | None = None
         """Address of the pages."""
         self.stopping = False
+        self.nrf: Callable[[], Mapping[str, Any]] | None = None
+        """How it stands with the NRF (`registered`: where, or None); None: the node is to be registered nowhere."""
         self._in_force: set[str] = set()
         """Lists that were in force at some time since the start."""
         self._was_ready = False
@@ -115,7 +132,7 @@ class Status:
         event = "ready" if ready else "serving" if first else found.word.replace(" ", "_")
         self._report(
             event, level="info" if ready else "warning", reason="; ".join(found.why) or None, workers=len(reports),
-            version=__version__ if first else None,
+            version=__version__ if first else None, lane=LANE if first else None,
         )  # fmt: skip
 
     def document(self, reports: Sequence[WorkerReport]) -> dict[str, Any]:
@@ -134,11 +151,11 @@ class Status:
         entries = sum(state.entries for state in lists.values())
         figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
         return {
-            "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "ready": found.word, "version": __version__,
-            "pid": self._pid, "uptime_s": round(self._now() - self._started), "workers": len(reports),
+            "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "ready": found.word, "version": __version__, "lane": LANE,
+            "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
             "tasks": sum(report.tasks for report in reports), "in_step": all(report.lists == reports[0].lists for report in reports),
             "listening": self.listening, "http": self.http, "lists": {name: _shown(state) for name, state in lists.items()},
-            "peers": peers, "checks": checks,
+            "peers": peers, "checks": checks, **({} if self.nrf is None else {"nrf": self.nrf()}),
         }  # fmt: skip
 
     def _warnings(self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]) -> list[str]:
@@ -146,12 +163,14 @@ class Status:
         warnings = [f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))]
         if any(report.overridden for report in reports):
             warnings.append("the policy's override answers everything alike")
+        if self.nrf is not None and (nrf := self.nrf())["registered"] is None:
+            warnings.append(f"registered with no NRF ({nrf['last_error'] or 'none was asked yet'}); AMFs that know the node are answered")
         shedding = dict.fromkeys(label for report in reports for label in report.shedding)
         warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
         disabled = dict.fromkeys(label for report in reports for label in report.disabled)
         warnings += [f"peer {label} is disabled" for label in disabled]
         away = [label for label, connections in peers.items() if not connections and label not in disabled]
-        if self._now() - self._started < PEERLESS_S or not peers:
+        if self._now() - self.started < PEERLESS_S or not peers:
             pass
         elif not any(peers.values()):
             warnings.append(f"0 of {len(peers)} peers connected")

@@ -1,15 +1,14 @@
 """`eir probe`: an MME that asks an EIR, ours or any other, and reports what it was answered. Knows no list and no policy."""
 
-import asyncio
 import re
 import ssl
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
+from eir.checks.finding import Finding, Summary, many
+from eir.device import is_digits
 from eir.diameter import dictionary as base
 from eir.diameter.application import application_id_avp
 from eir.diameter.avp import encode, encode_text, text
@@ -23,6 +22,7 @@ from eir.s13 import dictionary as s13
 from eir.s13.application import S13
 from eir.s13.service import EQUIPMENT_STATUSES
 
+"""Of a question that had no answer, or one without any result."""
 STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATUSES.items()}
 
 
@@ -41,55 +41,6 @@ class Target:
     """TCP, TLS or SCTP; over SCTP `host` may be several addresses with commas between them."""
     tls: ssl.SSLContext | None = None
     """What a handshake is made with, over TLS."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one question was answered; the keys of `--json`."""
-
-    imei: str
-    imsi: str | None
-    status: str | None = None
-    """One of the four statuses; None if the answer holds none that stands alone."""
-    result_code: int | None = None
-    experimental_result_code: int | None = None
-    round_trip_ms: float | None = None
-    """None: no answer."""
-    fault: str | None = None
-    """Why there is no answer, or what is wrong with it."""
-    error: str | None = None
-    """A plain error answer in words: the name of its result, and its Error-Message."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The finding as a JSON object; fault and error are for people."""
-        return {key: value for key, value in asdict(self).items() if key not in {"fault", "error"}}
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What many questions were answered; the keys of `--json`."""
-
-    asked: int
-    answered: int
-    answers: Mapping[str, int]
-    """By status, or by result where an answer holds no status; those that did not come: `none`."""
-    round_trip_ms: Mapping[str, float]
-    """Least, median, 99th percentile and greatest (`min`, `median`, `p99`, `max`); empty if there was no answer."""
-    seconds: float
-    a_second: float
-    fault: str | None = None
-    """What was wrong with the first answer with which something was, or why it did not come."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The summary as a JSON object."""
-        return asdict(self)
-
-    def as_text(self) -> str:
-        """The summary in a few lines."""
-        lines = [f"{self.asked:,} asked in {self.seconds:.3g} s ({self.a_second:,.4g} a second), {self.answered:,} answered"]
-        lines += [f"{count:>12,}  {answer}" for answer, count in self.answers.items()]
-        times = ", ".join(f"{name} {value:,.3g}" for name, value in self.round_trip_ms.items())
-        return "\n".join([*lines, f"round trips in ms: {times}"] if times else lines)
 
 
 async def ask(
@@ -115,42 +66,28 @@ async def ask_many(
 
     `rate`: so many a second, whether answers have come or not; None: the next one as soon as one is answered.
     """
-    loop, tally, times = asyncio.get_running_loop(), Counter[str](), list[float]()
-    faults: list[str] = []
-
-    async def one(client: Client, avps: bytes, imei: str) -> None:
-        finding = await _ask_one(client, avps, imei, imsi, target.timeout_s)
-        if finding.round_trip_ms is not None:
-            times.append(finding.round_trip_ms)
-        result = finding.result_code if finding.result_code is not None else finding.experimental_result_code
-        tally[finding.status or ("none" if finding.round_trip_ms is None else str(result))] += 1
-        faults.extend([finding.fault] if finding.fault and not faults else [])
-
     async with _connected(target) as (client, realm):
-        questions = [(check_avps(realm, imei, imsi, software_version), imei) for imei in imeis]
-        began, waiting = loop.time(), set[asyncio.Task[None]]()
-        for number in range(count):
+        avps = {imei: check_avps(realm, imei, imsi, software_version) for imei in imeis}
+        return await many(
+            lambda imei: _ask_one(client, avps[imei], imei, imsi, target.timeout_s), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by
+        )
+
+
+@asynccontextmanager
+async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
+    """A function that asks about an IMEI, IMEISV or MEID and returns the status, or another result by its code, or `none`.
+
+    Many may ask at once. Raises EirError if the connection or the CER fails; the function does so if the connection is over.
+    """
+    async with _connected(target) as (client, realm):
+
+        async def ask_about(identifier: str) -> str:
             if client.closed_by:
-                break
-            asking = one(client, *questions[number % len(questions)])
-            if rate is None:
-                await asking
-                continue
-            await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
-            task = asyncio.create_task(asking)
-            waiting.add(task)
-            task.add_done_callback(waiting.discard)
-        await asyncio.gather(*waiting)
-        seconds = max(loop.time() - began, 1e-6)
-    asked = tally.total()
-    if asked < count:
-        faults.append(f"the connection was closed ({client.closed_by}): {count - asked:,} were not asked about")
-    times.sort()
-    places = {"min": 0, "median": len(times) // 2, "p99": len(times) * 99 // 100, "max": len(times) - 1} if times else {}
-    return Summary(
-        asked=asked, answered=len(times), answers=dict(tally.most_common()), round_trip_ms={name: times[at] for name, at in places.items()},
-        seconds=round(seconds, 3), a_second=round(asked / seconds, 3), fault="; ".join(faults) or None,
-    )  # fmt: skip
+                raise EirError(f"the connection was closed ({client.closed_by})")
+            avps = check_avps(realm, identifier, imsi, None, meid=not is_digits(identifier))
+            return (await _ask_one(client, avps, identifier, imsi, target.timeout_s)).result
+
+        yield ask_about
 
 
 @asynccontextmanager
@@ -197,10 +134,10 @@ async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, tim
     return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
 
 
-def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None) -> bytes:
-    """What an ECR holds after Origin-Realm (TS 29.272 7.2.19)."""
+def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None, *, meid: bool = False) -> bytes:
+    """What an ECR holds after Origin-Realm (TS 29.272 7.2.19). `meid`: that is what `imei` is."""
     version = encode_text(s13.SOFTWARE_VERSION, software_version) if software_version else b""
-    terminal = encode(s13.TERMINAL_INFORMATION, encode_text(s13.IMEI, imei) + version)
+    terminal = encode(s13.TERMINAL_INFORMATION, encode_text(s13.MEID if meid else s13.IMEI, imei) + version)
     user_name = encode_text(base.USER_NAME, imsi) if imsi else b""
     return application_id_avp(S13) + s13.NO_STATE + encode_text(base.DESTINATION_REALM, realm) + terminal + user_name
 

@@ -7,8 +7,8 @@ against its grammar. Synchronous from request to reply.
 from collections.abc import Iterable, Mapping
 
 from eir.checks.checker import Checker
-from eir.checks.policy import NoDevice, Status
 from eir.checks.question import Question
+from eir.checks.settings import NoDevice, Status
 from eir.device import KEY_DIGITS
 from eir.diameter.answer import Reply
 from eir.diameter.avp import Avp, encode, encode_text, encode_u32

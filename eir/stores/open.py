@@ -5,7 +5,6 @@ from pathlib import Path
 
 from eir.errors import Report, StoreError, silent
 from eir.lists.store import ListStore, Mark
-from eir.stores.sqlite import SqliteStore
 
 SQLITE = "sqlite"
 SQLITE_FILE = "lists.sqlite"
@@ -20,7 +19,7 @@ def open_store(url: str, state_folder: Path, *, report: Report = silent, check: 
     process of a node that has started, that is a StoreError (`noauth`, `refused`) of each call that has to connect.
     """
     if url == SQLITE:
-        return SqliteStore(state_folder / SQLITE_FILE)
+        return _sqlite(state_folder / SQLITE_FILE)
     from eir.stores.redis import RedisStore  # noqa: PLC0415  # 0.2 s that a node with the embedded store does not spend
 
     return RedisStore(url, report=report, check=check)
@@ -28,7 +27,13 @@ def open_store(url: str, state_folder: Path, *, report: Report = silent, check: 
 
 def open_copy(url: str, state_folder: Path) -> ListStore | None:
     """The last good copy that this node keeps of a store that is elsewhere; None for one that is on its own disk anyway."""
-    return None if url == SQLITE else SqliteStore(state_folder / COPY_FILE)
+    return None if url == SQLITE else _sqlite(state_folder / COPY_FILE)
+
+
+def _sqlite(path: Path) -> ListStore:
+    from eir.stores.sqlite import SqliteStore  # noqa: PLC0415  # 0.1 s that a command which only reads the configuration does not spend
+
+    return SqliteStore(path)
 
 
 async def serial_marks(url: str, state_folder: Path) -> Mapping[str, Mark]:

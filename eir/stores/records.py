@@ -13,12 +13,12 @@ from typing import Any, get_type_hints
 
 from eir.errors import StoreError
 from eir.lists.pages import NUMBER_BITS
-from eir.lists.store import Change, Event, ListState
+from eir.lists.store import Change, Event, Ledger, ListState
 
 VALUE_BYTES_MAX = 64 << 20
 """No page and no record of ours is longer: a reader leaves alone what is."""
 INTEGER_MAX = (1 << 63) - 1
-_STATE_TYPES, _EVENT_TYPES = get_type_hints(ListState), get_type_hints(Event)
+_STATE_TYPES, _EVENT_TYPES, _LEDGER_TYPES = map(get_type_hints, (ListState, Event, Ledger))
 _STATE_TUPLES = ("reasons", "signers")
 _STATE_TIMES = ("issued", "expires", "loaded_at")
 
@@ -33,8 +33,8 @@ def _known(fields: Container[str], record: str | bytes | dict[str, Any]) -> dict
     return {name: each for name, each in value.items() if name in fields}
 
 
-def encode(record: ListState | Event) -> str:
-    """A state or an event as JSON."""
+def encode(record: ListState | Event | Ledger) -> str:
+    """A record as JSON."""
     return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
 
 
@@ -65,7 +65,16 @@ def _wrong_in(state: ListState) -> str | None:
     return None
 
 
-def decode_event(text: str | bytes) -> Event:
+def decode_ledger(text: str | bytes) -> Ledger:
+    """What a history has to hold, out of its JSON. Raises StoreError (corrupt)."""
+    found = _known(_LEDGER_TYPES, text)
+    wrong = [name for name, value in found.items() if not isinstance(value, _LEDGER_TYPES[name])]
+    if wrong:
+        raise StoreError("corrupt", f"the ledger of the history has another {wrong[0]} than it may: {found[wrong[0]]!r:.200}")
+    return Ledger(**found)
+
+
+def decode_event(text: str | bytes | dict[str, Any]) -> Event:
     """The event out of its JSON. Raises StoreError (corrupt)."""
     try:
         return Event(**_known(_EVENT_TYPES, text))

@@ -1,7 +1,7 @@
 """What a write changes: the one path of replace, amend, rollback and restore, for every store. Imports eir.lists and errors.
 
-A store keeps pages in sets. Its record of a list (`Stored`) says which set is in force and what a rollback brings back:
-another whole set, or only the pages that a delta touched, as they were before it. `decide` says what a write makes of that
+A store keeps pages in sets. Its record of a list (`Stored`) says which set is in force and what a rollback brings back,
+step by step: another whole set, or only the pages that a delta touched, as they were before it. `decide` says what a write makes of that
 record and of the sets (`Write`), and does none of it. The store makes it so in one transaction or not at all, provided that
 its record is still the one on which this was decided.
 """
@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from eir.errors import GenerationConflict, NothingToRollBack
 from eir.lists.pages import Page
-from eir.lists.store import Change, ListState, Mark
+from eir.lists.store import KEEP, Change, Event, ListState, Mark, Release
 
 S = TypeVar("S", bound=Hashable)
 """What a store calls a set of pages."""
@@ -28,12 +28,24 @@ class Wanted:
     """What is to come into force."""
 
     state: ListState
-    pages: Sequence[Page] | None = None
-    """Those that replace the pages of the same number (one that is `gone` goes); None: the whole list, in a set of its own."""
+    pages: Sequence[Page] = ()
+    """Those that replace the pages of the same number (one that is `gone` goes)."""
+    whole: bool = False
+    """They do so in a set of its own, which has all the rest of the list."""
     exact: bool = False
     """Generation and highest serial are to be as `state` says."""
-    keep: bool | None = True
-    """What was in force before is kept for a rollback; None: what is kept for one stays."""
+    keep: int | None = KEEP
+    """So many releases are kept for a rollback, with the one that was in force before; None: what is kept for one stays."""
+    event: Event | None = None
+    """What the history is to say of the write."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undo:
+    """A rollback that is wanted: to the kept release of generation `to`, or to the last one."""
+
+    to: int | None = None
+    event: Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +55,9 @@ class Kept(Generic[S]):
     state: ListState
     page_set: S
     whole: bool
-    """The set has the whole list; False: the pages that the last delta touched, an empty one where there was none."""
-
-    def wanted(self, pages: Sequence[Page]) -> Wanted:
-        """What a rollback wants; `pages`: those in the set if that is not whole."""
-        return Wanted(state=self.state, pages=None if self.whole else pages, keep=False)
+    """The set has the whole list; False: the pages that the release after it touched, an empty one where there was none."""
+    made: Event | None = None
+    """What brought it into force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,10 @@ class Stored(Generic[S]):
 
     state: ListState
     page_set: S
-    kept: Kept[S] | None
+    kept: tuple[Kept[S], ...] = ()
+    """Newest first; each is what was before the one that stands before it."""
+    made: Event | None = None
+    """What brought this into force."""
     lost: bool = False
     """The pages are gone: there is no such list, but its next generation and its highest serial go on from here."""
 
@@ -68,7 +81,7 @@ class Stored(Generic[S]):
     @property
     def page_sets(self) -> tuple[S, ...]:
         """All that the record points to."""
-        return (self.page_set,) if self.kept is None else (self.page_set, self.kept.page_set)
+        return (self.page_set, *(kept.page_set for kept in self.kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +90,17 @@ class Write(Generic[S]):
 
     after: Stored[S]
     put: Sequence[Page]
-    """These replace the pages of the same number in the set in force; what they replace goes to a kept set that is not whole."""
+    """These replace the pages of the same number in the set in force."""
+    aside: S | None
+    """What they replace goes to this set."""
     dropped: tuple[S, ...]
     """Sets that nothing points to any more."""
     change: Change | None
     """The next entry of the log of changes."""
     new_log: bool
     """The log begins with that entry; others in it are of a list that is no longer."""
+    event: Event | None = None
+    """The next one of the history."""
 
 
 class PageSetStore(ABC):
@@ -98,44 +115,53 @@ class PageSetStore(ABC):
         """Raise StoreError if there is no room for a write of these pages, which is the whole list unless it `amends`."""
 
     @abstractmethod
-    async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
-        """Put in force what is wanted (None: undo the last release) and return the state as stored. `whole`: the list to stage."""
+    async def _write(self, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None = None) -> ListState:
+        """Put in force what is wanted and return the state as stored. `batches`: the whole list, to be staged."""
 
     async def state(self, name: str) -> ListState | None:
         stored = await self._stored(name)
         return None if stored is None or stored.lost else stored.state
 
-    async def previous(self, name: str) -> ListState | None:
-        """Whether the pages are still there may show only in the rollback."""
+    async def releases(self, name: str) -> Sequence[Release]:
+        """Whether the pages of those that are kept are still there may show only in the rollback."""
         stored = await self._stored(name)
-        return None if stored is None or stored.lost or stored.kept is None else stored.kept.state
+        if stored is None or stored.lost:
+            return ()
+        return [Release(stored.state, stored.made), *(Release(kept.state, kept.made) for kept in stored.kept)]
 
-    async def replace(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
+    async def replace(
+        self, name: str, state: ListState, pages: Sequence[Page], *, seen: int, keep: int = KEEP, event: Event | None = None
+    ) -> ListState:
         await self._check_room(name, pages, amends=False)
-        return await self._write(name, seen, Wanted(state=state), one_batch(pages))
+        return await self._write(name, seen, Wanted(state=state, whole=True, keep=keep, event=event), one_batch(pages))
 
-    async def amend(self, name: str, state: ListState, pages: Sequence[Page], *, seen: int) -> ListState:
+    async def amend(
+        self, name: str, state: ListState, pages: Sequence[Page], *, seen: int, keep: int = KEEP, event: Event | None = None
+    ) -> ListState:
         """Where there is no list yet, the pages are all of it."""
         if not seen:
-            return await self.replace(name, state, pages, seen=seen)
+            return await self.replace(name, state, pages, seen=seen, keep=keep, event=event)
         await self._check_room(name, pages, amends=True)
-        return await self._write(name, seen, Wanted(state=state, pages=pages))
+        return await self._write(name, seen, Wanted(state=state, pages=pages, keep=keep, event=event))
 
-    async def rollback(self, name: str, *, seen: int) -> ListState:
-        return await self._write(name, seen, None)
+    async def rollback(self, name: str, *, seen: int, to: int | None = None, event: Event | None = None) -> ListState:
+        return await self._write(name, seen, Undo(to=to, event=event))
 
-    async def reset_serial(self, name: str, to: int, *, seen: int) -> ListState:
+    async def reset_serial(self, name: str, to: int, *, seen: int, event: Event | None = None) -> ListState:
         state = await self.state(name)
         if state is None:
             raise GenerationConflict(f"there is no list {name}")
         after = replace(state, generation=seen + 1, highest_serial=to, serial_resets=state.serial_resets + 1)
-        return await self._write(name, seen, Wanted(state=after, pages=(), exact=True, keep=None))
+        return await self._write(name, seen, Wanted(state=after, exact=True, keep=None, event=event))
 
-    async def restore(self, name: str, state: ListState, batches: Batches, *, seen: int, whole: bool = True) -> None:
+    async def restore(
+        self, name: str, state: ListState, batches: Batches, *, seen: int, whole: bool = True, event: Event | None = None
+    ) -> None:
         """Where there is no list yet, the pages are all of it."""
         whole = whole or not seen
-        pages = None if whole else [page async for batch in batches for page in batch]
-        await self._write(name, seen, Wanted(state=state, pages=pages, exact=True, keep=False), batches if whole else None)
+        pages = () if whole else [page async for batch in batches for page in batch]
+        wanted = Wanted(state=state, pages=pages, whole=whole, exact=True, keep=0, event=event)
+        await self._write(name, seen, wanted, batches if whole else None)
 
 
 async def one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
@@ -150,17 +176,35 @@ def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
         raise GenerationConflict(f"list {name} is at generation {current}, not {seen}: someone else changed it meanwhile")
 
 
-def last_kept(name: str, stored: Stored[S] | None) -> Kept[S]:
-    """What a rollback brings back. Raises NothingToRollBack."""
-    if stored is None or stored.lost or stored.kept is None:
-        raise NothingToRollBack(f"no release of list {name} before the one in force is kept")
-    return stored.kept
+def steps_back(name: str, stored: Stored[S] | None, to: int | None) -> tuple[Kept[S], ...]:
+    """What a rollback goes through, newest first: the last one is what it brings back. Raises NothingToRollBack."""
+    kept = () if stored is None or stored.lost else stored.kept
+    for at, each in enumerate(kept, 1):
+        if to is None or each.state.generation == to:
+            return kept[:at]
+    what = "before the one in force" if to is None else f"of generation {to}"
+    raise NothingToRollBack(f"no release of list {name} {what} is kept")
+
+
+def decide_undo(
+    stored: Stored[S], steps: Sequence[Kept[S]], pages: Sequence[Sequence[Page]], event: Event | None
+) -> Write[S]:
+    """What comes of a rollback. `pages`: for each step those of its set, nothing where that is whole."""
+    *_, target = steps
+    whole = [at for at, step in enumerate(steps) if step.whole]
+    under = whole[-1] if whole else 0  # what came after the last whole set needs no look
+    found = {page.number: page for each in pages[under:] for page in each}
+    wanted = Wanted(state=target.state, pages=list(found.values()), whole=bool(whole), keep=None, event=event)
+    write = decide(stored, wanted, steps[under].page_set)
+    after = replace(write.after, kept=stored.kept[len(steps) :], made=target.made)
+    return replace(write, after=after, dropped=_dropped(stored, after))
 
 
 def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
     """What comes of a write. `own`: the set with the whole list that is wanted; else an empty one, for what is to be kept."""
-    state, pages, kept, seen = wanted.state, wanted.pages, None, 0
-    generation = 0
+    state, whole, seen = wanted.state, wanted.whole or stored is None, 0
+    kept: tuple[Kept[S], ...] = ()
+    generation, aside, made = 0, None, wanted.event
     if stored is not None:
         seen, generation = stored.generation, stored.state.generation
     if not wanted.exact:
@@ -168,25 +212,29 @@ def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
         state = replace(state, generation=generation + 1, highest_serial=highest, serial_resets=resets)
     if stored is not None and not stored.lost:
         if wanted.keep is None:
-            kept = stored.kept
+            kept, made = stored.kept, stored.made
         elif wanted.keep:
-            kept = Kept(stored.state, stored.page_set if pages is None else own, whole=pages is None)
-    after = Stored(state, own if stored is None or pages is None else stored.page_set, kept)
-    touched = None if pages is None or len(pages) > CHANGE_PAGES_MAX else tuple(page.number for page in pages)
+            aside = None if whole else own
+            last = Kept(stored.state, stored.page_set if aside is None else aside, whole, stored.made)
+            kept = (last, *stored.kept)[: wanted.keep]
+    after = Stored(state, own if stored is None or whole else stored.page_set, kept, made)
+    touched = None if whole or len(wanted.pages) > CHANGE_PAGES_MAX else tuple(page.number for page in wanted.pages)
     return Write(
-        after,
-        put=pages or (),
-        dropped=() if stored is None else tuple(each for each in stored.page_sets if each not in after.page_sets),
+        after, wanted.pages, aside, _dropped(stored, after),
         change=Change(seen, state.generation, touched) if state.generation > seen else None,
-        new_log=not seen or state.generation <= seen or (wanted.exact and pages is None),
-    )
+        new_log=not seen or state.generation <= seen or (wanted.exact and whole), event=wanted.event,
+    )  # fmt: skip
+
+
+def _dropped(stored: Stored[S] | None, after: Stored[S]) -> tuple[S, ...]:
+    return () if stored is None else tuple(each for each in stored.page_sets if each not in after.page_sets)
 
 
 def _mark(stored: Stored[S] | None, wanted: Wanted) -> Mark:
     """The mark after a write: of a rollback that in force, since a serial that was set back may stand in what was kept."""
     if stored is None:
         return wanted.state.serial_resets, max(wanted.state.serial, wanted.state.highest_serial)
-    if not wanted.keep:
+    if wanted.keep is None:
         return stored.state.mark
     marks = (stored.state.mark, wanted.state.mark)
     resets = max(marks)[0]

@@ -1,7 +1,8 @@
-/* load NAME=VALUE...: asks an S13 server over TCP as several MMEs do, holds it to every answer, and prints one JSON document.
+/* load NAME=VALUE...: asks an S13 server over TCP or SCTP as several MMEs do, holds it to every answer, and prints one JSON document.
  *
  *   port= realm= host=        where to, and whose realm the MMEs are of; host is their Destination-Host's, if any
  *   connections= window=      each connection is an MME of its own, and has `window` requests under way
+ *   behind=64                 each connection is an agent that brings requests of so many MMEs by turns, each with a Route-Record
  *   rate=                     requests a second over all connections instead, each due at its own time, however late answers are
  *   warmup= seconds=          how long before it counts, and how long it counts
  *   questions=                a file of 16 bytes for each question: 14 digits, then what is to be answered (0, 1, 2 as
@@ -11,6 +12,7 @@
  *   always=0                  the server knows no list: this is to be answered, whatever the file says
  *   server=                   process ids, parted by commas: their processor time is measured too
  *   constant=1                the server gives one constant answer, in order: it is counted, and cannot be looked at
+ *   sctp=1                    over SCTP, one Diameter message in each of its messages (RFC 6733 2.1)
  *   settle= patience=         seconds between the capabilities exchange and the first request, and for late answers at the end
  *
  * One thread on epoll, one write for each read. An answer's latency counts from the write of its request, or with `rate` from
@@ -35,7 +37,8 @@
 #include <unistd.h>
 #include "wire.h"
 
-enum { RECEIVE = 1 << 18, REQUEST_ROOM = 512, WINDOW_MAX = 1 << 15, CONNECTIONS_MAX = 1024, SESSION_DIGITS = 10, IMSI_DIGITS = 15 };
+enum { RECEIVE = 1 << 18, REQUEST_ROOM = 512, WINDOW_MAX = 1 << 15, CONNECTIONS_MAX = 1024, BEHIND_MAX = 4096, SESSION_DIGITS = 10, IMSI_DIGITS = 15 };
+enum { SCTP_NODELAY = 3, SCTP_RECVNXTINFO = 33, SCTP_DEFAULT_SNDINFO = 34, SCTP_NXTINFO = 4, PPID = 46 }; /* RFC 6458; numbers of Linux */
 enum { PATIENCE_MS = 10000, QUESTION_BYTES = 16, IMEI_DIGITS = 14 };
 #define WAKE_EVERY 0.00005 /* s: with a rate, requests that are due within this time are sent together */
 
@@ -60,7 +63,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void give_up(const char *
 
 static struct {
 	const char *realm, *host, *questions, *server, *always, *name;
-	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed;
+	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed, sctp, behind;
 } option = {.realm = "example", .name = "mme", .port = 3868, .connections = 1, .window = 1, .warmup = 1, .seconds = 3, .patience = 10};
 
 static void read_options(int count, char **arguments)
@@ -69,7 +72,8 @@ static void read_options(int count, char **arguments)
 		{"realm", &option.realm, 0}, {"host", &option.host, 0}, {"questions", &option.questions, 0}, {"server", &option.server, 0}, {"always", &option.always, 0},
 		{"port", 0, &option.port}, {"connections", 0, &option.connections}, {"window", 0, &option.window}, {"rate", 0, &option.rate},
 		{"warmup", 0, &option.warmup}, {"seconds", 0, &option.seconds}, {"constant", 0, &option.constant}, {"settle", 0, &option.settle},
-		{"patience", 0, &option.patience}, {"name", &option.name, 0}, {"shed", 0, &option.shed},
+		{"patience", 0, &option.patience}, {"name", &option.name, 0}, {"shed", 0, &option.shed}, {"behind", 0, &option.behind},
+		{"sctp", 0, &option.sctp},
 	};
 	for (int i = 1; i < count; i++) {
 		char *value = strchr(arguments[i], '='), *end = "";
@@ -88,6 +92,8 @@ static void read_options(int count, char **arguments)
 	}
 	if (option.window < 1 || option.window > WINDOW_MAX || option.connections < 1 || option.connections > CONNECTIONS_MAX)
 		give_up("window is 1 to %d, connections 1 to %d", WINDOW_MAX, CONNECTIONS_MAX);
+	if (option.behind < 0 || option.behind > BEHIND_MAX)
+		give_up("behind is 0 to %d", BEHIND_MAX);
 	if (strlen(option.realm) > 64 || strlen(option.name) > 16 || (option.host && strlen(option.host) > 64))
 		give_up("a name is too long");
 }
@@ -152,10 +158,16 @@ static struct {
 
 /* ---- connections ---- */
 
+struct template { /* a request of one MME, and where in it is what differs */
+	uint8_t request[REQUEST_ROOM];
+	uint32_t length, session_at, session_length, digits_at, imsi_at, imei_at;
+};
+
 struct pending { /* one request that is under way, found by the low half of its hop-by-hop id */
 	double since;
 	uint32_t hop_by_hop, end_to_end;
 	uint64_t session;
+	const struct template *as;
 	char status; /* what is to be answered */
 	char asked;
 };
@@ -172,35 +184,52 @@ struct mme {
 	uint8_t *in, *out;
 	uint32_t filled;
 	size_t out_size, written, sent;
-	uint8_t request[REQUEST_ROOM]; /* the template */
-	uint32_t length, session_at, session_length, digits_at, imsi_at, imei_at;
+	struct template *templates; /* asked by in turns */
+	uint32_t template_count, next_template;
 	char host[96];
 };
 static struct mme *mmes;
 static int epoll, ending;
 static double counts_from, counts_to;
 
-static void make_template(struct mme *of, int number)
+static void make_template(struct template *of, const char *host, int number, int behind)
 {
 	char session[200], imsi[IMSI_DIGITS + 1] = "001010000000000";
 	int extra = number % 2; /* every other MME sends the spare digit too (TS 23.003 6.2.1) */
 	struct out out = begin(of->request, REQUEST | PROXIABLE, ME_IDENTITY_CHECK, S13, 0, 0);
-	of->session_length = snprintf(session, sizeof session, "%s;%u;%0*d", of->host, (unsigned)time(NULL), SESSION_DIGITS, 0);
+	of->session_length = snprintf(session, sizeof session, "%s;%u;%0*d", host, (unsigned)time(NULL), SESSION_DIGITS, 0);
 	of->session_at = add_text(&out, SESSION_ID, session) - of->request;
 	of->digits_at = of->session_at + of->session_length - SESSION_DIGITS;
 	add_s13(&out);
 	add_number(&out, AUTH_SESSION_STATE, 0, NO_STATE_MAINTAINED);
-	add_text(&out, ORIGIN_HOST, of->host);
+	add_text(&out, ORIGIN_HOST, host);
 	add_text(&out, ORIGIN_REALM, option.realm);
 	if (option.host)
 		add_text(&out, 293, option.host);
 	add_text(&out, DESTINATION_REALM, option.realm);
 	uint8_t *group = open_avp(&out, TERMINAL_INFORMATION, TGPP, MANDATORY);
 	of->imei_at = add(&out, IMEI, TGPP, MANDATORY, "000000000000000", IMEI_DIGITS + extra) - of->request;
-	add(&out, SOFTWARE_VERSION, TGPP, MANDATORY, "01", 2);
+	if (!behind || number % 4)
+		add(&out, SOFTWARE_VERSION, TGPP, MANDATORY, "01", 2);
 	close_avp(&out, group);
 	of->imsi_at = add_text(&out, USER_NAME, imsi) - of->request;
+	if (behind)
+		add_text(&out, ROUTE_RECORD, host);
 	of->length = finish(&out);
+}
+
+/* What a connection asks by: as the MME that it is, or as those behind the agent that it is, whose names differ in length. */
+static void make_templates(struct mme *of, int number)
+{
+	char host[96];
+	of->template_count = option.behind ? (uint32_t)option.behind : 1;
+	of->templates = calloc(of->template_count, sizeof *of->templates);
+	for (int i = 0; i < (int)option.behind; i++) {
+		snprintf(host, sizeof host, "%s%d%.*s.%s", option.name, number * (int)option.behind + i + 1, i % 9, "-of-pool", option.realm);
+		make_template(of->templates + i, host, i, 1);
+	}
+	if (!option.behind)
+		make_template(of->templates, of->host, number, 0);
 }
 
 static void put_digits(uint8_t *at, int count, uint64_t number)
@@ -215,8 +244,10 @@ static void write_request(struct mme *by, double since)
 	const char *question = questions + QUESTION_BYTES * next_question;
 	uint32_t slot = by->free_slots[--by->free_count];
 	struct pending *pending = &by->pending[slot];
-	if (by->written + by->length > by->out_size)
-		by->out = realloc(by->out, by->out_size = by->out_size * 2 + by->length);
+	const struct template *as = pending->as = by->templates + by->next_template;
+	by->next_template = by->next_template + 1 < by->template_count ? by->next_template + 1 : 0;
+	if (by->written + as->length > by->out_size)
+		by->out = realloc(by->out, by->out_size = by->out_size * 2 + as->length);
 	uint8_t *request = by->out + by->written;
 	next_question = next_question + 1 < question_count ? next_question + 1 : 0;
 	pending->since = since;
@@ -225,13 +256,13 @@ static void write_request(struct mme *by, double since)
 	pending->session = by->sessions++;
 	pending->status = option.always && *option.always ? *option.always : question[IMEI_DIGITS];
 	pending->asked = 1;
-	memcpy(request, by->request, by->length);
+	memcpy(request, as->request, as->length);
 	put32(request + 12, pending->hop_by_hop);
 	put32(request + 16, pending->end_to_end);
-	put_digits(request + by->digits_at, SESSION_DIGITS, pending->session);
-	put_digits(request + by->imsi_at + 5, IMSI_DIGITS - 5, total.sent * 7919);
-	memcpy(request + by->imei_at, question, IMEI_DIGITS);
-	by->written += by->length;
+	put_digits(request + as->digits_at, SESSION_DIGITS, pending->session);
+	put_digits(request + as->imsi_at + 5, IMSI_DIGITS - 5, total.sent * 7919);
+	memcpy(request + as->imei_at, question, IMEI_DIGITS);
+	by->written += as->length;
 	if (option.constant)
 		by->order[by->asked % (uint64_t)option.window] = since;
 	by->asked++;
@@ -258,7 +289,8 @@ static void wait_for_room(struct mme *one, int full)
 static void send_written(struct mme *by)
 {
 	while (by->socket >= 0 && by->sent < by->written) {
-		ssize_t sent = send(by->socket, by->out + by->sent, by->written - by->sent, MSG_NOSIGNAL);
+		size_t size = option.sctp ? get24(by->out + by->sent + 1) : by->written - by->sent;
+		ssize_t sent = send(by->socket, by->out + by->sent, size, MSG_NOSIGNAL);
 		if (sent >= 0)
 			by->sent += sent;
 		else if (errno == EAGAIN)
@@ -292,7 +324,7 @@ static void counted(double since, double at)
 }
 
 /* Hold an answer to its request; every fault is counted once. Returns whether the request was turned away for load. */
-static int check(const struct mme *by, const struct pending *to, const uint8_t *message, uint32_t length)
+static int check(const struct pending *to, const uint8_t *message, uint32_t length)
 {
 	uint32_t result = 0, experimental = 0, status = ~0u, results = 0, session = 0, host = 0, realm = 0, state = 0, size, head;
 	for (uint32_t at = HEADER; at < length; at += padded(size)) {
@@ -304,11 +336,11 @@ static int check(const struct mme *by, const struct pending *to, const uint8_t *
 		data = avp + head;
 		switch (head == VENDOR_HEADER ? (get32(avp + 8) == TGPP && get32(avp) == EQUIPMENT_STATUS ? EQUIPMENT_STATUS : 0) : get32(avp)) {
 		case SESSION_ID: { /* it is that of the request, and stands first (RFC 6733 8.8) */
-			uint32_t prefix = by->session_length - SESSION_DIGITS;
+			uint32_t prefix = to->as->session_length - SESSION_DIGITS;
 			uint64_t number = 0;
-			if (at != HEADER || size - head != by->session_length || memcmp(data, by->request + by->session_at, prefix))
+			if (at != HEADER || size - head != to->as->session_length || memcmp(data, to->as->request + to->as->session_at, prefix))
 				break;
-			for (uint32_t i = prefix; i < by->session_length; i++)
+			for (uint32_t i = prefix; i < to->as->session_length; i++)
 				number = number * 10 + data[i] - '0';
 			session += number == to->session;
 			break;
@@ -376,7 +408,7 @@ static void take_answer(struct mme *by, const uint8_t *message, uint32_t length,
 		wrong.unasked++;
 		return;
 	}
-	int shed = check(by, to, message, length);
+	int shed = check(to, message, length);
 	to->asked = 0;
 	by->free_slots[by->free_count++] = slot;
 	by->answered++;
@@ -398,21 +430,26 @@ static void answer(struct mme *by, const uint8_t *request)
 	by->written += finish(&out);
 }
 
-static void receive(struct mme *by)
+/* Read once; whether there is another message already, as SCTP tells. */
+static int take(struct mme *by)
 {
-	ssize_t received = recv(by->socket, by->in + by->filled, RECEIVE - by->filled, 0);
+	uint8_t beside[64];
+	struct iovec into = {by->in + by->filled, RECEIVE - by->filled};
+	struct msghdr header = {.msg_iov = &into, .msg_iovlen = 1, .msg_control = beside, .msg_controllen = option.sctp ? sizeof beside : 0};
+	ssize_t received = recvmsg(by->socket, &header, 0);
+	int another = received > 0 && header.msg_controllen >= sizeof(struct cmsghdr) && CMSG_FIRSTHDR(&header)->cmsg_type == SCTP_NXTINFO;
 	double at = now();
 	uint32_t start = 0, length;
 	if (received < 0 && errno == EAGAIN)
-		return;
+		return 0;
 	if (received <= 0)
-		return over(by);
+		return over(by), 0;
 	for (by->filled += received; by->filled - start >= HEADER; start += length) {
 		const uint8_t *message = by->in + start;
 		length = get24(message + 1);
 		if (message[0] != 1 || length < HEADER || length & 3 || length > RECEIVE) {
 			wrong.malformed++;
-			return over(by);
+			return over(by), 0;
 		}
 		if (by->filled - start < length)
 			break;
@@ -422,6 +459,13 @@ static void receive(struct mme *by)
 			take_answer(by, message, length, at);
 	}
 	memmove(by->in, by->in + start, by->filled -= start);
+	return another;
+}
+
+static void receive(struct mme *by)
+{
+	while (take(by))
+		;
 	if (!option.rate && !ending)
 		fill_window(by);
 	if (by->written && !by->full)
@@ -456,9 +500,16 @@ static void connect_mme(struct mme *one, int number)
 	uint32_t result = 0, length;
 	int yes = 1, window = option.window;
 	snprintf(one->host, sizeof one->host, "%s%d.%s", option.name, number + 1, option.realm);
-	one->socket = socket(AF_INET, SOCK_STREAM, 0);
-	setsockopt(one->socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-	setsockopt(one->socket, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); /* bbr paces, on loopback too */
+	one->socket = socket(AF_INET, SOCK_STREAM, option.sctp ? IPPROTO_SCTP : 0);
+	if (option.sctp) {
+		struct { uint16_t stream, flags; uint32_t ppid, context; int32_t association; } how = {.ppid = htonl(PPID)};
+		setsockopt(one->socket, IPPROTO_SCTP, SCTP_NODELAY, &yes, sizeof yes);
+		setsockopt(one->socket, IPPROTO_SCTP, SCTP_RECVNXTINFO, &yes, sizeof yes);
+		setsockopt(one->socket, IPPROTO_SCTP, SCTP_DEFAULT_SNDINFO, &how, sizeof how);
+	} else {
+		setsockopt(one->socket, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+		setsockopt(one->socket, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); /* bbr paces, on loopback too */
+	}
 	if (connect(one->socket, (struct sockaddr *)&address, sizeof address))
 		give_up("port %.0f: %s", option.port, strerror(errno));
 	struct out out = begin(buffer, REQUEST, CAPABILITIES_EXCHANGE, 0, number + 1, number + 1);
@@ -480,7 +531,7 @@ static void connect_mme(struct mme *one, int number)
 		one->free_slots[one->free_count] = window - 1 - one->free_count;
 	one->in = malloc(RECEIVE);
 	one->out = malloc(one->out_size = 1 << 16);
-	make_template(one, number);
+	make_templates(one, number);
 	epoll_ctl(epoll, EPOLL_CTL_ADD, one->socket, &(struct epoll_event){.events = EPOLLIN, .data.ptr = one});
 }
 

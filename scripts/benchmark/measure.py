@@ -19,6 +19,7 @@ from .plot import Panel, svg
 from .servers import REALM, Server, on_cores
 
 WHITELISTED = "0"
+FEW_HITS = 0.01
 SETTLE_S = 0.2
 """OTP drops requests that come before it knows its peer."""
 COLUMNS = ("server", "load", "answers_per_s", "p50_us", "p99_us", "cpu_us_per_answer", "server_share", "generator_share", "errors")
@@ -34,9 +35,15 @@ class Load(NamedTuple):
     window: int
     rate: float = 0
     """Requests a second over all connections; 0: as many as the windows allow."""
+    behind: int = 0
+    """Each connection is an agent's, and brings the requests of so many MMEs by turns; 0: it is an MME."""
+    hits: float = FEW_HITS
+    """The share of questions about devices that are listed, where several are asked for."""
 
     def __str__(self) -> str:
-        return f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
+        what = f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
+        what += f" of {self.behind} MMEs" if self.behind else ""
+        return f"{what}, {self.hits:.0%} hits" if self.behind or self.hits != FEW_HITS else what
 
 
 class Times(NamedTuple):
@@ -97,9 +104,9 @@ def ask(
 ) -> dict[str, Any]:
     """Run the generator against a server; what it found. `meanwhile` is called when it begins to count."""
     words = {
-        "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "settle": SETTLE_S,
+        "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "behind": load.behind, "settle": SETTLE_S,
         "warmup": how.warmup, "seconds": how.seconds, "questions": questions, "server": ",".join(map(str, server.pids)),
-        "constant": int(server.constant), "always": "" if server.lists else WHITELISTED,
+        "constant": int(server.constant), "sctp": int(server.sctp), "always": "" if server.lists else WHITELISTED,
     }  # fmt: skip
     command = [program("load"), *(f"{name}={value}" for name, value in words.items())]
     with on_cores(on):

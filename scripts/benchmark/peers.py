@@ -15,7 +15,7 @@ Identity = "fd.{realm}";
 Realm = "{realm}";
 Port = {port};
 SecPort = 0;
-No_SCTP;
+{only};
 No_IPv6;
 ListenOn = "127.0.0.1";
 NoRelay;
@@ -52,10 +52,11 @@ def otp() -> Start:
         run(["erlc", "-o", code, code / "s13.erl"])
         run(["erlc", "-o", code, source])
 
-    def start(port: int, *, log: Path, cores: set[int]) -> Server:
+    def start(port: int, *, log: Path, cores: set[int], sctp: bool = False) -> Server:
         # One scheduler for each core that it may use, and no spinning of idle ones.
-        command = ["erl", "+S", f"{len(cores)}", "-noshell", "-noinput", "-pa", code, "-run", "otp_server", "main", str(port), REALM]
-        return Server("otp", command, port, log=log, cores=cores)
+        run_it = ["-run", "otp_server", "main", "sctp" if sctp else "tcp", str(port), REALM]
+        command = ["erl", "+S", f"{len(cores)}", "-noshell", "-noinput", "-pa", code, *run_it]
+        return Server("otp", command, port, log=log, cores=cores, sctp=sctp)
 
     return start
 
@@ -72,12 +73,12 @@ def freediameter() -> Start:
         kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650", "-subj", f"/CN=fd.{REALM}"]
         run(["openssl", "req", "-x509", *kind, "-keyout", key, "-out", certificate])
 
-    def start(port: int, *, log: Path, cores: set[int]) -> Server:
+    def start(port: int, *, log: Path, cores: set[int], sctp: bool = False) -> Server:
         conf, allowed = log.with_suffix(".conf"), log.with_suffix(".allowed")
         allowed.write_text(f"ALLOW_IPSEC *.{REALM}\n")
-        named = {"certificate": certificate, "key": key, "extension": extension, "allowed": allowed}
+        named = {"only": "No_TCP" if sctp else "No_SCTP", "certificate": certificate, "key": key, "extension": extension, "allowed": allowed}
         conf.write_text(FREEDIAMETER_CONF.format(port=port, realm=REALM, **named))
-        return Server("freediameter", ["freeDiameterd", "-c", conf], port, log=log, cores=cores)
+        return Server("freediameter", ["freeDiameterd", "-c", conf], port, log=log, cores=cores, sctp=sctp)
 
     return start
 

@@ -22,6 +22,8 @@ END_S = 15.0
 IDLE_S, IDLE_SHARE = 0.25, 0.1
 """A server is at rest when it computes for less than this share of that time."""
 
+ENDPOINTS = Path("/proc/net/sctp/eps")
+
 Start = Callable[..., "Server"]
 """Makes a server, when called with port, log and cores."""
 
@@ -48,16 +50,15 @@ def on_cores(cores: set[int]) -> Iterator[None]:
 
 
 class Server:
-    """A running server. `constant`: it gives one answer to everything; `lists`: it has a list, and knows who is in it."""
+    """A running server. `constant`: it gives one answer to everything; `lists`: it has a list, and knows who is in it; `sctp`: that is what it speaks."""
 
     def __init__(
-        self, name: str, command: Sequence[str | Path], port: int, *, log: Path, cores: set[int], constant: bool = False, lists: bool = False
-    ) -> None:
-        self.name, self.port, self.constant, self.lists = name, port, constant, lists
+        self, name: str, command: Sequence[str | Path], port: int, *, log: Path, cores: set[int], constant: bool = False, lists: bool = False,
+        sctp: bool = False,
+    ) -> None:  # fmt: skip
+        self.name, self.port, self.constant, self.lists, self.sctp = name, port, constant, lists, sctp
         self.ready_s = 0.0
         """From its start until it took a connection."""
-        self.rest_s = 0.0
-        """From then until it was at rest: it answers meanwhile, and is measured after."""
         self._log = log
         self._cores = cores
         self._command = [str(word) for word in command]
@@ -71,7 +72,7 @@ class Server:
         try:
             self._await()
             self.ready_s = time.perf_counter() - began
-            self.rest_s = self.rest()
+            self.rest()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -82,8 +83,12 @@ class Server:
         while time.perf_counter() < end:
             if self._process.poll() is not None:
                 break
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
+            if self.sctp:
+                if str(self.port) in (row.split()[5] for row in ENDPOINTS.read_text().splitlines()[1:]):
+                    return  # freeDiameter would end, if somebody connected and were gone before it looks
+            else:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                    return
             time.sleep(0.005)
         raise Failed(f"{self.name} does not serve on port {self.port}: {self._log.read_text()[-2000:]}")
 
@@ -164,8 +169,8 @@ def echo() -> Start:
     """The C echo: see echo.c."""
     made = program("echo")
 
-    def start(port: int, *, log: Path, cores: set[int]) -> Server:
-        return Server("echo", [made, str(port), REALM], port, log=log, cores=cores)
+    def start(port: int, *, log: Path, cores: set[int], name: str = "echo", sctp: bool = False) -> Server:
+        return Server(name, [made, str(port), REALM, *["sctp"] * sctp], port, log=log, cores=cores, sctp=sctp)
 
     return start
 

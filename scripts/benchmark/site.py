@@ -67,10 +67,12 @@ class Site:
             subprocess.run([*EIR, "load", "--force", "-c", self.configure(0), "--json", manifest], check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - began
 
-    def server(self, name: str, port: int, *, cores: set[int], workers: int = 1, **more: Any) -> Server:
+    def server(self, name: str, port: int, *, cores: set[int], workers: int = 1, sctp: bool = False, **more: Any) -> Server:
         """`eir serve` on it."""
+        if sctp:
+            more["listen"] = [f"sctp://127.0.0.1:{port}"]
         path = self.configure(port, workers=workers, **more)
-        return Server(name, [*EIR, "serve", "-c", path], port, log=self.folder / f"{name}.log", cores=cores, lists=True)
+        return Server(name, [*EIR, "serve", "-c", path], port, log=self.folder / f"{name}.log", cores=cores, lists=True, sctp=sctp)
 
     def eir(self, port: int, *arguments: str) -> Any:
         """What another command says, as JSON."""

@@ -12,7 +12,9 @@ from servers import Server
 from test_follow import Node
 
 from eir.errors import StoreError
+from eir.follow.history import HistoryKeeper
 from eir.lists.pages import PAGE_KEYS
+from eir.lists.settings import HistorySettings
 from eir.stores.redis import RedisStore, writing
 from eir.stores.sqlite import SqliteStore
 
@@ -72,6 +74,8 @@ async def load(server, folder):
         await store.replace("a", state(A, serial=5), A, seen=4)
         await store.rollback("a", seen=5)
         await store.record(event("a"))
+        await store.record(event("a", "refused", what="refuse", detail="expired: …"))
+        await record(store, folder)
         assert await store.claim("inbox", "me", 5)
         assert await store.claim("inbox", "me", 5)
         assert not await store.claim("inbox", "you", 5)
@@ -80,6 +84,27 @@ async def load(server, folder):
         await heal(server, folder, store)
     server.command("FLUSHALL")
     await follow(server, folder, LOADER)
+
+
+async def record(store, folder):
+    """What a node does about the history: write what waits, forget, copy, give back."""
+    copy = SqliteStore(folder / "history.sqlite")
+    said = []
+    keeper = HistoryKeeper(copy, writes=True, who="node", report=lambda what, **_: said.append(what))
+    try:
+        keeper.add(event(None, what="reload"))
+        await keeper.look(store, HistorySettings(keep=1))
+        await keeper.look(store, HistorySettings())
+        await store.rewrite_history(nothing(), (), after=0, seen=await store.ledger(), exact=True)
+        await keeper.look(store, HistorySettings())
+        assert said == ["history_healed"]
+    finally:
+        await keeper.close()
+
+
+async def nothing():
+    for batch in ():
+        yield batch
 
 
 async def heal(server, folder, store):
@@ -125,6 +150,8 @@ async def follow(server, _, user=WORKER):
             assert (await store.states()).keys() == {"a"}  # `eir lists`
             assert (await store.outcomes())[0].count == 1
             assert len(await store.history()) == 1
+            assert (await store.ledger()).number == len([each async for batch in store.records() for each in batch]) == 1
+            assert await store.folds() == []
             assert store.said == ["store_may_evict", "store_unprotected"]
     finally:
         await admin.close()

@@ -9,8 +9,14 @@ NOTICED_S = 2.0
 """A follower looks each second; the rest is for a loaded machine."""
 
 
+def on_record(fleet):
+    """What was done by people, as the history has it, refusals apart."""
+    return [(event["time"], event["what"], event["serial"]) for event in fleet.loader.json("history", "-n", "1000") if event["what"] == "load"]
+
+
 def test_flushall(server, fleet):
-    before = fleet.failures("lost_data")
+    before, record = fleet.failures("lost_data"), on_record(fleet)
+    until(lambda: fleet.sites[0].eir("history", "--verify").stdout.count("this node's copy") == 1)
     with fleet.witness() as witness:
         server.command("FLUSHALL")
         until(lambda: fleet.noticed("lost_data", before), patience_s=NOTICED_S)
@@ -19,6 +25,9 @@ def test_flushall(server, fleet):
         fleet.load_and_follow()
         witness.goes_on()
     assert "heal" in [event["what"] for event in fleet.loader.json("history", LIST)]
+    until(lambda: on_record(fleet)[:-1] == record)
+    for site in fleet.sites:
+        until(lambda site=site: site.eir("history", "--verify", status=None).returncode == 0)
 
 
 def test_killed_and_restarted_empty(server, fleet):

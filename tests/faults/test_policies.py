@@ -13,4 +13,4 @@ async def test_each_answer_is_what_policy_and_rows_say(tmp_path, publisher, redi
     assert figures.wrong == []
     assert figures.questions >= 200 * policies
     assert figures.ended > 0
-    assert len(figures.changes) > 3
+    assert sum(figures.changes.values()) >= policies

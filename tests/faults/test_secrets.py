@@ -56,4 +56,4 @@ def test_one_in_the_url_is_not_shown(guarded, tmp_path, publisher):
         node = site.start()
         until(lambda: node.metrics().get("eir_store_errors_total{cause=noauth}"))
         assert "rediss://eir:***@" in site.eir("config").stdout
-        assert "wrong-one" not in node.text() + site.eir("lists", status=1).stderr + site.eir("config").stdout
+        assert "wrong-one" not in node.text() + site.eir("lists", "--store", status=1).stderr + site.eir("config").stdout

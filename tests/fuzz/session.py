@@ -1,6 +1,6 @@
 """A whole connection under fire, without sockets: bytes, pauses and ends in any order, by a script that any bytes are.
 
-Two connections get the same: one with the express lane and one without. Their answers, counters and states are to be equal, each
+Connections get the same: one with the express lane, one with the compiled one where it is, and one without. Their answers, counters and states are to be equal, each
 answer well formed, and the accounts are to add up after each step.
 """
 
@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from wire import EIR, REALM, TGPP, Message
 
 from eir.checks.checker import Checker
-from eir.checks.policy import PolicySettings, Rule, Status
+from eir.checks.settings import PolicySettings, Rule, Status
 from eir.diameter.context import NodeContext
 from eir.diameter.counts import Counts
 from eir.diameter.events import Arrived
@@ -22,6 +22,7 @@ from eir.diameter.rate import Bucket, Limit
 from eir.diameter.states import State
 from eir.lists.index import Index
 from eir.s13.application import s13_application
+from eir.s13.compiled import COMPILED, CompiledLane
 from eir.s13.lane import Lane
 from eir.s13.service import S13Service
 
@@ -32,6 +33,7 @@ POLICY = PolicySettings(
     rules=(Rule(answer=Status.BLACKLISTED, tac=("35209900",)), Rule(answer=Status.UNKNOWN, software_version=("77",))),
     no_identity=None, bad_identity=Status.GREYLISTED,
 )  # fmt: skip
+LANES = (None, Lane, CompiledLane) if COMPILED else (None, Lane)
 WHOLE, PIECE, SECOND, MINUTE, END = range(5)
 KINDS = 5
 
@@ -45,13 +47,13 @@ def script(*steps):
 
 
 class Side:
-    """One of the two."""
+    """One of them."""
 
     def __init__(self, *, lane, rate):
-        self.noted = []
-        self.checker = Checker(POLICY, Index({}), now=datetime.now(UTC), note_check=lambda *note: self.noted.append(note))
+        self.noted = {}
+        self.checker = Checker(POLICY, Index({}), now=datetime.now(UTC), note_check=self.note)
         self.counts = Counts()
-        application = s13_application(S13Service(self.checker), partial(Lane, self.checker) if lane else None)
+        application = s13_application(S13Service(self.checker), partial(lane, self.checker) if lane else None)
         context = NodeContext(
             identity=IDENTITY, limits=LIMITS, application=application, counts=self.counts, report=lambda *_, **__: None,
             jitter=lambda: 0.0,
@@ -59,6 +61,10 @@ class Side:
         self.peer = Peer(context, lambda _: MME, addresses=("127.0.0.1",), now=0.0, first_id=1)
         self.peer.limit([Limit("rate_max", Bucket(rate, 0.0))] if rate else [])
         self.answers = self.asked = 0
+
+    def note(self, kind, *latest):
+        *latest, count = latest
+        self.noted[kind] = (self.noted.get(kind, [0])[0] + count, *latest)
 
     def step(self, kind, octets, now):
         peer = self.peer
@@ -120,7 +126,7 @@ class Side:
 def run(octets):
     """Follow the script, and return both sides. Its first byte chooses the limit on requests a second, if any."""
     rate = (None, 2.0, 50.0, 2.0)[octets[0] & 3] if octets else None
-    sides = [Side(lane=lane, rate=rate) for lane in (True, False)]
+    sides = [Side(lane=lane, rate=rate) for lane in LANES]
     now, at = 0.0, 1
     while at < len(octets):
         kind = octets[at] % KINDS
@@ -132,9 +138,9 @@ def run(octets):
             piece = octets[at : at + size]
             at += size
         now += {SECOND: 1.0, MINUTE: 61.0}.get(kind, 0.001)
-        first, second = (side.step(kind, piece, now) for side in sides)
-        assert first == second
-        assert sides[0].state() == sides[1].state()
+        answers = [side.step(kind, piece, now) for side in sides]
+        assert answers == answers[:1] * len(sides)
+        assert all(side.state() == sides[0].state() for side in sides[1:])
     for side in sides:
         side.step(END, b"", now)
         assert side.peer.pending == 0

@@ -39,26 +39,27 @@ def in_a_network_of_its_own(test):
 
 
 @contextmanager
-def relay(folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True, sctp=False):
+def relay(folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True, sctp=(), name=DRA, label="dra"):
     """freeDiameter between anyone of REALM and these nodes; its port. It shares requests out between the nodes.
 
     With `tls` (a section of a configuration: certificate, key, ca) it speaks TLS to them; its keys are in `folder`/keys.
     It is waited for until `expect` connections of it to each node are open. It connects again after `tc_s`, more or less. What
-    `relays` not is an MME without S13: it has no application but its own, and finds none in common with a node. With `sctp` it speaks
-    SCTP to the nodes.
+    `relays` not is an MME without S13: it has no application but its own, and finds none in common with a node. With `sctp` (addresses of
+    the nodes) it speaks SCTP to them. `name` is its own, `label` what the nodes call it.
     """
     port = port or free_port()
     routes, allowed, configuration = (folder / name for name in ("routes.conf", "allowed.conf", "relay.conf"))
-    routes.write_text("".join(f'dr="{EIR_REALM}" : "{name}" += 50 ;\n' for name in eirs))
+    routes.write_text("".join(f'dr="{EIR_REALM}" : "{eir}" += 50 ;\n' for eir in eirs))
     allowed.write_text(f"ALLOW_IPSEC *.{REALM}\n")
+    at = "".join(f'ConnectTo = "{address}"; ' for address in sctp or ("127.0.0.1",))
     peers = "".join(
-        f'ConnectPeer = "{name}" {{ ConnectTo = "127.0.0.1"; Port = {node.address[1]}; Realm = "{EIR_REALM}"; {"" if tls else "No_TLS; "}{"No_TCP; " if sctp else ""}}};\n'
-        for name, node in eirs.items()
+        f'ConnectPeer = "{eir}" {{ {at}Port = {node.address[1]}; Realm = "{EIR_REALM}"; {"" if tls else "No_TLS; "}{"No_TCP; " if sctp else ""}}};\n'
+        for eir, node in eirs.items()
     )
     if tls:
         peers += f'TLS_Cred = "{tls["certificate"]}", "{tls["key"]}";\nTLS_CA = "{tls["ca"]}";\n'
     configuration.write_text(
-        f'Identity = "{DRA}";\nRealm = "{DRA_REALM}";\nPort = {port};\nSecPort = 0;\nListenOn = "127.0.0.1";\nNo_IPv6;\n{"SCTP_streams = 8" if sctp else "No_SCTP"};\n'
+        f'Identity = "{name}";\nRealm = "{DRA_REALM}";\nPort = {port};\nSecPort = 0;\nListenOn = "127.0.0.1";\nNo_IPv6;\n{"SCTP_streams = 8" if sctp else "No_SCTP"};\n'
         f'TwTimer = 6;\nTcTimer = {tc_s};\nLoadExtension = "rt_default.fdx" : "{routes}";\nLoadExtension = "acl_wl.fdx" : "{allowed}";\n'
         f'LoadExtension = "rt_load_balance.fdx";\n{"" if relays else "NoRelay;"}\n{peers}'
     )
@@ -70,8 +71,8 @@ def relay(folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True, s
     def connected():
         """At both ends: until the agent has read our CEA it has nobody to hand a request to."""
         opened = log.read_text()
-        is_open = all(f"-> 'STATE_OPEN'\t'{name}'" in opened for name in eirs)
-        return all(node.status()["peers"]["dra"] == expect for node in eirs.values()) and (is_open or not expect or not relays)
+        is_open = all(f"-> 'STATE_OPEN'\t'{eir}'" in opened for eir in eirs)
+        return all(node.status()["peers"][label] == expect for node in eirs.values()) and (is_open or not expect or not relays)
 
     try:
         until(lambda: process.poll() is not None or connected())

@@ -1,8 +1,11 @@
 %% An MME on OTP's diameter:  erl -noshell -pa EBIN -run mme main -extra PORT HOST REALM EIR_REALM IMEI...
-%% Connects to 127.0.0.1:PORT over TCP (sctp:PORT: over SCTP), asks about all IMEIs at once ("-": a request without Terminal-Information), and prints
+%% Connects to 127.0.0.1:PORT over TCP, asks about all IMEIs at once ("-": a request without Terminal-Information), and prints
 %% for each a line `IMEI RESULT STATUS`, RESULT being 2001 or 10415:5422 or what went wrong, STATUS a number or `-`.
-%% Then disconnects by DPR. Without IMEIs it asks about each that it reads from standard input, and goes on as long as there are any,
-%% whether it is connected or not. With MME_LISTEN=PORT in its environment it takes connections there as well. What OTP finds wrong with an answer (its dictionary is strict) is part of RESULT.
+%% Then disconnects by DPR, with MME_STAY in its environment not before the end of its standard input. Over SCTP PORT is
+%% `sctp:PORT:ADDRESS`, with addresses of its own behind it to which it is bound (`sctp:PORT:ADDRESS:OWN,OWN`).
+%% Without IMEIs it asks about each that it reads from standard input, and goes on as long as there are any, whether it is connected or not.
+%% With MME_LISTEN=PORT in its environment it takes connections there as well. What OTP finds wrong with an answer (its dictionary is
+%% strict) is part of RESULT.
 -module(mme).
 
 -include_lib("diameter/include/diameter.hrl").
@@ -44,17 +47,24 @@ at_once(Ask, Imeis) ->
     Me = self(),
     Askers = [{Imei, spawn_link(fun() -> Me ! {self(), Ask(Imei)} end)} || Imei <- Imeis],
     [receive {Asker, Found} -> io:format("~ts ~ts~n", [Imei, Found]) end || {Imei, Asker} <- Askers],
+    [io:get_line("") || os:getenv("MME_STAY") =/= false],
     ok = diameter:remove_transport(?MODULE, true),
     down().
 
-transport("sctp:" ++ Port) ->
+transport("sctp:" ++ Where) ->
+    [Port, Theirs | Ours] = string:lexemes(Where, ":,"),
     [{transport_module, diameter_sctp},
-     {transport_config, [{raddr, {127, 0, 0, 1}}, {rport, list_to_integer(Port)}, {sctp_nodelay, true},
+     {transport_config, [{ip, address(Each)} || Each <- Ours] ++
+     [{raddr, address(Theirs)}, {rport, list_to_integer(Port)}, {sctp_nodelay, true},
       %% Its own default is 1 KiB: answers to many requests at once would come one for each timeout.
       {recbuf, 262144}]}];
 transport(Port) ->
     [{transport_module, diameter_tcp},
      {transport_config, [{raddr, {127, 0, 0, 1}}, {rport, list_to_integer(Port)}, {nodelay, true}]}].
+
+address(Text) ->
+    {ok, Address} = inet:parse_address(Text),
+    Address.
 
 service(Host, Realm) ->
     [{'Origin-Host', Host}, {'Origin-Realm', Realm}, {'Host-IP-Address', [{127, 0, 0, 1}]}, {'Vendor-Id', ?TGPP},

@@ -31,9 +31,9 @@ def ebin(tmp_path_factory):
     return folder
 
 
-def ask(ebin, node, *imeis, realm=REALM, over=""):
-    """(IMEI, result, status) for each, as OTP read the answers; `over`: `sctp:`, or nothing for TCP."""
-    command = ["erl", "-noshell", "-pa", ebin, "-run", "mme", "main", "-extra", f"{over}{node.address[1]}", MME, realm, REALM, *imeis]
+def ask(ebin, node, *imeis, realm=REALM):
+    """(IMEI, result, status) for each, as OTP read the answers."""
+    command = ["erl", "-noshell", "-pa", ebin, "-run", "mme", "main", "-extra", str(node.address[1]), MME, realm, REALM, *imeis]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, [tuple(line.split(" ", 2)) for line in done.stdout.splitlines()], done
 

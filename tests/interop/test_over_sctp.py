@@ -1,88 +1,101 @@
-"""`eir serve` over SCTP: Erlang/OTP as an MME, freeDiameter as an agent, our own probe, and Wireshark's opinion of it all.
+"""`eir serve` over SCTP: Erlang/OTP as an MME and freeDiameter as an agent, over one path and over two, our own probe, and Wireshark's opinion.
 
-Runs in a kernel of scripts/sctp where this one has no SCTP.
+over_sctp.py does it all in one run, in a kernel of scripts/sctp where this one has no SCTP; the tests look at what it left.
 """
 
+import json
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from agent import DRA, DRA_REALM, EIR_REALM, has_an_address, relay
-from dissect import capturing
-from node import LISTED, TRACKED, UNLISTED, children, until
-from pymme import connected
-from test_otp import MME, ask, ebin  # noqa: F401 - a fixture
-from wire import EIR, HOST, REALM
+from dissect import Capture
+from in_kernel import ROOT, has_sctp
+from node import LISTED, TRACKED, UNLISTED
+from over_sctp import AGENTS, IMEIS, NEAR, OTP, OURS, PORT, THEIRS
+from test_otp import ebin  # noqa: F401 - a fixture
 
-pytestmark = [pytest.mark.sctp, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def address():
-    """freeDiameter does not start on a host whose only addresses are loopback's."""
-    if not has_an_address():
-        for command in ("ip link add eir0 type dummy", "ip addr add 192.0.2.1/24 dev eir0", "ip link set eir0 up"):
-            subprocess.run(command.split(), check=True)
+CLIENTS = (*OTP, *AGENTS)
+PATHS = {"otp-one": 1, "otp-two": 2, "agent-two": 2}
+"""Addresses of the peer that the node has to reach; the agent over one path has those of the whole host."""
+NETWORK = "ip link set lo up && ip link add eir0 type dummy && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
+"""freeDiameter does not start on a host whose only addresses are loopback's."""
+WANTED = [[LISTED, "2001", "1"], [TRACKED, "2001", "2"], *([imei, "2001", "0"] for imei in IMEIS[2:])]
 
 
 @pytest.fixture(scope="module")
-def node(shared):
-    """A node with two workers and two addresses."""
-    shared.configure(
-        listen=["sctp://127.0.0.1,127.0.0.2:0"], workers=2, identity={"host": EIR, "realm": REALM, "realms": [EIR_REALM]},
-        peers=[
-            {"name": "dra", "host": DRA, "realm": DRA_REALM}, {"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "connections": 4},
-        ],
-    )  # fmt: skip
-    shared.load([LISTED])
-    shared.load([TRACKED], list_name="tracked")
-    return shared.start()
+def folder(tmp_path_factory, ebin):  # noqa: F811 - the fixture
+    made = tmp_path_factory.mktemp("over-sctp")
+    kernel = ["unshare", "-nm"]
+    if not has_sctp():
+        if shutil.which("linux.uml") is None:
+            pytest.skip("no SCTP in this kernel, and no user-mode-linux to run it in")
+        kernel = [ROOT / "scripts" / "sctp"]
+    run = [sys.executable, Path(__file__).with_name("over_sctp.py"), made, ebin]
+    done = subprocess.run(
+        [*kernel, "sh", "-c", f'{NETWORK} && exec "$@"', "sh", *run], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return made
 
 
-def test_otp_is_answered_and_nothing_is_malformed(node, ebin, tmp_path):  # noqa: F811 - the fixture
-    port = node.address[1]
-    imeis = [f"352099001{n:05d}" for n in range(500)]
-    with capturing(tmp_path / "otp.pcapng", sctp=[port]) as capture:
-        status, found, done = ask(ebin, node, LISTED, TRACKED, *imeis, over="sctp:")
-        assert status == 0, done
-        assert found == [(LISTED, "2001", "1"), (TRACKED, "2001", "2"), *((imei, "2001", "0") for imei in imeis)]
-        until(lambda: node.status()["peers"]["mme"] == 0)
-    assert {(code, request) for code in (257, 324, 282) for request in (True, False)} <= set(capture.commands())
+@pytest.fixture(scope="module")
+def found(folder):
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def capture(folder):
+    return Capture(folder / "capture.pcapng", [], sctp=[PORT])
+
+
+@pytest.fixture(scope="module")
+def messages(capture):
+    """(SCTP port of the client, from the node, PPID, command, is a request, Origin-Host) of each message."""
+    found = []
+    names = ("sctp.srcport", "sctp.dstport", "sctp.data_payload_proto_id", "diameter.cmd.code", "diameter.flags.request", "diameter.Origin-Host")
+    for source, target, *columns in capture.read("diameter", *names):
+        is_ours = source == str(PORT)
+        for ppid, command, request, host in zip(*(column.split(",") for column in columns), strict=True):
+            found.append((target if is_ours else source, is_ours, ppid, int(command), request in {"1", "True"}, host))
+    return found
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_every_answer_is_right(found, client):
+    assert found["answers"][client] == WANTED
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_each_kind_of_message_went_both_ways(messages, client):
+    name = {**OTP, **AGENTS}[client][0]
+    (port,) = {port for port, is_ours, _, command, request, host in messages if (command, request, is_ours, host) == (257, True, False, name)}
+    own = [(command, request, is_ours) for at, is_ours, _, command, request, _ in messages if at == port]
+    for command, from_client in ((257, True), (324, True), (282, True)):
+        assert {(command, True, not from_client), (command, False, from_client)} <= set(own)
+    assert any((280, True, ours) in own and (280, False, not ours) in own for ours in (True, False))
+    assert own.count((324, False, True)) == len(IMEIS)
+
+
+def test_nothing_is_malformed_and_each_data_chunk_is_a_message_of_diameter(capture, messages):
     assert capture.objections() == []
-    # RFC 6733 2.1: PPID 46 on all that is ours, and one message in each DATA chunk.
-    ours = [
-        (ppid, command)
-        for ppids, commands in capture.read(f"sctp.srcport == {port} && diameter", "sctp.data_payload_proto_id", "diameter.cmd.code")
-        for ppid, command in zip(ppids.split(","), commands.split(","), strict=True)
-    ]
-    assert {ppid for ppid, _ in ours} == {"46"}
-    assert sum(command == "324" for _, command in ours) == 502
+    # RFC 6733 2.1: PPID 46 on all that is ours. It came once for each DATA chunk, and as often as there are messages.
+    assert {ppid for _, is_ours, ppid, *_ in messages if is_ours} == {"46"}
 
 
-def test_freediameter_as_an_agent(node, tmp_path):
-    port = node.address[1]
-    with capturing(tmp_path / "relay.pcapng", sctp=[port]) as capture, relay(tmp_path, {EIR: node}, sctp=True) as agent:
-        with connected(("127.0.0.1", agent), DRA, DRA_REALM, EIR_REALM) as mme:
-            for imei, status in ((LISTED, 1), (TRACKED, 2), (UNLISTED, 0)) * 10:
-                answer = mme.ask(imei)
-                assert (answer.result_code, answer.equipment_status) == (2001, status)
-        paths = {row["label"]: row["paths"] for row in node_peers(node)}
-        assert set(paths["dra"].values()) == {True}
-        metrics = node.metrics()
-        assert metrics["eir_sctp_paths{peer=dra,state=up}"] == len(paths["dra"])
-        assert metrics["eir_sctp_paths{peer=dra,state=down}"] == 0
-    assert {(code, request) for code in (257, 324, 282) for request in (True, False)} <= set(capture.commands())
-    assert capture.objections() == []
+def test_the_node_knows_the_paths(found):
+    paths = {row["label"]: row["paths"] for row in found["peers"] if row["paths"]}
+    for client, number in PATHS.items():
+        assert list(paths[client].values()) == [True] * number
+        assert found["metrics"][f"eir_sctp_paths{{peer={client},state=up}}"] == number
+        assert found["metrics"][f"eir_sctp_paths{{peer={client},state=down}}"] == 0
+    assert set(paths["otp-two"]) == set(paths["agent-two"]) == set(THEIRS)
+    assert set(paths["agent-one"].values()) == {True}
+    assert found["ends"] == dict.fromkeys(OTP, 0)
 
 
-def node_peers(node):
-    from eir.operate.control import ask as control
-
-    return control(node.site.state, "peers")
-
-
-def test_our_own_probe_and_both_workers(node, shared):
-    port = node.address[1]
-    found = shared.json("probe", f"sctp://127.0.0.1,127.0.0.2:{port}", LISTED, UNLISTED, "--origin-host", HOST, "--origin-realm", REALM)
-    assert [(row["imei"], row["status"]) for row in found] == [(LISTED, "blacklisted"), (UNLISTED, "whitelisted")]
-    assert node.status()["listening"] == [f"sctp://127.0.0.1,127.0.0.2:{port}"]
-    assert {"worker-0", "worker-1"} <= set(children(node.pid))
+def test_our_own_probe_and_both_workers(found):
+    assert [(row["imei"], row["status"]) for row in found["probe"]] == [(LISTED, "blacklisted"), (UNLISTED, "whitelisted")]
+    assert found["listening"] == [f"sctp://{','.join(addresses)}:{PORT}" for addresses in (NEAR, OURS)]
+    assert {"worker-0", "worker-1"} <= set(found["workers"])

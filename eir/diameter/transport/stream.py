@@ -4,6 +4,7 @@ Another transport is a file like this one. Imports certificate.
 """
 
 import asyncio
+import os
 import socket
 import ssl
 import struct
@@ -42,7 +43,9 @@ def fault_text(fault: Exception, *, secure: bool) -> str:
         return f"the other end ended the TLS handshake ({said}); does it trust our certificate?"
     if reason in NO_TLS:
         return "what the other end sends is not TLS; does it take this port for one without?"
-    return str(getattr(fault, "verify_message", None) or reason or str(fault) or type(fault).__name__)
+    if isinstance(fault, OSError) and not isinstance(fault, ssl.SSLError | socket.gaierror) and (fault.errno or 0) > 0:
+        return os.strerror(fault.errno or 0)
+    return str(getattr(fault, "verify_message", None) or reason or getattr(fault, "strerror", None) or str(fault) or type(fault).__name__)
 
 
 def reset(transport: asyncio.Transport) -> None:

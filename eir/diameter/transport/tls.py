@@ -22,6 +22,8 @@ VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 """What OpenSSL calls a key that is another certificate's."""
 FILE_BYTES_MAX = 1 << 20
+HTTP2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""With TLS 1.2: those that RFC 9113 9.2.2 does not forbid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Tls:
     """For connections by `tls://` listeners."""
     connecting: ssl.SSLContext
     """For `connect: tls://…`."""
+    http2: ssl.SSLContext
+    """For listeners that speak HTTP/2 (RFC 9113 9.2)."""
     certificate: Certificate
     """The node's own."""
 
@@ -70,10 +74,14 @@ def load_tls(files: TlsFiles) -> Tls:
         raise TlsError("key", f"{settings.key}: no private key in it; expected the certificate's, in PEM")
     with ExitStack() as stack:
         paths = {key: stack.enter_context(_in_memory(content)) for key, content in contents.items()}
-        accepting, connecting = (_context(settings, paths, protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
+        accepting, connecting, http2 = (
+            _context(settings, paths, protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER)
+        )
     # A session that is taken up again would not have its certificate looked at; connections are few and long.
-    accepting.num_tickets = 0
-    return Tls(accepting, connecting, certificate)
+    accepting.num_tickets = http2.num_tickets = 0
+    http2.set_alpn_protocols(["h2"])
+    http2.set_ciphers(HTTP2_CIPHERS)
+    return Tls(accepting, connecting, http2, certificate)
 
 
 @contextmanager

@@ -3,39 +3,38 @@
 Everything of a list is under one hash tag, so it is one slot of a cluster and one transaction can change it:
 
     eir:{LIST}:state      hash: state (JSON), generation, set (ID of the set in force), fields (how many that has),
-                          change (random for each write), previous (JSON: what a rollback puts in force; absent: nothing)
+                          change (random for each write), past (JSON: the change that it belongs to; what a rollback can put in force,
+                          newest first; the event that made the list what it is; the one that the history gets for this change)
     eir:{LIST}:set:ID     hash: page number → keys, and where a page has `extra`, NUMBER+ → extra
-    eir:{LIST}:kept:ID    hash of the same form: pages as they were before the last delta (nothing in them: there was none)
+    eir:{LIST}:kept:ID    hash of the same form: pages as they were before a delta (nothing in them: there was none)
     eir:{LIST}:written    a mark, with an expiry, that shows whether a replica has what was written before it
     eir:{LIST}:changes    stream, trimmed: entry GENERATION-0 with before, pages (8 bytes each, little-endian; absent: all)
     eir:lists             set: names of lists
-    eir:{history}:events  stream, trimmed;  eir:{history}:outcomes  hash: [list, outcome] → how often, and when last
+    eir:{history}:…       see eir.stores.redis.history
     eir:claim:WHAT        who has the sole right to do something, with an expiry
 
 A load fills a new set that expires unless it is put in force; that is one EXEC on condition that neither the state nor the
-set changed. Whether an EXEC whose answer was lost was done shows in `change`. What a worker needs may be narrow: it reads
-by HMGET, HSCAN, HLEN, XRANGE, XREAD, SMEMBERS, INFO only.
+set changed. Whether an EXEC whose answer was lost was done shows in `change`. The history is in another slot: an event goes there
+after the EXEC, and until it is there it is found in `past`. What a worker needs may be narrow: it reads by HMGET, HSCAN, HLEN,
+XRANGE, XREAD, SMEMBERS, INFO only.
 """
 
 import asyncio
-import json
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import WatchError
 
-from eir.errors import Report, StoreChanged, silent
+from eir.errors import Report, StoreChanged, StoreError, silent
 from eir.lists.pages import Page
-from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
-from eir.stores.records import decode_change, decode_event, encode
-from eir.stores.redis import reading, writing
+from eir.lists.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
+from eir.stores.records import decode_change
+from eir.stores.redis import history, reading, writing
 from eir.stores.redis.link import Link
 from eir.stores.redis_url import parse_url
-from eir.stores.write import Batches, PageSetStore, Wanted, without_gap
-
-EVENTS, OUTCOMES = "eir:{history}:events", "eir:{history}:outcomes"
+from eir.stores.write import Batches, PageSetStore, Undo, Wanted, without_gap
 
 BATCH_BYTES = 1 << 16
 """What is read at a time: taking it apart holds the interpreter for less than half a millisecond."""
@@ -57,23 +56,29 @@ class RedisStore(PageSetStore):
         """What the last wait ended with."""
 
     async def _stored(self, name: str) -> reading.Row | None:
-        return await reading.read_row(self._link, name)
+        return await reading.read_row(self._link, name, past=True)
+
+    async def state(self, name: str) -> ListState | None:
+        row = await reading.read_row(self._link, name)
+        return None if row is None or row.lost else row.state
 
     async def states(self) -> Mapping[str, ListState]:
         """Of all names that were ever written."""
-        with self._link.as_written():
-            names = sorted(name.decode() for name in await self._link.do("SMEMBERS", writing.LISTS))
-        rows = [await reading.read_row(self._link, name) for name in names]
+        rows = [await reading.read_row(self._link, name) for name in await self._names()]
         return {row.name: row.state for row in rows if row is not None and not row.lost}
+
+    async def _names(self) -> list[str]:
+        with self._link.as_written():
+            return sorted(name.decode() for name in await self._link.do("SMEMBERS", writing.LISTS))
 
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
         await writing.make_room(self._link, name, pages, amends=amends)
 
-    async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
-        return await writing.write(self._link, name, seen, wanted, whole)
+    async def _write(self, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None = None) -> ListState:
+        return await writing.write(self._link, name, seen, wanted, batches)
 
-    async def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:  # noqa: ARG002  # batches have but one size
-        """The next batch is read while the caller uses this one. All are small enough for a process that answers meanwhile."""
+    async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
+        """The next batch is read while the caller uses this one."""
         row = await reading.read_row(self._link, name)
         if row is None or row.lost:
             return
@@ -144,28 +149,48 @@ class RedisStore(PageSetStore):
 
     async def record(self, event: Event) -> None:
         """One EXEC. If the answer is lost, the event may be there twice."""
-        about = json.dumps([event.list, event.outcome])
-        await self._link.do_all(
-            ("XADD", EVENTS, "MAXLEN", HISTORY_MAX, "*", "event", encode(event)),
-            ("HINCRBY", OUTCOMES, f"count:{about}", 1),
-            ("HSET", OUTCOMES, f"last:{about}", event.time),
-            transaction=True,
-        )
+        await history.append(self._link, event)
 
-    async def history(self, name: str | None = None, limit: int = HISTORY_MAX) -> Sequence[Event]:
-        entries = await self._link.do("XREVRANGE", EVENTS, "+", "-", *(() if name else ("COUNT", limit)))
-        with self._link.as_written():
-            events = [decode_event(found[b"event"]) for _, found in entries]
-        return [event for event in events if name is None or event.list == name][:limit][::-1]
+    async def settle(self) -> None:
+        for row in await self._unsettled():
+            await writing.settle(self._link, row)
+
+    async def _unsettled(self) -> list[reading.Row]:
+        """Lists whose last write the history does not have yet."""
+        names = await self._names()
+        rows = [await reading.read_row(self._link, name, past=True) for name in names]
+        done = await history.read_done(self._link, names)
+        return [row for row in rows if row is not None and row.event is not None and row.change != done[row.name]]
+
+    async def history(self, name: str | None = None, *, limit: int | None = None, since: str | None = None) -> Sequence[Event]:
+        """With what the history does not have yet behind it."""
+        last = [row.event for row in await self._unsettled() if row.event is not None and name in {None, row.event.list}]
+        events = [*await history.read_history(self._link, name, since, limit), *last]
+        return events if limit is None else events[-limit:]
+
+    async def ledger(self) -> Ledger:
+        return (await history.read_ledger(self._link))[0]
+
+    def records(self, after: int = 0) -> AsyncIterator[Sequence[Record]]:
+        return history.read_records(self._link, after)
+
+    async def folds(self) -> Sequence[Fold]:
+        return await history.read_folds(self._link)
+
+    async def rewrite_history(
+        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger, exact: bool = False
+    ) -> None:
+        """Staged, where it is not only appended; one EXEC does the rest."""
+        await history.rewrite(self._link, batches, folds, after=after, seen=seen, exact=exact)
+
+    async def trim_history(self, until: str, bytes_max: int, event: Event | None) -> int:
+        """With an event, always: the command that appends it also takes off the oldest, which takes a right of its own otherwise."""
+        if event is None:
+            raise StoreError("error", "the history in Redis forgets nothing without saying so")
+        return await history.trim(self._link, until, bytes_max, event)
 
     async def outcomes(self) -> Sequence[Outcome]:
-        found: dict[bytes, bytes] = await self._link.do("HGETALL", OUTCOMES)
-        counted = [field.removeprefix(b"count:") for field in sorted(found) if field.startswith(b"count:")]
-        with self._link.as_written():
-            return [
-                Outcome(name, outcome, int(found[b"count:" + about]), found.get(b"last:" + about, b"").decode())
-                for about in counted for name, outcome in [json.loads(about)]
-            ]  # fmt: skip
+        return await history.read_outcomes(self._link)
 
     async def close(self) -> None:
         await self._link.close()

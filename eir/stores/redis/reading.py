@@ -10,7 +10,8 @@ import numpy as np
 
 from eir.errors import StoreChanged, StoreError
 from eir.lists.pages import NUMBER_BITS, Page
-from eir.stores.records import decode_state
+from eir.lists.store import Event
+from eir.stores.records import decode_event, decode_state
 from eir.stores.redis.link import Link
 from eir.stores.write import Kept, Stored
 
@@ -38,6 +39,8 @@ class Row(Stored[PageSet]):
 
     name: str
     change: bytes
+    event: Event | None = None
+    """What the last write is to say in the history."""
 
     def check(self, change: bytes | None) -> None:
         """Raise StoreChanged if it has another `change` by now; until then its pages are those that it points to."""
@@ -45,26 +48,39 @@ class Row(Stored[PageSet]):
             raise StoreChanged(f"list {self.name} changed while its pages were read")
 
 
-async def read_row(link: Link, name: str) -> Row | None:
-    """The record of a list; `lost` if the set in force is not there with all its fields."""
-    record = await link.do("HMGET", key(name, "state"), "state", "set", "fields", "change", "previous")
-    state, set_id, fields, change, previous = record
+async def read_row(link: Link, name: str, *, past: bool = False) -> Row | None:
+    """The record of a list; `lost` if the set in force is not there with all its fields. `past`: with what is kept, and what made it."""
+    fields = ("state", "set", "fields", "change", *(("past", "previous") if past else ()))
+    state, set_id, count, change, *was = await link.do("HMGET", key(name, "state"), *fields)
     if state is None or set_id is None or change is None:
         return None
     with link.as_written():
-        page_set = PageSet(key(name, "set", set_id.decode()), int(fields or 0))
-        kept = None if previous is None else _kept(name, json.loads(previous))
+        page_set = PageSet(key(name, "set", set_id.decode()), int(count or 0))
+        more = _past(name, change, *was) if was else {}
     lost = await link.do("HLEN", page_set.key) != page_set.fields
     # Between the two commands another set may have come into force; only a state that stays has lost its set.
     if lost and await read_change(link, name) != change:
-        return await read_row(link, name)
-    return Row(name=name, state=decode_state(state), page_set=page_set, kept=kept, lost=lost, change=change)
+        return await read_row(link, name, past=past)
+    return Row(name=name, state=decode_state(state), page_set=page_set, lost=lost, change=change, **more)
 
 
-def _kept(name: str, previous: dict[str, Any]) -> Kept[PageSet]:
-    whole = bool(previous["whole"])
-    page_set = PageSet(key(name, "set" if whole else "kept", str(previous["set"])), int(previous["fields"]))
-    return Kept(decode_state(previous["state"]), page_set, whole)
+def _past(name: str, change: bytes, past: bytes | None, previous: bytes | None) -> dict[str, Any]:
+    """What is kept of a list, and the events. A node that knows nothing of these leaves them as they were when it writes."""
+    said = {} if past is None else json.loads(past)
+    if said.get("change") == change.decode():
+        kept = tuple(_kept(name, each) for each in said["kept"])
+        return {"kept": kept, "made": _event(said["made"]), "event": _event(said["event"])}
+    return {} if previous is None else {"kept": (_kept(name, json.loads(previous)),)}
+
+
+def _kept(name: str, said: dict[str, Any]) -> Kept[PageSet]:
+    whole = bool(said["whole"])
+    page_set = PageSet(key(name, "set" if whole else "kept", str(said["set"])), int(said["fields"]))
+    return Kept(decode_state(said["state"]), page_set, whole, _event(said.get("made")))
+
+
+def _event(said: dict[str, Any] | None) -> Event | None:
+    return None if said is None else decode_event(said)
 
 
 async def read_change(link: Link, name: str) -> bytes | None:

@@ -5,25 +5,35 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import redis.exceptions as fault
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreError
 from eir.lists.pages import Page
-from eir.lists.store import ListState
+from eir.lists.store import Event, ListState
 from eir.stores.records import encode, encode_numbers
+from eir.stores.redis import history
 from eir.stores.redis.link import OUT_OF_MEMORY, POLICY_SAFE, Link
 from eir.stores.redis.reading import PageSet, Row, key, read_change, read_each, read_numbers, read_row
 from eir.stores.room import SMALL_BYTES, check_room
-from eir.stores.write import Batches, Kept, Wanted, Write, check_generation, decide, last_kept, portions
+from eir.stores.write import (
+    Batches,
+    Kept,
+    Undo,
+    Wanted,
+    Write,
+    check_generation,
+    decide,
+    decide_undo,
+    portions,
+    steps_back,
+)
 
 LISTS = "eir:lists"
 
 STAGING_S = 600
 """A set that is being filled expires when nothing was added for so long."""
-PREVIOUS_S = 30 * 24 * 3600
-"""How long what a rollback needs is kept."""
 CHANGES_MAX = 100
 PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
 """What one command of a load writes at most: Redis answers nobody else meanwhile."""
@@ -36,28 +46,40 @@ RESERVE_BYTES, RESERVE_SHARE = 16 << 20, 8
 """What a load leaves free of maxmemory: so much, or this part of it if that is less."""
 
 
-async def write(link: Link, name: str, seen: int, wanted: Wanted | None, whole: Batches | None) -> ListState:
-    """Put in force what is wanted (None: undo the last release); `whole`: the list to stage."""
-    row = await read_row(link, name)
+async def write(link: Link, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None) -> ListState:
+    """Put in force what is wanted; `batches`: the list to stage. Its event stands in the list's record until the history has it."""
+    row = await read_row(link, name, past=True)
     check_generation(name, row, seen)
-    own = staged = PageSet(key(name, "kept" if whole is None else "set", secrets.token_hex(8)), 0)
+    if row is not None:
+        await settle(link, row)
+    own = staged = PageSet(key(name, "kept" if batches is None else "set", secrets.token_hex(8)), 0)
     try:
-        if whole is not None:
-            own = own._replace(fields=sum([await stage(link, own.key, batch) async for batch in whole]))
-        if wanted is None:
-            kept = last_kept(name, row)
-            wanted, own = kept.wanted(await _kept_pages(link, name, row, kept)), kept.page_set
-        decided = decide(row, wanted, own)
+        if batches is not None:
+            own = own._replace(fields=sum([await stage(link, own.key, batch) async for batch in batches]))
+        if isinstance(wanted, Undo):
+            steps, known = steps_back(name, row, wanted.to), cast("Row", row)  # it has raised where there is none
+            pages = [await _kept_pages(link, name, known, step) for step in steps]
+            decided = decide_undo(known, steps, pages, wanted.event)
+        else:
+            decided = decide(row, wanted, own)
+        used = decided.after.page_set
         if row is not None and decided.put:
             decided = await _counted(link, row, decided)
         await link.do("SADD", LISTS, name)
-        await link.call(key(name, "state"), lambda client: commit(link, client, name, row, decided))
+        change = await link.call(key(name, "state"), lambda client: commit(link, client, name, row, decided, used=used))
     except StoreError as error:
         if error.cause == "oom":  # with other causes the switch may have been made, and what was staged expires
             with suppress(StoreError):
                 await link.do("UNLINK", staged.key)
         raise
+    with suppress(StoreError):  # whoever writes next, or reads the history, finds it in the list's record
+        await history.append(link, decided.event, (name, change))
     return decided.after.state
+
+
+async def settle(link: Link, row: Row) -> None:
+    """Append what the last write of a list was to say in the history, if its writer could not."""
+    await history.append(link, row.event, (row.name, row.change))
 
 
 async def make_room(link: Link, name: str, pages: Sequence[Page], *, amends: bool) -> None:
@@ -94,35 +116,39 @@ def _fields(pages: Sequence[Page], *, keep_gone: bool = False) -> list[object]:
     return fields
 
 
-async def _kept_pages(link: Link, name: str, row: Row | None, kept: Kept[PageSet]) -> list[Page]:
+async def _kept_pages(link: Link, name: str, row: Row, kept: Kept[PageSet]) -> list[Page]:
     """The pages in the kept set, unless that is whole. Raises NothingToRollBack if it is not there as it was."""
     pages: list[Page] = []
-    if row is not None and not kept.whole:
+    if not kept.whole:
         numbers = await read_numbers(link, row, kept.page_set)
         pages = await read_each(link, row, kept.page_set, numbers.tolist())
-    if await link.do("HLEN", kept.page_set.key) != kept.page_set.fields:  # it may have expired while it was read
-        raise NothingToRollBack(f"the release of list {name} before the one in force is no longer in Redis")
+    if await link.do("HLEN", kept.page_set.key) != kept.page_set.fields:  # it may have gone while it was read
+        raise NothingToRollBack(f"serial {kept.state.serial} of list {name}, or what was changed after it, is no longer in Redis")
     return pages
 
 
 async def _counted(link: Link, row: Row, decided: Write[PageSet]) -> Write[PageSet]:
     """The write with the fields that its sets will have; what is to be kept of the pages in force is staged."""
-    before = await read_each(link, row, row.page_set, [page.number for page in decided.put])
-    fields = row.page_set.fields + (len(_fields(decided.put)) - len(_fields(before))) // 2
+    page_set, aside = decided.after.page_set, decided.aside
+    before = await read_each(link, row, page_set, [page.number for page in decided.put])
+    page_set = page_set._replace(fields=page_set.fields + (len(_fields(decided.put)) - len(_fields(before))) // 2)
     kept = decided.after.kept
-    if kept is not None:
-        count = await stage(link, kept.page_set.key, before, keep_gone=True)
-        kept = replace(kept, page_set=kept.page_set._replace(fields=count))
-    return replace(decided, after=replace(decided.after, page_set=row.page_set._replace(fields=fields), kept=kept))
+    if aside is not None:
+        aside = aside._replace(fields=await stage(link, aside.key, before, keep_gone=True))
+        kept = tuple(replace(each, page_set=aside) if each.page_set.key == aside.key else each for each in kept)
+    return replace(decided, aside=aside, after=replace(decided.after, page_set=page_set, kept=kept))
 
 
-async def commit(link: Link, client: Any, name: str, row: Row | None, decided: Write[PageSet]) -> None:
-    """One EXEC, if the state is still what `row` says and the sets that come into use are whole."""
+async def commit(
+    link: Link, client: Any, name: str, row: Row | None, decided: Write[PageSet], *, used: PageSet
+) -> bytes:
+    """One EXEC, if the state is still what `row` says and the sets that come into use are whole; returns the list's new `change`.
+
+    `used`: the set that comes into force, with the fields that it has before the write.
+    """
     before, change = None if row is None else row.change, secrets.token_hex(8).encode()
     in_force = [] if row is None else [row.page_set.key]
-    new = [page_set for page_set in decided.after.page_sets if page_set.key not in in_force]
-    if row is not None and decided.after.kept is not None and decided.after.kept == row.kept:
-        new.remove(row.kept.page_set)  # it stays as it is, and may have expired
+    new = [page_set for page_set in (used, decided.aside) if page_set is not None and page_set.key not in in_force]
     async with client.pipeline(transaction=True) as pipe:
         try:
             await pipe.watch(key(name, "state"), *in_force, *(page_set.key for page_set in new))
@@ -140,8 +166,10 @@ async def commit(link: Link, client: Any, name: str, row: Row | None, decided: W
             now = await read_change(link, name)
             away = StoreError("refused", f"Redis ({link.where}) was lost in the middle of the switch; nothing was written")
             if now != change:
-                raise (_overtaken(name, before, now) if isinstance(error, fault.WatchError) else away) from error
+                overtaken = isinstance(error, fault.WatchError) or now not in {None, before}
+                raise (_overtaken(name, before, now) if overtaken else away) from error
     await _replicate(link, client, name)
+    return change
 
 
 def _overtaken(name: str, before: bytes | None, now: bytes | None) -> StoreError:
@@ -153,25 +181,32 @@ def _overtaken(name: str, before: bytes | None, now: bytes | None) -> StoreError
 
 def _queue(pipe: Any, name: str, decided: Write[PageSet], change: bytes) -> None:
     """Queue the commands of a write."""
-    state, page_set, kept = decided.after.state, decided.after.page_set, decided.after.kept
+    after, page_set = decided.after, decided.after.page_set
     for portion in portions(decided.put, PORTION_PAGES, PORTION_BYTES):
         pipe.execute_command("HDEL", page_set.key, *(field for page in portion for field in (page.number, f"{page.number}+")))
         if fields := _fields(portion):
             pipe.execute_command("HSET", page_set.key, *fields)
-    pipe.execute_command("PERSIST", page_set.key)
-    previous: tuple[str, ...] = ()
-    pipe.execute_command("HDEL", key(name, "state"), "previous")
-    if kept is not None:
-        record = {"state": asdict(kept.state), "set": _id(kept.page_set), "fields": kept.page_set.fields, "whole": kept.whole}
-        previous = ("previous", json.dumps(record))
-        pipe.execute_command("EXPIRE", kept.page_set.key, PREVIOUS_S)
+    for each in after.page_sets:
+        pipe.execute_command("PERSIST", each.key)
+    pipe.execute_command("HDEL", key(name, "state"), "previous")  # of a version that kept one release
+    past = {
+        "change": change.decode(), "event": _said(decided.event), "made": _said(after.made),
+        "kept": [
+            {"state": asdict(kept.state), "set": _id(kept.page_set), "fields": kept.page_set.fields, "whole": kept.whole, "made": _said(kept.made)}
+            for kept in after.kept
+        ],
+    }  # fmt: skip
     pipe.execute_command(
-        "HSET", key(name, "state"), "state", encode(state), "generation", state.generation, "set", _id(page_set),
-        "fields", page_set.fields, "change", change, *previous,
+        "HSET", key(name, "state"), "state", encode(after.state), "generation", after.state.generation, "set", _id(page_set),
+        "fields", page_set.fields, "change", change, "past", json.dumps(past),
     )  # fmt: skip
     if decided.dropped:
         pipe.execute_command("UNLINK", *(page_set.key for page_set in decided.dropped))
     _log_change(pipe, key(name, "changes"), decided)
+
+
+def _said(event: Event | None) -> dict[str, Any] | None:
+    return None if event is None else asdict(event)
 
 
 def _id(page_set: PageSet) -> str:

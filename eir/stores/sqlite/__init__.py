@@ -11,20 +11,19 @@ compare generations: none holds the write-ahead log back while a list is read.
 """
 
 import asyncio
-import sqlite3
 import struct
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from eir.errors import StoreChanged
 from eir.lists.pages import NUMBER_BITS, Page
-from eir.lists.store import HISTORY_MAX, Change, Event, ListState, Outcome
+from eir.lists.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
 from eir.stores.records import VALUE_BYTES_MAX, decode_change, decode_state
-from eir.stores.sqlite import writing
-from eir.stores.sqlite.file import NUMBER_MASK, File, checkpoint, find, transaction
-from eir.stores.write import Batches, PageSetStore, Stored, Wanted, portions, without_gap
+from eir.stores.sqlite import history, writing
+from eir.stores.sqlite.file import NUMBER_MASK, File, checkpoint, find
+from eir.stores.write import Batches, PageSetStore, Stored, Undo, Wanted, portions, without_gap
 
 POLL_S = 0.1
 """Between looks at the generations in `wait`: a look costs some 100 µs."""
@@ -32,8 +31,6 @@ PORTION_PAUSE_S = 0.005
 """Between a load's transactions, so that another process gets the write lock in the middle of it."""
 READ_PAGES_MAX, READ_BYTES = 512, 1 << 16
 """What one statement reads at most while a list is read."""
-GENTLY = 8
-"""A reader that is to be gentle reads so many times less, so that the processor and the interpreter are soon free again."""
 
 # Many pages as one text: for each its number (16 digits), two lengths (8 digits each), keys and extra, all hexadecimal.
 GATHER = "group_concat(printf('%016X%08X%08X', id & :mask, length(keys), length(extra)) || hex(keys) || hex(extra), '')"
@@ -59,15 +56,6 @@ READ_CHANGES = """
 SELECT generation, changes.before, after, pages FROM lists LEFT JOIN changes
 ON list = name AND after > :after AND after <= generation WHERE name = :name ORDER BY after
 """
-EVENT_FIELDS = [field.name for field in fields(Event)]
-READ_EVENTS = f"""
-SELECT {", ".join(EVENT_FIELDS)} FROM events WHERE :name IS NULL OR list = :name ORDER BY id DESC LIMIT :limit
-"""  # noqa: S608  # names of our own
-ADD_EVENT = f"INSERT INTO events ({', '.join(EVENT_FIELDS)}) VALUES (:{', :'.join(EVENT_FIELDS)})"  # noqa: S608  # as above
-COUNT_OUTCOME = """
-INSERT INTO outcomes VALUES (:list, :outcome, 1, :time) ON CONFLICT (coalesce(list, ''), outcome)
-DO UPDATE SET count = count + 1, last = max(last, excluded.last)
-"""
 CLAIM = """
 INSERT INTO claims VALUES (:what, :who, :now + :ttl_s) ON CONFLICT (what)
 DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :now
@@ -79,10 +67,13 @@ class SqliteStore(PageSetStore):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = File(path)
+        self._file = File(path, history.upgrade)
 
     async def _stored(self, name: str) -> Stored[int] | None:
         return await self._file.call(writing.stored, name)
+
+    async def state(self, name: str) -> ListState | None:
+        return await self._file.call(writing.state_of, name)
 
     async def states(self) -> Mapping[str, ListState]:
         rows = await self._file.rows(f"SELECT name, {STATE} FROM lists ORDER BY name", most=VALUE_BYTES_MAX)  # noqa: S608  # as above
@@ -91,13 +82,13 @@ class SqliteStore(PageSetStore):
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
         await self._file.call(writing.make_room, name, pages, amends)
 
-    async def _write(self, name: str, seen: int, wanted: Wanted | None, whole: Batches | None = None) -> ListState:
+    async def _write(self, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None = None) -> ListState:
         """A whole list goes to a set of its own first; one transaction does the rest. What it staged is given up if it fails."""
-        if whole is None:
+        if batches is None:
             return await self._file.call(writing.commit, name, seen, wanted, None)
         staged = await self._file.call(writing.begin_set, name, seen)
         try:
-            async for batch in whole:
+            async for batch in batches:
                 for portion in portions(batch, writing.PORTION_PAGES, writing.PORTION_BYTES):
                     await self._file.call(writing.fill, staged, portion)
                     await asyncio.sleep(PORTION_PAUSE_S)
@@ -108,10 +99,10 @@ class SqliteStore(PageSetStore):
         await self._file.call(checkpoint)
         return stored
 
-    async def pages(self, name: str, *, gently: bool = False) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
+    async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
         """Each batch is one statement, and the next one is read while the caller uses this one."""
         state: ListState | None = None
-        part, first, count = GENTLY if gently else 1, 0, 16
+        first, count = 0, 16
         ahead = self._file.submit(find, READ_BATCH, {"name": name, "first": first, "count": count, **BOUND})
         try:
             while True:
@@ -127,7 +118,7 @@ class SqliteStore(PageSetStore):
                 if not last:
                     # The next batch is read while this one is used; how much is judged by the size of this one.
                     size = len(text) // (2 * count) + 1
-                    first, count = batch[-1].number + 1, min(max(READ_BYTES // part // size, 1), READ_PAGES_MAX // part)
+                    first, count = batch[-1].number + 1, min(max(READ_BYTES // size, 1), READ_PAGES_MAX)
                     ahead = self._file.submit(find, READ_BATCH, {"name": name, "first": first, "count": count, **BOUND})
                 yield state, batch
                 if last:
@@ -161,11 +152,34 @@ class SqliteStore(PageSetStore):
 
     async def record(self, event: Event) -> None:
         """One transaction; durable when it returns."""
-        await self._file.call(_record, event)
+        await self._file.call(history.record, event)
 
-    async def history(self, name: str | None = None, limit: int = HISTORY_MAX) -> Sequence[Event]:
-        rows = await self._file.rows(READ_EVENTS, name=name, limit=limit)
-        return [Event(**dict(zip(EVENT_FIELDS, row, strict=True))) for row in reversed(rows)]
+    async def settle(self) -> None:
+        """Nothing: a write and its event are one transaction."""
+
+    async def history(self, name: str | None = None, *, limit: int | None = None, since: str | None = None) -> Sequence[Event]:
+        return await self._file.call(history.history, name, since, limit)
+
+    async def ledger(self) -> Ledger:
+        return await self._file.call(history.ledger)
+
+    async def records(self, after: int = 0) -> AsyncIterator[Sequence[Record]]:
+        while batch := await self._file.call(history.some_records, after):
+            yield batch
+            after = batch[-1].number
+
+    async def folds(self) -> Sequence[Fold]:
+        return await self._file.call(history.folds)
+
+    async def rewrite_history(
+        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger, exact: bool = False
+    ) -> None:
+        """All of it in one transaction."""
+        records = [record async for batch in batches for record in batch]
+        await self._file.call(partial(history.rewrite, exact=exact), records, folds, after, seen)
+
+    async def trim_history(self, until: str, bytes_max: int, event: Event | None) -> int:
+        return await self._file.call(history.trim, until, bytes_max, event)
 
     async def outcomes(self) -> Sequence[Outcome]:
         rows = await self._file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")
@@ -186,9 +200,3 @@ def _decode_batch(text: str | None) -> list[Page]:
         at = middle + extra
     return pages
 
-
-def _record(db: sqlite3.Connection, event: Event) -> None:
-    with transaction(db):
-        added = db.execute(ADD_EVENT, asdict(event))
-        db.execute("DELETE FROM events WHERE id <= ?", ((added.lastrowid or 0) - HISTORY_MAX,))
-        db.execute(COUNT_OUTCOME, asdict(event))

@@ -30,16 +30,15 @@ WAL_BYTES_MAX = 16 << 20
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 
 APPLICATION_ID = 0x45495230  # "EIR0", so that `file` and a wrong path tell
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
 """The row id of a page is its set's id and its number."""
 
 SCHEMA = f"""
 CREATE TABLE lists (
     name TEXT PRIMARY KEY, generation INTEGER NOT NULL, state TEXT NOT NULL, page_set INTEGER NOT NULL,
-    before TEXT,            -- state before the last release; NULL: nothing to roll back
-    before_set INTEGER,     -- its pages: all of them, or those that the last release touched (empty keys: there was none)
-    before_whole INTEGER);
+    made TEXT               -- the event that brought it
+);
 CREATE TABLE sets (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     page_count INTEGER NOT NULL DEFAULT 0,  -- of version 1 of the schema; nobody counts or reads it
@@ -53,13 +52,30 @@ CREATE TABLE changes (
     list TEXT NOT NULL, before INTEGER NOT NULL, after INTEGER NOT NULL,
     pages BLOB,             -- numbers, 8 bytes each; NULL: all
     PRIMARY KEY (list, after)) WITHOUT ROWID;
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL, list TEXT,
-    serial INTEGER, digest TEXT, outcome TEXT NOT NULL, detail TEXT NOT NULL);
-CREATE INDEX events_of_list ON events (list, id);
 CREATE TABLE outcomes (list TEXT, outcome TEXT NOT NULL, count INTEGER NOT NULL, last TEXT NOT NULL);
 CREATE UNIQUE INDEX outcomes_of_list ON outcomes (coalesce(list, ''), outcome);
 CREATE TABLE claims (what TEXT PRIMARY KEY, who TEXT NOT NULL, until REAL NOT NULL);
+"""
+SINCE_2 = """
+CREATE TABLE kept (         -- what a rollback brings back
+    list TEXT NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
+    page_set INTEGER NOT NULL,  -- all its pages, or those that the release after it touched (empty keys: there was none)
+    whole INTEGER NOT NULL, made TEXT, PRIMARY KEY (list, generation));
+CREATE TABLE records (
+    number INTEGER PRIMARY KEY, text TEXT NOT NULL, list TEXT GENERATED ALWAYS AS (CASE WHEN json_valid(text) THEN json_extract(text, '$.list') END) VIRTUAL);
+CREATE INDEX records_of_list ON records (list, number);
+CREATE TABLE refusals (key TEXT PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE ledger (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
+"""
+FROM_1 = """
+INSERT INTO kept SELECT name, json_extract(before, '$.generation'), before, before_set, before_whole, NULL FROM lists
+WHERE json_extract(before, '$.generation') IS NOT NULL AND before_set IS NOT NULL;
+ALTER TABLE lists DROP COLUMN before;
+ALTER TABLE lists DROP COLUMN before_set;
+ALTER TABLE lists DROP COLUMN before_whole;
+ALTER TABLE lists ADD COLUMN made TEXT;
+"""
+NOW = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -84,8 +100,10 @@ class File:
     function of the connection; all run in one thread, in the order in which they came.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, upgrade: Callable[[sqlite3.Connection, int], None] = lambda *_: None) -> None:
         self.path = path
+        self._upgrade = upgrade
+        """Does what SQL cannot where the file is of another version of the schema, in the transaction that brings it to this one."""
         self._db: sqlite3.Connection | None = None
         self._still: tuple[float, str] | None = None
         """Where it could be opened for reading only: until when (time.monotonic), and why."""
@@ -139,11 +157,11 @@ class File:
             os.fchmod(descriptor, FILE_MODE)
             os.close(descriptor)
         try:
-            db = _opened(self.path)
+            db = _opened(self.path, self._upgrade)
         except sqlite3.Error as error:
             if _cause(error) not in NO_ROOM:
                 raise
-            db = _opened(self.path, still=error)
+            db = _opened(self.path, self._upgrade, still=error)
             self._still = time.monotonic() + STILL_S, str(error)
         found = self.path.stat()
         self._db, self._inode = db, (found.st_dev, found.st_ino)
@@ -168,7 +186,7 @@ def _cause(error: sqlite3.Error) -> str:
     return CAUSES.get(getattr(error, "sqlite_errorname", "_").split("_")[1], "error")
 
 
-def _opened(path: Path, *, still: sqlite3.Error | None = None) -> sqlite3.Connection:
+def _opened(path: Path, upgrade: Callable[[sqlite3.Connection, int], None], *, still: sqlite3.Error | None = None) -> sqlite3.Connection:
     """A connection to the file; `still`: why it cannot be opened as always, which is raised if it is empty.
 
     Then it is read as it is on the disk, without lock, shared memory and what the write-ahead log may have on top: a node
@@ -181,7 +199,7 @@ def _opened(path: Path, *, still: sqlite3.Error | None = None) -> sqlite3.Connec
     try:
         version = _version(db, path)
         if still is None:
-            _prepare(db, new=not version)
+            _prepare(db, version, upgrade)
         elif not version:
             raise still  # noqa: TRY301  # the connection is closed as after any other fault
     except BaseException:
@@ -202,16 +220,19 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def _prepare(db: sqlite3.Connection, *, new: bool) -> None:
+def _prepare(db: sqlite3.Connection, version: int, upgrade: Callable[[sqlite3.Connection, int], None]) -> None:
     _use_wal(db)
     # A release that was reported as accepted survives a power cut, and with it the serial below which none is taken.
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
-    if new:
+    if version < SCHEMA_VERSION:
         with transaction(db):
-            if not _pragma(db, "user_version"):  # another process may have been faster
-                for statement in SCHEMA.split(";\n"):
+            version = _pragma(db, "user_version")  # another process may have been faster
+            if version < SCHEMA_VERSION:
+                steps = (SINCE_2, FROM_1) if version else (SCHEMA, SINCE_2)
+                for statement in "".join((*steps, NOW)).split(";\n"):
                     db.execute(statement)
+                upgrade(db, version)
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
@@ -244,6 +265,16 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
         raise
+
+
+@contextmanager
+def snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """Read in it what was there at one moment."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
 
 
 def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:

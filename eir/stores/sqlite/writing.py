@@ -6,16 +6,18 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from eir.errors import StoreError
 from eir.lists.pages import NUMBER_BITS, Page
-from eir.lists.store import ListState
-from eir.stores.records import VALUE_BYTES_MAX, decode_state, encode, encode_numbers
+from eir.lists.store import Event, ListState
+from eir.stores.records import VALUE_BYTES_MAX, decode_event, decode_state, encode, encode_numbers
 from eir.stores.room import SMALL_BYTES, check_room
 from eir.stores.sqlite.file import NUMBER_MASK, WAL_BYTES_MAX, checkpoint, transaction
-from eir.stores.write import Kept, Stored, Wanted, Write, check_generation, decide, last_kept
+from eir.stores.sqlite.history import append
+from eir.stores.write import Kept, Stored, Undo, Wanted, Write, check_generation, decide, decide_undo, steps_back
 
 PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
 """What one transaction of a load writes at most: it holds the write lock for about 70 ms."""
@@ -34,8 +36,11 @@ CHANGES_MAX = 1_000
 
 # What is longer than any record of ours is none.
 READ_RECORD = """
-SELECT iif(length(state) > :most, '', state), page_set, iif(length(before) > :most, '', before), before_set, before_whole
-FROM lists WHERE name = :name
+SELECT iif(length(state) > :most, '', state), page_set, iif(length(made) > :most, NULL, made) FROM lists WHERE name = :name
+"""
+READ_KEPT = """
+SELECT iif(length(state) > :most, '', state), page_set, whole, iif(length(made) > :most, NULL, made) FROM kept WHERE list = :name
+ORDER BY generation DESC
 """
 # Pages out of one blob, and a table of where each is: id, start and length of keys, start and length of extra.
 SCATTER = """
@@ -54,19 +59,30 @@ WHERE id IN (SELECT page_set << :bits | value FROM lists, json_each(:numbers) WH
 """
 DOOM = """
 UPDATE sets SET doomed = 1
-WHERE keep_until < ? AND NOT EXISTS (SELECT 1 FROM lists WHERE page_set = sets.id OR before_set = sets.id)
+WHERE keep_until < ? AND NOT EXISTS (SELECT 1 FROM lists WHERE page_set = sets.id) AND NOT EXISTS (SELECT 1 FROM kept WHERE page_set = sets.id)
 """
 DELETE_SOME = "DELETE FROM pages WHERE id IN (SELECT id FROM pages WHERE id BETWEEN ? AND ? LIMIT ?)"
 
 
 def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
     """The record of a list."""
-    found = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
+    values = {"name": name, "most": VALUE_BYTES_MAX}
+    found = db.execute(READ_RECORD, values).fetchone()
     if found is None:
         return None
-    state, page_set, before, before_set, whole = found
-    kept = None if before is None or before_set is None else Kept(decode_state(before), before_set, bool(whole))
-    return Stored(decode_state(state), page_set, kept)
+    state, page_set, made = found
+    kept = tuple(Kept(decode_state(was), its, bool(whole), _event(by)) for was, its, whole, by in db.execute(READ_KEPT, values))
+    return Stored(decode_state(state), page_set, kept, _event(made))
+
+
+def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
+    """What is in force."""
+    found = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
+    return None if found is None else decode_state(found[0])
+
+
+def _event(text: str | None) -> Event | None:
+    return None if text is None else decode_event(text)
 
 
 # Room
@@ -190,21 +206,22 @@ def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> Non
 # The one transaction by which a list changes
 
 
-def commit(db: sqlite3.Connection, name: str, seen: int, wanted: Wanted | None, staged: int | None) -> ListState:
-    """Put in force what is wanted (None: undo the last release); `staged`: the set with the whole list, if it is that."""
+def commit(db: sqlite3.Connection, name: str, seen: int, wanted: Wanted | Undo, staged: int | None) -> ListState:
+    """Put in force what is wanted, and into the history; `staged`: the set with the whole list, if it is that."""
     with transaction(db):
         before = stored(db, name)
         check_generation(name, before, seen)
-        if wanted is None:
-            kept = last_kept(name, before)
-            wanted, own = kept.wanted([] if kept.whole else _pages(db, kept.page_set)), kept.page_set
+        if isinstance(wanted, Undo):
+            steps = steps_back(name, before, wanted.to)
+            pages = [[] if step.whole else _pages(db, step.page_set) for step in steps]
+            write = decide_undo(cast("Stored[int]", before), steps, pages, wanted.event)  # steps_back has raised where there is none
         elif staged is not None:
-            own = staged
-            _hold(db, own)
+            _hold(db, staged)
+            write = decide(before, wanted, staged)
         else:
-            own = _new_set(db) if wanted.keep else 0  # 0: it needs none
-        write = decide(before, wanted, own)
+            write = decide(before, wanted, _new_set(db) if wanted.keep else 0)  # 0: it needs none
         _carry_out(db, name, write)
+        append(db, write.event)
     return write.after.state
 
 
@@ -214,20 +231,27 @@ def _pages(db: sqlite3.Connection, page_set: int) -> list[Page]:
 
 
 def _carry_out(db: sqlite3.Connection, name: str, write: Write[int]) -> None:
-    state, page_set, kept, change = write.after.state, write.after.page_set, write.after.kept, write.change
-    base = page_set << NUMBER_BITS
-    if kept is not None and not kept.whole:
-        db.executemany(KEEP, ((kept.page_set << NUMBER_BITS | page.number, base | page.number) for page in write.put))
-    _insert(db, page_set, write.put)
+    after, change = write.after, write.change
+    base = after.page_set << NUMBER_BITS
+    if write.aside is not None:
+        db.executemany(KEEP, ((write.aside << NUMBER_BITS | page.number, base | page.number) for page in write.put))
+    _insert(db, after.page_set, write.put)
     db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in write.put if page.gone))
     for each in write.dropped:
         give_up(db, each)
-    before = (None, None, None) if kept is None else (encode(kept.state), kept.page_set, kept.whole)
-    row = (name, state.generation, encode(state), page_set, *before)
-    db.execute("INSERT OR REPLACE INTO lists VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    row = (name, after.state.generation, encode(after.state), after.page_set, _text(after.made))
+    db.execute("INSERT OR REPLACE INTO lists (name, generation, state, page_set, made) VALUES (?, ?, ?, ?, ?)", row)
+    db.execute("DELETE FROM kept WHERE list = ?", (name,))
+    db.executemany("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?)", (
+        (name, kept.state.generation, encode(kept.state), kept.page_set, kept.whole, _text(kept.made)) for kept in after.kept
+    ))  # fmt: skip
     if write.new_log:
         db.execute("DELETE FROM changes WHERE list = ?", (name,))
     if change is not None:
         numbers = encode_numbers(change.pages)
         db.execute("INSERT OR REPLACE INTO changes VALUES (?, ?, ?, ?)", (name, change.before, change.after, numbers))
         db.execute("DELETE FROM changes WHERE list = ? AND after <= ?", (name, change.after - CHANGES_MAX))
+
+
+def _text(made: Event | None) -> str | None:
+    return None if made is None else encode(made)

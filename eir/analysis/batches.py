@@ -1,0 +1,125 @@
+"""Messages of workers, and rows of other records, as one frame of like checks: one row for each group, by schema.COLUMNS.
+
+What differs little (decision, origin) is a number until groups are made. Imports polars, which takes a fifth of a second, and so is
+imported only in the process that writes and by commands that need it.
+"""
+
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from eir.analysis.buffer import HEAD, TEXTS
+from eir.analysis.schema import COLUMNS, IDENTIFIER_CHARS_MAX
+from eir.analysis.subscribers import Subscribers
+from eir.device import MEID_BASE
+
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+import polars as pl  # it reads the number of its threads when it is imported
+
+Kind: TypeAlias = tuple[str, str | None, str | None, str, str, str, str]
+"""Status, rule, list, Origin-Host, Origin-Realm, protocol, observed rules; empty where there is none."""
+
+KIND_COLUMNS = ("status", "rule", "list", "origin_host", "origin_realm", "protocol", "observed")
+HOME_DIGITS = 6
+ALIKE_PARTS = 5
+"""Of what was answered by columns: time, decision, origin, widths, digits."""
+TYPES: Mapping[str, Any] = {"TIMESTAMP": pl.Datetime("us"), "UINTEGER": pl.UInt32, "VARCHAR": pl.String, "BIGINT": pl.Int64}
+FRAME: Mapping[str, Any] = {column.name: TYPES[column.kind] for column in COLUMNS}
+"""Name → type in polars."""
+_ROWS = {"time": pl.Int64, "imei": pl.String, "software_version": pl.String, "imsi": pl.String, "kind": pl.UInt32}
+
+
+class Rows:
+    """Checks as they come, each a row."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[Kind, int] = {}
+        self._frames: list[pl.DataFrame] = []
+
+    def kind(self, kind: Kind) -> int:
+        """The number that stands for a kind."""
+        return self._kinds.setdefault(kind, len(self._kinds))
+
+    def add(self, columns: Mapping[str, Any] | pl.DataFrame) -> None:
+        """Take rows: `time` in microseconds, `imei`, `software_version`, `imsi` (empty: none), `kind` by its number."""
+        self._frames.append(pl.DataFrame(columns, schema=_ROWS))
+
+    def take(self, messages: Iterable[bytes]) -> None:
+        """Take messages of workers."""
+        times: list[int] = []
+        kinds: list[int] = []
+        texts: list[str] = []
+        for message in messages:
+            for part in pickle.loads(memoryview(message)[HEAD.size :]):  # noqa: S301 - from a process of ours
+                if len(part) == ALIKE_PARTS:
+                    self._add_alike(*part)
+                    continue
+                time_us, decision, host, realm, protocol, observed, octets = part
+                some = octets.decode("utf-8", "replace").split("\n")
+                count = len(some) // TEXTS
+                times += [time_us] * count
+                kinds += [self.kind((decision.status, decision.rule, decision.list, host, realm, protocol, observed))] * count
+                texts += some
+        self.add({"time": times, "imei": texts[0::TEXTS], "imsi": texts[1::TEXTS], "software_version": texts[2::TEXTS], "kind": kinds})
+
+    def _add_alike(self, time_us: int, decision: Any, origin: tuple[str, str, str], widths: tuple[int, int, int], octets: bytes) -> None:
+        digits = np.frombuffer(octets, np.uint8).reshape(-1, sum(widths)) + np.uint8(ord("0"))
+        ends = np.cumsum(widths).tolist()
+        found = {
+            name: _texts(digits[:, end - width : end]) if width else [""] * len(digits)
+            for name, width, end in zip(("imei", "software_version", "imsi"), widths, ends, strict=True)
+        }
+        number = self.kind((decision.status, decision.rule, decision.list, *origin, ""))
+        self.add({"time": np.full(len(digits), time_us), "kind": np.full(len(digits), number, np.uint32), **found})
+
+    def grouped(self, subscribers: Subscribers) -> pl.DataFrame:
+        """A row for each group of checks that are alike within one hour, by schema.COLUMNS, in the order of devices."""
+        rows = pl.concat(self._frames) if self._frames else pl.DataFrame(schema=_ROWS)
+        groups = rows.group_by("imei", "software_version", "imsi", "kind", pl.col("time") // 3_600_000_000).agg(
+            pl.col("time").min().alias("first"), pl.col("time").max().alias("last"), pl.len().cast(pl.UInt32).alias("checks")
+        )
+        kinds = pl.DataFrame(
+            [[text or None for text in kind] for kind in self._kinds], schema=dict.fromkeys(KIND_COLUMNS, pl.String), orient="row"
+        )
+        imsis = groups["imsi"]
+        made = groups.with_columns(
+            pl.col("first").cast(pl.Datetime("us")).alias("time"), pl.col("last").cast(pl.Datetime("us")),
+            _device(groups["imei"]), subscribers.of(imsis),
+            pl.when(imsis != "").then(imsis.str.slice(0, HOME_DIGITS)).alias("home"),
+            pl.when(imei_is(16) & (pl.col("software_version") == "")).then(pl.col("imei").str.slice(14, 2))
+            .otherwise(pl.col("software_version")).alias("software_version"),
+            pl.col("imei").str.slice(0, IDENTIFIER_CHARS_MAX),
+            *(kinds[name].gather(groups["kind"]).alias(name) for name in KIND_COLUMNS),
+        )  # fmt: skip
+        made = made.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("imei", "software_version", "subscriber"))
+        return made.select(pl.col(name).cast(kind) for name, kind in FRAME.items()).sort("device", nulls_last=True)
+
+
+def rows_of(messages: Iterable[bytes]) -> Rows:
+    """All checks of some messages."""
+    rows = Rows()
+    rows.take(messages)
+    return rows
+
+
+def imei_is(*lengths: int) -> pl.Expr:
+    """Whether the identifier is an IMEI of one of these lengths."""
+    wanted = "|".join(f"[0-9]{{{length}}}" for length in lengths)
+    return pl.col("imei").str.contains(f"^(?:{wanted})$")
+
+
+def _device(identifiers: pl.Series) -> pl.Series:
+    """The key (eir.device) of each identifier, null where it is none: the first 14 digits, or a MEID."""
+    frame = identifiers.alias("imei").to_frame()
+    digits = pl.when(imei_is(14, 15, 16)).then(pl.col("imei").str.slice(0, 14)).str.to_integer(dtype=pl.Int64, strict=False)
+    meid = pl.when(pl.col("imei").str.contains("^[0-9A-Fa-f]{14}$")).then(pl.col("imei")).str.to_integer(base=16, dtype=pl.Int64, strict=False)
+    return frame.select(digits.fill_null(meid + MEID_BASE).alias("device"))["device"]
+
+
+def _texts(digits: "np.ndarray[Any, Any]") -> pl.Series:
+    """A text for each row of octets."""
+    octets = np.ascontiguousarray(digits).view(f"S{digits.shape[1]}").ravel().tolist()
+    return pl.Series(octets, dtype=pl.Binary).cast(pl.String)

@@ -1,0 +1,136 @@
+"""Events on their way out: in order, again and again until they are taken, and never more waiting than there is room for.
+
+One delivery after the other, so that what happened to a device arrives in the order in which it happened. A receiver that is away
+costs memory up to a limit; then the oldest events go, and are counted.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import http.client
+import json
+import ssl
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from eir.errors import EirError, Report
+
+WAITING_MAX = 10_000
+"""Events."""
+BATCH_MAX = 100
+AGAIN_S, AGAIN_MAX_S = 0.5, 60.0
+"""Pause after a delivery that failed; it doubles."""
+POST_S = 10.0
+"""How long a receiver may take."""
+TAKES_LATER = frozenset({408, 425, 429})
+"""Answers of a receiver that says no for now, beside those from 500 on."""
+TIME_HEADER, SIGNATURE_HEADER, ID_HEADER = "X-EIR-Timestamp", "X-EIR-Signature", "X-EIR-Delivery"
+
+Event: TypeAlias = dict[str, Any]
+Send: TypeAlias = Callable[[Sequence[Event]], Awaitable[None]]
+"""Delivers events. Raises Undelivered, or NotTaken."""
+
+
+class Undelivered(EirError):
+    """The receiver is away, or says no for now."""
+
+
+class NotTaken(EirError):
+    """The receiver will not take these events, however often they come."""
+
+
+class Delivery:
+    """Events for one receiver. `counted` is told: `sent`, `queue` or `refused`, and how many events."""
+
+    def __init__(self, to: str, send: Send, counted: Callable[[str, int], None], *, report: Report) -> None:
+        self._to, self._send, self._counted, self._report = to, send, counted, report
+        self._waiting: deque[Event] = deque()
+        self._under_way = 0
+        """Of those that wait, the first ones, which are being delivered."""
+        self._there = asyncio.Event()
+
+    def put(self, events: Sequence[Event]) -> None:
+        """Have events delivered."""
+        self._waiting.extend(events)
+        too_many = len(self._waiting) - WAITING_MAX
+        if too_many > 0:
+            for _ in range(too_many):
+                self._waiting.popleft()
+            self._under_way = max(0, self._under_way - too_many)
+            self._counted("queue", too_many)
+        if self._waiting:
+            self._there.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits."""
+        return not self._waiting
+
+    async def run(self) -> None:
+        """Deliver, until cancelled."""
+        pause_s = AGAIN_S
+        while True:
+            await self._there.wait()
+            batch = [self._waiting[at] for at in range(min(BATCH_MAX, len(self._waiting)))]
+            self._under_way = len(batch)
+            try:
+                await self._send(batch)
+            except Undelivered as e:
+                self._report("events_undelivered", reason=self._to, level="warning", waiting=len(self._waiting), again_in_s=pause_s, detail=str(e))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, AGAIN_MAX_S)
+                continue
+            except NotTaken as e:
+                self._report("events_refused", reason=self._to, level="error", detail=str(e))
+                self._counted("refused", self._under_way)
+            else:
+                self._counted("sent", self._under_way)
+            pause_s = AGAIN_S
+            for _ in range(self._under_way):  # fewer than were sent, if the oldest went meanwhile: those are counted as lost
+                self._waiting.popleft()
+            self._under_way = 0
+            if not self._waiting:
+                self._there.clear()
+
+
+def webhook(url: str, key: bytes, now: Callable[[], float] = time.time) -> Send:
+    """Posts events to a URL: `{"events": [...]}`, with the time, and an HMAC-SHA256 over time, a dot and the body in headers."""
+
+    async def send(events: Sequence[Event]) -> None:
+        body = json.dumps({"events": list(events)}).encode()
+        stamp = str(int(now()))
+        headers = {
+            "Content-Type": "application/json", TIME_HEADER: stamp, ID_HEADER: events[0]["id"],
+            SIGNATURE_HEADER: f"sha256={signature(key, stamp, body)}",
+        }  # fmt: skip
+        await asyncio.to_thread(_post, url, body, headers)
+
+    return send
+
+
+def signature(key: bytes, stamp: str, body: bytes) -> str:
+    """What a receiver computes too, and compares: hexadecimal digits."""
+    return hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def _post(url: str, body: bytes, headers: dict[str, str]) -> None:
+    parts = urlsplit(url)
+    link = (
+        http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=POST_S, context=ssl.create_default_context())
+        if parts.scheme == "https"
+        else http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=POST_S)
+    )
+    try:
+        link.request("POST", f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}", body, headers)
+        status = link.getresponse().status
+    except (OSError, http.client.HTTPException) as e:
+        raise Undelivered(f"{parts.scheme}://{parts.netloc}: {e or type(e).__name__}") from None
+    finally:
+        link.close()
+    if status in range(200, 300):
+        return
+    said = f"{parts.scheme}://{parts.netloc} answered {status}"
+    raise Undelivered(said) if status >= 500 or status in TAKES_LATER else NotTaken(said)

@@ -1,0 +1,151 @@
+"""The files of the record: written whole or not at all, kept within an age and a size, and cleaned of what somebody wants forgotten.
+
+A file gets its name once all of it is on the disk, so that whatever ends a process leaves files that can be read, and perhaps one
+with another ending, which the next start removes. Names are by the time of the first row and a random part: a clock that goes back
+makes no file take another's place. Imports polars where it writes.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from eir.analysis.schema import FILES, FOLDER
+
+if TYPE_CHECKING:
+    import polars as pl
+
+UNFINISHED = ".tmp"
+FOLDER_MODE, FILE_MODE = 0o700, 0o600
+FREE_BYTES_MIN = 64 << 20
+"""Left on the disk for what matters more: lists, their history and the log."""
+SMALL_DISK_SHARE = 20
+"""Of a disk that is small, one part in so many is left instead."""
+GROUP_ROWS = 1 << 16
+"""Rows that a reader may pass over together."""
+
+
+class File(NamedTuple):
+    """One file."""
+
+    path: Path
+    bytes: int
+    written: float
+    """Unix seconds; of what was taken in from elsewhere, when that was: its age counts from there."""
+
+
+def write(state: Path, rows: "pl.DataFrame") -> list[File]:
+    """Write rows (schema.COLUMNS) into files by day and hour; returns these. Raises OSError, and leaves nothing unfinished then."""
+    import polars as pl  # noqa: PLC0415 - the caller has it
+
+    made: list[File] = []
+    try:
+        for (hour,), part in rows.group_by(pl.col("time").dt.strftime("%Y-%m-%d %H"), maintain_order=True):
+            day, _, begin = str(hour).partition(" ")
+            first_us = part["time"].cast(pl.Int64).to_numpy().min()
+            made.append(_write(_folder(state / FOLDER / day) / f"{begin}-{first_us}-{secrets.token_hex(4)}.parquet", part))
+    except OSError:
+        for file in made:  # so that who tries again does not write it twice
+            file.path.unlink(missing_ok=True)
+        raise
+    return made
+
+
+def _write(path: Path, rows: "pl.DataFrame", *, written: float | None = None) -> File:
+    room = os.statvfs(path.parent)
+    if room.f_bavail * room.f_frsize < min(FREE_BYTES_MIN, room.f_blocks * room.f_frsize // SMALL_DISK_SHARE):
+        raise OSError(28, "the disk is nearly full; what is left is for lists and their history", str(path))
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        with open(descriptor, "wb") as stream:  # noqa: PTH123 - of a descriptor, for its mode
+            rows.write_parquet(stream, compression="zstd", row_group_size=GROUP_ROWS, statistics=True)
+            stream.flush()
+            os.fsync(descriptor)
+            if written is not None:
+                os.utime(descriptor, (written, written))
+            size = os.fstat(descriptor).st_size
+        unfinished.replace(path)
+        _sync(path.parent)
+    except BaseException as e:
+        unfinished.unlink(missing_ok=True)
+        if isinstance(e, OSError) or not isinstance(e, Exception):
+            raise
+        raise OSError(5, f"{type(e).__name__}: {e}", str(path)) from None  # polars has errors of its own for a disk's
+    return File(path, size, time.time() if written is None else written)
+
+
+def found(state: Path) -> list[File]:
+    """All files, the oldest first by what is in them."""
+    there = []
+    for path in sorted((state / FOLDER).glob(FILES)):
+        with suppress(FileNotFoundError):  # it was too old just now
+            status = path.stat()
+            there.append(File(path, status.st_size, status.st_mtime))
+    return there
+
+
+def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
+    """Remove what is too old, and the oldest of what is too much; returns the bytes that are left."""
+    there = found(state)
+    total = sum(file.bytes for file in there)
+    for file in there:
+        if now - file.written > keep_s or total > max_bytes:
+            file.path.unlink(missing_ok=True)
+            total -= file.bytes
+    for day in (state / FOLDER).glob("*/"):
+        with suppress(OSError):  # there is something in it
+            day.rmdir()
+    return total
+
+
+def clean(state: Path) -> None:
+    """Make the folder, and remove what a process left unfinished that is no more. Raises OSError."""
+    for path in folder_of(state).glob(f"*/.*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def folder_of(state: Path) -> Path:
+    """The folder of the files, made if it is not there. Raises OSError."""
+    return _folder(state / FOLDER)
+
+
+def forget(state: Path, subscribers: Sequence[str]) -> int:
+    """Take every row of these subscribers out of the files; returns how many rows there were. Raises OSError."""
+    import polars as pl  # noqa: PLC0415 - for this alone
+
+    gone = 0
+    for file in found(state):
+        rows = pl.read_parquet(file.path, glob=False)
+        kept = rows.filter(~pl.col("subscriber").is_in(list(subscribers)).fill_null(value=False))
+        if len(kept) == len(rows):
+            continue
+        gone += len(rows) - len(kept)
+        if len(kept):
+            _write(file.path, kept, written=file.written)
+        else:
+            file.path.unlink(missing_ok=True)
+    return gone
+
+
+def owner_of(state: Path, made: Iterable[Path]) -> None:
+    """What root has just made in another user's state folder becomes that user's, so that the node can remove it."""
+    if os.geteuid() == 0 and (owner := state.stat()).st_uid:
+        for path in made:
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+    return path
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

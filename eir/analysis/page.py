@@ -1,0 +1,170 @@
+"""Findings as one page for a browser: charts and a table in a single file that loads nothing, light or dark as the reader's system is.
+
+`page` is for a fraud desk and names devices; `public_page` is for a yearly report and holds counts alone, none below ten. Knows
+neither files nor engine.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+from eir.analysis.conditions import CONDITIONS
+from eir.analysis.judge import Finding, Judgement
+
+ROWS_MAX = 2000
+SUPPRESSED_BELOW = 10
+FEW = f"fewer than {SUPPRESSED_BELOW}"
+BANDS = ((1, 1, "one, or not known"), (2, 2, "2"), (3, 3, "3"), (4, 6, "4 to 6"), (7, 20, "7 to 20"), (21, 10**9, "more than 20"))
+"""Copies: from, to, and how that is said."""
+BAR_PX, GAP_PX, LABEL_PX, WIDTH_PX, HIGH_PX = 18, 8, 330, 720, 150
+
+STYLE = """
+:root{color-scheme:light dark;--page:#fbfbf9;--card:#fff;--ink:#1c1e21;--soft:#5b6168;--line:#dcdfe3;--bar:#2563a8;--strong:#a8321f}
+@media (prefers-color-scheme:dark){:root{--page:#15171a;--card:#1e2125;--ink:#e8eaed;--soft:#a3abb4;--line:#363b42;--bar:#6ea8e6;--strong:#f08b78}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:24px 20px 60px}
+h1{font-size:26px;line-height:1.25;margin:0 0 4px}
+h2{font-size:17px;margin:0 0 12px}
+p{margin:0 0 12px;max-width:75ch}
+.soft,figcaption,th{color:var(--soft)}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:20px 0}
+.figures div,section,figure{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px 16px;margin:0}
+.figures b{display:block;font-size:24px;font-variant-numeric:tabular-nums}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:16px;margin:16px 0}
+section{margin:16px 0;overflow-x:auto}
+svg{width:100%;height:auto;display:block}
+svg text{fill:var(--ink);font:13px system-ui,sans-serif}
+svg .soft{fill:var(--soft)}
+svg .bar{fill:var(--bar)}
+table{border-collapse:collapse;width:100%;font-size:14px}
+th{text-align:left;font-weight:600;white-space:nowrap}
+th,td{padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+td time{white-space:nowrap}
+td code{font:13px ui-monospace,monospace;white-space:nowrap}
+.certain{color:var(--strong);font-weight:600}
+"""
+
+
+class Bar(NamedTuple):
+    """One line of a chart."""
+
+    label: str
+    value: int
+    shown: str
+
+
+def page(found: Judgement) -> str:
+    """The page of a fraud desk: every device, its score, and what speaks against it."""
+    findings = found.findings
+    certain = sum(finding.sure == "certain" for finding in findings)
+    charts = [
+        _bars("What was found", "devices for which each condition holds", _by_condition(findings)),
+        _bars("How many phones share an identity", "devices by their regular subscribers", _by_copies(findings)),
+        _columns("Day by day", "reported devices seen on each day", found.by_day, found),
+        _bars("Models", "reported devices by TAC, the ten with most", [Bar(tac, count, f"{count:,}") for tac, count in Counter(finding.imei[:8] for finding in findings).most_common(10)]),
+    ]  # fmt: skip
+    rows = "".join(map(_row, findings[:ROWS_MAX]))
+    more = f"<p class=soft>{len(findings) - ROWS_MAX:,} more are in the CSV and JSON forms.</p>" if len(findings) > ROWS_MAX else ""
+    malformed = "".join(f"<tr><td>{escape(origin) or 'not named'}<td class=n>{seen:,}<td class=n>{who:,}" for origin, seen, who in found.malformed[:20])
+    wrong = (
+        f"<section><h2>Checks that name no device</h2><table><tr><th>Origin<th class=n>Checks<th class=n>Subscribers{malformed}</table></section>" if malformed else ""
+    )
+    left = f"<p><b>Left out:</b> {escape(', '.join(found.left_out))}, since too many devices match.</p>" if found.left_out else ""
+    table = (
+        "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>Likely genuine</thead>"
+        f"<tbody>{rows}</tbody></table>{more}" if findings else "<p>Nothing was found.</p>"
+    )  # fmt: skip
+    return _document("Devices with a tampered identity", found, f"""
+<div class=figures>{_figure(len(findings), 'devices reported')}{_figure(certain, 'of them certain')}{_figure(found.devices, 'devices seen')}{_figure(found.subscribers, 'subscribers')}{_figure(found.sightings, 'checks')}</div>
+{left}<div class=charts>{''.join(charts)}</div>
+<section><h2>Devices, the likeliest first</h2><p class=soft>The score is the chance that at least one of the conditions is right.</p>{table}</section>{wrong}""")
+
+
+def public_page(found: Judgement) -> str:
+    """The page of a yearly report: no identifier, no place, no day, and no count below ten."""
+    findings = found.findings
+    copies = suppressed({bar.label: bar.value for bar in _by_copies(findings)})
+    bands = [Bar(label, count or 0, f"{count:,}" if count is not None else FEW) for label, count in copies.items()]
+    by_condition = [bar if bar.value >= SUPPRESSED_BELOW else Bar(bar.label, 0, FEW) for bar in _by_condition(findings)]
+    figures = "".join(_figure(count, what) for count, what in (
+        (len(findings), "devices with a tampered identity"), (found.devices, "devices seen"), (found.subscribers, "subscribers"), (found.sightings, "checks"),
+    ))  # fmt: skip
+    return _document("Tampered device identities", found, f"""
+<div class=figures>{figures}</div>
+<div class=charts>{_bars('What was found', 'devices for which each condition holds', by_condition)}{_bars('How many phones share an identity', 'devices by their regular subscribers', bands)}</div>
+<p class=soft>Counts below {SUPPRESSED_BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""")
+
+
+def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:
+    """Counts that add up to a known sum, those below ten as None; where that hides one alone, the next smallest too."""
+    hidden = [name for name, count in counts.items() if 0 < count < SUPPRESSED_BELOW]
+    if len(hidden) == 1:
+        others = sorted((count, name) for name, count in counts.items() if count and name not in hidden)
+        hidden += [name for _, name in others[:1]]
+    return {name: None if name in hidden else count for name, count in counts.items()}
+
+
+def _by_condition(findings: Iterable[Finding]) -> list[Bar]:
+    counted = Counter(name for finding in findings for name in finding.conditions)
+    return [Bar(CONDITIONS[name].says.replace("`", ""), count, f"{count:,}") for name, count in counted.most_common()]
+
+
+def _by_copies(findings: Sequence[Finding]) -> list[Bar]:
+    counts = ((label, sum(low <= max(finding.copies, 1) <= high for finding in findings)) for low, high, label in BANDS)
+    return [Bar(label, count, f"{count:,}") for label, count in counts]
+
+
+def _figure(count: int, what: str) -> str:
+    shown = FEW if 0 < count < SUPPRESSED_BELOW and what.startswith("devices with") else f"{count:,}"
+    return f"<div><b>{shown}</b>{escape(what)}</div>"
+
+
+def _bars(title: str, says: str, bars: Sequence[Bar]) -> str:
+    """Lines with a bar each, drawn as an image that is read out as its title and a list."""
+    most = max((bar.value for bar in bars), default=0) or 1
+    room = WIDTH_PX - LABEL_PX - 90
+    drawn = []
+    for number, bar in enumerate(bars):
+        top = number * (BAR_PX + GAP_PX)
+        label = bar.label if len(bar.label) <= 48 else f"{bar.label[:47]}…"
+        wide = bar.value / most * room
+        drawn.append(
+            f'<text x="{LABEL_PX - 8}" y="{top + 14}" text-anchor="end">{escape(label)}<title>{escape(bar.label)}</title></text>'
+            f'<rect class="bar" x="{LABEL_PX}" y="{top}" width="{wide:.1f}" height="{BAR_PX}" rx="2"/>'
+            f'<text class="soft" x="{LABEL_PX + wide + 6:.1f}" y="{top + 14}">{escape(bar.shown)}</text>'
+        )
+    high = max(len(bars), 1) * (BAR_PX + GAP_PX)
+    read = "; ".join(f"{bar.label}: {bar.shown}" for bar in bars) or "nothing"
+    return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {high}" role="img" aria-label="{escape(f"{title}: {read}")}">{"".join(drawn)}</svg><figcaption>{escape(says)}</figcaption></figure>'
+
+
+def _columns(title: str, says: str, values: Sequence[tuple[int, int]], found: Judgement) -> str:
+    """A column for each day."""
+    most = max((value for _, value in values), default=0) or 1
+    wide = (WIDTH_PX - 50) / max(len(values), 1)
+    drawn = [f'<text class="soft" x="42" y="14" text-anchor="end">{most:,}</text><text class="soft" x="42" y="{HIGH_PX}" text-anchor="end">0</text>']
+    for number, (_, value) in enumerate(values):
+        tall = value / most * (HIGH_PX - 4)
+        drawn.append(f'<rect class="bar" x="{50 + number * wide:.1f}" y="{HIGH_PX - tall:.1f}" width="{max(wide - 3, 1):.1f}" height="{tall:.1f}" rx="1"><title>{value:,}</title></rect>')
+    ends = f'<text class="soft" x="50" y="{HIGH_PX + 18}">{found.since:%d %b %Y}</text><text class="soft" x="{WIDTH_PX}" y="{HIGH_PX + 18}" text-anchor="end">{found.until:%d %b %Y}</text>'
+    return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {HIGH_PX + 26}" role="img" aria-label="{escape(f"{title}: at most {most:,} {says}")}">{"".join(drawn)}{ends}</svg><figcaption>{escape(says)}</figcaption></figure>'
+
+
+def _row(finding: Finding) -> str:
+    genuine = f"<code>{escape(finding.genuine.subscriber[:15])}</code><br>{escape(finding.genuine.sure)}: {escape(finding.genuine.why)}" if finding.genuine else "cannot be told"
+    strong = " class=certain" if finding.sure == "certain" else ""
+    return (
+        f"<tr><td><code>{finding.imei}</code><td class=n><span{strong}>{finding.score:.3f}</span><td class=n>{finding.subscribers:,}"
+        f"<td><time>{finding.first_seen:%Y-%m-%d}</time><td><time>{finding.last_seen:%Y-%m-%d}</time><td>{escape(finding.evidence)}<td>{genuine}"
+    )
+
+
+def _document(title: str, found: Judgement, body: str) -> str:
+    return f"""<!doctype html>
+<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><meta name=referrer content=no-referrer>
+<meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'"><title>{escape(title)}</title><style>{STYLE}</style></head>
+<body><main><h1>{escape(title)}</h1><p class=soft>{found.since:%d %B %Y} to {found.until:%d %B %Y}</p>{body}</main></body></html>
+"""

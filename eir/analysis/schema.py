@@ -1,0 +1,51 @@
+"""What a sighting is, as data: the columns of the files, and where in the state folder which file lies.
+
+A row is a group of checks that were alike within a few minutes (`sightings.window_s`). Files are Parquet, compressed by zstd, in
+`STATE/sightings/YYYY-MM-DD/HH-START-UNIQUE.parquet` (UTC; START: the first row's time in microseconds), mode 0600. What is not
+finished has another ending. Data only; imports nothing of ours.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Column(NamedTuple):
+    """One column."""
+
+    name: str
+    kind: str
+    """Its type in SQL."""
+    says: str
+
+
+COLUMNS = (
+    Column("time", "TIMESTAMP", "first check of the group; UTC, in microseconds"),
+    Column("last", "TIMESTAMP", "last check of the group"),
+    Column("checks", "UINTEGER", "how many checks there were"),
+    Column("imei", "VARCHAR", "the identifier as it was sent, 32 characters at most; NULL: none came"),
+    Column("device", "BIGINT", "the device's key (eir.device): the first 14 digits; NULL: the identifier is none"),
+    Column("software_version", "VARCHAR", "NULL: none came"),
+    Column("subscriber", "VARCHAR", "keyed hash in hexadecimal digits, or the IMSI, as `sightings.subscribers` says; NULL: none came"),
+    Column("home", "VARCHAR", "first 6 digits of the IMSI: MCC and MNC; NULL: none came"),
+    Column("origin_host", "VARCHAR", "who asked: the MME or SGSN, also behind an agent"),
+    Column("origin_realm", "VARCHAR", "its realm"),
+    Column("protocol", "VARCHAR", "`s13` or `n5g`"),
+    Column("status", "VARCHAR", "what the policy said: `whitelisted` to `unknown`; `error`: the request named no device"),
+    Column("rule", "VARCHAR", "the rule's number, or `default`, `override`, `no_identity`, `bad_identity`; NULL: not known"),
+    Column("list", "VARCHAR", "the list that decided; NULL: none"),
+    Column("observed", "VARCHAR", "rules under observation that held: RULE=STATUS, and @LIST where there is one, blanks between them; NULL: none"),
+)
+
+SCHEMA = {column.name: column.kind for column in COLUMNS}
+"""Name → type in SQL, in the order of the files."""
+
+FOLDER = "sightings"
+"""In the state folder."""
+FILES = "*/*.parquet"
+"""Pattern of all files, from that folder."""
+IDENTIFIER_CHARS_MAX = 32
+
+
+def files(state: Path) -> str:
+    """The pattern of all files of a node, by its state folder."""
+    return str(state / FOLDER / FILES)

@@ -1,0 +1,85 @@
+"""What the record says of one device or one SIM: when, where, with which SIMs or in which devices. Imports polars.
+
+Files are in the order of devices, so that most of each is passed over.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from eir.analysis.files import found
+from eir.device import device_key, imsi_key, key_text
+from eir.errors import EirError, IdentifierError
+
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+import polars as pl  # it reads the number of its threads when it is imported
+
+ALIKE = ("imei", "software_version", "subscriber", "home", "origin_host", "origin_realm", "protocol", "status", "rule", "list", "observed")
+"""What the sightings of one line have in common."""
+FILES_AT_ONCE = 500
+IMSI_DIGITS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What an identifier may mean."""
+
+    device: int | None
+    """Key of eir.device."""
+    imsi: str | None
+
+
+def sought(identifier: str) -> Sought:
+    """What an identifier may mean; 15 digits are an IMEI or an IMSI. Raises IdentifierError if it can be neither."""
+    device = imsi = None
+    try:
+        device = device_key(identifier)
+    except IdentifierError as e:
+        wrong = e
+    try:
+        imsi_key(identifier)
+        imsi = identifier
+    except IdentifierError:
+        pass
+    if device is None and imsi is None:
+        raise wrong
+    # Of fewer than 15 digits only an IMEI without its check digit, or an IMSI of a network with short ones: both are looked for.
+    return Sought(device, imsi)
+
+
+def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime | None) -> list[dict[str, Any]]:
+    """The sightings of a device or SIM, alike ones in one row, the oldest first: what ALIKE names, `first`, `last`, `checks`.
+
+    `subscribers`: all that the record may call the SIM. Raises EirError where a file cannot be read.
+    """
+    wanted = pl.lit(value=False)
+    if what.device is not None:
+        wanted |= pl.col("device") == what.device
+    if subscribers:
+        wanted |= pl.col("subscriber").is_in(list(subscribers))
+    wanted = wanted.fill_null(value=False)
+    if since is not None:
+        wanted &= pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
+    there = [str(file.path) for file in found(state) if since is None or file.written >= since.timestamp()]
+    parts = [_read(there[at : at + FILES_AT_ONCE], wanted) for at in range(0, len(there), FILES_AT_ONCE)]
+    if not parts:
+        return []
+    rows = pl.concat(parts).group_by(ALIKE).agg(pl.col("time").min().alias("first"), pl.col("last").max(), pl.col("checks").sum(), pl.col("device").first())
+    return [_shown(row) for row in rows.sort("first", "last").iter_rows(named=True)]
+
+
+def _read(paths: list[str], wanted: pl.Expr) -> pl.DataFrame:
+    try:
+        return pl.scan_parquet(paths, glob=False).filter(wanted).collect()
+    except (pl.exceptions.PolarsError, OSError) as fault:
+        said = str(fault).splitlines()[0]
+        raise EirError(f"the record cannot be read: {said}; remove the file that is named, if it is damaged, and ask again") from None
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    device = row.pop("device")
+    times = {name: f"{row.pop(name).replace(tzinfo=UTC).isoformat(timespec='milliseconds')}".replace("+00:00", "Z") for name in ("first", "last")}
+    return {**times, "checks": row.pop("checks"), "device": None if device is None else key_text(device), **row}

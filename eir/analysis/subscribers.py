@@ -1,0 +1,121 @@
+"""What the record keeps of a subscriber: a keyed hash, the IMSI, or nothing.
+
+The key of the hashes is in a file, made at the first start, mode 0600. Once it is old a new one takes its place. A hash begins with
+the number of its key (two hexadecimal digits): under two keys the same SIM has two hashes, which tell nothing about each other. An old
+key stays until what was recorded under it is too old itself, so that `eir seen` and `eir sightings forget` find all of it.
+"""
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from eir.analysis.settings import FULL, HASHED
+from eir.errors import EirError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+KEY_FILE = "sightings.key"
+KEY_BYTES, DIGEST_BYTES = 32, 8
+KEYS_MAX = 256
+
+
+class Key(NamedTuple):
+    """One key of the file."""
+
+    number: int
+    since: int
+    """Unix seconds."""
+    octets: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribers:
+    """How subscribers are written from now on."""
+
+    how: str
+    """A word of eir.analysis.settings."""
+    key: Key | None = None
+
+    def of(self, imsis: "pl.Series") -> "pl.Series":
+        """What is kept of each IMSI, null where there is none (empty)."""
+        import polars as pl  # noqa: PLC0415 - for those that have it already
+
+        if self.how == FULL:
+            return imsis.alias("subscriber")
+        if self.how != HASHED or self.key is None:
+            return pl.Series("subscriber", [None], dtype=pl.String).new_from_index(0, len(imsis))
+        begun, number = _begun(self.key), _number(self.key)
+        made: list[str | None] = []
+        for imsi in imsis.to_list():
+            hasher = begun.copy()
+            hasher.update(imsi.encode())
+            made.append(number + hasher.hexdigest() if imsi else None)
+        return pl.Series("subscriber", made, dtype=pl.String)
+
+    def one(self, imsi: str) -> str | None:
+        """What is kept of one IMSI."""
+        if not imsi or self.how not in {FULL, HASHED}:
+            return None
+        return imsi if self.how == FULL or self.key is None else hashed(self.key, imsi)
+
+
+def hashed(key: Key, imsi: str) -> str:
+    """The hash of an IMSI under a key, as hexadecimal digits: the key's number, then 64 bits."""
+    hasher = _begun(key)
+    hasher.update(imsi.encode())
+    return _number(key) + hasher.hexdigest()
+
+
+def _begun(key: Key) -> "hashlib.blake2b":
+    return hashlib.blake2b(key=key.octets, digest_size=DIGEST_BYTES)
+
+
+def _number(key: Key) -> str:
+    return f"{key.number % KEYS_MAX:02x}"
+
+
+def read_keys(folder: Path) -> list[Key]:
+    """The keys in a state folder, the newest last. Raises EirError where the file cannot be read or is damaged."""
+    file = folder / KEY_FILE
+    try:
+        lines = file.read_text().splitlines()
+        return [Key(int(number), int(since), bytes.fromhex(octets)) for number, since, octets in map(str.split, lines)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as e:
+        raise EirError(f"{file}: {e}; put it back from a backup, or remove it: hashes from before it tell nothing then") from None
+
+
+def subscribers(folder: Path, how: str, *, rotate_s: float, keep_s: float, now: Callable[[], float] = time.time) -> Subscribers:
+    """How subscribers are written from now on; makes a key, or the next one, if there is need. Raises EirError or OSError."""
+    if how != HASHED:
+        return Subscribers(how)
+    keys = read_keys(folder)
+    if not keys or now() - keys[-1].since > rotate_s:
+        number = keys[-1].number + 1 if keys else 0
+        keys.append(Key(number, int(now()), secrets.token_bytes(KEY_BYTES)))
+        ended = [following.since for following in keys[1:]]
+        kept = [key for key, end in zip(keys, [*ended, None], strict=True) if end is None or now() - end < keep_s]
+        _write(folder / KEY_FILE, kept)
+    return Subscribers(how, keys[-1])
+
+
+def forms(folder: Path, imsi: str) -> list[str]:
+    """All that the record may call a subscriber: the IMSI, and its hash under each key. Raises EirError."""
+    return [imsi, *(hashed(key, imsi) for key in read_keys(folder))]
+
+
+def _write(file: Path, keys: list[Key]) -> None:
+    fresh = file.with_name(f"{file.name}.{os.getpid()}.new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w") as stream:  # noqa: PTH123 - of a descriptor, for its mode
+        stream.writelines(f"{key.number} {key.since} {key.octets.hex()}\n" for key in keys)
+        stream.flush()
+        os.fsync(descriptor)
+    fresh.replace(file)

@@ -1,0 +1,108 @@
+"""What an EIR was asked and what it answered, whichever protocol carried it: the results of probes. Knows no connection."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+NO_ANSWER = "none"
+"""In place of a status, where no answer came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one question was answered; the keys of `--json`."""
+
+    imei: str
+    imsi: str | None
+    status: str | None = None
+    """One of the four statuses; None if the answer holds none that stands alone."""
+    result_code: int | None = None
+    experimental_result_code: int | None = None
+    round_trip_ms: float | None = None
+    """None: no answer."""
+    fault: str | None = None
+    """Why there is no answer, or what is wrong with it."""
+    error: str | None = None
+    """A plain error answer in words: the name of its result, and its Error-Message."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as a JSON object; fault and error are for people."""
+        return {key: value for key, value in asdict(self).items() if key not in {"fault", "error"}}
+
+    @property
+    def result(self) -> str:
+        """The status, or another result by its code, or `none`."""
+        code = self.result_code if self.result_code is not None else self.experimental_result_code
+        return self.status or (NO_ANSWER if code is None else str(code))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What many questions were answered; the keys of `--json`."""
+
+    asked: int
+    answered: int
+    answers: Mapping[str, int]
+    """By status, or by result where an answer holds no status; those that did not come: `none`."""
+    round_trip_ms: Mapping[str, float]
+    """Least, median, 99th percentile and greatest (`min`, `median`, `p99`, `max`); empty if there was no answer."""
+    seconds: float
+    a_second: float
+    fault: str | None = None
+    """What was wrong with the first answer with which something was, or why it did not come."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary as a JSON object."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """The summary in a few lines."""
+        lines = [f"{self.asked:,} asked in {self.seconds:.3g} s ({self.a_second:,.4g} a second), {self.answered:,} answered"]
+        lines += [f"{count:>12,}  {answer}" for answer, count in self.answers.items()]
+        times = ", ".join(f"{name} {value:,.3g}" for name, value in self.round_trip_ms.items())
+        return "\n".join([*lines, f"round trips in ms: {times}"] if times else lines)
+
+
+async def many(
+    ask: Callable[[str], Awaitable[Finding]], imeis: Sequence[str], *, count: int, rate: float | None, closed_by: Callable[[], str]
+) -> Summary:
+    """Ask `count` times, about each IMEI in turn and then again, until `closed_by` names what has ended the connection.
+
+    `rate`: so many a second, whether answers have come or not; None: the next one as soon as one is answered.
+    """
+    loop, tally, times = asyncio.get_running_loop(), Counter[str](), list[float]()
+    faults: list[str] = []
+
+    async def one(imei: str) -> None:
+        finding = await ask(imei)
+        if finding.round_trip_ms is not None:
+            times.append(finding.round_trip_ms)
+        result = finding.result_code if finding.result_code is not None else finding.experimental_result_code
+        tally[finding.status or ("none" if finding.round_trip_ms is None else str(result))] += 1
+        faults.extend([finding.fault] if finding.fault and not faults else [])
+
+    began, waiting = loop.time(), set[asyncio.Task[None]]()
+    for number in range(count):
+        if closed_by():
+            break
+        asking = one(imeis[number % len(imeis)])
+        if rate is None:
+            await asking
+            continue
+        await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
+        task = asyncio.create_task(asking)
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+    await asyncio.gather(*waiting)
+    seconds = max(loop.time() - began, 1e-6)
+    asked = tally.total()
+    if asked < count:
+        faults.append(f"the connection was closed ({closed_by()}): {count - asked:,} were not asked about")
+    times.sort()
+    places = {"min": 0, "median": len(times) // 2, "p99": len(times) * 99 // 100, "max": len(times) - 1} if times else {}
+    return Summary(
+        asked=asked, answered=len(times), answers=dict(tally.most_common()), round_trip_ms={name: times[at] for name, at in places.items()},
+        seconds=round(seconds, 3), a_second=round(asked / seconds, 3), fault="; ".join(faults) or None,
+    )  # fmt: skip

@@ -1,0 +1,173 @@
+"""The command that holds an EIR to a list: by asking it, by a capture of what others asked it, or by its own record."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eir.checks.settings import Status
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
+from eir.commands.asking import (
+    PROBE_REALM,
+    Ca,
+    Cert,
+    DestinationRealm,
+    Imsi,
+    OriginHost,
+    OriginRealm,
+    PrivateKey,
+    Timeout,
+    Token,
+    prober_for,
+    tls_of,
+)
+from eir.commands.forms import duration
+from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say
+from eir.config import Config, load_config
+from eir.lists.audit import AT_LEAST, CONFIDENCE, Check, Listed, Report, judge, listed_in, sample_size
+from eir.lists.audit import audit as ask_about
+
+RATE = 100.0
+NAMED_MAX = 10
+"""Exceptions in the text; `--json` has all."""
+
+
+def audit(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="LIST-SERIAL.manifest.json of the release that the EIR should have in force.")],
+    target: Annotated[str | None, typer.Argument(metavar="[HOST[:PORT]]", help="The EIR to ask, as for eir probe: tcp://, tls:// or sctp:// where it is not plain, http:// or https:// for a 5G EIR.", show_default=False)] = None,
+    sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Ask about so many devices; as many as --at-least needs if not given.", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Ask about every entry.")] = False,
+    rate: Annotated[float, typer.Option(metavar="N", min=0.001, help="Questions a second; each device takes three.")] = RATE,
+    at_least: Annotated[str | None, typer.Option(metavar="SHARE", help="Exit status 1 if a lower share is answered as listed: 0.999 or 99.9%.", show_default=False)] = None,
+    confidence: Annotated[str, typer.Option(metavar="SHARE", help="Of the interval.")] = f"{CONFIDENCE:.0%}",
+    wanted: Annotated[Status | None, typer.Option(metavar="STATUS", help="What a listed device is to be answered; what the policy has for the list if not given, else blacklisted.", show_default=False)] = None,
+    passive: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask nobody: look at a capture of S13 in clear (pcap, pcapng).", show_default=False)] = None,
+    port: Annotated[list[int] | None, typer.Option(metavar="N", help="With --passive: where the EIR listens, if not at 3868; may be given several times.", show_default=False)] = None,
+    sightings: Annotated[bool, typer.Option("--sightings", help="Ask nobody: look at what this node has on record since the release was issued.")] = False,
+    since: Annotated[str | None, typer.Option(metavar="7d", help="With --sightings: how far back to look instead.", show_default=False)] = None,
+    mme: Annotated[list[str] | None, typer.Option(metavar="HOST", help="With --passive or --sightings: an MME that ought to ask, besides the peers that the configuration names; may be given several times.", show_default=False)] = None,
+    imsi: Imsi = None,
+    origin_host: OriginHost = None,
+    origin_realm: OriginRealm = PROBE_REALM,
+    realm: DestinationRealm = None,
+    timeout: Timeout = 5.0,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: PrivateKey = None,
+    token: Token = None,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Hold an EIR of any vendor to a signed release.
+
+    Does it answer as the list says? Verifies the release, draws a random sample of its devices, and asks about each in 14, 15 and 16 digits; a device counts as answered
+    as listed if all three were. With --passive or --sightings nothing is asked: what counts are the checks of listed devices that
+    others made, by who asked, and known MMEs that never ask are named. The configuration says who may sign the list.
+    """
+    if sum((target is not None, passive is not None, sightings)) != 1:
+        raise fail("one of HOST, --passive FILE and --sightings is needed, and no more", EXIT_USAGE)
+    floor, sure = _share("--at-least", at_least), _share("--confidence", confidence) or CONFIDENCE
+    if not 0 < sure < 1:
+        raise fail("--confidence: expected a share between 0 and 1, such as 95%", EXIT_USAGE)
+    back = duration(since) if since else None
+    if since and not back:
+        raise fail(f"--since {since}: expected a number and a unit: 30d, 36h or 90m", EXIT_USAGE)
+    asker = None if target is None else prober_for(target, tls_of(ca, cert, key), token, origin_host, origin_realm, realm, timeout).asking(imsi=imsi)
+    checked, now = load_config(config), datetime.now(UTC)
+    with progress() as advance:
+        shown = advance or (lambda *_: None)
+        listed = listed_in(release, checked.lists, now=now, memory_max=checked.load_memory, progress=shown)
+        answer = str(wanted or _answer(checked, listed.manifest.list))
+        if asker is not None:
+            size = len(listed) if everything else sample or sample_size(floor if floor is not None else AT_LEAST, sure) or len(listed)
+            report = asyncio.run(_ask(asker, listed, size, partial(ask_about, wanted=answer, rate=rate, confidence=sure, progress=shown)))
+        else:
+            begin = now - back if back else listed.manifest.issued
+            checks, asking, seen = _captured(passive, port) if passive is not None else _recorded(checked, begin)
+            known = {peer.host for peer in checked.peers if peer.host and peer.expected} | set(mme or ()) | seen
+            report = judge(listed, checks, wanted=answer, known=known, asking=asking)
+    _tell(report, floor, as_json=as_json)
+
+
+def _share(option: str, text: str | None) -> float | None:
+    """0.999 or 99.9%."""
+    if text is None:
+        return None
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise fail(f"{option} {text}: expected a share such as 0.999 or 99.9%", EXIT_USAGE)
+    return share
+
+
+async def _ask(
+    asker: AbstractAsyncContextManager[Callable[[str], Awaitable[str]]], listed: Listed, size: int, about: Callable[..., Awaitable[Report]]
+) -> Report:
+    keys = listed.sample(size)
+    async with asker as ask:
+        return await about(listed, keys, ask)
+
+
+def _captured(capture: Path, ports: list[int] | None) -> tuple[list[Check], set[str], set[str]]:
+    """Checks, who asked, and who was there."""
+    from eir.device import device_key  # noqa: PLC0415 - for this alone, as the next
+    from eir.errors import IdentifierError  # noqa: PLC0415
+    from eir.s13.capture import PORT, read  # noqa: PLC0415
+
+    found, checks = read(capture, ports or (PORT,)), []
+    for (identifier, origin, got), count in found.checks.items():
+        try:
+            checks.append(Check(identifier, device_key(identifier), origin, got, count))
+        except IdentifierError:
+            continue  # no list holds it
+    return checks, found.asking, found.known
+
+
+def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:
+    from eir.analysis.asked import asked  # noqa: PLC0415 - for this alone
+
+    return [Check(*row) for row in asked(config.state, since)], set(), set()
+
+
+def _answer(config: Config, name: str) -> Status:
+    """What the policy has for the list: the first rule that looks into it."""
+    return next((rule.answer for rule in config.policy.rules if rule.list == name), Status.BLACKLISTED)
+
+
+def _tell(report: Report, floor: float | None, *, as_json: bool) -> None:
+    low, _ = report.interval
+    if as_json:
+        print_json(report.as_json())
+    else:
+        print(_text(report))
+    if report.fault:
+        say(f"eir: {report.fault}")
+    if report.share is None:
+        say("eir: nothing was asked about any device of the list")
+    elif floor is not None and report.share < floor:
+        say(f"eir: {report.share:.4%} are answered as listed, less than {floor:.4%}")
+    elif floor is not None and low < floor:
+        say(f"warning: the share may be as low as {low:.4%}: a larger --sample tells")
+    if report.fault or report.share is None or (floor is not None and report.share < floor):
+        raise typer.Exit(EXIT_NO)
+
+
+def _text(report: Report) -> str:
+    low, high = report.interval
+    what = "devices" if report.origins is None else "checks of listed devices"
+    share = "" if report.share is None else f": {report.share:.4%}, from {low:.4%} to {high:.4%} at {report.confidence:.0%} confidence"
+    lines = [f"{report.list} {report.serial}, {report.entries:,} entries: {report.as_listed:,} of {report.asked:,} {what} answered as listed{share}"]
+    lines += [f"  {each.imei}: {each.got} instead of {each.wanted}" for each in report.exceptions[:NAMED_MAX]]
+    if (more := len(report.exceptions) - NAMED_MAX) > 0:
+        lines.append(f"  {more:,} more; --json has all")
+    for name, origin in (report.origins or {}).items():
+        lines.append(f"{name}: {origin.as_listed:,} of {origin.asked:,}" if origin.asked else f"{name}: asked about no listed device")
+    lines += [f"{name}: never asked" for name in report.never_asked]
+    return "\n".join(lines)

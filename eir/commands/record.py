@@ -1,0 +1,165 @@
+"""The command about what was done: the history, whether it is whole, and a file of it for an auditor."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, whereabouts, with_store
+from eir.commands.forms import duration
+from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, say, show, written_to
+from eir.config import Whereabouts
+from eir.errors import StoreError
+from eir.lists.history import about, broken, read_record
+from eir.lists.layout import until_seconds
+from eir.lists.store import Event, Fold, Ledger, ListStore, Record, utc_text
+from eir.stores.open import COPY_FILE, open_copy
+
+KEYS = ("time", "who", "what", "list", "serial", "digest", "detail", "number", "count", "first")
+NEWEST = 50
+FAULTS_SHOWN = 20
+READ_AGAIN_MAX = 10
+
+
+class _Whole(NamedTuple):
+    """What was found of the whole history."""
+
+    ledger: Ledger
+    records: Sequence[Record]
+    folds: Sequence[Fold]
+    faults: Sequence[str]
+    copied: int | None
+    """Number of the newest record of this node's copy; None: it has none."""
+
+
+def history(
+    list_name: Annotated[str | None, typer.Argument(metavar="LIST", help="Only events of this list.")] = None,
+    limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", help="The newest N events.", min=1, show_default=f"{NEWEST}; with --since all")] = None,
+    since: Annotated[str, typer.Option(metavar="TIME", help="Events from then on: 2026-11-01, 2026-11-01T12:00:00Z, or 30d for the last 30 days.")] = "",
+    verify: Annotated[bool, typer.Option("--verify", help="Show nothing but whether the whole record holds: nothing in it was changed, removed or moved.")] = False,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the record to a file instead, as it is stored: a line of JSON each, and refusals behind.")] = None,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show who did what to the lists, oldest first.
+
+    Loads, rollbacks, changes by hand and reloads are records with a number, each of which holds the SHA-256 of the line of the one
+    before it as `before`. Refused releases are counted by day, reason and who tried. One that was refused before its manifest was
+    verified belongs to no list, and is shown with the list that it claims to be of. `digest` is the SHA-256 of the manifest;
+    `eir lists --json` has that of a list's content. Exit status 1 if the record does not hold.
+    """
+    checked = whereabouts(config)
+    begin = _begin(since)
+    if verify:
+        _tell(with_store(checked, lambda store: _whole(checked, store), fresh=False), as_json=as_json)
+    if export is not None:
+        whole = with_store(checked, lambda store: _whole(checked, store), fresh=False)
+        _export(whole, export, list_name, begin)
+    if verify or export is not None:
+        return
+
+    async def found(store: ListStore) -> list[Event]:
+        events = await store.history(list_name, limit=limit or (None if since else NEWEST), since=begin)
+        named = list_name is None or list_name in checked.lists or any(event.list for event in events)
+        if list_name is not None and not named and await store.state(list_name) is None:
+            raise no_list(list_name, checked.lists, checked.path)
+        return [*events]
+
+    rows = [{key: getattr(event, key) for key in KEYS} for event in with_store(checked, found, fresh=False)]
+    if not as_json:
+        rows = [{**row, "detail": _times(row) + row["detail"].partition("\n")[0]} for row in rows]
+    show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
+
+
+def _begin(since: str) -> str | None:
+    """The time that is meant, as events have theirs."""
+    if not since:
+        return None
+    try:
+        ago = duration(since)
+        moment = datetime.now(UTC) - ago if ago is not None else datetime.fromtimestamp(until_seconds(since), UTC)
+    except (ValueError, OverflowError):
+        raise fail(f"--since {since}: expected 2026-11-01, 2026-11-01T12:00:00Z, or a time until now such as 30d", EXIT_USAGE) from None
+    if ago is None and len(since) <= len("2026-11-01"):
+        moment -= timedelta(days=1)  # a day that is an end is over at midnight
+    return utc_text(moment)
+
+
+def _times(row: dict[str, Any]) -> str:
+    return f"{row['count']:,} times since {row['first']}, the last: " if row["count"] > 1 else ""
+
+
+async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
+    """All of the history, and what is wrong with it, also against the copy that this node keeps."""
+    ledger = await store.ledger()
+    for _ in range(READ_AGAIN_MAX):
+        folds, records = await store.folds(), [record async for batch in store.records() for record in batch]
+        before, ledger = ledger, await store.ledger()
+        if ledger == before:  # else somebody wrote meanwhile
+            break
+    faults = [*broken(records, folds, ledger)]
+    copied = None
+    copy = open_copy(checked.store, checked.state) if (checked.state / COPY_FILE).exists() else None
+    if copy is not None:
+        try:
+            copied = (await copy.ledger()).number
+            faults += [fault async for fault in _against(records, copy.records())]
+        except StoreError as error:
+            say(f"warning: it is not compared with this node's copy: {error}")
+        finally:
+            await copy.close()
+    return _Whole(ledger, records, folds, faults, copied)
+
+
+async def _against(records: Sequence[Record], batches: AsyncIterable[Sequence[Record]]) -> AsyncIterator[str]:
+    """Where the store has another record than this node, or none."""
+    there = {record.number: record.text for record in records}
+    oldest = records[0].number if records else 1
+    missing = 0
+    async for batch in batches:
+        for number, text in batch:
+            if number in there and there[number] != text:
+                yield f"record {number} is not the one that this node keeps"
+            elif number not in there and number >= oldest:
+                missing += 1
+    if missing:
+        yield f"{missing} records that this node keeps are not in the store"
+
+
+def _tell(whole: _Whole, *, as_json: bool) -> None:
+    """Say whether the history holds; ends the command if it does not."""
+    ledger, records = whole.ledger, whole.records
+    if as_json:
+        print_json({
+            "whole": not whole.faults, "faults": list(whole.faults), "records": len(records), "first": records[0].number if records else None,
+            "last": ledger.number, "digest": ledger.digest, "refusals": ledger.refused, "copied": whole.copied,
+        })  # fmt: skip
+    else:
+        for fault in whole.faults[:FAULTS_SHOWN]:
+            say(fault)
+        if len(whole.faults) > FAULTS_SHOWN:
+            say(f"… and {len(whole.faults) - FAULTS_SHOWN} more")
+        if not whole.faults:
+            span = f"{len(records):,} records"
+            with suppress(IndexError):
+                span += f", {records[0].number} to {records[-1].number}, {read_record(records[0]).time} to {read_record(records[-1]).time}"
+            copy = "" if whole.copied is None else f"; this node's copy, up to {whole.copied}, has the same"
+            print(f"the history holds: {span}{copy}; SHA-256 of the newest: {ledger.digest}")
+    if whole.faults:
+        raise fail("the history does not hold") if not as_json else typer.Exit(EXIT_NO)
+
+
+def _export(whole: _Whole, file: Path, list_name: str | None, since: str | None) -> None:
+    """Write records and refusals as they are stored; `since`: from the first one of that time on, without a gap."""
+    events = {record.number: read_record(record) for record in whole.records}
+    start = next((number for number, event in events.items() if since is None or event.time >= since), whole.ledger.number + 1)
+    texts = [text for number, text in whole.records if number >= start and list_name in {None, about(events[number])}]
+    for fold in whole.folds:
+        event = read_record(Record(0, fold.text))
+        if list_name in {None, about(event)} and (since is None or event.time >= since):
+            texts.append(fold.text)
+    with written_to(file) as out:
+        out.writelines(f"{text}\n" for text in texts)
+    say(f"{file}: {len(texts):,} lines; SHA-256 of the newest record: {whole.ledger.digest}")

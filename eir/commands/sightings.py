@@ -1,0 +1,151 @@
+"""Commands about the record of what checks have shown: how large it is, one device or SIM in it, what to forget, what to take in."""
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eir.analysis import files
+from eir.analysis.schema import FOLDER
+from eir.analysis.settings import SightingsSettings
+from eir.analysis.subscribers import KEY_FILE, forms, subscribers
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
+from eir.commands.forms import duration, minute
+from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say, show, show_one
+from eir.config import Config, load_config
+from eir.device import imsi_key, key_text
+from eir.errors import EirError, IdentifierError
+from eir.operate import control
+
+SEEN_COLUMNS = ("first", "last", "checks", "imei", "software_version", "subscriber", "home", "origin_host", "status", "list")
+
+
+def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show how much is on record."""
+    if context.invoked_subcommand is not None:
+        return
+    checked = load_config(config)
+    there = files.found(checked.state)
+    document: dict[str, Any] = {
+        "kept": checked.sightings is not None, "files": len(there), "bytes": sum(file.bytes for file in there),
+        "first_hour": _hour(there[0].path) if there else None, "last_hour": _hour(there[-1].path) if there else None,
+        "subscribers": checked.sightings.subscribers if checked.sightings else None,
+    }  # fmt: skip
+    size = f"{document['files']:,} files, {document['bytes']:,} bytes"
+    span = f", from {minute(document['first_hour'])} to {minute(document['last_hour'])}" if there else ""
+    off = "" if checked.sightings else f"; nothing more is kept: {checked.path} has no section 'sightings'"
+    show_one(document, f"{size}{span}{off}", as_json=as_json)
+
+
+def seen(
+    identifier: Annotated[str, typer.Argument(metavar="IMEI|IMSI", help="The device or the SIM; 15 digits may be either, and both are looked for.")],
+    since: Annotated[str, typer.Option(metavar="TIME", help="From when on: 7d, 36h, or 2026-11-20.")] = "",
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show when a device or a SIM was asked about.
+
+    One row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM is shown as its hash. A running node
+    writes first what it has just seen. Exit status 1 if there is nothing.
+    """
+    from eir.analysis.seen import seen as look  # noqa: PLC0415 - polars, for those that need it
+    from eir.analysis.seen import sought  # noqa: PLC0415
+
+    try:
+        what = sought(identifier)
+    except IdentifierError as e:
+        raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
+    begin = _since(since)
+    checked = load_config(config)
+    _write_down(checked)
+    rows = look(checked.state, what, forms(checked.state, what.imsi) if what.imsi else [], begin)
+    if as_json:
+        print_json({
+            "identifier": identifier, "device": None if what.device is None else key_text(what.device), "imsi": what.imsi,
+            "since": begin and begin.isoformat(timespec="seconds").replace("+00:00", "Z"), "checks": sum(row["checks"] for row in rows),
+            "first_seen": min((row["first"] for row in rows), default=None), "last_seen": max((row["last"] for row in rows), default=None),
+            "subscribers": _distinct(rows, "subscriber"), "devices": _distinct(rows, "device"), "software_versions": _distinct(rows, "software_version"),
+            "origin_hosts": _distinct(rows, "origin_host"), "sightings": rows,
+        })  # fmt: skip
+    elif rows:
+        show(rows, SEEN_COLUMNS, as_json=False)
+    if not rows:
+        raise fail(f"{identifier} is not on record{f' since {since}' if since else ''}")
+
+
+def forget(
+    imsi: Annotated[str, typer.Option(metavar="N", help="The subscriber.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Take a subscriber out of the record.
+
+    Its rows go, under whichever key it was hashed. It is on record again when it is asked about again. Copies of the files, and events that went out, are elsewhere.
+    """
+    try:
+        imsi_key(imsi)
+    except IdentifierError as e:
+        raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
+    checked = load_config(config)
+    _write_down(checked)
+    before = {file.path for file in files.found(checked.state)}
+    gone = files.forget(checked.state, forms(checked.state, imsi))
+    files.owner_of(checked.state, before & {file.path for file in files.found(checked.state)})
+    show_one({"rows": gone}, f"{gone:,} rows are gone", as_json=as_json)
+
+
+def take_in(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with a header, or Parquet.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Take the log of another EIR into the record.
+
+    Columns by name: time, imei, and where there are such software_version, imsi, origin_host, status. Bad rows are left out and named
+    by file and line. What is taken in is kept as long as what is seen today. Exit status 1 if there were bad rows.
+    """
+    from eir.analysis.intake import take_in as take  # noqa: PLC0415 - polars, for those that need it
+
+    checked = load_config(config)
+    settings = checked.sightings or SightingsSettings()
+    if not checked.state.is_dir():
+        raise EirError(f"the state folder {checked.state} does not exist; eir serve or eir load makes it")
+    try:
+        files.folder_of(checked.state)
+        how = subscribers(checked.state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s)
+        with progress() as advance:
+            taken = take(file, checked.state, how, (lambda done, total: advance("read", done, total)) if advance else lambda *_: None)
+    except OSError as e:
+        raise EirError(f"{e.filename or file}: {e.strerror}") from None
+    folders = {path.parent for path in taken.files} | {checked.state / FOLDER}
+    files.owner_of(checked.state, [*taken.files, *folders, *(path for path in [checked.state / KEY_FILE] if path.exists())])
+    for complaint in taken.complaints:
+        say(complaint)
+    document = {"file": str(file), "rows": taken.rows, "bad_rows": taken.bad, "complaints": taken.complaints, "files": len(taken.files)}
+    bad = f"; {taken.bad:,} bad rows were left out" if taken.bad else ""
+    show_one(document, f"{taken.rows:,} rows of {file.name} are on record, in {len(taken.files):,} files{bad}", as_json=as_json)
+    if taken.bad:
+        raise typer.Exit(EXIT_NO)
+
+
+def _write_down(checked: Config) -> None:
+    """Have a running node write what it has just seen; one that does not run has."""
+    if checked.sightings is not None:
+        with suppress(control.ControlError):
+            control.ask(checked.state, "record")
+
+
+def _since(text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        ago = duration(text)
+        moment = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise fail(f"--since {text}: expected a time from now such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z", EXIT_USAGE) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _distinct(rows: list[dict[str, Any]], name: str) -> list[Any]:
+    return list(dict.fromkeys(row[name] for row in rows if row[name] is not None))
+
+
+def _hour(path: Path) -> str:
+    return f"{path.parent.name}T{path.name[:2]}:00:00Z"

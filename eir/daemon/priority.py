@@ -1,0 +1,115 @@
+"""What goes first where processes share a processor: checks, before all that a node does beside them."""
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+
+LOOK_S = 2.0
+"""How often a process that stands back looks whether it gets anywhere."""
+SHARE = 0.1
+"""It takes part again where it got less than this part of the time in which it could have run."""
+TASKS = Path("/proc/self/task")
+
+
+def give_way(nice: int) -> None:
+    """Of this process: have a smaller share of the processor than those that answer."""
+    with suppress(OSError):  # a filter of system calls may be stricter than ours
+        os.nice(nice)
+
+
+def stand_back(thread: int = 0) -> None:
+    """Of a thread, by default this one: run only where nobody else wants the processor.
+
+    A check that comes then does not wait for the end of a slice of time, as it would behind a process that is merely nice.
+    """
+    with suppress(OSError):  # as above; or the thread has ended
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+
+
+def take_part(policies: Mapping[int, int] = MappingProxyType({})) -> None:
+    """Of all threads of this process, where it may: stand back no longer. `policies`: of threads that had another one than the usual before."""
+    for thread in _threads():
+        with suppress(OSError):  # it may not, or has ended
+            os.sched_setscheduler(thread, policies.get(thread, os.SCHED_OTHER), os.sched_param(0))
+
+
+class Aside:
+    """Has this process stand back while it does heavy work, and take part again where other programs leave it nothing.
+
+    Nothing happens where it could not come back: without privilege a limit decides (RLIMIT_NICE, in a unit LimitNICE=).
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._policies: dict[int, int] = {}
+        """Of the threads before they stood back."""
+        self._timer: asyncio.TimerHandle | None = None
+        with ThreadPoolExecutor(1) as thread:
+            self._permitted = thread.submit(_comes_back).result()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Stand back for the time of a `with`, in all threads; parts of the work may overlap."""
+        self._depth += 1
+        if self._depth == 1 and self._permitted:
+            for thread in _threads():
+                with suppress(OSError):  # it has ended
+                    self._policies[thread] = os.sched_getscheduler(thread)
+                stand_back(thread)
+            self._look_later()
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self._take_part()
+
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look, *_ran_and_waited())
+
+    def _look(self, ran: int, waited: int) -> None:
+        now_ran, now_waited = _ran_and_waited()
+        if now_ran - ran < SHARE * (now_ran - ran + now_waited - waited):
+            self._take_part()
+        else:
+            self._look_later()
+
+    def _take_part(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            take_part(self._policies)
+            self._policies.clear()
+
+
+def _comes_back() -> bool:
+    """Whether a thread of this process may stand back and come back; it is tried in a thread that is not needed again."""
+    try:
+        (TASKS.parent / "schedstat").read_text()  # a kernel may count nothing
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    except OSError:
+        return False
+    return True
+
+
+def _threads() -> list[int]:
+    return [int(each.name) for each in TASKS.iterdir()]
+
+
+def _ran_and_waited() -> tuple[int, int]:
+    """How long the threads that there are ran, and how long they could have and did not (ns)."""
+    found = [_schedstat(each) for each in TASKS.iterdir()]
+    return sum(ran for ran, _ in found), sum(waited for _, waited in found)
+
+
+def _schedstat(task: Path) -> tuple[int, int]:
+    try:
+        ran, waited, _ = (task / "schedstat").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # the thread has ended
+        return 0, 0
+    return int(ran), int(waited)

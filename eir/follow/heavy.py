@@ -1,0 +1,17 @@
+"""Work on a large list, which keeps a processor busy for a while: whoever runs a follower may have it stand back behind checks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from eir.lists.store import ListState
+
+LARGE_ENTRIES = 100_000
+"""A list with as many takes long enough to be made that checks could wait for it."""
+
+Heavy = Callable[[], AbstractContextManager[None]]
+"""Is entered for the time of such work."""
+
+
+def while_large(heavy: Heavy, *states: ListState | None) -> AbstractContextManager[None]:
+    """What to enter for work on these states of a list."""
+    return heavy() if any(state is not None and state.entries >= LARGE_ENTRIES for state in states) else nullcontext()

@@ -1,0 +1,425 @@
+"""One flat, immutable image of a list: sorted arrays in memory that many processes map. May import numpy and lists' chunks, pages.
+
+An image is made beside the one in force, from chunks (eir.lists.chunks). It stands in a memory file that is sealed, so that
+whoever is handed the descriptor maps what can never change; a file on disk has the same bytes, and is read into such memory.
+Whether a row has ended is decided when the row is asked for: the time is an argument.
+
+The arrays, each in its own section (little-endian):
+
+    numbers, bits, firsts   for each page its number; which blocks it has (a bit each) and the flags below; its first block
+    slots                   a hash of the pages below 2^32 (TACs, IMSIs): number, first block, bits, place among the pages plus one
+    offsets, lows           for each block, which is 2^16 keys of a page, where its keys begin; the lower 16 bits of all keys
+    end_pages, end_starts, ends    the pages with rows that end, where theirs begin, and for each row when (0: it does not)
+    tac_pages, tac_ends     pages that are listed whole until a time, and that time
+    pair_ends, imsis        pairs: for each device the position behind its last IMSI (nothing if each has one), and all IMSIs
+"""
+
+import fcntl
+import hashlib
+import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from struct import Struct
+from typing import Final
+
+import numpy as np
+
+from eir.lists.chunks import (
+    BLOCK_BITS,
+    BLOCKS,
+    ENDS,
+    WHOLE,
+    WHOLE_UNTIL,
+    Chunk,
+    Numbers,
+    PageRows,
+    blocks_of,
+    chunk_of,
+    joined,
+    with_changes,
+)  # fmt: skip
+from eir.lists.pages import PAGE_KEYS
+from eir.lists.roaring import is_fresh
+
+MAGIC, VERSION = b"EIRIMAGE", 1
+HASHED: Final = 1 << 32
+"""Pages below this number are in the hash; others (MEIDs with letters) are few."""
+SLOT_WORDS, SPREAD, WORD_BITS = 4, 0x9E3779B1, 32
+ALIGNED = 64
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+STEP_BYTES = 1 << 18
+"""Of a mapping that comes or goes, at a time: some 20 us."""
+POPULATE_READ: Final = 22
+"""MADV_POPULATE_READ (Linux 5.14), which Python does not name."""
+
+_DEVICES = (
+    ("numbers", "<u8"), ("bits", "<u4"), ("firsts", "<u4"), ("slots", "<u4"), ("offsets", "<u4"), ("lows", "<u2"), ("end_pages", "<u4"),
+    ("end_starts", "<u4"), ("ends", "<u4"), ("tac_pages", "<u4"), ("tac_ends", "<u4"), ("pair_ends", "<u4"), ("imsis", "<u8"),
+)  # fmt: skip
+SECTIONS: Final = (*_DEVICES, *((f"subscriber_{name}", form) for name, form in _DEVICES[:9]))
+"""In their order. Lists of pairs have a second set of arrays, for their IMSIs; of one's rows the end that is last counts."""
+_HEADER = Struct("<8sIIQ32s")
+"""Magic, version, number of sections, size; in a file also the SHA-256 of all that follows the table of sections."""
+DIGEST_BYTES: Final = 32
+_SECTION = Struct("<QQ")
+BODY_AT: Final = -(-(_HEADER.size + _SECTION.size * len(SECTIONS)) // ALIGNED) * ALIGNED
+
+
+class ImageError(ValueError):
+    """These bytes are no image that this version can use."""
+
+
+def make(chunks: Sequence[Chunk]) -> "Image":
+    """An image of these chunks, whose pages ascend, in a sealed memory file. Raises ValueError if they do not fit one another, and OSError."""
+    whole = joined(chunks)
+    arrays = _tables(whole)
+    if len(whole.counts):
+        if len(whole.counts) != len(whole.lows):
+            raise ValueError(f"a list of pairs with {len(whole.lows)} devices, and {len(whole.counts)} of them with a number of subscribers")
+        arrays["pair_ends"] = np.empty(0) if (whole.counts == 1).all() else np.cumsum(whole.counts)
+        arrays["imsis"] = whole.imsis
+        arrays |= {f"subscriber_{name}": values for name, values in _tables(_subscribers(whole)).items()}
+    return Image.map(_written(arrays))
+
+
+def amended(image: "Image", changes: Mapping[int, PageRows | None]) -> "Image":
+    """Another image: this one with some pages replaced, or gone (None)."""
+    return make([with_changes(image.chunk(), changes)])
+
+
+def _tables(of: Chunk) -> dict[str, Numbers]:
+    """What is looked up, of all pages. Raises ValueError for more than 2^32 keys."""
+    if len(of.lows) >= HASHED or len(of.imsis) >= HASHED:
+        raise ValueError("a list has more rows than an image can hold")
+    firsts = np.concatenate(([0], np.cumsum(blocks_of(of.bits)))).astype(np.uint32)
+    return {
+        "numbers": of.numbers, "bits": of.bits, "firsts": firsts, "slots": _slots(of.numbers, firsts, of.bits),
+        "offsets": np.concatenate(([0], np.cumsum(of.sizes, dtype=np.uint64))), "lows": of.lows,
+        "end_pages": np.flatnonzero(of.bits & ENDS), "end_starts": np.concatenate(([0], np.cumsum(of.rows, dtype=np.uint64))), "ends": of.ends,
+        "tac_pages": np.flatnonzero(of.bits & WHOLE_UNTIL), "tac_ends": of.tac_ends,
+    }  # fmt: skip
+
+
+def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
+    hashed = int(np.searchsorted(numbers, np.uint64(HASHED)))
+    size_bits = max(3, (2 * hashed).bit_length())
+    slots = np.zeros((1 << size_bits, SLOT_WORDS), np.uint32)
+    wanted = numbers[:hashed].astype(np.uint32)
+    rows = np.stack((wanted, firsts[:-1][:hashed], bits[:hashed], np.arange(1, hashed + 1, dtype=np.uint32)), axis=1)
+    at = (wanted * np.uint32(SPREAD) >> np.uint32(WORD_BITS - size_bits)).astype(np.int64)
+    left = np.arange(hashed)
+    while len(left):
+        # Of those that want a free slot one gets it; the others go on to the next.
+        free = left[slots[at[left], 3] == 0]
+        slots[at[free]] = rows[free]
+        left = left[slots[at[left], 3] != left + 1]
+        at[left] = at[left] + 1 & (1 << size_bits) - 1
+    return slots.ravel()
+
+
+def _subscribers(of: Chunk) -> Chunk:
+    """All IMSIs, each once, with its last end."""
+    if not len(of.ends):
+        imsis = np.sort(of.imsis)
+        return chunk_of(imsis[is_fresh(imsis)] if len(imsis) else imsis)
+    rows_of_page = _rows_of_pages(of)
+    ending = np.repeat((of.bits & ENDS) != 0, rows_of_page)
+    ends = np.full(len(of.imsis), HASHED, np.uint64)
+    ends[ending] = np.where(of.ends == 0, np.uint64(HASHED), of.ends)
+    order = np.lexsort((ends, of.imsis))
+    imsis, ends = of.imsis[order], ends[order]
+    last = np.append(imsis[1:] != imsis[:-1], True)
+    imsis, ends = imsis[last], np.where(ends[last] == HASHED, 0, ends[last]).astype(np.uint32)
+    plain = chunk_of(imsis)
+    pages = imsis // np.uint64(PAGE_KEYS)
+    starts = np.flatnonzero(is_fresh(pages))
+    rows = np.diff(starts, append=len(imsis)).astype(np.uint32)
+    some = np.bitwise_or.reduceat(ends, starts) != 0
+    return plain._replace(bits=plain.bits | np.where(some, ENDS, 0).astype(np.uint32), rows=rows[some], ends=ends[np.repeat(some, rows)])
+
+
+def _rows_of_pages(of: Chunk) -> Numbers:
+    """How many pairs each page has."""
+    firsts = np.concatenate(([0], np.cumsum(blocks_of(of.bits)))).astype(np.int64)
+    keys = np.concatenate(([0], np.cumsum(of.sizes, dtype=np.int64)))[firsts]
+    pairs = np.concatenate(([0], np.cumsum(of.counts, dtype=np.int64)))
+    return np.diff(pairs[keys])
+
+
+def _written(arrays: Mapping[str, Numbers]) -> int:
+    """A sealed memory file with these arrays; returns its descriptor."""
+    with _sealed() as descriptor:
+        at, table = BODY_AT, b""
+        os.ftruncate(descriptor, BODY_AT)
+        for name, form in SECTIONS:
+            octets = np.ascontiguousarray(arrays.get(name, np.empty(0)), form).view(np.uint8).data
+            table += _SECTION.pack(at, len(octets))
+            for piece in (octets, bytes(-len(octets) % ALIGNED)):
+                at += _write_all(descriptor, piece, at)
+        _write_all(descriptor, _HEADER.pack(MAGIC, VERSION, len(SECTIONS), at, bytes(DIGEST_BYTES)) + table, 0)
+    return descriptor
+
+
+@contextmanager
+def _sealed() -> Iterator[int]:
+    """The descriptor of a memory file, which is sealed once it was written."""
+    descriptor = os.memfd_create("eir-list", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        yield descriptor
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _write_all(descriptor: int, octets: "memoryview | bytes", at: int) -> int:
+    left = memoryview(octets)
+    while left:
+        written = os.pwrite(descriptor, left, at)
+        left, at = left[written:], at + written
+    return len(octets)
+
+
+class _Table:
+    """The arrays of devices, or of subscribers, by name; and as Python reads single places of them fastest."""
+
+    __slots__ = ("arrays", "bits", "end_pages", "end_starts", "ends", "firsts", "lows", "numbers", "offsets", "shift", "slots")
+
+    def __init__(self, arrays: Mapping[str, Numbers]) -> None:
+        self.arrays = arrays
+        self.numbers = arrays["numbers"]
+        self.bits, self.firsts, self.slots = arrays["bits"].data, arrays["firsts"].data, arrays["slots"].data
+        self.offsets, self.lows, self.ends = arrays["offsets"].data, arrays["lows"].data, arrays["ends"].data
+        self.end_pages, self.end_starts = arrays["end_pages"], arrays["end_starts"]
+        self.shift = WORD_BITS - (len(self.slots) // SLOT_WORDS).bit_length() + 1
+
+    def page(self, number: int) -> int:
+        """The place of a page among the pages; -1 if it is not there."""
+        if number >= HASHED:
+            place = int(np.searchsorted(self.numbers, np.uint64(number)))
+            return place if place < len(self.numbers) and self.numbers[place] == number else -1
+        slots, at = self.slots, ((number * SPREAD & 0xFFFFFFFF) >> self.shift) * SLOT_WORDS
+        for _ in range(0, len(slots), SLOT_WORDS):  # there are free slots, but in one that is damaged
+            if slots[at] == number or not slots[at + 3]:
+                return slots[at + 3] - 1
+            at = (at + SLOT_WORDS) % len(slots)
+        return -1
+
+    def position(self, place: int, remainder: int) -> int:
+        """The position of a key among all keys, by the place of its page; -1 if it is not there."""
+        upper = remainder >> BLOCK_BITS
+        if place < 0 or not (bits := self.bits[place]) >> upper & 1:
+            return -1
+        offsets, block = self.offsets, self.firsts[place] + (bits & (1 << upper) - 1).bit_count()
+        low, end = remainder & 0xFFFF, offsets[block + 1]
+        found = bisect_left(self.lows, low, offsets[block], end)
+        return found if found < end and self.lows[found] == low else -1
+
+    def keys(self, place: int) -> range:
+        """The positions of a page's keys."""
+        return range(self.offsets[self.firsts[place]], self.offsets[self.firsts[place + 1]])
+
+    def remainders(self, place: int) -> list[int]:
+        """The keys of a page, in ascending order."""
+        bits, block, found = self.bits[place] & BLOCKS, self.firsts[place], list[int]()
+        for upper in range(BLOCK_BITS):
+            if bits >> upper & 1:
+                found += [upper << BLOCK_BITS | low for low in self.lows[self.offsets[block] : self.offsets[block + 1]]]
+                block += 1
+        return found
+
+    def ends_of(self, place: int) -> "memoryview | None":
+        """When the rows of a page end; None if none does."""
+        if not self.bits[place] & ENDS:
+            return None
+        at = int(np.searchsorted(self.end_pages, place))
+        return self.ends[self.end_starts[at] : self.end_starts[at + 1]]
+
+
+class Image:
+    """The keys of a list, mapped. Keys and IMSIs are those of eir.device; `now` is in Unix seconds.
+
+    Whatever an image's bytes say, nothing is read outside of it; `map` refuses what cannot be one.
+    """
+
+    __slots__ = ("_devices", "_imsis", "_map", "_pair_ends", "_subscribers", "_tac_ends", "_tac_pages", "buffer", "descriptor", "numbers")
+
+    def __init__(self, mapped: mmap.mmap, arrays: Mapping[str, Numbers], descriptor: int) -> None:
+        self._map = mapped
+        self.descriptor = descriptor
+        """The memory file, to be handed on; closed with the image."""
+        self.buffer = memoryview(mapped)
+        """All of it."""
+        self._devices = _Table(arrays)
+        self._subscribers = _Table({name.removeprefix("subscriber_"): values for name, values in arrays.items() if name.startswith("subscriber_")})
+        self._pair_ends, self._imsis = arrays["pair_ends"].data, arrays["imsis"].data
+        self._tac_pages, self._tac_ends = arrays["tac_pages"], arrays["tac_ends"]
+        self.numbers = self._devices.numbers
+        """Of all pages, in ascending order."""
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+    @classmethod
+    def map(cls, descriptor: int) -> "Image":
+        """The image in a memory file, whose descriptor is the image's from now on. Raises ImageError, and OSError."""
+        try:
+            mapped, arrays = _mapped(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(mapped, arrays, descriptor)
+
+    @classmethod
+    def read(cls, file: int, at: int) -> "Image":
+        """The image that stands in a file from byte `at` on, as `save` wrote it, in memory of its own. Raises ImageError, and OSError."""
+        size = os.fstat(file).st_size
+        with _sealed() as descriptor:
+            while at < size and (sent := os.sendfile(descriptor, file, at, size - at)):
+                at += sent
+        image = cls.map(descriptor)
+        if image.digest() != _HEADER.unpack_from(image.buffer)[4]:
+            raise ImageError("the bytes of an image do not have the digest that it says")
+        return image
+
+    @property
+    def entries(self) -> int:
+        """Single keys, and whole pages, each counted as one."""
+        return len(self._devices.lows) + int(np.count_nonzero(self._devices.arrays["bits"] & (WHOLE | WHOLE_UNTIL)))
+
+    @property
+    def has_ends(self) -> bool:
+        """Some of its rows end."""
+        return bool(len(self._devices.ends) or len(self._tac_ends))
+
+    def holds(self, key: int, now: float) -> bool:
+        """True if a row with this key is in force."""
+        number, remainder = divmod(key, PAGE_KEYS)
+        table = self._devices
+        if (place := table.page(number)) < 0:
+            return False
+        bits = table.bits[place]
+        if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_ends[np.searchsorted(self._tac_pages, place)] > now):
+            return True
+        position = table.position(place, remainder)
+        return position >= 0 and (not bits & ENDS or any(not end or end > now for end in self._ends(place, self._rows(position))))
+
+    def imsis(self, key: int, now: float) -> tuple[int, ...]:
+        """The IMSIs of the rows with this device that are in force."""
+        place = self._devices.page(key // PAGE_KEYS)
+        position = self._devices.position(place, key % PAGE_KEYS)
+        if position < 0 or not len(self._imsis):
+            return ()
+        rows = self._rows(position)
+        bound = zip(self._imsis[rows.start : rows.stop], self._ends(place, rows), strict=True)
+        return tuple(imsi for imsi, end in bound if not end or end > now)
+
+    def has_subscriber(self, imsi: int, now: float) -> bool:
+        """True if a row with this IMSI is in force."""
+        table = self._subscribers
+        place = table.page(imsi // PAGE_KEYS)
+        position = table.position(place, imsi % PAGE_KEYS)
+        if position < 0 or (ends := table.ends_of(place)) is None:
+            return position >= 0
+        end = ends[position - table.keys(place).start]
+        return not end or end > now
+
+    def keys(self, now: float) -> Iterator[int]:
+        """All keys in ascending order that a row in force has."""
+        for place, number in enumerate(self.numbers.tolist()):
+            bits = self._devices.bits[place]
+            ended = bits & WHOLE_UNTIL and self._tac_ends[np.searchsorted(self._tac_pages, place)] <= now
+            every = bits & WHOLE or (bits & WHOLE_UNTIL and not ended)
+            remainders: Iterable[int] = range(PAGE_KEYS) if every else self._devices.remainders(place)
+            base = number * PAGE_KEYS
+            yield from (base + each for each in remainders if every or not bits & ENDS or self.holds(base + each, now))
+
+    def chunk(self) -> Chunk:
+        """All of it as one chunk, for an image that is made of this one."""
+        of, pair_ends, imsis = self._devices.arrays, np.asarray(self._pair_ends), np.asarray(self._imsis)
+        counts = np.diff(pair_ends, prepend=np.uint32(0)) if len(pair_ends) else np.ones(len(imsis), np.uint32)
+        return Chunk(
+            of["numbers"], of["bits"], np.diff(of["offsets"]), of["lows"], np.diff(of["end_starts"]), of["ends"], self._tac_ends, counts, imsis
+        )
+
+    def digest(self) -> bytes:
+        """SHA-256 of all that follows the table of sections."""
+        return hashlib.sha256(self.buffer[BODY_AT:]).digest()
+
+    def save(self, to: int, at: int) -> None:
+        """Write all of it to a file, from byte `at` on, as `read` reads it. Raises OSError."""
+        _write_all(to, self.buffer, at)
+        _write_all(to, self.digest(), at + _HEADER.size - DIGEST_BYTES)
+
+    def fill(self, done: int) -> int:
+        """Have a part of the mapping's memory at hand, from byte `done` on, and return up to where it is: before anybody asks it."""
+        with suppress(OSError):  # an older kernel: then it comes as it is asked for
+            return self._advise(POPULATE_READ, done)
+        return len(self.buffer)
+
+    def drop(self, done: int) -> int:
+        """As `fill`, to give the memory of an image back that nobody asks any more."""
+        return self._advise(mmap.MADV_DONTNEED, done)
+
+    def _advise(self, what: int, done: int) -> int:
+        length = min(STEP_BYTES, len(self.buffer) - done)
+        self._map.madvise(what, done, length)
+        return done + length
+
+    def _rows(self, position: int) -> range:
+        """The rows of a key: one, or in a list of pairs one for each of its IMSIs."""
+        if not len(self._pair_ends):
+            return range(position, position + 1)
+        return range(self._pair_ends[position - 1] if position else 0, self._pair_ends[position])
+
+    def _ends(self, place: int, rows: range) -> Sequence[int]:
+        ends = self._devices.ends_of(place)
+        if ends is None:
+            return (0,) * len(rows)
+        first = self._devices.keys(place).start
+        begin = rows.start - self._rows(first).start
+        return ends[begin : begin + len(rows)]
+
+
+def _mapped(descriptor: int) -> tuple[mmap.mmap, dict[str, Numbers]]:
+    """See Image.map."""
+    size = os.fstat(descriptor).st_size
+    if size < BODY_AT:
+        raise ImageError(f"an image of {size} bytes is cut short")
+    mapped = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+    return mapped, _arrays(mapped, size)
+
+
+def _arrays(mapped: mmap.mmap, size: int) -> dict[str, Numbers]:
+    """The arrays of an image, which are what one another say. Raises ImageError."""
+    magic, version, count, said, _ = _HEADER.unpack_from(mapped)
+    if (magic, version, count) != (MAGIC, VERSION, len(SECTIONS)):
+        raise ImageError(f"an image of version {version}; this program has {VERSION}" if magic == MAGIC else "no image of a list")
+    if said != size:
+        raise ImageError(f"an image of {said} bytes has {size}: it is cut short")
+    arrays: dict[str, Numbers] = {}
+    for index, (name, form) in enumerate(SECTIONS):
+        at, length = _SECTION.unpack_from(mapped, _HEADER.size + index * _SECTION.size)
+        item = np.dtype(form).itemsize
+        if at % ALIGNED or length % item or not BODY_AT <= at <= at + length <= size:
+            raise ImageError(f"section {name} of an image is not within it")
+        arrays[name] = np.frombuffer(mapped, form, length // item, at)
+    for prefix in ("", "subscriber_"):
+        if prefix and not len(arrays["subscriber_firsts"]):
+            continue
+        _prove_sizes({name: arrays[prefix + name] for name, _ in _DEVICES[:9]})
+    rows = len(arrays["lows"])
+    if len(arrays["pair_ends"]) not in {0, rows} or (len(arrays["pair_ends"]) and arrays["pair_ends"][-1] != len(arrays["imsis"])):
+        raise ImageError("the pairs of an image are damaged")
+    return arrays
+
+
+def _prove_sizes(of: Mapping[str, Numbers]) -> None:
+    pages, blocks, slots = len(of["numbers"]), len(of["offsets"]) - 1, len(of["slots"]) // SLOT_WORDS
+    sizes = (len(of["bits"]), len(of["firsts"]) - 1, int(of["firsts"][-1]) if len(of["firsts"]) else -1, int(of["offsets"][-1]) if blocks >= 0 else -1)
+    if sizes != (pages, pages, blocks, len(of["lows"])) or slots & slots - 1 or slots <= pages or len(of["slots"]) % SLOT_WORDS:
+        raise ImageError("the sizes of an image's arrays do not fit one another")
+    if len(of["end_starts"]) != len(of["end_pages"]) + 1 or of["end_starts"][-1] != len(of["ends"]):
+        raise ImageError("the ends of an image are damaged")

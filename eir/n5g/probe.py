@@ -1,0 +1,236 @@
+"""`eir probe http://…`: an AMF that asks a 5G EIR, ours or any other, and reports what it was answered. Knows no list and no policy."""
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, Event, ResponseReceived, StreamEnded, StreamReset
+from h2.exceptions import ProtocolError
+
+from eir.checks.finding import Finding, Summary, many
+from eir.device import IMEI_LENGTHS, KEY_DIGITS, is_digits
+from eir.diameter.transport.endpoint import address_text
+from eir.diameter.transport.stream import fault_text
+from eir.errors import EirError
+from eir.n5g.bearer import authorization
+from eir.n5g.redirect import REDIRECTS
+from eir.n5g.service import RESOURCE
+
+READ_BYTES = 65_536
+STATUS_DIGITS = 3
+STATUS_WORDS = {"WHITELISTED": "whitelisted", "BLACKLISTED": "blacklisted", "GREYLISTED": "greylisted"}
+UNKNOWN_CAUSE = "ERROR_EQUIPMENT_UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom to ask."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    """What a handshake is made with, for https."""
+    timeout_s: float = 5.0
+    token: str | None = field(default=None, repr=False)
+    """The access token of each request."""
+
+
+def check_digit(first14: str) -> int:
+    """The last digit of an IMEI (TS 23.003 annex B)."""
+    doubled = [int(digit) * (1 + at % 2) for at, digit in enumerate(first14)]
+    return -sum(value // 10 + value % 10 for value in doubled) % 10
+
+
+def pei_of(imei: str, software_version: str | None = None) -> str:
+    """The PEI (TS 29.571 5.3.2) of what a person typed: digits become an `imei-` or `imeisv-`, anything else stays what it is."""
+    if "-" in imei or not is_digits(imei) or len(imei) not in IMEI_LENGTHS:
+        return imei if "-" in imei else f"imei-{imei}"
+    first = imei[:KEY_DIGITS]
+    if software_version:
+        return f"imeisv-{first}{software_version}"
+    return {14: f"imei-{first}{check_digit(first)}", 15: f"imei-{imei}"}.get(len(imei), f"imeisv-{imei}")
+
+
+def path_of(pei: str, imsi: str | None) -> str:
+    """The path of a request about a PEI."""
+    return f"{RESOURCE.decode()}?pei={quote(pei, safe='')}" + (f"&supi=imsi-{quote(imsi, safe='')}" if imsi else "")
+
+
+async def ask(target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None) -> list[Finding]:
+    """Ask about each IMEI in turn on one connection. Raises EirError if there is no connection."""
+    async with _connected(target) as client:
+        return [await client.ask(imei, imsi, software_version) for imei in imeis]
+
+
+async def ask_many(
+    target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
+) -> Summary:
+    """Ask `count` times on one connection; see eir.checks.finding.many. Raises as `ask`."""
+    async with _connected(target) as client:
+        return await many(
+            lambda imei: client.ask(imei, imsi, software_version), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by
+        )
+
+
+@asynccontextmanager
+async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
+    """A function that asks about an IMEI or IMEISV and returns the status, or another result by its code, or `none`.
+
+    Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
+    """
+    async with _connected(target) as client:
+
+        async def ask_about(identifier: str) -> str:
+            if client.closed_by:
+                raise EirError(f"the connection was closed ({client.closed_by})")
+            return (await client.ask(identifier, imsi, None)).result
+
+        yield ask_about
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A response that comes."""
+
+    done: asyncio.Future[None]
+    status: int = 0
+    location: str | None = None
+    body: bytearray = field(default_factory=bytearray)
+
+
+class _Client:
+    """One HTTP/2 connection to an EIR."""
+
+    def __init__(self, target: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._target, self._reader, self._writer = target, reader, writer
+        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
+        self._answers: dict[int, _Answer] = {}
+        self.closed_by = ""
+        """What has ended the connection; empty while it stands."""
+        self._h2.initiate_connection()
+        self._send()
+
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
+        """What one question is answered."""
+        asked, pei = time.perf_counter(), pei_of(imei, software_version)
+        if self.closed_by:
+            return Finding(imei, imsi, fault=f"no answer: {self.closed_by}")
+        answer = _Answer(asyncio.get_running_loop().create_future())
+        stream = self._h2.get_next_available_stream_id()
+        headers = [
+            (":method", "GET"), (":scheme", "https" if self._target.tls else "http"),
+            (":authority", address_text([self._target.host], self._target.port)), (":path", path_of(pei, imsi)),
+            ("user-agent", "AMF-eir-probe"), ("accept", "application/json, application/problem+json"),
+            *([] if self._target.token is None else [authorization(self._target.token)]),
+        ]  # fmt: skip
+        self._answers[stream] = answer
+        try:
+            self._h2.send_headers(stream, headers, end_stream=True)
+            self._send()
+            async with asyncio.timeout(self._target.timeout_s):
+                await answer.done
+        except TimeoutError:
+            return Finding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+        except (EirError, ProtocolError) as e:
+            return Finding(imei, imsi, fault=f"no answer: {e}")
+        finally:
+            del self._answers[stream]
+        return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
+
+    async def listen(self) -> None:
+        """Take what comes, until the connection ends."""
+        try:
+            while data := await self._reader.read(READ_BYTES):
+                for event in self._h2.receive_data(data):
+                    self._happened(event)
+                self._send()
+            self._over("the other end has closed the connection")
+        except ProtocolError as e:
+            self._over(f"what comes is not HTTP/2 ({e}); is this the port of another protocol?")
+        except OSError as e:
+            self._over(fault_text(e, secure=self._target.tls is not None))
+
+    def _happened(self, event: Event) -> None:
+        if isinstance(event, ConnectionTerminated):
+            self._over(f"it was sent away (GOAWAY, error {event.error_code})")
+            return
+        answer = self._answers.get(getattr(event, "stream_id", None) or 0)
+        if answer is None or answer.done.done():
+            return
+        match event:
+            case ResponseReceived():
+                headers = dict(event.headers)
+                status = headers.get(b":status", b"")
+                answer.status = int(status) if status.isdigit() and len(status) == STATUS_DIGITS else 0
+                answer.location = headers[b"location"].decode("latin-1") if b"location" in headers else None
+            case DataReceived():
+                answer.body += event.data
+                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            case StreamEnded():
+                answer.done.set_result(None)
+            case StreamReset():
+                answer.done.set_exception(EirError(f"the request was reset (error {event.error_code})"))
+            case _:
+                pass
+
+    def _over(self, why: str) -> None:
+        self.closed_by = self.closed_by or why
+        for answer in self._answers.values():
+            if not answer.done.done():
+                answer.done.set_exception(EirError(why))
+
+    def _send(self) -> None:
+        self._writer.write(self._h2.data_to_send())
+
+
+@asynccontextmanager
+async def _connected(target: Target) -> AsyncIterator[_Client]:
+    try:
+        async with asyncio.timeout(target.timeout_s):
+            reader, writer = await asyncio.open_connection(
+                target.host, target.port, ssl=target.tls, server_hostname=target.host if target.tls else None
+            )
+    except (OSError, TimeoutError) as e:
+        why = fault_text(e, secure=target.tls is not None) if isinstance(e, OSError) else f"no connection within {target.timeout_s:g} s"
+        raise EirError(f"cannot connect to {address_text([target.host], target.port)}: {why}") from None
+    client = _Client(target, reader, writer)
+    listening = asyncio.create_task(client.listen())
+    try:
+        yield client
+    finally:
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
+        writer.close()
+        with suppress(OSError, ssl.SSLError):
+            await writer.wait_closed()
+
+
+def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float) -> Finding:
+    """An answer as it came (TS 29.511 6.1.3.2.3.1). `result_code` is the HTTP status."""
+    try:
+        document = json.loads(answer.body.decode()) if answer.body else {}
+    except ValueError:
+        document = {}
+    said = document if isinstance(document, dict) else {}
+    status = fault = error = None
+    cause = said.get("cause")
+    if answer.status == 200:
+        status = STATUS_WORDS.get(str(said.get("status")))
+        fault = None if status else "200 without a status that TS 29.511 knows"
+    elif answer.status in REDIRECTS and answer.location:
+        fault = f"redirected to {answer.location}; not followed"
+    elif answer.status == 404 and cause == UNKNOWN_CAUSE:
+        status = "unknown"
+    elif not answer.status:
+        fault = "no status in the answer"
+    else:
+        error = " ".join(str(part) for part in (answer.status, cause, said.get("detail") or said.get("title")) if part)
+    return Finding(imei, imsi, status, answer.status or None, None, round_trip_ms, fault, error)

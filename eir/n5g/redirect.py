@@ -1,0 +1,41 @@
+"""Where a server sends its client (TS 29.500 6.10.9, RFC 9110 15.4): which redirects are followed. Pure; imports eir.errors."""
+
+from typing import Final
+from urllib.parse import urldefrag, urljoin, urlsplit
+
+from eir.errors import EirError
+
+TEMPORARY, PERMANENT = 307, 308
+REDIRECTS: Final = frozenset({TEMPORARY, PERMANENT})
+"""Those that a 5G core has: the same request, to another place."""
+HOPS_MAX: Final = 5
+"""Of one request, so that servers that send it round and round are left."""
+URL_CHARS_MAX: Final = 2048
+
+
+class NotFollowed(EirError):
+    """A redirect that leads nowhere; says why."""
+
+
+def led_to(url: str, location: str | None, hops: int) -> str:
+    """The URL that the Location in the answer to a request for `url` names, after `hops` redirects before. Raises NotFollowed.
+
+    Not from https to http: what was meant for the holder of a certificate would be told to whoever listens.
+    """
+    if not location:
+        raise NotFollowed("no Location")
+    if len(location) > URL_CHARS_MAX or not (location.isascii() and location.isprintable()) or " " in location:
+        raise NotFollowed("its Location is no URL")
+    if hops >= HOPS_MAX:
+        raise NotFollowed(f"more than {HOPS_MAX} in a row")
+    try:
+        to = urlsplit(urldefrag(urljoin(url, location)).url)
+        host, port = to.hostname or "", to.port
+        host.encode("idna")
+    except ValueError:
+        host = ""
+    if not host or port == 0 or to.scheme not in {"http", "https"} or "@" in to.netloc:
+        raise NotFollowed(f"{location} is no URL of a server")
+    if to.scheme == "http" and urlsplit(url).scheme == "https":
+        raise NotFollowed(f"{location} is without TLS")
+    return to.geturl()

@@ -1,0 +1,80 @@
+"""What N5g-eir is told, and what it is called. Data only; imports eir.diameter.transport.endpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from eir.diameter.transport.endpoint import TCP, TLS, Endpoint, endpoint
+
+TRANSPORTS = {"http": TCP, "https": TLS}
+PORTS = {"http": 80, "https": 443}
+"""TS 29.500 5.2.4: those of HTTP, unless something else says so."""
+SERVICE: Final = "n5g-eir-eic"
+"""The service's name, which is its scope too (TS 29.511 6.1.9)."""
+NF_TYPE: Final = "5G_EIR"
+"""TS 29.510 6.1.6.3.3."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSettings:
+    """Which access tokens are accepted."""
+
+    jwks: tuple[Path, ...]
+    """JWK sets (RFC 7517)."""
+    keys: tuple[Path, ...]
+    """Public keys or certificates in PEM."""
+    issuer: tuple[str, ...]
+    """Who may have made a token; empty: whoever holds one of the keys."""
+    audience: tuple[str, ...]
+    """Whom a token has to be for: an NF type, or NF instances."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NrfSettings:
+    """Where the node registers, and as what."""
+
+    uri: tuple[str, ...]
+    """API roots of NRFs, the preferred one first."""
+    instance: str | None
+    """NF instance id; None: the one that the node has given itself."""
+    endpoints: tuple[str, ...]
+    """Where AMFs reach the service, as URLs; empty: where it listens."""
+    fqdn: str | None
+    plmns: tuple[str, ...]
+    """MCC and MNC, as digits; empty: the PLMN that the NRF serves."""
+    capacity: int
+    priority: int
+    heartbeat_s: float
+    """What is asked for; the NRF says what it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class N5gSettings:
+    """The section `n5g`."""
+
+    listen: tuple[str, ...] = ()
+    """`http://host:port` or `https://host:port`, each with its port."""
+    tokens: TokenSettings | None = None
+    """None: no access token is asked for."""
+    nrf: NrfSettings | None = None
+    """None: the node is registered nowhere."""
+
+
+def is_http(url: str) -> bool:
+    """Whether it is one of these, and not one of Diameter's."""
+    return url.partition("://")[0] in TRANSPORTS
+
+
+def is_secure(url: str) -> bool:
+    """Whether connections to this listener, of whichever protocol, begin with a TLS handshake."""
+    return url.startswith(("https:", "tls:"))
+
+
+def listening_at(url: str) -> Endpoint:
+    """Where a listener is, of whichever protocol. Raises EirError for another form."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in TRANSPORTS:
+        return endpoint(url)
+    at = endpoint(f"{TRANSPORTS[scheme]}://{rest}")
+    return at if urlsplit(url).port is not None else at._replace(port=PORTS[scheme])

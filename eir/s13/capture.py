@@ -1,0 +1,117 @@
+"""S13 as it went over a wire: the checks in a capture file and their answers, as Wireshark's dissector (tshark) reads them. In clear only."""
+
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TypeAlias
+from xml.etree import ElementTree as ET
+
+from eir.checks.finding import NO_ANSWER
+from eir.diameter.dictionary import CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG
+from eir.diameter.result import SUCCESS
+from eir.errors import EirError, SetupFault
+from eir.s13.dictionary import ERROR_EQUIPMENT_UNKNOWN, ME_IDENTITY_CHECK
+from eir.s13.probe import STATUS_OF
+
+PORT = 3868
+Message: TypeAlias = Mapping[str, str]
+"""Fields of Wireshark by name, the first of each."""
+_ENDS = ("tcp.stream", "sctp.assoc_index"), ("tcp.srcport", "sctp.srcport")
+
+
+@dataclass(slots=True)
+class Captured:
+    """What a capture shows."""
+
+    checks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """(identifier as it was sent, Origin-Host, status or result or `none`) → how many."""
+    asking: set[str] = field(default_factory=set)
+    """Origin-Hosts of ECRs, and of nodes over whose connection some came: an agent carries those of others."""
+    known: set[str] = field(default_factory=set)
+    """Origin-Hosts that sent a CER or a DWR and answered no ECR."""
+
+
+def read(capture: Path, ports: Sequence[int] = (PORT,)) -> Captured:
+    """Read a capture file (pcap, pcapng) whose Diameter is on these TCP and SCTP ports.
+
+    Raises SetupFault without tshark, EirError if it cannot read the file.
+    """
+    if (tshark := shutil.which("tshark")) is None:
+        raise SetupFault("a capture is read by tshark, which is not installed: apt-get install tshark")
+    if not capture.is_file():
+        raise EirError(f"{capture}: no such file")
+    decode = [text for port in ports for layer in ("tcp", "sctp") for text in ("-d", f"{layer}.port=={port},diameter")]
+    wanted = " || ".join(f"diameter.cmd.code == {code}" for code in (ME_IDENTITY_CHECK, CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG))
+    command = [tshark, "-n", "-r", str(capture), *decode, "-Y", wanted, "-T", "pdml", "-J", "tcp sctp diameter"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  # as they are asked for
+        try:
+            found = _account(_messages(process.stdout))
+        except ET.ParseError:
+            found = None
+        said = process.stderr.read().decode(errors="replace").strip()
+    if found is None or process.returncode:
+        raise EirError(f"tshark cannot read {capture}: {said.splitlines()[-1] if said else 'it gave no document'}")
+    return found
+
+
+def _messages(document: IO[bytes]) -> Iterator[tuple[tuple[str, str], Message]]:
+    """(connection, port of the sender) and fields of each Diameter message, frame by frame."""
+    for _, packet in ET.iterparse(document):  # noqa: S314  # it is tshark's own
+        if packet.tag != "packet":
+            continue
+        ends = ["", ""]
+        for part in packet.iter("proto"):
+            if part.get("name") == "diameter":
+                fields: dict[str, str] = {}
+                for each in part.iter("field"):
+                    fields.setdefault(each.get("name", ""), each.get("show", ""))
+                yield (ends[0], ends[1]), fields
+            else:
+                for each in part.iter("field"):
+                    for at, names in enumerate(_ENDS):
+                        if each.get("name") in names:
+                            ends[at] = f"{names[0]} {each.get('show')}"
+        packet.clear()
+
+
+def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
+    """Put answers to their requests."""
+    found = Captured()
+    waiting: dict[tuple[str, str, str], tuple[str, str]] = {}
+    hosts: dict[tuple[str, str], set[str]] = {}
+    carrying: set[tuple[str, str]] = set()
+    eirs: set[str] = set()
+    for ends, fields in messages:
+        origin, is_request = fields.get("diameter.Origin-Host", ""), fields.get("diameter.flags.request") in {"1", "True"}
+        ids = (ends[0], fields.get("diameter.hopbyhopid", ""), fields.get("diameter.endtoendid", ""))
+        if int(fields.get("diameter.cmd.code", "0")) != ME_IDENTITY_CHECK:
+            if is_request:
+                hosts.setdefault(ends, set()).add(origin)
+        elif is_request:
+            carrying.add(ends)
+            found.asking.add(origin)
+            waiting[ids] = (fields.get("diameter.IMEI") or fields.get("diameter.3GPP2-MEID") or "", origin)
+        else:
+            eirs.add(origin)
+            if (asked := waiting.pop(ids, None)) is not None:
+                found.checks[*asked, _result(fields)] += 1
+    for asked in waiting.values():
+        found.checks[*asked, NO_ANSWER] += 1
+    found.asking |= {host for ends in carrying for host in hosts.get(ends, ())}
+    found.known = {host for names in hosts.values() for host in names} - eirs
+    return found
+
+
+def _result(fields: Message) -> str:
+    """The status of an ECA, or its result."""
+    code = fields.get("diameter.Result-Code")
+    if code == str(SUCCESS):
+        status = fields.get("diameter.Equipment-Status", "")
+        return STATUS_OF.get(int(status).to_bytes(4), status) if status.isdigit() else NO_ANSWER
+    if (experimental := fields.get("diameter.Experimental-Result-Code")) is not None:
+        return "unknown" if experimental == str(ERROR_EQUIPMENT_UNKNOWN) else experimental
+    return code or NO_ANSWER

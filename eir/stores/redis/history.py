@@ -1,0 +1,276 @@
+"""The history in Redis: the chain as a stream, refusals, and what both have to hold. All under one hash tag. Knows no list.
+
+eir:{history}:ledger       hash: ledger (JSON: what both have to hold), stream (the name of the stream in force),
+done:LIST (the `change` of the last write of a list that the history has)
+eir:{history}:records      stream, or eir:{history}:records:ID after a rewrite: entry NUMBER-0 with record
+eir:{history}:refusals     hash: key → text, see eir.lists.history
+eir:{history}:outcomes     hash: [list, outcome] → how often, and when last
+eir:{history}:events       stream of a version that had no chain: becomes its first records
+"""
+
+import json
+import secrets
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import redis.exceptions as fault
+
+from eir.errors import GenerationConflict, StoreError
+from eir.lists.history import (
+    FOLDS_MAX,
+    appended,
+    events_of,
+    exchanged,
+    fold_key,
+    folded,
+    is_counted,
+    is_refusal,
+    left_out,
+    overdue,
+    rewritten,
+    trimmed,
+    with_folds,
+)
+from eir.lists.store import Event, Fold, Ledger, Outcome, Record
+from eir.stores.records import decode_event, decode_ledger, encode
+from eir.stores.redis.link import Link
+
+LEDGER, RECORDS, REFUSALS = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals"
+OUTCOMES, EVENTS = "eir:{history}:outcomes", "eir:{history}:events"
+BATCH = 500
+"""Records that are read, written or forgotten at a time."""
+STAGING_S = 600
+WRITTEN = "the history was written meanwhile"
+TRIES_MAX = 50
+"""How often a write is tried again because another one was faster."""
+About = tuple[str, bytes]
+"""A list, and its `change` that an event belongs to."""
+
+
+async def read_ledger(link: Link) -> tuple[Ledger, str]:
+    """What the history has to hold, and the stream that holds the chain."""
+    return _ledger(link, await link.do("HMGET", LEDGER, "ledger", "stream"))
+
+
+async def append(link: Link, event: Event | None, about: About | None = None) -> None:
+    """Append an event, once for each change that it is about. If the answer is lost, one that is about none may be there twice."""
+    if event is None:
+        return
+    done = f"done:{about[0]}" if about else "done:"
+
+    async def write(pipe: Any, ledger: Ledger, stream: str, was_done: bytes | None) -> None:
+        if about is not None and was_done == about[1]:
+            return
+        commands: list[tuple[object, ...]] = []
+        if is_refusal(event):
+            key = fold_key(event)
+            (before,) = await pipe.execute_command("HMGET", REFUSALS, key)
+            fold, ledger = folded(ledger, event, None if before is None else before.decode())
+            commands.append(("HSET", REFUSALS, *fold))
+            if before is None and await pipe.execute_command("HLEN", REFUSALS) >= FOLDS_MAX:
+                gone = left_out([*_folds(await pipe.execute_command("HGETALL", REFUSALS)), fold])
+                commands.append(("HDEL", REFUSALS, *(fold.key for fold in gone)))
+                ledger = with_folds(ledger, gone, -1)
+        else:
+            earlier = [] if ledger.number else await _of_no_chain(pipe)
+            records, ledger = appended(ledger, [*earlier, event])
+            commands += [_adding(stream, record) for record in records]
+            if earlier:
+                commands.append(("UNLINK", EVENTS))
+        outcome = json.dumps([event.list, event.outcome])
+        pipe.multi()
+        for command in (
+            *commands, ("HSET", LEDGER, "ledger", encode(ledger), *((done, about[1]) if about else ())),
+            *((("HINCRBY", OUTCOMES, f"count:{outcome}", 1), ("HSET", OUTCOMES, f"last:{outcome}", event.time)) if is_counted(event) else ()),
+        ):  # fmt: skip
+            pipe.execute_command(*command)
+        await pipe.execute()
+
+    await _watched(link, write, done)
+
+
+async def _of_no_chain(pipe: Any) -> list[Event]:
+    found = [decode_event(entry[b"event"]) for _, entry in await pipe.execute_command("XRANGE", EVENTS, "-", "+")]
+    return [event for event in found if not is_refusal(event)]
+
+
+async def read_records(link: Link, after: int = 0) -> AsyncIterator[list[Record]]:
+    """The chain after a record, in batches, as it stands."""
+    _, stream = await read_ledger(link)
+    while True:
+        batch = _records(link, await link.do("XRANGE", stream, f"({after}-0" if after else "-", "+", "COUNT", BATCH))
+        if not batch:
+            return
+        yield batch
+        after = batch[-1].number
+
+
+async def read_folds(link: Link) -> list[Fold]:
+    """All refusals."""
+    with link.as_written():
+        return _folds(await link.do("HGETALL", REFUSALS))
+
+
+async def read_history(link: Link, name: str | None, since: str | None, limit: int | None) -> list[Event]:
+    """What is asked; the chain is read from its end on, as far as needed."""
+    ledger, stream = await read_ledger(link)
+    if not ledger.number:
+        with link.as_written():
+            earlier = [decode_event(entry[b"event"]) for _, entry in await link.do("XRANGE", EVENTS, "-", "+")]
+    else:
+        earlier = []
+    found: list[Record] = []
+    count, end = 0, "+"
+    while limit is None or count < limit:
+        batch = _records(link, await link.do("XREVRANGE", stream, end, "-", "COUNT", min(BATCH, limit or BATCH)))
+        if not batch:
+            break
+        fitting = events_of(batch, (), name, since)
+        count, end = count + len(fitting), f"({batch[-1].number}-0"
+        found += batch
+        if since is not None and not events_of(batch, (), since=since):  # older ones are older still
+            break
+    events = [*(event for event in earlier if name in {None, event.list}), *events_of(found, await read_folds(link), name, since)]
+    return events if limit is None else events[-limit:]
+
+
+async def rewrite(
+    link: Link, batches: AsyncIterable[Sequence[Record]], given: Sequence[Fold], *, after: int, seen: Ledger, exact: bool
+) -> None:
+    """Put records in the place of those after a number: appended if these are none, else in a stream of its own that comes into force."""
+    now, stream = await read_ledger(link)
+    if now != seen:
+        raise GenerationConflict(WRITTEN)
+    commands: list[tuple[object, ...]]
+    if after == now.number > 0:
+        records = [record async for batch in batches for record in batch]
+        commands = [_adding(stream, record) for record in records]
+        last = records[-1] if records else await _newest(link, stream)
+        ledger = rewritten(now, None, last, now.bytes + _size(records))
+    else:
+        new = f"{RECORDS}:{secrets.token_hex(8)}"
+        commands = [("PERSIST", new), ("UNLINK", stream)]
+        ledger, stream = await _staged(link, new, now, _spliced(read_records(link), after, batches)), new
+
+    async def write(pipe: Any, current: Ledger, _stream: str, _done: bytes | None) -> None:
+        if current != seen:
+            raise GenerationConflict(WRITTEN)
+        gone, come = exchanged(_folds(await pipe.execute_command("HGETALL", REFUSALS)), given, exact=exact)
+        becomes = with_folds(with_folds(ledger, gone, -1), come)
+        pipe.multi()
+        for command in (
+            *commands, *(("HDEL", REFUSALS, fold.key) for fold in gone), *(("HSET", REFUSALS, *fold) for fold in come),
+            ("HSET", LEDGER, "ledger", encode(becomes), "stream", stream),
+        ):  # fmt: skip
+            pipe.execute_command(*command)
+        await pipe.execute()
+
+    await _watched(link, write, "done:")
+
+
+async def _spliced(
+    there: AsyncIterable[Sequence[Record]], after: int, batches: AsyncIterable[Sequence[Record]]
+) -> AsyncIterator[Sequence[Record]]:
+    """The records up to a number, and others behind them."""
+    if after:
+        async for batch in there:
+            yield [record for record in batch if record.number <= after]
+    async for batch in batches:
+        yield batch
+
+
+async def _staged(link: Link, stream: str, now: Ledger, batches: AsyncIterable[Sequence[Record]]) -> Ledger:
+    """Fill a stream that expires; returns what it holds."""
+    first, last, size = None, None, 0
+    async for batch in batches:
+        for at in range(0, len(batch), BATCH):
+            records = batch[at : at + BATCH]
+            await link.do_all(*(_adding(stream, record) for record in records), ("EXPIRE", stream, STAGING_S))
+            first, last, size = first or records[0], records[-1], size + _size(records)
+    return rewritten(now, first, last, size)
+
+
+def _adding(stream: str, record: Record) -> tuple[object, ...]:
+    return "XADD", stream, f"{record.number}-0", "record", record.text
+
+
+def _size(records: Sequence[Record]) -> int:
+    return sum(len(record.text) for record in records)
+
+
+async def trim(link: Link, until: str, bytes_max: int, event: Event) -> int:
+    """Forget what is overdue, in portions; returns how many records that were."""
+    count, portion = 0, BATCH
+
+    async def write(pipe: Any, ledger: Ledger, stream: str, _done: bytes | None) -> None:
+        nonlocal portion
+        oldest = _records(link, await pipe.execute_command("XRANGE", stream, "-", "+", "COUNT", BATCH))
+        gone = overdue(oldest, ledger, until, bytes_max)
+        portion = len(gone)
+        if not gone:
+            return
+        (record, *_), ledger = trimmed(ledger, gone, event)
+        pipe.multi()
+        pipe.execute_command("XADD", stream, "MINID", f"{ledger.first}-0", f"{record.number}-0", "record", record.text)
+        pipe.execute_command("HSET", LEDGER, "ledger", encode(ledger))
+        await pipe.execute()
+
+    while portion == BATCH:
+        await _watched(link, write, "done:")
+        count += portion
+    return count
+
+
+async def read_done(link: Link, names: Sequence[str]) -> dict[str, bytes | None]:
+    """For each list the `change` of its last write that the history has."""
+    found = await link.do("HMGET", LEDGER, *(f"done:{name}" for name in names)) if names else []
+    return dict(zip(names, found, strict=True))
+
+
+async def read_outcomes(link: Link) -> list[Outcome]:
+    """How often each list saw each outcome, and when last."""
+    found: dict[bytes, bytes] = await link.do("HGETALL", OUTCOMES)
+    counted = [field.removeprefix(b"count:") for field in sorted(found) if field.startswith(b"count:")]
+    with link.as_written():
+        return [
+            Outcome(name, outcome, int(found[b"count:" + about]), found.get(b"last:" + about, b"").decode())
+            for about in counted for name, outcome in [json.loads(about)]
+        ]  # fmt: skip
+
+
+async def _watched(link: Link, write: Callable[[Any, Ledger, str, bytes | None], Awaitable[None]], done: str) -> None:
+    """Have a write made on condition that the ledger stays as it was read; again if it does not."""
+
+    async def tried(client: Any) -> bool:
+        async with client.pipeline(transaction=True) as pipe:
+            await pipe.watch(LEDGER, REFUSALS)
+            ledger, stream, was_done = await pipe.execute_command("HMGET", LEDGER, "ledger", "stream", done)
+            try:
+                await write(pipe, *_ledger(link, (ledger, stream)), was_done)
+            except fault.WatchError:
+                return False
+            return True
+
+    for _ in range(TRIES_MAX):
+        if await link.call(LEDGER, tried):
+            return
+    raise StoreError("busy", f"the history was written by others {TRIES_MAX} times meanwhile")
+
+
+async def _newest(link: Link, stream: str) -> Record | None:
+    return next(iter(_records(link, await link.do("XREVRANGE", stream, "+", "-", "COUNT", 1))), None)
+
+
+def _ledger(link: Link, found: Sequence[bytes | None]) -> tuple[Ledger, str]:
+    ledger, stream = found
+    with link.as_written():
+        return Ledger() if ledger is None else decode_ledger(ledger), RECORDS if stream is None else stream.decode()
+
+
+def _records(link: Link, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Record]:
+    with link.as_written():
+        return [Record(int(entry.partition(b"-")[0]), said[b"record"].decode()) for entry, said in entries]
+
+
+def _folds(found: dict[bytes, bytes]) -> list[Fold]:
+    return [Fold(key.decode(), text.decode()) for key, text in found.items()]

@@ -1,0 +1,85 @@
+"""One request of an HTTP/2 client (RFC 9113), without I/O: a connection that asks one thing, and ends. h2 does the protocol.
+
+For what is asked seldom and may fail: a connection that is made anew is never one that the other end has long forgotten.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+
+from eir.errors import EirError
+
+BODY_BYTES_MAX = 1 << 18
+STREAM = 1
+"""RFC 9113 5.1.1: a client's first."""
+
+
+class NoAnswer(EirError):
+    """What the server sends is no answer, and says why."""
+
+
+class Answer(NamedTuple):
+    """What came."""
+
+    status: int
+    headers: dict[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+class Exchange:
+    """The connection. `headers`: the request's, pseudo-headers first. `answer`: what came, once it has."""
+
+    def __init__(self, headers: Sequence[tuple[str, str]], body: bytes) -> None:
+        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._h2.local_settings = Settings(client=True, initial_values={SettingCodes.ENABLE_PUSH: 0})
+        self._h2.initiate_connection()
+        self._h2.send_headers(STREAM, list(headers), end_stream=not body)
+        self._rest = body
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._body = b""
+        self.answer: Answer | None = None
+        self._send_rest()
+
+    def take(self) -> bytes:
+        """Bytes for the server."""
+        return self._h2.data_to_send()
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the server; none: it will send nothing more. Raises NoAnswer once it is clear that there will be none."""
+        if not data:
+            raise NoAnswer("the connection was closed before the answer")
+        try:
+            events = self._h2.receive_data(data)
+            for event in events:
+                if isinstance(event, ResponseReceived):
+                    self._headers = {str(name): str(value) for name, value in event.headers}
+                    self._status = int(self._headers.get(":status", "0"))
+                elif isinstance(event, DataReceived):
+                    self._body += event.data
+                    if len(self._body) > BODY_BYTES_MAX:
+                        raise NoAnswer(f"the answer is longer than {BODY_BYTES_MAX} bytes")
+                    self._h2.acknowledge_received_data(event.flow_controlled_length, STREAM)
+                elif isinstance(event, StreamEnded):
+                    self.answer = Answer(self._status, self._headers, self._body)
+                    self._h2.close_connection()
+                    return
+                elif isinstance(event, StreamReset):
+                    raise NoAnswer(f"the request was reset (error {int(event.error_code or 0)})")
+                elif isinstance(event, ConnectionTerminated) and (event.error_code or (event.last_stream_id or 0) < STREAM):
+                    raise NoAnswer(f"the connection was ended (error {int(event.error_code or 0)})")
+            self._send_rest()
+        except (ProtocolError, UnicodeDecodeError, ValueError) as e:
+            raise NoAnswer(f"it does not speak HTTP/2 ({type(e).__name__})") from None
+
+    def _send_rest(self) -> None:
+        """Send of the body what the server has left a window for."""
+        while self._rest and (room := min(self._h2.local_flow_control_window(STREAM), self._h2.max_outbound_frame_size)) > 0:
+            part, self._rest = self._rest[:room], self._rest[room:]
+            self._h2.send_data(STREAM, part, end_stream=not self._rest)

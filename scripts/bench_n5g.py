@@ -1,0 +1,120 @@
+"""N5g-eir over HTTP/2 beside a bare server on the same library and an application server; and Diameter beside a full HTTP/2 load.
+
+The node has one worker, one core, all metrics on, and a list of 100,000 devices; 1 % of the questions are about these. nghttp2's
+h2load asks over 4 connections with 100 requests under way on each, on another core.
+"""
+
+import argparse
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmark import http2, network
+from benchmark.build import Missing, program
+from benchmark.measure import (
+    Load,
+    Target,
+    Times,
+    add_options,
+    ask,
+    at_least,
+    at_most,
+    cores,
+    finish,
+    percentile,
+    say,
+    times,
+)
+from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
+from benchmark.servers import Server, free_port, on_cores
+from benchmark.site import LIST, Site
+
+from eir.commands.table import table
+
+ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 100_000
+OF_BARE, OF_APPLICATION = 0.5, 10.0
+P99_TIMES = 2.0
+DIAMETER = Load(4, 4096, 2_000.0)
+"""A steady rate of checks, whose latency is looked at."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `n5g` of scripts/bench."""
+    parser = argparse.ArgumentParser(prog="bench n5g", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--no-application", action="store_true", help="without Starlette under Hypercorn")
+    add_options(parser, seconds=3, turns=3)
+    options = parser.parse_args(arguments)
+    program("load")
+    start_application: Callable[..., Server] | None = None
+    missing = {}
+    try:
+        start_application = None if options.no_application else http2.application()
+    except Missing as e:
+        missing["starlette"] = str(e)
+        say(f"without starlette: {e}")
+    http2.tools("h2load", part="--test")
+    network.enter()
+    on, how = cores(), times(options)
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, ExitStack() as running:
+        folder = Path(made)
+        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
+        site.load(site.release(listed.keys))
+        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        paths = http2.questions(folder / "paths", folder / "questions")
+        http_port = free_port()
+        eir = site.server("eir", free_port(), cores=on.server, n5g={"listen": [f"http://127.0.0.1:{http_port}"]})
+        bare = http2.bare(free_port(), log=folder / "bare.log", cores=on.server)
+        ports = {"eir": http_port, "bare": bare.port}
+        servers = [eir, bare]
+        if start_application is not None:
+            data = site.folder / f"{LIST}-1.csv"
+            servers.append(start_application(free_port(), data, log=folder / "starlette.log", cores=on.server))
+            ports["starlette"] = servers[-1].port
+        for server in servers:
+            running.enter_context(server)
+        rates: dict[str, list[float]] = {name: [] for name in ports}
+        for turn in range(how.turns):
+            for name, port in ports.items():
+                rates[name].append(http2.answers_per_s(port, paths, how, on.generator))
+                say(f"turn {turn + 1}: {name} {rates[name][-1]:,.0f}/s")
+        alone = [_p99_us(eir, folder / "questions", how, on.generator) for _ in range(how.turns)]
+        words = http2.command(http_port, paths, connections=4, streams=100, seconds=how.seconds + how.warmup + 2, warmup=0.0)
+        beside = [_beside(eir, words, folder / "questions", how, on.generator) for _ in range(how.turns)]
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    ratios = {
+        name: round(statistics.median(ours / theirs for ours, theirs in zip(rates["eir"], found, strict=True)), 2)
+        for name, found in rates.items() if name != "eir"
+    }  # fmt: skip
+    p99 = {"alone_us": round(statistics.median(alone), 1), "beside_us": round(statistics.median(beside), 1)}
+    targets: list[Target] = [at_least("answers a second, times those of a bare server on the same library", OF_BARE, ratios["bare"])]
+    if "starlette" in ratios:
+        targets.append(at_least("answers a second, times those of Starlette under Hypercorn", OF_APPLICATION, ratios["starlette"]))
+    targets.append(at_most("p99 of Diameter beside a full HTTP/2 load, times its own", P99_TIMES, round(p99["beside_us"] / p99["alone_us"], 2)))
+    rows = [{"server": name, "answers_per_s": round(rate)} for name, rate in medians.items()]
+    text = table(rows, ("server", "answers_per_s"), width=None)
+    text += f"Diameter at {DIAMETER.rate:,.0f}/s: p99 {p99['alone_us']:,.0f} us alone, {p99['beside_us']:,.0f} us beside a full HTTP/2 load\n"
+    measured = {"measured": rows, "ratios": ratios, "turns": rates, "diameter_p99": p99, "missing": missing, "wrong_answers": 0}
+    return finish("n5g", measured, targets, options, text)
+
+
+def _p99_us(eir: Server, asked: Path, how: Times, on: set[int]) -> float:
+    found = ask(eir, DIAMETER, asked, how, on)
+    if faults := sum(found["errors"].values()):
+        raise RuntimeError(f"{faults} answers over Diameter were wrong")
+    return percentile("p99")(found)
+
+
+def _beside(eir: Server, words: Sequence[str], asked: Path, how: Times, on: set[int]) -> float:
+    """The same while h2load asks as much as it can."""
+    with on_cores(on):
+        asking = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return _p99_us(eir, asked, how, on)
+    finally:
+        asking.terminate()
+        asking.wait()
+
+

@@ -1,0 +1,44 @@
+"""http2_bare.py PORT: what h2 on uvloop can do at most as an HTTP/2 server: each request gets one constant answer.
+
+Nothing is looked up, counted or limited; all answers to what one read brought go out by one write.
+"""
+
+import asyncio
+import sys
+
+import uvloop
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import RequestReceived
+
+BODY = b'{"status":"WHITELISTED"}'
+HEADERS = ((b":status", b"200"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY)))
+
+
+class Bare(asyncio.Protocol):
+    """One connection."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with our SETTINGS."""
+        self._write = transport.write  # type: ignore[attr-defined]  # a stream's has it
+        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+        self._h2.initiate_connection()
+        self._write(self._h2.data_to_send())
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each request of it."""
+        for event in self._h2.receive_data(data):
+            if isinstance(event, RequestReceived) and event.stream_id is not None:
+                self._h2.send_headers(event.stream_id, HEADERS)
+                self._h2.send_data(event.stream_id, BODY, end_stream=True)
+        self._write(self._h2.data_to_send())
+
+
+async def main(port: int) -> None:
+    """Serve for ever."""
+    server = await asyncio.get_running_loop().create_server(Bare, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1])))

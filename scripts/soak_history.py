@@ -1,0 +1,83 @@
+"""A hundred thousand refusals and a busy year on record, on SQLite and on Redis: nothing of the record goes, and it stays small."""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import servers
+import test_history
+from made import event
+
+from eir.lists.history import appended, broken
+from eir.lists.store import Ledger, ListStore, Record
+from eir.stores.redis import RedisStore
+from eir.stores.sqlite import SqliteStore
+
+SENDERS, REASONS = 7, 11
+
+
+def main(arguments: list[str]) -> int:
+    """The part `history` of scripts/soak."""
+    parser = argparse.ArgumentParser(prog="soak history", description=__doc__)
+    parser.add_argument("--refusals", type=int, default=100_000)
+    options = parser.parse_args(arguments)
+    test_history.PART = 1
+    kept = True
+    with tempfile.TemporaryDirectory() as folder:
+        store = SqliteStore(Path(folder) / "lists.sqlite")
+        kept &= asyncio.run(_held("SQLite", store, options.refusals))
+        taken = sum(path.stat().st_size for path in Path(folder).glob("lists.sqlite"))
+        kept &= _small("SQLite", taken)
+        for name, program in servers.programs().items():
+            with servers.Server(program) as server:
+                kept &= asyncio.run(_held(name, RedisStore(server.url), options.refusals))
+                kept &= _small(name, _used(server))
+    return 0 if kept else 1
+
+
+async def _held(name: str, store: ListStore, refusals: int) -> bool:
+    """Whether all records are there, in a chain that holds, after a year and a flood."""
+    records, _ = appended(Ledger(), test_history.year())
+    began = time.monotonic()
+    await store.rewrite_history(_one(records), (), after=0, seen=Ledger())
+    await store.record(event(detail="before the flood"))
+    for number in range(refusals):
+        detail = f"reason{number % REASONS}: try {number} (claims list-{number} 1, unverified)" if number % 2 else f"reason{number % REASONS}: try {number}"
+        refused = event(None, "refused", what="refuse", detail=detail)
+        await store.record(replace(refused, who=f"inbox of eir@host-{number % SENDERS}"))
+    await store.record(event(detail="after the flood"))
+    there = [record async for batch in store.records() for record in batch]
+    folds, faults = await store.folds(), []
+    faults += broken(there, folds, await store.ledger())
+    if there[: len(records)] != records or len(there) != len(records) + 2:
+        faults.append("records are gone")
+    if sum(each.count for each in await store.outcomes() if each.outcome == "refused") != refusals:
+        faults.append("not all refusals are counted")
+    await store.close()
+    print(f"{name}: {len(there):,} records, {refusals:,} refusals in {len(folds):,} lines; {time.monotonic() - began:.0f} s", flush=True)
+    for fault in faults:
+        print(f"not kept: {name}: {fault}", file=sys.stderr)
+    return not faults
+
+
+def _small(name: str, taken: int) -> bool:
+    print(f"{name}: {taken / 1e6:.1f} MB", flush=True)
+    if taken >= test_history.YEAR_BYTES_MAX:
+        print(f"not kept: {name}: less than {test_history.YEAR_BYTES_MAX / 1e6:.0f} MB", file=sys.stderr)
+    return taken < test_history.YEAR_BYTES_MAX
+
+
+def _used(server: servers.Server) -> int:
+    keys = [key for key in server.command("KEYS", "eir:{history}*").split(b"\r\n") if key.startswith(b"eir")]
+    return sum(int(server.command("MEMORY", "USAGE", key, "SAMPLES", "0")[1:]) for key in keys)
+
+
+async def _one(batch: Sequence[Record]) -> AsyncIterator[Sequence[Record]]:
+    yield batch

@@ -1,0 +1,124 @@
+"""A million questions over both protocols, Diameter S13 and N5g-eir: one policy gives the same verdict to an MME and to an AMF.
+
+Devices that are listed, their neighbours, and any at all; as 14, 15 and 16 digits, with every software version, with SIMs of home and of
+elsewhere. A device that is listed with one software version is found with every other.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import secrets
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import http2_wire
+from node import Publisher, Site
+from traffic import connect, lists_of, write_list
+from wire import HOST, TGPP, avp, ecr
+
+BATCH = 500
+ENTRIES = 100_000
+PARTS = 20
+"""Of the whole, after each of which it is told how far it is."""
+WORDS = {"WHITELISTED": 0, "BLACKLISTED": 1, "GREYLISTED": 2}
+UNKNOWN = 3
+
+
+def main(arguments: list[str]) -> int:
+    """The part `protocols` of scripts/soak."""
+    parser = argparse.ArgumentParser(prog="soak protocols", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--questions", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what is asked; chance if not given")
+    options = parser.parse_args(arguments)
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
+        folder = Path(name)
+        (folder / "publisher").mkdir()
+        keys, _ = lists_of(ENTRIES, options.seed)
+        write_list(folder / "list.csv", keys)
+        with Site(folder / "site", Publisher(folder / "publisher")) as site:
+            rules = [
+                {"imsi": "26201", "answer": "unknown"}, {"list": "stolen", "answer": "blacklisted"},
+                {"software_version": ["07", "77"], "answer": "greylisted"},
+            ]  # fmt: skip
+            site.configure(workers=options.workers, n5g={"listen": "http://127.0.0.1:0"}, policy={"rules": rules})
+            site.load(folder / "list.csv")
+            answers, wrong = asyncio.run(_soak(site.start(), [int(key) for key in keys], options))
+    print(f"{sum(answers.values()):,} questions over each protocol: {dict(answers)}; {len(wrong)} answered differently")
+    for each in wrong[:10]:
+        print(f"not kept: {each}", file=sys.stderr)
+    return 1 if wrong or not all(answers[word] for word in (*WORDS, "UNKNOWN")) else 0
+
+
+async def _soak(node: Any, keys: list[int], options: argparse.Namespace) -> tuple[Counter[str], list[str]]:
+    chance, answers, wrong = random.Random(options.seed), Counter[str](), list[str]()
+    listed, words = set(keys), [*WORDS, "UNKNOWN"]
+    mme = await connect(node, HOST)
+    url = next(url for url in node.status()["listening"] if url.startswith("http:"))
+    host, _, port = url.partition("://")[2].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(http2_wire.HELLO + http2_wire.frame(http2_wire.WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4)))
+    stream, told = 1, 0
+    while (done := sum(answers.values())) < options.questions:
+        if done - told >= options.questions // PARTS:
+            told = done
+            print(f"{done:,} over each protocol; {len(wrong)} answered differently", flush=True)
+        asked = [_question(chance, keys) for _ in range(BATCH)]
+        await mme.send(*(
+            ecr(terminal=_terminal(digits), user=avp(1, imsi), ids=(n, n), session=avp(263, f"{HOST};{stream};{n}")) for n, (digits, imsi) in enumerate(asked)
+        ))  # fmt: skip
+        by_mme = []
+        for _ in asked:
+            answer = await mme.read()
+            status = answer.number(1445, TGPP)
+            by_mme.append(UNKNOWN if status is None else status)
+        kinds = {15: "imei", 16: "imeisv"}
+        octets = [
+            http2_wire.get(stream + 2 * n, f"{http2_wire.RESOURCE}?pei={kinds[len(digits)]}-{digits}&supi=imsi-{imsi}")
+            for n, (digits, imsi) in enumerate(asked)
+        ]
+        by_amf = await _answers(reader, writer, octets, stream)
+        for (digits, imsi), mine, theirs in zip(asked, by_mme, by_amf, strict=True):
+            answers[words[mine]] += 1
+            if mine != theirs or (mine == WORDS["BLACKLISTED"]) != (int(digits[:14]) in listed and not imsi.startswith("26201")):
+                wrong.append(f"{digits} with {imsi}: {words[mine]} over S13, {words[theirs]} over N5g-eir")
+        stream += 2 * BATCH
+    await mme.close()
+    writer.transport.abort()
+    return answers, wrong
+
+
+def _terminal(digits: str) -> bytes:
+    """Terminal-Information as MMEs fill it: a software version stands beside 14 digits."""
+    version = avp(1403, digits[14:], TGPP) if len(digits) == 16 else b""
+    return bytes(avp(1401, avp(1402, digits[:14] if version else digits, TGPP) + version, TGPP))
+
+
+def _question(chance: random.Random, keys: list[int]) -> tuple[str, str]:
+    """Digits and IMSI."""
+    key = chance.choice(keys) if chance.random() < 0.7 else chance.randrange(10**14)
+    if chance.random() < 0.4:
+        key = (key + chance.choice((-1, 1, 10, 10**6))) % 10**14
+    tail = f"{chance.randrange(10)}" if chance.random() < 0.5 else f"{chance.randrange(100):02d}"
+    return f"{key:014d}{tail}", f"{chance.choice(('00101', '00101', '00101', '26201', '26202'))}{chance.randrange(10**10):010d}"
+
+
+async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, octets: list[bytes], first: int) -> list[int]:
+    """The verdict of each request, in order."""
+    rest, found, sent = b"", {}, 0
+    while len(found) < len(octets):
+        if sent < len(octets) and sent - len(found) < BATCH // 5:
+            writer.write(b"".join(octets[sent : sent + BATCH // 10]))
+            sent += BATCH // 10
+        frames, rest = http2_wire.frames(rest + await reader.read(1 << 16))
+        for stream, body in http2_wire.bodies(frames).items():
+            document = json.loads(body)
+            found[stream] = WORDS.get(document["status"], UNKNOWN)
+    return [found[first + 2 * n] for n in range(len(octets))]

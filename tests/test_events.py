@@ -1,0 +1,254 @@
+"""Events: what becomes one, how they are folded and limited, and how they come to a receiver, whatever it does."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+
+import pytest
+from node import LISTED, TRACKED, UNLISTED, until_async
+from servers import Server, programs
+from test_sightings import BLACK, IMSI, NOON, OTHER_IMSI, Handed, asked, each
+
+from eir.analysis import deliver
+from eir.analysis.deliver import SIGNATURE_HEADER, TIME_HEADER, Delivery, NotTaken, Undelivered, signature
+from eir.analysis.events import CHECK, DEVICE_CHANGED, SIM_CHANGED, Events
+from eir.analysis.settings import FULL, HASHED
+from eir.analysis.subscribers import Key, Subscribers
+from eir.checks.sighting import Decision
+from eir.errors import silent
+
+FULL_SUBSCRIBERS = Subscribers(FULL)
+TRACK = Decision("greylisted", "2", "tracked", False)
+
+
+def events_of(events, *sightings, now=0.0, subscribers=FULL_SUBSCRIBERS):
+    """What they give for checks that a worker answered."""
+    handed = Handed()
+    handed.buffer.each(list(sightings))
+    handed.flush()
+    for message in handed.messages:
+        if message[:1] == b"e":
+            events.take(message)
+    return events.due(now, subscribers)
+
+
+def made(per_second_max=1000, **watched):
+    return Events(per_second_max=per_second_max, watched=watched, seen={}, origin="here")
+
+
+def test_an_event_is_what_was_not_simply_whitelisted():
+    override, error = Decision("whitelisted", "override", None, False), Decision("error", "no_identity", None, False)
+    found = events_of(
+        made(), each(UNLISTED), each(LISTED, decision=BLACK), each(TRACKED, observed="3=greylisted@tracked"), each(UNLISTED, decision=override),
+        each("", "", "", decision=error),
+    )  # fmt: skip
+    assert [(event["imei"], event["status"], event["rule"], event["observed"]) for event in found] == [
+        (LISTED, "blacklisted", "1", None), (TRACKED, "whitelisted", "default", "3=greylisted@tracked"), (UNLISTED, "whitelisted", "override", None),
+        (None, "error", "no_identity", None),
+    ]  # fmt: skip
+    assert found[0] == {
+        "id": "here-1", "event": "check", "time": NOON, "last": NOON, "checks": 1, "imei": LISTED, "software_version": "01", "subscriber": IMSI,
+        "home": "001010", "origin_host": "mme1.epc", "origin_realm": "epc", "protocol": "s13", "status": "blacklisted", "rule": "1",
+        "list": "stolen", "observed": None,
+    }  # fmt: skip
+    assert len({event["id"] for event in found}) == 4
+
+
+def test_like_checks_are_one_event_and_more_than_the_rate_are_counted():
+    events = made(per_second_max=2)
+    found = events_of(events, *[each(LISTED, decision=BLACK)] * 5, each(TRACKED, decision=TRACK), *[each(UNLISTED, f"00101{number:010d}", decision=BLACK) for number in range(3)])
+    assert [(event["imei"], event["checks"]) for event in found] == [(LISTED, 5), (TRACKED, 1)]
+    assert events.dropped == 3
+    assert len(events_of(events, *[each(UNLISTED, f"00101{number:010d}", decision=BLACK) for number in range(3)], now=1.0)) == 2
+
+
+def test_another_sim_in_a_watched_device_is_an_event():
+    events = made(tracked=SIM_CHANGED)
+    kinds = [
+        [(event["event"], event.get("previous")) for event in events_of(events, each(TRACKED, imsi, decision=TRACK), now=number)]
+        for number, imsi in enumerate([IMSI, IMSI, OTHER_IMSI, "", OTHER_IMSI, IMSI])
+    ]
+    once = [(CHECK, None)]
+    assert kinds == [once, once, [*once, (SIM_CHANGED, IMSI)], once, once, [*once, (SIM_CHANGED, OTHER_IMSI)]]
+    assert [event["event"] for event in events_of(events, each(LISTED, decision=BLACK), each(LISTED, OTHER_IMSI, decision=BLACK), now=9)] == [CHECK] * 2
+
+
+def test_a_rule_on_trial_is_enough_to_watch_and_a_sim_is_watched_as_well():
+    events = made(persons=DEVICE_CHANGED)
+    one, two = (each(device, observed="1=greylisted@persons") for device in (TRACKED, LISTED))
+    assert [event["event"] for event in events_of(events, one, two, one)] == [CHECK, CHECK, DEVICE_CHANGED]
+    again = Events(per_second_max=9, watched={"persons": DEVICE_CHANGED}, seen=events.seen, origin="there")
+    assert [(event["event"], event.get("previous")) for event in events_of(again, one)][1:] == [(DEVICE_CHANGED, LISTED)]
+
+
+def test_a_new_key_of_the_hashes_is_no_change():
+    events, keys = made(tracked=SIM_CHANGED), [Key(number, 0, bytes([number]) * 32) for number in (1, 2)]
+    for key in keys:
+        found = events_of(events, each(TRACKED, decision=TRACK), subscribers=Subscribers(HASHED, key))
+        assert [event["event"] for event in found] == [CHECK]
+    found = events_of(events, each(TRACKED, OTHER_IMSI, decision=TRACK), subscribers=Subscribers(HASHED, keys[1]))
+    assert [event["event"] for event in found] == [CHECK, SIM_CHANGED]
+
+
+# On their way
+
+
+class Receiver:
+    """Counts as a delivery has it counted, and fails on demand."""
+
+    def __init__(self):
+        self.got, self.fault, self.counted = [], None, {}
+
+    async def send(self, events):
+        await asyncio.sleep(0)
+        if self.fault is not None:
+            raise self.fault
+        self.got += [event["id"] for event in events]
+
+    def count(self, what, number):
+        self.counted[what] = self.counted.get(what, 0) + number
+
+
+@pytest.fixture
+async def receiver(monkeypatch):
+    monkeypatch.setattr(deliver, "AGAIN_S", 0.001)
+    monkeypatch.setattr(deliver, "AGAIN_MAX_S", 0.002)
+    monkeypatch.setattr(deliver, "WAITING_MAX", 1000)
+    found = Receiver()
+    found.delivery = Delivery("webhook", found.send, found.count, report=silent)
+    running = asyncio.create_task(found.delivery.run())
+    yield found
+    running.cancel()
+
+
+def numbered(*numbers):
+    return [{"id": str(number)} for number in numbers]
+
+
+async def test_what_could_not_be_delivered_comes_again_in_order(receiver):
+    receiver.fault = Undelivered("away")
+    receiver.delivery.put(numbered(*range(250)))
+    await asyncio.sleep(0.01)
+    receiver.delivery.put(numbered(*range(250, 300)))
+    receiver.fault = None
+    await until_async(lambda: receiver.delivery.is_idle)
+    assert receiver.got == [str(number) for number in range(300)]
+    assert receiver.counted == {"sent": 300}
+
+
+async def test_a_receiver_that_is_away_for_long_costs_the_oldest_events(receiver):
+    receiver.fault = Undelivered("away")
+    for at in range(0, 3000, 100):
+        receiver.delivery.put(numbered(*range(at, at + 100)))
+        await asyncio.sleep(0)
+    receiver.fault = None
+    await until_async(lambda: receiver.delivery.is_idle)
+    assert receiver.counted == {"queue": 2000, "sent": 1000}
+    assert receiver.got == [str(number) for number in range(2000, 3000)]
+
+
+async def test_what_a_receiver_will_never_take_does_not_stop_the_rest(receiver):
+    receiver.fault = NotTaken("answered 400")
+    receiver.delivery.put(numbered(1, 2))
+    await until_async(lambda: receiver.counted)
+    receiver.fault = None
+    receiver.delivery.put(numbered(3))
+    await until_async(lambda: receiver.got)
+    assert (receiver.got, receiver.counted) == (["3"], {"refused": 2, "sent": 1})
+
+
+@contextmanager
+def desk(port=0):
+    """A fraud desk: takes what is posted, or answers by its `status`."""
+    got = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if server.status == 200:
+                got.append((dict(self.headers), body))
+            self.send_response(server.status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.status, server.got = 200, got
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("status", "fault"), [(200, None), (204, None), (500, Undelivered), (429, Undelivered), (400, NotTaken), (302, NotTaken)])
+async def test_a_webhook_by_what_it_answers(status, fault):
+    with desk() as server:
+        server.status = status
+        send = deliver.webhook(f"http://127.0.0.1:{server.server_port}/a?b=c", b"key", now=lambda: NOON)
+        if fault is None:
+            await send(numbered(1))
+        else:
+            with pytest.raises(fault, match=f"answered {status}"):
+                await send(numbered(1))
+
+
+async def test_a_webhook_that_is_not_there():
+    with desk() as server:
+        url = f"http://127.0.0.1:{server.server_port}/"
+    with pytest.raises(Undelivered, match=r"127\.0\.0\.1"):
+        await deliver.webhook(url, b"key")(numbered(1))
+
+
+def told(server):
+    return [event for _, body in server.got for event in json.loads(body)["events"]]
+
+
+async def test_a_node_tells_a_fraud_desk_and_goes_on_while_it_is_away(site, connect):
+    """From the check to the desk: signed, in the order of what happened, also what happened while the desk was down."""
+    (site.folder / "webhook.key").write_text("secret\n")
+    rules = [{"list": "stolen", "answer": "blacklisted"}, {"list": "tracked", "answer": "greylisted", "observe": True}]
+    with desk() as server:
+        hook = {"url": f"http://127.0.0.1:{server.server_port}/eir", "key_file": "webhook.key"}
+        site.configure(sightings={"subscribers": "full", "webhook": hook, "watch": "tracked"}, policy={"rules": rules})
+        site.load([LISTED])
+        site.load([TRACKED], list_name="tracked")
+        node = site.start()
+        mme = await connect(node)
+        await asked(mme, UNLISTED, LISTED, TRACKED)
+        await until_async(lambda: len(told(server)) == 2)
+        headers, body = server.got[0]
+        headers = {name.lower(): value for name, value in headers.items()}
+        stamp = headers[TIME_HEADER.lower()]
+        assert headers[SIGNATURE_HEADER.lower()] == f"sha256={hmac.new(b'secret', f'{stamp}.'.encode() + body, hashlib.sha256).hexdigest()}"
+        assert signature(b"secret", stamp, body) in headers[SIGNATURE_HEADER.lower()]
+        server.status = 503
+        await asked(mme, TRACKED, imsi=OTHER_IMSI)
+        await until_async(lambda: node.lines("events_undelivered", reason="webhook"))
+        await asked(mme, TRACKED)
+        server.status = 200
+        await until_async(lambda: len(told(server)) == 6)
+    found = [(event["event"], event["imei"], event["subscriber"], event["status"]) for event in told(server)]
+    assert found[:2] == [(CHECK, LISTED, IMSI, "blacklisted"), (CHECK, TRACKED, IMSI, "whitelisted")]
+    assert found[2:] == [(kind, TRACKED, imsi, "whitelisted") for imsi in (OTHER_IMSI, IMSI) for kind in (CHECK, SIM_CHANGED)]
+    assert all(one["time"] <= other["time"] for one, other in pairwise(told(server)))
+    assert node.metrics()["eir_events_total{to=webhook}"] == 6
+
+
+@pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
+async def test_events_go_to_a_stream_of_the_redis_of_the_store(site, connect):
+    with Server(programs()["redis"]) as server:
+        site.configure(store=server.url, sightings={"stream": "eir:checks"})
+        site.load([LISTED])
+        node = site.start()
+        await asked(await connect(node), UNLISTED, LISTED)
+        await until_async(lambda: node.metrics()["eir_events_total{to=stream}"] == 1)
+        said = server.command("XRANGE", "eir:checks", "-", "+")
+        assert LISTED.encode() in said if isinstance(said, bytes) else LISTED in str(said)

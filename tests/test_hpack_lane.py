@@ -1,0 +1,73 @@
+"""The fast way through header blocks gives what the library's decoder gives, block after block, whatever comes."""
+
+import random
+
+import pytest
+from hpack import Decoder, Encoder, HPACKError, OversizedHeaderListError
+
+from eir.web.hpack_lane import decoded
+
+NAMES = (b":method", b":path", b":authority", b"user-agent", b"accept", b"x-something", b"3gpp-sbi-message-priority", b"x")
+
+
+def outcome(decode):
+    """Headers, or the kind of fault: both end the connection in the same way."""
+    try:
+        return decode()
+    except OversizedHeaderListError:
+        return "oversized"
+    except (HPACKError, IndexError, UnicodeDecodeError):
+        return "fault"
+
+
+def in_step(blocks, limit=65_536):
+    """Both decoders over the same blocks, up to the first fault; what they gave."""
+    lane, library = Decoder(limit), Decoder(limit)
+    given = []
+    for block in blocks:
+        ours = outcome(lambda block=block: decoded(block, lane))
+        theirs = outcome(lambda block=block: [(bytes(name), bytes(value)) for name, value in library.decode(block, raw=True)])
+        assert ours == theirs, block.hex()
+        given.append(ours)
+        if isinstance(ours, str):
+            break
+        assert [tuple(map(bytes, entry)) for entry in lane.header_table.dynamic_entries] == [
+            tuple(map(bytes, entry)) for entry in library.header_table.dynamic_entries
+        ]
+    return given
+
+
+def some_headers(chance):
+    return [(chance.choice(NAMES), bytes(chance.choices(range(32, 256), k=chance.choice((0, 3, 20, 100, 300)))), chance.random() < 0.1) for _ in range(chance.randrange(1, 8))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_encoders_write(seed):
+    chance = random.Random(seed)
+    for _ in range(10):
+        headers = some_headers(chance)
+        wanted = [(name, value) for name, value, _ in headers]
+        assert in_step([Encoder().encode(headers), Encoder().encode(headers, huffman=False)]) == [wanted] * 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_conversation(seed):
+    chance, encoder = random.Random(seed), Encoder()
+    blocks = []
+    for _ in range(50):
+        if chance.random() < 0.04:
+            encoder.header_table_size = chance.choice((0, 100, 4096))
+        blocks.append(encoder.encode(some_headers(chance), huffman=chance.random() < 0.7))
+    assert len(in_step(blocks)) == 50
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_nobody_should_write(seed):
+    chance = random.Random(seed)
+    good = [Encoder().encode(some_headers(chance)) for _ in range(10)]
+    for _ in range(100):
+        block = bytearray(chance.choice(good))
+        for _ in range(chance.randrange(1, 4)):
+            at = chance.randrange(len(block) + 1)
+            block[at : at + chance.randrange(3)] = chance.choice((b"", b"\xff", b"\x7f\xff", b"\x80", b"\x3f\xe1\x1f", b"\xbe", bytes((chance.randrange(256),))))
+        in_step([chance.choice(good), bytes(block), chance.choice(good)], chance.choice((65_536, 300)))

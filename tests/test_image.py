@@ -1,0 +1,187 @@
+"""The flat image of a list: it holds what its pages say, whatever is in them and changes; and nothing passes for one that is none."""
+
+import mmap
+import os
+import struct
+from contextlib import suppress
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made import page, pages_of
+
+from eir.device import MEID_BASE, imsi_key
+from eir.lists.chunks import PageRows, chunk_of
+from eir.lists.entries import entries_of
+from eir.lists.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, make
+from eir.lists.imaging import image_of, image_with
+from eir.lists.pages import PAGE_KEYS
+
+NOW = 1_000.0
+NUMBERS = [35, 1_000_000, 1_000_001, 99_999_999, MEID_BASE // PAGE_KEYS + 5, (MEID_BASE + 2**55) // PAGE_KEYS, imsi_key("001010123456789") // PAGE_KEYS]
+REMAINDERS = [0, 1, 0xFFFF, 0x10000, 0x10001, 500_000, 983_040, 999_999]
+IMSIS = [imsi_key(text) for text in ("001010000000001", "001010000000002", "001011000000001", "00101")[:3]]
+remainders = st.sets(st.sampled_from(REMAINDERS) | st.integers(0, PAGE_KEYS - 1), max_size=12)
+end = st.sampled_from([0, 999, 1000, 1001, 2**32 - 1])
+
+
+@st.composite
+def device_pages(draw, number):
+    keys = draw(remainders)
+    tac = draw(st.none() | st.tuples(st.just(0), end))
+    until = draw(st.just([]) | end.map(lambda one: [one]) | st.lists(end, min_size=len(keys), max_size=len(keys))) if keys else []
+    return page(number, keys, until=until, tac=tac)
+
+
+@st.composite
+def pairs_pages(draw, number):
+    keys = draw(remainders)
+    imsis = [sorted(draw(st.sets(st.sampled_from(IMSIS), min_size=1))) for _ in keys]
+    rows = sum(map(len, imsis))
+    return page(number, keys, imsis=imsis, until=draw(st.just([]) | st.lists(end, min_size=rows, max_size=rows)) if keys else [])
+
+
+def some(of):
+    return st.sets(st.sampled_from(NUMBERS)).flatmap(lambda numbers: st.tuples(*[of(number) for number in sorted(numbers)]))
+
+
+def said(pages, now):
+    """By the rows themselves: devices in force, whole pages in force, IMSIs of each device."""
+    devices, whole, bound = set(), set(), {}
+    for row in entries_of(pages):
+        if row.until and min(row.until, 2**32 - 1) <= now:
+            continue
+        if row.whole_tac:
+            whole.add(row.key // PAGE_KEYS)
+        else:
+            devices.add(row.key)
+            if row.imsi:
+                bound.setdefault(row.key, []).append(row.imsi)
+    return devices, whole, bound
+
+
+def holds_what_they_say(image, pages, now):
+    devices, whole, bound = said(pages, now)
+    asked = {p.number * PAGE_KEYS + r for p in pages for r in {*REMAINDERS, *range(0, PAGE_KEYS, 99_991)}} | devices | {35_000 * PAGE_KEYS, 2**62, 0}
+    assert {key for key in asked if image.holds(key, now)} == {key for key in asked if key in devices or key // PAGE_KEYS in whole}
+    assert {key: image.imsis(key, now) for key in asked} == {key: tuple(bound.get(key, ())) for key in asked}
+    imsis = {imsi for each in bound.values() for imsi in each}
+    assert {imsi for imsi in (*IMSIS, imsi_key("001010000000009")) if image.has_subscriber(imsi, now)} == imsis
+    if not whole:
+        assert list(image.keys(now)) == sorted(devices)
+
+
+@pytest.mark.parametrize("pages", [device_pages, pairs_pages])
+def test_an_image_holds_what_its_pages_say(pages):
+    @given(some(pages), some(pages), st.sampled_from([0.0, NOW, 2.0**33]))
+    @settings(max_examples=100, deadline=None)
+    def holds_the_same(before, change, now):
+        image = image_of(before)
+        holds_what_they_say(image, before, now)
+        after = sorted({p.number: p for p in (*before, *change)}.values())
+        changed = image_with(image, change)
+        holds_what_they_say(changed, after, now)
+        assert bytes(changed.buffer) == bytes(image_of(after).buffer)
+
+    holds_the_same()
+
+
+@given(st.sets(st.integers(0, 2**40) | st.integers(0, 300_000), max_size=200), st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_plain_keys_in_any_chunks(keys, parts):
+    by_page = np.array(sorted(keys), np.uint64)
+    cuts = [0, *sorted({int(np.searchsorted(by_page, np.uint64(key // PAGE_KEYS * PAGE_KEYS))) for key in list(keys)[:parts]}), len(by_page)]
+    image = make([chunk_of(by_page[at:to]) for at, to in pairwise(cuts)])
+    assert list(image.keys(NOW)) == sorted(keys)
+    assert image.entries == len(keys)
+    assert all(image.holds(key, NOW) for key in keys)
+    assert [key for key in range(0, 300_000, 997) if image.holds(key, NOW)] == [key for key in range(0, 300_000, 997) if key in keys]
+
+
+def test_a_hash_that_is_full_of_neighbours():
+    numbers = [*range(35_000_000, 35_004_000), *range(0, 400_000_000, 100_003)]
+    image = make([chunk_of(np.array(sorted(numbers), np.uint64) * np.uint64(PAGE_KEYS) + np.uint64(7))])
+    assert all(image.holds(number * PAGE_KEYS + 7, NOW) for number in numbers)
+    assert not any(image.holds((number + 50_000) * PAGE_KEYS + 7, NOW) for number in range(36_000_000, 36_001_000))
+
+
+class TestWhatPasses:
+    """What is mapped is an image of this version, whole; and it cannot change."""
+
+    def image(self):
+        return make([PageRows(35, np.array([1, 70_000])).chunk(), PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk()])
+
+    def altered(self, octets):
+        descriptor = os.memfd_create("altered")
+        os.write(descriptor, octets)
+        return descriptor
+
+    def test_a_descriptor_that_was_handed_on(self):
+        image = self.image()
+        again = Image.map(os.dup(image.descriptor))
+        assert list(again.keys(NOW)) == list(image.keys(NOW))
+        with pytest.raises(PermissionError):
+            os.pwrite(image.descriptor, b"x", 0)
+        with pytest.raises(OSError, match="permitted"):
+            os.ftruncate(image.descriptor, 0)
+        with pytest.raises(PermissionError):
+            mmap.mmap(image.descriptor, 0)
+
+    def test_a_file(self, tmp_path):
+        with (tmp_path / "copy").open("w+b") as file:
+            self.image().save(file.fileno(), 7)
+            assert list(Image.read(file.fileno(), 7).keys(NOW)) == list(self.image().keys(NOW))
+            file.seek(-1, os.SEEK_END)
+            file.write(b"x")
+            file.flush()
+            with pytest.raises(ImageError, match="digest"):
+                Image.read(file.fileno(), 7)
+            with pytest.raises(ImageError, match="cut short"):
+                Image.read(file.fileno(), 1 << 30)
+
+    @pytest.mark.parametrize("size", [0, 1, 60, BODY_AT - 1, BODY_AT, -64, -1])
+    def test_one_that_is_cut_short(self, size):
+        with pytest.raises(ImageError, match=r"cut short|not within"):
+            Image.map(self.altered(bytes(self.image().buffer)[: size or 0]))
+
+    def test_another_version(self):
+        octets = bytearray(self.image().buffer)
+        octets[8:12] = struct.pack("<I", VERSION + 1)
+        with pytest.raises(ImageError, match=f"version {VERSION + 1}"):
+            Image.map(self.altered(octets))
+
+    def test_another_file(self):
+        with pytest.raises(ImageError, match="no image"):
+            Image.map(self.altered(bytes(100_000)))
+
+    @given(st.lists(st.tuples(st.integers(0, BODY_AT + 1200), st.integers(0, 255)), min_size=1, max_size=4))
+    @settings(max_examples=150, deadline=None)
+    def test_whatever_its_bytes_say_nothing_is_read_outside(self, changes):
+        octets = bytearray(self.image().buffer)
+        for at, octet in changes:
+            octets[at % len(octets)] = octet
+        with suppress(ImageError, IndexError):
+            image = Image.map(self.altered(octets))
+            for key in (35_000_001, 35_070_000, 36_000_005, 37_000_000):
+                image.holds(key, NOW)
+
+    def test_its_memory_comes_and_goes_in_steps(self):
+        image = make([chunk_of(np.arange(3_000_000, dtype=np.uint64))])
+        for step in (image.fill, image.drop):
+            done = steps = 0
+            while done < len(image.buffer):
+                done, steps = step(done), steps + 1
+            assert (done, steps > 2) == (len(image.buffer), True)
+        assert image.holds(2_999_999, NOW), "what was given back comes again where somebody asks"
+
+    def test_pages_have_to_ascend(self):
+        with pytest.raises(ValueError, match="ascend"):
+            make([chunk_of(np.array([35_000_000])), chunk_of(np.array([35_000_001]))])
+
+
+def test_pages_of_a_store():
+    keys = [*range(35_000_000, 35_000_200), 36_999_999]
+    assert list(image_of(pages_of(keys)).keys(NOW)) == keys
+    assert len(SECTIONS) == len({name for name, _ in SECTIONS})

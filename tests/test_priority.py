@@ -1,0 +1,92 @@
+"""Heavy work of the follower stands back behind checks, and comes back (eir/daemon/priority.py)."""
+
+import asyncio
+import os
+import threading
+
+import pytest
+from node import until_async
+
+from eir.daemon import priority
+from eir.daemon.priority import TASKS, Aside
+
+COMES_BACK = priority._comes_back()
+"""Without privilege RLIMIT_NICE decides; then nothing stands back."""
+ASIDE = {os.SCHED_IDLE} if COMES_BACK else {os.SCHED_OTHER}
+TAKES_PART = {os.SCHED_OTHER}
+
+
+def policies():
+    return {os.sched_getscheduler(int(task.name)) for task in TASKS.iterdir()}
+
+
+@pytest.fixture
+def another_thread():
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    yield
+    end.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("another_thread")
+class TestAside:
+    async def test_all_threads_stand_back_for_the_time_of_the_work(self):
+        aside = Aside()
+        assert policies() == TAKES_PART
+        with aside():
+            assert policies() == ASIDE
+        assert policies() == TAKES_PART
+
+    async def test_parts_of_the_work_overlap(self):
+        aside = Aside()
+        with aside():
+            with aside():
+                pass
+            assert policies() == ASIDE
+        assert policies() == TAKES_PART
+
+    async def test_work_that_fails_ends_it_too(self):
+        aside = Aside()
+        with pytest.raises(ValueError, match="none"), aside():
+            int("none")
+        assert policies() == TAKES_PART
+
+    @pytest.mark.parametrize(("ran", "waited", "then"), [(1, 99, TAKES_PART), (50, 50, ASIDE), (0, 0, ASIDE)])
+    async def test_who_gets_nowhere_takes_part_again(self, monkeypatch, ran, waited, then):
+        looked = iter(range(1000))
+        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(priority, "_ran_and_waited", lambda: (ran * (number := next(looked)), waited * number))
+        with Aside()():
+            await until_async(lambda: next(looked) > 100 or (COMES_BACK and policies() == TAKES_PART))
+            assert policies() == then if COMES_BACK else TAKES_PART
+        assert policies() == TAKES_PART
+
+    async def test_nothing_stands_back_that_could_not_come_back(self, monkeypatch):
+        monkeypatch.setattr(priority, "_comes_back", lambda: False)
+        with Aside()():
+            assert policies() == TAKES_PART
+
+
+async def test_the_processor_is_counted_of_all_threads():
+    ran, waited = priority._ran_and_waited()
+
+    def spin():
+        sum(range(3_000_000))
+
+    await asyncio.gather(asyncio.to_thread(spin), asyncio.to_thread(spin))
+    now_ran, now_waited = priority._ran_and_waited()
+    assert now_ran - ran > 10_000_000
+    assert now_waited >= waited
+
+
+@pytest.mark.usefixtures("another_thread")
+def test_all_threads_take_part_again():
+    if not COMES_BACK:
+        pytest.skip("this process may not come back")
+    for task in TASKS.iterdir():
+        priority.stand_back(int(task.name))
+    assert policies() == {os.SCHED_IDLE}
+    priority.take_part()
+    assert policies() == TAKES_PART

@@ -1,0 +1,418 @@
+"""The record of checks: what a worker hands over, what becomes of it in files, and what people get out of it and into it."""
+
+import json
+import os
+import stat
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from node import LISTED, TRACKED, UNLISTED
+from wire import HOST, REALM, avp, ecr
+
+from eir.analysis import buffer, files
+from eir.analysis.batches import FRAME, rows_of
+from eir.analysis.buffer import HEAD, Buffer
+from eir.analysis.schema import COLUMNS, SCHEMA
+from eir.analysis.seen import seen, sought
+from eir.analysis.settings import FULL, HASHED, OFF
+from eir.analysis.subscribers import KEY_FILE, Subscribers, forms, read_keys, subscribers
+from eir.checks.sighting import Decision
+from eir.commands.app import main
+from eir.errors import EirError
+
+IMSI, OTHER_IMSI = "001010000000001", "001010000000002"
+WHITE, BLACK = Decision("whitelisted", "default", None, True), Decision("blacklisted", "1", "stolen", False)
+ORIGIN = ("mme1.epc", "epc", "s13")
+NOON = 1_764_158_400.0  # 2025-11-26 12:00:00Z
+DAY = 86400.0
+
+
+def each(identifier, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, observed=""):
+    texts = [text if isinstance(text, bytes) else text.encode() for text in (identifier, imsi, version)]
+    return (decision, *origin, observed, texts)
+
+
+class Handed:
+    """A buffer, and what came of it; its clock and its timers are the test's."""
+
+    def __init__(self, rate_max=1e6, *, takes=True):
+        self.now, self.takes, self.messages, self.timers = NOON, takes, [], []
+        self.buffer = Buffer(self.send, lambda _, call: self.timers.append(call), rate_max=rate_max, now=lambda: self.now, monotonic=lambda: self.now)
+
+    def send(self, message):
+        if self.takes:
+            self.messages.append(message)
+        return self.takes
+
+    def flush(self):
+        due, self.timers = self.timers, []
+        for call in due:
+            call()
+
+    def frame(self, how=FULL):
+        return rows_of(self.messages).grouped(Subscribers(how))
+
+
+def digits(*identifiers):
+    return np.array([[int(digit) for digit in identifier] for identifier in identifiers], np.uint8)
+
+
+def rows(frame):
+    return list(frame.sort("device", "time", "imei", nulls_last=True).iter_rows(named=True))
+
+
+def frame_of(*sightings, at=NOON, how=FULL):
+    handed = Handed()
+    handed.now = at
+    handed.buffer.each(list(sightings))
+    handed.flush()
+    return handed.frame(how)
+
+
+# What a worker hands over
+
+
+def test_checks_one_by_one_and_by_columns_become_the_same_rows():
+    handed = Handed()
+    handed.buffer.each([each(b"35123456789012", b"001010000000001", b"01"), each(LISTED, decision=BLACK, version="")])
+    wide = digits("35123456789012" + "01" + IMSI, "35209900176148" + "01" + IMSI, "35123456789012" + "01" + IMSI)
+    handed.buffer.alike(WHITE, ORIGIN, wide, (14, 2, 15), [1])
+    handed.flush()
+    found = rows(handed.frame())
+    assert [(row["imei"], row["device"], row["software_version"], row["subscriber"], row["status"], row["checks"]) for row in found] == [
+        (UNLISTED, int(UNLISTED), "01", IMSI, "whitelisted", 3),
+        (LISTED, int(LISTED), None, IMSI, "blacklisted", 1),
+    ]
+    assert {(row["origin_host"], row["origin_realm"], row["protocol"], row["home"]) for row in found} == {(*ORIGIN, "001010")}
+    assert [(row["rule"], row["list"]) for row in found] == [("default", None), ("1", "stolen")]
+    assert found[0]["time"] == datetime.fromtimestamp(NOON, UTC).replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "device", "version"),
+    [
+        ("3512345678901234", 35123456789012, "34"),  # an IMEISV carries its version
+        ("351234567890123", 35123456789012, None),
+        ("000000000000000", 0, None),
+        ("A1000009296DF0", 10**14 + 0xA1000009296DF0, None),
+        ("99000009296DF0", 10**14 + 0x99000009296DF0, None),
+        ("1234567890123", None, None),
+        ("nonsense" * 5, None, None),
+        ("", None, None),
+    ],
+)
+def test_the_device_of_an_identifier(identifier, device, version):
+    (row,) = rows(frame_of(each(identifier, version="")))
+    assert (row["imei"], row["device"], row["software_version"]) == (identifier[:32] or None, device, version)
+
+
+def test_columns_of_one_width_each():
+    handed = Handed()
+    handed.buffer.alike(WHITE, ORIGIN, digits("3512345678901234", "3512345678901299"), (16, 0, 0), [])
+    handed.flush()
+    assert [(row["imei"], row["software_version"], row["subscriber"], row["home"]) for row in rows(handed.frame())] == [
+        ("3512345678901234", "34", None, None), ("3512345678901299", "99", None, None),
+    ]  # fmt: skip
+
+
+def test_a_batch_larger_than_a_message_is_handed_over_in_parts():
+    handed = Handed()
+    many = np.tile(digits("351234567890123"), (20_000, 1))
+    handed.buffer.alike(WHITE, ORIGIN, many, (15, 0, 0), [0, 1])
+    handed.flush()
+    assert max(map(len, handed.messages)) < 64 << 10
+    assert sum(HEAD.unpack_from(message)[1] for message in handed.messages) == 19_998
+    assert [row["checks"] for row in rows(handed.frame())] == [19_998]
+
+
+def test_long_texts_make_more_messages_and_no_longer_ones():
+    handed = Handed()
+    handed.buffer.each([each(UNLISTED, f"{IMSI}{number:01500d}") for number in range(300)])
+    handed.flush()
+    assert len(handed.messages) > 1
+    assert max(map(len, handed.messages)) < 128 << 10
+    assert handed.frame()["checks"].sum() == 300
+
+
+def test_above_the_rate_only_what_matters_is_kept():
+    handed = Handed(rate_max=10)
+    handed.buffer.each([each(UNLISTED)] * 8 + [each(LISTED, decision=BLACK)] * 4 + [each(TRACKED, observed="2=greylisted")])
+    handed.buffer.alike(WHITE, ORIGIN, digits(*[UNLISTED] * 50), (14, 0, 0), [])
+    handed.flush()
+    assert [(row["imei"], row["checks"]) for row in rows(handed.frame())] == [(UNLISTED, 8), (LISTED, 4), (TRACKED, 1)]
+    assert handed.buffer.has_room
+    handed.buffer.each([each(UNLISTED)] * 5)
+    assert handed.buffer.dropped == {"rate": 55}
+    assert not handed.buffer.has_room
+    handed.buffer.left_out(40)
+    assert handed.buffer.dropped == {"rate": 95}
+    handed.now += 1
+    handed.flush()
+    assert handed.buffer.has_room
+    handed.buffer.each([each(UNLISTED)] * 5)
+    handed.flush()
+    assert handed.buffer.dropped == {"rate": 95}
+
+
+def test_while_nobody_takes_anything_the_oldest_go_and_are_counted(monkeypatch):
+    monkeypatch.setattr(buffer, "WAITING_BYTES_MAX", 1 << 20)
+    handed, count = Handed(takes=False), 0
+    while not handed.buffer.dropped:
+        handed.buffer.each([each(f"{count:014d}"[-14:]) for count in range(count, count + 5000)])
+        count += 5000
+        handed.flush()
+    assert handed.buffer._waiting_bytes <= 1 << 20
+    handed.takes = True
+    handed.flush()
+    kept = handed.frame()["device"]
+    assert handed.buffer.dropped.total() + len(kept) == count
+    assert kept.max() == count - 1
+    assert kept.min() == handed.buffer.dropped["buffer"]
+
+
+# Files
+
+
+def test_the_schema_is_that_of_the_files(tmp_path):
+    (made,) = files.write(tmp_path, frame_of(each(UNLISTED)))
+    assert pl.read_parquet_schema(made.path) == FRAME
+    assert list(SCHEMA) == [column.name for column in COLUMNS]
+    assert made.path.parent.name == "2025-11-26"
+    assert made.path.name.startswith(f"12-{round(NOON * 1e6)}-")
+    assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(made.path.parent.stat().st_mode) == 0o700
+
+
+def test_like_checks_are_one_row_within_an_hour_and_a_file_holds_one_hour(tmp_path):
+    """Also where the clock goes back an hour in between: nothing is replaced, and each row is in the file of its hour."""
+    handed = Handed()
+    for at in (0, 1, 3599, 3600, -1, 3601):
+        handed.now = NOON + at
+        handed.buffer.each([each(UNLISTED)])
+        handed.flush()
+    made = files.write(tmp_path, handed.frame())
+    assert sorted(file.path.name[:2] for file in made) == ["11", "12", "13"]
+    found = {file.path.name[:2]: rows(pl.read_parquet(file.path)) for file in made}
+    assert [row["checks"] for row in found["12"]] == [3]
+    assert (found["12"][0]["last"] - found["12"][0]["time"]).seconds == 3599
+    again = files.write(tmp_path, handed.frame())
+    assert len(files.found(tmp_path)) == len(made) + len(again)
+
+
+def test_what_is_too_old_or_too_much_goes_oldest_first(tmp_path):
+    made = [files.write(tmp_path, frame_of(each(UNLISTED), at=NOON + day * DAY))[0] for day in range(5)]
+    for day, file in enumerate(made):
+        os.utime(file.path, (NOON + day * DAY, NOON + day * DAY))
+    now = NOON + 5 * DAY
+    left = files.prune(tmp_path, keep_s=3.5 * DAY, max_bytes=10**9, now=now)
+    assert [file.path for file in files.found(tmp_path)] == [file.path for file in made[2:]]
+    assert left == sum(file.bytes for file in made[2:])
+    assert files.prune(tmp_path, keep_s=3.5 * DAY, max_bytes=2 * made[0].bytes, now=now) == 2 * made[0].bytes
+    assert [file.path for file in files.found(tmp_path)] == [file.path for file in made[3:]]
+    assert not made[0].path.parent.exists()
+
+
+def test_what_a_process_left_unfinished_is_not_read_and_goes(tmp_path):
+    (made,) = files.write(tmp_path, frame_of(each(UNLISTED)))
+    left = made.path.with_name(f".{made.path.name}{files.UNFINISHED}")
+    left.write_bytes(made.path.read_bytes()[:100])
+    assert len(seen(tmp_path, sought(UNLISTED), [], None)) == 1
+    files.clean(tmp_path)
+    assert not left.exists()
+    assert made.path.exists()
+
+
+# Subscribers
+
+
+def test_a_subscriber_is_a_hash_under_a_key_that_is_kept_and_rotated(tmp_path):
+    how = subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON)
+    assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
+    one, other = how.one(IMSI), how.one(OTHER_IMSI)
+    assert len(one) == 18
+    assert one != other
+    assert one == subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON + 99).one(IMSI)
+    later = subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON + 101)
+    assert later.one(IMSI)[:2] != one[:2]
+    assert later.one(IMSI)[2:] != one[2:]
+    assert forms(tmp_path, IMSI) == [IMSI, one, later.one(IMSI)]
+    subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON + 1102)
+    assert [key.number for key in read_keys(tmp_path)] == [1, 2]  # what the first one hashed is too old to be there
+    assert how.of(pl.Series([IMSI, "", IMSI])).to_list() == [one, None, one]
+
+
+@pytest.mark.parametrize(("how", "kept"), [(FULL, IMSI), (OFF, None)])
+def test_a_subscriber_as_the_configuration_says(tmp_path, how, kept):
+    (row,) = rows(frame_of(each(UNLISTED), how=how))
+    assert (row["subscriber"], row["home"]) == (kept, "001010")
+    subscribers(tmp_path, how, rotate_s=1, keep_s=1)
+    assert not (tmp_path / KEY_FILE).exists()
+
+
+def test_a_key_file_that_is_damaged_is_not_replaced(tmp_path):
+    (tmp_path / KEY_FILE).write_text("rubbish\n")
+    with pytest.raises(EirError, match="put it back from a backup"):
+        subscribers(tmp_path, HASHED, rotate_s=1, keep_s=1)
+    assert (tmp_path / KEY_FILE).read_text() == "rubbish\n"
+
+
+def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):
+    made = []
+    for at in (NOON, NOON + 101):
+        how = subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda at=at: at)
+        handed = Handed()
+        handed.now = at
+        handed.buffer.each([each(UNLISTED), each(LISTED, OTHER_IMSI), each(TRACKED, "")])
+        handed.flush()
+        made += files.write(tmp_path, rows_of(handed.messages).grouped(how))
+    only, _ = files.write(tmp_path, frame_of(each(UNLISTED), at=NOON + 300))[0], None
+    os.utime(made[0].path, (5, 5))
+    assert files.forget(tmp_path, forms(tmp_path, IMSI)) == 3
+    left = pl.read_parquet([file.path for file in files.found(tmp_path)])
+    assert sorted(left["device"].to_list()) == sorted([int(LISTED), int(TRACKED)] * 2)
+    assert made[0].path.stat().st_mtime == 5  # it is as old as it was
+    assert stat.S_IMODE(made[0].path.stat().st_mode) == 0o600
+    assert not only.path.exists()
+    assert files.forget(tmp_path, forms(tmp_path, IMSI)) == 0
+
+
+# Taking in
+
+
+class Kept:
+    """A host without a node, with a record; its commands run in this process."""
+
+    def __init__(self, site, capsys, monkeypatch):
+        self.folder, self.state, self._capsys, self._monkeypatch = site.folder, site.state, capsys, monkeypatch
+
+    def eir(self, *arguments, status=0):
+        self._monkeypatch.setattr("sys.argv", ["eir", *map(str, arguments)])
+        self._capsys.readouterr()
+        try:
+            main()
+            ended = 0
+        except SystemExit as end:
+            ended = end.code or 0
+        said = self._capsys.readouterr()
+        assert ended == status, said
+        return said
+
+    def json(self, *arguments, status=0):
+        return json.loads(self.eir(*arguments, "--json", status=status).out)
+
+    def taken(self, text, *more, status=0):
+        (self.folder / "log.csv").write_text(text)
+        return self.eir("sightings", "import", "log.csv", *more, status=status)
+
+
+@pytest.fixture
+def kept(site, capsys, monkeypatch):
+    site.configure(sightings={"subscribers": "full"})
+    site.state.mkdir()
+    monkeypatch.setenv("EIR_CONFIG", str(site.path))
+    monkeypatch.chdir(site.folder)
+    return Kept(site, capsys, monkeypatch)
+
+
+def test_the_log_of_another_eir_is_taken_in(kept):
+    text = f"""time,IMSI,imei,ignored,status,origin_host
+2025-11-20T10:00:00Z,{IMSI},{UNLISTED}2,x,1,mme1
+2025-11-20T12:00:00+02:00,{IMSI},{UNLISTED},x,black,mme1
+2025-11-20 10:00:00.5,{IMSI},{UNLISTED},x,blacklisted,mme1
+1763632800,,{LISTED},x,,
+not a time,,{LISTED},x,,
+2025-11-20T10:00:00Z,,,x,,
+2025-11-20T10:00:00Z,12a,{LISTED},x,,
+2025-11-20T10:00:00Z,,{LISTED},x,pink,
+"""
+    done = kept.taken(text, "--json", status=1)
+    said = json.loads(done.out)
+    assert (said["rows"], said["bad_rows"]) == (4, 4)
+    assert [each.partition(": ")[0] for each in said["complaints"]] == [f"log.csv:{line}" for line in (6, 7, 8, 9)]
+    assert UNLISTED not in done.err
+    assert LISTED not in done.err
+    found = kept.json("seen", UNLISTED)
+    assert [(row["checks"], row["status"], row["origin_host"], row["subscriber"]) for row in found["sightings"]] == [
+        (1, "blacklisted", "mme1", IMSI), (2, "blacklisted", "mme1", IMSI),
+    ]  # fmt: skip
+    assert (found["first_seen"], found["last_seen"]) == ("2025-11-20T10:00:00.000Z", "2025-11-20T10:00:00.500Z")
+    assert kept.json("seen", LISTED)["sightings"][0]["status"] is None
+    assert kept.json("seen", IMSI)["devices"] == [UNLISTED]
+
+
+def test_only_time_and_identifier_have_to_be_there_and_parquet_does_as_well(kept):
+    frame = pl.DataFrame({"imei": [UNLISTED, LISTED], "time": [datetime(2025, 11, 20, 10, tzinfo=UTC)] * 2, "software_version": ["01", None]})
+    frame.write_parquet(kept.folder / "log.parquet")
+    assert json.loads(kept.eir("sightings", "import", "log.parquet", "--json").out)["rows"] == 2
+    assert kept.json("seen", UNLISTED)["software_versions"] == ["01"]
+    assert json.loads(kept.taken(f"imei;time\n{LISTED};2025-11-20T10:00:00Z\n", "--json").out)["rows"] == 1
+    assert "no column imei" in kept.taken("time,imsi\n", status=1).err
+    assert "does-not-exist" in kept.eir("sightings", "import", "does-not-exist", status=1).err
+    assert kept.json("sightings")["files"] == 2
+
+
+def test_what_is_asked_for_is_checked(kept):
+    kept.eir("seen", "12345", status=2)
+    kept.eir("seen", UNLISTED, "--since", "yesterday", status=2)
+    kept.eir("sightings", "forget", "--imsi", "12a", status=2)
+    assert "is not on record since 7d" in kept.eir("seen", UNLISTED, "--since", "7d", status=1).err
+    kept.taken(f"time,imei,imsi\n2025-11-20T10:00:00Z,{UNLISTED},{IMSI}\n")
+    assert kept.json("seen", UNLISTED, "--since", "7d", status=1)["sightings"] == []
+    assert kept.json("sightings", "forget", "--imsi", IMSI) == {"rows": 1}
+    kept.eir("seen", UNLISTED, status=1)
+
+
+# A node
+
+
+RULES = {
+    "rules": [
+        {"list": "stolen", "answer": "blacklisted"},
+        {"name": "trial", "list": "tracked", "answer": "greylisted", "observe": True},
+        {"identifier": "zero", "answer": "greylisted"},
+    ],
+    "no_identity": "error",
+}  # fmt: skip
+
+
+def check(identifier, imsi=IMSI, number=1):
+    """An ECR; None: without Terminal-Information."""
+    drop = ("terminal",) if identifier is None else ()
+    return ecr(identifier or UNLISTED, drop=drop, user=avp(1, imsi), ids=(number, number))
+
+
+async def asked(connection, *identifiers, imsi=IMSI):
+    for identifier in identifiers:
+        await connection.ask(check(identifier, imsi))
+
+
+async def test_every_check_is_on_record_by_whichever_path_it_was_answered(site, connect):
+    """The general path, the lane, and columns: a window full of like requests."""
+    site.configure(sightings={"window_s": 3600, "subscribers": "full"}, policy=RULES | {"rules": RULES["rules"][:2]})
+    site.load([LISTED])
+    site.load([TRACKED], list_name="tracked")
+    node = site.start()
+    mme = await connect(node)
+    await asked(mme, UNLISTED, LISTED, TRACKED, UNLISTED, LISTED, None, "nonsense")
+    many = 400
+    await mme.send(*(check(f"{35_000_000_000_000 + number}" if number % 40 else LISTED, number=number) for number in range(many)))
+    for _ in range(many):
+        await mme.read()
+    found = site.json("seen", LISTED)
+    assert [(row["checks"], row["status"], row["rule"], row["list"], row["subscriber"], row["origin_host"]) for row in found["sightings"]] == [
+        (2 + many // 40, "blacklisted", "1", "stolen", IMSI, HOST)
+    ]
+    (tracked,) = site.json("seen", TRACKED)["sightings"]
+    assert (tracked["status"], tracked["rule"], tracked["observed"]) == ("whitelisted", "default", "2=greylisted@tracked")
+    frame = pl.read_parquet(str(site.state / "sightings" / "*" / "*.parquet"))
+    assert frame["checks"].sum() == 7 + many
+    assert frame.filter(pl.col("device").is_between(35_000_000_000_000, 35_000_000_000_399))["device"].n_unique() == many - many // 40
+    assert frame.filter(pl.col("imei").is_null()).select("status", "rule").rows() == [("error", "no_identity")]
+    assert frame.filter(pl.col("imei") == "nonsense").select("status", "rule").rows() == [("whitelisted", "bad_identity")]
+    assert node.metrics()["eir_sightings_total"] == 7 + many
+    assert frame["origin_realm"].unique().to_list() == [REALM]
+    await asked(mme, UNLISTED)
+    node.end()  # what was not written yet is written at the end
+    assert pl.read_parquet(str(site.state / "sightings" / "*" / "*.parquet"))["checks"].sum() == 8 + many

@@ -1,0 +1,400 @@
+"""Phones with a tampered identity: those planted in two made networks are found and honest ones are not; what is reported and exported."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from datetime import datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+from luhn import check_digit
+
+from eir.analysis import page
+from eir.analysis.conditions import CONDITIONS, PARAMETERS, Place, TamperSettings
+from eir.analysis.duck import duck
+from eir.analysis.engine import LUHN, SQL
+from eir.analysis.judge import _User, choose_genuine, judge
+from eir.analysis.schema import SCHEMA, files
+from eir.analysis.tacs import read_tacs
+from eir.errors import EirError, SetupFault
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+START = datetime(2026, 10, 27)  # noqa: DTZ001 - as in the files
+UNTIL = START + timedelta(days=30)
+IMEI = "35209900176148"
+PEOPLE = 1000
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    """A network of each generator; the seed of the second differs from run to run there, and is one that is known here."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        from benchmark import world, world_other
+
+        folders = [tmp_path_factory.mktemp("world") for _ in range(2)]
+        return [world.make(folders[0], PEOPLE, seed=5), world_other.make(folders[1], PEOPLE, seed=6)]
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def judged(worlds):
+    """What is found in them."""
+    found = []
+    for made in worlds:
+        settings = TamperSettings(tac_db=made.tac_db)
+        with duck(files(made.folder), since=made.since, until=made.until, memory=settings.memory) as engine:
+            found.append(judge(engine, settings, since=made.since, until=made.until))
+    return found
+
+
+@pytest.fixture
+def judge_rows(tmp_path):
+    """Judges a few sightings: (hours from the start, IMEI, subscriber, origin, software version)."""
+
+    def judged(rows, warn=lambda _: None, status="whitelisted", **settings):
+        write(tmp_path, rows, status=status)
+        with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
+            return judge(engine, TamperSettings(**settings), since=START, until=UNTIL, warn=warn)
+
+    return judged
+
+
+def write(state, rows, *, status="whitelisted"):
+    """A record in a state folder."""
+    types = {"TIMESTAMP": pl.Datetime("us"), "UINTEGER": pl.UInt32, "BIGINT": pl.Int64, "VARCHAR": pl.String}
+    frame = pl.DataFrame(
+        [
+            {
+                "time": START + timedelta(hours=hours), "last": START + timedelta(hours=hours), "checks": 1, "imei": imei,
+                "device": int(imei[:14]) if re.fullmatch(r"[0-9]{14,16}", imei) else None, "software_version": version, "subscriber": subscriber,
+                "home": "001010", "origin_host": origin, "origin_realm": "epc", "protocol": "s13", "status": status, "rule": "default",
+            }
+            for hours, imei, subscriber, origin, version in rows
+        ],
+        schema={name: types[kind] for name, kind in SCHEMA.items()},
+    )  # fmt: skip
+    folder = state / "sightings" / f"{START:%Y-%m-%d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.write_parquet(folder / "00-1-made.parquet")
+
+
+def recall(made, found, kinds, copies=range(1000)):
+    planted = {device for device, (kind, many) in made.truth.items() if kind in kinds and many in copies}
+    return len(planted & {finding.device for finding in found.findings}) / len(planted)
+
+
+# ---- in whole networks ----
+
+
+def test_what_is_planted_is_found(worlds, judged):
+    for made, found in zip(worlds, judged, strict=True):
+        assert recall(made, found, {"clone"}, range(2, 4)) >= 0.8
+        assert recall(made, found, {"clone"}, range(4, 1000)) >= 0.95
+        assert recall(made, found, {"box"}) >= 0.95
+        assert recall(made, found, {"taken", "never_allocated"}) >= 0.8
+        assert recall(made, found, {"zero"}) == 1
+        assert found.left_out == ()
+
+
+def test_who_is_honest_is_left_alone(worlds, judged):
+    for made, found in zip(worlds, judged, strict=True):
+        wrongly = {finding.imei: (finding.conditions, made.hard.get(finding.device)) for finding in found.findings if finding.device not in made.truth}
+        assert len(wrongly) <= 0.02 * len(found.findings), wrongly
+        assert len(set(made.hard.values())) >= 4  # and there were such as are hard to tell
+
+
+def test_checks_that_name_no_device_are_counted_by_origin(judged):
+    assert sum(seen for _, seen, _ in judged[0].malformed) > 100
+    assert judged[1].malformed == ()
+
+
+def test_the_second_network_is_another_with_each_seed(worlds, tmp_path):
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        from benchmark import world_other
+
+        again = world_other.make(tmp_path, 200, seed=7)
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    assert again.truth.keys() != worlds[1].truth.keys()
+
+
+# ---- one device at a time ----
+
+DAY = 24
+EACH_DAY = range(0, 20 * DAY, DAY)
+SALE = [(at, IMEI, "a" if at < 10 * DAY else "b", "mme1", "05") for at in range(0, 20 * DAY, 5)]
+LENT = [*((at, IMEI, "a", "mme1", "05") for at in range(0, 20 * DAY, 5)), (100.2, IMEI, "b", "mme1", "05"), (220.2, IMEI, "b", "mme1", "05")]
+UPDATED = [(at, IMEI, "a", "mme1", "05" if at < 200 else "06") for at in range(0, 400, 5)]
+PUT_BACK = [(at, IMEI, "a", "mme1", "06" if 200 <= at < 300 else "05") for at in range(0, 400, 5)]
+HONEST = {
+    "a phone that is sold": SALE,
+    "one that is lent twice": LENT,
+    "new firmware": UPDATED,
+    "firmware that was put back once": PUT_BACK,
+    "a repair: another SIM in it for an hour": [*SALE[:40], (201.1, IMEI, "shop", "mme2", "05"), *SALE[41:]],
+    "two SIMs that come together": [(at + late, IMEI, who, "mme1", "05") for at in range(0, 600, 3) for who, late in (("a", 0), ("b", 0.01))],
+    "a loan phone": [(at * DAY + hour, IMEI, f"guest{at}", "mme1", "05") for at in range(30) for hour in (9, 12, 15)],
+    "a shop's phone": [(at * 0.5, IMEI, f"guest{at}", "mme1", "05") for at in range(300)],
+    "a carton of phones": [(number, f"352099{number + 100:08d}", f"s{number}", "mme1", "05") for number in range(20)],
+    "one identity never seen elsewhere": [(1, IMEI, "a", "mme1", None)],
+    "nobody said who": [(at, IMEI, None, "mme1", "05") for at in range(0, 400, 5)],
+}
+TAMPERED = {
+    "conflict": [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))],
+    "alternates": [(at + late, IMEI, who, "mme1", "05") for at in EACH_DAY for who, late in (("a", 0), ("b", 0.5), ("a", 1.2))],
+    "crowded": [(at + late, IMEI, who, "mme1", None) for at in EACH_DAY for who, late in (("a", 0), ("b", 0.5), ("a", 1.2), ("c", 1.9), ("d", 3))],
+    "version_alternates": [(at + late, IMEI, "a", "mme1", version) for at in EACH_DAY for version, late in (("05", 0), ("33", 2))],
+    "sim_box": [(turn * 6, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01") for turn in range(40) for port in range(8)],
+    "cycling": [(number * 50 + late, f"3520991234{number:04d}", "a", "mme1", "01") for number in range(9) for late in (0, 5, 10, 20)],
+    "placeholder": [(1, "000000000000000", "a", "mme1", None)],
+}
+
+
+@pytest.mark.parametrize("what", HONEST)
+def test_an_honest_device_is_not_reported(judge_rows, what):
+    assert [(finding.imei, finding.evidence) for finding in judge_rows(HONEST[what]).findings] == []
+
+
+@pytest.mark.parametrize("condition", TAMPERED)
+def test_a_tampered_device_is_reported_with_its_evidence(judge_rows, condition):
+    found = judge_rows(TAMPERED[condition]).findings
+    assert {finding.device for finding in found} == {int(imei[:14]) for _, imei, *_ in TAMPERED[condition]}
+    assert all(condition in finding.conditions for finding in found)
+    assert all(0.7 <= finding.score < 1 and finding.evidence for finding in found)
+
+
+def test_places_say_whether_two_origins_are_far_apart(judge_rows):
+    rows = [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))]
+    near = {"mme1": Place(50.45, 30.52), "mme2": Place(50.40, 30.60)}
+    far = {"mme1": Place(50.45, 30.52), "mme2": Place(49.84, 24.03)}
+    assert judge_rows(rows, origins=near).findings == ()
+    assert judge_rows(rows, origins=far).findings[0].conditions[0] == "conflict"
+
+
+def test_origins_that_meet_are_learned_from_phones_with_one_sim(judge_rows):
+    crossing = [(at + number / 60, f"3520995{number:07d}", f"s{number}", f"mme{1 + at % 2}", None) for number in range(30) for at in range(12)]
+    border = [(at / 5 + late, f"3520996{number:07d}", f"t{number}", f"mme{1 + (at + turn) % 2}", None) for number in range(30) for at in range(12) for turn, late in ((0, 0), (1, 0.1))]
+    pair = [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))]
+    assert judge_rows([*crossing, *pair]).findings[0].conditions[0] == "conflict"
+    home = [(at / 5 + late, f"3520997{number:07d}", f"u{number}", "mme1", None) for number in range(30) for at in range(12) for late in (0, 0.1)]
+    assert judge_rows([*border, *home, *pair]).findings == ()
+
+
+def test_tacs(judge_rows, tmp_path):
+    listed = tmp_path / "tac-db.txt"
+    listed.write_text("TAC|Manufacturer|Model_Name|Bands|Allocation_Date|Device_Type|Optional_Fields\n35209900|M|N|LTE 3|01-Jan-2020|Phone|\n35209901|M|N|LTE 3, NR n78|25-Nov-2026|Phone|\n\nnonsense\n")
+    rows = [(1, IMEI, "a", "mme1", None), (1, "35209901000000", "b", "mme1", None), (1, "35209977000000", "c", "mme1", None)]
+    rows += [(1, f"352099880000{number:02d}", f"d{number}", "mme1", None) for number in range(20)]  # a model that is new
+    found = {finding.imei: finding.conditions[0] for finding in judge_rows(rows, tac_db=listed, max_allowed_matching_ratio=1).findings}
+    assert found == {"35209901000000": "allocated_later", "35209977000000": "not_allocated"}
+    assert [bands for *_, bands in read_tacs(listed)] == [0, 1]
+    assert {finding.imei for finding in judge_rows(rows, barred_tacs=("35209900",)).findings} == {IMEI}
+    assert judge_rows(rows).findings == ()
+    with pytest.raises(SetupFault, match=r"tamper\.tac_db: .*none"):
+        judge_rows(rows, tac_db=tmp_path / "none")
+
+
+def test_a_condition_that_holds_for_too_many_is_left_out_and_said(judge_rows, tmp_path):
+    (tmp_path / "tac-db.txt").write_text("TAC|Allocation_Date\n00101001|01-Jan-2020\n")
+    said = []
+    found = judge_rows([(1, f"{35209900 + number}000000", f"s{number}", "mme1", None) for number in range(50)], tac_db=tmp_path / "tac-db.txt", warn=said.append)
+    assert (found.findings, found.left_out, found.matched["not_allocated"]) == ((), ("not_allocated",), 50)
+    assert "not_allocated holds for 50 of 50 devices" in said[0]
+
+
+def test_a_wrong_check_digit_counts_where_others_are_right(judge_rows):
+    def whole(first14, wrong=0):
+        return f"{first14}{(check_digit(first14) + wrong) % 10}"
+
+    good = [(hour, whole(f"3520990{number:07d}"), f"s{number}", "mme1", None) for number in range(400) for hour in (1,)]
+    bad = next(imei for number in range(900, 999) if (imei := whole(f"3520990{number:07d}", 3))[-1] != "0")
+    found = judge_rows([*good, *((hour, bad, "x", "mme1", None) for hour in range(5))])
+    assert found.matched["check_digit"] == 1
+    assert judge_rows([(hour, whole(f"3520990{number:07d}", 3), f"s{number}", "mme1", None) for number in range(400) for hour in (1, 2)]).matched["check_digit"] == 0
+
+
+def test_what_the_engine_cannot_do_is_said(tmp_path):
+    write(tmp_path, SALE)
+    with pytest.raises(EirError, match=r"tamper\.memory is 1 MiB"), duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 20) as engine:
+        judge(engine, TamperSettings(), since=START, until=UNTIL)
+    (damaged,) = tmp_path.glob("sightings/*/*.parquet")
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with pytest.raises(EirError, match=f"cannot be judged: .*{damaged.name}"), duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
+        judge(engine, TamperSettings(), since=START, until=UNTIL)
+
+
+def test_weights_are_the_configuration_s(judge_rows):
+    rows = TAMPERED["alternates"]
+    without = dict.fromkeys(CONDITIONS, 0.0)
+    assert judge_rows(rows, weights=without).findings == ()
+    assert judge_rows(rows, weights={**without, "duplicate_threshold": 0.9}, duplicate_threshold=2).findings[0].conditions[0] == "duplicate_threshold"
+
+
+def test_which_copy_is_genuine():
+    def user(name, first, days=20, usual=0):
+        return _User(name, START + timedelta(days=first), days, usual)
+
+    assert choose_genuine([user("a", 0), user("b", 9)])[::2] == ("a", "likely")
+    assert choose_genuine([user("a", 0), user("b", 3)])[::2] == ("a", "possibly")
+    assert choose_genuine([user("a", 0), user("b", 0), user("c", 0, usual=1)])[::2] == ("c", "possibly")
+    assert choose_genuine([user("a", 0), user("b", 0)]) is None
+    assert choose_genuine([user("a", 0), user("b", 9, usual=1)])[::2] == ("b", "possibly")  # two things that disagree: the firmware cannot be handed on
+
+
+def test_tables_of_conditions_are_the_files():
+    assert {path.stem for path in (SQL / "conditions").glob("*.sql")} == CONDITIONS.keys()
+    text = "".join(path.read_text() for path in SQL.rglob("*.sql"))
+    assert set(re.findall(r"parameters\.(\w+)", text)) <= {*PARAMETERS, "sample_one_of", "has_tac_db", "has_home", "until"}
+    page_text = (SQL.parent / "README.md").read_text()
+    assert all(f"`{name}`" in page_text for name in CONDITIONS)
+    for condition in CONDITIONS.values():
+        if condition.weight and condition.name not in {"is_test_tac", "inconsistent_rat", "is_barred_tac", "placeholder"}:
+            assert re.search(rf"^\| `{condition.name}` \|.*\| {condition.weight:g} \|", page_text, re.MULTILINE), condition.name
+
+
+@pytest.mark.parametrize("first14", ["35209900176148", "00000000000000", "99999999999999", "01234567890123"])
+def test_the_check_digit_in_sql(first14):
+    with duckdb.connect() as connection:
+        assert connection.execute(f"SELECT {LUHN.replace('d / ', f'{int(first14)} / ')}").fetchone() == (check_digit(first14),)
+
+
+# ---- what people and scripts get ----
+
+
+@pytest.fixture
+def operator(site):
+    """A site whose record has a dozen clones, an identifier of zeros and a box, among honest devices."""
+    clones = [(at + late, f"352099008800{number:02d}", f"{who}{number}", mme, "05") for number in range(12) for at in range(0, 240, 24) for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))]
+    honest = [(number, f"3520994{number:07d}", f"s{number}", "mme1", "05") for number in range(300)]
+    write(site.state, [*clones, *TAMPERED["sim_box"], *TAMPERED["placeholder"], *honest])
+    return site
+
+
+UNTIL_DAY = ("--until", f"{UNTIL:%Y-%m-%d}")
+
+
+def test_the_report(operator, tmp_path):
+    out, public = tmp_path / "report.html", tmp_path / "public.html"
+    sheet = tmp_path / "report.csv"
+    rows = operator.json("tamper", "report", *UNTIL_DAY, "--csv", sheet, "--html", out, "--public", public)
+    assert len(rows) == 12 + 8 + 1
+    assert list(rows[0])[:7] == ["imei", "score", "conditions", "subscribers", "first_seen", "last_seen", "evidence"]
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+    assert all(re.fullmatch(r"[0-9]{14}", row["imei"]) and re.fullmatch(r"2026-1[01]-\d\dT\d\d:\d\d:\d\dZ", row["first_seen"]) for row in rows)
+    assert [row["imei"] for row in csv.DictReader(io.StringIO(sheet.read_text()))] == [row["imei"] for row in rows]
+    assert {path.stat().st_mode & 0o777 for path in (out, public, sheet)} == {0o600}
+    said = out.read_text()
+    assert all(row["imei"] in said for row in rows)
+    hidden = public.read_text()
+    assert not re.search(r"[0-9]{8}", hidden)
+    assert not any(row["imei"] in hidden for row in rows)
+    assert "mme" not in hidden
+    assert Elements.of(said)["script"] == Elements.of(hidden)["script"] == 0
+    assert not re.search(r"(?:src|href)=|url\(", said + hidden)
+
+
+class Elements(HTMLParser):
+    """Counts the elements of a page."""
+
+    @classmethod
+    def of(cls, text):
+        from collections import Counter
+
+        parser = cls()
+        parser.counted = Counter()
+        parser.feed(text)
+        return parser.counted
+
+    def handle_starttag(self, tag, _):
+        self.counted[tag] += 1
+
+
+def test_the_table_for_people(operator):
+    done = operator.eir("tamper", "report", *UNTIL_DAY, "-n", "3")
+    head, *rows = done.stdout.splitlines()
+    assert head.split()[:3] == ["imei", "score", "sure"]
+    assert len(rows) == 3
+
+
+def test_wrong_use_and_no_record(site):
+    site.state.mkdir(exist_ok=True)
+    assert "no sightings from" in site.eir("tamper", "report", status=1).stderr
+    assert "--since 90d: expected" in site.eir("tamper", "report", "--since", "90d", status=2).stderr
+    assert "--condition clone: no such condition" in site.eir("tamper", "export", "--condition", "clone", status=2).stderr
+
+
+def test_names_from_the_wire_do_not_steer_the_page(judge_rows):
+    rows = [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("<b>a", "<script>x</script>", 0), ("b", "mme2", 0.2))]
+    text = page.page(judge_rows([*rows, (1, "?", "a", "<img>", None)]))
+    assert Elements.of(text)["script"] == Elements.of(text)["img"] == 0
+    assert "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize(
+    ("counts", "hidden"),
+    [((50, 20), ()), ((50, 9), (50, 9)), ((50, 30, 9), (30, 9)), ((50, 3, 9), (3, 9)), ((0, 50, 12), ()), ((4,), (4,))],
+)
+def test_small_counts_are_not_published_nor_can_they_be_worked_out(counts, hidden):
+    named = dict(zip("abcdef", counts, strict=False))
+    assert {name for name, count in page.suppressed(named).items() if count is None} == {name for name, count in named.items() if count in hidden}
+
+
+# ---- from a finding to a list ----
+
+
+@pytest.mark.parametrize("layout", ["eir", "dirbs-notifications"])
+def test_what_is_exported_is_signed_and_loaded(operator, tmp_path, layout):
+    data = tmp_path / "tampered.csv"
+    operator.eir("tamper", "export", *UNTIL_DAY, "--as", layout, "--condition", "conflict", "--out", data)
+    operator.load(data)
+    for imei in ("35209900880000", "35209900880001"):
+        answer = operator.json("check", imei)
+        assert (answer["status"], answer["list"]) == ("blacklisted", "stolen")
+        assert answer["reason"].startswith("tampered: ")
+
+
+def test_notifications_name_the_copies_and_not_the_genuine_phone(site):
+    site.state.mkdir(exist_ok=True)
+    genuine, copy, other = "001010000000001", "001010000000002", "001010000000003"
+    rows = [(at, IMEI, genuine, "mme1", "05") for at in range(0, 29 * DAY, 7)]
+    rows += [(at + late, IMEI, who, "mme2", "05") for at in range(12 * DAY, 29 * DAY, DAY) for who, late in ((copy, 0.1), (other, 0.3))]
+    write(site.state, rows)
+    site.configure()
+    done = site.eir("tamper", "export", *UNTIL_DAY, "--as", "dirbs-notifications")
+    written = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [(row["imei"], row["imsi"]) for row in written] == [(IMEI, copy), (IMEI, other)]
+    assert json.loads(site.eir("tamper", "report", *UNTIL_DAY, "--json").stdout)[0]["genuine"]["subscriber"] == genuine
+    assert "nothing found" in site.eir("tamper", "export", *UNTIL_DAY, "--condition", "sim_box", status=1).stderr
+
+
+# ---- in a browser ----
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_page_in_a_browser_light_and_dark(judged, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "report.html").write_text(page.page(judged[0]))
+    ground = {}
+    for scheme, number in (("dark", 0), ("light", 1)):
+        picture = tmp_path / f"{scheme}.png"
+        subprocess.run(
+            ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path / scheme}", f"--blink-settings=preferredColorScheme={number}",
+             "--window-size=1200,1400", f"--screenshot={picture}", (tmp_path / "report.html").as_uri()],
+            check=True, capture_output=True, timeout=100,
+        )  # fmt: skip
+        with Image.open(picture) as image:
+            ground[scheme] = image.convert("L").getpixel((4, 700))
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 50  # text and bars are there
+    assert ground["dark"] < 64
+    assert ground["light"] > 192
