@@ -3,12 +3,16 @@
 The tables are TS 29.511 6.1 and TS 29.500 5.2.7; every response is held to the schemas of TS 29.511 A.2 and TS 29.571.
 """
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
 
 import pytest
+from http2_wire import HELLO
 from made import pages_of
+from node import until_async
 from test_index import fill
 
 from eir.checks.checker import Checker
@@ -17,9 +21,13 @@ from eir.device import device_key
 from eir.diameter.settings import PeerSettings
 from eir.lists.index import Index
 from eir.n5g import sbi
+from eir.n5g.link import Link, Turns
 from eir.n5g.requester import Requester, realm_of, requester
 from eir.n5g.service import N5gService
+from eir.web.http2 import Connection
+from eir.web.http2_limits import Http2Limits
 from eir.web.http2_message import Request
+from eir.web.http2_shapes import Shapes
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 BLACK, GREY, WHITE, UNKNOWN = Status.BLACKLISTED, Status.GREYLISTED, Status.WHITELISTED, Status.UNKNOWN
@@ -245,3 +253,41 @@ class TestRequester:
     def test_realms(self):
         assert realm_of("amf1.region.amf.5gc.mnc001.mcc001.3gppnetwork.org") == "5gc.mnc001.mcc001.3gppnetwork.org"
         assert (realm_of("amf1.example.org"), realm_of("amf1")) == ("example.org", "")
+
+
+class Owner:
+    """Takes every connection, and answers nothing."""
+
+    limits = SimpleNamespace(write_buffer_bytes=65_536, stalled_write_s=1)
+
+    def __init__(self, loop):
+        self.turns = Turns(loop)
+
+    def accept(self, _link, _names, _protocol):
+        return Connection(None, Http2Limits(), Shapes(), 0.0)
+
+    def lost(self, _link):
+        pass
+
+
+async def test_of_a_connection_whose_turn_has_not_come_only_so_much_is_read():
+    loop = asyncio.get_running_loop()
+    owner, links = Owner(loop), []
+
+    def made():
+        links.append(Link(owner, loop))
+        return links[-1]
+
+    server = await loop.create_server(made, "127.0.0.1", 0)
+    async with server:
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(HELLO)
+        await until_async(lambda: links and links[0].http.unread == 0)
+        (link,) = links
+        link.waits = True  # as if others were before it for ever
+        writer.write(bytes(16 << 20))
+        await until_async(lambda: not link._transport.is_reading())
+        await asyncio.sleep(0.1)
+        assert link.http.unread < 1 << 20
+        link.abort()
+        writer.close()

@@ -24,6 +24,8 @@ from eir.web.http2_message import Request, Response
 TURN_S = 0.00015
 """What all connections may take of one turn of the loop: a Diameter peer beside them waits no longer than that, and its own checks
 take as long; a longer turn would save some reads and writes."""
+AHEAD_BYTES = 1 << 16
+"""What a connection whose turn has not come may have ready; no more is read from it then."""
 
 
 class Turns:
@@ -143,6 +145,8 @@ class Link(asyncio.Protocol):
             self._read_at = time.perf_counter()
             self.http.receive(data, self._loop.time())
             self._owner.turns.come(self)
+            if self.waits:
+                self._set_reading()
 
     def eof_received(self) -> bool:
         """The client will send nothing more; what it asked before is answered, then the transport closes."""
@@ -214,7 +218,7 @@ class Link(asyncio.Protocol):
         http, transport = self.http, self._transport
         if http is None or transport is None or transport.is_closing():
             return
-        wanted = self._stalled is None and not http.more
+        wanted = self._stalled is None and not http.more and not (self.waits and http.unread > AHEAD_BYTES)
         if wanted is not self._reading:
             self._reading = wanted
             (transport.resume_reading if wanted else transport.pause_reading)()

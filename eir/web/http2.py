@@ -128,6 +128,11 @@ class Connection:
         """Requests that are not wholly answered."""
         return len(self._open) + len(self._unsent)
 
+    @property
+    def unread(self) -> int:
+        """Bytes that have come and that `work` has not seen to yet."""
+        return len(self._in) - self._at
+
     def receive(self, data: bytes, now: float) -> None:
         """Take bytes from the client; `work` does something about them."""
         if self._at == len(self._in):
