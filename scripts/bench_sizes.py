@@ -43,6 +43,7 @@ from benchmark.site import LIST, Site
 
 from eir.commands.table import table
 from eir.follow.kept import FOLDER
+from eir.lists.settings import DEVICES, PAIRS
 
 SIZES = (1_000, 1_000_000, 10_000_000, 100_000_000)
 QUICK_SIZES = (1_000, 100_000)
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     """The part `sizes` of scripts/bench."""
     parser = argparse.ArgumentParser(prog="bench sizes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--entries", type=int, nargs="+", metavar="N", help=f"sizes ({', '.join(f'{size:,}' for size in SIZES)})")
-    parser.add_argument("--work", type=Path, help="where files go (25 bytes an entry); a temporary folder if not given")
+    parser.add_argument("--pairs", action="store_true", help="the list is one of pairs: each device with a SIM, and blocked with any other")
+    parser.add_argument("--work", type=Path, help="where files go (25 bytes an entry, 80 for a pair); a temporary folder if not given")
     add_options(parser, picture=True)
     options = parser.parse_args(arguments)
     program("load")
@@ -125,7 +127,7 @@ def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
 def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace) -> dict[str, Any]:
     """A site with a list of that size, and what it took to get there; its memory with two workers, after some questions."""
     say(f"{size:,} entries: writing")
-    site, listed = Site(folder, loader_cores=on.generator), scattered(size, TACS)
+    site, listed = Site(folder, loader_cores=on.generator, kind=PAIRS if options.pairs else DEVICES), scattered(size, TACS)
     for load in LOADS:
         write_questions(_questions(folder, load), listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=load.hits)
     manifest = site.release(listed.keys)

@@ -177,6 +177,22 @@ def test_sizes(found):
     assert len(found["targets"]) == 6
 
 
+def test_sizes_of_pairs():
+    document = finished("sizes", "--pairs", *PARTS["sizes"])
+    assert document["wrong_answers"] == 0
+    small, large = document["measured"]
+    assert (small["entries"], large["entries"]) == (1000, 50000)
+    assert large["with_hits_of_smallest"] > 0
+
+
+def finished(part, *more):
+    """The document of a part that runs on its own."""
+    command = [sys.executable, SCRIPTS / "bench", part, *more, "--quick", "--json"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def test_switch(found):
     assert set(measured(found)) == {("quiet", "4 at 2000/s"), ("during the switch", "4 at 2000/s")}
     assert found["entries"] == 20000
@@ -184,10 +200,7 @@ def test_switch(found):
 
 
 def test_switch_with_redis():
-    command = [sys.executable, SCRIPTS / "bench", "switch", "--redis", "--quick", "--json", *PARTS["switch"]]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    document = finished("switch", "--redis", *PARTS["switch"])
     assert set(measured(document)) == {("quiet", "4 at 2000/s"), ("during the switch", "4 at 2000/s")}
     assert document["wrong_answers"] == 0
 

@@ -11,7 +11,7 @@ from pyroaring import BitMap
 
 from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused
-from eir.lists import build
+from eir.lists import build, pairs
 from eir.lists.build import Rows, amend_pages, build_pages
 from eir.lists.content import split
 from eir.lists.pages import EMPTY_DIGEST, PAGE_KEYS, Page, decode_sections
@@ -351,6 +351,22 @@ def pair_truth_of(entries):
         key: (reason, {imsi: 0 if end == 1 << 62 else end for imsi, end in imsis.items()})
         for key, ((_, reason), imsis) in truth.items()
     }
+
+
+@given(PAIR_ENTRIES, PAIR_ENTRIES, st.integers(1, 30))
+def test_pairs_come_in_pieces_and_are_cut_into_slabs(one, other, slab):
+    rows = pairs_of(one)
+    said = [u64([key for key, *_ in other]), u64([imsi for _, imsi, *_ in other]), np.array([reason for *_, reason, _ in other], np.uint8)]
+    rows.add_pairs(*said, np.array([until for *_, until in other], np.int64))
+    entries = one + other
+    says = {(key, imsi): {(reason, until) for k, i, reason, until in entries if (k, i) == (key, imsi)} for key, imsi, *_ in entries}
+    assert rows.repeats() == (len(entries) - len(says), sum(len(said) - 1 for said in says.values()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "SLAB_PAIRS", slab)
+        built = build_pages(rows)
+    assert pair_content_of(built.pages) == pair_truth_of(entries)
+    assert (built.devices, len(rows.pairs)) == (len({key for key, *_ in entries}), 0)
+    assert [page.number for page in built.pages] == sorted({key // PAGE_KEYS for key, *_ in entries})
 
 
 @given(PAIR_ENTRIES, st.lists(st.tuples(PAIR_ENTRIES, PAIR_ENTRIES), max_size=4))

@@ -135,6 +135,9 @@ def test_an_amendment_replaces_the_pages_given_and_no_others():
         (pages_of([1])[0]._replace(extra=b"U\x08\x00\x00\x00abc"), "cut short"),
         (page(0, [1, 2, 3], until=[5, 6]), "3 rows and 2 ends"),
         (page(0, [1, 2], imsis=[[4]]), "2 devices and 12 bytes"),
+        (pages_of([1])[0]._replace(extra=b"R\x08\x00\x00\x00abc"), "cut short"),
+        (pages_of([1])[0]._replace(extra=b"S\x08\x00\x00\x00abc"), "cut short"),
+        (page(0, [1], imsis=[[4]])._replace(extra=page(0, [1], imsis=[[4]]).extra + b"U\x10\x00\x00\x00" + bytes(16)), "1 rows and 2 ends"),
     ],
 )
 def test_a_damaged_page_is_an_error(damaged, said):

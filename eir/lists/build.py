@@ -16,7 +16,7 @@ from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused
 from eir.lists.content import Content, Keys, ReasonIndexes, Seconds, decode, encode, endless, extras, split
 from eir.lists.pages import PAGE_KEYS, Page, TacEntry, amended_digest
-from eir.lists.pairs import amended_pairs, has_pairs, pair_pages
+from eir.lists.pairs import PairRows, amended_pairs, has_pairs, pair_pages
 from eir.lists.roaring import decode_keys, encode_many, is_fresh
 from eir.lists.turnover import differences
 
@@ -132,7 +132,7 @@ class Rows:
         """Less what they are listed under here, so that a key and a reason fit in 64 bits."""
         self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
         self._span_pages = 0
-        self._pairs: list[tuple[Keys, Keys, ReasonIndexes, Seconds]] = []
+        self.pairs = PairRows()
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
         """Single identifiers."""
@@ -157,8 +157,7 @@ class Rows:
 
     def add_pairs(self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
         """Devices, each with a subscriber (an IMSI's key). The reason is kept for the device, not for the pair."""
-        no_reason, no_end = np.zeros(len(keys), np.uint8), np.zeros(len(keys), np.int64)
-        self._pairs.append((keys, imsis, no_reason if reasons is None else reasons, no_end if until is None else until))
+        self.pairs.append(keys, imsis, reasons, until)
 
     def repeats(self) -> tuple[int, int]:
         """How many rows name what another row names (the first of such rows is not counted), and how many of them contradict it.
@@ -167,20 +166,14 @@ class Rows:
         what is in them. To be asked before `build_pages`, which takes the rows.
         """
         found = [singles.repeats() for singles in self.singles.values()]
-        for named in (self._spans, self._pairs):
-            if named:
-                first, second, why, until = (
-                    np.concatenate([np.zeros(len(row[0]), np.int64) if row[at] is None else row[at] for row in named]) for at in range(4)
-                )
-                found.append(_repeats((first, second), (why, until)))
+        if self._spans:
+            first, second, why, until = (
+                np.concatenate([np.zeros(len(row[0]), np.int64) if row[at] is None else row[at] for row in self._spans]) for at in range(4)
+            )
+            found.append(_repeats((first, second), (why, until)))
+        if self.pairs:
+            found.append(self.pairs.repeats())
         return sum(rows for rows, _ in found), sum(other for _, other in found)
-
-    def pairs(self) -> tuple[Keys, Keys, ReasonIndexes, Seconds] | None:
-        """All pairs; None if there are none."""
-        if not any(len(keys) for keys, *_ in self._pairs):
-            return None
-        keys, imsis, reasons, until = map(np.concatenate, zip(*self._pairs, strict=True))
-        return keys, imsis, reasons, until
 
     def devices_min(self) -> int:
         """How many identifiers a list of these rows holds at least: those of its whole TACs that do not end."""
@@ -224,8 +217,9 @@ def _repeats(names: Sequence[NDArray[Any]], says: Sequence[NDArray[Any]]) -> tup
 def build_pages(rows: Rows, progress: Callable[[int, int], None] | None = None) -> Built:
     """The pages of a full list. `progress` gets keys done and keys in all. Raises as Rows.spans."""
     built = Built()
-    if (pairs := rows.pairs()) is not None:
-        built.pages = pair_pages(pairs)
+    if rows.pairs:
+        pairs, rows.pairs = rows.pairs, PairRows()  # let go at the end of this function
+        built.pages = [page for some in pairs.slabs() for page in pair_pages(some)]
         for page in built.pages:
             built.count(page)
         return built

@@ -1,6 +1,7 @@
 """From the pages of a list, as stores keep them, to its image (eir.lists.image). May import numpy, lists' pages, roaring, chunks, image."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 
 import numpy as np
@@ -8,11 +9,13 @@ import numpy as np
 from eir.lists.chunks import Chunk, Numbers, PageRows, chunk_of_pages, chunks_of_rows, joined
 from eir.lists.image import Image, amended, make
 from eir.lists.pages import PAGE_KEYS, Page, Sections, decode_sections
-from eir.lists.roaring import BEYOND, ArrayPages, decode_keys, may_be_arrays
+from eir.lists.roaring import BEYOND, ArrayPages, Indexes, decode_keys, may_be_arrays
 
 UNTIL_MAX = 2**32 - 1  # 2106: later ends are held as this one
-_REASONS_ONLY, _HEAD = b"R", 5
-"""Tag of section R; tag and length of a section."""
+_REASONS, _SUBSCRIBERS, _HEAD = b"R", b"S", 5
+"""Tags of sections R and S; tag and length of a section."""
+KEYS, PAIRS, ROWS = range(3)
+"""Forms of pages: those that say nothing but keys, and those that say pairs without ends, are taken many together."""
 
 
 def image_of(pages: Sequence[Page]) -> Image:
@@ -27,25 +30,26 @@ def image_with(image: Image, pages: Sequence[Page]) -> Image:
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
     """Pages that ascend as a chunk, or none: what a store gives together, many pages at a time. Raises ValueError if one is damaged."""
-    found = [chunk for together, group in groupby(pages, _is_array) for chunk in _chunks(list(group), together=together)]
+    found = [chunk for form, group in groupby(pages, _form) for chunk in _chunks(list(group), form)]
     return [joined(found)] if found else []
 
 
-def _is_array(page: Page) -> bool:
-    """The page says nothing but keys (and their reasons, which no image has), in the form that most pages have."""
-    extra = page.extra
-    has_rows = extra and (extra[:1] != _REASONS_ONLY or len(extra) != _HEAD + int.from_bytes(extra[1:_HEAD], "little"))
-    return not has_rows and may_be_arrays(page.keys)
+def _form(page: Page) -> int:
+    """What the page says besides keys and their reasons, which no image has; most pages of a list are of one form."""
+    extra, at = page.extra, 0
+    if extra[:1] == _REASONS:
+        at = _HEAD + int.from_bytes(extra[1:_HEAD], "little")
+    if not may_be_arrays(page.keys) or at > len(extra) or extra[at : at + 1] not in {b"", _SUBSCRIBERS}:
+        return ROWS
+    return PAIRS if extra[at:] else KEYS
 
 
-def _chunks(pages: Sequence[Page], *, together: bool) -> Iterator[Chunk]:
-    if together:
-        try:
+def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
+    if form != ROWS:
+        with suppress(ValueError):  # one of them looks like it, and is not: each on its own, then, says what is wrong with it
             arrays = ArrayPages([page.keys for page in pages])
-        except ValueError:  # one of them looks like it, and is not
-            pass
-        else:
-            yield chunk_of_pages(np.repeat(np.array([page.number for page in pages], np.uint64), arrays.counts), arrays.keys())
+            chunk = chunk_of_pages(np.repeat(np.array([page.number for page in pages], np.uint64), arrays.counts), arrays.keys())
+            yield chunk if form == KEYS else chunk._replace(**_all_pairs(pages, arrays.counts))
             return
     yield from chunks_of_rows(rows_of(page) for page in pages)
 
@@ -67,6 +71,19 @@ def rows_of(page: Page) -> PageRows | None:
     if len(keys) == PAGE_KEYS and not ends.any() and not len(counts):
         return PageRows(page.number, keys[:0], tac=0)  # as if it were listed whole
     return PageRows(page.number, keys, np.clip(ends, 0, UNTIL_MAX).astype("<u4"), counts, imsis, whole_until)
+
+
+def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
+    """The columns of pairs of these pages, which have so many devices each. Raises ValueError if one is damaged."""
+    sections = [decode_sections(page.extra) for page in pages]
+    if any(said.until for said in sections):
+        raise ValueError("a page has ends out of place")
+    contents, sizes = [said.imsis for said in sections], devices.tolist()
+    counts = np.frombuffer(b"".join([content[: 4 * size] for content, size in zip(contents, sizes, strict=True)]), "<u4")
+    imsis = np.frombuffer(b"".join([content[4 * size :] for content, size in zip(contents, sizes, strict=True)]), "<u8")
+    if len(counts) != devices.sum() or (4 * devices + 8 * np.add.reduceat(counts, np.cumsum(devices) - devices) != list(map(len, contents))).any():
+        raise ValueError("a page has not as many subscribers as it says")
+    return {"counts": counts, "imsis": imsis}
 
 
 def _pairs(number: int, devices: int, sections: Sections) -> tuple[Numbers, Numbers]:

@@ -36,7 +36,7 @@ from eir.lists.release import (
     check_times,
     verify_release,
 )
-from eir.lists.settings import LOAD_MEMORY, ListSettings
+from eir.lists.settings import LOAD_MEMORY, PAIRS, ListSettings
 from eir.lists.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, Mark, recorded, utc_text
 from eir.lists.turnover import by_force, differences, past_limits, turnover
 
@@ -278,7 +278,8 @@ def read_release(
     files = manifest.files
     _check_rows(sum(file.rows for file in files), memory_max)
     roles = [role for role in ROLES[manifest.kind] if role != CHANGES]
-    rows = {role: Rows(sum(file.rows for file in files if file.role in (role, CHANGES))) for role in roles}
+    singles = settings.kind != PAIRS
+    rows = {role: Rows(sum(file.rows for file in files if singles and file.role in (role, CHANGES))) for role in roles}
     total = sum(entry.bytes for entry in files)
     with ExitStack() as stack:
         folder_fd = stack.enter_context(open_folder(folder))

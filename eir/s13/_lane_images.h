@@ -14,7 +14,7 @@
 #error "images of lists are little-endian, and read as they are"
 #endif
 
-enum { GROUP = 32, PAGE_KEYS = 1000000 };
+enum { GROUP = 32, PAGE_KEYS = 1000000, LINE_KEYS = 32 };
 enum { NO, YES, MAYBE };
 
 static uint64_t eight_at(const uint8_t *at)
@@ -129,11 +129,15 @@ static void search_lows(const Table *in, Search *one)
 	one->start = one->end = 0;
 	if (one->found != MAYBE || one->block == UINT32_MAX)
 		return;
+	const uint16_t *lows = in->at[LOWS];
 	one->start = words(in, OFFSETS)[one->block], one->end = words(in, OFFSETS)[one->block + 1];
 	if (one->start > one->end || one->end > in->count[LOWS])
 		one->start = one->end = 0;
-	else
-		__builtin_prefetch((const uint16_t *)in->at[LOWS] + (one->start + (uint64_t)one->end) / 2);
+	/* Most blocks of a large list lie in one or two lines of the cache; of a longer one the middle is read first. */
+	__builtin_prefetch(lows + one->start);
+	__builtin_prefetch(lows + one->end - (one->end > one->start));
+	if (one->end - one->start > LINE_KEYS)
+		__builtin_prefetch(lows + one->start + (one->end - one->start) / 2);
 }
 
 /* The place of a number in a sorted section; the section's length if it is not there. */

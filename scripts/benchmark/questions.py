@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEYS_PER_TAC = 1_000_000
-IMEI_DIGITS = 14
+IMEI_DIGITS, IMSI_DIGITS = 14, 15
+IMSI_MIN, IMSIS = 999_990_000_000_000, 10_000_000_000
+"""999 99 is a test network; the generator's SIMs are of 001 01."""
 WHITELISTED, BLACKLISTED = b"0", b"1"
 PART_ROWS = 500_000
 QUICK_QUESTIONS = 20_000
@@ -54,24 +56,29 @@ def write_questions(path: Path, listed: Scattered, *, count: int, hits: float, s
     if not hits:
         keys, is_listed = keys[~is_listed], is_listed[~is_listed]
     rows = np.full((len(keys), IMEI_DIGITS + 2), ord("\n"), np.uint8)
-    _digits(keys, rows)
+    _digits(keys, rows[:, :IMEI_DIGITS])
     rows[:, IMEI_DIGITS] = np.where(is_listed, ord(BLACKLISTED), ord(WHITELISTED))
     path.write_bytes(rows.tobytes())
 
 
-def write_list(path: Path, keys: Keys, seed: int = 5) -> None:
-    """A data file of a release with these devices, in no order."""
-    order = np.random.default_rng(seed).permutation(len(keys))
+def write_list(path: Path, keys: Keys, seed: int = 5, *, with_imsi: bool = False) -> None:
+    """A data file of a release with these devices, in no order; `with_imsi`: each with a SIM, none of which anybody asks with."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(keys))
     with path.open("wb") as file:
-        file.write(b"imei\n")
+        file.write(b"imei,imsi\n" if with_imsi else b"imei\n")
         for first in range(0, len(keys), PART_ROWS):
             part = keys[order[first : first + PART_ROWS]]
-            rows = np.full((len(part), IMEI_DIGITS + 1), ord("\n"), np.uint8)
-            _digits(part, rows)
+            rows = np.full((len(part), IMEI_DIGITS + 1 + (1 + IMSI_DIGITS if with_imsi else 0)), ord("\n"), np.uint8)
+            _digits(part, rows[:, :IMEI_DIGITS])
+            if with_imsi:
+                rows[:, IMEI_DIGITS] = ord(",")
+                _digits(IMSI_MIN + rng.integers(0, IMSIS, len(part)), rows[:, IMEI_DIGITS + 1 : -1])
             file.write(rows.tobytes())
 
 
-def _digits(keys: Keys, rows: NDArray[np.uint8]) -> None:
-    rest = keys
-    for column in range(IMEI_DIGITS - 1, -1, -1):
-        rest, rows[:, column] = rest // 10, rest % 10 + ord("0")
+def _digits(numbers: Keys, columns: NDArray[np.uint8]) -> None:
+    """A digit in each column."""
+    rest = numbers
+    for column in range(columns.shape[1] - 1, -1, -1):
+        rest, columns[:, column] = rest // 10, rest % 10 + ord("0")

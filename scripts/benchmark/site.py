@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from eir.lists.publish import publish
+from eir.lists.settings import DEVICES, PAIRS
 from eir.stores.open import SQLITE
 
 from .questions import Keys, write_list
@@ -24,8 +25,9 @@ EIR = [sys.executable, "-m", "eir"]
 class Site:
     """The folder; nothing runs in it until `server` is entered."""
 
-    def __init__(self, folder: Path, *, loader_cores: set[int] | None = None, store: str = SQLITE) -> None:
+    def __init__(self, folder: Path, *, loader_cores: set[int] | None = None, store: str = SQLITE, kind: str = DEVICES) -> None:
         self.folder = folder
+        self._kind = kind
         self.state = folder / "var"
         self.store = store
         self._loader_cores = loader_cores or os.sched_getaffinity(0)
@@ -41,11 +43,12 @@ class Site:
             "identity": {"host": f"eir.{REALM}", "realm": REALM},
             "listen": [f"tcp://127.0.0.1:{port}"],
             "peers": [{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"]}],
-            "lists": {LIST: {"signers": "signers"}},
-            "policy": {"rules": [{"list": LIST, "answer": "blacklisted"}]},
+            "lists": {LIST: {"signers": "signers", "kind": self._kind}},
+            "policy": {"rules": [{"device_bound_elsewhere" if self._kind == PAIRS else "list": LIST, "answer": "blacklisted"}]},
             "http": "127.0.0.1:0",
             "workers": workers,
             "store": self.store,
+            "limits": {"load_memory": "16GB"},
         }
         path.write_text(yaml.safe_dump(settings | more, sort_keys=False))
         return path
@@ -54,7 +57,7 @@ class Site:
         """A signed release of the list, from keys or from a data file that is in the folder; returns its manifest."""
         if not isinstance(data, Path):
             keys, data = data, self.folder / f"{LIST}-{serial}.csv"
-            write_list(data, keys)
+            write_list(data, keys, with_imsi=self._kind == PAIRS)
         issued = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
         return publish(
             [data], list_name=LIST, serial=serial, issued=issued, expires=issued + timedelta(days=30), key=self._key, out=self.folder
