@@ -660,7 +660,7 @@ class TestEndings:
             with connection:
                 connection.recv(1)
                 process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=20)
+                out, err = process.communicate(timeout=60)
         assert process.returncode == 130
         assert out == ""
         assert "Traceback" not in err

@@ -50,7 +50,7 @@ async def raw(folder, octets, *, eof=True):
     writer.write(octets)
     if eof:
         writer.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         try:
             return await reader.read()
         except ConnectionError:

@@ -90,7 +90,7 @@ async def gone(one):
     """Wait until the other side has closed."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await loop.sock_recv(one, 65536):
                 pass
 

@@ -58,7 +58,7 @@ class Client:
         return int(status.split()[1]), headers, body
 
     async def ended(self):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             try:
                 return await self.reader.read()
             except ConnectionError:
@@ -102,7 +102,7 @@ async def test_a_plain_client(server):
     url = "http://{}:{}/page".format(*server.address)
 
     def get():
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read()
 
     assert await asyncio.to_thread(get) == PAGE.body
@@ -218,7 +218,7 @@ async def test_any_number_of_connections_at_once(monkeypatch, connect):
 async def test_close_does_not_wait_for_clients(connect, server):
     client = await connect()
     await client.ask(GET)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await server.close()
     assert await client.ended() == b""
     with pytest.raises(ConnectionRefusedError):

@@ -681,7 +681,7 @@ async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, c
 
     assert await made() == {"taken": [], "again_s": CLAIM_S / 3}
     assert await site.store.claim(CLAIM, "a node that is at it", 0.05)  # and dies
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (taken := (await made())["taken"]):
             pass
     assert taken[0]["outcome"] == ACCEPTED
@@ -733,7 +733,7 @@ async def test_a_process_killed_at_any_moment_leaves_the_old_list_or_the_new_one
 
 
 async def until(condition):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # what is waited for are files, processes and a list of events
             await asyncio.sleep(0.01)
 

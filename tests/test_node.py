@@ -443,7 +443,7 @@ async def test_plain_text_at_a_tls_listener():
         connection = await setup.connect()
         await connection.send(uncounted=cer())
         connection.writer.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await connection.reader.read()
         assert setup.node.status()[0].state == "down"
         ((event, told),) = setup.reported

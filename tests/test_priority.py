@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from node import until_async
@@ -57,11 +58,19 @@ class TestAside:
     async def test_who_gets_nowhere_takes_part_again(self, monkeypatch, ran, waited, then):
         looked = iter(range(1000))
         monkeypatch.setattr(priority, "LOOK_S", 0.001)
-        monkeypatch.setattr(priority, "_ran_and_waited", lambda: (ran * (number := next(looked)), waited * number))
+        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (ran * (number := next(looked)), waited * number))
         with Aside()():
             await until_async(lambda: next(looked) > 100 or (COMES_BACK and policies() == TAKES_PART))
             assert policies() == then if COMES_BACK else TAKES_PART
         assert policies() == TAKES_PART
+
+    async def test_of_threads_that_are_named_only_those_stand_back(self):
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(threading.get_native_id).result()
+            with Aside(other)():
+                assert {os.sched_getscheduler(other)} == ASIDE
+                assert os.sched_getscheduler(0) == os.SCHED_OTHER
+            assert policies() == TAKES_PART
 
     async def test_nothing_stands_back_that_could_not_come_back(self, monkeypatch):
         monkeypatch.setattr(priority, "_comes_back", lambda: False)
@@ -70,13 +79,13 @@ class TestAside:
 
 
 async def test_the_processor_is_counted_of_all_threads():
-    ran, waited = priority._ran_and_waited()
+    ran, waited = priority._ran_and_waited(priority._threads())
 
     def spin():
         sum(range(3_000_000))
 
     await asyncio.gather(asyncio.to_thread(spin), asyncio.to_thread(spin))
-    now_ran, now_waited = priority._ran_and_waited()
+    now_ran, now_waited = priority._ran_and_waited(priority._threads())
     assert now_ran - ran > 10_000_000
     assert now_waited >= waited
 

@@ -85,7 +85,7 @@ class TestLists:
         async def is_black():
             return await ask(client, UNLISTED) == BLACK
 
-        await until_async(is_black, patience_s=3)
+        await until_async(is_black)
         assert node.metrics()["eir_list_serial{list=stolen}"] == 2
         assert loaded.json("lists")[0]["serial"] == 2
         await run(loaded, "rollback", "stolen")
@@ -93,7 +93,7 @@ class TestLists:
         async def is_white():
             return await ask(client, UNLISTED) == WHITE
 
-        await until_async(is_white, patience_s=3)
+        await until_async(is_white)
         assert await ask(client, LISTED) == BLACK
         assert node.metrics()["eir_list_serial{list=stolen}"] == 1
         assert node.status()["pid"] == pid
@@ -186,7 +186,7 @@ class TestReload:
         async def is_grey():
             return await ask(stays, UNLISTED) == GREY
 
-        await until_async(is_grey, patience_s=3)
+        await until_async(is_grey)
         refused = await connect(node, opened=False)
         assert (await refused.ask(cer(OTHER_HOST))).result == 3010
         (line,) = until(lambda: node.lines("reloaded"))
@@ -647,7 +647,7 @@ class TestLogs:
 
 class TestOverrideAndObserve:
     async def test_an_override_answers_all_alike_and_ends_by_itself(self, loaded, connect):
-        ends = datetime.now(UTC) + timedelta(seconds=4)
+        ends = datetime.now(UTC) + timedelta(seconds=8)
         override = {"answer": "whitelisted", "until": ends.isoformat(timespec="seconds")}
         loaded.configure(policy=loaded.settings["policy"] | {"override": override})
         node = loaded.start()
@@ -660,7 +660,7 @@ class TestOverrideAndObserve:
         async def ended():
             return await ask(client, LISTED) == BLACK
 
-        await until_async(ended, patience_s=8)
+        await until_async(ended)
         assert node.metrics()["eir_override_active"] == 0
         until(lambda: node.lines("override_ended"))
         assert loaded.json("status")["state"] == "OK"

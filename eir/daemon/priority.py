@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,20 +43,23 @@ class Aside:
     Nothing happens where it could not come back: without privilege a limit decides (RLIMIT_NICE, in a unit LimitNICE=).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *threads: int) -> None:
+        """`threads`: those that do the work; none: all that there are when it begins."""
+        self._chosen = threads
         self._depth = 0
         self._policies: dict[int, int] = {}
         """Of the threads before they stood back."""
         self._timer: asyncio.TimerHandle | None = None
         with ThreadPoolExecutor(1) as thread:
-            self._permitted = thread.submit(_comes_back).result()
+            self.permitted = thread.submit(_comes_back).result()
+            """It could come back."""
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Stand back for the time of a `with`, in all threads; parts of the work may overlap."""
+        """Stand back for the time of a `with`; parts of the work may overlap."""
         self._depth += 1
-        if self._depth == 1 and self._permitted:
-            for thread in _threads():
+        if self._depth == 1 and self.permitted:
+            for thread in self._threads():
                 with suppress(OSError):  # it has ended
                     self._policies[thread] = os.sched_getscheduler(thread)
                 stand_back(thread)
@@ -68,11 +71,14 @@ class Aside:
             if not self._depth:
                 self._take_part()
 
+    def _threads(self) -> Sequence[int]:
+        return self._chosen or _threads()
+
     def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look, *_ran_and_waited())
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look, *_ran_and_waited(self._threads()))
 
     def _look(self, ran: int, waited: int) -> None:
-        now_ran, now_waited = _ran_and_waited()
+        now_ran, now_waited = _ran_and_waited(self._threads())
         if now_ran - ran < SHARE * (now_ran - ran + now_waited - waited):
             self._take_part()
         else:
@@ -101,15 +107,15 @@ def _threads() -> list[int]:
     return [int(each.name) for each in TASKS.iterdir()]
 
 
-def _ran_and_waited() -> tuple[int, int]:
-    """How long the threads that there are ran, and how long they could have and did not (ns)."""
-    found = [_schedstat(each) for each in TASKS.iterdir()]
+def _ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
+    """How long these threads ran, and how long they could have and did not (ns)."""
+    found = list(map(_schedstat, threads))
     return sum(ran for ran, _ in found), sum(waited for _, waited in found)
 
 
-def _schedstat(task: Path) -> tuple[int, int]:
+def _schedstat(thread: int) -> tuple[int, int]:
     try:
-        ran, waited, _ = (task / "schedstat").read_text().split()
+        ran, waited, _ = (TASKS / str(thread) / "schedstat").read_text().split()
     except (FileNotFoundError, ProcessLookupError):  # the thread has ended
         return 0, 0
     return int(ran), int(waited)

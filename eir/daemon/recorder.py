@@ -2,7 +2,8 @@
 
 Workers hand over messages (eir.analysis.buffer) through one socket that the supervisor made before it forked, so that this process
 may end and come back without their noticing; what it counted is in memory that outlives it. It takes what comes at once and writes in
-a thread: a slow disk costs the record its oldest part, and no check its answer. Where a processor is short, checks go first.
+a thread: a slow disk costs the record its oldest part, and no check its answer. Where a processor is short, checks go first; where other
+programs leave it none, the thread takes its small share again, so that what was seen does not wait for ever.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import mmap
 import os
 import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -29,7 +31,7 @@ from eir.analysis.settings import SightingsSettings
 from eir.analysis.subscribers import Subscribers, subscribers
 from eir.config import Config
 from eir.daemon.faults import report_faults
-from eir.daemon.priority import give_way, stand_back, take_part
+from eir.daemon.priority import Aside, give_way, stand_back, take_part
 from eir.daemon.signals import deliver as deliver_signals
 from eir.errors import EirError, Report, StoreError
 from eir.lists.settings import SUBSCRIBERS
@@ -176,7 +178,11 @@ class _Recorder:
         self._prepared = asyncio.Event()
         self._asked = False
         """Somebody waits for what there is to be written."""
-        self._disk = ThreadPoolExecutor(1, "disk", stand_back)
+        self._disk = ThreadPoolExecutor(1, "disk")
+        disk = self._disk.submit(threading.get_native_id).result()
+        self._behind = Aside(disk)
+        if not self._behind.permitted:
+            stand_back(disk)  # for good
         self._pruned = float("-inf")
         self._subscribers = Subscribers("")
         """Until the key is there."""
@@ -296,7 +302,8 @@ class _Recorder:
         return True
 
     async def _aside(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+        with self._behind():
+            return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
     def _write_now(self, messages: deque[bytes]) -> None:
         """In the thread of the disk."""

@@ -44,7 +44,7 @@ class Proxy:
         self._stopped.clear()
         self._word, self._left = word, times
 
-    def wait_until_stopped(self, patience_s=20):
+    def wait_until_stopped(self, patience_s=60):
         assert self._stopped.wait(patience_s), f"no client said {self._word}"
 
     def hold(self):
