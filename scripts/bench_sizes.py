@@ -104,6 +104,8 @@ def main(arguments: Sequence[str]) -> int:
         at_most(f"{what}: ready from the store", READY_S_MAX, largest["ready_s"], " s"),
         at_most(f"{what}: ready from the image's file", READY_AGAIN_S_MAX, largest["again_s"], " s"),
     ]
+    if options.pairs:
+        targets = []  # which are those of a list of devices
     shown = [{**row, "entries": f"{row['entries']:,}"} for row in found]
     measured = {"measured": found, "wrong_answers": wrong_answers(results)}
     return finish("sizes", measured, targets, options, table(shown, COLUMNS, width=None), picture=picture(found))

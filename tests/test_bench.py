@@ -183,6 +183,7 @@ def test_sizes_of_pairs():
     small, large = document["measured"]
     assert (small["entries"], large["entries"]) == (1000, 50000)
     assert large["with_hits_of_smallest"] > 0
+    assert document["targets"] == []
 
 
 def finished(part, *more):
