@@ -197,7 +197,7 @@ def finished(part, *more):
 def test_switch(found):
     assert set(measured(found)) == {("quiet", "4 at 2000/s"), ("during the switch", "4 at 2000/s")}
     assert found["entries"] == 20000
-    assert len(found["p99_times_quiet"]) == len(found["followed_s"]) == 1
+    assert len(found["p99_times_quiet"]) == len(found["followed_s"]) == len(found["generator_late_us_p99"]) == 1
 
 
 def test_switch_with_redis():
