@@ -127,7 +127,7 @@ class TestFront:
                 await follower.end()
 
     @pytest.fixture(autouse=True)
-    def heard(self, lines):  # noqa: F811
+    def heard(self, lines):  # noqa: F811  # a fixture
         return lines
 
     async def test_every_worker_gets_every_list_and_one_that_comes_later_too(self, site):
@@ -210,7 +210,7 @@ worker.Image = Late
 class TestNode:
     """Real processes."""
 
-    async def test_workers_map_the_same_memory_and_a_new_one_has_it_at_once(self, crew, connect):  # noqa: F811
+    async def test_workers_map_the_same_memory_and_a_new_one_has_it_at_once(self, crew, connect):  # noqa: F811  # a fixture
         running = crew.start()
         pids = children(running.pid)
         shared = memory_of_lists(pids["worker-0"])
@@ -224,7 +224,7 @@ class TestNode:
             assert await ask(await connect(running, host), LISTED, host) == BLACK
         os.kill(pids["follower"], signal.SIGCONT)
 
-    async def test_a_follower_that_is_killed_comes_back_and_follows_on(self, crew, connect):  # noqa: F811
+    async def test_a_follower_that_is_killed_comes_back_and_follows_on(self, crew, connect):  # noqa: F811  # a fixture
         running = crew.start()
         mme = await connect(running)
         killed = children(running.pid)["follower"]
@@ -239,7 +239,7 @@ class TestNode:
         assert [line["serial"] for line in running.lines("list_in_force")] == ["1", "2"], "what was in force was not read again"
         assert running.get("/ready") == (200, "ready\n")
 
-    async def test_a_follower_that_hangs_is_replaced(self, crew, connect, altered):  # noqa: F811
+    async def test_a_follower_that_hangs_is_replaced(self, crew, connect, altered):  # noqa: F811  # a fixture
         altered("import eir.daemon.rpc, eir.daemon.workers\neir.daemon.rpc.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
         running = crew.start()
         mme = await connect(running)
@@ -248,7 +248,7 @@ class TestNode:
         await until_async(lambda: running.lines("worker_hung", process="follower"))
         await until_async(lambda: _is(ask(mme, UNLISTED), BLACK))
 
-    async def test_a_list_that_a_worker_could_not_map_is_handed_over_again(self, crew, connect, altered):  # noqa: F811
+    async def test_a_list_that_a_worker_could_not_map_is_handed_over_again(self, crew, connect, altered):  # noqa: F811  # a fixture
         may = crew.folder / "may"
         altered(MAPS_LATE.format(str(may)))
         running = crew.start()
@@ -258,7 +258,7 @@ class TestNode:
         assert {line["worker"] for line in running.lines("image_failed", list="stolen", detail="not yet")} == {"0", "1"}
         assert await ask(await connect(running), LISTED) == BLACK
 
-    async def test_old_lists_are_let_go_although_nobody_asks(self, crew, connect):  # noqa: F811
+    async def test_old_lists_are_let_go_although_nobody_asks(self, crew, connect):  # noqa: F811  # a fixture
         running = crew.start()
         mme = await connect(running)
         assert await ask(mme, LISTED) == BLACK

@@ -22,7 +22,7 @@ def soon(monkeypatch):
 
 
 @pytest.fixture
-def faulty(store):  # noqa: F811
+def faulty(store):  # noqa: F811  # a fixture
     return Faulty(store)
 
 
@@ -78,8 +78,8 @@ async def test_what_the_store_has_decides(faulty, tmp_path):
         assert node.keys() == A_KEYS
 
 
-async def test_without_the_store_it_is_read_for_what_the_copy_has(stores, tmp_path):  # noqa: F811
-    store, copy = Faulty(stores("store")), Faulty(stores("copy"))  # noqa: F811
+async def test_without_the_store_it_is_read_for_what_the_copy_has(stores, tmp_path):  # noqa: F811  # a fixture
+    store, copy = Faulty(stores("store")), Faulty(stores("copy"))  # noqa: F811  # a fixture
     copy.state = copy.store.state
     found = await store.store.replace("a", state(A), A, seen=0)
     await copy.store.restore("a", found, batches(A), seen=0)

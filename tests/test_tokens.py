@@ -23,7 +23,7 @@ def issuer():
     return Issuer()
 
 
-def settings_of(tmp_path: Path, *, sets: list[bytes] = [], pems: list[bytes] = [], issuer=(), audience=("5G_EIR", OURS)):  # noqa: B006
+def settings_of(tmp_path: Path, *, sets: list[bytes] = [], pems: list[bytes] = [], issuer=(), audience=("5G_EIR", OURS)):  # noqa: B006 - nobody changes them
     files = []
     for kind, contents in (("jwks", sets), ("pem", pems)):
         paths = tuple(tmp_path / f"{kind}-{number}" for number in range(len(contents)))

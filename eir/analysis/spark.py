@@ -81,7 +81,7 @@ def spark(files: str | Sequence[str], *, since: datetime, until: datetime, maste
         import sqlglot  # noqa: F401, PLC0415 - so that it is missed before anything is started
         from py4j.protocol import Py4JError  # noqa: PLC0415 - Spark's bridge to Java
         from pyspark.errors import PySparkException  # noqa: PLC0415 - for this alone
-        from pyspark.sql import SparkSession  # noqa: PLC0415
+        from pyspark.sql import SparkSession  # noqa: PLC0415 - as above
     except ModuleNotFoundError:
         raise SetupFault("the analysis on a cluster needs Spark and sqlglot: pip install 'eir[spark]', and a Java runtime") from None
     builder = SparkSession.builder.master(master)
@@ -138,7 +138,7 @@ def _remove(session: "SparkSession", folder: str) -> None:
     """Remove a folder, wherever it is."""
     java = session._jvm  # noqa: SLF001 - Spark's own way to a file system of Hadoop's has no other name in Python
     path = java.org.apache.hadoop.fs.Path(folder)
-    path.getFileSystem(session._jsc.hadoopConfiguration()).delete(path, True)  # noqa: SLF001
+    path.getFileSystem(session._jsc.hadoopConfiguration()).delete(path, True)  # noqa: SLF001 - as above
 
 
 def _first(fault: Exception) -> str:

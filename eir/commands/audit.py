@@ -118,8 +118,8 @@ async def _ask(
 def _captured(capture: Path, ports: list[int] | None) -> tuple[list[Check], set[str], set[str]]:
     """Checks, who asked, and who was there."""
     from eir.device import device_key  # noqa: PLC0415 - for this alone, as the next
-    from eir.errors import IdentifierError  # noqa: PLC0415
-    from eir.s13.capture import PORT, read  # noqa: PLC0415
+    from eir.errors import IdentifierError  # noqa: PLC0415 - as above
+    from eir.s13.capture import PORT, read  # noqa: PLC0415 - as above
 
     found, checks = read(capture, ports or (PORT,)), []
     for (identifier, origin, got), count in found.checks.items():

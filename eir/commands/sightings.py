@@ -50,7 +50,7 @@ def seen(
     writes first what it has just seen. Exit status 1 if there is nothing.
     """
     from eir.analysis.seen import seen as look  # noqa: PLC0415 - polars, for those that need it
-    from eir.analysis.seen import sought  # noqa: PLC0415
+    from eir.analysis.seen import sought  # noqa: PLC0415 - as above
 
     try:
         what = sought(identifier)

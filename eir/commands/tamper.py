@@ -86,7 +86,7 @@ def export(
     status 1 if there is nothing to write.
     """
     from eir.analysis.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
-    from eir.analysis.export import EXPORTS, rows  # noqa: PLC0415
+    from eir.analysis.export import EXPORTS, rows  # noqa: PLC0415 - as above
 
     if layout not in EXPORTS:
         raise fail(f"--as {layout}: expected {' or '.join(EXPORTS)}", EXIT_USAGE)
@@ -116,7 +116,7 @@ def _judged(config: Config, since: str, until: str | None, min_score: float | No
     """The findings in the record of a time."""
     from dataclasses import replace  # noqa: PLC0415 - for these commands alone
 
-    from eir.analysis.judge import DAYS_MAX, judge  # noqa: PLC0415
+    from eir.analysis.judge import DAYS_MAX, judge  # noqa: PLC0415 - as above
 
     lasts = duration(since)
     if not lasts or lasts > timedelta(days=DAYS_MAX - 1):
@@ -147,7 +147,7 @@ def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "A
         from eir.analysis.spark import spark  # noqa: PLC0415 - for those who have a cluster
 
         return spark(there, since=begin, until=end, master=where.spark, work=where.work)
-    from eir.analysis.duck import duck  # noqa: PLC0415
+    from eir.analysis.duck import duck  # noqa: PLC0415 - for those who have none
 
     return duck(there, since=begin, until=end, memory=config.tamper.memory)
 

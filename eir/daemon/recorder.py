@@ -356,7 +356,7 @@ class _Recorder:
 def _stream(store: str, key: str, report: Report) -> deliver.Send:
     """Adds events to a stream of Redis, one entry each, whose field `event` is the event as JSON."""
     from eir.stores.redis.link import Link  # noqa: PLC0415 - takes 0.2 s
-    from eir.stores.redis_url import parse_url  # noqa: PLC0415
+    from eir.stores.redis_url import parse_url  # noqa: PLC0415 - with the one above
 
     link = Link(parse_url(store, check=False), report)
 

@@ -107,7 +107,7 @@ class Supervisor:
         config = self._config
         if config.n5g.listen:
             # What checks access tokens takes half a second to load, which no worker is to spend when a reload brings n5g.tokens.
-            import eir.n5g.tokens  # noqa: F401, PLC0415
+            import eir.n5g.tokens  # noqa: F401, PLC0415 - so that it is there
         try:
             open_store(config.store, config.state)
             open_copy(config.store, config.state)

@@ -152,7 +152,7 @@ def decoded(block: bytes, decoder: Decoder) -> list[tuple[bytes, bytes]]:
             known, known_value = look_up(index)
             name = bytes(known)  # noqa: PLW2901  # the table may hold views of earlier blocks
             if value is None:
-                value = bytes(known_value)  # noqa: PLW2901
+                value = bytes(known_value)  # noqa: PLW2901  # as above
         if name is None or value is None:
             raise InvalidTableIndex("neither an index nor a name")
         if kept:

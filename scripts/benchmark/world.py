@@ -314,7 +314,7 @@ def _write(folder: Path, what: dict[str, np.ndarray], rng: np.random.Generator, 
 
 
 def _files(folder: Path, day: int, time: np.ndarray, device: np.ndarray, version: np.ndarray, subscriber: np.ndarray, place: np.ndarray, *, names: pl.Series, hosts: pl.Series, form: np.ndarray, silent: np.ndarray) -> int:  # noqa: PLR0917 - columns of one table
-    moment = (time * DAY_S * 1e6).astype(np.int64) + int((START - datetime(1970, 1, 1)).total_seconds()) * 10**6  # noqa: DTZ001
+    moment = (time * DAY_S * 1e6).astype(np.int64) + int((START - datetime(1970, 1, 1)).total_seconds()) * 10**6  # noqa: DTZ001 - both are without a zone
     digits = form[place]
     checked = _check_digit(device)
     frame = pl.DataFrame({"time": moment, "device": device, "version": version, "subscriber": subscriber, "place": place, "form": digits, "digit": checked}).sort("time")
