@@ -385,7 +385,7 @@ class TestCrash:
         assert "1 of 2 workers answer" in node.status()["summary"]
         assert await client.end() == []
         assert await ask(await connect(node), LISTED) == BLACK
-        assert node.lines("worker_hung", worker=0)
+        await until_async(lambda: node.lines("worker_hung", worker=0))
 
     async def test_one_that_cannot_answer_a_question_answers_the_others_and_checks(self, crew, connect, altered):
         """A fault in what it shows, in both: the log has it, and nothing else comes of it."""
