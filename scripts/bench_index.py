@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -122,24 +121,18 @@ async def both(url: str, folder: Path, entries: int, tacs: int) -> None:
 
 def taken_over(worker: Index, index: Index) -> float:
     """Take over what another index has, as a worker does; returns the longest time that it would hold the loop, in seconds."""
-    longest, there = 0.0, index.lists[LIST]
+    there = index.lists[LIST]
     if there.image is None or there.state is None:
         sys.exit("nothing is in force")
-
-    def in_steps(image: Image, step: Callable[[int], int]) -> None:
-        nonlocal longest
-        done = 0
-        while done < len(image.buffer):
-            begun = time.perf_counter()
-            done = step(done)
-            longest = max(longest, time.perf_counter() - begun)
 
     begun = time.perf_counter()
     image = Image.map(os.dup(there.image.descriptor))
     longest = time.perf_counter() - begun
-    in_steps(image, image.fill)
-    if (before := worker.switch(LIST, there.state, image)) is not None:
-        in_steps(before, before.drop)
+    before, done = worker.switch(LIST, there.state, image), 0
+    while before is not None and done < len(before.buffer):
+        begun = time.perf_counter()
+        done = before.drop(done)
+        longest = max(longest, time.perf_counter() - begun)
     return longest
 
 

@@ -58,6 +58,8 @@ DRAIN_S = 8.0
 """How long peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
 TICK_S = 1.0
 FOLD_EVERY_TICKS = 10
+PAUSE_S = 0.001
+"""Between two steps of giving back an image's memory."""
 KEEP_CLOCK_EVERY_TICKS = 60
 DIGEST_DIGITS = 12
 """Hexadecimal ones of a content digest that a metric shows: a float holds 53 bits."""
@@ -204,6 +206,8 @@ class Worker:
     sightings: Buffer | None
     arrived: asyncio.Queue[tuple[Listed | Complete, Image | None]] = field(default_factory=asyncio.Queue)
     """Lists that are to be taken over."""
+    replaced: asyncio.Queue[Image] = field(default_factory=asyncio.Queue)
+    """Images whose place others have taken."""
     longest_slice_s: float = 0.0
     """The longest time that taking over a list held the loop."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -225,7 +229,7 @@ class Worker:
 
     async def run(self, packets: socket.socket, stop: asyncio.Event) -> None:
         """Get the lists, answer until told to stop, send the peers away, let go of everything."""
-        following = [asyncio.create_task(self._take_lists()), asyncio.create_task(self._tick())]
+        following = [asyncio.create_task(each) for each in (self._take_lists(), self._give_back(), self._tick())]
         loop = asyncio.get_running_loop()
         loop.add_reader(packets, self._handed, packets)
         await stop.wait()
@@ -281,7 +285,6 @@ class Worker:
 
     async def _take_over(self, listed: Listed, image: Image) -> None:
         """Put a list in force, of which the front hands over the last version once more if it was not here yet."""
-        await self._in_steps(image, image.fill)
         entries = self.index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
             return
@@ -290,15 +293,22 @@ class Worker:
             lane.renew()
             await asyncio.sleep(0)
         if before is not None:
-            await self._in_steps(before, before.drop)
+            self.replaced.put_nowait(before)
 
-    async def _in_steps(self, image: Image, step: Callable[[int], int]) -> None:
-        done = 0
-        while done < len(image.buffer):
-            began = time.perf_counter()
-            done = step(done)
-            self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
-            await asyncio.sleep(0)
+    async def _give_back(self) -> None:
+        """Give back the memory of images that are no longer in force, with pauses.
+
+        Other workers do the same at that time: where they share a processor, none is to wait for the end of another's slice of time.
+        """
+        while True:
+            image = await self.replaced.get()
+            done = 0
+            while done < len(image.buffer):
+                began = time.perf_counter()
+                done = image.drop(done)
+                self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
+                await asyncio.sleep(PAUSE_S)
+            del image
 
     async def _serve(self, connection: socket.socket, number: int, listener: str) -> None:
         try:

@@ -142,7 +142,7 @@ def _spliced(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbe
 def joined(chunks: Sequence[Chunk]) -> Chunk:
     """All of them as one. Raises ValueError if their pages do not ascend."""
     chunks = chunks or [chunk_of(np.empty(0, np.uint64))]
-    whole = Chunk(*map(np.concatenate, zip(*chunks, strict=True)))
+    whole = chunks[0] if len(chunks) == 1 else Chunk(*map(np.concatenate, zip(*chunks, strict=True)))
     if (whole.numbers[1:] <= whole.numbers[:-1]).any():
         raise ValueError("the pages of a list do not ascend")
     return whole

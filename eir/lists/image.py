@@ -20,7 +20,7 @@ import mmap
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from struct import Struct
 from typing import Final
 
@@ -49,10 +49,8 @@ HASHED: Final = 1 << 32
 SLOT_WORDS, SPREAD, WORD_BITS = 4, 0x9E3779B1, 32
 ALIGNED = 64
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-STEP_BYTES = 1 << 18
-"""Of a mapping that comes or goes, at a time: some 20 us."""
-POPULATE_READ: Final = 22
-"""MADV_POPULATE_READ (Linux 5.14), which Python does not name."""
+STEP_BYTES = 1 << 20
+"""Of a mapping that goes, at a time: some 50 us."""
 
 _DEVICES = (
     ("numbers", "<u8"), ("bits", "<u4"), ("firsts", "<u4"), ("slots", "<u4"), ("offsets", "<u4"), ("lows", "<u2"), ("end_pages", "<u4"),
@@ -71,10 +69,13 @@ class ImageError(ValueError):
     """These bytes are no image that this version can use."""
 
 
-def make(chunks: Sequence[Chunk]) -> "Image":
-    """An image of these chunks, whose pages ascend, in a sealed memory file. Raises ValueError if they do not fit one another, and OSError."""
+def make(chunks: Sequence[Chunk], *, before: "Image | None" = None) -> "Image":
+    """An image of these chunks, whose pages ascend, in a sealed memory file. Raises ValueError if they do not fit one another, and OSError.
+
+    `before`: one that may have the same pages, if not the same keys.
+    """
     whole = joined(chunks)
-    arrays = _tables(whole)
+    arrays = _tables(whole, before)
     if len(whole.counts):
         if len(whole.counts) != len(whole.lows):
             raise ValueError(f"a list of pairs with {len(whole.lows)} devices, and {len(whole.counts)} of them with a number of subscribers")
@@ -86,23 +87,29 @@ def make(chunks: Sequence[Chunk]) -> "Image":
 
 def amended(image: "Image", changes: Mapping[int, PageRows | None]) -> "Image":
     """Another image: this one with some pages replaced, or gone (None)."""
-    return make([with_changes(image.chunk(), changes)])
+    return make([with_changes(image.chunk(), changes)], before=image)
 
 
-def _tables(of: Chunk) -> dict[str, Numbers]:
+def _tables(of: Chunk, before: "Image | None" = None) -> dict[str, Numbers]:
     """What is looked up, of all pages. Raises ValueError for more than 2^32 keys."""
     if len(of.lows) >= HASHED or len(of.imsis) >= HASHED:
         raise ValueError("a list has more rows than an image can hold")
     firsts = np.concatenate(([0], np.cumsum(blocks_of(of.bits)))).astype(np.uint32)
     return {
-        "numbers": of.numbers, "bits": of.bits, "firsts": firsts, "slots": _slots(of.numbers, firsts, of.bits),
+        "numbers": of.numbers, "bits": of.bits, "firsts": firsts, "slots": _slots(of.numbers, firsts, of.bits, before),
         "offsets": np.concatenate(([0], np.cumsum(of.sizes, dtype=np.uint64))), "lows": of.lows,
         "end_pages": np.flatnonzero(of.bits & ENDS), "end_starts": np.concatenate(([0], np.cumsum(of.rows, dtype=np.uint64))), "ends": of.ends,
         "tac_pages": np.flatnonzero(of.bits & WHOLE_UNTIL), "tac_ends": of.tac_ends,
     }  # fmt: skip
 
 
-def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
+def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers, before: "Image | None") -> Numbers:
+    if before is not None and np.array_equal(numbers, before.numbers):  # each page has its slot already
+        slots = before.slots.copy()
+        used = np.flatnonzero(slots[:, 3])
+        places = slots[used, 3] - 1
+        slots[used, 1], slots[used, 2] = firsts[places], bits[places]
+        return slots.ravel()
     hashed = int(np.searchsorted(numbers, np.uint64(HASHED)))
     size_bits = max(3, (2 * hashed).bit_length())
     slots = np.zeros((1 << size_bits, SLOT_WORDS), np.uint32)
@@ -285,6 +292,11 @@ class Image:
         return image
 
     @property
+    def slots(self) -> Numbers:
+        """The hash of its pages."""
+        return self._devices.arrays["slots"].reshape(-1, SLOT_WORDS)
+
+    @property
     def entries(self) -> int:
         """Single keys, and whole pages, each counted as one."""
         return len(self._devices.lows) + int(np.count_nonzero(self._devices.arrays["bits"] & (WHOLE | WHOLE_UNTIL)))
@@ -353,19 +365,10 @@ class Image:
         _write_all(to, self.buffer, at)
         _write_all(to, self.digest(), at + _HEADER.size - DIGEST_BYTES)
 
-    def fill(self, done: int) -> int:
-        """Have a part of the mapping's memory at hand, from byte `done` on, and return up to where it is: before anybody asks it."""
-        with suppress(OSError):  # an older kernel: then it comes as it is asked for
-            return self._advise(POPULATE_READ, done)
-        return len(self.buffer)
-
     def drop(self, done: int) -> int:
-        """As `fill`, to give the memory of an image back that nobody asks any more."""
-        return self._advise(mmap.MADV_DONTNEED, done)
-
-    def _advise(self, what: int, done: int) -> int:
+        """Give back a part of the mapping's memory, from byte `done` on, and return up to where it is: nobody asks this image any more."""
         length = min(STEP_BYTES, len(self.buffer) - done)
-        self._map.madvise(what, done, length)
+        self._map.madvise(mmap.MADV_DONTNEED, done, length)
         return done + length
 
     def _rows(self, position: int) -> range:
