@@ -2,8 +2,8 @@
 
 The switch is a rollback: both releases are in the store, so that nothing but the node's own work is measured, which reads the
 other one and takes it over, beside 20,000 checks a second on the same core. The measured time is about as long as that takes.
-With --redis the lists are in a Redis, which has the generator's core: latency counts from when a request was written, and how late the
-generator was with that is shown. At the end a node with two workers takes over a switch too, and
+With --redis the lists are in a Redis, which has the generator's core. Latency counts from when a request has come to the node's socket until
+its answer has come to the generator's, by the kernel's clock; how late the generator was itself is shown. At the end a node with two workers takes over a switch too, and
 what memory its workers have of their own is shown: they share the image of the list.
 """
 
@@ -46,7 +46,7 @@ from eir.operate.control import ask as control
 from eir.stores.open import SQLITE, open_copy, open_store
 
 ENTRIES, QUICK_ENTRIES, TACS, QUESTIONS = 10_000_000, 100_000, 250_000, 500_000
-STEADY = Load(4, 4096, 20_000.0, from_write=True)
+STEADY = Load(4, 4096, 20_000.0, on_wire=True)
 P99_TIMES_MAX = 1.3
 LOOK_S = 0.02
 

@@ -62,7 +62,7 @@ def is_older(made: Path, *sources: Path) -> bool:
 def program(name: str) -> Path:
     """`load` or `echo`, compiled; ends the program where that cannot be done, since nothing is measured without them."""
     made, source = BUILT / name, HERE / f"{name}.c"
-    if is_older(made, source, HERE / "wire.h"):
+    if is_older(made, source, *HERE.glob("*.h")):
         fresh = made.with_name(f"{name}.{os.getpid()}")
         BUILT.mkdir(parents=True, exist_ok=True)
         try:

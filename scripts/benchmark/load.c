@@ -4,8 +4,9 @@
  *   connections= window=      each connection is an MME of its own, and has `window` requests under way
  *   behind=64                 each connection is an agent that brings requests of so many MMEs by turns, each with a Route-Record
  *   rate=                     requests a second over all connections instead, each due at its own time, however late answers are
- *   from_write=1              with rate, latency counts from the write of a request all the same: how late the generator was itself,
- *                             where it shares its processor, stands in late_us_p99 alone
+ *   on_wire=1                 with rate, latency counts all the same from when a request has come to the server's socket until its answer
+ *                             has come to the generator's, by the kernel's clock (TCP): how late the generator was itself, where it
+ *                             shares its processor, stands in late_us_p99 alone
  *   warmup= seconds=          how long before it counts, and how long it counts
  *   questions=                a file of 16 bytes for each question: 14 digits, then what is to be answered (0, 1, 2 as
  *                             Equipment-Status, u for 5422), then a newline; asked in order, over and over
@@ -37,6 +38,7 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#include "on_wire.h"
 #include "wire.h"
 
 enum { RECEIVE = 1 << 18, REQUEST_ROOM = 512, WINDOW_MAX = 1 << 15, CONNECTIONS_MAX = 1024, BEHIND_MAX = 4096, SESSION_DIGITS = 10, IMSI_DIGITS = 15 };
@@ -65,7 +67,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void give_up(const char *
 
 static struct {
 	const char *realm, *host, *questions, *server, *always, *name;
-	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed, sctp, behind, from_write;
+	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed, sctp, behind, on_wire;
 } option = {.realm = "example", .name = "mme", .port = 3868, .connections = 1, .window = 1, .warmup = 1, .seconds = 3, .patience = 10};
 
 static void read_options(int count, char **arguments)
@@ -74,7 +76,7 @@ static void read_options(int count, char **arguments)
 		{"realm", &option.realm, 0}, {"host", &option.host, 0}, {"questions", &option.questions, 0}, {"server", &option.server, 0}, {"always", &option.always, 0},
 		{"port", 0, &option.port}, {"connections", 0, &option.connections}, {"window", 0, &option.window}, {"rate", 0, &option.rate},
 		{"warmup", 0, &option.warmup}, {"seconds", 0, &option.seconds}, {"constant", 0, &option.constant}, {"settle", 0, &option.settle},
-		{"patience", 0, &option.patience}, {"name", &option.name, 0}, {"shed", 0, &option.shed}, {"behind", 0, &option.behind}, {"from_write", 0, &option.from_write},
+		{"patience", 0, &option.patience}, {"name", &option.name, 0}, {"shed", 0, &option.shed}, {"behind", 0, &option.behind}, {"on_wire", 0, &option.on_wire},
 		{"sctp", 0, &option.sctp},
 	};
 	for (int i = 1; i < count; i++) {
@@ -167,6 +169,7 @@ struct template { /* a request of one MME, and where in it is what differs */
 
 struct pending { /* one request that is under way, found by the low half of its hop-by-hop id */
 	double since;
+	uint32_t end; /* so many bytes were written up to it */
 	uint32_t hop_by_hop, end_to_end;
 	uint64_t session;
 	const struct template *as;
@@ -185,6 +188,8 @@ struct mme {
 	uint64_t asked, answered;
 	uint8_t *in, *out;
 	uint32_t filled;
+	uint16_t port;
+	uint32_t bytes_out, bytes_in;
 	size_t out_size, written, sent;
 	struct template *templates; /* asked by in turns */
 	uint32_t template_count, next_template;
@@ -253,6 +258,7 @@ static void write_request(struct mme *by, double since)
 	uint8_t *request = by->out + by->written;
 	next_question = next_question + 1 < question_count ? next_question + 1 : 0;
 	pending->since = since;
+	pending->end = by->bytes_out += as->length;
 	pending->hop_by_hop = ++by->generation << 16 | slot;
 	pending->end_to_end = (uint32_t)(total.sent * 2654435761u) ^ by->generation;
 	pending->session = by->sessions++;
@@ -316,12 +322,35 @@ static void fill_window(struct mme *of)
 
 /* ---- answers ---- */
 
-static void counted(double since, double at)
+static struct seen { /* a request and its answer, by their ends in the bytes of their connection */
+	uint16_t port;
+	uint32_t there, back;
+} *seen;
+static size_t seen_count, seen_room;
+
+static void counted(const struct mme *by, double since, uint32_t end, double at)
 {
 	total.answered++;
-	if (at >= counts_from && at <= counts_to) {
-		total.counted++;
-		note(&latency, at - since);
+	if (at < counts_from || at > counts_to)
+		return;
+	total.counted++;
+	if (!option.on_wire)
+		return note(&latency, at - since);
+	if (seen_count == seen_room)
+		seen = realloc(seen, (seen_room = 2 * seen_room + 4096) * sizeof *seen);
+	seen[seen_count++] = (struct seen){by->port, end, by->bytes_in};
+}
+
+/* Latencies, once all is over. */
+static void note_seen(void)
+{
+	if (!tap_read(option.port))
+		give_up("there were more packets than were expected");
+	for (size_t i = 0; i < seen_count; i++) {
+		double from = arrived_at(seen[i].port, TO_SERVER, seen[i].there), to = arrived_at(seen[i].port, FROM_SERVER, seen[i].back);
+		if (!from || !to)
+			give_up("a packet was not seen");
+		note(&latency, to - from);
 	}
 }
 
@@ -399,7 +428,7 @@ static void take_answer(struct mme *by, const uint8_t *message, uint32_t length,
 			wrong.unasked++;
 			return;
 		}
-		counted(by->order[by->answered++ % (uint64_t)option.window], at);
+		counted(by, by->order[by->answered++ % (uint64_t)option.window], 0, at);
 		by->free_slots[by->free_count++] = by->answered % (uint64_t)option.window;
 		return;
 	}
@@ -417,7 +446,7 @@ static void take_answer(struct mme *by, const uint8_t *message, uint32_t length,
 	if (shed)
 		total.shed++;
 	else
-		counted(to->since, at);
+		counted(by, to->since, to->end, at);
 }
 
 /* A DWR or DPR of the server's. */
@@ -429,7 +458,9 @@ static void answer(struct mme *by, const uint8_t *request)
 	add_number(&out, RESULT_CODE, 0, SUCCESS);
 	add_text(&out, ORIGIN_HOST, by->host);
 	add_text(&out, ORIGIN_REALM, option.realm);
-	by->written += finish(&out);
+	uint32_t length = finish(&out);
+	by->written += length;
+	by->bytes_out += length;
 }
 
 /* Read once; whether there is another message already, as SCTP tells. */
@@ -455,6 +486,7 @@ static int take(struct mme *by)
 		}
 		if (by->filled - start < length)
 			break;
+		by->bytes_in += length;
 		if (message[4] & REQUEST)
 			answer(by, message);
 		else
@@ -514,11 +546,15 @@ static void connect_mme(struct mme *one, int number)
 	}
 	if (connect(one->socket, (struct sockaddr *)&address, sizeof address))
 		give_up("port %.0f: %s", option.port, strerror(errno));
+	struct sockaddr_in ours;
+	socklen_t size = sizeof ours;
+	getsockname(one->socket, (struct sockaddr *)&ours, &size);
+	one->port = ntohs(ours.sin_port);
 	struct out out = begin(buffer, REQUEST, CAPABILITIES_EXCHANGE, 0, number + 1, number + 1);
 	add_capabilities(&out, one->host, option.realm, "load");
 	add_number(&out, ORIGIN_STATE_ID, 0, time(NULL));
-	length = finish(&out);
-	if (send(one->socket, buffer, length, MSG_NOSIGNAL) != (ssize_t)length || !(length = await_answer(one, CAPABILITIES_EXCHANGE, buffer, sizeof buffer)))
+	one->bytes_out = length = finish(&out);
+	if (send(one->socket, buffer, length, MSG_NOSIGNAL) != (ssize_t)length || !(one->bytes_in = length = await_answer(one, CAPABILITIES_EXCHANGE, buffer, sizeof buffer)))
 		give_up("%s got no CEA", one->host);
 	for (uint32_t at = HEADER; at + 12 <= length && get24(buffer + at + 5) >= AVP_HEADER; at += padded(get24(buffer + at + 5)))
 		if (get32(buffer + at) == RESULT_CODE)
@@ -597,7 +633,7 @@ static double send_due(double start, double at)
 		double since = start + (due_count + 1) / option.rate;
 		if (at >= counts_from)
 			note(&lateness, at - since);
-		write_request(by, option.from_write ? at : since);
+		write_request(by, since);
 	}
 	for (int i = 0; i < count; i++)
 		if (mmes[i].written && !mmes[i].full)
@@ -680,10 +716,16 @@ int main(int count, char **arguments)
 	read_questions();
 	epoll = epoll_create1(0);
 	mmes = calloc(option.connections, sizeof *mmes);
+	if (option.on_wire && !tap_open(option.port, 5 * option.rate * (option.warmup + option.seconds) + 10000)) {
+		fputs("load: no look at packets is permitted here: latency counts from when a request was due until its answer is read\n", stderr);
+		option.on_wire = 0;
+	}
 	for (int i = 0; i < option.connections; i++)
 		connect_mme(&mmes[i], i);
 	usleep(option.settle * 1e6);
 	run(&from, &to);
+	if (option.on_wire)
+		note_seen();
 	for (int i = 0; i < option.connections; i++)
 		disconnect(&mmes[i]);
 	print(&from, &to);

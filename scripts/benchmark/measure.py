@@ -41,8 +41,8 @@ class Load(NamedTuple):
     """Each connection is an agent's, and brings the requests of so many MMEs by turns; 0: it is an MME."""
     hits: float = FEW_HITS
     """The share of questions about devices that are listed, where several are asked for."""
-    from_write: bool = False
-    """With a rate: latency counts from when a request is written, not from when it was due."""
+    on_wire: bool = False
+    """With a rate: latency counts from when a request has come to the server's socket until its answer has come to the generator's."""
 
     def __str__(self) -> str:
         what = f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
@@ -108,7 +108,7 @@ def ask(
 ) -> dict[str, Any]:
     """Run the generator against a server; what it found. `meanwhile` is called when it begins to count."""
     words = {
-        "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "from_write": int(load.from_write), "behind": load.behind, "settle": SETTLE_S,
+        "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "on_wire": int(load.on_wire), "behind": load.behind, "settle": SETTLE_S,
         "warmup": how.warmup, "seconds": how.seconds, "questions": questions, "server": ",".join(map(str, server.pids)),
         "constant": int(server.constant), "sctp": int(server.sctp), "always": "" if server.lists else WHITELISTED,
     }  # fmt: skip
