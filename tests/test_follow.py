@@ -82,8 +82,9 @@ class Node:
         self.aside.append(self.generation())
         yield
 
-    def _switched(self, name, found, image):
+    def _switched(self, name, found, image, before):
         assert (self.index.lists[name].state, self.index.lists[name].image) == (found, image)
+        assert before is not image
         self.switched.append((name, found.generation))
         self.on_switch()
 

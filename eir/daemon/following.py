@@ -72,7 +72,6 @@ class _Process:
     def __init__(self, config: Config, packets: socket.socket, log: Log) -> None:
         self._packets, self._log = packets, log
         self._handing = Handing(packets)
-        self._images: dict[str, Image] = {}
         self._index = Index(kinds_of(config))
         self._all_there = asyncio.Event()
         self._store, self._copy = open_store(config.store, config.state, report=log.report, check=False), open_copy(config.store, config.state)
@@ -124,15 +123,13 @@ class _Process:
                     if (entries := self._index.lists.get(what.name)) is not None and entries.kind == what.kind:
                         self._index.switch(what.name, what.state, image)
 
-    def _switched(self, name: str, state: ListState, image: Image) -> None:
-        asyncio.get_running_loop().call_later(TRIM_S, _trim, self._images.get(name))
-        self._images[name] = image
+    def _switched(self, name: str, state: ListState, image: Image, before: Image | None) -> None:
+        asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         tell_in_force(self._log.report, name, state)
         self._handing.put(Listed(name, self._index.lists[name].kind, state), image)
 
     def _configure(self, config: Config) -> None:
         self._index.reconfigure(kinds_of(config))
-        self._images = {name: image for name, image in self._images.items() if name in self._index.lists}
         self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 
     def _counters(self) -> metrics.Snapshot:

@@ -48,14 +48,14 @@ SAY_AGAIN_S = 60.0
 class Follower:
     """Fills an index from a store and keeps it there.
 
-    `on_switch` is called with each list that came into force, and its image. `copy` is this node's last good copy
-    (eir.follow.copy), where the store itself is elsewhere: it serves a start without the store, and unless `heal` is False it is
-    written back to a store that lost its data; `who` marks this node there. In a state `folder` large images are kept in files,
+    `on_switch` is called with each list that came into force, its image, and the image before it if that is another one. `copy` is this
+    node's last good copy (eir.follow.copy), where the store itself is elsewhere: it serves a start without the store, and unless `heal` is
+    False it is written back to a store that lost its data; `who` marks this node there. In a state `folder` large images are kept in files,
     which a start reads instead of pages. What the index holds already is in force.
     """
 
     def __init__(
-        self, store: ListStore, index: Index, *, report: Report, on_switch: Callable[[str, ListState, Image], None],
+        self, store: ListStore, index: Index, *, report: Report, on_switch: Callable[[str, ListState, Image, Image | None], None],
         copy: ListStore | None = None, heal: bool = True, who: str = "eir", folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.up = False
@@ -300,8 +300,7 @@ class Follower:
         """The one moment at which a list changes; False if the configuration has let go of it."""
         if self._index.lists.get(name) is not entries:
             return False
-        self._index.switch(name, state, image)
-        self._on_switch(name, state, image)
+        self._on_switch(name, state, image, self._index.switch(name, state, image))
         return True
 
     def _keep_copy(self, name: str, state: ListState | None, pages: Sequence[Page] | None) -> None:
