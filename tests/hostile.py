@@ -60,6 +60,8 @@ class Steady:
     wrong: list = field(default_factory=list)
     answer_s: list = field(default_factory=list)
     watchdog_s: list = field(default_factory=list)
+    late_s: float = 0.0
+    """How late this loop itself was at most: attackers share it."""
 
     async def ask(self, node, over):
         """Ask until `over` is set."""
@@ -75,8 +77,15 @@ class Steady:
                 self.watchdog_s.append(time.perf_counter() - began)
                 if (answer.command, answer.hop_by_hop, answer.result) != (280, number, 2001):
                     self.wrong.append(f"DWA to {number}: {answer.octets.hex()}")
+            began = time.perf_counter()
             await asyncio.sleep(PAUSE_S)
+            self.late_s = max(self.late_s, time.perf_counter() - began - PAUSE_S)
         await connection.close()
+
+    @property
+    def waited_s(self):
+        """The longest wait for an answer, but for that lateness."""
+        return max(self.answer_s) - self.late_s
 
     async def _check(self, connection, number):
         imei, status = ((LISTED, 1), (UNLISTED, 0))[number % 2]

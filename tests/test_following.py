@@ -252,7 +252,7 @@ class TestNode:
         may = crew.folder / "may"
         altered(MAPS_LATE.format(str(may)))
         running = crew.start()
-        assert running.lines("lists_missing", lists="stolen")
+        until(lambda: running.lines("lists_missing", lists="stolen"))
         may.touch()
         until(lambda: running.get("/ready") == (200, "ready\n"))
         assert {line["worker"] for line in running.lines("image_failed", list="stolen", detail="not yet")} == {"0", "1"}

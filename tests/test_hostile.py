@@ -109,7 +109,7 @@ async def test_thousands_of_connections(loaded, crowd):
             assert sum(await asyncio.to_thread(descriptors, node.pid)) < sum(before[0]) + Limits().source_connections_max + 20
         for one in flood:
             one.close()
-        assert (steady.wrong, max(steady.answer_s) < 2) == ([], True)
+        assert (steady.wrong, steady.waited_s < 2) == ([], True)
         await settled(node, before)
         memory.append(memory_mb(node.pid))
     # By the limit; where the machine is slow, by the CER timeout before a later one pushed it out.

@@ -214,7 +214,7 @@ async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(shar
         said, _ = await good.communicate()
     assert set(ended) == set(ATTACKS)
     assert b"3000 succeeded, 0 failed, 0 errored, 0 timeout" in said
-    assert (steady.wrong, max(steady.answer_s) < 5) == ([], True)  # as long as MMEs wait; it shares its process with the attackers
+    assert (steady.wrong, steady.waited_s < 5) == ([], True)  # as long as MMEs wait
     await until_async(lambda: {line["reason"] for line in node.lines("connection_fault", protocol="n5g")} >= {attack.reason for attack in ATTACKS.values()})
     await settled(node, before)
     assert memory_mb(node.pid) - memory < 25

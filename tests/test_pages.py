@@ -40,7 +40,8 @@ README, CONFIG, DEPLOY, CODE, SCRIPTS, TESTS = (
 ALL = "\n".join(PAGES.values())
 COMMANDS = typer.main.get_command(command_line())
 SEPARATORS = {"&&", "||", ";", "|", "(", ")", "&", ">", "<", "<<"}
-PATIENCE_S = 60
+PATIENCE_S = 150
+"""A block is many commands."""
 
 
 def section(page, heading):
