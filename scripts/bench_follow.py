@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from bench_index import LIST, made
+from bench_sizes import KEPT_FROM
 from benchmark.servers import redis_program
 from hostile import seconds_of_processor
 from node import Publisher, Site
 from pyroaring import BitMap
 from servers import Server
 
+from eir.follow.kept import DIGEST_BYTES, FOLDER
 from eir.lists.pages import Page, amended_digest, content_digest
 from eir.lists.roaring import encode_keys
 from eir.lists.store import ListState
@@ -96,7 +98,7 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
             )  # fmt: skip
             await asyncio.to_thread(site.start)
         await _reached(sites, LIST, state.generation, START_S)
-        await _copied(sites, state.generation)
+        await _at_rest(sites, state)
 
         def worked() -> tuple[float, float]:
             return sum(seconds_of_processor(site.node.pid) for site in sites), seconds_of_processor(server.process.pid)
@@ -110,14 +112,14 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
             found[SWITCH].append(await _time(_reached(sites, LIST, state.generation)))
             for part, now, then in zip((NODES, REDIS), worked(), before, strict=True):
                 found[part].append(now - then)
-            await _copied(sites, state.generation)
+            await _at_rest(sites, state)
             entry = [Page(35_000_000 + turn, encode_keys(BitMap([turn])))]
             local = await store.amend(LOCAL, _amended(local, [], entry), entry, seen=local.generation)
             found[ENTRY].append(await _time(_reached(sites, LOCAL, local.generation)))
             change = [Page(pages[turn].number, encode_keys(BitMap([turn])))]
             state = await store.amend(LIST, _amended(state, [pages[turn]], change), change, seen=state.generation)
             found[DELTA].append(await _time(_reached(sites, LIST, state.generation)))
-            await _copied(sites, state.generation)
+            await _at_rest(sites, state)
             print(f"turn {turn + 1}: " + ", ".join(f"{seconds[-1]:.3f} s" for seconds in found.values()), file=sys.stderr)
         await store.close()
     return found
@@ -157,11 +159,19 @@ async def _reached(sites: Sequence[Site], name: str, generation: int, patience_s
         await asyncio.gather(*(reached(site) for site in sites))
 
 
-async def _copied(sites: Sequence[Site], generation: int) -> None:
-    """Wait until every node has made its last good copy, and is at rest: in life, changes lie hours apart, and full releases days."""
+async def _at_rest(sites: Sequence[Site], state: ListState) -> None:
+    """Wait until every node has made its last good copy, and the file of the image: in life, changes lie hours apart, and full releases days."""
     for site in sites:
-        copy = SqliteStore(site.state / COPY_FILE)
+        copy, file = SqliteStore(site.state / COPY_FILE), site.state / FOLDER / LIST
         async with asyncio.timeout(START_S):
-            while (state := await copy.state(LIST)) is None or state.generation != generation:  # noqa: ASYNC110  # as above
+            while (copied := await copy.state(LIST)) is None or copied.generation != state.generation:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(POLL_S * 50)
+            while state.entries >= KEPT_FROM and not _begins_with(file, bytes.fromhex(state.content_digest)):  # noqa: ASYNC110  # as above
                 await asyncio.sleep(POLL_S * 50)
         await copy.close()
+
+
+def _begins_with(file: Path, digest: bytes) -> bool:
+    with suppress(FileNotFoundError), file.open("rb") as opened:
+        return opened.read(DIGEST_BYTES) == digest
+    return False
