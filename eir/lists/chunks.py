@@ -119,10 +119,6 @@ def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
 
 def _bounds(of: Chunk) -> Chunk:
     """For each array of a chunk, where in it what belongs to each page begins; and the array's end."""
-
-    def begins(counts: Numbers) -> Numbers:
-        return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-
     pages, blocks = np.arange(len(of.numbers) + 1), begins(blocks_of(of.bits))
     keys, with_ends, tacs = begins(of.sizes)[blocks], begins(of.bits & ENDS != 0), begins(of.bits & WHOLE_UNTIL != 0)
     devices = keys if len(of.counts) else np.zeros_like(keys)
@@ -146,6 +142,13 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
     if (whole.numbers[1:] <= whole.numbers[:-1]).any():
         raise ValueError("the pages of a list do not ascend")
     return whole
+
+
+def begins(counts: Numbers) -> Numbers:
+    """Where what is counted begins, one after the other from 0 on, and where the last ends: less than 2^32."""
+    found = np.zeros(len(counts) + 1, np.uint32)
+    np.cumsum(counts, dtype=np.uint32, out=found[1:])
+    return found
 
 
 def blocks_of(bits: Numbers) -> Numbers:

@@ -35,6 +35,7 @@ from eir.lists.chunks import (
     Chunk,
     Numbers,
     PageRows,
+    begins,
     blocks_of,
     chunk_of,
     joined,
@@ -94,11 +95,11 @@ def _tables(of: Chunk, before: "Image | None" = None) -> dict[str, Numbers]:
     """What is looked up, of all pages. Raises ValueError for more than 2^32 keys."""
     if len(of.lows) >= HASHED or len(of.imsis) >= HASHED:
         raise ValueError("a list has more rows than an image can hold")
-    firsts = np.concatenate(([0], np.cumsum(blocks_of(of.bits)))).astype(np.uint32)
+    firsts = begins(blocks_of(of.bits))
     return {
         "numbers": of.numbers, "bits": of.bits, "firsts": firsts, "slots": _slots(of.numbers, firsts, of.bits, before),
-        "offsets": np.concatenate(([0], np.cumsum(of.sizes, dtype=np.uint64))), "lows": of.lows,
-        "end_pages": np.flatnonzero(of.bits & ENDS), "end_starts": np.concatenate(([0], np.cumsum(of.rows, dtype=np.uint64))), "ends": of.ends,
+        "offsets": begins(of.sizes), "lows": of.lows,
+        "end_pages": np.flatnonzero(of.bits & ENDS), "end_starts": begins(of.rows), "ends": of.ends,
         "tac_pages": np.flatnonzero(of.bits & WHOLE_UNTIL), "tac_ends": of.tac_ends,
     }  # fmt: skip
 
@@ -149,10 +150,8 @@ def _subscribers(of: Chunk) -> Chunk:
 
 def _rows_of_pages(of: Chunk) -> Numbers:
     """How many pairs each page has."""
-    firsts = np.concatenate(([0], np.cumsum(blocks_of(of.bits)))).astype(np.int64)
-    keys = np.concatenate(([0], np.cumsum(of.sizes, dtype=np.int64)))[firsts]
-    pairs = np.concatenate(([0], np.cumsum(of.counts, dtype=np.int64)))
-    return np.diff(pairs[keys])
+    keys = begins(of.sizes)[begins(blocks_of(of.bits))]
+    return np.diff(begins(of.counts)[keys])
 
 
 def _written(arrays: Mapping[str, Numbers]) -> int:
