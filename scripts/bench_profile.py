@@ -28,6 +28,8 @@ ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000
 LOAD = Load(4, 256)
 PY_SPY = "py-spy==0.4.3"
 SAMPLES_PER_S = 500
+LOOK_MIN_S = 2
+"""Every stage is to be seen, on a busy host too."""
 
 
 class Place(NamedTuple):
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     spy = python(PY_SPY).with_name("py-spy")
     network.enter()
     on, how = cores(), times(options)
+    look_s = max(LOOK_MIN_S, round(how.seconds))
     samples: Counter[str] = Counter()
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
@@ -100,9 +103,9 @@ def main(arguments: Sequence[str]) -> int:
                     results.setdefault((server.name, str(LOAD)), []).append(found)
                 stacks = folder / f"stacks-{turn}"
                 command = [spy, "record", "--pid", str(eir.workers[0]), "--rate", str(SAMPLES_PER_S), "--format", "raw", "--output", stacks]
-                with Popen([*command, "--duration", str(max(1, round(how.seconds)))], stdout=PIPE, stderr=PIPE, text=True) as profiler:
+                with Popen([*command, "--duration", str(look_s)], stdout=PIPE, stderr=PIPE, text=True) as profiler:
                     # It takes a moment to find its way through the process; the questions go on for longer than it looks.
-                    longer = how._replace(warmup=1, seconds=max(1, round(how.seconds)) + 1)
+                    longer = how._replace(warmup=1, seconds=look_s + 1)
                     found = ask(eir, LOAD, folder / "questions", longer, on.generator)
                     _, said = profiler.communicate()
                 if profiler.returncode:
