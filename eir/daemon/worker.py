@@ -288,10 +288,13 @@ class Worker:
         entries = self.index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
             return
+        began = time.perf_counter()
         before = self.index.switch(listed.name, listed.state, image)
         for lane in tuple(self.lanes):
             lane.renew()
+            self._note_slice(began)
             await asyncio.sleep(0)
+            began = time.perf_counter()
         if before is not None:
             self.replaced.put_nowait(before)
 
@@ -306,9 +309,12 @@ class Worker:
             while done < len(image.buffer):
                 began = time.perf_counter()
                 done = image.drop(done)
-                self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
+                self._note_slice(began)
                 await asyncio.sleep(PAUSE_S)
             del image
+
+    def _note_slice(self, began: float) -> None:
+        self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
 
     async def _serve(self, connection: socket.socket, number: int, listener: str) -> None:
         try:
