@@ -170,8 +170,11 @@ class Connection:
         return found
 
     async def ask(self, octets):
+        """Send a request, and give its answer; the node's watchdog, which may come first on a slow host, has its answer too."""
         await self.send(octets)
-        return await self.read()
+        while (found := await self.read()).is_request and found.command == 280:
+            await self.answer(found)
+        return found
 
     async def answer(self, request, **kwargs):
         self.solicited += 1
