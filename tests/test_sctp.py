@@ -352,9 +352,12 @@ def test_a_peer_that_restarts_begins_again_with_its_cer(paths):
             await send(made, ecr(LISTED, ids=(2, 2)))  # never arrives, and is not to be answered later
             made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             made.close()  # as by a loss of power: its ABORT arrives no more than that
+            # It connects from the same ports before a heartbeat can find nobody there, which would be answered by an ABORT.
+            connecting = asyncio.create_task(far_connected(port))
+            await asyncio.sleep(0)
             for name in ("one", "two"):
                 paths(name, up=True)
-            again = await far_connected(port)  # from the same ports
+            again = await connecting
             await until(lambda: setup.counts.sctp_restarts == {"mme": 1})
             assert setup.node.connected() == {"mme": 0}
             assert [row.state for row in setup.node.status() if row.address] == ["wait_cer"]
