@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="soak flap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--peers", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--arrivals", type=int, default=0, help="go on until they came so often in all, if that takes longer")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what they do; chance if not given")
     parser.add_argument("--transport", choices=("tcp", "sctp"), default="tcp", help="sctp: in a kernel of scripts/sctp where this one has none")
@@ -48,10 +50,12 @@ def main(arguments: list[str]) -> int:
 async def _soak(node: Any, options: argparse.Namespace) -> list[str]:
     before, memory, steady = at_rest(node), memory_mb(node.pid), Steady()
     async with beside(node, steady):
-        came = await flap(node, options.peers, options.seconds, options.seed)
+        began = time.monotonic()
+        came = await flap(node, options.peers, options.seconds, options.seed, arrivals=options.arrivals)
+        took = time.monotonic() - began
     await settled(node, before)
     incoming, outgoing, drops, own = accounts(node)
-    print(f"{options.peers} peers came {came:,} times in {options.seconds:g} s; memory {memory_mb(node.pid) - memory:+.1f} MB")
+    print(f"{options.peers} peers came {came:,} times in {took:.0f} s; memory {memory_mb(node.pid) - memory:+.1f} MB")
     print(f"descriptors {before[0]} and tasks {before[1]} as before; {incoming:,.0f} in, {outgoing:,.0f} answered, {drops:,.0f} dropped")
     for line in steady.lines():
         print(line)

@@ -51,6 +51,29 @@ async def visiting(node):
         writer.transport.abort()
 
 
+class Lateness:
+    """How late this loop was to look after a timer, at most, while a block ran."""
+
+    def __enter__(self):
+        self._loop, self.most_s = asyncio.get_running_loop(), 0.0
+        self._next()
+        return self
+
+    def __exit__(self, *_):
+        self._look()
+        self._timer.cancel()
+
+    def _next(self):
+        self._timer = self._loop.call_later(PAUSE_S, self._due)
+
+    def _due(self):
+        self._look()
+        self._next()
+
+    def _look(self):
+        self.most_s = max(self.most_s, self._loop.time() - self._timer.when())
+
+
 @dataclass
 class Steady:
     """A peer that asks all the time, and holds every answer to its question."""
@@ -60,8 +83,8 @@ class Steady:
     wrong: list = field(default_factory=list)
     answer_s: list = field(default_factory=list)
     watchdog_s: list = field(default_factory=list)
-    late_s: float = 0.0
-    """How late this loop itself was at most: attackers share it."""
+    waited_s: float = 0.0
+    """The longest wait for an answer to a check, less how late this loop itself was meanwhile: attackers share it."""
 
     async def ask(self, node, over):
         """Ask until `over` is set."""
@@ -77,22 +100,17 @@ class Steady:
                 self.watchdog_s.append(time.perf_counter() - began)
                 if (answer.command, answer.hop_by_hop, answer.result) != (280, number, 2001):
                     self.wrong.append(f"DWA to {number}: {answer.octets.hex()}")
-            began = time.perf_counter()
             await asyncio.sleep(PAUSE_S)
-            self.late_s = max(self.late_s, time.perf_counter() - began - PAUSE_S)
         await connection.close()
-
-    @property
-    def waited_s(self):
-        """The longest wait for an answer, but for that lateness."""
-        return max(self.answer_s) - self.late_s
 
     async def _check(self, connection, number):
         imei, status = ((LISTED, 1), (UNLISTED, 0))[number % 2]
         ids, session = (number, ~number & 0xFFFFFFFF), f"{self.host};{number}"
         began = time.perf_counter()
-        answer = await connection.ask(ecr(imei, host=avp(264, self.host), session=avp(263, session), ids=ids))
+        with Lateness() as lateness:
+            answer = await connection.ask(ecr(imei, host=avp(264, self.host), session=avp(263, session), ids=ids))
         self.answer_s.append(time.perf_counter() - began)
+        self.waited_s = max(self.waited_s, self.answer_s[-1] - lateness.most_s)
         self.answers += 1
         found = (answer.command, answer.hop_by_hop, answer.end_to_end, answer.data(263), answer.number(1445, TGPP))
         if found != (324, *ids, session.encode(), status):
@@ -239,14 +257,17 @@ async def _drained(reader):
 # Flapping
 
 
-async def flap(node, hosts, seconds, seed):
-    """Let so many peers come, ask and go, in every way and without a pause to speak of; returns how often they came."""
+async def flap(node, hosts, seconds, seed, *, arrivals=0):
+    """Let so many peers come, ask and go, in every way and without a pause to speak of; returns how often they came.
+
+    They go on for so many seconds, and after that until they came so often.
+    """
     end, came = time.monotonic() + seconds, 0
 
     async def peer(number):
         nonlocal came
         chance = random.Random(f"{seed}/{number}")
-        while time.monotonic() < end:
+        while time.monotonic() < end or came < arrivals:
             with contextlib.suppress(OSError):  # it may not be let in
                 async with visiting(node) as (reader, writer):
                     came += 1
