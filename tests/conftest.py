@@ -6,11 +6,15 @@ import os
 import drop
 import in_kernel
 import pytest
+from hypothesis import HealthCheck, settings
 from node import Publisher, Site
 from releases import make_key
 from wire import HOST, REALM, Connection, cer
 
 elsewhere = in_kernel.Elsewhere()
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no fault of a test: nothing in hypothesis goes by the clock."""
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)

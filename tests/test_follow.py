@@ -175,16 +175,15 @@ async def test_start_fills_all_lists_that_are_configured(store):
     assert node.events == []
 
 
-async def test_a_load_is_followed_within_a_second(store):
+async def test_a_load_is_followed_as_soon_as_the_store_tells_of_it(store, monkeypatch):
+    monkeypatch.setattr(follow, "WAIT_S", 3600.0)
     async with Node(store, {"a": "devices"}) as node:
         await store.replace("a", state(A), A, seen=0)
-        begun = time.monotonic()
         await node.reaches(1)
         await store.replace("a", state(B, serial=2), B, seen=1)
         await node.reaches(2)
-        assert time.monotonic() - begun < 2
         assert node.keys() == [3, 7 * PAGE_KEYS]
-        assert node.lag_s < 2
+        await until(lambda: node.lag_s < 2)
         await store.rollback("a", seen=2)
         await node.reaches(3)
         assert node.keys() == [1, 2, 5 * PAGE_KEYS]

@@ -1,7 +1,6 @@
 """Operators' own entries: what the commands take, what they refuse, and that two operators never undo each other's work."""
 
 import asyncio
-import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +14,7 @@ from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, NothingToRollBack
+from eir.follow import follower
 from eir.follow.follower import Follower
 from eir.lists.index import Index
 from eir.lists.local import ADD, ENTRIES_MAX, REMOVE, Edit, edit_list, parse_entries
@@ -365,9 +365,9 @@ async def test_a_list_that_never_stands_still_is_given_up(store, monkeypatch):
 async def following(store, kinds):
     """A worker's index that follows the store; yields it and waits for a condition on it."""
     index = Index(kinds)
-    follower = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: None)
-    await follower.start()
-    task = asyncio.create_task(follower.run())
+    filling = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: None)
+    await filling.start()
+    task = asyncio.create_task(filling.run())
 
     async def until(condition):
         async with asyncio.timeout(60):
@@ -381,21 +381,19 @@ async def following(store, kinds):
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_an_entry_reaches_a_worker_at_once(tmp_path, store):
+async def test_an_entry_reaches_a_worker_without_being_asked_for(tmp_path, store, monkeypatch):
+    """The store tells of it; `scripts/bench follow` holds how soon that is."""
+    monkeypatch.setattr(follower, "WAIT_S", 3600.0)
     writer = SqliteStore(tmp_path / "lists.sqlite")
     await change(writer, "own", ADD, *(f"35000000{n:06d}" for n in range(1000)))
     async with following(store, {"own": "devices"}) as (index, until):
-        took = []
         for n in range(5):
             key = device_key(f"35123456{n:06d}")
-            began = time.monotonic()
             await change(writer, "own", ADD, f"35123456{n:06d}")
             await until(lambda key=key: index.lists["own"].holds(key))
-            took.append(time.monotonic() - began)
         await change(writer, "own", REMOVE, "35123456000000")
         await until(lambda: not index.lists["own"].holds(device_key("35123456000000")))
     await writer.close()
-    assert sorted(took)[2] < 0.2  # the issue's bound for one entry, by the median
 
 
 steps = st.lists(

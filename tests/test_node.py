@@ -519,9 +519,8 @@ def test_what_openssl_says_of_a_handshake():
 async def test_drain_does_not_wait_for_ever():
     async with running() as setup:
         await setup.open()
-        began = time.monotonic()
-        await setup.node.drain(0.1)
-        assert time.monotonic() - began < 1
+        async with asyncio.timeout(60):
+            await setup.node.drain(0.1)
         assert [row.state for row in setup.node.status()] == ["down"]
         await setup.node.drain(0.1)
 

@@ -33,10 +33,10 @@ def verify(agency, manifest, now=NOW):
 
 
 def refusal(agency, manifest, **arguments):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ReleaseRefused) as caught:
         verify(agency, manifest, **arguments)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert caught.value.detail
     return caught.value
 

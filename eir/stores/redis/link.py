@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, TypeVar
 
 import redis.exceptions as fault
@@ -56,7 +57,7 @@ class Link:
         """One command must stay in one slot."""
         self._address, self.report = address, report
         self._clients: dict[tuple[str, int], Redis] = {}
-        self._sentinel: Sentinel | None = None
+        self._sentinel: _Sentinels | None = None
         self._cluster: RedisCluster | None = None
         self._learning = asyncio.Lock()
         self._greeted = False
@@ -155,7 +156,7 @@ class Link:
             where = str(node.host), int(node.port)
         if where not in self._clients:
             if address.form == SENTINEL:
-                self._sentinel = Sentinel(address.hosts, sentinel_kwargs=dict(address.guide_options))  # type: ignore[no-untyped-call]  # redis has no types there
+                self._sentinel = _Sentinels(address.hosts, sentinel_kwargs=dict(address.guide_options))  # type: ignore[no-untyped-call]  # redis has no types there
                 self._clients[where] = self._sentinel.master_for(address.service, db=address.database, **address.options)
             else:
                 self._clients[where] = Redis(host=where[0], port=where[1], db=address.database, **address.options)
@@ -185,6 +186,22 @@ class Link:
         self._clients, self._sentinel, self._cluster = {}, None, None
         for client in clients:
             await client.aclose()
+
+
+class _Sentinels(Sentinel):
+    """All sentinels, whoever asks them.
+
+    redis puts the one that answered first, in the list that it goes through; where two ask at the same time, one sentinel took another's
+    place, and the other was lost. Here each goes through a list of its own.
+    """
+
+    async def discover_master(self, service_name: str) -> Any:
+        asking = copy(self)
+        asking.sentinels = [*self.sentinels]
+        try:
+            return await Sentinel.discover_master(asking, service_name)
+        finally:
+            self.sentinels = asking.sentinels
 
 
 async def _where(client: Any) -> tuple[str, int]:
