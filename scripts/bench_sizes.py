@@ -7,8 +7,8 @@ at its first start, when it makes its list's image, and at a later one, when it 
 """
 
 import argparse
+import asyncio
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,10 +39,9 @@ from benchmark.measure import (
 from benchmark.plot import Curves, Series
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port, memory_mb
-from benchmark.site import LIST, Site
+from benchmark.site import Site, at_rest
 
 from eir.commands.table import table
-from eir.follow.kept import FOLDER
 from eir.lists.settings import DEVICES, PAIRS
 
 SIZES = (1_000, 1_000_000, 10_000_000, 100_000_000)
@@ -50,8 +49,6 @@ QUICK_SIZES = (1_000, 100_000)
 TACS, QUESTIONS = 250_000, 1_000_000
 LOAD, WITH_HITS = LOADS = Load(4, 256), Load(4, 256, hits=0.5)
 OF_SMALLEST_MIN, NODE_MB_MAX, SMALL_NODE_MB_MAX, READY_S_MAX, READY_AGAIN_S_MAX = 0.9, 800, 200, 5, 2
-KEPT_FROM = 1_000_000
-"""Entries from which an image is large enough to be kept in a file."""
 COLUMNS = (
     "entries", "load_s", "store_mb", "ready_s", "again_s", "resident_mb", "node_mb", "own_mb", "answers_per_s", "of_smallest", "with_hits_of_smallest",
     "cpu_us_per_answer", "p99_us",
@@ -143,8 +140,7 @@ def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace) ->
         own_mb = max(memory_mb(pid)["own"] for pid in server.workers)
         node_mb = sum(memory_mb(pid)["share"] for pid in server.pids)
         ready_s = server.ready_s
-        while size >= KEPT_FROM and not (site.state / FOLDER / LIST).exists():
-            time.sleep(1)
+        asyncio.run(at_rest(site.store, site.state))
     return {
         "site": site, "entries": size, "load_s": round(load_s, 1), "store_mb": round(store_mb, 1), "ready_s": round(ready_s, 2),
         "node_mb": round(node_mb, 1), "own_mb": own_mb,

@@ -39,11 +39,11 @@ from benchmark.measure import (
 )
 from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_list, write_questions
 from benchmark.servers import Server, free_port, memory_mb, redis
-from benchmark.site import LIST, Site
+from benchmark.site import LIST, Site, at_rest
 
 from eir.commands.table import table
 from eir.operate.control import ask as control
-from eir.stores.open import SQLITE, open_copy, open_store
+from eir.stores.open import SQLITE, open_store
 
 ENTRIES, QUICK_ENTRIES, TACS, QUESTIONS = 10_000_000, 100_000, 250_000, 500_000
 STEADY = Load(4, 4096, 20_000.0, on_wire=True)
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
             for turn in range(how.turns):
                 site.load(site.release(other, turn + 2))
                 _await_serial(site.state, turn + 2)
-                asyncio.run(_await_copy(site))
+                asyncio.run(at_rest(site.store, site.state))
                 server.rest()
                 quiet = ask(server, load, folder / "questions", how, on.generator)
                 busy = ask(server, load, folder / "questions", how, on.generator, meanwhile=partial(_roll_back, site, server, on.generator, how.seconds, took))
@@ -144,17 +144,6 @@ def _roll_back(site: Site, server: Server, cores: set[int], measured_s: float, t
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(aside).result()
     took.append(round(time.perf_counter() - began, 2))
-
-
-async def _await_copy(site: Site) -> None:
-    """Wait until the node has written its last good copy, if it keeps one."""
-    if (copy := open_copy(site.store, site.state)) is None:
-        return
-    store = open_store(site.store, site.state)
-    while await copy.state(LIST) != await store.state(LIST):  # noqa: ASYNC110  # another process writes it
-        await asyncio.sleep(0.1)
-    await copy.close()
-    await store.close()
 
 
 def _mapped(server: Server) -> list[set[str]]:

@@ -28,6 +28,7 @@ from eir.diameter.message import encode_message
 from eir.diameter.peer import Peer
 from eir.diameter.rate import Bucket, Limit
 from eir.diameter.settings import Identity, Limits, PeerSettings
+from eir.lists import amended
 from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS
 from eir.s13 import compiled
@@ -370,19 +371,30 @@ NOW = 1_000.0
 """By the clock of the lists."""
 
 
-def listed():
+def listed(*, changed=False):
+    """The lists that rules are about; `changed`: their pages said something else at first, and still do behind those that stand now."""
     index = Index({"stolen": "devices", "tacs": "devices", "bound": "pairs", "sims": "subscribers", "never": "devices", "ending": "devices"}, lambda: NOW)
-    fill(index, "stolen", pages_of([BLOCKED, *range(101009_500000, 101009_500100)]))
-    fill(index, "tacs", [page(TRACKED_TAC, range(PAGE_KEYS)), page(101005, [7], tac=(0, 0)), page(101006, [9], tac=(0, 900)), page(101003, [], tac=(0, 1100))])
+    lists = {
+        "stolen": pages_of([*range(101007_130000, 101007_132000), BLOCKED, *range(101009_500000, 101009_500100)]),
+        "tacs": [page(TRACKED_TAC, range(PAGE_KEYS)), page(101005, [7], tac=(0, 0)), page(101006, [9], tac=(0, 900)), page(101003, [], tac=(0, 1100))],
+        "sims": pages_of([imsi_key("001020123456789"), imsi_key("001021")]),
+        "ending": [page(101009, [9, 10], until=[999, 1001])],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(amended, "SHARE", 0)
+        for name, pages in lists.items():
+            before = [page(each.number, range(5, 20)) for each in pages] if changed else pages
+            fill(index, name, before)
+            if changed:
+                fill(index, name, pages, amend=True)
+                assert len(index.lists[name].image.layers) == 2
     fill(index, "bound", pair_pages({BOUND: [imsi_key("001010123456789")]}))
-    fill(index, "sims", pages_of([imsi_key("001020123456789"), imsi_key("001021")]))
-    fill(index, "ending", [page(101009, [9, 10], until=[999, 1001])])
     return index
 
 
-@pytest.fixture(scope="module")
-def index():
-    return listed()
+@pytest.fixture(scope="module", params=[False, True], ids=["whole", "amended"])
+def index(request):
+    return listed(changed=request.param)
 
 
 CONDITIONS = st.fixed_dictionaries({}, optional={
@@ -414,6 +426,7 @@ class TestManyAtOnce:
 
     devices = st.one_of(st.integers(101009_000000, 101009_000020), st.integers(0, 10**14 - 1), st.sampled_from([
         BLOCKED, BOUND, NAMED, ENDED, ENDING, TRACKED_TAC * PAGE_KEYS + 5, 101009_500050, 101005_000007, 101005_000008, 101006_000009, 101006_000010, 101003_000001,
+        101007_129999, 101007_131071, 101007_131072, 101007_131999, 101007_132000,
     ])).map("{:014d}".format)  # fmt: skip
     usual = st.builds(
         ecr, st.builds("".join, st.tuples(devices, st.sampled_from(["", "0", "3", "77"]))), session=st.sampled_from(["mme.example;1;1", "mme.example;2;9", "m;1"]),

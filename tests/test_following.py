@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ class TestOnTheWay:
     async def test_a_list_arrives_as_it_was(self, ends):
         what, image = listed("a", 1, 2)
         Handing(ends[0]).put(what, image)
-        found, descriptor = take_over(ends[1])
+        found, (descriptor,) = take_over(ends[1])
         assert found == what
         again = Image.map(descriptor)
         assert list(again.keys(0.0)) == [1, 2]
@@ -59,8 +60,8 @@ class TestOnTheWay:
         async def all_there():
             while (given := take_over(ends[1])) is not None:
                 found.append(given[0])
-                if given[1] is not None:
-                    os.close(given[1])
+                for descriptor in given[1]:
+                    os.close(descriptor)
             return found and found[-1] == Complete()
 
         await until_async(all_there)
@@ -96,8 +97,8 @@ class PlayedFollower:
     def take(self):
         while (given := take_over(self.ends.packets)) is not None:
             self.given.append(given[0])
-            if given[1] is not None:
-                os.close(given[1])
+            for descriptor in given[1]:
+                os.close(descriptor)
 
     async def end(self):
         if self.serving.cancelled():
@@ -192,17 +193,17 @@ MAPS_LATE = """
 from pathlib import Path
 
 import eir.daemon.worker as worker
-from eir.lists.image import Image, ImageError
+from eir.lists.image import ImageError
 
-class Late:
-    @staticmethod
-    def map(descriptor):
-        image = Image.map(descriptor)
-        if not Path({!r}).exists():
-            raise ImageError("not yet")
-        return image
+mapped = worker.mapped
 
-worker.Image = Late
+def late(descriptors, known):
+    image = mapped(descriptors, known)
+    if not Path({!r}).exists():
+        raise ImageError("not yet")
+    return image
+
+worker.mapped = late
 """
 """Body of a sitecustomize.py by which a worker fails to map lists until a file is there."""
 
@@ -257,6 +258,33 @@ class TestNode:
         until(lambda: running.get("/ready") == (200, "ready\n"))
         assert {line["worker"] for line in running.lines("image_failed", list="stolen", detail="not yet")} == {"0", "1"}
         assert await ask(await connect(running), LISTED) == BLACK
+
+    async def test_a_small_change_leaves_the_memory_of_the_rest_where_it_is(self, crew, connect):  # noqa: F811  # a fixture
+        tacs = [f"0010{number:04d}000007" for number in range(60)]
+        asked = LISTED, UNLISTED, *tacs[:5]
+        crew.load([LISTED, *tacs], serial=2)
+        running = crew.start()
+        mme, pids = await connect(running), children(running.pid)
+        (before,) = memory_of_lists(pids["worker-0"])
+
+        async def answers(mme, rows):
+            return [await ask(mme, imei) for imei in asked] == [BLACK if imei in rows else WHITE for imei in asked]
+
+        rows = {LISTED, *tacs}
+        for serial, added, removed in ((3, {UNLISTED}, {tacs[0]}), (4, {tacs[0]}, {LISTED, tacs[1]})):
+            rows = (rows | added) - removed
+            files = [crew.folder / f"{serial}-{role}.csv" for role in ("added", "removed")]
+            for file, each in zip(files, (added, removed), strict=True):
+                file.write_text("\n".join(["imei", *each, ""]))
+            await asyncio.to_thread(crew.load, *files, serial=serial, base=serial - 1)
+            await until_async(partial(answers, mme, rows))
+            for process in ("worker-0", "worker-1", "front", "follower"):
+                await until_async(lambda p=process: before in (found := memory_of_lists(pids[p])) and len(found) == 2)
+        both = memory_of_lists(pids["front"])
+        for process in ("follower", "worker-0", "worker-1"):
+            os.kill(pids[process], signal.SIGKILL)
+            await until_async(lambda p=process: children(running.pid).get(p, pids[p]) != pids[p] and memory_of_lists(children(running.pid)[p]) == both)
+        assert await answers(await connect(running), rows)
 
     async def test_old_lists_are_let_go_although_nobody_asks(self, crew, connect):  # noqa: F811  # a fixture
         running = crew.start()

@@ -58,12 +58,12 @@ class Played:
 
     def take(self):
         while (given := take_over(self.ends.packets)) is not None:
-            what, descriptor = given
+            what, descriptors = given
             if isinstance(what, Connection):
-                self.connections.append(given)
+                self.connections.append((what, *descriptors))
                 continue
             self.lists.append(what)
-            if descriptor is not None:
+            for descriptor in descriptors:
                 os.close(descriptor)
                 if not self.misses:
                     self.in_force[what.name] = what.state

@@ -5,6 +5,7 @@ import os
 import struct
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,25 +14,33 @@ from hypothesis import strategies as st
 from made import page, pages_of
 
 from eir.device import MEID_BASE, imsi_key
+from eir.lists import amended
+from eir.lists.amended import whole
 from eir.lists.chunks import PageRows, chunk_of
 from eir.lists.entries import entries_of
-from eir.lists.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, make
+from eir.lists.image import BODY_AT, SECTIONS, VERSION, Image, ImageError
 from eir.lists.imaging import image_of, image_with
+from eir.lists.making import make
 from eir.lists.pages import PAGE_KEYS
+from eir.s13 import compiled
 
 NOW = 1_000.0
+YES, MAYBE = 1, 2
+"""As the compiled part says it."""
 NUMBERS = [35, 1_000_000, 1_000_001, 99_999_999, MEID_BASE // PAGE_KEYS + 5, (MEID_BASE + 2**55) // PAGE_KEYS, imsi_key("001010123456789") // PAGE_KEYS]
 REMAINDERS = [0, 1, 0xFFFF, 0x10000, 0x10001, 500_000, 983_040, 999_999]
 IMSIS = [imsi_key(text) for text in ("001010000000001", "001010000000002", "001011000000001", "00101")[:3]]
+WIDE = frozenset(range(120_000, 135_000, 30))
+"""A page with more keys in a block than a byte counts."""
 remainders = st.sets(st.sampled_from(REMAINDERS) | st.integers(0, PAGE_KEYS - 1), max_size=12)
 end = st.sampled_from([0, 999, 1000, 1001, 2**32 - 1])
 
 
 @st.composite
 def device_pages(draw, number):
-    keys = draw(remainders)
+    keys = draw(remainders | st.just(WIDE))
     tac = draw(st.none() | st.tuples(st.just(0), end))
-    until = draw(st.just([]) | end.map(lambda one: [one]) | st.lists(end, min_size=len(keys), max_size=len(keys))) if keys else []
+    until = draw(st.just([]) | end.map(lambda one: [one]) | st.lists(end, min_size=len(keys), max_size=len(keys))) if 0 < len(keys) < 20 else []
     return page(number, keys, until=until, tac=tac)
 
 
@@ -69,23 +78,81 @@ def holds_what_they_say(image, pages, now):
     assert {key: image.imsis(key, now) for key in asked} == {key: tuple(bound.get(key, ())) for key in asked}
     imsis = {imsi for each in bound.values() for imsi in each}
     assert {imsi for imsi in (*IMSIS, imsi_key("001010000000009")) if image.has_subscriber(imsi, now)} == imsis
+    if compiled.COMPILED:
+        asked = sorted(key for key in asked if key < PAGE_KEYS << 32)
+        for key, found in zip(asked, compiled.table_of(image).find(np.array(asked, np.uint64), now), strict=True):
+            assert (found == YES) is image.holds(key, now) or (found == MAYBE and image.layers[-1].has_pairs)
     if not whole:
         assert list(image.keys(now)) == sorted(devices)
 
 
+@pytest.mark.parametrize("share", [0, amended.SHARE])
 @pytest.mark.parametrize("pages", [device_pages, pairs_pages])
-def test_an_image_holds_what_its_pages_say(pages):
-    @given(some(pages), some(pages), st.sampled_from([0.0, NOW, 2.0**33]))
+def test_an_image_holds_what_its_pages_say(pages, share, monkeypatch):
+    """Made whole, or with what changed, and changed again, before it."""
+    monkeypatch.setattr(amended, "SHARE", share)
+
+    @given(some(pages), some(pages), some(pages), st.sampled_from([0.0, NOW, 2.0**33]))
     @settings(max_examples=100, deadline=None)
-    def holds_the_same(before, change, now):
+    def holds_the_same(before, change, again, now):
         image = image_of(before)
         holds_what_they_say(image, before, now)
-        after = sorted({p.number: p for p in (*before, *change)}.values())
-        changed = image_with(image, change)
-        holds_what_they_say(changed, after, now)
-        assert bytes(changed.buffer) == bytes(image_of(after).buffer)
+        there = {p.number: p for p in before}
+        for each in (change, again):
+            there |= {p.number: p for p in each}
+            after = [there[number] for number in sorted(there)]
+            image = image_with(image, each)
+            holds_what_they_say(image, after, now)
+            assert bytes(whole(image).buffer) == bytes(image_of(after).buffer)
 
     holds_the_same()
+
+
+def descriptors():
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+class TestAmended:
+    """What few pages changed of stands before what was there, which is not made again."""
+
+    BEFORE = tuple(page(number, range(number, number + 40)) for number in range(100, 200))
+
+    def test_only_what_changed_is_made(self):
+        image = image_of(self.BEFORE)
+        changed = image_with(image, [page(150, [7]), page(151, [])])
+        assert changed.layers[1] is image
+        assert len(changed.layers[0].buffer) < len(image.buffer)
+        again = image_with(changed, [page(151, [8]), page(300, [9])])
+        assert again.layers[1] is image
+        assert [key for key in again.keys(NOW) if key // PAGE_KEYS in {149, 150, 151, 300}] == [
+            *range(149_000_149, 149_000_189), 150_000_007, 151_000_008, 300_000_009,
+        ]  # fmt: skip
+        assert list(changed.keys(NOW)) == list(whole(changed).keys(NOW))
+
+    def test_one_image_is_made_of_both_once_a_share_of_all_changed(self):
+        image = image_of(self.BEFORE)
+        for number in range(100, 113):
+            image = image_with(image, [page(number, [1])])
+        assert len(image.layers) == 1
+        assert sum(1 for _ in image.keys(NOW)) == 87 * 40 + 13
+
+    def test_a_layer_that_is_mapped_already_stays_as_it_is(self):
+        image = image_of(self.BEFORE)
+        changed = image_with(image, [page(150, [7])])
+        both = amended.mapped([os.dup(layer.descriptor) for layer in changed.layers], image)
+        assert both.layers[1] is image
+        assert both.layers[0] is not changed.layers[0]
+        assert list(both.keys(NOW)) == list(changed.keys(NOW))
+        assert amended.mapped([os.dup(image.descriptor)], None) is not image
+
+    def test_what_cannot_be_mapped_leaves_no_descriptor_behind(self):
+        image, before = image_of(self.BEFORE), descriptors()
+        bad = os.memfd_create("bad")
+        with pytest.raises(ImageError, match="cut short"):
+            amended.mapped([bad, os.dup(image.descriptor)], None)
+        with pytest.raises(ImageError, match="not 3"):
+            amended.mapped([os.dup(image.descriptor) for _ in range(3)], None)
+        assert descriptors() == before
 
 
 @given(st.sets(st.integers(0, 2**40) | st.integers(0, 300_000), max_size=200), st.integers(1, 5))
@@ -95,7 +162,7 @@ def test_plain_keys_in_any_chunks(keys, parts):
     cuts = [0, *sorted({int(np.searchsorted(by_page, np.uint64(key // PAGE_KEYS * PAGE_KEYS))) for key in list(keys)[:parts]}), len(by_page)]
     image = make([chunk_of(by_page[at:to]) for at, to in pairwise(cuts)])
     assert list(image.keys(NOW)) == sorted(keys)
-    assert image.entries == len(keys)
+    assert len(image.chunk().lows) == len(keys)
     assert all(image.holds(key, NOW) for key in keys)
     assert [key for key in range(0, 300_000, 997) if image.holds(key, NOW)] == [key for key in range(0, 300_000, 997) if key in keys]
 

@@ -143,7 +143,7 @@ def test_a_connection_changes_hands(packets, connection):
     pass_on(packets[0], (7, "as said"), accepted.fileno())
     accepted.close()  # the copy on its way keeps it open
     client.sendall(b"early")
-    what, descriptor = take_over(packets[1])
+    what, (descriptor,) = take_over(packets[1])
     assert what == (7, "as said")
     with socket.socket(fileno=descriptor) as taken:
         assert taken.recv(9) == b"early"
@@ -156,8 +156,8 @@ def test_a_connection_changes_hands(packets, connection):
 def test_what_has_no_descriptor(packets):
     pass_on(packets[0], None)
     pass_on(packets[0], {"of": "x" * 205_000})
-    assert take_over(packets[1]) == (None, None)
-    assert take_over(packets[1]) == ({"of": "x" * 205_000}, None)
+    assert take_over(packets[1]) == (None, [])
+    assert take_over(packets[1]) == ({"of": "x" * 205_000}, [])
 
 
 def test_nobody_to_hand_to(packets, connection):
@@ -182,10 +182,10 @@ def test_no_descriptor_left_to_take_with(packets, connection):
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
-        assert take_over(packets[1]) == (3, None)
+        assert take_over(packets[1]) == (3, [])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    what, taken = take_over(packets[1])
+    what, (taken,) = take_over(packets[1])
     assert what == 4
     os.close(taken)
     assert client.recv(1) == b""

@@ -15,7 +15,8 @@ from eir.daemon.rpc import RpcLink, take_over
 from eir.daemon.setup import kinds_of
 from eir.daemon.workers import watch
 from eir.errors import Report
-from eir.lists.image import Image, ImageError
+from eir.lists.amended import ListImage, mapped
+from eir.lists.image import ImageError
 from eir.lists.store import ListState
 from eir.operate import metrics
 from eir.operate.status import Following
@@ -24,9 +25,9 @@ from eir.operate.status import Following
 class Followed:
     """What the follower has handed in. `changed` is called with each list that it hands in, and with Complete."""
 
-    def __init__(self, config: Config, *, changed: Callable[[Listed | Complete, Image | None], None], report: Report) -> None:
+    def __init__(self, config: Config, *, changed: Callable[[Listed | Complete, ListImage | None], None], report: Report) -> None:
         self._config, self._changed, self._report = config, changed, report
-        self._lists: dict[str, tuple[Listed, Image]] = {}
+        self._lists: dict[str, tuple[Listed, ListImage]] = {}
         self._complete = False
         """It has handed in, at some time, all that it found at its start."""
         self._link: RpcLink | None = None
@@ -94,15 +95,16 @@ class Followed:
 
     def _handed(self, packets: socket.socket) -> None:
         while (given := take_over(packets)) is not None:
-            what, descriptor = given
+            what, descriptors = given
             if isinstance(what, Complete):
                 self._complete = True
                 self._changed(what, None)
-            elif descriptor is None:
+            elif not descriptors:
                 self._report("image_failed", level="error", list=what.name, detail="the front has no descriptor left for it")
             else:
                 try:
-                    image = Image.map(descriptor)
+                    known = self._lists.get(what.name)
+                    image = mapped(descriptors, known[1] if known else None)
                 except (ImageError, OSError) as e:
                     self._report("image_failed", level="error", list=what.name, detail=str(e))
                     continue

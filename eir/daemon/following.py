@@ -22,7 +22,8 @@ from eir.daemon.setup import kinds_of, tell_in_force
 from eir.daemon.signals import deliver
 from eir.errors import place_of
 from eir.follow.follower import Follower
-from eir.lists.image import Image, ImageError
+from eir.lists.amended import ListImage, mapped
+from eir.lists.image import ImageError
 from eir.lists.index import Index
 from eir.lists.store import ListState
 from eir.operate import metrics
@@ -114,16 +115,16 @@ class _Process:
 
     def _handed(self) -> None:
         while (given := take_over(self._packets)) is not None:
-            what, descriptor = given
+            what, descriptors = given
             if isinstance(what, Complete):
                 self._all_there.set()
-            elif descriptor is not None:
+            elif descriptors:
                 with suppress(ImageError, OSError):  # then it is read anew
-                    image = Image.map(descriptor)
+                    image = mapped(descriptors, None)
                     if (entries := self._index.lists.get(what.name)) is not None and entries.kind == what.kind:
                         self._index.switch(what.name, what.state, image)
 
-    def _switched(self, name: str, state: ListState, image: Image, before: Image | None) -> None:
+    def _switched(self, name: str, state: ListState, image: ListImage, before: ListImage | None) -> None:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         tell_in_force(self._log.report, name, state)
         self._handing.put(Listed(name, self._index.lists[name].kind, state), image)
@@ -136,6 +137,6 @@ class _Process:
         return {"eir_store_errors_total": metrics.by_label(self._follower.errors)}
 
 
-def _trim(_before: Image | None) -> None:
+def _trim(_before: ListImage | None) -> None:
     with suppress(OSError, AttributeError):  # not every C library has it
         ctypes.CDLL(None).malloc_trim(0)

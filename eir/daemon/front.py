@@ -37,7 +37,7 @@ from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, StoreError
 from eir.follow.history import HistoryKeeper
-from eir.lists.image import Image
+from eir.lists.amended import ListImage
 from eir.lists.patience import STOOD_STILL, in_time
 from eir.lists.store import ACCEPTED, FORCED, REFUSED, Event, Outcome, utc_text
 from eir.n5g.nrf import Standing
@@ -215,7 +215,7 @@ class Front:
         if not self._status.stopping:
             self._acceptor.hold(HOLD_S)
 
-    def _lists_changed(self, what: Listed | Complete, image: Image | None) -> None:
+    def _lists_changed(self, what: Listed | Complete, image: ListImage | None) -> None:
         self._workers.pass_on(what, image)
 
     async def _reports(self) -> list[WorkerReport]:

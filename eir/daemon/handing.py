@@ -1,6 +1,6 @@
 """What passes between processes with a descriptor: connections, and lists on their way from the follower to whoever answers.
 
-A list passes as its state, with the descriptor of its image's memory. Knows nothing of who has which.
+A list passes as its state, with the descriptors of its image's memory. Knows nothing of who has which.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import socket
 from typing import NamedTuple
 
 from eir.daemon.rpc import pass_on
-from eir.lists.image import Image
+from eir.lists.amended import ListImage
 from eir.lists.store import ListState
 
 
@@ -39,9 +39,9 @@ class Handing:
 
     def __init__(self, packets: socket.socket) -> None:
         self._packets = packets
-        self._waiting: dict[str, tuple[Listed | Complete, Image | None]] = {}
+        self._waiting: dict[str, tuple[Listed | Complete, ListImage | None]] = {}
 
-    def put(self, what: Listed | Complete, image: Image | None = None) -> None:
+    def put(self, what: Listed | Complete, image: ListImage | None = None) -> None:
         """Pass this on."""
         name = what.name if isinstance(what, Listed) else ""
         self._waiting.pop(name, None)  # what comes last stands last
@@ -58,7 +58,7 @@ class Handing:
         while self._waiting:
             name, (what, image) = next(iter(self._waiting.items()))
             try:
-                pass_on(self._packets, what, None if image is None else image.descriptor)
+                pass_on(self._packets, what, *(layer.descriptor for layer in (image.layers if image else ())))
             except BlockingIOError:
                 loop.add_writer(self._packets, self._pass)
                 return

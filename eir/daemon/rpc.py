@@ -1,12 +1,13 @@
 """What passes between a node's processes: calls one way and the other, accepted connections, and the memory of lists.
 
 Two socket pairs for each process. Over the stream each side tells and asks the other by name, as plain calls with arguments;
-the packets carry descriptors, one a packet at most, with what is to be said of it. Both ends are this program, forked from one
+the packets carry descriptors, two a packet at most, with what is to be said of it. Both ends are this program, forked from one
 process and run by one user, so that both are pickled. Knows nothing of what they mean.
 """
 
 import asyncio
 import itertools
+import os
 import pickle
 import socket
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ ANSWER_S = 5.0
 """How long the other end may take for an answer."""
 PACKET_BYTES_MAX = 1 << 18
 """The kernel lets no longer one pass: a list's state with 255 reasons is shorter."""
+DESCRIPTORS_MAX = 2
 
 Handlers = Mapping[str, Callable[..., Any]]
 """What one side may be told or asked, by name."""
@@ -139,20 +141,24 @@ class RpcLink:
             return None, f"{what} failed ({type(e).__name__}); the log says more (fault)"
 
 
-def pass_on(packets: socket.socket, what: Any, descriptor: int | None = None) -> None:
-    """Pass something on, with a descriptor. Raises BlockingIOError if too much waits for the other end, OSError if it is gone."""
-    socket.send_fds(packets, [pickle.dumps(what, pickle.HIGHEST_PROTOCOL)], [] if descriptor is None else [descriptor])
+def pass_on(packets: socket.socket, what: Any, *descriptors: int) -> None:
+    """Pass something on, with descriptors. Raises BlockingIOError if too much waits for the other end, OSError if it is gone."""
+    socket.send_fds(packets, [pickle.dumps(what, pickle.HIGHEST_PROTOCOL)], descriptors)
 
 
-def take_over(packets: socket.socket) -> tuple[Any, int | None] | None:
-    """What was passed on next, with its descriptor; None if there is nothing, or the other end is gone.
+def take_over(packets: socket.socket) -> tuple[Any, list[int]] | None:
+    """What was passed on next, with its descriptors; None if there is nothing, or the other end is gone.
 
-    No descriptor comes if none was passed on, or if this process had none left for it; what it stands for is closed here then.
+    None of them comes if this process has not one left for each; what they stand for is closed here then.
     """
     try:
-        data, descriptors, _, _ = socket.recv_fds(packets, PACKET_BYTES_MAX, 1)
+        data, descriptors, flags, _ = socket.recv_fds(packets, PACKET_BYTES_MAX, DESCRIPTORS_MAX)
     except OSError:
         return None
     if not data:
         return None
-    return pickle.loads(data), descriptors[0] if descriptors else None  # noqa: S301 - see above
+    if flags & socket.MSG_CTRUNC:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        descriptors = []
+    return pickle.loads(data), descriptors  # noqa: S301 - see above

@@ -36,6 +36,7 @@ from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
 from eir.diameter.rate import Grants
 from eir.diameter.transport.tls import Tls, TlsFiles, load_tls
+from eir.lists.amended import ListImage, mapped
 from eir.lists.clock import TrustedClock
 from eir.lists.image import Image, ImageError
 from eir.lists.index import Index
@@ -204,7 +205,7 @@ class Worker:
     n5g: N5gServer
     tls: Tls | None
     sightings: Buffer | None
-    arrived: asyncio.Queue[tuple[Listed | Complete, Image | None]] = field(default_factory=asyncio.Queue)
+    arrived: asyncio.Queue[tuple[Listed | Complete, ListImage | None]] = field(default_factory=asyncio.Queue)
     """Lists that are to be taken over."""
     replaced: asyncio.Queue[Image] = field(default_factory=asyncio.Queue)
     """Images whose place others have taken."""
@@ -247,18 +248,19 @@ class Worker:
 
     def _handed(self, packets: socket.socket) -> None:
         while (given := take_over(packets)) is not None:
-            what, descriptor = given
+            what, descriptors = given
             if isinstance(what, Connection):
-                self._connected(what, descriptor)
+                self._connected(what, *descriptors)
             elif isinstance(what, Complete):
                 self.arrived.put_nowait((what, None))
-            elif descriptor is not None:  # else the front hands it over again
+            elif descriptors:  # else the front hands it over again
                 try:
-                    self.arrived.put_nowait((what, Image.map(descriptor)))
+                    known = self.index.lists.get(what.name)
+                    self.arrived.put_nowait((what, mapped(descriptors, known.image if known else None)))
                 except (ImageError, OSError) as e:
                     self.log.report("image_failed", level="error", list=what.name, detail=str(e))
 
-    def _connected(self, what: Connection, descriptor: int | None) -> None:
+    def _connected(self, what: Connection, descriptor: int | None = None) -> None:
         if descriptor is None:
             self.node.starved()
             self.link.tell("gone", what.number)
@@ -283,7 +285,7 @@ class Worker:
                 except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and takes the next one
                     self.log.report("fault", reason="lists", level="error", detail=repr(e))
 
-    async def _take_over(self, listed: Listed, image: Image) -> None:
+    async def _take_over(self, listed: Listed, image: ListImage) -> None:
         """Put a list in force, of which the front hands over the last version once more if it was not here yet."""
         entries = self.index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
@@ -295,8 +297,9 @@ class Worker:
             self._note_slice(began)
             await asyncio.sleep(0)
             began = time.perf_counter()
-        if before is not None:
-            self.replaced.put_nowait(before)
+        for layer in before.layers if before else ():
+            if layer not in image.layers:
+                self.replaced.put_nowait(layer)
 
     async def _give_back(self) -> None:
         """Give back the memory of images that are no longer in force, with pauses.

@@ -21,7 +21,7 @@ from eir.daemon.rpc import Handlers, RpcError, RpcLink, Unanswered, pass_on
 from eir.daemon.worker import Configured
 from eir.diameter.admission import Admission, Claim, Order
 from eir.errors import EirError, Report
-from eir.lists.image import Image
+from eir.lists.amended import ListImage
 from eir.lists.store import ListState
 from eir.operate import metrics
 from eir.operate.status import WorkerReport, merged_peers
@@ -139,7 +139,7 @@ class Workers:
                 return True
         return False
 
-    def pass_on(self, what: Listed | Complete, image: Image | None) -> None:
+    def pass_on(self, what: Listed | Complete, image: ListImage | None) -> None:
         """Have every worker take over a list, or know that there is no other one."""
         for worker in self._workers.values():
             worker.handing.put(what, image)

@@ -110,8 +110,11 @@ def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
 def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
     """Pages with some of them replaced, or gone (None)."""
     numbers = sorted(changes)
-    new = joined(list(chunks_of_rows(changes[number] for number in numbers)))
-    wanted = np.array(numbers, np.uint64)
+    return replaced(old, np.array(numbers, np.uint64), joined(list(chunks_of_rows(changes[number] for number in numbers))))
+
+
+def replaced(old: Chunk, wanted: Numbers, new: Chunk) -> Chunk:
+    """Pages with those of the wanted numbers, which ascend, as they are in `new`, or gone."""
     goes, comes = (np.stack([np.searchsorted(of.numbers, wanted, side) for side in ("left", "right")]) for of in (old, new))
     bounds = zip(_bounds(old), _bounds(new), strict=True)
     return Chunk(*(_spliced(before, kept[goes], after, come[comes]) for before, after, (kept, come) in zip(old, new, bounds, strict=True)))

@@ -1,7 +1,7 @@
 """One flat, immutable image of a list: sorted arrays in memory that many processes map. May import numpy and lists' chunks, pages.
 
-An image is made beside the one in force, from chunks (eir.lists.chunks). It stands in a memory file that is sealed, so that
-whoever is handed the descriptor maps what can never change; a file on disk has the same bytes, and is read into such memory.
+An image is made (eir.lists.making) beside the one in force. It stands in a memory file that is sealed, so that whoever is handed
+the descriptor maps what can never change; a file on disk has the same bytes, and is read into such memory.
 Whether a row has ended is decided when the row is asked for: the time is an argument.
 
 The arrays, each in its own section (little-endian):
@@ -26,23 +26,8 @@ from typing import Final
 
 import numpy as np
 
-from eir.lists.chunks import (
-    BLOCK_BITS,
-    BLOCKS,
-    ENDS,
-    WHOLE,
-    WHOLE_UNTIL,
-    Chunk,
-    Numbers,
-    PageRows,
-    begins,
-    blocks_of,
-    chunk_of,
-    joined,
-    with_changes,
-)  # fmt: skip
+from eir.lists.chunks import BLOCK_BITS, BLOCKS, ENDS, WHOLE, WHOLE_UNTIL, Chunk, Numbers
 from eir.lists.pages import PAGE_KEYS
-from eir.lists.roaring import is_fresh
 
 MAGIC, VERSION = b"EIRIMAGE", 1
 HASHED: Final = 1 << 32
@@ -59,117 +44,19 @@ _DEVICES = (
 )  # fmt: skip
 SECTIONS: Final = (*_DEVICES, *((f"subscriber_{name}", form) for name, form in _DEVICES[:9]))
 """In their order. Lists of pairs have a second set of arrays, for their IMSIs; of one's rows the end that is last counts."""
-_HEADER = Struct("<8sIIQ32s")
+HEADER = Struct("<8sIIQ32s")
 """Magic, version, number of sections, size; in a file also the SHA-256 of all that follows the table of sections."""
 DIGEST_BYTES: Final = 32
-_SECTION = Struct("<QQ")
-BODY_AT: Final = -(-(_HEADER.size + _SECTION.size * len(SECTIONS)) // ALIGNED) * ALIGNED
+SECTION = Struct("<QQ")
+BODY_AT: Final = -(-(HEADER.size + SECTION.size * len(SECTIONS)) // ALIGNED) * ALIGNED
 
 
 class ImageError(ValueError):
     """These bytes are no image that this version can use."""
 
 
-def make(chunks: Sequence[Chunk], *, before: "Image | None" = None) -> "Image":
-    """An image of these chunks, whose pages ascend, in a sealed memory file. Raises ValueError if they do not fit one another, and OSError.
-
-    `before`: one that may have the same pages, if not the same keys.
-    """
-    whole = joined(chunks)
-    arrays = _tables(whole, before)
-    if len(whole.counts):
-        if len(whole.counts) != len(whole.lows):
-            raise ValueError(f"a list of pairs with {len(whole.lows)} devices, and {len(whole.counts)} of them with a number of subscribers")
-        arrays["pair_ends"] = np.empty(0) if (whole.counts == 1).all() else np.cumsum(whole.counts)
-        arrays["imsis"] = whole.imsis
-        arrays |= {f"subscriber_{name}": values for name, values in _tables(_subscribers(whole)).items()}
-    return Image.map(_written(arrays))
-
-
-def amended(image: "Image", changes: Mapping[int, PageRows | None]) -> "Image":
-    """Another image: this one with some pages replaced, or gone (None)."""
-    return make([with_changes(image.chunk(), changes)], before=image)
-
-
-def _tables(of: Chunk, before: "Image | None" = None) -> dict[str, Numbers]:
-    """What is looked up, of all pages. Raises ValueError for more than 2^32 keys."""
-    if len(of.lows) >= HASHED or len(of.imsis) >= HASHED:
-        raise ValueError("a list has more rows than an image can hold")
-    firsts = begins(blocks_of(of.bits))
-    return {
-        "numbers": of.numbers, "bits": of.bits, "firsts": firsts, "slots": _slots(of.numbers, firsts, of.bits, before),
-        "offsets": begins(of.sizes), "lows": of.lows,
-        "end_pages": np.flatnonzero(of.bits & ENDS), "end_starts": begins(of.rows), "ends": of.ends,
-        "tac_pages": np.flatnonzero(of.bits & WHOLE_UNTIL), "tac_ends": of.tac_ends,
-    }  # fmt: skip
-
-
-def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers, before: "Image | None") -> Numbers:
-    if before is not None and np.array_equal(numbers, before.numbers):  # each page has its slot already
-        slots = before.slots.copy()
-        used = np.flatnonzero(slots[:, 3])
-        places = slots[used, 3] - 1
-        slots[used, 1], slots[used, 2] = firsts[places], bits[places]
-        return slots.ravel()
-    hashed = int(np.searchsorted(numbers, np.uint64(HASHED)))
-    size_bits = max(3, (2 * hashed).bit_length())
-    slots = np.zeros((1 << size_bits, SLOT_WORDS), np.uint32)
-    wanted = numbers[:hashed].astype(np.uint32)
-    rows = np.stack((wanted, firsts[:-1][:hashed], bits[:hashed], np.arange(1, hashed + 1, dtype=np.uint32)), axis=1)
-    at = (wanted * np.uint32(SPREAD) >> np.uint32(WORD_BITS - size_bits)).astype(np.int64)
-    left = np.arange(hashed)
-    while len(left):
-        # Of those that want a free slot one gets it; the others go on to the next.
-        free = left[slots[at[left], 3] == 0]
-        slots[at[free]] = rows[free]
-        left = left[slots[at[left], 3] != left + 1]
-        at[left] = at[left] + 1 & (1 << size_bits) - 1
-    return slots.ravel()
-
-
-def _subscribers(of: Chunk) -> Chunk:
-    """All IMSIs, each once, with its last end."""
-    if not len(of.ends):
-        imsis = np.sort(of.imsis)
-        return chunk_of(imsis[is_fresh(imsis)] if len(imsis) else imsis)
-    rows_of_page = _rows_of_pages(of)
-    ending = np.repeat((of.bits & ENDS) != 0, rows_of_page)
-    ends = np.full(len(of.imsis), HASHED, np.uint64)
-    ends[ending] = np.where(of.ends == 0, np.uint64(HASHED), of.ends)
-    order = np.lexsort((ends, of.imsis))
-    imsis, ends = of.imsis[order], ends[order]
-    last = np.append(imsis[1:] != imsis[:-1], True)
-    imsis, ends = imsis[last], np.where(ends[last] == HASHED, 0, ends[last]).astype(np.uint32)
-    plain = chunk_of(imsis)
-    pages = imsis // np.uint64(PAGE_KEYS)
-    starts = np.flatnonzero(is_fresh(pages))
-    rows = np.diff(starts, append=len(imsis)).astype(np.uint32)
-    some = np.bitwise_or.reduceat(ends, starts) != 0
-    return plain._replace(bits=plain.bits | np.where(some, ENDS, 0).astype(np.uint32), rows=rows[some], ends=ends[np.repeat(some, rows)])
-
-
-def _rows_of_pages(of: Chunk) -> Numbers:
-    """How many pairs each page has."""
-    keys = begins(of.sizes)[begins(blocks_of(of.bits))]
-    return np.diff(begins(of.counts)[keys])
-
-
-def _written(arrays: Mapping[str, Numbers]) -> int:
-    """A sealed memory file with these arrays; returns its descriptor."""
-    with _sealed() as descriptor:
-        at, table = BODY_AT, b""
-        os.ftruncate(descriptor, BODY_AT)
-        for name, form in SECTIONS:
-            octets = np.ascontiguousarray(arrays.get(name, np.empty(0)), form).view(np.uint8).data
-            table += _SECTION.pack(at, len(octets))
-            for piece in (octets, bytes(-len(octets) % ALIGNED)):
-                at += _write_all(descriptor, piece, at)
-        _write_all(descriptor, _HEADER.pack(MAGIC, VERSION, len(SECTIONS), at, bytes(DIGEST_BYTES)) + table, 0)
-    return descriptor
-
-
 @contextmanager
-def _sealed() -> Iterator[int]:
+def sealed() -> Iterator[int]:
     """The descriptor of a memory file, which is sealed once it was written."""
     descriptor = os.memfd_create("eir-list", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -180,7 +67,8 @@ def _sealed() -> Iterator[int]:
         raise
 
 
-def _write_all(descriptor: int, octets: "memoryview | bytes", at: int) -> int:
+def write_all(descriptor: int, octets: "memoryview | bytes", at: int) -> int:
+    """Write all of it from byte `at` on; returns how much that is. Raises OSError."""
     left = memoryview(octets)
     while left:
         written = os.pwrite(descriptor, left, at)
@@ -282,23 +170,27 @@ class Image:
     def read(cls, file: int, at: int) -> "Image":
         """The image that stands in a file from byte `at` on, as `save` wrote it, in memory of its own. Raises ImageError, and OSError."""
         size = os.fstat(file).st_size
-        with _sealed() as descriptor:
+        with sealed() as descriptor:
             while at < size and (sent := os.sendfile(descriptor, file, at, size - at)):
                 at += sent
         image = cls.map(descriptor)
-        if image.digest() != _HEADER.unpack_from(image.buffer)[4]:
+        if image.digest() != HEADER.unpack_from(image.buffer)[4]:
             raise ImageError("the bytes of an image do not have the digest that it says")
         return image
 
     @property
-    def slots(self) -> Numbers:
-        """The hash of its pages."""
-        return self._devices.arrays["slots"].reshape(-1, SLOT_WORDS)
+    def layers(self) -> "tuple[Image, ...]":
+        """It stands alone: see eir.lists.amended."""
+        return (self,)
+
+    def has_page(self, number: int) -> bool:
+        """It says something about the keys of this page, if only that there are none."""
+        return self._devices.page(number) >= 0
 
     @property
-    def entries(self) -> int:
-        """Single keys, and whole pages, each counted as one."""
-        return len(self._devices.lows) + int(np.count_nonzero(self._devices.arrays["bits"] & (WHOLE | WHOLE_UNTIL)))
+    def has_pairs(self) -> bool:
+        """Its devices are listed with IMSIs."""
+        return bool(len(self._imsis))
 
     @property
     def has_ends(self) -> bool:
@@ -348,7 +240,7 @@ class Image:
             yield from (base + each for each in remainders if every or not bits & ENDS or self.holds(base + each, now))
 
     def chunk(self) -> Chunk:
-        """All of it as one chunk, for an image that is made of this one."""
+        """All of it as one chunk, for another image that is made of this one."""
         of, pair_ends, imsis = self._devices.arrays, np.asarray(self._pair_ends), np.asarray(self._imsis)
         counts = np.diff(pair_ends, prepend=np.uint32(0)) if len(pair_ends) else np.ones(len(imsis), np.uint32)
         return Chunk(
@@ -361,8 +253,8 @@ class Image:
 
     def save(self, to: int, at: int) -> None:
         """Write all of it to a file, from byte `at` on, as `read` reads it. Raises OSError."""
-        _write_all(to, self.buffer, at)
-        _write_all(to, self.digest(), at + _HEADER.size - DIGEST_BYTES)
+        write_all(to, self.buffer, at)
+        write_all(to, self.digest(), at + HEADER.size - DIGEST_BYTES)
 
     def drop(self, done: int) -> int:
         """Give back a part of the mapping's memory, from byte `done` on, and return up to where it is: nobody asks this image any more."""
@@ -396,14 +288,14 @@ def _mapped(descriptor: int) -> tuple[mmap.mmap, dict[str, Numbers]]:
 
 def _arrays(mapped: mmap.mmap, size: int) -> dict[str, Numbers]:
     """The arrays of an image, which are what one another say. Raises ImageError."""
-    magic, version, count, said, _ = _HEADER.unpack_from(mapped)
+    magic, version, count, said, _ = HEADER.unpack_from(mapped)
     if (magic, version, count) != (MAGIC, VERSION, len(SECTIONS)):
         raise ImageError(f"an image of version {version}; this program has {VERSION}" if magic == MAGIC else "no image of a list")
     if said != size:
         raise ImageError(f"an image of {said} bytes has {size}: it is cut short")
     arrays: dict[str, Numbers] = {}
     for index, (name, form) in enumerate(SECTIONS):
-        at, length = _SECTION.unpack_from(mapped, _HEADER.size + index * _SECTION.size)
+        at, length = SECTION.unpack_from(mapped, HEADER.size + index * SECTION.size)
         item = np.dtype(form).itemsize
         if at % ALIGNED or length % item or not BODY_AT <= at <= at + length <= size:
             raise ImageError(f"section {name} of an image is not within it")

@@ -1,4 +1,4 @@
-"""From the pages of a list, as stores keep them, to its image (eir.lists.image). May import numpy, lists' pages, roaring, chunks, image."""
+"""From the pages of a list, as stores keep them, to its image (eir.lists.image). May import numpy, lists' pages, roaring, chunks and images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -6,8 +6,10 @@ from itertools import groupby
 
 import numpy as np
 
+from eir.lists.amended import ListImage, amended
 from eir.lists.chunks import Chunk, Numbers, PageRows, chunk_of_pages, chunks_of_rows, joined
-from eir.lists.image import Image, amended, make
+from eir.lists.image import Image
+from eir.lists.making import make
 from eir.lists.pages import PAGE_KEYS, Page, Sections, decode_sections
 from eir.lists.roaring import BEYOND, ArrayPages, Indexes, decode_keys, may_be_arrays
 
@@ -23,7 +25,7 @@ def image_of(pages: Sequence[Page]) -> Image:
     return make(chunks_of(pages))
 
 
-def image_with(image: Image, pages: Sequence[Page]) -> Image:
+def image_with(image: ListImage, pages: Sequence[Page]) -> ListImage:
     """Another image: this one with these pages in place of those of the same number. Raises ValueError if one is damaged, and OSError."""
     return amended(image, {page.number: rows_of(page) for page in pages})
 

@@ -84,12 +84,12 @@ static void look_up(const Lane *lane, const Message *messages, int count, double
 		if (!list->table)
 			continue;
 		for (int i = 0; i < count; i++)
-			search_block(list->table, group + i);
+			search_block(group + i);
 		for (int i = 0; i < count; i++)
-			search_lows(list->table, group + i);
+			search_lows(group + i);
 		for (int i = 0; i < count; i++)
 			if (found[i][number] == YES) {
-				int has = search_key(list->table, group + i, now);
+				int has = search_key(group + i, now);
 				found[i][number] = (uint8_t)(has == YES && list->kind == PAIRS ? MAYBE : has);
 			}
 	}

@@ -31,9 +31,10 @@ enum { VERSION = 1, TABLE_AT = 56, ALIGNED = 64 };
 #define WHOLE_UNTIL (1u << 17)
 #define HAS_ENDS (1u << 18)
 
-typedef struct {
+typedef struct Table {
 	PyObject_HEAD
 	Py_buffer view;
+	struct Table *behind;	/* where pages are looked for that this one does not have */
 	const void *at[SECTIONS];
 	uint64_t count[SECTIONS];
 	unsigned shift;
@@ -44,9 +45,13 @@ static const uint32_t *words(const Table *of, int section) { return of->at[secti
 
 static int table_init(Table *self, PyObject *arguments, PyObject *Py_UNUSED(names))
 {
-	PyObject *buffer;
-	if (self->view.obj || !PyArg_ParseTuple(arguments, "O", &buffer) || PyObject_GetBuffer(buffer, &self->view, PyBUF_SIMPLE))
+	PyObject *buffer, *behind = Py_None;
+	if (self->view.obj || !PyArg_ParseTuple(arguments, "O|O", &buffer, &behind) || PyObject_GetBuffer(buffer, &self->view, PyBUF_SIMPLE))
 		return -1;
+	if (behind != Py_None && (Py_TYPE(behind) != Py_TYPE((PyObject *)self) || ((Table *)behind)->behind)) {
+		PyErr_SetString(PyExc_TypeError, "behind a table stands none, or one alone");
+		return -1;
+	}
 	const uint8_t *image = self->view.buf;
 	uint64_t size = (uint64_t)self->view.len, said[2];
 	uint32_t version[2];
@@ -76,6 +81,8 @@ static int table_init(Table *self, PyObject *arguments, PyObject *Py_UNUSED(name
 	self->slot_mask = (uint32_t)slots - 1;
 	for (self->shift = 32; slots > 1; slots >>= 1)
 		self->shift--;
+	if (behind != Py_None)
+		Py_INCREF(behind), self->behind = (Table *)behind;
 	return 0;
 }
 
@@ -83,49 +90,64 @@ static void table_dealloc(PyObject *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
 	PyBuffer_Release(&((Table *)self)->view);
+	Py_XDECREF((PyObject *)((Table *)self)->behind);
 	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
 	Py_DECREF(type);
 }
 
-/* A key on its way through an image, in steps, before each of which comes what it reads. */
+/* A key on its way through images, in steps, before each of which comes what it reads. */
 typedef struct {
-	uint32_t page, remainder, slot, block, first, bits, place, start, end;
+	const Table *in;
+	uint32_t page, remainder, block, first, bits, place, start, end;
 	uint8_t found;
 } Search;
 
-static void search_slot(const Table *in, Search *one)
+static uint32_t slot_of(const Table *in, uint32_t page) { return page * 0x9E3779B1u >> in->shift; }
+
+/* The slot of a page; NULL if it has none. */
+static const uint32_t *page_in(const Table *in, uint32_t page)
 {
-	one->slot = (uint32_t)(one->page * 0x9E3779B1u) >> in->shift;
-	one->found = MAYBE;
-	__builtin_prefetch(words(in, SLOTS) + 4ull * one->slot);
+	uint32_t at = slot_of(in, page);
+	for (uint32_t steps = 0; steps <= in->slot_mask; steps++, at = (at + 1) & in->slot_mask) {
+		const uint32_t *slot = words(in, SLOTS) + 4ull * at;
+		if (!slot[3] || slot[0] == page)
+			return slot[3] ? slot : NULL;
+	}
+	return NULL;
 }
 
-static void search_block(const Table *in, Search *one)
+static void search_slot(const Table *in, Search *one)
 {
-	const uint32_t *slot;
-	uint32_t steps = 0;
-	for (uint32_t at = one->slot;; at = (at + 1) & in->slot_mask) {
-		slot = words(in, SLOTS) + 4ull * at;
-		if (!slot[3] || steps++ > in->slot_mask) {
-			one->found = NO;
-			return;
-		}
-		if (slot[0] == one->page)
-			break;
+	one->in = in;
+	one->found = MAYBE;
+	__builtin_prefetch(words(in, SLOTS) + 4ull * slot_of(in, one->page));
+	if (in->behind)
+		__builtin_prefetch(words(in->behind, SLOTS) + 4ull * slot_of(in->behind, one->page));
+}
+
+static void search_block(Search *one)
+{
+	const uint32_t *slot = page_in(one->in, one->page);
+	if (!slot && one->in->behind)
+		one->in = one->in->behind, slot = page_in(one->in, one->page);
+	if (!slot) {
+		one->found = NO;
+		return;
 	}
 	unsigned upper = one->remainder >> 16;
 	one->first = slot[1], one->bits = slot[2], one->place = slot[3] - 1;
 	one->block = one->first + (uint32_t)__builtin_popcount(one->bits & ((1u << upper) - 1));
 	if (one->bits & WHOLE)
 		one->found = YES;
-	else if (!(one->bits >> upper & 1) || one->block + 1ull >= in->count[OFFSETS])
+	else if (!(one->bits >> upper & 1) || one->block + 1ull >= one->in->count[OFFSETS])
 		one->found = one->bits & WHOLE_UNTIL ? MAYBE : NO, one->block = UINT32_MAX;
 	else
-		__builtin_prefetch(words(in, OFFSETS) + one->block);
+		__builtin_prefetch(words(one->in, OFFSETS) + one->block);
 }
 
-static void search_lows(const Table *in, Search *one)
+static void search_lows(Search *one)
 {
+	const Table *in = one->in;
 	one->start = one->end = 0;
 	if (one->found != MAYBE || one->block == UINT32_MAX)
 		return;
@@ -154,8 +176,9 @@ static uint64_t place_of(const Table *in, int section, uint32_t wanted)
 	return from < in->count[section] && words(in, section)[from] == wanted ? from : in->count[section];
 }
 
-static int search_key(const Table *in, const Search *one, double now)
+static int search_key(const Search *one, double now)
 {
+	const Table *in = one->in;
 	if (one->found != MAYBE)
 		return one->found;
 	if (one->bits & WHOLE_UNTIL) {
@@ -205,11 +228,11 @@ static PyObject *table_find(Table *self, PyObject *arguments)
 				group[i].page = UINT32_MAX;
 		}
 		for (int i = 0; i < count; i++)
-			search_block(self, group + i);
+			search_block(group + i);
 		for (int i = 0; i < count; i++)
-			search_lows(self, group + i);
+			search_lows(group + i);
 		for (int i = 0; i < count; i++)
-			found[from + i] = (char)(group[i].page == UINT32_MAX ? MAYBE : search_key(self, group + i, now));
+			found[from + i] = (char)(group[i].page == UINT32_MAX ? MAYBE : search_key(group + i, now));
 	}
 	PyBuffer_Release(&keys);
 	return made;

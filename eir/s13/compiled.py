@@ -24,6 +24,7 @@ from eir.checks.sighting import Sighting, Sightings
 from eir.device import KEY_DIGITS
 from eir.diameter.answer import Reply, result_label
 from eir.diameter.message import Request
+from eir.lists.amended import ListImage
 from eir.lists.index import DeviceList
 from eir.lists.settings import PAIRS, SUBSCRIBERS
 from eir.s13 import lane
@@ -224,7 +225,14 @@ class CompiledLane:
 
 def _list(entries: DeviceList) -> tuple["_lane.Table | None", int]:
     """A list as the compiled part is given it: None if it was never loaded."""
-    return None if entries.image is None else _lane.Table(entries.image.buffer), KINDS.get(entries.kind, 0)
+    return None if entries.image is None else table_of(entries.image), KINDS.get(entries.kind, 0)
+
+
+def table_of(image: ListImage) -> "_lane.Table":
+    """An image as the compiled part looks into it."""
+    *fronts, back = image.layers
+    table = _lane.Table(back.buffer)
+    return _lane.Table(fronts[0].buffer, table) if fronts else table
 
 
 def _places(buffer: bytes, of: Places) -> bytes:

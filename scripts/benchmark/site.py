@@ -1,24 +1,30 @@
 """A host with an EIR of its own: a folder with a publisher's key, releases, configuration and state; its node as a server."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from eir.follow.kept import DIGEST_BYTES, FOLDER
 from eir.lists.publish import publish
 from eir.lists.settings import DEVICES, PAIRS
-from eir.stores.open import SQLITE
+from eir.stores.open import SQLITE, open_copy, open_store
 
 from .questions import Keys, write_list
 from .servers import REALM, Server, on_cores
 
 LIST = "stolen"
+KEPT_FROM = 1_000_000
+"""Entries from which an image is large enough to be kept in a file."""
+REST_S, LOOK_S = 120, 0.1
 EIR = [sys.executable, "-m", "eir"]
 
 
@@ -81,3 +87,28 @@ class Site:
         """What another command says, as JSON."""
         done = subprocess.run([*EIR, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"], check=True, stdout=subprocess.PIPE)
         return json.loads(done.stdout)
+
+
+async def at_rest(store: str, state: Path, name: str = LIST) -> None:
+    """Wait until a node has made its last good copy of a list, and the file of its image: in life, changes lie hours apart, and full releases days.
+
+    Raises TimeoutError.
+    """
+    there, copy, file = open_store(store, state), open_copy(store, state), state / FOLDER / name
+    try:
+        wanted = await there.state(name)
+        async with asyncio.timeout(REST_S):
+            while copy is not None and await copy.state(name) != wanted:  # noqa: ASYNC110  # another process makes it true
+                await asyncio.sleep(LOOK_S)
+            while wanted is not None and wanted.entries >= KEPT_FROM and _digest_in(file) != wanted.content_digest:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(LOOK_S)
+    finally:
+        for each in (there, copy):
+            if each is not None:
+                await each.close()
+
+
+def _digest_in(file: Path) -> str:
+    with suppress(FileNotFoundError), file.open("rb") as opened:
+        return opened.read(DIGEST_BYTES).hex()
+    return ""

@@ -93,6 +93,9 @@ def images(rng, good):
         del image[rng.randrange(len(image)) :]
     with suppress(ValueError, ImageError):
         table = _lane.Table(bytes(image))
+        if rng.random() < 0.5:
+            other = _lane.Table(rng.choice(good))
+            table = rng.choice([lambda: _lane.Table(bytes(image), other), lambda: _lane.Table(rng.choice(good), table)])()
         keys = [express.BLOCKED, express.ENDED, express.BOUND, 101004_000005, 101005_000007, 101006_000009, imsi_key("001021"), rng.getrandbits(64), PAGE_KEYS]
         table.find(struct.pack(f"={len(keys)}Q", *keys) * 3, 1000.0)
 
@@ -113,10 +116,11 @@ def programs(rng, index):
 def main(seconds, seed):
     """Fire until the time is over."""
     express.Side.lane = compiled.CompiledLane
-    rng, index = random.Random(seed), express.listed()
-    good = [bytes(entries.image.buffer) for entries in index.lists.values() if entries.image is not None]
+    rng, indexes = random.Random(seed), [express.listed(changed=changed) for changed in (False, True)]
+    good = [bytes(layer.buffer) for index in indexes for entries in index.lists.values() if entries.image for layer in entries.image.layers]
     until, rounds = time.monotonic() + seconds, 0
     while time.monotonic() < until:
+        index = rng.choice(indexes)
         traffic(rng, index)
         cuts(rng, index)
         for _ in range(300):
