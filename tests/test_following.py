@@ -229,6 +229,7 @@ class TestNode:
         running = crew.start()
         mme = await connect(running)
         killed = children(running.pid)["follower"]
+        until(lambda: running.lines("list_in_force", serial="1"))  # a thread writes it
         os.kill(killed, signal.SIGKILL)
         assert [await ask(mme, imei) for imei in (LISTED, UNLISTED)] == [BLACK, WHITE]
         await asyncio.to_thread(crew.load, [UNLISTED], serial=2)
