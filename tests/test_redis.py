@@ -18,7 +18,9 @@ from test_follow import Node
 
 from eir.errors import NothingToRollBack, StoreError
 from eir.follow import follower as follow
+from eir.lists.history import broken
 from eir.lists.pages import PAGE_KEYS, Page
+from eir.lists.store import ACCEPTED, REFUSED
 from eir.stores import redis as redis_store
 from eir.stores import redis_url
 from eir.stores.open import open_store
@@ -369,6 +371,19 @@ class TestSwitch:
         else:
             assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "refused"
         assert await read(store) == (B if done else A)
+
+    @pytest.mark.parametrize("refused", [False, True])
+    async def test_a_history_whose_ledger_was_evicted_goes_on(self, server, store, refused):
+        for number in range(3):
+            await store.record(event(f"list-{number}"))
+        await store.record(event("list-0", REFUSED))
+        before = await store.ledger()
+        server.command("DEL", "eir:{history}:ledger")
+        await store.record(event("list-1", REFUSED) if refused else event("list-3"))
+        now, records = await store.ledger(), [record async for batch in store.records() for record in batch]
+        assert now.number == before.number + (not refused) == len(records)
+        assert not list(broken(records, await store.folds(), now))
+        assert [each.list for each in await store.history() if each.outcome == ACCEPTED] == [f"list-{n}" for n in range(len(records))]
 
     async def test_a_set_that_was_evicted_is_a_list_that_was_lost(self, server, store):
         await store.replace("a", state(A, serial=7), A, seen=0)
