@@ -62,7 +62,7 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
         if about is not None and was_done == about[1]:
             return
         if not ledger.number:
-            ledger = await _rebuilt(link, pipe, stream)
+            ledger = await _rebuilt(link, pipe, stream) or ledger
         commands: list[tuple[object, ...]] = []
         if is_refusal(event):
             key = fold_key(event)
@@ -91,13 +91,16 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
     await _watched(link, write, done)
 
 
-async def _rebuilt(link: Link, pipe: Any, stream: str) -> Ledger:
-    """The ledger by the records and refusals that are there, where it is gone and they are not: they go on, and nothing of them is lost."""
+async def _rebuilt(link: Link, pipe: Any, stream: str) -> Ledger | None:
+    """The ledger by the records and refusals that are there, where it knows of no record: they go on, and nothing of them is lost.
+
+    None if there are no records: then there is nothing that it should know of.
+    """
     first, last, size = None, None, 0
     while batch := _records(link, await pipe.execute_command("XRANGE", stream, f"({last.number}-0" if last else "-", "+", "COUNT", BATCH)):
         first, last, size = first or batch[0], batch[-1], size + _size(batch)
     if last is None:
-        return Ledger()
+        return None
     link.report("history_ledger_lost", level="warning", detail=f"Redis has dropped what the history has to hold; it goes on behind record {last.number}")
     return rewritten(with_folds(Ledger(), _folds(await pipe.execute_command("HGETALL", REFUSALS))), first, last, size)
 
