@@ -76,7 +76,7 @@ def sums(counts):
 
 
 @pytest.mark.parametrize("rate_max", [None, 30.0])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(visits, min_size=1, max_size=6))
 def test_mixes(rate_max, plans):
     asyncio.run(run_mix(plans, rate_max))

@@ -4,7 +4,7 @@ import array
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made import devices_of, tacs_of
 from pyroaring import BitMap
@@ -173,7 +173,6 @@ ENTRIES = st.lists(ENTRY.map(lambda e: (e[0], e[0] + e[1], e[2], e[3])) | WHOLE_
 """Identifiers, short ranges, and ranges that cover TACs, with single identifiers under these."""
 
 
-@settings(deadline=None)
 @given(ENTRIES)
 def test_reasons_ends_ranges_and_repeats(entries):
     built = build_pages(rows_of(entries))
@@ -184,7 +183,6 @@ def test_reasons_ends_ranges_and_repeats(entries):
     assert [page.number for page in built.pages] == sorted({n[1] if isinstance(n, tuple) else n // PAGE_KEYS for n in truth})
 
 
-@settings(deadline=None)
 @given(ENTRIES, st.lists(st.tuples(ENTRIES, ENTRIES), max_size=4))
 def test_a_chain_of_deltas_is_the_dictionary_that_it_leads_to(first, deltas):
     built = build_pages(rows_of(first))
@@ -268,7 +266,6 @@ def test_pages_and_remainders_of_large_keys(top):
         assert (lows == low).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6 * PAGE_KEYS), st.sampled_from([0, 1, 99, PAGE_KEYS - 1, PAGE_KEYS, 2 * PAGE_KEYS])), max_size=5), st.booleans())
 def test_whole_tacs_tell_how_many_devices_there_are_at_least(starts, whole):
     entries = [(first // PAGE_KEYS * PAGE_KEYS if whole else first, length) for first, length in starts]

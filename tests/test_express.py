@@ -273,13 +273,13 @@ ecrs = st.builds(
 
 
 @given(st.lists(ecrs, min_size=1, max_size=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_generated_requests_get_the_same_answer(messages):
     both([message for message in messages for _ in range(2)])  # the second of each is one that the lane has seen
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_mutated_requests_get_the_same_answer(data):
     good = data.draw(ecrs)
     messages = [ecr(), good, good]
@@ -292,7 +292,7 @@ def test_mutated_requests_get_the_same_answer(data):
 
 
 @given(st.lists(ecrs, min_size=1, max_size=20), st.lists(st.integers(1, 700), max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_segmentation_gives_the_same_bytes(messages, cuts):
     stream = b"".join(messages + messages)
     whole, cut = Side(lane=True), Side(lane=True)
@@ -310,7 +310,7 @@ def test_any_segmentation_gives_the_same_bytes(messages, cuts):
     st.lists(st.sampled_from([1.0, 4.0, 30.0, 200.0]), max_size=2, unique=True),
     st.sampled_from([TOO_BUSY_REPLY, *map(replace, REPLIES.values())]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_limits_are_the_same_for_both(reads, rates, overload):
     sides = [Side(lane=lane, rates=rates, overload=overload) for lane in (True, False)]
     for side in sides:
@@ -435,7 +435,7 @@ class TestManyAtOnce:
     )  # fmt: skip
 
     @given(st.lists(st.tuples(st.lists(usual, min_size=1, max_size=40), st.integers(1, 4)), min_size=1, max_size=4), RULES, st.sampled_from(Status), st.booleans(), st.data())
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     def test_gives_the_same_bytes(self, index, parts, rules, default, sighted, data):
         messages = [message for part, again in parts for message in part * again]
         for _ in range(data.draw(st.integers(0, 3))):

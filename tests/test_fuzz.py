@@ -41,19 +41,19 @@ streams = st.builds(lambda seed: Mutator(seed).stream(), st.integers(0, 2**32))
 steps = st.lists(st.one_of(streams, mutations, scattered, st.sampled_from([session.SECOND, session.MINUTE, session.END])), max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.binary(max_size=300), mutations, scattered))
 def test_messages(octets):
     codec.run(octets)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps, st.sampled_from([b"\0", b"\1", b"\2"]), st.booleans())
 def test_sessions(steps, rate, begins):
     session.run(rate + session.script(*([cer()] if begins else []), *steps)[1:])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=200))
 def test_scripts_of_any_bytes(octets):
     session.run(octets)

@@ -31,7 +31,7 @@ NUMBERS = [35, 1_000_000, 1_000_001, 99_999_999, MEID_BASE // PAGE_KEYS + 5, (ME
 REMAINDERS = [0, 1, 0xFFFF, 0x10000, 0x10001, 500_000, 983_040, 999_999]
 IMSIS = [imsi_key(text) for text in ("001010000000001", "001010000000002", "001011000000001", "00101")[:3]]
 WIDE = frozenset(range(120_000, 135_000, 30))
-"""A page with more keys in a block than a byte counts."""
+"""A page with many keys in one block."""
 remainders = st.sets(st.sampled_from(REMAINDERS) | st.integers(0, PAGE_KEYS - 1), max_size=12)
 end = st.sampled_from([0, 999, 1000, 1001, 2**32 - 1])
 
@@ -93,7 +93,7 @@ def test_an_image_holds_what_its_pages_say(pages, share, monkeypatch):
     monkeypatch.setattr(amended, "SHARE", share)
 
     @given(some(pages), some(pages), some(pages), st.sampled_from([0.0, NOW, 2.0**33]))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def holds_the_same(before, change, again, now):
         image = image_of(before)
         holds_what_they_say(image, before, now)
@@ -156,7 +156,7 @@ class TestAmended:
 
 
 @given(st.sets(st.integers(0, 2**40) | st.integers(0, 300_000), max_size=200), st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_plain_keys_in_any_chunks(keys, parts):
     by_page = np.array(sorted(keys), np.uint64)
     cuts = [0, *sorted({int(np.searchsorted(by_page, np.uint64(key // PAGE_KEYS * PAGE_KEYS))) for key in list(keys)[:parts]}), len(by_page)]
@@ -224,7 +224,7 @@ class TestWhatPasses:
             Image.map(self.altered(bytes(100_000)))
 
     @given(st.lists(st.tuples(st.integers(0, BODY_AT + 1200), st.integers(0, 255)), min_size=1, max_size=4))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def test_whatever_its_bytes_say_nothing_is_read_outside(self, changes):
         octets = bytearray(self.image().buffer)
         for at, octet in changes:

@@ -604,7 +604,7 @@ async def test_a_folder_with_more_files_than_one_pass_looks_at(site, monkeypatch
 arrivals = st.permutations([(release, part) for release in range(3) for part in range(5)])
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arrivals)
 def test_pieces_in_any_order_end_as_the_last_release(tmp_path_factory, keys, order):
     """Each file comes in two pieces, or three files in whole; whatever comes when, nothing is refused or half loaded."""

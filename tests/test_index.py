@@ -55,7 +55,7 @@ def test_a_key_beyond_its_page_is_damage(count):
 
 
 @given(st.sets(st.integers(0, 3 * PAGE_KEYS - 1), max_size=900), st.lists(st.integers(0, 3 * PAGE_KEYS - 1)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_a_set(keys, probes):
     entries = device_list(keys)
     assert list(entries) == sorted(keys)
@@ -76,7 +76,7 @@ class TestManyAtOnce:
     extras = st.sampled_from([b"", b"", b"R\x01\x00\x00\x00\x00"])
 
     @given(st.lists(st.tuples(keys, extras), max_size=12))
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     def test_equals_one_after_another(self, rows):
         pages = [page(number, keys)._replace(extra=extra if keys else b"") for number, (keys, extra) in enumerate(rows)]
         alone = make([rows.chunk() for each in pages if (rows := rows_of(each)) is not None])
@@ -85,7 +85,7 @@ class TestManyAtOnce:
     damaged = st.one_of(st.sets(st.integers(0, PAGE_KEYS - 1), min_size=1, max_size=20), st.just(range(0, PAGE_KEYS, 9_001)))
 
     @given(st.lists(damaged, min_size=1, max_size=4), st.data())
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     def test_damage_is_an_error_or_other_keys_but_no_crash(self, sets, data):
         pages = [page(number, keys) for number, keys in enumerate(sets)]
         victim = data.draw(st.integers(0, len(pages) - 1))
@@ -224,7 +224,7 @@ class TestUntil:
         st.lists(st.integers(0, 35), max_size=4).map(sorted),
         st.booleans(),
     )  # fmt: skip
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def test_tacs_and_identifiers_end_each_on_its_own(self, histories, moments, amend):
         """Against what the rows say: listed by its own row, or by its TAC's."""
         clock, truth = [0.0], {}
@@ -302,7 +302,7 @@ class TestPairs:
     bound = st.dictionaries(st.integers(1, 6), st.sampled_from([0, 10, 20]), min_size=1)
 
     @given(st.lists(st.dictionaries(devices, bound, max_size=5), min_size=2, max_size=5))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_amended_and_built_are_what_the_rows_say(self, histories):
         clock = [0]
         amended, built = (Index({"a": "pairs"}, lambda: clock[0]) for _ in range(2))

@@ -215,7 +215,7 @@ def opened(tmp_path_factory):
 def test_any_chain_of_deltas_equals_the_list_that_it_leads_to(agency, opened, monkeypatch, kind, store_kind):
     monkeypatch.setattr(load, "verify_release", believed)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(deltas, histories)
     def chain(first, history):
         async def run():

@@ -345,7 +345,7 @@ def mutated(draw):
 
 
 @given(st.lists(mutated(), max_size=12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_comes_is_answered_well_formed_or_accounted_for(stream):
     driven = Driven().open()
     opened = driven.counts.messages.total()
@@ -608,4 +608,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40)

@@ -472,11 +472,23 @@ class TestNodes:
     async def test_a_change_that_the_log_does_not_tell_is_noticed_by_the_next_look(self, server, store, monkeypatch):
         """Trimmed before anyone read it: the follower looks at the states each second, and reads the whole list."""
         await store.replace("a", state(A), A, seen=0)
-        async with opened(server.url) as one, Node(one, {"a": "devices"}) as node:
+        async with opened(server.url) as one:
+            waits, wait = [], one.wait
+
+            async def noted(seen, timeout_s):
+                waits.append((seen["a"], timeout_s))
+                await wait(seen, timeout_s)
+
+            monkeypatch.setattr(one, "wait", noted)
             monkeypatch.setattr(writing, "_log_change", lambda pipe, stream, _: pipe.execute_command("UNLINK", stream))
-            await store.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
-            await node.reaches(2)
+            async with Node(one, {"a": "devices"}) as node:
+                await until(lambda: waits)
+                await store.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
+                begun = len(waits)
+                await node.reaches(2)
             assert node.keys() == [9, 5 * PAGE_KEYS]
+            assert {timeout_s for _, timeout_s in waits} == {1.0}
+            assert [seen for seen, _ in waits[begun:]].count(1) <= 1  # one look may have been made just before the change
             assert not node.follower.errors
 
     async def test_an_entry_without_its_state_does_not_make_a_follower_spin(self, server, store):

@@ -46,7 +46,7 @@ values = st.recursive(
 
 
 @given(st.lists(values, max_size=20))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_is_told_arrives_in_order(told):
     async def carry():
         async with ends() as (here, there):

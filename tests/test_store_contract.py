@@ -603,7 +603,7 @@ class TestRandomHistories:
     )
 
     @given(steps=steps)
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
     async def test_equal_a_plain_dict(self, store, steps):
         name, generation, pages, before = f"list-{uuid4()}", 0, {}, []
         for kind, content in steps:

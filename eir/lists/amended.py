@@ -6,6 +6,7 @@ So a change costs what changed, not the size of the list. Once a share of all pa
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
+from itertools import chain, groupby
 
 import numpy as np
 
@@ -47,7 +48,8 @@ class Amended:
 
     def keys(self, now: float) -> Iterator[int]:
         """All keys in ascending order that a row in force has."""
-        return merge(self._front.keys(now), (key for key in self._back.keys(now) if self._of(key) is self._back))
+        behind = (keys for number, keys in groupby(self._back.keys(now), lambda key: key // PAGE_KEYS) if not self._front.has_page(number))
+        return merge(self._front.keys(now), chain.from_iterable(behind))
 
     def _of(self, key: int) -> Image:
         return self._front if self._front.has_page(key // PAGE_KEYS) else self._back
