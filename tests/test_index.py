@@ -359,10 +359,10 @@ def test_a_look_up_costs_a_few_of_plain_python():
     def best(look):
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.thread_time()  # of the processor: a busy host gives a share of it
             for probe in probes:
                 look(probe)
-            times.append(time.perf_counter() - start)
+            times.append(time.thread_time() - start)
         return min(times)
 
     assert best(entries.holds) < 10 * best(plain)
