@@ -27,7 +27,6 @@ from eir.stores import sqlite
 from eir.stores.sqlite import SqliteStore
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
-UNTIL_PAUSE_S = 0.002
 IMEI, OTHER, MEID, TAC = "35123456000001", "35123456000002", "A0000000000001", "35999999"
 SIM, OTHER_SIM = "001010000000001", "001010000000002"
 LISTS = {
@@ -374,7 +373,7 @@ async def following(store, kinds):
     async def until(condition):
         async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110  # what is waited for is in the index, which tells nobody
-                await asyncio.sleep(UNTIL_PAUSE_S)
+                await asyncio.sleep(0.002)
 
     try:
         yield index, until

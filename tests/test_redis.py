@@ -385,6 +385,15 @@ class TestSwitch:
         assert not list(broken(records, await store.folds(), now))
         assert [each.list for each in await store.history() if each.outcome == ACCEPTED] == [f"list-{n}" for n in range(len(records))]
 
+    async def test_a_history_whose_ledger_was_evicted_is_trimmed_as_before(self, server, store):
+        for day in range(1, 5):
+            await store.record(event("stolen", time=f"2026-11-0{day}T00:00:00Z"))
+        server.command("DEL", "eir:{history}:ledger")
+        assert await store.trim_history("2026-11-03T00:00:00Z", 1 << 20, event(None, what="trim")) == 2
+        records = [record async for batch in store.records() for record in batch]
+        assert [record.number for record in records] == [3, 4, 5]
+        assert not list(broken(records, (), await store.ledger()))
+
     async def test_a_set_that_was_evicted_is_a_list_that_was_lost(self, server, store):
         await store.replace("a", state(A, serial=7), A, seen=0)
         (key,) = [key for key in keys_of(server) if b":set:" in key]

@@ -45,6 +45,8 @@ TRIES_MAX = 50
 """How often a write is tried again because another one was faster."""
 About = tuple[str, bytes]
 """A list, and its `change` that an event belongs to."""
+Do = Callable[..., Awaitable[Any]]
+"""What carries out a command: the link, or the connection of a transaction."""
 
 
 async def read_ledger(link: Link) -> tuple[Ledger, str]:
@@ -61,8 +63,7 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
     async def write(pipe: Any, ledger: Ledger, stream: str, was_done: bytes | None) -> None:
         if about is not None and was_done == about[1]:
             return
-        if not ledger.number:
-            ledger = await _rebuilt(link, pipe, stream) or ledger
+        ledger = await _whole(link, pipe, ledger, stream)
         commands: list[tuple[object, ...]] = []
         if is_refusal(event):
             key = fold_key(event)
@@ -91,16 +92,15 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
     await _watched(link, write, done)
 
 
-async def _rebuilt(link: Link, pipe: Any, stream: str) -> Ledger | None:
-    """The ledger by the records and refusals that are there, where it knows of no record: they go on, and nothing of them is lost.
-
-    None if there are no records: then there is nothing that it should know of.
-    """
+async def _whole(link: Link, pipe: Any, ledger: Ledger, stream: str) -> Ledger:
+    """The ledger, made again of the records and refusals that are there if it knows of no record: they go on, and nothing of them is lost."""
+    if ledger.number:
+        return ledger
     first, last, size = None, None, 0
-    while batch := _records(link, await pipe.execute_command("XRANGE", stream, f"({last.number}-0" if last else "-", "+", "COUNT", BATCH)):
+    async for batch in _batches(link, pipe.execute_command, stream, 0):
         first, last, size = first or batch[0], batch[-1], size + _size(batch)
     if last is None:
-        return None
+        return ledger
     link.report("history_ledger_lost", level="warning", detail=f"Redis has dropped what the history has to hold; it goes on behind record {last.number}")
     return rewritten(with_folds(Ledger(), _folds(await pipe.execute_command("HGETALL", REFUSALS))), first, last, size)
 
@@ -113,10 +113,13 @@ async def _of_no_chain(pipe: Any) -> list[Event]:
 async def read_records(link: Link, after: int = 0) -> AsyncIterator[list[Record]]:
     """The chain after a record, in batches, as it stands."""
     _, stream = await read_ledger(link)
-    while True:
-        batch = _records(link, await link.do("XRANGE", stream, f"({after}-0" if after else "-", "+", "COUNT", BATCH))
-        if not batch:
-            return
+    async for batch in _batches(link, link.do, stream, after):
+        yield batch
+
+
+async def _batches(link: Link, do: Do, stream: str, after: int) -> AsyncIterator[list[Record]]:
+    """The records of a stream after a number, by what carries out a command."""
+    while batch := _records(link, await do("XRANGE", stream, f"({after}-0" if after else "-", "+", "COUNT", BATCH)):
         yield batch
         after = batch[-1].number
 
@@ -220,6 +223,7 @@ async def trim(link: Link, until: str, bytes_max: int, event: Event) -> int:
 
     async def write(pipe: Any, ledger: Ledger, stream: str, _done: bytes | None) -> None:
         nonlocal portion
+        ledger = await _whole(link, pipe, ledger, stream)
         oldest = _records(link, await pipe.execute_command("XRANGE", stream, "-", "+", "COUNT", BATCH))
         gone = overdue(oldest, ledger, until, bytes_max)
         portion = len(gone)
