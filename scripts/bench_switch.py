@@ -106,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
     measured = {
         "measured": rows(results), "p99_times_quiet": times_quiet, "followed_s": took, "entries": entries, "own_mb": own_mb,
         "generator_late_us_p99": [round(found["late_us_p99"]) for found in results["during the switch", str(load)]],
-        "wrong_answers": wrong_answers(results),
+        "on_wire": all(found["on_wire"] for each in results.values() for found in each), "wrong_answers": wrong_answers(results),
     }  # fmt: skip
     text = "\n".join((
         f"by turn, p99 in times of the quiet one: {times_quiet}; the node had followed after s: {took}",

@@ -702,7 +702,7 @@ static void print(const struct usage *from, const struct usage *to)
 	       at_part(&latency, .9), at_part(&latency, .99), at_part(&latency, .999), latency.highest * 1e6);
 	printf(", \"generator_share\": %.4f, \"server_s\": %.4f, \"server_us_per_answer\": %.3f", (to->own - from->own) / seconds,
 	       to->server - from->server, total.counted ? (to->server - from->server) / total.counted * 1e6 : 0);
-	printf(", \"late_us_p99\": %.1f, \"sent\": %lu, \"answered\": %lu, \"not_sent\": %lu, \"shed\": %lu", at_part(&lateness, .99), total.sent, total.answered, total.not_sent, total.shed);
+	printf(", \"on_wire\": %s, \"late_us_p99\": %.1f, \"sent\": %lu, \"answered\": %lu, \"not_sent\": %lu, \"shed\": %lu", option.on_wire ? "true" : "false", at_part(&lateness, .99), total.sent, total.answered, total.not_sent, total.shed);
 	printf(", \"statuses\": {\"whitelisted\": %lu, \"blacklisted\": %lu, \"greylisted\": %lu, \"unknown\": %lu, \"other\": %lu}", total.statuses[0],
 	       total.statuses[1], total.statuses[2], total.unknown, total.other_result);
 	printf(", \"errors\": {\"unasked\": %lu, \"unanswered\": %lu, \"malformed\": %lu, \"session\": %lu, \"result\": %lu, \"status\": %lu, \"origin\": %lu, \"flags\": %lu, \"closed\": %lu}}\n",

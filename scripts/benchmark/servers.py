@@ -103,14 +103,14 @@ class Server:
                     os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
-    def rest(self) -> float:
-        """Wait until it has done what it had begun, while nobody asks; returns how long that took, in seconds."""
+    def rest(self) -> None:
+        """Wait until it has done what it had begun, while nobody asks."""
         began = time.perf_counter()
         while time.perf_counter() < began + PATIENCE_S:
             before = sum(map(_processor_s, self.pids))
             time.sleep(IDLE_S)
             if sum(map(_processor_s, self.pids)) - before < IDLE_SHARE * IDLE_S:
-                return time.perf_counter() - began - IDLE_S
+                return
         raise Failed(f"{self.name} does not come to rest")
 
     @property
