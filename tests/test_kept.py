@@ -1,5 +1,7 @@
 """The last good images: what a start reads from a file, and what it does not take from one."""
 
+import threading
+
 import numpy as np
 import pytest
 from made import page, pages_of, state, until
@@ -76,6 +78,29 @@ async def test_what_the_store_has_decides(faulty, tmp_path):
         await faulty.store.replace("a", state(A, serial=3), A, seen=2)
         await node.reaches(3)
         assert node.keys() == A_KEYS
+
+
+async def test_a_list_that_is_again_what_it_was_while_another_content_is_written(faulty, tmp_path, monkeypatch):
+    write, may_go, done = kept.ImageFiles._write, threading.Event(), []
+
+    def late(files, name, digest, image, proof):
+        if digest == other.content_digest:
+            may_go.wait(20)
+        write(files, name, digest, image, proof)
+        done.append(digest)
+
+    monkeypatch.setattr(kept.ImageFiles, "_write", late)
+    other = state(B, serial=2)
+    found = await faulty.store.replace("a", state(A), A, seen=0)
+    async with Node(faulty, {"a": "devices"}, folder=tmp_path) as node:
+        await until(lambda: written(tmp_path, found))
+        other = await faulty.store.replace("a", other, B, seen=1)
+        await node.reaches(2)
+        found = await faulty.store.replace("a", state(A, serial=3), A, seen=2)
+        await node.reaches(3)
+        may_go.set()
+        await until(lambda: other.content_digest in done and done[-1] == found.content_digest)
+        assert written(tmp_path, found)
 
 
 async def test_without_the_store_it_is_read_for_what_the_copy_has(stores, tmp_path):  # noqa: F811  # a fixture

@@ -234,6 +234,7 @@ class Follower:
         if wanted is not None and (kept := await self._read_file(name, wanted)) is not None:
             if self._switch(name, entries, wanted, kept[0]):
                 self._proofs[name] = kept[1]
+                self._keep_image(name)  # another content may be on its way into the file
                 if source is self._store:
                     self._keep_copy(name, wanted, None)
             return

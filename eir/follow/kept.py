@@ -39,7 +39,7 @@ class ImageFiles:
         self._due: dict[str, tuple[float, str, ListImage, Proof]] = {}
 
     def keep(self, name: str, digest: str, image: ListImage, proof: Proof) -> None:
-        """Have the image of a list with this content digest written, unless another one comes soon."""
+        """Have the image of a list with this content digest written, unless another one comes soon, or the file has that content then."""
         if sum(len(layer.buffer) for layer in image.layers) >= SMALL_BYTES:
             self._due[name] = time.monotonic() + SAVE_AFTER_S, digest, image, proof
 
@@ -58,7 +58,14 @@ class ImageFiles:
                         self._due.setdefault(name, (time.monotonic() + RETRY_S, digest, image, proof))
 
     def read(self, name: str, digest: str) -> tuple[Image, Proof] | None:
-        """The image of a list with this content; None if there is none. Raises ImageError for one that is damaged, and OSError."""
+        """The image of a list with this content; None if there is none. Raises ImageError for one that is damaged, which is removed, and OSError."""
+        try:
+            return self._read(name, digest)
+        except ImageError:
+            (self._folder / name).unlink(missing_ok=True)
+            raise
+
+    def _read(self, name: str, digest: str) -> tuple[Image, Proof] | None:
         with suppress(FileNotFoundError), (self._folder / name).open("rb") as file:
             if file.read(DIGEST_BYTES).hex() != digest:
                 return None
@@ -79,7 +86,14 @@ class ImageFiles:
                 if path.name not in names:
                     path.unlink()
 
+    def _has(self, name: str, digest: str) -> bool:
+        with suppress(FileNotFoundError), (self._folder / name).open("rb") as file:
+            return file.read(DIGEST_BYTES).hex() == digest
+        return False
+
     def _write(self, name: str, digest: str, image: ListImage, proof: Proof) -> None:
+        if self._has(name, digest):
+            return
         self._folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
         written = whole(image)
         fresh, marks = self._folder / f".{name}", proof.marks(written.numbers)
