@@ -2,7 +2,9 @@
 
 import asyncio
 import ctypes
+import errno
 import resource
+import select
 import socket
 import struct
 import time
@@ -207,15 +209,33 @@ def paths():
         yield switch
 
 
-async def far_connected(port, settings=None):
-    """A client with two addresses there, in step with the node's own timers."""
+async def far_connected(port, settings=None, *, meanwhile=lambda: None):
+    """A client with two addresses there, in step with the node's own timers; what is to happen `meanwhile` does once its INIT has been sent."""
     with far():
         made = sctp_socket(*THEIRS, port=PEER_PORT)
     for option, value in settings_layout(settings or SctpSettings()):
         made.setsockopt(SCTP, option, value)
-    await asyncio.get_running_loop().sock_connect(made, (OURS[0], port))
+    assert made.connect_ex((OURS[0], port)) == errno.EINPROGRESS  # at once, which the loop's own way is not: it looks the address up first
+    meanwhile()
+    await until(lambda: select.select([], [made], [], 0)[1])
     made.setsockopt(SCTP, sctp_wire.RECVRCVINFO, 1)
     return made
+
+
+async def restarted(made, port, paths, *, unsent=b""):
+    """The client once it has connected again from the same ports, after an end without a word, as by a loss of power."""
+
+    def switched(*, up):
+        for name in ("one", "two"):
+            paths(name, up=up)
+
+    switched(up=False)
+    if unsent:
+        await send(made, unsent)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    made.close()  # its ABORT does not arrive
+    # It connects before a heartbeat can find nobody there, which would be answered by an ABORT.
+    return await far_connected(port, meanwhile=lambda: switched(up=True))
 
 
 @asynccontextmanager
@@ -347,17 +367,7 @@ def test_a_peer_that_restarts_begins_again_with_its_cer(paths):
             await send(made, ecr(LISTED, ids=(1, 1)))
             assert Message((await receive(made)).data).hop_by_hop == 1
             await all_acknowledged()
-            for name in ("one", "two"):
-                paths(name, up=False)
-            await send(made, ecr(LISTED, ids=(2, 2)))  # never arrives, and is not to be answered later
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            made.close()  # as by a loss of power: its ABORT arrives no more than that
-            # It connects from the same ports before a heartbeat can find nobody there, which would be answered by an ABORT.
-            connecting = asyncio.create_task(far_connected(port))
-            await asyncio.sleep(0)
-            for name in ("one", "two"):
-                paths(name, up=True)
-            again = await connecting
+            again = await restarted(made, port, paths, unsent=ecr(LISTED, ids=(2, 2)))  # which is not to be answered later
             await until(lambda: setup.counts.sctp_restarts == {"mme": 1})
             assert setup.node.connected() == {"mme": 0}
             assert [row.state for row in setup.node.status() if row.address] == ["wait_cer"]
@@ -380,13 +390,7 @@ def test_after_a_restart_something_else_than_a_cer_closes(paths):
             await send(made, cer())
             await receive(made)
             await all_acknowledged()
-            for name in ("one", "two"):
-                paths(name, up=False)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            made.close()
-            for name in ("one", "two"):
-                paths(name, up=True)
-            again = await far_connected(port)
+            again = await restarted(made, port, paths)
             await send(again, ecr(LISTED))
             await until(lambda: setup.counts.peers_refused == {"not_cer": 1})
             await until(lambda: setup.node.connected() == {"mme": 0})

@@ -31,6 +31,13 @@ DIGEST_BYTES, COUNT_BYTES, MARK_BYTES = 32, 8, 8
 LOOK_S = 1.0
 
 
+def digest_in(file: Path) -> str:
+    """The digest of the content whose image a file has; empty if there is no such file. Raises OSError."""
+    with suppress(FileNotFoundError), file.open("rb") as opened:
+        return opened.read(DIGEST_BYTES).hex()
+    return ""
+
+
 class ImageFiles:
     """Writes images aside some time after they came into force, in `run`, and reads them. `failed` is told of faults, by list."""
 
@@ -51,6 +58,8 @@ class ImageFiles:
                 if due <= time.monotonic():
                     del self._due[name]
                     try:
+                        if await asyncio.to_thread(digest_in, self._folder / name) == digest:
+                            continue
                         with heavy():
                             await asyncio.to_thread(self._write, name, digest, image, proof)
                     except OSError as error:
@@ -86,14 +95,7 @@ class ImageFiles:
                 if path.name not in names:
                     path.unlink()
 
-    def _has(self, name: str, digest: str) -> bool:
-        with suppress(FileNotFoundError), (self._folder / name).open("rb") as file:
-            return file.read(DIGEST_BYTES).hex() == digest
-        return False
-
     def _write(self, name: str, digest: str, image: ListImage, proof: Proof) -> None:
-        if self._has(name, digest):
-            return
         self._folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
         written = whole(image)
         fresh, marks = self._folder / f".{name}", proof.marks(written.numbers)

@@ -1,4 +1,4 @@
-"""One flat, immutable image of a list: sorted arrays in memory that many processes map. May import numpy and lists' chunks, pages.
+"""One flat, immutable image of a list: sorted arrays in memory that many processes map. May import numpy and lists' chunks, memory, pages.
 
 An image is made (eir.lists.making) beside the one in force. It stands in a memory file that is sealed, so that whoever is handed
 the descriptor maps what can never change; a file on disk has the same bytes, and is read into such memory.
@@ -14,19 +14,17 @@ The arrays, each in its own section (little-endian):
     pair_ends, imsis        pairs: for each device the position behind its last IMSI (nothing if each has one), and all IMSIs
 """
 
-import fcntl
 import hashlib
-import mmap
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from struct import Struct
 from typing import Final
 
 import numpy as np
 
 from eir.lists.chunks import BLOCK_BITS, BLOCKS, ENDS, WHOLE, WHOLE_UNTIL, Chunk, Numbers
+from eir.lists.memory import MappedFile, sealed, write_all
 from eir.lists.pages import PAGE_KEYS
 
 MAGIC, VERSION = b"EIRIMAGE", 1
@@ -34,9 +32,6 @@ HASHED: Final = 1 << 32
 """Pages below this number are in the hash; others (MEIDs with letters) are few."""
 SLOT_WORDS, SPREAD, WORD_BITS = 4, 0x9E3779B1, 32
 ALIGNED = 64
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-STEP_BYTES = 1 << 20
-"""Of a mapping that goes, at a time: some 50 us."""
 
 _DEVICES = (
     ("numbers", "<u8"), ("bits", "<u4"), ("firsts", "<u4"), ("slots", "<u4"), ("offsets", "<u4"), ("lows", "<u2"), ("end_pages", "<u4"),
@@ -53,27 +48,6 @@ BODY_AT: Final = -(-(HEADER.size + SECTION.size * len(SECTIONS)) // ALIGNED) * A
 
 class ImageError(ValueError):
     """These bytes are no image that this version can use."""
-
-
-@contextmanager
-def sealed() -> Iterator[int]:
-    """The descriptor of a memory file, which is sealed once it was written."""
-    descriptor = os.memfd_create("eir-list", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        yield descriptor
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def write_all(descriptor: int, octets: "memoryview | bytes", at: int) -> int:
-    """Write all of it from byte `at` on; returns how much that is. Raises OSError."""
-    left = memoryview(octets)
-    while left:
-        written = os.pwrite(descriptor, left, at)
-        left, at = left[written:], at + written
-    return len(octets)
 
 
 class _Table:
@@ -140,11 +114,11 @@ class Image:
 
     __slots__ = ("_devices", "_imsis", "_map", "_pair_ends", "_subscribers", "_tac_ends", "_tac_pages", "buffer", "descriptor", "numbers")
 
-    def __init__(self, mapped: mmap.mmap, arrays: Mapping[str, Numbers], descriptor: int) -> None:
+    def __init__(self, mapped: MappedFile, arrays: Mapping[str, Numbers], descriptor: int) -> None:
         self._map = mapped
         self.descriptor = descriptor
         """The memory file, to be handed on; closed with the image."""
-        self.buffer = memoryview(mapped)
+        self.buffer = mapped.buffer
         """All of it."""
         self._devices = _Table(arrays)
         self._subscribers = _Table({name.removeprefix("subscriber_"): values for name, values in arrays.items() if name.startswith("subscriber_")})
@@ -157,10 +131,15 @@ class Image:
         os.close(self.descriptor)
 
     @classmethod
-    def map(cls, descriptor: int) -> "Image":
-        """The image in a memory file, whose descriptor is the image's from now on. Raises ImageError, and OSError."""
+    def map(cls, descriptor: int, *, is_new: bool = False) -> "Image":
+        """The image in a memory file, whose descriptor is the image's from now on; one that was just made is gathered in large pages.
+
+        Raises ImageError, and OSError.
+        """
         try:
             mapped, arrays = _mapped(descriptor)
+            if is_new:
+                mapped.gather()
         except BaseException:
             os.close(descriptor)
             raise
@@ -173,7 +152,7 @@ class Image:
         with sealed() as descriptor:
             while at < size and (sent := os.sendfile(descriptor, file, at, size - at)):
                 at += sent
-        image = cls.map(descriptor)
+        image = cls.map(descriptor, is_new=True)
         if image.digest() != HEADER.unpack_from(image.buffer)[4]:
             raise ImageError("the bytes of an image do not have the digest that it says")
         return image
@@ -258,9 +237,7 @@ class Image:
 
     def drop(self, done: int) -> int:
         """Give back a part of the mapping's memory, from byte `done` on, and return up to where it is: nobody asks this image any more."""
-        length = min(STEP_BYTES, len(self.buffer) - done)
-        self._map.madvise(mmap.MADV_DONTNEED, done, length)
-        return done + length
+        return self._map.drop(done)
 
     def _rows(self, position: int) -> range:
         """The rows of a key: one, or in a list of pairs one for each of its IMSIs."""
@@ -277,29 +254,29 @@ class Image:
         return ends[begin : begin + len(rows)]
 
 
-def _mapped(descriptor: int) -> tuple[mmap.mmap, dict[str, Numbers]]:
+def _mapped(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
     """See Image.map."""
     size = os.fstat(descriptor).st_size
     if size < BODY_AT:
         raise ImageError(f"an image of {size} bytes is cut short")
-    mapped = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
-    return mapped, _arrays(mapped, size)
+    mapped = MappedFile(descriptor)
+    return mapped, _arrays(mapped.buffer)
 
 
-def _arrays(mapped: mmap.mmap, size: int) -> dict[str, Numbers]:
+def _arrays(image: memoryview) -> dict[str, Numbers]:
     """The arrays of an image, which are what one another say. Raises ImageError."""
-    magic, version, count, said, _ = HEADER.unpack_from(mapped)
+    magic, version, count, said, _ = HEADER.unpack_from(image)
     if (magic, version, count) != (MAGIC, VERSION, len(SECTIONS)):
         raise ImageError(f"an image of version {version}; this program has {VERSION}" if magic == MAGIC else "no image of a list")
-    if said != size:
+    if said != (size := len(image)):
         raise ImageError(f"an image of {said} bytes has {size}: it is cut short")
     arrays: dict[str, Numbers] = {}
     for index, (name, form) in enumerate(SECTIONS):
-        at, length = SECTION.unpack_from(mapped, HEADER.size + index * SECTION.size)
+        at, length = SECTION.unpack_from(image, HEADER.size + index * SECTION.size)
         item = np.dtype(form).itemsize
         if at % ALIGNED or length % item or not BODY_AT <= at <= at + length <= size:
             raise ImageError(f"section {name} of an image is not within it")
-        arrays[name] = np.frombuffer(mapped, form, length // item, at)
+        arrays[name] = np.frombuffer(image, form, length // item, at)
     for prefix in ("", "subscriber_"):
         if prefix and not len(arrays["subscriber_firsts"]):
             continue

@@ -1,4 +1,4 @@
-"""Images of lists (eir.lists.image), as they are made. May import numpy, lists' chunks, image, pages, roaring."""
+"""Images of lists (eir.lists.image), as they are made. May import numpy, lists' chunks, image, memory, pages, roaring."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,8 @@ from eir.lists.image import (
     VERSION,
     WORD_BITS,
     Image,
-    sealed,
-    write_all,
 )  # fmt: skip
+from eir.lists.memory import sealed, write_all
 from eir.lists.pages import PAGE_KEYS
 from eir.lists.roaring import is_fresh
 
@@ -37,7 +36,7 @@ def make(chunks: Sequence[Chunk]) -> Image:
         arrays["pair_ends"] = np.empty(0) if (whole.counts == 1).all() else np.cumsum(whole.counts)
         arrays["imsis"] = whole.imsis
         arrays |= {f"subscriber_{name}": values for name, values in _tables(_subscribers(whole)).items()}
-    return Image.map(_written(arrays))
+    return Image.map(_written(arrays), is_new=True)
 
 
 def _tables(of: Chunk) -> dict[str, Numbers]:

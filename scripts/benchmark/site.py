@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eir.follow.kept import DIGEST_BYTES, FOLDER
+from eir.follow.kept import FOLDER, digest_in
 from eir.lists.publish import publish
 from eir.lists.settings import DEVICES, PAIRS
 from eir.stores.open import SQLITE, open_copy, open_store
@@ -100,15 +99,9 @@ async def at_rest(store: str, state: Path, name: str = LIST) -> None:
         async with asyncio.timeout(REST_S):
             while copy is not None and await copy.state(name) != wanted:  # noqa: ASYNC110  # another process makes it true
                 await asyncio.sleep(LOOK_S)
-            while wanted is not None and wanted.entries >= KEPT_FROM and _digest_in(file) != wanted.content_digest:  # noqa: ASYNC110  # as above
+            while wanted is not None and wanted.entries >= KEPT_FROM and digest_in(file) != wanted.content_digest:  # noqa: ASYNC110  # as above
                 await asyncio.sleep(LOOK_S)
     finally:
         for each in (there, copy):
             if each is not None:
                 await each.close()
-
-
-def _digest_in(file: Path) -> str:
-    with suppress(FileNotFoundError), file.open("rb") as opened:
-        return opened.read(DIGEST_BYTES).hex()
-    return ""
