@@ -61,38 +61,51 @@ static int read_fields(Message *of, int strict)
 	return 1;
 }
 
-static void look_up(const Lane *lane, const Message *messages, int count, double now, uint8_t (*found)[LISTS])
+/* Messages that are looked up together, each step for all of them. */
+typedef struct {
+	int count;
+	Message messages[GROUP];
+	Search searches[LISTS][GROUP];
+	uint8_t found[GROUP][LISTS];
+} Group;
+
+/* Take one more message up, and begin to look for it in all lists. */
+static void begin(const Lane *lane, Group *group)
 {
+	int i = group->count++;
+	const Message *of = group->messages + i;
 	for (uint32_t number = 0; number < lane->list_count; number++) {
 		const List *list = lane->lists + number;
-		Search group[GROUP];
-		for (int i = 0; i < count; i++) {
-			const Message *of = messages + i;
-			found[i][number] = list->table ? YES : NO;
-			group[i].page = of->tac, group[i].remainder = of->snr;
-			if (list->kind == SUBSCRIBERS) {	/* eir.device.imsi_key: the digits behind a 1 */
-				uint64_t key = of->imsi;
-				if (of->imsi_digits < 6 || of->imsi_digits > 15)
-					found[i][number] = NO;
-				else
-					key += power_of_ten(of->imsi_digits);
-				group[i].page = (uint32_t)(key / PAGE_KEYS), group[i].remainder = (uint32_t)(key % PAGE_KEYS);
-			}
-			if (list->table)
-				search_slot(list->table, group + i);
+		Search *one = group->searches[number] + i;
+		group->found[i][number] = list->table ? YES : NO;
+		one->page = of->tac, one->remainder = of->snr;
+		if (list->kind == SUBSCRIBERS) {	/* eir.device.imsi_key: the digits behind a 1 */
+			uint64_t key = of->imsi;
+			if (of->imsi_digits < 6 || of->imsi_digits > 15)
+				group->found[i][number] = NO;
+			else
+				key += power_of_ten(of->imsi_digits);
+			one->page = (uint32_t)(key / PAGE_KEYS), one->remainder = (uint32_t)(key % PAGE_KEYS);
 		}
-		if (!list->table)
-			continue;
-		for (int i = 0; i < count; i++)
-			search_block(group + i);
-		for (int i = 0; i < count; i++)
-			search_lows(group + i);
-		for (int i = 0; i < count; i++)
-			if (found[i][number] == YES) {
-				int has = search_key(group + i, now);
-				found[i][number] = (uint8_t)(has == YES && list->kind == PAIRS ? MAYBE : has);
-			}
+		if (list->table)
+			search_slot(list->table, one);
 	}
+}
+
+static void go_on(const Lane *lane, Group *group, void step(Search *))
+{
+	for (uint32_t number = 0; number < lane->list_count; number++)
+		for (int i = 0; lane->lists[number].table && i < group->count; i++)
+			step(group->searches[number] + i);
+}
+
+static void finish(const Lane *lane, Group *group, int i, double now)
+{
+	for (uint32_t number = 0; number < lane->list_count; number++)
+		if (group->found[i][number] == YES) {
+			int has = search_key(group->searches[number] + i, now);
+			group->found[i][number] = (uint8_t)(has == YES && lane->lists[number].kind == PAIRS ? MAYBE : has);
+		}
 }
 
 /* The verdict of the general path: decide(key, imsi, software version, host, realm). OBSERVED with an exception set if that fails. */
@@ -140,13 +153,12 @@ static int write_answer(Lane *lane, const uint8_t *at, const Context *context, i
 	return 1;
 }
 
-static int answer_group(Lane *lane, const uint8_t *data, const Message *messages, int count, double now, PyObject *decide_by, PyObject *numbers, const uint8_t *telling)
+static int answer_group(Lane *lane, const uint8_t *data, Group *group, double now, PyObject *decide_by, PyObject *numbers, const uint8_t *telling)
 {
-	uint8_t found[GROUP][LISTS];
-	look_up(lane, messages, count, now, found);
-	for (int i = 0; i < count; i++) {
-		const Message *of = messages + i;
-		uint32_t verdict = decide(lane, of, found[i]);
+	for (int i = 0; i < group->count; i++) {
+		const Message *of = group->messages + i;
+		finish(lane, group, i, now);
+		uint32_t verdict = decide(lane, of, group->found[i]);
 		uint32_t asked = verdict == OBSERVED;
 		if (asked && (verdict = ask(lane, of, decide_by, numbers)) == OBSERVED)
 			return 0;
@@ -205,23 +217,25 @@ static PyObject *lane_take(Lane *lane, PyObject *arguments)
 	const uint8_t *at = (const uint8_t *)data.buf + position, *end = (const uint8_t *)data.buf + data.len;
 	lane->busy = 1, lane->out_bytes = lane->fact_count = 0;
 	memset(lane->tallies, 0, lane->verdict_count * sizeof *lane->tallies);
-	while (going && wanted > 0) {
-		Message group[GROUP];
-		int count = 0;
-		while (count < GROUP && count < wanted) {
-			Message *of = group + count;
+	/* One group is answered while what the next one needs comes from memory. */
+	Group groups[2], *group = groups, *before = NULL;
+	for (int goes = 1; goes && (before || (going && wanted > 0)); group = groups + (group == groups)) {
+		group->count = 0;
+		while (going && group->count < GROUP && group->count < wanted) {
+			Message *of = group->messages + group->count;
 			of->at = at, of->context = recognise(lane, lane->latest, at, (size_t)(end - at));
-			if (!of->context || !read_fields(of, lane->strict)) {
-				going = 0;
+			going = of->context && read_fields(of, lane->strict);
+			if (!going)
 				break;
-			}
 			lane->latest = of->context;
 			at += of->context->layout->length;
-			count++;
+			begin(lane, group);
 		}
-		wanted -= count;
-		if (count && !answer_group(lane, data.buf, group, count, now, decide_by, numbers, telling_bytes ? (const uint8_t *)telling : NULL))
-			break;
+		wanted -= group->count;
+		go_on(lane, group, search_block);
+		goes = !before || answer_group(lane, data.buf, before, now, decide_by, numbers, telling_bytes ? (const uint8_t *)telling : NULL);
+		go_on(lane, group, search_lows);
+		before = group->count ? group : NULL;
 	}
 	PyObject *said = PyErr_Occurred() ? NULL : told(lane);
 	if (said)

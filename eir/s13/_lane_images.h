@@ -188,15 +188,16 @@ static int search_key(const Search *one, double now)
 	}
 	const uint16_t *lows = in->at[LOWS], low = one->remainder & 0xFFFF;
 	uint64_t from = one->start, count = one->end - one->start;
-	while (count > 1) {	/* without a branch that could be guessed wrong */
+	/* Without a branch that could be guessed wrong while memory is waited for. */
+	while (count > 1) {
 		uint64_t half = count / 2;
 		from = lows[from + half] <= low ? from + half : from;
 		count -= half;
 	}
-	if (!count || lows[from] != low)
-		return NO;
-	if (!(one->bits & HAS_ENDS))
-		return YES;
+	const uint16_t other = (uint16_t)~low, *last = count ? lows + from : &other;
+	int found = *last == low;
+	if (!(one->bits & HAS_ENDS) || !found)
+		return found;
 	/* Of pairs a device may have several rows. */
 	uint64_t at = place_of(in, END_PAGES, one->place);
 	if (in->count[IMSIS] || at >= in->count[END_PAGES] || one->first >= in->count[OFFSETS])
