@@ -131,15 +131,10 @@ class Image:
         os.close(self.descriptor)
 
     @classmethod
-    def map(cls, descriptor: int, *, is_new: bool = False) -> "Image":
-        """The image in a memory file, whose descriptor is the image's from now on; one that was just made is gathered in large pages.
-
-        Raises ImageError, and OSError.
-        """
+    def map(cls, descriptor: int) -> "Image":
+        """The image in a memory file, whose descriptor is the image's from now on. Raises ImageError, and OSError."""
         try:
             mapped, arrays = _mapped(descriptor)
-            if is_new:
-                mapped.gather()
         except BaseException:
             os.close(descriptor)
             raise
@@ -149,10 +144,10 @@ class Image:
     def read(cls, file: int, at: int) -> "Image":
         """The image that stands in a file from byte `at` on, as `save` wrote it, in memory of its own. Raises ImageError, and OSError."""
         size = os.fstat(file).st_size
-        with sealed() as descriptor:
+        with sealed(max(0, size - at)) as descriptor:
             while at < size and (sent := os.sendfile(descriptor, file, at, size - at)):
                 at += sent
-        image = cls.map(descriptor, is_new=True)
+        image = cls.map(descriptor)
         if image.digest() != HEADER.unpack_from(image.buffer)[4]:
             raise ImageError("the bytes of an image do not have the digest that it says")
         return image

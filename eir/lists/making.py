@@ -1,6 +1,5 @@
 """Images of lists (eir.lists.image), as they are made. May import numpy, lists' chunks, image, memory, pages, roaring."""
 
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,7 +35,7 @@ def make(chunks: Sequence[Chunk]) -> Image:
         arrays["pair_ends"] = np.empty(0) if (whole.counts == 1).all() else np.cumsum(whole.counts)
         arrays["imsis"] = whole.imsis
         arrays |= {f"subscriber_{name}": values for name, values in _tables(_subscribers(whole)).items()}
-    return Image.map(_written(arrays), is_new=True)
+    return Image.map(_written(arrays))
 
 
 def _tables(of: Chunk) -> dict[str, Numbers]:
@@ -99,13 +98,15 @@ def _rows_of_pages(of: Chunk) -> Numbers:
 
 def _written(arrays: Mapping[str, Numbers]) -> int:
     """A sealed memory file with these arrays; returns its descriptor."""
-    with sealed() as descriptor:
-        at, table = BODY_AT, b""
-        os.ftruncate(descriptor, BODY_AT)
+    at, table, places = BODY_AT, b"", dict[str, int]()
+    for name, form in SECTIONS:
+        length = len(arrays.get(name, ())) * np.dtype(form).itemsize
+        places[name] = at
+        table += SECTION.pack(at, length)
+        at += -(-length // ALIGNED) * ALIGNED
+    with sealed(at) as descriptor:
         for name, form in SECTIONS:
-            octets = np.ascontiguousarray(arrays.get(name, np.empty(0)), form).view(np.uint8).data
-            table += SECTION.pack(at, len(octets))
-            for piece in (octets, bytes(-len(octets) % ALIGNED)):
-                at += write_all(descriptor, piece, at)
+            if name in arrays:
+                write_all(descriptor, np.ascontiguousarray(arrays[name], form).view(np.uint8).data, places[name])
         write_all(descriptor, HEADER.pack(MAGIC, VERSION, len(SECTIONS), at, bytes(DIGEST_BYTES)) + table, 0)
     return descriptor
