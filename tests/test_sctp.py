@@ -222,8 +222,17 @@ async def far_connected(port, settings=None, *, meanwhile=lambda: None):
     return made
 
 
-async def restarted(made, port, paths, *, unsent=b""):
-    """The client once it has connected again from the same ports, after an end without a word, as by a loss of power."""
+QUIET = SctpSettings(heartbeat_s=3600)
+"""No path is looked after."""
+
+
+async def restarted(setup, made, port, paths, *, unsent=b""):
+    """The client once it has connected again from the same ports, after an end without a word, as by a loss of power.
+
+    Until it has, no heartbeat may find that nobody is there, which would be answered by an ABORT: all are answered before, and the node is QUIET.
+    """
+    await until(lambda: paths_of(setup) == {"up": 2, "down": 0})
+    await all_acknowledged()
 
     def switched(*, up):
         for name in ("one", "two"):
@@ -234,7 +243,6 @@ async def restarted(made, port, paths, *, unsent=b""):
         await send(made, unsent)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     made.close()  # its ABORT does not arrive
-    # It connects before a heartbeat can find nobody there, which would be answered by an ABORT.
     return await far_connected(port, meanwhile=lambda: switched(up=True))
 
 
@@ -360,14 +368,13 @@ def test_a_peer_that_never_comes_back_is_given_up(paths):
 
 def test_a_peer_that_restarts_begins_again_with_its_cer(paths):
     async def case():
-        async with multihomed() as (setup, port):
+        async with multihomed(sctp=QUIET) as (setup, port):
             made = await far_connected(port)
             await send(made, cer())
             await receive(made)
             await send(made, ecr(LISTED, ids=(1, 1)))
             assert Message((await receive(made)).data).hop_by_hop == 1
-            await all_acknowledged()
-            again = await restarted(made, port, paths, unsent=ecr(LISTED, ids=(2, 2)))  # which is not to be answered later
+            again = await restarted(setup, made, port, paths, unsent=ecr(LISTED, ids=(2, 2)))  # which is not to be answered later
             await until(lambda: setup.counts.sctp_restarts == {"mme": 1})
             assert setup.node.connected() == {"mme": 0}
             assert [row.state for row in setup.node.status() if row.address] == ["wait_cer"]
@@ -385,14 +392,14 @@ def test_a_peer_that_restarts_begins_again_with_its_cer(paths):
 
 def test_after_a_restart_something_else_than_a_cer_closes(paths):
     async def case():
-        async with multihomed() as (setup, port):
+        async with multihomed(sctp=QUIET) as (setup, port):
             made = await far_connected(port)
             await send(made, cer())
             await receive(made)
-            await all_acknowledged()
-            again = await restarted(made, port, paths)
+            again = await restarted(setup, made, port, paths)
             await send(again, ecr(LISTED))
             await until(lambda: setup.counts.peers_refused == {"not_cer": 1})
+            assert setup.counts.sctp_restarts == {"mme": 1}
             await until(lambda: setup.node.connected() == {"mme": 0})
             again.close()
 
