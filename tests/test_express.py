@@ -339,6 +339,16 @@ def test_the_lane_turns_away_what_it_would_take():
     assert side.feed(patient).count(encode_u32(268, 2001)) == 0
 
 
+def test_an_agent_that_brings_a_thousand_mmes_is_soon_known():
+    side = Side(lane=True)
+    if not isinstance(side.peer._framer._lane, CompiledLane):
+        pytest.skip("the lane in Python knows no more than CONTEXTS_MAX of them")
+    for turn in range(16):
+        for number in range(0, 1000, 50):
+            side.feed(b"".join(ecr(f"{turn:014d}", host=f"mme{each:03d}.example", ids=(turn, each)) for each in range(number, number + 50)))
+    assert side.peer._framer._lane.learned[0] > 900
+
+
 def test_the_lane_takes_what_it_has_seen():
     side = Side(lane=True)
     taken = []
