@@ -1,0 +1,335 @@
+"""Faults that are put into the code, one at a time, are noticed by the tests that concern the file.
+
+Faults are drawn by a seed over a folder or a file of eir/ (scripts/faults.py says of which kinds). Each is tried in a copy of the tree,
+several at a time, so that the tree itself is never touched. A test that fails has noticed the fault if it passes without it.
+Ends with 1 if less than --at-least was noticed. A fault that changes nothing that counts is nobody's to notice: read the diffs.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+
+from faults import SUFFIXES, Fault, changes_nothing, faults_of
+
+ROOT = Path(__file__).resolve().parent.parent
+ASIDE = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "figures")
+FILES_MAX = 8
+"""Files of tests that are found by what they import; those of OUTSIDE come behind them."""
+TEST_LIMIT_S = 60
+FIRST_GUESS_S = 5.0
+"""What a file of tests is taken to need until it was run; the quick ones are asked first."""
+OUTSIDE = {
+    "eir/analysis": ("test_tamper", "test_sightings"),
+    "eir/checks": ("test_policy", "test_checker", "test_explain"),
+    "eir/commands": ("test_cli", "test_content", "test_in_force"),
+    "eir/config": ("test_config",),
+    "eir/daemon": ("test_workers", "test_serve", "test_following"),
+    "eir/diameter": ("test_peer", "test_node", "test_conformance"),
+    "eir/diameter/transport": ("test_node", "test_tls", "test_sctp"),
+    "eir/follow": ("test_follow", "test_copy"),
+    "eir/lists": ("test_load", "test_index", "test_inbox"),
+    "eir/n5g": ("test_n5g", "test_n5g_node", "test_n5g_access"),
+    "eir/operate": ("test_status", "test_metrics", "test_control"),
+    "eir/s13": ("test_express", "test_service", "test_lane", "test_conformance"),
+    "eir/stores": ("test_store_contract", "test_sqlite", "test_redis"),
+    "eir/web": ("test_http", "test_http2", "test_hpack_lane"),
+}
+"""Tests that look at a folder from outside, and what concerns a file that no test imports."""
+
+
+@dataclass(slots=True)
+class Tried:
+    """One fault, and who noticed it."""
+
+    fault: Fault
+    diff: str
+    tests: list[str]
+    """Files of tests, in the order in which they were run."""
+    noticed_by: str = ""
+    """The test; empty: nobody."""
+    in_time: bool = True
+    """All these tests were run, unless one noticed the fault before."""
+    seconds: float = 0.0
+    unsteady: list[str] = field(default_factory=list)
+    """Tests that failed, and fail without the fault too."""
+
+
+def main(arguments: list[str]) -> int:
+    """The part `mutants` of scripts/soak."""
+    parser = argparse.ArgumentParser(prog="soak mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("where", metavar="FOLDER", help="or a file: where faults are drawn, from the root of the repository")
+    parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the draw; chance if not given")
+    parser.add_argument("--at-once", type=int, default=len(os.sched_getaffinity(0)), help="the processors, if not given")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds for the tests of one fault")
+    parser.add_argument("--at-least", type=float, default=90.0, help="percent of the faults that have to be noticed")
+    parser.add_argument("--json", action="store_true", help="a document on standard output")
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    root = options.root.resolve()
+    possible = draw(root, root / options.where, options.seed)
+    if not possible:
+        parser.error(f"no fault can be drawn in {options.where}")
+    said = f"seed {options.seed}: {options.faults} of {len(possible):,} possible faults in {options.where}"
+    print(said, file=sys.stderr, flush=True)
+    tell = _tell(min(options.faults, len(possible)))
+    tried = try_faults(root, iter(possible), options.faults, at_once=options.at_once, limit_s=options.limit, tell=tell)
+    noticed = sum(bool(each.noticed_by) for each in tried)
+    share = 100 * noticed / len(tried)
+    if options.json:
+        found = [asdict(each.fault) | asdict(each) | {"fault": None} for each in tried]
+        wanted = ("file", "line", "kind", "diff", "noticed_by", "in_time", "seconds", "tests", "unsteady")
+        faults = [{name: each[name] for name in wanted} for each in found]
+        print(json.dumps({"seed": options.seed, "where": options.where, "possible": len(possible), "noticed": noticed, "faults": faults}, indent=1))
+    else:
+        for each in tried:
+            if not each.noticed_by:
+                late = "" if each.in_time else " in the time that was given"
+                print(f"\nno test noticed{late}: {each.fault.file}:{each.fault.line} ({each.fault.kind}); asked {', '.join(each.tests)}\n{each.diff}")
+        print(f"\n{noticed} of {len(tried)} faults noticed ({share:.0f} %)")
+    return 0 if share >= options.at_least else 1
+
+
+def draw(root: Path, where: Path, seed: int) -> list[Fault]:
+    """All faults of a folder or file in an order that the seed decides."""
+    files = [where] if where.is_file() else sorted(path for path in where.rglob("*") if path.suffix in SUFFIXES)
+    found = [fault for path in files for fault in faults_of(root, path)]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def concerned(root: Path, file: str) -> list[str]:
+    """Files of tests that concern a file, the nearest first: by name, by what they import, by OUTSIDE."""
+    nearest, near = _named(file), _importers(root).get(file, {})
+    found = sorted(near, key=lambda test: (Path(test).name != nearest, near[test], test))[:FILES_MAX]
+    folder = file.rpartition("/")[0]
+    while folder and folder not in OUTSIDE:
+        folder = folder.rpartition("/")[0]
+    outside = [f"tests/{name}.py" for name in OUTSIDE.get(folder, ()) if (root / f"tests/{name}.py").exists()]
+    return list(dict.fromkeys([*found, *outside]))
+
+
+def try_faults(
+    root: Path, drawn: Iterator[Fault], wanted: int, *, at_once: int, limit_s: float, tell: Callable[[Tried], None]
+) -> list[Tried]:
+    """Try the first `wanted` faults that make another program of it, `at_once` at a time; `tell` hears of each as it ends."""
+    lock = threading.Lock()
+    with tempfile.TemporaryDirectory(prefix="eirm") as name, ThreadPoolExecutor(at_once) as pool:
+        free: SimpleQueue[_Copy] = SimpleQueue()
+        took: dict[str, float] = {}
+        copies = [_Copy(root, Path(name) / str(number), took) for number in range(at_once)]
+        for copy in copies:
+            free.put(copy)
+
+        def one() -> Tried | None:
+            copy = free.get()
+            try:
+                while True:
+                    with lock:
+                        fault = next(drawn, None)
+                    if fault is None:
+                        return None
+                    tried = copy.attempt(fault, limit_s)
+                    if tried is not None:
+                        return tried
+            finally:
+                free.put(copy)
+
+        try:
+            found = []
+            for done in as_completed([pool.submit(one) for _ in range(wanted)]):
+                if (tried := done.result()) is not None:
+                    found.append(tried)
+                    tell(tried)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for copy in copies:
+                copy.stop()
+    return sorted(found, key=lambda each: (each.fault.file, each.fault.line))
+
+
+class _Copy:
+    """A copy of the tree, in which one fault at a time is tried."""
+
+    def __init__(self, root: Path, folder: Path, took: dict[str, float]) -> None:
+        """`took`: seconds of each file of tests that was run to its end, which all copies share."""
+        self.root, self.folder = root, folder
+        self._running: subprocess.Popen[str] | None = None
+        self._stopped = False
+        shutil.copytree(root, folder / "t", ignore=ASIDE, symlinks=True)
+        self.tree = folder / "t"
+        temporary = folder / "x"
+        temporary.mkdir()
+        self._took = took
+        self._environment = os.environ | {"PYTHONPATH": str(self.tree), "TMPDIR": str(temporary)}
+        # Compiled files that go by content: by time, a fault and its file without it could be of the same second.
+        self._run([sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "eir"], TEST_LIMIT_S)
+
+    def attempt(self, fault: Fault, limit_s: float) -> Tried | None:
+        """Put the fault in, run the tests, take it out; None: it makes no program, or the same one."""
+        path, began = self.tree / fault.file, time.monotonic()
+        text = path.read_text()
+        if changes_nothing(fault, text):
+            return None
+        tests = concerned(self.root, fault.file)
+        tests[1:] = sorted(tests[1:], key=lambda test: self._took.get(test, FIRST_GUESS_S))
+        tried = Tried(fault, fault.diff(text), tests)
+        try:
+            path.write_text(fault.applied(text))
+            if path.suffix in {".c", ".h"} and not self._built():
+                return None
+            while tried.in_time and not self._stopped:
+                left = limit_s - (time.monotonic() - began)
+                failed = self._failed(tried.tests, left, tried.unsteady)
+                tried.in_time = failed is not None
+                if not failed:
+                    break
+                path.write_text(text)
+                self._built(path)
+                if self._failed([failed], limit_s, []) == "":
+                    tried.noticed_by = failed
+                    break
+                tried.unsteady.append(failed)
+                path.write_text(fault.applied(text))
+                self._built(path)
+        finally:
+            path.write_text(text)
+            self._built(path)
+        tried.seconds = round(time.monotonic() - began, 1)
+        return tried
+
+    def stop(self) -> None:
+        """End what runs, and start nothing more."""
+        self._stopped = True
+        _end(self._running)
+
+    def _failed(self, tests: list[str], limit_s: float, but: list[str]) -> str | None:
+        """The first test that fails; empty: none; None: not all were run in time."""
+        deselected = [part for test in but for part in ("--deselect", test)]
+        command = [
+            sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "--durations=0", "-p", "no:cacheprovider", "--timeout", str(TEST_LIMIT_S), *deselected, *tests,
+        ]  # fmt: skip
+        status, said = self._run(command, limit_s)
+        for test in tests if status == 0 and not but else ():
+            self._took[test] = sum(map(float, re.findall(rf"^([0-9.]+)s \w+ +{re.escape(test)}::", said, re.MULTILINE)))
+        found = re.search(r"^(?:FAILED|ERROR) (\S+?\.py(?:::.*?)?)(?: - .*)?$", said, re.MULTILINE)
+        if found is not None:
+            return found[1]
+        # 0: all passed; 5: nothing was left to run. Else the run as a whole came to nothing, as when an import ends the process.
+        return None if status is None else "" if status in {0, 5} else tests[0]
+
+    def _built(self, path: Path | None = None) -> bool:
+        """Compile what is compiled, unless `path` is not; whether there is a program, and another one than before."""
+        if path is not None and path.suffix not in {".c", ".h"}:
+            return True
+        objects = {found: found.read_bytes() for found in self.tree.rglob("*.so")}
+        status, _ = self._run([sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"], TEST_LIMIT_S)
+        return status == 0 and any(found.read_bytes() != objects.get(found) for found in self.tree.rglob("*.so"))
+
+    def _run(self, command: list[str], limit_s: float) -> tuple[int | None, str]:
+        """Exit status and output; None: not within the limit."""
+        with tempfile.TemporaryFile("w+", dir=self.folder) as out:
+            self._running = subprocess.Popen(
+                command, cwd=self.tree, env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                text=True, start_new_session=True,
+            )  # fmt: skip
+            try:
+                status = self._running.wait(max(limit_s, 1))
+            except subprocess.TimeoutExpired:
+                status = None
+            _end(self._running)
+            out.seek(0)
+            return status, out.read()
+
+
+def _end(process: subprocess.Popen[str] | None) -> None:
+    """End a process and all in its session's first group."""
+    if process is None:
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _named(file: str) -> str:
+    return f"test_{Path(file).stem}.py"
+
+
+_FOUND: dict[Path, dict[str, dict[str, tuple[int, int]]]] = {}
+
+
+def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """By file: the tests that it reaches by imports, each with (how many imports away, how many imports it has of its own).
+
+    Of those that are further away than the nearest and one more, none: nearly every test imports everything in the end.
+    """
+    if root in _FOUND:
+        return _FOUND[root]
+    files = {_module(root, path): path.relative_to(root).as_posix() for part in ("eir", "tests") for path in (root / part).rglob("*.py")}
+    imported_by: dict[str, set[str]] = defaultdict(set)
+    count: dict[str, int] = {}
+    for module, file in files.items():
+        wanted = {files[name] for name in _imports((root / file).read_text()) if name in files and name != module}
+        count[file] = len(wanted)
+        for name in wanted:
+            imported_by[name].add(file)
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for file in files.values():
+        seen, edge, distance, tests, last = {file}, {file}, 0, {}, 99
+        while edge and distance < last:
+            distance += 1
+            edge = {each for before in edge for each in imported_by[before]} - seen
+            seen |= edge
+            new = {test: (distance, count[test]) for test in edge if Path(test).name.startswith("test_")}
+            last = min(last, distance + 1) if new else last
+            tests |= new
+        found[file] = tests
+    _FOUND[root] = found
+    return found
+
+
+def _module(root: Path, path: Path) -> str:
+    """What a file is called in an import: tests and what they share stand on the path."""
+    parts = path.relative_to(root).with_suffix("").parts
+    name = parts[-1:] if parts[0] == "tests" else parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join(name)
+
+
+def _imports(text: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _tell(wanted: int) -> Callable[[Tried], None]:
+    done = 0
+
+    def tell(tried: Tried) -> None:
+        nonlocal done
+        done += 1
+        by = f"noticed by {tried.noticed_by}" if tried.noticed_by else "NOT NOTICED" if tried.in_time else "NOT NOTICED in time"
+        where = f"{tried.fault.file}:{tried.fault.line}"
+        print(f"{done:>3}/{wanted} {where:<44} {tried.fault.kind:<18} {tried.seconds:>5.0f} s  {by}", file=sys.stderr, flush=True)
+
+    return tell
