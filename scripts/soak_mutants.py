@@ -133,11 +133,9 @@ def try_faults(
     """Try the first `wanted` faults that make another program of it, `at_once` at a time; `tell` hears of each as it ends."""
     lock = threading.Lock()
     with tempfile.TemporaryDirectory(prefix="eirm") as name, ThreadPoolExecutor(at_once) as pool:
-        free: SimpleQueue[_Copy] = SimpleQueue()
         took: dict[str, float] = {}
         copies = [_Copy(root, Path(name) / str(number), took) for number in range(at_once)]
-        for copy in copies:
-            free.put(copy)
+        free: SimpleQueue[_Copy] = SimpleQueue()
 
         def one() -> Tried | None:
             copy = free.get()
@@ -155,6 +153,9 @@ def try_faults(
 
         try:
             found = []
+            for copy in copies:
+                copy.make()
+                free.put(copy)
             for done in as_completed([pool.submit(one) for _ in range(wanted)]):
                 if (tried := done.result()) is not None:
                     found.append(tried)
@@ -171,15 +172,17 @@ class _Copy:
 
     def __init__(self, root: Path, folder: Path, took: dict[str, float]) -> None:
         """`took`: seconds of each file of tests that was run to its end, which all copies share."""
-        self.root, self.folder = root, folder
+        self.root, self.folder, self.tree = root, folder, folder / "t"
+        self._took = took
+        self._lock = threading.Lock()
         self._running: subprocess.Popen[str] | None = None
         self._stopped = False
-        shutil.copytree(root, folder / "t", ignore=ASIDE, symlinks=True)
-        self.tree = folder / "t"
-        temporary = folder / "x"
-        temporary.mkdir()
-        self._took = took
-        self._environment = os.environ | {"PYTHONPATH": str(self.tree), "TMPDIR": str(temporary)}
+        self._environment = os.environ | {"PYTHONPATH": str(self.tree), "TMPDIR": str(folder / "x")}
+
+    def make(self) -> None:
+        """Copy the tree."""
+        shutil.copytree(self.root, self.tree, ignore=ASIDE, symlinks=True)
+        (self.folder / "x").mkdir()
         # Compiled files that go by content: by time, a fault and its file without it could be of the same second.
         self._run([sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "eir"], TEST_LIMIT_S)
 
@@ -218,8 +221,9 @@ class _Copy:
 
     def stop(self) -> None:
         """End what runs, and start nothing more."""
-        self._stopped = True
-        _end(self._running)
+        with self._lock:
+            self._stopped = True
+            _end(self._running)
 
     def _failed(self, tests: list[str], limit_s: float, but: list[str]) -> str | None:
         """The first test that fails; empty: none; None: not all were run in time."""
@@ -245,23 +249,27 @@ class _Copy:
         return status == 0 and any(found.read_bytes() != objects.get(found) for found in self.tree.rglob("*.so"))
 
     def _run(self, command: list[str], limit_s: float) -> tuple[int | None, str]:
-        """Exit status and output; None: not within the limit."""
+        """Exit status and output; None: not within the limit, or it was stopped."""
         with tempfile.TemporaryFile("w+", dir=self.folder) as out:
-            self._running = subprocess.Popen(
-                command, cwd=self.tree, env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                text=True, start_new_session=True,
-            )  # fmt: skip
+            with self._lock:
+                if self._stopped:
+                    return None, ""
+                self._running = running = subprocess.Popen(
+                    command, cwd=self.tree, env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                    text=True, start_new_session=True,
+                )  # fmt: skip
             try:
-                status = self._running.wait(max(limit_s, 1))
+                status = running.wait(max(limit_s, 1))
             except subprocess.TimeoutExpired:
                 status = None
-            _end(self._running)
+            with self._lock:
+                _end(running)
             out.seek(0)
-            return status, out.read()
+            return (None, "") if self._stopped else (status, out.read())
 
 
 def _end(process: subprocess.Popen[str] | None) -> None:
-    """End a process and all in its session's first group."""
+    """End a process, and what it started and left in its group."""
     if process is None:
         return
     with suppress(ProcessLookupError):

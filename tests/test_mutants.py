@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,13 +133,16 @@ def test_what_no_test_noticed_is_told_with_file_line_and_diff(tree):
     assert {path: path.read_bytes() for path in tree.rglob("*.py")} == before
 
 
-def test_nothing_is_left_of_a_run_that_is_ended(tree, monkeypatch):
-    (tree / "tests/test_sums.py").write_text("import time\nimport eir.sums\n\n\ndef test_slow():\n    time.sleep(300)\n")
-    (tree / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tree / "tmp"))
+def test_nothing_is_left_of_a_run_that_is_ended(tree, tmp_path_factory, monkeypatch):
+    temporary = tmp_path_factory.mktemp("t")
+    began = tree / "began"
+    slow = f"import pathlib, time\nimport eir.sums\n\n\ndef test_slow():\n    pathlib.Path({str(began)!r}).touch()\n    time.sleep(300)\n"
+    (tree / "tests/test_sums.py").write_text(slow)
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with soak(tree, "--faults", 3) as run:
-        run.stderr.readline()
+        while not began.exists() and run.poll() is None:
+            time.sleep(0.01)
         run.send_signal(signal.SIGTERM)
         run.communicate()
     assert run.returncode == 128 + signal.SIGTERM
-    assert not list((tree / "tmp").iterdir())
+    assert not list(temporary.iterdir())
