@@ -658,6 +658,45 @@ async def _():
         assert setup.counts.peers_refused == {"source": 1}
 
 
+@row("34a", "64 peers of one network in the same moment, each with its CER at once or a round trip later")
+async def _():
+    names = [f"mme{number}.localdomain" for number in range(64)]
+    for pause_s in (0, 0.1):
+        async with running() as setup:
+            made = await asyncio.gather(*(setup.connect() for _ in names))
+            await asyncio.sleep(pause_s)
+            opened = await asyncio.gather(*(one.open(cer(name)) for one, name in zip(made, names, strict=True)))
+            assert [cea.result for cea in opened] == [2001] * 64
+            assert setup.node.connected() == {"mme": 64}
+            assert not setup.counts.peers_refused
+
+
+@row("34a", "a source that says nothing is closed, and a line names the setting")
+async def _():
+    async with running(limits=Limits(source_unidentified_max=4, cer_timeout_s=1)) as setup:
+        good = await setup.open()
+        silent = [await setup.connect() for _ in range(12)]
+        assert [await one.end() for one in silent] == [[]] * 12
+        assert setup.counts.peers_refused["source_unidentified_max"] >= 8
+        lines = [fields for event, fields in setup.reports.seen if event == "peer_refused"]
+        assert {"reason": "source_unidentified_max", "setting": "limits.source_unidentified_max"}.items() <= lines[0].items()
+        assert lines[0]["address"]
+        assert (await good.ask(ecr())).result == 2001
+
+
+@row("34a", "peers that the table names have room beside the limit", ["tcp"])
+async def _():
+    names = [f"mme{number}.localdomain" for number in range(24)]
+    here = (ipaddress.ip_network("127.0.0.1"),)
+    for named in ([replace(PEER, label=name, host=name, sources=here) for name in names], [replace(PEER, sources=here, connections=24)]):
+        async with running(peers=(*named, PEER), limits=Limits(source_unidentified_max=2, unidentified_max=2)) as setup:
+            made = [await setup.connect() for _ in names]
+            strangers = [await setup.connect(local_addr=("127.0.1.1", 0)) for _ in range(6)]
+            assert [await one.end() for one in strangers[:4]] == [[]] * 4  # which came after the others
+            for one, name in zip(made, names, strict=True):
+                await one.open(cer(name))
+
+
 @row(35, "the first message is no CER")
 async def _():
     for first in (dwr(), ecr(), dpr(), message(257, flags=0, app=0), message(257, flags=0x80, app=APP)):
@@ -1155,5 +1194,5 @@ def open_files():
 
 
 def test_every_row_is_here():
-    rows = {case.row for case in CASES} | {int(case.id.partition("-")[0]) for case in ROWS}
-    assert rows >= {*range(1, 52)}
+    rows = {str(case.row) for case in CASES} | {case.id.partition("-")[0] for case in ROWS}
+    assert rows >= {*map(str, range(1, 52)), "34a"}

@@ -153,6 +153,22 @@ async def test_who_says_nothing_is_held_to_the_limits_by_all_workers_together(lo
     assert refused["eir_peers_refused_total{reason=unidentified_max}"] == 28
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_mmes_that_all_come_back_at_once_are_let_in(loaded, crowd, workers):
+    """As after an outage: 64 of one network, each with its CER as soon as it is connected."""
+    loaded.configure(workers=workers)
+    node = loaded.start()
+    loop = asyncio.get_running_loop()
+
+    async def come(number):
+        (one,) = await crowd(node, 1, "127.0.1.1")
+        await loop.sock_sendall(one, cer(f"mme{number}.localdomain"))
+        return Message(await loop.sock_recv(one, 4096)).result
+
+    assert await asyncio.gather(*map(come, range(64))) == [2001] * 64
+    assert node.lines("peer_refused") == []
+
+
 @pytest.mark.parametrize("workers", [2])
 async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded, crowd, workers):
     """A CER comes a round trip after the connection; a flood from the same network has come meanwhile."""

@@ -70,7 +70,7 @@ class Node:
         self._links: dict[int, Link] = {}
         """All connections by number, the oldest first; `peer` is None while one is in its TLS handshake."""
         self._numbers = itertools.count()
-        self._gate = Gate(self._drop)
+        self._gate = Gate(self._crowded_out)
         self._taking: set[asyncio.Task[None]] = set()
         """Connections of our own listeners, TLS handshakes included."""
         self._admission = admission or Admission()
@@ -258,6 +258,7 @@ class Node:
         """Decide what concerns more than one connection."""
         match event:
             case Arrived(said, settings):
+                self._gate.identified(link)
                 claim = Claim(link.number, said.host, settings.connections, said.origin_state_id or 0)
                 self._follow(self._admission.arrived(claim))
             case Opened():
@@ -313,7 +314,7 @@ class Node:
             self._refused(refusal, address=link.address, setting=setting_for(refusal))
             return False
         self._enter(link)
-        self._gate.enter(link, self.context.limits)
+        self._gate.enter(link, self._peers, self.context.limits)
         return True
 
     def _refused(self, reason: str, *, level: str = "warning", **fields: object) -> None:
@@ -415,7 +416,6 @@ class Node:
         peer = link.peer
         if peer is None or peer.capabilities is None:
             return
-        self._gate.identified(link)
         label, said = peer.traffic.label, peer.capabilities
         self._seen[label] = time.time()
         self._failures.pop(label, None)
@@ -453,9 +453,17 @@ class Node:
         if link.peer is not None and (again := link.retransmitted()):
             self.context.counts.sctp_retransmissions[link.peer.traffic.label] += again
 
+    def _crowded_out(self, link: Link, reason: str) -> None:
+        """Close a connection that sends no CER, for a limit."""
+        self._refused(reason, address=link.address, setting=setting_for(reason), detail="it has sent no CER, and there are too many such")
+        self._end(link, reason)
+
     def _drop(self, link: Link, reason: str) -> None:
-        counts = self.context.counts
-        (counts.peers_refused if self._gate.identified(link) else counts.errors)[reason] += 1
+        self.context.counts.errors[reason] += 1
+        self._end(link, reason)
+
+    @staticmethod
+    def _end(link: Link, reason: str) -> None:
         if link.peer is not None:
             link.peer.drop(reason, _now())
             link.pump()

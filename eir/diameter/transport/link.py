@@ -6,8 +6,10 @@ asyncio do: `stream` has what only TCP and TLS have, `sctp` one that tells more.
 """
 
 import asyncio
+import fcntl
 import random
 import socket
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -197,6 +199,14 @@ class Link(asyncio.Protocol):
         so_far = self._transport.get_extra_info("retransmissions", 0) if self._transport is not None else 0
         before, self._retransmissions = self._retransmissions, max(so_far, self._retransmissions)
         return self._retransmissions - before
+
+    def has_unread(self) -> bool:
+        """Whether octets have come that nobody has read yet."""
+        end = self._raw or (self._transport.get_extra_info("socket") if self._transport is not None else None)
+        try:
+            return end is not None and fcntl.ioctl(end.fileno(), termios.FIONREAD, bytes(4)) != bytes(4)
+        except OSError:
+            return False
 
     def expect(self, connection: socket.socket) -> None:
         """Its TLS handshake begins; `abort` ends it, too. Raises OSError if the other end is gone already."""
