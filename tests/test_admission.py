@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from eir.diameter.admission import Admission, Admit, Claim, Drop, Probe, Refuse
+from eir.diameter.admission import Admission, Admit, Claim, Drop, Probe, Refuse, Yield
 
 PEER = "Mme.example"
 
@@ -100,6 +100,16 @@ def test_an_election_whose_winner_fails():
     assert admission.closed(1, "cea_timeout") == [Admit(2, failed_before=False)]
 
 
+def test_ours_yields_to_the_peers_own():
+    admission = Admission()
+    admission.dialing(1, PEER, "eir.example")
+    admission.opened(1, PEER, 0)
+    assert admission.arrived(claim(2)) == [Admit(2, failed_before=False), Yield(1)]
+    assert admission.closed(1, "yielded") == []
+    assert admission.arrived(claim(3)) == [Probe(2)]
+    assert admission.arrived(claim(4, host="other", most=2)) == [Admit(4, failed_before=False)]
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order: nobody waits for ever, and no more are open than are allowed."""
 
@@ -120,7 +130,7 @@ class AnyOrder(RuleBasedStateMachine):
                     self.obey(self.admission.closed(connection, "refused"))
                 case Probe():
                     self.probed.add(connection)
-                case Drop():
+                case Drop() | Yield():
                     self.gone(connection)
 
     def gone(self, connection, reason="x"):

@@ -926,6 +926,62 @@ async def _():
                 assert (await theirs.ask(ecr())).result == 2001
 
 
+@row(47, "we connect, then the peer does: our connection yields, and answers what it was asked")
+async def _():
+    async with connecting() as (setup, listener):
+        ours = await listener.accept()
+        await ours.answer(await ours.read(), extra=VSAI)
+        await until(lambda: setup.node.connected() == {"mme": 1})
+        theirs = await setup.open()
+        left = await ours.read()
+        assert (left.command, left.is_request, left.number(273)) == (282, True, 0)
+        assert (await ours.ask(ecr(LISTED))).number(1445, TGPP) == 1
+        await ours.answer(left)
+        assert await ours.end() == []
+        assert (await theirs.ask(ecr(LISTED))).number(1445, TGPP) == 1
+        assert len(listener.made) == 1
+
+
+@row(47, "a peer that may refuse our CER is left to come by itself first")
+async def _():
+    async with listener_over() as left_alone, connecting(host="other.localdomain") as (setup, listener):
+        shy = replace(PEER, host=HOST, connect=f"{OVER.scheme}://127.0.0.1:{left_alone.port}", reconnect_after_s=0.1, lenient=frozenset({"applications"}))
+        setup.node.reconfigure([shy, *setup.node._peers])
+        for _ in range(3):  # another one is connected to, again and again
+            connection = await listener.accept()
+            await connection.read()
+            await connection.close()
+        assert left_alone.made == []
+        await setup.open(cer(app=b""))
+
+
+@row("47a", "a peer that is sent away and may come back gets REBOOTING, whichever side connects", ["tcp"])
+async def _():
+    for connects in (False, True):
+        for leaves in ("disabled", "removed", "drained"):
+            async with connecting() as (setup, listener):
+                if connects:
+                    connection = await listener.accept()
+                    await connection.answer(await connection.read(), extra=VSAI)
+                    await until(lambda setup=setup: setup.node.connected() == {"mme": 1})
+                else:
+                    setup.node.reconfigure([PEER])
+                    connection = await setup.open()
+                if leaves == "disabled":
+                    setup.node.disable("mme")
+                elif leaves == "removed":
+                    setup.node.reconfigure([])
+                else:
+                    draining = asyncio.create_task(setup.node.drain(2))
+                while (request := await connection.read()).command == 257:
+                    pass
+                assert (request.command, request.number(273)) == (282, 0)
+                await connection.answer(request)
+                assert await connection.end() == []
+                if leaves == "drained":
+                    await draining
+
+
 @row(43, "a DWR before the CEA")
 async def _():
     async with running() as setup:
@@ -1195,4 +1251,4 @@ def open_files():
 
 def test_every_row_is_here():
     rows = {str(case.row) for case in CASES} | {case.id.partition("-")[0] for case in ROWS}
-    assert rows >= {*map(str, range(1, 52)), "34a"}
+    assert rows >= {*map(str, range(1, 52)), "34a", "47a"}

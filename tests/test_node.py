@@ -346,9 +346,11 @@ async def test_a_peer_that_would_refuse_us_is_left_to_connect_by_itself(monkeypa
     async with Listener() as listener:
         port = listener.port
     peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{port}", lenient=frozenset({"applications"}))
+    monkeypatch.setattr(dialer, "STAY_AWAY_S", 0.0)
     async with running(peer) as setup:
         await until(lambda: setup.reported)
         await setup.open(cer(app=b""))
+        monkeypatch.setattr(dialer, "STAY_AWAY_S", 120.0)
         async with Listener() as listener:
             monkeypatch.setattr(setup.node._dialer, "_attempt", lambda _: listener.waiting.put("an attempt"))
             setup.node.disable("mme")

@@ -51,7 +51,14 @@ class Drop:
     reason: str
 
 
-Order = Admit | Refuse | Probe | Drop
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """Send a DPR: a connection that we made leaves its place to the peer's own."""
+
+    connection: Name
+
+
+Order = Admit | Refuse | Probe | Drop | Yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,8 @@ class Admission:
         """Peers that we are connecting to, by host."""
         self._waiting: dict[Name, Claim] = {}
         """Connections that wait for the end of an election."""
+        self._ours: set[Name] = set()
+        """Open connections that we made."""
         self._failed: OrderedDict[str, bool] = OrderedDict()
 
     def is_open(self, host: str) -> bool:
@@ -145,6 +154,7 @@ class Admission:
         self._dialing.pop(host, None)
         self._failed.pop(host, None)
         self._add(connection, host, origin_state_id)
+        self._ours.add(connection)
         lost = (claim.connection for claim in self._end_election(host))
         return [Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open") for other in lost]
 
@@ -156,6 +166,7 @@ class Admission:
     def closed(self, connection: Name, reason: str = "") -> list[Order]:
         """A connection is gone, or an attempt failed; `reason` `watchdog` is what RFC 3539 calls a failure."""
         self._waiting.pop(connection, None)
+        self._ours.discard(connection)
         self._probed = {oldest: claim for oldest, claim in self._probed.items() if claim.connection != connection}
         orders: list[Order] = []
         host = self._hosts.pop(connection, None)
@@ -186,7 +197,7 @@ class Admission:
         return ended
 
     def _weigh(self, claim: Claim) -> list[Order]:
-        """One connection too many: the oldest proves that it lives, or makes room."""
+        """One connection too many: one that we made makes room, or else the oldest does unless it proves that it lives."""
         there = self._open.get(claim.host.lower()) or OrderedDict()
         if len(there) < claim.connections_max:
             return self._admit(claim)
@@ -196,6 +207,9 @@ class Admission:
             waiting = self._probed.pop(oldest, None)
             refused = [_one_too_many(waiting.connection)] if waiting is not None else []
             return [*refused, *self.closed(oldest), Drop(oldest, "restarted"), *self._admit(claim)]
+        if (ours := next((name for name in there if name in self._ours), None)) is not None:
+            # Some peers take the refusal of their own attempt for our death, whatever stands beside it.
+            return [*self.closed(ours), *self._admit(claim), Yield(ours)]
         if oldest in self._probed:
             return [_one_too_many(claim.connection)]
         self._probed[oldest] = claim

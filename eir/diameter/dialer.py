@@ -5,7 +5,7 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Collection
 
-from eir.diameter.settings import PeerSettings, SctpSettings
+from eir.diameter.settings import APPLICATIONS, PeerSettings, SctpSettings
 from eir.diameter.transport import begin
 from eir.diameter.transport.endpoint import TLS, endpoint
 from eir.diameter.transport.link import Link, Owner
@@ -13,7 +13,7 @@ from eir.errors import EirError
 
 CONNECT_TIMEOUT_S = 10.0
 STAY_AWAY_S = 120.0
-"""How long a peer that refuses us is left alone. With each CER that they refuse some peers begin their own wait anew (Tc, usually 6 to
+"""How long a peer that refuses us, or may, is left alone. With each CER that they refuse some peers begin their own wait anew (Tc, usually 6 to
 30 s), and others give up: they connect to us only if we stay away for longer than that."""
 
 
@@ -42,6 +42,9 @@ class Dialer:
             self._tasks.pop(settings).cancel()
         for settings in peers:
             if settings not in self._tasks:
+                if APPLICATIONS in settings.lenient:
+                    # A peer that shows no S13 refuses our CER, and may give us up for good: its own comes first.
+                    self.stay_away(settings)
                 self._tasks[settings] = asyncio.get_running_loop().create_task(self._keep(settings))
 
     def stay_away(self, settings: PeerSettings) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from eir.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse
+from eir.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse, Yield
 from eir.diameter.answer import Reply
 from eir.diameter.application import Application
 from eir.diameter.capabilities import (
@@ -401,6 +401,8 @@ class Node:
                 peer.probe(now)
             case Drop():
                 self._drop(link, order.reason)
+            case Yield():
+                peer.stop(DisconnectCause.REBOOTING, now, "yielded")
         link.pump()
 
     def _follow(self, orders: Sequence[Order]) -> None:

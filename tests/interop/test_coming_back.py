@@ -110,8 +110,14 @@ def test_an_mme_that_refuses_our_connection_comes_in_by_its_own(eir, tmp_path):
         gone(node)
         control(eir.state, "peer_enable", name="dra")
         back(node, lambda: True)
+        eir.configure(listen=["tcp://{}:{}".format(*node.address)])
         node.end()
-        node = eir.start()  # which knows nothing of it, and connects
+        node = eir.start()  # which knows nothing of it, and does not connect before it had its time
+        back(node, lambda: True)
+        assert node.lines("peer_refused") == node.lines("connect_failed") == []
+        node.end()
+        eir.configure(peers=[TABLE[0] | {"connect": f"tcp://127.0.0.1:{port}", "reconnect_after_s": 1}])
+        node = eir.start()
         (line,) = until(lambda: node.lines("peer_refused", reason="cea_result"))
         assert "5010" in line["detail"]
         assert "leave out connect" in line["setting"]
