@@ -697,6 +697,28 @@ async def _():
                 await one.open(cer(name))
 
 
+@row("34b", "a peer that closes at once after our CEA expects another name of ours")
+async def _():
+    shown = replace(PEER, as_host="other.localdomain")
+    for peer, name in ((PEER, EIR), (shown, "other.localdomain")):
+        async with running(peers=(peer,)) as setup:
+            await (await setup.open()).close()
+            await until(lambda setup=setup: "peer_closed" in dict(setup.reports.seen))
+            told = dict(setup.reports.seen)["peer_closed"]
+            assert (told["level"], told["origin_host"], told["setting"]) == ("warning", name, "peers: as: {host, realm}")
+            assert name in told["detail"]
+            (row,) = setup.node.status()
+            assert name in row.last_error
+            good = await setup.open()
+            (row,) = setup.node.status()
+            assert row.last_error is None
+            await good.ask(ecr())
+            setup.reports.seen.clear()
+            await good.close()  # it was content
+            await until(lambda setup=setup: "peer_closed" in dict(setup.reports.seen))
+            assert "level" not in dict(setup.reports.seen)["peer_closed"]
+
+
 @row(35, "the first message is no CER")
 async def _():
     for first in (dwr(), ecr(), dpr(), message(257, flags=0, app=0), message(257, flags=0x80, app=APP)):
@@ -1251,4 +1273,4 @@ def open_files():
 
 def test_every_row_is_here():
     rows = {str(case.row) for case in CASES} | {case.id.partition("-")[0] for case in ROWS}
-    assert rows >= {*map(str, range(1, 52)), "34a", "47a"}
+    assert rows >= {*map(str, range(1, 52)), "34a", "34b", "47a"}

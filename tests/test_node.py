@@ -363,6 +363,25 @@ async def test_a_peer_that_would_refuse_us_is_left_to_connect_by_itself(monkeypa
         await setup.open(cer(app=b""))
 
 
+async def test_every_refusal_is_the_last_error_of_its_entry():
+    async with running(replace(MME, label="strict", host="strict.example", realm=None), MME) as setup:
+
+        def errors():
+            return {row.label: row.last_error for row in setup.node.status()}
+
+        refused = await setup.connect()
+        await refused.ask(cer("strict.example", app=b""))
+        await until(lambda: "no application" in (errors()["strict"] or ""))
+        assert errors()["mme"] is None
+        await setup.open()
+        late = await setup.connect()
+        await late.ask(cer("second.localdomain", app=b""))
+        await until(lambda: "no application" in (errors()["mme"] or ""))  # beside the one that is open
+        assert set(setup.node.refused()) == {"strict", "mme"}
+        await setup.open(cer("second.localdomain"))
+        assert errors()["mme"] is None
+
+
 async def test_every_peer_that_is_refused_is_told_with_its_address_and_entry():
     table = [
         replace(MME, label="mme1", host="mme1.example"), replace(MME, label="far", realm="far.example", sources=(ip_network("192.0.2.0/24"),)),

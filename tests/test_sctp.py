@@ -310,6 +310,7 @@ def test_one_of_two_paths_fails_and_comes_back(paths):
             await flow.more(20)
             paths("one", up=False)
             await until(lambda: paths_of(setup) == {"up": 1, "down": 1})
+            assert [len(addresses) for addresses in setup.node.lost_paths().values()] == [1]
             await flow.more(20)
             paths("one", up=True)
             await until(lambda: paths_of(setup) == {"up": 2, "down": 0})

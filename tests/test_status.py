@@ -8,6 +8,7 @@ import pytest
 from node import LISTED, TRACKED, UNLISTED, until
 from wire import ecr
 
+from eir.diameter.status import Failure
 from eir.errors import EirError
 from eir.lists.store import ListState
 from eir.operate import status
@@ -54,6 +55,26 @@ async def shown(node, found, path="/ready"):
         return found
 
     return await pages(reported, reported, node, report=lambda *_, **__: None)[path]()
+
+
+def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw_it(report):
+    now = 10_000.0
+    node = Status(workers=2, pid=1, report=report, now=lambda: now)
+    node.listening.append("tcp://127.0.0.1:3868")
+
+    def summary(refused, newest):
+        found = [*reports(refused={"mme": Failure(refused, "it offers no S13", refusal=True)}), *reports(newest={"mme": newest} if newest else {})]
+        return node.document(found)["summary"]
+
+    assert "mme was refused, or refused the node: it offers no S13" in summary(now - 5000, None)
+    assert "it offers no S13" in summary(now - 100, now - 200)  # another one of that label is connected
+    assert "it offers no S13" not in summary(now - 5000, now - 9000)
+    assert "it offers no S13" not in summary(now - 200, now - 100)
+
+
+def test_a_lost_path_is_a_warning(node):
+    found = node.document(reports(lost_paths={"mme": ["10.30.1.1"]}))
+    assert (found["code"], "mme is not reached at 10.30.1.1 (SCTP)" in found["summary"]) == (1, True)
 
 
 async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(node, report, told):

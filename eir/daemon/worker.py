@@ -434,6 +434,7 @@ class Worker:
             missing=missing_lists(self.config, states), lists=states, overridden=self.checker.policy.overridden,
             checks=self.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
             shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.node.disabled(), load=self.load,
+            refused=self.node.refused(), newest=self.node.newest(), lost_paths=self.node.lost_paths(),
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:

@@ -55,6 +55,8 @@ class Closed:
     detail: str
     reset: bool
     """Do not wait for anything: the peer's bytes make no sense."""
+    entry: str | None = None
+    """The entry of the peer table by which, or nearly, the peer was refused."""
 
 
 Event = Arrived | Opened | Leaving | Alive | Answered | Closed

@@ -36,7 +36,7 @@ from eir.diameter.rate import Grants, RateLimits
 from eir.diameter.result import UNKNOWN_PEER
 from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, setting_for
 from eir.diameter.states import State
-from eir.diameter.status import PeerStatus, peer_rows
+from eir.diameter.status import Failure, PeerStatus, newest, peer_rows
 from eir.diameter.transport import begin, stream
 from eir.diameter.transport.endpoint import TLS, endpoint
 from eir.diameter.transport.link import Link
@@ -44,6 +44,12 @@ from eir.diameter.transport.listen import Listener, open_listener
 from eir.diameter.transport.tls import Tls
 from eir.diameter.watchdog import JITTER_S
 from eir.errors import DiameterError, EirError, Report
+
+AT_ONCE_S = 1.0
+"""A peer that closes the connection within this time after our CEA did not like what it says."""
+NAMES_SETTING = "peers: as: {host, realm}"
+SETTLED = frozenset({"duplicate", "election_lost", "election", "yielded", "disabled"})
+"""Ends of connections for which there is another one, or which somebody asked for."""
 
 _jitter = partial(random.uniform, -JITTER_S, JITTER_S)
 
@@ -78,8 +84,8 @@ class Node:
         """Connections that were asked for a sign of life, until when."""
         self._rates = RateLimits(self._peers, limits, grants)
         self._disabled: set[str] = set()
-        self._failures: dict[str, str] = {}
-        """By label of peers that we connect to: why there is no connection."""
+        self._failures: dict[str, Failure] = {}
+        """By label: the last one since a connection was opened."""
         self._seen: dict[str, float] = {}
         """By label of configured peers: when a connection last began or ended."""
         self._listeners: list[Listener] = []
@@ -234,6 +240,24 @@ class Node:
                     found[link.peer.traffic.label, "down"] += not up
         return found
 
+    def lost_paths(self) -> dict[str, list[str]]:
+        """Addresses of connected peers, by label, that SCTP does not reach at present."""
+        found: dict[str, list[str]] = {}
+        for link in self._links.values():
+            if link.peer is not None and link.peer.state is State.OPEN:
+                for address, up in link.paths().items():
+                    if not up:
+                        found.setdefault(link.peer.traffic.label, []).append(address)
+        return found
+
+    def refused(self) -> dict[str, Failure]:
+        """By label: the last refusal, of the peer or by it, since a connection was opened."""
+        return {label: failure for label, failure in self._failures.items() if failure.refusal}
+
+    def newest(self) -> dict[str, float]:
+        """Label of each peer that is connected → Unix time at which its newest open connection began."""
+        return newest(self._links.values())
+
     def count_retransmissions(self) -> None:
         """Add what SCTP has sent again since the last call to the counts."""
         for link in self._links.values():
@@ -344,7 +368,7 @@ class Node:
         self._cannot_connect(settings, type(fault).__name__, stream.fault_text(fault, secure=secure), address=settings.connect)
 
     def _cannot_connect(self, settings: PeerSettings, reason: str, detail: str, *, address: str | None) -> None:
-        self._failures[settings.label] = detail
+        self._failures[settings.label] = Failure(time.time(), detail, refusal=False)
         self.context.report("connect_failed", peer=settings.label, reason=reason, level="warning", detail=detail, address=address)
 
     def _connect(self, link: Link, settings: PeerSettings) -> Peer:
@@ -419,7 +443,7 @@ class Node:
         if peer is None or peer.capabilities is None:
             return
         label, said = peer.traffic.label, peer.capabilities
-        self._seen[label] = time.time()
+        self._seen[label] = link.opened = time.time()
         self._failures.pop(label, None)
         self.context.report("peer_open", peer=label, host=said.host, realm=said.realm, address=link.address)
         if link.dialed is not None:
@@ -430,19 +454,30 @@ class Node:
         if (timer := self._probes.pop(link.number, None)) is not None:
             timer.cancel()
         self._count_retransmissions(link)
+        if event.entry is not None:
+            self._failures[event.entry] = Failure(time.time(), event.detail or event.reason, refusal=event.reason not in SETTLED)
         if link.dialed is not None and peer is not None and peer.settings is not None:
             self._dial_ended(link, peer, peer.settings, event)
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
             if peer.settings is not None and not has_common(peer.capabilities, self.context.application.id):
                 self._dialer.stay_away(peer.settings)  # It was forgiven that, and would not forgive us.
-            label = peer.traffic.label
-            self._seen[label] = time.time()
-            self.context.report("peer_closed", peer=label, reason=event.reason, host=peer.capabilities.host, address=link.address)
+            label, now = peer.traffic.label, time.time()
+            self._seen[label] = now
+            about = {"peer": label, "reason": event.reason, "host": peer.capabilities.host, "address": link.address}
+            turned_away = link.dialed is None and event.reason == "peer_closed" and not peer.leaving and not peer.traffic.requests
+            if turned_away and now - link.opened < AT_ONCE_S:
+                ours = peer.traffic.names.host
+                detail = f"it closed the connection at once after our CEA with Origin-Host {ours}: does it expect another name of ours?"
+                self._failures[label] = Failure(now, f"{detail} (setting: as)", refusal=True)
+                self.context.report("peer_closed", **about, level="warning", detail=detail, origin_host=ours, setting=NAMES_SETTING)
+            else:
+                self.context.report("peer_closed", **about)
         self._follow(self._admission.closed(link.number, event.reason))
 
     def _dial_ended(self, link: Link, peer: Peer, settings: PeerSettings, event: Closed) -> None:
         """A connection that we made is over, or its capabilities exchange has failed."""
-        self._failures[settings.label] = event.detail or event.reason
+        if event.entry is None and event.reason not in SETTLED:
+            self._failures[settings.label] = Failure(time.time(), event.detail or event.reason, refusal=False)
         if event.reason == CEA_REFUSED:
             self._dialer.stay_away(settings)
         elif event.reason == "peer_closed" and peer.watchdog is None:

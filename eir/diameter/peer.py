@@ -183,6 +183,11 @@ class Peer:
         self._framer.rates = rates
 
     @property
+    def leaving(self) -> bool:
+        """Whether a DPR has gone one way or the other."""
+        return self._close_at is not None
+
+    @property
     def pending(self) -> int:
         """Requests of ours that have no answer yet, watchdogs included."""
         return len(self._asked) + len(self._dwr_ids)
@@ -285,7 +290,7 @@ class Peer:
         traffic.refuse(request, CER_COMMAND, fault)
         detail, result = str(fault), fault.result_code
         traffic.report("peer_refused", fault.reason, detail=detail, result=result, host=said.host, realm=said.realm, entry=fault.entry)
-        return self._leave(fault.reason, detail)
+        return self._leave(fault.reason, detail, entry=fault.entry)
 
     def _send_cea(self, occasion: _Occasion) -> State | None:
         request, settings, traffic = self._pending_cer, self.settings, self.traffic
@@ -317,7 +322,7 @@ class Peer:
         except DiameterError as e:
             self._context.counts.peers_refused[e.reason] += 1
             self.traffic.report("peer_refused", e.reason, detail=str(e), entry=settings.label)
-            return self._leave(e.reason, str(e))
+            return self._leave(e.reason, str(e), entry=settings.label)
         self._open(occasion)
         return None
 
@@ -448,14 +453,14 @@ class Peer:
         self._watch(self.watchdog.handle(watchdog.Event.CONNECTED, occasion.now), occasion.now)
         self.events.append(Opened())
 
-    def _leave(self, reason: str, detail: str = "", *, reset: bool = False) -> State:
+    def _leave(self, reason: str, detail: str = "", *, reset: bool = False, entry: str | None = None) -> State:
         self._enter(State.CLOSED)
         self._framer.buffered.clear()
         self._framer.close_lane()
         self._asked.clear()
         self._dwr_ids.clear()
         self.more = False
-        self.events.append(Closed(reason, detail, reset))
+        self.events.append(Closed(reason, detail, reset, entry))
         return State.CLOSED
 
     def _enter(self, state: State) -> None:

@@ -2,11 +2,23 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from eir.diameter.counts import OTHER
 from eir.diameter.peer import Peer
 from eir.diameter.settings import PeerSettings
+from eir.diameter.states import State
 from eir.diameter.transport.link import Link
+
+
+class Failure(NamedTuple):
+    """Why a peer, by its label, had no connection."""
+
+    at: float
+    """Unix time."""
+    text: str
+    refusal: bool
+    """One of the two has refused the other: an attempt like it will fare no better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +46,16 @@ class PeerStatus:
     direction: str
     """`out` where we connect to the peer, `in` where it connects to us."""
     last_error: str | None = None
-    """Why we have no connection to a peer that we connect to; None since one is open."""
+    """Why the peer was refused, or refused us, or could not be connected to, last; None where one that is open began later."""
+    last_error_at: float | None = None
+    """Unix time of that."""
     last_seen: float | None = None
     """Unix time of the last request, or of the beginning or end of a connection if that is later; None: never so far."""
 
 
 def peer_rows(
-    links: Iterable[Link], peers: Sequence[PeerSettings], *, disabled: Collection[str], last_seen: Mapping[str, float],
-    failures: Mapping[str, str],
+    links: Collection[Link], peers: Sequence[PeerSettings], *, disabled: Collection[str], last_seen: Mapping[str, float],
+    failures: Mapping[str, Failure],
 ) -> list[PeerStatus]:  # fmt: skip
     """All connections, and the entries of the peer table that have none; mappings and `disabled` are by label."""
     rows = [_row_of(link, link.peer) for link in links if link.peer is not None]
@@ -54,11 +68,24 @@ def peer_rows(
         for settings in peers
         if settings.label not in there
     ]  # fmt: skip
-    is_open = {row.label for row in rows if row.state == "open"}
+    opened = newest(links)
+    late = {label: failure for label, failure in failures.items() if failure.at > opened.get(label, 0.0)}
     return [
-        replace(row, last_seen=last_seen.get(row.label), last_error=None if row.label in is_open else failures.get(row.label))
+        replace(
+            row, last_seen=last_seen.get(row.label), last_error=late[row.label].text if row.label in late else None,
+            last_error_at=late[row.label].at if row.label in late else None,
+        )
         for row in rows
-    ]
+    ]  # fmt: skip
+
+
+def newest(links: Iterable[Link]) -> dict[str, float]:
+    """Label of each peer that is connected → Unix time at which its newest open connection began."""
+    found: dict[str, float] = {}
+    for link in links:
+        if link.peer is not None and link.peer.state is State.OPEN:
+            found[link.peer.traffic.label] = max(found.get(link.peer.traffic.label, 0.0), link.opened)
+    return found
 
 
 def _row_of(link: Link, peer: Peer) -> PeerStatus:

@@ -148,7 +148,7 @@ class N5gServer:
             {
                 "label": link.requester.label, "host": link.requester.host or None, "realm": link.requester.realm or None, "protocol": PROTOCOL,
                 "address": link.address, "state": "open", "since": link.since, "requests": link.http.requests, "answers": link.http.answers,
-                "watchdog": "none", "paths": {}, "direction": "in", "last_error": None,
+                "watchdog": "none", "paths": {}, "direction": "in", "last_error": None, "last_error_at": None,
                 "last_seen": max(link.since, self._counts.last_request.get(link.requester.label, 0.0)),
             }
             for link in self._links if link.http is not None

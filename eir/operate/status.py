@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from eir import __version__
+from eir.diameter.status import Failure
 from eir.errors import Report
 from eir.lists.store import ListState
 from eir.s13.compiled import LANE
@@ -21,6 +22,8 @@ PEERLESS_S = 60.0
 """How long after the start it is no warning that a peer is away: peers come back within their Tc, usually 30 s."""
 AWAY_SHOWN = 10
 """Peers without a connection that are named."""
+REFUSED_S = 300.0
+"""How long the refusal of one peer of a label is a warning while others of that label are connected."""
 REMIND_S = 3600.0
 """Between two reminders of a list that is past its `expires`."""
 
@@ -58,10 +61,16 @@ class WorkerReport:
     """Peers of which requests were turned away by a rate limit in the last seconds."""
     disabled: Sequence[str]
     """Peers that are out of service."""
+    refused: Mapping[str, Failure] = field(default_factory=dict)
+    """By peer label: the last refusal since a connection was opened."""
+    newest: Mapping[str, float] = field(default_factory=dict)
+    """By peer label: Unix time at which the newest open connection began."""
+    lost_paths: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By peer label: its addresses that SCTP does not reach at present."""
     store_up: bool = False
     lost: Mapping[str, str] = field(default_factory=dict)
     from_copy: Sequence[str] = ()
-    """These three as in Following: the front adds them."""
+    """The last three as in Following: the front adds them."""
 
 
 class Readiness(NamedTuple):
@@ -169,6 +178,9 @@ class Status:
         warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
         disabled = dict.fromkeys(label for report in reports for label in report.disabled)
         warnings += [f"peer {label} is disabled" for label in disabled]
+        warnings += [f"{label} was refused, or refused the node: {text}" for label, text in self._refusals(reports).items()]
+        paths = {label: addresses for report in reports for label, addresses in (report.lost_paths or {}).items()}
+        warnings += [f"{label} is not reached at {', '.join(addresses)} (SCTP)" for label, addresses in paths.items()]
         away = [label for label, connections in peers.items() if not connections and label not in disabled]
         if self._now() - self.started < PEERLESS_S or not peers:
             pass
@@ -178,6 +190,20 @@ class Status:
             more = f" and {len(away) - AWAY_SHOWN} more" if len(away) > AWAY_SHOWN else ""
             warnings.append(f"no connection of {', '.join(away[:AWAY_SHOWN])}{more}")
         return warnings
+
+
+    def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
+        """The last refusal of each peer that has opened no connection since, whichever worker saw it."""
+        newest = {label: 0.0 for report in reports for label in report.refused or ()}
+        for report in reports:
+            newest |= {label: max(at, newest[label]) for label, at in (report.newest or {}).items() if label in newest}
+        found: dict[str, Failure] = {}
+        for report in reports:
+            for label, failure in (report.refused or {}).items():
+                lately = not newest[label] or self._now() - failure.at < REFUSED_S
+                if failure.at > max(newest[label], found[label].at if label in found else 0.0) and lately:
+                    found[label] = failure
+        return {label: failure.text for label, failure in found.items()}
 
 
 def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:
@@ -192,8 +218,9 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
         # Each worker has seen its own connections, and one of them connects to peers.
         same = by_label[row["label"]]
         row["last_seen"] = max((each["last_seen"] for each in same if each["last_seen"]), default=None)
-        is_open = any(each["state"] == "open" for each in same)
-        row["last_error"] = None if is_open else next((each["last_error"] for each in same if each["last_error"]), None)
+        newest = max((each["since"] for each in same if each["state"] == "open"), default=0.0)
+        errors = [(each["last_error_at"], each["last_error"]) for each in same if each["last_error"] and each["last_error_at"] > newest]
+        row["last_error_at"], row["last_error"] = max(errors, default=(None, None))
     return shown
 
 

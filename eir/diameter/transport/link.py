@@ -70,6 +70,8 @@ class Link(asyncio.Protocol):
         """The peer that we make this connection to; None: the other end makes it."""
         self.since = 0.0
         """Unix time of the connection's beginning."""
+        self.opened = 0.0
+        """Unix time at which the capabilities were exchanged; 0: not yet."""
         self.address = ""
         self.source: IPv4Address | IPv6Address = IPv4Address(0)
         """`ip:port` and IP address of the other end."""
@@ -174,7 +176,7 @@ class Link(asyncio.Protocol):
             self._timer = None
         if self._stalled is not None:
             self.resume_writing()
-        self.since = time.time()
+        self.since, self.opened = time.time(), 0.0
         self.peer = self._owner.accept(self)
         self.pump()
 
