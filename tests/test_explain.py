@@ -1,12 +1,13 @@
 """What `eir check` says: the checker's own answer over what the store holds, and its reasons."""
 
+import json
 from datetime import UTC, datetime
 
 import pytest
 from made import page, pages_of, pair_pages, state
 
 from eir.checks.checker import Checker
-from eir.checks.explain import explain, question_of, wrong_option
+from eir.checks.explain import Explanation, explain, question_of, wrong_option
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_key, imsi_key
@@ -83,6 +84,13 @@ async def test_the_answer_and_its_reasons(question, expected):
     assert (found.status, found.rule, found.name, found.list, found.serial, found.change, found.reason) == expected
     assert found.observed == (() if question.meid or question.imei.startswith("000") else ((1, GREY, "trial"),))
     assert found.not_loaded == ("never",)
+
+
+@pytest.mark.parametrize("question", [Question(STOLEN), Question(FREE, imsi=IMSI), Question("x")])
+async def test_what_a_node_tells_by_way_of_json_is_what_it_found(question):
+    found = await explained(question, settings(*BY_LIST.rules, bad_identity=None))
+    assert Explanation.of_fields(question, json.loads(json.dumps(found.as_fields()))) == found
+    assert (found.status is None) is (question.imei == "x")
 
 
 async def test_only_pages_that_the_device_or_the_sim_is_in_are_read():

@@ -1,6 +1,7 @@
 """The fast way through header blocks gives what the library's decoder gives, block after block, whatever comes."""
 
 import random
+import tracemalloc
 
 import pytest
 from hpack import Decoder, Encoder, HPACKError, OversizedHeaderListError
@@ -59,6 +60,27 @@ def test_a_conversation(seed):
             encoder.header_table_size = chance.choice((0, 100, 4096))
         blocks.append(encoder.encode(some_headers(chance), huffman=chance.random() < 0.7))
     assert len(in_step(blocks)) == 50
+
+
+def test_long_texts_that_are_never_the_same_leave_nothing_behind():
+    chance = random.Random(26)
+
+    def block():
+        return Encoder().encode([(b"x", bytes(chance.choices(b"ab01", k=60)))])
+
+    def decode(blocks):
+        for each in blocks:
+            decoded(each, Decoder())
+
+    decode([block() for _ in range(500)])  # what octets do is learned once
+    others = [block() for _ in range(3000)]
+    tracemalloc.start()
+    try:
+        decode(others)
+        left = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert left < 100 * len(others)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -46,6 +46,19 @@ def test_no_device(imei, meid, said):
 
 
 @pytest.mark.parametrize(
+    ("imei", "meid", "other", "named"),
+    [
+        (IMEI, MEID, None, IMEI), (f"{IMEI}1", MEID, None, f"{IMEI}1"), ("3520990017614", None, None, "3520990017614"),
+        ("nonsense123456", MEID, None, MEID), ("3520990017614", MEID, None, MEID),  # as long as an IMEI, or digits, is not enough
+        (None, MEID, None, MEID), ("", MEID, None, MEID), (None, None, "mac-00-00-5E-00-53-00", "mac-00-00-5E-00-53-00"),
+        ("", None, "mac-00-00-5E-00-53-00", "mac-00-00-5E-00-53-00"), (None, None, None, ""),
+    ],
+)  # fmt: skip
+def test_what_names_the_device(imei, meid, other, named):
+    assert Question(imei, meid, other=other).identifier() == named
+
+
+@pytest.mark.parametrize(
     ("imei", "version", "found"),
     [
         (IMEI, "34", "34"), (IMEI, "", ""), (f"{IMEI}77", "", "77"), (f"{IMEI}77", "34", "34"), (None, "34", "34"), (None, "", ""),
