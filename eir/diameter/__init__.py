@@ -1,11 +1,50 @@
 """A Diameter node (RFC 6733) that stands alone: codec, peers without I/O, and a thin asyncio layer around them.
 
-Reading order, from socket to answer: transport (bytes of one connection) → framing (messages) → peer (what is done in which
-of its states; the table is in states) → serve (what a request gets) → message and avp (the codec) → grammar (is it well
-formed?) → the application that the node was handed (application) → answer (bytes again), sent and counted by traffic.
+What is public is in `__all__`, and README.md beside this file has an application over it. Inside, in the order from socket to answer:
+transport (bytes of one connection) → framing (messages) → peer (what is done in which of its states; the table is in states) → serve
+(what a request gets) → message and avp (the codec) → grammar (is it well formed?) → the application that the node was handed
+(application) → answer (bytes again), sent and counted by traffic.
 
 `base` has the commands of the base protocol, `dictionary` the AVPs, `result` the Result-Codes. `node` holds listeners and the
 peer table; `gate` says which connections are let in, `admission` which of a peer's may be open, `dialer` makes those that we
-make, `status` tells of them. `watchdog` and `capabilities` are what their RFC sections say, `client` is the asking side.
-Imports only eir.errors.
+make, `status` tells of them. `watchdog` and `capabilities` are what their RFC sections say, `client` is the asking side, and
+`servers` that with more than one to ask. Imports only eir.errors.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eir.diameter.answer import Reply
+    from eir.diameter.application import Application, Command, application_id_avp
+    from eir.diameter.avp import Avp, encode, encode_text, encode_u32, key_of, text, u32_or
+    from eir.diameter.client import Client, connect
+    from eir.diameter.counts import Counts
+    from eir.diameter.dictionary import BASE_DICTIONARY, Dictionary, read_avps
+    from eir.diameter.grammar import Grammar, read_grammar
+    from eir.diameter.message import Answer, Request
+    from eir.diameter.node import Node
+    from eir.diameter.servers import Servers
+    from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+    from eir.errors import DiameterError, EirError
+
+__all__ = [
+    "BASE_DICTIONARY", "Answer", "Application", "Avp", "Client", "Command", "Counts", "DiameterError", "Dictionary", "EirError", "Grammar",
+    "Identity", "Limits", "Node", "PeerSettings", "Reply", "Request", "SctpSettings", "Servers", "TlsSettings", "application_id_avp", "connect",
+    "encode", "encode_text", "encode_u32", "key_of", "read_avps", "read_grammar", "text", "u32_or",
+]  # fmt: skip
+
+_HOMES = {
+    "answer": {"Reply"}, "application": {"Application", "Command", "application_id_avp"},
+    "avp": {"Avp", "encode", "encode_text", "encode_u32", "key_of", "text", "u32_or"}, "client": {"Client", "connect"}, "counts": {"Counts"},
+    "dictionary": {"BASE_DICTIONARY", "Dictionary", "read_avps"}, "grammar": {"Grammar", "read_grammar"}, "message": {"Answer", "Request"},
+    "node": {"Node"}, "servers": {"Servers"}, "settings": {"Identity", "Limits", "PeerSettings", "SctpSettings", "TlsSettings"},
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: who wants settings alone does not wait for sockets and TLS."""
+    home = next((f"{__name__}.{module}" for module, names in _HOMES.items() if name in names), None)
+    if home is None and name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home or "eir.errors"), name)

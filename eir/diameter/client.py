@@ -5,13 +5,14 @@ reported, never followed).
 """
 
 import asyncio
+import itertools
 import os
 import random
 import ssl
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from eir.diameter.application import Application
 from eir.diameter.avp import encode_text
@@ -19,7 +20,7 @@ from eir.diameter.context import NodeContext
 from eir.diameter.counts import Counts
 from eir.diameter.dictionary import SESSION_ID
 from eir.diameter.events import Answered, Closed, DisconnectCause, Event, Opened
-from eir.diameter.message import Answer
+from eir.diameter.message import T_FLAG, Answer
 from eir.diameter.peer import Peer
 from eir.diameter.settings import APPLICATIONS, Identity, Limits, PeerSettings, SctpSettings
 from eir.diameter.transport import begin
@@ -34,6 +35,26 @@ if TYPE_CHECKING:
 SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
 
 
+class Sending(NamedTuple):
+    """What names a request, on whatever connection it goes out (RFC 6733 3, 8.8)."""
+
+    session: str
+    end_to_end: int
+    again: bool = False
+    """It went out before on another connection, and may have been received (the T bit)."""
+
+
+_sessions = itertools.count(random.getrandbits(31))
+
+
+def new_sending(origin_host: str) -> Sending:
+    """The name of a new request."""
+    # RFC 6733 8.8: <DiameterIdentity>;<high 32 bits>;<low 32 bits>;<optional value>, unique for ever.
+    session = f"{origin_host};{int(time.time())};{next(_sessions) & 0xFFFFFFFF};{os.getpid()}"
+    # RFC 6733 3: the low 12 bits of the time, and 20 bits by chance.
+    return Sending(session, (int(time.time()) & 0xFFF) << 20 | random.getrandbits(20))
+
+
 class Client:
     """One open connection; made by `connect`. Requests may be sent at the same time."""
 
@@ -43,7 +64,6 @@ class Client:
         self._link: Link | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
-        self._sessions = random.getrandbits(32)
         self.peer: Capabilities | None = None
         """What the other end's CEA says; there once the connection is open."""
         self.closed_by = ""
@@ -53,18 +73,17 @@ class Client:
         """Names in the other end's certificate, which a caller holds against `peer`; None without TLS."""
         return None if self._link is None else self._link.certificate_names()
 
-    async def request(self, command: int, avps: bytes, *, timeout_s: float = 5.0) -> Answer:
+    async def request(self, command: int, avps: bytes, *, timeout_s: float = 5.0, sending: Sending | None = None) -> Answer:
         """Send a request of the application and return its answer; Session-Id and our Origin AVPs are put before `avps`.
 
-        Raises TimeoutError without an answer in time, EirError if the connection is over.
+        `sending`: what names it; None: it is a new one. Raises TimeoutError without an answer in time, EirError if the connection is over.
         """
         link, peer = self._link, self._link.peer if self._link is not None else None
         if link is None or peer is None or self.closed_by:
             raise EirError(f"the connection is closed ({self.closed_by or 'never opened'})")
-        # RFC 6733 8.8: <Origin-Host>;<high 32 bits>;<low 32 bits>, unique for ever.
-        self._sessions = self._sessions + 1 & 0xFFFFFFFF
-        session = f"{self.context.identity.host};{int(time.time())};{self._sessions};{os.getpid()}"
-        hop_by_hop = peer.ask(command, encode_text(SESSION_ID, session) + peer.traffic.names.origin + avps)
+        sending = sending or new_sending(self.context.identity.host)
+        head = encode_text(SESSION_ID, sending.session) + peer.traffic.names.origin
+        hop_by_hop = peer.ask(command, head + avps, sending.end_to_end, T_FLAG if sending.again else 0)
         waiting: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[hop_by_hop] = waiting
         link.pump()

@@ -9,7 +9,7 @@ from eir.errors import ConnectionFault
 
 VERSION = 1
 HEADER_BYTES = 20
-R_FLAG, P_FLAG, E_FLAG = 0x80, 0x40, 0x20
+R_FLAG, P_FLAG, E_FLAG, T_FLAG = 0x80, 0x40, 0x20, 0x10
 TLS_HANDSHAKE = 0x1603
 """How a TLS record that begins a handshake begins: its type, and the major part of its version (RFC 8446 5.1)."""
 

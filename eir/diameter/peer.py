@@ -158,9 +158,9 @@ class Peer:
             self.watchdog.ask(now)
             self._send_dwr()
 
-    def ask(self, command: int, avps: bytes) -> int:
+    def ask(self, command: int, avps: bytes, end_to_end: int | None = None, flags: int = 0) -> int:
         """Send a request of the application (with the P bit) and return its hop-by-hop id; the connection is to be open."""
-        hop_by_hop = self.traffic.request(command, avps, self._context.application.id, P_FLAG)
+        hop_by_hop = self.traffic.request(command, avps, self._context.application.id, P_FLAG | flags, end_to_end)
         self._asked.add(hop_by_hop)
         return hop_by_hop
 

@@ -63,10 +63,11 @@ class Traffic:
 
     # Messages out
 
-    def request(self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0) -> int:
-        """Send a request; returns its hop-by-hop id."""
+    def request(self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0, end_to_end: int | None = None) -> int:
+        """Send a request; returns its hop-by-hop id, which is its end-to-end id too if none is given."""
         self._next_id = self._next_id + 1 & 0xFFFFFFFF
-        self.out.append(encode_message(R_FLAG | flags, code, application_id, (self._next_id, self._next_id), avps))
+        ids = (self._next_id, self._next_id if end_to_end is None else end_to_end)
+        self.out.append(encode_message(R_FLAG | flags, code, application_id, ids, avps))
         command = self.command(application_id, code)
         self.context.counts.messages[self.label, command.name if command else OTHER, "request", "out"] += 1
         return self._next_id
