@@ -734,7 +734,7 @@ def test_restart_marks_of_the_sample_are_those_of_the_table():
 
 
 OTHERS = {
-    "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
+    "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "control_read": "control_read: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
     "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
     "http": "http: off\n", "workers": "workers: 2\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
     "sightings": "sightings: {keep: 1d}\n",

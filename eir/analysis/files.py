@@ -8,7 +8,7 @@ makes no file take another's place. Imports polars where it writes.
 import os
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -129,13 +129,6 @@ def forget(state: Path, subscribers: Sequence[str]) -> int:
         else:
             file.path.unlink(missing_ok=True)
     return gone
-
-
-def owner_of(state: Path, made: Iterable[Path]) -> None:
-    """What root has just made in another user's state folder becomes that user's, so that the node can remove it."""
-    if os.geteuid() == 0 and (owner := state.stat()).st_uid:
-        for path in made:
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _folder(path: Path) -> Path:

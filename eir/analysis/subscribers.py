@@ -88,7 +88,11 @@ def read_keys(folder: Path) -> list[Key]:
         return [Key(int(number), int(since), bytes.fromhex(octets)) for number, since, octets in map(str.split, lines)]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as e:
+    except PermissionError as e:
+        raise EirError(f"{file}: {e.strerror}; run it as the node's user") from None
+    except OSError as e:
+        raise EirError(f"{file}: {e.strerror}") from None
+    except ValueError as e:
         raise EirError(f"{file}: {e}; put it back from a backup, or remove it: hashes from before it tell nothing then") from None
 
 

@@ -4,9 +4,8 @@ import asyncio
 import getpass
 import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -19,12 +18,12 @@ from eir.errors import EirError, StoreError
 from eir.lists.settings import ListSettings
 from eir.lists.store import ListStore
 from eir.operate import control
+from eir.operate.owner import as_owner_of
 from eir.stores.open import SQLITE, open_store
 
 DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")
 DENIED = ("cannot_open", "readonly")
 """Causes of store errors that may be for want of permission."""
-
 
 
 def _found(context: typer.Context, path: Path) -> Path:
@@ -77,7 +76,7 @@ def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitab
             await store.close()
 
     try:
-        with owned_alike(config.state):
+        with acting_in(config.state):
             return asyncio.run(run())
     except StoreError as e:
         if e.cause not in DENIED or not there or os.access(config.state, os.W_OK | os.X_OK):
@@ -86,35 +85,15 @@ def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitab
 
 
 @contextmanager
-def owned_alike(folder: Path) -> Iterator[None]:
-    """What root makes in the state folder meanwhile becomes its owner's."""
-    there, before = folder.is_dir(), _entries(folder)
+def acting_in(state: Path) -> Iterator[None]:
+    """Use the state folder as its owner would, and say so if it is root's, who has just made it."""
+    there = state.is_dir()
     try:
-        yield
+        with as_owner_of(state):
+            yield
     finally:
-        if there and os.geteuid() == 0:
-            _give_to_owner(folder, _entries(folder) - before)
-        elif not there and os.geteuid() == 0 and folder.is_dir():
-            say(f"warning: {folder} was created and belongs to root; if the node runs as USER: chown -R USER {folder}")
-
-
-def _entries(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() and os.access(folder, os.R_OK) else set()
-
-
-def _give_to_owner(folder: Path, made: set[str]) -> None:
-    """Files that root has just made in another's folder become that owner's, so that the node can write them."""
-    owner = folder.stat()
-    for name in made if owner.st_uid else ():
-        # Whoever owns the folder may have put something else there meanwhile: no link is followed, and no second name of a file taken.
-        with suppress(OSError):
-            descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                found = os.fstat(descriptor)
-                if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == 0:
-                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
-            finally:
-                os.close(descriptor)
+        if not there and os.geteuid() == 0 and state.is_dir() and state.stat().st_uid == 0:
+            say(f"warning: {state} was created and belongs to root; if the node runs as USER: chown -R USER {state}")
 
 
 def who() -> str:

@@ -7,7 +7,7 @@ with the reason on standard error; 2 wrong usage or configuration.
 import errno
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +17,10 @@ import typer
 from typer.core import TyperCommand
 
 from eir import __version__
-from eir.commands.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say
+from eir.commands.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say, show_one
 from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault
+from eir.operate import control
+from eir.operate.looking import ENVIRONMENT, LOOKS, RUN
 
 HELP = "An Equipment Identity Register: answers ME-Identity-Check over Diameter S13 from signed lists."
 EPILOG = "Each command reads -c FILE, else $EIR_CONFIG, else config/eir.yaml, else /etc/eir/eir.yaml. 'eir COMMAND --help' says more."
@@ -111,6 +113,24 @@ def _root(
         raise typer.Exit
 
 
+def look(socket: Path, arguments: Sequence[str]) -> int:
+    """Have the node run a command that only looks (`control_read`), and show what it says; returns the exit status."""
+    try:
+        said = control.ask(socket.absolute().parent, RUN, at=socket.name, arguments=list(arguments))
+    except control.ControlError as e:
+        if "status" not in arguments[:1]:
+            raise
+        unknown = isinstance(e, control.ControlDenied)  # what Nagios expects
+        show_one(
+            {"state": "UNKNOWN" if unknown else "CRITICAL", "code": 3 if unknown else 2, "summary": str(e)},
+            f"EIR {'UNKNOWN' if unknown else 'CRITICAL'} - {e}", as_json="--json" in arguments,
+        )  # fmt: skip
+        return 3 if unknown else 2
+    sys.stderr.write(said["err"])
+    sys.stdout.write(said["out"])
+    return int(said["status"])
+
+
 def main(word: str | None = None) -> None:
     """Run the command line, where its first word is known with that command alone.
 
@@ -118,6 +138,8 @@ def main(word: str | None = None) -> None:
     """
     try:
         try:
+            if word in LOOKS and (at := os.environ.get(ENVIRONMENT)):
+                sys.exit(look(Path(at), sys.argv[1:]))
             command_line(word)(prog_name="eir")
         finally:
             sys.stdout.flush()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from eir.commands.access import owned_alike
+from eir.commands.access import acting_in
 from eir.commands.output import say
 from eir.config import Config, Whereabouts, digests
 from eir.errors import EirError, StoreError
@@ -99,7 +99,7 @@ def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> St
             await store.close()
 
     try:
-        with owned_alike(config.state):
+        with acting_in(config.state):
             return asyncio.run(found())
     except EirError as e:
         return e
@@ -174,5 +174,5 @@ def read_as_held(
                 await store.close()
         return found
 
-    with owned_alike(config.state):
+    with acting_in(config.state):
         return asyncio.run(read())

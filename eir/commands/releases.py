@@ -21,6 +21,7 @@ from eir.lists.inbox import UNRECORDED
 from eir.lists.load import Loader, LoadReport
 from eir.lists.store import REFUSED, ListStore
 from eir.operate import control
+from eir.operate.owner import as_owner_of
 from eir.stores.open import open_store, serial_marks
 
 INBOX_NICE = 10
@@ -91,12 +92,13 @@ async def _load_all(
 async def _load(config: Config, job: tuple[Path, dict[str, Any]], progress: Progress) -> LoadReport:
     """One load, in its own process."""
     manifest, options = job
-    store = open_store(config.store, config.state, report=warn)
-    try:
-        loader = Loader(config.lists, store, who(), datetime.now(UTC), progress=progress, memory_max=config.load_memory, **options)
-        return await loader.verify_and_load(manifest)
-    finally:
-        await store.close()
+    with as_owner_of(config.state):
+        store = open_store(config.store, config.state, report=warn)
+        try:
+            loader = Loader(config.lists, store, who(), datetime.now(UTC), progress=progress, memory_max=config.load_memory, **options)
+            return await loader.verify_and_load(manifest)
+        finally:
+            await store.close()
 
 
 def _taken_over(state: Path, loaded: Mapping[str, int]) -> str:
@@ -137,7 +139,9 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     from eir.daemon.drop_folder import make_pass  # noqa: PLC0415 - for this command alone
 
     os.nice(INBOX_NICE)
-    made = asyncio.run(make_pass(load_config(config), f"inbox of {who()}"))
+    checked = load_config(config)
+    with as_owner_of(checked.state):
+        made = asyncio.run(make_pass(checked, f"inbox of {who()}"))
     if as_json:
         print_json(made.as_json())
     for taken in made.taken:

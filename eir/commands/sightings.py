@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from eir.analysis import files
-from eir.analysis.schema import FOLDER
 from eir.analysis.settings import SightingsSettings
-from eir.analysis.subscribers import KEY_FILE, forms, subscribers
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
+from eir.analysis.subscribers import forms, subscribers
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in
 from eir.commands.forms import duration, minute
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say, show, show_one
 from eir.config import Config, load_config
+from eir.daemon.state_folder import prepare
 from eir.device import imsi_key, key_text
 from eir.errors import EirError, IdentifierError
 from eir.operate import control
@@ -87,9 +87,8 @@ def forget(
         raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
     checked = load_config(config)
     _write_down(checked)
-    before = {file.path for file in files.found(checked.state)}
-    gone = files.forget(checked.state, forms(checked.state, imsi))
-    files.owner_of(checked.state, before & {file.path for file in files.found(checked.state)})
+    with acting_in(checked.state):
+        gone = files.forget(checked.state, forms(checked.state, imsi))
     show_one({"rows": gone}, f"{gone:,} rows are gone", as_json=as_json)
 
 
@@ -105,17 +104,14 @@ def take_in(
 
     checked = load_config(config)
     settings = checked.sightings or SightingsSettings()
-    if not checked.state.is_dir():
-        raise EirError(f"the state folder {checked.state} does not exist; eir serve or eir load makes it")
     try:
-        files.folder_of(checked.state)
-        how = subscribers(checked.state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s)
-        with progress() as advance:
+        with acting_in(checked.state), progress() as advance:
+            prepare(checked.state)
+            files.folder_of(checked.state)
+            how = subscribers(checked.state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s)
             taken = take(file, checked.state, how, (lambda done, total: advance("read", done, total)) if advance else lambda *_: None)
     except OSError as e:
         raise EirError(f"{e.filename or file}: {e.strerror}") from None
-    folders = {path.parent for path in taken.files} | {checked.state / FOLDER}
-    files.owner_of(checked.state, [*taken.files, *folders, *(path for path in [checked.state / KEY_FILE] if path.exists())])
     for complaint in taken.complaints:
         say(complaint)
     document = {"file": str(file), "rows": taken.rows, "bad_rows": taken.bad, "complaints": taken.complaints, "files": len(taken.files)}

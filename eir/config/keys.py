@@ -169,6 +169,7 @@ TABLE = (
     Key("sctp.association_retransmissions", kinds.whole(1, 60), SCTP.association_retransmissions, "timeouts in a row, over all paths, after which the connection is lost (Association.Max.Retrans)"),
     Key("sctp.optional", kinds.FLAG, SCTP.optional, "start without listeners for SCTP if the kernel has no SCTP; otherwise that is an error"),
     Key("state", kinds.FOLDER, Path("var"), "folder of the SQLite file, the last good copies and the control socket", live=False),
+    Key("control_read", kinds.FILE, None, "a second control socket, for who may only look (`$EIR_CONTROL`), of its folder's group; none if left out", live=False),
     Key("store", kinds.STORE, SQLITE, "where lists are kept", live=False),
     Key("heal", kinds.FLAG, True, "if the store lost a list that this node has a newer copy of, write the copy back to it", live=False),
     Key("boot_without_lists", kinds.word("serve", "refuse"), "serve", "start without any copy of a list: serve answers by the rest of the policy (/ready says 503), refuse opens no listener", live=False),

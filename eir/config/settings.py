@@ -37,6 +37,7 @@ class Config:
     overload_answer: Status | None
     """What a request past a `rate_max` gets; None: 3004."""
     state: Path
+    control_read: Path | None
     store: str
     """`sqlite`, or a URL of eir.stores.redis_url; it may hold a password."""
     heal: bool

@@ -28,6 +28,7 @@ from eir.lists.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_i
 from eir.lists.load import Loader, LoadReport
 from eir.lists.release import Release
 from eir.lists.store import ACCEPTED, ListStore, Mark
+from eir.operate.owner import as_owner_of
 from eir.stores.open import open_store, serial_marks
 
 POLL_S = 1.0
@@ -86,12 +87,13 @@ async def make_pass(config: Config, who: str) -> Pass:
 async def _load(config: Config, who: str, job: tuple[Release, Path, Mapping[str, Mark]], progress: Progress) -> LoadReport:
     """One load, in its own process."""
     release, folder, marks = job
-    store = open_store(config.store, config.state)
-    try:
-        loader = Loader(config.lists, store, who, datetime.now(UTC), marks, progress=progress, memory_max=config.load_memory)
-        return await loader.load(release, folder)
-    finally:
-        await store.close()
+    with as_owner_of(config.state):
+        store = open_store(config.store, config.state)
+        try:
+            loader = Loader(config.lists, store, who, datetime.now(UTC), marks, progress=progress, memory_max=config.load_memory)
+            return await loader.load(release, folder)
+        finally:
+            await store.close()
 
 
 def _leave(number: int, attempts: Attempts) -> None:

@@ -35,7 +35,7 @@ from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
-from eir.errors import ConfigError, EirError, StoreError
+from eir.errors import ConfigError, EirError, SetupFault, StoreError
 from eir.follow.history import HistoryKeeper
 from eir.lists.amended import ListImage
 from eir.lists.patience import STOOD_STILL, in_time
@@ -46,6 +46,7 @@ from eir.operate import metrics, processes
 from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
 from eir.operate.http import HttpServer, pages
 from eir.operate.log import Log
+from eir.operate.looking import RUN, Looking
 from eir.operate.status import NOT_READY, ExpiryReminder, Status, WorkerReport
 from eir.s13.compiled import LANE
 from eir.stores.open import open_copy, open_store
@@ -85,6 +86,8 @@ class Front:
         self._status = Status(workers=config.workers, pid=supervisor_pid, report=report)
         self._http = HttpServer(pages(self.snapshot, self._reports, self._status, report=report), report=report)
         self._control = ControlServer(config.state, self._commands(), report=report)
+        path = config.control_read
+        self._control_read = None if path is None else ControlServer(path.parent, {RUN: Looking(config.path).run}, name=path.name, report=report)
         self._drop_folder = DropFolder(config, report=report)
         self._outcomes: tuple[Outcome, ...] = ()
         self._rhythms = Rhythms()
@@ -146,12 +149,19 @@ class Front:
             await self._history.close()
             await self._http.close()
             await self._control.close()
+            if self._control_read is not None:
+                await self._control_read.close()
             self._log.close()
         return 0
 
     async def _open(self) -> None:
-        """Open the control socket, then the pages. Raises EirError."""
+        """Open the control socket and that of who may only look, then the pages. Raises EirError."""
         await self._control.listen()
+        if self._control_read is not None:
+            try:
+                await self._control_read.listen()
+            except OSError as e:
+                raise SetupFault(f"control_read {self._config.control_read}: {e.strerror}; its folder has to be the node's user's, with mode 2750 and the group of those who may look") from None
         if self._config.http is None:
             return
         host, _, port = self._config.http.rpartition(":")

@@ -32,6 +32,7 @@ from eir.daemon.worker import DRAIN_S, Inherited, work
 from eir.diameter.rate import Grants, shared_memory
 from eir.errors import SetupFault, StoreError
 from eir.operate.log import Log
+from eir.operate.owner import as_owner_of
 from eir.stores.open import open_copy, open_store
 
 END_S = DRAIN_S + 4.0
@@ -46,12 +47,13 @@ def run(config: Config) -> int:
 
     Raises EirError if it cannot start, SetupFault for what does not go away by itself.
     """
-    state_folder.prepare(config.state)
-    held = state_folder.hold(config.state)
-    try:
-        return Supervisor(config).run()
-    finally:
-        os.close(held)
+    with as_owner_of(config.state):
+        state_folder.prepare(config.state)
+        held = state_folder.hold(config.state)
+        try:
+            return Supervisor(config).run()
+        finally:
+            os.close(held)
 
 
 class Supervisor:

@@ -1,17 +1,20 @@
 """The control socket of a running node: how `eir status`, `eir peers`, `eir reload` and `eir drain` reach it.
 
 A Unix socket in the state folder, mode 0660: who may open it is who may steer the node. One JSON document a line, one request
-a connection: `{"command": NAME, ...arguments}` → `{"ok": true, "result": …}` or `{"ok": false, "error": TEXT}`.
+a connection: `{"command": NAME, ...arguments}` → `{"ok": true, "result": …}` or `{"ok": false, "error": TEXT}`. The socket of
+`control_read` is another one of the kind, in a folder of its own; looking.py says what it answers.
 """
 
 import asyncio
+import errno
 import json
 import os
 import pwd
 import socket
+import stat
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -45,24 +48,30 @@ class ControlDenied(ControlError):
 
 
 class ControlServer:
-    """Answers commands (name → callable of the request's arguments) on the socket in the folder."""
+    """Answers commands (name → callable of the request's arguments) on a socket in the folder."""
 
-    def __init__(self, folder: Path, commands: Mapping[str, Command], *, report: Report) -> None:
+    def __init__(self, folder: Path, commands: Mapping[str, Command], *, name: str = SOCKET_NAME, report: Report) -> None:
         self._folder = folder
+        self._name = name
         self._commands = commands
         self._report = report
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
         """Open the socket, in the place of one that a killed node left: who holds the state folder has no other node beside it."""
-        path = self._folder / SOCKET_NAME
-        path.unlink(missing_ok=True)
+        path = self._folder / self._name
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise FileExistsError(errno.EEXIST, "there is something else than a socket", str(path))
+            path.unlink()
         listener, mask = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), os.umask(0o117)
         try:
-            with _reached(self._folder) as reached:
+            with _reached(self._folder, self._name) as reached:
                 listener.bind(reached)
         finally:
             os.umask(mask)
+        if self._name != SOCKET_NAME:
+            os.chown(path, -1, self._folder.stat().st_gid)
         path.chmod(0o660)
         self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=REQUEST_MAX_BYTES)
 
@@ -70,7 +79,7 @@ class ControlServer:
         """Close and remove the socket."""
         if self._server is not None:
             self._server.close()
-            (self._folder / SOCKET_NAME).unlink(missing_ok=True)
+            (self._folder / self._name).unlink(missing_ok=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -123,17 +132,17 @@ def _user(uid: int, *, otherwise: str = "uid {}") -> str:
 
 
 @contextmanager
-def _reached(folder: Path) -> Iterator[str]:
+def _reached(folder: Path, name: str) -> Iterator[str]:
     """The socket's path through a descriptor of the folder: a Unix socket's path may have 107 bytes only."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
-        yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
+        yield f"/proc/self/fd/{descriptor}/{name}"
     finally:
         os.close(descriptor)
 
 
-def ask(folder: Path, command: str, *, timeout_s: float | None = None, **arguments: Any) -> Any:
-    """Have the node that runs on the state folder carry out a command; returns its result.
+def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float | None = None, **arguments: Any) -> Any:
+    """Have the node whose socket is in the folder (its state folder) carry out a command; returns its result.
 
     Raises ControlError when no node runs there, when it does not answer in time (30 s unless given), or when it says no;
     ControlDenied when this user may not ask.
@@ -141,15 +150,17 @@ def ask(folder: Path, command: str, *, timeout_s: float | None = None, **argumen
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
             link.settimeout(TIMEOUT_S if timeout_s is None else timeout_s)
-            with _reached(folder) as reached:
+            with _reached(folder, at) as reached:
                 link.connect(reached)
             link.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             with link.makefile("rb") as answers:
                 line = answers.readline()
     except (FileNotFoundError, ConnectionRefusedError):
-        raise ControlAway(f"no node runs on the state folder {folder} (start one: eir serve)") from None
+        where = f"on the state folder {folder} (start one: eir serve)" if at == SOCKET_NAME else f"with control_read: {folder / at}"
+        raise ControlAway(f"no node runs {where}") from None
     except PermissionError:
-        raise ControlDenied(f"may not open the control socket in {folder}{as_owner(folder)}") from None
+        advice = as_owner(folder) if at == SOCKET_NAME else f"; who is in the group of {folder} may"
+        raise ControlDenied(f"may not open the control socket in {folder}{advice}") from None
     except OSError as e:
         raise ControlError(f"the node on the state folder {folder} does not answer: {e}") from None
     if not line:

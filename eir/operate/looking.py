@@ -1,0 +1,82 @@
+"""What the socket of `control_read` does: it runs the commands that only look, for people and programs who may do no more.
+
+Such a command runs as a process of the node's user, so that who asks needs no right on the configuration, the store or the record.
+Arguments come from people who are not trusted with the node: what is not in LOOKS does not get through. Knows nothing of what the
+commands do.
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from eir.errors import EirError
+
+ENVIRONMENT = "EIR_CONTROL"
+"""The environment variable that names the socket to a command."""
+RUN = "run"
+"""The one command of the socket."""
+
+_ALL = {"--json", "--help", "-h"}
+LOOKS: Mapping[str, set[str]] = {
+    "status": _ALL, "peers": _ALL,
+    "check": _ALL | {"--imsi", "--software-version", "--origin-host", "--origin-realm", "--protocol", "--store"},
+    "show": _ALL | {"-n", "--limit", "--skip", "--store"},
+    "history": _ALL | {"-n", "--limit", "--since", "--verify"},
+    "seen": _ALL | {"--since"},
+}  # fmt: skip
+"""Command → the options that may be given: none that reads another configuration, or writes a file."""
+AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20
+"""Of such processes: how many run at once, for how long, and how much they may write."""
+
+
+def refusal(arguments: Sequence[str]) -> str | None:
+    """Why a command line may not run; None if it may."""
+    command, *rest = arguments or [""]
+    if command not in LOOKS:
+        return f"who may only look may say: {', '.join(LOOKS)}"
+    for argument in rest:
+        option, _, _ = argument.partition("=")
+        if argument.startswith("-") and option not in LOOKS[command]:
+            return f"{command} {option}: not for who may only look"
+    return None
+
+
+class Looking:
+    """Runs such commands, a few at a time."""
+
+    def __init__(self, config: Path) -> None:
+        self._config = config
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def run(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the command line `arguments`; returns its exit status and what it wrote. Raises EirError for one that may not run."""
+        arguments = [str(argument) for argument in request.get("arguments") or ()]
+        if reason := refusal(arguments):
+            raise EirError(reason)
+        async with self._turns:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "eir", *arguments, "-c", str(self._config), stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(TIME_S):
+                    out, err = await asyncio.gather(*(_bounded(stream) for stream in (process.stdout, process.stderr)))
+                    return {"status": await process.wait(), "out": out, "err": err}
+            except TimeoutError:
+                raise EirError(f"{arguments[0]}: no answer in {TIME_S:g} s") from None
+            finally:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+
+
+async def _bounded(stream: asyncio.StreamReader | None) -> str:
+    octets = b""
+    while stream is not None and (piece := await stream.read(1 << 16)):
+        octets += piece
+        if len(octets) > OUT_BYTES_MAX:
+            raise EirError(f"more than {OUT_BYTES_MAX >> 20} MiB: ask for less, such as with -n")
+    return octets.decode("utf-8", "replace")
