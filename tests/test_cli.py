@@ -693,6 +693,24 @@ class TestEndings:
 
 
 class TestProbe:
+    def test_the_realm_of_the_configuration_is_its_own_and_nothing_else_of_it_is_needed(self, host):
+        with Site(host.folder.parent / "realm", host.publisher) as site:
+            site.configure(policy=POLICY)
+            site.load([LISTED])
+            target = "{}:{}".format(*site.start().address)
+            bare = site.folder / "bare.yaml"
+            bare.write_text(f"identity: {{realm: {REALM}}}\nlists: {{stolen: {{signers: nowhere}}}}\n")
+            assert [found["status"] for found in site.json("probe", target, LISTED, "-c", bare)] == ["blacklisted"]
+            bare.write_text("{}\n")
+            refused = site.eir("probe", target, LISTED, "-c", bare, status=1).stderr
+            assert "probe.epc.mnc001.mcc001.3gppnetwork.org of realm epc.mnc001.mcc001.3gppnetwork.org" in refused
+            found = site.json("probe", target, LISTED, "--destination-host", "elsewhere", "--destination-realm", REALM)
+            assert [each["result_code"] for each in found] == [3002]
+            bare.write_text(f"lists: {{stolen: {{signers: {site.folder}/signers}}}}\n")
+            manifest = site.release([LISTED], serial=2)
+            done = site.eir("audit", manifest, target, "--all", "--origin-realm", REALM, "-c", bare)
+            assert "1 of 1 devices answered as listed" in done.stdout
+
     def test_the_document_and_the_table(self, host):
         with Site(host.folder.parent / "probed", host.publisher) as site:
             site.configure(policy=POLICY)

@@ -246,6 +246,11 @@ async def test_a_reload_that_begins_to_ask_for_tokens(site, amf):
     give(site, issuer)
     reload(site, {"tokens": {"jwks": "jwks", "audience": "another"}})
     assert (await one.ask(IMEI)).status == 401
+    assert (await one.ask(IMEI, issuer.token(time.time()))).status == 401
+    told = await until_async(lambda: {line["reason"]: line for line in node.lines("token_refused")} if len(node.lines("token_refused")) > 1 else None)
+    assert "n5g.tokens" in told["no_token"]["setting"]
+    assert told["audience"]["setting"] == "n5g.tokens.audience"
+    assert told["audience"]["address"].startswith("127.0.0.1:")
     # The node's own instance is an audience, whatever else is.
     instance = (site.state / "nf-instance-id").read_text().strip()
     assert (await one.ask(IMEI, issuer.token(time.time(), aud=[instance]))).status == 200

@@ -324,6 +324,30 @@ async def test_a_peer_out_of_service_and_a_peer_that_a_reload_takes_away(own, to
     assert await other.until(goaways)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_address_that_no_entry_allows_is_told_so(own, workers):
+    """Conformance 34c: an AMF whose connection is closed instead waits for seconds."""
+    own.configure(workers=workers, peers=[{"name": "far", "from": ["192.0.2.0/24"]}])
+    node = own.start()
+    url = f"{at(node)}{RESOURCE}?pei=imei-{LISTED}1"
+    version, status, body = curl(url, "--http2-prior-knowledge")
+    assert (version, status) == ("2", "403")
+    assert json.loads(body) == {"title": "Forbidden", "status": 403, "detail": "no entry of the peer table takes this client"}
+    (line,) = node.lines("peer_refused")
+    assert (line["reason"], line["setting"], line["protocol"]) == ("source", "peers: from", "n5g")
+    assert line["address"].startswith("127.0.0.1:")
+    assert [row["label"] for row in control(own.state, "peers")] == ["far"]
+    metrics = node.metrics()
+    assert metrics["eir_peers_refused_total{reason=source}"] == 1
+    assert not any(name.startswith("eir_checks_total{") for name in metrics)
+    for _ in range(60):  # a flood of them is closed, as over Diameter
+        curl(url, "--http2-prior-knowledge", status=None)
+    assert node.metrics()["eir_peers_refused_total{reason=source}"] == 61
+    own.configure(peers=PEERS)
+    control(own.state, "reload")
+    assert curl(url, "--http2-prior-knowledge")[1] == "200"
+
+
 async def test_a_client_that_reads_nothing_is_dropped(own):
     own.configure(limits={"stalled_write_s": 1, "write_buffer_bytes": 4096})
     node = own.start()

@@ -1,6 +1,7 @@
 """The probe: what it asks, what it makes of any answer, and that it follows none (conformance row 50). Real sockets."""
 
 import asyncio
+import dataclasses
 from contextlib import asynccontextmanager
 
 import pytest
@@ -267,3 +268,28 @@ async def test_against_a_node_of_ours(site):
     findings = await ask(target, [LISTED, f"{LISTED}1", f"{LISTED}34", UNLISTED, "nonsense"])
     assert [finding.status for finding in findings] == ["blacklisted"] * 3 + ["whitelisted"] * 2
     assert node.status()["checks"] == 5
+
+
+async def test_after_a_dpr_nothing_more_is_asked():
+    def respond(message):
+        return eca(OK, STATE, status(1))(message) + wire.dpr(host=EIR)
+
+    for rate in (None, 1000):
+        async with fake(respond) as eir:
+            found = await ask_many(eir.target, [LISTED], count=10_000, rate=rate)
+            after = [message.command for message in eir.seen]
+        assert 324 not in after[after.index(282) :]
+        assert found.asked == found.answered < 10_000
+        assert "the connection was closed (disconnected by a DPR)" in found.fault
+    async with fake(respond) as eir:
+        answered, *others = await ask(eir.target, [LISTED, UNLISTED, LISTED])
+        assert [message.command for message in eir.seen] == [257, 324, 282]
+    assert (answered.status, [finding.round_trip_ms for finding in others]) == ("blacklisted", [None, None])
+    assert "DPR" in others[0].fault
+
+
+async def test_a_host_behind_an_agent_is_asked_for():
+    async with fake(eca(OK, STATE, status(0))) as eir:
+        await ask(dataclasses.replace(eir.target, destination_realm="far.example", destination_host="eir2.far.example"), [LISTED])
+    ((host, realm),) = [(message.data(293), message.data(283)) for message in eir.asked()]
+    assert (host, realm) == (b"eir2.far.example", b"far.example")

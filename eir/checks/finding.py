@@ -85,13 +85,14 @@ async def many(
 
     began, waiting = loop.time(), set[asyncio.Task[None]]()
     for number in range(count):
+        if rate is not None:
+            await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
         if closed_by():
             break
         asking = one(imeis[number % len(imeis)])
         if rate is None:
             await asking
             continue
-        await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
         task = asyncio.create_task(asking)
         waiting.add(task)
         task.add_done_callback(waiting.discard)

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -14,13 +15,13 @@ import typer
 from eir.checks.question import Question
 from eir.checks.settings import Status
 from eir.commands import in_force
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, with_store
+from eir.commands.access import DEFAULT_CONFIG, SYSTEM_CONFIG, ConfigFile, Json, with_store
 from eir.commands.in_force import FromStore
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
-from eir.config import Config, load_config
+from eir.config import Config, load_config, load_identity
 from eir.diameter.transport.endpoint import TCP, TLS, endpoint
 from eir.diameter.transport.tls import Tls
-from eir.errors import EirError
+from eir.errors import ConfigError, EirError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,8 +46,9 @@ UNAUTHORIZED = 401
 # Options of the commands that ask over the wire.
 Imsi = Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")]
 OriginHost = Annotated[str | None, typer.Option(metavar="HOST", help="Our Origin-Host; probe.REALM if not given.")]
-OriginRealm = Annotated[str, typer.Option(metavar="REALM", help="Our Origin-Realm; that of MCC 001, MNC 01 if not given.", show_default=False)]
-DestinationRealm = Annotated[str | None, typer.Option(metavar="REALM", help="Destination-Realm; the EIR's own if not given.")]
+OriginRealm = Annotated[str | None, typer.Option(metavar="REALM", help="Our Origin-Realm; identity.realm of the configuration if not given, or else that of MCC 001, MNC 01.")]
+DestinationRealm = Annotated[str | None, typer.Option("--destination-realm", "--realm", metavar="REALM", help="Destination-Realm; the EIR's own if not given.")]
+DestinationHost = Annotated[str | None, typer.Option(metavar="HOST", help="Destination-Host, for an EIR behind an agent; none if not given.")]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each answer, in seconds.", min=0.001)]
 Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="Over TLS: the authorities that the EIR's certificate may come from, in PEM.")]
 Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="With --ca: our certificate in PEM; it carries our Origin-Host.")]
@@ -133,8 +135,9 @@ def probe(
     imsi: Imsi = None,
     software_version: Annotated[str | None, typer.Option(metavar="NN", help="Software-Version of each request.")] = None,
     origin_host: OriginHost = None,
-    origin_realm: OriginRealm = PROBE_REALM,
-    realm: DestinationRealm = None,
+    origin_realm: OriginRealm = None,
+    destination_realm: DestinationRealm = None,
+    destination_host: DestinationHost = None,
     timeout: Timeout = 5.0,
     ca: Ca = None,
     cert: Cert = None,
@@ -142,6 +145,7 @@ def probe(
     token: Token = None,
     count: Annotated[int | None, typer.Option(metavar="N", help="Ask so many times, about each IMEI in turn, and print a summary.", min=1)] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Ask so many times a second, answered or not; with --count.", min=0.001)] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
     """Ask an EIR, as an MME or as an AMF would.
@@ -153,7 +157,8 @@ def probe(
     """
     if rate is not None and count is None:
         raise fail("--rate needs --count: how many times to ask in all", EXIT_USAGE)
-    prober = prober_for(target, tls_of(ca, cert, key), token, origin_host, origin_realm, realm, timeout)
+    names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
+    prober = prober_for(target, tls_of(ca, cert, key), token, names, timeout)
     if count is not None:
         summary = asyncio.run(prober.ask_many(imeis, count=count, rate=rate, imsi=imsi, software_version=software_version))
         show_one(summary.as_json(), summary.as_text(), as_json=as_json)
@@ -179,6 +184,25 @@ def _tell(findings: "Sequence[Finding]", *, with_token: bool, as_json: bool) -> 
         raise typer.Exit(EXIT_NO)
 
 
+class Names(NamedTuple):
+    """Who we are over Diameter, and whom we ask for; None: the EIR's own realm, and no host."""
+
+    origin_host: str
+    origin_realm: str
+    destination_host: str | None
+    destination_realm: str | None
+
+
+def names_of(origin_host: str | None, origin_realm: str | None, destination_host: str | None, destination_realm: str | None, config: Path) -> Names:
+    """The names that are given, and those of the configuration where there is one. Raises ConfigError where one is named and unreadable."""
+    own = origin_realm
+    if own is None:
+        with suppress(*[ConfigError] * (config in {DEFAULT_CONFIG, SYSTEM_CONFIG})):
+            own = load_identity(config).realm
+    own = own or PROBE_REALM
+    return Names(origin_host or f"probe.{own}", own, destination_host, destination_realm)
+
+
 class Prober(NamedTuple):
     """What asks one EIR, as eir.s13.probe and eir.n5g.probe do, whose functions have one shape."""
 
@@ -187,10 +211,8 @@ class Prober(NamedTuple):
     asking: Callable[..., Any]
 
 
-def prober_for(
-    target: str, tls: Tls | None, token: Path | None, origin_host: str | None, origin_realm: str, realm: str | None, timeout_s: float
-) -> Prober:
-    """What asks the target by the protocol that it names; `realm`: the Destination-Realm over Diameter."""
+def prober_for(target: str, tls: Tls | None, token: Path | None, names: Names, timeout_s: float) -> Prober:
+    """What asks the target by the protocol that it names."""
     probe: Any
     asked: Any
     if target.startswith(HTTP_SCHEMES):
@@ -204,7 +226,9 @@ def prober_for(
             raise fail("--token is for http:// and https://", EXIT_USAGE)
         host, port, scheme = _where(target, with_tls=tls is not None)
         context = tls.connecting if tls is not None else None
-        asked = probe.Target(host, port, origin_host or f"probe.{origin_realm}", origin_realm, realm, timeout_s, scheme, context)
+        asked = probe.Target(
+            host, port, names.origin_host, names.origin_realm, names.destination_realm, timeout_s, scheme, context, names.destination_host
+        )
     return Prober(*(partial(function, asked) for function in (probe.ask, probe.ask_many, probe.asking)))
 
 

@@ -14,9 +14,9 @@ import typer
 from eir.checks.settings import Status
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
 from eir.commands.asking import (
-    PROBE_REALM,
     Ca,
     Cert,
+    DestinationHost,
     DestinationRealm,
     Imsi,
     OriginHost,
@@ -24,12 +24,13 @@ from eir.commands.asking import (
     PrivateKey,
     Timeout,
     Token,
+    names_of,
     prober_for,
     tls_of,
 )
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say
-from eir.config import Config, load_config
+from eir.config import Config, load_to_ask
 from eir.lists.audit import AT_LEAST, CONFIDENCE, Check, Listed, Report, judge, listed_in, sample_size
 from eir.lists.audit import audit as ask_about
 
@@ -54,8 +55,9 @@ def audit(
     mme: Annotated[list[str] | None, typer.Option(metavar="HOST", help="With --passive or --sightings: an MME that ought to ask, besides the peers that the configuration names; may be given several times.", show_default=False)] = None,
     imsi: Imsi = None,
     origin_host: OriginHost = None,
-    origin_realm: OriginRealm = PROBE_REALM,
-    realm: DestinationRealm = None,
+    origin_realm: OriginRealm = None,
+    destination_realm: DestinationRealm = None,
+    destination_host: DestinationHost = None,
     timeout: Timeout = 5.0,
     ca: Ca = None,
     cert: Cert = None,
@@ -77,8 +79,9 @@ def audit(
     back = duration(since) if since else None
     if since and not back:
         raise fail(f"--since {since}: expected a number and a unit: 30d, 36h or 90m", EXIT_USAGE)
-    asker = None if target is None else prober_for(target, tls_of(ca, cert, key), token, origin_host, origin_realm, realm, timeout).asking(imsi=imsi)
-    checked, now = load_config(config), datetime.now(UTC)
+    names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
+    asker = None if target is None else prober_for(target, tls_of(ca, cert, key), token, names, timeout).asking(imsi=imsi)
+    checked, now = load_to_ask(config), datetime.now(UTC)
     with progress() as advance:
         shown = advance or (lambda *_: None)
         listed = listed_in(release, checked.lists, now=now, memory_max=checked.load_memory, progress=shown)

@@ -5,7 +5,20 @@ table, checks.py holds what no single value can tell, load.py puts them together
 commands, daemon and operate; what is below them is handed its settings and sees no file.
 """
 
-from eir.config.load import digests, load_config, load_layouts, load_whereabouts, needs_restart, render, take_over
+from eir.config.load import (
+    digests,
+    load_config,
+    load_identity,
+    load_layouts,
+    load_to_ask,
+    load_whereabouts,
+    needs_restart,
+    render,
+    take_over,
+)
 from eir.config.settings import Config, Whereabouts
 
-__all__ = ["Config", "Whereabouts", "digests", "load_config", "load_layouts", "load_whereabouts", "needs_restart", "render", "take_over"]
+__all__ = [
+    "Config", "Whereabouts", "digests", "load_config", "load_identity", "load_layouts", "load_to_ask", "load_whereabouts", "needs_restart",
+    "render", "take_over",
+]  # fmt: skip

@@ -15,6 +15,7 @@ from eir.config.keys import ROOT, SECTIONS, TABLE
 from eir.config.kinds import TOO_BUSY
 from eir.config.reader import Document, read_document, read_file
 from eir.config.settings import Config, Whereabouts
+from eir.diameter.settings import Identity
 from eir.errors import ConfigError, Problem
 from eir.lists.settings import Layout
 
@@ -29,6 +30,21 @@ def load_config(path: Path) -> Config:
     if problems:
         raise ConfigError(problems)
     return replace(config, warnings=_found(WARNINGS, config, document))
+
+
+def load_to_ask(path: Path) -> Config:
+    """Read a configuration for a command that asks another EIR, which takes no `identity`. Raises ConfigError with what else is wrong."""
+    document = read_document(path, read_file(path), ROOT)
+    config, problems = _checked(path, document)
+    if others := tuple(problem for problem in problems if document.problems.get(problem, ())[:1] != ("identity",)):
+        raise ConfigError(others)
+    return config
+
+
+def load_identity(path: Path) -> Identity:
+    """Read what a file says of the node's names, whatever is missing or wrong in it. Raises ConfigError where it cannot be read."""
+    identity: Identity = read_document(path, read_file(path), ROOT).values["identity"]
+    return identity
 
 
 def load_whereabouts(path: Path) -> Whereabouts:

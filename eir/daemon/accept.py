@@ -8,7 +8,7 @@ import asyncio
 import errno
 import itertools
 import socket
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -19,7 +19,7 @@ from eir.diameter.transport.endpoint import SCTP, address_text
 from eir.diameter.transport.listen import Listener, open_listener
 from eir.diameter.transport.sctp_options import LOAD_ADVICE, MISSING
 from eir.errors import EirError, Report
-from eir.n5g.settings import listening_at
+from eir.n5g.settings import is_http, listening_at
 
 LISTEN_ADVICE = {
     errno.EACCES: "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port",
@@ -28,6 +28,9 @@ LISTEN_ADVICE = {
     **dict.fromkeys(MISSING, f"{LOAD_ADVICE}; or sctp.optional: true starts without it"),
 }
 """What to do about a listener that cannot be had."""
+
+STRANGERS_MAX, STRANGERS_PER_S = 32, 20
+"""Connections of addresses that no entry of the peer table takes, at once and a second, that get a 403 over HTTP; more are closed."""
 
 HandOver = Callable[[int, int, socket.socket], bool]
 """(listener, number, connection) → whether some worker has it now."""
@@ -46,6 +49,9 @@ class Acceptor:
         self._connections: dict[int, Address] = {}
         """Handed over and not gone: number → where it comes from."""
         self._sources = Sources()
+        self._strangers: set[int] = set()
+        """Of those handed over: the ones that are only to hear that they may not come."""
+        self._strangers_came: deque[float] = deque(maxlen=STRANGERS_PER_S)
         self.refused: Counter[str] = Counter()
         """Connections that were handed to nobody, by reason."""
         self.failures = 0
@@ -68,7 +74,7 @@ class Acceptor:
         for number, url in enumerate(urls):
             wanted = listening_at(url)
             try:
-                listener = await open_listener(wanted, partial(self._accepted, number, hand_over), self._cannot_accept, self._sctp)
+                listener = await open_listener(wanted, partial(self._accepted, number, hand_over, http=is_http(url)), self._cannot_accept, self._sctp)
             except OSError as e:
                 if self._sctp.optional and e.errno in MISSING:
                     self._report("listener_missing", reason="no_sctp", level="warning", address=url, detail=LOAD_ADVICE)
@@ -102,6 +108,7 @@ class Acceptor:
 
     def gone(self, number: int) -> None:
         """A connection that was handed over is over, or its worker is."""
+        self._strangers.discard(number)
         source = self._connections.pop(number, None)
         if source is not None:
             self._sources.remove(source)
@@ -113,7 +120,7 @@ class Acceptor:
             timer.cancel()
         return timer is not None
 
-    def _accepted(self, listener: int, hand_over: HandOver, connection: socket.socket) -> None:
+    def _accepted(self, listener: int, hand_over: HandOver, connection: socket.socket, *, http: bool = False) -> None:
         with connection:
             try:
                 host, port = connection.getpeername()[:2]
@@ -121,6 +128,11 @@ class Acceptor:
                 return  # it is gone again
             source = source_address(host)
             refused = self._sources.refusal(source, self._peers, self._limits, len(self._connections))
+            if refused == "source" and http and self._may_hear_so():
+                number = next(self._numbers) & 0xFFFFFFFF
+                if hand_over(listener, number, connection):
+                    self._strangers.add(number)  # the worker counts it, and tells the log
+                    return
             if refused is None:
                 number = next(self._numbers) & 0xFFFFFFFF
                 if hand_over(listener, number, connection):
@@ -130,6 +142,14 @@ class Acceptor:
                 refused = "no_worker"
         self.refused[refused] += 1
         self._report("peer_refused", reason=refused, level="warning", address=address_text([host], port), setting=setting_for(refused))
+
+    def _may_hear_so(self) -> bool:
+        """Whether a connection that may not come in gets an answer that says so: an AMF waits for seconds after one that is closed."""
+        now, came = asyncio.get_running_loop().time(), self._strangers_came
+        if len(self._strangers) >= STRANGERS_MAX or (len(came) == STRANGERS_PER_S and now - came[0] < 1):
+            return False
+        came.append(now)
+        return True
 
     def _cannot_accept(self, fault: OSError) -> None:
         self.failures += 1

@@ -19,7 +19,7 @@ from eir.diameter.avp import encode_text
 from eir.diameter.context import NodeContext
 from eir.diameter.counts import Counts
 from eir.diameter.dictionary import SESSION_ID
-from eir.diameter.events import Answered, Closed, DisconnectCause, Event, Opened
+from eir.diameter.events import Answered, Closed, DisconnectCause, Event, Leaving, Opened
 from eir.diameter.message import T_FLAG, Answer
 from eir.diameter.peer import Peer
 from eir.diameter.settings import APPLICATIONS, Identity, Limits, PeerSettings, SctpSettings
@@ -127,6 +127,9 @@ class Client:
                 waiting = self._waiting.get(hop_by_hop)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(answer)
+            case Leaving():
+                # RFC 6733 5.4: what is under way is answered, and nothing new is asked.
+                self.closed_by = self.closed_by or "disconnected by a DPR"
             case Closed(reason, detail):
                 self._over(detail or reason)
             case _:

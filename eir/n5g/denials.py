@@ -54,3 +54,8 @@ DENIED: Final = {
 """Every refusal, by its reason (TS 29.500 6.7.3, RFC 6750 3.1)."""
 LASTING: Final = frozenset({"signature", "claims", "expired", "issuer", "audience", "scope"})
 """Refusals for which a signature was looked at, and which hold as long as settings and keys do."""
+TOKEN_SETTINGS: Final = {
+    "unknown_key": "n5g.tokens.jwks, n5g.tokens.keys", "issuer": "n5g.tokens.issuer", "audience": "n5g.tokens.audience",
+    "no_token": "n5g.tokens, left out: no token is asked for",
+}  # fmt: skip
+"""By reason: the setting that would have taken the token; for other reasons it is the section as a whole."""

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eir.checks.settings import Status
-from eir.diameter.counts import Counts
+from eir.diameter.capabilities import may_connect
+from eir.diameter.counts import OTHER, Counts
 from eir.diameter.rate import RateLimits, refusing
 from eir.diameter.settings import Limits, PeerSettings
 from eir.diameter.transport import stream
 from eir.errors import Report, place_of
 from eir.n5g import problem as problems
-from eir.n5g.denials import DENIED, TOO_MANY_REQUESTS
+from eir.n5g.denials import DENIED, TOKEN_SETTINGS, TOO_MANY_REQUESTS
 from eir.n5g.link import Link, Turns
 from eir.n5g.problem import problem
 from eir.n5g.requester import Requester, requester
@@ -40,6 +41,7 @@ BY_LIMIT = {"rate_max": problems.PEER_CONGESTION, "rate_max_all": problems.CONGE
 """What a request past a limit gets: 429 for the peer's own, 503 for that of all together (TS 29.500 6.4)."""
 _TURNED_AWAY = {reason: problem(cause, "above a rate limit") for reason, cause in BY_LIMIT.items()}
 _FAULT = problem(problems.FAULT)
+_STRANGER = problem(problems.DENIALS[403], "no entry of the peer table takes this client")
 _DENIALS = {
     reason: Reply(
         problem(problems.PEER_CONGESTION, denied.detail) if denied.status == TOO_MANY_REQUESTS
@@ -140,7 +142,7 @@ class N5gServer:
 
     def connected(self) -> Counter[str]:
         """Connections by peer label."""
-        return Counter(link.requester.label for link in self._links)
+        return Counter(link.requester.label for link in self._links if link.settings is not None)
 
     def status(self) -> list[Mapping[str, Any]]:
         """A row of `eir peers` for each connection."""
@@ -151,7 +153,7 @@ class N5gServer:
                 "watchdog": "none", "paths": {}, "direction": "in", "last_error": None, "last_error_at": None,
                 "last_seen": max(link.since, self._counts.last_request.get(link.requester.label, 0.0)),
             }
-            for link in self._links if link.http is not None
+            for link in self._links if link.http is not None and link.settings is not None
         ]  # fmt: skip
 
     # link.Owner
@@ -160,20 +162,30 @@ class N5gServer:
         """Take a connection if the peer table has an entry for it."""
         link.names = names
         refusal = "draining" if self._draining else "alpn" if protocol is not None and protocol != "h2" else None
-        if refusal is None and not self._identify(link):
-            refusal = "unknown_peer" if link.settings is None else "disabled"
+        if refusal is None and not self._identify(link) and link.settings is not None:
+            refusal = "disabled"
+        shown = {"names": ",".join(names)} if names else {}
         if refusal is not None:
-            shown = {"names": ",".join(names)} if names else {}
-            self._refused(refusal, address=link.address, setting="peers: tls_names, host or realm" if refusal == "unknown_peer" else None, **shown)
+            self._refused(refusal, address=link.address, **shown)
             return None
         self._links.add(link)
-        self._report("peer_open", peer=link.requester.label, protocol=PROTOCOL, host=link.requester.host or None, address=link.address)
+        if link.settings is None:
+            known = may_connect(self._peers, link.source)
+            setting = "peers: tls_names, host or realm" if known else "peers: from"
+            self._refused("unknown_peer" if known else "source", address=link.address, setting=setting, **shown)
+            self._loop.call_later(self.limits.cer_timeout_s, link.abort)
+        else:
+            self._report("peer_open", peer=link.requester.label, protocol=PROTOCOL, host=link.requester.host or None, address=link.address)
         if self._tick is None:
             self._tick = self._loop.call_later(TICK_S, self._look)
         return Connection(lambda request: self.respond(link, request), self._http_limits, self._shapes, self._loop.time())
 
     def respond(self, link: Link, request: Request) -> Response:
         """Answer a request, within the limits."""
+        if link.settings is None:
+            self.counts.responses[OTHER, problems.DENIALS[403].result] += 1
+            self._loop.call_soon(self._send_away, link)
+            return carried_back(request.headers, _STRANGER)
         label = link.requester.label
         try:
             if link.rates and (limit := refusing(link.rates, self._loop.time(), priority_of(request.headers))) is not None:
@@ -185,7 +197,7 @@ class N5gServer:
             elif self.tokens is None:
                 response, result = self._service.answer(request, link.requester)
             else:
-                response, result = self._by_token(self.tokens, request, link.requester)
+                response, result = self._by_token(self.tokens, request, link.requester, link.address)
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
             self.counts.errors["internal"] += 1
             self._report("fault", peer=label, reason="internal", level="error", detail=place_of(e))
@@ -195,6 +207,8 @@ class N5gServer:
 
     def answered(self, link: Link, count: int, seconds: float) -> None:
         """Count them."""
+        if link.settings is None:
+            return
         self._counts.durations.add(seconds, count)
         self._counts.last_request[link.requester.label] = time.time()
 
@@ -203,6 +217,8 @@ class N5gServer:
         if link not in self._links:
             return
         self._links.discard(link)
+        if link.settings is None:
+            return  # it was told of as refused
         why = (link.http.over if link.http is not None else "") or "peer_closed"
         if why in {*GOOD_ENDS, "peer_closed"}:
             self._report("peer_closed", peer=link.requester.label, protocol=PROTOCOL, reason=why, address=link.address)
@@ -212,12 +228,15 @@ class N5gServer:
 
     # inside
 
-    def _by_token(self, tokens: "Tokens", request: Request, asks: Requester) -> Reply:
+    def _by_token(self, tokens: "Tokens", request: Request, asks: Requester, address: str) -> Reply:
         """The reply to a request by whom its access token names, or the refusal of one that has no good one (TS 33.501 13.4.1.1)."""
         subject = tokens.subject(request.headers.get(b"authorization"), asks.label)
         if isinstance(subject, str):
             return self._service.answer(request, asks._replace(host=subject))
-        self._report("token_refused", peer=asks.label, protocol=PROTOCOL, reason=subject.reason, level="warning")
+        self._report(
+            "token_refused", peer=asks.label, protocol=PROTOCOL, reason=subject.reason, level="warning", address=address,
+            detail=subject.detail, setting=TOKEN_SETTINGS.get(subject.reason, "n5g.tokens"),
+        )  # fmt: skip
         return _DENIALS[subject.reason]
 
     def _identify(self, link: Link) -> bool:

@@ -41,6 +41,8 @@ class Target:
     """TCP, TLS or SCTP; over SCTP `host` may be several addresses with commas between them."""
     tls: ssl.SSLContext | None = None
     """What a handshake is made with, over TLS."""
+    destination_host: str | None = None
+    """None: whichever host of the realm is reached."""
 
 
 async def ask(
@@ -50,7 +52,7 @@ async def ask(
     async with _connected(target) as (client, realm):
         findings: list[Finding] = []
         for at, imei in enumerate(imeis, 1):
-            avps = check_avps(realm, imei, imsi, software_version)
+            avps = check_avps(realm, imei, imsi, software_version, host=target.destination_host)
             finding = await _ask_one(client, avps, imei, imsi, target.timeout_s)
             if finding.round_trip_ms is None and client.closed_by and (left := imeis[at:]):
                 finding = replace(finding, fault=f"{finding.fault}; not asked about the {len(left)} after it")
@@ -67,7 +69,7 @@ async def ask_many(
     `rate`: so many a second, whether answers have come or not; None: the next one as soon as one is answered.
     """
     async with _connected(target) as (client, realm):
-        avps = {imei: check_avps(realm, imei, imsi, software_version) for imei in imeis}
+        avps = {imei: check_avps(realm, imei, imsi, software_version, host=target.destination_host) for imei in imeis}
         return await many(
             lambda imei: _ask_one(client, avps[imei], imei, imsi, target.timeout_s), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by
         )
@@ -84,7 +86,7 @@ async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Ca
         async def ask_about(identifier: str) -> str:
             if client.closed_by:
                 raise EirError(f"the connection was closed ({client.closed_by})")
-            avps = check_avps(realm, identifier, imsi, None, meid=not is_digits(identifier))
+            avps = check_avps(realm, identifier, imsi, None, meid=not is_digits(identifier), host=target.destination_host)
             return (await _ask_one(client, avps, identifier, imsi, target.timeout_s)).result
 
         yield ask_about
@@ -134,12 +136,13 @@ async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, tim
     return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
 
 
-def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None, *, meid: bool = False) -> bytes:
+def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None, *, meid: bool = False, host: str | None = None) -> bytes:
     """What an ECR holds after Origin-Realm (TS 29.272 7.2.19). `meid`: that is what `imei` is."""
+    to = (encode_text(base.DESTINATION_HOST, host) if host else b"") + encode_text(base.DESTINATION_REALM, realm)
     version = encode_text(s13.SOFTWARE_VERSION, software_version) if software_version else b""
     terminal = encode(s13.TERMINAL_INFORMATION, encode_text(s13.MEID if meid else s13.IMEI, imei) + version)
     user_name = encode_text(base.USER_NAME, imsi) if imsi else b""
-    return application_id_avp(S13) + s13.NO_STATE + encode_text(base.DESTINATION_REALM, realm) + terminal + user_name
+    return application_id_avp(S13) + s13.NO_STATE + to + terminal + user_name
 
 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> Finding:
