@@ -22,10 +22,10 @@ def settings_of(*uri, **more):
 class Play:
     """A registration and its clock; what it asks is answered as the test says."""
 
-    def __init__(self, *uri: str):
+    def __init__(self, *uri: str, **more):
         self.now = 1000.0
         self.told = []
-        settings = settings_of(*uri)
+        settings = settings_of(*uri, **more)
         profile = profile_of(settings, INSTANCE, ["http://127.0.0.1:7777"], tokens=False, started="2026-11-26T00:00:00Z")
         self.registration = Registration(
             settings, INSTANCE, profile, report=lambda event, **fields: self.told.append((event, fields)), chance=lambda: 1.0, now=self.now
@@ -288,6 +288,19 @@ def test_a_redirect_for_this_time():
     assert play.asks().url == f"{ONE}{INSTANCES}"
     play.answers(204)
     assert play.registration.requests == {(ONE, "register", "307"): 1, (ONE, "register", "201"): 1, (ONE, "heartbeat", "204"): 1}
+
+
+def test_a_redirect_leads_to_hosts_that_are_named_and_nowhere_else():
+    for redirects, host, follows in (
+        ((), "127.0.0.2", False), ((), "127.0.0.1", True), (("127.0.0.2",), "127.0.0.2", True), (("Nrf3.example",), "nrf3.EXAMPLE", True),
+        (("nrf3.example",), "nrf3.example.evil", False), (("[::1]",), "[::1]", True),
+    ):  # fmt: skip
+        play = Play(ONE, redirects=redirects)
+        play.asks()
+        play.answers(307, location=f"http://{host}:9000{INSTANCES}")
+        assert (play.asks().url == f"http://{host}:9000{INSTANCES}") is follows
+        if not follows:
+            assert "n5g.nrf.redirects" in play.registration.last_error
 
 
 def test_a_redirect_from_now_on():

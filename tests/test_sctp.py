@@ -1,6 +1,7 @@
 """SCTP: what goes out and comes in, message by message; paths that fail, associations that begin anew, readers that do not read."""
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import resource
@@ -84,6 +85,33 @@ def test_any_stream_any_identifier_any_cut_is_taken():
                 await send(made, whole[at : at + 100])
             assert [Message((await receive(made)).data).command for _ in range(3)] == [324, 324, 280]
             made.close()
+
+    run(case())
+
+
+def test_parts_of_a_message_on_two_streams_are_not_joined():
+    async def case():
+        whole = ecr(LISTED)
+        for first in (100, 2, 20, len(whole) + 3):  # in the middle, inside its length, after its header, in the second of two
+            async with running(exact=False) as setup:
+                made, _ = await opened(setup.port)
+                octets = whole + whole
+                await send(made, octets[:first], stream=1)
+                await send(made, octets[first:], stream=2)
+                if first > len(whole):
+                    assert Message((await receive(made)).data).result == 2001
+                with contextlib.suppress(ConnectionError):
+                    assert await receive(made) is None
+                await until(lambda setup=setup: setup.node.connected() == {"mme": 0})
+                assert setup.counts.errors["truncated"] == 1
+                assert setup.counts.answers["mme", "2001"] == 1 + (first > len(whole))
+                made.close()
+            async with running(exact=False) as setup:  # over one it is one
+                made, _ = await opened(setup.port)
+                await send(made, octets[:first], stream=3)
+                await send(made, octets[first:], stream=3)
+                assert [Message((await receive(made)).data).number(1445, TGPP) for _ in range(2)] == [1, 1]
+                made.close()
 
     run(case())
 

@@ -159,6 +159,7 @@ TABLE = (
     Key("n5g.nrf.plmns", kinds.many(kinds.PLMN), (), "networks that the node serves; that of the NRF if left out"),
     Key("n5g.nrf.capacity", kinds.whole(0, 65535), 100, "how much the node can do, beside other EIRs"),
     Key("n5g.nrf.priority", kinds.whole(0, 65535), 0, "0 is asked first, others once it is away"),
+    Key("n5g.nrf.redirects", kinds.many(kinds.HOST, may_be_empty=True), (), "hosts that an NRF may send the node to by a redirect, besides those of `uri`"),
     Key("n5g.nrf.heartbeat_s", kinds.seconds(1, 3600), 10, "time between heartbeats that the node asks for; the NRF says what it is"),
     Key("sctp.local_addresses", kinds.many(kinds.ADDRESS), (), "addresses that the node connects from over SCTP; all that the host has if left out"),
     Key("sctp.rto_initial_s", kinds.seconds(0.05, 60), SCTP.rto_initial_s, "retransmission timeout before a round trip was measured"),

@@ -276,6 +276,7 @@ URLS = "tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT su
 
 IDENTITY = Kind("a domain name such as mme1.example.org", _diameter_identity)
 CERTIFICATE_NAME = text("a domain name such as dra.example.org, or *.example.org", r"(\*\.)?(.*)", lambda match: f"{match[1] or ''}{_diameter_identity(match[2])}")
+HOST = text("a host name or an IP address", r"[A-Za-z0-9._-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
 LISTEN = text(f"{URLS} tcp://0.0.0.0:3868 or tls://[::]:5868", r"(tcp|tls|sctp|dtls)://(.+)", _url)
 LISTEN_HTTP = text(
     "http://ADDRESS:PORT or https://ADDRESS:PORT such as http://127.0.0.1:7777", r"(https?)://(.+)",

@@ -185,7 +185,7 @@ class Registration:
     def _follow(self, ask: Ask, status: int, location: str | None, body: bytes, now: float) -> None:
         """Ask the same elsewhere. The token goes along: it is for NRFs, whichever of them (TS 29.510 6.3.5.2.4), and this one says which."""
         try:
-            url = led_to(ask.url, location, ask.hops)
+            url = led_to(ask.url, location, ask.hops, self._settings.redirect_hosts)
         except NotFollowed as e:
             self._not_taken(ask, f"status {status}{_problem(body)}, not followed: {e}", now)
             return

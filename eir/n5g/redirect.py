@@ -1,5 +1,6 @@
 """Where a server sends its client (TS 29.500 6.10.9, RFC 9110 15.4): which redirects are followed. Pure; imports eir.errors."""
 
+from collections.abc import Collection
 from typing import Final
 from urllib.parse import urldefrag, urljoin, urlsplit
 
@@ -17,10 +18,10 @@ class NotFollowed(EirError):
     """A redirect that leads nowhere; says why."""
 
 
-def led_to(url: str, location: str | None, hops: int) -> str:
+def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | None = None) -> str:
     """The URL that the Location in the answer to a request for `url` names, after `hops` redirects before. Raises NotFollowed.
 
-    Not from https to http: what was meant for the holder of a certificate would be told to whoever listens.
+    Only to these `hosts`, by name or address in lower case (None: any), so that nobody has the node ask whom he likes. Not from https to http: what was meant for the holder of a certificate would be told to whoever listens.
     """
     if not location:
         raise NotFollowed("no Location")
@@ -38,4 +39,6 @@ def led_to(url: str, location: str | None, hops: int) -> str:
         raise NotFollowed(f"{location} is no URL of a server")
     if to.scheme == "http" and urlsplit(url).scheme == "https":
         raise NotFollowed(f"{location} is without TLS")
+    if hosts is not None and host.lower() not in hosts:
+        raise NotFollowed(f"{host} is none of the hosts that n5g.nrf names (n5g.nrf.redirects)")
     return to.geturl()

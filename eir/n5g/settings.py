@@ -47,6 +47,15 @@ class NrfSettings:
     priority: int
     heartbeat_s: float
     """What is asked for; the NRF says what it is."""
+    redirects: tuple[str, ...] | None = None
+    """Hosts that an NRF may send the node to, besides those of `uri`; None: any."""
+
+    @property
+    def redirect_hosts(self) -> frozenset[str] | None:
+        """All hosts that a redirect may lead to, by name or address in lower case; None: any."""
+        if self.redirects is None:
+            return None
+        return frozenset(urlsplit(uri).hostname or "" for uri in self.uri) | {host.strip("[]").lower() for host in self.redirects}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 The loop's own transports join what waits to be sent, which merges messages, or set TCP options on the socket. Here each Diameter
 message goes out by one `send`, as one SCTP message (RFC 6733 2.1). What comes in is taken as a stream of bytes, like TCP's, so that a
-peer may cut its messages as it likes; streams and payload protocol identifiers of others are not looked at.
+peer may cut its messages as it likes, as long as all parts of one come over the same stream of SCTP: over two they may come in any
+order. Payload protocol identifiers of others are not looked at.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from eir.diameter.transport.readiness import Readiness
 from eir.diameter.transport.sctp_options import Change, Notification, Option
 
 BACKLOG = 1024
+LENGTH_BYTES = 4
+"""Of a Diameter message, up to the end of its length."""
 READ_BYTES = 65_536
 """What one turn of the loop reads of one connection, about."""
 _ABORT = struct.pack("ii", 1, 0)
@@ -77,6 +80,7 @@ class SctpTransport(asyncio.Transport):
         self._closing = False
         self._ended = False
         self._retransmissions = 0
+        self._owed = _Owed()
         self._readiness = Readiness(loop, connection, self._ready)
         protocol.connection_made(self)
         if not self._closing:
@@ -196,16 +200,18 @@ class SctpTransport(asyncio.Transport):
         """
         size = 0
         while size < READ_BYTES and self._reading:
-            data, another, flags, _ = self._socket.recvmsg(READ_BYTES, sctp.ANCILLARY_BYTES)
+            data, ancillary, flags, _ = self._socket.recvmsg(READ_BYTES, sctp.ANCILLARY_BYTES)
             if flags & sctp.NOTIFICATION:
                 if (told := sctp.notification(data)) is not None:
                     self._tell(told, parts)
             elif data:
+                if self._owed.octets or len(data) != int.from_bytes(data[1:4]):
+                    self._owed.take(data, sctp.stream_of(ancillary))
                 parts.append(data)
                 size += len(data)
             else:
                 return True
-            if flags & sctp.END_OF_RECORD and not another:
+            if flags & sctp.END_OF_RECORD and not sctp.another_is_there(ancillary):
                 break
         return False
 
@@ -260,6 +266,7 @@ class SctpTransport(asyncio.Transport):
             parts.clear()  # an answer to what was asked before would be one that nobody has asked for now
             self._unsent.clear()
             self._unsent_bytes = 0
+            self._owed = _Owed()
             self._spoken = False
             self._order(unordered=False)
             self._protocol.restarted()
@@ -288,6 +295,34 @@ class SctpTransport(asyncio.Transport):
             self._protocol.connection_lost(fault)
         finally:
             self._socket.close()
+
+
+class _Owed:
+    """How much of a Diameter message is still to come, and on which stream."""
+
+    __slots__ = ("_head", "_stream", "octets")
+
+    def __init__(self) -> None:
+        self.octets = 0
+        self._head = b""
+        """The beginning of a message, while its length has not come."""
+        self._stream: int | None = None
+
+    def take(self, data: bytes, stream: int | None) -> None:
+        """More has come. Raises OSError if it came on another stream than what it would complete."""
+        if self.octets and stream != self._stream:
+            raise ConnectionAbortedError(errno.EBADMSG, "the parts of a message came on two streams of SCTP")
+        data = self._head + data
+        at = 0 if self._head else self.octets
+        self._head, self._stream = b"", stream
+        while len(data) - at >= LENGTH_BYTES and (size := int.from_bytes(data[at + 1 : at + LENGTH_BYTES])):
+            at += size
+        if len(data) - at >= LENGTH_BYTES:
+            self.octets = 0  # nothing can follow a length of 0: whoever reads it closes the connection
+        elif at < len(data):
+            self._head, self.octets = data[at:], LENGTH_BYTES
+        else:
+            self.octets = at - len(data)
 
 
 # Sockets

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ PPID_DIAMETER = 46
 """Payload protocol identifier of Diameter in clear text (RFC 6733 2.1, 11.5)."""
 NOTIFICATION, END_OF_RECORD = 0x8000, socket.MSG_EOR
 """Flags of what was received: MSG_NOTIFICATION, and the end of a message (RFC 6458 3.1.4)."""
-ANCILLARY_BYTES = 64
-"""Room for the one piece of ancillary data that is asked for, SCTP_NXTINFO."""
+ANCILLARY_BYTES = 128
+"""Room for the ancillary data that is asked for: SCTP_RCVINFO with each message, SCTP_NXTINFO where another one is there."""
 ADDRESSES_BYTES = 8192
 """Room for all addresses of one end."""
 _LIBC = ctypes.CDLL(None)
@@ -55,6 +56,8 @@ class Option(IntEnum):
     """8.1.19."""
     PEER_ADDR_THLDS = 31
     """RFC 7829 7.2: after how many timeouts a path is only a second choice."""
+    RECVRCVINFO = 32
+    """8.1.29: with each message comes on which stream it came."""
     RECVNXTINFO = 33
     """8.1.30: with each message comes whether another one is there."""
     DEFAULT_SNDINFO = 34
@@ -104,6 +107,8 @@ class _Layout(NamedTuple):
     value: bytes
 
 
+_RCVINFO, _NXTINFO = 3, 4
+"""Kinds of ancillary data (RFC 6458 5.3.5, 5.3.6)."""
 _ASSOC_CHANGE, _PEER_ADDR_CHANGE = 0x8001, 0x8002
 _ASSOCIATION_CHANGES = {1: Change.LOST, 2: Change.RESTART}
 """sac_state → what it means; that an association is up, or was shut down, is known without."""
@@ -142,6 +147,7 @@ def send_layout(*, unordered: bool) -> _Layout:
 _ALWAYS = (
     _Layout(Option.NODELAY, struct.pack("=i", 1)),
     _Layout(Option.EVENTS, _EVENTS),
+    _Layout(Option.RECVRCVINFO, struct.pack("=i", 1)),
     _Layout(Option.RECVNXTINFO, struct.pack("=i", 1)),
     _Layout(Option.DELAYED_SACK, struct.pack("=iII", 0, SACK_DELAY_MS, 2)),
     send_layout(unordered=False),
@@ -211,6 +217,16 @@ def addresses_of(connection: socket.socket, option: Option) -> tuple[str, ...]:
 
 
 # What the kernel tells
+
+
+def another_is_there(ancillary: Sequence[tuple[int, int, bytes]]) -> bool:
+    """Whether another message can be read, by what came with one."""
+    return any(kind == _NXTINFO for _, kind, _ in ancillary)
+
+
+def stream_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
+    """The stream that a message came on, by what came with it."""
+    return next((int.from_bytes(data[:2], sys.byteorder) for _, kind, data in ancillary if kind == _RCVINFO), None)
 
 
 def notification(octets: bytes) -> Notification | None:
