@@ -15,7 +15,7 @@ from certificates import VERSIONS, Authority
 from hostile import Steady, at_rest, beside, memory_mb, settled
 from http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses
 from luhn import check_digit
-from node import LISTED, TRACKED, UNLISTED, Site, until_async
+from node import LISTED, TRACKED, UNLISTED, Site, until, until_async
 from wire import EIR, REALM, TGPP, ecr
 
 from eir.operate.control import ask as control
@@ -346,6 +346,22 @@ def test_an_address_that_no_entry_allows_is_told_so(own, workers):
     own.configure(peers=PEERS)
     control(own.state, "reload")
     assert curl(url, "--http2-prior-knowledge")[1] == "200"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_requests_and_connections_of_amfs_that_connect_for_each_are_counted(own, workers):
+    own.configure(workers=workers)
+    node = own.start()
+    for _ in range(5):
+        curl(f"{at(node)}{RESOURCE}?pei=imei-{LISTED}1", "--http2-prior-knowledge")
+
+    def near():
+        return [row for row in control(own.state, "peers") if row["label"] == "near"]
+
+    (row,) = until(lambda: near() if [row["connections"] for row in near()] == [5] else None)
+    assert (row["protocol"], row["state"], row["requests"], row["answers"], row["address"]) == ("n5g", "ended", 5, 5, None)
+    assert row["last_seen"] is not None
+    assert "near" in own.eir("peers").stdout
 
 
 async def test_a_client_that_reads_nothing_is_dropped(own):

@@ -44,7 +44,7 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show which peers are connected, and which are awaited."""
     show(control.ask(whereabouts(config).state, "peers"), (
-        "label", "protocol", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "requests", "answers", "last_error",
+        "label", "protocol", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "connections", "requests", "answers", "last_error",
     ), as_json=as_json)  # fmt: skip
 
 

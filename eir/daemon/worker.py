@@ -443,7 +443,10 @@ class Worker:
 
     def peers(self) -> list[dict[str, Any]]:
         """All connections, and the entries of the peer table that have none."""
-        return [*({**asdict(peer), "protocol": PROTOCOL} for peer in self.node.status()), *map(dict, self.n5g.status())]
+        return [
+            *({**asdict(peer), "protocol": PROTOCOL, "connections": int(peer.address is not None)} for peer in self.node.status()),
+            *map(dict, self.n5g.status()),
+        ]  # fmt: skip
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label, over all protocols; 0 for each peer that is expected and has none."""

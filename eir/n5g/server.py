@@ -34,6 +34,8 @@ from eir.web.http2_shapes import Shapes
 if TYPE_CHECKING:
     from eir.n5g.tokens import Tokens
 
+ENDED = "ended"
+"""The state of connections that are over, in `eir peers`."""
 TICK_S = 0.5
 """Between two looks at what takes too long."""
 GOOD_ENDS = frozenset({"left", "drained"})
@@ -51,6 +53,17 @@ _DENIALS = {
     for reason, denied in DENIED.items()
 }  # fmt: skip
 """What a request without a good access token gets, encoded once."""
+
+
+@dataclass(slots=True)
+class _Ended:
+    """Connections of a peer that are over: many clients make one for each request."""
+
+    requester: Requester
+    """Of the last one."""
+    connections: int = 0
+    requests: int = 0
+    answers: int = 0
 
 
 @dataclass(slots=True)
@@ -77,6 +90,8 @@ class N5gServer:
         self._rates = rates
         self._report = report
         self._links: set[Link] = set()
+        self._ended: dict[str, _Ended] = {}
+        """By peer label."""
         self._shapes = Shapes()
         self._disabled: set[str] = set()
         self._draining = False
@@ -145,15 +160,22 @@ class N5gServer:
         return Counter(link.requester.label for link in self._links if link.settings is not None)
 
     def status(self) -> list[Mapping[str, Any]]:
-        """A row of `eir peers` for each connection."""
+        """A row of `eir peers` for each connection, and one for those of each peer that are over."""
         return [
-            {
-                "label": link.requester.label, "host": link.requester.host or None, "realm": link.requester.realm or None, "protocol": PROTOCOL,
-                "address": link.address, "state": "open", "since": link.since, "requests": link.http.requests, "answers": link.http.answers,
-                "watchdog": "none", "paths": {}, "direction": "in", "last_error": None, "last_error_at": None,
-                "last_seen": max(link.since, self._counts.last_request.get(link.requester.label, 0.0)),
-            }
-            for link in self._links if link.http is not None and link.settings is not None
+            *(
+                _row(
+                    link.requester, address=link.address, state="open", since=link.since, connections=1, requests=link.http.requests,
+                    answers=link.http.answers, last_seen=max(link.since, self._counts.last_request.get(link.requester.label, 0.0)),
+                )
+                for link in self._links if link.http is not None and link.settings is not None
+            ),
+            *(
+                _row(
+                    ended.requester, address=None, state=ENDED, since=None, connections=ended.connections, requests=ended.requests,
+                    answers=ended.answers, last_seen=self._counts.last_request.get(label),
+                )
+                for label, ended in self._ended.items()
+            ),
         ]  # fmt: skip
 
     # link.Owner
@@ -219,6 +241,12 @@ class N5gServer:
         self._links.discard(link)
         if link.settings is None:
             return  # it was told of as refused
+        if link.http is not None:
+            ended = self._ended.setdefault(link.requester.label, _Ended(link.requester))
+            ended.requester = link.requester
+            ended.connections += 1
+            ended.requests += link.http.requests
+            ended.answers += link.http.answers
         why = (link.http.over if link.http is not None else "") or "peer_closed"
         if why in {*GOOD_ENDS, "peer_closed"}:
             self._report("peer_closed", peer=link.requester.label, protocol=PROTOCOL, reason=why, address=link.address)
@@ -266,3 +294,10 @@ class N5gServer:
                 link.http.tick(now)
                 link.flush()
         self._tick = self._loop.call_later(TICK_S, self._look)
+
+
+def _row(who: Requester, **more: Any) -> Mapping[str, Any]:
+    return {
+        "label": who.label, "host": who.host or None, "realm": who.realm or None, "protocol": PROTOCOL, "watchdog": "none", "paths": {},
+        "direction": "in", "last_error": None, "last_error_at": None, **more,
+    }  # fmt: skip

@@ -207,19 +207,26 @@ class Status:
 
 
 def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Rows of `eir peers` out of each worker's: all connections, and the entries of the peer table that no worker has one of."""
+    """Rows of `eir peers` out of each worker's: all connections, and for each entry that no worker has one of a row.
+
+    Connections of AMFs that are over have a row for each entry.
+    """
     rows = [{**row, "worker": number} for number, answer in by_worker for row in answer]
     by_label: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_label.setdefault(row["label"], []).append(row)
     shown = [row for row in rows if row["address"] is not None]
-    shown += [same[-1] for same in by_label.values() if all(row["address"] is None for row in same)]
+    for same in by_label.values():
+        if over := [row for row in same if row.get("connections") and row["address"] is None]:
+            shown.append(over[-1] | {name: sum(row[name] for row in over) for name in ("connections", "requests", "answers")})
+        elif all(row["address"] is None for row in same):
+            shown.append(same[-1])
     for row in shown:
         # Each worker has seen its own connections, and one of them connects to peers.
         same = by_label[row["label"]]
         row["last_seen"] = max((each["last_seen"] for each in same if each["last_seen"]), default=None)
         newest = max((each["since"] for each in same if each["state"] == "open"), default=0.0)
-        errors = [(each["last_error_at"], each["last_error"]) for each in same if each["last_error"] and each["last_error_at"] > newest]
+        errors = [(each["last_error_at"], each["last_error"]) for each in same if each["last_error"] and (each["last_error_at"] or 0.0) > newest]
         row["last_error_at"], row["last_error"] = max(errors, default=(None, None))
     return shown
 
