@@ -83,9 +83,11 @@ async def until_async(condition, *, patience_s=PATIENCE_S):
 def children(pid):
     """The processes of a node by what they call themselves, `worker-0` and so on."""
     found = {}
-    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+    for thread in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):
-            found[Path(f"/proc/{child}/comm").read_text().strip().removeprefix("eir-")] = child
+            for child in map(int, (thread / "children").read_text().split()):
+                with suppress(OSError):
+                    found[Path(f"/proc/{child}/comm").read_text().strip().removeprefix("eir-")] = child
     return found
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,12 @@ from pathlib import Path
 import pytest
 from made import pages_of, state
 from node import LISTED, UNLISTED, children, until, until_async
-from test_front import PID, lines, serving  # noqa: F401  # a fixture
+from test_front import PID, PlayedProcess, lines, serving  # noqa: F401  # a fixture
 from test_workers import BLACK, WHITE, ask, crew, loaded  # noqa: F401  # fixtures
 from wire import HOST
 
-from eir.daemon.following import FOLLOWER
-from eir.daemon.handing import Complete, Handing, Listed
-from eir.daemon.rpc import RpcLink, pair, take_over
+from eir.daemon.channel import Channel, pair
+from eir.daemon.listed import Listed, hand_over
 from eir.lists.image import Image
 from eir.lists.imaging import image_of
 from eir.operate.status import Following
@@ -31,83 +29,47 @@ def listed(name, *keys, serial=1, kind="devices"):
 
 
 class TestOnTheWay:
-    """Over the packets, both ends in this process."""
+    """Over a channel, both ends in this process."""
 
-    @pytest.fixture
-    async def ends(self):
-        here, there = pair()
-        yield here.packets, there.packets
-        here.close()
-        there.close()
-
-    async def test_a_list_arrives_as_it_was(self, ends):
+    async def test_a_list_arrives_as_it_was(self):
         what, image = listed("a", 1, 2)
-        Handing(ends[0]).put(what, image)
-        found, (descriptor,) = take_over(ends[1])
-        assert found == what
+        here, there = map(Channel, pair())
+        found = []
+        hand_over(here, what, image)
+        here.close()
+        await there.serve({"put_in_force": lambda *given: found.append(given)}, failed=pytest.fail)
+        there.close()
+        ((said, descriptor),) = found
+        assert said == what
         again = Image.map(descriptor)
         assert list(again.keys(0.0)) == [1, 2]
         assert os.fstat(again.descriptor).st_ino == os.fstat(image.descriptor).st_ino, "the same memory"
-
-    async def test_one_that_takes_nothing_gets_the_last_versions(self, ends):
-        handing = Handing(ends[0])
-        for serial in range(1, 1_000):
-            handing.put(*listed("a", serial, serial=serial))
-            handing.put(*listed("b", serial, serial=serial))
-        handing.put(Complete())
-        found = []
-
-        async def all_there():
-            while (given := take_over(ends[1])) is not None:
-                found.append(given[0])
-                for descriptor in given[1]:
-                    os.close(descriptor)
-            return found and found[-1] == Complete()
-
-        await until_async(all_there)
-        assert {what.name: what.state.serial for what in found[:-1]} == {"a": 999, "b": 999}
-        assert len(found) < 1_900
-
-    async def test_one_that_is_gone(self, ends):
-        ends[1].close()
-        handing = Handing(ends[0])
-        handing.put(*listed("a", 1))
-        handing.put(Complete())
-        handing.close()
 
 
 class PlayedFollower:
     """The follower as the front sees it."""
 
-    async def start(self, supervisor):
-        here, self.ends = pair()
-        socket.send_fds(supervisor, [f"{FOLLOWER} {PID + 7} 0".encode()], [here.stream.fileno(), here.packets.fileno()])
-        here.close()
-        self.link = await RpcLink.over(self.ends.stream)
+    async def start(self, starter):
         self.configured, self.given = [], []
         self.counted = {"eir_store_errors_total": {("timeout",): 3.0}}
-        handlers = {"configure": self.configured.append, "counters": lambda: self.counted}
-        self.serving = asyncio.create_task(self.link.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}")))
-        self.link.tell("following", FOLLOWING, self.counted)
-        self.handing = Handing(self.ends.packets)
-        asyncio.get_running_loop().add_reader(self.ends.packets, self.take)
-        await until_async(lambda: self.given and self.given[-1] == Complete())
+        handlers = {
+            "configure": self.configured.append, "counters": lambda: self.counted, "put_in_force": self.put_in_force,
+            "complete": lambda: self.given.append("complete"),
+        }  # fmt: skip
+        self.process = PlayedProcess("follower", PID + 7, handlers)
+        self.channel = self.process.there
+        self.channel.tell("following", FOLLOWING, self.counted)
+        starter.played["follower"].put_nowait(self.process)
+        await until_async(lambda: self.given and self.given[-1] == "complete")
         return self
 
-    def take(self):
-        while (given := take_over(self.ends.packets)) is not None:
-            self.given.append(given[0])
-            for descriptor in given[1]:
-                os.close(descriptor)
+    def put_in_force(self, what, *descriptors):
+        self.given.append(what)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
     async def end(self):
-        if self.serving.cancelled():
-            return
-        asyncio.get_running_loop().remove_reader(self.ends.packets)
-        self.serving.cancel()
-        await asyncio.gather(self.serving, return_exceptions=True)
-        self.link.close()
-        self.ends.close()
+        self.process.end()
 
 
 def names(player):
@@ -121,7 +83,7 @@ class TestFront:
     @asynccontextmanager
     async def followed(self, site):
         async with serving(site, lists={name: {"signers": "signers"} for name in "ab"}) as node:
-            follower = await PlayedFollower().start(node.supervisor)
+            follower = await PlayedFollower().start(node.starter)
             try:
                 yield node, follower
             finally:
@@ -133,24 +95,24 @@ class TestFront:
 
     async def test_every_worker_gets_every_list_and_one_that_comes_later_too(self, site):
         async with self.followed(site) as (node, follower):
-            follower.handing.put(*listed("a", 1))
-            follower.handing.put(*listed("b", 2))
-            follower.handing.put(Complete())
+            hand_over(follower.channel, *listed("a", 1))
+            hand_over(follower.channel, *listed("b", 2))
+            follower.channel.tell("complete")
             for player in node.workers:
-                await until_async(lambda p=player: names(p) == [("a", 1), ("b", 1), Complete()])
-            follower.handing.put(*listed("a", 3, serial=2))
+                await until_async(lambda p=player: names(p) == [("a", 1), ("b", 1), "complete"])
+            hand_over(follower.channel, *listed("a", 3, serial=2))
             await until_async(lambda: names(node.workers[0])[3:] == [("a", 2)])
             await node.workers[1].end()
             await until_async(lambda: names(node.workers[0])[3:] == [("a", 2)])
             successor = await node.successor(1)
             await until_async(lambda: len(names(successor)) == 3)
-            assert (sorted(names(successor)[:2]), names(successor)[2]) == ([("a", 2), ("b", 1)], Complete())
+            assert (sorted(names(successor)[:2]), names(successor)[2]) == ([("a", 2), ("b", 1)], "complete")
 
     async def test_what_a_worker_does_not_have_is_handed_over_again(self, site):
         async with self.followed(site) as (node, follower):
             late, other = node.workers
             late.misses = True
-            follower.handing.put(*listed("a", 1))
+            hand_over(follower.channel, *listed("a", 1))
             await until_async(lambda: names(late) and names(other))
             before, late.misses = len(late.lists), False
             await until_async(lambda: len(late.lists) > before)
@@ -158,26 +120,26 @@ class TestFront:
 
     async def test_a_list_that_the_configuration_does_not_have_or_has_as_another_kind(self, site):
         async with self.followed(site) as (node, follower):
-            follower.handing.put(*listed("c", 1))
-            follower.handing.put(*listed("a", 1, kind="pairs"))
-            follower.handing.put(*listed("b", 1))
+            hand_over(follower.channel, *listed("c", 1))
+            hand_over(follower.channel, *listed("a", 1, kind="pairs"))
+            hand_over(follower.channel, *listed("b", 1))
             await until_async(lambda: names(node.workers[0]) == [("b", 1)])
 
     async def test_a_follower_in_the_place_of_another_gets_what_is_in_force_and_goes_on_counting(self, site):
         async with self.followed(site) as (node, follower):
-            follower.handing.put(*listed("a", 1))
-            follower.handing.put(Complete())
+            hand_over(follower.channel, *listed("a", 1))
+            follower.channel.tell("complete")
             await until_async(lambda: len(names(node.workers[0])) == 2)
             await until_async(lambda: _errors(node, 3))
             await follower.end()
-            await until_async(lambda: node.front._followed._link is None)
+            await until_async(lambda: node.front._followed._channel is None)
             found = await node.front.snapshot()
             assert found["eir_store_errors_total"] == {("timeout",): 3.0}
             assert (found["eir_store_up"], found["eir_store_lost_data"]) == ({(): 1.0}, {("a",): 0.0})
-            again = await PlayedFollower().start(node.supervisor)
+            again = await PlayedFollower().start(node.starter)
             try:
                 assert [what.name for what in again.given if isinstance(what, Listed)] == ["a"]
-                await until_async(lambda: node.front._followed._link is not None)
+                await until_async(lambda: node.front._followed._channel is not None)
                 await until_async(lambda: _errors(node, 6))
             finally:
                 await again.end()
@@ -213,10 +175,10 @@ class TestNode:
 
     async def test_workers_map_the_same_memory_and_a_new_one_has_it_at_once(self, crew, connect):  # noqa: F811  # a fixture
         running = crew.start()
-        pids = children(running.pid)
+        pids = children(running.pid) | {"front": running.pid}
         shared = memory_of_lists(pids["worker-0"])
         assert len(shared) == 1
-        assert memory_of_lists(pids["worker-1"]) == memory_of_lists(pids["front"]) == memory_of_lists(pids["follower"]) == shared
+        assert memory_of_lists(pids["worker-1"]) == memory_of_lists(running.pid) == memory_of_lists(pids["follower"]) == shared
         os.kill(pids["follower"], signal.SIGSTOP)
         os.kill(pids["worker-0"], signal.SIGKILL)
         await until_async(lambda: children(running.pid).get("worker-0", pids["worker-0"]) != pids["worker-0"])
@@ -242,7 +204,7 @@ class TestNode:
         assert running.get("/ready") == (200, "ready\n")
 
     async def test_a_follower_that_hangs_is_replaced(self, crew, connect, altered):  # noqa: F811  # a fixture
-        altered("import eir.daemon.rpc, eir.daemon.workers\neir.daemon.rpc.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
+        altered("import eir.daemon.channel, eir.daemon.workers\neir.daemon.channel.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
         running = crew.start()
         mme = await connect(running)
         os.kill(children(running.pid)["follower"], signal.SIGSTOP)
@@ -265,7 +227,7 @@ class TestNode:
         asked = LISTED, UNLISTED, *tacs[:5]
         crew.load([LISTED, *tacs], serial=2)
         running = crew.start()
-        mme, pids = await connect(running), children(running.pid)
+        mme, pids = await connect(running), children(running.pid) | {"front": running.pid}
         (before,) = memory_of_lists(pids["worker-0"])
 
         async def answers(mme, rows):
@@ -281,7 +243,7 @@ class TestNode:
             await until_async(partial(answers, mme, rows))
             for process in ("worker-0", "worker-1", "front", "follower"):
                 await until_async(lambda p=process: before in (found := memory_of_lists(pids[p])) and len(found) == 2)
-        both = memory_of_lists(pids["front"])
+        both = memory_of_lists(running.pid)
         for process in ("follower", "worker-0", "worker-1"):
             os.kill(pids[process], signal.SIGKILL)
             await until_async(lambda p=process: children(running.pid).get(p, pids[p]) != pids[p] and memory_of_lists(children(running.pid)[p]) == both)
@@ -291,7 +253,7 @@ class TestNode:
         running = crew.start()
         mme = await connect(running)
         assert await ask(mme, LISTED) == BLACK
-        pids = children(running.pid)
+        pids = children(running.pid) | {"front": running.pid}
         for serial in (2, 3):
             before = memory_of_lists(pids["worker-0"])
             await asyncio.to_thread(crew.load, [UNLISTED] if serial == 2 else [LISTED], serial=serial)

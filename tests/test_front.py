@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections import defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -10,10 +11,10 @@ import pytest
 from node import until_async
 
 from eir.config import load_config
-from eir.daemon import front, rpc, workers
+from eir.daemon import channel, front, workers
+from eir.daemon.channel import Channel, pair
 from eir.daemon.front import Front
-from eir.daemon.handing import Connection
-from eir.daemon.rpc import RpcLink, pair, take_over
+from eir.daemon.starter import Starter
 from eir.errors import EirError
 from eir.operate.status import WorkerReport
 
@@ -24,72 +25,112 @@ PID = 1 << 22
 """Of no process."""
 
 
+class PlayedStarter(Starter):
+    """Gives out the processes that a test plays, once there are any."""
+
+    def __init__(self):
+        super().__init__()
+        self.played = defaultdict(asyncio.Queue)
+
+    async def start(self, name, main, *arguments, carrying=()):  # noqa: ARG002  # as Starter has them
+        return await self.played[name].get()
+
+
+class PlayedProcess:
+    """A process as the front sees it, and the other end of its channel."""
+
+    def __init__(self, name, pid, handlers):
+        self.name, self.pid = name, pid
+        ours, theirs = pair()
+        self.channel, self.there = Channel(ours), Channel(theirs)
+        self.killed = []
+        self.over = asyncio.Event()
+        self.serving = asyncio.create_task(self.there.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}")))
+        self.serving.add_done_callback(lambda task: None if task.cancelled() else self.over.set())
+
+    async def ended(self):
+        await self.over.wait()
+        return 0
+
+    def kill(self, number=9):
+        self.killed.append(number)
+
+    def hang(self):
+        """Read nothing any more, as a process that was stopped."""
+        self.serving.cancel()
+
+    def end(self):
+        self.there.close()
+        self.over.set()
+
+
 class Played:
     """A worker as the front sees it; what it is told is collected."""
 
     def __init__(self, number):
         self.number = number
         self.configured = []
+        self.prepared = []
         self.told = []
         self.connections = []
         self.lists = []
         self.in_force = {}
         self.misses = False
         """What it is handed is lost on it."""
-        self.silent = False
+        self.refuses = set()
+        """What it answers by no."""
         self.checks = 0
 
-    async def start(self, supervisor, *, started=True):
-        self.running = True
-        here, self.ends = pair()
-        socket.send_fds(supervisor, [f"{self.number} {PID + self.number} 0".encode()], [here.stream.fileno(), here.packets.fileno()])
-        here.close()
-        self.link = await RpcLink.over(self.ends.stream)
+    async def start(self, starter, *, started=True):
         handlers = {
             "configure": self.configured.append, **dict.fromkeys(("counters", "snapshot"), lambda: {"eir_checks_total": {("whitelisted", ""): self.checks}}),
             "report": lambda: replace(REPORT, lists=dict(self.in_force)), "peers": list, "dial": lambda: self.told.append("dial"),
-            "set_peer": lambda *what: self.told.append(what), "order": self.told.append,
+            "set_peer": lambda *what: self.told.append(what), "order": self.told.append, "prepare": self.prepare, "take_over": self.take_over,
+            "connection": lambda listener, number, descriptor: self.connections.append((listener, number, descriptor)),
+            "put_in_force": self.put_in_force, "complete": lambda: self.lists.append("complete"), "end": self.finish,
         }  # fmt: skip
-        self.reading = asyncio.create_task(self.link.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}")))
-        asyncio.get_running_loop().add_reader(self.ends.packets, self.take)
+        self.process = PlayedProcess(f"worker-{self.number}", PID + self.number, handlers)
+        starter.played[self.process.name].put_nowait(self.process)
         await until_async(lambda: self.configured)
         if started:
-            self.link.tell("started")
+            self.process.there.tell("started")
 
-    def take(self):
-        while (given := take_over(self.ends.packets)) is not None:
-            what, descriptors = given
-            if isinstance(what, Connection):
-                self.connections.append((what, *descriptors))
-                continue
-            self.lists.append(what)
-            for descriptor in descriptors:
-                os.close(descriptor)
-                if not self.misses:
-                    self.in_force[what.name] = what.state
+    def prepare(self, configured):
+        if "prepare" in self.refuses:
+            raise EirError("its files are not good")
+        self.prepared.append(configured)
+
+    def take_over(self):
+        if "take_over" in self.refuses:
+            raise EirError("it broke")
+        self.configured.append(self.prepared.pop())
+
+    def put_in_force(self, what, *descriptors):
+        self.lists.append(what)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if not self.misses:
+            self.in_force[what.name] = what.state
+
+    def finish(self):
+        self.process.end()
 
     def hang(self):
-        """Read nothing any more, as a process that was stopped."""
-        self.reading.cancel()
+        self.process.hang()
 
     async def end(self):
-        if not self.running:
-            return
-        self.running = False
-        asyncio.get_running_loop().remove_reader(self.ends.packets)
-        self.reading.cancel()
-        for _, descriptor in self.connections:
+        self.process.end()
+        for _, _, descriptor in self.connections:
             os.close(descriptor)
-        self.link.close()
-        self.ends.close()
+        self.connections.clear()
 
 
 class Node:
     """A front with two such workers, serving."""
 
-    def __init__(self, site, supervisor, made, players):
+    def __init__(self, site, starter, made, players):
         self.site = site
-        self.supervisor = supervisor
+        self.starter = starter
         self.front = made
         self.workers = players
         self.clients = []
@@ -108,7 +149,7 @@ class Node:
         """Another worker in the place of one that has ended."""
         await until_async(lambda: not self.front._workers.all_started)
         self.workers[number] = Played(number)
-        await self.workers[number].start(self.supervisor, **how)
+        await self.workers[number].start(self.starter, **how)
         return self.workers[number]
 
 
@@ -132,15 +173,15 @@ async def node(site, lines):
 async def serving(site, **changes):
     site.configure(**{"workers": 2, "http": "off", "lists": {}, "policy": {}} | changes)
     site.state.mkdir()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    made = Front(load_config(site.path), theirs, os.getpid())
+    starter = PlayedStarter()
+    made = Front(load_config(site.path), starter)
     task = asyncio.create_task(made.serve())
     players = [Played(0), Played(1)]
     try:
         for player in players:
-            await player.start(ours)
+            await player.start(starter)
         await until_async(lambda: made._status.listening or task.done())
-        node = Node(site, ours, made, players)
+        node = Node(site, starter, made, players)
         yield node
         for _, writer in node.clients:
             writer.close()
@@ -149,8 +190,6 @@ async def serving(site, **changes):
         for player in players:
             await player.end()
         await task
-        ours.close()
-        theirs.close()
 
 
 async def test_workers_get_connections_in_turn_and_the_first_one_dials(node):
@@ -185,20 +224,37 @@ async def test_a_connection_that_waits_goes_to_the_worker_that_comes_back(node, 
     await until_async(lambda: sum(len(player.connections) for player in node.workers) == 1)
 
 
-async def test_a_reload_that_one_of_two_workers_does_not_answer(node, lines, monkeypatch):
-    """The other one has taken it over, the caller is told, and the worker that comes in its place has it too."""
-    monkeypatch.setattr(rpc, "ANSWER_S", 0.2)
-    silent, other = node.workers
-    silent.hang()
+@pytest.mark.parametrize("how", ["it says nothing", "it says no"])
+async def test_a_reload_that_one_of_two_workers_cannot_take_over(node, lines, monkeypatch, how):
+    """The other one does not either, the caller is told, and the worker that comes in its place goes by what was in force."""
+    bad, other = node.workers
+    if how == "it says no":
+        bad.refuses.add("prepare")
+    else:
+        monkeypatch.setattr(channel, "ANSWER_S", 0.2)
+        bad.hang()
     node.site.configure(policy={"default": "greylisted"})
-    with pytest.raises(EirError, match="1 of 2 workers did not take it over"):
+    with pytest.raises(EirError, match="1 of 2 workers did not take it over, so none did"):
         await node.front._reload("who asked")
-    assert [configured.config.policy.default for configured in other.configured] == ["whitelisted", "greylisted"]
-    assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "configure")] == [0]
-    await silent.end()
+    assert [configured.config.policy.default for configured in other.configured] == ["whitelisted"]
+    assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "prepare")] == [0]
+    assert (await node.front.snapshot())["eir_config_last_reload_successful"] == {(): 0.0}
+    assert node.front._config.policy.default == "whitelisted"
+    await bad.end()
     successor = await node.successor(0)
     ((config, disabled, _, _, dials),) = successor.configured
-    assert (config.policy.default, disabled, dials) == ("greylisted", [], True)
+    assert (config.policy.default, disabled, dials) == ("whitelisted", [], True)
+
+
+async def test_a_worker_that_fails_where_all_have_said_yes_is_ended_and_begins_by_the_new_configuration(node):
+    bad, other = node.workers
+    bad.refuses.add("take_over")
+    node.site.configure(policy={"default": "greylisted"})
+    assert await node.front._reload("who asked") == "reloaded"
+    assert other.configured[-1].config.policy.default == "greylisted"
+    assert (bad.process.killed, other.process.killed) == ([9], [])
+    await bad.end()
+    assert (await node.successor(0)).configured[0].config.policy.default == "greylisted"
 
 
 async def test_a_worker_gets_what_the_front_read_whatever_the_file_says_by_then(node):
@@ -210,7 +266,7 @@ async def test_a_worker_gets_what_the_front_read_whatever_the_file_says_by_then(
 
 
 async def test_a_reload_that_comes_while_a_worker_reads_its_lists(node):
-    """It is told, and does it once it can; nobody waits for it."""
+    """It is asked as the others are."""
     await node.workers[1].end()
     late = await node.successor(1, started=False)
     node.site.configure(policy={"default": "greylisted"})
@@ -220,13 +276,11 @@ async def test_a_reload_that_comes_while_a_worker_reads_its_lists(node):
 
 
 async def test_a_worker_that_answers_nothing_is_ended(node, lines, monkeypatch):
-    monkeypatch.setattr(rpc, "ANSWER_S", 0.05)
+    monkeypatch.setattr(channel, "ANSWER_S", 0.05)
     monkeypatch.setattr(workers, "FIGURES_S", 0.05)
-    killed = []
-    monkeypatch.setattr(workers, "kill", lambda pid, _: killed.append(pid))
     node.workers[1].hang()
-    await until_async(lambda: killed)
-    assert killed == [PID + 1]
+    await until_async(lambda: node.workers[1].process.killed)
+    assert node.workers[0].process.killed == []
     assert [fields["worker"] for event, _, fields in lines if event == "worker_hung"] == [1]
 
 

@@ -14,16 +14,17 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from node import is_gone
 from releases import sign
 
 from eir.config import load_config
-from eir.daemon.drop_folder import CLAIM, CLAIM_S, DropFolder, make_pass
+from eir.daemon.drop_folder import ATTEMPTS_FILE, CLAIM, CLAIM_S, DropFolder, loading, make_pass
+from eir.daemon.starter import Starter
 from eir.device import device_key
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.lists import delivery, drop_folder, inbox
@@ -648,6 +649,14 @@ def configured(site):
     return load_config(path)
 
 
+@pytest.fixture
+async def start():
+    """Starts processes as the front does."""
+    starter = Starter("eir.daemon.drop_folder", "eir.lists.reader")
+    yield starter.start
+    await starter.close()
+
+
 def command(config):
     return [sys.executable, "-m", "eir", "inbox", "--json", "-c", str(config.path)]
 
@@ -701,12 +710,12 @@ async def test_two_processes_at_once_load_once(site, configured):
     assert [event.serial for event in await site.store.history()] == [1, 2, 3]
 
 
-async def test_a_store_that_is_away_is_said(configured, monkeypatch):
+async def test_a_store_that_is_away_is_said(configured, monkeypatch, start):
     async def away(*_args):
         raise StoreError("refused", "connection refused")
 
     monkeypatch.setattr(SqliteStore, "claim", away)
-    (taken,) = (await make_pass(configured, "tester")).taken
+    (taken,) = (await make_pass(configured, "tester", loading(start, configured, "tester"))).taken
     assert (taken.manifest, taken.outcome, taken.reason) == ("", WAITING, "refused")
 
 
@@ -740,10 +749,6 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
-def children():
-    return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
-
-
 class Reports(list):
     def __call__(self, event, **fields):
         self.append((event, fields))
@@ -753,10 +758,10 @@ class Reports(list):
 
 
 @pytest.fixture
-async def watching(configured):
+async def watching(configured, start):
     """A node's intake, running; the events that it reports."""
     reports = Reports()
-    task = asyncio.create_task(DropFolder(configured, report=reports).run())
+    task = asyncio.create_task(DropFolder(configured, start, report=reports).run())
     yield reports
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -786,30 +791,36 @@ async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
     assert "the drop folder cannot be used: accepted" in failed["detail"]
 
 
-async def test_without_a_drop_folder_there_is_nothing_to_do(configured):
+async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
     none = replace(configured, inbox=None)
-    await asyncio.wait_for(DropFolder(none, report=Reports()).run(), 1)
+    await asyncio.wait_for(DropFolder(none, start, report=Reports()).run(), 1)
     with pytest.raises(EirError, match="names no drop folder"):
-        await make_pass(none, "tester")
+        await make_pass(none, "tester", loading(start, none, "tester"))
 
 
-async def test_a_node_that_stops_ends_the_pass_too(site, configured):
-    task = asyncio.create_task(DropFolder(configured, report=Reports()).run())
+async def test_a_node_that_stops_ends_the_pass_too(site, configured, start):
+    started = []
+
+    async def noting(*what):
+        started.append(await start(*what))
+        return started[-1]
+
+    task = asyncio.create_task(DropFolder(configured, noting, report=Reports()).run())
     site.deliver(site.publish(1))
-    before = children()
-    await until(lambda: children() - before)
+    await until(lambda: started)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert not children() - before
-    assert not (site.state / "attempt").exists()
+    assert {process.name for process in started} <= {"inbox", "load"}
+    assert all(is_gone(process.pid) for process in started)
+    assert not (site.state / ATTEMPTS_FILE).exists()
 
 
 def test_signals_end_a_pass_and_are_no_failed_attempt(tmp_path):
     note = tmp_path / "attempt"
     code = (
-        "import signal, sys, pathlib; from eir.daemon.drop_folder import _leave; from eir.lists.inbox import Attempts\n"
+        "import signal, sys, pathlib; from eir.daemon.drop_folder import leave; from eir.lists.inbox import Attempts\n"
         f"a = Attempts(pathlib.Path({str(note)!r}))\n"
-        "with a.one('d'): _leave(signal.SIGTERM, a)"
+        "with a.one('d'): leave(signal.SIGTERM, a)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 128 + signal.SIGTERM
     assert not note.exists()

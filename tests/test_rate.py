@@ -6,15 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eir.diameter.rate import LIMITS_MAX, Bucket, Grants, shared_memory
+from eir.diameter.rate import LIMITS_MAX, Bucket, Grants, memory_file, shared_memory
 
 RATE = 400.0
 BURST = 100
 """What a bucket of that rate holds."""
 
 
+def shared(workers):
+    with memory_file(workers) as memory:
+        return shared_memory(memory.fileno())
+
+
 def workers(number, *, rate_max=RATE, limit=1):
-    memory = shared_memory(number)
+    memory = shared(number)
     return [Bucket(rate_max, 0.0, grants=Grants(memory, worker), limit=limit) for worker in range(number)]
 
 
@@ -44,13 +49,13 @@ def test_what_one_spends_others_have_not():
 
 
 def test_limits_are_apart():
-    memory = shared_memory(2)
+    memory = shared(2)
     buckets = [Bucket(RATE, 0.0, grants=Grants(memory, worker), limit=limit) for worker, limit in ((0, 1), (1, 2), (1, 1 + LIMITS_MAX))]
     assert [grant(bucket, 0.0, 1000, 0) for bucket in buckets] == [BURST, BURST, 0]  # the last has the first one's place
 
 
 def test_a_number_that_jumps_is_felt_for_a_burst_and_no_longer():
-    memory = shared_memory(2)
+    memory = shared(2)
     bucket, other = Bucket(RATE, 0.0, grants=Grants(memory, 0), limit=1), Grants(memory, 1)
     for jump in (10**9, -(10**9)):
         other.add(1, jump)
@@ -62,7 +67,7 @@ def test_a_number_that_jumps_is_felt_for_a_burst_and_no_longer():
 
 
 def test_processes_see_each_others_grants():
-    memory = shared_memory(2)
+    memory = shared(2)
     bucket = Bucket(RATE, 0.0, grants=Grants(memory, 0), limit=7)
     child = os.fork()
     if not child:

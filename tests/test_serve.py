@@ -540,7 +540,7 @@ class Hook:
             return
         if module == "{where}":
             os.kill(os.getpid(), signal.{which})
-        if module == "eir.daemon.supervisor" and attribute:  # by then the other modules are there
+        if module == "eir.daemon.front" and attribute:  # by then the other modules are there
             held = getattr(importlib.import_module(where), owner)
             known = getattr(held, name)
             def kill(*arguments, **options):
@@ -553,8 +553,8 @@ sys.meta_path.insert(0, Hook)
 """
 """Body of a sitecustomize.py by which a node signals itself, once."""
 MOMENTS = {
-    "commands": "eir.commands.app", "configuration": "yaml", "node": "eir.daemon.supervisor", "processes": "eir.daemon.children:Children.__init__",
-    "pages": "eir.daemon.front:Front._open",
+    "commands": "eir.commands.app", "configuration": "yaml", "node": "eir.daemon.front", "processes": "eir.daemon.starter:Starter.fork",
+    "pages": "eir.operate.control:ControlServer.listen",
 }  # fmt: skip
 """What it is about to read, or to do, when the signal comes."""
 

@@ -69,7 +69,7 @@ class TestOneNode:
         assert Counter(serving(crew).values()) == {0: 2, 1: 2}
         for host, client in clients.items():
             assert [await ask(client, imei, host) for imei in (LISTED, UNLISTED)] == [BLACK, WHITE]
-        assert set(children(node.pid)) == {"front", "follower", "worker-0", "worker-1"}
+        assert set(children(node.pid)) == {"starter", "follower", "worker-0", "worker-1"}
 
     async def test_one_scrape_is_the_sum_of_what_the_clients_received(self, crew, connect):
         node = crew.start()
@@ -377,7 +377,7 @@ class TestCrash:
             assert (await refused.ask(cer("away.example", "example"))).result == 3010
 
     async def test_a_worker_that_hangs_is_replaced(self, crew, connect, altered):
-        altered("import eir.daemon.rpc, eir.daemon.workers\neir.daemon.rpc.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
+        altered("import eir.daemon.channel, eir.daemon.workers\neir.daemon.channel.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
         node = crew.start()
         client = await connect(node)
         os.kill(children(node.pid)["worker-0"], signal.SIGSTOP)
@@ -458,7 +458,7 @@ class TestSteering:
             assert await ask(await connect(node, host), LISTED, host) == BLACK
         assert "nobody" in (await run(crew, "peer", "disable", "nobody", status=1)).stderr
 
-    @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT to all", "SIGTERM to the front", "drain"])
+    @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT to all", "drain"])
     async def test_the_end(self, crew, connect, how):
         """DPR to each peer, their requests answered until they close, exit status 0, and no process left."""
         node = crew.start()
@@ -470,8 +470,6 @@ class TestSteering:
             case "SIGINT to all":  # as from a terminal
                 for pid in (node.pid, *left.values()):
                     os.kill(pid, signal.SIGINT)
-            case "SIGTERM to the front":
-                os.kill(left["front"], signal.SIGTERM)
             case "drain":
                 assert (await run(crew, "drain")).stdout.startswith("draining")
         for host, client in clients.items():
@@ -496,34 +494,19 @@ class TestSteering:
 
 
 class TestFaults:
-    @pytest.mark.parametrize("who", ["front", "supervisor"])
-    async def test_without_the_front_or_the_supervisor_the_node_ends(self, crew, connect, who):
+    async def test_without_the_front_the_node_ends(self, crew, connect):
+        """Killed, as where memory runs out: nobody is left to end the others but they themselves."""
         node = crew.start()
         clients = await four(node, connect)
         left = children(node.pid)
-        os.kill(left["front"] if who == "front" else node.pid, signal.SIGKILL)
+        node.signal(signal.SIGKILL)
         for host, client in clients.items():
             asked = await client.read()
             assert (asked.command, asked.number(273)) == (282, 0)
+            assert await ask(client, LISTED, host) == BLACK
             await client.send(answer_to(asked, host=host))
             assert await client.end() == []
-        status = await asyncio.to_thread(node.wait)
-        assert status == (1 if who == "front" else -signal.SIGKILL)
-        await until_async(lambda: all(is_gone(pid) for pid in left.values()))
-        assert crew.start().status()["ready"] == "ready"
-
-    async def test_without_both_no_worker_stays(self, crew, connect):
-        """Killed at the same moment, as where memory runs out: nobody is left to end the workers but they themselves."""
-        node = crew.start()
-        client = await connect(node)
-        left = children(node.pid)
-        node.signal(signal.SIGSTOP)  # so that it does not end the workers when the front is gone
-        os.kill(left["front"], signal.SIGKILL)
-        node.signal(signal.SIGKILL)
-        asked = await client.read()
-        assert (asked.command, asked.number(273)) == (282, 0)
-        await client.send(answer_to(asked))
-        assert await client.end() == []
+        assert await asyncio.to_thread(node.wait) == -signal.SIGKILL
         await until_async(lambda: all(is_gone(pid) for pid in left.values()))
         assert crew.start().status()["ready"] == "ready"
 

@@ -19,9 +19,9 @@ def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
     SIGHUP has it take over a changed configuration. Logs go to standard error; metrics and health are at the configured `http`
     address: /metrics, /live, /ready.
     """
-    from eir.daemon import supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
+    from eir.daemon import front  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
-    raise typer.Exit(supervisor.run(load_config(config)))  # the configuration's warnings go to the log
+    raise typer.Exit(front.run(load_config(config)))  # the configuration's warnings go to the log
 
 
 def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:

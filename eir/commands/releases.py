@@ -3,9 +3,9 @@
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,18 +14,17 @@ import typer
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, who, with_store
 from eir.commands.output import EXIT_NO, print_json, progress, say, warn
 from eir.config import Config, load_config
-from eir.daemon.loader import Loads
+from eir.daemon.apart import Start, load_apart, progress_over
+from eir.daemon.channel import Channel
+from eir.daemon.starter import Starter
 from eir.errors import ReleaseRefused
-from eir.lists.delivered import Progress
-from eir.lists.inbox import UNRECORDED
+from eir.lists.inbox import UNRECORDED, Pass
 from eir.lists.load import Loader, LoadReport
 from eir.lists.store import REFUSED, ListStore
 from eir.operate import control
 from eir.operate.owner import as_owner_of
 from eir.stores.open import open_store, serial_marks
 
-INBOX_NICE = 10
-"""A node has this done beside it, and checks come first."""
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
 """How the names of files end that lie beside manifests."""
 MANIFESTS_NAMED_MAX = 3
@@ -49,8 +48,7 @@ def load(
     checked = load_config(config)
     loaded: dict[str, int] = {}
     try:
-        with Loads(partial(_load, checked), checked.load_memory) as loads:
-            reports = with_store(checked, lambda store: _load_all(store, checked, loads, manifests, loaded, dry_run=dry_run, force=force))
+        reports = with_store(checked, lambda store: _load_all(store, checked, manifests, loaded, dry_run=dry_run, force=force))
     except KeyboardInterrupt:
         said = "what is reported above stays in force" if loaded else "no release was reported as loaded"
         say(f"interrupted; {said}; eir lists shows what is in force")
@@ -64,41 +62,54 @@ def load(
 
 
 async def _load_all(
-    store: ListStore, config: Config, loads: Loads[Any, LoadReport], manifests: list[Path], loaded: dict[str, int], *,
-    dry_run: bool, force: bool,
+    store: ListStore, config: Config, manifests: list[Path], loaded: dict[str, int], *, dry_run: bool, force: bool,
 ) -> list[dict[str, Any]]:
     """Load one after the other; a refused one does not stop the next. `loaded` takes the generation of each list that was loaded."""
-    reports: list[dict[str, Any]] = []
-    marks = await serial_marks(config.store, config.state)
-    for manifest in manifests:
-        try:
-            _must_be_manifest(manifest)
-            with progress() as advance:
-                report = await loads.make((manifest, {"force": force, "dry_run": dry_run, "marks": marks}), advance)
-        except ReleaseRefused as e:
-            if e.reason in UNRECORDED:
-                await Loader(config.lists, store, who(), datetime.now(UTC), dry_run=dry_run).record(e)
-            say(f"{manifest}: refused ({e.reason}): {e.detail}")
-            reports.append({"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail})
-        else:
-            outcome = "would load" if dry_run else "loaded"
-            if report.state is not None:
-                loaded[report.list] = report.state.generation
-            say(f"{manifest}: {outcome}: {report.as_text()}")
-            reports.append({"manifest": str(manifest), "outcome": outcome, **report.as_json()})
-    return reports
+    options = {"force": force, "dry_run": dry_run, "marks": await serial_marks(config.store, config.state)}
+    async with _starting() as start:
+        return [await _loaded(store, config, start, manifest, loaded, options) for manifest in manifests]
 
 
-async def _load(config: Config, job: tuple[Path, dict[str, Any]], progress: Progress) -> LoadReport:
+async def _loaded(
+    store: ListStore, config: Config, start: Start, manifest: Path, loaded: dict[str, int], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Load one; what came of it, said and as a document."""
+    try:
+        _must_be_manifest(manifest)
+        with progress() as advance:
+            report: LoadReport = await load_apart(start, _load, config, manifest, options, memory_max=config.load_memory, progress=advance)
+    except ReleaseRefused as e:
+        if e.reason in UNRECORDED:
+            await Loader(config.lists, store, who(), datetime.now(UTC), dry_run=options["dry_run"]).record(e)
+        say(f"{manifest}: refused ({e.reason}): {e.detail}")
+        return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
+    outcome = "would load" if options["dry_run"] else "loaded"
+    if report.state is not None:
+        loaded[report.list] = report.state.generation
+    say(f"{manifest}: {outcome}: {report.as_text()}")
+    return {"manifest": str(manifest), "outcome": outcome, **report.as_json()}
+
+
+async def _load(config: Config, manifest: Path, options: dict[str, Any], channel: Channel) -> LoadReport:
     """One load, in its own process."""
-    manifest, options = job
     with as_owner_of(config.state):
         store = open_store(config.store, config.state, report=warn)
         try:
+            progress = progress_over(channel)
             loader = Loader(config.lists, store, who(), datetime.now(UTC), progress=progress, memory_max=config.load_memory, **options)
             return await loader.verify_and_load(manifest)
         finally:
             await store.close()
+
+
+@asynccontextmanager
+async def _starting() -> AsyncIterator[Start]:
+    """Starts processes that load, with the modules for that."""
+    starter = Starter(__name__, "eir.lists.reader")
+    try:
+        yield starter.start
+    finally:
+        await starter.close()
 
 
 def _taken_over(state: Path, loaded: Mapping[str, int]) -> str:
@@ -136,12 +147,17 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     A running node does so by itself. Each release goes to `accepted/`, or to `refused/` with a text that gives the reason; one that
     is not complete yet stays.
     """
-    from eir.daemon.drop_folder import make_pass  # noqa: PLC0415 - for this command alone
+    from eir.daemon.drop_folder import NICE, loading, make_pass  # noqa: PLC0415 - for this command alone
 
-    os.nice(INBOX_NICE)
-    checked = load_config(config)
+    checked, by = load_config(config), f"inbox of {who()}"
+
+    async def make() -> Pass:
+        async with _starting() as start:
+            return await make_pass(checked, by, loading(start, checked, by))
+
+    os.nice(NICE)
     with as_owner_of(checked.state):
-        made = asyncio.run(make_pass(checked, f"inbox of {who()}"))
+        made = asyncio.run(make())
     if as_json:
         print_json(made.as_json())
     for taken in made.taken:

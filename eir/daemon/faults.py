@@ -8,7 +8,7 @@ from eir.errors import Report, place_of
 
 
 def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
-    """What reports that a call of another process met a fault of ours (RpcLink.serve). `who`: as the log says it."""
+    """What reports that a call of another process met a fault of ours (Channel.serve). `who`: as the log says it."""
     return lambda what, fault: report("fault", reason=what, level="error", detail=repr(fault), **who)
 
 

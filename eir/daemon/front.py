@@ -1,7 +1,8 @@
-"""The front of a node: accepts connections for the workers, and is where the node is seen and steered.
+"""The front, the first process of a node: starts the others, accepts connections for them, and is where the node is seen and steered.
 
-A process of its own, on the path of no check. It reads the configuration and hands on what it read, keeps the one table that
-says which connections of a peer are wanted (workers.py), watches the drop folder, and serves the pages and the control socket.
+It is on the path of no check. It reads the configuration and hands on what it read, keeps the one table that says which connections
+of a peer are wanted (workers.py), watches the drop folder, and serves the pages and the control socket. Signals to the node are its
+to act on. The others end when it does.
 """
 
 import asyncio
@@ -17,22 +18,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from eir import __version__
 from eir.checks.question import Question
 from eir.config import Config, digests, load_config, needs_restart, take_over
+from eir.daemon import following, recorder, state_folder, worker
 from eir.daemon.accept import Acceptor, cannot_listen
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.faults import report_faults
 from eir.daemon.followed import Followed
-from eir.daemon.following import FOLLOWER
-from eir.daemon.handing import Complete, Listed
-from eir.daemon.recorder import END, Record
+from eir.daemon.listed import Listed
+from eir.daemon.priority import BESIDE_NICE, give_way
+from eir.daemon.recorded import Recorded
 from eir.daemon.registration import Registering
 from eir.daemon.rhythms import Rhythms
-from eir.daemon.setup import instance_of, listeners_of, read_token_keys, report_warnings
+from eir.daemon.setup import allow_open_files, instance_of, listeners_of, read_token_keys, report_warnings
 from eir.daemon.signals import deliver
+from eir.daemon.starter import END_S, Crew, Process, Starter, call_itself
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
+from eir.diameter.rate import memory_file
 from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, SetupFault, StoreError
@@ -47,6 +53,7 @@ from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
 from eir.operate.http import HttpServer, pages
 from eir.operate.log import Log
 from eir.operate.looking import RUN, Looking
+from eir.operate.owner import as_owner_of
 from eir.operate.status import NOT_READY, ExpiryReminder, Status, WorkerReport
 from eir.s13.compiled import LANE
 from eir.stores.open import open_copy, open_store
@@ -64,31 +71,71 @@ UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
 
+def run(config: Config) -> int:
+    """Run a node until SIGTERM or SIGINT; returns its exit status.
+
+    Raises EirError if it cannot start, SetupFault for what does not go away by itself.
+    """
+    with as_owner_of(config.state):
+        state_folder.prepare(config.state)
+        held = state_folder.hold(config.state)
+        try:
+            _prepare(config)
+            starter = Starter(__name__, keeps=[held], owned=config.state)
+            starter.fork()
+            starter.stay()
+            call_itself("front")
+            give_way(BESIDE_NICE)
+            return uvloop.run(Front(config, starter, state_folder.next_origin_state_id(config.state)).serve())
+        finally:
+            os.close(held)
+
+
+def _prepare(config: Config) -> None:
+    """Have at hand what all processes share. Raises SetupFault for a store that cannot be one."""
+    log = Log(time.monotonic, level=config.log_level, in_background=False)
+    report_warnings(config, log.report)
+    allow_open_files(config, log.report)
+    if config.n5g.listen:
+        # What checks access tokens takes half a second to load, which no worker is to spend when a reload brings n5g.tokens.
+        import eir.n5g.tokens  # noqa: F401, PLC0415 - so that it is there
+    try:
+        open_store(config.store, config.state)
+        open_copy(config.store, config.state)
+    except StoreError as e:
+        raise SetupFault(str(e)) from None
+
+
 class Front:
     """Puts the parts of the front together, starts them in order, and takes them down in order."""
 
-    def __init__(self, config: Config, supervisor: socket.socket, supervisor_pid: int, record: Record | None = None) -> None:
+    def __init__(self, config: Config, starter: Starter, origin_state_id: int = 0) -> None:
         self._config = config
-        self._supervisor = supervisor
-        """Over it come our ends of the workers' links."""
-        self._supervisor_pid = supervisor_pid
-        self._record = record
+        self._starter = starter
+        self._origin_state_id = origin_state_id
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         """A worker came, started or went."""
         self._acceptor = Acceptor(config.peers, config.limits, config.sctp, report=report)
-        self._followed = Followed(config, changed=self._lists_changed, report=report)
+        starter.report = report
+        self._crew = Crew(report=report)
+        self._granted = memory_file(config.workers)
+        """Over it the workers share the limits on requests a second."""
+        self._followed = Followed(
+            config, changed=self._list_changed, complete=self._lists_complete, report=report
+        )
+        self._recorded = None if config.sightings is None else Recorded(config.sightings, report)
         self._workers = Workers(
             config.workers, self._configured, self._followed, gone=self._acceptor.gone, changed=self._workers_changed, report=report
         )
-        self._status = Status(workers=config.workers, pid=supervisor_pid, report=report)
+        self._status = Status(workers=config.workers, pid=os.getpid(), report=report)
         self._http = HttpServer(pages(self.snapshot, self._reports, self._status, report=report), report=report)
         self._control = ControlServer(config.state, self._commands(), report=report)
         path = config.control_read
         self._control_read = None if path is None else ControlServer(path.parent, {RUN: Looking(config.path).run}, name=path.name, report=report)
-        self._drop_folder = DropFolder(config, report=report)
+        self._drop_folder = DropFolder(config, starter.start, report=report)
         self._outcomes: tuple[Outcome, ...] = ()
         self._rhythms = Rhythms()
         self._reload_failed = False
@@ -103,7 +150,6 @@ class Front:
         self._registering: Registering | None = None
         self._registered: asyncio.Task[None] | None = None
         self._standing = Standing(serving=False, load=0)
-        self._restarts = 0
         self._disabled: set[str] = set()
         self._dialing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,10 +162,11 @@ class Front:
             loop.add_signal_handler(number, self._begin_stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_by_signal()))
         deliver()
+        killed = False
         try:
             await self._open()
-            self._supervisor.setblocking(False)
-            loop.add_reader(self._supervisor, self._take_workers)
+            if not self._status.stopping:
+                self._start()
             self._spawn(self._drop_folder.run())
             self._spawn(self._again(OUTCOMES_S, "outcomes", self._read_outcomes))
             if await self._workers_started():
@@ -137,22 +184,30 @@ class Front:
             await self._stop.wait()
             self._acceptor.close()
             await self._deregister()
-            self._workers.end()  # only now: nobody connects to a node whose peers are sent away
-            while not self._workers.none_left:
-                await self._change()
         finally:
-            if self._record is not None:
-                self._record.send(END)
+            self._begin_stop("the start failed")
+            killed = not await self._end_processes()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._starter.close()
+            self._granted.close()
             await self._history.close()
             await self._http.close()
             await self._control.close()
             if self._control_read is not None:
                 await self._control_read.close()
+            self._log.report("stopped")  # by the last process that there is
             self._log.close()
-        return 0
+        return int(killed)
+
+    async def _end_processes(self) -> bool:
+        """Have all other processes end: nobody connects to a node any more whose peers are sent away. True if none had to be killed."""
+        self._workers.end()
+        self._followed.end()
+        if self._recorded is not None:
+            self._recorded.end()
+        return await self._crew.end(END_S)
 
     async def _open(self) -> None:
         """Open the control socket and that of who may only look, then the pages. Raises EirError."""
@@ -173,13 +228,12 @@ class Front:
         self._log.report("listening", address=f"http://{self._status.http}", pages="/metrics /live /ready")
 
     def _begin_stop(self, cause: str) -> None:
-        """Begin the node's end; the supervisor is told, who sees to it that all processes end."""
+        """Begin the node's end."""
         if self._status.stopping:
             return
         self._log.report("stopping", reason=cause)
         self._status.stopping = True
-        if os.getppid() == self._supervisor_pid:
-            os.kill(self._supervisor_pid, signal.SIGTERM)
+        self._crew.stop()
         self._stop.set()
         self._changed.set()
 
@@ -202,31 +256,34 @@ class Front:
     def _configured(self, number: int) -> Configured:
         return Configured(self._config, sorted(self._disabled), self._tls, self._keys, dials=self._dialing and number == 0)
 
-    def _take_workers(self) -> None:
-        """The supervisor has started workers or the follower: take our ends of their links."""
-        while True:
-            try:
-                hello, descriptors, _, _ = socket.recv_fds(self._supervisor, 64, 2)
-            except BlockingIOError:
-                return
-            if not hello:
-                asyncio.get_running_loop().remove_reader(self._supervisor)
-                self._begin_stop("the supervisor is gone")
-                return
-            number, pid, self._restarts = map(int, hello.split())
-            stream, packets = (socket.socket(fileno=descriptor) for descriptor in descriptors)
-            stream.setblocking(False)
-            packets.setblocking(False)
-            attend = self._followed.attend(pid, stream, packets) if number == FOLLOWER else self._attend(number, pid, stream, packets)
-            self._spawn(attend)
+    def _start(self) -> None:
+        """Start all other processes, and see to them until the node ends."""
+        start, recorded = self._starter.start, self._recorded
+        if recorded is not None:
+            self._crew.keep(
+                "sightings", lambda: start("sightings", recorder.run, self._config, carrying=[recorded.receiver]), recorded.attend
+            )
+        self._crew.keep("follower", lambda: start("follower", following.run, self._config), self._followed.attend)
+        for number in range(self._config.workers):
+            self._start_worker(number)
 
-    async def _attend(self, number: int, pid: int, stream: socket.socket, packets: socket.socket) -> None:
-        await self._workers.attend(number, pid, stream, packets)
-        if not self._status.stopping:
-            self._acceptor.hold(HOLD_S)
+    def _start_worker(self, number: int) -> None:
+        name = f"worker-{number}"
+        shared = (self._granted,) if self._recorded is None else (self._granted, self._recorded.sender)
 
-    def _lists_changed(self, what: Listed | Complete, image: ListImage | None) -> None:
-        self._workers.pass_on(what, image)
+        async def attend(process: Process) -> None:
+            await self._workers.attend(number, process)
+            if not self._status.stopping:
+                self._acceptor.hold(HOLD_S)
+
+        start = self._starter.start
+        self._crew.keep(name, lambda: start(name, worker.run, number, self._origin_state_id, carrying=shared), attend, serves=True)
+
+    def _list_changed(self, listed: Listed, image: ListImage) -> None:
+        self._workers.put_in_force(listed, image)
+
+    def _lists_complete(self) -> None:
+        self._workers.complete()
 
     async def _reports(self) -> list[WorkerReport]:
         """How each worker is, and the follower."""
@@ -341,18 +398,18 @@ class Front:
                 )
                 for outcome in (FORCED, REFUSED)
             },
-            **self._rhythms.snapshot(), **processes.snapshot(self._supervisor_pid),
+            **self._rhythms.snapshot(), **processes.snapshot(os.getpid()),
             "eir_inbox_usable": {} if waiting is None else {(): float(self._drop_folder.usable)},
             "eir_inbox_waiting_releases": {} if waiting is None else {(): waiting},
             "eir_config_last_reload_successful": {(): float(not self._reload_failed)},
             "eir_start_timestamp_seconds": {(): self._status.started},
             "eir_tls_certificate_expires_timestamp_seconds": {(): self._certificate_ends.timestamp()} if self._certificate_ends else {},
-            "eir_worker_restarts_total": {(): float(self._restarts)},
+            "eir_worker_restarts_total": {(): float(self._crew.restarts)},
             "eir_build_info": {(__version__, LANE): 1.0},
             **(self._registering.numbers() if self._registering is not None else {}),
-            **({} if self._record is None else self._record.counts.snapshot(self._config)),
         }
-        return metrics.merge([ours, self._followed.snapshot(), await self._workers.snapshot()])
+        recorded = {} if self._recorded is None else self._recorded.snapshot()
+        return metrics.merge([ours, recorded, self._followed.snapshot(), await self._workers.snapshot()])
 
     # ---- commands ----
 
@@ -379,7 +436,7 @@ class Front:
         if not reports:
             raise EirError("no worker has its lists yet: ask again in a moment")
         return {
-            "pid": self._supervisor_pid, "configuration": digests(self._config.shown),
+            "pid": os.getpid(), "configuration": digests(self._config.shown),
             "in_step": all(report.lists == reports[0].lists for report in reports),
             "lists": {name: asdict(state) for name, state in reports[0].lists.items()},
         }  # fmt: skip
@@ -391,9 +448,9 @@ class Front:
 
     async def _write_record(self) -> bool:
         """Have what was seen up to now written; whether there is a record."""
-        if self._record is not None:
-            await self._record.write()
-        return self._record is not None
+        if self._recorded is not None:
+            await self._recorded.write()
+        return self._recorded is not None
 
     def _drain(self, _: Mapping[str, Any]) -> str:
         self._begin_stop("drain")
@@ -439,17 +496,19 @@ class Front:
             raise
         report_warnings(new, self._log.report)
         before, waiting = self._config, needs_restart(self._config, new)
-        self._config = now = take_over(before, new)
-        self._tls = tls or self._tls  # a listener for TLS that is open stays so until a restart
-        self._keys = keys
+        now = take_over(before, new)
+        tls = tls or self._tls  # a listener for TLS that is open stays so until a restart
+        self._reload_failed = True  # until every worker has taken it over
+        await self._workers.prepare(lambda number: self._configured(number)._replace(config=now, tls=tls, keys=keys))
+        self._config, self._tls, self._keys = now, tls, keys
+        await self._workers.take_over()
+        self._reload_failed = False
         settings = [each.name for each in fields(Config) if each.compare and each.name != "warnings"]
         changed = [name for name in settings if getattr(before, name) != getattr(now, name)]
         self._acceptor.configure(now.peers, now.limits, now.sctp)
         self._log.configure(level=now.log_level, full_identifiers=now.full_identifiers)
-        self._reload_failed = True  # until every worker has taken it over
-        await self._workers.configure()
         self._followed.configure(now)
-        self._reload_failed = False
+        self._drop_folder.configure(now)
         if before.n5g != now.n5g:
             await self._deregister()
             await self._register()

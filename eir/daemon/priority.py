@@ -12,6 +12,9 @@ LOOK_S = 2.0
 """How often a process that stands back looks whether it gets anywhere."""
 SHARE = 0.1
 """It takes part again where it got less than this part of the time in which it could have run."""
+BESIDE_NICE = 5
+"""Of front and follower: a scrape, a delivery and a list that is taken over wait for the checks where they share a processor, and not
+the other way round."""
 TASKS = Path("/proc/self/task")
 
 

@@ -1,47 +1,44 @@
 """The process that writes what checks have shown, and sends out what somebody wants to know at once. It answers nobody.
 
-Workers hand over messages (eir.analysis.buffer) through one socket that the supervisor made before it forked, so that this process
-may end and come back without their noticing; what it counted is in memory that outlives it. It takes what comes at once and writes in
-a thread: a slow disk costs the record its oldest part, and no check its answer. Where a processor is short, checks go first; where other
+Workers hand over messages (eir.analysis.buffer) through one socket that the front made, so that this process may end and come back
+without their noticing; it ends when no worker has the other end any more. It takes what comes at once and writes in a thread: a slow disk costs the record its oldest part, and no check its answer. Where a processor is short, checks go first; where other
 programs leave it none, the thread takes its small share again, so that what was seen does not wait for ever.
 """
 
 import asyncio
 import itertools
 import json
-import mmap
 import os
 import signal
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
+
+import uvloop
 
 from eir.analysis import deliver, files
-from eir.analysis.buffer import EVENTS, HEAD, Buffer
+from eir.analysis.buffer import EVENTS, HEAD
 from eir.analysis.events import DEVICE_CHANGED, SIM_CHANGED, Events
 from eir.analysis.schema import FOLDER
 from eir.analysis.settings import SightingsSettings
 from eir.analysis.subscribers import Subscribers, subscribers
 from eir.config import Config
-from eir.daemon.faults import report_faults
+from eir.daemon.channel import Channel
+from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.priority import Aside, give_way, stand_back, take_part
-from eir.daemon.signals import deliver as deliver_signals
 from eir.errors import EirError, Report, StoreError
 from eir.lists.settings import SUBSCRIBERS
-from eir.operate import metrics
 from eir.operate.log import Log
 from eir.stores.open import SQLITE
 
 MESSAGE_BYTES_MAX = 1 << 18
-SOCKET_BYTES = 1 << 22
-"""What the kernel holds between the processes; it may grant less."""
 TURN_MESSAGES = 200
 """Taken before others on the loop get their turn."""
 WAITING_BYTES_MAX = 64 << 20
@@ -55,104 +52,38 @@ EVENTS_S = 0.5
 END_S = 2.0
 """How long the end waits for events to go out."""
 ORPHANED_S = 10.0
-"""How long this process goes on without being told that the workers have ended, once it was told to end."""
+"""How long this process goes on for workers that have not ended, once it hears of the front no more."""
 STREAM_EVENTS_MAX = 100_000
 SEEN_FILE = "watched.json"
-WRITE, END = b"w", b"z"
-"""Messages of the front: write what there is; the workers have ended."""
-ASKED_S, LOOK_S = 20.0, 0.02
+LOOK_S = 0.02
+"""Between two looks whether events have gone out."""
 
 NICE = 15
 
-SENT, QUEUE, REFUSED, RATE = "sent", "queue", "refused", "rate"
-TO = ("webhook", "stream")
-SLOTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("eir_sightings_total", ()), ("eir_sightings_dropped_total", ("disk",)), ("eir_sightings_bytes", ()), ("writes", ()),
-    *(("eir_events_total", (to,)) for to in TO), *(("eir_events_dropped_total", (to, why)) for to in TO for why in (QUEUE, REFUSED, RATE)),
-)  # fmt: skip
-"""What this process counts: metric and labels; `writes` is for those who wait for one."""
-
+SENT, RATE = "sent", "rate"
 T = TypeVar("T")
 
 
-class Counts:
-    """Numbers in memory that processes share; one of them writes."""
-
-    def __init__(self) -> None:
-        self._numbers = memoryview(mmap.mmap(-1, 8 * len(SLOTS))).cast("q")
-        self._at = {slot: number for number, slot in enumerate(SLOTS)}
-
-    def add(self, name: str, *labels: str, count: int = 1) -> None:
-        """Count."""
-        self._numbers[self._at[name, labels]] += count
-
-    def put(self, name: str, value: int) -> None:
-        """Set a number without labels."""
-        self._numbers[self._at[name, ()]] = value
-
-    def get(self, name: str, *labels: str) -> int:
-        """A number."""
-        return self._numbers[self._at[name, labels]]
-
-    def snapshot(self, config: Config) -> metrics.Snapshot:
-        """All of them as samples; of receivers only those that are configured."""
-        sightings = config.sightings
-        there = set() if sightings is None else {to for to in TO if getattr(sightings, to)}
-        found: dict[str, dict[tuple[str, ...], float]] = {}
-        for name, labels in SLOTS:
-            if name != "writes" and (name.startswith("eir_sightings") or labels[0] in there):
-                found.setdefault(name, {})[labels] = self.get(name, *labels)
-        return dict(found)
-
-
-class Record(NamedTuple):
-    """What the processes of a node share of the record."""
-
-    sender: socket.socket
-    receiver: socket.socket
-    counts: Counts
-
-    @classmethod
-    def made(cls) -> "Record":
-        """To be called before the first process is forked."""
-        sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (sender, receiver):
-            end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-        return cls(sender, receiver, Counts())
-
-    def send(self, message: bytes) -> bool:
-        """Hand a message over; False if it is not taken now."""
-        try:
-            self.sender.send(message)
-        except OSError:
-            return False
-        return True
-
-    async def write(self) -> None:
-        """Have what there is written; returns once it is. Raises EirError if it is not within some seconds."""
-        before = self.counts.get("writes")
-        await asyncio.sleep(2 * LOOK_S)  # what workers are about to hand over
-        if not (await _soon(lambda: self.send(WRITE), ASKED_S) and await _soon(lambda: self.counts.get("writes") != before, ASKED_S)):
-            raise EirError("what was seen last could not be written; the log says why (sightings_failed)")
-
-
-def buffer_for(config: Config, record: Record | None) -> Buffer | None:
-    """What a worker hands its checks to; None: nothing is kept."""
-    if config.sightings is None or record is None:
-        return None
-    return Buffer(record.send, asyncio.get_running_loop().call_later, rate_max=config.sightings.rate_max / config.workers)
-
-
-async def keep_record(config: Config, record: Record, parent: int) -> int:
+def run(end: socket.socket, config: Config, receiver: int | None) -> int:
     """Be that process until the workers have ended. Returns the exit status; raises EirError if it cannot begin."""
+    if receiver is None:
+        raise EirError("there is no descriptor left for the socket over which workers hand over what they have seen")
     give_way(NICE)  # but take what they hand over, on a busy host too
+    return uvloop.run(_keep_record(end, config, socket.socket(fileno=receiver)))
+
+
+async def _keep_record(end: socket.socket, config: Config, receiver: socket.socket) -> int:
     import eir.analysis.batches  # noqa: F401, PLC0415 - polars takes a fifth of a second, and here that is in nobody's way
+
     log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
     report_faults(log.report)
+    channel = Channel(end)
     try:
         assert config.sightings is not None  # noqa: S101 - else this process was not started
-        await _Recorder(config, config.sightings, record, log.report).run(parent)
+        recorder = _Recorder(config, config.sightings, receiver, channel, log.report)
+        serving = asyncio.create_task(channel.serve({"write": recorder.write_now}, failed=call_failed(log.report)))
+        await recorder.run()
+        serving.cancel()
     finally:
         log.close()
     return 0
@@ -170,13 +101,17 @@ async def _soon(condition: Callable[[], bool], patience_s: float) -> bool:
 class _Recorder:
     """The process at work."""
 
-    def __init__(self, config: Config, settings: SightingsSettings, record: Record, report: Report) -> None:
-        self._config, self._settings, self._record, self._report = config, settings, record, report
+    def __init__(self, config: Config, settings: SightingsSettings, receiver: socket.socket, channel: Channel, report: Report) -> None:
+        self._config, self._settings, self._receiver, self._channel, self._report = config, settings, receiver, channel, report
+        self._counts: dict[str, Counter[tuple[str, ...]]] = {}
+        """By metric and labels."""
+        self._bytes = 0
+        """Size of the record."""
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = self._waiting_rows = 0
         self._wake, self._ended = asyncio.Event(), asyncio.Event()
         self._prepared = asyncio.Event()
-        self._asked = False
+        self._asked: list[asyncio.Future[None]] = []
         """Somebody waits for what there is to be written."""
         self._disk = ThreadPoolExecutor(1, "disk")
         disk = self._disk.submit(threading.get_native_id).result()
@@ -192,21 +127,17 @@ class _Recorder:
         )
         self._deliveries = dict(self._made_deliveries())
 
-    async def run(self, parent: int) -> None:
-        """Until the workers have ended, or this process is to end and nobody says that they have, or its parent is gone."""
+    async def run(self) -> None:
+        """Until the workers have ended, or this process is to end, or the front is gone and the workers take too long."""
         loop = asyncio.get_running_loop()
-        told = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told.set)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        deliver_signals()
-        loop.add_reader(self._record.receiver, self._take)
+        loop.add_signal_handler(signal.SIGTERM, self._ended.set)
+        loop.add_reader(self._receiver, self._take)
         tasks = [
             asyncio.create_task(work)
-            for work in (self._write_again_and_again(), self._send_events(), self._end_with(parent, told), *(each.run() for each in self._deliveries.values()))
+            for work in (self._write_again_and_again(), self._send_events(), self._end_alone(), *(each.run() for each in self._deliveries.values()))
         ]  # fmt: skip
         await self._ended.wait()
-        loop.remove_reader(self._record.receiver)
+        loop.remove_reader(self._receiver)
         take_part()  # nobody is answered any more who could wait for it, and the node waits for this process
         self._take(all_of_it=True)
         for task in tasks[:3]:
@@ -220,16 +151,28 @@ class _Recorder:
         for task in tasks[3:]:
             task.cancel()
 
-    async def _end_with(self, parent: int, told: asyncio.Event) -> None:
-        told_at = None
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(1):
-                    await (told.wait() if told_at is None else asyncio.sleep(1))
-            if told.is_set() and told_at is None:
-                told_at = time.monotonic()
-            if os.getppid() != parent or (told_at is not None and time.monotonic() - told_at > ORPHANED_S):
-                self._ended.set()
+    async def write_now(self) -> None:
+        """Have what there is written; returns once it is."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._take(all_of_it=True)
+        self._asked.append(written)
+        self._wake.set()
+        await written
+
+    async def _end_alone(self) -> None:
+        await self._channel.gone.wait()
+        await asyncio.sleep(ORPHANED_S)
+        self._ended.set()
+
+    # ---- to the front ----
+
+    def _count(self, name: str, *labels: str, count: int = 1) -> None:
+        self._counts.setdefault(name, Counter())[labels] += count
+        self._tell()
+
+    def _tell(self) -> None:
+        """At once: what is written is counted, whatever happens to this process next."""
+        self._channel.tell("counted", {**self._counts, "eir_sightings_bytes": {(): self._bytes}}, latest="counted")
 
     # ---- from workers ----
 
@@ -238,19 +181,15 @@ class _Recorder:
             if turn == TURN_MESSAGES and not all_of_it:
                 return
             try:
-                message = self._record.receiver.recv(MESSAGE_BYTES_MAX)
+                message = self._receiver.recv(MESSAGE_BYTES_MAX)
             except OSError:  # there is nothing
                 return
-            kind = message[:1]
-            if kind == END:
+            if not message:  # no worker is left
                 self._ended.set()
-            elif kind == WRITE:
-                self._asked = True
-                self._wake.set()
-            else:
-                if kind == EVENTS:
-                    self._events.take(message)
-                self._keep(message)
+                return
+            if message[:1] == EVENTS:
+                self._events.take(message)
+            self._keep(message)
 
     def _keep(self, message: bytes) -> None:
         self._waiting.append(message)
@@ -266,7 +205,7 @@ class _Recorder:
             rows = HEAD.unpack_from(oldest)[1]
             self._waiting_bytes -= len(oldest)
             self._waiting_rows -= rows
-            self._record.counts.add("eir_sightings_dropped_total", "disk", count=rows)
+            self._count("eir_sightings_dropped_total", "disk", count=rows)
 
     # ---- to the disk ----
 
@@ -284,29 +223,31 @@ class _Recorder:
     async def _write(self) -> bool:
         """Write what waits; True if that is done. What could not be written waits again, as far as there is room."""
         messages, self._waiting = self._waiting, deque()
+        asked, self._asked = self._asked, []
         size, rows = self._waiting_bytes, self._waiting_rows
         self._waiting_bytes = self._waiting_rows = 0
         try:
-            await self._aside(partial(self._write_now, messages))
+            self._bytes = await self._aside(partial(self._written, messages, self._bytes))
         except (OSError, EirError) as e:
             self._report("sightings_failed", reason=_reason(e), level="error", checks=rows, detail=str(e))
             self._waiting.extendleft(reversed(messages))
             self._waiting_bytes += size
             self._waiting_rows += rows
             self._bound()
+            self._asked += asked
             return False
-        self._record.counts.add("eir_sightings_total", count=rows)
-        if self._asked:
-            self._asked = False
-            self._record.counts.add("writes")
+        self._count("eir_sightings_total", count=rows)
+        for written in asked:
+            if not written.done():
+                written.set_result(None)
         return True
 
     async def _aside(self, work: Callable[[], T]) -> T:
         with self._behind():
             return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
-    def _write_now(self, messages: deque[bytes]) -> None:
-        """In the thread of the disk."""
+    def _written(self, messages: deque[bytes], size: int) -> int:
+        """Write these, in the thread of the disk; returns the size of the record then, which was `size` before."""
         settings, state = self._settings, self._config.state
         if self._pruned == float("-inf"):
             files.clean(state)
@@ -314,14 +255,13 @@ class _Recorder:
         if messages:
             from eir.analysis import batches  # noqa: PLC0415 - it is there already; other processes do without
 
-            made = files.write(state, batches.rows_of(messages).grouped(self._subscribers))
-            self._record.counts.add("eir_sightings_bytes", count=sum(file.bytes for file in made))
+            size += sum(file.bytes for file in files.write(state, batches.rows_of(messages).grouped(self._subscribers)))
             if self._settings.watch:
                 _write_seen(state, self._events.seen.copy())
-        if time.monotonic() - self._pruned > PRUNE_S or self._record.counts.get("eir_sightings_bytes") > settings.max_bytes:
-            left = files.prune(state, keep_s=settings.keep_s, max_bytes=settings.max_bytes, now=time.time())
-            self._record.counts.put("eir_sightings_bytes", left)
+        if time.monotonic() - self._pruned > PRUNE_S or size > settings.max_bytes:
+            size = files.prune(state, keep_s=settings.keep_s, max_bytes=settings.max_bytes, now=time.time())
             self._pruned = time.monotonic()
+        return size
 
     # ---- to those who want to know at once ----
 
@@ -335,9 +275,9 @@ class _Recorder:
 
     def _sent(self, to: str, what: str, count: int) -> None:
         if what == SENT:
-            self._record.counts.add("eir_events_total", to, count=count)
-        else:
-            self._record.counts.add("eir_events_dropped_total", to, what, count=count)
+            self._count("eir_events_total", to, count=count)
+        elif count:
+            self._count("eir_events_dropped_total", to, what, count=count)
 
     async def _send_events(self) -> None:
         await self._prepared.wait()  # or the first events would have no subscriber

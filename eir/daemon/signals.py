@@ -20,7 +20,3 @@ def deliver() -> None:
     """The handlers are there: signals that wait are delivered, and none waits any more."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
-
-def is_told_to_stop() -> bool:
-    """Whether a signal waits that is to end the process."""
-    return bool(STOPPING & signal.sigpending())

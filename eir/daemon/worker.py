@@ -2,12 +2,13 @@
 
 It gets its configuration, its connections and its lists from the front, and does nothing else: no listener, no page, no store is
 here. A list is mapped beside the one in force, and one reference changes. What is decided over all connections of a peer is the
-front's to decide; what happens goes there over a link, and orders come back.
+front's to decide; what happens goes there over the channel, and orders come back.
 """
 
 import asyncio
 import gc
 import itertools
+import os
 import signal
 import socket
 import time
@@ -19,23 +20,26 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
+import uvloop
+
 from eir.analysis.buffer import Buffer
 from eir.checks.checker import Checker
 from eir.checks.explain import Explanation, answer
+from eir.checks.policy import compile_policy
 from eir.checks.question import Question
 from eir.config import Config
 from eir.daemon import state_folder
+from eir.daemon.channel import Channel, ChannelError, Handlers
 from eir.daemon.faults import call_failed, report_faults
-from eir.daemon.handing import Complete, Connection, Listed
-from eir.daemon.recorder import Record, buffer_for
-from eir.daemon.rpc import Ends, Handlers, RpcError, RpcLink, take_over
+from eir.daemon.listed import Listed, all_of
+from eir.daemon.recorded import buffer_for
 from eir.daemon.setup import kinds_of, limits_of, listeners_of, missing_lists, overload_of
-from eir.daemon.signals import deliver
 from eir.diameter.admission import Claim, Order
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
-from eir.diameter.rate import Grants
+from eir.diameter.rate import Grants, shared_memory
 from eir.diameter.transport.tls import Tls, TlsFiles, load_tls
+from eir.errors import EirError
 from eir.lists.amended import ListImage, mapped
 from eir.lists.clock import TrustedClock
 from eir.lists.image import Image, ImageError
@@ -67,19 +71,6 @@ DIGEST_DIGITS = 12
 CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
 
 
-@dataclass(frozen=True, slots=True)
-class Inherited:
-    """What a worker has from before it was forked."""
-
-    number: int
-    origin_state_id: int
-    grants: Grants
-    ends: Ends
-    """Of the link to the front."""
-    record: Record | None = None
-    """What checks are handed to, to be kept; None: nothing is kept."""
-
-
 class Configured(NamedTuple):
     """What the front hands to a worker, at its birth and at each reload, so that no two workers go by two different files."""
 
@@ -93,25 +84,40 @@ class Configured(NamedTuple):
     """This worker connects to peers that have a `connect`, which is one worker's business."""
 
 
-async def work(inherited: Inherited) -> int:
-    """Be a worker until SIGTERM, or until the front is gone. Returns the exit status."""
+class Prepared(NamedTuple):
+    """Another configuration, with all of it that may fail done already."""
+
+    config: Config
+    tls: Tls | None
+    keys: "KeyFiles | None"
+
+
+def run(end: socket.socket, number: int, origin_state_id: int, grants: int | None, sender: int | None = None) -> int:
+    """Be a worker until it is told to end, or its channel ends. Returns the exit status.
+
+    `grants`: a descriptor of the memory in which workers tell each other what they grant. `sender`: of the socket over which what was
+    seen is handed over.
+    """
+    if grants is None:
+        raise EirError("there is no descriptor left for the memory that workers share")
+    memory = Grants(shared_memory(grants), number)
+    os.close(grants)
+    return uvloop.run(_work(end, number, origin_state_id, memory, None if sender is None else socket.socket(fileno=sender)))
+
+
+async def _work(end: socket.socket, number: int, origin_state_id: int, grants: Grants, sender: socket.socket | None) -> int:
     loop = asyncio.get_running_loop()
-    log = Log(time.monotonic, worker=inherited.number)
+    log = Log(time.monotonic, worker=number)
     report_faults(log.report)
     stop = asyncio.Event()
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(ending, stop.set)
-    deliver()
-    link = await RpcLink.over(inherited.ends.stream)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    channel = Channel(end)
     born: asyncio.Future[Worker] = loop.create_future()
-    handlers: dict[str, Callable[..., Any]] = {}
+    handlers: dict[str, Callable[..., Any]] = {"end": stop.set}
 
     def configure(configured: Configured) -> None:
-        if born.done():
-            born.result().configure(configured)
-            return
         try:
-            worker = built(configured, inherited, link, log)
+            worker = built(configured, channel, log, origin_state_id=origin_state_id, grants=grants, sender=sender)
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
             born.set_exception(e)
         else:
@@ -119,28 +125,30 @@ async def work(inherited: Inherited) -> int:
             born.set_result(worker)
 
     handlers["configure"] = configure
-    serving = asyncio.create_task(link.serve(handlers, failed=call_failed(log.report)))
+    serving = asyncio.create_task(channel.serve(handlers, failed=call_failed(log.report)))
     serving.add_done_callback(lambda _: stop.set())
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((born, stopped), return_when=asyncio.FIRST_COMPLETED)
         if born.done():
-            await born.result().run(inherited.ends.packets, stop)
+            await born.result().run(stop)
     finally:
         for task in (serving, stopped):
             task.cancel()
-        link.close()
+        channel.close()
         log.close()
     return 0
 
 
-def built(configured: Configured, inherited: Inherited, link: RpcLink, log: Log) -> "Worker":
+def built(
+    configured: Configured, channel: Channel, log: Log, *, origin_state_id: int, grants: Grants, sender: socket.socket | None
+) -> "Worker":
     """The parts of a worker, put together."""
     config, counts = configured.config, Counts()
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
     clock = state_folder.read_clock(config.state)
     index = Index(kinds_of(config), lambda: clock.now(time.time(), time.monotonic()))
-    sightings = buffer_for(config, inherited.record)
+    sightings = buffer_for(config, sender)
     checker = Checker(
         config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report,
         sightings=sightings,
@@ -156,10 +164,10 @@ def built(configured: Configured, inherited: Inherited, link: RpcLink, log: Log)
         return made
 
     node = Node(
-        replace(config.identity, origin_state_id=inherited.origin_state_id), config.peers, limits_of(config),
+        replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config),
         s13_application(service, lane),
-        counts=counts, report=log.report, admission=RemoteAdmission(link), dials=configured.dials, overload=overload_of(config),
-        tls=tls, grants=inherited.grants, sctp=config.sctp,
+        counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
+        tls=tls, grants=grants, sctp=config.sctp,
     )  # fmt: skip
     n5g = N5gServer(
         N5gService(checker), config.peers, limits_of(config), counts=counts, rates=node.rates, report=log.report,
@@ -169,7 +177,7 @@ def built(configured: Configured, inherited: Inherited, link: RpcLink, log: Log)
         node.disable(label)
         n5g.disable(label)
     return Worker(
-        config=config, log=log, link=link, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
+        config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
         n5g=n5g, tls=tls, sightings=sightings,
     )  # fmt: skip
 
@@ -193,7 +201,7 @@ class Worker:
 
     config: Config
     log: Log
-    link: RpcLink
+    channel: Channel
     counts: Counts
     index: Index
     checker: Checker
@@ -205,8 +213,11 @@ class Worker:
     n5g: N5gServer
     tls: Tls | None
     sightings: Buffer | None
-    arrived: asyncio.Queue[tuple[Listed | Complete, ListImage | None]] = field(default_factory=asyncio.Queue)
-    """Lists that are to be taken over."""
+    arrived: asyncio.Queue[tuple[Listed, ListImage] | None] = field(default_factory=asyncio.Queue)
+    """Lists that are to be taken over; None: these are all."""
+    prepared: Prepared | None = None
+    """What `take_over` puts in force."""
+    ending: bool = False
     replaced: asyncio.Queue[Image] = field(default_factory=asyncio.Queue)
     """Images whose place others have taken."""
     longest_slice_s: float = 0.0
@@ -223,18 +234,17 @@ class Worker:
     def handlers(self) -> Handlers:
         """What the front tells and asks."""
         return {
-            "order": self.node.obey, "dial": self.node.dial, "counters": self.counters, "snapshot": self.snapshot, "report": self.report,
-            "peers": self.peers, "set_peer": self.set_peer, "set_keys": self.set_keys,
-            "explain": self.explain,
+            "connection": self.connection, "put_in_force": self.put_in_force, "complete": lambda: self.arrived.put_nowait(None),
+            "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.node.dial,
+            "counters": self.counters, "snapshot": self.snapshot, "report": self.report, "peers": self.peers, "set_peer": self.set_peer,
+            "set_keys": self.set_keys, "explain": self.explain,
         }  # fmt: skip
 
-    async def run(self, packets: socket.socket, stop: asyncio.Event) -> None:
-        """Get the lists, answer until told to stop, send the peers away, let go of everything."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take over lists, answer until told to stop, send the peers away, let go of everything."""
         following = [asyncio.create_task(each) for each in (self._take_lists(), self._give_back(), self._tick())]
-        loop = asyncio.get_running_loop()
-        loop.add_reader(packets, self._handed, packets)
         await stop.wait()
-        loop.remove_reader(packets)
+        self.ending = True
         await asyncio.gather(self.node.drain(DRAIN_S), self.n5g.drain(DRAIN_S))
         if self.sightings is not None:
             self.sightings.flush()
@@ -246,46 +256,47 @@ class Worker:
 
     # ---- what the front hands over ----
 
-    def _handed(self, packets: socket.socket) -> None:
-        while (given := take_over(packets)) is not None:
-            what, descriptors = given
-            if isinstance(what, Connection):
-                self._connected(what, *descriptors)
-            elif isinstance(what, Complete):
-                self.arrived.put_nowait((what, None))
-            elif descriptors:  # else the front hands it over again
-                try:
-                    known = self.index.lists.get(what.name)
-                    self.arrived.put_nowait((what, mapped(descriptors, known.image if known else None)))
-                except (ImageError, OSError) as e:
-                    self.log.report("image_failed", level="error", list=what.name, detail=str(e))
+    def put_in_force(self, what: Listed, *descriptors: int | None) -> None:
+        """Map a list's memory, and put it in force when its turn comes."""
+        if (memory := all_of(descriptors)) is None:
+            return  # the front hands it over again
+        try:
+            known = self.index.lists.get(what.name)
+            self.arrived.put_nowait((what, mapped(memory, known.image if known else None)))
+        except (ImageError, OSError) as e:
+            self.log.report("image_failed", level="error", list=what.name, detail=str(e))
 
-    def _connected(self, what: Connection, descriptor: int | None = None) -> None:
+    def connection(self, listener: int, number: int, descriptor: int | None) -> None:
+        """Answer on a connection."""
         if descriptor is None:
             self.node.starved()
-            self.link.tell("gone", what.number)
+            self.channel.tell("gone", number)
             return
         connection = socket.socket(fileno=descriptor)
+        if self.ending:
+            connection.close()
+            self.channel.tell("gone", number)
+            return
         connection.setblocking(False)
-        task = asyncio.create_task(self._serve(connection, what.number, listeners_of(self.config)[what.listener]))
+        task = asyncio.create_task(self._serve(connection, number, listeners_of(self.config)[listener]))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     async def _take_lists(self) -> None:
         """Take over lists as they come, one after another."""
         while True:
-            what, image = await self.arrived.get()
-            if isinstance(what, Complete):
+            arrived = await self.arrived.get()
+            if arrived is None:
                 gc.collect()
                 gc.freeze()  # what the start made stays: no collection walks it again
-                self.link.tell("started")
-            elif image is not None:
+                self.channel.tell("started")
+            else:
                 try:
-                    await self._take_over(what, image)
+                    await self._put_in_force(*arrived)
                 except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and takes the next one
                     self.log.report("fault", reason="lists", level="error", detail=repr(e))
 
-    async def _take_over(self, listed: Listed, image: ListImage) -> None:
+    async def _put_in_force(self, listed: Listed, image: ListImage) -> None:
         """Put a list in force, of which the front hands over the last version once more if it was not here yet."""
         entries = self.index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
@@ -323,7 +334,7 @@ class Worker:
         try:
             await (self.n5g if is_http(listener) else self.node).take(connection, secure=is_secure(listener))
         finally:
-            self.link.tell("gone", number)
+            self.channel.tell("gone", number)
 
     # ---- what goes on beside the checks ----
 
@@ -357,18 +368,25 @@ class Worker:
 
     # ---- what the front tells ----
 
-    def configure(self, configured: Configured) -> None:
-        """Take over another configuration, except for what takes a restart. Raises EirError and changes nothing if it cannot."""
-        new = configured.config
+    def prepare(self, configured: Configured) -> None:
+        """Do all of another configuration that may fail, and change nothing. Raises EirError."""
         tls = self.tls if configured.tls is None else load_tls(configured.tls)  # a listener for TLS that is open stays so until a restart
-        tokens = tokens_of(configured.keys, self.n5g.tokens)
+        compile_policy(configured.config.policy, Index(kinds_of(configured.config)), observed=lambda _: None, now=datetime.now(UTC))
+        tokens_of(configured.keys, None)
+        self.prepared = Prepared(configured.config, tls, configured.keys)
+
+    def take_over(self) -> None:
+        """Put in force what was prepared, except for what takes a restart."""
+        if self.prepared is None:
+            raise EirError("this worker has prepared nothing")
+        (new, tls, keys), self.prepared = self.prepared, None
         self.index.reconfigure(kinds_of(new))
         self.checker.reconfigure(new.policy, datetime.now(UTC))
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
         self.service.configure(new.peers)
         self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls, sctp=new.sctp)
         self.n5g.reconfigure(new.peers, limits_of(new), overload=new.overload_answer, tls=tls.http2 if tls else None)
-        self.n5g.tokens = tokens
+        self.n5g.tokens = tokens_of(keys, self.n5g.tokens)
         self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
         self.config, self.tls = new, tls
 
@@ -455,20 +473,20 @@ class Worker:
 
 
 class RemoteAdmission:
-    """The front's AdmissionControl: what happens is told there, and its orders come back over the link."""
+    """The front's AdmissionControl: what happens is told there, and its orders come back over the channel."""
 
-    def __init__(self, link: RpcLink) -> None:
-        self._link = link
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
     async def may_dial(self, host: str) -> bool:
         """Whether no worker has a connection of the peer."""
-        with suppress(RpcError):
-            return bool(await self._link.ask("may_dial", host))
+        with suppress(ChannelError):
+            return bool(await self._channel.ask("may_dial", host))
         return False
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""
-        self._link.tell("arrived", claim)
+        self._channel.tell("arrived", claim)
         return ()
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
@@ -488,5 +506,5 @@ class RemoteAdmission:
         return self._tell("closed", connection, reason)
 
     def _tell(self, *what: Any) -> Sequence[Order]:
-        self._link.tell("reported", *what)
+        self._channel.tell("reported", *what)
         return ()

@@ -5,19 +5,17 @@ its orders. What a worker has counted outlives it here.
 """
 
 import asyncio
-import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from eir.checks.explain import Explanation
 from eir.checks.question import Question
-from eir.daemon.children import kill
+from eir.daemon.channel import Channel, ChannelError, Handlers, Unanswered
 from eir.daemon.faults import call_failed
-from eir.daemon.handing import Complete, Connection, Handing, Listed
-from eir.daemon.rpc import Handlers, RpcError, RpcLink, Unanswered, pass_on
+from eir.daemon.listed import Listed, hand_over
+from eir.daemon.starter import START_S, Process
 from eir.daemon.worker import Configured
 from eir.diameter.admission import Admission, Claim, Order
 from eir.errors import EirError, Report
@@ -41,10 +39,7 @@ class _Worker:
     """One worker."""
 
     number: int
-    pid: int
-    link: RpcLink
-    packets: socket.socket
-    handing: Handing
+    process: Process
     started: bool = False
     """It has its lists and takes connections."""
     connections: set[int] = field(default_factory=set)
@@ -54,14 +49,19 @@ class _Worker:
     figures: metrics.Snapshot = field(default_factory=dict)
     """As they were last seen."""
 
+    @property
+    def channel(self) -> Channel:
+        """To it."""
+        return self.process.channel
+
 
 class Lists(Protocol):
     """Where the lists are that workers get (eir.daemon.followed)."""
 
-    def hand_all(self, handing: Handing) -> None:
+    def hand_all(self, channel: Channel) -> None:
         """Hand on what there is."""
 
-    def hand_missing(self, handing: Handing, there: Mapping[str, ListState]) -> None:
+    def hand_missing(self, channel: Channel, there: Mapping[str, ListState]) -> None:
         """Hand on what a worker that has these states does not have."""
 
 
@@ -98,25 +98,21 @@ class Workers:
         """No worker runs."""
         return not self._workers
 
-    async def attend(self, number: int, pid: int, stream: socket.socket, packets: socket.socket) -> None:
+    async def attend(self, number: int, process: Process) -> None:
         """Hand a new worker its configuration, and listen to it until it is gone."""
-        link = await RpcLink.over(stream)
-        link.tell("configure", self._configured(number))
-        worker = self._workers[pid] = _Worker(number, pid, link, packets, Handing(packets))
-        self._lists.hand_all(worker.handing)
+        process.channel.tell("configure", self._configured(number))
+        worker = self._workers[process.pid] = _Worker(number, process)
+        self._lists.hand_all(process.channel)
 
         def take(figures: metrics.Snapshot) -> None:
             worker.figures = worker.figures | figures
 
-        keeping = asyncio.create_task(watch(pid, link, take, self._report, worker=number, ready=lambda: worker.started))
+        keeping = asyncio.create_task(watch(process, take, self._report, worker=number, ready=lambda: worker.started))
         try:
-            await link.serve(self._handlers(worker), failed=call_failed(self._report, of_worker=number))
+            await process.channel.serve(self._handlers(worker), failed=call_failed(self._report, of_worker=number))
         finally:
             keeping.cancel()
-            del self._workers[pid]
-            worker.handing.close()
-            link.close()
-            packets.close()
+            del self._workers[process.pid]
             self._left = metrics.merge([self._left, metrics.outliving(worker.figures)])
             for connection in worker.connections:
                 self._connection_gone(connection)
@@ -125,24 +121,28 @@ class Workers:
             self._changed()
 
     def end(self) -> None:
-        """Have all of them end."""
+        """Have all of them send their peers away and end."""
         for worker in self._workers.values():
-            kill(worker.pid, signal.SIGTERM)
+            worker.channel.tell("end")
 
     def hand_over(self, listener: int, number: int, connection: socket.socket) -> bool:
         """Give a connection to the worker that has the fewest; False if no worker takes it."""
         ready = [worker for worker in self._workers.values() if worker.started]
         for worker in sorted(ready, key=lambda worker: (len(worker.connections), worker.number)):
-            with suppress(OSError):  # it is gone, or has too many waiting
-                pass_on(worker.packets, Connection(listener, number), connection.fileno())
+            if worker.channel.hand("connection", listener, number, carrying=connection):
                 worker.connections.add(number)
                 return True
         return False
 
-    def pass_on(self, what: Listed | Complete, image: ListImage | None) -> None:
-        """Have every worker take over a list, or know that there is no other one."""
+    def put_in_force(self, listed: Listed, image: ListImage) -> None:
+        """Have every worker take over a list."""
         for worker in self._workers.values():
-            worker.handing.put(what, image)
+            hand_over(worker.channel, listed, image)
+
+    def complete(self) -> None:
+        """Tell every worker that it has all lists that there are as yet."""
+        for worker in self._workers.values():
+            worker.channel.tell("complete")
 
     # ---- what workers tell and ask ----
 
@@ -157,14 +157,14 @@ class Workers:
 
         def reported(what: str, connection: int, *details: Any) -> None:
             """Something happened to a connection, by the worker's number for it: the table decides what comes of it."""
-            name = worker.pid, connection
+            name = worker.process.pid, connection
             worker.named.add(name)
             if what == "closed":
                 worker.named.discard(name)
             self._order(getattr(self._admission, what)(name, *details))
 
         def arrived(claim: Claim) -> None:
-            name = worker.pid, cast("int", claim.connection)
+            name = worker.process.pid, cast("int", claim.connection)
             worker.named.add(name)
             self._order(self._admission.arrived(replace(claim, connection=name)))
 
@@ -178,27 +178,28 @@ class Workers:
         for order in orders:
             pid, connection = cast("tuple[int, int]", order.connection)
             if (worker := self._workers.get(pid)) is not None:
-                worker.link.tell("order", replace(order, connection=connection))
+                worker.channel.tell("order", replace(order, connection=connection))
 
     # ---- what they are asked ----
 
     async def _ask_all(self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None) -> list[tuple[_Worker, Any]]:
         """Every started worker's answer; of one that has none, or says no, the log says why.
 
-        What has `arguments` changes something: a worker that is still reading its lists is told, and does it once it has.
+        What has `arguments` changes something: a worker that is still at its start is asked too, and has as long as a start may take.
         """
-        workers = [worker for worker in self._workers.values() if worker.started]
-        for worker in self._workers.values():
-            if arguments is not None and not worker.started:
-                worker.link.tell(what, *arguments(worker))
+        workers = [worker for worker in self._workers.values() if worker.started or arguments is not None]
         answers = await asyncio.gather(
-            *(worker.link.ask(what, *(arguments(worker) if arguments else ())) for worker in workers), return_exceptions=True
+            *(
+                worker.channel.ask(what, *(arguments(worker) if arguments else ()), patience_s=0.0 if worker.started else START_S)
+                for worker in workers
+            ),
+            return_exceptions=True,
         )
         given = []
         for worker, answer in zip(workers, answers, strict=True):
             if not isinstance(answer, BaseException):
                 given.append((worker, answer))
-            elif isinstance(answer, RpcError):
+            elif isinstance(answer, ChannelError):
                 self._report("worker_failed", level="warning", reason=what, worker=worker.number, detail=str(answer))
             else:
                 raise answer
@@ -214,7 +215,7 @@ class Workers:
         """How each worker is."""
         found = []
         for worker, report in await self._ask_all("report"):
-            self._lists.hand_missing(worker.handing, report.lists)
+            self._lists.hand_missing(worker.channel, report.lists)
             found.append(report)
         return found
 
@@ -222,7 +223,7 @@ class Workers:
         """What the first worker that has its lists would answer. Raises EirError if none has them, or it says no."""
         for worker in self._workers.values():
             if worker.started:
-                explanation: Explanation = await worker.link.ask("explain", question)
+                explanation: Explanation = await worker.channel.ask("explain", question)
                 return explanation
         raise EirError("no worker has its lists yet: ask again in a moment")
 
@@ -230,12 +231,24 @@ class Workers:
         """All connections, and the entries of the peer table that have none."""
         return merged_peers([(worker.number, rows) for worker, rows in await self._ask_all("peers")])
 
-    async def configure(self) -> None:
-        """Hand all workers their configuration again. Raises EirError if one did not take it over."""
-        asked = sum(worker.started for worker in self._workers.values())
-        taken = await self._ask_all("configure", lambda worker: (self._configured(worker.number),))
-        if len(taken) < asked:
-            raise EirError(f"{asked - len(taken)} of {asked} workers did not take it over; the log says why (worker_failed)")
+    async def prepare(self, configured: Callable[[int], Configured]) -> None:
+        """Have all workers do what may fail of another configuration: either all take it over then, or none.
+
+        Raises EirError if one cannot, or says nothing; then nothing has changed.
+        """
+        workers = list(self._workers.values())
+        ready = await self._ask_all("prepare", lambda worker: (configured(worker.number),))
+        if len(ready) < len(workers):
+            raise EirError(
+                f"{len(workers) - len(ready)} of {len(workers)} workers did not take it over, so none did; the log says why (worker_failed)"
+            )
+
+    async def take_over(self) -> None:
+        """Have them take over what they have prepared. One that does not is ended: the worker in its place begins with it."""
+        done = {worker.process for worker, _ in await self._ask_all("take_over", lambda _: ())}
+        for worker in list(self._workers.values()):
+            if worker.process not in done:
+                worker.process.kill()
 
     async def set_peer(self, label: str, *, enabled: bool) -> None:
         """Put a peer in or out of service in every worker."""
@@ -249,12 +262,12 @@ class Workers:
         """Have the worker that connects to peers begin."""
         for worker in self._workers.values():
             if worker.number == 0:
-                worker.link.tell("dial")
+                worker.channel.tell("dial")
 
 
 async def watch(
-    pid: int, link: RpcLink, take: Callable[[metrics.Snapshot], None], report: Report, *, ready: Callable[[], bool] = lambda: True, **who: Any
-) -> None:  # fmt: skip
+    of: Process, take: Callable[[metrics.Snapshot], None], report: Report, *, ready: Callable[[], bool] = lambda: True, **who: Any
+) -> None:
     """Take what a process has counted again and again, once it is ready, and kill it if it answers no more. `who`: as the log says it."""
     unanswered = 0
     while unanswered < HUNG_QUESTIONS:
@@ -262,11 +275,11 @@ async def watch(
         if not ready():
             continue
         try:
-            take(await link.ask("counters"))
+            take(await of.channel.ask("counters"))
             unanswered = 0
         except Unanswered:
             unanswered += 1
-        except RpcError as e:
+        except ChannelError as e:
             report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
     report("worker_hung", level="error", unanswered=unanswered, **who)
-    kill(pid, signal.SIGKILL)
+    of.kill()

@@ -5,8 +5,9 @@ share, since a peer's connections may be in any of them.
 """
 
 import mmap
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from eir.diameter.settings import Limits, PeerSettings
 
@@ -19,9 +20,16 @@ LIMITS_MAX = 4096
 """Limits whose grants workers tell each other apart."""
 
 
-def shared_memory(workers: int) -> memoryview:
-    """Where so many workers, forked from the process that calls this, tell each other what they grant."""
-    return memoryview(mmap.mmap(-1, LIMITS_MAX * workers * 8)).cast("Q")
+def memory_file(workers: int) -> BinaryIO:
+    """Where so many workers tell each other what they grant; its descriptor is handed to each."""
+    memory = open(os.memfd_create("eir-grants"), "r+b", buffering=0)  # noqa: PTH123, SIM115 - of a descriptor; whoever has it closes it
+    memory.truncate(LIMITS_MAX * workers * 8)
+    return memory
+
+
+def shared_memory(descriptor: int) -> memoryview:
+    """That memory, for one of them."""
+    return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
 
 
 class Grants:

@@ -130,6 +130,10 @@ class Image:
     def __del__(self) -> None:
         os.close(self.descriptor)
 
+    def fileno(self) -> int:
+        """The descriptor, for what hands images on."""
+        return self.descriptor
+
     @classmethod
     def map(cls, descriptor: int) -> "Image":
         """The image in a memory file, whose descriptor is the image's from now on. Raises ImageError, and OSError."""

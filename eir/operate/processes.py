@@ -13,7 +13,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 """Of a second, in which the kernel counts processor time."""
 PREFIX = "eir-"
-"""Of the names of child processes, see daemon/children.py."""
+"""Of the names of child processes, see daemon/starter.py."""
 _OPEN_MAX = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 
@@ -41,16 +41,17 @@ def snapshot(first: int) -> metrics.Snapshot:
 
 
 def usage(first: int) -> Mapping[str, Usage]:
-    """What a process and its children use, by name: `supervisor` is the first one. One that ends meanwhile is left out."""
+    """What a process and its children use, by name: `front` is the first one. One that ends meanwhile is left out."""
     found: dict[str, Usage] = {}
     with suppress(OSError):
-        found["supervisor"] = _usage(first)
+        found["front"] = _usage(first)
     with suppress(OSError):
-        for child in Path(f"/proc/{first}/task/{first}/children").read_text().split():
-            with suppress(OSError):
-                name = Path(f"/proc/{child}/comm").read_text().strip()
-                if name.startswith(PREFIX):
-                    found[name.removeprefix(PREFIX)] = _usage(int(child))
+        for thread in Path(f"/proc/{first}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                with suppress(OSError):
+                    name = Path(f"/proc/{child}/comm").read_text().strip()
+                    if name.startswith(PREFIX):
+                        found[name.removeprefix(PREFIX)] = _usage(int(child))
     return found
 
 

@@ -15,7 +15,8 @@ import zstandard
 from node import COMMAND, LISTED, is_gone, until_async
 from releases import sign
 
-from eir.daemon.loader import OOM_SCORE, Loads
+from eir.daemon.apart import OOM_SCORE, done_apart, load_apart
+from eir.daemon.starter import Starter
 from eir.errors import ReleaseRefused, StoreError
 
 MEMORY = 128 << 20
@@ -25,19 +26,11 @@ def score():
     return Path("/proc/self/oom_score_adj").read_text().strip()
 
 
-def children(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def at_work(loads):
-    return children(loads._forker.process.pid) if loads._forker else ()
-
-
-async def work(job, progress):
+async def work(job, channel):  # noqa: C901  # a row a job
     """A load that does what its job says."""
     match job:
         case "result":
-            progress("read", 1, 2)
+            channel.tell("progress", "read", 1, 2)
             return {"pid": os.getpid(), "parent": os.getppid(), "score": score()}
         case int():
             faulthandler.disable()
@@ -46,6 +39,9 @@ async def work(job, progress):
             return len(bytearray(MEMORY // 2))
         case "grow":
             return [bytearray(16 << 20) for _ in range(9)]
+        case "busy":
+            while True:
+                pass
         case "sleep":
             await asyncio.sleep(60)
         case "fault":
@@ -59,16 +55,38 @@ async def work(job, progress):
     return None
 
 
+class Loads:
+    """Has loads made, and knows the processes that made them."""
+
+    def __init__(self, starter):
+        self.starter = starter
+        self.started = []
+
+    async def start(self, *what):
+        self.started.append(await self.starter.start(*what))
+        return self.started[-1]
+
+    async def make(self, job, progress=None):
+        return await load_apart(self.start, work, job, memory_max=MEMORY, progress=progress)
+
+    async def is_at_work(self):
+        """The last one has begun; it says nothing of that."""
+        pid = (await until_async(lambda: self.started))[-1].pid
+        await until_async(lambda: Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == str(OOM_SCORE))
+
+
 @pytest.fixture
-def loads():
-    with Loads(work, MEMORY) as made:
-        yield made
+async def loads():
+    starter = Starter(__name__)
+    yield Loads(starter)
+    await starter.close()
 
 
 async def test_a_load_says_what_came_of_it(loads):
     seen = []
     said = await loads.make("result", lambda *done: seen.append(done))
-    assert (said["parent"], said["score"], seen) == (loads._forker.process.pid, str(OOM_SCORE), [("read", 1, 2)])
+    assert (said["pid"], said["score"], seen) == (loads.started[0].pid, str(OOM_SCORE), [("read", 1, 2)])
+    assert said["parent"] == os.getpid()
     again = await loads.make("result")
     assert again["pid"] != said["pid"]
     assert is_gone(said["pid"])
@@ -106,23 +124,61 @@ async def test_what_is_no_fault_of_the_release_comes_through(loads):
     assert missing.value.strerror == "No such file"
 
 
-async def test_a_load_ends_with_those_who_asked_for_it():
-    with Loads(work, MEMORY) as loads:
-        task = asyncio.create_task(loads.make("sleep"))
-        (load,) = await until_async(lambda: at_work(loads))
-    with pytest.raises(ReleaseRefused, match="was killed"):
+@pytest.mark.parametrize("job", ["sleep", "busy"])
+async def test_a_load_ends_with_those_who_asked_for_it(loads, job):
+    task = asyncio.create_task(loads.make(job))
+    await loads.is_at_work()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
         await task
-    await until_async(lambda: is_gone(int(load)))
+    assert await loads.started[0].ended() == 1, "by itself, and not because it was killed in the end"
 
 
-async def test_where_the_process_that_forks_was_killed(loads):
+ASKS = """
+import asyncio, sys
+sys.path.insert(0, {folder!r})
+from test_apart import Loads, Starter
+
+async def ask():
+    loads = Loads(Starter("test_apart"))
+    asking = asyncio.create_task(loads.make({job!r}))
+    await loads.is_at_work()
+    print(loads.started[0].pid, loads.starter._process.pid, flush=True)
+    await asking
+
+asyncio.run(ask())
+"""
+
+
+@pytest.mark.parametrize("job", ["sleep", "busy"])
+async def test_where_those_who_asked_for_it_were_killed(job):
+    code = ASKS.format(folder=str(Path(__file__).parent), job=job)
+    asking = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
+    pids = [int(pid) for pid in (await asking.stdout.readline()).split()]
+    asking.kill()
+    await asking.communicate()
+    assert len(pids) == 2
+    await until_async(lambda: all(is_gone(pid) for pid in pids))
+
+
+async def test_where_the_starter_was_killed(loads):
+    """What it has started goes on, and there is another one for the next."""
     task = asyncio.create_task(loads.make("sleep"))
-    await until_async(lambda: at_work(loads))
-    loads._forker.process.kill()
-    with pytest.raises(ReleaseRefused) as caught:
+    await loads.is_at_work()
+    before = loads.starter._process
+    before.kill()
+    assert await before.ended() == -signal.SIGKILL
+    said = await loads.make("result")
+    assert said["parent"] == os.getpid()
+    assert not is_gone(loads.started[0].pid)
+    loads.started[0].kill(signal.SIGTERM)
+    with pytest.raises(ReleaseRefused, match="ended with signal 15"):
         await task
-    assert caught.value.reason == "killed"
-    assert (await loads.make("result"))["parent"] == loads._forker.process.pid  # another one
+
+
+async def test_what_is_no_load_is_held_to_no_limit(loads):
+    said = await done_apart(loads.start, "inbox", work, "result", handlers={"progress": lambda *_: None})
+    assert said["score"] == score()
 
 
 def released(site, name, content, rows):
