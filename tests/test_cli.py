@@ -167,6 +167,17 @@ class TestConfiguration:
         assert document(eir("config", "--json", "-c", again)) == document(eir("config", "--json"))
         assert document(eir("config", "--json"))["state"] == str(host.state)
 
+    def test_every_key_is_printed_without_a_file(self, eir):
+        status, out, err = eir("config", "--reference", "-c", "nowhere.yaml")
+        assert (status, err) == (0, "")
+        assert out == (Path(__file__).parent.parent / "config" / "REFERENCE.md").read_text()
+        rows = document(eir("config", "--reference", "--json"))
+        assert [row["key"] for row in rows] == re.findall(r"^\| `(.*?)` \|", out, re.MULTILINE)
+        assert next(row for row in rows if row["key"] == "workers") == {
+            "key": "workers", "value": "a whole number from 1 to 64, or auto", "required": False, "default": 1,
+            "says": "processes that answer; `auto`: one for each processor", "restart": True,
+        }  # fmt: skip
+
     def test_the_file_is_that_of_c_else_of_the_environment_else_config_eir_yaml(self, host, tmp_path):
         for name, folder in (("given", tmp_path / "given"), ("environment", tmp_path / "environment"), ("default", tmp_path / "config")):
             folder.mkdir()

@@ -23,6 +23,7 @@ from eir.config.keys import TABLE
 from eir.config.kinds import mask_password
 from eir.config.load import TAKES_RESTART
 from eir.config.reader import FILE_BYTES_MAX, REQUIRED
+from eir.config.reference import reference_page
 from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.errors import ConfigError
 from eir.lists.settings import ListSettings
@@ -790,11 +791,12 @@ def test_the_page_has_every_key_as_the_table_says_it():
     for key in TABLE:
         default = "required" if key.default is REQUIRED else "none" if key.default in {None, ()} else None
         if default is None:
-            default = f"`{', '.join(key.default) if key.kind.many else str(key.kind.show(key.default))}`".replace("False", "false")
+            default = f"`{', '.join(key.default) if key.kind.many else str(key.kind.show(key.default))}`".replace("False", "false").replace("True", "true")
         restart = not key.live or key.path.partition(".")[0] in TAKES_RESTART
         rows.append(f"| `{key.path}` | {key.kind.expected} | {default} | {key.says}{' (restart)' if restart else ''} |")
-    shown = [line for line in PAGE.read_text().partition("## Every key")[2].splitlines() if line.startswith("| `")]
-    assert shown == rows, "config/README.md, Every key; expected:\n" + "\n".join(rows)
+    page = PAGE.with_name("REFERENCE.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("| `")] == rows
+    assert page == reference_page(), "config/REFERENCE.md is what `eir config --reference` prints"
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from eir.operate import control
 
 PeerName = Annotated[str, typer.Argument(metavar="NAME", help="The peer, as `eir peers` calls it.")]
 
+Reference = Annotated[bool, typer.Option("--reference", help="Print every key with its default and what it is for, and read no file.")]
+
 
 def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Run the node in the foreground until SIGTERM.
@@ -78,10 +80,16 @@ def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
     print(control.ask(whereabouts(config).state, "drain"))
 
 
-def show_config(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = False, as_json: Json = False) -> None:
     """Check the configuration and print what is in force.
 
     Defaults are filled in, passwords are hidden.
     """
+    if reference:
+        from eir.config.reference import reference as rows  # noqa: PLC0415 - no other command writes pages
+        from eir.config.reference import reference_page  # noqa: PLC0415
+
+        show_one(rows(), reference_page().rstrip(), as_json=as_json)
+        return
     checked = config_with_warnings(config)
     show_one(checked.shown, render(checked).rstrip(), as_json=as_json)

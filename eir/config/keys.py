@@ -1,7 +1,7 @@
 """The reference: each key of the configuration, its unit, its default, what it is for, and whether a reload takes it over.
 
-A new key is one row here, a field of that name in what its section builds, a line in config/eir.yaml and one in the
-reference (tests compare the three). A new section is its keys, and a row in SECTIONS. Data only.
+A new key is one row here, a field of that name in what its section builds, and a line in config/eir.yaml; config/REFERENCE.md is
+then made by `eir config --reference` (tests compare them). A new section is its keys, and a row in SECTIONS. Data only.
 """
 
 from functools import partial
