@@ -1,5 +1,6 @@
 """eir audit: a planted gap is found, by asking an EIR of ours and one of another make, in a capture and in the record; and how sure that is."""
 
+import asyncio
 import json
 import logging
 import struct
@@ -21,7 +22,7 @@ from wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, u32
 
 from eir.analysis.schema import FOLDER
 from eir.device import MEID_BASE, device_key
-from eir.lists.audit import Listed, forms, interval, sample_size
+from eir.lists.audit import UNDER_WAY_MAX, Listed, audit, forms, interval, sample_size
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 IMEIS = [f"{35209900 + n // 40}{n * 7919 % 1000000:06d}" for n in range(1000)]
@@ -93,6 +94,25 @@ def test_a_sample_is_by_chance_and_without_repeats():
 
 
 # Asking
+
+
+async def test_no_more_questions_are_under_way_than_the_bound():
+    """An EIR that answers nothing for a while gets no flood, whatever the rate."""
+    waits, under_way, most, asked = asyncio.Event(), 0, 0, 0
+
+    async def ask(_):
+        nonlocal under_way, most, asked
+        under_way, asked = under_way + 1, asked + 1
+        most = max(most, under_way)
+        if under_way == UNDER_WAY_MAX:
+            asyncio.get_running_loop().call_later(0.2, waits.set)  # in which more would go out, if there were no bound
+        await waits.wait()
+        under_way -= 1
+        return "blacklisted"
+
+    of = listed(page(35209900, range(1000)))
+    report = await audit(of, of.sample(1000), ask, wanted="blacklisted", rate=1e6)
+    assert (most, asked, report.asked, report.share) == (UNDER_WAY_MAX, 3000, 1000, 1)
 
 
 def found(site, manifest, *more, status=0):

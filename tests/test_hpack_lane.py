@@ -62,6 +62,26 @@ def test_a_conversation(seed):
     assert len(in_step(blocks)) == 50
 
 
+def test_indexes_of_two_and_three_octets():
+    """RFC 7541 5.1: past 127 + 62 entries, or past 127 + 15 where the table takes nothing up, an index takes a third octet."""
+    fill = b"".join(b"\x40\x01" + bytes((97 + number % 26,)) + b"\x01" + bytes((65 + number // 26,)) for number in range(110))
+
+    def index(value, mask, flags):
+        octets, rest = bytes((flags | mask,)), value - mask
+        while rest >= 128:
+            octets, rest = octets + bytes((rest & 0x7F | 0x80,)), rest >> 7
+        return octets + bytes((rest,))
+
+    for value in (*range(60, 67), *range(125, 130), *range(140, 146), 150, 171):
+        name_only = [index(value, mask, flags) + b"\x02ok" for mask, flags in ((0x3F, 0x40), (0x0F, 0), (0x0F, 0x10)) if value >= mask]
+        whole = [index(value, 0x7F, 0x80)] if value >= 0x7F else []
+        for block in name_only + whole:
+            given = in_step([fill, block])
+            assert len(given[1]) == 1, (value, block.hex())
+    assert in_step([fill, index(172, 0x7F, 0x80)])[-1] == "fault"
+    assert in_step([fill, index(1 << 20, 0x0F, 0) + b"\x02ok"])[-1] == "fault"
+
+
 def test_long_texts_that_are_never_the_same_leave_nothing_behind():
     chance = random.Random(26)
 

@@ -150,7 +150,9 @@ def test_a_uri_may_be_long_and_not_too_long():
     ("accept", "good"),
     [(b"application/json", True), (b"*/*", True), (b"application/*;q=0.5", True), (b"text/html, application/json;q=0.1", True), (b"", True),
      (b"application/problem+json, application/json", True), (b"text/html", False), (b"application/json;q=0, */*", False), (b"application/json;q=0", False),
-     (b"image/*,*/*;q=0.8", True), (b"application/json;q=x", False), (b"image/*, " * 40 + b"*/*", True), (b"image/*, " * 60 + b"*/*", False),
+     (b"image/*,*/*;q=0.8", True), (b"application/json;q=x", False),
+     (b"application/json;q=0, application/*", False), (b"application/*, application/json;q=0", False), (b"application/*;q=0, */*", False),
+     (b"application/*;q=0, application/json;q=0.1", True), (b"image/*, " * 40 + b"*/*", True), (b"image/*, " * 60 + b"*/*", False),
      (b"," * 10_000, False)],
 )  # fmt: skip
 def test_accept(accept, good):

@@ -3,12 +3,12 @@
 For what is asked seldom and may fail: a connection that is made anew is never one that the other end has long forgotten.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
+from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
@@ -17,6 +17,8 @@ from eir.errors import EirError
 BODY_BYTES_MAX = 1 << 18
 STREAM = 1
 """RFC 9113 5.1.1: a client's first."""
+HEAD_BYTES, GOAWAY = 9, 7
+"""Of a frame, and the type of one that ends a connection (RFC 9113 4.1, 6.8)."""
 
 
 class NoAnswer(EirError):
@@ -44,6 +46,7 @@ class Exchange:
         self._status = 0
         self._headers: dict[str, str] = {}
         self._body = b""
+        self._unread = b""
         self.answer: Answer | None = None
         self._send_rest()
 
@@ -56,8 +59,7 @@ class Exchange:
         if not data:
             raise NoAnswer("the connection was closed before the answer")
         try:
-            events = self._h2.receive_data(data)
-            for event in events:
+            for event in self._events(data):
                 if isinstance(event, ResponseReceived):
                     self._headers = {str(name): str(value) for name, value in event.headers}
                     self._status = int(self._headers.get(":status", "0"))
@@ -72,11 +74,28 @@ class Exchange:
                     return
                 elif isinstance(event, StreamReset):
                     raise NoAnswer(f"the request was reset (error {int(event.error_code or 0)})")
-                elif isinstance(event, ConnectionTerminated) and (event.error_code or (event.last_stream_id or 0) < STREAM):
-                    raise NoAnswer(f"the connection was ended (error {int(event.error_code or 0)})")
             self._send_rest()
         except (ProtocolError, UnicodeDecodeError, ValueError) as e:
             raise NoAnswer(f"it does not speak HTTP/2 ({type(e).__name__})") from None
+
+    def _events(self, data: bytes) -> Iterator[Event]:
+        """Take whole frames, one by one. Raises NoAnswer for a GOAWAY that leaves the request out.
+
+        Another one only says that no further request is taken: the answer comes, which h2 would refuse after it (RFC 9113 6.8).
+        """
+        self._unread += data
+        while len(self._unread) >= HEAD_BYTES:
+            length, kind = int.from_bytes(self._unread[:3]), self._unread[3]
+            end = HEAD_BYTES + min(length, self._h2.max_inbound_frame_size)  # of a longer one h2 has enough with its beginning
+            if len(self._unread) < end:
+                return
+            frame, self._unread = self._unread[:end], self._unread[end:]
+            if kind != GOAWAY or length < 8:
+                yield from self._h2.receive_data(frame)
+                continue
+            last, error = (int.from_bytes(frame[at : at + 4]) for at in (HEAD_BYTES, HEAD_BYTES + 4))
+            if error or last & 0x7FFFFFFF < STREAM:
+                raise NoAnswer(f"the connection was ended (error {error})")
 
     def _send_rest(self) -> None:
         """Send of the body what the server has left a window for."""
