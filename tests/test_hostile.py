@@ -48,6 +48,12 @@ class TestSoak:
         said = soak("flap", "--peers", 30, "--seconds", 2, "--arrivals", 101, "--workers", workers)
         assert int(re.search(r"30 peers came ([\d,]+) times", said)[1].replace(",", "")) > 100
 
+    def test_network(self):
+        said = soak("network", "--turns", 13, "--mmes", 24, "--seed", 3)
+        assert "'restart_redis': 1" in said
+        assert "'kill_redis_that_rewrites': 1" in said
+        assert "0 promises not kept" in said
+
     def test_overload(self):
         said = soak("overload", "--quick")
         assert "at 10 times rate_max" in said
