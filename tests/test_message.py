@@ -63,6 +63,7 @@ def test_a_message_without_names_has_empty_ones():
         (wire.avp(297, wire.u32(266, 10415) + wire.u32(298, 5422)), [], [(10415, 5422)]),
         (wire.avp(297, b""), [], [(0, 0)]),
         (wire.avp(297, b"\xff"), [], [(0, 0)]),
+        (wire.avp(268, b"\x07\xd1"), [0], []),
         (b"", [], []),
     ],
 )

@@ -48,6 +48,11 @@ def test_what_one_spends_others_have_not():
     assert (first.room(0.0, 0), second.room(0.0, 0)) == (BURST - 70, BURST - 70)
 
 
+def test_a_priority_past_the_last_is_the_last():
+    bucket = Bucket(RATE, 0.0)
+    assert bucket.room(0.0, 99) == bucket.room(0.0, 15) < bucket.room(0.0, 14)
+
+
 def test_limits_are_apart():
     memory = shared(2)
     buckets = [Bucket(RATE, 0.0, grants=Grants(memory, worker), limit=limit) for worker, limit in ((0, 1), (1, 2), (1, 1 + LIMITS_MAX))]
