@@ -1,131 +1,250 @@
-"""Phones with a tampered identity: how many of those planted are found, how many honest ones with them, and how long it takes.
+"""Phones with a tampered identity: how many of those planted are found, how many honest ones with them, and whether the score is what it says.
 
-Two generators make networks (scripts/benchmark/world.py and world_other.py say what they assume); the numbers of the second are
-drawn anew for each run, whose seed is printed. Beside the analysis stands what DIRBS's rules find in the same data, at the thresholds of
-its sample. --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
+Each row of scripts/benchmark/networks.py is a network of 12,000 subscribers under one assumption; world.py and world_other.py are two
+more generators, to which nothing was fitted. Beside the analysis stand DIRBS's rules, at the thresholds of its sample, and the one that
+Cambodia's register uses: more than two SIMs within a minute. --fit prints the weights of eir/analysis/conditions.py by networks of
+its own seeds. --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
 """
 
 import argparse
 import json
 import resource
-import secrets
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import log, sqrt
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import yaml
-from benchmark import world, world_other
+from benchmark import networks, world, world_other
 from benchmark.measure import Target, add_options, at_least, at_most, finish, say
 from benchmark.world import World
 
-from eir.analysis.conditions import TamperSettings
-from eir.analysis.duck import duck
+from eir.analysis.conditions import PRIOR, WEIGHTS, TamperSettings
+from eir.analysis.duck import Duck, duck
 from eir.analysis.judge import judge
 from eir.analysis.schema import files
 from eir.commands.table import table
 
-SUBSCRIBERS, OTHER_SUBSCRIBERS, QUICK_SUBSCRIBERS = 50_000, 20_000, 800
+QUICK_SUBSCRIBERS = 1500
+FITTED, JUDGED = 100, 900
+"""First seeds of networks that the weights are fitted to, and of those that they are judged by."""
+HELD_OUT = ("first generator", "second generator")
 ROWS_EACH, COPIES_MAX = 10_000_000, 10
 """Of the record that a larger one is made of; there are ten ways to change the first two digits under one check digit."""
-MEMORY_MB_MAX, SECONDS_MAX = 4096, 120
-NOT_LISTED = "gsma_not_found"
-DIRBS = ("duplicate_threshold", "duplicate_daily_avg", "transient_imei", NOT_LISTED, "is_test_tac")
-NETWORK = ("network", "devices", "reported", "precision", "dirbs_reported", "dirbs_precision", f"without_{NOT_LISTED}", "wrongly")
-BANDS = ((2, "2"), (3, "3"), (6, "4 to 6"), (20, "7 to 20"), (1000, "more"))
-WANTED = {"clone, 2 copies": 0.8, "clone, 3 copies": 0.8, "clone, 4 to 6 copies": 0.95, "clone, 7 to 20 copies": 0.95, "clone, more copies": 0.95, "box": 0.95}
-PRECISION_MIN = 0.98
-MISSED_ON_PURPOSE = "free"
+MEMORY_MB_MAX, SECONDS_MAX = 1536, 120
+BANDS = ((2, "2"), (3, "3"), (1000, "4 and more"))
+UNDETECTABLE = {"free"}
 """A free number of a real TAC: nothing in the record contradicts it."""
+RARE = 0.004
+"""Share of tampered devices at which precision is given besides that as made."""
+PAIRS_MIN = {"physics": 0.85, "pools, sticky": 0.85, "one MME": 0.85, "one MME, no versions": 0.5}
+FOUR_MIN = {"small operator": 0.75}
+THEIRS = {
+    "dirbs": """
+        SELECT device FROM devices WHERE subscribers >= 10
+        UNION SELECT device FROM (SELECT device, SUM(day_count) AS uses, BIT_COUNT(BIT_OR(days)) AS seen FROM usage WHERE subscriber IS NOT NULL GROUP BY device) AS a WHERE seen >= 5 AND uses >= 3.1 * seen
+        UNION SELECT device FROM usage WHERE subscriber IS NOT NULL GROUP BY device HAVING MAX(day_count) = 1 AND COUNT(*) >= 10 AND BIT_COUNT(BIT_OR(days)) >= 20
+    """,
+    "cambodia": """
+        SELECT DISTINCT device FROM (
+          SELECT sightings.device, COUNT(DISTINCT sightings.subscriber) OVER (
+            PARTITION BY sightings.device ORDER BY sightings.time RANGE BETWEEN INTERVAL 60 SECONDS PRECEDING AND CURRENT ROW
+          ) AS sims
+          FROM sightings JOIN devices ON sightings.device = devices.device WHERE devices.subscribers > 2
+        ) AS within WHERE sims > 2
+    """,
+}
+"""Rules of registers, as SQL over the tables of a judgement."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """The part `tamper` of scripts/bench."""
     parser = argparse.ArgumentParser(prog="bench tamper", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--subscribers", type=int, metavar="N", help=f"of the first network ({SUBSCRIBERS:,}), 30 days of 5 checks")
-    parser.add_argument("--others", type=int, metavar="N", default=3, help="networks of the second kind (3)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the first of these; drawn if not given")
+    parser.add_argument("--subscribers", type=int, metavar="N", help="of each network (12,000)")
+    parser.add_argument("--rows", nargs="*", metavar="ROW", default=[*networks.ROWS, *HELD_OUT], help=f"of: {'; '.join([*networks.ROWS, *HELD_OUT])}")
+    parser.add_argument("--seeds", type=int, metavar="N", default=1, help="networks of each row (1)")
+    parser.add_argument("--seed", type=int, metavar="N", default=JUDGED, help=f"of the first ({JUDGED})")
+    parser.add_argument("--fit", action="store_true", help=f"print weights by networks from seed {FITTED} on, and end")
     parser.add_argument("--speed", type=int, metavar="ROWS", default=0, help="also judge a record of so many sightings, such as 100000000")
     parser.add_argument("--work", type=Path, help="where files go (60 bytes a sighting); a temporary folder if not given")
     add_options(parser)
     options = parser.parse_args(arguments)
-    size = options.subscribers or (QUICK_SUBSCRIBERS if options.quick else SUBSCRIBERS)
-    seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
-    say(f"seed {seed}")
-    rows: list[dict[str, Any]] = []
-    targets: list[Target] = []
-    document: dict[str, Any] = {"seed": seed}
-    with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as made:
-        folder = Path(made)
-        one = folder / "one"
-        one.mkdir()
-        found = _judged("first", world.make(one, size, seed=seed))
-        rows += found["kinds"]
-        every = [found]
-        for number in range(1 if options.quick else options.others):
-            other = folder / f"other{number}"
-            other.mkdir()
-            every.append(_judged(f"other, seed {seed + number}", world_other.make(other, min(size, OTHER_SUBSCRIBERS), seed=seed + number)))
-            rows += every[-1]["kinds"]
-        targets += _targets(every)
-        document |= {"measured": rows, "precision": {each["network"]: {"ours": each["precision"], "dirbs": each["dirbs_precision"]} for each in every}, "wrongly_reported": {each["network"]: each["wrongly"] for each in every}}
-        if options.speed:
-            document["speed"] = took = _speed(folder / "large", options.speed, seed)
-            targets += [at_most(f"seconds for {took['sightings']:,} sightings", SECONDS_MAX, took["seconds"]), at_most("memory, MB", MEMORY_MB_MAX, took["memory_mb"])]
-    text = table(rows, ("network", "kind", "planted", "found", "recall", "dirbs"), width=None) + "\n" + table(
-        [{key: each[key] for key in NETWORK} for each in every], NETWORK, width=None,
-    )  # fmt: skip
+    if options.quick:
+        options.subscribers = options.subscribers or QUICK_SUBSCRIBERS
+        options.rows = [HELD_OUT[0], next(iter(networks.ROWS))]
+    if options.fit:
+        print(table(fitted(options), ("weight", "value"), width=None))
+        return 0
+    every = [_judged(name, made) for name, made in _made(options)]
+    bands = reliability(every)
+    rows = [row for each in every for row in each["kinds"]]
+    document: dict[str, Any] = {"measured": rows, "networks": [{key: value for key, value in each.items() if key not in {"kinds", "told"}} for each in every], "reliability": bands, "precision": {each["network"]: each["precision"] for each in every}}
+    targets = _targets(every, bands)
+    text = table(rows, ("network", "kind", "planted", "found", "recall", "interval", *THEIRS), width=None) + "\n" + table(
+        document["networks"], ("network", "devices", "reported", "precision", "precision_rare", "honest_of_10000", *(f"{name}_precision" for name in THEIRS), "seconds", "wrongly"), width=None,
+    ) + "\n" + table(bands, ("score", "devices", "said", "was"), width=None)  # fmt: skip
     if options.speed:
-        text += "\n" + table([document["speed"]], ("sightings", "devices", "seconds", "cpu_seconds", "memory_mb"), width=None)
+        with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as folder:
+            document["speed"] = took = _speed(Path(folder), options.speed, options.seed)
+        targets += [at_most(f"seconds for {took['sightings']:,} sightings", SECONDS_MAX, took["seconds"]), at_most("memory, MB", MEMORY_MB_MAX, took["memory_mb"])]
+        text += "\n" + table([took], ("sightings", "devices", "seconds", "cpu_seconds", "memory_mb"), width=None)
     return finish("tamper", document, targets, options, f"{text}\n")
 
 
-def _judged(name: str, made: World) -> dict[str, Any]:
-    """What is found in a network, by kind, and what DIRBS's rules find."""
-    say(f"{name}: {made.rows:,} sightings")
-    settings = TamperSettings(tac_db=made.tac_db)
-    with duck(files(made.folder), since=made.since, until=made.until, memory=settings.memory, threads=2) as engine:
+def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tuple[str, World]]:
+    """Each network, one at a time."""
+    for name in options.rows:
+        for seed in range(first if first is not None else options.seed, (first if first is not None else options.seed) + options.seeds):
+            with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as made:
+                folder = Path(made)
+                if name == HELD_OUT[0]:
+                    yield name, world.make(folder, options.subscribers or 12_000, seed=seed)
+                elif name == HELD_OUT[1]:
+                    yield name, world_other.make(folder, options.subscribers or 12_000, seed=seed)
+                else:
+                    row = networks.ROWS[name]
+                    yield name, networks.make(folder, replace(row, subscribers=options.subscribers or row.subscribers), seed=seed)
+
+
+@contextmanager
+def _engine(made: World) -> Iterator[tuple[Duck, Any, float]]:
+    """What judged a network, what it found at any score, and how long that took."""
+    settings = TamperSettings(tac_db=made.tac_db, report_min=0)
+    with duck(files(made.folder), since=made.since, until=made.until, memory=settings.memory, threads=1) as engine:
+        begin = time.monotonic()
         judged = judge(engine, settings, since=made.since, until=made.until)
-        names = ", ".join(f"'{rule}'" for rule in DIRBS)
-        by_rule: defaultdict[str, set[int]] = defaultdict(set)
-        for device, rule in engine.rows(f"SELECT device, name FROM marks WHERE name IN ({names})"):  # noqa: S608 - names of ours
-            by_rule[rule].add(device)
-        theirs = set().union(*by_rule.values())
-        without = set().union(*(devices for rule, devices in by_rule.items() if rule != NOT_LISTED))
-    ours = {finding.device for finding in judged.findings}
+        yield engine, judged, time.monotonic() - begin
+
+
+def _judged(name: str, made: World) -> dict[str, Any]:
+    """What is found in a network, by kind, beside what the rules of registers find."""
+    say(f"{name}: {made.rows:,} sightings")
+    with _engine(made) as (engine, judged, seconds):
+        theirs = {rule: {device for (device,) in engine.rows(select)} for rule, select in THEIRS.items()}
+    least = TamperSettings().report_min
+    told = {finding.device: finding.score for finding in judged.findings}
+    ours = {device for device, score in told.items() if score >= least}
     kinds: defaultdict[str, set[int]] = defaultdict(set)
     for device, (kind, copies) in made.truth.items():
         kinds[f"clone, {next(label for most, label in BANDS if copies <= most)} copies" if kind == "clone" else kind].add(device)
+    clones = {device for device, (kind, _) in made.truth.items() if kind in {"clone", "taken"}}
+    honest = judged.devices - len(made.truth)
+    wrong = ours - made.truth.keys()
     return {
-        "network": name, "devices": judged.devices, "reported": len(ours), "precision": _precision(ours, made.truth), "dirbs_reported": len(theirs),
-        "dirbs_precision": _precision(theirs, made.truth), f"without_{NOT_LISTED}": _precision(without, made.truth), "wrongly": [f"{what} {count}" for what, count in Counter(made.hard.get(device, "plain") for device in ours - made.truth.keys()).most_common()],
+        "network": name, "devices": judged.devices, "honest": honest, "clones": len(clones), "reported": len(ours), "seconds": round(seconds, 1),
+        "precision": _share(len(ours & clones), len(ours & clones) + len(wrong)),
+        "precision_rare": _share(len(ours & clones) / len(clones) * RARE * honest, len(ours & clones) / len(clones) * RARE * honest + len(wrong)),
+        "honest_of_10000": round(len(wrong) / honest * 10_000, 1), "wrongly": [f"{what} {count}" for what, count in Counter(made.hard.get(device, "plain") for device in wrong).most_common()],
+        **{f"{rule}_precision": _share(len(found & made.truth.keys()), len(found)) for rule, found in theirs.items()},
+        "told": [(told.get(device, 0.0), device in clones) for device in {*(told.keys() - made.truth.keys()), *clones}],
         "kinds": [
-            {"network": name, "kind": kind, "planted": len(planted), "found": len(planted & ours), "recall": round(len(planted & ours) / len(planted), 3), "dirbs": round(len(planted & theirs) / len(planted), 3)}
-            for kind, planted in sorted(kinds.items())
+            {
+                "network": name, "kind": kind, "planted": len(planted), "found": len(planted & ours), "recall": _share(len(planted & ours), len(planted)),
+                "interval": wilson(len(planted & ours), len(planted)), **{rule: _share(len(planted & found), len(planted)) for rule, found in theirs.items()},
+            } for kind, planted in sorted(kinds.items())
         ],
     }  # fmt: skip
 
 
-def _precision(found: set[int], truth: Iterable[int]) -> float:
-    return round(len(found & set(truth)) / len(found), 4) if found else 1.0
+def _share(part: float, whole: float) -> float:
+    return round(part / whole, 3) if whole else 1.0
 
 
-def _targets(every: Sequence[dict[str, Any]]) -> list[Target]:
-    """Over all networks: recall of each kind, and precision of the reports."""
+def wilson(part: int, whole: int, z: float = 1.96) -> str:
+    """Wilson's interval of a share, 95 %."""
+    if not whole:
+        return "0 to 1"
+    share = part / whole
+    middle, half = (share + z * z / 2 / whole) / (1 + z * z / whole), z / (1 + z * z / whole) * sqrt(share * (1 - share) / whole + z * z / 4 / whole**2)
+    return f"{max(middle - half, 0):.2f} to {min(middle + half, 1):.2f}"
+
+
+def reliability(every: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In each tenth of the score: what is said, and what was, clones counting for as many as the base rate has."""
+    sums: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+    for each in every:
+        clone = PRIOR / (1 - PRIOR) * each["honest"] / max(each["clones"], 1)
+        for score, is_clone in each["told"]:
+            weight = clone if is_clone else 1.0
+            for band in {min(int(score * 10), 9), *([95] if score >= TamperSettings().export_min else [])}:
+                total = sums[band]
+                total[0] += 1
+                total[1] += weight
+                total[2] += weight * score
+                total[3] += weight * is_clone
+    return [
+        {"score": "0.95 and more" if band == 95 else f"{band / 10:.1f} to {band / 10 + 0.1:.1f}", "devices": int(devices), "said": round(said / weight, 3), "was": round(was / weight, 3)}
+        for band, (devices, weight, said, was) in sorted(sums.items())
+    ]
+
+
+def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Weights by ridge regression of log odds (Newton's method) on networks that judge nothing."""
+    names = [name for name in WEIGHTS if name in _columns()]
+    parts: list[tuple[Any, Any, Any]] = []
+    for name, made in _made(options, FITTED):
+        if name in HELD_OUT:
+            continue
+        say(f"{name}: {made.rows:,} sightings")
+        with _engine(made) as (engine, judged, _):
+            rows = engine.rows(f"SELECT device, {', '.join(names[1:])} FROM evidence")  # noqa: S608 - names of ours
+        clones = sum(kind == "clone" for kind, _ in made.truth.values())
+        kept = [row for row in rows if made.truth.get(row[0], ("clone", 0))[0] == "clone" and made.hard.get(row[0]) != "a batch of modules"]
+        is_clone = np.array([row[0] in made.truth for row in kept])
+        weight = np.where(is_clone, PRIOR / (1 - PRIOR) * (judged.devices - len(made.truth)) / clones, 1.0)
+        parts.append((np.array([[1.0, *map(float, row[1:])] for row in kept]), is_clone, weight))
+    columns, is_clone, weight = (np.concatenate([part[at] for part in parts]) for at in range(3))
+    ridge = np.diag([0.0, *[0.5] * (len(names) - 1)])
+    weights = np.zeros(len(names))
+    for _ in range(60):
+        chance = 1 / (1 + np.exp(-columns @ weights))
+        step = np.linalg.solve((columns * (weight * chance * (1 - chance) + 1e-9)[:, None]).T @ columns + ridge, columns.T @ (weight * (is_clone - chance)) - ridge @ weights)
+        weights += step * min(1, 3 / max(np.abs(step).max(), 1e-9))
+    weights[0] -= log(PRIOR / (1 - PRIOR))
+    return [{"weight": name, "value": round(float(value), 2)} for name, value in zip(names, weights, strict=True)]
+
+
+def _columns() -> set[str]:
+    """The weights that are fitted: they are columns of the table `evidence`, but for the first."""
+    by_hand = {"box", "barred", "no_body", "not_allocated", "allocated_later", "newer_model", "test_tac", "placeholder"}
+    return WEIGHTS.keys() - by_hand
+
+
+def _targets(every: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]) -> list[Target]:
+    """By row: recall of pairs, of four and more copies, and of boxes; precision; honest devices; and what each tenth of the score says."""
     planted: Counter[str] = Counter()
-    found: Counter[str] = Counter()
+    right: Counter[str] = Counter()
     for row in (row for each in every for row in each["kinds"]):
-        planted[row["kind"]] += row["planted"]
-        found[row["kind"]] += row["found"]
-    reported = sum(each["reported"] for each in every)
-    right = sum(each["reported"] * each["precision"] for each in every)
-    recalls = [at_least(f"recall: {kind}", bound, round(found[kind] / planted[kind], 3)) for kind, bound in WANTED.items() if planted[kind]]
-    return [*recalls, at_least("precision", PRECISION_MIN, round(right / reported, 3) if reported else 1.0)]
+        kind = "box" if row["kind"].startswith("box") else row["kind"]
+        planted[kind] += row["planted"]
+        right[kind] += row["found"]
+    overall = {"clone, 2 copies": 0.7, "clone, 3 copies": 0.85, "clone, 4 and more copies": 0.95, "box": 0.95}
+    found = [at_least(f"recall: {kind}", bound, _share(right[kind], planted[kind])) for kind, bound in overall.items()]
+    found += [at_least("precision", 0.95, round(sum(each["precision"] for each in every) / len(every), 3))]
+    for name in dict.fromkeys(each["network"] for each in every):
+        mine = [each for each in every if each["network"] == name]
+        counted: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for row in (row for each in mine for row in each["kinds"]):
+            kind = "box" if row["kind"].startswith("box") else row["kind"]
+            counted[kind][0] += row["found"]
+            counted[kind][1] += row["planted"]
+        recall = {kind: _share(*both) for kind, both in counted.items()}
+        wanted = {"clone, 2 copies": PAIRS_MIN.get(name, 0.0), "clone, 4 and more copies": FOUR_MIN.get(name, 0.95), "box": 0.95}
+        found += [at_least(f"{name}: recall of {kind}", bound, recall[kind]) for kind, bound in wanted.items() if bound and kind in recall]
+        found += [
+            at_least(f"{name}: precision", 0.95, min(each["precision"] for each in mine)), at_least(f"{name}: precision at {RARE:.1%}", 0.9, min(each["precision_rare"] for each in mine)),
+            at_most(f"{name}: honest of 10,000", 3, max(each["honest_of_10000"] for each in mine)),
+        ]  # fmt: skip
+    return [*found, *(at_most(f"reliability from {band['score']}", 0.1, round(abs(band["said"] - band["was"]), 3)) for band in bands if band["devices"] >= 30)]
 
 
 def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:

@@ -245,10 +245,11 @@ def test_load(printed):
 
 
 def test_tamper(printed):
-    assert {row["kind"] for row in printed["measured"]} >= {"clone, 2 copies", "clone, 3 copies", "box", "taken", "never_allocated", "free", "zero"}
+    assert {row["kind"] for row in printed["measured"]} >= {"clone, 2 copies", "clone, 3 copies", "box", "box, a number for two checks", "taken", "never_allocated", "free", "zero"}
     assert all(row["planted"] and 0 <= row["recall"] <= 1 and 0 <= row["dirbs"] <= 1 for row in printed["measured"])
     assert len(printed["precision"]) == 2
     assert {"recall: clone, 2 copies", "recall: box", "precision"} <= {target["what"] for target in printed["targets"]}
+    assert all(0 <= band["was"] <= 1 and 0 <= band["said"] <= 1 for band in printed["reliability"])
 
 
 def test_redis_memory(printed):

@@ -75,7 +75,7 @@ def document(ran):
 
 
 class TestUsage:
-    @pytest.mark.parametrize("command", ["", *COMMANDS, "peer disable", "peer enable", "lists reset-serial", "tamper report", "tamper export"])
+    @pytest.mark.parametrize("command", ["", *COMMANDS, "peer disable", "peer enable", "lists reset-serial", "tamper report", "tamper show", "tamper confirm", "tamper clear", "tamper export"])
     def test_help(self, eir, command, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
         status, out, err = eir(*command.split(), "--help")

@@ -92,7 +92,7 @@ class Rows:
             pl.when(imei_is(16) & (pl.col("software_version") == "")).then(pl.col("imei").str.slice(14, 2))
             .otherwise(pl.col("software_version")).alias("software_version"),
             pl.col("imei").str.slice(0, IDENTIFIER_CHARS_MAX),
-            *(kinds[name].gather(groups["kind"]).alias(name) for name in KIND_COLUMNS),
+            *(kinds[name].gather(groups["kind"]).alias(name) for name in KIND_COLUMNS), pl.lit(None).alias("peer"),
         )  # fmt: skip
         made = made.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("imei", "software_version", "subscriber"))
         return made.select(pl.col(name).cast(kind) for name, kind in FRAME.items()).sort("device", nulls_last=True)

@@ -59,7 +59,8 @@ def duck(files: str | Sequence[str], *, since: datetime, until: datetime, memory
         for name, (argument, body) in FUNCTIONS.items():
             connection.execute(f"CREATE MACRO {name}({argument}) AS {body}")
         names = [files] if isinstance(files, str) else list(files)
-        source = f"read_parquet({names!r}, union_by_name = true)"
+        # Files from before there were peers have no such column.
+        source = f"(SELECT * FROM read_parquet({names!r}, union_by_name = true) UNION ALL BY NAME SELECT CAST(NULL AS VARCHAR) AS peer WHERE FALSE) AS recorded"  # noqa: S608 - names of ours
         try:
             connection.execute(f"CREATE VIEW sightings AS {window(', '.join(SCHEMA), source, since, until)}")
             yield Duck(connection)

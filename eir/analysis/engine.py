@@ -13,16 +13,7 @@ SQL = Path(__file__).parent / "sql"
 TABLES = {path.stem.partition("_")[2]: path for path in sorted((SQL / "tables").glob("*.sql"))}
 """What the conditions look at, in the order in which one is made of another."""
 
-DIGITS = range(14)
-LUHN = "CAST((10 - ({}) % 10) % 10 AS INTEGER)".format(
-    " + ".join(
-        f"(CAST(FLOOR(d / {10**at}) AS BIGINT) % 10)" if at % 2 else f"(2 * (CAST(FLOOR(d / {10**at}) AS BIGINT) % 10) - 9 * CAST((CAST(FLOOR(d / {10**at}) AS BIGINT) % 10) > 4 AS INTEGER))"
-        for at in DIGITS
-    )
-)
-"""The check digit of the 14 digits d (TS 23.003 annex B): each second digit from the right doubled, and the digits of that added."""
-
-FUNCTIONS = {"luhn": ("d", LUHN), "instant_s": ("t", "EPOCH_US(t) / 1000000")}
+FUNCTIONS = {"instant_s": ("t", "EPOCH_US(t) / 1000000")}
 """Functions of ours in the SQL: the argument's name, and what it stands for. instant_s: Unix seconds of a moment, as a double."""
 
 

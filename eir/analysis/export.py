@@ -11,7 +11,7 @@ IMSI_DIGITS = range(14, 16)
 
 
 def rows(findings: Iterable[Finding], layout: str, made: datetime) -> Iterator[Sequence[str]]:
-    """The header, and a row for each device; in `dirbs-notifications` one for each copy where its IMSI is known.
+    """The header, and a row for each device; in `dirbs-notifications` one for each copy that came back, where its IMSI is known.
 
     A reason is the condition that speaks loudest: lists hold 255 texts, and a device's own numbers would be as many as devices.
     """

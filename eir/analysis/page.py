@@ -7,12 +7,13 @@ neither files nor engine.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from eir.analysis.conditions import CONDITIONS
+from eir.analysis.conditions import CONDITIONS, SAID
 from eir.analysis.judge import Finding, Judgement
 
 ROWS_MAX = 2000
+CERTAIN = SAID[0][0]
 SUPPRESSED_BELOW = 10
 FEW = f"fewer than {SUPPRESSED_BELOW}"
 BANDS = ((1, 1, "one, or not known"), (2, 2, "2"), (3, 3, "3"), (4, 6, "4 to 6"), (7, 20, "7 to 20"), (21, 10**9, "more than 20"))
@@ -48,6 +49,12 @@ td code{font:13px ui-monospace,monospace;white-space:nowrap}
 """
 
 
+SHEET = (
+    ("What each condition says, in log odds", "says"), ("Changes that came sooner than a phone travels", "too_soon"), ("Order of the two busiest subscribers", "order"),
+    ("Subscribers", "subscribers"), ("Decisions", "decisions"), ("Checks", "checks"),
+)  # fmt: skip
+
+
 class Bar(NamedTuple):
     """One line of a chart."""
 
@@ -59,7 +66,7 @@ class Bar(NamedTuple):
 def page(found: Judgement) -> str:
     """The page of a fraud desk: every device, its score, and what speaks against it."""
     findings = found.findings
-    certain = sum(finding.sure == "certain" for finding in findings)
+    certain = sum(finding.score >= CERTAIN for finding in findings)
     charts = [
         _bars("What was found", "devices for which each condition holds", _by_condition(findings)),
         _bars("How many phones share an identity", "devices by their regular subscribers", _by_copies(findings)),
@@ -72,15 +79,18 @@ def page(found: Judgement) -> str:
     wrong = (
         f"<section><h2>Checks that name no device</h2><table><tr><th>Origin<th class=n>Checks<th class=n>Subscribers{malformed}</table></section>" if malformed else ""
     )
-    left = f"<p><b>Left out:</b> {escape(', '.join(found.left_out))}, since too many devices match.</p>" if found.left_out else ""
+    left = f"<p><b>Not believed:</b> {escape(', '.join(found.left_out))}: too many devices would be tampered with by its word alone.</p>" if found.left_out else ""
+    if not found.places:
+        left += "<p>All checks come from one place, so place says nothing.</p>"
+    said = "; ".join(f"from {least:.2f} on {share:.0%}" for least, share in SAID)
     table = (
-        "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>Likely genuine</thead>"
+        "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>For an honest explanation<th>Likely genuine</thead>"
         f"<tbody>{rows}</tbody></table>{more}" if findings else "<p>Nothing was found.</p>"
     )  # fmt: skip
     return _document("Devices with a tampered identity", found, f"""
-<div class=figures>{_figure(len(findings), 'devices reported')}{_figure(certain, 'of them certain')}{_figure(found.devices, 'devices seen')}{_figure(found.subscribers, 'subscribers')}{_figure(found.sightings, 'checks')}</div>
+<div class=figures>{_figure(len(findings), 'devices reported')}{_figure(certain, 'of them 0.95 and more')}{_figure(found.devices, 'devices seen')}{_figure(found.subscribers, 'subscribers')}{_figure(found.sightings, 'checks')}</div>
 {left}<div class=charts>{''.join(charts)}</div>
-<section><h2>Devices, the likeliest first</h2><p class=soft>The score is the chance that at least one of the conditions is right.</p>{table}</section>{wrong}""")
+<section><h2>Devices, the likeliest first</h2><p class=soft>The score is the share of such devices that are tampered with. In made networks that nothing was fitted to it was: {said}.</p>{table}</section>{wrong}""")
 
 
 def public_page(found: Judgement) -> str:
@@ -98,6 +108,20 @@ def public_page(found: Judgement) -> str:
 <p class=soft>Counts below {SUPPRESSED_BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""")
 
 
+def sheet_page(made: Mapping[str, Any]) -> str:
+    """The sheet of one device (eir.analysis.sheet), to be read by whoever decides about it."""
+    finding = made["finding"]
+    score = f"<p><b>{finding['score']:.3f}</b>: {escape(finding['sure'])}. Of all devices {made['base_rate']:.1%} are tampered with before anything is seen.</p>" if finding else "<p>It is no finding.</p>"
+    parts = [
+        (title, "".join(f"<th>{escape(name.replace('_', ' '))}" for name in rows[0]), "".join(f"<tr>{''.join(f'<td>{escape(str(value))}' for value in row.values())}" for row in rows))
+        for title, name in SHEET for rows in [made[name]] if rows
+    ]  # fmt: skip
+    tables = "".join(f"<section><h2>{escape(title)}</h2><table><tr>{head}{body}</table></section>" for title, head, body in parts)
+    against = "".join(f"<p>For an honest explanation: {escape(text)}</p>" for text in made["against"])
+    left = f"<p>Not believed: {escape(', '.join(made['left_out']))}</p>" if made["left_out"] else ""
+    return _framed(f"Device {made['imei']}", f"{made['since'][:10]} to {made['until'][:10]}, rules {made['rules']}", f"{score}{against}{left}{tables}")
+
+
 def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:
     """Counts that add up to a known sum, those below ten as None; where that hides one alone, the next smallest too."""
     hidden = [name for name, count in counts.items() if 0 < count < SUPPRESSED_BELOW]
@@ -109,7 +133,7 @@ def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:
 
 def _by_condition(findings: Iterable[Finding]) -> list[Bar]:
     counted = Counter(name for finding in findings for name in finding.conditions)
-    return [Bar(CONDITIONS[name].says.replace("`", ""), count, f"{count:,}") for name, count in counted.most_common()]
+    return [Bar(CONDITIONS[name], count, f"{count:,}") for name, count in counted.most_common()]
 
 
 def _by_copies(findings: Sequence[Finding]) -> list[Bar]:
@@ -154,17 +178,21 @@ def _columns(title: str, says: str, values: Sequence[tuple[int, int]], found: Ju
 
 
 def _row(finding: Finding) -> str:
-    genuine = f"<code>{escape(finding.genuine.subscriber[:15])}</code><br>{escape(finding.genuine.sure)}: {escape(finding.genuine.why)}" if finding.genuine else "cannot be told"
-    strong = " class=certain" if finding.sure == "certain" else ""
+    genuine = f"<code>{escape(finding.genuine.subscriber[:15])}</code><br>{escape(finding.genuine.why)}" if finding.genuine else "cannot be told"
+    strong = " class=certain" if finding.score >= CERTAIN else ""
     return (
         f"<tr><td><code>{finding.imei}</code><td class=n><span{strong}>{finding.score:.3f}</span><td class=n>{finding.subscribers:,}"
-        f"<td><time>{finding.first_seen:%Y-%m-%d}</time><td><time>{finding.last_seen:%Y-%m-%d}</time><td>{escape(finding.evidence)}<td>{genuine}"
+        f"<td><time>{finding.first_seen:%Y-%m-%d}</time><td><time>{finding.last_seen:%Y-%m-%d}</time><td>{escape(finding.evidence)}<td>{escape(finding.honest)}<td>{genuine}"
     )
 
 
 def _document(title: str, found: Judgement, body: str) -> str:
+    return _framed(title, f"{found.since:%d %B %Y} to {found.until:%d %B %Y}", body)
+
+
+def _framed(title: str, time: str, body: str) -> str:
     return f"""<!doctype html>
 <html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><meta name=referrer content=no-referrer>
 <meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'"><title>{escape(title)}</title><style>{STYLE}</style></head>
-<body><main><h1>{escape(title)}</h1><p class=soft>{found.since:%d %B %Y} to {found.until:%d %B %Y}</p>{body}</main></body></html>
+<body><main><h1>{escape(title)}</h1><p class=soft>{escape(time)}</p>{body}</main></body></html>
 """

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from eir.analysis.batches import FRAME
 from eir.analysis.files import found
 from eir.device import device_key, imsi_key, key_text
 from eir.errors import EirError, IdentifierError
@@ -17,7 +18,7 @@ from eir.errors import EirError, IdentifierError
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
 
-ALIKE = ("imei", "software_version", "subscriber", "home", "origin_host", "origin_realm", "protocol", "status", "rule", "list", "observed")
+ALIKE = ("imei", "software_version", "subscriber", "home", "origin_host", "peer", "origin_realm", "protocol", "status", "rule", "list", "observed")
 """What the sightings of one line have in common."""
 FILES_AT_ONCE = 500
 IMSI_DIGITS = 15
@@ -73,7 +74,7 @@ def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime 
 
 def _read(paths: list[str], wanted: pl.Expr) -> pl.DataFrame:
     try:
-        return pl.scan_parquet(paths, glob=False).filter(wanted).collect()
+        return pl.scan_parquet(paths, glob=False, schema=FRAME, missing_columns="insert").filter(wanted).collect()
     except (pl.exceptions.PolarsError, OSError) as fault:
         said = str(fault).splitlines()[0]
         raise EirError(f"the record cannot be read: {said}; remove the file that is named, if it is damaged, and ask again") from None

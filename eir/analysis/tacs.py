@@ -4,9 +4,12 @@ import re
 from datetime import date, datetime
 from pathlib import Path
 
+MODULES = re.compile(r"module|iot|m2m|modem|vehicle|router|dongle", re.IGNORECASE)
+"""Device types of which whole batches were given one IMEI, as registers have found."""
+
 
 def read_tacs(path: Path) -> list[tuple[int, date | None, int]]:
-    """A list of TACs (pipe separated, with a header): TAC, when it was allocated, whether it has bands of 5G. Raises OSError, ValueError."""
+    """A list of TACs (pipe separated, with a header): TAC, when it was allocated, whether it is a module's (1) by its device type. Raises OSError, ValueError."""
     found = []
     with path.open(encoding="utf-8", errors="replace") as stream:
         names = [name.strip().lower() for name in stream.readline().rstrip("\r\n").split("|")]
@@ -17,8 +20,8 @@ def read_tacs(path: Path) -> list[tuple[int, date | None, int]]:
             fields = line.rstrip("\r\n").split("|")
             tac = fields[at["tac"]].strip()
             if re.fullmatch(r"[0-9]{8}", tac):
-                bands = fields[at["bands"]] if "bands" in at and len(fields) > at["bands"] else "NR"
-                found.append((int(tac), _day(fields[at["allocation_date"]]) if "allocation_date" in at and len(fields) > at["allocation_date"] else None, int(bool(re.search(r"\bn[0-9]+\b|NR|5G", bands)))))
+                of = {name: fields[number].strip() for name, number in at.items() if number < len(fields)}
+                found.append((int(tac), _day(of.get("allocation_date", "")), int(bool(MODULES.search(of.get("device_type", ""))))))
     return found
 
 

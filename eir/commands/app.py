@@ -46,7 +46,7 @@ COMMANDS: dict[str, str | Group] = {
     "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "sightings": Group({"forget": "sightings.forget", "import": "sightings.take_in"}, alone="sightings.sightings"),
-    "tamper": Group({"report": "tamper.report", "export": "tamper.export"}, help="Find phones with a tampered identity."),
+    "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip
 """Word → what runs: a module of eir.commands and its function. In the order in which the help lists them, groups last."""
 ABOUT_ALL = {"completion", "manual"}

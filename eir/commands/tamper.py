@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
 
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
+from eir.analysis.cases import CLEARED, CONFIRMED, cases, decide, decided
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, owned_alike, who, with_store
 from eir.commands.forms import duration
-from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show
+from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, show_one
 from eir.config import Config, load_config
-from eir.errors import EirError
+from eir.device import device_key, key_text
+from eir.errors import EirError, IdentifierError
+from eir.lists.store import Event, utc_text
 
 if TYPE_CHECKING:
     from eir.analysis.engine import Engine
     from eir.analysis.judge import Finding, Judgement
 
-COLUMNS = ("imei", "score", "sure", "subscribers", "copies", "first_seen", "last_seen", "conditions", "evidence")
+COLUMNS = ("imei", "score", "sure", "subscribers", "copies", "first_seen", "last_seen", "conditions", "evidence", "honest")
 SINCE = "30d"
 
 Since = Annotated[str, typer.Option(metavar="30d", help="How far back to look: 30d, 36h; 62 days at most.")]
@@ -29,7 +32,9 @@ Until = Annotated[str | None, typer.Option(metavar="DATE", help="The day before 
 Record = Annotated[str | None, typer.Option(metavar="PATTERN", help="Files to judge instead of this node's own, such as those of all nodes: s3a://eir/*/sightings/*/*.parquet.", show_default=False)]
 OnSpark = Annotated[str | None, typer.Option("--spark", metavar="MASTER", help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/README.md says how.", show_default=False)]
 Work = Annotated[str | None, typer.Option(metavar="FOLDER", help="With --spark: where tables of the run go; a path or URL that all of the cluster reaches.", show_default=False)]
-MinScore = Annotated[float | None, typer.Option("--min-score", metavar="S", min=0, max=1, help="Only devices of this score or more; tamper.report_min if not given.", show_default=False)]
+Identifier = Annotated[str, typer.Argument(metavar="IMEI", help="The device.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why: what was found out, and by whom.")]
+MinScore = Annotated[float | None, typer.Option("--min-score", metavar="S", min=0, max=1, help="Only devices of this score or more; tamper.report_min, or tamper.export_min, if not given.", show_default=False)]
 
 
 def report(
@@ -44,7 +49,8 @@ def report(
     """Report phones with a tampered identity.
 
     The likeliest stand first. Reads the record that the section `sightings` keeps. What is looked for, and how the score comes about, is in the section
-    `tamper` of the configuration and in eir/analysis/README.md. The score is the chance that at least one of the conditions is right.
+    `tamper` of the configuration and in eir/analysis/README.md. The score is the share of such devices that are tampered with, as far as made
+    networks and the cases that operators decided tell. Devices that somebody cleared are left out.
     """
     found = _judged(load_config(config), since, until, min_score, _Where(record, on_spark, work))
     if csv_file is not None:
@@ -67,6 +73,15 @@ def report(
     show([{**row, "conditions": list(row["conditions"])} for row in rows[:limit]], COLUMNS, as_json=False)
     if len(rows) > limit:
         say(f"{len(rows) - limit:,} more; -n shows more, --csv and --json have all")
+    _notes(found)
+
+
+def _notes(found: "Judgement") -> None:
+    """What people should know beside the findings."""
+    if not found.places:
+        say("all checks come from one place, so place says nothing; eir/analysis/README.md says what can be expected then")
+    if found.batches:
+        say(f"{len(found.batches):,} numbers of modules are in several of them, as where a maker gave one to a whole batch: no findings")
     if malformed := sum(seen for _, seen, _ in found.malformed):
         say(f"malformed_imei: {malformed:,} checks named no device at all, most of them from {found.malformed[0][0] or 'an unnamed origin'}")
 
@@ -81,8 +96,9 @@ def export(
 ) -> None:  # fmt: skip
     """Write findings as rows that `eir publish` signs.
 
-    A row blocks every phone that shows the identity, the genuine one too: the report says which that is. dirbs-notifications has a row
-    for each copy with its IMSI where the record holds IMSIs (`sightings.subscribers: full`), and one for each device elsewhere. Exit
+    Devices of a score of tamper.export_min or more, never those that somebody cleared. A row blocks every phone that shows the identity,
+    the genuine one too. dirbs-notifications has a row
+    for each copy that came back, with its IMSI where the record holds IMSIs (`sightings.subscribers: full`), and one for each device elsewhere. Exit
     status 1 if there is nothing to write.
     """
     from eir.analysis.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
@@ -94,7 +110,8 @@ def export(
         raise fail(f"--condition {unknown[0]}: no such condition; there are: {', '.join(CONDITIONS)}", EXIT_USAGE)
     checked = load_config(config)
     wanted = frozenset(condition or ())
-    found = _judged(checked, since, until, min_score, _Where(record, on_spark, work), keep_users=layout == "dirbs-notifications")
+    least = checked.tamper.export_min if min_score is None else min_score
+    found = _judged(checked, since, until, least, _Where(record, on_spark, work), keep_users=layout == "dirbs-notifications")
     chosen = [finding for finding in found.findings if not wanted or wanted & set(finding.conditions)]
     if not chosen:
         raise fail("nothing found; nothing is written")
@@ -102,6 +119,79 @@ def export(
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows(rows(chosen, layout, found.until))
     say(f"{len(chosen):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {out or 'FILE'}")
+
+
+def show_one_device(
+    identifier: Annotated[str, typer.Argument(metavar="IMEI", help="The device.")],
+    since: Since = SINCE, until: Until = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the sheet as a page, in one file.")] = None,
+    record: Record = None, on_spark: OnSpark = None, work: Work = None,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what a finding rests on.
+
+    The sheet of one device: what each condition says, with its times, SIMs, places, software versions, what speaks for an honest explanation,
+    and what was decided. Exit status 1 if the device is not on record in that time.
+    """
+    from eir.analysis.page import sheet_page  # noqa: PLC0415 - for this command alone
+    from eir.analysis.sheet import sheet  # noqa: PLC0415 - as above
+
+    device = _device(identifier)
+    checked = load_config(config)
+    begin, end = _window(since, until)
+    with _judging(checked, begin, end, _Where(record, on_spark, work), min_score=0) as (engine, found):
+        made = sheet(engine, found, device, decided(checked.state))
+    if not made["subscribers"]:
+        raise fail(f"{identifier} is not on record from {begin:%Y-%m-%d} to {end:%Y-%m-%d}")
+    if html_file is not None:
+        with _written(html_file) as out:
+            out.write(sheet_page(made))
+    if as_json:
+        print_json(made)
+        return
+    finding = made["finding"]
+    print(f"{made['imei']}: {finding['score']:.3f}, {finding['sure']}" if finding else f"{made['imei']}: nothing speaks against it, or it was cleared")
+    show(made["says"], ("condition", "log_odds", "evidence"), as_json=False)
+    for text in made["against"]:
+        print(f"for an honest explanation: {text}")
+    show(made["subscribers"], ("subscriber", "home", "checks", "days", "first_seen", "last_seen"), as_json=False)
+    for each in made["decisions"]:
+        print(f"{each['time']} {each['verdict']} by {each['who']}: {each['reason']}")
+
+
+def confirm(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Put down that a device is tampered with.
+
+    From then on it is reported and exported as such, and scores are calibrated by it. The decision is in the history.
+    """
+    _decide(identifier, CONFIRMED, reason, config, as_json=as_json)
+
+
+def clear(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Put down that a device is not tampered with.
+
+    From then on it is neither reported nor exported, and scores are calibrated by it. The decision is in the history.
+    """
+    _decide(identifier, CLEARED, reason, config, as_json=as_json)
+
+
+def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool) -> None:
+    checked = load_config(config)
+    decision = {"time": utc_text(datetime.now(UTC)), "who": who(), "imei": key_text(_device(identifier)), "verdict": verdict, "reason": reason}
+    event = Event(time=decision["time"], who=decision["who"], what=verdict, outcome="accepted", detail=f"{decision['imei']}: {reason}")
+    if not checked.state.is_dir():
+        raise EirError(f"the state folder {checked.state} does not exist; eir serve or eir load makes it")
+    with_store(checked, lambda store: store.record(event), fresh=False)
+    with owned_alike(checked.state):
+        decide(checked.state, decision)
+    show_one(decision, f"{decision['imei']} is {verdict}", as_json=as_json)
+
+
+def _device(identifier: str) -> int:
+    try:
+        return device_key(identifier)
+    except IdentifierError as e:
+        raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
 
 
 class _Where(NamedTuple):
@@ -114,29 +204,46 @@ class _Where(NamedTuple):
 
 def _judged(config: Config, since: str, until: str | None, min_score: float | None, where: _Where, *, keep_users: bool = False) -> "Judgement":
     """The findings in the record of a time."""
+    begin, end = _window(since, until)
+    with _judging(config, begin, end, where, min_score=min_score, keep_users=keep_users) as (_, found):
+        return found
+
+
+@contextmanager
+def _judging(config: Config, begin: datetime, end: datetime, where: _Where, *, min_score: float | None, keep_users: bool = False) -> "Iterator[tuple[Engine, Judgement]]":
+    """What judged the record of a time, and what it found."""
     from dataclasses import replace  # noqa: PLC0415 - for these commands alone
 
-    from eir.analysis.judge import DAYS_MAX, judge  # noqa: PLC0415 - as above
+    from eir.analysis.judge import judge  # noqa: PLC0415 - as above
+
+    settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
+    with progress() as advance, _engine(config, begin, end, where) as engine:
+        yield engine, judge(
+            engine, settings, since=begin, until=end, warn=lambda text: say(f"warning: {text}"), progress=advance or (lambda *_: None),
+            keep_users=keep_users, cases=cases(config.state),
+        )  # fmt: skip
+
+
+def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
+    """From when to when, UTC without saying so."""
+    from eir.analysis.judge import DAYS_MAX  # noqa: PLC0415 - for these commands alone
 
     lasts = duration(since)
     if not lasts or lasts > timedelta(days=DAYS_MAX - 1):
         raise fail(f"--since {since}: expected a number and a unit, up to {DAYS_MAX - 1}d: 30d or 36h", EXIT_USAGE)
-    if (where.spark is None) != (where.work is None):
-        raise fail("--spark and --work go together", EXIT_USAGE)
     try:
         end = (datetime.fromisoformat(until) if until else datetime.now(UTC)).replace(tzinfo=None) + timedelta(seconds=0 if until else 1)
     except ValueError:
         raise fail(f"--until {until}: expected a day such as 2026-11-25", EXIT_USAGE) from None
-    begin = end - lasts
-    settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
-    with progress() as advance, _engine(config, begin, end, where) as engine:
-        return judge(engine, settings, since=begin, until=end, warn=lambda text: say(f"warning: {text}"), progress=advance or (lambda *_: None), keep_users=keep_users)
+    return end - lasts, end
 
 
 def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "AbstractContextManager[Engine]":
     """What does the work, over the files of the time."""
     from eir.analysis.schema import files  # noqa: PLC0415 - for these commands alone
 
+    if (where.spark is None) != (where.work is None):
+        raise fail("--spark and --work go together", EXIT_USAGE)
     there: str | list[str] = where.record or []
     if not where.record:
         days = ((begin + timedelta(days=number)).date() for number in range(-1, (end - begin).days + 3))

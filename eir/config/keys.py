@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eir.analysis.conditions import CONDITIONS, Place, TamperSettings
+from eir.analysis.conditions import Place, TamperSettings
 from eir.analysis.settings import FULL, HASHED, OFF, SightingsSettings, Webhook
 from eir.checks.identifier import SUSPECT
 from eir.checks.settings import Override, PolicySettings, Rule, Status
@@ -41,10 +41,6 @@ def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
     """What a peer may take of the node, and beside it what a load may take of the host."""
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
-
-
-def _tamper(*, weights: tuple[tuple[str, float], ...], **more: Any) -> TamperSettings:
-    return TamperSettings(weights=dict(weights), **more)
 
 
 def _origin(*, name: str, place: tuple[float, float]) -> Place:  # noqa: ARG001 - the section's key
@@ -93,8 +89,7 @@ SECTIONS = (
     Section("layouts.*.columns", _given),
     Section("layouts.*.header", Record, optional=True),
     Section("layouts.*.trailer", Record, optional=True),
-    Section("tamper", _tamper),
-    Section("tamper.weights", _given),
+    Section("tamper", TamperSettings),
     Section("tamper.origins.*", _origin),
     Section("policy", PolicySettings),
     Section("policy.rules[]", Rule),
@@ -236,33 +231,17 @@ TABLE = (
     Key("sightings.webhook.key_file", kinds.FILE, REQUIRED, "holds the key of their signatures (HMAC-SHA256)"),
     Key("sightings.stream", kinds.STREAM, None, "key of a stream in the Redis of `store` that events go to as well"),
     Key("tamper.report_min", kinds.percentage(100), TAMPER.report_min, "score from which a device is reported"),
-    Key("tamper.max_allowed_matching_ratio", kinds.percentage(100), TAMPER.max_allowed_matching_ratio, "share of all devices: a condition that holds for more of them is left out, with a warning"),
+    Key("tamper.export_min", kinds.percentage(100), TAMPER.export_min, "score from which a device is exported"),
     Key("tamper.memory", kinds.byte_size(256 << 20, 1 << 44), TAMPER.memory, "memory that `eir tamper` may take; more is done on the disk, in the folder for temporary files"),
-    *(Key(f"tamper.weights.{name}", kinds.percentage(100), condition.weight, f"how far this is trusted alone, at its strongest: {condition.says}") for name, condition in CONDITIONS.items()),
-    Key("tamper.tac_db", kinds.FILE, None, "list of allocated TACs, with bars between its columns (TAC, Bands, Allocation_Date); what needs one is not looked for if left out"),
+    Key("tamper.tac_db", kinds.FILE, None, "list of allocated TACs, with bars between its columns (TAC, Allocation_Date, Device_Type); without it, what needs one is not looked for"),
     Key("tamper.barred_tacs", kinds.many(kinds.WHOLE_TAC), (), "TACs that are barred"),
-    Key("tamper.home", kinds.many(kinds.IMSI_PREFIX), (), "how the IMSIs of the operator's own subscribers begin"),
-    Key("tamper.origins.*.place", kinds.PLACE, REQUIRED, "where the Origin-Host that the entry is called by serves; how far apart two are is learned from phones with one SIM if left out"),
-    Key("tamper.speed_max", kinds.number(10, 2000, "km/h"), TAMPER.speed_max, "faster goes no phone, in km/h"),
-    Key("tamper.far_s", kinds.seconds(1, 86400), TAMPER.far_s, "time between two origins of which neither the places nor enough moves are known"),
+    Key("tamper.origins.*.place", kinds.PLACE, REQUIRED, "where the Origin-Host that the entry is called by serves; how far apart two are is learned as well, and the sooner of both counts"),
+    Key("tamper.speed_max", kinds.number(10, 2000, "km/h"), TAMPER.speed_max, "the highest speed at which a phone can travel"),
+    Key("tamper.far_s", kinds.seconds(1, 86400), TAMPER.far_s, "time from one place to another where neither the places nor enough moves are known"),
     Key("tamper.moves_min", kinds.whole(1, 10**6), TAMPER.moves_min, "moves between two origins from which their time is learned"),
-    Key("tamper.return_s", kinds.seconds(60, 86400), TAMPER.return_s, "time within which nobody changes a SIM and back, day after day"),
-    Key("tamper.return_days", kinds.whole(1, 62), TAMPER.return_days, "days of such changes from which they count"),
-    Key("tamper.together_s", kinds.seconds(1, 3600), TAMPER.together_s, "time within which the two SIMs of one phone show up together"),
-    Key("tamper.together_share", kinds.percentage(100), TAMPER.together_share, "share of changes that are together in a phone with two SIMs"),
-    Key("tamper.regular_days", kinds.whole(1, 62), TAMPER.regular_days, "days on which a subscriber must have been seen in a device to count as a regular one"),
-    Key("tamper.crowded_a_day", kinds.number(2, 1000, "subscribers"), TAMPER.crowded_a_day, "regular subscribers on an average day that are too many"),
-    Key("tamper.cycling_devices", kinds.whole(2, 10**6), TAMPER.cycling_devices, "devices of one subscriber, and of nobody else, that are too many"),
     Key("tamper.box_partners", kinds.whole(2, 1000), TAMPER.box_partners, "SIMs of a device, and devices of a SIM, that make a SIM box"),
-    Key("tamper.box_turns", kinds.whole(3, 10**6), TAMPER.box_turns, "SIMs of a device that make one already where each SIM has two such devices"),
-    Key("tamper.run_min", kinds.whole(2, 10**6), TAMPER.run_min, "serial numbers one after the other that make a run"),
-    Key("tamper.model_devices_min", kinds.whole(2, 10**9), TAMPER.model_devices_min, "devices of a TAC from which its software versions are known"),
+    Key("tamper.box_numbers", kinds.whole(2, 10**6), TAMPER.box_numbers, "devices of one SIM, and of nobody else, that make it a SIM of a box"),
     Key("tamper.new_model_devices", kinds.whole(2, 10**9), TAMPER.new_model_devices, "devices with the same unknown TAC from which it is rather a new model"),
-    Key("tamper.duplicate_threshold", kinds.whole(2, 10**6), TAMPER.duplicate_threshold, "DIRBS: subscribers of a device"),
-    Key("tamper.duplicate_daily_avg", kinds.number(1, 1000, "subscribers"), TAMPER.duplicate_daily_avg, "DIRBS: subscribers on an average day"),
-    Key("tamper.duplicate_days_min", kinds.whole(1, 62), TAMPER.duplicate_days_min, "DIRBS: days on which it must have been seen for that"),
-    Key("tamper.transient_days", kinds.whole(1, 62), TAMPER.transient_days, "DIRBS: days with subscribers who were seen on one day alone"),
-    Key("tamper.transient_subscribers", kinds.whole(2, 10**6), TAMPER.transient_subscribers, "DIRBS: such subscribers"),
     Key("http", kinds.HTTP, "127.0.0.1:9868", "where /metrics, /live and /ready are", live=False),
     Key("workers", kinds.WORKERS, 1, "processes that answer; `auto`: one for each processor", live=False),
     Key("log.level", kinds.word("debug", "info", "warning", "error"), "info", "lowest level of lines that are written", field="log_level"),

@@ -327,11 +327,11 @@ def _files(folder: Path, day: int, time: np.ndarray, device: np.ndarray, version
         .when((pl.col("form") == 3) & (pl.col("version") >= 0)).then(text + shown)
         .otherwise(text).alias("imei"),
         pl.when((pl.col("version") < 0) | pl.Series(silent)[frame["place"]]).then(None).otherwise(shown).alias("software_version"),
-        names.gather(frame["subscriber"]).alias("hashed"), hosts.gather(frame["place"]).alias("origin_host"),
+        names.gather(frame["subscriber"]).alias("hashed"), hosts.gather(frame["place"]).alias("origin_host"), hosts.gather(frame["place"]).alias("peer"),
     )
     whole = frame.select(
         pl.col("time").cast(pl.Datetime("us")), pl.col("time").cast(pl.Datetime("us")).alias("last"), pl.lit(1, pl.UInt32).alias("checks"), "imei",
-        pl.when(pl.col("device") >= 0).then(pl.col("device")).alias("device"), "software_version", pl.col("hashed").alias("subscriber"),
+        pl.when(pl.col("device") >= 0).then(pl.col("device")).alias("device"), "software_version", pl.col("hashed").alias("subscriber"), "peer",
         pl.lit("001010").alias("home"), "origin_host", pl.lit("epc.mnc001.mcc001.3gppnetwork.org").alias("origin_realm"), pl.lit("s13").alias("protocol"),
         pl.lit("whitelisted").alias("status"), pl.lit("default").alias("rule"), pl.lit(None, pl.String).alias("list"), pl.lit(None, pl.String).alias("observed"),
     )  # fmt: skip

@@ -187,7 +187,7 @@ def _write(folder: Path, frame: pl.DataFrame, names: pl.Series) -> None:
     whole = frame.select(
         moment.alias("time"), moment.alias("last"), pl.lit(1, pl.UInt32).alias("checks"), pl.col("device").cast(pl.String).str.zfill(14).alias("imei"), "device",
         pl.when(pl.col("version") >= 0).then(pl.col("version").cast(pl.String).str.zfill(2)).alias("software_version"), names.gather(frame["who"]).alias("subscriber"),
-        pl.lit("001010").alias("home"), pl.format("mme{}-{}.epc.example", "province", "mme").alias("origin_host"), pl.lit("epc.example").alias("origin_realm"),
+        pl.lit("001010").alias("home"), pl.format("mme{}-{}.epc.example", "province", "mme").alias("origin_host"), pl.format("mme{}-{}.epc.example", "province", "mme").alias("peer"), pl.lit("epc.example").alias("origin_realm"),
         pl.lit("s13").alias("protocol"), pl.lit("whitelisted").alias("status"), pl.lit("default").alias("rule"), pl.lit(None, pl.String).alias("list"), pl.lit(None, pl.String).alias("observed"),
     )  # fmt: skip
     for (day,), part in whole.group_by(pl.col("time").dt.strftime("%Y-%m-%d"), maintain_order=True):

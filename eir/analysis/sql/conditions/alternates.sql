@@ -1,9 +1,10 @@
--- Subscribers of one device that alternate within hours, day after day: A, B and A again, where a sale or a repair has A and then B.
--- Two that so often appear at once and never apart in place are the two SIMs of one phone.
+-- Subscribers whose checks follow one another as those of several phones do, at random, and not in blocks or together as one phone's.
 SELECT
-  encounters.device,
-  (1 - POWER(0.8, encounters.return_days))
-    * CASE WHEN encounters.conflict_days = 0 AND encounters.together >= parameters.together_share * encounters.switches THEN 0.1 ELSE 1 END AS strength,
-  CONCAT('days on which its subscribers alternate within hours: ', CAST(encounters.return_days AS VARCHAR), ' (times: ', CAST(encounters.returns AS VARCHAR), ')') AS evidence
-FROM encounters JOIN parameters ON TRUE
-WHERE encounters.return_days >= parameters.return_days
+  device,
+  {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {a_day} * a_day + {crowd} * crowd + {members} * members + {homes} * homes
+    + {switches} * switches + {together} * together + {busy} * busy + {placeless} * placeless + {versionless} * versionless AS says,
+  CONCAT(
+    'subscribers: ', CAST(member_count AS VARCHAR), ', which change ', CAST(switch_count AS VARCHAR), ' times; the busiest two in ', CAST(CAST(COALESCE(runs, 0) AS BIGINT) AS VARCHAR),
+    ' runs, where two phones give ', CAST(CAST(ROUND(COALESCE(expected, 0)) AS BIGINT) AS VARCHAR), ' by chance, give or take ', CAST(CAST(ROUND(2 * COALESCE(deviation, 0)) AS BIGINT) AS VARCHAR)
+  ) AS evidence
+FROM evidence

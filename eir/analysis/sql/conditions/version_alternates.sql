@@ -1,14 +1,10 @@
--- Software versions that go back under one identity, on several days: no phone installs its old firmware again and again.
+-- Software versions that go back with the subscriber, on several days: no phone installs its old firmware again and again. The same version
+-- with all of them speaks for one phone.
 SELECT
-  device, 1 - POWER(0.35, days) AS strength,
-  CONCAT('days on which its software version goes back: ', CAST(days AS VARCHAR), ', between ', highest, ' and ', lowest) AS evidence
-FROM (
-  SELECT device, CAST(COUNT(DISTINCT day) AS BIGINT) AS days, MIN(version) AS lowest, MAX(before_version) AS highest
-  FROM (
-    SELECT device, day, version, LAG(version) OVER (PARTITION BY device ORDER BY time, version) AS before_version
-    FROM steps
-    WHERE NOT version IS NULL
-  ) AS reported
-  WHERE version < before_version
-  GROUP BY device
-) AS back
+  device, {backs} * backs + {backs_again} * backs_again + {same_version} * same_version AS says,
+  CASE
+    WHEN back_days > 0 THEN CONCAT('days on which the software version goes back as the subscriber changes: ', CAST(back_days AS VARCHAR), ', between ', highest, ' and ', lowest)
+    ELSE 'the same software version with all subscribers'
+  END AS evidence
+FROM evidence
+WHERE back_days > 0 OR same_version = 1

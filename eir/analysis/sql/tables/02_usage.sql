@@ -1,7 +1,11 @@
--- Each device with each subscriber.
+-- Each device with each subscriber: the one pass over all sightings. Bit n of days: seen on day n of the window.
 SELECT
-  device, subscriber, CAST(SUM(checks) AS BIGINT) AS checks, MIN(first_seen) AS first_seen, MAX(last_seen) AS last_seen,
-  BIT_OR(days) AS days, CAST(BIT_COUNT(BIT_OR(days)) AS BIGINT) AS day_count, MIN(home) AS home
-FROM detail
-WHERE subscriber IS NOT NULL
-GROUP BY device, subscriber
+  device, subscriber, checks, first_seen, last_seen, days, home, CAST(BIT_COUNT(days) AS BIGINT) AS day_count
+FROM (
+  SELECT
+    device, subscriber, CAST(SUM(checks) AS BIGINT) AS checks, MIN(time) AS first_seen, MAX(last) AS last_seen,
+    BIT_OR(CAST(1 AS BIGINT) << day) AS days, MIN(home) AS home
+  FROM sightings
+  WHERE device IS NOT NULL
+  GROUP BY device, subscriber
+) AS pairs

@@ -1,9 +1,0 @@
--- From one check of a sampled device to the next: between which origins, either way, and how long after; no more, since there are many.
-SELECT CAST(LEAST(origin, before_origin) AS INTEGER) AS a, CAST(GREATEST(origin, before_origin) AS INTEGER) AS b, CAST(gap_s AS REAL) AS gap_s
-FROM (
-  SELECT
-    origins.number AS origin, LAG(origins.number) OVER trail AS before_origin, INSTANT_S(sightings.time) - INSTANT_S(LAG(sightings.last) OVER trail) AS gap_s
-  FROM sightings JOIN sampled ON sightings.device = sampled.device JOIN origins ON sightings.origin_host = origins.origin
-  WINDOW trail AS (PARTITION BY sightings.device ORDER BY sightings.time, origins.number)
-) AS trails
-WHERE NOT before_origin IS NULL

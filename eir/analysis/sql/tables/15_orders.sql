@@ -1,0 +1,29 @@
+-- The two busiest subscribers of each shared device while both were there: in how many runs their checks come (Wald and Wolfowitz). Two
+-- phones give a random order, so that the runs lie within two deviations or so of what is expected; one phone's SIMs come in blocks (fewer
+-- runs) or together (more). Of checks of a SIM within half an hour the first counts: they come in twos and threes.
+SELECT
+  device, a, b, runs, expected, SQRT(GREATEST((expected - 1) * (expected - 2) / GREATEST(a + b - 1, 1), 0.25)) AS deviation, days
+FROM (
+  SELECT device, a, b, runs, days, 1 + 2 * a * b / (a + b) AS expected
+  FROM (
+    SELECT
+      device, CAST(SUM(CASE WHEN subscriber = 1 THEN 1 ELSE 0 END) AS DOUBLE) AS a, CAST(SUM(CASE WHEN subscriber = 2 THEN 1 ELSE 0 END) AS DOUBLE) AS b,
+      CAST(SUM(CASE WHEN subscriber = before_subscriber THEN 0 ELSE 1 END) AS DOUBLE) AS runs,
+      CAST(COUNT(DISTINCT day) AS DOUBLE) AS days
+    FROM (
+      SELECT device, subscriber, day, COALESCE(LAG(subscriber) OVER (PARTITION BY device ORDER BY time, subscriber), 0) AS before_subscriber
+      FROM (
+        SELECT
+          device, subscriber, day, time, INSTANT_S(time) - COALESCE(INSTANT_S(LAG(time) OVER (PARTITION BY device, subscriber ORDER BY time)), 0) AS since_s,
+          MIN(CASE WHEN subscriber = 1 THEN time END) OVER everything AS one_from, MIN(CASE WHEN subscriber = 2 THEN time END) OVER everything AS other_from,
+          MAX(CASE WHEN subscriber = 1 THEN time END) OVER everything AS one_until, MAX(CASE WHEN subscriber = 2 THEN time END) OVER everything AS other_until
+        FROM steps
+        WHERE subscriber <= 2
+        WINDOW everything AS (PARTITION BY device)
+      ) AS two
+      WHERE since_s >= 1800 AND time >= GREATEST(one_from, other_from) AND time <= LEAST(one_until, other_until)
+    ) AS of_two
+    GROUP BY device
+  ) AS counted
+  WHERE a > 0 AND b > 0
+) AS compared
