@@ -130,22 +130,24 @@ def _judged(name: str, made: World) -> dict[str, Any]:
     say(f"{name}: {made.rows:,} sightings")
     with _engine(made) as (engine, judged, seconds):
         theirs = {rule: {device for (device,) in engine.rows(select)} for rule, select in THEIRS.items()}
+        seen = {device for (device,) in engine.rows("SELECT device FROM devices")}
     least = TamperSettings().report_min
     told = {finding.device: finding.score for finding in judged.findings}
     ours = {device for device, score in told.items() if score >= least}
     kinds: defaultdict[str, set[int]] = defaultdict(set)
-    for device, (kind, copies) in made.truth.items():
+    truth = {device: what for device, what in made.truth.items() if device in seen}  # days are missing, and with them some devices
+    for device, (kind, copies) in truth.items():
         kinds[f"clone, {next(label for most, label in BANDS if copies <= most)} copies" if kind == "clone" else kind].add(device)
-    clones = {device for device, (kind, _) in made.truth.items() if kind in {"clone", "taken"}}
-    honest = judged.devices - len(made.truth)
-    wrong = ours - made.truth.keys()
+    clones = {device for device, (kind, _) in truth.items() if kind in {"clone", "taken"}}
+    honest = judged.devices - len(truth)
+    wrong = ours - truth.keys()
     return {
         "network": name, "devices": judged.devices, "honest": honest, "clones": len(clones), "reported": len(ours), "seconds": round(seconds, 1),
         "precision": _share(len(ours & clones), len(ours & clones) + len(wrong)),
         "precision_rare": _share(len(ours & clones) / len(clones) * RARE * honest, len(ours & clones) / len(clones) * RARE * honest + len(wrong)),
         "honest_of_10000": round(len(wrong) / honest * 10_000, 1), "wrongly": [f"{what} {count}" for what, count in Counter(made.hard.get(device, "plain") for device in wrong).most_common()],
-        **{f"{rule}_precision": _share(len(found & made.truth.keys()), len(found)) for rule, found in theirs.items()},
-        "told": [(told.get(device, 0.0), device in clones) for device in {*(told.keys() - made.truth.keys()), *clones}],
+        **{f"{rule}_precision": _share(len(found & truth.keys()), len(found)) for rule, found in theirs.items()},
+        "told": [(told.get(device, 0.0), device in clones) for device in {*(told.keys() - truth.keys()), *clones}],
         "kinds": [
             {
                 "network": name, "kind": kind, "planted": len(planted), "found": len(planted & ours), "recall": _share(len(planted & ours), len(planted)),

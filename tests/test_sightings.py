@@ -258,6 +258,23 @@ def test_a_key_file_that_is_damaged_is_not_replaced(tmp_path):
     assert (tmp_path / KEY_FILE).read_text() == "rubbish\n"
 
 
+def test_one_damaged_file_does_not_keep_the_others_from_being_forgotten(kept):
+    first = next(iter(sorted(kept.state.glob("sightings/*/*.parquet"))))
+    damaged = first.with_name("00-0-damaged.parquet")
+    damaged.write_bytes(first.read_bytes()[:-50])
+    done = kept.eir("sightings", "forget", "--imsi", IMSI, status=1)
+    assert done.stdout.strip() == "1 rows are gone"
+    assert str(damaged) in done.stderr
+
+
+def test_the_newest_file_is_never_pruned_for_its_size(tmp_path):
+    rows = rows_of([]).grouped(Subscribers(OFF))
+    row = pl.DataFrame([{**dict.fromkeys(rows.columns), "time": datetime(2026, 11, 25, 6), "checks": 1}], schema=rows.schema)  # noqa: DTZ001 - as in the files
+    (made,) = files.write(tmp_path, row)
+    assert files.prune(tmp_path, keep_s=10**9, max_bytes=1, now=made.written) == made.bytes
+    assert files.prune(tmp_path, keep_s=10, max_bytes=1, now=made.written + 11) == 0
+
+
 def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):
     made = []
     for at in (NOON, NOON + 101):

@@ -8,8 +8,7 @@ from typing import Any
 from eir.device import device_key
 from eir.errors import EirError
 
-FILE = "tamper-cases.jsonl"
-CONFIRMED, CLEARED = "confirmed", "cleared"
+FILE, CONFIRMED, CLEARED = "tamper-cases.jsonl", "confirmed", "cleared"
 
 
 def decided(state: Path) -> list[dict[str, Any]]:

@@ -39,10 +39,10 @@ class Duck:
 
 
 @contextmanager
-def duck(files: str | Sequence[str], *, since: datetime, until: datetime, memory: int, threads: int | None = None) -> Iterator[Duck]:
+def duck(files: str | Sequence[str], *, since: datetime, until: datetime, memory: int, threads: int | None = None, without: Sequence[str] = ()) -> Iterator[Duck]:
     """An engine with `sightings` from `since` to before `until` (both naive UTC), of the files that a pattern or a list names.
 
-    Raises SetupFault without duckdb, and EirError where the memory or the disk does not suffice or a file cannot be read.
+    `without`: peers whose checks are left out. Raises SetupFault without duckdb, and EirError where the memory or the disk does not suffice or a file cannot be read.
     """
     try:
         import duckdb  # noqa: PLC0415 - takes a while, and only an analysis on this machine needs it
@@ -62,11 +62,11 @@ def duck(files: str | Sequence[str], *, since: datetime, until: datetime, memory
         # Files from before there were peers have no such column.
         source = f"(SELECT * FROM read_parquet({names!r}, union_by_name = true) UNION ALL BY NAME SELECT CAST(NULL AS VARCHAR) AS peer WHERE FALSE) AS recorded"  # noqa: S608 - names of ours
         try:
-            connection.execute(f"CREATE VIEW sightings AS {window(', '.join(SCHEMA), source, since, until)}")
+            connection.execute(f"CREATE VIEW sightings AS {window(', '.join(SCHEMA), source, since, until, without)}")
             yield Duck(connection)
         except duckdb.OutOfMemoryException as e:
             raise EirError(f"the analysis needs more than it may take: tamper.memory is {memory >> 20} MiB ({_first(e)})") from None
-        except (duckdb.IOException, duckdb.InvalidInputException) as e:  # a full disk, a file that is damaged
+        except duckdb.Error as e:  # a full disk, a file that is damaged
             raise EirError(f"the record cannot be judged: {_first(e)}") from None
 
 

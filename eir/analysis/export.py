@@ -25,7 +25,6 @@ def rows(findings: Iterable[Finding], layout: str, made: datetime) -> Iterator[S
         if layout == "eir":
             yield finding.imei, reason, day
         else:
-            genuine = finding.genuine.subscriber if finding.genuine else None
-            copies = [imsi for imsi in finding.users if imsi != genuine and imsi.isdigit() and len(imsi) in IMSI_DIGITS]
+            copies = [imsi for imsi in finding.users if imsi.isdigit() and len(imsi) in IMSI_DIGITS]
             for imsi in copies or [""]:
                 yield finding.imei, imsi, "", day, reason

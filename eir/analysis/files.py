@@ -8,7 +8,7 @@ makes no file take another's place. Imports polars where it writes.
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -93,7 +93,7 @@ def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
     there = found(state)
     total = sum(file.bytes for file in there)
     for file in there:
-        if now - file.written > keep_s or total > max_bytes:
+        if now - file.written > keep_s or (total > max_bytes and file is not there[-1]):  # the newest stays, however large it is
             file.path.unlink(missing_ok=True)
             total -= file.bytes
     for day in (state / FOLDER).glob("*/"):
@@ -113,13 +113,17 @@ def folder_of(state: Path) -> Path:
     return _folder(state / FOLDER)
 
 
-def forget(state: Path, subscribers: Sequence[str]) -> int:
-    """Take every row of these subscribers out of the files; returns how many rows there were. Raises OSError."""
+def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], object] = lambda _: None) -> int:
+    """Take every row of these subscribers out of the files; returns how many there were. `damaged` is told of files that cannot be read. Raises OSError."""
     import polars as pl  # noqa: PLC0415 - for this alone
 
     gone = 0
     for file in found(state):
-        rows = pl.read_parquet(file.path, glob=False)
+        try:
+            rows = pl.read_parquet(file.path, glob=False)
+        except pl.exceptions.PolarsError:
+            damaged(file.path)
+            continue
         kept = rows.filter(~pl.col("subscriber").is_in(list(subscribers)).fill_null(value=False))
         if len(kept) == len(rows):
             continue

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from eir.analysis.conditions import CONDITIONS, HOLDS_FROM, PARAMETERS, PRIOR, SAID, WEIGHTS, TamperSettings
 from eir.analysis.engine import SQL, TABLES, Engine, number
@@ -19,24 +19,10 @@ from eir.errors import SetupFault
 
 SAMPLE_DEVICES = 60_000
 """Devices of one subscriber that show how fast phones move: so many, or one more than half of it, are looked at check by check."""
-ROUNDS_MAX = 30
-"""Of taking away what has too few partners."""
-COPIES_MAX = 50
-"""Subscribers of a device above which nobody asks which is the genuine one."""
 DAYS_MAX = 62
 """Days of one judgement: each is a bit of a 64-bit number."""
-SCORE_MAX = 0.999
-GENUINE_LEAD_DAYS = 7
-"""A subscriber who used the device so long before all others is likely its owner."""
-LIES_MIN, LIES_TIMES = 20, 10
+SCORE_MAX, LIES_MIN, LIES_TIMES = 0.999, 20, 10
 """A peer that alone speaks for a subscriber of so many likely devices, and for so many times as many as others for their checks, is left out."""
-
-
-class Genuine(NamedTuple):
-    """Which of the copies is likely the genuine one."""
-
-    subscriber: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +41,6 @@ class Finding:
     evidence: str
     honest: str
     """What speaks for an honest explanation; empty where nothing does."""
-    genuine: Genuine | None
     confirmed: bool = False
     """An operator said so."""
     users: tuple[str, ...] = ()
@@ -76,7 +61,7 @@ class Finding:
         return {
             "imei": self.imei, "score": self.score, "conditions": list(self.conditions), "subscribers": self.subscribers,
             "first_seen": as_text(self.first_seen), "last_seen": as_text(self.last_seen), "evidence": self.evidence,
-            "honest": self.honest, "sure": self.sure, "copies": self.copies, "genuine": self.genuine._asdict() if self.genuine else None, "confirmed": self.confirmed,
+            "honest": self.honest, "sure": self.sure, "copies": self.copies, "confirmed": self.confirmed,
         }  # fmt: skip
 
 
@@ -91,8 +76,6 @@ class Judgement:
     subscribers: int
     findings: tuple[Finding, ...]
     """The highest score first; without those that an operator cleared."""
-    matched: dict[str, int]
-    """For how many devices each condition holds."""
     left_out: tuple[str, ...]
     """Peers whose word was not believed."""
     places: int
@@ -101,8 +84,6 @@ class Judgement:
     """Numbers of many modules, which a maker may have given to a whole batch: IMEI, subscribers; they are no findings."""
     malformed: tuple[tuple[str, int, int], ...]
     """Origins of checks whose identifier names no device: origin, sightings, subscribers; the most first."""
-    by_day: tuple[tuple[int, int], ...]
-    """Day of the window, and how many reported devices were seen on it."""
 
 
 def judge(
@@ -127,12 +108,10 @@ def judge(
     engine.define("scores", f"""
         SELECT device, score FROM (SELECT device, ROUND(1 / (1 + EXP(-LEAST(GREATEST(odds + {shift:.6f}, -30), 30))), 3) AS score FROM summed) AS judged WHERE score >= {settings.report_min}
     """)  # noqa: S608 - numbers of ours
-    found = [finding for finding in _findings(engine, cases, keep_users=keep_users) if cases.get(finding.device, True)]
-    matched = dict.fromkeys(CONDITIONS, 0) | dict(engine.rows(f"SELECT name, COUNT(*) FROM marks WHERE says >= {HOLDS_FROM} GROUP BY name"))  # noqa: S608 - a number of ours
     return Judgement(
         since=since, until=until, devices=number(engine, "SELECT COUNT(*) FROM devices"), sightings=number(engine, "SELECT COALESCE(SUM(checks), 0) FROM devices"),
-        subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=tuple(found), matched=matched, left_out=tuple(liars),
-        places=number(engine, "SELECT COUNT(*) FROM travel WHERE fastest_s > 300"), by_day=_by_day(engine),
+        subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=tuple(finding for finding in _findings(engine, cases, keep_users=keep_users) if cases.get(finding.device, True)), left_out=tuple(liars),
+        places=number(engine, "SELECT COUNT(*) FROM travel WHERE fastest_s > 300"),
         batches=tuple((key_text(device), who) for device, who in engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")),
         malformed=tuple((str(origin), int(seen), int(who)) for origin, seen, who in engine.rows("""
             SELECT COALESCE(origin_host, ''), SUM(checks), COUNT(DISTINCT subscriber) FROM sightings
@@ -147,8 +126,7 @@ def prepare(engine: Engine, settings: TamperSettings, *, until: datetime) -> Non
         tacs = read_tacs(settings.tac_db) if settings.tac_db else []
     except (OSError, ValueError) as e:
         raise SetupFault(f"tamper.tac_db: {e}") from None
-    columns = ", ".join(f"{float(getattr(settings, name))} AS {name}" for name in PARAMETERS)
-    engine.define("settled", f"SELECT {columns}, TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AS until")
+    engine.define("settled", f"SELECT {', '.join(f'{float(getattr(settings, name))} AS {name}' for name in PARAMETERS)}, TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AS until")
     engine.define("parameters", "SELECT settled.*, 1 AS sample_one_of FROM settled")
     engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", [(origin, *place) for origin, place in settings.origins.items()])
     engine.fill("barred", "tac BIGINT", [(int(tac),) for tac in settings.barred_tacs])
@@ -160,7 +138,7 @@ def _look(engine: Engine, settings: TamperSettings, liars: list[str], progress: 
     engine.fill("liars", "peer VARCHAR", [(peer,) for peer in liars])
     stages = [*TABLES, "box", *CONDITIONS]
     for done, name in enumerate(stages):
-        progress("judging", done, len(stages))
+        progress("judging", done + 1, len(stages))
         if name == "sampled":
             one_of = max(1, number(engine, "SELECT COUNT(*) FROM devices") // SAMPLE_DEVICES)
             engine.define("parameters", f"SELECT settled.*, {one_of} AS sample_one_of FROM settled")  # noqa: S608 - a number of ours
@@ -170,7 +148,6 @@ def _look(engine: Engine, settings: TamperSettings, liars: list[str], progress: 
             _make_box(engine, settings)
         else:
             engine.define(name, condition(name))
-    progress("judging", len(stages), len(stages))
     marks = " UNION ALL ".join(f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS)  # noqa: S608 - names of ours
     # A module's number is in many modules, if its maker was careless: that copies are there says nothing then. A list that has device types tells.
     engine.define("batches", """
@@ -187,25 +164,31 @@ def condition(name: str) -> str:
 
 def _lying(engine: Engine) -> list[str]:
     """Peers that alone speak for subscribers of likely devices, far more often for their checks than others do for other devices."""
-    checks: dict[str, int] = dict(engine.rows("SELECT peer, SUM(checks) FROM claims GROUP BY peer"))
-    spoken: defaultdict[str, set[int]] = defaultdict(set)
-    for peer, device in engine.rows("""
-        SELECT DISTINCT peer, device
-        FROM (
-          SELECT steps.device, steps.subscriber, MIN(steps.peer) AS peer
-          FROM steps JOIN summed ON steps.device = summed.device
-          WHERE summed.odds > 0
-          GROUP BY steps.device, steps.subscriber
-          HAVING MIN(steps.peer) = MAX(steps.peer)
-        ) AS alone
-    """):
-        spoken[peer].add(device)
-    likely = set().union(*spoken.values())
     # One peer's word is all there is where there is one peer.
-    return sorted(
-        peer for peer, devices in spoken.items()
-        if len(devices) >= LIES_MIN and (others := sum(checks.values()) - checks[peer]) and len(devices) * others > LIES_TIMES * checks[peer] * max(len(likely - devices), LIES_MIN / 2)
-    )  # fmt: skip
+    return [peer for (peer,) in engine.rows(f"""
+        WITH spoken AS (
+          SELECT DISTINCT device, peer
+          FROM (
+            SELECT steps.device, steps.subscriber, MIN(steps.peer) AS peer
+            FROM steps JOIN summed ON steps.device = summed.device
+            WHERE summed.odds > 0
+            GROUP BY steps.device, steps.subscriber
+            HAVING MIN(steps.peer) = MAX(steps.peer)
+          ) AS alone
+        ), sent AS (SELECT peer, CAST(SUM(checks) AS DOUBLE) AS checks FROM claims GROUP BY peer)
+        SELECT suspects.peer
+        FROM (SELECT peer, COUNT(*) AS devices FROM spoken GROUP BY peer HAVING COUNT(*) >= {LIES_MIN}) AS suspects
+        JOIN sent ON suspects.peer = sent.peer
+        JOIN (SELECT SUM(checks) AS checks FROM sent) AS everything ON TRUE
+        JOIN (
+          SELECT own.peer, COUNT(DISTINCT CASE WHEN mine.device IS NULL THEN spoken.device END) AS devices
+          FROM sent AS own JOIN spoken ON TRUE LEFT JOIN spoken AS mine ON mine.device = spoken.device AND mine.peer = own.peer
+          GROUP BY own.peer
+        ) AS others ON suspects.peer = others.peer
+        WHERE everything.checks > sent.checks
+          AND suspects.devices * (everything.checks - sent.checks) > {LIES_TIMES} * sent.checks * GREATEST(others.devices, {LIES_MIN / 2})
+        ORDER BY suspects.peer
+    """)]  # noqa: S608 - numbers of ours
 
 
 def calibrated(odds: Iterable[tuple[int, float]], cases: Mapping[int, bool]) -> float:
@@ -221,31 +204,34 @@ def calibrated(odds: Iterable[tuple[int, float]], cases: Mapping[int, bool]) -> 
 
 def _make_box(engine: Engine, settings: TamperSettings) -> None:
     """The table `box`: devices with their subscribers, where both have partners enough, counting only those who have enough themselves."""
-    engine.define("box", "SELECT device, subscriber, 0 AS subscriber_devices FROM usage WHERE subscriber IS NOT NULL")
-    left = -1
-    for _ in range(ROUNDS_MAX):
-        engine.define("counted", """
-            SELECT device, subscriber, COUNT(*) OVER (PARTITION BY device) AS device_subscribers, COUNT(*) OVER (PARTITION BY subscriber) AS subscriber_devices
-            FROM box
-        """)  # fmt: skip
-        engine.define("box", f"SELECT device, subscriber, subscriber_devices FROM counted WHERE device_subscribers >= {settings.box_partners} AND subscriber_devices >= {settings.box_partners}")  # noqa: S608 - a number of ours
-        before, left = left, number(engine, "SELECT COUNT(*) FROM box")
-        if left in {0, before}:
-            break
+    # Where two devices are enough, a try is not, and it takes three checks: a shop has two phones for its customers' SIMs.
+    kinds = ((settings.box_partners, settings.box_partners, 1), (2 * settings.box_partners, 2, 3))
+    for kind, (of_device, of_subscriber, checks) in enumerate(kinds):
+        engine.define("core", f"SELECT device, subscriber, 0 AS subscriber_devices FROM usage WHERE subscriber IS NOT NULL AND checks >= {checks}")  # noqa: S608 - a number of ours
+        left = -1
+        for _ in range(30):
+            engine.define("counted", """
+                SELECT device, subscriber, COUNT(*) OVER (PARTITION BY device) AS device_subscribers, COUNT(*) OVER (PARTITION BY subscriber) AS subscriber_devices
+                FROM core
+            """)  # fmt: skip
+            engine.define("core", f"SELECT device, subscriber, subscriber_devices FROM counted WHERE device_subscribers >= {of_device} AND subscriber_devices >= {of_subscriber}")  # noqa: S608 - numbers of ours
+            before, left = left, number(engine, "SELECT COUNT(*) FROM core")
+            if left in {0, before}:
+                break
+        # Of one pair one row, though both kinds have it.
+        engine.define("box", f"SELECT device, subscriber, MAX(subscriber_devices) AS subscriber_devices FROM ({'SELECT * FROM box UNION ALL ' if kind else ''}SELECT * FROM core) AS of_both GROUP BY device, subscriber")  # noqa: S608 - names of ours
 
 
 def _findings(engine: Engine, cases: Mapping[int, bool], *, keep_users: bool) -> Iterable[Finding]:
     marks: defaultdict[int, list[tuple[float, str, str]]] = defaultdict(list)
     for device, name, says, evidence in engine.rows("SELECT marks.device, marks.name, marks.says, marks.evidence FROM marks JOIN scores ON marks.device = scores.device"):
         marks[device].append((-says, name, evidence))
-    genuine = _genuine(engine)
     users: defaultdict[int, list[str]] = defaultdict(list)
     for device, subscriber in engine.rows("SELECT members.device, members.subscriber FROM members JOIN scores ON members.device = scores.device ORDER BY 1, 2") if keep_users else ():
         users[device].append(subscriber)
-    honest = {device: what for device, *what in engine.rows("SELECT evidence.device, homes, together, same_version FROM evidence JOIN scores ON evidence.device = scores.device")}
-    for device, score, subscribers, regulars, first, last in engine.rows("""
-        SELECT scores.device, scores.score, devices.subscribers, devices.regulars, devices.first_seen, devices.last_seen
-        FROM scores JOIN devices ON scores.device = devices.device
+    for device, score, subscribers, regulars, first, last, honest in engine.rows("""
+        SELECT scores.device, scores.score, devices.subscribers, devices.regulars, devices.first_seen, devices.last_seen, COALESCE(honest.words, '')
+        FROM scores JOIN devices ON scores.device = devices.device LEFT JOIN honest ON scores.device = honest.device
         ORDER BY 2 DESC, 1
     """):
         told = sorted(marks[device])
@@ -253,53 +239,9 @@ def _findings(engine: Engine, cases: Mapping[int, bool], *, keep_users: bool) ->
         confirmed = cases.get(device, False)
         yield Finding(
             device=device, score=SCORE_MAX if confirmed else min(score, SCORE_MAX), conditions=tuple(name for name, _ in holding), subscribers=subscribers, copies=regulars,
-            first_seen=first, last_seen=last, evidence="; ".join(evidence for _, evidence in holding), honest=_honest(*honest.get(device, (0, 0, 0))),
-            genuine=genuine.get(device), confirmed=confirmed, users=tuple(users[device]),
+            first_seen=first, last_seen=last, evidence="; ".join(evidence for _, evidence in holding), honest=honest,
+            confirmed=confirmed, users=tuple(users[device]),
         )  # fmt: skip
-
-
-def _honest(homes: float, together: float, same_version: float) -> str:
-    """What speaks for an honest explanation."""
-    said = {
-        "subscribers of several networks, as a SIM with several IMSIs has": homes, "the same software version with all subscribers": same_version,
-        "changes that come together, as with two SIMs of one phone": together >= 0.1,
-    }  # fmt: skip
-    return "; ".join(text for text, holds in said.items() if holds)
-
-
-class _User(NamedTuple):
-    """What speaks for one of the subscribers of a device."""
-
-    subscriber: str
-    first_seen: datetime
-    days: int
-
-
-def _genuine(engine: Engine) -> dict[int, Genuine]:
-    users: defaultdict[int, list[_User]] = defaultdict(list)
-    for device, *user in engine.rows(f"""
-        SELECT usage.device, usage.subscriber, usage.first_seen, usage.day_count
-        FROM usage JOIN scores ON usage.device = scores.device JOIN devices ON usage.device = devices.device
-        WHERE devices.subscribers BETWEEN 2 AND {COPIES_MAX} AND usage.subscriber IS NOT NULL
-    """):  # noqa: S608 - a number of ours
-        users[device].append(_User(*user))
-    return {device: chosen for device, each in users.items() if len(each) > 1 and (chosen := choose_genuine(each))}
-
-
-def choose_genuine(users: "list[_User]") -> Genuine | None:
-    """Of a device's subscribers the one who is likely its owner: there a week before all others."""
-    first, second, *_ = sorted(users, key=lambda user: user.first_seen)
-    lead_days = (second.first_seen - first.first_seen).days
-    return Genuine(first.subscriber, f"was there {lead_days} days before any other") if lead_days >= GENUINE_LEAD_DAYS and first.days > 2 else None
-
-
-def _by_day(engine: Engine) -> tuple[tuple[int, int], ...]:
-    seen = [0] * (DAYS_MAX + 1)
-    for days, count in engine.rows("SELECT days, COUNT(*) FROM devices JOIN scores ON devices.device = scores.device GROUP BY days"):
-        for day in range(DAYS_MAX + 1):
-            seen[day] += count * (days >> day & 1)
-    last = max((day for day, count in enumerate(seen) if count), default=-1)
-    return tuple(enumerate(seen[: last + 1]))
 
 
 def as_text(moment: datetime) -> str:

@@ -18,7 +18,7 @@ SUPPRESSED_BELOW = 10
 FEW = f"fewer than {SUPPRESSED_BELOW}"
 BANDS = ((1, 1, "one, or not known"), (2, 2, "2"), (3, 3, "3"), (4, 6, "4 to 6"), (7, 20, "7 to 20"), (21, 10**9, "more than 20"))
 """Copies: from, to, and how that is said."""
-BAR_PX, GAP_PX, LABEL_PX, WIDTH_PX, HIGH_PX = 18, 8, 330, 720, 150
+BAR_PX, GAP_PX, LABEL_PX, WIDTH_PX = 18, 8, 330, 720
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbf9;--card:#fff;--ink:#1c1e21;--soft:#5b6168;--line:#dcdfe3;--bar:#2563a8;--strong:#a8321f}
@@ -66,11 +66,9 @@ class Bar(NamedTuple):
 def page(found: Judgement) -> str:
     """The page of a fraud desk: every device, its score, and what speaks against it."""
     findings = found.findings
-    certain = sum(finding.score >= CERTAIN for finding in findings)
     charts = [
         _bars("What was found", "devices for which each condition holds", _by_condition(findings)),
         _bars("How many phones share an identity", "devices by their regular subscribers", _by_copies(findings)),
-        _columns("Day by day", "reported devices seen on each day", found.by_day, found),
         _bars("Models", "reported devices by TAC, the ten with most", [Bar(tac, count, f"{count:,}") for tac, count in Counter(finding.imei[:8] for finding in findings).most_common(10)]),
     ]  # fmt: skip
     rows = "".join(map(_row, findings[:ROWS_MAX]))
@@ -84,11 +82,11 @@ def page(found: Judgement) -> str:
         left += "<p>All checks come from one place, so place says nothing.</p>"
     said = "; ".join(f"from {least:.2f} on {share:.0%}" for least, share in SAID)
     table = (
-        "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>For an honest explanation<th>Likely genuine</thead>"
+        "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>For an honest explanation</thead>"
         f"<tbody>{rows}</tbody></table>{more}" if findings else "<p>Nothing was found.</p>"
     )  # fmt: skip
     return _document("Devices with a tampered identity", found, f"""
-<div class=figures>{_figure(len(findings), 'devices reported')}{_figure(certain, 'of them 0.95 and more')}{_figure(found.devices, 'devices seen')}{_figure(found.subscribers, 'subscribers')}{_figure(found.sightings, 'checks')}</div>
+<div class=figures>{_figure(len(findings), 'devices reported')}{_figure(sum(finding.score >= CERTAIN for finding in findings), 'of them 0.95 and more')}{_figure(found.devices, 'devices seen')}{_figure(found.subscribers, 'subscribers')}{_figure(found.sightings, 'checks')}</div>
 {left}<div class=charts>{''.join(charts)}</div>
 <section><h2>Devices, the likeliest first</h2><p class=soft>The score is the share of such devices that are tampered with. In made networks that nothing was fitted to it was: {said}.</p>{table}</section>{wrong}""")
 
@@ -165,24 +163,10 @@ def _bars(title: str, says: str, bars: Sequence[Bar]) -> str:
     return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {high}" role="img" aria-label="{escape(f"{title}: {read}")}">{"".join(drawn)}</svg><figcaption>{escape(says)}</figcaption></figure>'
 
 
-def _columns(title: str, says: str, values: Sequence[tuple[int, int]], found: Judgement) -> str:
-    """A column for each day."""
-    most = max((value for _, value in values), default=0) or 1
-    wide = (WIDTH_PX - 50) / max(len(values), 1)
-    drawn = [f'<text class="soft" x="42" y="14" text-anchor="end">{most:,}</text><text class="soft" x="42" y="{HIGH_PX}" text-anchor="end">0</text>']
-    for number, (_, value) in enumerate(values):
-        tall = value / most * (HIGH_PX - 4)
-        drawn.append(f'<rect class="bar" x="{50 + number * wide:.1f}" y="{HIGH_PX - tall:.1f}" width="{max(wide - 3, 1):.1f}" height="{tall:.1f}" rx="1"><title>{value:,}</title></rect>')
-    ends = f'<text class="soft" x="50" y="{HIGH_PX + 18}">{found.since:%d %b %Y}</text><text class="soft" x="{WIDTH_PX}" y="{HIGH_PX + 18}" text-anchor="end">{found.until:%d %b %Y}</text>'
-    return f'<figure><h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH_PX} {HIGH_PX + 26}" role="img" aria-label="{escape(f"{title}: at most {most:,} {says}")}">{"".join(drawn)}{ends}</svg><figcaption>{escape(says)}</figcaption></figure>'
-
-
 def _row(finding: Finding) -> str:
-    genuine = f"<code>{escape(finding.genuine.subscriber[:15])}</code><br>{escape(finding.genuine.why)}" if finding.genuine else "cannot be told"
-    strong = " class=certain" if finding.score >= CERTAIN else ""
     return (
-        f"<tr><td><code>{finding.imei}</code><td class=n><span{strong}>{finding.score:.3f}</span><td class=n>{finding.subscribers:,}"
-        f"<td><time>{finding.first_seen:%Y-%m-%d}</time><td><time>{finding.last_seen:%Y-%m-%d}</time><td>{escape(finding.evidence)}<td>{escape(finding.honest)}<td>{genuine}"
+        f"<tr><td><code>{finding.imei}</code><td class=n><span{' class=certain' * (finding.score >= CERTAIN)}>{finding.score:.3f}</span><td class=n>{finding.subscribers:,}"
+        f"<td><time>{finding.first_seen:%Y-%m-%d}</time><td><time>{finding.last_seen:%Y-%m-%d}</time><td>{escape(finding.evidence)}<td>{escape(finding.honest)}"
     )
 
 

@@ -5,13 +5,12 @@ from typing import Any
 
 from eir.analysis.conditions import CONDITIONS, PRIOR
 from eir.analysis.engine import Engine
-from eir.analysis.judge import Finding, Judgement, as_text
+from eir.analysis.judge import Judgement, as_text
 from eir.device import key_text
 
 RULES = "2"
 """Version of the conditions and their weights."""
-EXAMPLES = 20
-SAMPLE = 400
+EXAMPLES, SAMPLE = 20, 400
 
 
 def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dic
         "imei": key_text(device), "since": as_text(found.since), "until": as_text(found.until), "rules": RULES, "base_rate": PRIOR,
         "finding": finding.as_json() if finding else None,
         "says": [{"condition": name, "means": CONDITIONS[name], "log_odds": round(says, 2), "evidence": evidence} for name, says, evidence in said],
-        "against": against(finding, found),
+        "against": [*([finding.honest] if finding and finding.honest else []), *([] if found.places else ["all checks come from one place, so place says nothing"])],
         "subscribers": [
             {"subscriber": who, "home": home, "checks": checks, "days": days, "first_seen": as_text(first), "last_seen": as_text(last)}
             for who, home, checks, days, first, last in users
@@ -49,9 +48,3 @@ def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dic
         ],
         "left_out": list(found.left_out), "decisions": [each for each in decisions if each["imei"][:14] == key_text(device)],
     }  # fmt: skip
-
-
-def against(finding: Finding | None, found: Judgement) -> list[str]:
-    """What speaks for an honest explanation, and what could not be looked at."""
-    said = [finding.honest] if finding and finding.honest else []
-    return [*said, *(["All checks come from one place, so place says nothing."] if not found.places else [])]

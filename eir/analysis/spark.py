@@ -71,11 +71,11 @@ class Spark:
 
 
 @contextmanager
-def spark(files: str | Sequence[str], *, since: datetime, until: datetime, master: str, work: str) -> Iterator[Spark]:
+def spark(files: str | Sequence[str], *, since: datetime, until: datetime, master: str, work: str, without: Sequence[str] = ()) -> Iterator[Spark]:
     """An engine with `sightings` from `since` to before `until` (both naive UTC), of the files that a pattern or a list names.
 
     `master`: as Spark names it, spark://HOST:PORT, yarn, k8s://…, or local[2] in this process. `work`: a folder, as a path or URL that
-    every worker reaches. Raises SetupFault without pyspark, and EirError for what Spark cannot do.
+    every worker reaches. `without`: peers whose checks are left out. Raises SetupFault without pyspark, and EirError for what Spark cannot do.
     """
     try:
         import sqlglot  # noqa: F401, PLC0415 - so that it is missed before anything is started
@@ -95,7 +95,7 @@ def spark(files: str | Sequence[str], *, since: datetime, until: datetime, maste
     try:
         columns = ", ".join(f"{name} {TYPES.get(kind, kind)}" for name, kind in SCHEMA.items()).replace("TIMESTAMP", "TIMESTAMP_NTZ")
         session.read.schema(columns).parquet(*([files] if isinstance(files, str) else files)).createOrReplaceTempView("recorded")
-        session.sql(translated(window(", ".join(SCHEMA), "recorded", since, until))).createOrReplaceTempView("sightings")
+        session.sql(translated(window(", ".join(SCHEMA), "recorded", since, until, without))).createOrReplaceTempView("sightings")
         yield Spark(session, own)
     except (PySparkException, Py4JError) as e:
         raise EirError(f"the record cannot be judged on Spark at {master}: {_first(e)}") from None

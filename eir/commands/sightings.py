@@ -80,6 +80,7 @@ def forget(
     """Take a subscriber out of the record.
 
     Its rows go, under whichever key it was hashed. It is on record again when it is asked about again. Copies of the files, and events that went out, are elsewhere.
+    Exit status 1 if a file is damaged: the others are done.
     """
     try:
         imsi_key(imsi)
@@ -87,9 +88,12 @@ def forget(
         raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
     checked = load_config(config)
     _write_down(checked)
+    damaged: list[Path] = []
     with acting_in(checked.state):
-        gone = files.forget(checked.state, forms(checked.state, imsi))
+        gone = files.forget(checked.state, forms(checked.state, imsi), damaged.append)
     show_one({"rows": gone}, f"{gone:,} rows are gone", as_json=as_json)
+    if damaged:
+        raise fail(f"these files are damaged, and may name the subscriber still; remove them: {', '.join(map(str, damaged))}")
 
 
 def take_in(

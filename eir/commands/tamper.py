@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 import typer
 
 from eir.analysis.cases import CLEARED, CONFIRMED, cases, decide, decided
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, owned_alike, who, with_store
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, who, with_store
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, show_one
 from eir.config import Config, load_config
@@ -182,7 +182,7 @@ def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json
     if not checked.state.is_dir():
         raise EirError(f"the state folder {checked.state} does not exist; eir serve or eir load makes it")
     with_store(checked, lambda store: store.record(event), fresh=False)
-    with owned_alike(checked.state):
+    with acting_in(checked.state):
         decide(checked.state, decision)
     show_one(decision, f"{decision['imei']} is {verdict}", as_json=as_json)
 
@@ -250,13 +250,14 @@ def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "A
         there = [path for day in days for path in sorted(map(str, Path(files(config.state)).parent.parent.glob(f"{day}/*.parquet")))]
     if not there:
         raise EirError(f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}: the section `sightings` of the configuration has a node keep them; --until looks at an earlier time")
+    without = [peer.label for peer in config.peers if not peer.expected]  # a probe, an auditor: nobody's phone
     if where.spark is not None and where.work is not None:
         from eir.analysis.spark import spark  # noqa: PLC0415 - for those who have a cluster
 
-        return spark(there, since=begin, until=end, master=where.spark, work=where.work)
+        return spark(there, since=begin, until=end, master=where.spark, work=where.work, without=without)
     from eir.analysis.duck import duck  # noqa: PLC0415 - for those who have none
 
-    return duck(there, since=begin, until=end, memory=config.tamper.memory)
+    return duck(there, since=begin, until=end, memory=config.tamper.memory, without=without)
 
 
 def _write_csv(findings: "Iterable[Finding]", out: TextIO) -> None:
@@ -264,8 +265,7 @@ def _write_csv(findings: "Iterable[Finding]", out: TextIO) -> None:
     columns: list[str] = []
     for finding in findings:
         row: dict[str, Any] = finding.as_json()
-        genuine = row.pop("genuine") or {}
-        row |= {"conditions": "|".join(row["conditions"]), "genuine": genuine.get("subscriber", ""), "genuine_why": genuine.get("why", "")}
+        row |= {"conditions": "|".join(row["conditions"])}
         if not columns:
             columns = list(row)
             writer.writerow(columns)

@@ -10,6 +10,7 @@ one place, and its SIMs are where it is. Shares no code with the analysis and kn
   (registered together, and each for itself at times), SIMs with several IMSIs, routers that fail over for a while, families that lend a phone.
 - Phones that change hands: sales, repairs, numbers that move, shops' phones, testers' SIMs, loan phones, refurbishers, a laboratory.
 - Copies: as many bodies with one number, each somebody's own, 2, 3, 4 to 6, 7 to 20 or more; a part are sold in one region; some come later.
+- Models: six years of them; the list of TACs lacks two that are just coming out, and in one row all of the last six months.
 - SIM boxes of three kinds: ports with a number each through which SIMs go round; SIMs with a new number every second check; a new number
   every few days. One number in a share of all phones. Modules of which a whole batch has one number.
 """
@@ -117,7 +118,8 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
     rng.shuffle(tacs)
     popular = 1 / np.arange(1, len(tacs) + 1) ** 1.05
     popular /= popular.sum()
-    age_days = rng.integers(20, 6 * 365, len(tacs))
+    age_days = rng.integers(days + 30, 6 * 365, len(tacs))
+    age_days[[8, 500]] = 15  # two models that are just coming out: one that many have, and one that few have
     usual = rng.integers(1, 60, len(tacs))
     usual_of = dict(zip(tacs.tolist(), usual.tolist(), strict=True))
     stock = np.unique(tacs[rng.choice(len(tacs), people * 3 + 20_000, p=popular)].astype(np.int64) * 10**6 + rng.integers(0, 10**6, people * 3 + 20_000))
