@@ -30,8 +30,8 @@ WEIGHTS: Mapping[str, float] = {
 PRIOR, HOLDS_FROM = 0.005, 0.5
 """Share of devices that are tampered with, before anything was seen: in Pakistan's register 0.88 million of some 190 million IMEIs were cloned. Log
 odds from which a condition is named in a finding."""
-SAID = ((0.95, 0.0), (0.9, 0.0), (0.8, 0.0), (0.7, 0.0))
-"""Score from which on, up to the one before → share of such devices that were tampered with in made networks that nothing was fitted to."""
+SAID = ((0.95, 0.97), (0.9, 0.9), (0.8, 0.8), (0.7, 0.75), (0.6, 0.65))
+"""Score from which on, up to the one before → share of such devices that were tampered with, at least, in made networks that nothing was fitted to."""
 
 
 class Place(NamedTuple):
