@@ -6,9 +6,7 @@ import urllib.request
 import pytest
 from wire import until
 
-from eir.operate import http
-from eir.operate.http import HttpServer
-from eir.web import http1
+from eir.operate.http import HttpLimits, HttpServer
 from eir.web.http1 import Conversation, Response
 
 PAGE = Response(200, "text/plain; charset=utf-8", b"page\n")
@@ -37,8 +35,19 @@ def told():
 
 
 @pytest.fixture
-async def server(told):
-    made = HttpServer({"/page": lambda: PAGE, "/slow": slow_page, "/broken": broken_page}, report=reporting_to(told))
+def limits():
+    """Those of the server; a test that is about them gives its own."""
+    return HttpLimits()
+
+
+@pytest.fixture
+def pages():
+    return {"/page": lambda: PAGE, "/slow": slow_page, "/broken": broken_page}
+
+
+@pytest.fixture
+async def server(told, limits, pages):
+    made = HttpServer(pages, report=reporting_to(told), limits=limits)
     made.address = await made.listen("127.0.0.1", 0)
     yield made
     await made.close()
@@ -165,8 +174,8 @@ async def test_what_is_no_request_ends_the_connection_and_nothing_else(connect, 
     assert (await good.ask(GET))[0] == 200
 
 
-async def test_a_silent_client_is_dropped(monkeypatch, connect):
-    monkeypatch.setattr(http, "REQUEST_S", 0.05)
+@pytest.mark.parametrize("limits", [HttpLimits(request_s=0.05)])
+async def test_a_silent_client_is_dropped(connect):
     silent, half = await connect(), await connect()
     half.writer.write(GET[:10])
     assert await silent.ended() == b""
@@ -176,8 +185,8 @@ async def test_a_silent_client_is_dropped(monkeypatch, connect):
 @pytest.mark.parametrize(
     "begins", [b"GET /", b"GET /page HTTP/1.1\r\nHost: ", b"POST /page HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"]
 )
-async def test_a_request_that_never_ends_is_dropped(monkeypatch, connect, begins):
-    monkeypatch.setattr(http, "REQUEST_S", 0.3)
+@pytest.mark.parametrize("limits", [HttpLimits(request_s=0.3)])
+async def test_a_request_that_never_ends_is_dropped(connect, begins):
     client = await connect()
     client.writer.write(begins)
     ended = asyncio.create_task(client.ended())
@@ -187,16 +196,16 @@ async def test_a_request_that_never_ends_is_dropped(monkeypatch, connect, begins
     assert await ended == b""
 
 
-async def test_a_request_has_its_time_from_the_answer_before_it(monkeypatch, connect):
-    monkeypatch.setattr(http, "REQUEST_S", 0.5)
+@pytest.mark.parametrize("limits", [HttpLimits(request_s=0.5)])
+async def test_a_request_has_its_time_from_the_answer_before_it(connect):
     client = await connect()
     for _ in range(4):
         assert (await client.ask(GET))[0] == 200
         await asyncio.sleep(0.2)
 
 
-async def test_for_one_connection_too_many_the_oldest_goes(monkeypatch, connect):
-    monkeypatch.setattr(http, "CONNECTIONS_MAX", 2)
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=2)])
+async def test_for_one_connection_too_many_the_oldest_goes(connect):
     held = [await connect() for _ in range(2)]  # and never say anything
     scrape = await connect()
     assert (await scrape.ask(GET))[0] == 200
@@ -207,8 +216,8 @@ async def test_for_one_connection_too_many_the_oldest_goes(monkeypatch, connect)
     assert (await scrape.ask(GET))[0] == 200
 
 
-async def test_any_number_of_connections_at_once(monkeypatch, connect):
-    monkeypatch.setattr(http, "CONNECTIONS_MAX", 3)
+@pytest.mark.parametrize("limits", [HttpLimits(connections_max=3)])
+async def test_any_number_of_connections_at_once(connect):
     clients = [await connect() for _ in range(50)]
     assert [await client.ended() for client in clients[:-3]] == [b""] * 47
     for client in clients[-3:]:
@@ -245,14 +254,16 @@ async def test_ipv6():
     await server.close()
 
 
-async def test_a_connection_has_its_requests_and_its_time(monkeypatch, connect):
-    monkeypatch.setattr(http1, "REQUESTS_MAX", 2)
+@pytest.mark.parametrize("limits", [HttpLimits(requests_max=2)])
+async def test_a_connection_has_its_requests(connect):
     client = await connect()
     assert "connection" not in (await client.ask(GET))[1]
     assert (await client.ask(GET))[1]["connection"] == "close"
     assert await client.ended() == b""
-    monkeypatch.setattr(http1, "REQUESTS_MAX", 10**6)
-    monkeypatch.setattr(http, "CONNECTION_S", 0.3)
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(requests_max=10**6, connection_s=0.3)])
+async def test_a_connection_has_its_time(connect):
     busy = await connect()
 
     async def ask_for_ever():
@@ -263,7 +274,7 @@ async def test_a_connection_has_its_requests_and_its_time(monkeypatch, connect):
         await ask_for_ever()
 
 
-async def test_others_have_their_turn_beside_clients_that_pipeline(server, connect):
+async def test_others_have_their_turn_beside_clients_that_pipeline(pages, connect):
     """Ten connections with hundreds of requests each: in one turn of the loop each of them gets one answer."""
     made, held, loop = [], [], asyncio.get_running_loop()
 
@@ -276,7 +287,7 @@ async def test_others_have_their_turn_beside_clients_that_pipeline(server, conne
         if len(made) < 3000:
             loop.call_soon(turn, len(made))
 
-    server._pages["/page"] = page
+    pages["/page"] = page
     loop.call_soon(turn, 0)
     for _ in range(10):
         (await connect()).writer.write(GET * 300)
@@ -284,8 +295,8 @@ async def test_others_have_their_turn_beside_clients_that_pipeline(server, conne
     assert max(held) <= 10
 
 
-async def test_a_page_too_large_is_not_sent(monkeypatch, connect, told):
-    monkeypatch.setattr(http, "BODY_BYTES_MAX", 3)
+@pytest.mark.parametrize("limits", [HttpLimits(body_bytes_max=3)])
+async def test_a_page_too_large_is_not_sent(connect, told):
     assert (await (await connect()).ask(GET))[0] == 500
     assert told == [("page_failed", "/page", "it has 5 bytes")]
 
@@ -294,7 +305,7 @@ class TestWithoutIo:
     """The conversation alone, fed byte by byte."""
 
     def test_requests_and_answers(self):
-        conversation = Conversation()
+        conversation = Conversation(1000)
         found = []
         for octet in GET + b"HEAD /page?x HTTP/1.1\r\nHost: x\r\n\r\n":
             conversation.receive(bytes([octet]))
@@ -305,13 +316,13 @@ class TestWithoutIo:
 
     @pytest.mark.parametrize("octets", [b"\0", b"GET /page HTTP/1.1\r\n\r\n", b"G" * 20_000])
     def test_what_is_no_request_ends_it(self, octets):
-        conversation = Conversation()
+        conversation = Conversation(1000)
         conversation.receive(octets)
         assert conversation.next_request() is None
         assert conversation.over
 
     def test_a_client_that_ends(self):
-        conversation = Conversation()
+        conversation = Conversation(1000)
         conversation.receive(GET)
         assert conversation.next_request() == ("GET", "/page")
         conversation.answer(PAGE)

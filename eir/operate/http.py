@@ -6,6 +6,7 @@ two requests of one connection others have their turn.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from eir.errors import Report
@@ -14,14 +15,25 @@ from eir.operate.status import NOT_READY, Status, WorkerReport
 from eir.web.http1 import REQUEST_BYTES_MAX, Conversation, Request, Response
 
 TEXT = "text/plain; charset=utf-8"
-REQUEST_S = 30.0
-"""A connection that brings no whole request in this time, in whatever small pieces, or does not take the answer in it, is closed."""
-CONNECTION_S = 3600.0
-"""How long a connection may last, however busy it is."""
-CONNECTIONS_MAX = 100
-"""At once; for a further one the oldest is closed: a client that holds connections keeps no probe and no scrape out."""
-BODY_BYTES_MAX = 64 << 20
-"""Of an answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """How much a client may take of the server."""
+
+    request_s: float = 30.0
+    """A connection that brings no whole request in this time, in whatever small pieces, or does not take the answer in it, is closed."""
+    connection_s: float = 3600.0
+    """How long a connection may last, however busy it is."""
+    requests_max: int = 1000
+    """Of one connection; the answer to the last one says that it closes."""
+    connections_max: int = 100
+    """At once; for a further one the oldest is closed: a client that holds connections keeps no probe and no scrape out."""
+    body_bytes_max: int = 64 << 20
+    """Of an answer."""
+
+
+DEFAULT = HttpLimits()
 
 Page = Callable[[], Response | Awaitable[Response]]
 
@@ -29,8 +41,9 @@ Page = Callable[[], Response | Awaitable[Response]]
 class HttpServer:
     """Serves the pages (path → callable) until `close`."""
 
-    def __init__(self, pages: Mapping[str, Page], *, report: Report) -> None:
+    def __init__(self, pages: Mapping[str, Page], *, report: Report, limits: HttpLimits = DEFAULT) -> None:
         self._pages = pages
+        self._limits = limits
         self._report = report
         self._server: asyncio.Server | None = None
         self._tasks: dict[asyncio.Task[None], None] = {}
@@ -55,11 +68,11 @@ class HttpServer:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         there = [each for each in self._tasks if not each.cancelling()]
-        if len(there) >= CONNECTIONS_MAX:
+        if len(there) >= self._limits.connections_max:
             there[0].cancel()
         self._tasks[task] = None
         try:
-            async with asyncio.timeout(CONNECTION_S):
+            async with asyncio.timeout(self._limits.connection_s):
                 await self._converse(reader, writer)
         except (OSError, TimeoutError, asyncio.CancelledError):
             pass  # the client is gone or silent: nobody to tell
@@ -68,14 +81,14 @@ class HttpServer:
             writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        conversation = Conversation()
+        conversation = Conversation(self._limits.requests_max)
         while not conversation.over:
-            async with asyncio.timeout(REQUEST_S):
+            async with asyncio.timeout(self._limits.request_s):
                 while (request := conversation.next_request()) is None and not conversation.over:
                     conversation.receive(await reader.read(REQUEST_BYTES_MAX))
             if request is not None:
                 writer.write(conversation.answer(await self._answer(request)))
-                async with asyncio.timeout(REQUEST_S):
+                async with asyncio.timeout(self._limits.request_s):
                     await writer.drain()
                 await asyncio.sleep(0)
 
@@ -90,7 +103,7 @@ class HttpServer:
             response = made if isinstance(made, Response) else await made
         except Exception as e:  # noqa: BLE001 - whatever it is: a scrape that sees a closed connection learns nothing
             return self._failed(request.path, f"{type(e).__name__}: {e}")
-        if len(response.body) > BODY_BYTES_MAX:
+        if len(response.body) > self._limits.body_bytes_max:
             return self._failed(request.path, f"it has {len(response.body)} bytes")
         return response
 

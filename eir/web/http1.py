@@ -9,8 +9,6 @@ import h11
 
 REQUEST_BYTES_MAX = 16 * 1024
 """Of a request line and its headers."""
-REQUESTS_MAX = 1000
-"""Of one connection; the answer to the last one says that it closes."""
 
 
 class Request(NamedTuple):
@@ -32,10 +30,11 @@ class Response(NamedTuple):
 class Conversation:
     """The connection. `over`: nothing more is to be read from it; what `answer` gave is to be sent before it is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, requests_max: int) -> None:
+        """`requests_max`: the answer to the last of so many says that the connection closes."""
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES_MAX)
         self._request: h11.Request | None = None
-        self._left = REQUESTS_MAX
+        self._left = requests_max
         self.over = False
 
     def receive(self, data: bytes) -> None:
