@@ -48,9 +48,9 @@ class Clock:
         return self.time
 
 
-def checker(tmp_path, *issuers, clock=None, **more):
+def checker(tmp_path, *issuers, clock=None, ticks=None, remembered_max=4096, **more):
     settings = settings_of(tmp_path, sets=[jwks(*issuers)], **more)
-    return Asked(settings, load_keys(read_keys(settings)), now=clock or Clock(), ticks=Clock())
+    return Asked(settings, load_keys(read_keys(settings)), now=clock or Clock(), ticks=ticks or Clock(), remembered_max=remembered_max)
 
 
 def test_a_good_token_names_who_asks(tmp_path, issuer):
@@ -219,9 +219,8 @@ def test_a_verified_token_is_not_verified_again_and_ends_in_time(tmp_path, issue
     assert checks.subject(token).reason == "expired"
 
 
-def test_what_is_remembered_is_bounded_and_holds_no_refused_token(tmp_path, issuer, monkeypatch):
-    monkeypatch.setattr(tokens, "REMEMBERED_MAX", 4)
-    checks = checker(tmp_path, issuer)
+def test_what_is_remembered_is_bounded_and_holds_no_refused_token(tmp_path, issuer):
+    checks = checker(tmp_path, issuer, remembered_max=4)
     for number in range(9):
         assert checks.subject(bearer(issuer.token(NOW, sub=f"amf-{number}"))) == f"amf-{number}"
         assert checks.subject(bearer(issuer.token(NOW, aud="AMF"))).reason == "audience"
@@ -232,8 +231,7 @@ def test_bad_tokens_of_one_peer_take_only_so_much_time(tmp_path, issuer, monkeyp
     looked, clock = [], Clock()
     signed_by = tokens._signed_by
     monkeypatch.setattr(tokens, "_signed_by", lambda *them: looked.append(1) or signed_by(*them))
-    checks = checker(tmp_path, issuer, clock=clock)
-    checks._ticks = clock
+    checks = checker(tmp_path, issuer, clock=clock, ticks=clock)
     good, bad = bearer(issuer.token(NOW)), [bearer(raw({"alg": "ES256"}, GOOD, b"%d" % number)) for number in range(200)]
     assert checks.subject(good) == AMF
     reasons = [checks.subject(token).reason for token in bad]

@@ -105,8 +105,11 @@ def load_keys(files: KeyFiles) -> tuple[VerifyKey, ...]:
 class Tokens:
     """Checks tokens by the keys that are in force. `now`: seconds since 1970; `ticks`: seconds that never go back."""
 
-    def __init__(self, settings: TokenSettings, keys: Sequence[VerifyKey], *, now: Callable[[], float], ticks: Callable[[], float]) -> None:
-        self._now, self._ticks = now, ticks
+    def __init__(
+        self, settings: TokenSettings, keys: Sequence[VerifyKey], *, now: Callable[[], float], ticks: Callable[[], float],
+        remembered_max: int = REMEMBERED_MAX,
+    ) -> None:  # fmt: skip
+        self._now, self._ticks, self._remembered_max = now, ticks, remembered_max
         self._verified: dict[bytes, _Verified] = {}
         self._refused: dict[bytes, Denied] = {}
         self._bad_ones: dict[str, Purse] = {}
@@ -151,7 +154,7 @@ class Tokens:
                 purse.take(self._ticks())
                 _remember(self._refused, authorization, refusal, REFUSED_MAX)
             return refusal
-        _remember(self._verified, authorization, verified, REMEMBERED_MAX)
+        _remember(self._verified, authorization, verified, self._remembered_max)
         return verified.subject
 
     def _verify(self, token: bytes) -> _Verified:
