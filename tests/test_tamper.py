@@ -293,6 +293,43 @@ def test_subscribers_seen_on_one_day_are_no_evidence(judge_rows):
     assert judge_rows([*crowd, *phones("a")]).findings == ()
 
 
+@pytest.mark.parametrize(("minutes", "conflicts"), [(54, 20), (56, 0)])
+def test_a_conflict_is_sooner_by_five_minutes_than_a_phone_gets_there(judge_rows, minutes, conflicts):
+    rows = [(at + late, IMEI, who, mme, None) for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", minutes / 60))]
+    said = "; ".join(finding.evidence for finding in judge_rows(rows, report_min=0).findings)
+    assert (f"days at two places at once: {conflicts} (times: {conflicts})" in said) is bool(conflicts)
+    assert ("two places" in said) is bool(conflicts)
+
+
+@pytest.mark.parametrize(("days", "found"), [(4, True), (3, False)])
+def test_ports_are_a_box_from_four_days_on(judge_rows, days, found):
+    rows = [(turn * 4, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01") for turn in range(days * 6) for port in range(8)]
+    assert ("sim_box" in judge_rows(rows, report_min=0).findings[0].conditions) is found
+
+
+@pytest.mark.parametrize(("numbers", "found"), [(5, True), (4, False)])
+def test_a_sim_of_a_box_uses_up_five_devices(judge_rows, numbers, found):
+    rows = [(number * 50 + late, f"3520991234{number:04d}", "a", "mme1", "01") for number in range(numbers) for late in (0, 5)]
+    assert bool(judge_rows(rows).findings) is found
+
+
+def test_a_laboratory_and_a_refurbisher_are_no_box(judge_rows):
+    laboratory = [(at * 30 + number / 2, f"3520991111{at:04d}", f"card{number}", "mme1", "01") for at in range(10) for number in range(4)]
+    refurbished = [(at * 7 + number / 3, f"3520992222{at:04d}", f"try{(at + number) % 6}", "mme1", "01") for at in range(60) for number in range(5)]
+    sold = [(at * 7 + later, f"3520992222{at:04d}", f"buyer{at}", "mme1", "01") for at in range(0, 60, 2) for later in (60, 90, 110, 130)]
+    assert judge_rows([*laboratory, *refurbished, *sold]).findings == ()
+
+
+def test_versions_that_go_back_on_a_second_day_say_more(judge_rows):
+    def score(days):
+        rows = [(at + late, IMEI, who, "mme1", "33" if who == "a" or at >= days * DAY else "05") for at in EACH_DAY for who, late in (("a", 0), ("b", 3), ("a", 7), ("b", 11))]
+        (finding,) = (each for each in judge_rows([*rows, *OTHERS], report_min=0).findings if each.imei == IMEI)
+        assert f"as the subscriber changes: {days}, between 33 and 05" in finding.evidence
+        return finding.score
+
+    assert score(1) < 0.01 < score(2)
+
+
 def test_scores_are_shifted_by_cases():
     odds = [(number, 2.0) for number in range(100)]
     assert calibrated(odds, {}) == 0

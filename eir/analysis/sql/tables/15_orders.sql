@@ -14,7 +14,7 @@ FROM (
       SELECT device, subscriber, day, COALESCE(LAG(subscriber) OVER (PARTITION BY device ORDER BY time, subscriber), 0) AS before_subscriber
       FROM (
         SELECT
-          device, subscriber, day, time, INSTANT_S(time) - COALESCE(INSTANT_S(LAG(time) OVER (PARTITION BY device, subscriber ORDER BY time)), 0) AS since_s,
+          device, subscriber, day, time, instant_s - COALESCE(LAG(instant_s) OVER (PARTITION BY device, subscriber ORDER BY instant_s), 0) AS since_s,
           MIN(CASE WHEN subscriber = 1 THEN time END) OVER everything AS one_from, MIN(CASE WHEN subscriber = 2 THEN time END) OVER everything AS other_from,
           MAX(CASE WHEN subscriber = 1 THEN time END) OVER everything AS one_until, MAX(CASE WHEN subscriber = 2 THEN time END) OVER everything AS other_until
         FROM steps
