@@ -288,6 +288,15 @@ def test_who_claims_another_s_origin_is_not_believed(tmp_path):
         assert judge(engine, TamperSettings(), since=START, until=UNTIL).findings == ()
 
 
+def test_checks_of_probes_and_auditors_are_left_out(tmp_path):
+    write(tmp_path, [*TAMPERED["conflict"], (5, "000000000000000", "z", "audit", None)], peers={"mme2": "it's"})
+    found = {}
+    for without in ((), ("audit",), ("audit", "it's")):
+        with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28, without=without) as engine:
+            found[without] = [finding.imei for finding in judge(engine, TamperSettings(), since=START, until=UNTIL).findings]
+    assert list(found.values()) == [["00000000000000", IMEI], [IMEI], []]
+
+
 def test_subscribers_seen_on_one_day_are_no_evidence(judge_rows):
     crowd = [(at * 0.4, IMEI, f"s{at % 20}", f"mme{at % 2}", "05" if at % 2 else "33") for at in range(55)]
     assert judge_rows([*crowd, *phones("a")]).findings == ()
