@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -155,17 +154,19 @@ MAPS_LATE = """
 from pathlib import Path
 
 import eir.daemon.worker as worker
-from eir.lists.image import ImageError
+from eir.lists.image import Image, ImageError
 
-mapped = worker.mapped
+class Late(Image):
+    pass
 
-def late(descriptors, known):
-    image = mapped(descriptors, known)
+def late(descriptor):
+    image = Image.map(descriptor)
     if not Path({!r}).exists():
         raise ImageError("not yet")
     return image
 
-worker.mapped = late
+Late.map = late
+worker.Image = Late
 """
 """Body of a sitecustomize.py by which a worker fails to map lists until a file is there."""
 
@@ -221,33 +222,6 @@ class TestNode:
         until(lambda: running.get("/ready") == (200, "ready\n"))
         assert {line["worker"] for line in running.lines("image_failed", list="stolen", detail="not yet")} == {"0", "1"}
         assert await ask(await connect(running), LISTED) == BLACK
-
-    async def test_a_small_change_leaves_the_memory_of_the_rest_where_it_is(self, crew, connect):  # noqa: F811  # a fixture
-        tacs = [f"0010{number:04d}000007" for number in range(60)]
-        asked = LISTED, UNLISTED, *tacs[:5]
-        crew.load([LISTED, *tacs], serial=2)
-        running = crew.start()
-        mme, pids = await connect(running), children(running.pid) | {"front": running.pid}
-        (before,) = memory_of_lists(pids["worker-0"])
-
-        async def answers(mme, rows):
-            return [await ask(mme, imei) for imei in asked] == [BLACK if imei in rows else WHITE for imei in asked]
-
-        rows = {LISTED, *tacs}
-        for serial, added, removed in ((3, {UNLISTED}, {tacs[0]}), (4, {tacs[0]}, {LISTED, tacs[1]})):
-            rows = (rows | added) - removed
-            files = [crew.folder / f"{serial}-{role}.csv" for role in ("added", "removed")]
-            for file, each in zip(files, (added, removed), strict=True):
-                file.write_text("\n".join(["imei", *each, ""]))
-            await asyncio.to_thread(crew.load, *files, serial=serial, base=serial - 1)
-            await until_async(partial(answers, mme, rows))
-            for process in ("worker-0", "worker-1", "front", "follower"):
-                await until_async(lambda p=process: before in (found := memory_of_lists(pids[p])) and len(found) == 2)
-        both = memory_of_lists(running.pid)
-        for process in ("follower", "worker-0", "worker-1"):
-            os.kill(pids[process], signal.SIGKILL)
-            await until_async(lambda p=process: children(running.pid).get(p, pids[p]) != pids[p] and memory_of_lists(children(running.pid)[p]) == both)
-        assert await answers(await connect(running), rows)
 
     async def test_old_lists_are_let_go_although_nobody_asks(self, crew, connect):  # noqa: F811  # a fixture
         running = crew.start()

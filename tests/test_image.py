@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from made import page, pages_of
 
 from eir.device import MEID_BASE, imsi_key
-from eir.lists import amended
-from eir.lists.amended import whole
 from eir.lists.chunks import PageRows, chunk_of
 from eir.lists.entries import entries_of
 from eir.lists.image import BODY_AT, SECTIONS, VERSION, Image, ImageError
@@ -81,16 +79,14 @@ def holds_what_they_say(image, pages, now):
     if compiled.COMPILED:
         asked = sorted(key for key in asked if key < PAGE_KEYS << 32)
         for key, found in zip(asked, compiled.table_of(image).find(np.array(asked, np.uint64), now), strict=True):
-            assert (found == YES) is image.holds(key, now) or (found == MAYBE and image.layers[-1].has_pairs)
+            assert (found == YES) is image.holds(key, now) or (found == MAYBE and image.has_pairs)
     if not whole:
         assert list(image.keys(now)) == sorted(devices)
 
 
-@pytest.mark.parametrize("share", [0, amended.SHARE])
 @pytest.mark.parametrize("pages", [device_pages, pairs_pages])
-def test_an_image_holds_what_its_pages_say(pages, share, monkeypatch):
-    """Made whole, or with what changed, and changed again, before it."""
-    monkeypatch.setattr(amended, "SHARE", share)
+def test_an_image_holds_what_its_pages_say(pages):
+    """Made of all pages, or of the image before and of those that changed, and changed again."""
 
     @given(some(pages), some(pages), some(pages), st.sampled_from([0.0, NOW, 2.0**33]))
     @settings(max_examples=100)
@@ -103,7 +99,7 @@ def test_an_image_holds_what_its_pages_say(pages, share, monkeypatch):
             after = [there[number] for number in sorted(there)]
             image = image_with(image, each)
             holds_what_they_say(image, after, now)
-            assert bytes(whole(image).buffer) == bytes(image_of(after).buffer)
+            assert bytes(image.buffer) == bytes(image_of(after).buffer)
 
     holds_the_same()
 
@@ -112,47 +108,11 @@ def descriptors():
     return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
-class TestAmended:
-    """What few pages changed of stands before what was there, which is not made again."""
-
-    BEFORE = tuple(page(number, range(number, number + 40)) for number in range(100, 200))
-
-    def test_only_what_changed_is_made(self):
-        image = image_of(self.BEFORE)
-        changed = image_with(image, [page(150, [7]), page(151, [])])
-        assert changed.layers[1] is image
-        assert len(changed.layers[0].buffer) < len(image.buffer)
-        again = image_with(changed, [page(151, [8]), page(300, [9])])
-        assert again.layers[1] is image
-        assert [key for key in again.keys(NOW) if key // PAGE_KEYS in {149, 150, 151, 300}] == [
-            *range(149_000_149, 149_000_189), 150_000_007, 151_000_008, 300_000_009,
-        ]  # fmt: skip
-        assert list(changed.keys(NOW)) == list(whole(changed).keys(NOW))
-
-    def test_one_image_is_made_of_both_once_a_share_of_all_changed(self):
-        image = image_of(self.BEFORE)
-        for number in range(100, 113):
-            image = image_with(image, [page(number, [1])])
-        assert len(image.layers) == 1
-        assert sum(1 for _ in image.keys(NOW)) == 87 * 40 + 13
-
-    def test_a_layer_that_is_mapped_already_stays_as_it_is(self):
-        image = image_of(self.BEFORE)
-        changed = image_with(image, [page(150, [7])])
-        both = amended.mapped([os.dup(layer.descriptor) for layer in changed.layers], image)
-        assert both.layers[1] is image
-        assert both.layers[0] is not changed.layers[0]
-        assert list(both.keys(NOW)) == list(changed.keys(NOW))
-        assert amended.mapped([os.dup(image.descriptor)], None) is not image
-
-    def test_what_cannot_be_mapped_leaves_no_descriptor_behind(self):
-        image, before = image_of(self.BEFORE), descriptors()
-        bad = os.memfd_create("bad")
-        with pytest.raises(ImageError, match="cut short"):
-            amended.mapped([bad, os.dup(image.descriptor)], None)
-        with pytest.raises(ImageError, match="not 3"):
-            amended.mapped([os.dup(image.descriptor) for _ in range(3)], None)
-        assert descriptors() == before
+def test_what_cannot_be_mapped_leaves_no_descriptor_behind():
+    before = descriptors()
+    with pytest.raises(ImageError, match="cut short"):
+        Image.map(os.memfd_create("bad"))
+    assert descriptors() == before
 
 
 @given(st.sets(st.integers(0, 2**40) | st.integers(0, 300_000), max_size=200), st.integers(1, 5))

@@ -2,7 +2,7 @@
 
 import getpass
 import socket
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from node import LISTED, TRACKED, UNLISTED, until
@@ -15,12 +15,14 @@ from eir.operate import status
 from eir.operate.control import ask as control
 from eir.operate.http import pages
 from eir.operate.metrics import FAMILIES
-from eir.operate.status import Status, WorkerReport
+from eir.operate.status import Following, Status, WorkerReport
 
 HEALTHY = {
-    "missing": (), "lists": {}, "store_up": True, "lost": {}, "from_copy": (), "overridden": False, "checks": 0,
+    "missing": (), "lists": {}, "overridden": False, "checks": 0,
     "connected": {"mme": 1}, "shedding": (), "disabled": (),
 }  # fmt: skip
+
+FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
 
 
 def reports(**changes):
@@ -41,9 +43,15 @@ def report(told):
 
 
 @pytest.fixture
-def node(report):
+def following():
+    """How the follower is, for a test to change."""
+    return [FOLLOWING]
+
+
+@pytest.fixture
+def node(report, following):
     """The status of a node that listens."""
-    made = Status(workers=1, pid=1, report=report)
+    made = Status(workers=1, pid=1, following=lambda: following[0], report=report)
     made.listening.append("tcp://127.0.0.1:3868")
     return made
 
@@ -59,7 +67,7 @@ async def shown(node, found, path="/ready"):
 
 def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw_it(report):
     now = 10_000.0
-    node = Status(workers=2, pid=1, report=report, now=lambda: now)
+    node = Status(workers=2, pid=1, following=lambda: FOLLOWING, report=report, now=lambda: now)
     node.listening.append("tcp://127.0.0.1:3868")
 
     def summary(refused, newest):
@@ -183,9 +191,10 @@ async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_st
     assert (await shown(node, reports(missing=["stolen"]))).status == 503  # a worker that came back without it
 
 
-def test_each_change_of_readiness_is_one_line(node, told):
+def test_each_change_of_readiness_is_one_line(node, told, following):
     away = "the store is away; answers go on from memory"
-    node.tell(reports(store_up=False))
+    following[0] = replace(FOLLOWING, store_up=False)
+    node.tell(reports())
     assert told == [("serving", away)]
     lost = "the store lost list stolen (it shows serial 1); the memory stays in force"
     changes = [
@@ -196,11 +205,13 @@ def test_each_change_of_readiness_is_one_line(node, told):
         ({"store_up": False, "lost": {"stolen": "serial 1"}}, [("degraded", f"{away}; {lost}")]),
         ({"lost": {"stolen": "serial 1"}}, [("degraded", lost)]),
         ({"lost": {"stolen": "serial 1"}}, []),
+        ({"from_copy": ["stolen"]}, [("degraded", "list stolen is this node's last good copy")]),
         ({}, [("ready", None)]),
     ]
     for changed, lines in changes:
         told.clear()
-        node.tell(reports(**changed))
+        following[0] = replace(FOLLOWING, **changed)
+        node.tell(reports())
         assert told == lines
     told.clear()
     node.tell([])

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 from eir.config import Config
 from eir.daemon.channel import Channel, Handlers
 from eir.daemon.faults import call_failed
-from eir.daemon.listed import Listed, all_of, hand_over
+from eir.daemon.listed import Listed, hand_over
 from eir.daemon.setup import kinds_of
 from eir.daemon.starter import Process
 from eir.daemon.workers import watch
 from eir.errors import Report
-from eir.lists.amended import ListImage, mapped
-from eir.lists.image import ImageError
+from eir.lists.image import Image, ImageError
 from eir.lists.store import ListState
 from eir.operate import metrics
 from eir.operate.status import Following
@@ -26,10 +25,10 @@ class Followed:
     """What the follower has handed in. `changed` gets each list that it hands in; `complete` is called once these are all."""
 
     def __init__(
-        self, config: Config, *, changed: Callable[[Listed, ListImage], None], complete: Callable[[], None], report: Report
+        self, config: Config, *, changed: Callable[[Listed, Image], None], complete: Callable[[], None], report: Report
     ) -> None:
         self._config, self._changed, self._all_there, self._report = config, changed, complete, report
-        self._lists: dict[str, tuple[Listed, ListImage]] = {}
+        self._lists: dict[str, tuple[Listed, Image]] = {}
         self._complete = False
         """It has handed in, at some time, all that it found at its start."""
         self._channel: Channel | None = None
@@ -99,13 +98,12 @@ class Followed:
         self._complete = True
         self._all_there()
 
-    def _handed(self, what: Listed, *descriptors: int | None) -> None:
-        if (memory := all_of(descriptors)) is None:
+    def _handed(self, what: Listed, memory: int | None) -> None:
+        if memory is None:
             self._report("image_failed", level="error", list=what.name, detail="the front has no descriptor left for it")
             return
         try:
-            known = self._lists.get(what.name)
-            image = mapped(memory, known[1] if known else None)
+            image = Image.map(memory)
         except (ImageError, OSError) as e:
             self._report("image_failed", level="error", list=what.name, detail=str(e))
             return

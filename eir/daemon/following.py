@@ -18,13 +18,12 @@ import uvloop
 from eir.config import Config
 from eir.daemon.channel import Channel
 from eir.daemon.faults import call_failed, report_faults
-from eir.daemon.listed import Listed, all_of, hand_over
+from eir.daemon.listed import Listed, hand_over
 from eir.daemon.priority import BESIDE_NICE, Aside, give_way
 from eir.daemon.setup import kinds_of, tell_in_force
 from eir.errors import place_of
 from eir.follow.follower import Follower
-from eir.lists.amended import ListImage, mapped
-from eir.lists.image import ImageError
+from eir.lists.image import Image, ImageError
 from eir.lists.index import Index
 from eir.lists.store import ListState
 from eir.operate import metrics
@@ -115,15 +114,15 @@ class _Process:
             if store is not None:
                 await store.close()
 
-    def _in_force_already(self, what: Listed, *descriptors: int | None) -> None:
-        if self._all_there.is_set() or (memory := all_of(descriptors)) is None:
+    def _in_force_already(self, what: Listed, memory: int | None) -> None:
+        if memory is None:
             return  # then it is read from the store
         with suppress(ImageError, OSError):  # as above
-            image = mapped(memory, None)
+            image = Image.map(memory)
             if (entries := self._index.lists.get(what.name)) is not None and entries.kind == what.kind:
                 self._index.switch(what.name, what.state, image)
 
-    def _switched(self, name: str, state: ListState, image: ListImage, before: ListImage | None) -> None:
+    def _switched(self, name: str, state: ListState, image: Image, before: Image | None) -> None:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         tell_in_force(self._log.report, name, state)
         hand_over(self._channel, Listed(name, self._index.lists[name].kind, state), image)
@@ -136,6 +135,6 @@ class _Process:
         return {"eir_store_errors_total": metrics.by_label(self._follower.errors)}
 
 
-def _trim(_before: ListImage | None) -> None:
+def _trim(_before: Image | None) -> None:
     with suppress(OSError, AttributeError):  # not every C library has it
         ctypes.CDLL(None).malloc_trim(0)

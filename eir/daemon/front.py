@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, SetupFault, StoreError
 from eir.follow.history import HistoryKeeper
-from eir.lists.amended import ListImage
+from eir.lists.image import Image
 from eir.lists.patience import STOOD_STILL, in_time
 from eir.lists.store import ACCEPTED, FORCED, REFUSED, Event, Outcome, utc_text
 from eir.n5g.nrf import Standing
@@ -54,7 +54,7 @@ from eir.operate.http import HttpServer, pages
 from eir.operate.log import Log
 from eir.operate.looking import RUN, Looking
 from eir.operate.owner import as_owner_of
-from eir.operate.status import NOT_READY, ExpiryReminder, Status, WorkerReport
+from eir.operate.status import NOT_READY, ExpiryReminder, Status
 from eir.s13.compiled import LANE
 from eir.stores.open import open_copy, open_store
 
@@ -130,8 +130,8 @@ class Front:
         self._workers = Workers(
             config.workers, self._configured, self._followed, gone=self._acceptor.gone, changed=self._workers_changed, report=report
         )
-        self._status = Status(workers=config.workers, pid=os.getpid(), report=report)
-        self._http = HttpServer(pages(self.snapshot, self._reports, self._status, report=report), report=report)
+        self._status = Status(workers=config.workers, pid=os.getpid(), following=lambda: self._followed.how, report=report)
+        self._http = HttpServer(pages(self.snapshot, self._workers.reports, self._status, report=report), report=report)
         self._control = ControlServer(config.state, self._commands(), report=report)
         path = config.control_read
         self._control_read = None if path is None else ControlServer(path.parent, {RUN: Looking(config.path).run}, name=path.name, report=report)
@@ -279,16 +279,11 @@ class Front:
         start = self._starter.start
         self._crew.keep(name, lambda: start(name, worker.run, number, self._origin_state_id, carrying=shared), attend, serves=True)
 
-    def _list_changed(self, listed: Listed, image: ListImage) -> None:
+    def _list_changed(self, listed: Listed, image: Image) -> None:
         self._workers.put_in_force(listed, image)
 
     def _lists_complete(self) -> None:
         self._workers.complete()
-
-    async def _reports(self) -> list[WorkerReport]:
-        """How each worker is, and the follower."""
-        reports, how = await self._workers.reports(), self._followed.how
-        return [replace(report, store_up=how.store_up, lost=how.lost, from_copy=how.from_copy) for report in reports]
 
     def _workers_changed(self) -> None:
         if self._workers.all_started:
@@ -305,7 +300,7 @@ class Front:
         told = False
         while not self._stop.is_set():
             if self._workers.all_started:
-                missing = dict.fromkeys(name for report in await self._reports() for name in report.missing)
+                missing = dict.fromkeys(name for report in await self._workers.reports() for name in report.missing)
                 boot = self._config.boot_without_lists
                 if missing and not told:
                     self._log.report("lists_missing", level="warning", lists=",".join(missing), boot_without_lists=boot)
@@ -358,7 +353,7 @@ class Front:
     # ---- what is looked at again and again ----
 
     async def _look(self) -> None:
-        reports = await self._reports()
+        reports = await self._workers.reports()
         self._status.tell(reports)
         serving = self._status.readiness(reports).word != NOT_READY
         self._standing = Standing(serving=serving, load=round(100 * max((report.load for report in reports), default=0)))
@@ -428,11 +423,11 @@ class Front:
         }
 
     async def _show_status(self) -> dict[str, Any]:
-        return self._status.document(await self._reports())
+        return self._status.document(await self._workers.reports())
 
     async def _in_force(self) -> dict[str, Any]:
         """What the node answers by, for commands that compare it with file and store."""
-        reports = await self._reports()
+        reports = await self._workers.reports()
         if not reports:
             raise EirError("no worker has its lists yet: ask again in a moment")
         return {
@@ -477,7 +472,7 @@ class Front:
 
     async def _reload_by_command(self) -> str:
         said = await self._reload(await asker())
-        missing = dict.fromkeys(name for report in await self._reports() for name in report.missing)
+        missing = dict.fromkeys(name for report in await self._workers.reports() for name in report.missing)
         return "; ".join([said, *(f"list {name} has never been loaded: load it first" for name in missing)])
 
     async def _reload(self, who: str) -> str:

@@ -68,13 +68,13 @@ def run(end: socket.socket, config: Config, receiver: int | None) -> int:
     """Be that process until the workers have ended. Returns the exit status; raises EirError if it cannot begin."""
     if receiver is None:
         raise EirError("there is no descriptor left for the socket over which workers hand over what they have seen")
+    import eir.analysis.batches  # noqa: F401, PLC0415 - polars takes a fifth of a second: before others go first, or a busy host never gives it
+
     give_way(NICE)  # but take what they hand over, on a busy host too
     return uvloop.run(_keep_record(end, config, socket.socket(fileno=receiver)))
 
 
 async def _keep_record(end: socket.socket, config: Config, receiver: socket.socket) -> int:
-    import eir.analysis.batches  # noqa: F401, PLC0415 - polars takes a fifth of a second, and here that is in nobody's way
-
     log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
     report_faults(log.report)
     channel = Channel(end)

@@ -31,7 +31,7 @@ from eir.config import Config
 from eir.daemon import state_folder
 from eir.daemon.channel import Channel, ChannelError, Handlers
 from eir.daemon.faults import call_failed, report_faults
-from eir.daemon.listed import Listed, all_of
+from eir.daemon.listed import Listed
 from eir.daemon.recorded import buffer_for
 from eir.daemon.setup import kinds_of, limits_of, listeners_of, missing_lists, overload_of
 from eir.diameter.admission import Claim, Order
@@ -40,7 +40,6 @@ from eir.diameter.node import Node
 from eir.diameter.rate import Grants, shared_memory
 from eir.diameter.transport.tls import Tls, TlsFiles, load_tls
 from eir.errors import EirError
-from eir.lists.amended import ListImage, mapped
 from eir.lists.clock import TrustedClock
 from eir.lists.image import Image, ImageError
 from eir.lists.index import Index
@@ -213,7 +212,7 @@ class Worker:
     n5g: N5gServer
     tls: Tls | None
     sightings: Buffer | None
-    arrived: asyncio.Queue[tuple[Listed, ListImage] | None] = field(default_factory=asyncio.Queue)
+    arrived: asyncio.Queue[tuple[Listed, Image] | None] = field(default_factory=asyncio.Queue)
     """Lists that are to be taken over; None: these are all."""
     prepared: Prepared | None = None
     """What `take_over` puts in force."""
@@ -256,13 +255,12 @@ class Worker:
 
     # ---- what the front hands over ----
 
-    def put_in_force(self, what: Listed, *descriptors: int | None) -> None:
+    def put_in_force(self, what: Listed, memory: int | None) -> None:
         """Map a list's memory, and put it in force when its turn comes."""
-        if (memory := all_of(descriptors)) is None:
+        if memory is None:
             return  # the front hands it over again
         try:
-            known = self.index.lists.get(what.name)
-            self.arrived.put_nowait((what, mapped(memory, known.image if known else None)))
+            self.arrived.put_nowait((what, Image.map(memory)))
         except (ImageError, OSError) as e:
             self.log.report("image_failed", level="error", list=what.name, detail=str(e))
 
@@ -296,7 +294,7 @@ class Worker:
                 except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and takes the next one
                     self.log.report("fault", reason="lists", level="error", detail=repr(e))
 
-    async def _put_in_force(self, listed: Listed, image: ListImage) -> None:
+    async def _put_in_force(self, listed: Listed, image: Image) -> None:
         """Put a list in force, of which the front hands over the last version once more if it was not here yet."""
         entries = self.index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
@@ -308,9 +306,8 @@ class Worker:
             self._note_slice(began)
             await asyncio.sleep(0)
             began = time.perf_counter()
-        for layer in before.layers if before else ():
-            if layer not in image.layers:
-                self.replaced.put_nowait(layer)
+        if before is not None:
+            self.replaced.put_nowait(before)
 
     async def _give_back(self) -> None:
         """Give back the memory of images that are no longer in force, with pauses.

@@ -19,7 +19,7 @@ from eir.daemon.starter import START_S, Process
 from eir.daemon.worker import Configured
 from eir.diameter.admission import Admission, Claim, Order
 from eir.errors import EirError, Report
-from eir.lists.amended import ListImage
+from eir.lists.image import Image
 from eir.lists.store import ListState
 from eir.operate import metrics
 from eir.operate.status import WorkerReport, merged_peers
@@ -134,7 +134,7 @@ class Workers:
                 return True
         return False
 
-    def put_in_force(self, listed: Listed, image: ListImage) -> None:
+    def put_in_force(self, listed: Listed, image: Image) -> None:
         """Have every worker take over a list."""
         for worker in self._workers.values():
             hand_over(worker.channel, listed, image)

@@ -18,9 +18,8 @@ from eir.follow.copy import CopyKeeper, Relation, relation
 from eir.follow.heavy import Heavy, while_large
 from eir.follow.kept import ImageFiles
 from eir.follow.proof import PROOF_MASK, Proof
-from eir.lists.amended import ListImage
 from eir.lists.chunks import Chunk
-from eir.lists.image import ImageError
+from eir.lists.image import Image, ImageError
 from eir.lists.imaging import chunks_of, image_with
 from eir.lists.index import DeviceList, Index
 from eir.lists.making import make
@@ -57,7 +56,7 @@ class Follower:
     """
 
     def __init__(
-        self, store: ListStore, index: Index, *, report: Report, on_switch: Callable[[str, ListState, ListImage, ListImage | None], None],
+        self, store: ListStore, index: Index, *, report: Report, on_switch: Callable[[str, ListState, Image, Image | None], None],
         copy: ListStore | None = None, heal: bool = True, who: str = "eir", folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.up = False
@@ -299,7 +298,7 @@ class Follower:
             there.update((page.number, page) for page in pages)
         return state, [there.get(number) or Page(number, b"") for number in numbers]
 
-    def _switch(self, name: str, entries: DeviceList, state: ListState, image: ListImage) -> bool:
+    def _switch(self, name: str, entries: DeviceList, state: ListState, image: Image) -> bool:
         """The one moment at which a list changes; False if the configuration has let go of it."""
         if self._index.lists.get(name) is not entries:
             return False
@@ -315,7 +314,7 @@ class Follower:
         if self._files is not None and entries.state is not None and entries.image is not None:
             self._files.keep(name, entries.state.content_digest, entries.image, self._proofs[name])
 
-    async def _read_file(self, name: str, wanted: ListState) -> tuple[ListImage, Proof] | None:
+    async def _read_file(self, name: str, wanted: ListState) -> tuple[Image, Proof] | None:
         if self._files is None:
             return None
         try:
@@ -381,7 +380,7 @@ async def _batches(source: ListStore, name: str) -> AsyncGenerator[tuple[ListSta
                 return
 
 
-async def _made(name: str, work: Callable[[], ListImage]) -> ListImage:
+async def _made(name: str, work: Callable[[], Image]) -> Image:
     """An image that is made in a thread: whoever asks this process something meanwhile is answered."""
     try:
         return await asyncio.to_thread(work)

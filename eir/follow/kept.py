@@ -15,7 +15,6 @@ import numpy as np
 
 from eir.follow.heavy import Heavy
 from eir.follow.proof import PROOF_MASK, Proof
-from eir.lists.amended import ListImage, whole
 from eir.lists.image import Image, ImageError
 
 FOLDER = "images"
@@ -43,11 +42,11 @@ class ImageFiles:
 
     def __init__(self, state: Path, failed: Callable[[str, Exception], None]) -> None:
         self._folder, self._failed = state / FOLDER, failed
-        self._due: dict[str, tuple[float, str, ListImage, Proof]] = {}
+        self._due: dict[str, tuple[float, str, Image, Proof]] = {}
 
-    def keep(self, name: str, digest: str, image: ListImage, proof: Proof) -> None:
+    def keep(self, name: str, digest: str, image: Image, proof: Proof) -> None:
         """Have the image of a list with this content digest written, unless another one comes soon, or the file has that content then."""
-        if sum(len(layer.buffer) for layer in image.layers) >= SMALL_BYTES:
+        if len(image.buffer) >= SMALL_BYTES:
             self._due[name] = time.monotonic() + SAVE_AFTER_S, digest, image, proof
 
     async def run(self, heavy: Heavy) -> None:
@@ -95,16 +94,15 @@ class ImageFiles:
                 if path.name not in names:
                     path.unlink()
 
-    def _write(self, name: str, digest: str, image: ListImage, proof: Proof) -> None:
+    def _write(self, name: str, digest: str, image: Image, proof: Proof) -> None:
         self._folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
-        written = whole(image)
-        fresh, marks = self._folder / f".{name}", proof.marks(written.numbers)
+        fresh, marks = self._folder / f".{name}", proof.marks(image.numbers)
         descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
         try:
             with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor, for its mode
                 file.write(bytes.fromhex(digest) + len(marks).to_bytes(COUNT_BYTES, "little") + marks.tobytes())
                 file.flush()
-                written.save(descriptor, file.tell())
+                image.save(descriptor, file.tell())
             fresh.replace(self._folder / name)
         except BaseException:
             fresh.unlink()

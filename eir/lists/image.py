@@ -156,11 +156,6 @@ class Image:
             raise ImageError("the bytes of an image do not have the digest that it says")
         return image
 
-    @property
-    def layers(self) -> "tuple[Image, ...]":
-        """It stands alone: see eir.lists.amended."""
-        return (self,)
-
     def has_page(self, number: int) -> bool:
         """It says something about the keys of this page, if only that there are none."""
         return self._devices.page(number) >= 0

@@ -6,8 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from eir.lists.amended import ListImage, amended
-from eir.lists.chunks import Chunk, Numbers, PageRows, chunk_of_pages, chunks_of_rows, joined
+from eir.lists.chunks import Chunk, Numbers, PageRows, chunk_of_pages, chunks_of_rows, joined, with_changes
 from eir.lists.image import Image
 from eir.lists.making import make
 from eir.lists.pages import PAGE_KEYS, Page, Sections, decode_sections
@@ -25,9 +24,9 @@ def image_of(pages: Sequence[Page]) -> Image:
     return make(chunks_of(pages))
 
 
-def image_with(image: ListImage, pages: Sequence[Page]) -> ListImage:
+def image_with(image: Image, pages: Sequence[Page]) -> Image:
     """Another image: this one with these pages in place of those of the same number. Raises ValueError if one is damaged, and OSError."""
-    return amended(image, {page.number: rows_of(page) for page in pages})
+    return make([with_changes(image.chunk(), {page.number: rows_of(page) for page in pages})])
 
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:

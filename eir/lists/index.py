@@ -8,7 +8,7 @@ which a row that has ended could answer, however it came here: by a switch, an a
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from eir.lists.amended import ListImage
+from eir.lists.image import Image
 from eir.lists.settings import PAIRS
 from eir.lists.store import ListState
 
@@ -25,11 +25,11 @@ class DeviceList:
         self.name, self.kind, self.now = name, kind, now
         self.state: ListState | None = None
         """Of the release that is in memory; None before the first one."""
-        self.image: ListImage | None = None
+        self.image: Image | None = None
         """What is in memory of it."""
         self._ends = False
 
-    def put(self, state: ListState, image: ListImage) -> None:
+    def put(self, state: ListState, image: Image) -> None:
         """See Index.switch."""
         self.state, self.image, self._ends = state, image, image.has_ends
 
@@ -96,7 +96,7 @@ class Index:
                 kept = (PairList if kind == PAIRS else DeviceList)(name, kind, self.now)
             self.lists[name] = kept
 
-    def switch(self, name: str, state: ListState, image: ListImage) -> ListImage | None:
+    def switch(self, name: str, state: ListState, image: Image) -> Image | None:
         """Put in force what list `name` is from now on; returns the image that was in force before, if it is another one."""
         before = self.lists[name].image
         self.lists[name].put(state, image)

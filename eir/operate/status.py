@@ -67,10 +67,6 @@ class WorkerReport:
     """By peer label: Unix time at which the newest open connection began."""
     lost_paths: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By peer label: its addresses that SCTP does not reach at present."""
-    store_up: bool = False
-    lost: Mapping[str, str] = field(default_factory=dict)
-    from_copy: Sequence[str] = ()
-    """The last three as in Following: the front adds them."""
 
 
 class Readiness(NamedTuple):
@@ -82,10 +78,16 @@ class Readiness(NamedTuple):
 
 
 class Status:
-    """What is known of a node over time. `pid` is the process that signals go to, `workers` how many there should be."""
+    """What is known of a node over time.
 
-    def __init__(self, *, workers: int, pid: int, report: Report, now: Callable[[], float] = time.time) -> None:
+    `pid` is the process that signals go to, `workers` how many there should be; `following` says how the follower is now.
+    """
+
+    def __init__(
+        self, *, workers: int, pid: int, following: Callable[[], Following], report: Report, now: Callable[[], float] = time.time
+    ) -> None:
         self._workers = workers
+        self._following = following
         self._pid = pid
         self._report = report
         self._now = now
@@ -123,12 +125,11 @@ class Status:
         degraded = [text for text in never.values() if text not in not_ready]
         if 0 < len(reports) < self._workers:
             degraded.append(f"{len(reports)} of {self._workers} workers answer")
-        if not all(report.store_up for report in reports):
+        how = self._following()
+        if reports and not how.store_up:
             degraded.append("the store is away; answers go on from memory")
-        lost = {name: shown for report in reports for name, shown in report.lost.items()}
-        degraded += [f"the store lost list {name} (it shows {shown}); the memory stays in force" for name, shown in lost.items()]
-        copies = dict.fromkeys(name for report in reports for name in report.from_copy)
-        degraded += [f"list {name} is this node's last good copy" for name in copies]
+        degraded += [f"the store lost list {name} (it shows {shown}); the memory stays in force" for name, shown in how.lost.items()]
+        degraded += [f"list {name} is this node's last good copy" for name in how.from_copy]
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
     def tell(self, reports: Sequence[WorkerReport]) -> None:

@@ -24,7 +24,7 @@ from eir.checks.sighting import Sighting, Sightings
 from eir.device import KEY_DIGITS
 from eir.diameter.answer import Reply, result_label
 from eir.diameter.message import Request
-from eir.lists.amended import ListImage
+from eir.lists.image import Image
 from eir.lists.index import DeviceList
 from eir.lists.settings import PAIRS, SUBSCRIBERS
 from eir.s13 import lane
@@ -228,11 +228,9 @@ def _list(entries: DeviceList) -> tuple["_lane.Table | None", int]:
     return None if entries.image is None else table_of(entries.image), KINDS.get(entries.kind, 0)
 
 
-def table_of(image: ListImage) -> "_lane.Table":
+def table_of(image: Image) -> "_lane.Table":
     """An image as the compiled part looks into it."""
-    *fronts, back = image.layers
-    table = _lane.Table(back.buffer)
-    return _lane.Table(fronts[0].buffer, table) if fronts else table
+    return _lane.Table(image.buffer)
 
 
 def _places(buffer: bytes, of: Places) -> bytes:

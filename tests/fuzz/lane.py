@@ -117,7 +117,7 @@ def main(seconds, seed):
     """Fire until the time is over."""
     express.Side.lane = compiled.CompiledLane
     rng, indexes = random.Random(seed), [express.listed(changed=changed) for changed in (False, True)]
-    good = [bytes(layer.buffer) for index in indexes for entries in index.lists.values() if entries.image for layer in entries.image.layers]
+    good = [bytes(entries.image.buffer) for index in indexes for entries in index.lists.values() if entries.image]
     until, rounds = time.monotonic() + seconds, 0
     while time.monotonic() < until:
         index = rng.choice(indexes)
