@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         for what, seconds in found.items():
             print(f"  {what:<48}{medians[what]:>8.3f}   of {' '.join(f'{each:.3f}' for each in seconds)}")
-    late = medians[SWITCH] > SWITCH_S_MAX or max(medians[ENTRY], medians[DELTA]) > ENTRY_S_MAX
+    late = max(medians[SWITCH], medians[DELTA]) > SWITCH_S_MAX or medians[ENTRY] > ENTRY_S_MAX
     return int(late and not options.quick)
 
 

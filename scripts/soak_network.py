@@ -167,7 +167,7 @@ class World:
         self.site.start()
 
     def kill_node(self) -> None:
-        """Kill the supervisor: the front ends the others."""
+        """Kill the front: the others end without it."""
         self.site.node.process.kill()
         self.site.node.process.wait()
         self.site.start()
