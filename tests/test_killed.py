@@ -21,9 +21,10 @@ PAGE = Path(__file__).parent.parent / "eir" / "README.md"
 
 
 @pytest.fixture
-def node(crew):  # noqa: F811  # a fixture
-    """A host with one worker beside what is to be killed, and a record; not serving yet."""
-    crew.configure(sightings={"window_s": 0.2}, lists={**crew.settings["lists"]}, policy={"rules": [ROW, {"list": "tracked", "answer": "greylisted"}]})
+def node(crew, kind):  # noqa: F811  # a fixture
+    """A host whose node has two workers, and a record where that is about to lose its process; not serving yet."""
+    record = {"sightings": {"window_s": 0.2}} if kind == "sightings" else {}
+    crew.configure(policy={"rules": [ROW, {"list": "tracked", "answer": "greylisted"}]}, **record)
     return crew
 
 
@@ -45,7 +46,7 @@ async def goes_on(running, kind, there):
         await until_async(lambda: children(running.pid).get(kind) not in {None, there[kind]})
         await until_async(lambda: running.lines("process_ended", process=kind, status=-9))
     for other, pid in there.items():
-        if other != kind and other in {"worker-1", *KINDS}:
+        if other not in {kind, "inbox", "load"}:
             assert pid_of(running, other) == pid, f"{other} is another one"
 
 
@@ -76,6 +77,8 @@ class TestKilled:
             running = node.start()
         await until_async(lambda: running.status()["listening"] and running.status()["workers"] == 2)
         await answered(running, connect, LISTED, BLACK)
+        if kind == "sightings":
+            await until_async(lambda: running.metrics()["eir_sightings_total"] > 0)
 
     async def test_at_a_reload(self, node, connect, kind):
         """All workers go by the new configuration then, or all by the old one."""
