@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import hmac
 import json
+import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
@@ -205,6 +206,55 @@ async def test_a_webhook_that_is_not_there():
         url = f"http://127.0.0.1:{server.server_port}/"
     with pytest.raises(Undelivered, match=r"127\.0\.0\.1"):
         await deliver.webhook(url, b"key")(numbered(1))
+
+
+@contextmanager
+def dripping():
+    """A receiver that answers a header line without end, a byte at a time; gives its address and who has connected."""
+    arrived, over = [], threading.Event()
+
+    def drip(link):
+        with link, suppress(OSError):
+            link.recv(1 << 16)
+            arrived.append(link)
+            while not over.wait(0.02):
+                link.send(b"H")
+
+    def serve(listener):
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=drip, args=(listener.accept()[0],)).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,)).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/", arrived
+        finally:
+            over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+async def test_a_webhook_that_drips_its_answer_has_one_deadline(monkeypatch):
+    monkeypatch.setattr(deliver, "POST_S", 0.3)
+    with dripping() as (url, _):
+        with pytest.raises(Undelivered, match=r"no answer in 0\.3 s"):
+            await deliver.webhook(url, b"key")(numbered(1))
+        # Its thread ends too: a loop that is closed waits for it.
+        await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 30)
+
+
+async def test_a_drain_ends_with_0_while_a_webhook_drips(site, connect):
+    """Else systemd starts the drained node again."""
+    (site.folder / "webhook.key").write_text("secret\n")
+    with dripping() as (url, arrived):
+        site.configure(sightings={"webhook": {"url": url, "key_file": "webhook.key"}}, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
+        site.load([LISTED])
+        node = site.start()
+        await asked(await connect(node), LISTED)
+        await until_async(lambda: arrived)
+        await asyncio.to_thread(site.eir, "drain")
+        assert await asyncio.to_thread(node.wait) == 0
+        assert not node.lines("killed")
 
 
 def told(server):

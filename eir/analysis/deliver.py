@@ -9,10 +9,12 @@ import hashlib
 import hmac
 import http.client
 import json
+import socket
 import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -24,7 +26,7 @@ BATCH_MAX = 100
 AGAIN_S, AGAIN_MAX_S = 0.5, 60.0
 """Pause after a delivery that failed; it doubles."""
 POST_S = 10.0
-"""How long a receiver may take."""
+"""How long an exchange with a receiver may take, from the connection to the status."""
 TAKES_LATER = frozenset({408, 425, 429})
 """Answers of a receiver that says no for now, beside those from 500 on."""
 TIME_HEADER, SIGNATURE_HEADER, ID_HEADER = "X-EIR-Timestamp", "X-EIR-Signature", "X-EIR-Delivery"
@@ -106,7 +108,14 @@ def webhook(url: str, key: bytes, now: Callable[[], float] = time.time) -> Send:
             "Content-Type": "application/json", TIME_HEADER: stamp, ID_HEADER: events[0]["id"],
             SIGNATURE_HEADER: f"sha256={signature(key, stamp, body)}",
         }  # fmt: skip
-        await asyncio.to_thread(_post, url, body, headers)
+        exchange = _Exchange(url)
+        try:
+            async with asyncio.timeout(POST_S):
+                await asyncio.to_thread(exchange.post, body, headers)
+        except TimeoutError:
+            raise Undelivered(f"{exchange.where}: no answer in {POST_S:g} s") from None
+        finally:
+            exchange.end()
 
     return send
 
@@ -116,21 +125,41 @@ def signature(key: bytes, stamp: str, body: bytes) -> str:
     return hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
-def _post(url: str, body: bytes, headers: dict[str, str]) -> None:
-    parts = urlsplit(url)
-    link = (
-        http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=POST_S, context=ssl.create_default_context())
-        if parts.scheme == "https"
-        else http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=POST_S)
-    )
-    try:
-        link.request("POST", f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}", body, headers)
-        status = link.getresponse().status
-    except (OSError, http.client.HTTPException) as e:
-        raise Undelivered(f"{parts.scheme}://{parts.netloc}: {e or type(e).__name__}") from None
-    finally:
-        link.close()
-    if status in range(200, 300):
-        return
-    said = f"{parts.scheme}://{parts.netloc} answered {status}"
-    raise Undelivered(said) if status >= 500 or status in TAKES_LATER else NotTaken(said)
+class _Exchange:
+    """One POST, in a thread, which another thread can end at any time: a receiver may drip its answer byte by byte."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.where = f"{parts.scheme}://{parts.netloc}"
+        self._target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
+        host, port = parts.hostname or "", parts.port
+        self._link = (
+            http.client.HTTPSConnection(host, port, timeout=POST_S, context=ssl.create_default_context())
+            if parts.scheme == "https"
+            else http.client.HTTPConnection(host, port, timeout=POST_S)
+        )
+        self._ended = False
+
+    def post(self, body: bytes, headers: dict[str, str]) -> None:
+        """Post it, and see what the receiver says. Raises Undelivered, or NotTaken."""
+        try:
+            self._link.connect()
+            if self._ended:
+                return
+            self._link.request("POST", self._target, body, headers)
+            status = self._link.getresponse().status
+        except (OSError, http.client.HTTPException) as e:
+            raise Undelivered(f"{self.where}: {e or type(e).__name__}") from None
+        finally:
+            self._link.close()
+        if status in range(200, 300):
+            return
+        said = f"{self.where} answered {status}"
+        raise Undelivered(said) if status >= 500 or status in TAKES_LATER else NotTaken(said)
+
+    def end(self) -> None:
+        """Whatever it waits for, it ends."""
+        self._ended = True  # before the look at the socket: it may connect in this moment
+        if (connected := self._link.sock) is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # below TLS, whose state belongs to the other thread

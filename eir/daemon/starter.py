@@ -194,18 +194,19 @@ class Crew:
         self._stopping = True
 
     async def end(self, within_s: float) -> bool:
-        """The same, and wait until all have ended; those that take longer are killed. True if none had to be."""
+        """The same, and wait until all have ended; those that take longer are killed. True if none that serves had to be."""
         self.stop()
         for task in self._idle:
             task.cancel()
         _, late = await asyncio.wait(self._keeping, timeout=within_s) if self._keeping else (set(), set())
-        for process in list(self._running) if late else ():
+        killed = dict(self._running) if late else {}
+        for process in killed:
             detail = f"it did not end within {within_s:g} s"
             self._report("killed", level="error", reason="drain", process=process.name, pid=process.pid, detail=detail)
             process.kill()
         if late:
             await asyncio.wait(late)
-        return not late
+        return not any(killed.values())
 
     async def _keep(
         self, name: str, start: Callable[[], Awaitable[Process]], attend: Callable[[Process], Awaitable[None]], *, serves: bool
