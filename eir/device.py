@@ -16,6 +16,7 @@ SNR_KEYS = 1_000_000
 """Identifiers under one TAC: the six digits of the serial number (SNR)."""
 MEID_BASE = 10**14
 HEX_DIGITS = frozenset(hexdigits)
+DASHES = "-\u2010\u2011\u2012\u2013\u2014"
 
 IMEI_LENGTHS = (14, 15, 16)
 IMSI_LENGTHS = range(6, 16)
@@ -25,6 +26,12 @@ IMSI_LENGTHS = range(6, 16)
 def is_digits(text: str) -> bool:
     """True if the text is ASCII digits only (`str.isdigit` also takes other scripts' digits)."""
     return text.isascii() and text.isdigit()
+
+
+def typed(text: str) -> str:
+    """An identifier as it is typed off a box, without its blanks and dashes; anything else as it is."""
+    plain = "".join(character for character in text if not character.isspace() and character not in DASHES)
+    return plain if plain and HEX_DIGITS.issuperset(plain) else text
 
 
 def imei_key(text: str) -> int:

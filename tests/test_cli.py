@@ -288,12 +288,25 @@ class TestCheck:
     @pytest.mark.parametrize("imei", ["3520990017614", "35209900176148111", "x", "3520990017614\N{FULLWIDTH DIGIT EIGHT}"])
     def test_what_is_no_identifier_gets_what_the_policy_says(self, eir, imei):
         status, out, err = eir("check", imei, "--json")
-        assert status == 1  # bad_identity: error
+        assert status == 2
         found = json.loads(out)
         assert (found["imei"], found["status"], found["list"]) == (imei, None, None)
         assert found["reason"]
         assert "error answer" in err
         assert f"{imei}: error\n  because of the policy's bad_identity\n  reason: " in eir("check", imei)[1]
+
+    @pytest.mark.parametrize("typed", ["35-209900-176148-1", "35 209900 176148 1", " 35209900\N{NO-BREAK SPACE}176148 ", "35\N{EN DASH}209900\N{EN DASH}176148"])
+    def test_an_identifier_is_read_as_it_stands_on_the_box(self, eir, typed):
+        found = document(eir("check", typed, "--json", "--imsi", "001 01-0123456789"))
+        assert (found["imei"].isdigit(), found["imei"][:14], found["status"], found["imsi"]) == (True, LISTED, "blacklisted", "001010123456789")
+        assert eir("show", "stolen", typed)[0] == 0
+
+    @pytest.mark.parametrize("imei", ["35-209900-17614", "-", "35/209900/176148"])
+    def test_what_is_no_identifier_ends_with_2(self, eir, imei):
+        """A help desk that mistyped a number is not told that the phone is fine."""
+        status, _, err = eir("check", "--json", "--", imei)
+        assert status == 2
+        assert f"eir: {imei.replace('-', '') or imei}: an IMEI has 14 or 15 digits" in err
 
     def test_none_at_all_gets_what_the_policy_says(self, eir):
         found = document(eir("check", "", "--json"))
@@ -779,3 +792,18 @@ class TestProbe:
             status, out, err = eir("probe", target, LISTED)
         assert (status, out) == (1, "")
         assert f"cannot connect to {target}" in err
+
+
+def test_inbox_says_what_waits(host, tmp_path):
+    site = Site(tmp_path / "site", host.publisher)
+    site.configure(inbox="inbox")
+    inbox = site.folder / "inbox"
+    inbox.mkdir()
+    assert site.eir("inbox").stderr == f"nothing waits in {inbox}\n"
+    manifest = site.release([LISTED])
+    for file in manifest.parent.iterdir():
+        if file.suffix != ".csv":
+            (inbox / file.name).write_bytes(file.read_bytes())
+    (inbox / "readme.txt").write_text("x")
+    until(lambda: "stolen-1-0.csv is not there" in site.eir("inbox").stderr)
+    assert "stolen-1.manifest.json: waiting: incomplete: stolen-1-0.csv is not there\nreadme.txt: waiting: no release that is here names it\n" in site.eir("inbox").stderr

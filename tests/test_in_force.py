@@ -28,7 +28,7 @@ def test_who_answered_is_said_and_documents_have_one_shape(site):
         assert before[1] == ""
         assert site.eir(*each).stderr == f"from the running node (process {node.pid})\n"
     assert site.eir("check", LISTED, "--store").stderr == "from the store, as --store says\n"
-    assert site.json("check", "x")["reason"].startswith("an IMEI has")
+    assert site.json("check", "x", status=2)["reason"].startswith("an IMEI has")
 
 
 def test_a_file_that_the_node_has_not_taken_over_is_named(site):

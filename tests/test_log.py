@@ -190,3 +190,21 @@ def test_without_a_thread_lines_are_written_at_once(capfd, clock):
     log.report("forked")
     assert "event=forked" in capfd.readouterr().err
     log.close()
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_the_journal_gives_each_line_a_time_and_no_other_file_does(in_background):
+    """By JOURNAL_STREAM, which says what standard error was when the service manager opened it."""
+    script = f"""
+import os, sys, time
+if sys.argv[1] == "journal":
+    found = os.fstat(2)
+    os.environ["JOURNAL_STREAM"] = f"{{found.st_dev}}:{{found.st_ino}}"
+from eir.operate.log import Log
+log = Log(time.monotonic, in_background={in_background})
+log.report("ready")
+log.close()
+"""
+    for where, begin in (("journal", "level=info event=ready"), ("file", "time=")):
+        done = subprocess.run([sys.executable, "-c", script, where], capture_output=True, text=True, check=True, env={**os.environ, "JOURNAL_STREAM": "1:2"})
+        assert done.stderr.startswith(begin)

@@ -238,3 +238,11 @@ MARK = []
 
 def marks(_):
     return len(MARK)
+
+
+async def test_the_end_is_a_good_one_where_only_the_record_had_to_be_killed(kept):
+    """It may wait for a receiver of events: systemd would start a drained node again."""
+    kept.keep("sightings", stands_still, spared=True)
+    await until_async(lambda: len(kept.started) == 1)
+    assert await kept.crew.end(0.2)
+    assert [event for event, _ in kept.told] == ["killed"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from eir.analysis.batches import FRAME
 from eir.analysis.files import found
-from eir.device import device_key, imsi_key, key_text
+from eir.device import device_key, imsi_key, key_text, typed
 from eir.errors import EirError, IdentifierError
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
@@ -35,6 +35,7 @@ class Sought:
 
 def sought(identifier: str) -> Sought:
     """What an identifier may mean; 15 digits are an IMEI or an IMSI. Raises IdentifierError if it can be neither."""
+    identifier = typed(identifier)
     device = imsi = None
     try:
         device = device_key(identifier)

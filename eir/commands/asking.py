@@ -19,9 +19,10 @@ from eir.commands.access import DEFAULT_CONFIG, SYSTEM_CONFIG, ConfigFile, Json,
 from eir.commands.in_force import FromStore
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
 from eir.config import Config, load_config, load_identity
+from eir.device import typed
 from eir.diameter.transport.endpoint import TCP, TLS, endpoint
 from eir.diameter.transport.tls import Tls
-from eir.errors import ConfigError, EirError
+from eir.errors import ConfigError, EirError, IdentifierError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,11 +68,14 @@ def check(
 ) -> None:  # fmt: skip
     """Say what would be answered for a device, and why.
 
+    Blanks and dashes, as on a box, do not count. Exit status 2 if it is no identifier of a device, whatever such a request gets.
+
     Names the rule, the list, its serial and the reason that the list gives. The running node is asked, which answers from memory;
     where none runs, or with --store, the configuration file and the store say it. Where they differ, that is named.
     """
     from eir.checks import explain  # noqa: PLC0415 - for this command alone
 
+    imei, imsi = typed(imei), typed(imsi)
     if protocol is Protocol.N5G:
         question = _n5g_question(imei, imsi, software_version, origin_host, origin_realm)
     else:
@@ -91,6 +95,12 @@ def check(
         document |= {"protocol": protocol.value, "answer": said}
         text += f"\n  over {protocol.value}: {said}"
     show_one(document, text, as_json=as_json)
+    if question.other is None and not question.is_anonymous:
+        try:
+            question.device()
+        except IdentifierError as e:
+            error = "; such a request gets an error answer" if answer.status is None else ""
+            raise fail(f"{imei}: {e}{error}", EXIT_USAGE) from None
     if answer.status is None:
         raise fail(f"such a request gets an error answer: {answer.reason}")
 

@@ -13,7 +13,7 @@ from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, where
 from eir.commands.in_force import STORE_ITSELF, FromStore, Node, asked, read_as_held
 from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, written_to
 from eir.config import Whereabouts
-from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imsi_key
+from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imsi_key, typed
 from eir.errors import IdentifierError
 from eir.lists.entries import Listed, entries_of, imsi_text, read_pages, until_text
 from eir.lists.export import EIR, EXPORTS, export
@@ -130,6 +130,7 @@ async def _found(checked: Whereabouts, name: str, identifier: str, store: ListSt
 
 def _sought(identifier: str, kind: str) -> range:
     """The keys of the entries that are about an identifier: of a device its own and its TAC's, of a TAC all under it."""
+    identifier = typed(identifier)
     try:
         if kind == SUBSCRIBERS:
             return range(key := imsi_key(identifier), key + 1)

@@ -18,7 +18,7 @@ from eir.daemon.apart import Start, load_apart, progress_over
 from eir.daemon.channel import Channel
 from eir.daemon.starter import Starter
 from eir.errors import ReleaseRefused
-from eir.lists.inbox import UNRECORDED, Pass
+from eir.lists.inbox import UNRECORDED, WAITING, Pass
 from eir.lists.load import Loader, LoadReport
 from eir.lists.store import REFUSED, ListStore
 from eir.operate import control
@@ -145,7 +145,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Load what has arrived in the drop folder, once.
 
     A running node does so by itself. Each release goes to `accepted/`, or to `refused/` with a text that gives the reason; one that
-    is not complete yet stays.
+    is not complete yet stays. What waits, and for what, is said each time.
     """
     from eir.daemon.drop_folder import NICE, loading, make_pass  # noqa: PLC0415 - for this command alone
 
@@ -162,5 +162,11 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
         print_json(made.as_json())
     for taken in made.taken:
         say(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
+    for name in made.strays:
+        say(f"{name}: {WAITING}: no release that is here names it")
+    if made.elsewhere:
+        say("another process makes a pass over the drop folder just now; see eir history, or ask again in a moment")
+    elif not made.taken and not made.strays:
+        say(f"nothing waits in {checked.inbox}")
     if any(taken.outcome == REFUSED or taken.here for taken in made.taken):
         raise typer.Exit(EXIT_NO)

@@ -15,7 +15,7 @@ from eir.commands.forms import duration, minute
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say, show, show_one
 from eir.config import Config, load_config
 from eir.daemon.state_folder import prepare
-from eir.device import imsi_key, key_text
+from eir.device import imsi_key, key_text, typed
 from eir.errors import EirError, IdentifierError
 from eir.operate import control
 
@@ -82,6 +82,7 @@ def forget(
     Its rows go, under whichever key it was hashed. It is on record again when it is asked about again. Copies of the files, and events that went out, are elsewhere.
     Exit status 1 if a file is damaged: the others are done.
     """
+    imsi = typed(imsi)
     try:
         imsi_key(imsi)
     except IdentifierError as e:

@@ -62,7 +62,7 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
     holder = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     try:
         if not await store.claim(CLAIM, holder, CLAIM_S):
-            return Pass(again_s=CLAIM_S / 3)
+            return Pass(again_s=CLAIM_S / 3, elsewhere=True)
         lease = _Lease(store, holder, time.monotonic() + CLAIM_S)
         keeping = asyncio.create_task(lease.keep())
         try:

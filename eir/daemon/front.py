@@ -54,6 +54,7 @@ from eir.operate.http import HttpServer, pages
 from eir.operate.log import Log
 from eir.operate.looking import RUN, Looking
 from eir.operate.owner import as_owner_of
+from eir.operate.service import ENDING, READY, tell_service
 from eir.operate.status import NOT_READY, ExpiryReminder, Status
 from eir.s13.compiled import LANE
 from eir.stores.open import open_copy, open_store
@@ -176,6 +177,7 @@ class Front:
                 self._dialing = True
                 self._workers.dial()
                 await self._look()
+                tell_service(READY, f"STATUS=answers on {', '.join(self._status.listening)}")
                 self._spawn(self._again(LOOK_S, "status", self._look))
                 self._spawn(self._again(KEYS_S, "keys", self._look_at_keys))
                 if self._config.n5g.listen and self._config.n5g.tokens is None:
@@ -232,6 +234,7 @@ class Front:
         if self._status.stopping:
             return
         self._log.report("stopping", reason=cause)
+        tell_service(ENDING)
         self._status.stopping = True
         self._crew.stop()
         self._stop.set()
@@ -261,8 +264,8 @@ class Front:
         start, recorded = self._starter.start, self._recorded
         if recorded is not None:
             self._crew.keep(
-                "sightings", lambda: start("sightings", recorder.run, self._config, carrying=[recorded.receiver]), recorded.attend
-            )
+                "sightings", lambda: start("sightings", recorder.run, self._config, carrying=[recorded.receiver]), recorded.attend, spared=True
+            )  # it may wait for a receiver of events: systemd would start a drained node again
         self._crew.keep("follower", lambda: start("follower", following.run, self._config), self._followed.attend)
         for number in range(self._config.workers):
             self._start_worker(number)
@@ -304,6 +307,8 @@ class Front:
                 boot = self._config.boot_without_lists
                 if missing and not told:
                     self._log.report("lists_missing", level="warning", lists=",".join(missing), boot_without_lists=boot)
+                    if boot == "refuse":  # a start that waits for a release would hold back whoever is to load it
+                        tell_service(READY, f"STATUS=opens no listener before these lists are loaded: {', '.join(missing)}")
                     told = True
                 if not missing or boot != "refuse":
                     return True

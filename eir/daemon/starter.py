@@ -178,13 +178,19 @@ class Crew:
         self._idle: set[asyncio.Task[None]] = set()
         """Of these, those whose process does not run."""
         self._stopping = False
+        self._spared: set[str] = set()
         self.restarts = 0
         """Of those that somebody waits for."""
 
     def keep(
-        self, name: str, start: Callable[[], Awaitable[Process]], attend: Callable[[Process], Awaitable[None]], *, serves: bool = False
-    ) -> None:
-        """Keep one running from now on. `attend` returns once its channel has ended, or raises. `serves`: somebody waits for it."""
+        self, name: str, start: Callable[[], Awaitable[Process]], attend: Callable[[Process], Awaitable[None]], *, serves: bool = False,
+        spared: bool = False,
+    ) -> None:  # fmt: skip
+        """Keep one running from now on. `attend` returns once its channel has ended, or raises.
+
+        `serves`: somebody waits for it. `spared`: an end of all in which it had to be killed is a good one all the same.
+        """
+        self._spared |= {name} if spared else set()
         task = asyncio.get_running_loop().create_task(self._keep(name, start, attend, serves=serves))
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
@@ -194,19 +200,19 @@ class Crew:
         self._stopping = True
 
     async def end(self, within_s: float) -> bool:
-        """The same, and wait until all have ended; those that take longer are killed. True if none that serves had to be."""
+        """The same, and wait until all have ended; those that take longer are killed. True if none had to be that counts."""
         self.stop()
         for task in self._idle:
             task.cancel()
         _, late = await asyncio.wait(self._keeping, timeout=within_s) if self._keeping else (set(), set())
-        killed = dict(self._running) if late else {}
+        killed = list(self._running) if late else []
         for process in killed:
             detail = f"it did not end within {within_s:g} s"
             self._report("killed", level="error", reason="drain", process=process.name, pid=process.pid, detail=detail)
             process.kill()
         if late:
             await asyncio.wait(late)
-        return not any(killed.values())
+        return all(process.name in self._spared for process in killed)
 
     async def _keep(
         self, name: str, start: Callable[[], Awaitable[Process]], attend: Callable[[Process], Awaitable[None]], *, serves: bool

@@ -76,10 +76,14 @@ class Pass:
     taken: tuple[Taken, ...] = ()
     again_s: float | None = None
     """When to look again although no file changes; None: then there is nothing to look for."""
+    strays: tuple[str, ...] = ()
+    """Files that no release names yet."""
+    elsewhere: bool = False
+    """Another process makes a pass just now, and this one made none."""
 
     def as_json(self) -> dict[str, object]:
         """The pass for scripts, and for the node that had it made."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name in {"taken", "again_s"} or (name == "strays" and value)}
 
 
 @dataclass(slots=True)
@@ -167,7 +171,7 @@ async def take_in(terms: PassSettings) -> Pass:
         await turn.make()
         with suppress(OSError):
             rooms.prune()
-        return Pass(taken=tuple(turn.taken), again_s=min(turn.again, default=None))
+        return Pass(taken=tuple(turn.taken), again_s=min(turn.again, default=None), strays=tuple(turn.strays))
 
 
 class _Turn:
@@ -177,6 +181,7 @@ class _Turn:
         self.terms = terms
         self.taken: list[Taken] = []
         self.again: list[float] = []
+        self.strays: list[str] = []
         self._rooms = rooms
         self._listing = look(rooms.drop)
         self._looked = terms.clock().timestamp()
@@ -388,6 +393,7 @@ class _Turn:
         for name in sorted(strays):
             if (left := self._patience_left((name,))) > 0:
                 self.again.append(left)
+                self.strays.append(printable(name))
             elif not self._spent(PASS_S):
                 self._put_away([name], name, Taken(manifest=printable(name), outcome=REFUSED, reason="stray", detail=detail))
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eir.device import TAC_DIGITS, device_key, imsi_key
+from eir.device import TAC_DIGITS, device_key, imsi_key, typed
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged
 from eir.lists.build import Built, Rows, amend_pages, build_pages
 from eir.lists.entries import entries_of, until_text
@@ -112,6 +112,7 @@ def parse_entries(kind: str, identifiers: Sequence[str], *, imsis: Sequence[str]
         raise IdentifierError(f"a list of {kind} binds no device to a SIM: only a list of pairs takes --imsi")
     if kind == PAIRS and not imsis:
         raise IdentifierError("a list of pairs holds devices with their SIMs: the IMSI is missing (--imsi)")
+    identifiers, imsis = [*map(typed, identifiers)], [*map(typed, imsis)]
     key_of = imsi_key if kind == SUBSCRIBERS else tac_key if tacs else device_key
     sims = [(f"+{imsi}", _named(imsi_key, imsi)) for imsi in imsis] or [("", 0)]
     found = [Entry(text + sim, _named(key_of, text), subscriber, tacs) for text in identifiers for sim, subscriber in sims]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from eir.device import MCC_MNC_DIGITS, short
+from eir.operate.service import is_journal
 
 BURST = 5
 """Lines of one kind that go out at once."""
@@ -83,6 +84,7 @@ class Log:
     ) -> None:  # fmt: skip
         self._now = now
         self._worker = worker
+        self._in_journal = is_journal()
         self._buckets: dict[int, _Bucket] = {}
         """By the hash of what tells kinds apart: the texts themselves, which come from the wire, would take megabytes."""
         self._folds: dict[tuple[str, str, str, str], _Fold] = {}
@@ -112,7 +114,7 @@ class Log:
     def _write(self, level: str, line: dict[str, object]) -> None:
         if LEVELS[level] < self._level:
             return
-        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        time = None if self._in_journal else datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         worker = {} if self._worker is None else {"worker": line.get("worker", self._worker)}
         text = f"{logfmt({'time': time, 'level': level, **line, **worker})}\n"
         if self._writer is None:
