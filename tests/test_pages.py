@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import tomllib
 from datetime import UTC, datetime, timedelta
@@ -282,6 +283,16 @@ def test_each_alert_has_its_advice():
     assert set(re.findall(r"\bEir(?!Error\b)[A-Z]\w+", ALL)) == alerts
 
 
+def test_each_alert_leads_to_its_advice():
+    """By `runbook_url`, whose anchor stands in the row of that alert."""
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
+    anchors = {name: set(re.findall(r'<a id="(\w+)">', what)) for cells, what in table(section(DEPLOY, "## Runbook by alert")) for name in code(cells)}
+    for rule in (rule for group in rules for rule in group["rules"]):
+        page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert page.endswith("/deploy/README.md")
+        assert anchor in anchors[rule["alert"]]
+
+
 def reported():
     """Events that the code reports: (names that stand there, patterns of names that are put together)."""
     names, patterns = set(), set()
@@ -521,11 +532,16 @@ BACKUP, RESTORE = blocks(section(DEPLOY, "## Backup and restore"))
 
 
 def test_a_backup_is_restored_as_the_page_says(busy, tmp_path):
+    (busy.folder / "log.csv").write_text(f"time,imei,imsi\n2026-11-20T10:00:00Z,{LISTED},001010000000001\n")
+    busy.eir("sightings", "import", "log.csv")
     operator, before, history = Operator(busy, tmp_path), content(busy), busy.json("history")
     operator.does(BACKUP)
     busy.eir("remove", "own", TRACKED, "--reason", "found again")
     busy.load([LISTED], serial=3)
     assert content(busy) != before
+    assert {path.stat().st_mode & 0o777 for path in busy.state.glob("backup-*")} == {0o600}
+    with tarfile.open(*busy.state.glob("backup-*.sightings.tar.gz")) as kept:
+        assert {"sightings.key", "sightings"} <= set(kept.getnames())
     shown = operator.does(RESTORE)
     assert "stolen" in shown
     assert content(busy) == before
