@@ -10,6 +10,8 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "deploy" / "requirements.lock").read_text()
 
@@ -76,3 +78,12 @@ def test_all_that_is_needed_is_in_the_lock():
         except PackageNotFoundError:  # a marker leaves it out here
             needed.discard(name)
     assert needed - locked == set()
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / "installed[test]").exists(), reason="the tests run in another environment")
+@pytest.mark.parametrize("what", [(), ("--bench",), ("--redis",)])
+def test_what_the_tests_run_fetches_nothing_after_setup_for_tests(what):
+    """Tests run the demo and the benches, which begin with `scripts/setup`."""
+    away = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run([ROOT / "scripts" / "setup", *what], env=away, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 from contextlib import contextmanager
 
 import pytest
 from node import until
+from servers import free_port
 
 ERROR = 0x800000
 """Severity of an expert information: error (note is 0x400000, warning 0x600000)."""
@@ -67,12 +69,15 @@ class Capture:
 @contextmanager
 def capturing(path, *ports, last=(282, False), secure=(), keys=None, sctp=()):
     """Capture these ports meanwhile; at the end wait until the `last` message (command, is a request) has been written."""
-    wanted = " or ".join([*(f"tcp port {port}" for port in (*ports, *secure)), *(f"sctp port {port}" for port in sctp)])
+    heard = free_port()
+    wanted = " or ".join([f"udp port {heard}", *(f"tcp port {port}" for port in (*ports, *secure)), *(f"sctp port {port}" for port in sctp)])
     said = path.with_suffix(".said")
     with said.open("w") as stream:
         process = subprocess.Popen(["tshark", "-q", "-i", "lo", "-f", wanted, "-w", path], stderr=stream, stdout=stream)
     try:
-        until(lambda: process.poll() is not None or ("Capturing on" in said.read_text() and path.exists()))
+        # It says that it captures before it does: what it has taken down shows that it does.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            until(lambda: process.poll() is not None or (probe.sendto(b"heard", ("127.0.0.1", heard)) and path.exists() and b"heard" in path.read_bytes()))
         if process.poll() is not None:
             if os.getuid() != 0:
                 pytest.skip(f"capturing takes root: {said.read_text()}")
