@@ -54,6 +54,23 @@ def test_without_a_compiler_the_installation_goes_through(tmp_path):
     assert "optional" in done.stdout + done.stderr or "failed" in done.stdout + done.stderr
 
 
+def test_nothing_installs_a_strangers_program():
+    """`eir` on the package index is somebody else's: the distribution has a name of its own, and all lines install from the clone."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (project["name"], list(project["scripts"])) == ("eir-register", ["eir"])
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    texts = [ROOT / name for name in listed if Path(name).suffix in {"", ".md", ".py", ".yaml", ".service", ".toml"}]
+    assert not [path for path in texts if path.is_file() and re.search(r"install[^\n]*[ '\"]eir\[|install ['\"]?eir['\"]?$", path.read_text(errors="replace"), re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "deploy/README.md"])
+def test_the_analysis_works_after_the_installation_of_the_pages(page):
+    text = (ROOT / page).read_text()
+    assert "/opt/eir/bin/pip install '.[analysis]'\n" in text
+    assert "duckdb" in LOCK
+    assert "'/src[analysis]'" in (ROOT / "deploy" / "Containerfile").read_text()
+
+
 def test_each_version_in_the_lock_is_fixed_and_has_hashes():
     entries = re.split(r"\n(?=[a-z])", re.sub(r"^#.*\n", "", LOCK, flags=re.MULTILINE))
     assert len(entries) > 20
@@ -67,7 +84,8 @@ def test_each_version_in_the_lock_is_fixed_and_has_hashes():
 def test_all_that_is_needed_is_in_the_lock():
     locked = {name_of(line) for line in LOCK.splitlines() if re.match(r"[a-z]", line)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    needed, left = set(), [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    project_of, extras = project["project"], project["project"]["optional-dependencies"]
+    needed, left = set(), [*project_of["dependencies"], *extras["analysis"], *project["build-system"]["requires"]]
     while left:
         requirement = left.pop()
         if "extra ==" in requirement or "sys_platform" in requirement or (name := name_of(requirement)) in needed:

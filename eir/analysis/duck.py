@@ -1,7 +1,7 @@
 """DuckDB over the files of the record: one database in memory for one judgement, with limits on what it takes.
 
 What does not fit into the memory goes to a folder of the run's own, which only its user may read. Imports duckdb, which is installed by
-`pip install 'eir[analysis]'`.
+`pip install '.[analysis]'` in the clone.
 """
 
 import tempfile
@@ -47,7 +47,7 @@ def duck(files: str | Sequence[str], *, since: datetime, until: datetime, memory
     try:
         import duckdb  # noqa: PLC0415 - takes a while, and only an analysis on this machine needs it
     except ModuleNotFoundError:
-        raise SetupFault("the analysis needs DuckDB: pip install 'eir[analysis]'") from None
+        raise SetupFault("the analysis needs DuckDB: in the clone, pip install '.[analysis]'") from None
     with tempfile.TemporaryDirectory(prefix="eir-tamper-") as spill, duckdb.connect() as connection:
         connection.execute(f"SET memory_limit = '{memory >> 20}MiB'")
         connection.execute("SET preserve_insertion_order = false")

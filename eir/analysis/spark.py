@@ -1,7 +1,7 @@
 """Spark over the files of the record, for what one machine does not hold: the same SQL, its dialect translated by sqlglot.
 
 Each table is written into a work folder that all of the cluster can reach, and read from there by what builds on it; the folder of a
-run goes at its end. Imports pyspark and sqlglot, which are installed by `pip install 'eir[spark]'`.
+run goes at its end. Imports pyspark and sqlglot, which are installed by `pip install '.[spark]'` in the clone.
 """
 
 import json
@@ -83,7 +83,7 @@ def spark(files: str | Sequence[str], *, since: datetime, until: datetime, maste
         from pyspark.errors import PySparkException  # noqa: PLC0415 - for this alone
         from pyspark.sql import SparkSession  # noqa: PLC0415 - as above
     except ModuleNotFoundError:
-        raise SetupFault("the analysis on a cluster needs Spark and sqlglot: pip install 'eir[spark]', and a Java runtime") from None
+        raise SetupFault("the analysis on a cluster needs Spark and sqlglot: in the clone, pip install '.[spark]'; and a Java runtime") from None
     builder = SparkSession.builder.master(master)
     for name, value in SETTINGS.items():
         builder = builder.config(name, value)
