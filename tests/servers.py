@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +12,11 @@ import time
 from pathlib import Path
 
 PROGRAMS = {"redis": "redis-server", "valkey": "valkey-server"}
+
+
+README = Path(__file__).parents[1] / "config" / "README.md"
+USER_FILE = re.findall(r"^user .+$", README.read_text(), re.MULTILINE)
+"""The user file of config/README.md."""
 
 
 def programs():
@@ -91,6 +97,12 @@ class Server:
     def flush(self):
         self.command("FLUSHALL")
 
+    def end(self):
+        """Have it end as a service manager does."""
+        self.process.terminate()
+        self.process.wait()
+        self.process = None
+
     def pause(self):
         os.kill(self.process.pid, signal.SIGSTOP)
 
@@ -113,3 +125,29 @@ class Server:
 
     def __exit__(self, *_):
         self.stop()
+
+
+class Protected(Server):
+    """A server with the user file of the page, and an AOF. `command` is an administrator's."""
+
+    PASSWORD = "secret"
+
+    def __init__(self, program, *options, users=USER_FILE, **more):
+        super().__init__(program, "--appendonly", "yes", *options, **more)
+        file = self.folder / "users.acl"
+        file.write_text("".join(f"{user.replace('PASSWORD', self.PASSWORD)}\n" for user in (*users, "user admin on >PASSWORD ~* &* +@all")))
+        self.options += ("--aclfile", str(file))
+
+    @property
+    def url(self):
+        return self.url_of("loader")
+
+    def url_of(self, user):
+        return f"redis://{user}:{self.PASSWORD}@127.0.0.1:{self.port}"
+
+    def command(self, *words, then=()):
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as one:
+            for said in filter(None, (("AUTH", "admin", self.PASSWORD), words, then)):
+                one.sendall(_said(said))
+                reply = one.recv(1 << 16)
+            return reply

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import sqlite3
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,8 +16,8 @@ from node import LISTED, UNLISTED, Publisher, Site, until
 
 from eir.commands import record
 from eir.errors import StoreError
-from eir.follow.history import HistoryKeeper
-from eir.lists.history import appended, broken, events_of, record_digest
+from eir.follow.history import HistoryKeeper, adopt
+from eir.lists.history import appended, broken, events_of, linked, read_record, record_digest
 from eir.lists.settings import HistorySettings
 from eir.lists.store import Ledger, Record, utc_text
 from eir.stores.redis import RedisStore
@@ -25,9 +26,10 @@ from eir.stores.sqlite import SqliteStore
 from eir.stores.sqlite.file import checkpoint
 
 DEFAULT = HistorySettings()
+AB = "ab" * 32
 YEAR_BYTES_MAX, PART = 50_000_000, 12
 NOW = utc_text(datetime.now(UTC))
-EARLIER, LATER = (utc_text(datetime.now(UTC) + timedelta(minutes=minutes)) for minutes in (-1, 1))
+LATER = utc_text(datetime.now(UTC) + timedelta(minutes=1))
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +65,20 @@ async def store(request, opener):
 
 
 class Node:
-    """What a node does about the history, look by look."""
+    """What a node does about the history, look by look, with a clock of the test's own."""
 
     def __init__(self, store, copy, name="node", *, writes=True):
-        self.store, self.copy, self.said = store, copy, []
-        self.keeper = HistoryKeeper(copy, writes=writes, who=name, report=lambda what, **_: self.said.append(what))
+        self.store, self.copy, self.said, self.anchors, self.clock = store, copy, [], [], 5.0
+        self.keeper = HistoryKeeper(copy, writes=writes, who=name, report=self._heard, now=lambda: self.clock)
 
-    async def look(self, settings=DEFAULT):
-        await self.keeper.look(self.store, settings)
+    def _heard(self, what, **said):
+        if what == "history_at":
+            self.anchors.append((said["record"], said["digest"]))
+        else:
+            self.said.append(what)
+
+    async def look(self, settings=DEFAULT, lists=()):
+        await self.keeper.look(self.store, settings, lists)
 
 
 @pytest.fixture
@@ -119,52 +127,130 @@ async def test_a_copy_is_kept_level(node, store):
     assert not node.said
 
 
-@pytest.mark.parametrize(
-    ("keep", "others"), [(0, ()), (2, ()), (0, ("after",)), (2, ("after",)), (0, ("after", "a")), (1, ("after",)),
-     (1, ("after", "and after", "and then"))],
-)  # fmt: skip
-async def test_what_the_store_lost_is_given_back_and_what_came_since_stays(node, store, keep, others):
+@pytest.mark.parametrize("keep", [0, 1, 2])
+async def test_what_the_store_lost_is_given_back(node, store, keep):
     await recorded(store, "a", "b", "c")
     await store.record(event(None, "refused", what="refuse", detail="bad: …", time=NOW))
     await node.look()
-    await lose(store, keep, others)
+    await lose(store, keep)
     await node.look()
-    await node.look()
-    found = await details(store)
-    assert found[:3] == ["a", "b", "c"]
-    assert sorted(found[3:-1]) == sorted([*({*others} - {"a"}), "bad: …"])
-    assert found[-1].endswith("given back from this node's copy")
+    assert [text for text in await details(store) if "bad" not in text][:-1] == ["a", "b", "c"]
+    assert (await details(store))[-1].endswith("given back from this node's copy")
+    assert len(await store.folds()) == 1
     assert await holds(store)
     assert await records_of(node.copy) == await records_of(store)
+    await node.look()
     assert node.said == ["history_healed"]
+    assert not node.keeper.differs
 
 
-async def test_of_two_nodes_one_gives_back_and_both_come_to_the_same(store, opener):
+LEDGER, RECORDS, REFUSALS, OUTCOMES = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals", "eir:{history}:outcomes"
+DAMAGE = {
+    "the ledger is of another type": [("SET", LEDGER, "x")],
+    "the ledger is not JSON": [("HSET", LEDGER, "ledger", "{")],
+    "the ledger is JSON and no object": [("HSET", LEDGER, "ledger", "[1]")],
+    "the stream is of another type": [("SET", RECORDS, "x")],
+    "the stream is gone": [("DEL", RECORDS)],
+    "an entry has no record": [("XADD", RECORDS, "900-0", "x", "y")],
+    "a record that nobody wrote": [("XADD", RECORDS, "900-0", "record", "[]")],
+    "all but the newest is cut off": [("XTRIM", RECORDS, "MINID", "3-0")],
+    "refusals are of another type": [("SET", REFUSALS, "x")],
+    "outcomes are of another type": [("SET", OUTCOMES, "x")],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_damaged_history_keeps_loads_away_only_until_a_node_gives_it_back(server, opener, damage):
+    server.flush()
+    store = RedisStore(server.url)
+    node = Node(store, opener("copy"))
+    for number, text in enumerate("abc"):
+        await store.replace("l", state(pages_of([number])), pages_of([number]), seen=number, event=event("l", detail=text, time=NOW))
+    await node.look()
+    before = await records_of(node.copy)
+    for command in DAMAGE[damage]:
+        if command[0] == "SET":
+            server.command("DEL", command[1])
+        server.command(*command)
+    await node.look()
+    assert node.said == ["history_healed"]
+    assert (await records_of(store))[:-1] == before
+    assert [each.what for each in await store.history()] == ["load", "load", "load", "heal"], "no record of a change is there twice"
+    assert await holds(store)
+    await store.replace("l", state(pages_of([4])), pages_of([4]), seen=3, event=event("l", detail="d", time=NOW))
+    assert (await details(store))[-1] == "d"
+    await node.look()
+    assert await records_of(node.copy) == await records_of(store)
+    await store.close()
+
+
+async def test_the_first_node_that_holds_a_history_gives_it_back_and_others_take_it(store, opener):
     nodes = [Node(store, opener(name), name) for name in ("one", "two")]
     await recorded(store, "a", "b")
-    await nodes[0].look()
-    await recorded(store, "c", "d")
-    await nodes[1].look()
-    await lose(store, 0, ("since",))
+    for each in nodes:
+        await each.look()
+    await lose(store)
     for _ in range(3):
         await asyncio.gather(*(each.look() for each in nodes))
     found = await details(store)
-    assert {"a", "b", "c", "d", "since"} <= {*found}
-    assert len([text for text in found if not text.startswith("history")]) == 5
+    assert found[:2] == ["a", "b"]
+    assert len([text for text in found if text.endswith("given back from this node's copy")]) == len(found) - 2 == 1
     assert await holds(store)
     assert await records_of(nodes[0].copy) == await records_of(nodes[1].copy) == await records_of(store)
 
 
-@pytest.mark.parametrize("others", [("x",), ("x", "y", "z")])
-async def test_a_store_with_an_older_history_keeps_it_and_gets_the_rest(node, store, others):
+@pytest.mark.parametrize(
+    ("keep", "others"), [(0, ("x",)), (0, ("x", "y", "z")), (1, ("x",)), (1, ("x", "y", "z")), (1, ("a", "b")), (2, ("x", "y"))],
+)  # fmt: skip
+async def test_what_does_not_continue_the_copy_is_told_until_an_operator_adopts_it(node, store, keep, others):
+    await recorded(store, "a", "b", "c")
+    await node.look()
+    before = await records_of(node.copy)
+    await lose(store, keep, others)
+    there = await records_of(store)
+    for _ in range(2):
+        await node.look()
+    assert node.said == ["history_differs"]
+    assert "do not continue them" in node.keeper.differs
+    assert await records_of(node.copy) == before, "the copy never loses what it has"
+    assert await records_of(store) == there, "and nothing is written behind what it does not know"
+    await recorded(store, "more")
+    await node.look()
+    assert await records_of(node.copy) == before
+    await adopt(store, node.copy, event(None, what="adopt", detail="two stores were in use", time=NOW))
+    await node.look()
+    assert not node.keeper.differs
+    assert await records_of(node.copy) == await records_of(store)
+    assert (await details(store))[-2:] == ["more", "two stores were in use"]
+    assert await holds(store)
+    assert await holds(node.copy)
+
+
+async def test_records_behind_a_ledger_that_begins_later_are_not_followed(node, store):
+    """The attack: as many forged records as wanted, with numbers above all that were there."""
     await recorded(store, "a", "b")
     await node.look()
-    await lose(store, 1, others, EARLIER)
-    await node.look()
-    await node.look()
-    assert await details(store) == ["a", *others, "b"]
-    assert await records_of(node.copy) == await records_of(store)
+    before = await records_of(node.copy)
+    forged, _ = appended(Ledger(first=100, number=99), [event(detail=text, time=LATER) for text in "xyz"])
+    await store.rewrite_history(one(forged), (), after=0, seen=await store.ledger(), exact=True)
+    assert await holds(store)
+    for _ in range(3):
+        await node.look()
+    assert await records_of(node.copy) == before
     assert node.said == ["history_differs"]
+    assert "record 100 comes after 2" in node.keeper.differs
+
+
+@pytest.mark.parametrize("begins", [1, 8])
+async def test_a_new_node_takes_what_there_is_and_grows_from_there(store, opener, begins):
+    chain, _ = appended(Ledger(first=begins, number=begins - 1), [event(detail=text, time=NOW) for text in "abc"])
+    await store.rewrite_history(one(chain), (), after=0, seen=Ledger())
+    node = Node(store, opener("copy"))
+    await node.look()
+    await recorded(store, "d")
+    await node.look()
+    assert [each.number for each in await records_of(node.copy)] == [begins, begins + 1, begins + 2, begins + 3]
+    assert not node.said
 
 
 async def test_a_node_that_may_not_write_says_so_and_keeps_its_own(store, opener):
@@ -176,7 +262,7 @@ async def test_a_node_that_may_not_write_says_so_and_keeps_its_own(store, opener
     assert await details(store) == []
     assert await details(node.copy) == ["a", "b"]
     node.keeper.add(event("x"))
-    assert node.said == ["history_lost", "history_not_written"]
+    assert node.said == ["history_differs", "history_not_written"]
 
 
 async def test_a_record_that_does_not_link_is_not_taken_over(node, store):
@@ -187,8 +273,100 @@ async def test_a_record_that_does_not_link_is_not_taken_over(node, store):
     changed = [records[0], Record(2, records[1].text.replace('"b"', '"x"')), records[2]]
     await store.rewrite_history(one(changed), (), after=0, seen=await store.ledger())
     await node.look()
-    assert node.said == ["history_broken"]
+    assert node.said == ["history_differs"]
     assert await details(node.copy) == ["a"]
+    await adopt(store, node.copy, event(None, what="adopt", detail="so be it", time=NOW))
+    assert await details(store) == await details(node.copy) == ["a", "x", "c", "so be it"]
+    assert await holds(store)
+
+
+async def test_refusals_that_were_removed_from_the_store_stay_in_the_copy(node, store):
+    for reason in ("bad_signature", "expired"):
+        await store.record(event(None, "refused", what="refuse", detail=f"{reason}: …", time=NOW))
+    await recorded(store, "a")
+    await node.look()
+    await store.rewrite_history(one(()), (), after=1, seen=await store.ledger(), exact=True)
+    await node.look()
+    assert len(await store.folds()) == 0
+    assert len(await node.copy.folds()) == 2
+
+
+async def test_the_newest_record_is_in_the_log_at_each_change(node, store):
+    for texts in (("a",), (), ("b", "c")):
+        await recorded(store, *texts)
+        await node.look()
+        ledger = await store.ledger()
+        assert (node.keeper.newest.number, node.keeper.newest.digest) == (ledger.number, ledger.digest)
+        assert node.anchors[-1] == (ledger.number, ledger.digest)
+    assert [number for number, _ in node.anchors] == [1, 3]
+
+
+async def test_a_list_without_its_record_is_told(node, store):
+    """As who holds the loader's user can make one: with another's name under it, and another content under the digest of a release."""
+    first = replace(state(pages_of([1])), release_digest=AB, signers=("agency SHA256:x",))
+    await store.replace("a", first, pages_of([1]), seen=0, event=event("a", serial=1, digest=AB, detail="load"))
+    await store.replace("b", first, pages_of([1]), seen=0)
+    await node.look(lists=["a", "b", "c"])
+    assert node.keeper.unrecorded == [], "it may be on its way"
+    node.clock += 20
+    await node.look(lists=["a", "b", "c"])
+    assert node.keeper.unrecorded == ["b"]
+    forged = replace(state(pages_of([2])), release_digest=AB, signers=("agency SHA256:x",))
+    await store.replace("a", forged, pages_of([2]), seen=1)
+    for _ in range(3):
+        await node.look(lists=["a", "b"])
+        node.clock += 10
+    await node.look(lists=["a", "b"])
+    assert node.keeper.unrecorded == ["a", "b"]
+    assert node.said == ["list_unrecorded", "list_unrecorded"]
+    await store.rollback("a", seen=2, event=event("a", what="rollback", detail="back"))
+    await store.replace("b", first, pages_of([1]), seen=1, event=event("b", serial=1, digest=AB, detail="load"))
+    await node.look(lists=["a", "b"])
+    assert node.keeper.unrecorded == []
+
+
+async def test_a_flood_of_refusals_hides_no_record(node, store):
+    await store.replace("a", state(pages_of([1])), pages_of([1]), seen=0, event=event("a"))
+    for number in range(40):
+        await store.record(event("a", "refused", what="refuse", detail=f"try {number}: …", time=LATER))
+    await node.look(lists=["a"])
+    node.clock += 20
+    await node.look(lists=["a"])
+    assert node.keeper.unrecorded == []
+
+
+async def test_a_list_of_a_version_that_said_no_content_goes_by_its_release(node, store):
+    await store.replace("a", replace(state(pages_of([1])), release_digest=AB), pages_of([1]), seen=0)
+    await store.record(event("a", digest=AB))
+    await node.look(lists=["a"])
+    node.clock += 20
+    await node.look(lists=["a"])
+    assert node.keeper.unrecorded == []
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", '"x"', "null"])
+def test_a_record_that_is_json_and_no_object_is_a_fault_of_the_history(text):
+    records, ledger = appended(Ledger(), [event(detail="a"), event(detail="b")])
+    changed = [records[0], Record(2, text)]
+    assert "record 2 was changed: it cannot be read" in [*broken(changed, (), ledger)]
+    assert not linked(changed, None)
+    with pytest.raises(StoreError, match="not a JSON object") as caught:
+        read_record(changed[1])
+    assert caught.value.cause == "corrupt"
+
+
+async def test_the_history_is_trimmed_each_hour(node, store, monkeypatch):
+    trimmed, trim = [], store.trim_history
+
+    async def counted(*arguments):
+        trimmed.append(node.clock)
+        return await trim(*arguments)
+
+    monkeypatch.setattr(store, "trim_history", counted)
+    for hours, count in ((0, 1), (0.9, 1), (0.2, 2), (0.9, 2), (2, 3)):
+        node.clock += 3600 * hours
+        await node.look()
+        assert len(trimmed) == count
 
 
 async def test_events_wait_for_a_store_that_is_away(node, store, monkeypatch):
@@ -210,7 +388,7 @@ async def test_what_is_older_than_kept_goes_from_store_and_copy(node, store):
         time = utc_text(datetime.now(UTC) - timedelta(days=days))
         await store.record(event(detail=str(days), time=time))
     await node.look()
-    node.keeper._trimmed_at = 0
+    node.clock += 3600
     await node.look(HistorySettings(keep=15))
     await node.look()
     assert (await details(store))[:2] == (await details(node.copy))[:2] == ["10", "0"]

@@ -16,9 +16,9 @@ from made import page, pages_of
 from eir.device import MEID_BASE, imsi_key
 from eir.lists.chunks import PageRows, chunk_of
 from eir.lists.entries import entries_of
-from eir.lists.image import BODY_AT, SECTIONS, VERSION, Image, ImageError
+from eir.lists.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, _arrays
 from eir.lists.imaging import image_of, image_with
-from eir.lists.making import make
+from eir.lists.making import _written, make
 from eir.lists.pages import PAGE_KEYS
 from eir.s13 import compiled
 
@@ -134,6 +134,18 @@ def test_a_hash_that_is_full_of_neighbours():
     assert not any(image.holds((number + 50_000) * PAGE_KEYS + 7, NOW) for number in range(36_000_000, 36_001_000))
 
 
+def arrays_of(name):
+    """The arrays of an image that has something in the array of this name."""
+    if name in {"pair_ends", "imsis"} or name.startswith("subscriber_"):
+        image = image_of([page(35, [1, 2], imsis=[[1, 2], [2]], until=[2000, 0, 1500])])
+    else:
+        image = make([PageRows(35, np.array([1, 70_000])).chunk(), PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk()])
+    found = _arrays(image.buffer)
+    assert len(found[name])
+    assert Image.map(_written(found)).numbers.tolist() == image.numbers.tolist()
+    return found
+
+
 class TestWhatPasses:
     """What is mapped is an image of this version, whole; and it cannot change."""
 
@@ -156,18 +168,6 @@ class TestWhatPasses:
         with pytest.raises(PermissionError):
             mmap.mmap(image.descriptor, 0)
 
-    def test_a_file(self, tmp_path):
-        with (tmp_path / "copy").open("w+b") as file:
-            self.image().save(file.fileno(), 7)
-            assert list(Image.read(file.fileno(), 7).keys(NOW)) == list(self.image().keys(NOW))
-            file.seek(-1, os.SEEK_END)
-            file.write(b"x")
-            file.flush()
-            with pytest.raises(ImageError, match="digest"):
-                Image.read(file.fileno(), 7)
-            with pytest.raises(ImageError, match="cut short"):
-                Image.read(file.fileno(), 1 << 30)
-
     @pytest.mark.parametrize("size", [0, 1, 60, BODY_AT - 1, BODY_AT, -64, -1])
     def test_one_that_is_cut_short(self, size):
         with pytest.raises(ImageError, match=r"cut short|not within"):
@@ -178,6 +178,31 @@ class TestWhatPasses:
         octets[8:12] = struct.pack("<I", VERSION + 1)
         with pytest.raises(ImageError, match=f"version {VERSION + 1}"):
             Image.map(self.altered(octets))
+
+    @pytest.mark.parametrize(("name", "damage"), [
+        *((name, damage) for name, _ in SECTIONS for damage in ("one less", "one more")),
+        *((name, "another last") for name, _ in SECTIONS if name.removeprefix("subscriber_") in {"firsts", "offsets", "end_starts", "pair_ends"}),
+    ])  # fmt: skip
+    def test_arrays_that_do_not_fit_one_another(self, name, damage):
+        """Each alone: one item less or more than the others say, or where its last item says how long another one is, another number there."""
+        arrays = arrays_of(name)
+        item = arrays[name]
+        match damage:
+            case "one less":
+                arrays[name] = item[:-1]
+            case "one more":
+                arrays[name] = np.append(item, item[-1:])
+            case _:
+                arrays[name] = np.append(item[:-1], item[-1:] + item.dtype.type(1))
+        with pytest.raises(ImageError, match=r"damaged|do not fit"):
+            Image.map(_written(arrays))
+
+    @pytest.mark.parametrize("slots", [0, 3, 12])
+    def test_a_hash_without_a_free_slot_or_of_a_size_that_is_no_power_of_two(self, slots):
+        arrays = arrays_of("slots")
+        arrays["slots"] = np.resize(arrays["slots"], slots * 4)
+        with pytest.raises(ImageError, match="do not fit"):
+            Image.map(_written(arrays))
 
     def test_another_file(self):
         with pytest.raises(ImageError, match="no image"):

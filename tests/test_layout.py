@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from luhn import check_digit
 from made import tacs_of
@@ -385,3 +385,55 @@ def test_pairs():
     found, tally = pairs(b"imei,imsi,msisdn\r\n35123456789012,00101000002,1\r\n#06,00101000002,1\r\n", "dirbs-exceptions")
     assert found == {35123456789012: [imsi_key("00101000002")]}
     assert (tally.skipped, tally.bad) == (1, 0)
+
+
+PIECES = ["\r", "\r\n", "\n", "\ufeff", '"', ",", " ", "\0", "\x0b", "\u2028", "3512345678901", "35123456789012", "351234567890128", "stolen", "2026-12-31", "+"]
+
+
+def cut(content, *, at=None):
+    """A file as pieces that end with a newline each: every line alone, or cut behind some of them."""
+    lines = [line + b"\n" for line in content.split(b"\n")[:-1]]
+    pieces, piece = [], b""
+    for number, line in enumerate(lines):
+        piece += line
+        if at is None or number in at:
+            pieces.append(piece)
+            piece = b""
+    return [*pieces, *([piece] if piece else [])]
+
+
+def outcome(pieces, layout):
+    keys, tally, count, why, ends = read(b"", layout, chunks=pieces)
+    return keys, tally.bad, tally.complaints, count, why, ends
+
+
+@settings(max_examples=300)
+@example(["35123456789012,a\rb", '35123456789013,"open'], set(), ("eir", "imei,reason,until\n"))
+@example(["35123456789013", "\ufeff35123456789012"], {1}, ("imei", ""))
+@given(
+    st.lists(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), max_size=8), st.sets(st.integers(0, 20), max_size=6),
+    st.sampled_from([("eir", "imei,reason,until\n"), ("eir", "\ufeffreason,until,imei\r\n"), ("imei", "")]),
+)  # fmt: skip
+def test_a_file_that_is_cut_elsewhere_is_the_same_list(rows, at, form):
+    layout, header = form
+    content = (header + "".join(f"{row}\n" for row in ("35123456789099", *rows, ""))).encode()
+    whole = outcome([content], layout)
+    assert outcome(cut(content), layout) == whole
+    assert outcome(cut(content, at=at), layout) == whole
+
+
+@pytest.mark.parametrize(
+    ("row", "good"),
+    [
+        ("35123456789012\r", True), ("35123456789012\r\r", False), ("\r35123456789012", False), ("351234567890\r12", False), ("\ufeff35123456789012", False),
+        ("\ufeff\ufeff35123456789012", False), ("\r", None), ("\r\r", False), ("35123456789012,a\rb", True), ('"35123456789012"\r', True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("beside", ["", '35123456789013,"open\n'])
+def test_a_lone_carriage_return_and_a_mark_of_order_end_no_row(row, good, beside):
+    """In a piece that polars reads, and in one that Python's csv does; as the first row of a piece, and behind others."""
+    text = f"{row}\n{beside}".encode()
+    for pieces in ([b"imei,reason\n" + text], [b"imei,reason\n", text], [b"imei,reason\n35123456789014,\n" + text], [b"imei,reason\n35123456789014,\n", text]):
+        keys, tally, *_ = read(b"", chunks=pieces)
+        assert (35123456789012 in keys) == bool(good)
+        assert tally.bad == (good is False) + bool(beside)

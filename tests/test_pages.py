@@ -237,7 +237,7 @@ def test_each_dependency_has_its_reason():
 
 def test_the_users_of_redis_are_those_that_are_tested():
     # tests/faults/test_acl.py takes their rights from here, and holds them to be enough and none of them too much.
-    assert re.findall(r"^user (\w+) ", CONFIG, re.MULTILINE) == ["default", "worker", "loader"]
+    assert re.findall(r"^user (\w+) ", CONFIG, re.MULTILINE) == ["default", "worker", "healer", "loader"]
 
 
 CHANGES = (
@@ -346,11 +346,11 @@ def test_the_sizing_rule_is_that_of_the_figures():
     rule = r"(\d+) MB for a node with two workers, .* (\d+) MB for each million entries up to ten million, and ([\d.]+) MB for each further million"
     base, each, further = map(float, re.search(rule, sizing).groups())
     for entries, millions in (("1 million", 1), ("10 million", 10), ("100 million", 100)):
-        memory = int(measured[entries][5].removesuffix(" MB"))
+        memory = int(measured[entries][4].removesuffix(" MB"))
         assert memory <= base + each * min(millions, 10) + further * max(millions - 10, 0) <= 1.2 * memory, entries
     for entries in ("10 million", "100 million"):
         assert measured[entries][2] in sizing
-    assert f"{round(int(measured['100 million'][5].removesuffix(' MB')) / 1000, 1)} GB of memory" in README
+    assert f"{round(int(measured['100 million'][4].removesuffix(' MB')) / 1000, 1)} GB of memory" in README
     (answers,) = set(re.findall(r"One worker answers ([\d,]+) ", DEPLOY + SCRIPTS))
     assert int(answers.replace(",", "")) > 250_000
 

@@ -17,6 +17,7 @@ from eir.errors import StoreError
 from eir.stores import sqlite
 from eir.stores.open import open_store
 from eir.stores.sqlite import SqliteStore, file, writing
+from eir.stores.write import one_batch
 
 A = pages_of([1, 2, 5_000_000])
 B = pages_of([3])
@@ -61,15 +62,26 @@ async def test_file_and_folder_are_for_owner_and_group_only(store):
     assert len(list(store.path.parent.iterdir())) == 3  # the file, its log, its shared memory
 
 
-async def test_a_newer_schema_is_named(store):
-    await store.states()
+async def test_a_newer_form_is_read_and_not_changed(store):
+    """Also where it has columns that this program does not know."""
+    await store.replace("a", state(A), A, seen=0, event=event("a"))
     with directly(store) as db:
         db.execute("PRAGMA user_version = 99")
+        db.execute("ALTER TABLE lists ADD COLUMN more TEXT")
+        db.commit()
+    before = store.path.read_bytes()
     newer = SqliteStore(store.path)
-    with pytest.raises(StoreError, match=r"schema 99.*upgrade") as caught:
-        await newer.states()
-    assert caught.value.cause == "schema"
+    assert "written by a newer eir (form 99, this one knows 2)" in await newer.newer()
+    assert (await newer.states())["a"].content_digest == state(A).content_digest
+    assert len(await newer.history()) == 1
+    for write in (
+        lambda: newer.replace("a", state(B), B, seen=1), lambda: newer.amend("a", state(B), B, seen=1), lambda: newer.record(event("a")),
+        lambda: newer.rollback("a", seen=1), lambda: newer.restore("a", state(B), one_batch(B), seen=1), lambda: newer.claim("inbox", "me", 5),
+        lambda: newer.reset_serial("a", 1, seen=1),
+    ):  # fmt: skip
+        assert await cause_of(write()) == "schema"
     await newer.close()
+    assert store.path.read_bytes() == before
 
 
 async def test_a_file_of_another_program_is_left_alone(tmp_path):

@@ -1,13 +1,14 @@
 """Commands for the operator of a node: run it, see how it is, steer it, check its configuration."""
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, config_with_warnings, whereabouts
 from eir.commands.output import show, show_one
-from eir.config import load_config, render
-from eir.errors import ConfigError
+from eir.config import load_config, load_whereabouts, render
+from eir.errors import ConfigError, EirError
 from eir.operate import control
 
 PeerName = Annotated[str, typer.Argument(metavar="NAME", help="The peer, as `eir peers` calls it.")]
@@ -68,7 +69,12 @@ def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     SIGHUP does the same. A file with a fault in it changes nothing.
     """
-    checked = config_with_warnings(config)  # says what is wrong before the node is asked
+    try:
+        checked = config_with_warnings(config)
+    except ConfigError:
+        with suppress(EirError):  # the node refuses it too, and says so where alerts come from
+            control.ask(load_whereabouts(config).state, "reload")
+        raise
     print(control.ask(checked.state, "reload"))
 
 

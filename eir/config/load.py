@@ -25,11 +25,12 @@ TAKES_RESTART = [*(key.path for key in TABLE if not key.live), *(section.path fo
 
 def load_config(path: Path) -> Config:
     """Read and check a configuration. Raises ConfigError with all that is wrong in it, in file order."""
-    document = read_document(path, read_file(path), ROOT)
+    octets = read_file(path)
+    document = read_document(path, octets, ROOT)
     config, problems = _checked(path, document)
     if problems:
         raise ConfigError(problems)
-    return replace(config, warnings=_found(WARNINGS, config, document))
+    return replace(config, warnings=_found(WARNINGS, config, document), digest=hashlib.sha256(octets).hexdigest())
 
 
 def load_to_ask(path: Path) -> Config:

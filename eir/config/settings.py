@@ -58,6 +58,8 @@ class Config:
     full_identifiers: bool
     log_level: str
     warnings: tuple[Problem, ...] = ()
+    digest: str = field(default="", compare=False)
+    """SHA-256 of the bytes that it was read from."""
     shown: dict[str, Any] = field(repr=False, compare=False)
     """The same by the file's own keys, as JSON knows it; defaults are filled in, passwords hidden."""
 

@@ -87,6 +87,7 @@ class Followed:
         ours: metrics.Snapshot = {
             "eir_store_up": {(): float(how.store_up)},
             "eir_store_lost_data": {(name,): float(name in how.lost) for name in self._lists},
+            "eir_copy_failed": {(name,): float(name in how.copy_faults) for name in self._lists},
             "eir_follow_lag_seconds": {(): max(0.0, time.monotonic() - how.in_step_at)},
         }
         return metrics.merge([ours, self._left, self._figures])

@@ -78,7 +78,7 @@ class _Process:
         self._store, self._copy = open_store(config.store, config.state, report=log.report, check=False), open_copy(config.store, config.state)
         self._follower = Follower(
             self._store, self._index, report=log.report, on_switch=self._switched, copy=self._copy, heal=config.heal,
-            who=f"{socket.gethostname()}:{os.getpid()}", folder=config.state,
+            who=f"{socket.gethostname()}:{os.getpid()}",
         )  # fmt: skip
 
     def handlers(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class _Process:
     def _tell(self) -> None:
         follower = self._follower
         lost, copies = dict(follower.lost), sorted(follower.from_copy)
-        how = Following(store_up=follower.up, lost=lost, from_copy=copies, in_step_at=follower.in_step_at)
+        how = Following(store_up=follower.up, lost=lost, from_copy=copies, in_step_at=follower.in_step_at, copy_faults=dict(follower.copy_faults))
         self._channel.tell("following", how, self._counters(), latest="following")
 
     async def _tell_again(self) -> None:

@@ -6,7 +6,6 @@ to act on. The others end when it does.
 """
 
 import asyncio
-import hashlib
 import os
 import signal
 import socket
@@ -140,6 +139,8 @@ class Front:
         self._outcomes: tuple[Outcome, ...] = ()
         self._rhythms = Rhythms()
         self._reload_failed = False
+        self._file_seen: tuple[int, ...] | None = None
+        """The configuration on disk when it was last read to see whether it has a fault."""
         copy = open_copy(config.store, config.state)
         self._history = HistoryKeeper(copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report)
         self._expiry = ExpiryReminder()
@@ -180,6 +181,7 @@ class Front:
                 tell_service(READY, f"STATUS=answers on {', '.join(self._status.listening)}")
                 self._spawn(self._again(LOOK_S, "status", self._look))
                 self._spawn(self._again(KEYS_S, "keys", self._look_at_keys))
+                self._spawn(self._again(LOOK_S, "configuration", self._look_at_file))
                 if self._config.n5g.listen and self._config.n5g.tokens is None:
                     self._log.report("no_access_tokens", setting="n5g.tokens", detail="AMFs are asked for no access token")
                 await self._register()
@@ -357,6 +359,13 @@ class Front:
 
     # ---- what is looked at again and again ----
 
+    async def _look_at_file(self) -> None:
+        """Look whether the configuration on disk has a fault, when it was written: a restart would fail then."""
+        path = self._config.path
+        if (now := await asyncio.to_thread(_file_now, path)) != self._file_seen:
+            self._file_seen = now
+            self._status.config_fault = await asyncio.to_thread(_fault_in, path)
+
     async def _look(self) -> None:
         reports = await self._workers.reports()
         self._status.tell(reports)
@@ -370,9 +379,11 @@ class Front:
         """Read what became of releases, and see to the history; the front keeps no connection to the store for that."""
         store = open_store(self._config.store, self._config.state, check=False)
         try:
+            self._status.store_newer = await in_time(store.newer())
+            await self._history.look(store, self._config.history, [*self._config.lists])
+            self._status.history_differs, self._status.unrecorded = self._history.differs, self._history.unrecorded
             self._outcomes = tuple(await in_time(store.outcomes()))
             await self._rhythms.look(self._outcomes, store)
-            await self._history.look(store, self._config.history)
         except StoreError as e:
             if e.cause == STOOD_STILL:
                 self._log.report("stood_still", level="warning", detail=str(e))
@@ -398,6 +409,9 @@ class Front:
                 )
                 for outcome in (FORCED, REFUSED)
             },
+            "eir_history_last_record": {(): self._history.newest.number}, "eir_history_last_digest": {(): int(self._history.newest.digest[:12], 16)},
+            "eir_history_differs": {(): float(bool(self._history.differs))},
+            "eir_list_unrecorded": {(name,): float(name in self._history.unrecorded) for name in self._config.lists},
             **self._rhythms.snapshot(), **processes.snapshot(os.getpid()),
             "eir_inbox_usable": {} if waiting is None else {(): float(self._drop_folder.usable)},
             "eir_inbox_waiting_releases": {} if waiting is None else {(): waiting},
@@ -422,6 +436,7 @@ class Front:
             "peers": lambda _: self._workers.peers(),
             "reload": lambda _: self._reload_by_command(),
             "drain": self._drain,
+            "history": self._show_history,
             "record": lambda _: self._write_record(),
             "peer_disable": lambda arguments: self._set_peer(arguments, enabled=False),
             "peer_enable": lambda arguments: self._set_peer(arguments, enabled=True),
@@ -445,6 +460,11 @@ class Front:
         question = Question(**{name: arguments[name] for name in Question._fields if name in arguments})
         answer = await self._workers.explain(question)
         return {**await self._in_force(), "answer": answer.as_fields()}
+
+    async def _show_history(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What this node's copy of the history has: for whoever asks while the store is away."""
+        name, limit, since = (arguments.get(each) for each in ("list", "limit", "since"))
+        return [asdict(event) for event in await self._history.events(name, limit=limit, since=since)]
 
     async def _write_record(self) -> bool:
         """Have what was seen up to now written; whether there is a record."""
@@ -515,7 +535,7 @@ class Front:
         elif self._registering is not None:
             self._registering.use(self._tls)
         if changed:
-            self._history.add(await asyncio.to_thread(_reload_event, now.path, who, changed))
+            self._history.add(_reload_event(new.digest, who, changed))
         self._log.report("reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(waiting) or None)
         return "reloaded" + (f"; these need a restart: {', '.join(waiting)}" if waiting else "")
 
@@ -530,8 +550,24 @@ class Front:
         return files
 
 
-def _reload_event(path: Path, who: str, changed: Sequence[str]) -> Event:
+def _file_now(path: Path) -> tuple[int, ...] | None:
+    """What shows that a file is another one, or was written; None if it is not there."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
+
+
+def _fault_in(path: Path) -> str | None:
+    """What is wrong in a configuration, the first of it."""
+    try:
+        load_config(path)
+    except ConfigError as e:
+        return str(e.problems[0])
+    return None
+
+
+def _reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
     """What the history says of a reload: by whom, what it changed, and the digest of the configuration that is in force then."""
     now, host = utc_text(datetime.now(UTC)), socket.gethostname()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Event(time=now, who=f"{who}@{host}", what="reload", digest=digest, outcome=ACCEPTED, detail=f"changed: {', '.join(changed)}")

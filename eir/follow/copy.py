@@ -17,6 +17,7 @@ from enum import Enum, auto
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.follow.heavy import Heavy, while_large
+from eir.follow.history import give_back
 from eir.lists.pages import Page, amended_digest, digest_text
 from eir.lists.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.stores.write import one_batch
@@ -79,13 +80,15 @@ class _Heal:
 class CopyKeeper:
     """Does what is asked of it one thing after another, in `run`; of several requests for a list only the last counts.
 
-    `failed` is told of faults by cause. `who` marks this node in the history.
+    `failed` is told of faults by cause and list. `who` marks this node in the history.
     """
 
     def __init__(
-        self, store: ListStore, copy: ListStore, report: Report, failed: Callable[[str, Exception], None], who: str
+        self, store: ListStore, copy: ListStore, report: Report, failed: Callable[[str, Exception, str], None], who: str
     ) -> None:
         self.store, self.copy = store, copy
+        self.faults: dict[str, str] = {}
+        """Lists whose copy could not be read, written or written back when that was last tried, and why."""
         self._report, self._failed, self._who = report, failed, who
         self._wanted: dict[str, _Keep | _Heal] = {}
         self._something = asyncio.Event()
@@ -114,7 +117,7 @@ class CopyKeeper:
             pause_s = math.inf
             for name, wanted in tuple(self._wanted.items()):
                 left_s = wanted.due - time.monotonic() if isinstance(wanted, _Keep) else 0.0
-                if left_s <= 0 and await self._is_done(name, wanted, heavy):
+                if left_s <= 0 and await self._tried(name, wanted, heavy):
                     if self._wanted.get(name) is wanted:
                         del self._wanted[name]
                 else:
@@ -124,6 +127,18 @@ class CopyKeeper:
                     async with asyncio.timeout(pause_s):
                         await self._something.wait()
                 self._something.set()
+
+    def fail(self, name: str, cause: str, error: Exception) -> None:
+        """Count and tell a fault of a list's copy, which lasts until something is done about that copy again."""
+        self.faults[name] = str(error) or type(error).__name__
+        self._failed(cause, error, name)
+
+    async def _tried(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
+        fault = self.faults.pop(name, None)
+        is_done = await self._is_done(name, wanted, heavy)
+        if fault is not None and not is_done:  # as when the store went on meanwhile
+            self.faults.setdefault(name, fault)
+        return is_done
 
     async def _is_done(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
         """Do it; False if it should be tried again. The follower asks again for a list that the store still shows less of."""
@@ -143,12 +158,12 @@ class CopyKeeper:
         except GenerationConflict:
             return not keeps  # another node was faster, perhaps with an older state
         except StoreError as error:
-            self._failed(f"{what}_{error.cause}", error)
+            self.fail(name, f"{what}_{error.cause}", error)
             if error.cause == "full" and isinstance(wanted, _Keep) and self._wanted.get(name) is wanted:
                 self._wanted[name] = replace(wanted, due=time.monotonic() + FULL_RETRY_S)
             return not keeps
         except Exception as error:  # noqa: BLE001  # the outermost loop of this task: it counts, says so, and goes on
-            self._failed("copy_internal", error)
+            self.fail(name, "copy_internal", error)
             return False
         return True
 
@@ -160,7 +175,7 @@ class CopyKeeper:
             return relation(copied, wanted.stored) is Relation.LOST
         if relation(copied, held) is Relation.NEWER:
             behind = f"list {name}: this node's copy is older than what is in force and is not written back; load the release again"
-            self._failed("heal_behind", StoreError("behind", behind))
+            self.fail(name, "heal_behind", StoreError("behind", behind))
         return False
 
     async def _write_copy(self, name: str, wanted: _Keep, copied: ListState | None) -> None:
@@ -184,6 +199,7 @@ class CopyKeeper:
             time=utc_text(datetime.now(UTC)), who=self._who, what="heal", outcome=ACCEPTED, detail=detail,
             list=name, serial=state.serial, digest=state.release_digest,
         )  # fmt: skip
+        await give_back(self.store, self.copy, self._who)  # before the first record of a history that has lost all others
         await self.store.restore(name, state, _proved(self.copy, name, copied), seen=seen, event=healed)
         self._report("store_healed", level="warning", list=name, detail=detail)
 

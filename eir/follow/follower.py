@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext, suppress
 from functools import partial
-from pathlib import Path
 
 from eir.errors import Report, StoreChanged, StoreError
 from eir.follow.copy import CopyKeeper, Relation, relation
 from eir.follow.heavy import Heavy, while_large
-from eir.follow.kept import ImageFiles
 from eir.follow.proof import PROOF_MASK, Proof
 from eir.lists.chunks import Chunk
-from eir.lists.image import Image, ImageError
+from eir.lists.image import Image
 from eir.lists.imaging import chunks_of, image_with
 from eir.lists.index import DeviceList, Index
 from eir.lists.making import make
@@ -51,13 +49,12 @@ class Follower:
 
     `on_switch` is called with each list that came into force, its image, and the image before it if that is another one. `copy` is this
     node's last good copy (eir.follow.copy), where the store itself is elsewhere: it serves a start without the store, and unless `heal` is
-    False it is written back to a store that lost its data; `who` marks this node there. In a state `folder` large images are kept in files,
-    which a start reads instead of pages. What the index holds already is in force.
+    False it is written back to a store that lost its data; `who` marks this node there. What the index holds already is in force.
     """
 
     def __init__(
         self, store: ListStore, index: Index, *, report: Report, on_switch: Callable[[str, ListState, Image, Image | None], None],
-        copy: ListStore | None = None, heal: bool = True, who: str = "eir", folder: Path | None = None,
+        copy: ListStore | None = None, heal: bool = True, who: str = "eir",
     ) -> None:  # fmt: skip
         self.up = False
         """The store answered when it was last asked."""
@@ -68,10 +65,9 @@ class Follower:
         self.from_copy: set[str] = set()
         """Lists in force that came from the last good copy and that the store has not shown since."""
         self._store, self._index, self._report, self._on_switch = store, index, report, on_switch
-        self._keeper = None if copy is None else CopyKeeper(store, copy, report, partial(self._failed, event="copy_failed"), who)
+        self._keeper = None if copy is None else CopyKeeper(store, copy, report, self._copy_failed, who)
         self._heals = heal
         self._heavy: Heavy = nullcontext
-        self._files = None if folder is None else ImageFiles(folder, self._file_failed)
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
         self._unreadable: dict[str, float] = {}
@@ -80,6 +76,11 @@ class Follower:
         self._said: dict[tuple[str, str], float] = {}
         self.in_step_at = time.monotonic()
         """When it was last certain that what is in force is what the store holds (time.monotonic); up to WAIT_S ago is normal."""
+
+    @property
+    def copy_faults(self) -> Mapping[str, str]:
+        """Lists whose last good copy could not be read, written or written back, and why."""
+        return {} if self._keeper is None else {name: why for name, why in self._keeper.faults.items() if name in self._index.lists}
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -92,9 +93,6 @@ class Follower:
         Raises nothing for a store that is away or a list that cannot be proved: see `up`, `errors`, `missing`, `from_copy`.
         """
         stored: Mapping[str, ListState] | None = None
-        if self._files is not None:
-            with self._faults_told(of_copy=True):
-                self._files.forget_all_but(self._index.lists)
         with self._faults_told():  # a node that would not start answers nobody
             stored = await self._states()
         if self._keeper is not None:
@@ -109,12 +107,12 @@ class Follower:
     async def _start_from_copy(self, copy: ListStore, stored: Mapping[str, ListState] | None) -> None:
         """Take from the copy what the store does not have newer: it is nearer, and it is what this node knew last."""
         for name, entries in tuple(self._index.lists.items()):
-            with self._faults_told(of_copy=True):
+            with self._faults_told(name, of_copy=True):
                 copied = await copy.state(name)
                 if copied is None or (stored is not None and relation(copied, stored.get(name)) is Relation.NEWER):
                     continue
                 if relation(entries.state, copied) is Relation.NEWER:
-                    await self._take_all(copy, name, entries, copied)
+                    await self._take_all(copy, name, entries)
                 self.from_copy.add(name)
 
     async def run(self, heavy: Heavy = nullcontext) -> None:
@@ -122,8 +120,6 @@ class Follower:
         self._heavy = heavy
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_store())
-            if self._files is not None:
-                tasks.create_task(self._files.run(heavy))
             if self._keeper is not None:
                 tasks.create_task(self._keeper.run(heavy))
 
@@ -221,22 +217,12 @@ class Follower:
         for _ in range(READ_AGAIN_MAX):
             with suppress(StoreChanged):
                 if not (held and stored and await self._take_changes(name, entries, held, stored)):
-                    await self._take_all(self._store, name, entries, stored)
+                    await self._take_all(self._store, name, entries)
                 return
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
-    async def _take_all(self, source: ListStore, name: str, entries: DeviceList, wanted: ListState | None) -> None:
-        """Read a list whole, prove it, and put it in force; of its pages nothing, where a file has an image of what is wanted.
-
-        Nothing happens if the source does not have it.
-        """
-        if wanted is not None and (kept := await self._read_file(name, wanted)) is not None:
-            if self._switch(name, entries, wanted, kept[0]):
-                self._proofs[name] = kept[1]
-                self._keep_image(name)  # another content may be on its way into the file
-                if source is self._store:
-                    self._keep_copy(name, wanted, None)
-            return
+    async def _take_all(self, source: ListStore, name: str, entries: DeviceList) -> None:
+        """Read a list whole, prove it, and put it in force. Nothing happens if the source does not have it."""
         read: ListState | None = None
         proof, total, chunks = Proof(), 0, list[Chunk]()
         async with aclosing(_batches(source, name)) as batches:
@@ -254,15 +240,12 @@ class Follower:
             raise StoreError("digest", f"list {name}: pages have the digest {found}, not {read.content_digest}")
         if self._switch(name, entries, read, await _made(name, partial(make, chunks))):
             self._proofs[name] = proof
-            self._keep_image(name)
             if source is self._store:
                 self._keep_copy(name, read, None)
 
     async def _take_changes(self, name: str, entries: DeviceList, held: ListState, stored: ListState) -> bool:
         """Take over only the pages that were touched; False if the list must be read whole."""
         proof, image = self._proofs.get(name), entries.image
-        if proof is None and (kept := await self._read_file(name, held)) is not None:  # the follower before this one ended
-            proof = self._proofs[name] = kept[1]
         if proof is None or image is None or stored.generation < held.generation:
             return False
         try:
@@ -283,7 +266,6 @@ class Follower:
             return False
         if self._switch(name, entries, state, await _made(name, partial(image_with, image, pages))):
             proof.amend(pages)
-            self._keep_image(name)
             self._keep_copy(name, state, pages)
         return True
 
@@ -309,29 +291,17 @@ class Follower:
         if self._keeper is not None and state is not None:
             self._keeper.keep(name, state, pages)
 
-    def _keep_image(self, name: str) -> None:
-        entries = self._index.lists[name]
-        if self._files is not None and entries.state is not None and entries.image is not None:
-            self._files.keep(name, entries.state.content_digest, entries.image, self._proofs[name])
-
-    async def _read_file(self, name: str, wanted: ListState) -> tuple[Image, Proof] | None:
-        if self._files is None:
-            return None
-        try:
-            return await asyncio.to_thread(self._files.read, name, wanted.content_digest)
-        except (OSError, ImageError) as error:
-            self._file_failed(name, error)
-            return None
-
-    def _file_failed(self, name: str, error: Exception) -> None:
-        self._failed("copy_image", error, name, event="copy_failed")
-
     # What went wrong
 
     @contextmanager
     def _faults_told(self, name: str | None = None, *, of_copy: bool = False) -> Iterator[None]:
         """Faults end what is done in it; they are counted and told, and the task goes on."""
-        fault = partial(self._failed, name=name, event="copy_failed" if of_copy else "store_failed")
+        def fault(cause: str, error: Exception) -> None:
+            if of_copy and self._keeper is not None and name is not None:
+                self._keeper.fail(name, cause, error)
+            else:
+                self._failed(cause, error, name)
+
         try:
             yield
         except StoreError as error:
@@ -352,6 +322,9 @@ class Follower:
                 "store_lost_data", level="error", list=name, stored=shown, detail="the memory stays in force",
                 held=f"generation {held.generation}, serial {held.serial}",
             )  # fmt: skip
+
+    def _copy_failed(self, cause: str, error: Exception, name: str) -> None:
+        self._failed(cause, error, name, event="copy_failed")
 
     def _failed(self, cause: str, error: Exception, name: str | None = None, *, event: str = "store_failed") -> None:
         """Count and tell. `copy_failed`, of the last good copy or writing it back, is no fault of the store."""

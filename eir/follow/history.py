@@ -1,39 +1,61 @@
-"""The history on a node's side: this node's copy, kept level with the store's and given back to a store that lost it.
+"""The history on a node's side: this node's copy, which only grows, and the two rules by which it is kept level with the store's.
 
-Imports eir.lists and eir.errors; knows no particular store. A copy takes over nothing that does not link to what it holds. Where
-the two differ, the longer one goes on, and what only the other one holds is written behind it: nothing that was ever recorded
-goes, and of several nodes that do this at once all come to the same.
+What continues the copy is appended to it. What does not is told, and the copy stays as it is until an operator adopts the store's
+history. A store whose history is empty, damaged, or no more than the beginning of the copy gets the copy back. Imports eir.lists and
+eir.errors; knows no particular store.
 """
 
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from eir.errors import GenerationConflict, Report
-from eir.lists.history import appended, linked, read_record, same_event
+from eir.errors import GenerationConflict, Report, StoreError
+from eir.lists.history import FOLDS_MAX, appended, broken, is_of, linked, newest_change, readable, record_digest
 from eir.lists.patience import in_time
 from eir.lists.settings import HistorySettings
-from eir.lists.store import ACCEPTED, Event, Ledger, ListStore, Record, utc_text
+from eir.lists.store import ACCEPTED, Event, Ledger, ListState, ListStore, Record, utc_text
 
 TRIM_S = 3600.0
 WAITING_MAX = 1_000
 """Events that wait for a store that is away."""
 COPY_TIMEOUT_S = 600.0
 """How long a whole history may take to be copied, or given back."""
+UNRECORDED_S = 15.0
+"""How long a list may be in the store until the record of what made it is there too."""
+READ_AGAIN_MAX = 10
+NEWEST = 20
+"""Events of a list among which its last change mostly is."""
 
 
 class HistoryKeeper:
     """What a node does about the history, again and again.
 
-    `copy`: the node's own, where the store is elsewhere. `writes`: it may write the store's. `who` is this node, in the history.
+    `copy`: the node's own, where the store is elsewhere. `writes`: it may write the store's. `who` is this node, in the history. `now` is
+    the monotonic clock.
     """
 
-    def __init__(self, copy: ListStore | None, *, writes: bool, who: str, report: Report) -> None:
-        self._copy, self._writes, self._who, self._report = copy, writes, who, report
+    def __init__(self, copy: ListStore | None, *, writes: bool, who: str, report: Report, now: Callable[[], float] = time.monotonic) -> None:
+        self._copy, self._writes, self._who, self._report, self._now = copy, writes, who, report, now
         self._waiting: deque[Event] = deque(maxlen=WAITING_MAX)
-        self._trimmed_at = 0.0
+        self._trimmed_at: float | None = None
+        self._refusals = ""
+        """Those of the store that were last taken over."""
+        self._unrecorded: dict[str, tuple[ListState, float | None]] = {}
+        """For each list the state that was last looked at, and since when it has no record (None: it has one)."""
+        self._told: set[str] = set()
+        """Lists without a record of which the log has told."""
+        self.newest = Ledger()
+        """The store's, when it was last read."""
+        self.differs = ""
+        """Why the store's history does not continue this node's copy; empty if it does."""
+
+    @property
+    def unrecorded(self) -> list[str]:
+        """Lists in the store that are not what the history says was last done to them."""
+        now = self._now()
+        return [name for name, (_, since) in self._unrecorded.items() if since is not None and now - since >= UNRECORDED_S]
 
     def add(self, event: Event) -> None:
         """Have an event recorded at the next look, or when the store is back."""
@@ -42,9 +64,17 @@ class HistoryKeeper:
         else:
             self._report("history_not_written", level="warning", reason="heal", detail=f"{event.what} by {event.who}: with `heal: false` a node writes no history")
 
-    async def look(self, store: ListStore, settings: HistorySettings) -> None:
-        """Write what waits, forget what is overdue, and bring copy and store level. Raises StoreError."""
-        if self._writes:
+    async def look(self, store: ListStore, settings: HistorySettings, lists: Sequence[str] = ()) -> None:
+        """Bring copy and store level, write what waits, forget what is overdue, and hold `lists` against their records. Raises StoreError."""
+        writes = self._writes and await in_time(store.newer()) is None
+        if self._copy is not None and writes:
+            try:
+                healed = await in_time(give_back(store, self._copy, self._who), COPY_TIMEOUT_S)
+            except GenerationConflict:  # another node was faster, or somebody wrote: the next look sees what
+                return
+            if healed:
+                self._report("history_healed", level="warning", detail=healed)
+        if writes:
             await in_time(store.settle())
             while self._waiting:
                 await in_time(store.record(self._waiting[0]))
@@ -52,7 +82,15 @@ class HistoryKeeper:
             await self._trim(store, settings)
         if self._copy is not None:
             with suppress(GenerationConflict):  # it was written meanwhile: the next look sees what
-                await in_time(self._keep_level(store, self._copy), COPY_TIMEOUT_S)
+                await in_time(self._grow(store, self._copy), COPY_TIMEOUT_S)
+        await self._anchor(await in_time(store.ledger()))
+        await in_time(self._hold(store, lists))
+
+    async def events(self, name: str | None, *, limit: int | None, since: str | None) -> Sequence[Event]:
+        """What this node's copy has, while the store is away. Raises StoreError."""
+        if self._copy is None:
+            raise StoreError("refused", "the history is in the store alone")
+        return await self._copy.history(name, limit=limit, since=since)
 
     async def close(self) -> None:
         """Let go of the copy."""
@@ -60,98 +98,151 @@ class HistoryKeeper:
             await self._copy.close()
 
     async def _trim(self, store: ListStore, settings: HistorySettings) -> None:
-        if self._trimmed_at and time.monotonic() - self._trimmed_at < TRIM_S:
+        if self._trimmed_at is not None and self._now() - self._trimmed_at < TRIM_S:
             return
         now = datetime.now(UTC)
         until = utc_text(now - timedelta(days=settings.keep))
         event = Event(time=utc_text(now), who=self._who, what="trim", outcome=ACCEPTED, detail="history.keep, history.max_bytes")
         await in_time(store.trim_history(until, settings.max_bytes, event), COPY_TIMEOUT_S)
-        if self._copy is not None:
+        if self._copy is not None and not self.differs:
             await self._copy.trim_history(until, settings.max_bytes, None)
-        self._trimmed_at = time.monotonic()
+        self._trimmed_at = self._now()
 
-    async def _keep_level(self, store: ListStore, copy: ListStore) -> None:
+    async def _grow(self, store: ListStore, copy: ListStore) -> None:
+        """Append to the copy what continues it, and nothing else."""
         ours, theirs = await copy.ledger(), await store.ledger()
-        if (ours.number, ours.digest, ours.refusals) == (theirs.number, theirs.digest, theirs.refusals):
-            return
-        fork = await fork_of(copy, ours, store, theirs)
-        if fork == ours.number or ours.number + 1 < theirs.first:
-            await self._follow(store, theirs, copy, ours)
-        elif not self._writes:
-            self._report("history_lost", level="error", detail=_differs(fork, ours, theirs))
-        elif await _goes_before(copy, ours, store, theirs, fork):
-            await self._give_back(store, theirs, copy, ours, fork)
-        else:
-            await self._give_way(store, theirs, copy, ours, fork)
+        differs = "" if theirs.number > ours.number or theirs.digest == ours.digest else "it has other records"
+        if theirs.number > ours.number and not (differs := await _unlinked(store, ours, theirs)):
+            await self._append(store, copy, ours)
+        if differs:
+            differs = f"history: this node has records up to {ours.number} (SHA-256 {ours.digest}), and the store's up to {theirs.number} do not continue them: {differs}"
+            if self.differs != differs:
+                self._report("history_differs", level="error", detail=f"{differs}; see eir history --verify, then eir history adopt")
+        elif self._refusals != theirs.refusals:
+            seen = await copy.ledger()
+            await copy.rewrite_history(_one(()), await store.folds(), after=seen.number, seen=seen)
+            self._refusals = theirs.refusals
+        self.differs = differs
 
-    async def _follow(self, store: ListStore, theirs: Ledger, copy: ListStore, ours: Ledger) -> None:
-        """Take over what the store has more."""
-        after, digest = (ours.number, ours.digest) if ours.number + 1 >= theirs.first else (0, None)
-        async for batch in store.records(after):
-            if not linked(batch, digest):
-                self._report("history_broken", level="error", detail="a record of the history in the store was changed or removed: eir history --verify")
-                return
-            await copy.rewrite_history(_one(batch), (), after=after, seen=ours)
-            ours = await copy.ledger()
-            after, digest = ours.number, ours.digest
-        await copy.rewrite_history(_one(()), await store.folds(), after=ours.number, seen=ours, exact=True)
+    async def _append(self, store: ListStore, copy: ListStore, ours: Ledger) -> None:
+        """Take over the records behind the copy's."""
+        async for batch in store.records(ours.number):
+            if linked(batch, ours.digest if ours.number else None):  # else it was changed meanwhile: the next look tells
+                await copy.rewrite_history(_one(batch), (), after=ours.number, seen=ours)
+                ours = await copy.ledger()
 
-    async def _give_back(self, store: ListStore, theirs: Ledger, copy: ListStore, ours: Ledger, fork: int) -> None:
-        """Write the copy's records to the store, and behind them what only the store has."""
-        only_theirs = await _not_in(store, copy, fork)
-        detail = _differs(fork, ours, theirs)
-        healed = Event(time=utc_text(datetime.now(UTC)), who=self._who, what="heal", outcome=ACCEPTED, detail=f"{detail}; given back from this node's copy")
-        behind, _ = appended(ours, [*only_theirs, healed])
-        await store.rewrite_history(_both(copy.records(fork), behind), await copy.folds(), after=fork, seen=theirs)
-        self._report("history_healed", level="warning", detail=detail)
+    async def _anchor(self, ledger: Ledger) -> None:
+        """Tell the log of each newest record: whoever keeps the log can hold the history's end against it."""
+        if (ledger.number, ledger.digest) != (self.newest.number, self.newest.digest):
+            self._report("history_at", record=ledger.number, digest=ledger.digest)
+        self.newest = ledger
 
-    async def _give_way(self, store: ListStore, theirs: Ledger, copy: ListStore, ours: Ledger, fork: int) -> None:
-        """Write what only the copy has to the store, and take over the store's."""
-        for event in await _not_in(copy, store, fork):
-            await store.record(event)
-        seen = await store.ledger()
-        await store.rewrite_history(_one(()), await copy.folds(), after=seen.number, seen=seen)
-        self._report("history_differs", level="error", detail=_differs(fork, ours, theirs))
-        await copy.rewrite_history(store.records(fork), (), after=fork, seen=ours)
-
-
-async def fork_of(one: ListStore, ours: Ledger, other: ListStore, theirs: Ledger) -> int:
-    """The number of the last record that is the same in both histories; 0: none is."""
-    low, high = 0, min(ours.number, theirs.number)
-    step = high  # most often it is the last one
-    while low < high:
-        if await _at(one, step) == await _at(other, step) is not None:
-            low = step
-        else:
-            high = step - 1
-        step = (low + high + 1) // 2
-    return low
+    async def _hold(self, store: ListStore, lists: Sequence[str]) -> None:
+        """Look whether each list in the store is what its newest record made."""
+        before, self._unrecorded = self._unrecorded, {}
+        for name in lists:
+            try:
+                state = await store.state(name)
+            except StoreError as error:
+                if error.cause != "corrupt":
+                    raise
+                state = None  # the follower tells of it
+            if state is None:
+                continue
+            known, since = before.get(name, (None, None))
+            if known != state or since is not None:
+                since = None if await _is_recorded(store, name, state) else self._now() if since is None else since
+            self._unrecorded[name] = state, since
+        told, self._told = self._told, {*self.unrecorded}
+        for name in self.unrecorded:
+            if name not in told:
+                state, _ = self._unrecorded[name]
+                self._report(
+                    "list_unrecorded", level="error", list=name, serial=state.serial, generation=state.generation, digest=state.content_digest,
+                    signers=",".join(state.signers) or None, detail="no record of the history says who put this into the store",
+                )  # fmt: skip
 
 
-async def _goes_before(copy: ListStore, ours: Ledger, store: ListStore, theirs: Ledger, fork: int) -> bool:
-    """Whether what the copy has after the fork was done first; within a second the longer one did more, or the digests decide."""
-    mine, its = await _at(copy, fork + 1), await _at(store, fork + 1)
-    began, store_began = (read_record(record).time if record else "" for record in (mine, its))
-    return its is None or (store_began, ours.number, theirs.digest) > (began, theirs.number, ours.digest)
+async def _unlinked(store: ListStore, ours: Ledger, theirs: Ledger) -> str:
+    """Why the store's records behind the copy's were not written behind them, each behind the one before it; nothing if they were."""
+    number, digest = ours.number, ours.digest if ours.number else None  # a node's first look takes what there is
+    async for batch in store.records(ours.number):
+        if number and batch[0].number != number + 1:
+            return f"record {batch[0].number} comes after {number}"
+        if not linked(batch, digest):
+            return f"a record after {number} was not written behind the one before it"
+        number, digest = batch[-1].number, record_digest(batch[-1].text)
+    return "" if (number, digest) == (theirs.number, theirs.digest) or number > theirs.number else f"record {number}, the newest, is not the one that was written"
 
 
-async def _at(store: ListStore, number: int) -> Record | None:
-    async for batch in store.records(number - 1):
+async def give_back(store: ListStore, copy: ListStore, who: str) -> str | None:
+    """Write the copy to a store whose history is empty, damaged, or only the beginning of the copy; says which, None if it is none of these.
+
+    Raises StoreError, GenerationConflict if another node was faster.
+    """
+    ours = await copy.ledger()
+    theirs, damage = await _looked_at(store)
+    if not ours.number or not (damage or theirs.number < ours.number):
+        return None
+    after, seen = 0, None if damage else theirs
+    if theirs.number and not damage:
+        there = await _first(copy, theirs.number - 1)
+        if there is None or there.number != theirs.number or record_digest(there.text) != theirs.digest:
+            return None  # other records: told, and left to an operator
+        after = theirs.number
+    shown = f"the history in the store was {damage or ('empty' if not theirs.number else f'cut off after record {theirs.number}')}"
+    healed = Event(time=utc_text(datetime.now(UTC)), who=who, what="heal", outcome=ACCEPTED, detail=f"{shown}; given back from this node's copy")
+    behind, _ = appended(ours, [healed])
+    await store.rewrite_history(_both(copy.records(after), behind), await copy.folds(), after=after, seen=seen)
+    return f"{shown}; records {after + 1} to {ours.number} are given back from this node's copy"
+
+
+async def _looked_at(store: ListStore) -> tuple[Ledger, str]:
+    """The store's ledger, and what is wrong with the history there, by a look at both of its ends; nothing if all is well."""
+    for _ in range(READ_AGAIN_MAX):
+        try:
+            ledger = await store.ledger()
+            await store.folds()
+            await store.outcomes()
+            oldest = await _first(store, ledger.first - 1)
+            newest = [record async for batch in store.records(max(0, ledger.number - 1)) for record in batch]
+        except StoreError as error:
+            if error.cause != "corrupt":
+                raise
+            return Ledger(), f"damaged ({error})"
+        if await store.ledger() == ledger:
+            break
+    wanted = [(ledger.number, ledger.digest)] if ledger.number else []
+    is_whole = [(number, record_digest(text)) for number, text in newest] == wanted and (not wanted or (oldest is not None and oldest.number == ledger.first))
+    return ledger, "" if is_whole else "damaged (its ends are not where they were)"
+
+
+async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
+    """Put the store's history in the place of this node's copy, with a record of that in the store.
+
+    A chain that does not hold is made again of its records that can be read, in their order. Raises StoreError.
+    """
+    ours, theirs = await copy.ledger(), await store.ledger()
+    records, folds = [record async for batch in store.records() for record in batch], await store.folds()
+    if [*broken(records, folds, theirs)]:
+        chain, _ = appended(Ledger(), readable(records))
+        await store.rewrite_history(_one(chain), folds, after=0, seen=theirs, exact=True)
+    await store.record(event)
+    await copy.rewrite_history(store.records(), await store.folds(), after=0, seen=ours, exact=True)
+
+
+async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
+    """Whether the newest record of what was done to a list says that this came of it."""
+    for limit in (NEWEST, FOLDS_MAX + NEWEST):  # there may be as many refusals behind it
+        if (newest := newest_change(await store.history(name, limit=limit))) is not None:
+            return is_of(newest, state)
+    return False
+
+
+async def _first(store: ListStore, after: int) -> Record | None:
+    async for batch in store.records(after):
         return batch[0]
     return None
-
-
-async def _not_in(one: ListStore, other: ListStore, fork: int) -> list[Event]:
-    """The events after a record that one history has and the other one has not."""
-    left = {same_event(record.text): record async for batch in one.records(fork) for record in batch}
-    async for batch in other.records(fork):
-        for record in batch:
-            left.pop(same_event(record.text), None)
-    return [read_record(record) for record in left.values()]
-
-
-def _differs(fork: int, ours: Ledger, theirs: Ledger) -> str:
-    return f"history: this node has records up to {ours.number}, the store up to {theirs.number}, and after {fork} they are not the same"
 
 
 async def _one(batch: Sequence[Record]) -> AsyncIterator[Sequence[Record]]:

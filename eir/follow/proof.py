@@ -7,10 +7,6 @@ digest, although the pages as they were are no longer at hand.
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from eir.lists.pages import Page
 
@@ -31,22 +27,6 @@ class Proof:
         """The next pages of a list that is read whole; numbers ascend."""
         self._numbers.extend([page.number for page in pages])
         self._marks.extend(marks)
-
-    @classmethod
-    def of(cls, numbers: NDArray[Any], marks: NDArray[Any]) -> "Proof":
-        """Of pages with these numbers, which ascend, and their marks."""
-        made = cls()
-        made._numbers.frombytes(numbers.astype("<u8").tobytes())
-        made._marks.frombytes(marks.astype("<u8").tobytes())
-        return made
-
-    def marks(self, numbers: NDArray[Any]) -> NDArray[np.uint64]:
-        """The marks of these pages, all of which there are."""
-        known, marks = np.frombuffer(self._numbers, np.uint64), np.frombuffer(self._marks, np.uint64)
-        found = np.append(marks, np.uint64(0))[np.searchsorted(known, numbers)]
-        for place in np.flatnonzero(np.isin(numbers, np.fromiter(self._amended, np.uint64, len(self._amended)))).tolist():
-            found[place] = self._amended[int(numbers[place])]
-        return found
 
     def __getitem__(self, number: int) -> int:
         if (mark := self._amended.get(number)) is not None:

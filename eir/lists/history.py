@@ -8,19 +8,22 @@ digests proves them, and the oldest folds go. Imports eir.errors and lists' page
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from hashlib import sha256
 from typing import Any
 
 from eir.errors import StoreError
 from eir.lists.pages import digest_text
-from eir.lists.store import REFUSED, Event, Fold, Ledger, Record
+from eir.lists.store import REFUSED, Event, Fold, Ledger, ListState, Record
 
 CLAIMS = " (claims {} {}, unverified)"
 """Ends the detail of a refusal whose manifest was never verified: the list and the serial that it names all the same."""
 _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 FOLDS_MAX = 1_000
 """Folded refusals that are kept; beyond, a tenth of them goes, the oldest first."""
+CONTENT_DIGITS = 32
+"""Of the digest of a list's content, in the record of what made it."""
 _EVENT_FIELDS = tuple(field.name for field in fields(Event))
 _SAID = tuple(name for name in _EVENT_FIELDS if name not in {"number", "count", "first"})
 _TEXTS = ("time", "who", "what", "outcome", "detail")
@@ -142,10 +145,30 @@ def events_of(
     return events if limit is None else events[-limit:]
 
 
-def same_event(text: str) -> str:
-    """What is the same of two records of one event, whatever stands before each."""
-    said = _read(text)
-    return _json({key: value for key, value in said.items() if key not in {"number", "before"}})
+def readable(records: Iterable[Record]) -> list[Event]:
+    """The events of those records that can be read."""
+    found: list[Event] = []
+    for record in records:
+        with suppress(StoreError):
+            found.append(read_record(record))
+    return found
+
+
+def newest_change(events: Sequence[Event]) -> Event | None:
+    """The newest of a list's events that changed it."""
+    return next((event for event in reversed(events) if not is_refusal(event)), None)
+
+
+def is_of(event: Event, state: ListState) -> bool:
+    """Whether a list in this state is what an event made. One of a version that said no content tells by the release."""
+    if event.content is not None:
+        return event.content == content_of(state)
+    return event.digest in {None, state.release_digest}
+
+
+def content_of(state: ListState) -> str:
+    """What an event says of the content that a list has after it."""
+    return state.content_digest[:CONTENT_DIGITS]
 
 
 def linked(records: Sequence[Record], before: str | None) -> bool:

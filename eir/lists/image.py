@@ -1,8 +1,7 @@
 """One flat, immutable image of a list: sorted arrays in memory that many processes map. May import numpy and lists' chunks, memory, pages.
 
 An image is made (eir.lists.making) beside the one in force. It stands in a memory file that is sealed, so that whoever is handed
-the descriptor maps what can never change; a file on disk has the same bytes, and is read into such memory.
-Whether a row has ended is decided when the row is asked for: the time is an argument.
+the descriptor maps what can never change. Whether a row has ended is decided when the row is asked for: the time is an argument.
 
 The arrays, each in its own section (little-endian):
 
@@ -14,7 +13,6 @@ The arrays, each in its own section (little-endian):
     pair_ends, imsis        pairs: for each device the position behind its last IMSI (nothing if each has one), and all IMSIs
 """
 
-import hashlib
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from eir.lists.chunks import BLOCK_BITS, BLOCKS, ENDS, WHOLE, WHOLE_UNTIL, Chunk, Numbers
-from eir.lists.memory import MappedFile, sealed, write_all
+from eir.lists.memory import MappedFile
 from eir.lists.pages import PAGE_KEYS
 
 MAGIC, VERSION = b"EIRIMAGE", 1
@@ -39,9 +37,8 @@ _DEVICES = (
 )  # fmt: skip
 SECTIONS: Final = (*_DEVICES, *((f"subscriber_{name}", form) for name, form in _DEVICES[:9]))
 """In their order. Lists of pairs have a second set of arrays, for their IMSIs; of one's rows the end that is last counts."""
-HEADER = Struct("<8sIIQ32s")
-"""Magic, version, number of sections, size; in a file also the SHA-256 of all that follows the table of sections."""
-DIGEST_BYTES: Final = 32
+HEADER = Struct("<8sIIQ32x")
+"""Magic, version, number of sections, size; the rest is free."""
 SECTION = Struct("<QQ")
 BODY_AT: Final = -(-(HEADER.size + SECTION.size * len(SECTIONS)) // ALIGNED) * ALIGNED
 
@@ -144,17 +141,6 @@ class Image:
             raise
         return cls(mapped, arrays, descriptor)
 
-    @classmethod
-    def read(cls, file: int, at: int) -> "Image":
-        """The image that stands in a file from byte `at` on, as `save` wrote it, in memory of its own. Raises ImageError, and OSError."""
-        size = os.fstat(file).st_size
-        with sealed(max(0, size - at)) as descriptor:
-            while at < size and (sent := os.sendfile(descriptor, file, at, size - at)):
-                at += sent
-        image = cls.map(descriptor)
-        if image.digest() != HEADER.unpack_from(image.buffer)[4]:
-            raise ImageError("the bytes of an image do not have the digest that it says")
-        return image
 
     def has_page(self, number: int) -> bool:
         """It says something about the keys of this page, if only that there are none."""
@@ -220,15 +206,6 @@ class Image:
             of["numbers"], of["bits"], np.diff(of["offsets"]), of["lows"], np.diff(of["end_starts"]), of["ends"], self._tac_ends, counts, imsis
         )
 
-    def digest(self) -> bytes:
-        """SHA-256 of all that follows the table of sections."""
-        return hashlib.sha256(self.buffer[BODY_AT:]).digest()
-
-    def save(self, to: int, at: int) -> None:
-        """Write all of it to a file, from byte `at` on, as `read` reads it. Raises OSError."""
-        write_all(to, self.buffer, at)
-        write_all(to, self.digest(), at + HEADER.size - DIGEST_BYTES)
-
     def drop(self, done: int) -> int:
         """Give back a part of the mapping's memory, from byte `done` on, and return up to where it is: nobody asks this image any more."""
         return self._map.drop(done)
@@ -259,7 +236,7 @@ def _mapped(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
 
 def _arrays(image: memoryview) -> dict[str, Numbers]:
     """The arrays of an image, which are what one another say. Raises ImageError."""
-    magic, version, count, said, _ = HEADER.unpack_from(image)
+    magic, version, count, said = HEADER.unpack_from(image)
     if (magic, version, count) != (MAGIC, VERSION, len(SECTIONS)):
         raise ImageError(f"an image of version {version}; this program has {VERSION}" if magic == MAGIC else "no image of a list")
     if said != (size := len(image)):
@@ -275,6 +252,8 @@ def _arrays(image: memoryview) -> dict[str, Numbers]:
         if prefix and not len(arrays["subscriber_firsts"]):
             continue
         _prove_sizes({name: arrays[prefix + name] for name, _ in _DEVICES[:9]})
+    if len(arrays["tac_pages"]) != len(arrays["tac_ends"]):
+        raise ImageError("the ends of an image's TACs are damaged")
     rows = len(arrays["lows"])
     if len(arrays["pair_ends"]) not in {0, rows} or (len(arrays["pair_ends"]) and arrays["pair_ends"][-1] != len(arrays["imsis"])):
         raise ImageError("the pairs of an image are damaged")

@@ -8,7 +8,6 @@ from eir.lists.chunks import ENDS, WHOLE_UNTIL, Chunk, Numbers, begins, blocks_o
 from eir.lists.image import (
     ALIGNED,
     BODY_AT,
-    DIGEST_BYTES,
     HASHED,
     HEADER,
     MAGIC,
@@ -108,5 +107,5 @@ def _written(arrays: Mapping[str, Numbers]) -> int:
         for name, form in SECTIONS:
             if name in arrays:
                 write_all(descriptor, np.ascontiguousarray(arrays[name], form).view(np.uint8).data, places[name])
-        write_all(descriptor, HEADER.pack(MAGIC, VERSION, len(SECTIONS), at, bytes(DIGEST_BYTES)) + table, 0)
+        write_all(descriptor, HEADER.pack(MAGIC, VERSION, len(SECTIONS), at) + table, 0)
     return descriptor

@@ -23,6 +23,7 @@ from eir.lists.build import Rows
 from eir.lists.content import Keys, ReasonIndexes, Seconds
 from eir.lists.layout import (
     ACTION,
+    BOM,
     BY_PAIR,
     BY_RANGE,
     BY_TAC,
@@ -98,8 +99,6 @@ def read_rows(
         if plan is None:
             plan, chunk = plan_of(name, dialect, kind, piece, dates=tally.dates)
             line += _lines(piece) - _lines(chunk)
-        if b"\r" in chunk:
-            chunk = chunk.replace(b"\r\n", b"\n")
         if chunk:
             lines = _lines(chunk)
             bad, wide, odd = _read_chunk(chunk, lines, plan, (rows, removed, reasons, tally))
@@ -279,6 +278,8 @@ def _matches(texts: pl.Series, pattern: str) -> Mask:
 def _columns(data: bytes, lines: int, plan: Plan) -> dict[str, pl.Series]:
     """The plan's columns of some lines; blank lines do not count."""
     in_file_order = sorted(set(plan.at.values()))
+    if data.startswith(BOM):  # the file's own is gone, and polars would take another one for that of a file
+        return _columns_by_line(data, plan)
     try:
         frame = pl.read_csv(
             data, has_header=False, infer_schema=False, columns=in_file_order, separator=plan.layout.separator,

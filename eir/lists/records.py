@@ -15,6 +15,14 @@ from eir.lists.settings import Layout, Record
 UTF_8 = "utf-8"
 
 
+def one_line_end(piece: bytes) -> bytes:
+    """Lines that end with a newline alone: one before it goes, and any other carriage return ends nothing, and stands as a blank.
+
+    Readers differ over these, and over where a piece may be cut, so that none of them is to see one.
+    """
+    return piece.replace(b"\r\n", b"\n").replace(b"\r", b" ") if b"\r" in piece else piece
+
+
 class Frame:
     """One file as its layout has it around the rows."""
 
@@ -29,6 +37,7 @@ class Frame:
         """
         if self._layout.encoding != UTF_8:
             chunks = _decoded(self._name, chunks, self._layout.encoding)
+        chunks = map(one_line_end, chunks)
         if self._layout.lines_before:
             chunks = self._below(chunks)
         return chunks if self._layout.trailer is None else self._above(chunks, self._layout.trailer)
@@ -54,7 +63,7 @@ class Frame:
         kept = b""
         for piece in chunks:
             whole = kept + piece
-            start = whole.rfind(b"\n", 0, len(whole.rstrip(b"\r\n"))) + 1
+            start = whole.rfind(b"\n", 0, len(whole.rstrip(b"\n"))) + 1
             if start:
                 yield whole[:start]
             kept = whole[start:]
@@ -62,7 +71,7 @@ class Frame:
 
     def _read(self, what: str, line: bytes, record: Record, reason: str) -> None:
         where = "the first line" if what == "header" else "the last line"
-        text = line.decode("utf-8", "replace").strip("\r\n")
+        text = line.decode("utf-8", "replace").strip("\n")
         if not text.startswith(record.begins):
             cut = "" if what == "header" else ": was the file cut off?"
             raise ReleaseRefused(reason, f"{self._name}: {where} does not begin with {record.begins!r}, as a {what} record does{cut}")

@@ -80,7 +80,7 @@ class Event:
     who: str
     """User and host that did it."""
     what: str
-    """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim."""
+    """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim, adopt."""
     list: str | None = None
     """None where no verified manifest named a list."""
     serial: int | None = None
@@ -88,6 +88,8 @@ class Event:
     """Release digest (SHA-256 of the manifest); of a reload the SHA-256 of the configuration."""
     outcome: str
     detail: str = ""
+    content: str | None = field(default=None, compare=False)
+    """The first digits of the content digest of the list after it (eir.lists.history); the store sets it in the write."""
     count: int = 1
     """How many refusals are folded into one; `time` and `detail` are the last one's."""
     first: str | None = None
@@ -239,12 +241,12 @@ class ListStore(Protocol):
         """Refusals, folded."""
 
     async def rewrite_history(
-        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger, exact: bool = False
+        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger | None, exact: bool = False
     ) -> None:
         """Put records in the place of all those after number `after`, with refusals besides (`exact`: and no others).
 
         For a node's copy of the history, and for giving it back to a store that lost it. Raises GenerationConflict if the ledger
-        is no longer `seen`.
+        is no longer `seen`. With `seen` None, of a history that is damaged nothing stays.
         """
 
     async def trim_history(self, until: str, bytes_max: int, event: Event | None) -> int:
@@ -255,6 +257,9 @@ class ListStore(Protocol):
 
     async def outcomes(self) -> Sequence[Outcome]:
         """How often each list saw each outcome, and when last."""
+
+    async def newer(self) -> str | None:
+        """Why this program changes nothing in the store: what is there has the form of a newer one. None where it may."""
 
     async def close(self) -> None:
         """Let go of files and connections."""

@@ -39,6 +39,8 @@ class Following:
     """Lists in force that came from the node's last good copy and that the store has not confirmed yet."""
     in_step_at: float
     """When it last knew that what is in force is what the store holds (time.monotonic)."""
+    copy_faults: Mapping[str, str] = field(default_factory=dict)
+    """Lists whose last good copy could not be kept, read or written back → why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,14 @@ class Status:
         self.stopping = False
         self.nrf: Callable[[], Mapping[str, Any]] | None = None
         """How it stands with the NRF (`registered`: where, or None); None: the node is to be registered nowhere."""
+        self.store_newer: str | None = None
+        """Why nothing is changed in the store, if its data have the form of a newer eir."""
+        self.config_fault: str | None = None
+        """What is wrong with the configuration on disk; the one in force is an earlier one."""
+        self.history_differs = ""
+        """Why the store's history does not continue this node's copy of it."""
+        self.unrecorded: Sequence[str] = ()
+        """Lists in the store of which no record says who put them there."""
         self._in_force: set[str] = set()
         """Lists that were in force at some time since the start."""
         self._was_ready = False
@@ -130,6 +140,9 @@ class Status:
             degraded.append("the store is away; answers go on from memory")
         degraded += [f"the store lost list {name} (it shows {shown}); the memory stays in force" for name, shown in how.lost.items()]
         degraded += [f"list {name} is this node's last good copy" for name in how.from_copy]
+        degraded += [f"the last good copy of list {name} is not kept ({why})" for name, why in how.copy_faults.items()]
+        if self.store_newer is not None:
+            degraded.append(self.store_newer)
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
     def tell(self, reports: Sequence[WorkerReport]) -> None:
@@ -171,6 +184,11 @@ class Status:
     def _warnings(self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]) -> list[str]:
         """What someone should look at, besides what makes the node less than ready."""
         warnings = [f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))]
+        if self.config_fault is not None:
+            warnings.append(f"the configuration on disk has a fault, and the one in force is an earlier one: {self.config_fault}")
+        if self.history_differs:
+            warnings.append("the store's history does not continue this node's copy (eir history --verify)")
+        warnings += [f"no record says who put list {name} into the store (eir history {name})" for name in self.unrecorded]
         if any(report.overridden for report in reports):
             warnings.append("the policy's override answers everything alike")
         if self.nrf is not None and (nrf := self.nrf())["registered"] is None:

@@ -15,6 +15,8 @@ from eir.errors import StoreError
 from eir.lists.pages import NUMBER_BITS
 from eir.lists.store import Change, Event, Ledger, ListState
 
+FORM = 2
+"""Of what a store holds: 1 had no chain of records. A program that knows no higher one changes nothing where a higher one stands."""
 VALUE_BYTES_MAX = 64 << 20
 """No page and no record of ours is longer: a reader leaves alone what is."""
 INTEGER_MAX = (1 << 63) - 1
@@ -31,6 +33,24 @@ def _known(fields: Container[str], record: str | bytes | dict[str, Any]) -> dict
     if not isinstance(value, dict):
         raise StoreError("corrupt", "a record in the store is not a JSON object")
     return {name: each for name, each in value.items() if name in fields}
+
+
+def newer_form(where: str, form: str | bytes | int | None) -> str | None:
+    """Why data of this form are not changed; None where they may be: it is known, or is not said, as before it was written down."""
+    try:
+        found = 0 if form is None else int(form)
+    except ValueError:
+        found = FORM + 1
+    if found <= FORM:
+        return None
+    said = form.decode(errors="replace") if isinstance(form, bytes) else form
+    return f"{where} was written by a newer eir (form {said}, this one knows {FORM}): it is read, and nothing in it is changed; upgrade eir"
+
+
+def check_form(where: str, form: str | bytes | int | None) -> None:
+    """Raise StoreError (schema) where data of this form are not to be changed."""
+    if (newer := newer_form(where, form)) is not None:
+        raise StoreError("schema", newer)
 
 
 def encode(record: ListState | Event | Ledger) -> str:

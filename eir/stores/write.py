@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from eir.errors import GenerationConflict, NothingToRollBack
+from eir.lists.history import content_of
 from eir.lists.pages import Page
 from eir.lists.store import KEEP, Change, Event, ListState, Mark, Release
 
@@ -203,8 +204,9 @@ def decide_undo(
 def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
     """What comes of a write. `own`: the set with the whole list that is wanted; else an empty one, for what is to be kept."""
     state, whole, seen = wanted.state, wanted.whole or stored is None, 0
+    event = None if wanted.event is None else replace(wanted.event, content=content_of(state))
     kept: tuple[Kept[S], ...] = ()
-    generation, aside, made = 0, None, wanted.event
+    generation, aside, made = 0, None, event
     if stored is not None:
         seen, generation = stored.generation, stored.state.generation
     if not wanted.exact:
@@ -222,7 +224,7 @@ def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
     return Write(
         after, wanted.pages, aside, _dropped(stored, after),
         change=Change(seen, state.generation, touched) if state.generation > seen else None,
-        new_log=not seen or state.generation <= seen or (wanted.exact and whole), event=wanted.event,
+        new_log=not seen or state.generation <= seen or (wanted.exact and whole), event=event,
     )  # fmt: skip
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from eir.follow.kept import FOLDER, digest_in
 from eir.lists.publish import publish
 from eir.lists.settings import DEVICES, PAIRS
 from eir.stores.open import SQLITE, open_copy, open_store
@@ -21,8 +20,6 @@ from .questions import Keys, write_list
 from .servers import REALM, Server, on_cores
 
 LIST = "stolen"
-KEPT_FROM = 1_000_000
-"""Entries from which an image is large enough to be kept in a file."""
 REST_S, LOOK_S = 120, 0.1
 EIR = [sys.executable, "-m", "eir"]
 
@@ -89,17 +86,15 @@ class Site:
 
 
 async def at_rest(store: str, state: Path, name: str = LIST) -> None:
-    """Wait until a node has made its last good copy of a list, and the file of its image: in life, changes lie hours apart, and full releases days.
+    """Wait until a node has made its last good copy of a list: in life, changes lie hours apart, and full releases days.
 
     Raises TimeoutError.
     """
-    there, copy, file = open_store(store, state), open_copy(store, state), state / FOLDER / name
+    there, copy = open_store(store, state), open_copy(store, state)
     try:
         wanted = await there.state(name)
         async with asyncio.timeout(REST_S):
             while copy is not None and await copy.state(name) != wanted:  # noqa: ASYNC110  # another process makes it true
-                await asyncio.sleep(LOOK_S)
-            while wanted is not None and wanted.entries >= KEPT_FROM and digest_in(file) != wanted.content_digest:  # noqa: ASYNC110  # as above
                 await asyncio.sleep(LOOK_S)
     finally:
         for each in (there, copy):

@@ -2,7 +2,7 @@
 
 Everything of a list is under one hash tag, so it is one slot of a cluster and one transaction can change it:
 
-    eir:{LIST}:state      hash: state (JSON), generation, set (ID of the set in force), fields (how many that has),
+    eir:{LIST}:state      hash: state (JSON), generation, form (of what is here), set (ID of the set in force), fields (how many that has),
                           change (random for each write), past (JSON: the change that it belongs to; what a rollback can put in force,
                           newest first; the event that made the list what it is; the one that the history gets for this change)
     eir:{LIST}:set:ID     hash: page number → keys, and where a page has `extra`, NUMBER+ → extra
@@ -178,7 +178,7 @@ class RedisStore(PageSetStore):
         return await history.read_folds(self._link)
 
     async def rewrite_history(
-        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger, exact: bool = False
+        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger | None, exact: bool = False
     ) -> None:
         """Staged, where it is not only appended; one EXEC does the rest."""
         await history.rewrite(self._link, batches, folds, after=after, seen=seen, exact=exact)
@@ -191,6 +191,9 @@ class RedisStore(PageSetStore):
 
     async def outcomes(self) -> Sequence[Outcome]:
         return await history.read_outcomes(self._link)
+
+    async def newer(self) -> str | None:
+        return await history.newer(self._link)
 
     async def close(self) -> None:
         await self._link.close()

@@ -1,11 +1,11 @@
 """The history in Redis: the chain as a stream, refusals, and what both have to hold. All under one hash tag. Knows no list.
 
-eir:{history}:ledger       hash: ledger (JSON: what both have to hold), stream (the name of the stream in force),
+eir:{history}:ledger       hash: ledger (JSON: what both have to hold), stream (the name of the stream in force), form (of all that is here),
 done:LIST (the `change` of the last write of a list that the history has)
 eir:{history}:records      stream, or eir:{history}:records:ID after a rewrite: entry NUMBER-0 with record
 eir:{history}:refusals     hash: key → text, see eir.lists.history
 eir:{history}:outcomes     hash: [list, outcome] → how often, and when last
-eir:{history}:events       stream of a version that had no chain: becomes its first records
+eir:{history}:events       stream of a version that had no chain; what it wrote, and still writes, becomes records
 """
 
 import json
@@ -27,12 +27,13 @@ from eir.lists.history import (
     is_refusal,
     left_out,
     overdue,
+    readable,
     rewritten,
     trimmed,
     with_folds,
 )
 from eir.lists.store import Event, Fold, Ledger, Outcome, Record
-from eir.stores.records import decode_event, decode_ledger, encode
+from eir.stores.records import FORM, check_form, decode_event, decode_ledger, encode, newer_form
 from eir.stores.redis.link import Link
 
 LEDGER, RECORDS, REFUSALS = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals"
@@ -51,7 +52,18 @@ Do = Callable[..., Awaitable[Any]]
 
 async def read_ledger(link: Link) -> tuple[Ledger, str]:
     """What the history has to hold, and the stream that holds the chain."""
-    return _ledger(link, await link.do("HMGET", LEDGER, "ledger", "stream"))
+    return await _whole(link, link.do, *_ledger(link, await link.do("HMGET", LEDGER, "ledger", "stream")))
+
+
+async def newer(link: Link) -> str | None:
+    """Why nothing is changed there: what is there has a newer form than this program knows; None where it has not."""
+    try:
+        (form,) = await link.do("HMGET", LEDGER, "form")
+    except StoreError as error:
+        if error.cause != "corrupt":
+            raise
+        return None  # damaged, not newer
+    return newer_form(f"Redis ({link.where})", form)
 
 
 async def append(link: Link, event: Event | None, about: About | None = None) -> None:
@@ -63,7 +75,11 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
     async def write(pipe: Any, ledger: Ledger, stream: str, was_done: bytes | None) -> None:
         if about is not None and was_done == about[1]:
             return
-        ledger = await _whole(link, pipe, ledger, stream)
+        if about is not None and was_done is None and await _is_there(link, pipe, stream, event):
+            pipe.multi()
+            pipe.execute_command("HSET", LEDGER, done, about[1])
+            await pipe.execute()
+            return
         commands: list[tuple[object, ...]] = []
         if is_refusal(event):
             key = fold_key(event)
@@ -75,7 +91,7 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
                 commands.append(("HDEL", REFUSALS, *(fold.key for fold in gone)))
                 ledger = with_folds(ledger, gone, -1)
         else:
-            earlier = [] if ledger.number else await _of_no_chain(pipe)
+            earlier = await _of_no_chain(pipe)
             records, ledger = appended(ledger, [*earlier, event])
             commands += [_adding(stream, record) for record in records]
             if earlier:
@@ -83,7 +99,7 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
         outcome = json.dumps([event.list, event.outcome])
         pipe.multi()
         for command in (
-            *commands, ("HSET", LEDGER, "ledger", encode(ledger), *((done, about[1]) if about else ())),
+            *commands, ("HSET", LEDGER, "ledger", encode(ledger), "form", FORM, *((done, about[1]) if about else ())),
             *((("HINCRBY", OUTCOMES, f"count:{outcome}", 1), ("HSET", OUTCOMES, f"last:{outcome}", event.time)) if is_counted(event) else ()),
         ):  # fmt: skip
             pipe.execute_command(*command)
@@ -92,17 +108,23 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
     await _watched(link, write, done)
 
 
-async def _whole(link: Link, pipe: Any, ledger: Ledger, stream: str) -> Ledger:
+async def _is_there(link: Link, pipe: Any, stream: str, event: Event) -> bool:
+    """Whether an event that belongs to a change is among the newest records: where the ledger was lost, it does not say so."""
+    newest = _records(link, await pipe.execute_command("XREVRANGE", stream, "+", "-", "COUNT", BATCH))
+    return event in readable(newest)
+
+
+async def _whole(link: Link, do: Do, ledger: Ledger, stream: str) -> tuple[Ledger, str]:
     """The ledger, made again of the records and refusals that are there if it knows of no record: they go on, and nothing of them is lost."""
     if ledger.number:
-        return ledger
+        return ledger, stream
     first, last, size = None, None, 0
-    async for batch in _batches(link, pipe.execute_command, stream, 0):
+    async for batch in _batches(link, do, stream, 0):
         first, last, size = first or batch[0], batch[-1], size + _size(batch)
     if last is None:
-        return ledger
+        return ledger, stream
     link.report("history_ledger_lost", level="warning", detail=f"Redis has dropped what the history has to hold; it goes on behind record {last.number}")
-    return rewritten(with_folds(Ledger(), _folds(await pipe.execute_command("HGETALL", REFUSALS))), first, last, size)
+    return rewritten(with_folds(Ledger(), _folds(await do("HGETALL", REFUSALS))), first, last, size), stream
 
 
 async def _of_no_chain(pipe: Any) -> list[Event]:
@@ -119,9 +141,10 @@ async def read_records(link: Link, after: int = 0) -> AsyncIterator[list[Record]
 
 async def _batches(link: Link, do: Do, stream: str, after: int) -> AsyncIterator[list[Record]]:
     """The records of a stream after a number, by what carries out a command."""
-    while batch := _records(link, await do("XRANGE", stream, f"({after}-0" if after else "-", "+", "COUNT", BATCH)):
+    count = 1  # most often the caller wants to see one
+    while batch := _records(link, await do("XRANGE", stream, f"({after}-0" if after else "-", "+", "COUNT", count)):
         yield batch
-        after = batch[-1].number
+        after, count = batch[-1].number, BATCH
 
 
 async def read_folds(link: Link) -> list[Fold]:
@@ -132,12 +155,9 @@ async def read_folds(link: Link) -> list[Fold]:
 
 async def read_history(link: Link, name: str | None, since: str | None, limit: int | None) -> list[Event]:
     """What is asked; the chain is read from its end on, as far as needed."""
-    ledger, stream = await read_ledger(link)
-    if not ledger.number:
-        with link.as_written():
-            earlier = [decode_event(entry[b"event"]) for _, entry in await link.do("XRANGE", EVENTS, "-", "+")]
-    else:
-        earlier = []
+    _, stream = await read_ledger(link)
+    with link.as_written():
+        earlier = [decode_event(entry[b"event"]) for _, entry in await link.do("XRANGE", EVENTS, "-", "+")]
     found: list[Record] = []
     count, end = 0, "+"
     while limit is None or count < limit:
@@ -149,14 +169,18 @@ async def read_history(link: Link, name: str | None, since: str | None, limit: i
         found += batch
         if since is not None and not events_of(batch, (), since=since):  # older ones are older still
             break
-    events = [*(event for event in earlier if name in {None, event.list}), *events_of(found, await read_folds(link), name, since)]
+    fitting = [event for event in earlier if name in {None, event.list} and (since is None or event.time >= since)]
+    events = [*events_of(found, await read_folds(link), name, since), *fitting]
     return events if limit is None else events[-limit:]
 
 
 async def rewrite(
-    link: Link, batches: AsyncIterable[Sequence[Record]], given: Sequence[Fold], *, after: int, seen: Ledger, exact: bool
+    link: Link, batches: AsyncIterable[Sequence[Record]], given: Sequence[Fold], *, after: int, seen: Ledger | None, exact: bool
 ) -> None:
     """Put records in the place of those after a number: appended if these are none, else in a stream of its own that comes into force."""
+    if seen is None:
+        await link.do("UNLINK", LEDGER, RECORDS, REFUSALS, OUTCOMES, EVENTS)
+        seen = Ledger()
     now, stream = await read_ledger(link)
     if now != seen:
         raise GenerationConflict(WRITTEN)
@@ -179,7 +203,7 @@ async def rewrite(
         pipe.multi()
         for command in (
             *commands, *(("HDEL", REFUSALS, fold.key) for fold in gone), *(("HSET", REFUSALS, *fold) for fold in come),
-            ("HSET", LEDGER, "ledger", encode(becomes), "stream", stream),
+            ("HSET", LEDGER, "ledger", encode(becomes), "stream", stream, "form", FORM),
         ):  # fmt: skip
             pipe.execute_command(*command)
         await pipe.execute()
@@ -223,7 +247,6 @@ async def trim(link: Link, until: str, bytes_max: int, event: Event) -> int:
 
     async def write(pipe: Any, ledger: Ledger, stream: str, _done: bytes | None) -> None:
         nonlocal portion
-        ledger = await _whole(link, pipe, ledger, stream)
         oldest = _records(link, await pipe.execute_command("XRANGE", stream, "-", "+", "COUNT", BATCH))
         gone = overdue(oldest, ledger, until, bytes_max)
         portion = len(gone)
@@ -232,7 +255,7 @@ async def trim(link: Link, until: str, bytes_max: int, event: Event) -> int:
         (record, *_), ledger = trimmed(ledger, gone, event)
         pipe.multi()
         pipe.execute_command("XADD", stream, "MINID", f"{ledger.first}-0", f"{record.number}-0", "record", record.text)
-        pipe.execute_command("HSET", LEDGER, "ledger", encode(ledger))
+        pipe.execute_command("HSET", LEDGER, "ledger", encode(ledger), "form", FORM)
         await pipe.execute()
 
     while portion == BATCH:
@@ -263,10 +286,11 @@ async def _watched(link: Link, write: Callable[[Any, Ledger, str, bytes | None],
 
     async def tried(client: Any) -> bool:
         async with client.pipeline(transaction=True) as pipe:
-            await pipe.watch(LEDGER, REFUSALS)
-            ledger, stream, was_done = await pipe.execute_command("HMGET", LEDGER, "ledger", "stream", done)
+            await pipe.watch(LEDGER, REFUSALS, EVENTS)
+            ledger, stream, was_done, form = await pipe.execute_command("HMGET", LEDGER, "ledger", "stream", done, "form")
+            check_form(f"Redis ({link.where})", form)
             try:
-                await write(pipe, *_ledger(link, (ledger, stream)), was_done)
+                await write(pipe, *await _whole(link, pipe.execute_command, *_ledger(link, (ledger, stream))), was_done)
             except fault.WatchError:
                 return False
             return True

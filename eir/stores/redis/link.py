@@ -23,6 +23,13 @@ from eir.stores.redis_url import CLUSTER, SENTINEL, Address
 
 T = TypeVar("T")
 
+_KEY = "eir:{list}:state"
+REPLAYED = (
+    ("HSET", _KEY, "a", "b"), ("HDEL", _KEY, "a"), ("HINCRBY", _KEY, "a", "1"), ("PERSIST", _KEY), ("UNLINK", _KEY), ("XADD", _KEY, "*", "a", "b"),
+    ("DEL", _KEY), ("PEXPIREAT", _KEY, "1"),
+)  # fmt: skip
+"""What our transactions are in an AOF."""
+
 POLICY_SAFE = "noeviction"
 
 CAUSES: dict[str, tuple[type[Exception], ...]] = {
@@ -120,7 +127,12 @@ class Link:
         if await self._is_open_to_all(client, key):
             self.report(
                 "store_unprotected", level="warning", reason="no_password",
-                detail="Redis lets anyone who reaches it change lists, without a password; put `user default off` into its user file",
+                detail="Redis lets anyone who reaches it change lists, without a password; put `user default off ~* &* +@all` into its user file",
+            )  # fmt: skip
+        if (denied := await _cannot_replay(client)) is not None:
+            self.report(
+                "store_cannot_replay", level="warning", reason="default_user",
+                detail=f"a restart of Redis would lose what was written in transactions: {denied}; put `user default off ~* &* +@all` into its user file",
             )  # fmt: skip
 
     async def _is_open_to_all(self, client: Any, key: str) -> bool:
@@ -211,6 +223,22 @@ async def _where(client: Any) -> tuple[str, int]:
         host, port = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis has no types there
         return str(host), int(port)
     return str(pool.connection_kwargs["host"]), int(pool.connection_kwargs["port"])
+
+
+async def _cannot_replay(client: Any) -> str | None:
+    """Why the user `default`, as which Redis replays the transactions of its AOF, could not write ours; None: it can, or there is no AOF."""
+    if not (await client.info("persistence")).get("aof_enabled"):
+        return None
+    async with client.pipeline(transaction=False) as pipe:
+        for command in REPLAYED:
+            pipe.execute_command("ACL", "DRYRUN", "default", *command)
+        answers = await pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, Exception):
+            return f"this user may not ask what the user default may (+acl|dryrun): {said(answer)}"
+        if answer not in {b"OK", "OK", True}:
+            return str(answer, "utf-8", "replace") if isinstance(answer, bytes) else str(answer)
+    return None
 
 
 async def _heeding(answer: Awaitable[T]) -> T:

@@ -39,6 +39,8 @@ class Row(Stored[PageSet]):
 
     name: str
     change: bytes
+    form: bytes | None = None
+    """Of what is there, as eir.stores.records has it."""
     event: Event | None = None
     """What the last write is to say in the history."""
 
@@ -50,8 +52,8 @@ class Row(Stored[PageSet]):
 
 async def read_row(link: Link, name: str, *, past: bool = False) -> Row | None:
     """The record of a list; `lost` if the set in force is not there with all its fields. `past`: with what is kept, and what made it."""
-    fields = ("state", "set", "fields", "change", *(("past", "previous") if past else ()))
-    state, set_id, count, change, *was = await link.do("HMGET", key(name, "state"), *fields)
+    fields = ("state", "set", "fields", "change", "form", *(("past", "previous") if past else ()))
+    state, set_id, count, change, form, *was = await link.do("HMGET", key(name, "state"), *fields)
     if state is None or set_id is None or change is None:
         return None
     with link.as_written():
@@ -61,7 +63,7 @@ async def read_row(link: Link, name: str, *, past: bool = False) -> Row | None:
     # Between the two commands another set may have come into force; only a state that stays has lost its set.
     if lost and await read_change(link, name) != change:
         return await read_row(link, name, past=past)
-    return Row(name=name, state=decode_state(state), page_set=page_set, lost=lost, change=change, **more)
+    return Row(name=name, state=decode_state(state), page_set=page_set, lost=lost, change=change, form=form, **more)
 
 
 def _past(name: str, change: bytes, past: bytes | None, previous: bytes | None) -> dict[str, Any]:

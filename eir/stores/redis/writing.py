@@ -12,7 +12,7 @@ import redis.exceptions as fault
 from eir.errors import GenerationConflict, NothingToRollBack, StoreError
 from eir.lists.pages import Page
 from eir.lists.store import Event, ListState
-from eir.stores.records import encode, encode_numbers
+from eir.stores.records import FORM, check_form, encode, encode_numbers
 from eir.stores.redis import history
 from eir.stores.redis.link import OUT_OF_MEMORY, POLICY_SAFE, Link
 from eir.stores.redis.reading import PageSet, Row, key, read_change, read_each, read_numbers, read_row
@@ -49,6 +49,8 @@ RESERVE_BYTES, RESERVE_SHARE = 16 << 20, 8
 async def write(link: Link, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None) -> ListState:
     """Put in force what is wanted; `batches`: the list to stage. Its event stands in the list's record until the history has it."""
     row = await read_row(link, name, past=True)
+    if row is not None:
+        check_form(f"list {name} in Redis ({link.where})", row.form)
     check_generation(name, row, seen)
     if row is not None:
         await settle(link, row)
@@ -198,7 +200,7 @@ def _queue(pipe: Any, name: str, decided: Write[PageSet], change: bytes) -> None
     }  # fmt: skip
     pipe.execute_command(
         "HSET", key(name, "state"), "state", encode(after.state), "generation", after.state.generation, "set", _id(page_set),
-        "fields", page_set.fields, "change", change, "past", json.dumps(past),
+        "fields", page_set.fields, "change", change, "past", json.dumps(past), "form", FORM,
     )  # fmt: skip
     if decided.dropped:
         pipe.execute_command("UNLINK", *(page_set.key for page_set in decided.dropped))

@@ -20,9 +20,9 @@ from pathlib import Path
 from eir.errors import StoreChanged
 from eir.lists.pages import NUMBER_BITS, Page
 from eir.lists.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
-from eir.stores.records import VALUE_BYTES_MAX, decode_change, decode_state
+from eir.stores.records import VALUE_BYTES_MAX, decode_change, decode_state, newer_form
 from eir.stores.sqlite import history, writing
-from eir.stores.sqlite.file import NUMBER_MASK, File, checkpoint, find
+from eir.stores.sqlite.file import NUMBER_MASK, File, checkpoint, find, form_of
 from eir.stores.write import Batches, PageSetStore, Stored, Undo, Wanted, portions, without_gap
 
 POLL_S = 0.1
@@ -172,7 +172,7 @@ class SqliteStore(PageSetStore):
         return await self._file.call(history.folds)
 
     async def rewrite_history(
-        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger, exact: bool = False
+        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger | None, exact: bool = False
     ) -> None:
         """All of it in one transaction."""
         records = [record async for batch in batches for record in batch]
@@ -184,6 +184,9 @@ class SqliteStore(PageSetStore):
     async def outcomes(self) -> Sequence[Outcome]:
         rows = await self._file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")
         return [Outcome(*row) for row in rows]
+
+    async def newer(self) -> str | None:
+        return await self._file.call(lambda db: newer_form(str(self.path), form_of(db)))
 
     async def close(self) -> None:
         await self._file.close()

@@ -1,6 +1,6 @@
 """The file: its schema, a connection to it in a thread of its own, its faults by cause. Knows nothing of what a list is.
 
-Imports eir.errors and eir.lists.pages.
+Imports eir.errors, eir.lists.pages and the form of eir.stores.records.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from eir.errors import StoreError
 from eir.lists.pages import NUMBER_BITS
+from eir.stores.records import FORM, newer_form
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -30,7 +31,6 @@ WAL_BYTES_MAX = 16 << 20
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 
 APPLICATION_ID = 0x45495230  # "EIR0", so that `file` and a wrong path tell
-SCHEMA_VERSION = 2
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
 """The row id of a page is its set's id and its number."""
 
@@ -77,7 +77,7 @@ ALTER TABLE lists ADD COLUMN made TEXT;
 """
 NOW = f"""
 PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
+PRAGMA user_version = {FORM};
 """
 
 CAUSES = {
@@ -134,8 +134,11 @@ class File:
             return operation(self._connection(), *args)
         except sqlite3.Error as error:
             cause, still = _cause(error), self._still
+            newer = newer_form(str(self.path), form_of(self._db)) if cause == "readonly" and self._db is not None else None
             if cause in REOPEN:
                 self._disconnect()
+            if newer is not None:
+                raise StoreError("schema", newer) from error
             if cause == "readonly" and still is not None:
                 raise StoreError("full", f"{self.path}: {still[1]}; it can be read, but not written") from error
             advice = f"; nothing was changed: make room on the disk of {self.path.parent}, and do it again" if cause == "full" else ""
@@ -209,11 +212,8 @@ def _opened(path: Path, upgrade: Callable[[sqlite3.Connection, int], None], *, s
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
-    """The file's schema, 0 for one that is empty. Raises StoreError for a file that is not ours, or of a newer eir."""
-    version = _pragma(db, "user_version")
-    if version > SCHEMA_VERSION:
-        newer = f"{path} was written by a newer eir (schema {version}, this one knows {SCHEMA_VERSION}): upgrade eir"
-        raise StoreError("schema", newer)
+    """The file's form, 0 for one that is empty. Raises StoreError for a file that is not ours."""
+    version = form_of(db)
     application = _pragma(db, "application_id")
     if application not in {0, APPLICATION_ID} or (version and not application):
         raise StoreError("schema", f"{path} is an SQLite file of another program")
@@ -221,14 +221,17 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _prepare(db: sqlite3.Connection, version: int, upgrade: Callable[[sqlite3.Connection, int], None]) -> None:
+    if version > FORM:
+        db.execute("PRAGMA query_only = 1")
+        return
     _use_wal(db)
     # A release that was reported as accepted survives a power cut, and with it the serial below which none is taken.
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
-    if version < SCHEMA_VERSION:
+    if version < FORM:
         with transaction(db):
             version = _pragma(db, "user_version")  # another process may have been faster
-            if version < SCHEMA_VERSION:
+            if version < FORM:
                 steps = (SINCE_2, FROM_1) if version else (SCHEMA, SINCE_2)
                 for statement in "".join((*steps, NOW)).split(";\n"):
                     db.execute(statement)
@@ -247,6 +250,11 @@ def _use_wal(db: sqlite3.Connection) -> None:
             time.sleep(BUSY_RETRY_S)
         else:
             return
+
+
+def form_of(db: sqlite3.Connection) -> int:
+    """What form the file has, as eir.stores.records has it."""
+    return _pragma(db, "user_version")
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:

@@ -95,12 +95,15 @@ def folds(db: sqlite3.Connection) -> list[Fold]:
 
 
 def rewrite(
-    db: sqlite3.Connection, records: Sequence[Record], given: Sequence[Fold], after: int, seen: Ledger, *, exact: bool
+    db: sqlite3.Connection, records: Sequence[Record], given: Sequence[Fold], after: int, seen: Ledger | None, *, exact: bool
 ) -> None:
     """Put records in the place of those after a number, and refusals beside those that are there, or in their place."""
     with transaction(db):
+        if seen is None:
+            for table in ("records", "refusals", "ledger"):
+                db.execute(f"DELETE FROM {table}")  # noqa: S608  # names of our own
         now = ledger(db)
-        if now != seen:
+        if seen not in {None, now}:
             raise GenerationConflict("the history was written meanwhile")
         db.execute("DELETE FROM records WHERE number > ?", (after,))
         _put_records(db, records)
