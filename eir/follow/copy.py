@@ -89,6 +89,8 @@ class CopyKeeper:
         self.store, self.copy = store, copy
         self.faults: dict[str, str] = {}
         """Lists whose copy could not be read, written or written back when that was last tried, and why."""
+        self._told = 0
+        """How many faults there were."""
         self._report, self._failed, self._who = report, failed, who
         self._wanted: dict[str, _Keep | _Heal] = {}
         self._something = asyncio.Event()
@@ -131,13 +133,15 @@ class CopyKeeper:
     def fail(self, name: str, cause: str, error: Exception) -> None:
         """Count and tell a fault of a list's copy, which lasts until something is done about that copy again."""
         self.faults[name] = str(error) or type(error).__name__
+        self._told += 1
         self._failed(cause, error, name)
 
     async def _tried(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
-        fault = self.faults.pop(name, None)
+        """As _is_done; a fault of before is over where it was done without another one."""
+        before = self._told
         is_done = await self._is_done(name, wanted, heavy)
-        if fault is not None and not is_done:  # as when the store went on meanwhile
-            self.faults.setdefault(name, fault)
+        if is_done and self._told == before:
+            self.faults.pop(name, None)
         return is_done
 
     async def _is_done(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
