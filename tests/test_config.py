@@ -1,6 +1,7 @@
 """The configuration: each fault with its line, YAML's traps, bounds, what is built, and that the sample says every key."""
 
 import dataclasses
+import hashlib
 import json
 import pickle
 import re
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from issuer import Issuer, jwks
 
 from eir.checks.settings import Override, PolicySettings, Rule, Status
-from eir.config import Config, load_config, needs_restart, render, take_over
+from eir.config import Config, load, load_config, needs_restart, render, take_over
 from eir.config.keys import TABLE
 from eir.config.kinds import mask_password
 from eir.config.load import TAKES_RESTART
@@ -877,3 +878,16 @@ def test_there_has_to_be_something_that_amfs_can_be_told(write):
     [(_, text)] = problems_of(write(anywhere + nrf + "}\n"))
     assert "expected n5g.nrf.endpoints" in text
     load_config(write(anywhere + nrf + ", endpoints: http://10.0.0.1:7777}\n"))
+
+
+def test_the_digest_is_that_of_the_bytes_that_were_read(write, monkeypatch):
+    """Whatever the file holds when somebody asks for it."""
+    path, read = write(GOOD), load.read_file
+
+    def then_written(path):
+        octets = read(path)
+        path.write_text("something else")
+        return octets
+
+    monkeypatch.setattr(load, "read_file", then_written)
+    assert load_config(path).digest == hashlib.sha256(GOOD.encode()).hexdigest()

@@ -780,6 +780,20 @@ async def test_a_node_takes_what_arrives(site, watching):
     assert device_key("99999999999999") // 10**6 in [page.number for page in (await site.store.some_pages("stolen", [99999999]))[1]]
 
 
+async def test_releases_that_wait_are_counted(site, configured, start):
+    folder = DropFolder(configured, start, report=Reports())
+    task = asyncio.create_task(folder.run())
+    assert folder.waiting == 0
+    for files in (site.publish(1), site.publish(3, ["99999999999999"], base=2), site.publish(4, ["99999999999998"], base=3)):
+        site.deliver(files)
+    await until(lambda: folder.waiting == 2)
+    site.deliver(site.publish(2, IMEIS[:8]))
+    await until(lambda: folder.waiting == 0)
+    assert await site.serial() == 4
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
     shutil.rmtree(site.drop)
     await watching.until("inbox_unusable")

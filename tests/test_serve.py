@@ -203,10 +203,16 @@ class TestReload:
         refused = await run(loaded, "reload", status=2)
         assert f"{loaded.path}:{number}:" in refused.stderr
         assert "blacklisted" in refused.stderr  # what was expected
+        (line,) = await until_async(lambda: node.lines("reload_refused"))  # by the command, which is what `systemctl reload` runs
+        assert node.metrics()["eir_config_last_reload_successful"] == 0
         node.signal(signal.SIGHUP)
-        (line,) = await until_async(lambda: node.lines("reload_refused"))
+        line, again = await until_async(lambda: len(found := node.lines("reload_refused")) == 2 and found)
+        assert line["detail"] == again["detail"]
         assert f"eir.yaml:{number}:" in line["detail"]
         assert (line["level"], line["reason"]) == ("error", "configuration")
+        await until_async(lambda: f"the configuration on disk has a fault, and the one in force is an earlier one: {loaded.path}:{number}:" in node.status()["summary"])
+        loaded.path.write_text(good)
+        await until_async(lambda: "has a fault" not in node.status()["summary"])
         assert await ask(client, LISTED) == BLACK
         assert node.lines("reloaded") == []
 
