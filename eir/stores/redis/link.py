@@ -118,7 +118,8 @@ class Link:
         return await operation(client)
 
     async def _greet(self, client: Any, key: str) -> None:
-        policy = (await client.info("memory")).get("maxmemory_policy", POLICY_SAFE)
+        told = await client.info("memory", "persistence")  # at once: a server that is loading takes its time over each question
+        policy = told.get("maxmemory_policy", POLICY_SAFE)
         if policy != POLICY_SAFE:
             self.report(
                 "store_may_evict", level="warning", reason=str(policy),
@@ -129,7 +130,7 @@ class Link:
                 "store_unprotected", level="warning", reason="no_password",
                 detail="Redis lets anyone who reaches it change lists, without a password; put `user default off ~* &* +@all` into its user file",
             )  # fmt: skip
-        if (denied := await _cannot_replay(client)) is not None:
+        if told.get("aof_enabled") and (denied := await _cannot_replay(client)) is not None:
             self.report(
                 "store_cannot_replay", level="warning", reason="default_user",
                 detail=f"a restart of Redis would lose what was written in transactions: {denied}; put `user default off ~* &* +@all` into its user file",
@@ -226,9 +227,7 @@ async def _where(client: Any) -> tuple[str, int]:
 
 
 async def _cannot_replay(client: Any) -> str | None:
-    """Why the user `default`, as which Redis replays the transactions of its AOF, could not write ours; None: it can, or there is no AOF."""
-    if not (await client.info("persistence")).get("aof_enabled"):
-        return None
+    """Why the user `default`, as which Redis replays the transactions of its AOF, could not write ours; None: it can."""
     async with client.pipeline(transaction=False) as pipe:
         for command in REPLAYED:
             pipe.execute_command("ACL", "DRYRUN", "default", *command)
