@@ -17,7 +17,7 @@ class _CleanBuild(build):
         super().run()
 
 
-_HEADERS = [f"eir/s13/_lane_{of}.h" for of in ("images", "learned", "policy")]
-_LANE = Extension("eir.s13._lane", ["eir/s13/_lane.c"], depends=_HEADERS, extra_compile_args=["-O2"], py_limited_api=True, optional=True)
+_SOURCES = [f"eir/s13/{name}.c" for name in ("_lane", "_ecr", "_image", "_policy")]
+_LANE = Extension("eir.s13._lane", _SOURCES, depends=["eir/s13/_lane.h"], extra_compile_args=["-O2"], py_limited_api=True, optional=True)
 
 setup(cmdclass={"build": _CleanBuild}, ext_modules=[_LANE], options={"bdist_wheel": {"py_limited_api": "cp311"}})

@@ -7,11 +7,11 @@ imported only in the process that writes and by commands that need it.
 import os
 import pickle
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from eir.analysis.buffer import HEAD, TEXTS
+from eir.analysis.buffer import HEAD, NUMBER, TEXTS
 from eir.analysis.schema import COLUMNS, IDENTIFIER_CHARS_MAX
 from eir.analysis.subscribers import Subscribers
 from eir.device import MEID_BASE
@@ -19,13 +19,21 @@ from eir.device import MEID_BASE
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
 
-Kind: TypeAlias = tuple[str, str | None, str | None, str, str, str, str]
-"""Status, rule, list, Origin-Host, Origin-Realm, protocol, observed rules; empty where there is none."""
 
-KIND_COLUMNS = ("status", "rule", "list", "origin_host", "origin_realm", "protocol", "observed")
+class Kind(NamedTuple):
+    """What checks may have in common, by the columns of the record; None or empty where there is nothing."""
+
+    status: str | None
+    rule: str | None = None
+    list: str | None = None
+    origin_host: str | None = None
+    origin_realm: str | None = None
+    peer: str | None = None
+    protocol: str | None = None
+    observed: str | None = None
+
+
 HOME_DIGITS = 6
-ALIKE_PARTS = 5
-"""Of what was answered by columns: time, decision, origin, widths, digits."""
 TYPES: Mapping[str, Any] = {"TIMESTAMP": pl.Datetime("us"), "UINTEGER": pl.UInt32, "VARCHAR": pl.String, "BIGINT": pl.Int64}
 FRAME: Mapping[str, Any] = {column.name: TYPES[column.kind] for column in COLUMNS}
 """Name → type in polars."""
@@ -53,27 +61,20 @@ class Rows:
         kinds: list[int] = []
         texts: list[str] = []
         for message in messages:
-            for part in pickle.loads(memoryview(message)[HEAD.size :]):  # noqa: S301 - from a process of ours
-                if len(part) == ALIKE_PARTS:
-                    self._add_alike(*part)
-                    continue
-                time_us, decision, host, realm, protocol, observed, octets = part
+            for time_us, known, numbers, octets in pickle.loads(memoryview(message)[HEAD.size :]):  # noqa: S301 - from a process of ours
                 some = octets.decode("utf-8", "replace").split("\n")
-                count = len(some) // TEXTS
-                times += [time_us] * count
-                kinds += [self.kind((decision.status, decision.rule, decision.list, host, realm, protocol, observed))] * count
+                some.pop()
+                origins = zip(np.frombuffer(numbers, NUMBER.format).tolist(), some[0::TEXTS], some[1::TEXTS], strict=True)
+                found: dict[tuple[int, str, str], int] = {}
+                for origin in origins:
+                    if (kind := found.get(origin)) is None:
+                        decision, protocol, peer, observed = known[origin[0]]
+                        told = Kind(decision.status, decision.rule, decision.list, *origin[1:], peer, protocol, observed)
+                        kind = found[origin] = self.kind(told)
+                    kinds.append(kind)
+                times += [time_us] * (len(some) // TEXTS)
                 texts += some
-        self.add({"time": times, "imei": texts[0::TEXTS], "imsi": texts[1::TEXTS], "software_version": texts[2::TEXTS], "kind": kinds})
-
-    def _add_alike(self, time_us: int, decision: Any, origin: tuple[str, str, str], widths: tuple[int, int, int], octets: bytes) -> None:
-        digits = np.frombuffer(octets, np.uint8).reshape(-1, sum(widths)) + np.uint8(ord("0"))
-        ends = np.cumsum(widths).tolist()
-        found = {
-            name: _texts(digits[:, end - width : end]) if width else [""] * len(digits)
-            for name, width, end in zip(("imei", "software_version", "imsi"), widths, ends, strict=True)
-        }
-        number = self.kind((decision.status, decision.rule, decision.list, *origin, ""))
-        self.add({"time": np.full(len(digits), time_us), "kind": np.full(len(digits), number, np.uint32), **found})
+        self.add({"time": times, "imei": texts[2::TEXTS], "imsi": texts[3::TEXTS], "software_version": texts[4::TEXTS], "kind": kinds})
 
     def grouped(self, subscribers: Subscribers) -> pl.DataFrame:
         """A row for each group of checks that are alike within one hour, by schema.COLUMNS, in the order of devices."""
@@ -82,7 +83,7 @@ class Rows:
             pl.col("time").min().alias("first"), pl.col("time").max().alias("last"), pl.len().cast(pl.UInt32).alias("checks")
         )
         kinds = pl.DataFrame(
-            [[text or None for text in kind] for kind in self._kinds], schema=dict.fromkeys(KIND_COLUMNS, pl.String), orient="row"
+            [[text or None for text in kind] for kind in self._kinds], schema=dict.fromkeys(Kind._fields, pl.String), orient="row"
         )
         imsis = groups["imsi"]
         made = groups.with_columns(
@@ -92,7 +93,7 @@ class Rows:
             pl.when(imei_is(16) & (pl.col("software_version") == "")).then(pl.col("imei").str.slice(14, 2))
             .otherwise(pl.col("software_version")).alias("software_version"),
             pl.col("imei").str.slice(0, IDENTIFIER_CHARS_MAX),
-            *(kinds[name].gather(groups["kind"]).alias(name) for name in KIND_COLUMNS), pl.lit(None).alias("peer"),
+            *(kinds[name].gather(groups["kind"]).alias(name) for name in Kind._fields),
         )  # fmt: skip
         made = made.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("imei", "software_version", "subscriber"))
         return made.select(pl.col(name).cast(kind) for name, kind in FRAME.items()).sort("device", nulls_last=True)
@@ -117,9 +118,3 @@ def _device(identifiers: pl.Series) -> pl.Series:
     digits = pl.when(imei_is(14, 15, 16)).then(pl.col("imei").str.slice(0, 14)).str.to_integer(dtype=pl.Int64, strict=False)
     meid = pl.when(pl.col("imei").str.contains("^[0-9A-Fa-f]{14}$")).then(pl.col("imei")).str.to_integer(base=16, dtype=pl.Int64, strict=False)
     return frame.select(digits.fill_null(meid + MEID_BASE).alias("device"))["device"]
-
-
-def _texts(digits: "np.ndarray[Any, Any]") -> pl.Series:
-    """A text for each row of octets."""
-    octets = np.ascontiguousarray(digits).view(f"S{digits.shape[1]}").ravel().tolist()
-    return pl.Series(octets, dtype=pl.Binary).cast(pl.String)

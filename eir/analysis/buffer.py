@@ -1,8 +1,8 @@
 """A worker's side of the record: what it has just answered, for some milliseconds, and on its way to the process that writes.
 
-Called on the path of a check, so that nothing here waits: a check costs an entry in a list, checks that were answered by columns
-cost one entry together. Bounded: above a rate checks that nobody needs to be told of are left out, and when the other process takes
-nothing the oldest go; both are counted. Imports numpy; knows neither socket nor loop: what sends and what calls later is handed in.
+Called on the path of a check, so that nothing here waits: checks that were answered together cost one entry in a list. Bounded: above a
+rate checks that nobody needs to be told of are left out, and when the other process takes nothing the oldest go; both are counted. Knows
+neither socket nor loop: what sends and what calls later is handed in.
 """
 
 import pickle
@@ -10,9 +10,8 @@ import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-import numpy as np
+from itertools import chain
+from typing import Any, NamedTuple
 
 FLUSH_S = 0.01
 """How long checks wait to be handed over together: short, since handing over holds the loop."""
@@ -21,9 +20,9 @@ AGAIN_S = 0.05
 MESSAGE_BYTES = 48 << 10
 """Of one message, about: the kernel takes a message whole or not at all, and none that is larger than its buffer."""
 PART_BYTES = 100
-"""What a message takes for a group of checks besides their texts, about."""
-TEXTS = 3
-"""Of each check."""
+"""What a message takes for checks that were handed in together besides their texts, about."""
+TEXTS, NUMBER = 5, struct.Struct("=H")
+"""Of each check: see eir.checks.sighting.Sightings.add."""
 WAITING_BYTES_MAX = 16 << 20
 """What waits for the other process."""
 PLAIN, EVENTS = b"p", b"e"
@@ -32,6 +31,36 @@ HEAD = struct.Struct("!cI")
 """That, and how many checks there are in it."""
 OVER_RATE, NOT_TAKEN = "rate", "buffer"
 """Reasons of what is left out."""
+
+
+class Part(NamedTuple):
+    """Checks that were handed in together."""
+
+    kinds: Sequence[Any]
+    """eir.checks.sighting.SightingKind"""
+    numbers: bytes
+    texts: bytes
+
+    @property
+    def checks(self) -> int:
+        """How many there are."""
+        return len(self.numbers) // NUMBER.size
+
+    @property
+    def is_plain(self) -> bool:
+        """Nobody needs to be told of them."""
+        kind = self.kinds[NUMBER.unpack_from(self.numbers)[0]]
+        return kind.decision.is_plain and not kind.observed
+
+    def pieces(self) -> Iterator["Part"]:
+        """The same in pieces that a message has room for."""
+        if len(self.texts) <= MESSAGE_BYTES or self.checks == 1:
+            yield self
+        else:
+            half = self.checks // 2
+            at = len(self.texts) - len(self.texts.split(b"\n", TEXTS * half)[-1])
+            yield from Part(self.kinds, self.numbers[: NUMBER.size * half], self.texts[:at]).pieces()
+            yield from Part(self.kinds, self.numbers[NUMBER.size * half :], self.texts[at:]).pieces()
 
 
 class Buffer:
@@ -47,8 +76,7 @@ class Buffer:
         self._armed = False
         self._began = 0.0
         """When the first of the checks that are not handed over yet was answered."""
-        self._each: list[Any] = []
-        self._alike: list[tuple[Any, ...]] = []
+        self._parts: dict[bytes, list[Part]] = {EVENTS: [], PLAIN: []}
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self.dropped: Counter[str] = Counter()
@@ -56,28 +84,17 @@ class Buffer:
         self.has_room = True
         """See Sightings: not any more from the first check that is above the rate until the next flush."""
 
-    def each(self, sightings: list[Any]) -> None:
-        """Checks that were answered one by one, just now: a list of eir.checks.sighting.Sighting."""
+    def add(self, kinds: Sequence[Any], numbers: bytes, texts: bytes) -> None:
+        """Checks that were answered just now; see eir.checks.sighting.Sightings."""
         if not self._armed:
             self._arm(FLUSH_S)
-        for part in sightings:
-            count = len(part[5]) // TEXTS
-            if count > self._room and _is_plain(part):
-                self.left_out(count)
-            else:
-                self._room -= count
-                self._each.append(part)
-
-    def alike(self, decision: Any, origin: tuple[str, str, str], digits: Any, widths: tuple[int, int, int], but: list[int]) -> None:
-        """Checks of one decision that were answered at once; `but`: rows of `digits` that were handed in by `each`."""
-        if not self._armed:
-            self._arm(FLUSH_S)
-        count = len(digits) - len(but)
-        if count > self._room:
+        part = Part(kinds, numbers, texts)
+        count, is_plain = part.checks, part.is_plain
+        if is_plain and count > self._room:
             self.left_out(count)
-            return
-        self._room -= count
-        self._alike.append((decision, origin, digits, widths, but))
+        else:
+            self._room -= count
+            self._parts[PLAIN if is_plain else EVENTS].append(part)
 
     def left_out(self, count: int) -> None:
         """Plain checks for which there was no room."""
@@ -94,41 +111,22 @@ class Buffer:
         self._room = min(self._rate_max, self._room + (now - self._room_at) * self._rate_max)
         self._room_at = now
         began_us = round(self._began * 1e6)
-        each, self._each = self._each, []
-        alike, self._alike = self._alike, []
-        for kind, wanted in ((EVENTS, [part for part in each if not _is_plain(part)]), (PLAIN, [part for part in each if _is_plain(part)])):
-            self._flush_each(kind, wanted, began_us)
-        self._flush_alike(alike, began_us)
+        parts, self._parts = self._parts, {kind: [] for kind in self._parts}
+        for kind, wanted in parts.items():
+            self._pack(kind, wanted, began_us)
         self._drain()
 
-    def _flush_each(self, kind: bytes, each: Sequence[tuple[Any, ...]], began_us: int) -> None:
-        parts: list[Any] = []
+    def _pack(self, kind: bytes, parts: Sequence[Part], began_us: int) -> None:
+        packed: list[tuple[Any, ...]] = []
         size = count = 0
-        for *what, texts in each:
-            for octets, checks in _joined(texts):
-                if size and size + len(octets) > MESSAGE_BYTES:
-                    self._put(_message(kind, count, parts))
-                    parts, size, count = [], 0, 0
-                parts.append((began_us, *what, octets))
-                size, count = size + len(octets) + PART_BYTES, count + checks
-        if parts:
-            self._put(_message(kind, count, parts))
-
-    def _flush_alike(self, alike: Sequence[tuple[Any, ...]], began_us: int) -> None:
-        parts: list[Any] = []
-        size = count = 0
-        for decision, origin, digits, widths, but in alike:
-            rows = np.delete(digits, but, axis=0) if but else digits
-            step = max(1, MESSAGE_BYTES // max(1, sum(widths)))
-            for at in range(0, len(rows), step):
-                part = rows[at : at + step]
-                if size and size + part.nbytes > MESSAGE_BYTES:
-                    self._put(_message(PLAIN, count, parts))
-                    parts, size, count = [], 0, 0
-                parts.append((began_us, decision, origin, widths, part.tobytes()))
-                size, count = size + part.nbytes, count + len(part)
-        if parts:
-            self._put(_message(PLAIN, count, parts))
+        for part in chain.from_iterable(each.pieces() for each in parts):
+            if size and size + len(part.texts) > MESSAGE_BYTES:
+                self._put(_message(kind, count, packed))
+                packed, size, count = [], 0, 0
+            packed.append((began_us, *part))
+            size, count = size + len(part.texts) + len(part.numbers) + PART_BYTES, count + part.checks
+        if packed:
+            self._put(_message(kind, count, packed))
 
     def _arm(self, pause_s: float) -> None:
         self._armed = True
@@ -149,22 +147,6 @@ class Buffer:
             self.dropped[NOT_TAKEN] += HEAD.unpack_from(message)[1]
         if waiting and not self._armed:
             self._arm(AGAIN_S)
-
-
-def _joined(texts: list[bytes]) -> Iterator[tuple[bytes, int]]:
-    """The texts of checks with line breaks between them, in pieces that a message has room for, each with how many checks it has."""
-    octets = b"\n".join(texts)
-    checks = len(texts) // TEXTS
-    if len(octets) <= MESSAGE_BYTES or checks == 1:
-        yield octets, checks
-    else:
-        half = TEXTS * (checks // 2)
-        yield from _joined(texts[:half])
-        yield from _joined(texts[half:])
-
-
-def _is_plain(part: Sequence[Any]) -> bool:
-    return part[0].is_plain and not part[4]
 
 
 def _message(kind: bytes, count: int, parts: Sequence[Any]) -> bytes:

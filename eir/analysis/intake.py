@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eir.analysis.batches import Rows
+from eir.analysis.batches import Kind, Rows
 from eir.analysis.files import write
 from eir.analysis.subscribers import Subscribers
 from eir.errors import EirError
@@ -87,7 +87,7 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
     good = piece.filter(pl.col("wrong").is_null())
     taken.rows += len(good)
     rows = Rows()
-    kinds = {pair: rows.kind((pair[0], None, None, pair[1], "", PROTOCOL, "")) for pair in good.select("status", "origin_host").unique().iter_rows()}
+    kinds = {pair: rows.kind(Kind(pair[0], origin_host=pair[1], protocol=PROTOCOL)) for pair in good.select("status", "origin_host").unique().iter_rows()}
     numbers = pl.DataFrame(
         [(*pair, number) for pair, number in kinds.items()], schema={"status": pl.String, "origin_host": pl.String, "kind": pl.UInt32}, orient="row"
     )  # fmt: skip

@@ -6,14 +6,14 @@ is an argument, and events go to callables. May import eir.checks, eir.lists.ind
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from eir.checks.identifier import is_wrong_digit
 from eir.checks.policy import Policy, Verdict, compile_policy
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, PolicySettings, Status
-from eir.checks.sighting import Decision, Sightings
+from eir.checks.sighting import Decision, SightingKind, Sightings
 from eir.device import key_text
 from eir.errors import IdentifierError, Report, silent
 from eir.lists.index import Index
@@ -36,6 +36,7 @@ ERRORS = {why: Decision("error", why.value, None, is_plain=False) for why in NoD
 
 IDENTIFIER_MAX, NAME_MAX = 32, 255
 """Characters of an identifier and of a name that sightings keep: a text from the wire may be as long as a message."""
+TEXT_MAX = (NAME_MAX, NAME_MAX, IDENTIFIER_MAX, IDENTIFIER_MAX, IDENTIFIER_MAX)
 
 KINDS = {NoDevice.MISSING: "none", NoDevice.MALFORMED: "bad"}
 """What metrics call a request that names no device."""
@@ -120,10 +121,14 @@ class Checker:
         return verdict
 
     def _sight(self, decision: Decision, question: Question, imsi: str) -> None:
+        told = (question.origin_host, question.origin_realm, question.identifier(), imsi, question.version())
+        self.sight(decision, question.protocol, question.peer, told)
+
+    def sight(self, decision: Decision, protocol: str, peer: str, texts: Iterable[str]) -> None:
+        """Tell the record of a check that was just decided; `texts`: see eir.checks.sighting.TEXTS."""
         if self.sightings is not None:
-            host, realm = question.origin_host[:NAME_MAX], question.origin_realm[:NAME_MAX]
-            told = (question.identifier()[:IDENTIFIER_MAX].replace("\n", " "), imsi[:IDENTIFIER_MAX], question.version())
-            self.sightings.each([(decision, host, realm, question.protocol, self.observed_now(), [text.encode() for text in told])])
+            lines = "".join([text[:longest].replace("\n", " ") + "\n" for text, longest in zip(texts, TEXT_MAX, strict=True)])
+            self.sightings.add((SightingKind(decision, protocol, peer, self.observed_now()),), bytes(2), lines.encode())
 
     def observed_now(self) -> str:
         """The rules under observation that held in the check that was just decided, as the record of sightings shows them."""

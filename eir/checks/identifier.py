@@ -15,28 +15,31 @@ NO_KEY = MEID_BASE + (1 << 56)
 IMEI_DIGITS = 15
 
 _UPWARD = "0123456789" * 3
-KEYS: Mapping[str, frozenset[int]] = {
-    "zero": frozenset({0}),
-    "repeated": frozenset(int(digit * KEY_DIGITS) for digit in "123456789"),
-    "sequence": frozenset(int(row[at : at + KEY_DIGITS]) for row in (_UPWARD, _UPWARD[::-1]) for at in range(10)),
+_TEST_TACS = (*((f"0010{body:02d}00", f"0010{body:02d}99") for body in range(1, 18)), *((f"{body}0000", f"{body}9999") for body in ("0044", "0086", "0091")))
+"""Of test equipment: GSMA TS.06, the reporting bodies' test TACs; the first and the last one of each."""
+
+
+def _alone(*identifiers: str) -> tuple[tuple[int, int], ...]:
+    return tuple((int(each), int(each)) for each in identifiers)
+
+
+STRETCHES: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "zero": _alone("0" * KEY_DIGITS),
+    "repeated": _alone(*(digit * KEY_DIGITS for digit in "123456789")),
+    "sequence": _alone(*(row[at : at + KEY_DIGITS] for row in (_UPWARD, _UPWARD[::-1]) for at in range(10))),
+    "test": tuple((int(first) * SNR_KEYS, (int(last) + 1) * SNR_KEYS - 1) for first, last in _TEST_TACS),
 }
-"""What is wrong with single devices."""
-_TEST_BODIES = frozenset({"0044", "0086", "0091"})
+"""What the key of a device shows by itself: by name stretches of keys, the first and the last one of each."""
 
 
-def _is_test(key: int) -> bool:
-    """Of test equipment: GSMA TS.06, reporting bodies' test TACs."""
-    tac = f"{key // SNR_KEYS:08d}"
-    return len(tac) == 8 and (tac[:4] in _TEST_BODIES or (tac[:4] == "0010" and "01" <= tac[4:6] <= "17"))
+def _within(stretches: tuple[tuple[int, int], ...]) -> Callable[[int], bool]:
+    alone = frozenset(first for first, last in stretches if first == last)
+    wide = tuple((first, last) for first, last in stretches if first != last)
+    return lambda key: key in alone or any(first <= key <= last for first, last in wide)
 
 
-BY_KEY: Mapping[str, Callable[[int], bool]] = {
-    "zero": KEYS["zero"].__contains__,
-    "repeated": KEYS["repeated"].__contains__,
-    "sequence": KEYS["sequence"].__contains__,
-    "test": _is_test,
-}
-"""What the key of a device shows by itself."""
+BY_KEY: Mapping[str, Callable[[int], bool]] = {name: _within(stretches) for name, stretches in STRETCHES.items()}
+"""The same as tests."""
 
 SUSPECT = (MALFORMED, *BY_KEY, CHECK_DIGIT)
 """Values of the condition `identifier`."""

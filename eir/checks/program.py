@@ -1,7 +1,8 @@
-"""A policy in words of 32 bits, for a fast path that is compiled: what it can decide by itself, and where it has to ask `decide`.
+"""A policy in words of 64 bits, for a fast path that is compiled: what it can decide by itself, and where it has to ask `decide`.
 
 For each rule: its verdict (ASK_INSTEAD under observation, since that is counted), how many words follow, and for each condition
-what it asks, how many words follow, and these. The last word is the verdict where no rule holds. A condition that has no row
+what it asks, how many words follow, and these. The last word is the verdict where no rule holds. A verdict is its number, and the place
+of its status in the upper half of the word. A condition that has no row
 here is asked of the general path. May import eir.checks.conditions and eir.lists.index; knows no protocol.
 """
 
@@ -12,48 +13,51 @@ from typing import Any, Final
 
 import numpy as np
 
-from eir.checks.conditions import CONDITIONS, Holds
-from eir.checks.identifier import BY_KEY, KEYS
-from eir.device import MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
+from eir.checks.identifier import STRETCHES
+from eir.checks.settings import Status
+from eir.device import IMSI_LENGTHS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
 from eir.lists.index import DeviceList, Index
 from eir.lists.settings import DEVICES
 
-ASK_INSTEAD: Final = 0xFFFFFFFF
-ORIGINS_MAX = 32
-LISTS_MAX = 16
-VERSIONS, VERSION_WORDS = 100, 4
-IMSI_DIGITS_MAX = 15
+ASK_INSTEAD: Final = (1 << 64) - 1
+LISTS_MAX, VERDICTS_MAX = 16, 1024
+WORD_BYTES = 8
+STATUSES: Final = tuple(Status)
+IMSI_DIGITS_MAX = IMSI_LENGTHS[-1]
 
 
 class Asked(IntEnum):
-    """What a condition asks."""
+    """A kind of condition."""
 
     OTHER = 0
     """Something that only the general path knows."""
     LISTED = 1
     NOT_LISTED = 2
     """With one word: which list."""
-    TAC = 3
-    """The first and the last one of each stretch."""
-    IMSI = 4
-    """Of each prefix its length, and its value in two words, the lower one first."""
-    SOFTWARE_VERSION = 5
-    """A bit for each number of two digits."""
-    ORIGIN = 6
-    """With one word: which test of Program.origins."""
-    DEVICE = 7
-    """Of each device its TAC and its serial number."""
+    WITHIN = 3
+    """Which field, and stretches of its numbers, each with its first and its last one."""
+    ORIGIN_HOST = 4
+    ORIGIN_REALM = 5
+    """With names, as `names_in_words` writes them."""
+
+
+class Field(IntEnum):
+    """A number in a request: the key of a device, an IMSI of 15 digits (of other lengths the general path is asked), a software version."""
+
+    DEVICE = 0
+    SIM = 1
+    VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A policy in words. Verdicts, lists and tests of the origin are known in it by their place."""
+    """A policy in words. Verdicts and lists are known in it by their place."""
 
     words: bytes
     verdicts: tuple[Any, ...]
+    verdict_words: Mapping[Any, int]
+    """What stands for each of them."""
     lists: tuple[DeviceList, ...]
-    origins: tuple[Holds, ...]
-    """Tests of Origin-Host and Origin-Realm, which are the same for all requests of one context."""
     index: Index
 
 
@@ -63,7 +67,6 @@ class _Words:
     def __init__(self, index: Index) -> None:
         self.index = index
         self.lists: dict[str, DeviceList] = {}
-        self.origins: list[Holds] = []
 
     def condition(self, name: str, value: Any) -> list[int]:
         """The words of one condition."""
@@ -79,48 +82,39 @@ class _Words:
         return asked, [list(self.lists).index(name)]
 
     def not_list(self, name: str) -> tuple[Asked, list[int]]:
-        """What is not in a list of SIMs or pairs depends on whether the request has an IMSI."""
+        """The words of a condition on what is in no list. For a list of SIMs or pairs it depends on whether the request has an IMSI."""
         return self.listed(Asked.NOT_LISTED, name) if self.index.lists[name].kind == DEVICES else (Asked.OTHER, [])
 
-    def origin(self, name: str, value: tuple[str, ...]) -> tuple[Asked, list[int]]:
-        """The words of a condition on Origin-Host or Origin-Realm."""
-        if len(self.origins) == ORIGINS_MAX:
-            return Asked.OTHER, []
-        self.origins.append(CONDITIONS[name].compile(value, self.index))
-        return Asked.ORIGIN, [len(self.origins) - 1]
+
+def _within(field: Field, stretches: Iterable[tuple[int, int]]) -> tuple[Asked, list[int]]:
+    return Asked.WITHIN, [field, *(end for stretch in stretches for end in stretch)]
 
 
 def _devices(_: _Words, identifiers: tuple[str, ...]) -> tuple[Asked, list[int]]:
-    return _keys(map(device_key, identifiers))
+    return _within(Field.DEVICE, [(key, key) for key in map(device_key, identifiers) if key < MEID_BASE])
 
 
 def _identifiers(_: _Words, wrong: tuple[str, ...]) -> tuple[Asked, list[int]]:
     # Of what the key does not show nothing holds here, as in eir.checks.conditions.
-    by_key = [name for name in wrong if name in BY_KEY]
-    return _keys(key for name in by_key for key in KEYS[name]) if KEYS.keys() >= set(by_key) else (Asked.OTHER, [])
+    return _within(Field.DEVICE, [stretch for name in wrong for stretch in STRETCHES.get(name, ())])
 
 
-def _keys(keys: Iterable[int]) -> tuple[Asked, list[int]]:
-    return Asked.DEVICE, [word for key in keys if key < MEID_BASE for word in divmod(key, SNR_KEYS)]
-
-
-def _tacs(_: _Words, prefixes: tuple[str, ...]) -> tuple[Asked, list[int]]:
-    stretches = []
-    for prefix in prefixes:
-        room = 10 ** (TAC_DIGITS - len(prefix))
-        stretches += [int(prefix) * room, int(prefix) * room + room - 1]
-    return Asked.TAC, stretches
-
-
-def _imsis(_: _Words, prefixes: tuple[str, ...]) -> tuple[Asked, list[int]]:
-    if any(len(prefix) > IMSI_DIGITS_MAX for prefix in prefixes):
+def _prefixes(field: Field, prefixes: tuple[str, ...], digits: int, below: int = 1) -> tuple[Asked, list[int]]:
+    """Numbers of so many digits that begin with one of these; `below`: how many keys each of the numbers stands for."""
+    if any(len(prefix) > digits for prefix in prefixes):
         return Asked.OTHER, []
-    return Asked.IMSI, [word for prefix in prefixes for word in (len(prefix), int(prefix) & 0xFFFFFFFF, int(prefix) >> 32)]
+    rooms = [below * 10 ** (digits - len(prefix)) for prefix in prefixes]
+    return _within(field, [(int(prefix) * room, (int(prefix) + 1) * room - 1) for prefix, room in zip(prefixes, rooms, strict=True)])
 
 
-def _versions(_: _Words, versions: tuple[str, ...]) -> tuple[Asked, list[int]]:
-    bits = sum(1 << int(version) for version in set(versions))
-    return Asked.SOFTWARE_VERSION, [bits >> 32 * word & 0xFFFFFFFF for word in range(VERSION_WORDS)]
+def names_in_words(names: Iterable[bytes]) -> bytes:
+    """Names for a compiled path: of each, in lower case, its length as a word, then its octets, filled up to whole words."""
+    lower = [name.lower() for name in names]
+    return b"".join(len(name).to_bytes(WORD_BYTES, "little") + name + bytes(-len(name) % WORD_BYTES) for name in lower)
+
+
+def _names(asked: Asked, names: tuple[str, ...]) -> tuple[Asked, list[int]]:
+    return asked, np.frombuffer(names_in_words(name.encode() for name in names), "<u8").tolist()
 
 
 _WORDS: Mapping[str, Callable[[_Words, Any], tuple[Asked, list[int]]]] = {
@@ -130,20 +124,22 @@ _WORDS: Mapping[str, Callable[[_Words, Any], tuple[Asked, list[int]]]] = {
     "not_list": _Words.not_list,
     "imei": _devices,
     "identifier": _identifiers,
-    "tac": _tacs,
-    "imsi": _imsis,
-    "software_version": _versions,
-    "origin_host": lambda words, hosts: words.origin("origin_host", hosts),
-    "origin_realm": lambda words, realms: words.origin("origin_realm", realms),
+    "tac": lambda _, prefixes: _prefixes(Field.DEVICE, prefixes, TAC_DIGITS, SNR_KEYS),
+    "imsi": lambda _, prefixes: _prefixes(Field.SIM, prefixes, IMSI_DIGITS_MAX),
+    "software_version": lambda _, versions: _within(Field.VERSION, [(int(version), int(version)) for version in versions]),
+    "origin_host": lambda _, hosts: _names(Asked.ORIGIN_HOST, hosts),
+    "origin_realm": lambda _, realms: _names(Asked.ORIGIN_REALM, realms),
 }
 
 
 def program_of(rules: Iterable[tuple[Mapping[str, Any], Any, bool]], default: Any, index: Index) -> Program:
     """A policy in words: for each rule its conditions, its verdict, and whether it is under observation; and what holds where none does."""
-    words, program, verdicts = _Words(index), list[int](), list[Any]()
-    for number, (conditions, verdict, observed) in enumerate(rules):
+    rules = tuple(rules)
+    verdicts = (*(verdict for _, verdict, _ in rules), default)
+    known = {verdict: STATUSES.index(verdict.status) << 32 | number for number, verdict in enumerate(verdicts)}
+    words, program = _Words(index), list[int]()
+    for conditions, verdict, observed in rules:
         said = [word for name, value in conditions.items() for word in words.condition(name, value)]
-        program += [ASK_INSTEAD if observed else number, len(said), *said]
-        verdicts.append(verdict)
-    program.append(len(verdicts))
-    return Program(np.array(program, "<u4").tobytes(), (*verdicts, default), tuple(words.lists.values()), tuple(words.origins), index)
+        program += [ASK_INSTEAD if observed else known[verdict], len(said), *said]
+    program.append(known[default])
+    return Program(np.array(program, "<u8").tobytes(), verdicts, known, tuple(words.lists.values()), index)

@@ -1,12 +1,10 @@
-"""What a check leaves behind for the record: who handed it in decided it already, and nobody waits for what becomes of it.
+"""What a check leaves behind for the record: it is decided already, and nobody waits for what becomes of it.
 
 Data only: the checker and a protocol's fast path hand over, eir.daemon puts something behind it (eir.analysis.buffer).
 """
 
-from typing import NamedTuple, Protocol, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 
 class Decision(NamedTuple):
@@ -21,10 +19,19 @@ class Decision(NamedTuple):
     """Whitelisted, and not by an override: nobody needs to be told."""
 
 
-Sighting: TypeAlias = tuple[Decision, str, str, str, str, list[bytes]]
-"""Checks of one decision from one origin: decision, Origin-Host, Origin-Realm, protocol, rules under observation that held
-(schema.COLUMNS), and for each check three texts: the identifier as it was sent, IMSI, software version; empty where there is none, and
-without line breaks. A plain tuple and a flat list: what a check pays is three entries in it."""
+class SightingKind(NamedTuple):
+    """What checks that are handed in together may have in common."""
+
+    decision: Decision
+    protocol: str
+    peer: str
+    """Label of the peer that sent the request, which may be an agent: it is what the node knows, an Origin-Host is what a request claims."""
+    observed: str
+    """The rules under observation that held (eir.analysis.schema.COLUMNS)."""
+
+
+TEXTS = 5
+"""Of each check: Origin-Host, Origin-Realm, the identifier as it was sent, IMSI, software version; empty where there is none."""
 
 
 class Sightings(Protocol):
@@ -37,15 +44,9 @@ class Sightings(Protocol):
     def left_out(self, count: int) -> None:
         """So many plain checks were answered for which there was no room."""
 
-    def each(self, sightings: list[Sighting]) -> None:
-        """Checks that were answered one by one, just now."""
+    def add(self, kinds: Sequence[SightingKind], numbers: bytes, texts: bytes) -> None:
+        """Take checks that were answered just now; all of them are plain, or none.
 
-    def alike(
-        self, decision: Decision, origin: tuple[str, str, str], digits: npt.NDArray[np.uint8], widths: tuple[int, int, int],
-        but: list[int],
-    ) -> None:  # fmt: skip
-        """Checks of one decision that were answered at once.
-
-        `origin`: Origin-Host, Origin-Realm, protocol. `digits`: a row for each check: digits of IMEI, software version and IMSI,
-        which take `widths` columns; kept, and not changed any more. `but`: rows that were handed in by `each`.
+        `numbers`: for each check the place of its kind, as the machine has a uint16. `texts`: TEXTS lines for each check, each with a line
+        break behind it and none in it.
         """

@@ -55,7 +55,7 @@ from eir.operate.looking import RUN, Looking
 from eir.operate.owner import as_owner_of
 from eir.operate.service import ENDING, READY, tell_service
 from eir.operate.status import NOT_READY, ExpiryReminder, Status
-from eir.s13.compiled import LANE
+from eir.s13.lane import LANE
 from eir.stores.open import open_copy, open_store
 
 HOLD_S = 2.0

@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakSet
 
 import uvloop
 
@@ -51,8 +50,7 @@ from eir.operate import metrics
 from eir.operate.log import Log
 from eir.operate.status import WorkerReport
 from eir.s13.application import s13_application
-from eir.s13.compiled import COMPILED, CompiledLane
-from eir.s13.lane import Lane
+from eir.s13.lane import COMPILED, ExpressLanes
 from eir.s13.service import PROTOCOL, S13Service
 
 if TYPE_CHECKING:
@@ -154,17 +152,10 @@ def built(
     )  # fmt: skip
     tls = None if configured.tls is None else load_tls(configured.tls)
     service = S13Service(checker, config.peers)
-    lanes: WeakSet[CompiledLane] = WeakSet()
-
-    def lane(*about: Any) -> Lane | CompiledLane:
-        made = (CompiledLane if COMPILED else Lane)(checker, *about, replies=service.replies)
-        if isinstance(made, CompiledLane):
-            lanes.add(made)
-        return made
-
+    lanes = ExpressLanes(checker, service.replies) if COMPILED else None
     node = Node(
         replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config),
-        s13_application(service, lane),
+        s13_application(service, lanes),
         counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
         tls=tls, grants=grants, sctp=config.sctp,
     )  # fmt: skip
@@ -204,8 +195,8 @@ class Worker:
     counts: Counts
     index: Index
     checker: Checker
-    lanes: WeakSet[CompiledLane]
-    """Of all peers: each has the images that it looks into."""
+    lanes: ExpressLanes | None
+    """They have the images that they look into. None: no lane was compiled."""
     clock: TrustedClock
     service: S13Service
     node: Node
@@ -301,11 +292,9 @@ class Worker:
             return
         began = time.perf_counter()
         before = self.index.switch(listed.name, listed.state, image)
-        for lane in tuple(self.lanes):
-            lane.renew()
-            self._note_slice(began)
-            await asyncio.sleep(0)
-            began = time.perf_counter()
+        if self.lanes is not None:
+            self.lanes.renew()
+        self._note_slice(began)
         if before is not None:
             self.replaced.put_nowait(before)
 

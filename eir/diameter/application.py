@@ -1,6 +1,6 @@
 """What a Diameter application is to the node that is handed it: its commands, its AVPs, and what answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,6 +10,7 @@ from eir.diameter.dictionary import AUTH_APPLICATION_ID, VENDOR_ID, VENDOR_SPECI
 from eir.diameter.grammar import Grammar
 from eir.diameter.message import Request
 from eir.diameter.result import COMMAND_UNSUPPORTED
+from eir.diameter.settings import Limits
 from eir.errors import DiameterError
 
 
@@ -26,10 +27,10 @@ class Command(NamedTuple):
 
 
 class Lane(Protocol):
-    """A shortcut that an application may have for requests of one peer that look like ones answered before.
+    """A shortcut that an application may have for the requests of one connection.
 
     Whatever it takes, it answers as the general path would, to the byte; it keeps the application's own counters, and the
-    connection keeps the node's.
+    connection keeps the node's. What it does not take costs that message alone.
     """
 
     command: str
@@ -44,12 +45,25 @@ class Lane(Protocol):
     def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
         """Answer what `take` would, but by the overload answer alone; returns the position behind it, and how many there were."""
 
-    def learn(self, request: Request) -> None:
-        """See a request that the general path has just answered by the application's reply."""
+
+class LaneTerms(NamedTuple):
+    """What a lane has to know of the connection that it is made for."""
+
+    label: str
+    """Of the peer."""
+    origin: bytes
+    """Our Origin-Host and Origin-Realm, encoded."""
+    hosts: Collection[bytes]
+    realms: Collection[bytes]
+    """The names that a Destination-Host or a Destination-Realm may have, in lower case."""
+    lenient: Collection[str]
+    """What the peer is forgiven (eir.diameter.settings.LENIENCES)."""
+    limits: Limits
+    overload: Reply
+    """The answer past a limit on requests a second."""
 
 
-LaneFactory = Callable[[str, bytes, Reply], Lane]
-"""Makes a lane from a peer's label, what answers to it carry (Origin-Host and Origin-Realm, encoded) and the overload answer."""
+LaneFactory = Callable[[LaneTerms], Lane]
 
 
 def _answer_nothing(request: Request) -> Reply:

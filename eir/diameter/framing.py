@@ -1,15 +1,16 @@
 """From the bytes of one connection to its messages (RFC 6733 2.1, 3), and how many of them one turn of the loop takes.
 
-What the application's lane recognises is answered by it, everything else goes to the receiver. Knows no command.
+What the application's lane takes is answered by it, everything else goes to the receiver. Knows no command.
 """
 
 from struct import Struct
 from typing import Protocol
 
 from eir.diameter.answer import result_label
-from eir.diameter.application import Lane
-from eir.diameter.message import HEADER_BYTES, VERSION, Request
+from eir.diameter.application import Lane, LaneTerms
+from eir.diameter.message import HEADER_BYTES, VERSION
 from eir.diameter.rate import NO_LIMITS, allowed
+from eir.diameter.settings import PeerSettings
 from eir.diameter.states import State
 from eir.diameter.traffic import Traffic
 
@@ -119,23 +120,17 @@ class Framer:
 
     # The lane
 
-    def open_lane(self) -> None:
-        """A new lane, which knows nothing: what an earlier one had learned was checked against other settings."""
+    def open_lane(self, settings: PeerSettings | None) -> None:
+        """Make another lane, by what is in force for the peer now."""
         traffic, context = self._traffic, self._traffic.context
-        make = context.application.lane
-        self._lane = make(traffic.label, traffic.names.origin, context.overload) if make is not None else None
+        lenient = settings.lenient if settings is not None else frozenset[str]()
+        names, make = traffic.names, context.application.lane
+        terms = LaneTerms(traffic.label, names.origin, names.hosts, names.realms, lenient, context.limits, context.overload)
+        self._lane = make(terms) if make is not None else None
 
     def close_lane(self) -> None:
-        """The connection is over: what its lane has learned takes no memory any more, whoever still holds this object."""
+        """The connection is over."""
         self._lane = None
-
-    def learn(self, request: Request) -> None:
-        """Let the lane see a request that was just answered by the application's reply."""
-        if self._lane is not None:
-            try:
-                self._lane.learn(request)
-            except Exception as e:  # noqa: BLE001 - the request has its answer already
-                self._lane_failed(e)
 
     def _express(self, lane: Lane, data: bytes, position: int, wanted: int, now: float) -> tuple[int, int]:
         """Answer up to `wanted` messages, as far as lane and limits allow; returns the position behind them, and their number."""
@@ -146,7 +141,7 @@ class Framer:
             position, results = lane.take(data, position, granted, traffic.out)
         except Exception as e:  # noqa: BLE001 - the general path answers what the lane could not, by a 5012 if need be
             del traffic.out[before:]
-            self._lane_failed(e)
+            traffic.fault(e)
             return position, 0
         answered = traffic.by_lane(lane.command, results) if results else 0
         for limit in self.rates:
@@ -159,8 +154,3 @@ class Framer:
                 traffic.context.counts.shed[traffic.label, reached] += shed
                 answered += traffic.by_lane(lane.command, {result_label(overload.result_code, overload.experimental): shed})
         return position, answered
-
-    def _lane_failed(self, fault: Exception) -> None:
-        """A fault of the lane: the general path does without it for the rest of the connection."""
-        self._lane = None
-        self._traffic.fault(fault)

@@ -176,7 +176,7 @@ class Peer:
             self.settings = settings
             if self.watchdog is not None:
                 self.watchdog.retime(settings.watchdog_s, now)
-        self._framer.open_lane()
+        self._framer.open_lane(self.settings)
 
     def limit(self, rates: Sequence[Limit]) -> None:
         """Answer no more application requests a second than these limits allow."""
@@ -369,9 +369,6 @@ class Peer:
         except Exception as e:  # noqa: BLE001 - the outermost loop of a request: whatever is wrong with us, it gets a 5012
             traffic.fault(e)
             traffic.refuse(request, command, DiameterError(UNABLE_TO_COMPLY, "internal"))
-        else:
-            if reply is not context.overload:
-                self._framer.learn(request)
         traffic.answers += 1
 
     def _take(self, occasion: _Occasion) -> None:
@@ -447,7 +444,7 @@ class Peer:
 
     def _open(self, occasion: _Occasion) -> None:
         self._wait_until = None
-        self._framer.open_lane()
+        self._framer.open_lane(self.settings)
         tw_s = self.settings.watchdog_s if self.settings else 0.0
         self.watchdog = Watchdog(tw_s, occasion.now, self._context.jitter, occasion.status)
         self._watch(self.watchdog.handle(watchdog.Event.CONNECTED, occasion.now), occasion.now)

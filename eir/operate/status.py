@@ -13,7 +13,7 @@ from eir import __version__
 from eir.diameter.status import Failure
 from eir.errors import Report
 from eir.lists.store import ListState
-from eir.s13.compiled import LANE
+from eir.s13.lane import LANE
 
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, as Nagios wants them."""

@@ -1,194 +1,180 @@
-/* The express lane, compiled: from a read buffer, learned requests and images of lists to answers and counts.
- *
- * eir/s13/compiled.py says what is learned and what a policy is to it. Here stands what is done with each message: its digits, the
- * lists that have it, the first rule that holds, and its answer's bytes. Messages are taken in groups. What cannot be said here is
- * asked of the general path's own `decide`. Beside this stand the images (_lane_images.h), what is learned (_lane_learned.h) and the
- * rules (_lane_policy.h). */
+/* The express lane, compiled: from a read buffer to answers and counts, with no state from one call to the next. One group of messages is
+ * answered while what the next one needs comes from memory. What cannot be decided here is asked of the policy's own `decide`. */
 
-#include "_lane_policy.h"
+#include "_lane.h"
 
-static int eight_digits(const uint8_t *at, uint32_t *number)
-{
-	uint64_t eight = eight_at(at), high = 0xF0F0F0F0F0F0F0F0ull, zeros = 0x3030303030303030ull;
-	if ((eight & high) != zeros || ((eight + 0x0606060606060606ull) & high) != zeros)
-		return 0;
-	eight = (eight & 0x0F0F0F0F0F0F0F0Full) * 2561 >> 8;
-	eight = (eight & 0x00FF00FF00FF00FFull) * 6553601 >> 16;
-	*number = (uint32_t)((eight & 0x0000FFFF0000FFFFull) * 42949672960001ull >> 32);
-	return 1;
-}
+enum { GROUP = 32, IDENTIFIER_MAX = 32, STREAMS = 2, TEXTS = 5 };	/* streams: what the record is told, of plain verdicts and of others */
 
-static int is_digit(uint8_t octet) { return octet >= '0' && octet <= '9'; }
+typedef struct { PyObject_HEAD Policy policy; Dictionary dictionary; Py_buffer keys, are_groups; } Lane;
 
-/* Whether the 15th digit is neither the check digit (TS 23.003 annex B) nor a spare 0. */
-static int is_wrong_digit(const uint8_t *imei)
-{
-	int sum = 0, last = imei[KEY_DIGITS] - '0';
-	for (int i = 0; i < KEY_DIGITS; i++) {
-		int digit = (imei[i] - '0') << (i & 1);
-		sum += digit > 9 ? digit - 9 : digit;
-	}
-	return last && (sum + last) % 10;
-}
-
-/* Read what is asked about; 0 if a field is there and no number, which is for the general path to make sense of. */
-static int read_fields(Message *of, int strict)
-{
-	const Layout *layout = of->context->layout;
-	const uint8_t *imei = of->at + layout->imei, *imsi = of->at + layout->imsi;
-	uint32_t last;
-	if (!eight_digits(imei, &of->tac) || !eight_digits(imei + KEY_DIGITS - 8, &last))
-		return 0;
-	of->snr = last % PAGE_KEYS;
-	for (uint32_t i = KEY_DIGITS; i < layout->imei_digits; i++)
-		if (!is_digit(imei[i]))
-			return 0;
-	if (strict && layout->imei_digits == KEY_DIGITS + 1 && is_wrong_digit(imei))
-		return 0;
-	of->version_at = layout->version ? of->at + layout->version : layout->imei_digits == KEY_DIGITS + 2 ? imei + KEY_DIGITS : NULL;
-	of->version = -1;
-	if (of->version_at) {
-		if (!is_digit(of->version_at[0]) || !is_digit(of->version_at[1]))
-			return 0;
-		of->version = 10 * (of->version_at[0] - '0') + of->version_at[1] - '0';
-	}
-	of->imsi = 0, of->imsi_digits = layout->imsi_bytes;
-	for (uint32_t i = 0; i < layout->imsi_bytes; i++) {
-		if (!is_digit(imsi[i]))
-			return 0;
-		of->imsi = of->imsi * 10 + imsi[i] - '0';	/* of more than 18 digits it is not read */
-	}
-	return 1;
-}
-
-/* Messages that are looked up together, each step for all of them. */
-typedef struct {
+typedef struct {	/* messages that are looked up together, each step for all of them */
 	int count;
-	Message messages[GROUP];
-	Search searches[LISTS][GROUP];
-	uint8_t found[GROUP][LISTS];
+	Ecr ecrs[GROUP];
+	Search searches[LISTS_MAX][GROUP];
+	uint8_t is_asked[LISTS_MAX][GROUP];
 } Group;
 
-/* Take one more message up, and begin to look for it in all lists. */
-static void begin(const Lane *lane, Group *group)
-{
-	int i = group->count++;
-	const Message *of = group->messages + i;
-	for (uint32_t number = 0; number < lane->list_count; number++) {
-		const List *list = lane->lists + number;
+typedef struct { uint8_t *at; size_t bytes, room; } Buffer;
+
+typedef struct { Text host, imsi; uint64_t count, device; } Tally;	/* of a verdict: of the last check what the log shows; how many */
+
+typedef struct {	/* of one call */
+	const Policy *policy;
+	const Dictionary *dictionary;
+	const Terms *terms;
+	const uint8_t *at, *end, *telling, *replies[REPLIES];	/* at: behind what was answered; telling: for each verdict its stream + 1, or 0 */
+	PyObject *decide_by;	/* None: all get the reply past a limit */
+	Buffer answers, rows[STREAMS], texts[STREAMS];
+	Tally *tallies;
+	Py_ssize_t wanted, answered;
+} Call;
+
+#define AS_TEXT(text) (const char *)((text).at ? (text).at : (const uint8_t *)""), (Py_ssize_t)(text).bytes
+
+static uint64_t power_of_ten(uint32_t exponent) { return exponent ? 10 * power_of_ten(exponent - 1) : 1; }
+
+/* Make a buffer longer. Returns where the new bytes begin; NULL with an exception if there is no memory. */
+static uint8_t *longer(Buffer *by, size_t bytes) {
+	if (by->room - by->bytes < bytes) {
+		size_t room = 2 * by->room + bytes + 1024;
+		uint8_t *grown = PyMem_Realloc(by->at, room);
+		if (!grown)
+			return (void)PyErr_NoMemory(), NULL;
+		by->at = grown, by->room = room;
+	}
+	return by->at + (by->bytes += bytes) - bytes;
+}
+
+/* Put octets with padding. Their padding is no part of an AVP, and ours is zero (RFC 6733 4.1). */
+static uint8_t *put_padded(uint8_t *at, const uint8_t *octets, uint32_t bytes) {
+	if (bytes % 4)
+		memset(at + padded(bytes) - 4, 0, 4);
+	memcpy(at, octets, bytes);
+	return at + padded(bytes);
+}
+
+/* The answer, as eir.diameter.answer.encode_answer makes it: ids, P bit, Session-Id and Proxy-Info are the request's. */
+static int write_answer(Call *call, const Ecr *ecr, uint64_t reply) {
+	const Text session = ecr->session, tail = {call->replies[reply] + 8, call->terms->reply_bytes[reply]};
+	const uint8_t *first = ecr->message + HEADER, *end = ecr->message + ecr->length;
+	uint32_t bytes = HEADER + 8 + padded(session.bytes) + tail.bytes, step;
+	Avp avp = {0};
+	for (const uint8_t *at = first; ecr->has_proxies && at < end; at += step)
+		step = read_avp(at, end, &avp), bytes += avp.key == PROXY_INFO ? step : 0;
+	uint8_t *out = longer(&call->answers, bytes), *last = out + bytes;
+	if (!out)
+		return 0;
+	put_word(out, 1u << 24 | bytes);
+	put_word(out + 4, (uint32_t)((ecr->message[4] & P_FLAG) | tail.at[-8]) << 24 | COMMAND);
+	memcpy(out + 8, ecr->message + 8, HEADER - 8);
+	put_word(out + HEADER, SESSION_ID), put_word(out + HEADER + 4, (uint32_t)M_FLAG << 24 | (8 + session.bytes));
+	out = put_padded(out + HEADER + 8, session.at, session.bytes);
+	out = put_padded(out, tail.at, tail.bytes);
+	for (const uint8_t *at = first; out < last; at += step) {
+		step = read_avp(at, end, &avp);
+		if (avp.key == PROXY_INFO)
+			out = put_padded(out, at, avp.bytes);
+	}
+	return 1;
+}
+
+/* Tell the record of a message: the number of its verdict, and texts with a line break behind each. */
+static int tell(Call *call, const Ecr *ecr, uint32_t verdict) {
+	const Text imsi = {ecr->imsi.at, ecr->imsi.bytes < IDENTIFIER_MAX ? ecr->imsi.bytes : IDENTIFIER_MAX};
+	const Text texts[TEXTS] = {ecr->host, ecr->realm, ecr->imei, imsi, ecr->version};
+	int stream = call->telling[verdict] - 1;
+	uint16_t number = (uint16_t)verdict;
+	uint8_t *row = longer(call->rows + stream, sizeof number), *text = row;
+	if (row)
+		memcpy(row, &number, sizeof number);
+	for (const Text *one = texts; text && one < texts + TEXTS; one++)
+		if ((text = longer(call->texts + stream, one->bytes + 1)))
+			memcpy(text, one->bytes ? one->at : text, one->bytes), text[one->bytes] = '\n';
+	return text != NULL;
+}
+
+/* The verdict of the general path: decide_by(key, IMEI, IMSI, version, Origin-Host, Origin-Realm) gives it, and tells the record.
+ * ASK_INSTEAD if that fails: the general path will find out by itself. */
+static uint64_t ask(const Call *call, const Ecr *ecr) {
+	PyObject *said = PyObject_CallFunction(call->decide_by, "Ks#s#s#s#s#", (unsigned long long)ecr->fields[DEVICE], AS_TEXT(ecr->imei), AS_TEXT(ecr->imsi),
+						 AS_TEXT(ecr->version), AS_TEXT(ecr->host), AS_TEXT(ecr->realm));
+	uint64_t verdict = said ? PyLong_AsUnsignedLongLong(said) : ASK_INSTEAD;
+	Py_XDECREF(said);
+	PyErr_Clear();
+	return is_verdict(call->policy, verdict) ? verdict : ASK_INSTEAD;
+}
+
+/* Answer a group. 0 if that had to stop: by an exception, or at a message that the general path has to answer. */
+static int answer(Call *call, const Group *group) {
+	const Policy *policy = call->policy;
+	for (int i = 0; i < group->count; i++, call->answered++) {
+		const Ecr *ecr = group->ecrs + i;
+		uint8_t found[LISTS_MAX];
+		for (uint64_t list = 0; list < policy->list_count; list++) {
+			int has = group->is_asked[list][i] ? search_key(policy->lists + list, group->searches[list] + i) : NO;
+			found[list] = (uint8_t)(has == YES && policy->lists[list].kind == PAIRS ? MAYBE : has);
+		}
+		uint64_t verdict = call->decide_by == Py_None ? (uint64_t)SHED << 32 : decide(policy, ecr, found);
+		int is_told = verdict == ASK_INSTEAD;
+		if (is_told && (verdict = ask(call, ecr)) == ASK_INSTEAD)
+			return 0;
+		uint32_t number = (uint32_t)verdict;
+		if (!write_answer(call, ecr, verdict >> 32) || (call->telling && call->telling[number] && !is_told && !tell(call, ecr, number)))
+			return 0;
+		call->tallies[number] = (Tally){ecr->host, ecr->imsi, call->tallies[number].count + 1, ecr->fields[DEVICE]};
+		call->at = ecr->message + ecr->length;
+	}
+	return 1;
+}
+
+static void step(const Policy *policy, Group *group, void search(const List *, Search *, int)) {
+	for (const List *list = policy->lists; list < policy->lists + policy->list_count; list++)
+		if (list->is_there)
+			search(list, group->searches[list - policy->lists], group->count);
+}
+
+/* Read the next message, and begin to look for it in all lists. Returns its length; 0 if it is for the general path. */
+static uint32_t begin(const Call *call, const uint8_t *at, Group *group, int i) {
+	Ecr *ecr = group->ecrs + i;
+	uint32_t length = read_ecr(call->terms, call->dictionary, at, (size_t)(call->end - at), ecr), digits = ecr->imsi.bytes;
+	if (!length || (call->policy->strict && ecr->imei.bytes == KEY_DIGITS + 1 && is_wrong_digit(ecr->imei.at)))
+		return 0;
+	for (uint64_t number = 0; number < call->policy->list_count; number++) {
+		const List *list = call->policy->lists + number;
 		Search *one = group->searches[number] + i;
-		group->found[i][number] = list->table ? YES : NO;
-		one->page = of->tac, one->remainder = of->snr;
-		if (list->kind == SUBSCRIBERS) {	/* eir.device.imsi_key: the digits behind a 1 */
-			uint64_t key = of->imsi;
-			if (of->imsi_digits < 6 || of->imsi_digits > 15)
-				group->found[i][number] = NO;
-			else
-				key += power_of_ten(of->imsi_digits);
-			one->page = (uint32_t)(key / PAGE_KEYS), one->remainder = (uint32_t)(key % PAGE_KEYS);
-		}
-		if (list->table)
-			search_slot(list->table, one);
+		uint64_t key = ecr->fields[DEVICE];
+		if (list->kind == SUBSCRIBERS)	/* eir.device.imsi_key: the digits behind a 1 */
+			key = digits >= IMSI_MIN && digits <= IMSI_MAX ? ecr->imsi_number + power_of_ten(digits) : UINT64_MAX;
+		one->page = (uint32_t)(key / PAGE_KEYS), one->remainder = (uint32_t)(key % PAGE_KEYS);
+		group->is_asked[number][i] = list->is_there && key != UINT64_MAX;
+		if (list->is_there)
+			__builtin_prefetch(list->slots + 4ull * slot_of(list, one->page));
 	}
+	return length;
 }
 
-static void go_on(const Lane *lane, Group *group, void step(Search *))
-{
-	for (uint32_t number = 0; number < lane->list_count; number++)
-		for (int i = 0; lane->lists[number].table && i < group->count; i++)
-			step(group->searches[number] + i);
-}
-
-static void finish(const Lane *lane, Group *group, int i, double now)
-{
-	for (uint32_t number = 0; number < lane->list_count; number++)
-		if (group->found[i][number] == YES) {
-			int has = search_key(group->searches[number] + i, now);
-			group->found[i][number] = (uint8_t)(has == YES && lane->lists[number].kind == PAIRS ? MAYBE : has);
-		}
-}
-
-/* The verdict of the general path: decide(key, imsi, software version, host, realm). OBSERVED with an exception set if that fails. */
-static uint32_t ask(const Lane *lane, const Message *of, PyObject *decide_by, PyObject *numbers)
-{
-	const Layout *layout = of->context->layout;
-	const char *imsi = (const char *)of->at + layout->imsi, *version = of->version_at ? (const char *)of->version_at : "";
-	unsigned long long key = (unsigned long long)of->tac * PAGE_KEYS + of->snr;
-	PyObject *verdict = PyObject_CallFunction(decide_by, "Ks#s#OO", key, imsi, (Py_ssize_t)layout->imsi_bytes, version,
-						  (Py_ssize_t)(of->version_at ? 2 : 0), of->context->host, of->context->realm);
-	PyObject *number = verdict ? PyObject_GetItem(numbers, verdict) : NULL;
-	unsigned long found = number ? PyLong_AsUnsignedLong(number) : OBSERVED;
-	Py_XDECREF(number);
-	Py_XDECREF(verdict);
-	if (!PyErr_Occurred() && found >= lane->verdict_count)
-		PyErr_SetString(PyExc_ValueError, "no such verdict");
-	return PyErr_Occurred() ? OBSERVED : (uint32_t)found;
-}
-
-static int make_room(void **in, size_t *room, size_t wanted)
-{
-	if (wanted <= *room)
-		return 1;
-	size_t more = wanted + wanted / 2 + 4096;
-	void *grown = PyMem_Realloc(*in, more);
-	if (!grown) {
-		PyErr_NoMemory();
-		return 0;
+static int take_groups(Call *call) {
+	Group groups[2], *group = groups, *before = NULL;
+	const uint8_t *at = call->at;
+	for (uint32_t length = 1; before || (length && call->wanted > 0); group = groups + (group == groups)) {
+		for (group->count = 0; length && group->count < GROUP && call->wanted > 0 && (length = begin(call, at, group, group->count)); group->count++, call->wanted--)
+			at += length;
+		step(call->policy, group, search_blocks);
+		if (before && !answer(call, before))
+			break;
+		step(call->policy, group, search_lows);
+		before = group->count ? group : NULL;
 	}
-	*in = grown, *room = more;
-	return 1;
+	return !PyErr_Occurred();
 }
 
-static int write_answer(Lane *lane, const uint8_t *at, const Context *context, int answer)
-{
-	const Layout *layout = context->layout;
-	uint32_t bytes = context->answer_bytes[answer];
-	if (!make_room((void **)&lane->out, &lane->out_room, lane->out_bytes + bytes))
-		return 0;
-	uint8_t *out = lane->out + lane->out_bytes;
-	memcpy(out, context->bytes + context->answer_at[answer], bytes);
-	memcpy(out + IDS_AT, at + IDS_AT, IDS);
-	memcpy(out + SESSION_AT, at + layout->session, layout->session_bytes);
-	lane->out_bytes += bytes;
-	return 1;
-}
-
-static int answer_group(Lane *lane, const uint8_t *data, Group *group, double now, PyObject *decide_by, PyObject *numbers, const uint8_t *telling)
-{
-	for (int i = 0; i < group->count; i++) {
-		const Message *of = group->messages + i;
-		finish(lane, group, i, now);
-		uint32_t verdict = decide(lane, of, group->found[i]);
-		uint32_t asked = verdict == OBSERVED;
-		if (asked && (verdict = ask(lane, of, decide_by, numbers)) == OBSERVED)
-			return 0;
-		if (!write_answer(lane, of->at, of->context, lane->status_of[verdict]))
-			return 0;
-		Tally *tally = lane->tallies + verdict;
-		tally->count++, tally->at = of->at, tally->context = of->context;
-		if (telling && (telling[verdict] || asked)) {
-			if (!make_room((void **)&lane->facts, &lane->fact_room, (lane->fact_count + 1) * sizeof(Fact)))
-				return 0;
-			lane->facts[lane->fact_count++] = (Fact){(uint64_t)of->tac * PAGE_KEYS + of->snr, of->context->number, verdict,
-								 (uint32_t)(of->at - data), asked};
-		}
-	}
-	return 1;
-}
-
-/* What was answered: for each verdict its number, how many, and of the last one the context, the key and the IMSI. */
-static PyObject *told(const Lane *lane)
-{
+static PyObject *counted(const Call *call) {
 	PyObject *list = PyList_New(0);
-	for (uint32_t i = 0; list && i < lane->verdict_count; i++) {
-		const Tally *tally = lane->tallies + i;
+	for (uint32_t i = 0; list && i < call->policy->verdict_count; i++) {
+		const Tally *tally = call->tallies + i;
 		if (!tally->count)
 			continue;
-		Message last = {.at = tally->at, .context = tally->context};
-		read_fields(&last, 0);
-		const Layout *layout = tally->context->layout;
-		PyObject *one = Py_BuildValue("IIIKs#", i, tally->count, tally->context->number, (unsigned long long)last.tac * PAGE_KEYS + last.snr,
-					      (const char *)tally->at + layout->imsi, (Py_ssize_t)layout->imsi_bytes);
+		PyObject *one = Py_BuildValue("IKs#Ks#", i, (unsigned long long)tally->count, AS_TEXT(tally->host), (unsigned long long)tally->device, AS_TEXT(tally->imsi));
 		if (!one || PyList_Append(list, one))
 			Py_CLEAR(list);
 		Py_XDECREF(one);
@@ -196,132 +182,94 @@ static PyObject *told(const Lane *lane)
 	return list;
 }
 
-/* take(data, position, messages_max, now, decide, numbers, telling): position, answers, what was answered, facts. `telling`: for each
- * verdict whether its checks are told of, as those are in any case that `decide` was asked about; empty: none are. */
-static PyObject *lane_take(Lane *lane, PyObject *arguments)
-{
+/* True if the terms of a peer are what eir.s13.lane packs; then it is known where the replies are. */
+static int have_terms(Call *call, Py_ssize_t bytes) {
+	const Terms *terms = call->terms;
+	size_t at = sizeof *terms;
+	if ((size_t)bytes < at || ((size_t)bytes - at) / 8 < (size_t)terms->host_words + terms->realm_words)
+		return 0;
+	int good = are_names(terms->words, terms->host_words) && are_names(terms->words + terms->host_words, terms->realm_words);
+	at += 8 * ((size_t)terms->host_words + terms->realm_words);
+	for (int i = 0; i < REPLIES; at += 8 + terms->reply_bytes[i++])
+		call->replies[i] = (const uint8_t *)terms + at, good &= terms->reply_bytes[i] % 4 == 0;
+	return good && at == (size_t)bytes;
+}
+
+static PyObject *lane_take(Lane *lane, PyObject *arguments) {
+	Call call = {.policy = &lane->policy, .dictionary = &lane->dictionary};
 	Py_buffer data;
-	Py_ssize_t position, wanted, telling_bytes;
-	double now;
-	PyObject *decide_by, *numbers, *result = NULL;
-	const char *telling;
-	int going = 1;
-	if (!PyArg_ParseTuple(arguments, "y*nndOOy#", &data, &position, &wanted, &now, &decide_by, &numbers, &telling, &telling_bytes))
+	Py_ssize_t terms, position, telling;
+	PyObject *result = NULL, *counts;
+	if (!PyArg_ParseTuple(arguments, "y#y*nnOy#", &call.terms, &terms, &data, &position, &call.wanted, &call.decide_by, &call.telling, &telling))
 		return NULL;
-	if (!is_idle(lane) || !lane->program_words || position < 0 || position > data.len || (telling_bytes && telling_bytes != (Py_ssize_t)lane->verdict_count)) {
-		if (!PyErr_Occurred())
-			PyErr_SetString(PyExc_ValueError, "no policy is bound, no such position, or not as many verdicts");
-		PyBuffer_Release(&data);
-		return NULL;
-	}
-	const uint8_t *at = (const uint8_t *)data.buf + position, *end = (const uint8_t *)data.buf + data.len;
-	lane->busy = 1, lane->out_bytes = lane->fact_count = 0;
-	memset(lane->tallies, 0, lane->verdict_count * sizeof *lane->tallies);
-	/* One group is answered while what the next one needs comes from memory. */
-	Group groups[2], *group = groups, *before = NULL;
-	for (int goes = 1; goes && (before || (going && wanted > 0)); group = groups + (group == groups)) {
-		group->count = 0;
-		while (going && group->count < GROUP && group->count < wanted) {
-			Message *of = group->messages + group->count;
-			of->at = at, of->context = recognise(lane, lane->latest, at, (size_t)(end - at));
-			going = of->context && read_fields(of, lane->strict);
-			if (!going)
-				break;
-			lane->latest = of->context;
-			at += of->context->layout->length;
-			begin(lane, group);
-		}
-		wanted -= group->count;
-		go_on(lane, group, search_block);
-		goes = !before || answer_group(lane, data.buf, before, now, decide_by, numbers, telling_bytes ? (const uint8_t *)telling : NULL);
-		go_on(lane, group, search_lows);
-		before = group->count ? group : NULL;
-	}
-	PyObject *said = PyErr_Occurred() ? NULL : told(lane);
-	if (said)
-		result = Py_BuildValue("ny#Ny#", (Py_ssize_t)(at - (const uint8_t *)data.buf), (const char *)(lane->out ? lane->out : (uint8_t *)""),
-				       (Py_ssize_t)lane->out_bytes, said, lane->facts ? (const char *)lane->facts : "",
-				       (Py_ssize_t)(lane->fact_count * sizeof(Fact)));
-	lane->busy = 0;
+	if (telling != (Py_ssize_t)call.policy->verdict_count)
+		call.telling = NULL;
+	call.at = (const uint8_t *)data.buf + position, call.end = (const uint8_t *)data.buf + data.len;
+	call.tallies = PyMem_Calloc(call.policy->verdict_count + 1, sizeof *call.tallies);
+	if (!call.tallies || position < 0 || position > data.len || !call.policy->words || !have_terms(&call, terms))
+		PyErr_SetString(PyExc_ValueError, "no such position, or not the terms of a peer");
+	else if (take_groups(&call) && (counts = counted(&call)))
+		result = Py_BuildValue("ny#nN(y#y#)(y#y#)", (Py_ssize_t)(call.at - (const uint8_t *)data.buf), AS_TEXT(call.answers), call.answered, counts,
+				       AS_TEXT(call.rows[0]), AS_TEXT(call.texts[0]), AS_TEXT(call.rows[1]), AS_TEXT(call.texts[1]));
+	for (int i = 0; i < STREAMS; i++)
+		PyMem_Free(call.rows[i].at), PyMem_Free(call.texts[i].at);
+	PyMem_Free(call.answers.at), PyMem_Free(call.tallies);
 	PyBuffer_Release(&data);
 	return result;
 }
 
-/* shed(data, position, messages_max): position, answers, how many. */
-static PyObject *lane_shed(Lane *lane, PyObject *arguments)
-{
-	Py_buffer data;
-	Py_ssize_t position, wanted, count = 0;
-	if (!PyArg_ParseTuple(arguments, "y*nn", &data, &position, &wanted))
-		return NULL;
-	lane->out_bytes = 0;
-	int fits = is_idle(lane) && position >= 0 && position <= data.len;
-	while (fits && count < wanted) {
-		const uint8_t *at = (const uint8_t *)data.buf + position;
-		const Context *context = recognise(lane, lane->latest, at, (size_t)(data.len - position));
-		if (!context)
-			break;
-		fits = write_answer(lane, at, context, SHED);
-		position += context->layout->length;
-		count++;
-	}
-	PyBuffer_Release(&data);
-	if (!fits && !PyErr_Occurred())
-		PyErr_SetString(PyExc_ValueError, "no such position");
-	return fits ? Py_BuildValue("ny#n", position, (const char *)(lane->out ? lane->out : (uint8_t *)""), (Py_ssize_t)lane->out_bytes, count) : NULL;
-}
-
-static int lane_init(Lane *lane, PyObject *arguments, PyObject *Py_UNUSED(names))
-{
-	unsigned contexts_max;
-	unsigned long long bytes_max, seed;
-	if (lane->slots || !PyArg_ParseTuple(arguments, "IKK", &contexts_max, &bytes_max, &seed))
+static int lane_init(Lane *lane, PyObject *arguments, PyObject *Py_UNUSED(names)) {
+	Policy *policy = &lane->policy;
+	Py_ssize_t bytes;
+	const char *words;
+	unsigned verdicts;
+	PyObject *lists, *arrays;
+	if (policy->words || !PyArg_ParseTuple(arguments, "y#IO!py*y*", &words, &bytes, &verdicts, &PyTuple_Type, &lists, &policy->strict, &lane->keys, &lane->are_groups))
 		return -1;
-	uint32_t slots = 4;
-	while (slots < 2ull * contexts_max && slots < 1u << 24)
-		slots *= 2;
-	lane->slots = PyMem_Calloc(slots, sizeof *lane->slots);
-	lane->all = PyMem_Calloc(slots, sizeof *lane->all);
-	lane->slot_mask = slots - 1, lane->contexts_max = slots / 2, lane->bytes_max = bytes_max, lane->seed = seed;
-	if (!lane->slots || !lane->all)
-		PyErr_NoMemory();
-	return lane->slots && lane->all ? 0 : -1;
+	lane->dictionary = (Dictionary){lane->keys.buf, lane->are_groups.buf, (uint64_t)lane->are_groups.len};
+	int fits = PyTuple_Size(lists) <= LISTS_MAX && verdicts <= VERDICTS_MAX && lane->keys.len == 8 * lane->are_groups.len;
+	for (Py_ssize_t i = 0; fits && i < PyTuple_Size(lists); i++, policy->list_count++)
+		if (!PyArg_ParseTuple(PyTuple_GetItem(lists, i), "Oi", &arrays, &policy->lists[i].kind) || (arrays != Py_None && !open_list(policy->lists + i, arrays)))
+			return -1;
+	policy->verdict_count = verdicts, policy->word_count = (uint64_t)bytes / 8;
+	if (fits && (policy->words = PyMem_Calloc(1, (size_t)bytes + 8)))
+		memcpy(policy->words, words, (size_t)bytes);
+	if (!policy->words || !is_sound(policy))
+		PyErr_SetString(PyExc_ValueError, "not the program of a policy, or one of more lists or verdicts than the lane can have");
+	return PyErr_Occurred() ? -1 : 0;
 }
 
-static void lane_dealloc(PyObject *self)
-{
+static void lane_dealloc(PyObject *self) {
 	PyTypeObject *type = Py_TYPE(self);
 	Lane *lane = (Lane *)self;
-	forget_all(lane);
-	unbind(lane);
-	PyMem_Free(lane->slots), PyMem_Free(lane->all), PyMem_Free(lane->out), PyMem_Free(lane->facts);
+	for (int i = 0; i < 3 * LISTS_MAX; i++)
+		PyBuffer_Release(lane->policy.lists[i / 3].views + i % 3);
+	PyBuffer_Release(&lane->keys), PyBuffer_Release(&lane->are_groups);
+	PyMem_Free(lane->policy.words);
 	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
 	Py_DECREF(type);
 }
 
-static PyObject *lane_learned(Lane *lane, PyObject *Py_UNUSED(none)) { return Py_BuildValue("IK", lane->contexts, (unsigned long long)lane->bytes); }
-
-#define METHOD(name, function, how) {name, (PyCFunction)(void (*)(void))function, how, NULL}
-static PyMethodDef table_methods[] = {METHOD("find", table_find, METH_VARARGS), {0}};
-static PyMethodDef lane_methods[] = {
-	METHOD("learn", lane_learn, METH_VARARGS), METHOD("forget", lane_forget, METH_NOARGS), METHOD("set_origin", lane_set_origin, METH_VARARGS),
-	METHOD("bind", lane_bind, METH_VARARGS), METHOD("take", lane_take, METH_VARARGS), METHOD("shed", lane_shed, METH_VARARGS),
-	METHOD("learned", lane_learned, METH_NOARGS), {0},
-};
-static PyType_Slot table_slots[] = {{Py_tp_init, table_init}, {Py_tp_dealloc, table_dealloc}, {Py_tp_methods, table_methods}, {0}};
+#define TAKE_DOC "take(terms, data, position, messages_max, decide, telling): answer messages, up to the first for the general path. See _lane.pyi."
+static PyMethodDef lane_methods[] = {{"take", (PyCFunction)(void (*)(void))lane_take, METH_VARARGS, TAKE_DOC}, {0}};
 static PyType_Slot lane_slots[] = {{Py_tp_init, lane_init}, {Py_tp_dealloc, lane_dealloc}, {Py_tp_methods, lane_methods}, {0}};
-static PyType_Spec table_spec = {"eir.s13._lane.Table", sizeof(Table), 0, Py_TPFLAGS_DEFAULT, table_slots};
 static PyType_Spec lane_spec = {"eir.s13._lane.Lane", sizeof(Lane), 0, Py_TPFLAGS_DEFAULT, lane_slots};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "eir.s13._lane", NULL, -1, NULL, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__lane(void)
-{
-	PyObject *made = PyModule_Create(&module), *table = PyType_FromSpec(&table_spec), *lane = PyType_FromSpec(&lane_spec);
-	if (!made || !table || !lane || PyModule_AddObjectRef(made, "Table", table) || PyModule_AddObjectRef(made, "Lane", lane)) {
-		Py_XDECREF(made), Py_XDECREF(table), Py_XDECREF(lane);
-		return NULL;
-	}
-	table_type = (PyTypeObject *)table;
-	Py_DECREF(lane);
-	return made;
+#define CONSTANT(name) {#name, name}
+/* What Python knows too: eir/s13/lane.py compares. */
+static const struct { const char *name; long value; } constants[] = {
+	CONSTANT(IF_OTHER), CONSTANT(IF_LISTED), CONSTANT(IF_NOT_LISTED), CONSTANT(IF_WITHIN), CONSTANT(IF_ORIGIN_HOST), CONSTANT(IF_ORIGIN_REALM),
+	CONSTANT(DEVICE), CONSTANT(SIM), CONSTANT(VERSION), CONSTANT(DEVICES), CONSTANT(SUBSCRIBERS), CONSTANT(PAIRS), CONSTANT(STATUSES), CONSTANT(LISTS_MAX),
+	CONSTANT(VERDICTS_MAX), CONSTANT(KEY_DIGITS), CONSTANT(PAGE_KEYS), CONSTANT(IDENTIFIER_MAX), CONSTANT(TEXTS), CONSTANT(IMSI_MIN), CONSTANT(IMSI_MAX),
+	CONSTANT(APPLICATION), CONSTANT(COMMAND),
+};
+
+PyMODINIT_FUNC PyInit__lane(void) {
+	PyObject *made = PyModule_Create(&module), *lane = PyType_FromSpec(&lane_spec);
+	int good = made && lane && !PyModule_AddObjectRef(made, "Lane", lane);
+	for (size_t i = 0; good && i < sizeof constants / sizeof *constants; i++)
+		good = !PyModule_AddIntConstant(made, constants[i].name, constants[i].value);
+	Py_XDECREF(lane);
+	return good ? made : (Py_XDECREF(made), NULL);
 }
