@@ -46,15 +46,8 @@ PLACES = (
     Place("look up", "lists/"),
     Place("metrics", "checks/checker.py", function="count|note|_observe"),
     Place("decide", "checks/"),
-    Place("lane", "s13/compiled.py"),
-    Place("lane", "s13/credit.py"),
-    Place("decide", "s13/lane.py", r"\bdecide\("),
-    Place("recognise", "s13/lane.py", function="_find"),
-    Place("recognise", "s13/lane.py", r"_find\(|layouts\.get|found|context, fields|while messages_max"),
-    Place("parse", "s13/lane.py", r"fields\[layout|isdigit|int\(imei|version"),
-    Place("encode", "s13/lane.py", r"pieces|extend"),
-    Place("metrics", "s13/lane.py", r"tally|note|results|checks|_count|_credit|verdict\.status"),
-    Place("frame", "s13/lane.py", r"position|messages_max"),
+    Place("metrics", "s13/lane.py", r"tally|note|results|\bcount\("),
+    Place("lane", "s13/lane.py"),
     Place("metrics", "operate/log.py"),
     Place("metrics", "device.py"),
     Place("metrics", "diameter/counts.py"),
@@ -73,7 +66,7 @@ PLACES = (
     Place("general path", "diameter/"),
 )
 """The first that fits counts."""
-ORDER = (READ, "frame", "lane", "recognise", "parse", "look up", "decide", "encode", "write", "metrics", "general path", TIMERS, "store", OTHER)
+ORDER = (READ, "frame", "lane", "look up", "decide", "encode", "write", "metrics", "general path", TIMERS, "store", OTHER)
 
 
 def main(arguments: Sequence[str]) -> int:

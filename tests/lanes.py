@@ -10,6 +10,7 @@ from test_index import fill
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import imsi_key
+from eir.diameter.application import LaneTerms
 from eir.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
 from eir.diameter.counts import Counts
@@ -27,6 +28,7 @@ from eir.s13.service import S13Service
 
 VENDOR = 10415
 MSISDN, UNKNOWN = key_of(701, VENDOR), key_of(9999, 99)
+LIMITS = Limits()
 IDENTITY = Identity(host="eir.example", realm="example", aliases=("eir2.example",), realms=("other",), origin_state_id=7)
 MME = PeerSettings(label="mme", realm="example", sources=(ip_network("127.0.0.0/8"),))
 POLICY = PolicySettings(
@@ -66,7 +68,7 @@ class Kept:
 class Side:
     """A peer connection that is open, with or without a lane."""
 
-    def __init__(self, *, lane: bool, policy=POLICY, rates=(), overload=TOO_BUSY_REPLY, index=None, mme=MME, sightings=False, limits=Limits()):
+    def __init__(self, *, lane: bool, policy=POLICY, rates=(), overload=TOO_BUSY_REPLY, index=None, mme=MME, sightings=False, limits=LIMITS):
         self.notes = {}
         self.sightings = Kept() if sightings else None
         self.checker = Checker(policy, index or Index({}), now=datetime.now(UTC), note_check=self.note, sightings=self.sightings)
@@ -173,6 +175,12 @@ def listed():
     return index
 
 
+def terms(side):
+    """What a lane of this connection is made from."""
+    names, context = side.peer.traffic.names, side.peer.traffic.context
+    return LaneTerms("mme", names.origin, names.hosts, names.realms, frozenset(), context.limits, context.overload)
+
+
 def sides(index, policy=LISTED, **given):
     """One with a lane, one without."""
     return [Side(lane=lane, policy=policy, index=index, **given) for lane in (True, False)]
@@ -231,7 +239,7 @@ def any_avp(rng, depth=0, key=None):
     return made
 
 
-def an_ecr(rng):
+def an_ecr(rng):  # noqa: C901 - each part may be there or not
     """An ECR that is good in most cases, with up to a few AVPs of any kind at the top and inside Terminal-Information."""
     host = rng.choice(("mme.example", "mme.example", "mme2.example", f"mme{rng.randrange(2000)}.example"))
     usual = rng.random() < 0.5
@@ -255,8 +263,7 @@ def an_ecr(rng):
     if not usual:
         for level in (info, top):
             for _ in range(rng.choice((0, 0, 1, 1, 2))):
-                made = any_avp(rng)
-                level += [made] * rng.choice((1, 1, 1, 2))
+                level.extend([any_avp(rng)] * rng.choice((1, 1, 1, 2)))
         if rng.random() < 0.2:
             top.pop(rng.randrange(len(top)))
     if rng.random() < 0.5:

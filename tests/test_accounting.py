@@ -9,7 +9,6 @@ import contextlib
 import gc
 import random
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from wire import EIR, REALM, Connection, cer, dpr, dwr, ecr, u32, until
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Node, PeerSettings
 from eir.s13.application import s13_application
-from eir.s13.lane import Lane
+from eir.s13.lane import COMPILED, ExpressLanes
 from eir.s13.service import S13Service
 
 IDENTITY = Identity(host=EIR, realm=REALM, origin_state_id=77)
@@ -84,11 +83,12 @@ def test_mixes(rate_max, plans):
 
 async def run_mix(plans, rate_max):
     counts, checks = Counts(), checker()  # whose lists are files, too
+    service = S13Service(checks)
     gc.collect()
     files, tasks = open_files(), asyncio.all_tasks()
     node = Node(
         IDENTITY, [PeerSettings(label="mme", realm=REALM, connections=3, rate_max=rate_max)], QUICK,
-        s13_application(S13Service(checks), partial(Lane, checks)), counts=counts, report=lambda *_, **__: None,
+        s13_application(service, ExpressLanes(checks, service.replies) if COMPILED else None), counts=counts, report=lambda *_, **__: None,
     )  # fmt: skip
     address = await node.listen("tcp://127.0.0.1:0")
     visiting = [visit(address, number, begins, b"".join(octets), size, end) for number, (begins, octets, size, end) in enumerate(plans)]

@@ -18,7 +18,7 @@ from node import is_gone, until
 from wire import TGPP, Message, avp, message, u32
 
 from eir.lists.pages import PAGE_KEYS
-from eir.s13.compiled import COMPILED
+from eir.s13.lane import COMPILED
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 ENTRY = {"server", "load", "answers_per_s", "p50_us", "p99_us", "cpu_us_per_answer", "server_share", "generator_share", "errors"}
@@ -216,11 +216,10 @@ def test_sightings(found):
 
 def test_profile(found):
     stages = {row["stage"]: row["us"] for row in found["stages"]}
-    assert {"read and poll", "write", *(("lane",) if COMPILED else ("recognise", "parse", "decide", "encode"))} <= set(stages)
+    assert {"read and poll", "write", "lane" if COMPILED else "general path"} <= set(stages)
     assert sum(stages.values()) == pytest.approx(found["us_per_check"], abs=0.05)
     assert stages.get("other", 0) < found["us_per_check"] / 4
     assert found["floor_us"] > 0
-    assert COMPILED or found["floor_us"] < found["us_per_check"]  # Python that only frames messages takes as long as the compiled lane
 
 
 def test_follow(printed):

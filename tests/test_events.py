@@ -30,7 +30,7 @@ TRACK = Decision("greylisted", "2", "tracked", False)
 def events_of(events, *sightings, now=0.0, subscribers=FULL_SUBSCRIBERS):
     """What they give for checks that a worker answered."""
     handed = Handed()
-    handed.buffer.each(list(sightings))
+    handed.add(*sightings)
     handed.flush()
     for message in handed.messages:
         if message[:1] == b"e":
@@ -46,7 +46,7 @@ def test_an_event_is_what_was_not_simply_whitelisted():
     override, error = Decision("whitelisted", "override", None, False), Decision("error", "no_identity", None, False)
     found = events_of(
         made(), each(UNLISTED), each(LISTED, decision=BLACK), each(TRACKED, observed="3=greylisted@tracked"), each(UNLISTED, decision=override),
-        each("", "", "", decision=error),
+        each("", imsi="", version="", decision=error),
     )  # fmt: skip
     assert [(event["imei"], event["status"], event["rule"], event["observed"]) for event in found] == [
         (LISTED, "blacklisted", "1", None), (TRACKED, "whitelisted", "default", "3=greylisted@tracked"), (UNLISTED, "whitelisted", "override", None),
@@ -54,7 +54,7 @@ def test_an_event_is_what_was_not_simply_whitelisted():
     ]  # fmt: skip
     assert found[0] == {
         "id": "here-1", "event": "check", "time": NOON, "last": NOON, "checks": 1, "imei": LISTED, "software_version": "01", "subscriber": IMSI,
-        "home": "001010", "origin_host": "mme1.epc", "origin_realm": "epc", "protocol": "s13", "status": "blacklisted", "rule": "1",
+        "home": "001010", "origin_host": "mme1.epc", "origin_realm": "epc", "peer": "mme", "protocol": "s13", "status": "blacklisted", "rule": "1",
         "list": "stolen", "observed": None,
     }  # fmt: skip
     assert len({event["id"] for event in found}) == 4
@@ -62,21 +62,21 @@ def test_an_event_is_what_was_not_simply_whitelisted():
 
 def test_like_checks_are_one_event_and_more_than_the_rate_are_counted():
     events = made(per_second_max=2)
-    found = events_of(events, *[each(LISTED, decision=BLACK)] * 5, each(TRACKED, decision=TRACK), *[each(UNLISTED, f"00101{number:010d}", decision=BLACK) for number in range(3)])
+    found = events_of(events, *[each(LISTED, decision=BLACK)] * 5, each(TRACKED, decision=TRACK), *[each(UNLISTED, imsi=f"00101{number:010d}", decision=BLACK) for number in range(3)])
     assert [(event["imei"], event["checks"]) for event in found] == [(LISTED, 5), (TRACKED, 1)]
     assert events.dropped == 3
-    assert len(events_of(events, *[each(UNLISTED, f"00101{number:010d}", decision=BLACK) for number in range(3)], now=1.0)) == 2
+    assert len(events_of(events, *[each(UNLISTED, imsi=f"00101{number:010d}", decision=BLACK) for number in range(3)], now=1.0)) == 2
 
 
 def test_another_sim_in_a_watched_device_is_an_event():
     events = made(tracked=SIM_CHANGED)
     kinds = [
-        [(event["event"], event.get("previous")) for event in events_of(events, each(TRACKED, imsi, decision=TRACK), now=number)]
+        [(event["event"], event.get("previous")) for event in events_of(events, each(TRACKED, imsi=imsi, decision=TRACK), now=number)]
         for number, imsi in enumerate([IMSI, IMSI, OTHER_IMSI, "", OTHER_IMSI, IMSI])
     ]
     once = [(CHECK, None)]
     assert kinds == [once, once, [*once, (SIM_CHANGED, IMSI)], once, once, [*once, (SIM_CHANGED, OTHER_IMSI)]]
-    assert [event["event"] for event in events_of(events, each(LISTED, decision=BLACK), each(LISTED, OTHER_IMSI, decision=BLACK), now=9)] == [CHECK] * 2
+    assert [event["event"] for event in events_of(events, each(LISTED, decision=BLACK), each(LISTED, imsi=OTHER_IMSI, decision=BLACK), now=9)] == [CHECK] * 2
 
 
 def test_a_rule_on_trial_is_enough_to_watch_and_a_sim_is_watched_as_well():
@@ -92,7 +92,7 @@ def test_a_new_key_of_the_hashes_is_no_change():
     for key in keys:
         found = events_of(events, each(TRACKED, decision=TRACK), subscribers=Subscribers(HASHED, key))
         assert [event["event"] for event in found] == [CHECK]
-    found = events_of(events, each(TRACKED, OTHER_IMSI, decision=TRACK), subscribers=Subscribers(HASHED, keys[1]))
+    found = events_of(events, each(TRACKED, imsi=OTHER_IMSI, decision=TRACK), subscribers=Subscribers(HASHED, keys[1]))
     assert [event["event"] for event in found] == [CHECK, SIM_CHANGED]
 
 

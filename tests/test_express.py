@@ -223,7 +223,7 @@ class TestConditions:
                 assert with_lane.state() == without.state()
             assert with_lane.by_lane == window * len({"0", str(check_digit(digits))})
 
-    def test_many_conditions_on_origins_lists_and_names(self, index):
+    def test_many_conditions_on_origins_lists_and_names(self):
         """More lists than the lane has room for are asked of the general path; of rules on origins there is no such number."""
         rules = [Rule(answer=Status.BLACKLISTED, origin_host=(f"mme{number}.example",)) for number in range(70)]
         names = {f"list{number}": "devices" for number in range(20)}

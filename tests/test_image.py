@@ -20,7 +20,6 @@ from eir.lists.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, _arra
 from eir.lists.imaging import image_of, image_with
 from eir.lists.making import _written, make
 from eir.lists.pages import PAGE_KEYS
-from eir.s13 import compiled
 
 NOW = 1_000.0
 YES, MAYBE = 1, 2
@@ -76,10 +75,13 @@ def holds_what_they_say(image, pages, now):
     assert {key: image.imsis(key, now) for key in asked} == {key: tuple(bound.get(key, ())) for key in asked}
     imsis = {imsi for each in bound.values() for imsi in each}
     assert {imsi for imsi in (*IMSIS, imsi_key("001010000000009")) if image.has_subscriber(imsi, now)} == imsis
-    if compiled.COMPILED:
-        asked = sorted(key for key in asked if key < PAGE_KEYS << 32)
-        for key, found in zip(asked, compiled.table_of(image).find(np.array(asked, np.uint64), now), strict=True):
-            assert (found == YES) is image.holds(key, now) or (found == MAYBE and image.has_pairs)
+    if COMPILED:
+        lists = Index({"list": PAIRS if bound else DEVICES}, lambda: now)
+        fill(lists, "list", pages)
+        stream = b"".join(ecr(f"{key:014d}", imsi=None) for key in sorted(asked) if key < 10**14)
+        with_lane, without = sides(lists, PolicySettings(rules=(Rule(answer=Status.BLACKLISTED, list="list"),)))
+        assert with_lane.feed(stream) == without.feed(stream)
+        assert with_lane.state() == without.state()
     if not whole:
         assert list(image.keys(now)) == sorted(devices)
 

@@ -111,7 +111,7 @@ async def test_while_the_process_that_writes_stands_still_checks_go_on_and_what_
 def test_a_clock_that_goes_back_an_hour_replaces_nothing(tmp_path):
     """Not even the same microsecond does."""
     for at in (NOON, NOON - 3600, NOON):
-        files.write(tmp_path, frame_of(each(UNLISTED, IMSI), at=at))
+        files.write(tmp_path, frame_of(each(UNLISTED, imsi=IMSI), at=at))
     assert recorded(tmp_path) == 3
     days = {path.parent.name for path in (tmp_path / FOLDER).glob("*/*.parquet")}
     assert days == {f"{datetime.fromtimestamp(NOON, UTC):%Y-%m-%d}"}

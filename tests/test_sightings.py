@@ -5,7 +5,6 @@ import os
 import stat
 from datetime import UTC, datetime
 
-import numpy as np
 import polars as pl
 import pytest
 from node import LISTED, TRACKED, UNLISTED
@@ -18,20 +17,21 @@ from eir.analysis.schema import COLUMNS, SCHEMA
 from eir.analysis.seen import seen, sought
 from eir.analysis.settings import FULL, HASHED, OFF
 from eir.analysis.subscribers import KEY_FILE, Subscribers, forms, read_keys, subscribers
-from eir.checks.sighting import Decision
+from eir.checks.sighting import Decision, SightingKind
 from eir.commands.app import main
 from eir.errors import EirError
 
 IMSI, OTHER_IMSI = "001010000000001", "001010000000002"
 WHITE, BLACK = Decision("whitelisted", "default", None, True), Decision("blacklisted", "1", "stolen", False)
-ORIGIN = ("mme1.epc", "epc", "s13")
+ORIGIN, PEER = ("mme1.epc", "epc"), "mme"
 NOON = 1_764_158_400.0  # 2025-11-26 12:00:00Z
 DAY = 86400.0
 
 
-def each(identifier, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, observed=""):
-    texts = [text if isinstance(text, bytes) else text.encode() for text in (identifier, imsi, version)]
-    return (decision, *origin, observed, texts)
+def each(*identifiers, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, observed=""):
+    """Checks of one kind that are handed in together."""
+    texts = "".join(f"{text}\n" for identifier in identifiers for text in (*origin, identifier, imsi, version))
+    return (SightingKind(decision, "s13", PEER, observed),), bytes(2 * len(identifiers)), texts.encode()
 
 
 class Handed:
@@ -46,6 +46,10 @@ class Handed:
             self.messages.append(message)
         return self.takes
 
+    def add(self, *sightings):
+        for part in sightings:
+            self.buffer.add(*part)
+
     def flush(self):
         due, self.timers = self.timers, []
         for call in due:
@@ -55,10 +59,6 @@ class Handed:
         return rows_of(self.messages).grouped(Subscribers(how))
 
 
-def digits(*identifiers):
-    return np.array([[int(digit) for digit in identifier] for identifier in identifiers], np.uint8)
-
-
 def rows(frame):
     return list(frame.sort("device", "time", "imei", nulls_last=True).iter_rows(named=True))
 
@@ -66,7 +66,7 @@ def rows(frame):
 def frame_of(*sightings, at=NOON, how=FULL):
     handed = Handed()
     handed.now = at
-    handed.buffer.each(list(sightings))
+    handed.add(*sightings)
     handed.flush()
     return handed.frame(how)
 
@@ -74,19 +74,21 @@ def frame_of(*sightings, at=NOON, how=FULL):
 # What a worker hands over
 
 
-def test_checks_one_by_one_and_by_columns_become_the_same_rows():
+def test_checks_become_rows_of_those_that_are_alike():
     handed = Handed()
-    handed.buffer.each([each(b"35123456789012", b"001010000000001", b"01"), each(LISTED, decision=BLACK, version="")])
-    wide = digits("35123456789012" + "01" + IMSI, "35209900176148" + "01" + IMSI, "35123456789012" + "01" + IMSI)
-    handed.buffer.alike(WHITE, ORIGIN, wide, (14, 2, 15), [1])
+    kinds = SightingKind(WHITE, "s13", PEER, ""), SightingKind(WHITE, "s13", "agent", "")
+    texts = "".join(f"{host}\nepc\n{imei}\n{IMSI}\n01\n" for host, imei in (("mme1.epc", UNLISTED), ("mme2.epc", UNLISTED), ("mme1.epc", UNLISTED), ("mme1.epc", LISTED)))
+    handed.add(each(UNLISTED, UNLISTED), each(LISTED, decision=BLACK, version=""), (kinds, b"\0\0\0\0\1\0\1\0", texts.encode()))
     handed.flush()
     found = rows(handed.frame())
-    assert [(row["imei"], row["device"], row["software_version"], row["subscriber"], row["status"], row["checks"]) for row in found] == [
-        (UNLISTED, int(UNLISTED), "01", IMSI, "whitelisted", 3),
-        (LISTED, int(LISTED), None, IMSI, "blacklisted", 1),
-    ]
-    assert {(row["origin_host"], row["origin_realm"], row["protocol"], row["home"]) for row in found} == {(*ORIGIN, "001010")}
-    assert [(row["rule"], row["list"]) for row in found] == [("default", None), ("1", "stolen")]
+    assert {(row["imei"], row["device"], row["software_version"], row["subscriber"], row["home"], row["protocol"]) for row in found} == {
+        (UNLISTED, int(UNLISTED), "01", IMSI, "001010", "s13"), (LISTED, int(LISTED), "01", IMSI, "001010", "s13"), (LISTED, int(LISTED), None, IMSI, "001010", "s13"),
+    }  # fmt: skip
+    assert {(row["imei"], row["origin_host"], row["peer"], row["status"], row["rule"], row["list"], row["checks"]) for row in found} == {
+        (LISTED, "mme1.epc", "agent", "whitelisted", "default", None, 1), (LISTED, "mme1.epc", "mme", "blacklisted", "1", "stolen", 1),
+        (UNLISTED, "mme1.epc", "agent", "whitelisted", "default", None, 1), (UNLISTED, "mme1.epc", "mme", "whitelisted", "default", None, 3),
+        (UNLISTED, "mme2.epc", "mme", "whitelisted", "default", None, 1),
+    }  # fmt: skip
     assert found[0]["time"] == datetime.fromtimestamp(NOON, UTC).replace(tzinfo=None)
 
 
@@ -108,28 +110,18 @@ def test_the_device_of_an_identifier(identifier, device, version):
     assert (row["imei"], row["device"], row["software_version"]) == (identifier[:32] or None, device, version)
 
 
-def test_columns_of_one_width_each():
-    handed = Handed()
-    handed.buffer.alike(WHITE, ORIGIN, digits("3512345678901234", "3512345678901299"), (16, 0, 0), [])
-    handed.flush()
-    assert [(row["imei"], row["software_version"], row["subscriber"], row["home"]) for row in rows(handed.frame())] == [
-        ("3512345678901234", "34", None, None), ("3512345678901299", "99", None, None),
-    ]  # fmt: skip
-
-
 def test_a_batch_larger_than_a_message_is_handed_over_in_parts():
     handed = Handed()
-    many = np.tile(digits("351234567890123"), (20_000, 1))
-    handed.buffer.alike(WHITE, ORIGIN, many, (15, 0, 0), [0, 1])
+    handed.add(each(*["351234567890123"] * 20_000, imsi="", version=""))
     handed.flush()
     assert max(map(len, handed.messages)) < 64 << 10
-    assert sum(HEAD.unpack_from(message)[1] for message in handed.messages) == 19_998
-    assert [row["checks"] for row in rows(handed.frame())] == [19_998]
+    assert sum(HEAD.unpack_from(message)[1] for message in handed.messages) == 20_000
+    assert [row["checks"] for row in rows(handed.frame())] == [20_000]
 
 
 def test_long_texts_make_more_messages_and_no_longer_ones():
     handed = Handed()
-    handed.buffer.each([each(UNLISTED, f"{IMSI}{number:01500d}") for number in range(300)])
+    handed.add(*(each(UNLISTED, imsi=f"{IMSI}{number:01500d}") for number in range(300)))
     handed.flush()
     assert len(handed.messages) > 1
     assert max(map(len, handed.messages)) < 128 << 10
@@ -138,12 +130,11 @@ def test_long_texts_make_more_messages_and_no_longer_ones():
 
 def test_above_the_rate_only_what_matters_is_kept():
     handed = Handed(rate_max=10)
-    handed.buffer.each([each(UNLISTED)] * 8 + [each(LISTED, decision=BLACK)] * 4 + [each(TRACKED, observed="2=greylisted")])
-    handed.buffer.alike(WHITE, ORIGIN, digits(*[UNLISTED] * 50), (14, 0, 0), [])
+    handed.add(*[each(UNLISTED)] * 8, *[each(LISTED, decision=BLACK)] * 4, each(TRACKED, observed="2=greylisted"), each(*[UNLISTED] * 50))
     handed.flush()
     assert [(row["imei"], row["checks"]) for row in rows(handed.frame())] == [(UNLISTED, 8), (LISTED, 4), (TRACKED, 1)]
     assert handed.buffer.has_room
-    handed.buffer.each([each(UNLISTED)] * 5)
+    handed.add(*[each(UNLISTED)] * 5)
     assert handed.buffer.dropped == {"rate": 55}
     assert not handed.buffer.has_room
     handed.buffer.left_out(40)
@@ -151,7 +142,7 @@ def test_above_the_rate_only_what_matters_is_kept():
     handed.now += 1
     handed.flush()
     assert handed.buffer.has_room
-    handed.buffer.each([each(UNLISTED)] * 5)
+    handed.add(*[each(UNLISTED)] * 5)
     handed.flush()
     assert handed.buffer.dropped == {"rate": 95}
 
@@ -160,7 +151,7 @@ def test_while_nobody_takes_anything_the_oldest_go_and_are_counted(monkeypatch):
     monkeypatch.setattr(buffer, "WAITING_BYTES_MAX", 1 << 20)
     handed, count = Handed(takes=False), 0
     while not handed.buffer.dropped:
-        handed.buffer.each([each(f"{count:014d}"[-14:]) for count in range(count, count + 5000)])
+        handed.add(*(each(f"{number:014d}") for number in range(count, count + 5000)))
         count += 5000
         handed.flush()
     assert handed.buffer._waiting_bytes <= 1 << 20
@@ -190,7 +181,7 @@ def test_like_checks_are_one_row_within_an_hour_and_a_file_holds_one_hour(tmp_pa
     handed = Handed()
     for at in (0, 1, 3599, 3600, -1, 3601):
         handed.now = NOON + at
-        handed.buffer.each([each(UNLISTED)])
+        handed.add(each(UNLISTED))
         handed.flush()
     made = files.write(tmp_path, handed.frame())
     assert sorted(file.path.name[:2] for file in made) == ["11", "12", "13"]
@@ -282,7 +273,7 @@ def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):
         how = subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda at=at: at)
         handed = Handed()
         handed.now = at
-        handed.buffer.each([each(UNLISTED), each(LISTED, OTHER_IMSI), each(TRACKED, "")])
+        handed.add(each(UNLISTED), each(LISTED, imsi=OTHER_IMSI), each(TRACKED, imsi=""))
         handed.flush()
         made += files.write(tmp_path, rows_of(handed.messages).grouped(how))
     only, _ = files.write(tmp_path, frame_of(each(UNLISTED), at=NOON + 300))[0], None

@@ -5,13 +5,10 @@ imported only in the process that writes and by commands that need it.
 """
 
 import os
-import pickle
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from eir.analysis.buffer import HEAD, NUMBER, TEXTS
+from eir.analysis.buffer import checks_of
 from eir.analysis.schema import COLUMNS, IDENTIFIER_CHARS_MAX
 from eir.analysis.subscribers import Subscribers
 from eir.device import MEID_BASE
@@ -57,24 +54,10 @@ class Rows:
 
     def take(self, messages: Iterable[bytes]) -> None:
         """Take messages of workers."""
-        times: list[int] = []
-        kinds: list[int] = []
-        texts: list[str] = []
-        for message in messages:
-            for time_us, known, numbers, octets in pickle.loads(memoryview(message)[HEAD.size :]):  # noqa: S301 - from a process of ours
-                some = octets.decode("utf-8", "replace").split("\n")
-                some.pop()
-                origins = zip(np.frombuffer(numbers, NUMBER.format).tolist(), some[0::TEXTS], some[1::TEXTS], strict=True)
-                found: dict[tuple[int, str, str], int] = {}
-                for origin in origins:
-                    if (kind := found.get(origin)) is None:
-                        decision, protocol, peer, observed = known[origin[0]]
-                        told = Kind(decision.status, decision.rule, decision.list, *origin[1:], peer, protocol, observed)
-                        kind = found[origin] = self.kind(told)
-                    kinds.append(kind)
-                times += [time_us] * (len(some) // TEXTS)
-                texts += some
-        self.add({"time": times, "imei": texts[2::TEXTS], "imsi": texts[3::TEXTS], "software_version": texts[4::TEXTS], "kind": kinds})
+        rows = [(time_us, imei, version, imsi, kind, host, realm) for message in messages for time_us, kind, host, realm, imei, imsi, version in checks_of(message)]
+        known = {key: self.kind(_kind_of(*key)) for key in {row[4:] for row in rows}}
+        time, imei, version, imsi = ([row[at] for row in rows] for at in range(4))
+        self.add({"time": time, "imei": imei, "software_version": version, "imsi": imsi, "kind": [known[row[4:]] for row in rows]})
 
     def grouped(self, subscribers: Subscribers) -> pl.DataFrame:
         """A row for each group of checks that are alike within one hour, by schema.COLUMNS, in the order of devices."""
@@ -97,6 +80,11 @@ class Rows:
         )  # fmt: skip
         made = made.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("imei", "software_version", "subscriber"))
         return made.select(pl.col(name).cast(kind) for name, kind in FRAME.items()).sort("device", nulls_last=True)
+
+
+def _kind_of(kind: Any, host: str, realm: str) -> Kind:
+    decision, protocol, peer, observed = kind
+    return Kind(decision.status, decision.rule, decision.list, host, realm, peer, protocol, observed)
 
 
 def rows_of(messages: Iterable[bytes]) -> Rows:

@@ -5,11 +5,10 @@ device of a watched list came with another SIM, or a SIM of one in another devic
 their count. No I/O and no clock: the time is an argument.
 """
 
-import pickle
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from eir.analysis.buffer import HEAD, TEXTS
+from eir.analysis.buffer import checks_of
 from eir.analysis.schema import IDENTIFIER_CHARS_MAX
 from eir.analysis.subscribers import Subscribers
 from eir.device import device_key, key_text
@@ -31,6 +30,7 @@ class _Group(NamedTuple):
     decision: Any
     origin_host: str
     origin_realm: str
+    peer: str
     protocol: str
     observed: str
 
@@ -55,13 +55,12 @@ class Events:
 
     def take(self, message: bytes) -> None:
         """Take a message whose checks are events."""
-        for time_us, decision, host, realm, protocol, observed, octets in pickle.loads(memoryview(message)[HEAD.size :]):  # noqa: S301 - from a process of ours
-            texts = octets.decode("utf-8", "replace").split("\n")
-            for identifier, imsi, version in zip(texts[0::TEXTS], texts[1::TEXTS], texts[2::TEXTS], strict=True):
-                like = _Group(identifier, version, imsi, decision, host, realm, protocol, observed)
-                group = self._groups.setdefault(like, [time_us, time_us, 0])
-                group[1] = time_us
-                group[2] += 1
+        for time_us, kind, host, realm, identifier, imsi, version in checks_of(message):
+            decision, protocol, peer, observed = kind
+            like = _Group(identifier, version, imsi, decision, host, realm, peer, protocol, observed)
+            group = self._groups.setdefault(like, [time_us, time_us, 0])
+            group[1] = time_us
+            group[2] += 1
 
     def due(self, now: float, subscribers: Subscribers) -> list[dict[str, Any]]:
         """The events since the last call, in the order in which they began; `now` in seconds."""
@@ -88,7 +87,7 @@ class Events:
         return {
             "imei": group.identifier[:IDENTIFIER_CHARS_MAX] or None, "software_version": group.software_version or None,
             "subscriber": subscribers.one(group.imsi), "home": group.imsi[:HOME_DIGITS] or None,
-            "origin_host": group.origin_host or None, "origin_realm": group.origin_realm or None, "protocol": group.protocol,
+            "origin_host": group.origin_host or None, "origin_realm": group.origin_realm or None, "peer": group.peer, "protocol": group.protocol,
             "status": decision.status, "rule": decision.rule, "list": decision.list, "observed": group.observed or None,
         }  # fmt: skip
 

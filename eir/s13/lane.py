@@ -96,8 +96,7 @@ class ExpressLane:
         if not answered:
             return position, NOTHING
         out.append(answers)
-        tally: dict[Verdict, int] = {}
-        results: dict[str, int] = {}
+        tally, results = dict[Verdict, int](), dict[str, int]()
         for number, count, host, key, imsi in counted:
             verdict = program.verdicts[number]
             tally[verdict] = count

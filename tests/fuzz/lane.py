@@ -1,7 +1,7 @@
 """The compiled lane under fire, in a build that stops at the first byte it should not touch: tests/test_lane.py makes and runs it.
 
-Called with the extension's file, seconds and a seed. Messages are cut at every place, altered and mixed; images are altered; what
-the lane answers is held to the general path. All memory is malloc's own, so that a byte too far is seen.
+Called with the extension's file, seconds and a seed. Messages are cut at every place, altered and mixed; policies, lists and a peer's
+terms are altered; what the lane answers is held to the general path. All memory is malloc's own, so that a byte too far is seen.
 """
 
 import importlib.machinery
@@ -20,13 +20,11 @@ if __name__ == "__main__":  # in place of the one that is installed
     spec = importlib.util.spec_from_loader("eir.s13._lane", loader)
     sys.modules["eir.s13._lane"] = importlib.util.module_from_spec(spec)
 
-import test_express as express
+import lanes
 
+from eir.checks.program import WORD_BYTES
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.device import imsi_key
-from eir.lists.image import ImageError
-from eir.lists.pages import PAGE_KEYS
-from eir.s13 import _lane, compiled
+from eir.s13 import _lane, lane
 
 RULES = (
     Rule(answer=Status.WHITELISTED, list="bound", imsi=("00102",)), Rule(answer=Status.BLACKLISTED, list="stolen"),
@@ -35,96 +33,93 @@ RULES = (
 )  # fmt: skip
 
 
-def request(rng):
-    """A request that a lane may take."""
-    key = rng.choice([express.BLOCKED, express.BOUND, express.ENDED, express.ENDING, 101004_000005, 101006_000009, rng.randrange(10**14)])
-    host = rng.choice(["mme.example", "mme2.example", f"mme{rng.randrange(30)}.example"])
-    return express.ecr(
-        f"{key:014d}{rng.choice(['', '0', '77'])}", host=host, session=f"{host};{'9' * rng.randrange(9)}", version=rng.choice(["01", "77", None]),
-        imsi=rng.choice(["001010123456789", "001020123456789", "001021", "", "9" * 40, None]), ids=(rng.getrandbits(32), rng.getrandbits(32)),
-    )  # fmt: skip
-
-
-def altered(rng, octets):
-    """The same with some bytes that are others."""
-    octets = bytearray(octets)
-    for _ in range(rng.randrange(1, 6)):
-        octets[rng.randrange(len(octets))] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
-    return bytes(octets)
-
-
 def traffic(rng, index):
     """Whatever comes, the same answers; in pieces too."""
-    sides = [express.Side(lane=lane, policy=PolicySettings(rules=RULES), index=index) for lane in (True, False)]
+    with_lane, without = lanes.sides(index, PolicySettings(rules=RULES), sightings=True)
     for _ in range(20):
-        stream = b"".join(request(rng) for _ in range(rng.randrange(1, 40)))
+        stream = b"".join(lanes.an_ecr(rng) for _ in range(rng.randrange(1, 40)))
+        if rng.random() < 0.3:
+            stream = lanes.altered(rng, stream)
         cut = rng.randrange(len(stream) + 1)
         for piece in (stream[:cut], stream[cut:]):
-            first, second = (side.feed(piece) for side in sides)
-            assert first == second
-    stream = altered(rng, b"".join(request(rng) for _ in range(9)))
-    first, second = (side.feed(stream) for side in sides)
-    assert first == second
+            assert with_lane.feed(piece) == without.feed(piece)
+            assert with_lane.state() == without.state()
+
+
+def taken(side, data, position=0, **given):
+    """What the C makes of it."""
+    express = lane.ExpressLane(side.lanes, lanes.terms(side))
+    side.lanes.renew()
+    given = {"terms": express._terms, "telling": side.lanes.everything} | given
+    return side.lanes.lane.take(given["terms"], data, position, 99, express._decide, given["telling"])
 
 
 def cuts(rng, index):
     """The lane itself, with a buffer that ends anywhere."""
-    side = express.Side(lane=True, policy=PolicySettings(rules=RULES), index=index)
-    messages = [request(rng) for _ in range(4)]
-    for message in messages:
-        side.feed(message)
-    lane = side.peer._framer._lane
-    stream = b"".join(messages)
+    side = lanes.Side(lane=True, policy=PolicySettings(rules=RULES), index=index, sightings=True)
+    stream = b"".join(lanes.an_ecr(rng) for _ in range(4))
     for end in range(len(stream) + 1):
-        lane.take(bytes(memoryview(stream)[:end]), 0, 99, [])
-        lane.shed(bytes(memoryview(stream)[:end]), 0, 99, [])
+        taken(side, bytes(memoryview(stream)[:end]))
     for _ in range(100):
-        lane.take(altered(rng, stream), 0, 99, [])
+        octets = lanes.altered(rng, stream)
+        taken(side, octets, rng.randrange(len(octets)))
+        with suppress(ValueError):
+            taken(side, stream, rng.choice((-1, len(stream), len(stream) + 1)))
 
 
-def images(rng, good):
-    """Images with other bytes: refused, or asked, with no look outside."""
-    head = rng.random() < 0.5
-    image = bytearray(rng.choice(good))
-    for _ in range(rng.randrange(1, 8)):
-        at = rng.randrange(480) if head else rng.randrange(len(image))
-        image[at & ~3 : (at & ~3) + 4] = struct.pack("<I", rng.choice([0, 1, 2, 0xFFFFFFFF, 0x7FFFFFFF, len(image), rng.getrandbits(32), 1 << rng.randrange(32)]))
-    if rng.random() < 0.2:
-        del image[rng.randrange(len(image)) :]
-    with suppress(ValueError, ImageError):
-        table = _lane.Table(bytes(image))
-        if rng.random() < 0.5:
-            other = _lane.Table(rng.choice(good))
-            table = rng.choice([lambda: _lane.Table(bytes(image), other), lambda: _lane.Table(rng.choice(good), table)])()
-        keys = [express.BLOCKED, express.ENDED, express.BOUND, 101004_000005, 101005_000007, 101006_000009, imsi_key("001021"), rng.getrandbits(64), PAGE_KEYS]
-        table.find(struct.pack(f"={len(keys)}Q", *keys) * 3, 1000.0)
+def terms(rng, index):
+    """Terms of a peer with other bytes: refused, or obeyed."""
+    side = lanes.Side(lane=True, policy=PolicySettings(rules=RULES), index=index)
+    good = lane.ExpressLane(side.lanes, lanes.terms(side))._terms
+    octets = bytearray(good)
+    for _ in range(rng.randrange(1, 4)):
+        octets[rng.randrange(len(octets))] = rng.choice([0, 1, 4, 0x7F, 0xFF, rng.randrange(256)])
+    if rng.random() < 0.3:
+        del octets[rng.randrange(len(octets)) :]
+    with suppress(ValueError):
+        taken(side, lanes.an_ecr(rng) * 3, terms=bytes(octets), telling=rng.choice((b"", bytes(3))))
 
 
 def programs(rng, index):
-    """Policies with other words: refused, or obeyed."""
-    side = express.Side(lane=True, policy=PolicySettings(rules=RULES), index=index)
-    side.feed(request(rng))
-    lane, program = side.peer._framer._lane, side.checker.policy.program
-    lane.take(b"", 0, 1, [])
-    words = altered(rng, program.words)
+    """Policies with other words and lists with other arrays: refused, or obeyed, with no look outside."""
+    program = lanes.Side(lane=True, policy=PolicySettings(rules=RULES), index=index).checker.policy.program
+    words = bytearray(program.words)
+    for _ in range(rng.randrange(4)):
+        at = rng.randrange(len(words) // WORD_BYTES) * WORD_BYTES
+        words[at : at + WORD_BYTES] = struct.pack("=Q", rng.choice([0, 1, 2, 5, 7, 1 << 32, 4 << 32, (1 << 64) - 1, (1 << 64) - 2, rng.getrandbits(64)]))
+    arrays = tuple((None if entries.image is None else tuple(map(rng_bytes(rng), entries.image.lane_arrays)), rng.randrange(3)) for entries in program.lists)
+    side = lanes.Side(lane=True, policy=PolicySettings(rules=RULES), index=index)
     with suppress(ValueError):
-        lane._lane.bind(words, lane._statuses, tuple(map(compiled._list, program.lists)), rng.random() < 0.5)
-        with suppress(KeyError, ValueError):
-            lane._lane.take(request(rng) * 3, 0, 9, 0.0, side.checker.policy.decide, lane._numbers, bytes(rng.choice((0, 1, len(lane._statuses), 1 << 10))))
+        made = _lane.Lane(bytes(words), len(program.verdicts) + rng.randrange(-1, 2), arrays, rng.random() < 0.5, lane.KEYS, lane.ARE_GROUPS)
+        express = lane.ExpressLane(side.lanes, lanes.terms(side))
+        made.take(express._terms, b"".join(lanes.an_ecr(rng) for _ in range(9)), 0, 9, lambda *_: rng.choice((0, 1 << 32, 7 << 32, 99)), b"")
+
+
+def rng_bytes(rng):
+    """Makes arrays with some other words, or cut short."""
+
+    def altered(array):
+        octets = bytearray(array.cast("B"))
+        for _ in range(rng.randrange(3)):
+            if octets:
+                at = rng.randrange(len(octets)) & ~3
+                octets[at : at + 4] = struct.pack("<I", rng.choice([0, 1, 0xFFFFFFFF, 0x7FFFFFFF, len(octets), rng.getrandbits(32), 1 << rng.randrange(32)]))
+        if octets and rng.random() < 0.1:
+            del octets[rng.randrange(len(octets)) :]
+        return bytes(octets)
+
+    return altered
 
 
 def main(seconds, seed):
     """Fire until the time is over."""
-    express.Side.lane = compiled.CompiledLane
-    rng, indexes = random.Random(seed), [express.listed(changed=changed) for changed in (False, True)]
-    good = [bytes(entries.image.buffer) for index in indexes for entries in index.lists.values() if entries.image]
+    rng, index = random.Random(seed), lanes.listed()
     until, rounds = time.monotonic() + seconds, 0
     while time.monotonic() < until:
-        index = rng.choice(indexes)
         traffic(rng, index)
         cuts(rng, index)
-        for _ in range(300):
-            images(rng, good)
+        for _ in range(100):
+            terms(rng, index)
             programs(rng, index)
         rounds += 1
     print(f"{rounds} rounds")
