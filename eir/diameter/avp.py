@@ -105,30 +105,31 @@ def parse(buffer: bytes, position: int, end: int, room: int) -> tuple[list[Avp],
     `room` bounds the number of AVPs. The last AVP of a group may lack its padding, which some stacks leave out.
     """
     avps: list[Avp] = []
-    new = tuple.__new__
+    # Names that are local are found faster: this loop is most of what the general path costs.
+    append, new, kind, unpack, from_bytes = avps.append, tuple.__new__, Avp, _TWO_WORDS.unpack_from, int.from_bytes
     while position < end:
         left = end - position
-        if left < HEADER_BYTES:
+        if left < 8:
             code, word = _TWO_WORDS.unpack(buffer[position:end].ljust(HEADER_BYTES, b"\0"))
             return avps, Fault(code, word >> 24 & ~V_FLAG, "avp_length")
-        code, word = _TWO_WORDS.unpack_from(buffer, position)
-        length = word & LENGTH_MASK
-        flags = word >> 24
-        if flags & V_FLAG:
-            value = position + VENDOR_HEADER_BYTES
-            if length < VENDOR_HEADER_BYTES or left < VENDOR_HEADER_BYTES:
+        code, word = unpack(buffer, position)
+        length = word & 0xFFFFFF
+        if word & 0x80000000:
+            value = position + 12
+            if length < 12 or left < 12:
                 # RFC 6733 7.1.5: what is missing of the header is zero, the Vendor-Id here.
-                return avps, Fault(code, flags, "avp_length")
-            code |= _WORD.unpack_from(buffer, position + HEADER_BYTES)[0] << 32
+                return avps, Fault(code, word >> 24, "avp_length")
+            code |= from_bytes(buffer[position + 8 : value]) << 32
         else:
-            value = position + HEADER_BYTES
-            if length < HEADER_BYTES:
-                return avps, Fault(code, flags, "avp_length")
+            value = position + 8
+            if length < 8:
+                return avps, Fault(code, word >> 24, "avp_length")
         if length > left:
-            return avps, Fault(code, flags, "avp_overrun")
-        if len(avps) == room:
-            return avps, Fault(code, flags, "too_many_avps")
+            return avps, Fault(code, word >> 24, "avp_overrun")
+        if not room:
+            return avps, Fault(code, word >> 24, "too_many_avps")
+        room -= 1
         stop = position + length
-        avps.append(new(Avp, (code, flags, buffer[value:stop], position, stop)))
+        append(new(kind, (code, word >> 24, buffer[value:stop], position, stop)))
         position += length + 3 & ~3
     return avps, None

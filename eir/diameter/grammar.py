@@ -28,6 +28,9 @@ class Rule(NamedTuple):
     """The only values of its data."""
     test: Callable[[bytes], object] | None
     """Says of its data whether they are a value of the type."""
+    is_group: bool
+    is_free: bool
+    """Its data may be anything."""
 
 
 class Grammar(NamedTuple):
@@ -60,7 +63,8 @@ def read_grammar(
         key = dictionary.keys[found["name"]]
         definition = dictionary.avps[key]
         kind, members = definition.type, (groups or {}).get(key, ANYTHING)
-        rules[key] = Rule(not found["many"], members, kind.only_bytes, definition.values, kind.test)
+        is_free = kind.only_bytes is None and definition.values is None and kind.test is None and not kind.is_group
+        rules[key] = Rule(not found["many"], members, kind.only_bytes, definition.values, kind.test, kind.is_group, is_free)
         if found["open"] in "<{":
             required.append(key)
     return Grammar(rules, tuple(required), either=either)
@@ -98,28 +102,32 @@ class _Checker(NamedTuple):
     depth_max: int
 
     def check(self, avps: Sequence[Avp], fault: Fault | None, grammar: Grammar, path: tuple[Avp, ...]) -> None:
-        rules, groups = grammar.rules, self.dictionary.groups
-        seen = set()
+        rules = grammar.rules
+        there = {avp[0] for avp in avps}
+        seen = None if len(there) == len(avps) else set[int]()  # None: no AVP stands twice
         for avp in avps:
-            key = avp.key
+            key = avp[0]
             rule = rules.get(key)
             if rule is None:
-                if key in groups:
+                if key in self.dictionary.groups:
                     self._group(avp, ANYTHING, path)
                 elif avp.flags & M_FLAG and key not in self.dictionary.avps and grammar.strict and not self.unknown_m:
                     raise self._fault("avp_unsupported", avp, path)
                 continue
-            if rule.single and key in seen:
-                raise self._fault("avp_repeated", avp, path)
-            seen.add(key)
-            if key in groups:
+            if seen is not None:
+                if rule.single and key in seen:
+                    raise self._fault("avp_repeated", avp, path)
+                seen.add(key)
+            if rule.is_free:
+                continue
+            if rule.is_group:
                 self._group(avp, rule.members, path)
             else:
                 self._value(avp, rule, path)
         if fault is not None:
             raise self._walk_fault(fault, path)
-        missing = next((key for key in grammar.required if key not in seen), None)
-        if missing is not None:
+        if not there.issuperset(grammar.required):
+            missing = next(key for key in grammar.required if key not in there)
             example, text = nest(self.dictionary.example(missing), path), f"{self.dictionary.name(missing)} is missing"
             raise DiameterError(result.MISSING_AVP, "avp_missing", text, failed_avp=example)
 

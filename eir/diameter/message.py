@@ -57,7 +57,7 @@ class Message:
         self.command = second & 0xFFFFFF
         self.buffer = buffer
         self.avps, self.fault = parse(buffer, HEADER_BYTES, len(buffer), avps_max)
-        self.first = {avp.key: avp for avp in reversed(self.avps)}
+        self.first = {avp[0]: avp for avp in reversed(self.avps)}
         self.room = avps_max - len(self.avps)
         self._members: dict[int, tuple[list[Avp], Fault | None]] = {}
 

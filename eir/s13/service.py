@@ -57,7 +57,7 @@ class S13Service:
     def answer(self, request: Request) -> Reply:
         """The reply to an ECR. Raises DiameterError where the policy wants an error for a request that names no device."""
         info = request.first.get(s13.TERMINAL_INFORMATION)
-        inside = {} if info is None else {avp.key: avp for avp in reversed(request.members(info))}
+        inside = {} if info is None else {avp.key: avp for avp in request.members(info)}  # the grammar lets each of these stand once
         imei, meid = inside.get(s13.IMEI), inside.get(s13.MEID)
         verdict = self._checker.check(Question(
             imei=None if imei is None else _text(imei),
