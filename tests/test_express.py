@@ -1,6 +1,8 @@
 """The express lane against the general path: the same bytes, the same counts and the same record for whatever comes."""
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +44,7 @@ from eir.lists.pages import PAGE_KEYS
 from eir.s13.lane import COMPILED
 from eir.s13.service import REPLIES
 
+ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not COMPILED, reason="no C compiler was there")
 
 IMEI, VERSION, MEID, TERMINAL = (key_of(code, VENDOR) for code in (1402, 1403, 1471, 1401))
@@ -498,3 +501,18 @@ def test_a_new_policy_is_in_force_at_once():
         side.checker.reconfigure(PolicySettings(), datetime.now(UTC))
     assert with_lane.feed(ecr("00101001000001") * 3) == without.feed(ecr("00101001000001") * 3)
     assert with_lane.state() == without.state()
+
+
+def test_the_soak_finds_nothing_in_its_short_form_and_a_fault_that_is_put_in():
+    run = [sys.executable, ROOT / "scripts" / "soak", "lane", "--messages", "6000", "--processes", "2"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 of 2 processes found a difference" in done.stdout
+    harness = (
+        f"import sys; sys.path[:0] = {[str(ROOT / 'scripts'), str(ROOT / 'tests')]!r}\n"
+        "import soak_lane, eir.checks.checker as checker; right = checker.is_wrong_digit\n"
+        "checker.is_wrong_digit = lambda imei: not right(imei)\n"
+        "print(soak_lane._compare('1', 20_000)[2])"
+    )
+    found = subprocess.run([sys.executable, "-c", harness], capture_output=True, text=True, check=True).stdout.strip()
+    assert b"\x00\x00\x05\x7a" in bytes.fromhex(found), "an IMEI is in it"

@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lanes import ecr, sides
 from made import page, pages_of
+from test_index import fill
 
+from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import MEID_BASE, imsi_key
 from eir.lists.chunks import PageRows, chunk_of
 from eir.lists.entries import entries_of
 from eir.lists.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, _arrays
 from eir.lists.imaging import image_of, image_with
+from eir.lists.index import Index
 from eir.lists.making import _written, make
 from eir.lists.pages import PAGE_KEYS
+from eir.lists.settings import DEVICES, PAIRS
+from eir.s13.lane import COMPILED
 
 NOW = 1_000.0
-YES, MAYBE = 1, 2
-"""As the compiled part says it."""
 NUMBERS = [35, 1_000_000, 1_000_001, 99_999_999, MEID_BASE // PAGE_KEYS + 5, (MEID_BASE + 2**55) // PAGE_KEYS, imsi_key("001010123456789") // PAGE_KEYS]
 REMAINDERS = [0, 1, 0xFFFF, 0x10000, 0x10001, 500_000, 983_040, 999_999]
 IMSIS = [imsi_key(text) for text in ("001010000000001", "001010000000002", "001011000000001", "00101")[:3]]

@@ -109,10 +109,7 @@ class _Checker(NamedTuple):
             key = avp[0]
             rule = rules.get(key)
             if rule is None:
-                if key in self.dictionary.groups:
-                    self._group(avp, ANYTHING, path)
-                elif avp.flags & M_FLAG and key not in self.dictionary.avps and grammar.strict and not self.unknown_m:
-                    raise self._fault("avp_unsupported", avp, path)
+                self._other(avp, grammar, path)
                 continue
             if seen is not None:
                 if rule.single and key in seen:
@@ -126,10 +123,15 @@ class _Checker(NamedTuple):
                 self._value(avp, rule, path)
         if fault is not None:
             raise self._walk_fault(fault, path)
-        if not there.issuperset(grammar.required):
-            missing = next(key for key in grammar.required if key not in there)
-            example, text = nest(self.dictionary.example(missing), path), f"{self.dictionary.name(missing)} is missing"
-            raise DiameterError(result.MISSING_AVP, "avp_missing", text, failed_avp=example)
+        for key in grammar.required:
+            if key not in there:
+                raise self._missing(key, path)
+
+    def _other(self, avp: Avp, grammar: Grammar, path: tuple[Avp, ...]) -> None:
+        if avp.key in self.dictionary.groups:
+            self._group(avp, ANYTHING, path)
+        elif avp.flags & M_FLAG and avp.key not in self.dictionary.avps and grammar.strict and not self.unknown_m:
+            raise self._fault("avp_unsupported", avp, path)
 
     def _value(self, avp: Avp, rule: Rule, path: tuple[Avp, ...]) -> None:
         data = avp.data
@@ -170,6 +172,10 @@ class _Checker(NamedTuple):
         code, text = _FAULTS[reason]
         failed = self.message.failed(avp, *path)
         return DiameterError(code, reason, f"{self.dictionary.name(avp.key)}: {text}", failed_avp=failed)
+
+    def _missing(self, key: int, path: tuple[Avp, ...]) -> DiameterError:
+        example, text = nest(self.dictionary.example(key), path), f"{self.dictionary.name(key)} is missing"
+        return DiameterError(result.MISSING_AVP, "avp_missing", text, failed_avp=example)
 
     def _walk_fault(self, fault: Fault, path: tuple[Avp, ...]) -> DiameterError:
         if fault.reason == "too_many_avps":

@@ -67,8 +67,8 @@ class ExpressLanes:
             return
         self.program, self._version = program, program.index.version
         self.everything, self.events = (bytes(plain if verdict.decision.is_plain else TOLD for verdict in program.verdicts) for plain in (PLAIN, UNTOLD))
-        lists = tuple((None if entries.image is None else entries.image.layers[0].lane_arrays, KINDS[entries.kind]) for entries in program.lists)
-        fits = len(program.verdicts) <= VERDICTS_MAX and all(entries.image is None or len(entries.image.layers) == 1 for entries in program.lists)
+        lists = tuple((None if entries.image is None else entries.image.lane_arrays, KINDS[entries.kind]) for entries in program.lists)
+        fits = len(program.verdicts) <= VERDICTS_MAX
         self.lane = _lane.Lane(program.words, len(program.verdicts), lists, policy.by_digit is not None, KEYS, ARE_GROUPS) if fits else None
 
 

@@ -1,0 +1,81 @@
+"""Millions of ECRs, half of them altered: the express lane gives the same bytes, counts and record as the general path.
+
+Any AVP that the grammar knows stands on any level, once or twice, with the M bit and without, in any order. Each process compares two
+connections in itself; the seed is printed, and the message with which two differ.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import lanes
+
+from eir.checks.settings import PolicySettings, Rule, Status
+
+MESSAGES = 10_000_000
+BURST = 60
+POLICIES = (
+    lanes.LISTED, lanes.POLICY,
+    PolicySettings(
+        rules=(
+            Rule(answer=Status.BLACKLISTED, identifier=("check_digit", "test")), Rule(answer=Status.GREYLISTED, list="sims", observe=True),
+            Rule(answer=Status.UNKNOWN, not_list="stolen", imsi=("00102",)), Rule(answer=Status.BLACKLISTED, list="ending"), Rule(answer=Status.GREYLISTED, list="tacs"),
+        ),
+        default=Status.WHITELISTED,
+    ),
+)  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """The part `lane` of scripts/soak."""
+    parser = argparse.ArgumentParser(prog="soak lane", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"{MESSAGES:,} unless given")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="chance if not given")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="as many as there are processors unless given")
+    options = parser.parse_args(arguments)
+    print(f"seed {options.seed}", flush=True)
+    began = time.monotonic()
+    share = -(-options.messages // options.processes)
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        done = pool.starmap(_compare, [(f"{options.seed}/{number}", share) for number in range(options.processes)])
+    different = [message for _, _, message in done if message is not None]
+    sent, taken = (sum(each[at] for each in done) for at in range(2))
+    print(f"{sent:,} messages, of which the lane answered {taken:,}; {len(different)} of {options.processes} processes found a difference; {time.monotonic() - began:.0f} s")
+    for message in different:
+        print(f"differs: {message}", file=sys.stderr)
+    return 1 if different or not taken else 0
+
+
+def _compare(seed: str, messages: int) -> tuple[int, int, str | None]:
+    """How many messages were sent, how many the lane answered, and the one with which two connections differ."""
+    rng, index, sent, taken = random.Random(seed), lanes.listed(), 0, 0
+    while sent < messages:
+        policy = rng.choice(POLICIES)
+        sides = lanes.sides(index, policy, sightings=True)
+        for _ in range(20):
+            burst = [lanes.altered(rng, message) if rng.random() < 0.5 else message for message in (lanes.an_ecr(rng) for _ in range(rng.randrange(1, BURST)))]
+            sent += len(burst)
+            if not _same(sides, b"".join(burst)):
+                return sent, taken, _culprit(index, policy, burst)
+        taken += sides[0].by_lane
+    return sent, taken, None
+
+
+def _same(sides: list[Any], stream: bytes) -> bool:
+    answers = [side.feed(stream) for side in sides]
+    return bool(answers[0] == answers[1] and sides[0].state() == sides[1].state())
+
+
+def _culprit(index: Any, policy: PolicySettings, burst: list[bytes]) -> str:
+    for message in burst:
+        if not _same(lanes.sides(index, policy, sightings=True), message):
+            return message.hex()
+    return f"only in a row: {b''.join(burst).hex()}"
