@@ -30,7 +30,6 @@ COLUMNS = (
     Column("origin_host", "VARCHAR", "who asked, as the request says: the MME or SGSN, also behind an agent"),
     Column("peer", "VARCHAR", "the configured peer that sent the request, by its label; NULL: not known, as in files from before it was kept"),
     Column("origin_realm", "VARCHAR", "its realm"),
-    Column("peer", "VARCHAR", "label of the peer that sent the request, which may be an agent; NULL: not known"),
     Column("protocol", "VARCHAR", "`s13` or `n5g`"),
     Column("status", "VARCHAR", "what the policy said: `whitelisted` to `unknown`; `error`: the request named no device"),
     Column("rule", "VARCHAR", "the rule's number, or `default`, `override`, `no_identity`, `bad_identity`; NULL: not known"),
