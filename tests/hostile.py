@@ -308,8 +308,15 @@ def memory_mb(pid):
 
 
 def descriptors(pid):
-    """Open files of each of a node's processes."""
-    return [sum(1 for _ in Path(f"/proc/{each}/fd").iterdir()) for each in processes(pid)]
+    """Open files of each of a node's processes, but for the spare one (/dev/null) that libuv keeps from the first connection on."""
+    found = []
+    for each in processes(pid):
+        count = 0
+        for path in Path(f"/proc/{each}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                count += str(path.readlink()) != os.devnull
+        found.append(count)
+    return found
 
 
 def seconds_of_processor(pid):
