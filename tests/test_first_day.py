@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from node import until
+from pages import Installation
 from servers import free_port
 
 ROOT = Path(__file__).parent.parent
 SOMEBODY = pwd.getpwnam("nobody")
 """Another user than the one who runs the tests; OpenSSH wants one that is in the table of users."""
 PORTS = ("13868", "13869", "15868", "15869", "16379", "19868", "19869")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "deploy" / "README.md").read_text().partition("## A first day\n")[2].partition("\n## ")[0], re.DOTALL | re.MULTILINE)
+BLOCKS = Installation.first_day
 LISTED, FREE, FIRST = "00101008000001", "00101009000009", "00101006000001"
 
 

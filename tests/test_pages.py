@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import textwrap
 import tomllib
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -21,6 +20,7 @@ import yaml
 from certificates import Authority
 from issuer import Issuer
 from node import COMMAND, LISTED, TRACKED, until
+from pages import blocks, section
 from servers import Server, programs
 from wire import EIR, REALM
 
@@ -46,22 +46,10 @@ PATIENCE_S = 150
 """A block is many commands."""
 
 
-def section(page, heading):
-    """The text below a heading, up to the next of its level or above."""
-    level = heading.partition(" ")[0]
-    return re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{2,{len(level)}}} |\Z)", page, re.MULTILINE | re.DOTALL)[1]
-
-
 def table(text):
     """The rows of the first table in the text, as lists of cells without their heads."""
     lines = takewhile(lambda line: line.startswith("|"), text[text.index("\n|") + 1 :].splitlines())
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines][2:]
-
-
-def blocks(text, language="sh"):
-    """The blocks of code in this language; those in a list are indented."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
-    return [textwrap.dedent(block) for _, block in found]
 
 
 def code(cell):

@@ -1,0 +1,30 @@
+"""The lines of the pages, as whoever reads them would copy them."""
+
+import re
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def section(page, heading):
+    """The text below a heading, up to the next of its level or above."""
+    level = heading.partition(" ")[0]
+    return re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{2,{len(level)}}} |\Z)", page, re.MULTILINE | re.DOTALL)[1]
+
+
+def blocks(text, language="sh"):
+    """The blocks of code in this language; those in a list are indented."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for _, block in found]
+
+
+class Installation:
+    """The lines of deploy/README.md that install and upgrade a node."""
+
+    PAGE = (ROOT / "deploy" / "README.md").read_text()
+    FROM_THE_INDEX = "sudo /opt/eir/bin/pip install '.[analysis]'\n"
+    """The line that others take the place of."""
+    service, alias, locked, fetch, offline = blocks(section(PAGE, "## Installation"))
+    (upgrade,) = blocks(section(PAGE, "## Upgrade"))
+    first_day = blocks(section(PAGE, "## A first day"))
