@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from lanes import Kept
 from made import pages_of
 from test_index import fill
 from wire import HOST, TGPP, avp, ecr
@@ -95,6 +96,22 @@ class TestCheck:
             ((BLACK, "stolen", "2", "dra"), "", STOLEN, ""),
         ]  # fmt: skip
         assert checks.checker.identity_errors == {}
+
+    def test_checks_of_a_probe_are_counted_apart_and_are_no_sightings(self, checks):
+        kept = checks.checker.sightings = Kept()
+        checks.checker.probes = frozenset({"probe"})
+        for peer in ("probe", "mme"):
+            checks.ask(TRIED, peer=peer)
+            checks.ask(peer=peer, imei="x")
+            checks.checker.count("fast", {checks.ask(STOLEN, peer=peer): 2}, peer)
+        for more in ((), ("yes",)):
+            counted = {labels[:4]: count for labels, count in checks.checker.checks().items() if labels[4:] == more}
+            assert counted == {(BLACK, "stolen", "2", "toy"): 1, (BLACK, "stolen", "2", "fast"): 2, (WHITE, "", "default", "toy"): 1}
+        assert sorted((peer, observed) for _, _, peer, observed, *_ in kept.rows) == [("mme", ""), ("mme", ""), ("mme", "1=blacklisted@tried")]
+        checks.checker.probes = frozenset()
+        checks.ask(STOLEN, peer="probe")
+        assert checks.checker.checks()[BLACK, "stolen", "2", "toy"] == 2
+        assert len(kept.rows) == 4
 
     def test_an_observed_rule_is_counted_noted_and_passed_over(self, checks):
         assert checks.ask(TRIED).rule == "default"

@@ -86,7 +86,7 @@ listen: [tcp://0.0.0.0, 'tcp://[::]:3869', tcp://eir.epc:0]
 peers:
   - {name: mme:1, host: mme.epc, realm: epc, from: [10.0.0.0/8, 192.0.2.1, '2001:db8::/32'], connections: 4,
      watchdog_s: 6, connect: tcp://10.0.0.1, reconnect_after_s: 500s, rate_max: 0.5, lenient: [applications, unknown_m, destination], as: {host: a.b, realm: b}}
-  - {host: sgsn.epc, from: 10.0.0.0/8, watchdog_s: 1m, lenient: destination}
+  - {host: sgsn.epc, from: 10.0.0.0/8, watchdog_s: 1m, lenient: destination, probe: true}
   - {from: 192.0.2.0/24, expected: false, answers: {unknown: greylisted, greylisted: whitelisted}}
 limits: {max_message_bytes: 64KiB, max_avps: 32, rate_max: 100, turn_messages: 1, cer_timeout_s: 500ms, stalled_write_s: 0.5}
 state: /srv/eir
@@ -117,7 +117,7 @@ privacy: {identifiers: full}
             sources=(ip_network("10.0.0.0/8"), ip_network("192.0.2.1/32"), ip_network("2001:db8::/32")),
             lenient=frozenset({"applications", "unknown_m", "destination"}),
         ),
-        PeerSettings(label="sgsn.epc", host="sgsn.epc", sources=(ip_network("10.0.0.0/8"),), watchdog_s=60, lenient=frozenset({"destination"})),
+        PeerSettings(label="sgsn.epc", host="sgsn.epc", sources=(ip_network("10.0.0.0/8"),), watchdog_s=60, lenient=frozenset({"destination"}), probe=True),
         PeerSettings(
             label="192.0.2.0/24", sources=(ip_network("192.0.2.0/24"),), expected=False, answers=(("greylisted", "whitelisted"), ("unknown", "greylisted")),
         ),

@@ -439,6 +439,20 @@ class TestManyAtOnce:
         assert sum(with_lane.sightings.rows.values()) == 2 * 123
         assert {peer for _, _, peer, *_ in with_lane.sightings.rows} == {"mme"}
 
+    def test_checks_of_a_probe_are_no_sightings(self, index):
+        policy = replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True)))
+        with_lane, without = sides(index, policy, sightings=True)
+        with_lane.checker.probes = without.checker.probes = frozenset({"mme"})
+        stream = b"".join(ecr(f"{key:014d}") for key in [*range(60), BLOCKED, NAMED, 101004_000005, *range(60, 120)])
+        assert with_lane.feed(stream) == without.feed(stream)
+        assert with_lane.checker.checks() == without.checker.checks()
+        assert {labels[4:] for labels in with_lane.checker.checks()} == {("yes",)}
+        assert with_lane.sightings.rows == without.sightings.rows == {}
+        with_lane.checker.probes = without.checker.probes = frozenset()
+        assert with_lane.feed(stream) == without.feed(stream)
+        assert with_lane.sightings.rows == without.sightings.rows
+        assert sum(with_lane.sightings.rows.values()) == 123
+
     def test_a_user_name_longer_than_a_number_stands_on_record_as_the_general_path_has_it(self, index):
         with_lane, without = sides(index, sightings=True)
         for size in (15, 16, 31, 32, 33, 300):

@@ -425,3 +425,24 @@ async def test_every_check_is_on_record_by_whichever_path_it_was_answered(site, 
     await asked(mme, UNLISTED)
     node.end()  # what was not written yet is written at the end
     assert pl.read_parquet(str(site.state / "sightings" / "*" / "*.parquet"))["checks"].sum() == 8 + many
+
+
+async def test_checks_of_a_probe_are_no_sightings_until_a_reload_makes_a_peer_of_it(site, connect):
+    site.configure(sightings={"window_s": 3600, "subscribers": "full"}, policy=RULES, peers=[{"name": "probe", "host": HOST, "probe": True}])
+    site.load([LISTED])
+    site.load([TRACKED], list_name="tracked")
+    node = site.start()
+    mme = await connect(node)
+    await asked(mme, UNLISTED, LISTED, TRACKED)
+    assert site.json("sightings")["files"] == 0
+    site.eir("seen", LISTED, status=1)
+    site.configure(peers=[{"name": "mme", "host": HOST}])
+    site.eir("reload")
+    await asked(mme, UNLISTED, LISTED, LISTED)
+    assert site.json("seen", LISTED)["checks"] == 2
+    assert node.metrics()["eir_sightings_total"] == 3
+    blocked = {name: count for name, count in node.metrics().items() if name.startswith("eir_checks_total{") and "status=blacklisted" in name}
+    assert blocked == {
+        "eir_checks_total{list=stolen,probe=yes,protocol=s13,rule=1,status=blacklisted}": 1,
+        "eir_checks_total{list=stolen,protocol=s13,rule=1,status=blacklisted}": 2,
+    }

@@ -18,8 +18,11 @@ from eir.device import key_text
 from eir.errors import IdentifierError, Report, silent
 from eir.lists.index import Index
 
-Labels = tuple[str, str, str, str]
-"""Status, list that decided (or empty), rule (by name, number, or `default`, `override`, `no_identity`, `bad_identity`, `no_imei`), protocol."""
+Labels = tuple[str, ...]
+"""Status, list that decided (or empty), rule (by name, number, or `default`, `override`, `no_identity`, `bad_identity`, `no_imei`), protocol,
+and PROBE behind it where a probe asked."""
+
+PROBE = "yes"
 
 Kind = tuple[str, str, str, str]
 """Status, list and rule as in Labels, and the label of the peer."""
@@ -51,15 +54,18 @@ class Checker:
     def __init__(
         self, settings: PolicySettings, index: Index, *, now: datetime, report: Report = silent,
         note_check: NoteCheck = lambda *_: None, note_observed: NoteObserved = lambda *_: None, sightings: Sightings | None = None,
+        probes: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self.sightings = sightings
         """Takes every check; a fast path hands in its own. None: nothing is kept."""
+        self.probes = probes
+        """Labels of peers whose checks are nobody's phones: they are answered and counted, but no sightings."""
         self.held: list[Verdict] = []
         """Rules under observation that held in the check that is being decided, where there are sightings."""
         self._index, self._report = index, report
         self._note_check, self._note_observed = note_check, note_observed
-        self._answered: defaultdict[str, Counter[Verdict]] = defaultdict(Counter)
-        """Protocol → checks by verdict of the policy in force. Labels are made of them when someone wants to see them."""
+        self._answered: defaultdict[Labels, Counter[Verdict]] = defaultdict(Counter)
+        """The last of Labels → checks by verdict of the policy in force. The first are made of them when someone wants to see them."""
         self._answered_before: Counter[Labels] = Counter()
         """By verdicts of earlier policies."""
         self.observed: Counter[tuple[str, str]] = Counter()
@@ -114,7 +120,7 @@ class Checker:
         else:
             decide = policy.decide if policy.by_digit is None or not is_wrong_digit(question.identifier()) else policy.by_digit
             verdict = decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
-        self._answered[question.protocol][verdict] += 1
+        self._answered[self._asked_by(question.protocol, question.peer)][verdict] += 1
         self._sight(verdict.decision, question, imsi)
         if verdict.status is not Status.WHITELISTED:
             self.note(verdict, question.peer, question.origin_host, key, imsi)
@@ -126,9 +132,10 @@ class Checker:
 
     def sight(self, decision: Decision, protocol: str, peer: str, texts: Iterable[str]) -> None:
         """Tell the record of a check that was just decided; `texts`: see eir.checks.sighting.TEXTS."""
-        if self.sightings is not None:
+        observed = self.observed_now()
+        if self.sightings is not None and peer not in self.probes:
             lines = "".join([text[:longest].replace("\n", " ") + "\n" for text, longest in zip(texts, TEXT_MAX, strict=True)])
-            self.sightings.add((SightingKind(decision, protocol, peer, self.observed_now()),), bytes(2), lines.encode())
+            self.sightings.add((SightingKind(decision, protocol, peer, observed),), bytes(2), lines.encode())
 
     def observed_now(self) -> str:
         """The rules under observation that held in the check that was just decided, as the record of sightings shows them."""
@@ -138,9 +145,12 @@ class Checker:
         self.held.clear()
         return said
 
-    def count(self, protocol: str, verdicts: Mapping[Verdict, int]) -> None:
-        """Count checks that `policy` decided elsewhere: verdict → how many there were."""
-        self._answered[protocol].update(verdicts)
+    def count(self, protocol: str, verdicts: Mapping[Verdict, int], peer: str = "") -> None:
+        """Count checks that `policy` decided elsewhere, and who asked: verdict → how many there were."""
+        self._answered[self._asked_by(protocol, peer)].update(verdicts)
+
+    def _asked_by(self, protocol: str, peer: str) -> Labels:
+        return (protocol, PROBE) if peer in self.probes else (protocol,)
 
     def note(self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1) -> None:
         """Tell of checks that did not end in `whitelisted`: peer label; of the last one Origin-Host, device (key of eir.device), IMSI (empty: none)."""
@@ -150,9 +160,9 @@ class Checker:
     def checks(self) -> Counter[Labels]:
         """Checks answered since the start, under all policies."""
         answered = self._answered_before.copy()
-        for protocol, verdicts in self._answered.items():
+        for asked_by, verdicts in self._answered.items():
             for verdict, count in verdicts.items():
-                answered[verdict.status, verdict.list or "", verdict.label, protocol] += count
+                answered[verdict.status, verdict.list or "", verdict.label, *asked_by] += count
         return answered
 
     def _observe(self, verdict: Verdict) -> None:

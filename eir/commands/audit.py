@@ -92,7 +92,7 @@ def audit(
         else:
             begin = now - back if back else listed.manifest.issued
             checks, asking, seen = _captured(passive, port) if passive is not None else _recorded(checked, begin)
-            known = {peer.host for peer in checked.peers if peer.host and peer.expected} | set(mme or ()) | seen
+            known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe} | set(mme or ()) | seen
             report = judge(listed, checks, wanted=answer, known=known, asking=asking)
     _tell(report, floor, as_json=as_json)
 

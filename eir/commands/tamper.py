@@ -250,7 +250,7 @@ def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "A
         there = [path for day in days for path in sorted(map(str, Path(files(config.state)).parent.parent.glob(f"{day}/*.parquet")))]
     if not there:
         raise EirError(f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}: the section `sightings` of the configuration has a node keep them; --until looks at an earlier time")
-    without = [peer.label for peer in config.peers if not peer.expected]  # a probe, an auditor: nobody's phone
+    without = [peer.label for peer in config.peers if peer.is_probe]  # a probe, an auditor: nobody's phone
     if where.spark is not None and where.work is not None:
         from eir.analysis.spark import spark  # noqa: PLC0415 - for those who have a cluster
 

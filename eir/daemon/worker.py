@@ -148,7 +148,7 @@ def built(
     sightings = buffer_for(config, sender)
     checker = Checker(
         config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report,
-        sightings=sightings,
+        sightings=sightings, probes=probes_of(config),
     )  # fmt: skip
     tls = None if configured.tls is None else load_tls(configured.tls)
     service = S13Service(checker, config.peers)
@@ -170,6 +170,11 @@ def built(
         config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
         n5g=n5g, tls=tls, sightings=sightings,
     )  # fmt: skip
+
+
+def probes_of(config: Config) -> frozenset[str]:
+    """Labels of the peers whose checks are nobody's phones."""
+    return frozenset(peer.label for peer in config.peers if peer.is_probe)
 
 
 def tokens_of(files: "KeyFiles | None", now: "Tokens | None") -> "Tokens | None":
@@ -368,6 +373,7 @@ class Worker:
         (new, tls, keys), self.prepared = self.prepared, None
         self.index.reconfigure(kinds_of(new))
         self.checker.reconfigure(new.policy, datetime.now(UTC))
+        self.checker.probes = probes_of(new)
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
         self.service.configure(new.peers)
         self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls, sctp=new.sctp)

@@ -58,8 +58,15 @@ class PeerSettings:
     """Origin-Host and Origin-Realm that the node shows to this peer; None: the identity's."""
     expected: bool = True
     """It should be connected; one that only comes now and then (a probe) is not counted while it is away."""
+    probe: bool = False
+    """What it asks is about nobody's phone."""
     answers: tuple[tuple[str, str], ...] = ()
     """What the application answers it (second) instead of what (first), in the application's own words."""
+
+    @property
+    def is_probe(self) -> bool:
+        """A probe or an auditor, by either setting."""
+        return self.probe or not self.expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

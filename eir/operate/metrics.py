@@ -38,7 +38,7 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("eir_checks_total", "counter", ("status", "list", "rule", "protocol"), "Checks answered, by status, the list and the rule that decided, and the protocol that asked"),
+    Family("eir_checks_total", "counter", ("status", "list", "rule", "protocol", "probe"), "Checks answered, by status, the list and the rule that decided, and the protocol that asked; `probe` stands only where a probe asked"),
     Family("eir_observed_total", "counter", ("rule", "status"), "Checks that a rule with `observe: true` would have answered"),
     Family("eir_identity_errors_total", "counter", ("kind", "peer"), "Requests without an identifier of a device (none), or with one that is not valid (bad)"),
     Family("eir_check_duration_seconds", "histogram", (), "From the read that completed a request to the write of its answer"),

@@ -91,7 +91,7 @@ class ExpressLane:
         if lane is None or program is None:
             return position, NOTHING
         sightings = checker.sightings
-        telling = b"" if sightings is None else lanes.everything if sightings.has_room else lanes.events
+        telling = b"" if sightings is None or self._label in checker.probes else lanes.everything if sightings.has_room else lanes.events
         position, answers, answered, counted, *told = lane.take(self._terms, data, position, messages_max, self._decide, telling)
         if not answered:
             return position, NOTHING
@@ -104,8 +104,8 @@ class ExpressLane:
             results[result] = results.get(result, 0) + count
             if verdict.status is not Status.WHITELISTED:
                 checker.note(verdict, self._label, host, key, imsi, count=count)
-        checker.count(PROTOCOL, tally)
-        if sightings is not None:
+        checker.count(PROTOCOL, tally, self._label)
+        if sightings is not None and telling:
             kinds = tuple(SightingKind(verdict.decision, PROTOCOL, self._label, "") for verdict in program.verdicts)
             for numbers, texts in told:
                 if numbers:
