@@ -292,6 +292,35 @@ async def test_a_node_tells_a_fraud_desk_and_goes_on_while_it_is_away(site, conn
     await until_async(lambda: node.metrics()["eir_events_total{to=webhook}"] == 6)  # it is counted once the desk has said that it has them
 
 
+async def test_who_is_forgotten_is_in_no_later_event_and_not_in_what_watched_lists_remember(site, connect):
+    (site.folder / "webhook.key").write_text("secret\n")
+    rules = [{"list": "tracked", "answer": "greylisted"}]
+    with desk() as server:
+        server.status = 503
+        hook = {"url": f"http://127.0.0.1:{server.server_port}/eir", "key_file": "webhook.key"}
+        site.configure(sightings={"subscribers": "full", "webhook": hook, "watch": "tracked", "window_s": 3600}, policy={"rules": rules})
+        site.load([TRACKED, LISTED], list_name="tracked")
+        node = site.start()
+        mme = await connect(node)
+        await asked(mme, TRACKED)
+        await asked(mme, LISTED, imsi=OTHER_IMSI)
+        await until_async(lambda: node.lines("events_undelivered", reason="webhook"))
+        assert site.json("sightings", "forget", "--imsi", IMSI) == {"rows": 1}
+        remembered = site.state / "sightings" / "watched.json"
+        assert json.loads(remembered.read_text()) == {f"sim_changed {LISTED}": OTHER_IMSI}
+        server.got.clear()
+        server.status = 200
+        await asked(mme, TRACKED, imsi=OTHER_IMSI)
+        await until_async(lambda: len(told(server)) == 3)
+    node.end()
+    assert [(event["event"], event["imei"], event["subscriber"]) for event in told(server)] == [
+        (CHECK, TRACKED, None), (CHECK, LISTED, OTHER_IMSI), (CHECK, TRACKED, OTHER_IMSI),
+    ]  # fmt: skip
+    remembered.write_text(json.dumps({f"sim_changed {TRACKED}": IMSI, f"device_changed {IMSI}": LISTED, f"sim_changed {LISTED}": OTHER_IMSI}))
+    assert site.json("sightings", "forget", "--imsi", IMSI) == {"rows": 0}
+    assert json.loads(remembered.read_text()) == {f"sim_changed {LISTED}": OTHER_IMSI}
+
+
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
 async def test_events_go_to_a_stream_of_the_redis_of_the_store(site, connect):
     with Server(programs()["redis"]) as server:

@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -65,6 +65,13 @@ class Delivery:
             self._counted("queue", too_many)
         if self._waiting:
             self._there.set()
+
+    def forget(self, subscribers: Collection[str]) -> None:
+        """Take the names of subscribers out of events that wait."""
+        for event in self._waiting:
+            for name in ("subscriber", "previous"):
+                if event.get(name) in subscribers:
+                    event[name] = None
 
     @property
     def is_idle(self) -> bool:

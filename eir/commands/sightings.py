@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eir.analysis import files
+from eir.analysis import files, watched
 from eir.analysis.settings import SightingsSettings
 from eir.analysis.subscribers import forms, subscribers
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in
@@ -79,8 +79,8 @@ def forget(
 ) -> None:  # fmt: skip
     """Take a subscriber out of the record.
 
-    Its rows go, under whichever key it was hashed. It is on record again when it is asked about again. Copies of the files, and events that went out, are elsewhere.
-    Exit status 1 if a file is damaged: the others are done.
+    Its rows go, under whichever key it was hashed, and what a watched list remembers of it. It is on record again when it is asked about again.
+    Copies of the files, and events that went out, are elsewhere. Exit status 1 if a file is damaged, or a running node did not forget it: all else is done.
     """
     imsi = typed(imsi)
     try:
@@ -88,13 +88,21 @@ def forget(
     except IdentifierError as e:
         raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
     checked = load_config(config)
-    _write_down(checked)
-    damaged: list[Path] = []
+    names, damaged, remembered = forms(checked.state, imsi), list[Path](), ""
+    try:
+        control.ask(checked.state, "forget", subscribers=names)
+    except control.ControlAway:
+        pass
+    except control.ControlError as e:
+        remembered = str(e)
     with acting_in(checked.state):
-        gone = files.forget(checked.state, forms(checked.state, imsi), damaged.append)
+        gone = files.forget(checked.state, names, damaged.append)
+        watched.forget(checked.state, names)
     show_one({"rows": gone}, f"{gone:,} rows are gone", as_json=as_json)
     if damaged:
         raise fail(f"these files are damaged, and may name the subscriber still; remove them: {', '.join(map(str, damaged))}")
+    if remembered:
+        raise fail(f"the running node may remember the subscriber still: {remembered}; ask again")
 
 
 def take_in(

@@ -438,6 +438,7 @@ class Front:
             "drain": self._drain,
             "history": self._show_history,
             "record": lambda _: self._write_record(),
+            "forget": self._forget,
             "peer_disable": lambda arguments: self._set_peer(arguments, enabled=False),
             "peer_enable": lambda arguments: self._set_peer(arguments, enabled=True),
         }
@@ -470,6 +471,12 @@ class Front:
         """Have what was seen up to now written; whether there is a record."""
         if self._recorded is not None:
             await self._recorded.write()
+        return self._recorded is not None
+
+    async def _forget(self, arguments: Mapping[str, Any]) -> bool:
+        """Have subscribers forgotten that a running node remembers; whether there is a record."""
+        if self._recorded is not None:
+            await self._recorded.forget([str(each) for each in arguments["subscribers"]])
         return self._recorded is not None
 
     def _drain(self, _: Mapping[str, Any]) -> str:

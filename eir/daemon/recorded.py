@@ -6,7 +6,9 @@ recorder, and a recorder knows that no worker is left.
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from eir.analysis.buffer import Buffer
 from eir.analysis.settings import SightingsSettings
@@ -61,10 +63,17 @@ class Recorded:
 
     async def write(self) -> None:
         """Have what there is written; returns once it is. Raises EirError if it is not within some seconds."""
+        await self._asked("write")
+
+    async def forget(self, subscribers: Sequence[str]) -> None:
+        """Have subscribers forgotten that are not in the files, and what there is written. Raises as `write`."""
+        await self._asked("forget", subscribers)
+
+    async def _asked(self, what: str, *arguments: Any) -> None:
         await asyncio.sleep(SETTLE_S)
         with suppress(ChannelError):
             if self._channel is not None:
-                await self._channel.ask("write", patience_s=WRITE_S)
+                await self._channel.ask(what, *arguments, patience_s=WRITE_S)
                 return
         raise EirError("what was seen last could not be written; the log says why (sightings_failed)")
 

@@ -14,19 +14,17 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 
-from eir.analysis import deliver, files
+from eir.analysis import deliver, files, watched
 from eir.analysis.buffer import EVENTS, HEAD
 from eir.analysis.events import DEVICE_CHANGED, SIM_CHANGED, Events
-from eir.analysis.schema import FOLDER
 from eir.analysis.settings import SightingsSettings
 from eir.analysis.subscribers import Subscribers, subscribers
 from eir.config import Config
@@ -54,7 +52,6 @@ END_S = 2.0
 ORPHANED_S = 10.0
 """How long this process goes on for workers that have not ended, once it hears of the front no more."""
 STREAM_EVENTS_MAX = 100_000
-SEEN_FILE = "watched.json"
 LOOK_S = 0.02
 """Between two looks whether events have gone out."""
 
@@ -81,7 +78,7 @@ async def _keep_record(end: socket.socket, config: Config, receiver: socket.sock
     try:
         assert config.sightings is not None  # noqa: S101 - else this process was not started
         recorder = _Recorder(config, config.sightings, receiver, channel, log.report)
-        serving = asyncio.create_task(channel.serve({"write": recorder.write_now}, failed=call_failed(log.report)))
+        serving = asyncio.create_task(channel.serve({"write": recorder.write_now, "forget": recorder.forget}, failed=call_failed(log.report)))
         await recorder.run()
         serving.cancel()
     finally:
@@ -123,7 +120,7 @@ class _Recorder:
         """Until the key is there."""
         kinds = {name: DEVICE_CHANGED if config.lists[name].kind == SUBSCRIBERS else SIM_CHANGED for name in settings.watch}
         self._events = Events(
-            per_second_max=settings.events_max, watched=kinds, seen=_read_seen(config.state), origin=f"{time.time_ns():x}"
+            per_second_max=settings.events_max, watched=kinds, seen=watched.read(config.state), origin=f"{time.time_ns():x}"
         )
         self._deliveries = dict(self._made_deliveries())
 
@@ -158,6 +155,17 @@ class _Recorder:
         self._asked.append(written)
         self._wake.set()
         await written
+
+    async def forget(self, subscribers: Sequence[str]) -> None:
+        """Take subscribers out of what is remembered of them, and have the rest written, so that who asked finds all of it in the files."""
+        self._take(all_of_it=True)
+        self._put_events()
+        self._events.seen = watched.without(self._events.seen, subscribers)
+        for delivery in self._deliveries.values():
+            delivery.forget(subscribers)
+        if self._settings.watch:
+            await self._aside(partial(watched.write, self._config.state, self._events.seen.copy()))
+        await self.write_now()
 
     async def _end_alone(self) -> None:
         await self._channel.gone.wait()
@@ -257,7 +265,7 @@ class _Recorder:
 
             size += sum(file.bytes for file in files.write(state, batches.rows_of(messages).grouped(self._subscribers)))
             if self._settings.watch:
-                _write_seen(state, self._events.seen.copy())
+                watched.write(state, self._events.seen.copy())
         if time.monotonic() - self._pruned > PRUNE_S or size > settings.max_bytes:
             size = files.prune(state, keep_s=settings.keep_s, max_bytes=settings.max_bytes, now=time.time())
             self._pruned = time.monotonic()
@@ -312,20 +320,3 @@ def _stream(store: str, key: str, report: Report) -> deliver.Send:
 
 def _reason(fault: Exception) -> str:
     return os.strerror(fault.errno) if isinstance(fault, OSError) and fault.errno else type(fault).__name__
-
-
-def _read_seen(state: Path) -> Mapping[str, str]:
-    try:
-        found = json.loads((state / FOLDER / SEEN_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return {str(who): str(other) for who, other in found.items()} if isinstance(found, dict) else {}
-
-
-def _write_seen(state: Path, seen: Mapping[str, str]) -> None:
-    file = state / FOLDER / SEEN_FILE
-    fresh = file.with_name(f".{SEEN_FILE}{files.UNFINISHED}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, files.FILE_MODE)
-    with open(descriptor, "w") as stream:  # noqa: PTH123 - of a descriptor, for its mode
-        json.dump(seen, stream)
-    fresh.replace(file)
