@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmark import network
@@ -47,6 +48,7 @@ HITS = (0.01, 0.5)
 BUSY, BUSY_WITH_HITS = (Load(4, 256, hits=hits) for hits in HITS)
 ALONE = Load(1, 1)
 AGENTS = [Load(2, window, behind=behind, hits=hits) for behind, windows in ((64, (1, 8, 64, 512)), (1000, (64, 512))) for window in windows for hits in HITS]
+AGENTS += [Load(2, 512, behind=behind, hits=hits, vary=True) for behind in (64, 1000) for hits in HITS]
 """What agents bring: the requests of many MMEs, mixed."""
 SHOWN = Load(2, 64, behind=64, hits=0.5)
 """In the picture: the traffic that is hardest to answer fast."""
@@ -58,8 +60,12 @@ TIMES_OTP = {BUSY: 60.0, BUSY_WITH_HITS: 40.0} | {load: AGENTS_TIMES_OTP[load.be
 """Answers a second of the node, at least this many times OTP's."""
 TIMES_FASTER = {"freediameter": 7.0, "python-diameter": 20.0}
 """The same, of other peers, for `BUSY`."""
-P50_OF = {"otp": 1.0, "freediameter": 1.0, "echo": 1.1}
+P50_OF = {"otp": 1.0, "freediameter": 1.0, "echo": 1.15}
 """The node's latency with one request at a time, at most this many times the other's."""
+
+OF_ECHO, LIKE = 0.45, 0.9
+"""Answers a second of an agent's MMEs at `WIDEST`: at least so much of the C echo's; with a thousand, so much of those with 64."""
+WIDEST = 512
 
 CALLED = {
     "otp": "OTP's diameter", "freediameter": "freeDiameter", "python-diameter": "python-diameter", "floor": "bare uvloop, frames only",
@@ -72,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     """The part `peers` of scripts/bench."""
     parser = argparse.ArgumentParser(prog="bench peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--peer", choices=PEERS, action="append", help="one of them only; all if not given")
+    parser.add_argument("--beside", type=Path, metavar="TREE", help="another checkout of this program that scripts/setup was run in, as one more peer")
     add_options(parser, picture=True)
     options = parser.parse_args(arguments)
     program("load")
@@ -97,6 +104,10 @@ def main(arguments: Sequence[str]) -> int:
             start_echo(free_port(), log=folder / "echo.log", cores=on.server),
             *(start(free_port(), log=folder / f"{name}.log", cores=on.server) for name, start in starts.items()),
         ]
+        if options.beside is not None:
+            other = Site(folder / "other", program=[str(options.beside.absolute() / ".venv" / "bin" / "python"), "-m", "eir"])
+            other.load(other.release(listed.keys))
+            servers.append(other.server("beside", free_port(), cores=on.server))
         for server in servers:
             running.enter_context(server)
         results: Results = {}
@@ -113,6 +124,10 @@ def main(arguments: Sequence[str]) -> int:
         for name, load, wanted in (*(("otp", *each) for each in TIMES_OTP.items()), *((name, BUSY, least) for name, least in TIMES_FASTER.items()))
         if name in faster.get(str(load), ())
     ]
+    wide = [load for load in AGENTS if load.window == WIDEST and str(load) in faster]
+    targets += [at_least(f"answers a second, {load}, times the echo's", OF_ECHO, faster[str(load)]["echo"]["median"]) for load in wide]
+    few = {load: load._replace(behind=64) for load in wide if load.behind != 64}
+    targets += [at_least(f"answers a second, {load}, times those of 64", LIKE, _between(results, load, fewer)) for load, fewer in few.items()]
     targets += [at_most(f"p50, {ALONE}, times {name}'s", wanted, p50[name]["median"]) for name, wanted in P50_OF.items() if name in p50]
     measured = {
         "measured": rows(results), "answers_per_s_ratio": faster, "p50_ratio": p50, "missing": missing, "wrong_answers": wrong_answers(results),
@@ -122,6 +137,12 @@ def main(arguments: Sequence[str]) -> int:
     for load, ratios in faster.items():
         text += f"{load}: " + ", ".join(f"{found['median']:.2f} times {name}'s answers" for name, found in ratios.items()) + "\n"
     return finish("peers", measured, targets, options, text, picture=picture(measured))
+
+
+def _between(results: Results, load: Load, other: Load) -> float:
+    """The median over turns of the node's answers to one load, times those to another."""
+    mine, others = (results["eir", str(each)] for each in (load, other))
+    return median(answers_per_s(one) / answers_per_s(two) for one, two in zip(mine, others, strict=True))
 
 
 def picture(measured: Mapping[str, Any]) -> Picture:

@@ -45,6 +45,7 @@ PARTS = {
     "workers": ("--workers", "1", "2"),
     "sizes": ("--entries", "1000", "50000"),
     "switch": ("--entries", "20000", "--rate", "2000"),
+    "odd": (),
     "profile": (),
     "sightings": (),
     "n5g": ("--no-application",),
@@ -198,6 +199,13 @@ def test_switch(found):
     assert set(measured(found)) == {("quiet", "4 at 2000/s"), ("during the switch", "4 at 2000/s")}
     assert found["entries"] == 20000
     assert len(found["p99_times_quiet"]) == len(found["followed_s"]) == len(found["generator_late_us_p99"]) == 1
+
+
+def test_odd(found):
+    load = "64 at 20000/s"
+    assert set(measured(found)) == {("alone", load), ("beside the odd peer", load)}
+    assert len(found["p99_times_alone"]) == 1
+    assert found["wrong_answers"] == 0
 
 
 def test_switch_with_redis():

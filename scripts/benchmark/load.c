@@ -2,6 +2,7 @@
  *
  *   port= realm= host=        where to, and whose realm the MMEs are of; host is their Destination-Host's, if any
  *   connections= window=      each connection is an MME of its own, and has `window` requests under way
+ *   vary=1                    Session-Ids of each MME behind an agent have seven lengths, by turns
  *   behind=64                 each connection is an agent that brings requests of so many MMEs by turns, each with a Route-Record
  *   rate=                     requests a second over all connections instead, each due at its own time, however late answers are
  *   on_wire=1                 with rate, latency counts all the same from when a request has come to the server's socket until its answer
@@ -41,7 +42,7 @@
 #include "on_wire.h"
 #include "wire.h"
 
-enum { RECEIVE = 1 << 18, REQUEST_ROOM = 512, WINDOW_MAX = 1 << 15, CONNECTIONS_MAX = 1024, BEHIND_MAX = 4096, SESSION_DIGITS = 10, IMSI_DIGITS = 15 };
+enum { RECEIVE = 1 << 18, REQUEST_ROOM = 512, WINDOW_MAX = 1 << 15, CONNECTIONS_MAX = 1024, BEHIND_MAX = 4096, LENGTHS = 7, SESSION_DIGITS = 10, IMSI_DIGITS = 15 };
 enum { SCTP_NODELAY = 3, SCTP_RECVNXTINFO = 33, SCTP_DEFAULT_SNDINFO = 34, SCTP_NXTINFO = 4, PPID = 46 }; /* RFC 6458; numbers of Linux */
 enum { PATIENCE_MS = 10000, QUESTION_BYTES = 16, IMEI_DIGITS = 14 };
 #define WAKE_EVERY 0.00005 /* s: with a rate, requests that are due within this time are sent together */
@@ -67,7 +68,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void give_up(const char *
 
 static struct {
 	const char *realm, *host, *questions, *server, *always, *name;
-	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed, sctp, behind, on_wire;
+	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed, sctp, behind, vary, on_wire;
 } option = {.realm = "example", .name = "mme", .port = 3868, .connections = 1, .window = 1, .warmup = 1, .seconds = 3, .patience = 10};
 
 static void read_options(int count, char **arguments)
@@ -76,7 +77,7 @@ static void read_options(int count, char **arguments)
 		{"realm", &option.realm, 0}, {"host", &option.host, 0}, {"questions", &option.questions, 0}, {"server", &option.server, 0}, {"always", &option.always, 0},
 		{"port", 0, &option.port}, {"connections", 0, &option.connections}, {"window", 0, &option.window}, {"rate", 0, &option.rate},
 		{"warmup", 0, &option.warmup}, {"seconds", 0, &option.seconds}, {"constant", 0, &option.constant}, {"settle", 0, &option.settle},
-		{"patience", 0, &option.patience}, {"name", &option.name, 0}, {"shed", 0, &option.shed}, {"behind", 0, &option.behind}, {"on_wire", 0, &option.on_wire},
+		{"patience", 0, &option.patience}, {"name", &option.name, 0}, {"shed", 0, &option.shed}, {"behind", 0, &option.behind}, {"vary", 0, &option.vary}, {"on_wire", 0, &option.on_wire},
 		{"sctp", 0, &option.sctp},
 	};
 	for (int i = 1; i < count; i++) {
@@ -199,12 +200,12 @@ static struct mme *mmes;
 static int epoll, ending;
 static double counts_from, counts_to;
 
-static void make_template(struct template *of, const char *host, int number, int behind)
+static void make_template(struct template *of, const char *host, int number, int behind, int more_digits)
 {
 	char session[200], imsi[IMSI_DIGITS + 1] = "001010000000000";
 	int extra = number % 2; /* every other MME sends the spare digit too (TS 23.003 6.2.1) */
 	struct out out = begin(of->request, REQUEST | PROXIABLE, ME_IDENTITY_CHECK, S13, 0, 0);
-	of->session_length = snprintf(session, sizeof session, "%s;%u;%0*d", host, (unsigned)time(NULL), SESSION_DIGITS, 0);
+	of->session_length = snprintf(session, sizeof session, "%s;%u;%0*d", host, (unsigned)time(NULL), SESSION_DIGITS + more_digits, 0);
 	of->session_at = add_text(&out, SESSION_ID, session) - of->request;
 	of->digits_at = of->session_at + of->session_length - SESSION_DIGITS;
 	add_s13(&out);
@@ -229,14 +230,15 @@ static void make_template(struct template *of, const char *host, int number, int
 static void make_templates(struct mme *of, int number)
 {
 	char host[96];
-	of->template_count = option.behind ? (uint32_t)option.behind : 1;
+	of->template_count = option.behind ? (uint32_t)option.behind * (option.vary ? LENGTHS : 1) : 1;
 	of->templates = calloc(of->template_count, sizeof *of->templates);
-	for (int i = 0; i < (int)option.behind; i++) {
-		snprintf(host, sizeof host, "%s%d%.*s.%s", option.name, number * (int)option.behind + i + 1, i % 9, "-of-pool", option.realm);
-		make_template(of->templates + i, host, i, 1);
+	for (int i = 0; option.behind && i < (int)of->template_count; i++) {
+		int mme = i % (int)option.behind;
+		snprintf(host, sizeof host, "%s%d%.*s.%s", option.name, number * (int)option.behind + mme + 1, mme % 9, "-of-pool", option.realm);
+		make_template(of->templates + i, host, mme, 1, i / (int)option.behind);
 	}
 	if (!option.behind)
-		make_template(of->templates, of->host, number, 0);
+		make_template(of->templates, of->host, number, 0, 0);
 }
 
 static void put_digits(uint8_t *at, int count, uint64_t number)

@@ -41,12 +41,15 @@ class Load(NamedTuple):
     """Each connection is an agent's, and brings the requests of so many MMEs by turns; 0: it is an MME."""
     hits: float = FEW_HITS
     """The share of questions about devices that are listed, where several are asked for."""
+    vary: bool = False
+    """Session-Ids of each MME behind an agent have several lengths, as where they count."""
     on_wire: bool = False
     """With a rate: latency counts from when a request has come to the server's socket until its answer has come to the generator's."""
 
     def __str__(self) -> str:
         what = f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
         what += f" of {self.behind} MMEs" if self.behind else ""
+        what += ", Session-Ids of several lengths" if self.vary else ""
         return f"{what}, {self.hits:.0%} hits" if self.behind or self.hits != FEW_HITS else what
 
 
@@ -108,7 +111,7 @@ def ask(
 ) -> dict[str, Any]:
     """Run the generator against a server; what it found. `meanwhile` is called when it begins to count."""
     words = {
-        "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "on_wire": int(load.on_wire), "behind": load.behind, "settle": SETTLE_S,
+        "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "on_wire": int(load.on_wire), "behind": load.behind, "vary": int(load.vary), "settle": SETTLE_S,
         "warmup": how.warmup, "seconds": how.seconds, "questions": questions, "server": ",".join(map(str, server.pids)),
         "constant": int(server.constant), "sctp": int(server.sctp), "always": "" if server.lists else WHITELISTED,
     }  # fmt: skip

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ EIR = [sys.executable, "-m", "eir"]
 class Site:
     """The folder; nothing runs in it until `server` is entered."""
 
-    def __init__(self, folder: Path, *, loader_cores: set[int] | None = None, store: str = SQLITE, kind: str = DEVICES) -> None:
+    def __init__(
+        self, folder: Path, *, loader_cores: set[int] | None = None, store: str = SQLITE, kind: str = DEVICES, program: Sequence[str] = EIR
+    ) -> None:
+        """`program`: the command that is `eir`; another one is that of another tree."""
         self.folder = folder
+        self._program = list(program)
         self._kind = kind
         self.state = folder / "var"
         self.store = store
@@ -69,7 +74,7 @@ class Site:
         """Have `eir load` put it in the store, on the loader's cores; returns how long that took, in seconds."""
         began = time.perf_counter()
         with on_cores(self._loader_cores):
-            subprocess.run([*EIR, "load", "--force", "-c", self.configure(0), "--json", manifest], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*self._program, "load", "--force", "-c", self.configure(0), "--json", manifest], check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - began
 
     def server(self, name: str, port: int, *, cores: set[int], workers: int = 1, sctp: bool = False, **more: Any) -> Server:
@@ -77,11 +82,11 @@ class Site:
         if sctp:
             more["listen"] = [f"sctp://127.0.0.1:{port}"]
         path = self.configure(port, workers=workers, **more)
-        return Server(name, [*EIR, "serve", "-c", path], port, log=self.folder / f"{name}.log", cores=cores, lists=True, sctp=sctp)
+        return Server(name, [*self._program, "serve", "-c", path], port, log=self.folder / f"{name}.log", cores=cores, lists=True, sctp=sctp)
 
     def eir(self, port: int, *arguments: str) -> Any:
         """What another command says, as JSON."""
-        done = subprocess.run([*EIR, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"], check=True, stdout=subprocess.PIPE)
+        done = subprocess.run([*self._program, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"], check=True, stdout=subprocess.PIPE)
         return json.loads(done.stdout)
 
 

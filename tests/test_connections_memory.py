@@ -1,0 +1,37 @@
+"""Connections cost little memory: what a lane knows of one is its terms, and nothing of its requests."""
+
+import asyncio
+
+from hostile import memory_mb
+from node import LISTED
+from wire import Connection, cer, ecr, until
+
+CONNECTIONS, MOST_MB = 1000, 20
+READ_AT_ONCE = 20
+
+
+async def test_a_thousand_connections_take_20_mb_at_most(site):
+    site.load([LISTED, *(f"{number:014d}" for number in range(35_000_000_000_000, 35_000_000_001_000))])
+    site.configure(workers=2, limits={"connections_max": 1100, "source_connections_max": 1100})
+    node = site.start()
+    first = [await opened(node, "first")]
+    before = memory_mb(node.pid)
+    connections = []
+    for at in range(0, CONNECTIONS, READ_AT_ONCE):
+        connections += await asyncio.gather(*(opened(node, f"mme{number}") for number in range(at, at + READ_AT_ONCE)))
+    assert sum(node.status()["peers"].values()) == CONNECTIONS + 1
+    grown = memory_mb(node.pid) - before
+    for one in first + connections:
+        await one.close()
+    await until(lambda: sum(node.status()["peers"].values()) == 0)
+    assert grown < MOST_MB
+
+
+async def opened(node, host):
+    """A connection whose peer has asked some questions."""
+    connection = Connection(*await asyncio.open_connection(*node.address))
+    await connection.ask(cer(f"{host}.localdomain"))
+    for number in range(3):
+        answer = await connection.ask(ecr(ids=(number + 1, number + 1)))
+        assert answer.result == 2001
+    return connection
