@@ -466,14 +466,8 @@ async def test_a_year_takes_less_than_50_mb_and_holds(store, request, tmp_path):
     assert not list(broken(records, (), ledger))
 
 
-async def test_the_history_of_version_1_becomes_a_chain(tmp_path):
-    path = tmp_path / "lists.sqlite"
-    pages = pages_of([1])
-    store = SqliteStore(path)
-    await store.replace("a", state(pages), pages, seen=0)
-    await store.replace("a", state(pages_of([2]), serial=2), pages_of([2]), seen=1)
-    was, kept = await store.state("a"), (await store.releases("a"))[1].state
-    await store.close()
+def make_older(path):
+    """Give a file of one list, with one release before the last, form 1 of the schema, and a history of its own."""
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         for statement in (
             "ALTER TABLE lists DROP COLUMN made", "ALTER TABLE lists ADD COLUMN before TEXT", "ALTER TABLE lists ADD COLUMN before_set INTEGER",
@@ -484,11 +478,36 @@ async def test_the_history_of_version_1_becomes_a_chain(tmp_path):
             "PRAGMA user_version = 1",
         ):  # fmt: skip
             db.execute(statement)
+
+
+async def test_the_history_of_version_1_becomes_a_chain(tmp_path):
+    path = tmp_path / "lists.sqlite"
+    pages = pages_of([1])
     store = SqliteStore(path)
+    await store.replace("a", state(pages), pages, seen=0)
+    await store.replace("a", state(pages_of([2]), serial=2), pages_of([2]), seen=1)
+    was, kept = await store.state("a"), (await store.releases("a"))[1].state
+    await store.close()
+    make_older(path)
+    reader = SqliteStore(path, upgrades=False)
+    assert await reader.state("a") == was
+    assert [release.state for release in await reader.releases("a")] == [was, kept]
+    assert [(each.what, each.detail, each.number) for each in await reader.history()] == [("load", "x", 1), ("refuse", "bad: y", None)]
+    with pytest.raises(StoreError):
+        await reader.rollback("a", seen=2)
+    await reader.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM events").fetchone() == (2,)
+    told = []
+    store = SqliteStore(path, report=lambda event, **fields: told.append((event, fields["detail"])))
     assert await store.state("a") == was
     assert [release.state for release in await store.releases("a")] == [was, kept]
     assert [(each.what, each.detail, each.number) for each in await store.history()] == [("load", "x", 1), ("refuse", "bad: y", None)]
     assert await holds(store)
+    ((event, detail),) = told
+    assert event == "store_upgraded"
+    assert detail.startswith(f"{path} has form 1, and is brought to form 2 now")
     assert (await store.rollback("a", seen=2)).content_digest == kept.content_digest
     await store.close()
 
@@ -504,6 +523,25 @@ def site(tmp_path_factory):
         for _ in range(3):
             site.eir("load", site.release([UNLISTED], serial=1), status=1)
         yield site
+
+
+def test_who_looks_upgrades_nothing_and_who_loads_says_so_before(tmp_path):
+    (tmp_path / "publisher").mkdir()
+    with Site(tmp_path / "site", Publisher(tmp_path / "publisher")) as site:
+        site.load([LISTED])
+        site.load([LISTED, UNLISTED], serial=2)
+        file = site.state / "lists.sqlite"
+        make_older(file)
+        for command in (("lists",), ("show", "stolen"), ("history",), ("check", LISTED)):
+            assert "form" not in site.eir(*command).stderr, command
+            with contextlib.closing(sqlite3.connect(file)) as db:
+                assert db.execute("PRAGMA user_version").fetchone() == (1,), command
+        assert site.json("lists")[0]["entries"] == 2
+        said = site.eir("load", site.release([LISTED], serial=3)).stderr.splitlines()
+        assert [f"{file} has form 1, and is brought to form 2 now" in line for line in said].count(True) == 1
+        make_older(file)
+        node = site.start()
+        assert len(node.lines("store_upgraded")) == 1
 
 
 class TestCommand:

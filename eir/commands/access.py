@@ -59,8 +59,8 @@ def whereabouts(path: Path) -> Whereabouts:
     return found
 
 
-def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True) -> T:
-    """Open the store, do the work, close it. If not `fresh`, the store must be there already."""
+def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True, reads: bool = False) -> T:
+    """Open the store, do the work, close it. If not `fresh`, the store must be there already. `reads`: whatever its form, it stays as it is."""
     try:
         there = config.state.is_dir()
     except PermissionError as e:
@@ -69,7 +69,7 @@ def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitab
         raise EirError(f"the state folder {config.state} does not exist: no list was ever loaded (eir load creates it)")
 
     async def run() -> T:
-        store = open_store(config.store, config.state, report=warn)
+        store = open_store(config.store, config.state, report=warn, upgrades=not reads)
         try:
             return await work(store)
         finally:

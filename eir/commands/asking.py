@@ -86,7 +86,7 @@ def check(
     now = datetime.now(UTC)
     node = in_force.asked(checked, "check", store_only=from_store, as_json=as_json, **question._asdict())
     if node is None:
-        answer = with_store(checked, lambda store: explain.explain(question, checked.policy, checked.lists, store, now=now), fresh=False)
+        answer = with_store(checked, lambda store: explain.explain(question, checked.policy, checked.lists, store, now=now), fresh=False, reads=True)
     else:
         answer = _with_reason(checked, node, explain.Explanation.of_fields(question, node.answer), now)
     document, text = answer.as_json(), answer.as_text()

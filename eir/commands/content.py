@@ -54,7 +54,7 @@ def show_list(
     """
     checked = whereabouts(config)
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
-    found = _as_held(checked, node, list_name, identifier) or with_store(checked, partial(_found, checked, list_name, identifier), fresh=False)
+    found = _as_held(checked, node, list_name, identifier) or with_store(checked, partial(_found, checked, list_name, identifier), fresh=False, reads=True)
     entries = [entry for entry in entries_of(found.pages) if entry.key in found.keys or (entry.whole_tac and found.keys.start - entry.key in range(SNR_KEYS))] if identifier else entries_of(found.pages)
     shown = list(islice(entries, skip, skip + limit))
     added = added_by(found.events, found.state.kind)
@@ -104,7 +104,7 @@ def export_list(
         if given not in known:
             raise fail(f"--{option} {given}: expected {', '.join(filter(None, known))}", EXIT_USAGE)
     checked = whereabouts(config)
-    found = with_store(checked, partial(_found, checked, list_name, ""), fresh=False)
+    found = with_store(checked, partial(_found, checked, list_name, ""), fresh=False, reads=True)
     with progress() as advance, written_to(out) as file:
         rows = export(
             found.state, found.pages, layout, file, only_tacs=only == "tac" if only else None,

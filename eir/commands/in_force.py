@@ -91,7 +91,7 @@ def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> St
     """What the store holds of the lists that file and node have; why it says nothing, if it does not."""
 
     async def found() -> Stored:
-        store = open_store(config.store, config.state, check=False)
+        store = open_store(config.store, config.state, check=False, upgrades=False)
         try:
             async with asyncio.timeout(STORE_S):
                 return await states_of(store, dict.fromkeys([*config.lists, *states]))
@@ -159,8 +159,8 @@ def read_as_held(
     """
 
     async def read() -> tuple[T, str] | None:
-        copy = open_copy(config.store, config.state)
-        places = [(STORE_ITSELF, open_store(config.store, config.state, check=False)), *([(LAST_COPY, copy)] if copy else [])]
+        copy = open_copy(config.store, config.state, upgrades=False)
+        places = [(STORE_ITSELF, open_store(config.store, config.state, check=False, upgrades=False)), *([(LAST_COPY, copy)] if copy else [])]
         found = None
         for place, store in places:
             try:

@@ -45,7 +45,7 @@ def lists(
         return await states_of(store, checked.lists) if checked.lists else {**await store.states()}
 
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
-    states: Stored = with_store(checked, found, fresh=False) if node is None else dict.fromkeys(checked.lists) | dict(node.states)
+    states: Stored = with_store(checked, found, fresh=False, reads=True) if node is None else dict.fromkeys(checked.lists) | dict(node.states)
     kinds = {name: settings.kind for name, settings in checked.lists.items()}
     rows = [_list_row(name, kinds.get(name, ""), state) for name, state in states.items()]
     if not as_json:  # a list without releases has changes

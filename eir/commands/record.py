@@ -68,9 +68,9 @@ def history(
         raise fail("--reason goes with `eir history adopt`", EXIT_USAGE)
     begin = _begin(since)
     if verify:
-        _tell(with_store(checked, lambda store: _whole(checked, store), fresh=False), as_json=as_json)
+        _tell(with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True), as_json=as_json)
     if export is not None:
-        whole = with_store(checked, lambda store: _whole(checked, store), fresh=False)
+        whole = with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True)
         _export(whole, export, list_name, begin)
     if verify or export is not None:
         return
@@ -83,7 +83,7 @@ def history(
         return [*events]
 
     try:
-        events = with_store(checked, found, fresh=False)
+        events = with_store(checked, found, fresh=False, reads=True)
     except StoreError as error:
         events = _of_the_node(checked, list_name, limit or (None if since else NEWEST), begin, error)
     rows = [{key: getattr(event, key) for key in KEYS} for event in events]

@@ -75,7 +75,7 @@ class _Process:
         self._channel, self._log = channel, log
         self._index = Index(kinds_of(config))
         self._all_there = asyncio.Event()
-        self._store, self._copy = open_store(config.store, config.state, report=log.report, check=False), open_copy(config.store, config.state)
+        self._store, self._copy = open_store(config.store, config.state, report=log.report, check=False), open_copy(config.store, config.state, report=log.report)
         self._follower = Follower(
             self._store, self._index, report=log.report, on_switch=self._switched, copy=self._copy, heal=config.heal,
             who=f"{socket.gethostname()}:{os.getpid()}",

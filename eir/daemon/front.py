@@ -40,7 +40,7 @@ from eir.daemon.workers import Workers
 from eir.diameter.rate import memory_file
 from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
-from eir.errors import ConfigError, EirError, SetupFault, StoreError
+from eir.errors import ConfigError, EirError, SetupFault, StoreError, silent
 from eir.follow.history import HistoryKeeper
 from eir.lists.image import Image
 from eir.lists.patience import STOOD_STILL, in_time
@@ -56,7 +56,7 @@ from eir.operate.owner import as_owner_of
 from eir.operate.service import ENDING, READY, tell_service
 from eir.operate.status import NOT_READY, ExpiryReminder, Status
 from eir.s13.lane import LANE
-from eir.stores.open import open_copy, open_store
+from eir.stores.open import SQLITE, open_copy, open_store
 
 HOLD_S = 2.0
 """How long new connections wait, when a worker has ended, for the one that takes its place: so that its peers, which come
@@ -377,7 +377,8 @@ class Front:
 
     async def _read_outcomes(self) -> None:
         """Read what became of releases, and see to the history; the front keeps no connection to the store for that."""
-        store = open_store(self._config.store, self._config.state, check=False)
+        report = self._log.report if self._config.store == SQLITE else silent  # of Redis the follower tells
+        store = open_store(self._config.store, self._config.state, report=report, check=False)
         try:
             self._status.store_newer = await in_time(store.newer())
             await self._history.look(store, self._config.history, [*self._config.lists])

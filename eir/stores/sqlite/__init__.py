@@ -17,7 +17,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from eir.errors import StoreChanged
+from eir.errors import Report, StoreChanged, silent
 from eir.lists.pages import NUMBER_BITS, Page
 from eir.lists.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
 from eir.stores.records import VALUE_BYTES_MAX, decode_change, decode_state, newer_form
@@ -65,9 +65,10 @@ DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :no
 class SqliteStore(PageSetStore):
     """Implements eir.lists.store.ListStore over one file, which is made if it is not there and opened when first asked."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, upgrades: bool = True, report: Report = silent) -> None:
+        """`upgrades`: a file of an older form is brought to this one, which `report` is told before; else it is read as it is."""
         self.path = path
-        self._file = File(path, history.upgrade)
+        self._file = File(path, history.upgrade, upgrades=upgrades, report=report)
 
     async def _stored(self, name: str) -> Stored[int] | None:
         return await self._file.call(writing.stored, name)

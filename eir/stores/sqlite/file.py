@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
-from eir.errors import StoreError
+from eir.errors import Report, StoreError, silent
 from eir.lists.pages import NUMBER_BITS
 from eir.stores.records import FORM, newer_form
 
@@ -75,6 +76,12 @@ ALTER TABLE lists DROP COLUMN before_set;
 ALTER TABLE lists DROP COLUMN before_whole;
 ALTER TABLE lists ADD COLUMN made TEXT;
 """
+AS_2 = f"""
+CREATE TEMP TABLE lists AS SELECT * FROM main.lists;
+CREATE TEMP TABLE events AS SELECT * FROM main.events;
+{SINCE_2.replace("CREATE TABLE", "CREATE TEMP TABLE").replace("CREATE INDEX ", "CREATE INDEX temp.")}
+"""  # noqa: S608  # all parts are constants of this module
+"""For who only reads a file of form 1: what differs, in tables of the connection's own."""
 NOW = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORM};
@@ -100,10 +107,12 @@ class File:
     function of the connection; all run in one thread, in the order in which they came.
     """
 
-    def __init__(self, path: Path, upgrade: Callable[[sqlite3.Connection, int], None] = lambda *_: None) -> None:
+    def __init__(
+        self, path: Path, upgrade: Callable[[sqlite3.Connection, int], None] = lambda *_: None, *, upgrades: bool = True, report: Report = silent
+    ) -> None:
         self.path = path
-        self._upgrade = upgrade
-        """Does what SQL cannot where the file is of another version of the schema, in the transaction that brings it to this one."""
+        self._open = partial(_opened, path, partial(_prepare, path=path, upgrade=upgrade, upgrades=upgrades, report=report))
+        """`upgrade` does what SQL cannot where the file is of another version of the schema, in the transaction that brings it to this one."""
         self._db: sqlite3.Connection | None = None
         self._still: tuple[float, str] | None = None
         """Where it could be opened for reading only: until when (time.monotonic), and why."""
@@ -160,11 +169,11 @@ class File:
             os.fchmod(descriptor, FILE_MODE)
             os.close(descriptor)
         try:
-            db = _opened(self.path, self._upgrade)
+            db = self._open()
         except sqlite3.Error as error:
             if _cause(error) not in NO_ROOM:
                 raise
-            db = _opened(self.path, self._upgrade, still=error)
+            db = self._open(still=error)
             self._still = time.monotonic() + STILL_S, str(error)
         found = self.path.stat()
         self._db, self._inode = db, (found.st_dev, found.st_ino)
@@ -189,7 +198,7 @@ def _cause(error: sqlite3.Error) -> str:
     return CAUSES.get(getattr(error, "sqlite_errorname", "_").split("_")[1], "error")
 
 
-def _opened(path: Path, upgrade: Callable[[sqlite3.Connection, int], None], *, still: sqlite3.Error | None = None) -> sqlite3.Connection:
+def _opened(path: Path, prepare: Callable[[sqlite3.Connection, int], None], *, still: sqlite3.Error | None = None) -> sqlite3.Connection:
     """A connection to the file; `still`: why it cannot be opened as always, which is raised if it is empty.
 
     Then it is read as it is on the disk, without lock, shared memory and what the write-ahead log may have on top: a node
@@ -202,7 +211,7 @@ def _opened(path: Path, upgrade: Callable[[sqlite3.Connection, int], None], *, s
     try:
         version = _version(db, path)
         if still is None:
-            _prepare(db, version, upgrade)
+            prepare(db, version)
         elif not version:
             raise still  # noqa: TRY301  # the connection is closed as after any other fault
     except BaseException:
@@ -220,8 +229,15 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def _prepare(db: sqlite3.Connection, version: int, upgrade: Callable[[sqlite3.Connection, int], None]) -> None:
-    if version > FORM:
+def _prepare(
+    db: sqlite3.Connection, version: int, *, path: Path, upgrade: Callable[[sqlite3.Connection, int], None], upgrades: bool, report: Report
+) -> None:
+    only_read = 0 < version < FORM and not upgrades
+    if only_read:
+        for statement in (AS_2 + FROM_1).split(";\n"):
+            db.execute(statement)
+        upgrade(db, version)
+    if only_read or version > FORM:
         db.execute("PRAGMA query_only = 1")
         return
     _use_wal(db)
@@ -232,6 +248,8 @@ def _prepare(db: sqlite3.Connection, version: int, upgrade: Callable[[sqlite3.Co
         with transaction(db):
             version = _pragma(db, "user_version")  # another process may have been faster
             if version < FORM:
+                if version:
+                    report("store_upgraded", level="warning", reason="older", detail=f"{path} has form {version}, and is brought to form {FORM} now: an older eir reads it from then on, if at all, and changes nothing")
                 steps = (SINCE_2, FROM_1) if version else (SCHEMA, SINCE_2)
                 for statement in "".join((*steps, NOW)).split(";\n"):
                     db.execute(statement)
