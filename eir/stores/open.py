@@ -45,7 +45,7 @@ async def serial_marks(url: str, state_folder: Path) -> Mapping[str, Mark]:
     """
     path = state_folder / COPY_FILE
     try:
-        copy = open_copy(url, state_folder) if path.exists() else None
+        copy = open_copy(url, state_folder, upgrades=False) if path.exists() else None
     except PermissionError as error:
         raise StoreError("cannot_open", f"{path}: {error.strerror}") from None
     if copy is None:
