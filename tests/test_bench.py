@@ -175,7 +175,7 @@ def test_sizes(found):
         assert 0 < row["own_mb"] < row["resident_mb"] < row["node_mb"]
     assert large["store_mb"] > small["store_mb"]
     assert small["with_hits_of_smallest"] == 1
-    assert len(found["targets"]) == 6
+    assert len(found["targets"]) == 5
 
 
 def test_sizes_of_pairs():

@@ -94,7 +94,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_process_open_fds", "gauge", ("process",), "Open files and connections of the process", "max"),
     Family("eir_process_max_fds", "gauge", ("process",), "How many the process may open; nothing without a limit", "min"),
     Family("eir_start_timestamp_seconds", "gauge", (), "When the node started", "max"),
-    Family("eir_build_info", "gauge", ("version", "lane"), "The version that runs, and whether it has the `compiled` express lane, or `none`: then a check costs some ten times as much", "max"),
+    Family("eir_build_info", "gauge", ("version", "lane"), "The version that runs, and whether it has the `compiled` express lane, or `none`: then a check costs many times as much", "max"),
 )
 
 _FAMILY = {family.name: family for family in FAMILIES}

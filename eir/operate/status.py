@@ -156,7 +156,7 @@ class Status:
         self._report(
             event, level="info" if ready else "warning", reason="; ".join(found.why) or None, workers=len(reports),
             version=__version__ if first else None, lane=LANE if first else None,
-            detail="no compiled lane: a check costs some ten times as much" if first and not COMPILED else None,
+            detail="no compiled lane: a check costs many times as much" if first and not COMPILED else None,
         )  # fmt: skip
 
     def document(self, reports: Sequence[WorkerReport]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Status:
         checks = sum(report.checks for report in reports)
         entries = sum(state.entries for state in lists.values())
         figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
-        figures += "" if COMPILED else "; no compiled lane here, so that a check costs some ten times as much"
+        figures += "" if COMPILED else "; no compiled lane here, so that a check costs many times as much"
         return {
             "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "ready": found.word, "version": __version__, "lane": LANE,
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
