@@ -99,7 +99,7 @@ class TestCheck:
 
     def test_checks_of_a_probe_are_counted_apart_and_are_no_sightings(self, checks):
         kept = checks.checker.sightings = Kept()
-        checks.checker.probes = frozenset({"probe"})
+        checks.checker.probes = frozenset({("toy", "probe"), ("fast", "probe")})
         for peer in ("probe", "mme"):
             checks.ask(TRIED, peer=peer)
             checks.ask(peer=peer, imei="x")

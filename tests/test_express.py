@@ -442,7 +442,7 @@ class TestManyAtOnce:
     def test_checks_of_a_probe_are_no_sightings(self, index):
         policy = replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True)))
         with_lane, without = sides(index, policy, sightings=True)
-        with_lane.checker.probes = without.checker.probes = frozenset({"mme"})
+        with_lane.checker.probes = without.checker.probes = frozenset({("s13", "mme")})
         stream = b"".join(ecr(f"{key:014d}") for key in [*range(60), BLOCKED, NAMED, 101004_000005, *range(60, 120)])
         assert with_lane.feed(stream) == without.feed(stream)
         assert with_lane.checker.checks() == without.checker.checks()

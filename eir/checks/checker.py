@@ -54,12 +54,12 @@ class Checker:
     def __init__(
         self, settings: PolicySettings, index: Index, *, now: datetime, report: Report = silent,
         note_check: NoteCheck = lambda *_: None, note_observed: NoteObserved = lambda *_: None, sightings: Sightings | None = None,
-        probes: frozenset[str] = frozenset(),
+        probes: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:  # fmt: skip
         self.sightings = sightings
         """Takes every check; a fast path hands in its own. None: nothing is kept."""
         self.probes = probes
-        """Labels of peers whose checks are nobody's phones: they are answered and counted, but no sightings."""
+        """Protocol and label of peers whose checks are nobody's phones: they are answered and counted, but no sightings."""
         self.held: list[Verdict] = []
         """Rules under observation that held in the check that is being decided, where there are sightings."""
         self._index, self._report = index, report
@@ -133,7 +133,7 @@ class Checker:
     def sight(self, decision: Decision, protocol: str, peer: str, texts: Iterable[str]) -> None:
         """Tell the record of a check that was just decided; `texts`: see eir.checks.sighting.TEXTS."""
         observed = self.observed_now()
-        if self.sightings is not None and peer not in self.probes:
+        if self.sightings is not None and (protocol, peer) not in self.probes:
             lines = "".join([text[:longest].replace("\n", " ") + "\n" for text, longest in zip(texts, TEXT_MAX, strict=True)])
             self.sightings.add((SightingKind(decision, protocol, peer, observed),), bytes(2), lines.encode())
 
@@ -150,7 +150,7 @@ class Checker:
         self._answered[self._asked_by(protocol, peer)].update(verdicts)
 
     def _asked_by(self, protocol: str, peer: str) -> Labels:
-        return (protocol, PROBE) if peer in self.probes else (protocol,)
+        return (protocol, PROBE) if (protocol, peer) in self.probes else (protocol,)
 
     def note(self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1) -> None:
         """Tell of checks that did not end in `whitelisted`: peer label; of the last one Origin-Host, device (key of eir.device), IMSI (empty: none)."""

@@ -44,6 +44,7 @@ from eir.lists.image import Image, ImageError
 from eir.lists.index import Index
 from eir.lists.store import ListState
 from eir.n5g.server import N5gServer
+from eir.n5g.service import PROTOCOL as N5G_PROTOCOL
 from eir.n5g.service import N5gService
 from eir.n5g.settings import is_http, is_secure
 from eir.operate import metrics
@@ -172,9 +173,13 @@ def built(
     )  # fmt: skip
 
 
-def probes_of(config: Config) -> frozenset[str]:
-    """Labels of the peers whose checks are nobody's phones."""
-    return frozenset(peer.label for peer in config.peers if peer.is_probe)
+def probes_of(config: Config) -> frozenset[tuple[str, str]]:
+    """Protocol and label of the peers whose checks are nobody's phones.
+
+    An AMF connects for each request, so that `expected: false` makes no probe of it.
+    """
+    asked = ((PROTOCOL, [peer for peer in config.peers if peer.is_probe]), (N5G_PROTOCOL, [peer for peer in config.peers if peer.probe]))
+    return frozenset((protocol, peer.label) for protocol, peers in asked for peer in peers)
 
 
 def tokens_of(files: "KeyFiles | None", now: "Tokens | None") -> "Tokens | None":

@@ -91,7 +91,7 @@ class ExpressLane:
         if lane is None or program is None:
             return position, NOTHING
         sightings = checker.sightings
-        telling = b"" if sightings is None or self._label in checker.probes else lanes.everything if sightings.has_room else lanes.events
+        telling = b"" if sightings is None or (PROTOCOL, self._label) in checker.probes else lanes.everything if sightings.has_room else lanes.events
         position, answers, answered, counted, *told = lane.take(self._terms, data, position, messages_max, self._decide, telling)
         if not answered:
             return position, NOTHING
