@@ -333,7 +333,7 @@ def test_an_address_that_no_entry_allows_is_told_so(own, workers):
     version, status, body = curl(url, "--http2-prior-knowledge")
     assert (version, status) == ("2", "403")
     assert json.loads(body) == {"title": "Forbidden", "status": 403, "detail": "no entry of the peer table takes this client"}
-    (line,) = node.lines("peer_refused")
+    (line,) = until(lambda: node.lines("peer_refused"))
     assert (line["reason"], line["setting"], line["protocol"]) == ("source", "peers: from", "n5g")
     assert line["address"].startswith("127.0.0.1:")
     assert [row["label"] for row in control(own.state, "peers")] == ["far"]
