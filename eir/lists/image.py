@@ -141,15 +141,10 @@ class Image:
             raise
         return cls(mapped, arrays, descriptor)
 
-
     @property
     def lane_arrays(self) -> tuple[memoryview, memoryview, memoryview]:
         """What a compiled look-up reads: `slots`, `offsets` and `lows` of the devices, or of the subscribers of a list of these."""
         return self._devices.slots, self._devices.offsets, self._devices.lows
-
-    def has_page(self, number: int) -> bool:
-        """It says something about the keys of this page, if only that there are none."""
-        return self._devices.page(number) >= 0
 
     @property
     def has_pairs(self) -> bool:
