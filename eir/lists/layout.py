@@ -2,7 +2,7 @@
 
 What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and leaves to this
 module only the rows that need explaining.
-May import eir.device, eir.errors and lists.settings; knows neither manifests nor stores, nor polars: a server reads no files.
+May import eir.device, eir.errors and lists' device_check and settings; knows neither manifests nor stores, nor polars: a server reads no files.
 """
 
 import csv
@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
+from eir.lists.device_check import INSERT, REMOVE, looks_like_answer
 from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, Layout
 
 BOM = b"\xef\xbb\xbf"
@@ -23,6 +24,8 @@ BY_IMEI, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR = ("imei",), ("tac",), ("imei_from",
 SUBJECTS = {DEVICES: (BY_IMEI, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,)}
 REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
 """Columns that say why, when an entry ends, when it was made, and whether a row adds or removes it."""
+CHANGE, WHEN = "change", "when"
+"""A second column that says whether a row adds or removes; and one with the time, in Unix seconds, by which the latest row of a device counts."""
 
 
 def tac_key(text: str) -> int:
@@ -49,13 +52,24 @@ LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
     Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True),
     # An exception is for one SIM in one device: as a device's alone it would exempt the device from everything.
     Layout(name="dirbs-exceptions", columns={"imei": "imei", "imsi": "imsi"}, subjects={PAIRS: (BY_PAIR,)}, junk=True),
+    # A case that is pending is not to be blocked yet, and a case without a status is as one that is closed (DIRBS-Core, StolenListSchema).
+    Layout(
+        name="lsds", columns={"imei": "imei", DATE: "reporting_date", ACTION: "status", CHANGE: "change_type"}, subjects={DEVICES: (BY_IMEI,)},
+        added=frozenset({"", "blacklist", "add", "update"}), removed=frozenset({"pending", "recovered", "remove"}),
+    ),
+    Layout(
+        name="gsma-device-check", columns={"imei": 1, ACTION: 2, REASON: 3, WHEN: 4}, names=False, subjects={DEVICES: (BY_IMEI,)},
+        added=frozenset({INSERT}), removed=frozenset({REMOVE}), answers=True,
+    ),
 )}  # fmt: skip
 """Those that need no declaration."""
-_DIRBS_HEADERS = {
+_HEADERS = {
     "imei,block_date,reasons": "dirbs-blacklist",
     "imei,imsi,msisdn,block_date,reasons": "dirbs-notifications",
     "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
     "imei,imsi,msisdn": "dirbs-exceptions",
+    "imei,reporting_date,status": "lsds",
+    "imei,reporting_date,status,change_type": "lsds",
 }
 
 
@@ -111,7 +125,7 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         expected = " or ".join("+".join(columns) for columns in allowed)
         found = "+".join(sorted(present)) or "none of them"
         raise ReleaseRefused("layout", f"{where}: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}")
-    others = [REASON, UNTIL, ACTION, *([DATE] if dates else [])]
+    others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates else [])]
     return Plan(subject, {column: at[column] for column in (*subject, *others) if column in at}, layout)
 
 
@@ -147,8 +161,10 @@ def separator_hint(header: bytes, separator: str = ",") -> str:
 
 def guess_layout(first_line: bytes) -> str | None:
     """The layout of a file that begins with this line; None if nothing known fits."""
+    if looks_like_answer(first_line):
+        return "gsma-device-check"
     names = _header_names(first_line, ",")
-    if (dirbs := _DIRBS_HEADERS.get(",".join(names))) is not None:
+    if (dirbs := _HEADERS.get(",".join(names))) is not None:
         return dirbs
     if _KEY_OF.keys() & set(names):
         return "eir"
@@ -224,8 +240,9 @@ def complaint(line: bytes, plan: Plan) -> str:
     fields, layout = fields_of(line, plan), plan.layout
     if plan.may_be_open:
         fields["imei_to"] = fields["imei_to"] or fields["imei_from"]
-    if None in (fields[column] for column in plan.subject):
-        return "the row has no " + "+".join(plan.subject) + "; one row a line, quotes closed, is expected"
+    if None in (fields[column] for column in plan.subject) or (layout.answers and not fields["imei"]):
+        one = "one answer of Device Check a line, a JSON object with its deviceid, responsestatus success, and dated actions"
+        return f"{one}, is expected" if layout.answers else f"the row has no {'+'.join(plan.subject)}; one row a line, quotes closed, is expected"
     try:
         keys = [_KEY_OF[column](fields[column] or "") for column in plan.subject]
         until_seconds(fields.get(UNTIL) or "", layout.dates)
@@ -233,8 +250,9 @@ def complaint(line: bytes, plan: Plan) -> str:
         return str(error)
     except ValueError:
         return f"until is not like {layout.dates or USUAL_DATES}"
-    if ACTION in fields and (fields[ACTION] or "").strip() not in layout.added | layout.removed:
-        return f"its code is none of {', '.join(sorted(layout.added))} (added) and {', '.join(sorted(layout.removed))} (removed)"
+    if any((fields[column] or "").strip() not in layout.added | layout.removed for column in (ACTION, CHANGE) if column in fields):
+        known = [", ".join(sorted(filter(None, codes))) for codes in (layout.added, layout.removed)]
+        return f"its code is none of {known[0]} (added) and {known[1]} (removed)"
     if plan.subject != BY_RANGE:
         return "the row cannot be read"
     first, last = keys

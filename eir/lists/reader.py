@@ -27,10 +27,12 @@ from eir.lists.layout import (
     BY_PAIR,
     BY_RANGE,
     BY_TAC,
+    CHANGE,
     DATE,
     REASON,
     UNTIL,
     USUAL_DATES,
+    WHEN,
     Plan,
     complaint,
     fields_of,
@@ -91,6 +93,7 @@ def read_rows(
     `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far, `range` as Rows.add_spans.
     """
     dialect = layout_named(name, layout, declared or {})
+    answers = _Answers() if dialect.answers else None
     frame, no_date = Frame(name, dialect), f"its date is not like {dialect.dates or USUAL_DATES}"
     plan: Plan | None = None
     count, line = 0, 1 + dialect.lines_before
@@ -101,7 +104,7 @@ def read_rows(
             line += _lines(piece) - _lines(chunk)
         if chunk:
             lines = _lines(chunk)
-            bad, wide, odd = _read_chunk(chunk, lines, plan, (rows, removed, reasons, tally))
+            bad, wide, odd = _read_chunk(chunk, lines, plan, (rows, removed, reasons, tally), answers)
             count += len(bad)
             tally.bad += int(bad.sum())
             tally.wrong_dates += int(odd.sum())
@@ -116,10 +119,14 @@ def read_rows(
     if plan is None and dialect.names:
         raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
     frame.check(count)
+    if answers is not None:
+        answers.into(rows, removed)
     return count
 
 
-def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Rows | None, Reasons, Tally]) -> tuple[Mask, Mask, Mask]:
+def _read_chunk(
+    data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Rows | None, Reasons, Tally], answers: "_Answers | None"
+) -> tuple[Mask, Mask, Mask]:
     """Take some lines: of the rows that they hold, which are bad, which hold a range over the limit, and which no date."""
     rows, removed, reasons, tally = into
     columns, layout = _columns(data, lines, plan), plan.layout
@@ -128,8 +135,7 @@ def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Ro
     plus = b"+" in data  # numbers may have a sign, identifiers may not
     if tally.check_digits:
         tally.wrong_check_digits += sum(_wrong_check_digits(columns[name], plus) for name in plan.subject if name.startswith("imei"))
-    if plan.may_be_open:
-        columns["imei_to"] = _or_else(columns["imei_to"], columns["imei_from"])
+    _close_ranges(columns, plan)
     parsed = [_KEYS_OF[name](columns[name], plus) for name in plan.subject]
     keys = [numbers for numbers, _ in parsed]
     good = np.logical_and.reduce([mask for _, mask in parsed])
@@ -139,9 +145,8 @@ def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Ro
         good &= readable
     odd = ~_ends(columns[DATE], layout.dates)[1] if DATE in columns else np.zeros(len(good), bool)
     if ACTION in columns:
-        codes = columns[ACTION].str.strip_chars().fill_null("")
-        goes = codes.is_in(list(layout.removed)).to_numpy()
-        good &= goes | codes.is_in(list(layout.added)).to_numpy()
+        goes, readable = _codes(columns, layout)
+        good &= readable
     wide = _ranges(plan, keys, good, tally)
     bad = ~good
     if layout.junk and bad.any():
@@ -151,10 +156,42 @@ def _read_chunk(data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Ro
     why = None if REASON not in columns else _reason_indexes(_said(columns[REASON], layout), reasons)
     if plan.subject == BY_TAC:
         keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
-    for taker, which in ((rows, good if goes is None else good & ~goes), (removed, None if goes is None else good & goes)):
-        if taker is not None and which is not None:
+    if answers is not None and goes is not None:
+        answers.add(keys[0][good], columns[WHEN].cast(pl.Int64).to_numpy()[good], goes[good], None if why is None else why[good])
+        rows = removed = None
+    takers = ((rows, good),) if goes is None else ((rows, good & ~goes), (removed, good & goes))
+    for taker, which in takers:
+        if taker is not None:
             _add(taker, plan, [_some(each, which) for each in keys], _some(why, which), _some(until, which))
     return bad, wide, odd
+
+
+@dataclass(slots=True)
+class _Answers:
+    """What a file says of devices, of which the latest row for each counts; of rows of one time the last one."""
+
+    parts: list[tuple[Keys, Seconds, Mask, ReasonIndexes]] = field(default_factory=list)
+
+    def add(self, keys: Keys, when: Seconds, goes: Mask, why: ReasonIndexes | None) -> None:
+        """Rows in the file's order: devices, Unix seconds, whether they leave the list, and reasons."""
+        self.parts.append((keys, when, goes, np.zeros(len(keys), np.uint8) if why is None else why))
+
+    def into(self, rows: Rows | None, removed: Rows | None) -> None:
+        """Hand on what counts."""
+        if not any(len(keys) for keys, *_ in self.parts):
+            return
+        keys, when, goes, why = (np.concatenate(part) for part in zip(*self.parts, strict=True))
+        order = np.lexsort((when, keys))  # stable
+        last = order[np.append(keys[order][1:] != keys[order][:-1], True)]
+        for taker, which in ((rows, last[~goes[last]]), (removed, last[goes[last]])):
+            if taker is not None:
+                taker.add(keys[which], why[which])
+
+
+def _close_ranges(columns: dict[str, pl.Series], plan: Plan) -> None:
+    """Where a range may be without an end, it is its first identifier then."""
+    if plan.may_be_open:
+        columns["imei_to"] = columns["imei_from"].zip_with(columns["imei_to"].fill_null("") == "", columns["imei_to"])
 
 
 def _ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> Mask:
@@ -185,9 +222,12 @@ def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None
         rows.add_spans(keys[0], keys[1], why, until)
 
 
-def _or_else(texts: pl.Series, others: pl.Series) -> pl.Series:
-    """The texts, and where there is none the others'."""
-    return others.zip_with(texts.fill_null("") == "", texts)
+def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask]:
+    """Which rows are removed, since one of their codes says so, and which have codes that are known."""
+    texts = [columns[name].str.strip_chars().fill_null("") for name in (ACTION, CHANGE) if name in columns]
+    removes = [codes.is_in(list(layout.removed)).to_numpy() for codes in texts]
+    adds = [codes.is_in(list(layout.added)).to_numpy() for codes in texts]
+    return np.logical_or.reduce(removes), np.logical_and.reduce([gone | comes for gone, comes in zip(removes, adds, strict=True)])
 
 
 def _said(texts: pl.Series, layout: Layout) -> pl.Series:

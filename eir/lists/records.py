@@ -1,6 +1,6 @@
 """What stands around the rows of a file: its encoding, a header record and a trailer record, and what these promise.
 
-May import eir.errors and lists' delivered, layout and settings; knows neither manifests nor stores.
+May import eir.errors and lists' delivered, device_check, layout and settings; knows neither manifests nor stores.
 """
 
 import codecs
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from eir.errors import ReleaseRefused
 from eir.lists.delivered import LINE_BYTES_MAX
+from eir.lists.device_check import rows_of
 from eir.lists.layout import BOM, USUAL_DATES, until_seconds
 from eir.lists.settings import Layout, Record
 
@@ -38,6 +39,8 @@ class Frame:
         if self._layout.encoding != UTF_8:
             chunks = _decoded(self._name, chunks, self._layout.encoding)
         chunks = map(one_line_end, chunks)
+        if self._layout.answers:
+            chunks = map(rows_of, chunks)
         if self._layout.lines_before:
             chunks = self._below(chunks)
         return chunks if self._layout.trailer is None else self._above(chunks, self._layout.trailer)

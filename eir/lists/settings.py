@@ -54,11 +54,13 @@ class Layout:
     """The form of dates, such as DD.MM.YYYY; None: the usual ones."""
     added: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
-    """Codes in the column `action`."""
+    """Codes in the columns `action` and `change`: a row is removed if either says so."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Reasons by the code that stands for them."""
     junk: bool = False
     """Networks report texts that are not identifiers, and here they are normal: skipped and counted."""
+    answers: bool = False
+    """Each line is an answer of GSMA Device Check (lists.device_check); of several about one device the one with the latest action counts."""
 
     @property
     def lines_before(self) -> int:
