@@ -21,9 +21,10 @@ from eir.device import device_key
 from eir.diameter.settings import PeerSettings
 from eir.lists.index import Index
 from eir.n5g import sbi
-from eir.n5g.link import Link, Turns
-from eir.n5g.requester import Requester, realm_of, requester
+from eir.n5g.link import Link
 from eir.n5g.service import N5gService
+from eir.peers.link import Turns
+from eir.peers.requester import Requester, realm_of, requester
 from eir.web.http2 import Connection
 from eir.web.http2_limits import Http2Limits
 from eir.web.http2_message import Request
@@ -288,7 +289,7 @@ async def test_of_a_connection_whose_turn_has_not_come_only_so_much_is_read():
         (link,) = links
         link.waits = True  # as if others were before it for ever
         writer.write(bytes(16 << 20))
-        await until_async(lambda: not link._transport.is_reading())
+        await until_async(lambda: not link.transport.is_reading())
         await asyncio.sleep(0.1)
         assert link.http.unread < 1 << 20
         link.abort()

@@ -3,10 +3,11 @@
 May import eir.checks.conditions, which says what a rule's conditions are called; compiles nothing (eir.checks.policy does).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from eir.checks.conditions import CONDITIONS
 
@@ -98,3 +99,20 @@ class PolicySettings:
     no_imei: Status = Status.WHITELISTED
     """For a device that has another identifier than an IMEI or MEID (N5g-eir: a MAC address or an EUI-64)."""
     override: Override | None = None
+
+
+class Asks(Protocol):
+    """Of an entry of the peer table what concerns answers."""
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+
+    @property
+    def answers(self) -> tuple[tuple[str, str], ...]:
+        """Statuses, and beside each the one that is answered instead."""
+
+
+def answers_of(peers: Iterable[Asks]) -> dict[str, dict[Status, Status]]:
+    """What some peers, by label, are answered instead of a status."""
+    return {peer.label: {Status(verdict): Status(answer) for verdict, answer in peer.answers} for peer in peers if peer.answers}

@@ -41,7 +41,6 @@ class Protocol(StrEnum):
 
 
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
-HTTP_SCHEMES = ("http://", "https://")
 UNAUTHORIZED = 401
 
 # Options of the commands that ask over the wire.
@@ -121,8 +120,8 @@ def _with_reason(config: Config, node: in_force.Node, found: "Explanation", now:
 def _n5g_question(imei: str, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
     """What an AMF would ask, held to what its requests are held to."""
     from eir.n5g import probe as n5g  # noqa: PLC0415 - for this protocol alone
-    from eir.n5g.requester import Requester  # noqa: PLC0415 - as above
     from eir.n5g.service import Refused, question_of  # noqa: PLC0415 - as above
+    from eir.peers.requester import Requester  # noqa: PLC0415 - as above
     from eir.web.http2_message import Request  # noqa: PLC0415 - as above
 
     path = n5g.path_of(n5g.pei_of(imei, software_version or None), imsi).encode()
@@ -221,24 +220,45 @@ class Prober(NamedTuple):
     asking: Callable[..., Any]
 
 
+class Wanted(NamedTuple):
+    """Whom to ask, and how, as the options say."""
+
+    target: str
+    tls: Tls | None
+    token: Path | None
+    names: Names
+    timeout_s: float
+
+
+def _s13_prober(wanted: Wanted) -> tuple[Any, Any]:
+    from eir.s13 import probe  # noqa: PLC0415 - for this protocol alone
+
+    tls, names = wanted.tls, wanted.names
+    host, port, scheme = _where(wanted.target, with_tls=tls is not None)
+    context = tls.connecting if tls is not None else None
+    return probe, probe.Target(
+        host, port, names.origin_host, names.origin_realm, names.destination_realm, wanted.timeout_s, scheme, context, names.destination_host
+    )
+
+
+def _n5g_prober(wanted: Wanted) -> tuple[Any, Any]:
+    from eir.n5g import probe  # noqa: PLC0415 - for this protocol alone
+
+    return probe, probe.Target(*_http_target(wanted.target, wanted.tls), wanted.timeout_s, _token_of(wanted.token))
+
+
+PROBERS: dict[str, Callable[[Wanted], tuple[Any, Any]]] = {
+    "http": _n5g_prober, "https": _n5g_prober,
+}  # fmt: skip
+"""By the scheme of the target's URL: the module that asks so, and whom it asks. Without a scheme, and by any other, it is Diameter."""
+
+
 def prober_for(target: str, tls: Tls | None, token: Path | None, names: Names, timeout_s: float) -> Prober:
     """What asks the target by the protocol that it names."""
-    probe: Any
-    asked: Any
-    if target.startswith(HTTP_SCHEMES):
-        from eir.n5g import probe  # noqa: PLC0415 - for this protocol alone
-
-        asked = probe.Target(*_http_target(target, tls), timeout_s, _token_of(token))
-    else:
-        from eir.s13 import probe  # noqa: PLC0415 - as above
-
-        if token is not None:
-            raise fail("--token is for http:// and https://", EXIT_USAGE)
-        host, port, scheme = _where(target, with_tls=tls is not None)
-        context = tls.connecting if tls is not None else None
-        asked = probe.Target(
-            host, port, names.origin_host, names.origin_realm, names.destination_realm, timeout_s, scheme, context, names.destination_host
-        )
+    make = PROBERS.get(target.partition("://")[0] if "://" in target else "", _s13_prober)
+    if token is not None and make is not _n5g_prober:
+        raise fail("--token is for http:// and https://", EXIT_USAGE)
+    probe, asked = make(Wanted(target, tls, token, names, timeout_s))
     return Prober(*(partial(function, asked) for function in (probe.ask, probe.ask_many, probe.asking)))
 
 

@@ -60,10 +60,13 @@ def _check_peers(config: Config, document: Document) -> Findings:
 
 
 def _check_listen(config: Config, _: Document) -> Findings:
-    for key, urls in (("listen", config.listen), ("n5g.listen", config.n5g.listen)):
-        for at, url in enumerate(urls):
-            if url in urls[:at] and not url.endswith(":0"):
-                yield f"{url} stands twice in '{key}'", (*key.split("."), at)
+    before: dict[str, str] = {}
+    for _protocol, (*key, at), url in config.listeners:
+        name = ".".join(map(str, key))
+        if url in before and not url.endswith(":0"):
+            other = before[url]
+            yield f"{url} stands twice in '{name}'" if other == name else f"{url} stands in '{other}' too; expected another port", (*key, at)
+        before.setdefault(url, name)
 
 
 def _check_sctp(config: Config, document: Document) -> Findings:
@@ -73,7 +76,7 @@ def _check_sctp(config: Config, document: Document) -> Findings:
 
 
 def _warn_sctp(config: Config, _: Document) -> Findings:
-    spots: dict[Spot, str] = {("listen", at): url for at, url in enumerate(config.listen)}
+    spots: dict[Spot, str] = {listener.spot: listener.url for listener in config.listeners}
     spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
     over_sctp = {spot: url for spot, url in spots.items() if url.startswith("sctp:")}
     if over_sctp and not is_supported():
@@ -90,9 +93,8 @@ def _check_tls(config: Config, document: Document) -> Findings:
         except TlsError as e:
             yield str(e), ("tls", e.key)
         return
-    spots: dict[Spot, str] = {("listen", at): url for at, url in enumerate(config.listen)}
+    spots: dict[Spot, str] = {listener.spot: listener.url for listener in config.listeners}
     spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
-    spots |= {("n5g", "listen", at): url for at, url in enumerate(config.n5g.listen)}
     spots |= {("n5g", "nrf", "uri", at): url for at, url in enumerate(config.n5g.nrf.uri if config.n5g.nrf else ())}
     for spot, url in spots.items():
         if is_secure(url):
@@ -299,8 +301,7 @@ def _covers(first: PeerSettings, second: PeerSettings) -> bool:
 
 def _warn_open_doors(config: Config, _: Document) -> Findings:
     """Names in a CER are claims: without TLS only the address tells who is there."""
-    listeners = (*config.listen, *config.n5g.listen)
-    if all(is_secure(url) or re.match(r"\w+://(127\.|\[::1\]|localhost:)", url) for url in listeners):
+    if all(is_secure(each.url) or re.match(r"\w+://(127\.|\[::1\]|localhost:)", each.url) for each in config.listeners):
         return
     for at, peer in enumerate(config.peers):
         if not peer.sources:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eir.analysis.conditions import TamperSettings
 from eir.analysis.settings import SightingsSettings
@@ -12,6 +12,16 @@ from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, 
 from eir.errors import Problem
 from eir.lists.settings import HistorySettings, Layout, ListSettings
 from eir.n5g.settings import N5gSettings
+
+
+class Listener(NamedTuple):
+    """Somewhere that peers connect to."""
+
+    protocol: str
+    """What metrics call the protocol that is spoken there."""
+    spot: tuple[str | int, ...]
+    """Where the file says so."""
+    url: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +72,15 @@ class Config:
     """SHA-256 of the bytes that it was read from."""
     shown: dict[str, Any] = field(repr=False, compare=False)
     """The same by the file's own keys, as JSON knows it; defaults are filled in, passwords hidden."""
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """All listeners, those of Diameter first; the processes of a node speak of one by its place here."""
+        sections: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+            ("s13", ("listen",), self.listen),
+            ("n5g", ("n5g", "listen"), self.n5g.listen),
+        )  # a new protocol that listens is a row here
+        return tuple(Listener(protocol, (*key, at), url) for protocol, key, urls in sections for at, url in enumerate(urls))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from eir.daemon.priority import BESIDE_NICE, give_way
 from eir.daemon.recorded import Recorded
 from eir.daemon.registration import Registering
 from eir.daemon.rhythms import Rhythms
-from eir.daemon.setup import allow_open_files, instance_of, listeners_of, read_token_keys, report_warnings
+from eir.daemon.setup import allow_open_files, instance_of, read_token_keys, report_warnings
 from eir.daemon.signals import deliver
 from eir.daemon.starter import END_S, Crew, Process, Starter, call_itself
 from eir.daemon.worker import Configured
@@ -172,7 +172,7 @@ class Front:
             self._spawn(self._drop_folder.run())
             self._spawn(self._again(OUTCOMES_S, "outcomes", self._read_outcomes))
             if await self._workers_started():
-                self._status.listening = await self._acceptor.listen(listeners_of(self._config), self._workers.hand_over)
+                self._status.listening = await self._acceptor.listen([each.url for each in self._config.listeners], self._workers.hand_over)
                 for address in self._status.listening:
                     self._log.report("listening", address=address)
                 self._dialing = True

@@ -29,11 +29,6 @@ def kinds_of(config: Config) -> dict[str, str]:
     return {name: settings.kind for name, settings in config.lists.items()}
 
 
-def listeners_of(config: Config) -> tuple[str, ...]:
-    """The URLs of all listeners, those of Diameter first; processes speak of one by its place here."""
-    return (*config.listen, *config.n5g.listen)
-
-
 def instance_of(config: Config) -> str:
     """The NF instance id of the node."""
     nrf = config.n5g.nrf

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,12 +27,14 @@ from eir.checks.explain import Explanation, answer
 from eir.checks.policy import compile_policy
 from eir.checks.question import Question
 from eir.config import Config
+from eir.config.settings import Listener
 from eir.daemon import state_folder
 from eir.daemon.channel import Channel, ChannelError, Handlers
 from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.listed import Listed
+from eir.daemon.protocols import PROTOCOLS, Parts, Server
 from eir.daemon.recorded import buffer_for
-from eir.daemon.setup import kinds_of, limits_of, listeners_of, missing_lists, overload_of
+from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of
 from eir.diameter.admission import Claim, Order
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
@@ -44,9 +46,8 @@ from eir.lists.image import Image, ImageError
 from eir.lists.index import Index
 from eir.lists.store import ListState
 from eir.n5g.server import N5gServer
-from eir.n5g.service import PROTOCOL as N5G_PROTOCOL
-from eir.n5g.service import N5gService
-from eir.n5g.settings import is_http, is_secure
+from eir.n5g.service import PROTOCOL as N5G
+from eir.n5g.settings import is_secure
 from eir.operate import metrics
 from eir.operate.log import Log
 from eir.operate.status import WorkerReport
@@ -160,26 +161,21 @@ def built(
         counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
         tls=tls, grants=grants, sctp=config.sctp,
     )  # fmt: skip
-    n5g = N5gServer(
-        N5gService(checker), config.peers, limits_of(config), counts=counts, rates=node.rates, report=log.report,
-        overload=config.overload_answer, tls=tls.http2 if tls else None, tokens=tokens_of(configured.keys, None),
+    parts = Parts(checker, counts, node.rates, log.report, tokens_of(configured.keys, None))
+    servers: dict[str, Server] = {name: protocol.make(parts, config, tls) for name, protocol in PROTOCOLS.items()}
+    worker = Worker(
+        config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
+        servers=servers, tls=tls, sightings=sightings,
     )  # fmt: skip
     for label in configured.disabled:
-        node.disable(label)
-        n5g.disable(label)
-    return Worker(
-        config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
-        n5g=n5g, tls=tls, sightings=sightings,
-    )  # fmt: skip
+        worker.set_peer(label, enabled=False)
+    return worker
 
 
 def probes_of(config: Config) -> frozenset[tuple[str, str]]:
-    """Protocol and label of the peers whose checks are nobody's phones.
-
-    An AMF connects for each request, so that `expected: false` makes no probe of it.
-    """
-    asked = ((PROTOCOL, [peer for peer in config.peers if peer.is_probe]), (N5G_PROTOCOL, [peer for peer in config.peers if peer.probe]))
-    return frozenset((protocol, peer.label) for protocol, peers in asked for peer in peers)
+    """Protocol and label of the peers whose checks are nobody's phones."""
+    stays = {PROTOCOL: True} | {name: protocol.stays for name, protocol in PROTOCOLS.items()}
+    return frozenset((name, peer.label) for name, there in stays.items() for peer in config.peers if peer.probe or (there and peer.is_probe))
 
 
 def tokens_of(files: "KeyFiles | None", now: "Tokens | None") -> "Tokens | None":
@@ -210,7 +206,8 @@ class Worker:
     clock: TrustedClock
     service: S13Service
     node: Node
-    n5g: N5gServer
+    servers: Mapping[str, Server]
+    """Of the protocols besides Diameter."""
     tls: Tls | None
     sightings: Buffer | None
     arrived: asyncio.Queue[tuple[Listed, Image] | None] = field(default_factory=asyncio.Queue)
@@ -231,6 +228,11 @@ class Worker:
     shed_lately: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What that line told."""
 
+    @property
+    def every(self) -> "Sequence[Node | Server]":
+        """Who answers, by all protocols."""
+        return (self.node, *self.servers.values())
+
     def handlers(self) -> Handlers:
         """What the front tells and asks."""
         return {
@@ -245,7 +247,7 @@ class Worker:
         following = [asyncio.create_task(each) for each in (self._take_lists(), self._give_back(), self._tick())]
         await stop.wait()
         self.ending = True
-        await asyncio.gather(self.node.drain(DRAIN_S), self.n5g.drain(DRAIN_S))
+        await asyncio.gather(*(server.drain(DRAIN_S) for server in self.every))
         if self.sightings is not None:
             self.sightings.flush()
         for task in following:
@@ -277,7 +279,7 @@ class Worker:
             self.channel.tell("gone", number)
             return
         connection.setblocking(False)
-        task = asyncio.create_task(self._serve(connection, number, listeners_of(self.config)[listener]))
+        task = asyncio.create_task(self._serve(connection, number, self.config.listeners[listener]))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -326,9 +328,9 @@ class Worker:
     def _note_slice(self, began: float) -> None:
         self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
 
-    async def _serve(self, connection: socket.socket, number: int, listener: str) -> None:
+    async def _serve(self, connection: socket.socket, number: int, listener: Listener) -> None:
         try:
-            await (self.n5g if is_http(listener) else self.node).take(connection, secure=is_secure(listener))
+            await self.servers.get(listener.protocol, self.node).take(connection, secure=is_secure(listener.url))
         finally:
             self.channel.tell("gone", number)
 
@@ -382,19 +384,22 @@ class Worker:
         identity = replace(new.identity, origin_state_id=self.node.identity.origin_state_id)
         self.service.configure(new.peers)
         self.node.reconfigure(new.peers, identity, limits_of(new), overload=overload_of(new), tls=tls, sctp=new.sctp)
-        self.n5g.reconfigure(new.peers, limits_of(new), overload=new.overload_answer, tls=tls.http2 if tls else None)
-        self.n5g.tokens = tokens_of(keys, self.n5g.tokens)
+        for name, server in self.servers.items():
+            PROTOCOLS[name].reconfigure(server, new, tls)
+        self.set_keys(keys)
         self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
         self.config, self.tls = new, tls
 
     def set_peer(self, label: str, enabled: bool) -> None:
         """Put a peer in or out of service."""
-        for server in (self.node, self.n5g):
+        for server in self.every:
             server.enable(label) if enabled else server.disable(label)
 
     def set_keys(self, keys: "KeyFiles | None") -> None:
         """Check access tokens with these keys from now on. Raises KeysError and changes nothing if it cannot."""
-        self.n5g.tokens = tokens_of(keys, self.n5g.tokens)
+        n5g = self.servers[N5G]
+        assert isinstance(n5g, N5gServer)  # noqa: S101 - the table says so
+        n5g.tokens = tokens_of(keys, n5g.tokens)
 
     # ---- what the front asks ----
 
@@ -414,8 +419,7 @@ class Worker:
             "eir_diameter_answers_total": counts.answers,
             "eir_diameter_errors_total": metrics.by_label(counts.errors),
             "eir_diameter_drops_total": metrics.by_label(counts.dropped),
-            "eir_sbi_responses_total": self.n5g.counts.responses,
-            "eir_sbi_errors_total": metrics.by_label(self.n5g.counts.errors),
+            **{name: samples for server in self.servers.values() for name, samples in server.counters().items()},
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
             "eir_shed_total": counts.shed,
             "eir_sctp_retransmissions_total": metrics.by_label(counts.sctp_retransmissions),
@@ -460,13 +464,15 @@ class Worker:
         """All connections, and the entries of the peer table that have none."""
         return [
             *({**asdict(peer), "protocol": PROTOCOL, "connections": int(peer.address is not None)} for peer in self.node.status()),
-            *map(dict, self.n5g.status()),
+            *(dict(row) for server in self.servers.values() for row in server.status()),
         ]  # fmt: skip
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label, over all protocols; 0 for each peer that is expected and has none."""
-        by_label = self.node.connected()
-        return by_label | {label: by_label.get(label, 0) + count for label, count in self.n5g.connected().items()}
+        by_label = Counter(self.node.connected())
+        for server in self.servers.values():
+            by_label.update(server.connected())
+        return dict(by_label)
 
 
 class RemoteAdmission:

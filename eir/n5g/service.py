@@ -14,7 +14,7 @@ from eir.checks.settings import NoDevice, Status
 from eir.n5g import problem as problems
 from eir.n5g import sbi
 from eir.n5g.problem import Cause, problem
-from eir.n5g.requester import Requester
+from eir.peers.requester import Requester
 from eir.web.http2_message import HEADERS_TOO_LARGE, Request, Response
 
 PROTOCOL = "n5g"

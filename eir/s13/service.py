@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from eir.checks.checker import Checker
 from eir.checks.question import Question
-from eir.checks.settings import NoDevice, Status
+from eir.checks.settings import NoDevice, Status, answers_of
 from eir.device import KEY_DIGITS
 from eir.diameter.answer import Reply
 from eir.diameter.avp import Avp, encode, encode_text, encode_u32
@@ -47,7 +47,7 @@ class S13Service:
     def configure(self, peers: Iterable[PeerSettings]) -> None:
         """Take over what some peers are answered instead of a status (`answers`)."""
         self._replies = {
-            peer.label: REPLIES | {Status(verdict): REPLIES[Status(answer)] for verdict, answer in peer.answers} for peer in peers if peer.answers
+            label: REPLIES | {verdict: REPLIES[answer] for verdict, answer in answers.items()} for label, answers in answers_of(peers).items()
         }
 
     def replies(self, peer: str) -> Mapping[Status, Reply]:

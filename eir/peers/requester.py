@@ -1,4 +1,4 @@
-"""Who asks: the one place that says by what name an AMF is known, and which entry of the peer table is its.
+"""Who asks: the one place that says by what name a client is known, and which entry of the peer table is its.
 
 Without TLS nobody has shown a name, so that the address alone decides. With TLS the name is the certificate's.
 """

@@ -1,0 +1,93 @@
+"""The protocols that ask besides Diameter, in a worker: how the server of each is made, and told of another configuration.
+
+A new protocol is a row here, and in eir.config.settings one of its listeners.
+"""
+
+import socket
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from eir.checks.checker import Checker
+from eir.config import Config
+from eir.daemon.setup import limits_of
+from eir.diameter.counts import Counts
+from eir.diameter.rate import RateLimits
+from eir.diameter.transport.tls import Tls
+from eir.errors import Report
+from eir.n5g.server import N5gServer
+from eir.n5g.service import PROTOCOL as N5G
+from eir.n5g.service import N5gService
+
+if TYPE_CHECKING:
+    from eir.n5g.tokens import Tokens
+
+
+
+class Server(Protocol):
+    """The clients of one protocol, in one worker."""
+
+    async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
+        """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
+
+    async def drain(self, timeout_s: float) -> None:
+        """Send all clients away, and let go of everything, after `timeout_s` at most."""
+
+    def enable(self, label: str) -> None:
+        """Take a peer again that was disabled."""
+
+    def disable(self, label: str) -> None:
+        """Turn a peer away until `enable`."""
+
+    def connected(self) -> Mapping[str, int]:
+        """Connections by peer label."""
+
+    def status(self) -> Sequence[Mapping[str, Any]]:
+        """Rows of `eir peers`."""
+
+    def counters(self) -> Mapping[str, Mapping[Any, float]]:
+        """What is counted of this protocol alone: metric → labels → number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a worker has for all its protocols."""
+
+    checker: Checker
+    counts: Counts
+    rates: RateLimits
+    report: Report
+    tokens: "Tokens | None"
+
+
+class Asking(NamedTuple):
+    """A protocol."""
+
+    make: Callable[[Parts, Config, Tls | None], Any]
+    """Its server. Opens nothing."""
+    reconfigure: Callable[[Any, Config, Tls | None], None]
+    """Tells that server of another configuration; what clients it still allows stay."""
+    stays: bool = True
+    """Its clients stay connected; otherwise they connect for each request, so that `expected: false` makes no probe of one."""
+
+
+def _n5g(parts: Parts, config: Config, tls: Tls | None) -> N5gServer:
+    return N5gServer(
+        N5gService(parts.checker), config.peers, limits_of(config), counts=parts.counts, rates=parts.rates, report=parts.report,
+        overload=config.overload_answer, tls=_http2(tls), tokens=parts.tokens,
+    )  # fmt: skip
+
+
+def _reconfigure_n5g(server: N5gServer, config: Config, tls: Tls | None) -> None:
+    server.reconfigure(config.peers, limits_of(config), overload=config.overload_answer, tls=_http2(tls))
+
+
+def _http2(tls: Tls | None) -> ssl.SSLContext | None:
+    return tls.http2 if tls else None
+
+
+PROTOCOLS: Mapping[str, Asking] = {
+    N5G: Asking(_n5g, _reconfigure_n5g, stays=False),
+}
+"""By what metrics call each, which is what its listeners are known by."""

@@ -1,0 +1,202 @@
+"""The clients of one protocol in a worker: their connections, who each is, limits, counts, drain.
+
+A protocol derives from Server. Listeners are the front's; a connection that was accepted is handed to `take`.
+"""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from eir.diameter.counts import Counts
+from eir.diameter.rate import RateLimits
+from eir.diameter.settings import Limits, PeerSettings
+from eir.diameter.transport import stream
+from eir.errors import Report
+from eir.peers.link import Link, Turns
+from eir.peers.requester import Requester
+
+ENDED = "ended"
+"""The state of connections that are over, in `eir peers`."""
+PEER_CLOSED = "peer_closed"
+GOOD_ENDS = frozenset({"left", "drained", PEER_CLOSED})
+
+
+@dataclass(slots=True)
+class _Ended:
+    """Connections of a peer that are over: many clients make one for each request."""
+
+    requester: Requester
+    """Of the last one."""
+    connections: int = 0
+    requests: int = 0
+    answers: int = 0
+
+
+L = TypeVar("L", bound=Link)
+
+
+class Server(Generic[L]):
+    """Answers clients over one protocol. `rates` are the node's limits, which all protocols draw from together."""
+
+    def __init__(self, protocol: str, *, counts: Counts, rates: RateLimits, report: Report) -> None:
+        self.protocol = protocol
+        """What metrics call it."""
+        self.report = report
+        self.loop = asyncio.get_running_loop()
+        self.turns = Turns(self.loop)
+        self.peers: tuple[PeerSettings, ...] = ()
+        self.limits = Limits()
+        self.errors: Counter[str] = Counter()
+        """Connections that were ended for a fault, and faults of our own, by reason."""
+        self.links: set[L] = set()
+        self.draining = False
+        self.node_counts = counts
+        """Of all protocols together."""
+        self._tls: ssl.SSLContext | None = None
+        self._rates = rates
+        self._ended: dict[str, _Ended] = {}
+        """By peer label."""
+        self._disabled: set[str] = set()
+
+    # what a protocol gives
+
+    def link(self) -> L:
+        """A connection that is to come."""
+        raise NotImplementedError
+
+    def who(self, link: L) -> tuple[PeerSettings, Requester] | None:
+        """The entry of the peer table that takes a client, and who it is; None: there is none."""
+        raise NotImplementedError
+
+    def counters(self) -> Mapping[str, Mapping[Any, float]]:
+        """What is counted of this protocol alone: metric → labels → number."""
+        raise NotImplementedError
+
+    # what the daemon calls
+
+    def use(self, peers: Sequence[PeerSettings], limits: Limits, tls: ssl.SSLContext | None = None) -> None:
+        """Take over new settings; connections that they still allow stay, the others are sent away."""
+        self.peers, self.limits, self._tls = tuple(peers), limits, tls
+        for link in list(self.links):
+            if not self.identify(link):
+                link.leave()
+
+    async def take(self, connection: socket.socket, *, secure: bool = False) -> None:
+        """Serve a connection that was accepted, until it is gone. `secure`: it begins with a TLS handshake."""
+        link = self.link()
+        if secure and self._tls is None:
+            connection.close()
+            return
+        try:
+            await stream.accept(link, connection, self._tls if secure else None, self.limits.cer_timeout_s)
+        except OSError as e:
+            connection.close()
+            if not link.closed.done():
+                self.refused("tls_handshake", detail=stream.fault_text(e, secure=True))
+            return
+        await link.closed
+
+    async def drain(self, timeout_s: float) -> None:
+        """Tell each client to go elsewhere, answer what is under way, and close, after `timeout_s` at most."""
+        self.draining = True
+        for link in list(self.links):
+            link.leave()
+        if closing := [link.closed for link in self.links]:
+            await asyncio.wait(closing, timeout=timeout_s)
+        for link in (rest := list(self.links)):
+            link.abort()
+        if rest:
+            await asyncio.wait([link.closed for link in rest])
+
+    def disable(self, label: str) -> None:
+        """Turn a peer away until `enable`."""
+        self._disabled.add(label)
+        for link in list(self.links):
+            if link.requester.label == label:
+                link.leave()
+
+    def enable(self, label: str) -> None:
+        """Take a peer again that was disabled."""
+        self._disabled.discard(label)
+
+    def connected(self) -> Counter[str]:
+        """Connections by peer label."""
+        return Counter(link.requester.label for link in self.links if link.settings is not None)
+
+    def status(self) -> list[Mapping[str, Any]]:
+        """A row of `eir peers` for each connection, and one for those of each peer that are over."""
+        last = self.node_counts.last_request
+        return [
+            *(
+                self._row(
+                    link.requester, address=link.address, state="open", since=link.since, connections=1, requests=link.tally[0],
+                    answers=link.tally[1], last_seen=max(link.since, last.get(link.requester.label, 0.0)),
+                )
+                for link in self.links if link.settings is not None
+            ),
+            *(
+                self._row(
+                    ended.requester, address=None, state=ENDED, since=None, connections=ended.connections, requests=ended.requests,
+                    answers=ended.answers, last_seen=last.get(label),
+                )
+                for label, ended in self._ended.items()
+            ),
+        ]  # fmt: skip
+
+    # what a protocol calls
+
+    def identify(self, link: L) -> bool:
+        """Whether there is an entry for the client, and its peer is in service; sets who it is and what limits it has."""
+        found = self.who(link)
+        if found is None:
+            return False
+        link.settings, link.requester = found
+        link.rates = self._rates.of(link.settings, self.loop.time())
+        return link.requester.label not in self._disabled
+
+    def opened(self, link: L) -> None:
+        """Tell of a connection whose client the peer table has."""
+        asks = link.requester
+        self.report("peer_open", peer=asks.label, protocol=self.protocol, host=asks.host or None, address=link.address)
+
+    def answered(self, link: L, count: int, seconds: float) -> None:
+        """Count so many requests that were answered, each after this time."""
+        self.node_counts.durations.add(seconds, count)
+        self.node_counts.last_request[link.requester.label] = time.time()
+
+    def refused(self, reason: str, **fields: object) -> None:
+        """Count and tell of a connection that is not wanted."""
+        self.node_counts.peers_refused[reason] += 1
+        told = {name: value for name, value in fields.items() if value is not None}
+        self.report("peer_refused", peer=None, protocol=self.protocol, reason=reason, level="warning", **told)
+
+    def lost(self, link: L) -> None:
+        """Forget a connection, and say why it ended."""
+        if link not in self.links:
+            return
+        self.links.discard(link)
+        if link.settings is None:
+            return  # it was told of as refused
+        requests, answers = link.tally
+        ended = self._ended.setdefault(link.requester.label, _Ended(link.requester))
+        ended.requester = link.requester
+        ended.connections += 1
+        ended.requests += requests
+        ended.answers += answers
+        why = link.end or PEER_CLOSED
+        if why in GOOD_ENDS:
+            self.report("peer_closed", peer=link.requester.label, protocol=self.protocol, reason=why, address=link.address)
+        else:
+            self.errors[why] += 1
+            self.report("connection_fault", peer=link.requester.label, protocol=self.protocol, reason=why, level="warning", address=link.address)
+
+    def _row(self, who: Requester, **more: Any) -> Mapping[str, Any]:
+        return {
+            "label": who.label, "host": who.host or None, "realm": who.realm or None, "protocol": self.protocol, "watchdog": "none", "paths": {},
+            "direction": "in", "last_error": None, "last_error_at": None, **more,
+        }  # fmt: skip
