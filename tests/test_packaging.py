@@ -32,7 +32,7 @@ def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if name.startswith("eir/")}
-    there = {str(path.relative_to(tmp_path)) for path in (tmp_path / "eir").rglob("*") if path.suffix in {".py", ".pyi", ".sql"} or path.name == "py.typed"}
+    there = {str(path.relative_to(tmp_path)) for path in (tmp_path / "eir").rglob("*") if path.suffix in {".py", ".pyi", ".service", ".sql"} or path.name == "py.typed"}
     compiled = {"eir/s13/_lane.abi3.so"} if shutil.which("gcc") else set()
     assert names - there == compiled
     assert there <= names

@@ -284,6 +284,19 @@ async def test_a_rollback_to_each_of_ten_releases(store, other, to):
         await store.rollback("stolen", seen=10 + to)
 
 
+async def test_the_pages_of_each_release_that_is_kept_can_be_read(store, other):
+    found = await ten_releases(store)
+    assert [each.state for each in await other.releases("stolen")] == [written for written, _ in reversed(found)]
+    for written, pages in found:
+        assert sorted(await other.kept_pages("stolen", written.generation, range(30))) == pages, written.serial
+        assert sorted(await other.kept_pages("stolen", written.generation, [2])) == [each for each in pages if each.number == 2]
+    assert await other.kept_pages("stolen", 11, [1]) is None
+    assert await other.kept_pages("other", 1, [1]) is None
+    await other.rollback("stolen", seen=10, to=4)
+    assert sorted(await store.kept_pages("stolen", 11, range(30))) == found[3][1]
+    assert await store.kept_pages("stolen", 7, [1]) is None
+
+
 async def test_so_many_releases_are_kept_as_are_wanted(store):
     found = await ten_releases(store, keep=3)
     assert [release.state.serial for release in await store.releases("stolen")] == [10, 9, 8, 7]

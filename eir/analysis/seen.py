@@ -73,6 +73,25 @@ def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime 
     return [_shown(row) for row in rows.sort("first", "last").iter_rows(named=True)]
 
 
+def answered(state: Path, device: int, subscribers: Sequence[str], until: datetime) -> list[dict[str, Any]]:
+    """The last checks of a device that began by a time: those that were under way then, else the newest ones; as rows of `seen`.
+
+    `subscribers`: all that the record may call the SIM, where one is meant; else checks with any count. Raises EirError as `seen` does.
+    """
+    last = until.astimezone(UTC).replace(tzinfo=None)
+    wanted = (pl.col("device") == device) & (pl.col("time") <= last)
+    if subscribers:
+        wanted &= pl.col("subscriber").is_in(list(subscribers))
+    hour = f"{last:%Y-%m-%d/%H}"
+    there = [str(file.path) for file in found(state) if f"{file.path.parent.name}/{file.path.name[:2]}" <= hour]
+    for end in range(len(there), 0, -FILES_AT_ONCE):
+        rows = _read(there[max(end - FILES_AT_ONCE, 0) : end], wanted.fill_null(value=False)).sort("last", "time", descending=True)
+        if len(rows):
+            chosen = rows.filter(pl.col("last") >= last)
+            return [_shown(dict(row) | {"first": row["time"]}) for row in (chosen if len(chosen) else rows.head(1)).iter_rows(named=True)]
+    return []
+
+
 def _read(paths: list[str], wanted: pl.Expr) -> pl.DataFrame:
     try:
         return pl.scan_parquet(paths, glob=False, schema=FRAME, missing_columns="insert").filter(wanted).collect()
@@ -83,5 +102,6 @@ def _read(paths: list[str], wanted: pl.Expr) -> pl.DataFrame:
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     device = row.pop("device")
+    row.pop("time", None)
     times = {name: f"{row.pop(name).replace(tzinfo=UTC).isoformat(timespec='milliseconds')}".replace("+00:00", "Z") for name in ("first", "last")}
     return {**times, "checks": row.pop("checks"), "device": None if device is None else key_text(device), **row}

@@ -56,9 +56,9 @@ def seen(
         what = sought(identifier)
     except IdentifierError as e:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
-    begin = _since(since)
+    begin = moment(since)
     checked = load_config(config)
-    _write_down(checked)
+    write_down(checked)
     rows = look(checked.state, what, forms(checked.state, what.imsi) if what.imsi else [], begin)
     if as_json:
         print_json({
@@ -134,22 +134,23 @@ def take_in(
         raise typer.Exit(EXIT_NO)
 
 
-def _write_down(checked: Config) -> None:
+def write_down(checked: Config) -> None:
     """Have a running node write what it has just seen; one that does not run has."""
     if checked.sightings is not None:
         with suppress(control.ControlError):
             control.ask(checked.state, "record")
 
 
-def _since(text: str) -> datetime | None:
+def moment(text: str, option: str = "--since") -> datetime | None:
+    """The time that an option gives; None if it is not given."""
     if not text:
         return None
     try:
         ago = duration(text)
-        moment = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(text)
+        meant = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise fail(f"--since {text}: expected a time from now such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z", EXIT_USAGE) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        raise fail(f"{option} {text}: expected a time from now such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z", EXIT_USAGE) from None
+    return meant if meant.tzinfo else meant.replace(tzinfo=UTC)
 
 
 def _distinct(rows: list[dict[str, Any]], name: str) -> list[Any]:

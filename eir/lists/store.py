@@ -194,6 +194,12 @@ class ListStore(Protocol):
     async def releases(self, name: str) -> Sequence[Release]:
         """What is in force, and behind it what a rollback could bring back, newest first; nothing if there is no such list."""
 
+    async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
+        """Those of the numbered pages that exist in a release of `releases`, by its generation; None if it, or its pages, are kept no longer.
+
+        Raises StoreChanged when the list changed meanwhile.
+        """
+
     async def restore(
         self, name: str, state: ListState, batches: AsyncIterable[Sequence[Page]], *, seen: int, whole: bool = True,
         event: Event | None = None,

@@ -26,6 +26,7 @@ LOOKS: Mapping[str, set[str]] = {
     "show": _ALL | {"-n", "--limit", "--skip", "--store"},
     "history": _ALL | {"-n", "--limit", "--since", "--verify"},
     "seen": _ALL | {"--since"},
+    "why": _ALL | {"--imsi", "--at"},
 }  # fmt: skip
 """Command → the options that may be given: none that reads another configuration, or writes a file."""
 AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20

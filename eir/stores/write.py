@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, It
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from eir.errors import GenerationConflict, NothingToRollBack
+from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
 from eir.lists.history import content_of
 from eir.lists.pages import Page
 from eir.lists.store import KEEP, Change, Event, ListState, Mark, Release
@@ -119,6 +119,10 @@ class PageSetStore(ABC):
     async def _write(self, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None = None) -> ListState:
         """Put in force what is wanted and return the state as stored. `batches`: the whole list, to be staged."""
 
+    @abstractmethod
+    async def _pages_in(self, stored: Stored[Any], page_set: Any, numbers: Sequence[int]) -> Sequence[Page] | None:
+        """Those of the numbered pages that stand in a set, gone ones too; None if the set is there no longer."""
+
     async def state(self, name: str) -> ListState | None:
         stored = await self._stored(name)
         return None if stored is None or stored.lost else stored.state
@@ -129,6 +133,27 @@ class PageSetStore(ABC):
         if stored is None or stored.lost:
             return ()
         return [Release(stored.state, stored.made), *(Release(kept.state, kept.made) for kept in stored.kept)]
+
+    async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
+        """What a set does not have that holds only what the next release touched, was the same in that next one."""
+        stored = await self._stored(name)
+        if stored is None or stored.lost:
+            return None
+        steps = [(stored.state, stored.page_set, True), *((kept.state, kept.page_set, kept.whole) for kept in stored.kept)]
+        at = next((at for at, (state, *_) in enumerate(steps) if state.generation == generation), None)
+        if at is None:
+            return None
+        found: dict[int, Page] = {}
+        for _, page_set, whole in reversed(steps[: at + 1]):
+            pages = await self._pages_in(stored, page_set, [number for number in numbers if number not in found])
+            if pages is None:
+                return None
+            found |= {page.number: page for page in pages}
+            if whole:
+                break
+        if await self._stored(name) != stored:
+            raise StoreChanged(f"list {name} changed while what is kept of it was read")
+        return [page for page in found.values() if not page.gone]
 
     async def replace(
         self, name: str, state: ListState, pages: Sequence[Page], *, seen: int, keep: int = KEEP, event: Event | None = None

@@ -23,7 +23,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from redis.exceptions import WatchError
 
@@ -34,7 +34,7 @@ from eir.stores.records import decode_change
 from eir.stores.redis import history, reading, writing
 from eir.stores.redis.link import Link
 from eir.stores.redis_url import parse_url
-from eir.stores.write import Batches, PageSetStore, Undo, Wanted, without_gap
+from eir.stores.write import Batches, PageSetStore, Stored, Undo, Wanted, without_gap
 
 BATCH_BYTES = 1 << 16
 """What is read at a time: taking it apart holds the interpreter for less than half a millisecond."""
@@ -57,6 +57,9 @@ class RedisStore(PageSetStore):
 
     async def _stored(self, name: str) -> reading.Row | None:
         return await reading.read_row(self._link, name, past=True)
+
+    async def _pages_in(self, stored: Stored[Any], page_set: reading.PageSet, numbers: Sequence[int]) -> Sequence[Page] | None:
+        return await reading.read_in_set(self._link, cast("reading.Row", stored), page_set, numbers)
 
     async def state(self, name: str) -> ListState | None:
         row = await reading.read_row(self._link, name)

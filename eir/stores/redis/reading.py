@@ -137,6 +137,19 @@ async def read_each(link: Link, row: Row, page_set: PageSet, numbers: Sequence[i
     return [there.get(number) or Page(number, b"") for number in numbers]
 
 
+async def read_in_set(link: Link, row: Row, page_set: PageSet, numbers: Sequence[int]) -> list[Page] | None:
+    """Those of the numbered pages that stand in a set, one that is `gone` too; None if the set is not whole. Raises StoreChanged."""
+    names = [name for number in numbers for name in (number, f"{number}+")]
+    there, found, (change,) = await link.do_all(
+        ("HLEN", page_set.key), ("HMGET", page_set.key, *(names or ["0"])), ("HMGET", key(row.name, "state"), "change")
+    )
+    row.check(change)
+    if there != page_set.fields:
+        return None
+    parts = zip(numbers, found[::2], found[1::2], strict=False)
+    return [Page(number, keys or b"", extra or b"") for number, keys, extra in parts if keys is not None or extra is not None]
+
+
 def _pages(numbers: Sequence[int], found: Sequence[bytes | None], *, plain: bool) -> list[Page]:
     """What HMGET gave for pages, without those that are not there: their keys, and unless `plain` behind each its `extra`."""
     if plain:

@@ -51,6 +51,9 @@ SELECT {STATE}, (SELECT {GATHER} FROM (
     SELECT {PAGE} FROM pages WHERE id IN (SELECT lists.page_set << :bits | value FROM json_each(:numbers))))
 FROM lists WHERE name = :name
 """  # noqa: S608  # as above
+READ_IN_SET = f"""
+SELECT {GATHER} FROM (SELECT {PAGE} FROM pages WHERE id IN (SELECT :page_set << :bits | value FROM json_each(:numbers)))
+"""  # noqa: S608  # as above
 # Those up to the generation in force, which is in each row.
 READ_CHANGES = """
 SELECT generation, changes.before, after, pages FROM lists LEFT JOIN changes
@@ -72,6 +75,10 @@ class SqliteStore(PageSetStore):
 
     async def _stored(self, name: str) -> Stored[int] | None:
         return await self._file.call(writing.stored, name)
+
+    async def _pages_in(self, stored: Stored[int], page_set: int, numbers: Sequence[int]) -> Sequence[Page]:  # noqa: ARG002  # a set lasts as long as the record
+        ((text,),) = await self._file.rows(READ_IN_SET, page_set=page_set, numbers=str([*numbers]), **BOUND)
+        return _decode_batch(text)
 
     async def state(self, name: str) -> ListState | None:
         return await self._file.call(writing.state_of, name)
