@@ -126,20 +126,21 @@ class TestLists:
         assert site.json("status")["state"] == "OK"
 
     async def test_refuse_opens_no_listener_until_lists_are_there(self, site, connect):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        site.configure(boot_without_lists="refuse", listen=[f"tcp://127.0.0.1:{port}"])
-        node = site.start(ready=False)
-        assert (node.status()["listening"], node.get("/live")[0]) == ([], 200)
-        assert "not listening yet" in node.get("/ready")[1]
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port))
-        await asyncio.to_thread(site.load, [LISTED], list_name="stolen")
-        assert node.status()["listening"] == []
-        await asyncio.to_thread(site.load, [TRACKED], list_name="tracked")
-        until(lambda: node.status()["listening"])
-        assert await ask(await connect(node), LISTED) == BLACK
+        with socket.socket() as held:  # bound and never listening: nobody else is given the port meanwhile
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.1", 0))
+            port = held.getsockname()[1]
+            site.configure(boot_without_lists="refuse", listen=[f"tcp://127.0.0.1:{port}"])
+            node = site.start(ready=False)
+            assert (node.status()["listening"], node.get("/live")[0]) == ([], 200)
+            assert "not listening yet" in node.get("/ready")[1]
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+            await asyncio.to_thread(site.load, [LISTED], list_name="stolen")
+            assert node.status()["listening"] == []
+            await asyncio.to_thread(site.load, [TRACKED], list_name="tracked")
+            until(lambda: node.status()["listening"])
+            assert await ask(await connect(node), LISTED) == BLACK
 
     @pytest.mark.parametrize("rules", [[], [{"list": "stolen", "answer": "blacklisted"}]])
     async def test_refuse_takes_over_a_policy_that_needs_less_while_it_waits(self, site, connect, rules):
