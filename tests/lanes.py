@@ -45,13 +45,13 @@ POLICY = PolicySettings(
 class Kept:
     """The sightings, as rows."""
 
-    has_room = True
+    full = ()
 
     def __init__(self):
         self.rows = Counter()
         self.left = 0
 
-    def left_out(self, count):
+    def left_out(self, count, peer):
         self.left += count
 
     def add(self, kinds, numbers, texts):

@@ -461,7 +461,7 @@ class TestManyAtOnce:
 
     def test_without_room_plain_checks_are_counted_and_all_others_told(self, index):
         with_lane, without = sides(index, replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True))), sightings=True)
-        with_lane.sightings.has_room = False
+        with_lane.sightings.full = {"mme"}
         stream = b"".join(ecr(f"{key:014d}") for key in [*range(60), BLOCKED, NAMED, TRACKED_TAC * PAGE_KEYS + 9, 101004_000005, *range(60, 120)])
         for _ in range(2):
             assert with_lane.feed(stream) == without.feed(stream)

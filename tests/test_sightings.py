@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import stat
 from datetime import UTC, datetime
 
@@ -28,10 +29,10 @@ NOON = 1_764_158_400.0  # 2025-11-26 12:00:00Z
 DAY = 86400.0
 
 
-def each(*identifiers, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, observed=""):
+def each(*identifiers, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, observed="", peer=PEER):
     """Checks of one kind that are handed in together."""
     texts = "".join(f"{text}\n" for identifier in identifiers for text in (*origin, identifier, imsi, version))
-    return (SightingKind(decision, "s13", PEER, observed),), bytes(2 * len(identifiers)), texts.encode()
+    return (SightingKind(decision, "s13", peer, observed),), bytes(2 * len(identifiers)), texts.encode()
 
 
 class Handed:
@@ -129,22 +130,44 @@ def test_long_texts_make_more_messages_and_no_longer_ones():
 
 
 def test_above_the_rate_only_what_matters_is_kept():
-    handed = Handed(rate_max=10)
+    handed = Handed(rate_max=20)
     handed.add(*[each(UNLISTED)] * 8, *[each(LISTED, decision=BLACK)] * 4, each(TRACKED, observed="2=greylisted"), each(*[UNLISTED] * 50))
     handed.flush()
     assert [(row["imei"], row["checks"]) for row in rows(handed.frame())] == [(UNLISTED, 8), (LISTED, 4), (TRACKED, 1)]
-    assert handed.buffer.has_room
-    handed.add(*[each(UNLISTED)] * 5)
-    assert handed.buffer.dropped == {"rate": 55}
-    assert not handed.buffer.has_room
-    handed.buffer.left_out(40)
+    assert not handed.buffer.full
+    handed.add(*[each(UNLISTED)] * 8)
+    assert handed.buffer.dropped == {"rate": 55}  # of a room of seven one peer takes three
+    assert handed.buffer.full == {PEER}
+    handed.buffer.left_out(40, PEER)
     assert handed.buffer.dropped == {"rate": 95}
     handed.now += 1
     handed.flush()
-    assert handed.buffer.has_room
+    assert not handed.buffer.full
     handed.add(*[each(UNLISTED)] * 5)
     handed.flush()
     assert handed.buffer.dropped == {"rate": 95}
+
+
+def test_a_flood_of_one_peer_leaves_the_others_their_room_and_comes_to_the_whole_rate_alone():
+    handed = Handed(rate_max=1000)
+
+    def turns(count, *, calm):
+        for _ in range(count):
+            handed.now += buffer.FLUSH_S
+            for number in range(50):  # five times the rate
+                handed.add(each(UNLISTED, peer="loud"))
+                if number == 49:
+                    handed.add(*[each(LISTED, peer="calm")] * calm)
+            handed.flush()
+        kept = {row["peer"]: row["checks"] for row in rows(handed.frame())}
+        handed.messages = []
+        return kept
+
+    turns(100, calm=0)  # what was saved up before is used up
+    assert turns(200, calm=0)["loud"] == pytest.approx(200 * 10, rel=0.05)
+    both = turns(200, calm=4)
+    assert both["calm"] == 200 * 4
+    assert both["loud"] == pytest.approx(200 * 6, rel=0.1)
 
 
 def test_while_nobody_takes_anything_the_oldest_go_and_are_counted(monkeypatch):
@@ -200,7 +223,7 @@ def test_what_is_too_old_or_too_much_goes_oldest_first(tmp_path):
     left = files.prune(tmp_path, keep_s=3.5 * DAY, max_bytes=10**9, now=now)
     assert [file.path for file in files.found(tmp_path)] == [file.path for file in made[2:]]
     assert left == sum(file.bytes for file in made[2:])
-    assert files.prune(tmp_path, keep_s=3.5 * DAY, max_bytes=2 * made[0].bytes, now=now) == 2 * made[0].bytes
+    assert files.prune(tmp_path, keep_s=3.5 * DAY, max_bytes=round(2.2 * made[0].bytes), now=now) == 2 * made[0].bytes
     assert [file.path for file in files.found(tmp_path)] == [file.path for file in made[3:]]
     assert not made[0].path.parent.exists()
 
@@ -265,6 +288,25 @@ def test_the_newest_file_is_never_pruned_for_its_size(tmp_path):
     (made,) = files.write(tmp_path, row)
     assert files.prune(tmp_path, keep_s=10**9, max_bytes=1, now=made.written) == made.bytes
     assert files.prune(tmp_path, keep_s=10, max_bytes=1, now=made.written + 11) == 0
+
+
+def test_of_what_is_too_much_the_oldest_of_the_loudest_peer_goes_first(tmp_path):
+    for day in range(6):
+        calm, loud = each(LISTED, peer="calm"), [each(f"{day}{number:013d}", imsi=f"{random.getrandbits(49):015d}", peer="loud") for number in range(5000)]
+        files.write(tmp_path, frame_of(calm, *loud, at=NOON + day * DAY))
+    whole = files.found(tmp_path)
+    size = sum(file.bytes for file in whole)
+
+    def kept():
+        return {peer: [pl.read_parquet(file.path).filter(pl.col("peer") == peer).height for file in files.found(tmp_path)] for peer in ("calm", "loud")}
+
+    left = files.prune(tmp_path, keep_s=10**9, max_bytes=size // 2, now=whole[-1].written)
+    assert left == sum(file.bytes for file in files.found(tmp_path)) <= size // 2
+    assert kept() == {"calm": [1] * 6, "loud": [0, 0, 0, 0, 5000, 5000]}
+    assert files.prune(tmp_path, keep_s=10**9, max_bytes=size // 4, now=whole[-1].written) <= size // 4
+    assert kept() == {"calm": [1] * 6, "loud": [0, 0, 0, 0, 0, 5000]}
+    assert files.prune(tmp_path, keep_s=10**9, max_bytes=1, now=whole[-1].written) == whole[-1].bytes
+    assert kept() == {"calm": [1], "loud": [5000]}
 
 
 def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):

@@ -1,8 +1,9 @@
 """A worker's side of the record: what it has just answered, for some milliseconds, and on its way to the process that writes.
 
 Called on the path of a check, so that nothing here waits: checks that were answered together cost one entry in a list. Bounded: above a
-rate checks that nobody needs to be told of are left out, and when the other process takes nothing the oldest go; both are counted. Knows
-neither socket nor loop: what sends and what calls later is handed in.
+rate checks that nobody needs to be told of are left out, and when the other process takes nothing the oldest go; both are counted. One
+peer takes half of the room that is left at most, so that a flood of one leaves out no check of the others. Knows neither socket nor loop:
+what sends and what calls later is handed in.
 """
 
 import pickle
@@ -11,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 FLUSH_S = 0.01
 """How long checks wait to be handed over together: short, since handing over holds the loop."""
@@ -29,6 +30,8 @@ PLAIN, EVENTS = b"p", b"e"
 """First byte of a message: whether somebody may want to know of its checks at once."""
 HEAD = struct.Struct("!cI")
 """That, and how many checks there are in it."""
+PEER_SHARE = 2
+"""A peer takes one part in so many of the room at the last flush: alone it comes to the whole rate, since what it leaves is room at the next."""
 OVER_RATE, NOT_TAKEN = "rate", "buffer"
 """Reasons of what is left out."""
 
@@ -47,10 +50,9 @@ class Part(NamedTuple):
         return len(self.numbers) // NUMBER.size
 
     @property
-    def is_plain(self) -> bool:
-        """Nobody needs to be told of them."""
-        kind = self.kinds[NUMBER.unpack_from(self.numbers)[0]]
-        return kind.decision.is_plain and not kind.observed
+    def kind(self) -> Any:
+        """That of the first of them. The others have the same peer, and all are plain or none."""
+        return self.kinds[NUMBER.unpack_from(self.numbers)[0]]
 
     def pieces(self) -> Iterator["Part"]:
         """The same in pieces that a message has room for."""
@@ -72,7 +74,10 @@ class Buffer:
     ) -> None:  # fmt: skip
         self._send, self._later, self._now, self._monotonic = send, later, now, monotonic
         self._rate_max = rate_max
-        self._room, self._room_at = rate_max, monotonic()
+        self._room = self._room_then = rate_max
+        self._room_at = monotonic()
+        self._share: Final[Counter[str]] = Counter()
+        """Peer → plain checks that were taken of it since the last flush."""
         self._armed = False
         self._began = 0.0
         """When the first of the checks that are not handed over yet was answered."""
@@ -81,34 +86,39 @@ class Buffer:
         self._waiting_bytes = 0
         self.dropped: Counter[str] = Counter()
         """Checks that are not in the record, by reason."""
-        self.has_room = True
-        """See Sightings: not any more from the first check that is above the rate until the next flush."""
+        self.full: set[str] = set()
+        """See Sightings: a peer is in it from its first check for which there is no room until the next flush."""
 
     def add(self, kinds: Sequence[Any], numbers: bytes, texts: bytes) -> None:
         """Checks that were answered just now; see eir.checks.sighting.Sightings."""
         if not self._armed:
             self._arm(FLUSH_S)
         part = Part(kinds, numbers, texts)
-        count, is_plain = part.checks, part.is_plain
-        if is_plain and count > self._room:
-            self.left_out(count)
-        else:
-            self._room -= count
-            self._parts[PLAIN if is_plain else EVENTS].append(part)
+        count, kind = part.checks, part.kind
+        is_plain = kind.decision.is_plain and not kind.observed
+        if is_plain:
+            taken = self._share[kind.peer] + count
+            if count > self._room or taken * PEER_SHARE > self._room_then:
+                self.left_out(count, kind.peer)
+                return
+            self._share[kind.peer] = taken
+        self._room -= count
+        self._parts[PLAIN if is_plain else EVENTS].append(part)
 
-    def left_out(self, count: int) -> None:
-        """Plain checks for which there was no room."""
+    def left_out(self, count: int, peer: str) -> None:
+        """Plain checks of a peer for which there was no room."""
         if not self._armed:
             self._arm(FLUSH_S)
         self.dropped[OVER_RATE] += count
-        self.has_room = False
+        self.full.add(peer)
 
     def flush(self) -> None:
         """Hand over what there is, as far as the other process takes it."""
         self._armed = False
-        self.has_room = True
+        self.full.clear()
+        self._share.clear()
         now = self._monotonic()
-        self._room = min(self._rate_max, self._room + (now - self._room_at) * self._rate_max)
+        self._room = self._room_then = min(self._rate_max, self._room + (now - self._room_at) * self._rate_max)
         self._room_at = now
         began_us = round(self._began * 1e6)
         parts, self._parts = self._parts, {kind: [] for kind in self._parts}

@@ -5,11 +5,14 @@ with another ending, which the next start removes. Names are by the time of the 
 makes no file take another's place. Imports polars where it writes.
 """
 
+import json
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +29,10 @@ SMALL_DISK_SHARE = 20
 """Of a disk that is small, one part in so many is left instead."""
 GROUP_ROWS = 1 << 16
 """Rows that a reader may pass over together."""
+PEERS = "eir.peers"
+"""Key in a file's footer: how many rows each peer has in it, as a JSON object; a peer that is not known counts as an empty label."""
+PRUNED_SHARE = 0.95
+"""What is too large is brought to this part of its bound, so that it is long before somebody has to look again."""
 
 
 class File(NamedTuple):
@@ -62,7 +69,9 @@ def _write(path: Path, rows: "pl.DataFrame", *, written: float | None = None) ->
     descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         with open(descriptor, "wb") as stream:  # noqa: PTH123 - of a descriptor, for its mode
-            rows.write_parquet(stream, compression="zstd", row_group_size=GROUP_ROWS, statistics=True)
+            peers = rows["peer"].fill_null("") if "peer" in rows.columns else rows.clear().to_series(0)  # files from before there were peers
+            counts = json.dumps(dict(peers.value_counts().iter_rows()))
+            rows.write_parquet(stream, compression="zstd", row_group_size=GROUP_ROWS, statistics=True, metadata={PEERS: counts})
             stream.flush()
             os.fsync(descriptor)
             if written is not None:
@@ -89,17 +98,64 @@ def found(state: Path) -> list[File]:
 
 
 def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
-    """Remove what is too old, and the oldest of what is too much; returns the bytes that are left."""
+    """Remove what is too old, and of what is too much the oldest; returns the bytes that are left. Raises OSError.
+
+    While one peer has more than half of all rows, it is its oldest rows that go: a peer that floods the record pushes out its own.
+    """
     there = found(state)
+    for file in [file for file in there if now - file.written > keep_s]:
+        file.path.unlink(missing_ok=True)
+        there.remove(file)
     total = sum(file.bytes for file in there)
-    for file in there:
-        if now - file.written > keep_s or (total > max_bytes and file is not there[-1]):  # the newest stays, however large it is
-            file.path.unlink(missing_ok=True)
-            total -= file.bytes
+    if total > max_bytes:
+        total = _shrink(there[:-1], total, int(max_bytes * PRUNED_SHARE))  # the newest stays, however large it is
     for day in (state / FOLDER).glob("*/"):
         with suppress(OSError):  # there is something in it
             day.rmdir()
     return total
+
+
+def _shrink(there: Sequence[File], total: int, wanted: int) -> int:
+    """Take from these files, the oldest first, until there are `wanted` bytes of `total`; returns how many there are then."""
+    rows = {file.path: _rows_of_peers(file.path) for file in there}
+    counts = sum(rows.values(), Counter[str]())
+    left: list[File] = []
+    for file in there:
+        loud, count = max(counts.items(), key=itemgetter(1), default=("", 0))
+        smaller: File | None = file
+        if total > wanted and count * 2 > counts.total() and loud in rows[file.path]:
+            counts[loud] -= rows[file.path].pop(loud)
+            smaller = _without(file, loud) if rows[file.path] else None
+            if smaller is None:
+                file.path.unlink(missing_ok=True)
+            total -= file.bytes - (smaller.bytes if smaller else 0)
+        if smaller is not None:
+            left.append(smaller)
+    for file in left:
+        if total <= wanted:
+            break
+        file.path.unlink(missing_ok=True)
+        total -= file.bytes
+    return total
+
+
+def _rows_of_peers(path: Path) -> Counter[str]:
+    """How many rows each peer has; nothing of a file that does not say so, or cannot be read."""
+    import polars as pl  # noqa: PLC0415 - what is too large was written by this process
+
+    with suppress(OSError, ValueError, pl.exceptions.PolarsError):
+        return Counter(json.loads(pl.read_parquet_metadata(path).get(PEERS, "{}")))
+    return Counter()
+
+
+def _without(file: File, peer: str) -> File | None:
+    """The file written again without a peer's rows; None if that cannot be."""
+    import polars as pl  # noqa: PLC0415 - as above
+
+    with suppress(OSError, pl.exceptions.PolarsError):  # a full disk
+        rows = pl.read_parquet(file.path, glob=False)
+        return _write(file.path, rows.filter(pl.col("peer").fill_null("") != peer), written=file.written)
+    return None
 
 
 def clean(state: Path) -> None:

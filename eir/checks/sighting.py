@@ -3,7 +3,7 @@
 Data only: the checker and a protocol's fast path hand over, eir.daemon puts something behind it (eir.analysis.buffer).
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -38,14 +38,14 @@ class Sightings(Protocol):
     """Takes what was answered; synchronous, and never in the way."""
 
     @property
-    def has_room(self) -> bool:
-        """Whether plain checks are taken now; if not, they need not be handed in, but counted: `left_out`."""
+    def full(self) -> Container[str]:
+        """Labels of peers whose plain checks are not taken now: they need not be handed in, but counted (`left_out`)."""
 
-    def left_out(self, count: int) -> None:
-        """So many plain checks were answered for which there was no room."""
+    def left_out(self, count: int, peer: str) -> None:
+        """So many plain checks of a peer were answered for which there was no room."""
 
     def add(self, kinds: Sequence[SightingKind], numbers: bytes, texts: bytes) -> None:
-        """Take checks that were answered just now; all of them are plain, or none.
+        """Take checks of one peer that were answered just now; all of them are plain, or none.
 
         `numbers`: for each check the place of its kind, as the machine has a uint16. `texts`: TEXTS lines for each check, each with a line
         break behind it and none in it.

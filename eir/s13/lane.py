@@ -91,7 +91,7 @@ class ExpressLane:
         if lane is None or program is None:
             return position, NOTHING
         sightings = checker.sightings
-        telling = b"" if sightings is None or (PROTOCOL, self._label) in checker.probes else lanes.everything if sightings.has_room else lanes.events
+        telling = b"" if sightings is None or (PROTOCOL, self._label) in checker.probes else lanes.events if self._label in sightings.full else lanes.everything
         position, answers, answered, counted, *told = lane.take(self._terms, data, position, messages_max, self._decide, telling)
         if not answered:
             return position, NOTHING
@@ -111,7 +111,7 @@ class ExpressLane:
                 if numbers:
                     sightings.add(kinds, numbers, texts)
             if telling is lanes.events:
-                sightings.left_out(sum(count for number, count, *_ in counted if not telling[number]))
+                sightings.left_out(sum(count for number, count, *_ in counted if not telling[number]), self._label)
         return position, results
 
     def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
