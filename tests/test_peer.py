@@ -15,6 +15,7 @@ from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer,
 from eir.diameter.context import NodeContext
 from eir.diameter.counts import OTHER, Counts
 from eir.diameter.events import Alive, Answered, Arrived, Closed, DisconnectCause, Leaving, Opened
+from eir.diameter.framing import TURN_BYTES, TURN_COST
 from eir.diameter.peer import Peer
 from eir.diameter.rate import Bucket, Limit, refusing
 from eir.diameter.settings import Identity, Limits, PeerSettings
@@ -156,7 +157,8 @@ def test_the_table_is_whole():
 @settings(max_examples=60)
 def test_any_split_of_the_stream_has_the_same_answers(cuts):
     stream = wire.cer() + wire.ecr(ids=(1, 1)) + wire.dwr() + wire.ecr(ids=(2, 2)) + wire.dpr() + wire.ecr(ids=(3, 3))
-    driven, got = Driven(), b""
+    one_turn = Limits(turn_messages=65536)
+    driven, got = Driven(limits=one_turn), b""
     while stream:
         size = cuts.pop() if cuts else len(stream)
         driven.peer.receive(stream[:size], 0.0)
@@ -164,7 +166,7 @@ def test_any_split_of_the_stream_has_the_same_answers(cuts):
         if any(isinstance(event, Arrived) for event in driven.events()):
             driven.peer.admit(0.0)
         got += driven.peer.take()
-    whole = Driven()
+    whole = Driven(limits=one_turn)
     whole.peer.receive(wire.cer(), 0.0)
     whole.peer.admit(0.0)
     stream = wire.ecr(ids=(1, 1)) + wire.dwr() + wire.ecr(ids=(2, 2)) + wire.dpr() + wire.ecr(ids=(3, 3))
@@ -202,7 +204,7 @@ def test_a_long_message_in_small_pieces_is_not_looked_at_over_and_over():
 
 
 def test_one_turn_has_its_share():
-    driven = Driven(limits=Limits(turn_messages=21)).open()  # an ECR without a lane counts for seven
+    driven = Driven(limits=Limits(turn_messages=3 * (TURN_COST + len(wire.ecr()) // TURN_BYTES))).open()
     assert len(driven.feed(wire.ecr() * 8)) == 3
     assert driven.peer.more
     assert [len(driven.feed(b"")), len(driven.feed(b"")), driven.peer.more] == [3, 2, False]

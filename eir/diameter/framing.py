@@ -14,7 +14,7 @@ from eir.diameter.settings import PeerSettings
 from eir.diameter.states import State
 from eir.diameter.traffic import Traffic
 
-TURN_COST, TURN_BYTES = 4, 64
+TURN_COST, TURN_BYTES = 64, 8
 """What a message that no lane takes costs of a turn, measured against one that a lane takes: so much, and one for each so
 many of its bytes, of which the worst kind are AVPs without data."""
 
