@@ -52,6 +52,7 @@ class Kept:
         self.left = 0
 
     def left_out(self, count, peer):
+        assert peer == "mme"
         self.left += count
 
     def add(self, kinds, numbers, texts):

@@ -136,6 +136,22 @@ class TestKeys:
         assert [each.detail for each in await store.history()] == ["old", "new"]
         assert await read(store) == A
 
+    async def test_data_of_an_older_form_are_announced_before_the_write_that_brings_them_to_ours(self, server):
+        said = []
+        async with opened(server.url, report=lambda event, **fields: said.append((event, fields["detail"]))) as store:
+            await store.replace("a", state(A), A, seen=0, event=event("a"))
+            assert "store_upgraded" not in dict(said)
+            said.clear()
+            for name in ("eir:{a}:state", "eir:{history}:ledger"):
+                server.command("HDEL", name, "form")
+            await store.replace("a", state(B, serial=2), B, seen=1, event=event("a"))
+            assert [event for event, _ in said] == ["store_upgraded"] * 2
+            assert said[0][1].startswith("list a in Redis (")
+            assert " has form 1, and is brought to form 2 now" in said[0][1]
+            assert said[1][1].startswith("the history in Redis (")
+            await store.replace("a", state(A, serial=3), A, seen=2, event=event("a"))
+            assert len(said) == 2
+
     async def test_a_rollback_whose_release_is_gone(self, server, store):
         await store.replace("a", state(A), A, seen=0)
         (old,) = [key for key in keys_of(server) if b":set:" in key]

@@ -221,7 +221,7 @@ TABLE = (
     Key("policy.override.answer", kinds.STATUS, REQUIRED, "the one status that everything gets while the section is there"),
     Key("policy.override.until", kinds.MOMENT, None, "when the override ends by itself"),
     Key("sightings.keep", kinds.seconds(3600, 3650 * 86400), SIGHTINGS.keep_s, "how long a check stays on record; nothing is kept without the section", field="keep_s"),
-    Key("sightings.max_bytes", kinds.byte_size(1 << 20, 1 << 50), SIGHTINGS.max_bytes, "size of the record above which the oldest of it goes"),
+    Key("sightings.max_bytes", kinds.byte_size(1 << 20, 1 << 50), SIGHTINGS.max_bytes, "size of the record above which the oldest of it goes, of a peer that has more than half of it first"),
     Key("sightings.subscribers", kinds.word(HASHED, FULL, OFF), SIGHTINGS.subscribers, "what is kept of a SIM: a keyed hash, the IMSI, or nothing but its first 6 digits"),
     Key("sightings.rotate", kinds.seconds(86400, 3650 * 86400), SIGHTINGS.rotate_s, "age at which the key of the hashes gives way to a new one; a SIM has another hash from then on", field="rotate_s"),
     Key("sightings.window_s", kinds.seconds(0.1, 3600), SIGHTINGS.window_s, "checks that are alike become one row within this time, and a file is written at its end"),

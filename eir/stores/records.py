@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any, get_type_hints
 
-from eir.errors import StoreError
+from eir.errors import Report, StoreError
 from eir.lists.pages import NUMBER_BITS
 from eir.lists.store import Change, Event, Ledger, ListState
 
@@ -51,6 +51,14 @@ def check_form(where: str, form: str | bytes | int | None) -> None:
     """Raise StoreError (schema) where data of this form are not to be changed."""
     if (newer := newer_form(where, form)) is not None:
         raise StoreError("schema", newer)
+
+
+def say_upgrade(report: Report, where: str, form: str | bytes | int | None) -> None:
+    """Say, before a write brings data of an older form to this program's form, that it will. `form`: None where none was written down yet."""
+    found = 1 if form is None else int(form)
+    if found < FORM:
+        detail = f"{where} has form {found}, and is brought to form {FORM} now: an older eir reads it from then on, if at all, and changes nothing"
+        report("store_upgraded", level="warning", reason="older", detail=detail)
 
 
 def encode(record: ListState | Event | Ledger) -> str:

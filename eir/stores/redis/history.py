@@ -33,7 +33,7 @@ from eir.lists.history import (
     with_folds,
 )
 from eir.lists.store import Event, Fold, Ledger, Outcome, Record
-from eir.stores.records import FORM, check_form, decode_event, decode_ledger, encode, newer_form
+from eir.stores.records import FORM, check_form, decode_event, decode_ledger, encode, newer_form, say_upgrade
 from eir.stores.redis.link import Link
 
 LEDGER, RECORDS, REFUSALS = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals"
@@ -73,8 +73,6 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
     done = f"done:{about[0]}" if about else "done:"
 
     async def write(pipe: Any, ledger: Ledger, stream: str, was_done: bytes | None) -> None:
-        if about is not None and was_done == about[1]:
-            return
         if about is not None and was_done is None and await _is_there(link, pipe, stream, event):
             pipe.multi()
             pipe.execute_command("HSET", LEDGER, done, about[1])
@@ -105,7 +103,7 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
             pipe.execute_command(*command)
         await pipe.execute()
 
-    await _watched(link, write, done)
+    await _watched(link, write, done, about and about[1])
 
 
 async def _is_there(link: Link, pipe: Any, stream: str, event: Event) -> bool:
@@ -281,14 +279,18 @@ async def read_outcomes(link: Link) -> list[Outcome]:
         ]  # fmt: skip
 
 
-async def _watched(link: Link, write: Callable[[Any, Ledger, str, bytes | None], Awaitable[None]], done: str) -> None:
-    """Have a write made on condition that the ledger stays as it was read; again if it does not."""
+async def _watched(link: Link, write: Callable[[Any, Ledger, str, bytes | None], Awaitable[None]], done: str, change: bytes | None = None) -> None:
+    """Have a write made on condition that the ledger stays as it was read; again if it does not. None is made if `change` is done already."""
 
     async def tried(client: Any) -> bool:
         async with client.pipeline(transaction=True) as pipe:
             await pipe.watch(LEDGER, REFUSALS, EVENTS)
             ledger, stream, was_done, form = await pipe.execute_command("HMGET", LEDGER, "ledger", "stream", done, "form")
             check_form(f"Redis ({link.where})", form)
+            if change is not None and was_done == change:
+                return True
+            if ledger is not None:
+                say_upgrade(link.report, f"the history in Redis ({link.where})", form)
             try:
                 await write(pipe, *await _whole(link, pipe.execute_command, *_ledger(link, (ledger, stream))), was_done)
             except fault.WatchError:

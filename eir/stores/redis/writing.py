@@ -12,7 +12,7 @@ import redis.exceptions as fault
 from eir.errors import GenerationConflict, NothingToRollBack, StoreError
 from eir.lists.pages import Page
 from eir.lists.store import Event, ListState
-from eir.stores.records import FORM, check_form, encode, encode_numbers
+from eir.stores.records import FORM, check_form, encode, encode_numbers, say_upgrade
 from eir.stores.redis import history
 from eir.stores.redis.link import OUT_OF_MEMORY, POLICY_SAFE, Link
 from eir.stores.redis.reading import PageSet, Row, key, read_change, read_each, read_numbers, read_row
@@ -49,10 +49,12 @@ RESERVE_BYTES, RESERVE_SHARE = 16 << 20, 8
 async def write(link: Link, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None) -> ListState:
     """Put in force what is wanted; `batches`: the list to stage. Its event stands in the list's record until the history has it."""
     row = await read_row(link, name, past=True)
+    where = f"list {name} in Redis ({link.where})"
     if row is not None:
-        check_form(f"list {name} in Redis ({link.where})", row.form)
+        check_form(where, row.form)
     check_generation(name, row, seen)
     if row is not None:
+        say_upgrade(link.report, where, row.form)
         await settle(link, row)
     own = staged = PageSet(key(name, "kept" if batches is None else "set", secrets.token_hex(8)), 0)
     try:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from eir.errors import Report, StoreError, silent
 from eir.lists.pages import NUMBER_BITS
-from eir.stores.records import FORM, newer_form
+from eir.stores.records import FORM, newer_form, say_upgrade
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -249,7 +249,7 @@ def _prepare(
             version = _pragma(db, "user_version")  # another process may have been faster
             if version < FORM:
                 if version:
-                    report("store_upgraded", level="warning", reason="older", detail=f"{path} has form {version}, and is brought to form {FORM} now: an older eir reads it from then on, if at all, and changes nothing")
+                    say_upgrade(report, str(path), version)
                 steps = (SINCE_2, FROM_1) if version else (SCHEMA, SINCE_2)
                 for statement in "".join((*steps, NOW)).split(";\n"):
                     db.execute(statement)
