@@ -1,0 +1,40 @@
+"""What the node is told of its SIGTRAN side: the section `ss7`. Data only; imports eir.ss7.pointcode."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from eir.ss7.pointcode import ITU
+
+PORT: Final = 2905
+"""M3UA (RFC 4666 9.2)."""
+SSN_EIR: Final = 9
+"""Subsystem number of an EIR (TS 23.003 8.2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """One signalling gateway, of which the node is an ASP."""
+
+    label: str
+    """What metrics, logs and commands call it."""
+    connect: str
+    """`sctp://host,host:port` or `tcp://host:port`."""
+    routing_context: int | None = None
+    mode: str = "loadshare"
+    asp_identifier: int | None = None
+    reconnect_after_s: float = 1.0
+    """The first pause; it doubles up to RECONNECT_MAX_S."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ss7Settings:
+    """The section `ss7`."""
+
+    point_code: int | None = None
+    """None: nothing is spoken over SIGTRAN."""
+    variant: str = ITU
+    gateways: tuple[GatewaySettings, ...] = ()
+    listen: tuple[str, ...] = ()
+    """Where an MSC may connect as IPSP: URLs, each with its port."""
+    imsi_tags: tuple[int, ...] = ()
+    """Further tags that an IMSI may have in a request."""

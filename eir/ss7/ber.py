@@ -1,0 +1,93 @@
+"""ASN.1's Basic Encoding Rules (X.690), as far as TCAP and MAP need them: elements are found, nothing is copied. Imports nothing of ours.
+
+All three forms of a length are read (X.690 8.1.3); what is written has the shortest definite one.
+"""
+
+from typing import NamedTuple
+
+DEPTH_MAX = 8
+"""Elements of indefinite length inside one another; deeper ones are a fault, so that work is bounded."""
+TAG_OCTETS_MAX = 4
+CONSTRUCTED = 0x20
+_INDEFINITE = 0x80
+
+
+class BerError(ValueError):
+    """Octets that are no BER: cut off, or a length that does not fit."""
+
+
+class Element(NamedTuple):
+    """Where one element stands in what was read."""
+
+    tag: int
+    """All octets of the tag, as a number: 0x30, 0x04, 0x9F21."""
+    start: int
+    stop: int
+    """Its contents."""
+    end: int
+    """Behind it: `stop`, or two octets later with an indefinite length."""
+
+
+def element(data: bytes, at: int, stop: int, depth: int = 0) -> Element:
+    """The element that begins at `at` and ends at `stop` at the latest. Raises BerError."""
+    try:
+        tag, at = _tag(data, at)
+        length = data[at]
+        at += 1
+        if length == _INDEFINITE:
+            return _indefinite(data, tag, at, stop, depth)
+        if length > _INDEFINITE:
+            octets = length - _INDEFINITE
+            if octets > 4 or at + octets > stop:
+                raise BerError("a length of more than 4 octets, or cut off")
+            length, at = int.from_bytes(data[at : at + octets]), at + octets
+    except IndexError:
+        raise BerError("cut off") from None
+    if at + length > stop:
+        raise BerError("an element is longer than what it stands in")
+    return Element(tag, at, at + length, at + length)
+
+
+def _tag(data: bytes, at: int) -> tuple[int, int]:
+    tag = data[at]
+    at += 1
+    if tag & 0x1F == 0x1F:
+        for _ in range(TAG_OCTETS_MAX - 1):
+            more = data[at]
+            tag, at = tag << 8 | more, at + 1
+            if more < 0x80:
+                return tag, at
+        raise BerError("a tag of more than 4 octets")
+    return tag, at
+
+
+def _indefinite(data: bytes, tag: int, start: int, stop: int, depth: int) -> Element:
+    """X.690 8.1.3.6: a constructed element that goes on up to two octets of zeros."""
+    first = tag >> (8 * ((tag.bit_length() - 1) // 8)) if tag > 0xFF else tag
+    if not first & CONSTRUCTED or depth >= DEPTH_MAX:
+        raise BerError("an indefinite length that cannot be")
+    at = start
+    while data[at : at + 2] != b"\0\0":
+        at = element(data, at, stop, depth + 1).end
+    if at + 2 > stop:
+        raise BerError("cut off")
+    return Element(tag, start, at, at + 2)
+
+
+def elements(data: bytes, start: int, stop: int) -> list[Element]:
+    """All elements that stand between two places, one behind the other. Raises BerError."""
+    found = []
+    while start < stop:
+        each = element(data, start, stop)
+        found.append(each)
+        start = each.end
+    return found
+
+
+def encoded(tag: int, contents: bytes) -> bytes:
+    """One element, with a tag of one octet."""
+    length = len(contents)
+    if length < 0x80:
+        return bytes((tag, length)) + contents
+    octets = (length.bit_length() + 7) // 8
+    return bytes((tag, 0x80 | octets)) + length.to_bytes(octets) + contents
