@@ -242,7 +242,7 @@ async def test_a_reload_that_one_of_two_workers_cannot_take_over(node, lines, mo
     assert node.front._config.policy.default == "whitelisted"
     await bad.end()
     successor = await node.successor(0)
-    ((config, disabled, _, _, dials),) = successor.configured
+    ((config, disabled, *_, dials, _),) = successor.configured
     assert (config.policy.default, disabled, dials) == ("whitelisted", [], True)
 
 

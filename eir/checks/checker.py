@@ -60,6 +60,8 @@ class Checker:
         """Takes every check; a fast path hands in its own. None: nothing is kept."""
         self.probes = probes
         """Protocol and label of peers whose checks are nobody's phones: they are answered and counted, but no sightings."""
+        self.traced: Callable[[Question, Verdict | NoDevice], None] | None = None
+        """Told of each check that is decided here; what a fast path decides it is not told of."""
         self.held: list[Verdict] = []
         """Rules under observation that held in the check that is being decided, where there are sightings."""
         self._index, self._report = index, report
@@ -103,6 +105,12 @@ class Checker:
 
     def check(self, question: Question) -> Verdict | NoDevice:
         """The answer. NoDevice if the request names no device and the policy wants the protocol's own error for that."""
+        verdict = self._check(question)
+        if self.traced is not None:
+            self.traced(question, verdict)
+        return verdict
+
+    def _check(self, question: Question) -> Verdict | NoDevice:
         policy, imsi, key = self._policy, question.subscriber(), None
         verdict: Verdict | NoDevice
         try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,6 +23,7 @@ from eir.device import typed
 from eir.diameter.transport.endpoint import TCP, TLS, endpoint
 from eir.diameter.transport.tls import Tls
 from eir.errors import ConfigError, EirError, IdentifierError
+from eir.lists.store import ListState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +88,7 @@ def check(
     if node is None:
         answer = with_store(checked, lambda store: explain.explain(question, checked.policy, checked.lists, store, now=now), fresh=False, reads=True)
     else:
-        answer = _with_reason(checked, node, explain.Explanation.of_fields(question, node.answer), now)
+        answer = with_reason(checked, node.states, explain.Explanation.of_fields(question, node.answer), now)
     document, text = answer.as_json(), answer.as_text()
     if protocol is not None and answer.status is not None:
         said = _on_the_wire(protocol, answer.status)
@@ -104,13 +105,13 @@ def check(
         raise fail(f"such a request gets an error answer: {answer.reason}")
 
 
-def _with_reason(config: Config, node: in_force.Node, found: "Explanation", now: datetime) -> "Explanation":
-    """What the node answers, with the reason out of the store, or of the node's own copy of it."""
-    if found.list is None or found.list not in node.states:
+def with_reason(config: Config, states: Mapping[str, ListState], found: "Explanation", now: datetime) -> "Explanation":
+    """What the node answers by these lists, with the reason out of the store, or of the node's own copy of it."""
+    if found.list is None or found.list not in states:
         return found
     from eir.checks.explain import give_reason  # noqa: PLC0415 - as above
 
-    held = node.states[found.list]
+    held = states[found.list]
     read = in_force.read_as_held(config, found.list, held, lambda store: give_reason(found, held.kind, store, now=now))
     if read is None:
         say("note: the reason is not known: neither the store nor the node's copy has what the node answers by")

@@ -35,6 +35,7 @@ from eir.daemon.rhythms import Rhythms
 from eir.daemon.setup import allow_open_files, instance_of, read_token_keys, report_warnings
 from eir.daemon.signals import deliver
 from eir.daemon.starter import END_S, Crew, Process, Starter, call_itself
+from eir.daemon.tracing import Tracing
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.diameter.rate import memory_file
@@ -128,8 +129,12 @@ class Front:
         )
         self._recorded = None if config.sightings is None else Recorded(config.sightings, report)
         self._workers = Workers(
-            config.workers, self._configured, self._followed, gone=self._acceptor.gone, changed=self._workers_changed, report=report
-        )
+            config.workers, self._configured, self._followed, gone=self._acceptor.gone, changed=self._workers_changed, traced=self._traced,
+            report=report,
+        )  # fmt: skip
+        copy = open_copy(config.store, config.state)
+        self._history = HistoryKeeper(copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report)
+        self._tracing = Tracing(self._workers.trace, self._history.add, report)
         self._status = Status(workers=config.workers, pid=os.getpid(), following=lambda: self._followed.how, report=report)
         self._http = HttpServer(pages(self.snapshot, self._workers.reports, self._status, report=report), report=report)
         self._control = ControlServer(config.state, self._commands(), report=report)
@@ -141,8 +146,6 @@ class Front:
         self._reload_failed = False
         self._file_seen: tuple[int, ...] | None = None
         """The configuration on disk when it was last read to see whether it has a fault."""
-        copy = open_copy(config.store, config.state)
-        self._history = HistoryKeeper(copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report)
         self._expiry = ExpiryReminder()
         self._certificate_ends: datetime | None = None
         self._tls = self._read_tls(config)
@@ -259,7 +262,7 @@ class Front:
     # ---- workers ----
 
     def _configured(self, number: int) -> Configured:
-        return Configured(self._config, sorted(self._disabled), self._tls, self._keys, dials=self._dialing and number == 0)
+        return Configured(self._config, sorted(self._disabled), self._tls, self._keys, dials=self._dialing and number == 0, sought=self._tracing.sought)
 
     def _start(self) -> None:
         """Start all other processes, and see to them until the node ends."""
@@ -283,6 +286,9 @@ class Front:
 
         start = self._starter.start
         self._crew.keep(name, lambda: start(name, worker.run, number, self._origin_state_id, carrying=shared), attend, serves=True)
+
+    def _traced(self, record: dict[str, Any]) -> None:
+        self._tracing.take(record)
 
     def _list_changed(self, listed: Listed, image: Image) -> None:
         self._workers.put_in_force(listed, image)
@@ -367,6 +373,7 @@ class Front:
             self._status.config_fault = await asyncio.to_thread(_fault_in, path)
 
     async def _look(self) -> None:
+        await self._tracing.look()
         reports = await self._workers.reports()
         self._status.tell(reports)
         serving = self._status.readiness(reports).word != NOT_READY
@@ -440,6 +447,9 @@ class Front:
             "history": self._show_history,
             "record": lambda _: self._write_record(),
             "forget": self._forget,
+            "trace": self._tracing.begin,
+            "trace_read": self._tracing.read,
+            "trace_end": self._tracing.end,
             "peer_disable": lambda arguments: self._set_peer(arguments, enabled=False),
             "peer_enable": lambda arguments: self._set_peer(arguments, enabled=True),
         }

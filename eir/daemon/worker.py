@@ -26,6 +26,7 @@ from eir.checks.checker import Checker
 from eir.checks.explain import Explanation, answer
 from eir.checks.policy import compile_policy
 from eir.checks.question import Question
+from eir.checks.trace import Sought, Tracer
 from eir.config import Config
 from eir.config.settings import Listener
 from eir.daemon import state_folder
@@ -81,6 +82,8 @@ class Configured(NamedTuple):
     """What access tokens are checked with; None: none is asked for."""
     dials: bool
     """This worker connects to peers that have a `connect`, which is one worker's business."""
+    sought: Sought | None = None
+    """Whose checks a trace is to tell."""
 
 
 class Prepared(NamedTuple):
@@ -155,9 +158,13 @@ def built(
     tls = None if configured.tls is None else load_tls(configured.tls)
     service = S13Service(checker, config.peers)
     lanes = ExpressLanes(checker, service.replies) if COMPILED else None
+    tracer = Tracer(
+        lambda question: answer(question, worker.config.policy, index, now=datetime.now(UTC)), lambda record: channel.tell("traced", record),
+        lanes.seek if lanes else lambda _: None, time.time,
+    )  # fmt: skip
     node = Node(
         replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config),
-        s13_application(service, lanes),
+        s13_application(service, lanes, tracer),
         counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
         tls=tls, grants=grants, sctp=config.sctp,
     )  # fmt: skip
@@ -165,10 +172,11 @@ def built(
     servers: dict[str, Server] = {name: protocol.make(parts, config, tls) for name, protocol in PROTOCOLS.items()}
     worker = Worker(
         config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
-        servers=servers, tls=tls, sightings=sightings,
+        servers=servers, tls=tls, sightings=sightings, tracer=tracer,
     )  # fmt: skip
     for label in configured.disabled:
         worker.set_peer(label, enabled=False)
+    worker.trace(configured.sought)
     return worker
 
 
@@ -210,6 +218,7 @@ class Worker:
     """Of the protocols besides Diameter."""
     tls: Tls | None
     sightings: Buffer | None
+    tracer: Tracer
     arrived: asyncio.Queue[tuple[Listed, Image] | None] = field(default_factory=asyncio.Queue)
     """Lists that are to be taken over; None: these are all."""
     prepared: Prepared | None = None
@@ -239,7 +248,7 @@ class Worker:
             "connection": self.connection, "put_in_force": self.put_in_force, "complete": lambda: self.arrived.put_nowait(None),
             "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.node.dial,
             "counters": self.counters, "snapshot": self.snapshot, "report": self.report, "peers": self.peers, "set_peer": self.set_peer,
-            "set_keys": self.set_keys, "explain": self.explain,
+            "set_keys": self.set_keys, "explain": self.explain, "trace": self.trace,
         }  # fmt: skip
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -351,6 +360,7 @@ class Worker:
         (since, before), self.worked = self.worked, (time.monotonic(), time.process_time())
         self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
         self.checker.tick(datetime.now(UTC))
+        self.tracer.refill()
         self.index.now()  # a jump of the clock is noticed, although nobody asks for a row that ends
         if tick % KEEP_CLOCK_EVERY_TICKS == 0:
             if self.clock.jumped:
@@ -400,6 +410,11 @@ class Worker:
         n5g = self.servers[N5G]
         assert isinstance(n5g, N5gServer)  # noqa: S101 - the table says so
         n5g.tokens = tokens_of(keys, n5g.tokens)
+
+    def trace(self, sought: Sought | None) -> None:
+        """Tell of these checks from now on; None: of none."""
+        self.tracer.begin(sought)
+        self.checker.traced = None if sought is None else self.tracer.check
 
     # ---- what the front asks ----
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from eir.checks.explain import Explanation
 from eir.checks.question import Question
+from eir.checks.trace import Sought
 from eir.daemon.channel import Channel, ChannelError, Handlers, Unanswered
 from eir.daemon.faults import call_failed
 from eir.daemon.listed import Listed, hand_over
@@ -68,19 +69,20 @@ class Lists(Protocol):
 class Workers:
     """All workers of the node.
 
-    `configured` gives what a worker of this number is to be handed; `gone` is told of each connection that is over, and
-    `changed` is called when a worker has come, has started or is no more.
+    `configured` gives what a worker of this number is to be handed; `gone` is told of each connection that is over, `changed` is called
+    when a worker has come, has started or is no more, and `traced` gets what a trace tells.
     """
 
     def __init__(
         self, wanted: int, configured: Callable[[int], Configured], lists: Lists, *, gone: Callable[[int], None], changed: Callable[[], None],
-        report: Report,
+        traced: Callable[[dict[str, Any]], None], report: Report,
     ) -> None:  # fmt: skip
         self._wanted = wanted
         self._configured = configured
         self._lists = lists
         self._connection_gone = gone
         self._changed = changed
+        self._traced = traced
         self._report = report
         self._workers: dict[int, _Worker] = {}
         """By process id."""
@@ -170,7 +172,7 @@ class Workers:
 
         return {
             "started": started, "gone": gone, "reported": reported, "arrived": arrived,
-            "may_dial": lambda host: not self._admission.is_open(host),
+            "may_dial": lambda host: not self._admission.is_open(host), "traced": self._traced,
         }  # fmt: skip
 
     def _order(self, orders: Sequence[Order]) -> None:
@@ -257,6 +259,10 @@ class Workers:
     async def set_keys(self, keys: "KeyFiles | None") -> None:
         """Have every worker check access tokens with these keys."""
         await self._ask_all("set_keys", lambda _: (keys,))
+
+    async def trace(self, sought: Sought | None) -> None:
+        """Have every worker tell of these checks (None: of none)."""
+        await self._ask_all("trace", lambda _: (sought,))
 
     def dial(self) -> None:
         """Have the worker that connects to peers begin."""

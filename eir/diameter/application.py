@@ -86,6 +86,8 @@ class Application:
     """Answers one request, synchronously. Raises DiameterError for a fault of the request; anything else becomes a 5012."""
     lane: LaneFactory | None = None
     """None: all requests take the general path."""
+    told: Callable[[Request, bytes], None] | None = None
+    """Told of each request that took the general path, with the answer as it goes out, an error too; None: nobody."""
 
 
 def application_id_avp(application: Application) -> bytes:

@@ -370,6 +370,8 @@ class Peer:
             traffic.fault(e)
             traffic.refuse(request, command, DiameterError(UNABLE_TO_COMPLY, "internal"))
         traffic.answers += 1
+        if context.application.told is not None:
+            context.application.told(request, traffic.out[-1])
 
     def _take(self, occasion: _Occasion) -> None:
         answer = Answer(occasion.message, self._context.limits.max_avps)

@@ -80,7 +80,7 @@ class Event:
     who: str
     """User and host that did it."""
     what: str
-    """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim, adopt."""
+    """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim, adopt, trace."""
     list: str | None = None
     """None where no verified manifest named a list."""
     serial: int | None = None

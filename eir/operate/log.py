@@ -22,7 +22,7 @@ BURST = 5
 """Lines of one kind that go out at once."""
 INTERVAL_S = 10.0
 """After a burst, one line of a kind in this time."""
-ALWAYS = frozenset({"reloaded", "reload_refused", "override", "override_ended", "lenience_taken", "peer_disabled", "peer_enabled"})
+ALWAYS = frozenset({"reloaded", "reload_refused", "override", "override_ended", "lenience_taken", "peer_disabled", "peer_enabled", "traced", "trace_ended"})
 """What people do, and what comes of it: each of these has its line."""
 KINDS_MAX = 4096
 """Kinds of lines that are told apart; past that, the limits start afresh (peers' names come from the wire)."""

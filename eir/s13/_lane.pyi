@@ -22,3 +22,7 @@ class Lane:
     def take(
         self, terms: bytes, data: bytes, position: int, messages_max: int, decide: Callable[..., int] | None, telling: bytes,
     ) -> tuple[int, bytes, int, list[tuple[int, int, str, int, str]], tuple[bytes, bytes], tuple[bytes, bytes]]: ...
+
+    # Leave messages about this device (its key; None: any) and this subscriber (IMSI; empty: any) to the general path from now on; with
+    # neither all are taken again. Raises ValueError for what is no IMSI.
+    def seek(self, device: int | None, imsi: bytes) -> None: ...

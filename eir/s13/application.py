@@ -1,11 +1,15 @@
 """S13 as the Diameter node is handed it: id, vendor, command, AVPs, and what answers (3GPP TS 29.272 7.1, 7.2)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from eir.checks.trace import Tracer
+from eir.diameter.answer import result_label
 from eir.diameter.application import Application, Command, LaneFactory
+from eir.diameter.message import Answer, Request
 from eir.s13 import dictionary as s13
 from eir.s13.grammar import ECR
-from eir.s13.service import S13Service
+from eir.s13.service import S13Service, question_of
 
 S13 = Application(
     id=s13.S13_APPLICATION, vendor=s13.VENDOR_3GPP, dictionary=s13.DICTIONARY,
@@ -14,6 +18,20 @@ S13 = Application(
 """For a client, which answers nothing."""
 
 
-def s13_application(service: S13Service, lane: LaneFactory | None = None) -> Application:
-    """S13 for a node: `service` answers each ECR that no lane made by `lane` takes."""
-    return replace(S13, answer=service.answer, lane=lane)
+def s13_application(service: S13Service, lane: LaneFactory | None = None, tracer: Tracer | None = None) -> Application:
+    """S13 for a node: `service` answers each ECR that no lane made by `lane` takes, and `tracer` is told of those."""
+    return replace(S13, answer=service.answer, lane=lane, told=None if tracer is None else _told_to(tracer))
+
+
+def _told_to(tracer: Tracer) -> Callable[[Request, bytes], None]:
+    def told(request: Request, answer: bytes) -> None:
+        if tracer.sought is not None and request.command == s13.ME_IDENTITY_CHECK and tracer.sought.fits(question := question_of(request)):
+            tracer.wire(question, request.buffer, answer, _result(answer))
+
+    return told
+
+
+def _result(answer: bytes) -> str:
+    """The result of an answer as metrics label it: `2001`, `10415:5422`."""
+    read = Answer(answer, len(answer))
+    return result_label(next(iter(read.result_codes), 0), next(iter(read.experimental_results), None))

@@ -1,4 +1,7 @@
-"""S13 as it went over a wire: the checks in a capture file and their answers, as Wireshark's dissector (tshark) reads them. In clear only."""
+"""S13 as it went over a wire: capture files, of which Wireshark's dissector (tshark) reads checks and answers, in clear only.
+
+A capture file can be written too, of single messages.
+"""
 
 import shutil
 import subprocess
@@ -6,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from struct import pack
 from typing import IO, TypeAlias
 from xml.etree import ElementTree as ET
 
@@ -32,6 +36,22 @@ class Captured:
     """Origin-Hosts of ECRs, and of nodes over whose connection some came: an agent carries those of others."""
     known: set[str] = field(default_factory=set)
     """Origin-Hosts that sent a CER or a DWR and answered no ECR."""
+
+
+UPPER_PDU, SNAP_BYTES = 252, 262_144
+"""LINKTYPE_WIRESHARK_UPPER_PDU: what follows the tags is a message of the protocol that they name."""
+_TAGS = b"".join(pack("!HH", tag, len(value)) + value for tag, value in ((12, b"diameter"), (0, b"")))
+
+
+def begin_capture() -> bytes:
+    """The beginning of a capture file (pcap) of Diameter messages."""
+    return pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, SNAP_BYTES, UPPER_PDU)
+
+
+def captured(time: float, message: bytes) -> bytes:
+    """One message in it, which went over the wire at this Unix time."""
+    whole = _TAGS + message
+    return pack("=IIII", int(time), int(time % 1 * 1e6), len(whole), len(whole)) + whole
 
 
 def read(capture: Path, ports: Sequence[int] = (PORT,)) -> Captured:

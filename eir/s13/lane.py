@@ -1,6 +1,6 @@
 """The express lane: ECRs are read, decided and answered in C (_lane.c), many times as fast as by the general path.
 
-The C has no state from one call to the next: here a policy and its lists are bound, and what was answered is counted and told. What it
+The C has no state from one call to the next but what a trace seeks: here a policy and its lists are bound, and what was answered is counted and told. What it
 does not take is the general path's, which stays the specification: tests/test_express.py. May import what s13.service may.
 """
 
@@ -13,6 +13,7 @@ from eir.checks.policy import Verdict
 from eir.checks.program import LISTS_MAX, STATUSES, VERDICTS_MAX, WORD_BYTES, Asked, Field, Program, names_in_words
 from eir.checks.settings import Status
 from eir.checks.sighting import TEXTS, SightingKind
+from eir.checks.trace import Sought
 from eir.device import IMSI_LENGTHS, KEY_DIGITS, SNR_KEYS
 from eir.diameter.answer import Reply, result_avp, result_label
 from eir.diameter.application import LaneTerms
@@ -54,11 +55,18 @@ class ExpressLanes:
         """`replies`: label of a peer → what each status is answered by."""
         self.checker, self.replies = checker, replies
         self.program: Program | None = None
+        self._sought: Sought | None = None
         self._version = -1
 
     def __call__(self, terms: LaneTerms) -> "ExpressLane":
         """Make the lane of a connection."""
         return ExpressLane(self, terms)
+
+    def seek(self, sought: Sought | None) -> None:
+        """Leave checks that are sought to the general path from now on, where they can be told; None: none is."""
+        self._sought = sought
+        if self.program is not None and self.lane is not None:
+            self.lane.seek(*((None, b"") if sought is None else (sought.device, sought.imsi.encode())))
 
     def renew(self) -> None:
         """Take over the policy in force, and its lists as they are now; without that it happens with the next message."""
@@ -70,6 +78,7 @@ class ExpressLanes:
         lists = tuple((None if entries.image is None else entries.image.lane_arrays, KINDS[entries.kind]) for entries in program.lists)
         fits = len(program.verdicts) <= VERDICTS_MAX
         self.lane = _lane.Lane(program.words, len(program.verdicts), lists, policy.by_digit is not None, KEYS, ARE_GROUPS) if fits else None
+        self.seek(self._sought)
 
 
 class ExpressLane:

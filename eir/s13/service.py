@@ -56,23 +56,37 @@ class S13Service:
 
     def answer(self, request: Request) -> Reply:
         """The reply to an ECR. Raises DiameterError where the policy wants an error for a request that names no device."""
-        info = request.first.get(s13.TERMINAL_INFORMATION)
-        inside = {} if info is None else {avp.key: avp for avp in request.members(info)}  # the grammar lets each of these stand once
-        imei, meid = inside.get(s13.IMEI), inside.get(s13.MEID)
-        verdict = self._checker.check(Question(
-            imei=None if imei is None else _text(imei),
-            meid=None if meid is None else meid_text(meid.data),
-            imsi=_text(request.first.get(USER_NAME)),
-            software_version=_text(inside.get(s13.SOFTWARE_VERSION)),
-            origin_host=request.origin_host, origin_realm=request.origin_realm, protocol=PROTOCOL, peer=request.peer,
-        ))  # fmt: skip
+        info, inside = _terminal(request)
+        verdict = self._checker.check(_question(request, inside))
         if not isinstance(verdict, NoDevice):
             return self.replies(request.peer)[verdict.status]
-        if info is not None and (bad := imei or meid) is not None:
+        if info is not None and (bad := inside.get(s13.IMEI) or inside.get(s13.MEID)) is not None:
             said = "the IMEI or MEID is not valid (policy.bad_identity: error)"
             raise DiameterError(INVALID_AVP_VALUE, verdict.value, said, failed_avp=request.failed(bad, info))
         said = "neither IMEI nor MEID (policy.no_identity: error)"
         raise DiameterError(MISSING_AVP, verdict.value, said, failed_avp=_NO_IMEI)
+
+
+def question_of(request: Request) -> Question:
+    """What an ECR asks, as far as it can be read: it may be one that the grammar refuses."""
+    return _question(request, _terminal(request)[1])
+
+
+def _terminal(request: Request) -> tuple[Avp | None, Mapping[int, Avp]]:
+    """Terminal-Information, and what is inside; the grammar lets each of these stand once."""
+    info = request.first.get(s13.TERMINAL_INFORMATION)
+    return info, {} if info is None else {avp.key: avp for avp in request.members(info)}
+
+
+def _question(request: Request, inside: Mapping[int, Avp]) -> Question:
+    imei, meid = inside.get(s13.IMEI), inside.get(s13.MEID)
+    return Question(
+        imei=None if imei is None else _text(imei),
+        meid=None if meid is None else meid_text(meid.data),
+        imsi=_text(request.first.get(USER_NAME)),
+        software_version=_text(inside.get(s13.SOFTWARE_VERSION)),
+        origin_host=request.origin_host, origin_realm=request.origin_realm, protocol=PROTOCOL, peer=request.peer,
+    )  # fmt: skip
 
 
 def meid_text(octets: bytes) -> str:

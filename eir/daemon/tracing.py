@@ -1,0 +1,106 @@
+"""The trace of one subscriber or one device, as the front keeps it: begun by a command, told by workers, read by the command, ended by time.
+
+There is one at most. It is on record, with who began it and why, since it shows what a person's phone does. What it shows goes to the
+command alone: no log line and no file of the node has it.
+"""
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from eir.checks.trace import Sought
+from eir.device import MCC_MNC_DIGITS, device_key, imsi_key, key_text, short
+from eir.errors import EirError, Report
+from eir.lists.reasons import check_reason
+from eir.lists.store import ACCEPTED, Event, utc_text
+from eir.operate.control import asker
+
+LASTS_MAX_S = 3600.0
+IDLE_S = 15.0
+"""A trace that nobody reads for so long has lost its reader, and ends."""
+READ_S = 1.0
+"""How long a reader waits for something."""
+RECORDS_MAX = 1000
+"""That wait for the reader; of more the oldest go."""
+
+
+class Tracing:
+    """The trace that is on, if one is."""
+
+    def __init__(self, seek: Callable[[Sought | None], Awaitable[None]], record: Callable[[Event], None], report: Report) -> None:
+        """`seek` has all workers tell of these checks from now on (None: of none), `record` puts an event into the history."""
+        self._seek, self._record, self._report = seek, record, report
+        self.sought: Sought | None = None
+        self._who = self._about = ""
+        self._until = self._read_at = 0.0
+        self._told: deque[dict[str, Any]] = deque(maxlen=RECORDS_MAX)
+        self._count = 0
+        self._news = asyncio.Event()
+        """There is something to read, or the trace is over."""
+
+    async def begin(self, arguments: Mapping[str, Any]) -> float:
+        """Begin the trace of `imei`, `imsi` or both for `lasts_s`; `reason` goes on record. Returns when it ends, in Unix time.
+
+        Raises EirError where one is on, or the arguments are not good.
+        """
+        await self.look()
+        if self.sought is not None:
+            raise EirError(f"a trace of {self._about} by {self._who} is on until {utc_text(datetime.fromtimestamp(self._until, UTC))}: one at a time")
+        imei, imsi, lasts_s, reason = (arguments.get(name) for name in ("imei", "imsi", "lasts_s", "reason"))
+        check_reason(str(reason or ""))
+        if not isinstance(lasts_s, int | float) or not 0 < lasts_s <= LASTS_MAX_S:
+            raise EirError(f"it lasts for {LASTS_MAX_S / 60:g} minutes at most")
+        if not imei and not imsi:
+            raise EirError("whose checks? an IMEI or an IMSI is needed")
+        if imsi:
+            imsi_key(str(imsi))
+        sought = Sought(device_key(str(imei)) if imei else None, str(imsi or ""))
+        named = [f"IMEI {short(key_text(sought.device))}"] if sought.device is not None else []
+        self._about = " with ".join([*named, *([f"IMSI {short(sought.imsi, MCC_MNC_DIGITS)}"] if imsi else [])])
+        self._who, self._until, self._read_at = await asker(), time.time() + lasts_s, time.monotonic()
+        self._told.clear()
+        self._news.clear()
+        self._count = 0
+        self.sought = sought
+        detail = f"checks of {self._about} for {lasts_s:g} s: {reason}"
+        self._record(Event(time=utc_text(datetime.now(UTC)), who=f"{self._who}@{socket.gethostname()}", what="trace", outcome=ACCEPTED, detail=detail))
+        self._report("traced", who=self._who, level="warning", detail=detail)
+        await self._seek(sought)
+        return self._until
+
+    def take(self, record: dict[str, Any]) -> None:
+        """What a worker tells."""
+        if self.sought is not None:
+            self._told.append(record)
+            self._count += 1
+            self._news.set()
+
+    async def read(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """What was told since the last read, at once or when there is something; `over`: nothing more comes."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READ_S):
+                await self._news.wait()
+        self._news.clear()
+        self._read_at = time.monotonic()
+        await self.look()
+        records = list(self._told)
+        self._told.clear()
+        return {"records": records, "over": self.sought is None}
+
+    async def end(self, _: Mapping[str, Any]) -> None:
+        """End it before its time."""
+        if self.sought is not None:
+            self.sought = None
+            self._news.set()
+            self._report("trace_ended", who=self._who, level="warning", count=self._count)
+            await self._seek(None)
+
+    async def look(self) -> None:
+        """To be called each second: the trace ends when its time is over, or its reader is gone."""
+        if time.time() >= self._until or time.monotonic() - self._read_at > IDLE_S:
+            await self.end({})

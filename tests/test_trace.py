@@ -1,0 +1,160 @@
+"""`eir trace` on a running node: each check of one phone with its reasoning, over both protocols, and nothing of anyone else."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+
+import lanes
+import pytest
+from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until
+from wire import HOST, REALM, Message, cer, ecr
+
+from eir.checks.trace import Sought
+from eir.n5g import probe as n5g
+from eir.s13 import probe
+
+IMSI, OTHER = "001010123456789", "001010987654321"
+
+
+@pytest.fixture
+def site(tmp_path, publisher):
+    with Site(tmp_path / "site", publisher) as site:
+        site.configure(workers=2, n5g={"listen": ["http://127.0.0.1:0"]}, policy={**site.settings["policy"], "bad_identity": "error"})
+        site.load(["imei,reason", f"{LISTED},stolen in transit"])
+        site.load([TRACKED], list_name="tracked")
+        site.start()
+        yield site
+
+
+class Trace:
+    """A running `eir trace --json`."""
+
+    def __init__(self, site, *arguments):
+        self.out = site.folder / "trace.out"
+        with self.out.open("w") as out, (site.folder / "trace.err").open("w") as err:
+            self.process = subprocess.Popen(
+                [*COMMAND, "trace", "--json", "--reason", "complaint 17", *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=site.environment()
+            )
+        until(lambda: "Ctrl-C" in (site.folder / "trace.err").read_text() or self.process.poll() is not None)
+        assert self.process.poll() is None, (site.folder / "trace.err").read_text()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        self.process.wait(60)
+
+    def records(self, kind):
+        return [record for record in map(json.loads, self.out.read_text().splitlines()) if record["kind"] == kind]
+
+
+def ask(site, *imeis, imsi=None):
+    return [each.status for each in asyncio.run(probe.ask(probe.Target(*site.node.address, HOST, REALM, timeout_s=10.0), list(imeis), imsi=imsi))]
+
+
+def ask_amf(site, imei, imsi):
+    host, _, port = next(url for url in site.node.status()["listening"] if url.startswith("http")).partition("://")[2].rpartition(":")
+    return [each.status for each in asyncio.run(n5g.ask(n5g.Target(host, int(port), timeout_s=10.0), [imei], imsi=imsi))]
+
+
+def test_each_check_of_a_subscriber_over_both_protocols_and_of_nobody_else(site):
+    pcap = site.folder / "trace.pcap"
+    with Trace(site, "--imsi", IMSI, "--for", "5m", "--pcap", str(pcap)) as trace:
+        assert ask(site, LISTED, TRACKED, UNLISTED, imsi=IMSI) == ["blacklisted", "greylisted", "whitelisted"]
+        assert ask(site, LISTED, imsi=OTHER) == ["blacklisted"]
+        assert ask_amf(site, LISTED, IMSI) == ["blacklisted"]
+        checks = until(lambda: found if len(found := trace.records("check")) == 4 else None)
+        assert ask(site, "35209900", imsi=IMSI) == [None]
+        wire = until(lambda: found if len(found := trace.records("wire")) == 4 else None)
+    assert [(each["protocol"], each["imei"], each["status"], each["rule"], each["imsi"]) for each in checks] == [
+        ("s13", LISTED, "blacklisted", 1, IMSI), ("s13", TRACKED, "greylisted", 2, IMSI), ("s13", UNLISTED, "whitelisted", "default", IMSI),
+        ("n5g", checks[3]["imei"], "blacklisted", 1, IMSI),
+    ]  # fmt: skip
+    assert checks[0]["reason"] == "stolen in transit"
+    assert "list stolen (serial 1)" in checks[0]["text"]
+    assert [each["result"] for each in wire] == ["2001", "2001", "2001", "5004"]
+    shown = subprocess.run(["tshark", "-n", "-r", pcap, "-T", "fields", "-e", "diameter.cmd.code", "-e", "diameter.IMEI", "-e", "diameter.Result-Code", "-e", "_ws.malformed"], capture_output=True, text=True, check=True)
+    assert [line.split("\t")[1:3] for line in shown.stdout.splitlines()][:2] == [[LISTED, ""], ["", "2001"]]
+    assert shown.stdout.count("324") == 8
+
+
+def test_it_is_on_record_without_the_number(site):
+    with Trace(site, "--imei", LISTED):
+        pass
+    (event,) = until(lambda: [event for event in site.json("history") if event["what"] == "trace"])
+    assert event["detail"].endswith("for 600 s: complaint 17")
+    assert LISTED not in event["detail"]
+    assert [line["event"] for line in site.node.lines() if line["event"] in {"traced", "trace_ended"}] == ["traced", "trace_ended"]
+    assert LISTED not in site.node.text()
+
+
+def test_it_ends_by_itself_and_there_is_one_at_a_time(site):
+    ask_node = site.node.site.eir
+    with Trace(site, "--imei", LISTED, "--for", "10m") as trace:
+        assert "one at a time" in ask_node("trace", "--imei", TRACKED, "--reason", "another", status=1).stderr
+        before = site.node.metrics()
+        assert ask(site, *[UNLISTED] * 50, LISTED, *[UNLISTED] * 50, imsi=IMSI) == ["whitelisted"] * 50 + ["blacklisted"] + ["whitelisted"] * 50
+        os.kill(children(site.node.pid)["worker-0"], signal.SIGKILL)
+        os.kill(children(site.node.pid)["worker-1"], signal.SIGKILL)
+        until(lambda: site.node.status()["workers"] == 2)
+        assert ask(site, LISTED) == ["blacklisted"]
+        until(lambda: len(trace.records("check")) == 2)
+        assert trace.records("limit") == []
+        assert before
+    assert site.eir("trace", "--imei", LISTED, "--reason", "a second", "--for", "0m", status=2)
+    from eir.operate.control import ask as command
+
+    command(site.state, "trace", imei=LISTED, imsi="", lasts_s=0.2, reason="short")
+    until(lambda: command(site.state, "trace_read")["over"])
+
+
+def test_many_checks_of_one_phone_are_answered_all_and_told_in_part(site):
+    with Trace(site, "--imei", LISTED) as trace:
+        assert ask(site, *[LISTED] * 300) == ["blacklisted"] * 300
+        until(lambda: trace.records("limit"))
+    assert len(trace.records("check")) < 200
+
+
+def test_the_bytes_are_those_without_a_trace(site):
+    def exchange():
+        requests = [ecr(imei, ids=(number, number)) for number, imei in enumerate([UNLISTED, LISTED, UNLISTED, TRACKED, LISTED, UNLISTED])]
+        with socket.create_connection(site.node.address, 10) as link, link.makefile("rb") as answers:
+
+            def receive():
+                head = answers.read(4)
+                return head + answers.read(int.from_bytes(head[1:]) - 4)
+
+            link.sendall(cer())
+            assert Message(receive()).result == 2001
+            link.sendall(b"".join(requests))
+            return [receive() for _ in requests]
+
+    plain = exchange()
+    with Trace(site, "--imei", LISTED) as trace:
+        assert exchange() == plain
+        until(lambda: len(trace.records("check")) == 2)
+
+
+def test_the_lane_leaves_what_is_sought_and_nothing_else():
+    requests = [lanes.ecr(imei, imsi=imsi) for imei in (UNLISTED, TRACKED, LISTED + "0", UNLISTED) for imsi in (IMSI, OTHER, None)]
+    for sought, left in (
+        (None, 0), (Sought(int(LISTED), ""), 3), (Sought(None, IMSI), 4), (Sought(int(LISTED), OTHER), 1), (Sought(int(LISTED) + 1, ""), 0),
+        (Sought(None, IMSI[:-1]), 0),
+    ):  # fmt: skip
+        side, plain = lanes.Side(lane=True), lanes.Side(lane=True)
+        side.lanes.seek(sought)
+        assert side.feed(b"".join(requests)) == plain.feed(b"".join(requests))
+        assert side.state() == plain.state()
+        assert plain.by_lane - side.by_lane == left, sought
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--reason", "x"), ("--imei", LISTED), ("--imei", "35", "--reason", "x"), ("--imsi", "1", "--reason", "x"), ("--imei", LISTED, "--reason", "x", "--for", "soon")]
+)
+def test_wrong_usage(shared, arguments):
+    shared.eir("trace", *arguments, status=2)
