@@ -792,7 +792,7 @@ def test_the_page_has_every_key_as_the_table_says_it():
     for key in TABLE:
         default = "required" if key.default is REQUIRED else "none" if key.default in {None, ()} else None
         if default is None:
-            default = f"`{', '.join(key.default) if key.kind.many else str(key.kind.show(key.default))}`".replace("False", "false").replace("True", "true")
+            default = f"`{', '.join(map(str, key.default)) if key.kind.many else str(key.kind.show(key.default))}`".replace("False", "false").replace("True", "true")
         restart = not key.live or key.path.partition(".")[0] in TAKES_RESTART
         rows.append(f"| `{key.path}` | {key.kind.expected} | {default} | {key.says}{' (restart)' if restart else ''} |")
     page = PAGE.with_name("REFERENCE.md").read_text()

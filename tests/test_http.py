@@ -12,12 +12,12 @@ from eir.web.http1 import Conversation, Response
 PAGE = Response(200, "text/plain; charset=utf-8", b"page\n")
 
 
-async def slow_page():
+async def slow_page(_):
     await asyncio.sleep(0)
     return Response(503, "text/plain", b"slow\n")
 
 
-def broken_page():
+def broken_page(_):
     raise KeyError("eir_surprise")
 
 
@@ -42,7 +42,7 @@ def limits():
 
 @pytest.fixture
 def pages():
-    return {"/page": lambda: PAGE, "/slow": slow_page, "/broken": broken_page}
+    return {"/page": lambda _: PAGE, "/slow": slow_page, "/broken": broken_page}
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ async def test_a_port_that_is_taken():
 
 
 async def test_ipv6():
-    server = HttpServer({"/page": lambda: PAGE}, report=reporting_to([]))
+    server = HttpServer({"/page": lambda _: PAGE}, report=reporting_to([]))
     address, port = await server.listen("::1", 0)
     assert address == "::1"
     client = Client(*await asyncio.open_connection(address, port))
@@ -278,7 +278,7 @@ async def test_others_have_their_turn_beside_clients_that_pipeline(pages, connec
     """Ten connections with hundreds of requests each: in one turn of the loop each of them gets one answer."""
     made, held, loop = [], [], asyncio.get_running_loop()
 
-    def page():
+    def page(_):
         made.append(loop.time())
         return PAGE
 
@@ -311,7 +311,7 @@ class TestWithoutIo:
             conversation.receive(bytes([octet]))
             while (request := conversation.next_request()) is not None:
                 found.append((*request, conversation.answer(PAGE).endswith(PAGE.body)))
-        assert found == [("GET", "/page", True), ("HEAD", "/page", False)]
+        assert found == [("GET", "/page", "", {"host": "x"}, "", True), ("HEAD", "/page", "x", {"host": "x"}, "", False)]
         assert not conversation.over
 
     @pytest.mark.parametrize("octets", [b"\0", b"GET /page HTTP/1.1\r\n\r\n", b"G" * 20_000])
@@ -324,7 +324,7 @@ class TestWithoutIo:
     def test_a_client_that_ends(self):
         conversation = Conversation(1000)
         conversation.receive(GET)
-        assert conversation.next_request() == ("GET", "/page")
+        assert conversation.next_request()[:2] == ("GET", "/page")
         conversation.answer(PAGE)
         conversation.receive(b"")
         assert conversation.next_request() is None

@@ -3,6 +3,7 @@
 import getpass
 import socket
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 from node import LISTED, TRACKED, UNLISTED, until
@@ -16,6 +17,7 @@ from eir.operate.control import ask as control
 from eir.operate.http import pages
 from eir.operate.metrics import FAMILIES
 from eir.operate.status import Following, Status, WorkerReport
+from eir.web.http1 import Request
 
 HEALTHY = {
     "missing": (), "lists": {}, "overridden": False, "checks": 0,
@@ -62,7 +64,7 @@ async def shown(node, found, path="/ready"):
     async def reported():
         return found
 
-    return await pages(reported, reported, node, report=lambda *_, **__: None)[path]()
+    return await pages(reported, reported, node, report=lambda *_, **__: None)[path](Request("GET", path))
 
 
 def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw_it(report):
@@ -89,7 +91,7 @@ async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(node, rep
     async def numbers():
         return {"eir_surprise": {(): 1.0}, "eir_store_up": {(): 1.0}}
 
-    show = pages(numbers, numbers, node, report=report)["/metrics"]
+    show = partial(pages(numbers, numbers, node, report=report)["/metrics"], Request("GET", "/metrics"))
     for _ in range(2):
         page = await show()
         assert page.status == 200

@@ -21,6 +21,7 @@ from eir.lists.settings import DEVICES, LOAD_MEMORY, PAIRS, SUBSCRIBERS, History
 from eir.lists.store import KEEP
 from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings, TokenSettings
 from eir.stores.open import SQLITE
+from eir.web.access import LOOPBACK, PageSettings
 
 WATCHDOG_MIN_S = 6
 """RFC 3539 3.4.1: Tw must not be below 6 seconds."""
@@ -91,6 +92,7 @@ SECTIONS = (
     Section("layouts.*.trailer", Record, optional=True),
     Section("tamper", TamperSettings),
     Section("tamper.origins.*", _origin),
+    Section("page", PageSettings),
     Section("policy", PolicySettings),
     Section("policy.rules[]", Rule),
     Section("policy.override", Override, optional=True),
@@ -243,7 +245,9 @@ TABLE = (
     Key("tamper.box_partners", kinds.whole(2, 1000), TAMPER.box_partners, "SIMs of a device, and devices of a SIM, that make a SIM box"),
     Key("tamper.box_numbers", kinds.whole(2, 10**6), TAMPER.box_numbers, "devices of one SIM, and of nobody else, that make it a SIM of a box"),
     Key("tamper.new_model_devices", kinds.whole(2, 10**9), TAMPER.new_model_devices, "devices with the same unknown TAC from which it is rather a new model"),
-    Key("http", kinds.HTTP, "127.0.0.1:9868", "where /metrics, /live and /ready are", live=False),
+    Key("http", kinds.HTTP, "127.0.0.1:9868", "where the page for people (/), /metrics, /live and /ready are", live=False),
+    Key("page.from", kinds.many(kinds.NETWORK, may_be_empty=True), LOOPBACK, "networks from which the page for people, at / of the `http` address, is shown without a password, if it is asked for by an address and not by a name", field="sources"),
+    Key("page.password_file", kinds.FILE, None, "holds the password with which it is shown to all others; to nobody else if left out"),
     Key("workers", kinds.WORKERS, 1, "processes that answer; `auto`: one for each processor", live=False),
     Key("log.level", kinds.word("debug", "info", "warning", "error"), "info", "lowest level of lines that are written", field="log_level"),
     Key("privacy.identifiers", kinds.one_of({"short": False, "full": True}), False, "IMEI and IMSI in logs: their first and last digits, or whole", field="full_identifiers"),

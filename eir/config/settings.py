@@ -12,6 +12,7 @@ from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, 
 from eir.errors import Problem
 from eir.lists.settings import HistorySettings, Layout, ListSettings
 from eir.n5g.settings import N5gSettings
+from eir.web.access import PageSettings
 
 
 class Listener(NamedTuple):
@@ -62,7 +63,9 @@ class Config:
     sightings: SightingsSettings | None
     """None: nothing of what checks show is kept."""
     http: str | None
-    """host:port; None: /metrics, /live and /ready are not served."""
+    """host:port; None: neither the page nor /metrics, /live and /ready are served."""
+    page: PageSettings
+    """Who may see the page for people."""
     workers: int
     tamper: TamperSettings
     full_identifiers: bool

@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import uvloop
 
@@ -38,6 +39,7 @@ from eir.daemon.starter import END_S, Crew, Process, Starter, call_itself
 from eir.daemon.tracing import Tracing
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
+from eir.device import typed
 from eir.diameter.rate import memory_file
 from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
@@ -51,13 +53,17 @@ from eir.n5g.settings import is_http
 from eir.operate import metrics, processes
 from eir.operate.control import PING, RUNNING, STOPPING, ControlServer, asker
 from eir.operate.http import HttpServer, pages
+from eir.operate.lately import EVERY_S, Lately
 from eir.operate.log import Log
 from eir.operate.looking import RUN, Looking
 from eir.operate.owner import as_owner_of
+from eir.operate.page import Shown, page
 from eir.operate.service import ENDING, READY, tell_service
 from eir.operate.status import NOT_READY, ExpiryReminder, Status
 from eir.s13.lane import LANE
 from eir.stores.open import SQLITE, open_copy, open_store
+from eir.web.access import refusal
+from eir.web.http1 import Request, Response
 
 HOLD_S = 2.0
 """How long new connections wait, when a worker has ended, for the one that takes its place: so that its peers, which come
@@ -66,6 +72,12 @@ KEYS_S = 1.0
 """Between two looks at the keys of access tokens."""
 LOOK_S = 1.0
 """Between two looks at how the workers are."""
+ASKED_MAX = 40
+"""Characters of an identifier that the page asks about."""
+WRONG_PASSWORD_S = 1.0
+"""How long somebody waits whose password is wrong."""
+EVENTS_MAX = 200
+"""Of the history, that the page looks through."""
 OUTCOMES_S = 5.0
 """Between two looks at the outcomes of releases."""
 UNKNOWN_LIST = "unknown"
@@ -136,12 +148,16 @@ class Front:
         self._history = HistoryKeeper(copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report)
         self._tracing = Tracing(self._workers.trace, self._history.add, report)
         self._status = Status(workers=config.workers, pid=os.getpid(), following=lambda: self._followed.how, report=report)
-        self._http = HttpServer(pages(self.snapshot, self._workers.reports, self._status, report=report), report=report)
+        self._lately = Lately()
+        self._looking = Looking(config.path)
+        self._http = HttpServer({"/": self._page, **pages(self.snapshot, self._workers.reports, self._status, report=report)}, report=report)
         self._control = ControlServer(config.state, self._commands(), report=report)
         path = config.control_read
-        self._control_read = None if path is None else ControlServer(path.parent, {RUN: Looking(config.path).run}, name=path.name, report=report)
+        self._control_read = None if path is None else ControlServer(path.parent, {RUN: self._looking.run}, name=path.name, report=report)
         self._drop_folder = DropFolder(config, starter.start, report=report)
         self._outcomes: tuple[Outcome, ...] = ()
+        self._events: Sequence[Event] = ()
+        """The newest of the history, for the page."""
         self._rhythms = Rhythms()
         self._reload_failed = False
         self._file_seen: tuple[int, ...] | None = None
@@ -174,6 +190,7 @@ class Front:
                 self._start()
             self._spawn(self._drop_folder.run())
             self._spawn(self._again(OUTCOMES_S, "outcomes", self._read_outcomes))
+            self._spawn(self._again(EVERY_S, "lately", self._note_minute))
             if await self._workers_started():
                 self._status.listening = await self._acceptor.listen([each.url for each in self._config.listeners], self._workers.hand_over)
                 for address in self._status.listening:
@@ -232,7 +249,7 @@ class Front:
             self._status.http = address_text([address], bound)
         except OSError as e:
             raise cannot_listen(f"http {self._config.http}", e) from None
-        self._log.report("listening", address=f"http://{self._status.http}", pages="/metrics /live /ready")
+        self._log.report("listening", address=f"http://{self._status.http}", pages="/ /metrics /live /ready")
 
     def _begin_stop(self, cause: str) -> None:
         """Begin the node's end."""
@@ -390,7 +407,10 @@ class Front:
             self._status.store_newer = await in_time(store.newer())
             await self._history.look(store, self._config.history, [*self._config.lists])
             self._status.history_differs, self._status.unrecorded = self._history.differs, self._history.unrecorded
-            self._outcomes = tuple(await in_time(store.outcomes()))
+            outcomes = tuple(await in_time(store.outcomes()))
+            if outcomes != self._outcomes or not self._events:
+                self._events = await in_time(store.history(limit=EVENTS_MAX))
+            self._outcomes = outcomes
             await self._rhythms.look(self._outcomes, store)
         except StoreError as e:
             if e.cause == STOOD_STILL:
@@ -432,6 +452,37 @@ class Front:
         }
         recorded = {} if self._recorded is None else self._recorded.snapshot()
         return metrics.merge([ours, recorded, self._followed.snapshot(), await self._workers.snapshot()])
+
+    # ---- the page for people ----
+
+    async def _note_minute(self) -> None:
+        self._lately.note(self._workers.figures())
+
+    async def _page(self, request: Request) -> Response:
+        """The page, for those who may see it; with `?imei=` also what that device would be answered."""
+        if (refused := refusal(request, self._config.page)) is not None:
+            if "authorization" in request.headers:
+                await asyncio.sleep(WRONG_PASSWORD_S)
+            return refused
+        reports, events = await self._workers.reports(), self._events
+        lists = reports[0].lists if reports else {}
+        changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
+        asked = typed(parse_qs(request.query).get("imei", [""])[0])[:ASKED_MAX]
+        return page(Shown(
+            host=self._config.identity.host, status=self._status.document(reports), peers=await self._workers.peers(), lists=lists,
+            changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._lately.minutes(),
+            asked=asked, answer=await self._checked(asked), now=datetime.now(UTC),
+        ))  # fmt: skip
+
+    async def _checked(self, identifier: str) -> str:
+        """What `eir check` says of an identifier; nothing of none."""
+        if not identifier.isalnum():
+            return "that is no identifier of a device" if identifier else ""
+        try:
+            said = await self._looking.run({"arguments": ["check", identifier]})
+        except EirError as e:
+            return str(e)
+        return str(said["out"] or said["err"]).strip()
 
     # ---- commands ----
 

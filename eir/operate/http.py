@@ -1,4 +1,4 @@
-"""The HTTP server of the front, and its pages: /metrics for Prometheus, /live and /ready for probes and people.
+"""The HTTP server of the front, and its pages for programs: /metrics for Prometheus, /live and /ready for probes.
 
 A client gets neither the loop nor the memory of the front for itself: requests, time and connections are bounded, and between
 two requests of one connection others have their turn.
@@ -35,7 +35,7 @@ class HttpLimits:
 
 DEFAULT = HttpLimits()
 
-Page = Callable[[], Response | Awaitable[Response]]
+Page = Callable[[Request], Response | Awaitable[Response]]
 
 
 class HttpServer:
@@ -87,7 +87,8 @@ class HttpServer:
                 while (request := conversation.next_request()) is None and not conversation.over:
                     conversation.receive(await reader.read(REQUEST_BYTES_MAX))
             if request is not None:
-                writer.write(conversation.answer(await self._answer(request)))
+                name = writer.get_extra_info("peername")
+                writer.write(conversation.answer(await self._answer(request._replace(address=name[0] if name else ""))))
                 async with asyncio.timeout(self._limits.request_s):
                     await writer.drain()
                 await asyncio.sleep(0)
@@ -99,7 +100,7 @@ class HttpServer:
         if page is None:
             return Response(404, TEXT, f"not here; there are: {' '.join(self._pages)}\n".encode())
         try:
-            made = page()
+            made = page(request)
             response = made if isinstance(made, Response) else await made
         except Exception as e:  # noqa: BLE001 - whatever it is: a scrape that sees a closed connection learns nothing
             return self._failed(request.path, f"{type(e).__name__}: {e}")
@@ -119,7 +120,7 @@ def pages(
     strange: set[str] = set()
     """Metrics without a row in the table, of which the log has told."""
 
-    async def show_metrics() -> Response:
+    async def show_metrics(_: Request) -> Response:
         numbers = await snapshot()
         for name in metrics.unknown(numbers):
             if name not in strange:
@@ -128,8 +129,8 @@ def pages(
         # Rendering takes milliseconds with many peers: beside the loop, not in it.
         return Response(200, metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, numbers))
 
-    async def show_readiness() -> Response:
+    async def show_readiness(_: Request) -> Response:
         word, why = status.readiness(await reports())
         return Response(503 if word == NOT_READY else 200, TEXT, "\n".join([word, *why, ""]).encode())
 
-    return {"/metrics": show_metrics, "/live": lambda: Response(200, TEXT, b"live\n"), "/ready": show_readiness}
+    return {"/metrics": show_metrics, "/live": lambda _: Response(200, TEXT, b"live\n"), "/ready": show_readiness}

@@ -176,7 +176,7 @@ class Status:
         figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
         figures += "" if COMPILED else "; no compiled lane here, so that a check costs many times as much"
         return {
-            "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "ready": found.word, "version": __version__, "lane": LANE,
+            "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "troubles": warnings, "ready": found.word, "version": __version__, "lane": LANE,
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
             "tasks": sum(report.tasks for report in reports), "in_step": all(report.lists == reports[0].lists for report in reports),
             "listening": self.listening, "http": self.http, "lists": {name: _shown(state) for name, state in lists.items()},

@@ -3,6 +3,8 @@
 Knows nothing of what it serves, and no clock: how long a connection may take is for the one that has the socket to say.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import h11
@@ -17,6 +19,12 @@ class Request(NamedTuple):
     method: str
     path: str
     """Without what follows a question mark."""
+    query: str = ""
+    """That."""
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Names in lower case."""
+    address: str = ""
+    """Where the client is, as far as the one that has the socket says."""
 
 
 class Response(NamedTuple):
@@ -25,6 +33,8 @@ class Response(NamedTuple):
     status: int
     content_type: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+    """Further ones."""
 
 
 class Conversation:
@@ -58,7 +68,9 @@ class Conversation:
                 self._request = event
             elif isinstance(event, h11.EndOfMessage) and self._request is not None:
                 method, target = self._request.method.decode("ascii"), self._request.target.decode("ascii", "replace")
-                return Request(method, target.partition("?")[0])
+                headers = {name.decode("ascii"): value.decode("latin-1") for name, value in self._request.headers}
+                path, _, query = target.partition("?")
+                return Request(method, path, query, headers)
             elif not isinstance(event, h11.Data):  # closed, or paused on something that is not HTTP/1.1
                 self.over = True
         return None
@@ -66,7 +78,7 @@ class Conversation:
     def answer(self, response: Response) -> bytes:
         """The bytes that answer the request that `next_request` gave last."""
         self._left -= 1
-        headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
+        headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body))), *response.headers]
         if not self._left:
             headers.append(("Connection", "close"))
         out = self._connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
