@@ -3,8 +3,10 @@
 A device's key is an integer. IMEI and IMEISV: their first 14 digits (TS 23.003 6.2: the 15th digit of an IMEI is a check
 digit or a spare 0, the 15th and 16th of an IMEISV are a software version, none of them tells devices apart). A MEID of
 decimal digits only shares that space; one with letters has a range of its own above it, `MEID_BASE` + its 56-bit value.
+What phones send that is neither (`0`, twelve digits, a word) has keys above these, from `ODD_BASE` on, so that it can be listed.
 """
 
+from hashlib import sha256
 from string import hexdigits
 
 from eir.errors import IdentifierError
@@ -15,6 +17,11 @@ MCC_MNC_DIGITS = 5
 SNR_KEYS = 1_000_000
 """Identifiers under one TAC: the six digits of the serial number (SNR)."""
 MEID_BASE = 10**14
+ODD_BASE = 731 * 10**14
+"""Above all MEIDs, and a multiple of SNR_KEYS as MEID_BASE is."""
+ODD_OCTETS_MAX = 20
+"""An identifier that is longer has no key."""
+_ODD_DIGITS_MAX, _HASHED, _HASH_DIGITS = 13, 1 << 54, 14
 HEX_DIGITS = frozenset(hexdigits)
 DASHES = "-\u2010\u2011\u2012\u2013\u2014"
 
@@ -68,8 +75,35 @@ def device_key(text: str) -> int:
         raise IdentifierError(f"no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got {found}") from None
 
 
+def odd_key(text: str) -> int:
+    """The key of an identifier that is neither IMEI nor MEID: 1 to 20 octets, or what `key_text` shows of such a key.
+
+    Up to 13 digits are kept as they are. Of anything else 54 bits of its SHA-256 are: two that share a key are not met in practice.
+    Raises IdentifierError for nothing, and for what is longer.
+    """
+    octets = text.encode(errors="surrogateescape")
+    if not 0 < len(octets) <= ODD_OCTETS_MAX:
+        raise IdentifierError(f"an identifier has 1 to {ODD_OCTETS_MAX} octets; got {len(octets)}")
+    if is_digits(text) and len(text) <= _ODD_DIGITS_MAX:
+        return ODD_BASE + int("1" + text)
+    if len(text) == 1 + _HASH_DIGITS and text[0] == "#" and HEX_DIGITS.issuperset(text[1:]):
+        return ODD_BASE + _HASHED + int(text[1:], 16) % _HASHED
+    return ODD_BASE + _HASHED + int.from_bytes(sha256(octets).digest()[:8]) % _HASHED
+
+
+def any_key(text: str) -> int:
+    """The key of whatever a device calls itself: an IMEI, an IMEISV, a MEID, or else `odd_key`. Raises IdentifierError as that does."""
+    try:
+        return device_key(text)
+    except IdentifierError:
+        return odd_key(text)
+
+
 def key_text(key: int) -> str:
-    """The 14 digits that a key stands for."""
+    """What a key stands for: 14 digits; or the few digits, or `#` and the hash, of an identifier that is neither IMEI nor MEID."""
+    if key >= ODD_BASE:
+        odd = key - ODD_BASE
+        return f"#{odd - _HASHED:0{_HASH_DIGITS}x}" if odd >= _HASHED else str(odd)[1:]
     return f"{key:014d}" if key < MEID_BASE else f"{key - MEID_BASE:014X}"
 
 

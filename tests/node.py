@@ -167,7 +167,7 @@ class Site:
         files = [each for each in data if isinstance(each, Path)]
         for number, rows in enumerate(each for each in data if not isinstance(each, Path)):
             files.append(folder / f"{list_name}-{serial}-{number}.csv")
-            header = () if rows and rows[0].startswith(("imei", "tac")) else ("imei",)
+            header = () if rows and rows[0].startswith(("imei", "tac", "identifier")) else ("imei",)
             files[-1].write_text("".join(f"{row}\n" for row in (*header, *rows)))
         return self.publisher.publish(folder, files, list_name=list_name, serial=serial, **options)
 

@@ -339,7 +339,7 @@ def test_an_answer_without_history_and_status_or_with_another_identifier_is_name
 @pytest.mark.parametrize(
     ("content", "layout", "kind", "says"),
     [
-        (b"35123456789012\n", "eir", "devices", "a header with imei or tac or imei_from\\+imei_to is expected"),
+        (b"35123456789012\n", "eir", "devices", "a header with imei or identifier or tac or imei_from\\+imei_to is expected"),
         (b"imei,imei\n", "eir", "devices", "twice"),
         (b"imei,IMEI \n", "eir", "devices", "twice"),
         (b"imei,tac\n", "eir", "devices", "it has imei\\+tac"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from made import pages_of, pair_pages
 
 from eir.checks import conditions
+from eir.checks.identifier import NO_KEY
 from eir.checks.policy import Policy, Verdict, compile_policy
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import device_key, imsi_key
@@ -137,8 +138,8 @@ def test_what_the_key_does_not_show_has_rules_of_its_own():
     asked = (device_key(FREE), "", "", "h", "r"), (device_key(STOLEN), "", "", "h", "r"), (0, "26201", "", "h", "r")
     assert [policy.decide(*each).rule for each in asked] == ["default", "default", 2]
     assert [policy.by_digit(*each).rule for each in asked] == [1, 3, 2]
-    assert [policy.malformed(imsi, "", "h", "r").rule for imsi in ("26201", "00101")] == [2, 3]
-    assert compiled(Rule(identifier=("malformed",), imsi=("262",), answer=BLACK)).malformed("00101", "", "h", "r") is None
+    assert [policy.malformed(NO_KEY, imsi, "", "h", "r").rule for imsi in ("26201", "00101")] == [2, 3]
+    assert compiled(Rule(identifier=("malformed",), imsi=("262",), answer=BLACK)).malformed(NO_KEY, "00101", "", "h", "r") is None
     plain = compiled(Rule(identifier=("zero",), answer=BLACK))
     assert (plain.by_digit, plain.malformed) == (None, None)
 

@@ -237,7 +237,7 @@ def test_forms_that_are_none(form):
 @pytest.mark.parametrize(
     ("declared", "line", "says"),
     [
-        ("own: {}", 2, "the layout own does not say what a row is about; expected columns with imei or tac or imei_from+imei_to"),
+        ("own: {}", 2, "the layout own does not say what a row is about; expected columns with imei or identifier or tac or imei_from+imei_to"),
         ("eir: {columns: {imei: 1}}", 2, "the layout eir is known and needs no declaration"),
         ("own: {columns: {imei: 1, reason: WHY}}", 2, "columns of own by name and by position"),
         ("own: {columns: {imei: 1, reason: 1}}", 2, "two columns of own are the same"),

@@ -405,7 +405,8 @@ def test_only_time_and_identifier_have_to_be_there_and_parquet_does_as_well(kept
 
 
 def test_what_is_asked_for_is_checked(kept):
-    kept.eir("seen", "12345", status=2)
+    kept.eir("seen", "12345", status=1)
+    kept.eir("seen", "twelve", status=2)
     kept.eir("seen", UNLISTED, "--since", "yesterday", status=2)
     kept.eir("sightings", "forget", "--imsi", "12a", status=2)
     assert "is not on record since 7d" in kept.eir("seen", UNLISTED, "--since", "7d", status=1).err

@@ -12,7 +12,7 @@ from typing import Any
 
 from eir.analysis.batches import FRAME
 from eir.analysis.files import found
-from eir.device import device_key, imsi_key, key_text, typed
+from eir.device import ODD_OCTETS_MAX, device_key, imsi_key, is_digits, key_text, typed
 from eir.errors import EirError, IdentifierError
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
@@ -31,25 +31,29 @@ class Sought:
     device: int | None
     """Key of eir.device."""
     imsi: str | None
+    odd: str | None = None
+    """What a phone may have sent for an identifier, where it is no device's."""
 
 
 def sought(identifier: str) -> Sought:
-    """What an identifier may mean; 15 digits are an IMEI or an IMSI. Raises IdentifierError if it can be neither."""
+    """What an identifier may mean; 15 digits are an IMEI or an IMSI, other digits what some phones send. Raises IdentifierError if it can be nothing."""
     identifier = typed(identifier)
-    device = imsi = None
+    device = imsi = odd = None
     try:
         device = device_key(identifier)
     except IdentifierError as e:
         wrong = e
+        if is_digits(identifier) and len(identifier) <= ODD_OCTETS_MAX:
+            odd = identifier
     try:
         imsi_key(identifier)
         imsi = identifier
     except IdentifierError:
         pass
-    if device is None and imsi is None:
+    if device is None and imsi is None and odd is None:
         raise wrong
     # Of fewer than 15 digits only an IMEI without its check digit, or an IMSI of a network with short ones: both are looked for.
-    return Sought(device, imsi)
+    return Sought(device, imsi, odd)
 
 
 def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime | None) -> list[dict[str, Any]]:
@@ -60,6 +64,8 @@ def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime 
     wanted = pl.lit(value=False)
     if what.device is not None:
         wanted |= pl.col("device") == what.device
+    if what.odd is not None:
+        wanted |= pl.col("imei") == what.odd
     if subscribers:
         wanted |= pl.col("subscriber").is_in(list(subscribers))
     wanted = wanted.fill_null(value=False)

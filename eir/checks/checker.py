@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
-from eir.checks.identifier import is_wrong_digit
+from eir.checks.identifier import NO_KEY, is_wrong_digit
 from eir.checks.policy import Policy, Verdict, compile_policy
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, PolicySettings, Status
@@ -121,7 +121,9 @@ class Checker:
                 self.identity_errors[KINDS[why], question.peer] += 1
             verdict = policy.unidentified[why]
             if why is NoDevice.MALFORMED and policy.malformed is not None:
-                verdict = policy.malformed(imsi, question.version(), question.origin_host, question.origin_realm) or verdict
+                key = question.any_device()
+                about = NO_KEY if key is None else key, imsi, question.version(), question.origin_host, question.origin_realm
+                verdict = policy.malformed(*about) or verdict
             if isinstance(verdict, NoDevice):
                 self._sight(ERRORS[verdict], question, imsi)
                 return verdict

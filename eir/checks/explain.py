@@ -6,7 +6,6 @@ are looked for in the whole of it, a batch of pages at a time, and only for a ru
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
@@ -113,8 +112,8 @@ async def explain(
 ) -> Explanation:
     """Answer the question from the lists in the store. Raises StoreError."""
     index = Index({name: settings.kind for name, settings in lists.items()}, now.timestamp)
-    with suppress(IdentifierError):
-        await _read(question, question.device(), policy, lists, store, index=index)
+    if (key := question.any_device()) is not None:
+        await _read(question, key, policy, lists, store, index=index)
     found = answer(question, policy, index, now=now)
     return found if found.list is None else await give_reason(found, lists[found.list].kind, store, now=now)
 
@@ -130,7 +129,7 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
         wrong = str(e)
     if isinstance(verdict, NoDevice):
         return Explanation(question, None, verdict.value, reason=wrong)
-    state = index.lists[verdict.list].state if verdict.list is not None and wrong is None else None
+    state = index.lists[verdict.list].state if verdict.list is not None else None
     serial, change = (state.serial, None if state.serial else state.generation) if state is not None else (None, None)
     conditions = _conditions(policy.rules[verdict.rule - 1]) if isinstance(verdict.rule, int) else ""
     used = dict.fromkeys(name for rule in policy.rules for name in rule.lists)
@@ -142,13 +141,11 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
 
 async def give_reason(found: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
     """The same with the reason that its list, of this kind, gives in the store. Raises StoreError."""
-    try:
-        wanted = _wanted(kind, found.question.device(), found.question.imsi)
-    except IdentifierError:
-        return found
+    key = found.question.any_device()
+    wanted = None if key is None else _wanted(kind, key, found.question.imsi)
     if found.list is None or wanted is None:
         return found
-    return replace(found, reason=await reason_of(store, found.list, wanted, now=now.timestamp()))
+    return replace(found, reason=await reason_of(store, found.list, wanted, now=now.timestamp()) or found.reason)
 
 
 async def _read(

@@ -6,12 +6,12 @@ belongs to another one.
 
 from collections.abc import Callable, Mapping
 
-from eir.device import KEY_DIGITS, MEID_BASE, SNR_KEYS
+from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS
 
 MALFORMED, CHECK_DIGIT = "malformed", "check_digit"
 """What the key of a device (eir.device) does not show any more."""
-NO_KEY = MEID_BASE + (1 << 56)
-"""The key of no device, so no list has it."""
+NO_KEY = ODD_BASE
+"""The key of nothing at all, so no list has it."""
 IMEI_DIGITS = 15
 
 _UPWARD = "0123456789" * 3

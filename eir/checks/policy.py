@@ -5,16 +5,17 @@ eir.lists.index; knows neither the wire nor the configuration file, and neither 
 what observed rules would have answered goes to a callable that it is handed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from eir.checks.conditions import CONDITIONS, Holds
-from eir.checks.identifier import CHECK_DIGIT, MALFORMED, NO_KEY
+from eir.checks.identifier import CHECK_DIGIT, MALFORMED
 from eir.checks.program import Program, program_of
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
 from eir.checks.sighting import Decision
 from eir.lists.index import Index
+from eir.lists.settings import SUBSCRIBERS
 
 OVERRIDE = "override"
 """What stands for the rule while an override is in force."""
@@ -64,8 +65,8 @@ class Policy:
     """An override is in force."""
     by_digit: Decide | None = None
     """`decide` for a device whose IMEI has a wrong check digit; None: to no rule that matters."""
-    malformed: Callable[[str, str, str, str], Verdict | None] | None = None
-    """(IMSI, Software-Version, Origin-Host, Origin-Realm) → what a rule says of a malformed identifier; None: no rule says anything."""
+    malformed: Callable[[int, str, str, str, str], Verdict | None] | None = None
+    """As `decide` → what a rule says of an identifier that is neither IMEI nor MEID, by its odd key or NO_KEY; None: no rule says anything."""
 
 
 def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed, now: datetime) -> Policy:
@@ -86,23 +87,25 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
     statuses = {NoDevice.MISSING: settings.no_identity, NoDevice.MALFORMED: settings.bad_identity, NoDevice.NO_IMEI: settings.no_imei}
     verdicts = [Verdict(rule.answer, number, next(iter(rule.lists), None), rule.name) for number, rule in enumerate(settings.rules, 1)]
 
-    def steps(known: str | None = None, *, only: bool = False) -> tuple[tuple[Holds, Verdict], ...]:
-        """The rules for identifiers of which `known` is what is wrong; `only` those that ask for it."""
+    def steps(known: str | None = None, *, only: Container[int] | None = None) -> tuple[tuple[Holds, Verdict], ...]:
+        """The rules for identifiers of which `known` is what is wrong; `only` those with these numbers."""
         made = []
         for rule, verdict in zip(settings.rules, verdicts, strict=True):
-            if not only or known in rule.identifier:
+            if only is None or verdict.rule in only:
                 holds = _all_of(rule, index, known)
                 made.append((_observed(holds, verdict, observed) if rule.observe else holds, verdict))
         return tuple(made)
 
     asked = {name for rule in settings.rules for name in rule.identifier}
+    # What is no IMEI is for those rules alone that name it: by a list that holds it, or as malformed.
+    odd = {number for number, rule in enumerate(settings.rules, 1) if MALFORMED in rule.identifier or _names_devices(rule, index)}
     said = [(rule.conditions, verdict, rule.observe) for rule, verdict in zip(settings.rules, verdicts, strict=True)]
     return Policy(
         _first_that_holds(steps(), default),
         {why: why if status is None else Verdict(status, why.value) for why, status in statuses.items()},
         program_of(said, default, index),
         by_digit=_first_that_holds(steps(CHECK_DIGIT), default) if CHECK_DIGIT in asked else None,
-        malformed=_of_malformed(steps(MALFORMED, only=True)) if MALFORMED in asked else None,
+        malformed=_of_malformed(steps(MALFORMED, only=odd)) if odd else None,
     )
 
 
@@ -116,9 +119,9 @@ def _first_that_holds(steps: tuple[tuple[Holds, Verdict], ...], default: Verdict
     return decide
 
 
-def _of_malformed(steps: tuple[tuple[Holds, Verdict], ...]) -> Callable[[str, str, str, str], Verdict | None]:
-    def decide(imsi: str, software_version: str, host: str, realm: str) -> Verdict | None:
-        return next((verdict for holds, verdict in steps if holds(NO_KEY, imsi, software_version, host, realm)), None)
+def _of_malformed(steps: tuple[tuple[Holds, Verdict], ...]) -> Callable[[int, str, str, str, str], Verdict | None]:
+    def decide(key: int, imsi: str, software_version: str, host: str, realm: str) -> Verdict | None:
+        return next((verdict for holds, verdict in steps if holds(key, imsi, software_version, host, realm)), None)
 
     return decide
 
@@ -132,6 +135,10 @@ def _observed(holds: Holds, verdict: Verdict, observed: Observed) -> Holds:
         return False
 
     return observe
+
+
+def _names_devices(rule: Rule, index: Index) -> bool:
+    return rule.list is not None and index.lists[rule.list].kind != SUBSCRIBERS
 
 
 def _all_of(rule: Rule, index: Index, known: str | None) -> Holds:

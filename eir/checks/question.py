@@ -6,7 +6,7 @@ missing or malformed is told apart here, in the same way for each protocol. Impo
 
 from typing import NamedTuple
 
-from eir.device import IMEI_LENGTHS, KEY_DIGITS, imei_key, is_digits, meid_key
+from eir.device import IMEI_LENGTHS, KEY_DIGITS, imei_key, is_digits, meid_key, odd_key
 from eir.errors import IdentifierError
 
 IMEISV_DIGITS = IMEI_LENGTHS[-1]
@@ -55,6 +55,17 @@ class Question(NamedTuple):
             return meid_key(self.meid)
         except IdentifierError as e:
             raise IdentifierError(f"{bad_imei}; {e}") from None
+
+    def any_device(self) -> int | None:
+        """The key of what the device calls itself, which need be neither IMEI nor MEID; None if it is nothing, or too long for a key."""
+        try:
+            return self.device()
+        except IdentifierError:
+            pass
+        try:
+            return odd_key(self.imei or self.meid or "")
+        except IdentifierError:
+            return None
 
     def identifier(self) -> str:
         """What names the device, as it was sent: the MEID where the IMEI is none; empty if the request carries neither."""

@@ -95,7 +95,7 @@ def check(
         document |= {"protocol": protocol.value, "answer": said}
         text += f"\n  over {protocol.value}: {said}"
     show_one(document, text, as_json=as_json)
-    if question.other is None and not question.is_anonymous:
+    if question.other is None and not question.is_anonymous and answer.list is None:  # a list may hold what is no IMEI
         try:
             question.device()
         except IdentifierError as e:

@@ -13,7 +13,7 @@ from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, where
 from eir.commands.in_force import STORE_ITSELF, FromStore, Node, asked, read_as_held
 from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, written_to
 from eir.config import Whereabouts
-from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imsi_key, typed
+from eir.device import ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, imsi_key, typed
 from eir.errors import IdentifierError
 from eir.lists.entries import Listed, entries_of, imsi_text, read_pages, until_text
 from eir.lists.export import EIR, EXPORTS, export
@@ -71,6 +71,8 @@ def show_list(
         show(rows, (*columns, "reason", "until", "who", "time"), as_json=False)
         if left > 0:
             say(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
+    if not rows and found.keys.start >= ODD_BASE and found.state.kind != SUBSCRIBERS:
+        raise fail(f"{identifier} is not in {list_name}, and is no IMEI (14 to 16 digits), no MEID and no TAC (8 digits)", EXIT_USAGE)
     if not rows:
         raise fail(f"{identifier} is not in {list_name}" if identifier else f"no entry of {list_name} is left to show")
 
@@ -136,7 +138,7 @@ def _sought(identifier: str, kind: str) -> range:
             return range(key := imsi_key(identifier), key + 1)
         if len(identifier) == TAC_DIGITS:
             return range(first := tac_key(identifier), first + SNR_KEYS)
-        return range(key := device_key(identifier), key + 1)
+        return range(key := any_key(identifier), key + 1)
     except IdentifierError as e:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
 

@@ -22,6 +22,7 @@ from eir.lists.store import ListState, ListStore
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")]
 Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="In a list of pairs: the SIM that each device is listed with.")]
 Tac = Annotated[bool, typer.Option("--tac", help="The identifiers are TACs (8 digits): all devices of a model, as one entry beside those of single devices.")]
+Verbatim = Annotated[bool, typer.Option("--verbatim", help="The identifiers are as phones send them, and need be neither IMEI nor MEID: 1 to 20 octets.")]
 Identifiers = Annotated[list[str], typer.Argument(metavar="IMEI", help="IMEIs, IMEISVs or MEIDs; IMSIs for a list of subscribers.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many devices would come and go, change nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Lift the list's limits on growth and shrinkage (a TAC is a million devices), nothing else.")]
@@ -121,7 +122,7 @@ def rollback(
 def add(
     list_name: LocalList, identifiers: Identifiers, reason: Reason,
     until: Annotated[str, typer.Option(metavar="TIME", help="When the entries end: 2026-12-31 (that day included), 2026-12-31T12:00:00Z, or 14d from now.")] = "",
-    imsi: Imsi = None, tac: Tac = False,
+    imsi: Imsi = None, tac: Tac = False, verbatim: Verbatim = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give entries that are there already the new reason and end.")] = False,
     dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -136,11 +137,11 @@ def add(
     except ValueError:
         raise fail(f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE) from None
     options = {"reason": reason, "dry_run": dry_run, "force": force, "until": end, "replace": replace}
-    _edit(config, list_name, ADD, identifiers, imsi, tac=tac, as_json=as_json, **options)
+    _edit(config, list_name, ADD, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json, **options)
 
 
 def remove(
-    list_name: LocalList, identifiers: Identifiers, reason: Reason, imsi: Imsi = None, tac: Tac = False,
+    list_name: LocalList, identifiers: Identifiers, reason: Reason, imsi: Imsi = None, tac: Tac = False, verbatim: Verbatim = False,
     dry_run: DryRun = False, force: Force = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Take entries out of a local list.
@@ -149,17 +150,17 @@ def remove(
     shrink_max and change_min allow. When a TAC is removed, devices under it that
     are listed on their own stay; a device that is listed only by its TAC cannot be removed alone.
     """
-    _edit(config, list_name, REMOVE, identifiers, imsi, tac=tac, as_json=as_json, reason=reason, dry_run=dry_run, force=force)
+    _edit(config, list_name, REMOVE, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json, reason=reason, dry_run=dry_run, force=force)
 
 
 def _edit(
-    config: Path, list_name: str, what: str, identifiers: list[str], imsi: list[str] | None, *, tac: bool,
+    config: Path, list_name: str, what: str, identifiers: list[str], imsi: list[str] | None, *, tac: bool, verbatim: bool,
     as_json: bool, **details: Any,
 ) -> None:  # fmt: skip
     checked = load_config(config)
     settings = list_settings(checked, list_name)
     try:
-        entries = parse_entries(settings.kind, identifiers, imsis=imsi or [], tacs=tac)
+        entries = parse_entries(settings.kind, identifiers, imsis=imsi or [], tacs=tac, verbatim=verbatim)
     except IdentifierError as e:
         raise fail(str(e), EXIT_USAGE) from None
     edit = Edit(what=what, entries=entries, **details)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eir.device import MEID_BASE
+from eir.device import MEID_BASE, ODD_BASE
 from eir.errors import ReleaseRefused
 from eir.lists.content import Content, Keys, ReasonIndexes, Seconds, decode, encode, endless, extras, split
 from eir.lists.pages import PAGE_KEYS, Page, TacEntry, amended_digest
@@ -128,7 +128,7 @@ class Rows:
 
     def __init__(self, expected: int = 0) -> None:
         """`expected`: how many single identifiers may come; more are taken too, with some copying."""
-        self.singles = {0: _Singles(min(expected, EXPECTED_MAX)), MEID_BASE: _Singles(0)}
+        self.singles = {0: _Singles(min(expected, EXPECTED_MAX)), MEID_BASE: _Singles(0), ODD_BASE: _Singles(0)}
         """Less what they are listed under here, so that a key and a reason fit in 64 bits."""
         self._spans: list[tuple[Keys, Keys, ReasonIndexes | None, Seconds | None]] = []
         self._span_pages = 0
@@ -136,11 +136,11 @@ class Rows:
 
     def add(self, keys: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
         """Single identifiers."""
-        high = keys >= np.uint64(MEID_BASE)
+        high, odd = keys >= np.uint64(MEID_BASE), keys >= np.uint64(ODD_BASE)
         if not high.any():
             self.singles[0].append(keys, reasons, until)
             return
-        for base, which in ((0, ~high), (MEID_BASE, high)):
+        for base, which in ((0, ~high), (MEID_BASE, high & ~odd), (ODD_BASE, odd)):
             some_reasons = None if reasons is None else reasons[which]
             self.singles[base].append(keys[which] - np.uint64(base), some_reasons, None if until is None else until[which])
 

@@ -9,10 +9,10 @@ import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
-from eir.device import MEID_BASE, SNR_KEYS, key_text
+from eir.device import MEID_BASE, ODD_BASE, SNR_KEYS, key_text
 from eir.errors import EirError
 from eir.lists.entries import Listed, entries_of, imsi_text, until_text
-from eir.lists.layout import BY_IMEI, BY_IMSI, BY_PAIR, BY_RANGE, BY_TAC
+from eir.lists.layout import BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC
 from eir.lists.pages import Page, decode_sections
 from eir.lists.reasons import reason_text
 from eir.lists.settings import DEVICES, PAIRS
@@ -25,7 +25,7 @@ LONG_PAST = 1
 RANGES_MAX = 100_000
 """Entries of a list of devices with whole TACs among them that are written as ranges, which take a load longer than single ones."""
 
-_LOST: Mapping[str, str] = {"tac": "whole TACs", "imei_from": "whole TACs", "until": "ends", "reason": "reasons"}
+_LOST: Mapping[str, str] = {"identifier": "identifiers that are no IMEI", "tac": "whole TACs", "imei_from": "whole TACs", "until": "ends", "reason": "reasons"}
 
 
 def export(
@@ -74,10 +74,10 @@ def _subject(state: ListState, pages: Sequence[Page], only_tacs: bool | None) ->
     if only_tacs or (only_tacs is None and tacs and not singles):
         return BY_TAC
     if only_tacs is False or not tacs:
-        return BY_IMEI
+        return BY_ODD if any(page.number >= ODD_BASE // SNR_KEYS for page in pages) else BY_IMEI
     letters = any(page.number >= MEID_BASE // SNR_KEYS for page in pages)
     if letters or state.entries > RANGES_MAX:
-        held = "MEIDs with letters" if letters else f"{state.entries:,} entries"
+        held = "MEIDs with letters, or what is no IMEI," if letters else f"{state.entries:,} entries"
         raise EirError(
             f"the list holds whole TACs beside {held}, which no one file can hold: write two, the first with --only imei and the second with "
             "--only tac, and publish them in this order"

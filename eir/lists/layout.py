@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from eir.device import SNR_KEYS, TAC_DIGITS, device_key, imei_key, imsi_key, is_digits
+from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists.device_check import INSERT, REMOVE, looks_like_answer
 from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, Layout
 
 BOM = b"\xef\xbb\xbf"
 
-BY_IMEI, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR = ("imei",), ("tac",), ("imei_from", "imei_to"), ("imsi",), ("imei", "imsi")
+BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR = ("imei",), ("identifier",), ("tac",), ("imei_from", "imei_to"), ("imsi",), ("imei", "imsi")
 """What a row is about, by the columns that identify it."""
-SUBJECTS = {DEVICES: (BY_IMEI, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,)}
+SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,)}
 REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
 """Columns that say why, when an entry ends, when it was made, and whether a row adds or removes it."""
 CHANGE, WHEN = "change", "when"
@@ -36,7 +36,7 @@ def tac_key(text: str) -> int:
 
 
 _KEY_OF: Mapping[str, Callable[[str], int]] = {
-    "imei": device_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
+    "imei": device_key, "identifier": any_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
 }  # fmt: skip
 """The columns that identify, and how each is read."""
 COLUMNS = (*_KEY_OF, REASON, UNTIL, DATE, ACTION)

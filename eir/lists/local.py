@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eir.device import TAC_DIGITS, device_key, imsi_key, typed
+from eir.device import TAC_DIGITS, any_key, device_key, imsi_key, typed
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged
 from eir.lists.build import Built, Rows, amend_pages, build_pages
 from eir.lists.entries import entries_of, until_text
@@ -100,20 +100,22 @@ class EditReport:
         return "; ".join(text for text, holds in said.items() if holds)
 
 
-def parse_entries(kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False) -> list[Entry]:
+def parse_entries(kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False, verbatim: bool = False) -> list[Entry]:
     """The entries that a command names, each once, for a list of this kind.
 
-    `identifiers`: IMEIs, IMEISVs or MEIDs; TACs if `tacs`; IMSIs for a list of subscribers. A list of pairs takes each
+    `identifiers`: IMEIs, IMEISVs or MEIDs; TACs if `tacs`; whatever phones call themselves if `verbatim`; IMSIs for a list of subscribers. A list of pairs takes each
     device with each of `imsis`. Raises IdentifierError, which names the one that is wrong.
     """
     if tacs and kind != DEVICES:
         raise IdentifierError(f"a list of {kind} holds no TACs")
+    if verbatim and (tacs or kind == SUBSCRIBERS):
+        raise IdentifierError(f"{'TACs' if tacs else 'subscribers'} are not identifiers of devices that may be anything (--verbatim)")
     if imsis and kind != PAIRS:
         raise IdentifierError(f"a list of {kind} binds no device to a SIM: only a list of pairs takes --imsi")
     if kind == PAIRS and not imsis:
         raise IdentifierError("a list of pairs holds devices with their SIMs: the IMSI is missing (--imsi)")
-    identifiers, imsis = [*map(typed, identifiers)], [*map(typed, imsis)]
-    key_of = imsi_key if kind == SUBSCRIBERS else tac_key if tacs else device_key
+    identifiers, imsis = [each if verbatim else typed(each) for each in identifiers], [*map(typed, imsis)]
+    key_of = imsi_key if kind == SUBSCRIBERS else tac_key if tacs else any_key if verbatim else device_key
     sims = [(f"+{imsi}", _named(imsi_key, imsi)) for imsi in imsis] or [("", 0)]
     found = [Entry(text + sim, _named(key_of, text), subscriber, tacs) for text in identifiers for sim, subscriber in sims]
     distinct = {entry[1:]: entry for entry in found}

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 PAGE_KEYS = 1_000_000
 NUMBER_BITS = 37
-"""Page numbers stay below 2^37 (eir.device: the highest key is MEID_BASE + 2^56)."""
+"""Page numbers stay below 2^37 (eir.device: the highest key is below ODD_BASE + 2^55)."""
 DIGEST_MODULUS = 1 << 256
 _TAC_TAG, _TAGS = b"T", (b"R", b"U", b"S")
 TAC_HEAD, TAC_BYTES = 5, 14

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS
-from eir.errors import ReleaseRefused
+from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, odd_key
+from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists.build import Rows
 from eir.lists.content import Keys, ReasonIndexes, Seconds
 from eir.lists.layout import (
@@ -248,6 +248,17 @@ def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
     return keys, good
 
 
+def _any_keys(texts: pl.Series, plus: bool) -> Parsed:
+    """Whatever devices call themselves."""
+    keys, good = _device_keys(texts, plus)
+    if not good.all():
+        keys, good = keys.copy(), good.copy()
+        for row in np.flatnonzero(~good):  # few: a register has some thousands of these
+            with suppress(IdentifierError):
+                keys[row], good[row] = odd_key(texts[int(row)] or ""), True
+    return keys, good
+
+
 def _imeis(texts: pl.Series, plus: bool) -> Parsed:
     """IMEIs and IMEISVs."""
     numbers, good = _digits(texts, plus, IMEI_LENGTHS)
@@ -271,7 +282,7 @@ def _imsis(texts: pl.Series, plus: bool) -> Parsed:
 
 
 _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
-    "imei": _device_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
+    "imei": _device_keys, "identifier": _any_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
 }  # fmt: skip
 """As layout's table, for whole columns."""
 
