@@ -666,8 +666,10 @@ def all_keys(text: str) -> str:
 
 
 def files_of_tokens(folder):
-    """What the section `n5g.tokens` of the sample names."""
+    """What the section `n5g.tokens` of the sample names, and the source of a list."""
     folder.mkdir(parents=True)
+    (folder / "register").write_text("secret\n")
+    (folder / "register").chmod(0o640)
     issuer = Issuer()
     (folder / "jwks.json").write_bytes(jwks(issuer))
     (folder / "nrf.pem").write_bytes(issuer.pem)

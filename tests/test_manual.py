@@ -47,7 +47,7 @@ def completed(*words):
     ("words", "offered"),
     [
         (["eir", "lo"], {"load"}),
-        (["eir", "-c", "load", "p"], {"peers", "probe", "publish", "peer"}),
+        (["eir", "-c", "load", "p"], {"peers", "probe", "publish", "pull", "peer"}),
         (["eir", "load", "--"], {"--dry-run", "--force", "--config", "--json", "--help"}),
         (["eir", "load", "--config", "x", "y", "--dr"], {"--dry-run"}),
         (["eir", "publish", "--key", ""], set()),

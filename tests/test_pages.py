@@ -301,8 +301,8 @@ def reported():
     return names | set(folded), patterns
 
 
-PUT_TOGETHER = {"store_failed", "copy_failed", "serving", "ready", "degraded", "not_ready"} | {"release_accepted", "release_refused", "release_waiting"}
-"""Events whose name is an argument: of what a follower could not do, of the word of /ready, of what became of a release in the drop folder."""
+PUT_TOGETHER = {"store_failed", "copy_failed", "serving", "ready", "degraded", "not_ready"} | {"release_accepted", "release_refused", "release_waiting"} | {"source_refused", "source_unreached", "source_waiting"}
+"""Events whose name is an argument: of what a follower could not do, of the word of /ready, of what became of a release in the drop folder, or of a look at a source."""
 
 
 def test_each_log_event_has_its_advice():
@@ -430,7 +430,7 @@ def test_a_release_made_with_openssh_alone_loads(site, end):
 
 
 def test_a_publishers_commands_make_a_list_and_a_delta(site):
-    (block,) = (block for block in blocks(CONFIG) if "--base" in block and "--layout" not in block)
+    (block,) = (block for block in blocks(CONFIG) if "--base" in block and "--layout" not in block and "--to" not in block)
     folder = site.folder / "agency"
     folder.mkdir()
     (folder / "stolen-42.csv").write_text("imei\n35209900176148\n35209900176149\n35209900176150\n")

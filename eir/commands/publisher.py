@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,8 @@ from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, progress, say, show_one
 from eir.config import load_layouts
 from eir.lists.layout import LAYOUTS
+from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.sources.folder import INDEX
 
 
 def publish(
@@ -22,6 +24,9 @@ def publish(
     base: Annotated[int | None, typer.Option(metavar="M", help="Of a delta: the serial that it builds on.", min=0)] = None,
     layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}, or one that the configuration declares; guessed among the first if not given.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Instead of --out: a folder with an index, for a web server, which nodes pull from (lists.*.source).")] = None,
+    holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="With --to: what the list holds, devices, pairs or subscribers; as the folder says, else devices.", show_default=False)] = None,
+    keep: Annotated[str, typer.Option(metavar="7d", help="With --to: how far behind a node may be and catch up by deltas. Older ones are folded into a full release.")] = "7d",
     bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and an EIR leaves them out.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
@@ -34,6 +39,8 @@ def publish(
 
     \b
     ssh-keygen -Y sign -n eir-release -f KEY MANIFEST
+
+    With --to the release goes into a folder of its own in FOLDER, and the index there names it: what nodes pull from.
     """  # noqa: D301 - for typer: the command is not to be wrapped
     from eir.lists.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
 
@@ -41,6 +48,19 @@ def publish(
     if not lasts:
         raise fail(f"--expires {expires}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
     now = datetime.now(UTC).replace(microsecond=0)
+    if to is not None:
+        kept = duration(keep)
+        if not kept:
+            raise fail(f"--keep {keep}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
+        if holds not in {None, DEVICES, PAIRS, SUBSCRIBERS}:
+            raise fail(f"--kind {holds}: expected {DEVICES}, {PAIRS} or {SUBSCRIBERS}", EXIT_USAGE)
+        if folder is not None or force:
+            raise fail("--to takes neither --out nor --force: what stands in an index has been read", EXIT_USAGE)
+        _publish_into(
+            to, files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=key, layout=layout, holds=holds,
+            keep=kept, declared=load_layouts(config) if layout and layout not in LAYOUTS else None, bad_rows_max=bad_rows_max, as_json=as_json,
+        )  # fmt: skip
+        return
     with progress() as advance:
         published = publish_release(
             files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=key, layout=layout,
@@ -48,3 +68,15 @@ def publish(
         )  # fmt: skip
     written = f"{published.manifest} and its .sig are written; on the EIR: eir load {published.manifest}"
     show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)
+
+
+def _publish_into(folder: Path, files: list[Path], *, as_json: bool, **how: Any) -> None:
+    from eir.sources.folder_writer import publish_into  # noqa: PLC0415 - for this alone
+
+    with progress() as advance:
+        placed = publish_into(folder, files, progress=advance, warn=lambda text: say(f"warning: {text}"), **how)
+    index = placed.index
+    said = f"{placed.published.as_text()}\n{folder} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
+    said += "; its deltas were folded into a full release" if placed.folded else ""
+    document = placed.published.as_json() | {"index": str(folder / INDEX), "releases": len(index.releases), "full": index.full.serial, "folded": placed.folded}
+    show_one(document, said, as_json=as_json)

@@ -66,7 +66,7 @@ async def _load_all(
 ) -> list[dict[str, Any]]:
     """Load one after the other; a refused one does not stop the next. `loaded` takes the generation of each list that was loaded."""
     options = {"force": force, "dry_run": dry_run, "marks": await serial_marks(config.store, config.state)}
-    async with _starting() as start:
+    async with starting() as start:
         return [await _loaded(store, config, start, manifest, loaded, options) for manifest in manifests]
 
 
@@ -103,7 +103,7 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
 
 
 @asynccontextmanager
-async def _starting() -> AsyncIterator[Start]:
+async def starting() -> AsyncIterator[Start]:
     """Starts processes that load, with the modules for that."""
     starter = Starter(__name__, "eir.lists.reader")
     try:
@@ -152,7 +152,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     checked, by = load_config(config), f"inbox of {who()}"
 
     async def make() -> Pass:
-        async with _starting() as start:
+        async with starting() as start:
             return await make_pass(checked, by, loading(start, checked, by))
 
     os.nice(NICE)

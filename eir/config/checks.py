@@ -152,6 +152,8 @@ def _warn_secrets(config: Config, _: Document) -> Findings:
     named: list[tuple[Path, Spot]] = [(file, ("store",)) for file in secrets.values()]
     if config.tls is not None:
         named.append((config.tls.key, ("tls", "key")))
+    sources = {name: settings.source for name, settings in config.lists.items() if settings.source is not None}
+    named += [(file, ("lists", name, "source", key)) for name, of in sources.items() for key in ("key", "token") if (file := getattr(of, key))]
     for file, spot in named:
         if file.stat().st_mode & stat.S_IROTH:
             yield f"{file} is readable by everyone on this host: chmod o-r {file}", spot
@@ -186,6 +188,21 @@ def _check_lists(config: Config, document: Document) -> Findings:
                 yield f"{name} is local, so no release changes it; leave '{key}' out, or 'local'", (*spot, key)
             elif file and (wrong := _unusable(file)):
                 yield f"the {called} of {name} {wrong}: {file}; {advice}", (*spot, key)
+
+
+def _check_sources(config: Config, document: Document) -> Findings:
+    for name, settings in config.lists.items():
+        source, spot = settings.source, ("lists", name, "source")
+        if source is None or document.faulty(*spot):
+            continue
+        if settings.local:
+            yield f"{name} is local, so no release changes it; leave 'source' out, or 'local'", spot
+        if (source.certificate is None) != (source.key is None):
+            yield f"certificate and key of the source of {name} need each other; expected both or none", spot
+        for key in ("ca", "certificate", "key", "token"):
+            file: Path | None = getattr(source, key)
+            if file and (wrong := _unusable(file)):
+                yield f"the {key} of the source of {name} {wrong}: {file}", (*spot, key)
 
 
 def _unusable(path: Path) -> str | None:
@@ -320,7 +337,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
 
 
 CHECKS: tuple[Check, ...] = (
-    _check_peers, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_sctp, _check_store, _check_lists, check_layouts, _check_rules,
+    _check_peers, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_sctp, _check_store, _check_lists, _check_sources, check_layouts, _check_rules,
     _check_sightings,
 )  # fmt: skip
 """What makes a configuration unusable."""

@@ -17,7 +17,17 @@ from eir.config.reader import REQUIRED, Key, Section, tree
 from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.diameter.transport.tls import VERSIONS
 from eir.lists.layout import SUBJECTS
-from eir.lists.settings import DEVICES, LOAD_MEMORY, PAIRS, SUBSCRIBERS, HistorySettings, Layout, ListSettings, Record
+from eir.lists.settings import (
+    DEVICES,
+    LOAD_MEMORY,
+    PAIRS,
+    SUBSCRIBERS,
+    HistorySettings,
+    Layout,
+    ListSettings,
+    Record,
+    Source,
+)
 from eir.lists.store import KEEP
 from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings, TokenSettings
 from eir.stores.open import SQLITE
@@ -25,7 +35,7 @@ from eir.web.access import LOOPBACK, PageSettings
 
 WATCHDOG_MIN_S = 6
 """RFC 3539 3.4.1: Tw must not be below 6 seconds."""
-LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER = Limits(), SctpSettings(), HistorySettings(), SightingsSettings(), TamperSettings()
+LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE = Limits(), SctpSettings(), HistorySettings(), SightingsSettings(), TamperSettings(), Source(url="")
 
 
 def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
@@ -86,6 +96,7 @@ SECTIONS = (
     Section("n5g.nrf", NrfSettings, optional=True),
     Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
+    Section("lists.*.source", Source, optional=True, short="url"),
     Section("history", HistorySettings),
     Section("layouts.*", _layout),
     Section("layouts.*.columns", _given),
@@ -185,6 +196,13 @@ TABLE = (
     Key("lists.*.range_tacs_max", kinds.whole(1, 10**8), 1000, "TACs that one range may span"),
     Key("lists.*.bad_rows_max", kinds.whole(0, 10**9), 100, "rows without a valid identifier that a release may have; with one more it is refused"),
     Key("lists.*.keep", kinds.whole(1, 100), KEEP, "releases before the one in force, or changes of a local list, that `eir rollback` can go back"),
+    Key("lists.*.source.url", kinds.SOURCE, REQUIRED, "folder of the publisher from which releases are pulled: what `eir publish --to` keeps; `source: URL` alone does where nothing else is to be said; http for this host's own addresses only"),
+    Key("lists.*.source.ca", kinds.FILE, None, "certificates in PEM of the authorities that its certificate may come from; those that the host trusts if left out"),
+    Key("lists.*.source.certificate", kinds.FILE, None, "the certificate that we show it, in PEM; none if left out"),
+    Key("lists.*.source.key", kinds.FILE, None, "the private key of that, without a passphrase"),
+    Key("lists.*.source.token", kinds.FILE, None, "holds a token that it is sent (Authorization: Bearer)"),
+    Key("lists.*.source.every", kinds.seconds(1, 86400), SOURCE.every_s, "time between two looks at its index; after a look that failed it is asked again sooner", field="every_s"),
+    Key("lists.*.source.patience", kinds.seconds(1, 30 * 86400), SOURCE.patience_s, "how long it may not be reached until that is an alert (`EirSourceUnreached`)", field="patience_s"),
     Key("history.keep", kinds.days(1, 36500), HISTORY.keep, "how long the record of what was done is kept; a running node forgets what is older"),
     Key("history.max_bytes", kinds.byte_size(1 << 20, 1 << 40), HISTORY.max_bytes, "what that record may take; above, the oldest goes"),
     Key("layouts.*.encoding", kinds.ENCODING, "utf-8", "how an agency's own data files are written"),

@@ -208,6 +208,14 @@ def _url(match: re.Match[str]) -> str:
     return f"{scheme}://{','.join([*hosts, _address(last, PORTS[scheme])])}"
 
 
+def _source(match: re.Match[str]) -> str:
+    scheme, place, path = match[1], _address(match[2], HTTP_PORTS[match[1]]), match[3] or "/"
+    host = urlsplit(f"//{place}").hostname or ""
+    if scheme == "http" and not (host == "localhost" or (re.fullmatch(r"[0-9a-f.:]+", host) and ip_address(host).is_loopback)):
+        raise Unexpected("expected https://; http:// is for this host's own addresses alone (127.0.0.1, [::1], localhost)")
+    return f"{scheme}://{match[2]}{path.rstrip('/')}/"
+
+
 def _moment(written: str) -> datetime:
     moment = datetime.fromisoformat(written)
     if moment.tzinfo is None:
@@ -334,6 +342,7 @@ CODE_AND_REASON = text(
     "a code, an equals sign and the reason that it stands for, such as 10=stolen", "([^=]{1,40})=(.{1,200})", lambda match: (match[1].strip(), match[2].strip()),
     show="=".join,
 )  # fmt: skip
+SOURCE = text("a folder such as https://register.example/eir/NAME/", r"(https?)://([^/?#@]+)((?:/[A-Za-z0-9._~%-]+)*/?)", _source)
 POSITION = whole(1, 999)
 HTTP_URL = text("http://HOST[:PORT]/PATH or https://…", r"https?://[^\s/@]+(/\S*)?")
 STREAM = text("a key such as eir:checks, of letters, digits, ':', '.', '_', '-' and braces", r"[A-Za-z0-9:._{}-]{1,128}")

@@ -71,6 +71,8 @@ class Section:
     """None if it is not there, although something in it is required."""
     live: bool = True
     """A reload takes it over; otherwise it needs a restart, as a whole."""
+    short: str = ""
+    """The key that is meant where one value stands instead of the section."""
     entries: "dict[str, Key | Section]" = field(default_factory=dict)
 
     @property
@@ -248,7 +250,8 @@ class _Reader:
         if node.tag == NULL_TAG:
             return self.missing(entry, spot, self.visit(node))
         if not entry.shape:
-            return self.mapping(node, entry, spot)
+            short = entry.short and isinstance(node, yaml.ScalarNode)
+            return self.made(entry, spot, {entry.short: (_line(node), node)}, None) if short else self.mapping(node, entry, spot)
         line = self.visit(node)
         if entry.shape == ".*":
             found = self.pairs(node, spot) or {}

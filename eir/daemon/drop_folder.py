@@ -63,7 +63,7 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
     try:
         if not await store.claim(CLAIM, holder, CLAIM_S):
             return Pass(again_s=CLAIM_S / 3, elsewhere=True)
-        lease = _Lease(store, holder, time.monotonic() + CLAIM_S)
+        lease = Lease(store, CLAIM, holder, time.monotonic() + CLAIM_S)
         keeping = asyncio.create_task(lease.keep())
         try:
             marks = await serial_marks(config.store, config.state)
@@ -85,27 +85,27 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
         await store.close()
 
 
-def loading(start: Start, config: Config, who: str) -> Load:
-    """Loads each release in a process of its own."""
+def loading(start: Start, config: Config, who: str, *, force: bool = False) -> Load:
+    """Loads each release in a process of its own. `force`: as of Loader."""
 
     async def load(release: Release, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
-        job = release, folder, marks
+        job = release, folder, marks, force
         report: LoadReport = await load_apart(start, _load, config, who, job, memory_max=config.load_memory)
         return report
 
     return load
 
 
-async def _load(config: Config, who: str, job: tuple[Release, Path, Mapping[str, Mark]], channel: Channel) -> LoadReport:
+async def _load(config: Config, who: str, job: tuple[Release, Path, Mapping[str, Mark], bool], channel: Channel) -> LoadReport:
     """One load, in its own process."""
-    release, folder, marks = job
+    release, folder, marks, force = job
     with suppress(OSError):  # a filter of system calls may be stricter than ours
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     with as_owner_of(config.state):
         store = open_store(config.store, config.state)
         try:
             progress = progress_over(channel)
-            loader = Loader(config.lists, store, who, datetime.now(UTC), marks, progress=progress, memory_max=config.load_memory)
+            loader = Loader(config.lists, store, who, datetime.now(UTC), marks, force, progress=progress, memory_max=config.load_memory)
             return await loader.load(release, folder)
         finally:
             await store.close()
@@ -136,10 +136,12 @@ def leave(number: int, attempts: Attempts) -> NoReturn:
 
 
 @dataclass(slots=True)
-class _Lease:
+class Lease:
     """The right to load, kept for as long as the store says so."""
 
     store: ListStore
+    what: str
+    """Of the claim in the store."""
     holder: str
     until: float
     """When it ends (time.monotonic)."""
@@ -154,7 +156,7 @@ class _Lease:
             await asyncio.sleep(CLAIM_S / 3)
             asked = time.monotonic()
             with suppress(StoreError):
-                self.until = asked + CLAIM_S if await self.store.claim(CLAIM, self.holder, CLAIM_S) else 0.0
+                self.until = asked + CLAIM_S if await self.store.claim(self.what, self.holder, CLAIM_S) else 0.0
 
 
 class DropFolder:
@@ -214,7 +216,7 @@ class DropFolder:
     async def _made(self) -> Pass | None:
         """What the process found and did; None, after saying why, if it failed."""
         config = self._config
-        who = f"inbox of {_user()}@{socket.gethostname()}"
+        who = f"inbox of {node_user()}"
         load = loading(self._start, config, who)
         handlers = {"load": lambda *release: outcome_of(load(*release))}
         try:
@@ -238,8 +240,10 @@ class DropFolder:
         )  # fmt: skip
 
 
-def _user() -> str:
+def node_user() -> str:
+    """Whom the node runs as, and where, for the history."""
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):  # one that has no name here
-        return f"uid {os.getuid()}"
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

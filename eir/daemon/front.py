@@ -30,6 +30,7 @@ from eir.daemon.faults import report_faults
 from eir.daemon.followed import Followed
 from eir.daemon.listed import Listed
 from eir.daemon.priority import BESIDE_NICE, give_way
+from eir.daemon.pulling import Pulling
 from eir.daemon.recorded import Recorded
 from eir.daemon.registration import Registering
 from eir.daemon.rhythms import Rhythms
@@ -155,6 +156,8 @@ class Front:
         path = config.control_read
         self._control_read = None if path is None else ControlServer(path.parent, {RUN: self._looking.run}, name=path.name, report=report)
         self._drop_folder = DropFolder(config, starter.start, report=report)
+        self._pulling = Pulling(config, starter.start, report=report)
+        self._status.unreached = lambda: self._pulling.overdue(time.time())
         self._outcomes: tuple[Outcome, ...] = ()
         self._events: Sequence[Event] = ()
         """The newest of the history, for the page."""
@@ -189,6 +192,7 @@ class Front:
             if not self._status.stopping:
                 self._start()
             self._spawn(self._drop_folder.run())
+            self._spawn(self._pulling.run())
             self._spawn(self._again(OUTCOMES_S, "outcomes", self._read_outcomes))
             self._spawn(self._again(EVERY_S, "lately", self._note_minute))
             if await self._workers_started():
@@ -440,7 +444,7 @@ class Front:
             "eir_history_last_record": {(): self._history.newest.number}, "eir_history_last_digest": {(): int(self._history.newest.digest[:12], 16)},
             "eir_history_differs": {(): float(bool(self._history.differs))},
             "eir_list_unrecorded": {(name,): float(name in self._history.unrecorded) for name in self._config.lists},
-            **self._rhythms.snapshot(), **processes.snapshot(os.getpid()),
+            **self._rhythms.snapshot(), **self._pulling.numbers(), **processes.snapshot(os.getpid()),
             "eir_inbox_usable": {} if waiting is None else {(): float(self._drop_folder.usable)},
             "eir_inbox_waiting_releases": {} if waiting is None else {(): waiting},
             "eir_config_last_reload_successful": {(): float(not self._reload_failed)},
@@ -598,6 +602,7 @@ class Front:
         self._log.configure(level=now.log_level, full_identifiers=now.full_identifiers)
         self._followed.configure(now)
         self._drop_folder.configure(now)
+        self._pulling.configure(now)
         if before.n5g != now.n5g:
             await self._deregister()
             await self._register()

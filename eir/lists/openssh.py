@@ -32,7 +32,7 @@ _KEY_AT = len(b"SSHSIG") + 4 + 4
 """Where the public key begins: behind the magic, the version, and its own length."""
 FILES_NAMED_MAX = 3  # signers files that a refusal names
 
-_GOOD = re.compile(rb'^Good "eir-release" signature (?:for .* )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
+_GOOD = re.compile(rb'^Good "[a-z-]+" signature (?:for .* )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
 
 _SAID = {
     "namespace": (b"namespace does not match", b"not permitted for use in signature namespace"),
@@ -42,8 +42,8 @@ _SAID = {
 _DETAILS = {
     "signer_revoked": "the signer's key is revoked",
     "signer_expired": "the signer's key or certificate is outside its validity window, or the certificate names none that is trusted",
-    "namespace": f"the signature was made for another purpose; sign with ssh-keygen -Y sign -n {NAMESPACE}",
-    "bad_signature": "the signature is damaged, or the manifest is not the one that was signed",
+    "namespace": "the signature was made for another purpose; sign with ssh-keygen -Y sign -n {namespace}",
+    "bad_signature": "the signature is damaged, or {what} is not the one that was signed",
 }
 _NEAREST = (*_DETAILS, "untrusted_signer")
 UNSIGNED = frozenset(_NEAREST)
@@ -61,9 +61,11 @@ class Signature:
 class Verifier:
     """Checks signatures over one message in a private folder, with private copies of all files; one deadline, one time T."""
 
-    def __init__(self, folder: Path, message: bytes, now: datetime) -> None:
+    def __init__(self, folder: Path, message: bytes, now: datetime, namespace: str = NAMESPACE, what: str = "the manifest") -> None:
+        """`what`: how refusals call the message."""
         self._folder = folder
         self._message = message
+        self._namespace, self._what = namespace, what
         self._time = f"-Overify-time={now.astimezone(UTC):%Y%m%d%H%M%SZ}"
         self._deadline = time.monotonic() + OPENSSH_TIMEOUT_S
         self._snapshots: dict[Path, Path] = {}
@@ -95,7 +97,7 @@ class Verifier:
         listed = found.stdout.decode("utf-8", "surrogateescape").splitlines()
         # A name behind a `!` is one that the line's patterns are not for; OpenSSH would verify it as a name of its own.
         for principal in [each for each in listed if not each.startswith("!")][:PRINCIPALS_MAX]:
-            verify = ("verify", "-f", signers, "-I", principal, "-n", NAMESPACE, "-s", signature, self._time)
+            verify = ("verify", "-f", signers, "-I", principal, "-n", self._namespace, "-s", signature, self._time)
             done = self._run(*verify, *revoked)
             if done.returncode == 0 and (good := _GOOD.search(done.stdout)):
                 fingerprint = good[1].decode()
@@ -109,8 +111,8 @@ class Verifier:
     def explain(self, reason: str, signature: Path, looked_at: Iterable[Path]) -> str:
         """Why a signature does not count, for a person. `looked_at`: the signers files."""
         if reason in _DETAILS:
-            return _DETAILS[reason]
-        made = _GOOD.search(self._run("check-novalidate", "-n", NAMESPACE, "-s", signature).stdout)
+            return _DETAILS[reason].format(namespace=self._namespace, what=self._what)
+        made = _GOOD.search(self._run("check-novalidate", "-n", self._namespace, "-s", signature).stdout)
         key = f"the key {made[1].decode()} that signed" if made else "the key that signed"
         files = list(dict.fromkeys(map(str, looked_at)))
         if len(files) == 1:
@@ -162,19 +164,19 @@ def names_one_of(keys: Collection[bytes], signature: bytes) -> bool:
     return key in keys or (b"-cert-v01@openssh.com" in key[:64] and any(authority in key for authority in keys))
 
 
-def sign(message: bytes, key: Path) -> bytes:
+def sign(message: bytes, key: Path, namespace: str = NAMESPACE) -> bytes:
     """The signature over a message by this key, or by the one of this `.pub` that an agent holds; it was checked.
 
     Passphrases, agents and security keys are left to ssh-keygen, which inherits terminal and environment. Raises
     ReleaseRefused: `signing`, `openssh`.
     """
     # Reading from standard input it writes to standard output: a file in the way can neither stay nor be asked about.
-    signed = _ssh_keygen("sign", "-q", "-n", NAMESPACE, "-f", key, input=message)
+    signed = _ssh_keygen("sign", "-q", "-n", namespace, "-f", key, input=message)
     if signed.returncode or not 0 < len(signed.stdout) <= SIGNATURE_BYTES_MAX:
         raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see what it said above")
     with tempfile.NamedTemporaryFile(prefix="eir-sign-") as signature:
         Path(signature.name).write_bytes(signed.stdout)
-        check = ("check-novalidate", "-n", NAMESPACE, "-s", signature.name)
+        check = ("check-novalidate", "-n", namespace, "-s", signature.name)
         if _ssh_keygen(*check, input=message, stderr=subprocess.DEVNULL).returncode:
             raise ReleaseRefused("signing", f"the signature that ssh-keygen made with {key} does not hold")
     return signed.stdout

@@ -265,7 +265,7 @@ def parse_manifest(content: bytes) -> Manifest:
         raise ReleaseRefused("manifest", f"the manifest is not JSON: {error}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ReleaseRefused("manifest", f'the manifest\'s "format" is not "{FORMAT}"')
-    kind = _member(document, "kind", str, ROLES.__contains__, "full or delta")
+    kind = member(document, "kind", str, ROLES.__contains__, "full or delta")
     serial = _number(document, "serial", 1)
     if kind == FULL and document.get("base") is not None:
         raise ReleaseRefused("manifest", 'a full release has no "base"')
@@ -274,7 +274,7 @@ def parse_manifest(content: bytes) -> Manifest:
     if expires <= issued:
         raise ReleaseRefused("manifest", '"expires" is not after "issued"')
     name = _list_name(document)
-    files = _member(document, "files", list, lambda files: 1 <= len(files) <= FILES_MAX, f"an array of 1 to {FILES_MAX} objects")
+    files = member(document, "files", list, lambda files: 1 <= len(files) <= FILES_MAX, f"an array of 1 to {FILES_MAX} objects")
     entries = tuple(_file_entry(file, ROLES[kind]) for file in files)
     if len({entry.name for entry in entries}) < len(entries):
         raise ReleaseRefused("manifest", '"files" names a file twice')
@@ -292,28 +292,28 @@ def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
 def _file_entry(file: Any, roles: Sequence[str]) -> FileEntry:
     if not isinstance(file, dict):
         raise ReleaseRefused("manifest", 'a member of "files" is not an object')
-    name = _member(file, "name", str, lambda _: True, "a text")
+    name = member(file, "name", str, lambda _: True, "a text")
     if not is_plain_name(name):
         raise ReleaseRefused("file_name", f"{name!r} is not a plain file name")
     if _NOT_DATA.search(name) is not None:
         raise ReleaseRefused("file_name", f"{name} is the name of a manifest or a signature; data needs another, such as LIST-SERIAL.csv")
-    role = _member(file, "role", str, roles.__contains__, " or ".join(roles))
-    layout = _member(file, "layout", str, lambda _: True, "a text")
+    role = member(file, "role", str, roles.__contains__, " or ".join(roles))
+    layout = member(file, "layout", str, lambda _: True, "a text")
     size, rows = _number(file, "bytes", 0), _number(file, "rows", 0)
-    sha256 = _member(file, "sha256", str, _SHA256.fullmatch, "64 hexadecimal digits in lower case")
+    sha256 = member(file, "sha256", str, _SHA256.fullmatch, "64 hexadecimal digits in lower case")
     return FileEntry(name=name, role=role, layout=layout, bytes=size, rows=rows, sha256=sha256)
 
 
 def _list_name(document: Mapping[str, Any]) -> str:
-    return _member(document, "list", str, is_list_name, "the name of a list")
+    return member(document, "list", str, is_list_name, "the name of a list")
 
 
 def _number(document: Mapping[str, Any], name: str, least: int, *, most: int = SERIAL_MAX) -> int:
-    return _member(document, name, int, lambda value: least <= value <= most, f"a whole number from {least} to {most}")
+    return member(document, name, int, lambda value: least <= value <= most, f"a whole number from {least} to {most}")
 
 
 def _time(document: Mapping[str, Any], name: str) -> datetime:
-    return datetime.fromisoformat(_member(document, name, str, _is_time, "a time like 2026-11-24T00:00:00Z"))
+    return datetime.fromisoformat(member(document, name, str, _is_time, "a time like 2026-11-24T00:00:00Z"))
 
 
 def _is_time(text: str) -> bool:
@@ -322,8 +322,9 @@ def _is_time(text: str) -> bool:
     return False
 
 
-def _member(document: Mapping[str, Any], name: str, kind: type[Value], fits: Callable[[Value], object], expected: str) -> Value:
+def member(document: Mapping[str, Any], name: str, kind: type[Value], fits: Callable[[Value], object], expected: str, *, reason: str = "manifest") -> Value:
+    """What a document has under a name. Raises ReleaseRefused, by that reason, if it is not of this kind or does not fit."""
     value = document.get(name)
     if type(value) is not kind or not fits(value):  # by isinstance a bool would be a number
-        raise ReleaseRefused("manifest", f'"{name}" is missing or is not {expected}')
+        raise ReleaseRefused(reason, f'"{name}" is missing or is not {expected}')
     return value

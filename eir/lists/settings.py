@@ -78,6 +78,23 @@ class HistorySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A publisher's folder on a web server, from which a list is pulled."""
+
+    url: str
+    """It ends with a slash."""
+    ca: Path | None = None
+    """None: the authorities that this host trusts."""
+    certificate: Path | None = None
+    key: Path | None = None
+    token: Path | None = None
+    """Holds a bearer token."""
+    every_s: float = 300.0
+    patience_s: float = 3600.0
+    """How long it may not be reached before that is an alert."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListSettings:
     """A list as the configuration declares it."""
 
@@ -104,5 +121,7 @@ class ListSettings:
     """Rows of a release that may be wrong; they are left out."""
     keep: int = 5
     """Releases before the one in force, or changes of a local list, that a rollback can go back."""
+    source: Source | None = None
+    """Where its releases are pulled from; None: they are brought."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """Those that the configuration declares, besides the ones that are known anyway; the same for all lists."""

@@ -101,6 +101,8 @@ class Status:
         self.stopping = False
         self.nrf: Callable[[], Mapping[str, Any]] | None = None
         """How it stands with the NRF (`registered`: where, or None); None: the node is to be registered nowhere."""
+        self.unreached: Callable[[], Sequence[str]] = tuple
+        """Lists whose source has not been reached for too long."""
         self.store_newer: str | None = None
         """Why nothing is changed in the store, if its data have the form of a newer eir."""
         self.config_fault: str | None = None
@@ -191,6 +193,7 @@ class Status:
         if self.history_differs:
             warnings.append("the store's history does not continue this node's copy (eir history --verify)")
         warnings += [f"no record says who put list {name} into the store (eir history {name})" for name in self.unrecorded]
+        warnings += [f"the source of list {name} is not reached (eir pull {name})" for name in self.unreached()]
         if any(report.overridden for report in reports):
             warnings.append("the policy's override answers everything alike")
         if self.nrf is not None and (nrf := self.nrf())["registered"] is None:

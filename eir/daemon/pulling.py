@@ -1,0 +1,231 @@
+"""Lists that are pulled: for each list with a source, a process of its own looks at the source again and again, never on the loop that answers.
+
+`pull_once` is what that process does, and `eir pull`. Of several nodes on one store, one fetches and loads what is new. `Pulling` is the
+front's part: when the next look is due, what came of the last ones, and one load at a time.
+"""
+
+import asyncio
+import fcntl
+import os
+import random
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from eir.config import Config
+from eir.daemon.apart import Outcome, Start, done_apart, outcome_of
+from eir.daemon.channel import Channel
+from eir.daemon.drop_folder import CLAIM_S, NICE, Lease, Load, loading, node_user
+from eir.errors import EirError, Report, StoreError, place_of
+from eir.lists.load import LoadReport
+from eir.lists.release import Release
+from eir.lists.settings import Source
+from eir.lists.store import ListStore, Mark
+from eir.operate import metrics
+from eir.operate.owner import as_owner_of
+from eir.sources.pull import ELSEWHERE, LOADED, PULL_S, REFUSED, UNCHANGED, UNREACHED, WAITING, Pulled, Terms, pull
+from eir.stores.open import open_store, serial_marks
+
+ROOM = "pulled"
+"""Folder in the state folder, with one for each list."""
+PROCESS = "pull"
+END_S = 30.0
+"""How long a pull may take beyond PULL_S before its process is ended."""
+AGAIN_S = 2.0
+"""Pause after a look that failed; it doubles, up to the time between two looks."""
+BESIDE_S = 5.0
+"""Pause after a look that found another node at work."""
+SPREAD = 0.1
+"""Part of the pause by which it varies, so that nodes do not all ask at once."""
+
+
+async def pull_once(config: Config, name: str, who: str, load: Load, *, force: bool = False) -> Pulled:
+    """Make one pull of a list, if nobody else is at it. Raises EirError if the list has no source, OSError without a state folder."""
+    room = config.state / ROOM / name
+    room.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with _alone(room) as alone:
+        if not alone:
+            return Pulled(list=name, outcome=ELSEWHERE, detail="another process on this host pulls it just now")
+        store = open_store(config.store, config.state)
+        try:
+            # The same holder each time, which the lock makes one process: one that was killed holds nobody up.
+            async with _claim(store, f"pull:{name}", f"{socket.gethostname()}:{room}") as take:
+                marks = await serial_marks(config.store, config.state)
+                terms = Terms(
+                    settings=config.lists[name], room=room, store=store, who=who, clock=lambda: datetime.now(UTC), load=load, marks=marks,
+                    alone=take, force=force,
+                )  # fmt: skip
+                return await pull(terms)
+        except StoreError as error:
+            return Pulled(list=name, outcome=WAITING, reason=error.cause, detail=f"the store: {error}")
+        finally:
+            await store.close()
+
+
+@asynccontextmanager
+async def _claim(store: ListStore, what: str, holder: str) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+    """What takes the right to do something, which is kept until the end and given back then."""
+    keeping: list[asyncio.Task[None]] = []
+
+    async def take() -> bool:
+        if not await store.claim(what, holder, CLAIM_S):
+            return False
+        keeping.append(asyncio.create_task(Lease(store, what, holder, time.monotonic() + CLAIM_S).keep()))
+        return True
+
+    try:
+        yield take
+    finally:
+        for task in keeping:
+            task.cancel()
+            with suppress(StoreError):
+                await store.claim(what, holder, 0)
+
+
+@contextmanager
+def _alone(room: Path) -> Iterator[bool]:
+    """Whether no other process on this host pulls into this folder."""
+    with (room / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+async def _pull_of_node(config: Config, name: str, who: str, channel: Channel) -> Pulled:
+    """One pull, in its own process, which has the node start the loads, and ends at once when the node does."""
+    with suppress(OSError):  # a filter of system calls may be stricter than ours
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+
+    async def load(release: Release, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
+        outcome: Outcome = await channel.ask("load", release, folder, marks, patience_s=None)
+        report: LoadReport = outcome.result()
+        return report
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, os._exit, 128 + number)
+    ended = asyncio.create_task(channel.gone.wait())
+    ended.add_done_callback(lambda task: None if task.cancelled() else os._exit(1))
+    try:
+        with as_owner_of(config.state):
+            return await pull_once(config, name, who, load)
+    finally:
+        ended.cancel()
+
+
+class Pulling:
+    """Has the lists of a configuration pulled that have a source."""
+
+    def __init__(self, config: Config, start: Start, *, report: Report) -> None:
+        self._config, self._start, self._report = config, start, report
+        self._changed = asyncio.Event()
+        self._loads = asyncio.Lock()
+        self._said: dict[str, tuple[str, str, str]] = {}
+        """List → what was last said of it."""
+        self._reached: dict[str, float] = {}
+        self._serial: dict[str, int] = {}
+        self._pulls: Counter[tuple[str, str]] = Counter()
+        self._faults: Counter[tuple[str, str]] = Counter()
+        self._bytes: Counter[str] = Counter()
+
+    def configure(self, config: Config) -> None:
+        """Pull by another configuration from now on."""
+        self._config = config
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Pull, until cancelled."""
+        tasks: dict[str, tuple[Source, asyncio.Task[None]]] = {}
+        try:
+            while True:
+                self._changed.clear()
+                wanted = self._sources()
+                for name in [name for name, (source, _) in tasks.items() if wanted.get(name) != source]:
+                    tasks.pop(name)[1].cancel()
+                for name in wanted.keys() - tasks.keys():
+                    self._reached.setdefault(name, time.time())
+                    tasks[name] = wanted[name], asyncio.create_task(self._again(name, wanted[name]))
+                await self._changed.wait()
+        finally:
+            for _, task in tasks.values():
+                task.cancel()
+
+    def numbers(self) -> metrics.Snapshot:
+        """Metrics by name and labels."""
+        sources = self._sources()
+        return {
+            "eir_source_reached_timestamp_seconds": {(name,): self._reached[name] for name in sources if name in self._reached},
+            "eir_source_patience_seconds": {(name,): source.patience_s for name, source in sources.items()},
+            "eir_source_serial": {(name,): float(serial) for name, serial in self._serial.items() if name in sources},
+            "eir_source_pulls_total": {labels: float(count) for labels, count in self._pulls.items()},
+            "eir_source_faults_total": {labels: float(count) for labels, count in self._faults.items()},
+            "eir_source_bytes_total": {(name,): float(count) for name, count in self._bytes.items()},
+        }
+
+    def overdue(self, now: float) -> list[str]:
+        """Lists whose source has not been reached for too long. `now`: Unix seconds."""
+        return [name for name, source in self._sources().items() if now - self._reached.get(name, now) > source.patience_s]
+
+    def _sources(self) -> dict[str, Source]:
+        return {name: settings.source for name, settings in self._config.lists.items() if settings.source is not None}
+
+    async def _again(self, name: str, source: Source) -> None:
+        failures = 0
+        await asyncio.sleep(random.uniform(0.0, 1.0))  # noqa: S311 - a spread
+        while True:
+            made = await self._made(name)
+            self._count(made)
+            failures = 0 if made.outcome in {LOADED, UNCHANGED, ELSEWHERE} else failures + 1
+            pause_s = BESIDE_S if made.outcome == ELSEWHERE else source.every_s
+            if failures:
+                pause_s = min(pause_s, AGAIN_S * 2 ** min(failures - 1, 20)) * (1 - random.random() / 2)  # noqa: S311 - a spread
+            await asyncio.sleep(pause_s * (1 + random.uniform(-SPREAD, SPREAD)))  # noqa: S311 - a spread
+
+    async def _made(self, name: str) -> Pulled:
+        config, who = self._config, f"pull of {node_user()}"
+        load = loading(self._start, config, who)
+
+        async def one(*release: object) -> Outcome:
+            async with self._loads:
+                return await outcome_of(load(*release))  # type: ignore[arg-type]  # what `load` of the process hands over
+
+        try:
+            async with asyncio.timeout(PULL_S + END_S):
+                made: Pulled = await done_apart(self._start, PROCESS, _pull_of_node, config, name, who, handlers={"load": one}, report=self._report)
+        except TimeoutError:
+            return Pulled(list=name, outcome=UNREACHED, reason="timeout", detail=f"the pull did not end within {PULL_S + END_S:g} s")
+        except EirError as error:
+            return Pulled(list=name, outcome=WAITING, reason="process", detail=str(error))
+        except OSError as error:
+            return Pulled(list=name, outcome=WAITING, reason="process", detail=place_of(error))
+        return made
+
+    def _count(self, made: Pulled) -> None:
+        name = made.list
+        self._pulls[name, made.outcome] += 1
+        self._bytes[name] += made.bytes
+        if made.reason:
+            self._faults[name, made.reason] += 1
+        if made.reached:
+            self._reached[name] = time.time()
+        if made.serial is not None:
+            self._serial[name] = made.serial
+        for serial in made.loaded:
+            self._report("source_loaded", list=name, serial=serial)
+        said = made.outcome, made.reason, made.detail
+        if made.outcome in {UNREACHED, WAITING, REFUSED} and self._said.get(name) != said:
+            self._report(
+                f"source_{made.outcome}", level="warning", reason=made.reason or None, list=name, serial=made.serial, detail=made.detail or None
+            )
+        elif made.outcome in {LOADED, UNCHANGED} and self._said.get(name, said)[0] not in {LOADED, UNCHANGED}:
+            self._report("source_reached", list=name, serial=made.serial)
+        if made.outcome != ELSEWHERE:
+            self._said[name] = said

@@ -1,0 +1,226 @@
+"""The publisher's side of a folder: a release goes in, its index is written last, and what nobody needs any more goes.
+
+Every now and then the deltas are folded: a full release of the same content joins the last of them, so that a reader who is far behind has
+one to begin with, and old deltas can go. What the list holds at each serial is found by loading the releases of the folder, as an EIR does,
+into a store that lives as long as that takes. May import eir.errors, lists and stores.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import zstandard
+
+from eir.errors import EirError, ReleaseRefused
+from eir.lists.export import export
+from eir.lists.load import Loader
+from eir.lists.pages import Page
+from eir.lists.publish import Published, publish
+from eir.lists.release import Release, parse_manifest, signature_names
+from eir.lists.settings import DEVICES, Layout, ListSettings
+from eir.lists.signed import BEGINS, signed
+from eir.lists.store import ListState, utc_text
+from eir.sources.folder import INDEX, Index, Offer, in_order, read, steps, without, written
+from eir.stores.sqlite import SqliteStore
+
+KEEP = timedelta(days=7)
+"""How far behind a reader may be and catch up by deltas."""
+DELTAS_MAX = 100
+"""Behind a full release: then it is time for another one."""
+MODE = 0o644
+MEMORY_MAX = 1 << 44
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """What became of a folder."""
+
+    published: Published
+    index: Index
+    folded: bool
+    """A full release was made of the deltas."""
+
+
+def publish_into(
+    folder: Path, files: Sequence[Path], *, list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime, key: Path,
+    holds: str | None = None, keep: timedelta = KEEP, layout: str | None = None, declared: dict[str, Layout] | None = None,
+    bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
+) -> Placed:  # fmt: skip
+    """Make a signed release of data files, as lists.publish, and put it into the folder.
+
+    `holds`: the list's kind; None: as the folder says already, devices in a new one. `keep`: how long deltas stay. Raises ReleaseRefused, and
+    the index offers what it offered before then; EirError if somebody else publishes into the folder at this moment.
+    """
+    with _alone(folder):
+        before = _index_in(folder)
+        kind = holds or (DEVICES if before is None else before.holds)
+        _check(before, folder, list_name=list_name, serial=serial, base=base, holds=kind)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".eir-publish-") as name:
+            staged = Path(name) / str(serial)
+            published = publish(
+                files, list_name=list_name, serial=serial, base=base, issued=issued, expires=expires, key=key, out=staged, layout=layout,
+                declared=declared, bad_rows_max=bad_rows_max, progress=progress, warn=warn,
+            )  # fmt: skip
+            here = _Here(folder, list_name, kind, declared or {}, Path(name))
+            offers = list(before.releases) if before is not None else []
+            chain = steps(before, None, 0) if before is not None and base is not None else ()
+            offer = _offer(published.manifest)
+            state, pages = asyncio.run(here.loaded([*((folder / each.folder / each.manifest) for each in chain), published.manifest]))
+            offer = replace(offer, content=state.content_digest)
+            made = [_put(offer, staged, folder)]
+            index = Index(list=list_name, holds=kind, written=issued, releases=in_order([*offers, *made]))
+            if folds := base is not None and _is_time(index, issued - keep):
+                full = here.folded(state, pages, serial=serial, issued=issued, expires=expires, key=key)
+                made.append(_put(full, Path(name) / full.folder, folder))
+                index = replace(index, releases=in_order([*offers, *made]))
+        index = without(index, issued - keep)
+        _write(folder / INDEX, signed(written(index), key))
+        _clear(folder, before, index)
+    manifest = folder / made[0].folder / made[0].manifest
+    return Placed(published=replace(published, manifest=manifest), index=index, folded=folds)
+
+
+def _check(before: Index | None, folder: Path, *, list_name: str, serial: int, base: int | None, holds: str) -> None:
+    if before is None:
+        if base is not None:
+            raise ReleaseRefused("base", f"{folder} has no release yet: a full one is needed first")
+        return
+    if (before.list, before.holds) != (list_name, holds):
+        raise ReleaseRefused("mixed", f"{folder} is the folder of {before.list}, a list of {before.holds}; give {list_name} one of its own")
+    if serial <= before.serial:
+        raise ReleaseRefused("serial", f"serial {serial} is not above {before.serial}, the newest in {folder}")
+    if base is not None and base != before.serial:
+        raise ReleaseRefused("base", f"the delta builds on serial {base}, and {before.serial} is the newest in {folder}")
+
+
+def _is_time(index: Index, until: datetime) -> bool:
+    """Whether the deltas behind the newest full release are to be folded: they are many, or the first is older than what is kept."""
+    behind = [offer for offer in index.releases if offer.serial > index.full.serial]
+    return len(behind) >= DELTAS_MAX or any(datetime.fromisoformat(offer.issued) < until for offer in behind)
+
+
+class _Here:
+    """What the folder's releases make of the list."""
+
+    def __init__(self, folder: Path, name: str, kind: str, declared: dict[str, Layout], room: Path) -> None:
+        # They are the publisher's own: no limit on changes holds here, and no signature is asked for.
+        self._settings = ListSettings(
+            name=name, kind=kind, shrink_max=1.0, growth_max=1e9, range_tacs_max=10**8, bad_rows_max=10**9,
+            serial_step_max=1 << 63, layouts=declared, keep=1,
+        )  # fmt: skip
+        self._folder, self._room = folder, room
+
+    async def loaded(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page]]:
+        """The list after these releases, one after the other. Raises ReleaseRefused."""
+        name = self._settings.name
+        pages: list[Page] = []
+        store = SqliteStore(self._room / "lists.sqlite")
+        try:
+            for path in manifests:
+                content = path.read_bytes()
+                manifest = parse_manifest(content)
+                release = Release(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=())
+                loader = Loader({name: self._settings}, store, "publisher", manifest.issued, force=True, memory_max=MEMORY_MAX)
+                await loader.load(release, path.parent)
+            state = await store.state(name)
+            async for _, batch in store.pages(name):
+                pages += batch
+        finally:
+            await store.close()
+            for file in self._room.glob("lists.sqlite*"):
+                file.unlink()
+        if state is None:
+            raise ReleaseRefused("fault", f"{self._folder} has no releases")
+        return state, pages
+
+    def folded(self, state: ListState, pages: Sequence[Page], *, serial: int, issued: datetime, expires: datetime, key: Path) -> Offer:
+        """A full release of a list as it is. Raises ReleaseRefused if it would not be the same list."""
+        staged = self._room / f"{serial}-full"
+        staged.mkdir()
+        files = [self._written(state, pages, staged / f"{state.serial}-{what}.csv.zst", only) for what, only in self._parts(pages)]
+        published = publish(files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=key, layout="eir")
+        again, _ = asyncio.run(self.loaded([published.manifest]))
+        if again.content_digest != state.content_digest:
+            raise ReleaseRefused("fault", "the full release that the deltas were folded into is not the same list; report this")
+        return replace(_offer(published.manifest), folder=staged.name, content=state.content_digest)
+
+    def _parts(self, pages: Sequence[Page]) -> Sequence[tuple[str, bool | None]]:
+        both = self._settings.kind == DEVICES and any(page.tac for page in pages) and any(page.keys for page in pages)
+        return (("imei", False), ("tac", True)) if both else (("all", None),)
+
+    @staticmethod
+    def _written(state: ListState, pages: Sequence[Page], path: Path, only_tacs: bool | None) -> Path:
+        with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as packed, io.TextIOWrapper(packed, "utf-8", newline="") as out:
+            export(state, pages, "eir", out, only_tacs=only_tacs)
+        return path
+
+
+def _offer(manifest: Path) -> Offer:
+    content = manifest.read_bytes()
+    said = parse_manifest(content)
+    beside = [manifest.parent / name for name in signature_names(manifest.name) if (manifest.parent / name).exists()]
+    return Offer(
+        serial=said.serial, kind=said.kind, base=said.base, folder=str(said.serial), manifest=manifest.name, signatures=tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in beside),
+        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(said.issued), content="",
+    )  # fmt: skip
+
+
+def _put(offer: Offer, staged: Path, folder: Path) -> Offer:
+    """Into its place in the folder; what an earlier try left there, and no index names, goes."""
+    place = folder / offer.folder
+    shutil.rmtree(place, ignore_errors=True)
+    staged.chmod(0o755)
+    for file in staged.iterdir():
+        with file.open("rb") as content:
+            os.fsync(content.fileno())
+        file.chmod(MODE)
+    staged.rename(place)
+    return offer
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The file, wholly or not at all, and after all that it names."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.chmod(MODE)
+    fresh.replace(path)
+
+
+def _index_in(folder: Path) -> Index | None:
+    """The index that is there. It is our own: its signature is the readers' matter. Raises ReleaseRefused if it cannot be read."""
+    try:
+        content = (folder / INDEX).read_bytes()
+    except FileNotFoundError:
+        return None
+    return read(content[: content.rfind(BEGINS)])
+
+
+def _clear(folder: Path, before: Index | None, now: Index) -> None:
+    """Delete what neither this index names nor the one before it, by which somebody may be reading."""
+    named = {offer.folder for index in (before, now) if index is not None for offer in index.releases}
+    for place in folder.iterdir():
+        if place.name not in named and place.name.removesuffix("-full").isdigit() and place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EirError(f"somebody else publishes into {folder} just now") from None
+        yield

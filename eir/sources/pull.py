@@ -1,0 +1,273 @@
+"""One pull: what a publisher's folder offers beyond what is in force, fetched and handed to the trust that any delivery meets.
+
+Nothing is parsed before its signature holds: first the index, by the list's own signers; then each manifest, by lists.release; then the data,
+by their digests. What came is kept in a folder of the list's own until it is loaded, so that a download that broke goes on. Of several nodes
+on one store one fetches and loads, and the others find it done. May import eir.errors, lists and stores' contract; the HTTP of it is pull_http's.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from eir.errors import EirError, ReleaseRefused, StoreError
+from eir.lists.delivered import CHUNK_BYTES
+from eir.lists.inbox import KILLED, OURS, PATIENT, UNRECORDED
+from eir.lists.load import Loader, LoadReport
+from eir.lists.openssh import SIGNATURE_BYTES_MAX
+from eir.lists.release import MANIFEST_BYTES_MAX, Release, about, signature_names, verify_release
+from eir.lists.settings import ListSettings, Source
+from eir.lists.signed import document_in
+from eir.lists.store import NO_LIST, ListState, ListStore, Mark
+from eir.sources import folder
+from eir.sources.folder import INDEX, INDEX_BYTES_MAX, Index, Offer
+from eir.sources.pull_http import Server, Unreached
+
+PULL_S = 900.0
+"""How long one pull may take, its downloads and loads; a download that is cut off then goes on with the next pull."""
+NOTE, FOLDER_MODE = "note.json", 0o750
+LOADED, UNCHANGED, REFUSED, WAITING, UNREACHED, ELSEWHERE = OUTCOMES = ("loaded", "unchanged", "refused", "waiting", "unreached", "elsewhere")
+"""What a pull comes to: UNCHANGED has nothing newer, WAITING has, and cannot load it yet; with ELSEWHERE another node is at it."""
+REMEMBERED_MAX = 20
+"""Manifests that were refused."""
+NO_ROOM_BYTES = 64 << 20
+"""Of the disk that a download leaves free."""
+
+AGAIN = OURS | PATIENT | {"conflict", KILLED}
+"""Reasons for which a release is tried again: they say something about this host, or time may mend them."""
+
+Load: TypeAlias = Callable[[Release, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
+"""Loads a release whose data lie in a folder, by the node's own marks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """What came of one pull."""
+
+    list: str
+    outcome: str
+    reason: str = ""
+    """A short stable word, as ReleaseRefused and Unreached have it."""
+    detail: str = ""
+    loaded: tuple[int, ...] = ()
+    """Serials that were put in force."""
+    serial: int | None = None
+    """The newest that the folder offers, if its index was believed."""
+    reached: bool = False
+    """The index came, and was believed."""
+    bytes: int = 0
+    """That were fetched."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a pull goes by."""
+
+    settings: ListSettings
+    room: Path
+    """Folder of what is kept of the list from one pull to the next."""
+    store: ListStore
+    who: str
+    clock: Callable[[], datetime]
+    load: Load
+    marks: Mapping[str, Mark]
+    alone: Callable[[], Awaitable[bool]]
+    """Takes the right to pull this list, among all nodes on the store; False while another has it."""
+    force: bool = False
+    """Fetch what was refused before once more."""
+
+
+@dataclass(slots=True)
+class _Note:
+    """What is remembered of a source."""
+
+    etag: str | None = None
+    written: str | None = None
+    """Of the newest index that was believed."""
+    refused: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """SHA-256 of manifests that were refused for good → reason and detail: they are fetched once."""
+
+
+async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
+    """Bring the list in step with its source; whatever hinders that is said in what is returned. `until`: time.monotonic."""
+    name, source = terms.settings.name, terms.settings.source
+    if source is None:
+        raise EirError(f"list {name} has no source (lists.{name}.source)")
+    one = _Pull(terms, source, time.monotonic() + PULL_S if until is None else until)
+    try:
+        return await one.make()
+    except Unreached as e:
+        return one.pulled(UNREACHED, e.reason, str(e))
+    except ReleaseRefused as e:
+        return one.pulled(WAITING if one.reached and e.reason in AGAIN else REFUSED, e.reason, e.detail)
+    except StoreError as e:
+        return one.pulled(WAITING, e.cause, f"the store: {e}")
+    except OSError as e:
+        return one.pulled(WAITING, "disk", str(e))
+
+
+@dataclass(slots=True)
+class _Pull:
+    terms: Terms
+    source: Source
+    until: float
+    reached: bool = False
+    serial: int | None = None
+    loaded: list[int] = field(default_factory=list)
+    server: Server | None = None
+    note: _Note = field(default_factory=_Note)
+
+    def pulled(self, outcome: str, reason: str = "", detail: str = "") -> Pulled:
+        """The report."""
+        fetched = self.server.bytes if self.server is not None else 0
+        outcome = LOADED if self.loaded and outcome in {UNCHANGED, ELSEWHERE} else outcome
+        return Pulled(
+            list=self.terms.settings.name, outcome=outcome, reason=reason, detail=detail, loaded=tuple(self.loaded), serial=self.serial,
+            reached=self.reached, bytes=fetched,
+        )  # fmt: skip
+
+    async def make(self) -> Pulled:
+        """Raises Unreached, ReleaseRefused, StoreError, OSError."""
+        self.terms.room.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        self.note = _read_note(self.terms.room / NOTE)
+        self.server = server = await asyncio.to_thread(Server, self.source, self.until)
+        index = await asyncio.to_thread(self._index, server)
+        self.reached, self.serial = True, index.serial
+        if not await self._steps(index):
+            state, highest = await self._before()
+            if index.serial <= highest:
+                return self.pulled(UNCHANGED)
+            has = f"{INDEX} has no deltas from there, and no full release above"
+            return self.pulled(WAITING, "base", f"serial {state.serial} is in force and {highest} is the highest accepted: {has}")
+        if not await self.terms.alone():
+            return self.pulled(ELSEWHERE, detail="another node pulls it just now")
+        for offer in await self._steps(index):  # once more, since another node may have pulled it before
+            if not self.terms.force and (said := self.note.refused.get(offer.sha256)):
+                return self.pulled(REFUSED, *said)
+            await self._take(server, offer)
+            self.loaded.append(offer.serial)
+        return self.pulled(UNCHANGED)
+
+    async def _steps(self, index: Index) -> Sequence[Offer]:
+        """What is to be loaded; where a delta of it was refused, the full release instead, if there is one that leads on."""
+        state, highest = await self._before()
+        found = folder.steps(index, None if state is NO_LIST else state.serial, highest)
+        if any(offer.sha256 in self.note.refused for offer in found) and not self.terms.force:
+            return folder.steps(index, None, highest) or found
+        return found
+
+    async def _before(self) -> tuple[ListState, int]:
+        """What is in force, and the highest serial ever accepted. Raises StoreError."""
+        name = self.terms.settings.name
+        state = await self.terms.store.state(name) or NO_LIST
+        return state, max(self.terms.marks.get(name, NO_LIST.mark), state.mark)[1]
+
+    def _index(self, server: Server) -> Index:
+        """The index, believed; the one of before if it has not changed. Raises Unreached, ReleaseRefused."""
+        settings, kept, now = self.terms.settings, self.terms.room / INDEX, self.terms.clock()
+        found = server.small(INDEX, INDEX_BYTES_MAX, self.note.etag if kept.exists() else None)
+        content = kept.read_bytes() if found is None else found.octets
+        if settings.signers is None:
+            raise ReleaseRefused("signers_file", f"list {settings.name} has no signers")
+        document, _ = document_in(content, INDEX, settings.signers, now, revoked=settings.revoked)
+        index = folder.read(document)
+        before = datetime.fromisoformat(self.note.written) if self.note.written else None
+        folder.check(index, settings.name, settings.kind, now, before)
+        if found is not None:
+            self.note = replace(self.note, etag=found.etag, written=index.written.isoformat())
+            _keep(kept, content)
+            self._write_note()
+        return index
+
+    async def _take(self, server: Server, offer: Offer) -> None:
+        """Fetch one release and load it. Raises Unreached, ReleaseRefused, StoreError, OSError."""
+        place = self.terms.room / offer.folder
+        release: Release | None = None
+        try:
+            release = await asyncio.to_thread(self._fetched, server, offer, place)
+            with about(release.manifest):
+                await self.terms.load(release, place, self.terms.marks)
+        except ReleaseRefused as refused:
+            refused.list_name, refused.serial = self.terms.settings.name, offer.serial
+            if release is None or refused.reason in UNRECORDED:
+                loader = Loader({self.terms.settings.name: self.terms.settings}, self.terms.store, self.terms.who, self.terms.clock())
+                await loader.record(refused, release.digest if release is not None else None)
+            if refused.reason not in AGAIN:
+                others = list(self.note.refused.items())[1 - REMEMBERED_MAX :]
+                self.note = replace(self.note, refused=dict(others) | {offer.sha256: (refused.reason, refused.detail)})
+                self._write_note()
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+        for each in self.terms.room.iterdir():  # of other releases too, which an earlier pull did not end
+            if each.is_dir():
+                shutil.rmtree(each, ignore_errors=True)
+
+    def _fetched(self, server: Server, offer: Offer, place: Path) -> Release:
+        """A release that is whole and verified, in a folder. Raises Unreached, ReleaseRefused, OSError."""
+        place.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        settings = self.terms.settings
+        _keep(place / offer.manifest, self._small(server, offer, offer.manifest, offer.sha256, MANIFEST_BYTES_MAX))
+        for name, digest in zip(signature_names(offer.manifest), offer.signatures, strict=False):
+            _keep(place / name, self._small(server, offer, name, digest, SIGNATURE_BYTES_MAX))
+        release = verify_release(place / offer.manifest, {settings.name: settings}, now=self.terms.clock())
+        manifest = release.manifest
+        if (manifest.serial, manifest.kind, manifest.base) != (offer.serial, offer.kind, offer.base):
+            raise ReleaseRefused("mixed", f"{offer.manifest} is {manifest.kind} {manifest.serial}; {INDEX} calls it {offer.kind} {offer.serial}")
+        parts = [(file, place / f"{file.name}.part") for file in manifest.files if not (place / file.name).exists()]
+        free = shutil.disk_usage(place).free
+        if (needed := sum(file.bytes - _size(part) for file, part in parts)) > free - NO_ROOM_BYTES:
+            raise OSError(f"{needed} bytes are to be fetched, and the disk of {place} has {free} bytes free")
+        for file, part in parts:
+            server.into(f"{offer.folder}/{file.name}", part, file.bytes)
+            if _sha256(part) != file.sha256:
+                part.unlink()
+                raise Unreached("changed", f"{file.name} does not have the SHA-256 that its manifest says: was it damaged on its way?")
+            part.rename(place / file.name)
+        return release
+
+    @staticmethod
+    def _small(server: Server, offer: Offer, name: str, sha256: str, most: int) -> bytes:
+        found = server.small(f"{offer.folder}/{name}", most)
+        if found is None or hashlib.sha256(found.octets).hexdigest() != sha256:
+            raise Unreached("changed", f"{name} is not the one that {INDEX} names: was it damaged on its way, or the folder changed just now?")
+        return found.octets
+
+    def _write_note(self) -> None:
+        _keep(self.terms.room / NOTE, json.dumps(asdict(self.note)).encode())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """The file, wholly or not at all."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
+def _read_note(path: Path) -> _Note:
+    with suppress(OSError, ValueError, TypeError):
+        return _Note(**json.loads(path.read_text()))
+    return _Note()
