@@ -180,7 +180,7 @@ async def test_tls():
     mine.configure_cert(client)
     for context in (server, client):
         authority.configure_trust(context)
-    tls = Tls(server, client, server, Certificate((), datetime.now(UTC), datetime.now(UTC)))
+    tls = Tls(server, client, server, server, Certificate((), datetime.now(UTC), datetime.now(UTC)))
     async with node("tls://127.0.0.1:0", tls) as (host, port):
         made = await connect(host, port, S13, **AS, tls=client)
         assert (await made.request(324, wire.avp(283, wire.REALM))).result_codes == [5005]

@@ -28,7 +28,8 @@ from eir.config.reference import reference_page
 from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.errors import ConfigError
 from eir.lists.settings import ListSettings
-from eir.n5g.settings import TokenSettings
+from eir.sources.feed_users import user_line
+from eir.web.denials import TokenSettings
 
 SAMPLE = Path(__file__).parent.parent / "config" / "eir.yaml"
 PAGE = SAMPLE.parent / "README.md"
@@ -624,6 +625,7 @@ def test_what_is_printed_is_the_configuration_again(write, tmp_path):
     authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
     authority.revoke()
     (tmp_path / "webhook.key").write_text("secret")
+    files_of_feed(tmp_path)
     for written in (text, all_keys(text)):
         config = load_config(write(written))
         again = load_config(write(render(config), "again.yaml"))
@@ -675,6 +677,12 @@ def files_of_tokens(folder):
     (folder / "nrf.pem").write_bytes(issuer.pem)
 
 
+def files_of_feed(folder):
+    """What the section `feed` of the sample, and `numbers`, name."""
+    (folder / "feed.users").write_text(user_line("register", "correct horse battery"))
+    (folder / "numbers.csv").write_text("msisdn,imsi\n")
+
+
 def paths_in(value, path="") -> set[str]:
     if isinstance(value, dict):
         named = "*" if path in {"lists", "layouts", "tamper.origins"} else None
@@ -698,6 +706,7 @@ def test_sample_says_each_default_as_it_is(tmp_path):
     authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
     authority.revoke()
     (tmp_path / "webhook.key").write_text("secret")
+    files_of_feed(tmp_path)
     (tmp_path / "eir.yaml").write_text(all_keys(SAMPLE.read_text()))
     shown = load_config(tmp_path / "eir.yaml").shown
     examples = {"policy.rules[].observe"}
@@ -741,6 +750,7 @@ OTHERS = {
     "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "control_read": "control_read: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
     "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
     "http": "http: off\n", "workers": "workers: 2\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
+    "feed.listen": "feed: {listen: http://127.0.0.1:1}\n",
     "sightings": "sightings: {keep: 1d}\n",
 }  # fmt: skip
 """Of each key and section that takes a restart another value."""
@@ -750,7 +760,7 @@ OTHERS = {
 def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
     old, new = load_config(write(GOOD)), load_config(write(GOOD + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
     assert needs_restart(old, new) == [path]
-    assert take_over(old, new) == dataclasses.replace(old, path=new.path, log_level="debug")
+    assert take_over(old, new) == dataclasses.replace(old, path=new.path, log_level="debug", warnings=new.warnings)
     assert needs_restart(old, take_over(old, new)) == []
 
 
@@ -769,6 +779,7 @@ def test_a_configuration_is_handed_on_as_it_was_read(write, tmp_path):
     for folder in ("tls", "tokens"):
         shutil.move(tmp_path / folder, tmp_path / "more")
     (tmp_path / "more" / "webhook.key").write_text("secret")
+    files_of_feed(tmp_path / "more")
     config = load_config(write(all_keys(SAMPLE.read_text()), "more/eir.yaml"))
     again = pickle.loads(pickle.dumps(config))
     assert again == config
@@ -893,3 +904,33 @@ def test_the_digest_is_that_of_the_bytes_that_were_read(write, monkeypatch):
 
     monkeypatch.setattr(load, "read_file", then_written)
     assert load_config(path).digest == hashlib.sha256(GOOD.encode()).hexdigest()
+
+
+FEED = IDENTITY + ONE_PEER + "lists: {own: {local: true}, pairs: {local: true, kind: pairs}, stolen: {signers: signers}, sims: {local: true, kind: subscribers}, more: {local: true}}\n"
+
+
+@pytest.mark.parametrize(
+    ("feed", "says"),
+    [
+        ("listen: http://10.0.0.1:80, users: users", "http://10.0.0.1:80 would carry passwords that anyone can read; expected https://"),
+        ("listen: 'https://10.0.0.1:80', users: users", "needs the section 'tls'"),
+        ("users: nothing", "cannot be read: No such file or directory"), ("users: bad", "bad:1: expected a line that `eir feed user NAME` has made"),
+        ("lists: {block: none}", "the list 'none' is not under 'lists'"), ("lists: {block: stolen}", "stolen is changed by signed releases"),
+        ("lists: {allowed-tac: sims}", "'sims' is a list of subscribers, which holds no TACs"),
+        ("lists: {block: [own, more]}", "two lists of devices for block, and no row says which"), ("lists: {blocks: own}", "did you mean 'block'"),
+        ("tokens: {jwks: none}", "the key 'audience' is missing in feed.tokens"), ("tokens: {audience: x}", "expected jwks or keys"),
+    ],
+)  # fmt: skip
+def test_a_feed_that_cannot_be(write, feed, says):
+    path = write(FEED + f"feed: {{{feed}}}\n")
+    (path.parent / "users").write_text(user_line("register", "correct horse battery"))
+    (path.parent / "bad").write_text("register:secret\n")
+    found = [text for _, text in problems_of(path)]
+    assert any(says in text for text in found), found
+
+
+def test_what_is_probably_not_meant_of_a_feed(write):
+    path = write(FEED + "feed: {listen: http://127.0.0.1:1, lists: {block: [own, pairs, sims], allowed-tac: more}}\n")
+    found = [warning.text for warning in load_config(path).warnings]
+    assert any("nobody can send rows" in text for text in found)
+    assert any("a TAC is a million devices, and change_min of more is 1000" in text for text in found)

@@ -6,8 +6,9 @@ import urllib.request
 import pytest
 from wire import until
 
-from eir.operate.http import HttpLimits, HttpServer
+from eir.operate.http import HttpServer
 from eir.web.http1 import Conversation, Response
+from eir.web.http1_server import HttpLimits
 
 PAGE = Response(200, "text/plain; charset=utf-8", b"page\n")
 
@@ -311,7 +312,7 @@ class TestWithoutIo:
             conversation.receive(bytes([octet]))
             while (request := conversation.next_request()) is not None:
                 found.append((*request, conversation.answer(PAGE).endswith(PAGE.body)))
-        assert found == [("GET", "/page", "", {"host": "x"}, "", True), ("HEAD", "/page", "x", {"host": "x"}, "", False)]
+        assert found == [("GET", "/page", "", {"host": "x"}, "", b"", True), ("HEAD", "/page", "x", {"host": "x"}, "", b"", False)]
         assert not conversation.over
 
     @pytest.mark.parametrize("octets", [b"\0", b"GET /page HTTP/1.1\r\n\r\n", b"G" * 20_000])

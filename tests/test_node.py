@@ -439,7 +439,7 @@ def contexts():
             issuer.issue_cert(name).configure_cert(context)
         return context
 
-    return Tls(server, client(wire.EIR), server, Certificate((wire.EIR,), datetime.now(UTC), datetime.now(UTC))), client, stranger
+    return Tls(server, client(wire.EIR), server, server, Certificate((wire.EIR,), datetime.now(UTC), datetime.now(UTC))), client, stranger
 
 
 async def test_tls_before_the_cer():

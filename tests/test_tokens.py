@@ -9,11 +9,12 @@ import pytest
 import trustme
 from issuer import AMF, NRF, Issuer, bearer, jwks, raw
 
-from eir.n5g import tokens
-from eir.n5g.denials import DENIED, Denied
-from eir.n5g.settings import TokenSettings
-from eir.n5g.tokens import KeysError, Tokens, load_keys, read_keys
+from eir.n5g.settings import SERVICE
+from eir.web import tokens
+from eir.web.denials import Denied, TokenSettings, denials
+from eir.web.tokens import KeysError, Tokens, load_keys, read_keys
 
+DENIED = denials(SERVICE)
 NOW = 1_900_000_000.0
 OURS = "0b8f1d3e-1111-4222-8333-0000000000e1"
 
@@ -50,7 +51,7 @@ class Clock:
 
 def checker(tmp_path, *issuers, clock=None, ticks=None, remembered_max=4096, **more):
     settings = settings_of(tmp_path, sets=[jwks(*issuers)], **more)
-    return Asked(settings, load_keys(read_keys(settings)), now=clock or Clock(), ticks=ticks or Clock(), remembered_max=remembered_max)
+    return Asked(settings, load_keys(read_keys(settings)), scope=SERVICE, now=clock or Clock(), ticks=ticks or Clock(), remembered_max=remembered_max)
 
 
 def test_a_good_token_names_who_asks(tmp_path, issuer):
@@ -286,7 +287,7 @@ def test_another_audience_counts_for_remembered_tokens_too(tmp_path, issuer):
 def test_keys_of_every_form(tmp_path):
     issuers = [Issuer("ES256", None), Issuer("RS256", None), Issuer("Ed25519", None)]
     settings = settings_of(tmp_path, pems=[each.pem for each in issuers])
-    checks = Asked(settings, load_keys(pickle.loads(pickle.dumps(read_keys(settings)))), now=Clock(), ticks=Clock())
+    checks = Asked(settings, load_keys(pickle.loads(pickle.dumps(read_keys(settings)))), scope=SERVICE, now=Clock(), ticks=Clock())
     for issuer in issuers:
         assert checks.subject(bearer(issuer.token(NOW))) == AMF
         # A PEM file has no name for its key: whatever the token calls it, it is tried.

@@ -21,9 +21,12 @@ from eir.diameter.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.diameter.transport.tls import TlsError, load_tls, read_tls
 from eir.errors import StoreError
 from eir.lists.layout import ACTION, LAYOUTS, SUBJECTS
+from eir.lists.pages import PAGE_KEYS
 from eir.lists.persons import distinct_signers
-from eir.lists.settings import PAIRS, is_list_name
-from eir.n5g.settings import is_secure, listening_at
+from eir.lists.settings import DEVICES, PAIRS, is_list_name
+from eir.n5g.settings import is_loopback, is_secure, listening_at
+from eir.sources.feed_settings import TAC_ROLES
+from eir.sources.feed_users import UsersError, read_users
 from eir.stores.open import SQLITE
 
 CERTIFICATE_SOON = timedelta(days=14)
@@ -61,7 +64,8 @@ def _check_peers(config: Config, document: Document) -> Findings:
 
 def _check_listen(config: Config, _: Document) -> Findings:
     before: dict[str, str] = {}
-    for _protocol, (*key, at), url in config.listeners:
+    feeds: list[tuple[Spot, str]] = [(("feed", "listen", at), url) for at, url in enumerate(config.feed.listen)]
+    for (*key, at), url in [*((listener.spot, listener.url) for listener in config.listeners), *feeds]:
         name = ".".join(map(str, key))
         if url in before and not url.endswith(":0"):
             other = before[url]
@@ -95,6 +99,7 @@ def _check_tls(config: Config, document: Document) -> Findings:
         return
     spots: dict[Spot, str] = {listener.spot: listener.url for listener in config.listeners}
     spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
+    spots |= {("feed", "listen", at): url for at, url in enumerate(config.feed.listen)}
     spots |= {("n5g", "nrf", "uri", at): url for at, url in enumerate(config.n5g.nrf.uri if config.n5g.nrf else ())}
     for spot, url in spots.items():
         if is_secure(url):
@@ -103,17 +108,68 @@ def _check_tls(config: Config, document: Document) -> Findings:
 
 def _check_tokens(config: Config, document: Document) -> Findings:
     """Keys of access tokens are read as a start or a reload would read them."""
-    if config.n5g.tokens is None or document.faulty("n5g", "tokens"):
-        return
-    if not (config.n5g.tokens.jwks or config.n5g.tokens.keys):
-        yield "nothing to check access tokens with; expected jwks or keys", ("n5g", "tokens")
-        return
-    from eir.n5g.tokens import KeysError, load_keys, read_keys  # noqa: PLC0415  # half a second that no other configuration costs
+    for section, tokens in (("n5g", config.n5g.tokens), ("feed", config.feed.tokens)):
+        if tokens is None or document.faulty(section, "tokens"):
+            continue
+        if not (tokens.jwks or tokens.keys):
+            yield "nothing to check access tokens with; expected jwks or keys", (section, "tokens")
+            continue
+        from eir.web.tokens import KeysError, load_keys, read_keys  # noqa: PLC0415  # half a second that no other configuration costs
 
-    try:
-        load_keys(read_keys(config.n5g.tokens))
-    except KeysError as e:
-        yield str(e), ("n5g", "tokens", e.key)
+        try:
+            load_keys(read_keys(tokens))
+        except KeysError as e:
+            yield str(e), (section, "tokens", e.key)
+
+
+def _check_feed(config: Config, document: Document) -> Findings:
+    """What a feed needs."""
+    feed = config.feed
+    if not document.faulty("feed") and feed.listen:
+        for at, url in enumerate(feed.listen):
+            if not is_secure(url) and not is_loopback(url):
+                yield f"{url} would carry passwords that anyone can read; expected https://, or http:// on a loopback address", ("feed", "listen", at)
+    if feed.users is not None:
+        try:
+            read_users(feed.users)
+        except UsersError as e:
+            yield str(e), ("feed", "users")
+
+
+def _check_feed_lists(config: Config, _: Document) -> Findings:
+    for role, names in config.feed.lists.by_role.items():
+        kinds = Counter(config.lists[name].kind for name in names if name in config.lists)
+        for at, name in enumerate(names):
+            spot = ("feed", "lists", role, at)
+            if (settings := config.lists.get(name)) is None:
+                yield f"the list '{name}' is not under 'lists'{did_you_mean(name, config.lists)}", spot
+            elif not settings.local:
+                yield f"{name} is changed by signed releases; expected a list with local: true", spot
+            elif role in TAC_ROLES and settings.kind != DEVICES:
+                yield f"'{name}' is a list of {settings.kind}, which holds no TACs", spot
+            elif kinds[settings.kind] > 1:
+                yield f"two lists of {settings.kind} for {role}, and no row says which; expected one of each kind", spot
+
+
+def _warn_feed(config: Config, _: Document) -> Findings:
+    if not config.feed.listen:
+        return
+    if config.feed.users is None and config.feed.tokens is None:
+        yield "nobody can send rows; 'users' or 'tokens' would say who may", ("feed",)
+    if not any(config.feed.lists.by_role.values()):
+        yield "no list takes any row; 'lists' would say which do", ("feed",)
+    for role in TAC_ROLES:
+        for at, name in enumerate(config.feed.lists.by_role[role]):
+            if config.lists[name].change_min <= PAGE_KEYS:
+                most = f"a TAC is a million devices, and change_min of {name} is {config.lists[name].change_min}"
+                yield f"{most}: a row with one is refused while the list is small; expected change_min above {PAGE_KEYS}", ("feed", "lists", role, at)
+    if not config.feed.sources and not all(map(is_loopback, config.feed.listen)):
+        yield "anyone who reaches the listener can try passwords; 'from' would say where rows come from", ("feed",)
+
+
+def _check_numbers(config: Config, document: Document) -> Findings:
+    if config.numbers is not None and not document.faulty("numbers") and (wrong := _unusable(config.numbers)):
+        yield f"the table of numbers {wrong}: {config.numbers}; expected lines of MSISDN,IMSI", ("numbers",)
 
 
 def _check_nrf(config: Config, document: Document) -> Findings:
@@ -152,6 +208,8 @@ def _warn_secrets(config: Config, _: Document) -> Findings:
     named: list[tuple[Path, Spot]] = [(file, ("store",)) for file in secrets.values()]
     if config.tls is not None:
         named.append((config.tls.key, ("tls", "key")))
+    if config.feed.users is not None:
+        named.append((config.feed.users, ("feed", "users")))
     sources = {name: settings.source for name, settings in config.lists.items() if settings.source is not None}
     named += [(file, ("lists", name, "source", key)) for name, of in sources.items() for key in ("key", "token") if (file := getattr(of, key))]
     for file, spot in named:
@@ -337,12 +395,12 @@ def _warn_override(config: Config, _: Document) -> Findings:
 
 
 CHECKS: tuple[Check, ...] = (
-    _check_peers, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_sctp, _check_store, _check_lists, _check_sources, check_layouts, _check_rules,
-    _check_sightings,
+    _check_peers, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_feed, _check_feed_lists, _check_numbers, _check_sctp, _check_store, _check_lists,
+    _check_sources, check_layouts, _check_rules, _check_sightings,
 )  # fmt: skip
 """What makes a configuration unusable."""
 WARNINGS: tuple[Check, ...] = (
     _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
-    _warn_sightings,
+    _warn_sightings, _warn_feed,
 )  # fmt: skip
 """What is probably not meant."""

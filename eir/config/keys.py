@@ -29,9 +29,12 @@ from eir.lists.settings import (
     Source,
 )
 from eir.lists.store import KEEP
-from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings, TokenSettings
+from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
+from eir.sources.feed_settings import SCOPE as FEED_SCOPE
+from eir.sources.feed_settings import FeedLists, FeedSettings
 from eir.stores.open import SQLITE
 from eir.web.access import LOOPBACK, PageSettings
+from eir.web.denials import TokenSettings
 
 WATCHDOG_MIN_S = 6
 """RFC 3539 3.4.1: Tw must not be below 6 seconds."""
@@ -94,6 +97,9 @@ SECTIONS = (
     Section("n5g", N5gSettings),
     Section("n5g.tokens", TokenSettings, optional=True),
     Section("n5g.nrf", NrfSettings, optional=True),
+    Section("feed", FeedSettings),
+    Section("feed.lists", FeedLists),
+    Section("feed.tokens", TokenSettings, optional=True),
     Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
     Section("lists.*.source", Source, optional=True, short="url"),
@@ -219,6 +225,19 @@ TABLE = (
     Key("layouts.*.trailer.begins", kinds.CODE, REQUIRED, "what the record behind all other lines begins with"),
     Key("layouts.*.trailer.count", kinds.POSITION, None, "as in the header record"),
     Key("layouts.*.trailer.date", kinds.POSITION, None, "as in the header record"),
+    Key("feed.listen", kinds.many(kinds.LISTEN_HTTP), (), "where a register sends its rows over HTTP/1.1: https with the certificates of `tls`, or http on a loopback address; nowhere if left out", live=False),
+    Key("feed.users", kinds.FILE, None, "users and hashed passwords, a line each, as `eir feed user NAME` makes them; read again whenever the file changes"),
+    Key("feed.from", kinds.many(kinds.NETWORK), (), "networks that rows may come from; any address if left out", field="sources"),
+    Key("feed.lists.block", kinds.many(kinds.LIST_NAME), (), "local lists for rows under /eir/block: of several the one whose kind fits what the row names"),
+    Key("feed.lists.exception", kinds.many(kinds.LIST_NAME), (), "the same under /eir/exception"),
+    Key("feed.lists.track", kinds.many(kinds.LIST_NAME), (), "the same under /eir/track"),
+    Key("feed.lists.allowed-tac", kinds.many(kinds.LIST_NAME), (), "a local list of devices for TACs under /eir/allowed-tac", field="allowed_tac"),
+    Key("feed.lists.blocked-tac", kinds.many(kinds.LIST_NAME), (), "the same under /eir/blocked-tac", field="blocked_tac"),
+    Key("feed.tokens.jwks", kinds.many(kinds.FILE), (), "JWK sets with the public keys of those who issue access tokens to registers; read again whenever a file changes"),
+    Key("feed.tokens.keys", kinds.many(kinds.FILE), (), "such public keys, or certificates with them, in PEM; also read again"),
+    Key("feed.tokens.issuer", kinds.many(kinds.CLAIM, may_be_empty=True), (), "whose tokens are accepted (claim `iss`); those of all who hold one of the keys if left out"),
+    Key("feed.tokens.audience", kinds.many(kinds.CLAIM), REQUIRED, f"whom tokens have to be for (claim `aud`); their scope has to be {FEED_SCOPE}"),
+    Key("numbers", kinds.FILE, None, "table of MSISDN,IMSI, a line each, by which a row or a command may name a subscriber by the number; read again whenever the file changes"),
     Key("inbox", kinds.FOLDER, None, "drop folder: signed releases that arrive in it are loaded, and moved to its accepted/ or refused/; no folder is watched if left out", live=False),
     Key("inbox_patience_s", kinds.seconds(1, 30 * 86400), 3600, "how long a release in the drop folder may stay incomplete, and a file that no release names", live=False),
     Key("policy.rules[].name", kinds.RULE_NAME, None, "what metrics and logs call the rule; its number if left out"),

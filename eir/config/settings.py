@@ -12,6 +12,7 @@ from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, 
 from eir.errors import Problem
 from eir.lists.settings import HistorySettings, Layout, ListSettings
 from eir.n5g.settings import N5gSettings
+from eir.sources.feed_settings import FeedSettings
 from eir.web.access import PageSettings
 
 
@@ -42,6 +43,9 @@ class Config:
     tls: TlsSettings | None
     sctp: SctpSettings
     n5g: N5gSettings
+    feed: FeedSettings
+    numbers: Path | None
+    """The table of eir.sources.msisdn."""
     limits: Limits
     load_memory: int
     """Bytes that a load may take."""

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -23,11 +24,13 @@ import uvloop
 from eir import __version__
 from eir.checks.question import Question
 from eir.config import Config, digests, load_config, needs_restart, take_over
-from eir.daemon import following, recorder, state_folder, worker
+from eir.daemon import feeding, following, interfaces, recorder, state_folder, worker
 from eir.daemon.accept import Acceptor, cannot_listen
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.faults import report_faults
+from eir.daemon.feeding import FeedService
 from eir.daemon.followed import Followed
+from eir.daemon.interfaces import Interface
 from eir.daemon.listed import Listed
 from eir.daemon.priority import BESIDE_NICE, give_way
 from eir.daemon.pulling import Pulling
@@ -112,7 +115,7 @@ def _prepare(config: Config) -> None:
     allow_open_files(config, log.report)
     if config.n5g.listen:
         # What checks access tokens takes half a second to load, which no worker is to spend when a reload brings n5g.tokens.
-        import eir.n5g.tokens  # noqa: F401, PLC0415 - so that it is there
+        import eir.web.tokens  # noqa: F401, PLC0415 - so that it is there
     try:
         open_store(config.store, config.state)
         open_copy(config.store, config.state)
@@ -155,6 +158,10 @@ class Front:
         self._control = ControlServer(config.state, self._commands(), report=report)
         path = config.control_read
         self._control_read = None if path is None else ControlServer(path.parent, {RUN: self._looking.run}, name=path.name, report=report)
+        self._interfaces = [
+            each for each in (Interface(feeding.NAME, FeedService, lambda config: config.feed.listen, report=report),) if each.urls(config)
+        ]
+        """Those that there are: a reload brings none."""
         self._drop_folder = DropFolder(config, starter.start, report=report)
         self._pulling = Pulling(config, starter.start, report=report)
         self._status.unreached = lambda: self._pulling.overdue(time.time())
@@ -191,6 +198,7 @@ class Front:
             await self._open()
             if not self._status.stopping:
                 self._start()
+                await self._start_interfaces()
             self._spawn(self._drop_folder.run())
             self._spawn(self._pulling.run())
             self._spawn(self._again(OUTCOMES_S, "outcomes", self._read_outcomes))
@@ -235,6 +243,8 @@ class Front:
         self._followed.end()
         if self._recorded is not None:
             self._recorded.end()
+        for each in self._interfaces:
+            each.end()
         return await self._crew.end(END_S)
 
     async def _open(self) -> None:
@@ -295,6 +305,12 @@ class Front:
         self._crew.keep("follower", lambda: start("follower", following.run, self._config), self._followed.attend)
         for number in range(self._config.workers):
             self._start_worker(number)
+
+    async def _start_interfaces(self) -> None:
+        """Open what is beside the checks, and keep its processes running. Raises EirError if a listener cannot be had."""
+        for each in self._interfaces:
+            self._status.interfaces[each.name] = await each.open(interfaces.Configured(self._config, self._tls))
+            self._crew.keep(each.name, partial(self._starter.start, each.name, interfaces.run, each.name, each.make), each.attend)
 
     def _start_worker(self, number: int) -> None:
         name = f"worker-{number}"
@@ -455,7 +471,7 @@ class Front:
             **(self._registering.numbers() if self._registering is not None else {}),
         }
         recorded = {} if self._recorded is None else self._recorded.snapshot()
-        return metrics.merge([ours, recorded, self._followed.snapshot(), await self._workers.snapshot()])
+        return metrics.merge([ours, recorded, self._followed.snapshot(), await self._workers.snapshot(), *(each.snapshot() for each in self._interfaces)])
 
     # ---- the page for people ----
 
@@ -603,6 +619,8 @@ class Front:
         self._followed.configure(now)
         self._drop_folder.configure(now)
         self._pulling.configure(now)
+        for each in self._interfaces:
+            each.configure(interfaces.Configured(now, tls))
         if before.n5g != now.n5g:
             await self._deregister()
             await self._register()

@@ -21,7 +21,7 @@ from eir.n5g.service import PROTOCOL as N5G
 from eir.n5g.service import N5gService
 
 if TYPE_CHECKING:
-    from eir.n5g.tokens import Tokens
+    from eir.web.tokens import Tokens
 
 
 

@@ -2,6 +2,7 @@
 
 import math
 import resource
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,9 +15,10 @@ from eir.diameter.settings import Limits
 from eir.errors import Report
 from eir.lists.store import ListState
 from eir.s13.service import REPLIES
+from eir.web.denials import TokenSettings
 
 if TYPE_CHECKING:
-    from eir.n5g.tokens import KeyFiles
+    from eir.web.tokens import KeyFiles, Tokens
 
 OPEN_FILES_BESIDES = 256
 """Open files of a process besides its connections: store, log, pages, commands, releases that are being read."""
@@ -41,14 +43,32 @@ def read_token_keys(config: Config, before: "KeyFiles | None" = None) -> "KeyFil
     Raises KeysError.
     """
     tokens = config.n5g.tokens
+    return keys_of(None if tokens is None else replace(tokens, audience=(*tokens.audience, instance_of(config))), before)
+
+
+def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":
+    """The same of any section of tokens."""
     if tokens is None:
         return None
-    from eir.n5g.tokens import load_keys, read_keys  # noqa: PLC0415  # half a second that a node without tokens does not spend
+    from eir.web.tokens import load_keys, read_keys  # noqa: PLC0415  # half a second that a node without tokens does not spend
 
-    found = read_keys(replace(tokens, audience=(*tokens.audience, instance_of(config))))
+    found = read_keys(tokens)
     if found != before:
         load_keys(found)
     return found
+
+
+def tokens_of(files: "KeyFiles | None", now: "Tokens | None", scope: str) -> "Tokens | None":
+    """What checks access tokens for this scope from now on: what does already (`now`), with the keys of these files. Raises KeysError."""
+    if files is None:
+        return None
+    from eir.web.tokens import Tokens, load_keys  # noqa: PLC0415  # as above
+
+    keys = load_keys(files)
+    if now is None:
+        return Tokens(files.settings, keys, scope=scope, now=time.time, ticks=time.monotonic)
+    now.renew(files.settings, keys)
+    return now
 
 
 def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:

@@ -35,7 +35,7 @@ from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.listed import Listed
 from eir.daemon.protocols import PROTOCOLS, Parts, Server
 from eir.daemon.recorded import buffer_for
-from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of
+from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of, tokens_of
 from eir.diameter.admission import Claim, Order
 from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
@@ -48,7 +48,7 @@ from eir.lists.index import Index
 from eir.lists.store import ListState
 from eir.n5g.server import N5gServer
 from eir.n5g.service import PROTOCOL as N5G
-from eir.n5g.settings import is_secure
+from eir.n5g.settings import SERVICE, is_secure
 from eir.operate import metrics
 from eir.operate.log import Log
 from eir.operate.status import WorkerReport
@@ -57,7 +57,7 @@ from eir.s13.lane import COMPILED, ExpressLanes
 from eir.s13.service import PROTOCOL, S13Service
 
 if TYPE_CHECKING:
-    from eir.n5g.tokens import KeyFiles, Tokens
+    from eir.web.tokens import KeyFiles
 
 DRAIN_S = 8.0
 """How long peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
@@ -168,7 +168,7 @@ def built(
         counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
         tls=tls, grants=grants, sctp=config.sctp,
     )  # fmt: skip
-    parts = Parts(checker, counts, node.rates, log.report, tokens_of(configured.keys, None))
+    parts = Parts(checker, counts, node.rates, log.report, tokens_of(configured.keys, None, SERVICE))
     servers: dict[str, Server] = {name: protocol.make(parts, config, tls) for name, protocol in PROTOCOLS.items()}
     worker = Worker(
         config=config, log=log, channel=channel, counts=counts, index=index, checker=checker, lanes=lanes, clock=clock, service=service, node=node,
@@ -184,19 +184,6 @@ def probes_of(config: Config) -> frozenset[tuple[str, str]]:
     """Protocol and label of the peers whose checks are nobody's phones."""
     stays = {PROTOCOL: True} | {name: protocol.stays for name, protocol in PROTOCOLS.items()}
     return frozenset((name, peer.label) for name, there in stays.items() for peer in config.peers if peer.probe or (there and peer.is_probe))
-
-
-def tokens_of(files: "KeyFiles | None", now: "Tokens | None") -> "Tokens | None":
-    """What checks access tokens from now on: what does already (`now`), with the keys of these files. Raises KeysError."""
-    if files is None:
-        return None
-    from eir.n5g.tokens import Tokens, load_keys  # noqa: PLC0415  # half a second that a node without tokens does not spend
-
-    keys = load_keys(files)
-    if now is None:
-        return Tokens(files.settings, keys, now=time.time, ticks=time.monotonic)
-    now.renew(files.settings, keys)
-    return now
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -380,7 +367,7 @@ class Worker:
         """Do all of another configuration that may fail, and change nothing. Raises EirError."""
         tls = self.tls if configured.tls is None else load_tls(configured.tls)  # a listener for TLS that is open stays so until a restart
         compile_policy(configured.config.policy, Index(kinds_of(configured.config)), observed=lambda _: None, now=datetime.now(UTC))
-        tokens_of(configured.keys, None)
+        tokens_of(configured.keys, None, SERVICE)
         self.prepared = Prepared(configured.config, tls, configured.keys)
 
     def take_over(self) -> None:
@@ -409,7 +396,7 @@ class Worker:
         """Check access tokens with these keys from now on. Raises KeysError and changes nothing if it cannot."""
         n5g = self.servers[N5G]
         assert isinstance(n5g, N5gServer)  # noqa: S101 - the table says so
-        n5g.tokens = tokens_of(keys, n5g.tokens)
+        n5g.tokens = tokens_of(keys, n5g.tokens, SERVICE)
 
     def trace(self, sought: Sought | None) -> None:
         """Tell of these checks from now on; None: of none."""

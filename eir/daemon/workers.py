@@ -26,7 +26,7 @@ from eir.operate import metrics
 from eir.operate.status import WorkerReport, merged_peers
 
 if TYPE_CHECKING:
-    from eir.n5g.tokens import KeyFiles
+    from eir.web.tokens import KeyFiles
 
 FIGURES_S = 1.0
 """What workers have counted is taken this often, so that a worker that ends leaves it behind."""

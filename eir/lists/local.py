@@ -7,20 +7,22 @@ May import lists, eir.device and eir.errors; the store comes as an argument.
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
 
 from eir.device import TAC_DIGITS, any_key, device_key, imsi_key, typed
-from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged
+from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged, StoreError
 from eir.lists.build import Built, Rows, amend_pages, build_pages
-from eir.lists.entries import entries_of, until_text
+from eir.lists.content import decode
+from eir.lists.entries import until_text
 from eir.lists.layout import tac_key
 from eir.lists.pages import PAGE_KEYS, Page
+from eir.lists.pairs import decode_pairs, has_pairs
 from eir.lists.reasons import check_reason, reason_byte
 from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
 from eir.lists.store import ACCEPTED, FORCED, NO_LIST, Event, ListState, ListStore, utc_text
@@ -131,7 +133,25 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
     `replace`) or is not (remove), where there is no valid reason or the end is past, or where more comes or goes than the
     list's limits allow (unless `force`); StoreError.
     """
+    report, _ = await _edit(edit, settings, store, who, now, lenient=False)
+    return report
+
+
+async def edit_what_differs(edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime) -> frozenset[Entry]:
+    """Make the change of those entries that are not there already (add) or are there (remove), and return these; raises as `edit_list`.
+
+    For who feeds a list row by row: nothing is kept of what was there before, since rows come by the thousand.
+    """
+    _, changed = await _edit(edit, replace(settings, keep=0), store, who, now, lenient=True)
+    return frozenset(changed)
+
+
+async def _edit(
+    edit: Edit, settings: ListSettings, store: ListStore, who: str, now: datetime, *, lenient: bool
+) -> tuple[EditReport, Sequence[Entry]]:
+    """The change, and the entries that made one."""
     _check(edit, settings, now)
+    every = edit
     numbers = sorted({entry.key // PAGE_KEYS for entry in edit.entries})
     for _ in range(TRIES_MAX):
         found, before = await store.some_pages(settings.name, numbers)
@@ -139,13 +159,17 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
         if state.kind not in {"", settings.kind}:
             kinds = f"{settings.name} is a list of {state.kind} in the store and of {settings.kind} in the configuration"
             raise EntryRefused(f"{kinds}; give the new kind a list of another name")
-        _refuse_what_changes_nothing(edit, settings.name, before, now)
+        there = _there(every.entries, before, now)
+        if lenient:
+            edit = replace(every, entries=[entry for entry in every.entries if (entry[1:] in there) == (every.what == REMOVE)])
+        else:
+            _refuse_what_changes_nothing(edit, settings.name, there)
         try:
             following, amended = await _edited(edit, settings, store, now, (state, before))
             passed = past_limits(settings, state.devices, amended.come, amended.gone)
             if passed and not edit.force:
                 raise EntryRefused(f"nothing was changed: {next(iter(passed.values()))}; if that is meant, repeat it with --force")
-            if not edit.dry_run:
+            if edit.entries and not edit.dry_run:
                 event = _event(edit, settings, who, now, lifted=by_force(passed), amended=amended)
                 following = await store.amend(
                     settings.name, following, amended.pages, seen=state.generation, keep=settings.keep, event=event
@@ -153,11 +177,12 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
         except (GenerationConflict, StoreChanged):
             await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # spreads two operators, hides nothing
             continue
-        return EditReport(
+        report = EditReport(
             list=settings.name, holds=settings.kind, what=edit.what, entries=following.entries, entries_change=amended.entries,
             come=amended.come, gone=amended.gone, generation=following.generation if not edit.dry_run else state.generation,
             lifted=tuple(passed), dry_run=edit.dry_run,
         )  # fmt: skip
+        return report, edit.entries
     raise GenerationConflict(f"{settings.name} was changed {TRIES_MAX} times while this change was being made: try again")
 
 
@@ -202,9 +227,45 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
         raise EntryRefused(f"the end is over: it is {utc_text(now)}")
 
 
-def _refuse_what_changes_nothing(edit: Edit, name: str, pages: Sequence[Page], now: datetime) -> None:
+def _there(entries: Sequence[Entry], pages: Sequence[Page], now: datetime) -> set[tuple[int, int, bool]]:
+    """Which of these are there, and the whole TACs of these; one that has ended is not. Raises StoreError for a damaged page.
+
+    Only what is asked about is looked at: a page may have a million.
+    """
+    wanted: dict[int, list[Entry]] = {}
+    for entry in entries:
+        wanted.setdefault(entry.key // PAGE_KEYS, []).append(entry)
+    found = set[tuple[int, int, bool]]()
+    for page in pages:
+        try:
+            found.update(_found_in(page, wanted[page.number], now.timestamp()))
+        except ValueError as error:
+            raise StoreError("corrupt", f"page {page.number} is damaged: {error}") from error
+    return found
+
+
+def _found_in(page: Page, entries: Sequence[Entry], now: float) -> Iterator[tuple[int, int, bool]]:
+    first, tac = page.number * PAGE_KEYS, page.tac
+    if tac is not None and (not tac.until or tac.until > now):
+        yield first, 0, True
+    if has_pairs(page):
+        pairs = decode_pairs(page)
+        for entry in entries:
+            paired = pairs.get(entry.key - first)
+            end = None if paired is None else paired.imsis.get(entry.imsi)
+            if end is not None and (not end or end > now):
+                yield entry[1:]
+        return
+    content = decode(page)
+    singles = [entry for entry in entries if not entry.whole_tac]
+    lows = np.array([entry.key - first for entry in singles], content.low.dtype)
+    for entry, low, at in zip(singles, lows, np.searchsorted(content.low, lows), strict=True):
+        if at < len(content.low) and content.low[at] == low and (not content.until[at] or content.until[at] > now):
+            yield entry[1:]
+
+
+def _refuse_what_changes_nothing(edit: Edit, name: str, there: Container[tuple[int, int, bool]]) -> None:
     """Refuse entries that are there, or are not (as one that has ended). An identifier and its TAC are entries of their own."""
-    there = {entry[:3] for entry in entries_of(pages) if not entry.until or entry.until > now.timestamp()}
 
     def named(entry: Entry) -> str:
         tac = entry.key // PAGE_KEYS
@@ -232,14 +293,18 @@ async def _edited(
     if edit.what == ADD:
         reason, texts = await reason_byte(edit.reason, state, store, settings.name)
     rows = Rows()
-    for entry in edit.entries:
-        key, said = np.array([entry.key], np.uint64), (np.array([reason], np.uint8), np.array([edit.until]))
-        if entry.imsi:
-            rows.add_pairs(key, np.array([entry.imsi], np.uint64), *said)
-        elif entry.whole_tac:
-            rows.add_spans(key, key + np.uint64(PAGE_KEYS - 1), *said)
+    for of_pairs, of_tacs in ((True, False), (False, True), (False, False)):
+        same = [entry for entry in edit.entries if bool(entry.imsi) is of_pairs and entry.whole_tac is of_tacs]
+        keys = np.array([entry.key for entry in same], np.uint64)
+        said = np.full(len(same), reason, np.uint8), np.full(len(same), edit.until, np.int64)
+        if not same:
+            continue
+        if of_pairs:
+            rows.add_pairs(keys, np.array([entry.imsi for entry in same], np.uint64), *said)
+        elif of_tacs:
+            rows.add_spans(keys, keys + np.uint64(PAGE_KEYS - 1), *said)
         else:
-            rows.add(key, *said)
+            rows.add(keys, *said)
     built = build_pages(rows).pages
     removed, added = ((), built) if edit.what == ADD else (built, ())
     amended = amend_pages(before, removed, added, state.content_digest, now.timestamp())

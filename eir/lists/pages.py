@@ -112,13 +112,19 @@ class Sections(NamedTuple):
 
 def decode_sections(extra: bytes) -> Sections:
     """The sections of `extra` but for T. Raises ValueError if a section is cut short."""
+    if not extra:
+        return NO_SECTIONS
     found: dict[bytes, bytes] = {}
-    at = 0
-    while at < len(extra):
-        tag, length = extra[at : at + 1], int.from_bytes(extra[at + 1 : at + 5], "little")
-        at += 5
-        if at + length > len(extra):
+    at, size = 0, len(extra)
+    while at < size:
+        begin = at + 5
+        end = begin + int.from_bytes(extra[at + 1 : begin], "little")
+        tag = extra[at : at + 1]
+        if end > size:
             raise ValueError(f"section {tag!r} of a page is cut short")
-        found[tag] = extra[at : at + length]
-        at += length
-    return Sections(*(found.get(tag, b"") for tag in _TAGS))
+        found[tag] = extra[begin:end]
+        at = end
+    return Sections(found.get(b"R", b""), found.get(b"U", b""), found.get(b"S", b""))
+
+
+NO_SECTIONS = Sections()

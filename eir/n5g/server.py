@@ -12,13 +12,14 @@ from eir.diameter.rate import RateLimits, refusing
 from eir.diameter.settings import Limits, PeerSettings
 from eir.errors import Report, place_of
 from eir.n5g import problem as problems
-from eir.n5g.denials import DENIED, TOKEN_SETTINGS, TOO_MANY_REQUESTS
 from eir.n5g.link import Link
 from eir.n5g.problem import problem
 from eir.n5g.sbi import carried_back, priority_of
 from eir.n5g.service import PROTOCOL, STATUSES, N5gService, Reply
+from eir.n5g.settings import SERVICE
 from eir.peers.requester import Requester, requester
 from eir.peers.server import Server
+from eir.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.web.http2 import Connection
 from eir.web.http2_limits import Http2Limits
 from eir.web.http2_message import Request, Response
@@ -27,7 +28,7 @@ from eir.web.http2_shapes import Shapes
 if TYPE_CHECKING:
     import asyncio
 
-    from eir.n5g.tokens import Tokens
+    from eir.web.tokens import Tokens
 
 TICK_S = 0.5
 """Between two looks at what takes too long."""
@@ -42,7 +43,7 @@ _DENIALS = {
         else problem(problems.DENIALS[denied.status], denied.detail, headers=((b"www-authenticate", denied.challenge.encode()),)),
         f"{denied.status}:{reason}",
     )
-    for reason, denied in DENIED.items()
+    for reason, denied in denials(SERVICE).items()
 }  # fmt: skip
 """What a request without a good access token gets, encoded once."""
 
@@ -156,7 +157,7 @@ class N5gServer(Server[Link]):
             return self._service.answer(request, asks._replace(host=subject))
         self.report(
             "token_refused", peer=asks.label, protocol=PROTOCOL, reason=subject.reason, level="warning", address=address,
-            detail=subject.detail, setting=TOKEN_SETTINGS.get(subject.reason, "n5g.tokens"),
+            detail=subject.detail, setting=token_setting("n5g.tokens", subject.reason),
         )  # fmt: skip
         return _DENIALS[subject.reason]
 

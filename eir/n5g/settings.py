@@ -1,11 +1,12 @@
-"""What N5g-eir is told, and what it is called. Data only; imports eir.diameter.transport.endpoint."""
+"""What N5g-eir is told, and what it is called. Data only; imports eir.diameter.transport.endpoint and eir.web.denials."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
 from eir.diameter.transport.endpoint import TCP, TLS, Endpoint, endpoint
+from eir.web.denials import TokenSettings
 
 TRANSPORTS = {"http": TCP, "https": TLS}
 PORTS = {"http": 80, "https": 443}
@@ -14,20 +15,6 @@ SERVICE: Final = "n5g-eir-eic"
 """The service's name, which is its scope too (TS 29.511 6.1.9)."""
 NF_TYPE: Final = "5G_EIR"
 """TS 29.510 6.1.6.3.3."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSettings:
-    """Which access tokens are accepted."""
-
-    jwks: tuple[Path, ...]
-    """JWK sets (RFC 7517)."""
-    keys: tuple[Path, ...]
-    """Public keys or certificates in PEM."""
-    issuer: tuple[str, ...]
-    """Who may have made a token; empty: whoever holds one of the keys."""
-    audience: tuple[str, ...]
-    """Whom a token has to be for: an NF type, or NF instances."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +65,15 @@ def is_http(url: str) -> bool:
 def is_secure(url: str) -> bool:
     """Whether connections to this listener, of whichever protocol, begin with a TLS handshake."""
     return url.startswith(("https:", "tls:"))
+
+
+def is_loopback(url: str) -> bool:
+    """Whether only programs on this host reach the listener."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def listening_at(url: str) -> Endpoint:

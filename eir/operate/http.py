@@ -1,39 +1,18 @@
 """The HTTP server of the front, and its pages for programs: /metrics for Prometheus, /live and /ready for probes.
 
-A client gets neither the loop nor the memory of the front for itself: requests, time and connections are bounded, and between
-two requests of one connection others have their turn.
+A client gets neither the loop nor the memory of the front for itself: `eir/web/http1_server.py` sees to that.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
 
 from eir.errors import Report
 from eir.operate import metrics
 from eir.operate.status import NOT_READY, Status, WorkerReport
-from eir.web.http1 import REQUEST_BYTES_MAX, Conversation, Request, Response
+from eir.web.http1 import Request, Response
+from eir.web.http1_server import DEFAULT, HttpLimits, HttpLinks
 
 TEXT = "text/plain; charset=utf-8"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpLimits:
-    """How much a client may take of the server."""
-
-    request_s: float = 30.0
-    """A connection that brings no whole request in this time, in whatever small pieces, or does not take the answer in it, is closed."""
-    connection_s: float = 3600.0
-    """How long a connection may last, however busy it is."""
-    requests_max: int = 1000
-    """Of one connection; the answer to the last one says that it closes."""
-    connections_max: int = 100
-    """At once; for a further one the oldest is closed: a client that holds connections keeps no probe and no scrape out."""
-    body_bytes_max: int = 64 << 20
-    """Of an answer."""
-
-
-DEFAULT = HttpLimits()
 
 Page = Callable[[Request], Response | Awaitable[Response]]
 
@@ -46,12 +25,11 @@ class HttpServer:
         self._limits = limits
         self._report = report
         self._server: asyncio.Server | None = None
-        self._tasks: dict[asyncio.Task[None], None] = {}
-        """One for each connection, the oldest first."""
+        self._links = HttpLinks(self._answer, limits=limits)
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Open the listener; port 0 takes a free one. Returns the address bound. Raises OSError."""
-        self._server = await asyncio.start_server(self._accept, host, port, limit=REQUEST_BYTES_MAX)
+        self._server = await asyncio.get_running_loop().create_server(self._links.link, host, port)
         bound = self._server.sockets[0].getsockname()
         return str(bound[0]), int(bound[1])
 
@@ -59,39 +37,9 @@ class HttpServer:
         """Close the listener and what is connected."""
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._links.close()
         if self._server is not None:
             await self._server.wait_closed()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        there = [each for each in self._tasks if not each.cancelling()]
-        if len(there) >= self._limits.connections_max:
-            there[0].cancel()
-        self._tasks[task] = None
-        try:
-            async with asyncio.timeout(self._limits.connection_s):
-                await self._converse(reader, writer)
-        except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the client is gone or silent: nobody to tell
-        finally:
-            del self._tasks[task]
-            writer.close()
-
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        conversation = Conversation(self._limits.requests_max)
-        while not conversation.over:
-            async with asyncio.timeout(self._limits.request_s):
-                while (request := conversation.next_request()) is None and not conversation.over:
-                    conversation.receive(await reader.read(REQUEST_BYTES_MAX))
-            if request is not None:
-                name = writer.get_extra_info("peername")
-                writer.write(conversation.answer(await self._answer(request._replace(address=name[0] if name else ""))))
-                async with asyncio.timeout(self._limits.request_s):
-                    await writer.drain()
-                await asyncio.sleep(0)
 
     async def _answer(self, request: Request) -> Response:
         page = self._pages.get(request.path)

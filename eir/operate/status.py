@@ -96,6 +96,8 @@ class Status:
         self.started = now()
         self.listening: list[str] = []
         """Diameter listeners that are open, as URLs."""
+        self.interfaces: dict[str, list[str]] = {}
+        """Where what is beside the checks listens, by its name."""
         self.http: str | None = None
         """Address of the pages."""
         self.stopping = False
@@ -181,7 +183,7 @@ class Status:
             "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "troubles": warnings, "ready": found.word, "version": __version__, "lane": LANE,
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
             "tasks": sum(report.tasks for report in reports), "in_step": all(report.lists == reports[0].lists for report in reports),
-            "listening": self.listening, "http": self.http, "lists": {name: _shown(state) for name, state in lists.items()},
+            "listening": self.listening, "interfaces": self.interfaces, "http": self.http, "lists": {name: _shown(state) for name, state in lists.items()},
             "peers": peers, "checks": checks, **({} if self.nrf is None else {"nrf": self.nrf()}),
         }  # fmt: skip
 

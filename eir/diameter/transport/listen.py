@@ -96,9 +96,13 @@ async def open_listener(
 ) -> Listener:
     """A listener at an address, or at all addresses of a name. Raises OSError if it cannot be had."""
     loop = asyncio.get_running_loop()
-    if at.scheme == SCTP:
-        return Listener(loop, [await sctp.listening_socket(at, sctp_settings)], accepted, failed)
-    found = await loop.getaddrinfo(at.hosts[0], at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets = [await sctp.listening_socket(at, sctp_settings)] if at.scheme == SCTP else await listening_sockets(at)
+    return Listener(loop, sockets, accepted, failed)
+
+
+async def listening_sockets(at: Endpoint) -> list[socket.socket]:
+    """Sockets that listen over TCP at an address, or at all addresses of a name. Raises OSError if they cannot be had."""
+    found = await asyncio.get_running_loop().getaddrinfo(at.hosts[0], at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listening: list[socket.socket] = []
     fault: OSError | None = None
     for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
@@ -114,7 +118,7 @@ async def open_listener(
         if listening:
             for each in listening:
                 each.setblocking(False)
-            return Listener(loop, listening, accepted, failed)
+            return listening
     for each in listening:
         each.close()
     raise fault or OSError(errno.EADDRNOTAVAIL, "no address")

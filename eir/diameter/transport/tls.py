@@ -3,7 +3,7 @@
 Files are read once, by `read_tls`; what was read makes the same contexts in each process that it is handed to, whatever the files
 say by then.
 
-Authentication is always mutual: a peer without a certificate of a configured authority does not get as far as a CER. The names in
+Authentication of peers is always mutual: a peer without a certificate of a configured authority does not get as far as a CER. The names in
 its certificate are compared with the CER (capabilities.certificate_fits), not with the address that was dialled.
 """
 
@@ -36,6 +36,8 @@ class Tls:
     """For `connect: tls://…`."""
     http2: ssl.SSLContext
     """For listeners that speak HTTP/2 (RFC 9113 9.2)."""
+    passwords: ssl.SSLContext
+    """For listeners whose clients show a password or a token, and no certificate (HTTP/1.1)."""
     certificate: Certificate
     """The node's own."""
 
@@ -74,14 +76,17 @@ def load_tls(files: TlsFiles) -> Tls:
         raise TlsError("key", f"{settings.key}: no private key in it; expected the certificate's, in PEM")
     with ExitStack() as stack:
         paths = {key: stack.enter_context(_in_memory(content)) for key, content in contents.items()}
-        accepting, connecting, http2 = (
-            _context(settings, paths, protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER)
+        accepting, connecting, http2, passwords = (
+            _context(settings, paths, protocol)
+            for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_SERVER)
         )
     # A session that is taken up again would not have its certificate looked at; connections are few and long.
     accepting.num_tickets = http2.num_tickets = 0
     http2.set_alpn_protocols(["h2"])
     http2.set_ciphers(HTTP2_CIPHERS)
-    return Tls(accepting, connecting, http2, certificate)
+    passwords.verify_mode = ssl.CERT_NONE
+    passwords.set_alpn_protocols(["http/1.1"])
+    return Tls(accepting, connecting, http2, passwords, certificate)
 
 
 @contextmanager

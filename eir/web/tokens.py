@@ -18,8 +18,7 @@ from joserfc.errors import InvalidKeyTypeError, JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry
 
 from eir.errors import EirError
-from eir.n5g.denials import DENIED, LASTING, Denied
-from eir.n5g.settings import SERVICE, TokenSettings
+from eir.web.denials import LASTING, Denied, TokenSettings, denials
 from eir.web.http2_calm import Allowance, Purse
 
 ALGORITHMS: Final = ("ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "Ed25519")
@@ -75,7 +74,7 @@ class _Verified(NamedTuple):
 
 
 class _Refused(Exception):
-    """A reason of DENIED."""
+    """A reason of `denials`."""
 
 
 class _Unusable(ValueError):
@@ -103,13 +102,14 @@ def load_keys(files: KeyFiles) -> tuple[VerifyKey, ...]:
 
 
 class Tokens:
-    """Checks tokens by the keys that are in force. `now`: seconds since 1970; `ticks`: seconds that never go back."""
+    """Checks tokens by the keys that are in force. `scope`: what they have to be for; `now`: seconds since 1970; `ticks`: seconds that never go back."""
 
     def __init__(
-        self, settings: TokenSettings, keys: Sequence[VerifyKey], *, now: Callable[[], float], ticks: Callable[[], float],
+        self, settings: TokenSettings, keys: Sequence[VerifyKey], *, scope: str, now: Callable[[], float], ticks: Callable[[], float],
         remembered_max: int = REMEMBERED_MAX,
     ) -> None:  # fmt: skip
         self._now, self._ticks, self._remembered_max = now, ticks, remembered_max
+        self._scope, self._denied = scope, denials(scope)
         self._verified: dict[bytes, _Verified] = {}
         self._refused: dict[bytes, Denied] = {}
         self._bad_ones: dict[str, Purse] = {}
@@ -130,7 +130,7 @@ class Tokens:
         `peer`: label of the one that sends it, of which there are only so many.
         """
         if authorization is None:
-            return DENIED["no_token"]
+            return self._denied["no_token"]
         known = self._verified.get(authorization)
         if known is not None:
             if known.expires > self._now():
@@ -142,14 +142,14 @@ class Tokens:
         """The same of a token that is not known."""
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
-            return DENIED["no_token"]
+            return self._denied["no_token"]
         purse = self._bad_ones.get(peer) or self._bad_ones.setdefault(peer, Purse(BAD_ONES, self._ticks()))
         if not purse.take(self._ticks(), 0):
-            return DENIED["too_many"]
+            return self._denied["too_many"]
         try:
             verified = self._verify(token.strip(b" "))
         except _Refused as e:
-            refusal = DENIED[str(e)]
+            refusal = self._denied[str(e)]
             if refusal.reason in LASTING:
                 purse.take(self._ticks())
                 _remember(self._refused, authorization, refusal, REFUSED_MAX)
@@ -208,7 +208,7 @@ class Tokens:
         named = audience if isinstance(audience, list) else [audience]
         if not any(isinstance(each, str) and each.casefold() in self._audience for each in named):
             raise _Refused("audience")
-        if SERVICE not in scope.split(" "):
+        if self._scope not in scope.split(" "):
             raise _Refused("scope")
         return subject, expires
 

@@ -1,0 +1,320 @@
+"""Interfaces over HTTP/1.1 beside the checks: each has a process of its own, which answers no check.
+
+The front opens the listeners, so that connections wait in them while such a process ends and comes back, and hands it these and the
+configuration. `Interface` is the front's part; `run` is the process. What it serves is a `Service`.
+"""
+
+import asyncio
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import uvloop
+
+from eir.config import Config
+from eir.daemon.accept import cannot_listen
+from eir.daemon.channel import Channel
+from eir.daemon.faults import call_failed, report_faults
+from eir.daemon.priority import BESIDE_NICE, give_way
+from eir.daemon.starter import Process
+from eir.daemon.workers import watch
+from eir.diameter.capabilities import source_address
+from eir.diameter.settings import PeerSettings
+from eir.diameter.transport import stream
+from eir.diameter.transport.endpoint import address_text
+from eir.diameter.transport.listen import Listener, listening_sockets
+from eir.diameter.transport.tls import TlsFiles, load_tls
+from eir.errors import EirError, Report, place_of
+from eir.n5g.settings import is_secure, listening_at
+from eir.operate import metrics
+from eir.operate.log import Log
+from eir.web.http1 import Request, Response
+from eir.web.http1_server import Answer, HttpLimits, HttpLinks
+
+LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connections_max=512, request_body_max=4096)
+HANDSHAKES_MAX = 64
+"""TLS handshakes at once; what comes meanwhile is closed."""
+LOOK_S = 1.0
+"""Between two looks at files that the configuration names."""
+DRAIN_S = 3.0
+"""How long the end waits for answers that are under way."""
+
+
+class Configured(NamedTuple):
+    """What the front hands to such a process, at its birth and at each reload."""
+
+    config: Config
+    tls: TlsFiles | None
+
+
+class Service(Protocol):
+    """What an interface serves. Made in its process, on the event loop."""
+
+    peers: PeerSettings
+    """Who may connect, by address."""
+
+    def configure(self, config: Config) -> None:
+        """Go by another configuration from now on."""
+
+    def respond(self, request: Request) -> Answer:
+        """The answer to a request; never raises."""
+
+    def refuse(self, status: int) -> Response:
+        """The answer to what is no request."""
+
+    def work(self) -> Coroutine[Any, Any, None]:
+        """What goes on beside the answers, until it is cancelled."""
+
+    def look(self) -> Callable[[], None]:
+        """Look whether files have changed that the configuration names, and read those; in a thread beside the loop. Raises EirError.
+
+        What comes back puts in force what was read; it is called on the loop.
+        """
+
+    def counters(self) -> metrics.Snapshot:
+        """What was counted."""
+
+    async def close(self) -> None:
+        """Let go of everything."""
+
+
+Make = Callable[[Config, Report], Service]
+"""Makes the service; can be pickled."""
+
+
+class Interface:
+    """An interface as the front has it. `name`: as logs, metrics and `ps` call it; `urls`: where it listens."""
+
+    def __init__(self, name: str, make: Make, urls: Callable[[Config], tuple[str, ...]], *, report: Report) -> None:
+        self.name, self.make, self.urls, self._report = name, make, urls, report
+        self._sockets: list[tuple[str, socket.socket]] = []
+        self._configured: Configured | None = None
+        self._channel: Channel | None = None
+        self._figures: metrics.Snapshot = {}
+        self._left: metrics.Snapshot = {}
+        """What processes that are no more have counted."""
+
+    async def open(self, configured: Configured) -> list[str]:
+        """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had."""
+        self._configured = configured
+        bound = []
+        for url in self.urls(configured.config):
+            try:
+                sockets = await listening_sockets(listening_at(url))
+            except OSError as e:
+                raise cannot_listen(url, e) from None
+            self._sockets += [(url, each) for each in sockets]
+            host, port = sockets[0].getsockname()[:2]
+            bound.append(f"{url.partition('://')[0]}://{address_text([str(host)], int(port))}")
+        for address in bound:
+            self._report("listening", address=address, interface=self.name)
+        return bound
+
+    async def attend(self, process: Process) -> None:
+        """Hand a new process all that it needs, and take what it counts, until it is gone."""
+        channel = self._channel = process.channel
+        channel.tell("configure", self._configured)
+        for url, listening in self._sockets:
+            channel.tell("listen", url, carrying=[listening])
+        watching = asyncio.create_task(watch(process, self._take, self._report, process=self.name))
+        try:
+            await channel.serve({}, failed=call_failed(self._report))
+        finally:
+            watching.cancel()
+            self._left = metrics.merge([self._left, metrics.outliving(self._figures)])
+            self._figures, self._channel = {}, None
+
+    def configure(self, configured: Configured) -> None:
+        """Go by another configuration; where it listens takes a restart."""
+        self._configured = configured
+        if self._channel is not None:
+            self._channel.tell("configure", configured)
+
+    def snapshot(self) -> metrics.Snapshot:
+        """All numbers of it, for a scrape."""
+        return metrics.merge([self._left, self._figures])
+
+    def end(self) -> None:
+        """Have the process end, once it has answered what was asked."""
+        if self._channel is not None:
+            self._channel.close()
+        for _, each in self._sockets:
+            each.close()
+        self._sockets.clear()
+
+    def _take(self, figures: metrics.Snapshot) -> None:
+        self._figures = figures
+
+
+# In such a process
+
+
+def run(end: socket.socket, name: str, make: Make) -> int:
+    """Be that process until SIGTERM, or until its channel ends. Returns the exit status."""
+    give_way(BESIDE_NICE)
+    return uvloop.run(_serve(end, name, make))
+
+
+async def _serve(end: socket.socket, name: str, make: Make) -> int:
+    log = Log(time.monotonic)
+    loop, stop, channel = asyncio.get_running_loop(), asyncio.Event(), Channel(end)
+    report_faults(log.report)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    process = _Process(name, make, log)
+    serving = asyncio.create_task(channel.serve(process.handlers(), failed=call_failed(log.report)))
+    serving.add_done_callback(lambda _: stop.set())
+    process.failed = stop.set
+    await stop.wait()
+    serving.cancel()
+    await process.close()
+    channel.close()
+    log.close()
+    return int(process.fault)
+
+
+class _Process:
+    """The process at work."""
+
+    def __init__(self, name: str, make: Make, log: Log) -> None:
+        self._name, self._make, self._log = name, make, log
+        self._service: Service | None = None
+        self._links: HttpLinks | None = None
+        self._tls: Any = None
+        self._listeners: list[Listener] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handshakes = 0
+        self._said = ""
+        """What was said last of a file that cannot be used."""
+        self._ended: Counter[str] = Counter()
+        """Connections that were refused, or ended for a fault, by reason."""
+        self.failed: Callable[[], object] = lambda: None
+        self.fault = False
+
+    def handlers(self) -> Mapping[str, Callable[..., Any]]:
+        """What the front tells and asks."""
+        return {"configure": self._configure, "listen": self._listen, "counters": self._counters}
+
+    async def close(self) -> None:
+        """Answer what was asked, and let go of everything."""
+        for listener in self._listeners:
+            listener.close()
+        if self._links is not None:
+            await self._links.drain(DRAIN_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._service is not None:
+            await self._service.close()
+
+    def _configure(self, configured: Configured) -> None:
+        config, tls = configured
+        self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
+        self._tls = None if tls is None else load_tls(tls).passwords
+        if self._service is not None:
+            self._service.configure(config)
+            return
+        try:
+            self._service = self._make(config, self._log.report)
+        except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
+            self._log.report("fault", reason=self._name, level="error", detail=str(e) if isinstance(e, EirError) else place_of(e))
+            self.fault = True
+            self.failed()
+            return
+        self._links = HttpLinks(self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost)
+        for work in (self._service.work(), self._look_again()):
+            self._spawn(work)
+
+    def _listen(self, url: str, descriptor: int | None) -> None:
+        if descriptor is None or self._service is None:
+            self.fault = True
+            self.failed()
+            return
+        listening = socket.socket(fileno=descriptor)
+        secure = is_secure(url)
+        self._listeners.append(Listener(
+            asyncio.get_running_loop(), [listening], lambda connection: self._accepted(connection, secure=secure), self._cannot_accept
+        ))  # fmt: skip
+
+    def _accepted(self, connection: socket.socket, *, secure: bool) -> None:
+        service, links = self._service, self._links
+        try:
+            host = str(connection.getpeername()[0])
+            source = source_address(host)
+        except OSError:
+            connection.close()
+            return
+        if service is None or links is None or (service.peers.sources and not any(source in network for network in service.peers.sources)):
+            self._refused(connection, host, "source")
+        elif secure and (self._tls is None or self._handshakes >= HANDSHAKES_MAX):
+            self._refused(connection, host, "handshakes")
+        else:
+            self._spawn(self._take(links, connection, host, secure=secure))
+
+    async def _take(self, links: HttpLinks, connection: socket.socket, host: str, *, secure: bool) -> None:
+        self._handshakes += secure
+        try:
+            await stream.accept(links.link(), connection, self._tls if secure else None, LIMITS.request_s)
+        except OSError as e:
+            connection.close()
+            self._lost(host, "tls_handshake", stream.fault_text(e, secure=secure))
+        finally:
+            self._handshakes -= secure
+
+    def _refused(self, connection: socket.socket, host: str, reason: str) -> None:
+        connection.close()
+        self._lost(host, reason)
+
+    def _lost(self, host: str, reason: str, detail: str | None = None) -> None:
+        self._ended[reason] += 1
+        setting = f"{self._name.replace('-', '_')}.from" if reason == "source" else None
+        self._log.report("client_refused", reason=reason, level="warning", interface=self._name, address=host, setting=setting, detail=detail)
+
+    def _cannot_accept(self, fault: OSError) -> None:
+        self._ended["accept_failed"] += 1
+        self._log.report("accept_failed", level="error", reason="other", detail=fault.strerror)
+
+    async def _look_again(self) -> None:
+        while True:
+            try:
+                if self._service is not None:
+                    (await asyncio.to_thread(self._service.look))()
+                self._said = ""
+            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
+                said = str(e) if isinstance(e, EirError) else place_of(e)
+                if said != self._said:
+                    self._log.report("access_file_refused", level="error", interface=self._name, detail=said)
+                self._said = said
+            await asyncio.sleep(LOOK_S)
+
+    def _counters(self) -> metrics.Snapshot:
+        if self._service is None:
+            return {}
+        return {**self._service.counters(), "eir_clients_refused_total": {(self._name, reason): count for reason, count in self._ended.items()}}
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Watched:
+    """A file whose content counts, read again when it has changed."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._seen: tuple[int, ...] | None = None
+
+    def changed(self) -> bool:
+        """Whether it is another one than when this was asked before, and there."""
+        now = None
+        if self.path is not None:
+            with suppress(OSError):
+                found = self.path.stat()
+                now = found.st_ino, found.st_size, found.st_mtime_ns
+        before, self._seen = self._seen, now
+        return now is not None and now != before

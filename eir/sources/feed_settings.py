@@ -1,0 +1,46 @@
+"""What the feed is told. Data only; imports eir.web.denials."""
+
+from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Final
+
+from eir.web.denials import TokenSettings
+
+SCOPE: Final = "eir-feed"
+"""What an access token has to be for; the realm of passwords too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedLists:
+    """Into which lists the rows of each kind go; of several the one whose kind fits what the row names."""
+
+    block: tuple[str, ...] = ()
+    exception: tuple[str, ...] = ()
+    track: tuple[str, ...] = ()
+    allowed_tac: tuple[str, ...] = ()
+    blocked_tac: tuple[str, ...] = ()
+
+    @property
+    def by_role(self) -> dict[str, tuple[str, ...]]:
+        """The same by the word in the path of a request."""
+        return {each.name.replace("_", "-"): getattr(self, each.name) for each in fields(self)}
+
+
+TAC_ROLES: Final = frozenset({"allowed-tac", "blocked-tac"})
+"""Of these words: the rows name TACs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedSettings:
+    """The section `feed`."""
+
+    listen: tuple[str, ...] = ()
+    """`http://host:port` or `https://host:port`, each with its port; empty: there is no feed."""
+    users: Path | None = None
+    """The file of eir.sources.feed_users."""
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks that may connect; empty: any."""
+    lists: FeedLists = field(default_factory=FeedLists)
+    tokens: TokenSettings | None = None
+    """None: access tokens are no way in."""

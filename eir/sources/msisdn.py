@@ -1,0 +1,71 @@
+"""Subscribers by their numbers: a table that the operator delivers, from MSISDN to IMSI. Imports eir.device and errors.
+
+A file of two columns, `msisdn,imsi`, with or without that line before them; two arrays in memory, of 16 bytes for each subscriber.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eir.device import imsi_key, is_digits
+from eir.errors import EirError, IdentifierError
+from eir.lists.entries import imsi_text
+
+DIGITS = range(5, 16)
+"""ITU-T E.164 6.2: at most 15, the country's code included."""
+ROWS_MAX = 1 << 31
+HEADER = ("msisdn", "imsi")
+
+
+class NumbersError(EirError):
+    """A table that cannot be used."""
+
+
+def number_key(text: str) -> int:
+    """The key of an MSISDN: its digits behind a 1, without the signs of an international number. Raises IdentifierError."""
+    digits = text[1:] if text.startswith("+") else text.removeprefix("00")
+    if len(digits) in DIGITS and is_digits(digits):
+        return int("1" + digits)
+    raise IdentifierError(f"an MSISDN has {DIGITS[0]} to {DIGITS[-1]} digits; got {len(text)} characters")
+
+
+class Numbers(NamedTuple):
+    """The table: keys of numbers in order, and the IMSI's key of each."""
+
+    numbers: NDArray[np.uint64]
+    imsis: NDArray[np.uint64]
+
+    def imsi(self, msisdn: str) -> str | None:
+        """The subscriber of a number; None: the table has none. Raises IdentifierError."""
+        key = np.uint64(number_key(msisdn))
+        at = int(np.searchsorted(self.numbers, key))
+        return imsi_text(int(self.imsis[at])) if at < len(self.numbers) and self.numbers[at] == key else None
+
+
+NO_NUMBERS = Numbers(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+
+
+def read_numbers(path: Path) -> Numbers:
+    """Read the table. Raises NumbersError, with the line that is wrong: half of a table would leave subscribers out."""
+    numbers, imsis = [], []
+    try:
+        with path.open("rb") as stream:
+            for at, line in enumerate(stream, 1):
+                number, _, imsi = line.decode("ascii").strip().partition(",")
+                if at == 1 and (number.strip().lower(), imsi.strip().lower()) == HEADER:
+                    continue
+                if number or imsi:
+                    numbers.append(number_key(number.strip()))
+                    imsis.append(imsi_key(imsi.strip()))
+    except OSError as e:
+        raise NumbersError(f"{path} cannot be read: {e.strerror}") from None
+    except (UnicodeDecodeError, IdentifierError) as e:
+        raise NumbersError(f"{path}:{at}: {'not ASCII' if isinstance(e, UnicodeDecodeError) else e}; expected MSISDN,IMSI") from None
+    keys = np.array(numbers, np.uint64)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    if len(again := np.flatnonzero(keys[1:] == keys[:-1])):
+        raise NumbersError(f"{path}: the number {str(keys[again[0]])[1:]} stands there twice")
+    return Numbers(keys, np.array(imsis, np.uint64)[order])

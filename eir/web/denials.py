@@ -1,0 +1,82 @@
+"""What the configuration says of access tokens, and what a request without a good one is answered (RFC 6750 3.1). Data only.
+
+Apart from what checks tokens, which takes half a second to load and is not needed where no token is asked for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+TOO_MANY_REQUESTS: Final = 429
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSettings:
+    """Which access tokens are accepted."""
+
+    jwks: tuple[Path, ...]
+    """JWK sets (RFC 7517)."""
+    keys: tuple[Path, ...]
+    """Public keys or certificates in PEM."""
+    issuer: tuple[str, ...]
+    """Who may have made a token; empty: whoever holds one of the keys."""
+    audience: tuple[str, ...]
+    """Whom a token has to be for; of a 5G core an NF type, or NF instances."""
+
+
+class Denied(NamedTuple):
+    """What whoever asks is answered instead."""
+
+    status: int
+    """401 or 403; 429 for a peer that has sent too many bad ones."""
+    reason: str
+    """A short word for metrics and log."""
+    detail: str
+    """For people, in the answer's body too; says nothing of keys."""
+    challenge: str
+    """The WWW-Authenticate header (RFC 6750 3)."""
+
+
+def _denied(scope: str, status: int, reason: str, detail: str, error: str | None) -> Denied:
+    if status == TOO_MANY_REQUESTS:
+        return Denied(status, reason, detail, "")
+    parts = [f'realm="{scope}"', *([f'error="{error}"', f'error_description="{detail}"'] if error else [])]
+    if status == 403 or error is None:
+        parts.append(f'scope="{scope}"')
+    return Denied(status, reason, detail, f"Bearer {', '.join(parts)}")
+
+
+@cache
+def denials(scope: str) -> Mapping[str, Denied]:
+    """Every refusal by its reason (TS 29.500 6.7.3, RFC 6750 3.1), where tokens of this scope are wanted, which is the realm too."""
+    return {reason: _denied(scope, status, reason, detail, error) for reason, status, error, detail in _DENIED}
+
+
+_DENIED: Final = (
+    # RFC 6750 3.1: a request that brings no token is told of no error.
+    ("no_token", 401, None, "an access token is needed"),
+    ("malformed", 401, "invalid_token", "the access token is not a signed JWT"),
+    ("algorithm", 401, "invalid_token", "the access token is signed in a way that is not accepted here"),
+    ("critical_header", 401, "invalid_token", "the access token has a critical header that is not understood"),
+    ("unknown_key", 401, "invalid_token", "the access token is not signed by a key that is known here"),
+    ("signature", 401, "invalid_token", "the signature of the access token is wrong"),
+    ("claims", 401, "invalid_token", "the access token lacks a claim, or one of them has the wrong type"),
+    ("expired", 401, "invalid_token", "the access token has expired"),
+    ("not_yet", 401, "invalid_token", "the access token is not valid yet"),
+    ("issuer", 401, "invalid_token", "the issuer of the access token is not accepted here"),
+    ("audience", 401, "invalid_token", "the access token is for another audience"),
+    ("scope", 403, "insufficient_scope", "the access token is not for this service"),
+    ("too_many", TOO_MANY_REQUESTS, None, "too many bad access tokens"),
+)
+LASTING: Final = frozenset({"signature", "claims", "expired", "issuer", "audience", "scope"})
+"""Refusals for which a signature was looked at, and which hold as long as settings and keys do."""
+_NAMED = {"unknown_key": ("jwks", "keys"), "issuer": ("issuer",), "audience": ("audience",)}
+
+
+def token_setting(section: str, reason: str) -> str:
+    """The setting that would have taken the token; for some reasons it is the section (`n5g.tokens`) as a whole."""
+    if reason == "no_token":
+        return f"{section}, left out: no token is asked for"
+    return ", ".join(f"{section}.{key}" for key in _NAMED.get(reason, ())) or section
