@@ -751,6 +751,7 @@ OTHERS = {
     "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
     "http": "http: off\n", "workers": "workers: 2\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
     "feed.listen": "feed: {listen: http://127.0.0.1:1}\n",
+    "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
     "sightings": "sightings: {keep: 1d}\n",
 }  # fmt: skip
 """Of each key and section that takes a restart another value."""

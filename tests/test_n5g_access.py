@@ -221,6 +221,7 @@ async def test_a_node_and_its_nrf(site, amf, nrf):
         assert again.counts["DELETE"] == 1
         until(lambda: instance in other.profiles)
         assert other.profiles[instance]["capacity"] == 7
+        until(lambda: node.status()["nrf"]["registered"] == other.uri)  # else there is nothing to take leave of
         node.end()
         assert (other.counts["DELETE"], other.profiles) == (1, {})
         lines = [line["event"] for line in node.lines()]

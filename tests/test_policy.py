@@ -254,7 +254,14 @@ def test_a_rule_is_shown_by_its_name_or_its_number():
 
 
 def test_every_condition_of_a_rule_has_its_row_and_no_other():
-    assert {field.name for field in fields(Rule)} - {"name", "answer", "observe"} == set(conditions.CONDITIONS)
+    assert {field.name for field in fields(Rule)} - {"name", "answer", "observe", "authenticated"} == set(conditions.CONDITIONS)
+
+
+def test_a_rule_for_authenticated_sims_is_left_out_for_others_and_numbers_stay():
+    rules = (Rule(imsi=("00101",), answer=GREY, authenticated=True), Rule(imsi=("00101",), answer=BLACK))
+    policy = compiled(*rules)
+    assert (ask(policy, imsi=SIM).rule, ask(policy.unproven, imsi=SIM).rule) == (1, 2)
+    assert compiled(rules[1]).unproven is None
 
 
 def test_rule_over_an_unknown_list_is_a_fault_of_the_caller():

@@ -30,7 +30,7 @@ COLUMNS = (
     Column("origin_host", "VARCHAR", "who asked, as the request says: the MME or SGSN, also behind an agent"),
     Column("peer", "VARCHAR", "the configured peer that sent the request, by its label; NULL: not known, as in files from before it was kept"),
     Column("origin_realm", "VARCHAR", "its realm"),
-    Column("protocol", "VARCHAR", "`s13` or `n5g`"),
+    Column("protocol", "VARCHAR", "`s13`, `n5g` or `gsup`"),
     Column("status", "VARCHAR", "what the policy said: `whitelisted` to `unknown`; `error`: the request named no device"),
     Column("rule", "VARCHAR", "the rule's number, or `default`, `override`, `no_identity`, `bad_identity`; NULL: not known"),
     Column("list", "VARCHAR", "the list that decided; NULL: none"),

@@ -113,6 +113,8 @@ class Checker:
     def _check(self, question: Question) -> Verdict | NoDevice:
         policy, imsi, key = self._policy, question.subscriber(), None
         verdict: Verdict | NoDevice
+        if question.unproven and policy.unproven is not None:
+            policy = policy.unproven
         try:
             key = question.device()
         except IdentifierError:

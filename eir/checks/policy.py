@@ -67,6 +67,8 @@ class Policy:
     """`decide` for a device whose IMEI has a wrong check digit; None: to no rule that matters."""
     malformed: Callable[[int, str, str, str, str], Verdict | None] | None = None
     """As `decide` → what a rule says of an identifier that is neither IMEI nor MEID, by its odd key or NO_KEY; None: no rule says anything."""
+    unproven: "Policy | None" = None
+    """What holds for a request about a SIM that nobody has authenticated; None: the same."""
 
 
 def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed, now: datetime) -> Policy:
@@ -80,33 +82,38 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
     if override is not None and (override.until is None or now < override.until):
         verdict = Verdict(override.answer, OVERRIDE)
         # Requests without a usable identifier included: an override is pulled so that no phone is turned away.
-        unidentified = dict.fromkeys(NoDevice, verdict)
-        program = program_of((), verdict, index)
-        return Policy(lambda *_: verdict, unidentified, program, override_until=override.until, overridden=True)
+        return Policy(lambda *_: verdict, dict.fromkeys(NoDevice, verdict), program_of((), verdict, index), override_until=override.until, overridden=True)
     default = Verdict(settings.default, "default")
     statuses = {NoDevice.MISSING: settings.no_identity, NoDevice.MALFORMED: settings.bad_identity, NoDevice.NO_IMEI: settings.no_imei}
     verdicts = [Verdict(rule.answer, number, next(iter(rule.lists), None), rule.name) for number, rule in enumerate(settings.rules, 1)]
 
-    def steps(known: str | None = None, *, only: Container[int] | None = None) -> tuple[tuple[Holds, Verdict], ...]:
-        """The rules for identifiers of which `known` is what is wrong; `only` those with these numbers."""
-        made = []
-        for rule, verdict in zip(settings.rules, verdicts, strict=True):
-            if only is None or verdict.rule in only:
-                holds = _all_of(rule, index, known)
-                made.append((_observed(holds, verdict, observed) if rule.observe else holds, verdict))
-        return tuple(made)
-
-    asked = {name for rule in settings.rules for name in rule.identifier}
-    # What is no IMEI is for those rules alone that name it: by a list that holds it, or as malformed.
-    odd = {number for number, rule in enumerate(settings.rules, 1) if MALFORMED in rule.identifier or _names_devices(rule, index)}
     said = [(rule.conditions, verdict, rule.observe) for rule, verdict in zip(settings.rules, verdicts, strict=True)]
-    return Policy(
-        _first_that_holds(steps(), default),
-        {why: why if status is None else Verdict(status, why.value) for why, status in statuses.items()},
-        program_of(said, default, index),
-        by_digit=_first_that_holds(steps(CHECK_DIGIT), default) if CHECK_DIGIT in asked else None,
-        malformed=_of_malformed(steps(MALFORMED, only=odd)) if odd else None,
-    )
+    program = program_of(said, default, index)
+    unidentified: dict[NoDevice, Verdict | NoDevice] = {why: why if status is None else Verdict(status, why.value) for why, status in statuses.items()}
+
+    def made(rules: tuple[tuple[Rule, Verdict], ...], unproven: Policy | None = None) -> Policy:
+        def steps(known: str | None = None, *, only: Container[int | str] | None = None) -> tuple[tuple[Holds, Verdict], ...]:
+            """The rules for identifiers of which `known` is what is wrong; `only` those with these numbers."""
+            found = []
+            for rule, verdict in rules:
+                if only is None or verdict.rule in only:
+                    holds = _all_of(rule, index, known)
+                    found.append((_observed(holds, verdict, observed) if rule.observe else holds, verdict))
+            return tuple(found)
+
+        asked = {name for rule, _ in rules for name in rule.identifier}
+        # What is no IMEI is for those rules alone that name it: by a list that holds it, or as malformed.
+        odd = {verdict.rule for rule, verdict in rules if MALFORMED in rule.identifier or _names_devices(rule, index)}
+        return Policy(
+            _first_that_holds(steps(), default), unidentified, program,
+            by_digit=_first_that_holds(steps(CHECK_DIGIT), default) if CHECK_DIGIT in asked else None,
+            malformed=_of_malformed(steps(MALFORMED, only=odd)) if odd else None,
+            unproven=unproven,
+        )  # fmt: skip
+
+    every = tuple(zip(settings.rules, verdicts, strict=True))
+    others = tuple(each for each in every if not each[0].authenticated)
+    return made(every, made(others) if others != every else None)
 
 
 def _first_that_holds(steps: tuple[tuple[Holds, Verdict], ...], default: Verdict) -> Decide:

@@ -28,6 +28,8 @@ class Question(NamedTuple):
     """Over which the request came: a label of the metrics."""
     peer: str = ""
     """Label of the peer that sent the request, for metrics and log. Comes from the configuration, never from the wire."""
+    unproven: bool = False
+    """The SIM was not authenticated before the request, so that anybody may have given its IMSI."""
     other: str | None = None
     """An identifier of another kind, of devices that have no IMEI: no list has one (5G: a MAC address or an EUI-64)."""
 

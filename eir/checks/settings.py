@@ -42,6 +42,8 @@ class Rule:
     answer: Status
     observe: bool = False
     """Report what the rule would have answered and go on with the next one."""
+    authenticated: bool | None = None
+    """Leave out requests about a SIM that nobody has authenticated yet (Question.unproven). No condition of its own."""
     list: str | None = None
     """This list has the device, the device with this very SIM (a list of pairs), or the SIM (one of subscribers). Does
     not hold while the list has never been loaded."""

@@ -39,6 +39,7 @@ class Protocol(StrEnum):
 
     S13 = "s13"
     N5G = "n5g"
+    GSUP = "gsup"
 
 
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
@@ -63,7 +64,7 @@ def check(
     software_version: Annotated[str, typer.Option(metavar="NN", help="Its software version, two digits.")] = "",
     origin_host: Annotated[str, typer.Option(metavar="HOST", help="Origin-Host of the request.")] = "",
     origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Origin-Realm of the request.")] = "",
-    protocol: Annotated[Protocol | None, typer.Option(metavar="s13|n5g", help="Say also what goes over the wire, to an MME (s13) or an AMF (n5g).")] = None,
+    protocol: Annotated[Protocol | None, typer.Option(metavar="s13|n5g|gsup", help="Say also what goes over the wire, to an MME (s13), an AMF (n5g) or an OsmoMSC (gsup).")] = None,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Say what would be answered for a device, and why.
@@ -136,11 +137,13 @@ def _on_the_wire(protocol: Protocol, status: Status) -> str:
     """The answer as it is sent, in a few words."""
     if protocol is Protocol.S13:
         return "Experimental-Result 5422" if status is Status.UNKNOWN else f"2001, Equipment-Status {status.upper()}"
+    if protocol is Protocol.GSUP:
+        return "NACK" if status is Status.BLACKLISTED else "ACK"
     return "404 ERROR_EQUIPMENT_UNKNOWN" if status is Status.UNKNOWN else f"200 {status.upper()}"
 
 
 def probe(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The EIR, as HOST or HOST:PORT: port 3868, or 5868 with --ca, if none is given; [::1]:3868 for IPv6, sctp://HOST,HOST:3868 over SCTP. A 5G EIR as http://HOST:PORT or https://HOST:PORT.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The EIR, as HOST or HOST:PORT: port 3868, or 5868 with --ca, if none is given; [::1]:3868 for IPv6, sctp://HOST,HOST:3868 over SCTP. A 5G EIR as http://HOST:PORT or https://HOST:PORT, one of a 2G or 3G network on Osmocom as gsup://HOST:PORT.")],
     imeis: Annotated[list[str], typer.Argument(metavar="IMEI", help="What to ask about; sent as it is, valid or not.")],
     imsi: Imsi = None,
     software_version: Annotated[str | None, typer.Option(metavar="NN", help="Software-Version of each request.")] = None,
@@ -158,9 +161,9 @@ def probe(
     config: ConfigFile = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Ask an EIR, as an MME or as an AMF would.
+    """Ask an EIR, as an MME, an AMF or an MSC would.
 
-    HOST is asked over Diameter S13; http://HOST:PORT or https://HOST:PORT over HTTP/2 (N5g-eir).
+    HOST is asked over Diameter S13; http://HOST:PORT or https://HOST:PORT over HTTP/2 (N5g-eir); gsup://HOST:PORT as an OsmoMSC asks.
 
     All questions go over one connection. The exit status is 0 if every question was answered, even by an error; the name of an error
     goes to standard error. With --count the next question follows when one is answered, unless --rate says how many there are a second.
@@ -248,8 +251,17 @@ def _n5g_prober(wanted: Wanted) -> tuple[Any, Any]:
     return probe, probe.Target(*_http_target(wanted.target, wanted.tls), wanted.timeout_s, _token_of(wanted.token))
 
 
+def _gsup_prober(wanted: Wanted) -> tuple[Any, Any]:
+    from eir.gsup import probe  # noqa: PLC0415 - for this protocol alone
+    from eir.gsup.settings import PORT  # noqa: PLC0415 - as above
+
+    if wanted.tls is not None:
+        raise fail(f"{wanted.target}: GSUP knows no TLS; --ca, --cert and --key are for others", EXIT_USAGE)
+    return probe, probe.Target(*_host_and_port(wanted.target.partition("://")[2], PORT), wanted.timeout_s)
+
+
 PROBERS: dict[str, Callable[[Wanted], tuple[Any, Any]]] = {
-    "http": _n5g_prober, "https": _n5g_prober,
+    "http": _n5g_prober, "https": _n5g_prober, "gsup": _gsup_prober,
 }  # fmt: skip
 """By the scheme of the target's URL: the module that asks so, and whom it asks. Without a scheme, and by any other, it is Diameter."""
 

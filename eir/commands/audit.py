@@ -41,7 +41,7 @@ NAMED_MAX = 10
 
 def audit(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="LIST-SERIAL.manifest.json of the release that the EIR should have in force.")],
-    target: Annotated[str | None, typer.Argument(metavar="[HOST[:PORT]]", help="The EIR to ask, as for eir probe: tcp://, tls:// or sctp:// where it is not plain, http:// or https:// for a 5G EIR.", show_default=False)] = None,
+    target: Annotated[str | None, typer.Argument(metavar="[HOST[:PORT]]", help="The EIR to ask, as for eir probe: tcp://, tls:// or sctp:// where it is not plain, http:// or https:// for a 5G EIR, gsup:// for one on Osmocom.", show_default=False)] = None,
     sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Ask about so many devices; as many as --at-least needs if not given.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Ask about every entry.")] = False,
     rate: Annotated[float, typer.Option(metavar="N", min=0.001, help="Questions a second; each device takes three.")] = RATE,

@@ -16,6 +16,7 @@ from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
 from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.diameter.transport.tls import VERSIONS
+from eir.gsup.settings import GsupSettings
 from eir.lists.layout import SUBJECTS
 from eir.lists.settings import (
     DEVICES,
@@ -100,6 +101,7 @@ SECTIONS = (
     Section("feed", FeedSettings),
     Section("feed.lists", FeedLists),
     Section("feed.tokens", TokenSettings, optional=True),
+    Section("gsup", GsupSettings),
     Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
     Section("lists.*.source", Source, optional=True, short="url"),
@@ -140,6 +142,7 @@ TABLE = (
     Key("peers[].as.realm", kinds.IDENTITY, None, "Origin-Realm that we show to this peer; identity.realm if left out", field="as_realm"),
     Key("peers[].expected", kinds.FLAG, True, "it should be connected: no alert and no warning while a peer is away of which this is false, such as a probe; its checks count as those of a probe"),
     Key("peers[].probe", kinds.FLAG, False, "it is a probe or an auditor: its checks are answered, but are no sightings, and leave `eir tamper` and `EirBlockingJumped` alone"),
+    Key("peers[].early", kinds.FLAG, False, "it asks before it has authenticated the SIM (OsmoMSC's `check-imei-rqd early`): rules with `authenticated` are left out"),
     *(Key(f"peers[].answers.{status}", kinds.STATUS, None, f"what the peer gets instead of {status}; metrics and log keep what the policy said") for status in Status if status != Status.WHITELISTED),
     Key("limits.max_message_bytes", kinds.byte_size(4096, 1 << 23), LIMITS.max_message_bytes, "longest message; a longer one closes the connection before it is read"),
     Key("limits.max_avps", kinds.whole(32, 65536), LIMITS.max_avps, "AVPs in one message, those inside groups counted too"),
@@ -177,6 +180,9 @@ TABLE = (
     Key("n5g.nrf.priority", kinds.whole(0, 65535), 0, "0 is asked first, others once it is away"),
     Key("n5g.nrf.redirects", kinds.many(kinds.HOST, may_be_empty=True), (), "hosts that an NRF may send the node to by a redirect, besides those of `uri`"),
     Key("n5g.nrf.heartbeat_s", kinds.seconds(1, 3600), 10, "time between heartbeats that the node asks for; the NRF says what it is"),
+    Key("gsup.listen", kinds.many(kinds.LISTEN_GSUP), (), "where an OsmoMSC finds us instead of its OsmoHLR (GSUP); the port is 4222 unless it is given; nowhere if left out", live=False),
+    Key("gsup.hlr", kinds.HLR, None, "the OsmoHLR that everything but CHECK-IMEI goes to; if left out, everything but that gets an error"),
+    Key("gsup.store", kinds.FLAG, False, "pass a CHECK-IMEI of a device that may pass on to the HLR too (`store-imei` there), whose NACK counts"),
     Key("sctp.local_addresses", kinds.many(kinds.ADDRESS), (), "addresses that the node connects from over SCTP; all that the host has if left out"),
     Key("sctp.rto_initial_s", kinds.seconds(0.05, 60), SCTP.rto_initial_s, "retransmission timeout before a round trip was measured"),
     Key("sctp.rto_min_s", kinds.seconds(0.05, 60), SCTP.rto_min_s, "the least retransmission timeout; not below the time that peers take for a SACK, usually 200 ms"),
@@ -243,6 +249,7 @@ TABLE = (
     Key("policy.rules[].name", kinds.RULE_NAME, None, "what metrics and logs call the rule; its number if left out"),
     Key("policy.rules[].answer", kinds.STATUS, REQUIRED, "status that the rule gives if all its conditions hold"),
     Key("policy.rules[].observe", kinds.FLAG, False, "count and log what the rule would have answered, and go on with the next"),
+    Key("policy.rules[].authenticated", kinds.FLAG, None, "leave the rule out where anybody may have named the SIM: for a peer that is `early`; beside a condition"),
     Key("policy.rules[].list", kinds.LIST_NAME, None, "condition: in this list is the device, the device with this SIM (pairs), or the SIM (subscribers); waits for the list's first load"),
     Key("policy.rules[].not_list", kinds.LIST_NAME, None, "condition: not in this list; waits for the list's first load"),
     Key("policy.rules[].device_bound_elsewhere", kinds.LIST_NAME, None, "condition: this list of pairs has the device, but not with this SIM"),

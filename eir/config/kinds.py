@@ -20,6 +20,7 @@ from eir.checks.settings import Status
 from eir.device import TAC_DIGITS, device_key
 from eir.diameter.transport.endpoint import PORTS, SCTP
 from eir.errors import IdentifierError, StoreError
+from eir.gsup.settings import PORT as GSUP_PORT
 from eir.lists.layout import is_date_form
 from eir.n5g.settings import PORTS as HTTP_PORTS
 from eir.stores.open import SQLITE
@@ -290,6 +291,10 @@ LISTEN_HTTP = text(
     "http://ADDRESS:PORT or https://ADDRESS:PORT such as http://127.0.0.1:7777", r"(https?)://(.+)",
     lambda match: f"{match[1]}://{_address(match[2], HTTP_PORTS[match[1]])}",
 )  # fmt: skip
+LISTEN_GSUP, HLR = (
+    text(f"tcp://ADDRESS:PORT such as tcp://127.0.0.1:{port}", pattern, lambda match: f"tcp://{_address(match[1], GSUP_PORT)}")
+    for port, pattern in ((GSUP_PORT, r"tcp://(.+)"), (4223, r"tcp://(?!.*:0+$)(.+)"))
+)
 API_ROOT = text(
     "http://HOST[:PORT] or https://HOST[:PORT], with a path where there is one, such as http://127.0.0.1:7777",
     r"(https?)://([^/?#]+)((?:/[A-Za-z0-9._~-]+)*)/?", lambda match: f"{match[1]}://{_address(match[2], HTTP_PORTS[match[1]])}{match[3]}",

@@ -10,6 +10,7 @@ from eir.analysis.settings import SightingsSettings
 from eir.checks.settings import PolicySettings, Status
 from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.errors import Problem
+from eir.gsup.settings import GsupSettings
 from eir.lists.settings import HistorySettings, Layout, ListSettings
 from eir.n5g.settings import N5gSettings
 from eir.sources.feed_settings import FeedSettings
@@ -46,6 +47,7 @@ class Config:
     feed: FeedSettings
     numbers: Path | None
     """The table of eir.sources.msisdn."""
+    gsup: GsupSettings
     limits: Limits
     load_memory: int
     """Bytes that a load may take."""
@@ -86,6 +88,7 @@ class Config:
         sections: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             ("s13", ("listen",), self.listen),
             ("n5g", ("n5g", "listen"), self.n5g.listen),
+            ("gsup", ("gsup", "listen"), self.gsup.listen),
         )  # a new protocol that listens is a row here
         return tuple(Listener(protocol, (*key, at), url) for protocol, key, urls in sections for at, url in enumerate(urls))
 

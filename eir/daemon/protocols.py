@@ -16,6 +16,9 @@ from eir.diameter.counts import Counts
 from eir.diameter.rate import RateLimits
 from eir.diameter.transport.tls import Tls
 from eir.errors import Report
+from eir.gsup.server import GsupServer
+from eir.gsup.service import PROTOCOL as GSUP
+from eir.gsup.service import GsupService
 from eir.n5g.server import N5gServer
 from eir.n5g.service import PROTOCOL as N5G
 from eir.n5g.service import N5gService
@@ -48,6 +51,9 @@ class Server(Protocol):
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
         """What is counted of this protocol alone: metric → labels → number."""
+
+    def gauges(self) -> Mapping[str, Mapping[Any, float]]:
+        """How this protocol alone is now, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,19 @@ def _http2(tls: Tls | None) -> ssl.SSLContext | None:
     return tls.http2 if tls else None
 
 
+def _gsup(parts: Parts, config: Config, _tls: Tls | None) -> GsupServer:
+    return GsupServer(
+        GsupService(parts.checker), config.gsup, config.peers, limits_of(config), counts=parts.counts, rates=parts.rates, report=parts.report,
+        overload=config.overload_answer,
+    )  # fmt: skip
+
+
+def _reconfigure_gsup(server: GsupServer, config: Config, _tls: Tls | None) -> None:
+    server.reconfigure(config.gsup, config.peers, limits_of(config), overload=config.overload_answer)
+
+
 PROTOCOLS: Mapping[str, Asking] = {
     N5G: Asking(_n5g, _reconfigure_n5g, stays=False),
+    GSUP: Asking(_gsup, _reconfigure_gsup),
 }
 """By what metrics call each, which is what its listeners are known by."""

@@ -434,6 +434,7 @@ class Worker:
         states = self._loaded()
         connected, disabled = self.connected(), self.node.disabled()
         return self.counters() | {
+            **{name: samples for server in self.servers.values() for name, samples in server.gauges().items()},
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.counts.last_request),

@@ -60,6 +60,8 @@ class PeerSettings:
     """It should be connected; one that only comes now and then (a probe) is not counted while it is away."""
     probe: bool = False
     """What it asks is about nobody's phone."""
+    early: bool = False
+    """It asks before it has authenticated the subscriber."""
     answers: tuple[tuple[str, str], ...] = ()
     """What the application answers it (second) instead of what (first), in the application's own words."""
 

@@ -77,6 +77,10 @@ class Server(Generic[L]):
         """What is counted of this protocol alone: metric → labels → number."""
         raise NotImplementedError
 
+    def gauges(self) -> Mapping[str, Mapping[Any, float]]:
+        """How this protocol alone is now, likewise."""
+        return {}
+
     # what the daemon calls
 
     def use(self, peers: Sequence[PeerSettings], limits: Limits, tls: ssl.SSLContext | None = None) -> None:

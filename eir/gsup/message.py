@@ -1,0 +1,114 @@
+"""CHECK-IMEI and its answers, and the error of any other request (Osmocom's GSUP: a type, then elements of tag, length, value).
+
+There is no id of a transaction: an answer is found by its IMSI alone, so that one goes back as it came. Without I/O; imports ipa.
+"""
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from eir.gsup.ipa import GSUP, HEADER_BYTES, OSMO, frame
+
+TYPE_AT: Final = HEADER_BYTES + 1
+"""Where a GSUP message begins in its frame: with its type."""
+CHECK_IMEI, CHECK_IMEI_ERROR, CHECK_IMEI_RESULT = 0x30, 0x31, 0x32
+KIND_BITS: Final = 0x03
+"""Of a type: 0 a request, 1 its error, 2 its result."""
+REQUEST: Final = 0
+NETWORK_FAILURE: Final = 0x11
+"""A cause (TS 24.008 10.5.5.14) by which a phone tries again later."""
+SESSION_END: Final = bytes((0x31, 1, 3))
+
+TBCD: Final = tuple(f"{'0123456789*#abcf'[octet & 15]}{'0123456789*#abcf'[octet >> 4]}" for octet in range(256))
+"""Two digits in one octet, the lower half first (TS 29.002 17.7.8); f is a filler."""
+
+
+class Ie(IntEnum):
+    """Elements."""
+
+    IMSI = 0x01
+    CAUSE = 0x02
+    MESSAGE_CLASS = 0x0A
+    SESSION_ID = 0x30
+    SESSION_STATE = 0x31
+    SM_RP_MR = 0x40
+    IMEI = 0x50
+    IMEI_RESULT = 0x51
+
+
+class CheckImei(NamedTuple):
+    """What a CHECK-IMEI says."""
+
+    imsi: bytes | None
+    """As it came; None: there is none, so that nobody could tell whose an answer is."""
+    imei: str | None
+    """Digits (14 from an OsmoMSC), or other signs where it is none; None: there is none."""
+
+    @property
+    def subscriber(self) -> str:
+        """The IMSI's digits; empty if there is none."""
+        return digits(self.imsi or b"")
+
+
+def digits(tbcd: bytes) -> str:
+    """The digits of TBCD octets, fillers at the end left out."""
+    return "".join([TBCD[octet] for octet in tbcd]).rstrip("f")
+
+
+def elements(message: bytes, at: int = TYPE_AT + 1) -> dict[int, bytes]:
+    """The elements of a GSUP message in its frame, the first of each tag; one that is cut off has what is there of it."""
+    found: dict[int, bytes] = {}
+    end = len(message)
+    while at + 1 < end:
+        after = at + 2 + message[at + 1]
+        found.setdefault(message[at], message[at + 2 : after])
+        at = after
+    return found
+
+
+def read_check_imei(message: bytes) -> CheckImei:
+    """What a frame with a CHECK-IMEI says; never raises.
+
+    An IMEI begins with how many octets it has (OsmoMSC: 7, which are 14 digits), or has no such octet.
+    """
+    found = elements(message)
+    value = found.get(Ie.IMEI)
+    if value is None:
+        return CheckImei(found.get(Ie.IMSI), None)
+    return CheckImei(found.get(Ie.IMSI), digits(value[1:] if value and value[0] == len(value) - 1 else value))
+
+
+def check_imei(imsi: str, imei: str) -> bytes:
+    """A CHECK-IMEI as an OsmoMSC sends it, in its frame; of the IMEI go out whatever digits there are, two in an octet."""
+    device = _tbcd(imei)
+    return _frame(CHECK_IMEI, (Ie.IMSI, _tbcd(imsi)), (Ie.IMEI, bytes((len(device),)) + device), (Ie.MESSAGE_CLASS, b"\x01"))
+
+
+def result(imsi: bytes, *, permitted: bool) -> bytes:
+    """ACK or NACK, in its frame: never empty, since an empty one is an ACK for some."""
+    return _frame(CHECK_IMEI_RESULT, (Ie.IMSI, imsi), (Ie.IMEI_RESULT, b"\x00" if permitted else b"\x01"))
+
+
+def says_no(answer: bytes) -> bool:
+    """Whether a frame with the result of a CHECK-IMEI is a NACK."""
+    return answer[TYPE_AT] == CHECK_IMEI_RESULT and any(elements(answer).get(Ie.IMEI_RESULT, b""))
+
+
+def error(request: bytes) -> bytes | None:
+    """What a request gets that nobody can answer now, in its frame; None for what is no request, or has no IMSI."""
+    found = elements(request)
+    if request[TYPE_AT] & KIND_BITS != REQUEST or Ie.IMSI not in found:
+        return None
+    kept = [(tag, found[tag]) for tag in (Ie.IMSI, Ie.SESSION_ID, Ie.SM_RP_MR, Ie.MESSAGE_CLASS) if tag in found]
+    ended = SESSION_END if Ie.SESSION_ID in found else b""
+    return _frame(request[TYPE_AT] + 1, *kept, (Ie.CAUSE, bytes((NETWORK_FAILURE,))), more=ended)
+
+
+def _frame(kind: int, *parts: tuple[int, bytes], more: bytes = b"") -> bytes:
+    return frame(OSMO, bytes((GSUP, kind)) + b"".join([bytes((tag, len(value))) + value for tag, value in parts]) + more)
+
+
+def _tbcd(number: str) -> bytes:
+    """Digits as TBCD octets; signs that TBCD does not have raise ValueError."""
+    even = number if len(number) % 2 == 0 else number + "f"
+    values = ["0123456789*#abcf".index(sign) for sign in even]
+    return bytes(low | high << 4 for low, high in zip(values[::2], values[1::2], strict=True))

@@ -1,0 +1,161 @@
+"""`eir probe gsup://…`: an MSC that asks an EIR over GSUP, ours or an OsmoHLR, and reports what it was answered. Knows no list and no policy."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from eir.checks.finding import Finding, Summary, many
+from eir.device import KEY_DIGITS
+from eir.diameter.transport.endpoint import address_text
+from eir.diameter.transport.stream import fault_text
+from eir.errors import EirError
+from eir.gsup import ipa
+from eir.gsup.ipa import CCM, GSUP, HEADER_BYTES, OSMO, Ccm, Frames, FrameTooLong
+from eir.gsup.message import CHECK_IMEI_ERROR, CHECK_IMEI_RESULT, TYPE_AT, Ie, check_imei, digits, elements, says_no
+
+READ_BYTES: Final = 65_536
+LONGEST: Final = 1 << 17
+NAME: Final = "eir-probe"
+"""Who we are to the EIR."""
+TEST_IMSI: Final = "001010000000000"
+"""Where nobody's is given: without an IMSI there is no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom to ask."""
+
+    host: str
+    port: int
+    timeout_s: float = 5.0
+
+
+async def ask(target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None) -> list[Finding]:  # noqa: ARG001 - all probes have one shape; GSUP carries none
+    """Ask about each IMEI in turn on one connection. Raises EirError if there is no connection."""
+    async with _connected(target) as client:
+        return [await client.ask(imei, imsi) for imei in imeis]
+
+
+async def ask_many(
+    target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None  # noqa: ARG001 - as above
+) -> Summary:  # fmt: skip
+    """Ask `count` times on one connection; see eir.checks.finding.many. Raises as `ask`."""
+    async with _connected(target) as client:
+        return await many(lambda imei: client.ask(imei, imsi), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by)
+
+
+@asynccontextmanager
+async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
+    """A function that asks about an IMEI or IMEISV and returns the status, or `none`.
+
+    Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
+    """
+    async with _connected(target) as client:
+
+        async def ask_about(identifier: str) -> str:
+            if client.closed_by:
+                raise EirError(f"the connection was closed ({client.closed_by})")
+            return (await client.ask(identifier, imsi)).result
+
+        yield ask_about
+
+
+class _Client:
+    """One connection to an EIR. Answers come in the order of the questions, and have nothing but the IMSI by which to know them."""
+
+    def __init__(self, target: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._target, self._reader, self._writer = target, reader, writer
+        self._asked: dict[str, deque[asyncio.Future[bytes]]] = {}
+        self.closed_by = ""
+        """What has ended the connection; empty while it stands."""
+
+    async def ask(self, imei: str, imsi: str | None) -> Finding:
+        """What one question is answered."""
+        subscriber = imsi or TEST_IMSI
+        try:
+            question = check_imei(subscriber, imei[:KEY_DIGITS] if len(imei) > KEY_DIGITS and imei.isdigit() else imei)
+        except ValueError:
+            return Finding(imei, imsi, fault="GSUP carries digits alone: it was not asked about")
+        if self.closed_by:
+            return Finding(imei, imsi, fault=f"no answer: {self.closed_by}")
+        asked, answer = time.perf_counter(), asyncio.get_running_loop().create_future()
+        self._asked.setdefault(subscriber, deque()).append(answer)
+        self._writer.write(question)
+        try:
+            async with asyncio.timeout(self._target.timeout_s):
+                said = await asyncio.shield(answer)
+        except TimeoutError:
+            return Finding(imei, imsi, fault=f"no answer within {self._target.timeout_s:g} s")
+        except EirError as e:
+            return Finding(imei, imsi, fault=f"no answer: {e}")
+        return _finding(imei, imsi, said, round((time.perf_counter() - asked) * 1000, 3))
+
+    async def listen(self) -> None:
+        """Take what comes, until the connection ends."""
+        frames = Frames(LONGEST)
+        try:
+            while data := await self._reader.read(READ_BYTES):
+                frames.feed(data)
+                for frame in frames.whole():
+                    self._take(frame)
+            self._over("the other end has closed the connection")
+        except FrameTooLong as e:
+            self._over(f"what comes is not GSUP ({e}); is this the port of another protocol?")
+        except OSError as e:
+            self._over(fault_text(e, secure=False))
+
+    def _take(self, frame: bytes) -> None:
+        if frame[2] == CCM and len(frame) > HEADER_BYTES:
+            if frame[HEADER_BYTES] == Ccm.ID_GET:
+                self._writer.write(ipa.id_resp(NAME) + ipa.ID_ACK)
+            elif frame[HEADER_BYTES] == Ccm.PING:
+                self._writer.write(ipa.PONG)
+        elif frame[2:TYPE_AT] == bytes((OSMO, GSUP)) and frame[TYPE_AT:TYPE_AT + 1] in {bytes((CHECK_IMEI_ERROR,)), bytes((CHECK_IMEI_RESULT,))}:
+            waiting = self._asked.get(digits(elements(frame).get(Ie.IMSI, b"")))
+            if waiting:
+                waiting.popleft().set_result(frame)
+
+    def _over(self, why: str) -> None:
+        self.closed_by = self.closed_by or why
+        for waiting in self._asked.values():
+            for answer in waiting:
+                if not answer.done():
+                    answer.set_exception(EirError(why))
+                    answer.exception()  # whoever waits gets it; who gave up waiting does not want it
+            waiting.clear()
+
+
+@asynccontextmanager
+async def _connected(target: Target) -> AsyncIterator[_Client]:
+    try:
+        async with asyncio.timeout(target.timeout_s):
+            reader, writer = await asyncio.open_connection(target.host, target.port)
+    except (OSError, TimeoutError) as e:
+        why = fault_text(e, secure=False) if isinstance(e, OSError) and not isinstance(e, TimeoutError) else f"no connection within {target.timeout_s:g} s"
+        raise EirError(f"cannot connect to {address_text([target.host], target.port)}: {why}") from None
+    client = _Client(target, reader, writer)
+    listening = asyncio.create_task(client.listen())
+    try:
+        yield client
+    finally:
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+def _finding(imei: str, imsi: str | None, said: bytes, round_trip_ms: float) -> Finding:
+    """An answer as it came. GSUP tells a black device from all others, and nothing else."""
+    found = elements(said)
+    if said[TYPE_AT] == CHECK_IMEI_ERROR:
+        cause = int.from_bytes(found.get(Ie.CAUSE, b""))
+        return Finding(imei, imsi, None, cause, None, round_trip_ms, None, f"cause {cause}; the phone takes itself for illegal")
+    if not found.get(Ie.IMEI_RESULT):
+        return Finding(imei, imsi, None, None, None, round_trip_ms, "a result that says neither ACK nor NACK")
+    return Finding(imei, imsi, "blacklisted" if says_no(said) else "whitelisted", None, None, round_trip_ms)

@@ -1,0 +1,175 @@
+"""The clients of a worker that ask over GSUP: who each is, limits, what is counted."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from eir.checks.settings import Status
+from eir.diameter.capabilities import is_from
+from eir.diameter.counts import Counts
+from eir.diameter.rate import DEFAULT_PRIORITY, RateLimits, refusing
+from eir.diameter.settings import Limits, PeerSettings
+from eir.errors import Report, place_of
+from eir.gsup.hlr import State
+from eir.gsup.link import Link
+from eir.gsup.message import read_check_imei
+from eir.gsup.service import PROTOCOL, GsupService, is_permitted
+from eir.gsup.settings import GsupSettings
+from eir.peers.requester import Requester
+from eir.peers.server import Server
+
+if TYPE_CHECKING:
+    import asyncio
+
+TICK_S: Final = 0.5
+"""Between two looks at what takes too long."""
+ACK, NACK, NOBODY = "ack", "nack", "none"
+"""What metrics call an answer; NOBODY: the request has no IMSI, and nobody could tell whose the answer is."""
+
+
+class GsupServer(Server[Link]):
+    """Answers CHECK-IMEIs, and stands between clients and their HLR."""
+
+    def __init__(
+        self, service: GsupService, settings: GsupSettings, peers: Sequence[PeerSettings], limits: Limits, *, counts: Counts, rates: RateLimits,
+        report: Report, overload: Status | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(PROTOCOL, counts=counts, rates=rates, report=report)
+        self._service = service
+        self.answers: Counter[tuple[str, str]] = Counter()
+        """(peer label, ACK, NACK or NOBODY)."""
+        self.through: Counter[tuple[str, str]] = Counter()
+        """Messages that were passed on: (peer label, `out` to the HLR or `in` from it)."""
+        self.kept: Counter[tuple[str, str]] = Counter()
+        """Messages that the HLR did not get: (peer label, why)."""
+        self._away: set[str] = set()
+        """Labels of clients whose HLR is away, as the log has it."""
+        self._tick: asyncio.TimerHandle | None = None
+        self.hlr: str | None = None
+        self.store = False
+        self.reconfigure(settings, peers, limits, overload=overload)
+
+    def reconfigure(self, settings: GsupSettings, peers: Sequence[PeerSettings], limits: Limits, *, overload: Status | None = None) -> None:
+        """Take over new settings; connections that they still allow stay, the others are sent away."""
+        self._overloaded = overload is None or is_permitted(overload)
+        self._service.configure(peers, [peer.label for peer in peers if peer.early])
+        elsewhere, self.hlr, self.store = settings.hlr != self.hlr, settings.hlr, settings.store
+        self.use(peers, limits)
+        for link in list(self.links) if elsewhere else ():
+            link.renew_hlr()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Close all connections."""
+        await super().drain(timeout_s)
+        if self._tick is not None:
+            self._tick.cancel()
+
+    # server.Server
+
+    def link(self) -> Link:
+        """A connection that is to come."""
+        return Link(self, self.loop)
+
+    def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
+        """By address, and by the name that the client has: of a realm GSUP knows nothing.
+
+        Until it has said its name, the first entry for the address that wants none is preferred to one that does.
+        """
+        there = [settings for settings in self.peers if is_from(settings, link.source)]
+        if link.identity is None:
+            found = next(iter(sorted(there, key=lambda settings: settings.host is not None)), None)
+        else:
+            found = next((settings for settings in there if settings.host is None or settings.host.lower() == link.name.lower()), None)
+        return None if found is None else (found, Requester(found.label, link.name))
+
+    def counters(self) -> Mapping[str, Mapping[Any, float]]:
+        """What is counted of this protocol alone."""
+        return {
+            "eir_gsup_answers_total": self.answers, "eir_gsup_passed_total": self.through, "eir_gsup_not_passed_total": self.kept,
+            "eir_gsup_errors_total": {(reason,): count for reason, count in self.errors.items()},
+        }  # fmt: skip
+
+    def gauges(self) -> Mapping[str, Mapping[Any, float]]:
+        """For each peer that the HLR is wanted for, whether it is there."""
+        up: dict[tuple[str], float] = {}
+        for link in self.links:
+            if link.has_hlr is not None:
+                label = (link.requester.label,)
+                up[label] = min(up.get(label, 1.0), float(link.has_hlr))
+        return {"eir_gsup_hlr_up": up}
+
+    # link.Owner
+
+    def accept(self, link: Link) -> bool:
+        """Take a connection if the peer table has an entry for it."""
+        known = self.identify(link)
+        refusal = "draining" if self.draining else "source" if link.settings is None else None if known else "disabled"
+        if refusal is not None:
+            self.refused(refusal, address=link.address, setting="peers: from" if refusal == "source" else None)
+            return False
+        self.links.add(link)
+        if self._tick is None:
+            self._tick = self.loop.call_later(TICK_S, self._look)
+        return True
+
+    def named(self, link: Link) -> bool:
+        """Find the entry of a client that has said its name."""
+        link.settings = None
+        if self.identify(link):
+            return True
+        refusal, setting = ("disabled", None) if link.settings is not None else ("unknown_peer", "peers: host, or an entry without one")
+        self.refused(refusal, address=link.address, host=link.name, setting=setting)
+        return False
+
+    def speaks(self, link: Link) -> None:
+        """Tell of a client, by the name that it has said or without one."""
+        self.opened(link)
+
+    def permits(self, link: Link, frame: bytes) -> tuple[bytes, bool] | None:
+        """Decide about a CHECK-IMEI, within the limits."""
+        label = link.requester.label
+        asked = read_check_imei(frame)
+        if asked.imsi is None:
+            self.answers[label, NOBODY] += 1
+            return None
+        try:
+            if link.rates and (limit := refusing(link.rates, self.loop.time(), DEFAULT_PRIORITY)) is not None:
+                self.node_counts.shed[label, limit.reason] += 1
+                return asked.imsi, self._overloaded
+            return asked.imsi, self._service.permits(asked, link.requester)
+        except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer, and the connection goes on
+            self.errors["internal"] += 1
+            self.report("fault", peer=label, reason="internal", level="error", detail=place_of(e))
+            return asked.imsi, self._service.permits_after_fault()
+
+    def decided(self, link: Link, *, permitted: bool, by_hlr: bool = False) -> None:
+        """Count an answer, and tell of one that the HLR has made a refusal."""
+        self.answers[link.requester.label, ACK if permitted else NACK] += 1
+        if by_hlr and not permitted:
+            self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)
+
+    def passed(self, link: Link, direction: str, count: int) -> None:
+        """Count what went through."""
+        self.through[link.requester.label, direction] += count
+
+    def not_passed(self, link: Link, count: int, reason: str) -> None:
+        """Count what the HLR did not get."""
+        self.kept[link.requester.label, reason] += count
+
+    def hlr_is(self, link: Link, state: State, detail: str) -> None:
+        """Tell of an HLR that is away, and of its coming back."""
+        label = link.requester.label
+        if state is not State.READY and label not in self._away:
+            self._away.add(label)
+            self.report("hlr_away", peer=label, protocol=PROTOCOL, level="warning", address=self.hlr, detail=detail)
+        elif state is State.READY and label in self._away:
+            self._away.discard(label)
+            self.report("hlr_back", peer=label, protocol=PROTOCOL, address=self.hlr)
+
+    # inside
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        for link in list(self.links):
+            link.tick(now)
+        self._tick = self.loop.call_later(TICK_S, self._look)
