@@ -750,7 +750,7 @@ OTHERS = {
     "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "control_read": "control_read: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
     "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
     "http": "http: off\n", "workers": "workers: 2\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
-    "feed.listen": "feed: {listen: http://127.0.0.1:1}\n",
+    "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "fraud_check.listen": "fraud_check: {listen: http://127.0.0.1:1}\n",
     "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
     "sightings": "sightings: {keep: 1d}\n",
 }  # fmt: skip
@@ -913,7 +913,7 @@ FEED = IDENTITY + ONE_PEER + "lists: {own: {local: true}, pairs: {local: true, k
 @pytest.mark.parametrize(
     ("feed", "says"),
     [
-        ("listen: http://10.0.0.1:80, users: users", "http://10.0.0.1:80 would carry passwords that anyone can read; expected https://"),
+        ("listen: http://10.0.0.1:80, users: users", "http://10.0.0.1:80 would carry passwords and tokens that anyone can read; expected https://"),
         ("listen: 'https://10.0.0.1:80', users: users", "needs the section 'tls'"),
         ("users: nothing", "cannot be read: No such file or directory"), ("users: bad", "bad:1: expected a line that `eir feed user NAME` has made"),
         ("lists: {block: none}", "the list 'none' is not under 'lists'"), ("lists: {block: stolen}", "stolen is changed by signed releases"),

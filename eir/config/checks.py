@@ -62,10 +62,15 @@ def _check_peers(config: Config, document: Document) -> Findings:
             lines[peer.label] = document.line(*spot)
 
 
+def _beside(config: Config) -> dict[Spot, str]:
+    """The listeners that are not for checks, by where they stand."""
+    sections = (("feed", config.feed.listen), ("fraud_check", config.fraud_check.listen))
+    return {(section, "listen", at): url for section, urls in sections for at, url in enumerate(urls)}
+
+
 def _check_listen(config: Config, _: Document) -> Findings:
     before: dict[str, str] = {}
-    feeds: list[tuple[Spot, str]] = [(("feed", "listen", at), url) for at, url in enumerate(config.feed.listen)]
-    for (*key, at), url in [*((listener.spot, listener.url) for listener in config.listeners), *feeds]:
+    for (*key, at), url in [*((listener.spot, listener.url) for listener in config.listeners), *_beside(config).items()]:
         name = ".".join(map(str, key))
         if url in before and not url.endswith(":0"):
             other = before[url]
@@ -99,7 +104,7 @@ def _check_tls(config: Config, document: Document) -> Findings:
         return
     spots: dict[Spot, str] = {listener.spot: listener.url for listener in config.listeners}
     spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
-    spots |= {("feed", "listen", at): url for at, url in enumerate(config.feed.listen)}
+    spots |= _beside(config)
     spots |= {("n5g", "nrf", "uri", at): url for at, url in enumerate(config.n5g.nrf.uri if config.n5g.nrf else ())}
     for spot, url in spots.items():
         if is_secure(url):
@@ -108,7 +113,7 @@ def _check_tls(config: Config, document: Document) -> Findings:
 
 def _check_tokens(config: Config, document: Document) -> Findings:
     """Keys of access tokens are read as a start or a reload would read them."""
-    for section, tokens in (("n5g", config.n5g.tokens), ("feed", config.feed.tokens)):
+    for section, tokens in (("n5g", config.n5g.tokens), ("feed", config.feed.tokens), ("fraud_check", config.fraud_check.tokens)):
         if tokens is None or document.faulty(section, "tokens"):
             continue
         if not (tokens.jwks or tokens.keys):
@@ -122,13 +127,12 @@ def _check_tokens(config: Config, document: Document) -> Findings:
             yield str(e), (section, "tokens", e.key)
 
 
-def _check_feed(config: Config, document: Document) -> Findings:
-    """What a feed needs."""
+def _check_feed(config: Config, _: Document) -> Findings:
+    """What the interfaces beside the checks need."""
+    for spot, url in _beside(config).items():
+        if not is_secure(url) and not is_loopback(url):
+            yield f"{url} would carry passwords and tokens that anyone can read; expected https://, or http:// on a loopback address", spot
     feed = config.feed
-    if not document.faulty("feed") and feed.listen:
-        for at, url in enumerate(feed.listen):
-            if not is_secure(url) and not is_loopback(url):
-                yield f"{url} would carry passwords that anyone can read; expected https://, or http:// on a loopback address", ("feed", "listen", at)
     if feed.users is not None:
         try:
             read_users(feed.users)
@@ -152,6 +156,8 @@ def _check_feed_lists(config: Config, _: Document) -> Findings:
 
 
 def _warn_feed(config: Config, _: Document) -> Findings:
+    if config.fraud_check.listen and config.fraud_check.tokens is None:
+        yield "nobody has a token that is accepted; 'tokens' would say whose are", ("fraud_check",)
     if not config.feed.listen:
         return
     if config.feed.users is None and config.feed.tokens is None:

@@ -33,6 +33,8 @@ from eir.lists.store import KEEP
 from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
 from eir.sources.feed_settings import SCOPE as FEED_SCOPE
 from eir.sources.feed_settings import FeedLists, FeedSettings
+from eir.sources.fraud_settings import RATE_MAX, FraudSettings
+from eir.sources.fraud_settings import SCOPE as FRAUD_SCOPE
 from eir.stores.open import SQLITE
 from eir.web.access import LOOPBACK, PageSettings
 from eir.web.denials import TokenSettings
@@ -102,6 +104,8 @@ SECTIONS = (
     Section("feed.lists", FeedLists),
     Section("feed.tokens", TokenSettings, optional=True),
     Section("gsup", GsupSettings),
+    Section("fraud_check", FraudSettings),
+    Section("fraud_check.tokens", TokenSettings, optional=True),
     Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
     Section("lists.*.source", Source, optional=True, short="url"),
@@ -243,6 +247,13 @@ TABLE = (
     Key("feed.tokens.keys", kinds.many(kinds.FILE), (), "such public keys, or certificates with them, in PEM; also read again"),
     Key("feed.tokens.issuer", kinds.many(kinds.CLAIM, may_be_empty=True), (), "whose tokens are accepted (claim `iss`); those of all who hold one of the keys if left out"),
     Key("feed.tokens.audience", kinds.many(kinds.CLAIM), REQUIRED, f"whom tokens have to be for (claim `aud`); their scope has to be {FEED_SCOPE}"),
+    Key("fraud_check.listen", kinds.many(kinds.LISTEN_HTTP), (), "where banks and shops ask whether a device is stolen (CAMARA IMEI Fraud Check, HTTP/1.1): https with the certificates of `tls`, or http on a loopback address; nowhere if left out", live=False),
+    Key("fraud_check.from", kinds.many(kinds.NETWORK), (), "networks that may ask, such as the operator's gateway; any address if left out", field="sources"),
+    Key("fraud_check.rate_max", kinds.number(0.01, 1e6, "requests a second"), RATE_MAX, "requests of each client (the token's `sub`) that are answered; those above get 429, so that no list can be drawn out faster"),
+    Key("fraud_check.tokens.jwks", kinds.many(kinds.FILE), (), "JWK sets with the public keys of the gateway that issues access tokens; read again whenever a file changes"),
+    Key("fraud_check.tokens.keys", kinds.many(kinds.FILE), (), "such public keys, or certificates with them, in PEM; also read again"),
+    Key("fraud_check.tokens.issuer", kinds.many(kinds.CLAIM, may_be_empty=True), (), "whose tokens are accepted (claim `iss`); those of all who hold one of the keys if left out"),
+    Key("fraud_check.tokens.audience", kinds.many(kinds.CLAIM), REQUIRED, f"whom tokens have to be for (claim `aud`); their scope has to be {FRAUD_SCOPE}"),
     Key("numbers", kinds.FILE, None, "table of MSISDN,IMSI, a line each, by which a row or a command may name a subscriber by the number; read again whenever the file changes"),
     Key("inbox", kinds.FOLDER, None, "drop folder: signed releases that arrive in it are loaded, and moved to its accepted/ or refused/; no folder is watched if left out", live=False),
     Key("inbox_patience_s", kinds.seconds(1, 30 * 86400), 3600, "how long a release in the drop folder may stay incomplete, and a file that no release names", live=False),

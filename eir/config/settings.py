@@ -14,6 +14,7 @@ from eir.gsup.settings import GsupSettings
 from eir.lists.settings import HistorySettings, Layout, ListSettings
 from eir.n5g.settings import N5gSettings
 from eir.sources.feed_settings import FeedSettings
+from eir.sources.fraud_settings import FraudSettings
 from eir.web.access import PageSettings
 
 
@@ -45,6 +46,7 @@ class Config:
     sctp: SctpSettings
     n5g: N5gSettings
     feed: FeedSettings
+    fraud_check: FraudSettings
     numbers: Path | None
     """The table of eir.sources.msisdn."""
     gsup: GsupSettings

@@ -24,12 +24,13 @@ import uvloop
 from eir import __version__
 from eir.checks.question import Question
 from eir.config import Config, digests, load_config, needs_restart, take_over
-from eir.daemon import feeding, following, interfaces, recorder, state_folder, worker
+from eir.daemon import feeding, following, fraud_checking, interfaces, recorder, state_folder, worker
 from eir.daemon.accept import Acceptor, cannot_listen
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.faults import report_faults
 from eir.daemon.feeding import FeedService
 from eir.daemon.followed import Followed
+from eir.daemon.fraud_checking import FraudService
 from eir.daemon.interfaces import Interface
 from eir.daemon.listed import Listed
 from eir.daemon.priority import BESIDE_NICE, give_way
@@ -47,7 +48,7 @@ from eir.device import typed
 from eir.diameter.rate import memory_file
 from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
-from eir.errors import ConfigError, EirError, SetupFault, StoreError, silent
+from eir.errors import ConfigError, EirError, Report, SetupFault, StoreError, silent
 from eir.follow.history import HistoryKeeper
 from eir.lists.image import Image
 from eir.lists.patience import STOOD_STILL, in_time
@@ -158,9 +159,7 @@ class Front:
         self._control = ControlServer(config.state, self._commands(), report=report)
         path = config.control_read
         self._control_read = None if path is None else ControlServer(path.parent, {RUN: self._looking.run}, name=path.name, report=report)
-        self._interfaces = [
-            each for each in (Interface(feeding.NAME, FeedService, lambda config: config.feed.listen, report=report),) if each.urls(config)
-        ]
+        self._interfaces = [each for each in _beside(report) if each.urls(config)]
         """Those that there are: a reload brings none."""
         self._drop_folder = DropFolder(config, starter.start, report=report)
         self._pulling = Pulling(config, starter.start, report=report)
@@ -640,6 +639,14 @@ class Front:
         ends = self._certificate_ends.isoformat()
         self._log.report("certificate", names=",".join(names), expires=ends, file=config.tls.certificate)
         return files
+
+
+def _beside(report: Report) -> Sequence[Interface]:
+    """All interfaces that there may be beside the checks."""
+    return (
+        Interface(feeding.NAME, FeedService, lambda config: config.feed.listen, report=report),
+        Interface(fraud_checking.NAME, FraudService, lambda config: config.fraud_check.listen, report=report),
+    )
 
 
 def _file_now(path: Path) -> tuple[int, ...] | None:

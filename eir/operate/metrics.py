@@ -75,6 +75,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_releases_total", "counter", ("list", "outcome"), "Releases by outcome, read from the history; `forced`: with a limit lifted by hand, changes of a local list too", "max"),
     Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows that a register sent, by who sent them, the word that says which list, and the HTTP status of the answer"),
     Family("eir_feed_transactions_total", "counter", (), "Transactions that rows of registers were written in"),
+    Family("eir_fraud_checks_total", "counter", ("client", "result"), "Requests of IMEI Fraud Check, by who asked, and what the device is or the HTTP status of an error"),
     Family("eir_clients_refused_total", "counter", ("interface", "reason"), "Connections to an interface beside the checks that were refused, or ended for a fault"),
     Family("eir_inbox_usable", "gauge", (), "1 while the drop folder can be read and written, and passes over it do not fail; nothing without one", "min"),
     Family("eir_inbox_waiting_releases", "gauge", (), "Releases in the drop folder that are not complete, or wait for their base or for this host; nothing without one", "max"),

@@ -28,7 +28,7 @@ FILE_BYTES_MAX: Final = 1 << 20
 USERS_MAX: Final = 1000
 HEADER_CHARS_MAX: Final = 1024
 REMEMBERED_MAX: Final = 1024
-BAD_ONES: Final = Allowance(burst=20, a_second=0.5)
+BAD_ONES: Final = Allowance(burst=20, a_second=1 / 60)
 """Wrong passwords of one address; past that, its requests are answered 429 unless they are known to be good."""
 ADDRESSES_MAX: Final = 4096
 

@@ -36,6 +36,8 @@ REFUSED_MAX: Final = 512
 """Refused tokens that are remembered, so that a client that sends one again and again costs a look-up."""
 BAD_ONES: Final = Allowance(burst=100, a_second=20)
 """Tokens of one peer that were looked into in vain; past that, only those that are known already are answered."""
+PEERS_MAX: Final = 4096
+"""Whose bad ones are counted; for a further one the one that came first is forgotten."""
 EARLY_S: Final = 5
 """How much before its `nbf` a token is taken: clocks of two hosts differ."""
 
@@ -127,7 +129,7 @@ class Tokens:
     def subject(self, authorization: bytes | None, peer: str) -> str | Denied:
         """Whom the token of an Authorization header names (its `sub`: the NF instance that asks), or the refusal.
 
-        `peer`: label of the one that sends it, of which there are only so many.
+        `peer`: label or address of the one that sends it.
         """
         if authorization is None:
             return self._denied["no_token"]
@@ -143,7 +145,10 @@ class Tokens:
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return self._denied["no_token"]
-        purse = self._bad_ones.get(peer) or self._bad_ones.setdefault(peer, Purse(BAD_ONES, self._ticks()))
+        purse = self._bad_ones.get(peer)
+        if purse is None:
+            purse = Purse(BAD_ONES, self._ticks())
+            _remember(self._bad_ones, peer, purse, PEERS_MAX)
         if not purse.take(self._ticks(), 0):
             return self._denied["too_many"]
         try:
@@ -213,7 +218,7 @@ class Tokens:
         return subject, expires
 
 
-def _remember(there: dict[bytes, Any], token: bytes, what: object, most: int) -> None:
+def _remember(there: dict[Any, Any], token: object, what: object, most: int) -> None:
     if len(there) >= most:
         del there[next(iter(there))]
     there[token] = what

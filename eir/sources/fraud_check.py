@@ -1,0 +1,169 @@
+"""IMEI Fraud Check (CAMARA): from a request to its answer. Who asks shows an access token of the operator's gateway.
+
+What the lists say of a device is a callable that it is handed. Imports eir.web and eir.sources.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from eir.errors import Report, StoreError, place_of
+from eir.sources import fraud_api as api
+from eir.sources.fraud_settings import SCOPE, FraudSettings
+from eir.web.denials import TOO_MANY_REQUESTS, denials, token_setting
+from eir.web.http1 import Request, Response
+from eir.web.http1_server import Answer
+from eir.web.http2_calm import Allowance, Purse
+
+if TYPE_CHECKING:
+    from eir.web.tokens import Tokens
+
+JSON: Final = "application/json"
+NOBODY: Final = "-"
+CLIENTS_MAX: Final = 1000
+"""Clients whose rates are known; for a further one the one that came first is forgotten."""
+LABELS_MAX: Final = 100
+"""Clients that metrics tell apart; more are `other`."""
+_CORRELATOR, _IMEI = re.compile(api.CORRELATOR_FORM, re.ASCII), re.compile(api.IMEI_FORM, re.ASCII)
+_DOCUMENT: Final = Response(200, JSON, json.dumps(api.DOCUMENT).encode())
+
+
+class Found(NamedTuple):
+    """What the lists say of a device."""
+
+    word: str
+    """One of fraud_api's."""
+    reason: str | None = None
+    """What the list gives as the reason."""
+
+
+class _Refused(Exception):
+    """What is wrong: a key of fraud_api.FAULTS, more about it for the client, and headers."""
+
+    def __init__(self, what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(what)
+        self.what, self.detail, self.headers = what, detail, headers
+
+
+class FraudCheck:
+    """Answers requests. `look`: what the lists say of an IMEI, raises StoreError; `ticks`: seconds that never go back."""
+
+    def __init__(
+        self, settings: FraudSettings, look: Callable[[str], Awaitable[Found]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
+    ) -> None:  # fmt: skip
+        self.settings, self.tokens = settings, tokens
+        self._look, self._ticks, self._report = look, ticks, report
+        self._purses: dict[str, Purse] = {}
+        """By client."""
+        self._labels: set[str] = set()
+        self.answers: Counter[tuple[str, str]] = Counter()
+        """(client, word or HTTP status)."""
+
+    def configure(self, settings: FraudSettings) -> None:
+        """Go by these from now on."""
+        self.settings = settings
+        self._purses.clear()
+
+    def respond(self, request: Request) -> Answer:
+        """The answer to a request."""
+        if request.path == api.DOCUMENT_PATH and request.method in {"GET", "HEAD"}:
+            return _DOCUMENT
+        return self._answered(request)
+
+    async def _answered(self, request: Request) -> Response:
+        client, correlator = NOBODY, request.headers.get(api.CORRELATOR, "")
+        headers = ((api.CORRELATOR, correlator),) if correlator and _CORRELATOR.fullmatch(correlator) else ()
+        try:
+            client = self._client(request)
+            self._hold(client)
+            if correlator and not headers:
+                raise _Refused("argument", f"{api.CORRELATOR} is not of the form {api.CORRELATOR_FORM}")  # noqa: TRY301 - as what is below raises
+            imei = _imei(request)
+            found = await self._look(imei)
+        except _Refused as e:
+            return self._refused(e, client, headers, request.address)
+        except StoreError as e:
+            self._report("fraud_check_failed", level="error", reason=e.cause, detail=str(e))
+            return self._refused(_Refused("store", headers=(("Retry-After", "5"),)), client, headers, request.address)
+        except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer
+            self._report("fault", reason="fraud-check", level="error", detail=place_of(e))
+            return self._refused(_Refused("internal"), client, headers, request.address)
+        self.answers[self._label(client), found.word] += 1
+        document = {"imei": imei, "operationalStatus": found.word, "lastChecked": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")}
+        if found.word == api.PROHIBITED:
+            document["prohibitedReason"] = api.reason_word(found.reason)
+        return Response(200, JSON, json.dumps(document).encode(), headers)
+
+    def _client(self, request: Request) -> str:
+        """Whom the token names. Raises _Refused; also for what is asked at another place, of which nobody without a token hears."""
+        authorization = request.headers.get("authorization")
+        if self.tokens is None:
+            raise _Refused("unauthenticated", headers=(("WWW-Authenticate", denials(SCOPE)["no_token"].challenge),))
+        said = self.tokens.subject(None if authorization is None else authorization.encode("latin-1", "replace"), request.address)
+        if isinstance(said, str):
+            return said
+        self._report(
+            "client_token_refused", reason=said.reason, level="warning", interface="fraud-check", address=request.address, detail=said.detail,
+            setting=token_setting("fraud_check.tokens", said.reason) if said.reason != "no_token" else None,
+        )  # fmt: skip
+        if said.status == TOO_MANY_REQUESTS:
+            raise _Refused("rate", headers=(("Retry-After", "1"),))
+        raise _Refused("denied" if said.status == 403 else "unauthenticated", said.detail, (("WWW-Authenticate", said.challenge),))
+
+    def _hold(self, client: str) -> None:
+        """Hold a client to its rate: so much and no more can be drawn out of the lists. Raises _Refused."""
+        purse, now = self._purses.get(client), self._ticks()
+        if purse is None:
+            if len(self._purses) >= CLIENTS_MAX:
+                del self._purses[next(iter(self._purses))]
+            rate = self.settings.rate_max
+            purse = self._purses[client] = Purse(Allowance(burst=max(1.0, rate), a_second=rate), now)
+        if not purse.take(now):
+            purse.left += 1  # what was turned away takes nothing
+            raise _Refused("rate", headers=(("Retry-After", "1"),))
+
+    def _refused(self, why: _Refused, client: str, headers: tuple[tuple[str, str], ...], address: str) -> Response:
+        fault = api.FAULTS[why.what]
+        self.answers[self._label(client), str(fault.status)] += 1
+        if why.what == "rate":
+            self._report("fraud_check_rate", reason="rate", level="warning", client=client, address=address, setting="fraud_check.rate_max")
+        return failed(why.what, why.detail, (*headers, *why.headers))
+
+    def _label(self, client: str) -> str:
+        if client == NOBODY or client in self._labels or len(self._labels) < LABELS_MAX:
+            self._labels.add(client)
+            return client
+        return "other"
+
+
+def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """The answer for a fault of fraud_api.FAULTS."""
+    fault = api.FAULTS[what]
+    document = {"status": fault.status, "code": fault.code, "message": detail or fault.message}
+    return Response(fault.status, JSON, json.dumps(document).encode(), headers)
+
+
+def no_request(status: int) -> Response:
+    """The answer to what is no request."""
+    return failed("body" if status == 413 else "argument")
+
+
+def _imei(request: Request) -> str:
+    """The IMEI of a request. Raises _Refused."""
+    if request.path != api.PATH:
+        raise _Refused("path")
+    if request.method != "POST":
+        raise _Refused("method", headers=(("Allow", "POST"),))
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+        raise _Refused("media")
+    try:
+        document: Any = json.loads(request.body)
+    except (ValueError, RecursionError):
+        raise _Refused("argument", "the body is not JSON") from None
+    imei = document.get("imei") if isinstance(document, dict) else None
+    if not isinstance(imei, str) or not _IMEI.fullmatch(imei):
+        raise _Refused("argument", "expected an object with imei: 15 digits")
+    return imei
