@@ -25,6 +25,6 @@ class Installation:
     PAGE = (ROOT / "deploy" / "README.md").read_text()
     FROM_THE_INDEX = "sudo /opt/eir/bin/pip install '.[analysis]'\n"
     """The line that others take the place of."""
-    service, alias, locked, fetch, offline = blocks(section(PAGE, "## Installation"))
+    service, alias, locked, fetch, offline, package = blocks(section(PAGE, "## Installation"))
     (upgrade,) = blocks(section(PAGE, "## Upgrade"))
     first_day = blocks(section(PAGE, "## A first day"))

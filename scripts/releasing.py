@@ -1,0 +1,337 @@
+"""What `scripts/release` makes of a commit, in a folder of its own: nothing of this working copy but that commit goes in.
+
+The wheel is built twice, in two places, and has to be the same to the byte. The package has a Python environment of its own in /opt/eir,
+of the versions in deploy/requirements.lock. `--check` installs, upgrades, removes and purges the package in a copy of this system.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import tomllib
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PREFIX = Path("opt/eir")
+NAMESPACE = "eir-build"
+"""Of signatures over checksums; those of lists have another one."""
+HOST, REALM = "eir1.epc.mnc001.mcc001.3gppnetwork.org", "epc.mnc001.mcc001.3gppnetwork.org"
+CONTROL = """\
+Package: eir
+Version: {version}
+Architecture: {architecture}
+Maintainer: The operators of this register <root@localhost>
+Installed-Size: {size}
+Depends: python3 (>= {python}), python3 (<< {after}), openssh-client, adduser, libc6
+Section: net
+Priority: optional
+Description: Equipment Identity Register
+ Answers ME-Identity-Checks of MMEs and SGSNs over Diameter S13, and of AMFs
+ over HTTP/2, from blocklists that agencies deliver as signed files.
+"""
+POSTINST = """\
+#!/bin/sh
+set -e
+if [ "$1" = configure ]; then
+	adduser --quiet --system --group --home /var/lib/eir --no-create-home eir
+	install -d -o eir -g eir -m 750 /var/lib/eir
+	chgrp -R eir /etc/eir
+	chmod 750 /etc/eir
+	if [ -d /run/systemd/system ]; then
+		systemctl daemon-reload
+		systemctl try-restart eir.service || true
+	fi
+	[ -n "$2" ] || echo "eir: put your names and peers into /etc/eir/eir.yaml, then: systemctl enable --now eir"
+fi
+"""
+PRERM = """\
+#!/bin/sh
+set -e
+if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
+	systemctl disable --now eir.service || true
+fi
+if [ "$1" = remove ]; then
+	find /opt/eir -name __pycache__ -type d -prune -exec rm -rf {} +
+fi
+"""
+POSTRM = """\
+#!/bin/sh
+set -e
+if [ "$1" = purge ]; then
+	rm -rf /var/lib/eir /etc/eir
+fi
+if [ -d /run/systemd/system ]; then
+	systemctl daemon-reload
+fi
+"""
+COPYRIGHT = "No licence has been chosen for this program yet: agree with its owner. Packages in /opt/eir have their own in their *.dist-info folders.\n"
+
+
+class Broken(Exception):
+    """What was made is not what it has to be."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make a release; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="release", description=__doc__)
+    parser.add_argument("tag", nargs="?", help="vVERSION; without one the commit that is checked out, as a version before its release")
+    parser.add_argument("--key", type=Path, help="the OpenSSH key that signs the checksums; without one they are not signed")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER")
+    parser.add_argument("--wheel-only", action="store_true", help="no Debian package: nothing is fetched")
+    parser.add_argument("--check", action="store_true", help="also install, upgrade, remove and purge the package, in a copy of this system (as root)")
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="eir-release-") as folder:
+            made = release(Path(folder), options.tag, with_package=not options.wheel_only)
+            if options.check:
+                check(next(file for file in made if file.suffix == ".deb"), Path(folder))
+            options.out.mkdir(parents=True, exist_ok=True)
+            files = [Path(shutil.copy(file, options.out)) for file in made]
+            sums = options.out / "SHA256SUMS"
+            sums.write_text("".join(f"{digest(file)}  {file.name}\n" for file in sorted(files)))
+            if options.key is not None:
+                sums.with_name("SHA256SUMS.sig").unlink(missing_ok=True)  # ssh-keygen would leave it as it is
+                run("ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", options.key, sums)
+    except Broken as e:
+        print(f"release: {e}", file=sys.stderr)
+        return 1
+    print("\n".join(str(file) for file in [*files, sums]))
+    return 0
+
+
+def release(folder: Path, tag: str | None, *, with_package: bool) -> list[Path]:
+    """Make all of it in a folder; returns the files."""
+    commit = tag or "HEAD"
+    epoch = run("git", "-C", ROOT, "log", "-1", "--format=%ct", commit).strip()
+    os.environ["SOURCE_DATE_EPOCH"] = epoch
+    os.umask(0o022)
+    sources = [exported(commit, folder / name) for name in ("first", "a-second-place")]
+    version = version_of(sources[0], tag, epoch)
+    wheels = [wheel(source) for source in sources]
+    if digest(wheels[0]) != digest(wheels[1]):
+        raise Broken(f"two builds of the wheel differ: {' and '.join(digest(each)[:12] for each in wheels)}")
+    made = [wheels[0]]
+    if with_package:
+        tree = environment(folder / "tree", sources[0], wheels[0])
+        bill = folder / f"eir-{version}.cdx.json"
+        bill.write_text(json.dumps(materials(version, tree, epoch), indent=2) + "\n")
+        made += [package(tree, sources[0], version, folder), bill]
+    return made
+
+
+def exported(commit: str, to: Path) -> Path:
+    """The files of a commit, in a folder."""
+    to.mkdir(parents=True)
+    archive = to.with_suffix(".tar")
+    run("git", "-C", ROOT, "archive", "--output", archive, commit)
+    run("tar", "-x", "-C", to, "-f", archive)
+    return to
+
+
+def version_of(source: Path, tag: str | None, epoch: str) -> str:
+    """The version, as Debian has it. Raises Broken if the tag is another's, or the page of changes says that it is not released."""
+    version = str(tomllib.loads((source / "pyproject.toml").read_text())["project"]["version"])
+    if tag is None:
+        return f"{version}~{datetime.fromtimestamp(int(epoch), UTC):%Y%m%d%H%M%S}"
+    if tag != f"v{version}":
+        raise Broken(f"the tag {tag} is at a commit of version {version}")
+    if not re.search(rf"^## {re.escape(version)}, \d{{4}}-\d\d-\d\d$", (source / "CHANGELOG.md").read_text(), re.MULTILINE):
+        raise Broken(f"CHANGELOG.md does not say when {version} was released")
+    return version
+
+
+def wheel(source: Path) -> Path:
+    """Build the wheel in the folder of its sources."""
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
+    flags = f"-g0 -ffile-prefix-map={source}=. -Wdate-time"
+    run(sys.executable if has_setuptools() else ROOT / ".venv/bin/python", "-c", build, cwd=source, env={**os.environ, "CFLAGS": flags})
+    (made,) = (source / "dist").glob("*.whl")
+    return made
+
+
+def has_setuptools() -> bool:
+    """Whether this interpreter can build."""
+    try:
+        import setuptools  # noqa: F401, PLC0415 - as it says
+    except ImportError:
+        return False
+    return True
+
+
+def environment(tree: Path, source: Path, made: Path) -> Path:
+    """The package's files in /opt/eir: an environment of the system's Python with the locked versions and this wheel."""
+    home, builder = tree / PREFIX, tree.parent / "builder"
+    python = shutil.which("python3", path="/usr/bin:/bin") or "python3"
+    run(python, "-m", "venv", builder)
+    run(python, "-m", "venv", "--without-pip", home)
+    pip = (builder / "bin" / "pip", "--quiet", "--disable-pip-version-check", "--python", home / "bin" / "python", "install", "--no-compile")
+    run(*pip, "--require-hashes", "-r", source / "deploy" / "requirements.lock")
+    run(*pip, "--no-deps", made)
+    return settled(tree)
+
+
+def settled(tree: Path) -> Path:
+    """Have an environment say that it is in /opt/eir, and hold nothing that differs from one build to the next."""
+    home = tree / PREFIX
+    was, will = str(home).encode(), f"/{PREFIX}".encode()
+    for file in [*(home / "bin").iterdir(), home / "pyvenv.cfg"]:
+        if file.is_file() and not file.is_symlink():
+            file.write_bytes(b"".join(line for line in file.read_bytes().replace(was, will).splitlines(keepends=True) if not line.startswith(b"command =")))
+    for cache in home.rglob("__pycache__"):
+        shutil.rmtree(cache)
+    for record in (*home.rglob("direct_url.json"), *home.rglob("*.dist-info/RECORD")):
+        record.unlink()
+    run(home / "bin" / "python", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", tree, "-p", "/", home / "lib", check=False)
+    return tree
+
+
+def materials(version: str, tree: Path, epoch: str) -> dict[str, object]:
+    """The bill of materials (CycloneDX 1.6): what is in the package's environment."""
+    there = sorted(distributions(path=[str(path) for path in (tree / PREFIX).glob("lib/python*/site-packages")]), key=lambda each: each.name.lower())
+    own = "eir-register"
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json", "bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1,
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{own} {version}')}",
+        "metadata": {
+            "timestamp": datetime.fromtimestamp(int(epoch), UTC).isoformat().replace("+00:00", "Z"),
+            "component": {"type": "application", "name": "eir", "version": version, "bom-ref": "eir"},
+        },
+        "components": [component(each) for each in there if each.name != own],
+        "dependencies": [{"ref": "eir", "dependsOn": [purl(each) for each in there if each.name != own]}],
+    }  # fmt: skip
+
+
+def purl(of: Distribution) -> str:
+    """How a package of the index is named among those of all kinds."""
+    return f"pkg:pypi/{re.sub(r'[-_.]+', '-', of.name).lower()}@{of.version}"
+
+
+def component(of: Distribution) -> dict[str, object]:
+    """One of them."""
+    expression = of.metadata.get("License-Expression")
+    found: dict[str, object] = {"type": "library", "name": of.name, "version": of.version, "purl": purl(of), "bom-ref": purl(of)}
+    return found | ({"licenses": [{"expression": expression}]} if expression else {})
+
+
+def package(tree: Path, source: Path, version: str, folder: Path) -> Path:
+    """The Debian package of a tree that has the environment; the rest is put beside it."""
+    eir = (tree / PREFIX / "bin" / "python", "-m", "eir")
+    python = run(eir[0], "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+    architecture = run("dpkg", "--print-architecture").strip()
+    put(tree / "usr/lib/systemd/system/eir.service", (source / "eir/commands/eir.service").read_text())
+    put(tree / "usr/share/man/man1/eir.1.gz", gzip.compress(run(*eir, "manual").encode(), mtime=0))
+    put(tree / "usr/share/bash-completion/completions/eir", run(*eir, "completion", "bash"))
+    put(tree / "usr/share/doc/eir/copyright", COPYRIGHT)
+    put(tree / "usr/share/doc/eir/changelog.gz", gzip.compress((source / "CHANGELOG.md").read_bytes(), mtime=0))
+    put(tree / "usr/share/lintian/overrides/eir", "eir: dir-or-file-in-opt\n")
+    for page in sorted((source / "deploy").glob("*.md")):
+        put(tree / "usr/share/doc/eir" / page.name, page.read_text())
+    (tree / "usr/bin").mkdir(parents=True, exist_ok=True)
+    (tree / "usr/bin/eir").symlink_to(f"/{PREFIX}/bin/eir")
+    first = folder / "configuration"
+    run(*eir, "init", first, "--realm", REALM, "--host", HOST, "--peer", "127.0.0.0/8", "--listen", "tcp://127.0.0.1:3868", "--state", "/var/lib/eir")
+    put(tree / "etc/eir/eir.yaml", (first / "eir.yaml").read_text())
+    shutil.rmtree(first)
+    for cache in tree.rglob("eir/**/__pycache__/*.pyc.*"):
+        cache.unlink()
+    files = [path for path in tree.rglob("*") if path.is_file() and not path.is_symlink()]
+    size = sum(path.stat().st_size for path in files) // 1024
+    major, _, minor = python.partition(".")
+    control = {
+        "control": CONTROL.format(version=version, architecture=architecture, size=size, python=python, after=f"{major}.{int(minor) + 1}~"),
+        "conffiles": "/etc/eir/eir.yaml\n", "postinst": POSTINST, "prerm": PRERM, "postrm": POSTRM, "md5sums": md5sums(tree, files),
+    }  # fmt: skip
+    for name, text in control.items():
+        put(tree / "DEBIAN" / name, text, mode=0o755 if text.startswith("#!") else 0o644)
+    for path in tree.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
+    made = folder / f"eir_{version}_{architecture}.deb"
+    run("dpkg-deb", "--root-owner-group", "-Zzstd", "-z9", "--build", tree, made)
+    return made
+
+
+def md5sums(tree: Path, files: Iterable[Path]) -> str:
+    """What dpkg --verify goes by."""
+    lines = [f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}\n" for path in sorted(files)]
+    return "".join(line for line in lines if "  etc/" not in line)
+
+
+def put(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write a file of the package."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    path.chmod(mode)
+
+
+INSTALLED = """
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
+mount --bind /dev "$1/root/dev"
+mount -t proc proc "$1/root/proc"
+mount -t tmpfs tmpfs "$1/root/run"
+cp "$2" "$1/root/eir.deb"
+exec chroot "$1/root" sh -euxc "$3"
+"""
+LIFE = """
+dpkg -i /eir.deb
+dpkg --verify eir
+test "$(stat -c %U:%a /var/lib/eir)" = eir:750
+test "$(stat -c %G:%a /etc/eir)" = eir:750
+cd /
+eir --version
+su -s /bin/sh eir -c 'eir config' >/dev/null
+su -s /bin/sh eir -c 'eir add blocked-here 00101001000001 --reason lost'
+(su -s /bin/sh eir -c 'eir serve' & ) 2>/serve.log
+for try in $(seq 100); do ! eir status >/dev/null 2>&1 || break; sleep 0.2; done
+eir probe 127.0.0.1 00101001000001 --origin-realm epc.mnc001.mcc001.3gppnetwork.org | grep blacklisted
+su -s /bin/sh eir -c 'eir drain'
+echo '# mine' >>/etc/eir/eir.yaml
+dpkg -i /eir.deb
+grep '# mine' /etc/eir/eir.yaml
+su -s /bin/sh eir -c 'eir lists' | grep blocked-here
+dpkg -r eir
+test ! -e /opt/eir
+test -e /etc/eir/eir.yaml
+test -e /var/lib/eir/lists.sqlite
+dpkg -P eir
+test ! -e /etc/eir
+test ! -e /var/lib/eir
+"""
+"""Installed, used as a service's user would, upgraded with a changed configuration, removed, purged."""
+
+
+def check(made: Path, folder: Path, life: str = LIFE) -> str:
+    """Run the package's life in a copy of this system, of which nothing stays. Raises Broken."""
+    there = folder / "life"
+    there.mkdir()
+    inside = ["mount -t tmpfs tmpfs", str(there)]
+    script = f"{' '.join(inside)}; mkdir {there}/upper {there}/work {there}/root; {INSTALLED}"
+    command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-euc", f"ip link set lo up; {script}", "sh", str(there), str(made), life]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise Broken(f"the package's life ended with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def digest(file: Path) -> str:
+    """SHA-256."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def run(*command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True) -> str:
+    """Run a program; returns what it prints. Raises Broken if it fails."""
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if check and done.returncode:
+        raise Broken(f"{' '.join(str(word) for word in command[:4])} … ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
