@@ -498,7 +498,7 @@ class TestShown:
             assert re.fullmatch("[0-9a-f]{64}", found.pop("digest"))
             found["expires"] = None
         assert document | {"version": None, "lane": None, "pid": None, "uptime_s": None, "tasks": None, "listening": None, "http": None} == {
-            "state": "OK", "code": 0, "summary": "2 lists, 2 entries, 1 connections, 0 checks", "ready": "ready", "version": None, "lane": None,
+            "state": "OK", "code": 0, "summary": "2 lists, 2 entries, 1 connections, 0 checks", "troubles": [], "ready": "ready", "version": None, "lane": None,
             "pid": None, "uptime_s": None, "tasks": None, "listening": None, "http": None,
             "lists": {key: {"serial": 1, "generation": 1, "entries": 1, "expires": None} for key in ("stolen", "tracked")},
             "workers": 1, "in_step": True, "peers": {"mme": 1}, "checks": 0,
