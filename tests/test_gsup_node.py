@@ -113,7 +113,6 @@ async def test_checks_are_answered_and_everything_else_goes_through(site, hlr, t
 
 
 async def test_thousands_of_messages_pass_unchanged_while_checks_are_answered(site, hlr, to):
-    """For longer: `scripts/soak gsup`."""
     count = 5000
     node = serve(site, hlr)
     msc, chance = await to(node), random.Random(7)

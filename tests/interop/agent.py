@@ -25,9 +25,9 @@ def free_port():
         return free.getsockname()[1]
 
 
-def in_a_network_of_its_own(test):
-    """Run the test (file::name) again in a network where freeDiameter starts; False if that is here already."""
-    if has_an_address() or IN_ITS_OWN_NETWORK in os.environ:
+def in_a_network_of_its_own(test, *, always=False):
+    """Run the test (file::name) again in a network where freeDiameter starts, or `always`; False if that is here already."""
+    if (has_an_address() and not always) or IN_ITS_OWN_NETWORK in os.environ:
         return False
     link = "(ip link add eir0 type dummy || ip link add eir0 type veth peer name eir1)"
     make = f"ip link set lo up && {link} && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
