@@ -144,7 +144,7 @@ def test_the_lane_leaves_what_is_sought_and_nothing_else():
     requests = [lanes.ecr(imei, imsi=imsi) for imei in (UNLISTED, TRACKED, LISTED + "0", UNLISTED) for imsi in (IMSI, OTHER, None)]
     for sought, left in (
         (None, 0), (Sought(int(LISTED), ""), 3), (Sought(None, IMSI), 4), (Sought(int(LISTED), OTHER), 1), (Sought(int(LISTED) + 1, ""), 0),
-        (Sought(None, IMSI[:-1]), 0),
+        (Sought(None, IMSI[:-1]), 0), (Sought(int(LISTED), IMSI), 1),
     ):  # fmt: skip
         side, plain = lanes.Side(lane=True), lanes.Side(lane=True)
         side.lanes.seek(sought)

@@ -16,6 +16,9 @@ from eir.errors import IdentifierError
 
 TOLD_MAX = 20
 """Checks and messages that a worker tells a second."""
+ANY = (1 << 64) - 2
+NOBODY = ANY + 1, ANY
+"""Whichever device or SIM, as a number beside those of real ones; and the device that none is, with any SIM."""
 CHECK, WIRE, LIMIT = "check", "wire", "limit"
 """Kinds of what is told."""
 
@@ -27,6 +30,11 @@ class Sought(NamedTuple):
     """A key of eir.device; None: any device."""
     imsi: str
     """Empty: any subscriber."""
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """Device and SIM, as a fast path compares them (eir.checks.program.Field): ANY for any."""
+        return ANY if self.device is None else self.device, int(self.imsi or ANY)
 
     def fits(self, question: Question) -> bool:
         """Whether a check is one of them."""

@@ -1,17 +1,11 @@
-/* The express lane, compiled: from a read buffer to answers and counts, with no state from one call to the next but what a trace
- * seeks. One group of messages is answered while what the next one needs comes from memory. What cannot be decided here is asked of the policy's own `decide`. */
+/* The express lane, compiled: from a read buffer to answers and counts, with no state from one call to the next. One group of messages is
+ * answered while what the next one needs comes from memory. What cannot be decided here is asked of the policy's own `decide`. */
 
 #include "_lane.h"
 
 enum { GROUP = 32, IDENTIFIER_MAX = 32, STREAMS = 2, TEXTS = 5 };	/* streams: what the record is told, of plain verdicts and of others */
 
-typedef struct {	/* whose messages are for the general path, where they are seen; device: NOTHING is any; imsi: empty is any */
-	uint64_t device;
-	uint32_t is_on, imsi_bytes;
-	char imsi[IMSI_MAX];
-} Sought;
-
-typedef struct { PyObject_HEAD Policy policy; Dictionary dictionary; Sought sought; Py_buffer keys, are_groups; } Lane;
+typedef struct { PyObject_HEAD Policy policy; Dictionary dictionary; Py_buffer keys, are_groups; } Lane;
 
 typedef struct {	/* messages that are looked up together, each step for all of them */
 	int count;
@@ -27,7 +21,6 @@ typedef struct { Text host, imsi; uint64_t count, device; } Tally;	/* of a verdi
 typedef struct {	/* of one call */
 	const Policy *policy;
 	const Dictionary *dictionary;
-	const Sought *sought;
 	const Terms *terms;
 	const uint8_t *at, *end, *telling, *replies[REPLIES];	/* at: behind what was answered; telling: for each verdict its stream + 1, or 0 */
 	PyObject *decide_by;	/* None: all get the reply past a limit */
@@ -140,17 +133,11 @@ static void step(const Policy *policy, Group *group, void search(const List *, S
 			search(list, group->searches[list - policy->lists], group->count);
 }
 
-static int is_sought(const Sought *sought, const Ecr *ecr) {
-	if (!sought->is_on || (sought->device != NOTHING && sought->device != ecr->fields[DEVICE]))
-		return 0;
-	return !sought->imsi_bytes || (sought->imsi_bytes == ecr->imsi.bytes && !memcmp(sought->imsi, ecr->imsi.at, sought->imsi_bytes));
-}
-
 /* Read the next message, and begin to look for it in all lists. Returns its length; 0 if it is for the general path. */
 static uint32_t begin(const Call *call, const uint8_t *at, Group *group, int i) {
 	Ecr *ecr = group->ecrs + i;
 	uint32_t length = read_ecr(call->terms, call->dictionary, at, (size_t)(call->end - at), ecr), digits = ecr->imsi.bytes;
-	if (!length || (call->policy->strict && ecr->imei.bytes == KEY_DIGITS + 1 && is_wrong_digit(ecr->imei.at)) || is_sought(call->sought, ecr))
+	if (!length || (call->policy->strict && ecr->imei.bytes == KEY_DIGITS + 1 && is_wrong_digit(ecr->imei.at)) || is_sought(call->policy->sought, ecr->fields))
 		return 0;
 	for (uint64_t number = 0; number < call->policy->list_count; number++) {
 		const List *list = call->policy->lists + number;
@@ -209,7 +196,7 @@ static int have_terms(Call *call, Py_ssize_t bytes) {
 }
 
 static PyObject *lane_take(Lane *lane, PyObject *arguments) {
-	Call call = {.policy = &lane->policy, .dictionary = &lane->dictionary, .sought = &lane->sought};
+	Call call = {.policy = &lane->policy, .dictionary = &lane->dictionary};
 	Py_buffer data;
 	Py_ssize_t terms, position, telling;
 	PyObject *result = NULL, *counts;
@@ -231,31 +218,13 @@ static PyObject *lane_take(Lane *lane, PyObject *arguments) {
 	return result;
 }
 
-static PyObject *lane_seek(Lane *lane, PyObject *arguments) {
-	Sought sought = {0};
-	PyObject *device;
-	const char *imsi;
-	Py_ssize_t bytes;
-	if (!PyArg_ParseTuple(arguments, "Oy#", &device, &imsi, &bytes))
-		return NULL;
-	if (bytes > IMSI_MAX)
-		return PyErr_SetString(PyExc_ValueError, "not an IMSI"), NULL;
-	sought.device = device == Py_None ? NOTHING : PyLong_AsUnsignedLongLong(device);
-	sought.is_on = device != Py_None || bytes, sought.imsi_bytes = (uint32_t)bytes;
-	memcpy(sought.imsi, imsi, (size_t)bytes);
-	if (PyErr_Occurred())
-		return NULL;
-	lane->sought = sought;
-	Py_RETURN_NONE;
-}
-
 static int lane_init(Lane *lane, PyObject *arguments, PyObject *Py_UNUSED(names)) {
 	Policy *policy = &lane->policy;
 	Py_ssize_t bytes;
 	const char *words;
 	unsigned verdicts;
 	PyObject *lists, *arrays;
-	if (policy->words || !PyArg_ParseTuple(arguments, "y#IO!py*y*", &words, &bytes, &verdicts, &PyTuple_Type, &lists, &policy->strict, &lane->keys, &lane->are_groups))
+	if (policy->words || !PyArg_ParseTuple(arguments, "y#IO!py*y*KK", &words, &bytes, &verdicts, &PyTuple_Type, &lists, &policy->strict, &lane->keys, &lane->are_groups, policy->sought + DEVICE, policy->sought + SIM))
 		return -1;
 	lane->dictionary = (Dictionary){lane->keys.buf, lane->are_groups.buf, (uint64_t)lane->are_groups.len};
 	int fits = PyTuple_Size(lists) <= LISTS_MAX && verdicts <= VERDICTS_MAX && lane->keys.len == 8 * lane->are_groups.len;
@@ -281,13 +250,7 @@ static void lane_dealloc(PyObject *self) {
 	Py_DECREF(type);
 }
 
-#define TAKE_DOC "take(terms, data, position, messages_max, decide, telling): answer messages, up to the first for the general path. See _lane.pyi."
-#define SEEK_DOC "seek(device, imsi): leave messages about these to the general path from now on. See _lane.pyi."
-static PyMethodDef lane_methods[] = {
-	{"take", (PyCFunction)(void (*)(void))lane_take, METH_VARARGS, TAKE_DOC},
-	{"seek", (PyCFunction)(void (*)(void))lane_seek, METH_VARARGS, SEEK_DOC},
-	{0},
-};
+static PyMethodDef lane_methods[] = {{"take", (PyCFunction)(void (*)(void))lane_take, METH_VARARGS, "Answer messages, up to the first for the general path. See _lane.pyi."}, {0}};
 static PyType_Slot lane_slots[] = {{Py_tp_init, lane_init}, {Py_tp_dealloc, lane_dealloc}, {Py_tp_methods, lane_methods}, {0}};
 static PyType_Spec lane_spec = {"eir.s13._lane.Lane", sizeof(Lane), 0, Py_TPFLAGS_DEFAULT, lane_slots};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "eir.s13._lane", NULL, -1, NULL, NULL, NULL, NULL, NULL};
@@ -295,10 +258,9 @@ static PyModuleDef module = {PyModuleDef_HEAD_INIT, "eir.s13._lane", NULL, -1, N
 #define CONSTANT(name) {#name, name}
 /* What Python knows too: eir/s13/lane.py compares. */
 static const struct { const char *name; long value; } constants[] = {
-	CONSTANT(IF_OTHER), CONSTANT(IF_LISTED), CONSTANT(IF_NOT_LISTED), CONSTANT(IF_WITHIN), CONSTANT(IF_ORIGIN_HOST), CONSTANT(IF_ORIGIN_REALM),
-	CONSTANT(DEVICE), CONSTANT(SIM), CONSTANT(VERSION), CONSTANT(DEVICES), CONSTANT(SUBSCRIBERS), CONSTANT(PAIRS), CONSTANT(STATUSES), CONSTANT(LISTS_MAX),
-	CONSTANT(VERDICTS_MAX), CONSTANT(KEY_DIGITS), CONSTANT(PAGE_KEYS), CONSTANT(IDENTIFIER_MAX), CONSTANT(TEXTS), CONSTANT(IMSI_MIN), CONSTANT(IMSI_MAX),
-	CONSTANT(APPLICATION), CONSTANT(COMMAND),
+	CONSTANT(IF_OTHER), CONSTANT(IF_LISTED), CONSTANT(IF_NOT_LISTED), CONSTANT(IF_WITHIN), CONSTANT(IF_ORIGIN_HOST), CONSTANT(IF_ORIGIN_REALM), CONSTANT(DEVICE),
+	CONSTANT(SIM), CONSTANT(VERSION), CONSTANT(DEVICES), CONSTANT(SUBSCRIBERS), CONSTANT(PAIRS), CONSTANT(STATUSES), CONSTANT(LISTS_MAX), CONSTANT(VERDICTS_MAX),
+	CONSTANT(KEY_DIGITS), CONSTANT(PAGE_KEYS), CONSTANT(IDENTIFIER_MAX), CONSTANT(TEXTS), CONSTANT(IMSI_MIN), CONSTANT(IMSI_MAX), CONSTANT(APPLICATION), CONSTANT(COMMAND),
 };
 
 PyMODINIT_FUNC PyInit__lane(void) {

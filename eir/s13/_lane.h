@@ -2,7 +2,6 @@
  * lane that leads from a read buffer to answers (_lane.c). */
 
 #pragma once
-
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
@@ -85,15 +84,19 @@ void search_blocks(const List *in, Search *all, int count);
 void search_lows(const List *in, Search *all, int count);
 int search_key(const List *in, const Search *one);
 
-enum { IF_OTHER, IF_LISTED, IF_NOT_LISTED, IF_WITHIN, IF_ORIGIN_HOST, IF_ORIGIN_REALM };
-enum { LISTS_MAX = 16, VERDICTS_MAX = 1024 };
+enum { IF_OTHER, IF_LISTED, IF_NOT_LISTED, IF_WITHIN, IF_ORIGIN_HOST, IF_ORIGIN_REALM, LISTS_MAX = 16, VERDICTS_MAX = 1024 };
 #define ASK_INSTEAD UINT64_MAX
 
 typedef struct {
 	List lists[LISTS_MAX];
 	uint64_t *words, word_count, list_count, verdict_count;	/* a verdict is its number, and its status in the upper half of a word */
 	int strict;	/* an IMEI with a wrong check digit is for the general path */
+	unsigned long long sought[SIM + 1];	/* whose messages are, too: a device (NOTHING: any; UNSURE: none) with a SIM (NOTHING: any) */
 } Policy;
+
+static inline int is_sought(const unsigned long long *one, const uint64_t *fields) {
+	return (one[DEVICE] == NOTHING || one[DEVICE] == fields[DEVICE]) && (one[SIM] == NOTHING || one[SIM] == fields[SIM] || fields[SIM] == UNSURE);
+}
 
 int is_verdict(const Policy *policy, uint64_t word);
 int is_sound(const Policy *policy);

@@ -8,6 +8,7 @@ from collections.abc import Callable
 class Lane:
     def __init__(
         self, program: bytes, verdicts: int, lists: tuple[tuple[tuple[memoryview, ...] | None, int], ...], strict: bool, keys: bytes, are_groups: bytes,
+        sought_device: int, sought_sim: int,  # whose messages are for the general path: see eir.checks.trace.Sought.numbers
     ) -> None: ...
 
     # Answer the messages at `position`, up to the first that is for the general path.
@@ -22,7 +23,3 @@ class Lane:
     def take(
         self, terms: bytes, data: bytes, position: int, messages_max: int, decide: Callable[..., int] | None, telling: bytes,
     ) -> tuple[int, bytes, int, list[tuple[int, int, str, int, str]], tuple[bytes, bytes], tuple[bytes, bytes]]: ...
-
-    # Leave messages about this device (its key; None: any) and this subscriber (IMSI; empty: any) to the general path from now on; with
-    # neither all are taken again. Raises ValueError for what is no IMSI.
-    def seek(self, device: int | None, imsi: bytes) -> None: ...

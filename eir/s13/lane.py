@@ -1,6 +1,6 @@
 """The express lane: ECRs are read, decided and answered in C (_lane.c), many times as fast as by the general path.
 
-The C has no state from one call to the next but what a trace seeks: here a policy and its lists are bound, and what was answered is counted and told. What it
+The C has no state from one call to the next: here a policy and its lists are bound, and what was answered is counted and told. What it
 does not take is the general path's, which stays the specification: tests/test_express.py. May import what s13.service may.
 """
 
@@ -13,7 +13,7 @@ from eir.checks.policy import Verdict
 from eir.checks.program import LISTS_MAX, STATUSES, VERDICTS_MAX, WORD_BYTES, Asked, Field, Program, names_in_words
 from eir.checks.settings import Status
 from eir.checks.sighting import TEXTS, SightingKind
-from eir.checks.trace import Sought
+from eir.checks.trace import NOBODY, Sought
 from eir.device import IMSI_LENGTHS, KEY_DIGITS, SNR_KEYS
 from eir.diameter.answer import Reply, result_avp, result_label
 from eir.diameter.application import LaneTerms
@@ -35,15 +35,13 @@ CONSTANTS: Final = {
 
 try:
     from eir.s13 import _lane
+    COMPILED = all(getattr(_lane, name, None) == value for name, value in CONSTANTS.items())
 except ImportError:
     COMPILED = False
-else:
-    COMPILED = all(getattr(_lane, name, None) == value for name, value in CONSTANTS.items())
 LANE: Final = "compiled" if COMPILED else "none"
 """Which lane this installation has, as status, log and metrics show it. Without one the general path answers, more slowly."""
 
-NOTHING: Mapping[str, int] = {}
-"""No answers."""
+NO_ANSWERS: Mapping[str, int] = {}
 UNTOLD, PLAIN, TOLD = range(3)
 """What the record is told of a verdict."""
 
@@ -55,8 +53,7 @@ class ExpressLanes:
         """`replies`: label of a peer → what each status is answered by."""
         self.checker, self.replies = checker, replies
         self.program: Program | None = None
-        self._sought: Sought | None = None
-        self._version = -1
+        self._sought, self._version = NOBODY, -1
 
     def __call__(self, terms: LaneTerms) -> "ExpressLane":
         """Make the lane of a connection."""
@@ -64,21 +61,19 @@ class ExpressLanes:
 
     def seek(self, sought: Sought | None) -> None:
         """Leave checks that are sought to the general path from now on, where they can be told; None: none is."""
-        self._sought = sought
-        if self.program is not None and self.lane is not None:
-            self.lane.seek(*((None, b"") if sought is None else (sought.device, sought.imsi.encode())))
+        self.program, self._sought = None, NOBODY if sought is None else sought.numbers
 
-    def renew(self) -> None:
+    def renew(self) -> "ExpressLanes":
         """Take over the policy in force, and its lists as they are now; without that it happens with the next message."""
         policy = self.checker.policy
         if (program := policy.program) is self.program and program.index.version == self._version:
-            return
+            return self
         self.program, self._version = program, program.index.version
         self.everything, self.events = (bytes(plain if verdict.decision.is_plain else TOLD for verdict in program.verdicts) for plain in (PLAIN, UNTOLD))
         lists = tuple((None if entries.image is None else entries.image.lane_arrays, KINDS[entries.kind]) for entries in program.lists)
         fits = len(program.verdicts) <= VERDICTS_MAX
-        self.lane = _lane.Lane(program.words, len(program.verdicts), lists, policy.by_digit is not None, KEYS, ARE_GROUPS) if fits else None
-        self.seek(self._sought)
+        self.lane = _lane.Lane(program.words, len(program.verdicts), lists, policy.by_digit is not None, KEYS, ARE_GROUPS, *self._sought) if fits else None
+        return self
 
 
 class ExpressLane:
@@ -94,16 +89,15 @@ class ExpressLane:
 
     def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
         """See eir.diameter.application.Lane.take; results are `2001` and `10415:5422`."""
-        lanes = self._lanes
-        lanes.renew()
+        lanes = self._lanes.renew()
         program, lane, checker = lanes.program, lanes.lane, lanes.checker
         if lane is None or program is None:
-            return position, NOTHING
+            return position, NO_ANSWERS
         sightings = checker.sightings
         telling = b"" if sightings is None or (PROTOCOL, self._label) in checker.probes else lanes.events if self._label in sightings.full else lanes.everything
         position, answers, answered, counted, *told = lane.take(self._terms, data, position, messages_max, self._decide, telling)
         if not answered:
-            return position, NOTHING
+            return position, NO_ANSWERS
         out.append(answers)
         tally, results = dict[Verdict, int](), dict[str, int]()
         for number, count, host, key, imsi in counted:
@@ -125,17 +119,15 @@ class ExpressLane:
 
     def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
         """See eir.diameter.application.Lane.shed."""
-        self._lanes.renew()
-        if self._lanes.lane is None:
+        if (lane := self._lanes.renew().lane) is None:
             return position, 0
-        position, answers, answered, *_ = self._lanes.lane.take(self._terms, data, position, messages_max, None, b"")
+        position, answers, answered, *_ = lane.take(self._terms, data, position, messages_max, None, b"")
         out.append(answers)
         return position, answered
 
     def _decide(self, key: int, *about: str) -> int:
         """The policy's own verdict as a word, of which the record is told here. `about`: see _lane.Lane.take."""
-        imei, imsi, version, host, realm = about
-        checker = self._lanes.checker
+        checker, (imei, imsi, version, host, realm) = self._lanes.checker, about
         verdict = checker.policy.decide(key, imsi, version, host, realm)
         checker.sight(verdict.decision, PROTOCOL, self._label, (host, realm, imei, imsi, version))
         return checker.policy.program.verdict_words[verdict]
@@ -153,6 +145,5 @@ def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
     return b"".join([head, hosts, realms, *(pack("=Q", flag) + tail for flag, tail in zip(flags, tails, strict=True))])
 
 
-_KNOWN = sorted(DICTIONARY.avps)
-KEYS, ARE_GROUPS = b"".join(pack("=Q", key) for key in _KNOWN), bytes(key in DICTIONARY.groups for key in _KNOWN)
+KEYS, ARE_GROUPS = map(b"".join, zip(*((pack("=Q", key), pack("=?", key in DICTIONARY.groups)) for key in sorted(DICTIONARY.avps)), strict=True))
 """The dictionary, for the C."""

@@ -90,7 +90,7 @@ def programs(rng, index):
     arrays = tuple((None if entries.image is None else tuple(map(rng_bytes(rng), entries.image.lane_arrays)), rng.randrange(3)) for entries in program.lists)
     side = lanes.Side(lane=True, policy=PolicySettings(rules=RULES), index=index)
     with suppress(ValueError):
-        made = _lane.Lane(bytes(words), len(program.verdicts) + rng.randrange(-1, 2), arrays, rng.random() < 0.5, lane.KEYS, lane.ARE_GROUPS)
+        made = _lane.Lane(bytes(words), len(program.verdicts) + rng.randrange(-1, 2), arrays, rng.random() < 0.5, lane.KEYS, lane.ARE_GROUPS, *lane.NOBODY)
         express = lane.ExpressLane(side.lanes, lanes.terms(side))
         made.take(express._terms, b"".join(lanes.an_ecr(rng) for _ in range(9)), 0, 9, lambda *_: rng.choice((0, 1 << 32, 7 << 32, 99)), b"")
 
