@@ -39,7 +39,7 @@ class Group(NamedTuple):
 
 COMMANDS: dict[str, str | Group] = {
     "init": "first.init", "serve": "node.serve", "status": "node.status", "peers": "node.peers", "reload": "node.reload", "drain": "node.drain",
-    "config": "node.show_config", "check": "asking.check", "why": "why.why", "trace": "trace.trace", "load": "releases.load", "inbox": "releases.inbox", "pull": "sources.pull",
+    "config": "node.show_config", "check": "asking.check", "why": "why.why", "trace": "trace.trace", "load": "releases.load", "inbox": "releases.inbox", "pull": "sources.pull", "acknowledge": "sources.acknowledge", "acknowledged": "sources.show_acknowledged",
     "show": "content.show_list", "export": "content.export_list", "history": "record.history", "rollback": "lists.rollback",
     "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "probe": "asking.probe", "audit": "audit.audit",
     "seen": "sightings.seen", "completion": "manual.completion", "manual": "manual.manual",

@@ -33,6 +33,7 @@ from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress,
 from eir.config import Config, load_to_ask
 from eir.lists.audit import AT_LEAST, CONFIDENCE, Check, Listed, Report, judge, listed_in, sample_size
 from eir.lists.audit import audit as ask_about
+from eir.sources.acknowledge import ENDS, listed_by
 
 RATE = 100.0
 NAMED_MAX = 10
@@ -40,7 +41,7 @@ NAMED_MAX = 10
 
 
 def audit(
-    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="LIST-SERIAL.manifest.json of the release that the EIR should have in force.")],
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="LIST-SERIAL.manifest.json of the release that the EIR should have in force; or NODE.LIST.ack in a publisher's folder: what the node says it has.")],
     target: Annotated[str | None, typer.Argument(metavar="[HOST[:PORT]]", help="The EIR to ask, as for eir probe: tcp://, tls:// or sctp:// where it is not plain, http:// or https:// for a 5G EIR, gsup:// for one on Osmocom.", show_default=False)] = None,
     sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Ask about so many devices; as many as --at-least needs if not given.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Ask about every entry.")] = False,
@@ -84,7 +85,10 @@ def audit(
     checked, now = load_to_ask(config), datetime.now(UTC)
     with progress() as advance:
         shown = advance or (lambda *_: None)
-        listed = listed_in(release, checked.lists, now=now, memory_max=checked.load_memory, progress=shown)
+        if release.name.endswith(ENDS):
+            listed = listed_by(release, checked.lists, now=now)
+        else:
+            listed = listed_in(release, checked.lists, now=now, memory_max=checked.load_memory, progress=shown)
         answer = str(wanted or _answer(checked, listed.manifest.list))
         if asker is not None:
             size = len(listed) if everything else sample or sample_size(floor if floor is not None else AT_LEAST, sure) or len(listed)

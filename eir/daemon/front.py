@@ -26,6 +26,7 @@ from eir.checks.question import Question
 from eir.config import Config, digests, load_config, needs_restart, take_over
 from eir.daemon import feeding, following, fraud_checking, interfaces, recorder, state_folder, worker
 from eir.daemon.accept import Acceptor, cannot_listen
+from eir.daemon.acknowledging import Acknowledging
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.faults import report_faults
 from eir.daemon.feeding import FeedService
@@ -163,12 +164,13 @@ class Front:
         """Those that there are: a reload brings none."""
         self._drop_folder = DropFolder(config, starter.start, report=report)
         self._pulling = Pulling(config, starter.start, report=report)
+        self._acknowledging = Acknowledging(config, starter.start, report=report)
         self._status.unreached = lambda: self._pulling.overdue(time.time())
         self._outcomes: tuple[Outcome, ...] = ()
         self._events: Sequence[Event] = ()
         """The newest of the history, for the page."""
         self._rhythms = Rhythms()
-        self._reload_failed = False
+        self._reload_failed = self._dialing = False
         self._file_seen: tuple[int, ...] | None = None
         """The configuration on disk when it was last read to see whether it has a fault."""
         self._expiry = ExpiryReminder()
@@ -181,7 +183,6 @@ class Front:
         self._registered: asyncio.Task[None] | None = None
         self._standing = Standing(serving=False, load=0)
         self._disabled: set[str] = set()
-        self._dialing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
@@ -225,6 +226,7 @@ class Front:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._acknowledging.stop()
             await self._starter.close()
             self._granted.close()
             await self._history.close()
@@ -412,6 +414,7 @@ class Front:
         await self._tracing.look()
         reports = await self._workers.reports()
         self._status.tell(reports)
+        self._acknowledging.look(reports)
         serving = self._status.readiness(reports).word != NOT_READY
         self._standing = Standing(serving=serving, load=round(100 * max((report.load for report in reports), default=0)))
         states = {name: state for report in reports for name, state in report.lists.items()}
@@ -459,7 +462,7 @@ class Front:
             "eir_history_last_record": {(): self._history.newest.number}, "eir_history_last_digest": {(): int(self._history.newest.digest[:12], 16)},
             "eir_history_differs": {(): float(bool(self._history.differs))},
             "eir_list_unrecorded": {(name,): float(name in self._history.unrecorded) for name in self._config.lists},
-            **self._rhythms.snapshot(), **self._pulling.numbers(), **processes.snapshot(os.getpid()),
+            **self._rhythms.snapshot(), **self._pulling.numbers(), **self._acknowledging.numbers(), **processes.snapshot(os.getpid()),
             "eir_inbox_usable": {} if waiting is None else {(): float(self._drop_folder.usable)},
             "eir_inbox_waiting_releases": {} if waiting is None else {(): waiting},
             "eir_config_last_reload_successful": {(): float(not self._reload_failed)},
@@ -535,7 +538,7 @@ class Front:
         return {
             "pid": os.getpid(), "configuration": digests(self._config.shown),
             "in_step": all(report.lists == reports[0].lists for report in reports),
-            "lists": {name: asdict(state) for name, state in reports[0].lists.items()},
+            "lists": {name: asdict(state) for name, state in reports[0].lists.items()}, "since": self._acknowledging.since(reports[0].lists),
         }  # fmt: skip
 
     async def _check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -620,6 +623,7 @@ class Front:
         self._pulling.configure(now)
         for each in self._interfaces:
             each.configure(interfaces.Configured(now, tls))
+        self._acknowledging.configure(now)
         if before.n5g != now.n5g:
             await self._deregister()
             await self._register()

@@ -92,6 +92,8 @@ class Source:
     every_s: float = 300.0
     patience_s: float = 3600.0
     """How long it may not be reached before that is an alert."""
+    acknowledge: bool = False
+    """It is told what the node has in force."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

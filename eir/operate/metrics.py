@@ -84,6 +84,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_source_serial", "gauge", ("list",), "Newest serial that the source offers", "max"),
     Family("eir_source_pulls_total", "counter", ("list", "outcome"), "Looks at the source: loaded, unchanged, refused, waiting, unreached, or elsewhere while another node was at it"),
     Family("eir_source_faults_total", "counter", ("list", "reason"), "Looks at the source that ended with a fault, by its reason"),
+    Family("eir_source_acknowledgements_total", "counter", ("list", "outcome"), "Acknowledgements of what is in force: given to the source, or not_given"),
     Family("eir_source_bytes_total", "counter", ("list",), "Bytes that were fetched from the source"),
     Family("eir_store_up", "gauge", (), "1 while the store answers", "min"),
     Family("eir_store_errors_total", "counter", ("cause",), "Failures of the store by cause"),

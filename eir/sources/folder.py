@@ -158,6 +158,11 @@ def in_order(offers: Iterable[Offer]) -> tuple[Offer, ...]:
     return tuple(sorted(offers, key=lambda offer: (offer.serial, offer.kind != DELTA)))
 
 
+def is_digest(text: str) -> bool:
+    """True for a SHA-256 in hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def _offer(said: Any) -> Offer:
     if not isinstance(said, dict):
         raise ReleaseRefused("index", f'a member of "releases" of {INDEX} is not an object')
@@ -169,14 +174,14 @@ def _offer(said: Any) -> Offer:
         serial=serial, kind=kind, base=base, folder=_member(said, "folder", str, _FOLDER.fullmatch, "a folder such as 42 or 42-full"),
         manifest=_member(said, "manifest", str, is_plain_name, "a plain file name"), issued=said["issued"],
         signatures=_signatures(said),
-        sha256=_member(said, "sha256", str, _DIGEST.fullmatch, "64 hexadecimal digits"),
-        content=_member(said, "content", str, _DIGEST.fullmatch, "64 hexadecimal digits"),
+        sha256=_member(said, "sha256", str, is_digest, "64 hexadecimal digits"),
+        content=_member(said, "content", str, is_digest, "64 hexadecimal digits"),
     )  # fmt: skip
 
 
 def _signatures(said: dict[str, Any]) -> tuple[str, ...]:
     def are_digests(found: list[Any]) -> bool:
-        return 1 <= len(found) <= SIGNATURES_MAX and all(isinstance(each, str) and _DIGEST.fullmatch(each) for each in found)
+        return 1 <= len(found) <= SIGNATURES_MAX and all(isinstance(each, str) and is_digest(each) for each in found)
 
     found: list[str] = _member(said, "signatures", list, are_digests, f"an array of 1 to {SIGNATURES_MAX} times 64 hexadecimal digits")
     return tuple(found)

@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -52,7 +52,7 @@ class Placed:
 
 def publish_into(
     folder: Path, files: Sequence[Path], *, list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime, key: Path,
-    holds: str | None = None, keep: timedelta = KEEP, layout: str | None = None, declared: dict[str, Layout] | None = None,
+    holds: str | None = None, keep: timedelta = KEEP, layout: str | None = None, declared: Mapping[str, Layout] | None = None,
     bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
 ) -> Placed:  # fmt: skip
     """Make a signed release of data files, as lists.publish, and put it into the folder.
@@ -61,7 +61,7 @@ def publish_into(
     the index offers what it offered before then; EirError if somebody else publishes into the folder at this moment.
     """
     with _alone(folder):
-        before = _index_in(folder)
+        before = index_in(folder)
         kind = holds or (DEVICES if before is None else before.holds)
         _check(before, folder, list_name=list_name, serial=serial, base=base, holds=kind)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".eir-publish-") as name:
@@ -70,7 +70,7 @@ def publish_into(
                 files, list_name=list_name, serial=serial, base=base, issued=issued, expires=expires, key=key, out=staged, layout=layout,
                 declared=declared, bad_rows_max=bad_rows_max, progress=progress, warn=warn,
             )  # fmt: skip
-            here = _Here(folder, list_name, kind, declared or {}, Path(name))
+            here = Contents(folder, list_name, kind, declared or {}, Path(name))
             offers = list(before.releases) if before is not None else []
             chain = steps(before, None, 0) if before is not None and base is not None else ()
             offer = _offer(published.manifest)
@@ -108,10 +108,10 @@ def _is_time(index: Index, until: datetime) -> bool:
     return len(behind) >= DELTAS_MAX or any(datetime.fromisoformat(offer.issued) < until for offer in behind)
 
 
-class _Here:
-    """What the folder's releases make of the list."""
+class Contents:
+    """What the folder's releases make of the list. `room`: a folder for the store that it takes for a while."""
 
-    def __init__(self, folder: Path, name: str, kind: str, declared: dict[str, Layout], room: Path) -> None:
+    def __init__(self, folder: Path, name: str, kind: str, declared: Mapping[str, Layout], room: Path) -> None:
         # They are the publisher's own: no limit on changes holds here, and no signature is asked for.
         self._settings = ListSettings(
             name=name, kind=kind, shrink_max=1.0, growth_max=1e9, range_tacs_max=10**8, bad_rows_max=10**9,
@@ -198,7 +198,7 @@ def _write(path: Path, content: bytes) -> None:
     fresh.replace(path)
 
 
-def _index_in(folder: Path) -> Index | None:
+def index_in(folder: Path) -> Index | None:
     """The index that is there. It is our own: its signature is the readers' matter. Raises ReleaseRefused if it cannot be read."""
     try:
         content = (folder / INDEX).read_bytes()

@@ -1,0 +1,229 @@
+"""Acknowledgements: which content of a list a node has in force since when, signed by a key of the node's own; and what a publisher makes of them.
+
+The key is an OpenSSH one in the node's state folder, its signatures have a namespace of their own, and whoever wants proof has the public
+keys of all nodes in an allowed_signers file, each under the node's Origin-Host. May import eir.errors, lists and what stands beside.
+"""
+
+import asyncio
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from eir.errors import EirError, ReleaseRefused
+from eir.lists.audit import Listed
+from eir.lists.release import SERIAL_MAX, member, parse_manifest, verify_release
+from eir.lists.settings import ListSettings, is_list_name
+from eir.lists.signed import document_in, signed
+from eir.lists.store import utc_text
+from eir.sources.folder import Index, Offer, is_digest, steps
+from eir.sources.folder_writer import Contents, index_in
+
+FORMAT, NAMESPACE = "eir-acknowledgement/1", "eir-acknowledgement"
+KEY = "acknowledgement.key"
+"""In the state folder; made when it is first needed."""
+ROOM, ENDS, NODES = "acknowledgements", ".ack", "nodes"
+"""In a publisher's folder: where acknowledgements lie, how their names end, and the file with the nodes' public keys."""
+BYTES_MAX = 1 << 16
+SILENT = timedelta(days=2)
+"""A node says once a day what it has, whether that has changed or not."""
+IN_STEP, LATE, BEHIND, DIFFERS, UNPROVEN, OLD, NEVER = STATES = ("in step", "on its way", "behind", "differs", "unproven", "silent", "never")
+_member = partial(member, reason="acknowledgement")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledgement:
+    """What a node says of a list. Times are UTC with a Z."""
+
+    node: str
+    """Its Origin-Host."""
+    list: str
+    serial: int
+    content: str
+    """Digest of what is in force (ListState.content_digest)."""
+    since: str
+    """When the node put it in force."""
+    made: str
+
+    @property
+    def name(self) -> str:
+        """Of the file that it goes into."""
+        return f"{self.node}.{self.list}{ENDS}"
+
+
+def key_of(state: Path) -> Path:
+    """The node's key, made if there is none yet. Raises EirError."""
+    key = state / KEY
+    if not key.exists():
+        try:
+            made = subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "eir", "-f", key],  # noqa: S607 - OpenSSH stands where the host's PATH has it
+                stdin=subprocess.DEVNULL, capture_output=True, check=False,
+            )  # fmt: skip
+        except OSError as e:
+            raise EirError(f"ssh-keygen cannot be run: {e}; install OpenSSH's client") from None
+        if made.returncode and not key.exists():
+            raise EirError(f"the key {key} cannot be made: {made.stderr.decode(errors='replace').strip()}")
+    return key
+
+
+def signer_line(key: Path, node: str) -> str:
+    """The line by which an allowed_signers file knows the node."""
+    kind, public = key.with_name(f"{key.name}.pub").read_text().split()[:2]
+    return f'{node} namespaces="{NAMESPACE}" {kind} {public}'
+
+
+def acknowledged(what: Acknowledgement, key: Path) -> bytes:
+    """The acknowledgement, signed. Raises ReleaseRefused as openssh.sign."""
+    return signed((json.dumps({"format": FORMAT, **asdict(what)}, indent=1) + "\n").encode(), key, NAMESPACE)
+
+
+def read(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgement:
+    """The acknowledgement in a file, proved to be the node's own. `nodes`: the allowed_signers file. Raises ReleaseRefused."""
+    document, signature = document_in(content, name, nodes, now, namespace=NAMESPACE)
+    try:
+        said = json.loads(document)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        raise ReleaseRefused("acknowledgement", f'the "format" of {name} is not "{FORMAT}"')
+    found = Acknowledgement(
+        node=_member(said, "node", str, bool, "a host"), list=_member(said, "list", str, is_list_name, "the name of a list"),
+        serial=_member(said, "serial", int, lambda serial: 0 <= serial <= SERIAL_MAX, "a serial"),
+        content=_member(said, "content", str, is_digest, "64 hexadecimal digits"),
+        since=_member(said, "since", str, _is_time, "a time"), made=_member(said, "made", str, _is_time, "a time"),
+    )  # fmt: skip
+    if found.node not in signature.principals:
+        raise ReleaseRefused("acknowledgement", f"{name} is signed by {', '.join(signature.principals)}, and speaks for {found.node}")
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a node stands to a publisher's folder."""
+
+    node: str
+    list: str
+    state: str
+    """One of STATES."""
+    serial: int | None = None
+    behind: int = 0
+    """Releases that it has not."""
+    late_s: int = 0
+    """How long the first of these has been there."""
+    since: str | None = None
+    acknowledged: str | None = None
+    """When the node said so last."""
+    detail: str = ""
+
+
+def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | None = None) -> list[Standing]:
+    """How each node stands that has a key in the folder's `nodes`. `within`: how long a node may take for a release.
+
+    Raises EirError if the folder or the file of nodes cannot be read.
+    """
+    index, keys = index_in(folder), nodes or folder / NODES
+    if index is None:
+        raise EirError(f"{folder} is no folder of `eir publish --to`: it has no index")
+    try:
+        known = list(_named(keys.read_text()))
+    except OSError as e:
+        raise EirError(f"the nodes' public keys {keys} cannot be read: {e.strerror}; `eir acknowledge --key` on a node says its line") from None
+    newest: dict[str, Acknowledgement] = {}
+    unproven: dict[str, str] = {}
+    for file in sorted((folder / ROOM).glob(f"*{ENDS}")):
+        node = file.name.removesuffix(f".{index.list}{ENDS}")
+        try:
+            found = read(_content(file), file.name, keys, now)
+        except (ReleaseRefused, OSError) as e:
+            unproven[node] = str(e)
+            continue
+        if found.list == index.list and (found.node not in newest or found.made > newest[found.node].made):
+            newest[found.node] = found
+    rows = [standing(index, newest[node], now, within) for node in known if node in newest]
+    rows += [_without(index, node, unproven.get(node)) for node in dict.fromkeys([*known, *unproven]) if node not in newest]
+    return rows
+
+
+def standing(index: Index, said: Acknowledgement, now: datetime, within: timedelta) -> Standing:
+    """How one node stands."""
+    missed = sorted({(offer.serial, offer.issued) for offer in index.releases if offer.serial > said.serial})
+    late = now - datetime.fromisoformat(missed[0][1]) if missed else timedelta(0)
+    content = index.content_of(said.serial)
+    state, detail = IN_STEP, ""
+    if content is not None and content != said.content:
+        state, detail = DIFFERS, f"it has {said.content[:12]} for serial {said.serial}, and the release makes {content[:12]}"
+    elif now - datetime.fromisoformat(said.made) > SILENT:
+        state, detail = OLD, "it has not said for long what it has"
+    elif missed:
+        state = BEHIND if late > within else LATE
+    return Standing(
+        node=said.node, list=said.list, state=state, serial=said.serial, behind=len({serial for serial, _ in missed}),
+        late_s=max(0, int(late.total_seconds())), since=said.since, acknowledged=said.made, detail=detail,
+    )  # fmt: skip
+
+
+def listed_by(file: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> Listed:
+    """What a node says that it has in force, by the releases of the folder that its acknowledgement lies in.
+
+    Raises ReleaseRefused for what is not to be believed, EirError if the folder has no such list any more.
+    """
+    folder = file.resolve().parent.parent
+    index = index_in(folder)
+    said = read(_content(file), file.name, folder / NODES, now)
+    if index is None or index.list != said.list or said.list not in lists:
+        raise EirError(f"{file} is about list {said.list}, and lies in no folder of that list that is configured here")
+    chain = _chain_to(index, said.serial)
+    if not chain or index.content_of(said.serial) is None:
+        raise EirError(f"{folder} has no releases any more that lead to serial {said.serial}")
+    manifests = [folder / offer.folder / offer.manifest for offer in chain]
+    for path in manifests:
+        issued = parse_manifest(path.read_bytes()).issued
+        verify_release(path, lists, now=issued)
+    with tempfile.TemporaryDirectory(prefix="eir-audit-") as room:
+        contents = Contents(folder, said.list, index.holds, lists[said.list].layouts, Path(room))
+        state, pages = asyncio.run(contents.loaded(manifests))
+    if state.content_digest != said.content:
+        raise ReleaseRefused("acknowledgement", f"{said.node} has {said.content[:12]} in force, and release {said.serial} makes {state.content_digest[:12]}")
+    return Listed(parse_manifest(manifests[-1].read_bytes()), sorted(pages), now)
+
+
+def _chain_to(index: Index, serial: int) -> Sequence[Offer]:
+    """The releases that lead to a serial, from the newest full one at or below it."""
+    offers = tuple(offer for offer in index.releases if offer.serial <= serial)
+    if not any(offer.base is None for offer in offers):
+        return ()
+    return steps(Index(list=index.list, holds=index.holds, written=index.written, releases=offers), None, 0)
+
+
+def _without(index: Index, node: str, why: str | None) -> Standing:
+    return Standing(node=node, list=index.list, state=NEVER if why is None else UNPROVEN, behind=len({offer.serial for offer in index.releases}), detail=why or "")
+
+
+def _named(signers: str) -> Iterator[str]:
+    """Hosts in an allowed_signers file."""
+    for line in signers.splitlines():
+        if line.strip() and not line.startswith("#"):
+            yield from line.split()[0].strip('"').split(",")
+
+
+def _content(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(BYTES_MAX)
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return utc_text(datetime.fromisoformat(text)) == text
+    except ValueError:
+        return False
+
+
+def as_rows(found: Sequence[Standing]) -> list[dict[str, Any]]:
+    """For tables and scripts."""
+    return [asdict(each) for each in found]
