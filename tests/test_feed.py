@@ -18,7 +18,7 @@ from eir.sources import feed_writer
 from eir.sources.feed_rows import Refused, Row, read_row
 from eir.sources.feed_users import BAD_ONES, Users, UsersError, read_users, user_line
 from eir.sources.feed_writer import FeedWriter
-from eir.sources.msisdn import NumbersError, number_key, read_numbers
+from eir.sources.msisdn import NumbersError, number_key, number_of, read_numbers
 from eir.stores.sqlite import SqliteStore
 from eir.web.http1 import Conversation, Response, plain_request
 
@@ -147,6 +147,8 @@ class TestNumbers:
         assert [numbers.imsi(each) for each in ("85512345678", "+85512345678", "0085512345678", "4915112345", "15551234", "999999")] == [
             "001010000000009", "001010000000009", "001010000000009", "001010000000008", "00101000001", None,
         ]  # fmt: skip
+        back = number_of(numbers)
+        assert [back(imsi) for imsi in ("001010000000009", "00101000001", "001010000000001")] == ["85512345678", "15551234", ""]
         assert number_key("0085512345678") == number_key("+85512345678") == number_key("85512345678")
 
     @pytest.mark.parametrize(

@@ -404,6 +404,28 @@ def test_only_time_and_identifier_have_to_be_there_and_parquet_does_as_well(kept
     assert kept.json("sightings")["files"] == 2
 
 
+def test_a_day_as_a_register_takes_it(kept, site, tmp_path):
+    kept.taken(
+        "time,imei,imsi,origin_host\n"
+        f"2026-11-24T08:00:00Z,{LISTED}1,{IMSI},mme1\n2026-11-24T06:30:00.5Z,{LISTED}1,{IMSI},mme2\n2026-11-24T09:00:00Z,{LISTED}1,001010000000077,mme1\n"
+        f"2026-11-25T09:00:00Z,{UNLISTED}0,{IMSI},mme1\n"
+    )
+    (site.folder / "numbers").write_text(f"85512345678,{IMSI}\n")
+    site.configure(numbers="numbers")
+    made = kept.eir("sightings", "export", "--layout", "edr", "--day", "2026-11-24", "--operator", "OP")
+    times = [int(datetime.fromisoformat(f"2026-11-24T{time}Z").timestamp() * 1000) for time in ("06:30:00.500", "09:00:00")]
+    assert sorted(made.out.splitlines()[1:]) == sorted([
+        f"{LISTED}1,{IMSI},85512345678,{times[0]},import,mme2,OP_EIR_20261124.csv,2026-11-24 06:30:00,OP",
+        f"{LISTED}1,001010000000077,,{times[1]},import,mme1,OP_EIR_20261124.csv,2026-11-24 09:00:00,OP",
+    ])  # fmt: skip
+    assert made.out.splitlines()[0] == "imei,imsi,msisdn,timestamp,protocol,source,file_name,event_time,operator"
+    kept.eir("sightings", "export", "--day", "2026-11-25", "--out", tmp_path / "day.csv")
+    assert (tmp_path / "day.csv").read_text().count("\n") == 2
+    assert len(kept.eir("sightings", "export", "--day", "2020-01-01").out.splitlines()) == 1
+    kept.eir("sightings", "export", "--day", "x", status=2)
+    kept.eir("sightings", "export", "--layout", "x", status=2)
+
+
 def test_what_is_asked_for_is_checked(kept):
     kept.eir("seen", "12345", status=1)
     kept.eir("seen", "twelve", status=2)

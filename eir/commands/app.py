@@ -46,7 +46,7 @@ COMMANDS: dict[str, str | Group] = {
     "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "feed.user"}, help="Users of the feed, by which a register sends rows."),
-    "sightings": Group({"forget": "sightings.forget", "import": "sightings.take_in"}, alone="sightings.sightings"),
+    "sightings": Group({"forget": "sightings.forget", "import": "sightings.take_in", "export": "sightings.export"}, alone="sightings.sightings"),
     "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip
 """Word → what runs: a module of eir.commands and its function. In the order in which the help lists them, groups last."""

@@ -1,24 +1,27 @@
 """Commands about the record of what checks have shown: how large it is, one device or SIM in it, what to forget, what to take in."""
 
+import csv
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from eir.analysis import files, watched
-from eir.analysis.settings import SightingsSettings
+from eir.analysis.settings import FULL, SightingsSettings
 from eir.analysis.subscribers import forms, subscribers
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in
 from eir.commands.forms import duration, minute
-from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say, show, show_one
+from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say, show, show_one, written_to
 from eir.config import Config, load_config
 from eir.daemon.state_folder import prepare
 from eir.device import imsi_key, key_text, typed
 from eir.errors import EirError, IdentifierError
 from eir.operate import control
+from eir.sources.msisdn import NO_NUMBERS, number_of, read_numbers
 
+EDR = "edr"
 SEEN_COLUMNS = ("first", "last", "checks", "imei", "software_version", "subscriber", "home", "origin_host", "status", "list")
 
 
@@ -132,6 +135,38 @@ def take_in(
     show_one(document, f"{taken.rows:,} rows of {file.name} are on record, in {len(taken.files):,} files{bad}", as_json=as_json)
     if taken.bad:
         raise typer.Exit(EXIT_NO)
+
+
+def export(
+    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help="edr: the daily file of checks that national registers take.")] = EDR,
+    day: Annotated[str, typer.Option("--day", metavar="DATE", help="Which day (UTC), such as 2026-11-27.", show_default="yesterday")] = "",
+    operator: Annotated[str, typer.Option("--operator", metavar="NAME", help="What the register calls the operator.", show_default="the realm of the node")] = "",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to; the standard output if left out.")] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:  # fmt: skip
+    """Write the checks of a day for a national register.
+
+    A row for each device and SIM: imei, imsi, msisdn (by the table `numbers`), when they were seen first (ms since 1970, and as a time in
+    UTC), protocol, who asked, the file's name, the operator. A check without an IMEI has 888888888888888. IMSIs are on record only with
+    `sightings.subscribers: full`. A running node writes first what it has just seen.
+    """
+    from eir.analysis.edr import rows  # noqa: PLC0415 - polars, for those that need it
+
+    if layout != EDR:
+        raise fail(f"--layout {layout}: expected {EDR}", EXIT_USAGE)
+    try:
+        which = date.fromisoformat(day) if day else (datetime.now(UTC) - timedelta(days=1)).date()
+    except ValueError:
+        raise fail(f"--day {day}: expected a day such as 2026-11-27", EXIT_USAGE) from None
+    checked = load_config(config)
+    write_down(checked)
+    if checked.sightings is not None and checked.sightings.subscribers != FULL:
+        say(f"warning: no row has an IMSI: sightings.subscribers is {checked.sightings.subscribers}")
+    operator = operator or checked.identity.realm
+    numbers = NO_NUMBERS if checked.numbers is None else read_numbers(checked.numbers)
+    name = f"{operator}_EIR_{which:%Y%m%d}.csv" if out is None else out.name
+    with written_to(out) as stream:
+        csv.writer(stream, lineterminator="\n").writerows(rows(checked.state, which, operator=operator, file_name=name, msisdn=number_of(numbers)))
 
 
 def write_down(checked: Config) -> None:

@@ -3,6 +3,7 @@
 A file of two columns, `msisdn,imsi`, with or without that line before them; two arrays in memory, of 16 bytes for each subscriber.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,19 @@ class Numbers(NamedTuple):
         key = np.uint64(number_key(msisdn))
         at = int(np.searchsorted(self.numbers, key))
         return imsi_text(int(self.imsis[at])) if at < len(self.numbers) and self.numbers[at] == key else None
+
+
+def number_of(numbers: Numbers) -> Callable[[str], str]:
+    """The way back: from an IMSI to its number, the lowest of several; empty if it has none. Raises IdentifierError."""
+    order = np.lexsort((numbers.numbers, numbers.imsis))
+    imsis = numbers.imsis[order]
+
+    def number(imsi: str) -> str:
+        key = np.uint64(imsi_key(imsi))
+        at = int(np.searchsorted(imsis, key))
+        return str(numbers.numbers[order[at]])[1:] if at < len(imsis) and imsis[at] == key else ""
+
+    return number
 
 
 NO_NUMBERS = Numbers(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
