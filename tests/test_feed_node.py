@@ -274,6 +274,17 @@ async def test_a_register_that_sends_fifty_a_second_and_again_what_failed(site, 
     assert node.metrics()["eir_list_entries{list=blocked}"] == 50 or until(lambda: node.metrics()["eir_list_entries{list=blocked}"] == 50)
 
 
+def test_a_number_stands_for_its_subscriber_in_commands_too(site):
+    site.configure(lists=LISTS, policy={"rules": RULES})
+    said = site.eir("add", "blocked-sims", "+85512345678", "--reason", "x", status=2).stderr
+    assert "names no table of `numbers`" in said
+    (site.folder / "numbers").write_text(f"85512345678,{IMSI}\n")
+    site.configure(numbers="numbers")
+    assert "has no IMSI of this number" in site.eir("add", "blocked-sims", "+85512345679", "--reason", "x", status=2).stderr
+    site.eir("add", "blocked-sims", "+85512345678", "--reason", "x")
+    assert IMSI in site.eir("show", "blocked-sims").stdout
+
+
 def test_the_line_of_a_user(site):
     made = site.eir("feed", "user", "register")
     password = made.stderr.rpartition(": ")[2].strip()

@@ -11,19 +11,21 @@ from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings,
 from eir.commands.forms import duration
 from eir.commands.in_force import FromStore, Stored, asked, states_of
 from eir.commands.output import EXIT_USAGE, fail, show, show_one
-from eir.config import load_config
+from eir.config import Config, load_config
 from eir.errors import IdentifierError, StoreError
 from eir.lists.layout import until_seconds
 from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.rollback import roll_back
 from eir.lists.serials import reset_serial as reset_highest
+from eir.lists.settings import SUBSCRIBERS
 from eir.lists.store import ListState, ListStore
+from eir.sources.msisdn import NumbersError, read_numbers
 
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")]
-Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="In a list of pairs: the SIM that each device is listed with.")]
+Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="In a list of pairs: the SIM that each device is listed with; +NUMBER by the table `numbers`.")]
 Tac = Annotated[bool, typer.Option("--tac", help="The identifiers are TACs (8 digits): all devices of a model, as one entry beside those of single devices.")]
 Verbatim = Annotated[bool, typer.Option("--verbatim", help="The identifiers are as phones send them, and need be neither IMEI nor MEID: 1 to 20 octets.")]
-Identifiers = Annotated[list[str], typer.Argument(metavar="IMEI", help="IMEIs, IMEISVs or MEIDs; IMSIs for a list of subscribers.")]
+Identifiers = Annotated[list[str], typer.Argument(metavar="IMEI", help="IMEIs, IMEISVs or MEIDs; IMSIs, or +NUMBER by the table `numbers`, for a list of subscribers.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many devices would come and go, change nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Lift the list's limits on growth and shrinkage (a TAC is a million devices), nothing else.")]
 LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
@@ -160,9 +162,23 @@ def _edit(
     checked = load_config(config)
     settings = list_settings(checked, list_name)
     try:
-        entries = parse_entries(settings.kind, identifiers, imsis=imsi or [], tacs=tac, verbatim=verbatim)
-    except IdentifierError as e:
+        sims = [_imsi(checked, each) for each in imsi or []]
+        named = [_imsi(checked, each) for each in identifiers] if settings.kind == SUBSCRIBERS else identifiers
+        entries = parse_entries(settings.kind, named, imsis=sims, tacs=tac, verbatim=verbatim)
+    except (IdentifierError, NumbersError) as e:
         raise fail(str(e), EXIT_USAGE) from None
     edit = Edit(what=what, entries=entries, **details)
     report = with_store(checked, lambda store: edit_list(edit, settings, store, who=who(), now=datetime.now(UTC)))
     show_one(asdict(report), report.as_text(), as_json=as_json)
+
+
+def _imsi(checked: Config, text: str) -> str:
+    """The IMSI that somebody names, by its digits or by +NUMBER. Raises IdentifierError, NumbersError."""
+    if not text.startswith("+"):
+        return text
+    if checked.numbers is None:
+        raise NumbersError(f"{text}: {checked.path} names no table of `numbers`")
+    imsi = read_numbers(checked.numbers).imsi(text)
+    if imsi is None:
+        raise NumbersError(f"{text}: {checked.numbers} has no IMSI of this number")
+    return imsi
