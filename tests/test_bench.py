@@ -49,6 +49,7 @@ PARTS = {
     "profile": (),
     "sightings": (),
     "n5g": ("--no-application",),
+    "feed": (),
 }
 
 
@@ -220,6 +221,12 @@ def test_sightings(found):
     assert set(found["throughput_ratio"]) == set(loads[:3])
     assert len(found["targets"]) == 4
     assert found["checks"]["total"] > 1000
+
+
+def test_feed(found):
+    assert all(row["rows_per_s"] > 0 for row in found["measured"])
+    assert found["diameter_p99"]["beside_us"] > 0
+    assert [target["wanted"] for target in found["targets"]] == ["at least 5000", "at most 1.5"]
 
 
 def test_profile(found):
