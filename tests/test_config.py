@@ -215,7 +215,7 @@ FAULTS = [
     ("listen: [tcp://127.0.0.1, tcp://127.0.0.1:3868]\n", 2, "tcp://127.0.0.1:3868 stands twice"),
     ("peers: {realm: epc}\n", 2, "found a section with keys of its own for 'peers'; expected a list, each entry with '- ' before it"),
     ("peers: [epc]\n", 2, "found 'epc' in entry 1 of peers; expected keys"),
-    ("peers:\n- {}\n", 3, "a peer that anyone could be; expected at least one of host, realm and from"),
+    ("peers:\n- {}\n", 3, "a peer that anyone could be; expected at least one of host, realm, from, gt and point_code"),
     ("peers:\n- {realm: epc}\n- {realm: aaa://x}\n", 4, "found 'aaa://x' for 'realm' in entry 2 of peers; expected a name alone, without aaa://"),
     ("peers:\n- {realm: bücher.example}\n", 3, "xn--"),
     ("peers:\n- {realm: 'a b'}\n", 3, "expected a domain name"),
@@ -752,6 +752,7 @@ OTHERS = {
     "http": "http: off\n", "workers": "workers: 2\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
     "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "fraud_check.listen": "fraud_check: {listen: http://127.0.0.1:1}\n",
     "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
+    "ss7.listen": "ss7: {point_code: 1-1-2, listen: tcp://127.0.0.1:1}\n",
     "sightings": "sightings: {keep: 1d}\n",
 }  # fmt: skip
 """Of each key and section that takes a restart another value."""
@@ -761,7 +762,8 @@ OTHERS = {
 def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
     old, new = load_config(write(GOOD)), load_config(write(GOOD + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
     assert needs_restart(old, new) == [path]
-    assert take_over(old, new) == dataclasses.replace(old, path=new.path, log_level="debug", warnings=new.warnings)
+    ss7 = dataclasses.replace(new.ss7, listen=())  # beside which a point code has to stand
+    assert take_over(old, new) == dataclasses.replace(old, path=new.path, log_level="debug", warnings=new.warnings, ss7=ss7)
     assert needs_restart(old, take_over(old, new)) == []
 
 
@@ -935,3 +937,29 @@ def test_what_is_probably_not_meant_of_a_feed(write):
     found = [warning.text for warning in load_config(path).warnings]
     assert any("nobody can send rows" in text for text in found)
     assert any("a TAC is a million devices, and change_min of more is 1000" in text for text in found)
+
+
+SS7 = IDENTITY + ONE_PEER + "ss7:\n"
+
+
+def test_ss7(write):
+    config = load_config(write(SS7 + "  point_code: 1.1.2\n  imsi_tags: [80, 9f21]\n  gateways:\n  - {connect: 'sctp://10.0.0.9,10.0.1.9', routing_context: 7}\n  - {connect: 'tcp://stp.example.org:2906', name: stp2, mode: override}\n"))
+    assert (config.ss7.point_code, config.ss7.number, config.ss7.imsi_tags) == ("1-1-2", 2058, (0x80, 0x9F21))
+    first, second = config.ss7.gateways
+    assert (first.label, first.connect, first.mode) == ("10.0.0.9,10.0.1.9:2905", "sctp://10.0.0.9,10.0.1.9:2905", "loadshare")
+    assert (second.label, second.mode, second.routing_context) == ("stp2", "override", None)
+    assert load_config(write(render(config), "again.yaml")).ss7 == config.ss7
+    ansi = load_config(write(SS7 + "  point_code: 245-16-8\n  variant: ansi\n", "ansi.yaml"))
+    assert ansi.ss7.number == 0xF51008
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("  point_code: 245-16-8\n", "245-16-8 is no point code of the variant itu"),
+    ("  listen: tcp://127.0.0.1\n", "expected ss7.point_code"),
+    ("  point_code: 1-2\n", "found '1-2' for 'point_code' in ss7"),
+    ("  gateways: [{connect: tls://a}]\n", "found 'tls://a' for 'connect'"),
+    ("  imsi_tags: [x]\n", "found 'x' for 'imsi_tags'"),
+    ("  point_code: 1-1-2\n  gateways: [{connect: tcp://a, name: b}, {connect: tcp://c, name: b}]\n", "expected a 'name' of its own"),
+])  # fmt: skip
+def test_faults_of_ss7(write, text, says):
+    assert any(re.search(says, said) for _, said in problems_of(write(SS7 + text)))

@@ -172,7 +172,7 @@ async def keep_asking(node, connect):
 
 
 REALM_OF_SAMPLES = "epc.mnc001.mcc001.3gppnetwork.org"
-QUIET = ("eir_store_errors_total", "eir_sctp_", "eir_sbi_", "eir_gsup_", "eir_nrf_", "eir_inbox_", "eir_source_", "eir_feed_", "eir_fraud_", "eir_clients_", "eir_release_interval_seconds", "eir_sightings_", "eir_events_")
+QUIET = ("eir_store_errors_total", "eir_sctp_", "eir_sbi_", "eir_gsup_", "eir_map_", "eir_sigtran_", "eir_nrf_", "eir_inbox_", "eir_source_", "eir_feed_", "eir_fraud_", "eir_clients_", "eir_release_interval_seconds", "eir_sightings_", "eir_events_")
 """Have no series until the store fails, and somebody connects over SCTP or HTTP/2, and without a drop folder, a source, a feed or a record of checks, and before a list's fourth release."""
 
 

@@ -302,8 +302,8 @@ def reported():
     return names | set(folded), patterns
 
 
-PUT_TOGETHER = {"store_failed", "copy_failed", "serving", "ready", "degraded", "not_ready"} | {"release_accepted", "release_refused", "release_waiting"} | {"source_refused", "source_unreached", "source_waiting"}
-"""Events whose name is an argument: of what a follower could not do, of the word of /ready, of what became of a release in the drop folder, or of a look at a source."""
+PUT_TOGETHER = {"store_failed", "copy_failed", "serving", "ready", "degraded", "not_ready", "m3ua_state", "m3ua_notified", "m3ua_error", "m3ua_destination"} | {"release_accepted", "release_refused", "release_waiting"} | {"source_refused", "source_unreached", "source_waiting"}
+"""Events whose name is an argument: of what a follower could not do, of the word of /ready, of what became of a release in the drop folder, of a look at a source, or of an association of M3UA."""
 
 
 def test_each_log_event_has_its_advice():

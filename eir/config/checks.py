@@ -27,6 +27,7 @@ from eir.lists.settings import DEVICES, PAIRS, is_list_name
 from eir.n5g.settings import is_loopback, is_secure, listening_at
 from eir.sources.feed_settings import TAC_ROLES
 from eir.sources.feed_users import UsersError, read_users
+from eir.ss7.pointcode import BITS, point_code
 from eir.stores.open import SQLITE
 
 CERTIFICATE_SOON = timedelta(days=14)
@@ -51,8 +52,8 @@ def _check_peers(config: Config, document: Document) -> Findings:
     lines: dict[str, int] = {}
     for at, peer in enumerate(config.peers):
         spot = ("peers", at)
-        if not document.faulty(*spot) and not (peer.host or peer.realm or peer.sources):
-            yield "a peer that anyone could be; expected at least one of host, realm and from", spot
+        if not document.faulty(*spot) and not (peer.host or peer.realm or peer.sources or peer.is_titled):
+            yield "a peer that anyone could be; expected at least one of host, realm, from, gt and point_code", spot
         if peer.host and peer.host.lower() in ours:
             yield f"the peer's host {peer.host} is the node's own name; expected another's", (*spot, "host")
         if peer.label in lines:
@@ -66,6 +67,28 @@ def _beside(config: Config) -> dict[Spot, str]:
     """The listeners that are not for checks, by where they stand."""
     sections = (("feed", config.feed.listen), ("fraud_check", config.fraud_check.listen))
     return {(section, "listen", at): url for section, urls in sections for at, url in enumerate(urls)}
+
+
+def _check_ss7(config: Config, document: Document) -> Findings:
+    ss7 = config.ss7
+    if document.faulty("ss7"):
+        return
+    codes: dict[Spot, str | None] = {("ss7", "point_code"): ss7.point_code}
+    codes |= {("peers", at, "point_code"): peer.point_code for at, peer in enumerate(config.peers)}
+    for spot, code in codes.items():
+        try:
+            point_code(code or "0", ss7.variant)
+        except ValueError:
+            yield f"{code} is no point code of the variant {ss7.variant} ({'-'.join(map(str, BITS[ss7.variant]))} bits)", spot
+    if ss7.point_code is None and (ss7.gateways or ss7.listen):
+        yield "MSCs need to know the node by a point code; expected ss7.point_code", ("ss7",)
+    labels = {peer.label: document.line("peers", at) for at, peer in enumerate(config.peers)}
+    for at, gateway in enumerate(ss7.gateways):
+        spot = ("ss7", "gateways", at)
+        if gateway.label in labels:
+            same = f"metrics and commands would call this gateway '{gateway.label}', like the entry in line {labels[gateway.label]}"
+            yield f"{same}; expected a 'name' of its own", (*spot, "name")
+        labels[gateway.label] = document.line(*spot)
 
 
 def _check_listen(config: Config, _: Document) -> Findings:
@@ -87,6 +110,7 @@ def _check_sctp(config: Config, document: Document) -> Findings:
 def _warn_sctp(config: Config, _: Document) -> Findings:
     spots: dict[Spot, str] = {listener.spot: listener.url for listener in config.listeners}
     spots |= {("peers", at, "connect"): peer.connect or "" for at, peer in enumerate(config.peers)}
+    spots |= {("ss7", "gateways", at, "connect"): gateway.connect for at, gateway in enumerate(config.ss7.gateways)}
     over_sctp = {spot: url for spot, url in spots.items() if url.startswith("sctp:")}
     if over_sctp and not is_supported():
         yield from ((f"{url} does not work on this host: {LOAD_ADVICE}", spot) for spot, url in over_sctp.items())
@@ -373,6 +397,10 @@ def _warn_peers(config: Config, document: Document) -> Findings:
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:
     """Whether every connection that fits the second entry fits the first."""
+    if first.is_titled or second.is_titled:
+        titles = (first.gt is None or (second.gt or "").startswith(first.gt), first.point_code in {None, second.point_code})
+        if not (first.is_titled and second.is_titled and all(titles)):
+            return False
     names = ((first.host, second.host), (first.realm, second.realm))
     if not all(wanted is None or (shown or "").lower() == wanted.lower() for wanted, shown in names):
         return False
@@ -385,7 +413,7 @@ def _warn_open_doors(config: Config, _: Document) -> Findings:
     if all(is_secure(each.url) or re.match(r"\w+://(127\.|\[::1\]|localhost:)", each.url) for each in config.listeners):
         return
     for at, peer in enumerate(config.peers):
-        if not peer.sources:
+        if not peer.sources and not peer.is_titled:
             claim = f"anyone who reaches the listener can claim to be peer '{peer.label}'"
             yield f"{claim}; 'from' would say where it connects from", ("peers", at)
 
@@ -401,7 +429,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
 
 
 CHECKS: tuple[Check, ...] = (
-    _check_peers, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_feed, _check_feed_lists, _check_numbers, _check_sctp, _check_store, _check_lists,
+    _check_peers, _check_ss7, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_feed, _check_feed_lists, _check_numbers, _check_sctp, _check_store, _check_lists,
     _check_sources, check_layouts, _check_rules, _check_sightings,
 )  # fmt: skip
 """What makes a configuration unusable."""

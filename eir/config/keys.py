@@ -30,11 +30,13 @@ from eir.lists.settings import (
     Source,
 )
 from eir.lists.store import KEEP
+from eir.map.settings import GatewaySettings, Ss7Settings
 from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
 from eir.sources.feed_settings import SCOPE as FEED_SCOPE
 from eir.sources.feed_settings import FeedLists, FeedSettings
 from eir.sources.fraud_settings import RATE_MAX, FraudSettings
 from eir.sources.fraud_settings import SCOPE as FRAUD_SCOPE
+from eir.ss7.pointcode import ANSI, ITU
 from eir.stores.open import SQLITE
 from eir.web.access import LOOPBACK, PageSettings
 from eir.web.denials import TokenSettings
@@ -48,6 +50,11 @@ def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...
     """A peer is called by its name, else by the first thing that it is recognised by."""
     label = name or names["host"] or names["realm"] or next(iter(sources), "")
     return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, **names)
+
+
+def _gateway(*, name: str | None, connect: Any, **more: Any) -> GatewaySettings:
+    """A gateway is called by its name, else by where it is."""
+    return GatewaySettings(label=name or (connect or "").partition("://")[2], connect=connect, **more)
 
 
 def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
@@ -106,6 +113,8 @@ SECTIONS = (
     Section("gsup", GsupSettings),
     Section("fraud_check", FraudSettings),
     Section("fraud_check.tokens", TokenSettings, optional=True),
+    Section("ss7", Ss7Settings),
+    Section("ss7.gateways[]", _gateway),
     Section("sctp", SctpSettings),
     Section("lists.*", ListSettings),
     Section("lists.*.source", Source, optional=True, short="url"),
@@ -135,6 +144,8 @@ TABLE = (
     Key("peers[].host", kinds.IDENTITY, None, "the Origin-Host that it must show; any if left out"),
     Key("peers[].realm", kinds.IDENTITY, None, "the Origin-Realm that it must show; any if left out"),
     Key("peers[].from", kinds.many(kinds.NETWORK), (), "networks that it may connect from; any address if left out", field="sources"),
+    Key("peers[].gt", kinds.GLOBAL_TITLE, None, "first digits of the global title that an MSC or SGSN calls from (MAP); the entry is for MAP alone then"),
+    Key("peers[].point_code", kinds.POINT_CODE, None, "point code of an MSC or SGSN (MAP), likewise"),
     Key("peers[].connect", kinds.CONNECT, None, "where we connect to the peer; it connects to us if left out"),
     Key("peers[].tls_names", kinds.many(kinds.CERTIFICATE_NAME), (), "names, one of which its certificate must carry (over TLS); if left out its Origin-Host, and its Origin-Realm too where the host does not end in that"),
     Key("peers[].reconnect_after_s", kinds.seconds(1, 3600), 30, "pause before we connect to it again (Tc of RFC 6733)"),
@@ -187,6 +198,16 @@ TABLE = (
     Key("gsup.listen", kinds.many(kinds.LISTEN_GSUP), (), "where an OsmoMSC finds us instead of its OsmoHLR (GSUP); the port is 4222 unless it is given; nowhere if left out", live=False),
     Key("gsup.hlr", kinds.HLR, None, "the OsmoHLR that everything but CHECK-IMEI goes to; if left out, everything but that gets an error"),
     Key("gsup.store", kinds.FLAG, False, "pass a CHECK-IMEI of a device that may pass on to the HLR too (`store-imei` there), whose NACK counts"),
+    Key("ss7.point_code", kinds.POINT_CODE, None, "our point code, by which MSCs and SGSNs reach us (MAP over SIGTRAN); nothing is spoken there if left out"),
+    Key("ss7.variant", kinds.word(ITU, ANSI), ITU, "point codes of 14 bits (3-8-3, `itu`) or of 24 (8-8-8, `ansi`), and the form of SCCP's addresses"),
+    Key("ss7.gateways[].name", kinds.PEER_NAME, None, "what metrics, logs and commands call the gateway; else its address"),
+    Key("ss7.gateways[].connect", kinds.CONNECT_M3UA, REQUIRED, "a signalling gateway (STP) that we are an ASP of; the port is 2905 unless it is given"),
+    Key("ss7.gateways[].routing_context", kinds.whole(0, 4294967295), None, "routing context that the gateway knows us by; none is sent if left out"),
+    Key("ss7.gateways[].mode", kinds.word("loadshare", "override"), "loadshare", "traffic mode: with others that the gateway shares the load among, or alone until another takes over"),
+    Key("ss7.gateways[].asp_identifier", kinds.whole(0, 4294967295), None, "ASP identifier, if the gateway wants one"),
+    Key("ss7.gateways[].reconnect_after_s", kinds.seconds(0.1, 3600), 1, "pause before we connect to the gateway again; it doubles up to 30 s"),
+    Key("ss7.listen", kinds.many(kinds.LISTEN_M3UA), (), "where an MSC connects to us without a gateway (IPSP); the port is 2905 unless it is given; nowhere if left out", live=False),
+    Key("ss7.imsi_tags", kinds.many(kinds.BER_TAG, may_be_empty=True), (), "further tags of an IMSI in a request; 00 and 04 behind the IMEI and 04 in extensions are known"),
     Key("sctp.local_addresses", kinds.many(kinds.ADDRESS), (), "addresses that the node connects from over SCTP; all that the host has if left out"),
     Key("sctp.rto_initial_s", kinds.seconds(0.05, 60), SCTP.rto_initial_s, "retransmission timeout before a round trip was measured"),
     Key("sctp.rto_min_s", kinds.seconds(0.05, 60), SCTP.rto_min_s, "the least retransmission timeout; not below the time that peers take for a SACK, usually 200 ms"),

@@ -22,6 +22,7 @@ from eir.diameter.transport.endpoint import PORTS, SCTP
 from eir.errors import IdentifierError, StoreError
 from eir.gsup.settings import PORT as GSUP_PORT
 from eir.lists.layout import is_date_form
+from eir.map.settings import PORT as M3UA_PORT
 from eir.n5g.settings import PORTS as HTTP_PORTS
 from eir.stores.open import SQLITE
 
@@ -197,7 +198,8 @@ def _address(written: str, default_port: int | None) -> str:
     return f"{_diameter_identity(host)}:{port}"
 
 
-def _url(match: re.Match[str]) -> str:
+def _url(match: re.Match[str], port: int | None = None) -> str:
+    """Port: that of another protocol than Diameter."""
     scheme, (*others, last) = match[1], match[2].split(",")
     if scheme == "dtls":
         raise Unexpected("DTLS over SCTP is not offered: expected sctp:// with IPsec below it, or tls://")
@@ -206,7 +208,7 @@ def _url(match: re.Match[str]) -> str:
     if any(urlsplit(f"//{each}").port is not None for each in others):
         raise Unexpected("expected the port behind the last address alone, since it is that of all")
     hosts = [_address(each, 0).removesuffix(":0") for each in others]
-    return f"{scheme}://{','.join([*hosts, _address(last, PORTS[scheme])])}"
+    return f"{scheme}://{','.join([*hosts, _address(last, PORTS[scheme] if port is None else port)])}"
 
 
 def _source(match: re.Match[str]) -> str:
@@ -282,6 +284,7 @@ def _workers(written: str) -> int:
 
 _STATUSES = {status.value: status for status in Status}
 URLS = "tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"
+M3UA_URLS = "tcp://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"
 
 IDENTITY = Kind("a domain name such as mme1.example.org", _diameter_identity)
 CERTIFICATE_NAME = text("a domain name such as dra.example.org, or *.example.org", r"(\*\.)?(.*)", lambda match: f"{match[1] or ''}{_diameter_identity(match[2])}")
@@ -295,6 +298,11 @@ LISTEN_GSUP, HLR = (
     text(f"tcp://ADDRESS:PORT such as tcp://127.0.0.1:{port}", pattern, lambda match: f"tcp://{_address(match[1], GSUP_PORT)}")
     for port, pattern in ((GSUP_PORT, r"tcp://(.+)"), (4223, r"tcp://(?!.*:0+$)(.+)"))
 )
+LISTEN_M3UA = text(f"{M3UA_URLS} tcp://0.0.0.0:2905", r"(tcp|sctp)://(.+)", lambda match: _url(match, M3UA_PORT))
+CONNECT_M3UA = text(f"{M3UA_URLS} sctp://10.20.0.9,10.21.0.9:2905", r"(tcp|sctp)://(?!.*:0+$)(.+)", lambda match: _url(match, M3UA_PORT))
+POINT_CODE = text("a point code such as 1-2-3", r"[0-9]{1,8}|[0-9]{1,3}([.-])[0-9]{1,3}\1[0-9]{1,3}", lambda match: match[0].replace(".", "-"))
+GLOBAL_TITLE = text("first digits of a global title such as 49170", r"[0-9]{1,20}")
+BER_TAG = text("a tag of BER as hexadecimal octets such as 80 or 9f21", r"(?:[0-9A-Fa-f]{2}){1,4}", lambda match: int(match[0], 16), show=lambda tag: f"{tag:02x}")
 API_ROOT = text(
     "http://HOST[:PORT] or https://HOST[:PORT], with a path where there is one, such as http://127.0.0.1:7777",
     r"(https?)://([^/?#]+)((?:/[A-Za-z0-9._~-]+)*)/?", lambda match: f"{match[1]}://{_address(match[2], HTTP_PORTS[match[1]])}{match[3]}",

@@ -12,6 +12,7 @@ from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, 
 from eir.errors import Problem
 from eir.gsup.settings import GsupSettings
 from eir.lists.settings import HistorySettings, Layout, ListSettings
+from eir.map.settings import Ss7Settings
 from eir.n5g.settings import N5gSettings
 from eir.sources.feed_settings import FeedSettings
 from eir.sources.fraud_settings import FraudSettings
@@ -50,6 +51,7 @@ class Config:
     numbers: Path | None
     """The table of eir.sources.msisdn."""
     gsup: GsupSettings
+    ss7: Ss7Settings
     limits: Limits
     load_memory: int
     """Bytes that a load may take."""
@@ -85,12 +87,18 @@ class Config:
     """The same by the file's own keys, as JSON knows it; defaults are filled in, passwords hidden."""
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """What the entries of the peer table are called, and the gateways of SIGTRAN."""
+        return (*(peer.label for peer in self.peers), *(gateway.label for gateway in self.ss7.gateways))
+
+    @property
     def listeners(self) -> tuple[Listener, ...]:
         """All listeners, those of Diameter first; the processes of a node speak of one by its place here."""
         sections: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             ("s13", ("listen",), self.listen),
             ("n5g", ("n5g", "listen"), self.n5g.listen),
             ("gsup", ("gsup", "listen"), self.gsup.listen),
+            ("map", ("ss7", "listen"), self.ss7.listen),
         )  # a new protocol that listens is a row here
         return tuple(Listener(protocol, (*key, at), url) for protocol, key, urls in sections for at, url in enumerate(urls))
 

@@ -569,7 +569,7 @@ class Front:
 
     async def _set_peer(self, arguments: Mapping[str, Any], *, enabled: bool) -> str:
         label = str(arguments.get("name"))
-        known = [peer.label for peer in self._config.peers]
+        known = self._config.labels
         if label not in known:
             raise EirError(f"no peer {label}; there are: {', '.join(known) or 'none'}")
         if enabled:

@@ -5,7 +5,7 @@ A new protocol is a row here, and in eir.config.settings one of its listeners.
 
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -19,6 +19,9 @@ from eir.errors import Report
 from eir.gsup.server import GsupServer
 from eir.gsup.service import PROTOCOL as GSUP
 from eir.gsup.service import GsupService
+from eir.map.server import MapServer
+from eir.map.service import PROTOCOL as MAP
+from eir.map.service import MapService
 from eir.n5g.server import N5gServer
 from eir.n5g.service import PROTOCOL as N5G
 from eir.n5g.service import N5gService
@@ -37,11 +40,17 @@ class Server(Protocol):
     async def drain(self, timeout_s: float) -> None:
         """Send all clients away, and let go of everything, after `timeout_s` at most."""
 
+    def dial(self) -> None:
+        """Connect to whom the protocol connects to, from now on: this is the one worker that does."""
+
     def enable(self, label: str) -> None:
         """Take a peer again that was disabled."""
 
     def disable(self, label: str) -> None:
         """Turn a peer away until `enable`."""
+
+    def disabled(self) -> Collection[str]:
+        """Labels that are turned away."""
 
     def connected(self) -> Mapping[str, int]:
         """Connections by peer label."""
@@ -89,6 +98,19 @@ def _reconfigure_n5g(server: N5gServer, config: Config, tls: Tls | None) -> None
     server.reconfigure(config.peers, limits_of(config), overload=config.overload_answer, tls=_http2(tls))
 
 
+def _map(parts: Parts, config: Config, _: Tls | None) -> MapServer:
+    return MapServer(
+        MapService(parts.checker), config.peers, limits_of(config), config.ss7, config.policy, counts=parts.counts, rates=parts.rates,
+        report=parts.report, overload=config.overload_answer, sctp_settings=config.sctp,
+    )  # fmt: skip
+
+
+def _reconfigure_map(server: MapServer, config: Config, _: Tls | None) -> None:
+    server.reconfigure(
+        config.peers, limits_of(config), config.ss7, config.policy, overload=config.overload_answer, sctp_settings=config.sctp
+    )
+
+
 def _http2(tls: Tls | None) -> ssl.SSLContext | None:
     return tls.http2 if tls else None
 
@@ -107,5 +129,6 @@ def _reconfigure_gsup(server: GsupServer, config: Config, _tls: Tls | None) -> N
 PROTOCOLS: Mapping[str, Asking] = {
     N5G: Asking(_n5g, _reconfigure_n5g, stays=False),
     GSUP: Asking(_gsup, _reconfigure_gsup),
+    MAP: Asking(_map, _reconfigure_map),
 }
 """By what metrics call each, which is what its listeners are known by."""

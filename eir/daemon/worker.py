@@ -177,6 +177,8 @@ def built(
     for label in configured.disabled:
         worker.set_peer(label, enabled=False)
     worker.trace(configured.sought)
+    if configured.dials:
+        worker.dial()
     return worker
 
 
@@ -233,7 +235,7 @@ class Worker:
         """What the front tells and asks."""
         return {
             "connection": self.connection, "put_in_force": self.put_in_force, "complete": lambda: self.arrived.put_nowait(None),
-            "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.node.dial,
+            "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.dial,
             "counters": self.counters, "snapshot": self.snapshot, "report": self.report, "peers": self.peers, "set_peer": self.set_peer,
             "set_keys": self.set_keys, "explain": self.explain, "trace": self.trace,
         }  # fmt: skip
@@ -387,6 +389,11 @@ class Worker:
         self.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
         self.config, self.tls = new, tls
 
+    def dial(self) -> None:
+        """Connect to peers, by all protocols: no other worker does."""
+        for server in self.every:
+            server.dial()
+
     def set_peer(self, label: str, enabled: bool) -> None:
         """Put a peer in or out of service."""
         for server in self.every:
@@ -432,7 +439,7 @@ class Worker:
     def snapshot(self) -> metrics.Snapshot:
         """All numbers of this worker, for a scrape."""
         states = self._loaded()
-        connected, disabled = self.connected(), self.node.disabled()
+        connected, disabled = self.connected(), self.disabled()
         return self.counters() | {
             **{name: samples for server in self.servers.values() for name, samples in server.gauges().items()},
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
@@ -455,7 +462,7 @@ class Worker:
         return WorkerReport(
             missing=missing_lists(self.config, states), lists=states, overridden=self.checker.policy.overridden,
             checks=self.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
-            shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.node.disabled(), load=self.load,
+            shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.disabled(), load=self.load,
             refused=self.node.refused(), newest=self.node.newest(), lost_paths=self.node.lost_paths(),
         )  # fmt: skip
 
@@ -469,6 +476,11 @@ class Worker:
             *({**asdict(peer), "protocol": PROTOCOL, "connections": int(peer.address is not None)} for peer in self.node.status()),
             *(dict(row) for server in self.servers.values() for row in server.status()),
         ]  # fmt: skip
+
+    def disabled(self) -> list[str]:
+        """Labels of the peers and gateways that are turned away."""
+        turned_away = {label for server in self.every for label in server.disabled()}
+        return [label for label in dict.fromkeys(self.config.labels) if label in turned_away]
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label, over all protocols; 0 for each peer that is expected and has none."""

@@ -228,7 +228,7 @@ class Node:
     def connected(self) -> dict[str, int]:
         """Open connections by peer label; 0 for each entry of the peer table that has none and is expected."""
         peers = [link.peer for link in self._links.values() if link.peer is not None and link.peer.state is State.OPEN]
-        return {**dict.fromkeys((settings.label for settings in self._peers if settings.expected), 0), **Counter(peer.traffic.label for peer in peers)}
+        return {**dict.fromkeys((settings.label for settings in self._peers if settings.expected and not settings.is_titled), 0), **Counter(peer.traffic.label for peer in peers)}
 
     def paths(self) -> Counter[tuple[str, str]]:
         """Paths of SCTP to peers that are connected: (peer label, `up` or `down`)."""

@@ -41,6 +41,10 @@ class PeerSettings:
     """Networks that it may connect from; empty: any."""
     connect: str | None = None
     """`tcp://host:port`, `tls://host:port` or `sctp://host,host:port` that the node connects to; None: it only listens."""
+    gt: str | None = None
+    """First digits of the global title that an MSC or SGSN calls from."""
+    point_code: str | None = None
+    """Its point code; with one of these two the entry is for MAP alone."""
     tls_names: tuple[str, ...] = ()
     """Names that the peer's certificate may carry instead of its Origin-Host."""
     connections: int = 1
@@ -64,6 +68,11 @@ class PeerSettings:
     """It asks before it has authenticated the subscriber."""
     answers: tuple[tuple[str, str], ...] = ()
     """What the application answers it (second) instead of what (first), in the application's own words."""
+
+    @property
+    def is_titled(self) -> bool:
+        """It is known by what SS7 calls it, so that no other protocol's connection fits."""
+        return self.gt is not None or self.point_code is not None
 
     @property
     def is_probe(self) -> bool:

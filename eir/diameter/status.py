@@ -66,7 +66,7 @@ def peer_rows(
             state="disabled" if settings.label in disabled else "down", direction="in" if settings.connect is None else "out",
         )
         for settings in peers
-        if settings.label not in there
+        if settings.label not in there and not settings.is_titled
     ]  # fmt: skip
     opened = newest(links)
     late = {label: failure for label, failure in failures.items() if failure.at > opened.get(label, 0.0)}

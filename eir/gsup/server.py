@@ -75,7 +75,7 @@ class GsupServer(Server[Link]):
 
         Until it has said its name, the first entry for the address that wants none is preferred to one that does.
         """
-        there = [settings for settings in self.peers if is_from(settings, link.source)]
+        there = [settings for settings in self.peers if is_from(settings, link.source) and not settings.is_titled]
         if link.identity is None:
             found = next(iter(sorted(there, key=lambda settings: settings.host is not None)), None)
         else:

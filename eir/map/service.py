@@ -94,6 +94,15 @@ class MapService:
         """The answer to a message past a limit: this status, or systemFailure; nobody is asked."""
         return self.general(octets, Requester(""), lambda version, _: self._component_of(version, status))
 
+    @staticmethod
+    def turned_away(octets: bytes) -> Reply:
+        """The answer to whoever is out of service: an Abort, so that nobody waits."""
+        try:
+            message = tcap.read(octets)
+        except TcapFault as e:
+            return Reply(e.answer, str(e))
+        return Reply(tcap.abort_dialogue(message.otid) if message.kind == BEGIN else None, "disabled")
+
     def usual(self, octets: bytes, asks: Requester) -> Reply | None:
         """The answer to a request of a usual shape; None: it has another one."""
         length = len(octets)

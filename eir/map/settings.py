@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from eir.ss7.pointcode import ITU
+from eir.ss7.pointcode import ITU, point_code
 
 PORT: Final = 2905
 """M3UA (RFC 4666 9.2)."""
@@ -30,11 +30,16 @@ class GatewaySettings:
 class Ss7Settings:
     """The section `ss7`."""
 
-    point_code: int | None = None
-    """None: nothing is spoken over SIGTRAN."""
+    point_code: str | None = None
+    """The node's own, as people write it; None: nothing is spoken over SIGTRAN."""
     variant: str = ITU
     gateways: tuple[GatewaySettings, ...] = ()
     listen: tuple[str, ...] = ()
     """Where an MSC may connect as IPSP: URLs, each with its port."""
     imsi_tags: tuple[int, ...] = ()
     """Further tags that an IMSI may have in a request."""
+
+    @property
+    def number(self) -> int | None:
+        """The node's point code. Raises ValueError if the variant has no such one."""
+        return None if self.point_code is None else point_code(self.point_code, self.variant)

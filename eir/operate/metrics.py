@@ -53,6 +53,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_gsup_not_passed_total", "counter", ("peer", "reason"), "Messages that the HLR did not get, each request of which got an error: no_hlr (none is configured), hlr_away, hlr_slow"),
     Family("eir_gsup_errors_total", "counter", ("reason",), "Connections over GSUP that were ended for a fault"),
     Family("eir_gsup_hlr_up", "gauge", ("peer",), "1 while the HLR is connected for the peer's clients, 0 while it is away for one of them", "min"),
+    Family("eir_map_answers_total", "counter", ("peer", "result"), "Answers to MSCs and SGSNs over MAP, by status, by error, or by what was wrong with the request"),
+    Family("eir_sigtran_errors_total", "counter", ("reason",), "Messages of M3UA and SCCP that nothing was done about, and associations that were ended for a fault"),
     Family("eir_nrf_registered", "gauge", ("nrf",), "1 for the NRF that the node is registered with, 0 for the others", "max"),
     Family("eir_nrf_requests_total", "counter", ("nrf", "request", "result"), "Requests to NRFs (register, heartbeat, deregister, token), by HTTP status or no_answer"),
     Family("eir_peer_up", "gauge", ("peer",), "Open connections of the peer: 0 none, 1 at least one", "max"),

@@ -29,7 +29,7 @@ def requester(peers: Sequence[PeerSettings], names: Sequence[str] | None, source
 
     Without TLS the first entry for the address that wants no name is preferred to one that does.
     """
-    there = [settings for settings in peers if is_from(settings, source)]
+    there = [settings for settings in peers if is_from(settings, source) and not settings.is_titled]
     if names is None:
         nameless = [settings for settings in there if settings.host is None and settings.realm is None]
         found = next(iter((*nameless, *there)), None)

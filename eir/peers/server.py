@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -81,7 +81,14 @@ class Server(Generic[L]):
         """How this protocol alone is now, likewise."""
         return {}
 
+    def standing(self, link: L) -> Mapping[str, Any]:  # noqa: ARG002 - a protocol whose connections have states tells of them
+        """What `eir peers` says of a connection besides: its state at least."""
+        return {"state": "open"}
+
     # what the daemon calls
+
+    def dial(self) -> None:
+        """Connect to whom the protocol connects to, from now on."""
 
     def use(self, peers: Sequence[PeerSettings], limits: Limits, tls: ssl.SSLContext | None = None) -> None:
         """Take over new settings; connections that they still allow stay, the others are sent away."""
@@ -128,6 +135,10 @@ class Server(Generic[L]):
         """Take a peer again that was disabled."""
         self._disabled.discard(label)
 
+    def disabled(self) -> Collection[str]:
+        """Labels that are turned away, some of which no entry may have."""
+        return self._disabled
+
     def connected(self) -> Counter[str]:
         """Connections by peer label."""
         return Counter(link.requester.label for link in self.links if link.settings is not None)
@@ -138,8 +149,8 @@ class Server(Generic[L]):
         return [
             *(
                 self._row(
-                    link.requester, address=link.address, state="open", since=link.since, connections=1, requests=link.tally[0],
-                    answers=link.tally[1], last_seen=max(link.since, last.get(link.requester.label, 0.0)),
+                    link.requester, address=link.address, since=link.since, connections=1, requests=link.tally[0],
+                    answers=link.tally[1], **self.standing(link), last_seen=max(link.since, last.get(link.requester.label, 0.0)),
                 )
                 for link in self.links if link.settings is not None
             ),

@@ -1,7 +1,7 @@
 """SCTP (RFC 9260): sockets that listen and connect, and a transport of our own on the loop's readers and writers.
 
-The loop's own transports join what waits to be sent, which merges messages, or set TCP options on the socket. Here each Diameter
-message goes out by one `send`, as one SCTP message (RFC 6733 2.1). What comes in is taken as a stream of bytes, like TCP's, so that a
+The loop's own transports join what waits to be sent, which merges messages, or set TCP options on the socket. Here each
+message of Diameter, or of what else is carried, goes out by one `send`, as one SCTP message (RFC 6733 2.1). What comes in is taken as a stream of bytes, like TCP's, so that a
 peer may cut its messages as it likes, as long as all parts of one come over the same stream of SCTP: over two they may come in any
 order. Payload protocol identifiers of others are not looked at.
 """
@@ -12,9 +12,9 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from eir.diameter.capabilities import source_address
 from eir.diameter.settings import SctpSettings
@@ -24,12 +24,28 @@ from eir.diameter.transport.readiness import Readiness
 from eir.diameter.transport.sctp_options import Change, Notification, Option
 
 BACKLOG = 1024
-LENGTH_BYTES = 4
-"""Of a Diameter message, up to the end of its length."""
 READ_BYTES = 65_536
 """What one turn of the loop reads of one connection, about."""
 _ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends an ABORT (RFC 6458 4.1.4)."""
+
+
+class Carried(NamedTuple):
+    """What SCTP carries: messages that say their own length, each of which goes out as one message of SCTP."""
+
+    ppid: int
+    """Payload protocol identifier of what is sent."""
+    head: int
+    """Octets of a message up to the end of its length."""
+    length: Callable[[bytes | memoryview, int], int]
+    """The length of the message at a place."""
+    unordered: bool
+    """A lost packet is to hold up no other message."""
+    stream: Callable[[memoryview, int], int] | None = None
+    """The stream that a message goes over, of so many; None: 0."""
+
+
+DIAMETER = Carried(sctp.PPID_DIAMETER, 4, lambda octets, at: int.from_bytes(octets[at + 1 : at + 4]), unordered=True)
 
 
 class Receiver(Protocol):
@@ -58,13 +74,17 @@ class SctpTransport(asyncio.Transport):
     reached), and `retransmissions` (DATA chunks sent again so far).
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: socket.socket, protocol: Receiver) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: socket.socket, protocol: Receiver, carried: Carried = DIAMETER) -> None:
         """Raises OSError if the association is gone already."""
         peername = connection.getpeername()
         super().__init__({"socket": connection, "peername": peername, "sockname": connection.getsockname()})
         self._loop = loop
         self._socket = connection
         self._protocol = protocol
+        self._carried = carried
+        self._streams = sctp.streams(connection) if carried.stream is not None else 1
+        if carried is not DIAMETER:
+            self._order(unordered=False)
         addresses = sctp.addresses_of(connection, Option.GET_PEER_ADDRS)
         # The one that the association was made over is known to work, others once they have answered a heartbeat (RFC 9260 5.4).
         self._paths: dict[str, bool | None] = dict.fromkeys(addresses) | {str(source_address(peername[0])): True}
@@ -80,7 +100,7 @@ class SctpTransport(asyncio.Transport):
         self._closing = False
         self._ended = False
         self._retransmissions = 0
-        self._owed = _Owed()
+        self._owed = _Owed(carried)
         self._readiness = Readiness(loop, connection, self._ready)
         protocol.connection_made(self)
         if not self._closing:
@@ -135,7 +155,7 @@ class SctpTransport(asyncio.Transport):
         return False
 
     def write(self, data: "bytes | bytearray | memoryview[Any]") -> None:
-        """Send whole Diameter messages, each as one message of SCTP; what the kernel does not take at once waits."""
+        """Send whole messages, each as one message of SCTP; what the kernel does not take at once waits."""
         if self._closing:
             return
         self._spoken = True
@@ -183,7 +203,7 @@ class SctpTransport(asyncio.Transport):
         except OSError as e:
             fault = e
         if parts and not self._closing:
-            if self._spoken and not self._unordered:
+            if self._spoken and self._carried.unordered and not self._unordered:
                 self._order(unordered=True)
             self._protocol.data_received(b"".join(parts))
         if fault is not None:
@@ -205,7 +225,7 @@ class SctpTransport(asyncio.Transport):
                 if (told := sctp.notification(data)) is not None:
                     self._tell(told, parts)
             elif data:
-                if self._owed.octets or len(data) != int.from_bytes(data[1:4]):
+                if self._owed.octets or len(data) != self._carried.length(data, 0):
                     self._owed.take(data, sctp.stream_of(ancillary))
                 parts.append(data)
                 size += len(data)
@@ -242,11 +262,15 @@ class SctpTransport(asyncio.Transport):
 
     def _send(self, octets: bytes, at: int) -> int:
         """Send messages from this position on until the kernel takes no more; returns the position behind those it took."""
-        send, view = self._socket.send, memoryview(octets)
+        send, view, length, stream = self._socket.send, memoryview(octets), self._carried.length, self._carried.stream
         try:
             while at < len(octets):
-                end = at + int.from_bytes(octets[at + 1 : at + 4])
-                send(view[at:end])
+                end = at + length(octets, at)
+                if stream is None:
+                    send(view[at:end])
+                else:
+                    number = stream(view[at:end], self._streams)
+                    self._socket.sendmsg([view[at:end]], sctp.over_stream(number, self._carried.ppid))
                 at = end
         except (BlockingIOError, InterruptedError):
             pass
@@ -259,14 +283,14 @@ class SctpTransport(asyncio.Transport):
         # capabilities through, which its first message after ours shows.
         self._unordered = unordered
         with suppress(OSError):  # it is gone, as the next read or write will find
-            sctp.put(self._socket, sctp.send_layout(unordered=unordered))
+            sctp.put(self._socket, sctp.send_layout(unordered=unordered, ppid=self._carried.ppid))
 
     def _tell(self, told: Notification, parts: list[bytes]) -> None:
         if told.change is Change.RESTART:
             parts.clear()  # an answer to what was asked before would be one that nobody has asked for now
             self._unsent.clear()
             self._unsent_bytes = 0
-            self._owed = _Owed()
+            self._owed = _Owed(self._carried)
             self._spoken = False
             self._order(unordered=False)
             self._protocol.restarted()
@@ -298,11 +322,12 @@ class SctpTransport(asyncio.Transport):
 
 
 class _Owed:
-    """How much of a Diameter message is still to come, and on which stream."""
+    """How much of a message is still to come, and on which stream."""
 
-    __slots__ = ("_head", "_stream", "octets")
+    __slots__ = ("_carried", "_head", "_stream", "octets")
 
-    def __init__(self) -> None:
+    def __init__(self, carried: Carried) -> None:
+        self._carried = carried
         self.octets = 0
         self._head = b""
         """The beginning of a message, while its length has not come."""
@@ -315,12 +340,13 @@ class _Owed:
         data = self._head + data
         at = 0 if self._head else self.octets
         self._head, self._stream = b"", stream
-        while len(data) - at >= LENGTH_BYTES and (size := int.from_bytes(data[at + 1 : at + LENGTH_BYTES])):
+        head = self._carried.head
+        while len(data) - at >= head and (size := self._carried.length(data, at)):
             at += size
-        if len(data) - at >= LENGTH_BYTES:
+        if len(data) - at >= head:
             self.octets = 0  # nothing can follow a length of 0: whoever reads it closes the connection
         elif at < len(data):
-            self._head, self.octets = data[at:], LENGTH_BYTES
+            self._head, self.octets = data[at:], head
         else:
             self.octets = at - len(data)
 
@@ -328,7 +354,7 @@ class _Owed:
 # Sockets
 
 
-async def connect(protocol: Receiver, to: Endpoint, settings: SctpSettings) -> None:
+async def connect(protocol: Receiver, to: Endpoint, settings: SctpSettings, carried: Carried = DIAMETER) -> None:
     """Connect to a peer by whichever of its addresses answers first; all of them are paths to it. Raises OSError."""
     loop = asyncio.get_running_loop()
     addresses = await _resolve(to)
@@ -339,7 +365,7 @@ async def connect(protocol: Receiver, to: Endpoint, settings: SctpSettings) -> N
         with suppress(BlockingIOError):
             sctp.put(connection, sctp.connect_layout(addresses, to.port))
         await _connected(loop, connection)
-        SctpTransport(loop, connection, protocol)
+        SctpTransport(loop, connection, protocol, carried)
     except BaseException:
         connection.close()
         raise

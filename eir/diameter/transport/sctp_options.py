@@ -52,6 +52,8 @@ class Option(IntEnum):
     """8.1.12: heartbeat interval and Path.Max.Retrans."""
     EVENTS = 11
     """6.2.1: which notifications come."""
+    STATUS = 14
+    """8.2.1: how many streams there are, among others."""
     DELAYED_SACK = 16
     """8.1.19."""
     PEER_ADDR_THLDS = 31
@@ -107,8 +109,10 @@ class _Layout(NamedTuple):
     value: bytes
 
 
-_RCVINFO, _NXTINFO = 3, 4
-"""Kinds of ancillary data (RFC 6458 5.3.5, 5.3.6)."""
+_SNDINFO, _RCVINFO, _NXTINFO = 2, 3, 4
+"""Kinds of ancillary data (RFC 6458 5.3.4 to 5.3.6)."""
+_STATUS_BYTES, _OUT_STREAMS = 176, struct.Struct("=18xH")
+"""struct sctp_status, and sstat_outstrms in it."""
 _ASSOC_CHANGE, _PEER_ADDR_CHANGE = 0x8001, 0x8002
 _ASSOCIATION_CHANGES = {1: Change.LOST, 2: Change.RESTART}
 """sac_state → what it means; that an association is up, or was shut down, is known without."""
@@ -138,10 +142,22 @@ def settings_layout(settings: SctpSettings) -> Sequence[_Layout]:
     )
 
 
-def send_layout(*, unordered: bool) -> _Layout:
-    """How messages go out: over stream 0, with Diameter's identifier, which goes as it is stored, so in network order."""
-    flags, ppid = _UNORDERED if unordered else 0, PPID_DIAMETER.to_bytes(4)
-    return _Layout(Option.DEFAULT_SNDINFO, struct.pack("=HH4sIi", 0, flags, ppid, 0, 0))
+def send_layout(*, unordered: bool, ppid: int = PPID_DIAMETER) -> _Layout:
+    """How messages go out: over stream 0, with this identifier, which goes as it is stored, so in network order."""
+    return _Layout(Option.DEFAULT_SNDINFO, struct.pack("=HH4sIi", 0, _UNORDERED if unordered else 0, ppid.to_bytes(4), 0, 0))
+
+
+def over_stream(number: int, ppid: int) -> Sequence[tuple[int, int, bytes]]:
+    """What is sent beside one message that is to go over this stream, in order (RFC 6458 5.3.4)."""
+    return ((LEVEL, _SNDINFO, struct.pack("=HH4sIi", number, 0, ppid.to_bytes(4), 0, 0)),)
+
+
+def streams(connection: socket.socket) -> int:
+    """Streams that the node may send over in an association; 1 if it is gone."""
+    try:
+        return int(_OUT_STREAMS.unpack_from(connection.getsockopt(LEVEL, Option.STATUS, _STATUS_BYTES))[0])
+    except (OSError, struct.error):
+        return 1
 
 
 _ALWAYS = (

@@ -1,0 +1,219 @@
+"""One SIGTRAN connection on the event loop: what comes in goes to the M3UA association, and what that has to say goes out."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from eir.diameter.settings import Limits
+from eir.diameter.transport.sctp import Carried
+from eir.map.settings import GatewaySettings
+from eir.peers import link
+from eir.peers.link import Turns
+from eir.ss7 import m3ua
+from eir.ss7.asp import Association, Happened, State
+from eir.ss7.m3ua import Kind, Transfer
+
+AHEAD_MAX = 1024
+"""Transfers that wait for their turn; nothing more is read meanwhile."""
+_DATA = Kind.DATA.to_bytes(2)
+
+
+def _stream(octets: memoryview, streams: int) -> int:
+    """RFC 4666 1.4.7: DATA goes over a stream of its SLS, and not over 0, which is for everything else where there are others."""
+    if octets[2:4] != _DATA or streams < 2:
+        return 0
+    label = bytes(octets).find(b"\2\x10", m3ua.HEADER_BYTES)
+    return 1 + (octets[label + 15] if label >= 0 else 0) % (streams - 1)
+
+
+CARRIED = Carried(m3ua.PPID, m3ua.HEADER_BYTES, lambda octets, at: int.from_bytes(octets[at + 4 : at + 8]), unordered=False, stream=_stream)
+"""How SCTP carries M3UA."""
+
+
+class Owner(Protocol):
+    """What a connection's owner does for it."""
+
+    limits: Limits
+    turns: Turns
+
+    def accept(self, link: "Link") -> Association | None:
+        """A connection stands: what speaks on it, or None to close it at once."""
+
+    def transferred(self, link: "Link", transfer: Transfer) -> Transfer | None:
+        """Answer a message of the user part; None: there is no answer."""
+
+    def happened(self, link: "Link", what: Happened) -> None:
+        """Something happened to the association."""
+
+    def answered(self, link: "Link", count: int, seconds: float) -> None:
+        """So many requests were answered, each after this time."""
+
+    def lost(self, link: "Link") -> None:
+        """The connection is gone."""
+
+
+class Link(link.Link):
+    """The connection."""
+
+    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop, gateway: GatewaySettings | None = None) -> None:
+        super().__init__(owner, loop)
+        self._owner = owner
+        self._waiting: deque[Transfer] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._read_at = 0.0
+        self._requests = self._answers = 0
+        self.gateway = gateway
+        """The one that we connect to; None: the other end connects to us."""
+        self.association: Association | None = None
+        """None before the owner has accepted the connection."""
+        self.served = False
+        """It has been active."""
+
+    @property
+    def is_up(self) -> bool:
+        """The other end takes part: it is active, or stands by."""
+        return self.association is not None and self.association.state in {State.ACTIVE, State.STANDBY}
+
+    def paths(self) -> Mapping[str, bool]:
+        """Addresses of the other end, and whether each is reached; none over TCP."""
+        found: Mapping[str, bool] | None = self.transport.get_extra_info("paths") if self.transport is not None else None
+        return found or {}
+
+    # link.Link
+
+    def begin(self) -> bool:
+        """Ask the owner whether the connection is wanted."""
+        self.association = self._owner.accept(self)
+        if self.association is None:
+            return False
+        self.flush()
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        """Hand the bytes over."""
+        if self.association is None:
+            return
+        self._read_at = time.perf_counter()
+        self._waiting.extend(self.association.receive(data, self.loop.time()))
+        if self._waiting:
+            self.owner.turns.come(self)
+        if self.waits or not self._waiting:
+            self.flush()
+
+    def eof_received(self) -> bool:
+        """The other end has closed; there is nobody to answer."""
+        return False
+
+    def ended(self) -> None:
+        """Nothing more is answered."""
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.association is not None:
+            self.association.lost()
+            self._tell(self.association)
+
+    def has_work(self) -> bool:
+        """Whether transfers wait."""
+        return bool(self._waiting)
+
+    def wants_bytes(self) -> bool:
+        """Whether there is room for more."""
+        return len(self._waiting) < AHEAD_MAX
+
+    def leave(self) -> None:
+        """ASPIA and ASPDN, in that order."""
+        if self.association is not None:
+            self.association.leave(self.loop.time())
+            self.flush()
+
+    @property
+    def tally(self) -> tuple[int, int]:
+        """Requests and answers so far."""
+        return self._requests, self._answers
+
+    @property
+    def end(self) -> str:
+        """Why the connection is over."""
+        return "" if self.association is None else self.association.over
+
+    def work(self, enough: Callable[[], bool]) -> bool:
+        """Answer what has come, until it is enough; whether there is more to do now."""
+        association, waiting = self.association, self._waiting
+        if association is None or self.stalled is not None:
+            return False
+        answered = 0
+        while waiting:
+            answer = self._owner.transferred(self, waiting.popleft())
+            self._requests += 1
+            if answer is not None:
+                association.send(answer)
+                answered += 1
+            if enough():
+                break
+        self._answers += answered
+        self.flush()
+        if answered:
+            self._owner.answered(self, answered, time.perf_counter() - self._read_at)
+        return bool(waiting) and self.stalled is None
+
+    def flush(self) -> None:
+        """Send what the association has to say, tell what happened, close if it is over, and set the timer."""
+        association, transport = self.association, self.transport
+        if association is None or transport is None:
+            return
+        if out := association.take():
+            transport.write(b"".join(out))
+        self._tell(association)
+        if association.over:
+            self.close()
+            return
+        self._set_timer(association)
+        self.set_reading()
+
+    # sctp.Receiver
+
+    def restarted(self) -> None:
+        """The other end began the association anew: whoever connects, brings it up again (RFC 4666 4.2.1)."""
+        self._waiting.clear()
+        if self.gateway is not None or self.association is None:
+            self.abort()
+            return
+        self.association.lost()
+        self._tell(self.association)
+        self.association = self._owner.accept(self)
+        self.flush()
+
+    def path_changed(self, address: str, *, up: bool) -> None:
+        """A path to the other end was lost, or is back."""
+        paths = self.paths()
+        self._owner.happened(self, Happened(
+            "path_up" if up else "path_down", "answers" if up else "unreachable", {"address": address, "up": sum(paths.values()), "of": len(paths)}
+        ))  # fmt: skip
+
+    # inside
+
+    def _tell(self, association: Association) -> None:
+        events, association.events = association.events, []
+        for each in events:
+            self._owner.happened(self, each)
+
+    def _set_timer(self, association: Association) -> None:
+        due = association.deadline()
+        if due is None or (self._timer is not None and self._timer_at <= due):
+            return  # a timer that comes too early finds nothing to do, and sets the right one
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self.loop.call_at(due, self._timer_ran_out)
+
+    def _timer_ran_out(self) -> None:
+        self._timer = None
+        if self.association is not None:
+            # The loop's clock is that of the iteration's start, which may lie a little before the timer's time.
+            self.association.timer(max(self.loop.time(), self._timer_at))
+            self.flush()
