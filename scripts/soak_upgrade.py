@@ -1,0 +1,145 @@
+"""Two nodes behind freeDiameter are upgraded from an earlier commit, and go back, over and over while requests flow: none unanswered, none wrong.
+
+Both follow one Redis. One node after the other ends as `systemctl restart` has it, begins again with the other program, and is waited for
+until the agent is back on it. What the earlier program cannot read of what the later one wrote shows as a start that fails.
+"""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "interop"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import agent
+from node import LISTED, TRACKED, UNLISTED, Publisher, until
+from node import Site as PlainSite
+from servers import Server, free_port, programs
+from wire import HOST, REALM
+
+from eir.s13 import probe
+
+ROOT = Path(__file__).resolve().parent.parent
+EIRS = ("eir1.eir.test", "eir2.eir.test")
+ANSWERS = {LISTED: "blacklisted", TRACKED: "greylisted", UNLISTED: "whitelisted"}
+AT_ONCE = 32
+
+
+class Site(PlainSite):
+    """A host on which one of two programs is installed."""
+
+    program = ROOT
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        """With that program before any other."""
+        return dict(super().environment(**changes)) | {"PYTHONPATH": str(self.program)}
+
+
+def main(arguments: list[str]) -> int:
+    """The part `upgrade` of scripts/soak."""
+    parser = argparse.ArgumentParser(prog="soak upgrade", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--from", dest="earlier", metavar="COMMIT", help="the earlier program; the newest tag before this commit if not given")
+    parser.add_argument("--turns", type=int, default=10, help="there and back")
+    parser.add_argument("--rate", type=float, default=5000, help="requests a second")
+    options = parser.parse_args(arguments)
+    if not agent.has_an_address() and agent.IN_ITS_OWN_NETWORK not in os.environ:
+        make = "ip link set lo up && (ip link add eir0 type dummy || ip link add eir0 type veth peer name eir1) && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
+        again = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import soak_upgrade; sys.exit(soak_upgrade.main(sys.argv[1:]))", *arguments]
+        return subprocess.run(["unshare", "-n", "sh", "-c", f'{make} && exec "$@"', "sh", *again], env=os.environ | {agent.IN_ITS_OWN_NETWORK: "1"}, check=False).returncode  # noqa: S607
+    with tempfile.TemporaryDirectory(prefix="eir-upgrade-") as name:
+        folder = Path(name)
+        earlier = exported(options.earlier or git("describe", "--tags", "--abbrev=0", "HEAD^"), folder / "earlier")
+        found = soak(folder, earlier, options)
+    print(f"asked {found.total():,}; {', '.join(f'{what}: {count:,}' for what, count in sorted(found.items()))}")
+    bad = {what: count for what, count in found.items() if what != "right"}
+    return 1 if bad or not found["right"] else 0
+
+
+def git(*arguments: str) -> str:
+    """What git prints in this clone."""
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S607
+
+
+def exported(commit: str, to: Path) -> Path:
+    """The program of a commit, with its compiled lane."""
+    to.mkdir()
+    git("archive", "--output", f"{to}.tar", commit)
+    subprocess.run(["tar", "-x", "-C", str(to), "-f", f"{to}.tar"], check=True)  # noqa: S607
+    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=to, check=True, capture_output=True)
+    runs = subprocess.run([sys.executable, "-c", "import eir; print(eir.__file__)"], cwd="/", env=os.environ | {"PYTHONPATH": str(to)}, capture_output=True, text=True, check=True)
+    if not runs.stdout.startswith(str(to)):
+        raise RuntimeError(f"this environment runs {runs.stdout.strip()} instead of what is in {to}")
+    return to
+
+
+def soak(folder: Path, earlier: Path, options: argparse.Namespace) -> Counter[str]:
+    """Upgrade and go back; what came of the requests meanwhile."""
+    (folder / "publisher").mkdir()
+    publisher = Publisher(folder / "publisher")
+    with ExitStack() as stack:
+        redis = stack.enter_context(Server(next(iter(programs().values()))))
+        sites = {}
+        for name in EIRS:
+            site = sites[name] = stack.enter_context(Site(folder / name, publisher))
+            site.program = earlier
+            site.configure(
+                identity={"host": name, "realm": agent.EIR_REALM}, peers=[{"name": "dra", "host": agent.DRA, "realm": agent.DRA_REALM}],
+                listen=[f"tcp://127.0.0.1:{free_port()}"], store=redis.url,
+            )  # fmt: skip
+            if name == EIRS[0]:
+                site.eir("load", site.release([LISTED]), site.release([TRACKED], list_name="tracked"))
+            site.start()
+        port = stack.enter_context(agent.relay(folder, {name: site.node for name, site in sites.items()}, tc_s=1))
+        return asyncio.run(_turns(port, sites, earlier, options))
+
+
+async def _turns(port: int, sites: dict[str, Any], earlier: Path, options: argparse.Namespace) -> Counter[str]:
+    found: Counter[str] = Counter()
+    end = asyncio.Event()
+    target = probe.Target("127.0.0.1", port, HOST, REALM, agent.EIR_REALM, timeout_s=10.0)
+    async with probe.asking(target) as ask:
+        asking = asyncio.create_task(_ask(ask, found, end, options.rate))
+        for turn in range(options.turns):
+            for program in (ROOT, earlier):
+                for site in sites.values():
+                    await asyncio.to_thread(_replaced, site, program)
+            print(f"turn {turn + 1}: {dict(found)}", flush=True)
+        end.set()
+        await asking
+    return found
+
+
+def _replaced(site: Any, program: Path) -> None:
+    """End a node, begin it again with another program, and wait for the agent."""
+    site.node.end()
+    site.program = program
+    site.start()
+    until(lambda: site.node.status()["peers"]["dra"] == 1)
+
+
+async def _ask(ask: Callable[[str], Awaitable[str]], found: Counter[str], end: asyncio.Event, rate: float) -> None:
+    """Ask at a rate until the end, so many at once at most."""
+    turns, begun, sent = asyncio.Semaphore(AT_ONCE), time.monotonic(), 0
+
+    async def one(imei: str) -> None:
+        try:
+            answer = await ask(imei)
+        finally:
+            turns.release()
+        found["right" if answer == ANSWERS[imei] else f"wrong ({answer})"] += 1
+
+    async with asyncio.TaskGroup() as group:
+        while not end.is_set():
+            await turns.acquire()
+            group.create_task(one([*ANSWERS][sent % len(ANSWERS)]))
+            sent += 1
+            await asyncio.sleep(max(begun + sent / rate - time.monotonic(), 0))
