@@ -50,6 +50,7 @@ PARTS = {
     "sightings": (),
     "n5g": ("--no-application",),
     "feed": (),
+    "gsup": (),
 }
 
 
@@ -159,6 +160,11 @@ def test_peers(found):
     assert set(found["answers_per_s_ratio"]) == {"4 x 256", "4 x 256, 50% hits", AGENTS}
     assert set(found["answers_per_s_ratio"][AGENTS]) == set(found["p50_ratio"]) == servers - {"eir"}
     assert len(found["targets"]) == 7
+
+
+def test_gsup(found):
+    assert {(row["server"], row["under way"]) for row in found["measured"]} == {(server, window) for server in ("eir", "echo") for window in (1, 64)}
+    assert all(row["cpu_us"] > 0 for row in found["measured"])
 
 
 def test_workers(found):

@@ -139,6 +139,8 @@ class Checker:
         return verdict
 
     def _sight(self, decision: Decision, question: Question, imsi: str) -> None:
+        if self.sightings is None:
+            return
         told = (question.origin_host, question.origin_realm, question.identifier(), imsi, question.version())
         self.sight(decision, question.protocol, question.peer, told)
 

@@ -1,11 +1,13 @@
 """CHECK-IMEI and its answers, and the error of any other request (Osmocom's GSUP: a type, then elements of tag, length, value).
 
-There is no id of a transaction: an answer is found by its IMSI alone, so that one goes back as it came. Without I/O; imports ipa.
+There is no id of a transaction: an answer is found by its IMSI alone, so that one goes back as it came. Without I/O; imports ipa and
+eir.device.
 """
 
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from eir.device import is_digits
 from eir.gsup.ipa import GSUP, HEADER_BYTES, OSMO, frame
 
 TYPE_AT: Final = HEADER_BYTES + 1
@@ -18,8 +20,8 @@ NETWORK_FAILURE: Final = 0x11
 """A cause (TS 24.008 10.5.5.14) by which a phone tries again later."""
 SESSION_END: Final = bytes((0x31, 1, 3))
 
-TBCD: Final = tuple(f"{'0123456789*#abcf'[octet & 15]}{'0123456789*#abcf'[octet >> 4]}" for octet in range(256))
-"""Two digits in one octet, the lower half first (TS 29.002 17.7.8); f is a filler."""
+_SWAPPED: Final = bytes(octet >> 4 | (octet & 15) << 4 for octet in range(256))
+"""An octet with its halves changed round: TBCD has the first of two digits in the lower one (TS 29.002 17.7.8)."""
 
 
 class Ie(IntEnum):
@@ -33,6 +35,10 @@ class Ie(IntEnum):
     SM_RP_MR = 0x40
     IMEI = 0x50
     IMEI_RESULT = 0x51
+
+
+_IMSI, _IMEI = int(Ie.IMSI), int(Ie.IMEI)
+"""Plain numbers are found in half the time."""
 
 
 class CheckImei(NamedTuple):
@@ -50,17 +56,19 @@ class CheckImei(NamedTuple):
 
 
 def digits(tbcd: bytes) -> str:
-    """The digits of TBCD octets, fillers at the end left out."""
-    return "".join([TBCD[octet] for octet in tbcd]).rstrip("f")
+    """The digits of TBCD octets, fillers at the end left out; other signs than digits are letters."""
+    return tbcd.translate(_SWAPPED).hex().rstrip("f")
 
 
 def elements(message: bytes, at: int = TYPE_AT + 1) -> dict[int, bytes]:
     """The elements of a GSUP message in its frame, the first of each tag; one that is cut off has what is there of it."""
     found: dict[int, bytes] = {}
-    end = len(message)
-    while at + 1 < end:
+    end = len(message) - 1
+    while at < end:
         after = at + 2 + message[at + 1]
-        found.setdefault(message[at], message[at + 2 : after])
+        tag = message[at]
+        if tag not in found:
+            found[tag] = message[at + 2 : after]
         at = after
     return found
 
@@ -71,10 +79,10 @@ def read_check_imei(message: bytes) -> CheckImei:
     An IMEI begins with how many octets it has (OsmoMSC: 7, which are 14 digits), or has no such octet.
     """
     found = elements(message)
-    value = found.get(Ie.IMEI)
+    imsi, value = found.get(_IMSI), found.get(_IMEI)
     if value is None:
-        return CheckImei(found.get(Ie.IMSI), None)
-    return CheckImei(found.get(Ie.IMSI), digits(value[1:] if value and value[0] == len(value) - 1 else value))
+        return CheckImei(imsi, None)
+    return CheckImei(imsi, digits(value[1:] if value and value[0] == len(value) - 1 else value))
 
 
 def check_imei(imsi: str, imei: str) -> bytes:
@@ -85,7 +93,7 @@ def check_imei(imsi: str, imei: str) -> bytes:
 
 def result(imsi: bytes, *, permitted: bool) -> bytes:
     """ACK or NACK, in its frame: never empty, since an empty one is an ACK for some."""
-    return _frame(CHECK_IMEI_RESULT, (Ie.IMSI, imsi), (Ie.IMEI_RESULT, b"\x00" if permitted else b"\x01"))
+    return _BEFORE_IMSI[len(imsi)] + imsi + (_ACK if permitted else _NACK)
 
 
 def says_no(answer: bytes) -> bool:
@@ -108,7 +116,12 @@ def _frame(kind: int, *parts: tuple[int, bytes], more: bytes = b"") -> bytes:
 
 
 def _tbcd(number: str) -> bytes:
-    """Digits as TBCD octets; signs that TBCD does not have raise ValueError."""
-    even = number if len(number) % 2 == 0 else number + "f"
-    values = ["0123456789*#abcf".index(sign) for sign in even]
-    return bytes(low | high << 4 for low, high in zip(values[::2], values[1::2], strict=True))
+    """Digits as TBCD octets; signs that are none raise ValueError."""
+    if not is_digits(number) and number:
+        raise ValueError
+    return bytes.fromhex(number if len(number) % 2 == 0 else number + "f").translate(_SWAPPED)
+
+
+_ACK, _NACK = (bytes((Ie.IMEI_RESULT, 1, says)) for says in (0, 1))
+_BEFORE_IMSI = [frame(OSMO, bytes((GSUP, CHECK_IMEI_RESULT, Ie.IMSI, size)) + bytes(size) + _ACK)[: TYPE_AT + 3] for size in range(256)]
+"""What stands before an IMSI of so many octets in a result."""
