@@ -183,8 +183,8 @@ class Status:
             "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "troubles": warnings, "ready": found.word, "version": __version__, "lane": LANE,
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
             "tasks": sum(report.tasks for report in reports), "in_step": all(report.lists == reports[0].lists for report in reports),
-            "listening": self.listening, "interfaces": self.interfaces, "http": self.http, "lists": {name: _shown(state) for name, state in lists.items()},
-            "peers": peers, "checks": checks, **({} if self.nrf is None else {"nrf": self.nrf()}),
+            "listening": self.listening, "http": self.http, "lists": {name: _shown(state) for name, state in lists.items()},
+            "peers": peers, "checks": checks, **({} if self.nrf is None else {"nrf": self.nrf()}), **({"interfaces": self.interfaces} if self.interfaces else {}),
         }  # fmt: skip
 
     def _warnings(self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]) -> list[str]:
