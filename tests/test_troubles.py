@@ -3,9 +3,8 @@
 First something shows it, then a row of the page names the cause, then its cure is done and helps.
 """
 
-import time
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import full_disk
@@ -66,9 +65,9 @@ def test_an_mme_of_another_realm(site):
 
 
 def test_a_list_that_has_expired(site):
-    site.load([LISTED], serial=2, expires_in=timedelta(seconds=2))
+    issued = datetime.now(UTC).replace(microsecond=0) - timedelta(days=20)
+    site.load([LISTED], serial=2, issued=issued, expires_in=timedelta(days=14), now=issued + timedelta(days=1))
     until(lambda: site.node.status()["lists"]["stolen"]["serial"] == 2)
-    time.sleep(1.5)
     said = until(lambda: found if "past its expiry" in (found := site.node.status())["summary"] else None)
     assert (said["state"], said["troubles"]) == ("WARNING", ["list stolen is past its expiry"])
     assert "(EirListExpired)" in site.node.get("/")[1]
