@@ -132,13 +132,17 @@ class Hlr(asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Be done; what was sent may still go out."""
+        """Be done; what was sent may still go out, but not for ever."""
         self._task.cancel()
         self._wait(None)
         if self._unread is not None:
             self._unread.cancel()
         if self._transport is not None:
+            self._loop.call_later(self._limits().stalled_write_s, self._transport.abort)
             self._transport.close()
+        held, self._held, self._held_bytes = self._held, [], 0
+        if held:
+            self._client.not_passed(held, AWAY)
 
     # asyncio.Protocol
 
@@ -219,7 +223,8 @@ class Hlr(asyncio.Protocol):
         kind = said[0] if said else None
         if kind == Ccm.ID_GET:
             self._asked = True
-            self._wait(None)
+            if self.state is not State.READY:
+                self._wait(HOLD_S, self._away, "it wants to know who the client is, which does not say so")
             self.identified()
         elif kind == Ccm.PING and self._transport is not None:
             self._transport.write(ipa.PONG)

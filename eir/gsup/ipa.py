@@ -11,6 +11,8 @@ from typing import Final
 from eir.errors import EirError
 
 HEADER_BYTES: Final = 3
+NAME_MAX: Final = 255
+"""Characters of a name that are kept."""
 OSMO: Final = 0xEE
 CCM: Final = 0xFE
 GSUP: Final = 0x05
@@ -94,7 +96,7 @@ def name_in(id_resp: bytes) -> str:
         at += 2 + max(length, 1)
     for tag in (Tag.SERIAL, Tag.UNIT_NAME):
         if name := found.get(tag, b"").rstrip(b"\0"):
-            return name.decode("ascii", "replace")
+            return name[:NAME_MAX].decode("ascii", "replace")
     return ""
 
 
