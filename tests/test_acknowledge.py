@@ -1,7 +1,10 @@
 """What a node says that it has in force: signed, compared with what the releases make, and held against the node."""
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from node import until
@@ -112,3 +115,12 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
         register.publish(added=ROWS[22:24], ahead_s=-7200)
         (row,) = json.loads(site.eir("acknowledged", register.folder, "--within", "1h", "--json", status=1).stdout)
         assert (row["state"], row["behind"], row["late_s"] >= 7200) == ("behind", 1, True)
+
+
+def test_the_soak_in_its_short_form():
+    """Nodes, a folder that changes, and a server that fails; for as long as an hour has minutes: scripts/soak sources."""
+    soak = Path(__file__).parent.parent / "scripts" / "soak"
+    run = [sys.executable, soak, "sources", "--changes", "1", "--minute", "1", "--nodes", "2", "--seed", "3"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "all nodes in step" in done.stdout

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
-from node import children, is_gone, until
+from node import Site, children, is_gone, until
 from publisher_folder import NAME, ROWS, Register
 from releases import make_key
+from servers import Server
 from web_folder import tls
 
 from eir.config import load_config
@@ -348,3 +349,27 @@ def test_the_command_and_a_node(site, tmp_path, publisher):
         site.configure(lists={"stolen": {"signers": "signers"}, "tracked": {"signers": "signers"}})
         site.eir("reload")
         assert not any(name.startswith("eir_source_patience") for name in node.metrics())
+
+
+def test_two_nodes_on_one_redis_fetch_once(tmp_path, publisher):
+    """Both look at the index; what is new is fetched and loaded by one of them, and in force on both."""
+    register = Register(tmp_path / "register", publisher.key)
+    with register.web, Server("redis-server") as redis, Site(tmp_path / "a", publisher) as one, Site(tmp_path / "b", publisher) as other:
+        register.publish(ROWS[:20])
+        source = {"url": register.web.url, "every": "1s"}
+        for site in (one, other):
+            site.configure(store=f"{redis.url}/0", lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}})
+        nodes = [site.start(ready=False) for site in (one, other)]
+
+        def in_force():
+            return [node.status()["lists"].get("stolen", {"serial": 0})["serial"] for node in nodes]
+
+        until(lambda: in_force() == [1, 1])
+        for row in ROWS[20:23]:
+            register.publish(added=[row])
+            until(lambda: in_force() == [register.serial] * 2)
+        fetched = [path for path in register.web.paths(200) if path.endswith(".csv")]
+        assert sorted(fetched) == sorted(set(fetched))
+        assert len(fetched) == 4
+        assert len([event for event in one.json("history", "stolen") if event["what"] == "load"]) == 4
+        assert [line for node in nodes for line in node.lines() if line["event"] in {"source_refused", "source_unreached", "fault"}] == []
