@@ -388,3 +388,20 @@ def test_a_key_that_an_agent_holds(agency, agent):
     agency.key.unlink()
     manifest = make(agency, put(agency.drop, "a.csv", b"imei\n35123456789012\n"), key=agency.folder / "agency.pub")
     assert verify_release(manifest, agency.lists, now=NOW).signers[0].startswith("agency SHA256:")
+
+
+async def test_lists_of_lsds_and_answers_of_device_check_are_published_as_they_come(agency, store):
+    """Guessed by their first line; a delta of either is one file with both, by what its rows say."""
+    head = "imei,reporting_date,status"
+    full = put(agency.drop, "full.csv", f"{head}\n35000000000001,20261101,blacklist\n35000000000002,20261101,pending\n35000000000003,20261101,\n".encode())
+    delta = put(agency.drop, "delta.csv", f"{head},change_type\n35000000000002,20261101,blacklist,update\n35000000000001,20261101,recovered,remove\n".encode())
+    history = '"imeihistory": [{"action": "Block %s", "reasoncodedesc": "x", "date": "2026-11-0%d 12:00:00.0"}]'
+    said = '{"responsestatus": "success", "deviceid": "3500000000000%d", ' + history + "}\n"
+    answers = put(agency.drop, "answers.json", "".join(said % each for each in ((4, "Insert", 1), (3, "Insert", 1), (3, "Remove", 2))).encode())
+    for serial, base, file, role, layout, entries in ((1, None, full, "entries", "lsds", 2), (2, 1, delta, "changes", "lsds", 2), (3, 2, answers, "changes", "gsma-device-check", 2)):
+        manifest = make(agency, file, serial=serial, base=base)
+        (found,) = described(manifest)
+        assert found[1:3] == (role, layout)
+        assert (await agency.load(manifest, store, force=True)).entries == entries
+    _, pages = await store.some_pages(NAME, [35000000])
+    assert sorted(decode_keys(pages[0].keys).to_array()) == [2, 4]
