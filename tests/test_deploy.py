@@ -382,6 +382,12 @@ class TestContainers:
         ignored = (DEPLOY / "Containerfile.dockerignore").read_text().split()
         assert {line[1:] for line in ignored if line.startswith("!")} == {source for name, rest in instructions if name == "COPY" and not rest.startswith("--from") for source in rest.split()[:-1]}
 
+    def test_the_first_process_is_an_init_that_hands_signals_on(self, site):
+        init, *rest = json.loads(dict(self.containerfile())["ENTRYPOINT"])
+        assert (init, rest) == ("tini", ["--", "eir"])
+        assert " tini " in next(rest for name, rest in reversed(self.containerfile()) if name == "RUN")
+        site.start(prefix=[init, "-s", "--"]).end()  # SIGTERM to it ends the node with 0
+
     def test_the_health_check_tells_a_live_node_from_none(self, site):
         check = dict(self.containerfile())["HEALTHCHECK"]
         command = json.loads(check[check.index("["):])
