@@ -3,6 +3,7 @@
 Clauses: A is TS 29.002, Q is Q.773 and Q.774, P is this project's policy where no clause decides.
 """
 
+import asyncio
 from datetime import UTC, datetime
 
 import m3ua_wire as wire
@@ -292,3 +293,39 @@ def test_tshark_objects_to_nothing(tmp_path):
     for wrong in ("Malformed", "Dissector bug", "BER Error", "Expert Info (Error"):
         assert wrong not in shown, shown[shown.index(wrong) - 3000 : shown.index(wrong) + 200]
     assert "prohibitedListed (1)" in shown or "blackListed (1)" in shown
+
+
+async def test_the_probe_falls_back():
+    """An EIR of version 1 alone: the probe comes down to it once, and asks so from then on."""
+    from eir.map import probe
+    from eir.ss7 import sccp
+    from eir.ss7.asp import Association
+
+    of, asked = service(), []
+
+    async def serve(reader, writer):
+        end = Association(0.0, dials=False)
+        while octets := await reader.read(65536):
+            for each in end.receive(octets, 0.0):
+                unit = sccp.unitdata(each.payload, "itu")
+                version = 1 if b"\x6b\x1e" not in unit.data else unit.data[unit.data.index(codec.CONTEXT) + 6]
+                asked.append(version)
+                answer = of.answer(unit.data, MSC).octets
+                if version > 1:
+                    otid = tcap.read(unit.data).otid
+                    answer = tcap.abort_dialogue(otid, tcap.response(codec.context_of(version), accepted=False, diagnostic=2))
+                end.send(each._replace(opc=each.dpc, dpc=each.opc, payload=sccp.encoded(9, 0, unit.calling.octets, unit.called.octets, answer)))
+            writer.write(b"".join(end.take()))
+        writer.close()
+        await writer.wait_closed()
+        gone.set()
+
+    gone = asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    target = probe.Target(("127.0.0.1",), port, (1, wire.EIR), gt=wire.TITLE)
+    found = await probe.ask(target, [LISTED, FREE], imsi="262010000000001")
+    assert [each.status for each in found] == ["blacklisted", "unknown"]
+    assert asked == [3, 2, 1, 1]
+    await gone.wait()
+    server.close()

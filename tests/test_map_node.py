@@ -118,6 +118,21 @@ async def test_drain_leaves_in_order(site):
     assert await asyncio.to_thread(node.wait) == 0
 
 
+def test_the_probe_and_the_audit_ask_as_an_msc(site):
+    """Statuses and errors; the exit status; fall-back is in tests/test_map.py."""
+    node, (host, port) = listening(site, peers=[{"name": "msc1", "gt": "49170"}], rules=[{"imsi": "26201", "answer": "unknown"}])
+    target = f"map://{host}:{port}"
+    found = site.json("probe", target, LISTED, TRACKED, UNLISTED, "12", "--gt", "491700000001")
+    assert [each["status"] for each in found] == ["blacklisted", "greylisted", "whitelisted", "whitelisted"]
+    assert node.metrics()["eir_map_answers_total{peer=msc1,result=blacklisted}"] == 1
+    assert site.json("probe", target, UNLISTED, "--imsi", "262010000000001", "--eir-point-code", "1-1-2")[0]["status"] == "unknown"
+    assert "no answer within 0.5 s" in site.eir("probe", target, LISTED, "--eir-point-code", "1-1-3", "--timeout", "0.5", status=1).stderr
+    assert "expected digits" in site.eir("probe", target, LISTED, "--gt", "x", status=2).stderr
+    manifest = next((site.folder / "releases").glob("stolen-1.manifest.json"))
+    report = site.json("audit", manifest, target, "--all")
+    assert (report["asked"], report["as_listed"]) == (1, 1)
+
+
 # through a gateway
 
 

@@ -18,8 +18,8 @@ from eir.commands import in_force
 from eir.commands.access import DEFAULT_CONFIG, SYSTEM_CONFIG, ConfigFile, Json, with_store
 from eir.commands.in_force import FromStore
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
-from eir.config import Config, load_config, load_identity
-from eir.device import typed
+from eir.config import Config, load_config, load_identity, load_whereabouts
+from eir.device import is_digits, typed
 from eir.diameter.transport.endpoint import TCP, TLS, endpoint
 from eir.diameter.transport.tls import Tls
 from eir.errors import ConfigError, EirError, IdentifierError
@@ -44,6 +44,7 @@ class Protocol(StrEnum):
 
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
 UNAUTHORIZED = 401
+OWN_POINT_CODE = "0-0-1"
 
 # Options of the commands that ask over the wire.
 Imsi = Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")]
@@ -55,6 +56,10 @@ Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wai
 Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="Over TLS: the authorities that the EIR's certificate may come from, in PEM.")]
 Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="With --ca: our certificate in PEM; it carries our Origin-Host.")]
 PrivateKey = Annotated[Path | None, typer.Option(metavar="FILE", help="With --ca: its private key in PEM.")]
+Gt = Annotated[str | None, typer.Option("--gt", metavar="DIGITS", help="Over map://: the global title that we call from; our point code if not given.")]
+PointCode = Annotated[str, typer.Option(metavar="N-N-N", help="Over map://: our point code.")]
+EirPointCode = Annotated[str | None, typer.Option(metavar="N-N-N", help="Over map://: the EIR's point code; ss7.point_code of the configuration if not given.")]
+RoutingContext = Annotated[int | None, typer.Option(metavar="N", help="Over map://: the routing context that the gateway knows us by.", min=0)]
 Token = Annotated[Path | None, typer.Option(metavar="FILE", help="Over http:// and https://: a file with the access token of each request, alone or in the issuer's answer (JSON).")]
 
 
@@ -143,7 +148,7 @@ def _on_the_wire(protocol: Protocol, status: Status) -> str:
 
 
 def probe(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The EIR, as HOST or HOST:PORT: port 3868, or 5868 with --ca, if none is given; [::1]:3868 for IPv6, sctp://HOST,HOST:3868 over SCTP. A 5G EIR as http://HOST:PORT or https://HOST:PORT, one of a 2G or 3G network on Osmocom as gsup://HOST:PORT.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The EIR, as HOST or HOST:PORT: port 3868, or 5868 with --ca, if none is given; [::1]:3868 for IPv6, sctp://HOST,HOST:3868 over SCTP. A 5G EIR as http://HOST:PORT or https://HOST:PORT, one of a 2G or 3G network on Osmocom as gsup://HOST:PORT, by SIGTRAN as map://GATEWAY:PORT.")],
     imeis: Annotated[list[str], typer.Argument(metavar="IMEI", help="What to ask about; sent as it is, valid or not.")],
     imsi: Imsi = None,
     software_version: Annotated[str | None, typer.Option(metavar="NN", help="Software-Version of each request.")] = None,
@@ -156,6 +161,10 @@ def probe(
     cert: Cert = None,
     key: PrivateKey = None,
     token: Token = None,
+    gt: Gt = None,
+    point_code: PointCode = OWN_POINT_CODE,
+    eir_point_code: EirPointCode = None,
+    routing_context: RoutingContext = None,
     count: Annotated[int | None, typer.Option(metavar="N", help="Ask so many times, about each IMEI in turn, and print a summary.", min=1)] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Ask so many times a second, answered or not; with --count.", min=0.001)] = None,
     config: ConfigFile = DEFAULT_CONFIG,
@@ -163,7 +172,8 @@ def probe(
 ) -> None:
     """Ask an EIR, as an MME, an AMF or an MSC would.
 
-    HOST is asked over Diameter S13; http://HOST:PORT or https://HOST:PORT over HTTP/2 (N5g-eir); gsup://HOST:PORT as an OsmoMSC asks.
+    HOST is asked over Diameter S13; http://HOST:PORT or https://HOST:PORT over HTTP/2 (N5g-eir); gsup://HOST:PORT as an OsmoMSC asks;
+    map://GATEWAY:PORT as any MSC asks (MAP over SIGTRAN: over SCTP, or over TCP where there is none).
 
     All questions go over one connection. The exit status is 0 if every question was answered, even by an error; the name of an error
     goes to standard error. With --count the next question follows when one is answered, unless --rate says how many there are a second.
@@ -171,7 +181,8 @@ def probe(
     if rate is not None and count is None:
         raise fail("--rate needs --count: how many times to ask in all", EXIT_USAGE)
     names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
-    prober = prober_for(target, tls_of(ca, cert, key), token, names, timeout)
+    calls = Calls(gt, point_code, eir_point_code, routing_context, config)
+    prober = prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls)
     if count is not None:
         summary = asyncio.run(prober.ask_many(imeis, count=count, rate=rate, imsi=imsi, software_version=software_version))
         show_one(summary.as_json(), summary.as_text(), as_json=as_json)
@@ -216,6 +227,17 @@ def names_of(origin_host: str | None, origin_realm: str | None, destination_host
     return Names(origin_host or f"probe.{own}", own, destination_host, destination_realm)
 
 
+class Calls(NamedTuple):
+    """Who we are over SIGTRAN, and whom we ask for, as the options say."""
+
+    gt: str | None
+    point_code: str
+    eir_point_code: str | None
+    routing_context: int | None
+    config: Path
+    """Whose `ss7` says the rest."""
+
+
 class Prober(NamedTuple):
     """What asks one EIR, as eir.s13.probe and eir.n5g.probe do, whose functions have one shape."""
 
@@ -232,6 +254,7 @@ class Wanted(NamedTuple):
     token: Path | None
     names: Names
     timeout_s: float
+    calls: Calls
 
 
 def _s13_prober(wanted: Wanted) -> tuple[Any, Any]:
@@ -260,18 +283,42 @@ def _gsup_prober(wanted: Wanted) -> tuple[Any, Any]:
     return probe, probe.Target(*_host_and_port(wanted.target.partition("://")[2], PORT), wanted.timeout_s)
 
 
+def _map_prober(wanted: Wanted) -> tuple[Any, Any]:
+    from eir.map import probe  # noqa: PLC0415 - for this protocol alone
+    from eir.map.settings import PORT  # noqa: PLC0415 - as above
+    from eir.ss7.pointcode import ITU, point_code  # noqa: PLC0415 - as above
+
+    if wanted.tls is not None:
+        raise fail(f"{wanted.target}: SIGTRAN knows no TLS; --ca, --cert and --key are for others", EXIT_USAGE)
+    calls, ss7 = wanted.calls, dict[str, Any]()
+    with suppress(ConfigError):
+        ss7 = load_whereabouts(calls.config).shown.get("ss7") or {}
+    variant, eir = ss7.get("variant") or ITU, calls.eir_point_code or ss7.get("point_code")
+    if eir is None:
+        raise fail("whom to ask: --eir-point-code N-N-N, or ss7.point_code of the configuration", EXIT_USAGE)
+    try:
+        codes = point_code(calls.point_code, variant), point_code(str(eir), variant)
+    except ValueError as e:
+        raise fail(f"{e} is no point code of the variant {variant}", EXIT_USAGE) from None
+    if calls.gt is not None and not is_digits(calls.gt):
+        raise fail(f"--gt: expected digits, got {calls.gt}", EXIT_USAGE)
+    *others, last = wanted.target.partition("://")[2].split(",")
+    host, port = _host_and_port(last, PORT)
+    return probe, probe.Target((*others, host), port, codes, calls.gt, calls.routing_context, variant, wanted.timeout_s)
+
+
 PROBERS: dict[str, Callable[[Wanted], tuple[Any, Any]]] = {
-    "http": _n5g_prober, "https": _n5g_prober, "gsup": _gsup_prober,
+    "http": _n5g_prober, "https": _n5g_prober, "gsup": _gsup_prober, "map": _map_prober,
 }  # fmt: skip
 """By the scheme of the target's URL: the module that asks so, and whom it asks. Without a scheme, and by any other, it is Diameter."""
 
 
-def prober_for(target: str, tls: Tls | None, token: Path | None, names: Names, timeout_s: float) -> Prober:
+def prober_for(target: str, tls: Tls | None, token: Path | None, names: Names, timeout_s: float, calls: Calls) -> Prober:
     """What asks the target by the protocol that it names."""
     make = PROBERS.get(target.partition("://")[0] if "://" in target else "", _s13_prober)
     if token is not None and make is not _n5g_prober:
         raise fail("--token is for http:// and https://", EXIT_USAGE)
-    probe, asked = make(Wanted(target, tls, token, names, timeout_s))
+    probe, asked = make(Wanted(target, tls, token, names, timeout_s, calls))
     return Prober(*(partial(function, asked) for function in (probe.ask, probe.ask_many, probe.asking)))
 
 

@@ -14,14 +14,20 @@ import typer
 from eir.checks.settings import Status
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
 from eir.commands.asking import (
+    OWN_POINT_CODE,
     Ca,
+    Calls,
     Cert,
     DestinationHost,
     DestinationRealm,
+    EirPointCode,
+    Gt,
     Imsi,
     OriginHost,
     OriginRealm,
+    PointCode,
     PrivateKey,
+    RoutingContext,
     Timeout,
     Token,
     names_of,
@@ -42,7 +48,7 @@ NAMED_MAX = 10
 
 def audit(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="LIST-SERIAL.manifest.json of the release that the EIR should have in force; or NODE.LIST.ack in a publisher's folder: what the node says it has.")],
-    target: Annotated[str | None, typer.Argument(metavar="[HOST[:PORT]]", help="The EIR to ask, as for eir probe: tcp://, tls:// or sctp:// where it is not plain, http:// or https:// for a 5G EIR, gsup:// for one on Osmocom.", show_default=False)] = None,
+    target: Annotated[str | None, typer.Argument(metavar="[HOST[:PORT]]", help="The EIR to ask, as for eir probe: tcp://, tls:// or sctp:// where it is not plain, http:// or https:// for a 5G EIR, gsup:// for one on Osmocom, map:// for one over SIGTRAN.", show_default=False)] = None,
     sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Ask about so many devices; as many as --at-least needs if not given.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Ask about every entry.")] = False,
     rate: Annotated[float, typer.Option(metavar="N", min=0.001, help="Questions a second; each device takes three.")] = RATE,
@@ -64,6 +70,10 @@ def audit(
     cert: Cert = None,
     key: PrivateKey = None,
     token: Token = None,
+    gt: Gt = None,
+    point_code: PointCode = OWN_POINT_CODE,
+    eir_point_code: EirPointCode = None,
+    routing_context: RoutingContext = None,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Hold an EIR of any vendor to a signed release.
@@ -81,7 +91,8 @@ def audit(
     if since and not back:
         raise fail(f"--since {since}: expected a number and a unit: 30d, 36h or 90m", EXIT_USAGE)
     names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
-    asker = None if target is None else prober_for(target, tls_of(ca, cert, key), token, names, timeout).asking(imsi=imsi)
+    calls = Calls(gt, point_code, eir_point_code, routing_context, config)
+    asker = None if target is None else prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls).asking(imsi=imsi)
     checked, now = load_to_ask(config), datetime.now(UTC)
     with progress() as advance:
         shown = advance or (lambda *_: None)
