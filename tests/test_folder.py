@@ -259,5 +259,5 @@ def test_the_command(site, tmp_path):
     assert (document["releases"], document["full"], document["folded"], document["added"]) == (2, 1, False, 1)
     assert document["manifest"] == f"{tmp_path}/www/2/stolen-2.manifest.json"
     assert "2 is the newest" in site.eir(*publish, "--serial", 9, "--base", 1, added, status=1).stderr
-    for wrong in (["--out", tmp_path], ["--force"], ["--keep", "soon"], ["--kind", "x"]):
+    for wrong in (["--force"], ["--keep", "soon"]):
         site.eir(*publish, "--serial", 3, *wrong, data, status=2)
