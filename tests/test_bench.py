@@ -51,6 +51,7 @@ PARTS = {
     "n5g": ("--no-application",),
     "feed": (),
     "gsup": (),
+    "map": (),
 }
 
 
@@ -165,6 +166,11 @@ def test_peers(found):
 def test_gsup(found):
     assert {(row["server"], row["under way"]) for row in found["measured"]} == {(server, window) for server in ("eir", "echo") for window in (1, 64)}
     assert all(row["cpu_us"] > 0 for row in found["measured"])
+
+
+def test_map(found):
+    assert found["answers_per_cpu_second"].keys() == {"this node", "echo", "pycrate"}
+    assert min(found["answers_per_cpu_second"].values()) > 0
 
 
 def test_workers(found):

@@ -270,7 +270,7 @@ class MapServer(Server[Link]):
         """A message to the calling address: to its point code where that is what it is reached by, else to where the question came from."""
         to = calling.pc if calling.by_ssn and calling.pc is not None else transfer.opc
         context = transfer.context if transfer.context is not None or link.association is None else link.association.context
-        return transfer._replace(opc=transfer.dpc, dpc=to, payload=payload, context=context)
+        return Transfer(transfer.dpc, to, transfer.sls, payload, transfer.indicator, transfer.network, transfer.priority, context, transfer.appearance)
 
     def _asker(self, link: Link, calling: Address, opc: int) -> Asker:
         """Who asks, by the title and the point code of the calling address."""

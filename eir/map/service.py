@@ -5,6 +5,7 @@ kept. Nearly all requests have one of a few shapes and are answered without bein
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import NamedTuple
 
 from eir.checks.checker import Checker
@@ -121,7 +122,8 @@ class MapService:
         elif rest != shape.tail:
             return None
         component, result = self._checked(shape.version, octets[number : number + 1], codec.digits(octets[imei : imei + 8]), imsi, asks)
-        return Reply(tcap.end(octets[4:behind], b"" if shape.version == 1 else _ACCEPTED[shape.version], component), result)
+        head, between = _frame(shape.version, octets[3], len(component))
+        return Reply(head + octets[4:behind] + between + component, result)
 
     def general(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> Reply:
         """The answer to any message; `instead` answers invocations of checkIMEI without asking the checker."""
@@ -189,6 +191,13 @@ class MapService:
     @staticmethod
     def _error(number: bytes, code: int) -> tuple[bytes, str]:
         return tcap.returned_error(number, code), f"error_{code}"
+
+
+@cache
+def _frame(version: int, otid_octets: int, component_octets: int) -> tuple[bytes, bytes]:
+    """What stands in an End before the transaction id, and between that and the component."""
+    end = tcap.end(bytes(otid_octets), b"" if version == 1 else _ACCEPTED[version], bytes(component_octets))
+    return end[:4], end[4 + otid_octets : len(end) - component_octets]
 
 
 def _opened(octets: bytes, message: Message) -> tuple[int, bytes]:

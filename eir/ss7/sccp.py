@@ -5,6 +5,7 @@ UDT and XUDT that is not segmented; UDTS and XUDTS where return on error is aske
 
 import struct
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from eir.ss7.pointcode import ANSI
@@ -12,6 +13,8 @@ from eir.ss7.pointcode import ANSI
 UDT, UDTS, XUDT, XUDTS = 0x09, 0x0A, 0x11, 0x12
 RETURN_ON_ERROR = 0x80
 CLASSES = (0, 1)
+ADDRESSES_MAX = 4096
+"""Addresses that are remembered with what they say: an MSC calls from the same one each time."""
 HOPS = 15
 """Of what the node sends as XUDT (Q.713 3.18)."""
 _SEGMENTATION = 0x10
@@ -63,6 +66,7 @@ class Unitdata(NamedTuple):
     """It is one of several parts."""
 
 
+@lru_cache(ADDRESSES_MAX)
 def address(octets: bytes, variant: str) -> Address:
     """What an address says. Raises SccpFault."""
     if not octets:
