@@ -133,6 +133,17 @@ def test_the_probe_and_the_audit_ask_as_an_msc(site):
     assert (report["asked"], report["as_listed"]) == (1, 1)
 
 
+@pytest.mark.sctp
+@pytest.mark.timeout(300)
+def test_over_sctp_with_two_addresses(site):
+    """The probe's association has both addresses of the node; DATA goes over a stream of its own."""
+    port = free_port()
+    node = serve(site, listen=[f"sctp://127.0.0.1,127.0.0.2:{port}"])
+    found = site.json("probe", f"map://127.0.0.1,127.0.0.2:{port}", LISTED, TRACKED, UNLISTED, "--gt", "491700000001")
+    assert [each["status"] for each in found] == ["blacklisted", "greylisted", "whitelisted"]
+    assert node.lines("peer_open", protocol="map")
+
+
 # through a gateway
 
 
