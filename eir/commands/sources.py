@@ -64,9 +64,9 @@ def acknowledge(
     key: Annotated[bool, typer.Option("--key", help="Only print the line by which a publisher knows this node's key (allowed_signers).")] = False,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
-    """Say, signed with the node's own key, which release and content of each list is in force here since when.
+    """Say, signed, which release of each list is in force here.
 
-    A running node does so by itself for lists with `source: {acknowledge: true}`.
+    With the digest of its content and since when. The key is the node's own. A running node does so by itself for lists with `source: {acknowledge: true}`.
     """
     from eir.daemon.acknowledging import give  # noqa: PLC0415 - for this command alone
     from eir.sources.acknowledge import Acknowledgement, acknowledged, key_of, signer_line  # noqa: PLC0415 - as above
@@ -108,7 +108,7 @@ def show_acknowledged(
     within: Annotated[str, typer.Option(metavar="1h", help="How long a node may take for a release.")] = "1h",
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show which nodes have what a publisher's folder offers, who is behind and by how much.
+    """Show which nodes have what a folder offers, who is late.
 
     Each row rests on what the node has signed: serial and digest of the content in force, compared with what the releases make. Exit
     status 1 if a node is behind for longer than --within, has other content, has not proved what it says, or says nothing.
