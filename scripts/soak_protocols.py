@@ -1,7 +1,8 @@
-"""A million questions over both protocols, Diameter S13 and N5g-eir: one policy gives the same verdict to an MME and to an AMF.
+"""A million questions over Diameter S13, N5g-eir, MAP and GSUP: one policy gives the same verdict to an MME, an AMF and an MSC.
 
 Devices that are listed, their neighbours, and any at all; as 14, 15 and 16 digits, with every software version, with SIMs of home and of
-elsewhere. A device that is listed with one software version is found with every other.
+elsewhere. A device that is listed with one software version is found with every other. GSUP knows no software version, and has two
+answers: what is blacklisted is refused, and nothing else.
 """
 
 import argparse
@@ -12,15 +13,21 @@ import secrets
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import http2_wire
 from node import Publisher, Site
+from servers import free_port
 from traffic import connect, lists_of, write_list
 from wire import HOST, TGPP, avp, ecr
+
+from eir.gsup import probe as gsup
+from eir.map import probe as msc
+from eir.ss7.pointcode import point_code
 
 BATCH = 500
 ENTRIES = 100_000
@@ -28,6 +35,7 @@ PARTS = 20
 """Of the whole, after each of which it is told how far it is."""
 WORDS = {"WHITELISTED": 0, "BLACKLISTED": 1, "GREYLISTED": 2}
 UNKNOWN = 3
+Ask: TypeAlias = Callable[..., Awaitable[str]]
 
 
 def main(arguments: list[str]) -> int:
@@ -48,16 +56,27 @@ def main(arguments: list[str]) -> int:
                 {"imsi": "26201", "answer": "unknown"}, {"list": "stolen", "answer": "blacklisted"},
                 {"software_version": ["07", "77"], "answer": "greylisted"},
             ]  # fmt: skip
-            site.configure(workers=options.workers, n5g={"listen": "http://127.0.0.1:0"}, policy={"rules": rules})
+            ports = [free_port(), free_port()]
+            ss7 = {"point_code": "1-1-2", "listen": [f"tcp://127.0.0.1:{ports[0]}"]}
+            site.configure(
+                workers=options.workers, n5g={"listen": "http://127.0.0.1:0"}, ss7=ss7, gsup={"listen": f"tcp://127.0.0.1:{ports[1]}"}, policy={"rules": rules},
+            )  # fmt: skip
             site.load(folder / "list.csv")
-            answers, wrong = asyncio.run(_soak(site.start(), [int(key) for key in keys], options))
+            answers, wrong = asyncio.run(_soak(site.start(), ports, [int(key) for key in keys], options))
     print(f"{sum(answers.values()):,} questions over each protocol: {dict(answers)}; {len(wrong)} answered differently")
     for each in wrong[:10]:
         print(f"not kept: {each}", file=sys.stderr)
     return 1 if wrong or not all(answers[word] for word in (*WORDS, "UNKNOWN")) else 0
 
 
-async def _soak(node: Any, keys: list[int], options: argparse.Namespace) -> tuple[Counter[str], list[str]]:
+async def _soak(node: Any, ports: list[int], keys: list[int], options: argparse.Namespace) -> tuple[Counter[str], list[str]]:
+    by_map = msc.asking(msc.Target(("127.0.0.1",), ports[0], (point_code("1-1-3"), point_code("1-1-2")), timeout_s=60))
+    by_gsup = gsup.asking(gsup.Target("127.0.0.1", ports[1], timeout_s=60))
+    async with by_map as ask_map, by_gsup as ask_gsup:
+        return await _compare(node, keys, options, ask_map, ask_gsup)
+
+
+async def _compare(node: Any, keys: list[int], options: argparse.Namespace, ask_map: Ask, ask_gsup: Ask) -> tuple[Counter[str], list[str]]:
     chance, answers, wrong = random.Random(options.seed), Counter[str](), list[str]()
     listed, words = set(keys), [*WORDS, "UNKNOWN"]
     mme = await connect(node, HOST)
@@ -85,10 +104,14 @@ async def _soak(node: Any, keys: list[int], options: argparse.Namespace) -> tupl
             for n, (digits, imsi) in enumerate(asked)
         ]
         by_amf = await _answers(reader, writer, octets, stream)
-        for (digits, imsi), mine, theirs in zip(asked, by_mme, by_amf, strict=True):
+        by_msc = await asyncio.gather(*(ask_map(*each) for each in asked))
+        by_osmo = await asyncio.gather(*(ask_gsup(*each) for each in asked))
+        for (digits, imsi), mine, theirs, said, passed in zip(asked, by_mme, by_amf, by_msc, by_osmo, strict=True):
             answers[words[mine]] += 1
-            if mine != theirs or (mine == WORDS["BLACKLISTED"]) != (int(digits[:14]) in listed and not imsi.startswith("26201")):
-                wrong.append(f"{digits} with {imsi}: {words[mine]} over S13, {words[theirs]} over N5g-eir")
+            black = mine == WORDS["BLACKLISTED"]
+            same = mine == theirs and words[mine].lower() == said and passed == ("blacklisted" if black else "whitelisted")
+            if not same or black != (int(digits[:14]) in listed and not imsi.startswith("26201")):
+                wrong.append(f"{digits} with {imsi}: {words[mine]} over S13, {words[theirs]} over N5g-eir, {said} over MAP, {passed} over GSUP")
         stream += 2 * BATCH
     await mme.close()
     writer.transport.abort()

@@ -222,7 +222,6 @@ async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(shar
 
 
 async def test_both_protocols_give_the_same_verdict(shared, connect, to):
-    """The short form: `scripts/soak protocols` asks about a million."""
     chance = random.Random(20261126)
     near = [f"{int(LISTED) + n:014d}" for n in range(-20, 20)]
     imeis = [*near, *(f"{chance.randrange(10**14):014d}" for _ in range(150)), LISTED, TRACKED, *[LISTED] * 10]

@@ -49,17 +49,17 @@ async def ask_many(
 
 
 @asynccontextmanager
-async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
-    """A function that asks about an IMEI or IMEISV and returns the status, or `none`.
+async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """A function that asks about an IMEI or IMEISV, and returns the status, or `none`.
 
-    Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
+    Its second argument is another IMSI than `imsi`. Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
     """
     async with _connected(target) as client:
 
-        async def ask_about(identifier: str) -> str:
+        async def ask_about(identifier: str, subscriber: str | None = imsi) -> str:
             if client.closed_by:
                 raise EirError(f"the connection was closed ({client.closed_by})")
-            return (await client.ask(identifier, imsi)).result
+            return (await client.ask(identifier, subscriber)).result
 
         yield ask_about
 

@@ -70,17 +70,17 @@ async def ask_many(
 
 
 @asynccontextmanager
-async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
-    """A function that asks about an IMEI or IMEISV and returns the status, or another result by its code, or `none`.
+async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """A function that asks about an IMEI or IMEISV, and returns the status, or another result by its code, or `none`.
 
-    Many may ask at once. Raises EirError if there is no association; the function does so if it is over.
+    Its second argument is another IMSI than `imsi`. Many may ask at once. Raises EirError if there is no association; the function does so if it is over.
     """
     async with _connected(target) as client:
 
-        async def ask_about(identifier: str) -> str:
+        async def ask_about(identifier: str, subscriber: str | None = imsi) -> str:
             if client.closed_by:
                 raise EirError(f"the connection was closed ({client.closed_by})")
-            return (await client.ask(identifier, imsi, None)).result
+            return (await client.ask(identifier, subscriber, None)).result
 
         yield ask_about
 
