@@ -5,6 +5,7 @@ import os
 
 import drop
 import in_kernel
+import long_runs
 import pytest
 from hypothesis import HealthCheck, settings
 from node import Publisher, Site
@@ -15,6 +16,19 @@ elsewhere = in_kernel.Elsewhere()
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no fault of a test: nothing in hypothesis goes by the clock."""
 settings.load_profile("untimed")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also those tests that take long (tests/long_runs.py)")
+
+
+def pytest_collection_modifyitems(config, items):
+    """What takes long is for `--long`, or for whoever names it; files that take longest come first, so that none is alone at the end."""
+    if not config.getoption("--long") and not any("::" in argument for argument in config.args):
+        left = [item for item in items if long_runs.is_long(item)]
+        items[:] = [item for item in items if not long_runs.is_long(item)]
+        config.hook.pytest_deselected(items=left)
+    items.sort(key=long_runs.place)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -78,12 +78,12 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def running(pictures):
+def running(pictures, pytestconfig):
     """All parts in their shortest form, side by side: no time is of interest here."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     parts = {part: (*more, "--svg", pictures / f"{part}.svg") if part in DRAWN else more for part, more in PARTS.items()}
     parts |= dict.fromkeys(APART, ())
-    if has_sctp() or shutil.which("linux.uml"):
+    if pytestconfig.getoption("--long") and (has_sctp() or shutil.which("linux.uml")):
         parts["ecr-over-sctp"] = ("--transport", "sctp", "--windows", "8", "--only")
     started = {
         part: subprocess.Popen(

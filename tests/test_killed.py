@@ -139,11 +139,13 @@ def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
     rows = [line.strip("| ").split(" | ") for line in _lines_of("### Processes")]
     table = {name.partition("-")[0]: cells for cells in rows for name in re.findall(r"`eir-([a-z-]+)", cells[0])}
     started = set(re.findall(r'start\("([a-z]+)', code["front"])) | set(re.findall(r'name = f"([a-z]+)-', code["front"]))
-    names = {re.search(r'^(?:PROCESS|LOAD) = "(\w+)"$', code[module], re.MULTILINE)[1] for module in ("drop_folder", "apart")}
-    assert table.keys() == {"front", *started, *names}
-    assert len({cells[1] for cells in table.values()}) == 5
+    apart = {name for text in code.values() for name in re.findall(r'^(?:PROCESS|LOAD) = "(\w+)"$', text, re.MULTILINE)}
+    interfaces = {name.partition("-")[0] for text in code.values() for name in re.findall(r'^NAME = "([a-z-]+)"$', text, re.MULTILINE)}
+    started |= interfaces - {"starter"}
+    assert table.keys() == {"front", *started, *apart}
+    assert len({re.findall(r"`eir/daemon/(\w+)\.py`", cells[1])[-1] for cells in table.values()}) == 6
     for name, cells in table.items():
-        (module,) = re.findall(r"`eir/daemon/(\w+)\.py`", cells[1])
+        module = re.findall(r"`eir/daemon/(\w+)\.py`", cells[1])[-1]
         assert ("def run(end: socket.socket" in code[module]) == (name in started), module
     talks = _lines_of("### Ways to talk")
     assert len(talks) == 4

@@ -46,7 +46,7 @@ def clone(tmp_path):
 
 
 @pytest.mark.skipif(not ABLE, reason="no network namespace may be made here")
-@pytest.mark.skipif(not WHEELS.exists(), reason="the tests run in an environment that scripts/setup --test has not made")
+@pytest.mark.skipif(not WHEELS.exists(), reason="the tests run in an environment that scripts/test --long has not made")
 def test_the_lines_without_the_internet_install_without_a_network(clone):
     code, said = alone("/opt/eir/bin/pip install --retries 0 '.[analysis]'", clone)
     assert code != 0, f"there is a network: {said}"
