@@ -144,7 +144,7 @@ async def comes(node, condition):
     def denied():
         return any("noperm" in cause for cause in node.follower.errors)
 
-    await until(lambda: condition() or denied(), 3)
+    await until(lambda: condition() or denied(), PATIENCE_S)
     assert not denied()
 
 
