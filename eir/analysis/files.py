@@ -32,7 +32,7 @@ GROUP_ROWS = 1 << 16
 PEERS = "eir.peers"
 """Key in a file's footer: how many rows each peer has in it, as a JSON object; a peer that is not known counts as an empty label."""
 PRUNED_SHARE = 0.95
-"""What is too large is brought to this part of its bound, so that it is long before somebody has to look again."""
+"""Pruning brings a record that is too large down to this share of `max_bytes`, so that the next pruning is some time off."""
 
 
 class File(NamedTuple):

@@ -32,11 +32,14 @@ class Sought:
     """Key of eir.device."""
     imsi: str | None
     odd: str | None = None
-    """What a phone may have sent for an identifier, where it is no device's."""
+    """The digits as a phone may have sent them in place of an IMEI; None: they are an IMEI or a MEID, or no digits at all."""
 
 
 def sought(identifier: str) -> Sought:
-    """What an identifier may mean; 15 digits are an IMEI or an IMSI, other digits what some phones send. Raises IdentifierError if it can be nothing."""
+    """Tell what a person may mean: 15 digits are an IMEI or an IMSI; other digits may be what a phone sent in place of an IMEI.
+
+    Raises IdentifierError for what is none of these.
+    """
     identifier = typed(identifier)
     device = imsi = odd = None
     try:

@@ -68,7 +68,7 @@ class Policy:
     malformed: Callable[[int, str, str, str, str], Verdict | None] | None = None
     """As `decide` → what a rule says of an identifier that is neither IMEI nor MEID, by its odd key or NO_KEY; None: no rule says anything."""
     unproven: "Policy | None" = None
-    """What holds for a request about a SIM that nobody has authenticated; None: the same."""
+    """The function that decides about a SIM that nobody has authenticated yet; None: `decide` does."""
 
 
 def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed, now: datetime) -> Policy:

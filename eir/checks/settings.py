@@ -104,11 +104,11 @@ class PolicySettings:
 
 
 class Asks(Protocol):
-    """Of an entry of the peer table what concerns answers."""
+    """The part of a peer table entry that changes what the peer is answered."""
 
     @property
     def label(self) -> str:
-        """What it is called."""
+        """The peer's label."""
 
     @property
     def answers(self) -> tuple[tuple[str, str], ...]:
