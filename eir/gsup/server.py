@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 from eir.checks.settings import Status
 from eir.diameter.capabilities import is_from
@@ -18,11 +18,6 @@ from eir.gsup.settings import GsupSettings
 from eir.peers.requester import Requester
 from eir.peers.server import Server
 
-if TYPE_CHECKING:
-    import asyncio
-
-TICK_S: Final = 0.5
-"""Between two looks at what takes too long."""
 ACK, NACK, NOBODY = "ack", "nack", "none"
 """What metrics call an answer; NOBODY: the request has no IMSI, and nobody could tell whose the answer is."""
 
@@ -44,7 +39,6 @@ class GsupServer(Server[Link]):
         """Messages that the HLR did not get: (peer label, why)."""
         self._away: set[str] = set()
         """Labels of clients whose HLR is away, as the log has it."""
-        self._tick: asyncio.TimerHandle | None = None
         self.hlr: str | None = None
         self.store = False
         self.reconfigure(settings, peers, limits, overload=overload)
@@ -57,12 +51,6 @@ class GsupServer(Server[Link]):
         self.use(peers, limits)
         for link in list(self.links) if elsewhere else ():
             link.renew_hlr()
-
-    async def drain(self, timeout_s: float) -> None:
-        """Close all connections."""
-        await super().drain(timeout_s)
-        if self._tick is not None:
-            self._tick.cancel()
 
     # server.Server
 
@@ -108,8 +96,7 @@ class GsupServer(Server[Link]):
             self.refused(refusal, address=link.address, setting="peers: from" if refusal == "source" else None)
             return False
         self.links.add(link)
-        if self._tick is None:
-            self._tick = self.loop.call_later(TICK_S, self._look)
+        self.watch()
         return True
 
     def named(self, link: Link) -> bool:
@@ -165,11 +152,3 @@ class GsupServer(Server[Link]):
         elif state is State.READY and label in self._away:
             self._away.discard(label)
             self.report("hlr_back", peer=label, protocol=PROTOCOL, address=self.hlr)
-
-    # inside
-
-    def _look(self) -> None:
-        now = self.loop.time()
-        for link in list(self.links):
-            link.tick(now)
-        self._tick = self.loop.call_later(TICK_S, self._look)

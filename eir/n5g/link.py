@@ -115,6 +115,12 @@ class Link(link.Link):
             self.transport.close()
         return more
 
+    def tick(self, now: float) -> None:
+        """End what takes too long."""
+        if self.http is not None:
+            self.http.tick(now)
+            self.flush()
+
     def flush(self) -> None:
         """Send what the connection has to say; close the transport if it is over."""
         http, transport = self.http, self.transport

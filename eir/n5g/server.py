@@ -26,12 +26,8 @@ from eir.web.http2_message import Request, Response
 from eir.web.http2_shapes import Shapes
 
 if TYPE_CHECKING:
-    import asyncio
-
     from eir.web.tokens import Tokens
 
-TICK_S = 0.5
-"""Between two looks at what takes too long."""
 BY_LIMIT = {"rate_max": problems.PEER_CONGESTION, "rate_max_all": problems.CONGESTION}
 """What a request past a limit gets: 429 for the peer's own, 503 for that of all together (TS 29.500 6.4)."""
 _TURNED_AWAY = {reason: problem(cause, "above a rate limit") for reason, cause in BY_LIMIT.items()}
@@ -60,7 +56,6 @@ class N5gServer(Server[Link]):
         self.responses: Counter[tuple[str, str]] = Counter()
         """(peer label, `200` or status and cause)."""
         self._shapes = Shapes()
-        self._tick: asyncio.TimerHandle | None = None
         self.tokens = tokens
         """Checks the access token of each request; None: none is asked for."""
         self.reconfigure(peers, limits, overload=overload, tls=tls)
@@ -74,12 +69,6 @@ class N5gServer(Server[Link]):
         )  # fmt: skip
         self._service.configure(answers_of(peers))
         self.use(peers, limits, tls)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Send GOAWAY, answer what is under way, and close, after `timeout_s` at most."""
-        await super().drain(timeout_s)
-        if self._tick is not None:
-            self._tick.cancel()
 
     # server.Server
 
@@ -114,8 +103,7 @@ class N5gServer(Server[Link]):
             self.loop.call_later(self.limits.cer_timeout_s, link.abort)
         else:
             self.opened(link)
-        if self._tick is None:
-            self._tick = self.loop.call_later(TICK_S, self._look)
+        self.watch()
         return Connection(lambda request: self.respond(link, request), self._http_limits, self._shapes, self.loop.time())
 
     def respond(self, link: Link, request: Request) -> Response:
@@ -160,13 +148,3 @@ class N5gServer(Server[Link]):
             detail=subject.detail, setting=token_setting("n5g.tokens", subject.reason),
         )  # fmt: skip
         return _DENIALS[subject.reason]
-
-    def _look(self) -> None:
-        """End what takes too long."""
-        now = self.loop.time()
-        for link in list(self.links):
-            if link.http is not None:
-                link.http.tick(now)
-                link.flush()
-        self._tick = self.loop.call_later(TICK_S, self._look)
-

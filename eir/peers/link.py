@@ -118,6 +118,9 @@ class Link(asyncio.Protocol):
         """Send the client away, in the way that its protocol has."""
         raise NotImplementedError
 
+    def tick(self, now: float) -> None:
+        """End what takes too long; for a server that watches its connections."""
+
     def wants_bytes(self) -> bool:
         """Whether there is room for more to be read."""
         raise NotImplementedError

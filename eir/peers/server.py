@@ -20,6 +20,8 @@ from eir.errors import Report
 from eir.peers.link import Link, Turns
 from eir.peers.requester import Requester
 
+TICK_S = 0.5
+"""Between two looks at what takes too long."""
 ENDED = "ended"
 """The state of connections that are over, in `eir peers`."""
 PEER_CLOSED = "peer_closed"
@@ -62,6 +64,7 @@ class Server(Generic[L]):
         self._ended: dict[str, _Ended] = {}
         """By peer label."""
         self._disabled: set[str] = set()
+        self._tick: asyncio.TimerHandle | None = None
 
     # what a protocol gives
 
@@ -123,6 +126,8 @@ class Server(Generic[L]):
             link.abort()
         if rest:
             await asyncio.wait([link.closed for link in rest])
+        if self._tick is not None:
+            self._tick.cancel()
 
     def disable(self, label: str) -> None:
         """Turn a peer away until `enable`."""
@@ -174,6 +179,11 @@ class Server(Generic[L]):
         link.rates = self._rates.of(link.settings, self.loop.time())
         return link.requester.label not in self._disabled
 
+    def watch(self) -> None:
+        """Look at each connection again and again from now on (`Link.tick`), so that what takes too long ends."""
+        if self._tick is None:
+            self._tick = self.loop.call_later(TICK_S, self._look)
+
     def opened(self, link: L) -> None:
         """Tell of a connection whose client the peer table has."""
         asks = link.requester
@@ -209,6 +219,12 @@ class Server(Generic[L]):
         else:
             self.errors[why] += 1
             self.report("connection_fault", peer=link.requester.label, protocol=self.protocol, reason=why, level="warning", address=link.address)
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        for link in list(self.links):
+            link.tick(now)
+        self._tick = self.loop.call_later(TICK_S, self._look)
 
     def _row(self, who: Requester, **more: Any) -> Mapping[str, Any]:
         return {
