@@ -1,10 +1,13 @@
-"""What an EIR was asked and what it answered, whichever protocol carried it: the results of probes. Knows no connection."""
+"""What an EIR was asked and what it answered, whichever protocol carried it: the results of probes, and the ways to ask. May import errors; knows no connection of its own."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
+
+from eir.errors import EirError
 
 NO_ANSWER = "none"
 """In place of a status, where no answer came."""
@@ -107,3 +110,52 @@ async def many(
         asked=asked, answered=len(times), answers=dict(tally.most_common()), round_trip_ms={name: times[at] for name, at in places.items()},
         seconds=round(seconds, 3), a_second=round(asked / seconds, 3), fault="; ".join(faults) or None,
     )  # fmt: skip
+
+
+class Client(Protocol):
+    """A connection to an EIR, on which many may ask at once."""
+
+    closed_by: str
+    """What has ended it; empty while it stands."""
+
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
+        """What one question is answered."""
+
+
+Target = TypeVar("Target")
+
+
+class Probe(Generic[Target]):
+    """The three ways to ask over a protocol. `connected`: connects to a target; raises EirError if there is no connection."""
+
+    def __init__(self, connected: Callable[[Target], AbstractAsyncContextManager[Client]]) -> None:
+        self._connected = connected
+
+    async def ask(self, target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None) -> list[Finding]:
+        """Ask about each IMEI in turn on one connection. Raises EirError if there is none."""
+        async with self._connected(target) as client:
+            return [await client.ask(imei, imsi, software_version) for imei in imeis]
+
+    async def ask_many(
+        self, target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
+    ) -> Summary:  # fmt: skip
+        """Ask `count` times on one connection; see `many`. Raises as `ask`."""
+        async with self._connected(target) as client:
+            return await many(
+                lambda imei: client.ask(imei, imsi, software_version), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by
+            )
+
+    @asynccontextmanager
+    async def asking(self, target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+        """A function that asks about an IMEI or IMEISV, and returns Finding.result. Its second argument is another IMSI than `imsi`.
+
+        Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
+        """
+        async with self._connected(target) as client:
+
+            async def ask_about(identifier: str, subscriber: str | None = imsi) -> str:
+                if client.closed_by:
+                    raise EirError(f"the connection was closed ({client.closed_by})")
+                return (await client.ask(identifier, subscriber, None)).result
+
+            yield ask_about

@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from eir.checks.finding import Finding, Summary, many
+from eir.checks.finding import Finding, Probe
 from eir.device import KEY_DIGITS
 from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.stream import fault_text
@@ -34,36 +34,6 @@ class Target:
     timeout_s: float = 5.0
 
 
-async def ask(target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None) -> list[Finding]:  # noqa: ARG001 - all probes have one shape; GSUP carries none
-    """Ask about each IMEI in turn on one connection. Raises EirError if there is no connection."""
-    async with _connected(target) as client:
-        return [await client.ask(imei, imsi) for imei in imeis]
-
-
-async def ask_many(
-    target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None  # noqa: ARG001 - as above
-) -> Summary:  # fmt: skip
-    """Ask `count` times on one connection; see eir.checks.finding.many. Raises as `ask`."""
-    async with _connected(target) as client:
-        return await many(lambda imei: client.ask(imei, imsi), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by)
-
-
-@asynccontextmanager
-async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-    """A function that asks about an IMEI or IMEISV, and returns the status, or `none`.
-
-    Its second argument is another IMSI than `imsi`. Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
-    """
-    async with _connected(target) as client:
-
-        async def ask_about(identifier: str, subscriber: str | None = imsi) -> str:
-            if client.closed_by:
-                raise EirError(f"the connection was closed ({client.closed_by})")
-            return (await client.ask(identifier, subscriber)).result
-
-        yield ask_about
-
-
 class _Client:
     """One connection to an EIR. Answers come in the order of the questions, and have nothing but the IMSI by which to know them."""
 
@@ -73,7 +43,7 @@ class _Client:
         self.closed_by = ""
         """What has ended the connection; empty while it stands."""
 
-    async def ask(self, imei: str, imsi: str | None) -> Finding:
+    async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:  # noqa: ARG002 - GSUP carries none
         """What one question is answered."""
         subscriber = imsi or TEST_IMSI
         try:
@@ -159,3 +129,8 @@ def _finding(imei: str, imsi: str | None, said: bytes, round_trip_ms: float) -> 
     if not found.get(Ie.IMEI_RESULT):
         return Finding(imei, imsi, None, None, None, round_trip_ms, "a result that says neither ACK nor NACK")
     return Finding(imei, imsi, "blacklisted" if says_no(said) else "whitelisted", None, None, round_trip_ms)
+
+
+_PROBE = Probe(_connected)
+ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
+"""What the commands call."""

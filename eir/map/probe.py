@@ -7,12 +7,12 @@ is refused (TS 29.002 25.6.1).
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from eir.checks.finding import Finding, Summary, many
+from eir.checks.finding import Finding, Probe
 from eir.diameter.settings import SctpSettings
 from eir.diameter.transport import sctp, stream
 from eir.diameter.transport.endpoint import SCTP, Endpoint, address_text
@@ -51,38 +51,6 @@ class Target:
     routing_context: int | None = None
     variant: str = ITU
     timeout_s: float = 5.0
-
-
-async def ask(target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None) -> list[Finding]:
-    """Ask about each IMEI in turn on one association. Raises EirError if there is none."""
-    async with _connected(target) as client:
-        return [await client.ask(imei, imsi, software_version) for imei in imeis]
-
-
-async def ask_many(
-    target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
-) -> Summary:
-    """Ask `count` times on one association; see eir.checks.finding.many. Raises as `ask`."""
-    async with _connected(target) as client:
-        return await many(
-            lambda imei: client.ask(imei, imsi, software_version), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by
-        )
-
-
-@asynccontextmanager
-async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-    """A function that asks about an IMEI or IMEISV, and returns the status, or another result by its code, or `none`.
-
-    Its second argument is another IMSI than `imsi`. Many may ask at once. Raises EirError if there is no association; the function does so if it is over.
-    """
-    async with _connected(target) as client:
-
-        async def ask_about(identifier: str, subscriber: str | None = imsi) -> str:
-            if client.closed_by:
-                raise EirError(f"the connection was closed ({client.closed_by})")
-            return (await client.ask(identifier, subscriber, None)).result
-
-        yield ask_about
 
 
 class _Client(asyncio.Protocol):
@@ -294,3 +262,8 @@ def _outcome(imei: str, imsi: str | None, octets: bytes, version: int, found: Ou
     value = codec.status_of(octets, version, found.parameters)
     status = None if value is None else STATUSES.get(value)
     return Finding(imei, imsi, status, None, None, round_trip_ms, None if status else "a result without a status")
+
+
+_PROBE = Probe(_connected)
+ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
+"""What the commands call."""

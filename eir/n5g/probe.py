@@ -4,7 +4,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote
@@ -14,7 +14,7 @@ from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, Event, ResponseReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 
-from eir.checks.finding import Finding, Summary, many
+from eir.checks.finding import Finding, Probe
 from eir.device import IMEI_LENGTHS, KEY_DIGITS, is_digits
 from eir.diameter.transport.endpoint import address_text
 from eir.diameter.transport.stream import fault_text
@@ -61,38 +61,6 @@ def pei_of(imei: str, software_version: str | None = None) -> str:
 def path_of(pei: str, imsi: str | None) -> str:
     """The path of a request about a PEI."""
     return f"{RESOURCE.decode()}?pei={quote(pei, safe='')}" + (f"&supi=imsi-{quote(imsi, safe='')}" if imsi else "")
-
-
-async def ask(target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None) -> list[Finding]:
-    """Ask about each IMEI in turn on one connection. Raises EirError if there is no connection."""
-    async with _connected(target) as client:
-        return [await client.ask(imei, imsi, software_version) for imei in imeis]
-
-
-async def ask_many(
-    target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
-) -> Summary:
-    """Ask `count` times on one connection; see eir.checks.finding.many. Raises as `ask`."""
-    async with _connected(target) as client:
-        return await many(
-            lambda imei: client.ask(imei, imsi, software_version), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by
-        )
-
-
-@asynccontextmanager
-async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
-    """A function that asks about an IMEI or IMEISV and returns the status, or another result by its code, or `none`.
-
-    Many may ask at once. Raises EirError if there is no connection; the function does so if the connection is over.
-    """
-    async with _connected(target) as client:
-
-        async def ask_about(identifier: str) -> str:
-            if client.closed_by:
-                raise EirError(f"the connection was closed ({client.closed_by})")
-            return (await client.ask(identifier, imsi, None)).result
-
-        yield ask_about
 
 
 @dataclass(slots=True)
@@ -234,3 +202,8 @@ def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float)
     else:
         error = " ".join(str(part) for part in (answer.status, cause, said.get("detail") or said.get("title")) if part)
     return Finding(imei, imsi, status, answer.status or None, None, round_trip_ms, fault, error)
+
+
+_PROBE = Probe(_connected)
+ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
+"""What the commands call."""
