@@ -283,6 +283,16 @@ mount -t tmpfs tmpfs "$1/root/run"
 cp "$2" "$1/root/eir.deb"
 exec chroot "$1/root" sh -euxc "$3"
 """
+GONE = """\
+dpkg -r eir
+test ! -e /opt/eir
+test -e /etc/eir/eir.yaml
+test -e /var/lib/eir/lists.sqlite
+dpkg -P eir
+test ! -e /etc/eir
+test ! -e /var/lib/eir
+"""
+"""Removed, then purged: the first leaves the configuration and the lists, the second nothing."""
 LIFE = """
 dpkg -i /eir.deb
 dpkg --verify eir
@@ -300,14 +310,7 @@ echo '# mine' >>/etc/eir/eir.yaml
 dpkg -i /eir.deb
 grep '# mine' /etc/eir/eir.yaml
 su -s /bin/sh eir -c 'eir lists' | grep blocked-here
-dpkg -r eir
-test ! -e /opt/eir
-test -e /etc/eir/eir.yaml
-test -e /var/lib/eir/lists.sqlite
-dpkg -P eir
-test ! -e /etc/eir
-test ! -e /var/lib/eir
-"""
+""" + GONE
 """Installed, used as a service's user would, upgraded with a changed configuration, removed, purged."""
 
 
