@@ -18,6 +18,13 @@ class _CleanBuild(build):
 
 
 _SOURCES = [f"eir/s13/{name}.c" for name in ("_lane", "_ecr", "_image", "_policy")]
-_LANE = Extension("eir.s13._lane", _SOURCES, depends=["eir/s13/_lane.h"], extra_compile_args=["-O3"], py_limited_api=True, optional=True)
+_LANE = Extension(
+    "eir.s13._lane",
+    _SOURCES,
+    depends=["eir/s13/_lane.h"],
+    extra_compile_args=["-O3"],
+    py_limited_api=True,
+    optional=True,
+)
 
 setup(cmdclass={"build": _CleanBuild}, ext_modules=[_LANE], options={"bdist_wheel": {"py_limited_api": "cp311"}})

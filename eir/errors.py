@@ -84,10 +84,14 @@ def place_of(fault: BaseException) -> str:
 
 def refused_by(fault: Exception) -> ReleaseRefused:
     """The refusal of a release that the program itself fails over (`fault`), with the place; the values at hand are left out."""
-    frames = [(Path(frame.f_code.co_filename), line, frame.f_code.co_name) for frame, line in walk_tb(fault.__traceback__)]
+    frames = [
+        (Path(frame.f_code.co_filename), line, frame.f_code.co_name) for frame, line in walk_tb(fault.__traceback__)
+    ]
     ours = [f"{'/'.join(file.parts[-3:])}:{line} in {name}" for file, line, name in frames if "eir" in file.parts[-3:]]
     place = f" at {ours[-1]}" if ours else ""
-    return ReleaseRefused("fault", f"the program failed over it: {type(fault).__name__}{place}; report this, with the release")
+    return ReleaseRefused(
+        "fault", f"the program failed over it: {type(fault).__name__}{place}; report this, with the release"
+    )
 
 
 class EntryRefused(EirError):
@@ -155,5 +159,7 @@ class Report(Protocol):
     ) -> None: ...
 
 
-def silent(event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object) -> None:
+def silent(
+    event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
+) -> None:
     """Report nothing: for a caller that learns all it needs from results and exceptions."""

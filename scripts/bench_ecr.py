@@ -46,11 +46,20 @@ P99_ABOVE_FLOOR_MS = 1.0
 
 def main(arguments: Sequence[str]) -> int:
     """The part `ecr` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench ecr", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--transport", choices=("tcp", "sctp"), default="tcp", help="sctp: one connection, beside TCP and other stacks over SCTP")
+    parser = argparse.ArgumentParser(
+        prog="bench ecr", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--transport",
+        choices=("tcp", "sctp"),
+        default="tcp",
+        help="sctp: one connection, beside TCP and other stacks over SCTP",
+    )
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS, metavar="N")
     parser.add_argument("--windows", type=int, nargs="+", metavar="N", help="requests under way on each connection")
-    parser.add_argument("--rates", type=float, nargs="*", default=RATES, metavar="R", help="requests a second over four connections")
+    parser.add_argument(
+        "--rates", type=float, nargs="*", default=RATES, metavar="R", help="requests a second over four connections"
+    )
     parser.add_argument("--only", action="store_true", help="the node alone, without what is beside it")
     add_options(parser, seconds=2, turns=3, picture=True)
     options = parser.parse_args(arguments)
@@ -84,7 +93,9 @@ def main(arguments: Sequence[str]) -> int:
             targets.append(at_most("p99 at 20,000/s above the floor's", P99_ABOVE_FLOOR_MS, found, " ms"))
     measured = {"measured": rows(results), "of_floor": ratios, "wrong_answers": wrong_answers(results)}
     text = table(rows(results), COLUMNS, width=None)
-    text += "".join(f"of what the floor answers, {load}: {found['median']:.2f} {found['turns']}\n" for load, found in ratios.items())
+    text += "".join(
+        f"of what the floor answers, {load}: {found['median']:.2f} {found['turns']}\n" for load, found in ratios.items()
+    )
     return finish("ecr", measured, targets, options, text, picture=picture(measured["measured"]))
 
 

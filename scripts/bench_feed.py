@@ -47,7 +47,9 @@ DIAMETER = Load(4, 4096, 2_000.0)
 
 def main(arguments: Sequence[str]) -> int:
     """The part `feed` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench feed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench feed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     add_options(parser, seconds=5, turns=3)
     options = parser.parse_args(arguments)
     program("load")
@@ -69,21 +71,36 @@ def main(arguments: Sequence[str]) -> int:
             lists = {LIST: {"signers": "signers"}, "fed": {"local": True}}
             rules = [{"list": name, "answer": "blacklisted"} for name in lists]
             feed = {"listen": url, "users": "users", "from": "127.0.0.0/8", "lists": {"block": "fed"}}
-            with site.server("eir", free_port(), cores=on.server, lists=lists, policy={"rules": rules}, feed=feed) as eir:
+            with site.server(
+                "eir", free_port(), cores=on.server, lists=lists, policy={"rules": rules}, feed=feed
+            ) as eir:
                 alone.append(_p99_us(eir, folder / "questions", how, on.generator))
                 beside.append(_beside(eir, url, folder, how, on.generator))
                 with _feeding(url, 0, how.seconds, folder / "fed", on.generator) as feeding:
                     feeding.wait()
                 fed.append(json.loads((folder / "fed").read_text()))
-            say(f"turn {turn + 1}: {fed[-1]['rows_per_s']:,.0f} rows/s; p99 of checks {alone[-1]:,.0f} us alone, {beside[-1]:,.0f} us beside {RATE:,.0f} rows/s")
+            say(
+                f"turn {turn + 1}: {fed[-1]['rows_per_s']:,.0f} rows/s; p99 of checks {alone[-1]:,.0f} us alone, {beside[-1]:,.0f} us beside {RATE:,.0f} rows/s"
+            )
     wrong = sum(count for found in fed for status, count in found["rows"].items() if status != "201")
     most = statistics.median(found["rows_per_s"] for found in fed)
     p99 = {"alone_us": round(statistics.median(alone), 1), "beside_us": round(statistics.median(beside), 1)}
     targets: list[Target] = [
         at_least("rows a second that are taken, on the core of the worker", RATE, round(most)),
-        at_most(f"p99 of Diameter beside {RATE:,.0f} rows a second, times its own", P99_TIMES, round(p99["beside_us"] / p99["alone_us"], 2)),
+        at_most(
+            f"p99 of Diameter beside {RATE:,.0f} rows a second, times its own",
+            P99_TIMES,
+            round(p99["beside_us"] / p99["alone_us"], 2),
+        ),
     ]
-    rows = [{"rows_per_s": round(found["rows_per_s"]), "p50_ms": round(found["p50_ms"], 1), "p99_ms": round(found["p99_ms"], 1)} for found in fed]
+    rows = [
+        {
+            "rows_per_s": round(found["rows_per_s"]),
+            "p50_ms": round(found["p50_ms"], 1),
+            "p99_ms": round(found["p99_ms"], 1),
+        }
+        for found in fed
+    ]
     text = table(rows, ("rows_per_s", "p50_ms", "p99_ms"), width=None)
     text += f"Diameter at {DIAMETER.rate:,.0f}/s: p99 {p99['alone_us']:,.0f} us alone, {p99['beside_us']:,.0f} us beside {RATE:,.0f} rows a second\n"
     return finish("feed", {"measured": rows, "diameter_p99": p99, "wrong_answers": wrong}, targets, options, text)

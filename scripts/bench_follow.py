@@ -46,13 +46,17 @@ POLL_S, POLL_PART = 0.002, 0.02
 
 def main(arguments: Sequence[str]) -> int:
     """The part `follow` of scripts/bench; 1 if a median is over its limit."""
-    parser = argparse.ArgumentParser(prog="bench follow", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench follow", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--entries", type=int, default=ENTRIES)
     parser.add_argument("--tacs", type=int, default=TACS, help="over which they are scattered")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="of each node")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="100,000 entries, 2 turns: shows that it works, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="100,000 entries, 2 turns: shows that it works, not how fast"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -117,7 +121,9 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
             state = await store.amend(LIST, _amended(state, [pages[turn]], change), change, seen=state.generation)
             found[DELTA].append(await _time(_reached(sites, LIST, state.generation)))
             await _at_rest(sites, server.url)
-            print(f"turn {turn + 1}: " + ", ".join(f"{seconds[-1]:.3f} s" for seconds in found.values()), file=sys.stderr)
+            print(
+                f"turn {turn + 1}: " + ", ".join(f"{seconds[-1]:.3f} s" for seconds in found.values()), file=sys.stderr
+            )
         await store.close()
     return found
 

@@ -71,7 +71,9 @@ class Echo(asyncio.Protocol):
 
 def main(arguments: Sequence[str]) -> int:
     """The part `gsup` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench gsup", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench gsup", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     add_options(parser, seconds=2, turns=5)
     options = parser.parse_args(arguments)
     how = times(options)
@@ -89,28 +91,50 @@ def main(arguments: Sequence[str]) -> int:
     for _turn in range(how.turns):
         for name, serve in (("eir", lambda there: _eir(index, there)), ("echo", _echo)):
             for window in WINDOWS:
-                cost, mistaken = uvloop.run(_measured(serve, questions, is_listed if name == "eir" else None, window, how.seconds))
+                cost, mistaken = uvloop.run(
+                    _measured(serve, questions, is_listed if name == "eir" else None, window, how.seconds)
+                )
                 found.setdefault((name, window), []).append(cost)
                 wrong += mistaken
     ratios = {
-        window: round(statistics.median(echo / eir for eir, echo in zip(found["eir", window], found["echo", window], strict=True)), 2)
+        window: round(
+            statistics.median(
+                echo / eir for eir, echo in zip(found["eir", window], found["echo", window], strict=True)
+            ),
+            2,
+        )
         for window in WINDOWS
     }
     rows = [
-        {"server": name, "under way": window, "cpu_us": round(statistics.median(all_turns), 2), "a_cpu_second": round(1e6 / statistics.median(all_turns))}
+        {
+            "server": name,
+            "under way": window,
+            "cpu_us": round(statistics.median(all_turns), 2),
+            "a_cpu_second": round(1e6 / statistics.median(all_turns)),
+        }
         for (name, window), all_turns in found.items()
     ]
     targets = [at_least("checks of a worker, times what an echo frames, one under way", OF_ECHO, ratios[1])]
     measured = {"measured": rows, "ratios": ratios, "wrong_answers": wrong}
-    return finish("gsup", measured, targets, options, table(rows, ("server", "under way", "cpu_us", "a_cpu_second"), width=None))
+    return finish(
+        "gsup", measured, targets, options, table(rows, ("server", "under way", "cpu_us", "a_cpu_second"), width=None)
+    )
 
 
 async def _eir(index: Index, there: socket.socket) -> None:
     """The parts of a worker that answer one connection, until that is gone."""
-    checker = Checker(PolicySettings(rules=(Rule(list="stolen", answer=Status.BLACKLISTED),)), index, now=datetime.now(UTC))
+    checker = Checker(
+        PolicySettings(rules=(Rule(list="stolen", answer=Status.BLACKLISTED),)), index, now=datetime.now(UTC)
+    )
     peers, limits = (PeerSettings(label="msc"),), Limits()
     server = GsupServer(
-        GsupService(checker), GsupSettings(), peers, limits, counts=Counts(), rates=RateLimits(peers, limits, None), report=lambda *_, **__: None
+        GsupService(checker),
+        GsupSettings(),
+        peers,
+        limits,
+        counts=Counts(),
+        rates=RateLimits(peers, limits, None),
+        report=lambda *_, **__: None,
     )
     await server.take(there)
     await server.drain(1)
@@ -123,12 +147,18 @@ async def _echo(there: socket.socket) -> None:
 
 
 async def _measured(
-    serve: Callable[[socket.socket], Awaitable[None]], questions: Sequence[bytes], is_listed: Sequence[bool] | None, window: int, seconds: float
+    serve: Callable[[socket.socket], Awaitable[None]],
+    questions: Sequence[bytes],
+    is_listed: Sequence[bool] | None,
+    window: int,
+    seconds: float,
 ) -> tuple[float, int]:
     """Microseconds of this process for each message, and how many answers were wrong (by `is_listed`; None: it does not matter)."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        asking = multiprocessing.get_context("fork").Process(target=_ask, args=(listening.getsockname()[1], (questions, is_listed), window, seconds, theirs))
+        asking = multiprocessing.get_context("fork").Process(
+            target=_ask, args=(listening.getsockname()[1], (questions, is_listed), window, seconds, theirs)
+        )
         asking.start()
         there, _ = listening.accept()
     there.setblocking(False)
@@ -140,7 +170,9 @@ async def _measured(
     return spent / done * 1e6, wrong
 
 
-def _ask(port: int, asked: tuple[Sequence[bytes], Sequence[bool] | None], window: int, seconds: float, told: Any) -> None:
+def _ask(
+    port: int, asked: tuple[Sequence[bytes], Sequence[bool] | None], window: int, seconds: float, told: Any
+) -> None:
     """An MSC: so many questions at once, again and again; how many were answered, and how many wrong, goes to `told`."""
     questions, is_listed = asked
     chunks = [b"".join(questions[at : at + window]) for at in range(0, len(questions) - window + 1, window)]

@@ -101,7 +101,9 @@ async def both(url: str, folder: Path, entries: int, tacs: int) -> None:
 
     found["hot_ns"] = time_of(worker, in_tacs(chosen.sample(numbers, 100)))
     found["cold_ns"] = time_of(worker, in_tacs(numbers))
-    found["hit_ns"] = time_of(worker, [key + 1 - 1 for key in chosen.sample(hits, len(hits))])  # objects as new as a request's
+    found["hit_ns"] = time_of(
+        worker, [key + 1 - 1 for key in chosen.sample(hits, len(hits))]
+    )  # objects as new as a request's
     found["miss_ns"] = time_of(worker, [chosen.randrange(10**14) for _ in range(PROBES)])
     del hits, numbers
     switched.clear()
@@ -147,7 +149,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--tacs", type=int, nargs="+", default=[50_000, 250_000])
     parser.add_argument("--store", default="sqlite", help="sqlite, or the URL of a Redis that may be written to")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ENTRIES:,} entries: shows that it works, and no figure to believe")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_ENTRIES:,} entries: shows that it works, and no figure to believe"
+    )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
@@ -157,7 +161,10 @@ def main(arguments: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="eir-bench-") as folder:
             subprocess.run(child("put", chosen.store, Path(folder), chosen.entries, tacs, 1), check=True)
             done = subprocess.run(
-                child("both", chosen.store, Path(folder), chosen.entries, tacs), check=True, capture_output=True, text=True
+                child("both", chosen.store, Path(folder), chosen.entries, tacs),
+                check=True,
+                capture_output=True,
+                text=True,
             )
         rows.append(json.loads(done.stdout))
     if chosen.json:

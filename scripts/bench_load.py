@@ -55,13 +55,21 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in CHILDREN:
         CHILDREN[arguments[0]](*map(Path, arguments[1:]))
         return 0
-    parser = argparse.ArgumentParser(prog="bench load", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench load", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--shape", choices=SHAPES, action="append", help="one of them only; all if not given")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
-    parser.add_argument("--work", type=Path, help="where the files go (about 40 bytes a row); a temporary folder if not given")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS:,} rows, one turn: shows that it works, and no figure to believe")
+    parser.add_argument(
+        "--work", type=Path, help="where the files go (about 40 bytes a row); a temporary folder if not given"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_ROWS:,} rows, one turn: shows that it works, and no figure to believe",
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -75,7 +83,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(found, indent=1))
     if options.rows < ROWS:
-        print(f"the limits are for {ROWS:,} rows and more: starting a load up costs the same for fewer", file=sys.stderr)
+        print(
+            f"the limits are for {ROWS:,} rows and more: starting a load up costs the same for fewer", file=sys.stderr
+        )
         return 0
     return int(any(result["ratio"] > RATIO_MAX or result["peak_mb"] > result["peak_mb_max"] for result in found))
 
@@ -84,7 +94,7 @@ def _measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
     print(f"{name}: writing {options.rows:,} rows", file=sys.stderr)
     data = folder / "data.csv"
     _write(data, SHAPES[name], options.rows)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)  # noqa: S607  # PATH's
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
     (folder / "signers").write_text(f"bench {(folder / 'key.pub').read_text()}")
     _child("publish", folder, core=options.core)
     csv_s, loads = [], []
@@ -115,10 +125,15 @@ def _median(values: Any) -> float:
 def _print(result: dict[str, Any], *, first: bool) -> None:
     if first:
         stages = "".join(f"{stage:>8}" for stage in STAGE_COLUMNS)
-        print(f"{'file':<12}{'rows':>12}{'pages':>9}{stages}{'load s':>9}{'csv s':>8}{'ratio':>7}{'peak MB':>9}   ratios")
+        print(
+            f"{'file':<12}{'rows':>12}{'pages':>9}{stages}{'load s':>9}{'csv s':>8}{'ratio':>7}{'peak MB':>9}   ratios"
+        )
     stages = "".join(f"{result['stages_s'][stage]:>8.2f}" for stage in STAGE_COLUMNS)
     sums = f"{result['load_s']:>9.2f}{result['csv_s']:>8.2f}{result['ratio']:>7.2f}{result['peak_mb']:>9.0f}"
-    print(f"{result['shape']:<12}{result['rows']:>12,}{result['pages']:>9,}{stages}{sums}   {result['ratios']}", flush=True)
+    print(
+        f"{result['shape']:<12}{result['rows']:>12,}{result['pages']:>9,}{stages}{sums}   {result['ratios']}",
+        flush=True,
+    )
 
 
 def _write(path: Path, shape: Shape, rows: int) -> None:

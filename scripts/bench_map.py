@@ -39,7 +39,9 @@ Answering = Callable[[Any, Transfer], Transfer | None]
 
 def main(arguments: Sequence[str]) -> int:
     """The part `map` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench map", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench map", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     add_options(parser, seconds=2, turns=3)
     options = parser.parse_args(arguments)
     return asyncio.run(_measure(options))
@@ -60,7 +62,10 @@ async def _measure(options: argparse.Namespace) -> int:
         for name, answer in answering.items():
             say(f"{name}")
             found[name] = max(found.get(name, 0.0), _rate(answer, seconds))
-    measured = {"answers_per_cpu_second": {name: round(rate) for name, rate in found.items()}, "wrong_answers": _wrong(server)}
+    measured = {
+        "answers_per_cpu_second": {name: round(rate) for name, rate in found.items()},
+        "wrong_answers": _wrong(server),
+    }
     targets = (
         at_least("times pycrate", PYCRATE_TIMES, round(found["this node"] / found["pycrate"], 1)),
         at_least("of the echo", ECHO_SHARE, round(found["this node"] / found["echo"], 2)),
@@ -83,7 +88,9 @@ def _link() -> Any:
     association = Association(0.0, dials=False)
     association.receive(m3ua.message(Kind.ASPUP) + m3ua.message(Kind.ASPAC), 0.0)
     association.take()
-    return SimpleNamespace(association=association, requester=Requester("near"), source=None, settings=None, rates=NO_LIMITS, gateway=None)
+    return SimpleNamespace(
+        association=association, requester=Requester("near"), source=None, settings=None, rates=NO_LIMITS, gateway=None
+    )
 
 
 def _rate(answer: Answering, seconds: float) -> float:
@@ -116,7 +123,11 @@ def _pycrate() -> Answering:
     from pycrate_asn1dir import TCAP_MAPv2v3  # noqa: PLC0415 - its modules take a second to load
 
     pdu = TCAP_MAPv2v3.TCAP_MAP_Messages.TCAP_MAP_Message
-    end = tcap.end(b"\0\0\0\1", tcap.response(codec.context_of(3), accepted=True), tcap.result(b"\1", codec.CHECK_IMEI, codec.result(3, 0)))
+    end = tcap.end(
+        b"\0\0\0\1",
+        tcap.response(codec.context_of(3), accepted=True),
+        tcap.result(b"\1", codec.CHECK_IMEI, codec.result(3, 0)),
+    )
     pdu.from_ber(end)
     said = pdu.get_val()
 

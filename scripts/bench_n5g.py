@@ -43,7 +43,9 @@ DIAMETER = Load(4, 4096, 2_000.0)
 
 def main(arguments: Sequence[str]) -> int:
     """The part `n5g` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench n5g", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench n5g", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--no-application", action="store_true", help="without Starlette under Hypercorn")
     add_options(parser, seconds=3, turns=3)
     options = parser.parse_args(arguments)
@@ -81,7 +83,9 @@ def main(arguments: Sequence[str]) -> int:
                 rates[name].append(http2.answers_per_s(port, paths, how, on.generator))
                 say(f"turn {turn + 1}: {name} {rates[name][-1]:,.0f}/s")
         alone = [_p99_us(eir, folder / "questions", how, on.generator) for _ in range(how.turns)]
-        words = http2.command(http_port, paths, connections=4, streams=100, seconds=how.seconds + how.warmup + 2, warmup=0.0)
+        words = http2.command(
+            http_port, paths, connections=4, streams=100, seconds=how.seconds + how.warmup + 2, warmup=0.0
+        )
         beside = [_beside(eir, words, folder / "questions", how, on.generator) for _ in range(how.turns)]
     medians = {name: statistics.median(found) for name, found in rates.items()}
     ratios = {
@@ -89,14 +93,31 @@ def main(arguments: Sequence[str]) -> int:
         for name, found in rates.items() if name != "eir"
     }  # fmt: skip
     p99 = {"alone_us": round(statistics.median(alone), 1), "beside_us": round(statistics.median(beside), 1)}
-    targets: list[Target] = [at_least("answers a second, times those of a bare server on the same library", OF_BARE, ratios["bare"])]
+    targets: list[Target] = [
+        at_least("answers a second, times those of a bare server on the same library", OF_BARE, ratios["bare"])
+    ]
     if "starlette" in ratios:
-        targets.append(at_least("answers a second, times those of Starlette under Hypercorn", OF_APPLICATION, ratios["starlette"]))
-    targets.append(at_most("p99 of Diameter beside a full HTTP/2 load, times its own", P99_TIMES, round(p99["beside_us"] / p99["alone_us"], 2)))
+        targets.append(
+            at_least("answers a second, times those of Starlette under Hypercorn", OF_APPLICATION, ratios["starlette"])
+        )
+    targets.append(
+        at_most(
+            "p99 of Diameter beside a full HTTP/2 load, times its own",
+            P99_TIMES,
+            round(p99["beside_us"] / p99["alone_us"], 2),
+        )
+    )
     rows = [{"server": name, "answers_per_s": round(rate)} for name, rate in medians.items()]
     text = table(rows, ("server", "answers_per_s"), width=None)
     text += f"Diameter at {DIAMETER.rate:,.0f}/s: p99 {p99['alone_us']:,.0f} us alone, {p99['beside_us']:,.0f} us beside a full HTTP/2 load\n"
-    measured = {"measured": rows, "ratios": ratios, "turns": rates, "diameter_p99": p99, "missing": missing, "wrong_answers": 0}
+    measured = {
+        "measured": rows,
+        "ratios": ratios,
+        "turns": rates,
+        "diameter_p99": p99,
+        "missing": missing,
+        "wrong_answers": 0,
+    }
     return finish("n5g", measured, targets, options, text)
 
 
@@ -116,5 +137,3 @@ def _beside(eir: Server, words: Sequence[str], asked: Path, how: Times, on: set[
     finally:
         asking.terminate()
         asking.wait()
-
-

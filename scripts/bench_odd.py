@@ -50,7 +50,9 @@ VENDOR_3GPP, S13, STRANGER = 10415, 16777252, key_of(99, 9999)
 
 def main(arguments: Sequence[str]) -> int:
     """The part `odd` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench odd", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench odd", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     add_options(parser)
     options = parser.parse_args(arguments)
     program("load")
@@ -62,11 +64,16 @@ def main(arguments: Sequence[str]) -> int:
         site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
         site.load(site.release(listed.keys))
         write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
-        peers = [{"name": "odd", "host": ODD_HOST, "realm": REALM, "rate_max": ODD_RATE_MAX}, {"name": "mme", "realm": REALM}]
+        peers = [
+            {"name": "odd", "host": ODD_HOST, "realm": REALM, "rate_max": ODD_RATE_MAX},
+            {"name": "mme", "realm": REALM},
+        ]
         with site.server("eir", free_port(), cores=on.server, peers=peers) as server:
             for turn in range(how.turns):
                 alone = ask(server, GOOD, folder / "questions", how, on.generator)
-                odd = multiprocessing.get_context("spawn").Process(target=_ask_oddly, args=(server.port, on.generator), daemon=True)
+                odd = multiprocessing.get_context("spawn").Process(
+                    target=_ask_oddly, args=(server.port, on.generator), daemon=True
+                )
                 odd.start()
                 time.sleep(0.5)
                 beside = ask(server, GOOD, folder / "questions", how, on.generator)
@@ -76,11 +83,20 @@ def main(arguments: Sequence[str]) -> int:
                 odd.join()
                 for name, found in (("alone", alone), ("beside the odd peer", beside)):
                     results.setdefault((name, str(GOOD)), []).append(found)
-                say(f"turn {turn + 1}: p99 {alone['latency_us']['p99']:.0f} us, then {beside['latency_us']['p99']:.0f} us")
+                say(
+                    f"turn {turn + 1}: p99 {alone['latency_us']['p99']:.0f} us, then {beside['latency_us']['p99']:.0f} us"
+                )
     value = percentile("p99")
-    times_alone = [round(value(two) / value(one), 2) for one, two in zip(results["alone", str(GOOD)], results["beside the odd peer", str(GOOD)], strict=True)]
+    times_alone = [
+        round(value(two) / value(one), 2)
+        for one, two in zip(results["alone", str(GOOD)], results["beside the odd peer", str(GOOD)], strict=True)
+    ]
     target = at_most("p99 beside the odd peer, times that without it", P99_TIMES_MAX, statistics.median(times_alone))
-    measured: dict[str, Any] = {"measured": rows(results), "p99_times_alone": times_alone, "wrong_answers": wrong_answers(results)}
+    measured: dict[str, Any] = {
+        "measured": rows(results),
+        "p99_times_alone": times_alone,
+        "wrong_answers": wrong_answers(results),
+    }
     text = f"by turn, p99 in times of that without the odd peer: {times_alone}\n"
     return finish("odd", measured, [target], options, table(rows(results), COLUMNS, width=None) + text)
 
@@ -89,7 +105,9 @@ def _ask_oddly(port: int, on: set[int]) -> None:
     """Ask until ended, each time by something that only the general path answers."""
     os.sched_setaffinity(0, on)
     origin = encode_text(264, ODD_HOST) + encode_text(296, REALM)
-    about = origin + encode(257, b"\0\x01\x7f\0\0\1") + encode_u32(266, 0) + encode_text(269, "odd") + encode_u32(258, S13)
+    about = (
+        origin + encode(257, b"\0\x01\x7f\0\0\1") + encode_u32(266, 0) + encode_text(269, "odd") + encode_u32(258, S13)
+    )
     info = encode(key_of(1401, VENDOR_3GPP), encode_text(key_of(1402, VENDOR_3GPP), "00101009000001"))
     odd = encode_u32(301, 10) + encode(STRANGER, b"x" * 20, flags=0) * 12  # a priority, which the lane leaves alone
     avps = encode_text(263, f"{ODD_HOST};1;1") + encode_u32(277, 1) + origin + encode_text(283, REALM) + info + odd

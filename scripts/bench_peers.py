@@ -47,7 +47,12 @@ ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
 HITS = (0.01, 0.5)
 BUSY, BUSY_WITH_HITS = (Load(4, 256, hits=hits) for hits in HITS)
 ALONE = Load(1, 1)
-AGENTS = [Load(2, window, behind=behind, hits=hits) for behind, windows in ((64, (1, 8, 64, 512)), (1000, (64, 512))) for window in windows for hits in HITS]
+AGENTS = [
+    Load(2, window, behind=behind, hits=hits)
+    for behind, windows in ((64, (1, 8, 64, 512)), (1000, (64, 512)))
+    for window in windows
+    for hits in HITS
+]
 AGENTS += [Load(2, 512, behind=behind, hits=hits, vary=True) for behind in (64, 1000) for hits in HITS]
 """What agents bring: the requests of many MMEs, mixed."""
 SHOWN = Load(2, 64, behind=64, hits=0.5)
@@ -56,7 +61,9 @@ WIDE = 64
 """Window from which the targets for agents hold."""
 AGENTS_TIMES_OTP = {64: 25.0, 1000: 15.0}
 """Answers a second of the node, at least this many times OTP's, by MMEs behind each agent."""
-TIMES_OTP = {BUSY: 60.0, BUSY_WITH_HITS: 40.0} | {load: AGENTS_TIMES_OTP[load.behind] for load in AGENTS if load.window >= WIDE}
+TIMES_OTP = {BUSY: 60.0, BUSY_WITH_HITS: 40.0} | {
+    load: AGENTS_TIMES_OTP[load.behind] for load in AGENTS if load.window >= WIDE
+}
 """Answers a second of the node, at least this many times OTP's."""
 TIMES_FASTER = {"freediameter": 7.0, "python-diameter": 20.0}
 """The same, of other peers, for `BUSY`."""
@@ -76,9 +83,16 @@ CALLED = {
 
 def main(arguments: Sequence[str]) -> int:
     """The part `peers` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--peer", choices=PEERS, action="append", help="one of them only; all if not given")
-    parser.add_argument("--beside", type=Path, metavar="TREE", help="another checkout of this program that scripts/setup was run in, as one more peer")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="TREE",
+        help="another checkout of this program that scripts/setup was run in, as one more peer",
+    )
     add_options(parser, picture=True)
     options = parser.parse_args(arguments)
     program("load")
@@ -97,7 +111,9 @@ def main(arguments: Sequence[str]) -> int:
         site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
         site.load(site.release(listed.keys))
         for hits in HITS:
-            write_questions(folder / f"questions-{hits}", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=hits)
+            write_questions(
+                folder / f"questions-{hits}", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=hits
+            )
         servers = [
             site.server("eir", free_port(), cores=on.server),
             floor(free_port(), log=folder / "floor.log", cores=on.server),
@@ -105,7 +121,9 @@ def main(arguments: Sequence[str]) -> int:
             *(start(free_port(), log=folder / f"{name}.log", cores=on.server) for name, start in starts.items()),
         ]
         if options.beside is not None:
-            other = Site(folder / "other", program=[str(options.beside.absolute() / ".venv" / "bin" / "python"), "-m", "eir"])
+            other = Site(
+                folder / "other", program=[str(options.beside.absolute() / ".venv" / "bin" / "python"), "-m", "eir"]
+            )
             other.load(other.release(listed.keys))
             servers.append(other.server("beside", free_port(), cores=on.server))
         for server in servers:
@@ -121,21 +139,38 @@ def main(arguments: Sequence[str]) -> int:
     p50 = {server.name: ratio(results, "eir", server.name, ALONE, percentile("p50")) for server in servers[1:]}
     targets: list[Target] = [
         at_least(f"answers a second, {load}, times {name}'s", wanted, faster[str(load)][name]["median"])
-        for name, load, wanted in (*(("otp", *each) for each in TIMES_OTP.items()), *((name, BUSY, least) for name, least in TIMES_FASTER.items()))
+        for name, load, wanted in (
+            *(("otp", *each) for each in TIMES_OTP.items()),
+            *((name, BUSY, least) for name, least in TIMES_FASTER.items()),
+        )
         if name in faster.get(str(load), ())
     ]
     wide = [load for load in AGENTS if load.window == WIDEST and str(load) in faster]
-    targets += [at_least(f"answers a second, {load}, times the echo's", OF_ECHO, faster[str(load)]["echo"]["median"]) for load in wide]
+    targets += [
+        at_least(f"answers a second, {load}, times the echo's", OF_ECHO, faster[str(load)]["echo"]["median"])
+        for load in wide
+    ]
     few = {load: load._replace(behind=64) for load in wide if load.behind != 64}
-    targets += [at_least(f"answers a second, {load}, times those of 64", LIKE, _between(results, load, fewer)) for load, fewer in few.items()]
-    targets += [at_most(f"p50, {ALONE}, times {name}'s", wanted, p50[name]["median"]) for name, wanted in P50_OF.items() if name in p50]
+    targets += [
+        at_least(f"answers a second, {load}, times those of 64", LIKE, _between(results, load, fewer))
+        for load, fewer in few.items()
+    ]
+    targets += [
+        at_most(f"p50, {ALONE}, times {name}'s", wanted, p50[name]["median"])
+        for name, wanted in P50_OF.items()
+        if name in p50
+    ]
     measured = {
         "measured": rows(results), "answers_per_s_ratio": faster, "p50_ratio": p50, "missing": missing, "wrong_answers": wrong_answers(results),
     }  # fmt: skip
     text = table(rows(results), COLUMNS, width=None)
     text += f"{ALONE}: " + ", ".join(f"{found['median']:.2f} times {name}'s p50" for name, found in p50.items()) + "\n"
     for load, ratios in faster.items():
-        text += f"{load}: " + ", ".join(f"{found['median']:.2f} times {name}'s answers" for name, found in ratios.items()) + "\n"
+        text += (
+            f"{load}: "
+            + ", ".join(f"{found['median']:.2f} times {name}'s answers" for name, found in ratios.items())
+            + "\n"
+        )
     return finish("peers", measured, targets, options, text, picture=picture(measured))
 
 

@@ -66,12 +66,27 @@ PLACES = (
     Place("general path", "diameter/"),
 )
 """The first that fits counts."""
-ORDER = (READ, "frame", "lane", "look up", "decide", "encode", "write", "metrics", "general path", TIMERS, "store", OTHER)
+ORDER = (
+    READ,
+    "frame",
+    "lane",
+    "look up",
+    "decide",
+    "encode",
+    "write",
+    "metrics",
+    "general path",
+    TIMERS,
+    "store",
+    OTHER,
+)
 
 
 def main(arguments: Sequence[str]) -> int:
     """The part `profile` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench profile", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench profile", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     add_options(parser, seconds=5, turns=3)
     options = parser.parse_args(arguments)
     program("load")
@@ -95,7 +110,18 @@ def main(arguments: Sequence[str]) -> int:
                     found = ask(server, LOAD, folder / "questions", how, on.generator)
                     results.setdefault((server.name, str(LOAD)), []).append(found)
                 stacks = folder / f"stacks-{turn}"
-                command = [spy, "record", "--pid", str(eir.workers[0]), "--rate", str(SAMPLES_PER_S), "--format", "raw", "--output", stacks]
+                command = [
+                    spy,
+                    "record",
+                    "--pid",
+                    str(eir.workers[0]),
+                    "--rate",
+                    str(SAMPLES_PER_S),
+                    "--format",
+                    "raw",
+                    "--output",
+                    stacks,
+                ]
                 with Popen([*command, "--duration", str(look_s)], stdout=PIPE, stderr=PIPE, text=True) as profiler:
                     # It takes a moment to find its way through the process; the questions go on for longer than it looks.
                     longer = how._replace(warmup=1, seconds=look_s + 1)
@@ -151,7 +177,11 @@ def _stage(frames: Sequence[str]) -> str:
         function, file, number = found.groups()
         text = linecache.getline(str(ROOT / "eir" / file), int(number))
         for place in PLACES:
-            if file.startswith(place.file) and re.search(place.line, text) and re.search(rf"(^|\.)({place.function})", function):
+            if (
+                file.startswith(place.file)
+                and re.search(place.line, text)
+                and re.search(rf"(^|\.)({place.function})", function)
+            ):
                 return place.stage
         return OTHER
     return OTHER

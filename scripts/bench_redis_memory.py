@@ -62,7 +62,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench redis-memory", description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--tacs", type=int, nargs="+", default=[50_000, 250_000])
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ENTRIES:,} entries: shows that it works, and no figure to believe")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_ENTRIES:,} entries: shows that it works, and no figure to believe"
+    )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     if chosen.quick:

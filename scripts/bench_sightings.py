@@ -44,7 +44,9 @@ THROUGHPUT_MIN, P99_MAX = 0.9, 1.2
 
 def main(arguments: Sequence[str]) -> int:
     """The part `sightings` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench sightings", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench sightings", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     add_options(parser, seconds=3, turns=5)
     options = parser.parse_args(arguments)
     program("load")
@@ -64,12 +66,17 @@ def main(arguments: Sequence[str]) -> int:
             fate = _fate(sites[WITH].state)
     throughput = {str(load): ratio(results, WITH, WITHOUT, load, answers_per_s) for load in LOADS}
     p99 = ratio(results, WITH, WITHOUT, STEADY, percentile("p99"))
-    targets = [at_least(f"throughput with sightings to without, {load}", THROUGHPUT_MIN, found["median"]) for load, found in throughput.items()]
+    targets = [
+        at_least(f"throughput with sightings to without, {load}", THROUGHPUT_MIN, found["median"])
+        for load, found in throughput.items()
+    ]
     targets.append(at_most(f"99th percentile with sightings to without, {STEADY}", P99_MAX, p99["median"]))
     measured = {
         "measured": rows(results), "throughput_ratio": throughput, "p99_ratio": p99, "checks": fate, "wrong_answers": wrong_answers(results),
     }  # fmt: skip
-    text = table(rows(results), COLUMNS, width=None) + "".join(f"{name}: {count:,.0f}\n" for name, count in fate.items())
+    text = table(rows(results), COLUMNS, width=None) + "".join(
+        f"{name}: {count:,.0f}\n" for name, count in fate.items()
+    )
     return finish("sightings", measured, targets, options, text)
 
 

@@ -57,10 +57,20 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> int:
     """The part `sizes` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench sizes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--entries", type=int, nargs="+", metavar="N", help=f"sizes ({', '.join(f'{size:,}' for size in SIZES)})")
-    parser.add_argument("--pairs", action="store_true", help="the list is one of pairs: each device with a SIM, and blocked with any other")
-    parser.add_argument("--work", type=Path, help="where files go (25 bytes an entry, 80 for a pair); a temporary folder if not given")
+    parser = argparse.ArgumentParser(
+        prog="bench sizes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--entries", type=int, nargs="+", metavar="N", help=f"sizes ({', '.join(f'{size:,}' for size in SIZES)})"
+    )
+    parser.add_argument(
+        "--pairs",
+        action="store_true",
+        help="the list is one of pairs: each device with a SIM, and blocked with any other",
+    )
+    parser.add_argument(
+        "--work", type=Path, help="where files go (25 bytes an entry, 80 for a pair); a temporary folder if not given"
+    )
     add_options(parser, picture=True)
     options = parser.parse_args(arguments)
     program("load")
@@ -80,13 +90,17 @@ def main(arguments: Sequence[str]) -> int:
         for _ in range(how.turns):
             for server, size in zip(servers, sizes, strict=True):
                 for load in LOADS:
-                    asked = in_turns([server], [load], _questions(folder / f"{size}", load), how._replace(turns=1), on.generator)
+                    asked = in_turns(
+                        [server], [load], _questions(folder / f"{size}", load), how._replace(turns=1), on.generator
+                    )
                     for key, runs in asked.items():
                         results.setdefault(key, []).extend(runs)
         for row, server in zip(found, servers, strict=True):
             row["resident_mb"] = memory_mb(server.workers[0])["resident"]
             row["answers_per_s"] = round(median(results, server.name, LOAD, answers_per_s))
-            row["cpu_us_per_answer"] = round(median(results, server.name, LOAD, lambda found: float(found["server_us_per_answer"])), 2)
+            row["cpu_us_per_answer"] = round(
+                median(results, server.name, LOAD, lambda found: float(found["server_us_per_answer"])), 2
+            )
             row["p99_us"] = round(median(results, server.name, LOAD, percentile("p99")), 1)
             for column, load in (("of_smallest", LOAD), ("with_hits_of_smallest", WITH_HITS)):
                 row[column] = ratio(results, server.name, servers[0].name, load, answers_per_s)["median"]
@@ -96,7 +110,9 @@ def main(arguments: Sequence[str]) -> int:
         at_least(f"{what}: answers a second, of those with {sizes[0]:,}", OF_SMALLEST_MIN, largest["of_smallest"]),
         at_least(f"{what}: the same with {WITH_HITS.hits:.0%} hits", OF_SMALLEST_MIN, largest["with_hits_of_smallest"]),
         at_most(f"{what}: memory of a node with two workers", NODE_MB_MAX, largest["node_mb"], " MB"),
-        at_most(f"{sizes[0]:,} entries: memory of a node with two workers", SMALL_NODE_MB_MAX, smallest["node_mb"], " MB"),
+        at_most(
+            f"{sizes[0]:,} entries: memory of a node with two workers", SMALL_NODE_MB_MAX, smallest["node_mb"], " MB"
+        ),
         at_most(f"{what}: ready from the store", READY_S_MAX, largest["ready_s"], " s"),
     ]
     if options.pairs:
@@ -124,9 +140,14 @@ def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
 def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace) -> dict[str, Any]:
     """A site with a list of that size, and what it took to get there; its memory with two workers, after some questions."""
     say(f"{size:,} entries: writing")
-    site, listed = Site(folder, loader_cores=on.generator, kind=PAIRS if options.pairs else DEVICES), scattered(size, TACS)
+    site, listed = (
+        Site(folder, loader_cores=on.generator, kind=PAIRS if options.pairs else DEVICES),
+        scattered(size, TACS),
+    )
     for load in LOADS:
-        write_questions(_questions(folder, load), listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=load.hits)
+        write_questions(
+            _questions(folder, load), listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=load.hits
+        )
     manifest = site.release(listed.keys)
     say(f"{size:,} entries: loading")
     load_s = site.load(manifest)

@@ -53,7 +53,9 @@ LOOK_S = 0.02
 
 def main(arguments: Sequence[str]) -> int:
     """The part `switch` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench switch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench switch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--entries", type=int, help=f"of each release ({ENTRIES:,})")
     parser.add_argument("--rate", type=float, default=STEADY.rate, help=f"checks a second ({STEADY.rate:g})")
     parser.add_argument("--workers", type=int, default=1, help="of the node, all on the same core (1)")
@@ -89,10 +91,19 @@ def main(arguments: Sequence[str]) -> int:
                 asyncio.run(at_rest(site.store, site.state))
                 server.rest()
                 quiet = ask(server, load, folder / "questions", how, on.generator)
-                busy = ask(server, load, folder / "questions", how, on.generator, meanwhile=partial(_roll_back, site, server, on.generator, how.seconds, took))
+                busy = ask(
+                    server,
+                    load,
+                    folder / "questions",
+                    how,
+                    on.generator,
+                    meanwhile=partial(_roll_back, site, server, on.generator, how.seconds, took),
+                )
                 for name, found in (("quiet", quiet), ("during the switch", busy)):
                     results.setdefault((name, str(load)), []).append(found)
-                say(f"turn {turn + 1}: p99 {quiet['latency_us']['p99']:.0f} us, then {busy['latency_us']['p99']:.0f} us")
+                say(
+                    f"turn {turn + 1}: p99 {quiet['latency_us']['p99']:.0f} us, then {busy['latency_us']['p99']:.0f} us"
+                )
         with site.server("two workers", free_port(), cores=on.server, workers=2) as server:
             own_mb = [_own_mb(server.workers)]
             site.load(site.release(other, how.turns + 2))

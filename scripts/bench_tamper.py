@@ -68,14 +68,30 @@ THEIRS = {
 
 def main(arguments: Sequence[str]) -> int:
     """The part `tamper` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench tamper", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench tamper", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--subscribers", type=int, metavar="N", help="of each network (12,000)")
-    parser.add_argument("--rows", nargs="*", metavar="ROW", default=[*networks.ROWS, *HELD_OUT], help=f"of: {'; '.join([*networks.ROWS, *HELD_OUT])}")
+    parser.add_argument(
+        "--rows",
+        nargs="*",
+        metavar="ROW",
+        default=[*networks.ROWS, *HELD_OUT],
+        help=f"of: {'; '.join([*networks.ROWS, *HELD_OUT])}",
+    )
     parser.add_argument("--seeds", type=int, metavar="N", default=1, help="networks of each row (1)")
     parser.add_argument("--seed", type=int, metavar="N", default=JUDGED, help=f"of the first ({JUDGED})")
     parser.add_argument("--fit", action="store_true", help=f"print weights by networks from seed {FITTED} on, and end")
-    parser.add_argument("--speed", type=int, metavar="ROWS", default=0, help="also judge a record of so many sightings, such as 100000000")
-    parser.add_argument("--work", type=Path, help="where files go (60 bytes a sighting); a temporary folder if not given")
+    parser.add_argument(
+        "--speed",
+        type=int,
+        metavar="ROWS",
+        default=0,
+        help="also judge a record of so many sightings, such as 100000000",
+    )
+    parser.add_argument(
+        "--work", type=Path, help="where files go (60 bytes a sighting); a temporary folder if not given"
+    )
     add_options(parser)
     options = parser.parse_args(arguments)
     if options.quick:
@@ -87,7 +103,12 @@ def main(arguments: Sequence[str]) -> int:
     every = [_judged(name, made) for name, made in _made(options)]
     bands = reliability(every)
     rows = [row for each in every for row in each["kinds"]]
-    document: dict[str, Any] = {"measured": rows, "networks": [{key: value for key, value in each.items() if key not in {"kinds", "told"}} for each in every], "reliability": bands, "precision": {each["network"]: each["precision"] for each in every}}
+    document: dict[str, Any] = {
+        "measured": rows,
+        "networks": [{key: value for key, value in each.items() if key not in {"kinds", "told"}} for each in every],
+        "reliability": bands,
+        "precision": {each["network"]: each["precision"] for each in every},
+    }
     targets = _targets(every, bands)
     text = table(rows, ("network", "kind", "planted", "found", "recall", "interval", *THEIRS), width=None) + "\n" + table(
         document["networks"], ("network", "devices", "reported", "precision", "precision_rare", "honest_of_10000", *(f"{name}_precision" for name in THEIRS), "seconds", "wrongly"), width=None,
@@ -95,7 +116,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.speed:
         with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as folder:
             document["speed"] = took = _speed(Path(folder), options.speed, options.seed)
-        targets += [at_most(f"seconds for {took['sightings']:,} sightings", SECONDS_MAX, took["seconds"]), at_most("memory, MB", MEMORY_MB_MAX, took["memory_mb"])]
+        targets += [
+            at_most(f"seconds for {took['sightings']:,} sightings", SECONDS_MAX, took["seconds"]),
+            at_most("memory, MB", MEMORY_MB_MAX, took["memory_mb"]),
+        ]
         text += "\n" + table([took], ("sightings", "devices", "seconds", "cpu_seconds", "memory_mb"), width=None)
     return finish("tamper", document, targets, options, f"{text}\n")
 
@@ -103,7 +127,9 @@ def main(arguments: Sequence[str]) -> int:
 def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tuple[str, World]]:
     """Each network, one at a time."""
     for name in options.rows:
-        for seed in range(first if first is not None else options.seed, (first if first is not None else options.seed) + options.seeds):
+        for seed in range(
+            first if first is not None else options.seed, (first if first is not None else options.seed) + options.seeds
+        ):
             with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as made:
                 folder = Path(made)
                 if name == HELD_OUT[0]:
@@ -112,7 +138,12 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
                     yield name, world_other.make(folder, options.subscribers or 12_000, seed=seed)
                 else:
                     row = networks.ROWS[name]
-                    yield name, networks.make(folder, replace(row, subscribers=options.subscribers or row.subscribers), seed=seed)
+                    yield (
+                        name,
+                        networks.make(
+                            folder, replace(row, subscribers=options.subscribers or row.subscribers), seed=seed
+                        ),
+                    )
 
 
 @contextmanager
@@ -135,9 +166,13 @@ def _judged(name: str, made: World) -> dict[str, Any]:
     told = {finding.device: finding.score for finding in judged.findings}
     ours = {device for device, score in told.items() if score >= least}
     kinds: defaultdict[str, set[int]] = defaultdict(set)
-    truth = {device: what for device, what in made.truth.items() if device in seen}  # days are missing, and with them some devices
+    truth = {
+        device: what for device, what in made.truth.items() if device in seen
+    }  # days are missing, and with them some devices
     for device, (kind, copies) in truth.items():
-        kinds[f"clone, {next(label for most, label in BANDS if copies <= most)} copies" if kind == "clone" else kind].add(device)
+        kinds[
+            f"clone, {next(label for most, label in BANDS if copies <= most)} copies" if kind == "clone" else kind
+        ].add(device)
     clones = {device for device, (kind, _) in truth.items() if kind in {"clone", "taken"}}
     honest = judged.devices - len(truth)
     wrong = ours - truth.keys()
@@ -166,7 +201,10 @@ def wilson(part: int, whole: int, z: float = 1.96) -> str:
     if not whole:
         return "0 to 1"
     share = part / whole
-    middle, half = (share + z * z / 2 / whole) / (1 + z * z / whole), z / (1 + z * z / whole) * sqrt(share * (1 - share) / whole + z * z / 4 / whole**2)
+    middle, half = (
+        (share + z * z / 2 / whole) / (1 + z * z / whole),
+        z / (1 + z * z / whole) * sqrt(share * (1 - share) / whole + z * z / 4 / whole**2),
+    )
     return f"{max(middle - half, 0):.2f} to {min(middle + half, 1):.2f}"
 
 
@@ -184,7 +222,12 @@ def reliability(every: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 total[2] += weight * score
                 total[3] += weight * is_clone
     return [
-        {"score": "0.95 and more" if band == 95 else f"{band / 10:.1f} to {band / 10 + 0.1:.1f}", "devices": int(devices), "said": round(said / weight, 3), "was": round(was / weight, 3)}
+        {
+            "score": "0.95 and more" if band == 95 else f"{band / 10:.1f} to {band / 10 + 0.1:.1f}",
+            "devices": int(devices),
+            "said": round(said / weight, 3),
+            "was": round(was / weight, 3),
+        }
         for band, (devices, weight, said, was) in sorted(sums.items())
     ]
 
@@ -200,7 +243,11 @@ def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
         with _engine(made) as (engine, judged, _):
             rows = engine.rows(f"SELECT device, {', '.join(names[1:])} FROM evidence")  # noqa: S608 - names of ours
         clones = sum(kind == "clone" for kind, _ in made.truth.values())
-        kept = [row for row in rows if made.truth.get(row[0], ("clone", 0))[0] == "clone" and made.hard.get(row[0]) != "a batch of modules"]
+        kept = [
+            row
+            for row in rows
+            if made.truth.get(row[0], ("clone", 0))[0] == "clone" and made.hard.get(row[0]) != "a batch of modules"
+        ]
         is_clone = np.array([row[0] in made.truth for row in kept])
         weight = np.where(is_clone, PRIOR / (1 - PRIOR) * (judged.devices - len(made.truth)) / clones, 1.0)
         parts.append((np.array([[1.0, *map(float, row[1:])] for row in kept]), is_clone, weight))
@@ -209,7 +256,10 @@ def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
     weights = np.zeros(len(names))
     for _ in range(60):
         chance = 1 / (1 + np.exp(-columns @ weights))
-        step = np.linalg.solve((columns * (weight * chance * (1 - chance) + 1e-9)[:, None]).T @ columns + ridge, columns.T @ (weight * (is_clone - chance)) - ridge @ weights)
+        step = np.linalg.solve(
+            (columns * (weight * chance * (1 - chance) + 1e-9)[:, None]).T @ columns + ridge,
+            columns.T @ (weight * (is_clone - chance)) - ridge @ weights,
+        )
         weights += step * min(1, 3 / max(np.abs(step).max(), 1e-9))
     weights[0] -= log(PRIOR / (1 - PRIOR))
     return [{"weight": name, "value": round(float(value), 2)} for name, value in zip(names, weights, strict=True)]
@@ -240,13 +290,28 @@ def _targets(every: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]) -
             counted[kind][0] += row["found"]
             counted[kind][1] += row["planted"]
         recall = {kind: _share(*both) for kind, both in counted.items()}
-        wanted = {"clone, 2 copies": PAIRS_MIN.get(name, 0.0), "clone, 4 and more copies": FOUR_MIN.get(name, 0.95), "box": 0.95}
-        found += [at_least(f"{name}: recall of {kind}", bound, recall[kind]) for kind, bound in wanted.items() if bound and kind in recall]
+        wanted = {
+            "clone, 2 copies": PAIRS_MIN.get(name, 0.0),
+            "clone, 4 and more copies": FOUR_MIN.get(name, 0.95),
+            "box": 0.95,
+        }
+        found += [
+            at_least(f"{name}: recall of {kind}", bound, recall[kind])
+            for kind, bound in wanted.items()
+            if bound and kind in recall
+        ]
         found += [
             at_least(f"{name}: precision", 0.95, min(each["precision"] for each in mine)), at_least(f"{name}: precision at {RARE:.1%}", 0.9, min(each["precision_rare"] for each in mine)),
             at_most(f"{name}: honest of 10,000", 3, max(each["honest_of_10000"] for each in mine)),
         ]  # fmt: skip
-    return [*found, *(at_most(f"reliability from {band['score']}", 0.1, round(abs(band["said"] - band["was"]), 3)) for band in bands if band["devices"] >= 30)]
+    return [
+        *found,
+        *(
+            at_most(f"reliability from {band['score']}", 0.1, round(abs(band["said"] - band["was"]), 3))
+            for band in bands
+            if band["devices"] >= 30
+        ),
+    ]
 
 
 def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:
@@ -260,8 +325,24 @@ def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:
     }))  # fmt: skip
     say(f"judging {total:,} sightings")
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    command = ["taskset", "-c", "0,1", sys.executable, "-m", "eir", "tamper", "report", "-c", str(config), "--until", f"{made.until:%Y-%m-%d}", "--json"]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE)  # what it says on standard error is shown as it comes
+    command = [
+        "taskset",
+        "-c",
+        "0,1",
+        sys.executable,
+        "-m",
+        "eir",
+        "tamper",
+        "report",
+        "-c",
+        str(config),
+        "--until",
+        f"{made.until:%Y-%m-%d}",
+        "--json",
+    ]
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.PIPE
+    )  # what it says on standard error is shown as it comes
     if done.returncode:
         raise SystemExit(f"bench: eir tamper report ended with {done.returncode}")
     seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -44,8 +44,12 @@ LOOKS = 20
 
 def main(arguments: Sequence[str]) -> int:
     """The part `workers` of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="bench workers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--workers", type=int, nargs="+", help="numbers of workers; 1, 2, 4, … as far as there are cores if not given")
+    parser = argparse.ArgumentParser(
+        prog="bench workers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--workers", type=int, nargs="+", help="numbers of workers; 1, 2, 4, … as far as there are cores if not given"
+    )
     add_options(parser)
     options = parser.parse_args(arguments)
     program("load")
@@ -69,12 +73,23 @@ def main(arguments: Sequence[str]) -> int:
                     look = partial(_look, site.state, load.connections, spread.setdefault(server.name, []))
                     found = ask(server, load, folder / "questions", how, {ours[-1]}, meanwhile=look)
                     results.setdefault((server.name, str(load)), []).append(found)
-                    say(f"turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, {found['server_us_per_answer']:.2f} us an answer")
+                    say(
+                        f"turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, {found['server_us_per_answer']:.2f} us an answer"
+                    )
     costs = {
-        number: ratio(_by_workers(results), f"workers: {number}", f"workers: {numbers[0]}", "", lambda found: float(found["server_us_per_answer"]))
+        number: ratio(
+            _by_workers(results),
+            f"workers: {number}",
+            f"workers: {numbers[0]}",
+            "",
+            lambda found: float(found["server_us_per_answer"]),
+        )
         for number in numbers
     }
-    targets = [at_most(f"cost of an answer, {number} workers to {numbers[0]}", COST_MAX, costs[number]["median"]) for number in numbers[1:2]]
+    targets = [
+        at_most(f"cost of an answer, {number} workers to {numbers[0]}", COST_MAX, costs[number]["median"])
+        for number in numbers[1:2]
+    ]
     measured = {
         "measured": rows(results), "cost_ratio": costs, "connections_by_worker": spread, "wrong_answers": wrong_answers(results),
     }  # fmt: skip

@@ -66,7 +66,9 @@ class Fault:
 
     def diff(self, text: str) -> str:
         """The lines that differ."""
-        lines = difflib.unified_diff(text.splitlines(), self.applied(text).splitlines(), self.file, self.file, lineterm="", n=1)
+        lines = difflib.unified_diff(
+            text.splitlines(), self.applied(text).splitlines(), self.file, self.file, lineterm="", n=1
+        )
         return "\n".join(lines)
 
 

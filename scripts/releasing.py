@@ -85,11 +85,19 @@ class Broken(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Make a release; returns the exit status."""
     parser = argparse.ArgumentParser(prog="release", description=__doc__)
-    parser.add_argument("tag", nargs="?", help="vVERSION; without one the commit that is checked out, as a version before its release")
-    parser.add_argument("--key", type=Path, help="the OpenSSH key that signs the checksums; without one they are not signed")
+    parser.add_argument(
+        "tag", nargs="?", help="vVERSION; without one the commit that is checked out, as a version before its release"
+    )
+    parser.add_argument(
+        "--key", type=Path, help="the OpenSSH key that signs the checksums; without one they are not signed"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER")
     parser.add_argument("--wheel-only", action="store_true", help="no Debian package: nothing is fetched")
-    parser.add_argument("--check", action="store_true", help="also install, upgrade, remove and purge the package, in a copy of this system (as root)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="also install, upgrade, remove and purge the package, in a copy of this system (as root)",
+    )
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="eir-release-") as folder:
@@ -146,7 +154,9 @@ def version_of(source: Path, tag: str | None, epoch: str) -> str:
         return f"{version}~{datetime.fromtimestamp(int(epoch), UTC):%Y%m%d%H%M%S}"
     if tag != f"v{version}":
         raise Broken(f"the tag {tag} is at a commit of version {version}")
-    if not re.search(rf"^## {re.escape(version)}, \d{{4}}-\d\d-\d\d$", (source / "CHANGELOG.md").read_text(), re.MULTILINE):
+    if not re.search(
+        rf"^## {re.escape(version)}, \d{{4}}-\d\d-\d\d$", (source / "CHANGELOG.md").read_text(), re.MULTILINE
+    ):
         raise Broken(f"CHANGELOG.md does not say when {version} was released")
     return version
 
@@ -155,7 +165,13 @@ def wheel(source: Path) -> Path:
     """Build the wheel in the folder of its sources."""
     build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
     flags = f"-g0 -ffile-prefix-map={source}=. -Wdate-time"
-    run(sys.executable if has_setuptools() else ROOT / ".venv/bin/python", "-c", build, cwd=source, env={**os.environ, "CFLAGS": flags})
+    run(
+        sys.executable if has_setuptools() else ROOT / ".venv/bin/python",
+        "-c",
+        build,
+        cwd=source,
+        env={**os.environ, "CFLAGS": flags},
+    )
     (made,) = (source / "dist").glob("*.whl")
     return made
 
@@ -175,7 +191,15 @@ def environment(tree: Path, source: Path, made: Path) -> Path:
     python = shutil.which("python3", path="/usr/bin:/bin") or "python3"
     run(python, "-m", "venv", builder)
     run(python, "-m", "venv", "--without-pip", home)
-    pip = (builder / "bin" / "pip", "--quiet", "--disable-pip-version-check", "--python", home / "bin" / "python", "install", "--no-compile")
+    pip = (
+        builder / "bin" / "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--python",
+        home / "bin" / "python",
+        "install",
+        "--no-compile",
+    )
     run(*pip, "--require-hashes", "-r", source / "deploy" / "requirements.lock")
     run(*pip, "--no-deps", made)
     return settled(tree)
@@ -187,18 +211,40 @@ def settled(tree: Path) -> Path:
     was, will = str(home).encode(), f"/{PREFIX}".encode()
     for file in [*(home / "bin").iterdir(), home / "pyvenv.cfg"]:
         if file.is_file() and not file.is_symlink():
-            file.write_bytes(b"".join(line for line in file.read_bytes().replace(was, will).splitlines(keepends=True) if not line.startswith(b"command =")))
+            file.write_bytes(
+                b"".join(
+                    line
+                    for line in file.read_bytes().replace(was, will).splitlines(keepends=True)
+                    if not line.startswith(b"command =")
+                )
+            )
     for cache in home.rglob("__pycache__"):
         shutil.rmtree(cache)
     for record in (*home.rglob("direct_url.json"), *home.rglob("*.dist-info/RECORD")):
         record.unlink()
-    run(home / "bin" / "python", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", tree, "-p", "/", home / "lib", check=False)
+    run(
+        home / "bin" / "python",
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+        "-s",
+        tree,
+        "-p",
+        "/",
+        home / "lib",
+        check=False,
+    )
     return tree
 
 
 def materials(version: str, tree: Path, epoch: str) -> dict[str, object]:
     """The bill of materials (CycloneDX 1.6): what is in the package's environment."""
-    there = sorted(distributions(path=[str(path) for path in (tree / PREFIX).glob("lib/python*/site-packages")]), key=lambda each: each.name.lower())
+    there = sorted(
+        distributions(path=[str(path) for path in (tree / PREFIX).glob("lib/python*/site-packages")]),
+        key=lambda each: each.name.lower(),
+    )
     own = "eir-register"
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json", "bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1,
@@ -220,7 +266,13 @@ def purl(of: Distribution) -> str:
 def component(of: Distribution) -> dict[str, object]:
     """One of them."""
     expression = of.metadata.get("License-Expression")
-    found: dict[str, object] = {"type": "library", "name": of.name, "version": of.version, "purl": purl(of), "bom-ref": purl(of)}
+    found: dict[str, object] = {
+        "type": "library",
+        "name": of.name,
+        "version": of.version,
+        "purl": purl(of),
+        "bom-ref": purl(of),
+    }
     return found | ({"licenses": [{"expression": expression}]} if expression else {})
 
 
@@ -240,7 +292,21 @@ def package(tree: Path, source: Path, version: str, folder: Path) -> Path:
     (tree / "usr/bin").mkdir(parents=True, exist_ok=True)
     (tree / "usr/bin/eir").symlink_to(f"/{PREFIX}/bin/eir")
     first = folder / "configuration"
-    run(*eir, "init", first, "--realm", REALM, "--host", HOST, "--peer", "127.0.0.0/8", "--listen", "tcp://127.0.0.1:3868", "--state", "/var/lib/eir")
+    run(
+        *eir,
+        "init",
+        first,
+        "--realm",
+        REALM,
+        "--host",
+        HOST,
+        "--peer",
+        "127.0.0.0/8",
+        "--listen",
+        "tcp://127.0.0.1:3868",
+        "--state",
+        "/var/lib/eir",
+    )
     put(tree / "etc/eir/eir.yaml", (first / "eir.yaml").read_text())
     shutil.rmtree(first)
     for cache in tree.rglob("eir/**/__pycache__/*.pyc.*"):
@@ -264,7 +330,10 @@ def package(tree: Path, source: Path, version: str, folder: Path) -> Path:
 
 def md5sums(tree: Path, files: Iterable[Path]) -> str:
     """What dpkg --verify goes by."""
-    lines = [f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}\n" for path in sorted(files)]
+    lines = [
+        f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}\n"
+        for path in sorted(files)
+    ]
     return "".join(line for line in lines if "  etc/" not in line)
 
 
@@ -293,7 +362,8 @@ test ! -e /etc/eir
 test ! -e /var/lib/eir
 """
 """Removed, then purged: the first leaves the configuration and the lists, the second nothing."""
-LIFE = """
+LIFE = (
+    """
 dpkg -i /eir.deb
 dpkg --verify eir
 test "$(stat -c %U:%a /var/lib/eir)" = eir:750
@@ -310,7 +380,9 @@ echo '# mine' >>/etc/eir/eir.yaml
 dpkg -i /eir.deb
 grep '# mine' /etc/eir/eir.yaml
 su -s /bin/sh eir -c 'eir lists' | grep blocked-here
-""" + GONE
+"""
+    + GONE
+)
 """Installed, used as a service's user would, upgraded with a changed configuration, removed, purged."""
 
 
@@ -320,8 +392,26 @@ def check(made: Path, folder: Path, life: str = LIFE) -> str:
     there.mkdir()
     inside = ["mount -t tmpfs tmpfs", str(there)]
     script = f"{' '.join(inside)}; mkdir {there}/upper {there}/work {there}/root; {INSTALLED}"
-    command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-euc", f"ip link set lo up; {script}", "sh", str(there), str(made), life]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    command = [
+        "unshare",
+        "--mount",
+        "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--propagation",
+        "private",
+        "sh",
+        "-euc",
+        f"ip link set lo up; {script}",
+        "sh",
+        str(there),
+        str(made),
+        life,
+    ]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         raise Broken(f"the package's life ended with {done.returncode}:\n{done.stdout}")
     return done.stdout
@@ -334,7 +424,17 @@ def digest(file: Path) -> str:
 
 def run(*command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True) -> str:
     """Run a program; returns what it prints. Raises Broken if it fails."""
-    done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
     if check and done.returncode:
-        raise Broken(f"{' '.join(str(word) for word in command[:4])} … ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise Broken(
+            f"{' '.join(str(word) for word in command[:4])} … ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
     return done.stdout

@@ -89,7 +89,13 @@ def run(job: Path) -> int:
     copies = [subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=descriptor) for descriptor in (1, 2)]
     out, said = (copy.stdin for copy in copies)
     process = subprocess.Popen(
-        command, env=variables, cwd=(job / "folder").read_text(), stdin=subprocess.DEVNULL, stdout=out, stderr=said, start_new_session=True
+        command,
+        env=variables,
+        cwd=(job / "folder").read_text(),
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=said,
+        start_new_session=True,
     )
     for copy in copies:
         copy.stdin.close()

@@ -29,7 +29,9 @@ END_S = 300.0
 
 def main(arguments: list[str]) -> int:
     """The part `deliveries` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak deliveries", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak deliveries", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--deliveries", type=int, default=10_000)
     parser.add_argument("--rate", type=float, default=6.0, help="deliveries a second")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the deliveries; chance if not given")
@@ -43,7 +45,9 @@ def main(arguments: list[str]) -> int:
             (site.folder / "in").mkdir()
             deliveries = Deliveries(folder / "keys", site.folder / "in", options.seed)
             rules = [{"list": each, "answer": "blacklisted"} for each in LISTS]
-            site.configure(lists=settings(folder / "keys"), policy={"rules": rules}, inbox="in", inbox_patience_s=PATIENCE_S)
+            site.configure(
+                lists=settings(folder / "keys"), policy={"rules": rules}, inbox="in", inbox_patience_s=PATIENCE_S
+            )
             broken = _soak(site.start(), deliveries, folder / "kept", options)
     for promise in broken[:50]:
         print(f"not kept: {promise}", file=sys.stderr)
@@ -96,21 +100,34 @@ def _soak(node: Any, deliveries: Deliveries, kept: Path, options: argparse.Names
         if deliveries.later and later_at is None:
             later_at = time.monotonic() + LATER_S
         if number and number % 1000 == 0:
-            print(f"{number:,} after {now - began:.0f} s; slowest in force {max(watch.took_s, default=0):.1f} s", flush=True)
+            print(
+                f"{number:,} after {now - began:.0f} s; slowest in force {max(watch.took_s, default=0):.1f} s",
+                flush=True,
+            )
     deliveries.catch_up()
     end = time.monotonic() + END_S
     while time.monotonic() < end and (watch.waiting or any(not path.is_dir() for path in deliveries.drop.iterdir())):
         watch.look()
         time.sleep(LOOK_S)
     watch.look()
-    said = Counter((line["event"], line.get("reason")) for line in node.lines() if line["event"] in {"inbox_failed", "inbox_unusable", "fault"})
-    events = [event for name in LISTS for event in node.site.json("history", name, "-n", 10**9) if event["what"] == "load"]
+    said = Counter(
+        (line["event"], line.get("reason"))
+        for line in node.lines()
+        if line["event"] in {"inbox_failed", "inbox_unusable", "fault"}
+    )
+    events = [
+        event for name in LISTS for event in node.site.json("history", name, "-n", 10**9) if event["what"] == "load"
+    ]
     kinds = Counter(each.kind for each in deliveries.made)
     took_s = sorted(watch.took_s)
-    print(f"{len(deliveries.made):,} deliveries of {len(kinds)} kinds in {time.monotonic() - began:.0f} s; {len(events):,} loads")
+    print(
+        f"{len(deliveries.made):,} deliveries of {len(kinds)} kinds in {time.monotonic() - began:.0f} s; {len(events):,} loads"
+    )
     if took_s:
         print(f"in force after {took_s[len(took_s) // 2]:.1f} s (median), {took_s[-1]:.1f} s at most")
     broken = deliveries.broken([kept], [(event["list"], event["serial"]) for event in events])
     if watch.late:
-        broken.append(f"{len(watch.late)} were not in force within {IN_FORCE_S:g} s, such as {watch.late[0].kind} {watch.late[0].manifest}")
+        broken.append(
+            f"{len(watch.late)} were not in force within {IN_FORCE_S:g} s, such as {watch.late[0].kind} {watch.late[0].manifest}"
+        )
     return broken + [f"{count} times {event} {reason}" for (event, reason), count in said.items()]

@@ -24,13 +24,22 @@ LATE_S = 1.0
 
 def main(arguments: list[str]) -> int:
     """The part `flap` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak flap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak flap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--peers", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--arrivals", type=int, default=0, help="go on until they came so often in all, if that takes longer")
+    parser.add_argument(
+        "--arrivals", type=int, default=0, help="go on until they came so often in all, if that takes longer"
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what they do; chance if not given")
-    parser.add_argument("--transport", choices=("tcp", "sctp"), default="tcp", help="sctp: in a kernel of scripts/sctp where this one has none")
+    parser.add_argument(
+        "--transport",
+        choices=("tcp", "sctp"),
+        default="tcp",
+        help="sctp: in a kernel of scripts/sctp where this one has none",
+    )
     options = parser.parse_args(arguments)
     if options.transport == "sctp":
         enter_sctp()
@@ -40,7 +49,11 @@ def main(arguments: list[str]) -> int:
         (folder / "publisher").mkdir()
         with Site(folder / "site", Publisher(folder / "publisher")) as site:
             site.load([LISTED])
-            site.configure(listen=[f"{options.transport}://127.0.0.1:0"], workers=options.workers, limits={"source_unidentified_max": options.peers + 8})
+            site.configure(
+                listen=[f"{options.transport}://127.0.0.1:0"],
+                workers=options.workers,
+                limits={"source_unidentified_max": options.peers + 8},
+            )
             broken = asyncio.run(_soak(site.start(), options))
     for promise in broken:
         print(f"not kept: {promise}", file=sys.stderr)
@@ -56,13 +69,18 @@ async def _soak(node: Any, options: argparse.Namespace) -> list[str]:
     await settled(node, before)
     incoming, outgoing, drops, own = accounts(node)
     print(f"{options.peers} peers came {came:,} times in {took:.0f} s; memory {memory_mb(node.pid) - memory:+.1f} MB")
-    print(f"descriptors {before[0]} and tasks {before[1]} as before; {incoming:,.0f} in, {outgoing:,.0f} answered, {drops:,.0f} dropped")
+    print(
+        f"descriptors {before[0]} and tasks {before[1]} as before; {incoming:,.0f} in, {outgoing:,.0f} answered, {drops:,.0f} dropped"
+    )
     for line in steady.lines():
         print(line)
     promises = (
         ("the steady peer's answers are right", not steady.wrong),
         (f"none is later than {LATE_S:g} s", max(steady.answer_s + steady.watchdog_s) < LATE_S),
         ("messages in = answers out + drops", outgoing + drops <= incoming <= outgoing + drops + own),
-        ("no fault of the node's own", "reason=internal" not in node.get("/metrics")[1] and "Traceback" not in node.text()),
+        (
+            "no fault of the node's own",
+            "reason=internal" not in node.get("/metrics")[1] and "Traceback" not in node.text(),
+        ),
     )
     return [promise for promise, kept in promises if not kept]

@@ -23,7 +23,9 @@ def main(arguments: list[str]) -> int:
     print(f"{options.seconds:g} s, seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as folder, Server(redis_program()) as server:
         figures = asyncio.run(churn(server, Path(folder), seconds=options.seconds, seed=options.seed))
-    print(f"{figures.changes} changes, {figures.faults} faults, {figures.switches} switches; {figures.entries:,} entries in the end")
+    print(
+        f"{figures.changes} changes, {figures.faults} faults, {figures.switches} switches; {figures.entries:,} entries in the end"
+    )
     for wrong in figures.wrong:
         print(f"not kept: {wrong}", file=sys.stderr)
     return 1 if figures.wrong else 0

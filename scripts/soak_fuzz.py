@@ -42,12 +42,19 @@ IDLE_S, IDLE_SHARE = 1.0, 0.2
 
 def main(arguments: list[str]) -> int:
     """The part `fuzz` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--messages", type=int, help="1,000,000; over SCTP 100,000, in pieces cut anywhere")
     parser.add_argument("--sessions", type=int, help="10,000; over SCTP 1,000")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the mutations; chance if not given")
-    parser.add_argument("--transport", choices=("tcp", "sctp"), default="tcp", help="sctp: in a kernel of scripts/sctp where this one has none")
+    parser.add_argument(
+        "--transport",
+        choices=("tcp", "sctp"),
+        default="tcp",
+        help="sctp: in a kernel of scripts/sctp where this one has none",
+    )
     options = parser.parse_args(arguments)
     if options.transport == "sctp":
         enter_sctp()
@@ -88,7 +95,9 @@ async def _soak(node: Any, options: argparse.Namespace) -> list[str]:
         f"{found.messages:,} fuzzed messages on {found.connections:,} connections, {found.answers:,} answers; {found.sessions:,} fuzzed sessions; "
         f"{took:.0f} s"
     )
-    print(f"the node read {read:,.0f} messages meanwhile; in all {incoming:,.0f} in, {outgoing:,.0f} answered, {drops:,.0f} dropped")
+    print(
+        f"the node read {read:,.0f} messages meanwhile; in all {incoming:,.0f} in, {outgoing:,.0f} answered, {drops:,.0f} dropped"
+    )
     print(f"memory {memory:.1f} MB before, {grown:+.1f} MB after; computing {idle:.0%} of the time with nobody there")
     for line in steady.lines():
         print(line)
@@ -99,6 +108,9 @@ async def _soak(node: Any, options: argparse.Namespace) -> list[str]:
         ("no spinning", idle < IDLE_SHARE),
         ("most of what is sent is read", read > 0.9 * found.messages),
         ("messages in = answers out + drops", outgoing + drops <= incoming <= outgoing + drops + own),
-        ("no fault of the node's own", "reason=internal" not in node.get("/metrics")[1] and "Traceback" not in node.text()),
+        (
+            "no fault of the node's own",
+            "reason=internal" not in node.get("/metrics")[1] and "Traceback" not in node.text(),
+        ),
     )
     return [promise for promise, kept in promises if not kept]

@@ -49,7 +49,11 @@ async def _held(name: str, store: ListStore, refusals: int) -> bool:
     await store.rewrite_history(_one(records), (), after=0, seen=Ledger())
     await store.record(event(detail="before the flood"))
     for number in range(refusals):
-        detail = f"reason{number % REASONS}: try {number} (claims list-{number} 1, unverified)" if number % 2 else f"reason{number % REASONS}: try {number}"
+        detail = (
+            f"reason{number % REASONS}: try {number} (claims list-{number} 1, unverified)"
+            if number % 2
+            else f"reason{number % REASONS}: try {number}"
+        )
         refused = event(None, "refused", what="refuse", detail=detail)
         await store.record(replace(refused, who=f"inbox of eir@host-{number % SENDERS}"))
     await store.record(event(detail="after the flood"))
@@ -61,7 +65,10 @@ async def _held(name: str, store: ListStore, refusals: int) -> bool:
     if sum(each.count for each in await store.outcomes() if each.outcome == "refused") != refusals:
         faults.append("not all refusals are counted")
     await store.close()
-    print(f"{name}: {len(there):,} records, {refusals:,} refusals in {len(folds):,} lines; {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        f"{name}: {len(there):,} records, {refusals:,} refusals in {len(folds):,} lines; {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
     for fault in faults:
         print(f"not kept: {name}: {fault}", file=sys.stderr)
     return not faults

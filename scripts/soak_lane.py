@@ -37,10 +37,14 @@ POLICIES = (
 
 def main(arguments: list[str]) -> int:
     """The part `lane` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak lane", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak lane", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--messages", type=int, default=MESSAGES, help=f"{MESSAGES:,} unless given")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="chance if not given")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="as many as there are processors unless given")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="as many as there are processors unless given"
+    )
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
     began = time.monotonic()
@@ -49,7 +53,9 @@ def main(arguments: list[str]) -> int:
         done = pool.starmap(_compare, [(f"{options.seed}/{number}", share) for number in range(options.processes)])
     different = [message for _, _, message in done if message is not None]
     sent, taken = (sum(each[at] for each in done) for at in range(2))
-    print(f"{sent:,} messages, of which the lane answered {taken:,}; {len(different)} of {options.processes} processes found a difference; {time.monotonic() - began:.0f} s")
+    print(
+        f"{sent:,} messages, of which the lane answered {taken:,}; {len(different)} of {options.processes} processes found a difference; {time.monotonic() - began:.0f} s"
+    )
     for message in different:
         print(f"differs: {message}", file=sys.stderr)
     return 1 if different or not taken else 0
@@ -62,7 +68,10 @@ def _compare(seed: str, messages: int) -> tuple[int, int, str | None]:
         policy, some = rng.choice(POLICIES), [lanes.an_ecr(rng) for _ in range(SOME)]
         sides = lanes.sides(index, policy, sightings=True)
         for _ in range(20):
-            burst = [lanes.altered(rng, message) if rng.random() < 0.5 else message for message in rng.choices(some, k=rng.randrange(1, BURST))]
+            burst = [
+                lanes.altered(rng, message) if rng.random() < 0.5 else message
+                for message in rng.choices(some, k=rng.randrange(1, BURST))
+            ]
             sent += len(burst)
             if not _same(sides, b"".join(burst)):
                 return sent, taken, _culprit(index, policy, burst)

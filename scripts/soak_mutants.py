@@ -76,11 +76,17 @@ class Tried:
 
 def main(arguments: list[str]) -> int:
     """The part `mutants` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("where", metavar="FOLDER", help="or a file: where faults are drawn, from the root of the repository")
+    parser = argparse.ArgumentParser(
+        prog="soak mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "where", metavar="FOLDER", help="or a file: where faults are drawn, from the root of the repository"
+    )
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the draw; chance if not given")
-    parser.add_argument("--at-once", type=int, default=len(os.sched_getaffinity(0)), help="the processors, if not given")
+    parser.add_argument(
+        "--at-once", type=int, default=len(os.sched_getaffinity(0)), help="the processors, if not given"
+    )
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for the tests of one fault")
     parser.add_argument("--at-least", type=float, default=90.0, help="percent of the faults that have to be noticed")
     parser.add_argument("--json", action="store_true", help="a document on standard output")
@@ -100,12 +106,25 @@ def main(arguments: list[str]) -> int:
         found = [asdict(each.fault) | asdict(each) | {"fault": None} for each in tried]
         wanted = ("file", "line", "kind", "diff", "noticed_by", "in_time", "seconds", "tests", "unsteady")
         faults = [{name: each[name] for name in wanted} for each in found]
-        print(json.dumps({"seed": options.seed, "where": options.where, "possible": len(possible), "noticed": noticed, "faults": faults}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "seed": options.seed,
+                    "where": options.where,
+                    "possible": len(possible),
+                    "noticed": noticed,
+                    "faults": faults,
+                },
+                indent=1,
+            )
+        )
     else:
         for each in tried:
             if not each.noticed_by:
                 late = "" if each.in_time else " in the time that was given"
-                print(f"\nno test noticed{late}: {each.fault.file}:{each.fault.line} ({each.fault.kind}); asked {', '.join(each.tests)}\n{each.diff}")
+                print(
+                    f"\nno test noticed{late}: {each.fault.file}:{each.fault.line} ({each.fault.kind}); asked {', '.join(each.tests)}\n{each.diff}"
+                )
         print(f"\n{noticed} of {len(tried)} faults noticed ({share:.0f} %)")
     return 0 if share >= options.at_least else 1
 
@@ -186,7 +205,9 @@ class _Copy:
         shutil.copytree(self.root, self.tree, ignore=ASIDE, symlinks=True)
         (self.folder / "x").mkdir()
         # Compiled files that go by content: by time, a fault and its file without it could be of the same second.
-        self._run([sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "eir"], TEST_LIMIT_S)
+        self._run(
+            [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "eir"], TEST_LIMIT_S
+        )
 
     def attempt(self, fault: Fault, limit_s: float) -> Tried | None:
         """Put the fault in, run the tests, take it out; None: it makes no program, or the same one."""
@@ -293,7 +314,11 @@ def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """
     if root in _FOUND:
         return _FOUND[root]
-    files = {_module(root, path): path.relative_to(root).as_posix() for part in ("eir", "tests") for path in (root / part).rglob("*.py")}
+    files = {
+        _module(root, path): path.relative_to(root).as_posix()
+        for part in ("eir", "tests")
+        for path in (root / part).rglob("*.py")
+    }
     imported_by: dict[str, set[str]] = defaultdict(set)
     count: dict[str, int] = {}
     for module, file in files.items():
@@ -338,8 +363,18 @@ def _tell(wanted: int) -> Callable[[Tried], None]:
     def tell(tried: Tried) -> None:
         nonlocal done
         done += 1
-        by = f"noticed by {tried.noticed_by}" if tried.noticed_by else "NOT NOTICED" if tried.in_time else "NOT NOTICED in time"
+        by = (
+            f"noticed by {tried.noticed_by}"
+            if tried.noticed_by
+            else "NOT NOTICED"
+            if tried.in_time
+            else "NOT NOTICED in time"
+        )
         where = f"{tried.fault.file}:{tried.fault.line}"
-        print(f"{done:>3}/{wanted} {where:<44} {tried.fault.kind:<18} {tried.seconds:>5.0f} s  {by}", file=sys.stderr, flush=True)
+        print(
+            f"{done:>3}/{wanted} {where:<44} {tried.fault.kind:<18} {tried.seconds:>5.0f} s  {by}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     return tell

@@ -96,7 +96,9 @@ class Mme:
                 self._figures.cut["s13, by a DPR" if leaving else "s13"] += 1
                 raise
             if (came.app, came.hop_by_hop, came.number(1445, TGPP)) != (APP, number, int(listed)):
-                self._figures.broken.append(f"{self.name}: {imei} answered {came.number(1445, TGPP)} ({came.data(268)!r})")
+                self._figures.broken.append(
+                    f"{self.name}: {imei} answered {came.number(1445, TGPP)} ({came.data(268)!r})"
+                )
             self._figures.served[self.name] += 1
             if leaving:
                 return
@@ -141,8 +143,24 @@ class Asker:
 class World:
     """The node, its Redis, and what is done to them."""
 
-    def __init__(self, site: Site, loader: Site, server: Server, *, figures: Figures, chance: random.Random, ports: tuple[int, int]) -> None:
-        self.site, self.loader, self.server, self.figures, self.chance, self.ports = site, loader, server, figures, chance, ports
+    def __init__(
+        self,
+        site: Site,
+        loader: Site,
+        server: Server,
+        *,
+        figures: Figures,
+        chance: random.Random,
+        ports: tuple[int, int],
+    ) -> None:
+        self.site, self.loader, self.server, self.figures, self.chance, self.ports = (
+            site,
+            loader,
+            server,
+            figures,
+            chance,
+            ports,
+        )
         self.serial = self.in_force = 0
         self.turns = (
             self.load, self.restart_node, self.kill_a_worker, self.restart_redis, self.attack, self.kill_node, self.load, self.reload,
@@ -220,12 +238,18 @@ class World:
         begun, before = time.monotonic(), dict(self.figures.served)
         while missing := [name for name, count in self.figures.served.items() if count < before[name] + 3]:
             if time.monotonic() - begun > SETTLE_S:
-                self.figures.broken.append(f"after {what}: {len(missing)} are not served again, {missing[0]} among them")
+                self.figures.broken.append(
+                    f"after {what}: {len(missing)} are not served again, {missing[0]} among them"
+                )
                 return
             await asyncio.sleep(0.05)
         while True:
             status = await asyncio.to_thread(self.site.node.status)
-            if status["in_step"] and status["lists"].get("stolen", {}).get("serial") == self.in_force and status["ready"] == "ready":
+            if (
+                status["in_step"]
+                and status["lists"].get("stolen", {}).get("serial") == self.in_force
+                and status["ready"] == "ready"
+            ):
                 return
             if time.monotonic() - begun > SETTLE_S:
                 self.figures.broken.append(f"after {what}: {status['summary']}")
@@ -235,11 +259,15 @@ class World:
 
 def main(arguments: list[str]) -> int:
     """The part `network` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak network", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak network", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--mmes", type=int, default=64)
     parser.add_argument("--turns", type=int, default=0, help="end after so many turns; 0: by the time")
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of all that is drawn; chance if not given")
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbits(32), help="of all that is drawn; chance if not given"
+    )
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
@@ -254,7 +282,10 @@ def main(arguments: list[str]) -> int:
             publisher = Publisher(folder / "publisher")
             with Site(folder / "loader", publisher) as loader, Site(folder / "site", publisher) as site:
                 ports = free_port(), free_port()
-                policy = {"lists": {"stolen": {"signers": "signers"}}, "policy": {"rules": [{"list": "stolen", "answer": "blacklisted"}]}}
+                policy = {
+                    "lists": {"stolen": {"signers": "signers"}},
+                    "policy": {"rules": [{"list": "stolen", "answer": "blacklisted"}]},
+                }
                 loader.configure(store=url, **policy)
                 site.configure(
                     **policy, store=url, workers=2, listen=[f"tcp://127.0.0.1:{ports[0]}"], n5g={"listen": f"http://127.0.0.1:{ports[1]}"},
@@ -281,7 +312,9 @@ async def _soak(world: World, options: argparse.Namespace) -> None:
     running = [asyncio.create_task(client.run()) for client in clients]
     begun, done = time.monotonic(), 0
     await world.settle("the start")
-    while (done < options.turns if options.turns else time.monotonic() - begun < options.seconds) and not figures.broken:
+    while (
+        done < options.turns if options.turns else time.monotonic() - begun < options.seconds
+    ) and not figures.broken:
         turn = world.turns[done % len(world.turns)]
         await asyncio.to_thread(turn)
         await world.settle(turn.__name__)
@@ -306,7 +339,9 @@ def _history(world: World) -> list[str]:
         verified = site.eir("history", "--verify", status=None)
         if verified.returncode:
             found.append(f"the history does not hold: {verified.stdout}{verified.stderr}")
-    refused = [line for line in world.site.node.lines("peer_refused") if line.get("address", "").startswith("127.0.0.1:")]
+    refused = [
+        line for line in world.site.node.lines("peer_refused") if line.get("address", "").startswith("127.0.0.1:")
+    ]
     found += [f"an MME was refused: {line}" for line in refused if line["reason"] != "duplicate"]
     log = world.site.node.text()
     found += [f"the log has {word}" for word in ("Traceback", "event=fault") if word in log]

@@ -108,7 +108,19 @@ class Host:
             (self._folder / part).mkdir(parents=True)
 
     def __enter__(self) -> Self:
-        script = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh", str(self._folder), str(self._base.parent), MACHINE]
+        script = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-euc",
+            BOOT,
+            "sh",
+            str(self._folder),
+            str(self._base.parent),
+            MACHINE,
+        ]
         self._boot = subprocess.Popen(script, stdin=subprocess.DEVNULL)
         try:
             self._first = _within(30, lambda: self._child(self._boot.pid))
@@ -133,7 +145,14 @@ class Host:
         spaces = ["--mount", "--pid", "--ipc", "--uts", "--cgroup", *([] if network else ["--net"])]
         inside = ["nsenter", f"--target={self._first}", *spaces, "--root", "--wdns=/", "env", "-i", "LANG=C.UTF-8"]
         inside.append("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-        done = subprocess.run([*inside, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            [*inside, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         if check and done.returncode:
             raise Broken(f"{self._folder.name}: exit status {done.returncode} of:\n{command[-1]}\n{done.stdout}")
         return done
@@ -143,7 +162,15 @@ class Host:
         print(f"-- {self._folder.name}{'' if network else ', without network'}\n{lines.strip()}", flush=True)
         began = time.monotonic()
         typed = f"shopt -s expand_aliases\nset -euo pipefail\ncd ~/clone\n{lines}"
-        become = ("setpriv", "--reuid=newcomer", "--regid=newcomer", "--init-groups", "env", "HOME=/home/newcomer", "USER=newcomer")
+        become = (
+            "setpriv",
+            "--reuid=newcomer",
+            "--regid=newcomer",
+            "--init-groups",
+            "env",
+            "HOME=/home/newcomer",
+            "USER=newcomer",
+        )
         said = self._enter(*become, "SUDO_EDITOR=/usr/local/bin/editing", "bash", "-c", typed, network=network).stdout
         print(f"   {time.monotonic() - began:.0f} s", flush=True)
         return said
@@ -212,7 +239,9 @@ def _base(folder: Path, release: str, mirror: str) -> Path:
             shutil.copy(name, base / name[1:])
     (base / "etc/pip.conf").write_text("[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n")
     # The operator says yes, and nothing comes along that the lines do not name.
-    (base / "etc/apt/apt.conf.d/90newcomer").write_text('APT::Get::Assume-Yes "true";\nAPT::Install-Recommends "false";\n')
+    (base / "etc/apt/apt.conf.d/90newcomer").write_text(
+        'APT::Get::Assume-Yes "true";\nAPT::Install-Recommends "false";\n'
+    )
     _run("chroot", base, "useradd", "--create-home", "--shell", "/bin/bash", "newcomer")
     (base / "etc/sudoers.d/newcomer").write_text("newcomer ALL=(ALL) NOPASSWD: ALL\n")
     (base / "usr/local/bin/editing").write_text(EDITOR)
@@ -222,7 +251,14 @@ def _base(folder: Path, release: str, mirror: str) -> Path:
     clone = base / "home/newcomer/clone"
     clone.mkdir()
     files = _run("git", "ls-files", "-z")
-    _run("tar", "--extract", "--no-same-owner", "--directory", clone, given=_run("tar", "--create", "--null", "--files-from=-", given=files))
+    _run(
+        "tar",
+        "--extract",
+        "--no-same-owner",
+        "--directory",
+        clone,
+        given=_run("tar", "--create", "--null", "--files-from=-", given=files),
+    )
     _run("chroot", base, "chown", "-R", "newcomer:", "/home/newcomer")
     _run("chroot", base, "apt-get", "--quiet", "update")
     return base
@@ -238,14 +274,22 @@ def _works(host: Host, promises: list[str]) -> None:
     """What an installation promises: a service that answers, reloads, refuses a faulty file, restarts, drains."""
     said = host.does(Installation.alias.replace("eir status\n", "") + LOADS)
     answers = dict(re.findall(r"^(\d{14}) +\S+ +(\w+)", said, re.MULTILINE))
-    _holds("a listed phone is blacklisted, and another is not", list(answers.values()) == ["blacklisted", "whitelisted"], said)
+    _holds(
+        "a listed phone is blacklisted, and another is not",
+        list(answers.values()) == ["blacklisted", "whitelisted"],
+        said,
+    )
     _holds("the compiled lane is there", "_lane.abi3.so" in host.does("ls /opt/eir/lib/python3*/site-packages/eir/s13"))
     said = host.does(Installation.alias + ANALYSES)
     _holds("the analysis judges what was imported", "Traceback" not in said, said)
     code, said = host.asks("systemd-analyze", "verify", "/etc/systemd/system/eir.service")
     _holds("systemd-analyze verify finds nothing", (code, said) == (0, ""), said)
     _, said = host.asks("systemctl", "show", "eir", "--property=User,ActiveState,SubState,Type,NRestarts,UnitFileState")
-    _holds("the service runs as its user and starts with the host", {"User=eir", "ActiveState=active", "Type=notify", "NRestarts=0", "UnitFileState=enabled"} <= set(said.split()), said)
+    _holds(
+        "the service runs as its user and starts with the host",
+        {"User=eir", "ActiveState=active", "Type=notify", "NRestarts=0", "UnitFileState=enabled"} <= set(said.split()),
+        said,
+    )
     host.does("sudo systemctl reload eir")
     host.does("sudo cp /etc/eir/eir.yaml /etc/eir/kept && echo 'workers: many' | sudo tee --append /etc/eir/eir.yaml")
     code, _ = host.asks("systemctl", "reload", "eir")
@@ -271,7 +315,11 @@ def _upgrades(host: Host, lines: str, network: bool, promises: list[str]) -> Non
     with host.times_away() as away:
         host.does(Installation.alias.replace("eir status\n", "") + switched)
     _holds(f"an upgrade takes the node away for less than {AWAY_S:g} s", max(away) < AWAY_S, max(away))
-    _, said = host.asks("sh", "-c", "readlink /proc/$(systemctl show --value --property=MainPID eir)/exe /opt/eir; cat /proc/$(systemctl show --value --property=MainPID eir)/cmdline")
+    _, said = host.asks(
+        "sh",
+        "-c",
+        "readlink /proc/$(systemctl show --value --property=MainPID eir)/exe /opt/eir; cat /proc/$(systemctl show --value --property=MainPID eir)/cmdline",
+    )
     _holds("what runs is the new one", "eir-2" in said, said)
     promises.append(f"after an upgrade it was away for {max(away):.1f} s")
 
@@ -314,7 +362,9 @@ def _locked(host: Host, promises: list[str]) -> None:
 
 def main(arguments: list[str]) -> int:
     """The part `newcomer` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak newcomer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak newcomer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--release", default="stable", help="of Debian")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
     parser.add_argument("--only", choices=("network", "locked", "no-network"), help="one of the three hosts alone")

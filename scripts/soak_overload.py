@@ -50,10 +50,14 @@ class Asker(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """The part `overload` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak overload", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak overload", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=5, help="measured time of a run (5)")
     parser.add_argument("--turns", type=int, default=5, help="how often each is measured (5)")
-    parser.add_argument("--quick", action="store_true", help="one short turn: shows that all works, and no figure to believe")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short turn: shows that all works, and no figure to believe"
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.seconds, options.turns = 0.5, 1
@@ -112,7 +116,9 @@ def _limited(run: Run, turns: int) -> bool:
         pressed.append(_p99_ms(above))
         accepted.append(above["answers_per_s"])
         wrong += sum(below["errors"].values()) + sum(above["errors"].values()) + below["shed"]
-        say(f"rate_max {RATE_MAX:g}: p99 {calm[-1]:.2f} ms at 70 %, {pressed[-1]:.2f} ms at {OFFERED} times, {above['shed']} turned away")
+        say(
+            f"rate_max {RATE_MAX:g}: p99 {calm[-1]:.2f} ms at 70 %, {pressed[-1]:.2f} ms at {OFFERED} times, {above['shed']} turned away"
+        )
     ratio = statistics.median(b / a for a, b in zip(calm, pressed, strict=True))
     print(
         f"at {OFFERED} times rate_max ({RATE_MAX:g}/s): {statistics.median(accepted):.0f}/s answered, p99 {statistics.median(pressed):.2f} ms; "
@@ -131,7 +137,9 @@ def _crowded(run: Run, turns: int) -> bool:
     quiet_rate = OFFERED * able / (QUIET + LOUDER)
     quiet = [Asker(f"quiet{number}-", quiet_rate, WINDOW) for number in range(QUIET)]
     loud = Asker("loud", LOUDER * quiet_rate, LOUDER * WINDOW)
-    say(f"the worker can do {able:,.0f}/s; {QUIET} peers offer {quiet_rate:,.0f}/s each, the loud one {loud.rate:,.0f}/s")
+    say(
+        f"the worker can do {able:,.0f}/s; {QUIET} peers offer {quiet_rate:,.0f}/s each, the loud one {loud.rate:,.0f}/s"
+    )
     without, beside, shares, wrong = [], [], [], sum(best["errors"].values())
     with Watchdog(run.server.port) as watchdog:
         for _ in range(turns):
@@ -141,7 +149,9 @@ def _crowded(run: Run, turns: int) -> bool:
             beside.append(max(map(_p99_ms, all_of_them[:-1])))
             shares.append(all_of_them[-1]["answers_per_s"] / sum(found["answers_per_s"] for found in all_of_them))
             wrong += sum(sum(found["errors"].values()) for found in (*alone, *all_of_them))
-            say(f"p99 of the quiet {without[-1]:.2f} ms, {beside[-1]:.2f} ms beside the loud one, which gets {shares[-1]:.0%}")
+            say(
+                f"p99 of the quiet {without[-1]:.2f} ms, {beside[-1]:.2f} ms beside the loud one, which gets {shares[-1]:.0%}"
+            )
     ratio = statistics.median(b / a for a, b in zip(without, beside, strict=True))
     print(
         f"offered {OFFERED} times what a worker can do ({able:,.0f}/s), by {QUIET + 1} peers: p99 of the quiet ones "

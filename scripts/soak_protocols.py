@@ -40,7 +40,9 @@ Ask: TypeAlias = Callable[..., Awaitable[str]]
 
 def main(arguments: list[str]) -> int:
     """The part `protocols` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak protocols", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak protocols", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--questions", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what is asked; chance if not given")
@@ -69,14 +71,18 @@ def main(arguments: list[str]) -> int:
     return 1 if wrong or not all(answers[word] for word in (*WORDS, "UNKNOWN")) else 0
 
 
-async def _soak(node: Any, ports: list[int], keys: list[int], options: argparse.Namespace) -> tuple[Counter[str], list[str]]:
+async def _soak(
+    node: Any, ports: list[int], keys: list[int], options: argparse.Namespace
+) -> tuple[Counter[str], list[str]]:
     by_map = msc.asking(msc.Target(("127.0.0.1",), ports[0], (point_code("1-1-3"), point_code("1-1-2")), timeout_s=60))
     by_gsup = gsup.asking(gsup.Target("127.0.0.1", ports[1], timeout_s=60))
     async with by_map as ask_map, by_gsup as ask_gsup:
         return await _compare(node, keys, options, ask_map, ask_gsup)
 
 
-async def _compare(node: Any, keys: list[int], options: argparse.Namespace, ask_map: Ask, ask_gsup: Ask) -> tuple[Counter[str], list[str]]:
+async def _compare(
+    node: Any, keys: list[int], options: argparse.Namespace, ask_map: Ask, ask_gsup: Ask
+) -> tuple[Counter[str], list[str]]:
     chance, answers, wrong = random.Random(options.seed), Counter[str](), list[str]()
     listed, words = set(keys), [*WORDS, "UNKNOWN"]
     mme = await connect(node, HOST)
@@ -109,9 +115,13 @@ async def _compare(node: Any, keys: list[int], options: argparse.Namespace, ask_
         for (digits, imsi), mine, theirs, said, passed in zip(asked, by_mme, by_amf, by_msc, by_osmo, strict=True):
             answers[words[mine]] += 1
             black = mine == WORDS["BLACKLISTED"]
-            same = mine == theirs and words[mine].lower() == said and passed == ("blacklisted" if black else "whitelisted")
+            same = (
+                mine == theirs and words[mine].lower() == said and passed == ("blacklisted" if black else "whitelisted")
+            )
             if not same or black != (int(digits[:14]) in listed and not imsi.startswith("26201")):
-                wrong.append(f"{digits} with {imsi}: {words[mine]} over S13, {words[theirs]} over N5g-eir, {said} over MAP, {passed} over GSUP")
+                wrong.append(
+                    f"{digits} with {imsi}: {words[mine]} over S13, {words[theirs]} over N5g-eir, {said} over MAP, {passed} over GSUP"
+                )
         stream += 2 * BATCH
     await mme.close()
     writer.transport.abort()
@@ -130,10 +140,15 @@ def _question(chance: random.Random, keys: list[int]) -> tuple[str, str]:
     if chance.random() < 0.4:
         key = (key + chance.choice((-1, 1, 10, 10**6))) % 10**14
     tail = f"{chance.randrange(10)}" if chance.random() < 0.5 else f"{chance.randrange(100):02d}"
-    return f"{key:014d}{tail}", f"{chance.choice(('00101', '00101', '00101', '26201', '26202'))}{chance.randrange(10**10):010d}"
+    return (
+        f"{key:014d}{tail}",
+        f"{chance.choice(('00101', '00101', '00101', '26201', '26202'))}{chance.randrange(10**10):010d}",
+    )
 
 
-async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, octets: list[bytes], first: int) -> list[int]:
+async def _answers(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, octets: list[bytes], first: int
+) -> list[int]:
     """The verdict of each request, in order."""
     rest, found, sent = b"", {}, 0
     while len(found) < len(octets):

@@ -38,9 +38,13 @@ ROWS = 2000
 
 def main(arguments: list[str]) -> int:
     """The part `sources` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak sources", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak sources", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--changes", type=int, default=60, help="of the folder: as many as an hour has minutes")
-    parser.add_argument("--minute", type=float, default=6.0, help="seconds that stand for a minute: from one change to the recovery")
+    parser.add_argument(
+        "--minute", type=float, default=6.0, help="seconds that stand for a minute: from one change to the recovery"
+    )
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the faults; chance if not given")
     options = parser.parse_args(arguments)
@@ -62,7 +66,9 @@ class _Soak:
         self.publisher = Publisher(folder / "publisher")
         self.authority = Authority(folder / "tls")
         context = tls(self.authority, "localhost")
-        self.register = Register(folder / "register", self.publisher.key, context=context, stall_s=options.minute / 2, methods=("POST",))
+        self.register = Register(
+            folder / "register", self.publisher.key, context=context, stall_s=options.minute / 2, methods=("POST",)
+        )
         self.befell: Counter[str] = Counter()
         self.proven: dict[int, str] = {}
         """Serial → content, of all that was ever offered."""
@@ -89,7 +95,9 @@ class _Soak:
             for number in range(self.options.changes):
                 self.web.remember()
                 self.web.fault = self._fault
-                self.register.publish(added=rows[1000 + number : 1001 + number], keep=timedelta(seconds=10 * self.options.minute))
+                self.register.publish(
+                    added=rows[1000 + number : 1001 + number], keep=timedelta(seconds=10 * self.options.minute)
+                )
                 self._offer()
                 self._watch(nodes, time.monotonic() + self.options.minute)
                 self.web.fault = None
@@ -100,16 +108,24 @@ class _Soak:
             for node in nodes:
                 node.end()
         index = index_in(self.register.folder)
-        print(f"{sum(self.befell.values())} faults: {', '.join(f'{count} {what}' for what, count in sorted(self.befell.items()))}")
-        print(f"the folder offers {len(index.releases) if index else 0} releases, the newest full one {index.full.serial if index else 0} of {self.register.serial}")
-        print(f"all nodes in step {max(self.took_s):.1f} s after a recovery at most, {sorted(self.took_s)[len(self.took_s) // 2]:.1f} s in the middle")
+        print(
+            f"{sum(self.befell.values())} faults: {', '.join(f'{count} {what}' for what, count in sorted(self.befell.items()))}"
+        )
+        print(
+            f"the folder offers {len(index.releases) if index else 0} releases, the newest full one {index.full.serial if index else 0} of {self.register.serial}"
+        )
+        print(
+            f"all nodes in step {max(self.took_s):.1f} s after a recovery at most, {sorted(self.took_s)[len(self.took_s) // 2]:.1f} s in the middle"
+        )
         return self.broken
 
     def _site(self, number: int) -> Site:
         site = Site(self.folder / f"operator-{number}", self.publisher)
         source = {"url": self.web.url, "ca": str(self.authority.pem), "every": "2s", "acknowledge": True}
         lists = {NAME: {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}}
-        site.configure(identity=site.settings["identity"] | {"host": f"eir{number}.operator{number}.example"}, lists=lists)
+        site.configure(
+            identity=site.settings["identity"] | {"host": f"eir{number}.operator{number}.example"}, lists=lists
+        )
         return site
 
     def _offer(self) -> None:
@@ -148,7 +164,9 @@ class _Soak:
                 return
             time.sleep(LOOK_S)
         self.took_s.append(RECOVERED_S)
-        self.broken.append(f"serial {wanted}: nodes have {self._look(nodes)} and say {self._acknowledged()} {RECOVERED_S:g} s after the recovery")
+        self.broken.append(
+            f"serial {wanted}: nodes have {self._look(nodes)} and say {self._acknowledged()} {RECOVERED_S:g} s after the recovery"
+        )
 
     def _acknowledged(self) -> list[int]:
         """The serials that nodes have acknowledged last, each with the content that belongs to it."""
@@ -168,5 +186,7 @@ class _Soak:
         """No release of the publisher's was refused for what happened to it on its way, and the program had no fault."""
         for node in nodes:
             events = node.site.json("history", NAME, "-n", 10**6)
-            self.broken += [f"{event['what']} {event['serial']}: {event['detail']}" for event in events if event["what"] == "refuse"]
+            self.broken += [
+                f"{event['what']} {event['serial']}: {event['detail']}" for event in events if event["what"] == "refuse"
+            ]
             self.broken += [str(line) for line in node.lines("fault")]

@@ -46,15 +46,31 @@ class Site(PlainSite):
 
 def main(arguments: list[str]) -> int:
     """The part `upgrade` of scripts/soak."""
-    parser = argparse.ArgumentParser(prog="soak upgrade", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--from", dest="earlier", metavar="COMMIT", help="the earlier program; the newest tag before this commit if not given")
+    parser = argparse.ArgumentParser(
+        prog="soak upgrade", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--from",
+        dest="earlier",
+        metavar="COMMIT",
+        help="the earlier program; the newest tag before this commit if not given",
+    )
     parser.add_argument("--turns", type=int, default=10, help="there and back")
     parser.add_argument("--rate", type=float, default=5000, help="requests a second")
     options = parser.parse_args(arguments)
     if not agent.has_an_address() and agent.IN_ITS_OWN_NETWORK not in os.environ:
         make = "ip link set lo up && (ip link add eir0 type dummy || ip link add eir0 type veth peer name eir1) && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
-        again = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import soak_upgrade; sys.exit(soak_upgrade.main(sys.argv[1:]))", *arguments]
-        return subprocess.run(["unshare", "-n", "sh", "-c", f'{make} && exec "$@"', "sh", *again], env=os.environ | {agent.IN_ITS_OWN_NETWORK: "1"}, check=False).returncode  # noqa: S607
+        again = [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import soak_upgrade; sys.exit(soak_upgrade.main(sys.argv[1:]))",
+            *arguments,
+        ]
+        return subprocess.run(
+            ["unshare", "-n", "sh", "-c", f'{make} && exec "$@"', "sh", *again],
+            env=os.environ | {agent.IN_ITS_OWN_NETWORK: "1"},
+            check=False,
+        ).returncode
     with tempfile.TemporaryDirectory(prefix="eir-upgrade-") as name:
         folder = Path(name)
         earlier = exported(options.earlier or git("describe", "--tags", "--abbrev=0", "HEAD^"), folder / "earlier")
@@ -66,16 +82,30 @@ def main(arguments: list[str]) -> int:
 
 def git(*arguments: str) -> str:
     """What git prints in this clone."""
-    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S607
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
 
 
 def exported(commit: str, to: Path) -> Path:
     """The program of a commit, with its compiled lane."""
     to.mkdir()
     git("archive", "--output", f"{to}.tar", commit)
-    subprocess.run(["tar", "-x", "-C", str(to), "-f", f"{to}.tar"], check=True)  # noqa: S607
-    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=to, check=True, capture_output=True)
-    runs = subprocess.run([sys.executable, "-c", "import eir; print(eir.__file__)"], cwd="/", env=os.environ | {"PYTHONPATH": str(to)}, capture_output=True, text=True, check=True)
+    subprocess.run(["tar", "-x", "-C", str(to), "-f", f"{to}.tar"], check=True)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=to, check=True, capture_output=True
+    )
+    runs = subprocess.run(
+        [sys.executable, "-c", "import eir; print(eir.__file__)"],
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": str(to)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     if not runs.stdout.startswith(str(to)):
         raise RuntimeError(f"this environment runs {runs.stdout.strip()} instead of what is in {to}")
     return to

@@ -32,7 +32,13 @@ class Amf:
     async def ask(self, imei, token=None, **headers):
         """The answer about a device."""
         stream = self._h2.get_next_available_stream_id()
-        said = {":method": "GET", ":scheme": "http", ":authority": self._authority, ":path": f"{RESOURCE}?pei=imei-{imei}", **headers}
+        said = {
+            ":method": "GET",
+            ":scheme": "http",
+            ":authority": self._authority,
+            ":path": f"{RESOURCE}?pei=imei-{imei}",
+            **headers,
+        }
         if token is not None:
             said["authorization"] = f"Bearer {token}"
         self._h2.send_headers(stream, list(said.items()), end_stream=True)

@@ -55,7 +55,9 @@ class Churn:
     def page(self, name, number, keys):
         """A page with these keys and random reasons, ends far away, and SIMs where the kind has them."""
         rng, count = self.rng, len(keys)
-        reasons = rng.choice([b"", b"\x01", bytes(rng.randrange(5) for _ in range(count))]) if count < PAGE_KEYS else b""
+        reasons = (
+            rng.choice([b"", b"\x01", bytes(rng.randrange(5) for _ in range(count))]) if count < PAGE_KEYS else b""
+        )
         until = [4_000_000_000] if rng.random() < 0.1 else []
         imsis = [sorted(rng.sample(range(1, 50), rng.randrange(1, 4))) for _ in range(count)] if name == "pairs" else ()
         return page(number, sorted(keys), reasons=reasons, until=until, imsis=imsis)
@@ -89,7 +91,9 @@ class Churn:
             digest = amended_digest(current.content_digest, old, pages)
             after = replace(current, serial=seen + 1, highest_serial=seen + 1, content_digest=digest)
             self.states[name] = await self.done(name, seen, lambda: self.store.amend(name, after, pages, seen=seen))
-            self.truth[name] = {number: each for number, each in {**now, **{p.number: p for p in pages}}.items() if each.keys}
+            self.truth[name] = {
+                number: each for number, each in {**now, **{p.number: p for p in pages}}.items() if each.keys
+            }
             self.before[name] = now
         self.figures.changes += 1
 

@@ -28,7 +28,9 @@ NUMBER_BITS = 24
 
 def settings(folder):
     """The lists as a configuration has them; each publisher is trusted for its own only."""
-    return {name: {"signers": f"{folder}/signers-{name}", "growth_max": "100000%", "shrink_max": "100%"} for name in LISTS}
+    return {
+        name: {"signers": f"{folder}/signers-{name}", "growth_max": "100000%", "shrink_max": "100%"} for name in LISTS
+    }
 
 
 @dataclass(slots=True)
@@ -104,7 +106,20 @@ class Deliveries:
         first = f"{body[0].rstrip(',')},r{self._number}" if header == "imei,reason" else body[0]
         return "".join(f"{line}\n" for line in (header, first, *body[1:])).encode()
 
-    def _release(self, expected, content=None, *, name=None, data="csv", files=None, late=(), key=None, namespace="eir-release", serial=None, **members):
+    def _release(
+        self,
+        expected,
+        content=None,
+        *,
+        name=None,
+        data="csv",
+        files=None,
+        late=(),
+        key=None,
+        namespace="eir-release",
+        serial=None,
+        **members,
+    ):
         """Put a release into the folder: manifest and signature by the list's publisher, and one data file unless `files` says more."""
         content = self._data() if content is None else content
         if serial is None:
@@ -117,7 +132,10 @@ class Deliveries:
             entry = members.pop("entry", {})
             rows = entry["rows"] if "rows" in entry else _expanded(file, octets).count(b"\n") - 1
             digest = hashlib.sha256(octets).hexdigest()
-            entries.append({"name": file, "role": role, "layout": "eir", "bytes": len(octets), "rows": rows, "sha256": digest} | entry)
+            entries.append(
+                {"name": file, "role": role, "layout": "eir", "bytes": len(octets), "rows": rows, "sha256": digest}
+                | entry
+            )
         now = datetime.now(UTC)
         document = {
             "format": "eir-release/1", "list": expected.list, "kind": "full", "serial": serial, "issued": f"{now:%Y-%m-%dT%H:%M:%SZ}",
@@ -129,7 +147,11 @@ class Deliveries:
             capture_output=True,
         ).stdout  # fmt: skip
         parts = {"manifest": [(expected.manifest, manifest)], "sig": [(f"{expected.manifest}.sig", signed)]}
-        parts["data"] = [(file, octets) for file, _, octets in files or [(f"{stem}.{data}", "entries", content)] if octets is not None]
+        parts["data"] = [
+            (file, octets)
+            for file, _, octets in files or [(f"{stem}.{data}", "entries", content)]
+            if octets is not None
+        ]
         for part in ("data", "manifest", "sig"):
             for file, octets in parts[part]:
                 if part in late:
@@ -161,7 +183,9 @@ class Deliveries:
     def _tacs(self, expected):
         if self.size[expected.list] == "small":
             return self._full(expected)
-        return self._good(expected, self._data("35000001,a", f"35000002,{self._number}", header="tac,reason"), size="large")
+        return self._good(
+            expected, self._data("35000001,a", f"35000002,{self._number}", header="tac,reason"), size="large"
+        )
 
     def _ranges(self, expected):
         if self.size[expected.list] == "small":
@@ -170,7 +194,10 @@ class Deliveries:
         return self._good(expected, self._data(*ranges, header="imei_from,imei_to,reason"), size="large")
 
     def _ends(self, expected):
-        self._good(expected, self._data(*(f"{imei},2099-12-31,{self._number}" for imei in self._rows()), header="imei,until,reason"))
+        self._good(
+            expected,
+            self._data(*(f"{imei},2099-12-31,{self._number}" for imei in self._rows()), header="imei,until,reason"),
+        )
 
     def _many(self, expected):
         self._good(expected, self._data(*(f"{imei}," for imei in self._rows(800))))
@@ -216,7 +243,11 @@ class Deliveries:
         stem = f"{expected.list}-again-x"
         if any((self.drop / f"{stem}{end}").exists() for end in (".csv", ".manifest.json", ".manifest.json.sig")):
             return self._junk(expected)
-        return self._bad(expected, "serial", name="again", serial=1) if self.serials[expected.list] > LATE else self._full(expected)
+        return (
+            self._bad(expected, "serial", name="again", serial=1)
+            if self.serials[expected.list] > LATE
+            else self._full(expected)
+        )
 
     def _stranger(self, expected):
         self._bad(expected, "untrusted_signer", key="stranger")
@@ -284,11 +315,17 @@ class Deliveries:
         self._bad(expected, "too_large", entry={"rows": 1 << 40})
 
     def _long_ranges(self, expected):
-        ranges = (f"{tac:08d}000001,{tac + 998:08d}999998,{self._number}" for tac in range(10**7, 10**7 + 600 * 999, 999))
+        ranges = (
+            f"{tac:08d}000001,{tac + 998:08d}999998,{self._number}" for tac in range(10**7, 10**7 + 600 * 999, 999)
+        )
         self._bad(expected, "range", self._data(*ranges, header="imei_from,imei_to,reason"))
 
     def _one_long_range(self, expected):
-        self._bad(expected, "range", self._data(f"35000001000000,35002001999999,{self._number}", header="imei_from,imei_to,reason"))
+        self._bad(
+            expected,
+            "range",
+            self._data(f"35000001000000,35002001999999,{self._number}", header="imei_from,imei_to,reason"),
+        )
 
     def _cut_data(self, expected):
         plain = self._data(*(f"{imei}," for imei in self._rows(2000)))
@@ -303,7 +340,9 @@ class Deliveries:
         )  # fmt: skip
 
     def _large_manifest(self, expected):
-        self._bad(expected, "too_large", manifest=b"%d" % self._number + b" " * (1 << 20) + b"}", signed=b"%d" % self._number)
+        self._bad(
+            expected, "too_large", manifest=b"%d" % self._number + b" " * (1 << 20) + b"}", signed=b"%d" % self._number
+        )
 
     def _not_utf_8(self, expected):
         expected.reasons, expected.manifest = ("file_name",), os.fsdecode(b"\xff%d.manifest.json" % self._number)
@@ -359,9 +398,15 @@ class Deliveries:
         taken = Counter(loaded)
         for each in self.made:
             what = f"{each.kind} {each.manifest} (serial {each.serial})"
-            promises += [f"{what}: {name} lies there {contents[digest]} times" for digest, name in each.files.items() if contents[digest] != 1]
+            promises += [
+                f"{what}: {name} lies there {contents[digest]} times"
+                for digest, name in each.files.items()
+                if contents[digest] != 1
+            ]
             if not each.reasons and taken[each.list, each.serial] != 1:
-                promises.append(f"{what}: loaded {taken[each.list, each.serial]} times; refused for {reasons.get(each.manifest)}")
+                promises.append(
+                    f"{what}: loaded {taken[each.list, each.serial]} times; refused for {reasons.get(each.manifest)}"
+                )
             elif each.reasons and each.reasons != (STRAY,):
                 name = each.manifest.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
                 if (reason := next(said.get(name, iter(())), None)) not in each.reasons:
@@ -378,4 +423,8 @@ def _expanded(name, octets):
 
 
 NO_KINDS = {"put", "rows", "data", "release", "good", "bad", "number"}
-KINDS = sorted(name[1:] for name in vars(Deliveries) if name.startswith("_") and not name.startswith("__") and name[1:] not in NO_KINDS)
+KINDS = sorted(
+    name[1:]
+    for name in vars(Deliveries)
+    if name.startswith("_") and not name.startswith("__") and name[1:] not in NO_KINDS
+)

@@ -34,7 +34,9 @@ class Site:
         self.ahead_s = 2.0
 
     def trust(self, name, **changes):
-        self.lists[name] = ListSettings(**{"name": name, "signers": self.signers, "growth_max": 100, "shrink_max": 1, **changes})
+        self.lists[name] = ListSettings(
+            **{"name": name, "signers": self.signers, "growth_max": 100, "shrink_max": 1, **changes}
+        )
 
     def publish(self, serial, rows=IMEIS, *, base=None, name="stolen", key=0, data=None):
         """A release in the outbox; returns its files, data first, the signature last."""
@@ -42,7 +44,13 @@ class Site:
         file.write_text("imei\n" + "".join(f"{row}\n" for row in rows))
         now = datetime.now(UTC).replace(microsecond=0)
         manifest = publish(
-            [file], list_name=name, serial=serial, base=base, issued=now, expires=now + timedelta(days=14), key=self.keys[key]
+            [file],
+            list_name=name,
+            serial=serial,
+            base=base,
+            issued=now,
+            expires=now + timedelta(days=14),
+            key=self.keys[key],
         ).manifest
         return [file, manifest, Path(f"{manifest}.sig")]
 
@@ -73,4 +81,9 @@ class Site:
         return sorted(entry.name for entry in (self.drop / where).iterdir() if not entry.is_dir())
 
     async def refusals(self):
-        return [event.detail.partition(":")[0] for event in await self.store.history() if event.what == "refuse" for _ in range(event.count)]
+        return [
+            event.detail.partition(":")[0]
+            for event in await self.store.history()
+            if event.what == "refuse"
+            for _ in range(event.count)
+        ]

@@ -35,7 +35,11 @@ def switch(name, *, up):
     """Without a word, as by a cable that is cut elsewhere: frames go to a station that is not there."""
     for netns, addresses in (("", THEIRS), ("-n far ", OURS)):
         where = f"{dict(zip(LINKS, addresses, strict=True))[name]} dev {name}"
-        sh(f"ip {netns}neigh del {where}" if up else f"ip {netns}neigh replace {where} lladdr 02:00:00:00:00:99 nud permanent")
+        sh(
+            f"ip {netns}neigh del {where}"
+            if up
+            else f"ip {netns}neigh replace {where} lladdr 02:00:00:00:00:99 nud permanent"
+        )
 
 
 @contextmanager

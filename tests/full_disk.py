@@ -51,7 +51,9 @@ class SmallDisk:
 def small_disk(folder, megabytes):
     """A disk of this size."""
     script = f"mount -t tmpfs -o size={megabytes}m none {folder} && echo ready && exec sleep infinity"
-    with subprocess.Popen(["unshare", "-rm", "sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as holder:
+    with subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    ) as holder:
         try:
             assert holder.stdout.readline() == b"ready\n"
             yield SmallDisk(folder, holder.pid)

@@ -53,7 +53,9 @@ class Cluster:
     def agrees(self):
         """Each node is there, knows the others, and finds all slots served."""
         told = [node.command("CLUSTER", "INFO") for node in self.nodes]
-        return all(b"cluster_state:ok" in each and f"cluster_known_nodes:{self._count}".encode() in each for each in told)
+        return all(
+            b"cluster_state:ok" in each and f"cluster_known_nodes:{self._count}".encode() in each for each in told
+        )
 
     def owner(self, key):
         """The node that has the key's slot."""
@@ -85,7 +87,9 @@ class Watched:
         with contextlib.ExitStack() as stack:
             self.master = stack.enter_context(Server(self._program, *self._options))
             self.port = self._link(self.master.port)
-            self.replica = stack.enter_context(Server(self._program, "--replicaof", f"127.0.0.1 {self.port}", *self._options))
+            self.replica = stack.enter_context(
+                Server(self._program, "--replicaof", f"127.0.0.1 {self.port}", *self._options)
+            )
             until(lambda: b"state=online" in self.master.command("INFO", "replication"))
             self.sentinels = [stack.enter_context(self._sentinel(stack)) for _ in range(self._count)]
             known = b"num-other-sentinels\r\n$1\r\n%d" % (self._count - 1)

@@ -12,7 +12,12 @@ RESOURCE = "/n5g-eir-eic/v1/equipment-status"
 
 def frame(kind, flags=0, stream=0, payload=b"", length=None):
     """A frame; `length` may lie."""
-    return struct.pack(">I", len(payload) if length is None else length)[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+    return (
+        struct.pack(">I", len(payload) if length is None else length)[1:]
+        + bytes((kind, flags))
+        + struct.pack(">I", stream)
+        + payload
+    )
 
 
 def string(text):
@@ -46,7 +51,12 @@ def headers_of(stream, octets):
     parts = [octets[at : at + 16_000] for at in range(0, len(octets), 16_000)]
     last = len(parts) - 1
     return b"".join(
-        frame(CONTINUATION if number else HEADERS, (0 if number else END_STREAM) | (END_HEADERS if number == last else 0), stream, part)
+        frame(
+            CONTINUATION if number else HEADERS,
+            (0 if number else END_STREAM) | (END_HEADERS if number == last else 0),
+            stream,
+            part,
+        )
         for number, part in enumerate(parts)
     )
 
@@ -92,7 +102,9 @@ def bodies(found):
 
 def goaways(found):
     """(last stream, error code) of each GOAWAY."""
-    return [(int.from_bytes(payload[:4]), int.from_bytes(payload[4:8])) for kind, _, _, payload in found if kind == GOAWAY]
+    return [
+        (int.from_bytes(payload[:4]), int.from_bytes(payload[4:8])) for kind, _, _, payload in found if kind == GOAWAY
+    ]
 
 
 # ---- attacks ----
@@ -153,4 +165,4 @@ ATTACKS = {
     "padding longer than its frame": Attack(lambda _: frame(HEADERS, END_HEADERS | END_STREAM | PADDED, 1, b"\xff" + block("/")), "padding"),
     "a push": Attack(lambda _: frame(PUSH_PROMISE, END_HEADERS, 1, bytes(4) + block("/")), "protocol:ProtocolError"),
     "an even stream": Attack(lambda _: get(2, "/"), "protocol:ProtocolError"),
-}
+}  # fmt: skip

@@ -51,7 +51,9 @@ class Elsewhere:
         if item.get_closest_marker("sctp") is None or has_sctp():
             return False
         if item.nodeid not in self._by_id:
-            self._run_file([each for each in item.session.items if each.path == item.path and each.get_closest_marker("sctp")])
+            self._run_file(
+                [each for each in item.session.items if each.path == item.path and each.get_closest_marker("sctp")]
+            )
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._by_id[item.nodeid]:
             item.ihook.pytest_runtest_logreport(report=report)
@@ -67,14 +69,38 @@ class Elsewhere:
         with tempfile.TemporaryDirectory() as folder:
             reports = Path(folder) / "reports"
             reports.touch()
-            asked = [ROOT / "scripts/sctp", sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *(item.nodeid for item in items)]
-            environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {REPORTS: str(reports)}
-            done = subprocess.run(asked, capture_output=True, text=True, cwd=items[0].config.rootpath, env=environment, timeout=BOOT_AND_RUN_S, check=False)
+            asked = [
+                ROOT / "scripts/sctp",
+                sys.executable,
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "no:xdist",
+                *(item.nodeid for item in items),
+            ]
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {
+                REPORTS: str(reports)
+            }
+            done = subprocess.run(
+                asked,
+                capture_output=True,
+                text=True,
+                cwd=items[0].config.rootpath,
+                env=environment,
+                timeout=BOOT_AND_RUN_S,
+                check=False,
+            )
             for line in reports.read_text().splitlines():
-                report = items[0].config.hook.pytest_report_from_serializable(config=items[0].config, data=json.loads(line))
+                report = items[0].config.hook.pytest_report_from_serializable(
+                    config=items[0].config, data=json.loads(line)
+                )
                 self._by_id.setdefault(report.nodeid, []).append(report)
         for item in items:
-            self._by_id.setdefault(item.nodeid, [self._report(item, "failed", f"it did not run there:\n{done.stdout}\n{done.stderr}")])
+            self._by_id.setdefault(
+                item.nodeid, [self._report(item, "failed", f"it did not run there:\n{done.stdout}\n{done.stderr}")]
+            )
 
     @staticmethod
     def _report(item, outcome, why):

@@ -53,7 +53,9 @@ class Issuer:
         head = {"alg": self.algorithm, "typ": "JWT", **({"kid": self.kid} if self.kid else {}), **(header or {})}
         payload = json.dumps({name: value for name, value in said.items() if value is not None})
         registry = jws.JWSRegistry(algorithms=[self.algorithm], strict_check_header=False)
-        return jws.serialize_compact({name: value for name, value in head.items() if value is not None}, payload, self.key, registry=registry)
+        return jws.serialize_compact(
+            {name: value for name, value in head.items() if value is not None}, payload, self.key, registry=registry
+        )
 
 
 def jwks(*issuers: Issuer) -> bytes:

@@ -23,13 +23,15 @@ from eir.lists.index import Index
 from eir.lists.pages import PAGE_KEYS
 from eir.s13.application import s13_application
 from eir.s13.dictionary import DICTIONARY
-from eir.s13.lane import ExpressLanes
+from eir.s13.lane import ExpressLane, ExpressLanes
 from eir.s13.service import S13Service
 
 VENDOR = 10415
 MSISDN, UNKNOWN = key_of(701, VENDOR), key_of(9999, 99)
 LIMITS = Limits()
-IDENTITY = Identity(host="eir.example", realm="example", aliases=("eir2.example",), realms=("other",), origin_state_id=7)
+IDENTITY = Identity(
+    host="eir.example", realm="example", aliases=("eir2.example",), realms=("other",), origin_state_id=7
+)
 MME = PeerSettings(label="mme", realm="example", sources=(ip_network("127.0.0.0/8"),))
 POLICY = PolicySettings(
     rules=(
@@ -69,18 +71,36 @@ class Kept:
 class Side:
     """A peer connection that is open, with or without a lane."""
 
-    def __init__(self, *, lane: bool, policy=POLICY, rates=(), overload=TOO_BUSY_REPLY, index=None, mme=MME, sightings=False, limits=LIMITS):
+    def __init__(
+        self,
+        *,
+        lane: bool,
+        policy=POLICY,
+        rates=(),
+        overload=TOO_BUSY_REPLY,
+        index=None,
+        mme=MME,
+        sightings=False,
+        limits=LIMITS,
+    ):
         self.notes = {}
         self.sightings = Kept() if sightings else None
-        self.checker = Checker(policy, index or Index({}), now=datetime.now(UTC), note_check=self.note, sightings=self.sightings)
+        self.checker = Checker(
+            policy, index or Index({}), now=datetime.now(UTC), note_check=self.note, sightings=self.sightings
+        )
         self.counts = Counts()
         service = S13Service(self.checker, (mme,))
         self.by_lane = 0
         self.lanes = ExpressLanes(self.checker, service.replies)
         application = s13_application(service, self.lane if lane else None)
         context = NodeContext(
-            identity=IDENTITY, limits=limits, application=application, counts=self.counts, report=lambda *_, **__: None,
-            jitter=lambda: 0.0, overload=overload,
+            identity=IDENTITY,
+            limits=limits,
+            application=application,
+            counts=self.counts,
+            report=lambda *_, **__: None,
+            jitter=lambda: 0.0,
+            overload=overload,
         )
         self.peer = Peer(context, lambda _: mme, addresses=("127.0.0.1",), now=0.0, first_id=1)
         self.peer.receive(CER, 0.0)
@@ -92,7 +112,7 @@ class Side:
 
     def lane(self, terms):
         """The lane of a connection, whose answers are counted in `by_lane`."""
-        made, side = self.lanes(terms), self
+        made, side = ExpressLane(self.lanes, terms), self
 
         class Counted:
             command, shed = made.command, staticmethod(made.shed)
@@ -117,8 +137,18 @@ class Side:
     def state(self):
         counts = self.counts
         return (
-            counts.messages, counts.answers, counts.errors, counts.dropped, counts.shed, self.checker.checks(), self.checker.identity_errors,
-            self.peer.traffic.requests, self.peer.traffic.answers, self.peer.state, self.notes, self.checker.observed,
+            counts.messages,
+            counts.answers,
+            counts.errors,
+            counts.dropped,
+            counts.shed,
+            self.checker.checks(),
+            self.checker.identity_errors,
+            self.peer.traffic.requests,
+            self.peer.traffic.answers,
+            self.peer.state,
+            self.notes,
+            self.checker.observed,
             self.sightings and self.sightings.rows,
         )
 
@@ -128,8 +158,15 @@ def origin(host="mme.example", realm="example"):
 
 
 CER = encode_message(
-    0x80, 257, 0, (1, 1),
-    origin() + encode(257, b"\0\x01\x7f\0\0\1") + encode_u32(266, 0) + encode_text(269, "mme") + encode_u32(258, 16777252),
+    0x80,
+    257,
+    0,
+    (1, 1),
+    origin()
+    + encode(257, b"\0\x01\x7f\0\0\1")
+    + encode_u32(266, 0)
+    + encode_text(269, "mme")
+    + encode_u32(258, 16777252),
 )
 
 
@@ -151,10 +188,21 @@ def ecr(
     return encode_message(flags, 324, 16777252, ids, encode_text(263, session) + before + b"".join(parts) + extra)
 
 
-BLOCKED, TRACKED_TAC, BOUND, ENDED, ENDING, NAMED = 101009_000007, 101004, 101009_000008, 101009_000009, 101009_000010, 101009_000011
+BLOCKED, TRACKED_TAC, BOUND, ENDED, ENDING, NAMED = (
+    101009_000007,
+    101004,
+    101009_000008,
+    101009_000009,
+    101009_000010,
+    101009_000011,
+)
 LISTED = PolicySettings(
     rules=(
-        Rule(answer=Status.BLACKLISTED, imei=(f"{NAMED:014d}", f"{TRACKED_TAC * PAGE_KEYS + 5:014d}0"), software_version=("01",)),
+        Rule(
+            answer=Status.BLACKLISTED,
+            imei=(f"{NAMED:014d}", f"{TRACKED_TAC * PAGE_KEYS + 5:014d}0"),
+            software_version=("01",),
+        ),
         Rule(answer=Status.WHITELISTED, list="bound", imsi=("00102",)),
         Rule(answer=Status.BLACKLISTED, list="stolen"),
         Rule(answer=Status.UNKNOWN, list="tacs"),
@@ -167,9 +215,30 @@ NOW = 1_000.0
 
 def listed():
     """The lists that rules are about."""
-    index = Index({"stolen": "devices", "tacs": "devices", "bound": "pairs", "sims": "subscribers", "never": "devices", "ending": "devices"}, lambda: NOW)
-    fill(index, "stolen", pages_of([*range(101007_130000, 101007_132000), BLOCKED, *range(101009_500000, 101009_500100)]))
-    fill(index, "tacs", [page(101003, [], tac=(0, 1100)), page(TRACKED_TAC, range(PAGE_KEYS)), page(101005, [7], tac=(0, 0)), page(101006, [9], tac=(0, 900))])
+    index = Index(
+        {
+            "stolen": "devices",
+            "tacs": "devices",
+            "bound": "pairs",
+            "sims": "subscribers",
+            "never": "devices",
+            "ending": "devices",
+        },
+        lambda: NOW,
+    )
+    fill(
+        index, "stolen", pages_of([*range(101007_130000, 101007_132000), BLOCKED, *range(101009_500000, 101009_500100)])
+    )
+    fill(
+        index,
+        "tacs",
+        [
+            page(101003, [], tac=(0, 1100)),
+            page(TRACKED_TAC, range(PAGE_KEYS)),
+            page(101005, [7], tac=(0, 0)),
+            page(101006, [9], tac=(0, 900)),
+        ],
+    )
     fill(index, "sims", pages_of([imsi_key("001020123456789"), imsi_key("001021")]))
     fill(index, "ending", [page(101009, [9, 10], until=[999, 1001])])
     fill(index, "bound", pair_pages({BOUND: [imsi_key("001010123456789")]}))
@@ -190,16 +259,60 @@ def sides(index, policy=LISTED, **given):
 # ECRs with anything anywhere
 
 KEYS = tuple(DICTIONARY.avps)
-RULED = (1, 258, 259, 260, 263, 264, 277, 282, 283, 284, 293, 296, 301, *(key_of(code, VENDOR) for code in (1401, 1402, 1403, 1471)))
+RULED = (
+    1,
+    258,
+    259,
+    260,
+    263,
+    264,
+    277,
+    282,
+    283,
+    284,
+    293,
+    296,
+    301,
+    *(key_of(code, VENDOR) for code in (1401, 1402, 1403, 1471)),
+)
 """What the grammar names on some level."""
 GROUPS = tuple(DICTIONARY.groups)
 STRANGERS = (key_of(9999, 99), key_of(264, 99), key_of(1402, 99), key_of(263, VENDOR), 9999, key_of(1402))
 """AVPs that nobody knows, some of them under another's number."""
 IMEIS = ("", "0", "00", "3", "77", "x")
 """What may follow the first 14 digits."""
-DEVICES = (BLOCKED, BOUND, NAMED, ENDED, ENDING, TRACKED_TAC * PAGE_KEYS + 5, 101009_500050, 101005_000007, 101006_000009, 101003_000001, 101007_131072, 0, 12345678901234)
+DEVICES = (
+    BLOCKED,
+    BOUND,
+    NAMED,
+    ENDED,
+    ENDING,
+    TRACKED_TAC * PAGE_KEYS + 5,
+    101009_500050,
+    101005_000007,
+    101006_000009,
+    101003_000001,
+    101007_131072,
+    0,
+    12345678901234,
+)
 IMSIS = ("001010123456789", "001020123456789", "001021", "00102", "", "9" * 40, "x01010123456789", "0010201234567890")
-NAMES = ("mme.example", "mme2.example", "MME2.example", "example", "EXAMPLE", "other", "eir.example", "EIR2.example", "other.example", "a b", "", "n" * 255, "n" * 256, "mmé")
+NAMES = (
+    "mme.example",
+    "mme2.example",
+    "MME2.example",
+    "example",
+    "EXAMPLE",
+    "other",
+    "eir.example",
+    "EIR2.example",
+    "other.example",
+    "a b",
+    "",
+    "n" * 255,
+    "n" * 256,
+    "mmé",
+)
 VERSIONS = ("01", "77", "7", "", "a7", "770")
 SESSIONS = ("mme.example;1;1", "mme.example;1;22", "", "s" * 40, "s" * 600, "mme.example;1;333")
 
@@ -260,7 +373,10 @@ def an_ecr(rng):  # noqa: C901 - each part may be there or not
     if rng.random() < 0.3:
         top += [encode_text(282, rng.choice(NAMES[:3]))] * rng.randrange(1, 3)
     if rng.random() < 0.2:
-        top += [encode(284, encode_text(280, "dra.example") + encode(33, rng.randbytes(rng.randrange(6)))) for _ in range(rng.randrange(1, 3))]
+        top += [
+            encode(284, encode_text(280, "dra.example") + encode(33, rng.randbytes(rng.randrange(6))))
+            for _ in range(rng.randrange(1, 3))
+        ]
     if not usual:
         for level in (info, top):
             for _ in range(rng.choice((0, 0, 1, 1, 2))):

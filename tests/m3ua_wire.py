@@ -17,15 +17,21 @@ TITLE = "491700000001"
 
 def address(*, ssn, pc=None, title=None, variant="itu", by_ssn=None):
     kind, octets = sccp.e164(title, variant) if title else (0, b"")
-    return sccp.encoded_address(variant, pc=pc, ssn=ssn, kind=kind, title=octets, by_ssn=title is None if by_ssn is None else by_ssn)
+    return sccp.encoded_address(
+        variant, pc=pc, ssn=ssn, kind=kind, title=octets, by_ssn=title is None if by_ssn is None else by_ssn
+    )
 
 
 def udt(data, *, called=None, calling=None, kind=sccp.UDT, protocol_class=0):
-    return sccp.encoded(kind, protocol_class, called or address(ssn=9, pc=EIR), calling or address(ssn=8, title=TITLE), data)
+    return sccp.encoded(
+        kind, protocol_class, called or address(ssn=9, pc=EIR), calling or address(ssn=8, title=TITLE), data
+    )
 
 
 def data(payload, *, opc=MSC, dpc=EIR, sls=0, context=None, **more):
-    return m3ua.data(m3ua.Transfer(opc, dpc, sls, payload, context=None if context is None else context.to_bytes(4, "big"), **more))
+    return m3ua.data(
+        m3ua.Transfer(opc, dpc, sls, payload, context=None if context is None else context.to_bytes(4, "big"), **more)
+    )
 
 
 def opinion(tmp_path, messages, *fields, options=()):
@@ -35,7 +41,13 @@ def opinion(tmp_path, messages, *fields, options=()):
         lines += [f"{at:06x} {octets[at : at + 16].hex(' ')}" for at in range(0, len(octets), 16)]
         lines.append(f"{len(octets):06x}")
     (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
-    subprocess.run(["text2pcap", "-q", "-S", "2905,2905,3", tmp_path / "in.txt", tmp_path / "in.pcap"], check=True, capture_output=True)
+    subprocess.run(
+        ["text2pcap", "-q", "-S", "2905,2905,3", tmp_path / "in.txt", tmp_path / "in.pcap"],
+        check=True,
+        capture_output=True,
+    )
     wanted = ["-T", "fields", *(part for each in fields for part in ("-e", each))] if fields else ["-V"]
-    done = subprocess.run(["tshark", "-r", tmp_path / "in.pcap", *options, *wanted], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["tshark", "-r", tmp_path / "in.pcap", *options, *wanted], check=True, capture_output=True, text=True
+    )
     return done.stdout

@@ -37,14 +37,20 @@ def page(
 
 def tacs_of(pages: Iterable[Page]) -> dict[int, tuple[int, int]]:
     """The whole TACs among the entries: page number → reason byte and end, by the format's own words."""
-    return {p.number: (p.extra[5], int.from_bytes(p.extra[6:14], "little")) for p in pages if p.extra[:5] == b"T\x09\0\0\0"}
+    return {
+        p.number: (p.extra[5], int.from_bytes(p.extra[6:14], "little")) for p in pages if p.extra[:5] == b"T\x09\0\0\0"
+    }
 
 
 def devices_of(pages: Iterable[Page]) -> int:
     """How many identifiers pages list: a million where the TAC is an entry."""
     pages = list(pages)
     whole = tacs_of(pages)
-    return sum(PAGE_KEYS if p.number in whole else len(BitMap.deserialize(p.keys)) for p in pages if p.keys or p.number in whole)
+    return sum(
+        PAGE_KEYS if p.number in whole else len(BitMap.deserialize(p.keys))
+        for p in pages
+        if p.keys or p.number in whole
+    )
 
 
 def pages_of(keys: Iterable[int]) -> list[Page]:
@@ -60,13 +66,19 @@ def pair_pages(pairs: Mapping[int, Sequence[int]]) -> list[Page]:
     found: dict[int, dict[int, Sequence[int]]] = {}
     for key, imsis in pairs.items():
         found.setdefault(key // PAGE_KEYS, {})[key % PAGE_KEYS] = imsis
-    return [page(number, rows, imsis=[sorted(rows[key]) for key in sorted(rows)]) for number, rows in sorted(found.items())]
+    return [
+        page(number, rows, imsis=[sorted(rows[key]) for key in sorted(rows)]) for number, rows in sorted(found.items())
+    ]
 
 
-def state(pages: Iterable[Page] = (), *, serial: int = 1, kind: str = "devices", generation: int = 0, **fields) -> ListState:
+def state(
+    pages: Iterable[Page] = (), *, serial: int = 1, kind: str = "devices", generation: int = 0, **fields
+) -> ListState:
     """A state that fits these pages; `entries` if they are not all of it."""
     pages = list(pages)
-    entries = fields.pop("entries", None) or sum(len(BitMap.deserialize(p.keys)) for p in pages if p.keys) + len(tacs_of(pages))
+    entries = fields.pop("entries", None) or sum(len(BitMap.deserialize(p.keys)) for p in pages if p.keys) + len(
+        tacs_of(pages)
+    )
     return ListState(
         kind=kind, serial=serial, generation=generation, highest_serial=serial, release_digest=f"{serial:064x}",
         content_digest=content_digest(pages), entries=entries, devices=devices_of(pages), **fields,
@@ -79,8 +91,12 @@ def put(index: Index, name: str, found: ListState, pages: Iterable[Page] = (), *
     index.switch(name, found, image_with(before, in_order) if amend and before is not None else image_of(in_order))
 
 
-def event(list_name: str | None = "stolen", outcome: str = "accepted", *, time: str = "2026-11-24T00:00:00Z", **fields) -> Event:
-    return Event(time=time, who="tester@host", what=fields.pop("what", "load"), list=list_name, outcome=outcome, **fields)
+def event(
+    list_name: str | None = "stolen", outcome: str = "accepted", *, time: str = "2026-11-24T00:00:00Z", **fields
+) -> Event:
+    return Event(
+        time=time, who="tester@host", what=fields.pop("what", "load"), list=list_name, outcome=outcome, **fields
+    )
 
 
 async def until(condition, timeout_s: float = 10) -> None:

@@ -101,7 +101,9 @@ def _dialogue(version):
     if version == 1:
         return {}
     request = ("dialogueRequest", {"protocol-version": (1, 1), "application-context-name": (*CONTEXT, version)})
-    return {"dialoguePortion": {"direct-reference": DIALOGUE_AS, "encoding": ("single-ASN1-type", ("DialoguePDU", request))}}
+    return {
+        "dialoguePortion": {"direct-reference": DIALOGUE_AS, "encoding": ("single-ASN1-type", ("DialoguePDU", request))}
+    }
 
 
 def _argument(version, imei):

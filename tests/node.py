@@ -56,7 +56,10 @@ def settings():
 def fields(line):
     """A log line as a dictionary; values that hold blanks, quotes or control characters stand in quotes, those as \\xNN."""
     pairs = re.findall(r'(\w+)=(?:"([^"]*)"|([^ "]*))(?: |$)', line)
-    return {name: re.sub(r"\\x([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), quoted) or plain for name, quoted, plain in pairs}
+    return {
+        name: re.sub(r"\\x([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), quoted) or plain
+        for name, quoted, plain in pairs
+    }
 
 
 def until(condition, *, patience_s=PATIENCE_S):
@@ -113,7 +116,14 @@ class Publisher:
         """A signed release of these data files, a delta if it has a base; returns the manifest."""
         issued = issued or datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
         return publish(
-            files, list_name=list_name, serial=serial, base=base, issued=issued, expires=issued + expires_in, key=self.key, out=folder
+            files,
+            list_name=list_name,
+            serial=serial,
+            base=base,
+            issued=issued,
+            expires=issued + expires_in,
+            key=self.key,
+            out=folder,
         ).manifest
 
 
@@ -144,7 +154,9 @@ class Site:
         self.path.write_text(yaml.safe_dump(self.settings, sort_keys=False))
 
     def environment(self, **changes):
-        bare = {name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}}
+        bare = {
+            name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}
+        }
         return bare | {"EIR_CONFIG": str(self.path)} | changes
 
     def eir(self, *arguments, status=0, prefix=(), **options):
@@ -204,7 +216,12 @@ class Node:
         with self.log.open("a") as log:
             self._skip = log.tell()
             self.process = subprocess.Popen(
-                [*prefix, *COMMAND, "serve"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=site.environment(), cwd=site.folder
+                [*prefix, *COMMAND, "serve"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=site.environment(),
+                cwd=site.folder,
             )
 
     @property
@@ -246,11 +263,7 @@ class Node:
         """Log lines as dictionaries, those of an event only, and with these values only."""
         found = [fields(line) for line in self.text().splitlines()]
         wanted = {name: str(value) for name, value in wanted.items()}
-        return [
-            line
-            for line in found
-            if (event is None or line["event"] == event) and wanted.items() <= line.items()
-        ]
+        return [line for line in found if (event is None or line["event"] == event) and wanted.items() <= line.items()]
 
     def get(self, path):
         """Status and text of a page."""

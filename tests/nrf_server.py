@@ -93,7 +93,11 @@ class Nrf:
         known = instance in self.profiles
         if method == "PUT":
             self.profiles[instance] = document
-            return 200 if known else 201, {"content-type": "application/json", "location": f"{self.uri}{path}"}, {**document, "heartBeatTimer": self.timer}
+            return (
+                200 if known else 201,
+                {"content-type": "application/json", "location": f"{self.uri}{path}"},
+                {**document, "heartBeatTimer": self.timer},
+            )
         if not known:
             return 404, {"content-type": "application/problem+json"}, {"title": "Not Found", "status": 404}
         if method == "DELETE":

@@ -129,7 +129,9 @@ def step(end, what):
     if (end, what) not in STEPS:
         origin, now = REPRESENTATIVES[end]
         context = CONTEXTS[end.side, end.boots]
-        peer = copy.deepcopy(origin, {id(context): context, id(ENTRIES): ENTRIES, id(ENTRIES[end.side]): ENTRIES[end.side]})
+        peer = copy.deepcopy(
+            origin, {id(context): context, id(ENTRIES): ENTRIES, id(ENTRIES[end.side]): ENTRIES[end.side]}
+        )
         match what:
             case ("message", name):
                 peer.receive(addressed(peer, name), now)
@@ -152,7 +154,11 @@ def step(end, what):
         out = taken(peer)
         after = end_of(end.side, end.boots, end.dialed, peer)
         assert COUNTS.errors["internal"] == 0, (end, what)
-        assert after.state in {State.CLOSED, State.WAIT_ADMISSION} or peer.deadline() is not None, ("waits for ever", end, what)
+        assert after.state in {State.CLOSED, State.WAIT_ADMISSION} or peer.deadline() is not None, (
+            "waits for ever",
+            end,
+            what,
+        )
         REPRESENTATIVES.setdefault(after, (peer, now))
         STEPS[end, what] = after, out, events
     return STEPS[end, what]
@@ -181,7 +187,9 @@ def base_messages(side):
     """Each message of the base protocol, as the node on this side might send it."""
     host = HOSTS[side]
     origin = avp(264, host) + avp(296, REALM)
-    cer = message(257, origin + avp(257, b"\0\1\x7f\0\0\1") + u32(266, 0) + avp(269, "x", flags=0) + u32(278, 100) + VSAI, 0x80, 0)
+    cer = message(
+        257, origin + avp(257, b"\0\1\x7f\0\0\1") + u32(266, 0) + avp(269, "x", flags=0) + u32(278, 100) + VSAI, 0x80, 0
+    )
     requests = [cer, message(280, origin, 0x80, 0), message(282, origin + u32(273, 0), 0x80, 0)]
 
     class Asked:
@@ -190,7 +198,10 @@ def base_messages(side):
         def __init__(self, command):
             self.command = command
 
-    answers = [answer_to(Asked(code), extra=extra, host=host, realm=REALM) for code, extra in ((257, VSAI), (280, b""), (282, b""))]
+    answers = [
+        answer_to(Asked(code), extra=extra, host=host, realm=REALM)
+        for code, extra in ((257, VSAI), (280, b""), (282, b""))
+    ]
     names = []
     for raw in (*requests, *answers):
         kind = COMMANDS[int.from_bytes(raw[5:8])] + ("R" if raw[4] & 0x80 else "A")
@@ -268,7 +279,12 @@ class Move:
                 links.append(NOTHING)
             else:
                 # What is on its way to an end that is gone goes nowhere.
-                links.append(Link(tuple(ends), tuple(tuple(queue) if end is not None else () for end, queue in zip(ends, queues, strict=True))))
+                links.append(
+                    Link(
+                        tuple(ends),
+                        tuple(tuple(queue) if end is not None else () for end, queue in zip(ends, queues, strict=True)),
+                    )
+                )
         return World(tuple(links), tuple(self.admissions), tuple(sorted(self.probes)), tuple(self.boots), self.mischief)
 
     def dial(self, side):
@@ -393,7 +409,10 @@ def lawful(world):
     for slot, link in enumerate(world.links):
         for side in (0, 1):
             if link.ends[side] is not None and link.ends[side].state is not State.WAIT_ADMISSION:
-                yield ("timer", side, slot), moved(world, lambda move, side=side, slot=slot: move.feed(side, slot, ("timer",)))
+                yield (
+                    ("timer", side, slot),
+                    moved(world, lambda move, side=side, slot=slot: move.feed(side, slot, ("timer",))),
+                )
 
 
 def unlawful(world):
@@ -421,10 +440,19 @@ def mishaps(world):
                 move.links[slot][0][1 - side] = other
 
             yield ("lost", side, slot), moved(world, lost_on_one_side)
-            yield ("stop", side, slot), moved(world, lambda move, side=side, slot=slot: move.feed(side, slot, ("stop",)))
+            yield (
+                ("stop", side, slot),
+                moved(world, lambda move, side=side, slot=slot: move.feed(side, slot, ("stop",))),
+            )
             if link.ends[side].state is not State.WAIT_ADMISSION:
                 for name in INJECTED[side]:
-                    yield ("inject", side, slot, name[0]), moved(world, lambda move, side=side, slot=slot, name=name: move.feed(side, slot, ("message", name)))
+                    yield (
+                        ("inject", side, slot, name[0]),
+                        moved(
+                            world,
+                            lambda move, side=side, slot=slot, name=name: move.feed(side, slot, ("message", name)),
+                        ),
+                    )
 
 
 def restarts(world):
@@ -452,7 +480,10 @@ def fits(world):
 
 def is_connected(world):
     """One connection is open at both ends."""
-    return any(link.ends[0] is not None and link.ends[1] is not None and {end.state for end in link.ends} == {State.OPEN} for link in world.links)
+    return any(
+        link.ends[0] is not None and link.ends[1] is not None and {end.state for end in link.ends} == {State.OPEN}
+        for link in world.links
+    )
 
 
 def is_quiet(world):

@@ -23,7 +23,14 @@ from eir.operate.control import ask as control
 from eir.stores.open import COPY_FILE, open_store
 from eir.stores.sqlite import SqliteStore
 
-KINDS = {"stolen": "devices", "models": "devices", "bound": "pairs", "sims": "subscribers", "own": "devices", "never": "devices"}
+KINDS = {
+    "stolen": "devices",
+    "models": "devices",
+    "bound": "pairs",
+    "sims": "subscribers",
+    "own": "devices",
+    "never": "devices",
+}
 """`own` is changed by commands, `never` is never loaded, the others by releases."""
 SIGNED = ("stolen", "models", "bound", "sims")
 TACS = ("35000001", "35000002", "35100001", "01000003", "86000004")
@@ -76,7 +83,7 @@ SUSPECT = {
     "sequence": lambda _, device: device in "01234567890123456789012345" or device in "98765432109876543210987654",
     "test": lambda _, device: device[:4] in {"0044", "0086", "0091"} or (device[:4] == "0010" and device[4:6] in {f"{number:02d}" for number in range(1, 18)}),
     "check_digit": lambda question, device: (imei := question["imei"] or "").isdigit() and len(imei) == 15 and imei[:14] == device and imei[14] not in {"0", str(check_digit(device))},
-}
+}  # fmt: skip
 """What is wrong with an identifier, by the words of the page."""
 
 
@@ -108,10 +115,19 @@ class Model:
             return value in self.rows and bool(imsi or KINDS[value] == "devices") and not found
         if condition.endswith("_bound_elsewhere"):
             rows = self.rows.get(value, {})
-            there = [row for row in rows if in_force(rows, row, now) and row["subscriber" in condition] == (device, imsi)["subscriber" in condition]]
+            there = [
+                row
+                for row in rows
+                if in_force(rows, row, now)
+                and row["subscriber" in condition] == (device, imsi)["subscriber" in condition]
+            ]
             return bool(imsi) and bool(there) and (device, imsi) not in there
         if condition in {"imei", "identifier"}:
-            return device in {each[:14].upper() for each in value} if condition == "imei" else any(SUSPECT[name](question, device) for name in value)
+            return (
+                device in {each[:14].upper() for each in value}
+                if condition == "imei"
+                else any(SUSPECT[name](question, device) for name in value)
+            )
         if condition in {"tac", "imsi"}:
             asked = imsi if condition == "imsi" else device[:8] if device.isdigit() else ""
             return any(asked.startswith(prefix.rstrip("*")) for prefix in value)
@@ -128,7 +144,9 @@ class Model:
     def answer(self, policy, question, now):
         """What the node has to answer."""
         override = policy.get("override")
-        if override is not None and ("until" not in override or datetime.fromisoformat(override["until"]).timestamp() > now):
+        if override is not None and (
+            "until" not in override or datetime.fromisoformat(override["until"]).timestamp() > now
+        ):
             return STATUSES[override["answer"]]
         if question["device"] is None:
             if question["anonymous"]:
@@ -155,7 +173,9 @@ class Chance(random.Random):
 
     def end(self):
         """When a row ends: never, long ago, just now, in a moment, some day."""
-        return self.choice([0, 0, time.time() - 10**6, time.time() - 1, time.time() + 1, time.time() + 2, time.time() + 3, 4 * 10**9])
+        return self.choice(
+            [0, 0, time.time() - 10**6, time.time() - 1, time.time() + 1, time.time() + 2, time.time() + 3, 4 * 10**9]
+        )
 
     def rows_of(self, name):
         """Rows that a list of this kind may have."""
@@ -163,19 +183,29 @@ class Chance(random.Random):
             return [(device, imsi) for device in self.some(DEVICES, 8) for imsi in self.some(IMSIS, 3)]
         if KINDS[name] == "subscribers":
             return self.some(IMSIS, len(IMSIS))
-        return [*self.some(DEVICES, len(DEVICES)), *self.some(MEIDS, 2), *(self.some(TACS, 2) if self.random() < 0.5 else ())]
+        return [
+            *self.some(DEVICES, len(DEVICES)),
+            *self.some(MEIDS, 2),
+            *(self.some(TACS, 2) if self.random() < 0.5 else ()),
+        ]
 
     def rule(self):
         rule = {"answer": self.choice(list(STATUSES))}
         for condition in self.some(CONDITIONS, self.choice([1, 1, 2, 3])):
-            rule[condition] = self.choice(CONDITION_LISTS[condition]) if condition in CONDITION_LISTS else self.some(VALUES[condition], 2)
+            rule[condition] = (
+                self.choice(CONDITION_LISTS[condition])
+                if condition in CONDITION_LISTS
+                else self.some(VALUES[condition], 2)
+            )
         return rule | ({"observe": True} if self.random() < 0.1 else {})
 
     def policy(self):
         """A policy as it stands in the configuration. Some look into lists of devices only: many checks are answered at once then."""
         plain = self.random() < 0.3
         rules = [
-            {"list": self.choice(["stolen", "models", "own"]), "answer": self.choice(list(STATUSES))} if plain else self.rule()
+            {"list": self.choice(["stolen", "models", "own"]), "answer": self.choice(list(STATUSES))}
+            if plain
+            else self.rule()
             for _ in range(self.randint(0, 3 if plain else 6))
         ]
         policy = {"rules": rules, "default": "whitelisted" if plain else self.choice(list(STATUSES))}
@@ -184,15 +214,26 @@ class Chance(random.Random):
                 policy[kind] = self.choice([*STATUSES, "error"])
         if self.random() < 0.05:
             ends = datetime.now(UTC).replace(microsecond=0) + self.choice([-1, 1]) * timedelta(hours=1)
-            policy["override"] = {"answer": self.choice(list(STATUSES)), **({} if self.random() < 0.5 else {"until": ends.isoformat()})}
+            policy["override"] = {
+                "answer": self.choice(list(STATUSES)),
+                **({} if self.random() < 0.5 else {"until": ends.isoformat()}),
+            }
         return policy
 
     def question(self, form):
         """A question: its parts on the wire, and what they mean. `form`: what it has in common with its neighbours, which may be all but IMEI and IMSI."""
         length, version, host, realm, has_imsi = form or self.form()
-        device = self.choice([*DEVICES, *DEVICES, f"{self.choice(TACS)}{self.randrange(10**6):06d}", f"{self.randrange(10**14):014d}"])
+        device = self.choice(
+            [*DEVICES, *DEVICES, f"{self.choice(TACS)}{self.randrange(10**6):06d}", f"{self.randrange(10**14):014d}"]
+        )
         imsi = self.choice(IMSIS) if has_imsi else ""
-        imei, meid, anonymous, means = device + {14: "", 15: self.choice(["0", "0", "7", str(check_digit(device))]), 16: self.choice(VERSIONS)}[length], None, False, device
+        imei, meid, anonymous, means = (
+            device
+            + {14: "", 15: self.choice(["0", "0", "7", str(check_digit(device))]), 16: self.choice(VERSIONS)}[length],
+            None,
+            False,
+            device,
+        )
         if form is None:
             kind = self.random()
             if kind < 0.1:
@@ -209,7 +250,13 @@ class Chance(random.Random):
         }  # fmt: skip
 
     def form(self):
-        return self.choice([14, 15, 16]), self.choice(["", *VERSIONS]), self.choice(HOSTS), self.choice(REALMS), self.random() < 0.8
+        return (
+            self.choice([14, 15, 16]),
+            self.choice(["", *VERSIONS]),
+            self.choice(HOSTS),
+            self.choice(REALMS),
+            self.random() < 0.8,
+        )
 
 
 CONDITION_LISTS = {
@@ -227,9 +274,17 @@ CONDITIONS = ["list", "list", "not_list", *list(CONDITION_LISTS)[2:], *VALUES]
 def on_the_wire(question, number):
     """The ECR."""
     meid = b"" if question["meid"] is None else avp(1471, question["meid"], TGPP)
-    parts = {"terminal": terminal(question["imei"], question["sent_version"] or None, meid), "user": avp(1, question["imsi"])}
+    parts = {
+        "terminal": terminal(question["imei"], question["sent_version"] or None, meid),
+        "user": avp(1, question["imsi"]),
+    }
     parts |= {"host": avp(264, question["origin_host"]), "realm": avp(296, question["origin_realm"])}
-    return ecr(ids=(number, number), drop=() if question["imsi"] else ("user",), session=avp(263, f"{HOST};policies;{number:09d}"), **parts)
+    return ecr(
+        ids=(number, number),
+        drop=() if question["imsi"] else ("user",),
+        session=avp(263, f"{HOST};policies;{number:09d}"),
+        **parts,
+    )
 
 
 # ---- the run ----
@@ -319,7 +374,12 @@ class Run:
         self.serials[name] += 1
         files = [*self.files(name, rows, "added"), *self.files(name, dict.fromkeys(gone), "removed")]
         manifest = await asyncio.to_thread(
-            self.site.publisher.publish, self.site.folder / "releases", files, list_name=name, serial=self.serials[name], base=base
+            self.site.publisher.publish,
+            self.site.folder / "releases",
+            files,
+            list_name=name,
+            serial=self.serials[name],
+            base=base,
         )
         lists = load_config(self.site.path).lists
         await load_release(manifest, lists, self.store, who="policies", now=datetime.now(UTC), force=True)
@@ -342,7 +402,9 @@ class Run:
             lines = [kind if role == "removed" else f"{kind},until"]
             for row in some:
                 end = "" if not rows[row] else datetime.fromtimestamp(rows[row], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-                lines.append(",".join([*([row] if isinstance(row, str) else row), *([] if role == "removed" else [end])]))
+                lines.append(
+                    ",".join([*([row] if isinstance(row, str) else row), *([] if role == "removed" else [end])])
+                )
             path.write_text("".join(f"{line}\n" for line in lines))
             yield path
 
@@ -351,10 +413,24 @@ class Run:
 
     async def edit(self, what, rows, end=0):
         tacs = rows[0] in TACS
-        edit = Edit(what=what, entries=parse_entries("devices", rows, tacs=tacs), reason="by chance", until=end, replace=what == "add", force=True)
-        await edit_list(edit, load_config(self.site.path).lists["own"], self.store, who="policies", now=datetime.now(UTC))
+        edit = Edit(
+            what=what,
+            entries=parse_entries("devices", rows, tacs=tacs),
+            reason="by chance",
+            until=end,
+            replace=what == "add",
+            force=True,
+        )
+        await edit_list(
+            edit, load_config(self.site.path).lists["own"], self.store, who="policies", now=datetime.now(UTC)
+        )
         held = self.model.rows.get("own", {})
-        self.becomes("own", held | dict.fromkeys(rows, end) if what == "add" else {row: end for row, end in held.items() if row not in rows})
+        self.becomes(
+            "own",
+            held | dict.fromkeys(rows, end)
+            if what == "add"
+            else {row: end for row, end in held.items() if row not in rows},
+        )
 
     async def add(self):
         end = int(time.time()) + self.chance.choice([2, 3, 10**6]) if self.chance.random() < 0.7 else 0
@@ -413,4 +489,6 @@ class Run:
             copied, stored = await copy.states(), await self.store.states()
         finally:
             await copy.close()
-        return {name: state.generation for name, state in copied.items()} == {name: state.generation for name, state in stored.items()}
+        return {name: state.generation for name, state in copied.items()} == {
+            name: state.generation for name, state in stored.items()
+        }

@@ -27,7 +27,12 @@ class Register:
         file = self.folder.parent / ("x.csv" if full is not None else "x-added.csv")
         file.write_text("imei\n" + "".join(f"{row}\n" for row in (full if full is not None else added)))
         self.serial += 1
-        given = {"list_name": NAME, "serial": self.serial, "base": None if full is not None else self.serial - 1, "key": key or self.key}
+        given = {
+            "list_name": NAME,
+            "serial": self.serial,
+            "base": None if full is not None else self.serial - 1,
+            "key": key or self.key,
+        }
         given |= {"issued": now, "expires": now + timedelta(days=9)} | how
         with ThreadPoolExecutor(1) as aside:  # the caller may have a loop of its own
             return aside.submit(publish_into, self.folder, [file], **given).result()

@@ -28,7 +28,11 @@ def device(imei, imsi="NULL", msisdn="NULL", actual="NULL", *, role="block", dat
 
 
 def request(method, target, authorization=None, body=b"", **headers):
-    said = {"Host": "eir", "Content-Length": str(len(body)), **({"Authorization": authorization} if authorization else {})}
+    said = {
+        "Host": "eir",
+        "Content-Length": str(len(body)),
+        **({"Authorization": authorization} if authorization else {}),
+    }
     said |= {name.replace("_", "-"): value for name, value in headers.items() if value is not None}
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in said.items()), "", ""]
     return "\r\n".join(lines).encode() + body
@@ -45,10 +49,15 @@ class Client:
         scheme, _, at = url.partition("://")
         host, _, port = at.rpartition(":")
         tls = (tls or trusting()) if scheme == "https" else None
-        return cls(*await asyncio.open_connection(host.strip("[]"), int(port), ssl=tls), basic() if authorization is None else authorization)
+        return cls(
+            *await asyncio.open_connection(host.strip("[]"), int(port), ssl=tls),
+            basic() if authorization is None else authorization,
+        )
 
     async def ask(self, method, target, body=b"", **headers):
-        return await self.send(request(method, target, headers.pop("Authorization", self.authorization), body, **headers))
+        return await self.send(
+            request(method, target, headers.pop("Authorization", self.authorization), body, **headers)
+        )
 
     async def send(self, octets):
         self.writer.write(octets)

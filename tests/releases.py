@@ -72,7 +72,9 @@ class Agency:
             (self.drop / name).write_bytes(content)
             rows = max(len([line for line in content.splitlines() if line]) - (layout != "imei"), 0)
             digest = hashlib.sha256(content).hexdigest()
-            entries.append({"name": name, "role": role, "layout": layout, "bytes": len(content), "rows": rows, "sha256": digest})
+            entries.append(
+                {"name": name, "role": role, "layout": layout, "bytes": len(content), "rows": rows, "sha256": digest}
+            )
         document = {
             "format": "eir-release/1",
             "list": NAME,

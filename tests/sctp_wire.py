@@ -13,7 +13,9 @@ PIECE = 50_000
 
 
 def packed(addresses, port):
-    return b"".join(struct.pack("=H2s4s8x", socket.AF_INET, port.to_bytes(2), socket.inet_aton(each)) for each in addresses)
+    return b"".join(
+        struct.pack("=H2s4s8x", socket.AF_INET, port.to_bytes(2), socket.inet_aton(each)) for each in addresses
+    )
 
 
 def sctp_socket(*addresses, port=0):

@@ -135,7 +135,12 @@ class Protected(Server):
     def __init__(self, program, *options, users=USER_FILE, **more):
         super().__init__(program, "--appendonly", "yes", *options, **more)
         file = self.folder / "users.acl"
-        file.write_text("".join(f"{user.replace('PASSWORD', self.PASSWORD)}\n" for user in (*users, "user admin on >PASSWORD ~* &* +@all")))
+        file.write_text(
+            "".join(
+                f"{user.replace('PASSWORD', self.PASSWORD)}\n"
+                for user in (*users, "user admin on >PASSWORD ~* &* +@all")
+            )
+        )
         self.options += ("--aclfile", str(file))
 
     @property

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,20 @@ from wire import EIR, REALM, Connection, cer, dpr, dwr, ecr, u32, until
 from eir.diameter.counts import Counts
 from eir.diameter.node import Identity, Node, PeerSettings
 from eir.s13.application import s13_application
-from eir.s13.lane import COMPILED, ExpressLanes
+from eir.s13.lane import COMPILED, ExpressLane, ExpressLanes
 from eir.s13.service import S13Service
 
 IDENTITY = Identity(host=EIR, realm=REALM, origin_state_id=77)
 ENDS = ("half-closed", "closed", "aborted", "DPR", "left open")
-GARBAGE = (b"", b"\0" * 40, b"\1\0\0\x13" + b"x" * 15, b"GET / HTTP/1.1\r\n\r\n", b"\2" + ecr()[1:], b"\1\xff\xff\xfc", ecr()[:50])
+GARBAGE = (
+    b"",
+    b"\0" * 40,
+    b"\1\0\0\x13" + b"x" * 15,
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\2" + ecr()[1:],
+    b"\1\xff\xff\xfc",
+    ecr()[:50],
+)
 
 CLOSING = {"message_length", "message_too_long", "version", "cer_timeout", "partial_message"}
 """Faults after which the node closes: what comes behind them is not read, and the kernel then resets the connection."""
@@ -37,7 +46,9 @@ seeds = st.integers(0, 2**32)
 messages = st.one_of(
     st.sampled_from(good_messages()), st.sampled_from([cer(), dwr(), dpr()]), seeds.map(lambda seed: Mutator(seed).message()), st.sampled_from(GARBAGE)
 )  # fmt: skip
-visits = st.tuples(st.booleans(), st.lists(messages, max_size=8), st.sampled_from((1, 40, 500, 100_000)), st.sampled_from(ENDS))
+visits = st.tuples(
+    st.booleans(), st.lists(messages, max_size=8), st.sampled_from((1, 40, 500, 100_000)), st.sampled_from(ENDS)
+)
 
 
 async def visit(address, number, begins, octets, size, end):
@@ -88,10 +99,13 @@ async def run_mix(plans, rate_max):
     files, tasks = open_files(), asyncio.all_tasks()
     node = Node(
         IDENTITY, [PeerSettings(label="mme", realm=REALM, connections=3, rate_max=rate_max)], QUICK,
-        s13_application(service, ExpressLanes(checks, service.replies) if COMPILED else None), counts=counts, report=lambda *_, **__: None,
+        s13_application(service, partial(ExpressLane, ExpressLanes(checks, service.replies)) if COMPILED else None), counts=counts, report=lambda *_, **__: None,
     )  # fmt: skip
     address = await node.listen("tcp://127.0.0.1:0")
-    visiting = [visit(address, number, begins, b"".join(octets), size, end) for number, (begins, octets, size, end) in enumerate(plans)]
+    visiting = [
+        visit(address, number, begins, b"".join(octets), size, end)
+        for number, (begins, octets, size, end) in enumerate(plans)
+    ]
     results = await asyncio.gather(*visiting)
     open_ones = [each for each in results if isinstance(each, Connection)]
     await node.drain(0.3)
@@ -108,7 +122,12 @@ async def run_mix(plans, rate_max):
     assert asked <= len(plans) * 2
     read = sum(each for each in results if isinstance(each, int))
     assert read <= answers + asked
-    if len(plans) == 1 and plans[0][3] == "half-closed" and not counts.peers_refused and CLOSING.isdisjoint(counts.errors):
+    if (
+        len(plans) == 1
+        and plans[0][3] == "half-closed"
+        and not counts.peers_refused
+        and CLOSING.isdisjoint(counts.errors)
+    ):
         assert read == answers + asked
     await until(lambda: open_files() <= files)
 

@@ -38,7 +38,14 @@ def text(moment):
 
 
 def said(**changes):
-    given = {"node": "eir.one", "list": "stolen", "serial": 1, "content": "0" * 64, "since": text(NOW), "made": text(NOW)}
+    given = {
+        "node": "eir.one",
+        "list": "stolen",
+        "serial": 1,
+        "content": "0" * 64,
+        "since": text(NOW),
+        "made": text(NOW),
+    }
     return Acknowledgement(**given | changes)
 
 
@@ -66,19 +73,33 @@ def test_how_nodes_stand(register):
 
 def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
     nodes, keys = register.folder / "nodes", [make_key(tmp_path, name) for name in ("one", "two")]
-    nodes.write_text("".join(f"{signer_line(key, f'eir.{key.name}')}\n" for key in keys) + f"{signer_line(keys[1], 'eir.three')}\n")
+    nodes.write_text(
+        "".join(f"{signer_line(key, f'eir.{key.name}')}\n" for key in keys) + f"{signer_line(keys[1], 'eir.three')}\n"
+    )
     room = register.folder / "acknowledgements"
     room.mkdir()
     third = index_in(register.folder).content_of(3)
     (room / "eir.one.stolen.ack").write_bytes(acknowledged(said(serial=3, content=third), keys[0]))
     (room / "eir.two.stolen.ack").write_bytes(acknowledged(said(node="eir.two", serial=3, content=third), keys[0]))
     (room / "eir.four.stolen.ack").write_bytes(b"{}\n")
-    (room / "x.ack").write_bytes(acknowledged(said(serial=2, made=text(NOW - HOUR)), keys[0]))  # an older one of the first
+    (room / "x.ack").write_bytes(
+        acknowledged(said(serial=2, made=text(NOW - HOUR)), keys[0])
+    )  # an older one of the first
     (room / "y.ack").write_bytes(acknowledged(said(list="other"), keys[0]))
     found = {each.node: (each.state, each.behind) for each in standings(register.folder, now=NOW, within=HOUR)}
-    assert found == {"eir.one": ("in step", 0), "eir.two": ("unproven", 3), "eir.three": ("never", 3), "eir.four": ("unproven", 3)}
+    assert found == {
+        "eir.one": ("in step", 0),
+        "eir.two": ("unproven", 3),
+        "eir.three": ("never", 3),
+        "eir.four": ("unproven", 3),
+    }
     content = acknowledged(said(), keys[0])
-    for damaged in (content.replace(b"eir.one", b"eir.two"), content[:-40], signed(b'{"format": "x"}\n', keys[0], NAMESPACE), signed(content.split(b"-----")[0], keys[0])):
+    for damaged in (
+        content.replace(b"eir.one", b"eir.two"),
+        content[:-40],
+        signed(b'{"format": "x"}\n', keys[0], NAMESPACE),
+        signed(content.split(b"-----")[0], keys[0]),
+    ):
         with pytest.raises(ReleaseRefused):
             read(damaged, "x", nodes, NOW)
     assert read(content, "x", nodes, NOW) == said()
@@ -105,11 +126,25 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
         (row,) = json.loads(site.eir("acknowledged", register.folder, "--json").stdout)
         assert (row["node"], row["state"], row["serial"], row["behind"]) == (host, "in step", 2, 0)
         until(lambda: node.metrics().get("eir_source_acknowledgements_total{list=stolen,outcome=given}", 0) >= 2)
-        audit = site.json("audit", room / f"{host}.stolen.ack", node.status()["listening"][0], "--all", "--rate", 1000, "--origin-host", "mme.localdomain", "--origin-realm", "localdomain")
+        audit = site.json(
+            "audit",
+            room / f"{host}.stolen.ack",
+            node.status()["listening"][0],
+            "--all",
+            "--rate",
+            1000,
+            "--origin-host",
+            "mme.localdomain",
+            "--origin-realm",
+            "localdomain",
+        )
         assert (audit["serial"], audit["asked"], audit["as_listed"]) == (2, 22, 22)
         site.eir("acknowledge", "--out", tmp_path / "files")
         assert [path.name for path in (tmp_path / "files").iterdir()] == [f"{host}.stolen.ack"]
-        since = [json.loads(content.split(b"-----")[0])["since"] for content in (register.web.given[name], next((tmp_path / "files").iterdir()).read_bytes())]
+        since = [
+            json.loads(content.split(b"-----")[0])["since"]
+            for content in (register.web.given[name], next((tmp_path / "files").iterdir()).read_bytes())
+        ]
         assert since[0] == since[1]
         node.end()
         register.publish(added=ROWS[22:24], ahead_s=-7200)

@@ -201,7 +201,9 @@ print(used.ru_maxrss, used.ru_utime + used.ru_stime)
 sys.exit(status)"""
 MILLION = zstandard.compress(b"35209900176148\n" * 10**6)
 BOMB = zstandard.compress(b"imei\n") + MILLION * 200
-LONG_RANGES = b"imei_from,imei_to\n" + b"".join(b"%08d000001,%08d999998\n" % (tac, tac + 998) for tac in range(10**7, 10**7 + 2000 * 999, 999))
+LONG_RANGES = b"imei_from,imei_to\n" + b"".join(
+    b"%08d000001,%08d999998\n" % (tac, tac + 998) for tac in range(10**7, 10**7 + 2000 * 999, 999)
+)
 
 
 @pytest.mark.parametrize(

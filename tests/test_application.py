@@ -45,7 +45,9 @@ def add(request):
     return Reply(2001, avps=encode_u32(SUM, total))
 
 
-ADDING = Application(id=ID, vendor=VENDOR, commands={ADD: Command("Add", REQUEST, session=True)}, dictionary=DICTIONARY, answer=add)
+ADDING = Application(
+    id=ID, vendor=VENDOR, commands={ADD: Command("Add", REQUEST, session=True)}, dictionary=DICTIONARY, answer=add
+)
 
 
 @asynccontextmanager

@@ -30,7 +30,9 @@ MISSED = sorted(IMEIS[5::100])
 """1 % of the list."""
 ASKED = ("--origin-host", HOST, "--origin-realm", REALM, "--rate", "10000")
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # python-diameter's threads, at their end
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # python-diameter's threads, at their end
 
 
 # How many, how sure
@@ -73,8 +75,15 @@ def listed(*pages):
 
 def test_what_is_listed_and_what_has_ended():
     past, coming = int(NOW.timestamp()) - 1, int(NOW.timestamp()) + 1
-    of = listed(page(35209900, [1, 2, 3], until=[past, coming, 0]), page(35209901, [7], tac=(0, 0)), page(35209902, [], tac=(0, past)))
-    keys = np.array([35209900_000002, 35209902_000001, 35209901_999999, 35209900_000001, 99999999_000001, 35209900_000003], np.uint64)
+    of = listed(
+        page(35209900, [1, 2, 3], until=[past, coming, 0]),
+        page(35209901, [7], tac=(0, 0)),
+        page(35209902, [], tac=(0, past)),
+    )
+    keys = np.array(
+        [35209900_000002, 35209902_000001, 35209901_999999, 35209900_000001, 99999999_000001, 35209900_000003],
+        np.uint64,
+    )
     assert of.holds(keys).tolist() == [True, False, True, False, False, True]
     assert of.holds(keys[:0]).tolist() == []
     assert len(of) == 4
@@ -143,9 +152,13 @@ def test_an_eir_that_misses_one_in_a_hundred_is_found_and_one_that_misses_none_p
     assert document["interval"][0] < document["share"] < document["interval"][1] < 0.9999
     site.eir("load", wanted)
     document, said = found(site, wanted, where, *ASKED, "--at-least", "0.999")
-    assert (document["asked"], document["share"], document["exceptions"], said) == (1000, 1, [], ""), "the sample would be larger than the list"
+    assert (document["asked"], document["share"], document["exceptions"], said) == (1000, 1, [], ""), (
+        "the sample would be larger than the list"
+    )
     done = site.eir("audit", wanted, where, *ASKED, "--sample", "20", "--at-least", "0.999")
-    assert done.stdout.startswith("stolen 2, 1,000 entries: 20 of 20 devices answered as listed: 100.0000%, from 83.8875% to 100.0000% at 95% confidence")
+    assert done.stdout.startswith(
+        "stolen 2, 1,000 entries: 20 of 20 devices answered as listed: 100.0000%, from 83.8875% to 100.0000% at 95% confidence"
+    )
     assert "a larger --sample tells" in done.stderr
 
 
@@ -201,8 +214,16 @@ def segment(messages, streams, source, target, octets):
     """A packet of IPv4 with a TCP segment that holds these bytes, as pcap has it."""
     at = streams.setdefault((source, target), 1)
     streams[source, target] += len(octets)
-    tcp = struct.pack(">HHIIBBHHH", source, target, at, streams.get((target, source), 1), 0x50, 0x18, 65535, 0, 0) + octets
-    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0, bytes([127, 0, 0, 1]), bytes([127, 0, 0, 1])) + tcp
+    tcp = (
+        struct.pack(">HHIIBBHHH", source, target, at, streams.get((target, source), 1), 0x50, 0x18, 65535, 0, 0)
+        + octets
+    )
+    ip = (
+        struct.pack(
+            ">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0, bytes([127, 0, 0, 1]), bytes([127, 0, 0, 1])
+        )
+        + tcp
+    )
     messages.append(struct.pack("<IIII", 1764115200 + len(messages), 0, len(ip), len(ip)) + ip)
 
 
@@ -220,7 +241,12 @@ def capture(path, exchanges, port):
 def eca(status, number):
     experimental = avp(297, u32(266, TGPP) + u32(298, 5422))
     said = experimental if status is None else u32(268, 2001) + u32(1445, status, TGPP)
-    return message(324, avp(263, f"{HOST};1;{number};test") + said + u32(277, 1) + avp(264, EIR) + avp(296, REALM), 0x40, ids=(number, number))
+    return message(
+        324,
+        avp(263, f"{HOST};1;{number};test") + said + u32(277, 1) + avp(264, EIR) + avp(296, REALM),
+        0x40,
+        ids=(number, number),
+    )
 
 
 def check(client, host, number, imei, status):
@@ -241,12 +267,22 @@ def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_pa
     ], port)  # fmt: skip
     site.configure(peers=[{"host": "mme1"}, {"host": "mme4"}, {"host": "probe", "expected": False}])
     more = () if port == 3868 else ("--port", port)
-    document, _ = found(site, site.release([LISTED]), "--passive", path, *more, "--mme", "mme3", "--mme", "mme5", "--at-least", "0.4")
-    assert (document["asked"], document["as_listed"], document["share"], document["interval"]) == (6, 3, 0.5, [0.5, 0.5])
+    document, _ = found(
+        site, site.release([LISTED]), "--passive", path, *more, "--mme", "mme3", "--mme", "mme5", "--at-least", "0.4"
+    )
+    assert (document["asked"], document["as_listed"], document["share"], document["interval"]) == (
+        6,
+        3,
+        0.5,
+        [0.5, 0.5],
+    )
     assert [tuple(mistake.values()) for mistake in document["exceptions"]] == [
         (LISTED, "blacklisted", "none"), (LISTED, "blacklisted", "unknown"), (f"{LISTED}01", "blacklisted", "whitelisted"),
     ]  # fmt: skip
-    assert {each["origin_host"]: (each["asked"], each["as_listed"]) for each in document["origins"]} == {"mme1": (3, 3), "mme3": (3, 0)}
+    assert {each["origin_host"]: (each["asked"], each["as_listed"]) for each in document["origins"]} == {
+        "mme1": (3, 3),
+        "mme3": (3, 0),
+    }
     assert document["never_asked"] == ["mme2", "mme4", "mme5"]
 
 
@@ -255,7 +291,15 @@ def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
 
     def row(imei, origin, status, checks=1, ago=timedelta()):
         device = device_key(imei) if imei.isdigit() else None
-        return {"time": now - ago, "last": now - ago, "checks": checks, "imei": imei, "device": device, "origin_host": origin, "status": status}
+        return {
+            "time": now - ago,
+            "last": now - ago,
+            "checks": checks,
+            "imei": imei,
+            "device": device,
+            "origin_host": origin,
+            "status": status,
+        }
 
     path = site.state / FOLDER / f"{now:%Y-%m-%d}" / f"{now:%H}-1-1.parquet"
     path.parent.mkdir(parents=True)
@@ -274,4 +318,9 @@ def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
     assert "less than 80.0000%" in said
     assert found(site, manifest, "--sightings", "--since", "3d")[0]["asked"] == 94
     text = site.eir("audit", manifest, "--sightings").stdout.splitlines()
-    assert text[1:] == [f"  {LISTED}: whitelisted instead of blacklisted", "mme1: 3 of 4", "mme2: asked about no listed device", "mme4: never asked"]
+    assert text[1:] == [
+        f"  {LISTED}: whitelisted instead of blacklisted",
+        "mme1: 3 of 4",
+        "mme2: asked about no listed device",
+        "mme4: never asked",
+    ]

@@ -37,7 +37,9 @@ def test_what_is_encoded_is_read_back(avps):
     octets = b"".join(encode(key_of(code, vendor), data, flags=flags) for code, data, vendor, flags in avps)
     read, fault = parse(octets, 0, len(octets), 100)
     assert fault is None
-    assert [(avp.key, avp.data, avp.flags & 0x7F) for avp in read] == [(key_of(code, vendor), data, flags) for code, data, vendor, flags in avps]
+    assert [(avp.key, avp.data, avp.flags & 0x7F) for avp in read] == [
+        (key_of(code, vendor), data, flags) for code, data, vendor, flags in avps
+    ]
     assert octets == b"".join(wire.avp(code, data, vendor, flags) for code, data, vendor, flags in avps)
 
 

@@ -21,7 +21,17 @@ from eir.lists.pages import PAGE_KEYS
 from eir.s13.lane import COMPILED
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-ENTRY = {"server", "load", "answers_per_s", "p50_us", "p99_us", "cpu_us_per_answer", "server_share", "generator_share", "errors"}
+ENTRY = {
+    "server",
+    "load",
+    "answers_per_s",
+    "p50_us",
+    "p99_us",
+    "cpu_us_per_answer",
+    "server_share",
+    "generator_share",
+    "errors",
+}
 REALM = "mme.example"
 UNKNOWN = "10415:5422"
 
@@ -60,7 +70,9 @@ APART = ("follow", "index", "load", "redis-memory", "tamper")
 """Parts whose documents are their own."""
 DRAWN = {
     "ecr": lambda document: [f"{row['answers_per_s']:,}" for row in document["measured"] if "at" not in row["load"]],
-    "peers": lambda document: [f"{found['median']:,.{shown(found['median'])}f}" for found in document["answers_per_s_ratio"][AGENTS].values()],
+    "peers": lambda document: [
+        f"{found['median']:,.{shown(found['median'])}f}" for found in document["answers_per_s_ratio"][AGENTS].values()
+    ],
     "sizes": lambda document: [f"{row['answers_per_s']:,}" for row in document["measured"]],
 }
 """Parts that have a picture, and what is in it as text."""
@@ -81,7 +93,9 @@ def pictures(tmp_path_factory):
 def running(pictures, pytestconfig):
     """All parts in their shortest form, side by side: no time is of interest here."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    parts = {part: (*more, "--svg", pictures / f"{part}.svg") if part in DRAWN else more for part, more in PARTS.items()}
+    parts = {
+        part: (*more, "--svg", pictures / f"{part}.svg") if part in DRAWN else more for part, more in PARTS.items()
+    }
     parts |= dict.fromkeys(APART, ())
     if pytestconfig.getoption("--long") and (has_sctp() or shutil.which("linux.uml")):
         parts["ecr-over-sctp"] = ("--transport", "sctp", "--windows", "8", "--only")
@@ -143,20 +157,27 @@ def test_ecr(found):
 
 
 def test_ecr_over_sctp(printed):
-    answers = {(row["server"], row["load"]): row["answers_per_s"] for row in printed["measured"]}  # shares are of a clock too coarse for this
+    answers = {
+        (row["server"], row["load"]): row["answers_per_s"] for row in printed["measured"]
+    }  # shares are of a clock too coarse for this
     assert answers.keys() == {("eir", "1 x 8"), ("eir, TCP", "1 x 8")}
     assert all(answers.values())
     assert printed["wrong_answers"] == 0
     calls = printed["system_calls"]["1 x 8"]
     assert calls["sendto"] == pytest.approx(1, abs=0.1), "one for each message"
-    assert {target["what"] for target in printed["targets"]} == {"receives for each answer, 1 x 8", "sends for each answer, 1 x 8"}
+    assert {target["what"] for target in printed["targets"]} == {
+        "receives for each answer, 1 x 8",
+        "sends for each answer, 1 x 8",
+    }
 
 
 def test_peers(found):
     assert found["missing"] == {}
     rows = measured(found)
     servers = {"eir", "floor", "echo", "otp", "freediameter"}
-    assert set(rows) == {(server, load) for server in servers for load in ("4 x 256", "4 x 256, 50% hits", "1 x 1", AGENTS)}
+    assert set(rows) == {
+        (server, load) for server in servers for load in ("4 x 256", "4 x 256, 50% hits", "1 x 1", AGENTS)
+    }
     assert all(row["errors"] == 0 for row in rows.values())
     assert set(found["answers_per_s_ratio"]) == {"4 x 256", "4 x 256, 50% hits", AGENTS}
     assert set(found["answers_per_s_ratio"][AGENTS]) == set(found["p50_ratio"]) == servers - {"eir"}
@@ -164,7 +185,9 @@ def test_peers(found):
 
 
 def test_gsup(found):
-    assert {(row["server"], row["under way"]) for row in found["measured"]} == {(server, window) for server in ("eir", "echo") for window in (1, 64)}
+    assert {(row["server"], row["under way"]) for row in found["measured"]} == {
+        (server, window) for server in ("eir", "echo") for window in (1, 64)
+    }
     assert all(row["cpu_us"] > 0 for row in found["measured"])
 
 
@@ -254,7 +277,9 @@ def test_follow(printed):
     waited = {what: turns for what, turns in printed["turns"].items() if "processor" not in what}
     assert (len(waited), len(printed["medians"])) == (4, 6)
     assert all(seconds > 0 for turns in waited.values() for seconds in turns)
-    assert all(seconds >= 0 for turns in printed["turns"].values() for seconds in turns)  # clock ticks: so few pages may take none
+    assert all(
+        seconds >= 0 for turns in printed["turns"].values() for seconds in turns
+    )  # clock ticks: so few pages may take none
 
 
 def test_index(printed):
@@ -271,7 +296,16 @@ def test_load(printed):
 
 
 def test_tamper(printed):
-    assert {row["kind"] for row in printed["measured"]} >= {"clone, 2 copies", "clone, 3 copies", "box", "box, a number for two checks", "taken", "never_allocated", "free", "zero"}
+    assert {row["kind"] for row in printed["measured"]} >= {
+        "clone, 2 copies",
+        "clone, 3 copies",
+        "box",
+        "box, a number for two checks",
+        "taken",
+        "never_allocated",
+        "free",
+        "zero",
+    }
     assert all(row["planted"] and 0 <= row["recall"] <= 1 and 0 <= row["dirbs"] <= 1 for row in printed["measured"])
     assert len(printed["precision"]) == 2
     assert {"recall: clone, 2 copies", "recall: box", "precision"} <= {target["what"] for target in printed["targets"]}
@@ -292,7 +326,9 @@ def command_line(pid):
 def test_a_part_that_is_told_to_end_leaves_nothing_behind(tmp_path):
     command = [sys.executable, SCRIPTS / "bench", "switch", "--quick", "--entries", "20000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
         try:
             serving = until(lambda: [pid for pid in processes(process.pid) if b"serve" in command_line(pid)])
         finally:
@@ -304,7 +340,10 @@ def test_a_part_that_is_told_to_end_leaves_nothing_behind(tmp_path):
 
 def test_every_part_has_a_short_form_that_is_run_here():
     """A part that is not tried breaks with the first change of what it measures."""
-    assert {path.stem.removeprefix("bench_").replace("_", "-") for path in SCRIPTS.glob("bench_*.py")} == {*PARTS, *APART}
+    assert {path.stem.removeprefix("bench_").replace("_", "-") for path in SCRIPTS.glob("bench_*.py")} == {
+        *PARTS,
+        *APART,
+    }
 
 
 # ---- the questions ----
@@ -331,7 +370,9 @@ def test_questions_are_of_the_list_as_often_as_asked_for(benchmark, tmp_path):
 # ---- the generator ----
 
 
-def eca(request, *, hop_by_hop=None, command=324, flags=0x40, session=None, status=0, result=2001, origin=True, extra=b""):
+def eca(
+    request, *, hop_by_hop=None, command=324, flags=0x40, session=None, status=0, result=2001, origin=True, extra=b""
+):
     """An answer to an ECR, right or wrong in one way."""
     parts = [avp(263, request.data(263) if session is None else session)]
     parts += [u32(268, result)] if result != UNKNOWN else [avp(297, u32(266, TGPP) + u32(298, 5422))]
@@ -366,7 +407,9 @@ FAULTS = {
 async def test_the_generator_sees_every_fault(benchmark, tmp_path, fault):
     """Every fourth answer has the fault."""
     put, expected = FAULTS[fault]
-    (tmp_path / "questions").write_text("351234567890120\n" * 3 + f"35123456789012{'u' if put.get('result') == UNKNOWN else 0}\n")
+    (tmp_path / "questions").write_text(
+        "351234567890120\n" * 3 + f"35123456789012{'u' if put.get('result') == UNKNOWN else 0}\n"
+    )
 
     async def serve(reader, writer):
         count = 0
@@ -378,7 +421,9 @@ async def test_the_generator_sees_every_fault(benchmark, tmp_path, fault):
                     count += 1
                     writer.write(eca(request, **(put if count % 4 == 0 else {})))
                 else:
-                    writer.write(message(request.command, u32(268, 2001), 0, 0, (request.hop_by_hop, request.end_to_end)))
+                    writer.write(
+                        message(request.command, u32(268, 2001), 0, 0, (request.hop_by_hop, request.end_to_end))
+                    )
         writer.close()
         await writer.wait_closed()
 

@@ -41,7 +41,9 @@ def ecr():
         ("floor", "4 x 256", 1_666_667, 420.5, 506.1), ("floor", "4 at 20000/s", 20_001, 48.04, 130.0),
         ("echo", "4 x 256", 2_100_300, 333.3, 444.4), ("echo", "4 at 20000/s", 20_002, 1.0, 2.0),
     ]  # fmt: skip
-    return picture([dict(zip(("server", "load", "answers_per_s", "p50_us", "p99_us"), row, strict=True)) for row in rows])
+    return picture(
+        [dict(zip(("server", "load", "answers_per_s", "p50_us", "p99_us"), row, strict=True)) for row in rows]
+    )
 
 
 def ecr_alone():
@@ -54,7 +56,9 @@ def sizes():
     from bench_sizes import picture
 
     rows = [(1_000, 714_891, 68.94, 20.3), (1_000_000, 518_141, 121.3, 56.9), (100_000_000, 394_315, 531.8, 265.4)]
-    return picture([dict(zip(("entries", "answers_per_s", "resident_mb", "node_mb"), row, strict=True)) for row in rows])
+    return picture(
+        [dict(zip(("entries", "answers_per_s", "resident_mb", "node_mb"), row, strict=True)) for row in rows]
+    )
 
 
 def one_size():
@@ -90,9 +94,19 @@ def laid_out():
     def laid_out(made):
         figure = plot.figure(made.title, NOTE, made.panels)
         figure.draw_without_rendering()
-        ticks = [(axis, tick) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for tick in axis.get_major_ticks()]
-        beyond = {tick.label1 for axis, tick in ticks if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())}
-        texts = [text for text in figure.findobj(mpl.text.Text) if text.get_visible() and text.get_text() and text not in beyond]
+        ticks = [
+            (axis, tick) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for tick in axis.get_major_ticks()
+        ]
+        beyond = {
+            tick.label1
+            for axis, tick in ticks
+            if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+        }
+        texts = [
+            text
+            for text in figure.findobj(mpl.text.Text)
+            if text.get_visible() and text.get_text() and text not in beyond
+        ]
         return figure, [(text.get_text(), text.get_window_extent()) for text in texts]
 
     with mpl.rc_context(plot.STYLE):
@@ -150,10 +164,14 @@ def test_ratios_lie_on_their_side_of_one(laid_out):
     from matplotlib.colors import to_hex
 
     figure, _ = laid_out(peers())
-    faster, slower = ([(bar.get_x(), bar.get_width(), to_hex(bar.get_facecolor())) for bar in axes.patches] for axes in figure.axes)
+    faster, slower = (
+        [(bar.get_x(), bar.get_width(), to_hex(bar.get_facecolor())) for bar in axes.patches] for axes in figure.axes
+    )
     good, bad = COLOURS[:2]
     assert [(x, x + width > 1, colour) for x, width, colour in faster] == [(1, True, good)] * 3 + [(1, False, bad)] * 2
-    assert [width for _, width, _ in faster] == sorted((width for _, width, _ in faster[:3])) + [width for _, width, _ in faster[3:]]
+    assert [width for _, width, _ in faster] == sorted((width for _, width, _ in faster[:3])) + [
+        width for _, width, _ in faster[3:]
+    ]
     assert [colour for *_, colour in slower] == [good, good, good, bad, bad]
     assert slower[0][1] == 0  # no ratio could be had
 
@@ -182,7 +200,9 @@ def test_contrast():
     assert len(plot.COLOURS) == len(plot.SHAPES)
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.114, "0.11"), (1, "1.00"), (9.878, "9.88"), (10, "10.0"), (714_891.4, "714,891")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.114, "0.11"), (1, "1.00"), (9.878, "9.88"), (10, "10.0"), (714_891.4, "714,891")]
+)
 def test_values_as_people_read_them(value, text):
     from benchmark.plot import shown
 
@@ -199,7 +219,10 @@ def test_finish_draws_where_it_is_told_to(tmp_path, capsys):
     file = tmp_path / "figures" / "peers.svg"
     options = parser.parse_args(["--quick", "--json", "--svg", str(file)])
     assert finish("peers", {}, [], options, "", picture=peers()) == 0
-    assert any(text.startswith("scripts/bench peers --quick: no figures to believe; ") for text in texts(ET.parse(file).getroot()))
+    assert any(
+        text.startswith("scripts/bench peers --quick: no figures to believe; ")
+        for text in texts(ET.parse(file).getroot())
+    )
     out, said = capsys.readouterr()
     assert json.loads(out)["part"] == "peers"
     assert str(file) in said

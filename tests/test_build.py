@@ -180,7 +180,9 @@ def test_reasons_ends_ranges_and_repeats(entries):
     assert content_of(built.pages) == truth
     assert (built.entries, built.devices) == (len(truth), devices_in(truth))
     assert devices_of(built.pages) == built.devices
-    assert [page.number for page in built.pages] == sorted({n[1] if isinstance(n, tuple) else n // PAGE_KEYS for n in truth})
+    assert [page.number for page in built.pages] == sorted(
+        {n[1] if isinstance(n, tuple) else n // PAGE_KEYS for n in truth}
+    )
 
 
 @given(ENTRIES, st.lists(st.tuples(ENTRIES, ENTRIES), max_size=4))
@@ -196,7 +198,11 @@ def test_a_chain_of_deltas_is_the_dictionary_that_it_leads_to(first, deltas):
         truth.update(truth_of(added))
         after, sums = amend(pages.values(), rows_of(removed), rows_of(added))
         touched = [pages[page.number] for page in after if page.number in pages]
-        assert (sums.come, sums.gone) == differences(touched, after) == (come_between(before, truth), come_between(truth, before))
+        assert (
+            (sums.come, sums.gone)
+            == differences(touched, after)
+            == (come_between(before, truth), come_between(truth, before))
+        )
         for page in after:
             if page.keys or page.extra:
                 assert pages.get(page.number) != page
@@ -256,7 +262,9 @@ def test_the_highest_meid_has_a_page():
 
 @pytest.mark.parametrize("top", [10**8, (1 << 52) // PAGE_KEYS, (1 << 53) // PAGE_KEYS, (1 << 56) // PAGE_KEYS])
 def test_pages_and_remainders_of_large_keys(top):
-    pages = np.concatenate((np.arange(top - 10_000, top), np.random.default_rng(2).integers(0, top, 100_000))).astype(np.uint64)
+    pages = np.concatenate((np.arange(top - 10_000, top), np.random.default_rng(2).integers(0, top, 100_000))).astype(
+        np.uint64
+    )
     for low in (0, 1, 2, 999_998, 999_999):
         keys = np.sort(pages * np.uint64(PAGE_KEYS) + np.uint64(low))
         numbers, lows, starts, sizes = split(keys)
@@ -266,7 +274,13 @@ def test_pages_and_remainders_of_large_keys(top):
         assert (lows == low).all()
 
 
-@given(st.lists(st.tuples(st.integers(0, 6 * PAGE_KEYS), st.sampled_from([0, 1, 99, PAGE_KEYS - 1, PAGE_KEYS, 2 * PAGE_KEYS])), max_size=5), st.booleans())
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6 * PAGE_KEYS), st.sampled_from([0, 1, 99, PAGE_KEYS - 1, PAGE_KEYS, 2 * PAGE_KEYS])),
+        max_size=5,
+    ),
+    st.booleans(),
+)
 def test_whole_tacs_tell_how_many_devices_there_are_at_least(starts, whole):
     entries = [(first // PAGE_KEYS * PAGE_KEYS if whole else first, length) for first, length in starts]
     rows = rows_of([(first, first + length, 0, 0) for first, length in entries])
@@ -353,10 +367,17 @@ def pair_truth_of(entries):
 @given(PAIR_ENTRIES, PAIR_ENTRIES, st.integers(1, 30))
 def test_pairs_come_in_pieces_and_are_cut_into_slabs(one, other, slab):
     rows = pairs_of(one)
-    said = [u64([key for key, *_ in other]), u64([imsi for _, imsi, *_ in other]), np.array([reason for *_, reason, _ in other], np.uint8)]
+    said = [
+        u64([key for key, *_ in other]),
+        u64([imsi for _, imsi, *_ in other]),
+        np.array([reason for *_, reason, _ in other], np.uint8),
+    ]
     rows.add_pairs(*said, np.array([until for *_, until in other], np.int64))
     entries = one + other
-    says = {(key, imsi): {(reason, until) for k, i, reason, until in entries if (k, i) == (key, imsi)} for key, imsi, *_ in entries}
+    says = {
+        (key, imsi): {(reason, until) for k, i, reason, until in entries if (k, i) == (key, imsi)}
+        for key, imsi, *_ in entries
+    }
     assert rows.repeats() == (len(entries) - len(says), sum(len(said) - 1 for said in says.values()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "SLAB_PAIRS", slab)

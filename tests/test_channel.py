@@ -30,7 +30,9 @@ async def ends():
 @asynccontextmanager
 async def serving(side, *, faults=None, **handlers):
     """Have one side's calls handled; faults of handlers are collected."""
-    task = asyncio.create_task(side.serve(handlers, failed=lambda what, fault: (faults if faults is not None else []).append((what, fault))))
+    task = asyncio.create_task(
+        side.serve(handlers, failed=lambda what, fault: (faults if faults is not None else []).append((what, fault)))
+    )
     try:
         yield task
     finally:
@@ -79,7 +81,11 @@ async def test_a_call_longer_than_any_buffer():
 
 
 async def test_questions_may_cross():
-    async with ends() as (here, there), serving(there, double=lambda value: value * 2), serving(here, what=lambda: "other way"):
+    async with (
+        ends() as (here, there),
+        serving(there, double=lambda value: value * 2),
+        serving(here, what=lambda: "other way"),
+    ):
         asked = await asyncio.gather(*(here.ask("double", value) for value in (1, 2, 3)), there.ask("what"))
         assert asked == [2, 4, 6, "other way"]
 
@@ -142,7 +148,9 @@ async def test_no_answer_in_time(monkeypatch):
             await here.ask("double", 1)
         monkeypatch.setattr(channel, "ANSWER_S", 5)
         asked = asyncio.create_task(here.ask("double", 2))
-        async with serving(there, double=lambda value: value * 2):  # answers the first one too, which is nobody's by now
+        async with serving(
+            there, double=lambda value: value * 2
+        ):  # answers the first one too, which is nobody's by now
             assert await asked == 4
 
 

@@ -47,7 +47,10 @@ class Checks:
         return self.checker.check(Question(imei, **{"imsi": IMSI, "protocol": "toy", "peer": "mme"} | question))
 
 
-SUSPECT = (Rule(identifier=("check_digit",), answer=GREY, observe=True), Rule(identifier=("check_digit", "malformed"), answer=BLACK))
+SUSPECT = (
+    Rule(identifier=("check_digit",), answer=GREY, observe=True),
+    Rule(identifier=("check_digit", "malformed"), answer=BLACK),
+)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +109,16 @@ class TestCheck:
             checks.checker.count("fast", {checks.ask(STOLEN, peer=peer): 2}, peer)
         for more in ((), ("yes",)):
             counted = {labels[:4]: count for labels, count in checks.checker.checks().items() if labels[4:] == more}
-            assert counted == {(BLACK, "stolen", "2", "toy"): 1, (BLACK, "stolen", "2", "fast"): 2, (WHITE, "", "default", "toy"): 1}
-        assert sorted((peer, observed) for _, _, peer, observed, *_ in kept.rows) == [("mme", ""), ("mme", ""), ("mme", "1=blacklisted@tried")]
+            assert counted == {
+                (BLACK, "stolen", "2", "toy"): 1,
+                (BLACK, "stolen", "2", "fast"): 2,
+                (WHITE, "", "default", "toy"): 1,
+            }
+        assert sorted((peer, observed) for _, _, peer, observed, *_ in kept.rows) == [
+            ("mme", ""),
+            ("mme", ""),
+            ("mme", "1=blacklisted@tried"),
+        ]
         checks.checker.probes = frozenset()
         checks.ask(STOLEN, peer="probe")
         assert checks.checker.checks()[BLACK, "stolen", "2", "toy"] == 2
@@ -124,7 +135,9 @@ class TestCheck:
         assert checks.ask("x") is NoDevice.MALFORMED
         assert checks.ask(None, meid="x", peer="dra") is NoDevice.MALFORMED
         assert checks.checker.identity_errors == {("none", "mme"): 1, ("bad", "mme"): 1, ("bad", "dra"): 1}
-        assert checks.checker.checks() == {(GREY, "", "no_identity", "toy"): 1}  # an error is not a check that was answered
+        assert checks.checker.checks() == {
+            (GREY, "", "no_identity", "toy"): 1
+        }  # an error is not a check that was answered
         assert checks.notes == [((GREY, "", "no_identity", "mme"), "", "", IMSI)]
 
     def test_a_fast_path_counts_by_the_batch(self, checks):
@@ -157,7 +170,9 @@ class TestPolicies:
     def test_an_override_ends_by_itself(self):
         until = NOW + timedelta(seconds=10)
         checks = Checks(PolicySettings(rules=RULES, bad_identity=None, override=Override(answer=WHITE, until=until)))
-        assert checks.reports == [("override", {"level": "warning", "detail": "every check is answered alike", "until": until.isoformat()})]
+        assert checks.reports == [
+            ("override", {"level": "warning", "detail": "every check is answered alike", "until": until.isoformat()})
+        ]
         assert [checks.ask(STOLEN).rule, checks.ask("x").rule] == ["override"] * 2
         assert not checks.checker.tick(until - timedelta(seconds=1))
         assert checks.ask(STOLEN).status is WHITE
@@ -214,7 +229,9 @@ def test_another_translator_gets_the_same_verdicts_and_counts_of_its_own(setting
         line = ";".join(("" if imei is None else f"imei-{imei}", version, imsi))
         assert toy.answer(line) == expected, line
     assert {(*labels[:3], "s13") for labels in for_toy.checker.checks()} == set(for_s13.checker.checks())
-    assert {(*labels[:3], "toy"): count for labels, count in for_s13.checker.checks().items()} == for_toy.checker.checks()
+    assert {
+        (*labels[:3], "toy"): count for labels, count in for_s13.checker.checks().items()
+    } == for_toy.checker.checks()
     assert for_toy.checker.identity_errors == for_s13.checker.identity_errors
     assert for_toy.checker.observed == for_s13.checker.observed
     assert for_toy.notes == for_s13.notes

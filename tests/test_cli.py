@@ -75,7 +75,21 @@ def document(ran):
 
 
 class TestUsage:
-    @pytest.mark.parametrize("command", ["", *COMMANDS, "peer disable", "peer enable", "lists reset-serial", "tamper report", "tamper show", "tamper confirm", "tamper clear", "tamper export"])
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "",
+            *COMMANDS,
+            "peer disable",
+            "peer enable",
+            "lists reset-serial",
+            "tamper report",
+            "tamper show",
+            "tamper confirm",
+            "tamper clear",
+            "tamper export",
+        ],
+    )
     def test_help(self, eir, command, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
         status, out, err = eir(*command.split(), "--help")
@@ -114,13 +128,17 @@ class TestUsage:
 class TestConfiguration:
     def test_errors_name_file_line_and_what_was_expected(self, eir, tmp_path):
         path = tmp_path / "wrong.yaml"
-        path.write_text("identity: {host: a.example.org, realm: example.org}\nlisten: [tcp://127.0.0.1:0]\nworkers: many\npolcy: {}\n")
+        path.write_text(
+            "identity: {host: a.example.org, realm: example.org}\nlisten: [tcp://127.0.0.1:0]\nworkers: many\npolcy: {}\n"
+        )
         status, out, err = eir("config", "-c", path)
         assert (status, out) == (2, "")
         assert re.search(rf"^{path}:3: .*workers", err, re.MULTILINE)
         assert re.search(rf"^{path}:4: .*polcy.*policy", err, re.MULTILINE)
 
-    @pytest.mark.parametrize("command", ["config", "lists", "history", "peers", "reload", "drain", "serve", "check 1", "inbox"])
+    @pytest.mark.parametrize(
+        "command", ["config", "lists", "history", "peers", "reload", "drain", "serve", "check 1", "inbox"]
+    )
     def test_each_command_says_that_the_file_is_not_there(self, eir, command, tmp_path):
         status, out, err = eir(*command.split(), "-c", tmp_path / "none.yaml")
         assert (status, out) == (2, "")
@@ -135,20 +153,28 @@ class TestConfiguration:
             site.load([UNLISTED], serial=2)
             site.start()
             text = site.path.read_text()
-            site.path.write_text(f"state: {site.state} # where it is\n" + (re.sub(r"^lists:\n( .*\n)+", "", text, flags=re.MULTILINE) if "lists" in fault else text) + fault)
+            site.path.write_text(
+                f"state: {site.state} # where it is\n"
+                + (re.sub(r"^lists:\n( .*\n)+", "", text, flags=re.MULTILINE) if "lists" in fault else text)
+                + fault
+            )
             at = ("-c", site.path)
             for command in ("peers", "history", "lists", "peer disable mme", "rollback stolen"):
                 status, out, err = eir(*command.split(), *at)
                 assert (status, bool(out)) == (0, True), err
                 assert re.search(rf"^warning: {site.path}:\d+: ", err, re.MULTILINE)
             assert "serial 1 is in force again" in out
-            assert [row["serial"] for row in json.loads(eir("lists", "--json", *at)[1]) if row["list"] == "stolen"] == [1]
+            assert [row["serial"] for row in json.loads(eir("lists", "--json", *at)[1]) if row["list"] == "stolen"] == [
+                1
+            ]
             assert json.loads(eir("status", "--json", *at)[1])["pid"] == site.node.pid
             assert eir("load", "x.manifest.json", *at)[0] == 2  # what puts something in force wants all of it right
             assert eir("drain", *at)[0] == 0
             assert site.node.wait() == 0
 
-    @pytest.mark.parametrize("text", [None, "state: [a, b]\n", "x: [\nstate: {\n"], ids=["no file", "no folder", "no YAML"])
+    @pytest.mark.parametrize(
+        "text", [None, "state: [a, b]\n", "x: [\nstate: {\n"], ids=["no file", "no folder", "no YAML"]
+    )
     def test_status_says_in_one_line_that_it_cannot_tell(self, eir, tmp_path, text):
         path = tmp_path / "wrong.yaml"
         if text:
@@ -179,7 +205,11 @@ class TestConfiguration:
         }  # fmt: skip
 
     def test_the_file_is_that_of_c_else_of_the_environment_else_config_eir_yaml(self, host, tmp_path):
-        for name, folder in (("given", tmp_path / "given"), ("environment", tmp_path / "environment"), ("default", tmp_path / "config")):
+        for name, folder in (
+            ("given", tmp_path / "given"),
+            ("environment", tmp_path / "environment"),
+            ("default", tmp_path / "config"),
+        ):
             folder.mkdir()
             text = host.path.read_text().replace("realm: localdomain", f"realm: {name}.example", 1)
             (folder / "eir.yaml").write_text(text)
@@ -187,13 +217,22 @@ class TestConfiguration:
 
         def realm(*arguments, before=(), **environment):
             base = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
-            done = subprocess.run([*COMMAND, *before, "config", "--json", *arguments], cwd=tmp_path, env=base | environment, capture_output=True, check=True)
+            done = subprocess.run(
+                [*COMMAND, *before, "config", "--json", *arguments],
+                cwd=tmp_path,
+                env=base | environment,
+                capture_output=True,
+                check=True,
+            )
             return json.loads(done.stdout)["identity"]["realm"]
 
         assert realm() == "default.example"
         assert realm(EIR_CONFIG="environment/eir.yaml") == "environment.example"
         assert realm("-c", "given/eir.yaml", EIR_CONFIG="environment/eir.yaml") == "given.example"
-        assert realm("-c", "given/eir.yaml", EIR_CONFIG="environment/eir.yaml", before=("-c", "none.yaml")) == "given.example"
+        assert (
+            realm("-c", "given/eir.yaml", EIR_CONFIG="environment/eir.yaml", before=("-c", "none.yaml"))
+            == "given.example"
+        )
         assert realm(EIR_CONFIG="environment/eir.yaml", before=("-c", "given/eir.yaml")) == "given.example"
 
     def test_a_warning_goes_to_standard_error(self, eir, host, tmp_path):
@@ -239,7 +278,15 @@ class TestCheck:
         found = document(eir("check", imei, *options.split(), "--json"))
         imsi = options.split()[1] if "--imsi" in options else None
         serial = 1 if list_name else None
-        expected = {"imei": imei, "imsi": imsi, "status": status, "rule": rule, "list": list_name, "serial": serial, "reason": reason}
+        expected = {
+            "imei": imei,
+            "imsi": imsi,
+            "status": status,
+            "rule": rule,
+            "list": list_name,
+            "serial": serial,
+            "reason": reason,
+        }
         assert {name: found[name] for name in expected} == expected
         assert list(found)[: len(expected)] == list(expected)
 
@@ -250,7 +297,9 @@ class TestCheck:
         assert eir("check", TRACKED)[1] == (
             f"{TRACKED}: whitelisted\n  because of the policy's default\n  observed only: rule 5 would answer greylisted\n"
         )
-        assert "  by rule 2: tac 35332812; imsi 26201*\n" in eir("check", "35332812000001", "--imsi", "262011234567890")[1]
+        assert (
+            "  by rule 2: tac 35332812; imsi 26201*\n" in eir("check", "35332812000001", "--imsi", "262011234567890")[1]
+        )
         assert "  by rule 3: software_version 77\n" in eir("check", UNLISTED, "--software-version", "77")[1]
 
     def test_rules_that_have_a_name_are_named(self, host, tmp_path):
@@ -271,21 +320,26 @@ class TestCheck:
             assert (found["rule"], found["rule_name"]) == ("default", None)
 
     def test_the_document_says_what_was_observed_and_what_is_not_loaded(self, eir, tmp_path, host):
-        assert document(eir("check", TRACKED, "--json"))["observed"] == [{"rule": 5, "rule_name": None, "status": "greylisted"}]
+        assert document(eir("check", TRACKED, "--json"))["observed"] == [
+            {"rule": 5, "rule_name": None, "status": "greylisted"}
+        ]
         with Site(tmp_path / "empty", host.publisher) as empty:
             empty.state.mkdir()
             found = document(eir("check", LISTED, "--json", "-c", empty.path))
             assert (found["observed"], found["not_loaded"]) == ([], ["stolen", "tracked"])
 
     @pytest.mark.parametrize(
-        "options", ["--imsi 26201x", "--imsi 12345", "--imsi 1234567890123456", "--software-version 7", "--software-version 7a"]
+        "options",
+        ["--imsi 26201x", "--imsi 12345", "--imsi 1234567890123456", "--software-version 7", "--software-version 7a"],
     )
     def test_what_no_request_carries_is_wrong_usage(self, eir, options):
         status, out, err = eir("check", LISTED, *options.split())
         assert (status, out) == (2, "")
         assert f"eir: {options}: " in err
 
-    @pytest.mark.parametrize("imei", ["3520990017614", "35209900176148111", "x", "3520990017614\N{FULLWIDTH DIGIT EIGHT}"])
+    @pytest.mark.parametrize(
+        "imei", ["3520990017614", "35209900176148111", "x", "3520990017614\N{FULLWIDTH DIGIT EIGHT}"]
+    )
     def test_what_is_no_identifier_gets_what_the_policy_says(self, eir, imei):
         status, out, err = eir("check", imei, "--json")
         assert status == 2
@@ -295,10 +349,23 @@ class TestCheck:
         assert "error answer" in err
         assert f"{imei}: error\n  because of the policy's bad_identity\n  reason: " in eir("check", imei)[1]
 
-    @pytest.mark.parametrize("typed", ["35-209900-176148-1", "35 209900 176148 1", " 35209900\N{NO-BREAK SPACE}176148 ", "35\N{EN DASH}209900\N{EN DASH}176148"])
+    @pytest.mark.parametrize(
+        "typed",
+        [
+            "35-209900-176148-1",
+            "35 209900 176148 1",
+            " 35209900\N{NO-BREAK SPACE}176148 ",
+            "35\N{EN DASH}209900\N{EN DASH}176148",
+        ],
+    )
     def test_an_identifier_is_read_as_it_stands_on_the_box(self, eir, typed):
         found = document(eir("check", typed, "--json", "--imsi", "001 01-0123456789"))
-        assert (found["imei"].isdigit(), found["imei"][:14], found["status"], found["imsi"]) == (True, LISTED, "blacklisted", "001010123456789")
+        assert (found["imei"].isdigit(), found["imei"][:14], found["status"], found["imsi"]) == (
+            True,
+            LISTED,
+            "blacklisted",
+            "001010123456789",
+        )
         assert eir("show", "stolen", typed)[0] == 0
 
     @pytest.mark.parametrize("imei", ["35-209900-17614", "-", "35/209900/176148"])
@@ -327,7 +394,13 @@ class TestLists:
         keys = ["list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "digest", "state"]
         assert [list(row) for row in found] == [keys, keys]
         stolen = found[0]
-        assert [stolen[key] for key in ("list", "kind", "serial", "entries", "state")] == ["stolen", "devices", 1, 3, "in force"]
+        assert [stolen[key] for key in ("list", "kind", "serial", "entries", "state")] == [
+            "stolen",
+            "devices",
+            1,
+            3,
+            "in force",
+        ]
         assert re.fullmatch(r"agency@publisher\.example SHA256:\S+", *stolen["signers"])
         assert re.fullmatch(r"[0-9a-f]{64}", stolen["digest"])
         times = [datetime.fromisoformat(stolen[key]) for key in ("issued", "loaded", "expires")]
@@ -340,7 +413,10 @@ class TestLists:
             with closing(sqlite3.connect(site.state / "lists.sqlite")) as db, db:
                 db.execute("UPDATE lists SET state = '{' WHERE name = 'stolen'")
             rows = document(eir("lists", "--json", "-c", site.path))
-            assert [(row["list"], row["state"], row["serial"]) for row in rows] == [("stolen", "damaged", None), ("tracked", "in force", 1)]
+            assert [(row["list"], row["state"], row["serial"]) for row in rows] == [
+                ("stolen", "damaged", None),
+                ("tracked", "in force", 1),
+            ]
             assert "damaged" in eir("lists", "-c", site.path)[1]
             assert len(document(eir("history", "tracked", "--json", "-c", site.path))) == 1
 
@@ -352,7 +428,9 @@ class TestLists:
 
     def test_history(self, eir):
         found = document(eir("history", "--json"))
-        assert {tuple(row) for row in found} == {("time", "who", "what", "list", "serial", "digest", "detail", "number", "count", "first")}
+        assert {tuple(row) for row in found} == {
+            ("time", "who", "what", "list", "serial", "digest", "detail", "number", "count", "first")
+        }
         assert [(row["what"], row["list"], row["serial"]) for row in found] == [
             ("load", "stolen", 1), ("load", "tracked", 1), ("refuse", "tracked", 1),
         ]  # fmt: skip
@@ -363,7 +441,9 @@ class TestLists:
         with Site(tmp_path / "site", host.publisher) as site:
             site.load([LISTED])
             (tmp_path / "other").mkdir()
-            manifest = Publisher(tmp_path / "other").publish(tmp_path, [*(site.folder / "releases").glob("*.csv")], list_name="stolen", serial=5)
+            manifest = Publisher(tmp_path / "other").publish(
+                tmp_path, [*(site.folder / "releases").glob("*.csv")], list_name="stolen", serial=5
+            )
             site.eir("load", manifest, status=1)
             loaded, refused = site.json("history", "stolen")
             assert re.search(r"; signed by agency@publisher\.example SHA256:\S+$", loaded["detail"])
@@ -381,7 +461,10 @@ class TestLists:
         assert (report["outcome"], report["entries"]) == ("would load", 3)
         assert document(eir("lists", "--json")) == before
         assert report["wrong_check_digits"] == 1
-        assert "; warning: 1 IMEIs of 15 digits end in a wrong check digit; " in host.eir("load", "--dry-run", manifest).stderr
+        assert (
+            "; warning: 1 IMEIs of 15 digits end in a wrong check digit; "
+            in host.eir("load", "--dry-run", manifest).stderr
+        )
 
     def test_a_refused_one_does_not_keep_the_next_from_being_tried(self, host):
         missing = host.folder / "none.manifest.json"
@@ -392,7 +475,9 @@ class TestLists:
 
     def test_a_load_says_whether_a_node_has_taken_it_over(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
-            assert "no node runs on the state folder" in site.eir("load", site.release([LISTED])).stderr.splitlines()[-1]
+            assert (
+                "no node runs on the state folder" in site.eir("load", site.release([LISTED])).stderr.splitlines()[-1]
+            )
             node = site.start()
             said = site.eir("load", site.release([UNLISTED], serial=2)).stderr.splitlines()[-1]
             assert said == f"the node on this host (process {node.pid}) has taken over stolen"
@@ -446,14 +531,23 @@ class TestLists:
             assert "publish it with a serial from 2000002 to 3000001" in too_high
             reset = ("lists", "reset-serial", "stolen", "--to")
             assert "Missing option '--reason'" in site.eir(*reset, "1", status=2).stderr
-            assert "is 2000001; --to takes one below it" in site.eir(*reset, "2000001", "--reason", "typing error", status=1).stderr
+            assert (
+                "is 2000001; --to takes one below it"
+                in site.eir(*reset, "2000001", "--reason", "typing error", status=1).stderr
+            )
             said = site.eir(*reset, "1", "--reason", "typing error").stdout
-            assert said == "stolen: the highest serial is 1 again; serial 2000001 stays in force until a full release with one above 1\n"
+            assert (
+                said
+                == "stolen: the highest serial is 1 again; serial 2000001 stays in force until a full release with one above 1\n"
+            )
             site.load([UNLISTED], serial=2)
             assert [row["serial"] for row in site.json("lists") if row["list"] == "stolen"] == [2]
             assert [row["what"] for row in site.json("history", "stolen")] == ["load", "refuse", "reset-serial", "load"]
             assert site.json(*reset, "0", "--reason", "again") == {"list": "stolen", "serial": 2, "highest_serial": 0}
-            assert "never been loaded" in site.eir("lists", "reset-serial", "tracked", "--to", "1", "--reason", "x", status=1).stderr
+            assert (
+                "never been loaded"
+                in site.eir("lists", "reset-serial", "tracked", "--to", "1", "--reason", "x", status=1).stderr
+            )
 
     def test_what_is_no_manifest_is_told_and_not_recorded(self, eir, host):
         manifest = host.release([LISTED], list_name="stolen", serial=1)
@@ -466,12 +560,29 @@ class TestLists:
     def test_a_release_for_no_list_is_told_which_there_are(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={**site.settings["lists"], "own": {"local": True}})
-            assert "own is local: entries go into it by eir add" in site.eir("load", site.release([LISTED], list_name="own"), status=1).stderr
-            assert "did you mean 'stolen'?" in site.eir("load", site.release([LISTED], list_name="stollen"), status=1).stderr
+            assert (
+                "own is local: entries go into it by eir add"
+                in site.eir("load", site.release([LISTED], list_name="own"), status=1).stderr
+            )
+            assert (
+                "did you mean 'stolen'?"
+                in site.eir("load", site.release([LISTED], list_name="stollen"), status=1).stderr
+            )
 
     def test_publish_replaces_no_other_release_unasked(self, eir, host, tmp_path):
         data = tmp_path / "new.csv"
-        command = ["publish", data, "--list", "stolen", "--serial", "9", "--expires", "36h", "--key", host.publisher.key]
+        command = [
+            "publish",
+            data,
+            "--list",
+            "stolen",
+            "--serial",
+            "9",
+            "--expires",
+            "36h",
+            "--key",
+            host.publisher.key,
+        ]
         data.write_text(f"imei\n{LISTED}\n")
         assert eir(*command)[0] == 0
         assert eir(*command)[0] == 0  # the same, signed again
@@ -489,10 +600,23 @@ class TestLists:
     def test_publish_names_a_bad_row_and_writes_nothing(self, eir, host, tmp_path):
         data = tmp_path / "new.csv"
         data.write_text(f"imei\n{LISTED}\n{LISTED[:-1]}O\n")
-        command = ["publish", data, "--list", "stolen", "--serial", "9", "--expires", "36h", "--key", host.publisher.key]
+        command = [
+            "publish",
+            data,
+            "--list",
+            "stolen",
+            "--serial",
+            "9",
+            "--expires",
+            "36h",
+            "--key",
+            host.publisher.key,
+        ]
         status, _, err = eir(*command)
         assert status == 1
-        assert "refused (bad_rows): 1 bad rows; 0 may be bad (--bad-rows-max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
+        assert (
+            "refused (bad_rows): 1 bad rows; 0 may be bad (--bad-rows-max)\nnew.csv:3: no IMEI (14 to 16 digits)" in err
+        )
         assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
         status, _, err = eir(*command, "--bad-rows-max", "1")
         assert (status, err.startswith("warning: a bad row, which an EIR leaves out: new.csv:3: ")) == (0, True)
@@ -583,7 +707,9 @@ class TestWithoutANode:
         assert status == 2
         assert out.startswith("EIR CRITICAL - no node runs on")
 
-    @pytest.mark.parametrize("command", ["lists", "history", "check 35209900176148", "rollback stolen", "peers", "reload"])
+    @pytest.mark.parametrize(
+        "command", ["lists", "history", "check 35209900176148", "rollback stolen", "peers", "reload"]
+    )
     def test_a_state_folder_that_is_not_there_is_named_and_not_made(self, eir, host, tmp_path, command):
         with Site(tmp_path / "fresh", host.publisher) as fresh:
             status, out, err = eir(*command.split(), "-c", fresh.path)
@@ -595,7 +721,11 @@ class TestWithoutANode:
         with Site(tmp_path / "fresh", host.publisher) as fresh:
             (tmp_path / "file").write_text("")
             fresh.configure(state=str(tmp_path / "file" / "var"))
-            for command, expected in (("lists", 1), ("serve", 2), (f"check {LISTED}", 1)):  # 2: systemd does not try again
+            for command, expected in (
+                ("lists", 1),
+                ("serve", 2),
+                (f"check {LISTED}", 1),
+            ):  # 2: systemd does not try again
                 status, out, err = eir(*command.split(), "-c", fresh.path)
                 assert (status, out) == (expected, "")
                 assert str(tmp_path / "file") in err
@@ -630,7 +760,14 @@ class TestAsSomebodyElse:
             site.start()
             os.chown(site.state, 65534, -1)
             site.state.chmod(0o700)
-            for command in (["load", manifest], ["lists"], ["history"], ["check", LISTED], ["rollback", "stolen"], ["peers"]):
+            for command in (
+                ["load", manifest],
+                ["lists"],
+                ["history"],
+                ["check", LISTED],
+                ["rollback", "stolen"],
+                ["peers"],
+            ):
                 done = self.eir(site, *command)
                 assert (done.returncode, done.stdout) == (1, "")
                 assert "sudo -u nobody eir" in done.stderr, done.stderr
@@ -663,14 +800,19 @@ FROM_STORE = "from the store, no node answers here\n"
 
 
 class TestEndings:
-    @pytest.mark.parametrize("command", ["lists", "lists --json", "history", "config", "--version", "check 35209900176148"])
+    @pytest.mark.parametrize(
+        "command", ["lists", "lists --json", "history", "config", "--version", "check 35209900176148"]
+    )
     def test_a_full_disk_is_an_error_to_print(self, host, command):
         with Path("/dev/full").open("w") as full:
             done = subprocess.run(
                 [*COMMAND, *command.split()], stdout=full, stderr=subprocess.PIPE, text=True, env=host.environment(), cwd=host.folder,
                 check=False,
             )  # fmt: skip
-        assert (done.returncode, done.stderr.removeprefix(FROM_STORE)) == (1, "eir: the output: No space left on device\n")
+        assert (done.returncode, done.stderr.removeprefix(FROM_STORE)) == (
+            1,
+            "eir: the output: No space left on device\n",
+        )
 
     def test_ctrl_c_is_130(self, host):
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -689,7 +831,9 @@ class TestEndings:
         assert out == ""
         assert "Traceback" not in err
 
-    @pytest.mark.parametrize("command", ["lists", "lists --json", "history --json", "config", "--help", "check 35209900176148"])
+    @pytest.mark.parametrize(
+        "command", ["lists", "lists --json", "history --json", "config", "--help", "check 35209900176148"]
+    )
     def test_a_reader_that_went_away_is_no_error_to_print(self, host, command):
         ours, theirs = os.pipe()
         os.close(ours)
@@ -703,7 +847,9 @@ class TestEndings:
 
     def test_a_node_goes_on_when_nobody_reads_its_log(self, host):
         ours, theirs = os.pipe()
-        process = subprocess.Popen([*COMMAND, "serve"], stderr=theirs, stdout=theirs, env=host.environment(), cwd=host.folder)
+        process = subprocess.Popen(
+            [*COMMAND, "serve"], stderr=theirs, stdout=theirs, env=host.environment(), cwd=host.folder
+        )
         os.close(theirs)
         os.close(ours)
         try:
@@ -760,28 +906,53 @@ class TestProbe:
     def test_over_tls_and_many_times(self, host, tmp_path):
         authority = Authority(tmp_path / "tls")
         ours, theirs = authority.write(EIR), authority.write(f"probe.{REALM}", stem="probe")
-        entry = {"name": "probe", "host": f"probe.{REALM}", "from": ["127.0.0.0/8"], "expected": False, "answers": {"blacklisted": "greylisted"}}
+        entry = {
+            "name": "probe",
+            "host": f"probe.{REALM}",
+            "from": ["127.0.0.0/8"],
+            "expected": False,
+            "answers": {"blacklisted": "greylisted"},
+        }
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(listen=["tls://127.0.0.1:0"], tls=ours, peers=[entry])
             site.load([LISTED])
             node = site.start()
             assert node.status()["peers"] == {}
             target = "{}:{}".format(*node.address)
-            files = ["--ca", theirs["ca"], "--cert", theirs["certificate"], "--key", theirs["key"], "--origin-realm", REALM]
+            files = [
+                "--ca",
+                theirs["ca"],
+                "--cert",
+                theirs["certificate"],
+                "--key",
+                theirs["key"],
+                "--origin-realm",
+                REALM,
+            ]
             (found,) = site.json("probe", target, LISTED, *files)
             assert (found["status"], found["result_code"]) == ("greylisted", 2001)
             many = site.json("probe", target, LISTED, UNLISTED, "--count", "11", "--rate", "1000", *files)
-            assert (many["asked"], many["answered"], many["answers"], many["fault"]) == (11, 11, {"greylisted": 6, "whitelisted": 5}, None)
+            assert (many["asked"], many["answered"], many["answers"], many["fault"]) == (
+                11,
+                11,
+                {"greylisted": 6, "whitelisted": 5},
+                None,
+            )
             assert "11 asked in" in site.eir("probe", target, LISTED, "--count", "11", *files).stdout
             del entry["answers"]
             site.configure(peers=[entry])
             site.eir("reload")
             assert site.json("probe", target, LISTED, *files)[0]["status"] == "blacklisted"
             stranger = Authority(tmp_path / "other").write(f"probe.{REALM}")
-            assert "cannot connect" in site.eir("probe", target, LISTED, *files, "--ca", stranger["ca"], status=1).stderr
+            assert (
+                "cannot connect" in site.eir("probe", target, LISTED, *files, "--ca", stranger["ca"], status=1).stderr
+            )
             site.configure(tls=authority.write("another.example", stem="another"))
             site.eir("reload")
-            assert "its certificate is for another.example, and it calls itself " in site.eir("probe", target, LISTED, *files, status=1).stderr
+            assert (
+                "its certificate is for another.example, and it calls itself "
+                in site.eir("probe", target, LISTED, *files, status=1).stderr
+            )
             assert "all three" in site.eir("probe", target, LISTED, "--ca", theirs["ca"], status=2).stderr
             assert "--rate needs --count" in site.eir("probe", target, LISTED, "--rate", "5", status=2).stderr
 
@@ -806,4 +977,7 @@ def test_inbox_says_what_waits(host, tmp_path):
             (inbox / file.name).write_bytes(file.read_bytes())
     (inbox / "readme.txt").write_text("x")
     until(lambda: "stolen-1-0.csv is not there" in site.eir("inbox").stderr)
-    assert "stolen-1.manifest.json: waiting: incomplete: stolen-1-0.csv is not there\nreadme.txt: waiting: no release that is here names it\n" in site.eir("inbox").stderr
+    assert (
+        "stolen-1.manifest.json: waiting: incomplete: stolen-1-0.csv is not there\nreadme.txt: waiting: no release that is here names it\n"
+        in site.eir("inbox").stderr
+    )

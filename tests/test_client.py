@@ -90,7 +90,12 @@ async def test_ask():
     [
         (0x20, wire.u32(268, 3006) + wire.avp(292, "aaa://elsewhere"), [3006], []),
         (0x20, wire.u32(268, 3002), [3002], []),
-        (0, wire.u32(268, 2001) + wire.avp(297, wire.u32(266, wire.TGPP) + wire.u32(298, 5422)), [2001], [(wire.TGPP, 5422)]),
+        (
+            0,
+            wire.u32(268, 2001) + wire.avp(297, wire.u32(266, wire.TGPP) + wire.u32(298, 5422)),
+            [2001],
+            [(wire.TGPP, 5422)],
+        ),
         (0, wire.u32(268, 2001) * 2, [2001, 2001], []),
         (0, b"", [], []),
         (0, wire.avp(9999, b"", length=3), [], []),

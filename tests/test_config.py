@@ -74,7 +74,12 @@ def test_shortest_configuration_has_every_default(write, tmp_path):
     assert config.lists == {}
     assert (config.inbox, config.inbox_patience_s) == (None, 3600)
     assert config.state == tmp_path / "var"
-    assert (config.store, config.boot_without_lists, config.http, config.workers) == ("sqlite", "serve", "127.0.0.1:9868", 1)
+    assert (config.store, config.boot_without_lists, config.http, config.workers) == (
+        "sqlite",
+        "serve",
+        "127.0.0.1:9868",
+        1,
+    )
     assert (config.full_identifiers, config.log_level, config.warnings) == (False, "info", ())
     assert load_config(write(GOOD)).lists == {"stolen": ListSettings(name="stolen", signers=tmp_path / "signers")}
 
@@ -123,10 +128,17 @@ privacy: {identifiers: full}
             label="192.0.2.0/24", sources=(ip_network("192.0.2.0/24"),), expected=False, answers=(("greylisted", "whitelisted"), ("unknown", "greylisted")),
         ),
     )  # fmt: skip
-    assert config.limits == Limits(max_message_bytes=65536, max_avps=32, rate_max=100, turn_messages=1, cer_timeout_s=0.5, stalled_write_s=0.5)
+    assert config.limits == Limits(
+        max_message_bytes=65536, max_avps=32, rate_max=100, turn_messages=1, cer_timeout_s=0.5, stalled_write_s=0.5
+    )
     assert config.state == Path("/srv/eir")
     assert (config.inbox, config.inbox_patience_s) == (tmp_path / "in" / "drop", 172_800)
-    assert (config.boot_without_lists, config.http, config.full_identifiers, config.log_level) == ("refuse", None, True, "debug")
+    assert (config.boot_without_lists, config.http, config.full_identifiers, config.log_level) == (
+        "refuse",
+        None,
+        True,
+        "debug",
+    )
     assert config.lists == {
         "stolen": ListSettings(
             name="stolen", signers=tmp_path / "signers", revoked=tmp_path / "revoked", shrink_max=0, growth_max=0.125,
@@ -162,7 +174,10 @@ def test_a_kernel_without_sctp_is_warned_of(write, monkeypatch):
     monkeypatch.setattr("eir.config.checks.is_supported", lambda: False)
     (warning,) = load_config(write(IDENTITY + "listen: sctp://127.0.0.1\n" + ONE_PEER)).warnings
     assert warning.line == 2
-    assert "sctp://127.0.0.1:3868 does not work on this host: this kernel has no SCTP: as root, modprobe sctp" in warning.text
+    assert (
+        "sctp://127.0.0.1:3868 does not work on this host: this kernel has no SCTP: as root, modprobe sctp"
+        in warning.text
+    )
 
 
 def test_sections_without_anything_in_them_are_sections_left_out(write):
@@ -369,7 +384,11 @@ workers: many
     assert [line for line, _ in problems_of(path)] == [1, 2, 4, 4, 6, 9, 9, 10, 11]
     with pytest.raises(ConfigError) as refused:
         load_config(path)
-    assert str(refused.value).splitlines()[0].startswith(f"{path}:1: found '-' for 'realm' in identity; expected a domain name")
+    assert (
+        str(refused.value)
+        .splitlines()[0]
+        .startswith(f"{path}:1: found '-' for 'realm' in identity; expected a domain name")
+    )
 
 
 # YAML's traps
@@ -389,18 +408,28 @@ workers: many
     ],
 )
 def test_tac_is_taken_as_it_is_written(write, written, read):
-    for text in (f"policy:\n  rules:\n  - answer: greylisted\n    tac: {written}\n", f"policy:\n  rules:\n  - answer: greylisted\n    tac:\n    - {written}\n"):
+    for text in (
+        f"policy:\n  rules:\n  - answer: greylisted\n    tac: {written}\n",
+        f"policy:\n  rules:\n  - answer: greylisted\n    tac:\n    - {written}\n",
+    ):
         assert load_config(write(IDENTITY + ONE_PEER + text)).policy.rules[0].tac == (read,)
 
 
 @pytest.mark.parametrize("name", ["no", "on", "null-island", "1e3", "007", "2026-11-25", "0x1F", "1.0", "12:30:45"])
 def test_names_that_yaml_takes_for_something_else(write, name):
-    config = load_config(write(IDENTITY + f"peers: [{{name: {name}, realm: epc}}]\nlists: {{x{name.replace(':', '')}: {{signers: signers}}}}\n"))
+    config = load_config(
+        write(
+            IDENTITY
+            + f"peers: [{{name: {name}, realm: epc}}]\nlists: {{x{name.replace(':', '')}: {{signers: signers}}}}\n"
+        )
+    )
     assert config.peers[0].label == name
 
 
 def test_list_named_like_a_switch(write):
-    assert list(load_config(write(IDENTITY + "lists:\n  no: {signers: signers}\n  2026: {signers: signers}\n")).lists) == ["no", "2026"]
+    assert list(
+        load_config(write(IDENTITY + "lists:\n  no: {signers: signers}\n  2026: {signers: signers}\n")).lists
+    ) == ["no", "2026"]
 
 
 def test_anchors_and_merge_keys(write):
@@ -495,13 +524,18 @@ def test_warning(write, tmp_path, text, line, says):
     "text",
     [
         GOOD,
-        "peers:\n- {realm: epc, from: 10.0.0.0/8}\n- {name: roaming, realm: epc}\n- {realm: other, from: 10.0.0.0/8}\n- {host: a.epc}\n" + IDENTITY,
+        "peers:\n- {realm: epc, from: 10.0.0.0/8}\n- {name: roaming, realm: epc}\n- {realm: other, from: 10.0.0.0/8}\n- {host: a.epc}\n"
+        + IDENTITY,
         IDENTITY + "listen: tcp://0.0.0.0\n" + ONE_PEER,
         IDENTITY + ONE_PEER + "lists: {stolen: {signers: authority, threshold: 2}}\n" + RULES,
         IDENTITY + ONE_PEER + LISTS + "policy: {rules: [{not_list: stolen, observe: true, answer: unknown}]}\n",
         IDENTITY + ONE_PEER + "lists: {own: {local: true}}\npolicy: {rules: [{list: own, answer: blacklisted}]}\n",
-        IDENTITY + ONE_PEER + "lists: {iot: {kind: pairs, signers: signers}}\npolicy: {rules: [{device_bound_elsewhere: iot, answer: blacklisted}]}\n",
-        IDENTITY + ONE_PEER + "lists: {iot: {kind: pairs, signers: signers}}\npolicy: {rules: [{subscriber_bound_elsewhere: iot, answer: unknown}]}\n",
+        IDENTITY
+        + ONE_PEER
+        + "lists: {iot: {kind: pairs, signers: signers}}\npolicy: {rules: [{device_bound_elsewhere: iot, answer: blacklisted}]}\n",
+        IDENTITY
+        + ONE_PEER
+        + "lists: {iot: {kind: pairs, signers: signers}}\npolicy: {rules: [{subscriber_bound_elsewhere: iot, answer: unknown}]}\n",
     ],
 )
 def test_no_warning(write, tmp_path, text):
@@ -512,14 +546,20 @@ def test_no_warning(write, tmp_path, text):
 @pytest.mark.parametrize("option", ["password_file", "ca_file", "cert_file", "key_file"])
 def test_files_that_the_store_names_are_opened(write, tmp_path, option):
     text = f"store: rediss://loader@redis.example/0?{option}=secret\n" + IDENTITY + ONE_PEER
-    assert problems_of(write(text)) == [(1, f"{option} {tmp_path / 'secret'} of the store cannot be read: No such file or directory")]
+    assert problems_of(write(text)) == [
+        (1, f"{option} {tmp_path / 'secret'} of the store cannot be read: No such file or directory")
+    ]
     (tmp_path / "secret").write_text("")
     assert problems_of(write(text)) == [(1, f"{option} {tmp_path / 'secret'} of the store is empty")]
     (tmp_path / "secret").write_text("x")
     (tmp_path / "secret").chmod(0o604)
     warnings = [(warning.line, warning.text) for warning in load_config(write(text)).warnings]
     is_secret = option in {"password_file", "key_file"}
-    assert warnings == [(1, f"{tmp_path / 'secret'} is readable by everyone on this host: chmod o-r {tmp_path / 'secret'}")] * is_secret
+    assert (
+        warnings
+        == [(1, f"{tmp_path / 'secret'} is readable by everyone on this host: chmod o-r {tmp_path / 'secret'}")]
+        * is_secret
+    )
     (tmp_path / "secret").chmod(0o640)
     assert load_config(write(text)).warnings == ()
 
@@ -565,7 +605,9 @@ class TestTls:
         tls, text = self.settings(tmp_path, "eir.epc")
         crl = Authority(tmp_path / "other").revoke()
         more = {"crl": crl.relative_to(tmp_path).as_posix(), "min_version": "1.3"}
-        text = text.replace(json.dumps(tls), json.dumps(tls | more)).replace("realm: epc, from", "realm: epc, tls_names: '*.dra.epc', from")
+        text = text.replace(json.dumps(tls), json.dumps(tls | more)).replace(
+            "realm: epc, from", "realm: epc, tls_names: '*.dra.epc', from"
+        )
         config = load_config(write(text))
         assert config.tls == TlsSettings(**{key: Path(file) for key, file in tls.items()}, crl=crl, min_version="1.3")
         assert (config.listen, config.warnings) == (("tls://127.0.0.1:5868",), ())
@@ -602,7 +644,11 @@ class TestTls:
     def test_a_key_with_a_passphrase_asks_nobody(self, write, tmp_path):
         tls, text = self.settings(tmp_path, "eir.epc")
         locked = tmp_path / "locked"
-        subprocess.run(["openssl", "ec", "-in", tls["key"], "-aes128", "-passout", "pass:word", "-out", locked], check=True, capture_output=True)
+        subprocess.run(
+            ["openssl", "ec", "-in", tls["key"], "-aes128", "-passout", "pass:word", "-out", locked],
+            check=True,
+            capture_output=True,
+        )
         with pytest.raises(ConfigError, match="wants a passphrase"):
             load_config(write(text.replace(tls["key"], str(locked))))
 
@@ -718,7 +764,9 @@ def test_sample_says_each_default_as_it_is(tmp_path):
             here = next(iter(here.values())) if part == "*" else here[part.removesuffix("[]")]
             here = here[-1] if part.endswith("[]") else here
         default = key.kind.place(key.default, tmp_path)
-        assert here == ([key.kind.show(each) for each in default] if key.kind.many else key.kind.show(default)), key.path
+        assert here == ([key.kind.show(each) for each in default] if key.kind.many else key.kind.show(default)), (
+            key.path
+        )
 
 
 def test_sample_is_usable_as_it_is():
@@ -763,7 +811,9 @@ def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
     old, new = load_config(write(GOOD)), load_config(write(GOOD + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
     assert needs_restart(old, new) == [path]
     ss7 = dataclasses.replace(new.ss7, listen=())  # beside which a point code has to stand
-    assert take_over(old, new) == dataclasses.replace(old, path=new.path, log_level="debug", warnings=new.warnings, ss7=ss7)
+    assert take_over(old, new) == dataclasses.replace(
+        old, path=new.path, log_level="debug", warnings=new.warnings, ss7=ss7
+    )
     assert needs_restart(old, take_over(old, new)) == []
 
 
@@ -808,7 +858,11 @@ def test_the_page_has_every_key_as_the_table_says_it():
     for key in TABLE:
         default = "required" if key.default is REQUIRED else "none" if key.default in {None, ()} else None
         if default is None:
-            default = f"`{', '.join(map(str, key.default)) if key.kind.many else str(key.kind.show(key.default))}`".replace("False", "false").replace("True", "true")
+            default = (
+                f"`{', '.join(map(str, key.default)) if key.kind.many else str(key.kind.show(key.default))}`".replace(
+                    "False", "false"
+                ).replace("True", "true")
+            )
         restart = not key.live or key.path.partition(".")[0] in TAKES_RESTART
         rows.append(f"| `{key.path}` | {key.kind.expected} | {default} | {key.says}{' (restart)' if restart else ''} |")
     page = PAGE.with_name("REFERENCE.md").read_text()
@@ -835,12 +889,25 @@ async def test_sample_lists_are_published_and_loaded(tmp_path, key):
     config = load_config(tmp_path / "config" / "eir.yaml")
     assert config.warnings == ()
     store = open_store(config.store, config.state)
-    stolen = [lists / name for name in ("stolen-national.csv", "stolen-national-tacs.csv", "stolen-national-ranges.csv")]
+    stolen = [
+        lists / name for name in ("stolen-national.csv", "stolen-national-tacs.csv", "stolen-national-ranges.csv")
+    ]
     dirbs = sorted((lists / "dirbs").iterdir())
     loaded = {}
-    for name, serial, files in (("stolen-national", 1, stolen), ("tracked", 1, [lists / "tracked.csv"]), ("stolen-national", 2, dirbs)):
+    for name, serial, files in (
+        ("stolen-national", 1, stolen),
+        ("tracked", 1, [lists / "tracked.csv"]),
+        ("stolen-national", 2, dirbs),
+    ):
         manifest = publish(
-            files, list_name=name, serial=serial, issued=now, expires=now + timedelta(days=14), key=key, layout=None, out=None
+            files,
+            list_name=name,
+            serial=serial,
+            issued=now,
+            expires=now + timedelta(days=14),
+            key=key,
+            layout=None,
+            out=None,
         ).manifest
         report = await load_release(manifest, config.lists, store, who="test", now=now, force=serial == 2)
         loaded[name, serial] = (report.entries, report.devices, report.bad_rows, report.skipped)
@@ -857,8 +924,15 @@ N5G = IDENTITY + ONE_PEER + "n5g:\n  listen: http://127.0.0.1:7777\n"
 
 def test_access_tokens_and_nrf_as_they_are_built(write, tmp_path):
     files_of_tokens(tmp_path / "tokens")
-    config = load_config(write(N5G + "  tokens: {keys: tokens/nrf.pem}\n  nrf: {uri: [http://nrf.example.org/base/, 'http://[::1]:8000'], plmns: '00101'}\n"))
-    assert config.n5g.tokens == TokenSettings(jwks=(), keys=(tmp_path / "tokens" / "nrf.pem",), issuer=(), audience=("5G_EIR",))
+    config = load_config(
+        write(
+            N5G
+            + "  tokens: {keys: tokens/nrf.pem}\n  nrf: {uri: [http://nrf.example.org/base/, 'http://[::1]:8000'], plmns: '00101'}\n"
+        )
+    )
+    assert config.n5g.tokens == TokenSettings(
+        jwks=(), keys=(tmp_path / "tokens" / "nrf.pem",), issuer=(), audience=("5G_EIR",)
+    )
     assert config.n5g.nrf.uri == ("http://nrf.example.org:80/base", "http://[::1]:8000")
     assert (config.n5g.nrf.plmns, config.n5g.nrf.capacity, config.n5g.nrf.instance) == (("00101",), 100, None)
 
@@ -909,7 +983,11 @@ def test_the_digest_is_that_of_the_bytes_that_were_read(write, monkeypatch):
     assert load_config(path).digest == hashlib.sha256(GOOD.encode()).hexdigest()
 
 
-FEED = IDENTITY + ONE_PEER + "lists: {own: {local: true}, pairs: {local: true, kind: pairs}, stolen: {signers: signers}, sims: {local: true, kind: subscribers}, more: {local: true}}\n"
+FEED = (
+    IDENTITY
+    + ONE_PEER
+    + "lists: {own: {local: true}, pairs: {local: true, kind: pairs}, stolen: {signers: signers}, sims: {local: true, kind: subscribers}, more: {local: true}}\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -943,10 +1021,19 @@ SS7 = IDENTITY + ONE_PEER + "ss7:\n"
 
 
 def test_ss7(write):
-    config = load_config(write(SS7 + "  point_code: 1.1.2\n  imsi_tags: [80, 9f21]\n  gateways:\n  - {connect: 'sctp://10.0.0.9,10.0.1.9', routing_context: 7}\n  - {connect: 'tcp://stp.example.org:2906', name: stp2, mode: override}\n"))
+    config = load_config(
+        write(
+            SS7
+            + "  point_code: 1.1.2\n  imsi_tags: [80, 9f21]\n  gateways:\n  - {connect: 'sctp://10.0.0.9,10.0.1.9', routing_context: 7}\n  - {connect: 'tcp://stp.example.org:2906', name: stp2, mode: override}\n"
+        )
+    )
     assert (config.ss7.point_code, config.ss7.number, config.ss7.imsi_tags) == ("1-1-2", 2058, (0x80, 0x9F21))
     first, second = config.ss7.gateways
-    assert (first.label, first.connect, first.mode) == ("10.0.0.9,10.0.1.9:2905", "sctp://10.0.0.9,10.0.1.9:2905", "loadshare")
+    assert (first.label, first.connect, first.mode) == (
+        "10.0.0.9,10.0.1.9:2905",
+        "sctp://10.0.0.9,10.0.1.9:2905",
+        "loadshare",
+    )
     assert (second.label, second.mode, second.routing_context) == ("stp2", "override", None)
     assert load_config(write(render(config), "again.yaml")).ss7 == config.ss7
     ansi = load_config(write(SS7 + "  point_code: 245-16-8\n  variant: ansi\n", "ansi.yaml"))

@@ -69,7 +69,9 @@ LISTED = "35209900176148"  # its Luhn digit is 1
 UNLISTED = "35123456789012"
 IDENTITY = Identity(host=EIR, realm=REALM, aliases=("hss.localdomain",), realms=("second.realm",), origin_state_id=77)
 PEER = PeerSettings(label="mme", realm=REALM, sources=(ipaddress.ip_network("127.0.0.0/8"),))
-QUICK = Limits(cer_timeout_s=0.2, partial_message_timeout_s=0.2, close_after_dpa_s=0.2, duplicate_probe_s=0.2, stalled_write_s=0.3)
+QUICK = Limits(
+    cer_timeout_s=0.2, partial_message_timeout_s=0.2, close_after_dpa_s=0.2, duplicate_probe_s=0.2, stalled_write_s=0.3
+)
 
 
 def checker(**policy) -> Checker:
@@ -79,7 +81,8 @@ def checker(**policy) -> Checker:
     state = ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="")
     put(index, "stolen", state, pages_of([key]))
     settings = PolicySettings(
-        **{"rules": (Rule(list="stolen", answer=Status.BLACKLISTED),), "no_identity": None, "bad_identity": None} | policy
+        **{"rules": (Rule(list="stolen", answer=Status.BLACKLISTED),), "no_identity": None, "bad_identity": None}
+        | policy
     )
     return Checker(settings, index, now=datetime.now(UTC))
 
@@ -131,7 +134,8 @@ def over(authority):
 def params(case, name, transports):
     """The case over each of these transports."""
     return [
-        pytest.param(case, scheme, id=f"{name}-{scheme}", marks=[pytest.mark.sctp] * (scheme == "sctp")) for scheme in transports
+        pytest.param(case, scheme, id=f"{name}-{scheme}", marks=[pytest.mark.sctp] * (scheme == "sctp"))
+        for scheme in transports
     ]
 
 
@@ -176,7 +180,18 @@ class Setup:
 
 
 @asynccontextmanager
-async def running(application=None, peers=(PEER,), limits=None, identity=IDENTITY, *, exact=True, tls=None, overload=TOO_BUSY_REPLY, sctp=None, **policy):
+async def running(
+    application=None,
+    peers=(PEER,),
+    limits=None,
+    identity=IDENTITY,
+    *,
+    exact=True,
+    tls=None,
+    overload=TOO_BUSY_REPLY,
+    sctp=None,
+    **policy,
+):
     """A node on a free port. At the end: nothing pending, no task left, counters equal to the messages on the wire."""
     tasks = asyncio.all_tasks()
     if OVER.scheme == "tls" and tls is None:
@@ -530,7 +545,10 @@ async def _():
 async def _():
     async with running() as setup:
         connection = await setup.open()
-        stray = [message(command, u32(268, 2001), 0, app) for command, app in ((324, APP), (280, 0), (257, 0), (282, 0), (9, 9))]
+        stray = [
+            message(command, u32(268, 2001), 0, app)
+            for command, app in ((324, APP), (280, 0), (257, 0), (282, 0), (9, 9))
+        ]
         await connection.send(*stray)
         assert (await connection.ask(dwr())).command == 280
         assert setup.counts.dropped == {"unsolicited_answer": len(stray)}
@@ -614,7 +632,9 @@ async def _():
 async def _():
     async with running(peers=(replace(PEER, rate_max=80.0),)) as setup:
         connection = await setup.open()
-        requests = [ecr(extra=u32(301, (0, 15)[number % 2]), ids=(number, number)) for number in range(60)]  # RFC 7944: 0 is the highest
+        requests = [
+            ecr(extra=u32(301, (0, 15)[number % 2]), ids=(number, number)) for number in range(60)
+        ]  # RFC 7944: 0 is the highest
         await connection.send(*requests)
         passed = Counter()
         for number, request in enumerate(requests):
@@ -679,7 +699,9 @@ async def _():
         assert [await one.end() for one in silent] == [[]] * 12
         assert setup.counts.peers_refused["source_unidentified_max"] >= 8
         lines = [fields for event, fields in setup.reports.seen if event == "peer_refused"]
-        assert {"reason": "source_unidentified_max", "setting": "limits.source_unidentified_max"}.items() <= lines[0].items()
+        assert {"reason": "source_unidentified_max", "setting": "limits.source_unidentified_max"}.items() <= lines[
+            0
+        ].items()
         assert lines[0]["address"]
         assert (await good.ask(ecr())).result == 2001
 
@@ -688,7 +710,10 @@ async def _():
 async def _():
     names = [f"mme{number}.localdomain" for number in range(24)]
     here = (ipaddress.ip_network("127.0.0.1"),)
-    for named in ([replace(PEER, label=name, host=name, sources=here) for name in names], [replace(PEER, sources=here, connections=24)]):
+    for named in (
+        [replace(PEER, label=name, host=name, sources=here) for name in names],
+        [replace(PEER, sources=here, connections=24)],
+    ):
         async with running(peers=(*named, PEER), limits=Limits(source_unidentified_max=2, unidentified_max=2)) as setup:
             made = [await setup.connect() for _ in names]
             strangers = [await setup.connect(local_addr=("127.0.1.1", 0)) for _ in range(6)]
@@ -705,7 +730,11 @@ async def _():
             await (await setup.open()).close()
             await until(lambda setup=setup: "peer_closed" in dict(setup.reports.seen))
             told = dict(setup.reports.seen)["peer_closed"]
-            assert (told["level"], told["origin_host"], told["setting"]) == ("warning", name, "peers: as: {host, realm}")
+            assert (told["level"], told["origin_host"], told["setting"]) == (
+                "warning",
+                name,
+                "peers: as: {host, realm}",
+            )
             assert name in told["detail"]
             (row,) = setup.node.status()
             assert name in row.last_error
@@ -831,7 +860,9 @@ async def _():
 @row(40, "Host-IP-Address behind NAT")
 async def _():
     async with running() as setup:
-        await setup.open(cer(address=avp(257, b"\0\1\xc0\0\2\1") + avp(257, b"\0\2" + bytes(16)) + avp(257, b"\0\x08" + b"12345")))
+        await setup.open(
+            cer(address=avp(257, b"\0\1\xc0\0\2\1") + avp(257, b"\0\2" + bytes(16)) + avp(257, b"\0\x08" + b"12345"))
+        )
 
 
 @row(41, "a CER on an open connection")
@@ -910,7 +941,11 @@ def listener_over():
 async def connecting(**changes):
     """A node that connects to us, and what it connects to."""
     async with listener_over() as listener:
-        changes = {"host": HOST, "connect": f"{OVER.scheme}://127.0.0.1:{listener.port}", "reconnect_after_s": 0.1} | changes
+        changes = {
+            "host": HOST,
+            "connect": f"{OVER.scheme}://127.0.0.1:{listener.port}",
+            "reconnect_after_s": 0.1,
+        } | changes
         peer = replace(PEER, **changes)
         async with running(peers=(peer,), limits=QUICK) as setup:
             yield setup, listener
@@ -967,7 +1002,13 @@ async def _():
 @row(47, "a peer that may refuse our CER is left to come by itself first")
 async def _():
     async with listener_over() as left_alone, connecting(host="other.localdomain") as (setup, listener):
-        shy = replace(PEER, host=HOST, connect=f"{OVER.scheme}://127.0.0.1:{left_alone.port}", reconnect_after_s=0.1, lenient=frozenset({"applications"}))
+        shy = replace(
+            PEER,
+            host=HOST,
+            connect=f"{OVER.scheme}://127.0.0.1:{left_alone.port}",
+            reconnect_after_s=0.1,
+            lenient=frozenset({"applications"}),
+        )
         setup.node.reconfigure([shy, *setup.node._peers])
         for _ in range(3):  # another one is connected to, again and again
             connection = await listener.accept()
@@ -1169,7 +1210,9 @@ async def _():
 @row(48, "a peer that flaps")
 async def _():
     async with running() as setup:
-        await (await setup.open(cer("first.localdomain"))).close()  # after that one the loop has all files of its own, too
+        await (
+            await setup.open(cer("first.localdomain"))
+        ).close()  # after that one the loop has all files of its own, too
         before = open_files()
         for turn in range(100):
             connection = await setup.open(cer(f"mme{turn % 7}.localdomain", state_id=u32(278, turn + 1)))
@@ -1189,7 +1232,9 @@ async def _():
             connection = await setup.open(cer(state_id=u32(278, turn + 1)))
             linger = struct.pack("ii", 1, 0)
             connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            await connection.send(*[ecr()] * (200 if OVER.scheme == "sctp" else 2000))  # a system call for each answer, there
+            await connection.send(
+                *[ecr()] * (200 if OVER.scheme == "sctp" else 2000)
+            )  # a system call for each answer, there
             connection.writer.transport.abort()
         await until(lambda: setup.node.connected() == {"mme": 0})
         incoming, outgoing = by_direction(setup.counts, "in"), by_direction(setup.counts, "out")
@@ -1229,7 +1274,9 @@ async def _():
         async with listener_over() as listener:
             names = {"origin_host": HOST, "origin_realm": REALM}
             tls = OVER.context() if OVER.scheme == "tls" else None
-            asking = asyncio.create_task(connect(listener.host, listener.port, S13, **names, scheme=OVER.scheme, tls=tls))
+            asking = asyncio.create_task(
+                connect(listener.host, listener.port, S13, **names, scheme=OVER.scheme, tls=tls)
+            )
             connection = await listener.accept()
             await connection.answer(await connection.read(), extra=VSAI, host=EIR)
             client = await asking

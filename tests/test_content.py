@@ -20,7 +20,10 @@ def host(tmp_path_factory, publisher):
     with Site(tmp_path_factory.mktemp("content") / "site", publisher) as site:
         site.configure(lists=LISTS, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
         site.load(REASONS)
-        site.load(["imei,imsi,until", "00101001000001,001010000000001,", "00101001000001,001010000000002,2031-01-01"], list_name="bound")
+        site.load(
+            ["imei,imsi,until", "00101001000001,001010000000001,", "00101001000001,001010000000002,2031-01-01"],
+            list_name="bound",
+        )
         site.eir("add", "own", "00101009", "--tac", "--reason", "model: cloned", "--force")
         site.eir("add", "own", "001010090000011", "00101003000001", "--reason", "seen twice", "--until", "14d")
         site.eir("add", "sims", "001010000000009", "--reason", "box")

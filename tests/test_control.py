@@ -68,7 +68,11 @@ class TestAsking:
 
     @pytest.mark.parametrize(
         ("command", "says"),
-        [("refuse", "no such peer"), ("unheard", f"there are: {', '.join(COMMANDS)}"), ("cannot", "Permission denied: 'eir.yaml'")],
+        [
+            ("refuse", "no such peer"),
+            ("unheard", f"there are: {', '.join(COMMANDS)}"),
+            ("cannot", "Permission denied: 'eir.yaml'"),
+        ],
     )
     async def test_a_no_comes_as_an_error_with_its_reason(self, tmp_path, command, says):
         with pytest.raises(ControlError, match=says):
@@ -91,7 +95,21 @@ class TestAsking:
         assert uid == os.geteuid()
         assert thread is not threading.current_thread()
 
-    @pytest.mark.parametrize("octets", [b"{}\n", b"[]\n", b"7\n", b"{\n", b"\xff\xfe\n", b"\n", b'{"command": []}\n', b'{"command": {}}\n', b"null\n", pytest.param(b"[" * 60_000 + b"\n", id="nested")])
+    @pytest.mark.parametrize(
+        "octets",
+        [
+            b"{}\n",
+            b"[]\n",
+            b"7\n",
+            b"{\n",
+            b"\xff\xfe\n",
+            b"\n",
+            b'{"command": []}\n',
+            b'{"command": {}}\n',
+            b"null\n",
+            pytest.param(b"[" * 60_000 + b"\n", id="nested"),
+        ],
+    )
     async def test_what_is_no_command_is_told_so(self, tmp_path, octets):
         answer = json.loads(await raw(tmp_path, octets))
         assert answer["ok"] is False

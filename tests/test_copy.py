@@ -296,7 +296,10 @@ class TestHealing:
 
         monkeypatch.setattr(behind, "restore", slowly)
         await store.replace("a", state(A), A, seen=0)
-        async with Node(store, {"a": "devices"}, copy=behind) as late, Node(store, {"a": "devices"}, copy=ahead) as early:
+        async with (
+            Node(store, {"a": "devices"}, copy=behind) as late,
+            Node(store, {"a": "devices"}, copy=ahead) as early,
+        ):
             await until(lambda: is_level(ahead, early))
             assert await behind.state("a") is None
             await store._file.call(lambda db: db.execute("DELETE FROM lists"))

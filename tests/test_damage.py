@@ -78,7 +78,9 @@ class Sqlite:
         self._do("UPDATE lists SET state = ?, generation = 2 WHERE name = 'a'", text)
 
     def value(self, content):
-        self._do("UPDATE pages SET keys = ? WHERE id = (SELECT page_set << 37 | 5 FROM lists WHERE name = 'a')", content)
+        self._do(
+            "UPDATE pages SET keys = ? WHERE id = (SELECT page_set << 37 | 5 FROM lists WHERE name = 'a')", content
+        )
         self.state(with_state(generation=2, content_digest="0" * 64))
 
     def changes(self):

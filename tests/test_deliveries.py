@@ -55,7 +55,13 @@ def signed_by_hand(site, name="stolen", serial=1, *, files, key=0, **members):
 
 async def test_names_that_are_not_utf_8(site):
     site.deliver(site.publish(1, name="other"))
-    for name in (b"stolen-\xff.manifest.json", b"stolen-\xff.manifest.json.sig", b"stolen-\xff.csv", b"two\nlines.manifest.json", b"two\nlines.manifest.json.sig"):
+    for name in (
+        b"stolen-\xff.manifest.json",
+        b"stolen-\xff.manifest.json.sig",
+        b"stolen-\xff.csv",
+        b"two\nlines.manifest.json",
+        b"two\nlines.manifest.json.sig",
+    ):
         (site.drop / os.fsdecode(name)).write_bytes(b"-----END SSH SIGNATURE-----" if name.endswith(b".sig") else b"}")
     taken = await site.turn()
     names = [r"stolen-\xff.manifest.json", r"two\nlines.manifest.json"]
@@ -161,7 +167,10 @@ async def test_data_that_cannot_be_read_is_waited_for_and_not_for_ever(site, mon
 # ---- what belongs to another delivery ----
 
 
-@pytest.mark.parametrize("name", ["other-1.manifest.json", "other-1.manifest.json.sig", "other-1.manifest.json.sig.2", "OTHER-1.MANIFEST.JSON"])
+@pytest.mark.parametrize(
+    "name",
+    ["other-1.manifest.json", "other-1.manifest.json.sig", "other-1.manifest.json.sig.2", "OTHER-1.MANIFEST.JSON"],
+)
 async def test_another_release_cannot_be_named_as_data(site, name):
     site.deliver(site.publish(1, name="other")[:2])
     (site.drop / "other-1.manifest.json.sig.2").write_text("x")
@@ -194,7 +203,13 @@ async def test_a_refused_release_does_not_take_data_that_another_may_be_about_to
         signed_by_hand(site, serial=4, files={"other-1.csv": None})
         expected = {"stolen-4.manifest.json": (WAITING, "incomplete")}  # its size is not the one promised
         assert await site.turn() == expected
-        signed_by_hand(site, serial=4, files={"other-1.csv": None, "more.csv": b"imei\n"}, expires="2020-01-01T00:00:00Z", issued="2019-01-01T00:00:00Z")
+        signed_by_hand(
+            site,
+            serial=4,
+            files={"other-1.csv": None, "more.csv": b"imei\n"},
+            expires="2020-01-01T00:00:00Z",
+            issued="2019-01-01T00:00:00Z",
+        )
         expected = {"stolen-4.manifest.json": (REFUSED, "expired")}
     else:
         files = {"other-1.csv": data.read_bytes()}
@@ -278,7 +293,9 @@ async def test_a_flood_that_claims_a_trusted_key_delays_nobody_who_comes_before_
         (site.drop / name).write_text("{}")
         (site.drop / f"{name}.sig").write_bytes(signature)  # a good key, over other bytes
     site.deliver(site.publish(40))
-    for at, name in enumerate(sorted(look(site.drop), key=lambda name: (name.startswith("stolen") * (2 - name.startswith("stolen-40")), name))):
+    for at, name in enumerate(
+        sorted(look(site.drop), key=lambda name: (name.startswith("stolen") * (2 - name.startswith("stolen-40")), name))
+    ):
         when = {"o": 1, "s": 2}[name[0]] if not name.startswith("stolen-40") else 3
         monkeypatch.setitem(CHANGED, name, when + at / 1000)
     listing = {name: item._replace(changed=CHANGED[name]) for name, item in look(site.drop).items()}
@@ -300,7 +317,12 @@ CHANGED = {}
 def test_lists_take_turns():
     def of(name, serial, *, verified=True):
         manifest = Manifest(list=name, kind="full", serial=serial, base=None, issued=None, expires=None, files=())
-        return Delivery(f"{name}-{serial}", (), Release(manifest=manifest, digest=f"{name}{serial}", signers=()) if verified else None, None)
+        return Delivery(
+            f"{name}-{serial}",
+            (),
+            Release(manifest=manifest, digest=f"{name}{serial}", signers=()) if verified else None,
+            None,
+        )
 
     found = [of("a", 3), of("a", 1), of("c", 9), of("a", 2), of("b", 5), of("b", 4), of("x", 1, verified=False)]
     turns = in_turn(found, lambda each: each.name == "b-4")

@@ -16,7 +16,10 @@ async def test_every_kind_of_delivery_has_the_end_that_it_should(tmp_path):
     drop, ahead_s = tmp_path / "in", 2.0
     drop.mkdir()
     deliveries = Deliveries(tmp_path, drop, seed=11)
-    lists = {name: ListSettings(name=name, signers=tmp_path / f"signers-{name}", growth_max=1000, shrink_max=1) for name in LISTS}
+    lists = {
+        name: ListSettings(name=name, signers=tmp_path / f"signers-{name}", growth_max=1000, shrink_max=1)
+        for name in LISTS
+    }
     store = SqliteStore(tmp_path / "lists.sqlite")
 
     async def turn():

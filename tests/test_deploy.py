@@ -32,7 +32,9 @@ DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
 UNIT = DEPLOY / "systemd" / "eir.service"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "eir.json").read_text())
-ALERTS = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+ALERTS = [
+    rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]
+]
 METRIC = re.compile(r"\beir_[a-z_]+")
 
 SERIES = {family.name for family in FAMILIES} | {
@@ -42,7 +44,9 @@ SERIES = {family.name for family in FAMILIES} | {
 
 def run(*command, **options):
     """A command's output; it has to exit with 0."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, timeout=60, **options)
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=60, **options
+    )
     assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
@@ -138,7 +142,9 @@ class Prometheus:
         """The `data` of an answer of Prometheus' API; None while it does not answer yet."""
         assert self.process.poll() is None, self.log.read_text()
         try:
-            with urllib.request.urlopen(f"{self.base}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=60) as answer:
+            with urllib.request.urlopen(
+                f"{self.base}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=60
+            ) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             with error:
@@ -172,7 +178,23 @@ async def keep_asking(node, connect):
 
 
 REALM_OF_SAMPLES = "epc.mnc001.mcc001.3gppnetwork.org"
-QUIET = ("eir_store_errors_total", "eir_sctp_", "eir_sbi_", "eir_gsup_", "eir_map_", "eir_sigtran_", "eir_nrf_", "eir_inbox_", "eir_source_", "eir_feed_", "eir_fraud_", "eir_clients_", "eir_release_interval_seconds", "eir_sightings_", "eir_events_")
+QUIET = (
+    "eir_store_errors_total",
+    "eir_sctp_",
+    "eir_sbi_",
+    "eir_gsup_",
+    "eir_map_",
+    "eir_sigtran_",
+    "eir_nrf_",
+    "eir_inbox_",
+    "eir_source_",
+    "eir_feed_",
+    "eir_fraud_",
+    "eir_clients_",
+    "eir_release_interval_seconds",
+    "eir_sightings_",
+    "eir_events_",
+)
 """Have no series until the store fails, and somebody connects over SCTP or HTTP/2, and without a drop folder, a source, a feed or a record of checks, and before a list's fourth release."""
 
 
@@ -188,7 +210,9 @@ async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, conne
             {"name": "sgsn", "host": "sgsn.localdomain"},
         ],
         tls=Authority(tmp_path / "tls").write(EIR),
-        policy={"rules": [{"list": "tracked", "answer": "greylisted", "observe": True}, *site.settings["policy"]["rules"]]},
+        policy={
+            "rules": [{"list": "tracked", "answer": "greylisted", "observe": True}, *site.settings["policy"]["rules"]]
+        },
     )
     node = site.start()
     with Prometheus(tmp_path / "prometheus", node.http) as prometheus:
@@ -199,6 +223,7 @@ async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, conne
             return [where for where, result in found.items() if not result]
 
         quiet = [where for where, expression in queries() if any(name in expression for name in QUIET)]
+
         async def only_the_quiet_are_empty():
             assert not traffic.done(), traffic.exception()
             return await asyncio.to_thread(unanswered) == quiet
@@ -215,7 +240,9 @@ async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, conne
         states = {rule["name"]: rule["state"] for rule in evaluated}
         assert (states["EirReleaseRefused"], states["EirForced"]) == ("firing", "firing")
         assert states["EirPeerLost"] == "pending"  # sgsn; it fires after two minutes
-        assert {states[name] for name in ("EirDown", "EirNoLists", "EirListMissing", "EirOverrideActive")} == {"inactive"}
+        assert {states[name] for name in ("EirDown", "EirNoLists", "EirListMissing", "EirOverrideActive")} == {
+            "inactive"
+        }
         traffic.cancel()
         with suppress(asyncio.CancelledError):
             await traffic
@@ -346,7 +373,9 @@ class TestUnit:
         assert settings["MemoryDenyWriteExecute"] == ["yes"]
         allowed, denied, again = settings["SystemCallFilter"]
         names = tmp_path / "syscalls"
-        names.write_text("\n".join((system_calls(allowed) - system_calls(denied.removeprefix("~"))) | set(again.split())))
+        names.write_text(
+            "\n".join((system_calls(allowed) - system_calls(denied.removeprefix("~"))) | set(again.split()))
+        )
         confined = [sys.executable, str(Path(__file__).with_name("confined.py")), str(names)]
         variables = dict(value.split("=", 1) for value in settings["Environment"] if not value.startswith("EIR_CONFIG"))
         prefix = [*confined, "env", *(f"{name}={value}" for name, value in variables.items())]
@@ -362,7 +391,14 @@ class TestUnit:
         assert "POLARS_SKIP_CPU_CHECK=1" in unit()["Environment"]
         names = tmp_path / "syscalls"
         names.write_text("\n".join(system_calls("@known")))
-        confined = [sys.executable, str(Path(__file__).with_name("confined.py")), str(names), sys.executable, "-c", "import polars"]
+        confined = [
+            sys.executable,
+            str(Path(__file__).with_name("confined.py")),
+            str(names),
+            sys.executable,
+            "-c",
+            "import polars",
+        ]
         assert "CPUID" in subprocess.run(confined, capture_output=True, text=True, check=False).stderr
         run("env", "POLARS_SKIP_CPU_CHECK=1", *confined)
 
@@ -380,7 +416,12 @@ class TestContainers:
         last = len(instructions) - 1 - [name for name, _ in instructions][::-1].index("FROM")
         assert dict(instructions[last:])["USER"] == "eir"
         ignored = (DEPLOY / "Containerfile.dockerignore").read_text().split()
-        assert {line[1:] for line in ignored if line.startswith("!")} == {source for name, rest in instructions if name == "COPY" and not rest.startswith("--from") for source in rest.split()[:-1]}
+        assert {line[1:] for line in ignored if line.startswith("!")} == {
+            source
+            for name, rest in instructions
+            if name == "COPY" and not rest.startswith("--from")
+            for source in rest.split()[:-1]
+        }
 
     def test_the_first_process_is_an_init_that_hands_signals_on(self, site):
         init, *rest = json.loads(dict(self.containerfile())["ENTRYPOINT"])
@@ -390,7 +431,7 @@ class TestContainers:
 
     def test_the_health_check_tells_a_live_node_from_none(self, site):
         check = dict(self.containerfile())["HEALTHCHECK"]
-        command = json.loads(check[check.index("["):])
+        command = json.loads(check[check.index("[") :])
         node = site.start()
 
         def ask():
@@ -411,7 +452,9 @@ class TestContainers:
                 if source.startswith("."):
                     assert (DEPLOY / "compose" / source).exists(), f"{name}: {mount}"
         assert {"eir-a", "eir-b", "redis", "prometheus"} == set(services)
-        targets = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0]["targets"]
+        targets = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0][
+            "targets"
+        ]
         assert targets == ["eir-a:9868", "eir-b:9868"]
 
     @pytest.mark.parametrize("name", ["eir-a", "eir-b"])
@@ -422,7 +465,9 @@ class TestContainers:
         assert config.identity.host.split(".")[0] == name
         assert config.http == "0.0.0.0:9868"
         assert str(config.state) == "/var/lib/eir"
-        assert all("holds 0 keys" in warning.text for warning in config.warnings), config.warnings  # they reach the one who deploys it
+        assert all("holds 0 keys" in warning.text for warning in config.warnings), (
+            config.warnings
+        )  # they reach the one who deploys it
 
     async def test_a_load_on_one_of_the_nodes_reaches_both(self, tmp_path, publisher, connect):
         """The two configurations as they are, but for addresses and folders, with a Redis as the compose file starts it."""
@@ -435,7 +480,9 @@ class TestContainers:
                     site.settings["peers"][0]["from"].append("127.0.0.0/8")
                     for settings in site.settings["lists"].values():
                         settings["signers"] = "signers"
-                    site.configure(listen=["tcp://127.0.0.1:0"], http="127.0.0.1:0", state="var", store=f"{redis.url}/0")
+                    site.configure(
+                        listen=["tcp://127.0.0.1:0"], http="127.0.0.1:0", state="var", store=f"{redis.url}/0"
+                    )
                 nodes = one.start(), other.start()
                 clients = [await connect(node, f"mme.{REALM_OF_SAMPLES}", REALM_OF_SAMPLES) for node in nodes]
                 question = ecr(LISTED, host=avp(264, f"mme.{REALM_OF_SAMPLES}"), to_realm=avp(283, REALM_OF_SAMPLES))

@@ -70,7 +70,10 @@ def test_meid_key(text, key):
     assert device_key(text) == key
 
 
-@pytest.mark.parametrize("text", ["", "A000000000000", "A00000000000011", "G0000000000001", "A_000000000001", "0xA00000000001", "A000000000000é"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "A000000000000", "A00000000000011", "G0000000000001", "A_000000000001", "0xA00000000001", "A000000000000é"],
+)
 def test_meid_key_refuses(text):
     with pytest.raises(IdentifierError):
         meid_key(text)
@@ -153,7 +156,10 @@ def test_imsis_of_different_length_are_different(one, other):
     assert (imsi_key(one) == imsi_key(other)) == (one == other)
 
 
-@pytest.mark.parametrize(("text", "answer"), [("0", True), ("0123456789", True), ("", False), ("1.0", False), ("²", False), (ARABIC_DIGITS, False)])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("0", True), ("0123456789", True), ("", False), ("1.0", False), ("²", False), (ARABIC_DIGITS, False)],
+)
 def test_is_digits(text, answer):
     assert is_digits(text) is answer
 

@@ -13,7 +13,11 @@ from eir.errors import EirError
         ("tls://dra.example.org", Endpoint("tls", ("dra.example.org",), 5868), "tls://dra.example.org:5868"),
         ("tcp://[::1]:0", Endpoint("tcp", ("::1",), 0), "tcp://[::1]:0"),
         ("sctp://10.0.0.1", Endpoint("sctp", ("10.0.0.1",), 3868), "sctp://10.0.0.1:3868"),
-        ("sctp://10.0.0.1,[2001:db8::1]:4000", Endpoint("sctp", ("10.0.0.1", "2001:db8::1"), 4000), "sctp://10.0.0.1,[2001:db8::1]:4000"),
+        (
+            "sctp://10.0.0.1,[2001:db8::1]:4000",
+            Endpoint("sctp", ("10.0.0.1", "2001:db8::1"), 4000),
+            "sctp://10.0.0.1,[2001:db8::1]:4000",
+        ),
     ],
 )
 def test_a_url_is_an_endpoint(url, found, shown):

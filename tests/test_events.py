@@ -62,21 +62,41 @@ def test_an_event_is_what_was_not_simply_whitelisted():
 
 def test_like_checks_are_one_event_and_more_than_the_rate_are_counted():
     events = made(per_second_max=2)
-    found = events_of(events, *[each(LISTED, decision=BLACK)] * 5, each(TRACKED, decision=TRACK), *[each(UNLISTED, imsi=f"00101{number:010d}", decision=BLACK) for number in range(3)])
+    found = events_of(
+        events,
+        *[each(LISTED, decision=BLACK)] * 5,
+        each(TRACKED, decision=TRACK),
+        *[each(UNLISTED, imsi=f"00101{number:010d}", decision=BLACK) for number in range(3)],
+    )
     assert [(event["imei"], event["checks"]) for event in found] == [(LISTED, 5), (TRACKED, 1)]
     assert events.dropped == 3
-    assert len(events_of(events, *[each(UNLISTED, imsi=f"00101{number:010d}", decision=BLACK) for number in range(3)], now=1.0)) == 2
+    assert (
+        len(
+            events_of(
+                events, *[each(UNLISTED, imsi=f"00101{number:010d}", decision=BLACK) for number in range(3)], now=1.0
+            )
+        )
+        == 2
+    )
 
 
 def test_another_sim_in_a_watched_device_is_an_event():
     events = made(tracked=SIM_CHANGED)
     kinds = [
-        [(event["event"], event.get("previous")) for event in events_of(events, each(TRACKED, imsi=imsi, decision=TRACK), now=number)]
+        [
+            (event["event"], event.get("previous"))
+            for event in events_of(events, each(TRACKED, imsi=imsi, decision=TRACK), now=number)
+        ]
         for number, imsi in enumerate([IMSI, IMSI, OTHER_IMSI, "", OTHER_IMSI, IMSI])
     ]
     once = [(CHECK, None)]
     assert kinds == [once, once, [*once, (SIM_CHANGED, IMSI)], once, once, [*once, (SIM_CHANGED, OTHER_IMSI)]]
-    assert [event["event"] for event in events_of(events, each(LISTED, decision=BLACK), each(LISTED, imsi=OTHER_IMSI, decision=BLACK), now=9)] == [CHECK] * 2
+    assert [
+        event["event"]
+        for event in events_of(
+            events, each(LISTED, decision=BLACK), each(LISTED, imsi=OTHER_IMSI, decision=BLACK), now=9
+        )
+    ] == [CHECK] * 2
 
 
 def test_a_rule_on_trial_is_enough_to_watch_and_a_sim_is_watched_as_well():
@@ -84,7 +104,9 @@ def test_a_rule_on_trial_is_enough_to_watch_and_a_sim_is_watched_as_well():
     one, two = (each(device, observed="1=greylisted@persons") for device in (TRACKED, LISTED))
     assert [event["event"] for event in events_of(events, one, two, one)] == [CHECK, CHECK, DEVICE_CHANGED]
     again = Events(per_second_max=9, watched={"persons": DEVICE_CHANGED}, seen=events.seen, origin="there")
-    assert [(event["event"], event.get("previous")) for event in events_of(again, one)][1:] == [(DEVICE_CHANGED, LISTED)]
+    assert [(event["event"], event.get("previous")) for event in events_of(again, one)][1:] == [
+        (DEVICE_CHANGED, LISTED)
+    ]
 
 
 def test_a_new_key_of_the_hashes_is_no_change():
@@ -189,7 +211,10 @@ def desk(port=0):
         server.server_close()
 
 
-@pytest.mark.parametrize(("status", "fault"), [(200, None), (204, None), (500, Undelivered), (429, Undelivered), (400, NotTaken), (302, NotTaken)])
+@pytest.mark.parametrize(
+    ("status", "fault"),
+    [(200, None), (204, None), (500, Undelivered), (429, Undelivered), (400, NotTaken), (302, NotTaken)],
+)
 async def test_a_webhook_by_what_it_answers(status, fault):
     with desk() as server:
         server.status = status
@@ -247,7 +272,10 @@ async def test_a_drain_ends_with_0_while_a_webhook_drips(site, connect):
     """Else systemd starts the drained node again."""
     (site.folder / "webhook.key").write_text("secret\n")
     with dripping() as (url, arrived):
-        site.configure(sightings={"webhook": {"url": url, "key_file": "webhook.key"}}, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
+        site.configure(
+            sightings={"webhook": {"url": url, "key_file": "webhook.key"}},
+            policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]},
+        )
         site.load([LISTED])
         node = site.start()
         await asked(await connect(node), LISTED)
@@ -277,7 +305,10 @@ async def test_a_node_tells_a_fraud_desk_and_goes_on_while_it_is_away(site, conn
         headers, body = server.got[0]
         headers = {name.lower(): value for name, value in headers.items()}
         stamp = headers[TIME_HEADER.lower()]
-        assert headers[SIGNATURE_HEADER.lower()] == f"sha256={hmac.new(b'secret', f'{stamp}.'.encode() + body, hashlib.sha256).hexdigest()}"
+        assert (
+            headers[SIGNATURE_HEADER.lower()]
+            == f"sha256={hmac.new(b'secret', f'{stamp}.'.encode() + body, hashlib.sha256).hexdigest()}"
+        )
         assert signature(b"secret", stamp, body) in headers[SIGNATURE_HEADER.lower()]
         server.status = 503
         await asked(mme, TRACKED, imsi=OTHER_IMSI)
@@ -287,9 +318,13 @@ async def test_a_node_tells_a_fraud_desk_and_goes_on_while_it_is_away(site, conn
         await until_async(lambda: len(told(server)) == 6)
     found = [(event["event"], event["imei"], event["subscriber"], event["status"]) for event in told(server)]
     assert found[:2] == [(CHECK, LISTED, IMSI, "blacklisted"), (CHECK, TRACKED, IMSI, "whitelisted")]
-    assert found[2:] == [(kind, TRACKED, imsi, "whitelisted") for imsi in (OTHER_IMSI, IMSI) for kind in (CHECK, SIM_CHANGED)]
+    assert found[2:] == [
+        (kind, TRACKED, imsi, "whitelisted") for imsi in (OTHER_IMSI, IMSI) for kind in (CHECK, SIM_CHANGED)
+    ]
     assert all(one["time"] <= other["time"] for one, other in pairwise(told(server)))
-    await until_async(lambda: node.metrics()["eir_events_total{to=webhook}"] == 6)  # it is counted once the desk has said that it has them
+    await until_async(
+        lambda: node.metrics()["eir_events_total{to=webhook}"] == 6
+    )  # it is counted once the desk has said that it has them
 
 
 async def test_who_is_forgotten_is_in_no_later_event_and_not_in_what_watched_lists_remember(site, connect):
@@ -298,7 +333,10 @@ async def test_who_is_forgotten_is_in_no_later_event_and_not_in_what_watched_lis
     with desk() as server:
         server.status = 503
         hook = {"url": f"http://127.0.0.1:{server.server_port}/eir", "key_file": "webhook.key"}
-        site.configure(sightings={"subscribers": "full", "webhook": hook, "watch": "tracked", "window_s": 3600}, policy={"rules": rules})
+        site.configure(
+            sightings={"subscribers": "full", "webhook": hook, "watch": "tracked", "window_s": 3600},
+            policy={"rules": rules},
+        )
         site.load([TRACKED, LISTED], list_name="tracked")
         node = site.start()
         mme = await connect(node)
@@ -316,7 +354,11 @@ async def test_who_is_forgotten_is_in_no_later_event_and_not_in_what_watched_lis
     assert [(event["event"], event["imei"], event["subscriber"]) for event in told(server)] == [
         (CHECK, TRACKED, None), (CHECK, LISTED, OTHER_IMSI), (CHECK, TRACKED, OTHER_IMSI),
     ]  # fmt: skip
-    remembered.write_text(json.dumps({f"sim_changed {TRACKED}": IMSI, f"device_changed {IMSI}": LISTED, f"sim_changed {LISTED}": OTHER_IMSI}))
+    remembered.write_text(
+        json.dumps(
+            {f"sim_changed {TRACKED}": IMSI, f"device_changed {IMSI}": LISTED, f"sim_changed {LISTED}": OTHER_IMSI}
+        )
+    )
     assert site.json("sightings", "forget", "--imsi", IMSI) == {"rows": 0}
     assert json.loads(remembered.read_text()) == {f"sim_changed {LISTED}": OTHER_IMSI}
 

@@ -36,7 +36,10 @@ class Store:
             "sims": pages_of([imsi_key("262010000000001")]),
             "pairs": pair_pages({device_key(STOLEN): [imsi_key(IMSI)]}),
         }
-        self.states = {name: state(pages, kind=KINDS[name], reasons=("", "theft"), generation=3) for name, pages in self.content.items()}
+        self.states = {
+            name: state(pages, kind=KINDS[name], reasons=("", "theft"), generation=3)
+            for name, pages in self.content.items()
+        }
         self.states["own"] = state(self.content["own"], serial=0, generation=7)
 
     async def some_pages(self, name, numbers):

@@ -18,7 +18,9 @@ from eir.lists.reader import Tally, read_rows
 from eir.lists.reasons import Reasons
 
 TEXTS = ("", "stolen", "lost, found", 'said "stolen"', "señal")
-KEYS = st.integers(1, 40).map(lambda n: 35 * 10**12 + n % 4 * PAGE_KEYS + n) | st.integers(0, 3).map(lambda n: MEID_BASE + 0xA0000000000000 + n)
+KEYS = st.integers(1, 40).map(lambda n: 35 * 10**12 + n % 4 * PAGE_KEYS + n) | st.integers(0, 3).map(
+    lambda n: MEID_BASE + 0xA0000000000000 + n
+)
 TAC_KEYS = st.integers(0, 3).map(lambda n: 35 * 10**12 + n * PAGE_KEYS)
 ENDS = st.sampled_from([0, 0, 1, 1_900_000_000, 2_000_000_000])
 SIMS = st.integers(0, 5).map(lambda n: 1_001_010_000_000_000 + n)
@@ -74,11 +76,17 @@ def test_any_list_read_again_has_the_same_digest(kind, data):
         with pytest.raises(EirError, match="--only imei and the second with --only tac"):
             written(held, pages)
     if pages and all(entry.until != 1 for entry in entries_of(pages)):
-        files = [written(held, pages)] if not (tacs and letters) else [written(held, pages, only_tacs=only) for only in (False, True)]
+        files = (
+            [written(held, pages)]
+            if not (tacs and letters)
+            else [written(held, pages, only_tacs=only) for only in (False, True)]
+        )
         assert read_again(files, "eir", kind) == (content_digest(pages), 0)
 
 
-@pytest.mark.parametrize(("layout", "head"), [("imei", ""), ("dirbs-blacklist", "IMEI,block_date,reasons\n"), ("eir", "imei\n")])
+@pytest.mark.parametrize(
+    ("layout", "head"), [("imei", ""), ("dirbs-blacklist", "IMEI,block_date,reasons\n"), ("eir", "imei\n")]
+)
 def test_a_plain_list_in_each_layout(layout, head):
     pages = pages_of("devices", [(key, None, 0, 0) for key in (35 * 10**12 + 7, MEID_BASE + 0xA1234567890ABC)])
     held = state(pages, issued="2026-11-24T10:00:00Z")

@@ -48,7 +48,10 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not COMPILED, reason="no C compiler was there")
 
 IMEI, VERSION, MEID, TERMINAL = (key_of(code, VENDOR) for code in (1402, 1403, 1471, 1401))
-STATUS = {status: encode_u32(key_of(1445, VENDOR), value) for status, value in {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}.items()}
+STATUS = {
+    status: encode_u32(key_of(1445, VENDOR), value)
+    for status, value in {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,13 @@ def both(messages, *given_sides, **given):
 class TestLevels:
     """What stands on another level than its own decides nothing (TS 29.272 7.2.19, 7.3.3): the first answer and the thousandth are the same bytes."""
 
-    POLICY = PolicySettings(rules=(Rule(answer=Status.BLACKLISTED, list="stolen"), Rule(answer=Status.GREYLISTED, software_version=("77",)), Rule(answer=Status.GREYLISTED, imsi=("00102",))))
+    POLICY = PolicySettings(
+        rules=(
+            Rule(answer=Status.BLACKLISTED, list="stolen"),
+            Rule(answer=Status.GREYLISTED, software_version=("77",)),
+            Rule(answer=Status.GREYLISTED, imsi=("00102",)),
+        )
+    )
     GOOD, BAD = "00101008000001", f"{BLOCKED:014d}"
 
     def ask(self, index, first, second, wanted):
@@ -82,18 +91,30 @@ class TestLevels:
                 assert with_lane.feed(message * times) == answer * times
             assert with_lane.by_lane == 1367, "the lane has answered all of them"
 
-    @pytest.mark.parametrize(("inside", "beside", "wanted"), [(BAD, GOOD, Status.BLACKLISTED), (GOOD, BAD, Status.WHITELISTED)])
+    @pytest.mark.parametrize(
+        ("inside", "beside", "wanted"), [(BAD, GOOD, Status.BLACKLISTED), (GOOD, BAD, Status.WHITELISTED)]
+    )
     def test_an_imei_at_the_top(self, index, inside, beside, wanted):
         stray = encode_text(IMEI, beside)
         self.ask(index, ecr(inside, extra=stray), ecr(inside, before=stray), wanted)
 
-    @pytest.mark.parametrize(("inside", "beside", "wanted"), [("77", "01", Status.GREYLISTED), ("01", "77", Status.WHITELISTED), (None, "77", Status.WHITELISTED)])
+    @pytest.mark.parametrize(
+        ("inside", "beside", "wanted"),
+        [("77", "01", Status.GREYLISTED), ("01", "77", Status.WHITELISTED), (None, "77", Status.WHITELISTED)],
+    )
     def test_a_software_version_at_the_top(self, index, inside, beside, wanted):
         stray = encode_text(VERSION, beside)
-        self.ask(index, ecr(self.GOOD, version=inside, extra=stray), ecr(self.GOOD, version=inside, before=stray), wanted)
+        self.ask(
+            index, ecr(self.GOOD, version=inside, extra=stray), ecr(self.GOOD, version=inside, before=stray), wanted
+        )
 
     @pytest.mark.parametrize(
-        ("top", "beside", "wanted"), [("001020123456789", "001010123456789", Status.GREYLISTED), ("001010123456789", "001020123456789", Status.WHITELISTED), (None, "001020123456789", Status.WHITELISTED)]
+        ("top", "beside", "wanted"),
+        [
+            ("001020123456789", "001010123456789", Status.GREYLISTED),
+            ("001010123456789", "001020123456789", Status.WHITELISTED),
+            (None, "001020123456789", Status.WHITELISTED),
+        ],
     )
     def test_a_user_name_inside(self, index, top, beside, wanted):
         stray = encode_text(1, beside)
@@ -107,7 +128,13 @@ class TestLevels:
         assert b"xxx" not in Side(lane=True).feed(first + second)
 
     def test_one_odd_request_costs_itself_alone(self, index):
-        odd = [ecr(self.GOOD, inside=encode_text(IMEI, self.GOOD)), ecr("x"), ecr(None, version=None, terminal=False), ecr(self.GOOD, extra=encode(UNKNOWN, b"abcd")), ecr(self.GOOD, flags=0xE0)]
+        odd = [
+            ecr(self.GOOD, inside=encode_text(IMEI, self.GOOD)),
+            ecr("x"),
+            ecr(None, version=None, terminal=False),
+            ecr(self.GOOD, extra=encode(UNKNOWN, b"abcd")),
+            ecr(self.GOOD, flags=0xE0),
+        ]
         side = Side(lane=True, index=index, policy=self.POLICY)
         for number, message in enumerate(odd, 1):
             side.feed(message + ecr() * 50)
@@ -115,8 +142,13 @@ class TestLevels:
 
 
 def test_every_form_that_real_clients_send_is_taken(index):
-    proxies = encode(284, encode_text(280, "dra.example") + encode(33, b"12345")) + encode(284, encode_text(280, "dra2") + encode(33, b""))
-    features = encode(key_of(628, VENDOR), encode_u32(266, VENDOR) + encode_u32(key_of(629, VENDOR), 1) + encode_u32(key_of(630, VENDOR), 0))
+    proxies = encode(284, encode_text(280, "dra.example") + encode(33, b"12345")) + encode(
+        284, encode_text(280, "dra2") + encode(33, b"")
+    )
+    features = encode(
+        key_of(628, VENDOR),
+        encode_u32(266, VENDOR) + encode_u32(key_of(629, VENDOR), 1) + encode_u32(key_of(630, VENDOR), 0),
+    )
     forms = [
         ecr(), ecr(order=True), ecr(flags=0x80), ecr(flags=0xD0), ecr("001010090000010"), ecr("0010100900000177"), ecr(version=None), ecr(imsi=None), ecr(session=""),
         ecr(session="s" * 3000), ecr(extra=encode_text(282, "mme9.example") * 3), ecr(extra=proxies), ecr(before=proxies), ecr(extra=features), ecr(extra=encode(MSISDN, b"\x01\x02")),
@@ -129,14 +161,28 @@ def test_every_form_that_real_clients_send_is_taken(index):
     assert with_lane.by_lane == len(forms)
     mme = replace(MME, lenient=frozenset({"destination", "unknown_m"}))
     with_lane, without = sides(index, mme=mme)
-    both([ecr(extra=encode_text(293, "elsewhere.example")), ecr(extra=encode(UNKNOWN, b"abcd")), ecr(realm="elsewhere", extra=encode_text(293, "x"))], with_lane, without)
+    both(
+        [
+            ecr(extra=encode_text(293, "elsewhere.example")),
+            ecr(extra=encode(UNKNOWN, b"abcd")),
+            ecr(realm="elsewhere", extra=encode_text(293, "x")),
+        ],
+        with_lane,
+        without,
+    )
     assert with_lane.by_lane == 3
 
 
 def test_the_lane_goes_by_the_limits_of_a_message():
     limits = Limits(max_avps=32, max_message_bytes=4096, max_depth=2)
     deep = encode(279, encode(279, encode(279, b"")))
-    for message in (ecr(extra=encode(UNKNOWN, b"", flags=0) * 23), ecr(extra=encode(UNKNOWN, b"", flags=0) * 24), ecr(inside=encode(UNKNOWN, b"", flags=0) * 24), ecr(extra=deep), ecr(extra=deep[8:])):
+    for message in (
+        ecr(extra=encode(UNKNOWN, b"", flags=0) * 23),
+        ecr(extra=encode(UNKNOWN, b"", flags=0) * 24),
+        ecr(inside=encode(UNKNOWN, b"", flags=0) * 24),
+        ecr(extra=deep),
+        ecr(extra=deep[8:]),
+    ):
         side = both([message] * 2, limits=limits)
         assert side.by_lane == side.checker.checks().total()
     taken = both([ecr(session="s" * size) for size in range(3800, 4000, 4)], limits=limits)
@@ -149,25 +195,45 @@ class TestConditions:
     HELD = (
         (Rule(answer=Status.BLACKLISTED, list="stolen"), ecr(f"{BLOCKED:014d}"), ecr(f"{BLOCKED + 1:014d}")),
         (Rule(answer=Status.BLACKLISTED, list="stolen"), ecr("001010071310710"), ecr("00101007129999")),
-        (Rule(answer=Status.BLACKLISTED, list="tacs"), ecr(f"{TRACKED_TAC * PAGE_KEYS + 999_999:014d}"), ecr("00101006000008")),
+        (
+            Rule(answer=Status.BLACKLISTED, list="tacs"),
+            ecr(f"{TRACKED_TAC * PAGE_KEYS + 999_999:014d}"),
+            ecr("00101006000008"),
+        ),
         (Rule(answer=Status.BLACKLISTED, list="tacs"), ecr("00101003000001"), ecr("00101006000010")),
         (Rule(answer=Status.BLACKLISTED, list="ending"), ecr(f"{ENDING:014d}"), ecr(f"{ENDED:014d}")),
-        (Rule(answer=Status.BLACKLISTED, list="bound"), ecr(f"{BOUND:014d}"), ecr(f"{BOUND:014d}", imsi="001010123456780")),
+        (
+            Rule(answer=Status.BLACKLISTED, list="bound"),
+            ecr(f"{BOUND:014d}"),
+            ecr(f"{BOUND:014d}", imsi="001010123456780"),
+        ),
         (Rule(answer=Status.BLACKLISTED, list="sims"), ecr(imsi="001020123456789"), ecr(imsi="001020123456788")),
         (Rule(answer=Status.BLACKLISTED, list="sims"), ecr(imsi="001021"), ecr(imsi="0010210")),
         (Rule(answer=Status.BLACKLISTED, list="sims"), ecr(imsi="001021"), ecr(imsi=None)),
         (Rule(answer=Status.BLACKLISTED, not_list="stolen"), ecr(f"{BLOCKED + 1:014d}"), ecr(f"{BLOCKED:014d}")),
         (Rule(answer=Status.BLACKLISTED, not_list="bound"), ecr(), ecr(f"{BOUND:014d}")),
         (Rule(answer=Status.BLACKLISTED, not_list="sims"), ecr(), ecr(imsi=None)),
-        (Rule(answer=Status.BLACKLISTED, device_bound_elsewhere="bound"), ecr(f"{BOUND:014d}", imsi="001010123456780"), ecr(f"{BOUND:014d}")),
+        (
+            Rule(answer=Status.BLACKLISTED, device_bound_elsewhere="bound"),
+            ecr(f"{BOUND:014d}", imsi="001010123456780"),
+            ecr(f"{BOUND:014d}"),
+        ),
         (Rule(answer=Status.BLACKLISTED, subscriber_bound_elsewhere="bound"), ecr(), ecr(f"{BOUND:014d}")),
         (Rule(answer=Status.BLACKLISTED, tac=("00101009",)), ecr("00101009999999"), ecr("00101010000000")),
         (Rule(answer=Status.BLACKLISTED, tac=("35", "0010101")), ecr("00101010000000"), ecr("00101009999999")),
         (Rule(answer=Status.BLACKLISTED, software_version=("00", "77")), ecr(version="00"), ecr(version="01")),
-        (Rule(answer=Status.BLACKLISTED, software_version=("77",)), ecr("0010100900000177", version=None), ecr("0010100900000177", version="01")),
+        (
+            Rule(answer=Status.BLACKLISTED, software_version=("77",)),
+            ecr("0010100900000177", version=None),
+            ecr("0010100900000177", version="01"),
+        ),
         (Rule(answer=Status.BLACKLISTED, software_version=("00",)), ecr(version="00"), ecr(version=None)),
         (Rule(answer=Status.BLACKLISTED, imei=(f"{NAMED:014d}",)), ecr(f"{NAMED:014d}3"), ecr(f"{NAMED + 1:014d}")),
-        (Rule(answer=Status.BLACKLISTED, imsi=("00102", "9")), ecr(imsi="001020000000000"), ecr(imsi="001019999999999")),
+        (
+            Rule(answer=Status.BLACKLISTED, imsi=("00102", "9")),
+            ecr(imsi="001020000000000"),
+            ecr(imsi="001019999999999"),
+        ),
         (Rule(answer=Status.BLACKLISTED, imsi=("001010123456789",)), ecr(), ecr(imsi="001010123456788")),
         (Rule(answer=Status.BLACKLISTED, imsi=("0010",)), ecr(imsi="00102"), ecr(imsi="001")),
         (Rule(answer=Status.BLACKLISTED, imsi=("0",)), ecr(imsi="0" * 40), ecr(imsi=None)),
@@ -176,10 +242,22 @@ class TestConditions:
         (Rule(answer=Status.BLACKLISTED, identifier=("sequence",)), ecr("98765432109876"), ecr("98765432109877")),
         (Rule(answer=Status.BLACKLISTED, identifier=("test",)), ecr("00101799999999"), ecr("00101800000000")),
         (Rule(answer=Status.BLACKLISTED, identifier=("test",)), ecr("00440000000000"), ecr("00450000000000")),
-        (Rule(answer=Status.BLACKLISTED, origin_host=("other.example", "MME2.example")), ecr(host="mme2.EXAMPLE"), ecr(host="mme22.example")),
-        (Rule(answer=Status.BLACKLISTED, origin_host=("mme2.example",)), ecr(host="mme2.example"), ecr(host="mme3.example")),
+        (
+            Rule(answer=Status.BLACKLISTED, origin_host=("other.example", "MME2.example")),
+            ecr(host="mme2.EXAMPLE"),
+            ecr(host="mme22.example"),
+        ),
+        (
+            Rule(answer=Status.BLACKLISTED, origin_host=("mme2.example",)),
+            ecr(host="mme2.example"),
+            ecr(host="mme3.example"),
+        ),
         (Rule(answer=Status.BLACKLISTED, origin_realm=("Example",)), ecr(), ecr(origin_realm="example2")),
-        (Rule(answer=Status.BLACKLISTED, list="stolen", imsi=("00102",)), ecr(f"{BLOCKED:014d}", imsi="001020123456789"), ecr(f"{BLOCKED:014d}")),
+        (
+            Rule(answer=Status.BLACKLISTED, list="stolen", imsi=("00102",)),
+            ecr(f"{BLOCKED:014d}", imsi="001020123456789"),
+            ecr(f"{BLOCKED:014d}"),
+        ),
     )
 
     @pytest.mark.parametrize("window", [1, 70])
@@ -197,7 +275,9 @@ class TestConditions:
     @pytest.mark.parametrize(("rule", "holds", "fails"), HELD)
     def test_observed(self, index, rule, holds, fails, window):
         """It answers nothing, is counted, and stands on record at the checks for which it held, and at no other."""
-        with_lane, without = sides(index, PolicySettings(rules=(replace(rule, observe=True),), default=Status.WHITELISTED), sightings=True)
+        with_lane, without = sides(
+            index, PolicySettings(rules=(replace(rule, observe=True),), default=Status.WHITELISTED), sightings=True
+        )
         for message in (holds, fails, holds, fails):
             answer = with_lane.feed(message * window)
             assert answer.count(STATUS[Status.WHITELISTED]) == window
@@ -234,7 +314,9 @@ class TestConditions:
         for number, name in enumerate(names):
             fill(many, name, pages_of([100 + number]))
         policy = PolicySettings(rules=(*rules, *(Rule(answer=Status.GREYLISTED, list=name) for name in names)))
-        messages = [ecr(host=f"mme{number}.example") for number in (0, 31, 32, 33, 69, 70)] + [ecr(f"{number:014d}") for number in range(98, 124)]
+        messages = [ecr(host=f"mme{number}.example") for number in (0, 31, 32, 33, 69, 70)] + [
+            ecr(f"{number:014d}") for number in range(98, 124)
+        ]
         with_lane, without = sides(many, policy, sightings=True)
         both(messages, with_lane, without)
         assert with_lane.checker.checks().total() == len(messages) == with_lane.by_lane
@@ -242,7 +324,9 @@ class TestConditions:
         assert sum(count for (status, *_), count in with_lane.checker.checks().items() if status == "greylisted") == 20
 
     def test_a_policy_too_large_for_the_lane_is_the_general_path_s(self, index):
-        policy = PolicySettings(rules=tuple(Rule(answer=Status.BLACKLISTED, imei=(f"{number:014d}",)) for number in range(VERDICTS_MAX)))
+        policy = PolicySettings(
+            rules=tuple(Rule(answer=Status.BLACKLISTED, imei=(f"{number:014d}",)) for number in range(VERDICTS_MAX))
+        )
         with_lane, without = sides(index, policy)
         both([ecr("00000000001023"), ecr("00000000001024")], with_lane, without)
         assert with_lane.by_lane == 0
@@ -250,7 +334,12 @@ class TestConditions:
 
 def test_a_peer_is_answered_instead_what_its_entry_says():
     mme = replace(MME, answers=(("unknown", "greylisted"), ("blacklisted", "whitelisted")))
-    messages = [ecr(version="77", imei="00101008000001"), ecr("00101001000001"), ecr(imsi="001020123456789", imei="00101008000001"), ecr(imei="00101008000001")]
+    messages = [
+        ecr(version="77", imei="00101008000001"),
+        ecr("00101001000001"),
+        ecr(imsi="001020123456789", imei="00101008000001"),
+        ecr(imei="00101008000001"),
+    ]
     two = [Side(lane=lane, mme=mme) for lane in (True, False)]
     for data in (*messages, *messages, b"".join(messages), messages[0] * 40, messages[3] * 40):
         answers = [side.feed(data) for side in two]
@@ -259,7 +348,11 @@ def test_a_peer_is_answered_instead_what_its_entry_says():
     assert two[0].state() == two[1].state()
     assert set(two[0].counts.answers) == {("mme", "2001")}
     assert {status for status, *_ in two[0].checker.checks()} == set(Status), "the policy's own words are counted"
-    assert [encode_u32(key_of(1445, VENDOR), value) in side.feed(message) for side in two for value, message in zip((2, 0, 2, 0), messages, strict=True)] == [True] * 8
+    assert [
+        encode_u32(key_of(1445, VENDOR), value) in side.feed(message)
+        for side in two
+        for value, message in zip((2, 0, 2, 0), messages, strict=True)
+    ] == [True] * 8
 
 
 class TestFaults:
@@ -274,7 +367,9 @@ class TestFaults:
                 raise ZeroDivisionError
             return policy.decide(key, *rest)
 
-        asks = program_of([({"anything": True}, policy.program.verdicts[0], False)], policy.program.verdicts[-1], Index({}))
+        asks = program_of(
+            [({"anything": True}, policy.program.verdicts[0], False)], policy.program.verdicts[-1], Index({})
+        )
         plain = Side(lane=False).feed(ecr())
         side.checker._policy = replace(policy, decide=fail, program=asks)
         bad = ecr("00000000000013")
@@ -344,7 +439,9 @@ def test_any_segmentation_gives_the_same_bytes(rng, cuts):
 
 
 @given(
-    seeds, st.lists(st.tuples(st.integers(1, 30), st.floats(0, 0.5)), min_size=1, max_size=8), st.lists(st.sampled_from([1.0, 4.0, 30.0, 200.0]), max_size=2, unique=True),
+    seeds,
+    st.lists(st.tuples(st.integers(1, 30), st.floats(0, 0.5)), min_size=1, max_size=8),
+    st.lists(st.sampled_from([1.0, 4.0, 30.0, 200.0]), max_size=2, unique=True),
     st.sampled_from([TOO_BUSY_REPLY, *map(replace, REPLIES.values())]),
 )
 @settings(max_examples=50)
@@ -379,7 +476,9 @@ def test_the_lane_turns_away_what_it_would_take():
 
 def test_the_first_message_of_a_connection_is_taken_as_the_last():
     side = Side(lane=True)
-    side.feed(b"".join(ecr(f"{n:014d}", host=f"mme{n}.example", ids=(n, n), imsi=f"00101{n:010d}") for n in range(1000)))
+    side.feed(
+        b"".join(ecr(f"{n:014d}", host=f"mme{n}.example", ids=(n, n), imsi=f"00101{n:010d}") for n in range(1000))
+    )
     assert side.by_lane == 1000
 
 
@@ -392,13 +491,26 @@ CONDITIONS = st.fixed_dictionaries({}, optional={
     "origin_realm": st.just(("example",)), "device_bound_elsewhere": st.just("bound"), "subscriber_bound_elsewhere": st.just("bound"),
     "observe": st.booleans(),
 })  # fmt: skip
-RULES = st.lists(st.builds(lambda answer, said: Rule(answer=answer, **said), st.sampled_from(Status), CONDITIONS.filter(lambda said: said.keys() - {"observe"})), max_size=5)
+RULES = st.lists(
+    st.builds(
+        lambda answer, said: Rule(answer=answer, **said),
+        st.sampled_from(Status),
+        CONDITIONS.filter(lambda said: said.keys() - {"observe"}),
+    ),
+    max_size=5,
+)
 
 
 class TestManyAtOnce:
     """Many messages in a row, over all that a policy may ask."""
 
-    @given(seeds, st.lists(st.tuples(st.integers(1, 40), st.integers(1, 4)), min_size=1, max_size=4), RULES, st.sampled_from(Status), st.booleans())
+    @given(
+        seeds,
+        st.lists(st.tuples(st.integers(1, 40), st.integers(1, 4)), min_size=1, max_size=4),
+        RULES,
+        st.sampled_from(Status),
+        st.booleans(),
+    )
     @settings(max_examples=80)
     def test_gives_the_same_bytes(self, index, rng, parts, rules, default, sighted):
         stream = b"".join(an_ecr(rng) * again for count, again in parts for _ in range(count))
@@ -424,15 +536,24 @@ class TestManyAtOnce:
         with_lane, without = sides(index, policy)
         calls = []
         decide = with_lane.checker.policy.decide
-        with_lane.checker._policy = replace(with_lane.checker.policy, decide=lambda *about: calls.append(about) or decide(*about))
+        with_lane.checker._policy = replace(
+            with_lane.checker.policy, decide=lambda *about: calls.append(about) or decide(*about)
+        )
         stream = b"".join(ecr(f"{key:014d}") for key in [*range(49), BLOCKED, BOUND, NAMED, *range(60, 108)])
         assert with_lane.feed(stream) == without.feed(stream)
         assert with_lane.checker.checks() == without.checker.checks()
         assert len(calls) == asked
 
     def test_sightings_of_a_full_window(self, index):
-        with_lane, without = sides(index, replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True))), sightings=True)
-        stream = b"".join(ecr(f"{key:014d}0", imsi=f"00101{key:010d}") for key in [*range(60), BLOCKED, NAMED, TRACKED_TAC * PAGE_KEYS + 9, *range(60, 120)])
+        with_lane, without = sides(
+            index,
+            replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True))),
+            sightings=True,
+        )
+        stream = b"".join(
+            ecr(f"{key:014d}0", imsi=f"00101{key:010d}")
+            for key in [*range(60), BLOCKED, NAMED, TRACKED_TAC * PAGE_KEYS + 9, *range(60, 120)]
+        )
         for _ in range(2):
             assert with_lane.feed(stream) == without.feed(stream)
         assert with_lane.sightings.rows == without.sightings.rows
@@ -440,7 +561,9 @@ class TestManyAtOnce:
         assert {peer for _, _, peer, *_ in with_lane.sightings.rows} == {"mme"}
 
     def test_checks_of_a_probe_are_no_sightings(self, index):
-        policy = replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True)))
+        policy = replace(
+            LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True))
+        )
         with_lane, without = sides(index, policy, sightings=True)
         with_lane.checker.probes = without.checker.probes = frozenset({("s13", "mme")})
         stream = b"".join(ecr(f"{key:014d}") for key in [*range(60), BLOCKED, NAMED, 101004_000005, *range(60, 120)])
@@ -460,14 +583,23 @@ class TestManyAtOnce:
         assert {len(row[-2]) for row in with_lane.sightings.rows} == {15, 16, 31, 32}
 
     def test_without_room_plain_checks_are_counted_and_all_others_told(self, index):
-        with_lane, without = sides(index, replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True))), sightings=True)
+        with_lane, without = sides(
+            index,
+            replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True))),
+            sightings=True,
+        )
         with_lane.sightings.full = {"mme"}
-        stream = b"".join(ecr(f"{key:014d}") for key in [*range(60), BLOCKED, NAMED, TRACKED_TAC * PAGE_KEYS + 9, 101004_000005, *range(60, 120)])
+        stream = b"".join(
+            ecr(f"{key:014d}")
+            for key in [*range(60), BLOCKED, NAMED, TRACKED_TAC * PAGE_KEYS + 9, 101004_000005, *range(60, 120)]
+        )
         for _ in range(2):
             assert with_lane.feed(stream) == without.feed(stream)
         told, all_of_them = with_lane.sightings.rows, without.sightings.rows
         assert sum(told.values()) + with_lane.sightings.left == sum(all_of_them.values())
-        matter = [{row: count for row, count in found.items() if not row[0][-1] or row[3]} for found in (told, all_of_them)]
+        matter = [
+            {row: count for row, count in found.items() if not row[0][-1] or row[3]} for found in (told, all_of_them)
+        ]
         assert matter[0] == matter[1] != {}
         assert with_lane.sightings.left >= 120
 
@@ -489,7 +621,11 @@ class TestManyAtOnce:
         with_lane, without = sides(index)
         messages = [ecr(f"{key:014d}") for key in (BLOCKED, BLOCKED + 1, 101009_500050, TRACKED_TAC * PAGE_KEYS + 6)]
         stream = b"".join(messages * 20)
-        changes = [("stolen", [page(101009, [8])]), ("tacs", [page(TRACKED_TAC, [])]), ("stolen", [page(101009, [7, 8])])]
+        changes = [
+            ("stolen", [page(101009, [8])]),
+            ("tacs", [page(TRACKED_TAC, [])]),
+            ("stolen", [page(101009, [7, 8])]),
+        ]
         said = set()
         for name, pages in changes:
             fill(index, name, pages, amend=True)

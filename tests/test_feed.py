@@ -83,7 +83,10 @@ class TestUsers:
 
     async def test_a_good_password_and_bad_ones(self, file):
         now = [0.0]
-        users = Users(read_users(file("# us", "", user_line("register", PASSWORD), user_line("second", "pass:word:twice"))), ticks=lambda: now[0])
+        users = Users(
+            read_users(file("# us", "", user_line("register", PASSWORD), user_line("second", "pass:word:twice"))),
+            ticks=lambda: now[0],
+        )
         assert users.known(basic()) is None
         assert await users.user(basic(), "10.0.0.1") == ("register", "")
         assert users.known(basic()) == "register"
@@ -134,7 +137,10 @@ class TestUsers:
             read_users(file(*lines))
         assert says in str(caught.value)
 
-    @pytest.mark.parametrize(("name", "password"), [("", PASSWORD), ("a:b", PASSWORD), ("a", "short"), ("a", "x" * 300), ("a", "line\nline and more")])
+    @pytest.mark.parametrize(
+        ("name", "password"),
+        [("", PASSWORD), ("a:b", PASSWORD), ("a", "short"), ("a", "x" * 300), ("a", "line\nline and more")],
+    )
     def test_what_makes_no_line(self, name, password):
         with pytest.raises(UsersError):
             user_line(name, password)
@@ -142,13 +148,19 @@ class TestUsers:
 
 class TestNumbers:
     def test_a_table(self, tmp_path):
-        (tmp_path / "n").write_text("MSISDN,IMSI\r\n85512345678,001010000000009\n+4915112345,001010000000008\n\n0015551234,00101000001\n")
+        (tmp_path / "n").write_text(
+            "MSISDN,IMSI\r\n85512345678,001010000000009\n+4915112345,001010000000008\n\n0015551234,00101000001\n"
+        )
         numbers = read_numbers(tmp_path / "n")
         assert [numbers.imsi(each) for each in ("85512345678", "+85512345678", "0085512345678", "4915112345", "15551234", "999999")] == [
             "001010000000009", "001010000000009", "001010000000009", "001010000000008", "00101000001", None,
         ]  # fmt: skip
         back = number_of(numbers)
-        assert [back(imsi) for imsi in ("001010000000009", "00101000001", "001010000000001")] == ["85512345678", "15551234", ""]
+        assert [back(imsi) for imsi in ("001010000000009", "00101000001", "001010000000001")] == [
+            "85512345678",
+            "15551234",
+            "",
+        ]
         assert number_key("0085512345678") == number_key("+85512345678") == number_key("85512345678")
 
     @pytest.mark.parametrize(
@@ -166,7 +178,10 @@ class TestNumbers:
         assert says in str(caught.value)
 
 
-LISTS = {"blocked": ListSettings(name="blocked", local=True, change_min=50), "other": ListSettings(name="other", local=True)}
+LISTS = {
+    "blocked": ListSettings(name="blocked", local=True, change_min=50),
+    "other": ListSettings(name="other", local=True),
+}
 
 
 class Writing:
@@ -184,7 +199,10 @@ class Writing:
         return answer
 
     async def all(self, *rows):
-        return [found if isinstance(found, int) else found.status for found in await asyncio.gather(*(self.put(*row) for row in rows))]
+        return [
+            found if isinstance(found, int) else found.status
+            for found in await asyncio.gather(*(self.put(*row) for row in rows))
+        ]
 
 
 @pytest.fixture

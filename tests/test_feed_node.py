@@ -57,7 +57,13 @@ def at(node, number=0):
 
 def serve(site, feed=None, **more):
     (site.folder / "users").write_text("# who may\n" + user_line("register", PASSWORD) + "\n")
-    feed = {"listen": "http://127.0.0.1:0", "users": "users", "from": "127.0.0.0/8", "lists": FEED_LISTS, **(feed or {})}
+    feed = {
+        "listen": "http://127.0.0.1:0",
+        "users": "users",
+        "from": "127.0.0.0/8",
+        "lists": FEED_LISTS,
+        **(feed or {}),
+    }
     site.configure(lists=LISTS, policy={"rules": RULES}, feed=feed, **more)
     return site.start()
 
@@ -82,10 +88,18 @@ async def test_each_row_that_a_register_sends(site, client):
         (device(LISTED, role="exception"), "exceptions", LISTED), (device(LISTED, role="track"), "tracked", LISTED),
         (path("allowed-tac", "00101001"), "models", "00101001"),
     ):  # fmt: skip
-        assert [(await register.ask(method, target)).status for method in ("DELETE", "POST", "POST")] == [204, 201, 208], target
+        assert [(await register.ask(method, target)).status for method in ("DELETE", "POST", "POST")] == [
+            204,
+            201,
+            208,
+        ], target
         assert entry in await entries(site, list_name)
     for target in (device(LISTED), device(LISTED, IMSI), device("NULL", IMSI), path("allowed-tac", "00101001")):
-        assert [(await register.ask(method, target)).status for method in ("DELETE", "DELETE", "POST")] == [202, 204, 201], target
+        assert [(await register.ask(method, target)).status for method in ("DELETE", "DELETE", "POST")] == [
+            202,
+            204,
+            201,
+        ], target
     assert await entries(site, "blocked-sims") == {IMSI, "001010000000009"}
     added = site.json("history", "blocked")
     who = "register at 127.0.0.1 by the feed of "
@@ -102,7 +116,9 @@ async def test_who_may_send_rows(site, client, tmp_path):
     issuer, authority = Issuer(), Authority(tmp_path / "tls")
     (site.folder / "jwks").write_bytes(jwks(issuer))
     node = serve(
-        site, {"listen": ["https://127.0.0.1:0", "http://127.0.0.1:0"], "tokens": {"jwks": "jwks", "audience": "eir"}}, tls=authority.write(EIR, "127.0.0.1")
+        site,
+        {"listen": ["https://127.0.0.1:0", "http://127.0.0.1:0"], "tokens": {"jwks": "jwks", "audience": "eir"}},
+        tls=authority.write(EIR, "127.0.0.1"),
     )
     now, row = time.time(), device(LISTED)
     register = await client(node, tls=authority.peer())
@@ -111,7 +127,13 @@ async def test_who_may_send_rows(site, client, tmp_path):
     assert (await register.ask("POST", device(UNLISTED), Authorization=f"Bearer {token}")).status == 201
     assert site.json("history", "blocked")[-1]["who"].startswith("ministry at 127.0.0.1 by the feed of ")
     # Whatever is asked, who may not gets one and the same answer.
-    for target, method in ((row, "POST"), (device(UNLISTED), "DELETE"), ("/", "GET"), ("/eir/block/x", "PUT"), (path("nothing", "1"), "POST")):
+    for target, method in (
+        (row, "POST"),
+        (device(UNLISTED), "DELETE"),
+        ("/", "GET"),
+        ("/eir/block/x", "PUT"),
+        (path("nothing", "1"), "POST"),
+    ):
         for authorization, status, body in (
             ("", 401, b"no_password: a user and a password are needed\n"), (basic(password="wrong password"), 401, b"wrong_password: the user or the password is wrong\n"),
             (basic("nobody"), 401, b"wrong_password: the user or the password is wrong\n"),
@@ -121,7 +143,12 @@ async def test_who_may_send_rows(site, client, tmp_path):
             answer = await register.ask(method, target, Authorization=authorization or None)
             assert (answer.status, answer.body) == (status, body)
             assert answer.headers["www-authenticate"].startswith(("Basic realm=", "Bearer realm="))
-    until(lambda: {line["reason"] for line in node.lines("feed_refused")} >= {"no_password", "wrong_password", "audience", "scope"})
+    until(
+        lambda: (
+            {line["reason"] for line in node.lines("feed_refused")}
+            >= {"no_password", "wrong_password", "audience", "scope"}
+        )
+    )
     assert "wrong password" not in node.text()
     assert LISTED not in node.text()
     # A bad file changes nothing; a good one counts within a second or two.
@@ -150,7 +177,13 @@ async def test_who_may_send_rows(site, client, tmp_path):
     await until_async(lambda: node.lines("client_refused", reason="source", setting="feed.from"))
 
 
-SMUGGLED = b"POST " + device("00101009000001").encode() + b" HTTP/1.1\r\nHost: a\r\nAuthorization: " + basic().encode() + b"\r\n\r\n"
+SMUGGLED = (
+    b"POST "
+    + device("00101009000001").encode()
+    + b" HTTP/1.1\r\nHost: a\r\nAuthorization: "
+    + basic().encode()
+    + b"\r\n\r\n"
+)
 ATTACKS = {
     "two lengths": b"Content-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
     "a list of lengths": b"Content-Length: 0, %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
@@ -174,7 +207,10 @@ async def test_a_red_teams_list(site, client):
         bad.writer.write(begin + attack)
         said = await bad.ended()
         if said or len(attack) < 10_000:  # who goes on sending may miss the answer, and sees the end alone
-            assert said.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501 ")), (name, said)  # one answer, that it is no request, and the end
+            assert said.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501 ")), (
+                name,
+                said,
+            )  # one answer, that it is no request, and the end
             assert said.count(b"HTTP/1.1 ") == 1, (name, said)
     assert (await good.ask("POST", device("00101009000001"))).status == 201  # nothing was smuggled: it was not there
     # Half a body, half a head, and nothing at all hold nobody up, and leave nothing behind when they go.
@@ -185,9 +221,15 @@ async def test_a_red_teams_list(site, client):
     # A whole body is no harm, in one piece or in chunks, and who waits for leave to send it gets that.
     body = await good.send(request("POST", device(LISTED), basic(), b"{}"))
     assert body.status == 201
-    chunked = begin + b"Authorization: " + basic().encode() + b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    chunked = (
+        begin + b"Authorization: " + basic().encode() + b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    )
     assert (await good.send(chunked)).status == 208
-    assert (await good.send(begin + b"Authorization: " + basic().encode() + b"\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")).status == 100
+    assert (
+        await good.send(
+            begin + b"Authorization: " + basic().encode() + b"\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+        )
+    ).status == 100
     assert (await good.send(b"{}")).status == 208
     # Several in one segment are answered one after another.
     good.writer.write(request("POST", device(UNLISTED), basic()) + request("DELETE", device(UNLISTED), basic()) * 2)
@@ -198,7 +240,10 @@ async def test_a_red_teams_list(site, client):
     assert await held[0].ended() == b""
     assert (await held[-1].ask("POST", device(LISTED))).status == 208
     # Passwords are not tried for long; who has the right one goes on.
-    tries = [(await held[-1].ask("POST", device(LISTED), Authorization=basic(password=f"guess number {at}"))).status for at in range(30)]
+    tries = [
+        (await held[-1].ask("POST", device(LISTED), Authorization=basic(password=f"guess number {at}"))).status
+        for at in range(30)
+    ]
     assert tries[:20] == [401] * 20
     assert tries[-1] == 429
     assert (await held[-1].ask("POST", device(LISTED))).status == 208
@@ -260,7 +305,11 @@ async def test_each_row_that_was_answered_is_there_after_kill_9(site, store):
     assert errors["gone"] >= 3
     there = await entries(site, "blocked")
     assert set(done) <= there
-    named = [entry for event in site.json("history", "blocked", "-n", "100000") for entry in event["detail"].rpartition(": ")[2].split(", ")]
+    named = [
+        entry
+        for event in site.json("history", "blocked", "-n", "100000")
+        for entry in event["detail"].rpartition(": ")[2].split(", ")
+    ]
     assert sorted(named) == sorted(there)  # each is on record once
 
 
@@ -271,7 +320,9 @@ async def test_a_register_that_sends_fifty_a_second_and_again_what_failed(site, 
     for round_ in (201, 208):
         for number in range(50):
             assert (await register.ask("POST", device(f"00101001{number:06d}"))).status == round_
-    assert node.metrics()["eir_list_entries{list=blocked}"] == 50 or until(lambda: node.metrics()["eir_list_entries{list=blocked}"] == 50)
+    assert node.metrics()["eir_list_entries{list=blocked}"] == 50 or until(
+        lambda: node.metrics()["eir_list_entries{list=blocked}"] == 50
+    )
 
 
 def test_a_number_stands_for_its_subscriber_in_commands_too(site):
@@ -280,7 +331,10 @@ def test_a_number_stands_for_its_subscriber_in_commands_too(site):
     assert "names no table of `numbers`" in said
     (site.folder / "numbers").write_text(f"85512345678,{IMSI}\n")
     site.configure(numbers="numbers")
-    assert "has no IMSI of this number" in site.eir("add", "blocked-sims", "+85512345679", "--reason", "x", status=2).stderr
+    assert (
+        "has no IMSI of this number"
+        in site.eir("add", "blocked-sims", "+85512345679", "--reason", "x", status=2).stderr
+    )
     site.eir("add", "blocked-sims", "+85512345678", "--reason", "x")
     assert IMSI in site.eir("show", "blocked-sims").stdout
 

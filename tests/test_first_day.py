@@ -27,7 +27,12 @@ LISTED, FREE, FIRST = "00101008000001", "00101009000009", "00101006000001"
 def another_user(folder):
     """What makes a command another user's; nothing where this user may not, or where that user could not read the program."""
     become = ["setpriv", f"--reuid={SOMEBODY.pw_uid}", f"--regid={SOMEBODY.pw_gid}", "--clear-groups"]
-    tried = [*become, "sh", "-c", f"{sys.executable} -c 'from eir.commands import app; app.command_line()'"]  # by a shell, which has lost what root may
+    tried = [
+        *become,
+        "sh",
+        "-c",
+        f"{sys.executable} -c 'from eir.commands import app; app.command_line()'",
+    ]  # by a shell, which has lost what root may
     able = os.geteuid() == 0 and not subprocess.run(tried, capture_output=True, cwd=ROOT, check=False).returncode
     if able:
         os.chown(folder, SOMEBODY.pw_uid, SOMEBODY.pw_gid)

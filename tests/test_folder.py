@@ -43,7 +43,14 @@ class Publisher:
                 files[-1].write_text("".join(f"{row}\n" for row in (header, *rows)))
         base = None if full is not None else self.serial
         self.serial += 1
-        given = {"list_name": NAME, "serial": self.serial, "base": base, "issued": self.now, "expires": self.now + timedelta(days=14), "key": self.key}
+        given = {
+            "list_name": NAME,
+            "serial": self.serial,
+            "base": base,
+            "issued": self.now,
+            "expires": self.now + timedelta(days=14),
+            "key": self.key,
+        }
         return publish_into(self.folder, files, **given | how)
 
     def index(self):
@@ -80,7 +87,10 @@ def test_a_folder_of_releases(keeper):
         (1, "full", None, "1"), (2, "delta", 1, "2"), (3, "delta", 2, "3"), (4, "delta", 3, "4"),
     ]  # fmt: skip
     assert (index.list, index.holds, index.serial, index.full.serial, placed.folded) == (NAME, "devices", 4, 1, False)
-    assert {path.stat().st_mode & 0o777 for path in keeper.folder.rglob("*") if not path.name.startswith(".")} == {0o755, 0o644}
+    assert {path.stat().st_mode & 0o777 for path in keeper.folder.rglob("*") if not path.name.startswith(".")} == {
+        0o755,
+        0o644,
+    }
     assert not list(keeper.folder.glob(".eir-publish-*"))
 
 
@@ -217,7 +227,17 @@ def test_an_index_that_is_not_one(change, says):
     assert caught.value.reason == "index"
 
 
-@pytest.mark.parametrize("document", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, json.dumps({"format": folders.FORMAT, "releases": [{}] * 3000}).encode()])
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        json.dumps({"format": folders.FORMAT, "releases": [{}] * 3000}).encode(),
+    ],
+)
 def test_what_is_no_index_at_all(document):
     with pytest.raises(ReleaseRefused):
         read(document)

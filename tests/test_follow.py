@@ -448,7 +448,11 @@ async def test_random_changes_end_as_the_list_built_from_scratch(store, faulty):
                     generation += 1
             else:
                 some = [
-                    page(n, chosen.sample(range(1_000), chosen.choice([0, chosen.randrange(600)])), tac=chosen.choice([None, None, (0, 0), (1, 2**31)]))
+                    page(
+                        n,
+                        chosen.sample(range(1_000), chosen.choice([0, chosen.randrange(600)])),
+                        tac=chosen.choice([None, None, (0, 0), (1, 2**31)]),
+                    )
                     for n in chosen.sample(range(8), 3)
                 ]
                 pages = {p.number: p async for _, batch in store.pages("a") for p in batch} if kind == "amend" else {}
@@ -465,7 +469,10 @@ async def test_random_changes_end_as_the_list_built_from_scratch(store, faulty):
         assert node.keys() == fresh.keys()
         assert len(fresh.keys()) == (await store.state("a")).devices
         assert node.index.lists["a"].state == fresh.index.lists["a"].state == await store.state("a")
-        assert content_digest([p async for _, batch in store.pages("a") for p in batch]) == (await store.state("a")).content_digest
+        assert (
+            content_digest([p async for _, batch in store.pages("a") for p in batch])
+            == (await store.state("a")).content_digest
+        )
         # Nothing waits for the follower here: a list that changed each time that it was read is no fault, and is read again.
         assert node.follower.errors.keys() <= {"changed"}
         assert faulty.read_some

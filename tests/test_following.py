@@ -73,7 +73,9 @@ class PlayedFollower:
 
 def names(player):
     """What it was given, each once: a list comes again where the front asks what is there before it was taken."""
-    return list(dict.fromkeys((what.name, what.state.serial) if isinstance(what, Listed) else what for what in player.lists))
+    return list(
+        dict.fromkeys((what.name, what.state.serial) if isinstance(what, Listed) else what for what in player.lists)
+    )
 
 
 class TestFront:
@@ -179,7 +181,12 @@ class TestNode:
         pids = children(running.pid) | {"front": running.pid}
         shared = memory_of_lists(pids["worker-0"])
         assert len(shared) == 1
-        assert memory_of_lists(pids["worker-1"]) == memory_of_lists(running.pid) == memory_of_lists(pids["follower"]) == shared
+        assert (
+            memory_of_lists(pids["worker-1"])
+            == memory_of_lists(running.pid)
+            == memory_of_lists(pids["follower"])
+            == shared
+        )
         os.kill(pids["follower"], signal.SIGSTOP)
         os.kill(pids["worker-0"], signal.SIGKILL)
         await until_async(lambda: children(running.pid).get("worker-0", pids["worker-0"]) != pids["worker-0"])
@@ -201,11 +208,15 @@ class TestNode:
         assert await ask(mme, LISTED) == WHITE
         assert running.metrics()["eir_worker_restarts_total"] == 0
         assert [line["status"] for line in running.lines("process_ended", process="follower")] == ["-9"]
-        assert [line["serial"] for line in running.lines("list_in_force")] == ["1", "2"], "what was in force was not read again"
+        assert [line["serial"] for line in running.lines("list_in_force")] == ["1", "2"], (
+            "what was in force was not read again"
+        )
         assert running.get("/ready") == (200, "ready\n")
 
     async def test_a_follower_that_hangs_is_replaced(self, crew, connect, altered):  # noqa: F811  # a fixture
-        altered("import eir.daemon.channel, eir.daemon.workers\neir.daemon.channel.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
+        altered(
+            "import eir.daemon.channel, eir.daemon.workers\neir.daemon.channel.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n"
+        )
         running = crew.start()
         mme = await connect(running)
         os.kill(children(running.pid)["follower"], signal.SIGSTOP)
@@ -232,7 +243,11 @@ class TestNode:
             before = memory_of_lists(pids["worker-0"])
             await asyncio.to_thread(crew.load, [UNLISTED] if serial == 2 else [LISTED], serial=serial)
             for process in ("worker-0", "worker-1", "front", "follower"):
-                await until_async(lambda p=process, old=before: (found := memory_of_lists(pids[p])) and len(found) == 1 and found != old)
+                await until_async(
+                    lambda p=process, old=before: (
+                        (found := memory_of_lists(pids[p])) and len(found) == 1 and found != old
+                    )
+                )
 
 
 async def _errors(node, wanted):

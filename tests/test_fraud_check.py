@@ -24,7 +24,12 @@ from eir.sources.fraud_api import DOCUMENT, FAULTS, PATH, reason_word
 from eir.stores.open import open_store
 
 AUDIENCE, SCOPE = "eir", "imei-fraud-check:check-status"
-LISTS = {"stolen": {"signers": "signers"}, "good": {"local": True}, "tracked": {"local": True}, "bound": {"local": True, "kind": "pairs"}}
+LISTS = {
+    "stolen": {"signers": "signers"},
+    "good": {"local": True},
+    "tracked": {"local": True},
+    "bound": {"local": True, "kind": "pairs"},
+}
 RULES = [
     {"list": "good", "answer": "whitelisted"}, {"list": "tracked", "answer": "greylisted"}, {"list": "stolen", "answer": "blacklisted"},
     {"list": "bound", "answer": "blacklisted"}, {"tac": "00101099", "answer": "blacklisted"}, {"list": "stolen", "imsi": "00101", "answer": "whitelisted"},
@@ -48,7 +53,12 @@ async def client():
 
 def serve(site, issuer, **more):
     (site.folder / "jwks").write_bytes(jwks(issuer))
-    settings = {"listen": "http://127.0.0.1:0", "tokens": {"jwks": "jwks", "audience": AUDIENCE}, "rate_max": 100_000, **more.pop("fraud_check", {})}
+    settings = {
+        "listen": "http://127.0.0.1:0",
+        "tokens": {"jwks": "jwks", "audience": AUDIENCE},
+        "rate_max": 100_000,
+        **more.pop("fraud_check", {}),
+    }
     site.configure(lists=LISTS, policy={"rules": RULES}, fraud_check=settings, **more)
     site.load(["imei,reason", f"{LISTED},Stolen in Lome", f"{BOTH},"])
     with ThreadPoolExecutor(1) as aside:
@@ -71,7 +81,9 @@ def token(issuer, **claims):
 
 
 async def ask(client, imei, **headers):
-    answer = await client.ask("POST", PATH, json.dumps({"imei": imei}).encode(), Content_Type="application/json", **headers)
+    answer = await client.ask(
+        "POST", PATH, json.dumps({"imei": imei}).encode(), Content_Type="application/json", **headers
+    )
     return answer.status, json.loads(answer.body), answer.headers
 
 
@@ -99,7 +111,12 @@ def test_reasons(text, word):
 async def test_what_a_device_is_and_who_may_ask(site, client, tmp_path):
     issuer = Issuer()
     authority = Authority(tmp_path / "tls")
-    node = serve(site, issuer, fraud_check={"listen": ["http://127.0.0.1:0", "https://127.0.0.1:0"]}, tls=authority.write(EIR, "127.0.0.1"))
+    node = serve(
+        site,
+        issuer,
+        fraud_check={"listen": ["http://127.0.0.1:0", "https://127.0.0.1:0"]},
+        tls=authority.write(EIR, "127.0.0.1"),
+    )
     for number in (0, 1):
         bank = await client(node, token(issuer), number)
         for imei, said in (
@@ -132,7 +149,9 @@ async def test_what_a_device_is_and_who_may_ask(site, client, tmp_path):
             assert (answer.status, json.loads(answer.body)["code"]) == (status, code)
             assert answer.headers["www-authenticate"].startswith("Bearer ")
     assert (await bank.ask("POST", PATH, Authorization=None)).status == 401
-    assert json.loads((await bank.ask("GET", "/imei-fraud-check/vwip/openapi.json", Authorization=None)).body) == DOCUMENT
+    assert (
+        json.loads((await bank.ask("GET", "/imei-fraud-check/vwip/openapi.json", Authorization=None)).body) == DOCUMENT
+    )
     long = await bank.ask("POST", PATH, b"x" * 5000)
     assert (long.status, json.loads(long.body)["code"]) == (413, "PAYLOAD_TOO_LARGE")
     until(lambda: node.metrics().get("eir_fraud_checks_total{client=bank,result=prohibited}") == 6)

@@ -18,9 +18,7 @@ from eir.daemon.starter import Starter
 from eir.errors import EirError
 from eir.operate.status import WorkerReport
 
-REPORT = WorkerReport(
-    missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=()
-)
+REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
 PID = 1 << 22
 """Of no process."""
 
@@ -45,7 +43,9 @@ class PlayedProcess:
         self.channel, self.there = Channel(ours), Channel(theirs)
         self.killed = []
         self.over = asyncio.Event()
-        self.serving = asyncio.create_task(self.there.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}")))
+        self.serving = asyncio.create_task(
+            self.there.serve(handlers, failed=lambda what, fault: pytest.fail(f"{what}: {fault}"))
+        )
         self.serving.add_done_callback(lambda task: None if task.cancelled() else self.over.set())
 
     async def ended(self):
@@ -157,7 +157,9 @@ class Node:
 def lines(monkeypatch):
     """Events of the front's log, as (event, reason)."""
     told = []
-    monkeypatch.setattr(front.Log, "report", lambda _, event, *, reason=None, **fields: told.append((event, reason, fields)))
+    monkeypatch.setattr(
+        front.Log, "report", lambda _, event, *, reason=None, **fields: told.append((event, reason, fields))
+    )
     return told
 
 
@@ -237,7 +239,9 @@ async def test_a_reload_that_one_of_two_workers_cannot_take_over(node, lines, mo
     with pytest.raises(EirError, match="1 of 2 workers did not take it over, so none did"):
         await node.front._reload("who asked")
     assert [configured.config.policy.default for configured in other.configured] == ["whitelisted"]
-    assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "prepare")] == [0]
+    assert [fields["worker"] for event, reason, fields in lines if (event, reason) == ("worker_failed", "prepare")] == [
+        0
+    ]
     assert (await node.front.snapshot())["eir_config_last_reload_successful"] == {(): 0.0}
     assert node.front._config.policy.default == "whitelisted"
     await bad.end()

@@ -40,7 +40,11 @@ class Disk:
 
     def traces(self):
         """How long the files are, together."""
-        return sum(path.stat().st_size for path in self.disk.seen_from_outside.glob("lists.sqlite*") if path.suffix != ".sqlite-shm")
+        return sum(
+            path.stat().st_size
+            for path in self.disk.seen_from_outside.glob("lists.sqlite*")
+            if path.suffix != ".sqlite-shm"
+        )
 
     async def sets(self):
         return (await self.store._file.rows("SELECT count(*) FROM sets"))[0][0]
@@ -110,7 +114,9 @@ async def all_else_works(store):
 @pytest.mark.parametrize("write", ["replace", "amend"])
 async def test_what_is_too_large_is_refused_before_anything_is_written(small, write):
     before, traces = await read(small.store, "a"), small.traces()
-    with pytest.raises(StoreError, match=r"needs about \d+ MB, and \d+ MB are free, of which \d+ MB are kept .*: (make|raise)") as caught:
+    with pytest.raises(
+        StoreError, match=r"needs about \d+ MB, and \d+ MB are free, of which \d+ MB are kept .*: (make|raise)"
+    ) as caught:
         await getattr(small.store, write)("a", state(large(30), serial=3), large(30), seen=2)
     assert caught.value.cause == small.cause
     assert small.traces() == traces

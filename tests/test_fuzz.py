@@ -38,7 +38,9 @@ scattered = st.builds(
     st.sampled_from(MESSAGES), st.integers(0, 5000), st.binary(min_size=1, max_size=8),
 )  # fmt: skip
 streams = st.builds(lambda seed: Mutator(seed).stream(), st.integers(0, 2**32))
-steps = st.lists(st.one_of(streams, mutations, scattered, st.sampled_from([session.SECOND, session.MINUTE, session.END])), max_size=6)
+steps = st.lists(
+    st.one_of(streams, mutations, scattered, st.sampled_from([session.SECOND, session.MINUTE, session.END])), max_size=6
+)
 
 
 @settings(max_examples=300)
@@ -68,7 +70,11 @@ def test_releases():
 def test_harnesses_of_atheris(harness, tmp_path):
     """A thousand runs where atheris is installed (extra `fuzz`); elsewhere, that it is all that they lack."""
     done = subprocess.run(
-        [sys.executable, "-B", harness, "-runs=1000", f"-artifact_prefix={tmp_path}/", CORPUS], capture_output=True, text=True, check=False, timeout=100
+        [sys.executable, "-B", harness, "-runs=1000", f"-artifact_prefix={tmp_path}/", CORPUS],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
     )
     if importlib.util.find_spec("atheris"):
         assert done.returncode == 0, done.stderr[-2000:]
@@ -81,10 +87,26 @@ def test_mutations_are_by_their_seed_and_reach_everything():
     made = [first.message() for _ in range(2000)]
     assert made == [again.message() for _ in range(2000)]
     assert len(set(made)) > 1800
-    framed = sum(octets[0] == 1 and int.from_bytes(octets[1:4]) == len(octets) and len(octets) % 4 == 0 for octets in made)
+    framed = sum(
+        octets[0] == 1 and int.from_bytes(octets[1:4]) == len(octets) and len(octets) % 4 == 0 for octets in made
+    )
     assert framed > 1850, "most get past the frame"
     results = set()
     for octets in made:
         side = session.run(session.script(cer(), octets))[0]
         results |= {result for _, result in side.counts.answers}
-    assert results >= {"2001", "10415:5422", "3001", "3002", "3003", "3007", "3008", "5001", "5004", "5005", "5009", "5012", "5014"}
+    assert results >= {
+        "2001",
+        "10415:5422",
+        "3001",
+        "3002",
+        "3003",
+        "3007",
+        "3008",
+        "5001",
+        "5004",
+        "5005",
+        "5009",
+        "5012",
+        "5014",
+    }

@@ -25,7 +25,10 @@ def names(keys):
         (CER, ["Origin-Host", "Origin-Realm", "Host-IP-Address", "Vendor-Id", "Product-Name"]),  # RFC 6733 5.3.1
         (DWR, ["Origin-Host", "Origin-Realm"]),  # 5.5.1
         (DPR, ["Origin-Host", "Origin-Realm"]),  # 5.4.1, less the cause
-        (ECR, ["Session-Id", "Auth-Session-State", "Origin-Host", "Origin-Realm", "Destination-Realm"]),  # TS 29.272 7.2.19
+        (
+            ECR,
+            ["Session-Id", "Auth-Session-State", "Origin-Host", "Origin-Realm", "Destination-Realm"],
+        ),  # TS 29.272 7.2.19
     ],
 )
 def test_what_is_required(grammar, required):
@@ -41,7 +44,10 @@ def test_what_may_be_repeated():
 
 
 def test_the_notation():
-    grammar = read_grammar("< Session-Id > ; first\n 1* { Origin-Host }\n2*4 [ Class ]\n*[ User-Name ]\n1*1 { Origin-Realm }\n* [ AVP ]\n\n; nothing", BASE_DICTIONARY)
+    grammar = read_grammar(
+        "< Session-Id > ; first\n 1* { Origin-Host }\n2*4 [ Class ]\n*[ User-Name ]\n1*1 { Origin-Realm }\n* [ AVP ]\n\n; nothing",
+        BASE_DICTIONARY,
+    )
     assert names(grammar.required) == ["Session-Id", "Origin-Host", "Origin-Realm"]
     assert [rule.single for rule in grammar.rules.values()] == [True, False, False, False, True]
 
@@ -52,7 +58,9 @@ def test_the_dictionary():
     assert keys["Terminal-Information"] in DICTIONARY.groups
     assert len(keys) == len(DICTIONARY.avps), "a name stands twice"
     assert DICTIONARY.avps[keys["Auth-Session-State"]].values == {0, 1}
-    assert not {key for key, definition in DICTIONARY.avps.items() if definition.values and definition.type.only_bytes != 4}
+    assert not {
+        key for key, definition in DICTIONARY.avps.items() if definition.values and definition.type.only_bytes != 4
+    }
     assert S13.commands[324].session
 
 

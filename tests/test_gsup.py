@@ -43,7 +43,9 @@ MSC = Requester("msc", "MSC-1")
 def service(*rules, peers=(), unproven=(), **policy):
     index = Index({"stolen": "devices"})
     fill(index, "stolen", pages_of([device_key(LISTED)]))
-    made = GsupService(Checker(PolicySettings(rules=rules or (Rule(list="stolen", answer=BLACK),), **policy), index, now=NOW))
+    made = GsupService(
+        Checker(PolicySettings(rules=rules or (Rule(list="stolen", answer=BLACK),), **policy), index, now=NOW)
+    )
     made.configure(peers, unproven)
     return made
 
@@ -108,7 +110,9 @@ def test_verdicts():
     for status, permitted in by_status.items():
         assert permits(service(Rule(imei=(LISTED,), answer=status)), check(LISTED)) is permitted
         assert permits(service(default=status), check(FREE)) is permitted
-    strict = SimpleNamespace(label="msc", answers=(("greylisted", "blacklisted"), ("unknown", "blacklisted"), ("blacklisted", "whitelisted")))
+    strict = SimpleNamespace(
+        label="msc", answers=(("greylisted", "blacklisted"), ("unknown", "blacklisted"), ("blacklisted", "whitelisted"))
+    )
     for status, permitted in by_status.items():
         of = service(Rule(imei=(LISTED,), answer=status), peers=[strict])
         assert permits(of, check(LISTED)) is (status in {BLACK, WHITE})
@@ -117,7 +121,12 @@ def test_verdicts():
 
 @pytest.mark.parametrize(("answer", "permitted"), [(BLACK, False), (GREY, True), (WHITE, True), (None, True)])
 def test_what_is_no_identifier_gets_what_the_policy_says_and_never_an_error(answer, permitted):
-    for frame in (gsup(0x30, (1, tbcd(IMSI))), check("1234"), check("0010100100000*"), gsup(0x30, (1, tbcd(IMSI)), (0x50, b""))):
+    for frame in (
+        gsup(0x30, (1, tbcd(IMSI))),
+        check("1234"),
+        check("0010100100000*"),
+        gsup(0x30, (1, tbcd(IMSI)), (0x50, b"")),
+    ):
         assert permits(service(no_identity=answer, bad_identity=answer), frame) is permitted
     assert service(bad_identity=answer).permits_after_fault() is permitted
 

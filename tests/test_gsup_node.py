@@ -64,7 +64,11 @@ async def to():
 
 
 def serve(site, hlr=None, **more):
-    gsup = {"listen": ["tcp://127.0.0.1:0"], **({"hlr": f"tcp://127.0.0.1:{hlr.port}"} if hlr else {}), **more.pop("gsup", {})}
+    gsup = {
+        "listen": ["tcp://127.0.0.1:0"],
+        **({"hlr": f"tcp://127.0.0.1:{hlr.port}"} if hlr else {}),
+        **more.pop("gsup", {}),
+    }
     site.configure(**{"peers": PEERS, **more}, gsup=gsup)
     site.load([LISTED])
     site.load([TRACKED], list_name="tracked")
@@ -82,7 +86,13 @@ async def test_checks_are_answered_and_everything_else_goes_through(site, hlr, t
     node = serve(site, hlr, sightings={"window_s": 3600, "subscribers": "full"}, workers=2)
     msc = await to(node)
     assert await msc.send(CHECK).next() == ACK
-    assert [await asked(msc, imei) for imei in (LISTED, f"{LISTED}1", f"{LISTED}42", TRACKED, UNLISTED)] == [False, False, False, True, True]
+    assert [await asked(msc, imei) for imei in (LISTED, f"{LISTED}1", f"{LISTED}42", TRACKED, UNLISTED)] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
     for odd in (gsup(0x30, ME), check("12"), gsup(0x30, ME, (0x50, b""))):
         assert await msc.send(odd).next() == ACK
     # Under the client's own name, unread and in order, both ways; a check among them goes nowhere.
@@ -107,7 +117,12 @@ async def test_checks_are_answered_and_everything_else_goes_through(site, hlr, t
     (row,) = [row for row in site.json("peers") if row["protocol"] == "gsup"]
     assert (row["label"], row["host"], row["state"], row["requests"]) == ("msc", "MSC-1", "open", 10)
     seen = site.json("seen", LISTED)["sightings"][0]
-    assert (seen["status"], seen["subscriber"], seen["protocol"], seen["origin_host"]) == ("blacklisted", IMSI, "gsup", "MSC-1")
+    assert (seen["status"], seen["subscriber"], seen["protocol"], seen["origin_host"]) == (
+        "blacklisted",
+        IMSI,
+        "gsup",
+        "MSC-1",
+    )
     log = json.dumps(node.lines())
     assert not [identifier for identifier in (LISTED, UNLISTED, IMSI) if identifier in log]
 
@@ -132,12 +147,21 @@ async def test_thousands_of_messages_pass_unchanged_while_checks_are_answered(si
     wanted = [result(f"{1010000000000 + number:015}", permitted=number % 2 == 0) for number in numbers]
 
     def has_all(kind, number):
-        return lambda found: len(found) >= number and sum(frame[4] == kind for frame in found if len(frame) > 4) == number
+        return lambda found: (
+            len(found) >= number and sum(frame[4] == kind for frame in found if len(frame) > 4) == number
+        )
 
     reading = asyncio.create_task(msc.until(has_all(0x32, len(wanted))))
     sent = []
     for number in range(count):
-        sent.append(gsup(chance.choice((0x04, 0x08, 0x12, 0x20)), ME, (0x77, chance.randbytes(chance.randint(0, 250))), (0x78, number.to_bytes(4))))
+        sent.append(
+            gsup(
+                chance.choice((0x04, 0x08, 0x12, 0x20)),
+                ME,
+                (0x77, chance.randbytes(chance.randint(0, 250))),
+                (0x78, number.to_bytes(4)),
+            )
+        )
         msc.send(sent[-1])
         if number % 5 == 0:
             msc.send(check(LISTED if number % 2 else UNLISTED, f"{1010000000000 + number:015}"))
@@ -212,14 +236,25 @@ async def test_the_hlr_may_say_no_where_it_stores(site, to):
         word = imsi.hex()[-4]
         if frame[4] != 0x30 or word == "5":
             return ACCEPTED if frame[4] == 0x04 else b""
-        return gsup(0x31, (1, imsi), (2, b"\x60")) if word == "6" else gsup(0x32, (1, imsi)) [:0] + ipa(0xEE, b"\x05\x32\x01\x08" + imsi + says[word])
+        return (
+            gsup(0x31, (1, imsi), (2, b"\x60"))
+            if word == "6"
+            else gsup(0x32, (1, imsi))[:0] + ipa(0xEE, b"\x05\x32\x01\x08" + imsi + says[word])
+        )
 
     hlr = await Hlr(answer).start()
     try:
         node = serve(site, hlr, gsup={"store": True})
         msc = await to(node)
         imsis = {word: f"0010100000000{word}1" for word in "123456"}
-        assert {word: await asked(msc, UNLISTED, imsi) for word, imsi in imsis.items()} == {"1": True, "2": False, "3": True, "4": True, "5": True, "6": True}
+        assert {word: await asked(msc, UNLISTED, imsi) for word, imsi in imsis.items()} == {
+            "1": True,
+            "2": False,
+            "3": True,
+            "4": True,
+            "5": True,
+            "6": True,
+        }
         assert not await asked(msc, LISTED, imsis["1"])
         assert len(hlr.messages) == 6  # what is listed does not go there
         hlr.ends[0].send(result(imsis["5"], permitted=False))
@@ -256,8 +291,14 @@ async def test_the_probe_and_an_audit(site, hlr):
     target = f"gsup://127.0.0.1:{port_of(node)}"
     ask = ("probe", target, LISTED, f"{UNLISTED}0", f"{TRACKED}42", "--imsi", IMSI, "--json")
     found = await asyncio.to_thread(site.eir, *ask)
-    assert [(each["status"], each["imsi"]) for each in json.loads(found.stdout)] == [("blacklisted", IMSI), ("whitelisted", IMSI), ("whitelisted", IMSI)]
-    found = await asyncio.to_thread(site.eir, "probe", target, "--count", "200", "--rate", "2000", LISTED, UNLISTED, "--json")
+    assert [(each["status"], each["imsi"]) for each in json.loads(found.stdout)] == [
+        ("blacklisted", IMSI),
+        ("whitelisted", IMSI),
+        ("whitelisted", IMSI),
+    ]
+    found = await asyncio.to_thread(
+        site.eir, "probe", target, "--count", "200", "--rate", "2000", LISTED, UNLISTED, "--json"
+    )
     assert json.loads(found.stdout)["answers"] == {"blacklisted": 100, "whitelisted": 100}
     assert hlr.messages == []
     manifest = site.release([LISTED, UNLISTED], serial=2)
@@ -269,12 +310,18 @@ async def test_the_probe_and_an_audit(site, hlr):
     hlr.answer = lambda _: next(said)
     other = f"gsup://127.0.0.1:{hlr.port}"
     assert "cause 96" in (await asyncio.to_thread(site.eir, "probe", other, LISTED)).stderr
-    assert "no answer within" in (await asyncio.to_thread(site.eir, "probe", other, LISTED, "--timeout", "0.3", status=1)).stderr
+    assert (
+        "no answer within"
+        in (await asyncio.to_thread(site.eir, "probe", other, LISTED, "--timeout", "0.3", status=1)).stderr
+    )
     assert b"\0eir-probe\0" in hlr.names[-1]
 
 
 async def test_early_checks_leave_out_rules_for_authenticated_sims(site, to):
-    rules = [{"imsi": "00101", "answer": "blacklisted", "authenticated": True}, {"list": "stolen", "answer": "blacklisted"}]
+    rules = [
+        {"imsi": "00101", "answer": "blacklisted", "authenticated": True},
+        {"list": "stolen", "answer": "blacklisted"},
+    ]
     node = serve(site, peers=[{**PEERS[0], "early": True}], policy={"rules": rules})
     msc = await to(node)
     assert [await asked(msc, imei) for imei in (LISTED, UNLISTED)] == [False, True]
@@ -307,7 +354,12 @@ async def test_a_drain_and_hostile_clients(site, hlr, to):
     long.send(b"\xff\xff\xee")
     for each in (partial, long):
         assert not await each.until(lambda _: False)
-    until(lambda: {line["reason"] for line in node.lines("connection_fault", protocol="gsup")} == {"partial_message", "message_too_long"})
+    until(
+        lambda: (
+            {line["reason"] for line in node.lines("connection_fault", protocol="gsup")}
+            == {"partial_message", "message_too_long"}
+        )
+    )
     deaf = await to(node)
     deaf.reader._transport.pause_reading()
     for _ in range(40):

@@ -73,14 +73,16 @@ ROWS = {
     "27 P: a result or an error gets none": (gsup(0x12, ME) + gsup(0x11, ME, (2, b"\x11")), b""),
     "28 P: a request without an IMSI": (gsup(0x04, NO_CARE), b""),
     "29 P: another stream, another protocol on the stream": (ipa(0xFD, b"x") + ipa(0xEE, b"\0x") + ipa(0xEE, b"\5"), b""),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, publisher):
     with Site(tmp_path_factory.mktemp("rows") / "site", publisher) as site:
         policy = site.settings["policy"] | {"no_identity": "blacklisted"}
-        site.configure(peers=[{"name": "msc", "from": ["127.0.0.0/8"]}], gsup={"listen": "tcp://127.0.0.1:0"}, policy=policy)
+        site.configure(
+            peers=[{"name": "msc", "from": ["127.0.0.0/8"]}], gsup={"listen": "tcp://127.0.0.1:0"}, policy=policy
+        )
         site.load([LISTED])
         site.load([TRACKED], list_name="tracked")
         site.start()

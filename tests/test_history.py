@@ -144,7 +144,12 @@ async def test_what_the_store_lost_is_given_back(node, store, keep):
     assert not node.keeper.differs
 
 
-LEDGER, RECORDS, REFUSALS, OUTCOMES = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals", "eir:{history}:outcomes"
+LEDGER, RECORDS, REFUSALS, OUTCOMES = (
+    "eir:{history}:ledger",
+    "eir:{history}:records",
+    "eir:{history}:refusals",
+    "eir:{history}:outcomes",
+)
 DAMAGE = {
     "the ledger is of another type": [("SET", LEDGER, "x")],
     "the ledger is not JSON": [("HSET", LEDGER, "ledger", "{")],
@@ -165,7 +170,9 @@ async def test_a_damaged_history_keeps_loads_away_only_until_a_node_gives_it_bac
     store = RedisStore(server.url)
     node = Node(store, opener("copy"))
     for number, text in enumerate("abc"):
-        await store.replace("l", state(pages_of([number])), pages_of([number]), seen=number, event=event("l", detail=text, time=NOW))
+        await store.replace(
+            "l", state(pages_of([number])), pages_of([number]), seen=number, event=event("l", detail=text, time=NOW)
+        )
     await node.look()
     before = await records_of(node.copy)
     for command in DAMAGE[damage]:
@@ -175,7 +182,9 @@ async def test_a_damaged_history_keeps_loads_away_only_until_a_node_gives_it_bac
     await node.look()
     assert node.said == ["history_healed"]
     assert (await records_of(store))[:-1] == before
-    assert [each.what for each in await store.history()] == ["load", "load", "load", "heal"], "no record of a change is there twice"
+    assert [each.what for each in await store.history()] == ["load", "load", "load", "heal"], (
+        "no record of a change is there twice"
+    )
     assert await holds(store)
     await store.replace("l", state(pages_of([4])), pages_of([4]), seen=3, event=event("l", detail="d", time=NOW))
     assert (await details(store))[-1] == "d"
@@ -437,13 +446,35 @@ def year():
         time = utc_text(datetime(2025, 1, 1, tzinfo=UTC) + timedelta(hours=hour))
         for name in range(10):
             detail = f"{61_234 + hour} entries, before {61_233 + hour}; {random.randrange(100)} devices come, {random.randrange(50)} go; signed by agency@example SHA256:{fingerprint}"
-            yield event(f"stolen-national-{name}", what="load", time=time, serial=hour, digest=random.randbytes(32).hex(), detail=detail)
+            yield event(
+                f"stolen-national-{name}",
+                what="load",
+                time=time,
+                serial=hour,
+                digest=random.randbytes(32).hex(),
+                detail=detail,
+            )
         if hour % 24 == 0:
             for number in range(20):
-                yield event("blocked-here", what="add", time=time, detail=f"ticket {hour}-{number}, until 2026-12-31T00:00:00Z: {LISTED}, {UNLISTED}")
+                yield event(
+                    "blocked-here",
+                    what="add",
+                    time=time,
+                    detail=f"ticket {hour}-{number}, until 2026-12-31T00:00:00Z: {LISTED}, {UNLISTED}",
+                )
         if hour % 168 == 0:
-            yield event(None, what="reload", time=time, digest=random.randbytes(32).hex(), detail="changed: policy, lists")
-            yield event("stolen-national-1", "rolled_back", what="rollback", time=time, serial=hour, digest=random.randbytes(32).hex(), detail="release 7 undone; 61234 entries")
+            yield event(
+                None, what="reload", time=time, digest=random.randbytes(32).hex(), detail="changed: policy, lists"
+            )
+            yield event(
+                "stolen-national-1",
+                "rolled_back",
+                what="rollback",
+                time=time,
+                serial=hour,
+                digest=random.randbytes(32).hex(),
+                detail="release 7 undone; 61234 entries",
+            )
 
 
 async def test_a_year_takes_less_than_50_mb_and_holds(store, request, tmp_path):
@@ -458,7 +489,9 @@ async def test_a_year_takes_less_than_50_mb_and_holds(store, request, tmp_path):
         taken = (tmp_path / "store.sqlite").stat().st_size
     else:
         server = request.getfixturevalue("server")
-        (key,) = [key for key in server.command("KEYS", "eir:{history}:records*").split(b"\r\n") if key.startswith(b"eir")]
+        (key,) = [
+            key for key in server.command("KEYS", "eir:{history}:records*").split(b"\r\n") if key.startswith(b"eir")
+        ]
         taken = int(server.command("MEMORY", "USAGE", key, "SAMPLES", "0")[1:])
     assert taken < YEAR_BYTES_MAX / PART
     assert await store.history("stolen-national-1", limit=3) == events_of(records, (), "stolen-national-1", limit=3)
@@ -492,7 +525,10 @@ async def test_the_history_of_version_1_becomes_a_chain(tmp_path):
     reader = SqliteStore(path, upgrades=False)
     assert await reader.state("a") == was
     assert [release.state for release in await reader.releases("a")] == [was, kept]
-    assert [(each.what, each.detail, each.number) for each in await reader.history()] == [("load", "x", 1), ("refuse", "bad: y", None)]
+    assert [(each.what, each.detail, each.number) for each in await reader.history()] == [
+        ("load", "x", 1),
+        ("refuse", "bad: y", None),
+    ]
     with pytest.raises(StoreError):
         await reader.rollback("a", seen=2)
     await reader.close()
@@ -503,7 +539,10 @@ async def test_the_history_of_version_1_becomes_a_chain(tmp_path):
     store = SqliteStore(path, report=lambda event, **fields: told.append((event, fields["detail"])))
     assert await store.state("a") == was
     assert [release.state for release in await store.releases("a")] == [was, kept]
-    assert [(each.what, each.detail, each.number) for each in await store.history()] == [("load", "x", 1), ("refuse", "bad: y", None)]
+    assert [(each.what, each.detail, each.number) for each in await store.history()] == [
+        ("load", "x", 1),
+        ("refuse", "bad: y", None),
+    ]
     assert await holds(store)
     ((event, detail),) = told
     assert event == "store_upgraded"
@@ -549,7 +588,8 @@ class TestCommand:
         assert "3 times since 20" in site.eir("history").stdout
 
     @pytest.mark.parametrize(
-        ("since", "begin"), [("", None), ("2020-01-01", "2020-01-01T00:00:00Z"), ("2020-01-01T07:00:00Z", "2020-01-01T07:00:00Z")]
+        ("since", "begin"),
+        [("", None), ("2020-01-01", "2020-01-01T00:00:00Z"), ("2020-01-01T07:00:00Z", "2020-01-01T07:00:00Z")],
     )
     def test_a_time(self, since, begin):
         assert record._begin(since) == begin

@@ -112,7 +112,10 @@ async def test_thousands_of_connections(loaded, crowd):
                 flood += await crowd(node, 400)
             status = await asyncio.to_thread(node.status)
             assert status["peers"] == {"mme": 1}
-            assert sum(await asyncio.to_thread(descriptors, node.pid)) < sum(before[0]) + Limits().source_connections_max + 20
+            assert (
+                sum(await asyncio.to_thread(descriptors, node.pid))
+                < sum(before[0]) + Limits().source_connections_max + 20
+            )
         for one in flood:
             one.close()
         assert (steady.wrong, steady.waited_s < 2) == ([], True)
@@ -126,7 +129,9 @@ async def test_thousands_of_connections(loaded, crowd):
 
 @pytest.mark.parametrize("workers", [2])
 async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd, workers):
-    loaded.configure(limits={"connections_max": 60, "source_connections_max": 40, "source_unidentified_max": 120}, workers=workers)
+    loaded.configure(
+        limits={"connections_max": 60, "source_connections_max": 40, "source_unidentified_max": 120}, workers=workers
+    )
     node = loaded.start()
     loop = asyncio.get_running_loop()
     for number, one in enumerate(await crowd(node, 50, "127.0.1.1")):
@@ -147,7 +152,9 @@ async def test_who_says_nothing_is_held_to_the_limits_by_all_workers_together(lo
     node = loaded.start()
 
     def silent():
-        return [row["address"].partition(":")[0] for row in control(loaded.state, "peers") if row["state"] == "wait_cer"]
+        return [
+            row["address"].partition(":")[0] for row in control(loaded.state, "peers") if row["state"] == "wait_cer"
+        ]
 
     def refused(reason):
         return node.metrics().get(f"eir_peers_refused_total{{reason={reason}}}")
@@ -181,14 +188,20 @@ async def test_mmes_that_all_come_back_at_once_are_let_in(loaded, crowd, workers
 @pytest.mark.parametrize("workers", [2])
 async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded, crowd, workers):
     """A CER comes a round trip after the connection; a flood from the same network has come meanwhile."""
-    loaded.configure(limits={"unidentified_max": 30, "source_unidentified_max": 20, "cer_timeout_s": 60}, workers=workers)
+    loaded.configure(
+        limits={"unidentified_max": 30, "source_unidentified_max": 20, "cer_timeout_s": 60}, workers=workers
+    )
     node = loaded.start()
     loop = asyncio.get_running_loop()
     slow = await crowd(node, workers, "127.0.1.1")
     for last in (2, 3):
         await crowd(node, 100, f"127.0.1.{last}")
     await crowd(node, 100, "127.0.2.1")
-    await until_async(lambda: sum(n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")) == 270 + workers)
+    await until_async(
+        lambda: (
+            sum(n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")) == 270 + workers
+        )
+    )
     for number, one in enumerate(slow):
         await loop.sock_sendall(one, cer(f"mme{number}.localdomain"))
         assert Message(await loop.sock_recv(one, 4096)).result == 2001
@@ -197,7 +210,11 @@ async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded
 @pytest.mark.parametrize("workers", [2])
 async def test_strangers_by_the_thousand_take_nobodys_place(loaded, crowd, workers):
     """Closed at accept (row 34), in whichever process that is."""
-    loaded.configure(peers=[{"name": "mme", "realm": REALM, "from": ["127.0.3.0/24"]}], limits={"connections_max": 8}, workers=workers)
+    loaded.configure(
+        peers=[{"name": "mme", "realm": REALM, "from": ["127.0.3.0/24"]}],
+        limits={"connections_max": 8},
+        workers=workers,
+    )
     node = loaded.start()
     (good,) = await crowd(node, 1, "127.0.3.1")
     loop = asyncio.get_running_loop()
@@ -214,7 +231,12 @@ async def test_strangers_by_the_thousand_take_nobodys_place(loaded, crowd, worke
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_more_connections_than_open_files(loaded, crowd, workers):
-    wide = {"connections_max": 4000, "source_connections_max": 4000, "unidentified_max": 4000, "source_unidentified_max": 4000}
+    wide = {
+        "connections_max": 4000,
+        "source_connections_max": 4000,
+        "unidentified_max": 4000,
+        "source_unidentified_max": 4000,
+    }
     loaded.configure(limits=wide, workers=workers)
     node = loaded.start(prefix=["prlimit", "--nofile=200"])
     assert node.lines("open_files")[0]["limit"] == "200"
@@ -222,7 +244,9 @@ async def test_more_connections_than_open_files(loaded, crowd, workers):
     async with beside(node, steady):
         flood = await crowd(node, 400 * workers)
         # A worker that has no descriptor left for a connection that it is handed closes it.
-        await until_async(lambda: max(descriptors(node.pid)) > 190 and node.lines("peer_refused", reason="open_files", level="error"))
+        await until_async(
+            lambda: max(descriptors(node.pid)) > 190 and node.lines("peer_refused", reason="open_files", level="error")
+        )
         used = seconds_of_processor(node.pid)
         began = time.monotonic()
         await asyncio.sleep(1)
@@ -282,7 +306,10 @@ LONG = {
     "sixteen thousand Proxy-Info": (ecr(LISTED, extra=avp(284) * 16_000), 5012),
     "groups of groups of groups": (ecr(LISTED, extra=avp(279, avp(279, avp(279, avp(279) * 10) * 10) * 10)), 5012),
     "groups side by side": (ecr(LISTED, extra=avp(279, avp(9, flags=0) * 400) * 30), 5012),
-    "groups stacked to the limit of a message": (ecr(LISTED, extra=b"".join(avp(279, length=8 * (16_000 - n)) for n in range(16_000))), 5014),
+    "groups stacked to the limit of a message": (
+        ecr(LISTED, extra=b"".join(avp(279, length=8 * (16_000 - n)) for n in range(16_000))),
+        5014,
+    ),
     "an AVP of 100 kB that nobody knows": (ecr(LISTED, extra=avp(9999, bytes(100_000))), 5001),
     "a Destination-Host of 100 kB": (ecr(LISTED, extra=avp(293, "h" * 100_000)), 3002),
     "an IMEI of 100 kB": (ecr("3" * 100_000), 2001),
@@ -315,7 +342,12 @@ async def test_messages_of_any_size_do_not_keep_others_waiting(loaded, connect):
     """One peer sends what costs most for its bytes, as fast as it is taken; the other's answers and watchdogs come all the same."""
     node = loaded.start()
     quiet = await connect(node)
-    for octets in (message(9, app=9), ecr(extra=avp(9999, flags=0) * 900), ecr(extra=avp(284) * 900), ecr(session=avp(263, SESSION * 40))):
+    for octets in (
+        message(9, app=9),
+        ecr(extra=avp(9999, flags=0) * 900),
+        ecr(extra=avp(284) * 900),
+        ecr(session=avp(263, SESSION * 40)),
+    ):
         loud = await connect(node, f"loud{len(octets)}.localdomain")
         over = asyncio.Event()
 

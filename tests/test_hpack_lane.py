@@ -8,7 +8,16 @@ from hpack import Decoder, Encoder, HPACKError, OversizedHeaderListError
 
 from eir.web.hpack_lane import decoded
 
-NAMES = (b":method", b":path", b":authority", b"user-agent", b"accept", b"x-something", b"3gpp-sbi-message-priority", b"x")
+NAMES = (
+    b":method",
+    b":path",
+    b":authority",
+    b"user-agent",
+    b"accept",
+    b"x-something",
+    b"3gpp-sbi-message-priority",
+    b"x",
+)
 
 
 def outcome(decode):
@@ -27,7 +36,9 @@ def in_step(blocks, limit=65_536):
     given = []
     for block in blocks:
         ours = outcome(lambda block=block: decoded(block, lane))
-        theirs = outcome(lambda block=block: [(bytes(name), bytes(value)) for name, value in library.decode(block, raw=True)])
+        theirs = outcome(
+            lambda block=block: [(bytes(name), bytes(value)) for name, value in library.decode(block, raw=True)]
+        )
         assert ours == theirs, block.hex()
         given.append(ours)
         if isinstance(ours, str):
@@ -39,7 +50,14 @@ def in_step(blocks, limit=65_536):
 
 
 def some_headers(chance):
-    return [(chance.choice(NAMES), bytes(chance.choices(range(32, 256), k=chance.choice((0, 3, 20, 100, 300)))), chance.random() < 0.1) for _ in range(chance.randrange(1, 8))]
+    return [
+        (
+            chance.choice(NAMES),
+            bytes(chance.choices(range(32, 256), k=chance.choice((0, 3, 20, 100, 300)))),
+            chance.random() < 0.1,
+        )
+        for _ in range(chance.randrange(1, 8))
+    ]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -64,7 +82,9 @@ def test_a_conversation(seed):
 
 def test_indexes_of_two_and_three_octets():
     """RFC 7541 5.1: past 127 + 62 entries, or past 127 + 15 where the table takes nothing up, an index takes a third octet."""
-    fill = b"".join(b"\x40\x01" + bytes((97 + number % 26,)) + b"\x01" + bytes((65 + number // 26,)) for number in range(110))
+    fill = b"".join(
+        b"\x40\x01" + bytes((97 + number % 26,)) + b"\x01" + bytes((65 + number // 26,)) for number in range(110)
+    )
 
     def index(value, mask, flags):
         octets, rest = bytes((flags | mask,)), value - mask
@@ -74,7 +94,11 @@ def test_indexes_of_two_and_three_octets():
 
     for value in (*range(60, 67), *range(125, 130), *range(140, 146), 150, 171):
         # The value would be two headers more for whoever takes the third octet for its length.
-        name_only = [index(value, mask, flags) + b"\x02\x82\x82" for mask, flags in ((0x3F, 0x40), (0x0F, 0), (0x0F, 0x10)) if value >= mask]
+        name_only = [
+            index(value, mask, flags) + b"\x02\x82\x82"
+            for mask, flags in ((0x3F, 0x40), (0x0F, 0), (0x0F, 0x10))
+            if value >= mask
+        ]
         whole = [index(value, 0x7F, 0x80)] if value >= 0x7F else []
         for block in name_only + whole:
             given = in_step([fill, block])
@@ -112,5 +136,7 @@ def test_what_nobody_should_write(seed):
         block = bytearray(chance.choice(good))
         for _ in range(chance.randrange(1, 4)):
             at = chance.randrange(len(block) + 1)
-            block[at : at + chance.randrange(3)] = chance.choice((b"", b"\xff", b"\x7f\xff", b"\x80", b"\x3f\xe1\x1f", b"\xbe", bytes((chance.randrange(256),))))
+            block[at : at + chance.randrange(3)] = chance.choice(
+                (b"", b"\xff", b"\x7f\xff", b"\x80", b"\x3f\xe1\x1f", b"\xbe", bytes((chance.randrange(256),)))
+            )
         in_step([chance.choice(good), bytes(block), chance.choice(good)], chance.choice((65_536, 300)))

@@ -184,7 +184,8 @@ async def test_a_silent_client_is_dropped(connect):
 
 
 @pytest.mark.parametrize(
-    "begins", [b"GET /", b"GET /page HTTP/1.1\r\nHost: ", b"POST /page HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"]
+    "begins",
+    [b"GET /", b"GET /page HTTP/1.1\r\nHost: ", b"POST /page HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"],
 )
 @pytest.mark.parametrize("limits", [HttpLimits(request_s=0.3)])
 async def test_a_request_that_never_ends_is_dropped(connect, begins):
@@ -312,7 +313,10 @@ class TestWithoutIo:
             conversation.receive(bytes([octet]))
             while (request := conversation.next_request()) is not None:
                 found.append((*request, conversation.answer(PAGE).endswith(PAGE.body)))
-        assert found == [("GET", "/page", "", {"host": "x"}, "", b"", True), ("HEAD", "/page", "x", {"host": "x"}, "", b"", False)]
+        assert found == [
+            ("GET", "/page", "", {"host": "x"}, "", b"", True),
+            ("HEAD", "/page", "x", {"host": "x"}, "", b"", False),
+        ]
         assert not conversation.over
 
     @pytest.mark.parametrize("octets", [b"\0", b"GET /page HTTP/1.1\r\n\r\n", b"G" * 20_000])

@@ -61,8 +61,15 @@ def test_requests_are_answered_however_they_are_cut(piece):
     peer = Peer().send(HELLO + b"".join(get(1 + 2 * n, f"/{n}", ("x-n", str(n))) for n in range(5)), piece=piece)
     assert statuses(peer.found) == {1 + 2 * n: 200 for n in range(5)}
     assert bodies(peer.found) == {1 + 2 * n: b"good" for n in range(5)}
-    assert [(request.method, request.path, dict(request.headers)) for request in peer.asked] == [("GET", b"/%d" % n, {b"x-n": b"%d" % n}) for n in range(5)]
-    assert (peer.connection.over, peer.connection.requests, peer.connection.answers, peer.connection.under_way) == ("", 5, 5, 0)
+    assert [(request.method, request.path, dict(request.headers)) for request in peer.asked] == [
+        ("GET", b"/%d" % n, {b"x-n": b"%d" % n}) for n in range(5)
+    ]
+    assert (peer.connection.over, peer.connection.requests, peer.connection.answers, peer.connection.under_way) == (
+        "",
+        5,
+        5,
+        0,
+    )
 
 
 def test_settings_are_acknowledged_and_ours_say_what_is_taken():
@@ -75,26 +82,39 @@ def test_settings_are_acknowledged_and_ours_say_what_is_taken():
 
 
 def test_a_body_is_read_and_thrown_away():
-    peer = Peer().send(HELLO + get(1, "/x", flags=END_HEADERS) + frame(wire.DATA, 0, 1, b"a" * 1000) + frame(wire.DATA, END_STREAM, 1, b"b"))
+    peer = Peer().send(
+        HELLO
+        + get(1, "/x", flags=END_HEADERS)
+        + frame(wire.DATA, 0, 1, b"a" * 1000)
+        + frame(wire.DATA, END_STREAM, 1, b"b")
+    )
     assert statuses(peer.found) == {1: 200}
     assert peer.asked[0].fault is None
 
 
 def test_trailers_end_a_request():
     trailers = frame(wire.HEADERS, END_HEADERS | END_STREAM, 1, wire.field("x-after", "1"))
-    assert statuses(Peer().send(HELLO + get(1, "/x", flags=END_HEADERS) + frame(wire.DATA, 0, 1, b"a") + trailers).found) == {1: 200}
+    assert statuses(
+        Peer().send(HELLO + get(1, "/x", flags=END_HEADERS) + frame(wire.DATA, 0, 1, b"a") + trailers).found
+    ) == {1: 200}
 
 
 def test_a_header_block_in_parts():
     whole = wire.block("/parts", ("x-long", "y" * 300))
-    octets = frame(wire.HEADERS, END_STREAM, 1, whole[:50]) + frame(wire.CONTINUATION, 0, 1, whole[50:100]) + frame(wire.CONTINUATION, END_HEADERS, 1, whole[100:])
+    octets = (
+        frame(wire.HEADERS, END_STREAM, 1, whole[:50])
+        + frame(wire.CONTINUATION, 0, 1, whole[50:100])
+        + frame(wire.CONTINUATION, END_HEADERS, 1, whole[100:])
+    )
     peer = Peer().send(HELLO + octets)
     assert [request.path for request in peer.asked] == [b"/parts"]
     assert statuses(peer.found) == {1: 200}
 
 
 def test_padding_and_priority_are_taken_off():
-    padded = frame(wire.HEADERS, END_HEADERS | END_STREAM | wire.PADDED | 0x20, 1, b"\x03" + bytes(5) + wire.block("/p") + bytes(3))
+    padded = frame(
+        wire.HEADERS, END_HEADERS | END_STREAM | wire.PADDED | 0x20, 1, b"\x03" + bytes(5) + wire.block("/p") + bytes(3)
+    )
     assert [request.path for request in Peer().send(HELLO + padded).asked] == [b"/p"]
 
 
@@ -114,7 +134,10 @@ def test_headers_past_their_limit(first):
     whole = wire.block("/large", *((f"x-{n}", "y" * 900) for n in range(19)))
     large = frame(wire.HEADERS, END_STREAM, 3, whole[:9000]) + frame(wire.CONTINUATION, END_HEADERS, 3, whole[9000:])
     peer = Peer().send(HELLO + first + large + get(5, "/after"))
-    assert {request.path: request.fault for request in peer.asked if request.path != b"/"} == {b"/large": "headers", b"/after": None}
+    assert {request.path: request.fault for request in peer.asked if request.path != b"/"} == {
+        b"/large": "headers",
+        b"/after": None,
+    }
     assert peer.connection.over == ""
 
 
@@ -129,7 +152,9 @@ def test_a_body_past_its_limit():
 
 def test_trailers_past_their_limit():
     trailers = wire.field("x-after", "y" * 16_000) + wire.field("x-more", "z" * 1000)
-    octets = frame(wire.HEADERS, END_STREAM, 1, trailers[:16_000]) + frame(wire.CONTINUATION, END_HEADERS, 1, trailers[16_000:])
+    octets = frame(wire.HEADERS, END_STREAM, 1, trailers[:16_000]) + frame(
+        wire.CONTINUATION, END_HEADERS, 1, trailers[16_000:]
+    )
     peer = Peer().send(HELLO + get(1, "/x", flags=END_HEADERS) + octets + get(3, "/after"))
     assert [stream for kind, _, stream, _ in peer.found if kind == wire.RST_STREAM] == [1]
     assert statuses(peer.found) == {3: 200}
@@ -137,7 +162,15 @@ def test_trailers_past_their_limit():
 
 @pytest.mark.parametrize(
     "more",
-    [(("Upper", "1"),), (("connection", "close"),), (("te", "gzip"),), ((":path", "/twice"),), (("x", "a\r\nb"),), (("x", "a\0"),), (("transfer-encoding", "chunked"),)],
+    [
+        (("Upper", "1"),),
+        (("connection", "close"),),
+        (("te", "gzip"),),
+        ((":path", "/twice"),),
+        (("x", "a\r\nb"),),
+        (("x", "a\0"),),
+        (("transfer-encoding", "chunked"),),
+    ],
 )
 def test_a_malformed_request_ends_nothing_for_others_and_is_never_answered_as_good(more):
     peer = Peer().send(HELLO + get(1, "/good", ("x", "1")) + get(3, "/bad", *more))
@@ -151,13 +184,24 @@ EDGES = [(" a",), ("a ",), ("\ta",), ("a\t",), (" ",), ("a\nb",), ("a\r",), ("\0
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 @pytest.mark.parametrize("value", [each for (each,) in EDGES], ids=repr)
 def test_a_value_that_may_not_be_is_refused_by_both_paths(first, value):
-    peer = Peer().send(HELLO + (b"" if first else get(1, "/good", ("x", "1")) + get(3, "/good", ("x", "2"))) + get(5, "/bad", ("x", value)))
+    peer = Peer().send(
+        HELLO
+        + (b"" if first else get(1, "/good", ("x", "1")) + get(3, "/good", ("x", "2")))
+        + get(5, "/bad", ("x", value))
+    )
     assert 5 not in statuses(peer.found)
     assert b"/bad" not in [request.path for request in peer.asked]
 
 
 def test_a_change_of_our_table_of_headers_is_taken_up_by_the_next_response():
-    peer = Peer().send(HELLO + get(1, "/a") + get(3, "/b") + frame(wire.SETTINGS, 0, 0, struct.pack(">HI", 1, 0)) + get(5, "/c") + get(7, "/d"))
+    peer = Peer().send(
+        HELLO
+        + get(1, "/a")
+        + get(3, "/b")
+        + frame(wire.SETTINGS, 0, 0, struct.pack(">HI", 1, 0))
+        + get(5, "/c")
+        + get(7, "/d")
+    )
     blocks = {stream: payload for kind, _, stream, payload in peer.found if kind == wire.HEADERS}
     # RFC 7541 4.2: the block after a change begins with the new size, here 0.
     assert [blocks[stream][:1] == b"\x20" for stream in (1, 3, 5, 7)] == [False, False, True, False]
@@ -193,7 +237,10 @@ def test_settings_that_are_not_known_are_ignored_and_the_others_hold():
     assert (peer.connection.over, statuses(peer.found), bodies(peer.found)) == ("", {1: 200}, {})
 
 
-@pytest.mark.parametrize("octets", [frame(wire.SETTINGS, 0, 0, bytes(5)), frame(wire.SETTINGS, 0, 1), frame(wire.SETTINGS, wire.ACK, 0, bytes(6))])
+@pytest.mark.parametrize(
+    "octets",
+    [frame(wire.SETTINGS, 0, 0, bytes(5)), frame(wire.SETTINGS, 0, 1), frame(wire.SETTINGS, wire.ACK, 0, bytes(6))],
+)
 def test_faulty_settings_end_the_connection(octets):
     peer = Peer().send(HELLO + octets)
     assert peer.connection.over.startswith("protocol:")
@@ -206,7 +253,9 @@ def test_two_sizes_of_the_table_at_the_begin_of_a_block_are_allowed():
 
 
 def test_what_was_read_is_not_kept():
-    peer = Peer().send(HELLO + get(1, "/a", flags=END_HEADERS) + b"".join(frame(wire.DATA, 0, 1, bytes(10_000)) for _ in range(6)))
+    peer = Peer().send(
+        HELLO + get(1, "/a", flags=END_HEADERS) + b"".join(frame(wire.DATA, 0, 1, bytes(10_000)) for _ in range(6))
+    )
     assert not peer.connection._in
     peer.send(frame(wire.DATA, END_STREAM, 1, b"x")[:-1])
     assert peer.connection._in
@@ -214,13 +263,21 @@ def test_what_was_read_is_not_kept():
 
 
 def test_frames_that_cross_an_answer_end_nothing():
-    late = [frame(wire.RST_STREAM, 0, 3, struct.pack(">I", 8)), frame(wire.WINDOW_UPDATE, 0, 3, struct.pack(">I", 9)), frame(wire.PRIORITY, 0, 3, struct.pack(">IB", 0, 1))]
+    late = [
+        frame(wire.RST_STREAM, 0, 3, struct.pack(">I", 8)),
+        frame(wire.WINDOW_UPDATE, 0, 3, struct.pack(">I", 9)),
+        frame(wire.PRIORITY, 0, 3, struct.pack(">IB", 0, 1)),
+    ]
     peer = Peer().send(HELLO + get(1, "/a") + get(3, "/b") + get(5, "/c") + b"".join(late) + get(7, "/d"))
     assert statuses(peer.found) == {1: 200, 3: 200, 5: 200, 7: 200}
 
 
 def test_windows_that_are_too_small_hold_bodies_back():
-    peer = Peer().send(wire.PREFACE + frame(wire.SETTINGS, 0, 0, struct.pack(">HI", 4, 0)) + b"".join(get(1 + 2 * n, "/") for n in range(3)))
+    peer = Peer().send(
+        wire.PREFACE
+        + frame(wire.SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
+        + b"".join(get(1 + 2 * n, "/") for n in range(3))
+    )
     assert (statuses(peer.found), bodies(peer.found), peer.connection.under_way) == ({1: 200, 3: 200, 5: 200}, {}, 3)
     peer.send(frame(wire.WINDOW_UPDATE, 0, 3, struct.pack(">I", 2)))
     assert bodies(peer.found) == {3: b"go"}
@@ -242,7 +299,9 @@ def test_the_connections_window_is_kept_by_both_paths():
 
 
 def test_requests_past_the_limit_at_once_may_be_sent_again_elsewhere():
-    peer = Peer(Http2Limits(streams_max=2)).send(HELLO + b"".join(get(1 + 2 * n, "/", flags=END_HEADERS) for n in range(4)))
+    peer = Peer(Http2Limits(streams_max=2)).send(
+        HELLO + b"".join(get(1 + 2 * n, "/", flags=END_HEADERS) for n in range(4))
+    )
     refused = [(stream, payload) for kind, _, stream, payload in peer.found if kind == wire.RST_STREAM]
     assert refused == [(5, struct.pack(">I", 7)), (7, struct.pack(">I", 7))]
     late = frame(wire.HEADERS, END_HEADERS | END_STREAM, 5, wire.field("x", "1"))  # had been under way
@@ -297,7 +356,13 @@ def spoilt(chance, octets):
 def sent(chance, stream):
     """A frame or a few, of a kind that a client may send, with whatever flags and values."""
     flags = chance.choice((END_STREAM | END_HEADERS,) * 3 + (END_HEADERS, END_STREAM, chance.randrange(256)))
-    more = [(chance.choice(("te", "host", "cookie", "content-length", "Upper", "x")), chance.choice(("trailers", "1", "9" * 5000, "a\nb", ""))) for _ in range(chance.randrange(3))]
+    more = [
+        (
+            chance.choice(("te", "host", "cookie", "content-length", "Upper", "x")),
+            chance.choice(("trailers", "1", "9" * 5000, "a\nb", "")),
+        )
+        for _ in range(chance.randrange(3))
+    ]
     return chance.choice((
         get(stream, "/", flags=flags), get(stream, "/", *more, method=chance.choice(("GET", "HEAD", "POST", "CONNECT", ""))),
         get(stream, "/", *more, flags=0) + frame(wire.CONTINUATION, chance.choice((0, END_HEADERS)), stream, wire.field("x", "y")),
@@ -332,8 +397,12 @@ def test_honest_clients_are_not_taken_for_hostile_ones():
     peer = Peer().send(HELLO)
     for n in range(1500):
         stream = 1 + 2 * n
-        more = frame(wire.WINDOW_UPDATE, 0, 0, struct.pack(">I", 4)) + frame(wire.WINDOW_UPDATE, 0, stream, struct.pack(">I", 4))
-        peer.send(get(stream, "/") + more + (frame(wire.RST_STREAM, 0, stream, struct.pack(">I", 8)) if n % 100 == 0 else b""))
+        more = frame(wire.WINDOW_UPDATE, 0, 0, struct.pack(">I", 4)) + frame(
+            wire.WINDOW_UPDATE, 0, stream, struct.pack(">I", 4)
+        )
+        peer.send(
+            get(stream, "/") + more + (frame(wire.RST_STREAM, 0, stream, struct.pack(">I", 8)) if n % 100 == 0 else b"")
+        )
         if n % 100 == 0:
             peer.wait(1.0).send(frame(wire.PING, 0, 0, bytes(8)))
     assert peer.connection.over == ""

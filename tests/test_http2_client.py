@@ -31,7 +31,10 @@ class Server:
         return self.h2.data_to_send()
 
 
-@pytest.mark.parametrize(("last", "error", "why"), [(0, 0, "error 0"), (1, ErrorCodes.INTERNAL_ERROR, "error 2"), (0, ErrorCodes.ENHANCE_YOUR_CALM, "error 11")])
+@pytest.mark.parametrize(
+    ("last", "error", "why"),
+    [(0, 0, "error 0"), (1, ErrorCodes.INTERNAL_ERROR, "error 2"), (0, ErrorCodes.ENHANCE_YOUR_CALM, "error 11")],
+)
 def test_a_goaway_that_leaves_the_request_out_or_names_an_error_is_no_answer(last, error, why):
     server = Server()
     server.exchange.receive(server.h2.data_to_send())

@@ -22,7 +22,9 @@ def test_the_check_digit_is_the_standards():
 
 
 def test_other_lengths_have_no_check_digit():
-    assert not any(map(is_wrong_digit, ("", "35209900176148", "3520990017614801", "35209900176148x", b"3520990017614801")))
+    assert not any(
+        map(is_wrong_digit, ("", "35209900176148", "3520990017614801", "35209900176148x", b"3520990017614801"))
+    )
     assert is_wrong_digit(b"352099001761482")
 
 

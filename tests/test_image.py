@@ -28,7 +28,15 @@ from eir.lists.settings import DEVICES, PAIRS
 from eir.s13.lane import COMPILED
 
 NOW = 1_000.0
-NUMBERS = [35, 1_000_000, 1_000_001, 99_999_999, MEID_BASE // PAGE_KEYS + 5, (MEID_BASE + 2**55) // PAGE_KEYS, imsi_key("001010123456789") // PAGE_KEYS]
+NUMBERS = [
+    35,
+    1_000_000,
+    1_000_001,
+    99_999_999,
+    MEID_BASE // PAGE_KEYS + 5,
+    (MEID_BASE + 2**55) // PAGE_KEYS,
+    imsi_key("001010123456789") // PAGE_KEYS,
+]
 REMAINDERS = [0, 1, 0xFFFF, 0x10000, 0x10001, 500_000, 983_040, 999_999]
 IMSIS = [imsi_key(text) for text in ("001010000000001", "001010000000002", "001011000000001", "00101")[:3]]
 WIDE = frozenset(range(120_000, 135_000, 30))
@@ -41,7 +49,11 @@ end = st.sampled_from([0, 999, 1000, 1001, 2**32 - 1])
 def device_pages(draw, number):
     keys = draw(remainders | st.just(WIDE))
     tac = draw(st.none() | st.tuples(st.just(0), end))
-    until = draw(st.just([]) | end.map(lambda one: [one]) | st.lists(end, min_size=len(keys), max_size=len(keys))) if 0 < len(keys) < 20 else []
+    until = (
+        draw(st.just([]) | end.map(lambda one: [one]) | st.lists(end, min_size=len(keys), max_size=len(keys)))
+        if 0 < len(keys) < 20
+        else []
+    )
     return page(number, keys, until=until, tac=tac)
 
 
@@ -50,11 +62,15 @@ def pairs_pages(draw, number):
     keys = draw(remainders)
     imsis = [sorted(draw(st.sets(st.sampled_from(IMSIS), min_size=1))) for _ in keys]
     rows = sum(map(len, imsis))
-    return page(number, keys, imsis=imsis, until=draw(st.just([]) | st.lists(end, min_size=rows, max_size=rows)) if keys else [])
+    return page(
+        number, keys, imsis=imsis, until=draw(st.just([]) | st.lists(end, min_size=rows, max_size=rows)) if keys else []
+    )
 
 
 def some(of):
-    return st.sets(st.sampled_from(NUMBERS)).flatmap(lambda numbers: st.tuples(*[of(number) for number in sorted(numbers)]))
+    return st.sets(st.sampled_from(NUMBERS)).flatmap(
+        lambda numbers: st.tuples(*[of(number) for number in sorted(numbers)])
+    )
 
 
 def said(pages, now):
@@ -74,8 +90,14 @@ def said(pages, now):
 
 def holds_what_they_say(image, pages, now):
     devices, whole, bound = said(pages, now)
-    asked = {p.number * PAGE_KEYS + r for p in pages for r in {*REMAINDERS, *range(0, PAGE_KEYS, 99_991)}} | devices | {35_000 * PAGE_KEYS, 2**62, 0}
-    assert {key for key in asked if image.holds(key, now)} == {key for key in asked if key in devices or key // PAGE_KEYS in whole}
+    asked = (
+        {p.number * PAGE_KEYS + r for p in pages for r in {*REMAINDERS, *range(0, PAGE_KEYS, 99_991)}}
+        | devices
+        | {35_000 * PAGE_KEYS, 2**62, 0}
+    )
+    assert {key for key in asked if image.holds(key, now)} == {
+        key for key in asked if key in devices or key // PAGE_KEYS in whole
+    }
     assert {key: image.imsis(key, now) for key in asked} == {key: tuple(bound.get(key, ())) for key in asked}
     imsis = {imsi for each in bound.values() for imsi in each}
     assert {imsi for imsi in (*IMSIS, imsi_key("001010000000009")) if image.has_subscriber(imsi, now)} == imsis
@@ -125,12 +147,18 @@ def test_what_cannot_be_mapped_leaves_no_descriptor_behind():
 @settings(max_examples=100)
 def test_plain_keys_in_any_chunks(keys, parts):
     by_page = np.array(sorted(keys), np.uint64)
-    cuts = [0, *sorted({int(np.searchsorted(by_page, np.uint64(key // PAGE_KEYS * PAGE_KEYS))) for key in list(keys)[:parts]}), len(by_page)]
+    cuts = [
+        0,
+        *sorted({int(np.searchsorted(by_page, np.uint64(key // PAGE_KEYS * PAGE_KEYS))) for key in list(keys)[:parts]}),
+        len(by_page),
+    ]
     image = make([chunk_of(by_page[at:to]) for at, to in pairwise(cuts)])
     assert list(image.keys(NOW)) == sorted(keys)
     assert len(image.chunk().lows) == len(keys)
     assert all(image.holds(key, NOW) for key in keys)
-    assert [key for key in range(0, 300_000, 997) if image.holds(key, NOW)] == [key for key in range(0, 300_000, 997) if key in keys]
+    assert [key for key in range(0, 300_000, 997) if image.holds(key, NOW)] == [
+        key for key in range(0, 300_000, 997) if key in keys
+    ]
 
 
 def test_a_hash_that_is_full_of_neighbours():
@@ -145,7 +173,12 @@ def arrays_of(name):
     if name in {"pair_ends", "imsis"} or name.startswith("subscriber_"):
         image = image_of([page(35, [1, 2], imsis=[[1, 2], [2]], until=[2000, 0, 1500])])
     else:
-        image = make([PageRows(35, np.array([1, 70_000])).chunk(), PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk()])
+        image = make(
+            [
+                PageRows(35, np.array([1, 70_000])).chunk(),
+                PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk(),
+            ]
+        )
     found = _arrays(image.buffer)
     assert len(found[name])
     assert Image.map(_written(found)).numbers.tolist() == image.numbers.tolist()
@@ -156,7 +189,12 @@ class TestWhatPasses:
     """What is mapped is an image of this version, whole; and it cannot change."""
 
     def image(self):
-        return make([PageRows(35, np.array([1, 70_000])).chunk(), PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk()])
+        return make(
+            [
+                PageRows(35, np.array([1, 70_000])).chunk(),
+                PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk(),
+            ]
+        )
 
     def altered(self, octets):
         descriptor = os.memfd_create("altered")

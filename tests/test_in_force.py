@@ -43,7 +43,10 @@ def test_a_file_that_the_node_has_not_taken_over_is_named(site):
     found, said = answered(site, "check", LISTED)
     assert (found["status"], said) == ("greylisted", "")
     site.path.write_text(f"{site.path.read_text()}nonsense: 1\n")
-    assert "has errors (eir config), the node goes by the configuration that it took over before" in answered(site, "lists")[1]
+    assert (
+        "has errors (eir config), the node goes by the configuration that it took over before"
+        in answered(site, "lists")[1]
+    )
 
 
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")

@@ -48,7 +48,14 @@ def site(drop_site):
 def test_what_counts_as_delivered():
     one = Item(1, 0.0)
     manifests = [f"{name}.manifest.json" for name in "abcd"]
-    names = [*manifests[:3], *(f"{name}.sig" for name in manifests[1:]), f"{manifests[1]}.sig.2", "a", "a.sig", f"{manifests[1]}.sig.sig"]
+    names = [
+        *manifests[:3],
+        *(f"{name}.sig" for name in manifests[1:]),
+        f"{manifests[1]}.sig.2",
+        "a",
+        "a.sig",
+        f"{manifests[1]}.sig.sig",
+    ]
     assert delivered(dict.fromkeys(names, one)) == manifests[1:3]
     assert delivered({}) == []
 
@@ -63,13 +70,17 @@ def test_hidden_names_and_folders_are_not_looked_at(tmp_path):
     assert found.keys() == {"a.csv", "link", "pipe"}
 
 
-@pytest.mark.parametrize(("changed", "is_settled"), [(98.9, True), (99.0, True), (99.1, False), (100.0, False), (100.1, True), (400.0, True)])
+@pytest.mark.parametrize(
+    ("changed", "is_settled"), [(98.9, True), (99.0, True), (99.1, False), (100.0, False), (100.1, True), (400.0, True)]
+)
 def test_a_file_settles(changed, is_settled):
     assert settled(Item(1, changed), 100.0) is is_settled
 
 
 def test_what_a_release_lacks():
-    files = [{"name": n, "role": "entries", "layout": "eir", "bytes": 10, "rows": 1, "sha256": "0" * 64} for n in ("a", "b")]
+    files = [
+        {"name": n, "role": "entries", "layout": "eir", "bytes": 10, "rows": 1, "sha256": "0" * 64} for n in ("a", "b")
+    ]
     document = {
         "format": "eir-release/1", "list": "l", "kind": "full", "serial": 1, "issued": "2026-01-01T00:00:00Z",
         "expires": "2026-01-02T00:00:00Z", "files": files,
@@ -212,7 +223,12 @@ async def test_patience_has_an_end(site):
     assert site.lying() == []
     assert site.lying(REFUSED) == [*sorted(file.name for file in files), "stolen-1.manifest.json.txt"]
     text = (site.drop / REFUSED / "stolen-1.manifest.json.txt").read_text()
-    for said in ("Reason: file_size", "stolen-1.csv has 5 bytes; the manifest says", "List: stolen; serial: 1", "Files: stolen-1.csv, "):
+    for said in (
+        "Reason: file_size",
+        "stolen-1.csv has 5 bytes; the manifest says",
+        "List: stolen; serial: 1",
+        "Files: stolen-1.csv, ",
+    ):
         assert said in text
 
 
@@ -381,7 +397,11 @@ async def test_a_data_file_that_is_swapped_during_the_load(site, monkeypatch, sw
 
     with monkeypatch.context() as patched:
         patched.setattr(Loader, "load", swapped)
-        outcome = {"link": (REFUSED, "not_a_file"), "gone": (WAITING, "file_missing"), "longer": (WAITING, "file_size")}[swap]
+        outcome = {
+            "link": (REFUSED, "not_a_file"),
+            "gone": (WAITING, "file_missing"),
+            "longer": (WAITING, "file_size"),
+        }[swap]
         assert await site.turn() == {"stolen-1.manifest.json": outcome}
     assert await site.serial() is None
     if swap != "link":
@@ -469,7 +489,9 @@ async def test_refused_files_are_bounded(site, monkeypatch):
     monkeypatch.setattr(drop_folder, "REFUSED_BYTES_MAX", 1)
     site.deliver(site.publish(5, key=2))
     await site.turn()
-    assert site.lying(REFUSED) == [f"stolen-5.manifest.json{end}" for end in ("", ".sig", ".txt")]  # the latest, whatever its size
+    assert site.lying(REFUSED) == [
+        f"stolen-5.manifest.json{end}" for end in ("", ".sig", ".txt")
+    ]  # the latest, whatever its size
 
 
 @pytest.mark.parametrize(("room", "key"), [(REFUSED, 2), (ACCEPTED, 0)])
@@ -612,7 +634,11 @@ def test_pieces_in_any_order_end_as_the_last_release(tmp_path_factory, keys, ord
 
     async def run():
         site = Site(tmp_path_factory.mktemp("site") / "x", keys)
-        releases = [site.publish(1), site.publish(2, ["99999999999999"], base=1), site.publish(3, ["88888888888888"], base=2)]
+        releases = [
+            site.publish(1),
+            site.publish(2, ["99999999999999"], base=1),
+            site.publish(3, ["88888888888888"], base=2),
+        ]
         halves = {}
         for release, part in order:
             data, manifest, signature = releases[release]
@@ -672,7 +698,12 @@ async def test_the_command(site, configured):
     done = await asyncio.to_thread(subprocess.run, command(configured), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     (taken,) = json.loads(done.stdout)["taken"]
-    assert (taken["manifest"], taken["outcome"], taken["list"], taken["serial"]) == ("stolen-1.manifest.json", ACCEPTED, "stolen", 1)
+    assert (taken["manifest"], taken["outcome"], taken["list"], taken["serial"]) == (
+        "stolen-1.manifest.json",
+        ACCEPTED,
+        "stolen",
+        1,
+    )
     site.deliver(site.publish(2, key=2))
     settle(site)
     done = await asyncio.to_thread(subprocess.run, command(configured), capture_output=True, check=False)
@@ -777,14 +808,20 @@ async def test_a_node_takes_what_arrives(site, watching):
     await watching.until("release_accepted", serial=3)
     assert sum(name == "release_waiting" for name, fields in watching if fields["reason"] == "base") == 1
     assert await site.serial() == 3
-    assert device_key("99999999999999") // 10**6 in [page.number for page in (await site.store.some_pages("stolen", [99999999]))[1]]
+    assert device_key("99999999999999") // 10**6 in [
+        page.number for page in (await site.store.some_pages("stolen", [99999999]))[1]
+    ]
 
 
 async def test_releases_that_wait_are_counted(site, configured, start):
     folder = DropFolder(configured, start, report=Reports())
     task = asyncio.create_task(folder.run())
     assert folder.waiting == 0
-    for files in (site.publish(1), site.publish(3, ["99999999999999"], base=2), site.publish(4, ["99999999999998"], base=3)):
+    for files in (
+        site.publish(1),
+        site.publish(3, ["99999999999999"], base=2),
+        site.publish(4, ["99999999999998"], base=3),
+    ):
         site.deliver(files)
     await until(lambda: folder.waiting == 2)
     site.deliver(site.publish(2, IMEIS[:8]))

@@ -71,7 +71,9 @@ class TestManyAtOnce:
         st.sets(st.integers(0, 70_000), max_size=30),
         st.integers(1, 3_000).map(range),  # runs
         st.sampled_from([range(0, PAGE_KEYS, 3), range(PAGE_KEYS), range(0xD7F0, 0xE010), range(0, 900_000, 2_260)]),
-        st.sampled_from([range(0, 244 * ARRAY_KEYS, 244), [*range(0, 8_000, 2), *range(70_000, 70_200, 2)]]),  # at the limit, beyond
+        st.sampled_from(
+            [range(0, 244 * ARRAY_KEYS, 244), [*range(0, 8_000, 2), *range(70_000, 70_200, 2)]]
+        ),  # at the limit, beyond
     )
     extras = st.sampled_from([b"", b"", b"R\x01\x00\x00\x00\x00"])
 
@@ -82,7 +84,9 @@ class TestManyAtOnce:
         alone = make([rows.chunk() for each in pages if (rows := rows_of(each)) is not None])
         assert bytes(image_of(pages).buffer) == bytes(alone.buffer)
 
-    damaged = st.one_of(st.sets(st.integers(0, PAGE_KEYS - 1), min_size=1, max_size=20), st.just(range(0, PAGE_KEYS, 9_001)))
+    damaged = st.one_of(
+        st.sets(st.integers(0, PAGE_KEYS - 1), min_size=1, max_size=20), st.just(range(0, PAGE_KEYS, 9_001))
+    )
 
     @given(st.lists(damaged, min_size=1, max_size=4), st.data())
     @settings(max_examples=80)
@@ -137,7 +141,12 @@ def test_an_amendment_replaces_the_pages_given_and_no_others():
         (page(0, [1, 2], imsis=[[4]]), "2 devices and 12 bytes"),
         (pages_of([1])[0]._replace(extra=b"R\x08\x00\x00\x00abc"), "cut short"),
         (pages_of([1])[0]._replace(extra=b"S\x08\x00\x00\x00abc"), "cut short"),
-        (page(0, [1], imsis=[[4]])._replace(extra=page(0, [1], imsis=[[4]]).extra + b"U\x10\x00\x00\x00" + bytes(16)), "1 rows and 2 ends"),
+        (
+            page(0, [1], imsis=[[4]])._replace(
+                extra=page(0, [1], imsis=[[4]]).extra + b"U\x10\x00\x00\x00" + bytes(16)
+            ),
+            "1 rows and 2 ends",
+        ),
     ],
 )
 def test_a_damaged_page_is_an_error(damaged, said):
@@ -195,7 +204,18 @@ class TestUntil:
 
         def at(now):
             clock[0] = now
-            probes = (0, 1, 2, 3, PAGE_KEYS + 4, PAGE_KEYS + 5, 2 * PAGE_KEYS + 5, 3 * PAGE_KEYS, 4 * PAGE_KEYS, 4 * PAGE_KEYS + 6)
+            probes = (
+                0,
+                1,
+                2,
+                3,
+                PAGE_KEYS + 4,
+                PAGE_KEYS + 5,
+                2 * PAGE_KEYS + 5,
+                3 * PAGE_KEYS,
+                4 * PAGE_KEYS,
+                4 * PAGE_KEYS + 6,
+            )
             return "".join(str(int(entries.holds(key))) for key in probes)
 
         assert at(0) == "1111111111"
@@ -234,7 +254,12 @@ class TestUntil:
             clock[0] = now = moments[n] if n < len(moments) else 35
             truth = (truth if amend else {}) | step
             pages = [
-                page(number, sorted(rows), until=[rows[key] for key in sorted(rows)], tac=None if end is None else (1, end))
+                page(
+                    number,
+                    sorted(rows),
+                    until=[rows[key] for key in sorted(rows)],
+                    tac=None if end is None else (1, end),
+                )
                 for number, (rows, end) in sorted(step.items())
             ]
             fill(index, "a", pages, amend=amend)
@@ -312,7 +337,12 @@ class TestPairs:
             fill(amended, "a", [new.get(number) or page(number, []) for number in range(3)], amend=True)
         fill(built, "a", pair_pages_with_ends(histories[-1]))
         for clock[0] in (5, 10, 15, 20):
-            rows = {(device, imsi) for device, ends in histories[-1].items() for imsi, end in ends.items() if not end or end > clock[0]}
+            rows = {
+                (device, imsi)
+                for device, ends in histories[-1].items()
+                for imsi, end in ends.items()
+                if not end or end > clock[0]
+            }
             for entries in (amended.lists["a"], built.lists["a"]):
                 assert list(entries) == sorted({device for device, _ in rows})
                 assert {(device, imsi) for device in histories[-1] for imsi in entries.imsis(device)} == rows
@@ -372,6 +402,11 @@ def test_a_look_up_costs_a_few_of_plain_python():
 def test_memory_of_a_million_is_a_tenth_of_what_ten_million_may_take(tacs):
     chosen = random.Random(1)
     models = [page(0, chosen.sample(range(PAGE_KEYS), 1_000_000 // tacs)) for _ in range(200)]
-    image = image_of([models[at % 200]._replace(number=number) for at, number in enumerate(sorted(chosen.sample(range(10**8), tacs)))])
+    image = image_of(
+        [
+            models[at % 200]._replace(number=number)
+            for at, number in enumerate(sorted(chosen.sample(range(10**8), tacs)))
+        ]
+    )
     assert len(image.chunk().lows) == 1_000_000
     assert len(image.buffer) < 5_500_000

@@ -26,12 +26,22 @@ PAGE = (ROOT / "deploy" / "CONNECT.md").read_text()
 
 @pytest.fixture
 def key(tmp_path):
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "register@agency.example", "-f", tmp_path / "key"], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "register@agency.example", "-f", tmp_path / "key"],
+        check=True,
+    )
     return tmp_path / "key.pub"
 
 
 def init(*arguments, status=0, **options):
-    done = subprocess.run([*COMMAND, "init", *map(str, arguments)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **options)
+    done = subprocess.run(
+        [*COMMAND, "init", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        **options,
+    )
     assert done.returncode == status, done
     assert "Traceback" not in done.stderr
     return done
@@ -40,7 +50,9 @@ def init(*arguments, status=0, **options):
 def test_it_writes_a_configuration_with_comments_the_key_and_a_unit(tmp_path, key):
     folder = tmp_path / "eir"
     peers = ("--peer", f"mme1.{REALM}@10.20.0.1,10.20.0.2", "--peer", "10.30.0.0/24")
-    done = init(folder, "--realm", REALM, *peers, "--key", key, "--list", "stolen-national", "--state", tmp_path / "state")
+    done = init(
+        folder, "--realm", REALM, *peers, "--key", key, "--list", "stolen-national", "--state", tmp_path / "state"
+    )
     assert f"{folder}/eir.yaml is written" in done.stdout
     config = load_config(folder / "eir.yaml")
     assert (config.identity.host, config.identity.realm) == (f"eir1.{REALM}", REALM)
@@ -51,7 +63,9 @@ def test_it_writes_a_configuration_with_comments_the_key_and_a_unit(tmp_path, ke
     assert config.state == tmp_path / "state"
     assert list(config.lists) == ["stolen-national", "blocked-here"]
     words = key.read_text().split()
-    assert (folder / "signers" / "stolen-national").read_text() == f'register@agency.example namespaces="eir-release" {words[0]} {words[1]}\n'
+    assert (
+        folder / "signers" / "stolen-national"
+    ).read_text() == f'register@agency.example namespaces="eir-release" {words[0]} {words[1]}\n'
     text = (folder / "eir.yaml").read_text()
     assert text.count("# ") > 10
     unit = (folder / "eir.service").read_text()
@@ -99,7 +113,12 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path, key, arguments,
 def test_on_a_terminal_it_asks(tmp_path, key):
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "init", str(tmp_path / "asked")], stdin=follower, stdout=follower, stderr=follower, env=os.environ | {"TERM": "dumb"}, start_new_session=True
+        [*COMMAND, "init", str(tmp_path / "asked")],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=os.environ | {"TERM": "dumb"},
+        start_new_session=True,
     )
     os.close(follower)
     os.write(leader, f"{REALM}\n\ntcp://127.0.0.1:3868\n127.0.0.1\n\n{key}\n".encode())
@@ -116,19 +135,26 @@ def test_on_a_terminal_it_asks(tmp_path, key):
 
 
 def test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter(tmp_path):
-    if in_a_network_of_its_own(f"{__file__}::test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter"):
+    if in_a_network_of_its_own(
+        f"{__file__}::test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter"
+    ):
         return
     begin, ask = blocks(section(PAGE, "## The first hour"))
     ports = {"3868": free_port(), "3867": free_port()}
     at = [re.sub(r"\b(3868|3867)\b", lambda found: str(ports[found[0]]), text) for text in (begin, ask)]
-    assert len(begin.splitlines()) - len(re.search(r"<<END\n(.*?)^END\n", begin, re.MULTILINE | re.DOTALL)[0].splitlines()) < 11
+    assert (
+        len(begin.splitlines()) - len(re.search(r"<<END\n(.*?)^END\n", begin, re.MULTILINE | re.DOTALL)[0].splitlines())
+        < 11
+    )
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "eir").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eir "$@"\n')
     (tmp_path / "bin" / "eir").chmod(0o755)
     http = free_port()
     at[0] = at[0].replace("eir publish", f"sed -i s/9868/{http}/ first/eir.yaml\neir publish", 1)
     environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), "LANG": "C.UTF-8"}
-    script = f"set -eu\n{at[0]}\nfor try in $(seq 300); do ! grep -q STATE_OPEN agent.log || break; sleep 0.1; done\n{at[1]}"
+    script = (
+        f"set -eu\n{at[0]}\nfor try in $(seq 300); do ! grep -q STATE_OPEN agent.log || break; sleep 0.1; done\n{at[1]}"
+    )
     with (tmp_path / "errors").open("w") as errors:
         shell = subprocess.Popen(
             ["bash", "-c", script], cwd=tmp_path, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

@@ -138,9 +138,15 @@ def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
     code = {path.stem: path.read_text() for path in (PAGE.parent / "daemon").glob("*.py")}
     rows = [line.strip("| ").split(" | ") for line in _lines_of("### Processes")]
     table = {name.partition("-")[0]: cells for cells in rows for name in re.findall(r"`eir-([a-z-]+)", cells[0])}
-    started = set(re.findall(r'start\("([a-z]+)', code["front"])) | set(re.findall(r'name = f"([a-z]+)-', code["front"]))
+    started = set(re.findall(r'start\("([a-z]+)', code["front"])) | set(
+        re.findall(r'name = f"([a-z]+)-', code["front"])
+    )
     apart = {name for text in code.values() for name in re.findall(r'^(?:PROCESS|LOAD) = "(\w+)"$', text, re.MULTILINE)}
-    interfaces = {name.partition("-")[0] for text in code.values() for name in re.findall(r'^NAME = "([a-z-]+)"$', text, re.MULTILINE)}
+    interfaces = {
+        name.partition("-")[0]
+        for text in code.values()
+        for name in re.findall(r'^NAME = "([a-z-]+)"$', text, re.MULTILINE)
+    }
     started |= interfaces - {"starter"}
     assert table.keys() == {"front", *started, *apart}
     assert len({re.findall(r"`eir/daemon/(\w+)\.py`", cells[1])[-1] for cells in table.values()}) == 6
@@ -152,7 +158,11 @@ def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
     for line in talks:
         for module, word in re.findall(r"`eir/(\S+?)\.py` `(\w+)`", line):
             assert re.search(rf"\b{word}\b", (PAGE.parent / f"{module}.py").read_text()), (module, word)
-    made = {name for name, text in code.items() if re.search(r"\bsocketpair\(|\bmmap\.mmap\(|\bos\.pipe\(|\bsubprocess\.", text)}
+    made = {
+        name
+        for name, text in code.items()
+        if re.search(r"\bsocketpair\(|\bmmap\.mmap\(|\bos\.pipe\(|\bsubprocess\.", text)
+    }
     assert made == {"channel", "recorded", "starter"}, "no other way to talk"
 
 

@@ -11,7 +11,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES, HARNESS = ROOT / "eir" / "s13", ROOT / "tests" / "fuzz" / "lane.py"
-FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fPIC", "-shared"]
+FLAGS = [
+    "-g",
+    "-O1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+    "-fPIC",
+    "-shared",
+]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
 SECONDS = os.environ.get("EIR_FUZZ_SECONDS", "2")
 
@@ -28,9 +36,23 @@ def build(tmp_path_factory):
 
 
 def test_no_byte_too_far(build):
-    asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    environment = {**os.environ, "LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "PYTHONMALLOC": "malloc"}
-    done = subprocess.run([sys.executable, HARNESS, build, SECONDS, "14"], capture_output=True, text=True, check=False, env=environment, timeout=110 + float(SECONDS))
+    asan = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": asan,
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "PYTHONMALLOC": "malloc",
+    }
+    done = subprocess.run(
+        [sys.executable, HARNESS, build, SECONDS, "14"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=110 + float(SECONDS),
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(done.stdout.split()[0]) > 0
 
@@ -45,8 +67,19 @@ def test_a_byte_too_far_is_seen(tmp_path):
         (tmp_path / source.name).write_text(text.replace("length > left || ", ""))
     assert found == 1
     made = tmp_path / "_lane.so"
-    subprocess.run(["gcc", *FLAGS, f"-I{sysconfig.get_paths()['include']}", "-o", made, *tmp_path.glob("_*.c")], check=True)
-    asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run(
+        ["gcc", *FLAGS, f"-I{sysconfig.get_paths()['include']}", "-o", made, *tmp_path.glob("_*.c")], check=True
+    )
+    asan = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     environment = {**os.environ, "LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
-    done = subprocess.run([sys.executable, HARNESS, made, SECONDS, "14"], capture_output=True, text=True, check=False, env=environment, timeout=110)
+    done = subprocess.run(
+        [sys.executable, HARNESS, made, SECONDS, "14"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=110,
+    )
     assert "heap-buffer-overflow" in done.stderr

@@ -79,7 +79,9 @@ TEXTS = st.one_of(
     st.from_regex(r"\A[0-9A-Fa-f]{13,15}\Z"),
     st.from_regex(r"\A[ +\-_][0-9]{13,15}\Z"),
     st.from_regex(r"\A[0-9]{13,15}[ .*#e+\-_]\Z"),
-    st.sampled_from(["", "0x351234567890", "1e13", "٣٥١٢٣٤٥٦٧٨٩٠١٢", "3512345678901²", "NULL", "nan", "3512345678901\0"]),
+    st.sampled_from(
+        ["", "0x351234567890", "1e13", "٣٥١٢٣٤٥٦٧٨٩٠١٢", "3512345678901²", "NULL", "nan", "3512345678901\0"]
+    ),
     st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=20),
 )
 
@@ -104,7 +106,9 @@ def test_the_reader_takes_what_eir_device_takes(texts, two_columns):
     assert len(tally.complaints) == min(bad, 10)
 
 
-@given(st.lists(st.one_of(st.from_regex(r"\A[0-9]{4,17}\Z"), st.sampled_from(["", "+12345678901", "12345x"])), max_size=20))
+@given(
+    st.lists(st.one_of(st.from_regex(r"\A[0-9]{4,17}\Z"), st.sampled_from(["", "+12345678901", "12345x"])), max_size=20)
+)
 def test_subscribers(texts):
     keys, tally, _, _, _ = read(("imsi,imei_count\n" + "".join(f"{t},1\n" for t in texts)).encode(), kind="subscribers")
     expected = []
@@ -156,7 +160,9 @@ def test_bad_rows_past_the_limit_refuse_at_once():
         yield b"z\n"
         raise AssertionError("read on after the limit")
 
-    with pytest.raises(ReleaseRefused, match=r"3 bad rows at least, 2 are allowed[\s\S]*f.csv:2: [\s\S]*f.csv:4: ") as caught:
+    with pytest.raises(
+        ReleaseRefused, match=r"3 bad rows at least, 2 are allowed[\s\S]*f.csv:2: [\s\S]*f.csv:4: "
+    ) as caught:
         read(b"", chunks=pieces(), bad_rows_max=2)
     assert caught.value.reason == "bad_rows"
 
@@ -187,7 +193,9 @@ def csv_line(line):
 
 
 def test_rows_with_more_or_fewer_fields():
-    keys, tally, _, why, _ = read(b"imei,x,reason\n35123456789012,1,lost,more,fields\n35123456789013\n35123456789014,,\n")
+    keys, tally, _, why, _ = read(
+        b"imei,x,reason\n35123456789012,1,lost,more,fields\n35123456789013\n35123456789014,,\n"
+    )
     assert tally.bad == 0
     assert keys == keys_of("35123456789012", "35123456789013", "35123456789014")
     assert why[device_key("35123456789012")] == "lost"
@@ -214,7 +222,9 @@ def test_tacs_and_ranges():
     assert keys == {*range(first + 5, first + 10), first + 999_999, first + PAGE_KEYS}
     assert tally.bad == 2
     assert tally.complaints[0] == "f.csv:3: imei_from is above imei_to"
-    _, tally, _, _, _ = read(b"imei_to,imei_from\n35123459999999,35123456000000\n35123457000000,35123456000000\n", range_tacs_max=3)
+    _, tally, _, _, _ = read(
+        b"imei_to,imei_from\n35123459999999,35123456000000\n35123457000000,35123456000000\n", range_tacs_max=3
+    )
     assert tally.wide == ["f.csv:2: the range holds 4 TACs"]
     assert tally.bad == 0
 
@@ -237,12 +247,16 @@ def test_dirbs_junk_is_skipped_and_counted():
     assert keys == {35111111111111, 35111111111112, meid_key("A000001234567F")}
     assert (count, tally.skipped, tally.bad) == (8, 3, 2)
     assert why[35111111111111] == "local stolen list|duplicate"
-    keys, tally, _, _, _ = read(b"imei,imsi,msisdn,block_date,reasons\r\n35111111111111,1,2,3,4\r\n#,1,2,3,4\r\n", "dirbs-notifications")
+    keys, tally, _, _, _ = read(
+        b"imei,imsi,msisdn,block_date,reasons\r\n35111111111111,1,2,3,4\r\n#,1,2,3,4\r\n", "dirbs-notifications"
+    )
     assert (keys, tally.skipped) == ({35111111111111}, 1)
 
 
 def test_imei_layout_has_no_header_and_one_field():
-    keys, tally, count, _, _ = read(b'\xef\xbb\xbf35123456789012\r\n"35123456789013"\r\n\r\n35123456789014,1\r\nimei\r\n', "imei")
+    keys, tally, count, _, _ = read(
+        b'\xef\xbb\xbf35123456789012\r\n"35123456789013"\r\n\r\n35123456789014,1\r\nimei\r\n', "imei"
+    )
     assert keys == keys_of("35123456789012", "35123456789013")
     assert (count, tally.bad) == (4, 2)
     assert tally.complaints[1].startswith("f.csv:5: ")
@@ -267,19 +281,39 @@ def test_an_lsds_list_has_what_is_to_be_blocked_and_not_what_is_pending():
     assert keys == keys_of("00101006000001", "00101006000003", "00101006000006")
     assert (count, tally.bad) == (9, 3)
     assert tally.complaints[:2] == [
-        f"f.csv:{line}: its code is none of add, blacklist, update (added) and pending, recovered, remove (removed)" for line in (8, 9)
+        f"f.csv:{line}: its code is none of add, blacklist, update (added) and pending, recovered, remove (removed)"
+        for line in (8, 9)
     ]
     full = b"imei,reporting_date,status\n00101006000001,20261101,blacklist\n00101006000002,20261101,pending\n00101006000003,,\n"
     assert read(full, "lsds")[0] == keys_of("00101006000001", "00101006000003")
     tally, removed = Tally(bad_rows_max=9, range_tacs_max=1), Rows()
-    read_rows([LSDS.encode()], name="f.csv", layout="lsds", kind="devices", rows=None, removed=removed, reasons=Reasons(), tally=tally)
+    read_rows(
+        [LSDS.encode()],
+        name="f.csv",
+        layout="lsds",
+        kind="devices",
+        rows=None,
+        removed=removed,
+        reasons=Reasons(),
+        tally=tally,
+    )
     assert set(decode_keys(build_pages(removed).pages[0].keys).to_array()) == {2, 4, 5}
 
 
 def answer(device, *actions, **more):
     """As the service gives it; an action: what, when, why."""
-    history = [{"action": what, "reasoncode": "0011", "reasoncodedesc": why, "date": when, "by": "A", "Country": "B"} for what, when, why in actions]
-    said = {"refcode": "1", "responsestatus": "success", "deviceid": device, "partnerid": "A", "blockliststatus": "No", "imeihistory": history}
+    history = [
+        {"action": what, "reasoncode": "0011", "reasoncodedesc": why, "date": when, "by": "A", "Country": "B"}
+        for what, when, why in actions
+    ]
+    said = {
+        "refcode": "1",
+        "responsestatus": "success",
+        "deviceid": device,
+        "partnerid": "A",
+        "blockliststatus": "No",
+        "imeihistory": history,
+    }
     return json.dumps(said | more).encode() + b"\n"
 
 
@@ -306,9 +340,23 @@ def test_of_what_device_check_tells_of_a_device_the_last_action_counts():
         keys, tally, count, why, _ = read(b"", "gsma-device-check", chunks=pieces)
         assert keys == keys_of("00101006000001", "00101006000003", "00101006000005", "00101006000007")
         assert (count, tally.bad) == (10, 0), tally.complaints
-        assert why == {1010060000_01: "Stolen or Lost", 1010060000_03: "Duplicated, or so", 1010060000_05: "", 1010060000_07: "Duplicated, or so"}
+        assert why == {
+            1010060000_01: "Stolen or Lost",
+            1010060000_03: "Duplicated, or so",
+            1010060000_05: "",
+            1010060000_07: "Duplicated, or so",
+        }
     removed, tally = Rows(), Tally(bad_rows_max=0, range_tacs_max=1)
-    read_rows(lines, name="f", layout="gsma-device-check", kind="devices", rows=Rows(), removed=removed, reasons=Reasons(), tally=tally)
+    read_rows(
+        lines,
+        name="f",
+        layout="gsma-device-check",
+        kind="devices",
+        rows=Rows(),
+        removed=removed,
+        reasons=Reasons(),
+        tally=tally,
+    )
     assert sorted(decode_keys(build_pages(removed).pages[0].keys).to_array()) == [2, 4, 6, 8]
 
 
@@ -329,7 +377,9 @@ def test_what_is_no_answer_of_device_check_is_a_bad_row(line):
 
 
 def test_an_answer_without_history_and_status_or_with_another_identifier_is_named_for_it():
-    _, tally, _, _, _ = read(answer("00101006000001", blockliststatus="?") + answer("0010100600001", INSERTED), "gsma-device-check")
+    _, tally, _, _, _ = read(
+        answer("00101006000001", blockliststatus="?") + answer("0010100600001", INSERTED), "gsma-device-check"
+    )
     assert tally.complaints == [
         "f.csv:1: its code is none of insert (added) and remove (removed)",
         "f.csv:2: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters",
@@ -339,7 +389,12 @@ def test_an_answer_without_history_and_status_or_with_another_identifier_is_name
 @pytest.mark.parametrize(
     ("content", "layout", "kind", "says"),
     [
-        (b"35123456789012\n", "eir", "devices", "a header with imei or identifier or tac or imei_from\\+imei_to is expected"),
+        (
+            b"35123456789012\n",
+            "eir",
+            "devices",
+            "a header with imei or identifier or tac or imei_from\\+imei_to is expected",
+        ),
         (b"imei,imei\n", "eir", "devices", "twice"),
         (b"imei,IMEI \n", "eir", "devices", "twice"),
         (b"imei,tac\n", "eir", "devices", "it has imei\\+tac"),
@@ -360,7 +415,9 @@ def test_headers_that_do_not_fit(content, layout, kind, says):
     assert caught.value.reason == "layout"
 
 
-@pytest.mark.parametrize("layout", [name for name, dialect in LAYOUTS.items() if dialect.names and "devices" in dialect.subjects])
+@pytest.mark.parametrize(
+    "layout", [name for name, dialect in LAYOUTS.items() if dialect.names and "devices" in dialect.subjects]
+)
 def test_an_empty_file_has_no_header(layout):
     with pytest.raises(ReleaseRefused, match="empty"):
         read(b"", layout, chunks=[])
@@ -405,7 +462,10 @@ def test_until(text, seconds):
     assert ends == {35123456789012: seconds, 35123456789013: 0}
 
 
-@pytest.mark.parametrize("text", ["31.12.2026", "2026-02-30", "2026-12-31T12:00:00", "2026-12-31T12:00:00+01:00", "٢٠٢٦١٢٣١", "9999-12-31", "soon"])
+@pytest.mark.parametrize(
+    "text",
+    ["31.12.2026", "2026-02-30", "2026-12-31T12:00:00", "2026-12-31T12:00:00+01:00", "٢٠٢٦١٢٣١", "9999-12-31", "soon"],
+)
 def test_until_that_is_no_time(text):
     with pytest.raises(ValueError, match=r"."):
         until_seconds(text)
@@ -423,7 +483,10 @@ def test_until_that_is_no_time(text):
         (b"tac\n", "eir"),
         (b"imei,reporting_date,status\n", "lsds"),
         (b"IMEI,reporting_date,status,change_type\r\n", "lsds"),
-        (b'{"refcode": "1", "responsestatus": "success", "deviceid": "00101006000001", "imeihistory": []}\n', "gsma-device-check"),
+        (
+            b'{"refcode": "1", "responsestatus": "success", "deviceid": "00101006000001", "imeihistory": []}\n',
+            "gsma-device-check",
+        ),
         (b'{"imei": "00101006000001"}\n', None),
         (b"351234567890123\n", "imei"),
         (b"A0000012345678\n", "imei"),
@@ -446,7 +509,9 @@ def test_wrong_check_digits_are_those_that_the_annex_says(texts):
     for content, subjects in (("imei", 1), ("imei_from,imei_to", 2), ("imsi,imei", 1)):
         tally = Tally(bad_rows_max=10**6, range_tacs_max=10**8, check_digits=True)
         rows = {"imei": "{0}", "imei_from,imei_to": "{0},{0}", "imsi,imei": "00101000002,{0}"}[content]
-        octets = "".join(f"{row}\n" for row in (content, *(rows.format(text) for text in (*texts, "x", "35123456789a15")))).encode()
+        octets = "".join(
+            f"{row}\n" for row in (content, *(rows.format(text) for text in (*texts, "x", "35123456789a15")))
+        ).encode()
         kind = "pairs" if "imsi" in content else "devices"
         read_rows([octets], name="f.csv", layout="eir", kind=kind, rows=Rows(), reasons=Reasons(), tally=tally)
         assert tally.wrong_check_digits == subjects * len(wrong)
@@ -474,12 +539,31 @@ def test_pairs():
     }
     assert tally.bad == 2
     assert tally.complaints[0] == "f.csv:4: an IMSI has 6 to 15 digits; got 1 characters"
-    found, tally = pairs(b"imei,imsi,msisdn\r\n35123456789012,00101000002,1\r\n#06,00101000002,1\r\n", "dirbs-exceptions")
+    found, tally = pairs(
+        b"imei,imsi,msisdn\r\n35123456789012,00101000002,1\r\n#06,00101000002,1\r\n", "dirbs-exceptions"
+    )
     assert found == {35123456789012: [imsi_key("00101000002")]}
     assert (tally.skipped, tally.bad) == (1, 0)
 
 
-PIECES = ["\r", "\r\n", "\n", "\ufeff", '"', ",", " ", "\0", "\x0b", "\u2028", "3512345678901", "35123456789012", "351234567890128", "stolen", "2026-12-31", "+"]
+PIECES = [
+    "\r",
+    "\r\n",
+    "\n",
+    "\ufeff",
+    '"',
+    ",",
+    " ",
+    "\0",
+    "\x0b",
+    "\u2028",
+    "3512345678901",
+    "35123456789012",
+    "351234567890128",
+    "stolen",
+    "2026-12-31",
+    "+",
+]
 
 
 def cut(content, *, at=None):
@@ -525,7 +609,12 @@ def test_a_file_that_is_cut_elsewhere_is_the_same_list(rows, at, form):
 def test_a_lone_carriage_return_and_a_mark_of_order_end_no_row(row, good, beside):
     """In a piece that polars reads, and in one that Python's csv does; as the first row of a piece, and behind others."""
     text = f"{row}\n{beside}".encode()
-    for pieces in ([b"imei,reason\n" + text], [b"imei,reason\n", text], [b"imei,reason\n35123456789014,\n" + text], [b"imei,reason\n35123456789014,\n", text]):
+    for pieces in (
+        [b"imei,reason\n" + text],
+        [b"imei,reason\n", text],
+        [b"imei,reason\n35123456789014,\n" + text],
+        [b"imei,reason\n35123456789014,\n", text],
+    ):
         keys, tally, *_ = read(b"", chunks=pieces)
         assert (35123456789012 in keys) == bool(good)
         assert tally.bad == (good is False) + bool(beside)

@@ -84,7 +84,9 @@ async def contents(store, name):
 def rows_of(kind, entries):
     """A data file of this kind of list with these entries, and its name for the role."""
     if kind == "pairs":
-        return "imei,imsi\n" + "".join(f"{device:014d},{str(sim)[1:]}\n" for device, sims in entries.items() for sim in sims)
+        return "imei,imsi\n" + "".join(
+            f"{device:014d},{str(sim)[1:]}\n" for device, sims in entries.items() for sim in sims
+        )
     column = "imsi" if kind == "subscribers" else "imei"
     shown = (str(key)[1:] if kind == "subscribers" else f"{key:014d}" for key in entries)
     return _rows(column, zip(shown, entries.values(), strict=True))
@@ -108,9 +110,14 @@ def files_of(role, kind, entries):
 
 
 numbers = st.integers(0, 14)
-deltas = st.tuples(st.sets(numbers), st.dictionaries(numbers, st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, 2]))))
+deltas = st.tuples(
+    st.sets(numbers), st.dictionaries(numbers, st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, 2])))
+)
 histories = st.lists(
-    st.tuples(st.just("delta"), deltas) | st.tuples(st.just("full"), deltas) | st.tuples(st.just("rollback"), st.none()), max_size=8
+    st.tuples(st.just("delta"), deltas)
+    | st.tuples(st.just("full"), deltas)
+    | st.tuples(st.just("rollback"), st.none()),
+    max_size=8,
 )
 END = int(NOW.timestamp()) + 86400
 ENDS = (0, END, 2 * END)
@@ -330,8 +337,15 @@ async def test_dirbs_exceptions_exempt_a_sim_in_a_device_and_theft_beats_them(ag
 
 async def test_check_finds_what_a_sim_is_bound_to_anywhere_in_a_list(agency, store):
     pairs = "".join(f"{35000000 + n}000001,00101{n:010d}\n" for n in range(3000))
-    await agency.load(agency.release({"p.csv": ("entries", "eir", f"imei,imsi\n{pairs}".encode())}, list="pairs", serial=1), store)
-    await agency.load(agency.release({"s.csv": ("entries", "eir", f"imsi,reason\n{SIM},test SIM\n".encode())}, list="subscribers", serial=1), store)
+    await agency.load(
+        agency.release({"p.csv": ("entries", "eir", f"imei,imsi\n{pairs}".encode())}, list="pairs", serial=1), store
+    )
+    await agency.load(
+        agency.release(
+            {"s.csv": ("entries", "eir", f"imsi,reason\n{SIM},test SIM\n".encode())}, list="subscribers", serial=1
+        ),
+        store,
+    )
     rules = (
         Rule(list="subscribers", answer=Status.WHITELISTED),
         Rule(device_bound_elsewhere="pairs", answer=Status.BLACKLISTED),
@@ -527,8 +541,13 @@ async def test_operators_entries_pairs_and_subscribers_reach_a_running_node(site
     events = site.json("history", "own")
     assert events[0]["detail"].startswith("stolen at the counter, until 20")
     assert [event["what"] for event in events] == ["add", "remove", "rollback"]
-    assert (await eir("add", "own", "351", "--reason", "x", status=2)).stderr.split("eir: ")[-1].startswith("351: no IMEI")
-    assert "eir: --until soon: expected" in (await eir("add", "own", device, "--reason", "x", "--until", "soon", status=2)).stderr
+    assert (
+        (await eir("add", "own", "351", "--reason", "x", status=2)).stderr.split("eir: ")[-1].startswith("351: no IMEI")
+    )
+    assert (
+        "eir: --until soon: expected"
+        in (await eir("add", "own", device, "--reason", "x", "--until", "soon", status=2)).stderr
+    )
     assert "no list nowhere" in (await eir("remove", "nowhere", device, "--reason", "x", status=2)).stderr
     assert "signed releases" in (await eir("add", "stolen", device, "--reason", "x", status=1)).stderr
     assert "Missing option '--reason'" in (await eir("add", "own", device, status=2)).stderr

@@ -90,7 +90,11 @@ async def test_a_full_release(agency, store):
     assert set(found) == {device_key(text) for text in IMEIS}
     assert (state.kind, state.serial, state.highest_serial, state.generation) == ("devices", 1, 1, 1)
     assert state.release_digest == hashlib.sha256(manifest.read_bytes()).hexdigest()
-    assert (state.issued, state.expires, state.loaded_at) == (text(NOW - timedelta(days=1)), text(NOW + timedelta(days=14)), text(NOW))
+    assert (state.issued, state.expires, state.loaded_at) == (
+        text(NOW - timedelta(days=1)),
+        text(NOW + timedelta(days=14)),
+        text(NOW),
+    )
     assert state.signers[0].startswith("agency SHA256:")
     assert state.reasons == ()
     assert report.state == state
@@ -100,7 +104,13 @@ async def test_a_full_release(agency, store):
     assert [stage for stage, done, _ in seen if done == 0] == [*STAGES[:3], "build", "build", "write"]
     assert all(0 <= done <= total for _, done, total in seen)
     (event,) = await store.history()
-    assert (event.what, event.outcome, event.list, event.serial, event.digest) == ("load", ACCEPTED, NAME, 1, state.release_digest)
+    assert (event.what, event.outcome, event.list, event.serial, event.digest) == (
+        "load",
+        ACCEPTED,
+        NAME,
+        1,
+        state.release_digest,
+    )
     assert "143 entries" in report.as_text()
     assert json.loads(json.dumps(report.as_json()))["entries"] == 143
 
@@ -114,7 +124,11 @@ async def test_all_kinds_of_file_in_one_release(agency, store):
         "singles.csv": ("entries", "eir", content),
         "more.txt": ("entries", "imei", b"35000000000002\nA0000000000001\n"),
         "ranges.csv": ("entries", "eir", b"imei_from,imei_to\n35000001999990,35000002000009\n"),
-        "dirbs.csv": ("entries", "dirbs-blacklist", b"imei,block_date,reasons\r\n350000000000037,20260101,a|b\r\n12*#,20260101,x\r\n"),
+        "dirbs.csv": (
+            "entries",
+            "dirbs-blacklist",
+            b"imei,block_date,reasons\r\n350000000000037,20260101,a|b\r\n12*#,20260101,x\r\n",
+        ),
         "tacs.csv.gz": ("entries", "eir", buffer.getvalue()),
         "zst.csv.zst": ("entries", "eir", zstandard.compress(b"imei\n35000000000004\n")),
     }
@@ -325,7 +339,11 @@ async def test_an_operator_sets_the_highest_serial_back(agency, store):
 
 @pytest.mark.parametrize(
     ("to", "reason", "says"),
-    [(5, "why", "the highest serial ever accepted for stolen-national is 5; --to takes one below it"), (6, "why", "is 5; "), (3, " ", "a reason")],
+    [
+        (5, "why", "the highest serial ever accepted for stolen-national is 5; --to takes one below it"),
+        (6, "why", "is 5; "),
+        (3, " ", "a reason"),
+    ],
 )
 async def test_a_reset_that_is_none(agency, store, to, reason, says):
     with pytest.raises(EntryRefused, match="never been loaded"):
@@ -343,8 +361,14 @@ async def test_a_rollback_to_each_release_that_is_kept(agency, store):
     digests = {}
     for serial in range(1, 11):
         full = serial in {1, 5, 8}
-        texts = {"devices": f"imei,reason\n35{serial:012d},reason {serial}\n", "tacs": f"tac,reason\n3500{serial:04d},model\n"}
-        files = {f"{name}-{serial}.csv": ("entries" if full else "added", "eir", rows.encode()) for name, rows in texts.items()}
+        texts = {
+            "devices": f"imei,reason\n35{serial:012d},reason {serial}\n",
+            "tacs": f"tac,reason\n3500{serial:04d},model\n",
+        }
+        files = {
+            f"{name}-{serial}.csv": ("entries" if full else "added", "eir", rows.encode())
+            for name, rows in texts.items()
+        }
         if full:
             manifest = agency.release(files, serial=serial)
         else:
@@ -353,7 +377,9 @@ async def test_a_rollback_to_each_release_that_is_kept(agency, store):
         digests[serial] = (await agency.load(manifest, store)).state.content_digest
     assert len({*digests.values()}) == 10
     back = {"who": "tester@host", "now": NOW}
-    with pytest.raises(NothingToRollBack, match="serial 11 of list stolen-national is not kept; there are: 9, 8, 7, 6, 5, 4, 3, 2, 1"):
+    with pytest.raises(
+        NothingToRollBack, match="serial 11 of list stolen-national is not kept; there are: 9, 8, 7, 6, 5, 4, 3, 2, 1"
+    ):
         await roll_back(NAME, store, to=11, **back)
     assert (await roll_back(NAME, store, to=4, dry_run=True, **back)).content_digest == digests[4]
     for to in (9, 7, 5, 4, 2, 1):
@@ -430,12 +456,19 @@ async def test_a_thousand_devices_that_are_swapped_for_others_are_refused(agency
     assert sizes == f"1,000 devices come, 1,000 go, and 1,000 are in force: {limits}"
     with pytest.raises(ReleaseRefused):
         await agency.load(swapped, store, dry_run=True)
-    delta = {"a.csv": ("added", "eir", b"imei\n35222222000001\n"), "r.csv": ("removed", "eir", b"imei\n35111111000001\n")}
+    delta = {
+        "a.csv": ("added", "eir", b"imei\n35222222000001\n"),
+        "r.csv": ("removed", "eir", b"imei\n35111111000001\n"),
+    }
     report = await agency.load(agency.release(delta, serial=3, kind="delta", base=1), store)
     assert "1 devices come, 1 go" in report.as_text()
     report = await agency.load(agency.release([f"35222222{n:06d}" for n in range(1000)], serial=4), store, force=True)
     assert (report.come, report.gone, report.lifted) == (999, 999, ())  # those are within the limits
-    assert (await store.history())[-1].detail.partition("; signed by")[0].endswith("999 go; --force, which lifted no limit")
+    assert (
+        (await store.history())[-1]
+        .detail.partition("; signed by")[0]
+        .endswith("999 go; --force, which lifted no limit")
+    )
     counted = {(each.outcome, each.count) for each in await store.outcomes()}
     assert counted == {(ACCEPTED, 2), (REFUSED, 1), (FORCED, 1)}
 
@@ -518,7 +551,9 @@ async def test_force_lifts_no_other_limit(agency, store):
     await agency.load(agency.release(IMEIS), store)
     assert (await refused(agency, agency.release([*IMEIS, *"x" * 101]), store, force=True)).reason == "bad_rows"
     assert (await refused(agency, agency.release(IMEIS, serial=1), store, force=True)).reason == "serial"
-    assert (await refused(agency, agency.release(IMEIS, serial=9, expires=text(NOW)), store, force=True)).reason == "expired"
+    assert (
+        await refused(agency, agency.release(IMEIS, serial=9, expires=text(NOW)), store, force=True)
+    ).reason == "expired"
     stranger = make_key(agency.folder, "stranger")
     why = await refused(agency, agency.release(IMEIS, serial=9, key=stranger), store, force=True)
     assert (why.reason, why.list_name) == ("untrusted_signer", None)
@@ -546,7 +581,11 @@ async def test_what_a_manifest_claims_that_nobody_vouches_for_is_on_record(agenc
     with pytest.raises(ReleaseRefused) as caught:
         await agency.load(manifest, store)
     (event,) = await store.history()
-    assert (event.list, event.serial, event.detail) == (None, None, f"{caught.value.reason}: {caught.value.detail}{says}")
+    assert (event.list, event.serial, event.detail) == (
+        None,
+        None,
+        f"{caught.value.reason}: {caught.value.detail}{says}",
+    )
     assert (about(event) == NAME) is (NAME in says)
 
 
@@ -572,7 +611,13 @@ async def test_a_dry_run_changes_and_records_nothing(agency, store):
 
 
 async def test_a_dry_run_counts_wrong_check_digits_and_refuses_nothing(agency, store):
-    rows = ["35209900176148", "352099001761481", "352099001761480", "352099001761482", "351234567890127"]  # none, good, spare, wrong twice
+    rows = [
+        "35209900176148",
+        "352099001761481",
+        "352099001761480",
+        "352099001761482",
+        "351234567890127",
+    ]  # none, good, spare, wrong twice
     report = await agency.load(agency.release(rows), store, dry_run=True)
     assert (report.wrong_check_digits, report.bad_rows, report.entries) == (2, 0, 2)
     assert "warning: 2 IMEIs of 15 digits end in a wrong check digit" in report.as_text()
@@ -664,7 +709,9 @@ async def test_a_chain_of_deltas_equals_the_full_list(agency, store):
             manifest = agency.release(files, serial=serial, kind="delta", base=serial - 1)
         await agency.load(manifest, store)
         rows = "imei,reason\n" + "".join(f"{imei},{reason}\n" for imei, reason in truth.items())
-        await agency.load(agency.release({"w.csv": ("entries", "eir", rows.encode())}, serial=serial, list="whole"), store)
+        await agency.load(
+            agency.release({"w.csv": ("entries", "eir", rows.encode())}, serial=serial, list="whole"), store
+        )
         _, by_deltas, _ = await held(store)
         _, whole, _ = await held(store, "whole")
         assert by_deltas == whole == {device_key(imei): reason for imei, reason in truth.items()}
@@ -684,7 +731,11 @@ async def test_subscribers_and_pairs(agency, store):
     assert set(found) == {35123456789012}
     assert decode_sections(pages[0].extra).imsis[4:] == imsi_key("001010000000002").to_bytes(8, "little")
     agency.settings(name="pairs", kind="devices")
-    why = await refused(agency, agency.release({"d.csv": ("added", "imei", b"35123456789012\n")}, serial=3, list="pairs", kind="delta", base=2), store)
+    why = await refused(
+        agency,
+        agency.release({"d.csv": ("added", "imei", b"35123456789012\n")}, serial=3, list="pairs", kind="delta", base=2),
+        store,
+    )
     assert why.reason == "base"
 
 

@@ -113,7 +113,9 @@ def put(store, rows):
             pages = pages_of(map(int, rows))
             current = await store.state(NAME)
             seen = 0 if current is None else current.generation
-            await store.replace(NAME, state(pages, serial=seen + 1), pages, seen=seen, event=event(NAME, serial=seen + 1))
+            await store.replace(
+                NAME, state(pages, serial=seen + 1), pages, seen=seen, event=event(NAME, serial=seen + 1)
+            )
         finally:
             await store.close()
 

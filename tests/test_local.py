@@ -94,7 +94,9 @@ async def test_entries_come_and_go_and_the_history_says_who_and_why(store):
 async def test_adding_what_is_there(store, again):
     await change(store, "own", ADD, IMEI)
     said = await refused(store, "own", ADD, OTHER, again, reason="again")
-    assert said == f"nothing was changed: 1 of 2 are in own already: {again}; --replace gives them the new reason and end"
+    assert (
+        said == f"nothing was changed: 1 of 2 are in own already: {again}; --replace gives them the new reason and end"
+    )
     report = await change(store, "own", ADD, OTHER, again, reason="again", replace=True)
     assert (report.come, report.entries) == (1, 2)
     assert (await reason(store, "own", IMEI)) == "again"
@@ -130,7 +132,10 @@ async def test_a_whole_tac(store):
     assert "in own already" in await refused(store, "own", ADD, TAC, tacs=True)
     single, before = f"{TAC}123456", await store.state("own")
     said = await refused(store, "own", REMOVE, single)
-    assert said == f"nothing was changed: 1 of 1 are not in own: {single} (it is covered by TAC {TAC}; not listed on its own)"
+    assert (
+        said
+        == f"nothing was changed: 1 of 1 are not in own: {single} (it is covered by TAC {TAC}; not listed on its own)"
+    )
     assert await store.state("own") == before
     report = await change(store, "own", REMOVE, TAC, tacs=True)
     assert (report.entries, report.gone) == (0, 1_000_000)
@@ -170,11 +175,18 @@ async def test_what_a_command_may_change_is_limited(store):
     assert said.startswith(f"nothing was changed: 1,000,000 devices come, 0 go, and 0 are in force: {allowed}; ")
     assert said.endswith("repeat it with --force")
     await change(store, "limited", ADD, *(f"{TAC}{n:06d}" for n in range(999)))
-    assert "999,001 devices come, 0 go, and 999 are in force" in await refused(store, "limited", ADD, TAC, tacs=True, dry_run=True)
+    assert "999,001 devices come, 0 go, and 999 are in force" in await refused(
+        store, "limited", ADD, TAC, tacs=True, dry_run=True
+    )
     report = await change(store, "limited", ADD, TAC, tacs=True, force=True)
     assert (report.come, report.lifted) == (999_001, ("growth",))
-    assert report.as_text() == "limited: 999,001 devices come, 0 go; entries now: 1,000; --force lifted the limit on growth"
-    assert "0 devices come, 999,001 go, and 1,000,000 are in force: 200,000" in await refused(store, "limited", REMOVE, TAC, tacs=True)
+    assert (
+        report.as_text()
+        == "limited: 999,001 devices come, 0 go; entries now: 1,000; --force lifted the limit on growth"
+    )
+    assert "0 devices come, 999,001 go, and 1,000,000 are in force: 200,000" in await refused(
+        store, "limited", REMOVE, TAC, tacs=True
+    )
     await change(store, "limited", REMOVE, TAC, tacs=True, force=True)
     await change(store, "limited", REMOVE, f"{TAC}000000", force=True)
     events = await store.history("limited")
@@ -204,8 +216,12 @@ async def test_a_dry_run_says_what_would_change_and_changes_nothing(store):
 
 async def test_a_sim_that_a_device_gets_is_a_change(store):
     await change(store, "bound", ADD, IMEI, imsis=[SIM])
-    assert (await change(store, "bound", ADD, IMEI, imsis=[OTHER_SIM])).as_text() == "bound: 1 devices come, 0 go; entries now: 1"
-    assert (await change(store, "bound", REMOVE, IMEI, imsis=[SIM])).as_text() == "bound: 0 devices come, 1 go; entries now: 1"
+    assert (
+        await change(store, "bound", ADD, IMEI, imsis=[OTHER_SIM])
+    ).as_text() == "bound: 1 devices come, 0 go; entries now: 1"
+    assert (
+        await change(store, "bound", REMOVE, IMEI, imsis=[SIM])
+    ).as_text() == "bound: 0 devices come, 1 go; entries now: 1"
     assert (await change(store, "sims", ADD, SIM)).as_text() == "sims: 1 subscribers come, 0 go; entries now: 1"
 
 
@@ -302,7 +318,10 @@ async def test_each_sim_of_a_device_has_an_end_of_its_own(store):
     await change(store, "bound", ADD, IMEI, imsis=[OTHER_SIM])
     await change(store, "bound", ADD, OTHER, imsis=[SIM], until=until + 60)
     entries, _ = await held(store, "bound", end)
-    assert (entries.imsis(device_key(IMEI)), entries.imsis(device_key(OTHER))) == ((imsi_key(OTHER_SIM),), (imsi_key(SIM),))
+    assert (entries.imsis(device_key(IMEI)), entries.imsis(device_key(OTHER))) == (
+        (imsi_key(OTHER_SIM),),
+        (imsi_key(SIM),),
+    )
 
 
 async def test_the_last_change_is_undone(store):
@@ -313,7 +332,9 @@ async def test_the_last_change_is_undone(store):
     assert keys == {device_key(IMEI)}
     event = (await store.history("own"))[-1]
     assert event.outcome == ROLLED_BACK
-    assert event.detail == f"change 2 undone (add by tester@host, 2026-11-25T12:00:00Z: lost: {OTHER}, {MEID}); 1 entries"
+    assert (
+        event.detail == f"change 2 undone (add by tester@host, 2026-11-25T12:00:00Z: lost: {OTHER}, {MEID}); 1 entries"
+    )
     with pytest.raises(NothingToRollBack):
         await roll_back("own", store, who="tester@host", now=NOW)
     await change(store, "own", ADD, OTHER)
@@ -332,7 +353,11 @@ async def test_reasons_that_no_entry_has_any_more_make_room(store):
     for n in (255, 256):
         await change(store, "own", ADD, old[n], reason=f"ticket {n}")
     await change(store, "own", ADD, old[257], reason="ticket 3")
-    expected = {n: f"ticket {n}" for n in range(254) if n not in {7, 100}} | {255: "ticket 255", 256: "ticket 256", 257: "ticket 3"}
+    expected = {n: f"ticket {n}" for n in range(254) if n not in {7, 100}} | {
+        255: "ticket 255",
+        256: "ticket 256",
+        257: "ticket 3",
+    }
     assert await reason(store, "own", f"{TAC}000000") == "ticket 0"
     for n in (6, 8, 99, 101, 253, 255, 256, 257):
         assert await reason(store, "own", old[n]) == expected[n]

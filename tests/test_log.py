@@ -140,7 +140,12 @@ def test_blocked_checks_are_folded_with_the_latest_as_an_example(made, full, ime
         "imsi": imsi,
     }  # fmt: skip
     assert (grey["count"], "list" in grey, "imsi" in grey) == ("1", False, False)
-    assert (observed["event"], observed["rule"], observed["status"], observed["count"]) == ("observed", "3", "blacklisted", "2")
+    assert (observed["event"], observed["rule"], observed["status"], observed["count"]) == (
+        "observed",
+        "3",
+        "blacklisted",
+        "2",
+    )
 
 
 def test_a_check_without_an_identifier_has_none_in_its_line(made):
@@ -206,5 +211,11 @@ log.report("ready")
 log.close()
 """
     for where, begin in (("journal", "level=info event=ready"), ("file", "time=")):
-        done = subprocess.run([sys.executable, "-c", script, where], capture_output=True, text=True, check=True, env={**os.environ, "JOURNAL_STREAM": "1:2"})
+        done = subprocess.run(
+            [sys.executable, "-c", script, where],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "JOURNAL_STREAM": "1:2"},
+        )
         assert done.stderr.startswith(begin)

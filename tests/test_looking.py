@@ -32,7 +32,9 @@ def watched(tmp_path_factory, publisher):
         os.chown(folder / "look", -1, HELP_DESK)
     with Site(folder / "site", publisher) as site:
         site.configure(
-            control_read=str(folder / "look" / "socket"), sightings={"subscribers": "full"}, lists={"stolen": {"signers": "signers"}},
+            control_read=str(folder / "look" / "socket"),
+            sightings={"subscribers": "full"},
+            lists={"stolen": {"signers": "signers"}},
             policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]},
             peers=[{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "expected": False}],
         )
@@ -70,9 +72,15 @@ def test_who_looks_is_told_what_the_operator_is_told(watched, command):
 
 def test_status_is_for_nagios(watched, tmp_path):
     done = looks(watched, "status")
-    assert (done.returncode, done.stdout.partition(" - ")[0]) == (watched.eir("status", status=None).returncode, "EIR OK")
+    assert (done.returncode, done.stdout.partition(" - ")[0]) == (
+        watched.eir("status", status=None).returncode,
+        "EIR OK",
+    )
     away = looks(watched, "status", EIR_CONTROL=str(tmp_path / "socket"))
-    assert (away.returncode, away.stdout) == (2, f"EIR CRITICAL - no node runs with control_read: {tmp_path / 'socket'}\n")
+    assert (away.returncode, away.stdout) == (
+        2,
+        f"EIR CRITICAL - no node runs with control_read: {tmp_path / 'socket'}\n",
+    )
     assert looks(watched, "peers", EIR_CONTROL=str(tmp_path / "socket")).returncode == 1
 
 
@@ -112,12 +120,19 @@ def test_the_group_of_its_folder_may_look_and_nobody_else(watched):
 
     def as_user(group):
         # What reads the program from wherever the tests run; it opens no socket.
-        reads = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--bounding-set=-all,+dac_read_search")
+        reads = (
+            "--inh-caps=+dac_read_search",
+            "--ambient-caps=+dac_read_search",
+            "--bounding-set=-all,+dac_read_search",
+        )
         return ("setpriv", "--reuid=65534", f"--regid={group}", "--clear-groups", *reads)
 
     assert looks(watched, "status", prefix=as_user(HELP_DESK)).returncode == 0
     other = looks(watched, "status", prefix=as_user(65534))
-    assert (other.returncode, other.stdout) == (3, f"EIR UNKNOWN - may not open the control socket in {path.parent}; who is in the group of {path.parent} may\n")
+    assert (other.returncode, other.stdout) == (
+        3,
+        f"EIR UNKNOWN - may not open the control socket in {path.parent}; who is in the group of {path.parent} may\n",
+    )
     steers = "import sys, pathlib; from eir.operate.control import ask; ask(pathlib.Path(sys.argv[1]), 'peer_disable', name='mme')"
     steering = subprocess.run(
         [*as_user(HELP_DESK), sys.executable, "-c", steers, watched.state], capture_output=True, text=True, check=False, cwd="/"

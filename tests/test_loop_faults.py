@@ -29,13 +29,17 @@ def test_a_call_that_fails_is_a_line_with_its_place(run):
     assert "001010123456789" not in fields["detail"]
 
 
-@pytest.mark.parametrize(("fault", "level"), [(RuntimeError("closed"), "debug"), (OSError(9, "bad"), "debug"), (KeyError("a bug"), "error")])
+@pytest.mark.parametrize(
+    ("fault", "level"), [(RuntimeError("closed"), "debug"), (OSError(9, "bad"), "debug"), (KeyError("a bug"), "error")]
+)
 def test_a_transport_on_its_way_out_is_no_fault(fault, level):
     said = []
 
     async def main():
         report_faults(lambda _, **fields: said.append(fields["level"]))
-        asyncio.get_running_loop().call_exception_handler({"message": "Fatal error", "exception": fault, "transport": None})
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "Fatal error", "exception": fault, "transport": None}
+        )
 
     asyncio.run(main())
     assert said == [level]

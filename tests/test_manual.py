@@ -29,7 +29,9 @@ def test_every_command_and_option_is_in_the_manual_page():
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 def test_the_manual_page_is_one():
-    done = subprocess.run(["groff", "-man", "-Tascii", "-ww", "-P-c"], input=man_page(ROOT), text=True, capture_output=True, check=True)
+    done = subprocess.run(
+        ["groff", "-man", "-Tascii", "-ww", "-P-c"], input=man_page(ROOT), text=True, capture_output=True, check=True
+    )
     assert done.stderr == ""
     shown = " ".join(re.sub(r".\x08", "", done.stdout).split())
     assert "eir load MANIFEST ..." in shown
@@ -70,7 +72,9 @@ def test_scripts_of_shells(shell):
 
 def test_the_commands_print_them():
     for arguments, begins in ((["manual"], ".TH EIR 1"), (["completion", "bash"], "_eir()")):
-        assert subprocess.run([*COMMAND, *arguments], text=True, capture_output=True, check=True).stdout.startswith(begins)
+        assert subprocess.run([*COMMAND, *arguments], text=True, capture_output=True, check=True).stdout.startswith(
+            begins
+        )
     assert subprocess.run([*COMMAND, "completion", "csh"], capture_output=True, check=False).returncode == 2
 
 
@@ -79,7 +83,10 @@ def test_help_says_units_and_no_types(names, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["eir", *names, "--help"])
     with pytest.raises(SystemExit):
         main()
-    assert not re.search(r"<\w+(\[\w+\])?>|\b(INTEGER|FLOAT|TEXT|PATH|BOOLEAN)\b(?! for )", shown := capsys.readouterr().out.replace("--reason TEXT", "")), shown
+    assert not re.search(
+        r"<\w+(\[\w+\])?>|\b(INTEGER|FLOAT|TEXT|PATH|BOOLEAN)\b(?! for )",
+        shown := capsys.readouterr().out.replace("--reason TEXT", ""),
+    ), shown
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,11 @@ def service(*, answers=None, fallback=Status.WHITELISTED, tags=(), **policy):
 
 def el(tag, *contents):
     octets = b"".join(contents)
-    return tag.to_bytes((tag.bit_length() + 7) // 8 or 1) + (bytes((len(octets),)) if len(octets) < 0x80 else b"\x81" + bytes((len(octets),))) + octets
+    return (
+        tag.to_bytes((tag.bit_length() + 7) // 8 or 1)
+        + (bytes((len(octets),)) if len(octets) < 0x80 else b"\x81" + bytes((len(octets),)))
+        + octets
+    )
 
 
 def begin(version, *components, otid=b"\0\0\0\1", context=None):
@@ -173,7 +177,9 @@ REQUESTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("octets", "version", "wanted", "clause"), [row[1:] for row in REQUESTS], ids=[row[0] for row in REQUESTS])
+@pytest.mark.parametrize(
+    ("octets", "version", "wanted", "clause"), [row[1:] for row in REQUESTS], ids=[row[0] for row in REQUESTS]
+)
 def test_what_each_request_gets(octets, version, wanted, clause):
     if version == 0:  # version 1, which needs no dialogue, and may have one
         _message, dialogue, found = read(service().answer(octets, MSC))
@@ -209,7 +215,10 @@ def test_further_tags_of_an_imsi():
 def test_who_asks_and_what_they_get():
     octets = begin(2, invoke())
     assert said(octets, 2, asks=Requester("msc", "491799")) == "grey", "origin_host is the title"
-    assert said(begin(2, invoke(imei(LISTED))), 2, service(answers={"msc": {Status.BLACKLISTED: Status.GREYLISTED}})) == "grey"
+    assert (
+        said(begin(2, invoke(imei(LISTED))), 2, service(answers={"msc": {Status.BLACKLISTED: Status.GREYLISTED}}))
+        == "grey"
+    )
 
 
 def test_a_fault_of_ours_gets_what_a_bad_identity_gets():
@@ -230,7 +239,9 @@ def test_above_a_limit():
 
 
 def test_several_invocations_each_get_an_answer():
-    reply = service().answer(begin(2, invoke(number=b"\1"), invoke(imei(LISTED), number=b"\2"), invoke(number=b"\2")), MSC)
+    reply = service().answer(
+        begin(2, invoke(number=b"\1"), invoke(imei(LISTED), number=b"\2"), invoke(number=b"\2")), MSC
+    )
     _, _, found = read(reply)
     assert [codec.status_of(reply.octets, 2, each.parameters) for each in found[:2]] == [0, 1]
     assert found[2].problem == tcap.DUPLICATE_ID
@@ -251,7 +262,10 @@ def test_damaged_vectors_get_an_answer_or_a_drop_and_the_same_by_both_ways():
     for vector in wire.VECTORS.values():
         whole = bytes.fromhex(vector)
         for at in range(len(whole)):
-            for octets in (whole[:at], *(whole[:at] + bytes((whole[at] ^ 1 << bit,)) + whole[at + 1 :] for bit in range(8))):
+            for octets in (
+                whole[:at],
+                *(whole[:at] + bytes((whole[at] ^ 1 << bit,)) + whole[at + 1 :] for bit in range(8)),
+            ):
                 reply = of.general(octets, MSC)
                 usual = of.usual(octets, MSC)
                 assert usual is None or usual == reply
@@ -260,7 +274,15 @@ def test_damaged_vectors_get_an_answer_or_a_drop_and_the_same_by_both_ways():
                     read(reply)
                 else:
                     assert reply.result.startswith("tcap_")
-    assert {"whitelisted", "greylisted", "blacklisted", "reject", "context_not_supported", "tcap_badly_formatted", "tcap_dialogue"} <= results
+    assert {
+        "whitelisted",
+        "greylisted",
+        "blacklisted",
+        "reject",
+        "context_not_supported",
+        "tcap_badly_formatted",
+        "tcap_dialogue",
+    } <= results
 
 
 # judges
@@ -276,7 +298,7 @@ def test_pycrate_reads_every_answer_and_asks_as_well():
             kind, value = pdu.get_val()
             assert kind in {"end", "abort"}, what
             assert pdu.to_ber()
-            assert (value.get("dtid") or value.get("destTransactionID")), what
+            assert value.get("dtid") or value.get("destTransactionID"), what
     for name, vector in wire.VECTORS.items():
         if name == "huawei":
             continue  # pycrate drops its IMSI
@@ -287,7 +309,9 @@ def test_pycrate_reads_every_answer_and_asks_as_well():
 
 def test_tshark_objects_to_nothing(tmp_path):
     """Each answer of the table as a whole packet, from M3UA to MAP."""
-    answers = [reply.octets for _, octets, *_ in REQUESTS if (reply := service().answer(octets, MSC)).octets is not None]
+    answers = [
+        reply.octets for _, octets, *_ in REQUESTS if (reply := service().answer(octets, MSC)).octets is not None
+    ]
     shown = wire.opinion(tmp_path, [wire.data(wire.udt(each)) for each in answers])
     assert shown.count("MTP 3 User Adaptation Layer") == len(answers)
     for wrong in ("Malformed", "Dissector bug", "BER Error", "Expert Info (Error"):
@@ -313,8 +337,16 @@ async def test_the_probe_falls_back():
                 answer = of.answer(unit.data, MSC).octets
                 if version > 1:
                     otid = tcap.read(unit.data).otid
-                    answer = tcap.abort_dialogue(otid, tcap.response(codec.context_of(version), accepted=False, diagnostic=2))
-                end.send(each._replace(opc=each.dpc, dpc=each.opc, payload=sccp.encoded(9, 0, unit.calling.octets, unit.called.octets, answer)))
+                    answer = tcap.abort_dialogue(
+                        otid, tcap.response(codec.context_of(version), accepted=False, diagnostic=2)
+                    )
+                end.send(
+                    each._replace(
+                        opc=each.dpc,
+                        dpc=each.opc,
+                        payload=sccp.encoded(9, 0, unit.calling.octets, unit.called.octets, answer),
+                    )
+                )
             writer.write(b"".join(end.take()))
         writer.close()
         await writer.wait_closed()

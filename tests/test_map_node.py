@@ -54,12 +54,17 @@ def node_peers(node):
 
 async def test_an_msc_without_gateway(site):
     """IPSP: all statuses in all versions; who asks decides; the log, the counters and the table of peers know it."""
-    peers = [{"name": "msc1", "gt": "49170", "answers": {"greylisted": "whitelisted"}}, {"name": "sgsn1", "point_code": "1-1-3", "rate_max": 1}]
+    peers = [
+        {"name": "msc1", "gt": "49170", "answers": {"greylisted": "whitelisted"}},
+        {"name": "sgsn1", "point_code": "1-1-3", "rate_max": 1},
+    ]
     rules = [{"origin_host": "491799", "answer": "unknown"}]
     node, where = listening(site, peers=peers, rules=rules)
     msc = await Msc.to(*where)
     for version in (3, 2, 1):
-        assert [await msc.ask(imei + "0", version=version) for imei, _ in STATUSES] == ["black", "white", "white"], version
+        assert [await msc.ask(imei + "0", version=version) for imei, _ in STATUSES] == ["black", "white", "white"], (
+            version
+        )
     other = await Msc.to(*where, title="491799")
     assert [await other.ask(LISTED + "0", version=version) for version in (3, 2, 1)] == ["error 7"] * 3
     stranger = await Msc.to(*where, title="4366")
@@ -68,8 +73,15 @@ async def test_an_msc_without_gateway(site):
     assert sorted([await sgsn.ask(LISTED + "0") for _ in range(3)]) == ["black", "error 34", "error 34"]
     counted = node.metrics()
     assert counted["eir_map_answers_total{peer=msc1,result=blacklisted}"] == 3
-    assert counted["eir_map_answers_total{peer=sgsn1,result=error_34}"] == counted["eir_shed_total{peer=sgsn1,reason=rate_max}"] == 2
-    assert sum(count for name, count in counted.items() if name.startswith("eir_checks_total") and "protocol=map" in name) == 9 + 3 + 3 + 1
+    assert (
+        counted["eir_map_answers_total{peer=sgsn1,result=error_34}"]
+        == counted["eir_shed_total{peer=sgsn1,reason=rate_max}"]
+        == 2
+    )
+    assert (
+        sum(count for name, count in counted.items() if name.startswith("eir_checks_total") and "protocol=map" in name)
+        == 9 + 3 + 3 + 1
+    )
     assert [(each["state"], each["requests"]) for each in row(node, "msc1")] == [("open", 9)]
     assert counted["eir_peer_up{peer=msc1}"] == 1
     site.eir("peer", "disable", "msc1")
@@ -88,7 +100,9 @@ async def test_what_comes_that_is_no_question(site):
     assert await msc.ask(LISTED + "0", version=2) == "black"
     vector = bytes.fromhex(wire.V3)
     for called in (wire.address(ssn=8, pc=wire.EIR), wire.address(ssn=0, pc=wire.EIR)):
-        msc.send(wire.data(wire.udt(vector, called=called, protocol_class=0x80)), wire.data(wire.udt(vector, called=called)))
+        msc.send(
+            wire.data(wire.udt(vector, called=called, protocol_class=0x80)), wire.data(wire.udt(vector, called=called))
+        )
     msc.send(wire.data(wire.udt(vector), dpc=77), wire.data(b"\x09"), wire.data(b""), wire.data(b"x", indicator=5))
     assert await msc.ask(LISTED + "0") == "black"
     assert [each[:2] for each in msc.returned] == [bytes((sccp.UDTS, sccp.Cause.UNEQUIPPED_USER))] * 2
@@ -120,13 +134,21 @@ async def test_drain_leaves_in_order(site):
 
 def test_the_probe_and_the_audit_ask_as_an_msc(site):
     """Statuses and errors; the exit status; fall-back is in tests/test_map.py."""
-    node, (host, port) = listening(site, peers=[{"name": "msc1", "gt": "49170"}], rules=[{"imsi": "26201", "answer": "unknown"}])
+    node, (host, port) = listening(
+        site, peers=[{"name": "msc1", "gt": "49170"}], rules=[{"imsi": "26201", "answer": "unknown"}]
+    )
     target = f"map://{host}:{port}"
     found = site.json("probe", target, LISTED, TRACKED, UNLISTED, "12", "--gt", "491700000001")
     assert [each["status"] for each in found] == ["blacklisted", "greylisted", "whitelisted", "whitelisted"]
     assert node.metrics()["eir_map_answers_total{peer=msc1,result=blacklisted}"] == 1
-    assert site.json("probe", target, UNLISTED, "--imsi", "262010000000001", "--eir-point-code", "1-1-2")[0]["status"] == "unknown"
-    assert "no answer within 0.5 s" in site.eir("probe", target, LISTED, "--eir-point-code", "1-1-3", "--timeout", "0.5", status=1).stderr
+    assert (
+        site.json("probe", target, UNLISTED, "--imsi", "262010000000001", "--eir-point-code", "1-1-2")[0]["status"]
+        == "unknown"
+    )
+    assert (
+        "no answer within 0.5 s"
+        in site.eir("probe", target, LISTED, "--eir-point-code", "1-1-3", "--timeout", "0.5", status=1).stderr
+    )
     assert "expected digits" in site.eir("probe", target, LISTED, "--gt", "x", status=2).stderr
     manifest = next((site.folder / "releases").glob("stolen-1.manifest.json"))
     report = site.json("audit", manifest, target, "--all")
@@ -163,8 +185,17 @@ class Stp:
         for name, address in asps:
             lines += [f" asp {name} 0 {self.port} m3ua tcp", f"  remote-ip {address}"]
         for name, asp, context, code in (("as-msc", "asp-msc", 8, "1.1.1"), ("as-eir", "asp-eir", 9, "1.1.2")):
-            lines += [f" as {name} m3ua", f"  asp {asp}", f"  routing-key {context} {code}", f"  traffic-mode {self.mode}"]
-        lines += [" route-table system", "  update route 1.1.1 7.255.7 linkset as-msc", "  update route 1.1.2 7.255.7 linkset as-eir"]
+            lines += [
+                f" as {name} m3ua",
+                f"  asp {asp}",
+                f"  routing-key {context} {code}",
+                f"  traffic-mode {self.mode}",
+            ]
+        lines += [
+            " route-table system",
+            "  update route 1.1.1 7.255.7 linkset as-msc",
+            "  update route 1.1.2 7.255.7 linkset as-eir",
+        ]
         return "\n".join(lines) + "\n"
 
     def start(self):
@@ -172,7 +203,9 @@ class Stp:
         path, log = self.folder / f"{self.name}.cfg", self.folder / f"{self.name}.log"
         path.write_text(self.text())
         with log.open("a") as out:
-            self.process = subprocess.Popen([STP, "-c", path], stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder)
+            self.process = subprocess.Popen(
+                [STP, "-c", path], stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder
+            )
         self.log = log
         return self
 
@@ -183,7 +216,13 @@ class Stp:
             self.process = None
 
     def gateway(self, **more):
-        return {"name": self.name, "connect": f"tcp://127.0.0.1:{self.port}", "routing_context": 9, "mode": self.mode, "reconnect_after_s": 0.2} | more
+        return {
+            "name": self.name,
+            "connect": f"tcp://127.0.0.1:{self.port}",
+            "routing_context": 9,
+            "mode": self.mode,
+            "reconnect_after_s": 0.2,
+        } | more
 
     async def msc(self):
         async with asyncio.timeout(60):
@@ -216,7 +255,9 @@ async def test_a_gateway_that_is_restarted(site, stps):
     until(lambda: is_open(node, "stp1"))
     msc = await stp.msc()
     for version in (3, 2, 1):
-        assert [await msc.ask(imei + "0", version=version) for imei, _ in STATUSES] == [status for _, status in STATUSES]
+        assert [await msc.ask(imei + "0", version=version) for imei, _ in STATUSES] == [
+            status for _, status in STATUSES
+        ]
     assert (await msc.begin(bytes.fromhex(wire.V3.replace("0d036c", "0d046c")), otid=b"\0\0\0\1")).data[0] == 0x67
     huawei = await msc.begin(bytes.fromhex(wire.HUAWEI), otid=b"\0\0\0\1")
     assert codec.CONTEXT in huawei.data

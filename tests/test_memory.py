@@ -22,7 +22,11 @@ def descriptor():
 def in_large_pages():
     """Bytes of memory files that this process reads through large pages."""
     mappings = re.split(r"^VmFlags.*$", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
-    return sum(int(found[1]) << 10 for each in mappings if "memfd:eir-list" in each and (found := re.search(r"ShmemPmdMapped: +(\d+) kB", each)))
+    return sum(
+        int(found[1]) << 10
+        for each in mappings
+        if "memfd:eir-list" in each and (found := re.search(r"ShmemPmdMapped: +(\d+) kB", each))
+    )
 
 
 def test_it_is_read_as_it_was_written_and_can_not_be_changed(descriptor):

@@ -14,7 +14,9 @@ def one_of_each():
     """A snapshot with one sample of each metric."""
     bounds = (0.001, 0.1)
     return {
-        family.name: histogram(bounds, [3, 1, 1], 0.75) if family.kind == "histogram" else {tuple("abcd"[: len(family.labels)]): 2.0}
+        family.name: histogram(bounds, [3, 1, 1], 0.75)
+        if family.kind == "histogram"
+        else {tuple("abcd"[: len(family.labels)]): 2.0}
         for family in FAMILIES
     }
 
@@ -31,12 +33,18 @@ def test_every_sample_is_there_with_its_labels():
         assert (shown.type, shown.documentation) == (family.kind, family.help)
         if family.kind != "histogram":
             (sample,) = shown.samples
-            assert (sample.name, sample.value, sample.labels) == (family.name, 2.0, dict(zip(family.labels, "abcd", strict=False)))
+            assert (sample.name, sample.value, sample.labels) == (
+                family.name,
+                2.0,
+                dict(zip(family.labels, "abcd", strict=False)),
+            )
 
 
 @pytest.mark.parametrize("snapshot", [one_of_each(), {}], ids=["full", "empty"])
 def test_promtool_has_no_objection(snapshot):
-    checked = subprocess.run(["promtool", "check", "metrics"], input=exposition(snapshot), capture_output=True, check=False)
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=exposition(snapshot), capture_output=True, check=False
+    )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 

@@ -37,7 +37,10 @@ USED = "from eir.sums import add\n\n\ndef twice(value):\n    return add(value, v
 def drawn(folder, name, text):
     path = folder / name
     path.write_text(text)
-    return [(fault.line, fault.kind, fault.applied(text).splitlines()[fault.line - 1].strip()) for fault in faults_of(folder, path)]
+    return [
+        (fault.line, fault.kind, fault.applied(text).splitlines()[fault.line - 1].strip())
+        for fault in faults_of(folder, path)
+    ]
 
 
 def test_faults_in_python(tmp_path):
@@ -56,7 +59,10 @@ def test_faults_in_python(tmp_path):
 @pytest.mark.parametrize(
     ("line", "faults"),
     [
-        ("if (a->b <= c && !d[2]) {", ["if (a->b < c && !d[2]) {", "if (a->b <= c || !d[2]) {", "if (a->b <= c && !d[3]) {"]),
+        (
+            "if (a->b <= c && !d[2]) {",
+            ["if (a->b < c && !d[2]) {", "if (a->b <= c || !d[2]) {", "if (a->b <= c && !d[3]) {"],
+        ),
         ("\tforget(all);", [";"]),
         ("x = y << 3; /* a < b && 1 */", ["x = y << 4; /* a < b && 1 */"]),
         ('#include "a<b.h"', []),
@@ -80,8 +86,16 @@ def test_a_fault_that_leaves_no_program_or_the_same_one(instead, nothing):
 
 
 def test_every_file_of_the_program_has_tests_that_are_asked():
-    files = [path for path in (ROOT / "eir").rglob("*") if path.suffix in {".py", ".c", ".h", ".sql"} and path.stem[:2] != "__"]
-    unheard = [path for path in files if next(faults_of(ROOT, path), None) and not concerned(ROOT, path.relative_to(ROOT).as_posix())]
+    files = [
+        path
+        for path in (ROOT / "eir").rglob("*")
+        if path.suffix in {".py", ".c", ".h", ".sql"} and path.stem[:2] != "__"
+    ]
+    unheard = [
+        path
+        for path in files
+        if next(faults_of(ROOT, path), None) and not concerned(ROOT, path.relative_to(ROOT).as_posix())
+    ]
     assert len(files) > 100
     assert not unheard
     assert concerned(ROOT, "eir/lists/clock.py")[0] == "tests/test_clock.py"
@@ -126,9 +140,15 @@ def test_what_no_test_noticed_is_told_with_file_line_and_diff(tree):
     assert noticed == {(4, "arithmetic"): "tests/test_sums.py::test_add"}
     assert (said["noticed"], said["possible"], said["seed"]) == (1, 4, 1)
     missed = found[3, "dropped statement"]
-    assert missed["diff"].splitlines()[-3:] == ["-        raise ValueError(left)", "+        pass", "     return left + right"]
+    assert missed["diff"].splitlines()[-3:] == [
+        "-        raise ValueError(left)",
+        "+        pass",
+        "     return left + right",
+    ]
     assert missed["tests"] == ["tests/test_sums.py", "tests/test_used.py"]
-    assert missed["unsteady"] == ["tests/test_sums.py::test_red"], "a test that fails without the fault has noticed nothing"
+    assert missed["unsteady"] == ["tests/test_sums.py::test_red"], (
+        "a test that fails without the fault has noticed nothing"
+    )
     assert len(progress.splitlines()) == 5
     assert {path: path.read_bytes() for path in tree.rglob("*.py")} == before
 

@@ -73,7 +73,16 @@ def ask(query, *headers, method="GET", path=RESOURCE, asks=AMF, fault=None, of=N
 
 def held_to_problem_details(document, status):
     """TS 29.571 5.2.4.1, as far as it says what something is."""
-    assert document.keys() <= {"type", "title", "status", "detail", "instance", "cause", "invalidParams", "supportedFeatures"}
+    assert document.keys() <= {
+        "type",
+        "title",
+        "status",
+        "detail",
+        "instance",
+        "cause",
+        "invalidParams",
+        "supportedFeatures",
+    }
     assert document["status"] == status
     assert all(isinstance(document.get(name, ""), str) for name in ("title", "detail", "cause"))
     for each in document.get("invalidParams", ()):
@@ -94,7 +103,11 @@ ANSWERED = [
 ]  # fmt: skip
 """Query → status. Unknown parameters are ignored (TS 29.500 5.2.9); the last one is by `bad_identity`, since every text is a PEI."""
 
-INCORRECT, OPTIONAL, MISSING = "MANDATORY_QUERY_PARAM_INCORRECT", "OPTIONAL_QUERY_PARAM_INCORRECT", "MANDATORY_QUERY_PARAM_MISSING"
+INCORRECT, OPTIONAL, MISSING = (
+    "MANDATORY_QUERY_PARAM_INCORRECT",
+    "OPTIONAL_QUERY_PARAM_INCORRECT",
+    "MANDATORY_QUERY_PARAM_MISSING",
+)
 ERRORS = [
     (None, 400, MISSING, "pei"), ("", 400, MISSING, "pei"), ("PEI=imei-001010010000010", 400, MISSING, "pei"), ("supi=imsi-001010000000001", 400, MISSING, "pei"),
     ("pei=", 400, INCORRECT, "pei"), ("pei", 400, INCORRECT, "pei"), ("pei=imei-00101001000001", 400, INCORRECT, "pei"),
@@ -161,7 +174,8 @@ def test_accept(accept, good):
 
 
 @pytest.mark.parametrize(
-    ("ago_ms", "most", "late"), [(500, b"1000", False), (1500, b"1000", True), (-500, b"0", False), (100_000, b"1000", False), (1500, b"x", False)]
+    ("ago_ms", "most", "late"),
+    [(500, b"1000", False), (1500, b"1000", True), (-500, b"0", False), (100_000, b"1000", False), (1500, b"x", False)],
 )
 def test_a_request_that_its_client_has_given_up(monkeypatch, ago_ms, most, late):
     """TS 29.500 6.11.2; a clock that is a minute off is not believed."""
@@ -188,7 +202,9 @@ def test_priorities_are_held_for_the_same_as_those_of_diameter():
     said = [sbi.priority_of({sbi.MESSAGE_PRIORITY: b"%d" % priority}) for priority in range(32)]
     assert said == sorted(said)
     assert (said[0], said[24], said[31]) == (0, 10, 15)
-    assert {sbi.priority_of({sbi.MESSAGE_PRIORITY: value}) for value in (b"", b"32", b"-1", b"x", b"240")} | {sbi.priority_of({})} == {10}
+    assert {sbi.priority_of({sbi.MESSAGE_PRIORITY: value}) for value in (b"", b"32", b"-1", b"x", b"240")} | {
+        sbi.priority_of({})
+    } == {10}
 
 
 class TestPolicy:

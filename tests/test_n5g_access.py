@@ -17,7 +17,10 @@ from wire import EIR, REALM
 from eir.commands.app import main
 from eir.operate.control import ControlError, ask
 
-PEERS = [{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "expected": False}, {"name": "amf", "from": ["127.0.0.0/8"], "expected": False}]
+PEERS = [
+    {"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "expected": False},
+    {"name": "amf", "from": ["127.0.0.0/8"], "expected": False},
+]
 AMF_HOST = "amf1.5gc.mnc001.mcc001.3gppnetwork.org"
 IMEI, FREE = f"{LISTED}1", f"{UNLISTED}0"
 
@@ -93,8 +96,16 @@ async def test_access_tokens_and_a_change_of_keys_under_load(site, amf):
     for token, status, challenge in (
         (None, 401, 'Bearer realm="n5g-eir-eic", scope="n5g-eir-eic"'),
         (old.token(now, exp=now - 1), 401, 'error="invalid_token", error_description="the access token has expired"'),
-        (old.token(now, aud="AMF"), 401, 'error="invalid_token", error_description="the access token is for another audience"'),
-        (other.token(now), 401, 'error="invalid_token", error_description="the signature of the access token is wrong"'),
+        (
+            old.token(now, aud="AMF"),
+            401,
+            'error="invalid_token", error_description="the access token is for another audience"',
+        ),
+        (
+            other.token(now),
+            401,
+            'error="invalid_token", error_description="the signature of the access token is wrong"',
+        ),
         (old.token(now, scope="nudm-sdm"), 403, 'error="insufficient_scope"'),
     ):
         answer = await asks[0].ask(IMEI, token, **mark)
@@ -148,18 +159,28 @@ def test_the_probe_and_the_audit_bring_a_token(site, tmp_path):
     good.write_text(issuer.token(now) + "\n")
     answer.write_text(json.dumps({"access_token": issuer.token(now), "token_type": "Bearer", "expires_in": 3600}))
     old.write_text(issuer.token(now, exp=now - 1))
-    for scheme, options in (("http", []), ("https", ["--ca", files["ca"], "--cert", files["certificate"], "--key", files["key"]])):
+    for scheme, options in (
+        ("http", []),
+        ("https", ["--ca", files["ca"], "--cert", files["certificate"], "--key", files["key"]]),
+    ):
         target = at(node, scheme)
         for token in (good, answer):
             found = site.json("probe", target, LISTED, UNLISTED, *options, "--token", token)
             assert [row["status"] for row in found] == ["blacklisted", "greylisted"]
-        assert site.json("probe", target, LISTED, *options, "--token", good, "--count", "5")["answers"] == {"blacklisted": 5}
+        assert site.json("probe", target, LISTED, *options, "--token", good, "--count", "5")["answers"] == {
+            "blacklisted": 5
+        }
         refused = site.eir("probe", target, LISTED, *options)
-        assert "answered by the error 401 an access token is needed\neir: an access token is wanted: --token FILE" in refused.stderr
+        assert (
+            "answered by the error 401 an access token is needed\neir: an access token is wanted: --token FILE"
+            in refused.stderr
+        )
         refused = site.eir("probe", target, LISTED, *options, "--token", old)
         assert "answered by the error 401 the access token has expired" in refused.stderr
         assert "--token" not in refused.stderr
-        assert json.loads(site.eir("audit", manifest, target, *options, "--token", good, "--json").stdout)["share"] == 1.0
+        assert (
+            json.loads(site.eir("audit", manifest, target, *options, "--token", good, "--json").stdout)["share"] == 1.0
+        )
         document = json.loads(site.eir("audit", manifest, target, *options, "--json").stdout)
         assert (document["share"], document["exceptions"][0]["got"]) == (0.0, "401")
 
@@ -248,7 +269,13 @@ async def test_a_reload_that_begins_to_ask_for_tokens(site, amf):
     reload(site, {"tokens": {"jwks": "jwks", "audience": "another"}})
     assert (await one.ask(IMEI)).status == 401
     assert (await one.ask(IMEI, issuer.token(time.time()))).status == 401
-    told = await until_async(lambda: {line["reason"]: line for line in node.lines("token_refused")} if len(node.lines("token_refused")) > 1 else None)
+    told = await until_async(
+        lambda: (
+            {line["reason"]: line for line in node.lines("token_refused")}
+            if len(node.lines("token_refused")) > 1
+            else None
+        )
+    )
     assert "n5g.tokens" in told["no_token"]["setting"]
     assert told["audience"]["setting"] == "n5g.tokens.audience"
     assert told["audience"]["address"].startswith("127.0.0.1:")

@@ -35,7 +35,10 @@ def at(node, scheme="http"):
 def curl(url, *options, status=0):
     """HTTP version, status and body, by curl."""
     done = subprocess.run(
-        ["curl", "-s", "--max-time", "10", "-w", "\n%{http_version} %{http_code}", *options, url], capture_output=True, text=True, check=False
+        ["curl", "-s", "--max-time", "10", "-w", "\n%{http_version} %{http_code}", *options, url],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert status is None or done.returncode == status, done
     body, _, told = done.stdout.rpartition("\n")
@@ -128,13 +131,24 @@ def test_an_audit(shared):
 def test_curl(shared):
     url = at(shared.node) + RESOURCE
     prior = "--http2-prior-knowledge"
-    for pei, wanted in ((f"imei-{LISTED}1", "BLACKLISTED"), (f"imeisv-{LISTED}42", "BLACKLISTED"), (f"imeisv-{TRACKED}00", "GREYLISTED"), (f"imei-{UNLISTED}0", "WHITELISTED")):
-        assert curl(f"{url}?pei={pei}&supi=imsi-001010000000001", prior) == ("2", "200", json.dumps({"status": wanted}, separators=(",", ":")))
+    for pei, wanted in (
+        (f"imei-{LISTED}1", "BLACKLISTED"),
+        (f"imeisv-{LISTED}42", "BLACKLISTED"),
+        (f"imeisv-{TRACKED}00", "GREYLISTED"),
+        (f"imei-{UNLISTED}0", "WHITELISTED"),
+    ):
+        assert curl(f"{url}?pei={pei}&supi=imsi-001010000000001", prior) == (
+            "2",
+            "200",
+            json.dumps({"status": wanted}, separators=(",", ":")),
+        )
     assert curl(url, prior)[1] == "400"
     assert curl(url, prior, "-X", "DELETE")[1] == "405"
     assert curl(f"{url}?pei=imei-{LISTED}1", prior, "-X", "GET", "--data", "x" * 10_000)[1] == "200"
     (shared.folder / "body").write_bytes(bytes(200_000))
-    assert curl(f"{url}?pei=imei-{LISTED}1", prior, "-X", "GET", "--data-binary", f"@{shared.folder / 'body'}")[1] == "413"
+    assert (
+        curl(f"{url}?pei=imei-{LISTED}1", prior, "-X", "GET", "--data-binary", f"@{shared.folder / 'body'}")[1] == "413"
+    )
     assert curl(f"{url}?pei=imei-{LISTED}1", prior, "-H", f"x: {'y' * 30_000}")[1] == "431"
     assert curl(f"{url}?pei=imei-{LISTED}1&x={'y' * 3000}", prior)[1] == "414"
     assert curl(f"{url}?pei=imei-{LISTED}1", "--http1.1")[1] == "505"
@@ -144,7 +158,9 @@ def test_nghttp_and_h2load(shared):
     url = f"{at(shared.node)}{RESOURCE}?pei=imei-{LISTED}1"
     done = subprocess.run(["nghttp", "-v", "-m", "3", url], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.count('{"status":"BLACKLISTED"}') == 3
-    done = subprocess.run(["h2load", "-n", "4000", "-c", "4", "-m", "100", url], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        ["h2load", "-n", "4000", "-c", "4", "-m", "100", url], capture_output=True, text=True, timeout=60, check=True
+    )
     assert "4000 succeeded, 0 failed, 0 errored, 0 timeout" in done.stdout
 
 
@@ -158,7 +174,13 @@ async def test_mutual_tls(shared, version, to):
     assert await client.ask(1, f"{LISTED}1") == "BLACKLISTED"
     assert await client.ask(3, f"{UNLISTED}1") == "WHITELISTED"
     (row,) = [row for row in shared.json("peers") if row["label"] == "amf" and row["address"]]
-    assert (row["host"], row["realm"], row["state"], row["protocol"], row["requests"]) == (AMF, "5gc.mnc001.mcc001.3gppnetwork.org", "open", "n5g", 2)
+    assert (row["host"], row["realm"], row["state"], row["protocol"], row["requests"]) == (
+        AMF,
+        "5gc.mnc001.mcc001.3gppnetwork.org",
+        "open",
+        "n5g",
+        2,
+    )
     assert shared.node.metrics()["eir_peer_up{peer=amf}"] == 1
 
 
@@ -171,7 +193,11 @@ async def test_who_has_no_certificate_or_one_of_nobody_here_is_refused(shared, t
     old.set_alpn_protocols(["http/1.1"])
     with contextlib.suppress(ssl.SSLError, ConnectionError):
         assert not await (await to(shared.node, old)).until(lambda found: found)
-    await until_async(lambda: {line["reason"] for line in shared.node.lines("peer_refused", protocol="n5g")} >= {"tls_handshake", "alpn"})
+    await until_async(
+        lambda: (
+            {line["reason"] for line in shared.node.lines("peer_refused", protocol="n5g")} >= {"tls_handshake", "alpn"}
+        )
+    )
 
 
 def test_it_is_seen_and_counted_as_its_own_protocol(shared):
@@ -208,14 +234,27 @@ async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(shar
 
     async with beside(node, steady):
         good = await asyncio.create_subprocess_exec(
-            "h2load", "-n", "3000", "-c", "2", "-m", "10", f"{at(node)}{RESOURCE}?pei=imei-{LISTED}1", stdout=asyncio.subprocess.PIPE
+            "h2load",
+            "-n",
+            "3000",
+            "-c",
+            "2",
+            "-m",
+            "10",
+            f"{at(node)}{RESOURCE}?pei=imei-{LISTED}1",
+            stdout=asyncio.subprocess.PIPE,
         )
         await asyncio.gather(*map(attack, ATTACKS))
         said, _ = await good.communicate()
     assert set(ended) == set(ATTACKS)
     assert b"3000 succeeded, 0 failed, 0 errored, 0 timeout" in said
     assert (steady.wrong, steady.waited_s < 5) == ([], True)  # as long as MMEs wait
-    await until_async(lambda: {line["reason"] for line in node.lines("connection_fault", protocol="n5g")} >= {attack.reason for attack in ATTACKS.values()})
+    await until_async(
+        lambda: (
+            {line["reason"] for line in node.lines("connection_fault", protocol="n5g")}
+            >= {attack.reason for attack in ATTACKS.values()}
+        )
+    )
     await settled(node, before)
     assert memory_mb(node.pid) - memory < 25
     assert not node.lines("fault")
@@ -272,7 +311,13 @@ async def test_checks_of_amfs_are_on_record_and_no_log_line_has_a_whole_identifi
         client.send(wire.get(1 + 2 * n, f"{RESOURCE}?pei={pei}&supi=imsi-{imsi}"))
     assert await client.until(lambda found: len(bodies(found)) == 5)
     (seen,) = own.json("seen", LISTED)["sightings"]
-    assert (seen["status"], seen["list"], seen["subscriber"], seen["protocol"], seen["checks"]) == ("blacklisted", "stolen", imsi, "n5g", 1)
+    assert (seen["status"], seen["list"], seen["subscriber"], seen["protocol"], seen["checks"]) == (
+        "blacklisted",
+        "stolen",
+        imsi,
+        "n5g",
+        1,
+    )
     assert own.json("seen", LISTED)["software_versions"] == ["07"]
     assert own.json("seen", UNLISTED)["sightings"][0]["protocol"] == "n5g"
     log = json.dumps(node.lines())
@@ -281,7 +326,9 @@ async def test_checks_of_amfs_are_on_record_and_no_log_line_has_a_whole_identifi
 
 async def test_limits_are_those_of_all_protocols(own, to):
     """429 for the peer's own limit, 503 for that of all together, each with Retry-After; the higher priority goes first."""
-    own.configure(peers=[{"name": "mme", "host": "mme.localdomain"}, {"name": "amf", "from": ["127.0.0.0/8"], "rate_max": 40}])
+    own.configure(
+        peers=[{"name": "mme", "host": "mme.localdomain"}, {"name": "amf", "from": ["127.0.0.0/8"], "rate_max": 40}]
+    )
     node = own.start()
     client = (await to(node)).send(HELLO)
     path = f"{RESOURCE}?pei=imei-{LISTED}1"
@@ -331,7 +378,11 @@ def test_an_address_that_no_entry_allows_is_told_so(own, workers):
     url = f"{at(node)}{RESOURCE}?pei=imei-{LISTED}1"
     version, status, body = curl(url, "--http2-prior-knowledge")
     assert (version, status) == ("2", "403")
-    assert json.loads(body) == {"title": "Forbidden", "status": 403, "detail": "no entry of the peer table takes this client"}
+    assert json.loads(body) == {
+        "title": "Forbidden",
+        "status": 403,
+        "detail": "no entry of the peer table takes this client",
+    }
     (line,) = until(lambda: node.lines("peer_refused"))
     assert (line["reason"], line["setting"], line["protocol"]) == ("source", "peers: from", "n5g")
     assert line["address"].startswith("127.0.0.1:")
@@ -358,7 +409,13 @@ def test_requests_and_connections_of_amfs_that_connect_for_each_are_counted(own,
         return [row for row in control(own.state, "peers") if row["label"] == "near"]
 
     (row,) = until(lambda: near() if [row["connections"] for row in near()] == [5] else None)
-    assert (row["protocol"], row["state"], row["requests"], row["answers"], row["address"]) == ("n5g", "ended", 5, 5, None)
+    assert (row["protocol"], row["state"], row["requests"], row["answers"], row["address"]) == (
+        "n5g",
+        "ended",
+        5,
+        5,
+        None,
+    )
     assert row["last_seen"] is not None
     assert "near" in own.eir("peers").stdout
 
@@ -397,10 +454,17 @@ def test_the_probe_asks_as_an_amf(shared):
 
 
 def test_check_says_what_goes_over_the_wire(shared):
-    (shared.folder / "other.yaml").write_text(shared.path.read_text().replace("policy:", "policy:\n  default: unknown", 1))
+    (shared.folder / "other.yaml").write_text(
+        shared.path.read_text().replace("policy:", "policy:\n  default: unknown", 1)
+    )
     config = ["--store", "-c", shared.folder / "other.yaml"]
     found = shared.json("check", LISTED, "--protocol", "n5g")
-    assert (found["status"], found["rule"], found["protocol"], found["answer"]) == ("blacklisted", 1, "n5g", "200 BLACKLISTED")
+    assert (found["status"], found["rule"], found["protocol"], found["answer"]) == (
+        "blacklisted",
+        1,
+        "n5g",
+        "200 BLACKLISTED",
+    )
     assert shared.json("check", UNLISTED, "--protocol", "n5g", *config)["answer"] == "404 ERROR_EQUIPMENT_UNKNOWN"
     assert shared.json("check", UNLISTED, "--protocol", "s13", *config)["answer"] == "Experimental-Result 5422"
     assert shared.json("check", "mac-00-11-22-33-44-55", "--protocol", "n5g")["rule"] == "no_imei"

@@ -86,7 +86,13 @@ ANSWERS = [
     (answers(204), None, 204, None, "204"),
     (answers("x"), None, None, "no status in the answer", None),
     (answers(404, UNKNOWN), "unknown", 404, None, None),
-    (answers(404, {"cause": "CONTEXT_NOT_FOUND", "detail": "no such"}), None, 404, None, "404 CONTEXT_NOT_FOUND no such"),
+    (
+        answers(404, {"cause": "CONTEXT_NOT_FOUND", "detail": "no such"}),
+        None,
+        404,
+        None,
+        "404 CONTEXT_NOT_FOUND no such",
+    ),
     (answers(404), None, 404, None, "404"),
     (answers(503, {"cause": "NF_CONGESTION", "title": "Busy"}), None, 503, None, "503 NF_CONGESTION Busy"),
     (answers(307, location=ELSEWHERE), None, 307, f"redirected to {ELSEWHERE}; not followed", None),
@@ -138,10 +144,14 @@ async def test_a_connection_that_ends_leaves_what_was_answered():
 
 async def test_what_it_asks():
     async with eir(answers(200, {"status": "WHITELISTED"}), token="a.b.c") as other:
-        await ask(other.target, [LISTED, f"{LISTED}7", f"{LISTED}77", "mac-00-11-22-33-44-55", "x"], imsi="001010123456789")
+        await ask(
+            other.target, [LISTED, f"{LISTED}7", f"{LISTED}77", "mac-00-11-22-33-44-55", "x"], imsi="001010123456789"
+        )
         await ask(other.target, [LISTED], software_version="34")
     host = f"{other.target.host}:{other.target.port}"
-    assert {(each[":method"], each[":scheme"], each[":authority"], each["authorization"]) for each in other.asked} == {("GET", "http", host, "Bearer a.b.c")}
+    assert {(each[":method"], each[":scheme"], each[":authority"], each["authorization"]) for each in other.asked} == {
+        ("GET", "http", host, "Bearer a.b.c")
+    }
     path, supi = f"{wire.RESOURCE}?pei=", "&supi=imsi-001010123456789"
     assert [each[":path"] for each in other.asked] == [
         f"{path}imei-{LISTED}{check_digit(LISTED)}{supi}", f"{path}imei-{LISTED}7{supi}", f"{path}imeisv-{LISTED}77{supi}", f"{path}mac-00-11-22-33-44-55{supi}",

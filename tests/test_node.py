@@ -120,7 +120,10 @@ async def test_ipv6():
 
 
 async def test_we_connect_over_ipv6():
-    async with Listener("::1") as listener, running(replace(MME, host=wire.HOST, connect=f"tcp://[::1]:{listener.port}")) as setup:
+    async with (
+        Listener("::1") as listener,
+        running(replace(MME, host=wire.HOST, connect=f"tcp://[::1]:{listener.port}")) as setup,
+    ):
         connection = await listener.accept()
         request = await connection.read()
         assert request.data(257) == b"\0\2" + bytes(15) + b"\1"
@@ -134,7 +137,9 @@ async def test_no_more_connections_than_the_limit():
         first, second, third = await setup.open(), await setup.open(cer("b.localdomain")), await setup.connect()
         assert await third.end() == []
         assert setup.counts.peers_refused == {"connections_max": 1}
-        assert ("peer_refused", "limits.connections_max") in [(event, fields.get("setting")) for event, fields in setup.reported]
+        assert ("peer_refused", "limits.connections_max") in [
+            (event, fields.get("setting")) for event, fields in setup.reported
+        ]
         await first.close()
         await until(lambda: len(setup.node.status()) == 1)
         await setup.open(cer("c.localdomain"))
@@ -400,7 +405,9 @@ async def test_every_peer_that_is_refused_is_told_with_its_address_and_entry():
             event, told = setup.reported[-1]
             shown = event, told["reason"], told.get("entry"), told["address"], told["host"], told["realm"]
             assert shown == ("peer_refused", reason, entry, f"{here}:{port}", host, realm)
-        details = [told["detail"].partition("; ")[2] for _, told in setup.reported if told.get("reason") == "unknown_peer"]
+        details = [
+            told["detail"].partition("; ")[2] for _, told in setup.reported if told.get("reason") == "unknown_peer"
+        ]
         assert details == ["mme1 would, but for its realm", "far would, but for its from", ""]
         connection = await setup.open(cer("strict.example", "any"))
         await connection.ask(ecr(extra=wire.avp(9999), host=wire.avp(264, "behind.example")))
@@ -413,10 +420,18 @@ async def test_a_reload_that_takes_a_lenience_from_a_connected_peer_says_so():
     async with running(mme) as setup:
         connection = await setup.open(cer(app=b""))
         port = connection.writer.get_extra_info("sockname")[1]
-        for lenient, taken in (({"destination"}, "applications"), ({"destination"}, None), (set(), "destination"), ({"applications"}, None)):
+        for lenient, taken in (
+            ({"destination"}, "applications"),
+            ({"destination"}, None),
+            (set(), "destination"),
+            ({"applications"}, None),
+        ):
             before = len(setup.reported)
             setup.node.reconfigure([replace(mme, lenient=frozenset(lenient))])
-            told = [(event, fields["peer"], fields["lenient"], fields["connected"]) for event, fields in setup.reported[before:]]
+            told = [
+                (event, fields["peer"], fields["lenient"], fields["connected"])
+                for event, fields in setup.reported[before:]
+            ]
             assert told == ([("lenience_taken", "mme", taken, f"{wire.HOST} at 127.0.0.1:{port}")] if taken else [])
         assert (await connection.ask(ecr())).result == 2001
 
@@ -439,7 +454,11 @@ def contexts():
             issuer.issue_cert(name).configure_cert(context)
         return context
 
-    return Tls(server, client(wire.EIR), server, server, Certificate((wire.EIR,), datetime.now(UTC), datetime.now(UTC))), client, stranger
+    return (
+        Tls(server, client(wire.EIR), server, server, Certificate((wire.EIR,), datetime.now(UTC), datetime.now(UTC))),
+        client,
+        stranger,
+    )
 
 
 async def test_tls_before_the_cer():
@@ -485,7 +504,9 @@ async def test_a_listener_without_mutual_authentication_takes_nobody():
 async def test_we_connect_over_tls():
     server, _, _ = contexts()
     made = asyncio.Queue()
-    listener = await asyncio.start_server(lambda *ends: made.put_nowait(Connection(*ends)), "127.0.0.1", 0, ssl=server.accepting)
+    listener = await asyncio.start_server(
+        lambda *ends: made.put_nowait(Connection(*ends)), "127.0.0.1", 0, ssl=server.accepting
+    )
     port = listener.sockets[0].getsockname()[1]
     peer = replace(MME, host=wire.HOST, connect=f"tls://127.0.0.1:{port}", tls_names=("127.0.0.1",))
     async with listener, running(peer, tls=server) as setup:
@@ -512,7 +533,11 @@ async def test_a_handshake_that_the_other_end_ends_is_told_so_both_ways(version)
     async with listener, running(peer, url="tls://127.0.0.1:0", tls=ours) as setup:
         await until(lambda: setup.node.status()[0].last_error)
         (event, told) = setup.reported.pop()
-        assert (event, told["peer"], told["address"].removeprefix("tls://")) == ("connect_failed", "mme", f"127.0.0.1:{port}")
+        assert (event, told["peer"], told["address"].removeprefix("tls://")) == (
+            "connect_failed",
+            "mme",
+            f"127.0.0.1:{port}",
+        )
         assert told["detail"] == setup.node.status()[0].last_error
         assert told["detail"].startswith("the other end ended the TLS handshake")
         distrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -521,13 +546,21 @@ async def test_a_handshake_that_the_other_end_ends_is_told_so_both_ways(version)
             await setup.connect(ssl=distrusting)
         await until(lambda: setup.reported)
         ((event, told),) = setup.reported
-        assert (event, told["reason"], told["address"].partition(":")[0]) == ("peer_refused", "tls_handshake", "127.0.0.1")
+        assert (event, told["reason"], told["address"].partition(":")[0]) == (
+            "peer_refused",
+            "tls_handshake",
+            "127.0.0.1",
+        )
         assert told["detail"].startswith("the other end ended the TLS handshake")
 
 
 def test_what_openssl_says_of_a_handshake():
     alert, chain, plain = ssl.SSLError(), ssl.SSLCertVerificationError(), ssl.SSLError()
-    alert.reason, chain.verify_message, plain.reason = "TLSV1_ALERT_UNKNOWN_CA", "unable to get issuer certificate", "WRONG_VERSION_NUMBER"
+    alert.reason, chain.verify_message, plain.reason = (
+        "TLSV1_ALERT_UNKNOWN_CA",
+        "unable to get issuer certificate",
+        "WRONG_VERSION_NUMBER",
+    )
     assert fault_text(alert, secure=True).startswith("the other end ended the TLS handshake (tlsv1 alert unknown ca)")
     assert fault_text(chain, secure=True) == "unable to get issuer certificate"
     assert "is not TLS" in fault_text(plain, secure=True)

@@ -15,7 +15,15 @@ TIMER = 10
 
 
 def settings_of(*uri, **more):
-    said = {"instance": INSTANCE, "endpoints": (), "fqdn": None, "plmns": ("00101",), "capacity": 100, "priority": 1, "heartbeat_s": TIMER}
+    said = {
+        "instance": INSTANCE,
+        "endpoints": (),
+        "fqdn": None,
+        "plmns": ("00101",),
+        "capacity": 100,
+        "priority": 1,
+        "heartbeat_s": TIMER,
+    }
     return NrfSettings(uri=uri, **{**said, **more})
 
 
@@ -26,9 +34,16 @@ class Play:
         self.now = 1000.0
         self.told = []
         settings = settings_of(*uri, **more)
-        profile = profile_of(settings, INSTANCE, ["http://127.0.0.1:7777"], tokens=False, started="2026-11-26T00:00:00Z")
+        profile = profile_of(
+            settings, INSTANCE, ["http://127.0.0.1:7777"], tokens=False, started="2026-11-26T00:00:00Z"
+        )
         self.registration = Registration(
-            settings, INSTANCE, profile, report=lambda event, **fields: self.told.append((event, fields)), chance=lambda: 1.0, now=self.now
+            settings,
+            INSTANCE,
+            profile,
+            report=lambda event, **fields: self.told.append((event, fields)),
+            chance=lambda: 1.0,
+            now=self.now,
         )
 
     def asks(self, standing=GOOD):
@@ -37,7 +52,9 @@ class Play:
         return self.registration.step(self.now, standing)
 
     def answers(self, status, body=b"", **headers):
-        self.registration.answered(self.now, status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+        self.registration.answered(
+            self.now, status, {name.replace("_", "-"): value for name, value in headers.items()}, body
+        )
 
     def registers(self, timer=TIMER, status=201):
         ask = self.asks()
@@ -57,7 +74,12 @@ def test_it_registers_and_beats():
     assert dict(ask.headers)["content-type"] == "application/json"
     assert dict(ask.headers)["content-length"] == str(len(ask.body))
     profile = json.loads(ask.body)
-    assert (profile["nfInstanceId"], profile["nfType"], profile["nfStatus"], profile["load"]) == (INSTANCE, "5G_EIR", "REGISTERED", 7)
+    assert (profile["nfInstanceId"], profile["nfType"], profile["nfStatus"], profile["load"]) == (
+        INSTANCE,
+        "5G_EIR",
+        "REGISTERED",
+        7,
+    )
     assert play.registration.where == ONE
     for _ in range(3):
         assert play.waits == pytest.approx(TIMER * HEARTBEAT_EARLY)
@@ -80,7 +102,17 @@ def test_a_node_that_is_not_ready_says_so():
 
 @pytest.mark.parametrize(
     ("said", "waits"),
-    [(3, 3), (60, 60), (None, TIMER), (0, TIMER), (-5, TIMER), ("3", TIMER), (True, TIMER), (10**9, 3600), (2.5, TIMER)],
+    [
+        (3, 3),
+        (60, 60),
+        (None, TIMER),
+        (0, TIMER),
+        (-5, TIMER),
+        ("3", TIMER),
+        (True, TIMER),
+        (10**9, 3600),
+        (2.5, TIMER),
+    ],
     ids=str,
 )
 def test_the_timer_is_the_nrfs(said, waits):
@@ -186,7 +218,10 @@ def test_an_nrf_that_refuses_is_quoted(status):
     assert play.registration.last_error == f"{ONE}: status {status} (SOME_CAUSE, No)"
 
 
-@pytest.mark.parametrize(("said", "waits"), [("30", 30), ("100000", PAUSE_S), ("99999", PAUSE_S_MAX), ("soon", PAUSE_S), ("-1", PAUSE_S), ("²", PAUSE_S)])
+@pytest.mark.parametrize(
+    ("said", "waits"),
+    [("30", 30), ("100000", PAUSE_S), ("99999", PAUSE_S_MAX), ("soon", PAUSE_S), ("-1", PAUSE_S), ("²", PAUSE_S)],
+)
 def test_retry_after_is_kept_to(said, waits):
     play = Play(ONE)
     play.asks()
@@ -194,7 +229,9 @@ def test_retry_after_is_kept_to(said, waits):
     assert play.waits == waits
 
 
-@pytest.mark.parametrize("body", [b"", b"[", b"[1]", b"\xff", b'{"title": 7}', b"[" * 100_000], ids=lambda body: str(body[:9]))
+@pytest.mark.parametrize(
+    "body", [b"", b"[", b"[1]", b"\xff", b'{"title": 7}', b"[" * 100_000], ids=lambda body: str(body[:9])
+)
 def test_an_answer_that_is_no_json_is_taken_all_the_same(body):
     play = Play(ONE)
     play.asks()
@@ -212,7 +249,10 @@ def test_an_nrf_that_wants_an_access_token_gets_one():
     play.answers(401, b"{}")
     ask = play.asks()
     assert (ask.what, ask.method, ask.url) == ("token", "POST", f"{ONE}/oauth2/token")
-    assert ask.body.decode() == f"grant_type=client_credentials&nfInstanceId={INSTANCE}&nfType=5G_EIR&targetNfType=NRF&scope=nnrf-nfm"
+    assert (
+        ask.body.decode()
+        == f"grant_type=client_credentials&nfInstanceId={INSTANCE}&nfType=5G_EIR&targetNfType=NRF&scope=nnrf-nfm"
+    )
     play.answers(200, b'{"access_token": "a.b.c", "token_type": "Bearer", "expires_in": 60}')
     ask = play.asks()
     assert (ask.method, dict(ask.headers)["authorization"]) == ("PUT", "Bearer a.b.c")
@@ -229,7 +269,18 @@ def test_an_nrf_that_wants_an_access_token_gets_one():
     assert dict(play.registration.leave().headers)["authorization"] == "Bearer d.e.f"
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"access_token": 7}', b'{"access_token": "a\\nb"}', b'{"access_token": ""}', b'{"access_token": "a b"}'], ids=repr)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"access_token": 7}',
+        b'{"access_token": "a\\nb"}',
+        b'{"access_token": ""}',
+        b'{"access_token": "a b"}',
+    ],
+    ids=repr,
+)
 def test_a_token_that_is_none(body):
     play = Play(ONE)
     play.asks()
@@ -287,7 +338,11 @@ def test_a_redirect_for_this_time():
     # The next request begins where the settings say.
     assert play.asks().url == f"{ONE}{INSTANCES}"
     play.answers(204)
-    assert play.registration.requests == {(ONE, "register", "307"): 1, (ONE, "register", "201"): 1, (ONE, "heartbeat", "204"): 1}
+    assert play.registration.requests == {
+        (ONE, "register", "307"): 1,
+        (ONE, "register", "201"): 1,
+        (ONE, "heartbeat", "204"): 1,
+    }
 
 
 def test_a_redirect_leads_to_hosts_that_are_named_and_nowhere_else():
@@ -429,7 +484,11 @@ def test_the_end():
 
 def test_a_profile_of_many_endpoints():
     settings = settings_of(ONE, plmns=("00101", "001001"), fqdn=None)
-    endpoints = ["http://10.0.0.1:7777", "http://[2001:db8::1]:7777", "https://eir.5gc.mnc001.mcc001.3gppnetwork.org:7778"]
+    endpoints = [
+        "http://10.0.0.1:7777",
+        "http://[2001:db8::1]:7777",
+        "https://eir.5gc.mnc001.mcc001.3gppnetwork.org:7778",
+    ]
     profile = profile_of(settings, INSTANCE, endpoints, tokens=True, started="2026-11-26T00:00:00Z")
     assert profile["plmnList"] == [{"mcc": "001", "mnc": "01"}, {"mcc": "001", "mnc": "001"}]
     assert (profile["ipv4Addresses"], profile["ipv6Addresses"]) == (["10.0.0.1"], ["2001:db8::1"])
@@ -444,5 +503,7 @@ def test_a_profile_of_many_endpoints():
     assert secure["oauth2Required"] is True
     assert secure["versions"][0]["apiVersionInUri"] == "v1"
     # Nothing empty: the description gives a least number of members to each list (TS 29.510 A.2).
-    bare = profile_of(settings_of(ONE, plmns=()), INSTANCE, ["http://10.0.0.1:7777"], tokens=False, started="2026-11-26T00:00:00Z")
+    bare = profile_of(
+        settings_of(ONE, plmns=()), INSTANCE, ["http://10.0.0.1:7777"], tokens=False, started="2026-11-26T00:00:00Z"
+    )
     assert {"plmnList", "ipv6Addresses", "fqdn"}.isdisjoint(bare)

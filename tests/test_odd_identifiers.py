@@ -49,13 +49,19 @@ def test_the_ranges_of_keys_do_not_meet():
 
 
 async def test_they_are_listed_and_answered(site, connect):
-    site.configure(lists={"stolen": site.settings["lists"]["stolen"], "own": {"local": True, "change_min": 1000}}, policy={"rules": RULES, "bad_identity": "whitelisted"}, sightings={"keep": "90d"})
+    site.configure(
+        lists={"stolen": site.settings["lists"]["stolen"], "own": {"local": True, "change_min": 1000}},
+        policy={"rules": RULES, "bad_identity": "whitelisted"},
+        sightings={"keep": "90d"},
+    )
     site.load(["identifier,reason", f"{TWELVE},used by millions", f"{WORD},", f"{LISTED},"])
     site.eir("add", "own", NOBODY, "--verbatim", "--reason", "what a factory left")
     node = site.start()
     client = await connect(node)
     assert [await ask(client, each) for each in (TWELVE, WORD, LISTED, NOBODY)] == [BLACK, BLACK, BLACK, GREY]
-    assert [await ask(client, each) for each in (TWELVE[:-1], WORD + "s", UNLISTED, NOBODY * 2, "y" * 40)] == [WHITE] * 5
+    assert [await ask(client, each) for each in (TWELVE[:-1], WORD + "s", UNLISTED, NOBODY * 2, "y" * 40)] == [
+        WHITE
+    ] * 5
     assert [await ask(client, each) for each in (LISTED, TWELVE)] * 2 == [BLACK] * 4
     found = (await run(site, "check", TWELVE)).stdout
     assert "blacklisted" in found
@@ -79,7 +85,9 @@ def test_an_export_is_a_release_of_the_same_content(site):
     site.eir("export", "stolen", "--out", out)
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert {row["identifier"] for row in rows} >= {TWELVE, LISTED, "A1000009296DF0"}
-    assert "no place for identifiers that are no IMEI" in site.eir("export", "stolen", "--layout", "imei", status=1).stderr
+    assert (
+        "no place for identifiers that are no IMEI" in site.eir("export", "stolen", "--layout", "imei", status=1).stderr
+    )
     site.load(out, serial=2)
     assert site.json("lists")[0]["digest"] == digest
 

@@ -52,11 +52,17 @@ def test_the_lines_without_the_internet_install_without_a_network(clone):
     assert code != 0, f"there is a network: {said}"
     code, said = alone(Installation.offline, clone)
     assert code == 0, said
-    code, said = alone("cd /; /opt/eir/bin/eir --version; /opt/eir/bin/eir manual >/dev/null; /opt/eir/bin/python -c 'import duckdb, eir.s13._lane as lane; print(lane.__file__)'", clone)
+    code, said = alone(
+        "cd /; /opt/eir/bin/eir --version; /opt/eir/bin/eir manual >/dev/null; /opt/eir/bin/python -c 'import duckdb, eir.s13._lane as lane; print(lane.__file__)'",
+        clone,
+    )
     assert code == 0, said
     assert f"{clone}/opt/eir" in said, said
 
 
 def test_what_the_page_replaces_is_a_line_of_its_installation():
     assert Installation.FROM_THE_INDEX in Installation.service
-    assert all("--require-hashes -r deploy/requirements.lock" in block for block in (Installation.locked, Installation.fetch, Installation.offline))
+    assert all(
+        "--require-hashes -r deploy/requirements.lock" in block
+        for block in (Installation.locked, Installation.fetch, Installation.offline)
+    )

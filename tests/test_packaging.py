@@ -32,7 +32,11 @@ def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if name.startswith("eir/")}
-    there = {str(path.relative_to(tmp_path)) for path in (tmp_path / "eir").rglob("*") if path.suffix in {".py", ".pyi", ".service", ".sql"} or path.name == "py.typed"}
+    there = {
+        str(path.relative_to(tmp_path))
+        for path in (tmp_path / "eir").rglob("*")
+        if path.suffix in {".py", ".pyi", ".service", ".sql"} or path.name == "py.typed"
+    }
     compiled = {"eir/s13/_lane.abi3.so"} if shutil.which("gcc") else set()
     assert names - there == compiled
     assert there <= names
@@ -45,7 +49,13 @@ def test_without_a_compiler_the_installation_goes_through(tmp_path):
     shutil.copytree(ROOT / "eir", tmp_path / "eir", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
     done = subprocess.run(
-        [sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60, env={**os.environ, "CC": "/bin/false"}
+        [sys.executable, "-c", build],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "CC": "/bin/false"},
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -60,7 +70,14 @@ def test_nothing_installs_a_strangers_program():
     assert (project["name"], list(project["scripts"])) == ("eir-register", ["eir"])
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     texts = [ROOT / name for name in listed if Path(name).suffix in {"", ".md", ".py", ".yaml", ".service", ".toml"}]
-    assert not [path for path in texts if path.is_file() and re.search(r"install[^\n]*[ '\"]eir\[|install ['\"]?eir['\"]?$", path.read_text(errors="replace"), re.MULTILINE)]
+    assert not [
+        path
+        for path in texts
+        if path.is_file()
+        and re.search(
+            r"install[^\n]*[ '\"]eir\[|install ['\"]?eir['\"]?$", path.read_text(errors="replace"), re.MULTILINE
+        )
+    ]
 
 
 @pytest.mark.parametrize("page", ["README.md", "deploy/README.md"])
@@ -102,6 +119,14 @@ def test_all_that_is_needed_is_in_the_lock():
 @pytest.mark.parametrize("what", [(), ("--bench",), ("--redis",)])
 def test_what_the_tests_run_fetches_nothing_after_setup_for_tests(what):
     """Tests run the demo and the benches, which begin with `scripts/setup`."""
-    away = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    done = subprocess.run([ROOT / "scripts" / "setup", *what], env=away, capture_output=True, text=True, check=False, timeout=120)
+    away = {
+        **os.environ,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "",
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    done = subprocess.run(
+        [ROOT / "scripts" / "setup", *what], env=away, capture_output=True, text=True, check=False, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -24,8 +24,23 @@ from eir.web.http1 import Request
 
 ROOT = Path(__file__).parent.parent
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
-STATUS = {"state": "WARNING", "version": "0.1.0", "uptime_s": 7300, "checks": 12345, "troubles": ["the store is away; answers go on from memory", "list <b>x</b> is past its expiry"]}
-PEER = {"label": "mme1", "protocol": "s13", "state": "open", "address": "10.0.0.1:40000", "requests": 4711, "last_seen": NOW.timestamp() - 3, "last_error": None, "last_error_at": None}
+STATUS = {
+    "state": "WARNING",
+    "version": "0.1.0",
+    "uptime_s": 7300,
+    "checks": 12345,
+    "troubles": ["the store is away; answers go on from memory", "list <b>x</b> is past its expiry"],
+}
+PEER = {
+    "label": "mme1",
+    "protocol": "s13",
+    "state": "open",
+    "address": "10.0.0.1:40000",
+    "requests": 4711,
+    "last_seen": NOW.timestamp() - 3,
+    "last_error": None,
+    "last_error_at": None,
+}
 
 
 def shown(**changes):
@@ -33,8 +48,18 @@ def shown(**changes):
         kind="devices", serial=7, generation=7, highest_serial=7, release_digest="0" * 64, entries=61234, issued="2026-11-20T00:00:00Z",
         expires="2026-12-04T00:00:00Z", signers=("register@agency.example SHA256:abc",), loaded_at="2026-11-20T01:00:00Z",
     )  # fmt: skip
-    refused = Event(time="2026-11-28T11:00:00Z", who="carol@host", what="refuse", list="stolen", serial=8, outcome="refused", detail="shrink: too many go\nmore")
-    minutes = [Minute({"whitelisted": 900 + at, "blacklisted": at}, 0.0001, 0.0005) for at in range(59)] + [Minute({}, None, None)]
+    refused = Event(
+        time="2026-11-28T11:00:00Z",
+        who="carol@host",
+        what="refuse",
+        list="stolen",
+        serial=8,
+        outcome="refused",
+        detail="shrink: too many go\nmore",
+    )
+    minutes = [Minute({"whitelisted": 900 + at, "blacklisted": at}, 0.0001, 0.0005) for at in range(59)] + [
+        Minute({}, None, None)
+    ]
     values = {
         "host": "eir1.example", "status": STATUS, "lists": {"stolen": state}, "changes": {}, "refusals": [refused], "minutes": minutes, "now": NOW,
         "peers": [PEER, {**PEER, "label": "mme2", "state": "closed", "address": None, "last_error": "3010 <script>", "last_error_at": NOW.timestamp() - 60}],
@@ -63,7 +88,14 @@ def test_it_says_in_words_first_how_the_node_is():
     assert "the store is away; answers go on from memory <span class=soft>(EirStoreAway)" in first
     assert "list &lt;b&gt;x&lt;/b&gt; is past its expiry" in first
     assert "up for 2 h; 12,345 checks" in first
-    for said in ("61,234", "register@agency.example", "shrink: too many go", "3010 &lt;script&gt;", "3 s ago", "54,811 whitelisted"):
+    for said in (
+        "61,234",
+        "register@agency.example",
+        "shrink: too many go",
+        "3010 &lt;script&gt;",
+        "3 s ago",
+        "54,811 whitelisted",
+    ):
         assert said in text, said
     assert "The node answers.</h1>" in page(shown(status={**STATUS, "state": "OK", "troubles": []})).body.decode()
     assert "first minute" in page(shown(minutes=[])).body.decode()
@@ -72,7 +104,9 @@ def test_it_says_in_words_first_how_the_node_is():
 def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allowed():
     answer = page(shown(asked='"><script>', answer="<b>"))
     seen = Seen(answer.body.decode())
-    assert [value for _, attributes in seen.tags for name, value in attributes.items() if name in {"src", "href", "action"}] == ["/", "/metrics", "/ready"]
+    assert [
+        value for _, attributes in seen.tags for name, value in attributes.items() if name in {"src", "href", "action"}
+    ] == ["/", "/metrics", "/ready"]
     assert [tag for tag, _ in seen.tags].count("script") == 1
     headers = dict(answer.headers)
     assert "script-src 'sha256-" in headers["Content-Security-Policy"]
@@ -96,7 +130,12 @@ def test_the_last_hour():
     def snapshot(white, black, fast, slow):
         return {
             "eir_checks_total": {("whitelisted", "", "default", "s13"): white, ("blacklisted", "a", "1", "s13"): black},
-            "eir_check_duration_seconds": {("0.001",): fast, ("0.01",): fast + slow, ("+Inf",): fast + slow, ("sum",): 1.0},
+            "eir_check_duration_seconds": {
+                ("0.001",): fast,
+                ("0.01",): fast + slow,
+                ("+Inf",): fast + slow,
+                ("sum",): 1.0,
+            },
         }
 
     for counted in ((100, 5, 100, 5), (190, 15, 190, 15), (190, 15, 190, 15)):
@@ -135,7 +174,12 @@ def test_who_may_see_it(tmp_path, address, host, authorization, status):
 
 
 def get(url, password=None):
-    request = urllib.request.Request(url, headers={} if password is None else {"Authorization": f"Basic {base64.b64encode(f'x:{password}'.encode()).decode()}"})
+    request = urllib.request.Request(
+        url,
+        headers={}
+        if password is None
+        else {"Authorization": f"Basic {base64.b64encode(f'x:{password}'.encode()).decode()}"},
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
@@ -179,17 +223,42 @@ def test_in_a_browser_light_and_dark_wide_and_narrow(tmp_path):
     ground = {}
     for scheme, number, wide in (("dark", 0, 1200), ("light", 1, 500)):
         picture = tmp_path / f"{scheme}.png"
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path / scheme}", f"--blink-settings=preferredColorScheme={number}", f"--window-size={wide},1400"]
-        subprocess.run(["chromium", *options, f"--screenshot={picture}", (tmp_path / "page.html").as_uri()], check=True, capture_output=True, timeout=100)
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / scheme}",
+            f"--blink-settings=preferredColorScheme={number}",
+            f"--window-size={wide},1400",
+        ]
+        subprocess.run(
+            ["chromium", *options, f"--screenshot={picture}", (tmp_path / "page.html").as_uri()],
+            check=True,
+            capture_output=True,
+            timeout=100,
+        )
         with Image.open(picture) as image:
             ground[scheme] = image.convert("L").getpixel((2, 700))
             assert len(image.convert("RGB").getcolors(1 << 24)) > 50
     assert ground["dark"] < 64
     assert ground["light"] > 192
     frame = tmp_path / "frame.html"  # a window of the browser has 500 pixels at least; a frame has what it is given
-    frame.write_text("<iframe width=320 height=2000 src=page.html onload=\"document.body.setAttribute('data-wide',contentWindow.document.body.dataset.wide)\"></iframe>")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'narrow'}", "--virtual-time-budget=3000", "--dump-dom"]
-    dom = subprocess.run(["chromium", *options, frame.as_uri()], check=True, capture_output=True, text=True, timeout=100).stdout
+    frame.write_text(
+        "<iframe width=320 height=2000 src=page.html onload=\"document.body.setAttribute('data-wide',contentWindow.document.body.dataset.wide)\"></iframe>"
+    )
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'narrow'}",
+        "--virtual-time-budget=3000",
+        "--dump-dom",
+    ]
+    dom = subprocess.run(
+        ["chromium", *options, frame.as_uri()], check=True, capture_output=True, text=True, timeout=100
+    ).stdout
     content, window = json.loads(re.search(r'data-wide="(\[[0-9,]+\])"', dom)[1])
     assert (content <= window, window) == (True, 320), "nothing is wider than the screen"
 
@@ -207,7 +276,10 @@ def contrast(one, other):
 def test_its_colours_can_be_told_apart():
     """WCAG 2.2: 1.4.3 for text, 1.4.11 for what is drawn."""
     for scheme in re.findall(r":root\{(.*?)\}", pages.STYLE, re.DOTALL):
-        colours = {name: value if len(value) == 7 else f"#{''.join(2 * c for c in value[1:])}" for name, value in re.findall(r"--(\w+):(#\w+)", scheme)}
+        colours = {
+            name: value if len(value) == 7 else f"#{''.join(2 * c for c in value[1:])}"
+            for name, value in re.findall(r"--(\w+):(#\w+)", scheme)
+        }
         for ground in ("page", "card"):
             assert all(contrast(colours[name], colours[ground]) >= 4.5 for name in ("ink", "soft", "link"))
             assert all(contrast(colours[name], colours[ground]) >= 3 for name in STATUSES)

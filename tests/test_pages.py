@@ -38,7 +38,14 @@ PAGES = {
 }
 README, CONFIG, DEPLOY, CODE, SCRIPTS, TESTS = (
     PAGES[name]
-    for name in ("README.md", "config/README.md", "deploy/README.md", "eir/README.md", "scripts/README.md", "tests/README.md")
+    for name in (
+        "README.md",
+        "config/README.md",
+        "deploy/README.md",
+        "eir/README.md",
+        "scripts/README.md",
+        "tests/README.md",
+    )
 )
 ALL = "\n".join(PAGES.values())
 COMMANDS = typer.main.get_command(command_line())
@@ -60,7 +67,9 @@ def code(cell):
 
 def simple_commands(block):
     """The words of each command in a block, without assignments, redirections and what only says as whom it runs."""
-    for line in re.sub(r"<<(\w+)\n.*?^\1$", "", block.replace("\\\n", " "), flags=re.MULTILINE | re.DOTALL).splitlines():
+    for line in re.sub(
+        r"<<(\w+)\n.*?^\1$", "", block.replace("\\\n", " "), flags=re.MULTILINE | re.DOTALL
+    ).splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         words = list(lexer)
@@ -94,25 +103,33 @@ OURS = [words for _, block in BLOCKS for words in simple_commands(block)]
 
 
 def test_each_page_is_looked_at():
-    there = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, text=True, capture_output=True, check=False).stdout.split()
+    there = subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, text=True, capture_output=True, check=False
+    ).stdout.split()
     assert set(there) <= set(PAGES)
     assert len(PAGES) > 12
 
 
-@pytest.mark.parametrize("block", [block for _, block in BLOCKS], ids=[f"{name}-{block.split()[0]}" for name, block in BLOCKS])
+@pytest.mark.parametrize(
+    "block", [block for _, block in BLOCKS], ids=[f"{name}-{block.split()[0]}" for name, block in BLOCKS]
+)
 def test_each_block_is_shell(block):
     done = subprocess.run(["sh", "-n"], input=block, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("words", [w for w in OURS if Path(w[0]).name == "eir" and w[1:] != ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [w for w in OURS if Path(w[0]).name == "eir" and w[1:] != ["--version"]], ids=" ".join
+)
 def test_each_command_of_ours_parses(words):
     command, arguments = resolve(words[1:])
     assert command.make_context(command.name, arguments)  # raises a usage error for what the command does not take
 
 
 def test_each_script_is_there():
-    scripts = {words[0] for words in OURS if words[0].startswith("scripts/")} | set(re.findall(r"`(scripts/\w+)[` ]", ALL))
+    scripts = {words[0] for words in OURS if words[0].startswith("scripts/")} | set(
+        re.findall(r"`(scripts/\w+)[` ]", ALL)
+    )
     assert scripts >= {"scripts/demo", "scripts/test", "scripts/setup", "scripts/bench", "scripts/soak"}
     assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
 
@@ -137,7 +154,9 @@ def test_each_file_that_is_named_is_there():
 
 def anchors(page):
     """The names under which the headings of a page can be reached."""
-    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in re.findall(r"^#+ (.*)$", page, re.MULTILINE)}
+    return {
+        re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    }
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -154,7 +173,9 @@ def test_each_link_leads_somewhere(name):
 def test_each_page_is_reached_from_the_first():
     reached, edge = {"README.md"}, {"README.md"}
     while edge:
-        links = {(ROOT / name).parent / target for name in edge for target in re.findall(r"\]\(([^)#\s]+\.md)", PAGES[name])}
+        links = {
+            (ROOT / name).parent / target for name in edge for target in re.findall(r"\]\(([^)#\s]+\.md)", PAGES[name])
+        }
         edge = {str(path.resolve().relative_to(ROOT)) for path in links} - reached
         reached |= edge
     assert reached == set(PAGES)
@@ -165,7 +186,9 @@ def test_the_glossary_is_in_order_and_has_what_the_pages_say():
     assert terms == sorted(terms, key=str.lower)
     assert len(terms) > 50
     others = "\n".join(page for name, page in PAGES.items() if name != "config/GLOSSARY.md")
-    assert [term for term in terms if not any(re.search(rf"\b{re.escape(each)}s?\b", others) for each in term.split(", "))] == []
+    assert [
+        term for term in terms if not any(re.search(rf"\b{re.escape(each)}s?\b", others) for each in term.split(", "))
+    ] == []
 
 
 def test_each_decision_is_a_page_with_its_three_parts():
@@ -173,7 +196,9 @@ def test_each_decision_is_a_page_with_its_three_parts():
     pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
     assert [path.name[:4] for path in pages] == [f"{number:04d}" for number in range(1, len(pages) + 1)]
     for path in pages:
-        assert re.findall(r"^## (.*)$", path.read_text(), re.MULTILINE) == ["Context", "Outcome", "Consequences"], path.name
+        assert re.findall(r"^## (.*)$", path.read_text(), re.MULTILINE) == ["Context", "Outcome", "Consequences"], (
+            path.name
+        )
         assert len(path.read_text().splitlines()) <= 30, path.name
         assert f"]({path.name})" in PAGES["eir/decisions/README.md"]
 
@@ -202,13 +227,18 @@ def test_the_table_of_commands_is_that_of_the_program():
         assert named <= options_of(command), f"{name}: {named - options_of(command)}"
     assert "eir peer enable NAME" in DEPLOY
     assert {"`eir tamper report`", "`eir tamper export`"} <= {name for name, _ in table(section(DEPLOY, "## Commands"))}
-    missing = [name for name, command in COMMANDS.commands.items() if name not in {"peer", "tamper", "feed"} and id(command) not in said]
+    missing = [
+        name
+        for name, command in COMMANDS.commands.items()
+        if name not in {"peer", "tamper", "feed"} and id(command) not in said
+    ]
     assert not missing, f"not in the table: {missing}"
 
 
 def test_the_table_of_metrics_is_that_of_the_code():
     expected = [
-        [f"`{family.name}`", family.kind, ", ".join(f"`{label}`" for label in family.labels) or "-", family.help] for family in FAMILIES
+        [f"`{family.name}`", family.kind, ", ".join(f"`{label}`" for label in family.labels) or "-", family.help]
+        for family in FAMILIES
     ]
     shown = "\n".join(f"| {' | '.join(row)} |" for row in expected)
     assert table(section(DEPLOY, "## Monitoring")) == expected, f"deploy/README.md, Monitoring; expected:\n{shown}"
@@ -275,7 +305,11 @@ def test_each_alert_has_its_advice():
 def test_each_alert_leads_to_its_advice():
     """By `runbook_url`, whose anchor stands in the row of that alert."""
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
-    anchors = {name: set(re.findall(r'<a id="(\w+)">', what)) for cells, what in table(section(DEPLOY, "## Runbook by alert")) for name in code(cells)}
+    anchors = {
+        name: set(re.findall(r'<a id="(\w+)">', what))
+        for cells, what in table(section(DEPLOY, "## Runbook by alert"))
+        for name in code(cells)
+    }
     for rule in (rule for group in rules for rule in group["rules"]):
         page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
         assert page.endswith("/deploy/README.md")
@@ -297,12 +331,29 @@ def reported():
                 if isinstance(part, ast.Constant):
                     names.add(part.value)
                 elif isinstance(part, ast.JoinedStr):
-                    patterns.add("".join(re.escape(p.value) if isinstance(p, ast.Constant) else r"\w+" for p in part.values))
+                    patterns.add(
+                        "".join(re.escape(p.value) if isinstance(p, ast.Constant) else r"\w+" for p in part.values)
+                    )
     folded = re.findall(r'"event": "(\w+)"', (ROOT / "eir" / "operate" / "log.py").read_text())
     return names | set(folded), patterns
 
 
-PUT_TOGETHER = {"store_failed", "copy_failed", "serving", "ready", "degraded", "not_ready", "m3ua_state", "m3ua_notified", "m3ua_error", "m3ua_destination"} | {"release_accepted", "release_refused", "release_waiting"} | {"source_refused", "source_unreached", "source_waiting"}
+PUT_TOGETHER = (
+    {
+        "store_failed",
+        "copy_failed",
+        "serving",
+        "ready",
+        "degraded",
+        "not_ready",
+        "m3ua_state",
+        "m3ua_notified",
+        "m3ua_error",
+        "m3ua_destination",
+    }
+    | {"release_accepted", "release_refused", "release_waiting"}
+    | {"source_refused", "source_unreached", "source_waiting"}
+)
 """Events whose name is an argument: of what a follower could not do, of the word of /ready, of what became of a release in the drop folder, of a look at a source, or of an association of M3UA."""
 
 
@@ -314,7 +365,9 @@ def test_each_log_event_has_its_advice():
     assert all(what for _, what in rows)
     assert sorted(set(advised)) == sorted(advised)
     missing, unknown = (names | PUT_TOGETHER) - set(advised), set(advised) - (names | PUT_TOGETHER)
-    assert (sorted(missing), sorted(unknown)) == ([], []), "not in the runbook, and in the runbook but reported by nothing"
+    assert (sorted(missing), sorted(unknown)) == ([], []), (
+        "not in the runbook, and in the runbook but reported by nothing"
+    )
     assert all(any(re.fullmatch(pattern, name) for name in PUT_TOGETHER) for pattern in patterns), patterns
 
 
@@ -346,8 +399,12 @@ def test_the_sizing_rule_is_that_of_the_figures():
 
 def test_the_parts_of_bench_and_soak_are_all_there():
     for script, heading in (("bench", "## Benches"), ("soak", "## Soak")):
-        parts = {path.stem.removeprefix(f"{script}_").replace("_", "-") for path in (ROOT / "scripts").glob(f"{script}_*.py")}
-        assert {row[0].strip("`").removeprefix(f"scripts/{script} ").split()[0] for row in table(section(SCRIPTS, heading))} == parts
+        parts = {
+            path.stem.removeprefix(f"{script}_").replace("_", "-") for path in (ROOT / "scripts").glob(f"{script}_*.py")
+        }
+        assert {
+            row[0].strip("`").removeprefix(f"scripts/{script} ").split()[0] for row in table(section(SCRIPTS, heading))
+        } == parts
 
 
 # ---- configuration: examples ----
@@ -355,7 +412,11 @@ def test_the_parts_of_bench_and_soak_are_all_there():
 
 def completed(block):
     """A configuration of which the block is a part, as text: YAML would make other numbers of some TACs and IMSIs."""
-    rest = {"identity": {"host": EIR, "realm": REALM}, "peers": [{"realm": REALM, "from": ["127.0.0.0/8"]}], "lists": {}}
+    rest = {
+        "identity": {"host": EIR, "realm": REALM},
+        "peers": [{"realm": REALM, "from": ["127.0.0.0/8"]}],
+        "lists": {},
+    }
     given = yaml.safe_load(block)
     return yaml.safe_dump({name: value for name, value in rest.items() if name not in given}) + block
 
@@ -372,7 +433,9 @@ def test_each_example_of_a_configuration_is_usable(block, tmp_path):
         for name, file in values["tls"].items():
             (tmp_path / file).parent.mkdir(exist_ok=True)
             shutil.copy(made[name], tmp_path / file)
-    for file in (file for name in ("n5g", "fraud_check") for file in values.get(name, {}).get("tokens", {}).get("keys", ())):
+    for file in (
+        file for name in ("n5g", "fraud_check") for file in values.get(name, {}).get("tokens", {}).get("keys", ())
+    ):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(Issuer().pem)
     if "feed" in values:
@@ -392,7 +455,9 @@ POLICIES = [
 IN_AN_HOUR = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-@pytest.mark.parametrize(("block", "checks"), [policy[1:] for policy in POLICIES], ids=[title for title, _, _ in POLICIES])
+@pytest.mark.parametrize(
+    ("block", "checks"), [policy[1:] for policy in POLICIES], ids=[title for title, _, _ in POLICIES]
+)
 def test_each_policy_answers_as_its_table_says(block, checks, site):
     text = re.sub(r"(?<=signers: )signers/[\w-]+", "signers", block)
     site.path.write_text(completed(re.sub(r"(?<=until: )[\w:-]+", IN_AN_HOUR, text)))
@@ -426,15 +491,22 @@ def test_a_release_made_with_openssh_alone_loads(site, end):
     folder = site.folder / "agency"
     folder.mkdir()
     (folder / "stolen-2.csv").write_text("imei,reason\n35209900176148,stolen\n\n35209900176149,lost" + end, newline="")
-    site.configure(lists={"stolen-national": {"signers": "signers"}}, policy={"rules": [{"list": "stolen-national", "answer": "blacklisted"}]})
+    site.configure(
+        lists={"stolen-national": {"signers": "signers"}},
+        policy={"rules": [{"list": "stolen-national", "answer": "blacklisted"}]},
+    )
     environment = {**os.environ, "KEY": str(site.publisher.key), "TZ": "Asia/Kolkata"}
-    subprocess.run(["sh", "-euc", block], cwd=folder, env=environment, check=True, capture_output=True, timeout=PATIENCE_S)
+    subprocess.run(
+        ["sh", "-euc", block], cwd=folder, env=environment, check=True, capture_output=True, timeout=PATIENCE_S
+    )
     (report,) = site.json("load", folder / "stolen-national-2.manifest.json")
     assert (report["serial"], report["entries"]) == (2, 2)
 
 
 def test_a_publishers_commands_make_a_list_and_a_delta(site):
-    (block,) = (block for block in blocks(CONFIG) if "--base" in block and "--layout" not in block and "--to" not in block)
+    (block,) = (
+        block for block in blocks(CONFIG) if "--base" in block and "--layout" not in block and "--to" not in block
+    )
     folder = site.folder / "agency"
     folder.mkdir()
     (folder / "stolen-42.csv").write_text("imei\n35209900176148\n35209900176149\n35209900176150\n")
@@ -490,7 +562,9 @@ class Operator:
     def _run(self, line):
         for theirs, ours in (("/opt/eir/bin", self.bin), ("/var/lib/eir", self.site.state)):
             line = line.replace(theirs, str(ours))
-        assert not re.search(r"/(opt|var/lib|etc)/", line.replace(str(self.site.folder), "").replace(str(self.bin), "")), line
+        assert not re.search(
+            r"/(opt|var/lib|etc)/", line.replace(str(self.site.folder), "").replace(str(self.bin), "")
+        ), line
         kept = self.bin / "variables"
         environment = self.site.environment(PATH=f"{self.bin}:{os.environ['PATH']}", **self.variables)
         done = subprocess.run(
@@ -571,14 +645,19 @@ def test_the_tour_goes_as_it_says(tmp_path):
     environment_folder = tmp_path / ".venv"
     (environment_folder / "bin").mkdir(parents=True)
     for name in ("python", "eir"):
-        (environment_folder / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} {"-m eir " if name == "eir" else ""}"$@"\n')
+        (environment_folder / "bin" / name).write_text(
+            f'#!/bin/sh\nexec {sys.executable} {"-m eir " if name == "eir" else ""}"$@"\n'
+        )
         (environment_folder / "bin" / name).chmod(0o755)
     (environment_folder / "installed[analysis]").touch()
     bare = {name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}}
     shown = tmp_path / "shown"
     with shown.open("w") as out:
-        demo = subprocess.Popen(["scripts/demo", "--stay"], cwd=tmp_path, stdout=out, stderr=out, env=bare, start_new_session=True)
+        demo = subprocess.Popen(
+            ["scripts/demo", "--stay"], cwd=tmp_path, stdout=out, stderr=out, env=bare, start_new_session=True
+        )
     try:
+
         def serving():
             assert demo.poll() is None, shown.read_text()
             return "Serving until" in shown.read_text()
@@ -587,8 +666,18 @@ def test_the_tour_goes_as_it_says(tmp_path):
         address = re.search(r"may connect to (\S+)", shown.read_text())[1]
         tour = blocks(section(README, "## A five-minute tour"))
         script = "\n".join(["set -eux", *tour]).replace("eir probe 127.0.0.1 ", f"eir probe {address} ")
-        done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S)
-        second = subprocess.run(["scripts/demo"], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S)
+        done = subprocess.run(
+            ["sh", "-c", script],
+            cwd=tmp_path,
+            env=bare,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+        second = subprocess.run(
+            ["scripts/demo"], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S
+        )
         assert demo.poll() is None
     finally:
         os.killpg(demo.pid, signal.SIGTERM)
@@ -605,6 +694,8 @@ def test_the_tour_goes_as_it_says(tmp_path):
     assert "would load" in done.stderr
     assert "rollback" in done.stdout
     assert re.search(r"tracked-2.manifest.json: refused \(digest\)", done.stderr), done.stderr
-    alone = subprocess.run(["scripts/demo"], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S)
+    alone = subprocess.run(
+        ["scripts/demo"], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S
+    )
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert "The node has ended" in alone.stdout.splitlines()[-1]

@@ -31,8 +31,17 @@ def check(world, path):
                 # It waits for another connection: for its sign of life, or for the CEA on ours. Both have a timer.
                 probed = [oldest for oldest, claim in admission._probed.items() if claim.connection == slot]
                 attempts = [each.connection for each in admission._dialing.values()]
-                waits = slot in admission._waiting and all(world.links[each].ends[side] is not None for each in attempts) and attempts
-                assert waits or (probed and (side, probed[0]) in world.probes), ("waits for ever", side, slot, path(world))
+                waits = (
+                    slot in admission._waiting
+                    and all(world.links[each].ends[side] is not None for each in attempts)
+                    and attempts
+                )
+                assert waits or (probed and (side, probed[0]) in world.probes), (
+                    "waits for ever",
+                    side,
+                    slot,
+                    path(world),
+                )
         for host, there in admission._open.items():
             for slot in there:
                 end = world.links[slot].ends[side]
@@ -74,6 +83,8 @@ def test_every_order_of_things_between_two_nodes(mischief):
             assert arrives.get(world, True), ("goes round in circles", path(run[0]), run[-3:])
         arrives |= dict.fromkeys(run, True)
     seconds = time.monotonic() - began
-    print(f"{len(parents)} states, depth {max(depths.values())}, {len(pairs.STEPS)} steps of a peer, {explored:.1f} + {seconds - explored:.1f} s")
+    print(
+        f"{len(parents)} states, depth {max(depths.values())}, {len(pairs.STEPS)} steps of a peer, {explored:.1f} + {seconds - explored:.1f} s"
+    )
     assert len(parents) >= STATES[mischief]
     assert any(pairs.is_connected(world) for world in parents)

@@ -38,9 +38,7 @@ class Driven:
             identity=IDENTITY, limits=limits or Limits(), application=replace(S13, answer=application), counts=self.counts, report=lambda event, **fields: self.reported.append((event, fields)), jitter=lambda: 0.0,
         )  # fmt: skip
         self.now = now
-        self.peer = Peer(
-            self.context, self.identify, addresses=("127.0.0.1",), now=now, first_id=0xFFFFFFFE, **kwargs
-        )
+        self.peer = Peer(self.context, self.identify, addresses=("127.0.0.1",), now=now, first_id=0xFFFFFFFE, **kwargs)
         self.received = b""
 
     def identify(self, said):
@@ -302,10 +300,15 @@ def test_a_fault_of_our_own_closes_with_5012(message, monkeypatch):
         monkeypatch.setattr(f"eir.diameter.peer.{name}", lambda *_: 1 / 0)
     answers = driven.feed(message)
     assert [(found.result, found.error) for found in answers] == [(5012, False)] * (message[4] >> 7)
-    assert [(event, fields["detail"].partition(" ")[0]) for event, fields in driven.reported] == [("fault", "ZeroDivisionError")]
+    assert [(event, fields["detail"].partition(" ")[0]) for event, fields in driven.reported] == [
+        ("fault", "ZeroDivisionError")
+    ]
     assert (driven.peer.state, driven.events()[-1].reason) == (State.CLOSED, "internal")
     counts = driven.counts
-    assert (counts.messages.total() - counts.answers.total(), counts.answers.total()) == (before[0] + 1, before[1] + len(answers))
+    assert (counts.messages.total() - counts.answers.total(), counts.answers.total()) == (
+        before[0] + 1,
+        before[1] + len(answers),
+    )
     assert len(answers) + counts.dropped["internal"] == 1
 
 
@@ -315,7 +318,10 @@ def test_numbers_that_are_none(size):
     odd = b"\xff" * size
     (cea,) = Driven().feed(wire.cer(app=wire.avp(260, wire.u32(266, wire.TGPP) + wire.avp(258, odd))))
     assert (cea.result, cea.error) == (5010, False)
-    for number, extra, reason in ((2001, wire.avp(258, odd) + wire.avp(278, odd), "no_common_application"), (None, b"", "cea_result")):
+    for number, extra, reason in (
+        (2001, wire.avp(258, odd) + wire.avp(278, odd), "no_common_application"),
+        (None, b"", "cea_result"),
+    ):
         driven, cer = connected()
         result = wire.avp(268, odd) if number is None else wire.u32(268, number)
         avps = result + wire.avp(264, wire.HOST) + wire.avp(296, wire.REALM) + extra
@@ -329,7 +335,9 @@ def test_numbers_that_are_none(size):
 @st.composite
 def mutated(draw):
     """A good message with bytes changed, cut out or repeated, and a length that fits most of the time."""
-    octets = bytearray(draw(st.sampled_from([wire.cer(), wire.ecr(), wire.dwr(), wire.dpr(), *map(answer, (257, 280, 282))])))
+    octets = bytearray(
+        draw(st.sampled_from([wire.cer(), wire.ecr(), wire.dwr(), wire.dpr(), *map(answer, (257, 280, 282))]))
+    )
     for _ in range(draw(st.integers(0, 4))):
         position = draw(st.integers(0, len(octets) - 1))
         match draw(st.sampled_from(["set", "cut", "repeat"])):
@@ -386,7 +394,10 @@ def test_we_connect_and_the_cea_is_no_good(kwargs, reason):
     assert driven.counts.peers_refused == {reason: 1}
 
 
-@pytest.mark.parametrize(("codes", "reason"), [((3004,), "cea_not_now"), ((4003,), "cea_not_now"), ((5012,), "cea_not_now"), ((), "cea_result")])
+@pytest.mark.parametrize(
+    ("codes", "reason"),
+    [((3004,), "cea_not_now"), ((4003,), "cea_not_now"), ((5012,), "cea_not_now"), ((), "cea_result")],
+)
 def test_a_peer_that_may_have_us_soon_is_told_from_one_that_will_not(codes, reason):
     driven, cer = connected()
     avps = b"".join(wire.u32(268, code) for code in codes) + wire.avp(264, wire.HOST) + wire.avp(296, wire.REALM)
@@ -444,7 +455,12 @@ def test_a_peer_is_shown_the_names_that_are_meant_for_it():
     driven.peer.admit(0.0)
     (cea,) = driven.out()
     assert (cea.data(264), cea.data(296)) == (b"eir.roaming", b"roaming")
-    for host, realm, result in (("eir.roaming", "x", 2001), (wire.EIR, "x", 2001), (None, "roaming", 2001), (None, "x", 3003)):
+    for host, realm, result in (
+        ("eir.roaming", "x", 2001),
+        (wire.EIR, "x", 2001),
+        (None, "roaming", 2001),
+        (None, "x", 3003),
+    ):
         extra = wire.avp(293, host) if host else b""
         (answer,) = driven.feed(wire.ecr(extra=extra, to_realm=wire.avp(283, realm)))
         assert (answer.result, answer.data(264)) == (result, b"eir.roaming")
@@ -488,7 +504,11 @@ def test_find_peer():
     assert find_peer([first, second], "a.example", "example", elsewhere) is second
     assert find_peer([first, second], "b.example", "example", there) is second
     assert find_peer([first, second], "a.example", "other", there) is None
-    assert [may_connect([first], there), may_connect([first], elsewhere), may_connect([], there)] == [True, False, False]
+    assert [may_connect([first], there), may_connect([first], elsewhere), may_connect([], there)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def network(text):

@@ -20,7 +20,13 @@ from eir.lists.store import ListState
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 WHITE, BLACK, GREY, UNKNOWN = Status.WHITELISTED, Status.BLACKLISTED, Status.GREYLISTED, Status.UNKNOWN
 STOLEN, TRACKED, FREE = "00101001000001", "00101002000002", "00101003000003"
-ANYTHING = {"key": device_key(FREE), "imsi": "001010000000001", "software_version": "01", "host": "mme.epc", "realm": "epc"}
+ANYTHING = {
+    "key": device_key(FREE),
+    "imsi": "001010000000001",
+    "software_version": "01",
+    "host": "mme.epc",
+    "realm": "epc",
+}
 
 
 def index_of(**lists):
@@ -53,10 +59,14 @@ def index_with(*, devices=None, subscribers=None, pairs=None):
 
 def put(index, name, kind, content):
     if kind == "pairs":
-        pages = pair_pages({device_key(device): [imsi_key(imsi) for imsi in imsis] for device, imsis in content.items()})
+        pages = pair_pages(
+            {device_key(device): [imsi_key(imsi) for imsi in imsis] for device, imsis in content.items()}
+        )
     else:
         pages = pages_of((device_key if kind == "devices" else imsi_key)(identifier) for identifier in content)
-    index.switch(name, ListState(kind=kind, serial=1, generation=1, highest_serial=1, release_digest=""), image_of(pages))
+    index.switch(
+        name, ListState(kind=kind, serial=1, generation=1, highest_serial=1, release_digest=""), image_of(pages)
+    )
 
 
 def compiled(*rules, index=None, observed=None, now=NOW, **settings) -> Policy:
@@ -139,7 +149,10 @@ def test_what_the_key_does_not_show_has_rules_of_its_own():
     assert [policy.decide(*each).rule for each in asked] == ["default", "default", 2]
     assert [policy.by_digit(*each).rule for each in asked] == [1, 3, 2]
     assert [policy.malformed(NO_KEY, imsi, "", "h", "r").rule for imsi in ("26201", "00101")] == [2, 3]
-    assert compiled(Rule(identifier=("malformed",), imsi=("262",), answer=BLACK)).malformed(NO_KEY, "00101", "", "h", "r") is None
+    assert (
+        compiled(Rule(identifier=("malformed",), imsi=("262",), answer=BLACK)).malformed(NO_KEY, "00101", "", "h", "r")
+        is None
+    )
     plain = compiled(Rule(identifier=("zero",), answer=BLACK))
     assert (plain.by_digit, plain.malformed) == (None, None)
 
@@ -158,7 +171,9 @@ def test_all_conditions_of_a_rule_have_to_hold():
         assert ask(policy, **wrong).rule == "default", wrong
 
 
-@pytest.mark.parametrize("condition", [{"list": "absent"}, {"not_list": "absent"}, {"not_list": "absent", "list": "some"}])
+@pytest.mark.parametrize(
+    "condition", [{"list": "absent"}, {"not_list": "absent"}, {"not_list": "absent", "list": "some"}]
+)
 def test_rule_over_a_list_that_never_arrived_does_not_hold(condition):
     # conformance 52: an allow-list that was never loaded must not block everyone
     index = index_of(absent=None, some=[FREE])
@@ -186,7 +201,11 @@ def test_observed_rule_is_reported_and_passed_over():
         Rule(tac=("00101001",), answer=GREY),
         Rule(tac=("0010",), answer=UNKNOWN, observe=True),
     ]
-    policy = compiled(*rules, index=index_of(trial=[STOLEN, FREE]), observed=lambda verdict: seen.append((verdict.rule, verdict.status)))
+    policy = compiled(
+        *rules,
+        index=index_of(trial=[STOLEN, FREE]),
+        observed=lambda verdict: seen.append((verdict.rule, verdict.status)),
+    )
     assert ask(policy, STOLEN).rule == 2
     assert seen == [(1, BLACK)]  # rule 3 comes after the verdict
     seen.clear()
@@ -213,7 +232,9 @@ def test_override(until, in_force):
     assert ask(policy, STOLEN).rule == ("override" if in_force else 1)
     if in_force:
         assert policy.override_until == until
-        assert [*policy.unidentified.values()] == [ask(policy, FREE)] * len(NoDevice)  # everything alike, errors included
+        assert [*policy.unidentified.values()] == [ask(policy, FREE)] * len(
+            NoDevice
+        )  # everything alike, errors included
         assert policy.program.verdicts == (ask(policy, STOLEN),)
     else:
         assert policy.override_until is None
@@ -249,12 +270,18 @@ def test_verdicts_are_the_ones_made_at_compile_time():
 def test_a_rule_is_shown_by_its_name_or_its_number():
     policy = compiled(Rule(tac=("001",), answer=BLACK), Rule(name="late", tac=("1",), answer=BLACK))
     found = [ask(policy, device) for device in (FREE, "10000000000001", "20000000000001")]
-    assert [(verdict.rule, verdict.name, verdict.label) for verdict in found] == [(1, None, "1"), (2, "late", "late"), ("default", None, "default")]
+    assert [(verdict.rule, verdict.name, verdict.label) for verdict in found] == [
+        (1, None, "1"),
+        (2, "late", "late"),
+        ("default", None, "default"),
+    ]
     assert Verdict(WHITE, "override").label == "override"
 
 
 def test_every_condition_of_a_rule_has_its_row_and_no_other():
-    assert {field.name for field in fields(Rule)} - {"name", "answer", "observe", "authenticated"} == set(conditions.CONDITIONS)
+    assert {field.name for field in fields(Rule)} - {"name", "answer", "observe", "authenticated"} == set(
+        conditions.CONDITIONS
+    )
 
 
 def test_a_rule_for_authenticated_sims_is_left_out_for_others_and_numbers_stay():
@@ -301,7 +328,12 @@ def test_lists_of_each_kind_wait_for_their_first_load(kind, condition):
     index = index_with(**{kind: {"late": None}})
     policy = compiled(Rule(answer=BLACK, **{condition: "late"}), index=index)
     assert ask(policy, FREE, imsi=SIM).rule == "default"
-    put(index, "late", kind, {STOLEN: [SIM], FREE: [OTHER_SIM]} if kind == "pairs" else [SIM if condition == "list" else OTHER_SIM])
+    put(
+        index,
+        "late",
+        kind,
+        {STOLEN: [SIM], FREE: [OTHER_SIM]} if kind == "pairs" else [SIM if condition == "list" else OTHER_SIM],
+    )
     device = STOLEN if condition == "list" else FREE
     assert ask(policy, device, imsi=SIM).rule == 1  # the same compiled policy
 
@@ -379,10 +411,14 @@ def plainly_by_subscriber(rule, lists, device, imsi):
     st.lists(pair_rules, max_size=4), st.sets(small), st.sets(sims),
     st.dictionaries(small, st.sets(sims, min_size=1)), small, sims | st.just(""),
 )  # fmt: skip
-def test_compiled_policy_is_the_plain_reading_over_lists_of_each_kind(given_rules, devices, subscribers, pairs, device, imsi):
+def test_compiled_policy_is_the_plain_reading_over_lists_of_each_kind(
+    given_rules, devices, subscribers, pairs, device, imsi
+):
     lists = {"devices": {"d": devices}, "subscribers": {"s": subscribers}, "pairs": {"p": pairs}}
     policy = compiled(*given_rules, index=index_with(**lists))
-    first = next((n for n, rule in enumerate(given_rules, 1) if plainly_by_subscriber(rule, lists, device, imsi)), "default")
+    first = next(
+        (n for n, rule in enumerate(given_rules, 1) if plainly_by_subscriber(rule, lists, device, imsi)), "default"
+    )
     assert ask(policy, device, imsi=imsi).rule == first
 
 
@@ -425,7 +461,9 @@ def plainly(rule, device, imsi, software_version, realm):
 )
 def test_compiled_policy_is_the_plain_reading_of_its_rules(given_rules, device, imsi, software_version, realm):
     observed, seen = [], []
-    policy = compiled(*given_rules, index=INDEX, observed=lambda verdict: observed.append((verdict.rule, verdict.status)))
+    policy = compiled(
+        *given_rules, index=INDEX, observed=lambda verdict: observed.append((verdict.rule, verdict.status))
+    )
     verdict = ask(policy, device, imsi=imsi, software_version=software_version, realm=realm)
     for number, rule in enumerate(given_rules, 1):
         if plainly(rule, device, imsi, software_version, realm):

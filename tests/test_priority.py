@@ -58,7 +58,9 @@ class TestAside:
     async def test_who_gets_nowhere_takes_part_again(self, monkeypatch, ran, waited, then):
         looked = iter(range(1000))
         monkeypatch.setattr(priority, "LOOK_S", 0.001)
-        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (ran * (number := next(looked)), waited * number))
+        monkeypatch.setattr(
+            priority, "_ran_and_waited", lambda _threads: (ran * (number := next(looked)), waited * number)
+        )
         with Aside()():
             await until_async(lambda: next(looked) > 100 or (COMES_BACK and policies() == TAKES_PART))
             assert policies() == then if COMES_BACK else TAKES_PART

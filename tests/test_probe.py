@@ -71,7 +71,9 @@ def eca(*avps, flags=0x40):
     def respond(message):
         session = next(found.raw for found in message.avps if found.code == 263)
         origin = avp(264, EIR) + avp(296, REALM)
-        return wire.message(324, session + b"".join(avps) + origin, flags, APP, (message.hop_by_hop, message.end_to_end))
+        return wire.message(
+            324, session + b"".join(avps) + origin, flags, APP, (message.hop_by_hop, message.end_to_end)
+        )
 
     return respond
 
@@ -102,11 +104,20 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("respond", "found", "result", "experimental", "fault"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS])
+@pytest.mark.parametrize(
+    ("respond", "found", "result", "experimental", "fault"),
+    [case[1:] for case in ANSWERS],
+    ids=[case[0] for case in ANSWERS],
+)
 async def test_an_answer_is_reported_as_it_came(respond, found, result, experimental, fault):
     async with fake(respond) as eir:
         (finding,) = await ask(eir.target, [LISTED])
-    assert (finding.status, finding.result_code, finding.experimental_result_code, finding.fault) == (found, result, experimental, fault)
+    assert (finding.status, finding.result_code, finding.experimental_result_code, finding.fault) == (
+        found,
+        result,
+        experimental,
+        fault,
+    )
     assert 0 < finding.round_trip_ms < 300
     assert len(eir.asked()) == 1  # nothing is followed, nothing repeated
     assert eir.connections == 1
@@ -146,7 +157,12 @@ async def test_silence_is_reported_and_the_next_is_asked_all_the_same():
 
     async with fake(respond) as eir:
         silent, answered = await ask(eir.target, [LISTED, UNLISTED])
-    assert (silent.status, silent.result_code, silent.round_trip_ms, silent.fault) == (None, None, None, "no answer within 0.3 s")
+    assert (silent.status, silent.result_code, silent.round_trip_ms, silent.fault) == (
+        None,
+        None,
+        None,
+        "no answer within 0.3 s",
+    )
     assert answered.status == "whitelisted"
 
 
@@ -201,7 +217,10 @@ async def test_an_error_is_named(respond, error):
 @pytest.mark.parametrize(
     ("cea", "says"),
     [
-        (lambda m: answer_to(m, 3010, flags=0x20, host=EIR), "3010 DIAMETER_UNKNOWN_PEER: .*--origin-realm.*under its `peers`"),
+        (
+            lambda m: answer_to(m, 3010, flags=0x20, host=EIR),
+            "3010 DIAMETER_UNKNOWN_PEER: .*--origin-realm.*under its `peers`",
+        ),
         (lambda m: answer_to(m, 5010, host=EIR), "5010 DIAMETER_NO_COMMON_APPLICATION$"),
         (lambda _: b"", "not accepted"),
         (lambda _: None, "did not answer within 0.3 s"),
@@ -226,10 +245,18 @@ async def test_many_questions_are_summed_up():
 
     async with fake(respond) as eir:
         found = await ask_many(eir.target, [LISTED, "x"], count=7, rate=None)
-        assert [walk(message.data(1401, TGPP))[0].data for message in eir.asked()] == [LISTED.encode(), b"x"] * 3 + [LISTED.encode()]
+        assert [walk(message.data(1401, TGPP))[0].data for message in eir.asked()] == [LISTED.encode(), b"x"] * 3 + [
+            LISTED.encode()
+        ]
     assert (found.asked, found.answered, found.answers) == (7, 4, {"none": 3, "whitelisted": 2, "blacklisted": 2})
     assert found.fault == "no answer within 0.3 s"
-    assert 0 < found.round_trip_ms["min"] <= found.round_trip_ms["median"] <= found.round_trip_ms["p99"] <= found.round_trip_ms["max"]
+    assert (
+        0
+        < found.round_trip_ms["min"]
+        <= found.round_trip_ms["median"]
+        <= found.round_trip_ms["p99"]
+        <= found.round_trip_ms["max"]
+    )
     assert found.seconds > 0.9
     assert found.as_text().splitlines()[1].split() == ["3", "none"]
 
@@ -257,7 +284,9 @@ async def test_the_realm_asked_is_the_eirs_unless_another_is_wanted():
     async with fake(eca(OK, STATE, status(0)), cea) as eir:
         await ask(eir.target, [LISTED])
         target = eir.target
-        await ask(Target(target.host, target.port, target.origin_host, target.origin_realm, "wanted.realm", 0.3), [LISTED])
+        await ask(
+            Target(target.host, target.port, target.origin_host, target.origin_realm, "wanted.realm", 0.3), [LISTED]
+        )
     assert [message.data(283) for message in eir.asked()] == [b"its.own.realm", b"wanted.realm"]
 
 
@@ -290,6 +319,9 @@ async def test_after_a_dpr_nothing_more_is_asked():
 
 async def test_a_host_behind_an_agent_is_asked_for():
     async with fake(eca(OK, STATE, status(0))) as eir:
-        await ask(dataclasses.replace(eir.target, destination_realm="far.example", destination_host="eir2.far.example"), [LISTED])
+        await ask(
+            dataclasses.replace(eir.target, destination_realm="far.example", destination_host="eir2.far.example"),
+            [LISTED],
+        )
     ((host, realm),) = [(message.data(293), message.data(283)) for message in eir.asked()]
     assert (host, realm) == (b"eir2.far.example", b"far.example")

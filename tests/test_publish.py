@@ -62,7 +62,8 @@ def refusal(agency, *files, **arguments):
 
 def described(manifest):
     return [
-        (entry["name"], entry["role"], entry["layout"], entry["rows"]) for entry in json.loads(manifest.read_bytes())["files"]
+        (entry["name"], entry["role"], entry["layout"], entry["rows"])
+        for entry in json.loads(manifest.read_bytes())["files"]
     ]
 
 
@@ -262,8 +263,14 @@ def test_what_cannot_be_published(agency, name, content, arguments, reason):
 
 
 async def test_a_bad_row_is_named_before_anything_is_signed(agency, store):
-    files = [put(agency.drop, "a.csv", b"imei\r\n35123456789012\r\n\r\n3512345678901x\r\n"), put(agency.drop, "b.csv", b"tac\n3512345\n")]
-    said = ["a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters", "b.csv:2: a TAC has 8 digits; got 7 characters"]
+    files = [
+        put(agency.drop, "a.csv", b"imei\r\n35123456789012\r\n\r\n3512345678901x\r\n"),
+        put(agency.drop, "b.csv", b"tac\n3512345\n"),
+    ]
+    said = [
+        "a.csv:4: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 14 characters",
+        "b.csv:2: a TAC has 8 digits; got 7 characters",
+    ]
     for most in (0, 1):
         why = refusal(agency, *files, bad_rows_max=most)
         assert why.reason == "bad_rows"
@@ -311,7 +318,9 @@ ONE, TWO, THREE = "35123456789012", "35123456789013", "35123456789014"
     ],
 )  # fmt: skip
 def test_rows_entries_and_repeats_are_counted(agency, files, arguments, counts):
-    made = published(agency, *(put(agency.drop, name, content.encode()) for name, content in files.items()), **arguments)
+    made = published(
+        agency, *(put(agency.drop, name, content.encode()) for name, content in files.items()), **arguments
+    )
     assert (made.rows, made.entries, made.duplicates, made.conflicting) == counts
     assert made.as_json() == {
         "manifest": str(made.manifest), "signature": f"{made.manifest}.sig", "rows": counts[0], "entries": sum(counts[1].values()),
@@ -336,7 +345,12 @@ def test_what_an_eir_does_not_read_and_may_be_meant_is_named(agency):
 
 
 def test_files_for_lists_of_different_kinds_are_no_release(agency):
-    files = {"a.csv": b"imei\n", "b.csv": b"imei,imsi\n", "c.csv": b"imsi\n", "d.csv": b"imei,imsi,msisdn,block_date,reasons\n"}
+    files = {
+        "a.csv": b"imei\n",
+        "b.csv": b"imei,imsi\n",
+        "c.csv": b"imsi\n",
+        "d.csv": b"imei,imsi,msisdn,block_date,reasons\n",
+    }
     one, pair, sim, either = (put(agency.drop, name, content) for name, content in files.items())
     for mixed in ((one, pair), (pair, sim), (either, one, pair)):
         why = refusal(agency, *mixed)
@@ -393,12 +407,28 @@ def test_a_key_that_an_agent_holds(agency, agent):
 async def test_lists_of_lsds_and_answers_of_device_check_are_published_as_they_come(agency, store):
     """Guessed by their first line; a delta of either is one file with both, by what its rows say."""
     head = "imei,reporting_date,status"
-    full = put(agency.drop, "full.csv", f"{head}\n35000000000001,20261101,blacklist\n35000000000002,20261101,pending\n35000000000003,20261101,\n".encode())
-    delta = put(agency.drop, "delta.csv", f"{head},change_type\n35000000000002,20261101,blacklist,update\n35000000000001,20261101,recovered,remove\n".encode())
+    full = put(
+        agency.drop,
+        "full.csv",
+        f"{head}\n35000000000001,20261101,blacklist\n35000000000002,20261101,pending\n35000000000003,20261101,\n".encode(),
+    )
+    delta = put(
+        agency.drop,
+        "delta.csv",
+        f"{head},change_type\n35000000000002,20261101,blacklist,update\n35000000000001,20261101,recovered,remove\n".encode(),
+    )
     history = '"imeihistory": [{"action": "Block %s", "reasoncodedesc": "x", "date": "2026-11-0%d 12:00:00.0"}]'
     said = '{"responsestatus": "success", "deviceid": "3500000000000%d", ' + history + "}\n"
-    answers = put(agency.drop, "answers.json", "".join(said % each for each in ((4, "Insert", 1), (3, "Insert", 1), (3, "Remove", 2))).encode())
-    for serial, base, file, role, layout, entries in ((1, None, full, "entries", "lsds", 2), (2, 1, delta, "changes", "lsds", 2), (3, 2, answers, "changes", "gsma-device-check", 2)):
+    answers = put(
+        agency.drop,
+        "answers.json",
+        "".join(said % each for each in ((4, "Insert", 1), (3, "Insert", 1), (3, "Remove", 2))).encode(),
+    )
+    for serial, base, file, role, layout, entries in (
+        (1, None, full, "entries", "lsds", 2),
+        (2, 1, delta, "changes", "lsds", 2),
+        (3, 2, answers, "changes", "gsma-device-check", 2),
+    ):
         manifest = make(agency, file, serial=serial, base=base)
         (found,) = described(manifest)
         assert found[1:3] == (role, layout)

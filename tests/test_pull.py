@@ -46,7 +46,9 @@ class Node:
     async def pull(self, *, force=False, until=None, **changes):
         async def load(release, place, marks):
             self.loads.append(release.manifest.serial)
-            return await Loader({NAME: self.settings}, self.store, "x", datetime.now(UTC), marks, force).load(release, place)
+            return await Loader({NAME: self.settings}, self.store, "x", datetime.now(UTC), marks, force).load(
+                release, place
+            )
 
         async def alone():
             return self.is_alone
@@ -116,7 +118,10 @@ async def test_what_a_network_does_keeps_nothing_out_once_it_is_over(register, n
     await node.pull()
     register.publish(added=ROWS[20:23])
     register.web.fault = lambda path: fault if path.endswith(where) else None
-    assert await node.pull() in {("unreached" if reason not in {"bad_signature", "signature_missing"} else "refused", reason) for reason in FAULTS[fault]}, node.said
+    assert await node.pull() in {
+        ("unreached" if reason not in {"bad_signature", "signature_missing"} else "refused", reason)
+        for reason in FAULTS[fault]
+    }, node.said
     assert node.said.reached == (where != INDEX)
     assert (await node.serial(), node.loads) == (1, [1])
     register.web.fault = None
@@ -171,7 +176,9 @@ async def test_a_release_that_is_not_what_the_index_says_is_refused(register, no
     register.publish(ROWS[:20])
     index = read(_document(register))
     (first,) = index.releases
-    (register.folder / INDEX).write_bytes(signed(written(replace(index, releases=(replace(first, serial=7),))), register.key))
+    (register.folder / INDEX).write_bytes(
+        signed(written(replace(index, releases=(replace(first, serial=7),))), register.key)
+    )
     assert await node.pull() == ("refused", "mixed")
     assert await node.serial() is None
     assert [event.detail.partition(":")[0] for event in await node.store.history()] == ["mixed"]
@@ -186,7 +193,9 @@ async def test_what_passes_a_limit_is_fetched_once_and_by_force(register, node):
         assert await node.pull() == ("refused", "growth")
     assert node.loads == [1, 2]
     assert sum(path.endswith(".csv") for path in register.web.paths()) == 2
-    assert len([event for event in await node.store.history() if event.what == "refuse" for _ in range(event.count)]) == 1
+    assert (
+        len([event for event in await node.store.history() if event.what == "refuse" for _ in range(event.count)]) == 1
+    )
     assert await node.pull(force=True) == ("loaded", "")
     assert await node.serial() == 2
 
@@ -326,13 +335,21 @@ def test_the_command_and_a_node(site, tmp_path, publisher):
         assert site.json("check", ROWS[20])["status"] == "blacklisted"
         until(lambda: node.metrics().get("eir_source_serial{list=stolen}") == 2)
         assert {line["serial"] for line in node.lines("source_loaded", list="stolen")} == {"2"}
-        assert [event["who"].partition("@")[0] for event in site.json("history", "stolen") if event["what"] == "load"][-1].startswith("pull of ")
+        assert [event["who"].partition("@")[0] for event in site.json("history", "stolen") if event["what"] == "load"][
+            -1
+        ].startswith("pull of ")
         register.web.fault = "error"
         until(lambda: node.lines("source_unreached", list="stolen", reason="status_503"))
         register.web.fault = lambda path: "stall" if path.endswith(".csv") else None
         register.web.stall_s = 2
         register.publish(added=ROWS[22:24])
-        pid = until(lambda: children(node.pid).get("pull") if register.web.paths()[-1:] == ["/3/stolen-3.manifest.json.sig"] else None)
+        pid = until(
+            lambda: (
+                children(node.pid).get("pull")
+                if register.web.paths()[-1:] == ["/3/stolen-3.manifest.json.sig"]
+                else None
+            )
+        )
         os.kill(pid, signal.SIGKILL)
         until(lambda: is_gone(pid))
         register.web.fault = None
@@ -352,11 +369,19 @@ def test_the_command_and_a_node(site, tmp_path, publisher):
 def test_two_nodes_on_one_redis_fetch_once(tmp_path, publisher):
     """Both look at the index; what is new is fetched and loaded by one of them, and in force on both."""
     register = Register(tmp_path / "register", publisher.key)
-    with register.web, Server("redis-server") as redis, Site(tmp_path / "a", publisher) as one, Site(tmp_path / "b", publisher) as other:
+    with (
+        register.web,
+        Server("redis-server") as redis,
+        Site(tmp_path / "a", publisher) as one,
+        Site(tmp_path / "b", publisher) as other,
+    ):
         register.publish(ROWS[:20])
         source = {"url": register.web.url, "every": "1s"}
         for site in (one, other):
-            site.configure(store=f"{redis.url}/0", lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}})
+            site.configure(
+                store=f"{redis.url}/0",
+                lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}},
+            )
         nodes = [site.start(ready=False) for site in (one, other)]
 
         def in_force():
@@ -370,4 +395,9 @@ def test_two_nodes_on_one_redis_fetch_once(tmp_path, publisher):
         assert sorted(fetched) == sorted(set(fetched))
         assert len(fetched) == 4
         assert len([event for event in one.json("history", "stolen") if event["what"] == "load"]) == 4
-        assert [line for node in nodes for line in node.lines() if line["event"] in {"source_refused", "source_unreached", "fault"}] == []
+        assert [
+            line
+            for node in nodes
+            for line in node.lines()
+            if line["event"] in {"source_refused", "source_unreached", "fault"}
+        ] == []

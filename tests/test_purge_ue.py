@@ -26,7 +26,9 @@ IMSI, OTHER = "001010000000001", "001010000000002"
 S6A, VENDOR, REALM, HSS, MME = 16777251, 10415, "epc.example", "hss.epc.example", "mme.epc.example"
 NO_STATE = 1
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # python-diameter's count of an answer without Result-Code
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # python-diameter's count of an answer without Result-Code
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +45,13 @@ def page(script):
 
 @asynccontextmanager
 async def asking(page, *addresses, **options):
-    servers = Servers([f"tcp://{host}:{port}" for host, port in addresses], page["ASKING"], origin_host=MME, origin_realm=REALM, **options)
+    servers = Servers(
+        [f"tcp://{host}:{port}" for host, port in addresses],
+        page["ASKING"],
+        origin_host=MME,
+        origin_realm=REALM,
+        **options,
+    )
     try:
         yield servers
     finally:
@@ -86,7 +94,9 @@ async def stranger(respond):
 
 def by_code(code):
     flags = 0x20 if code // 1000 == 3 else 0
-    return lambda asked: wire.message(321, wire.avp(263, asked.data(263)) + wire.u32(268, code), flags, S6A, (asked.hop_by_hop, asked.end_to_end))
+    return lambda asked: wire.message(
+        321, wire.avp(263, asked.data(263)) + wire.u32(268, code), flags, S6A, (asked.hop_by_hop, asked.end_to_end)
+    )
 
 
 def test_the_page_has_all_that_is_public():
@@ -100,7 +110,9 @@ def test_the_page_has_all_that_is_public():
 
 
 def test_both_sides_as_programs(script):
-    with subprocess.Popen([sys.executable, script, "hss", "tcp://127.0.0.1:0", IMSI], stdout=subprocess.PIPE, text=True) as answering:
+    with subprocess.Popen(
+        [sys.executable, script, "hss", "tcp://127.0.0.1:0", IMSI], stdout=subprocess.PIPE, text=True
+    ) as answering:
         try:
             host, port = answering.stdout.readline().split()
             command = [sys.executable, script, "mme", f"tcp://{host}:{port}", IMSI, OTHER]
@@ -131,7 +143,9 @@ async def test_what_may_have_been_received_goes_out_again_under_the_same_name(pa
         assert await page["purge"](servers, IMSI) == "purged"
         assert await page["purge"](servers, OTHER) == "purged"
     assert [message.flags & 0x10 for message in asked] == [0]
-    assert [message.flags & 0x10 for message in again] == [0x10, 0], "a server that did not answer is asked last for a while"
+    assert [message.flags & 0x10 for message in again] == [0x10, 0], (
+        "a server that did not answer is asked last for a while"
+    )
     assert asked[0].end_to_end == again[0].end_to_end != again[1].end_to_end
     assert asked[0].data(263) == again[0].data(263) != again[1].data(263)
 
@@ -147,7 +161,11 @@ async def test_a_server_that_cannot_now_is_passed_over_for_this_request(page, co
 
 
 async def test_a_server_that_ends_its_connection_is_asked_again_once_it_is_back(page):
-    async with stranger(lambda _: b"\1\0\0\0") as (broken, asked), hss(page, IMSI, OTHER) as there, asking(page, broken, there, pause_s=0) as servers:
+    async with (
+        stranger(lambda _: b"\1\0\0\0") as (broken, asked),
+        hss(page, IMSI, OTHER) as there,
+        asking(page, broken, there, pause_s=0) as servers,
+    ):
         assert await page["purge"](servers, IMSI) == "purged"
         assert await page["purge"](servers, OTHER) == "purged"
         assert len(asked) == 2
@@ -161,7 +179,9 @@ def test_a_url_that_cannot_be():
 
 @contextmanager
 def python_diameter(host, **options):
-    logging.getLogger("diameter").setLevel(logging.CRITICAL)  # its threads complain of what they do themselves at the end
+    logging.getLogger("diameter").setLevel(
+        logging.CRITICAL
+    )  # its threads complain of what they do themselves at the end
     node = OtherNode(host, REALM, vendor_ids=[VENDOR], **options)
     node.wakeup_interval = 1
     try:
@@ -206,9 +226,15 @@ async def test_an_mme_that_nobody_here_wrote_asks(page):
             def ask(imsi):
                 request = PurgeUeRequest()
                 request.session_id = node.session_generator.next_id()
-                request.vendor_specific_application_id = VendorSpecificApplicationId(vendor_id=VENDOR, auth_application_id=S6A)
+                request.vendor_specific_application_id = VendorSpecificApplicationId(
+                    vendor_id=VENDOR, auth_application_id=S6A
+                )
                 request.auth_session_state = NO_STATE
-                request.origin_host, request.origin_realm, request.destination_realm = MME.encode(), REALM.encode(), REALM.encode()
+                request.origin_host, request.origin_realm, request.destination_realm = (
+                    MME.encode(),
+                    REALM.encode(),
+                    REALM.encode(),
+                )
                 request.user_name = imsi
                 return application.send_request(request, timeout=10)
 

@@ -55,8 +55,15 @@ def test_a_priority_past_the_last_is_the_last():
 
 def test_limits_are_apart():
     memory = shared(2)
-    buckets = [Bucket(RATE, 0.0, grants=Grants(memory, worker), limit=limit) for worker, limit in ((0, 1), (1, 2), (1, 1 + LIMITS_MAX))]
-    assert [grant(bucket, 0.0, 1000, 0) for bucket in buckets] == [BURST, BURST, 0]  # the last has the first one's place
+    buckets = [
+        Bucket(RATE, 0.0, grants=Grants(memory, worker), limit=limit)
+        for worker, limit in ((0, 1), (1, 2), (1, 1 + LIMITS_MAX))
+    ]
+    assert [grant(bucket, 0.0, 1000, 0) for bucket in buckets] == [
+        BURST,
+        BURST,
+        0,
+    ]  # the last has the first one's place
 
 
 def test_a_number_that_jumps_is_felt_for_a_burst_and_no_longer():

@@ -83,13 +83,19 @@ async def test_killed_again_and_again_files_stay_readable_and_no_worker_notices(
     await asked(mme, LISTED)
     await until_async(lambda: recorded(site.state) > before)
     assert recorded(site.state) <= asked_for + 1
-    await until_async(lambda: node.metrics()["eir_sightings_total"] == recorded(site.state))  # counted once it is written
+    await until_async(
+        lambda: node.metrics()["eir_sightings_total"] == recorded(site.state)
+    )  # counted once it is written
     assert node.metrics()["eir_worker_restarts_total"] == 0
 
 
-async def test_while_the_process_that_writes_stands_still_checks_go_on_and_what_is_lost_is_counted(site, connect, altered):
+async def test_while_the_process_that_writes_stands_still_checks_go_on_and_what_is_lost_is_counted(
+    site, connect, altered
+):
     small = "buffer.WAITING_BYTES_MAX = 20_000; recorded.SOCKET_BYTES = 1 << 15"
-    altered(f"import sys\nif sys.argv[1:] == ['serve']:\n    import eir.analysis.buffer as buffer, eir.daemon.recorded as recorded\n    {small}\n")
+    altered(
+        f"import sys\nif sys.argv[1:] == ['serve']:\n    import eir.analysis.buffer as buffer, eir.daemon.recorded as recorded\n    {small}\n"
+    )
     site.configure(sightings=KEPT | {"rate_max": 1e7}, policy={"rules": []}, lists={})
     node = site.start()
     mme = await connect(node)
@@ -104,7 +110,9 @@ async def test_while_the_process_that_writes_stands_still_checks_go_on_and_what_
             count += 200
     finally:
         os.kill(writer, signal.SIGCONT)
-    await until_async(lambda: recorded(site.state) + node.metrics()["eir_sightings_dropped_total{reason=buffer}"] == count)
+    await until_async(
+        lambda: recorded(site.state) + node.metrics()["eir_sightings_dropped_total{reason=buffer}"] == count
+    )
     assert dropped
 
 

@@ -21,7 +21,11 @@ from eir.stores.sqlite import SqliteStore
 
 CONFIG = Path(__file__).parent.parent / "config"
 SAMPLE = CONFIG / "lists" / "register"
-DECLARED = next(block for block in re.findall(r"```yaml\n(.*?)```", (CONFIG / "README.md").read_text(), re.DOTALL) if "layouts:" in block)
+DECLARED = next(
+    block
+    for block in re.findall(r"```yaml\n(.*?)```", (CONFIG / "README.md").read_text(), re.DOTALL)
+    if "layouts:" in block
+)
 ONE, TWO, THREE = 35123456789012, 35123456789013, 35123456789014
 
 
@@ -66,7 +70,14 @@ async def test_the_sample_of_the_page_is_published_and_loaded(tmp_path, store, l
     agency = Agency(tmp_path)
     declared = layouts(DECLARED)
     agency.settings(layouts=declared, shrink_max=1, growth_max=1)
-    given = {"list_name": NAME, "issued": NOW, "expires": NOW + timedelta(days=14), "key": agency.key, "layout": "register", "declared": declared}
+    given = {
+        "list_name": NAME,
+        "issued": NOW,
+        "expires": NOW + timedelta(days=14),
+        "key": agency.key,
+        "layout": "register",
+        "declared": declared,
+    }
     told = []
     full = publish([SAMPLE / "register-20261120.txt"], serial=42, out=agency.drop, warn=told.append, **given)
     assert (told, full.rows, full.entries) == ([], 6, {"entries": 3 + 100 + 1})
@@ -74,7 +85,13 @@ async def test_the_sample_of_the_page_is_published_and_loaded(tmp_path, store, l
     assert (delta.rows, delta.entries) == (3, {"added": 1, "removed": 51})
     report = await agency.load(full.manifest, store)
     assert (report.entries, report.devices, report.bad_rows) == (104, 1_000_103, 0)
-    reasons = {"00101006000001": "stolen", "00101006000002": "lost", "00101006000150": "stolen", "00101010123456": "counterfeit", "00101006000003": "Prüfung"}
+    reasons = {
+        "00101006000001": "stolen",
+        "00101006000002": "lost",
+        "00101006000150": "stolen",
+        "00101010123456": "counterfeit",
+        "00101006000003": "Prüfung",
+    }
     assert {imei: await reason_of(store, NAME, int(imei)) for imei in reasons} == reasons
     _, (page,) = await store.some_pages(NAME, [101006])
     assert set(memoryview(decode_sections(page.extra).until).cast("q")) == {0, until_seconds("2030-12-31")}
@@ -100,7 +117,20 @@ def test_the_commands_of_the_page_with_a_file_of_layouts_alone(site):
     folder.mkdir()
     (folder / "layouts.yaml").write_text(DECLARED)
     site.configure(**yaml.safe_load(DECLARED))
-    options = ["--list", "stolen", "--expires", "14d", "--key", site.publisher.key, "--layout", "register", "-c", folder / "layouts.yaml", "--out", folder]
+    options = [
+        "--list",
+        "stolen",
+        "--expires",
+        "14d",
+        "--key",
+        site.publisher.key,
+        "--layout",
+        "register",
+        "-c",
+        folder / "layouts.yaml",
+        "--out",
+        folder,
+    ]
     said = site.json("publish", *options, "--serial", "42", SAMPLE / "register-20261120.txt")
     assert (said["rows"], said["entries"]) == (6, 104)
     site.eir("publish", *options, "--serial", "43", "--base", "42", SAMPLE / "register-20261121.txt")
@@ -108,7 +138,9 @@ def test_the_commands_of_the_page_with_a_file_of_layouts_alone(site):
     found = site.json("check", "00101006000150")
     assert (found["status"], found["reason"], found["serial"]) == ("blacklisted", "stolen", 43)
     assert site.json("check", "00101006000120")["status"] == "whitelisted"
-    done = site.eir("publish", *options, "--serial", "44", "--layout", "registre", SAMPLE / "register-20261120.txt", status=1)
+    done = site.eir(
+        "publish", *options, "--serial", "44", "--layout", "registre", SAMPLE / "register-20261120.txt", status=1
+    )
     assert "layout 'registre' is not known; known are register, eir, imei" in done.stderr
 
 
@@ -150,8 +182,17 @@ def test_encodings_through_pieces_of_any_size(layouts, encoding, size, tmp_path)
     (tmp_path / "f.txt").write_bytes(text.encode(encoding))
     with open_folder(tmp_path) as folder, DataFile("f.txt", folder) as file:
         pieces = b"".join(file.chunks(10, file.sha256()))
-    cut = [pieces[at : at + size] for at in range(0, len(pieces), size)] if encoding == "utf-16" else pieces.splitlines(keepends=True)
-    declared = {"encoding": encoding, "columns": {"imei": name, "reason": "Grund"}, "header": {"begins": "HDR", "count": 2}, "trailer": {"begins": "TRL"}}
+    cut = (
+        [pieces[at : at + size] for at in range(0, len(pieces), size)]
+        if encoding == "utf-16"
+        else pieces.splitlines(keepends=True)
+    )
+    declared = {
+        "encoding": encoding,
+        "columns": {"imei": name, "reason": "Grund"},
+        "header": {"begins": "HDR", "count": 2},
+        "trailer": {"begins": "TRL"},
+    }
     keys, _, tally, count = read(layouts, b"", chunks=cut, **declared)
     assert (keys, tally.bad, count) == ({ONE, TWO, THREE}, 0, 3)
 
@@ -199,7 +240,11 @@ async def test_roles_and_codes_need_each_other(tmp_path, store, layouts):
     agency = Agency(tmp_path)
     agency.settings(layouts=layouts({"own": {"columns": {"imei": 1, "action": 2}, "added": ["A"], "removed": ["D"]}}))
     await agency.load(agency.release([str(ONE)]), store)
-    for role, layout, says in (("changes", "imei", "has no codes"), ("removed", "own", "its role is changes"), ("added", "own", "its role is changes")):
+    for role, layout, says in (
+        ("changes", "imei", "has no codes"),
+        ("removed", "own", "its role is changes"),
+        ("added", "own", "its role is changes"),
+    ):
         manifest = agency.release({"d.txt": (role, layout, f"{ONE},D\n".encode())}, kind="delta", base=1, serial=2)
         with pytest.raises(ReleaseRefused, match=says) as caught:
             await agency.load(manifest, store)
@@ -229,7 +274,9 @@ def test_dates(form, text, iso):
             until_seconds(wrong, form)
 
 
-@pytest.mark.parametrize("form", ["", "YYYY", "DD.MM.YY", "YYYYMMDD%d", "YYYYMMMonDD", "YYYYMMDDDD", "YYYYMMDDhh", "yyyy-mm-dd"])
+@pytest.mark.parametrize(
+    "form", ["", "YYYY", "DD.MM.YY", "YYYYMMDD%d", "YYYYMMMonDD", "YYYYMMDDDD", "YYYYMMDDhh", "yyyy-mm-dd"]
+)
 def test_forms_that_are_none(form):
     assert not is_date_form(form)
 

@@ -218,7 +218,11 @@ class TestFaults:
                 file.unlink()
                 cut()
                 await until(lambda: node.follower.errors["noauth"])
-                details = [fields["detail"] for event, fields in node.events if event == "store_failed" and fields["reason"] == "noauth"]
+                details = [
+                    fields["detail"]
+                    for event, fields in node.events
+                    if event == "store_failed" and fields["reason"] == "noauth"
+                ]
                 assert f"password file {file} cannot be read: No such file" in details[0]
                 assert node.keys() == [1, 2, 5 * PAGE_KEYS]
                 assert server.command("AUTH", password, then=["CONFIG", "SET", "requirepass", "other"])
@@ -268,7 +272,9 @@ class TestFaults:
 
     async def test_a_policy_that_drops_lists_is_reported(self, own):
         said = []
-        async with opened(own("--maxmemory-policy", "allkeys-lru").url, report=lambda *what, **more: said.append((what, more))) as store:
+        async with opened(
+            own("--maxmemory-policy", "allkeys-lru").url, report=lambda *what, **more: said.append((what, more))
+        ) as store:
             await store.states()
         reported = {what: more for (what,), more in said}
         assert reported.keys() == {"store_may_evict", "store_unprotected"}
@@ -290,7 +296,12 @@ class TestFaults:
         master, said = own(), []
         replica = own("--replicaof", "127.0.0.1", str(master.port))
         async with opened(master.url, report=lambda what, **_: said.append(what)) as store:
-            await until(lambda: b"connected_slaves:1" in master.command("INFO", "replication") and b"state=online" in master.command("INFO", "replication"))
+            await until(
+                lambda: (
+                    b"connected_slaves:1" in master.command("INFO", "replication")
+                    and b"state=online" in master.command("INFO", "replication")
+                )
+            )
             await store.replace("a", state(A), A, seen=0)
             assert said == ["store_unprotected"]
             replica.pause()
@@ -399,7 +410,9 @@ class TestSwitch:
         now, records = await store.ledger(), [record async for batch in store.records() for record in batch]
         assert now.number == before.number + (not refused) == len(records)
         assert not list(broken(records, await store.folds(), now))
-        assert [each.list for each in await store.history() if each.outcome == ACCEPTED] == [f"list-{n}" for n in range(len(records))]
+        assert [each.list for each in await store.history() if each.outcome == ACCEPTED] == [
+            f"list-{n}" for n in range(len(records))
+        ]
 
     async def test_a_history_whose_ledger_was_evicted_is_trimmed_as_before(self, server, store):
         for day in range(1, 5):
@@ -513,7 +526,9 @@ class TestNodes:
                 await node.reaches(2)
             assert node.keys() == [9, 5 * PAGE_KEYS]
             assert {timeout_s for _, timeout_s in waits} == {1.0}
-            assert [seen for seen, _ in waits[begun:]].count(1) <= 1  # one look may have been made just before the change
+            assert [seen for seen, _ in waits[begun:]].count(
+                1
+            ) <= 1  # one look may have been made just before the change
             assert not node.follower.errors
 
     async def test_an_entry_without_its_state_does_not_make_a_follower_spin(self, server, store):
@@ -584,7 +599,9 @@ class TestUrls:
         assert parse_url("redis://u:p%40%3A@h", {}).options["password"] == "p@:"
         assert "from file" not in repr(found)
 
-    async def test_a_connection_that_is_refused_or_cut_is_tried_again_after_pauses_that_grow_and_differ(self, monkeypatch):
+    async def test_a_connection_that_is_refused_or_cut_is_tried_again_after_pauses_that_grow_and_differ(
+        self, monkeypatch
+    ):
         """By the library: with so many workers on one Redis, none is to come back at the same moment as the others."""
         came, pauses = [], []
 
@@ -630,7 +647,10 @@ class TestUrls:
             ("redis+sentinel://h", "/SERVICE"),
             ("redis://h:99999", "bad port"),
             ("redis://h?pasword_file=x", "unknown option 'pasword_file'"),
-            ("redis://h?password_file=/nowhere/at/all", "password_file /nowhere/at/all of the store cannot be read: No such file"),
+            (
+                "redis://h?password_file=/nowhere/at/all",
+                "password_file /nowhere/at/all of the store cannot be read: No such file",
+            ),
             ("redis+sentinel://h/s?sentinel_password_file=/nowhere", "sentinel_password_file /nowhere"),
             ("redis://h?password_file=/", "password_file / of the store cannot be read: Is a directory"),
             ("rediss://h?ca_file=/nowhere/ca.pem", "ca_file /nowhere/ca.pem"),
@@ -667,7 +687,10 @@ class TestTls:
 
         def start(*options):
             port = servers.free_port()
-            return own(*(text for name, value in {"tls-port": port, **tls}.items() for text in (f"--{name}", str(value))), *options), port
+            return own(
+                *(text for name, value in {"tls-port": port, **tls}.items() for text in (f"--{name}", str(value))),
+                *options,
+            ), port
 
         return start
 
@@ -764,7 +787,14 @@ async def test_a_cluster_of_three(own):
         assert node.command("CLUSTER", "ADDSLOTSRANGE", first, last) == b"+OK\r\n"
     for node in nodes[1:]:
         node.command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
-    await until(lambda: all(b"cluster_state:ok" in n.command("CLUSTER", "INFO") and b"cluster_known_nodes:3" in n.command("CLUSTER", "INFO") for n in nodes), 30)
+    await until(
+        lambda: all(
+            b"cluster_state:ok" in n.command("CLUSTER", "INFO")
+            and b"cluster_known_nodes:3" in n.command("CLUSTER", "INFO")
+            for n in nodes
+        ),
+        30,
+    )
     names = ["a", "b", "c", "history", "stolen-national"]
     async with opened(f"redis+cluster://127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[1].port}") as store:
         for name in names:
@@ -837,7 +867,10 @@ def test_the_form_of_a_state_is_json_for_other_readers(server):
 
 
 def test_a_page_that_is_not_there_is_left_out():
-    assert reading._pages([5, 6, 7], [None, None, b"kk", b"x", b"", b"T"], plain=False) == [Page(6, b"kk", b"x"), Page(7, b"", b"T")]
+    assert reading._pages([5, 6, 7], [None, None, b"kk", b"x", b"", b"T"], plain=False) == [
+        Page(6, b"kk", b"x"),
+        Page(7, b"", b"T"),
+    ]
     assert reading._pages([5, 6], [None, b"kk"], plain=True) == [Page(6, b"kk")]
 
 
@@ -918,7 +951,14 @@ async def test_a_fault_is_told_without_pythons_own_words(url, says):
     assert not re.search(r"[<>]|\('|Error|object|\[Errno", str(caught.value)), str(caught.value)
 
 
-@pytest.mark.parametrize(("error", "says"), [(KeyError("kind"), "kind is missing"), (TimeoutError(), "no answer in time"), (OSError(), "the connection was lost")])
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyError("kind"), "kind is missing"),
+        (TimeoutError(), "no answer in time"),
+        (OSError(), "the connection was lost"),
+    ],
+)
 def test_faults_without_a_text(error, says):
     assert link.said(error) == says
 
@@ -937,7 +977,9 @@ def test_faults_without_a_text(error, says):
 async def test_a_redis_that_strangers_can_write_to_is_reported(own, tmp_path, users, warned):
     (tmp_path / "users").write_text(f"{users}user loader on >loading ~* &* +@all\n")
     server, said = own("--aclfile", str(tmp_path / "users")), []
-    async with opened(f"redis://loader:loading@127.0.0.1:{server.port}", report=lambda what, **_: said.append(what)) as store:
+    async with opened(
+        f"redis://loader:loading@127.0.0.1:{server.port}", report=lambda what, **_: said.append(what)
+    ) as store:
         await store.replace("a", state(A), A, seen=0)
         assert await read(store) == A
     assert said == ["store_unprotected"] * warned

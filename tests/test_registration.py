@@ -33,7 +33,9 @@ def nrfs():
 @contextlib.asynccontextmanager
 async def registering(*uri, standing=lambda: GOOD, tls=None, **more):
     settings = settings_of(*uri, heartbeat_s=1, **more)
-    it = Registering(settings, INSTANCE, ["http://127.0.0.1:7777"], standing, tokens=False, tls=tls, report=lambda *_, **__: None)
+    it = Registering(
+        settings, INSTANCE, ["http://127.0.0.1:7777"], standing, tokens=False, tls=tls, report=lambda *_, **__: None
+    )
     task = asyncio.create_task(it.run())
     yield it
     assert not task.done()
@@ -47,7 +49,9 @@ async def test_a_life_with_an_nrf(nrfs):
     load = 7
     async with registering(nrf.uri, standing=lambda: Standing(serving=True, load=load)) as it:
         await until(lambda: INSTANCE in nrf.profiles)
-        assert nrf.profiles[INSTANCE]["nfServices"][0]["ipEndPoints"] == [{"ipv4Address": "127.0.0.1", "transport": "TCP", "port": 7777}]
+        assert nrf.profiles[INSTANCE]["nfServices"][0]["ipEndPoints"] == [
+            {"ipv4Address": "127.0.0.1", "transport": "TCP", "port": 7777}
+        ]
         load = 55
         await until(lambda: nrf.profiles[INSTANCE]["load"] == 55)
         nrf.forget()
@@ -119,7 +123,11 @@ async def test_a_base_path_and_an_nrf_over_tls(nrfs, tmp_path):
         made.set_alpn_protocols(["h2"])
         return made
 
-    good, stranger, misnamed = nrfs(ssl=context(ca, "127.0.0.1")), nrfs(ssl=context(other, "127.0.0.1")), nrfs(ssl=context(ca, "10.0.0.1"))
+    good, stranger, misnamed = (
+        nrfs(ssl=context(ca, "127.0.0.1")),
+        nrfs(ssl=context(other, "127.0.0.1")),
+        nrfs(ssl=context(ca, "10.0.0.1")),
+    )
     async with registering(stranger.uri, misnamed.uri, f"{good.uri}/nrf/", tls=tls) as it:
         await until(lambda: good.asked)
         assert good.asked[0][1] == f"/nrf/nnrf-nfm/v1/nf-instances/{INSTANCE}"
@@ -128,7 +136,9 @@ async def test_a_base_path_and_an_nrf_over_tls(nrfs, tmp_path):
         await until(lambda: it.status()["registered"] == f"{good.uri}/nrf/")
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100, b"", "goaway", "long"], ids=lambda value: str(value)[:12])
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100, b"", "goaway", "long"], ids=lambda value: str(value)[:12]
+)
 async def test_a_server_that_is_no_nrf(said):
     from h2.config import H2Configuration
     from h2.connection import H2Connection

@@ -147,7 +147,10 @@ def test_what_may_lie_in_the_signatures_place(agency, put, reason, second):
     assert refusal(agency, manifest).reason == reason
 
 
-@pytest.mark.parametrize(("put", "reason"), [(_pipe, "not_a_file"), (_link, "not_a_file"), (_folder, "not_a_file"), (_missing, "file_missing")])
+@pytest.mark.parametrize(
+    ("put", "reason"),
+    [(_pipe, "not_a_file"), (_link, "not_a_file"), (_folder, "not_a_file"), (_missing, "file_missing")],
+)
 def test_what_may_lie_in_the_manifests_place(agency, put, reason):
     manifest = agency.release(IMEIS)
     put(manifest)
@@ -178,8 +181,13 @@ def test_a_signer_nobody_trusts_and_one_trusted_for_another_list(agency):
     manifest = agency.release(IMEIS, key=stranger)
     refused = refusal(agency, manifest)
     assert (refused.reason, refused.list_name) == ("untrusted_signer", None)
-    shown = subprocess.run(["ssh-keygen", "-l", "-f", stranger], capture_output=True, text=True, check=True).stdout.split()[1]
-    assert refused.detail == f"{manifest.name}.sig: the key {shown} that signed is not in the signers file {agency.signers}"
+    shown = subprocess.run(
+        ["ssh-keygen", "-l", "-f", stranger], capture_output=True, text=True, check=True
+    ).stdout.split()[1]
+    assert (
+        refused.detail
+        == f"{manifest.name}.sig: the key {shown} that signed is not in the signers file {agency.signers}"
+    )
     agency.settings(name="other", signers=agency.trust("others", f"stranger {public(stranger)}"))
     refused = refusal(agency, manifest)
     assert (refused.reason, refused.list_name, refused.serial) == ("untrusted_signer", NAME, 1)
@@ -383,7 +391,9 @@ def test_manifests_that_are_none(change):
     assert caught.value.reason == "manifest"
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"format": "eir-release/1", "format": "eir-release/1"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xff", b'{"format": "eir-release/1", "format": "eir-release/1"}', b"[" * 100_000]
+)
 def test_bytes_that_are_no_manifest(content):
     with pytest.raises(ReleaseRefused) as caught:
         parse_manifest(content)
@@ -391,14 +401,32 @@ def test_bytes_that_are_no_manifest(content):
 
 
 @pytest.mark.parametrize(
-    "name", ["a/b.csv", "../b.csv", "..", ".", "", "/etc/passwd", ".hidden", "-rf", "a\\b", "C:b.csv", "a\0", "a\nb", "x" * 256]
+    "name",
+    [
+        "a/b.csv",
+        "../b.csv",
+        "..",
+        ".",
+        "",
+        "/etc/passwd",
+        ".hidden",
+        "-rf",
+        "a\\b",
+        "C:b.csv",
+        "a\0",
+        "a\nb",
+        "x" * 256,
+    ],
 )
 def test_names_that_leave_the_folder(name):
     assert not is_plain_name(name)
     _file_name_is_refused(name)
 
 
-@pytest.mark.parametrize("name", ["a.manifest.json", ".manifest.json.manifest.json", "a.sig", "a.csv.sig.2", "a.sig.16", "A.Manifest.JSON", "a.SIG"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.manifest.json", ".manifest.json.manifest.json", "a.sig", "a.csv.sig.2", "a.sig.16", "A.Manifest.JSON", "a.SIG"],
+)
 def test_names_of_manifests_and_signatures_are_no_data(name):
     _file_name_is_refused(name)
 
@@ -456,7 +484,20 @@ def test_serials(kind, serial, base, current, highest, reason):
 def test_a_signature_names_its_key_or_the_authority_behind_it(tmp_path):
     """A hint that costs nothing, for the order in which deliveries are looked at."""
     keys = {name: make_key(tmp_path, name) for name in ("authority", "agency", "member")}
-    subprocess.run(["ssh-keygen", "-q", "-s", keys["authority"], "-I", "member", "-n", "member", keys["member"].with_name("member.pub")], check=True)
+    subprocess.run(
+        [
+            "ssh-keygen",
+            "-q",
+            "-s",
+            keys["authority"],
+            "-I",
+            "member",
+            "-n",
+            "member",
+            keys["member"].with_name("member.pub"),
+        ],
+        check=True,
+    )
     manifest = tmp_path / "m"
     manifest.write_text("{}")
     plain = sign(manifest, keys["agency"]).read_bytes()
@@ -465,4 +506,7 @@ def test_a_signature_names_its_key_or_the_authority_behind_it(tmp_path):
     authority = keys_of(f"# AAAA\n* cert-authority {public(keys['authority'])}".encode())
     assert (names_one_of(trusted, plain), names_one_of(trusted, under)) == (True, False)
     assert (names_one_of(authority, plain), names_one_of(authority, under)) == (False, True)
-    assert not any(names_one_of(trusted | authority, junk) for junk in (b"", b"x", b"AAAA", b"-----BEGIN", b"\xff" * 99, plain[:60]))
+    assert not any(
+        names_one_of(trusted | authority, junk)
+        for junk in (b"", b"x", b"AAAA", b"-----BEGIN", b"\xff" * 99, plain[:60])
+    )

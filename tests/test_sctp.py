@@ -92,7 +92,12 @@ def test_any_stream_any_identifier_any_cut_is_taken():
 def test_parts_of_a_message_on_two_streams_are_not_joined():
     async def case():
         whole = ecr(LISTED)
-        for first in (100, 2, 20, len(whole) + 3):  # in the middle, inside its length, after its header, in the second of two
+        for first in (
+            100,
+            2,
+            20,
+            len(whole) + 3,
+        ):  # in the middle, inside its length, after its header, in the second of two
             async with running(exact=False) as setup:
                 made, _ = await opened(setup.port)
                 octets = whole + whole
@@ -145,7 +150,9 @@ def test_a_reader_that_sleeps_gets_every_answer_for_itself():
 
             asking = asyncio.create_task(ask())
             (link,) = setup.node._links.values()
-            await until(lambda: link._stalled is not None)  # its answers fill the kernel's room and ours: we read no more of it
+            await until(
+                lambda: link._stalled is not None
+            )  # its answers fill the kernel's room and ours: we read no more of it
             got = [await receive(made) for _ in range(3000)]
             await asking
             assert all(each.whole for each in got)
@@ -183,7 +190,10 @@ def test_addresses_of_both_versions_are_one_endpoint():
                 cea = Message((await receive(made)).data)
                 assert cea.result == 2001
                 # RFC 6733 5.3.1: one Host-IP-Address for each address that messages may come from.
-                assert {each.data[2:] for each in cea.every(257)} >= {socket.inet_aton("127.0.0.1"), socket.inet_aton("127.0.0.2")}
+                assert {each.data[2:] for each in cea.every(257)} >= {
+                    socket.inet_aton("127.0.0.1"),
+                    socket.inet_aton("127.0.0.2"),
+                }
                 made.close()
 
     run(case())
@@ -191,7 +201,12 @@ def test_addresses_of_both_versions_are_one_endpoint():
 
 def test_what_is_configured_is_what_the_kernel_does():
     settings = SctpSettings(
-        rto_initial_s=0.7, rto_min_s=0.35, rto_max_s=1.4, heartbeat_s=2.5, path_retransmissions=3, association_retransmissions=6
+        rto_initial_s=0.7,
+        rto_min_s=0.35,
+        rto_max_s=1.4,
+        heartbeat_s=2.5,
+        path_retransmissions=3,
+        association_retransmissions=6,
     )
 
     async def case():
@@ -243,7 +258,9 @@ async def far_connected(port, settings=None, *, meanwhile=lambda: None):
         made = sctp_socket(*THEIRS, port=PEER_PORT)
     for option, value in settings_layout(settings or SctpSettings()):
         made.setsockopt(SCTP, option, value)
-    assert made.connect_ex((OURS[0], port)) == errno.EINPROGRESS  # at once, which the loop's own way is not: it looks the address up first
+    assert (
+        made.connect_ex((OURS[0], port)) == errno.EINPROGRESS
+    )  # at once, which the loop's own way is not: it looks the address up first
     meanwhile()
     await until(lambda: select.select([], [made], [], 0)[1])
     made.setsockopt(SCTP, sctp_wire.RECVRCVINFO, 1)
@@ -328,7 +345,9 @@ def paths_of(setup):
 
 def test_one_of_two_paths_fails_and_comes_back(paths):
     async def case():
-        settings = SctpSettings(heartbeat_s=0.5)  # the defaults but for that, which would have a quiet path found out later
+        settings = SctpSettings(
+            heartbeat_s=0.5
+        )  # the defaults but for that, which would have a quiet path found out later
         async with multihomed(sctp=settings) as (setup, port):
             made = await far_connected(port, settings)
             await send(made, cer())
@@ -345,7 +364,10 @@ def test_one_of_two_paths_fails_and_comes_back(paths):
             paths("two", up=False)  # so that it is the first one again that carries everything
             await flow.more(100)
             await flow.end()
-            assert [event for event, _ in setup.reports.seen if event.startswith("path_")][:2] == ["path_down", "path_up"]
+            assert [event for event, _ in setup.reports.seen if event.startswith("path_")][:2] == [
+                "path_down",
+                "path_up",
+            ]
             setup.node.count_retransmissions()
             assert setup.counts.sctp_retransmissions["mme"] > 0
             print(f"longest wait {max(flow.waits) * 1000:.0f} ms of {len(flow.waits)} requests")
@@ -378,7 +400,14 @@ def test_both_paths_fail_and_come_back(paths):
 
 def test_a_peer_that_never_comes_back_is_given_up(paths):
     async def case():
-        quick = SctpSettings(rto_initial_s=0.1, rto_min_s=0.1, rto_max_s=0.2, path_retransmissions=2, association_retransmissions=4, heartbeat_s=0.5)
+        quick = SctpSettings(
+            rto_initial_s=0.1,
+            rto_min_s=0.1,
+            rto_max_s=0.2,
+            path_retransmissions=2,
+            association_retransmissions=4,
+            heartbeat_s=0.5,
+        )
         async with multihomed(sctp=quick) as (setup, port):
             made = await far_connected(port, quick)
             await send(made, cer())
@@ -403,7 +432,9 @@ def test_a_peer_that_restarts_begins_again_with_its_cer(paths):
             await receive(made)
             await send(made, ecr(LISTED, ids=(1, 1)))
             assert Message((await receive(made)).data).hop_by_hop == 1
-            again = await restarted(setup, made, port, paths, unsent=ecr(LISTED, ids=(2, 2)))  # which is not to be answered later
+            again = await restarted(
+                setup, made, port, paths, unsent=ecr(LISTED, ids=(2, 2))
+            )  # which is not to be answered later
             await until(lambda: setup.counts.sctp_restarts == {"mme": 1})
             assert setup.node.connected() == {"mme": 0}
             assert [row.state for row in setup.node.status() if row.address] == ["wait_cer"]
@@ -458,4 +489,3 @@ def test_we_connect_to_a_peer_with_two_addresses(paths):
         paths("one", up=True)
 
     run(case())
-

@@ -166,7 +166,10 @@ class TestReload:
     async def test_sighup_takes_over_policy_lists_and_peers(self, loaded, connect):
         local = ["127.0.0.0/8"]
         loaded.configure(
-            peers=[{"name": "one", "host": HOST, "realm": REALM, "from": local}, {"name": "two", "realm": REALM, "from": local}]
+            peers=[
+                {"name": "one", "host": HOST, "realm": REALM, "from": local},
+                {"name": "two", "realm": REALM, "from": local},
+            ]
         )
         node = loaded.start()
         stays, goes = await connect(node), await connect(node, OTHER_HOST)
@@ -204,14 +207,21 @@ class TestReload:
         refused = await run(loaded, "reload", status=2)
         assert f"{loaded.path}:{number}:" in refused.stderr
         assert "blacklisted" in refused.stderr  # what was expected
-        (line,) = await until_async(lambda: node.lines("reload_refused"))  # by the command, which is what `systemctl reload` runs
+        (line,) = await until_async(
+            lambda: node.lines("reload_refused")
+        )  # by the command, which is what `systemctl reload` runs
         assert node.metrics()["eir_config_last_reload_successful"] == 0
         node.signal(signal.SIGHUP)
         line, again = await until_async(lambda: len(found := node.lines("reload_refused")) == 2 and found)
         assert line["detail"] == again["detail"]
         assert f"eir.yaml:{number}:" in line["detail"]
         assert (line["level"], line["reason"]) == ("error", "configuration")
-        await until_async(lambda: f"the configuration on disk has a fault, and the one in force is an earlier one: {loaded.path}:{number}:" in node.status()["summary"])
+        await until_async(
+            lambda: (
+                f"the configuration on disk has a fault, and the one in force is an earlier one: {loaded.path}:{number}:"
+                in node.status()["summary"]
+            )
+        )
         loaded.path.write_text(good)
         await until_async(lambda: "has a fault" not in node.status()["summary"])
         assert await ask(client, LISTED) == BLACK
@@ -238,7 +248,9 @@ class TestReload:
         said = await run(loaded, "reload")
         assert said.stdout == "reloaded; these need a restart: listen, http\n"
         after = node.status()
-        assert [before[key] for key in ("listening", "http", "pid")] == [after[key] for key in ("listening", "http", "pid")]
+        assert [before[key] for key in ("listening", "http", "pid")] == [
+            after[key] for key in ("listening", "http", "pid")
+        ]
         assert until(lambda: node.lines("reloaded"))[0]["needs_restart"] == "listen,http"
 
     async def test_a_file_that_is_gone_changes_nothing(self, loaded, connect):
@@ -344,7 +356,9 @@ class TestEnd:
 
 class TestStart:
     async def test_several_listeners_and_ipv6(self, loaded):
-        loaded.configure(listen=["tcp://[::1]:0", "tcp://127.0.0.1:0"], http="[::1]:0", peers=[{"name": "mme", "realm": REALM}])
+        loaded.configure(
+            listen=["tcp://[::1]:0", "tcp://127.0.0.1:0"], http="[::1]:0", peers=[{"name": "mme", "realm": REALM}]
+        )
         node = loaded.start()
         listening = [url.removeprefix("tcp://") for url in node.status()["listening"]]
         assert [address.rpartition(":")[0] for address in listening] == ["[::1]", "127.0.0.1"]
@@ -401,7 +415,13 @@ class TestStart:
         if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 1024:
             pytest.skip("everyone may take such a port here")
         address = "127.0.0.1:868"
-        loaded.configure(**({"http": address} if what == "http" else {"listen": [f"tcp://{address}"], "workers": 1 + (what == "two workers")}))
+        loaded.configure(
+            **(
+                {"http": address}
+                if what == "http"
+                else {"listen": [f"tcp://{address}"], "workers": 1 + (what == "two workers")}
+            )
+        )
         # Root's commands get what is in the bounding set.
         without = ["setpriv", "--bounding-set", "-net_bind_service"] if os.geteuid() == 0 else []
         done = loaded.eir("serve", status=1, prefix=without)
@@ -476,7 +496,10 @@ class TestShown:
         shown = {name: found.get(name) for name in expected}
         assert shown == expected, sorted(found)
         assert found["eir_check_duration_seconds_count"] >= 6
-        assert found["eir_list_expires_timestamp_seconds{list=stolen}"] > found["eir_list_issued_timestamp_seconds{list=stolen}"]
+        assert (
+            found["eir_list_expires_timestamp_seconds{list=stolen}"]
+            > found["eir_list_issued_timestamp_seconds{list=stolen}"]
+        )
         assert found["eir_follow_lag_seconds"] < 3
         # Nothing that comes from the wire and is not in the dictionary becomes a label.
         assert not any("999" in name or "strange" in name for name in found)
@@ -519,7 +542,9 @@ class TestShown:
         assert loaded.json("check", LISTED)["status"] == "blacklisted"
 
     async def test_peers(self, loaded, connect):
-        loaded.configure(peers=[*loaded.settings["peers"], {"name": "absent", "host": "mme9.example.org", "realm": "example.org"}])
+        loaded.configure(
+            peers=[*loaded.settings["peers"], {"name": "absent", "host": "mme9.example.org", "realm": "example.org"}]
+        )
         node = loaded.start()
         client = await connect(node)
         await ask(client, LISTED)
@@ -603,7 +628,9 @@ class TestLargePages:
         if set_before is not None:
             monkeypatch.setenv(TUNABLES, set_before)
         node = site.start()
-        found = dict(entry.split("=", 1) for entry in Path(f"/proc/{node.pid}/environ").read_text().split("\0") if entry)
+        found = dict(
+            entry.split("=", 1) for entry in Path(f"/proc/{node.pid}/environ").read_text().split("\0") if entry
+        )
         assert found[TUNABLES] == (set_before or LARGE_PAGES)
 
 
@@ -614,7 +641,9 @@ class TestLogs:
         node = loaded.start()
         client = await connect(node)
         start = Counter(list_in_force=2, listening=2, ready=1, peer_open=1)
-        until(lambda: start <= Counter(line["event"] for line in node.lines()))  # each process writes its own lines, sooner or later
+        until(
+            lambda: start <= Counter(line["event"] for line in node.lines())
+        )  # each process writes its own lines, sooner or later
         before = len(node.lines())
         for _ in range(50):
             await ask(client, UNLISTED)
@@ -627,7 +656,13 @@ class TestLogs:
         assert len(told) <= 2  # a fold may have come between
         shown = ("35209900…48", "00101…89") if privacy == "short" else (LISTED, IMSI)
         for line in told:
-            assert (line["status"], line["list"], line["rule"], line["peer"], line["host"]) == ("blacklisted", "stolen", "1", "mme", HOST)
+            assert (line["status"], line["list"], line["rule"], line["peer"], line["host"]) == (
+                "blacklisted",
+                "stolen",
+                "1",
+                "mme",
+                HOST,
+            )
             assert (line["imei"], line["imsi"]) == shown
         whole = [text for text in (LISTED, IMSI, UNLISTED) if text in node.text()]
         assert whole == ([] if privacy == "short" else [LISTED, IMSI])
@@ -644,7 +679,10 @@ class TestLogs:
         assert len(reasons) == 1
         lines = node.lines(reason=reasons.pop())
         assert 1 <= len(lines) <= 7
-        assert sum(value for name, value in node.metrics().items() if name.startswith("eir_diameter_errors_total")) == flood
+        assert (
+            sum(value for name, value in node.metrics().items() if name.startswith("eir_diameter_errors_total"))
+            == flood
+        )
 
     async def test_a_refused_peer_is_told_with_the_setting_that_would_take_it(self, loaded, connect):
         node = loaded.start()

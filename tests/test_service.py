@@ -40,7 +40,9 @@ class Checks:
         put(index, "stolen", state(pages, generation=1), pages)
         settings = PolicySettings(**{"rules": RULES, "no_identity": None, "bad_identity": None} | policy)
         self.notes = []
-        self.checker = Checker(settings, index, now=datetime.now(UTC), note_check=lambda *note: self.notes.append(note[:-1]))
+        self.checker = Checker(
+            settings, index, now=datetime.now(UTC), note_check=lambda *note: self.notes.append(note[:-1])
+        )
         self.answer = S13Service(self.checker).answer
 
     def ask(self, octets):
@@ -134,9 +136,15 @@ class TestWithoutAUsableIdentifier:
         assert checks.status(asked("nonsense")) is status
         assert checks.checker.identity_errors == {("none", "mme"): 1, ("bad", "mme"): 1}
         assert checks.checker.checks() == {(status, "", rule, PROTOCOL): 1 for rule in ("no_identity", "bad_identity")}
-        kinds = [] if status is Status.WHITELISTED else [(status, "", rule, "mme") for rule in ("no_identity", "bad_identity")]
+        kinds = (
+            []
+            if status is Status.WHITELISTED
+            else [(status, "", rule, "mme") for rule in ("no_identity", "bad_identity")]
+        )
         devices = "", key_text(odd_key("nonsense"))
-        assert checks.notes == [(kind, HOST, device, "001010123456789") for kind, device in zip(kinds, devices, strict=False)]
+        assert checks.notes == [
+            (kind, HOST, device, "001010123456789") for kind, device in zip(kinds, devices, strict=False)
+        ]
 
 
 class TestConditions:
@@ -165,7 +173,10 @@ class TestConditions:
         assert checks.status(asked("35123456789012", user=avp(1, user_name))) is status
 
     def test_no_user_name_is_no_error(self, checks):
-        assert checks.status(ecr("35123456789012", terminal=terminal("35123456789012", None), drop=("user",))) is Status.WHITELISTED
+        assert (
+            checks.status(ecr("35123456789012", terminal=terminal("35123456789012", None), drop=("user",)))
+            is Status.WHITELISTED
+        )
         assert checks.status(ecr(LISTED, drop=("user",))) is Status.BLACKLISTED
 
     def test_the_origin(self, checks):
@@ -196,7 +207,15 @@ class TestMeidText:
 
     @pytest.mark.parametrize(
         "octets",
-        [b"", b"\xa0" * 6, b"\xa0" * 9, b"\xff" * 14, bytes.fromhex("A200000000000001"), bytes.fromhex("A100000000000001"), b"\xa0" * 100],
+        [
+            b"",
+            b"\xa0" * 6,
+            b"\xa0" * 9,
+            b"\xff" * 14,
+            bytes.fromhex("A200000000000001"),
+            bytes.fromhex("A100000000000001"),
+            b"\xa0" * 100,
+        ],
     )
     def test_what_is_not_a_meid_becomes_a_text_that_is_not_one(self, octets):
         with pytest.raises(IdentifierError):
@@ -215,7 +234,9 @@ class TestMeidText:
 
 
 class TestReplies:
-    @pytest.mark.parametrize(("status", "value"), [(Status.WHITELISTED, 0), (Status.BLACKLISTED, 1), (Status.GREYLISTED, 2)])
+    @pytest.mark.parametrize(
+        ("status", "value"), [(Status.WHITELISTED, 0), (Status.BLACKLISTED, 1), (Status.GREYLISTED, 2)]
+    )
     def test_a_status(self, status, value):
         reply = REPLIES[status]
         assert (reply.result_code, reply.experimental) == (2001, None)
@@ -235,7 +256,9 @@ def test_a_label_not_a_name_is_counted():
 
 
 def test_what_a_peer_is_answered_instead_follows_the_settings(checks):
-    service = S13Service(checks.checker, (PeerSettings(label="mme", answers=(("blacklisted", "unknown"),)), PeerSettings(label="other")))
+    service = S13Service(
+        checks.checker, (PeerSettings(label="mme", answers=(("blacklisted", "unknown"),)), PeerSettings(label="other"))
+    )
     ask = partial(service.answer, Request(asked(LISTED), 1000, "mme"))
     assert ask() is REPLIES[Status.UNKNOWN]
     assert service.answer(Request(asked(LISTED), 1000, "other")) is REPLIES[Status.BLACKLISTED]

@@ -33,7 +33,9 @@ def serve(site, address):
 
 def test_a_start_ends_when_the_node_answers_and_a_stop_is_told(site, manager):
     address, told = manager
-    site.configure(lists={"stolen": {"signers": "signers"}}, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
+    site.configure(
+        lists={"stolen": {"signers": "signers"}}, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]}
+    )
     site.load([LISTED])
     node = serve(site, address)
     lines = told("READY=1")
@@ -62,7 +64,9 @@ def test_one_that_waits_for_a_release_holds_nobody_back_who_is_to_load_it(site, 
     address, told = manager
     site.configure(boot_without_lists="refuse")
     node = serve(site, address)
-    assert any(line.startswith("STATUS=opens no listener before these lists are loaded: stolen") for line in told("READY=1"))
+    assert any(
+        line.startswith("STATUS=opens no listener before these lists are loaded: stolen") for line in told("READY=1")
+    )
     node.terminate()
     assert node.wait(60) == 0
 

@@ -40,7 +40,13 @@ class Handed:
 
     def __init__(self, rate_max=1e6, *, takes=True):
         self.now, self.takes, self.messages, self.timers = NOON, takes, [], []
-        self.buffer = Buffer(self.send, lambda _, call: self.timers.append(call), rate_max=rate_max, now=lambda: self.now, monotonic=lambda: self.now)
+        self.buffer = Buffer(
+            self.send,
+            lambda _, call: self.timers.append(call),
+            rate_max=rate_max,
+            now=lambda: self.now,
+            monotonic=lambda: self.now,
+        )
 
     def send(self, message):
         if self.takes:
@@ -78,8 +84,13 @@ def frame_of(*sightings, at=NOON, how=FULL):
 def test_checks_become_rows_of_those_that_are_alike():
     handed = Handed()
     kinds = SightingKind(WHITE, "s13", PEER, ""), SightingKind(WHITE, "s13", "agent", "")
-    texts = "".join(f"{host}\nepc\n{imei}\n{IMSI}\n01\n" for host, imei in (("mme1.epc", UNLISTED), ("mme2.epc", UNLISTED), ("mme1.epc", UNLISTED), ("mme1.epc", LISTED)))
-    handed.add(each(UNLISTED, UNLISTED), each(LISTED, decision=BLACK, version=""), (kinds, b"\0\0\0\0\1\0\1\0", texts.encode()))
+    texts = "".join(
+        f"{host}\nepc\n{imei}\n{IMSI}\n01\n"
+        for host, imei in (("mme1.epc", UNLISTED), ("mme2.epc", UNLISTED), ("mme1.epc", UNLISTED), ("mme1.epc", LISTED))
+    )
+    handed.add(
+        each(UNLISTED, UNLISTED), each(LISTED, decision=BLACK, version=""), (kinds, b"\0\0\0\0\1\0\1\0", texts.encode())
+    )
     handed.flush()
     found = rows(handed.frame())
     assert {(row["imei"], row["device"], row["software_version"], row["subscriber"], row["home"], row["protocol"]) for row in found} == {
@@ -131,7 +142,12 @@ def test_long_texts_make_more_messages_and_no_longer_ones():
 
 def test_above_the_rate_only_what_matters_is_kept():
     handed = Handed(rate_max=20)
-    handed.add(*[each(UNLISTED)] * 8, *[each(LISTED, decision=BLACK)] * 4, each(TRACKED, observed="2=greylisted"), each(*[UNLISTED] * 50))
+    handed.add(
+        *[each(UNLISTED)] * 8,
+        *[each(LISTED, decision=BLACK)] * 4,
+        each(TRACKED, observed="2=greylisted"),
+        each(*[UNLISTED] * 50),
+    )
     handed.flush()
     assert [(row["imei"], row["checks"]) for row in rows(handed.frame())] == [(UNLISTED, 8), (LISTED, 4), (TRACKED, 1)]
     assert not handed.buffer.full
@@ -284,7 +300,10 @@ def test_one_damaged_file_does_not_keep_the_others_from_being_forgotten(kept):
 
 def test_the_newest_file_is_never_pruned_for_its_size(tmp_path):
     rows = rows_of([]).grouped(Subscribers(OFF))
-    row = pl.DataFrame([{**dict.fromkeys(rows.columns), "time": datetime(2026, 11, 25, 6), "checks": 1}], schema=rows.schema)  # noqa: DTZ001 - as in the files
+    row = pl.DataFrame(
+        [{**dict.fromkeys(rows.columns), "time": datetime(2026, 11, 25, 6), "checks": 1}],  # noqa: DTZ001
+        schema=rows.schema,
+    )
     (made,) = files.write(tmp_path, row)
     assert files.prune(tmp_path, keep_s=10**9, max_bytes=1, now=made.written) == made.bytes
     assert files.prune(tmp_path, keep_s=10, max_bytes=1, now=made.written + 11) == 0
@@ -292,13 +311,19 @@ def test_the_newest_file_is_never_pruned_for_its_size(tmp_path):
 
 def test_of_what_is_too_much_the_oldest_of_the_loudest_peer_goes_first(tmp_path):
     for day in range(6):
-        calm, loud = each(LISTED, peer="calm"), [each(f"{day}{number:013d}", imsi=f"{random.getrandbits(49):015d}", peer="loud") for number in range(5000)]
+        calm, loud = (
+            each(LISTED, peer="calm"),
+            [each(f"{day}{number:013d}", imsi=f"{random.getrandbits(49):015d}", peer="loud") for number in range(5000)],
+        )
         files.write(tmp_path, frame_of(calm, *loud, at=NOON + day * DAY))
     whole = files.found(tmp_path)
     size = sum(file.bytes for file in whole)
 
     def kept():
-        return {peer: [pl.read_parquet(file.path).filter(pl.col("peer") == peer).height for file in files.found(tmp_path)] for peer in ("calm", "loud")}
+        return {
+            peer: [pl.read_parquet(file.path).filter(pl.col("peer") == peer).height for file in files.found(tmp_path)]
+            for peer in ("calm", "loud")
+        }
 
     left = files.prune(tmp_path, keep_s=10**9, max_bytes=size // 2, now=whole[-1].written)
     assert left == sum(file.bytes for file in files.found(tmp_path)) <= size // 2
@@ -394,7 +419,13 @@ not a time,,{LISTED},x,,
 
 
 def test_only_time_and_identifier_have_to_be_there_and_parquet_does_as_well(kept):
-    frame = pl.DataFrame({"imei": [UNLISTED, LISTED], "time": [datetime(2025, 11, 20, 10, tzinfo=UTC)] * 2, "software_version": ["01", None]})
+    frame = pl.DataFrame(
+        {
+            "imei": [UNLISTED, LISTED],
+            "time": [datetime(2025, 11, 20, 10, tzinfo=UTC)] * 2,
+            "software_version": ["01", None],
+        }
+    )
     frame.write_parquet(kept.folder / "log.parquet")
     assert json.loads(kept.eir("sightings", "import", "log.parquet", "--json").out)["rows"] == 2
     assert kept.json("seen", UNLISTED)["software_versions"] == ["01"]
@@ -413,7 +444,9 @@ def test_a_day_as_a_register_takes_it(kept, site, tmp_path):
     (site.folder / "numbers").write_text(f"85512345678,{IMSI}\n")
     site.configure(numbers="numbers")
     made = kept.eir("sightings", "export", "--layout", "edr", "--day", "2026-11-24", "--operator", "OP")
-    times = [int(datetime.fromisoformat(f"2026-11-24T{time}Z").timestamp() * 1000) for time in ("06:30:00.500", "09:00:00")]
+    times = [
+        int(datetime.fromisoformat(f"2026-11-24T{time}Z").timestamp() * 1000) for time in ("06:30:00.500", "09:00:00")
+    ]
     assert sorted(made.out.splitlines()[1:]) == sorted([
         f"{LISTED}1,{IMSI},85512345678,{times[0]},import,mme2,OP_EIR_20261124.csv,2026-11-24 06:30:00,OP",
         f"{LISTED}1,001010000000077,,{times[1]},import,mme1,OP_EIR_20261124.csv,2026-11-24 09:00:00,OP",
@@ -471,20 +504,32 @@ async def test_every_check_is_on_record_by_whichever_path_it_was_answered(site, 
     mme = await connect(node)
     await asked(mme, UNLISTED, LISTED, TRACKED, UNLISTED, LISTED, None, "nonsense")
     many = 400
-    await mme.send(*(check(f"{35_000_000_000_000 + number}" if number % 40 else LISTED, number=number) for number in range(many)))
+    await mme.send(
+        *(check(f"{35_000_000_000_000 + number}" if number % 40 else LISTED, number=number) for number in range(many))
+    )
     for _ in range(many):
         await mme.read()
     found = site.json("seen", LISTED)
-    assert [(row["checks"], row["status"], row["rule"], row["list"], row["subscriber"], row["origin_host"]) for row in found["sightings"]] == [
-        (2 + many // 40, "blacklisted", "1", "stolen", IMSI, HOST)
-    ]
+    assert [
+        (row["checks"], row["status"], row["rule"], row["list"], row["subscriber"], row["origin_host"])
+        for row in found["sightings"]
+    ] == [(2 + many // 40, "blacklisted", "1", "stolen", IMSI, HOST)]
     (tracked,) = site.json("seen", TRACKED)["sightings"]
-    assert (tracked["status"], tracked["rule"], tracked["observed"]) == ("whitelisted", "default", "2=greylisted@tracked")
+    assert (tracked["status"], tracked["rule"], tracked["observed"]) == (
+        "whitelisted",
+        "default",
+        "2=greylisted@tracked",
+    )
     frame = pl.read_parquet(str(site.state / "sightings" / "*" / "*.parquet"))
     assert frame["checks"].sum() == 7 + many
-    assert frame.filter(pl.col("device").is_between(35_000_000_000_000, 35_000_000_000_399))["device"].n_unique() == many - many // 40
+    assert (
+        frame.filter(pl.col("device").is_between(35_000_000_000_000, 35_000_000_000_399))["device"].n_unique()
+        == many - many // 40
+    )
     assert frame.filter(pl.col("imei").is_null()).select("status", "rule").rows() == [("error", "no_identity")]
-    assert frame.filter(pl.col("imei") == "nonsense").select("status", "rule").rows() == [("whitelisted", "bad_identity")]
+    assert frame.filter(pl.col("imei") == "nonsense").select("status", "rule").rows() == [
+        ("whitelisted", "bad_identity")
+    ]
     assert node.metrics()["eir_sightings_total"] == 7 + many
     assert frame["origin_realm"].unique().to_list() == [REALM]
     await asked(mme, UNLISTED)
@@ -493,7 +538,11 @@ async def test_every_check_is_on_record_by_whichever_path_it_was_answered(site, 
 
 
 async def test_checks_of_a_probe_are_no_sightings_until_a_reload_makes_a_peer_of_it(site, connect):
-    site.configure(sightings={"window_s": 3600, "subscribers": "full"}, policy=RULES, peers=[{"name": "probe", "host": HOST, "probe": True}])
+    site.configure(
+        sightings={"window_s": 3600, "subscribers": "full"},
+        policy=RULES,
+        peers=[{"name": "probe", "host": HOST, "probe": True}],
+    )
     site.load([LISTED])
     site.load([TRACKED], list_name="tracked")
     node = site.start()
@@ -506,7 +555,11 @@ async def test_checks_of_a_probe_are_no_sightings_until_a_reload_makes_a_peer_of
     await asked(mme, UNLISTED, LISTED, LISTED)
     assert site.json("seen", LISTED)["checks"] == 2
     assert node.metrics()["eir_sightings_total"] == 3
-    blocked = {name: count for name, count in node.metrics().items() if name.startswith("eir_checks_total{") and "status=blacklisted" in name}
+    blocked = {
+        name: count
+        for name, count in node.metrics().items()
+        if name.startswith("eir_checks_total{") and "status=blacklisted" in name
+    }
     assert blocked == {
         "eir_checks_total{list=stolen,probe=yes,protocol=s13,rule=1,status=blacklisted}": 1,
         "eir_checks_total{list=stolen,protocol=s13,rule=1,status=blacklisted}": 2,

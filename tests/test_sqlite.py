@@ -220,7 +220,9 @@ async def test_a_file_that_was_taken_away_is_noticed(store):
 async def test_sets_that_nobody_points_to_are_collected_by_a_later_load(store):
     def sets():
         with directly(store) as db:
-            return db.execute("SELECT count(*) FROM sets").fetchone()[0], db.execute("SELECT count(*) FROM pages").fetchone()[0]
+            return db.execute("SELECT count(*) FROM sets").fetchone()[0], db.execute(
+                "SELECT count(*) FROM pages"
+            ).fetchone()[0]
 
     for seen in range(4):
         await store.replace("a", state(MANY, serial=seen + 1), MANY, seen=seen, keep=1)

@@ -58,7 +58,10 @@ def test_up_with_what_is_configured():
     end = Association(0.0, dials=True, routing_context=7, mode=m3ua.OVERRIDE, asp_identifier=3)
     assert m3ua.parameters(end.take()[0]) == {Tag.ASP_IDENTIFIER: bytes((0, 0, 0, 3))}
     end.receive(m3ua.message(Kind.ASPUP_ACK), 0.0)
-    assert m3ua.parameters(end.take()[0]) == {Tag.TRAFFIC_MODE: bytes((0, 0, 0, 1)), Tag.ROUTING_CONTEXT: bytes((0, 0, 0, 7))}
+    assert m3ua.parameters(end.take()[0]) == {
+        Tag.TRAFFIC_MODE: bytes((0, 0, 0, 1)),
+        Tag.ROUTING_CONTEXT: bytes((0, 0, 0, 7)),
+    }
 
 
 def test_requests_are_repeated_and_then_given_up():
@@ -123,7 +126,11 @@ TABLE = [
     (m3ua.message(0x0901), Error.UNSUPPORTED_CLASS, "3.8.1: RKM"),
     (m3ua.message(0x7F01), Error.UNSUPPORTED_CLASS, "3.8.1"),
     (m3ua.message(0x0307), Error.UNSUPPORTED_TYPE, "3.8.1"),
-    (m3ua.message(Kind.DAUD, parameter(Tag.AFFECTED, bytes(4))), Error.UNEXPECTED_MESSAGE, "3.4.3: only a gateway is asked"),
+    (
+        m3ua.message(Kind.DAUD, parameter(Tag.AFFECTED, bytes(4))),
+        Error.UNEXPECTED_MESSAGE,
+        "3.4.3: only a gateway is asked",
+    ),
     (m3ua.message(Kind.DUNA), Error.MISSING_PARAMETER, "3.4.1"),
     (m3ua.message(Kind.NTFY), Error.MISSING_PARAMETER, "3.8.2"),
     (m3ua.message(Kind.DATA), Error.MISSING_PARAMETER, "3.3.1"),
@@ -190,8 +197,18 @@ def test_an_msc_brings_it_up_and_down():
     end.receive(m3ua.message(Kind.ASPAC, parameter(Tag.TRAFFIC_MODE, bytes((0, 0, 0, 3)))), 0.0)
     assert error_of(end.take()[0]) == Error.UNSUPPORTED_MODE
     assert end.state == State.INACTIVE
-    end.receive(m3ua.message(Kind.ASPAC, parameter(Tag.TRAFFIC_MODE, bytes((0, 0, 0, 2))), parameter(Tag.ROUTING_CONTEXT, bytes((0, 0, 0, 5)))), 0.0)
-    assert m3ua.parameters(end.take()[0]) == {Tag.TRAFFIC_MODE: bytes((0, 0, 0, 2)), Tag.ROUTING_CONTEXT: bytes((0, 0, 0, 5))}
+    end.receive(
+        m3ua.message(
+            Kind.ASPAC,
+            parameter(Tag.TRAFFIC_MODE, bytes((0, 0, 0, 2))),
+            parameter(Tag.ROUTING_CONTEXT, bytes((0, 0, 0, 5))),
+        ),
+        0.0,
+    )
+    assert m3ua.parameters(end.take()[0]) == {
+        Tag.TRAFFIC_MODE: bytes((0, 0, 0, 2)),
+        Tag.ROUTING_CONTEXT: bytes((0, 0, 0, 5)),
+    }
     end.receive(wire.data(b"x", context=6), 0.0)
     assert error_of(end.take()[0]) == Error.INVALID_ROUTING_CONTEXT
     end.receive(m3ua.message(Kind.ASPUP), 0.0)
@@ -212,7 +229,15 @@ def test_who_connects_and_says_nothing_is_sent_away():
 
 
 def looks(end):
-    return (end.state, end.over, end._leaving, end._tries, end._asked_at is not None, end._ends_at is not None, end.context)
+    return (
+        end.state,
+        end.over,
+        end._leaving,
+        end._tries,
+        end._asked_at is not None,
+        end._ends_at is not None,
+        end.context,
+    )
 
 
 def test_every_order_of_events_between_two_ends():  # noqa: C901
@@ -269,7 +294,9 @@ def test_every_order_of_events_between_two_ends():  # noqa: C901
 @pytest.mark.parametrize("kind", [sccp.UDT, sccp.XUDT])
 def test_addresses_and_unitdata(variant, title, pc, kind):
     calling = wire.address(ssn=8, pc=pc, title=title, variant=variant)
-    found = sccp.unitdata(wire.udt(b"payload", calling=calling, called=wire.address(ssn=9, variant=variant), kind=kind), variant)
+    found = sccp.unitdata(
+        wire.udt(b"payload", calling=calling, called=wire.address(ssn=9, variant=variant), kind=kind), variant
+    )
     assert (found.kind, found.data, found.returns, found.segmented) == (kind, b"payload", False, False)
     assert (found.calling.pc, found.calling.ssn, found.calling.digits, found.called.ssn) == (pc, 8, title or "", 9)
     assert found.calling.by_ssn is (title is None)
@@ -280,7 +307,10 @@ def test_global_titles_of_each_type():
         (1, b"\x04\x94\x71", "4917"), (1, b"\x84\x94\x01", "491"), (2, b"\x00\x94\xf1", "491"), (3, b"\x00\x12\x94\x71", "4917"),
         (3, b"\x00\x11\x94\x01", "491"), (4, b"\x00\x12\x04\x94\x71", "4917"), (4, b"\x00\x11\x04\x94\x01", "491"), (5, b"\x00\x94", ""),
     ]:  # fmt: skip
-        assert sccp.address(sccp.encoded_address("itu", ssn=8, kind=kind, title=title, by_ssn=False), "itu").digits == digits
+        assert (
+            sccp.address(sccp.encoded_address("itu", ssn=8, kind=kind, title=title, by_ssn=False), "itu").digits
+            == digits
+        )
 
 
 def test_segments_are_told_from_whole_messages():
@@ -303,7 +333,10 @@ def test_a_unitdata_goes_back():
 
 
 def test_lengths_of_all_forms():
-    assert ber.elements(bytes.fromhex("0401aa 048101bb 04820001cc 3080 0401dd 0000".replace(" ", "")), 0, 19)[-1].tag == 0x30
+    assert (
+        ber.elements(bytes.fromhex("0401aa 048101bb 04820001cc 3080 0401dd 0000".replace(" ", "")), 0, 19)[-1].tag
+        == 0x30
+    )
     for wrong in ("04", "0402aa", "0485000000000104", "0480aa0000", "3080", "3080" * 12 + "0000" * 12, "1f80808080"):
         octets = bytes.fromhex(wrong)
         with pytest.raises(ber.BerError):
@@ -314,7 +347,10 @@ def test_lengths_of_all_forms():
 def test_damaged_octets_raise_what_is_documented():
     whole = wire.data(wire.udt(bytes.fromhex(wire.V3)))
     for at in range(len(whole)):
-        for octets in (whole[:at], *(whole[:at] + bytes((whole[at] ^ 1 << bit,)) + whole[at + 1 :] for bit in range(8))):
+        for octets in (
+            whole[:at],
+            *(whole[:at] + bytes((whole[at] ^ 1 << bit,)) + whole[at + 1 :] for bit in range(8)),
+        ):
             end = gateway()
             for transfer in end.receive(octets, 1.0):
                 with contextlib.suppress(sccp.SccpFault, tcap.TcapFault):

@@ -229,7 +229,13 @@ def test_the_first_starter_shares_the_memory_of_the_process_that_forks_it(tmp_pa
         "    print(await process.ended()); await made.close()\n"
         "asyncio.run(go())"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 

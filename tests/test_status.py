@@ -73,7 +73,10 @@ def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw
     node.listening.append("tcp://127.0.0.1:3868")
 
     def summary(refused, newest):
-        found = [*reports(refused={"mme": Failure(refused, "it offers no S13", refusal=True)}), *reports(newest={"mme": newest} if newest else {})]
+        found = [
+            *reports(refused={"mme": Failure(refused, "it offers no S13", refusal=True)}),
+            *reports(newest={"mme": newest} if newest else {}),
+        ]
         return node.document(found)["summary"]
 
     assert "mme was refused, or refused the node: it offers no S13" in summary(now - 5000, None)
@@ -138,7 +141,11 @@ def test_peers_that_are_missing_or_disabled_are_a_warning(node, monkeypatch):
         ({"mme": 1, "dra": 0}, ["dra"], ["peer dra is disabled"]),
         ({"mme": 1, "dra": 0}, [], ["no connection of dra"]),
         ({"mme": 1, "dra": 0, "sgsn": 0}, ["sgsn"], ["peer sgsn is disabled", "no connection of dra"]),
-        ({"mme": 1} | {f"p{n}": 0 for n in range(12)}, [], [f"no connection of {', '.join(f'p{n}' for n in range(10))} and 2 more"]),
+        (
+            {"mme": 1} | {f"p{n}": 0 for n in range(12)},
+            [],
+            [f"no connection of {', '.join(f'p{n}' for n in range(10))} and 2 more"],
+        ),
     ):
         said = node.document(reports(connected=connected, disabled=disabled))
         assert (said["state"], said["summary"].split("; ")[:-1]) == ("WARNING", wanted)
@@ -147,10 +154,18 @@ def test_peers_that_are_missing_or_disabled_are_a_warning(node, monkeypatch):
 
 def test_two_workers_are_one_node(node):
     """The list that fewer have counts, peers and checks are summed, and workers that differ are out of step."""
-    older, newer = (ListState(kind="devices", serial=n, generation=n, highest_serial=n, release_digest="", entries=n) for n in (1, 2))
+    older, newer = (
+        ListState(kind="devices", serial=n, generation=n, highest_serial=n, release_digest="", entries=n)
+        for n in (1, 2)
+    )
     (one,), (other,) = reports(lists={"stolen": newer}, checks=3), reports(lists={"stolen": older}, checks=4)
     said = node.document([one, other])
-    assert (said["lists"]["stolen"]["serial"], said["peers"], said["checks"], said["in_step"]) == (1, {"mme": 2}, 7, False)
+    assert (said["lists"]["stolen"]["serial"], said["peers"], said["checks"], said["in_step"]) == (
+        1,
+        {"mme": 2},
+        7,
+        False,
+    )
     assert said["summary"].endswith("1 lists, 1 entries, 2 connections, 7 checks")
     assert node.document([one, one])["in_step"]
 
@@ -169,10 +184,16 @@ def test_a_peer_that_is_disabled_is_a_metric_and_a_warning(site):
 async def test_peers_are_shown_with_who_connects_and_what_went_wrong(site, connect):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-    site.configure(workers=2, peers=[*site.settings["peers"], {"name": "dra", "host": "dra.example.org", "connect": nobody}])
+    site.configure(
+        workers=2, peers=[*site.settings["peers"], {"name": "dra", "host": "dra.example.org", "connect": nobody}]
+    )
     node = site.start()
     await connect(node)
-    until(lambda: [row["last_error"] for row in control(site.state, "peers") if row["label"] == "dra" and row["last_error"]])
+    until(
+        lambda: [
+            row["last_error"] for row in control(site.state, "peers") if row["label"] == "dra" and row["last_error"]
+        ]
+    )
     there, absent = control(site.state, "peers")
     assert (there["label"], there["direction"], there["last_error"]) == ("mme", "in", None)
     assert there["since"] <= there["last_seen"]
@@ -250,7 +271,9 @@ def test_who_did_what_stands_in_the_log(site):
     control(site.state, "peer_enable", name="mme")
     policy = site.settings["policy"]
     late = {"list": "late", "answer": "blacklisted"}
-    site.configure(lists=site.settings["lists"] | {"late": {"signers": "signers"}}, policy={"rules": [late, *policy["rules"]]})
+    site.configure(
+        lists=site.settings["lists"] | {"late": {"signers": "signers"}}, policy={"rules": [late, *policy["rules"]]}
+    )
     assert control(site.state, "reload") == "reloaded; list late has never been loaded: load it first"
     assert node.get("/ready") == (200, "degraded\nlist late has never been loaded\n")
     site.configure(surplus=1)

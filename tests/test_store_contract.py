@@ -53,7 +53,11 @@ def digests(server):
     """What a server holds: the digest of each key, but for those that may expire meanwhile."""
     keys = sorted(key for key in server.command("KEYS", "*").split(b"\r\n") if key.startswith(b"eir:"))
     lasting = [key for key in keys if server.command("TTL", key) == b":-1\r\n"]
-    return dict(zip(lasting, server.command("DEBUG", "DIGEST-VALUE", *lasting).split(b"\r\n")[1:], strict=False)) if lasting else {}
+    return (
+        dict(zip(lasting, server.command("DEBUG", "DIGEST-VALUE", *lasting).split(b"\r\n")[1:], strict=False))
+        if lasting
+        else {}
+    )
 
 
 @pytest.fixture
@@ -170,7 +174,9 @@ async def test_a_reset_sets_the_highest_serial_back_and_nothing_else(store, othe
     first = await store.replace("stolen", state(A), A, seen=0)
     after = B if whole else [page(0, [4]), *A[1:]]
     wild = state(after, serial=900)
-    before = await (store.replace("stolen", wild, after, seen=1) if whole else store.amend("stolen", wild, after[:1], seen=1))
+    before = await (
+        store.replace("stolen", wild, after, seen=1) if whole else store.amend("stolen", wild, after[:1], seen=1)
+    )
     for seen in (0, 1, 3):
         with pytest.raises(GenerationConflict):
             await store.reset_serial("stolen", 5, seen=seen)
@@ -256,10 +262,17 @@ async def ten_releases(store, keep=10):
             pages = {}
         else:
             new += [page(9 + serial, [])]  # what the one before brought goes
-        pages = {number: each for number, each in {**pages, **{each.number: each for each in new}}.items() if not each.gone}
+        pages = {
+            number: each for number, each in {**pages, **{each.number: each for each in new}}.items() if not each.gone
+        }
         write = store.replace if kind == FULL else store.amend
         written = await write(
-            "stolen", state(pages.values(), serial=serial), sorted(new), seen=serial - 1, keep=keep, event=event(serial=serial)
+            "stolen",
+            state(pages.values(), serial=serial),
+            sorted(new),
+            seen=serial - 1,
+            keep=keep,
+            event=event(serial=serial),
         )
         found.append((written, sorted(pages.values())))
     return found
@@ -289,7 +302,9 @@ async def test_the_pages_of_each_release_that_is_kept_can_be_read(store, other):
     assert [each.state for each in await other.releases("stolen")] == [written for written, _ in reversed(found)]
     for written, pages in found:
         assert sorted(await other.kept_pages("stolen", written.generation, range(30))) == pages, written.serial
-        assert sorted(await other.kept_pages("stolen", written.generation, [2])) == [each for each in pages if each.number == 2]
+        assert sorted(await other.kept_pages("stolen", written.generation, [2])) == [
+            each for each in pages if each.number == 2
+        ]
     assert await other.kept_pages("stolen", 11, [1]) is None
     assert await other.kept_pages("other", 1, [1]) is None
     await other.rollback("stolen", seen=10, to=4)
@@ -497,7 +512,7 @@ TAMPERED = {
     "one removed, and the others moved up": (lambda said: [said[0], *said[2:]], "record 3 stands where record 2 was"),
     "one put in": (lambda said: [*said, said[4]], "records after 5 were not written by this program"),
     "no JSON": (lambda said: [said[0], "{", *said[2:]], "record 2 was changed: it cannot be read"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("tamper", TAMPERED)
@@ -506,7 +521,9 @@ async def test_what_somebody_did_to_the_history_is_found(store, tamper):
     for number in range(5):
         await store.record(event(serial=number))
     ledger, records = await store.ledger(), await records_of(store)
-    changed = [Record(number, text) for number, text in enumerate(change([text for _, text in records]), 1) if text is not None]
+    changed = [
+        Record(number, text) for number, text in enumerate(change([text for _, text in records]), 1) if text is not None
+    ]
     await store.rewrite_history(batches_of(changed), (), after=0, seen=ledger)
     assert says in "; ".join(history.broken(await records_of(store), await store.folds(), ledger))
 
@@ -547,7 +564,15 @@ async def test_refusals_are_folded_and_push_out_nothing(store, monkeypatch):
         monkeypatch.setattr(f"eir.stores.{module}.history.FOLDS_MAX", 20)
     await store.record(event(detail="before"))
     for number in range(100):
-        await store.record(event(None, "refused", what="refuse", detail=f"bad_signature: try {number}", time=f"2026-11-24T00:00:{number % 60:02}Z"))
+        await store.record(
+            event(
+                None,
+                "refused",
+                what="refuse",
+                detail=f"bad_signature: try {number}",
+                time=f"2026-11-24T00:00:{number % 60:02}Z",
+            )
+        )
     await store.record(event(detail="between"))
     for number in range(60):
         await store.record(event(None, "refused", what="refuse", detail=f"reason{number}: …"))
@@ -563,9 +588,33 @@ async def test_refusals_are_folded_and_push_out_nothing(store, monkeypatch):
 
 async def test_what_a_fold_tells(store):
     for second in range(3):
-        await store.record(event(None, "refused", what="refuse", detail=f"manifest: {second} (claims grey 7, unverified)", time=f"2026-11-24T00:00:0{second}Z"))
-    await store.record(event(None, "refused", what="refuse", detail="manifest: other (claims stolen 7, unverified)", time="2026-11-24T00:00:03Z"))
-    await store.record(event(None, "refused", what="refuse", detail="manifest: next day (claims grey 7, unverified)", time="2026-11-25T00:00:00Z"))
+        await store.record(
+            event(
+                None,
+                "refused",
+                what="refuse",
+                detail=f"manifest: {second} (claims grey 7, unverified)",
+                time=f"2026-11-24T00:00:0{second}Z",
+            )
+        )
+    await store.record(
+        event(
+            None,
+            "refused",
+            what="refuse",
+            detail="manifest: other (claims stolen 7, unverified)",
+            time="2026-11-24T00:00:03Z",
+        )
+    )
+    await store.record(
+        event(
+            None,
+            "refused",
+            what="refuse",
+            detail="manifest: next day (claims grey 7, unverified)",
+            time="2026-11-25T00:00:00Z",
+        )
+    )
     first, second = await store.history("grey")
     assert (first.count, first.first, first.time) == (3, "2026-11-24T00:00:00Z", "2026-11-24T00:00:02Z")
     assert first.detail.startswith("manifest: 2 ")
@@ -578,7 +627,10 @@ async def test_history_of_a_time(store):
         await store.record(event("stolen" if day % 2 else "grey", time=f"2026-11-0{day}T00:00:00Z"))
     assert [each.time[8:10] for each in await store.history(since="2026-11-06T00:00:00Z")] == ["06", "07", "08"]
     assert [each.time[8:10] for each in await store.history("grey", since="2026-11-04T00:00:00Z")] == ["04", "06", "08"]
-    assert [each.time[8:10] for each in await store.history("grey", since="2026-11-03T00:00:00Z", limit=2)] == ["06", "08"]
+    assert [each.time[8:10] for each in await store.history("grey", since="2026-11-03T00:00:00Z", limit=2)] == [
+        "06",
+        "08",
+    ]
 
 
 async def test_what_is_older_than_wanted_is_forgotten(store, monkeypatch):
@@ -614,7 +666,9 @@ async def test_a_history_is_rewritten(store):
     await store.rewrite_history(batches_of(records[:4]), folds, after=0, seen=await store.ledger())
     await store.rewrite_history(batches_of(records[4:]), folds, after=4, seen=await store.ledger())
     assert (await records_of(store), await store.folds(), await faults_of(store)) == (records, folds, [])
-    changed, _ = history.appended(replace(seen, number=3, digest=history.record_digest(records[2].text)), [event(detail="x")])
+    changed, _ = history.appended(
+        replace(seen, number=3, digest=history.record_digest(records[2].text)), [event(detail="x")]
+    )
     await store.rewrite_history(batches_of(changed), (), after=3, seen=await store.ledger())
     assert await records_of(store) == [*records[:3], *changed]
     await store.record(event(detail="goes on"))
@@ -629,7 +683,9 @@ class TestRandomHistories:
     steps = st.lists(
         st.one_of(
             st.tuples(st.just("amend"), st.dictionaries(st.integers(0, 5), under, max_size=4)),
-            st.tuples(st.just("replace"), st.dictionaries(st.integers(0, 5), under.filter(lambda had: had[0] or had[1]))),
+            st.tuples(
+                st.just("replace"), st.dictionaries(st.integers(0, 5), under.filter(lambda had: had[0] or had[1]))
+            ),
             st.tuples(st.just("rollback"), st.integers(1, 3)),
         ),
         max_size=9,

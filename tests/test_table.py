@@ -7,7 +7,12 @@ from eir.commands.forms import minute
 from eir.commands.table import table
 
 ROWS = [
-    {"list": "stolen-national", "serial": 42, "expires": "2026-12-09T01:35:00Z", "detail": "full: 107 entries, before 0, and so on for a while"},
+    {
+        "list": "stolen-national",
+        "serial": 42,
+        "expires": "2026-12-09T01:35:00Z",
+        "detail": "full: 107 entries, before 0, and so on for a while",
+    },
     {"list": "tracked", "serial": None, "expires": None, "detail": ""},
 ]
 COLUMNS = ("list", "serial", "expires", "detail")

@@ -106,7 +106,11 @@ def test_what_is_planted_is_found(worlds, judged):
 
 def test_who_is_honest_is_left_alone(worlds, judged):
     for made, found in zip(worlds, judged, strict=True):
-        wrongly = {finding.imei: (finding.conditions, made.hard.get(finding.device)) for finding in found.findings if finding.device not in made.truth}
+        wrongly = {
+            finding.imei: (finding.conditions, made.hard.get(finding.device))
+            for finding in found.findings
+            if finding.device not in made.truth
+        }
         assert len(wrongly) <= 0.02 * len(found.findings), wrongly
         assert len(set(made.hard.values())) >= 4  # and there were such as are hard to tell
 
@@ -132,7 +136,11 @@ def test_the_second_network_is_another_with_each_seed(worlds, tmp_path):
 DAY = 24
 EACH_DAY = range(0, 20 * DAY, DAY)
 SALE = [(at, IMEI, "a" if at < 10 * DAY else "b", "mme1", "05") for at in range(0, 20 * DAY, 5)]
-LENT = [*((at, IMEI, "a", "mme1", "05") for at in range(0, 20 * DAY, 5)), (100.2, IMEI, "b", "mme1", "05"), (220.2, IMEI, "b", "mme1", "05")]
+LENT = [
+    *((at, IMEI, "a", "mme1", "05") for at in range(0, 20 * DAY, 5)),
+    (100.2, IMEI, "b", "mme1", "05"),
+    (220.2, IMEI, "b", "mme1", "05"),
+]
 UPDATED = [(at, IMEI, "a", "mme1", "05" if at < 200 else "06") for at in range(0, 400, 5)]
 PUT_BACK = [(at, IMEI, "a", "mme1", "06" if 200 <= at < 300 else "05") for at in range(0, 400, 5)]
 HONEST = {
@@ -141,7 +149,9 @@ HONEST = {
     "new firmware": UPDATED,
     "firmware that was put back once": PUT_BACK,
     "a repair: another SIM in it for an hour": [*SALE[:40], (201.1, IMEI, "shop", "mme2", "05"), *SALE[41:]],
-    "two SIMs that come together": [(at + late, IMEI, who, "mme1", "05") for at in range(0, 600, 3) for who, late in (("a", 0), ("b", 0.01))],
+    "two SIMs that come together": [
+        (at + late, IMEI, who, "mme1", "05") for at in range(0, 600, 3) for who, late in (("a", 0), ("b", 0.01))
+    ],
     "a loan phone": [(at * DAY + hour, IMEI, f"guest{at}", "mme1", "05") for at in range(30) for hour in (9, 12, 15)],
     "a shop's phone": [(at * 0.5, IMEI, f"guest{at}", "mme1", "05") for at in range(300)],
     "a carton of phones": [(number, f"352099{number + 100:08d}", f"s{number}", "mme1", "05") for number in range(20)],
@@ -168,7 +178,7 @@ TAMPERED = {
     "sim_box": [(turn * 6, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01") for turn in range(40) for port in range(8)],
     "sim_box by its SIM": [(number * 50 + late, f"3520991234{number:04d}", "a", "mme1", "01") for number in range(9) for late in (0, 5)],
     "placeholder": [(1, "000000000000000", "a", "mme1", None)],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", HONEST)
@@ -185,7 +195,11 @@ def test_a_tampered_device_is_reported_with_its_evidence(judge_rows, what):
 
 
 def test_places_say_whether_two_origins_are_far_apart(judge_rows):
-    rows = [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))]
+    rows = [
+        (at + late, IMEI, who, mme, "05")
+        for at in EACH_DAY
+        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
+    ]
     near = {"mme1": Place(50.45, 30.52), "mme2": Place(50.40, 30.60)}
     far = {"mme1": Place(50.45, 30.52), "mme2": Place(49.84, 24.03)}
     assert judge_rows(rows, origins=near).findings == ()
@@ -193,11 +207,29 @@ def test_places_say_whether_two_origins_are_far_apart(judge_rows):
 
 
 def test_origins_that_meet_are_learned_from_phones_with_one_sim(judge_rows):
-    crossing = [(at + number / 60, f"3520995{number:07d}", f"s{number}", f"mme{1 + at % 2}", None) for number in range(30) for at in range(12)]
-    border = [(at / 5 + late, f"3520996{number:07d}", f"t{number}", f"mme{1 + (at + turn) % 2}", None) for number in range(30) for at in range(12) for turn, late in ((0, 0), (1, 0.1))]
-    pair = [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))]
+    crossing = [
+        (at + number / 60, f"3520995{number:07d}", f"s{number}", f"mme{1 + at % 2}", None)
+        for number in range(30)
+        for at in range(12)
+    ]
+    border = [
+        (at / 5 + late, f"3520996{number:07d}", f"t{number}", f"mme{1 + (at + turn) % 2}", None)
+        for number in range(30)
+        for at in range(12)
+        for turn, late in ((0, 0), (1, 0.1))
+    ]
+    pair = [
+        (at + late, IMEI, who, mme, "05")
+        for at in EACH_DAY
+        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
+    ]
     assert judge_rows([*crossing, *pair]).findings[0].conditions[0] == "conflict"
-    home = [(at / 5 + late, f"3520997{number:07d}", f"u{number}", "mme1", None) for number in range(30) for at in range(12) for late in (0, 0.1)]
+    home = [
+        (at / 5 + late, f"3520997{number:07d}", f"u{number}", "mme1", None)
+        for number in range(30)
+        for at in range(12)
+        for late in (0, 0.1)
+    ]
     assert judge_rows([*border, *home, *pair]).findings == ()
 
 
@@ -206,9 +238,17 @@ TACS = "TAC|Manufacturer|Model_Name|Bands|Allocation_Date|Device_Type|Optional_F
 
 def test_tacs(judge_rows, tmp_path):
     listed = tmp_path / "tac-db.txt"
-    listed.write_text(f"{TACS}35209900|M|N|LTE 3|01-Jan-2020|Phone|\n35209901|M|N|LTE 3, NR n78|25-Nov-2026|Phone|\n\nnonsense\n")
-    rows = [(1, IMEI, "a", "mme1", None), (1, "35209901000000", "b", "mme1", None), (1, "35209977000000", "c", "mme1", None)]
-    rows += [(1, f"352099880000{number:02d}", f"d{number}", "mme1", None) for number in range(20)]  # a model that is new
+    listed.write_text(
+        f"{TACS}35209900|M|N|LTE 3|01-Jan-2020|Phone|\n35209901|M|N|LTE 3, NR n78|25-Nov-2026|Phone|\n\nnonsense\n"
+    )
+    rows = [
+        (1, IMEI, "a", "mme1", None),
+        (1, "35209901000000", "b", "mme1", None),
+        (1, "35209977000000", "c", "mme1", None),
+    ]
+    rows += [
+        (1, f"352099880000{number:02d}", f"d{number}", "mme1", None) for number in range(20)
+    ]  # a model that is new
     found = {finding.imei: finding.evidence for finding in judge_rows(rows, tac_db=listed).findings}
     assert found.keys() == {"35209901000000", "35209977000000"}
     assert "allocated on 2026-11-25, after" in found["35209901000000"]
@@ -222,8 +262,13 @@ def test_tacs(judge_rows, tmp_path):
 
 @pytest.mark.parametrize(("newest", "sure"), [("28-Sep-2026", True), ("25-Sep-2026", False)])
 def test_a_list_of_tacs_knows_no_models_newer_than_itself(judge_rows, tmp_path, newest, sure):
-    (tmp_path / "tac-db.txt").write_text(f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n35209902|M|N|LTE|{newest}|Phone|\n")
-    found = judge_rows([(1, "35209977000000", "c", "mme1", None), (1, "12209977000000", "d", "mme1", None)], tac_db=tmp_path / "tac-db.txt")
+    (tmp_path / "tac-db.txt").write_text(
+        f"{TACS}35209900|M|N|LTE|01-Jan-2020|Phone|\n35209902|M|N|LTE|{newest}|Phone|\n"
+    )
+    found = judge_rows(
+        [(1, "35209977000000", "c", "mme1", None), (1, "12209977000000", "d", "mme1", None)],
+        tac_db=tmp_path / "tac-db.txt",
+    )
     assert {finding.imei for finding in found.findings} == {"12209977000000", *(["35209977000000"] if sure else [])}
 
 
@@ -235,7 +280,9 @@ def test_five_devices_of_an_unknown_tac_are_rather_a_new_model(judge_rows, tmp_p
 
 
 def test_modules_with_one_number_are_counted_and_no_findings(judge_rows, tmp_path):
-    (tmp_path / "tac-db.txt").write_text(f"{TACS}35209900|M|N|LTE|01-Jan-2020|IoT Module|\n35209950|M|N|LTE|01-Jan-2021|Smartphone|\n")
+    (tmp_path / "tac-db.txt").write_text(
+        f"{TACS}35209900|M|N|LTE|01-Jan-2020|IoT Module|\n35209950|M|N|LTE|01-Jan-2021|Smartphone|\n"
+    )
     rows = [*phones("abcdefgh"), *OTHERS]
     found = judge_rows(rows, tac_db=tmp_path / "tac-db.txt")
     assert (found.findings, found.batches) == ((), ((IMEI, 8),))
@@ -244,15 +291,26 @@ def test_modules_with_one_number_are_counted_and_no_findings(judge_rows, tmp_pat
 
 def test_pools_are_known_by_their_names(judge_rows):
     def two(first, second):
-        return [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("a", first, 0), ("b", second, 0.2))]
+        return [
+            (at + late, IMEI, who, mme, "05")
+            for at in EACH_DAY
+            for who, mme, late in (("a", first, 0), ("b", second, 0.2))
+        ]
 
     domain = ".mme.epc.mnc001.mcc001.3gppnetwork.org"
     assert judge_rows(two(f"mmec01.mmegi8001{domain}", f"mmec02.mmegi8001{domain}")).findings == ()
-    assert judge_rows(two(f"mmec01.mmegi8001{domain}", f"mmec01.mmegi8002{domain}")).findings[0].conditions[0] == "conflict"
+    assert (
+        judge_rows(two(f"mmec01.mmegi8001{domain}", f"mmec01.mmegi8002{domain}")).findings[0].conditions[0]
+        == "conflict"
+    )
 
 
 def test_pools_in_which_a_sim_keeps_its_mme_are_learned_from_phones_with_two(judge_rows):
-    pair = [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))]
+    pair = [
+        (at + late, IMEI, who, mme, "05")
+        for at in EACH_DAY
+        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
+    ]
     families = [
         (day * DAY + late, f"3520994{number:07d}", f"{who}{number}", f"mme{1 + (number + (who == 'b') * (number % 4 < 2)) % 2}", "05")
         for number in range(12) for day in range(0, 20, 3) for who, late in (("a", 0), ("a", 5), ("b", 5.5), ("a", 30))
@@ -262,8 +320,14 @@ def test_pools_in_which_a_sim_keeps_its_mme_are_learned_from_phones_with_two(jud
 
 
 def test_what_one_peer_alone_says_of_many_is_not_believed(tmp_path):
-    victims = [row for number in range(60) for row in phones([f"v{number}"], a_day=4, imei=f"3520993{number:07d}", seed=number)]
-    lies = [(3 * DAY + at * 26 + number / 60, f"3520993{number:07d}", f"x{number}", "liar", "00") for number in range(60) for at in range(24)]
+    victims = [
+        row for number in range(60) for row in phones([f"v{number}"], a_day=4, imei=f"3520993{number:07d}", seed=number)
+    ]
+    lies = [
+        (3 * DAY + at * 26 + number / 60, f"3520993{number:07d}", f"x{number}", "liar", "00")
+        for number in range(60)
+        for at in range(24)
+    ]
     real = TAMPERED["conflict"]
     said = []
 
@@ -280,9 +344,15 @@ def test_what_one_peer_alone_says_of_many_is_not_believed(tmp_path):
 
 
 def test_who_claims_another_s_origin_is_not_believed(tmp_path):
-    victims = [row for number in range(30) for row in phones([f"v{number}"], a_day=4, imei=f"3520993{number:07d}", seed=number)]
+    victims = [
+        row for number in range(30) for row in phones([f"v{number}"], a_day=4, imei=f"3520993{number:07d}", seed=number)
+    ]
     far = [(at, f"3520992{at:07d}", f"f{at}", "mme2", None) for at in range(600)]
-    lies = [(DAY + at * 26 + number / 60, f"3520993{number:07d}", f"x{number}", "mme2", "00") for number in range(2) for at in range(24)]
+    lies = [
+        (DAY + at * 26 + number / 60, f"3520993{number:07d}", f"x{number}", "mme2", "00")
+        for number in range(2)
+        for at in range(24)
+    ]
     write(tmp_path, [*victims, *far, *lies], peers={"mme2": "dra"} | {f"x{number}": "liar" for number in range(2)})
     with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
         assert judge(engine, TamperSettings(), since=START, until=UNTIL).findings == ()
@@ -293,7 +363,9 @@ def test_checks_of_probes_and_auditors_are_left_out(tmp_path):
     found = {}
     for without in ((), ("audit",), ("audit", "it's")):
         with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28, without=without) as engine:
-            found[without] = [finding.imei for finding in judge(engine, TamperSettings(), since=START, until=UNTIL).findings]
+            found[without] = [
+                finding.imei for finding in judge(engine, TamperSettings(), since=START, until=UNTIL).findings
+            ]
     assert list(found.values()) == [["00000000000000", IMEI], [IMEI], []]
 
 
@@ -304,7 +376,11 @@ def test_subscribers_seen_on_one_day_are_no_evidence(judge_rows):
 
 @pytest.mark.parametrize(("minutes", "conflicts"), [(54, 20), (56, 0)])
 def test_a_conflict_is_sooner_by_five_minutes_than_a_phone_gets_there(judge_rows, minutes, conflicts):
-    rows = [(at + late, IMEI, who, mme, None) for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", minutes / 60))]
+    rows = [
+        (at + late, IMEI, who, mme, None)
+        for at in EACH_DAY
+        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", minutes / 60))
+    ]
     said = "; ".join(finding.evidence for finding in judge_rows(rows, report_min=0).findings)
     assert (f"days at two places at once: {conflicts} (times: {conflicts})" in said) is bool(conflicts)
     assert ("two places" in said) is bool(conflicts)
@@ -312,26 +388,50 @@ def test_a_conflict_is_sooner_by_five_minutes_than_a_phone_gets_there(judge_rows
 
 @pytest.mark.parametrize(("days", "found"), [(4, True), (3, False)])
 def test_ports_are_a_box_from_four_days_on(judge_rows, days, found):
-    rows = [(turn * 4, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01") for turn in range(days * 6) for port in range(8)]
+    rows = [
+        (turn * 4, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01")
+        for turn in range(days * 6)
+        for port in range(8)
+    ]
     assert ("sim_box" in judge_rows(rows, report_min=0).findings[0].conditions) is found
 
 
 @pytest.mark.parametrize(("numbers", "found"), [(5, True), (4, False)])
 def test_a_sim_of_a_box_uses_up_five_devices(judge_rows, numbers, found):
-    rows = [(number * 50 + late, f"3520991234{number:04d}", "a", "mme1", "01") for number in range(numbers) for late in (0, 5)]
+    rows = [
+        (number * 50 + late, f"3520991234{number:04d}", "a", "mme1", "01")
+        for number in range(numbers)
+        for late in (0, 5)
+    ]
     assert bool(judge_rows(rows).findings) is found
 
 
 def test_a_laboratory_and_a_refurbisher_are_no_box(judge_rows):
-    laboratory = [(at * 30 + number / 2, f"3520991111{at:04d}", f"card{number}", "mme1", "01") for at in range(10) for number in range(4)]
-    refurbished = [(at * 7 + number / 3, f"3520992222{at:04d}", f"try{(at + number) % 6}", "mme1", "01") for at in range(60) for number in range(5)]
-    sold = [(at * 7 + later, f"3520992222{at:04d}", f"buyer{at}", "mme1", "01") for at in range(0, 60, 2) for later in (60, 90, 110, 130)]
+    laboratory = [
+        (at * 30 + number / 2, f"3520991111{at:04d}", f"card{number}", "mme1", "01")
+        for at in range(10)
+        for number in range(4)
+    ]
+    refurbished = [
+        (at * 7 + number / 3, f"3520992222{at:04d}", f"try{(at + number) % 6}", "mme1", "01")
+        for at in range(60)
+        for number in range(5)
+    ]
+    sold = [
+        (at * 7 + later, f"3520992222{at:04d}", f"buyer{at}", "mme1", "01")
+        for at in range(0, 60, 2)
+        for later in (60, 90, 110, 130)
+    ]
     assert judge_rows([*laboratory, *refurbished, *sold]).findings == ()
 
 
 def test_versions_that_go_back_on_a_second_day_say_more(judge_rows):
     def score(days):
-        rows = [(at + late, IMEI, who, "mme1", "33" if who == "a" or at >= days * DAY else "05") for at in EACH_DAY for who, late in (("a", 0), ("b", 3), ("a", 7), ("b", 11))]
+        rows = [
+            (at + late, IMEI, who, "mme1", "33" if who == "a" or at >= days * DAY else "05")
+            for at in EACH_DAY
+            for who, late in (("a", 0), ("b", 3), ("a", 7), ("b", 11))
+        ]
         (finding,) = (each for each in judge_rows([*rows, *OTHERS], report_min=0).findings if each.imei == IMEI)
         assert f"as the subscriber changes: {days}, between 33 and 05" in finding.evidence
         return finding.score
@@ -349,11 +449,17 @@ def test_scores_are_shifted_by_cases():
 
 def test_what_the_engine_cannot_do_is_said(tmp_path):
     write(tmp_path, SALE)
-    with pytest.raises(EirError, match=r"tamper\.memory is 1 MiB"), duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 20) as engine:
+    with (
+        pytest.raises(EirError, match=r"tamper\.memory is 1 MiB"),
+        duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 20) as engine,
+    ):
         judge(engine, TamperSettings(), since=START, until=UNTIL)
     (damaged,) = tmp_path.glob("sightings/*/*.parquet")
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    with pytest.raises(EirError, match=f"cannot be judged: .*{damaged.name}"), duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
+    with (
+        pytest.raises(EirError, match=f"cannot be judged: .*{damaged.name}"),
+        duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine,
+    ):
         judge(engine, TamperSettings(), since=START, until=UNTIL)
 
 
@@ -372,7 +478,12 @@ def test_tables_of_conditions_are_the_files():
 @pytest.fixture
 def operator(site):
     """A site whose record has a dozen clones, an identifier of zeros and a box, among honest devices."""
-    clones = [(at + late, f"352099008800{number:02d}", f"{who}{number}", mme, "05") for number in range(12) for at in range(0, 240, 24) for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))]
+    clones = [
+        (at + late, f"352099008800{number:02d}", f"{who}{number}", mme, "05")
+        for number in range(12)
+        for at in range(0, 240, 24)
+        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
+    ]
     honest = [(number, f"3520994{number:07d}", f"s{number}", "mme1", "05") for number in range(300)]
     write(site.state, [*clones, *TAMPERED["sim_box"], *TAMPERED["placeholder"], *honest])
     return site
@@ -388,7 +499,10 @@ def test_the_report(operator, tmp_path):
     assert len(rows) == 12 + 8 + 1
     assert list(rows[0])[:7] == ["imei", "score", "conditions", "subscribers", "first_seen", "last_seen", "evidence"]
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
-    assert all(re.fullmatch(r"[0-9]{14}", row["imei"]) and re.fullmatch(r"2026-1[01]-\d\dT\d\d:\d\d:\d\dZ", row["first_seen"]) for row in rows)
+    assert all(
+        re.fullmatch(r"[0-9]{14}", row["imei"]) and re.fullmatch(r"2026-1[01]-\d\dT\d\d:\d\d:\d\dZ", row["first_seen"])
+        for row in rows
+    )
     assert [row["imei"] for row in csv.DictReader(io.StringIO(sheet.read_text()))] == [row["imei"] for row in rows]
     assert {path.stat().st_mode & 0o777 for path in (out, public, sheet)} == {0o600}
     said = out.read_text()
@@ -428,11 +542,17 @@ def test_wrong_use_and_no_record(site):
     site.state.mkdir(exist_ok=True)
     assert "no sightings from" in site.eir("tamper", "report", status=1).stderr
     assert "--since 90d: expected" in site.eir("tamper", "report", "--since", "90d", status=2).stderr
-    assert "--condition clone: no such condition" in site.eir("tamper", "export", "--condition", "clone", status=2).stderr
+    assert (
+        "--condition clone: no such condition" in site.eir("tamper", "export", "--condition", "clone", status=2).stderr
+    )
 
 
 def test_names_from_the_wire_do_not_steer_the_page(judge_rows):
-    rows = [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("<b>a", "<script>x</script>", 0), ("b", "mme2", 0.2))]
+    rows = [
+        (at + late, IMEI, who, mme, "05")
+        for at in EACH_DAY
+        for who, mme, late in (("<b>a", "<script>x</script>", 0), ("b", "mme2", 0.2))
+    ]
     text = page.page(judge_rows([*rows, (1, "?", "a", "<img>", None)]))
     assert Elements.of(text)["script"] == Elements.of(text)["img"] == 0
     assert "&lt;script&gt;" in text
@@ -444,7 +564,9 @@ def test_names_from_the_wire_do_not_steer_the_page(judge_rows):
 )
 def test_small_counts_are_not_published_nor_can_they_be_worked_out(counts, hidden):
     named = dict(zip("abcdef", counts, strict=False))
-    assert {name for name, count in page.suppressed(named).items() if count is None} == {name for name, count in named.items() if count in hidden}
+    assert {name for name, count in page.suppressed(named).items() if count is None} == {
+        name for name, count in named.items() if count in hidden
+    }
 
 
 # ---- from a finding to a list ----
@@ -465,7 +587,11 @@ def test_notifications_name_the_copies_that_came_back(site):
     site.state.mkdir(exist_ok=True)
     first, copy, other, once = (f"00101000000000{number}" for number in range(1, 5))
     rows = [(at, IMEI, first, "mme1", "05") for at in range(0, 29 * DAY, 7)]
-    rows += [(at + late, IMEI, who, "mme2", "05") for at in range(12 * DAY, 29 * DAY, DAY) for who, late in ((copy, 0.1), (other, 0.3))]
+    rows += [
+        (at + late, IMEI, who, "mme2", "05")
+        for at in range(12 * DAY, 29 * DAY, DAY)
+        for who, late in ((copy, 0.1), (other, 0.3))
+    ]
     write(site.state, [*rows, (300, IMEI, once, "mme1", "05")])
     site.configure()
     done = site.eir("tamper", "export", *UNTIL_DAY, "--as", "dirbs-notifications")
@@ -496,7 +622,11 @@ def test_the_sheet_of_a_device(operator, tmp_path):
 
 
 def test_the_strongest_example_is_shown(judge_rows):
-    rows = [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2 if at != 120 else 0.01))]
+    rows = [
+        (at + late, IMEI, who, mme, "05")
+        for at in EACH_DAY
+        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2 if at != 120 else 0.01))
+    ]
     (finding,) = judge_rows(rows).findings
     assert "such as on 2026-11-01 mme1 and mme2 within 0 min, where a phone takes 60" in finding.evidence
 
@@ -526,7 +656,9 @@ def test_only_what_is_nearly_certain_is_exported(site):
     write(site.state, [*OTHERS, *phones("ab", seed=3), *TAMPERED["placeholder"]])
     reported = {row["imei"]: row["score"] for row in site.json("tamper", "report", *UNTIL_DAY, "--min-score", "0.02")}
     assert 0.02 <= reported[IMEI] < 0.95
-    assert [row["imei"] for row in csv.DictReader(io.StringIO(site.eir("tamper", "export", *UNTIL_DAY).stdout))] == ["00000000000000"]
+    assert [row["imei"] for row in csv.DictReader(io.StringIO(site.eir("tamper", "export", *UNTIL_DAY).stdout))] == [
+        "00000000000000"
+    ]
 
 
 def test_files_from_before_there_were_peers(tmp_path):
@@ -534,7 +666,9 @@ def test_files_from_before_there_were_peers(tmp_path):
     (file,) = tmp_path.glob("sightings/*/*.parquet")
     pl.read_parquet(file).drop("peer").write_parquet(file)
     with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
-        assert [finding.imei for finding in judge(engine, TamperSettings(), since=START, until=UNTIL).findings] == [IMEI]
+        assert [finding.imei for finding in judge(engine, TamperSettings(), since=START, until=UNTIL).findings] == [
+            IMEI
+        ]
 
 
 # ---- in a browser ----

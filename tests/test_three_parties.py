@@ -32,11 +32,18 @@ def parties(tmp_path):
     for name in ("a", "register", "b"):
         (tmp_path / "keys" / name).mkdir(parents=True)
         keys.append(Publisher(tmp_path / "keys" / name))
-    with Site(tmp_path / "a", keys[0]) as a, Site(tmp_path / "register", keys[1]) as register, Site(tmp_path / "b", keys[2]) as b:
+    with (
+        Site(tmp_path / "a", keys[0]) as a,
+        Site(tmp_path / "register", keys[1]) as register,
+        Site(tmp_path / "b", keys[2]) as b,
+    ):
         a.configure(sightings={"subscribers": "hashed"})
         a.state.mkdir()
         (register.folder / "of-a").write_text(named(keys[0], OF_A))
-        register.configure(lists={"tampered-a": {"signers": "of-a"}}, policy={"rules": [{"list": "tampered-a", "answer": "blacklisted"}]})
+        register.configure(
+            lists={"tampered-a": {"signers": "of-a"}},
+            policy={"rules": [{"list": "tampered-a", "answer": "blacklisted"}]},
+        )
         (b.folder / "of-register").write_text(named(keys[1], OF_REGISTER))
         b.configure(
             lists={"stolen-national": {"signers": "of-register"}}, policy={"rules": [{"list": "stolen-national", "answer": "blacklisted"}]},
@@ -52,7 +59,11 @@ def log(path):
         (begin + timedelta(days=day, minutes=late), CLONE, imsi, mme)
         for day in range(20) for imsi, mme, late in (("001010000000001", "mme1", 0), ("001010000000002", "mme2", 10))
     ]  # fmt: skip
-    rows += [(begin + timedelta(days=day), imei, f"0010102{at:08d}", f"mme{at % 2 + 1}") for at, imei in enumerate(HONEST) for day in range(0, 20, 7)]
+    rows += [
+        (begin + timedelta(days=day), imei, f"0010102{at:08d}", f"mme{at % 2 + 1}")
+        for at, imei in enumerate(HONEST)
+        for day in range(0, 20, 7)
+    ]
     with path.open("w") as out:
         writer = csv.writer(out)
         writer.writerow(("time", "imei", "imsi", "origin_host"))
@@ -70,7 +81,20 @@ def signed(site, data, *, list_name):
     """The folder of a release that a party signs by its own key."""
     folder = site.folder / f"out-{list_name}"
     folder.mkdir()
-    made = site.json("publish", *data, "--list", list_name, "--serial", "1", "--expires", "30d", "--key", site.publisher.key, "--out", folder)
+    made = site.json(
+        "publish",
+        *data,
+        "--list",
+        list_name,
+        "--serial",
+        "1",
+        "--expires",
+        "30d",
+        "--key",
+        site.publisher.key,
+        "--out",
+        folder,
+    )
     assert Path(made["manifest"]).parent == folder
     return folder
 
@@ -97,7 +121,9 @@ async def test_a_clone_goes_from_one_operator_s_record_to_another_s_answer(parti
     register.eir("load", manifest)
     register.eir("export", "tampered-a", "--out", "from-a.csv")
     (register.folder / "own.csv").write_text(f"imei,reason,date\n{LISTED},theft,20261101\n")
-    national = signed(register, [register.folder / "from-a.csv", register.folder / "own.csv"], list_name="stolen-national")
+    national = signed(
+        register, [register.folder / "from-a.csv", register.folder / "own.csv"], list_name="stolen-national"
+    )
 
     # Operator B takes the register's word, and not A's: not even for the same rows under the national name.
     of_a_alone = signed(a, [found], list_name="stolen-national")
@@ -106,7 +132,15 @@ async def test_a_clone_goes_from_one_operator_s_record_to_another_s_answer(parti
     b.eir("load", manifest)
     node = b.start()
     mme = await connect(node)
-    for number, (imei, status) in enumerate({CLONE: BLACKLISTED, f"{CLONE}{check_digit(CLONE)}": BLACKLISTED, LISTED: BLACKLISTED, UNLISTED: 0, HONEST[0]: 0}.items()):
+    for number, (imei, status) in enumerate(
+        {
+            CLONE: BLACKLISTED,
+            f"{CLONE}{check_digit(CLONE)}": BLACKLISTED,
+            LISTED: BLACKLISTED,
+            UNLISTED: 0,
+            HONEST[0]: 0,
+        }.items()
+    ):
         answer = await mme.ask(ecr(imei, ids=(number, number)))
         assert (answer.result, answer.number(1445, TGPP)) == (2001, status), imei
     said = b.json("check", CLONE)
@@ -119,7 +153,18 @@ async def test_a_clone_goes_from_one_operator_s_record_to_another_s_answer(parti
 
     # Whoever has the register's release can hold B to it, by asking and by B's record.
     await mme.close()
-    asked = b.json("audit", manifest, "{}:{}".format(*node.address), "--origin-host", HOST, "--origin-realm", REALM, "--all", "--at-least", "100%")
+    asked = b.json(
+        "audit",
+        manifest,
+        "{}:{}".format(*node.address),
+        "--origin-host",
+        HOST,
+        "--origin-realm",
+        REALM,
+        "--all",
+        "--at-least",
+        "100%",
+    )
     assert (asked["list"], asked["asked"], asked["as_listed"], asked["exceptions"]) == ("stolen-national", 2, 2, [])
     recorded = b.json("audit", manifest, "--sightings", "--since", "1h", "--at-least", "100%")
     assert (recorded["share"], recorded["never_asked"]) == (1, [])

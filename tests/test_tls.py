@@ -177,7 +177,10 @@ async def test_names_that_the_peer_table_gives(secure, authority, call):
 
 async def test_a_reload_parts_with_peers_whose_certificate_is_no_longer_wanted(secure, authority, call):
     node = secure.start()
-    stays, goes = await call(node, authority.peer(HOST)), await call(node, authority.peer("mme2.localdomain"), host="mme2.localdomain")
+    stays, goes = (
+        await call(node, authority.peer(HOST)),
+        await call(node, authority.peer("mme2.localdomain"), host="mme2.localdomain"),
+    )
     secure.configure(peers=[
         {"name": "mme", "realm": REALM, "host": HOST}, {"name": "rest", "realm": REALM, "tls_names": ["dra.example"]},
     ])  # fmt: skip
@@ -223,7 +226,11 @@ async def test_a_broken_pair_changes_nothing_and_says_so(secure, authority, stra
     node = secure.start()
     good = await call(node, authority.peer(HOST))
     key, theirs = secure.settings["tls"]["key"], stranger.write(EIR)["key"]
-    for other, says in ((theirs, "is not the private key of"), (secure.path, "no private key in it"), ("nowhere", "cannot be read")):
+    for other, says in (
+        (theirs, "is not the private key of"),
+        (secure.path, "no private key in it"),
+        ("nowhere", "cannot be read"),
+    ):
         secure.configure(tls=secure.settings["tls"] | {"key": str(other)})
         refused = await asyncio.to_thread(secure.eir, "reload", status=2)
         assert f"{secure.path}:" in refused.stderr
@@ -267,7 +274,9 @@ async def test_half_handshakes_hold_nothing_up(single, authority, call):
     good = await call(node, authority.peer(HOST))
     silent = [Connection(*await asyncio.open_connection(*node.address)) for _ in range(40)]
     for connection in silent[::2]:
-        await connection.send(uncounted=b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the beginning of a ClientHello
+        await connection.send(
+            uncounted=b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+        )  # the beginning of a ClientHello
     assert await status(await call(node, authority.peer("mme2.localdomain"), host="mme2.localdomain")) == BLACK
     for connection in silent:
         await connection.end()  # in time, or the test is over
@@ -349,8 +358,12 @@ async def test_the_node_connects_over_tls(secure, authority):
 @pytest.mark.parametrize("what", ["a name that is not the peer's", "another authority"])
 async def test_the_node_does_not_talk_to_an_impostor(single, authority, stranger, what):
     named = what.startswith("a name")
-    async with listening(authority, "other.localdomain" if named else "dra.localdomain", issuer=None if named else stranger) as (listener, port):
-        single.configure(peers=[{"name": "dra", "host": "dra.localdomain", "realm": REALM, "connect": f"tls://127.0.0.1:{port}"}])
+    async with listening(
+        authority, "other.localdomain" if named else "dra.localdomain", issuer=None if named else stranger
+    ) as (listener, port):
+        single.configure(
+            peers=[{"name": "dra", "host": "dra.localdomain", "realm": REALM, "connect": f"tls://127.0.0.1:{port}"}]
+        )
         node = await asyncio.to_thread(single.start)
         if named:
             connection = await listener.accept()
@@ -406,8 +419,15 @@ class TestCertificate:
             subprocess.run(command, check=True, capture_output=True)
             found = first_certificate((tmp_path / "c").read_bytes())
             assert found.names == (subject.partition("CN=")[2].partition("/")[0],)
-            said = subprocess.run(["openssl", "x509", "-in", tmp_path / "c", "-noout", "-enddate"], check=True, capture_output=True, text=True)
-            assert found.not_after == datetime.strptime(said.stdout.strip(), "notAfter=%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC)
+            said = subprocess.run(
+                ["openssl", "x509", "-in", tmp_path / "c", "-noout", "-enddate"],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            assert found.not_after == datetime.strptime(said.stdout.strip(), "notAfter=%b %d %H:%M:%S %Y GMT").replace(
+                tzinfo=UTC
+            )
 
     def test_alternative_names_come_before_the_common_name(self, authority):
         issued = authority.issue("a.example", "*.b.example", "192.0.2.1", common_name="c.example")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,14 @@ def issuer():
     return Issuer()
 
 
-def settings_of(tmp_path: Path, *, sets: list[bytes] = [], pems: list[bytes] = [], issuer=(), audience=("5G_EIR", OURS)):  # noqa: B006 - nobody changes them
+def settings_of(
+    tmp_path: Path,
+    *,
+    sets: Iterable[bytes] = (),
+    pems: Iterable[bytes] = (),
+    issuer=(),
+    audience=("5G_EIR", OURS),
+):
     files = []
     for kind, contents in (("jwks", sets), ("pem", pems)):
         paths = tuple(tmp_path / f"{kind}-{number}" for number in range(len(contents)))
@@ -51,7 +59,14 @@ class Clock:
 
 def checker(tmp_path, *issuers, clock=None, ticks=None, remembered_max=4096, **more):
     settings = settings_of(tmp_path, sets=[jwks(*issuers)], **more)
-    return Asked(settings, load_keys(read_keys(settings)), scope=SERVICE, now=clock or Clock(), ticks=ticks or Clock(), remembered_max=remembered_max)
+    return Asked(
+        settings,
+        load_keys(read_keys(settings)),
+        scope=SERVICE,
+        now=clock or Clock(),
+        ticks=ticks or Clock(),
+        remembered_max=remembered_max,
+    )
 
 
 def test_a_good_token_names_who_asks(tmp_path, issuer):
@@ -201,7 +216,9 @@ def test_the_scheme_is_written_as_one_likes(tmp_path, issuer):
 
 def test_a_challenge_says_what_is_missing():
     assert DENIED["no_token"].challenge == 'Bearer realm="n5g-eir-eic", scope="n5g-eir-eic"'
-    assert DENIED["expired"].challenge.startswith('Bearer realm="n5g-eir-eic", error="invalid_token", error_description="')
+    assert DENIED["expired"].challenge.startswith(
+        'Bearer realm="n5g-eir-eic", error="invalid_token", error_description="'
+    )
     assert DENIED["scope"].challenge.endswith('scope="n5g-eir-eic"')
     for denied in DENIED.values():
         assert denied.challenge.isascii()
@@ -233,7 +250,10 @@ def test_bad_tokens_of_one_peer_take_only_so_much_time(tmp_path, issuer, monkeyp
     signed_by = tokens._signed_by
     monkeypatch.setattr(tokens, "_signed_by", lambda *them: looked.append(1) or signed_by(*them))
     checks = checker(tmp_path, issuer, clock=clock, ticks=clock)
-    good, bad = bearer(issuer.token(NOW)), [bearer(raw({"alg": "ES256"}, GOOD, b"%d" % number)) for number in range(200)]
+    good, bad = (
+        bearer(issuer.token(NOW)),
+        [bearer(raw({"alg": "ES256"}, GOOD, b"%d" % number)) for number in range(200)],
+    )
     assert checks.subject(good) == AMF
     reasons = [checks.subject(token).reason for token in bad]
     assert reasons == ["signature"] * 101 + ["too_many"] * 99
@@ -273,7 +293,9 @@ def test_a_change_of_keys(tmp_path):
     for in_force, accepted in (((old, new), (first, second)), ((new,), (second,)), ((old, new), (first, second))):
         (tmp_path / "jwks-0").write_bytes(jwks(*in_force))
         checks.renew(settings, load_keys(read_keys(settings)))
-        assert [checks.subject(token) == AMF for token in (first, second)] == [token in accepted for token in (first, second)]
+        assert [checks.subject(token) == AMF for token in (first, second)] == [
+            token in accepted for token in (first, second)
+        ]
 
 
 def test_another_audience_counts_for_remembered_tokens_too(tmp_path, issuer):
@@ -287,7 +309,9 @@ def test_another_audience_counts_for_remembered_tokens_too(tmp_path, issuer):
 def test_keys_of_every_form(tmp_path):
     issuers = [Issuer("ES256", None), Issuer("RS256", None), Issuer("Ed25519", None)]
     settings = settings_of(tmp_path, pems=[each.pem for each in issuers])
-    checks = Asked(settings, load_keys(pickle.loads(pickle.dumps(read_keys(settings)))), scope=SERVICE, now=Clock(), ticks=Clock())
+    checks = Asked(
+        settings, load_keys(pickle.loads(pickle.dumps(read_keys(settings)))), scope=SERVICE, now=Clock(), ticks=Clock()
+    )
     for issuer in issuers:
         assert checks.subject(bearer(issuer.token(NOW))) == AMF
         # A PEM file has no name for its key: whatever the token calls it, it is tried.
@@ -344,7 +368,9 @@ def test_a_weak_key_and_a_file_that_is_not_there(tmp_path):
     from cryptography.hazmat.primitives.asymmetric import rsa
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    weak = rsa.generate_private_key(65537, 1024).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    weak = (
+        rsa.generate_private_key(65537, 1024).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
     settings = settings_of(tmp_path, pems=[weak])
     with pytest.raises(KeysError, match="1024 bits"):
         load_keys(read_keys(settings))

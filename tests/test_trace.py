@@ -22,7 +22,11 @@ IMSI, OTHER = "001010123456789", "001010987654321"
 @pytest.fixture
 def site(tmp_path, publisher):
     with Site(tmp_path / "site", publisher) as site:
-        site.configure(workers=2, n5g={"listen": ["http://127.0.0.1:0"]}, policy={**site.settings["policy"], "bad_identity": "error"})
+        site.configure(
+            workers=2,
+            n5g={"listen": ["http://127.0.0.1:0"]},
+            policy={**site.settings["policy"], "bad_identity": "error"},
+        )
         site.load(["imei,reason", f"{LISTED},stolen in transit"])
         site.load([TRACKED], list_name="tracked")
         site.start()
@@ -36,7 +40,11 @@ class Trace:
         self.out = site.folder / "trace.out"
         with self.out.open("w") as out, (site.folder / "trace.err").open("w") as err:
             self.process = subprocess.Popen(
-                [*COMMAND, "trace", "--json", "--reason", "complaint 17", *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=site.environment()
+                [*COMMAND, "trace", "--json", "--reason", "complaint 17", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=site.environment(),
             )
         until(lambda: "Ctrl-C" in (site.folder / "trace.err").read_text() or self.process.poll() is not None)
         assert self.process.poll() is None, (site.folder / "trace.err").read_text()
@@ -54,12 +62,23 @@ class Trace:
 
 
 def ask(site, *imeis, imsi=None):
-    return [each.status for each in asyncio.run(probe.ask(probe.Target(*site.node.address, HOST, REALM, timeout_s=10.0), list(imeis), imsi=imsi))]
+    return [
+        each.status
+        for each in asyncio.run(
+            probe.ask(probe.Target(*site.node.address, HOST, REALM, timeout_s=10.0), list(imeis), imsi=imsi)
+        )
+    ]
 
 
 def ask_amf(site, imei, imsi):
-    host, _, port = next(url for url in site.node.status()["listening"] if url.startswith("http")).partition("://")[2].rpartition(":")
-    return [each.status for each in asyncio.run(n5g.ask(n5g.Target(host, int(port), timeout_s=10.0), [imei], imsi=imsi))]
+    host, _, port = (
+        next(url for url in site.node.status()["listening"] if url.startswith("http"))
+        .partition("://")[2]
+        .rpartition(":")
+    )
+    return [
+        each.status for each in asyncio.run(n5g.ask(n5g.Target(host, int(port), timeout_s=10.0), [imei], imsi=imsi))
+    ]
 
 
 def test_each_check_of_a_subscriber_over_both_protocols_and_of_nobody_else(site):
@@ -78,7 +97,27 @@ def test_each_check_of_a_subscriber_over_both_protocols_and_of_nobody_else(site)
     assert checks[0]["reason"] == "stolen in transit"
     assert "list stolen (serial 1)" in checks[0]["text"]
     assert [each["result"] for each in wire] == ["2001", "2001", "2001", "5004"]
-    shown = subprocess.run(["tshark", "-n", "-r", pcap, "-T", "fields", "-e", "diameter.cmd.code", "-e", "diameter.IMEI", "-e", "diameter.Result-Code", "-e", "_ws.malformed"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [
+            "tshark",
+            "-n",
+            "-r",
+            pcap,
+            "-T",
+            "fields",
+            "-e",
+            "diameter.cmd.code",
+            "-e",
+            "diameter.IMEI",
+            "-e",
+            "diameter.Result-Code",
+            "-e",
+            "_ws.malformed",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert [line.split("\t")[1:3] for line in shown.stdout.splitlines()][:2] == [[LISTED, ""], ["", "2001"]]
     assert shown.stdout.count("324") == 8
 
@@ -89,7 +128,10 @@ def test_it_is_on_record_without_the_number(site):
     (event,) = until(lambda: [event for event in site.json("history") if event["what"] == "trace"])
     assert event["detail"].endswith("for 600 s: complaint 17")
     assert LISTED not in event["detail"]
-    assert [line["event"] for line in site.node.lines() if line["event"] in {"traced", "trace_ended"}] == ["traced", "trace_ended"]
+    assert [line["event"] for line in site.node.lines() if line["event"] in {"traced", "trace_ended"}] == [
+        "traced",
+        "trace_ended",
+    ]
     assert LISTED not in site.node.text()
 
 
@@ -98,7 +140,10 @@ def test_it_ends_by_itself_and_there_is_one_at_a_time(site):
     with Trace(site, "--imei", LISTED, "--for", "10m") as trace:
         assert "one at a time" in ask_node("trace", "--imei", TRACKED, "--reason", "another", status=1).stderr
         before = site.node.metrics()
-        assert ask(site, *[UNLISTED] * 50, LISTED, *[UNLISTED] * 50, imsi=IMSI) == ["whitelisted"] * 50 + ["blacklisted"] + ["whitelisted"] * 50
+        assert (
+            ask(site, *[UNLISTED] * 50, LISTED, *[UNLISTED] * 50, imsi=IMSI)
+            == ["whitelisted"] * 50 + ["blacklisted"] + ["whitelisted"] * 50
+        )
         os.kill(children(site.node.pid)["worker-0"], signal.SIGKILL)
         os.kill(children(site.node.pid)["worker-1"], signal.SIGKILL)
         until(lambda: site.node.status()["workers"] == 2)
@@ -144,7 +189,11 @@ def test_the_bytes_are_those_without_a_trace(site):
 
 
 def test_the_lane_leaves_what_is_sought_and_nothing_else():
-    requests = [lanes.ecr(imei, imsi=imsi) for imei in (UNLISTED, TRACKED, LISTED + "0", UNLISTED) for imsi in (IMSI, OTHER, None)]
+    requests = [
+        lanes.ecr(imei, imsi=imsi)
+        for imei in (UNLISTED, TRACKED, LISTED + "0", UNLISTED)
+        for imsi in (IMSI, OTHER, None)
+    ]
     for sought, left in (
         (None, 0), (Sought(int(LISTED), ""), 3), (Sought(None, IMSI), 4), (Sought(int(LISTED), OTHER), 1), (Sought(int(LISTED) + 1, ""), 0),
         (Sought(None, IMSI[:-1]), 0), (Sought(int(LISTED), IMSI), 1),
@@ -157,7 +206,14 @@ def test_the_lane_leaves_what_is_sought_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--reason", "x"), ("--imei", LISTED), ("--imei", "35", "--reason", "x"), ("--imsi", "1", "--reason", "x"), ("--imei", LISTED, "--reason", "x", "--for", "soon")]
+    "arguments",
+    [
+        ("--reason", "x"),
+        ("--imei", LISTED),
+        ("--imei", "35", "--reason", "x"),
+        ("--imsi", "1", "--reason", "x"),
+        ("--imei", LISTED, "--reason", "x", "--for", "soon"),
+    ],
 )
 def test_wrong_usage(shared, arguments):
     shared.eir("trace", *arguments, status=2)

@@ -54,7 +54,16 @@ def at(site, scheme):
 
 def test_an_mme_of_another_realm(site):
     def probe(status):
-        return site.eir("probe", at(site, "tcp"), LISTED, "--origin-host", "mme.other.example", "--origin-realm", "other.example", status=status)
+        return site.eir(
+            "probe",
+            at(site, "tcp"),
+            LISTED,
+            "--origin-host",
+            "mme.other.example",
+            "--origin-realm",
+            "other.example",
+            status=status,
+        )
 
     assert "3010" in probe(1).stderr
     row("CEA with 3010", "correct `host` or `realm` of the entry")
@@ -87,7 +96,9 @@ def test_a_certificate_with_another_name(site):
     line = until(lambda: next(iter(site.node.lines("peer_refused", host=HOST)), None))
     assert "tls_names" in line["setting"]
     row("the handshake fails, `detail` names a certificate", "`tls_names` of the entry")
-    with changed(site, peers=[{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "tls_names": ["gateway.partner.example"]}]):
+    with changed(
+        site, peers=[{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "tls_names": ["gateway.partner.example"]}]
+    ):
         assert "blacklisted" in probe(0).stdout
 
 

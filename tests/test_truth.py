@@ -24,7 +24,12 @@ SEED = 20261125
 WINDOW = 500
 """Requests that are under way at a time."""
 
-FORMS = (lambda imei: imei, lambda imei: f"{imei}{check_digit(imei)}", lambda imei: f"{imei}0", lambda imei: f"{imei}27")
+FORMS = (
+    lambda imei: imei,
+    lambda imei: f"{imei}{check_digit(imei)}",
+    lambda imei: f"{imei}0",
+    lambda imei: f"{imei}27",
+)
 """What clients send for one device: 14 digits, 15 with the Luhn digit, 15 with a spare 0, 16 with a software version."""
 
 
@@ -68,13 +73,18 @@ def million(tmp_path_factory, publisher):
     chance = random.Random(SEED)
     listed = [f"{key:014d}" for key in keys[: ENTRIES // 4].tolist()]
     # Neighbours of listed ones, others of their TACs, and any at all.
-    near = [f"{(key + chance.choice((-1, 1, 10, 10**6))) % 10**14:014d}" for key in keys[ENTRIES // 4 : ENTRIES // 2].tolist()]
+    near = [
+        f"{(key + chance.choice((-1, 1, 10, 10**6))) % 10**14:014d}"
+        for key in keys[ENTRIES // 4 : ENTRIES // 2].tolist()
+    ]
     same_tac = [f"{tac:08d}{chance.randrange(10**6):06d}" for tac in numbers.choice(tacs, ENTRIES // 4).tolist()]
     anything = [f"{chance.randrange(10**14):014d}" for _ in range(ENTRIES // 4)]
     asked = [*listed, *near, *same_tac, *anything]
     chance.shuffle(asked)
     with Site(folder / "site", publisher) as site:
-        site.configure(lists={"stolen": {"signers": "signers"}}, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
+        site.configure(
+            lists={"stolen": {"signers": "signers"}}, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]}
+        )
         site.load(path)
         yield site, truth, asked
 
@@ -107,7 +117,18 @@ async def test_the_same_on_the_wire_in_every_form_that_clients_send(million, con
     assert site.node.status()["checks"] == ASKED_ON_THE_WIRE
 
 
-JUNK = ("0", "*#06#", "A000000DEAD", "35A209900", "123456789012", "FFFFFFFFFFFFFFFF", "3520990017614", "ABCDEF", "1", "000")
+JUNK = (
+    "0",
+    "*#06#",
+    "A000000DEAD",
+    "35A209900",
+    "123456789012",
+    "FFFFFFFFFFFFFFFF",
+    "3520990017614",
+    "ABCDEF",
+    "1",
+    "000",
+)
 """What DIRBS lets through as an IMEI: 1 to 16 of 0-9A-F*#."""
 
 
@@ -115,8 +136,14 @@ def dirbs_blacklist(path, digits, count):
     """A blacklist in its real shape: zip stored and unsigned, CRLF, unordered, reasons joined by a bar, junk among the rows."""
     chance = random.Random(SEED)
     imeis = sorted({f"{chance.randrange(10**8):08d}{chance.randrange(10**6):06d}" for _ in range(count)})
-    shown = [f"{imei}{check_digit(imei)}" if digits == 15 or (digits == 0 and n % 2) else imei for n, imei in enumerate(imeis)]
-    reasons = ("Violated stolen_list condition", "Violated stolen_list condition|Violated duplicate_threshold condition")
+    shown = [
+        f"{imei}{check_digit(imei)}" if digits == 15 or (digits == 0 and n % 2) else imei
+        for n, imei in enumerate(imeis)
+    ]
+    reasons = (
+        "Violated stolen_list condition",
+        "Violated stolen_list condition|Violated duplicate_threshold condition",
+    )
     rows = [f"{imei},2026{1 + n % 12:02d}{1 + n % 28:02d},{reasons[n % 2]}" for n, imei in enumerate(shown)]
     rows += [f"{chance.choice(JUNK)},20261030,Violated malformed_imei condition" for _ in range(count // 10)]
     chance.shuffle(rows)

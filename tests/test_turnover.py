@@ -20,7 +20,9 @@ REASONS = st.integers(0, 2)
 def listed(rows, tacs):
     """The devices in force: single ones, and those of a TAC, which are four that rows name and 999,996 others."""
     whole = {number for number, end in tacs.items() if not 0 < end <= NOW}
-    return {(number, low) for number in whole for low in range(5)} | {row for row, end in rows.items() if not 0 < end <= NOW}
+    return {(number, low) for number in whole for low in range(5)} | {
+        row for row, end in rows.items() if not 0 < end <= NOW
+    }
 
 
 def counted(devices):
@@ -61,7 +63,9 @@ def test_a_list_that_was_one_of_another_kind():
     assert differences([page(1, [5, 6])], [page(1, [6, 7], imsis=[[10], [11]])], NOW) == (2, 2)
 
 
-@pytest.mark.parametrize("damaged", [Page(1, b"junk"), Page(1, b"", b"T\x09"), Page(1, page(1, [5]).keys, b"U\x10\0\0\0" + bytes(16))])
+@pytest.mark.parametrize(
+    "damaged", [Page(1, b"junk"), Page(1, b"", b"T\x09"), Page(1, page(1, [5]).keys, b"U\x10\0\0\0" + bytes(16))]
+)
 def test_a_page_that_is_damaged_lists_nothing(damaged):
     assert differences([damaged], [page(1, [5, 6])], NOW) == (2, 0)
     assert differences([damaged], [], NOW) == (0, 0)

@@ -33,7 +33,8 @@ def next_second():
 def told(shared):
     """Two releases of one list, a local list, and checks before, between and after; times between them."""
     shared.configure(
-        sightings={"subscribers": "hashed", "window_s": 1}, lists={**shared.settings["lists"], "here": {"local": True}},
+        sightings={"subscribers": "hashed", "window_s": 1},
+        lists={**shared.settings["lists"], "here": {"local": True}},
         policy={"rules": [{"list": "here", "answer": "greylisted"}, {"list": "stolen", "answer": "blacklisted"}]},
     )
     shared.load([TRACKED], list_name="tracked")
@@ -61,7 +62,13 @@ def test_what_was_answered_then_and_what_stood_behind_it(told):
     site, times = told
     said = site.json("why", LISTED, "--imsi", IMSI, "--at", times["blocked"])
     (answer,) = said["answers"]
-    assert (answer["status"], answer["rule"], answer["list"], answer["peer"], answer["checks"]) == ("blacklisted", "2", "stolen", "mme", 1)
+    assert (answer["status"], answer["rule"], answer["list"], answer["peer"], answer["checks"]) == (
+        "blacklisted",
+        "2",
+        "stolen",
+        "mme",
+        1,
+    )
     stolen = next(each for each in said["lists"] if each["list"] == "stolen")
     assert stolen["decided"]
     assert (stolen["serial"], stolen["loaded_by"]) == (1, "test@localhost")

@@ -90,7 +90,10 @@ class TestOneNode:
         assert (status["workers"], status["checks"], status["peers"], status["pid"]) == (2, 20, {"mme": 4}, node.pid)
 
     async def test_ipv6_beside_ipv4(self, crew):
-        crew.configure(listen=["tcp://[::1]:0", "tcp://127.0.0.1:0"], peers=[{"name": "mme", "realm": REALM, "from": ["::1", "127.0.0.1"]}])
+        crew.configure(
+            listen=["tcp://[::1]:0", "tcp://127.0.0.1:0"],
+            peers=[{"name": "mme", "realm": REALM, "from": ["::1", "127.0.0.1"]}],
+        )
         node = crew.start()
         addresses = [url.removeprefix("tcp://").rpartition(":") for url in node.status()["listening"]]
         for (host, _, port), shown in zip(addresses, (b"\0\2" + bytes(15) + b"\1", b"\0\1\x7f\0\0\1"), strict=True):
@@ -117,7 +120,11 @@ class TestOneNode:
         crew.configure(inbox="inbox", policy={"rules": [{"list": "tracked", "answer": "greylisted"}]})
         clients = await four(crew.start(), connect)
         manifest = crew.release([TRACKED], list_name="tracked")
-        for file in (crew.folder / "releases" / "tracked-1-0.csv", manifest, manifest.with_name(f"{manifest.name}.sig")):
+        for file in (
+            crew.folder / "releases" / "tracked-1-0.csv",
+            manifest,
+            manifest.with_name(f"{manifest.name}.sig"),
+        ):
             file.rename(crew.folder / "inbox" / file.name)
         for host, client in clients.items():
             await until_async(lambda c=client, h=host: _is(ask(c, TRACKED, h), GREY))
@@ -200,7 +207,11 @@ class TestAdmission:
 
     async def test_an_election_that_the_node_loses(self, crew, connect):
         async with self.election(crew, connect, HOST) as (ours, request, theirs):
-            await until_async(lambda: [row["worker"] for row in control(crew.state, "peers") if row["state"] == "wait_admission"] == [1])
+            await until_async(
+                lambda: (
+                    [row["worker"] for row in control(crew.state, "peers") if row["state"] == "wait_admission"] == [1]
+                )
+            )
             await ours.answer(request, extra=VSAI)  # eir < mme
             assert [(cea.result, cea.error) for cea in await theirs.end()] == [(4003, False)]
             assert await ask(ours, LISTED) == BLACK
@@ -208,7 +219,11 @@ class TestAdmission:
 
     async def test_an_election_whose_winner_dies_with_its_worker(self, crew, connect):
         async with self.election(crew, connect, HOST) as (ours, _, theirs):
-            await until_async(lambda: [row["worker"] for row in control(crew.state, "peers") if row["state"] == "wait_admission"] == [1])
+            await until_async(
+                lambda: (
+                    [row["worker"] for row in control(crew.state, "peers") if row["state"] == "wait_admission"] == [1]
+                )
+            )
             os.kill(children(crew.node.pid)["worker-0"], signal.SIGKILL)
             assert (await theirs.read()).result == 2001
             assert await ours.end() == []
@@ -267,8 +282,11 @@ class TestOverload:
         took = time.monotonic() - began
         assert set(results) == {2001, 3004}
         assert 0.85 * rate * took < results[2001] < 1.1 * rate * took + rate * BURST_S
-        assert total(node.metrics(), "eir_shed_total") == node.metrics()[f"eir_shed_total{{peer=mme,reason={limit}}}"] == results[3004]
-
+        assert (
+            total(node.metrics(), "eir_shed_total")
+            == node.metrics()[f"eir_shed_total{{peer=mme,reason={limit}}}"]
+            == results[3004]
+        )
 
     async def test_below_the_limit_nobody_is_turned_away(self, crew, connect):
         crew.configure(peers=[{"name": "mme", "realm": REALM, "rate_max": 1000}])
@@ -312,7 +330,9 @@ class TestCrash:
 
     async def test_one_that_connects_to_a_peer_does_so_again(self, crew):
         async with Listener() as listener:
-            crew.configure(peers=[{"name": "dra", "host": HOST, "realm": REALM, "connect": f"tcp://127.0.0.1:{listener.port}"}])
+            crew.configure(
+                peers=[{"name": "dra", "host": HOST, "realm": REALM, "connect": f"tcp://127.0.0.1:{listener.port}"}]
+            )
             node = crew.start()
             for _ in range(2):
                 connection = await listener.accept()
@@ -340,7 +360,11 @@ class TestCrash:
         for restarts in range(1, 4):
             os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
             until(lambda n=restarts: node.metrics()["eir_worker_restarts_total"] == n and node.status()["workers"] == 2)
-        assert [line["restart_in_s"] for line in node.lines("process_ended", process="worker-0")] == ["0.1", "0.2", "0.4"]
+        assert [line["restart_in_s"] for line in node.lines("process_ended", process="worker-0")] == [
+            "0.1",
+            "0.2",
+            "0.4",
+        ]
 
     async def test_the_origin_state_id_stays(self, crew, connect):
         """RFC 6733 8.16: it says that the node has lost its state, and the node has not."""
@@ -377,7 +401,9 @@ class TestCrash:
             assert (await refused.ask(cer("away.example", "example"))).result == 3010
 
     async def test_a_worker_that_hangs_is_replaced(self, crew, connect, altered):
-        altered("import eir.daemon.channel, eir.daemon.workers\neir.daemon.channel.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n")
+        altered(
+            "import eir.daemon.channel, eir.daemon.workers\neir.daemon.channel.ANSWER_S, eir.daemon.workers.HUNG_QUESTIONS = 0.2, 2\n"
+        )
         node = crew.start()
         client = await connect(node)
         os.kill(children(node.pid)["worker-0"], signal.SIGSTOP)
@@ -393,7 +419,9 @@ class TestCrash:
         node = crew.start()
         clients = await four(node, connect)
         assert control(crew.state, "peers") == []
-        until(lambda: {line["worker"] for line in node.lines("fault", reason="peers")} == {"0", "1"})  # a thread writes them
+        until(
+            lambda: {line["worker"] for line in node.lines("fault", reason="peers")} == {"0", "1"}
+        )  # a thread writes them
         said = node.status()
         assert (said["workers"], said["ready"]) == (2, "ready")
         assert total(node.metrics(), "eir_peer_up") == 1

@@ -109,13 +109,18 @@ def test_what_a_write_leaves_in_the_record():
 )  # fmt: skip
 def test_the_mark_of_serials_rises(before, written, after):
     """Of a release with serial 8; a mark of fewer resets counts for nothing."""
-    states = [replace(each, serial_resets=resets, highest_serial=highest) for each, (resets, highest) in ((A, before), (B, written))]
+    states = [
+        replace(each, serial_resets=resets, highest_serial=highest)
+        for each, (resets, highest) in ((A, before), (B, written))
+    ]
     assert decide(replace(PLAIN, state=states[0]), Wanted(state=states[1], whole=True), "own").after.state.mark == after
     kept = Stored(states[0], "in force", (Kept(states[1], "before", whole=True),))
     assert decide_undo(kept, kept.kept, [()], None).after.state.mark == before  # a rollback uses up nothing
 
 
-@pytest.mark.parametrize(("stored", "to"), [(None, None), (PLAIN, None), (LOST, None), (AFTER_FULL, 4), (AFTER_FULL, 9)])
+@pytest.mark.parametrize(
+    ("stored", "to"), [(None, None), (PLAIN, None), (LOST, None), (AFTER_FULL, 4), (AFTER_FULL, 9)]
+)
 def test_nothing_to_roll_back(stored, to):
     with pytest.raises(NothingToRollBack):
         steps_back("a", stored, to)

@@ -77,7 +77,10 @@ class Traffic:
         self.over, self.switched = asyncio.Event(), asyncio.Event()
         self.switched_at = 0.0
         self._both = np.intersect1d(old, new, assume_unique=True)
-        self._only = {"old": np.setdiff1d(old, new, assume_unique=True), "new": np.setdiff1d(new, old, assume_unique=True)}
+        self._only = {
+            "old": np.setdiff1d(old, new, assume_unique=True),
+            "new": np.setdiff1d(new, old, assume_unique=True),
+        }
         self._listed = np.union1d(old, new)
         self._numbers = np.random.default_rng(1)
 
@@ -87,7 +90,12 @@ class Traffic:
         other = int(one(self._both))
         while (at := np.searchsorted(self._listed, other)) < len(self._listed) and self._listed[at] == other:
             other = (other + 1) % 10**14
-        return [("both", one(self._both)), ("old", one(self._only["old"])), ("new", one(self._only["new"])), ("neither", other)]
+        return [
+            ("both", one(self._both)),
+            ("old", one(self._only["old"])),
+            ("new", one(self._only["new"])),
+            ("neither", other),
+        ]
 
     async def steady(self):
         """Ask for ever; each answer is by the old list until the first that is by the new one, and by that from then on."""
@@ -98,7 +106,10 @@ class Traffic:
             asked = self._questions()
             sent = time.perf_counter()
             await client.send(
-                *(ecr(f"{key:014d}", ids=(batch, n), session=avp(263, f"{HOST};{batch};{n}")) for n, (_, key) in enumerate(asked))
+                *(
+                    ecr(f"{key:014d}", ids=(batch, n), session=avp(263, f"{HOST};{batch};{n}"))
+                    for n, (_, key) in enumerate(asked)
+                )
             )
             for n, (kind, key) in enumerate(asked):
                 answer = await client.read()

@@ -22,7 +22,9 @@ class Web:
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None
         if context is not None:
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.url = f"http{'s' * (context is not None)}://localhost:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -34,7 +36,9 @@ class Web:
         self._server.server_close()
 
     def remember(self):
-        self.old = {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+        self.old = {
+            str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()
+        }
 
     def paths(self, status=None):
         with self.lock:
@@ -113,7 +117,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return
             status, more = 206, {"Content_Range": f"bytes {begin}-{len(content) - 1}/{len(content)}"}
         body = content[begin:]
-        self._say(status, body[: max(1, len(body) // 2)] if cut else body, ETag=etag, Content_Length=str(len(body)), **more)
+        self._say(
+            status, body[: max(1, len(body) // 2)] if cut else body, ETag=etag, Content_Length=str(len(body)), **more
+        )
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

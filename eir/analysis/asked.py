@@ -34,7 +34,11 @@ def _read(files: list[str], since: datetime) -> pl.DataFrame:
     """The sums of some files."""
     wanted = pl.col("device").is_not_null() & (pl.col("time") >= since.astimezone(UTC).replace(tzinfo=None))
     try:
-        rows = pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore").filter(wanted).with_columns(pl.col("origin_host").fill_null(""))
+        rows = (
+            pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore")
+            .filter(wanted)
+            .with_columns(pl.col("origin_host").fill_null(""))
+        )
         return _summed(rows.select("imei", *ALIKE, "checks")).collect()
     except (pl.exceptions.PolarsError, OSError) as e:
         raise EirError(f"the record cannot be read: {e}") from None

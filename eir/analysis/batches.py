@@ -31,7 +31,12 @@ class Kind(NamedTuple):
 
 
 HOME_DIGITS = 6
-TYPES: Mapping[str, Any] = {"TIMESTAMP": pl.Datetime("us"), "UINTEGER": pl.UInt32, "VARCHAR": pl.String, "BIGINT": pl.Int64}
+TYPES: Mapping[str, Any] = {
+    "TIMESTAMP": pl.Datetime("us"),
+    "UINTEGER": pl.UInt32,
+    "VARCHAR": pl.String,
+    "BIGINT": pl.Int64,
+}
 FRAME: Mapping[str, Any] = {column.name: TYPES[column.kind] for column in COLUMNS}
 """Name → type in polars."""
 _ROWS = {"time": pl.Int64, "imei": pl.String, "software_version": pl.String, "imsi": pl.String, "kind": pl.UInt32}
@@ -54,19 +59,35 @@ class Rows:
 
     def take(self, messages: Iterable[bytes]) -> None:
         """Take messages of workers."""
-        rows = [(time_us, imei, version, imsi, kind, host, realm) for message in messages for time_us, kind, host, realm, imei, imsi, version in checks_of(message)]
+        rows = [
+            (time_us, imei, version, imsi, kind, host, realm)
+            for message in messages
+            for time_us, kind, host, realm, imei, imsi, version in checks_of(message)
+        ]
         known = {key: self.kind(_kind_of(*key)) for key in {row[4:] for row in rows}}
         time, imei, version, imsi = ([row[at] for row in rows] for at in range(4))
-        self.add({"time": time, "imei": imei, "software_version": version, "imsi": imsi, "kind": [known[row[4:]] for row in rows]})
+        self.add(
+            {
+                "time": time,
+                "imei": imei,
+                "software_version": version,
+                "imsi": imsi,
+                "kind": [known[row[4:]] for row in rows],
+            }
+        )
 
     def grouped(self, subscribers: Subscribers) -> pl.DataFrame:
         """A row for each group of checks that are alike within one hour, by schema.COLUMNS, in the order of devices."""
         rows = pl.concat(self._frames) if self._frames else pl.DataFrame(schema=_ROWS)
         groups = rows.group_by("imei", "software_version", "imsi", "kind", pl.col("time") // 3_600_000_000).agg(
-            pl.col("time").min().alias("first"), pl.col("time").max().alias("last"), pl.len().cast(pl.UInt32).alias("checks")
+            pl.col("time").min().alias("first"),
+            pl.col("time").max().alias("last"),
+            pl.len().cast(pl.UInt32).alias("checks"),
         )
         kinds = pl.DataFrame(
-            [[text or None for text in kind] for kind in self._kinds], schema=dict.fromkeys(Kind._fields, pl.String), orient="row"
+            [[text or None for text in kind] for kind in self._kinds],
+            schema=dict.fromkeys(Kind._fields, pl.String),
+            orient="row",
         )
         imsis = groups["imsi"]
         made = groups.with_columns(
@@ -78,7 +99,10 @@ class Rows:
             pl.col("imei").str.slice(0, IDENTIFIER_CHARS_MAX),
             *(kinds[name].gather(groups["kind"]).alias(name) for name in Kind._fields),
         )  # fmt: skip
-        made = made.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("imei", "software_version", "subscriber"))
+        made = made.with_columns(
+            pl.when(pl.col(name) != "").then(pl.col(name)).alias(name)
+            for name in ("imei", "software_version", "subscriber")
+        )
         return made.select(pl.col(name).cast(kind) for name, kind in FRAME.items()).sort("device", nulls_last=True)
 
 
@@ -103,6 +127,12 @@ def imei_is(*lengths: int) -> pl.Expr:
 def _device(identifiers: pl.Series) -> pl.Series:
     """The key (eir.device) of each identifier, null where it is none: the first 14 digits, or a MEID."""
     frame = identifiers.alias("imei").to_frame()
-    digits = pl.when(imei_is(14, 15, 16)).then(pl.col("imei").str.slice(0, 14)).str.to_integer(dtype=pl.Int64, strict=False)
-    meid = pl.when(pl.col("imei").str.contains("^[0-9A-Fa-f]{14}$")).then(pl.col("imei")).str.to_integer(base=16, dtype=pl.Int64, strict=False)
+    digits = (
+        pl.when(imei_is(14, 15, 16)).then(pl.col("imei").str.slice(0, 14)).str.to_integer(dtype=pl.Int64, strict=False)
+    )
+    meid = (
+        pl.when(pl.col("imei").str.contains("^[0-9A-Fa-f]{14}$"))
+        .then(pl.col("imei"))
+        .str.to_integer(base=16, dtype=pl.Int64, strict=False)
+    )
     return frame.select(digits.fill_null(meid + MEID_BASE).alias("device"))["device"]

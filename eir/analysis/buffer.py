@@ -163,7 +163,9 @@ def checks_of(message: bytes) -> Iterator[tuple[int, Any, str, str, str, str, st
     """The checks of a message: time in microseconds, kind (eir.checks.sighting.SightingKind), and the texts (TEXTS) of each."""
     for time_us, kinds, numbers, octets in pickle.loads(memoryview(message)[HEAD.size :]):  # noqa: S301 - from a process of ours
         texts = octets.decode("utf-8", "replace").split("\n")
-        for (number,), *said in zip(NUMBER.iter_unpack(numbers), *(texts[at:-1:TEXTS] for at in range(TEXTS)), strict=True):
+        for (number,), *said in zip(
+            NUMBER.iter_unpack(numbers), *(texts[at:-1:TEXTS] for at in range(TEXTS)), strict=True
+        ):
             yield time_us, kinds[number], *said
 
 

@@ -18,7 +18,9 @@ def decided(state: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as e:
-        raise EirError(f"{state / FILE}: {e}; put it back from a backup, or remove it: all its decisions are in the history, too") from None
+        raise EirError(
+            f"{state / FILE}: {e}; put it back from a backup, or remove it: all its decisions are in the history, too"
+        ) from None
 
 
 def cases(state: Path) -> dict[int, bool]:

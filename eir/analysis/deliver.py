@@ -88,7 +88,14 @@ class Delivery:
             try:
                 await self._send(batch)
             except Undelivered as e:
-                self._report("events_undelivered", reason=self._to, level="warning", waiting=len(self._waiting), again_in_s=pause_s, detail=str(e))
+                self._report(
+                    "events_undelivered",
+                    reason=self._to,
+                    level="warning",
+                    waiting=len(self._waiting),
+                    again_in_s=pause_s,
+                    detail=str(e),
+                )
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, AGAIN_MAX_S)
                 continue
@@ -98,7 +105,9 @@ class Delivery:
             else:
                 self._counted("sent", self._under_way)
             pause_s = AGAIN_S
-            for _ in range(self._under_way):  # fewer than were sent, if the oldest went meanwhile: those are counted as lost
+            for _ in range(
+                self._under_way
+            ):  # fewer than were sent, if the oldest went meanwhile: those are counted as lost
                 self._waiting.popleft()
             self._under_way = 0
             if not self._waiting:
@@ -169,4 +178,6 @@ class _Exchange:
         self._ended = True  # before the look at the socket: it may connect in this moment
         if (connected := self._link.sock) is not None:
             with suppress(OSError):
-                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # below TLS, whose state belongs to the other thread
+                socket.socket.shutdown(
+                    connected, socket.SHUT_RDWR
+                )  # below TLS, whose state belongs to the other thread

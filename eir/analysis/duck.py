@@ -17,6 +17,7 @@ from eir.errors import EirError, SetupFault
 if TYPE_CHECKING:
     import duckdb
 
+
 class Duck:
     """Tables in DuckDB (an eir.analysis.engine.Engine)."""
 
@@ -31,7 +32,10 @@ class Duck:
         """As Engine.fill."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} ({columns})")
         if rows:  # by columns: a list of TACs has hundreds of thousands
-            self._connection.execute(f"INSERT INTO {name} SELECT {', '.join('UNNEST(?)' for _ in rows[0])}", [list(column) for column in zip(*rows, strict=True)])
+            self._connection.execute(
+                f"INSERT INTO {name} SELECT {', '.join('UNNEST(?)' for _ in rows[0])}",
+                [list(column) for column in zip(*rows, strict=True)],
+            )
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
         """As Engine.rows."""
@@ -39,7 +43,15 @@ class Duck:
 
 
 @contextmanager
-def duck(files: str | Sequence[str], *, since: datetime, until: datetime, memory: int, threads: int | None = None, without: Sequence[str] = ()) -> Iterator[Duck]:
+def duck(
+    files: str | Sequence[str],
+    *,
+    since: datetime,
+    until: datetime,
+    memory: int,
+    threads: int | None = None,
+    without: Sequence[str] = (),
+) -> Iterator[Duck]:
     """An engine with `sightings` from `since` to before `until` (both naive UTC), of the files that a pattern or a list names.
 
     `without`: peers whose checks are left out. Raises SetupFault without duckdb, and EirError where the memory or the disk does not suffice or a file cannot be read.
@@ -65,7 +77,9 @@ def duck(files: str | Sequence[str], *, since: datetime, until: datetime, memory
             connection.execute(f"CREATE VIEW sightings AS {window(', '.join(SCHEMA), source, since, until, without)}")
             yield Duck(connection)
         except duckdb.OutOfMemoryException as e:
-            raise EirError(f"the analysis needs more than it may take: tamper.memory is {memory >> 20} MiB ({_first(e)})") from None
+            raise EirError(
+                f"the analysis needs more than it may take: tamper.memory is {memory >> 20} MiB ({_first(e)})"
+            ) from None
         except duckdb.Error as e:  # a full disk, a file that is damaged
             raise EirError(f"the record cannot be judged: {_first(e)}") from None
 

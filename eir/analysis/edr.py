@@ -35,10 +35,17 @@ def rows(
     frame = (
         pl.scan_parquet(paths, glob=False)
         .select(NEEDED)
-        .with_columns(imei=pl.col("imei").fill_null(NO_IMEI), imsi=pl.when(is_imsi).then(pl.col("subscriber")).otherwise(pl.lit("")).fill_null(""))
+        .with_columns(
+            imei=pl.col("imei").fill_null(NO_IMEI),
+            imsi=pl.when(is_imsi).then(pl.col("subscriber")).otherwise(pl.lit("")).fill_null(""),
+        )
         .sort("time")
         .group_by("imei", "imsi", maintain_order=True)
-        .agg(pl.col("time").first(), pl.col("protocol").first().fill_null(""), pl.col("origin_host").first().fill_null(""))
+        .agg(
+            pl.col("time").first(),
+            pl.col("protocol").first().fill_null(""),
+            pl.col("origin_host").first().fill_null(""),
+        )
         .sort("imei", "imsi")
         .collect()
     )

@@ -41,7 +41,9 @@ class Events:
     `watched`: kind of change by the name of a watched list. `seen`: what was last seen, as `seen` gave it out before.
     """
 
-    def __init__(self, *, per_second_max: float, watched: Mapping[str, str], seen: Mapping[str, str], origin: str) -> None:
+    def __init__(
+        self, *, per_second_max: float, watched: Mapping[str, str], seen: Mapping[str, str], origin: str
+    ) -> None:
         self._max, self._room = per_second_max, per_second_max
         self._watched = watched
         self.seen: dict[str, str] = dict(seen)
@@ -105,7 +107,11 @@ class Events:
             if len(self.seen) > WATCHED_MAX:
                 self.seen.pop(next(iter(self.seen)))
             # Hashes under two keys (their first two digits) say nothing about each other.
-            if before is not None and before != other and (kind == DEVICE_CHANGED or len(other) <= 15 or before[:2] == other[:2]):
+            if (
+                before is not None
+                and before != other
+                and (kind == DEVICE_CHANGED or len(other) <= 15 or before[:2] == other[:2])
+            ):
                 found.append((kind, before))
         return found
 

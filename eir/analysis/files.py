@@ -53,7 +53,9 @@ def write(state: Path, rows: "pl.DataFrame") -> list[File]:
         for (hour,), part in rows.group_by(pl.col("time").dt.strftime("%Y-%m-%d %H"), maintain_order=True):
             day, _, begin = str(hour).partition(" ")
             first_us = part["time"].cast(pl.Int64).to_numpy().min()
-            made.append(_write(_folder(state / FOLDER / day) / f"{begin}-{first_us}-{secrets.token_hex(4)}.parquet", part))
+            made.append(
+                _write(_folder(state / FOLDER / day) / f"{begin}-{first_us}-{secrets.token_hex(4)}.parquet", part)
+            )
     except OSError:
         for file in made:  # so that who tries again does not write it twice
             file.path.unlink(missing_ok=True)
@@ -69,9 +71,13 @@ def _write(path: Path, rows: "pl.DataFrame", *, written: float | None = None) ->
     descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         with open(descriptor, "wb") as stream:  # noqa: PTH123 - of a descriptor, for its mode
-            peers = rows["peer"].fill_null("") if "peer" in rows.columns else rows.clear().to_series(0)  # files from before there were peers
+            peers = (
+                rows["peer"].fill_null("") if "peer" in rows.columns else rows.clear().to_series(0)
+            )  # files from before there were peers
             counts = json.dumps(dict(peers.value_counts().iter_rows()))
-            rows.write_parquet(stream, compression="zstd", row_group_size=GROUP_ROWS, statistics=True, metadata={PEERS: counts})
+            rows.write_parquet(
+                stream, compression="zstd", row_group_size=GROUP_ROWS, statistics=True, metadata={PEERS: counts}
+            )
             stream.flush()
             os.fsync(descriptor)
             if written is not None:

@@ -19,7 +19,16 @@ import polars as pl  # it reads the number of its threads when it is imported
 
 REQUIRED, OPTIONAL = ("time", "imei"), ("software_version", "imsi", "origin_host", "status")
 STATUSES = ("whitelisted", "blacklisted", "greylisted", "unknown", "error")
-STATUS_WORDS = {"0": "whitelisted", "1": "blacklisted", "2": "greylisted", "5422": "unknown", "white": "whitelisted", "black": "blacklisted", "grey": "greylisted", "gray": "greylisted"}
+STATUS_WORDS = {
+    "0": "whitelisted",
+    "1": "blacklisted",
+    "2": "greylisted",
+    "5422": "unknown",
+    "white": "whitelisted",
+    "black": "blacklisted",
+    "grey": "greylisted",
+    "gray": "greylisted",
+}
 """What other EIRs write."""
 PROTOCOL = "import"
 PIECE_BYTES, PIECE_ROWS = 32 << 20, 500_000
@@ -41,7 +50,9 @@ class Taken:
     files: list[Path] = field(default_factory=list)
 
 
-def take_in(file: Path, state: Path, subscribers: Subscribers, progress: Callable[[int, int], None] = lambda *_: None) -> Taken:
+def take_in(
+    file: Path, state: Path, subscribers: Subscribers, progress: Callable[[int, int], None] = lambda *_: None
+) -> Taken:
     """Take a file into the record of a state folder; `progress` is told how much is done, of how much. Raises EirError or OSError.
 
     Where it fails, what had been taken in before stays out again.
@@ -70,7 +81,10 @@ def _leave_out(taken: Taken) -> None:
 def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
     """The good rows of a piece whose first row stands in `line`; the others are counted and named."""
     piece = piece.with_columns(pl.lit("").alias(name) for name in OPTIONAL if name not in piece.columns)
-    piece = piece.select(_time(piece.schema["time"]), *(pl.col(name).cast(pl.String).fill_null("").str.strip_chars() for name in ("imei", *OPTIONAL)))
+    piece = piece.select(
+        _time(piece.schema["time"]),
+        *(pl.col(name).cast(pl.String).fill_null("").str.strip_chars() for name in ("imei", *OPTIONAL)),
+    )
     word = pl.col("status").str.to_lowercase()
     piece = piece.with_columns(word.replace(STATUS_WORDS).alias("status"), pl.int_range(pl.len()).alias("at"))
     wrong = (
@@ -87,7 +101,10 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
     good = piece.filter(pl.col("wrong").is_null())
     taken.rows += len(good)
     rows = Rows()
-    kinds = {pair: rows.kind(Kind(pair[0], origin_host=pair[1], protocol=PROTOCOL)) for pair in good.select("status", "origin_host").unique().iter_rows()}
+    kinds = {
+        pair: rows.kind(Kind(pair[0], origin_host=pair[1], protocol=PROTOCOL))
+        for pair in good.select("status", "origin_host").unique().iter_rows()
+    }
     numbers = pl.DataFrame(
         [(*pair, number) for pair, number in kinds.items()], schema={"status": pl.String, "origin_host": pl.String, "kind": pl.UInt32}, orient="row"
     )  # fmt: skip
@@ -108,8 +125,15 @@ def _time(kind: pl.DataType) -> pl.Expr:
         number = text.cast(pl.Float64, strict=False)
         plain = text.str.replace(r"[Zz]$", "+00:00").str.replace(r"([0-9])$", "${1}")
         zoned = plain.str.contains(r"[+-][0-9]{2}:?[0-9]{2}$") & plain.str.contains(":")
-        plain = pl.when(zoned).then(plain).otherwise(pl.concat_str(plain, pl.lit("+00:00"))).str.replace(" ", "T", literal=True)
-        iso = plain.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False).dt.timestamp("us")
+        plain = (
+            pl.when(zoned)
+            .then(plain)
+            .otherwise(pl.concat_str(plain, pl.lit("+00:00")))
+            .str.replace(" ", "T", literal=True)
+        )
+        iso = plain.str.to_datetime(
+            "%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False
+        ).dt.timestamp("us")
         found = pl.coalesce(iso, (number * 1e6).round().cast(pl.Int64, strict=False))
     return pl.when((found >= EARLIEST_US) & (found < LATEST_US)).then(found).alias("time")
 
@@ -134,7 +158,9 @@ def _csv(file: Path) -> Iterator[tuple[pl.DataFrame, int, int]]:
     with file.open("rb") as stream:
         head = stream.readline()
         separator = max(",;\t|", key=head.decode("utf-8-sig", "replace").count)
-        columns = [name.strip().strip('"').lower() for name in head.decode("utf-8-sig", "replace").strip().split(separator)]
+        columns = [
+            name.strip().strip('"').lower() for name in head.decode("utf-8-sig", "replace").strip().split(separator)
+        ]
         names = _named(file, columns)
         line = 2
         while octets := stream.read(PIECE_BYTES):
@@ -151,5 +177,7 @@ def _named(file: Path, columns: list[str]) -> list[str]:
     """The columns that mean something here. Raises EirError if one that has to be there is not."""
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
-        raise EirError(f"{file}:1: no column {' and no column '.join(missing)}; expected a header with {', '.join((*REQUIRED, *OPTIONAL))}")
+        raise EirError(
+            f"{file}:1: no column {' and no column '.join(missing)}; expected a header with {', '.join((*REQUIRED, *OPTIONAL))}"
+        )
     return [name for name in (*REQUIRED, *OPTIONAL) if name in columns]

@@ -54,7 +54,13 @@ class Finding:
     @property
     def sure(self) -> str:
         """The score in words."""
-        return "confirmed" if self.confirmed else next((f"{said * 100:.0f} of 100 like it" for least, said in SAID if self.score >= least), "less than even")
+        return (
+            "confirmed"
+            if self.confirmed
+            else next(
+                (f"{said * 100:.0f} of 100 like it" for least, said in SAID if self.score >= least), "less than even"
+            )
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -105,9 +111,12 @@ def judge(
         liars += lying
         warn(f"{', '.join(lying)}: too many devices would be tampered with by its word alone; what it says is left out")
     shift = calibrated(engine.rows("SELECT device, odds FROM summed"), cases)
-    engine.define("scores", f"""
+    engine.define(
+        "scores",
+        f"""
         SELECT device, score FROM (SELECT device, ROUND(1 / (1 + EXP(-LEAST(GREATEST(odds + {shift:.6f}, -30), 30))), 3) AS score FROM summed) AS judged WHERE score >= {settings.report_min}
-    """)  # noqa: S608 - numbers of ours
+    """,
+    )
     return Judgement(
         since=since, until=until, devices=number(engine, "SELECT COUNT(*) FROM devices"), sightings=number(engine, "SELECT COALESCE(SUM(checks), 0) FROM devices"),
         subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=tuple(finding for finding in _findings(engine, cases, keep_users=keep_users) if cases.get(finding.device, True)), left_out=tuple(liars),
@@ -126,14 +135,23 @@ def prepare(engine: Engine, settings: TamperSettings, *, until: datetime) -> Non
         tacs = read_tacs(settings.tac_db) if settings.tac_db else []
     except (OSError, ValueError) as e:
         raise SetupFault(f"tamper.tac_db: {e}") from None
-    engine.define("settled", f"SELECT {', '.join(f'{float(getattr(settings, name))} AS {name}' for name in PARAMETERS)}, TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AS until")
+    engine.define(
+        "settled",
+        f"SELECT {', '.join(f'{float(getattr(settings, name))} AS {name}' for name in PARAMETERS)}, TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AS until",
+    )
     engine.define("parameters", "SELECT settled.*, 1 AS sample_one_of FROM settled")
-    engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", [(origin, *place) for origin, place in settings.origins.items()])
+    engine.fill(
+        "places",
+        "origin VARCHAR, latitude DOUBLE, longitude DOUBLE",
+        [(origin, *place) for origin, place in settings.origins.items()],
+    )
     engine.fill("barred", "tac BIGINT", [(int(tac),) for tac in settings.barred_tacs])
     engine.fill("tac_db", "tac BIGINT, allocated DATE, is_module INTEGER", tacs)
 
 
-def _look(engine: Engine, settings: TamperSettings, liars: list[str], progress: Callable[[str, int, int], None]) -> None:
+def _look(
+    engine: Engine, settings: TamperSettings, liars: list[str], progress: Callable[[str, int, int], None]
+) -> None:
     """Make all tables, and of them what each condition says of each device (`marks`), and all together (`summed`)."""
     engine.fill("liars", "peer VARCHAR", [(peer,) for peer in liars])
     stages = [*TABLES, "box", *CONDITIONS]
@@ -141,20 +159,28 @@ def _look(engine: Engine, settings: TamperSettings, liars: list[str], progress: 
         progress("judging", done + 1, len(stages))
         if name == "sampled":
             one_of = max(1, number(engine, "SELECT COUNT(*) FROM devices") // SAMPLE_DEVICES)
-            engine.define("parameters", f"SELECT settled.*, {one_of} AS sample_one_of FROM settled")  # noqa: S608 - a number of ours
+            engine.define("parameters", f"SELECT settled.*, {one_of} AS sample_one_of FROM settled")
         if name in TABLES:
             engine.define(name, TABLES[name].read_text("utf-8"))
         elif name == "box":
             _make_box(engine, settings)
         else:
             engine.define(name, condition(name))
-    marks = " UNION ALL ".join(f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS)  # noqa: S608 - names of ours
+    marks = " UNION ALL ".join(
+        f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS
+    )
     # A module's number is in many modules, if its maker was careless: that copies are there says nothing then. A list that has device types tells.
-    engine.define("batches", """
+    engine.define(
+        "batches",
+        """
         SELECT devices.device, devices.subscribers FROM devices JOIN tac_db ON devices.tac = tac_db.tac WHERE tac_db.is_module = 1 AND devices.regulars > 2
-    """)
-    engine.define("marks", f"SELECT * FROM ({marks}) AS told WHERE NOT device IN (SELECT batches.device FROM batches)")  # noqa: S608 - as above
-    engine.define("summed", f"SELECT device, {math.log(PRIOR / (1 - PRIOR))} + SUM(says) AS odds FROM marks GROUP BY device")  # noqa: S608 - a number of ours
+    """,
+    )
+    engine.define("marks", f"SELECT * FROM ({marks}) AS told WHERE NOT device IN (SELECT batches.device FROM batches)")
+    engine.define(
+        "summed",
+        f"SELECT device, {math.log(PRIOR / (1 - PRIOR))} + SUM(says) AS odds FROM marks GROUP BY device",
+    )
 
 
 def condition(name: str) -> str:
@@ -165,7 +191,9 @@ def condition(name: str) -> str:
 def _lying(engine: Engine) -> list[str]:
     """Peers that alone speak for subscribers of likely devices, far more often for their checks than others do for other devices."""
     # One peer's word is all there is where there is one peer.
-    return [peer for (peer,) in engine.rows(f"""
+    return [
+        peer
+        for (peer,) in engine.rows(f"""
         WITH spoken AS (
           SELECT DISTINCT device, peer
           FROM (
@@ -188,7 +216,8 @@ def _lying(engine: Engine) -> list[str]:
         WHERE everything.checks > sent.checks
           AND suspects.devices * (everything.checks - sent.checks) > {LIES_TIMES} * sent.checks * GREATEST(others.devices, {LIES_MIN / 2})
         ORDER BY suspects.peer
-    """)]  # noqa: S608 - numbers of ours
+    """)
+    ]
 
 
 def calibrated(odds: Iterable[tuple[int, float]], cases: Mapping[int, bool]) -> float:
@@ -207,27 +236,44 @@ def _make_box(engine: Engine, settings: TamperSettings) -> None:
     # Where two devices are enough, a try is not, and it takes three checks: a shop has two phones for its customers' SIMs.
     kinds = ((settings.box_partners, settings.box_partners, 1), (2 * settings.box_partners, 2, 3))
     for kind, (of_device, of_subscriber, checks) in enumerate(kinds):
-        engine.define("core", f"SELECT device, subscriber, 0 AS subscriber_devices FROM usage WHERE subscriber IS NOT NULL AND checks >= {checks}")  # noqa: S608 - a number of ours
+        engine.define(
+            "core",
+            f"SELECT device, subscriber, 0 AS subscriber_devices FROM usage WHERE subscriber IS NOT NULL AND checks >= {checks}",
+        )
         left = -1
         for _ in range(30):
             engine.define("counted", """
                 SELECT device, subscriber, COUNT(*) OVER (PARTITION BY device) AS device_subscribers, COUNT(*) OVER (PARTITION BY subscriber) AS subscriber_devices
                 FROM core
             """)  # fmt: skip
-            engine.define("core", f"SELECT device, subscriber, subscriber_devices FROM counted WHERE device_subscribers >= {of_device} AND subscriber_devices >= {of_subscriber}")  # noqa: S608 - numbers of ours
+            engine.define(
+                "core",
+                f"SELECT device, subscriber, subscriber_devices FROM counted WHERE device_subscribers >= {of_device} AND subscriber_devices >= {of_subscriber}",
+            )
             before, left = left, number(engine, "SELECT COUNT(*) FROM core")
             if left in {0, before}:
                 break
         # Of one pair one row, though both kinds have it.
-        engine.define("box", f"SELECT device, subscriber, MAX(subscriber_devices) AS subscriber_devices FROM ({'SELECT * FROM box UNION ALL ' if kind else ''}SELECT * FROM core) AS of_both GROUP BY device, subscriber")  # noqa: S608 - names of ours
+        engine.define(
+            "box",
+            f"SELECT device, subscriber, MAX(subscriber_devices) AS subscriber_devices FROM ({'SELECT * FROM box UNION ALL ' if kind else ''}SELECT * FROM core) AS of_both GROUP BY device, subscriber",
+        )
 
 
 def _findings(engine: Engine, cases: Mapping[int, bool], *, keep_users: bool) -> Iterable[Finding]:
     marks: defaultdict[int, list[tuple[float, str, str]]] = defaultdict(list)
-    for device, name, says, evidence in engine.rows("SELECT marks.device, marks.name, marks.says, marks.evidence FROM marks JOIN scores ON marks.device = scores.device"):
+    for device, name, says, evidence in engine.rows(
+        "SELECT marks.device, marks.name, marks.says, marks.evidence FROM marks JOIN scores ON marks.device = scores.device"
+    ):
         marks[device].append((-says, name, evidence))
     users: defaultdict[int, list[str]] = defaultdict(list)
-    for device, subscriber in engine.rows("SELECT members.device, members.subscriber FROM members JOIN scores ON members.device = scores.device ORDER BY 1, 2") if keep_users else ():
+    for device, subscriber in (
+        engine.rows(
+            "SELECT members.device, members.subscriber FROM members JOIN scores ON members.device = scores.device ORDER BY 1, 2"
+        )
+        if keep_users
+        else ()
+    ):
         users[device].append(subscriber)
     for device, score, subscribers, regulars, first, last, honest in engine.rows("""
         SELECT scores.device, scores.score, devices.subscribers, devices.regulars, devices.first_seen, devices.last_seen, COALESCE(honest.words, '')

@@ -16,7 +16,14 @@ ROWS_MAX = 2000
 CERTAIN = SAID[0][0]
 SUPPRESSED_BELOW = 10
 FEW = f"fewer than {SUPPRESSED_BELOW}"
-BANDS = ((1, 1, "one, or not known"), (2, 2, "2"), (3, 3, "3"), (4, 6, "4 to 6"), (7, 20, "7 to 20"), (21, 10**9, "more than 20"))
+BANDS = (
+    (1, 1, "one, or not known"),
+    (2, 2, "2"),
+    (3, 3, "3"),
+    (4, 6, "4 to 6"),
+    (7, 20, "7 to 20"),
+    (21, 10**9, "more than 20"),
+)
 """Copies: from, to, and how that is said."""
 BAR_PX, GAP_PX, LABEL_PX, WIDTH_PX = 18, 8, 330, 720
 
@@ -72,12 +79,25 @@ def page(found: Judgement) -> str:
         _bars("Models", "reported devices by TAC, the ten with most", [Bar(tac, count, f"{count:,}") for tac, count in Counter(finding.imei[:8] for finding in findings).most_common(10)]),
     ]  # fmt: skip
     rows = "".join(map(_row, findings[:ROWS_MAX]))
-    more = f"<p class=soft>{len(findings) - ROWS_MAX:,} more are in the CSV and JSON forms.</p>" if len(findings) > ROWS_MAX else ""
-    malformed = "".join(f"<tr><td>{escape(origin) or 'not named'}<td class=n>{seen:,}<td class=n>{who:,}" for origin, seen, who in found.malformed[:20])
-    wrong = (
-        f"<section><h2>Checks that name no device</h2><table><tr><th>Origin<th class=n>Checks<th class=n>Subscribers{malformed}</table></section>" if malformed else ""
+    more = (
+        f"<p class=soft>{len(findings) - ROWS_MAX:,} more are in the CSV and JSON forms.</p>"
+        if len(findings) > ROWS_MAX
+        else ""
     )
-    left = f"<p><b>Not believed:</b> {escape(', '.join(found.left_out))}: too many devices would be tampered with by its word alone.</p>" if found.left_out else ""
+    malformed = "".join(
+        f"<tr><td>{escape(origin) or 'not named'}<td class=n>{seen:,}<td class=n>{who:,}"
+        for origin, seen, who in found.malformed[:20]
+    )
+    wrong = (
+        f"<section><h2>Checks that name no device</h2><table><tr><th>Origin<th class=n>Checks<th class=n>Subscribers{malformed}</table></section>"
+        if malformed
+        else ""
+    )
+    left = (
+        f"<p><b>Not believed:</b> {escape(', '.join(found.left_out))}: too many devices would be tampered with by its word alone.</p>"
+        if found.left_out
+        else ""
+    )
     if not found.places:
         left += "<p>All checks come from one place, so place says nothing.</p>"
     said = "; ".join(f"from {least:.2f} on {share:.0%}" for least, share in SAID)
@@ -85,10 +105,14 @@ def page(found: Judgement) -> str:
         "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>For an honest explanation</thead>"
         f"<tbody>{rows}</tbody></table>{more}" if findings else "<p>Nothing was found.</p>"
     )  # fmt: skip
-    return _document("Devices with a tampered identity", found, f"""
-<div class=figures>{_figure(len(findings), 'devices reported')}{_figure(sum(finding.score >= CERTAIN for finding in findings), 'of them 0.95 and more')}{_figure(found.devices, 'devices seen')}{_figure(found.subscribers, 'subscribers')}{_figure(found.sightings, 'checks')}</div>
-{left}<div class=charts>{''.join(charts)}</div>
-<section><h2>Devices, the likeliest first</h2><p class=soft>The score is the share of such devices that are tampered with. In made networks that nothing was fitted to it was: {said}.</p>{table}</section>{wrong}""")
+    return _document(
+        "Devices with a tampered identity",
+        found,
+        f"""
+<div class=figures>{_figure(len(findings), "devices reported")}{_figure(sum(finding.score >= CERTAIN for finding in findings), "of them 0.95 and more")}{_figure(found.devices, "devices seen")}{_figure(found.subscribers, "subscribers")}{_figure(found.sightings, "checks")}</div>
+{left}<div class=charts>{"".join(charts)}</div>
+<section><h2>Devices, the likeliest first</h2><p class=soft>The score is the share of such devices that are tampered with. In made networks that nothing was fitted to it was: {said}.</p>{table}</section>{wrong}""",
+    )
 
 
 def public_page(found: Judgement) -> str:
@@ -100,24 +124,38 @@ def public_page(found: Judgement) -> str:
     figures = "".join(_figure(count, what) for count, what in (
         (len(findings), "devices with a tampered identity"), (found.devices, "devices seen"), (found.subscribers, "subscribers"), (found.sightings, "checks"),
     ))  # fmt: skip
-    return _document("Tampered device identities", found, f"""
+    return _document(
+        "Tampered device identities",
+        found,
+        f"""
 <div class=figures>{figures}</div>
-<div class=charts>{_bars('What was found', 'devices for which each condition holds', by_condition)}{_bars('How many phones share an identity', 'devices by their regular subscribers', bands)}</div>
-<p class=soft>Counts below {SUPPRESSED_BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""")
+<div class=charts>{_bars("What was found", "devices for which each condition holds", by_condition)}{_bars("How many phones share an identity", "devices by their regular subscribers", bands)}</div>
+<p class=soft>Counts below {SUPPRESSED_BELOW} are not given, nor one from which such a count could be worked out. No device, subscriber or place is named.</p>""",
+    )
 
 
 def sheet_page(made: Mapping[str, Any]) -> str:
     """The sheet of one device (eir.analysis.sheet), to be read by whoever decides about it."""
     finding = made["finding"]
-    score = f"<p><b>{finding['score']:.3f}</b>: {escape(finding['sure'])}. Of all devices {made['base_rate']:.1%} are tampered with before anything is seen.</p>" if finding else "<p>It is no finding.</p>"
+    score = (
+        f"<p><b>{finding['score']:.3f}</b>: {escape(finding['sure'])}. Of all devices {made['base_rate']:.1%} are tampered with before anything is seen.</p>"
+        if finding
+        else "<p>It is no finding.</p>"
+    )
     parts = [
         (title, "".join(f"<th>{escape(name.replace('_', ' '))}" for name in rows[0]), "".join(f"<tr>{''.join(f'<td>{escape(str(value))}' for value in row.values())}" for row in rows))
         for title, name in SHEET for rows in [made[name]] if rows
     ]  # fmt: skip
-    tables = "".join(f"<section><h2>{escape(title)}</h2><table><tr>{head}{body}</table></section>" for title, head, body in parts)
+    tables = "".join(
+        f"<section><h2>{escape(title)}</h2><table><tr>{head}{body}</table></section>" for title, head, body in parts
+    )
     against = "".join(f"<p>For an honest explanation: {escape(text)}</p>" for text in made["against"])
     left = f"<p>Not believed: {escape(', '.join(made['left_out']))}</p>" if made["left_out"] else ""
-    return _framed(f"Device {made['imei']}", f"{made['since'][:10]} to {made['until'][:10]}, rules {made['rules']}", f"{score}{against}{left}{tables}")
+    return _framed(
+        f"Device {made['imei']}",
+        f"{made['since'][:10]} to {made['until'][:10]}, rules {made['rules']}",
+        f"{score}{against}{left}{tables}",
+    )
 
 
 def suppressed(counts: Mapping[str, int]) -> dict[str, int | None]:

@@ -35,7 +35,7 @@ COLUMNS = (
     Column("rule", "VARCHAR", "the rule's number, or `default`, `override`, `no_identity`, `bad_identity`; NULL: not known"),
     Column("list", "VARCHAR", "the list that decided; NULL: none"),
     Column("observed", "VARCHAR", "rules under observation that held: RULE=STATUS, and @LIST where there is one, blanks between them; NULL: none"),
-)
+)  # fmt: skip
 
 SCHEMA = {column.name: column.kind for column in COLUMNS}
 """Name → type in SQL, in the order of the files."""

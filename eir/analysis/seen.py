@@ -18,7 +18,20 @@ from eir.errors import EirError, IdentifierError
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
 
-ALIKE = ("imei", "software_version", "subscriber", "home", "origin_host", "peer", "origin_realm", "protocol", "status", "rule", "list", "observed")
+ALIKE = (
+    "imei",
+    "software_version",
+    "subscriber",
+    "home",
+    "origin_host",
+    "peer",
+    "origin_realm",
+    "protocol",
+    "status",
+    "rule",
+    "list",
+    "observed",
+)
 """What the sightings of one line have in common."""
 FILES_AT_ONCE = 500
 IMSI_DIGITS = 15
@@ -78,7 +91,13 @@ def seen(state: Path, what: Sought, subscribers: Sequence[str], since: datetime 
     parts = [_read(there[at : at + FILES_AT_ONCE], wanted) for at in range(0, len(there), FILES_AT_ONCE)]
     if not parts:
         return []
-    rows = pl.concat(parts).group_by(ALIKE).agg(pl.col("time").min().alias("first"), pl.col("last").max(), pl.col("checks").sum(), pl.col("device").first())
+    rows = (
+        pl.concat(parts)
+        .group_by(ALIKE)
+        .agg(
+            pl.col("time").min().alias("first"), pl.col("last").max(), pl.col("checks").sum(), pl.col("device").first()
+        )
+    )
     return [_shown(row) for row in rows.sort("first", "last").iter_rows(named=True)]
 
 
@@ -94,10 +113,15 @@ def answered(state: Path, device: int, subscribers: Sequence[str], until: dateti
     hour = f"{last:%Y-%m-%d/%H}"
     there = [str(file.path) for file in found(state) if f"{file.path.parent.name}/{file.path.name[:2]}" <= hour]
     for end in range(len(there), 0, -FILES_AT_ONCE):
-        rows = _read(there[max(end - FILES_AT_ONCE, 0) : end], wanted.fill_null(value=False)).sort("last", "time", descending=True)
+        rows = _read(there[max(end - FILES_AT_ONCE, 0) : end], wanted.fill_null(value=False)).sort(
+            "last", "time", descending=True
+        )
         if len(rows):
             chosen = rows.filter(pl.col("last") >= last)
-            return [_shown(dict(row) | {"first": row["time"]}) for row in (chosen if len(chosen) else rows.head(1)).iter_rows(named=True)]
+            return [
+                _shown(dict(row) | {"first": row["time"]})
+                for row in (chosen if len(chosen) else rows.head(1)).iter_rows(named=True)
+            ]
     return []
 
 
@@ -106,11 +130,16 @@ def _read(paths: list[str], wanted: pl.Expr) -> pl.DataFrame:
         return pl.scan_parquet(paths, glob=False, schema=FRAME, missing_columns="insert").filter(wanted).collect()
     except (pl.exceptions.PolarsError, OSError) as fault:
         said = str(fault).splitlines()[0]
-        raise EirError(f"the record cannot be read: {said}; remove the file that is named, if it is damaged, and ask again") from None
+        raise EirError(
+            f"the record cannot be read: {said}; remove the file that is named, if it is damaged, and ask again"
+        ) from None
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     device = row.pop("device")
     row.pop("time", None)
-    times = {name: f"{row.pop(name).replace(tzinfo=UTC).isoformat(timespec='milliseconds')}".replace("+00:00", "Z") for name in ("first", "last")}
+    times = {
+        name: f"{row.pop(name).replace(tzinfo=UTC).isoformat(timespec='milliseconds')}".replace("+00:00", "Z")
+        for name in ("first", "last")
+    }
     return {**times, "checks": row.pop("checks"), "device": None if device is None else key_text(device), **row}

@@ -16,19 +16,21 @@ EXAMPLES, SAMPLE = 20, 400
 def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """All that is known of a device, for `as_json` and for the page; `engine` has judged it just now."""
     finding = next((each for each in found.findings if each.device == device), None)
-    said = engine.rows(f"SELECT name, says, evidence FROM marks WHERE device = {device} ORDER BY 2 DESC")  # noqa: S608 - a number
-    users = engine.rows(f"SELECT subscriber, home, checks, day_count, first_seen, last_seen FROM usage WHERE device = {device} ORDER BY 3 DESC, 1 LIMIT {SAMPLE}")  # noqa: S608 - a number
+    said = engine.rows(f"SELECT name, says, evidence FROM marks WHERE device = {device} ORDER BY 2 DESC")
+    users = engine.rows(
+        f"SELECT subscriber, home, checks, day_count, first_seen, last_seen FROM usage WHERE device = {device} ORDER BY 3 DESC, 1 LIMIT {SAMPLE}"
+    )
     steps = engine.rows(f"""
         SELECT steps.time, members.subscriber, located.origin, steps.peer, steps.version
         FROM steps JOIN members ON steps.device = members.device AND steps.subscriber = members.number JOIN located ON steps.origin = located.number
         WHERE steps.device = {device} ORDER BY 1, 2 LIMIT {SAMPLE}
-    """)  # noqa: S608 - a number
+    """)
     conflicts = engine.rows(f"""
         SELECT switches.time, here.origin, there.origin, switches.gap_s, switches.fastest_s, switches.known
         FROM switches JOIN located AS here ON switches.before_origin = here.number JOIN located AS there ON switches.origin = there.number
         WHERE switches.device = {device} AND switches.is_conflict = 1 ORDER BY switches.fastest_s - switches.gap_s DESC, 1 LIMIT {EXAMPLES}
-    """)  # noqa: S608 - a number
-    orders = engine.rows(f"SELECT a, b, runs, expected, deviation FROM orders WHERE device = {device}")  # noqa: S608 - a number
+    """)
+    orders = engine.rows(f"SELECT a, b, runs, expected, deviation FROM orders WHERE device = {device}")
     return {
         "imei": key_text(device), "since": as_text(found.since), "until": as_text(found.until), "rules": RULES, "base_rate": PRIOR,
         "finding": finding.as_json() if finding else None,

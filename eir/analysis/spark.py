@@ -54,7 +54,9 @@ class Spark:
         layout = ", ".join(f"{field}: {TYPES.get(kind, kind)}" for field, kind in fields)
         select = f"SELECT INLINE(FROM_JSON(:rows, 'ARRAY<STRUCT<{layout}>>'))"
         # As one text, and not as Python objects: those would need this Python on every worker.
-        text = json.dumps([dict(zip((field for field, _ in fields), row, strict=True)) for row in rows], default=date.isoformat)
+        text = json.dumps(
+            [dict(zip((field for field, _ in fields), row, strict=True)) for row in rows], default=date.isoformat
+        )
         self._keep(name, self._session.sql(select, {"rows": text}))
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
@@ -71,7 +73,9 @@ class Spark:
 
 
 @contextmanager
-def spark(files: str | Sequence[str], *, since: datetime, until: datetime, master: str, work: str, without: Sequence[str] = ()) -> Iterator[Spark]:
+def spark(
+    files: str | Sequence[str], *, since: datetime, until: datetime, master: str, work: str, without: Sequence[str] = ()
+) -> Iterator[Spark]:
     """An engine with `sightings` from `since` to before `until` (both naive UTC), of the files that a pattern or a list names.
 
     `master`: as Spark names it, spark://HOST:PORT, yarn, k8s://…, or local[2] in this process. `work`: a folder, as a path or URL that
@@ -83,7 +87,9 @@ def spark(files: str | Sequence[str], *, since: datetime, until: datetime, maste
         from pyspark.errors import PySparkException  # noqa: PLC0415 - for this alone
         from pyspark.sql import SparkSession  # noqa: PLC0415 - as above
     except ModuleNotFoundError:
-        raise SetupFault("the analysis on a cluster needs Spark and sqlglot: in the clone, pip install '.[spark]'; and a Java runtime") from None
+        raise SetupFault(
+            "the analysis on a cluster needs Spark and sqlglot: in the clone, pip install '.[spark]'; and a Java runtime"
+        ) from None
     builder = SparkSession.builder.master(master)
     for name, value in SETTINGS.items():
         builder = builder.config(name, value)
@@ -93,9 +99,15 @@ def spark(files: str | Sequence[str], *, since: datetime, until: datetime, maste
         raise EirError(f"Spark at {master} cannot be had: {_first(e)}") from None
     own = f"{work.rstrip('/')}/eir-tamper-{secrets.token_hex(8)}"
     try:
-        columns = ", ".join(f"{name} {TYPES.get(kind, kind)}" for name, kind in SCHEMA.items()).replace("TIMESTAMP", "TIMESTAMP_NTZ")
-        session.read.schema(columns).parquet(*([files] if isinstance(files, str) else files)).createOrReplaceTempView("recorded")
-        session.sql(translated(window(", ".join(SCHEMA), "recorded", since, until, without))).createOrReplaceTempView("sightings")
+        columns = ", ".join(f"{name} {TYPES.get(kind, kind)}" for name, kind in SCHEMA.items()).replace(
+            "TIMESTAMP", "TIMESTAMP_NTZ"
+        )
+        session.read.schema(columns).parquet(*([files] if isinstance(files, str) else files)).createOrReplaceTempView(
+            "recorded"
+        )
+        session.sql(translated(window(", ".join(SCHEMA), "recorded", since, until, without))).createOrReplaceTempView(
+            "sightings"
+        )
         yield Spark(session, own)
     except (PySparkException, Py4JError) as e:
         raise EirError(f"the record cannot be judged on Spark at {master}: {_first(e)}") from None
@@ -121,7 +133,11 @@ def _changed(node: "Expression") -> "Expression":
     if isinstance(node, exp.Anonymous) and node.name.lower() in OWN:
         argument, body = OWN[node.name.lower()]
         given = node.expressions[0].transform(_changed)
-        return _body(body).copy().transform(lambda part: given.copy() if isinstance(part, exp.Column) and part.name == argument else part)
+        return (
+            _body(body)
+            .copy()
+            .transform(lambda part: given.copy() if isinstance(part, exp.Column) and part.name == argument else part)
+        )
     if isinstance(node, exp.Literal) and not node.is_string and "." in node.name:
         return exp.cast(node.copy(), "DOUBLE")
     return node

@@ -93,10 +93,14 @@ def read_keys(folder: Path) -> list[Key]:
     except OSError as e:
         raise EirError(f"{file}: {e.strerror}") from None
     except ValueError as e:
-        raise EirError(f"{file}: {e}; put it back from a backup, or remove it: hashes from before it tell nothing then") from None
+        raise EirError(
+            f"{file}: {e}; put it back from a backup, or remove it: hashes from before it tell nothing then"
+        ) from None
 
 
-def subscribers(folder: Path, how: str, *, rotate_s: float, keep_s: float, now: Callable[[], float] = time.time) -> Subscribers:
+def subscribers(
+    folder: Path, how: str, *, rotate_s: float, keep_s: float, now: Callable[[], float] = time.time
+) -> Subscribers:
     """How subscribers are written from now on; makes a key, or the next one, if there is need. Raises EirError or OSError."""
     if how != HASHED:
         return Subscribers(how)

@@ -14,14 +14,22 @@ def read_tacs(path: Path) -> list[tuple[int, date | None, int]]:
     with path.open(encoding="utf-8", errors="replace") as stream:
         names = [name.strip().lower() for name in stream.readline().rstrip("\r\n").split("|")]
         if "tac" not in names:
-            raise ValueError(f"{path}: expected a header with TAC|Manufacturer|Model_Name|Bands|Allocation_Date|Device_Type, a bar between two columns")
+            raise ValueError(
+                f"{path}: expected a header with TAC|Manufacturer|Model_Name|Bands|Allocation_Date|Device_Type, a bar between two columns"
+            )
         at = {name: number for number, name in enumerate(names)}
         for line in stream:
             fields = line.rstrip("\r\n").split("|")
             tac = fields[at["tac"]].strip()
             if re.fullmatch(r"[0-9]{8}", tac):
                 of = {name: fields[number].strip() for name, number in at.items() if number < len(fields)}
-                found.append((int(tac), _day(of.get("allocation_date", "")), int(bool(MODULES.search(of.get("device_type", ""))))))
+                found.append(
+                    (
+                        int(tac),
+                        _day(of.get("allocation_date", "")),
+                        int(bool(MODULES.search(of.get("device_type", "")))),
+                    )
+                )
     return found
 
 

@@ -33,7 +33,11 @@ def write(state: Path, seen: Mapping[str, str]) -> None:
 
 def without(seen: Mapping[str, str], subscribers: Collection[str]) -> dict[str, str]:
     """All of it that is not about these subscribers."""
-    return {who: other for who, other in seen.items() if (other if who.startswith(SIM_CHANGED) else who.partition(" ")[2]) not in subscribers}
+    return {
+        who: other
+        for who, other in seen.items()
+        if (other if who.startswith(SIM_CHANGED) else who.partition(" ")[2]) not in subscribers
+    }
 
 
 def forget(state: Path, subscribers: Collection[str]) -> None:

@@ -90,7 +90,9 @@ class Checker:
         self._settings, self._policy = settings, policy
         if policy.overridden:
             until = policy.override_until
-            self._report("override", level="warning", detail="every check is answered alike", until=until and until.isoformat())
+            self._report(
+                "override", level="warning", detail="every check is answered alike", until=until and until.isoformat()
+            )
         elif self._overridden:
             self._report("override_ended", level="warning")
         self._overridden = policy.overridden
@@ -118,19 +120,35 @@ class Checker:
         try:
             key = question.device()
         except IdentifierError:
-            why = NoDevice.NO_IMEI if question.other is not None else NoDevice.MISSING if question.is_anonymous else NoDevice.MALFORMED
+            why = (
+                NoDevice.NO_IMEI
+                if question.other is not None
+                else NoDevice.MISSING
+                if question.is_anonymous
+                else NoDevice.MALFORMED
+            )
             if why in KINDS:
                 self.identity_errors[KINDS[why], question.peer] += 1
             verdict = policy.unidentified[why]
             if why is NoDevice.MALFORMED and policy.malformed is not None:
                 key = question.any_device()
-                about = NO_KEY if key is None else key, imsi, question.version(), question.origin_host, question.origin_realm
+                about = (
+                    NO_KEY if key is None else key,
+                    imsi,
+                    question.version(),
+                    question.origin_host,
+                    question.origin_realm,
+                )
                 verdict = policy.malformed(*about) or verdict
             if isinstance(verdict, NoDevice):
                 self._sight(ERRORS[verdict], question, imsi)
                 return verdict
         else:
-            decide = policy.decide if policy.by_digit is None or not is_wrong_digit(question.identifier()) else policy.by_digit
+            decide = (
+                policy.decide
+                if policy.by_digit is None or not is_wrong_digit(question.identifier())
+                else policy.by_digit
+            )
             verdict = decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
         self._answered[self._asked_by(question.protocol, question.peer)][verdict] += 1
         self._sight(verdict.decision, question, imsi)
@@ -148,14 +166,18 @@ class Checker:
         """Tell the record of a check that was just decided; `texts`: see eir.checks.sighting.TEXTS."""
         observed = self.observed_now()
         if self.sightings is not None and (protocol, peer) not in self.probes:
-            lines = "".join([text[:longest].replace("\n", " ") + "\n" for text, longest in zip(texts, TEXT_MAX, strict=True)])
+            lines = "".join(
+                [text[:longest].replace("\n", " ") + "\n" for text, longest in zip(texts, TEXT_MAX, strict=True)]
+            )
             self.sightings.add((SightingKind(decision, protocol, peer, observed),), bytes(2), lines.encode())
 
     def observed_now(self) -> str:
         """The rules under observation that held in the check that was just decided, as the record of sightings shows them."""
         if not self.held:
             return ""
-        said = " ".join(f"{verdict.rule}={verdict.status}{f'@{verdict.list}' if verdict.list else ''}" for verdict in self.held)
+        said = " ".join(
+            f"{verdict.rule}={verdict.status}{f'@{verdict.list}' if verdict.list else ''}" for verdict in self.held
+        )
         self.held.clear()
         return said
 
@@ -166,7 +188,9 @@ class Checker:
     def _asked_by(self, protocol: str, peer: str) -> Labels:
         return (protocol, PROBE) if (protocol, peer) in self.probes else (protocol,)
 
-    def note(self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1) -> None:
+    def note(
+        self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
+    ) -> None:
         """Tell of checks that did not end in `whitelisted`: peer label; of the last one Origin-Host, device (key of eir.device), IMSI (empty: none)."""
         device = "" if key is None else key_text(key)
         self._note_check((verdict.status, verdict.list or "", verdict.label, peer), origin_host, device, imsi, count)

@@ -60,7 +60,9 @@ class Explanation:
         """What `as_fields` gave, perhaps by way of JSON, and the question that it answers."""
         status = None if found["status"] is None else Status(found["status"])
         observed = tuple((rule, answer, name) for rule, answer, name in found["observed"])
-        return cls(question, **{**found, "status": status, "observed": observed, "not_loaded": tuple(found["not_loaded"])})
+        return cls(
+            question, **{**found, "status": status, "observed": observed, "not_loaded": tuple(found["not_loaded"])}
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The document that `--json` prints; null where nothing applies."""
@@ -74,14 +76,21 @@ class Explanation:
     def as_text(self) -> str:
         """The same for a person, and what else is worth knowing."""
         lines = [f"{self.question.imei or self.question.other or 'no identifier'}: {self.status or 'error'}"]
-        rule = f"by {_rule(self.rule, self.name)}" if isinstance(self.rule, int) else f"because of the policy's {self.rule}"
+        rule = (
+            f"by {_rule(self.rule, self.name)}"
+            if isinstance(self.rule, int)
+            else f"because of the policy's {self.rule}"
+        )
         conditions = f": {self.conditions}" if self.conditions else ""
         which = f"serial {self.serial}" if self.change is None else f"change {self.change}"
         lines.append(f"  {rule}{conditions}" + (f", list {self.list} ({which})" if self.list else ""))
         if self.reason:
             lines.append(f"  reason: {self.reason}")
         lines += [f"  observed only: {_rule(rule, name)} would answer {status}" for rule, status, name in self.observed]
-        lines += [f"  note: the list {name} has never been loaded, so no rule that needs it can hold" for name in self.not_loaded]
+        lines += [
+            f"  note: the list {name} has never been loaded, so no rule that needs it can hold"
+            for name in self.not_loaded
+        ]
         return "\n".join(lines)
 
 
@@ -135,7 +144,17 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
     used = dict.fromkeys(name for rule in policy.rules for name in rule.lists)
     not_loaded = tuple(name for name in used if index.lists[name].state is None) if wrong is None else ()
     return Explanation(
-        question, verdict.status, verdict.rule, verdict.name, verdict.list, serial, change, wrong, conditions, tuple(observed), not_loaded
+        question,
+        verdict.status,
+        verdict.rule,
+        verdict.name,
+        verdict.list,
+        serial,
+        change,
+        wrong,
+        conditions,
+        tuple(observed),
+        not_loaded,
     )
 
 
@@ -149,7 +168,13 @@ async def give_reason(found: Explanation, kind: str, store: ListStore, *, now: d
 
 
 async def _read(
-    question: Question, key: int, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, index: Index
+    question: Question,
+    key: int,
+    policy: PolicySettings,
+    lists: Mapping[str, ListSettings],
+    store: ListStore,
+    *,
+    index: Index,
 ) -> None:
     """Put into the index what the lists hold that may bear on the question."""
     bound = {rule.subscriber_bound_elsewhere for rule in policy.rules}
@@ -169,7 +194,9 @@ def _wanted(kind: str, key: int, imsi: str) -> int | None:
     return key if kind != SUBSCRIBERS else subscriber_key(imsi) or None
 
 
-async def _pages_of_pair(store: ListStore, name: str, number: int, subscriber: int) -> tuple[ListState | None, Sequence[Page]]:
+async def _pages_of_pair(
+    store: ListStore, name: str, number: int, subscriber: int
+) -> tuple[ListState | None, Sequence[Page]]:
     """The page of the device, and those in which the SIM is bound to some device (or seems to be: the policy looks closer)."""
     sought = subscriber.to_bytes(8, "little")
     return await read_pages(store, name, lambda page: page.number == number or sought in page.extra)

@@ -62,14 +62,21 @@ class Summary:
 
     def as_text(self) -> str:
         """The summary in a few lines."""
-        lines = [f"{self.asked:,} asked in {self.seconds:.3g} s ({self.a_second:,.4g} a second), {self.answered:,} answered"]
+        lines = [
+            f"{self.asked:,} asked in {self.seconds:.3g} s ({self.a_second:,.4g} a second), {self.answered:,} answered"
+        ]
         lines += [f"{count:>12,}  {answer}" for answer, count in self.answers.items()]
         times = ", ".join(f"{name} {value:,.3g}" for name, value in self.round_trip_ms.items())
         return "\n".join([*lines, f"round trips in ms: {times}"] if times else lines)
 
 
 async def many(
-    ask: Callable[[str], Awaitable[Finding]], imeis: Sequence[str], *, count: int, rate: float | None, closed_by: Callable[[], str]
+    ask: Callable[[str], Awaitable[Finding]],
+    imeis: Sequence[str],
+    *,
+    count: int,
+    rate: float | None,
+    closed_by: Callable[[], str],
 ) -> Summary:
     """Ask `count` times, about each IMEI in turn and then again, until `closed_by` names what has ended the connection.
 
@@ -105,7 +112,9 @@ async def many(
     if asked < count:
         faults.append(f"the connection was closed ({closed_by()}): {count - asked:,} were not asked about")
     times.sort()
-    places = {"min": 0, "median": len(times) // 2, "p99": len(times) * 99 // 100, "max": len(times) - 1} if times else {}
+    places = (
+        {"min": 0, "median": len(times) // 2, "p99": len(times) * 99 // 100, "max": len(times) - 1} if times else {}
+    )
     return Summary(
         asked=asked, answered=len(times), answers=dict(tally.most_common()), round_trip_ms={name: times[at] for name, at in places.items()},
         seconds=round(seconds, 3), a_second=round(asked / seconds, 3), fault="; ".join(faults) or None,
@@ -131,7 +140,9 @@ class Probe(Generic[Target]):
     def __init__(self, connected: Callable[[Target], AbstractAsyncContextManager[Client]]) -> None:
         self._connected = connected
 
-    async def ask(self, target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None) -> list[Finding]:
+    async def ask(
+        self, target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
+    ) -> list[Finding]:
         """Ask about each IMEI in turn on one connection. Raises EirError if there is none."""
         async with self._connected(target) as client:
             return [await client.ask(imei, imsi, software_version) for imei in imeis]
@@ -142,7 +153,11 @@ class Probe(Generic[Target]):
         """Ask `count` times on one connection; see `many`. Raises as `ask`."""
         async with self._connected(target) as client:
             return await many(
-                lambda imei: client.ask(imei, imsi, software_version), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by
+                lambda imei: client.ask(imei, imsi, software_version),
+                imeis,
+                count=count,
+                rate=rate,
+                closed_by=lambda: client.closed_by,
             )
 
     @asynccontextmanager

@@ -15,7 +15,10 @@ NO_KEY = ODD_BASE
 IMEI_DIGITS = 15
 
 _UPWARD = "0123456789" * 3
-_TEST_TACS = (*((f"0010{body:02d}00", f"0010{body:02d}99") for body in range(1, 18)), *((f"{body}0000", f"{body}9999") for body in ("0044", "0086", "0091")))
+_TEST_TACS = (
+    *((f"0010{body:02d}00", f"0010{body:02d}99") for body in range(1, 18)),
+    *((f"{body}0000", f"{body}9999") for body in ("0044", "0086", "0091")),
+)
 """Of test equipment: GSMA TS.06, the reporting bodies' test TACs; the first and the last one of each."""
 
 

@@ -82,17 +82,34 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
     if override is not None and (override.until is None or now < override.until):
         verdict = Verdict(override.answer, OVERRIDE)
         # Requests without a usable identifier included: an override is pulled so that no phone is turned away.
-        return Policy(lambda *_: verdict, dict.fromkeys(NoDevice, verdict), program_of((), verdict, index), override_until=override.until, overridden=True)
+        return Policy(
+            lambda *_: verdict,
+            dict.fromkeys(NoDevice, verdict),
+            program_of((), verdict, index),
+            override_until=override.until,
+            overridden=True,
+        )
     default = Verdict(settings.default, "default")
-    statuses = {NoDevice.MISSING: settings.no_identity, NoDevice.MALFORMED: settings.bad_identity, NoDevice.NO_IMEI: settings.no_imei}
-    verdicts = [Verdict(rule.answer, number, next(iter(rule.lists), None), rule.name) for number, rule in enumerate(settings.rules, 1)]
+    statuses = {
+        NoDevice.MISSING: settings.no_identity,
+        NoDevice.MALFORMED: settings.bad_identity,
+        NoDevice.NO_IMEI: settings.no_imei,
+    }
+    verdicts = [
+        Verdict(rule.answer, number, next(iter(rule.lists), None), rule.name)
+        for number, rule in enumerate(settings.rules, 1)
+    ]
 
     said = [(rule.conditions, verdict, rule.observe) for rule, verdict in zip(settings.rules, verdicts, strict=True)]
     program = program_of(said, default, index)
-    unidentified: dict[NoDevice, Verdict | NoDevice] = {why: why if status is None else Verdict(status, why.value) for why, status in statuses.items()}
+    unidentified: dict[NoDevice, Verdict | NoDevice] = {
+        why: why if status is None else Verdict(status, why.value) for why, status in statuses.items()
+    }
 
     def made(rules: tuple[tuple[Rule, Verdict], ...], unproven: Policy | None = None) -> Policy:
-        def steps(known: str | None = None, *, only: Container[int | str] | None = None) -> tuple[tuple[Holds, Verdict], ...]:
+        def steps(
+            known: str | None = None, *, only: Container[int | str] | None = None
+        ) -> tuple[tuple[Holds, Verdict], ...]:
             """The rules for identifiers of which `known` is what is wrong; `only` those with these numbers."""
             found = []
             for rule, verdict in rules:

@@ -104,7 +104,10 @@ def _prefixes(field: Field, prefixes: tuple[str, ...], digits: int, below: int =
     if any(len(prefix) > digits for prefix in prefixes):
         return Asked.OTHER, []
     rooms = [below * 10 ** (digits - len(prefix)) for prefix in prefixes]
-    return _within(field, [(int(prefix) * room, (int(prefix) + 1) * room - 1) for prefix, room in zip(prefixes, rooms, strict=True)])
+    return _within(
+        field,
+        [(int(prefix) * room, (int(prefix) + 1) * room - 1) for prefix, room in zip(prefixes, rooms, strict=True)],
+    )
 
 
 def names_in_words(names: Iterable[bytes]) -> bytes:
@@ -126,7 +129,9 @@ _WORDS: Mapping[str, Callable[[_Words, Any], tuple[Asked, list[int]]]] = {
     "identifier": _identifiers,
     "tac": lambda _, prefixes: _prefixes(Field.DEVICE, prefixes, TAC_DIGITS, SNR_KEYS),
     "imsi": lambda _, prefixes: _prefixes(Field.SIM, prefixes, IMSI_DIGITS_MAX),
-    "software_version": lambda _, versions: _within(Field.VERSION, [(int(version), int(version)) for version in versions]),
+    "software_version": lambda _, versions: _within(
+        Field.VERSION, [(int(version), int(version)) for version in versions]
+    ),
     "origin_host": lambda _, hosts: _names(Asked.ORIGIN_HOST, hosts),
     "origin_realm": lambda _, realms: _names(Asked.ORIGIN_REALM, realms),
 }

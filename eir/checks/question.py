@@ -83,5 +83,7 @@ class Question(NamedTuple):
         """The software version, two digits: its own if it is digits, else the end of an IMEISV. Empty if that is not two digits."""
         version = self.software_version
         if not is_digits(version):
-            version = self.imei[KEY_DIGITS:] if self.imei and len(self.imei) == IMEISV_DIGITS and is_digits(self.imei) else ""
+            version = (
+                self.imei[KEY_DIGITS:] if self.imei and len(self.imei) == IMEISV_DIGITS and is_digits(self.imei) else ""
+            )
         return version if len(version) == SOFTWARE_VERSION_DIGITS else ""

@@ -117,4 +117,8 @@ class Asks(Protocol):
 
 def answers_of(peers: Iterable[Asks]) -> dict[str, dict[Status, Status]]:
     """What some peers, by label, are answered instead of a status."""
-    return {peer.label: {Status(verdict): Status(answer) for verdict, answer in peer.answers} for peer in peers if peer.answers}
+    return {
+        peer.label: {Status(verdict): Status(answer) for verdict, answer in peer.answers}
+        for peer in peers
+        if peer.answers
+    }

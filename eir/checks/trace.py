@@ -72,7 +72,15 @@ class Tracer:
         """A check was decided."""
         if self._is_told(question):
             status = None if isinstance(verdict, NoDevice) else verdict.status
-            self._tell({"kind": CHECK, "time": self._now(), "question": question._asdict(), "status": status, "answer": self._explain(question).as_fields()})
+            self._tell(
+                {
+                    "kind": CHECK,
+                    "time": self._now(),
+                    "question": question._asdict(),
+                    "status": status,
+                    "answer": self._explain(question).as_fields(),
+                }
+            )
 
     def wire(self, question: Question, request: bytes, answer: bytes, result: str) -> None:
         """A request that asks this was answered; both as they went over the wire, and the result in words."""

@@ -59,7 +59,9 @@ def whereabouts(path: Path) -> Whereabouts:
     return found
 
 
-def with_store(config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True, reads: bool = False) -> T:
+def with_store(
+    config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True, reads: bool = False
+) -> T:
     """Open the store, do the work, close it. If not `fresh`, the store must be there already. `reads`: whatever its form, it stays as it is."""
     try:
         there = config.state.is_dir()
@@ -100,7 +102,9 @@ def who() -> str:
     """The person who acts, for the history: the login behind sudo, and the host."""
     user = getpass.getuser()
     behind = os.environ.get("SUDO_USER")
-    return f"{behind} as {user}@{socket.gethostname()}" if behind and behind != user else f"{user}@{socket.gethostname()}"
+    return (
+        f"{behind} as {user}@{socket.gethostname()}" if behind and behind != user else f"{user}@{socket.gethostname()}"
+    )
 
 
 def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
@@ -112,4 +116,6 @@ def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
 
 def no_list(name: str, known: Collection[str], path: Path) -> typer.Exit:
     """The usage error for a list that is not there."""
-    return fail(f"no list {name} in {path}; there are: {', '.join(known) or 'none'}{did_you_mean(name, known)}", EXIT_USAGE)
+    return fail(
+        f"no list {name} in {path}; there are: {', '.join(known) or 'none'}{did_you_mean(name, known)}", EXIT_USAGE
+    )

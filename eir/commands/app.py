@@ -61,7 +61,9 @@ class _Command(TyperCommand):
         found = super().get_params(ctx)
         for parameter in found:
             if parameter.param_type_name == "argument":
-                vars(parameter)["display_type_rich"] = lambda **_: None  # some versions of typer ask for it, others do not
+                vars(parameter)["display_type_rich"] = lambda **_: (
+                    None
+                )  # some versions of typer ask for it, others do not
         return found
 
 
@@ -104,7 +106,10 @@ def _function(runs: str) -> Callable[..., None]:
 
 
 def _root(
-    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="The configuration; may also stand behind COMMAND.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", metavar="FILE", help="The configuration; may also stand behind COMMAND."),
+    ] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
 ) -> None:
     if config is not None:
@@ -145,7 +150,13 @@ def main(word: str | None = None) -> None:
         finally:
             sys.stdout.flush()
     except EirError as e:
-        begin = "" if isinstance(e, ConfigError) else f"refused ({e.reason}): " if isinstance(e, ReleaseRefused) else "eir: "
+        begin = (
+            ""
+            if isinstance(e, ConfigError)
+            else f"refused ({e.reason}): "
+            if isinstance(e, ReleaseRefused)
+            else "eir: "
+        )
         say(f"{begin}{e}")
         sys.exit(EXIT_USAGE if isinstance(e, ConfigError | SetupFault) else EXIT_NO)
     except OSError as e:

@@ -49,18 +49,56 @@ OWN_POINT_CODE = "0-0-1"
 # Options of the commands that ask over the wire.
 Imsi = Annotated[str | None, typer.Option(metavar="N", help="User-Name of each request.")]
 OriginHost = Annotated[str | None, typer.Option(metavar="HOST", help="Our Origin-Host; probe.REALM if not given.")]
-OriginRealm = Annotated[str | None, typer.Option(metavar="REALM", help="Our Origin-Realm; identity.realm of the configuration if not given, or else that of MCC 001, MNC 01.")]
-DestinationRealm = Annotated[str | None, typer.Option("--destination-realm", "--realm", metavar="REALM", help="Destination-Realm; the EIR's own if not given.")]
-DestinationHost = Annotated[str | None, typer.Option(metavar="HOST", help="Destination-Host, for an EIR behind an agent; none if not given.")]
-Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each answer, in seconds.", min=0.001)]
-Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="Over TLS: the authorities that the EIR's certificate may come from, in PEM.")]
-Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="With --ca: our certificate in PEM; it carries our Origin-Host.")]
+OriginRealm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REALM",
+        help="Our Origin-Realm; identity.realm of the configuration if not given, or else that of MCC 001, MNC 01.",
+    ),
+]
+DestinationRealm = Annotated[
+    str | None,
+    typer.Option(
+        "--destination-realm", "--realm", metavar="REALM", help="Destination-Realm; the EIR's own if not given."
+    ),
+]
+DestinationHost = Annotated[
+    str | None, typer.Option(metavar="HOST", help="Destination-Host, for an EIR behind an agent; none if not given.")
+]
+Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="How long to wait for each answer, in seconds.", min=0.001)
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Over TLS: the authorities that the EIR's certificate may come from, in PEM."),
+]
+Cert = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="With --ca: our certificate in PEM; it carries our Origin-Host.")
+]
 PrivateKey = Annotated[Path | None, typer.Option(metavar="FILE", help="With --ca: its private key in PEM.")]
-Gt = Annotated[str | None, typer.Option("--gt", metavar="DIGITS", help="Over map://: the global title that we call from; our point code if not given.")]
+Gt = Annotated[
+    str | None,
+    typer.Option(
+        "--gt", metavar="DIGITS", help="Over map://: the global title that we call from; our point code if not given."
+    ),
+]
 PointCode = Annotated[str, typer.Option(metavar="N-N-N", help="Over map://: our point code.")]
-EirPointCode = Annotated[str | None, typer.Option(metavar="N-N-N", help="Over map://: the EIR's point code; ss7.point_code of the configuration if not given.")]
-RoutingContext = Annotated[int | None, typer.Option(metavar="N", help="Over map://: the routing context that the gateway knows us by.", min=0)]
-Token = Annotated[Path | None, typer.Option(metavar="FILE", help="Over http:// and https://: a file with the access token of each request, alone or in the issuer's answer (JSON).")]
+EirPointCode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N-N-N", help="Over map://: the EIR's point code; ss7.point_code of the configuration if not given."
+    ),
+]
+RoutingContext = Annotated[
+    int | None, typer.Option(metavar="N", help="Over map://: the routing context that the gateway knows us by.", min=0)
+]
+Token = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Over http:// and https://: a file with the access token of each request, alone or in the issuer's answer (JSON).",
+    ),
+]
 
 
 def check(
@@ -85,14 +123,21 @@ def check(
     if protocol is Protocol.N5G:
         question = _n5g_question(imei, imsi, software_version, origin_host, origin_realm)
     else:
-        question = explain.question_of(imei, imsi=imsi, software_version=software_version, origin_host=origin_host, origin_realm=origin_realm)
+        question = explain.question_of(
+            imei, imsi=imsi, software_version=software_version, origin_host=origin_host, origin_realm=origin_realm
+        )
     if wrong := explain.wrong_option(question):
         raise fail(wrong, EXIT_USAGE)
     checked = load_config(config)
     now = datetime.now(UTC)
     node = in_force.asked(checked, "check", store_only=from_store, as_json=as_json, **question._asdict())
     if node is None:
-        answer = with_store(checked, lambda store: explain.explain(question, checked.policy, checked.lists, store, now=now), fresh=False, reads=True)
+        answer = with_store(
+            checked,
+            lambda store: explain.explain(question, checked.policy, checked.lists, store, now=now),
+            fresh=False,
+            reads=True,
+        )
     else:
         answer = with_reason(checked, node.states, explain.Explanation.of_fields(question, node.answer), now)
     document, text = answer.as_json(), answer.as_text()
@@ -148,10 +193,18 @@ def _on_the_wire(protocol: Protocol, status: Status) -> str:
 
 
 def probe(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The EIR, as HOST or HOST:PORT: port 3868, or 5868 with --ca, if none is given; [::1]:3868 for IPv6, sctp://HOST,HOST:3868 over SCTP. A 5G EIR as http://HOST:PORT or https://HOST:PORT, one of a 2G or 3G network on Osmocom as gsup://HOST:PORT, by SIGTRAN as map://GATEWAY:PORT.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="The EIR, as HOST or HOST:PORT: port 3868, or 5868 with --ca, if none is given; [::1]:3868 for IPv6, sctp://HOST,HOST:3868 over SCTP. A 5G EIR as http://HOST:PORT or https://HOST:PORT, one of a 2G or 3G network on Osmocom as gsup://HOST:PORT, by SIGTRAN as map://GATEWAY:PORT.",
+        ),
+    ],
     imeis: Annotated[list[str], typer.Argument(metavar="IMEI", help="What to ask about; sent as it is, valid or not.")],
     imsi: Imsi = None,
-    software_version: Annotated[str | None, typer.Option(metavar="NN", help="Software-Version of each request.")] = None,
+    software_version: Annotated[
+        str | None, typer.Option(metavar="NN", help="Software-Version of each request.")
+    ] = None,
     origin_host: OriginHost = None,
     origin_realm: OriginRealm = None,
     destination_realm: DestinationRealm = None,
@@ -165,8 +218,14 @@ def probe(
     point_code: PointCode = OWN_POINT_CODE,
     eir_point_code: EirPointCode = None,
     routing_context: RoutingContext = None,
-    count: Annotated[int | None, typer.Option(metavar="N", help="Ask so many times, about each IMEI in turn, and print a summary.", min=1)] = None,
-    rate: Annotated[float | None, typer.Option(metavar="R", help="Ask so many times a second, answered or not; with --count.", min=0.001)] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Ask so many times, about each IMEI in turn, and print a summary.", min=1),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="R", help="Ask so many times a second, answered or not; with --count.", min=0.001),
+    ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
@@ -184,14 +243,20 @@ def probe(
     calls = Calls(gt, point_code, eir_point_code, routing_context, config)
     prober = prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls)
     if count is not None:
-        summary = asyncio.run(prober.ask_many(imeis, count=count, rate=rate, imsi=imsi, software_version=software_version))
+        summary = asyncio.run(
+            prober.ask_many(imeis, count=count, rate=rate, imsi=imsi, software_version=software_version)
+        )
         show_one(summary.as_json(), summary.as_text(), as_json=as_json)
         if summary.fault:
             say(f"eir: {summary.fault}")
         if summary.answered < count:
             raise typer.Exit(EXIT_NO)
         return
-    _tell(asyncio.run(prober.ask(imeis, imsi=imsi, software_version=software_version)), with_token=token is not None, as_json=as_json)
+    _tell(
+        asyncio.run(prober.ask(imeis, imsi=imsi, software_version=software_version)),
+        with_token=token is not None,
+        as_json=as_json,
+    )
 
 
 def _tell(findings: "Sequence[Finding]", *, with_token: bool, as_json: bool) -> None:
@@ -217,7 +282,13 @@ class Names(NamedTuple):
     destination_realm: str | None
 
 
-def names_of(origin_host: str | None, origin_realm: str | None, destination_host: str | None, destination_realm: str | None, config: Path) -> Names:
+def names_of(
+    origin_host: str | None,
+    origin_realm: str | None,
+    destination_host: str | None,
+    destination_realm: str | None,
+    config: Path,
+) -> Names:
     """The names that are given, and those of the configuration where there is one. Raises ConfigError where one is named and unreadable."""
     own = origin_realm
     if own is None:
@@ -264,7 +335,15 @@ def _s13_prober(wanted: Wanted) -> tuple[Any, Any]:
     host, port, scheme = _where(wanted.target, with_tls=tls is not None)
     context = tls.connecting if tls is not None else None
     return probe, probe.Target(
-        host, port, names.origin_host, names.origin_realm, names.destination_realm, wanted.timeout_s, scheme, context, names.destination_host
+        host,
+        port,
+        names.origin_host,
+        names.origin_realm,
+        names.destination_realm,
+        wanted.timeout_s,
+        scheme,
+        context,
+        names.destination_host,
     )
 
 
@@ -313,7 +392,9 @@ PROBERS: dict[str, Callable[[Wanted], tuple[Any, Any]]] = {
 """By the scheme of the target's URL: the module that asks so, and whom it asks. Without a scheme, and by any other, it is Diameter."""
 
 
-def prober_for(target: str, tls: Tls | None, token: Path | None, names: Names, timeout_s: float, calls: Calls) -> Prober:
+def prober_for(
+    target: str, tls: Tls | None, token: Path | None, names: Names, timeout_s: float, calls: Calls
+) -> Prober:
     """What asks the target by the protocol that it names."""
     make = PROBERS.get(target.partition("://")[0] if "://" in target else "", _s13_prober)
     if token is not None and make is not _n5g_prober:

@@ -92,7 +92,11 @@ def audit(
         raise fail(f"--since {since}: expected a number and a unit: 30d, 36h or 90m", EXIT_USAGE)
     names = names_of(origin_host, origin_realm, destination_host, destination_realm, config)
     calls = Calls(gt, point_code, eir_point_code, routing_context, config)
-    asker = None if target is None else prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls).asking(imsi=imsi)
+    asker = (
+        None
+        if target is None
+        else prober_for(target, tls_of(ca, cert, key), token, names, timeout, calls).asking(imsi=imsi)
+    )
     checked, now = load_to_ask(config), datetime.now(UTC)
     with progress() as advance:
         shown = advance or (lambda *_: None)
@@ -102,8 +106,14 @@ def audit(
             listed = listed_in(release, checked.lists, now=now, memory_max=checked.load_memory, progress=shown)
         answer = str(wanted or _answer(checked, listed.manifest.list))
         if asker is not None:
-            size = len(listed) if everything else sample or sample_size(floor if floor is not None else AT_LEAST, sure) or len(listed)
-            report = asyncio.run(_ask(asker, listed, size, partial(ask_about, wanted=answer, rate=rate, confidence=sure, progress=shown)))
+            size = (
+                len(listed)
+                if everything
+                else sample or sample_size(floor if floor is not None else AT_LEAST, sure) or len(listed)
+            )
+            report = asyncio.run(
+                _ask(asker, listed, size, partial(ask_about, wanted=answer, rate=rate, confidence=sure, progress=shown))
+            )
         else:
             begin = now - back if back else listed.manifest.issued
             checks, asking, seen = _captured(passive, port) if passive is not None else _recorded(checked, begin)
@@ -126,7 +136,10 @@ def _share(option: str, text: str | None) -> float | None:
 
 
 async def _ask(
-    asker: AbstractAsyncContextManager[Callable[[str], Awaitable[str]]], listed: Listed, size: int, about: Callable[..., Awaitable[Report]]
+    asker: AbstractAsyncContextManager[Callable[[str], Awaitable[str]]],
+    listed: Listed,
+    size: int,
+    about: Callable[..., Awaitable[Report]],
 ) -> Report:
     keys = listed.sample(size)
     async with asker as ask:
@@ -180,12 +193,22 @@ def _tell(report: Report, floor: float | None, *, as_json: bool) -> None:
 def _text(report: Report) -> str:
     low, high = report.interval
     what = "devices" if report.origins is None else "checks of listed devices"
-    share = "" if report.share is None else f": {report.share:.4%}, from {low:.4%} to {high:.4%} at {report.confidence:.0%} confidence"
-    lines = [f"{report.list} {report.serial}, {report.entries:,} entries: {report.as_listed:,} of {report.asked:,} {what} answered as listed{share}"]
+    share = (
+        ""
+        if report.share is None
+        else f": {report.share:.4%}, from {low:.4%} to {high:.4%} at {report.confidence:.0%} confidence"
+    )
+    lines = [
+        f"{report.list} {report.serial}, {report.entries:,} entries: {report.as_listed:,} of {report.asked:,} {what} answered as listed{share}"
+    ]
     lines += [f"  {each.imei}: {each.got} instead of {each.wanted}" for each in report.exceptions[:NAMED_MAX]]
     if (more := len(report.exceptions) - NAMED_MAX) > 0:
         lines.append(f"  {more:,} more; --json has all")
     for name, origin in (report.origins or {}).items():
-        lines.append(f"{name}: {origin.as_listed:,} of {origin.asked:,}" if origin.asked else f"{name}: asked about no listed device")
+        lines.append(
+            f"{name}: {origin.as_listed:,} of {origin.asked:,}"
+            if origin.asked
+            else f"{name}: asked about no listed device"
+        )
     lines += [f"{name}: never asked" for name in report.never_asked]
     return "\n".join(lines)

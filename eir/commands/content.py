@@ -54,8 +54,18 @@ def show_list(
     """
     checked = whereabouts(config)
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
-    found = _as_held(checked, node, list_name, identifier) or with_store(checked, partial(_found, checked, list_name, identifier), fresh=False, reads=True)
-    entries = [entry for entry in entries_of(found.pages) if entry.key in found.keys or (entry.whole_tac and found.keys.start - entry.key in range(SNR_KEYS))] if identifier else entries_of(found.pages)
+    found = _as_held(checked, node, list_name, identifier) or with_store(
+        checked, partial(_found, checked, list_name, identifier), fresh=False, reads=True
+    )
+    entries = (
+        [
+            entry
+            for entry in entries_of(found.pages)
+            if entry.key in found.keys or (entry.whole_tac and found.keys.start - entry.key in range(SNR_KEYS))
+        ]
+        if identifier
+        else entries_of(found.pages)
+    )
     shown = list(islice(entries, skip, skip + limit))
     added = added_by(found.events, found.state.kind)
     rows = [_row(entry, found, added.get(entry[:3])) for entry in shown]
@@ -72,7 +82,10 @@ def show_list(
         if left > 0:
             say(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
     if not rows and found.keys.start >= ODD_BASE and found.state.kind != SUBSCRIBERS:
-        raise fail(f"{identifier} is not in {list_name}, and is no IMEI (14 to 16 digits), no MEID and no TAC (8 digits)", EXIT_USAGE)
+        raise fail(
+            f"{identifier} is not in {list_name}, and is no IMEI (14 to 16 digits), no MEID and no TAC (8 digits)",
+            EXIT_USAGE,
+        )
     if not rows:
         raise fail(f"{identifier} is not in {list_name}" if identifier else f"no entry of {list_name} is left to show")
 
@@ -93,8 +106,15 @@ def _as_held(checked: Whereabouts, node: Node | None, name: str, identifier: str
 def export_list(
     list_name: ListName,
     layout: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(EXPORTS)}.")] = EIR,
-    only: Annotated[str, typer.Option(metavar="imei|tac", help="Of a list of devices only the single identifiers, or only the whole TACs.")] = "",
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where it goes; standard output if not given.")] = None,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="imei|tac", help="Of a list of devices only the single identifiers, or only the whole TACs."
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where it goes; standard output if not given.")
+    ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:
     """Write a list that is in force as a data file.
@@ -145,7 +165,14 @@ def _sought(identifier: str, kind: str) -> range:
 
 def _row(entry: Listed, found: _Found, added: Event | None) -> dict[str, Any]:
     state = found.state
-    loaded = next((event for event in reversed(found.events) if event.what in {"load", "rollback"} and event.serial == state.serial), None)
+    loaded = next(
+        (
+            event
+            for event in reversed(found.events)
+            if event.what in {"load", "rollback"} and event.serial == state.serial
+        ),
+        None,
+    )
     event = added or loaded
     text = entry.text(state.kind)
     return {

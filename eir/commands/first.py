@@ -76,15 +76,23 @@ def init(
     _check(files)
     _write(folder, files)
     named = f" -c {folder / 'eir.yaml'}" if folder.absolute() != SYSTEM_CONFIG.parent else ""
-    load = f"eir load{named} {list_name}-1.manifest.json" if signers else f"eir add{named} blocked-here IMEI --reason TEXT"
+    load = (
+        f"eir load{named} {list_name}-1.manifest.json" if signers else f"eir add{named} blocked-here IMEI --reason TEXT"
+    )
     print("\n".join(f"{folder / name} is written" for name in files))
-    print(f"next: eir config{named}; {load}; eir serve{named}, or install eir.service. What the peers have to say: deploy/CONNECT.md")
+    print(
+        f"next: eir config{named}; {load}; eir serve{named}, or install eir.service. What the peers have to say: deploy/CONNECT.md"
+    )
 
 
 def _asked_peers() -> list[str]:
     """Peers as they are typed, until nothing is."""
     found: list[str] = []
-    while text := typer.prompt("Who may ask (HOST@ADDRESS, or a network)" if not found else "Who else (nothing: nobody)", default="" if found else None, show_default=False):
+    while text := typer.prompt(
+        "Who may ask (HOST@ADDRESS, or a network)" if not found else "Who else (nothing: nobody)",
+        default="" if found else None,
+        show_default=False,
+    ):
         found.append(text)
     return found
 
@@ -101,7 +109,9 @@ def _peer(text: str) -> Peer:
         for each in named:
             ip_network(each)
     except ValueError as e:
-        raise fail(f"--peer {text}: {e}; expected HOST@ADDRESS, or a network such as 10.20.0.0/24", EXIT_USAGE) from None
+        raise fail(
+            f"--peer {text}: {e}; expected HOST@ADDRESS, or a network such as 10.20.0.0/24", EXIT_USAGE
+        ) from None
     if at and not host:
         raise fail(f"--peer {text}: nothing stands before the @", EXIT_USAGE)
     return Peer(host or None, named)
@@ -112,17 +122,22 @@ def _signers(key: Path, signer: str) -> str:
     with key.open("rb") as file:
         words = file.read(KEY_BYTES_MAX).decode("utf-8", "replace").split()
     if len(words) < 2 or "PRIVATE" in words or not keys_of(words[1].encode()):
-        raise fail(f"{key} is no public key of OpenSSH; expected the .pub that ssh-keygen writes beside a key", EXIT_USAGE)
+        raise fail(
+            f"{key} is no public key of OpenSSH; expected the .pub that ssh-keygen writes beside a key", EXIT_USAGE
+        )
     name = signer or (words[2] if len(words) > 2 else "publisher")
     if not name.isascii() or set(name) & set(' "#,*?!'):
         raise fail(f"--signer {name}: expected one name, such as register@agency.example", EXIT_USAGE)
     return f'{name} namespaces="{NAMESPACE}" {words[0]} {words[1]}\n'
 
 
-def configuration(names: Mapping[str, str], listen: Sequence[str], peers: Sequence[Peer], list_name: str | None, state: str) -> str:
+def configuration(
+    names: Mapping[str, str], listen: Sequence[str], peers: Sequence[Peer], list_name: str | None, state: str
+) -> str:
     """The text of a configuration. `names`: host and realm; `list_name`: of the list that a publisher signs."""
     entries = "\n".join(
-        f"  - {{{f'host: {_y(peer.host)}' if peer.host else 'realm: ' + _y(names['realm'])}, from: {_y(list(peer.networks))}}}" for peer in peers
+        f"  - {{{f'host: {_y(peer.host)}' if peer.host else 'realm: ' + _y(names['realm'])}, from: {_y(list(peer.networks))}}}"
+        for peer in peers
     )
     signed = "" if list_name is None else f"  {_y(list_name)}: {{signers: {_y(f'signers/{list_name}')}}}\n"
     rule = "" if list_name is None else f"    - {{list: {_y(list_name)}, answer: blacklisted}}\n"
@@ -132,8 +147,8 @@ def configuration(names: Mapping[str, str], listen: Sequence[str], peers: Sequen
 
 # The node's own names: what peers have as the EIR's host and realm.
 identity:
-  host: {_y(names['host'])}
-  realm: {_y(names['realm'])}
+  host: {_y(names["host"])}
+  realm: {_y(names["realm"])}
 
 # Where peers connect to. Also tls://ADDRESS:5868 (with the section tls) and sctp://ADDRESS,ADDRESS:3868.
 listen: {_y(list(listen))}
@@ -179,7 +194,9 @@ def unit(folder: Path, state: str) -> str:
         text = text.replace("/opt/eir/bin/eir", str(program))
     if state == SYSTEM_STATE:
         return text
-    return text.replace("StateDirectory=eir\nStateDirectoryMode=0750\n", f"ReadWritePaths={(folder / state).absolute()}\n")
+    return text.replace(
+        "StateDirectory=eir\nStateDirectoryMode=0750\n", f"ReadWritePaths={(folder / state).absolute()}\n"
+    )
 
 
 def _check(files: Mapping[Path, str]) -> None:

@@ -51,7 +51,9 @@ class Node:
     """Where file, store and node differ, in words."""
 
 
-def asked(config: Config | Whereabouts, command: str, *, store_only: bool, as_json: bool, **arguments: Any) -> Node | None:
+def asked(
+    config: Config | Whereabouts, command: str, *, store_only: bool, as_json: bool, **arguments: Any
+) -> Node | None:
     """Ask the node that runs on the state folder, and say who was asked; None if it is the store that has to say.
 
     Prints to standard error: who answers (not with `as_json`: scripts know what they asked), and each difference.
@@ -77,13 +79,21 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
             return None
         states = {name: decode_state(state) for name, state in said["lists"].items()}
         stored = _stored(config, states)
-        if time.monotonic() > end or isinstance(stored, EirError) or (said["in_step"] and not any(_behind(states, stored))):
+        if (
+            time.monotonic() > end
+            or isinstance(stored, EirError)
+            or (said["in_step"] and not any(_behind(states, stored)))
+        ):
             break
         time.sleep(LEVEL_EACH_S)
     notes = [*_of_file(config, said["configuration"])]
     if not said["in_step"]:
         notes.append("the workers of the node do not all answer by the same lists; the first one was asked")
-    notes += [f"the node answers from memory, as its store does not: {stored}"] if isinstance(stored, EirError) else _behind(states, stored)
+    notes += (
+        [f"the node answers from memory, as its store does not: {stored}"]
+        if isinstance(stored, EirError)
+        else _behind(states, stored)
+    )
     return Node(said["pid"], states, said.get("answer"), tuple(notes))
 
 
@@ -129,7 +139,11 @@ def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]
         return [f"{config.path} has errors (eir config), the node goes by the configuration that it took over before"]
     file = digests(config.shown)
     differ = [name for name in dict.fromkeys([*file, *node]) if file.get(name) != node.get(name)]
-    return [f"{config.path} says otherwise than the node in {', '.join(differ)}; eir reload has the node take it over"] if differ else []
+    return (
+        [f"{config.path} says otherwise than the node in {', '.join(differ)}; eir reload has the node take it over"]
+        if differ
+        else []
+    )
 
 
 def _behind(states: Mapping[str, ListState], stored: Stored) -> list[str]:
@@ -160,13 +174,19 @@ def read_as_held(
 
     async def read() -> tuple[T, str] | None:
         copy = open_copy(config.store, config.state, upgrades=False)
-        places = [(STORE_ITSELF, open_store(config.store, config.state, check=False, upgrades=False)), *([(LAST_COPY, copy)] if copy else [])]
+        places = [
+            (STORE_ITSELF, open_store(config.store, config.state, check=False, upgrades=False)),
+            *([(LAST_COPY, copy)] if copy else []),
+        ]
         found = None
         for place, store in places:
             try:
                 async with asyncio.timeout(STORE_S):
                     state = await store.state(name) if found is None else None
-                    if state is not None and (state.generation, state.content_digest) == (held.generation, held.content_digest):
+                    if state is not None and (state.generation, state.content_digest) == (
+                        held.generation,
+                        held.content_digest,
+                    ):
                         found = await work(store), place
             except (StoreError, TimeoutError):
                 continue

@@ -21,13 +21,42 @@ from eir.lists.settings import SUBSCRIBERS
 from eir.lists.store import ListState, ListStore
 from eir.sources.msisdn import NumbersError, read_numbers
 
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")]
-Imsi = Annotated[list[str] | None, typer.Option(metavar="N", help="In a list of pairs: the SIM that each device is listed with; +NUMBER by the table `numbers`.")]
-Tac = Annotated[bool, typer.Option("--tac", help="The identifiers are TACs (8 digits): all devices of a model, as one entry beside those of single devices.")]
-Verbatim = Annotated[bool, typer.Option("--verbatim", help="The identifiers are as phones send them, and need be neither IMEI nor MEID: 1 to 20 octets.")]
-Identifiers = Annotated[list[str], typer.Argument(metavar="IMEI", help="IMEIs, IMEISVs or MEIDs; IMSIs, or +NUMBER by the table `numbers`, for a list of subscribers.")]
+Reason = Annotated[
+    str, typer.Option(metavar="TEXT", help="The reason, for `eir history`; of added entries also for `eir check`.")
+]
+Imsi = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="N", help="In a list of pairs: the SIM that each device is listed with; +NUMBER by the table `numbers`."
+    ),
+]
+Tac = Annotated[
+    bool,
+    typer.Option(
+        "--tac",
+        help="The identifiers are TACs (8 digits): all devices of a model, as one entry beside those of single devices.",
+    ),
+]
+Verbatim = Annotated[
+    bool,
+    typer.Option(
+        "--verbatim", help="The identifiers are as phones send them, and need be neither IMEI nor MEID: 1 to 20 octets."
+    ),
+]
+Identifiers = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMEI",
+        help="IMEIs, IMEISVs or MEIDs; IMSIs, or +NUMBER by the table `numbers`, for a list of subscribers.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many devices would come and go, change nothing.")]
-Force = Annotated[bool, typer.Option("--force", help="Lift the list's limits on growth and shrinkage (a TAC is a million devices), nothing else.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Lift the list's limits on growth and shrinkage (a TAC is a million devices), nothing else."
+    ),
+]
 LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
 
 
@@ -48,7 +77,11 @@ def lists(
         return await states_of(store, checked.lists) if checked.lists else {**await store.states()}
 
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
-    states: Stored = with_store(checked, found, fresh=False, reads=True) if node is None else dict.fromkeys(checked.lists) | dict(node.states)
+    states: Stored = (
+        with_store(checked, found, fresh=False, reads=True)
+        if node is None
+        else dict.fromkeys(checked.lists) | dict(node.states)
+    )
     kinds = {name: settings.kind for name, settings in checked.lists.items()}
     rows = [_list_row(name, kinds.get(name, ""), state) for name, state in states.items()]
     if not as_json:  # a list without releases has changes
@@ -85,7 +118,9 @@ def _with_change(row: dict[str, Any], state: ListState | StoreError | None) -> d
 
 def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dict[str, Any]:
     state = found if isinstance(found, ListState) else None
-    expired = state is not None and state.expires is not None and datetime.fromisoformat(state.expires) <= datetime.now(UTC)
+    expired = (
+        state is not None and state.expires is not None and datetime.fromisoformat(state.expires) <= datetime.now(UTC)
+    )
     return {
         "list": name, "kind": state.kind if state else kind,
         **{column: getattr(state, column, None) for column in ("serial", "entries", "issued", "expires")},
@@ -109,9 +144,15 @@ def rollback(
     checked = whereabouts(config)
     local = not checked.lists or list_settings(checked, list_name).local  # a file that is not YAML gives no names
     now = datetime.now(UTC)
-    state = with_store(checked, lambda store: roll_back(list_name, store, who=who(), now=now, to=to, dry_run=dry_run), fresh=False)
+    state = with_store(
+        checked, lambda store: roll_back(list_name, store, who=who(), now=now, to=to, dry_run=dry_run), fresh=False
+    )
     if dry_run:
-        which = f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at}," if state.serial else f"change {state.generation}, of {state.loaded_at},"
+        which = (
+            f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at},"
+            if state.serial
+            else f"change {state.generation}, of {state.loaded_at},"
+        )
         said = f"{which} would be in force with {state.entries:,} entries; nothing was changed"
     elif local and not state.serial:
         said = f"{'the last change is' if to is None else f'what came after change {to} is'} undone; {state.entries:,} entries are in force"
@@ -137,7 +178,9 @@ def add(
         from_now = duration(until)
         end = until_seconds(until) if from_now is None else int((datetime.now(UTC) + from_now).timestamp())
     except ValueError:
-        raise fail(f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE) from None
+        raise fail(
+            f"--until {until}: expected 2026-12-31, 2026-12-31T12:00:00Z, or a time from now such as 14d", EXIT_USAGE
+        ) from None
     options = {"reason": reason, "dry_run": dry_run, "force": force, "until": end, "replace": replace}
     _edit(config, list_name, ADD, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json, **options)
 
@@ -152,7 +195,19 @@ def remove(
     shrink_max and change_min allow. When a TAC is removed, devices under it that
     are listed on their own stay; a device that is listed only by its TAC cannot be removed alone.
     """
-    _edit(config, list_name, REMOVE, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json, reason=reason, dry_run=dry_run, force=force)
+    _edit(
+        config,
+        list_name,
+        REMOVE,
+        identifiers,
+        imsi,
+        tac=tac,
+        verbatim=verbatim,
+        as_json=as_json,
+        reason=reason,
+        dry_run=dry_run,
+        force=force,
+    )
 
 
 def _edit(

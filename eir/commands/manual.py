@@ -15,7 +15,11 @@ _FILES = {
     "config/eir.yaml, /etc/eir/eir.yaml": "The configuration; of those that are there the first, unless $EIR_CONFIG or -c names another.",
     "/var/lib/eir": "The usual state folder of a service: lists, last good copies, control socket.",
 }
-_STATUSES = {"0": "Done.", "1": 'Refused, or answered "no"; the reason is on standard error.', "2": "Wrong usage or configuration."}
+_STATUSES = {
+    "0": "Done.",
+    "1": 'Refused, or answered "no"; the reason is on standard error.',
+    "2": "Wrong usage or configuration.",
+}
 
 
 def manual(context: typer.Context) -> None:
@@ -26,7 +30,9 @@ def manual(context: typer.Context) -> None:
     print(man_page(context.find_root().command), end="")
 
 
-def completion(context: typer.Context, shell: Annotated[str, typer.Argument(metavar="SHELL", help=f"{', '.join(SHELLS)}.")]) -> None:
+def completion(
+    context: typer.Context, shell: Annotated[str, typer.Argument(metavar="SHELL", help=f"{', '.join(SHELLS)}.")]
+) -> None:
     """Print what completes commands in a shell.
 
     For bash, in ~/.bashrc: eval "$(eir completion bash)"; for zsh the same in ~/.zshrc; for fish: eir completion fish | source
@@ -66,12 +72,20 @@ def man_page(root: Any) -> str:
     for names, command in commands_of(root):
         if not names or not _does(command):
             continue
-        arguments = [f"{each.metavar}{' ...' if each.nargs != 1 else ''}" for each in command.params if each.param_type_name == "argument"]
+        arguments = [
+            f"{each.metavar}{' ...' if each.nargs != 1 else ''}"
+            for each in command.params
+            if each.param_type_name == "argument"
+        ]
         lines.append(f'.SS "eir {_roff(" ".join((*names, *arguments)))}"')
         for number, part in enumerate((command.help or "").replace("\b\n", "").split("\n\n")):
             lines += [*([".PP"] if number else []), _roff(" ".join(part.split()))]
         for each in command.params:
-            named = each.metavar if each.param_type_name == "argument" else " ".join(filter(None, (", ".join(each.opts), each.metavar)))
+            named = (
+                each.metavar
+                if each.param_type_name == "argument"
+                else " ".join(filter(None, (", ".join(each.opts), each.metavar)))
+            )
             lines += [".TP", f".B {_roff(named)}", _roff(each.help or "")]
     for title, entries in (("FILES", _FILES), ("EXIT STATUS", _STATUSES)):
         lines.append(f".SH {title}")
@@ -92,7 +106,17 @@ def bash(root: Any, *, zsh: bool = False) -> str:
         for names, command in commands_of(root)
     ]
     groups = "|".join(" ".join(names) for names, command in commands_of(root) if names and hasattr(command, "commands"))
-    with_value = "|".join(sorted({opt for _, command in commands_of(root) for each in _options(command) if not each.is_flag for opt in each.opts}))
+    with_value = "|".join(
+        sorted(
+            {
+                opt
+                for _, command in commands_of(root)
+                for each in _options(command)
+                if not each.is_flag
+                for opt in each.opts
+            }
+        )
+    )
     begin = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n" if zsh else ""
     return f"""{begin}_eir() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" command="" words="" at
@@ -121,13 +145,17 @@ def fish(root: Any) -> str:
     """A script for fish."""
     lines = []
     for names, command in commands_of(root):
-        seen = " and ".join(f"__fish_seen_subcommand_from {name}" for name in names) if names else "__fish_use_subcommand"
+        seen = (
+            " and ".join(f"__fish_seen_subcommand_from {name}" for name in names) if names else "__fish_use_subcommand"
+        )
         condition = f"-n {_quoted(seen.replace(' and ', '; and '))}"
         for name, inner in getattr(command, "commands", {}).items():
             lines.append(f"complete -c eir {condition} -f -a {name} -d {_quoted(_first_sentence(inner))}")
         for each in _options(command):
             flags = " ".join(f"-l {opt[2:]}" if opt.startswith("--") else f"-s {opt[1:]}" for opt in each.opts)
-            lines.append(f"complete -c eir {condition} {flags}{'' if each.is_flag else ' -r'} -d {_quoted(each.help or '')}")
+            lines.append(
+                f"complete -c eir {condition} {flags}{'' if each.is_flag else ' -r'} -d {_quoted(each.help or '')}"
+            )
     return "\n".join(lines) + "\n"
 
 

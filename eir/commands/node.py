@@ -13,7 +13,9 @@ from eir.operate import control
 
 PeerName = Annotated[str, typer.Argument(metavar="NAME", help="The peer, as `eir peers` calls it.")]
 
-Reference = Annotated[bool, typer.Option("--reference", help="Print every key with its default and what it is for, and read no file.")]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="Print every key with its default and what it is for, and read no file.")
+]
 
 
 def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
@@ -39,7 +41,11 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     except control.ControlError as e:
         report = {"state": "CRITICAL", "code": 2, "summary": str(e)}
     except ConfigError as e:
-        report = {"state": "UNKNOWN", "code": 3, "summary": f"cannot tell where to ask: {'; '.join(map(str, e.problems))}"}
+        report = {
+            "state": "UNKNOWN",
+            "code": 3,
+            "summary": f"cannot tell where to ask: {'; '.join(map(str, e.problems))}",
+        }
     show_one(report, f"EIR {report['state']} - {report['summary']}", as_json=as_json)
     raise typer.Exit(report["code"])
 

@@ -78,5 +78,10 @@ def _publish_into(folder: Path, files: list[Path], *, as_json: bool, **how: Any)
     index = placed.index
     said = f"{placed.published.as_text()}\n{folder} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
     said += "; its deltas were folded into a full release" if placed.folded else ""
-    document = placed.published.as_json() | {"index": str(folder / INDEX), "releases": len(index.releases), "full": index.full.serial, "folded": placed.folded}
+    document = placed.published.as_json() | {
+        "index": str(folder / INDEX),
+        "releases": len(index.releases),
+        "full": index.full.serial,
+        "folded": placed.folded,
+    }
     show_one(document, said, as_json=as_json)

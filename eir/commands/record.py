@@ -92,7 +92,9 @@ def history(
     show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
 
 
-def _of_the_node(checked: Whereabouts, list_name: str | None, limit: int | None, since: str | None, error: StoreError) -> list[Event]:
+def _of_the_node(
+    checked: Whereabouts, list_name: str | None, limit: int | None, since: str | None, error: StoreError
+) -> list[Event]:
     """What the node's copy has, while the store does not answer; raises what the store said where no node can tell."""
     try:
         rows = control.ask(checked.state, "history", list=list_name, limit=limit, since=since)
@@ -121,7 +123,11 @@ def _adopt(checked: Whereabouts, reason: str) -> None:
             with written_to(aside) as out:
                 out.writelines([f"{record.text}\n" async for batch in copy.records() for record in batch])
             detail = f"{reason}; the copy of {socket.gethostname()} had records up to {ours.number} (SHA-256 {ours.digest}), now in {aside.name}"
-            await adopt(store, copy, Event(time=utc_text(datetime.now(UTC)), who=who(), what=ADOPT, outcome=ACCEPTED, detail=detail))
+            await adopt(
+                store,
+                copy,
+                Event(time=utc_text(datetime.now(UTC)), who=who(), what=ADOPT, outcome=ACCEPTED, detail=detail),
+            )
             return f"the store's history is this node's too, up to record {(await copy.ledger()).number}; what the copy had is in {aside}"
         finally:
             await copy.close()
@@ -137,7 +143,9 @@ def _begin(since: str) -> str | None:
         ago = duration(since)
         moment = datetime.now(UTC) - ago if ago is not None else datetime.fromtimestamp(until_seconds(since), UTC)
     except (ValueError, OverflowError):
-        raise fail(f"--since {since}: expected 2026-11-01, 2026-11-01T12:00:00Z, or a time until now such as 30d", EXIT_USAGE) from None
+        raise fail(
+            f"--since {since}: expected 2026-11-01, 2026-11-01T12:00:00Z, or a time until now such as 30d", EXIT_USAGE
+        ) from None
     if ago is None and len(since) <= len("2026-11-01"):
         moment -= timedelta(days=1)  # a day that is an end is over at midnight
     return utc_text(moment)
@@ -178,7 +186,11 @@ def _against(records: Sequence[Record], ours: Sequence[Record]) -> Iterator[str]
     """Where the store has another record than this node, or none; and that its records do not continue this node's."""
     there = {record.number: record.text for record in records}
     oldest, last = records[0].number if records else 1, ours[-1]
-    yield from (f"record {number} is not the one that this node keeps" for number, text in ours if there.get(number, text) != text)
+    yield from (
+        f"record {number} is not the one that this node keeps"
+        for number, text in ours
+        if there.get(number, text) != text
+    )
     if missing := sum(number >= oldest and number not in there for number, _ in ours):
         yield f"{missing} records that this node keeps are not in the store"
     if oldest > last.number and not (oldest == last.number + 1 and linked(records[:1], record_digest(last.text))):
@@ -211,7 +223,9 @@ def _tell(whole: _Whole, *, as_json: bool) -> None:
 def _export(whole: _Whole, file: Path, list_name: str | None, since: str | None) -> None:
     """Write records and refusals as they are stored; `since`: from the first one of that time on, without a gap."""
     events = {record.number: read_record(record) for record in whole.records}
-    start = next((number for number, event in events.items() if since is None or event.time >= since), whole.ledger.number + 1)
+    start = next(
+        (number for number, event in events.items() if since is None or event.time >= since), whole.ledger.number + 1
+    )
     texts = [text for number, text in whole.records if number >= start and list_name in {None, about(events[number])}]
     for fold in whole.folds:
         event = read_record(Record(0, fold.text))

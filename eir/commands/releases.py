@@ -48,7 +48,9 @@ def load(
     checked = load_config(config)
     loaded: dict[str, int] = {}
     try:
-        reports = with_store(checked, lambda store: _load_all(store, checked, manifests, loaded, dry_run=dry_run, force=force))
+        reports = with_store(
+            checked, lambda store: _load_all(store, checked, manifests, loaded, dry_run=dry_run, force=force)
+        )
     except KeyboardInterrupt:
         said = "what is reported above stays in force" if loaded else "no release was reported as loaded"
         say(f"interrupted; {said}; eir lists shows what is in force")
@@ -62,7 +64,13 @@ def load(
 
 
 async def _load_all(
-    store: ListStore, config: Config, manifests: list[Path], loaded: dict[str, int], *, dry_run: bool, force: bool,
+    store: ListStore,
+    config: Config,
+    manifests: list[Path],
+    loaded: dict[str, int],
+    *,
+    dry_run: bool,
+    force: bool,
 ) -> list[dict[str, Any]]:
     """Load one after the other; a refused one does not stop the next. `loaded` takes the generation of each list that was loaded."""
     options = {"force": force, "dry_run": dry_run, "marks": await serial_marks(config.store, config.state)}
@@ -77,7 +85,9 @@ async def _loaded(
     try:
         _must_be_manifest(manifest)
         with progress() as advance:
-            report: LoadReport = await load_apart(start, _load, config, manifest, options, memory_max=config.load_memory, progress=advance)
+            report: LoadReport = await load_apart(
+                start, _load, config, manifest, options, memory_max=config.load_memory, progress=advance
+            )
     except ReleaseRefused as e:
         if e.reason in UNRECORDED:
             await Loader(config.lists, store, who(), datetime.now(UTC), dry_run=options["dry_run"]).record(e)
@@ -96,7 +106,15 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
         store = open_store(config.store, config.state, report=warn)
         try:
             progress = progress_over(channel)
-            loader = Loader(config.lists, store, who(), datetime.now(UTC), progress=progress, memory_max=config.load_memory, **options)
+            loader = Loader(
+                config.lists,
+                store,
+                who(),
+                datetime.now(UTC),
+                progress=progress,
+                memory_max=config.load_memory,
+                **options,
+            )
             return await loader.verify_and_load(manifest)
         finally:
             await store.close()
@@ -118,7 +136,9 @@ def _taken_over(state: Path, loaded: Mapping[str, int]) -> str:
     try:
         while True:
             report = control.ask(state, "status")
-            behind = [name for name, of in loaded.items() if report["lists"].get(name, {"generation": 0})["generation"] < of]
+            behind = [
+                name for name, of in loaded.items() if report["lists"].get(name, {"generation": 0})["generation"] < of
+            ]
             node = f"the node on this host (process {report['pid']})"
             if not behind:
                 return f"{node} has taken over {', '.join(loaded)}"
@@ -137,7 +157,11 @@ def _must_be_manifest(path: Path) -> None:
         return
     folder = path if path.is_dir() else path.parent
     near = sorted(folder.glob("*.manifest.json"))[:MANIFESTS_NAMED_MAX]
-    advice = f"did you mean {' or '.join(map(str, near))}?" if near else "a release has a LIST-SERIAL.manifest.json (eir publish makes it)"
+    advice = (
+        f"did you mean {' or '.join(map(str, near))}?"
+        if near
+        else "a release has a LIST-SERIAL.manifest.json (eir publish makes it)"
+    )
     raise ReleaseRefused("no_manifest", f"this is not a manifest; {advice}")
 
 

@@ -22,7 +22,18 @@ from eir.operate import control
 from eir.sources.msisdn import NO_NUMBERS, number_of, read_numbers
 
 EDR = "edr"
-SEEN_COLUMNS = ("first", "last", "checks", "imei", "software_version", "subscriber", "home", "origin_host", "status", "list")
+SEEN_COLUMNS = (
+    "first",
+    "last",
+    "checks",
+    "imei",
+    "software_version",
+    "subscriber",
+    "home",
+    "origin_host",
+    "status",
+    "list",
+)
 
 
 def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
@@ -103,7 +114,9 @@ def forget(
         watched.forget(checked.state, names)
     show_one({"rows": gone}, f"{gone:,} rows are gone", as_json=as_json)
     if damaged:
-        raise fail(f"these files are damaged, and may name the subscriber still; remove them: {', '.join(map(str, damaged))}")
+        raise fail(
+            f"these files are damaged, and may name the subscriber still; remove them: {', '.join(map(str, damaged))}"
+        )
     if remembered:
         raise fail(f"the running node may remember the subscriber still: {remembered}; ask again")
 
@@ -125,14 +138,29 @@ def take_in(
             prepare(checked.state)
             files.folder_of(checked.state)
             how = subscribers(checked.state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s)
-            taken = take(file, checked.state, how, (lambda done, total: advance("read", done, total)) if advance else lambda *_: None)
+            taken = take(
+                file,
+                checked.state,
+                how,
+                (lambda done, total: advance("read", done, total)) if advance else lambda *_: None,
+            )
     except OSError as e:
         raise EirError(f"{e.filename or file}: {e.strerror}") from None
     for complaint in taken.complaints:
         say(complaint)
-    document = {"file": str(file), "rows": taken.rows, "bad_rows": taken.bad, "complaints": taken.complaints, "files": len(taken.files)}
+    document = {
+        "file": str(file),
+        "rows": taken.rows,
+        "bad_rows": taken.bad,
+        "complaints": taken.complaints,
+        "files": len(taken.files),
+    }
     bad = f"; {taken.bad:,} bad rows were left out" if taken.bad else ""
-    show_one(document, f"{taken.rows:,} rows of {file.name} are on record, in {len(taken.files):,} files{bad}", as_json=as_json)
+    show_one(
+        document,
+        f"{taken.rows:,} rows of {file.name} are on record, in {len(taken.files):,} files{bad}",
+        as_json=as_json,
+    )
     if taken.bad:
         raise typer.Exit(EXIT_NO)
 
@@ -166,7 +194,9 @@ def export(
     numbers = NO_NUMBERS if checked.numbers is None else read_numbers(checked.numbers)
     name = f"{operator}_EIR_{which:%Y%m%d}.csv" if out is None else out.name
     with written_to(out) as stream:
-        csv.writer(stream, lineterminator="\n").writerows(rows(checked.state, which, operator=operator, file_name=name, msisdn=number_of(numbers)))
+        csv.writer(stream, lineterminator="\n").writerows(
+            rows(checked.state, which, operator=operator, file_name=name, msisdn=number_of(numbers))
+        )
 
 
 def write_down(checked: Config) -> None:
@@ -184,7 +214,9 @@ def moment(text: str, option: str = "--since") -> datetime | None:
         ago = duration(text)
         meant = datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise fail(f"{option} {text}: expected a time from now such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z", EXIT_USAGE) from None
+        raise fail(
+            f"{option} {text}: expected a time from now such as 7d, or 2026-11-20, or 2026-11-20T06:00:00Z", EXIT_USAGE
+        ) from None
     return meant if meant.tzinfo else meant.replace(tzinfo=UTC)
 
 

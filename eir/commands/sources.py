@@ -35,7 +35,11 @@ def pull(
     checked = load_config(config)
     if list_name is not None and list_settings(checked, list_name).source is None:
         raise fail(f"list {list_name} has no source (lists.{list_name}.source)", EXIT_USAGE)
-    names = [name for name, settings in checked.lists.items() if settings.source is not None] if list_name is None else [list_name]
+    names = (
+        [name for name, settings in checked.lists.items() if settings.source is not None]
+        if list_name is None
+        else [list_name]
+    )
     if not names:
         raise fail(f"no list in {checked.path} has a source (lists.*.source)", EXIT_USAGE)
 
@@ -52,7 +56,13 @@ def pull(
         print_json([each.as_json() for each in found])
     for each in found:
         parts = [f"{each.list}: {each.outcome}", each.reason, each.detail]
-        serials = f"serial {', '.join(map(str, each.loaded))} loaded" if each.loaded else f"{each.serial} is the newest" if each.outcome == UNCHANGED else ""
+        serials = (
+            f"serial {', '.join(map(str, each.loaded))} loaded"
+            if each.loaded
+            else f"{each.serial} is the newest"
+            if each.outcome == UNCHANGED
+            else ""
+        )
         say(": ".join(part for part in (*parts, serials) if part))
     if any(each.outcome not in {LOADED, UNCHANGED} for each in found):
         raise typer.Exit(EXIT_NO)
@@ -119,7 +129,11 @@ def show_acknowledged(
     if late is None or late < timedelta(0):
         raise fail(f"--within {within}: expected a number and a unit: 1h, 15m or 2d", EXIT_USAGE)
     found = standings(folder, now=datetime.now(UTC), within=late, nodes=nodes)
-    show(as_rows(found), ("node", "list", "state", "serial", "behind", "late_s", "since", "acknowledged", "detail"), as_json=as_json)
+    show(
+        as_rows(found),
+        ("node", "list", "state", "serial", "behind", "late_s", "since", "acknowledged", "detail"),
+        as_json=as_json,
+    )
     if not found:
         raise fail("no node has a key there")
     if any(each.state not in {IN_STEP, LATE} for each in found):

@@ -40,9 +40,14 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, width: i
         longest = max((cell_len(word) for row in cells for word in row[-1].split()), default=0)
         if room < words[-1] or longest > width - len(INDENT):
             size = max(map(cell_len, heads)) + GAP
-            return "\n".join("".join(f"{head:<{size}}{each}\n" for head, each in zip(heads, row, strict=True)) for row in cells)
+            return "\n".join(
+                "".join(f"{head:<{size}}{each}\n" for head, each in zip(heads, row, strict=True)) for row in cells
+            )
         if sizes[-1] > room and max(longest, FOLDED_MIN) > room:
-            below = [textwrap.wrap(row[-1], width, initial_indent=INDENT, subsequent_indent=INDENT, break_on_hyphens=False) for row in cells]
+            below = [
+                textwrap.wrap(row[-1], width, initial_indent=INDENT, subsequent_indent=INDENT, break_on_hyphens=False)
+                for row in cells
+            ]
             cells = [[*row[:-1], ""] for row in cells]
         sizes[-1] = min(sizes[-1], room)
     grid = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="")
@@ -56,5 +61,7 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, width: i
         console.print(grid)
     lines = shown.get().splitlines()
     if below:  # and so each row is one line
-        lines[-len(below) :] = [each for line, more in zip(lines[-len(below) :], below, strict=True) for each in (line, *more)]
+        lines[-len(below) :] = [
+            each for line, more in zip(lines[-len(below) :], below, strict=True) for each in (line, *more)
+        ]
     return "".join(f"{line.rstrip()}\n" for line in lines)

@@ -24,17 +24,65 @@ if TYPE_CHECKING:
     from eir.analysis.engine import Engine
     from eir.analysis.judge import Finding, Judgement
 
-COLUMNS = ("imei", "score", "sure", "subscribers", "copies", "first_seen", "last_seen", "conditions", "evidence", "honest")
+COLUMNS = (
+    "imei",
+    "score",
+    "sure",
+    "subscribers",
+    "copies",
+    "first_seen",
+    "last_seen",
+    "conditions",
+    "evidence",
+    "honest",
+)
 SINCE = "30d"
 
 Since = Annotated[str, typer.Option(metavar="30d", help="How far back to look: 30d, 36h; 62 days at most.")]
-Until = Annotated[str | None, typer.Option(metavar="DATE", help="The day before which to look, as 2026-11-25; now if not given.", show_default=False)]
-Record = Annotated[str | None, typer.Option(metavar="PATTERN", help="Files to judge instead of this node's own, such as those of all nodes: s3a://eir/*/sightings/*/*.parquet.", show_default=False)]
-OnSpark = Annotated[str | None, typer.Option("--spark", metavar="MASTER", help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/README.md says how.", show_default=False)]
-Work = Annotated[str | None, typer.Option(metavar="FOLDER", help="With --spark: where tables of the run go; a path or URL that all of the cluster reaches.", show_default=False)]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE", help="The day before which to look, as 2026-11-25; now if not given.", show_default=False
+    ),
+]
+Record = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Files to judge instead of this node's own, such as those of all nodes: s3a://eir/*/sightings/*/*.parquet.",
+        show_default=False,
+    ),
+]
+OnSpark = Annotated[
+    str | None,
+    typer.Option(
+        "--spark",
+        metavar="MASTER",
+        help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/README.md says how.",
+        show_default=False,
+    ),
+]
+Work = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="With --spark: where tables of the run go; a path or URL that all of the cluster reaches.",
+        show_default=False,
+    ),
+]
 Identifier = Annotated[str, typer.Argument(metavar="IMEI", help="The device.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why: what was found out, and by whom.")]
-MinScore = Annotated[float | None, typer.Option("--min-score", metavar="S", min=0, max=1, help="Only devices of this score or more; tamper.report_min, or tamper.export_min, if not given.", show_default=False)]
+MinScore = Annotated[
+    float | None,
+    typer.Option(
+        "--min-score",
+        metavar="S",
+        min=0,
+        max=1,
+        help="Only devices of this score or more; tamper.report_min, or tamper.export_min, if not given.",
+        show_default=False,
+    ),
+]
 
 
 def report(
@@ -79,11 +127,17 @@ def report(
 def _notes(found: "Judgement") -> None:
     """What people should know beside the findings."""
     if not found.places:
-        say("all checks come from one place, so place says nothing; eir/analysis/README.md says what can be expected then")
+        say(
+            "all checks come from one place, so place says nothing; eir/analysis/README.md says what can be expected then"
+        )
     if found.batches:
-        say(f"{len(found.batches):,} numbers of modules are in several of them, as where a maker gave one to a whole batch: no findings")
+        say(
+            f"{len(found.batches):,} numbers of modules are in several of them, as where a maker gave one to a whole batch: no findings"
+        )
     if malformed := sum(seen for _, seen, _ in found.malformed):
-        say(f"malformed_imei: {malformed:,} checks named no device at all, most of them from {found.malformed[0][0] or 'an unnamed origin'}")
+        say(
+            f"malformed_imei: {malformed:,} checks named no device at all, most of them from {found.malformed[0][0] or 'an unnamed origin'}"
+        )
 
 
 def export(
@@ -111,14 +165,18 @@ def export(
     checked = load_config(config)
     wanted = frozenset(condition or ())
     least = checked.tamper.export_min if min_score is None else min_score
-    found = _judged(checked, since, until, least, _Where(record, on_spark, work), keep_users=layout == "dirbs-notifications")
+    found = _judged(
+        checked, since, until, least, _Where(record, on_spark, work), keep_users=layout == "dirbs-notifications"
+    )
     chosen = [finding for finding in found.findings if not wanted or wanted & set(finding.conditions)]
     if not chosen:
         raise fail("nothing found; nothing is written")
     with _written(out) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows(rows(chosen, layout, found.until))
-    say(f"{len(chosen):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {out or 'FILE'}")
+    say(
+        f"{len(chosen):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {out or 'FILE'}"
+    )
 
 
 def show_one_device(
@@ -150,7 +208,11 @@ def show_one_device(
         print_json(made)
         return
     finding = made["finding"]
-    print(f"{made['imei']}: {finding['score']:.3f}, {finding['sure']}" if finding else f"{made['imei']}: nothing speaks against it, or it was cleared")
+    print(
+        f"{made['imei']}: {finding['score']:.3f}, {finding['sure']}"
+        if finding
+        else f"{made['imei']}: nothing speaks against it, or it was cleared"
+    )
     show(made["says"], ("condition", "log_odds", "evidence"), as_json=False)
     for text in made["against"]:
         print(f"for an honest explanation: {text}")
@@ -177,8 +239,20 @@ def clear(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_C
 
 def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool) -> None:
     checked = load_config(config)
-    decision = {"time": utc_text(datetime.now(UTC)), "who": who(), "imei": key_text(_device(identifier)), "verdict": verdict, "reason": reason}
-    event = Event(time=decision["time"], who=decision["who"], what=verdict, outcome="accepted", detail=f"{decision['imei']}: {reason}")
+    decision = {
+        "time": utc_text(datetime.now(UTC)),
+        "who": who(),
+        "imei": key_text(_device(identifier)),
+        "verdict": verdict,
+        "reason": reason,
+    }
+    event = Event(
+        time=decision["time"],
+        who=decision["who"],
+        what=verdict,
+        outcome="accepted",
+        detail=f"{decision['imei']}: {reason}",
+    )
     if not checked.state.is_dir():
         raise EirError(f"the state folder {checked.state} does not exist; eir serve or eir load makes it")
     with_store(checked, lambda store: store.record(event), fresh=False)
@@ -202,7 +276,9 @@ class _Where(NamedTuple):
     work: str | None
 
 
-def _judged(config: Config, since: str, until: str | None, min_score: float | None, where: _Where, *, keep_users: bool = False) -> "Judgement":
+def _judged(
+    config: Config, since: str, until: str | None, min_score: float | None, where: _Where, *, keep_users: bool = False
+) -> "Judgement":
     """The findings in the record of a time."""
     begin, end = _window(since, until)
     with _judging(config, begin, end, where, min_score=min_score, keep_users=keep_users) as (_, found):
@@ -210,7 +286,9 @@ def _judged(config: Config, since: str, until: str | None, min_score: float | No
 
 
 @contextmanager
-def _judging(config: Config, begin: datetime, end: datetime, where: _Where, *, min_score: float | None, keep_users: bool = False) -> "Iterator[tuple[Engine, Judgement]]":
+def _judging(
+    config: Config, begin: datetime, end: datetime, where: _Where, *, min_score: float | None, keep_users: bool = False
+) -> "Iterator[tuple[Engine, Judgement]]":
     """What judged the record of a time, and what it found."""
     from dataclasses import replace  # noqa: PLC0415 - for these commands alone
 
@@ -232,7 +310,9 @@ def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
     if not lasts or lasts > timedelta(days=DAYS_MAX - 1):
         raise fail(f"--since {since}: expected a number and a unit, up to {DAYS_MAX - 1}d: 30d or 36h", EXIT_USAGE)
     try:
-        end = (datetime.fromisoformat(until) if until else datetime.now(UTC)).replace(tzinfo=None) + timedelta(seconds=0 if until else 1)
+        end = (datetime.fromisoformat(until) if until else datetime.now(UTC)).replace(tzinfo=None) + timedelta(
+            seconds=0 if until else 1
+        )
     except ValueError:
         raise fail(f"--until {until}: expected a day such as 2026-11-25", EXIT_USAGE) from None
     return end - lasts, end
@@ -247,9 +327,15 @@ def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "A
     there: str | list[str] = where.record or []
     if not where.record:
         days = ((begin + timedelta(days=number)).date() for number in range(-1, (end - begin).days + 3))
-        there = [path for day in days for path in sorted(map(str, Path(files(config.state)).parent.parent.glob(f"{day}/*.parquet")))]
+        there = [
+            path
+            for day in days
+            for path in sorted(map(str, Path(files(config.state)).parent.parent.glob(f"{day}/*.parquet")))
+        ]
     if not there:
-        raise EirError(f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}: the section `sightings` of the configuration has a node keep them; --until looks at an earlier time")
+        raise EirError(
+            f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}: the section `sightings` of the configuration has a node keep them; --until looks at an earlier time"
+        )
     without = [peer.label for peer in config.peers if peer.is_probe]  # a probe, an auditor: nobody's phone
     if where.spark is not None and where.work is not None:
         from eir.analysis.spark import spark  # noqa: PLC0415 - for those who have a cluster

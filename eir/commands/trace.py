@@ -63,7 +63,10 @@ def trace(
         say(f"tracing for {lasts}; Ctrl-C ends it")
         for record in _records(checked):
             if record["kind"] == WIRE and out is not None:
-                out.write(captured(record["time"], bytes.fromhex(record["request"])) + captured(record["time"], bytes.fromhex(record["answer"])))
+                out.write(
+                    captured(record["time"], bytes.fromhex(record["request"]))
+                    + captured(record["time"], bytes.fromhex(record["answer"]))
+                )
             document = _check(checked, record) if record["kind"] == CHECK else record
             print(json.dumps(document) if as_json else _text(record, document), flush=True)
 

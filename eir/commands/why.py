@@ -25,7 +25,20 @@ from eir.lists.store import Event, ListStore
 POLICY = ("policy", "peers")
 """Sections whose change may change an answer."""
 RELOAD = "reload"
-ANSWER = ("first", "last", "checks", "status", "rule", "list", "subscriber", "software_version", "origin_host", "peer", "protocol", "observed")
+ANSWER = (
+    "first",
+    "last",
+    "checks",
+    "status",
+    "rule",
+    "list",
+    "subscriber",
+    "software_version",
+    "origin_host",
+    "peer",
+    "protocol",
+    "observed",
+)
 
 
 class _Found(NamedTuple):
@@ -63,7 +76,10 @@ def why(
     asked = moment(at, "--at") or datetime.now(UTC)
     checked = load_config(config)
     write_down(checked)
-    rows = [{name: row[name] for name in ANSWER} for row in answered(checked.state, key, forms(checked.state, imsi) if imsi else [], asked)]
+    rows = [
+        {name: row[name] for name in ANSWER}
+        for row in answered(checked.state, key, forms(checked.state, imsi) if imsi else [], asked)
+    ]
     then = min(datetime.fromisoformat(rows[0]["last"]), asked) if rows else asked
     found = with_store(checked, lambda store: _look(checked, store, question, key, then), fresh=False, reads=True)
     decided = {row["list"] for row in rows}
@@ -81,7 +97,11 @@ async def _look(config: Config, store: ListStore, question: Any, key: int, then:
     lists = {}
     for name, settings in config.lists.items():
         subscriber = imsi_key(question.imsi) if question.imsi else None
-        lists[name] = (settings.kind, await past(store, name, subscriber if settings.kind == SUBSCRIBERS else key, then), await store.history(name))
+        lists[name] = (
+            settings.kind,
+            await past(store, name, subscriber if settings.kind == SUBSCRIBERS else key, then),
+            await store.history(name),
+        )
     since = then.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     events = [event for event in await store.history(None, since=since) if event.what == RELOAD]
     changed = [event for event in events if set(POLICY) & set(event.detail.removeprefix("changed: ").split(", "))]
@@ -93,7 +113,9 @@ def _list(name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: s
     """A list as it stood."""
     event, release = then.event, then.release
     state = None if release is None else release.state
-    loaded = (release.made if release is not None and release.made is not None else event) if event is not None else None
+    loaded = (
+        (release.made if release is not None and release.made is not None else event) if event is not None else None
+    )
     added = added_by([each for each in history if event is not None and each.time <= event.time], kind)
     rows = None if then.rows is None or state is None else [
         {
@@ -115,14 +137,18 @@ def _list(name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: s
 
 
 def _event(event: Event) -> dict[str, Any]:
-    return {name: getattr(event, name) for name in ("time", "who", "what", "list", "serial", "number")} | {"detail": event.detail.partition("\n")[0]}
+    return {name: getattr(event, name) for name in ("time", "who", "what", "list", "serial", "number")} | {
+        "detail": event.detail.partition("\n")[0]
+    }
 
 
 def _text(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _sheet(imei: str, asked: datetime, rows: Sequence[Mapping[str, Any]], lists: Sequence[Mapping[str, Any]], found: _Found) -> str:
+def _sheet(
+    imei: str, asked: datetime, rows: Sequence[Mapping[str, Any]], lists: Sequence[Mapping[str, Any]], found: _Found
+) -> str:
     """The same as a page that can be read to a customer."""
     lines = [f"{imei}, as it was at {_text(asked)}", ""]
     for row in rows:
@@ -130,13 +156,26 @@ def _sheet(imei: str, asked: datetime, rows: Sequence[Mapping[str, Any]], lists:
         lines.append(f"{second(row['first'])}{many}: {row['status']}")
         by = f"rule {row['rule']}" if str(row["rule"]).isdigit() else f"the policy's {row['rule']}"
         lines.append(f"  by {by}{', list ' + row['list'] if row['list'] else ''}")
-        lines.append(f"  asked by {row['origin_host'] or '-'} ({row['protocol']}, peer {row['peer'] or '-'}), SIM {row['subscriber'] or '-'}")
+        lines.append(
+            f"  asked by {row['origin_host'] or '-'} ({row['protocol']}, peer {row['peer'] or '-'}), SIM {row['subscriber'] or '-'}"
+        )
         lines += [f"  observed only: {row['observed']}"] if row["observed"] else []
     for each in sorted(lists, key=lambda each: not each["decided"]):
-        lines += ["", f"list {each['list']}{' (it decided)' if each['decided'] else ''}", *(f"  {line}" for line in _of_list(each))]
+        lines += [
+            "",
+            f"list {each['list']}{' (it decided)' if each['decided'] else ''}",
+            *(f"  {line}" for line in _of_list(each)),
+        ]
     lines += ["", "since then"]
-    lines += [f"  {second(event.time)} {event.who} took over a changed configuration (record {event.number}): {event.detail}" for event in found.reloads]
-    lines += [f"  {second(event['time'])} {event['who']}: {event['what']} {each['list']} (record {event['number']})" for each in lists for event in each["since"]]
+    lines += [
+        f"  {second(event.time)} {event.who} took over a changed configuration (record {event.number}): {event.detail}"
+        for event in found.reloads
+    ]
+    lines += [
+        f"  {second(event['time'])} {event['who']}: {event['what']} {each['list']} (record {event['number']})"
+        for each in lists
+        for event in each["since"]
+    ]
     first, *more = found.now.as_text().splitlines()
     return "\n".join([*lines, f"  now, by file and store: {first.partition(': ')[2]}", *(f"  {line}" for line in more)])
 
@@ -145,7 +184,9 @@ def _of_list(each: Mapping[str, Any]) -> list[str]:
     if not each["loaded"]:
         return ["it had not been loaded, or the history does not reach back so far"]
     what = f"serial {each['serial']}" if each["serial"] else "changed by hand"
-    lines = [f"{what}, in force since {second(each['time'])} by {each['what']} of {each['who']} (record {each['record']})"]
+    lines = [
+        f"{what}, in force since {second(each['time'])} by {each['what']} of {each['who']} (record {each['record']})"
+    ]
     if each["loaded_at"] != each["time"]:
         lines.append(f"loaded {second(each['loaded_at'])} by {each['loaded_by']}")
     if each["signers"]:
@@ -155,7 +196,7 @@ def _of_list(each: Mapping[str, Any]) -> list[str]:
     for row in each["rows"]:
         pair = f" with SIM {row['imsi']}" if row["imsi"] else ""
         end = f", until {row['until']}" if row["until"] else ""
-        lines.append(f"row {row['row']}{pair}: reason {row['reason'] or '-'}{end}; put there by {row['who']}, {second(row['time'])}")
+        lines.append(
+            f"row {row['row']}{pair}: reason {row['reason'] or '-'}{end}; put there by {row['who']}, {second(row['time'])}"
+        )
     return lines if each["rows"] else [*lines, "it did not name the device"]
-
-

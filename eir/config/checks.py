@@ -57,7 +57,9 @@ def _check_peers(config: Config, document: Document) -> Findings:
         if peer.host and peer.host.lower() in ours:
             yield f"the peer's host {peer.host} is the node's own name; expected another's", (*spot, "host")
         if peer.label in lines:
-            same = f"metrics and commands would call this peer '{peer.label}', like the entry in line {lines[peer.label]}"
+            same = (
+                f"metrics and commands would call this peer '{peer.label}', like the entry in line {lines[peer.label]}"
+            )
             yield f"{same}; expected a 'name' of its own", (*spot, "name")
         elif peer.label:
             lines[peer.label] = document.line(*spot)
@@ -79,7 +81,10 @@ def _check_ss7(config: Config, document: Document) -> Findings:
         try:
             point_code(code or "0", ss7.variant)
         except ValueError:
-            yield f"{code} is no point code of the variant {ss7.variant} ({'-'.join(map(str, BITS[ss7.variant]))} bits)", spot
+            yield (
+                f"{code} is no point code of the variant {ss7.variant} ({'-'.join(map(str, BITS[ss7.variant]))} bits)",
+                spot,
+            )
     if ss7.point_code is None and (ss7.gateways or ss7.listen):
         yield "MSCs need to know the node by a point code; expected ss7.point_code", ("ss7",)
     labels = {peer.label: document.line("peers", at) for at, peer in enumerate(config.peers)}
@@ -93,11 +98,19 @@ def _check_ss7(config: Config, document: Document) -> Findings:
 
 def _check_listen(config: Config, _: Document) -> Findings:
     before: dict[str, str] = {}
-    for (*key, at), url in [*((listener.spot, listener.url) for listener in config.listeners), *_beside(config).items()]:
+    for (*key, at), url in [
+        *((listener.spot, listener.url) for listener in config.listeners),
+        *_beside(config).items(),
+    ]:
         name = ".".join(map(str, key))
         if url in before and not url.endswith(":0"):
             other = before[url]
-            yield f"{url} stands twice in '{name}'" if other == name else f"{url} stands in '{other}' too; expected another port", (*key, at)
+            yield (
+                f"{url} stands twice in '{name}'"
+                if other == name
+                else f"{url} stands in '{other}' too; expected another port",
+                (*key, at),
+            )
         before.setdefault(url, name)
 
 
@@ -137,7 +150,11 @@ def _check_tls(config: Config, document: Document) -> Findings:
 
 def _check_tokens(config: Config, document: Document) -> Findings:
     """Keys of access tokens are read as a start or a reload would read them."""
-    for section, tokens in (("n5g", config.n5g.tokens), ("feed", config.feed.tokens), ("fraud_check", config.fraud_check.tokens)):
+    for section, tokens in (
+        ("n5g", config.n5g.tokens),
+        ("feed", config.feed.tokens),
+        ("fraud_check", config.fraud_check.tokens),
+    ):
         if tokens is None or document.faulty(section, "tokens"):
             continue
         if not (tokens.jwks or tokens.keys):
@@ -155,7 +172,10 @@ def _check_feed(config: Config, _: Document) -> Findings:
     """What the interfaces beside the checks need."""
     for spot, url in _beside(config).items():
         if not is_secure(url) and not is_loopback(url):
-            yield f"{url} would carry passwords and tokens that anyone can read; expected https://, or http:// on a loopback address", spot
+            yield (
+                f"{url} would carry passwords and tokens that anyone can read; expected https://, or http:// on a loopback address",
+                spot,
+            )
     feed = config.feed
     if feed.users is not None:
         try:
@@ -192,7 +212,10 @@ def _warn_feed(config: Config, _: Document) -> Findings:
         for at, name in enumerate(config.feed.lists.by_role[role]):
             if config.lists[name].change_min <= PAGE_KEYS:
                 most = f"a TAC is a million devices, and change_min of {name} is {config.lists[name].change_min}"
-                yield f"{most}: a row with one is refused while the list is small; expected change_min above {PAGE_KEYS}", ("feed", "lists", role, at)
+                yield (
+                    f"{most}: a row with one is refused while the list is small; expected change_min above {PAGE_KEYS}",
+                    ("feed", "lists", role, at),
+                )
     if not config.feed.sources and not all(map(is_loopback, config.feed.listen)):
         yield "anyone who reaches the listener can try passwords; 'from' would say where rows come from", ("feed",)
 
@@ -210,7 +233,10 @@ def _check_nrf(config: Config, document: Document) -> Findings:
         yield "there is nothing to register with an NRF; expected n5g.listen", ("n5g", "nrf")
     for url in config.n5g.listen if not nrf.endpoints else ():
         if listening_at(url).hosts[0] in {"0.0.0.0", "::"}:  # noqa: S104 - it is what is refused here
-            yield f"AMFs cannot be told to ask at {url}; expected n5g.nrf.endpoints with an address of this host", ("n5g", "nrf")
+            yield (
+                f"AMFs cannot be told to ask at {url}; expected n5g.nrf.endpoints with an address of this host",
+                ("n5g", "nrf"),
+            )
     for at, url in enumerate(nrf.uri):
         if url in nrf.uri[:at]:
             yield f"{url} stands twice in 'n5g.nrf.uri'", ("n5g", "nrf", "uri", at)
@@ -241,7 +267,12 @@ def _warn_secrets(config: Config, _: Document) -> Findings:
     if config.feed.users is not None:
         named.append((config.feed.users, ("feed", "users")))
     sources = {name: settings.source for name, settings in config.lists.items() if settings.source is not None}
-    named += [(file, ("lists", name, "source", key)) for name, of in sources.items() for key in ("key", "token") if (file := getattr(of, key))]
+    named += [
+        (file, ("lists", name, "source", key))
+        for name, of in sources.items()
+        for key in ("key", "token")
+        if (file := getattr(of, key))
+    ]
     for file, spot in named:
         if file.stat().st_mode & stat.S_IROTH:
             yield f"{file} is readable by everyone on this host: chmod o-r {file}", spot
@@ -260,7 +291,10 @@ def _warn_tls(config: Config, _: Document) -> Findings:
     names = ", ".join(certificate.names) or "no name"
     for host in dict.fromkeys((config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host))):
         if not holds(certificate.names, host):
-            yield f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us", spot
+            yield (
+                f"the certificate {file} is for {names}, not for {host}: peers that compare it with our Origin-Host refuse us",
+                spot,
+            )
 
 
 def _check_lists(config: Config, document: Document) -> Findings:
@@ -269,7 +303,10 @@ def _check_lists(config: Config, document: Document) -> Findings:
         if not is_list_name(name):
             yield f"'{name}' cannot be the name of a list; expected 1 to 64 letters, digits, '.', '_' and '-'", spot
         if not (settings.local or settings.signers or document.faulty(*spot)):
-            yield f"nothing may change the list {name}; expected signers (an allowed_signers file), or local: true", spot
+            yield (
+                f"nothing may change the list {name}; expected signers (an allowed_signers file), or local: true",
+                spot,
+            )
         for key, (called, advice) in FILES.items():
             file: Path | None = getattr(settings, key)
             if file and settings.local:
@@ -310,11 +347,15 @@ def _warn_signers(config: Config, _: Document) -> Findings:
             continue
         written = map(bytes.strip, settings.signers.read_bytes().splitlines())
         lines = [line for line in written if line and not line.startswith(b"#")]
-        named = {str(at): line.split()[0].decode(errors="replace").strip('"').split(",") for at, line in enumerate(lines)}
+        named = {
+            str(at): line.split()[0].decode(errors="replace").strip('"').split(",") for at, line in enumerate(lines)
+        }
         persons = len(distinct_signers(named))
         if persons < settings.threshold and not any(b"cert-authority" in line for line in lines):
             whose = f" of {persons} persons" if persons < len(lines) else ""
-            has = f"{settings.signers} holds {len(lines)} keys{whose}, and a release of {name} needs {settings.threshold}"
+            has = (
+                f"{settings.signers} holds {len(lines)} keys{whose}, and a release of {name} needs {settings.threshold}"
+            )
             yield f"{has}: none will load", ("lists", name, "signers")
 
 
@@ -345,7 +386,10 @@ def _check_rules(config: Config, document: Document) -> Findings:
     for at, rule in enumerate(config.policy.rules):
         spot = ("policy", "rules", at)
         if not document.faulty(*spot) and not any(getattr(rule, condition) for condition in CONDITIONS):
-            yield f"a rule without a condition answers every device; expected one of {', '.join(CONDITIONS)}, or policy.default", spot
+            yield (
+                f"a rule without a condition answers every device; expected one of {', '.join(CONDITIONS)}, or policy.default",
+                spot,
+            )
         if rule.name and names[rule.name] > 1:
             yield f"two rules have the name '{rule.name}'", (*spot, "name")
         for condition, needs in CONDITIONS.items():
@@ -364,7 +408,10 @@ def _check_sightings(config: Config, document: Document) -> Findings:
         return
     if sightings.webhook is not None and (wrong := _unusable(sightings.webhook.key_file)):
         said = f"the key of the webhook's signatures {wrong}: {sightings.webhook.key_file}"
-        yield f"{said}; put a secret there that the receiver has too, such as that of `openssl rand -hex 32`", (*spot, "webhook", "key_file")
+        yield (
+            f"{said}; put a secret there that the receiver has too, such as that of `openssl rand -hex 32`",
+            (*spot, "webhook", "key_file"),
+        )
     used = {name for rule in config.policy.rules for name in rule.lists}
     for name in sightings.watch:
         if name not in used:
@@ -392,13 +439,19 @@ def _warn_peers(config: Config, document: Document) -> Findings:
             line = document.line("peers", first)
             yield f"this peer is never reached: the entry in line {line} fits whatever it fits", ("peers", at)
         if peer.connect is not None and APPLICATIONS in peer.lenient:
-            yield "a peer without S13 refuses our connection, so that its own may not come either; leave out 'connect'", ("peers", at, "connect")
+            yield (
+                "a peer without S13 refuses our connection, so that its own may not come either; leave out 'connect'",
+                ("peers", at, "connect"),
+            )
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:
     """Whether every connection that fits the second entry fits the first."""
     if first.is_titled or second.is_titled:
-        titles = (first.gt is None or (second.gt or "").startswith(first.gt), first.point_code in {None, second.point_code})
+        titles = (
+            first.gt is None or (second.gt or "").startswith(first.gt),
+            first.point_code in {None, second.point_code},
+        )
         if not (first.is_titled and second.is_titled and all(titles)):
             return False
     names = ((first.host, second.host), (first.realm, second.realm))

@@ -43,7 +43,14 @@ from eir.web.denials import TokenSettings
 
 WATCHDOG_MIN_S = 6
 """RFC 3539 3.4.1: Tw must not be below 6 seconds."""
-LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE = Limits(), SctpSettings(), HistorySettings(), SightingsSettings(), TamperSettings(), Source(url="")
+LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE = (
+    Limits(),
+    SctpSettings(),
+    HistorySettings(),
+    SightingsSettings(),
+    TamperSettings(),
+    Source(url=""),
+)
 
 
 def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
@@ -77,7 +84,9 @@ def _layout(
 ) -> Layout:  # fmt: skip
     """A layout is for the kinds of list that its columns identify something for."""
     there = dict(columns)
-    subjects = {kind: tuple(each for each in allowed if there.keys() >= set(each)) for kind, allowed in SUBJECTS.items()}
+    subjects = {
+        kind: tuple(each for each in allowed if there.keys() >= set(each)) for kind, allowed in SUBJECTS.items()
+    }
     return Layout(
         columns=there, subjects={kind: found for kind, found in subjects.items() if found}, declared=True, reasons=dict(reasons),
         names=any(isinstance(column, str) for column in there.values()), added=frozenset(added), removed=frozenset(removed), **more,

@@ -36,7 +36,19 @@ TOO_BUSY = "3004"
 
 SECONDS: dict[str, Decimal | int] = {"": 1, "ms": Decimal("0.001"), "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 DAYS = {"d": 1, "y": 365}
-BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30, "TB": 10**12, "TiB": 1 << 40}
+BYTES = {
+    "": 1,
+    "B": 1,
+    "kB": 1000,
+    "KB": 1000,
+    "KiB": 1024,
+    "MB": 10**6,
+    "MiB": 1 << 20,
+    "GB": 10**9,
+    "GiB": 1 << 30,
+    "TB": 10**12,
+    "TiB": 1 << 40,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,9 @@ def word(*words: str) -> Kind:
     return one_of({each: each for each in words})
 
 
-def quantity(expected: str, low: float, high: float, units: Mapping[str, Decimal | int], of: type = float, **more: Any) -> Kind:
+def quantity(
+    expected: str, low: float, high: float, units: Mapping[str, Decimal | int], of: type = float, **more: Any
+) -> Kind:
     """A number with one of the units behind it, within limits that are given in the unit that is 1."""
 
     def read(match: re.Match[str]) -> Any:
@@ -214,8 +228,12 @@ def _url(match: re.Match[str], port: int | None = None) -> str:
 def _source(match: re.Match[str]) -> str:
     scheme, place, path = match[1], _address(match[2], HTTP_PORTS[match[1]]), match[3] or "/"
     host = urlsplit(f"//{place}").hostname or ""
-    if scheme == "http" and not (host == "localhost" or (re.fullmatch(r"[0-9a-f.:]+", host) and ip_address(host).is_loopback)):
-        raise Unexpected("expected https://; http:// is for this host's own addresses alone (127.0.0.1, [::1], localhost)")
+    if scheme == "http" and not (
+        host == "localhost" or (re.fullmatch(r"[0-9a-f.:]+", host) and ip_address(host).is_loopback)
+    ):
+        raise Unexpected(
+            "expected https://; http:// is for this host's own addresses alone (127.0.0.1, [::1], localhost)"
+        )
     return f"{scheme}://{match[2]}{path.rstrip('/')}/"
 
 
@@ -229,7 +247,9 @@ def _moment(written: str) -> datetime:
 def _network(written: str) -> IPv4Network | IPv6Network:
     around, address = ip_network(written, strict=False), written.partition("/")[0]
     if ip_address(address) != around.network_address:
-        raise Unexpected(f"it has bits set that its mask leaves out, expected the network {around} or the one address {address}")
+        raise Unexpected(
+            f"it has bits set that its mask leaves out, expected the network {around} or the one address {address}"
+        )
     return around
 
 
@@ -287,7 +307,11 @@ URLS = "tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT su
 M3UA_URLS = "tcp://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"
 
 IDENTITY = Kind("a domain name such as mme1.example.org", _diameter_identity)
-CERTIFICATE_NAME = text("a domain name such as dra.example.org, or *.example.org", r"(\*\.)?(.*)", lambda match: f"{match[1] or ''}{_diameter_identity(match[2])}")
+CERTIFICATE_NAME = text(
+    "a domain name such as dra.example.org, or *.example.org",
+    r"(\*\.)?(.*)",
+    lambda match: f"{match[1] or ''}{_diameter_identity(match[2])}",
+)
 HOST = text("a host name or an IP address", r"[A-Za-z0-9._-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
 LISTEN = text(f"{URLS} tcp://0.0.0.0:3868 or tls://[::]:5868", r"(tcp|tls|sctp|dtls)://(.+)", _url)
 LISTEN_HTTP = text(
@@ -295,29 +319,52 @@ LISTEN_HTTP = text(
     lambda match: f"{match[1]}://{_address(match[2], HTTP_PORTS[match[1]])}",
 )  # fmt: skip
 LISTEN_GSUP, HLR = (
-    text(f"tcp://ADDRESS:PORT such as tcp://127.0.0.1:{port}", pattern, lambda match: f"tcp://{_address(match[1], GSUP_PORT)}")
+    text(
+        f"tcp://ADDRESS:PORT such as tcp://127.0.0.1:{port}",
+        pattern,
+        lambda match: f"tcp://{_address(match[1], GSUP_PORT)}",
+    )
     for port, pattern in ((GSUP_PORT, r"tcp://(.+)"), (4223, r"tcp://(?!.*:0+$)(.+)"))
 )
 LISTEN_M3UA = text(f"{M3UA_URLS} tcp://0.0.0.0:2905", r"(tcp|sctp)://(.+)", lambda match: _url(match, M3UA_PORT))
-CONNECT_M3UA = text(f"{M3UA_URLS} sctp://10.20.0.9,10.21.0.9:2905", r"(tcp|sctp)://(?!.*:0+$)(.+)", lambda match: _url(match, M3UA_PORT))
-POINT_CODE = text("a point code such as 1-2-3", r"[0-9]{1,8}|[0-9]{1,3}([.-])[0-9]{1,3}\1[0-9]{1,3}", lambda match: match[0].replace(".", "-"))
+CONNECT_M3UA = text(
+    f"{M3UA_URLS} sctp://10.20.0.9,10.21.0.9:2905", r"(tcp|sctp)://(?!.*:0+$)(.+)", lambda match: _url(match, M3UA_PORT)
+)
+POINT_CODE = text(
+    "a point code such as 1-2-3",
+    r"[0-9]{1,8}|[0-9]{1,3}([.-])[0-9]{1,3}\1[0-9]{1,3}",
+    lambda match: match[0].replace(".", "-"),
+)
 GLOBAL_TITLE = text("first digits of a global title such as 49170", r"[0-9]{1,20}")
-BER_TAG = text("a tag of BER as hexadecimal octets such as 80 or 9f21", r"(?:[0-9A-Fa-f]{2}){1,4}", lambda match: int(match[0], 16), show=lambda tag: f"{tag:02x}")
+BER_TAG = text(
+    "a tag of BER as hexadecimal octets such as 80 or 9f21",
+    r"(?:[0-9A-Fa-f]{2}){1,4}",
+    lambda match: int(match[0], 16),
+    show=lambda tag: f"{tag:02x}",
+)
 API_ROOT = text(
     "http://HOST[:PORT] or https://HOST[:PORT], with a path where there is one, such as http://127.0.0.1:7777",
     r"(https?)://([^/?#]+)((?:/[A-Za-z0-9._~-]+)*)/?", lambda match: f"{match[1]}://{_address(match[2], HTTP_PORTS[match[1]])}{match[3]}",
 )  # fmt: skip
-UUID = text("a UUID such as 0b8f1d3e-1111-4222-8333-0000000000e1", r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", lambda match: match[0].lower())
+UUID = text(
+    "a UUID such as 0b8f1d3e-1111-4222-8333-0000000000e1",
+    r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
+    lambda match: match[0].lower(),
+)
 PLMN = text("5 or 6 digits (MCC and MNC)", r"[0-9]{5,6}")
 CLAIM = text("a text of 1 to 255 characters", r"[\x21-\x7e]{1,255}")
-CONNECT = text(f"{URLS} tcp://10.20.0.1:3868 or tls://dra1.example.org:5868", r"(tcp|tls|sctp|dtls)://(?!.*:0+$)(.+)", _url)
+CONNECT = text(
+    f"{URLS} tcp://10.20.0.1:3868 or tls://dra1.example.org:5868", r"(tcp|tls|sctp|dtls)://(?!.*:0+$)(.+)", _url
+)
 ADDRESS = Kind("an IP address", lambda written: str(ip_address(written.strip("[]"))))
 HTTP = text(
     "ADDRESS:PORT such as 127.0.0.1:9868, or off", r"(?i:off|no|false)|(.+)", lambda match: match[1] and _address(match[1], None),
     show=lambda address: address, may_be_empty=True,
 )  # fmt: skip
 NETWORK = Kind("a network such as 10.1.0.0/16, or an address", _network)
-MOMENT = Kind("a time with its zone such as 2026-11-25T06:00:00Z", _moment, lambda time: time.isoformat().replace("+00:00", "Z"))
+MOMENT = Kind(
+    "a time with its zone such as 2026-11-25T06:00:00Z", _moment, lambda time: time.isoformat().replace("+00:00", "Z")
+)
 IMEI = Kind("an IMEI (14 or 15 digits), an IMEISV (16) or a MEID", _device)
 TAC = text(
     "8 digits (a TAC), or fewer and a star (all TACs that begin with them)",
@@ -331,9 +378,16 @@ PLACE = text(
     "latitude and longitude in degrees, such as 50.45 30.52", r"(-?[0-9]{1,2}(?:\.[0-9]+)?)[ ,]+(-?[0-9]{1,3}(?:\.[0-9]+)?)", _place,
     show=lambda place: f"{place[0]:.10g} {place[1]:.10g}",
 )  # fmt: skip
-FLAG = text("true or false", "(?i:(true|yes|on)|false|no|off)", lambda match: match[1] is not None, show=bool, bare=True)
+FLAG = text(
+    "true or false", "(?i:(true|yes|on)|false|no|off)", lambda match: match[1] is not None, show=bool, bare=True
+)
 FILE, FOLDER = (
-    text(f"the path of a {what}", r"(?!\s*$)[^\0]+", lambda match: Path(match[0]), place=lambda path, folder: folder / path)
+    text(
+        f"the path of a {what}",
+        r"(?!\s*$)[^\0]+",
+        lambda match: Path(match[0]),
+        place=lambda path, folder: folder / path,
+    )
     for what in ("file", "folder")
 )
 STORE = Kind(
@@ -355,10 +409,14 @@ CODE_AND_REASON = text(
     "a code, an equals sign and the reason that it stands for, such as 10=stolen", "([^=]{1,40})=(.{1,200})", lambda match: (match[1].strip(), match[2].strip()),
     show="=".join,
 )  # fmt: skip
-SOURCE = text("a folder such as https://register.example/eir/NAME/", r"(https?)://([^/?#@]+)((?:/[A-Za-z0-9._~%-]+)*/?)", _source)
+SOURCE = text(
+    "a folder such as https://register.example/eir/NAME/", r"(https?)://([^/?#@]+)((?:/[A-Za-z0-9._~%-]+)*/?)", _source
+)
 POSITION = whole(1, 999)
 HTTP_URL = text("http://HOST[:PORT]/PATH or https://…", r"https?://[^\s/@]+(/\S*)?")
-STREAM = text("a key such as eir:checks, of letters, digits, ':', '.', '_', '-' and braces", r"[A-Za-z0-9:._{}-]{1,128}")
+STREAM = text(
+    "a key such as eir:checks, of letters, digits, ':', '.', '_', '-' and braces", r"[A-Za-z0-9:._{}-]{1,128}"
+)
 RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z][A-Za-z0-9._:-]{0,63}")
 PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
 LIST_NAME = text("the name of a list under `lists`", r".{1,200}")

@@ -19,7 +19,10 @@ from eir.diameter.settings import Identity
 from eir.errors import ConfigError, Problem
 from eir.lists.settings import Layout
 
-TAKES_RESTART = [*(key.path for key in TABLE if not key.live), *(section.path for section in SECTIONS if not section.live)]
+TAKES_RESTART = [
+    *(key.path for key in TABLE if not key.live),
+    *(section.path for section in SECTIONS if not section.live),
+]
 """Keys and sections that take a restart."""
 
 
@@ -68,7 +71,14 @@ def load_whereabouts(path: Path) -> Whereabouts:
     config, problems = _checked(path, document)
     if document.faulty("state") or document.faulty("store"):
         raise ConfigError(not_yaml or problems)
-    return Whereabouts(path=path, state=config.state, store=config.store, lists=config.lists, shown=config.shown, problems=not_yaml or problems)
+    return Whereabouts(
+        path=path,
+        state=config.state,
+        store=config.store,
+        lists=config.lists,
+        shown=config.shown,
+        problems=not_yaml or problems,
+    )
 
 
 def load_layouts(path: Path) -> Mapping[str, Layout]:
@@ -91,7 +101,10 @@ def render(config: Config) -> str:
 
 def digests(shown: Mapping[str, Any]) -> dict[str, str]:
     """Of each section of what is in force (see Config.shown) a digest, by which two processes compare what they go by."""
-    return {name: hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest() for name, section in shown.items()}
+    return {
+        name: hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
+        for name, section in shown.items()
+    }
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:
@@ -124,5 +137,7 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
 
 def _found(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
     """What the checks find, and more problems, in file order."""
-    found = [Problem(document.file, document.line(*spot), text) for check in checks for text, spot in check(config, document)]
+    found = [
+        Problem(document.file, document.line(*spot), text) for check in checks for text, spot in check(config, document)
+    ]
     return tuple(sorted([*more, *found], key=lambda problem: problem.line))

@@ -24,7 +24,9 @@ SHOWN_MAX = 60
 
 YAML_TAG = "tag:yaml.org,2002:"
 NULL_TAG, MERGE_TAG = f"{YAML_TAG}null", f"{YAML_TAG}merge"
-PLAIN_TAGS = {YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")}
+PLAIN_TAGS = {
+    YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")
+}
 """What YAML gives by itself; anything else was asked for (`!!python/…`) and is refused."""
 
 REQUIRED: Final = object()
@@ -145,7 +147,9 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
     Faults in values are gathered in `problems`. Raises ConfigError if it cannot be read as YAML at all.
     """
     document = Document(str(path))
-    document.values, document.shown = _Reader(document, path.absolute().parent).mapping(_compose(path, octets), root, ())
+    document.values, document.shown = _Reader(document, path.absolute().parent).mapping(
+        _compose(path, octets), root, ()
+    )
     return document
 
 
@@ -163,7 +167,9 @@ class _Bounded(yaml.SafeLoader):
             raise ComposerError(None, None, f"nested more than {DEPTH_MAX} deep", parent.start_mark)
         node = super().compose_node(parent, index)
         if node is not None and node.tag not in PLAIN_TAGS:
-            raise ComposerError(None, None, f"found the tag {node.tag.replace(YAML_TAG, '!!')}; expected none", node.start_mark)
+            raise ComposerError(
+                None, None, f"found the tag {node.tag.replace(YAML_TAG, '!!')}; expected none", node.start_mark
+            )
         self.depth -= 1
         return node
 
@@ -222,7 +228,9 @@ class _Reader:
         values, shown = more, {}
         for name, entry in section.entries.items():
             inner = (*spot, name)
-            value, show = self.entry(found[name][1], entry, inner) if name in found else self.missing(entry, inner, line)
+            value, show = (
+                self.entry(found[name][1], entry, inner) if name in found else self.missing(entry, inner, line)
+            )
             if isinstance(entry, Section) and not entry.shape and isinstance(value, dict):
                 values |= value
             else:
@@ -235,10 +243,14 @@ class _Reader:
         """What stands for something that the file does not have; a fault in that line if it is required, None: no fault."""
         if isinstance(entry, Key):
             if entry.required and line:
-                self.wrong(spot, line, f"the key '{spot[-1]}' is missing{_in(spot[:-1])}; expected {entry.kind.expected}")
+                self.wrong(
+                    spot, line, f"the key '{spot[-1]}' is missing{_in(spot[:-1])}; expected {entry.kind.expected}"
+                )
             return self.default(entry)
         if entry.required and line:
-            self.wrong(spot, line, f"the section '{_dotted(spot)}' is missing; expected its keys {', '.join(entry.entries)}")
+            self.wrong(
+                spot, line, f"the section '{_dotted(spot)}' is missing; expected its keys {', '.join(entry.entries)}"
+            )
         if entry.optional:
             return None, {}
         return ((), []) if entry.shape == "[]" else ({}, {}) if entry.shape else self.made(entry, spot, {}, None)
@@ -251,14 +263,24 @@ class _Reader:
             return self.missing(entry, spot, self.visit(node))
         if not entry.shape:
             short = entry.short and isinstance(node, yaml.ScalarNode)
-            return self.made(entry, spot, {entry.short: (_line(node), node)}, None) if short else self.mapping(node, entry, spot)
+            return (
+                self.made(entry, spot, {entry.short: (_line(node), node)}, None)
+                if short
+                else self.mapping(node, entry, spot)
+            )
         line = self.visit(node)
         if entry.shape == ".*":
             found = self.pairs(node, spot) or {}
             named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, (_, inner) in found.items()}
-            return {name: value for name, (value, _) in named.items()}, {name: shown for name, (_, shown) in named.items()}
+            return {name: value for name, (value, _) in named.items()}, {
+                name: shown for name, (_, shown) in named.items()
+            }
         if not isinstance(node, yaml.SequenceNode):
-            self.wrong(spot, line, f"found {_found(node)} for '{_dotted(spot)}'; expected a list, each entry with '- ' before it")
+            self.wrong(
+                spot,
+                line,
+                f"found {_found(node)} for '{_dotted(spot)}'; expected a list, each entry with '- ' before it",
+            )
             return (), []
         self.document.lines |= {(*spot, number): _line(item) for number, item in enumerate(node.value)}
         read = [self.mapping(item, entry, (*spot, number)) for number, item in enumerate(node.value)]
@@ -271,7 +293,11 @@ class _Reader:
         if not isinstance(node, yaml.MappingNode) or depth > DEPTH_MAX:
             text = f"found {_found(node)}{' as a merge key' if depth else ''}{_in(spot)}"
             text += "; expected an alias of a section" if depth else "; expected keys, each with ': ' and a value"
-            self.wrong(spot, _line(node), f"merge keys{_in(spot)} nested more than {DEPTH_MAX} deep" if depth > DEPTH_MAX else text)
+            self.wrong(
+                spot,
+                _line(node),
+                f"merge keys{_in(spot)} nested more than {DEPTH_MAX} deep" if depth > DEPTH_MAX else text,
+            )
             return None
         own: dict[str, Found] = {}
         others: dict[str, Found] = {}
@@ -284,7 +310,11 @@ class _Reader:
             elif not isinstance(key, yaml.ScalarNode):
                 self.wrong(spot, line, f"found {_found(key)} as a key{_in(spot)}; expected a name")
             elif key.value in own:
-                self.wrong((*spot, key.value), line, f"the key '{key.value}'{_in(spot)} stands twice, first in line {own[key.value][0]}")
+                self.wrong(
+                    (*spot, key.value),
+                    line,
+                    f"the key '{key.value}'{_in(spot)} stands twice, first in line {own[key.value][0]}",
+                )
             else:
                 own[key.value] = (_line(value) if depth else line, value)
         found = others | own
@@ -297,7 +327,11 @@ class _Reader:
         line, kind = self.visit(node), key.kind
         if kind.many and isinstance(node, yaml.SequenceNode):
             if not node.value and not kind.may_be_empty:
-                self.wrong(spot, line, f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; expected {kind.expected}, or no such key at all")
+                self.wrong(
+                    spot,
+                    line,
+                    f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; expected {kind.expected}, or no such key at all",
+                )
             read = [self.scalar(item, kind, (*spot, number)) for number, item in enumerate(node.value)]
             return _both(key, tuple(value for found in read for value in found))
         if node.tag == NULL_TAG and kind.may_be_empty:

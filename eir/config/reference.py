@@ -32,7 +32,10 @@ def reference_page() -> str:
     parts = [INTRODUCTION]
     for name, rows in groupby(reference(), lambda row: row["key"].partition(".")[0].removesuffix("[]")):
         parts += [f"## {name}\n", "| Key | Value | Default | What it is for |\n|---|---|---|---|"]
-        parts += [f"| `{row['key']}` | {row['value']} | {_shown(row)} | {row['says']}{' (restart)' if row['restart'] else ''} |" for row in rows]
+        parts += [
+            f"| `{row['key']}` | {row['value']} | {_shown(row)} | {row['says']}{' (restart)' if row['restart'] else ''} |"
+            for row in rows
+        ]
         parts.append("")
     return "\n".join(parts)
 
@@ -50,5 +53,8 @@ def _shown(row: dict[str, Any]) -> str:
     value = row["default"]
     if value is None:
         return "none"
-    words = [str(each).lower() if isinstance(each, bool) else str(each) for each in (value if isinstance(value, list) else [value])]
+    words = [
+        str(each).lower() if isinstance(each, bool) else str(each)
+        for each in (value if isinstance(value, list) else [value])
+    ]
     return f"`{', '.join(words)}`"

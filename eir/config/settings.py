@@ -100,7 +100,9 @@ class Config:
             ("gsup", ("gsup", "listen"), self.gsup.listen),
             ("map", ("ss7", "listen"), self.ss7.listen),
         )  # a new protocol that listens is a row here
-        return tuple(Listener(protocol, (*key, at), url) for protocol, key, urls in sections for at, url in enumerate(urls))
+        return tuple(
+            Listener(protocol, (*key, at), url) for protocol, key, urls in sections for at, url in enumerate(urls)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,12 @@ class Acceptor:
         for number, url in enumerate(urls):
             wanted = listening_at(url)
             try:
-                listener = await open_listener(wanted, partial(self._accepted, number, hand_over, http=is_http(url)), self._cannot_accept, self._sctp)
+                listener = await open_listener(
+                    wanted,
+                    partial(self._accepted, number, hand_over, http=is_http(url)),
+                    self._cannot_accept,
+                    self._sctp,
+                )
             except OSError as e:
                 if self._sctp.optional and e.errno in MISSING:
                     self._report("listener_missing", reason="no_sctp", level="warning", address=url, detail=LOAD_ADVICE)
@@ -141,7 +146,13 @@ class Acceptor:
                     return
                 refused = "no_worker"
         self.refused[refused] += 1
-        self._report("peer_refused", reason=refused, level="warning", address=address_text([host], port), setting=setting_for(refused))
+        self._report(
+            "peer_refused",
+            reason=refused,
+            level="warning",
+            address=address_text([host], port),
+            setting=setting_for(refused),
+        )
 
     def _may_hear_so(self) -> bool:
         """Whether a connection that may not come in gets an answer that says so: an AMF waits for seconds after one that is closed."""
@@ -153,7 +164,9 @@ class Acceptor:
 
     def _cannot_accept(self, fault: OSError) -> None:
         self.failures += 1
-        self._report("accept_failed", level="error", reason=errno.errorcode.get(fault.errno or 0, "other"), detail=fault.strerror)
+        self._report(
+            "accept_failed", level="error", reason=errno.errorcode.get(fault.errno or 0, "other"), detail=fault.strerror
+        )
 
 
 def cannot_listen(where: str, fault: OSError) -> EirError:

@@ -70,7 +70,9 @@ class Acknowledging:
             return
         changed = False
         for name, state in reports[0].lists.items():
-            if all(report.lists.get(name) == state for report in reports) and self._in_force.get(name, (None, None))[:2] != (state.serial, state.content_digest):
+            if all(report.lists.get(name) == state for report in reports) and self._in_force.get(name, (None, None))[
+                :2
+            ] != (state.serial, state.content_digest):
                 self._in_force[name] = state.serial, state.content_digest, utc_text(datetime.now(UTC))
                 self._next.pop(name, None)
                 changed = True
@@ -85,7 +87,11 @@ class Acknowledging:
 
     def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
         """Since when lists in these states are in force."""
-        return {name: self._in_force[name][2] for name, state in states.items() if self._in_force.get(name, ())[:2] == (state.serial, state.content_digest)}
+        return {
+            name: self._in_force[name][2]
+            for name, state in states.items()
+            if self._in_force.get(name, ())[:2] == (state.serial, state.content_digest)
+        }
 
     def numbers(self) -> metrics.Snapshot:
         """Metrics by name and labels."""
@@ -108,7 +114,14 @@ class Acknowledging:
 
     async def _tell(self, name: str, what: tuple[int, str, str]) -> None:
         serial, content, since = what
-        made = Acknowledgement(node=self._config.identity.host, list=name, serial=serial, content=content, since=since, made=utc_text(datetime.now(UTC)))
+        made = Acknowledgement(
+            node=self._config.identity.host,
+            list=name,
+            serial=serial,
+            content=content,
+            since=since,
+            made=utc_text(datetime.now(UTC)),
+        )
         try:
             async with asyncio.timeout(2 * POST_S):
                 await done_apart(self._start, PROCESS, _give_of_node, self._config, made, report=self._report)
@@ -119,7 +132,9 @@ class Acknowledging:
             pause_s = min(AGAIN_MAX_S, AGAIN_S * 2 ** min(self._failures[name] - 1, 20)) * (1 - random.random() / 2)  # noqa: S311 - a spread
             self._next[name] = time.monotonic() + pause_s
             detail = str(e) if isinstance(e, EirError) else place_of(e)
-            self._report("acknowledgement_not_given", level="warning", reason=reason, list=name, serial=serial, detail=detail)
+            self._report(
+                "acknowledgement_not_given", level="warning", reason=reason, list=name, serial=serial, detail=detail
+            )
             return
         self._given[name] = what, time.monotonic()
         self._failures[name] = 0
@@ -129,5 +144,8 @@ class Acknowledging:
 
 def _kept(file: Path) -> dict[str, tuple[int, str, str]]:
     with suppress(OSError, ValueError, TypeError):
-        return {str(name): (int(serial), str(content), str(since)) for name, (serial, content, since) in json.loads(file.read_text()).items()}
+        return {
+            str(name): (int(serial), str(content), str(since))
+            for name, (serial, content, since) in json.loads(file.read_text()).items()
+        }
     return {}

@@ -65,7 +65,9 @@ class SaidNothing(EirError):
     """A process ended without a word of what came of its work."""
 
     def __init__(self, status: int | None) -> None:
-        super().__init__(f"it ended with {f'signal {-status}' if status is not None and status < 0 else f'status {status}'}")
+        super().__init__(
+            f"it ended with {f'signal {-status}' if status is not None and status < 0 else f'status {status}'}"
+        )
         self.status = status
 
 
@@ -88,7 +90,13 @@ async def outcome_of(work: Awaitable[Any]) -> Outcome:
 
 
 async def done_apart(
-    start: Start, name: str, work: Work, *arguments: Any, memory_max: int | None = None, handlers: Handlers | None = None, report: Report = silent
+    start: Start,
+    name: str,
+    work: Work,
+    *arguments: Any,
+    memory_max: int | None = None,
+    handlers: Handlers | None = None,
+    report: Report = silent,
 ) -> Any:
     """What `work` gives for these arguments, or raises, in a process of its own, which ends with this call.
 
@@ -108,14 +116,18 @@ async def done_apart(
     return outcomes[0].result()
 
 
-async def load_apart(start: Start, work: Work, *arguments: Any, memory_max: int, progress: Progress | None = None) -> Any:
+async def load_apart(
+    start: Start, work: Work, *arguments: Any, memory_max: int, progress: Progress | None = None
+) -> Any:
     """The same for a load.
 
     Raises ReleaseRefused besides: `memory` past memory_max, `time` past LOAD_S_MAX, `fault` for an exception that is neither
     EirError nor OSError, `killed` if somebody ended the process with SIGKILL, `crash` if anything else did.
     """
     try:
-        return await done_apart(start, LOAD, work, *arguments, memory_max=memory_max, handlers={PROGRESS: progress or (lambda *_: None)})
+        return await done_apart(
+            start, LOAD, work, *arguments, memory_max=memory_max, handlers={PROGRESS: progress or (lambda *_: None)}
+        )
     except SaidNothing as nothing:
         raise _end_of(nothing, memory_max) from None
 
@@ -123,9 +135,13 @@ async def load_apart(start: Start, work: Work, *arguments: Any, memory_max: int,
 def _end_of(nothing: SaidNothing, memory_max: int) -> ReleaseRefused:
     """Why a load that said nothing ended."""
     if nothing.status == -signal.SIGKILL:
-        return ReleaseRefused(KILLED, "the process that loaded it was killed; by the kernel, if the host's memory ran out (journalctl -k)")
+        return ReleaseRefused(
+            KILLED, "the process that loaded it was killed; by the kernel, if the host's memory ran out (journalctl -k)"
+        )
     if nothing.status == -signal.SIGALRM:
-        return ReleaseRefused("time", f"its load took more than {LOAD_S_MAX} s: split the release into a full one and deltas")
+        return ReleaseRefused(
+            "time", f"its load took more than {LOAD_S_MAX} s: split the release into a full one and deltas"
+        )
     detail = f"the process that loaded it: {nothing}: was limits.load_memory ({memory_max} bytes) too little?"
     return ReleaseRefused(CRASH, detail)
 

@@ -121,7 +121,9 @@ class Channel:
         self.gone = asyncio.Event()
         """The other end is gone, or this one is closed."""
 
-    def tell(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), latest: str | None = None) -> None:
+    def tell(
+        self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), latest: str | None = None
+    ) -> None:
         """Call a handler of the other side; a call to an end that is gone is lost.
 
         `carrying`: the handler gets a descriptor for each of these as a further argument, or None where it has no room for them. `latest`:
@@ -140,7 +142,9 @@ class Channel:
             return False
         return True
 
-    async def ask(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), patience_s: float | None = 0.0) -> Any:
+    async def ask(
+        self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), patience_s: float | None = 0.0
+    ) -> Any:
         """Call a handler of the other side and return its result. Raises ChannelError, with what the other end says if it says no.
 
         `patience_s`: how long the answer may take, instead of ANSWER_S; None: as long as the other end is there.

@@ -96,7 +96,9 @@ def loading(start: Start, config: Config, who: str, *, force: bool = False) -> L
     return load
 
 
-async def _load(config: Config, who: str, job: tuple[Release, Path, Mapping[str, Mark], bool], channel: Channel) -> LoadReport:
+async def _load(
+    config: Config, who: str, job: tuple[Release, Path, Mapping[str, Mark], bool], channel: Channel
+) -> LoadReport:
     """One load, in its own process."""
     release, folder, marks, force = job
     with suppress(OSError):  # a filter of system calls may be stricter than ours
@@ -105,7 +107,16 @@ async def _load(config: Config, who: str, job: tuple[Release, Path, Mapping[str,
         store = open_store(config.store, config.state)
         try:
             progress = progress_over(channel)
-            loader = Loader(config.lists, store, who, datetime.now(UTC), marks, force, progress=progress, memory_max=config.load_memory)
+            loader = Loader(
+                config.lists,
+                store,
+                who,
+                datetime.now(UTC),
+                marks,
+                force,
+                progress=progress,
+                memory_max=config.load_memory,
+            )
             return await loader.load(release, folder)
         finally:
             await store.close()
@@ -122,7 +133,9 @@ async def _pass_of_node(config: Config, who: str, channel: Channel) -> Pass:
         return report
 
     ended = asyncio.create_task(channel.gone.wait())  # nobody waits for it any more
-    ended.add_done_callback(lambda task: None if task.cancelled() else leave(signal.SIGTERM, Attempts(config.state / ATTEMPTS_FILE)))
+    ended.add_done_callback(
+        lambda task: None if task.cancelled() else leave(signal.SIGTERM, Attempts(config.state / ATTEMPTS_FILE))
+    )
     try:
         return await make_pass(config, who, load)
     finally:
@@ -188,7 +201,9 @@ class DropFolder:
                 listing = await asyncio.to_thread(look, self._config.inbox)
             except OSError as error:
                 self._readable = False
-                self._report("inbox_unusable", level="error", reason="folder", folder=self._config.inbox, detail=error.strerror)
+                self._report(
+                    "inbox_unusable", level="error", reason="folder", folder=self._config.inbox, detail=error.strerror
+                )
             else:
                 self._readable = True
                 if not listing:
@@ -220,9 +235,17 @@ class DropFolder:
         load = loading(self._start, config, who)
         handlers = {"load": lambda *release: outcome_of(load(*release))}
         try:
-            made: Pass = await done_apart(self._start, PROCESS, _pass_of_node, config, who, handlers=handlers, report=self._report)
+            made: Pass = await done_apart(
+                self._start, PROCESS, _pass_of_node, config, who, handlers=handlers, report=self._report
+            )
         except EirError as error:
-            self._report("inbox_failed", level="error", reason="process", status=getattr(error, "status", None), detail=str(error))
+            self._report(
+                "inbox_failed",
+                level="error",
+                reason="process",
+                status=getattr(error, "status", None),
+                detail=str(error),
+            )
         except OSError as error:
             self._report("inbox_failed", level="error", reason="process", detail=place_of(error))
         else:

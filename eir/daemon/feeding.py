@@ -85,7 +85,10 @@ class FeedService:
 
     def counters(self) -> metrics.Snapshot:
         """See Service."""
-        return {"eir_feed_rows_total": self._feed.answers, "eir_feed_transactions_total": {(): self._writer.transactions}}
+        return {
+            "eir_feed_rows_total": self._feed.answers,
+            "eir_feed_transactions_total": {(): self._writer.transactions},
+        }
 
     async def close(self) -> None:
         """See Service."""

@@ -77,7 +77,9 @@ class Followed:
         """Follow the lists of another configuration, once the workers have taken it over."""
         self._config = config
         kinds = kinds_of(config)
-        self._lists = {name: (listed, image) for name, (listed, image) in self._lists.items() if kinds.get(name) == listed.kind}
+        self._lists = {
+            name: (listed, image) for name, (listed, image) in self._lists.items() if kinds.get(name) == listed.kind
+        }
         if self._channel is not None:
             self._channel.tell("configure", config)
 
@@ -101,7 +103,9 @@ class Followed:
 
     def _handed(self, what: Listed, memory: int | None) -> None:
         if memory is None:
-            self._report("image_failed", level="error", list=what.name, detail="the front has no descriptor left for it")
+            self._report(
+                "image_failed", level="error", list=what.name, detail="the front has no descriptor left for it"
+            )
             return
         try:
             image = Image.map(memory)

@@ -59,7 +59,9 @@ async def _follow(end: socket.socket, config: Config) -> int:
     await stop.wait()
     for task in (serving, working):
         task.cancel()
-    faults = [each for each in await asyncio.gather(serving, working, return_exceptions=True) if isinstance(each, Exception)]
+    faults = [
+        each for each in await asyncio.gather(serving, working, return_exceptions=True) if isinstance(each, Exception)
+    ]
     for fault in faults:
         log.report("fault", reason="following", level="error", detail=place_of(fault))
     channel.close()
@@ -75,7 +77,10 @@ class _Process:
         self._channel, self._log = channel, log
         self._index = Index(kinds_of(config))
         self._all_there = asyncio.Event()
-        self._store, self._copy = open_store(config.store, config.state, report=log.report, check=False), open_copy(config.store, config.state, report=log.report)
+        self._store, self._copy = (
+            open_store(config.store, config.state, report=log.report, check=False),
+            open_copy(config.store, config.state, report=log.report),
+        )
         self._follower = Follower(
             self._store, self._index, report=log.report, on_switch=self._switched, copy=self._copy, heal=config.heal,
             who=f"{socket.gethostname()}:{os.getpid()}",
@@ -100,7 +105,13 @@ class _Process:
     def _tell(self) -> None:
         follower = self._follower
         lost, copies = dict(follower.lost), sorted(follower.from_copy)
-        how = Following(store_up=follower.up, lost=lost, from_copy=copies, in_step_at=follower.in_step_at, copy_faults=dict(follower.copy_faults))
+        how = Following(
+            store_up=follower.up,
+            lost=lost,
+            from_copy=copies,
+            in_step_at=follower.in_step_at,
+            copy_faults=dict(follower.copy_faults),
+        )
         self._channel.tell("following", how, self._counters(), latest="following")
 
     async def _tell_again(self) -> None:

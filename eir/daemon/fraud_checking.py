@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 NAME = "fraud-check"
 OF_DEVICES = frozenset({"list", "not_list", "imei", "tac", "identifier"})
 """Conditions that a device's number decides alone."""
-WORDS = {Status.BLACKLISTED: api.PROHIBITED, Status.WHITELISTED: api.ALLOWED, Status.GREYLISTED: api.TRACKED, Status.UNKNOWN: api.UNKNOWN}
+WORDS = {
+    Status.BLACKLISTED: api.PROHIBITED,
+    Status.WHITELISTED: api.ALLOWED,
+    Status.GREYLISTED: api.TRACKED,
+    Status.UNKNOWN: api.UNKNOWN,
+}
 """In the order in which they count."""
 
 
@@ -42,7 +47,12 @@ def rules_of(config: Config) -> PolicySettings:
     def is_of_device(rule: Rule) -> bool:
         return rule.conditions.keys() <= OF_DEVICES and all(config.lists[name].kind == DEVICES for name in rule.lists)
 
-    rules = [replace(rule, observe=False) for status in WORDS for rule in config.policy.rules if rule.answer is status and not rule.observe and is_of_device(rule)]
+    rules = [
+        replace(rule, observe=False)
+        for status in WORDS
+        for rule in config.policy.rules
+        if rule.answer is status and not rule.observe and is_of_device(rule)
+    ]
     return PolicySettings(rules=tuple(rules), default=Status.UNKNOWN)
 
 

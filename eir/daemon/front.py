@@ -142,24 +142,32 @@ class Front:
         self._crew = Crew(report=report)
         self._granted = memory_file(config.workers)
         """Over it the workers share the limits on requests a second."""
-        self._followed = Followed(
-            config, changed=self._list_changed, complete=self._lists_complete, report=report
-        )
+        self._followed = Followed(config, changed=self._list_changed, complete=self._lists_complete, report=report)
         self._recorded = None if config.sightings is None else Recorded(config.sightings, report)
         self._workers = Workers(
             config.workers, self._configured, self._followed, gone=self._acceptor.gone, changed=self._workers_changed, traced=self._traced,
             report=report,
         )  # fmt: skip
         copy = open_copy(config.store, config.state)
-        self._history = HistoryKeeper(copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report)
+        self._history = HistoryKeeper(
+            copy, writes=config.heal or copy is None, who=f"node on {socket.gethostname()}", report=report
+        )
         self._tracing = Tracing(self._workers.trace, self._history.add, report)
-        self._status = Status(workers=config.workers, pid=os.getpid(), following=lambda: self._followed.how, report=report)
+        self._status = Status(
+            workers=config.workers, pid=os.getpid(), following=lambda: self._followed.how, report=report
+        )
         self._lately = Lately()
         self._looking = Looking(config.path)
-        self._http = HttpServer({"/": self._page, **pages(self.snapshot, self._workers.reports, self._status, report=report)}, report=report)
+        self._http = HttpServer(
+            {"/": self._page, **pages(self.snapshot, self._workers.reports, self._status, report=report)}, report=report
+        )
         self._control = ControlServer(config.state, self._commands(), report=report)
         path = config.control_read
-        self._control_read = None if path is None else ControlServer(path.parent, {RUN: self._looking.run}, name=path.name, report=report)
+        self._control_read = (
+            None
+            if path is None
+            else ControlServer(path.parent, {RUN: self._looking.run}, name=path.name, report=report)
+        )
         self._interfaces = [each for each in _beside(report) if each.urls(config)]
         """Those that there are: a reload brings none."""
         self._drop_folder = DropFolder(config, starter.start, report=report)
@@ -204,7 +212,9 @@ class Front:
             self._spawn(self._again(OUTCOMES_S, "outcomes", self._read_outcomes))
             self._spawn(self._again(EVERY_S, "lately", self._note_minute))
             if await self._workers_started():
-                self._status.listening = await self._acceptor.listen([each.url for each in self._config.listeners], self._workers.hand_over)
+                self._status.listening = await self._acceptor.listen(
+                    [each.url for each in self._config.listeners], self._workers.hand_over
+                )
                 for address in self._status.listening:
                     self._log.report("listening", address=address)
                 self._dialing = True
@@ -215,7 +225,9 @@ class Front:
                 self._spawn(self._again(KEYS_S, "keys", self._look_at_keys))
                 self._spawn(self._again(LOOK_S, "configuration", self._look_at_file))
                 if self._config.n5g.listen and self._config.n5g.tokens is None:
-                    self._log.report("no_access_tokens", setting="n5g.tokens", detail="AMFs are asked for no access token")
+                    self._log.report(
+                        "no_access_tokens", setting="n5g.tokens", detail="AMFs are asked for no access token"
+                    )
                 await self._register()
             await self._stop.wait()
             self._acceptor.close()
@@ -255,7 +267,9 @@ class Front:
             try:
                 await self._control_read.listen()
             except OSError as e:
-                raise SetupFault(f"control_read {self._config.control_read}: {e.strerror}; its folder has to be the node's user's, with mode 2750 and the group of those who may look") from None
+                raise SetupFault(
+                    f"control_read {self._config.control_read}: {e.strerror}; its folder has to be the node's user's, with mode 2750 and the group of those who may look"
+                ) from None
         if self._config.http is None:
             return
         host, _, port = self._config.http.rpartition(":")
@@ -294,14 +308,24 @@ class Front:
     # ---- workers ----
 
     def _configured(self, number: int) -> Configured:
-        return Configured(self._config, sorted(self._disabled), self._tls, self._keys, dials=self._dialing and number == 0, sought=self._tracing.sought)
+        return Configured(
+            self._config,
+            sorted(self._disabled),
+            self._tls,
+            self._keys,
+            dials=self._dialing and number == 0,
+            sought=self._tracing.sought,
+        )
 
     def _start(self) -> None:
         """Start all other processes, and see to them until the node ends."""
         start, recorded = self._starter.start, self._recorded
         if recorded is not None:
             self._crew.keep(
-                "sightings", lambda: start("sightings", recorder.run, self._config, carrying=[recorded.receiver]), recorded.attend, spared=True
+                "sightings",
+                lambda: start("sightings", recorder.run, self._config, carrying=[recorded.receiver]),
+                recorded.attend,
+                spared=True,
             )  # it may wait for a receiver of events: systemd would start a drained node again
         self._crew.keep("follower", lambda: start("follower", following.run, self._config), self._followed.attend)
         for number in range(self._config.workers):
@@ -311,7 +335,9 @@ class Front:
         """Open what is beside the checks, and keep its processes running. Raises EirError if a listener cannot be had."""
         for each in self._interfaces:
             self._status.interfaces[each.name] = await each.open(interfaces.Configured(self._config, self._tls))
-            self._crew.keep(each.name, partial(self._starter.start, each.name, interfaces.run, each.name, each.make), each.attend)
+            self._crew.keep(
+                each.name, partial(self._starter.start, each.name, interfaces.run, each.name, each.make), each.attend
+            )
 
     def _start_worker(self, number: int) -> None:
         name = f"worker-{number}"
@@ -323,7 +349,9 @@ class Front:
                 self._acceptor.hold(HOLD_S)
 
         start = self._starter.start
-        self._crew.keep(name, lambda: start(name, worker.run, number, self._origin_state_id, carrying=shared), attend, serves=True)
+        self._crew.keep(
+            name, lambda: start(name, worker.run, number, self._origin_state_id, carrying=shared), attend, serves=True
+        )
 
     def _traced(self, record: dict[str, Any]) -> None:
         self._tracing.take(record)
@@ -354,7 +382,9 @@ class Front:
                 if missing and not told:
                     self._log.report("lists_missing", level="warning", lists=",".join(missing), boot_without_lists=boot)
                     if boot == "refuse":  # a start that waits for a release would hold back whoever is to load it
-                        tell_service(READY, f"STATUS=opens no listener before these lists are loaded: {', '.join(missing)}")
+                        tell_service(
+                            READY, f"STATUS=opens no listener before these lists are loaded: {', '.join(missing)}"
+                        )
                     told = True
                 if not missing or boot != "refuse":
                     return True
@@ -416,10 +446,14 @@ class Front:
         self._status.tell(reports)
         self._acknowledging.look(reports)
         serving = self._status.readiness(reports).word != NOT_READY
-        self._standing = Standing(serving=serving, load=round(100 * max((report.load for report in reports), default=0)))
+        self._standing = Standing(
+            serving=serving, load=round(100 * max((report.load for report in reports), default=0))
+        )
         states = {name: state for report in reports for name, state in report.lists.items()}
         for name in self._expiry.due(states, now=datetime.now(UTC), monotonic=time.monotonic()):
-            self._log.report("list_expired", level="warning", list=name, expires=states[name].expires, detail="it stays in force")
+            self._log.report(
+                "list_expired", level="warning", list=name, expires=states[name].expires, detail="it stays in force"
+            )
 
     async def _read_outcomes(self) -> None:
         """Read what became of releases, and see to the history; the front keeps no connection to the store for that."""
@@ -451,7 +485,9 @@ class Front:
         waiting = self._drop_folder.waiting
         ours: metrics.Snapshot = {
             "eir_peers_refused_total": metrics.by_label(self._acceptor.refused),
-            "eir_diameter_errors_total": {("accept_failed",): self._acceptor.failures} if self._acceptor.failures else {},
+            "eir_diameter_errors_total": {("accept_failed",): self._acceptor.failures}
+            if self._acceptor.failures
+            else {},
             "eir_releases_total": {(each.list or UNKNOWN_LIST, each.outcome): each.count for each in counted},
             **{
                 f"eir_release_last_{outcome}_timestamp_seconds": metrics.times(
@@ -459,21 +495,35 @@ class Front:
                 )
                 for outcome in (FORCED, REFUSED)
             },
-            "eir_history_last_record": {(): self._history.newest.number}, "eir_history_last_digest": {(): int(self._history.newest.digest[:12], 16)},
+            "eir_history_last_record": {(): self._history.newest.number},
+            "eir_history_last_digest": {(): int(self._history.newest.digest[:12], 16)},
             "eir_history_differs": {(): float(bool(self._history.differs))},
             "eir_list_unrecorded": {(name,): float(name in self._history.unrecorded) for name in self._config.lists},
-            **self._rhythms.snapshot(), **self._pulling.numbers(), **self._acknowledging.numbers(), **processes.snapshot(os.getpid()),
+            **self._rhythms.snapshot(),
+            **self._pulling.numbers(),
+            **self._acknowledging.numbers(),
+            **processes.snapshot(os.getpid()),
             "eir_inbox_usable": {} if waiting is None else {(): float(self._drop_folder.usable)},
             "eir_inbox_waiting_releases": {} if waiting is None else {(): waiting},
             "eir_config_last_reload_successful": {(): float(not self._reload_failed)},
             "eir_start_timestamp_seconds": {(): self._status.started},
-            "eir_tls_certificate_expires_timestamp_seconds": {(): self._certificate_ends.timestamp()} if self._certificate_ends else {},
+            "eir_tls_certificate_expires_timestamp_seconds": {(): self._certificate_ends.timestamp()}
+            if self._certificate_ends
+            else {},
             "eir_worker_restarts_total": {(): float(self._crew.restarts)},
             "eir_build_info": {(__version__, LANE): 1.0},
             **(self._registering.numbers() if self._registering is not None else {}),
         }
         recorded = {} if self._recorded is None else self._recorded.snapshot()
-        return metrics.merge([ours, recorded, self._followed.snapshot(), await self._workers.snapshot(), *(each.snapshot() for each in self._interfaces)])
+        return metrics.merge(
+            [
+                ours,
+                recorded,
+                self._followed.snapshot(),
+                await self._workers.snapshot(),
+                *(each.snapshot() for each in self._interfaces),
+            ]
+        )
 
     # ---- the page for people ----
 
@@ -578,7 +628,11 @@ class Front:
             self._disabled.add(label)
         await self._workers.set_peer(label, enabled=enabled)
         self._log.report("peer_enabled" if enabled else "peer_disabled", peer=label, level="warning", who=await asker())
-        return f"{label} is in service" if enabled else f"{label} is out of service until `eir peer enable {label}` or a restart"
+        return (
+            f"{label} is in service"
+            if enabled
+            else f"{label} is out of service until `eir peer enable {label}` or a restart"
+        )
 
     # ---- reload ----
 
@@ -631,7 +685,9 @@ class Front:
             self._registering.use(self._tls)
         if changed:
             self._history.add(_reload_event(new.digest, who, changed))
-        self._log.report("reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(waiting) or None)
+        self._log.report(
+            "reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(waiting) or None
+        )
         return "reloaded" + (f"; these need a restart: {', '.join(waiting)}" if waiting else "")
 
     def _read_tls(self, config: Config) -> TlsFiles | None:
@@ -673,4 +729,11 @@ def _fault_in(path: Path) -> str | None:
 def _reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
     """What the history says of a reload: by whom, what it changed, and the digest of the configuration that is in force then."""
     now, host = utc_text(datetime.now(UTC)), socket.gethostname()
-    return Event(time=now, who=f"{who}@{host}", what="reload", digest=digest, outcome=ACCEPTED, detail=f"changed: {', '.join(changed)}")
+    return Event(
+        time=now,
+        who=f"{who}@{host}",
+        what="reload",
+        digest=digest,
+        outcome=ACCEPTED,
+        detail=f"changed: {', '.join(changed)}",
+    )

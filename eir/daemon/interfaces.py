@@ -221,7 +221,9 @@ class _Process:
         try:
             self._service = self._make(config, self._log.report)
         except Exception as e:  # noqa: BLE001 - whatever it is: it ends the process, which says so
-            self._log.report("fault", reason=self._name, level="error", detail=str(e) if isinstance(e, EirError) else place_of(e))
+            self._log.report(
+                "fault", reason=self._name, level="error", detail=str(e) if isinstance(e, EirError) else place_of(e)
+            )
             self.fault = True
             self.failed()
             return
@@ -248,7 +250,11 @@ class _Process:
         except OSError:
             connection.close()
             return
-        if service is None or links is None or (service.peers.sources and not any(source in network for network in service.peers.sources)):
+        if (
+            service is None
+            or links is None
+            or (service.peers.sources and not any(source in network for network in service.peers.sources))
+        ):
             self._refused(connection, host, "source")
         elif secure and (self._tls is None or self._handshakes >= HANDSHAKES_MAX):
             self._refused(connection, host, "handshakes")
@@ -272,7 +278,15 @@ class _Process:
     def _lost(self, host: str, reason: str, detail: str | None = None) -> None:
         self._ended[reason] += 1
         setting = f"{self._name.replace('-', '_')}.from" if reason == "source" else None
-        self._log.report("client_refused", reason=reason, level="warning", interface=self._name, address=host, setting=setting, detail=detail)
+        self._log.report(
+            "client_refused",
+            reason=reason,
+            level="warning",
+            interface=self._name,
+            address=host,
+            setting=setting,
+            detail=detail,
+        )
 
     def _cannot_accept(self, fault: OSError) -> None:
         self._ended["accept_failed"] += 1
@@ -294,7 +308,10 @@ class _Process:
     def _counters(self) -> metrics.Snapshot:
         if self._service is None:
             return {}
-        return {**self._service.counters(), "eir_clients_refused_total": {(self._name, reason): count for reason, count in self._ended.items()}}
+        return {
+            **self._service.counters(),
+            "eir_clients_refused_total": {(self._name, reason): count for reason, count in self._ended.items()},
+        }
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from eir.web.tokens import Tokens
 
 
-
 class Server(Protocol):
     """The clients of one protocol, in one worker."""
 
@@ -107,7 +106,12 @@ def _map(parts: Parts, config: Config, _: Tls | None) -> MapServer:
 
 def _reconfigure_map(server: MapServer, config: Config, _: Tls | None) -> None:
     server.reconfigure(
-        config.peers, limits_of(config), config.ss7, config.policy, overload=config.overload_answer, sctp_settings=config.sctp
+        config.peers,
+        limits_of(config),
+        config.ss7,
+        config.policy,
+        overload=config.overload_answer,
+        sctp_settings=config.sctp,
     )
 
 

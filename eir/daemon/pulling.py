@@ -162,7 +162,9 @@ class Pulling:
         """Metrics by name and labels."""
         sources = self._sources()
         return {
-            "eir_source_reached_timestamp_seconds": {(name,): self._reached[name] for name in sources if name in self._reached},
+            "eir_source_reached_timestamp_seconds": {
+                (name,): self._reached[name] for name in sources if name in self._reached
+            },
             "eir_source_patience_seconds": {(name,): source.patience_s for name, source in sources.items()},
             "eir_source_serial": {(name,): float(serial) for name, serial in self._serial.items() if name in sources},
             "eir_source_pulls_total": {labels: float(count) for labels, count in self._pulls.items()},
@@ -172,7 +174,9 @@ class Pulling:
 
     def overdue(self, now: float) -> list[str]:
         """Lists whose source has not been reached for too long. `now`: Unix seconds."""
-        return [name for name, source in self._sources().items() if now - self._reached.get(name, now) > source.patience_s]
+        return [
+            name for name, source in self._sources().items() if now - self._reached.get(name, now) > source.patience_s
+        ]
 
     def _sources(self) -> dict[str, Source]:
         return {name: settings.source for name, settings in self._config.lists.items() if settings.source is not None}
@@ -199,9 +203,16 @@ class Pulling:
 
         try:
             async with asyncio.timeout(PULL_S + END_S):
-                made: Pulled = await done_apart(self._start, PROCESS, _pull_of_node, config, name, who, handlers={"load": one}, report=self._report)
+                made: Pulled = await done_apart(
+                    self._start, PROCESS, _pull_of_node, config, name, who, handlers={"load": one}, report=self._report
+                )
         except TimeoutError:
-            return Pulled(list=name, outcome=UNREACHED, reason="timeout", detail=f"the pull did not end within {PULL_S + END_S:g} s")
+            return Pulled(
+                list=name,
+                outcome=UNREACHED,
+                reason="timeout",
+                detail=f"the pull did not end within {PULL_S + END_S:g} s",
+            )
         except EirError as error:
             return Pulled(list=name, outcome=WAITING, reason="process", detail=str(error))
         except OSError as error:
@@ -223,7 +234,12 @@ class Pulling:
         said = made.outcome, made.reason, made.detail
         if made.outcome in {UNREACHED, WAITING, REFUSED} and self._said.get(name) != said:
             self._report(
-                f"source_{made.outcome}", level="warning", reason=made.reason or None, list=name, serial=made.serial, detail=made.detail or None
+                f"source_{made.outcome}",
+                level="warning",
+                reason=made.reason or None,
+                list=name,
+                serial=made.serial,
+                detail=made.detail or None,
             )
         elif made.outcome in {LOADED, UNCHANGED} and self._said.get(name, said)[0] not in {LOADED, UNCHANGED}:
             self._report("source_reached", list=name, serial=made.serial)

@@ -78,7 +78,9 @@ async def _keep_record(end: socket.socket, config: Config, receiver: socket.sock
     try:
         assert config.sightings is not None  # noqa: S101 - else this process was not started
         recorder = _Recorder(config, config.sightings, receiver, channel, log.report)
-        serving = asyncio.create_task(channel.serve({"write": recorder.write_now, "forget": recorder.forget}, failed=call_failed(log.report)))
+        serving = asyncio.create_task(
+            channel.serve({"write": recorder.write_now, "forget": recorder.forget}, failed=call_failed(log.report))
+        )
         await recorder.run()
         serving.cancel()
     finally:
@@ -98,8 +100,16 @@ async def _soon(condition: Callable[[], bool], patience_s: float) -> bool:
 class _Recorder:
     """The process at work."""
 
-    def __init__(self, config: Config, settings: SightingsSettings, receiver: socket.socket, channel: Channel, report: Report) -> None:
-        self._config, self._settings, self._receiver, self._channel, self._report = config, settings, receiver, channel, report
+    def __init__(
+        self, config: Config, settings: SightingsSettings, receiver: socket.socket, channel: Channel, report: Report
+    ) -> None:
+        self._config, self._settings, self._receiver, self._channel, self._report = (
+            config,
+            settings,
+            receiver,
+            channel,
+            report,
+        )
         self._counts: dict[str, Counter[tuple[str, ...]]] = {}
         """By metric and labels."""
         self._bytes = 0
@@ -118,9 +128,14 @@ class _Recorder:
         self._pruned = float("-inf")
         self._subscribers = Subscribers("")
         """Until the key is there."""
-        kinds = {name: DEVICE_CHANGED if config.lists[name].kind == SUBSCRIBERS else SIM_CHANGED for name in settings.watch}
+        kinds = {
+            name: DEVICE_CHANGED if config.lists[name].kind == SUBSCRIBERS else SIM_CHANGED for name in settings.watch
+        }
         self._events = Events(
-            per_second_max=settings.events_max, watched=kinds, seen=watched.read(config.state), origin=f"{time.time_ns():x}"
+            per_second_max=settings.events_max,
+            watched=kinds,
+            seen=watched.read(config.state),
+            origin=f"{time.time_ns():x}",
         )
         self._deliveries = dict(self._made_deliveries())
 

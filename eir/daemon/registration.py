@@ -41,9 +41,15 @@ class Registering:
         self.use(tls)
         self._clock = time.monotonic
         profile = profile_of(
-            settings, instance, endpoints, tokens=tokens, started=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            settings,
+            instance,
+            endpoints,
+            tokens=tokens,
+            started=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         )
-        self._registration = Registration(settings, instance, profile, report=report, chance=random.random, now=self._clock())
+        self._registration = Registration(
+            settings, instance, profile, report=report, chance=random.random, now=self._clock()
+        )
 
     def use(self, tls: TlsFiles | None) -> None:
         """Prove ourselves with other files from now on."""

@@ -43,7 +43,9 @@ def read_token_keys(config: Config, before: "KeyFiles | None" = None) -> "KeyFil
     Raises KeysError.
     """
     tokens = config.n5g.tokens
-    return keys_of(None if tokens is None else replace(tokens, audience=(*tokens.audience, instance_of(config))), before)
+    return keys_of(
+        None if tokens is None else replace(tokens, audience=(*tokens.audience, instance_of(config))), before
+    )
 
 
 def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":

@@ -19,4 +19,3 @@ def block() -> None:
 def deliver() -> None:
     """The handlers are there: signals that wait are delivered, and none waits any more."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
-

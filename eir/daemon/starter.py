@@ -112,7 +112,9 @@ class Starter:
         """Have a fresh starter begin with the priority that this process has now, whatever it does with its own later."""
         self._thread.submit(int).result()  # a thread keeps what it began with
 
-    async def start(self, name: str, main: Callable[..., int], *arguments: Any, carrying: Sequence[HasDescriptor] = ()) -> Process:
+    async def start(
+        self, name: str, main: Callable[..., int], *arguments: Any, carrying: Sequence[HasDescriptor] = ()
+    ) -> Process:
         """Start a process that is called eir-NAME in `ps` and `top`, and ends with what `main` returns.
 
         `main`, which can be pickled, gets its end of the channel, the arguments, and a descriptor for each of `carrying`. Raises
@@ -125,7 +127,9 @@ class Starter:
             with theirs:
                 _adopt(True)
                 try:
-                    pid = await starter.channel.ask("start", name, call, carrying=(theirs, *carrying), patience_s=START_S)
+                    pid = await starter.channel.ask(
+                        "start", name, call, carrying=(theirs, *carrying), patience_s=START_S
+                    )
                 except BaseException as e:
                     ours.close()
                     if isinstance(e, Unanswered):
@@ -215,7 +219,12 @@ class Crew:
         return all(process.name in self._spared for process in killed)
 
     async def _keep(
-        self, name: str, start: Callable[[], Awaitable[Process]], attend: Callable[[Process], Awaitable[None]], *, serves: bool
+        self,
+        name: str,
+        start: Callable[[], Awaitable[Process]],
+        attend: Callable[[Process], Awaitable[None]],
+        *,
+        serves: bool,
     ) -> None:
         task, pause_s = cast("asyncio.Task[None]", asyncio.current_task()), RESTART_S
         while not self._is_stopping():
@@ -233,12 +242,16 @@ class Crew:
                 return
             ran_s = time.monotonic() - began
             pause_s = RESTART_S if ran_s > STEADY_S else pause_s
-            self._report("process_ended", level="error", process=name, status=status, ran_s=round(ran_s), restart_in_s=pause_s)
+            self._report(
+                "process_ended", level="error", process=name, status=status, ran_s=round(ran_s), restart_in_s=pause_s
+            )
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, RESTART_MAX_S)
             self.restarts += serves
 
-    async def _attended(self, process: Process, attend: Callable[[Process], Awaitable[None]], *, serves: bool) -> int | None:
+    async def _attended(
+        self, process: Process, attend: Callable[[Process], Awaitable[None]], *, serves: bool
+    ) -> int | None:
         self._running[process] = serves
         if serves:
             self._alone.clear()

@@ -32,7 +32,9 @@ RECORDS_MAX = 1000
 class Tracing:
     """The trace that is on, if one is."""
 
-    def __init__(self, seek: Callable[[Sought | None], Awaitable[None]], record: Callable[[Event], None], report: Report) -> None:
+    def __init__(
+        self, seek: Callable[[Sought | None], Awaitable[None]], record: Callable[[Event], None], report: Report
+    ) -> None:
         """`seek` has all workers tell of these checks from now on (None: of none), `record` puts an event into the history."""
         self._seek, self._record, self._report = seek, record, report
         self.sought: Sought | None = None
@@ -50,7 +52,9 @@ class Tracing:
         """
         await self.look()
         if self.sought is not None:
-            raise EirError(f"a trace of {self._about} by {self._who} is on until {utc_text(datetime.fromtimestamp(self._until, UTC))}: one at a time")
+            raise EirError(
+                f"a trace of {self._about} by {self._who} is on until {utc_text(datetime.fromtimestamp(self._until, UTC))}: one at a time"
+            )
         imei, imsi, lasts_s, reason = (arguments.get(name) for name in ("imei", "imsi", "lasts_s", "reason"))
         check_reason(str(reason or ""))
         if not isinstance(lasts_s, int | float) or not 0 < lasts_s <= LASTS_MAX_S:
@@ -68,7 +72,15 @@ class Tracing:
         self._count = 0
         self.sought = sought
         detail = f"checks of {self._about} for {lasts_s:g} s: {reason}"
-        self._record(Event(time=utc_text(datetime.now(UTC)), who=f"{self._who}@{socket.gethostname()}", what="trace", outcome=ACCEPTED, detail=detail))
+        self._record(
+            Event(
+                time=utc_text(datetime.now(UTC)),
+                who=f"{self._who}@{socket.gethostname()}",
+                what="trace",
+                outcome=ACCEPTED,
+                detail=detail,
+            )
+        )
         self._report("traced", who=self._who, level="warning", detail=detail)
         await self._seek(sought)
         return self._until

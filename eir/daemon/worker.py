@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvloop
@@ -53,7 +54,7 @@ from eir.operate import metrics
 from eir.operate.log import Log
 from eir.operate.status import WorkerReport
 from eir.s13.application import s13_application
-from eir.s13.lane import COMPILED, ExpressLanes
+from eir.s13.lane import COMPILED, ExpressLane, ExpressLanes
 from eir.s13.service import PROTOCOL, S13Service
 
 if TYPE_CHECKING:
@@ -104,10 +105,14 @@ def run(end: socket.socket, number: int, origin_state_id: int, grants: int | Non
         raise EirError("there is no descriptor left for the memory that workers share")
     memory = Grants(shared_memory(grants), number)
     os.close(grants)
-    return uvloop.run(_work(end, number, origin_state_id, memory, None if sender is None else socket.socket(fileno=sender)))
+    return uvloop.run(
+        _work(end, number, origin_state_id, memory, None if sender is None else socket.socket(fileno=sender))
+    )
 
 
-async def _work(end: socket.socket, number: int, origin_state_id: int, grants: Grants, sender: socket.socket | None) -> int:
+async def _work(
+    end: socket.socket, number: int, origin_state_id: int, grants: Grants, sender: socket.socket | None
+) -> int:
     loop = asyncio.get_running_loop()
     log = Log(time.monotonic, worker=number)
     report_faults(log.report)
@@ -143,7 +148,13 @@ async def _work(end: socket.socket, number: int, origin_state_id: int, grants: G
 
 
 def built(
-    configured: Configured, channel: Channel, log: Log, *, origin_state_id: int, grants: Grants, sender: socket.socket | None
+    configured: Configured,
+    channel: Channel,
+    log: Log,
+    *,
+    origin_state_id: int,
+    grants: Grants,
+    sender: socket.socket | None,
 ) -> "Worker":
     """The parts of a worker, put together."""
     config, counts = configured.config, Counts()
@@ -164,7 +175,7 @@ def built(
     )  # fmt: skip
     node = Node(
         replace(config.identity, origin_state_id=origin_state_id), config.peers, limits_of(config),
-        s13_application(service, lanes, tracer),
+        s13_application(service, partial(ExpressLane, lanes) if lanes else None, tracer),
         counts=counts, report=log.report, admission=RemoteAdmission(channel), dials=configured.dials, overload=overload_of(config),
         tls=tls, grants=grants, sctp=config.sctp,
     )  # fmt: skip
@@ -185,7 +196,12 @@ def built(
 def probes_of(config: Config) -> frozenset[tuple[str, str]]:
     """Protocol and label of the peers whose checks are nobody's phones."""
     stays = {PROTOCOL: True} | {name: protocol.stays for name, protocol in PROTOCOLS.items()}
-    return frozenset((name, peer.label) for name, there in stays.items() for peer in config.peers if peer.probe or (there and peer.is_probe))
+    return frozenset(
+        (name, peer.label)
+        for name, there in stays.items()
+        for peer in config.peers
+        if peer.probe or (there and peer.is_probe)
+    )
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -367,8 +383,12 @@ class Worker:
 
     def prepare(self, configured: Configured) -> None:
         """Do all of another configuration that may fail, and change nothing. Raises EirError."""
-        tls = self.tls if configured.tls is None else load_tls(configured.tls)  # a listener for TLS that is open stays so until a restart
-        compile_policy(configured.config.policy, Index(kinds_of(configured.config)), observed=lambda _: None, now=datetime.now(UTC))
+        tls = (
+            self.tls if configured.tls is None else load_tls(configured.tls)
+        )  # a listener for TLS that is open stays so until a restart
+        compile_policy(
+            configured.config.policy, Index(kinds_of(configured.config)), observed=lambda _: None, now=datetime.now(UTC)
+        )
         tokens_of(configured.keys, None, SERVICE)
         self.prepared = Prepared(configured.config, tls, configured.keys)
 
@@ -423,7 +443,9 @@ class Worker:
             "eir_checks_total": self.checker.checks(),
             "eir_observed_total": self.checker.observed,
             "eir_identity_errors_total": self.checker.identity_errors,
-            "eir_check_duration_seconds": metrics.histogram(DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s),
+            "eir_check_duration_seconds": metrics.histogram(
+                DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s
+            ),
             "eir_diameter_messages_total": counts.messages,
             "eir_diameter_answers_total": counts.answers,
             "eir_diameter_errors_total": metrics.by_label(counts.errors),
@@ -448,9 +470,13 @@ class Worker:
             "eir_sctp_paths": self.node.paths(),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
-            "eir_list_content_digest": {(name,): int(state.content_digest[:DIGEST_DIGITS], 16) for name, state in states.items()},
+            "eir_list_content_digest": {
+                (name,): int(state.content_digest[:DIGEST_DIGITS], 16) for name, state in states.items()
+            },
             "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),
-            "eir_list_expires_timestamp_seconds": metrics.times({name: state.expires for name, state in states.items()}),
+            "eir_list_expires_timestamp_seconds": metrics.times(
+                {name: state.expires for name, state in states.items()}
+            ),
             "eir_switch_longest_slice_seconds": {(): self.longest_slice_s},
             "eir_override_active": {(): float(self.checker.policy.overridden)},
         }

@@ -184,7 +184,9 @@ class Workers:
 
     # ---- what they are asked ----
 
-    async def _ask_all(self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None) -> list[tuple[_Worker, Any]]:
+    async def _ask_all(
+        self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None
+    ) -> list[tuple[_Worker, Any]]:
         """Every started worker's answer; of one that has none, or says no, the log says why.
 
         What has `arguments` changes something: a worker that is still at its start is asked too, and has as long as a start may take.
@@ -192,7 +194,9 @@ class Workers:
         workers = [worker for worker in self._workers.values() if worker.started or arguments is not None]
         answers = await asyncio.gather(
             *(
-                worker.channel.ask(what, *(arguments(worker) if arguments else ()), patience_s=0.0 if worker.started else START_S)
+                worker.channel.ask(
+                    what, *(arguments(worker) if arguments else ()), patience_s=0.0 if worker.started else START_S
+                )
                 for worker in workers
             ),
             return_exceptions=True,
@@ -276,7 +280,12 @@ class Workers:
 
 
 async def watch(
-    of: Process, take: Callable[[metrics.Snapshot], None], report: Report, *, ready: Callable[[], bool] = lambda: True, **who: Any
+    of: Process,
+    take: Callable[[metrics.Snapshot], None],
+    report: Report,
+    *,
+    ready: Callable[[], bool] = lambda: True,
+    **who: Any,
 ) -> None:
     """Take what a process has counted again and again, once it is ready, and kill it if it answers no more. `who`: as the log says it."""
     unanswered = 0

@@ -28,7 +28,9 @@ def result_avp(reply_code: int, experimental: tuple[int, int] | None = None) -> 
     if experimental is None:
         return encode_u32(keys.RESULT_CODE, reply_code)
     vendor, code = experimental
-    return encode(keys.EXPERIMENTAL_RESULT, encode_u32(keys.VENDOR_ID, vendor) + encode_u32(keys.EXPERIMENTAL_RESULT_CODE, code))
+    return encode(
+        keys.EXPERIMENTAL_RESULT, encode_u32(keys.VENDOR_ID, vendor) + encode_u32(keys.EXPERIMENTAL_RESULT_CODE, code)
+    )
 
 
 @cache

@@ -141,15 +141,30 @@ def may_connect(peers: Sequence[PeerSettings], source: IPv4Address | IPv6Address
     return any(is_from(settings, source) and (settings.sources or not settings.is_titled) for settings in peers)
 
 
-def find_peer(peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address) -> PeerSettings | None:
+def find_peer(
+    peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address
+) -> PeerSettings | None:
     """The first entry that fits; names compare without case (RFC 6733 4.3.1 and DNS)."""
-    return next((each for each in peers if _is(each.host, host) and _is(each.realm, realm) and is_from(each, source) and not each.is_titled), None)
+    return next(
+        (
+            each
+            for each in peers
+            if _is(each.host, host) and _is(each.realm, realm) and is_from(each, source) and not each.is_titled
+        ),
+        None,
+    )
 
 
-def nearest_miss(peers: Sequence[PeerSettings], said: Capabilities, source: IPv4Address | IPv6Address) -> tuple[str | None, str]:
+def nearest_miss(
+    peers: Sequence[PeerSettings], said: Capabilities, source: IPv4Address | IPv6Address
+) -> tuple[str | None, str]:
     """The first entry that would fit but for one thing, by its label, and that thing; None if there is none such."""
     for settings in (each for each in peers if not each.is_titled):
-        holds = {"host": _is(settings.host, said.host), "realm": _is(settings.realm, said.realm), "from": is_from(settings, source)}
+        holds = {
+            "host": _is(settings.host, said.host),
+            "realm": _is(settings.realm, said.realm),
+            "from": is_from(settings, source),
+        }
         asked = {"host": settings.host is not None, "realm": settings.realm is not None, "from": bool(settings.sources)}
         wrong = [name for name, fits in holds.items() if not fits]
         if len(wrong) == 1 < sum(asked.values()):

@@ -73,7 +73,9 @@ class Client:
         """Names in the other end's certificate, which a caller holds against `peer`; None without TLS."""
         return None if self._link is None else self._link.certificate_names()
 
-    async def request(self, command: int, avps: bytes, *, timeout_s: float = 5.0, sending: Sending | None = None) -> Answer:
+    async def request(
+        self, command: int, avps: bytes, *, timeout_s: float = 5.0, sending: Sending | None = None
+    ) -> Answer:
         """Send a request of the application and return its answer; Session-Id and our Origin AVPs are put before `avps`.
 
         `sending`: what names it; None: it is a new one. Raises TimeoutError without an answer in time, EirError if the connection is over.

@@ -116,7 +116,8 @@ def _numbers(text: str) -> Iterator[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
-BASE_DICTIONARY = Dictionary(read_avps("""
+BASE_DICTIONARY = Dictionary(
+    read_avps("""
 1 User-Name utf8
 25 Class octets
 27 Session-Timeout u32
@@ -179,7 +180,8 @@ BASE_DICTIONARY = Dictionary(read_avps("""
 650 Load group optional
 651 Load-Type enum optional
 652 Load-Value u64 optional
-"""))
+""")
+)
 """RFC 6733 4.5, RFC 7683 (OC-*), RFC 7944 (DRMP), RFC 8581, RFC 8583 (Load)."""
 
 BASE, RELAY = 0, 0xFFFFFFFF

@@ -125,7 +125,9 @@ class Framer:
         traffic, context = self._traffic, self._traffic.context
         lenient = settings.lenient if settings is not None else frozenset[str]()
         names, make = traffic.names, context.application.lane
-        terms = LaneTerms(traffic.label, names.origin, names.hosts, names.realms, lenient, context.limits, context.overload)
+        terms = LaneTerms(
+            traffic.label, names.origin, names.hosts, names.realms, lenient, context.limits, context.overload
+        )
         self._lane = make(terms) if make is not None else None
 
     def close_lane(self) -> None:
@@ -152,5 +154,7 @@ class Framer:
             if shed:
                 overload = traffic.context.overload
                 traffic.context.counts.shed[traffic.label, reached] += shed
-                answered += traffic.by_lane(lane.command, {result_label(overload.result_code, overload.experimental): shed})
+                answered += traffic.by_lane(
+                    lane.command, {result_label(overload.result_code, overload.experimental): shed}
+                )
         return position, answered

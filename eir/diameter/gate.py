@@ -77,7 +77,9 @@ class Gate:
         self._peers, self._limits = peers, limits
         self.sources.add(link.source)
         self._unidentified[link] = loop.time()
-        if self._soon is None and len(self._unidentified) > min(limits.source_unidentified_max, limits.unidentified_max):
+        if self._soon is None and len(self._unidentified) > min(
+            limits.source_unidentified_max, limits.unidentified_max
+        ):
             # A loop may accept many before it reads from any: each gets a chance to be read first.
             self._soon = loop.call_soon(loop.call_soon, self._trim)
 
@@ -108,7 +110,9 @@ class Gate:
         for links in by_network.values() if limits.source_unidentified_max <= limits.unidentified_max else ():
             spared |= self._thin(links, limits.source_unidentified_max, "source_unidentified_max")
         # Who is beyond the limit of a network for a moment takes nobody's room elsewhere.
-        spared |= self._thin([link for link in self._unidentified if link not in spared], limits.unidentified_max, "unidentified_max")
+        spared |= self._thin(
+            [link for link in self._unidentified if link not in spared], limits.unidentified_max, "unidentified_max"
+        )
         if spared:
             self._later = asyncio.get_running_loop().call_later(self._grace_s, self._trim)
 
@@ -138,7 +142,9 @@ def named_connections(peers: Sequence[PeerSettings], links: Sequence[Link]) -> i
     by_version = {version: [each for each in networks if each.version == version] for version in NETWORK_BITS}
     found = 0
     for settings in peers:
-        here = [source for source in settings.sources if any(source.overlaps(each) for each in by_version[source.version])]
+        here = [
+            source for source in settings.sources if any(source.overlaps(each) for each in by_version[source.version])
+        ]
         if settings.host is not None:
             found += settings.connections if here or not settings.sources else 0
         else:

@@ -64,7 +64,9 @@ def read_grammar(
         definition = dictionary.avps[key]
         kind, members = definition.type, (groups or {}).get(key, ANYTHING)
         is_free = kind.only_bytes is None and definition.values is None and kind.test is None and not kind.is_group
-        rules[key] = Rule(not found["many"], members, kind.only_bytes, definition.values, kind.test, kind.is_group, is_free)
+        rules[key] = Rule(
+            not found["many"], members, kind.only_bytes, definition.values, kind.test, kind.is_group, is_free
+        )
         if found["open"] in "<{":
             required.append(key)
     return Grammar(rules, tuple(required), either=either)
@@ -166,7 +168,9 @@ class _Checker(NamedTuple):
             raise DiameterError(result.AVP_OCCURS_TOO_MANY_TIMES, "application_ids", text, failed_avp=failed)
         if not present and fault is None:
             failed = b"".join(map(self.dictionary.example, either))
-            raise DiameterError(result.MISSING_AVP, "application_ids", f"{name} has no application id", failed_avp=failed)
+            raise DiameterError(
+                result.MISSING_AVP, "application_ids", f"{name} has no application id", failed_avp=failed
+            )
 
     def _fault(self, reason: str, avp: Avp, path: tuple[Avp, ...]) -> DiameterError:
         code, text = _FAULTS[reason]
@@ -179,6 +183,10 @@ class _Checker(NamedTuple):
 
     def _walk_fault(self, fault: Fault, path: tuple[Avp, ...]) -> DiameterError:
         if fault.reason == "too_many_avps":
-            return DiameterError(result.UNABLE_TO_COMPLY, fault.reason, "the message has more AVPs than the limit `max_avps`")
+            return DiameterError(
+                result.UNABLE_TO_COMPLY, fault.reason, "the message has more AVPs than the limit `max_avps`"
+            )
         failed = nest(self.dictionary.corrected(fault.key, fault.flags), path)
-        return DiameterError(result.INVALID_AVP_LENGTH, fault.reason, "the length of an AVP does not fit", failed_avp=failed)
+        return DiameterError(
+            result.INVALID_AVP_LENGTH, fault.reason, "the length of an AVP does not fit", failed_avp=failed
+        )

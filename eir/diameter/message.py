@@ -32,7 +32,9 @@ def frame_fault(first_word: int, length_max: int) -> ConnectionFault:
     if length > length_max:
         return ConnectionFault(0, "message_too_long", f"a message of {length} bytes")
     if length & 3:
-        return ConnectionFault(INVALID_MESSAGE_LENGTH, "message_length", f"a message of {length} bytes, not a multiple of 4")
+        return ConnectionFault(
+            INVALID_MESSAGE_LENGTH, "message_length", f"a message of {length} bytes, not a multiple of 4"
+        )
     return ConnectionFault(UNSUPPORTED_VERSION, "version", f"a message of version {first_word >> 24}")
 
 
@@ -120,6 +122,8 @@ class Answer(Message):
     @property
     def experimental_results(self) -> list[tuple[int, int]]:
         """All Experimental-Results as (vendor, code); 0 for a part that is missing or not a number."""
-        groups = [{avp.key: avp for avp in reversed(self.members(group))} for group in self.every(keys.EXPERIMENTAL_RESULT)]
+        groups = [
+            {avp.key: avp for avp in reversed(self.members(group))} for group in self.every(keys.EXPERIMENTAL_RESULT)
+        ]
         pairs = [(group.get(keys.VENDOR_ID), group.get(keys.EXPERIMENTAL_RESULT_CODE)) for group in groups]
         return [(u32_or(vendor, 0), u32_or(code, 0)) for vendor, code in pairs]

@@ -159,9 +159,13 @@ class Node:
                 before = peer.settings
                 self._reconfigure_link(link, peer, now)
                 link.pump()
-                less = before.lenient - peer.settings.lenient if before is not None and peer.settings is not None else ()
+                less = (
+                    before.lenient - peer.settings.lenient if before is not None and peer.settings is not None else ()
+                )
                 if less and peer.capabilities is not None:
-                    taken.setdefault((peer.traffic.label, ",".join(sorted(less))), []).append(f"{peer.capabilities.host} at {link.address}")
+                    taken.setdefault((peer.traffic.label, ",".join(sorted(less))), []).append(
+                        f"{peer.capabilities.host} at {link.address}"
+                    )
         for (label, lenient), connections in taken.items():
             self.context.report(
                 "lenience_taken", peer=label, level="warning", lenient=lenient, connected=", ".join(connections),
@@ -223,12 +227,19 @@ class Node:
         """All connections, and the entries of the peer table that have none."""
         seen, asked = self._seen, self.context.counts.last_request
         last_seen = {label: max(seen.get(label, 0.0), asked.get(label, 0.0)) for label in seen.keys() | asked.keys()}
-        return peer_rows(self._links.values(), self._peers, disabled=self._disabled, last_seen=last_seen, failures=self._failures)
+        return peer_rows(
+            self._links.values(), self._peers, disabled=self._disabled, last_seen=last_seen, failures=self._failures
+        )
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label; 0 for each entry of the peer table that has none and is expected."""
         peers = [link.peer for link in self._links.values() if link.peer is not None and link.peer.state is State.OPEN]
-        return {**dict.fromkeys((settings.label for settings in self._peers if settings.expected and not settings.is_titled), 0), **Counter(peer.traffic.label for peer in peers)}
+        return {
+            **dict.fromkeys(
+                (settings.label for settings in self._peers if settings.expected and not settings.is_titled), 0
+            ),
+            **Counter(peer.traffic.label for peer in peers),
+        }
 
     def paths(self) -> Counter[tuple[str, str]]:
         """Paths of SCTP to peers that are connected: (peer label, `up` or `down`)."""
@@ -358,18 +369,24 @@ class Node:
 
     async def _is_wanted(self, settings: PeerSettings) -> bool:
         """Whether there is no connection to this peer, nor from it."""
-        peers = [link.peer for link in self._links.values() if link.peer is not None and link.peer.state is not State.CLOSED]
+        peers = [
+            link.peer for link in self._links.values() if link.peer is not None and link.peer.state is not State.CLOSED
+        ]
         if any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers):
             return False
         return settings.host is None or await self._admission.may_dial(settings.host)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:
         secure = settings.connect is not None and endpoint(settings.connect).scheme == TLS
-        self._cannot_connect(settings, type(fault).__name__, stream.fault_text(fault, secure=secure), address=settings.connect)
+        self._cannot_connect(
+            settings, type(fault).__name__, stream.fault_text(fault, secure=secure), address=settings.connect
+        )
 
     def _cannot_connect(self, settings: PeerSettings, reason: str, detail: str, *, address: str | None) -> None:
         self._failures[settings.label] = Failure(time.time(), detail, refusal=False)
-        self.context.report("connect_failed", peer=settings.label, reason=reason, level="warning", detail=detail, address=address)
+        self.context.report(
+            "connect_failed", peer=settings.label, reason=reason, level="warning", detail=detail, address=address
+        )
 
     def _connect(self, link: Link, settings: PeerSettings) -> Peer:
         """We have made this connection: the peer that speaks on it."""
@@ -392,7 +409,9 @@ class Node:
         settings = find_peer(self._peers, said.host, said.realm, link.source)
         if settings is None:
             entry, but = nearest_miss(self._peers, said, link.source)
-            detail = f"no entry of the peer table fits {link.address}" + (f"; {entry} would, but for its {but}" if entry else "")
+            detail = f"no entry of the peer table fits {link.address}" + (
+                f"; {entry} would, but for its {but}" if entry else ""
+            )
             raise DiameterError(UNKNOWN_PEER, "unknown_peer", detail, entry=entry)
         reason = detail = ""
         names = link.certificate_names()
@@ -455,7 +474,9 @@ class Node:
             timer.cancel()
         self._count_retransmissions(link)
         if event.entry is not None:
-            self._failures[event.entry] = Failure(time.time(), event.detail or event.reason, refusal=event.reason not in SETTLED)
+            self._failures[event.entry] = Failure(
+                time.time(), event.detail or event.reason, refusal=event.reason not in SETTLED
+            )
         if link.dialed is not None and peer is not None and peer.settings is not None:
             self._dial_ended(link, peer, peer.settings, event)
         if peer is not None and peer.capabilities is not None and peer.watchdog is not None:
@@ -464,12 +485,16 @@ class Node:
             label, now = peer.traffic.label, time.time()
             self._seen[label] = now
             about = {"peer": label, "reason": event.reason, "host": peer.capabilities.host, "address": link.address}
-            turned_away = link.dialed is None and event.reason == "peer_closed" and not peer.leaving and not peer.traffic.requests
+            turned_away = (
+                link.dialed is None and event.reason == "peer_closed" and not peer.leaving and not peer.traffic.requests
+            )
             if turned_away and now - link.opened < AT_ONCE_S:
                 ours = peer.traffic.names.host
                 detail = f"it closed the connection at once after our CEA with Origin-Host {ours}: does it expect another name of ours?"
                 self._failures[label] = Failure(now, f"{detail} (setting: as)", refusal=True)
-                self.context.report("peer_closed", **about, level="warning", detail=detail, origin_host=ours, setting=NAMES_SETTING)
+                self.context.report(
+                    "peer_closed", **about, level="warning", detail=detail, origin_host=ours, setting=NAMES_SETTING
+                )
             else:
                 self.context.report("peer_closed", **about)
         self._follow(self._admission.closed(link.number, event.reason))
@@ -492,7 +517,12 @@ class Node:
 
     def _crowded_out(self, link: Link, reason: str) -> None:
         """Close a connection that sends no CER, for a limit."""
-        self._refused(reason, address=link.address, setting=setting_for(reason), detail="it has sent no CER, and there are too many such")
+        self._refused(
+            reason,
+            address=link.address,
+            setting=setting_for(reason),
+            detail="it has sent no CER, and there are too many such",
+        )
         self._end(link, reason)
 
     def _drop(self, link: Link, reason: str) -> None:
@@ -521,7 +551,10 @@ class Node:
         names, shown = link.certificate_names(), peer.traffic.names
         if names is not None and not certificate_fits(names, said, settings):
             peer.stop(DisconnectCause.REBOOTING, now, "tls_name")
-        elif (shown.host, shown.realm) != (settings.as_host or self.identity.host, settings.as_realm or self.identity.realm):
+        elif (shown.host, shown.realm) != (
+            settings.as_host or self.identity.host,
+            settings.as_realm or self.identity.realm,
+        ):
             peer.stop(DisconnectCause.REBOOTING, now, "renamed")
         else:
             peer.configure(self.context, settings, now)

@@ -289,7 +289,15 @@ class Peer:
         # 7.1.3: 3010 follows the answer-message grammar; all others are a CEA with everything that belongs in one.
         traffic.refuse(request, CER_COMMAND, fault)
         detail, result = str(fault), fault.result_code
-        traffic.report("peer_refused", fault.reason, detail=detail, result=result, host=said.host, realm=said.realm, entry=fault.entry)
+        traffic.report(
+            "peer_refused",
+            fault.reason,
+            detail=detail,
+            result=result,
+            host=said.host,
+            realm=said.realm,
+            entry=fault.entry,
+        )
         return self._leave(fault.reason, detail, entry=fault.entry)
 
     def _send_cea(self, occasion: _Occasion) -> State | None:
@@ -439,10 +447,18 @@ class Peer:
     def _refuse_request(self, request: Request, command: Command | None, fault: DiameterError) -> None:
         self._context.counts.errors[fault.reason] += 1
         self.traffic.refuse(request, command, fault)
-        self.traffic.report("request_refused", fault.reason, detail=str(fault), result=fault.result_code, host=request.origin_host or None)
+        self.traffic.report(
+            "request_refused",
+            fault.reason,
+            detail=str(fault),
+            result=fault.result_code,
+            host=request.origin_host or None,
+        )
 
     def _send_dwr(self) -> None:
-        self._dwr_ids.add(self.traffic.request(DEVICE_WATCHDOG, self.traffic.names.origin + self.traffic.state_id_avp()))
+        self._dwr_ids.add(
+            self.traffic.request(DEVICE_WATCHDOG, self.traffic.names.origin + self.traffic.state_id_avp())
+        )
 
     def _open(self, occasion: _Occasion) -> None:
         self._wait_until = None

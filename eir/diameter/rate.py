@@ -146,7 +146,9 @@ class RateLimits:
             number = next((at for at, entry in numbered if entry.label == settings.label), len(self._peers) + 1)
             bucket = self._by_label.get(settings.label)
             if bucket is None or (bucket.rate_max, bucket.limit) != (settings.rate_max, number):
-                bucket = self._by_label[settings.label] = Bucket(settings.rate_max, now, grants=self._grants, limit=number)
+                bucket = self._by_label[settings.label] = Bucket(
+                    settings.rate_max, now, grants=self._grants, limit=number
+                )
             found.append(Limit("rate_max", bucket))
         if self._limits.rate_max is not None:
             self._all = self._all or Bucket(self._limits.rate_max, now, grants=self._grants)

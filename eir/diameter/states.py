@@ -98,7 +98,9 @@ def _talking(state: State, **cells: tuple[Action, State]) -> tuple[Transition, .
         "CER": _A.CER_AGAIN, "CEA": _A.DROP, "DWR": _A.SEND_DWA, "DWA": _A.PROCESS_DWA, "DPA": _A.DROP,
         "REQUEST": _A.SERVE, "ANSWER": _A.TAKE,
     }  # fmt: skip
-    return _row(Transition(_A.NOTHING, state), **{**_END, **{what: (action, state) for what, action in same.items()}, **cells})
+    return _row(
+        Transition(_A.NOTHING, state), **{**_END, **{what: (action, state) for what, action in same.items()}, **cells}
+    )
 
 
 # fmt: off

@@ -63,7 +63,9 @@ class Traffic:
 
     # Messages out
 
-    def request(self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0, end_to_end: int | None = None) -> int:
+    def request(
+        self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0, end_to_end: int | None = None
+    ) -> int:
         """Send a request; returns its hop-by-hop id, which is its end-to-end id too if none is given."""
         self._next_id = self._next_id + 1 & 0xFFFFFFFF
         ids = (self._next_id, self._next_id if end_to_end is None else end_to_end)

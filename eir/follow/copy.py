@@ -203,7 +203,9 @@ class CopyKeeper:
             time=utc_text(datetime.now(UTC)), who=self._who, what="heal", outcome=ACCEPTED, detail=detail,
             list=name, serial=state.serial, digest=state.release_digest,
         )  # fmt: skip
-        await give_back(self.store, self.copy, self._who)  # before the first record of a history that has lost all others
+        await give_back(
+            self.store, self.copy, self._who
+        )  # before the first record of a history that has lost all others
         await self.store.restore(name, state, _proved(self.copy, name, copied), seen=seen, event=healed)
         self._report("store_healed", level="warning", list=name, detail=detail)
 

@@ -80,7 +80,11 @@ class Follower:
     @property
     def copy_faults(self) -> Mapping[str, str]:
         """Lists whose last good copy could not be read, written or written back, and why."""
-        return {} if self._keeper is None else {name: why for name, why in self._keeper.faults.items() if name in self._index.lists}
+        return (
+            {}
+            if self._keeper is None
+            else {name: why for name, why in self._keeper.faults.items() if name in self._index.lists}
+        )
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -233,7 +237,9 @@ class Follower:
                 try:
                     chunks += chunks_of(batch)
                 except ValueError as error:
-                    raise StoreError("corrupt", f"a page from {batch[0].number} to {batch[-1].number} is damaged: {error}") from error
+                    raise StoreError(
+                        "corrupt", f"a page from {batch[0].number} to {batch[-1].number} is damaged: {error}"
+                    ) from error
         if read is None:
             return
         if (found := digest_text(total)) != read.content_digest:
@@ -262,7 +268,11 @@ class Follower:
         goes = sum(proof[page.number] for page in pages)
         comes = sum(page.digest() for page in pages)
         if (int(held.content_digest, 16) - goes + comes - int(state.content_digest, 16)) & PROOF_MASK:
-            self._failed("digest", StoreError("digest", "the touched pages do not make up the new digest: the whole list is read again"), name)
+            self._failed(
+                "digest",
+                StoreError("digest", "the touched pages do not make up the new digest: the whole list is read again"),
+                name,
+            )
             return False
         if self._switch(name, entries, state, await _made(name, partial(image_with, image, pages))):
             proof.amend(pages)
@@ -296,6 +306,7 @@ class Follower:
     @contextmanager
     def _faults_told(self, name: str | None = None, *, of_copy: bool = False) -> Iterator[None]:
         """Faults end what is done in it; they are counted and told, and the task goes on."""
+
         def fault(cause: str, error: Exception) -> None:
             if of_copy and self._keeper is not None and name is not None:
                 self._keeper.fail(name, cause, error)

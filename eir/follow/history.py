@@ -36,7 +36,15 @@ class HistoryKeeper:
     the monotonic clock.
     """
 
-    def __init__(self, copy: ListStore | None, *, writes: bool, who: str, report: Report, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        copy: ListStore | None,
+        *,
+        writes: bool,
+        who: str,
+        report: Report,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._copy, self._writes, self._who, self._report, self._now = copy, writes, who, report, now
         self._waiting: deque[Event] = deque(maxlen=WAITING_MAX)
         self._trimmed_at: float | None = None
@@ -55,14 +63,21 @@ class HistoryKeeper:
     def unrecorded(self) -> list[str]:
         """Lists in the store that are not what the history says was last done to them."""
         now = self._now()
-        return [name for name, (_, since) in self._unrecorded.items() if since is not None and now - since >= UNRECORDED_S]
+        return [
+            name for name, (_, since) in self._unrecorded.items() if since is not None and now - since >= UNRECORDED_S
+        ]
 
     def add(self, event: Event) -> None:
         """Have an event recorded at the next look, or when the store is back."""
         if self._writes:
             self._waiting.append(event)
         else:
-            self._report("history_not_written", level="warning", reason="heal", detail=f"{event.what} by {event.who}: with `heal: false` a node writes no history")
+            self._report(
+                "history_not_written",
+                level="warning",
+                reason="heal",
+                detail=f"{event.what} by {event.who}: with `heal: false` a node writes no history",
+            )
 
     async def look(self, store: ListStore, settings: HistorySettings, lists: Sequence[str] = ()) -> None:
         """Bring copy and store level, write what waits, forget what is overdue, and hold `lists` against their records. Raises StoreError."""
@@ -102,7 +117,9 @@ class HistoryKeeper:
             return
         now = datetime.now(UTC)
         until = utc_text(now - timedelta(days=settings.keep))
-        event = Event(time=utc_text(now), who=self._who, what="trim", outcome=ACCEPTED, detail="history.keep, history.max_bytes")
+        event = Event(
+            time=utc_text(now), who=self._who, what="trim", outcome=ACCEPTED, detail="history.keep, history.max_bytes"
+        )
         await in_time(store.trim_history(until, settings.max_bytes, event), COPY_TIMEOUT_S)
         if self._copy is not None and not self.differs:
             await self._copy.trim_history(until, settings.max_bytes, None)
@@ -117,7 +134,11 @@ class HistoryKeeper:
         if differs:
             differs = f"history: this node has records up to {ours.number} (SHA-256 {ours.digest}), and the store's up to {theirs.number} do not continue them: {differs}"
             if self.differs != differs:
-                self._report("history_differs", level="error", detail=f"{differs}; see eir history --verify, then eir history adopt")
+                self._report(
+                    "history_differs",
+                    level="error",
+                    detail=f"{differs}; see eir history --verify, then eir history adopt",
+                )
         elif self._refusals != theirs.refusals:
             seen = await copy.ledger()
             await copy.rewrite_history(_one(()), await store.folds(), after=seen.number, seen=seen)
@@ -127,7 +148,9 @@ class HistoryKeeper:
     async def _append(self, store: ListStore, copy: ListStore, ours: Ledger) -> None:
         """Take over the records behind the copy's."""
         async for batch in store.records(ours.number):
-            if linked(batch, ours.digest if ours.number else None):  # else it was changed meanwhile: the next look tells
+            if linked(
+                batch, ours.digest if ours.number else None
+            ):  # else it was changed meanwhile: the next look tells
                 await copy.rewrite_history(_one(batch), (), after=ours.number, seen=ours)
                 ours = await copy.ledger()
 
@@ -172,7 +195,11 @@ async def _unlinked(store: ListStore, ours: Ledger, theirs: Ledger) -> str:
         if not linked(batch, digest):
             return f"a record after {number} was not written behind the one before it"
         number, digest = batch[-1].number, record_digest(batch[-1].text)
-    return "" if (number, digest) == (theirs.number, theirs.digest) or number > theirs.number else f"record {number}, the newest, is not the one that was written"
+    return (
+        ""
+        if (number, digest) == (theirs.number, theirs.digest) or number > theirs.number
+        else f"record {number}, the newest, is not the one that was written"
+    )
 
 
 async def give_back(store: ListStore, copy: ListStore, who: str) -> str | None:
@@ -191,7 +218,13 @@ async def give_back(store: ListStore, copy: ListStore, who: str) -> str | None:
             return None  # other records: told, and left to an operator
         after = theirs.number
     shown = f"the history in the store was {damage or ('empty' if not theirs.number else f'cut off after record {theirs.number}')}"
-    healed = Event(time=utc_text(datetime.now(UTC)), who=who, what="heal", outcome=ACCEPTED, detail=f"{shown}; given back from this node's copy")
+    healed = Event(
+        time=utc_text(datetime.now(UTC)),
+        who=who,
+        what="heal",
+        outcome=ACCEPTED,
+        detail=f"{shown}; given back from this node's copy",
+    )
     behind, _ = appended(ours, [healed])
     await store.rewrite_history(_both(copy.records(after), behind), await copy.folds(), after=after, seen=seen)
     return f"{shown}; records {after + 1} to {ours.number} are given back from this node's copy"
@@ -213,7 +246,9 @@ async def _looked_at(store: ListStore) -> tuple[Ledger, str]:
         if await store.ledger() == ledger:
             break
     wanted = [(ledger.number, ledger.digest)] if ledger.number else []
-    is_whole = [(number, record_digest(text)) for number, text in newest] == wanted and (not wanted or (oldest is not None and oldest.number == ledger.first))
+    is_whole = [(number, record_digest(text)) for number, text in newest] == wanted and (
+        not wanted or (oldest is not None and oldest.number == ledger.first)
+    )
     return ledger, "" if is_whole else "damaged (its ends are not where they were)"
 
 

@@ -175,7 +175,9 @@ class Hlr(asyncio.Protocol):
         """Have another one."""
         self._transport = None
         if not self._gone.done():
-            self._gone.set_result(self._why or (fault_text(exc, secure=False) if exc is not None else "it closed the connection"))
+            self._gone.set_result(
+                self._why or (fault_text(exc, secure=False) if exc is not None else "it closed the connection")
+            )
 
     def pause_writing(self) -> None:
         """The HLR does not read: wait a moment."""

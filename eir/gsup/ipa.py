@@ -104,4 +104,7 @@ def id_resp(name: str) -> bytes:
     """What somebody of this name says of itself."""
     said = name.encode() + b"\0"
     parts = ((Tag.UNIT_ID, b"0/0/0\0"), (Tag.UNIT_NAME, said), (Tag.SERIAL, said))
-    return frame(CCM, bytes((Ccm.ID_RESP,)) + b"".join((len(value) + 1).to_bytes(2) + bytes((tag,)) + value for tag, value in parts))
+    return frame(
+        CCM,
+        bytes((Ccm.ID_RESP,)) + b"".join((len(value) + 1).to_bytes(2) + bytes((tag,)) + value for tag, value in parts),
+    )

@@ -180,7 +180,11 @@ class Link(link.Link):
     def tick(self, now: float) -> None:
         """See whether the client is still there, and the HLR."""
         limits, watchdog_s = self._owner.limits, 30.0 if self.settings is None else self.settings.watchdog_s
-        if self._partial_at is not None and now - self._partial_at > limits.partial_message_timeout_s and not self.waits:
+        if (
+            self._partial_at is not None
+            and now - self._partial_at > limits.partial_message_timeout_s
+            and not self.waits
+        ):
             self._fault("partial_message")
         elif self._pinged_at is not None and now - self._pinged_at > watchdog_s:
             self._fault("watchdog")

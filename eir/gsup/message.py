@@ -88,7 +88,9 @@ def read_check_imei(message: bytes) -> CheckImei:
 def check_imei(imsi: str, imei: str) -> bytes:
     """A CHECK-IMEI as an OsmoMSC sends it, in its frame; of the IMEI go out whatever digits there are, two in an octet."""
     device = _tbcd(imei)
-    return _frame(CHECK_IMEI, (Ie.IMSI, _tbcd(imsi)), (Ie.IMEI, bytes((len(device),)) + device), (Ie.MESSAGE_CLASS, b"\x01"))
+    return _frame(
+        CHECK_IMEI, (Ie.IMSI, _tbcd(imsi)), (Ie.IMEI, bytes((len(device),)) + device), (Ie.MESSAGE_CLASS, b"\x01")
+    )
 
 
 def result(imsi: bytes, *, permitted: bool) -> bytes:
@@ -112,7 +114,9 @@ def error(request: bytes) -> bytes | None:
 
 
 def _frame(kind: int, *parts: tuple[int, bytes], more: bytes = b"") -> bytes:
-    return frame(OSMO, bytes((GSUP, kind)) + b"".join([bytes((tag, len(value))) + value for tag, value in parts]) + more)
+    return frame(
+        OSMO, bytes((GSUP, kind)) + b"".join([bytes((tag, len(value))) + value for tag, value in parts]) + more
+    )
 
 
 def _tbcd(number: str) -> bytes:
@@ -123,5 +127,8 @@ def _tbcd(number: str) -> bytes:
 
 
 _ACK, _NACK = (bytes((Ie.IMEI_RESULT, 1, says)) for says in (0, 1))
-_BEFORE_IMSI = [frame(OSMO, bytes((GSUP, CHECK_IMEI_RESULT, Ie.IMSI, size)) + bytes(size) + _ACK)[: TYPE_AT + 3] for size in range(256)]
+_BEFORE_IMSI = [
+    frame(OSMO, bytes((GSUP, CHECK_IMEI_RESULT, Ie.IMSI, size)) + bytes(size) + _ACK)[: TYPE_AT + 3]
+    for size in range(256)
+]
 """What stands before an IMSI of so many octets in a result."""

@@ -84,7 +84,10 @@ class _Client:
                 self._writer.write(ipa.id_resp(NAME) + ipa.ID_ACK)
             elif frame[HEADER_BYTES] == Ccm.PING:
                 self._writer.write(ipa.PONG)
-        elif frame[2:TYPE_AT] == bytes((OSMO, GSUP)) and frame[TYPE_AT:TYPE_AT + 1] in {bytes((CHECK_IMEI_ERROR,)), bytes((CHECK_IMEI_RESULT,))}:
+        elif frame[2:TYPE_AT] == bytes((OSMO, GSUP)) and frame[TYPE_AT : TYPE_AT + 1] in {
+            bytes((CHECK_IMEI_ERROR,)),
+            bytes((CHECK_IMEI_RESULT,)),
+        }:
             waiting = self._asked.get(digits(elements(frame).get(Ie.IMSI, b"")))
             if waiting:
                 waiting.popleft().set_result(frame)
@@ -105,7 +108,11 @@ async def _connected(target: Target) -> AsyncIterator[_Client]:
         async with asyncio.timeout(target.timeout_s):
             reader, writer = await asyncio.open_connection(target.host, target.port)
     except (OSError, TimeoutError) as e:
-        why = fault_text(e, secure=False) if isinstance(e, OSError) and not isinstance(e, TimeoutError) else f"no connection within {target.timeout_s:g} s"
+        why = (
+            fault_text(e, secure=False)
+            if isinstance(e, OSError) and not isinstance(e, TimeoutError)
+            else f"no connection within {target.timeout_s:g} s"
+        )
         raise EirError(f"cannot connect to {address_text([target.host], target.port)}: {why}") from None
     client = _Client(target, reader, writer)
     listening = asyncio.create_task(client.listen())
@@ -125,7 +132,9 @@ def _finding(imei: str, imsi: str | None, said: bytes, round_trip_ms: float) -> 
     found = elements(said)
     if said[TYPE_AT] == CHECK_IMEI_ERROR:
         cause = int.from_bytes(found.get(Ie.CAUSE, b""))
-        return Finding(imei, imsi, None, cause, None, round_trip_ms, None, f"cause {cause}; the phone takes itself for illegal")
+        return Finding(
+            imei, imsi, None, cause, None, round_trip_ms, None, f"cause {cause}; the phone takes itself for illegal"
+        )
     if not found.get(Ie.IMEI_RESULT):
         return Finding(imei, imsi, None, None, None, round_trip_ms, "a result that says neither ACK nor NACK")
     return Finding(imei, imsi, "blacklisted" if says_no(said) else "whitelisted", None, None, round_trip_ms)

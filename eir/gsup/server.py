@@ -43,7 +43,9 @@ class GsupServer(Server[Link]):
         self.store = False
         self.reconfigure(settings, peers, limits, overload=overload)
 
-    def reconfigure(self, settings: GsupSettings, peers: Sequence[PeerSettings], limits: Limits, *, overload: Status | None = None) -> None:
+    def reconfigure(
+        self, settings: GsupSettings, peers: Sequence[PeerSettings], limits: Limits, *, overload: Status | None = None
+    ) -> None:
         """Take over new settings; connections that they still allow stay, the others are sent away."""
         self._overloaded = overload is None or is_permitted(overload)
         self._service.configure(peers, [peer.label for peer in peers if peer.early])
@@ -67,7 +69,10 @@ class GsupServer(Server[Link]):
         if link.identity is None:
             found = next(iter(sorted(there, key=lambda settings: settings.host is not None)), None)
         else:
-            found = next((settings for settings in there if settings.host is None or settings.host.lower() == link.name.lower()), None)
+            found = next(
+                (settings for settings in there if settings.host is None or settings.host.lower() == link.name.lower()),
+                None,
+            )
         return None if found is None else (found, Requester(found.label, link.name))
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
@@ -104,7 +109,11 @@ class GsupServer(Server[Link]):
         link.settings = None
         if self.identify(link):
             return True
-        refusal, setting = ("disabled", None) if link.settings is not None else ("unknown_peer", "peers: host, or an entry without one")
+        refusal, setting = (
+            ("disabled", None)
+            if link.settings is not None
+            else ("unknown_peer", "peers: host, or an entry without one")
+        )
         self.refused(refusal, address=link.address, host=link.name, setting=setting)
         return False
 

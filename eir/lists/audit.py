@@ -61,7 +61,9 @@ class Listed:
         """A page without what has ended."""
         low, reasons, until, tac = decode(self._pages[number])
         left = (until == 0) | (until > self._now)
-        return Content(low[left], reasons[left], until[left], None if tac is not None and 0 < tac.until <= self._now else tac)
+        return Content(
+            low[left], reasons[left], until[left], None if tac is not None and 0 < tac.until <= self._now else tac
+        )
 
     def sample(self, count: int) -> list[int]:
         """The keys of `count` entries, by chance and in no order (all, if there are no more); of a TAC some device."""
@@ -73,7 +75,9 @@ class Listed:
             number, begins = self._numbers[page], int(self._ends[page - 1]) if page else 0
             low = self._content(number).low
             places = (chosen[of_page == page] - begins).tolist()
-            keys += [number * SNR_KEYS + (int(low[at]) if at < len(low) else chance.randrange(SNR_KEYS)) for at in places]
+            keys += [
+                number * SNR_KEYS + (int(low[at]) if at < len(low) else chance.randrange(SNR_KEYS)) for at in places
+            ]
         chance.shuffle(keys)
         return keys
 
@@ -90,7 +94,12 @@ class Listed:
 
 
 def listed_in(
-    manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime, memory_max: int = LOAD_MEMORY, progress: Progress = lambda *_: None
+    manifest: Path,
+    lists: Mapping[str, ListSettings],
+    *,
+    now: datetime,
+    memory_max: int = LOAD_MEMORY,
+    progress: Progress = lambda *_: None,
 ) -> Listed:
     """What a signed release lists; of a delta, what it adds. Raises ReleaseRefused if it is not to be believed, EirError if it is of no devices."""
     from eir.lists.reader import Tally  # noqa: PLC0415  # for this alone, and polars takes long to import
@@ -107,7 +116,13 @@ def listed_in(
         raise EirError(f"{settings.name} is a list of {settings.kind}; what can be audited is a list of {DEVICES}")
     tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max)
     with about(release.manifest):
-        rows = next(iter(read_release(release.manifest, manifest.parent, settings, Reasons(), tally, stage=stage, memory_max=memory_max)))
+        rows = next(
+            iter(
+                read_release(
+                    release.manifest, manifest.parent, settings, Reasons(), tally, stage=stage, memory_max=memory_max
+                )
+            )
+        )
         with stage(BUILD, 1):
             return Listed(release.manifest, build_pages(rows).pages, now)
 
@@ -184,7 +199,9 @@ class Report:
     @property
     def interval(self) -> tuple[float, float]:
         """Between which shares the true one lies, with this confidence. What was only looked at is all there was, and no sample."""
-        return interval(self.as_listed, self.asked, self.confidence, of=self.entries if self.origins is None else self.asked)
+        return interval(
+            self.as_listed, self.asked, self.confidence, of=self.entries if self.origins is None else self.asked
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The report for scripts."""
@@ -194,7 +211,12 @@ class Report:
         }  # fmt: skip
         if self.origins is not None:
             shown["origins"] = [
-                {"origin_host": name, "asked": each.asked, "as_listed": each.as_listed, "share": each.as_listed / each.asked if each.asked else None}
+                {
+                    "origin_host": name,
+                    "asked": each.asked,
+                    "as_listed": each.as_listed,
+                    "share": each.as_listed / each.asked if each.asked else None,
+                }
                 for name, each in self.origins.items()
             ]
             shown["never_asked"] = list(self.never_asked)
@@ -247,7 +269,9 @@ async def audit(
 
     `rate`: questions a second; None: the next one once one is answered.
     """
-    report = Report(list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), confidence=confidence)
+    report = Report(
+        list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), confidence=confidence
+    )
     loop, asking = asyncio.get_running_loop(), _Asking(ask, wanted, rate, report, adding_up(progress, ASK, len(keys)))
     room, due = asyncio.Semaphore(UNDER_WAY_MAX), loop.time()
     async with asyncio.TaskGroup() as tasks:
@@ -280,7 +304,9 @@ class Check(NamedTuple):
     checks: int
 
 
-def judge(listed: Listed, checks: Iterable[Check], *, wanted: str, known: Collection[str], asking: Collection[str] = ()) -> Report:
+def judge(
+    listed: Listed, checks: Iterable[Check], *, wanted: str, known: Collection[str], asking: Collection[str] = ()
+) -> Report:
     """Hold what others were answered against the list.
 
     `known`: Origin-Hosts of MMEs that ought to ask; `asking`: of those that have asked, whatever about, besides those in `checks`.
@@ -289,7 +315,9 @@ def judge(listed: Listed, checks: Iterable[Check], *, wanted: str, known: Collec
     origins = {name: Origin() for name in sorted({check.origin for check in found})}
     report = Report(list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), origins=origins)
     mistakes = set()
-    for check, is_listed in zip(found, listed.holds(np.array([check.device for check in found], np.uint64)).tolist(), strict=True):
+    for check, is_listed in zip(
+        found, listed.holds(np.array([check.device for check in found], np.uint64)).tolist(), strict=True
+    ):
         if is_listed:
             right = check.checks if check.got == wanted else 0
             for count in (report, origins[check.origin]):

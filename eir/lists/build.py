@@ -142,9 +142,13 @@ class Rows:
             return
         for base, which in ((0, ~high), (MEID_BASE, high & ~odd), (ODD_BASE, odd)):
             some_reasons = None if reasons is None else reasons[which]
-            self.singles[base].append(keys[which] - np.uint64(base), some_reasons, None if until is None else until[which])
+            self.singles[base].append(
+                keys[which] - np.uint64(base), some_reasons, None if until is None else until[which]
+            )
 
-    def add_spans(self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
+    def add_spans(
+        self, first: Keys, last: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
+    ) -> None:
         """Ranges of keys, inclusive, first <= last; a whole TAC is one from its lowest key to its highest.
 
         Raises ReleaseRefused (`range`) as soon as all of them together reach into more than SPAN_PAGES_MAX TACs.
@@ -155,7 +159,9 @@ class Rows:
             raise ReleaseRefused("range", f"{detail}: split it, with deltas for what is left")
         self._spans.append((first, last, reasons, until))
 
-    def add_pairs(self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
+    def add_pairs(
+        self, keys: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
+    ) -> None:
         """Devices, each with a subscriber (an IMSI's key). The reason is kept for the device, not for the pair."""
         self.pairs.append(keys, imsis, reasons, until)
 
@@ -168,7 +174,8 @@ class Rows:
         found = [singles.repeats() for singles in self.singles.values()]
         if self._spans:
             first, second, why, until = (
-                np.concatenate([np.zeros(len(row[0]), np.int64) if row[at] is None else row[at] for row in self._spans]) for at in range(4)
+                np.concatenate([np.zeros(len(row[0]), np.int64) if row[at] is None else row[at] for row in self._spans])
+                for at in range(4)
             )
             found.append(_repeats((first, second), (why, until)))
         if self.pairs:
@@ -182,7 +189,10 @@ class Rows:
             if until is None or not until.any():
                 begins, ends = -(-first.astype(np.int64) // PAGE_KEYS), (last.astype(np.int64) + 1) // PAGE_KEYS
                 counts = np.maximum(ends - begins, 0)
-                whole.append(np.arange(counts.sum()).astype(np.uint64) + np.repeat(begins - np.cumsum(counts) + counts, counts).astype(np.uint64))
+                whole.append(
+                    np.arange(counts.sum()).astype(np.uint64)
+                    + np.repeat(begins - np.cumsum(counts) + counts, counts).astype(np.uint64)
+                )
         return PAGE_KEYS * len(np.unique(np.concatenate(whole)))
 
     def spans(self) -> dict[int, list[Span]]:
@@ -197,7 +207,9 @@ class Rows:
                     by_page.setdefault(number, []).append(span)
         walked = sum(last - first for first, last in map(_reach, map(_parts, by_page.values())))
         if walked > SPAN_KEYS_MAX:
-            detail = f"its ranges that do not cover their TACs reach over {walked} identifiers; {SPAN_KEYS_MAX} is the most"
+            detail = (
+                f"its ranges that do not cover their TACs reach over {walked} identifiers; {SPAN_KEYS_MAX} is the most"
+            )
             raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
         return by_page
 
@@ -207,7 +219,9 @@ def _repeats(names: Sequence[NDArray[Any]], says: Sequence[NDArray[Any]]) -> tup
     order = np.lexsort((*says, *names))
 
     def same(columns: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = np.logical_and.reduce([column[order][1:] == column[order][:-1] for column in columns])
+        found: NDArray[np.bool_] = np.logical_and.reduce(
+            [column[order][1:] == column[order][:-1] for column in columns]
+        )
         return found
 
     repeated = same(names)
@@ -295,7 +309,11 @@ def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
     content, (begin, end) = decode(page), _reach(parts)
     under = slice(*np.searchsorted(content.low, (begin, end)))
     at = content.low[under] - np.uint32(begin)
-    present, reasons, until = np.zeros(end - begin, bool), np.zeros(end - begin, np.uint8), np.zeros(end - begin, np.int64)
+    present, reasons, until = (
+        np.zeros(end - begin, bool),
+        np.zeros(end - begin, np.uint8),
+        np.zeros(end - begin, np.int64),
+    )
     present[at], reasons[at], until[at] = True, content.reasons[under], content.until[under]
     # The later write counts: shorter ranges after longer-lasting ones would cut them short, so the longest-lasting is last.
     for span in sorted(parts, key=lambda span: (span.until == 0, span.until, -span.reason)):

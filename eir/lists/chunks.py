@@ -86,9 +86,16 @@ class PageRows:
         plain = chunk_of_pages(np.full(len(keys), self.number, np.uint64), keys)
         flags = 0 if self.tac is None else WHOLE_UNTIL if self.tac else WHOLE
         rows = len(self.imsis) if len(self.counts) else len(keys)
-        ends = np.broadcast_to(self.ends.astype(np.uint32), rows) if len(self.ends) and self.ends.any() else self.ends[:0].astype(np.uint32)
+        ends = (
+            np.broadcast_to(self.ends.astype(np.uint32), rows)
+            if len(self.ends) and self.ends.any()
+            else self.ends[:0].astype(np.uint32)
+        )
         flags |= ENDS if len(ends) else 0
-        numbers, bits = np.array([self.number], np.uint64), np.array([int(plain.bits[0]) if len(keys) else 0], np.uint32) | np.uint32(flags)
+        numbers, bits = (
+            np.array([self.number], np.uint64),
+            np.array([int(plain.bits[0]) if len(keys) else 0], np.uint32) | np.uint32(flags),
+        )
         return Chunk(
             numbers, bits, plain.sizes, plain.lows, np.array([rows][: flags & ENDS], np.uint32), ends, np.array([self.tac or 0][: flags & WHOLE_UNTIL], np.uint32),
             self.counts.astype(np.uint32), self.imsis.astype(np.uint64),
@@ -110,14 +117,23 @@ def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
 def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
     """Pages with some of them replaced, or gone (None)."""
     numbers = sorted(changes)
-    return replaced(old, np.array(numbers, np.uint64), joined(list(chunks_of_rows(changes[number] for number in numbers))))
+    return replaced(
+        old, np.array(numbers, np.uint64), joined(list(chunks_of_rows(changes[number] for number in numbers)))
+    )
 
 
 def replaced(old: Chunk, wanted: Numbers, new: Chunk) -> Chunk:
     """Pages with those of the wanted numbers, which ascend, as they are in `new`, or gone."""
-    goes, comes = (np.stack([np.searchsorted(of.numbers, wanted, side) for side in ("left", "right")]) for of in (old, new))
+    goes, comes = (
+        np.stack([np.searchsorted(of.numbers, wanted, side) for side in ("left", "right")]) for of in (old, new)
+    )
     bounds = zip(_bounds(old), _bounds(new), strict=True)
-    return Chunk(*(_spliced(before, kept[goes], after, come[comes]) for before, after, (kept, come) in zip(old, new, bounds, strict=True)))
+    return Chunk(
+        *(
+            _spliced(before, kept[goes], after, come[comes])
+            for before, after, (kept, come) in zip(old, new, bounds, strict=True)
+        )
+    )
 
 
 def _bounds(of: Chunk) -> Chunk:
@@ -125,7 +141,9 @@ def _bounds(of: Chunk) -> Chunk:
     pages, blocks = np.arange(len(of.numbers) + 1), begins(blocks_of(of.bits))
     keys, with_ends, tacs = begins(of.sizes)[blocks], begins(of.bits & ENDS != 0), begins(of.bits & WHOLE_UNTIL != 0)
     devices = keys if len(of.counts) else np.zeros_like(keys)
-    return Chunk(pages, pages, blocks, keys, with_ends, begins(of.rows)[with_ends], tacs, devices, begins(of.counts)[devices])
+    return Chunk(
+        pages, pages, blocks, keys, with_ends, begins(of.rows)[with_ends], tacs, devices, begins(of.counts)[devices]
+    )
 
 
 def _spliced(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbers:

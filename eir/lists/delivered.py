@@ -138,7 +138,11 @@ class DataFile(AbstractContextManager["DataFile"]):
             while chunk := expanded.read(CHUNK_BYTES):
                 left -= len(chunk)
                 if left < 0:
-                    of = f"{EXPANDED_RATIO_MAX} times its size" if most == packed else f"{EXPANDED_BYTES_PER_ROW} bytes for each row"
+                    of = (
+                        f"{EXPANDED_RATIO_MAX} times its size"
+                        if most == packed
+                        else f"{EXPANDED_BYTES_PER_ROW} bytes for each row"
+                    )
                     raise ReleaseRefused("expanded", f"{self.name} expands to more than {of}")
                 if end := chunk.rfind(b"\n") + 1:
                     yield b"".join((rest, memoryview(chunk)[:end]))

@@ -49,7 +49,12 @@ def verified(name: str, folder: Path, listing: Listing, lists: Mapping[str, List
     """The delivery, and what its signatures are worth at this moment. Raises OSError for a fault of this host."""
     first, *further = (signature for signature in signature_names(name) if signature in listing)
     if not is_plain_name(name):
-        return Delivery(name, (*further, first), None, ReleaseRefused("file_name", f"{printable(name)} is not a plain file name in UTF-8"))
+        return Delivery(
+            name,
+            (*further, first),
+            None,
+            ReleaseRefused("file_name", f"{printable(name)} is not a plain file name in UTF-8"),
+        )
     try:
         return Delivery(name, (*further, first), verify_release(folder / name, lists, now=now), None)
     except ReleaseRefused as refused:

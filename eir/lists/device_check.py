@@ -39,7 +39,11 @@ def rows_of(lines: bytes) -> bytes:
 def _row(line: bytes) -> tuple[str, ...]:
     try:
         answer = json.loads(line.decode("utf-8", "replace"))
-        if not isinstance(answer, dict) or answer.get("responsestatus") != "success" or not isinstance(answer.get("deviceid"), str):
+        if (
+            not isinstance(answer, dict)
+            or answer.get("responsestatus") != "success"
+            or not isinstance(answer.get("deviceid"), str)
+        ):
             return _BAD_ROW
         return (_one_line(answer["deviceid"]), *_last(answer))
     except (ValueError, RecursionError):
@@ -56,7 +60,9 @@ def _last(answer: Mapping[str, Any]) -> tuple[str, str, str]:
         if what not in {INSERT, REMOVE} or which not in _LISTS:
             raise ValueError("an action that is not known")
         if _LISTS[which]:
-            found.append((_seconds(action.get("date")), at, what, action.get("reasoncodedesc") or action.get("reasoncode") or ""))
+            found.append(
+                (_seconds(action.get("date")), at, what, action.get("reasoncodedesc") or action.get("reasoncode") or "")
+            )
     if not found:  # a device of which nothing was ever told, or only what its status says
         return _STATES.get(str(answer.get("blockliststatus", answer.get("blackliststatus"))), ""), "", "0"
     seconds, _, what, reason = max(found)

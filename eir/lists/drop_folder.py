@@ -179,7 +179,9 @@ def _opened(folder: Path, inside: int | None, stack: ExitStack) -> int:
             with suppress(FileExistsError):
                 os.mkdir(folder, FOLDER_MODE, dir_fd=inside)
             if stat.S_ISLNK(os.stat(folder, dir_fd=inside, follow_symlinks=False).st_mode):
-                raise EirError(f"the drop folder cannot be used: {folder} in it is a link; remove it, a folder is made in its place")
+                raise EirError(
+                    f"the drop folder cannot be used: {folder} in it is a link; remove it, a folder is made in its place"
+                )
         no_link = os.O_NOFOLLOW if inside is not None else 0
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_link, dir_fd=inside)
     except OSError as error:

@@ -25,7 +25,13 @@ LONG_PAST = 1
 RANGES_MAX = 100_000
 """Entries of a list of devices with whole TACs among them that are written as ranges, which take a load longer than single ones."""
 
-_LOST: Mapping[str, str] = {"identifier": "identifiers that are no IMEI", "tac": "whole TACs", "imei_from": "whole TACs", "until": "ends", "reason": "reasons"}
+_LOST: Mapping[str, str] = {
+    "identifier": "identifiers that are no IMEI",
+    "tac": "whole TACs",
+    "imei_from": "whole TACs",
+    "until": "ends",
+    "reason": "reasons",
+}
 
 
 def export(
@@ -41,7 +47,11 @@ def export(
     """
     ahead = [] if only_tacs else list(_first_with_each_reason(state, pages, singles=only_tacs is False))
     subject = _subject(state, pages, only_tacs)
-    columns = [*subject, *(["reason"] if len(state.reasons) > 1 else []), *(["until"] if _has_ends(ahead, pages) else [])]
+    columns = [
+        *subject,
+        *(["reason"] if len(state.reasons) > 1 else []),
+        *(["until"] if _has_ends(ahead, pages) else []),
+    ]
     if layout != EIR:
         _refuse_loss(state, columns, layout)
     writer = csv.writer(out, lineterminator="\n")
@@ -50,11 +60,20 @@ def export(
     day = (state.issued or state.loaded_at or "")[:10].replace("-", "")
 
     def row(entry: Listed) -> list[str]:
-        said = {"reason": reason_text(state, entry.reason), "until": until_text(entry.until), "imsi": imsi_text(entry.imsi or entry.key)}
+        said = {
+            "reason": reason_text(state, entry.reason),
+            "until": until_text(entry.until),
+            "imsi": imsi_text(entry.imsi or entry.key),
+        }
         said[subject[0]] = entry.text(state.kind)
         if subject == BY_RANGE:
-            said |= {"imei_from": key_text(entry.key), "imei_to": key_text(entry.key + (SNR_KEYS - 1) * entry.whole_tac)}
-        return [said["imei"], day, said["reason"]] if layout == DIRBS_BLACKLIST else [said[column] for column in columns]
+            said |= {
+                "imei_from": key_text(entry.key),
+                "imei_to": key_text(entry.key + (SNR_KEYS - 1) * entry.whole_tac),
+            }
+        return (
+            [said["imei"], day, said["reason"]] if layout == DIRBS_BLACKLIST else [said[column] for column in columns]
+        )
 
     writer.writerows(map(row, ahead))
     written, rows = set(ahead), len(ahead)
@@ -96,7 +115,9 @@ def _refuse_loss(state: ListState, columns: Sequence[str], layout: str) -> None:
     if state.kind != DEVICES:
         lost = [state.kind]
     if lost:
-        raise EirError(f"the layout {layout} has no place for {' and '.join(lost)}, which the list holds; the layout {EIR} has")
+        raise EirError(
+            f"the layout {layout} has no place for {' and '.join(lost)}, which the list holds; the layout {EIR} has"
+        )
 
 
 def _first_with_each_reason(state: ListState, pages: Sequence[Page], *, singles: bool) -> Iterator[Listed]:

@@ -81,7 +81,9 @@ def with_folds(ledger: Ledger, folds: Iterable[Fold], times: int = 1) -> Ledger:
     """The ledger with these folds besides, or less them (`times` -1)."""
     texts = [fold.text for fold in folds]
     refused = max([ledger.refused, *(int(_read(text)["at"]) for text in texts)])
-    return replace(ledger, refused=refused, refusals=digest_text(int(ledger.refusals, 16) + times * sum(map(_number, texts))))
+    return replace(
+        ledger, refused=refused, refusals=digest_text(int(ledger.refusals, 16) + times * sum(map(_number, texts)))
+    )
 
 
 def exchanged(there: Sequence[Fold], given: Sequence[Fold], *, exact: bool) -> tuple[Sequence[Fold], Sequence[Fold]]:
@@ -96,7 +98,9 @@ def exchanged(there: Sequence[Fold], given: Sequence[Fold], *, exact: bool) -> t
 def rewritten(ledger: Ledger, first: Record | None, last: Record | None, size: int) -> Ledger:
     """The ledger after a chain was rewritten. `first`: where it begins from now on; None: as before."""
     number, digest = (0, Ledger().digest) if last is None else (last.number, record_digest(last.text))
-    return replace(ledger, first=ledger.first if first is None else first.number, number=number, digest=digest, bytes=size)
+    return replace(
+        ledger, first=ledger.first if first is None else first.number, number=number, digest=digest, bytes=size
+    )
 
 
 def overdue(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int) -> Sequence[Record]:
@@ -128,7 +132,11 @@ def read_record(record: Record) -> Event:
 
 
 def events_of(
-    records: Iterable[Record], folds: Iterable[Fold], name: str | None = None, since: str | None = None, limit: int | None = None
+    records: Iterable[Record],
+    folds: Iterable[Fold],
+    name: str | None = None,
+    since: str | None = None,
+    limit: int | None = None,
 ) -> list[Event]:
     """What is asked of records and refusals, in the order in which it happened: the newest `limit` events.
 
@@ -140,7 +148,9 @@ def events_of(
         count = int(said["count"])
         event = _event(said, count=count, first=str(said["first"]) if count > 1 else None)
         found.append(((int(said["after"]), int(said["at"])), event))
-    kept = [each for each in found if (name is None or about(each[1]) == name) and (since is None or each[1].time >= since)]
+    kept = [
+        each for each in found if (name is None or about(each[1]) == name) and (since is None or each[1].time >= since)
+    ]
     events = [event for _, event in sorted(kept, key=lambda each: each[0])]
     return events if limit is None else events[-limit:]
 
@@ -211,7 +221,11 @@ def _wrong_in(number: int, text: str, before: str | None) -> str:
         return f"record {said.get('number', 'without a number')} stands where record {number} was"
     if before in {None, said.get("before")}:
         return ""
-    return f"record {number - 1} is not the one that record {number} was written after: it was changed" if number > 1 else "record 1 was changed"
+    return (
+        f"record {number - 1} is not the one that record {number} was written after: it was changed"
+        if number > 1
+        else "record 1 was changed"
+    )
 
 
 def _missing(first: int, last: int) -> str:

@@ -50,7 +50,19 @@ class ImageError(ValueError):
 class _Table:
     """The arrays of devices, or of subscribers, by name; and as Python reads single places of them fastest."""
 
-    __slots__ = ("arrays", "bits", "end_pages", "end_starts", "ends", "firsts", "lows", "numbers", "offsets", "shift", "slots")
+    __slots__ = (
+        "arrays",
+        "bits",
+        "end_pages",
+        "end_starts",
+        "ends",
+        "firsts",
+        "lows",
+        "numbers",
+        "offsets",
+        "shift",
+        "slots",
+    )
 
     def __init__(self, arrays: Mapping[str, Numbers]) -> None:
         self.arrays = arrays
@@ -109,7 +121,18 @@ class Image:
     Whatever an image's bytes say, nothing is read outside of it; `map` refuses what cannot be one.
     """
 
-    __slots__ = ("_devices", "_imsis", "_map", "_pair_ends", "_subscribers", "_tac_ends", "_tac_pages", "buffer", "descriptor", "numbers")
+    __slots__ = (
+        "_devices",
+        "_imsis",
+        "_map",
+        "_pair_ends",
+        "_subscribers",
+        "_tac_ends",
+        "_tac_pages",
+        "buffer",
+        "descriptor",
+        "numbers",
+    )
 
     def __init__(self, mapped: MappedFile, arrays: Mapping[str, Numbers], descriptor: int) -> None:
         self._map = mapped
@@ -118,7 +141,13 @@ class Image:
         self.buffer = mapped.buffer
         """All of it."""
         self._devices = _Table(arrays)
-        self._subscribers = _Table({name.removeprefix("subscriber_"): values for name, values in arrays.items() if name.startswith("subscriber_")})
+        self._subscribers = _Table(
+            {
+                name.removeprefix("subscriber_"): values
+                for name, values in arrays.items()
+                if name.startswith("subscriber_")
+            }
+        )
         self._pair_ends, self._imsis = arrays["pair_ends"].data, arrays["imsis"].data
         self._tac_pages, self._tac_ends = arrays["tac_pages"], arrays["tac_ends"]
         self.numbers = self._devices.numbers
@@ -166,7 +195,9 @@ class Image:
         if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_ends[np.searchsorted(self._tac_pages, place)] > now):
             return True
         position = table.position(place, remainder)
-        return position >= 0 and (not bits & ENDS or any(not end or end > now for end in self._ends(place, self._rows(position))))
+        return position >= 0 and (
+            not bits & ENDS or any(not end or end > now for end in self._ends(place, self._rows(position)))
+        )
 
     def imsis(self, key: int, now: float) -> tuple[int, ...]:
         """The IMSIs of the rows with this device that are in force."""
@@ -203,7 +234,15 @@ class Image:
         of, pair_ends, imsis = self._devices.arrays, np.asarray(self._pair_ends), np.asarray(self._imsis)
         counts = np.diff(pair_ends, prepend=np.uint32(0)) if len(pair_ends) else np.ones(len(imsis), np.uint32)
         return Chunk(
-            of["numbers"], of["bits"], np.diff(of["offsets"]), of["lows"], np.diff(of["end_starts"]), of["ends"], self._tac_ends, counts, imsis
+            of["numbers"],
+            of["bits"],
+            np.diff(of["offsets"]),
+            of["lows"],
+            np.diff(of["end_starts"]),
+            of["ends"],
+            self._tac_ends,
+            counts,
+            imsis,
         )
 
     def drop(self, done: int) -> int:
@@ -238,7 +277,9 @@ def _arrays(image: memoryview) -> dict[str, Numbers]:
     """The arrays of an image, which are what one another say. Raises ImageError."""
     magic, version, count, said = HEADER.unpack_from(image)
     if (magic, version, count) != (MAGIC, VERSION, len(SECTIONS)):
-        raise ImageError(f"an image of version {version}; this program has {VERSION}" if magic == MAGIC else "no image of a list")
+        raise ImageError(
+            f"an image of version {version}; this program has {VERSION}" if magic == MAGIC else "no image of a list"
+        )
     if said != (size := len(image)):
         raise ImageError(f"an image of {said} bytes has {size}: it is cut short")
     arrays: dict[str, Numbers] = {}
@@ -255,15 +296,27 @@ def _arrays(image: memoryview) -> dict[str, Numbers]:
     if len(arrays["tac_pages"]) != len(arrays["tac_ends"]):
         raise ImageError("the ends of an image's TACs are damaged")
     rows = len(arrays["lows"])
-    if len(arrays["pair_ends"]) not in {0, rows} or (len(arrays["pair_ends"]) and arrays["pair_ends"][-1] != len(arrays["imsis"])):
+    if len(arrays["pair_ends"]) not in {0, rows} or (
+        len(arrays["pair_ends"]) and arrays["pair_ends"][-1] != len(arrays["imsis"])
+    ):
         raise ImageError("the pairs of an image are damaged")
     return arrays
 
 
 def _prove_sizes(of: Mapping[str, Numbers]) -> None:
     pages, blocks, slots = len(of["numbers"]), len(of["offsets"]) - 1, len(of["slots"]) // SLOT_WORDS
-    sizes = (len(of["bits"]), len(of["firsts"]) - 1, int(of["firsts"][-1]) if len(of["firsts"]) else -1, int(of["offsets"][-1]) if blocks >= 0 else -1)
-    if sizes != (pages, pages, blocks, len(of["lows"])) or slots & slots - 1 or slots <= pages or len(of["slots"]) % SLOT_WORDS:
+    sizes = (
+        len(of["bits"]),
+        len(of["firsts"]) - 1,
+        int(of["firsts"][-1]) if len(of["firsts"]) else -1,
+        int(of["offsets"][-1]) if blocks >= 0 else -1,
+    )
+    if (
+        sizes != (pages, pages, blocks, len(of["lows"]))
+        or slots & slots - 1
+        or slots <= pages
+        or len(of["slots"]) % SLOT_WORDS
+    ):
         raise ImageError("the sizes of an image's arrays do not fit one another")
     if len(of["end_starts"]) != len(of["end_pages"]) + 1 or of["end_starts"][-1] != len(of["ends"]):
         raise ImageError("the ends of an image are damaged")

@@ -47,9 +47,13 @@ def _form(page: Page) -> int:
 
 def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
     if form != ROWS:
-        with suppress(ValueError):  # one of them looks like it, and is not: each on its own, then, says what is wrong with it
+        with suppress(
+            ValueError
+        ):  # one of them looks like it, and is not: each on its own, then, says what is wrong with it
             arrays = ArrayPages([page.keys for page in pages])
-            chunk = chunk_of_pages(np.repeat(np.array([page.number for page in pages], np.uint64), arrays.counts), arrays.keys())
+            chunk = chunk_of_pages(
+                np.repeat(np.array([page.number for page in pages], np.uint64), arrays.counts), arrays.keys()
+            )
             yield chunk if form == KEYS else chunk._replace(**_all_pairs(pages, arrays.counts))
             return
     yield from chunks_of_rows(rows_of(page) for page in pages)
@@ -80,9 +84,14 @@ def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
     if any(said.until for said in sections):
         raise ValueError("a page has ends out of place")
     contents, sizes = [said.imsis for said in sections], devices.tolist()
-    counts = np.frombuffer(b"".join([content[: 4 * size] for content, size in zip(contents, sizes, strict=True)]), "<u4")
+    counts = np.frombuffer(
+        b"".join([content[: 4 * size] for content, size in zip(contents, sizes, strict=True)]), "<u4"
+    )
     imsis = np.frombuffer(b"".join([content[4 * size :] for content, size in zip(contents, sizes, strict=True)]), "<u8")
-    if len(counts) != devices.sum() or (4 * devices + 8 * np.add.reduceat(counts, np.cumsum(devices) - devices) != list(map(len, contents))).any():
+    if (
+        len(counts) != devices.sum()
+        or (4 * devices + 8 * np.add.reduceat(counts, np.cumsum(devices) - devices) != list(map(len, contents))).any()
+    ):
         raise ValueError("a page has not as many subscribers as it says")
     return {"counts": counts, "imsis": imsis}
 

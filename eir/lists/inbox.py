@@ -83,7 +83,11 @@ class Pass:
 
     def as_json(self) -> dict[str, object]:
         """The pass for scripts, and for the node that had it made."""
-        return {name: value for name, value in asdict(self).items() if name in {"taken", "again_s"} or (name == "strays" and value)}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name in {"taken", "again_s"} or (name == "strays" and value)
+        }
 
 
 @dataclass(slots=True)
@@ -99,7 +103,9 @@ class Attempts:
         before = self.of(digest)
         if before >= ATTEMPTS_MAX:
             self.forget(digest)
-            raise ReleaseRefused(CRASH, f"{before} loads were killed with the process that made them (memory?): try `eir load` by hand")
+            raise ReleaseRefused(
+                CRASH, f"{before} loads were killed with the process that made them (memory?): try `eir load` by hand"
+            )
         self._going_on = digest
         self._write({digest: before + 1} | {noted: count for noted, count in self._read().items() if noted != digest})
         try:
@@ -198,7 +204,9 @@ class _Turn:
         """Each release, then what belongs to none."""
         if len(self._listing) >= ITEMS_MAX:
             self.again.append(SETTLED_S)
-        likely, unlikely = await asyncio.to_thread(to_look_at, self._listing, self._rooms.drop, self.terms.lists.values())
+        likely, unlikely = await asyncio.to_thread(
+            to_look_at, self._listing, self._rooms.drop, self.terms.lists.values()
+        )
         pending = [delivery async for delivery in self._verified(likely, VERIFY_S, IN_VAIN_S)]
         self._began = time.monotonic()
         waits = {name for delivery in pending for name in (delivery.name, *delivery.signatures, *delivery.data)}
@@ -216,7 +224,9 @@ class _Turn:
             waits |= {delivery.name, *delivery.signatures, *delivery.data}
             await self._handled(delivery, set())
             pending.append(delivery)
-        if not self._cut and not any(delivery.release is None and delivery.name not in self._gone for delivery in pending):
+        if not self._cut and not any(
+            delivery.release is None and delivery.name not in self._gone for delivery in pending
+        ):
             # Else what seems to belong to none may belong to a manifest that is not believed yet.
             self._sweep(self._listing.keys() - waits)
 
@@ -228,7 +238,9 @@ class _Turn:
                 return
             began = time.monotonic()
             try:
-                delivery = await asyncio.to_thread(verified, name, terms.folder, self._listing, terms.lists, terms.clock())
+                delivery = await asyncio.to_thread(
+                    verified, name, terms.folder, self._listing, terms.lists, terms.clock()
+                )
                 if delivery.refused is not None and delivery.refused.reason in UNSIGNED:
                     in_vain_s += time.monotonic() - began
                 yield delivery
@@ -274,7 +286,11 @@ class _Turn:
         refused = delivery.refused if delivery.release is None else await self._load(delivery, delivery.release, others)
         if refused is None:
             return
-        if refused.reason in {"conflict", KILLED} or refused.reason in OURS or (refused.reason in MOVED_UNDER_US and left > 0):
+        if (
+            refused.reason in {"conflict", KILLED}
+            or refused.reason in OURS
+            or (refused.reason in MOVED_UNDER_US and left > 0)
+        ):
             delay = _Delay(refused.reason, refused.detail, bounded=refused.reason not in OURS | {KILLED})
             self._waits(delivery, delay, SETTLED_S if refused.reason == "conflict" else AGAIN_S)
             return
@@ -359,8 +375,12 @@ class _Turn:
         files = [] if delivery.release is None else delivery.release.manifest.files
         names = [file.name for file in files if file.name not in others and file.name in self._listing]
         if taken.outcome == REFUSED:
-            names = [file.name for file in files if file.name in names and await asyncio.to_thread(self._is_its_own, file)]
-        self._put_away([*names, *delivery.signatures[:-1], delivery.name, delivery.signatures[-1]], delivery.name, taken)
+            names = [
+                file.name for file in files if file.name in names and await asyncio.to_thread(self._is_its_own, file)
+            ]
+        self._put_away(
+            [*names, *delivery.signatures[:-1], delivery.name, delivery.signatures[-1]], delivery.name, taken
+        )
 
     def _is_its_own(self, file: FileEntry) -> bool:
         """Whether a data file is the one that a refused manifest means, or has lain there for so long that it is nobody's.
@@ -395,7 +415,9 @@ class _Turn:
                 self.again.append(left)
                 self.strays.append(printable(name))
             elif not self._spent(PASS_S):
-                self._put_away([name], name, Taken(manifest=printable(name), outcome=REFUSED, reason="stray", detail=detail))
+                self._put_away(
+                    [name], name, Taken(manifest=printable(name), outcome=REFUSED, reason="stray", detail=detail)
+                )
 
 
 def _taken(delivery: Delivery, outcome: str, reason: str = "", detail: str = "", *, here: bool = False) -> Taken:

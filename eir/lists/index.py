@@ -29,6 +29,11 @@ class DeviceList:
         """What is in memory of it."""
         self._ends = False
 
+    @property
+    def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
+        """The arrays that a compiled look-up reads (Image.lane_arrays); None before the list is loaded."""
+        return None if self.image is None else self.image.lane_arrays
+
     def put(self, state: ListState, image: Image) -> None:
         """See Index.switch."""
         self.state, self.image, self._ends = state, image, image.has_ends

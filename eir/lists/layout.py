@@ -19,7 +19,14 @@ from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, Layout
 
 BOM = b"\xef\xbb\xbf"
 
-BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR = ("imei",), ("identifier",), ("tac",), ("imei_from", "imei_to"), ("imsi",), ("imei", "imsi")
+BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR = (
+    ("imei",),
+    ("identifier",),
+    ("tac",),
+    ("imei_from", "imei_to"),
+    ("imsi",),
+    ("imei", "imsi"),
+)
 """What a row is about, by the columns that identify it."""
 SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,)}
 REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
@@ -124,7 +131,10 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
     if subject is None:
         expected = " or ".join("+".join(columns) for columns in allowed)
         found = "+".join(sorted(present)) or "none of them"
-        raise ReleaseRefused("layout", f"{where}: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}")
+        raise ReleaseRefused(
+            "layout",
+            f"{where}: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}",
+        )
     others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates else [])]
     return Plan(subject, {column: at[column] for column in (*subject, *others) if column in at}, layout)
 
@@ -155,7 +165,9 @@ def separator_hint(header: bytes, separator: str = ",") -> str:
     """What to say of a header as spreadsheets of some countries write it; nothing for any other."""
     for other, called in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
         if other in header and separator.encode() not in header:
-            return f" (its columns are separated by {called}; " + ("save it with commas)" if separator == "," else f"{separator!r} is expected)")
+            return f" (its columns are separated by {called}; " + (
+                "save it with commas)" if separator == "," else f"{separator!r} is expected)"
+            )
     return ""
 
 
@@ -183,7 +195,11 @@ def is_date_form(form: str) -> bool:
     """Whether this is a form of dates: YYYY, MM or Mon, and DD, with hh, mm and ss or without, and signs between them."""
     found = _DATE_PART.findall(form)
     signs = _DATE_PART.sub("", form)
-    complete = {"YYYY", "DD"} < set(found) and ("MM" in found) != ("Mon" in found) and {"hh", "mm"}.intersection(found) in ({"hh", "mm"}, set())
+    complete = (
+        {"YYYY", "DD"} < set(found)
+        and ("MM" in found) != ("Mon" in found)
+        and {"hh", "mm"}.intersection(found) in ({"hh", "mm"}, set())
+    )
     return complete and len(set(found)) == len(found) and re.fullmatch(r"[ ./:_TZ-]*", signs) is not None
 
 
@@ -214,7 +230,9 @@ def layout_named(name: str, layout: str, declared: Mapping[str, Layout]) -> Layo
     known = {**declared, **LAYOUTS}
     if layout not in known:
         advice = "the configuration may declare others (layouts)"
-        raise ReleaseRefused("layout", f"{name}: layout {layout!r} is not known; known are {', '.join(known)}; {advice}")
+        raise ReleaseRefused(
+            "layout", f"{name}: layout {layout!r} is not known; known are {', '.join(known)}; {advice}"
+        )
     return known[layout]
 
 
@@ -242,7 +260,11 @@ def complaint(line: bytes, plan: Plan) -> str:
         fields["imei_to"] = fields["imei_to"] or fields["imei_from"]
     if None in (fields[column] for column in plan.subject) or (layout.answers and not fields["imei"]):
         one = "one answer of Device Check a line, a JSON object with its deviceid, responsestatus success, and dated actions"
-        return f"{one}, is expected" if layout.answers else f"the row has no {'+'.join(plan.subject)}; one row a line, quotes closed, is expected"
+        return (
+            f"{one}, is expected"
+            if layout.answers
+            else f"the row has no {'+'.join(plan.subject)}; one row a line, quotes closed, is expected"
+        )
     try:
         keys = [_KEY_OF[column](fields[column] or "") for column in plan.subject]
         until_seconds(fields.get(UNTIL) or "", layout.dates)
@@ -250,13 +272,19 @@ def complaint(line: bytes, plan: Plan) -> str:
         return str(error)
     except ValueError:
         return f"until is not like {layout.dates or USUAL_DATES}"
-    if any((fields[column] or "").strip() not in layout.added | layout.removed for column in (ACTION, CHANGE) if column in fields):
+    if any(
+        (fields[column] or "").strip() not in layout.added | layout.removed
+        for column in (ACTION, CHANGE)
+        if column in fields
+    ):
         known = [", ".join(sorted(filter(None, codes))) for codes in (layout.added, layout.removed)]
         return f"its code is none of {known[0]} (added) and {known[1]} (removed)"
     if plan.subject != BY_RANGE:
         return "the row cannot be read"
     first, last = keys
-    return "imei_from is above imei_to" if first > last else f"the range holds {-(-(last - first + 1) // SNR_KEYS)} TACs"
+    return (
+        "imei_from is above imei_to" if first > last else f"the range holds {-(-(last - first + 1) // SNR_KEYS)} TACs"
+    )
 
 
 USUAL_DATES = "20261231, 2026-12-31 or 2026-12-31T12:00:00Z"

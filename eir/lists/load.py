@@ -111,7 +111,9 @@ async def load_release(
 
     Raises ReleaseRefused, after recording the refusal (if the store can be written), and StoreError.
     """
-    return await Loader(lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None)).verify_and_load(manifest)
+    return await Loader(
+        lists, store, who, now, marks or {}, force, dry_run, progress or (lambda *_: None)
+    ).verify_and_load(manifest)
 
 
 @dataclass(slots=True)
@@ -190,17 +192,23 @@ class Loader:
 
         is_delta = manifest.kind == DELTA
         reasons = Reasons(before.reasons if is_delta else ())
-        tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run)
+        tally = Tally(
+            bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run
+        )
         rows = read_release(manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max)
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are meant, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
         if before is not NO_LIST and not self.force and not is_delta:
-            come = next(iter(rows)).devices_min() - before.devices  # where whole TACs tell already, nothing needs to be built
+            come = (
+                next(iter(rows)).devices_min() - before.devices
+            )  # where whole TACs tell already, nothing needs to be built
             for reason, found in past_limits(settings, before.devices, come, 0).items():
                 raise ReleaseRefused(reason, f"at least {found}; if that is meant, load it with --force")
         with self.stage(BUILD, 1):
-            built = await (self._amended(settings, before, *rows) if is_delta else self._replaced(manifest.list, before, *rows))
+            built = await (
+                self._amended(settings, before, *rows) if is_delta else self._replaced(manifest.list, before, *rows)
+            )
         passed = {} if before is NO_LIST else past_limits(settings, before.devices, built.come, built.gone)
         if passed and not self.force:
             reason, found = next(iter(passed.items()))
@@ -225,7 +233,9 @@ class Loader:
         if not self.dry_run:
             write = self.store.amend if is_delta else self.store.replace
             with self.stage(WRITE, len(built.pages)):
-                stored = await write(manifest.list, state, built.pages, seen=before.generation, keep=settings.keep, event=event)
+                stored = await write(
+                    manifest.list, state, built.pages, seen=before.generation, keep=settings.keep, event=event
+                )
         return LoadReport(
             list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
             entries=built.entries, devices=built.devices, entries_before=before.entries, devices_before=before.devices,
@@ -255,7 +265,9 @@ class Loader:
     async def _amended(self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows) -> Built:
         """What a delta makes of a list: the pages that differ, and the sums of the whole list."""
         if state.kind != settings.kind:
-            raise ReleaseRefused("base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed")
+            raise ReleaseRefused(
+                "base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed"
+            )
         removed, added = build_pages(rows_removed).pages, build_pages(rows_added).pages
         found, before = await self.store.some_pages(settings.name, sorted({page.number for page in (*removed, *added)}))
         if found is None or found.generation != state.generation:
@@ -267,7 +279,14 @@ class Loader:
 
 
 def read_release(
-    manifest: Manifest, folder: Path, settings: ListSettings, reasons: Reasons, tally: "Tally", *, stage: Stage, memory_max: int = LOAD_MEMORY
+    manifest: Manifest,
+    folder: Path,
+    settings: ListSettings,
+    reasons: Reasons,
+    tally: "Tally",
+    *,
+    stage: Stage,
+    memory_max: int = LOAD_MEMORY,
 ) -> Iterable[Rows]:
     """The rows of all files for each role, once the size and digest of every file hold; those that are added before those that are removed.
 
@@ -286,7 +305,9 @@ def read_release(
         opened = [(entry, stack.enter_context(DataFile(entry.name, folder_fd))) for entry in files]
         for entry, file in opened:
             if file.size != entry.bytes:
-                raise ReleaseRefused("file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}")
+                raise ReleaseRefused(
+                    "file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}"
+                )
         with stage(DIGEST, total) as done:
             for entry, file in opened:
                 if file.sha256(done, keep=total <= KEPT_BYTES_MAX) != entry.sha256:
@@ -310,4 +331,6 @@ def _check_rows(rows: int, memory_max: int) -> None:
     """Refuse a release that cannot fit in memory, by what its manifest says (`too_large`)."""
     if rows * ROW_BYTES > memory_max:
         advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
-        raise ReleaseRefused("too_large", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least, and {advice}")
+        raise ReleaseRefused(
+            "too_large", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least, and {advice}"
+        )

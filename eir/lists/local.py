@@ -102,7 +102,9 @@ class EditReport:
         return "; ".join(text for text, holds in said.items() if holds)
 
 
-def parse_entries(kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False, verbatim: bool = False) -> list[Entry]:
+def parse_entries(
+    kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False, verbatim: bool = False
+) -> list[Entry]:
     """The entries that a command names, each once, for a list of this kind.
 
     `identifiers`: IMEIs, IMEISVs or MEIDs; TACs if `tacs`; whatever phones call themselves if `verbatim`; IMSIs for a list of subscribers. A list of pairs takes each
@@ -111,7 +113,9 @@ def parse_entries(kind: str, identifiers: Sequence[str], *, imsis: Sequence[str]
     if tacs and kind != DEVICES:
         raise IdentifierError(f"a list of {kind} holds no TACs")
     if verbatim and (tacs or kind == SUBSCRIBERS):
-        raise IdentifierError(f"{'TACs' if tacs else 'subscribers'} are not identifiers of devices that may be anything (--verbatim)")
+        raise IdentifierError(
+            f"{'TACs' if tacs else 'subscribers'} are not identifiers of devices that may be anything (--verbatim)"
+        )
     if imsis and kind != PAIRS:
         raise IdentifierError(f"a list of {kind} binds no device to a SIM: only a list of pairs takes --imsi")
     if kind == PAIRS and not imsis:
@@ -119,7 +123,9 @@ def parse_entries(kind: str, identifiers: Sequence[str], *, imsis: Sequence[str]
     identifiers, imsis = [each if verbatim else typed(each) for each in identifiers], [*map(typed, imsis)]
     key_of = imsi_key if kind == SUBSCRIBERS else tac_key if tacs else any_key if verbatim else device_key
     sims = [(f"+{imsi}", _named(imsi_key, imsi)) for imsi in imsis] or [("", 0)]
-    found = [Entry(text + sim, _named(key_of, text), subscriber, tacs) for text in identifiers for sim, subscriber in sims]
+    found = [
+        Entry(text + sim, _named(key_of, text), subscriber, tacs) for text in identifiers for sim, subscriber in sims
+    ]
     distinct = {entry[1:]: entry for entry in found}
     if len(distinct) > ENTRIES_MAX:
         raise IdentifierError(f"{len(distinct)} entries; one command takes {ENTRIES_MAX} at most, a release any number")
@@ -137,7 +143,9 @@ async def edit_list(edit: Edit, settings: ListSettings, store: ListStore, *, who
     return report
 
 
-async def edit_what_differs(edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime) -> frozenset[Entry]:
+async def edit_what_differs(
+    edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime
+) -> frozenset[Entry]:
     """Make the change of those entries that are not there already (add) or are there (remove), and return these; raises as `edit_list`.
 
     For who feeds a list row by row: nothing is kept of what was there before, since rows come by the thousand.
@@ -157,18 +165,24 @@ async def _edit(
         found, before = await store.some_pages(settings.name, numbers)
         state = found or NO_LIST
         if state.kind not in {"", settings.kind}:
-            kinds = f"{settings.name} is a list of {state.kind} in the store and of {settings.kind} in the configuration"
+            kinds = (
+                f"{settings.name} is a list of {state.kind} in the store and of {settings.kind} in the configuration"
+            )
             raise EntryRefused(f"{kinds}; give the new kind a list of another name")
         there = _there(every.entries, before, now)
         if lenient:
-            edit = replace(every, entries=[entry for entry in every.entries if (entry[1:] in there) == (every.what == REMOVE)])
+            edit = replace(
+                every, entries=[entry for entry in every.entries if (entry[1:] in there) == (every.what == REMOVE)]
+            )
         else:
             _refuse_what_changes_nothing(edit, settings.name, there)
         try:
             following, amended = await _edited(edit, settings, store, now, (state, before))
             passed = past_limits(settings, state.devices, amended.come, amended.gone)
             if passed and not edit.force:
-                raise EntryRefused(f"nothing was changed: {next(iter(passed.values()))}; if that is meant, repeat it with --force")
+                raise EntryRefused(
+                    f"nothing was changed: {next(iter(passed.values()))}; if that is meant, repeat it with --force"
+                )
             if edit.entries and not edit.dry_run:
                 event = _event(edit, settings, who, now, lifted=by_force(passed), amended=amended)
                 following = await store.amend(
@@ -183,7 +197,9 @@ async def _edit(
             lifted=tuple(passed), dry_run=edit.dry_run,
         )  # fmt: skip
         return report, edit.entries
-    raise GenerationConflict(f"{settings.name} was changed {TRIES_MAX} times while this change was being made: try again")
+    raise GenerationConflict(
+        f"{settings.name} was changed {TRIES_MAX} times while this change was being made: try again"
+    )
 
 
 def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifted: str, amended: Built) -> Event:
@@ -221,7 +237,9 @@ def _named(key_of: Callable[[str], int], text: str) -> int:
 def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
     """What can be told without looking at the list."""
     if not settings.local:
-        raise EntryRefused(f"{settings.name} is changed by signed releases; only a list with `local: true` takes entries")
+        raise EntryRefused(
+            f"{settings.name} is changed by signed releases; only a list with `local: true` takes entries"
+        )
     check_reason(edit.reason)
     if edit.until and edit.until <= now.timestamp():
         raise EntryRefused(f"the end is over: it is {utc_text(now)}")

@@ -30,7 +30,9 @@ def make(chunks: Sequence[Chunk]) -> Image:
     arrays = _tables(whole)
     if len(whole.counts):
         if len(whole.counts) != len(whole.lows):
-            raise ValueError(f"a list of pairs with {len(whole.lows)} devices, and {len(whole.counts)} of them with a number of subscribers")
+            raise ValueError(
+                f"a list of pairs with {len(whole.lows)} devices, and {len(whole.counts)} of them with a number of subscribers"
+            )
         arrays["pair_ends"] = np.empty(0) if (whole.counts == 1).all() else np.cumsum(whole.counts)
         arrays["imsis"] = whole.imsis
         arrays |= {f"subscriber_{name}": values for name, values in _tables(_subscribers(whole)).items()}
@@ -86,7 +88,9 @@ def _subscribers(of: Chunk) -> Chunk:
     starts = np.flatnonzero(is_fresh(pages))
     rows = np.diff(starts, append=len(imsis)).astype(np.uint32)
     some = np.bitwise_or.reduceat(ends, starts) != 0
-    return plain._replace(bits=plain.bits | np.where(some, ENDS, 0).astype(np.uint32), rows=rows[some], ends=ends[np.repeat(some, rows)])
+    return plain._replace(
+        bits=plain.bits | np.where(some, ENDS, 0).astype(np.uint32), rows=rows[some], ends=ends[np.repeat(some, rows)]
+    )
 
 
 def _rows_of_pages(of: Chunk) -> Numbers:

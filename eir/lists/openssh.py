@@ -61,7 +61,9 @@ class Signature:
 class Verifier:
     """Checks signatures over one message in a private folder, with private copies of all files; one deadline, one time T."""
 
-    def __init__(self, folder: Path, message: bytes, now: datetime, namespace: str = NAMESPACE, what: str = "the manifest") -> None:
+    def __init__(
+        self, folder: Path, message: bytes, now: datetime, namespace: str = NAMESPACE, what: str = "the manifest"
+    ) -> None:
         """`what`: how refusals call the message."""
         self._folder = folder
         self._message = message
@@ -83,7 +85,9 @@ class Verifier:
         Raises ReleaseRefused: `signers_file` or `revoked_file` that cannot be used, `timeout`, `openssh`.
         """
         if (found := self._checked.get((signature, signers_file, revoked_file))) is None:
-            found = self._checked[signature, signers_file, revoked_file] = self._check(signature, signers_file, revoked_file)
+            found = self._checked[signature, signers_file, revoked_file] = self._check(
+                signature, signers_file, revoked_file
+            )
         return found
 
     def _check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
@@ -127,9 +131,13 @@ class Verifier:
                 with path.open("rb") as file:
                     content = file.read(SIGNERS_BYTES_MAX + 1)
             except OSError as error:
-                raise ReleaseRefused(f"{what}_file", f"the {what} file {path} cannot be read: {error.strerror}") from None
+                raise ReleaseRefused(
+                    f"{what}_file", f"the {what} file {path} cannot be read: {error.strerror}"
+                ) from None
             if not content.strip() or len(content) > SIGNERS_BYTES_MAX:
-                raise ReleaseRefused(f"{what}_file", f"the {what} file {path} is empty or larger than {SIGNERS_BYTES_MAX} bytes")
+                raise ReleaseRefused(
+                    f"{what}_file", f"the {what} file {path} is empty or larger than {SIGNERS_BYTES_MAX} bytes"
+                )
             self._snapshots[path] = self.copy(f"trust.{len(self._snapshots)}", content)
         return self._snapshots[path]
 

@@ -74,7 +74,9 @@ class PairRows:
     def __len__(self) -> int:
         return self._rows
 
-    def append(self, devices: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None) -> None:
+    def append(
+        self, devices: Keys, imsis: Keys, reasons: ReasonIndexes | None = None, until: Seconds | None = None
+    ) -> None:
         """More of them."""
         for column, values in zip(self._all, (devices, imsis, reasons, until), strict=True):
             column.append(values, len(devices))
@@ -155,11 +157,18 @@ def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
         had = after.get(low)
         after[low] = comes if had is None else comes._replace(imsis=had.imsis | comes.imsis)
     base = old.number * PAGE_KEYS
-    rows = [(base + low, imsi, paired.reason, end) for low, paired in after.items() for imsi, end in paired.imsis.items()]
+    rows = [
+        (base + low, imsi, paired.reason, end) for low, paired in after.items() for imsi, end in paired.imsis.items()
+    ]
     if not rows:
         return Page(old.number, b"")
     keys, imsis, reasons, until = zip(*rows, strict=True)
-    arrays = (np.array(keys, np.uint64), np.array(imsis, np.uint64), np.array(reasons, np.uint8), np.array(until, np.int64))
+    arrays = (
+        np.array(keys, np.uint64),
+        np.array(imsis, np.uint64),
+        np.array(reasons, np.uint8),
+        np.array(until, np.int64),
+    )
     pairs = PairRows()
     pairs.append(*arrays)
     return pair_pages(pairs.in_order())[0]

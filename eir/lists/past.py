@@ -41,7 +41,11 @@ async def past(store: ListStore, name: str, key: int | None, moment: datetime) -
     rows: Sequence[Listed] | None = None
     if release is not None and key is not None:
         pages = await store.kept_pages(name, release.state.generation, [key // PAGE_KEYS])
-        rows = None if pages is None else [each for each in entries_of(pages) if _names(each, key) and not 0 < each.until <= moment.timestamp()]
+        rows = (
+            None
+            if pages is None
+            else [each for each in entries_of(pages) if _names(each, key) and not 0 < each.until <= moment.timestamp()]
+        )
     return Past(event, release, rows, since)
 
 

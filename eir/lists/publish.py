@@ -112,7 +112,9 @@ def publish(
         bad_rows_max=ROWS_MAX, range_tacs_max=ROWS_MAX, check_digits=True, dates=True, complaints_max=BAD_ROWS_NAMED_MAX
     )
     said: list[str] = []
-    entries, rows = _described(folder, placed, kind, layout, declared or {}, tally=tally, say=said.append, report=report)
+    entries, rows = _described(
+        folder, placed, kind, layout, declared or {}, tally=tally, say=said.append, report=report
+    )
     if tally.bad > bad_rows_max:
         more = f"{tally.bad} bad rows; {bad_rows_max} may be bad (--bad-rows-max)"
         raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
@@ -199,7 +201,9 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[
             done = adding_up(report, "extract", sum(member.file_size for member in members.values()))
             for name, member in members.items():
                 if member.file_size > max(member.compress_size, 1 << 10) * EXPANDED_RATIO_MAX:
-                    raise ReleaseRefused("expanded", f"{file.name}: {name} is packed more than {EXPANDED_RATIO_MAX} times")
+                    raise ReleaseRefused(
+                        "expanded", f"{file.name}: {name} is packed more than {EXPANDED_RATIO_MAX} times"
+                    )
                 with archive.open(member) as source:
                     _put(source, folder / name, member.file_size)
                 done(member.file_size)
@@ -297,7 +301,9 @@ def _described(
                 )  # fmt: skip
                 if file.is_unended:
                     say(f"{name} does not end with a newline: it may have been cut off")
-            entries.append(FileEntry(name=name, role=role, layout=dialect.name, bytes=file.size, rows=count, sha256=digest))
+            entries.append(
+                FileEntry(name=name, role=role, layout=dialect.name, bytes=file.size, rows=count, sha256=digest)
+            )
             for column in strange_columns(header, dialect):
                 say(f"{name}: no EIR reads the column {column}")
     return entries, rows

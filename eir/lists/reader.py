@@ -108,7 +108,11 @@ def read_rows(
             count += len(bad)
             tally.bad += int(bad.sum())
             tally.wrong_dates += int(odd.sum())
-            for names, which, says in ((tally.complaints, bad, None), (tally.wide, wide, None), (tally.odd, odd, no_date)):
+            for names, which, says in (
+                (tally.complaints, bad, None),
+                (tally.wide, wide, None),
+                (tally.odd, odd, no_date),
+            ):
                 _name_rows(names, (name, line), chunk, which, plan, most=tally.complaints_max, says=says)
             if tally.bad > tally.bad_rows_max:
                 more = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
@@ -125,7 +129,11 @@ def read_rows(
 
 
 def _read_chunk(
-    data: bytes, lines: int, plan: Plan, into: tuple[Rows | None, Rows | None, Reasons, Tally], answers: "_Answers | None"
+    data: bytes,
+    lines: int,
+    plan: Plan,
+    into: tuple[Rows | None, Rows | None, Reasons, Tally],
+    answers: "_Answers | None",
 ) -> tuple[Mask, Mask, Mask]:
     """Take some lines: of the rows that they hold, which are bad, which hold a range over the limit, and which no date."""
     rows, removed, reasons, tally = into
@@ -134,7 +142,9 @@ def _read_chunk(
         return np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, bool)
     plus = b"+" in data  # numbers may have a sign, identifiers may not
     if tally.check_digits:
-        tally.wrong_check_digits += sum(_wrong_check_digits(columns[name], plus) for name in plan.subject if name.startswith("imei"))
+        tally.wrong_check_digits += sum(
+            _wrong_check_digits(columns[name], plus) for name in plan.subject if name.startswith("imei")
+        )
     _close_ranges(columns, plan)
     parsed = [_KEYS_OF[name](columns[name], plus) for name in plan.subject]
     keys = [numbers for numbers, _ in parsed]
@@ -157,7 +167,9 @@ def _read_chunk(
     if plan.subject == BY_TAC:
         keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
     if answers is not None and goes is not None:
-        answers.add(keys[0][good], columns[WHEN].cast(pl.Int64).to_numpy()[good], goes[good], None if why is None else why[good])
+        answers.add(
+            keys[0][good], columns[WHEN].cast(pl.Int64).to_numpy()[good], goes[good], None if why is None else why[good]
+        )
         rows = removed = None
     takers = ((rows, good),) if goes is None else ((rows, good & ~goes), (removed, good & goes))
     for taker, which in takers:
@@ -227,7 +239,9 @@ def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask
     texts = [columns[name].str.strip_chars().fill_null("") for name in (ACTION, CHANGE) if name in columns]
     removes = [codes.is_in(list(layout.removed)).to_numpy() for codes in texts]
     adds = [codes.is_in(list(layout.added)).to_numpy() for codes in texts]
-    return np.logical_or.reduce(removes), np.logical_and.reduce([gone | comes for gone, comes in zip(removes, adds, strict=True)])
+    return np.logical_or.reduce(removes), np.logical_and.reduce(
+        [gone | comes for gone, comes in zip(removes, adds, strict=True)]
+    )
 
 
 def _said(texts: pl.Series, layout: Layout) -> pl.Series:
@@ -344,7 +358,9 @@ def _columns(data: bytes, lines: int, plan: Plan) -> dict[str, pl.Series]:
         return columns
     if data.startswith(b"\n") or b"\n\n" in data:
         data = b"".join(line + b"\n" for line in data.split(b"\n") if line)
-        return _columns(data, _lines(data), plan) if data else {column: pl.Series(dtype=pl.String) for column in plan.at}
+        return (
+            _columns(data, _lines(data), plan) if data else {column: pl.Series(dtype=pl.String) for column in plan.at}
+        )
     return columns if whole else _columns_by_line(data, plan)  # a quote that does not close within its line
 
 
@@ -382,4 +398,8 @@ def _name_rows(
     wanted = set(np.flatnonzero(which)[: most - len(names)].tolist())
     if wanted:
         lines = ((line, text) for line, text in enumerate(chunk.split(b"\n"), where[1]) if text)
-        names += [f"{where[0]}:{line}: {says or complaint(text, plan)}" for row, (line, text) in enumerate(lines) if row in wanted]
+        names += [
+            f"{where[0]}:{line}: {says or complaint(text, plan)}"
+            for row, (line, text) in enumerate(lines)
+            if row in wanted
+        ]

@@ -77,7 +77,9 @@ class Frame:
         text = line.decode("utf-8", "replace").strip("\n")
         if not text.startswith(record.begins):
             cut = "" if what == "header" else ": was the file cut off?"
-            raise ReleaseRefused(reason, f"{self._name}: {where} does not begin with {record.begins!r}, as a {what} record does{cut}")
+            raise ReleaseRefused(
+                reason, f"{self._name}: {where} does not begin with {record.begins!r}, as a {what} record does{cut}"
+            )
         try:
             fields = next(csv.reader([text], delimiter=self._layout.separator, strict=True), [])
         except csv.Error:
@@ -85,7 +87,9 @@ class Frame:
         if record.count is not None:
             count = fields[record.count - 1].strip() if record.count <= len(fields) else ""
             if not (count.isascii() and count.isdigit()):
-                raise ReleaseRefused(reason, f"{self._name}: field {record.count} of the {what} record is not a number of rows")
+                raise ReleaseRefused(
+                    reason, f"{self._name}: field {record.count} of the {what} record is not a number of rows"
+                )
             self._promised[what] = int(count[:18])
         if record.date is not None:
             date = fields[record.date - 1].strip() if record.date <= len(fields) else ""
@@ -93,7 +97,9 @@ class Frame:
                 until_seconds(date or "none", self._layout.dates)
             except ValueError:
                 form = self._layout.dates or USUAL_DATES
-                raise ReleaseRefused(reason, f"{self._name}: field {record.date} of the {what} record is not a date like {form}") from None
+                raise ReleaseRefused(
+                    reason, f"{self._name}: field {record.date} of the {what} record is not a date like {form}"
+                ) from None
 
 
 def _decoded(name: str, chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:

@@ -148,10 +148,15 @@ def about(manifest: Manifest) -> Iterator[None]:
 def check_role(entry: FileEntry, layout: Layout) -> None:
     """Refuse a file whose role does not fit its layout. Raises ReleaseRefused (`layout`)."""
     if layout.added and entry.role in (ADDED, REMOVED):
-        detail = f"each row of layout {layout.name} says whether it is added or removed: in a delta its role is {CHANGES}"
+        detail = (
+            f"each row of layout {layout.name} says whether it is added or removed: in a delta its role is {CHANGES}"
+        )
         raise ReleaseRefused("layout", f"{entry.name}: {detail}")
     if entry.role == CHANGES and not layout.added:
-        raise ReleaseRefused("layout", f"{entry.name}: its role is {CHANGES}, but layout {layout.name} has no codes for added and removed")
+        raise ReleaseRefused(
+            "layout",
+            f"{entry.name}: its role is {CHANGES}, but layout {layout.name} has no codes for added and removed",
+        )
 
 
 def is_plain_name(name: str) -> bool:
@@ -183,11 +188,17 @@ def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
 def _verify(
     content: bytes, copies: Mapping[str, Path], lists: Mapping[str, ListSettings], openssh: Verifier, now: datetime
 ) -> Release:
-    trusts = {name: (each.signers, each.revoked) for name, each in lists.items() if each.signers is not None and not each.local}
+    trusts = {
+        name: (each.signers, each.revoked)
+        for name, each in lists.items()
+        if each.signers is not None and not each.local
+    }
     _require_any(copies, list(dict.fromkeys(trusts.values())), openssh)
     manifest = parse_manifest(content)
     if (name := manifest.list) not in trusts:
-        raise ReleaseRefused("unknown_list", f"no list {name} that releases may change is configured", serial=manifest.serial)
+        raise ReleaseRefused(
+            "unknown_list", f"no list {name} that releases may change is configured", serial=manifest.serial
+        )
     with about(manifest):
         signers = _signers(copies, lists[name], trusts[name], openssh)
         check_times(manifest, now)
@@ -274,7 +285,9 @@ def parse_manifest(content: bytes) -> Manifest:
     if expires <= issued:
         raise ReleaseRefused("manifest", '"expires" is not after "issued"')
     name = _list_name(document)
-    files = member(document, "files", list, lambda files: 1 <= len(files) <= FILES_MAX, f"an array of 1 to {FILES_MAX} objects")
+    files = member(
+        document, "files", list, lambda files: 1 <= len(files) <= FILES_MAX, f"an array of 1 to {FILES_MAX} objects"
+    )
     entries = tuple(_file_entry(file, ROLES[kind]) for file in files)
     if len({entry.name for entry in entries}) < len(entries):
         raise ReleaseRefused("manifest", '"files" names a file twice')
@@ -296,7 +309,9 @@ def _file_entry(file: Any, roles: Sequence[str]) -> FileEntry:
     if not is_plain_name(name):
         raise ReleaseRefused("file_name", f"{name!r} is not a plain file name")
     if _NOT_DATA.search(name) is not None:
-        raise ReleaseRefused("file_name", f"{name} is the name of a manifest or a signature; data needs another, such as LIST-SERIAL.csv")
+        raise ReleaseRefused(
+            "file_name", f"{name} is the name of a manifest or a signature; data needs another, such as LIST-SERIAL.csv"
+        )
     role = member(file, "role", str, roles.__contains__, " or ".join(roles))
     layout = member(file, "layout", str, lambda _: True, "a text")
     size, rows = _number(file, "bytes", 0), _number(file, "rows", 0)
@@ -322,7 +337,15 @@ def _is_time(text: str) -> bool:
     return False
 
 
-def member(document: Mapping[str, Any], name: str, kind: type[Value], fits: Callable[[Value], object], expected: str, *, reason: str = "manifest") -> Value:
+def member(
+    document: Mapping[str, Any],
+    name: str,
+    kind: type[Value],
+    fits: Callable[[Value], object],
+    expected: str,
+    *,
+    reason: str = "manifest",
+) -> Value:
     """What a document has under a name. Raises ReleaseRefused, by that reason, if it is not of this kind or does not fit."""
     value = document.get(name)
     if type(value) is not kind or not fits(value):  # by isinstance a bool would be a number

@@ -81,7 +81,9 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
     offsets, lows = begins.tobytes(), low.astype("<u2").tobytes()
     columns = (plain, starts, starts + sizes, first_of_page, first_of_page + per_page)
     return [
-        b"".join((_HEADS[until - of], described[4 * of : 4 * until], offsets[4 * of : 4 * until], lows[2 * first : 2 * last]))
+        b"".join(
+            (_HEADS[until - of], described[4 * of : 4 * until], offsets[4 * of : 4 * until], lows[2 * first : 2 * last])
+        )
         if is_plain
         else encode_sorted(low[first:last])
         for is_plain, first, last, of, until in zip(*(column.tolist() for column in columns), strict=True)

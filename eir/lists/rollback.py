@@ -8,7 +8,9 @@ from eir.errors import NothingToRollBack
 from eir.lists.store import NO_LIST, ROLLED_BACK, Event, ListState, ListStore, Release, utc_text
 
 
-async def roll_back(name: str, store: ListStore, *, who: str, now: datetime, to: int | None = None, dry_run: bool = False) -> ListState:
+async def roll_back(
+    name: str, store: ListStore, *, who: str, now: datetime, to: int | None = None, dry_run: bool = False
+) -> ListState:
     """The state after all that came after a kept release is undone; its serials stay used.
 
     `to`: the serial of that release, or of a local list the number of the change (its generation); None: undo the last one. Raises
@@ -44,7 +46,9 @@ def _steps_to(name: str, before: ListState, found: Sequence[Release], to: int | 
         if to is None or number(release.state) == to:
             return steps
     kept = ", ".join(str(number(release.state)) for release in found[1:])
-    raise NothingToRollBack(f"{'serial' if before.serial else 'change'} {to} of list {name} is not kept; there are: {kept}")
+    raise NothingToRollBack(
+        f"{'serial' if before.serial else 'change'} {to} of list {name} is not kept; there are: {kept}"
+    )
 
 
 def _undone(releases: Sequence[Release]) -> str:

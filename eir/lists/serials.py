@@ -22,7 +22,9 @@ async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who
     if before is None:
         raise EntryRefused(f"{name} has never been loaded, so no serial of it is used up")
     if not 0 <= to < before.highest_serial:
-        raise EntryRefused(f"the highest serial ever accepted for {name} is {before.highest_serial}; --to takes one below it")
+        raise EntryRefused(
+            f"the highest serial ever accepted for {name} is {before.highest_serial}; --to takes one below it"
+        )
     event = Event(
         time=utc_text(now), who=who, what="reset-serial", list=name, serial=before.serial, digest=before.release_digest, outcome=FORCED,
         detail=f"{reason}: the highest serial is {to} again, and was {before.highest_serial}",

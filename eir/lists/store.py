@@ -169,7 +169,14 @@ class ListStore(Protocol):
         """The states of all lists."""
 
     async def replace(
-        self, name: str, state: ListState, pages: Sequence[Page], *, seen: int, keep: int = KEEP, event: Event | None = None
+        self,
+        name: str,
+        state: ListState,
+        pages: Sequence[Page],
+        *,
+        seen: int,
+        keep: int = KEEP,
+        event: Event | None = None,
     ) -> ListState:
         """Put a full release in force and keep the `keep` releases before it for a rollback; returns the state as stored.
 
@@ -178,7 +185,14 @@ class ListStore(Protocol):
         """
 
     async def amend(
-        self, name: str, state: ListState, pages: Sequence[Page], *, seen: int, keep: int = KEEP, event: Event | None = None
+        self,
+        name: str,
+        state: ListState,
+        pages: Sequence[Page],
+        *,
+        seen: int,
+        keep: int = KEEP,
+        event: Event | None = None,
     ) -> ListState:
         """As `replace` for a delta: its pages replace those of the same number, which are kept (one that is `gone` goes)."""
 
@@ -234,7 +248,9 @@ class ListStore(Protocol):
     async def settle(self) -> None:
         """Append what a writer that died in the middle left to be written."""
 
-    async def history(self, name: str | None = None, *, limit: int | None = None, since: str | None = None) -> Sequence[Event]:
+    async def history(
+        self, name: str | None = None, *, limit: int | None = None, since: str | None = None
+    ) -> Sequence[Event]:
         """The newest events, oldest first: about a list, from a time on."""
 
     async def ledger(self) -> Ledger:
@@ -247,7 +263,13 @@ class ListStore(Protocol):
         """Refusals, folded."""
 
     async def rewrite_history(
-        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger | None, exact: bool = False
+        self,
+        batches: AsyncIterable[Sequence[Record]],
+        folds: Sequence[Fold],
+        *,
+        after: int,
+        seen: Ledger | None,
+        exact: bool = False,
     ) -> None:
         """Put records in the place of all those after number `after`, with refusals besides (`exact`: and no others).
 

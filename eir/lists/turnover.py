@@ -40,7 +40,10 @@ def past_limits(settings: ListSettings, devices: int, come: int, gone: int) -> d
     `devices`: identifiers in force. A change of fewer than `change_min` passes none.
     """
     passed = {}
-    for reason, verb, change, limit in (("shrink", "go", gone, settings.shrink_max), ("growth", "come", come, settings.growth_max)):
+    for reason, verb, change, limit in (
+        ("shrink", "go", gone, settings.shrink_max),
+        ("growth", "come", come, settings.growth_max),
+    ):
         most = max(settings.change_min - 1, int(round(limit * devices, 6)))
         if change > most:
             allowed = f"{most:,} may {verb} at most ({reason}_max {limit:.1%}, change_min {settings.change_min:,})"
@@ -105,5 +108,8 @@ def _sims(page: Page, now: float) -> dict[int, set[int]]:
     """The SIMs of each device in a page of pairs; of another page one and the same for all."""
     if not has_pairs(page):
         return {low: {0} for low in _listed(page, now)}
-    lasting = ((low, {imsi for imsi, end in paired.imsis.items() if not end or end > now}) for low, paired in decode_pairs(page).items())
+    lasting = (
+        (low, {imsi for imsi, end in paired.imsis.items() if not end or end > now})
+        for low, paired in decode_pairs(page).items()
+    )
     return {low: sims for low, sims in lasting if sims}

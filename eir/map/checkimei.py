@@ -103,7 +103,12 @@ def _imsi(octets: bytes, among: list[Element], tags: Collection[int], named: Col
     for each in among:
         part = octets[each.start : each.stop]
         if each.tag in tags and (found := imsi_of(part)):
-            if depth == 0 or each.tag in named or each.tag != _OCTETS or (len(part) == _FULL_IMSI_OCTETS and part[-1] >> 4 == 0xF):
+            if (
+                depth == 0
+                or each.tag in named
+                or each.tag != _OCTETS
+                or (len(part) == _FULL_IMSI_OCTETS and part[-1] >> 4 == 0xF)
+            ):
                 return found
         elif _first(each.tag) & CONSTRUCTED and depth < _NESTED_MAX:
             try:
@@ -134,7 +139,11 @@ def argument(version: int, imei: str, imsi: str | None = None) -> bytes:
     first = bytes((_OCTETS, len(number))) + number
     if version < 3:
         return first + (b"" if imsi is None else bytes((0, len(packed(imsi)))) + packed(imsi))
-    inside = first + bytes((_BITS, 2, 6, 0x80)) + (b"" if imsi is None else bytes((_OCTETS, len(packed(imsi)))) + packed(imsi))
+    inside = (
+        first
+        + bytes((_BITS, 2, 6, 0x80))
+        + (b"" if imsi is None else bytes((_OCTETS, len(packed(imsi)))) + packed(imsi))
+    )
     return bytes((_SEQUENCE, len(inside))) + inside
 
 

@@ -28,7 +28,13 @@ def _stream(octets: memoryview, streams: int) -> int:
     return 1 + (octets[label + 15] if label >= 0 else 0) % (streams - 1)
 
 
-CARRIED = Carried(m3ua.PPID, m3ua.HEADER_BYTES, lambda octets, at: int.from_bytes(octets[at + 4 : at + 8]), unordered=False, stream=_stream)
+CARRIED = Carried(
+    m3ua.PPID,
+    m3ua.HEADER_BYTES,
+    lambda octets, at: int.from_bytes(octets[at + 4 : at + 8]),
+    unordered=False,
+    stream=_stream,
+)
 """How SCTP carries M3UA."""
 
 
@@ -79,7 +85,9 @@ class Link(link.Link):
 
     def paths(self) -> Mapping[str, bool]:
         """Addresses of the other end, and whether each is reached; none over TCP."""
-        found: Mapping[str, bool] | None = self.transport.get_extra_info("paths") if self.transport is not None else None
+        found: Mapping[str, bool] | None = (
+            self.transport.get_extra_info("paths") if self.transport is not None else None
+        )
         return found or {}
 
     # link.Link

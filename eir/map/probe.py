@@ -129,7 +129,9 @@ class _Client(asyncio.Protocol):
         if self._association is None or self.closed_by:
             raise EirError(self.closed_by)
         otid = (next(self._numbers) & 0xFFFFFFFF).to_bytes(4)
-        data = tcap.begin(otid, tcap.request(context) if version > 1 else b"", tcap.invoke(b"\1", codec.CHECK_IMEI, argument))
+        data = tcap.begin(
+            otid, tcap.request(context) if version > 1 else b"", tcap.invoke(b"\1", codec.CHECK_IMEI, argument)
+        )
         own, eir = self._target.point_codes
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._answers[otid] = answer
@@ -254,11 +256,29 @@ def _aborted(octets: bytes, message: Message) -> str:
 
 def _outcome(imei: str, imsi: str | None, octets: bytes, version: int, found: Outcome, round_trip_ms: float) -> Finding:  # noqa: PLR0917 - what a Finding is made of
     if found.problem is not None:
-        return Finding(imei, imsi, None, None, None, round_trip_ms, None, f"Reject, problem {found.problem.tag & 3}.{found.problem.code}")
+        return Finding(
+            imei,
+            imsi,
+            None,
+            None,
+            None,
+            round_trip_ms,
+            None,
+            f"Reject, problem {found.problem.tag & 3}.{found.problem.code}",
+        )
     if found.error == codec.UNKNOWN_EQUIPMENT:
         return Finding(imei, imsi, "unknown", None, None, round_trip_ms)
     if found.error is not None:
-        return Finding(imei, imsi, None, found.error, None, round_trip_ms, None, f"{found.error} {ERRORS.get(found.error, '')}".strip())
+        return Finding(
+            imei,
+            imsi,
+            None,
+            found.error,
+            None,
+            round_trip_ms,
+            None,
+            f"{found.error} {ERRORS.get(found.error, '')}".strip(),
+        )
     value = codec.status_of(octets, version, found.parameters)
     status = None if value is None else STATUSES.get(value)
     return Finding(imei, imsi, status, None, None, round_trip_ms, None if status else "a result without a status")

@@ -156,25 +156,43 @@ class MapServer(Server[Link]):
                 at, why = self._failures.get(gateway.label, (None, None))
                 state = "disabled" if gateway.label in self._disabled else "down"
                 tally = {name: before[name] for name in ("requests", "answers") if before}
-                rows.append(self._absent(gateway.label, state, direction="out", last_error=why, last_error_at=at, **tally))
+                rows.append(
+                    self._absent(gateway.label, state, direction="out", last_error=why, last_error_at=at, **tally)
+                )
         answers: Counter[str] = Counter()
         for (label, _), count in self.results.items():
             answers[label] += count
         for each in self.peers:
             if each.is_titled and each.label not in there:
-                state = "disabled" if each.label in self._disabled else "open" if any(link.is_up for link in self.links) else "down"
+                state = (
+                    "disabled"
+                    if each.label in self._disabled
+                    else "open"
+                    if any(link.is_up for link in self.links)
+                    else "down"
+                )
                 rows.append(self._absent(each.label, state, requests=answers[each.label], answers=answers[each.label]))
         return rows
 
     def _absent(self, label: str, state: str, **more: Any) -> Mapping[str, Any]:
         last = self.node_counts.last_request.get(label)
-        row = {"address": None, "state": state, "since": None, "connections": 0, "requests": 0, "answers": 0, "last_seen": last}
+        row = {
+            "address": None,
+            "state": state,
+            "since": None,
+            "connections": 0,
+            "requests": 0,
+            "answers": 0,
+            "last_seen": last,
+        }
         return self._row(Requester(label), **row | more)
 
     def standing(self, link: Link) -> Mapping[str, Any]:
         """State, direction and paths of an association."""
         association = link.association
-        state = "down" if association is None else "open" if association.state == State.ACTIVE else str(association.state)
+        state = (
+            "down" if association is None else "open" if association.state == State.ACTIVE else str(association.state)
+        )
         return {"state": state, "direction": "in" if link.gateway is None else "out", "paths": dict(link.paths())}
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
@@ -183,7 +201,10 @@ class MapServer(Server[Link]):
         for link in self.links:
             if link.association is not None:
                 errors.update(link.association.dropped)
-        return {"eir_map_answers_total": self.results, "eir_sigtran_errors_total": {(reason,): count for reason, count in errors.items()}}
+        return {
+            "eir_map_answers_total": self.results,
+            "eir_sigtran_errors_total": {(reason,): count for reason, count in errors.items()},
+        }
 
     def lost(self, link: Link) -> None:
         """Forget a connection, and say why it ended."""
@@ -196,7 +217,15 @@ class MapServer(Server[Link]):
     def accept(self, link: Link) -> Association | None:
         """Take a connection that we made, or one that the peer table has an entry for."""
         now = self.loop.time()
-        refusal = "draining" if self.draining else None if self.identify(link) else "disabled" if link.settings is not None else "source"
+        refusal = (
+            "draining"
+            if self.draining
+            else None
+            if self.identify(link)
+            else "disabled"
+            if link.settings is not None
+            else "source"
+        )
         if refusal is not None:
             self.refused(refusal, address=link.address, setting="peers: from" if refusal == "source" else None)
             return None
@@ -220,7 +249,9 @@ class MapServer(Server[Link]):
         except SccpFault as e:
             self.errors[f"sccp_{e}"] += 1
             return None
-        cause = Cause.NO_REASSEMBLY if unit.segmented else Cause.UNEQUIPPED_USER if not _is_for_us(unit.called) else None
+        cause = (
+            Cause.NO_REASSEMBLY if unit.segmented else Cause.UNEQUIPPED_USER if not _is_for_us(unit.called) else None
+        )
         if cause is not None:
             self.errors[f"sccp_{cause.name.lower()}"] += 1
             return self._back(link, transfer, unit.calling, sccp.returned(unit, cause)) if unit.returns else None
@@ -237,14 +268,18 @@ class MapServer(Server[Link]):
         """Tell of it; point codes as people write them."""
         fields = dict(what.fields)
         if "point_codes" in fields:
-            fields["point_codes"] = ",".join(point_code_text(code, self._ss7.variant) for code, _ in fields["point_codes"])
+            fields["point_codes"] = ",".join(
+                point_code_text(code, self._ss7.variant) for code, _ in fields["point_codes"]
+            )
         if what.event == "m3ua_state" and what.reason == State.ACTIVE:
             link.served = True
             self._failures.pop(link.requester.label, None)
             self.opened(link)
             return
         level = "warning" if what.event in _WARNED else "info"
-        self.report(what.event, peer=link.requester.label, reason=what.reason, level=level, **{"address": link.address} | fields)
+        self.report(
+            what.event, peer=link.requester.label, reason=what.reason, level=level, **{"address": link.address} | fields
+        )
 
     def answered(self, link: Link, count: int, seconds: float) -> None:
         """Count them; who asked is noted with each request."""
@@ -269,8 +304,20 @@ class MapServer(Server[Link]):
     def _back(self, link: Link, transfer: Transfer, calling: Address, payload: bytes) -> Transfer:
         """A message to the calling address: to its point code where that is what it is reached by, else to where the question came from."""
         to = calling.pc if calling.by_ssn and calling.pc is not None else transfer.opc
-        context = transfer.context if transfer.context is not None or link.association is None else link.association.context
-        return Transfer(transfer.dpc, to, transfer.sls, payload, transfer.indicator, transfer.network, transfer.priority, context, transfer.appearance)
+        context = (
+            transfer.context if transfer.context is not None or link.association is None else link.association.context
+        )
+        return Transfer(
+            transfer.dpc,
+            to,
+            transfer.sls,
+            payload,
+            transfer.indicator,
+            transfer.network,
+            transfer.priority,
+            context,
+            transfer.appearance,
+        )
 
     def _asker(self, link: Link, calling: Address, opc: int) -> Asker:
         """Who asks, by the title and the point code of the calling address."""
@@ -286,7 +333,11 @@ class MapServer(Server[Link]):
     def _look_up(self, link: Link, calling: Address, opc: int) -> Asker:
         variant, code = self._ss7.variant, calling.pc if calling.pc is not None else opc
         for each in self.peers:
-            if each.is_titled and is_from(each, link.source) and (each.gt is None or calling.digits.startswith(each.gt)):
+            if (
+                each.is_titled
+                and is_from(each, link.source)
+                and (each.gt is None or calling.digits.startswith(each.gt))
+            ):
                 if each.point_code is not None and point_code(each.point_code, variant) != code:
                     continue
                 settings = each
@@ -318,7 +369,14 @@ class MapServer(Server[Link]):
             except OSError as e:
                 why = stream.fault_text(e, secure=False)
                 self._failures[gateway.label] = time.time(), why
-                self.report("connect_failed", peer=gateway.label, reason=type(e).__name__, level="warning", detail=why, address=gateway.connect)
+                self.report(
+                    "connect_failed",
+                    peer=gateway.label,
+                    reason=type(e).__name__,
+                    level="warning",
+                    detail=why,
+                    address=gateway.connect,
+                )
             else:
                 await asyncio.shield(link.closed)
                 if link.served:

@@ -55,7 +55,9 @@ def _shapes() -> dict[tuple[int, int], _Shape]:
     for version in codec.VERSIONS:
         for imsi in (None, "001010000000001") if version < 3 else (None,):
             dialogue = b"" if version == 1 else tcap.request(codec.context_of(version))
-            sent = dialogue + encoded(0x6C, tcap.invoke(b"\1", codec.CHECK_IMEI, codec.argument(version, "0" * 16, imsi)))
+            sent = dialogue + encoded(
+                0x6C, tcap.invoke(b"\1", codec.CHECK_IMEI, codec.argument(version, "0" * 16, imsi))
+            )
             number = sent.index(b"\2\1\1\2\1\x2b", len(dialogue)) + 2
             imei = sent.index(b"\4\x08", number) + 2
             rest = sent[imei + 8 :]
@@ -80,7 +82,9 @@ class MapService:
         self._fallback: Status | None = Status.WHITELISTED
         self._imsi_tags: Collection[int] = ()
 
-    def configure(self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]) -> None:
+    def configure(
+        self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]
+    ) -> None:
         """Take over what some peers, by label, get instead of a status, and further tags of an IMSI.
 
         `fallback`: what a request gets over a fault of ours; None: systemFailure.
@@ -121,7 +125,9 @@ class MapService:
                 return None
         elif rest != shape.tail:
             return None
-        component, result = self._checked(shape.version, octets[number : number + 1], codec.digits(octets[imei : imei + 8]), imsi, asks)
+        component, result = self._checked(
+            shape.version, octets[number : number + 1], codec.digits(octets[imei : imei + 8]), imsi, asks
+        )
         head, between = _frame(shape.version, octets[3], len(component))
         return Reply(head + octets[4:behind] + between + component, result)
 
@@ -141,7 +147,9 @@ class MapService:
         """The answer to a Begin. Raises TcapFault for a dialogue that is refused."""
         version, accepted = _opened(octets, message)
         if message.components is None or message.components.start == message.components.stop:
-            return Reply(tcap.abort_dialogue(message.otid, tcap.ended(provider=False) if accepted else b""), "tcap_empty")
+            return Reply(
+                tcap.abort_dialogue(message.otid, tcap.ended(provider=False) if accepted else b""), "tcap_empty"
+            )
         parts, result = [], "reject"
         for each in tcap.invocations(octets, message.components):
             if isinstance(each, bytes):
@@ -166,7 +174,9 @@ class MapService:
             return _with_id(invoke.id, *instead(version, invoke))
         return self._checked(version, invoke.id, asked.imei, asked.imsi, asks, wants_status=asked.wants_status)
 
-    def _checked(self, version: int, number: bytes, imei: str | None, imsi: str, asks: Requester, *, wants_status: bool = True) -> tuple[bytes, str]:
+    def _checked(
+        self, version: int, number: bytes, imei: str | None, imsi: str, asks: Requester, *, wants_status: bool = True
+    ) -> tuple[bytes, str]:
         """The component that answers a check, and its result."""
         try:
             verdict = self._checker.check(Question(
@@ -212,8 +222,12 @@ def _opened(octets: bytes, message: Message) -> tuple[int, bytes]:
         raise TcapFault("tcap_dialogue", tcap.abort_dialogue(message.otid, tcap.ended(provider=True)))
     version = codec.version_of(opened.context)
     if not opened.version_1 or version is None:
-        refusal = tcap.response(_alternative(opened.context), accepted=False, diagnostic=_NOT_SUPPORTED, provider=not opened.version_1)
-        raise TcapFault("context_not_supported" if opened.version_1 else "tcap_dialogue", tcap.abort_dialogue(message.otid, refusal))
+        refusal = tcap.response(
+            _alternative(opened.context), accepted=False, diagnostic=_NOT_SUPPORTED, provider=not opened.version_1
+        )
+        raise TcapFault(
+            "context_not_supported" if opened.version_1 else "tcap_dialogue", tcap.abort_dialogue(message.otid, refusal)
+        )
     return version, _ACCEPTED[version]
 
 

@@ -30,7 +30,9 @@ def token_in(file: Path) -> str:
     except (ValueError, RecursionError):
         document = {}
     if len(octets) > FILE_BYTES_MAX or (token := issued(document)) is None:
-        raise EirError(f"{file} has no access token; expected the token alone, or an issuer's answer in JSON with access_token") from None
+        raise EirError(
+            f"{file} has no access token; expected the token alone, or an issuer's answer in JSON with access_token"
+        ) from None
     return token
 
 

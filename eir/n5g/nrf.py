@@ -123,7 +123,10 @@ class Registration:
             profile = {**self._profile, "nfStatus": status, "load": standing.load}
             self._asked = self._ask(REGISTER, 0 if self.registered else self._at, "PUT", _JSON, _json(profile))
         else:
-            changes = [{"op": "replace", "path": path, "value": value} for path, value in (("/nfStatus", status), ("/load", standing.load))]
+            changes = [
+                {"op": "replace", "path": path, "value": value}
+                for path, value in (("/nfStatus", status), ("/load", standing.load))
+            ]
             self._asked = self._ask(HEARTBEAT, self._at, "PATCH", _PATCH, _json(changes))
         return self._asked
 
@@ -161,7 +164,13 @@ class Registration:
         elif ask.what == HEARTBEAT and status == 404:
             self.registered = False
             self.due = now
-            self._report("nrf_lost", level="warning", nrf=ask.root, reason="unknown", detail="the NRF does not know the node any more")
+            self._report(
+                "nrf_lost",
+                level="warning",
+                nrf=ask.root,
+                reason="unknown",
+                detail="the NRF does not know the node any more",
+            )
         else:
             self._retry_s = max(self._retry_s, _seconds(headers.get("retry-after")))
             self._not_taken(ask, f"status {status}{_problem(body)}", now)
@@ -250,7 +259,9 @@ class Registration:
             self._failures, self._retry_s, self._pause_s = 0, 0.0, min(2 * self._pause_s, PAUSE_S_MAX)
 
 
-def profile_of(settings: NrfSettings, instance: str, endpoints: Sequence[str], *, tokens: bool, started: str) -> dict[str, Any]:
+def profile_of(
+    settings: NrfSettings, instance: str, endpoints: Sequence[str], *, tokens: bool, started: str
+) -> dict[str, Any]:
     """The NF profile (TS 29.510 6.1.6.2.2) but for status and load.
 
     `endpoints`: URLs of the service; `tokens`: whether it wants them; `started`: when the node did, as a date and time of RFC 3339.
@@ -259,7 +270,13 @@ def profile_of(settings: NrfSettings, instance: str, endpoints: Sequence[str], *
     hosts = dict.fromkeys(each.hostname or "" for each in at)
     addresses = {version: [host for host in hosts if _version(host) == version] for version in (4, 6)}
     fqdn = settings.fqdn or next((host for host in hosts if not _version(host)), None)
-    common = {"fqdn": fqdn, "allowedNfTypes": ["AMF"], "priority": settings.priority, "capacity": settings.capacity, "recoveryTime": started}
+    common = {
+        "fqdn": fqdn,
+        "allowedNfTypes": ["AMF"],
+        "priority": settings.priority,
+        "capacity": settings.capacity,
+        "recoveryTime": started,
+    }
     services = [
         {
             "serviceInstanceId": f"{SERVICE}-{scheme}", "serviceName": SERVICE, "scheme": scheme, "nfServiceStatus": "REGISTERED",

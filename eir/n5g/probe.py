@@ -166,7 +166,11 @@ async def _connected(target: Target) -> AsyncIterator[_Client]:
                 target.host, target.port, ssl=target.tls, server_hostname=target.host if target.tls else None
             )
     except (OSError, TimeoutError) as e:
-        why = fault_text(e, secure=target.tls is not None) if isinstance(e, OSError) else f"no connection within {target.timeout_s:g} s"
+        why = (
+            fault_text(e, secure=target.tls is not None)
+            if isinstance(e, OSError)
+            else f"no connection within {target.timeout_s:g} s"
+        )
         raise EirError(f"cannot connect to {address_text([target.host], target.port)}: {why}") from None
     client = _Client(target, reader, writer)
     listening = asyncio.create_task(client.listen())

@@ -47,7 +47,11 @@ TIMED_OUT = Cause(504, "TIMED_OUT_REQUEST", "The client waits no more")  # TS 29
 
 
 def problem(
-    cause: Cause, detail: str | None = None, *, invalid: Sequence[tuple[str, str]] = (), headers: Sequence[tuple[bytes, bytes]] = ()
+    cause: Cause,
+    detail: str | None = None,
+    *,
+    invalid: Sequence[tuple[str, str]] = (),
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Response:
     """The response for an error. `invalid`: parameters (`query pei`) and what is wrong with each."""
     document = {

@@ -15,7 +15,9 @@ PRIORITY_DEFAULT = 24
 """TS 29.500 6.8.4: that of a request that does not say; 0 is the highest, 31 the lowest."""
 DRMP_DEFAULT = 10
 PRIORITIES = tuple(
-    round(priority * DRMP_DEFAULT / PRIORITY_DEFAULT) if priority <= PRIORITY_DEFAULT else DRMP_DEFAULT + round((priority - PRIORITY_DEFAULT) * 5 / 7)
+    round(priority * DRMP_DEFAULT / PRIORITY_DEFAULT)
+    if priority <= PRIORITY_DEFAULT
+    else DRMP_DEFAULT + round((priority - PRIORITY_DEFAULT) * 5 / 7)
     for priority in range(32)
 )
 """By message priority: the one of RFC 7944 that is held for the same, so that both protocols' requests share one limit fairly."""
@@ -53,7 +55,9 @@ def moment(text: bytes) -> float | None:
         return None
     try:
         second = float(parts[6])
-        at = datetime(int(parts[3]), MONTHS[parts[2]], int(parts[1]), int(parts[4]), int(parts[5]), int(second), tzinfo=UTC)
+        at = datetime(
+            int(parts[3]), MONTHS[parts[2]], int(parts[1]), int(parts[4]), int(parts[5]), int(second), tzinfo=UTC
+        )
     except (ValueError, KeyError, OverflowError):
         return None
     return at.timestamp() + second % 1

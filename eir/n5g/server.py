@@ -60,7 +60,14 @@ class N5gServer(Server[Link]):
         """Checks the access token of each request; None: none is asked for."""
         self.reconfigure(peers, limits, overload=overload, tls=tls)
 
-    def reconfigure(self, peers: Sequence[PeerSettings], limits: Limits, *, overload: Status | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def reconfigure(
+        self,
+        peers: Sequence[PeerSettings],
+        limits: Limits,
+        *,
+        overload: Status | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Take over new settings; connections that they still allow stay, the others are sent away."""
         self._overload = overload
         self._http_limits = Http2Limits(
@@ -82,7 +89,10 @@ class N5gServer(Server[Link]):
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
         """What is counted of this protocol alone."""
-        return {"eir_sbi_responses_total": self.responses, "eir_sbi_errors_total": {(reason,): count for reason, count in self.errors.items()}}
+        return {
+            "eir_sbi_responses_total": self.responses,
+            "eir_sbi_errors_total": {(reason,): count for reason, count in self.errors.items()},
+        }
 
     # link.Owner
 
@@ -104,7 +114,9 @@ class N5gServer(Server[Link]):
         else:
             self.opened(link)
         self.watch()
-        return Connection(lambda request: self.respond(link, request), self._http_limits, self._shapes, self.loop.time())
+        return Connection(
+            lambda request: self.respond(link, request), self._http_limits, self._shapes, self.loop.time()
+        )
 
     def respond(self, link: Link, request: Request) -> Response:
         """Answer a request, within the limits."""
@@ -114,7 +126,10 @@ class N5gServer(Server[Link]):
             return carried_back(request.headers, _STRANGER)
         label = link.requester.label
         try:
-            if link.rates and (limit := refusing(link.rates, self.loop.time(), priority_of(request.headers))) is not None:
+            if (
+                link.rates
+                and (limit := refusing(link.rates, self.loop.time(), priority_of(request.headers))) is not None
+            ):
                 self.node_counts.shed[label, limit.reason] += 1
                 if self._overload is not None:
                     response, result = STATUSES[self._overload], self._overload.value

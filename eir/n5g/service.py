@@ -24,11 +24,15 @@ URI_BYTES_MAX = 2048
 JSON = (b"content-type", b"application/json")
 
 _USUAL = re.compile(
-    re.escape(RESOURCE) + rb"\?pei=(?:imei-([0-9]{15})|imeisv-([0-9]{16}))(?:&supi=imsi-([0-9]{5,15}))?(?:&gpsi=msisdn-[0-9]{5,15})?"
+    re.escape(RESOURCE)
+    + rb"\?pei=(?:imei-([0-9]{15})|imeisv-([0-9]{16}))(?:&supi=imsi-([0-9]{5,15}))?(?:&gpsi=msisdn-[0-9]{5,15})?"
 )
 """What nearly all requests ask for."""
 _OF_AN_API = re.compile(rb"/[^/]+/v[0-9]+(?:/|$)")
-_IMEI, _OTHER = re.compile(r"(imei-[0-9]{15})|(imeisv-[0-9]{16})"), re.compile(r"mac(-[0-9A-Fa-f]{2}){6}(-untrusted)?|eui(-[0-9A-Fa-f]{2}){8}")
+_IMEI, _OTHER = (
+    re.compile(r"(imei-[0-9]{15})|(imeisv-[0-9]{16})"),
+    re.compile(r"mac(-[0-9A-Fa-f]{2}){6}(-untrusted)?|eui(-[0-9A-Fa-f]{2}){8}"),
+)
 _KNOWN_FORM = re.compile(r"(?:imei|imeisv|mac|eui)-")
 _FORMS = {
     "supi": re.compile(r"imsi-[0-9]{5,15}|(?!imsi-).+"), "gpsi": re.compile(r"msisdn-[0-9]{5,15}|extid-[^@]+@[^@]+|(?!msisdn-|extid-).+"),
@@ -37,7 +41,9 @@ _FORMS = {
 """TS 29.571 5.3.2, 5.2.2: patterns of what may come beside a PEI, an identifier of an unknown kind being none of the known ones."""
 
 STATUSES: dict[Status, Response] = {
-    status: Response(200, (JSON,), b'{"status":"%s"}' % status.value.upper().encode()) for status in Status if status != Status.UNKNOWN
+    status: Response(200, (JSON,), b'{"status":"%s"}' % status.value.upper().encode())
+    for status in Status
+    if status != Status.UNKNOWN
 }
 """The response to each verdict, encoded once (TS 29.511 6.1.6.2.2)."""
 STATUSES[Status.UNKNOWN] = problem(problems.EQUIPMENT_UNKNOWN, "The PEI is not known")
@@ -116,7 +122,10 @@ def _check_resource(request: Request) -> None:
     if len(request.path) > URI_BYTES_MAX:
         raise Refused(problems.URI_TOO_LONG, f"more than {URI_BYTES_MAX} bytes")
     if request.fault is not None:
-        raise Refused(problems.HEADERS_TOO_LARGE if request.fault == HEADERS_TOO_LARGE else problems.BODY_TOO_LARGE, "more than is taken here")
+        raise Refused(
+            problems.HEADERS_TOO_LARGE if request.fault == HEADERS_TOO_LARGE else problems.BODY_TOO_LARGE,
+            "more than is taken here",
+        )
     if path != RESOURCE:
         if _OF_AN_API.match(path) and not path.startswith(b"/n5g-eir-eic/v1/"):
             raise Refused(problems.INVALID_API, "n5g-eir-eic in version v1 is what is here")
@@ -135,8 +144,14 @@ def _check_parameters(found: dict[str, list[str]]) -> None:
             if form.fullmatch(value) is None or len(found[name]) > 1:
                 raise Refused(problems.OPTIONAL_INCORRECT, "it is not of the form that TS 29.571 gives", name)
     pei = found["pei"]
-    if len(pei) > 1 or not pei[0] or (_KNOWN_FORM.match(pei[0]) and not (_IMEI.fullmatch(pei[0]) or _OTHER.fullmatch(pei[0]))):
-        raise Refused(problems.PEI_INCORRECT, "expected one of imei- and 15 digits, imeisv- and 16, mac- or eui-", "pei")
+    if (
+        len(pei) > 1
+        or not pei[0]
+        or (_KNOWN_FORM.match(pei[0]) and not (_IMEI.fullmatch(pei[0]) or _OTHER.fullmatch(pei[0])))
+    ):
+        raise Refused(
+            problems.PEI_INCORRECT, "expected one of imei- and 15 digits, imeisv- and 16, mac- or eui-", "pei"
+        )
 
 
 def question_about(pei: str, imsi: str, asks: Requester) -> Question:
@@ -145,7 +160,13 @@ def question_about(pei: str, imsi: str, asks: Requester) -> Question:
     other = pei if _OTHER.fullmatch(pei) else None
     imei = None if other else digits if kind in {"imei", "imeisv"} else pei
     return Question(
-        imei=imei, other=other, imsi=imsi, origin_host=asks.host, origin_realm=asks.realm, protocol=PROTOCOL, peer=asks.label
+        imei=imei,
+        other=other,
+        imsi=imsi,
+        origin_host=asks.host,
+        origin_realm=asks.realm,
+        protocol=PROTOCOL,
+        peer=asks.label,
     )
 
 

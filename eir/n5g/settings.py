@@ -42,7 +42,9 @@ class NrfSettings:
         """All hosts that a redirect may lead to, by name or address in lower case; None: any."""
         if self.redirects is None:
             return None
-        return frozenset(urlsplit(uri).hostname or "" for uri in self.uri) | {host.strip("[]").lower() for host in self.redirects}
+        return frozenset(urlsplit(uri).hostname or "" for uri in self.uri) | {
+            host.strip("[]").lower() for host in self.redirects
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

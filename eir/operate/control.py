@@ -50,7 +50,9 @@ class ControlDenied(ControlError):
 class ControlServer:
     """Answers commands (name → callable of the request's arguments) on a socket in the folder."""
 
-    def __init__(self, folder: Path, commands: Mapping[str, Command], *, name: str = SOCKET_NAME, report: Report) -> None:
+    def __init__(
+        self, folder: Path, commands: Mapping[str, Command], *, name: str = SOCKET_NAME, report: Report
+    ) -> None:
         self._folder = folder
         self._name = name
         self._commands = commands
@@ -156,7 +158,11 @@ def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float |
             with link.makefile("rb") as answers:
                 line = answers.readline()
     except (FileNotFoundError, ConnectionRefusedError):
-        where = f"on the state folder {folder} (start one: eir serve)" if at == SOCKET_NAME else f"with control_read: {folder / at}"
+        where = (
+            f"on the state folder {folder} (start one: eir serve)"
+            if at == SOCKET_NAME
+            else f"with control_read: {folder / at}"
+        )
         raise ControlAway(f"no node runs {where}") from None
     except PermissionError:
         advice = as_owner(folder) if at == SOCKET_NAME else f"; who is in the group of {folder} may"

@@ -62,7 +62,11 @@ class HttpServer:
 
 
 def pages(
-    snapshot: Callable[[], Awaitable[metrics.Snapshot]], reports: Callable[[], Awaitable[Sequence[WorkerReport]]], status: Status, *, report: Report
+    snapshot: Callable[[], Awaitable[metrics.Snapshot]],
+    reports: Callable[[], Awaitable[Sequence[WorkerReport]]],
+    status: Status,
+    *,
+    report: Report,
 ) -> dict[str, Page]:
     """The pages by path. `snapshot` gives all numbers of the node, `reports` how its workers are."""
     strange: set[str] = set()
@@ -73,7 +77,12 @@ def pages(
         for name in metrics.unknown(numbers):
             if name not in strange:
                 strange.add(name)
-                report("metric_unknown", level="error", reason=name, detail="not in the table of metrics; the page leaves it out")
+                report(
+                    "metric_unknown",
+                    level="error",
+                    reason=name,
+                    detail="not in the table of metrics; the page leaves it out",
+                )
         # Rendering takes milliseconds with many peers: beside the loop, not in it.
         return Response(200, metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, numbers))
 

@@ -47,7 +47,10 @@ class Lately:
     def minutes(self) -> list[Minute]:
         """The minutes that are over, the oldest first."""
         return [
-            Minute({status: count for status, count in (after.checks - before.checks).items() if count}, *_percentiles(before.durations, after.durations))
+            Minute(
+                {status: count for status, count in (after.checks - before.checks).items() if count},
+                *_percentiles(before.durations, after.durations),
+            )
             for before, after in pairwise(self._samples)
         ]
 

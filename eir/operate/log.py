@@ -22,7 +22,19 @@ BURST = 5
 """Lines of one kind that go out at once."""
 INTERVAL_S = 10.0
 """After a burst, one line of a kind in this time."""
-ALWAYS = frozenset({"reloaded", "reload_refused", "override", "override_ended", "lenience_taken", "peer_disabled", "peer_enabled", "traced", "trace_ended"})
+ALWAYS = frozenset(
+    {
+        "reloaded",
+        "reload_refused",
+        "override",
+        "override_ended",
+        "lenience_taken",
+        "peer_disabled",
+        "peer_enabled",
+        "traced",
+        "trace_ended",
+    }
+)
 """What people do, and what comes of it: each of these has its line."""
 KINDS_MAX = 4096
 """Kinds of lines that are told apart; past that, the limits start afresh (peers' names come from the wire)."""
@@ -105,7 +117,9 @@ class Log:
         """Write one line for the event, unless its kind had too many of late."""
         if LEVELS[level] < self._level:
             return
-        suppressed = 0 if event in ALWAYS else self._take(hash((event, peer, reason, fields.get("list"), fields.get("entry"))))
+        suppressed = (
+            0 if event in ALWAYS else self._take(hash((event, peer, reason, fields.get("list"), fields.get("entry"))))
+        )
         if suppressed is None:
             return
         line = {"event": event, "peer": peer, "reason": reason, **fields, "suppressed": suppressed or None}
@@ -165,7 +179,14 @@ class Log:
             imei, imsi = fold.imei, fold.imsi
             if not self._full_identifiers:
                 imei, imsi = short(imei) if imei else "", short(imsi, MCC_MNC_DIGITS) if imsi else ""
-            line = {"event": "checks", "status": status, "list": list_name or None, "rule": rule, "peer": peer, "count": fold.count}
+            line = {
+                "event": "checks",
+                "status": status,
+                "list": list_name or None,
+                "rule": rule,
+                "peer": peer,
+                "count": fold.count,
+            }
             self._write("info", {**line, "host": fold.host or None, "imei": imei or None, "imsi": imsi or None})
         observed, self._observed = self._observed, Counter()
         for (number, status, name), count in observed.items():

@@ -113,7 +113,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_process_max_fds", "gauge", ("process",), "How many the process may open; nothing without a limit", "min"),
     Family("eir_start_timestamp_seconds", "gauge", (), "When the node started", "max"),
     Family("eir_build_info", "gauge", ("version", "lane"), "The version that runs, and whether it has the `compiled` express lane, or `none`: then a check costs many times as much", "max"),
-)
+)  # fmt: skip
 
 _FAMILY = {family.name: family for family in FAMILIES}
 _MERGE: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "min": min, "max": max}
@@ -180,7 +180,9 @@ class _SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         for family in FAMILIES:
             samples = self._snapshot.get(family.name, {})
-            if samples or family.kind != "histogram":  # a name stands there from the start; a histogram is nothing without buckets
+            if (
+                samples or family.kind != "histogram"
+            ):  # a name stands there from the start; a histogram is nothing without buckets
                 yield _render(family, samples)
 
 

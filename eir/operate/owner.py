@@ -35,7 +35,10 @@ def as_owner_of(folder: Path) -> Iterator[None]:
         yield
         return
     groups, advice = os.getgroups(), as_owner(folder)
-    before_gid, before_uid = _LIBC.setfsgid(gid), _LIBC.setfsuid(uid)  # takes the capabilities on files away: capabilities(7)
+    before_gid, before_uid = (
+        _LIBC.setfsgid(gid),
+        _LIBC.setfsuid(uid),
+    )  # takes the capabilities on files away: capabilities(7)
     try:
         os.setgroups([])
         _read_everything()

@@ -101,8 +101,8 @@ class Shown:
 def page(shown: Shown) -> Response:
     """The page."""
     status = shown.status
-    body = f"""<h1>{escape(FIRST[status['state']])}</h1>{_troubles(status['troubles'])}
-<p class=soft>{escape(shown.host)}, eir {escape(status['version'])}, up for {_lasting(status['uptime_s'])}; {status['checks']:,} checks since then</p>
+    body = f"""<h1>{escape(FIRST[status["state"]])}</h1>{_troubles(status["troubles"])}
+<p class=soft>{escape(shown.host)}, eir {escape(status["version"])}, up for {_lasting(status["uptime_s"])}; {status["checks"]:,} checks since then</p>
 {_ask(shown)}
 <section><h2>Checks of the last hour</h2>{_charts(shown.minutes)}</section>
 <section><h2>Peers</h2>{_peers(shown)}</section>
@@ -143,7 +143,10 @@ def _charts(minutes: Sequence[Minute]) -> str:
     total: Counter[str] = Counter()
     for minute in minutes:
         total.update(minute.checks)
-    said = ", ".join(f"{total[name]:,} {name}" for name in (*STATUSES, *sorted(total.keys() - {*STATUSES})) if total[name]) or "none"
+    said = (
+        ", ".join(f"{total[name]:,} {name}" for name in (*STATUSES, *sorted(total.keys() - {*STATUSES})) if total[name])
+        or "none"
+    )
     most = max(sum(minute.checks.values()) for minute in minutes) or 1
     bars, slow = [], []
     longest = max((minute.p99_s for minute in minutes if minute.p99_s is not None), default=0.0)
@@ -152,10 +155,18 @@ def _charts(minutes: Sequence[Minute]) -> str:
         for name in STATUSES:
             high = HIGH * minute.checks.get(name, 0) / most
             top -= high
-            bars.append(f'<rect class={name} x={at * BAR_W} y="{top:.1f}" width={BAR_W - 1} height="{high:.1f}"/>' if high else "")
+            bars.append(
+                f'<rect class={name} x={at * BAR_W} y="{top:.1f}" width={BAR_W - 1} height="{high:.1f}"/>'
+                if high
+                else ""
+            )
         for share, name in ((minute.p99_s, "greylisted"), (minute.median_s, "whitelisted")):
             high = HIGH * share / longest if share and longest else 0.0
-            slow.append(f'<rect class={name} x={at * BAR_W} y="{HIGH - high:.1f}" width={BAR_W - 1} height="{high:.1f}"/>' if high else "")
+            slow.append(
+                f'<rect class={name} x={at * BAR_W} y="{HIGH - high:.1f}" width={BAR_W - 1} height="{high:.1f}"/>'
+                if high
+                else ""
+            )
     keys = "".join(_key(name, name) for name in STATUSES if total[name])
     times = f"The most that half of a minute's checks took {_key('whitelisted', '')}and 99 of 100 {_key('greylisted', '')}: {_ms(longest)} in the slowest minute."
     return (
@@ -178,7 +189,13 @@ def _ms(seconds: float) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of texts, which on a narrow screen becomes a card for each row."""
-    body = "".join("<tr>" + "".join(f'<td data-is="{head}"><span>{escape(cell) or "-"}</span>' for head, cell in zip(heads, row, strict=True)) for row in rows)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td data-is="{head}"><span>{escape(cell) or "-"}</span>' for head, cell in zip(heads, row, strict=True)
+        )
+        for row in rows
+    )
     return f"<table><thead><tr>{''.join(f'<th scope=col>{head}' for head in heads)}</thead><tbody>{body}</table>"
 
 
@@ -187,7 +204,11 @@ def _peers(shown: Shown) -> str:
         (str(each["label"]), f"{each['protocol']} {each['state']}", str(each["address"] or ""), f"{each['requests']:,}", _ago(shown.now, each["last_seen"]), str(each["last_error"] or ""))
         for each in shown.peers[:ROWS_MAX]
     ]  # fmt: skip
-    return _table(("Peer", "State", "Address", "Requests", "Last seen", "What is wrong"), rows) if rows else "<p>None is configured.</p>"
+    return (
+        _table(("Peer", "State", "Address", "Requests", "Last seen", "What is wrong"), rows)
+        if rows
+        else "<p>None is configured.</p>"
+    )
 
 
 def _lists(shown: Shown) -> str:
@@ -196,13 +217,34 @@ def _lists(shown: Shown) -> str:
         change = shown.changes.get(name)
         changed = f"{_at(change.time)} {change.what} by {change.who}" if change is not None else _at(state.loaded_at)
         signers = ", ".join(signer.partition(" SHA256:")[0] for signer in state.signers)
-        rows.append((name, str(state.serial or f"change {state.generation}"), f"{state.entries:,}", _at(state.issued), _at(state.expires), signers, changed))
-    return _table(("List", "Serial", "Entries", "Issued", "Expires", "Signed by", "Changed"), rows) if rows else "<p>None was ever loaded.</p>"
+        rows.append(
+            (
+                name,
+                str(state.serial or f"change {state.generation}"),
+                f"{state.entries:,}",
+                _at(state.issued),
+                _at(state.expires),
+                signers,
+                changed,
+            )
+        )
+    return (
+        _table(("List", "Serial", "Entries", "Issued", "Expires", "Signed by", "Changed"), rows)
+        if rows
+        else "<p>None was ever loaded.</p>"
+    )
 
 
 def _refused(shown: Shown) -> str:
-    events = [(_at(event.time), f"release of {event.list or 'an unknown list'}", event.detail.partition("\n")[0]) for event in reversed(shown.refusals[-REFUSALS_MAX:])]
-    peers = [(_at(each["last_error_at"]), f"peer {each['label']}", str(each["last_error"])) for each in shown.peers if each.get("last_error")][:REFUSALS_MAX]
+    events = [
+        (_at(event.time), f"release of {event.list or 'an unknown list'}", event.detail.partition("\n")[0])
+        for event in reversed(shown.refusals[-REFUSALS_MAX:])
+    ]
+    peers = [
+        (_at(each["last_error_at"]), f"peer {each['label']}", str(each["last_error"]))
+        for each in shown.peers
+        if each.get("last_error")
+    ][:REFUSALS_MAX]
     rows = sorted([*events, *peers], reverse=True)
     return _table(("Time", "What", "Why"), rows) if rows else "<p>Nothing.</p>"
 
@@ -210,7 +252,9 @@ def _refused(shown: Shown) -> str:
 def _at(time: str | float | None) -> str:
     if not time:
         return ""
-    return f"{datetime.fromisoformat(time) if isinstance(time, str) else datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}"
+    return (
+        f"{datetime.fromisoformat(time) if isinstance(time, str) else datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}"
+    )
 
 
 def _ago(now: datetime, time: float | None) -> str:

@@ -33,10 +33,14 @@ def snapshot(first: int) -> metrics.Snapshot:
     """What `usage` finds, as metrics."""
     used = usage(first)
     return {
-        "eir_process_resident_memory_bytes": metrics.by_label({name: each.resident_bytes for name, each in used.items()}),
+        "eir_process_resident_memory_bytes": metrics.by_label(
+            {name: each.resident_bytes for name, each in used.items()}
+        ),
         "eir_process_cpu_seconds_total": metrics.by_label({name: each.cpu_s for name, each in used.items()}),
         "eir_process_open_fds": metrics.by_label({name: each.open_files for name, each in used.items()}),
-        "eir_process_max_fds": metrics.by_label({name: each.open_files_max for name, each in used.items() if each.open_files_max}),
+        "eir_process_max_fds": metrics.by_label(
+            {name: each.open_files_max for name, each in used.items() if each.open_files_max}
+        ),
     }
 
 
@@ -60,4 +64,9 @@ def _usage(pid: int) -> Usage:
     after_name = (folder / "stat").read_text().rpartition(")")[2].split()  # the name may hold blanks
     utime, stime, resident_pages = int(after_name[11]), int(after_name[12]), int(after_name[21])
     limit = _OPEN_MAX.search((folder / "limits").read_text())
-    return Usage(resident_pages * PAGE_BYTES, (utime + stime) / TICKS, sum(1 for _ in (folder / "fd").iterdir()), int(limit[1]) if limit else None)
+    return Usage(
+        resident_pages * PAGE_BYTES,
+        (utime + stime) / TICKS,
+        sum(1 for _ in (folder / "fd").iterdir()),
+        int(limit[1]) if limit else None,
+    )

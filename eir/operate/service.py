@@ -14,7 +14,9 @@ def tell_service(*lines: str) -> None:
     address = os.environ.get(NOTIFY_SOCKET)
     if address:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
-            link.connect(f"\0{address[1:]}" if address.startswith("@") else address)  # @: in the abstract namespace, unix(7)
+            link.connect(
+                f"\0{address[1:]}" if address.startswith("@") else address
+            )  # @: in the abstract namespace, unix(7)
             link.send("\n".join(lines).encode())
 
 

@@ -86,7 +86,13 @@ class Status:
     """
 
     def __init__(
-        self, *, workers: int, pid: int, following: Callable[[], Following], report: Report, now: Callable[[], float] = time.time
+        self,
+        *,
+        workers: int,
+        pid: int,
+        following: Callable[[], Following],
+        report: Report,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._workers = workers
         self._following = following
@@ -142,7 +148,10 @@ class Status:
         how = self._following()
         if reports and not how.store_up:
             degraded.append("the store is away; answers go on from memory")
-        degraded += [f"the store lost list {name} (it shows {shown}); the memory stays in force" for name, shown in how.lost.items()]
+        degraded += [
+            f"the store lost list {name} (it shows {shown}); the memory stays in force"
+            for name, shown in how.lost.items()
+        ]
         degraded += [f"list {name} is this node's last good copy" for name in how.from_copy]
         degraded += [f"the last good copy of list {name} is not kept ({why})" for name, why in how.copy_faults.items()]
         if self.store_newer is not None:
@@ -187,24 +196,36 @@ class Status:
             "peers": peers, "checks": checks, **({} if self.nrf is None else {"nrf": self.nrf()}), **({"interfaces": self.interfaces} if self.interfaces else {}),
         }  # fmt: skip
 
-    def _warnings(self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]) -> list[str]:
+    def _warnings(
+        self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]
+    ) -> list[str]:
         """What someone should look at, besides what makes the node less than ready."""
-        warnings = [f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))]
+        warnings = [
+            f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))
+        ]
         if self.config_fault is not None:
-            warnings.append(f"the configuration on disk has a fault, and the one in force is an earlier one: {self.config_fault}")
+            warnings.append(
+                f"the configuration on disk has a fault, and the one in force is an earlier one: {self.config_fault}"
+            )
         if self.history_differs:
             warnings.append("the store's history does not continue this node's copy (eir history --verify)")
-        warnings += [f"no record says who put list {name} into the store (eir history {name})" for name in self.unrecorded]
+        warnings += [
+            f"no record says who put list {name} into the store (eir history {name})" for name in self.unrecorded
+        ]
         warnings += [f"the source of list {name} is not reached (eir pull {name})" for name in self.unreached()]
         if any(report.overridden for report in reports):
             warnings.append("the policy's override answers everything alike")
         if self.nrf is not None and (nrf := self.nrf())["registered"] is None:
-            warnings.append(f"registered with no NRF ({nrf['last_error'] or 'none was asked yet'}); AMFs that know the node are answered")
+            warnings.append(
+                f"registered with no NRF ({nrf['last_error'] or 'none was asked yet'}); AMFs that know the node are answered"
+            )
         shedding = dict.fromkeys(label for report in reports for label in report.shedding)
         warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
         disabled = dict.fromkeys(label for report in reports for label in report.disabled)
         warnings += [f"peer {label} is disabled" for label in disabled]
-        warnings += [f"{label} was refused, or refused the node: {text}" for label, text in self._refusals(reports).items()]
+        warnings += [
+            f"{label} was refused, or refused the node: {text}" for label, text in self._refusals(reports).items()
+        ]
         paths = {label: addresses for report in reports for label, addresses in (report.lost_paths or {}).items()}
         warnings += [f"{label} is not reached at {', '.join(addresses)} (SCTP)" for label, addresses in paths.items()]
         away = [label for label, connections in peers.items() if not connections and label not in disabled]
@@ -216,7 +237,6 @@ class Status:
             more = f" and {len(away) - AWAY_SHOWN} more" if len(away) > AWAY_SHOWN else ""
             warnings.append(f"no connection of {', '.join(away[:AWAY_SHOWN])}{more}")
         return warnings
-
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
         """The last refusal of each peer that has opened no connection since, whichever worker saw it."""
@@ -244,7 +264,9 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
     shown = [row for row in rows if row["address"] is not None]
     for same in by_label.values():
         if over := [row for row in same if row.get("connections") and row["address"] is None]:
-            shown.append(over[-1] | {name: sum(row[name] for row in over) for name in ("connections", "requests", "answers")})
+            shown.append(
+                over[-1] | {name: sum(row[name] for row in over) for name in ("connections", "requests", "answers")}
+            )
         elif all(row["address"] is None for row in same):
             shown.append(same[-1])
     for row in shown:
@@ -252,7 +274,11 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
         same = by_label[row["label"]]
         row["last_seen"] = max((each["last_seen"] for each in same if each["last_seen"]), default=None)
         newest = max((each["since"] for each in same if each["state"] == "open"), default=0.0)
-        errors = [(each["last_error_at"], each["last_error"]) for each in same if each["last_error"] and (each["last_error_at"] or 0.0) > newest]
+        errors = [
+            (each["last_error_at"], each["last_error"])
+            for each in same
+            if each["last_error"] and (each["last_error_at"] or 0.0) > newest
+        ]
         row["last_error_at"], row["last_error"] = max(errors, default=(None, None))
     return shown
 

@@ -24,7 +24,9 @@ class Requester(NamedTuple):
     realm: str = ""
 
 
-def requester(peers: Sequence[PeerSettings], names: Sequence[str] | None, source: IPv4Address | IPv6Address) -> tuple[PeerSettings, Requester] | None:
+def requester(
+    peers: Sequence[PeerSettings], names: Sequence[str] | None, source: IPv4Address | IPv6Address
+) -> tuple[PeerSettings, Requester] | None:
     """The entry of a client, and who it is, by the names of its certificate (None: there is no TLS); None: there is no entry for it.
 
     Without TLS the first entry for the address that wants no name is preferred to one that does.

@@ -215,10 +215,19 @@ class Server(Generic[L]):
         ended.answers += answers
         why = link.end or PEER_CLOSED
         if why in GOOD_ENDS:
-            self.report("peer_closed", peer=link.requester.label, protocol=self.protocol, reason=why, address=link.address)
+            self.report(
+                "peer_closed", peer=link.requester.label, protocol=self.protocol, reason=why, address=link.address
+            )
         else:
             self.errors[why] += 1
-            self.report("connection_fault", peer=link.requester.label, protocol=self.protocol, reason=why, level="warning", address=link.address)
+            self.report(
+                "connection_fault",
+                peer=link.requester.label,
+                protocol=self.protocol,
+                reason=why,
+                level="warning",
+                address=link.address,
+            )
 
     def _look(self) -> None:
         now = self.loop.time()

@@ -7,8 +7,15 @@ from collections.abc import Callable
 # dictionary's AVPs in ascending order, 8 bytes each; a byte for each. Raises ValueError for what cannot be a policy.
 class Lane:
     def __init__(
-        self, program: bytes, verdicts: int, lists: tuple[tuple[tuple[memoryview, ...] | None, int], ...], strict: bool, keys: bytes, are_groups: bytes,
-        sought_device: int, sought_sim: int,  # whose messages are for the general path: see eir.checks.trace.Sought.numbers
+        self,
+        program: bytes,
+        verdicts: int,
+        lists: tuple[tuple[tuple[memoryview, ...] | None, int], ...],
+        strict: bool,
+        keys: bytes,
+        are_groups: bytes,
+        sought_device: int,
+        sought_sim: int,  # whose messages are for the general path: see eir.checks.trace.Sought.numbers
     ) -> None: ...
 
     # Answer the messages at `position`, up to the first that is for the general path.
@@ -21,5 +28,11 @@ class Lane:
     # Origin-Host, key and IMSI; and what the record is told of plain verdicts, and of others: their numbers (uint16), and
     # eir.checks.sighting.TEXTS lines for each check.
     def take(
-        self, terms: bytes, data: bytes, position: int, messages_max: int, decide: Callable[..., int] | None, telling: bytes,
+        self,
+        terms: bytes,
+        data: bytes,
+        position: int,
+        messages_max: int,
+        decide: Callable[..., int] | None,
+        telling: bytes,
     ) -> tuple[int, bytes, int, list[tuple[int, int, str, int, str]], tuple[bytes, bytes], tuple[bytes, bytes]]: ...

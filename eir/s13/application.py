@@ -25,7 +25,11 @@ def s13_application(service: S13Service, lane: LaneFactory | None = None, tracer
 
 def _told_to(tracer: Tracer) -> Callable[[Request, bytes], None]:
     def told(request: Request, answer: bytes) -> None:
-        if tracer.sought is not None and request.command == s13.ME_IDENTITY_CHECK and tracer.sought.fits(question := question_of(request)):
+        if (
+            tracer.sought is not None
+            and request.command == s13.ME_IDENTITY_CHECK
+            and tracer.sought.fits(question := question_of(request))
+        ):
             tracer.wire(question, request.buffer, answer, _result(answer))
 
     return told

@@ -64,7 +64,9 @@ def read(capture: Path, ports: Sequence[int] = (PORT,)) -> Captured:
     if not capture.is_file():
         raise EirError(f"{capture}: no such file")
     decode = [text for port in ports for layer in ("tcp", "sctp") for text in ("-d", f"{layer}.port=={port},diameter")]
-    wanted = " || ".join(f"diameter.cmd.code == {code}" for code in (ME_IDENTITY_CHECK, CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG))
+    wanted = " || ".join(
+        f"diameter.cmd.code == {code}" for code in (ME_IDENTITY_CHECK, CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG)
+    )
     command = [tshark, "-n", "-r", str(capture), *decode, "-Y", wanted, "-T", "pdml", "-J", "tcp sctp diameter"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  # as they are asked for
@@ -106,7 +108,10 @@ def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
     carrying: set[tuple[str, str]] = set()
     eirs: set[str] = set()
     for ends, fields in messages:
-        origin, is_request = fields.get("diameter.Origin-Host", ""), fields.get("diameter.flags.request") in {"1", "True"}
+        origin, is_request = (
+            fields.get("diameter.Origin-Host", ""),
+            fields.get("diameter.flags.request") in {"1", "True"},
+        )
         ids = (ends[0], fields.get("diameter.hopbyhopid", ""), fields.get("diameter.endtoendid", ""))
         if int(fields.get("diameter.cmd.code", "0")) != ME_IDENTITY_CHECK:
             if is_request:

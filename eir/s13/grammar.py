@@ -5,15 +5,19 @@ from eir.diameter.dictionary import VENDOR_SPECIFIC_APPLICATION_ID
 from eir.diameter.grammar import read_grammar
 from eir.s13.dictionary import DICTIONARY, TERMINAL_INFORMATION
 
-TERMINAL_GRAMMAR = read_grammar("""
+TERMINAL_GRAMMAR = read_grammar(
+    """
       [ IMEI ]
       [ 3GPP2-MEID ]
       [ Software-Version ]
     * [ AVP ]
-    """, DICTIONARY)  # TS 29.272 7.3.3
+    """,
+    DICTIONARY,
+)  # TS 29.272 7.3.3
 
 # TS 29.272 7.2.19
-ECR = read_grammar("""
+ECR = read_grammar(
+    """
       < Session-Id >
       [ DRMP ]
       [ Vendor-Specific-Application-Id ]
@@ -29,4 +33,7 @@ ECR = read_grammar("""
     * [ AVP ]
     * [ Proxy-Info ]
     * [ Route-Record ]
-    """, DICTIONARY, {VENDOR_SPECIFIC_APPLICATION_ID: APPLICATION_IDS, TERMINAL_INFORMATION: TERMINAL_GRAMMAR})
+    """,
+    DICTIONARY,
+    {VENDOR_SPECIFIC_APPLICATION_ID: APPLICATION_IDS, TERMINAL_INFORMATION: TERMINAL_GRAMMAR},
+)

@@ -35,29 +35,23 @@ CONSTANTS: Final = {
 
 try:
     from eir.s13 import _lane
+
     COMPILED = all(getattr(_lane, name, None) == value for name, value in CONSTANTS.items())
 except ImportError:
     COMPILED = False
 LANE: Final = "compiled" if COMPILED else "none"
 """Which lane this installation has, as status, log and metrics show it. Without one the general path answers, more slowly."""
 
-NO_ANSWERS: Mapping[str, int] = {}
-UNTOLD, PLAIN, TOLD = range(3)
-"""What the record is told of a verdict."""
+UNTOLD, PLAIN, TOLD = range(3)  # what the record is told of a verdict
 
 
 class ExpressLanes:
-    """The lanes of a worker's connections: they share a policy with its lists. Called with the terms of a peer, it makes a lane."""
+    """What the lanes of a worker share: the policy, its lists and, by a peer's label, what answers each status."""
 
     def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
-        """`replies`: label of a peer → what each status is answered by."""
         self.checker, self.replies = checker, replies
         self.program: Program | None = None
         self._sought, self._version = NOBODY, -1
-
-    def __call__(self, terms: LaneTerms) -> "ExpressLane":
-        """Make the lane of a connection."""
-        return ExpressLane(self, terms)
 
     def seek(self, sought: Sought | None) -> None:
         """Leave checks that are sought to the general path from now on, where they can be told; None: none is."""
@@ -69,10 +63,12 @@ class ExpressLanes:
         if (program := policy.program) is self.program and program.index.version == self._version:
             return self
         self.program, self._version = program, program.index.version
-        self.everything, self.events = (bytes(plain if verdict.decision.is_plain else TOLD for verdict in program.verdicts) for plain in (PLAIN, UNTOLD))
-        lists = tuple((None if entries.image is None else entries.image.lane_arrays, KINDS[entries.kind]) for entries in program.lists)
-        fits = len(program.verdicts) <= VERDICTS_MAX
-        self.lane = _lane.Lane(program.words, len(program.verdicts), lists, policy.by_digit is not None, KEYS, ARE_GROUPS, *self._sought) if fits else None
+        are_plain = [verdict.decision.is_plain for verdict in program.verdicts]
+        self.everything, self.events = (bytes(on if each else TOLD for each in are_plain) for on in (PLAIN, UNTOLD))
+        lists = tuple((each.arrays, KINDS[each.kind]) for each in program.lists)
+        digit, count = policy.by_digit is not None, len(program.verdicts)
+        bound = (program.words, count, lists, digit, KEYS, ARE_GROUPS, *self._sought)
+        self.lane = _lane.Lane(*bound) if count <= VERDICTS_MAX else None
         return self
 
 
@@ -84,7 +80,8 @@ class ExpressLane:
     def __init__(self, lanes: ExpressLanes, terms: LaneTerms) -> None:
         replies = [*(lanes.replies(terms.label)[status] for status in STATUSES), terms.overload]
         self._lanes, self._label = lanes, terms.label
-        self._results = {status: result_label(reply.result_code, reply.experimental) for status, reply in zip(STATUSES, replies, strict=False)}
+        labels = [result_label(reply.result_code, reply.experimental) for reply in replies]
+        self._results = dict(zip(STATUSES, labels, strict=False))
         self._terms = _packed(terms, replies)
 
     def take(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, Mapping[str, int]]:
@@ -92,12 +89,15 @@ class ExpressLane:
         lanes = self._lanes.renew()
         program, lane, checker = lanes.program, lanes.lane, lanes.checker
         if lane is None or program is None:
-            return position, NO_ANSWERS
+            return position, {}
         sightings = checker.sightings
-        telling = b"" if sightings is None or (PROTOCOL, self._label) in checker.probes else lanes.events if self._label in sightings.full else lanes.everything
-        position, answers, answered, counted, *told = lane.take(self._terms, data, position, messages_max, self._decide, telling)
+        telling = b""
+        if sightings is not None and (PROTOCOL, self._label) not in checker.probes:
+            telling = lanes.events if self._label in sightings.full else lanes.everything
+        taken = lane.take(self._terms, data, position, messages_max, self._decide, telling)
+        position, answers, answered, counted, *told = taken
         if not answered:
-            return position, NO_ANSWERS
+            return position, {}
         out.append(answers)
         tally, results = dict[Verdict, int](), dict[str, int]()
         for number, count, host, key, imsi in counted:
@@ -145,5 +145,5 @@ def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
     return b"".join([head, hosts, realms, *(pack("=Q", flag) + tail for flag, tail in zip(flags, tails, strict=True))])
 
 
-KEYS, ARE_GROUPS = map(b"".join, zip(*((pack("=Q", key), pack("=?", key in DICTIONARY.groups)) for key in sorted(DICTIONARY.avps)), strict=True))
-"""The dictionary, for the C."""
+AVPS = sorted(DICTIONARY.avps)  # what the C knows of the dictionary
+KEYS, ARE_GROUPS = pack(f"={len(AVPS)}Q", *AVPS), bytes(key in DICTIONARY.groups for key in AVPS)

@@ -62,7 +62,13 @@ async def ask(
 
 
 async def ask_many(
-    target: Target, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
+    target: Target,
+    imeis: Sequence[str],
+    *,
+    count: int,
+    rate: float | None,
+    imsi: str | None = None,
+    software_version: str | None = None,
 ) -> Summary:
     """Ask `count` times, about each IMEI in turn and then again, on one connection, until that ends. Raises as `ask`.
 
@@ -71,7 +77,11 @@ async def ask_many(
     async with _connected(target) as (client, realm):
         avps = {imei: check_avps(realm, imei, imsi, software_version, host=target.destination_host) for imei in imeis}
         return await many(
-            lambda imei: _ask_one(client, avps[imei], imei, imsi, target.timeout_s), imeis, count=count, rate=rate, closed_by=lambda: client.closed_by
+            lambda imei: _ask_one(client, avps[imei], imei, imsi, target.timeout_s),
+            imeis,
+            count=count,
+            rate=rate,
+            closed_by=lambda: client.closed_by,
         )
 
 
@@ -86,7 +96,9 @@ async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Ca
         async def ask_about(identifier: str) -> str:
             if client.closed_by:
                 raise EirError(f"the connection was closed ({client.closed_by})")
-            avps = check_avps(realm, identifier, imsi, None, meid=not is_digits(identifier), host=target.destination_host)
+            avps = check_avps(
+                realm, identifier, imsi, None, meid=not is_digits(identifier), host=target.destination_host
+            )
             return (await _ask_one(client, avps, identifier, imsi, target.timeout_s)).result
 
         yield ask_about
@@ -104,8 +116,14 @@ async def _connected(target: Target) -> AsyncIterator[tuple[Client, str]]:
         raise EirError(_refused(target, str(e))) from None
     try:
         said, names = client.peer, client.certificate_names()
-        if said is not None and names is not None and not (holds(names, target.host) or certificate_fits(names, said, SERVER)):
-            raise EirError(f"its certificate is for {', '.join(names) or 'nobody'}, and it calls itself {said.host} of realm {said.realm}")
+        if (
+            said is not None
+            and names is not None
+            and not (holds(names, target.host) or certificate_fits(names, said, SERVER))
+        ):
+            raise EirError(
+                f"its certificate is for {', '.join(names) or 'nobody'}, and it calls itself {said.host} of realm {said.realm}"
+            )
         yield client, target.destination_realm or (said.realm if said is not None else "")
     finally:
         await client.close()
@@ -136,7 +154,15 @@ async def _ask_one(client: Client, avps: bytes, imei: str, imsi: str | None, tim
     return _finding(imei, imsi, answer, round((time.perf_counter() - asked) * 1000, 3))
 
 
-def check_avps(realm: str, imei: str, imsi: str | None, software_version: str | None, *, meid: bool = False, host: str | None = None) -> bytes:
+def check_avps(
+    realm: str,
+    imei: str,
+    imsi: str | None,
+    software_version: str | None,
+    *,
+    meid: bool = False,
+    host: str | None = None,
+) -> bytes:
     """What an ECR holds after Origin-Realm (TS 29.272 7.2.19). `meid`: that is what `imei` is."""
     to = (encode_text(base.DESTINATION_HOST, host) if host else b"") + encode_text(base.DESTINATION_REALM, realm)
     version = encode_text(s13.SOFTWARE_VERSION, software_version) if software_version else b""
@@ -183,4 +209,3 @@ def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]]
     if len(statuses) != 1:
         return f"{len(statuses) or 'no'} Equipment-Status{'es' if statuses else ''} beside 2001"
     return f"Equipment-Status {statuses[0].hex() or 'of no bytes'} is not one of 0, 1 and 2 (TS 29.272 7.3.51)"
-

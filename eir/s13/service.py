@@ -47,7 +47,8 @@ class S13Service:
     def configure(self, peers: Iterable[PeerSettings]) -> None:
         """Take over what some peers are answered instead of a status (`answers`)."""
         self._replies = {
-            label: REPLIES | {verdict: REPLIES[answer] for verdict, answer in answers.items()} for label, answers in answers_of(peers).items()
+            label: REPLIES | {verdict: REPLIES[answer] for verdict, answer in answers.items()}
+            for label, answers in answers_of(peers).items()
         }
 
     def replies(self, peer: str) -> Mapping[Status, Reply]:

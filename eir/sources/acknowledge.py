@@ -32,7 +32,15 @@ ROOM, ENDS, NODES = "acknowledgements", ".ack", "nodes"
 BYTES_MAX = 1 << 16
 SILENT = timedelta(days=2)
 """A node says once a day what it has, whether that has changed or not."""
-IN_STEP, LATE, BEHIND, DIFFERS, UNPROVEN, OLD, NEVER = STATES = ("in step", "on its way", "behind", "differs", "unproven", "silent", "never")
+IN_STEP, LATE, BEHIND, DIFFERS, UNPROVEN, OLD, NEVER = STATES = (
+    "in step",
+    "on its way",
+    "behind",
+    "differs",
+    "unproven",
+    "silent",
+    "never",
+)
 _member = partial(member, reason="acknowledgement")
 
 
@@ -99,7 +107,9 @@ def read(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgeme
         since=_member(said, "since", str, _is_time, "a time"), made=_member(said, "made", str, _is_time, "a time"),
     )  # fmt: skip
     if found.node not in signature.principals:
-        raise ReleaseRefused("acknowledgement", f"{name} is signed by {', '.join(signature.principals)}, and speaks for {found.node}")
+        raise ReleaseRefused(
+            "acknowledgement", f"{name} is signed by {', '.join(signature.principals)}, and speaks for {found.node}"
+        )
     return found
 
 
@@ -133,7 +143,9 @@ def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | N
     try:
         known = list(_named(keys.read_text()))
     except OSError as e:
-        raise EirError(f"the nodes' public keys {keys} cannot be read: {e.strerror}; `eir acknowledge --key` on a node says its line") from None
+        raise EirError(
+            f"the nodes' public keys {keys} cannot be read: {e.strerror}; `eir acknowledge --key` on a node says its line"
+        ) from None
     newest: dict[str, Acknowledgement] = {}
     unproven: dict[str, str] = {}
     for file in sorted((folder / ROOM).glob(f"*{ENDS}")):
@@ -146,7 +158,9 @@ def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | N
         if found.list == index.list and (found.node not in newest or found.made > newest[found.node].made):
             newest[found.node] = found
     rows = [standing(index, newest[node], now, within) for node in known if node in newest]
-    rows += [_without(index, node, unproven.get(node)) for node in dict.fromkeys([*known, *unproven]) if node not in newest]
+    rows += [
+        _without(index, node, unproven.get(node)) for node in dict.fromkeys([*known, *unproven]) if node not in newest
+    ]
     return rows
 
 
@@ -157,7 +171,10 @@ def standing(index: Index, said: Acknowledgement, now: datetime, within: timedel
     content = index.content_of(said.serial)
     state, detail = IN_STEP, ""
     if content is not None and content != said.content:
-        state, detail = DIFFERS, f"it has {said.content[:12]} for serial {said.serial}, and the release makes {content[:12]}"
+        state, detail = (
+            DIFFERS,
+            f"it has {said.content[:12]} for serial {said.serial}, and the release makes {content[:12]}",
+        )
     elif now - datetime.fromisoformat(said.made) > SILENT:
         state, detail = OLD, "it has not said for long what it has"
     elif missed:
@@ -189,7 +206,10 @@ def listed_by(file: Path, lists: Mapping[str, ListSettings], *, now: datetime) -
         contents = Contents(folder, said.list, index.holds, lists[said.list].layouts, Path(room))
         state, pages = asyncio.run(contents.loaded(manifests))
     if state.content_digest != said.content:
-        raise ReleaseRefused("acknowledgement", f"{said.node} has {said.content[:12]} in force, and release {said.serial} makes {state.content_digest[:12]}")
+        raise ReleaseRefused(
+            "acknowledgement",
+            f"{said.node} has {said.content[:12]} in force, and release {said.serial} makes {state.content_digest[:12]}",
+        )
     return Listed(parse_manifest(manifests[-1].read_bytes()), sorted(pages), now)
 
 
@@ -202,7 +222,13 @@ def _chain_to(index: Index, serial: int) -> Sequence[Offer]:
 
 
 def _without(index: Index, node: str, why: str | None) -> Standing:
-    return Standing(node=node, list=index.list, state=NEVER if why is None else UNPROVEN, behind=len({offer.serial for offer in index.releases}), detail=why or "")
+    return Standing(
+        node=node,
+        list=index.list,
+        state=NEVER if why is None else UNPROVEN,
+        behind=len({offer.serial for offer in index.releases}),
+        detail=why or "",
+    )
 
 
 def _named(signers: str) -> Iterator[str]:

@@ -36,7 +36,10 @@ SAID: Final = {
     "no_password": "a user and a password are needed", "wrong_password": "the user or the password is wrong",
     TOO_MANY: "too many wrong passwords from this address",
 }  # fmt: skip
-_DONE: Final = {status: Response(status, TEXT, said) for status, said in ((201, b"added\n"), (202, b"removed\n"), (204, b""), (208, b"there already\n"))}
+_DONE: Final = {
+    status: Response(status, TEXT, said)
+    for status, said in ((201, b"added\n"), (202, b"removed\n"), (204, b""), (208, b"there already\n"))
+}
 
 
 class Feed:
@@ -118,14 +121,23 @@ class Feed:
                 raise Refused(422, "number", "no IMSI is known of this MSISDN; send the IMSI")
             imsi = known
         kind = PAIRS if row.device and imsi else SUBSCRIBERS if imsi else DEVICES
-        name = next((each for each in self._lists[row.role] if each in self._writer.lists and self._writer.lists[each].kind == kind), None)
+        name = next(
+            (
+                each
+                for each in self._lists[row.role]
+                if each in self._writer.lists and self._writer.lists[each].kind == kind
+            ),
+            None,
+        )
         if name is None:
             raise Refused(422, "no_list", f"there is no list of {kind} for {row.role}")
         if kind == SUBSCRIBERS:
             return name, Entry(imsi, imsi_key(imsi))
         if row.role in TAC_ROLES:
             return name, Entry(row.device, tac_key(row.device), whole_tac=True)
-        return name, Entry(f"{row.device}+{imsi}", device_key(row.device), imsi_key(imsi)) if imsi else Entry(row.device, device_key(row.device))
+        return name, Entry(f"{row.device}+{imsi}", device_key(row.device), imsi_key(imsi)) if imsi else Entry(
+            row.device, device_key(row.device)
+        )
 
     def _refused(self, request: Request, why: Refused, user: str) -> Response:
         role = request.path.removeprefix("/").split("/")[1:2]
@@ -140,7 +152,12 @@ class Feed:
             if self.users is not None:
                 headers.append(CHALLENGE)
             if self.tokens is not None:
-                headers.append(("WWW-Authenticate", denials(SCOPE)[why.reason if why.reason in denials(SCOPE) else "no_token"].challenge))
+                headers.append(
+                    (
+                        "WWW-Authenticate",
+                        denials(SCOPE)[why.reason if why.reason in denials(SCOPE) else "no_token"].challenge,
+                    )
+                )
         if why.status == 403:
             headers.append(("WWW-Authenticate", denials(SCOPE)["scope"].challenge))
         if why.status == 405:

@@ -72,7 +72,9 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> Row:
     device, seen = _given(imei, device_key, "IMEI"), _given(actual, device_key, "ACTUAL_IMEI")
     if device and seen and device_key(device) != device_key(seen):
         raise Refused(400, "identifier", "IMEI and ACTUAL_IMEI are two devices")
-    row = Row(METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN"))
+    row = Row(
+        METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN")
+    )
     if not any(row[2:]):
         raise Refused(400, "identifier", "the row names nothing: IMEI, IMSI and MSISDN are NULL")
     return row

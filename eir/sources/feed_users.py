@@ -51,7 +51,9 @@ class Hashed(NamedTuple):
 
     def fits(self, password: bytes) -> bool:
         """Whether it is this one."""
-        made = hashlib.scrypt(password, salt=self.salt, n=self.n, r=self.r, p=self.p, dklen=len(self.hash), maxmem=MEMORY_MAX)
+        made = hashlib.scrypt(
+            password, salt=self.salt, n=self.n, r=self.r, p=self.p, dklen=len(self.hash), maxmem=MEMORY_MAX
+        )
         return hmac.compare_digest(made, self.hash)
 
 
@@ -97,9 +99,17 @@ def read_users(path: Path) -> dict[str, Hashed]:
 
 def _user(line: str) -> tuple[str, Hashed]:
     name, kind, n, r, p, salt, made = line.split(":")
-    hashed = Hashed(int(n), int(r), int(p), base64.b64decode(salt, validate=True), base64.b64decode(made, validate=True))
+    hashed = Hashed(
+        int(n), int(r), int(p), base64.b64decode(salt, validate=True), base64.b64decode(made, validate=True)
+    )
     costs = 1 < hashed.n <= 1 << 18 and not hashed.n & (hashed.n - 1) and 0 < hashed.r <= 16 and 0 < hashed.p <= 16
-    if kind != "scrypt" or not NAME.fullmatch(name) or not costs or 128 * hashed.n * hashed.r >= MEMORY_MAX or len(hashed.hash) < HASH_BYTES:
+    if (
+        kind != "scrypt"
+        or not NAME.fullmatch(name)
+        or not costs
+        or 128 * hashed.n * hashed.r >= MEMORY_MAX
+        or len(hashed.hash) < HASH_BYTES
+    ):
         raise ValueError
     return name, hashed
 

@@ -47,7 +47,14 @@ class Waiting(NamedTuple):
 class FeedWriter:
     """Writes rows into local lists. `lists`: those of the configuration; `now`: the time."""
 
-    def __init__(self, store: ListStore, lists: Mapping[str, ListSettings], *, now: Callable[[], datetime], failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        store: ListStore,
+        lists: Mapping[str, ListSettings],
+        *,
+        now: Callable[[], datetime],
+        failed: Callable[[Exception], None],
+    ) -> None:
         self.lists = lists
         self._store, self._now, self._failed = store, now, failed
         self._waiting: deque[Waiting] = deque()
@@ -55,7 +62,9 @@ class FeedWriter:
         self.transactions = 0
         """How many there were."""
 
-    def put(self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | Refused], None]) -> None:
+    def put(
+        self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | Refused], None]
+    ) -> None:
         """Have a row written; `done` is told the status that its request is answered with. Raises Refused if too many wait."""
         if len(self._waiting) >= WAITING_MAX:
             raise Refused(503, BUSY, "too many rows wait")
@@ -136,5 +145,3 @@ class FeedWriter:
 def _refuse(rows: Sequence[Waiting], why: Refused) -> None:
     for row in rows:
         row.done(why)
-
-

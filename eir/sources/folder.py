@@ -80,7 +80,13 @@ class Index:
 def written(index: Index) -> bytes:
     """The document to sign."""
     releases = [{name: value for name, value in asdict(offer).items() if value is not None} for offer in index.releases]
-    said = {"format": FORMAT, "list": index.list, "holds": index.holds, "written": utc_text(index.written), "releases": releases}
+    said = {
+        "format": FORMAT,
+        "list": index.list,
+        "holds": index.holds,
+        "written": utc_text(index.written),
+        "releases": releases,
+    }
     return (json.dumps(said) + "\n").encode()
 
 
@@ -92,7 +98,13 @@ def read(document: bytes) -> Index:
         raise ReleaseRefused("index", f"{INDEX} is not JSON: {error}") from None
     if not isinstance(said, dict) or said.get("format") != FORMAT:
         raise ReleaseRefused("index", f'the "format" of {INDEX} is not "{FORMAT}"')
-    releases = _member(said, "releases", list, lambda found: 1 <= len(found) <= RELEASES_MAX, f"an array of 1 to {RELEASES_MAX} objects")
+    releases = _member(
+        said,
+        "releases",
+        list,
+        lambda found: 1 <= len(found) <= RELEASES_MAX,
+        f"an array of 1 to {RELEASES_MAX} objects",
+    )
     index = Index(
         list=_member(said, "list", str, is_list_name, "the name of a list"),
         holds=_member(said, "holds", str, (DEVICES, PAIRS, SUBSCRIBERS).__contains__, f"{DEVICES}, {PAIRS} or {SUBSCRIBERS}"),
@@ -114,9 +126,13 @@ def check(index: Index, name: str, holds: str, now: datetime, before: datetime |
     if index.holds != holds:
         raise ReleaseRefused("mixed", f"the folder is one of {index.holds}, and {name} is a list of {holds}")
     if index.written > now + AHEAD_MAX:
-        raise ReleaseRefused("issued_in_future", f"{INDEX} was written {utc_text(index.written)}, and it is {utc_text(now)}")
+        raise ReleaseRefused(
+            "issued_in_future", f"{INDEX} was written {utc_text(index.written)}, and it is {utc_text(now)}"
+        )
     if before is not None and index.written < before:
-        raise ReleaseRefused("replayed", f"{INDEX} was written {utc_text(index.written)}; one of {utc_text(before)} has been seen")
+        raise ReleaseRefused(
+            "replayed", f"{INDEX} was written {utc_text(index.written)}; one of {utc_text(before)} has been seen"
+        )
 
 
 def steps(index: Index, current: int | None, highest: int) -> Sequence[Offer]:
@@ -168,7 +184,11 @@ def _offer(said: Any) -> Offer:
         raise ReleaseRefused("index", f'a member of "releases" of {INDEX} is not an object')
     kind = _member(said, "kind", str, (FULL, DELTA).__contains__, f"{FULL} or {DELTA}")
     serial = _member(said, "serial", int, lambda number: 1 <= number <= SERIAL_MAX, "a serial")
-    base = None if kind == FULL else _member(said, "base", int, lambda number: 0 <= number < serial, "a serial below that of the release")
+    base = (
+        None
+        if kind == FULL
+        else _member(said, "base", int, lambda number: 0 <= number < serial, "a serial below that of the release")
+    )
     _time(said, "issued")
     return Offer(
         serial=serial, kind=kind, base=base, folder=_member(said, "folder", str, _FOLDER.fullmatch, "a folder such as 42 or 42-full"),
@@ -183,7 +203,9 @@ def _signatures(said: dict[str, Any]) -> tuple[str, ...]:
     def are_digests(found: list[Any]) -> bool:
         return 1 <= len(found) <= SIGNATURES_MAX and all(isinstance(each, str) and is_digest(each) for each in found)
 
-    found: list[str] = _member(said, "signatures", list, are_digests, f"an array of 1 to {SIGNATURES_MAX} times 64 hexadecimal digits")
+    found: list[str] = _member(
+        said, "signatures", list, are_digests, f"an array of 1 to {SIGNATURES_MAX} times 64 hexadecimal digits"
+    )
     return tuple(found)
 
 

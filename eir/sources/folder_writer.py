@@ -74,7 +74,9 @@ def publish_into(
             offers = list(before.releases) if before is not None else []
             chain = steps(before, None, 0) if before is not None and base is not None else ()
             offer = _offer(published.manifest)
-            state, pages = asyncio.run(here.loaded([*((folder / each.folder / each.manifest) for each in chain), published.manifest]))
+            state, pages = asyncio.run(
+                here.loaded([*((folder / each.folder / each.manifest) for each in chain), published.manifest])
+            )
             offer = replace(offer, content=state.content_digest)
             made = [_put(offer, staged, folder)]
             index = Index(list=list_name, holds=kind, written=issued, releases=in_order([*offers, *made]))
@@ -95,11 +97,16 @@ def _check(before: Index | None, folder: Path, *, list_name: str, serial: int, b
             raise ReleaseRefused("base", f"{folder} has no release yet: a full one is needed first")
         return
     if (before.list, before.holds) != (list_name, holds):
-        raise ReleaseRefused("mixed", f"{folder} is the folder of {before.list}, a list of {before.holds}; give {list_name} one of its own")
+        raise ReleaseRefused(
+            "mixed",
+            f"{folder} is the folder of {before.list}, a list of {before.holds}; give {list_name} one of its own",
+        )
     if serial <= before.serial:
         raise ReleaseRefused("serial", f"serial {serial} is not above {before.serial}, the newest in {folder}")
     if base is not None and base != before.serial:
-        raise ReleaseRefused("base", f"the delta builds on serial {base}, and {before.serial} is the newest in {folder}")
+        raise ReleaseRefused(
+            "base", f"the delta builds on serial {base}, and {before.serial} is the newest in {folder}"
+        )
 
 
 def _is_time(index: Index, until: datetime) -> bool:
@@ -129,7 +136,9 @@ class Contents:
                 content = path.read_bytes()
                 manifest = parse_manifest(content)
                 release = Release(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=())
-                loader = Loader({name: self._settings}, store, "publisher", manifest.issued, force=True, memory_max=MEMORY_MAX)
+                loader = Loader(
+                    {name: self._settings}, store, "publisher", manifest.issued, force=True, memory_max=MEMORY_MAX
+                )
                 await loader.load(release, path.parent)
             state = await store.state(name)
             async for _, batch in store.pages(name):
@@ -142,15 +151,24 @@ class Contents:
             raise ReleaseRefused("fault", f"{self._folder} has no releases")
         return state, pages
 
-    def folded(self, state: ListState, pages: Sequence[Page], *, serial: int, issued: datetime, expires: datetime, key: Path) -> Offer:
+    def folded(
+        self, state: ListState, pages: Sequence[Page], *, serial: int, issued: datetime, expires: datetime, key: Path
+    ) -> Offer:
         """A full release of a list as it is. Raises ReleaseRefused if it would not be the same list."""
         staged = self._room / f"{serial}-full"
         staged.mkdir()
-        files = [self._written(state, pages, staged / f"{state.serial}-{what}.csv.zst", only) for what, only in self._parts(pages)]
-        published = publish(files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=key, layout="eir")
+        files = [
+            self._written(state, pages, staged / f"{state.serial}-{what}.csv.zst", only)
+            for what, only in self._parts(pages)
+        ]
+        published = publish(
+            files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=key, layout="eir"
+        )
         again, _ = asyncio.run(self.loaded([published.manifest]))
         if again.content_digest != state.content_digest:
-            raise ReleaseRefused("fault", "the full release that the deltas were folded into is not the same list; report this")
+            raise ReleaseRefused(
+                "fault", "the full release that the deltas were folded into is not the same list; report this"
+            )
         return replace(_offer(published.manifest), folder=staged.name, content=state.content_digest)
 
     def _parts(self, pages: Sequence[Page]) -> Sequence[tuple[str, bool | None]]:
@@ -159,7 +177,11 @@ class Contents:
 
     @staticmethod
     def _written(state: ListState, pages: Sequence[Page], path: Path, only_tacs: bool | None) -> Path:
-        with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as packed, io.TextIOWrapper(packed, "utf-8", newline="") as out:
+        with (
+            path.open("wb") as file,
+            zstandard.ZstdCompressor().stream_writer(file) as packed,
+            io.TextIOWrapper(packed, "utf-8", newline="") as out,
+        ):
             export(state, pages, "eir", out, only_tacs=only_tacs)
         return path
 
@@ -211,7 +233,12 @@ def _clear(folder: Path, before: Index | None, now: Index) -> None:
     """Delete what neither this index names nor the one before it, by which somebody may be reading."""
     named = {offer.folder for index in (before, now) if index is not None for offer in index.releases}
     for place in folder.iterdir():
-        if place.name not in named and place.name.removesuffix("-full").isdigit() and place.is_dir() and not place.is_symlink():
+        if (
+            place.name not in named
+            and place.name.removesuffix("-full").isdigit()
+            and place.is_dir()
+            and not place.is_symlink()
+        ):
             shutil.rmtree(place, ignore_errors=True)
 
 

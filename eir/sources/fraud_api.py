@@ -33,7 +33,9 @@ class Fault(NamedTuple):
 
 FAULTS: Final = {
     "argument": Fault(400, "INVALID_ARGUMENT", "Client specified an invalid argument, request body or query param."),
-    "unauthenticated": Fault(401, "UNAUTHENTICATED", "Request not authenticated due to missing, invalid, or expired credentials."),
+    "unauthenticated": Fault(
+        401, "UNAUTHENTICATED", "Request not authenticated due to missing, invalid, or expired credentials."
+    ),
     "denied": Fault(403, "PERMISSION_DENIED", "Client does not have sufficient permissions to perform this action."),
     "path": Fault(404, "NOT_FOUND", "The specified resource is not found."),
     "method": Fault(405, "METHOD_NOT_ALLOWED", "The requested method is not allowed on this resource."),

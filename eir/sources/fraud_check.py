@@ -92,7 +92,11 @@ class FraudCheck:
             self._report("fault", reason="fraud-check", level="error", detail=place_of(e))
             return self._refused(_Refused("internal"), client, headers, request.address)
         self.answers[self._label(client), found.word] += 1
-        document = {"imei": imei, "operationalStatus": found.word, "lastChecked": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")}
+        document = {
+            "imei": imei,
+            "operationalStatus": found.word,
+            "lastChecked": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        }
         if found.word == api.PROHIBITED:
             document["prohibitedReason"] = api.reason_word(found.reason)
         return Response(200, JSON, json.dumps(document).encode(), headers)
@@ -102,7 +106,9 @@ class FraudCheck:
         authorization = request.headers.get("authorization")
         if self.tokens is None:
             raise _Refused("unauthenticated", headers=(("WWW-Authenticate", denials(SCOPE)["no_token"].challenge),))
-        said = self.tokens.subject(None if authorization is None else authorization.encode("latin-1", "replace"), request.address)
+        said = self.tokens.subject(
+            None if authorization is None else authorization.encode("latin-1", "replace"), request.address
+        )
         if isinstance(said, str):
             return said
         self._report(
@@ -111,7 +117,9 @@ class FraudCheck:
         )  # fmt: skip
         if said.status == TOO_MANY_REQUESTS:
             raise _Refused("rate", headers=(("Retry-After", "1"),))
-        raise _Refused("denied" if said.status == 403 else "unauthenticated", said.detail, (("WWW-Authenticate", said.challenge),))
+        raise _Refused(
+            "denied" if said.status == 403 else "unauthenticated", said.detail, (("WWW-Authenticate", said.challenge),)
+        )
 
     def _hold(self, client: str) -> None:
         """Hold a client to its rate: so much and no more can be drawn out of the lists. Raises _Refused."""
@@ -129,7 +137,14 @@ class FraudCheck:
         fault = api.FAULTS[why.what]
         self.answers[self._label(client), str(fault.status)] += 1
         if why.what == "rate":
-            self._report("fraud_check_rate", reason="rate", level="warning", client=client, address=address, setting="fraud_check.rate_max")
+            self._report(
+                "fraud_check_rate",
+                reason="rate",
+                level="warning",
+                client=client,
+                address=address,
+                setting="fraud_check.rate_max",
+            )
         return failed(why.what, why.detail, (*headers, *why.headers))
 
     def _label(self, client: str) -> str:

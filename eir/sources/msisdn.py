@@ -76,7 +76,9 @@ def read_numbers(path: Path) -> Numbers:
     except OSError as e:
         raise NumbersError(f"{path} cannot be read: {e.strerror}") from None
     except (UnicodeDecodeError, IdentifierError) as e:
-        raise NumbersError(f"{path}:{at}: {'not ASCII' if isinstance(e, UnicodeDecodeError) else e}; expected MSISDN,IMSI") from None
+        raise NumbersError(
+            f"{path}:{at}: {'not ASCII' if isinstance(e, UnicodeDecodeError) else e}; expected MSISDN,IMSI"
+        ) from None
     keys = np.array(numbers, np.uint64)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]

@@ -34,7 +34,14 @@ from eir.sources.pull_http import Server, Unreached
 PULL_S = 900.0
 """How long one pull may take, its downloads and loads; a download that is cut off then goes on with the next pull."""
 NOTE, FOLDER_MODE = "note.json", 0o750
-LOADED, UNCHANGED, REFUSED, WAITING, UNREACHED, ELSEWHERE = OUTCOMES = ("loaded", "unchanged", "refused", "waiting", "unreached", "elsewhere")
+LOADED, UNCHANGED, REFUSED, WAITING, UNREACHED, ELSEWHERE = OUTCOMES = (
+    "loaded",
+    "unchanged",
+    "refused",
+    "waiting",
+    "unreached",
+    "elsewhere",
+)
 """What a pull comes to: UNCHANGED has nothing newer, WAITING has, and cannot load it yet; with ELSEWHERE another node is at it."""
 REMEMBERED_MAX = 20
 """Manifests that were refused."""
@@ -150,7 +157,9 @@ class _Pull:
             if index.serial <= highest:
                 return self.pulled(UNCHANGED)
             has = f"{INDEX} has no deltas from there, and no full release above"
-            return self.pulled(WAITING, "base", f"serial {state.serial} is in force and {highest} is the highest accepted: {has}")
+            return self.pulled(
+                WAITING, "base", f"serial {state.serial} is in force and {highest} is the highest accepted: {has}"
+            )
         if not await self.terms.alone():
             return self.pulled(ELSEWHERE, detail="another node pulls it just now")
         for offer in await self._steps(index):  # once more, since another node may have pulled it before
@@ -202,7 +211,12 @@ class _Pull:
         except ReleaseRefused as refused:
             refused.list_name, refused.serial = self.terms.settings.name, offer.serial
             if release is None or refused.reason in UNRECORDED:
-                loader = Loader({self.terms.settings.name: self.terms.settings}, self.terms.store, self.terms.who, self.terms.clock())
+                loader = Loader(
+                    {self.terms.settings.name: self.terms.settings},
+                    self.terms.store,
+                    self.terms.who,
+                    self.terms.clock(),
+                )
                 await loader.record(refused, release.digest if release is not None else None)
             if refused.reason not in AGAIN:
                 others = list(self.note.refused.items())[1 - REMEMBERED_MAX :]
@@ -224,7 +238,10 @@ class _Pull:
         release = verify_release(place / offer.manifest, {settings.name: settings}, now=self.terms.clock())
         manifest = release.manifest
         if (manifest.serial, manifest.kind, manifest.base) != (offer.serial, offer.kind, offer.base):
-            raise ReleaseRefused("mixed", f"{offer.manifest} is {manifest.kind} {manifest.serial}; {INDEX} calls it {offer.kind} {offer.serial}")
+            raise ReleaseRefused(
+                "mixed",
+                f"{offer.manifest} is {manifest.kind} {manifest.serial}; {INDEX} calls it {offer.kind} {offer.serial}",
+            )
         parts = [(file, place / f"{file.name}.part") for file in manifest.files if not (place / file.name).exists()]
         free = shutil.disk_usage(place).free
         if (needed := sum(file.bytes - _size(part) for file, part in parts)) > free - NO_ROOM_BYTES:
@@ -233,7 +250,10 @@ class _Pull:
             server.into(f"{offer.folder}/{file.name}", part, file.bytes)
             if _sha256(part) != file.sha256:
                 part.unlink()
-                raise Unreached("changed", f"{file.name} does not have the SHA-256 that its manifest says: was it damaged on its way?")
+                raise Unreached(
+                    "changed",
+                    f"{file.name} does not have the SHA-256 that its manifest says: was it damaged on its way?",
+                )
             part.rename(place / file.name)
         return release
 
@@ -241,7 +261,10 @@ class _Pull:
     def _small(server: Server, offer: Offer, name: str, sha256: str, most: int) -> bytes:
         found = server.small(f"{offer.folder}/{name}", most)
         if found is None or hashlib.sha256(found.octets).hexdigest() != sha256:
-            raise Unreached("changed", f"{name} is not the one that {INDEX} names: was it damaged on its way, or the folder changed just now?")
+            raise Unreached(
+                "changed",
+                f"{name} is not the one that {INDEX} names: was it damaged on its way, or the folder changed just now?",
+            )
         return found.octets
 
     def _write_note(self) -> None:

@@ -97,8 +97,12 @@ class Server:
 
     def _on(self, name: str, part: Path, there: int, size: int) -> None:
         with self._asked(name, {"Range": f"bytes={there}-"} if there else {}) as answer, part.open("ab") as file:
-            if answer is None or (answer.status == PARTIAL and not answer.headers.get("Content-Range", "").startswith(f"bytes {there}-")):
-                raise Unreached("answer", f"{self._at(name)}: the server answered with another part than it was asked for")
+            if answer is None or (
+                answer.status == PARTIAL and not answer.headers.get("Content-Range", "").startswith(f"bytes {there}-")
+            ):
+                raise Unreached(
+                    "answer", f"{self._at(name)}: the server answered with another part than it was asked for"
+                )
             if answer.status != PARTIAL:
                 file.truncate(0)
                 there = 0
@@ -106,7 +110,9 @@ class Server:
                 there += len(piece)
                 if there > size:
                     file.truncate(0)
-                    raise Unreached("too_large", f"{self._at(name)} is larger than the {size} bytes that its manifest says")
+                    raise Unreached(
+                        "too_large", f"{self._at(name)} is larger than the {size} bytes that its manifest says"
+                    )
                 file.write(piece)
         if there < size:
             raise Unreached("cut_off", f"{self._at(name)} ended after {there} of {size} bytes")
@@ -125,7 +131,9 @@ class Server:
         return urljoin(self._base, quote(name))
 
     @contextmanager
-    def _asked(self, name: str, headers: Mapping[str, str], data: bytes | None = None, method: str = "GET") -> Iterator[Any]:
+    def _asked(
+        self, name: str, headers: Mapping[str, str], data: bytes | None = None, method: str = "GET"
+    ) -> Iterator[Any]:
         """The answer, to be read; None for one without content since nothing has changed."""
         at = self._at(name)
         request = urllib.request.Request(at, data=data, headers={**self._headers, **headers}, method=method)  # noqa: S310 - of a url that is https, or of this host
@@ -182,7 +190,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         """The next request. Raises Unreached (`redirect`)."""
         self.followed += 1
         if _origin(newurl) != self._origin or self.followed > REDIRECTS_MAX or req.get_method() != "GET":
-            raise Unreached("redirect", f"{req.full_url}: the server sends us to {newurl}, and only its own places are followed, {REDIRECTS_MAX} times at most")
+            raise Unreached(
+                "redirect",
+                f"{req.full_url}: the server sends us to {newurl}, and only its own places are followed, {REDIRECTS_MAX} times at most",
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -205,4 +216,7 @@ def _unreached(at: str, fault: Any) -> Unreached:
         return Unreached("tls", f"{at}: {fault.reason or fault}")
     if isinstance(fault, http.client.HTTPException):
         return Unreached("answer", f"{at}: what the server sends is no answer: {type(fault).__name__}")
-    return Unreached("connection", f"{at}: {os.strerror(fault.errno) if isinstance(fault, OSError) and fault.errno and fault.errno > 0 else fault}")
+    return Unreached(
+        "connection",
+        f"{at}: {os.strerror(fault.errno) if isinstance(fault, OSError) and fault.errno and fault.errno > 0 else fault}",
+    )

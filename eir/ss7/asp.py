@@ -40,14 +40,23 @@ class Happened(NamedTuple):
     fields: dict[str, Any]
 
 
-ACKNOWLEDGED = {Kind.ASPUP_ACK: State.INACTIVE, Kind.ASPAC_ACK: State.ACTIVE, Kind.ASPIA_ACK: State.INACTIVE, Kind.ASPDN_ACK: State.DOWN}
+ACKNOWLEDGED = {
+    Kind.ASPUP_ACK: State.INACTIVE,
+    Kind.ASPAC_ACK: State.ACTIVE,
+    Kind.ASPIA_ACK: State.INACTIVE,
+    Kind.ASPDN_ACK: State.DOWN,
+}
 """Where we are after an acknowledgement, whether it was expected or not (4.3.4.1 to 4.3.4.4)."""
 WANTED = {State.DOWN: Kind.ASPUP, State.INACTIVE: Kind.ASPAC}
 LEAVING = {State.ACTIVE: Kind.ASPIA, State.INACTIVE: Kind.ASPDN, State.STANDBY: Kind.ASPDN}
 """What is asked for next in each state, on the way in and on the way out."""
 ALTERNATE_ACTIVE, ASP_FAILURE = (2, 2), (2, 3)
 AS_STATES = {(1, 2): "as_inactive", (1, 3): "as_active", (1, 4): "as_pending"}
-NOTIFIED = AS_STATES | {(2, 1): "insufficient_asps", ALTERNATE_ACTIVE: "alternate_asp_active", ASP_FAILURE: "asp_failure"}
+NOTIFIED = AS_STATES | {
+    (2, 1): "insufficient_asps",
+    ALTERNATE_ACTIVE: "alternate_asp_active",
+    ASP_FAILURE: "asp_failure",
+}
 """Status type and information of a NTFY (3.8.2)."""
 VACANT = frozenset({(1, 2), (1, 4), ASP_FAILURE})
 """After these one that stands by takes over."""
@@ -207,7 +216,9 @@ class Association:
             raise M3uaFault(Error.UNSUPPORTED_MODE)
         if context is not None and (not context or len(context) % 4):
             raise M3uaFault(Error.PARAMETER_FIELD)
-        self.context = context if context is not None and len(context) == 4 else None  # of several any may stand in DATA
+        self.context = (
+            context if context is not None and len(context) == 4 else None
+        )  # of several any may stand in DATA
         self._go(State.ACTIVE)
         shown = () if mode is None else (parameter(Tag.TRAFFIC_MODE, mode),)
         self._out.append(m3ua.message(Kind.ASPAC_ACK, *shown, *_same(found, Tag.ROUTING_CONTEXT)))

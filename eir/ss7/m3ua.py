@@ -179,7 +179,15 @@ def transfer(found: dict[int, bytes]) -> Transfer:
         raise M3uaFault(Error.PARAMETER_FIELD)
     opc, dpc, indicator, network, priority, sls = _LABEL.unpack_from(carried)
     return Transfer(
-        opc, dpc, sls, carried[_LABEL.size :], indicator, network, priority, found.get(Tag.ROUTING_CONTEXT), found.get(Tag.NETWORK_APPEARANCE)
+        opc,
+        dpc,
+        sls,
+        carried[_LABEL.size :],
+        indicator,
+        network,
+        priority,
+        found.get(Tag.ROUTING_CONTEXT),
+        found.get(Tag.NETWORK_APPEARANCE),
     )
 
 

@@ -115,9 +115,19 @@ def encoded_address(
     indicator = kind << 2 | (_BY_SSN if by_ssn else 0)
     if variant == ANSI:
         indicator |= _NATIONAL | bool(ssn) | (2 if pc is not None else 0)
-        return bytes((indicator,)) + (bytes((ssn,)) if ssn else b"") + (b"" if pc is None else pc.to_bytes(3, "little")) + title
+        return (
+            bytes((indicator,))
+            + (bytes((ssn,)) if ssn else b"")
+            + (b"" if pc is None else pc.to_bytes(3, "little"))
+            + title
+        )
     indicator |= (1 if pc is not None else 0) | (2 if ssn else 0)
-    return bytes((indicator,)) + (b"" if pc is None else pc.to_bytes(2, "little")) + (bytes((ssn,)) if ssn else b"") + title
+    return (
+        bytes((indicator,))
+        + (b"" if pc is None else pc.to_bytes(2, "little"))
+        + (bytes((ssn,)) if ssn else b"")
+        + title
+    )
 
 
 def e164(digits: str, variant: str) -> tuple[int, bytes]:
@@ -149,7 +159,13 @@ def unitdata(octets: bytes, variant: str) -> Unitdata:
     if protocol_class not in CLASSES:
         raise SccpFault("protocol_class")
     return Unitdata(
-        kind, protocol_class, bool(octets[1] & RETURN_ON_ERROR), address(called, variant), address(calling, variant), carried, segmented
+        kind,
+        protocol_class,
+        bool(octets[1] & RETURN_ON_ERROR),
+        address(called, variant),
+        address(calling, variant),
+        carried,
+        segmented,
     )
 
 
@@ -176,7 +192,13 @@ def _is_segmented(octets: bytes, pointer: int) -> bool:
 
 def encoded(kind: int, protocol_class: int, called: bytes, calling: bytes, data: bytes) -> bytes:
     """A UDT or XUDT, with these addresses."""
-    return _pointed(bytes((kind, protocol_class)) + (bytes((HOPS,)) if kind == XUDT else b""), called, calling, data, optional=kind == XUDT)
+    return _pointed(
+        bytes((kind, protocol_class)) + (bytes((HOPS,)) if kind == XUDT else b""),
+        called,
+        calling,
+        data,
+        optional=kind == XUDT,
+    )
 
 
 def returned(unit: Unitdata, cause: Cause) -> bytes:
@@ -191,4 +213,6 @@ def _pointed(head: bytes, called: bytes, calling: bytes, data: bytes, *, optiona
     second = pointers + len(called)
     third = pointers - 1 + len(called) + 1 + len(calling)
     fixed = struct.pack("BBB", pointers, second, third) + (b"\0" if optional else b"")
-    return b"".join((head, fixed, bytes((len(called),)), called, bytes((len(calling),)), calling, bytes((len(data),)), data))
+    return b"".join(
+        (head, fixed, bytes((len(called),)), called, bytes((len(calling),)), calling, bytes((len(data),)), data)
+    )

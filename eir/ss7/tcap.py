@@ -125,14 +125,27 @@ def read(octets: bytes) -> Message:
         raise _fault("tcap_incorrect", otid, Cause.INCORRECT)
     found = {part.tag: part for part in parts}
     ids = {tag: octets[found[tag].start : found[tag].stop] if tag in found else b"" for tag in (_OTID, _DTID)}
-    wanted = {BEGIN: (True, False), CONTINUE: (True, True), END: (False, True), ABORT: (False, True), UNIDIRECTIONAL: (False, False)}[kind]
-    if (_OTID in found, _DTID in found) != wanted or any(tag in found and not 1 <= len(each) <= 4 for tag, each in ids.items()):
+    wanted = {
+        BEGIN: (True, False),
+        CONTINUE: (True, True),
+        END: (False, True),
+        ABORT: (False, True),
+        UNIDIRECTIONAL: (False, False),
+    }[kind]
+    if (_OTID in found, _DTID in found) != wanted or any(
+        tag in found and not 1 <= len(each) <= 4 for tag, each in ids.items()
+    ):
         raise _fault("tcap_incorrect", otid, Cause.INCORRECT)
     cause = found.get(_CAUSE)
     if cause is not None and (kind != ABORT or cause.stop != cause.start + 1):
         raise _fault("tcap_incorrect", otid, Cause.INCORRECT)
     return Message(
-        kind, ids[_OTID], ids[_DTID], None if cause is None else octets[cause.start], found.get(_DIALOGUE), found.get(_COMPONENTS)
+        kind,
+        ids[_OTID],
+        ids[_DTID],
+        None if cause is None else octets[cause.start],
+        found.get(_DIALOGUE),
+        found.get(_COMPONENTS),
     )
 
 
@@ -175,7 +188,13 @@ def apdu(octets: bytes, portion: Element) -> Apdu:
     if inner.tag == AARE:
         accepted = _number(octets, _only(octets, parts.get(0xA2))) == 0
         diagnostic = _number(octets, _only(octets, _only(octets, parts.get(0xA3))))
-    return Apdu(inner.tag, octets[context.start : context.stop], accepted, diagnostic, len(versions) > 1 and bool(versions[1] & 0x80))
+    return Apdu(
+        inner.tag,
+        octets[context.start : context.stop],
+        accepted,
+        diagnostic,
+        len(versions) > 1 and bool(versions[1] & 0x80),
+    )
 
 
 def _children(octets: bytes, parent: Element, count: int) -> list[Element]:
@@ -319,4 +338,7 @@ def returned_error(number: bytes, code: int) -> bytes:
 
 def reject(number: bytes | None, problem: Problem) -> bytes:
     """A reject; None: the invocation's number cannot be told."""
-    return encoded(_REJECT, (bytes((_NULL, 0)) if number is None else encoded(_INTEGER, number)) + bytes((problem.tag, 1, problem.code)))
+    return encoded(
+        _REJECT,
+        (bytes((_NULL, 0)) if number is None else encoded(_INTEGER, number)) + bytes((problem.tag, 1, problem.code)),
+    )

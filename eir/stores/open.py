@@ -11,7 +11,9 @@ SQLITE_FILE = "lists.sqlite"
 COPY_FILE = "copy.sqlite"
 
 
-def open_store(url: str, state_folder: Path, *, report: Report = silent, check: bool = True, upgrades: bool = True) -> ListStore:
+def open_store(
+    url: str, state_folder: Path, *, report: Report = silent, check: bool = True, upgrades: bool = True
+) -> ListStore:
     """The store that `store: URL` means: `sqlite` (a file in the state folder), or a URL of eir.stores.redis_url.
 
     Nothing is opened or connected yet. Raises StoreError (`url`) for a URL that names no store; with `check` also where a

@@ -77,7 +77,9 @@ def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
     except (TypeError, ValueError) as error:
         raise StoreError("corrupt", f"a state in the store is not whole: {error}") from error
     if wrong:
-        raise StoreError("corrupt", f"a state in the store has another {wrong} than it may: {getattr(state, wrong)!r:.200}")
+        raise StoreError(
+            "corrupt", f"a state in the store has another {wrong} than it may: {getattr(state, wrong)!r:.200}"
+        )
     return state
 
 
@@ -88,7 +90,11 @@ def _wrong_in(state: ListState) -> str | None:
         value = getattr(state, name)
         fits = all(isinstance(each, str) for each in value) if name in _STATE_TUPLES else isinstance(value, kind)
         out_of_range = kind is int and fits and not 0 <= value <= INTEGER_MAX
-        if not fits or out_of_range or (name in _STATE_TIMES and value and datetime.fromisoformat(value).tzinfo is None):
+        if (
+            not fits
+            or out_of_range
+            or (name in _STATE_TIMES and value and datetime.fromisoformat(value).tzinfo is None)
+        ):
             return name
     return None
 
@@ -98,7 +104,9 @@ def decode_ledger(text: str | bytes) -> Ledger:
     found = _known(_LEDGER_TYPES, text)
     wrong = [name for name, value in found.items() if not isinstance(value, _LEDGER_TYPES[name])]
     if wrong:
-        raise StoreError("corrupt", f"the ledger of the history has another {wrong[0]} than it may: {found[wrong[0]]!r:.200}")
+        raise StoreError(
+            "corrupt", f"the ledger of the history has another {wrong[0]} than it may: {found[wrong[0]]!r:.200}"
+        )
     return Ledger(**found)
 
 

@@ -36,7 +36,14 @@ FORMS = {
 PORT, SENTINEL_PORT = 6379, 26379
 PASSWORD_ENV = "EIR_REDIS_PASSWORD"  # noqa: S105  # the name of a variable
 TLS_FILES = {"ca_file": "ssl_ca_certs", "cert_file": "ssl_certfile", "key_file": "ssl_keyfile"}
-OPTIONS = {"password_file", "password_env", "sentinel_user", "sentinel_password_file", "sentinel_password_env", *TLS_FILES}
+OPTIONS = {
+    "password_file",
+    "password_env",
+    "sentinel_user",
+    "sentinel_password_file",
+    "sentinel_password_env",
+    *TLS_FILES,
+}
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 4.0
@@ -93,18 +100,24 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
     """
     parts = urlsplit(url)
     if parts.scheme not in FORMS:
-        raise StoreError("url", f"no store has the scheme {parts.scheme!r}; expected sqlite or one of {', '.join(FORMS)}")
+        raise StoreError(
+            "url", f"no store has the scheme {parts.scheme!r}; expected sqlite or one of {', '.join(FORMS)}"
+        )
     form, tls = FORMS[parts.scheme]
     given = dict(parse_qsl(parts.query))
     if unknown := given.keys() - OPTIONS:
-        raise StoreError("url", f"unknown option {min(unknown)!r} of the store; expected one of {', '.join(sorted(OPTIONS))}")
+        raise StoreError(
+            "url", f"unknown option {min(unknown)!r} of the store; expected one of {', '.join(sorted(OPTIONS))}"
+        )
     if check:
         _check_named(given, environment)
     path = [step for step in parts.path.split("/") if step]
     service = ""
     if form == SENTINEL:
         if not path:
-            raise StoreError("url", "the URL of a store under Sentinel ends with /SERVICE: what the sentinels call the master")
+            raise StoreError(
+                "url", "the URL of a store under Sentinel ends with /SERVICE: what the sentinels call the master"
+            )
         service = path.pop(0)
     if len(path) > (form != CLUSTER) or not all(step.isdecimal() for step in path):
         raise StoreError("url", f"what follows the host in the store's URL is a database number; got {parts.path!r}")
@@ -115,7 +128,9 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
         common |= {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
         common |= {argument: given[option] for option, argument in TLS_FILES.items() if option in given}
     retry = Retry(FullJitterBackoff(cap=BACKOFF_CAP_S, base=BACKOFF_BASE_S), RETRIES, (RedisConnectionError,))
-    login_there = guide = _login(user, given, "password", environment.get(given.get("password_env", PASSWORD_ENV)) or secret)
+    login_there = guide = _login(
+        user, given, "password", environment.get(given.get("password_env", PASSWORD_ENV)) or secret
+    )
     if form == SENTINEL:
         variable = given.get("sentinel_password_env", "")
         guide = _login(given.get("sentinel_user"), given, "sentinel_password", environment.get(variable))

@@ -11,4 +11,6 @@ def check_room(cause: str, where: str, advice: str, *, needs: int, free: int, re
     """Refuse a write before it begins. Raises StoreError (`cause`) with the figures, all in bytes, and `advice` what to do."""
     if needs > SMALL_BYTES and needs > free - reserve:
         kept = f"{free // _MB:,} MB are free, of which {reserve // _MB:,} MB are kept for the history, removals and rollback"
-        raise StoreError(cause, f"{where}: this needs about {-(-needs // _MB):,} MB, and {kept}; nothing was changed: {advice}")
+        raise StoreError(
+            cause, f"{where}: this needs about {-(-needs // _MB):,} MB, and {kept}; nothing was changed: {advice}"
+        )

@@ -139,7 +139,10 @@ class PageSetStore(ABC):
         stored = await self._stored(name)
         if stored is None or stored.lost:
             return None
-        steps = [(stored.state, stored.page_set, True), *((kept.state, kept.page_set, kept.whole) for kept in stored.kept)]
+        steps = [
+            (stored.state, stored.page_set, True),
+            *((kept.state, kept.page_set, kept.whole) for kept in stored.kept),
+        ]
         at = next((at for at, (state, *_) in enumerate(steps) if state.generation == generation), None)
         if at is None:
             return None
@@ -156,13 +159,27 @@ class PageSetStore(ABC):
         return [page for page in found.values() if not page.gone]
 
     async def replace(
-        self, name: str, state: ListState, pages: Sequence[Page], *, seen: int, keep: int = KEEP, event: Event | None = None
+        self,
+        name: str,
+        state: ListState,
+        pages: Sequence[Page],
+        *,
+        seen: int,
+        keep: int = KEEP,
+        event: Event | None = None,
     ) -> ListState:
         await self._check_room(name, pages, amends=False)
         return await self._write(name, seen, Wanted(state=state, whole=True, keep=keep, event=event), one_batch(pages))
 
     async def amend(
-        self, name: str, state: ListState, pages: Sequence[Page], *, seen: int, keep: int = KEEP, event: Event | None = None
+        self,
+        name: str,
+        state: ListState,
+        pages: Sequence[Page],
+        *,
+        seen: int,
+        keep: int = KEEP,
+        event: Event | None = None,
     ) -> ListState:
         """Where there is no list yet, the pages are all of it."""
         if not seen:
@@ -181,7 +198,14 @@ class PageSetStore(ABC):
         return await self._write(name, seen, Wanted(state=after, exact=True, keep=None, event=event))
 
     async def restore(
-        self, name: str, state: ListState, batches: Batches, *, seen: int, whole: bool = True, event: Event | None = None
+        self,
+        name: str,
+        state: ListState,
+        batches: Batches,
+        *,
+        seen: int,
+        whole: bool = True,
+        event: Event | None = None,
     ) -> None:
         """Where there is no list yet, the pages are all of it."""
         whole = whole or not seen
@@ -199,7 +223,9 @@ def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
     """Raise GenerationConflict if the list is not at the generation that the writer saw."""
     current = 0 if stored is None else stored.generation
     if current != seen:
-        raise GenerationConflict(f"list {name} is at generation {current}, not {seen}: someone else changed it meanwhile")
+        raise GenerationConflict(
+            f"list {name} is at generation {current}, not {seen}: someone else changed it meanwhile"
+        )
 
 
 def steps_back(name: str, stored: Stored[S] | None, to: int | None) -> tuple[Kept[S], ...]:

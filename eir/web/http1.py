@@ -20,8 +20,12 @@ NO_CONTENT = 204
 AMBIGUOUS, TOO_LARGE, TOO_MANY_HEADERS = 400, 413, 431
 
 
-PLAIN = re.compile(rb"(GET|POST|DELETE) (/[!-~]{0,4000}+) HTTP/1\.1\r\n((?:[A-Za-z0-9-]{1,64}+: ?[!-~][ -~]*+\r\n){1,32}+)\r\n")
-OF_CONNECTION = frozenset({"connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
+PLAIN = re.compile(
+    rb"(GET|POST|DELETE) (/[!-~]{0,4000}+) HTTP/1\.1\r\n((?:[A-Za-z0-9-]{1,64}+: ?[!-~][ -~]*+\r\n){1,32}+)\r\n"
+)
+OF_CONNECTION = frozenset(
+    {"connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+)
 """Headers that say more than what is asked for; one of no body may stand there."""
 
 
@@ -128,7 +132,12 @@ class Conversation:
             headers.append(("Connection", "close"))
         if self._beside:
             self._beside, self.over = False, not self._left
-            return "".join([f"HTTP/1.1 {response.status} \r\n", *[f"{name}: {value}\r\n" for name, value in headers], "\r\n"]).encode("latin-1") + response.body
+            return (
+                "".join(
+                    [f"HTTP/1.1 {response.status} \r\n", *[f"{name}: {value}\r\n" for name, value in headers], "\r\n"]
+                ).encode("latin-1")
+                + response.body
+            )
         out = self._connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
         if self._request is not None and self._request.method != b"HEAD" and response.status != NO_CONTENT:
             out += self._connection.send(h11.Data(data=response.body)) or b""
@@ -144,7 +153,12 @@ class Conversation:
         """The bytes that answer what was no request (`fault`), after which the connection is over."""
         if self._connection.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             return b""
-        headers = [*response.headers, ("Content-Type", response.content_type), ("Content-Length", str(len(response.body))), ("Connection", "close")]
+        headers = [
+            *response.headers,
+            ("Content-Type", response.content_type),
+            ("Content-Length", str(len(response.body))),
+            ("Connection", "close"),
+        ]
         out = self._connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
         return out + (self._connection.send(h11.Data(data=response.body)) or b"")
 
@@ -162,7 +176,9 @@ def plain_request(data: bytes) -> Request | None:
     for line in lines.decode("ascii").split("\r\n")[:-1]:
         name, _, value = line.partition(":")
         name, value = name.lower(), value.strip(" ")
-        if name in headers or (name in OF_CONNECTION and (name, value) not in {("content-length", "0"), ("connection", "keep-alive")}):
+        if name in headers or (
+            name in OF_CONNECTION and (name, value) not in {("content-length", "0"), ("connection", "keep-alive")}
+        ):
             return None
         headers[name] = value
     path, _, query = target.decode("ascii").partition("?")

@@ -256,5 +256,3 @@ class Link(asyncio.Protocol):
             self.end("" if self._idle else SLOW)
         else:
             self._timer = self._loop.call_at(min(due, now + self._owner.limits.request_s), self._look)
-
-

@@ -297,18 +297,34 @@ class Connection:
             return
         is_new = stream_id > self._highest and stream_id & 1
         if is_new and self._last_stream is not None and stream_id > self._last_stream:
-            self._refuse(stream_id, now, ErrorCodes.REFUSED_STREAM)  # which the client may send elsewhere (RFC 9113 8.7)
+            self._refuse(
+                stream_id, now, ErrorCodes.REFUSED_STREAM
+            )  # which the client may send elsewhere (RFC 9113 8.7)
             return
         names = tuple([name for name, _ in found])
-        if is_new and end_stream and self._serving and not self._resized and not self._unsent and (shape := self._shapes.get(names)) is not None:
+        if (
+            is_new
+            and end_stream
+            and self._serving
+            and not self._resized
+            and not self._unsent
+            and (shape := self._shapes.get(names)) is not None
+        ):
             values = [value for _, value in found]
             size = shape.size + sum(map(len, values))
-            if values[shape.method] == b"GET" and values[shape.path][:1] == b"/" and size <= self._limits.header_list_bytes and are_clean(values):
+            if (
+                values[shape.method] == b"GET"
+                and values[shape.path][:1] == b"/"
+                and size <= self._limits.header_list_bytes
+                and are_clean(values)
+            ):
                 self._usual(stream_id, values, shape, found, now)
                 return
         self._general(stream_id, end_stream, found, names, now)
 
-    def _usual(self, stream_id: int, values: list[bytes], shape: Shape, found: Sequence[tuple[bytes, bytes]], now: float) -> None:
+    def _usual(
+        self, stream_id: int, values: list[bytes], shape: Shape, found: Sequence[tuple[bytes, bytes]], now: float
+    ) -> None:
         """A whole request of a known shape."""
         h2 = self._h2
         response = self._respond(Request("GET", values[shape.path], {name: values[at] for name, at in shape.others}))
@@ -323,7 +339,14 @@ class Connection:
         self._out.append(response.frames(stream_id))
         self.answers += 1
 
-    def _general(self, stream_id: int, end_stream: int, found: Sequence[tuple[bytes, bytes]], names: tuple[bytes, ...], now: float) -> None:
+    def _general(
+        self,
+        stream_id: int,
+        end_stream: int,
+        found: Sequence[tuple[bytes, bytes]],
+        names: tuple[bytes, ...],
+        now: float,
+    ) -> None:
         """A header block through h2, which gets it in a form that its decoder, having seen it, does not mind."""
         if stream_id in self._reset:
             if not self._control.take(now):
@@ -379,7 +402,10 @@ class Connection:
                 self._open.pop(event.stream_id, None)
                 self._unsent.pop(event.stream_id, None)
             case RemoteSettingsChanged() | WindowUpdated():
-                if isinstance(event, RemoteSettingsChanged) and SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
+                if (
+                    isinstance(event, RemoteSettingsChanged)
+                    and SettingCodes.HEADER_TABLE_SIZE in event.changed_settings
+                ):
                     self._resized = True
                 self._window = self._h2.remote_settings.initial_window_size
             case PingAckReceived() if event.ping_data == _DRAIN_PING and self._draining is not None:
@@ -400,7 +426,9 @@ class Connection:
                 path = value
             elif not name.startswith(b":"):
                 headers[name] = headers[name] + b", " + value if name in headers else value
-        self._open[stream_id] = _Open(Request(method, path, headers, HEADERS_TOO_LARGE if self._oversized else None), now)
+        self._open[stream_id] = _Open(
+            Request(method, path, headers, HEADERS_TOO_LARGE if self._oversized else None), now
+        )
 
     def _complete(self, stream_id: int, opened: _Open, now: float) -> None:
         """Answer a request that has come, or of which enough has."""

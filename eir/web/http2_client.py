@@ -86,7 +86,9 @@ class Exchange:
         self._unread += data
         while len(self._unread) >= HEAD_BYTES:
             length, kind = int.from_bytes(self._unread[:3]), self._unread[3]
-            end = HEAD_BYTES + min(length, self._h2.max_inbound_frame_size)  # of a longer one h2 has enough with its beginning
+            end = HEAD_BYTES + min(
+                length, self._h2.max_inbound_frame_size
+            )  # of a longer one h2 has enough with its beginning
             if len(self._unread) < end:
                 return
             frame, self._unread = self._unread[:end], self._unread[end:]
@@ -99,6 +101,9 @@ class Exchange:
 
     def _send_rest(self) -> None:
         """Send of the body what the server has left a window for."""
-        while self._rest and (room := min(self._h2.local_flow_control_window(STREAM), self._h2.max_outbound_frame_size)) > 0:
+        while (
+            self._rest
+            and (room := min(self._h2.local_flow_control_window(STREAM), self._h2.max_outbound_frame_size)) > 0
+        ):
             part, self._rest = self._rest[:room], self._rest[room:]
             self._h2.send_data(STREAM, part, end_stream=not self._rest)

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 SHAPES_MAX = 256
-JUDGED = frozenset({b"host", b"te", b"content-length", b"connection", b"transfer-encoding", b"upgrade", b"keep-alive", b"proxy-connection", b"cookie"})
+JUDGED = frozenset(
+    {
+        b"host",
+        b"te",
+        b"content-length",
+        b"connection",
+        b"transfer-encoding",
+        b"upgrade",
+        b"keep-alive",
+        b"proxy-connection",
+        b"cookie",
+    }
+)
 """Headers on whose values, or on which at all, h2 has an opinion: requests with one go through it."""
 
 
@@ -30,7 +42,11 @@ class Shapes:
 
     def learn(self, names: tuple[bytes, ...]) -> None:
         """Take note of names that h2 has accepted."""
-        if len(set(names)) < len(names) or not {b":method", b":path", b":scheme", b":authority"} <= set(names) or not JUDGED.isdisjoint(names):
+        if (
+            len(set(names)) < len(names)
+            or not {b":method", b":path", b":scheme", b":authority"} <= set(names)
+            or not JUDGED.isdisjoint(names)
+        ):
             return
         if len(self._known) >= SHAPES_MAX:
             self._known.clear()
@@ -43,5 +59,10 @@ def are_clean(values: Sequence[bytes]) -> bool:
     """Whether no value holds, begins or ends with what none may (RFC 9113 8.2.1)."""
     joined = b"\n".join((b"", *values, b""))
     return joined.count(b"\n") == len(values) + 1 and not (
-        b"\0" in joined or b"\r" in joined or b"\n " in joined or b" \n" in joined or b"\n\t" in joined or b"\t\n" in joined
+        b"\0" in joined
+        or b"\r" in joined
+        or b"\n " in joined
+        or b" \n" in joined
+        or b"\n\t" in joined
+        or b"\t\n" in joined
     )

@@ -289,7 +289,9 @@ def _of_pem(content: bytes) -> VerifyKey:
         except UnsupportedAlgorithm:
             break
         except ValueError as e:
-            raise (e if isinstance(e, _Unusable) else ValueError("expected a public key or a certificate in PEM")) from None
+            raise (
+                e if isinstance(e, _Unusable) else ValueError("expected a public key or a certificate in PEM")
+            ) from None
     raise ValueError("expected an RSA, an EC or an Ed25519 key")
 
 

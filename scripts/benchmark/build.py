@@ -43,7 +43,9 @@ def tools(*commands: str, files: Sequence[str] = (), modules: Sequence[str] = ()
 
     def missing() -> list[str]:
         importlib.invalidate_caches()
-        absent = [name for name in commands if not shutil.which(name)] + [name for name in files if not Path(name).exists()]
+        absent = [name for name in commands if not shutil.which(name)] + [
+            name for name in files if not Path(name).exists()
+        ]
         return absent + [name for name in modules if importlib.util.find_spec(name) is None]
 
     if not missing():

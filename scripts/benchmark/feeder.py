@@ -15,7 +15,9 @@ from pathlib import Path
 
 USER, PASSWORD = "register", "correct horse battery"
 HEAD = (
-    " HTTP/1.1\r\nHost: eir\r\nAuthorization: Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode() + "\r\nContent-Length: 0\r\n\r\n"
+    " HTTP/1.1\r\nHost: eir\r\nAuthorization: Basic "
+    + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    + "\r\nContent-Length: 0\r\n\r\n"
 ).encode()
 TACS = 10_000
 

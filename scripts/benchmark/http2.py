@@ -21,7 +21,12 @@ class Failed(Exception):
 def questions(path: Path, asked: Path) -> Path:
     """A file with the paths of requests about the devices that a file of load.c's asks about."""
     imeis = [line[:14] for line in asked.read_text().splitlines()]
-    path.write_text("".join(f"http://eir{RESOURCE}?pei=imei-{imei}0&supi=imsi-{1010000000000 + n:015d}\n" for n, imei in enumerate(imeis)))
+    path.write_text(
+        "".join(
+            f"http://eir{RESOURCE}?pei=imei-{imei}0&supi=imsi-{1010000000000 + n:015d}\n"
+            for n, imei in enumerate(imeis)
+        )
+    )
     return path
 
 
@@ -29,10 +34,23 @@ def command(port: int, paths: Path, *, connections: int, streams: int, seconds: 
     """The generator, on its way for so long."""
     tools("h2load", part="--test")
     times = [f"--duration={max(1, round(seconds))}", f"--warm-up-time={max(1, round(warmup))}"]
-    return ["h2load", *times, "-c", str(connections), "-m", str(streams), "-i", str(paths), "-B", f"http://127.0.0.1:{port}"]
+    return [
+        "h2load",
+        *times,
+        "-c",
+        str(connections),
+        "-m",
+        str(streams),
+        "-i",
+        str(paths),
+        "-B",
+        f"http://127.0.0.1:{port}",
+    ]
 
 
-def answers_per_s(port: int, paths: Path, how: Times, on: set[int], *, connections: int = 4, streams: int = 100) -> float:
+def answers_per_s(
+    port: int, paths: Path, how: Times, on: set[int], *, connections: int = 4, streams: int = 100
+) -> float:
     """Answers a second; each has to be 200. Raises Failed."""
     words = command(port, paths, connections=connections, streams=streams, seconds=how.seconds, warmup=how.warmup)
     with on_cores(on):
@@ -46,7 +64,9 @@ def answers_per_s(port: int, paths: Path, how: Times, on: set[int], *, connectio
 
 def bare(port: int, *, log: Path, cores: set[int]) -> Server:
     """The bare server on the same library: see http2_bare.py."""
-    return Server("bare h2", [sys.executable, HERE / "http2_bare.py", str(port)], port, log=log, cores=cores, constant=True)
+    return Server(
+        "bare h2", [sys.executable, HERE / "http2_bare.py", str(port)], port, log=log, cores=cores, constant=True
+    )
 
 
 def application() -> Callable[..., Server]:
@@ -54,6 +74,13 @@ def application() -> Callable[..., Server]:
     interpreter = python(*APPLICATION)
 
     def start(port: int, data: Path, *, log: Path, cores: set[int]) -> Server:
-        return Server("starlette", [interpreter, HERE / "peers" / "http2_app.py", str(port), data], port, log=log, cores=cores, lists=True)
+        return Server(
+            "starlette",
+            [interpreter, HERE / "peers" / "http2_app.py", str(port), data],
+            port,
+            log=log,
+            cores=cores,
+            lists=True,
+        )
 
     return start

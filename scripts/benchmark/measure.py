@@ -24,7 +24,17 @@ SETTLE_S = 0.2
 """OTP drops requests that come before it knows its peer."""
 SHORT_S, ATTEMPTS_OF_SHORT = 1, 3
 """On a busy host the processor can be elsewhere for the whole of a run as short as `--quick` makes it: it tells nothing then, and is made again."""
-COLUMNS = ("server", "load", "answers_per_s", "p50_us", "p99_us", "cpu_us_per_answer", "server_share", "generator_share", "errors")
+COLUMNS = (
+    "server",
+    "load",
+    "answers_per_s",
+    "p50_us",
+    "p99_us",
+    "cpu_us_per_answer",
+    "server_share",
+    "generator_share",
+    "errors",
+)
 
 Results = dict[tuple[str, str], list[dict[str, Any]]]
 """(server, load) → what the generator found in each turn."""
@@ -73,7 +83,9 @@ def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: i
     parser.add_argument("--seconds", type=float, default=seconds, help=f"measured time of a run ({seconds:g})")
     parser.add_argument("--warmup", type=float, default=1, help="time before it (1)")
     parser.add_argument("--turns", type=int, default=turns, help=f"how often each is measured ({turns})")
-    parser.add_argument("--quick", action="store_true", help="one short turn: shows that all works, and no figure to believe")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short turn: shows that all works, and no figure to believe"
+    )
     parser.add_argument("--json", action="store_true", help="one document instead of a table")
     if picture:
         parser.add_argument("--svg", type=_drawable, metavar="FILE", help="also draw the results into this file")
@@ -107,7 +119,13 @@ def say(text: str) -> None:
 
 
 def ask(
-    server: Server, load: Load, questions: Path, how: Times, on: set[int], *, meanwhile: Callable[[], None] | None = None
+    server: Server,
+    load: Load,
+    questions: Path,
+    how: Times,
+    on: set[int],
+    *,
+    meanwhile: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Run the generator against a server; what it found. `meanwhile` is called when it begins to count."""
     words = {
@@ -123,7 +141,9 @@ def ask(
     return _run(command, server, how, on, meanwhile)
 
 
-def _run(command: list[str], server: Server, how: Times, on: set[int], meanwhile: Callable[[], None] | None) -> dict[str, Any]:
+def _run(
+    command: list[str], server: Server, how: Times, on: set[int], meanwhile: Callable[[], None] | None
+) -> dict[str, Any]:
     """Run the generator once."""
     with on_cores(on):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -147,7 +167,9 @@ def in_turns(servers: Sequence[Server], loads: Iterable[Load], questions: Path, 
             for server in servers:
                 found = ask(server, load, questions, how, on)
                 results.setdefault((server.name, str(load)), []).append(found)
-                say(f"{load}, turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, p50 {found['latency_us']['p50']:.0f} us")
+                say(
+                    f"{load}, turn {turn + 1}: {server.name} {found['answers_per_s']:,.0f}/s, p50 {found['latency_us']['p50']:.0f} us"
+                )
     return results
 
 
@@ -166,7 +188,9 @@ def median(results: Results, server: str, load: object, value: Callable[[Mapping
     return statistics.median(map(value, results[server, str(load)]))
 
 
-def ratio(results: Results, ours: str, theirs: str, load: object, value: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:
+def ratio(
+    results: Results, ours: str, theirs: str, load: object, value: Callable[[Mapping[str, Any]], float]
+) -> dict[str, Any]:
     """What `ours` has of what `theirs` has: the median of the turns' ratios, and these."""
     pairs = zip(results[ours, str(load)], results[theirs, str(load)], strict=True)
     each = [round(value(a) / value(b), 3) if value(b) else 0.0 for a, b in pairs]
@@ -175,7 +199,9 @@ def ratio(results: Results, ours: str, theirs: str, load: object, value: Callabl
 
 def wrong_answers(results: Results) -> int:
     """All faults that the generator found in the node's answers; what peers do wrong stands in the table."""
-    return sum(count for runs in results.values() for found in runs if found["lists"] for count in found["errors"].values())
+    return sum(
+        count for runs in results.values() for found in runs if found["lists"] for count in found["errors"].values()
+    )
 
 
 def rows(results: Results) -> list[dict[str, Any]]:
@@ -183,7 +209,10 @@ def rows(results: Results) -> list[dict[str, Any]]:
     made = []
     for (server, load), runs in results.items():
         errors = sum(count for found in runs for count in found["errors"].values())
-        values = {name: statistics.median(found[name] for found in runs) for name in ("answers_per_s", "server_share", "generator_share")}
+        values = {
+            name: statistics.median(found[name] for found in runs)
+            for name in ("answers_per_s", "server_share", "generator_share")
+        }
         made.append({
             "server": server, "load": load, "answers_per_s": round(values["answers_per_s"]),
             "p50_us": round(statistics.median(map(percentile("p50"), runs)), 1),
@@ -253,14 +282,22 @@ def finish(
 def _note(name: str, options: argparse.Namespace) -> str:
     """Below a picture: the command that it is from, and where that ran."""
     how = times(options)
-    command = f"scripts/bench {name} --quick: no figures to believe" if options.quick else f"scripts/bench {name}, {how.turns} turns of {how.seconds:g} s"
+    command = (
+        f"scripts/bench {name} --quick: no figures to believe"
+        if options.quick
+        else f"scripts/bench {name}, {how.turns} turns of {how.seconds:g} s"
+    )
     here = machine()
     return f"{command}; {here['processors']} x {here['model']}, Python {here['python']}"
 
 
 def machine() -> dict[str, Any]:
     """Where it was measured."""
-    model = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "processors": os.cpu_count(), "model": model[0] if model else platform.machine(), "python": platform.python_version(),
         "kernel": platform.release(), "load_average": round(os.getloadavg()[0], 2),

@@ -23,7 +23,10 @@ def enter() -> None:
         return
     os.environ[INSIDE] = "shared"
     for unshare in (["unshare", "-n", "--"], ["unshare", "-rn", "--"]):
-        if all(map(shutil.which, ("unshare", "ip"))) and not subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
+        if (
+            all(map(shutil.which, ("unshare", "ip")))
+            and not subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode
+        ):
             os.environ[INSIDE] = "own"
             os.execvp(unshare[0], [*unshare, sys.executable, *sys.argv])  # noqa: S606  # the same program
     print("bench: no network of its own here; on the machine's loopback", file=sys.stderr)
@@ -31,7 +34,9 @@ def enter() -> None:
 
 def _furnish() -> None:
     _ip("link set lo up")
-    if _ip("link add eir0 type dummy") or _ip("link add eir0 type veth peer name eir1"):  # a small kernel may lack either
+    if _ip("link add eir0 type dummy") or _ip(
+        "link add eir0 type veth peer name eir1"
+    ):  # a small kernel may lack either
         _ip("addr add 192.0.2.1/24 dev eir0")
         _ip("link set eir0 up")
     if CONGESTION.read_text().strip() != "reno":
@@ -39,4 +44,4 @@ def _furnish() -> None:
 
 
 def _ip(command: str) -> bool:
-    return not subprocess.run(["ip", *command.split()], check=False, capture_output=True).returncode  # noqa: S607  # PATH's
+    return not subprocess.run(["ip", *command.split()], check=False, capture_output=True).returncode

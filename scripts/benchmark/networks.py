@@ -97,9 +97,33 @@ class _Stints:
 
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
-    def add(self, sim: Any, device: Any, person: Any, begin: Any = 0.0, end: Any = 1e9, *, version: Any = 5, rate: Any = 1.0, attach: Any = False, echo: Any = -1.0, still: Any = -1) -> None:
+    def add(
+        self,
+        sim: Any,
+        device: Any,
+        person: Any,
+        begin: Any = 0.0,
+        end: Any = 1e9,
+        *,
+        version: Any = 5,
+        rate: Any = 1.0,
+        attach: Any = False,
+        echo: Any = -1.0,
+        still: Any = -1,
+    ) -> None:
         """`rate`: part of the person's; `echo`: share of the person's own checks that come with one of this SIM; `still`: the region it stays in."""
-        row = {"sim": sim, "device": device, "person": person, "begin": begin, "end": end, "version": version, "rate": rate, "attach": attach, "echo": echo, "still": still}
+        row = {
+            "sim": sim,
+            "device": device,
+            "person": person,
+            "begin": begin,
+            "end": end,
+            "version": version,
+            "rate": rate,
+            "attach": attach,
+            "echo": echo,
+            "still": still,
+        }
         size = max(np.size(value) for value in row.values())
         for name, value in row.items():
             self.columns.setdefault(name, []).append(np.broadcast_to(np.asarray(value), (size,)))
@@ -122,7 +146,10 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
     age_days[[8, 500]] = 15  # two models that are just coming out: one that many have, and one that few have
     usual = rng.integers(1, 60, len(tacs))
     usual_of = dict(zip(tacs.tolist(), usual.tolist(), strict=True))
-    stock = np.unique(tacs[rng.choice(len(tacs), people * 3 + 20_000, p=popular)].astype(np.int64) * 10**6 + rng.integers(0, 10**6, people * 3 + 20_000))
+    stock = np.unique(
+        tacs[rng.choice(len(tacs), people * 3 + 20_000, p=popular)].astype(np.int64) * 10**6
+        + rng.integers(0, 10**6, people * 3 + 20_000)
+    )
     rng.shuffle(stock)
     used = sims_made = 0
     stints = _Stints()
@@ -140,7 +167,12 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
         return np.arange(sims_made - count, sims_made)
 
     def version_of(device: np.ndarray) -> np.ndarray:
-        return np.clip(np.array([usual_of.get(int(each) // 10**6, 1) for each in device]) - rng.choice([0, 0, 0, 1, 1, 2], len(device)), 0, 98)
+        return np.clip(
+            np.array([usual_of.get(int(each) // 10**6, 1) for each in device])
+            - rng.choice([0, 0, 0, 1, 1, 2], len(device)),
+            0,
+            98,
+        )
 
     def in_turn(lengths: tuple[float, float], rest: tuple[float, float]) -> np.ndarray:
         """Edges of turns, the first's and the other's lengths by two exponentials."""
@@ -152,16 +184,43 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
     own, person = fresh(people), sims(people)
     version = version_of(own)
     fate = rng.random(people)
-    steps = np.cumsum([0, network.jugglers, network.several_imsis, network.double, network.routers, network.families, network.handed_on])
-    kinds = ("changes SIMs by hand", "several IMSIs", "two SIMs, one IMEI", "a router that fails over", "lent in a family", "handed on")
-    some = {kind: np.flatnonzero((fate >= low) & (fate < high)) for kind, low, high in zip(kinds, steps[:-1], steps[1:], strict=True)}
+    steps = np.cumsum(
+        [
+            0,
+            network.jugglers,
+            network.several_imsis,
+            network.double,
+            network.routers,
+            network.families,
+            network.handed_on,
+        ]
+    )
+    kinds = (
+        "changes SIMs by hand",
+        "several IMSIs",
+        "two SIMs, one IMEI",
+        "a router that fails over",
+        "lent in a family",
+        "handed on",
+    )
+    some = {
+        kind: np.flatnonzero((fate >= low) & (fate < high))
+        for kind, low, high in zip(kinds, steps[:-1], steps[1:], strict=True)
+    }
     plain = np.flatnonzero(fate >= steps[-1])
     foreign: list[int] = []
     updated = rng.random(people) < 0.25
     update = rng.uniform(0, days, people)
     for late in (False, True):  # before its firmware was updated, and after
         which = plain[updated[plain]] if late else plain
-        stints.add(person[which], own[which], which, update[which] if late else 0, 1e9 if late else np.where(updated[which], update[which], 1e9), version=version[which] + late)
+        stints.add(
+            person[which],
+            own[which],
+            which,
+            update[which] if late else 0,
+            1e9 if late else np.where(updated[which], update[which], 1e9),
+            version=version[which] + late,
+        )
     for kind in ("changes SIMs by hand", "several IMSIs", "lent in a family", "a router that fails over"):
         for who in some[kind]:
             others = sims(1 + int(rng.choice(3, p=[0.85, 0.12, 0.03]) if kind != "a router that fails over" else 0))
@@ -175,11 +234,27 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
             else:
                 edges = in_turn((0.5, 6), (0.01, 0.15))
             mine = np.arange(len(edges) - 1) % 2 == 0
-            stints.add(np.where(mine, person[who], rng.choice(others, len(mine))), own[who], who, edges[:-1], edges[1:], version=version[who], attach=edges[:-1] > 0, rate=1.0)
+            stints.add(
+                np.where(mine, person[who], rng.choice(others, len(mine))),
+                own[who],
+                who,
+                edges[:-1],
+                edges[1:],
+                version=version[who],
+                attach=edges[:-1] > 0,
+                rate=1.0,
+            )
             hard[int(own[who])] = kind
     both = some["two SIMs, one IMEI"]
     stints.add(person[both], own[both], both, version=version[both])
-    stints.add(sims(len(both)), own[both], both, version=version[both], echo=rng.uniform(0.5, 0.95, len(both)), rate=rng.uniform(0, 0.5, len(both)))
+    stints.add(
+        sims(len(both)),
+        own[both],
+        both,
+        version=version[both],
+        echo=rng.uniform(0.5, 0.95, len(both)),
+        rate=rng.uniform(0, 0.5, len(both)),
+    )
     hard.update((int(device), "two SIMs, one IMEI") for device in own[both])
     # Sales, numbers that move, repairs
     moved = some["handed on"]
@@ -190,7 +265,14 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
     since = dict(zip(moved.tolist(), at.tolist(), strict=True))
     begin = np.array([since[who] for who in sold])
     stints.add(person[sold], (bought := fresh(len(sold))), sold, begin + 0.02, version=version_of(bought), attach=True)
-    stints.add((buyers := sims(len(sold))), own[sold], buyers, begin + 0.05 + rng.exponential(3, len(sold)), version=version[sold], attach=True)
+    stints.add(
+        (buyers := sims(len(sold))),
+        own[sold],
+        buyers,
+        begin + 0.05 + rng.exponential(3, len(sold)),
+        version=version[sold],
+        attach=True,
+    )
     begin = np.array([since[who] for who in ported])
     stints.add(sims(len(ported)), own[ported], ported, begin + 0.01, version=version[ported], attach=True)
     begin = np.array([since[who] for who in repaired])
@@ -228,7 +310,16 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
             came = rng.uniform(0, days)
             tried = int(rng.integers(2, 7))
             begin = came + np.sort(rng.uniform(0, rng.choice([0.1, 0.3, 1.2]), tried))
-            stints.add(rng.choice(cards, tried, replace=tried > 4), phone, int(cards[0]), begin, begin + 0.02, version=int(version_of(np.array([phone]))[0]), attach=True, rate=3.0)
+            stints.add(
+                rng.choice(cards, tried, replace=tried > 4),
+                phone,
+                int(cards[0]),
+                begin,
+                begin + 0.02,
+                version=int(version_of(np.array([phone]))[0]),
+                attach=True,
+                rate=3.0,
+            )
             hard[int(phone)] = "a refurbisher's phone"
             before, after = sims(2)
             if rng.random() < 0.4:
@@ -241,8 +332,24 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
     half = rng.random(guests) < 0.5
     stay = arrive + rng.uniform(2, 14, guests)
     foreign.extend(visitor.tolist())
-    stints.add(visitor, brought, visitor, np.maximum(arrive, 0), np.where(half, arrive + 0.3, stay), version=version_of(brought), attach=True)
-    stints.add(sims(int(half.sum())), brought[half], visitor[half], np.maximum(arrive[half] + 0.35, 0), stay[half], version=version_of(brought[half]), attach=True)
+    stints.add(
+        visitor,
+        brought,
+        visitor,
+        np.maximum(arrive, 0),
+        np.where(half, arrive + 0.3, stay),
+        version=version_of(brought),
+        attach=True,
+    )
+    stints.add(
+        sims(int(half.sum())),
+        brought[half],
+        visitor[half],
+        np.maximum(arrive[half] + 0.35, 0),
+        stay[half],
+        version=version_of(brought[half]),
+        attach=True,
+    )
 
     # Copies
     regions = network.regions
@@ -263,15 +370,32 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
         begin = np.where(rng.random(len(who)) < 0.75, 0, rng.uniform(0, days * 0.6, len(who)))
         end = np.where(rng.random(len(who)) < 0.85, 1e9, rng.uniform(begin + days * 0.25, days + 5))
         theirs = rng.integers(1, 95, len(who)) if rng.random() < 0.5 else np.full(len(who), rng.integers(1, 95))
-        stints.add(who, device, who, begin, end, version=np.where(rng.random(len(who)) < 0.6, theirs, version[victim]), attach=begin > 0)
+        stints.add(
+            who,
+            device,
+            who,
+            begin,
+            end,
+            version=np.where(rng.random(len(who)) < 0.6, theirs, version[victim]),
+            attach=begin > 0,
+        )
         if rng.random() < 0.25:  # all of them from one bazaar, and in its region
             region = int(rng.choice(regions, p=size))
             sold_in.update(dict.fromkeys(who.tolist(), region))
         truth[device] = ("clone", copies)
     # Numbers of no allocated TAC
     some_of = max(8, people // 1500)
-    never = (rng.choice([12, 35, 77, 86], some_of) * 10**6 + 9 * 10**5 + rng.integers(0, 10**5, some_of)) * 10**6 + rng.integers(0, 10**6, some_of)
-    stints.add((who := sims(some_of)), never, who, rng.uniform(0, days * 0.8, some_of), version=rng.integers(1, 60, some_of), attach=True)
+    never = (
+        rng.choice([12, 35, 77, 86], some_of) * 10**6 + 9 * 10**5 + rng.integers(0, 10**5, some_of)
+    ) * 10**6 + rng.integers(0, 10**6, some_of)
+    stints.add(
+        (who := sims(some_of)),
+        never,
+        who,
+        rng.uniform(0, days * 0.8, some_of),
+        version=rng.integers(1, 60, some_of),
+        attach=True,
+    )
     truth.update((int(device), ("never_allocated", 1)) for device in never)
     # SIM boxes
     ports_boxes, second_check, for_days = network.boxes
@@ -281,7 +405,16 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
         length = float(rng.choice([0.25, 0.5, 1.0]))
         begin = np.arange(0, days, length)
         for at_port, port in enumerate(ports):
-            stints.add(cards[rng.integers(0, len(cards), len(begin))], port, int(cards[0]), begin, begin + length, version=at_port % 3 + 1, attach=True, still=room)
+            stints.add(
+                cards[rng.integers(0, len(cards), len(begin))],
+                port,
+                int(cards[0]),
+                begin,
+                begin + length,
+                version=at_port % 3 + 1,
+                attach=True,
+                still=room,
+            )
         truth.update((int(port), ("box, ports", len(cards))) for port in ports)
         del number
     for number in range(second_check + for_days):
@@ -292,7 +425,10 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
             begin = np.arange(rng.uniform(0, length), days, length)
             numbers = fresh(len(begin))
             stints.add(card, numbers, int(cards[0]), begin, begin + length, version=3, attach=True, still=room)
-            truth.update((int(device), ("box, a number for two checks" if throws else "box, a number for days", len(cards))) for device in numbers)
+            truth.update(
+                (int(device), ("box, a number for two checks" if throws else "box, a number for days", len(cards)))
+                for device in numbers
+            )
     # One number in many phones; modules of one number
     if network.mega:
         who = sims(int(people * network.mega))
@@ -312,17 +448,42 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
         kind_of = dict.fromkeys(modules.tolist(), "Module")
         for tac, age in zip(tacs.tolist(), age_days.tolist(), strict=True):
             if age >= max(network.tac_age_days, 25):
-                out.write(f"{tac:08d}|Maker|Model {tac}|LTE 3, NR n78|{(until - timedelta(days=age)).date():%d-%b-%Y}|{kind_of.get(tac, 'Smartphone')}\n")
+                out.write(
+                    f"{tac:08d}|Maker|Model {tac}|LTE 3, NR n78|{(until - timedelta(days=age)).date():%d-%b-%Y}|{kind_of.get(tac, 'Smartphone')}\n"
+                )
         newest: date = (until - timedelta(days=max(network.tac_age_days, 3))).date()
         out.write(f"35899999|Maker|Model just allocated|LTE 3, NR n78|{newest:%d-%b-%Y}|Smartphone\n")
-    rows = _write(folder, stints.whole(), rng, network, km=km, size=size, persons=sims_made, foreign=foreign, sold_in=sold_in, seed=seed)
+    rows = _write(
+        folder,
+        stints.whole(),
+        rng,
+        network,
+        km=km,
+        size=size,
+        persons=sims_made,
+        foreign=foreign,
+        sold_in=sold_in,
+        seed=seed,
+    )
     return World(
         folder=folder, tac_db=folder / "tac-db.txt", since=START, until=until, rows=rows, truth=truth,
         hard={device: what for device, what in hard.items() if device not in truth},
     )  # fmt: skip
 
 
-def _write(folder: Path, what: dict[str, np.ndarray], rng: np.random.Generator, network: Network, *, km: np.ndarray, size: np.ndarray, persons: int, foreign: list[int], sold_in: Mapping[int, int], seed: int) -> int:  # noqa: PLR0915 - from who is where to files
+def _write(  # noqa: PLR0915 - from who is where to files
+    folder: Path,
+    what: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    network: Network,
+    *,
+    km: np.ndarray,
+    size: np.ndarray,
+    persons: int,
+    foreign: list[int],
+    sold_in: Mapping[int, int],
+    seed: int,
+) -> int:
     days, regions = network.days, network.regions
     begin, end = np.maximum(what["begin"], 0), np.minimum(what["end"], days)
     rate = network.a_day * rng.gamma(4, 0.25, persons)
@@ -354,9 +515,14 @@ def _write(folder: Path, what: dict[str, np.ndarray], rng: np.random.Generator, 
     second = np.flatnonzero(what["echo"] >= 0)
     partner = np.full(persons, -1)
     partner[what["person"][second]] = second
-    first = np.flatnonzero((partner[what["person"][of]] >= 0) & (what["echo"][of] < 0) & (what["sim"][of] == what["person"][of]))
+    first = np.flatnonzero(
+        (partner[what["person"][of]] >= 0) & (what["echo"][of] < 0) & (what["sim"][of] == what["person"][of])
+    )
     first = first[rng.random(len(first)) < what["echo"][partner[what["person"][of[first]]]]]
-    of, time = np.concatenate([of, partner[what["person"][of[first]]]]), np.concatenate([time, time[first] + rng.exponential(25, len(first)) / DAY_S + 1e-5])
+    of, time = (
+        np.concatenate([of, partner[what["person"][of[first]]]]),
+        np.concatenate([time, time[first] + rng.exponential(25, len(first)) / DAY_S + 1e-5]),
+    )
 
     # Where the body is, and who is on the way
     who, part = what["person"][of], time % 1
@@ -365,7 +531,9 @@ def _write(folder: Path, what: dict[str, np.ndarray], rng: np.random.Generator, 
     hop = np.clip(km[home, work] / KMH / 24, 0.01, 0.04)[who]
     commutes = (work[who] != home[who]) & (np.floor(time) % 7 < 5)
     place = np.where(commutes & (part > 0.34 + shift) & (part < 0.68 + shift), work[who], place)
-    on_way = commutes & (((part > 0.34 + shift - hop) & (part < 0.34 + shift)) | ((part > 0.68 + shift) & (part < 0.68 + shift + hop)))
+    on_way = commutes & (
+        ((part > 0.34 + shift - hop) & (part < 0.34 + shift)) | ((part > 0.68 + shift) & (part < 0.68 + shift + hop))
+    )
     flips = ((who * 7919 + np.floor(time * 24).astype(int) * 104_729) % 97 % 2).astype(bool)
     place = np.where(border[who] & flips, nearest[home[who]], place)
     for _ in range(TRIPS):
@@ -383,13 +551,19 @@ def _write(folder: Path, what: dict[str, np.ndarray], rng: np.random.Generator, 
         kept &= ~np.isin(np.floor(time).astype(int), gone)
     of, time, place = of[kept], time[kept], place[kept]
     sim = what["sim"][of]
-    mme = place * network.pool + ((sim * 2_654_435_761 + place * 40_503) // 65_536 % network.pool if network.sticky else rng.integers(0, network.pool, len(of)))
+    mme = place * network.pool + (
+        (sim * 2_654_435_761 + place * 40_503) // 65_536 % network.pool
+        if network.sticky
+        else rng.integers(0, network.pool, len(of))
+    )
     origins = regions * network.pool
     time += (rng.normal(0, network.skew_s, origins) / DAY_S)[mme]
     kept = (time >= 0) & (time < days)
     of, time, mme, sim = of[kept], time[kept], mme[kept], sim[kept]
 
-    names = pl.Series([f"00{(number * 0x9E3779B97F4A7C15 + seed * 0xD1B54A32D192ED03) % 2**64:016x}" for number in range(persons)])
+    names = pl.Series(
+        [f"00{(number * 0x9E3779B97F4A7C15 + seed * 0xD1B54A32D192ED03) % 2**64:016x}" for number in range(persons)]
+    )
     homes = np.zeros(persons, np.int64)
     homes[foreign] = 1
     hosts = pl.Series([

@@ -91,25 +91,49 @@ def measure(options: argparse.Namespace) -> int:
             servers += [
                 start_echo(free_port(), log=folder / "echo.log", cores=on.server, sctp=True),
                 start_echo(free_port(), log=folder / "echo-tcp.log", cores=on.server, name="echo, TCP"),
-                *(start(free_port(), log=folder / f"{name}.log", cores=on.server, sctp=True) for name, start in starts.items()),
+                *(
+                    start(free_port(), log=folder / f"{name}.log", cores=on.server, sctp=True)
+                    for name, start in starts.items()
+                ),
             ]
         for server in servers:
             running.enter_context(server)
         results = in_turns(servers, loads, folder / "questions", how, on.generator)
         calls = {str(load): _calls(eir, load, folder, how, on.generator) for load in loads}
     of_tcp = {
-        who: {str(load): ratio(results, who, f"{who}, TCP", load, answers_per_s) for load in loads} for who in ("eir", "echo") if not options.only or who == "eir"
+        who: {str(load): ratio(results, who, f"{who}, TCP", load, answers_per_s) for load in loads}
+        for who in ("eir", "echo")
+        if not options.only or who == "eir"
     }
-    of_peers = {name: {str(load): ratio(results, "eir", name, load, answers_per_s) for load in loads} for name in starts}
-    found = {"measured": rows(results), "of_tcp": of_tcp, "of_peers": of_peers, "system_calls": calls, "missing": missing, "wrong_answers": wrong_answers(results)}
+    of_peers = {
+        name: {str(load): ratio(results, "eir", name, load, answers_per_s) for load in loads} for name in starts
+    }
+    found = {
+        "measured": rows(results),
+        "of_tcp": of_tcp,
+        "of_peers": of_peers,
+        "system_calls": calls,
+        "missing": missing,
+        "wrong_answers": wrong_answers(results),
+    }
     return finish("ecr", found, _targets(loads, of_tcp["eir"], of_peers, calls), options, _text(found))
 
 
-def _targets(loads: Sequence[Load], of_tcp: Ratios, of_peers: Mapping[str, Ratios], calls: Mapping[str, Mapping[str, float]]) -> list[Target]:
+def _targets(
+    loads: Sequence[Load], of_tcp: Ratios, of_peers: Mapping[str, Ratios], calls: Mapping[str, Mapping[str, float]]
+) -> list[Target]:
     alone = str(Load(1, 1))
-    targets = [at_least(f"answers a second, {alone}, of those over TCP", OF_TCP, of_tcp[alone]["median"])] if alone in of_tcp else []
+    targets = (
+        [at_least(f"answers a second, {alone}, of those over TCP", OF_TCP, of_tcp[alone]["median"])]
+        if alone in of_tcp
+        else []
+    )
     targets += [
-        at_least(f"answers a second, {load}, times the better stack's", 1.0, min(found[str(load)]["median"] for found in of_peers.values()))
+        at_least(
+            f"answers a second, {load}, times the better stack's",
+            1.0,
+            min(found[str(load)]["median"] for found in of_peers.values()),
+        )
         for load in loads
         if of_peers
     ]
@@ -123,7 +147,10 @@ def _targets(loads: Sequence[Load], of_tcp: Ratios, of_peers: Mapping[str, Ratio
 def _text(found: Mapping[str, Any]) -> str:
     text = table(found["measured"], COLUMNS, width=None)
     for who, ratios in found["of_tcp"].items():
-        text += "".join(f"{who} over SCTP, of its answers over TCP, {load}: {each['median']:.2f} {each['turns']}\n" for load, each in ratios.items())
+        text += "".join(
+            f"{who} over SCTP, of its answers over TCP, {load}: {each['median']:.2f} {each['turns']}\n"
+            for load, each in ratios.items()
+        )
     for load, calls in found["system_calls"].items():
         text += f"system calls for each answer, {load}: {', '.join(f'{name} {number:.2f}' for name, number in calls.items())}\n"
     return text
@@ -142,13 +169,21 @@ def _calls(server: Server, load: Load, folder: Path, how: Times, on: set[int]) -
     """System calls of the worker for each answer, by name, those that come at least once for ten answers."""
     (worker,) = server.workers
     counted = folder / "calls"
-    with subprocess.Popen(["strace", "-f", "-c", "-o", counted, "-p", str(worker)], stderr=subprocess.PIPE, text=True) as tracer:  # noqa: S607  # PATH's
+    with subprocess.Popen(
+        ["strace", "-f", "-c", "-o", counted, "-p", str(worker)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as tracer:
         assert tracer.stderr is not None  # noqa: S101  # as it is asked for
         tracer.stderr.readline()  # it is attached
         found = ask(server, load, folder / "questions", how, on)
         tracer.send_signal(signal.SIGINT)
         tracer.communicate()
-    return {name: round(calls / found["answered"], 3) for name, calls in _read(counted.read_text().splitlines()) if calls * 10 > found["answered"]}
+    return {
+        name: round(calls / found["answered"], 3)
+        for name, calls in _read(counted.read_text().splitlines())
+        if calls * 10 > found["answered"]
+    }
 
 
 def _read(lines: Sequence[str]) -> list[tuple[str, int]]:

@@ -63,20 +63,38 @@ def otp() -> Start:
 
 def freediameter() -> Start:
     """freeDiameter, in C."""
-    tools("freeDiameterd", "gcc", "openssl", files=[STDIO, "/usr/include/freeDiameter/extension.h"], part="--freediameter")
+    tools(
+        "freeDiameterd", "gcc", "openssl", files=[STDIO, "/usr/include/freeDiameter/extension.h"], part="--freediameter"
+    )
     folder, source = BUILT / "freediameter", SOURCES / "fd_server.c"
     extension, key, certificate = (folder / name for name in ("fd_server.fdx", "key.pem", "certificate.pem"))
     folder.mkdir(parents=True, exist_ok=True)
     if is_older(extension, source):
         run(["gcc", "-O2", "-shared", "-fPIC", "-o", extension, source])
     if not certificate.exists():  # it does not start without one, although nobody here speaks TLS
-        kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650", "-subj", f"/CN=fd.{REALM}"]
+        kind = [
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "3650",
+            "-subj",
+            f"/CN=fd.{REALM}",
+        ]
         run(["openssl", "req", "-x509", *kind, "-keyout", key, "-out", certificate])
 
     def start(port: int, *, log: Path, cores: set[int], sctp: bool = False) -> Server:
         conf, allowed = log.with_suffix(".conf"), log.with_suffix(".allowed")
         allowed.write_text(f"ALLOW_IPSEC *.{REALM}\n")
-        named = {"only": "No_TCP" if sctp else "No_SCTP", "certificate": certificate, "key": key, "extension": extension, "allowed": allowed}
+        named = {
+            "only": "No_TCP" if sctp else "No_SCTP",
+            "certificate": certificate,
+            "key": key,
+            "extension": extension,
+            "allowed": allowed,
+        }
         conf.write_text(FREEDIAMETER_CONF.format(port=port, realm=REALM, **named))
         return Server("freediameter", ["freeDiameterd", "-c", conf], port, log=log, cores=cores, sctp=sctp)
 

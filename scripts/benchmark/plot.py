@@ -91,7 +91,9 @@ def svg(title: str, note: str, panels: Sequence[Panel]) -> str:
 
     described = " ".join([*map(_in_words, panels), note])
     with mpl.rc_context(STYLE), StringIO() as file:
-        figure(title, note, panels).savefig(file, format="svg", metadata={"Title": title, "Description": described, "Date": None, "Creator": None})
+        figure(title, note, panels).savefig(
+            file, format="svg", metadata={"Title": title, "Description": described, "Date": None, "Creator": None}
+        )
         return file.getvalue()
 
 
@@ -99,7 +101,11 @@ def figure(title: str, note: str, panels: Sequence[Panel]) -> "Figure":
     """The same, to be drawn with STYLE."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - see above
 
-    heights = [BESIDE + (CURVES if isinstance(panel, Curves) else ROW * len(panel.bars if isinstance(panel, Ratios) else panel.rows)) for panel in panels]
+    heights = [
+        BESIDE
+        + (CURVES if isinstance(panel, Curves) else ROW * len(panel.bars if isinstance(panel, Ratios) else panel.rows))
+        for panel in panels
+    ]
     made = Figure(figsize=(WIDTH, sum(heights) + 3 * ROW), layout="constrained")
     made.get_layout_engine().set(h_pad=0.1)  # type: ignore[union-attr]  # it was just given one
     made.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
@@ -123,7 +129,9 @@ def _in_words(panel: Panel) -> str:
     """All that the panel shows, as sentences."""
 
     def values(series: Sequence[Series], row: Sequence[float | None]) -> str:
-        return ", ".join(f"{each.name} {shown(value)}" for each, value in zip(series, row, strict=True) if value is not None)
+        return ", ".join(
+            f"{each.name} {shown(value)}" for each, value in zip(series, row, strict=True) if value is not None
+        )
 
     if isinstance(panel, Ratios):
         said = [f"{name} {shown(value)}" for name, value in panel.bars]
@@ -144,12 +152,22 @@ def _ratios(axes: "Axes", panel: Ratios) -> None:
         end, good = value if value > 0 else 1, (value > 1) == (panel.better == "more")
         axes.barh(at, end - 1, left=1, height=0.6, color=COLOURS[not good])
         beyond = 4 if end >= 1 else -4
-        axes.annotate(shown(value), (end, at), (beyond, 0), textcoords="offset points", va="center", ha="left" if end >= 1 else "right")
+        axes.annotate(
+            shown(value),
+            (end, at),
+            (beyond, 0),
+            textcoords="offset points",
+            va="center",
+            ha="left" if end >= 1 else "right",
+        )
 
 
 def _rows(part: "SubplotSpec", panel: Rows) -> None:
     columns = [list(column) for column in zip(*(row for _, row in panel.rows), strict=True)]
-    wide = [CHARACTER * (3 + max(len(series.name), *(len(shown(value or 0)) for value in column))) for series, column in zip(panel.series, columns, strict=True)]
+    wide = [
+        CHARACTER * (3 + max(len(series.name), *(len(shown(value or 0)) for value in column)))
+        for series, column in zip(panel.series, columns, strict=True)
+    ]
     axes, beside = part.subgridspec(1, 2, width_ratios=(WIDTH - 1 - sum(wide), sum(wide)), wspace=0).subplots()
     _logarithmic(axes, [value for column in columns for value in column if value], beyond=0.03)
     _named_rows(axes, panel.title, [name for name, _ in panel.rows])
@@ -177,7 +195,16 @@ def _curves(axes: "Axes", panel: Curves) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: shown(value))
     axes.grid(axis="y")
     below = axes.get_xaxis_transform()
-    axes.annotate(panel.x_axis, (0, 0), (-6, -12), xycoords="axes fraction", textcoords="offset points", ha="right", va="center", color=SOFT)
+    axes.annotate(
+        panel.x_axis,
+        (0, 0),
+        (-6, -12),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        color=SOFT,
+    )
     for number, series in enumerate(panel.series):
         values = [row[number] for _, row in panel.points]
         axes.plot(at, values, **_mark(series) | {"linestyle": "-", "linewidth": 1.6})
@@ -185,7 +212,9 @@ def _curves(axes: "Axes", panel: Curves) -> None:
         left: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "center"}
         axes.annotate(_called(series), (0, 0), (-6, down), color=COLOURS[series.mark], **left)
         for x, value in zip(at, values, strict=True):
-            axes.annotate(shown(value), (x, 0), (0, down), xycoords=below, textcoords="offset points", ha="center", va="center")
+            axes.annotate(
+                shown(value), (x, 0), (0, down), xycoords=below, textcoords="offset points", ha="center", va="center"
+            )
     axes.set_ylim(bottom=0, top=1.1 * max(value for _, row in panel.points for value in row))
 
 
@@ -198,7 +227,9 @@ def _logarithmic(axes: "Axes", values: Sequence[float], *, beyond: float) -> Non
     decades = math.log10(high / low)
     axes.set_xscale("log")
     axes.set_xlim(low / 10 ** (decades * beyond), high * 10 ** (decades * beyond))
-    axes.xaxis.set_major_locator(LogLocator(subs=next(subs for most, subs in TICKS.items() if decades <= most), numticks=20))
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=next(subs for most, subs in TICKS.items() if decades <= most), numticks=20)
+    )
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.12g}")
     axes.grid(axis="x")

@@ -49,7 +49,9 @@ def write_questions(path: Path, listed: Scattered, *, count: int, hits: float, s
     rng = np.random.default_rng(seed)
     share = 1 / np.arange(1, len(listed.tacs) + 1)
     by_rank = rng.permutation(listed.tacs)
-    keys = by_rank[rng.choice(len(by_rank), count, p=share / share.sum())] * KEYS_PER_TAC + rng.integers(0, KEYS_PER_TAC, count)
+    keys = by_rank[rng.choice(len(by_rank), count, p=share / share.sum())] * KEYS_PER_TAC + rng.integers(
+        0, KEYS_PER_TAC, count
+    )
     hit = rng.random(count) < hits
     keys[hit] = rng.choice(listed.keys, int(hit.sum()))
     is_listed = listed.keys[np.searchsorted(listed.keys, keys).clip(max=len(listed.keys) - 1)] == keys

@@ -92,7 +92,9 @@ class Server:
             time.sleep(0.005)
         raise Failed(f"{self.name} does not serve on port {self.port}: {self._log.read_text()[-2000:]}")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pids = self.pids
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -155,7 +157,19 @@ def redis_program() -> str:
 def redis(*, log: Path, cores: set[int]) -> Server:
     """A redis-server that is empty and writes nothing to disk."""
     port = free_port()
-    command = [redis_program(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(log.parent), "--save", "", "--appendonly", "no"]
+    command = [
+        redis_program(),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(log.parent),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]
     return Server("redis", command, port, log=log, cores=cores)
 
 
@@ -180,4 +194,7 @@ def memory_mb(pid: int) -> dict[str, float]:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {name.rstrip(":"): int(value) for name, value, *_ in map(str.split, lines)}
     own = kib["Private_Clean"] + kib["Private_Dirty"]
-    return {name: round(value * 1.024e-3, 1) for name, value in (("resident", kib["Rss"]), ("share", kib["Pss"]), ("own", own))}
+    return {
+        name: round(value * 1.024e-3, 1)
+        for name, value in (("resident", kib["Rss"]), ("share", kib["Pss"]), ("own", own))
+    }

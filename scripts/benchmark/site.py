@@ -29,7 +29,13 @@ class Site:
     """The folder; nothing runs in it until `server` is entered."""
 
     def __init__(
-        self, folder: Path, *, loader_cores: set[int] | None = None, store: str = SQLITE, kind: str = DEVICES, program: Sequence[str] = EIR
+        self,
+        folder: Path,
+        *,
+        loader_cores: set[int] | None = None,
+        store: str = SQLITE,
+        kind: str = DEVICES,
+        program: Sequence[str] = EIR,
     ) -> None:
         """`program`: the command that is `eir`; another one is that of another tree."""
         self.folder = folder
@@ -40,7 +46,7 @@ class Site:
         self._loader_cores = loader_cores or os.sched_getaffinity(0)
         folder.mkdir(parents=True, exist_ok=True)
         self._key = folder / "key"
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key], check=True)  # noqa: S607  # PATH's
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key], check=True)
         (folder / "signers").write_text(f"bench {self._key.with_suffix('.pub').read_text()}")
 
     def configure(self, port: int, *, workers: int = 1, **more: Any) -> Path:
@@ -51,7 +57,9 @@ class Site:
             "listen": [f"tcp://127.0.0.1:{port}"],
             "peers": [{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"]}],
             "lists": {LIST: {"signers": "signers", "kind": self._kind}},
-            "policy": {"rules": [{"device_bound_elsewhere" if self._kind == PAIRS else "list": LIST, "answer": "blacklisted"}]},
+            "policy": {
+                "rules": [{"device_bound_elsewhere" if self._kind == PAIRS else "list": LIST, "answer": "blacklisted"}]
+            },
             "http": "127.0.0.1:0",
             "workers": workers,
             "store": self.store,
@@ -67,26 +75,50 @@ class Site:
             write_list(data, keys, with_imsi=self._kind == PAIRS)
         issued = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
         return publish(
-            [data], list_name=LIST, serial=serial, issued=issued, expires=issued + timedelta(days=30), key=self._key, out=self.folder
+            [data],
+            list_name=LIST,
+            serial=serial,
+            issued=issued,
+            expires=issued + timedelta(days=30),
+            key=self._key,
+            out=self.folder,
         ).manifest
 
     def load(self, manifest: Path) -> float:
         """Have `eir load` put it in the store, on the loader's cores; returns how long that took, in seconds."""
         began = time.perf_counter()
         with on_cores(self._loader_cores):
-            subprocess.run([*self._program, "load", "--force", "-c", self.configure(0), "--json", manifest], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [*self._program, "load", "--force", "-c", self.configure(0), "--json", manifest],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
         return time.perf_counter() - began
 
-    def server(self, name: str, port: int, *, cores: set[int], workers: int = 1, sctp: bool = False, **more: Any) -> Server:
+    def server(
+        self, name: str, port: int, *, cores: set[int], workers: int = 1, sctp: bool = False, **more: Any
+    ) -> Server:
         """`eir serve` on it."""
         if sctp:
             more["listen"] = [f"sctp://127.0.0.1:{port}"]
         path = self.configure(port, workers=workers, **more)
-        return Server(name, [*self._program, "serve", "-c", path], port, log=self.folder / f"{name}.log", cores=cores, lists=True, sctp=sctp)
+        return Server(
+            name,
+            [*self._program, "serve", "-c", path],
+            port,
+            log=self.folder / f"{name}.log",
+            cores=cores,
+            lists=True,
+            sctp=sctp,
+        )
 
     def eir(self, port: int, *arguments: str) -> Any:
         """What another command says, as JSON."""
-        done = subprocess.run([*self._program, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"], check=True, stdout=subprocess.PIPE)
+        done = subprocess.run(
+            [*self._program, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"],
+            check=True,
+            stdout=subprocess.PIPE,
+        )
         return json.loads(done.stdout)
 
 

@@ -60,7 +60,21 @@ class _Segments:
 
     columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
-    def add(self, subscriber: Any, device: Any, begin: Any = 0.0, end: Any = 1e9, *, person: Any = None, version: Any = -1, update: Any = 1e9, rate: Any = -1.0, pinned: Any = False, attach: Any = False, echo: Any = False) -> None:
+    def add(
+        self,
+        subscriber: Any,
+        device: Any,
+        begin: Any = 0.0,
+        end: Any = 1e9,
+        *,
+        person: Any = None,
+        version: Any = -1,
+        update: Any = 1e9,
+        rate: Any = -1.0,
+        pinned: Any = False,
+        attach: Any = False,
+        echo: Any = False,
+    ) -> None:
         """`person`: whose days the phone follows; `attach`: a check at the begin; `echo`: its checks come with the person's own."""
         row = {
             "subscriber": subscriber, "device": device, "begin": begin, "end": end, "person": subscriber if person is None else person,
@@ -74,7 +88,9 @@ class _Segments:
         return {name: np.concatenate(parts) for name, parts in self.columns.items()}
 
 
-def make(folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, seed: int = 1, boxes: int | None = None) -> World:  # noqa: C901, PLR0915 - the list of what there is in a network
+def make(  # noqa: C901, PLR0915 - the list of what there is in a network
+    folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, seed: int = 1, boxes: int | None = None
+) -> World:
     """Make a network of so many honest subscribers in a folder."""
     rng = np.random.default_rng(seed)
     regions = int(np.clip(round(subscribers**0.5 / 20), 8, 40))
@@ -136,7 +152,14 @@ def make(folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, 
     moved = np.flatnonzero(changes)
     segments.add(moved, (bought := fresh(len(moved))), ends[moved] + 0.02, version=version_of(bought), attach=True)
     sold = moved[rng.random(len(moved)) < 0.6]  # the old phone goes on with another SIM, of someone elsewhere perhaps
-    segments.add(sims(len(sold)), own[sold], ends[sold] + rng.exponential(3, len(sold)) + 0.05, version=version[sold], update=update[sold], attach=True)
+    segments.add(
+        sims(len(sold)),
+        own[sold],
+        ends[sold] + rng.exponential(3, len(sold)) + 0.05,
+        version=version[sold],
+        update=update[sold],
+        attach=True,
+    )
     # A phone lent within a family: the other's SIM goes in for hours or days, some five times a month; a few do it nearly daily.
     others = sims(len(lenders))
     for who, other in zip(lenders, others, strict=True):
@@ -145,11 +168,22 @@ def make(folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, 
         edges = np.concatenate([[0], cuts, [days]])
         mine = np.arange(len(edges) - 1) % 2 == 0
         for begin, end, is_mine in zip(edges[:-1], edges[1:], mine, strict=True):
-            segments.add(who if is_mine else other, own[who], begin, end, person=who, version=version[who], update=update[who], attach=begin > 0)
+            segments.add(
+                who if is_mine else other,
+                own[who],
+                begin,
+                end,
+                person=who,
+                version=version[who],
+                update=update[who],
+                attach=begin > 0,
+            )
         hard[int(own[who])] = "lent in a family"
     # Two SIMs under one IMEI
     double = rng.choice(np.flatnonzero(plain & ~changes), int(people * 0.005), replace=False)
-    segments.add(sims(len(double)), own[double], 0, person=double, version=version[double], update=update[double], echo=True)
+    segments.add(
+        sims(len(double)), own[double], 0, person=double, version=version[double], update=update[double], echo=True
+    )
     hard.update((int(device), "two SIMs, one IMEI") for device in own[double])
     # Shops: a phone for all SIMs, and a SIM for all phones
     shops = max(2, people // 20_000)
@@ -157,13 +191,24 @@ def make(folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, 
         count = int(days * rng.integers(3, 9))
         begin = np.sort(rng.uniform(0, days, count))
         visitors = rng.choice(np.flatnonzero(plain), count, replace=False)
-        segments.add(visitors, phone, begin, begin + 0.01, person=people + 0 * visitors + int(phone) % 97, version=7, attach=True)
+        segments.add(
+            visitors, phone, begin, begin + 0.01, person=people + 0 * visitors + int(phone) % 97, version=7, attach=True
+        )
         hard[int(phone)] = "a shop's phone for SIMs"
     for tester in sims(shops):
         count = int(days * rng.integers(2, 6))
         begin = np.sort(rng.uniform(0, days, count))
         visited = rng.choice(np.flatnonzero(plain), count, replace=False)
-        segments.add(np.full(count, tester), own[visited], begin, begin + 0.01, person=visited, version=version[visited], update=update[visited], attach=True)
+        segments.add(
+            np.full(count, tester),
+            own[visited],
+            begin,
+            begin + 0.01,
+            person=visited,
+            version=version[visited],
+            update=update[visited],
+            attach=True,
+        )
         hard.update((int(device), "a tester's SIM in it") for device in own[visited])
         stock = fresh(8)  # new phones of the shop's, tried once
         begin = rng.uniform(0, days, 8)
@@ -179,8 +224,22 @@ def make(folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, 
     brought, arrive, stay = fresh(guests), rng.uniform(-5, days, guests), rng.uniform(2, 14, guests)
     half = rng.random(guests) < 0.5
     visitor = sims(guests)
-    segments.add(visitor, brought, np.maximum(arrive, 0), np.where(half, arrive + 0.3, arrive + stay), version=version_of(brought), attach=True)
-    segments.add(sims(int(half.sum())), brought[half], np.maximum(arrive[half] + 0.35, 0), arrive[half] + stay[half], version=version_of(brought[half]), attach=True)
+    segments.add(
+        visitor,
+        brought,
+        np.maximum(arrive, 0),
+        np.where(half, arrive + 0.3, arrive + stay),
+        version=version_of(brought),
+        attach=True,
+    )
+    segments.add(
+        sims(int(half.sum())),
+        brought[half],
+        np.maximum(arrive[half] + 0.35, 0),
+        arrive[half] + stay[half],
+        version=version_of(brought[half]),
+        attach=True,
+    )
     # A firm's carton of phones
     for _ in range(max(2, people // 50_000)):
         carton = int(tacs[rng.integers(5, 60)]) * 10**6 + int(rng.integers(0, 900_000)) + np.arange(20)
@@ -200,7 +259,9 @@ def make(folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, 
         begin = np.where(rng.random(count) < 0.7, 0, rng.uniform(0, days * 0.7, count))
         end = np.where(rng.random(count) < 0.8, 1e9, rng.uniform(begin + 5, days + 5))
         usual = int(version_of(np.array([device]))[0])
-        versions = np.where(rng.random(count) < 0.6, rng.integers(1, 60, count) if rng.random() < 0.5 else rng.integers(1, 60), usual)
+        versions = np.where(
+            rng.random(count) < 0.6, rng.integers(1, 60, count) if rng.random() < 0.5 else rng.integers(1, 60), usual
+        )
         segments.add(sims(count), device, begin, end, version=versions, attach=begin > 0)
         truth[device] = ("clone", copies)
         hard.pop(device, None)
@@ -210,9 +271,17 @@ def make(folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, 
     begin = rng.uniform(0, days * 0.6, some)
     segments.add(sims(some), own[victims], begin, version=rng.integers(1, 60, some), attach=True)
     truth.update((int(device), ("taken", 2)) for device in own[victims] if int(device) not in truth)
-    never = (rng.choice([12, 35, 77, 86], some) * 10**6 + rng.integers(0, 10**6, some)) * 10**6 + rng.integers(0, 10**6, some)
+    never = (rng.choice([12, 35, 77, 86], some) * 10**6 + rng.integers(0, 10**6, some)) * 10**6 + rng.integers(
+        0, 10**6, some
+    )
     never = never[~np.isin(never // 10**6, tacs)]
-    segments.add(sims(len(never)), never, rng.uniform(0, days * 0.8, len(never)), version=rng.integers(1, 60, len(never)), attach=True)
+    segments.add(
+        sims(len(never)),
+        never,
+        rng.uniform(0, days * 0.8, len(never)),
+        version=rng.integers(1, 60, len(never)),
+        attach=True,
+    )
     truth.update((int(device), ("never_allocated", 1)) for device in never)
     free = fresh(some)
     segments.add(sims(some), free, rng.uniform(0, days * 0.8, some), version=rng.integers(1, 60, some), attach=True)
@@ -223,19 +292,37 @@ def make(folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, 
         home = int(rng.integers(0, people))
         if number % 5 < 3:
             ports = int(rng.integers(8, 33))
-            identities = fresh(ports) if number % 2 else int(tacs[rng.integers(0, 200)]) * 10**6 + int(rng.integers(0, 900_000)) + np.arange(ports)
+            identities = (
+                fresh(ports)
+                if number % 2
+                else int(tacs[rng.integers(0, 200)]) * 10**6 + int(rng.integers(0, 900_000)) + np.arange(ports)
+            )
             length = float(rng.choice([0.25, 0.5, 1.0]))
             begin = np.arange(0, days, length)
             for at, port in enumerate(identities):
                 turn = rng.integers(0, len(cards), len(begin))
-                segments.add(cards[turn], port, begin, begin + length, person=home, version=int(at % 3) + 1, rate=a_day * 1.5, pinned=True, attach=True)
+                segments.add(
+                    cards[turn],
+                    port,
+                    begin,
+                    begin + length,
+                    person=home,
+                    version=int(at % 3) + 1,
+                    rate=a_day * 1.5,
+                    pinned=True,
+                    attach=True,
+                )
         else:
             identities = []
-            for card in cards[: max(4, people // 1500)]:  # in a small network few, or their devices were a large part of all
+            for card in cards[
+                : max(4, people // 1500)
+            ]:  # in a small network few, or their devices were a large part of all
                 length = float(rng.uniform(2, 4))
                 begin = np.arange(0, days, length)
                 each = fresh(len(begin))
-                segments.add(card, each, begin, begin + length, person=home, version=3, rate=a_day, pinned=True, attach=True)
+                segments.add(
+                    card, each, begin, begin + length, person=home, version=3, rate=a_day, pinned=True, attach=True
+                )
                 identities.extend(each)
         truth.update((int(device), ("box", len(cards))) for device in identities)
     zeros = max(5, people // 10_000)
@@ -246,15 +333,44 @@ def make(folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, 
 
     with (folder / "tac-db.txt").open("w") as out:
         out.write("TAC|Manufacturer|Model_Name|Bands|Allocation_Date|Device_Type|Optional_Fields\n")
-        out.writelines(f"{tac:08d}|Maker|Model {tac}|LTE 3, NR n78|01-Jan-2022|Smartphone|\n" for tac in tacs.tolist() if tac != unlisted)
-    rows = _write(folder, segments.whole(), rng, days=days, a_day=a_day, people=people, all_subscribers=next_subscriber, km=km, size=size, nearest=nearest, seed=seed)
+        out.writelines(
+            f"{tac:08d}|Maker|Model {tac}|LTE 3, NR n78|01-Jan-2022|Smartphone|\n"
+            for tac in tacs.tolist()
+            if tac != unlisted
+        )
+    rows = _write(
+        folder,
+        segments.whole(),
+        rng,
+        days=days,
+        a_day=a_day,
+        people=people,
+        all_subscribers=next_subscriber,
+        km=km,
+        size=size,
+        nearest=nearest,
+        seed=seed,
+    )
     return World(
         folder=folder, tac_db=folder / "tac-db.txt", since=START, until=START + timedelta(days=days), rows=rows, truth=truth,
         hard={device: what for device, what in hard.items() if device not in truth},
     )  # fmt: skip
 
 
-def _write(folder: Path, what: dict[str, np.ndarray], rng: np.random.Generator, *, days: int, a_day: float, people: int, all_subscribers: int, km: np.ndarray, size: np.ndarray, nearest: np.ndarray, seed: int) -> int:  # noqa: PLR0915 - one day from beginning to end
+def _write(  # noqa: PLR0915 - one day from beginning to end
+    folder: Path,
+    what: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    *,
+    days: int,
+    a_day: float,
+    people: int,
+    all_subscribers: int,
+    km: np.ndarray,
+    size: np.ndarray,
+    nearest: np.ndarray,
+    seed: int,
+) -> int:
     """The checks of each day, into files of three hours."""
     regions = len(size)
     persons = all_subscribers
@@ -262,7 +378,9 @@ def _write(folder: Path, what: dict[str, np.ndarray], rng: np.random.Generator, 
     work = np.where(rng.random(persons) < 0.15, nearest[home], home)
     border = rng.random(persons) < 0.05
     rate = a_day * rng.gamma(4, 0.25, persons)
-    names = pl.Series([hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=16).hexdigest() for number in range(all_subscribers)])
+    names = pl.Series(
+        [hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=16).hexdigest() for number in range(all_subscribers)]
+    )
     homes = pl.Series(np.where(np.arange(all_subscribers) >= people, 1, 0)).cast(pl.String)
     hosts = pl.Series([f"mme{number}.epc.mnc001.mcc001.3gppnetwork.org" for number in range(regions)])
     form = rng.choice(4, regions, p=[0.4, 0.3, 0.15, 0.15])  # 14 digits, check digit, spare 0, IMEISV
@@ -275,7 +393,11 @@ def _write(folder: Path, what: dict[str, np.ndarray], rng: np.random.Generator, 
         live = np.flatnonzero((what["begin"] < day + 1) & (what["end"] > day))
         begin, end, person = what["begin"][live], what["end"][live], what["person"][live]
         away = np.where(rng.random(persons) < 0.03, rng.choice(regions, persons, p=size), -1)
-        hop = np.maximum(km[home, np.where(away < 0, home, away)], km[home, np.where(away_before < 0, home, away_before)]) / 80 / 24
+        hop = (
+            np.maximum(km[home, np.where(away < 0, home, away)], km[home, np.where(away_before < 0, home, away_before)])
+            / 80
+            / 24
+        )
         own_rate = np.where(what["rate"][live] >= 0, what["rate"][live], rate[what["subscriber"][live]])
         echo = what["echo"][live]
         count = rng.poisson(np.where(echo, 0.3, 1) * own_rate)
@@ -309,25 +431,70 @@ def _write(folder: Path, what: dict[str, np.ndarray], rng: np.random.Generator, 
         index = live[at]
         device, version = what["device"][index], what["version"][index]
         version = np.clip(np.where(time >= what["update"][index], version + 1, version), -1, 99)
-        total += _files(folder, day, time, device, version, what["subscriber"][index], place, names=names, hosts=hosts, form=form, silent=silent)
+        total += _files(
+            folder,
+            day,
+            time,
+            device,
+            version,
+            what["subscriber"][index],
+            place,
+            names=names,
+            hosts=hosts,
+            form=form,
+            silent=silent,
+        )
     return total
 
 
-def _files(folder: Path, day: int, time: np.ndarray, device: np.ndarray, version: np.ndarray, subscriber: np.ndarray, place: np.ndarray, *, names: pl.Series, hosts: pl.Series, form: np.ndarray, silent: np.ndarray) -> int:  # noqa: PLR0917 - columns of one table
+def _files(  # noqa: PLR0917 - columns of one table
+    folder: Path,
+    day: int,
+    time: np.ndarray,
+    device: np.ndarray,
+    version: np.ndarray,
+    subscriber: np.ndarray,
+    place: np.ndarray,
+    *,
+    names: pl.Series,
+    hosts: pl.Series,
+    form: np.ndarray,
+    silent: np.ndarray,
+) -> int:
     moment = (time * DAY_S * 1e6).astype(np.int64) + int((START - datetime(1970, 1, 1)).total_seconds()) * 10**6  # noqa: DTZ001 - both are without a zone
     digits = form[place]
     checked = _check_digit(device)
-    frame = pl.DataFrame({"time": moment, "device": device, "version": version, "subscriber": subscriber, "place": place, "form": digits, "digit": checked}).sort("time")
+    frame = pl.DataFrame(
+        {
+            "time": moment,
+            "device": device,
+            "version": version,
+            "subscriber": subscriber,
+            "place": place,
+            "form": digits,
+            "digit": checked,
+        }
+    ).sort("time")
     text = pl.col("device").cast(pl.String).str.zfill(14)
     shown = pl.col("version").cast(pl.String).str.zfill(2)
     frame = frame.with_columns(
-        pl.when(pl.col("device") < 0).then(pl.lit("?12345"))
-        .when(pl.col("form") == 1).then(text + pl.col("digit").cast(pl.String))
-        .when(pl.col("form") == 2).then(text + pl.lit("0"))
-        .when((pl.col("form") == 3) & (pl.col("version") >= 0)).then(text + shown)
-        .otherwise(text).alias("imei"),
-        pl.when((pl.col("version") < 0) | pl.Series(silent)[frame["place"]]).then(None).otherwise(shown).alias("software_version"),
-        names.gather(frame["subscriber"]).alias("hashed"), hosts.gather(frame["place"]).alias("origin_host"), hosts.gather(frame["place"]).alias("peer"),
+        pl.when(pl.col("device") < 0)
+        .then(pl.lit("?12345"))
+        .when(pl.col("form") == 1)
+        .then(text + pl.col("digit").cast(pl.String))
+        .when(pl.col("form") == 2)
+        .then(text + pl.lit("0"))
+        .when((pl.col("form") == 3) & (pl.col("version") >= 0))
+        .then(text + shown)
+        .otherwise(text)
+        .alias("imei"),
+        pl.when((pl.col("version") < 0) | pl.Series(silent)[frame["place"]])
+        .then(None)
+        .otherwise(shown)
+        .alias("software_version"),
+        names.gather(frame["subscriber"]).alias("hashed"),
+        hosts.gather(frame["place"]).alias("origin_host"),
+        hosts.gather(frame["place"]).alias("peer"),
     )
     whole = frame.select(
         pl.col("time").cast(pl.Datetime("us")), pl.col("time").cast(pl.Datetime("us")).alias("last"), pl.lit(1, pl.UInt32).alias("checks"), "imei",
@@ -337,8 +504,16 @@ def _files(folder: Path, day: int, time: np.ndarray, device: np.ndarray, version
     )  # fmt: skip
     target = folder / "sightings" / f"{START + timedelta(days=day):%Y-%m-%d}"
     target.mkdir(parents=True, exist_ok=True)
-    for hours, part in whole.with_columns((pl.col("time").dt.hour() // 6).alias("part")).partition_by("part", as_dict=True, include_key=False).items():
-        part.write_parquet(target / f"{int(hours[0]) * 6:02d}-{part['time'].cast(pl.Int64)[0]}-made.parquet", compression="zstd", row_group_size=1 << 16)
+    for hours, part in (
+        whole.with_columns((pl.col("time").dt.hour() // 6).alias("part"))
+        .partition_by("part", as_dict=True, include_key=False)
+        .items()
+    ):
+        part.write_parquet(
+            target / f"{int(hours[0]) * 6:02d}-{part['time'].cast(pl.Int64)[0]}-made.parquet",
+            compression="zstd",
+            row_group_size=1 << 16,
+        )
     return len(whole)
 
 
@@ -351,4 +526,3 @@ def _check_digit(device: np.ndarray) -> np.ndarray:
         doubled = digit * 2 if position % 2 == 0 else digit
         total += doubled // 10 + doubled % 10
     return (10 - total % 10) % 10
-

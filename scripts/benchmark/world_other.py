@@ -23,10 +23,18 @@ def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:
     pools = rng.integers(1, 4, provinces)
     mean_rate, stay_days = rng.uniform(2.5, 7), rng.uniform(6, 40)
     families, doubles, handed = rng.uniform(0.003, 0.025), rng.uniform(0, 0.01), rng.uniform(0.01, 0.05)
-    swaps_a_day, bazaar, other_firmware, updates = rng.uniform(0.05, 1.2), rng.uniform(0, 0.5), rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.5)
+    swaps_a_day, bazaar, other_firmware, updates = (
+        rng.uniform(0.05, 1.2),
+        rng.uniform(0, 0.5),
+        rng.uniform(0.2, 0.8),
+        rng.uniform(0.05, 0.5),
+    )
     tacs = rng.choice(np.arange(35_000_000, 35_990_000, 37), 400, replace=False)
     weights = rng.exponential(1, 400)
-    everything = np.unique(tacs[rng.choice(400, subscribers * 2 + 20_000, p=weights / weights.sum())] * 10**6 + rng.integers(0, 10**6, subscribers * 2 + 20_000))
+    everything = np.unique(
+        tacs[rng.choice(400, subscribers * 2 + 20_000, p=weights / weights.sum())] * 10**6
+        + rng.integers(0, 10**6, subscribers * 2 + 20_000)
+    )
     stock = iter(rng.permutation(everything))
     firmware = dict(zip(tacs.tolist(), rng.integers(2, 90, 400).tolist(), strict=True))
 
@@ -76,7 +84,10 @@ def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:
         shop, tester, owner = int(next(stock)), person(), person()
         for time in rng.uniform(0, days, int(rng.integers(40, 200))):
             guest, device, version, at = phones[int(rng.integers(0, len(phones)))]
-            rows += [(shop, guest, owner, time, time + 0.01, 8, 1e9, 20), (device, tester, guest, time + 0.02, time + 0.03, version, at, 20)]
+            rows += [
+                (shop, guest, owner, time, time + 0.01, 8, 1e9, 20),
+                (device, tester, guest, time + 0.02, time + 0.03, version, at, 20),
+            ]
             hard[device] = "a tester's SIM in it"
         hard[shop] = "a shop's phone for SIMs"
     for _ in range(max(3, subscribers // 2500)):
@@ -88,7 +99,12 @@ def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:
         hard[loan] = "a loan phone handed on"
     province_of: dict[int, int] = {}
     for _ in range(max(60, int(subscribers * rng.uniform(0.003, 0.008)))):
-        copies = int(rng.choice([2, 3, int(rng.integers(4, 7)), int(rng.integers(7, 21)), int(rng.integers(21, 40))], p=[0.3, 0.25, 0.25, 0.17, 0.03]))
+        copies = int(
+            rng.choice(
+                [2, 3, int(rng.integers(4, 7)), int(rng.integers(7, 21)), int(rng.integers(21, 40))],
+                p=[0.3, 0.25, 0.25, 0.17, 0.03],
+            )
+        )
         genuine = rng.random() < 0.5
         if genuine:
             first, device, version, _ = phones[int(rng.integers(0, len(phones)))]
@@ -101,7 +117,18 @@ def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:
                 province_of[who] = where
             where = who if where is None else where
             begin = 0.0 if rng.random() < 0.8 else float(rng.uniform(0, days / 2))
-            rows.append((device, who, who, begin, 1e9, int(rng.integers(1, 95)) if rng.random() < other_firmware else version or 30, 1e9, 1))
+            rows.append(
+                (
+                    device,
+                    who,
+                    who,
+                    begin,
+                    1e9,
+                    int(rng.integers(1, 95)) if rng.random() < other_firmware else version or 30,
+                    1e9,
+                    1,
+                )
+            )
         truth[device] = ("clone", copies)
     for _ in range(max(12, subscribers // 4000)):
         who, taken = person(), phones[int(rng.integers(0, len(phones)))][1]
@@ -119,7 +146,10 @@ def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:
         ports = [int(next(stock)) for _ in range(int(rng.integers(6, 40)))]
         while time < days:
             order = rng.permutation(cards)
-            rows += [(port, int(card), room, time, time + turn, 4, 1e9, 1.5) for port, card in zip(ports, order, strict=False)]
+            rows += [
+                (port, int(card), room, time, time + turn, 4, 1e9, 1.5)
+                for port, card in zip(ports, order, strict=False)
+            ]
             time += turn
         truth.update((port, ("box", len(cards))) for port in ports[: len(cards)])
     truth[0] = ("zero", 6)
@@ -162,7 +192,13 @@ def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:
     seconds_part = (time[:, None] >= moved[carrier]).sum(axis=1)
     before_move = moved[carrier, np.minimum(seconds_part, MOVES - 1)] - time
     here = before_move > on_way[carrier, np.minimum(seconds_part, MOVES - 1)]
-    of, time, subscriber, carrier, seconds_part = of[here], time[here], subscriber[here], carrier[here], seconds_part[here]
+    of, time, subscriber, carrier, seconds_part = (
+        of[here],
+        time[here],
+        subscriber[here],
+        carrier[here],
+        seconds_part[here],
+    )
     province = stays[carrier, seconds_part]
     mme = (rng.random(len(province)) * pools[province]).astype(int)
     version = np.where(time >= agent[of, 6], agent[of, 5] + 1, agent[of, 5]).astype(int)

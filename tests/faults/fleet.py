@@ -151,7 +151,9 @@ class Fleet:
     def is_copied(self):
         """The last good copy of every node is what its workers hold."""
         copied = [self.state_in(SqliteStore(site.state / COPY_FILE)) for site in self.sites]
-        return None not in copied and [each.generation for each in copied] == [held["generation"] for held in self.held()]
+        return None not in copied and [each.generation for each in copied] == [
+            held["generation"] for held in self.held()
+        ]
 
     def degraded(self, why):
         """Every node answers, says that someone should look, and why."""

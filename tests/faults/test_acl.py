@@ -169,7 +169,9 @@ async def follow(server, _, user=WORKER):
             assert (await store.states()).keys() == {"a"}  # `eir lists`
             assert (await store.outcomes())[0].count == 1
             assert len(await store.history()) == 1
-            assert (await store.ledger()).number == len([each async for batch in store.records() for each in batch]) == 1
+            assert (
+                (await store.ledger()).number == len([each async for batch in store.records() for each in batch]) == 1
+            )
             assert await store.folds() == []
             assert store.said == ["store_may_evict", "store_unprotected"], store.said
     finally:
@@ -211,7 +213,9 @@ def test_with_these_rights_all_works(server, user, tmp_path, monkeypatch):
     assert works(server, user, tmp_path / "all")
 
 
-@pytest.mark.parametrize(("user", "right"), [(user, right) for user in (LOADER, HEALER, WORKER) for right in rights(user)])
+@pytest.mark.parametrize(
+    ("user", "right"), [(user, right) for user in (LOADER, HEALER, WORKER) for right in rights(user)]
+)
 def test_without_one_it_does_not(server, user, right, tmp_path):
     allow(server, user, without=(right,))
     assert not works(server, user, tmp_path / "less")
@@ -262,7 +266,10 @@ async def test_in_a_cluster(cluster, less):
     assert f"`{IN_A_CLUSTER}`" in README.read_text()
     for node in cluster.nodes:
         allow(node, LOADER)
-        assert node.command("ACL", "SETUSER", LOADER, *(right for right in IN_A_CLUSTER.split() if right != less)) == b"+OK\r\n"
+        assert (
+            node.command("ACL", "SETUSER", LOADER, *(right for right in IN_A_CLUSTER.split() if right != less))
+            == b"+OK\r\n"
+        )
     assert await is_read(cluster.url.replace("//", f"//{LOADER}:secret@")) == (less is None)
 
 
@@ -272,7 +279,10 @@ async def test_at_sentinels(watched, less, monkeypatch):
     monkeypatch.setenv("SENTINELS", "secret")
     (sentinel,) = watched.sentinels
     rights = [right for right in AT_SENTINELS.split() if right != less]
-    assert sentinel.command("ACL", "SETUSER", "eir", "reset", "on", ">secret", "resetchannels", "-@all", *rights) == b"+OK\r\n"
+    assert (
+        sentinel.command("ACL", "SETUSER", "eir", "reset", "on", ">secret", "resetchannels", "-@all", *rights)
+        == b"+OK\r\n"
+    )
     sentinel.command("ACL", "LOG", "RESET")
     found = await is_read(f"{watched.url}?sentinel_user=eir&sentinel_password_env=SENTINELS")
     assert (found and sentinel.command("ACL", "LOG") == b"*0\r\n") == (less is None)

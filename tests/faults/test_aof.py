@@ -33,7 +33,10 @@ async def opened(server, user="loader"):
 def rewritten(server):
     """The AOF is rewritten: what was in it is in its base from now on."""
     server.command("BGREWRITEAOF")
-    while b"aof_rewrite_in_progress:0" not in (told := server.command("INFO", "persistence")) or b"aof_rewrite_scheduled:0" not in told:
+    while (
+        b"aof_rewrite_in_progress:0" not in (told := server.command("INFO", "persistence"))
+        or b"aof_rewrite_scheduled:0" not in told
+    ):
         pass
     assert b"aof_last_bgrewrite_status:ok" in told
 
@@ -47,7 +50,9 @@ async def test_a_restart_loses_nothing(program, ends, rewrites):
             if rewrites:
                 rewritten(server)
             await store.replace("a", state(B, serial=61), B, seen=1, event=event("a", detail="second"))
-            await store.amend("a", state([*B, page(9, [1])], serial=62), [page(9, [1])], seen=2, event=event("a", detail="third"))
+            await store.amend(
+                "a", state([*B, page(9, [1])], serial=62), [page(9, [1])], seen=2, event=event("a", detail="third")
+            )
             await store.record(event(None, "refused", what="refuse", detail="bad: …"))
             before = await everything(store)
             if len(rewrites) > 1:
@@ -67,7 +72,15 @@ async def test_a_restart_loses_nothing(program, ends, rewrites):
 async def everything(store):
     records = [each async for batch in store.records() for each in batch]
     assert not list(broken(records, await store.folds(), await store.ledger()))
-    return await store.states(), await store.releases("a"), records, await store.folds(), await store.ledger(), await store.outcomes(), await store.changes("a", 0)
+    return (
+        await store.states(),
+        await store.releases("a"),
+        records,
+        await store.folds(),
+        await store.ledger(),
+        await store.outcomes(),
+        await store.changes("a", 0),
+    )
 
 
 OFF = "user default off"

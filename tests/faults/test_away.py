@@ -26,7 +26,11 @@ def test_frozen(server, fleet):
         began = time.monotonic()
         server.pause()
         try:
-            until(lambda: fleet.up() == [0, 0] and fleet.degraded("the store is away") and time.monotonic() > began + FREEZE_S)
+            until(
+                lambda: (
+                    fleet.up() == [0, 0] and fleet.degraded("the store is away") and time.monotonic() > began + FREEZE_S
+                )
+            )
             assert all(fleet.failures("timeout"))
             witness.goes_on()
             assert_no_more(fleet, tasks, files)
@@ -133,7 +137,9 @@ def test_latency_and_cut_connections(redis_program, tmp_path, publisher):
     with ExitStack() as stack:
         server = stack.enter_context(Server(redis_program, *OPTIONS))
         proxy = stack.enter_context(Proxy(server.port))
-        fleet = stack.enter_context(Fleet(tmp_path, publisher, f"redis://eir:secret@127.0.0.1:{proxy.port}", held=HELD[:500]))
+        fleet = stack.enter_context(
+            Fleet(tmp_path, publisher, f"redis://eir:secret@127.0.0.1:{proxy.port}", held=HELD[:500])
+        )
         fleet.looked_at = fleet.at(server.port)
         with fleet.witness() as witness:
             proxy.delay_s = LATENCY_S / 2

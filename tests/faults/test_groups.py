@@ -27,7 +27,9 @@ def test_a_failover_to_a_replica_that_lags(redis_program, tmp_path, publisher):
             site = fleet.loader
             manifest = fleet.publish()
             fleet.begin()
-            with subprocess.Popen([*COMMAND, "load", str(manifest)], env=site.environment(), stderr=subprocess.PIPE, text=True) as load:
+            with subprocess.Popen(
+                [*COMMAND, "load", str(manifest)], env=site.environment(), stderr=subprocess.PIPE, text=True
+            ) as load:
                 said = load.communicate(timeout=60)[1]
             assert load.returncode == 0, said
             assert "no replica had the change" in said
@@ -66,7 +68,10 @@ def test_a_cluster_node_is_lost(redis_program, tmp_path, publisher):
 
 def test_a_cluster_node_without_the_list_is_lost(redis_program, tmp_path, publisher):
     """A cluster that does not insist on all its slots goes on with the others; so does the list that they have."""
-    with Cluster(redis_program, "--cluster-require-full-coverage", "no", nodes=4) as group, Fleet(tmp_path, publisher, group.url, nodes=1) as fleet:
+    with (
+        Cluster(redis_program, "--cluster-require-full-coverage", "no", nodes=4) as group,
+        Fleet(tmp_path, publisher, group.url, nodes=1) as fleet,
+    ):
         needed = {group.owner(key) for key in (f"eir:{{{LIST}}}:state", "eir:lists", "eir:{history}:ledger")}
         other = next(node for node in group.nodes if node not in needed)
         with fleet.witness() as witness:

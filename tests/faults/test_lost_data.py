@@ -11,7 +11,11 @@ NOTICED_S = 2.0
 
 def on_record(fleet):
     """What was done by people, as the history has it, refusals apart."""
-    return [(event["time"], event["what"], event["serial"]) for event in fleet.loader.json("history", "-n", "1000") if event["what"] == "load"]
+    return [
+        (event["time"], event["what"], event["serial"])
+        for event in fleet.loader.json("history", "-n", "1000")
+        if event["what"] == "load"
+    ]
 
 
 def test_flushall(server, fleet):
@@ -104,7 +108,11 @@ def test_two_loaders_with_the_same_serial(fleet):
         fleet.begin()
         commands = [
             subprocess.Popen(
-                [*COMMAND, "load", str(manifest)], env=site.environment(), cwd=site.folder, stderr=subprocess.PIPE, text=True
+                [*COMMAND, "load", str(manifest)],
+                env=site.environment(),
+                cwd=site.folder,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             for site, manifest in releases
         ]

@@ -17,7 +17,10 @@ from eir.lists.history import appended
 from eir.lists.store import Ledger
 from eir.stores.redis import RedisStore
 
-LISTS, POLICY = {"stolen": {"signers": "signers"}, "own": {"local": True}}, {"rules": [{"list": "stolen", "answer": "blacklisted"}]}
+LISTS, POLICY = (
+    {"stolen": {"signers": "signers"}, "own": {"local": True}},
+    {"rules": [{"list": "stolen", "answer": "blacklisted"}]},
+)
 
 
 @pytest.fixture
@@ -61,7 +64,9 @@ async def test_a_history_that_was_written_over_is_told_and_kept_until_it_is_adop
     anchored = [line["digest"] for line in node.lines("history_at")]
     async with stolen_password(redis) as store:
         assert anchored[-1] == (await store.ledger()).digest
-        forged, _ = appended(Ledger(first=200, number=199), [event("stolen", detail="all is well"), event("stolen", detail="as always")])
+        forged, _ = appended(
+            Ledger(first=200, number=199), [event("stolen", detail="all is well"), event("stolen", detail="as always")]
+        )
         await store.rewrite_history(one(forged), (), after=0, seen=await store.ledger(), exact=True)
     until(lambda: node.lines("history_differs"))
     until(lambda: node.metrics()["eir_history_differs"] == 1)
@@ -170,7 +175,10 @@ def test_a_store_of_a_newer_form_is_followed_and_not_changed(site, redis):
     until(lambda: "written by a newer eir (form 99, this one knows 2)" in site.eir("status", status=None).stdout)
     assert node.status()["ready"] == "degraded"
     before = site.json("history")
-    for command in (("load", site.release([UNLISTED], serial=2)), ("lists", "reset-serial", "stolen", "--to", "0", "--reason", "x")):
+    for command in (
+        ("load", site.release([UNLISTED], serial=2)),
+        ("lists", "reset-serial", "stolen", "--to", "0", "--reason", "x"),
+    ):
         assert "it is read, and nothing in it is changed" in site.eir(*command, status=1).stderr
     assert site.json("history") == before
     assert site.json("check", LISTED)["status"] == "blacklisted"
@@ -195,7 +203,10 @@ def test_an_sqlite_store_of_a_newer_form_is_followed_and_not_changed(tmp_path, p
         assert site.json("check", LISTED)["status"] == "blacklisted"
         until(lambda: node.status()["ready"] == "degraded")
         assert "written by a newer eir (form 99, this one knows 2)" in site.eir("status", status=1).stdout
-        assert "it is read, and nothing in it is changed" in site.eir("load", site.release([UNLISTED], serial=2), status=1).stderr
+        assert (
+            "it is read, and nothing in it is changed"
+            in site.eir("load", site.release([UNLISTED], serial=2), status=1).stderr
+        )
 
 
 @pytest.mark.parametrize("odd", ["a pipe", "a pipe in the place of a file", "a file", "a link to nowhere"])

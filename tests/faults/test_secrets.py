@@ -22,7 +22,12 @@ def guarded(redis_program, tmp_path):
         issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
         for at, part in enumerate(issued.cert_chain_pems):
             part.write_to_path(tmp_path / f"{name}.pem", append=at > 0)
-    tls = {"port": port, "cert-file": tmp_path / "server.pem", "key-file": tmp_path / "server.key", "ca-cert-file": tmp_path / "ca.pem"}
+    tls = {
+        "port": port,
+        "cert-file": tmp_path / "server.pem",
+        "key-file": tmp_path / "server.key",
+        "ca-cert-file": tmp_path / "ca.pem",
+    }
     options = [text for name, value in tls.items() for text in (f"--tls-{name}", str(value))]
     with Server(redis_program, *options, "--tls-auth-clients", "yes", *USER.split()):
         yield f"rediss://eir@127.0.0.1:{port}?ca_file={tmp_path}/ca.pem&cert_file={tmp_path}/client.pem&key_file={tmp_path}/client.key"
@@ -37,7 +42,9 @@ def test_a_password_from(guarded, where, tmp_path, publisher, monkeypatch):
     else:
         monkeypatch.setenv("EIR_REDIS_PASSWORD", PASSWORD)
     with ExitStack() as stack:
-        loader, site = (stack.enter_context(Fleet.host(tmp_path / "sites" / name, publisher, url)) for name in ("loader", "node"))
+        loader, site = (
+            stack.enter_context(Fleet.host(tmp_path / "sites" / name, publisher, url)) for name in ("loader", "node")
+        )
         loader.load(["35209900176148"], list_name=LIST)
         node = site.start()
         until(lambda: node.get("/ready") == (200, "ready\n"))
@@ -56,4 +63,6 @@ def test_one_in_the_url_is_not_shown(guarded, tmp_path, publisher):
         node = site.start()
         until(lambda: node.metrics().get("eir_store_errors_total{cause=noauth}"))
         assert "rediss://eir:***@" in site.eir("config").stdout
-        assert "wrong-one" not in node.text() + site.eir("lists", "--store", status=1).stderr + site.eir("config").stdout
+        assert (
+            "wrong-one" not in node.text() + site.eir("lists", "--store", status=1).stderr + site.eir("config").stdout
+        )

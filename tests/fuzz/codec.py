@@ -51,7 +51,9 @@ def _hold_avps(request, octets):
         assert avp.start == at
         assert avp.data == octets[avp.end - len(avp.data) : avp.end]
         if avp.flags & 0x1F == 0 and bool(avp.key >> 32) == bool(avp.flags & 0x80):
-            assert encode(avp.key, avp.data, flags=avp.flags & 0x7F)[: avp.end - avp.start] == octets[avp.start : avp.end]
+            assert (
+                encode(avp.key, avp.data, flags=avp.flags & 0x7F)[: avp.end - avp.start] == octets[avp.start : avp.end]
+            )
         at = avp.start + (avp.end - avp.start + 3 & ~3)
     assert request.fault is not None or at >= len(octets)
     for avp in read:
@@ -65,4 +67,6 @@ def _hold_answer(octets, request):
     assert int.from_bytes(octets[1:4]) == len(octets)
     assert octets[5:20] == request.buffer[5:20]
     # A Proxy-Info goes back as it came; anything else is ours.
-    assert len([avp for avp in walk(octets[20:]) if avp.code == PROXY_INFO and not avp.vendor]) == len(request.every(PROXY_INFO))
+    assert len([avp for avp in walk(octets[20:]) if avp.code == PROXY_INFO and not avp.vendor]) == len(
+        request.every(PROXY_INFO)
+    )

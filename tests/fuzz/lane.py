@@ -86,13 +86,33 @@ def programs(rng, index):
     words = bytearray(program.words)
     for _ in range(rng.randrange(4)):
         at = rng.randrange(len(words) // WORD_BYTES) * WORD_BYTES
-        words[at : at + WORD_BYTES] = struct.pack("=Q", rng.choice([0, 1, 2, 5, 7, 1 << 32, 4 << 32, (1 << 64) - 1, (1 << 64) - 2, rng.getrandbits(64)]))
-    arrays = tuple((None if entries.image is None else tuple(map(rng_bytes(rng), entries.image.lane_arrays)), rng.randrange(3)) for entries in program.lists)
+        words[at : at + WORD_BYTES] = struct.pack(
+            "=Q", rng.choice([0, 1, 2, 5, 7, 1 << 32, 4 << 32, (1 << 64) - 1, (1 << 64) - 2, rng.getrandbits(64)])
+        )
+    arrays = tuple(
+        (None if entries.image is None else tuple(map(rng_bytes(rng), entries.image.lane_arrays)), rng.randrange(3))
+        for entries in program.lists
+    )
     side = lanes.Side(lane=True, policy=PolicySettings(rules=RULES), index=index)
     with suppress(ValueError):
-        made = _lane.Lane(bytes(words), len(program.verdicts) + rng.randrange(-1, 2), arrays, rng.random() < 0.5, lane.KEYS, lane.ARE_GROUPS, *lane.NOBODY)
+        made = _lane.Lane(
+            bytes(words),
+            len(program.verdicts) + rng.randrange(-1, 2),
+            arrays,
+            rng.random() < 0.5,
+            lane.KEYS,
+            lane.ARE_GROUPS,
+            *lane.NOBODY,
+        )
         express = lane.ExpressLane(side.lanes, lanes.terms(side))
-        made.take(express._terms, b"".join(lanes.an_ecr(rng) for _ in range(9)), 0, 9, lambda *_: rng.choice((0, 1 << 32, 7 << 32, 99)), b"")
+        made.take(
+            express._terms,
+            b"".join(lanes.an_ecr(rng) for _ in range(9)),
+            0,
+            9,
+            lambda *_: rng.choice((0, 1 << 32, 7 << 32, 99)),
+            b"",
+        )
 
 
 def rng_bytes(rng):
@@ -103,7 +123,12 @@ def rng_bytes(rng):
         for _ in range(rng.randrange(3)):
             if octets:
                 at = rng.randrange(len(octets)) & ~3
-                octets[at : at + 4] = struct.pack("<I", rng.choice([0, 1, 0xFFFFFFFF, 0x7FFFFFFF, len(octets), rng.getrandbits(32), 1 << rng.randrange(32)]))
+                octets[at : at + 4] = struct.pack(
+                    "<I",
+                    rng.choice(
+                        [0, 1, 0xFFFFFFFF, 0x7FFFFFFF, len(octets), rng.getrandbits(32), 1 << rng.randrange(32)]
+                    ),
+                )
         if octets and rng.random() < 0.1:
             del octets[rng.randrange(len(octets)) :]
         return bytes(octets)

@@ -8,9 +8,59 @@ from wire import HOST, TGPP, avp, cer, dpr, dwr, ecr, message, terminal, u32, ve
 
 CORPUS = Path(__file__).parent / "corpus"
 HEADER = 20
-WORDS = (0, 1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 20, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF8, 0xFFFFFFFF)
+WORDS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    9,
+    11,
+    12,
+    13,
+    20,
+    0x7F,
+    0x80,
+    0xFF,
+    0x100,
+    0xFFFF,
+    0x10000,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFF8,
+    0xFFFFFFFF,
+)
 GROUPS = {260, 279, 284, 297, 628, 1401}
-CODES = (1, 33, 257, 258, 259, 260, 263, 264, 266, 268, 277, 279, 282, 283, 284, 293, 296, 297, 299, 301, 1401, 1402, 1403, 1471, 1445, 9999)
+CODES = (
+    1,
+    33,
+    257,
+    258,
+    259,
+    260,
+    263,
+    264,
+    266,
+    268,
+    277,
+    279,
+    282,
+    283,
+    284,
+    293,
+    296,
+    297,
+    299,
+    301,
+    1401,
+    1402,
+    1403,
+    1471,
+    1445,
+    9999,
+)
 
 
 def good_messages():
@@ -73,7 +123,10 @@ class Mutator:
 
     def stream(self, most=12):
         """What a session may send: messages good and mutated, cut anywhere."""
-        parts = [self.random.choice(self.good) if self.random.random() < 0.4 else self.message() for _ in range(self.random.randint(0, most))]
+        parts = [
+            self.random.choice(self.good) if self.random.random() < 0.4 else self.message()
+            for _ in range(self.random.randint(0, most))
+        ]
         if self.random.random() < 0.8:
             parts.insert(0, cer() if self.random.random() < 0.8 else self._mend(self.random.choice(self._ways)(cer())))
         if self.random.random() < 0.3:
@@ -93,7 +146,11 @@ class Mutator:
     def _word(self, octets):
         if len(octets) < HEADER + 4:
             return octets
-        at = self.random.randrange(HEADER, len(octets) - 3, 4) if self.random.random() < 0.8 else self.random.randrange(len(octets) - 3)
+        at = (
+            self.random.randrange(HEADER, len(octets) - 3, 4)
+            if self.random.random() < 0.8
+            else self.random.randrange(len(octets) - 3)
+        )
         return octets[:at] + struct.pack(">I", self.random.choice(WORDS)) + octets[at + 4 :]
 
     def _parts(self, octets):
@@ -133,7 +190,9 @@ class Mutator:
         part = parts[at]
         start = 12 if part[4:5] and part[4] & 0x80 else 8
         data = part[start : int.from_bytes(part[5:8])]
-        size = self.random.choice((0, 1, 2, 3, 4, 5, len(data) + 1, max(0, len(data) - 1), 2 * len(data), self.random.randint(0, 3000)))
+        size = self.random.choice(
+            (0, 1, 2, 3, 4, 5, len(data) + 1, max(0, len(data) - 1), 2 * len(data), self.random.randint(0, 3000))
+        )
         data = (data + self.random.randbytes(size))[:size]
         parts[at] = part[:5] + (start + size).to_bytes(3) + part[8:start] + data + bytes(-size % 4)
         return head + b"".join(parts)
@@ -145,7 +204,10 @@ class Mutator:
             return octets
         at = self.random.randrange(len(parts))
         size = int.from_bytes(parts[at][5:8])
-        false = self.random.choice((0, 1, 4, 7, 8, 11, 12, max(0, size - 1), size + 1, size + 4, size + 40, 0xFFFFFF)) & 0xFFFFFF
+        false = (
+            self.random.choice((0, 1, 4, 7, 8, 11, 12, max(0, size - 1), size + 1, size + 4, size + 40, 0xFFFFFF))
+            & 0xFFFFFF
+        )
         parts[at] = parts[at][:5] + false.to_bytes(3) + parts[at][8:]
         return head + b"".join(parts)
 
@@ -164,7 +226,11 @@ class Mutator:
         for _ in range(self.random.choice((1, 1, 2, 2, 9, 9, 40)) if self.random.random() < 0.99 else 1000):
             if len(inside) > 60_000:
                 break
-            inside = avp(self.random.choice((260, 279, 284, 297)), inside) if self.random.random() < 0.5 else avp(1401, inside, TGPP)
+            inside = (
+                avp(self.random.choice((260, 279, 284, 297)), inside)
+                if self.random.random() < 0.5
+                else avp(1401, inside, TGPP)
+            )
         return head + (inside if self.random.random() < 0.5 else b"".join(parts) + inside)
 
     def _inside(self, octets):
@@ -176,7 +242,9 @@ class Mutator:
         at = self.random.choice(groups)
         part = parts[at]
         start = 12 if part[4] & 0x80 else 8
-        way = self.random.choice((self._flip, self._word, self._drop, self._repeat, self._borrow, self._resize, self._lie, self._flags))
+        way = self.random.choice(
+            (self._flip, self._word, self._drop, self._repeat, self._borrow, self._resize, self._lie, self._flags)
+        )
         data = way(octets[:HEADER] + part[start : int.from_bytes(part[5:8])])[HEADER:]
         parts[at] = part[:5] + (start + len(data)).to_bytes(3) + part[8:start] + data + bytes(-len(data) % 4)
         return head + b"".join(parts)
@@ -184,7 +252,9 @@ class Mutator:
     def _insert(self, octets):
         head, parts = self._parts(octets)
         data = self.random.randbytes(self.random.choice((0, 1, 2, 4, 8, 14, 15, 16, 200)))
-        made = avp(self.random.choice(CODES), data, self.random.choice((0, 0, TGPP, 99999)), self.random.choice((0, 0x40)))
+        made = avp(
+            self.random.choice(CODES), data, self.random.choice((0, 0, TGPP, 99999)), self.random.choice((0, 0x40))
+        )
         parts.insert(self.random.randint(0, len(parts)), made)
         return head + b"".join(parts)
 

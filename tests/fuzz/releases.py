@@ -56,12 +56,25 @@ def _read(chance):
     kind, layout, headers = chance.choice(FITTING)
     if chance.random() < 0.1:
         kind, layout, headers = chance.choice(KINDS), chance.choice([*LAYOUTS, "unknown"]), HEADERS
-    tally = Tally(bad_rows_max=chance.choice([0, 3, 100]), range_tacs_max=chance.choice([1, 3]), check_digits=chance.random() < 0.3)
+    tally = Tally(
+        bad_rows_max=chance.choice([0, 3, 100]),
+        range_tacs_max=chance.choice([1, 3]),
+        check_digits=chance.random() < 0.3,
+    )
     reasons, sides = Reasons(), [Rows(chance.choice([0, 5])) for _ in range(2)]
     for number in range(chance.choice([1, 1, 2, 3])):
         octets = _file(chance, chance.choice(headers))
         pieces = _pieces(octets, chance)
-        read_rows(pieces, name="f.csv", layout=layout, kind=kind, rows=sides[number % 2], reasons=reasons, tally=tally, rows_max=chance.choice([None, 9]))
+        read_rows(
+            pieces,
+            name="f.csv",
+            layout=layout,
+            kind=kind,
+            rows=sides[number % 2],
+            reasons=reasons,
+            tally=tally,
+            rows_max=chance.choice([None, 9]),
+        )
     if tally.wide:
         raise ReleaseRefused("range", tally.wide[0])
     added, removed = (build_pages(rows).pages for rows in sides)
@@ -89,7 +102,9 @@ def _file(chance, header):
 
 def _cell_for(column):
     def digits(count):
-        return lambda chance: f"{chance.choice([35209900, 35209901, 99999999]):08d}{chance.randrange(10**6):06d}000"[:count]
+        return lambda chance: f"{chance.choice([35209900, 35209901, 99999999]):08d}{chance.randrange(10**6):06d}000"[
+            :count
+        ]
 
     shapes = {
         "imei": digits(14), "imei_from": digits(14), "imei_to": digits(14), "tac": digits(8), "imsi": digits(15),
@@ -130,7 +145,12 @@ def _manifest(chance):
         octets = json.dumps(document, ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
     except (RecursionError, ValueError):  # a document that holds itself
         octets = b"{"
-    shapes = (lambda: octets, lambda: octets[: chance.randrange(len(octets) + 1)], lambda: b"[" * chance.choice([10, 100_000]), lambda: chance.randbytes(50))
+    shapes = (
+        lambda: octets,
+        lambda: octets[: chance.randrange(len(octets) + 1)],
+        lambda: b"[" * chance.choice([10, 100_000]),
+        lambda: chance.randbytes(50),
+    )
     octets = chance.choice(shapes[:1] * 6 + shapes[1:])()
     if chance.random() < 0.2 and octets:
         at = chance.randrange(len(octets))

@@ -6,6 +6,7 @@ to be equal, each answer well formed, and the accounts are to add up after each 
 
 import struct
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import ip_network
 
 from wire import EIR, REALM, TGPP, Message
@@ -21,7 +22,7 @@ from eir.diameter.rate import Bucket, Limit
 from eir.diameter.states import State
 from eir.lists.index import Index
 from eir.s13.application import s13_application
-from eir.s13.lane import COMPILED, ExpressLanes
+from eir.s13.lane import COMPILED, ExpressLane, ExpressLanes
 from eir.s13.service import S13Service
 
 IDENTITY = Identity(host=EIR, realm=REALM, origin_state_id=7)
@@ -40,7 +41,11 @@ def script(*steps):
     """The bytes of a script: octets are fed whole (the first 64 KiB), numbers are SECOND, MINUTE and END."""
     made = b"\0"
     for step in steps:
-        made += bytes([step]) if isinstance(step, int) else bytes([WHOLE]) + struct.pack(">H", len(step[:0xFFFF])) + step[:0xFFFF]
+        made += (
+            bytes([step])
+            if isinstance(step, int)
+            else bytes([WHOLE]) + struct.pack(">H", len(step[:0xFFFF])) + step[:0xFFFF]
+        )
     return made
 
 
@@ -52,7 +57,9 @@ class Side:
         self.checker = Checker(POLICY, Index({}), now=datetime.now(UTC), note_check=self.note)
         self.counts = Counts()
         service = S13Service(self.checker)
-        application = s13_application(service, ExpressLanes(self.checker, service.replies) if lane else None)
+        application = s13_application(
+            service, partial(ExpressLane, ExpressLanes(self.checker, service.replies)) if lane else None
+        )
         context = NodeContext(
             identity=IDENTITY, limits=LIMITS, application=application, counts=self.counts, report=lambda *_, **__: None,
             jitter=lambda: 0.0,

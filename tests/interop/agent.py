@@ -33,7 +33,9 @@ def in_a_network_of_its_own(test, *, always=False):
     make = f"ip link set lo up && {link} && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
     again = [sys.executable, "-m", "pytest", "-q", test]
     subprocess.run(
-        ["unshare", "-n", "sh", "-c", f'{make} && exec "$@"', "sh", *again], check=True, env=os.environ | {IN_ITS_OWN_NETWORK: "1"}
+        ["unshare", "-n", "sh", "-c", f'{make} && exec "$@"', "sh", *again],
+        check=True,
+        env=os.environ | {IN_ITS_OWN_NETWORK: "1"},
     )
     return True
 
@@ -66,13 +68,17 @@ def relay(folder, eirs, *, tls=None, expect=1, port=None, tc_s=6, relays=True, s
     log = folder / "relay.log"
     with log.open("w") as stream:
         environment = os.environ | {"SSLKEYLOGFILE": str(folder / "keys")}
-        process = subprocess.Popen(["freeDiameterd", "-c", configuration], stdout=stream, stderr=stream, env=environment)
+        process = subprocess.Popen(
+            ["freeDiameterd", "-c", configuration], stdout=stream, stderr=stream, env=environment
+        )
 
     def connected():
         """At both ends: until the agent has read our CEA it has nobody to hand a request to."""
         opened = log.read_text()
         is_open = all(f"-> 'STATE_OPEN'\t'{eir}'" in opened for eir in eirs)
-        return all(node.status()["peers"][label] == expect for node in eirs.values()) and (is_open or not expect or not relays)
+        return all(node.status()["peers"][label] == expect for node in eirs.values()) and (
+            is_open or not expect or not relays
+        )
 
     try:
         until(lambda: process.poll() is not None or connected())

@@ -38,7 +38,9 @@ class Capture:
     def read(self, wanted, *fields, passes=1):
         """For each frame that the display filter takes, its fields; what refers to a later frame needs two passes."""
         shown = [text for field in fields for text in ("-e", field)]
-        lines = tshark("-n", "-r", self.path, *self._options, *["-2"] * (passes - 1), "-Y", wanted, "-T", "fields", *shown).splitlines()
+        lines = tshark(
+            "-n", "-r", self.path, *self._options, *["-2"] * (passes - 1), "-Y", wanted, "-T", "fields", *shown
+        ).splitlines()
         return [line.split("\t") for line in lines]
 
     def commands(self, wanted="diameter"):
@@ -63,21 +65,36 @@ class Capture:
 
     def unanswered(self):
         """Requests that have no answer in the capture."""
-        return self.read("diameter.flags.request == 1 && !diameter.answer_in", "frame.number", "diameter.cmd.code", passes=2)
+        return self.read(
+            "diameter.flags.request == 1 && !diameter.answer_in", "frame.number", "diameter.cmd.code", passes=2
+        )
 
 
 @contextmanager
 def capturing(path, *ports, last=(282, False), secure=(), keys=None, sctp=()):
     """Capture these ports meanwhile; at the end wait until the `last` message (command, is a request) has been written."""
     heard = free_port()
-    wanted = " or ".join([f"udp port {heard}", *(f"tcp port {port}" for port in (*ports, *secure)), *(f"sctp port {port}" for port in sctp)])
+    wanted = " or ".join(
+        [
+            f"udp port {heard}",
+            *(f"tcp port {port}" for port in (*ports, *secure)),
+            *(f"sctp port {port}" for port in sctp),
+        ]
+    )
     said = path.with_suffix(".said")
     with said.open("w") as stream:
         process = subprocess.Popen(["tshark", "-q", "-i", "lo", "-f", wanted, "-w", path], stderr=stream, stdout=stream)
     try:
         # It says that it captures before it does: what it has taken down shows that it does.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            until(lambda: process.poll() is not None or (probe.sendto(b"heard", ("127.0.0.1", heard)) and path.exists() and b"heard" in path.read_bytes()))
+            until(
+                lambda: (
+                    process.poll() is not None
+                    or (
+                        probe.sendto(b"heard", ("127.0.0.1", heard)) and path.exists() and b"heard" in path.read_bytes()
+                    )
+                )
+            )
         if process.poll() is not None:
             if os.getuid() != 0:
                 pytest.skip(f"capturing takes root: {said.read_text()}")

@@ -165,7 +165,14 @@ class Bsc:
         self._buffer, self._waiting, self._reference = b"", [], 0
         self._send(_m3ua(ASPUP))
         self._await(ASPUP_ACK)
-        self._send(_m3ua(REG_REQ, _parameter(0x207, _parameter(0x20A, struct.pack(">I", 1)) + _parameter(0x20B, struct.pack(">I", BSC_PC)))))
+        self._send(
+            _m3ua(
+                REG_REQ,
+                _parameter(
+                    0x207, _parameter(0x20A, struct.pack(">I", 1)) + _parameter(0x20B, struct.pack(">I", BSC_PC))
+                ),
+            )
+        )
         result = _parameters(_parameters(self._await(REG_RSP)[8:])[0x208])
         self._context = _parameter(6, result[6])
         self._send(_m3ua(ASPAC, self._context))
@@ -195,7 +202,17 @@ class Bsc:
         mine = self._reference.to_bytes(3)
         update = b"\x05\x08\x72" + bytes.fromhex("00f110fffe33") + _identity(imsi, 1)
         complete = b"\x57\x05\x08\x00" + bytes.fromhex("00f11000010002") + b"\x17" + _led(update)
-        self._data(b"\x01" + mine + b"\x02\x02\x06" + _led(_address(MSC_PC)) + b"\x04" + _led(_address(BSC_PC)) + b"\x0f" + _led(b"\0" + _led(complete)) + b"\0")
+        self._data(
+            b"\x01"
+            + mine
+            + b"\x02\x02\x06"
+            + _led(_address(MSC_PC))
+            + b"\x04"
+            + _led(_address(BSC_PC))
+            + b"\x0f"
+            + _led(b"\0" + _led(complete))
+            + b"\0"
+        )
         theirs, sent, answer, end = b"", 0, None, time.monotonic() + patience_s
         while time.monotonic() < end and (sccp := self._sccp(max(0.1, end - time.monotonic()))) is not None:
             if sccp[0] == 2:
@@ -212,14 +229,21 @@ class Bsc:
                     answer = tuple(heard[:3]) if heard[1] == 4 else tuple(heard[:2]) if heard[1] == 2 else answer
                     for word in _words(heard, imsi, imei):
                         sent += 1  # N(SD) alternates (TS 24.007 11.2.3.2.3)
-                        self._data(b"\x06" + theirs + b"\x00\x01" + _led(b"\x01\x00" + _led(word[:1] + bytes([word[1] | sent % 2 << 6]) + word[2:])))
+                        self._data(
+                            b"\x06"
+                            + theirs
+                            + b"\x00\x01"
+                            + _led(b"\x01\x00" + _led(word[:1] + bytes([word[1] | sent % 2 << 6]) + word[2:]))
+                        )
         return answer
 
     def _send(self, octets):
         self._socket.sendall(octets)
 
     def _data(self, sccp):
-        self._send(_m3ua(DATA, self._context, _parameter(0x210, struct.pack(">IIBBBB", BSC_PC, MSC_PC, 3, 0, 0, 0) + sccp)))
+        self._send(
+            _m3ua(DATA, self._context, _parameter(0x210, struct.pack(">IIBBBB", BSC_PC, MSC_PC, 3, 0, 0, 0) + sccp))
+        )
 
     def _udt(self, bssap):
         called, calling = _led(_address(MSC_PC)), _led(_address(BSC_PC))

@@ -52,7 +52,9 @@ def otp(ebin, label):
     where = ":".join(["sctp", str(PORT), there[0], *([",".join(own)] if own else [])])
     command = ["erl", "-noshell", "-pa", ebin, "-run", "mme", "main", "-extra", where, host, REALM, REALM, *IMEIS]
     command = ["ip", "netns", "exec", "far", *command] if own else command
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"MME_STAY": "1"})
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"MME_STAY": "1"}
+    )
 
 
 async def through(place, port):
@@ -60,10 +62,15 @@ async def through(place, port):
     with place:
         client = Connection(*await asyncio.open_connection("127.0.0.1", port))
     await client.open(cer(HOST))
-    await client.send(*(ecr(imei, to_realm=avp(283, EIR_REALM), ids=(number, number)) for number, imei in enumerate(IMEIS)))
+    await client.send(
+        *(ecr(imei, to_realm=avp(283, EIR_REALM), ids=(number, number)) for number, imei in enumerate(IMEIS))
+    )
     answers = {answer.hop_by_hop: answer for answer in [await client.read() for _ in IMEIS]}
     await client.close()
-    return [(imei, str(answers[number].result), str(answers[number].number(1445, TGPP))) for number, imei in enumerate(IMEIS)]
+    return [
+        (imei, str(answers[number].result), str(answers[number].number(1445, TGPP)))
+        for number, imei in enumerate(IMEIS)
+    ]
 
 
 def main(folder, ebin):
@@ -76,7 +83,9 @@ def main(folder, ebin):
         configure(site)
         with said.open("w") as stream:
             capturing = subprocess.Popen(
-                ["dumpcap", "-q", *ALL_OF_IT, "-i", "lo", "-i", "one", "-i", "two", "-f", "sctp", "-w", capture], stderr=stream, stdout=stream
+                ["dumpcap", "-q", *ALL_OF_IT, "-i", "lo", "-i", "one", "-i", "two", "-f", "sctp", "-w", capture],
+                stderr=stream,
+                stdout=stream,
             )
         stack.callback(capturing.wait)
         stack.callback(capturing.send_signal, signal.SIGINT)
@@ -91,7 +100,16 @@ def main(folder, ebin):
                 found["answers"][label] = asyncio.run(through(far() if there == OURS else nullcontext(), port))
             for label, mme in mmes.items():
                 found["answers"][label] = [mme.stdout.readline().rstrip("\n").split(" ", 2) for _ in IMEIS]
-            found["probe"] = site.json("probe", f"sctp://{','.join(NEAR)}:{PORT}", LISTED, UNLISTED, "--origin-host", HOST, "--origin-realm", REALM)
+            found["probe"] = site.json(
+                "probe",
+                f"sctp://{','.join(NEAR)}:{PORT}",
+                LISTED,
+                UNLISTED,
+                "--origin-host",
+                HOST,
+                "--origin-realm",
+                REALM,
+            )
             found["workers"] = sorted(children(node.pid))
             found["peers"], found["listening"] = control(site.state, "peers"), node.status()["listening"]
             found["metrics"] = until(lambda: watched(node.metrics()), patience_s=60)
@@ -109,7 +127,12 @@ def watched(metrics):
     seen = dict.fromkeys((*OTP, *AGENTS), 0.0)
     for name, value in metrics.items():
         for label in seen:
-            if name.startswith("eir_diameter_messages_total{") and "command=Device-Watchdog" in name and f"peer={label}" in name and "kind=answer" in name:
+            if (
+                name.startswith("eir_diameter_messages_total{")
+                and "command=Device-Watchdog" in name
+                and f"peer={label}" in name
+                and "kind=answer" in name
+            ):
                 seen[label] += value
     return metrics if all(seen.values()) else None
 

@@ -21,7 +21,9 @@ class Mme:
         self.realm = realm
         self.node = Node(HOST, REALM, vendor_ids=[VENDOR_TGPP])
         self.node.wakeup_interval = 1
-        self.peer = self.node.add_peer(f"aaa://{peer}:{port};transport=tcp", peer_realm, ip_addresses=[host], is_persistent=True)
+        self.peer = self.node.add_peer(
+            f"aaa://{peer}:{port};transport=tcp", peer_realm, ip_addresses=[host], is_persistent=True
+        )
         self.application = SimpleThreadingApplication(APP_3GPP_S13_S13, is_auth_application=True)
         self.node.add_application(self.application, [self.peer], realms=[realm])
 

@@ -17,7 +17,10 @@ BACK_S = 10
 """Every check is to be answered again within this time."""
 TC_S = 3
 
-pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"), pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.timeout(180),
+]
 
 
 @pytest.fixture
@@ -61,7 +64,10 @@ def test_an_agent_comes_back_to_service_and_into_the_table(eir, tmp_path):
     if in_a_network_of_its_own(f"{Path(__file__)}::test_an_agent_comes_back_to_service_and_into_the_table"):
         return
     node = eir.start()
-    with relay(tmp_path, {EIR: node}, tc_s=TC_S) as port, connected(("127.0.0.1", port), DRA, DRA_REALM, EIR_REALM) as mme:
+    with (
+        relay(tmp_path, {EIR: node}, tc_s=TC_S) as port,
+        connected(("127.0.0.1", port), DRA, DRA_REALM, EIR_REALM) as mme,
+    ):
         assert answered(mme)
         control(eir.state, "peer_disable", name="dra")
         gone(node)

@@ -18,7 +18,10 @@ ASKING = 4
 """Requests at a time."""
 
 # python-diameter's threads raise, at a socket that was closed under them for one; that is theirs to mend.
-pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"), pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.timeout(180),
+]
 
 
 @pytest.fixture
@@ -47,7 +50,10 @@ def test_one_of_two_nodes_stops_while_requests_flow(nodes, tmp_path, how):
     lock, end = threading.Lock(), threading.Event()
     wrong, lost = [], []
 
-    with relay(tmp_path, nodes) as port, capturing(tmp_path / "relay.pcapng", port, *(n.address[1] for n in nodes.values())) as capture:
+    with (
+        relay(tmp_path, nodes) as port,
+        capturing(tmp_path / "relay.pcapng", port, *(n.address[1] for n in nodes.values())) as capture,
+    ):
         with connected(("127.0.0.1", port), DRA, DRA_REALM, EIR_REALM) as mme, ThreadPoolExecutor(ASKING) as threads:
 
             def flow():

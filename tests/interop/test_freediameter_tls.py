@@ -12,7 +12,10 @@ from pymme import connected
 EIR = "eir1.eir.test"
 QUESTIONS = 50
 
-pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"), pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.timeout(180),
+]
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ def lists_s13(cea):
 
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize(("cer", "lenient"), [("cer", ["applications"]), ("cer-relay", [])])
-async def test_each_message_is_answered_so_that_the_phone_attaches_or_is_rejected_as_meant(site, connect, cer, lenient, listed):
+async def test_each_message_is_answered_so_that_the_phone_attaches_or_is_rejected_as_meant(
+    site, connect, cer, lenient, listed
+):
     site.configure(peers=[PEER | {"lenient": lenient}])
     site.load(IMEIS if listed else ["35209900176148"])
     client = await connect(site.start(), opened=False)

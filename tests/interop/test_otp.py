@@ -33,7 +33,21 @@ def ebin(tmp_path_factory):
 
 def ask(ebin, node, *imeis, realm=REALM):
     """(IMEI, result, status) for each, as OTP read the answers."""
-    command = ["erl", "-noshell", "-pa", ebin, "-run", "mme", "main", "-extra", str(node.address[1]), MME, realm, REALM, *imeis]
+    command = [
+        "erl",
+        "-noshell",
+        "-pa",
+        ebin,
+        "-run",
+        "mme",
+        "main",
+        "-extra",
+        str(node.address[1]),
+        MME,
+        realm,
+        REALM,
+        *imeis,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, [tuple(line.split(" ", 2)) for line in done.stdout.splitlines()], done
 
@@ -42,7 +56,9 @@ def ask(ebin, node, *imeis, realm=REALM):
 def asking(ebin, node, **environment):
     """A function that has OTP ask about one IMEI and gives the result and the status; its connections go and come meanwhile."""
     command = ["erl", "-noshell", "-pa", ebin, "-run", "mme", "main", "-extra", str(node.address[1]), MME, REALM, REALM]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+    )
 
     def ask_about(imei):
         process.stdin.write(f"{imei}\n")
@@ -62,7 +78,10 @@ def test_it_comes_back(site, ebin, both):
     """Out of service and in, out of the table and in; `both`: we connect to it as well, whose election OTP does not know."""
     site.load([LISTED])
     port = free_port()
-    table = [{"name": "mme", "host": MME, "realm": REALM} | ({"connect": f"tcp://127.0.0.1:{port}", "reconnect_after_s": 1} if both else {})]
+    table = [
+        {"name": "mme", "host": MME, "realm": REALM}
+        | ({"connect": f"tcp://127.0.0.1:{port}", "reconnect_after_s": 1} if both else {})
+    ]
     site.configure(peers=table)
     node = site.start()
 
@@ -83,7 +102,10 @@ def test_it_comes_back(site, ebin, both):
 
     with asking(ebin, node, **({"MME_LISTEN": str(port)} if both else {})) as mme:
         until(answered)
-        gone_and_back(lambda: control(site.state, "peer_disable", name="mme"), lambda: control(site.state, "peer_enable", name="mme"))
+        gone_and_back(
+            lambda: control(site.state, "peer_disable", name="mme"),
+            lambda: control(site.state, "peer_enable", name="mme"),
+        )
         gone_and_back(lambda: reload([{"name": "other", "host": "other.example"}]), lambda: reload(table))
 
 
@@ -94,7 +116,9 @@ def test_it_understands_every_answer(site, ebin, tmp_path):
     site.configure(policy={"rules": rules, "bad_identity": "error", "no_identity": "error"})
     node = site.start()
     with capturing(tmp_path / "otp.pcapng", node.address[1]) as capture:
-        status, found, done = ask(ebin, node, LISTED, f"{LISTED}1", TRACKED, UNLISTED, "35332812000001", "nonsense", "-")
+        status, found, done = ask(
+            ebin, node, LISTED, f"{LISTED}1", TRACKED, UNLISTED, "35332812000001", "nonsense", "-"
+        )
         assert status == 0, done
         assert found == [
             (LISTED, "2001", "1"), (f"{LISTED}1", "2001", "1"), (TRACKED, "2001", "2"), (UNLISTED, "2001", "0"),

@@ -34,7 +34,11 @@ def folder(tmp_path_factory, ebin):  # noqa: F811 - the fixture
         kernel = [ROOT / "scripts" / "sctp"]
     run = [sys.executable, Path(__file__).with_name("over_sctp.py"), made, ebin]
     done = subprocess.run(
-        [*kernel, "sh", "-c", f'{NETWORK} && exec "$@"', "sh", *run], capture_output=True, text=True, timeout=200, check=False
+        [*kernel, "sh", "-c", f'{NETWORK} && exec "$@"', "sh", *run],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return made
@@ -54,7 +58,14 @@ def capture(folder):
 def messages(capture):
     """(SCTP port of the client, from the node, PPID, command, is a request, Origin-Host) of each message."""
     found = []
-    names = ("sctp.srcport", "sctp.dstport", "sctp.data_payload_proto_id", "diameter.cmd.code", "diameter.flags.request", "diameter.Origin-Host")
+    names = (
+        "sctp.srcport",
+        "sctp.dstport",
+        "sctp.data_payload_proto_id",
+        "diameter.cmd.code",
+        "diameter.flags.request",
+        "diameter.Origin-Host",
+    )
     for source, target, *columns in capture.read("diameter", *names):
         is_ours = source == str(PORT)
         for ppid, command, request, host in zip(*(column.split(",") for column in columns), strict=True):
@@ -70,7 +81,11 @@ def test_every_answer_is_right(found, client):
 @pytest.mark.parametrize("client", CLIENTS)
 def test_each_kind_of_message_went_both_ways(messages, client):
     name = {**OTP, **AGENTS}[client][0]
-    (port,) = {port for port, is_ours, _, command, request, host in messages if (command, request, is_ours, host) == (257, True, False, name)}
+    (port,) = {
+        port
+        for port, is_ours, _, command, request, host in messages
+        if (command, request, is_ours, host) == (257, True, False, name)
+    }
     own = [(command, request, is_ours) for at, is_ours, _, command, request, _ in messages if at == port]
     for command, from_client in ((257, True), (324, True), (282, True)):
         assert {(command, True, not from_client), (command, False, from_client)} <= set(own)
@@ -96,6 +111,9 @@ def test_the_node_knows_the_paths(found):
 
 
 def test_our_own_probe_and_both_workers(found):
-    assert [(row["imei"], row["status"]) for row in found["probe"]] == [(LISTED, "blacklisted"), (UNLISTED, "whitelisted")]
+    assert [(row["imei"], row["status"]) for row in found["probe"]] == [
+        (LISTED, "blacklisted"),
+        (UNLISTED, "whitelisted"),
+    ]
     assert found["listening"] == [f"sctp://{','.join(addresses)}:{PORT}" for addresses in (NEAR, OURS)]
     assert {"worker-0", "worker-1"} <= set(found["workers"])

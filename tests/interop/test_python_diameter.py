@@ -34,7 +34,9 @@ def test_it_exchanges_every_kind_of_message_and_wireshark_has_no_objection(site,
             until(lambda: watchdogs(node, "in"))
         until(lambda: node.status()["peers"] == {"mme": 0})
     commands = capture.commands()
-    assert {(code, True) for code in (257, 280, 282, 324)} | {(code, False) for code in (257, 280, 282, 324)} == set(commands)
+    assert {(code, True) for code in (257, 280, 282, 324)} | {(code, False) for code in (257, 280, 282, 324)} == set(
+        commands
+    )
     assert commands.count((324, True)) == commands.count((324, False)) == 5
     assert capture.objections() == []
     assert capture.unanswered() == []
@@ -42,7 +44,9 @@ def test_it_exchanges_every_kind_of_message_and_wireshark_has_no_objection(site,
 
 def watchdogs(node, direction):
     """DWAs that went in this direction."""
-    return node.metrics().get(f"eir_diameter_messages_total{{command=Device-Watchdog,direction={direction},kind=answer,peer=mme}}")
+    return node.metrics().get(
+        f"eir_diameter_messages_total{{command=Device-Watchdog,direction={direction},kind=answer,peer=mme}}"
+    )
 
 
 def test_many_requests_from_many_threads_each_get_their_own_answer(site):

@@ -61,7 +61,9 @@ class Cluster:
                     continue  # it was closed just now
                 if target.startswith("socket:["):
                     inodes.add(target[8:-1])
-        lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+        lines = [
+            line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+        ]
         return {fields[1].partition(":")[0] for fields in lines if fields[3] == "0A" and fields[9] in inodes}
 
 
@@ -69,7 +71,9 @@ class Cluster:
 def cluster(folder):
     """Start one; the environment is such that what runs here uses it as its operator would."""
     (folder / "conf").mkdir()
-    (folder / "conf" / "spark-defaults.conf").write_text("".join(f"{name} {value}\n" for name, value in DEFAULTS.items()))
+    (folder / "conf" / "spark-defaults.conf").write_text(
+        "".join(f"{name} {value}\n" for name, value in DEFAULTS.items())
+    )
     environment = os.environ | {
         "SPARK_HOME": str(HOME), "SPARK_CONF_DIR": str(folder / "conf"), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1", "PYSPARK_PYTHON": sys.executable,
     }  # fmt: skip
@@ -80,11 +84,28 @@ def cluster(folder):
     def start(name, *arguments):
         log = folder / f"{name}.log"
         with log.open("wb") as out:
-            started.append(subprocess.Popen([HOME / "bin" / "spark-class", *map(str, arguments)], env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
+            started.append(
+                subprocess.Popen(
+                    [HOME / "bin" / "spark-class", *map(str, arguments)],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                )
+            )
         return log
 
     try:
-        log = start("master", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", port, "--webui-port", free_port())
+        log = start(
+            "master",
+            "org.apache.spark.deploy.master.Master",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            port,
+            "--webui-port",
+            free_port(),
+        )
         until(lambda: "I have been elected leader" in log.read_text(), patience_s=PATIENCE_S)
         for number in range(WORKERS):
             name = f"worker{number}"

@@ -60,7 +60,10 @@ class Watched:
         self.engine.define(name, select)
         if name in {*TABLES, *CONDITIONS, "box", "marks", "summed", "scores"}:
             rows = self.engine.rows(f"SELECT * FROM {name}")
-            self.tables[name] = sorted((tuple(float(value) if isinstance(value, Decimal) else value for value in row) for row in rows), key=_order)
+            self.tables[name] = sorted(
+                (tuple(float(value) if isinstance(value, Decimal) else value for value in row) for row in rows),
+                key=_order,
+            )
 
     def fill(self, *what):
         self.engine.fill(*what)
@@ -71,7 +74,9 @@ class Watched:
 
 def _order(row):
     """By what is no double first: those may differ in their last digit."""
-    return [(value is None, str(value)) for value in row if not isinstance(value, float)], [value for value in row if isinstance(value, float)]
+    return [(value is None, str(value)) for value in row if not isinstance(value, float)], [
+        value for value in row if isinstance(value, float)
+    ]
 
 
 def differing(one, other):
@@ -118,16 +123,24 @@ def test_the_command_on_a_cluster(standalone, world, site, tmp_path):
 
 def test_what_spark_cannot_do_is_said(standalone, world, site, tmp_path):
     window = {"since": world.since, "until": world.until}
-    with pytest.raises(EirError, match="cannot be judged"), spark(f"{tmp_path}/none/*.parquet", **window, master="local[1]", work=str(tmp_path)):
+    with (
+        pytest.raises(EirError, match="cannot be judged"),
+        spark(f"{tmp_path}/none/*.parquet", **window, master="local[1]", work=str(tmp_path)),
+    ):
         pass
-    assert "--spark and --work go together" in site.eir("tamper", "report", "--spark", standalone.master, status=2).stderr
+    assert (
+        "--spark and --work go together" in site.eir("tamper", "report", "--spark", standalone.master, status=2).stderr
+    )
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
         ("SELECT 0.5 * n FROM t", "SELECT CAST(0.5 AS DOUBLE) * n FROM t"),
-        ("SELECT INSTANT_S(LAG(u) OVER w) FROM t WINDOW w AS (ORDER BY u)", "SELECT (CAST(UNIX_MICROS(LAG(u) OVER w) AS DOUBLE) / 1000000) FROM t WINDOW w AS (ORDER BY u NULLS LAST)"),
+        (
+            "SELECT INSTANT_S(LAG(u) OVER w) FROM t WINDOW w AS (ORDER BY u)",
+            "SELECT (CAST(UNIX_MICROS(LAG(u) OVER w) AS DOUBLE) / 1000000) FROM t WINDOW w AS (ORDER BY u NULLS LAST)",
+        ),
         ("SELECT CONCAT('a', b) FROM t", "SELECT CONCAT('a', COALESCE(b, '')) FROM t"),
     ],
 )

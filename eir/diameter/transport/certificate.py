@@ -31,7 +31,9 @@ def first_certificate(pem: bytes) -> Certificate:
         with warnings.catch_warnings(action="ignore"):  # what is odd and yet read is for TLS to judge
             read = x509.load_pem_x509_certificate(pem)
             with suppress(x509.ExtensionNotFound):
-                names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+                names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
+                    x509.DNSName
+                )
             common = [str(name.value) for name in read.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
             return Certificate(tuple(names or common), read.not_valid_before_utc, read.not_valid_after_utc)
     except (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as e:

@@ -44,6 +44,11 @@ def endpoint(url: str) -> Endpoint:
         hosts, ports = tuple(part.hostname or "" for part in parts), [part.port for part in parts]
     except ValueError:
         hosts, ports = (), []
-    if scheme not in PORTS or not all(hosts) or any(ports[:-1]) or len(hosts) != (1 if scheme != SCTP else max(len(hosts), 1)):
+    if (
+        scheme not in PORTS
+        or not all(hosts)
+        or any(ports[:-1])
+        or len(hosts) != (1 if scheme != SCTP else max(len(hosts), 1))
+    ):
         raise EirError(f"expected {FORMS}, got {url}")
     return Endpoint(scheme, hosts, PORTS[scheme] if ports[-1] is None else ports[-1])

@@ -117,7 +117,9 @@ class Link(asyncio.Protocol):
         """The peer will send nothing more; what it asked before is answered, then the transport closes."""
         if (peer := self.peer) is None:
             return False
-        if peer.more and self._transport is not None and self._transport.can_write_eof():  # TLS and SCTP have no half of a connection
+        if (
+            peer.more and self._transport is not None and self._transport.can_write_eof()
+        ):  # TLS and SCTP have no half of a connection
             self._ended = True
             return True
         peer.end(self._loop.time())
@@ -193,7 +195,9 @@ class Link(asyncio.Protocol):
 
     def paths(self) -> Mapping[str, bool]:
         """Addresses of the peer, and whether each is reached; none over a transport that knows no paths."""
-        found: Mapping[str, bool] | None = self._transport.get_extra_info("paths") if self._transport is not None else None
+        found: Mapping[str, bool] | None = (
+            self._transport.get_extra_info("paths") if self._transport is not None else None
+        )
         return found or {}
 
     def retransmitted(self) -> int:
@@ -300,7 +304,9 @@ class Link(asyncio.Protocol):
         peer, transport = self.peer, self._transport
         if peer is None or transport is None or transport.is_closing():
             return
-        wanted = self._stalled is None and not self._resting and not peer.more and peer.state is not State.WAIT_ADMISSION
+        wanted = (
+            self._stalled is None and not self._resting and not peer.more and peer.state is not State.WAIT_ADMISSION
+        )
         if wanted is not self._reading:
             self._reading = wanted
             (transport.resume_reading if wanted else transport.pause_reading)()

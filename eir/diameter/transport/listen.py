@@ -92,7 +92,10 @@ class Listener:
 
 
 async def open_listener(
-    at: Endpoint, accepted: Callable[[socket.socket], None], failed: Callable[[OSError], None], sctp_settings: SctpSettings
+    at: Endpoint,
+    accepted: Callable[[socket.socket], None],
+    failed: Callable[[OSError], None],
+    sctp_settings: SctpSettings,
 ) -> Listener:
     """A listener at an address, or at all addresses of a name. Raises OSError if it cannot be had."""
     loop = asyncio.get_running_loop()
@@ -102,7 +105,9 @@ async def open_listener(
 
 async def listening_sockets(at: Endpoint) -> list[socket.socket]:
     """Sockets that listen over TCP at an address, or at all addresses of a name. Raises OSError if they cannot be had."""
-    found = await asyncio.get_running_loop().getaddrinfo(at.hosts[0], at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found = await asyncio.get_running_loop().getaddrinfo(
+        at.hosts[0], at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
     listening: list[socket.socket] = []
     fault: OSError | None = None
     for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):

@@ -74,7 +74,13 @@ class SctpTransport(asyncio.Transport):
     reached), and `retransmissions` (DATA chunks sent again so far).
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: socket.socket, protocol: Receiver, carried: Carried = DIAMETER) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: socket.socket,
+        protocol: Receiver,
+        carried: Carried = DIAMETER,
+    ) -> None:
         """Raises OSError if the association is gone already."""
         peername = connection.getpeername()
         super().__init__({"socket": connection, "peername": peername, "sockname": connection.getsockname()})
@@ -296,7 +302,9 @@ class SctpTransport(asyncio.Transport):
             self._protocol.restarted()
             return
         if told.change is Change.LOST:
-            raise ConnectionResetError(errno.ECONNRESET, "the association was aborted, or the peer does not answer any more")
+            raise ConnectionResetError(
+                errno.ECONNRESET, "the association was aborted, or the peer does not answer any more"
+            )
         up, before = told.change is Change.PATH_UP, self._paths.get(told.address)
         self._paths[told.address] = up
         if up is not before and not (up and before is None):  # that a path is there at all is no news

@@ -136,7 +136,9 @@ def settings_layout(settings: SctpSettings) -> Sequence[_Layout]:
         _Layout(Option.RTOINFO, struct.pack("=iIII", 0, *rto)),
         _Layout(Option.ASSOCINFO, struct.pack("=iHHIII", 0, settings.association_retransmissions, 0, 0, 0, 0)),
         # struct sctp_paddrparams is packed: association, address, interval, retransmissions, MTU, SACK delay, flags.
-        _Layout(Option.PEER_ADDR_PARAMS, struct.pack("=i128sIHIII2x", 0, _ANY, heartbeat_ms, paths, 0, 0, _HEARTBEAT_ENABLE)),
+        _Layout(
+            Option.PEER_ADDR_PARAMS, struct.pack("=i128sIHIII2x", 0, _ANY, heartbeat_ms, paths, 0, 0, _HEARTBEAT_ENABLE)
+        ),
         # RFC 7829 3: with 0, what follows the first timeout takes another path at once, and comes back when this one answers.
         _Layout(Option.PEER_ADDR_THLDS, struct.pack("=i4x128sHH4x", 0, _ANY, paths, 0)),
     )
@@ -144,7 +146,9 @@ def settings_layout(settings: SctpSettings) -> Sequence[_Layout]:
 
 def send_layout(*, unordered: bool, ppid: int = PPID_DIAMETER) -> _Layout:
     """How messages go out: over stream 0, with this identifier, which goes as it is stored, so in network order."""
-    return _Layout(Option.DEFAULT_SNDINFO, struct.pack("=HH4sIi", 0, _UNORDERED if unordered else 0, ppid.to_bytes(4), 0, 0))
+    return _Layout(
+        Option.DEFAULT_SNDINFO, struct.pack("=HH4sIi", 0, _UNORDERED if unordered else 0, ppid.to_bytes(4), 0, 0)
+    )
 
 
 def over_stream(number: int, ppid: int) -> Sequence[tuple[int, int, bytes]]:
@@ -181,7 +185,9 @@ def prepare(connection: socket.socket, settings: SctpSettings) -> None:
     """Set all options of a new socket; accepted ones have them from their listener. Raises OSError."""
     put(connection, *_ALWAYS, *settings_layout(settings))
     for option in _OFF:
-        with suppress(OSError):  # before Linux 5.4 there is no option, and they are off unless the whole host has them on
+        with suppress(
+            OSError
+        ):  # before Linux 5.4 there is no option, and they are off unless the whole host has them on
             put(connection, _Layout(option, struct.pack("=iI", 0, 0)))
 
 
@@ -193,7 +199,9 @@ def pack_addresses(addresses: Sequence[str], port: int) -> bytes:
     packed = b""
     for each in addresses:
         if ":" in each:
-            packed += struct.pack("=H2sI16sI", socket.AF_INET6, port.to_bytes(2), 0, socket.inet_pton(socket.AF_INET6, each), 0)
+            packed += struct.pack(
+                "=H2sI16sI", socket.AF_INET6, port.to_bytes(2), 0, socket.inet_pton(socket.AF_INET6, each), 0
+            )
         else:
             packed += struct.pack("=H2s4s8x", socket.AF_INET, port.to_bytes(2), socket.inet_pton(socket.AF_INET, each))
     return packed
@@ -262,7 +270,9 @@ def notification(octets: bytes) -> Notification | None:
 def retransmissions(connection: socket.socket) -> int | None:
     """DATA chunks that were sent again over this association so far; None if it is gone."""
     try:
-        return int(_RETRANSMITTED.unpack_from(connection.getsockopt(LEVEL, Option.GET_ASSOC_STATS, _ASSOC_STATS_BYTES))[0])
+        return int(
+            _RETRANSMITTED.unpack_from(connection.getsockopt(LEVEL, Option.GET_ASSOC_STATS, _ASSOC_STATS_BYTES))[0]
+        )
     except (OSError, struct.error):
         return None
 

@@ -23,11 +23,16 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 async def accept(
-    protocol: asyncio.Protocol, connection: socket.socket, tls: ssl.SSLContext | None = None, timeout_s: float | None = None
+    protocol: asyncio.Protocol,
+    connection: socket.socket,
+    tls: ssl.SSLContext | None = None,
+    timeout_s: float | None = None,
 ) -> None:
     """Put an accepted connection on the loop; with `tls` a handshake comes first, in `timeout_s` at most. Raises OSError."""
     loop = asyncio.get_running_loop()
-    await loop.connect_accepted_socket(lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=timeout_s if tls else None)
+    await loop.connect_accepted_socket(
+        lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=timeout_s if tls else None
+    )
 
 
 async def connect(protocol: asyncio.Protocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
@@ -45,7 +50,13 @@ def fault_text(fault: Exception, *, secure: bool) -> str:
         return "what the other end sends is not TLS; does it take this port for one without?"
     if isinstance(fault, OSError) and not isinstance(fault, ssl.SSLError | socket.gaierror) and (fault.errno or 0) > 0:
         return os.strerror(fault.errno or 0)
-    return str(getattr(fault, "verify_message", None) or reason or getattr(fault, "strerror", None) or str(fault) or type(fault).__name__)
+    return str(
+        getattr(fault, "verify_message", None)
+        or reason
+        or getattr(fault, "strerror", None)
+        or str(fault)
+        or type(fault).__name__
+    )
 
 
 def reset(transport: asyncio.Transport) -> None:

@@ -78,7 +78,12 @@ def load_tls(files: TlsFiles) -> Tls:
         paths = {key: stack.enter_context(_in_memory(content)) for key, content in contents.items()}
         accepting, connecting, http2, passwords = (
             _context(settings, paths, protocol)
-            for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_SERVER)
+            for protocol in (
+                ssl.PROTOCOL_TLS_SERVER,
+                ssl.PROTOCOL_TLS_CLIENT,
+                ssl.PROTOCOL_TLS_SERVER,
+                ssl.PROTOCOL_TLS_SERVER,
+            )
         )
     # A session that is taken up again would not have its certificate looked at; connections are few and long.
     accepting.num_tickets = http2.num_tickets = 0
@@ -120,7 +125,9 @@ def _context(settings: TlsSettings, paths: Mapping[str, str], protocol: int) -> 
                 raise TlsError(key, f"{getattr(settings, key)}: {_why(e)}") from None
     stored = context.cert_store_stats()
     if not stored["x509"]:
-        raise TlsError("ca", f"{settings.ca}: no certificate in it; expected those of the authorities that peers' come from")
+        raise TlsError(
+            "ca", f"{settings.ca}: no certificate in it; expected those of the authorities that peers' come from"
+        )
     # What stands there is trusted, whether or not it is the root of its chain.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if settings.crl is not None:

@@ -58,7 +58,9 @@ class RedisStore(PageSetStore):
     async def _stored(self, name: str) -> reading.Row | None:
         return await reading.read_row(self._link, name, past=True)
 
-    async def _pages_in(self, stored: Stored[Any], page_set: reading.PageSet, numbers: Sequence[int]) -> Sequence[Page] | None:
+    async def _pages_in(
+        self, stored: Stored[Any], page_set: reading.PageSet, numbers: Sequence[int]
+    ) -> Sequence[Page] | None:
         return await reading.read_in_set(self._link, cast("reading.Row", stored), page_set, numbers)
 
     async def state(self, name: str) -> ListState | None:
@@ -95,7 +97,9 @@ class RedisStore(PageSetStore):
             while ahead or at < len(numbers):
                 while len(ahead) < BATCHES_AHEAD and at < len(numbers):
                     part = numbers[at : at + count].tolist()
-                    ahead.append(asyncio.create_task(reading.read_pages(self._link, row, row.page_set, part, plain=plain)))
+                    ahead.append(
+                        asyncio.create_task(reading.read_pages(self._link, row, row.page_set, part, plain=plain))
+                    )
                     at += len(part)
                 batch = await ahead[0]
                 ahead.popleft()
@@ -131,7 +135,9 @@ class RedisStore(PageSetStore):
             return
         # In a cluster one command stays in one slot: there each list has its own.
         groups = [[name] for name in seen] if self._link.clustered else [list(seen)]
-        tasks = [asyncio.create_task(self._next_entry({name: seen[name] for name in names}, timeout_s)) for names in groups]
+        tasks = [
+            asyncio.create_task(self._next_entry({name: seen[name] for name in names}, timeout_s)) for names in groups
+        ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             told = [task.result() for task in done]
@@ -142,7 +148,10 @@ class RedisStore(PageSetStore):
         self._told = told
 
     async def _next_entry(self, seen: Mapping[str, int], timeout_s: float) -> Any:
-        streams, after = [reading.key(name, "changes") for name in seen], [f"{generation}-0" for generation in seen.values()]
+        streams, after = (
+            [reading.key(name, "changes") for name in seen],
+            [f"{generation}-0" for generation in seen.values()],
+        )
         block = ("XREAD", "COUNT", 1, "BLOCK", max(1, int(timeout_s * 1000)), "STREAMS", *streams, *after)
         return await self._link.do(*block, key=streams[0])
 
@@ -165,9 +174,13 @@ class RedisStore(PageSetStore):
         done = await history.read_done(self._link, names)
         return [row for row in rows if row is not None and row.event is not None and row.change != done[row.name]]
 
-    async def history(self, name: str | None = None, *, limit: int | None = None, since: str | None = None) -> Sequence[Event]:
+    async def history(
+        self, name: str | None = None, *, limit: int | None = None, since: str | None = None
+    ) -> Sequence[Event]:
         """With what the history does not have yet behind it."""
-        last = [row.event for row in await self._unsettled() if row.event is not None and name in {None, row.event.list}]
+        last = [
+            row.event for row in await self._unsettled() if row.event is not None and name in {None, row.event.list}
+        ]
         events = [*await history.read_history(self._link, name, since, limit), *last]
         return events if limit is None else events[-limit:]
 
@@ -181,7 +194,13 @@ class RedisStore(PageSetStore):
         return await history.read_folds(self._link)
 
     async def rewrite_history(
-        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger | None, exact: bool = False
+        self,
+        batches: AsyncIterable[Sequence[Record]],
+        folds: Sequence[Fold],
+        *,
+        after: int,
+        seen: Ledger | None,
+        exact: bool = False,
     ) -> None:
         """Staged, where it is not only appended; one EXEC does the rest."""
         await history.rewrite(self._link, batches, folds, after=after, seen=seen, exact=exact)

@@ -121,7 +121,11 @@ async def _whole(link: Link, do: Do, ledger: Ledger, stream: str) -> tuple[Ledge
         first, last, size = first or batch[0], batch[-1], size + _size(batch)
     if last is None:
         return ledger, stream
-    link.report("history_ledger_lost", level="warning", detail=f"Redis has dropped what the history has to hold; it goes on behind record {last.number}")
+    link.report(
+        "history_ledger_lost",
+        level="warning",
+        detail=f"Redis has dropped what the history has to hold; it goes on behind record {last.number}",
+    )
     return rewritten(with_folds(Ledger(), _folds(await do("HGETALL", REFUSALS))), first, last, size), stream
 
 
@@ -173,7 +177,13 @@ async def read_history(link: Link, name: str | None, since: str | None, limit: i
 
 
 async def rewrite(
-    link: Link, batches: AsyncIterable[Sequence[Record]], given: Sequence[Fold], *, after: int, seen: Ledger | None, exact: bool
+    link: Link,
+    batches: AsyncIterable[Sequence[Record]],
+    given: Sequence[Fold],
+    *,
+    after: int,
+    seen: Ledger | None,
+    exact: bool,
 ) -> None:
     """Put records in the place of those after a number: appended if these are none, else in a stream of its own that comes into force."""
     if seen is None:
@@ -279,13 +289,20 @@ async def read_outcomes(link: Link) -> list[Outcome]:
         ]  # fmt: skip
 
 
-async def _watched(link: Link, write: Callable[[Any, Ledger, str, bytes | None], Awaitable[None]], done: str, change: bytes | None = None) -> None:
+async def _watched(
+    link: Link,
+    write: Callable[[Any, Ledger, str, bytes | None], Awaitable[None]],
+    done: str,
+    change: bytes | None = None,
+) -> None:
     """Have a write made on condition that the ledger stays as it was read; again if it does not. None is made if `change` is done already."""
 
     async def tried(client: Any) -> bool:
         async with client.pipeline(transaction=True) as pipe:
             await pipe.watch(LEDGER, REFUSALS, EVENTS)
-            ledger, stream, was_done, form = await pipe.execute_command("HMGET", LEDGER, "ledger", "stream", done, "form")
+            ledger, stream, was_done, form = await pipe.execute_command(
+                "HMGET", LEDGER, "ledger", "stream", done, "form"
+            )
             check_form(f"Redis ({link.where})", form)
             if change is not None and was_done == change:
                 return True

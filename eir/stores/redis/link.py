@@ -118,7 +118,9 @@ class Link:
         return await operation(client)
 
     async def _greet(self, client: Any, key: str) -> None:
-        told = await client.info("memory", "persistence")  # at once: a server that is loading takes its time over each question
+        told = await client.info(
+            "memory", "persistence"
+        )  # at once: a server that is loading takes its time over each question
         policy = told.get("maxmemory_policy", POLICY_SAFE)
         if policy != POLICY_SAFE:
             self.report(
@@ -139,7 +141,11 @@ class Link:
     async def _is_open_to_all(self, client: Any, key: str) -> bool:
         """Whether a connection without a password may write there, as far as that can be told. Nothing is written."""
         host, port = await _where(client)
-        options = {name: value for name, value in self._address.guide_options.items() if name not in {"username", "password", "credential_provider"}}
+        options = {
+            name: value
+            for name, value in self._address.guide_options.items()
+            if name not in {"username", "password", "credential_provider"}
+        }
         stranger = Redis(host=host, port=port, **options)
         try:
             async with stranger.pipeline(transaction=False) as pipe:
@@ -170,7 +176,9 @@ class Link:
         if where not in self._clients:
             if address.form == SENTINEL:
                 self._sentinel = _Sentinels(address.hosts, sentinel_kwargs=dict(address.guide_options))  # type: ignore[no-untyped-call]  # redis has no types there
-                self._clients[where] = self._sentinel.master_for(address.service, db=address.database, **address.options)
+                self._clients[where] = self._sentinel.master_for(
+                    address.service, db=address.database, **address.options
+                )
             else:
                 self._clients[where] = Redis(host=where[0], port=where[1], db=address.database, **address.options)
             self._clients[where].connection_pool.connection_kwargs["parser_class"] = BoundedParser
@@ -263,17 +271,23 @@ _WORDS_OF: dict[tuple[type[Exception], ...], str] = {
 def said(error: Exception) -> str:
     """What an error says, without what only a Python programmer reads: tuples of sockets, objects, names of classes."""
     text = str(error)
-    if (unknown := re.match(r"No master found for '(.+?)'", text)) is not None:  # with every object on the way to a sentinel behind it
+    if (
+        unknown := re.match(r"No master found for '(.+?)'", text)
+    ) is not None:  # with every object on the way to a sentinel behind it
         return f"no sentinel that can be reached names a master for {unknown[1]}"
     for kinds, words in _WORDS_OF.items():
         if isinstance(error, kinds):
             return words
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing" if error.args else "something is missing"
-    if (failed := re.search(r"Error (\d+) connecting to (\S+)\. (?:Connect call failed|Multiple exceptions)", text)) is not None:
+    if (
+        failed := re.search(r"Error (\d+) connecting to (\S+)\. (?:Connect call failed|Multiple exceptions)", text)
+    ) is not None:
         return f"cannot connect to {failed[2]}: {os.strerror(int(failed[1]))}"
     text = re.sub(r"Error -?\d+ connecting to (\S+)\. ", r"cannot connect to \1: ", text)
-    return text or ("no answer in time" if isinstance(error, TimeoutError | fault.TimeoutError) else "the connection was lost")
+    return text or (
+        "no answer in time" if isinstance(error, TimeoutError | fault.TimeoutError) else "the connection was lost"
+    )
 
 
 def _cause(error: Exception) -> str:

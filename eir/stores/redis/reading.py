@@ -100,7 +100,9 @@ async def read_numbers(link: Link, row: Row, page_set: PageSet) -> "np.ndarray[A
     found: np.ndarray[Any, np.dtype[np.int64]] = np.concatenate(parts)
     await asyncio.to_thread(found.sort)  # 10 ms for 250 thousand, without the interpreter's lock
     if len(found) and (found[0] < 0 or found[-1] >> NUMBER_BITS):
-        raise StoreError("corrupt", f"list {row.name} has a page of the number {max(-found[0], found[-1])}, which cannot be")
+        raise StoreError(
+            "corrupt", f"list {row.name} has a page of the number {max(-found[0], found[-1])}, which cannot be"
+        )
     return found[np.flatnonzero(np.diff(found, prepend=-1))]  # a scan may give a name twice
 
 
@@ -119,7 +121,9 @@ async def _names_in(link: Link, hash_key: str) -> AsyncIterator[Iterable[bytes]]
             yield names
 
 
-async def read_pages(link: Link, row: Row, page_set: PageSet, numbers: Sequence[int], *, plain: bool = False) -> list[Page]:
+async def read_pages(
+    link: Link, row: Row, page_set: PageSet, numbers: Sequence[int], *, plain: bool = False
+) -> list[Page]:
     """Numbered pages of a set, those that exist; `plain`: none has an `extra`. Raises StoreChanged."""
     # As bytes: redis turns one number after another into such, for longer than all else takes.
     names = " ".join(map(str, numbers) if plain else [f"{number} {number}+" for number in numbers]).encode().split()
@@ -147,7 +151,11 @@ async def read_in_set(link: Link, row: Row, page_set: PageSet, numbers: Sequence
     if there != page_set.fields:
         return None
     parts = zip(numbers, found[::2], found[1::2], strict=False)
-    return [Page(number, keys or b"", extra or b"") for number, keys, extra in parts if keys is not None or extra is not None]
+    return [
+        Page(number, keys or b"", extra or b"")
+        for number, keys, extra in parts
+        if keys is not None or extra is not None
+    ]
 
 
 def _pages(numbers: Sequence[int], found: Sequence[bytes | None], *, plain: bool) -> list[Page]:

@@ -127,7 +127,9 @@ async def _kept_pages(link: Link, name: str, row: Row, kept: Kept[PageSet]) -> l
         numbers = await read_numbers(link, row, kept.page_set)
         pages = await read_each(link, row, kept.page_set, numbers.tolist())
     if await link.do("HLEN", kept.page_set.key) != kept.page_set.fields:  # it may have gone while it was read
-        raise NothingToRollBack(f"serial {kept.state.serial} of list {name}, or what was changed after it, is no longer in Redis")
+        raise NothingToRollBack(
+            f"serial {kept.state.serial} of list {name}, or what was changed after it, is no longer in Redis"
+        )
     return pages
 
 
@@ -168,7 +170,9 @@ async def commit(
         except (fault.WatchError, fault.ConnectionError, fault.TimeoutError, OSError) as error:
             # An EXEC whose answer is lost may have been done all the same.
             now = await read_change(link, name)
-            away = StoreError("refused", f"Redis ({link.where}) was lost in the middle of the switch; nothing was written")
+            away = StoreError(
+                "refused", f"Redis ({link.where}) was lost in the middle of the switch; nothing was written"
+            )
             if now != change:
                 overtaken = isinstance(error, fault.WatchError) or now not in {None, before}
                 raise (_overtaken(name, before, now) if overtaken else away) from error
@@ -179,7 +183,10 @@ async def commit(
 def _overtaken(name: str, before: bytes | None, now: bytes | None) -> StoreError:
     """Why a switch cannot be: the list has another `change` than it had, or it has the same and what was staged went."""
     if now is None or now == before:
-        return StoreError("staging_lost", f"pages of list {name} are no longer in Redis (flushed, evicted); nothing was written: load again")
+        return StoreError(
+            "staging_lost",
+            f"pages of list {name} are no longer in Redis (flushed, evicted); nothing was written: load again",
+        )
     return GenerationConflict(f"list {name} was changed by someone else meanwhile")
 
 
@@ -187,7 +194,9 @@ def _queue(pipe: Any, name: str, decided: Write[PageSet], change: bytes) -> None
     """Queue the commands of a write."""
     after, page_set = decided.after, decided.after.page_set
     for portion in portions(decided.put, PORTION_PAGES, PORTION_BYTES):
-        pipe.execute_command("HDEL", page_set.key, *(field for page in portion for field in (page.number, f"{page.number}+")))
+        pipe.execute_command(
+            "HDEL", page_set.key, *(field for page in portion for field in (page.number, f"{page.number}+"))
+        )
         if fields := _fields(portion):
             pipe.execute_command("HSET", page_set.key, *fields)
     for each in after.page_sets:

@@ -165,7 +165,9 @@ class SqliteStore(PageSetStore):
     async def settle(self) -> None:
         """Nothing: a write and its event are one transaction."""
 
-    async def history(self, name: str | None = None, *, limit: int | None = None, since: str | None = None) -> Sequence[Event]:
+    async def history(
+        self, name: str | None = None, *, limit: int | None = None, since: str | None = None
+    ) -> Sequence[Event]:
         return await self._file.call(history.history, name, since, limit)
 
     async def ledger(self) -> Ledger:
@@ -180,7 +182,13 @@ class SqliteStore(PageSetStore):
         return await self._file.call(history.folds)
 
     async def rewrite_history(
-        self, batches: AsyncIterable[Sequence[Record]], folds: Sequence[Fold], *, after: int, seen: Ledger | None, exact: bool = False
+        self,
+        batches: AsyncIterable[Sequence[Record]],
+        folds: Sequence[Fold],
+        *,
+        after: int,
+        seen: Ledger | None,
+        exact: bool = False,
     ) -> None:
         """All of it in one transaction."""
         records = [record async for batch in batches for record in batch]
@@ -210,4 +218,3 @@ def _decode_batch(text: str | None) -> list[Page]:
         pages.append(Page(number, data[at:middle], data[middle : middle + extra]))
         at = middle + extra
     return pages
-

@@ -108,10 +108,17 @@ class File:
     """
 
     def __init__(
-        self, path: Path, upgrade: Callable[[sqlite3.Connection, int], None] = lambda *_: None, *, upgrades: bool = True, report: Report = silent
+        self,
+        path: Path,
+        upgrade: Callable[[sqlite3.Connection, int], None] = lambda *_: None,
+        *,
+        upgrades: bool = True,
+        report: Report = silent,
     ) -> None:
         self.path = path
-        self._open = partial(_opened, path, partial(_prepare, path=path, upgrade=upgrade, upgrades=upgrades, report=report))
+        self._open = partial(
+            _opened, path, partial(_prepare, path=path, upgrade=upgrade, upgrades=upgrades, report=report)
+        )
         """`upgrade` does what SQL cannot where the file is of another version of the schema, in the transaction that brings it to this one."""
         self._db: sqlite3.Connection | None = None
         self._still: tuple[float, str] | None = None
@@ -143,14 +150,20 @@ class File:
             return operation(self._connection(), *args)
         except sqlite3.Error as error:
             cause, still = _cause(error), self._still
-            newer = newer_form(str(self.path), form_of(self._db)) if cause == "readonly" and self._db is not None else None
+            newer = (
+                newer_form(str(self.path), form_of(self._db)) if cause == "readonly" and self._db is not None else None
+            )
             if cause in REOPEN:
                 self._disconnect()
             if newer is not None:
                 raise StoreError("schema", newer) from error
             if cause == "readonly" and still is not None:
                 raise StoreError("full", f"{self.path}: {still[1]}; it can be read, but not written") from error
-            advice = f"; nothing was changed: make room on the disk of {self.path.parent}, and do it again" if cause == "full" else ""
+            advice = (
+                f"; nothing was changed: make room on the disk of {self.path.parent}, and do it again"
+                if cause == "full"
+                else ""
+            )
             raise StoreError(cause, f"{self.path}: {error}{advice}") from error
         except OSError as error:
             raise StoreError("cannot_open", f"{self.path}: {error.strerror}") from error
@@ -159,7 +172,9 @@ class File:
         if self._db is not None:
             with suppress(FileNotFoundError):
                 found = self.path.stat()
-                if (found.st_dev, found.st_ino) == self._inode and (self._still is None or time.monotonic() < self._still[0]):
+                if (found.st_dev, found.st_ino) == self._inode and (
+                    self._still is None or time.monotonic() < self._still[0]
+                ):
                     return self._db
             self._disconnect()
         self.path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
@@ -198,7 +213,9 @@ def _cause(error: sqlite3.Error) -> str:
     return CAUSES.get(getattr(error, "sqlite_errorname", "_").split("_")[1], "error")
 
 
-def _opened(path: Path, prepare: Callable[[sqlite3.Connection, int], None], *, still: sqlite3.Error | None = None) -> sqlite3.Connection:
+def _opened(
+    path: Path, prepare: Callable[[sqlite3.Connection, int], None], *, still: sqlite3.Error | None = None
+) -> sqlite3.Connection:
     """A connection to the file; `still`: why it cannot be opened as always, which is raised if it is empty.
 
     Then it is read as it is on the disk, without lock, shared memory and what the write-ahead log may have on top: a node
@@ -230,7 +247,13 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _prepare(
-    db: sqlite3.Connection, version: int, *, path: Path, upgrade: Callable[[sqlite3.Connection, int], None], upgrades: bool, report: Report
+    db: sqlite3.Connection,
+    version: int,
+    *,
+    path: Path,
+    upgrade: Callable[[sqlite3.Connection, int], None],
+    upgrades: bool,
+    report: Report,
 ) -> None:
     only_read = 0 < version < FORM and not upgrades
     if only_read:

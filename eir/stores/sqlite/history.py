@@ -80,13 +80,21 @@ def record(db: sqlite3.Connection, event: Event) -> None:
 def history(db: sqlite3.Connection, name: str | None, since: str | None, limit: int | None) -> list[Event]:
     """What is asked, as of one moment."""
     with snapshot(db):
-        records = [Record(*row) for row in db.execute(READ, {"name": name, "since": since, "limit": -1 if limit is None else limit})]
+        records = [
+            Record(*row)
+            for row in db.execute(READ, {"name": name, "since": since, "limit": -1 if limit is None else limit})
+        ]
         return events_of(records, folds(db), name, since, limit)
 
 
 def some_records(db: sqlite3.Connection, after: int) -> list[Record]:
     """The next ones after a number."""
-    return [Record(*row) for row in db.execute("SELECT number, text FROM records WHERE number > ? ORDER BY number LIMIT ?", (after, BATCH))]
+    return [
+        Record(*row)
+        for row in db.execute(
+            "SELECT number, text FROM records WHERE number > ? ORDER BY number LIMIT ?", (after, BATCH)
+        )
+    ]
 
 
 def folds(db: sqlite3.Connection) -> list[Fold]:
@@ -95,7 +103,13 @@ def folds(db: sqlite3.Connection) -> list[Fold]:
 
 
 def rewrite(
-    db: sqlite3.Connection, records: Sequence[Record], given: Sequence[Fold], after: int, seen: Ledger | None, *, exact: bool
+    db: sqlite3.Connection,
+    records: Sequence[Record],
+    given: Sequence[Fold],
+    after: int,
+    seen: Ledger | None,
+    *,
+    exact: bool,
 ) -> None:
     """Put records in the place of those after a number, and refusals beside those that are there, or in their place."""
     with transaction(db):
@@ -109,7 +123,9 @@ def rewrite(
         _put_records(db, records)
         last = db.execute("SELECT number, text FROM records ORDER BY number DESC LIMIT 1").fetchone()
         (size,) = db.execute("SELECT coalesce(sum(length(text)), 0) FROM records").fetchone()
-        now = rewritten(now, records[0] if records and not after else None, None if last is None else Record(*last), size)
+        now = rewritten(
+            now, records[0] if records and not after else None, None if last is None else Record(*last), size
+        )
         gone, new = exchanged(folds(db), given, exact=exact)
         db.executemany("DELETE FROM refusals WHERE key = ?", ((fold.key,) for fold in gone))
         now = with_folds(with_folds(now, gone, -1), new)

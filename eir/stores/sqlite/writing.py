@@ -71,7 +71,9 @@ def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
     if found is None:
         return None
     state, page_set, made = found
-    kept = tuple(Kept(decode_state(was), its, bool(whole), _event(by)) for was, its, whole, by in db.execute(READ_KEPT, values))
+    kept = tuple(
+        Kept(decode_state(was), its, bool(whole), _event(by)) for was, its, whole, by in db.execute(READ_KEPT, values)
+    )
     return Stored(decode_state(state), page_set, kept, _event(made))
 
 
@@ -149,7 +151,9 @@ def fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
 def _hold(db: sqlite3.Connection, page_set: int) -> None:
     values = (time.time() + SET_IDLE_S, page_set)
     if not db.execute("UPDATE sets SET keep_until = ? WHERE id = ? AND NOT doomed", values).rowcount:
-        raise StoreError("staging_lost", "the pages that were loaded were cleared away before they came into force: load again")
+        raise StoreError(
+            "staging_lost", "the pages that were loaded were cleared away before they came into force: load again"
+        )
 
 
 def give_up(db: sqlite3.Connection, page_set: int) -> None:
@@ -214,7 +218,9 @@ def commit(db: sqlite3.Connection, name: str, seen: int, wanted: Wanted | Undo, 
         if isinstance(wanted, Undo):
             steps = steps_back(name, before, wanted.to)
             pages = [[] if step.whole else _pages(db, step.page_set) for step in steps]
-            write = decide_undo(cast("Stored[int]", before), steps, pages, wanted.event)  # steps_back has raised where there is none
+            write = decide_undo(
+                cast("Stored[int]", before), steps, pages, wanted.event
+            )  # steps_back has raised where there is none
         elif staged is not None:
             _hold(db, staged)
             write = decide(before, wanted, staged)

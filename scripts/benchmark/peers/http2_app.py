@@ -21,7 +21,9 @@ async def equipment_status(request: Request) -> JSONResponse:
     """The status of one device."""
     pei = request.query_params.get("pei", "")
     if PEI.fullmatch(pei) is None:
-        return JSONResponse({"status": 400, "cause": "MANDATORY_QUERY_PARAM_INCORRECT"}, 400, media_type="application/problem+json")
+        return JSONResponse(
+            {"status": 400, "cause": "MANDATORY_QUERY_PARAM_INCORRECT"}, 400, media_type="application/problem+json"
+        )
     return JSONResponse({"status": "BLACKLISTED" if pei.partition("-")[2][:14] in listed else "WHITELISTED"})
 
 
