@@ -198,10 +198,10 @@ class Site:
         with ThreadPoolExecutor(1) as aside:  # the caller may have a loop of its own
             aside.submit(asyncio.run, load()).result()
 
-    def start(self, *, ready=True, prefix=()):
+    def start(self, *, ready=True, prefix=(), arguments=()):
         """Start `eir serve`; `ready`: wait until it listens (or else only until it can be asked)."""
         assert self.node is None or self.node.process.poll() is not None, "one node at a time"
-        self.node = Node(self, prefix)
+        self.node = Node(self, prefix, arguments)
         self.node.await_start(ready=ready)
         return self.node
 
@@ -209,14 +209,14 @@ class Site:
 class Node:
     """A running `eir serve`."""
 
-    def __init__(self, site, prefix=()):
+    def __init__(self, site, prefix=(), arguments=()):
         self.site = site
         self._prefixed = bool(prefix)
         self.log = site.folder / "serve.log"
         with self.log.open("a") as log:
             self._skip = log.tell()
             self.process = subprocess.Popen(
-                [*prefix, *COMMAND, "serve"],
+                [*prefix, *COMMAND, "serve", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

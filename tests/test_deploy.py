@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 import re
 import resource
 import shutil
@@ -423,11 +424,20 @@ class TestContainers:
             for source in rest.split()[:-1]
         }
 
-    def test_the_first_process_is_an_init_that_hands_signals_on(self, site):
+    def test_the_first_process_is_an_init_that_hands_signals_on_and_takes_orphans(self, site):
+        """And the log goes to where a container's log comes from; all other processes are of one program."""
         init, *rest = json.loads(dict(self.containerfile())["ENTRYPOINT"])
         assert (init, rest) == ("tini", ["--", "eir"])
         assert " tini " in next(rest for name, rest in reversed(self.containerfile()) if name == "RUN")
-        site.start(prefix=[init, "-s", "--"]).end()  # SIGTERM to it ends the node with 0
+        leaves = '(sh -c "echo \\$\\$ >orphan" &); exec "$@"'
+        node = site.start(prefix=[init, "-s", "--", "sh", "-c", leaves, "sh"])
+        orphan = int(until((site.folder / "orphan").read_text))
+        until(lambda: not Path(f"/proc/{orphan}").exists())  # one that nobody took would be a zombie there
+        (front,) = children(node.pid).values()
+        programs = {str(Path(f"/proc/{pid}/exe").readlink()) for pid in (front, *children(front).values())}
+        assert programs == {os.path.realpath(sys.executable)}
+        assert "event=listening" in node.text()
+        node.end()  # SIGTERM to the init ends the node with 0
 
     def test_the_health_check_tells_a_live_node_from_none(self, site):
         check = dict(self.containerfile())["HEALTHCHECK"]

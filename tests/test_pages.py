@@ -33,7 +33,7 @@ from eir.sources.feed_users import user_line
 ROOT = Path(__file__).parent.parent
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
-    for pattern in ("*.md", "[!.]*/*.md", "eir/*/*.md")
+    for pattern in ("*.md", "[!.]*/*.md", "eir/*/*.md", "deploy/*/*.md")
     for path in sorted(ROOT.glob(pattern))
 }
 README, CONFIG, DEPLOY, CODE, SCRIPTS, TESTS = (

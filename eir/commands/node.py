@@ -13,20 +13,24 @@ from eir.operate import control
 
 PeerName = Annotated[str, typer.Argument(metavar="NAME", help="The peer, as `eir peers` calls it.")]
 
+ReloadOnChange = Annotated[
+    bool, typer.Option("--reload-on-change", help="Reload whenever the configuration file is replaced or written.")
+]
 Reference = Annotated[
     bool, typer.Option("--reference", help="Print every key with its default and what it is for, and read no file.")
 ]
 
 
-def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
+def serve(config: ConfigFile = DEFAULT_CONFIG, reload_on_change: ReloadOnChange = False) -> None:
     """Run the node in the foreground until SIGTERM.
 
-    SIGHUP has it take over a changed configuration. Logs go to standard error; metrics and health are at the configured `http`
-    address: /metrics, /live, /ready.
+    SIGHUP has it take over a changed configuration; with --reload-on-change the change itself does. Logs go to standard
+    error; metrics and health are at the configured `http` address: /metrics, /live, /ready.
     """
     from eir.daemon import front  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
-    raise typer.Exit(front.run(load_config(config)))  # the configuration's warnings go to the log
+    checked = load_config(config)  # its warnings go to the log
+    raise typer.Exit(front.run(checked, reload_on_change=reload_on_change))
 
 
 def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -27,6 +26,7 @@ from eir.config import Config, digests, load_config, needs_restart, take_over
 from eir.daemon import feeding, following, fraud_checking, interfaces, recorder, state_folder, worker
 from eir.daemon.accept import Acceptor, cannot_listen
 from eir.daemon.acknowledging import Acknowledging
+from eir.daemon.config_file import ConfigFile
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.faults import report_faults
 from eir.daemon.feeding import FeedService
@@ -90,9 +90,10 @@ UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
 
-def run(config: Config) -> int:
+def run(config: Config, *, reload_on_change: bool = False) -> int:
     """Run a node until SIGTERM or SIGINT; returns its exit status.
 
+    `reload_on_change`: have it take over the configuration file whenever that is another one.
     Raises EirError if it cannot start, SetupFault for what does not go away by itself.
     """
     with as_owner_of(config.state):
@@ -105,7 +106,10 @@ def run(config: Config) -> int:
             starter.stay()
             call_itself("front")
             give_way(BESIDE_NICE)
-            return uvloop.run(Front(config, starter, state_folder.next_origin_state_id(config.state)).serve())
+            front = Front(
+                config, starter, state_folder.next_origin_state_id(config.state), reload_on_change=reload_on_change
+            )
+            return uvloop.run(front.serve())
         finally:
             os.close(held)
 
@@ -128,10 +132,13 @@ def _prepare(config: Config) -> None:
 class Front:
     """Puts the parts of the front together, starts them in order, and takes them down in order."""
 
-    def __init__(self, config: Config, starter: Starter, origin_state_id: int = 0) -> None:
+    def __init__(
+        self, config: Config, starter: Starter, origin_state_id: int = 0, *, reload_on_change: bool = False
+    ) -> None:
         self._config = config
         self._starter = starter
         self._origin_state_id = origin_state_id
+        self._reload_on_change = reload_on_change
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
         self._stop = asyncio.Event()
@@ -179,8 +186,7 @@ class Front:
         """The newest of the history, for the page."""
         self._rhythms = Rhythms()
         self._reload_failed = self._dialing = False
-        self._file_seen: tuple[int, ...] | None = None
-        """The configuration on disk when it was last read to see whether it has a fault."""
+        self._file = ConfigFile(config.path, config.digest)
         self._expiry = ExpiryReminder()
         self._certificate_ends: datetime | None = None
         self._tls = self._read_tls(config)
@@ -434,11 +440,12 @@ class Front:
     # ---- what is looked at again and again ----
 
     async def _look_at_file(self) -> None:
-        """Look whether the configuration on disk has a fault, when it was written: a restart would fail then."""
-        path = self._config.path
-        if (now := await asyncio.to_thread(_file_now, path)) != self._file_seen:
-            self._file_seen = now
-            self._status.config_fault = await asyncio.to_thread(_fault_in, path)
+        """Look whether the configuration on disk was written, and take it over if that is wanted."""
+        changed = await self._file.look()
+        self._status.config_fault = self._file.fault
+        if changed and self._reload_on_change:
+            with suppress(EirError, OSError):  # the log has said what is wrong
+                await self._reload("file")
 
     async def _look(self) -> None:
         await self._tracing.look()
@@ -707,23 +714,6 @@ def _beside(report: Report) -> Sequence[Interface]:
         Interface(feeding.NAME, FeedService, lambda config: config.feed.listen, report=report),
         Interface(fraud_checking.NAME, FraudService, lambda config: config.fraud_check.listen, report=report),
     )
-
-
-def _file_now(path: Path) -> tuple[int, ...] | None:
-    """What shows that a file is another one, or was written; None if it is not there."""
-    with suppress(OSError):
-        found = path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
-    return None
-
-
-def _fault_in(path: Path) -> str | None:
-    """What is wrong in a configuration, the first of it."""
-    try:
-        load_config(path)
-    except ConfigError as e:
-        return str(e.problems[0])
-    return None
 
 
 def _reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
