@@ -92,7 +92,7 @@ every_way = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 
 
 def helm(command, values, *arguments):
-    """What a command of Helm says of the chart with these values, beside a realm."""
+    """Run a command of Helm on the chart with these values, and a realm."""
     full = {"identity": {"realm": REALM}} | values
     return subprocess.run(
         [HELM, command, *arguments, "-f", "-"],
@@ -122,7 +122,7 @@ def container(values):
 
 
 def schema_problem(document):
-    """What the newest schemas of Kubernetes find wrong, unknown fields too."""
+    """The fault that the newest schemas of Kubernetes find, unknown fields included; None without one."""
     return _schema_problem(json.dumps(document))
 
 

@@ -9,6 +9,7 @@ import uuid
 import pytest
 from node import until
 
+from eir import __version__
 from eir.daemon import state_folder
 from eir.errors import EirError, SetupFault
 from eir.operate.control import STOPPING
@@ -49,6 +50,46 @@ def test_a_node_that_runs_is_told_of_at_once_and_one_that_ends_is_waited_for(tmp
         state_folder.hold(tmp_path)
     assert next(said, None) is None
     os.close(held)
+
+
+def forms(folder):
+    """Take a folder; returns what is said meanwhile, and what its file holds then."""
+    said = []
+    state_folder.take_form(folder, lambda event, **fields: said.append((event, fields["detail"])))
+    return said, (folder / "form").read_text()
+
+
+def test_a_fresh_folder_has_this_programs_form_and_nothing_is_said(tmp_path):
+    assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")
+    assert forms(tmp_path)[0] == []
+
+
+@pytest.mark.parametrize("left", [None, "", "\0\0\0\0", "junk 0.0.1"])
+def test_a_folder_of_before_is_brought_to_it_and_what_changes_is_said(tmp_path, left):
+    """A file that a power cut has left broken is no reason not to start."""
+    state_folder.next_origin_state_id(tmp_path)
+    if left is not None:
+        (tmp_path / "form").write_text(left)
+    ((event, detail),), written = forms(tmp_path)
+    assert (event, written) == ("state_upgraded", f"{state_folder.FORM} {__version__}\n")
+    assert f"has form 0, and is brought to form {state_folder.FORM} now: " in detail
+    assert all(change in detail for change in state_folder.CHANGES.values())
+    assert set(state_folder.CHANGES) == set(range(1, state_folder.FORM + 1))
+
+
+def test_another_version_of_the_same_form_is_noted_and_nothing_is_said(tmp_path):
+    state_folder.next_origin_state_id(tmp_path)
+    (tmp_path / "form").write_text(f"{state_folder.FORM} 0.0.1\n")
+    assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")
+
+
+def test_an_older_program_leaves_a_newer_folder_alone_and_names_both(site):
+    site.state.mkdir()
+    (site.state / "form").write_text("99 9.0.0\n")
+    said = site.eir("serve", status=2).stderr
+    assert "has form 99, written by eir 9.0.0; this is eir" in said
+    assert f"eir {__version__}, which knows form {state_folder.FORM}" in said
+    assert {path.name for path in site.state.iterdir()} <= {"form", "lock"}
 
 
 def test_the_origin_state_id_rises_at_each_start_whatever_the_clock_says(tmp_path, monkeypatch):

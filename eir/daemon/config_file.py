@@ -30,7 +30,7 @@ class ConfigFile:
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """What shows that a file is another one, or was written; None if it is not there."""
+    """Numbers by which a file that is another one, or was written, differs; None if it is not there."""
     with suppress(OSError):
         found = path.stat()
         return found.st_ino, found.st_size, found.st_mtime_ns

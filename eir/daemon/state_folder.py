@@ -1,4 +1,4 @@
-"""The state folder of a node: one node at a time, its Origin-State-Id, its NF instance id, and the last time that its clock showed."""
+"""The state folder of a node: one node at a time, its form, its Origin-State-Id, its NF instance id, and the time of its clock."""
 
 import fcntl
 import os
@@ -7,11 +7,17 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from eir.errors import EirError, SetupFault
+from eir import __version__
+from eir.errors import EirError, Report, SetupFault
 from eir.lists.clock import TrustedClock
 from eir.operate.control import PING, RUNNING, ControlError, ask
 
 LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE, NF_INSTANCE_FILE = "lock", "clock", "origin-state-id", "nf-instance-id"
+FORM_FILE = "form"
+FORM = 1
+"""The form of the folder as a whole; the files of SQLite in it have forms of their own (eir.stores.records)."""
+CHANGES = {1: f"the file `{FORM_FILE}` says from now on which form it has, and which eir wrote it"}
+"""The change that each form makes to a folder of the form before it. A folder without the file has form 0."""
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 ENDING_S, LOOK_S, PING_S = 20.0, 0.1, 1.0
 """How long a start waits for a node that is ending, the time between two looks, and how long that node has to say how it is."""
@@ -44,6 +50,28 @@ def hold(folder: Path) -> int:
             time.sleep(LOOK_S)
         else:
             return descriptor
+
+
+def take_form(folder: Path, report: Report) -> None:
+    """Bring a folder that is held to this program's form, and say before what that changes.
+
+    Raises SetupFault for a folder of a newer form, with both forms and programs. What a power cut left of the file counts
+    as none: a node that does not start would cost phones.
+    """
+    file = folder / FORM_FILE
+    form, _, version = file.read_text(errors="replace").strip().partition(" ") if file.exists() else ("", "", "")
+    found = int(form) if form.isdecimal() else 0
+    if found > FORM:
+        raise SetupFault(
+            f"the state folder {folder} has form {found}, written by eir {version or 'of a newer version'}; this is eir"
+            f" {__version__}, which knows form {FORM}: start that version again, or put back the backup of before"
+        )
+    if found < FORM and (folder / ORIGIN_STATE_ID_FILE).exists():
+        changes = "; ".join(CHANGES[each] for each in range(found + 1, FORM + 1))
+        detail = f"{folder} has form {found}, and is brought to form {FORM} now: {changes}"
+        report("state_upgraded", level="warning", reason="older", detail=detail)
+    if (found, version) != (FORM, __version__):
+        _keep(file, f"{FORM} {__version__}\n")
 
 
 def _is_running(folder: Path) -> bool:
