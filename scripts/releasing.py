@@ -14,13 +14,15 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
-import tomllib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+
+from versions import Broken, prepare, stamp, version_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path("opt/eir")
@@ -78,10 +80,6 @@ fi
 COPYRIGHT = "No licence has been chosen for this program yet: agree with its owner. Packages in /opt/eir have their own in their *.dist-info folders.\n"
 
 
-class Broken(Exception):
-    """What was made is not what it has to be."""
-
-
 def main(arguments: Sequence[str]) -> int:
     """Make a release; returns the exit status."""
     parser = argparse.ArgumentParser(prog="release", description=__doc__)
@@ -98,8 +96,16 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="also install, upgrade, remove and purge the package, in a copy of this system (as root)",
     )
+    parser.add_argument(
+        "--prepare",
+        metavar="VERSION",
+        help="make this working copy what that version is tagged at, and say what remains to be done; nothing is built",
+    )
     options = parser.parse_args(arguments)
     try:
+        if options.prepare is not None:
+            print("\n".join(prepare(ROOT, options.prepare, datetime.now(UTC).date())))
+            return 0
         with tempfile.TemporaryDirectory(prefix="eir-release-") as folder:
             made = release(Path(folder), options.tag, with_package=not options.wheel_only)
             if options.check:
@@ -126,15 +132,17 @@ def release(folder: Path, tag: str | None, *, with_package: bool) -> list[Path]:
     os.umask(0o022)
     sources = [exported(commit, folder / name) for name in ("first", "a-second-place")]
     version = version_of(sources[0], tag, epoch)
+    for source in sources:
+        stamp(source, version)
     wheels = [wheel(source) for source in sources]
     if digest(wheels[0]) != digest(wheels[1]):
         raise Broken(f"two builds of the wheel differ: {' and '.join(digest(each)[:12] for each in wheels)}")
-    made = [wheels[0]]
+    made = [wheels[0], chart(sources[0], version.chart, folder, int(epoch))]
     if with_package:
         tree = environment(folder / "tree", sources[0], wheels[0])
-        bill = folder / f"eir-{version}.cdx.json"
-        bill.write_text(json.dumps(materials(version, tree, epoch), indent=2) + "\n")
-        made += [package(tree, sources[0], version, folder), bill]
+        bill = folder / f"eir-{version.debian}.cdx.json"
+        bill.write_text(json.dumps(materials(version.debian, tree, epoch), indent=2) + "\n")
+        made += [package(tree, sources[0], version.debian, folder), bill]
     return made
 
 
@@ -145,20 +153,6 @@ def exported(commit: str, to: Path) -> Path:
     run("git", "-C", ROOT, "archive", "--output", archive, commit)
     run("tar", "-x", "-C", to, "-f", archive)
     return to
-
-
-def version_of(source: Path, tag: str | None, epoch: str) -> str:
-    """The version, as Debian has it. Raises Broken if the tag is another's, or the page of changes says that it is not released."""
-    version = str(tomllib.loads((source / "pyproject.toml").read_text())["project"]["version"])
-    if tag is None:
-        return f"{version}~{datetime.fromtimestamp(int(epoch), UTC):%Y%m%d%H%M%S}"
-    if tag != f"v{version}":
-        raise Broken(f"the tag {tag} is at a commit of version {version}")
-    if not re.search(
-        rf"^## {re.escape(version)}, \d{{4}}-\d\d-\d\d$", (source / "CHANGELOG.md").read_text(), re.MULTILINE
-    ):
-        raise Broken(f"CHANGELOG.md does not say when {version} was released")
-    return version
 
 
 def wheel(source: Path) -> Path:
@@ -173,6 +167,21 @@ def wheel(source: Path) -> Path:
         env={**os.environ, "CFLAGS": flags},
     )
     (made,) = (source / "dist").glob("*.whl")
+    return made
+
+
+def chart(source: Path, version: str, folder: Path, epoch: int) -> Path:
+    """The Helm chart as one file, the same whenever it is made of the same commit."""
+    root, made = source / "deploy" / "chart", folder / f"eir-{version}.tgz"
+    with (
+        gzip.GzipFile(made, "wb", mtime=epoch) as packed,
+        tarfile.open(fileobj=packed, mode="w", dereference=True) as tar,
+    ):
+        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            member = tar.gettarinfo(path, str("eir" / path.relative_to(root)))
+            member.mtime, member.mode, member.uid, member.gid, member.uname, member.gname = epoch, 0o644, 0, 0, "", ""
+            with path.open("rb") as content:
+                tar.addfile(member, content)
     return made
 
 

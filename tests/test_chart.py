@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import kubernetes_validate
@@ -18,6 +17,7 @@ from certificates import Authority
 from node import LISTED, until
 from wire import EIR
 
+from eir import __version__
 from eir.config import load_config
 from eir.daemon.worker import DRAIN_S
 from eir.diameter.settings import PeerSettings
@@ -190,9 +190,8 @@ class TestRendering:
 
     def test_its_version_is_the_programs(self):
         chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-        version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-        assert (chart["version"], chart["appVersion"]) == (version, version)
-        assert container({})["image"] == f"eir:{version}"
+        assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+        assert container({})["image"] == f"eir:{__version__}"
 
 
 @pytest.fixture(scope="module")

@@ -121,17 +121,3 @@ def test_a_bill_of_materials_names_what_is_there(tmp_path):
     ]  # fmt: skip
     assert bill["dependencies"][0]["dependsOn"] == ["pkg:pypi/h11@0.16.0", "pkg:pypi/some-thing@1.0"]
     assert bill == releasing.materials("0.1.0", tmp_path, "1700000000")
-
-
-@pytest.mark.parametrize(("tag", "changes", "version"), [
-    (None, "## 0.1.0, not released", "0.1.0~20231114221320"), ("v0.1.0", "## 0.1.0, 2026-12-01", "0.1.0"),
-    ("v0.1.0", "## 0.1.0, not released", "does not say when"), ("v0.2.0", "## 0.2.0, 2026-12-01", "is at a commit of version 0.1.0"),
-])  # fmt: skip
-def test_a_tag_has_to_be_the_version_and_to_have_its_date(tmp_path, tag, changes, version):
-    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "0.1.0"\n')
-    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n{changes}\n")
-    if version.startswith("0"):
-        assert releasing.version_of(tmp_path, tag, "1700000000") == version
-    else:
-        with pytest.raises(releasing.Broken, match=version):
-            releasing.version_of(tmp_path, tag, "1700000000")
