@@ -30,10 +30,10 @@ from node import Publisher, Site
 from pyroaring import BitMap
 from servers import Server
 
-from eir.lists.pages import Page, amended_digest, content_digest
-from eir.lists.roaring import encode_keys
-from eir.lists.store import ListState
 from eir.operate.control import ask
+from eir.pages.pages import Page, amended_digest, content_digest
+from eir.pages.roaring import encode_keys
+from eir.record.store import ListState
 from eir.stores.redis import RedisStore
 
 ENTRIES, TACS = 10_000_000, 250_000

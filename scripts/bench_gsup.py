@@ -29,16 +29,16 @@ from made import pages_of, put, state
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.commands.table import table
-from eir.diameter.counts import Counts
-from eir.diameter.rate import RateLimits
-from eir.diameter.settings import Limits, PeerSettings
 from eir.gsup import ipa
 from eir.gsup.ipa import Frames
 from eir.gsup.message import check_imei, says_no
 from eir.gsup.server import GsupServer
 from eir.gsup.service import GsupService
 from eir.gsup.settings import GsupSettings
-from eir.lists.index import Index
+from eir.images.index import Index
+from eir.peers.counts import Counts
+from eir.peers.rate import RateLimits
+from eir.peers.settings import Limits, PeerSettings
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 20_000
 OF_ECHO = 0.15

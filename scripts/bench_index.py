@@ -21,11 +21,11 @@ import uvloop
 from pyroaring import BitMap
 
 from eir.follow.follower import Follower
-from eir.lists.image import Image
-from eir.lists.index import Index
-from eir.lists.pages import PAGE_KEYS, Page, content_digest
-from eir.lists.roaring import encode_keys
-from eir.lists.store import ListState
+from eir.images.image import Image
+from eir.images.index import Index
+from eir.pages.pages import PAGE_KEYS, Page, content_digest
+from eir.pages.roaring import encode_keys
+from eir.record.store import ListState
 from eir.stores.open import open_store
 
 LIST = "bench"

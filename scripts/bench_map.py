@@ -17,16 +17,16 @@ from benchmark.measure import add_options, at_least, finish, say
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.commands.table import table
-from eir.diameter.counts import Counts
-from eir.diameter.rate import NO_LIMITS, RateLimits
-from eir.diameter.settings import Limits, PeerSettings
 from eir.errors import silent
-from eir.lists.index import Index
+from eir.images.index import Index
 from eir.map import checkimei as codec
 from eir.map.server import MapServer
 from eir.map.service import MapService
 from eir.map.settings import Ss7Settings
+from eir.peers.counts import Counts
+from eir.peers.rate import NO_LIMITS, RateLimits
 from eir.peers.requester import Requester
+from eir.peers.settings import Limits, PeerSettings
 from eir.ss7 import m3ua, sccp, tcap
 from eir.ss7.asp import Association
 from eir.ss7.m3ua import Kind, Transfer

@@ -17,7 +17,7 @@ from bench_index import LIST, made
 from benchmark.servers import redis as redis_server
 from redis.asyncio import Redis
 
-from eir.lists.store import ListState
+from eir.record.store import ListState
 from eir.stores.redis import RedisStore
 
 LIMIT_MB_PER_10_MILLION = 100

@@ -15,8 +15,8 @@ import servers
 import test_history
 from made import event
 
-from eir.lists.history import appended, broken
-from eir.lists.store import Ledger, ListStore, Record
+from eir.record.history import appended, broken
+from eir.record.store import Ledger, ListStore, Record
 from eir.stores.redis import RedisStore
 from eir.stores.sqlite import SqliteStore
 

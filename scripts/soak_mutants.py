@@ -43,13 +43,19 @@ OUTSIDE = {
     "eir/config": ("test_config",),
     "eir/daemon": ("test_workers", "test_serve", "test_following"),
     "eir/diameter": ("test_peer", "test_node", "test_conformance"),
-    "eir/diameter/transport": ("test_node", "test_tls", "test_sctp"),
+    "eir/changes": ("test_load", "test_local", "test_audit"),
     "eir/follow": ("test_follow", "test_copy"),
     "eir/gsup": ("test_gsup", "test_gsup_rows", "test_gsup_node"),
-    "eir/lists": ("test_load", "test_index", "test_inbox"),
     "eir/n5g": ("test_n5g", "test_n5g_node", "test_n5g_access"),
     "eir/operate": ("test_status", "test_metrics", "test_control"),
+    "eir/images": ("test_index", "test_image"),
+    "eir/inbox": ("test_inbox", "test_deliveries"),
+    "eir/pages": ("test_build", "test_index"),
     "eir/peers": ("test_n5g_node", "test_gsup_node"),
+    "eir/peers/transport": ("test_node", "test_tls", "test_sctp"),
+    "eir/record": ("test_store_contract", "test_history", "test_reasons"),
+    "eir/releases": ("test_release", "test_publish"),
+    "eir/rows": ("test_layout", "test_build", "test_load"),
     "eir/s13": ("test_express", "test_service", "test_lane", "test_conformance"),
     "eir/stores": ("test_store_contract", "test_sqlite", "test_redis"),
     "eir/web": ("test_http", "test_http2", "test_hpack_lane"),
@@ -144,7 +150,11 @@ def concerned(root: Path, file: str) -> list[str]:
     folder = file.rpartition("/")[0]
     while folder and folder not in OUTSIDE:
         folder = folder.rpartition("/")[0]
-    outside = [f"tests/{name}.py" for name in OUTSIDE.get(folder, ()) if (root / f"tests/{name}.py").exists()]
+    outside = [
+        path.relative_to(root).as_posix()
+        for name in OUTSIDE.get(folder, ())
+        for path in (root / "tests").rglob(f"{name}.py")
+    ]
     return list(dict.fromkeys([*found, *outside]))
 
 

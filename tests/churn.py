@@ -15,7 +15,7 @@ from made import page, state
 from test_follow import Node
 
 from eir.errors import StoreError
-from eir.lists.pages import PAGE_KEYS, amended_digest, content_digest
+from eir.pages.pages import PAGE_KEYS, amended_digest, content_digest
 from eir.stores.redis import RedisStore
 from eir.stores.sqlite import SqliteStore
 

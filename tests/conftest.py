@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import sys
+from pathlib import Path
 
 import drop
 import in_kernel
@@ -12,6 +14,8 @@ from node import Publisher, Site
 from releases import make_key
 from wire import HOST, REALM, Connection, cer
 
+sys.path += [str(path) for path in Path(__file__).parent.iterdir() if path.is_dir()]
+"""A test may use what another one has, in whichever folder."""
 elsewhere = in_kernel.Elsewhere()
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no fault of a test: nothing in hypothesis goes by the clock."""

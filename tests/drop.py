@@ -7,9 +7,9 @@ from pathlib import Path
 
 from releases import public
 
-from eir.lists.inbox import Attempts, PassSettings, take_in
-from eir.lists.publish import publish
-from eir.lists.settings import ListSettings
+from eir.inbox.inbox import Attempts, PassSettings, take_in
+from eir.record.settings import ListSettings
+from eir.releases.publish import publish
 from eir.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600

@@ -13,14 +13,14 @@ from eir.device import imsi_key
 from eir.diameter.application import LaneTerms
 from eir.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
-from eir.diameter.counts import Counts
 from eir.diameter.events import Arrived
 from eir.diameter.message import encode_message
 from eir.diameter.peer import Peer
-from eir.diameter.rate import Bucket, Limit
-from eir.diameter.settings import Identity, Limits, PeerSettings
-from eir.lists.index import Index
-from eir.lists.pages import PAGE_KEYS
+from eir.images.index import Index
+from eir.pages.pages import PAGE_KEYS
+from eir.peers.counts import Counts
+from eir.peers.rate import Bucket, Limit
+from eir.peers.settings import Identity, Limits, PeerSettings
 from eir.s13.application import s13_application
 from eir.s13.dictionary import DICTIONARY
 from eir.s13.lane import ExpressLane, ExpressLanes

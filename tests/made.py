@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pyroaring import BitMap
 
-from eir.lists.imaging import image_of, image_with
-from eir.lists.index import Index
-from eir.lists.pages import PAGE_KEYS, Page, Sections, content_digest
-from eir.lists.roaring import encode_keys
-from eir.lists.store import Event, ListState
+from eir.images.imaging import image_of, image_with
+from eir.images.index import Index
+from eir.pages.pages import PAGE_KEYS, Page, Sections, content_digest
+from eir.pages.roaring import encode_keys
+from eir.record.store import Event, ListState
 
 
 def page(

@@ -23,10 +23,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from wire import EIR, REALM
 
+from eir.changes.load import load_release
 from eir.config import load_config
-from eir.lists.load import load_release
-from eir.lists.publish import publish
 from eir.operate.control import ControlError, ask
+from eir.releases.publish import publish
 from eir.stores.open import open_store
 
 COMMAND = [sys.executable, "-m", "eir"]

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
 
-from eir.lists.load import load_release
-from eir.lists.settings import ListSettings
+from eir.changes.load import load_release
+from eir.record.settings import ListSettings
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "stolen-national"

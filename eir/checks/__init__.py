@@ -1,5 +1,5 @@
 """The check itself: from a question about a device to a verdict and its reasons, whatever protocol asked.
 
 question.py says what is asked, checker.py answers it by the policy in force (policy.py, whose rules are made of conditions.py), and
-explain.py is `eir check`. Imports eir.lists, eir.device and eir.errors; knows no protocol, configuration file, log or metrics library.
+explain.py is `eir check`.
 """

@@ -1,7 +1,6 @@
 """The conditions that a rule may have: one table, from the condition's name to what makes a test of its value.
 
-A new condition is a row here and a field of `settings.Rule` with the same name. May import lists' settings, eir.device and
-errors; knows neither rules nor their order.
+A new condition is a row here and a field of `settings.Rule` with the same name.
 """
 
 from collections.abc import Callable
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from eir.checks.identifier import BY_KEY
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, imsi_key
 from eir.errors import IdentifierError
-from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS
 
 if TYPE_CHECKING:  # the configuration is checked without the lists
-    from eir.lists.index import Index, PairList
+    from eir.images.index import Index, PairList
 
 Holds = Callable[[int, str, str, str, str], bool]
 """(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → whether the condition holds; texts are empty where absent."""

@@ -1,7 +1,7 @@
 """Policy: an ordered list of rules, compiled once into the one function that answers every check.
 
 The first rule whose conditions all hold gives the status, `default` where none does. May import eir.checks.conditions and
-eir.lists.index; knows neither the wire nor the configuration file, and neither the clock nor a log: time is an argument, and
+eir.images.index; knows neither the wire nor the configuration file, and neither the clock nor a log: time is an argument, and
 what observed rules would have answered goes to a callable that it is handed.
 """
 
@@ -14,8 +14,8 @@ from eir.checks.identifier import CHECK_DIGIT, MALFORMED
 from eir.checks.program import Program, program_of
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
 from eir.checks.sighting import Decision
-from eir.lists.index import Index
-from eir.lists.settings import SUBSCRIBERS
+from eir.images.index import Index
+from eir.record.settings import SUBSCRIBERS
 
 OVERRIDE = "override"
 """What stands for the rule while an override is in force."""

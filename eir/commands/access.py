@@ -15,10 +15,10 @@ from eir.commands.output import EXIT_USAGE, fail, say, warn
 from eir.config import Config, Whereabouts, load_config, load_whereabouts
 from eir.config.kinds import did_you_mean
 from eir.errors import EirError, StoreError
-from eir.lists.settings import ListSettings
-from eir.lists.store import ListStore
 from eir.operate import control
 from eir.operate.owner import as_owner_of
+from eir.record.settings import ListSettings
+from eir.record.store import ListStore
 from eir.stores.open import SQLITE, open_store
 
 DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")

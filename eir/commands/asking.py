@@ -20,10 +20,10 @@ from eir.commands.in_force import FromStore
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
 from eir.config import Config, load_config, load_identity, load_whereabouts
 from eir.device import is_digits, typed
-from eir.diameter.transport.endpoint import TCP, TLS, endpoint
-from eir.diameter.transport.tls import Tls
 from eir.errors import ConfigError, EirError, IdentifierError
-from eir.lists.store import ListState
+from eir.peers.transport.endpoint import TCP, TLS, endpoint
+from eir.peers.transport.tls import Tls
+from eir.record.store import ListState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -450,8 +450,8 @@ def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
         return None
     if ca is None or cert is None or key is None:
         raise fail("TLS is mutual here: --ca, --cert and --key are needed, all three", EXIT_USAGE)
-    from eir.diameter.settings import TlsSettings  # noqa: PLC0415 - for a probe over TLS alone
-    from eir.diameter.transport.tls import load_tls, read_tls  # noqa: PLC0415 - as above
+    from eir.peers.settings import TlsSettings  # noqa: PLC0415 - for a probe over TLS alone
+    from eir.peers.transport.tls import load_tls, read_tls  # noqa: PLC0415 - as above
 
     return load_tls(read_tls(TlsSettings(certificate=cert, key=key, ca=ca)))
 

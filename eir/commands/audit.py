@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from eir.changes.audit import AT_LEAST, CONFIDENCE, Check, Listed, Report, judge, listed_in, sample_size
+from eir.changes.audit import audit as ask_about
 from eir.checks.settings import Status
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
 from eir.commands.asking import (
@@ -37,8 +39,6 @@ from eir.commands.asking import (
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say
 from eir.config import Config, load_to_ask
-from eir.lists.audit import AT_LEAST, CONFIDENCE, Check, Listed, Report, judge, listed_in, sample_size
-from eir.lists.audit import audit as ask_about
 from eir.sources.acknowledge import ENDS, listed_by
 
 RATE = 100.0

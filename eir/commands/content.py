@@ -9,20 +9,20 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from eir.changes.local import added_by
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, whereabouts, with_store
 from eir.commands.in_force import STORE_ITSELF, FromStore, Node, asked, read_as_held
 from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, written_to
 from eir.config import Whereabouts
 from eir.device import ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, imsi_key, typed
 from eir.errors import IdentifierError
-from eir.lists.entries import Listed, entries_of, imsi_text, read_pages, until_text
-from eir.lists.export import EIR, EXPORTS, export
-from eir.lists.layout import tac_key
-from eir.lists.local import added_by
-from eir.lists.pages import PAGE_KEYS, Page
-from eir.lists.reasons import reason_text
-from eir.lists.settings import PAIRS, SUBSCRIBERS
-from eir.lists.store import Event, ListState, ListStore
+from eir.pages.pages import PAGE_KEYS, Page
+from eir.record.entries import Listed, entries_of, imsi_text, read_pages, until_text
+from eir.record.reasons import reason_text
+from eir.record.settings import PAIRS, SUBSCRIBERS
+from eir.record.store import Event, ListState, ListStore
+from eir.rows.export import EIR, EXPORTS, export
+from eir.rows.layout import tac_key
 
 ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")]
 

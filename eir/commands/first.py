@@ -21,7 +21,7 @@ from eir.commands.access import SYSTEM_CONFIG
 from eir.commands.output import EXIT_USAGE, fail
 from eir.config import load_config
 from eir.errors import ConfigError
-from eir.lists.openssh import NAMESPACE, keys_of
+from eir.releases.openssh import NAMESPACE, keys_of
 
 SYSTEM_STATE, STATE = "/var/lib/eir", "var"
 """Where the state is: of a configuration in /etc/eir, and of any other."""

@@ -16,8 +16,8 @@ from eir.commands.access import acting_in
 from eir.commands.output import say
 from eir.config import Config, Whereabouts, digests
 from eir.errors import EirError, StoreError
-from eir.lists.store import ListState, ListStore
 from eir.operate import control
+from eir.record.store import ListState, ListStore
 from eir.stores.open import open_copy, open_store
 from eir.stores.records import decode_state
 

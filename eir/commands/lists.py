@@ -7,18 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+from eir.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
+from eir.changes.rollback import roll_back
+from eir.changes.serials import reset_serial as reset_highest
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, whereabouts, who, with_store
 from eir.commands.forms import duration
 from eir.commands.in_force import FromStore, Stored, asked, states_of
 from eir.commands.output import EXIT_USAGE, fail, show, show_one
 from eir.config import Config, load_config
 from eir.errors import IdentifierError, StoreError
-from eir.lists.layout import until_seconds
-from eir.lists.local import ADD, REMOVE, Edit, edit_list, parse_entries
-from eir.lists.rollback import roll_back
-from eir.lists.serials import reset_serial as reset_highest
-from eir.lists.settings import SUBSCRIBERS
-from eir.lists.store import ListState, ListStore
+from eir.record.settings import SUBSCRIBERS
+from eir.record.store import ListState, ListStore
+from eir.rows.layout import until_seconds
 from eir.sources.msisdn import NumbersError, read_numbers
 
 Reason = Annotated[

@@ -10,8 +10,8 @@ from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, progress, say, show_one
 from eir.config import load_layouts
-from eir.lists.layout import LAYOUTS
-from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.rows.layout import LAYOUTS
 from eir.sources.folder import INDEX
 
 
@@ -42,7 +42,7 @@ def publish(
 
     With --to the release goes into a folder of its own in FOLDER, and the index there names it: what nodes pull from.
     """  # noqa: D301 - for typer: the command is not to be wrapped
-    from eir.lists.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
+    from eir.releases.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
 
     lasts = duration(expires)
     if not lasts:

@@ -15,11 +15,11 @@ from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, say, show
 from eir.config import Whereabouts
 from eir.errors import EirError, StoreError
 from eir.follow.history import adopt
-from eir.lists.history import about, broken, linked, read_record, record_digest
-from eir.lists.layout import until_seconds
-from eir.lists.reasons import check_reason
-from eir.lists.store import ACCEPTED, Event, Fold, Ledger, ListStore, Record, utc_text
 from eir.operate import control
+from eir.record.history import about, broken, linked, read_record, record_digest
+from eir.record.reasons import check_reason
+from eir.record.store import ACCEPTED, Event, Fold, Ledger, ListStore, Record, utc_text
+from eir.rows.layout import until_seconds
 from eir.stores.open import COPY_FILE, open_copy
 
 KEYS = ("time", "who", "what", "list", "serial", "digest", "detail", "number", "count", "first")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eir.changes.load import Loader, LoadReport
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, who, with_store
 from eir.commands.output import EXIT_NO, print_json, progress, say, warn
 from eir.config import Config, load_config
@@ -18,11 +19,10 @@ from eir.daemon.apart import Start, load_apart, progress_over
 from eir.daemon.channel import Channel
 from eir.daemon.starter import Starter
 from eir.errors import ReleaseRefused
-from eir.lists.inbox import UNRECORDED, WAITING, Pass
-from eir.lists.load import Loader, LoadReport
-from eir.lists.store import REFUSED, ListStore
+from eir.inbox.inbox import UNRECORDED, WAITING, Pass
 from eir.operate import control
 from eir.operate.owner import as_owner_of
+from eir.record.store import REFUSED, ListStore
 from eir.stores.open import open_store, serial_marks
 
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
@@ -123,7 +123,7 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
 @asynccontextmanager
 async def starting() -> AsyncIterator[Start]:
     """Starts processes that load, with the modules for that."""
-    starter = Starter(__name__, "eir.lists.reader")
+    starter = Starter(__name__, "eir.rows.reader")
     try:
         yield starter.start
     finally:

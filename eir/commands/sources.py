@@ -13,9 +13,9 @@ from eir.commands.forms import duration
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, say, show
 from eir.commands.releases import starting
 from eir.config import Config, load_config
-from eir.lists.store import utc_text
 from eir.operate import control
 from eir.operate.owner import as_owner_of
+from eir.record.store import utc_text
 from eir.sources.pull import LOADED, UNCHANGED, Pulled
 
 

@@ -18,7 +18,7 @@ from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, sho
 from eir.config import Config, load_config
 from eir.device import device_key, key_text
 from eir.errors import EirError, IdentifierError
-from eir.lists.store import Event, utc_text
+from eir.record.store import Event, utc_text
 
 if TYPE_CHECKING:
     from eir.analysis.engine import Engine

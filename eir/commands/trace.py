@@ -19,8 +19,8 @@ from eir.commands.output import EXIT_USAGE, fail, say
 from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, typed
 from eir.errors import EirError, IdentifierError
-from eir.lists.reasons import check_reason
 from eir.operate import control
+from eir.record.reasons import check_reason
 from eir.s13.capture import begin_capture, captured
 from eir.stores.records import decode_state
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eir.analysis.subscribers import forms
+from eir.changes.local import added_by
 from eir.checks.explain import Explanation, explain, question_of, wrong_option
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, with_store
 from eir.commands.forms import second
@@ -15,12 +16,11 @@ from eir.commands.sightings import moment, write_down
 from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, typed
 from eir.errors import IdentifierError
-from eir.lists.entries import imsi_text, until_text
-from eir.lists.local import added_by
-from eir.lists.past import Past, past
-from eir.lists.reasons import reason_text
-from eir.lists.settings import SUBSCRIBERS
-from eir.lists.store import Event, ListStore
+from eir.record.entries import imsi_text, until_text
+from eir.record.past import Past, past
+from eir.record.reasons import reason_text
+from eir.record.settings import SUBSCRIBERS
+from eir.record.store import Event, ListStore
 
 POLICY = ("policy", "peers")
 """Sections whose change may change an answer."""

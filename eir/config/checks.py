@@ -15,16 +15,16 @@ from eir.checks.conditions import CONDITIONS
 from eir.config.kinds import did_you_mean
 from eir.config.reader import Document, Spot
 from eir.config.settings import Config
-from eir.diameter.capabilities import holds
-from eir.diameter.settings import APPLICATIONS, PeerSettings
-from eir.diameter.transport.sctp_options import LOAD_ADVICE, is_supported
-from eir.diameter.transport.tls import TlsError, load_tls, read_tls
 from eir.errors import StoreError
-from eir.lists.layout import ACTION, LAYOUTS, SUBJECTS
-from eir.lists.pages import PAGE_KEYS
-from eir.lists.persons import distinct_signers
-from eir.lists.settings import DEVICES, PAIRS, is_list_name
 from eir.n5g.settings import is_loopback, is_secure, listening_at
+from eir.pages.pages import PAGE_KEYS
+from eir.peers.addresses import holds
+from eir.peers.settings import APPLICATIONS, PeerSettings
+from eir.peers.transport.sctp_options import LOAD_ADVICE, is_supported
+from eir.peers.transport.tls import TlsError, load_tls, read_tls
+from eir.record.settings import DEVICES, PAIRS, is_list_name
+from eir.releases.persons import distinct_signers
+from eir.rows.layout import ACTION, LAYOUTS, SUBJECTS
 from eir.sources.feed_settings import TAC_ROLES
 from eir.sources.feed_users import UsersError, read_users
 from eir.ss7.pointcode import BITS, point_code

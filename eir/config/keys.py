@@ -14,11 +14,12 @@ from eir.checks.identifier import SUSPECT
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import kinds
 from eir.config.reader import REQUIRED, Key, Section, tree
-from eir.diameter.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
-from eir.diameter.transport.tls import VERSIONS
 from eir.gsup.settings import GsupSettings
-from eir.lists.layout import SUBJECTS
-from eir.lists.settings import (
+from eir.map.settings import GatewaySettings, Ss7Settings
+from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
+from eir.peers.settings import LENIENCES, Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+from eir.peers.transport.tls import VERSIONS
+from eir.record.settings import (
     DEVICES,
     LOAD_MEMORY,
     PAIRS,
@@ -29,9 +30,8 @@ from eir.lists.settings import (
     Record,
     Source,
 )
-from eir.lists.store import KEEP
-from eir.map.settings import GatewaySettings, Ss7Settings
-from eir.n5g.settings import NF_TYPE, N5gSettings, NrfSettings
+from eir.record.store import KEEP
+from eir.rows.layout import SUBJECTS
 from eir.sources.feed_settings import SCOPE as FEED_SCOPE
 from eir.sources.feed_settings import FeedLists, FeedSettings
 from eir.sources.fraud_settings import RATE_MAX, FraudSettings

@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 
 from eir.checks.settings import Status
 from eir.device import TAC_DIGITS, device_key
-from eir.diameter.transport.endpoint import PORTS, SCTP
 from eir.errors import IdentifierError, StoreError
 from eir.gsup.settings import PORT as GSUP_PORT
-from eir.lists.layout import is_date_form
 from eir.map.settings import PORT as M3UA_PORT
 from eir.n5g.settings import PORTS as HTTP_PORTS
+from eir.peers.transport.endpoint import PORTS, SCTP
+from eir.rows.layout import is_date_form
 from eir.stores.open import SQLITE
 
 LABEL_MAX, NAME_MAX = 63, 255

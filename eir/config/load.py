@@ -15,9 +15,9 @@ from eir.config.keys import ROOT, SECTIONS, TABLE
 from eir.config.kinds import TOO_BUSY
 from eir.config.reader import Document, read_document, read_file
 from eir.config.settings import Config, Whereabouts
-from eir.diameter.settings import Identity
 from eir.errors import ConfigError, Problem
-from eir.lists.settings import Layout
+from eir.peers.settings import Identity
+from eir.record.settings import Layout
 
 TAKES_RESTART = [
     *(key.path for key in TABLE if not key.live),

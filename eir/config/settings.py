@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from eir.analysis.conditions import TamperSettings
 from eir.analysis.settings import SightingsSettings
 from eir.checks.settings import PolicySettings, Status
-from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 from eir.errors import Problem
 from eir.gsup.settings import GsupSettings
-from eir.lists.settings import HistorySettings, Layout, ListSettings
 from eir.map.settings import Ss7Settings
 from eir.n5g.settings import N5gSettings
+from eir.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+from eir.record.settings import HistorySettings, Layout, ListSettings
 from eir.sources.feed_settings import FeedSettings
 from eir.sources.fraud_settings import FraudSettings
 from eir.web.access import PageSettings

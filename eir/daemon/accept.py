@@ -12,14 +12,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from eir.diameter.capabilities import source_address
-from eir.diameter.gate import Address, Sources
-from eir.diameter.settings import Limits, PeerSettings, SctpSettings, setting_for
-from eir.diameter.transport.endpoint import SCTP, address_text
-from eir.diameter.transport.listen import Listener, open_listener
-from eir.diameter.transport.sctp_options import LOAD_ADVICE, MISSING
 from eir.errors import EirError, Report
 from eir.n5g.settings import is_http, listening_at
+from eir.peers.addresses import source_address
+from eir.peers.gate import Address, Sources
+from eir.peers.settings import Limits, PeerSettings, SctpSettings, setting_for
+from eir.peers.transport.endpoint import SCTP, address_text
+from eir.peers.transport.listen import Listener, open_listener
+from eir.peers.transport.sctp_options import LOAD_ADVICE, MISSING
 
 LISTEN_ADVICE = {
     errno.EACCES: "a port below 1024 takes the capability CAP_NET_BIND_SERVICE, or choose another port",

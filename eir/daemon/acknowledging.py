@@ -14,10 +14,10 @@ from eir.config import Config
 from eir.daemon.apart import Start, done_apart
 from eir.daemon.channel import Channel
 from eir.errors import EirError, Report, place_of
-from eir.lists.store import ListState, utc_text
 from eir.operate import metrics
 from eir.operate.owner import as_owner_of
 from eir.operate.status import WorkerReport
+from eir.record.store import ListState, utc_text
 from eir.sources.acknowledge import ROOM, Acknowledgement, acknowledged, key_of
 from eir.sources.pull_http import Server, Unreached
 

@@ -20,8 +20,8 @@ from eir.daemon.channel import Channel, Handlers, Message, parts_of
 from eir.daemon.faults import call_failed
 from eir.daemon.starter import Process
 from eir.errors import EirError, ReleaseRefused, Report, refused_by, silent
-from eir.lists.delivered import Progress
-from eir.lists.inbox import CRASH, KILLED
+from eir.inbox.inbox import CRASH, KILLED
+from eir.rows.delivered import Progress
 
 Work: TypeAlias = Callable[..., Awaitable[Any]]
 """What is done: called with its arguments and, behind them, the channel to whoever has it done."""

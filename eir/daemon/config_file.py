@@ -1,12 +1,16 @@
-"""The configuration file of a node that runs: whether it was written since, and whether it has a fault."""
+"""The configuration file of a node that runs: whether it was written since, whether it has a fault, and what the history says of a reload."""
 
 import asyncio
 import hashlib
+import socket
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from eir.config import load_config
 from eir.errors import ConfigError
+from eir.record.store import ACCEPTED, Event, utc_text
 
 
 class ConfigFile:
@@ -49,3 +53,16 @@ def _fault(path: Path) -> str | None:
     except ConfigError as e:
         return str(e.problems[0])
     return None
+
+
+def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
+    """What the history says of a reload: by whom, what it changed, and the digest of the configuration that is in force then."""
+    now, host = utc_text(datetime.now(UTC)), socket.gethostname()
+    return Event(
+        time=now,
+        who=f"{who}@{host}",
+        what="reload",
+        digest=digest,
+        outcome=ACCEPTED,
+        detail=f"changed: {', '.join(changed)}",
+    )

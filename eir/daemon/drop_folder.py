@@ -17,16 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from eir.changes.load import Loader, LoadReport
 from eir.config import Config
 from eir.daemon.apart import Outcome, Start, done_apart, load_apart, outcome_of, progress_over
 from eir.daemon.channel import Channel
 from eir.errors import EirError, Report, StoreError, place_of
-from eir.lists.drop_folder import AGAIN_S, Listing, Watch, look
-from eir.lists.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
-from eir.lists.load import Loader, LoadReport
-from eir.lists.release import Release
-from eir.lists.store import ACCEPTED, ListStore, Mark
+from eir.inbox.drop_folder import AGAIN_S, Listing, Watch, look
+from eir.inbox.inbox import WAITING, Attempts, Pass, PassSettings, Taken, take_in
 from eir.operate.owner import as_owner_of
+from eir.record.store import ACCEPTED, ListStore, Mark
+from eir.releases.release import Release
 from eir.stores.open import open_store, serial_marks
 
 POLL_S = 1.0

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from eir.config import Config
 from eir.daemon.interfaces import Watched
 from eir.daemon.setup import keys_of, tokens_of
-from eir.diameter.settings import PeerSettings
 from eir.errors import Report, StoreError, place_of
 from eir.operate import metrics
+from eir.peers.settings import PeerSettings
 from eir.sources.feed import Feed, no_request
 from eir.sources.feed_settings import SCOPE
 from eir.sources.feed_users import Users, read_users

@@ -15,10 +15,10 @@ from eir.daemon.setup import kinds_of
 from eir.daemon.starter import Process
 from eir.daemon.workers import watch
 from eir.errors import Report
-from eir.lists.image import Image, ImageError
-from eir.lists.store import ListState
+from eir.images.image import Image, ImageError
 from eir.operate import metrics
 from eir.operate.status import Following
+from eir.record.store import ListState
 
 
 class Followed:

@@ -23,12 +23,12 @@ from eir.daemon.priority import BESIDE_NICE, Aside, give_way
 from eir.daemon.setup import kinds_of, tell_in_force
 from eir.errors import place_of
 from eir.follow.follower import Follower
-from eir.lists.image import Image, ImageError
-from eir.lists.index import Index
-from eir.lists.store import ListState
+from eir.images.image import Image, ImageError
+from eir.images.index import Index
 from eir.operate import metrics
 from eir.operate.log import Log
 from eir.operate.status import Following
+from eir.record.store import ListState
 from eir.stores.open import open_copy, open_store
 
 TELL_S = 0.1

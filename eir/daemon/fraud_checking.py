@@ -15,10 +15,10 @@ from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.config import Config
 from eir.daemon.setup import keys_of, tokens_of
-from eir.diameter.settings import PeerSettings
 from eir.errors import Report, StoreError
-from eir.lists.settings import DEVICES
 from eir.operate import metrics
+from eir.peers.settings import PeerSettings
+from eir.record.settings import DEVICES
 from eir.sources import fraud_api as api
 from eir.sources.fraud_check import Found, FraudCheck, no_request
 from eir.sources.fraud_settings import SCOPE

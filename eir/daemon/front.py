@@ -26,7 +26,7 @@ from eir.config import Config, digests, load_config, needs_restart, take_over
 from eir.daemon import feeding, following, fraud_checking, interfaces, recorder, state_folder, worker
 from eir.daemon.accept import Acceptor, cannot_listen
 from eir.daemon.acknowledging import Acknowledging
-from eir.daemon.config_file import ConfigFile
+from eir.daemon.config_file import ConfigFile, reload_event
 from eir.daemon.drop_folder import DropFolder
 from eir.daemon.faults import report_faults
 from eir.daemon.feeding import FeedService
@@ -46,14 +46,9 @@ from eir.daemon.tracing import Tracing
 from eir.daemon.worker import Configured
 from eir.daemon.workers import Workers
 from eir.device import typed
-from eir.diameter.rate import memory_file
-from eir.diameter.transport.endpoint import address_text
-from eir.diameter.transport.tls import TlsFiles, load_tls, read_tls
 from eir.errors import ConfigError, EirError, Report, SetupFault, StoreError, silent
 from eir.follow.history import HistoryKeeper
-from eir.lists.image import Image
-from eir.lists.patience import STOOD_STILL, in_time
-from eir.lists.store import ACCEPTED, FORCED, REFUSED, Event, Outcome, utc_text
+from eir.images.image import Image
 from eir.n5g.nrf import Standing
 from eir.n5g.settings import is_http
 from eir.operate import metrics, processes
@@ -66,6 +61,11 @@ from eir.operate.owner import as_owner_of
 from eir.operate.page import Shown, page
 from eir.operate.service import ENDING, READY, tell_service
 from eir.operate.status import NOT_READY, ExpiryReminder, Status
+from eir.peers.rate import memory_file
+from eir.peers.transport.endpoint import address_text
+from eir.peers.transport.tls import TlsFiles, load_tls, read_tls
+from eir.record.patience import STOOD_STILL, in_time
+from eir.record.store import FORCED, REFUSED, Event, Outcome
 from eir.s13.lane import LANE
 from eir.stores.open import SQLITE, open_copy, open_store
 from eir.web.access import refusal
@@ -454,9 +454,8 @@ class Front:
         self._status.tell(reports)
         self._acknowledging.look(reports)
         serving = self._status.readiness(reports).word != NOT_READY
-        self._standing = Standing(
-            serving=serving, load=round(100 * max((report.load for report in reports), default=0))
-        )
+        load = max((report.load for report in reports), default=0)
+        self._standing = Standing(serving=serving, load=round(100 * load))
         states = {name: state for report in reports for name, state in report.lists.items()}
         for name in self._expiry.due(states, now=datetime.now(UTC), monotonic=time.monotonic()):
             self._log.report(
@@ -490,12 +489,10 @@ class Front:
         # release that is offered for it is refused.
         local = {name for name, settings in self._config.lists.items() if settings.local}
         counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
-        waiting = self._drop_folder.waiting
+        waiting, failures, ends = self._drop_folder.waiting, self._acceptor.failures, self._certificate_ends
         ours: metrics.Snapshot = {
             "eir_peers_refused_total": metrics.by_label(self._acceptor.refused),
-            "eir_diameter_errors_total": {("accept_failed",): self._acceptor.failures}
-            if self._acceptor.failures
-            else {},
+            "eir_diameter_errors_total": {("accept_failed",): failures} if failures else {},
             "eir_releases_total": {(each.list or UNKNOWN_LIST, each.outcome): each.count for each in counted},
             **{
                 f"eir_release_last_{outcome}_timestamp_seconds": metrics.times(
@@ -515,9 +512,7 @@ class Front:
             "eir_inbox_waiting_releases": {} if waiting is None else {(): waiting},
             "eir_config_last_reload_successful": {(): float(not self._reload_failed)},
             "eir_start_timestamp_seconds": {(): self._status.started},
-            "eir_tls_certificate_expires_timestamp_seconds": {(): self._certificate_ends.timestamp()}
-            if self._certificate_ends
-            else {},
+            "eir_tls_certificate_expires_timestamp_seconds": {(): ends.timestamp()} if ends else {},
             "eir_worker_restarts_total": {(): float(self._crew.restarts)},
             "eir_build_info": {(__version__, LANE): 1.0},
             **(self._registering.numbers() if self._registering is not None else {}),
@@ -692,7 +687,7 @@ class Front:
         elif self._registering is not None:
             self._registering.use(self._tls)
         if changed:
-            self._history.add(_reload_event(new.digest, who, changed))
+            self._history.add(reload_event(new.digest, who, changed))
         self._log.report(
             "reloaded", who=who, changed=",".join(changed) or "nothing", needs_restart=",".join(waiting) or None
         )
@@ -714,17 +709,4 @@ def _beside(report: Report) -> Sequence[Interface]:
     return (
         Interface(feeding.NAME, FeedService, lambda config: config.feed.listen, report=report),
         Interface(fraud_checking.NAME, FraudService, lambda config: config.fraud_check.listen, report=report),
-    )
-
-
-def _reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
-    """What the history says of a reload: by whom, what it changed, and the digest of the configuration that is in force then."""
-    now, host = utc_text(datetime.now(UTC)), socket.gethostname()
-    return Event(
-        time=now,
-        who=f"{who}@{host}",
-        what="reload",
-        digest=digest,
-        outcome=ACCEPTED,
-        detail=f"changed: {', '.join(changed)}",
     )

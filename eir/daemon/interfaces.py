@@ -23,16 +23,16 @@ from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.priority import BESIDE_NICE, give_way
 from eir.daemon.starter import Process
 from eir.daemon.workers import watch
-from eir.diameter.capabilities import source_address
-from eir.diameter.settings import PeerSettings
-from eir.diameter.transport import stream
-from eir.diameter.transport.endpoint import address_text
-from eir.diameter.transport.listen import Listener, listening_sockets
-from eir.diameter.transport.tls import TlsFiles, load_tls
 from eir.errors import EirError, Report, place_of
 from eir.n5g.settings import is_secure, listening_at
 from eir.operate import metrics
 from eir.operate.log import Log
+from eir.peers.addresses import source_address
+from eir.peers.settings import PeerSettings
+from eir.peers.transport import stream
+from eir.peers.transport.endpoint import address_text
+from eir.peers.transport.listen import Listener, listening_sockets
+from eir.peers.transport.tls import TlsFiles, load_tls
 from eir.web.http1 import Request, Response
 from eir.web.http1_server import Answer, HttpLimits, HttpLinks
 

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from eir.daemon.channel import Channel
-from eir.lists.image import Image
-from eir.lists.store import ListState
+from eir.images.image import Image
+from eir.record.store import ListState
 
 
 class Listed(NamedTuple):

@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from eir.checks.checker import Checker
 from eir.config import Config
 from eir.daemon.setup import limits_of
-from eir.diameter.counts import Counts
-from eir.diameter.rate import RateLimits
-from eir.diameter.transport.tls import Tls
 from eir.errors import Report
 from eir.gsup.server import GsupServer
 from eir.gsup.service import PROTOCOL as GSUP
@@ -25,6 +22,9 @@ from eir.map.service import MapService
 from eir.n5g.server import N5gServer
 from eir.n5g.service import PROTOCOL as N5G
 from eir.n5g.service import N5gService
+from eir.peers.counts import Counts
+from eir.peers.rate import RateLimits
+from eir.peers.transport.tls import Tls
 
 if TYPE_CHECKING:
     from eir.web.tokens import Tokens

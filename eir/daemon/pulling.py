@@ -17,17 +17,17 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from eir.changes.load import LoadReport
 from eir.config import Config
 from eir.daemon.apart import Outcome, Start, done_apart, outcome_of
 from eir.daemon.channel import Channel
 from eir.daemon.drop_folder import CLAIM_S, NICE, Lease, Load, loading, node_user
 from eir.errors import EirError, Report, StoreError, place_of
-from eir.lists.load import LoadReport
-from eir.lists.release import Release
-from eir.lists.settings import Source
-from eir.lists.store import ListStore, Mark
 from eir.operate import metrics
 from eir.operate.owner import as_owner_of
+from eir.record.settings import Source
+from eir.record.store import ListStore, Mark
+from eir.releases.release import Release
 from eir.sources.pull import ELSEWHERE, LOADED, PULL_S, REFUSED, UNCHANGED, UNREACHED, WAITING, Pulled, Terms, pull
 from eir.stores.open import open_store, serial_marks
 

@@ -32,8 +32,8 @@ from eir.daemon.channel import Channel
 from eir.daemon.faults import call_failed, report_faults
 from eir.daemon.priority import Aside, give_way, stand_back, take_part
 from eir.errors import EirError, Report, StoreError
-from eir.lists.settings import SUBSCRIBERS
 from eir.operate.log import Log
+from eir.record.settings import SUBSCRIBERS
 from eir.stores.open import SQLITE
 
 MESSAGE_BYTES_MAX = 1 << 18

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from eir.diameter.transport.stream import fault_text
-from eir.diameter.transport.tls import TlsFiles, load_tls
 from eir.errors import Report
 from eir.n5g.nrf import Ask, Registration, Standing, profile_of
 from eir.n5g.settings import NrfSettings
+from eir.peers.transport.stream import fault_text
+from eir.peers.transport.tls import TlsFiles, load_tls
 from eir.web.http2_client import Answer, Exchange, NoAnswer
 
 ASK_S = 3.0

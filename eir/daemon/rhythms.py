@@ -6,9 +6,9 @@ from datetime import datetime
 from itertools import pairwise
 from statistics import median
 
-from eir.lists.patience import in_time
-from eir.lists.store import ACCEPTED, FORCED, ListStore, Outcome
 from eir.operate import metrics
+from eir.record.patience import in_time
+from eir.record.store import ACCEPTED, FORCED, ListStore, Outcome
 
 LOADS_MIN, LOADS = 4, 12
 """Loads from which a list has a rhythm, and how many of the last ones count."""

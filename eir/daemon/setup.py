@@ -11,9 +11,9 @@ from eir.config import Config
 from eir.daemon import state_folder
 from eir.diameter.answer import Reply
 from eir.diameter.context import TOO_BUSY_REPLY
-from eir.diameter.settings import Limits
 from eir.errors import Report
-from eir.lists.store import ListState
+from eir.peers.settings import Limits
+from eir.record.store import ListState
 from eir.s13.service import REPLIES
 from eir.web.denials import TokenSettings
 

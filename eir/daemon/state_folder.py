@@ -9,8 +9,8 @@ from pathlib import Path
 
 from eir import __version__
 from eir.errors import EirError, Report, SetupFault
-from eir.lists.clock import TrustedClock
 from eir.operate.control import PING, RUNNING, ControlError, ask
+from eir.record.clock import TrustedClock
 
 LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE, NF_INSTANCE_FILE = "lock", "clock", "origin-state-id", "nf-instance-id"
 FORM_FILE = "form"

@@ -16,9 +16,9 @@ from typing import Any
 from eir.checks.trace import Sought
 from eir.device import MCC_MNC_DIGITS, device_key, imsi_key, key_text, short
 from eir.errors import EirError, Report
-from eir.lists.reasons import check_reason
-from eir.lists.store import ACCEPTED, Event, utc_text
 from eir.operate.control import asker
+from eir.record.reasons import check_reason
+from eir.record.store import ACCEPTED, Event, utc_text
 
 LASTS_MAX_S = 3600.0
 IDLE_S = 15.0

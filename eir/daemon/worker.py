@@ -38,21 +38,21 @@ from eir.daemon.protocols import PROTOCOLS, Parts, Server
 from eir.daemon.recorded import buffer_for
 from eir.daemon.setup import kinds_of, limits_of, missing_lists, overload_of, tokens_of
 from eir.diameter.admission import Claim, Order
-from eir.diameter.counts import DURATION_BUCKETS_S, Counts
 from eir.diameter.node import Node
-from eir.diameter.rate import Grants, shared_memory
-from eir.diameter.transport.tls import Tls, TlsFiles, load_tls
 from eir.errors import EirError
-from eir.lists.clock import TrustedClock
-from eir.lists.image import Image, ImageError
-from eir.lists.index import Index
-from eir.lists.store import ListState
+from eir.images.image import Image, ImageError
+from eir.images.index import Index
 from eir.n5g.server import N5gServer
 from eir.n5g.service import PROTOCOL as N5G
 from eir.n5g.settings import SERVICE, is_secure
 from eir.operate import metrics
 from eir.operate.log import Log
 from eir.operate.status import WorkerReport
+from eir.peers.counts import DURATION_BUCKETS_S, Counts
+from eir.peers.rate import Grants, shared_memory
+from eir.peers.transport.tls import Tls, TlsFiles, load_tls
+from eir.record.clock import TrustedClock
+from eir.record.store import ListState
 from eir.s13.application import s13_application
 from eir.s13.lane import COMPILED, ExpressLane, ExpressLanes
 from eir.s13.service import PROTOCOL, S13Service

@@ -20,10 +20,10 @@ from eir.daemon.starter import START_S, Process
 from eir.daemon.worker import Configured
 from eir.diameter.admission import Admission, Claim, Order
 from eir.errors import EirError, Report
-from eir.lists.image import Image
-from eir.lists.store import ListState
+from eir.images.image import Image
 from eir.operate import metrics
 from eir.operate.status import WorkerReport, merged_peers
+from eir.record.store import ListState
 
 if TYPE_CHECKING:
     from eir.web.tokens import KeyFiles

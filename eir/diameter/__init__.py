@@ -1,14 +1,14 @@
 """A Diameter node (RFC 6733) that stands alone: codec, peers without I/O, and a thin asyncio layer around them.
 
 What is public is in `__all__`, and README.md beside this file has an application over it. Inside, in the order from socket to answer:
-transport (bytes of one connection) → framing (messages) → peer (what is done in which of its states; the table is in states) → serve
+link (bytes of one connection) → framing (messages) → peer (what is done in which of its states; the table is in states) → serve
 (what a request gets) → message and avp (the codec) → grammar (is it well formed?) → the application that the node was handed
 (application) → answer (bytes again), sent and counted by traffic.
 
 `base` has the commands of the base protocol, `dictionary` the AVPs, `result` the Result-Codes. `node` holds listeners and the
-peer table; `gate` says which connections are let in, `admission` which of a peer's may be open, `dialer` makes those that we
-make, `status` tells of them. `watchdog` and `capabilities` are what their RFC sections say, `client` is the asking side, and
-`servers` that with more than one to ask. Imports only eir.errors.
+peer table; `admission` says which connections of a peer may be open, `dialer` makes those that we make, `status` tells of them.
+`watchdog` and `capabilities` are what their RFC sections say, `client` is the asking side, and `servers` that with more than one
+to ask. Who may connect, limits and transports are eir.peers.
 """
 
 from importlib import import_module
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from eir.diameter.application import Application, Command, application_id_avp
     from eir.diameter.avp import Avp, encode, encode_text, encode_u32, key_of, text, u32_or
     from eir.diameter.client import Client, connect
-    from eir.diameter.counts import Counts
     from eir.diameter.dictionary import BASE_DICTIONARY, Dictionary, read_avps
     from eir.diameter.grammar import Grammar, read_grammar
     from eir.diameter.message import Answer, Request
     from eir.diameter.node import Node
     from eir.diameter.servers import Servers
-    from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
     from eir.errors import DiameterError, EirError
+    from eir.peers.counts import Counts
+    from eir.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
 
 __all__ = [
     "BASE_DICTIONARY", "Answer", "Application", "Avp", "Client", "Command", "Counts", "DiameterError", "Dictionary", "EirError", "Grammar",

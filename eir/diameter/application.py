@@ -10,8 +10,8 @@ from eir.diameter.dictionary import AUTH_APPLICATION_ID, VENDOR_ID, VENDOR_SPECI
 from eir.diameter.grammar import Grammar
 from eir.diameter.message import Request
 from eir.diameter.result import COMMAND_UNSUPPORTED
-from eir.diameter.settings import Limits
 from eir.errors import DiameterError
+from eir.peers.settings import Limits
 
 
 class Command(NamedTuple):
@@ -57,7 +57,7 @@ class LaneTerms(NamedTuple):
     realms: Collection[bytes]
     """The names that a Destination-Host or a Destination-Realm may have, in lower case."""
     lenient: Collection[str]
-    """What the peer is forgiven (eir.diameter.settings.LENIENCES)."""
+    """What the peer is forgiven (eir.peers.settings.LENIENCES)."""
     limits: Limits
     overload: Reply
     """The answer past a limit on requests a second."""

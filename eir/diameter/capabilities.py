@@ -4,7 +4,7 @@ Knows no connection and no state.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from eir.diameter import dictionary as avps
@@ -15,8 +15,9 @@ from eir.diameter.base import CER
 from eir.diameter.context import NodeContext
 from eir.diameter.message import Answer, Message, Request
 from eir.diameter.serve import check_grammar, check_header_bits
-from eir.diameter.settings import APPLICATIONS, Identity, PeerSettings
 from eir.errors import DiameterError
+from eir.peers.addresses import holds, is_from
+from eir.peers.settings import APPLICATIONS, Identity, PeerSettings
 
 NO_INBAND_SECURITY = 0
 """Inband-Security-Id (RFC 6733 6.10)."""
@@ -130,17 +131,6 @@ def _check_common(said: Capabilities, settings: PeerSettings, application_id: in
         raise DiameterError(result.NO_COMMON_SECURITY, "no_common_security", "it wants TLS on a connection without it")
 
 
-def source_address(text: str) -> IPv4Address | IPv6Address:
-    """A socket's address; one that a dual-stack socket shows as IPv6 is the IPv4 address that it stands for."""
-    address = ip_address(text.partition("%")[0])
-    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
-
-
-def may_connect(peers: Sequence[PeerSettings], source: IPv4Address | IPv6Address) -> bool:
-    """Whether any entry of the peer table takes connections from there."""
-    return any(is_from(settings, source) and (settings.sources or not settings.is_titled) for settings in peers)
-
-
 def find_peer(
     peers: Sequence[PeerSettings], host: str, realm: str, source: IPv4Address | IPv6Address
 ) -> PeerSettings | None:
@@ -176,11 +166,6 @@ def _is(wanted: str | None, name: str) -> bool:
     return wanted is None or wanted.lower() == name.lower()
 
 
-def is_from(settings: PeerSettings, source: IPv4Address | IPv6Address) -> bool:
-    """Whether an entry of the peer table takes connections from there."""
-    return not settings.sources or any(source in network for network in settings.sources)
-
-
 def certificate_fits(names: Sequence[str], said: Capabilities, settings: PeerSettings) -> bool:
     """Whether a certificate with these DNS names may speak as Origin-Host in Origin-Realm (RFC 6733 5.3, 13.1).
 
@@ -191,10 +176,3 @@ def certificate_fits(names: Sequence[str], said: Capabilities, settings: PeerSet
         return any(holds(names, name) for name in settings.tls_names)
     host, realm = said.host.lower(), said.realm.lower()
     return holds(names, host) and (host == realm or host.endswith(f".{realm}") or holds(names, realm))
-
-
-def holds(names: Sequence[str], wanted: str) -> bool:
-    """Whether a certificate has a name by RFC 6125 6.4: without case, a star for the whole first label and nothing else."""
-    name = wanted.lower()
-    beyond_first = name.partition(".")[2]
-    return any(held.lower() == name or (bool(beyond_first) and held.lower() == f"*.{beyond_first}") for held in names)

@@ -14,20 +14,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from eir.diameter import begin
 from eir.diameter.application import Application
 from eir.diameter.avp import encode_text
 from eir.diameter.context import NodeContext
-from eir.diameter.counts import Counts
 from eir.diameter.dictionary import SESSION_ID
 from eir.diameter.events import Answered, Closed, DisconnectCause, Event, Leaving, Opened
+from eir.diameter.link import Link
 from eir.diameter.message import T_FLAG, Answer
 from eir.diameter.peer import Peer
-from eir.diameter.settings import APPLICATIONS, Identity, Limits, PeerSettings, SctpSettings
-from eir.diameter.transport import begin
-from eir.diameter.transport.endpoint import TCP, TLS, Endpoint
-from eir.diameter.transport.link import Link
-from eir.diameter.transport.stream import fault_text
 from eir.errors import EirError, silent
+from eir.peers.counts import Counts
+from eir.peers.settings import APPLICATIONS, Identity, Limits, PeerSettings, SctpSettings
+from eir.peers.transport.endpoint import TCP, TLS, Endpoint
+from eir.peers.transport.stream import fault_text
 
 if TYPE_CHECKING:
     from eir.diameter.capabilities import Capabilities

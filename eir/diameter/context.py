@@ -7,11 +7,11 @@ from typing import NamedTuple
 from eir.diameter.answer import Reply
 from eir.diameter.application import Application
 from eir.diameter.avp import encode_text
-from eir.diameter.counts import Counts
 from eir.diameter.dictionary import ORIGIN_HOST, ORIGIN_REALM
 from eir.diameter.result import TOO_BUSY
-from eir.diameter.settings import Identity, Limits
 from eir.errors import Report
+from eir.peers.counts import Counts
+from eir.peers.settings import Identity, Limits
 
 TOO_BUSY_REPLY = Reply(result_code=TOO_BUSY)
 

@@ -5,11 +5,11 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Collection
 
-from eir.diameter.settings import APPLICATIONS, PeerSettings, SctpSettings
-from eir.diameter.transport import begin
-from eir.diameter.transport.endpoint import TLS, endpoint
-from eir.diameter.transport.link import Link, Owner
+from eir.diameter import begin
+from eir.diameter.link import Link, Owner
 from eir.errors import EirError
+from eir.peers.settings import APPLICATIONS, PeerSettings, SctpSettings
+from eir.peers.transport.endpoint import TLS, endpoint
 
 CONNECT_TIMEOUT_S = 10.0
 STAY_AWAY_S = 120.0

@@ -5,7 +5,7 @@ from enum import IntEnum
 
 from eir.diameter.capabilities import Capabilities
 from eir.diameter.message import Answer
-from eir.diameter.settings import PeerSettings
+from eir.peers.settings import PeerSettings
 
 
 class DisconnectCause(IntEnum):

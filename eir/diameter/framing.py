@@ -9,10 +9,10 @@ from typing import Protocol
 from eir.diameter.answer import result_label
 from eir.diameter.application import Lane, LaneTerms
 from eir.diameter.message import HEADER_BYTES, VERSION
-from eir.diameter.rate import NO_LIMITS, allowed
-from eir.diameter.settings import PeerSettings
 from eir.diameter.states import State
 from eir.diameter.traffic import Traffic
+from eir.peers.rate import NO_LIMITS, allowed
+from eir.peers.settings import PeerSettings
 
 TURN_COST, TURN_BYTES = 64, 8
 """What a message that no lane takes costs of a turn, measured against one that a lane takes: so much, and one for each so

@@ -14,36 +14,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from eir.diameter import begin
 from eir.diameter.admission import Admission, AdmissionControl, Admit, Claim, Drop, Order, Probe, Refuse, Yield
 from eir.diameter.answer import Reply
 from eir.diameter.application import Application
-from eir.diameter.capabilities import (
-    CEA_REFUSED,
-    Capabilities,
-    certificate_fits,
-    find_peer,
-    has_common,
-    may_connect,
-    nearest_miss,
-)
+from eir.diameter.capabilities import CEA_REFUSED, Capabilities, certificate_fits, find_peer, has_common, nearest_miss
 from eir.diameter.context import TOO_BUSY_REPLY, NodeContext
-from eir.diameter.counts import Counts
 from eir.diameter.dialer import Dialer
 from eir.diameter.events import Alive, Arrived, Closed, DisconnectCause, Event, Leaving, Opened
-from eir.diameter.gate import Gate
+from eir.diameter.link import Link
 from eir.diameter.peer import Peer
-from eir.diameter.rate import Grants, RateLimits
 from eir.diameter.result import UNKNOWN_PEER
-from eir.diameter.settings import Identity, Limits, PeerSettings, SctpSettings, setting_for
 from eir.diameter.states import State
 from eir.diameter.status import Failure, PeerStatus, newest, peer_rows
-from eir.diameter.transport import begin, stream
-from eir.diameter.transport.endpoint import TLS, endpoint
-from eir.diameter.transport.link import Link
-from eir.diameter.transport.listen import Listener, open_listener
-from eir.diameter.transport.tls import Tls
 from eir.diameter.watchdog import JITTER_S
 from eir.errors import DiameterError, EirError, Report
+from eir.peers.addresses import may_connect
+from eir.peers.counts import Counts
+from eir.peers.gate import Gate
+from eir.peers.rate import Grants, RateLimits
+from eir.peers.settings import Identity, Limits, PeerSettings, SctpSettings, setting_for
+from eir.peers.transport import stream
+from eir.peers.transport.endpoint import TLS, endpoint
+from eir.peers.transport.listen import Listener, open_listener
+from eir.peers.transport.tls import Tls
 
 AT_ONCE_S = 1.0
 """A peer that closes the connection within this time after our CEA did not like what it says."""

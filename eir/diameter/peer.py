@@ -20,14 +20,14 @@ from eir.diameter.events import Alive, Answered, Arrived, Closed, DisconnectCaus
 from eir.diameter.framing import Framer
 from eir.diameter.grammar import Grammar
 from eir.diameter.message import HEADER_BYTES, P_FLAG, R_FLAG, Answer, Request, frame_fault
-from eir.diameter.rate import Limit
 from eir.diameter.result import SUCCESS, UNABLE_TO_COMPLY
 from eir.diameter.serve import check_grammar, check_header_bits, reply_to
-from eir.diameter.settings import PeerSettings
 from eir.diameter.states import ANSWERS, REQUESTS, TABLE, Input, State
 from eir.diameter.traffic import CER_COMMAND, Traffic
 from eir.diameter.watchdog import Watchdog
 from eir.errors import DiameterError
+from eir.peers.rate import Limit
+from eir.peers.settings import PeerSettings
 
 
 class _Occasion(NamedTuple):

@@ -10,9 +10,9 @@ from eir.diameter.context import LocalNames, NodeContext
 from eir.diameter.dictionary import BASE, DESTINATION_HOST, DESTINATION_REALM, DRMP
 from eir.diameter.grammar import Grammar, check
 from eir.diameter.message import E_FLAG, Request
-from eir.diameter.rate import DEFAULT_PRIORITY, Limit, refusing
-from eir.diameter.settings import DESTINATION, UNKNOWN_M, PeerSettings
 from eir.errors import DiameterError
+from eir.peers.rate import DEFAULT_PRIORITY, Limit, refusing
+from eir.peers.settings import DESTINATION, UNKNOWN_M, PeerSettings
 
 
 def check_header_bits(request: Request) -> None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 from eir.diameter.application import Application
 from eir.diameter.client import Client, connect, new_sending
-from eir.diameter.counts import Counts
 from eir.diameter.message import Answer
 from eir.diameter.result import TOO_BUSY, UNABLE_TO_DELIVER
-from eir.diameter.settings import SctpSettings
-from eir.diameter.transport.endpoint import TLS, Endpoint, endpoint
 from eir.errors import EirError
+from eir.peers.counts import Counts
+from eir.peers.settings import SctpSettings
+from eir.peers.transport.endpoint import TLS, Endpoint, endpoint
 
 ELSEWHERE = frozenset({UNABLE_TO_DELIVER, TOO_BUSY})
 """Results with which a request belongs to another server, if there is one (RFC 6733 7.1.3)."""

@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from eir.diameter.counts import OTHER
+from eir.diameter.link import Link
 from eir.diameter.peer import Peer
-from eir.diameter.settings import PeerSettings
 from eir.diameter.states import State
-from eir.diameter.transport.link import Link
+from eir.peers.counts import OTHER
+from eir.peers.settings import PeerSettings
 
 
 class Failure(NamedTuple):

@@ -11,12 +11,12 @@ from eir.diameter.avp import encode_u32
 from eir.diameter.base import BASE_COMMANDS
 from eir.diameter.capabilities import capability_avps
 from eir.diameter.context import LocalNames, NodeContext, local_names
-from eir.diameter.counts import OTHER
 from eir.diameter.dictionary import BASE, CAPABILITIES_EXCHANGE, ORIGIN_STATE_ID
 from eir.diameter.message import R_FLAG, Message, encode_message
 from eir.diameter.result import is_protocol_error
-from eir.diameter.settings import PeerSettings, setting_for
 from eir.errors import DiameterError, place_of
+from eir.peers.counts import OTHER
+from eir.peers.settings import PeerSettings, setting_for
 
 CER_COMMAND = BASE_COMMANDS[CAPABILITIES_EXCHANGE]
 

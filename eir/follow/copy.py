@@ -1,4 +1,4 @@
-"""A node's last good copy of the lists: a store on its own disk. Imports eir.lists, eir.stores.write; knows no particular store.
+"""A node's last good copy of the lists: a store on its own disk.
 
 It is kept level with what is in force, serves a start without the store, and is written back to a store that lost its data.
 Both ways the pages are proved by the content digest as they pass. Of several nodes that write back, the second finds the work
@@ -18,8 +18,8 @@ from enum import Enum, auto
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.follow.heavy import Heavy, while_large
 from eir.follow.history import give_back
-from eir.lists.pages import Page, amended_digest, digest_text
-from eir.lists.store import ACCEPTED, Event, ListState, ListStore, utc_text
+from eir.pages.pages import Page, amended_digest, digest_text
+from eir.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.stores.write import one_batch
 
 RETRY_S = 1.0

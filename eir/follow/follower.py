@@ -1,4 +1,4 @@
-"""From a store's changes to images of the lists, in a process that answers nobody. Imports eir.lists; knows no particular store.
+"""From a store's changes to images of the lists, in a process that answers nobody.
 
 Whatever is taken over is proved first: its generation by the state that came with it, its pages by the content digest. What
 cannot be proved is not taken over, and what is in force stays so, as it does when the store is away or has lost data.
@@ -16,14 +16,14 @@ from eir.errors import Report, StoreChanged, StoreError
 from eir.follow.copy import CopyKeeper, Relation, relation
 from eir.follow.heavy import Heavy, while_large
 from eir.follow.proof import PROOF_MASK, Proof
-from eir.lists.chunks import Chunk
-from eir.lists.image import Image
-from eir.lists.imaging import chunks_of, image_with
-from eir.lists.index import DeviceList, Index
-from eir.lists.making import make
-from eir.lists.pages import Page, digest_text
-from eir.lists.patience import STOOD_STILL, STORE_TIMEOUT_S, in_time
-from eir.lists.store import NO_LIST, ListState, ListStore
+from eir.images.chunks import Chunk
+from eir.images.image import Image
+from eir.images.imaging import chunks_of, image_with
+from eir.images.index import DeviceList, Index
+from eir.images.making import make
+from eir.pages.pages import Page, digest_text
+from eir.record.patience import STOOD_STILL, STORE_TIMEOUT_S, in_time
+from eir.record.store import NO_LIST, ListState, ListStore
 
 WAIT_S = 1.0
 """The states are read at least this often, whatever the store tells by itself."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from eir.lists.store import ListState
+from eir.record.store import ListState
 
 LARGE_ENTRIES = 100_000
 """A list with as many takes long enough to be made that checks could wait for it."""

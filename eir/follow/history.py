@@ -1,8 +1,7 @@
 """The history on a node's side: this node's copy, which only grows, and the two rules by which it is kept level with the store's.
 
 What continues the copy is appended to it. What does not is told, and the copy stays as it is until an operator adopts the store's
-history. A store whose history is empty, damaged, or no more than the beginning of the copy gets the copy back. Imports eir.lists and
-eir.errors; knows no particular store.
+history. A store whose history is empty, damaged, or no more than the beginning of the copy gets the copy back.
 """
 
 import time
@@ -12,10 +11,10 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from eir.errors import GenerationConflict, Report, StoreError
-from eir.lists.history import FOLDS_MAX, appended, broken, is_of, linked, newest_change, readable, record_digest
-from eir.lists.patience import in_time
-from eir.lists.settings import HistorySettings
-from eir.lists.store import ACCEPTED, Event, Ledger, ListState, ListStore, Record, utc_text
+from eir.record.history import FOLDS_MAX, appended, broken, is_of, linked, newest_change, readable, record_digest
+from eir.record.patience import in_time
+from eir.record.settings import HistorySettings
+from eir.record.store import ACCEPTED, Event, Ledger, ListState, ListStore, Record, utc_text
 
 TRIM_S = 3600.0
 WAITING_MAX = 1_000

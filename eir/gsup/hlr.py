@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, Protocol, cast
 
-from eir.diameter.settings import Limits
-from eir.diameter.transport.endpoint import endpoint
-from eir.diameter.transport.stream import fault_text
 from eir.gsup import ipa
 from eir.gsup.ipa import CCM, HEADER_BYTES, Ccm, Frames, FrameTooLong
+from eir.peers.settings import Limits
+from eir.peers.transport.endpoint import endpoint
+from eir.peers.transport.stream import fault_text
 
 HOLD_S: Final = 1.0
 """How long messages wait for a connection, or for an HLR that does not read; and the pause before the next attempt to connect."""

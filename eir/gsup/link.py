@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from eir.diameter.settings import Limits
 from eir.gsup import ipa
 from eir.gsup.hlr import NO_HLR, Hlr, State
 from eir.gsup.ipa import CCM, GSUP, HEADER_BYTES, OSMO, Ccm, Frames, FrameTooLong, name_in
 from eir.gsup.message import CHECK_IMEI, CHECK_IMEI_ERROR, CHECK_IMEI_RESULT, TYPE_AT, elements, error, result, says_no
 from eir.peers import link
 from eir.peers.link import Turns
+from eir.peers.settings import Limits
 
 AHEAD_BYTES: Final = 1 << 16
 """What a connection whose turn has not come may have ready; no more is read from it then."""

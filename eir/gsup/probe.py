@@ -10,12 +10,12 @@ from typing import Final
 
 from eir.checks.finding import Finding, Probe
 from eir.device import KEY_DIGITS
-from eir.diameter.transport.endpoint import address_text
-from eir.diameter.transport.stream import fault_text
 from eir.errors import EirError
 from eir.gsup import ipa
 from eir.gsup.ipa import CCM, GSUP, HEADER_BYTES, OSMO, Ccm, Frames, FrameTooLong
 from eir.gsup.message import CHECK_IMEI_ERROR, CHECK_IMEI_RESULT, TYPE_AT, Ie, check_imei, digits, elements, says_no
+from eir.peers.transport.endpoint import address_text
+from eir.peers.transport.stream import fault_text
 
 READ_BYTES: Final = 65_536
 LONGEST: Final = 1 << 17

@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eir.checks.settings import Status
-from eir.diameter.capabilities import is_from
-from eir.diameter.counts import Counts
-from eir.diameter.rate import DEFAULT_PRIORITY, RateLimits, refusing
-from eir.diameter.settings import Limits, PeerSettings
 from eir.errors import Report, place_of
 from eir.gsup.hlr import State
 from eir.gsup.link import Link
 from eir.gsup.message import read_check_imei
 from eir.gsup.service import PROTOCOL, GsupService, is_permitted
 from eir.gsup.settings import GsupSettings
+from eir.peers.addresses import is_from
+from eir.peers.counts import Counts
+from eir.peers.rate import DEFAULT_PRIORITY, RateLimits, refusing
 from eir.peers.requester import Requester
 from eir.peers.server import Server
+from eir.peers.settings import Limits, PeerSettings
 
 ACK, NACK, NOBODY = "ack", "nack", "none"
 """What metrics call an answer; NOBODY: the request has no IMSI, and nobody could tell whose the answer is."""

@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from eir.diameter.settings import Limits
-from eir.diameter.transport.sctp import Carried
 from eir.map.settings import GatewaySettings
 from eir.peers import link
 from eir.peers.link import Turns
+from eir.peers.settings import Limits
+from eir.peers.transport.sctp import Carried
 from eir.ss7 import m3ua
 from eir.ss7.asp import Association, Happened, State
 from eir.ss7.m3ua import Kind, Transfer

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from eir.checks.finding import Finding, Probe
-from eir.diameter.settings import SctpSettings
-from eir.diameter.transport import sctp, stream
-from eir.diameter.transport.endpoint import SCTP, Endpoint, address_text
-from eir.diameter.transport.sctp_options import is_supported
-from eir.diameter.transport.stream import fault_text
 from eir.errors import EirError
 from eir.map import checkimei as codec
 from eir.map.link import CARRIED
 from eir.map.settings import SSN_EIR
+from eir.peers.settings import SctpSettings
+from eir.peers.transport import sctp, stream
+from eir.peers.transport.endpoint import SCTP, Endpoint, address_text
+from eir.peers.transport.sctp_options import is_supported
+from eir.peers.transport.stream import fault_text
 from eir.ss7 import sccp, tcap
 from eir.ss7.asp import Association, State
 from eir.ss7.ber import BerError

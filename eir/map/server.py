@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from eir.checks.settings import PolicySettings, Status, answers_of
-from eir.diameter.capabilities import is_from
-from eir.diameter.counts import Counts
-from eir.diameter.rate import DEFAULT_PRIORITY, NO_LIMITS, Limit, RateLimits, refusing
-from eir.diameter.settings import Limits, PeerSettings, SctpSettings
-from eir.diameter.transport import sctp, stream
-from eir.diameter.transport.endpoint import SCTP, endpoint
 from eir.errors import Report, place_of
 from eir.map.link import CARRIED, Link
 from eir.map.service import PROTOCOL, MapService, Reply
 from eir.map.settings import SSN_EIR, GatewaySettings, Ss7Settings
+from eir.peers.addresses import is_from
+from eir.peers.counts import Counts
+from eir.peers.rate import DEFAULT_PRIORITY, NO_LIMITS, Limit, RateLimits, refusing
 from eir.peers.requester import Requester
 from eir.peers.server import ENDED, Server
+from eir.peers.settings import Limits, PeerSettings, SctpSettings
+from eir.peers.transport import sctp, stream
+from eir.peers.transport.endpoint import SCTP, endpoint
 from eir.ss7 import m3ua, sccp
 from eir.ss7.asp import Association, Happened, State
 from eir.ss7.m3ua import Transfer

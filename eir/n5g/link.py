@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from eir.diameter.settings import Limits
 from eir.peers import link
 from eir.peers.link import Turns
+from eir.peers.settings import Limits
 from eir.web.http2 import Connection
 from eir.web.http2_message import Request, Response
 

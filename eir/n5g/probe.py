@@ -16,12 +16,12 @@ from h2.exceptions import ProtocolError
 
 from eir.checks.finding import Finding, Probe
 from eir.device import IMEI_LENGTHS, KEY_DIGITS, is_digits
-from eir.diameter.transport.endpoint import address_text
-from eir.diameter.transport.stream import fault_text
 from eir.errors import EirError
 from eir.n5g.bearer import authorization
 from eir.n5g.redirect import REDIRECTS
 from eir.n5g.service import RESOURCE
+from eir.peers.transport.endpoint import address_text
+from eir.peers.transport.stream import fault_text
 
 READ_BYTES = 65_536
 STATUS_DIGITS = 3

@@ -6,10 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eir.checks.settings import Status, answers_of
-from eir.diameter.capabilities import may_connect
-from eir.diameter.counts import OTHER, Counts
-from eir.diameter.rate import RateLimits, refusing
-from eir.diameter.settings import Limits, PeerSettings
 from eir.errors import Report, place_of
 from eir.n5g import problem as problems
 from eir.n5g.link import Link
@@ -17,8 +13,12 @@ from eir.n5g.problem import problem
 from eir.n5g.sbi import carried_back, priority_of
 from eir.n5g.service import PROTOCOL, STATUSES, N5gService, Reply
 from eir.n5g.settings import SERVICE
+from eir.peers.addresses import may_connect
+from eir.peers.counts import OTHER, Counts
+from eir.peers.rate import RateLimits, refusing
 from eir.peers.requester import Requester, requester
 from eir.peers.server import Server
+from eir.peers.settings import Limits, PeerSettings
 from eir.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.web.http2 import Connection
 from eir.web.http2_limits import Http2Limits

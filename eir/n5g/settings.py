@@ -1,11 +1,11 @@
-"""What N5g-eir is told, and what it is called. Data only; imports eir.diameter.transport.endpoint and eir.web.denials."""
+"""What N5g-eir is told, and what it is called. Data only; imports eir.peers.transport.endpoint and eir.web.denials."""
 
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
-from eir.diameter.transport.endpoint import TCP, TLS, Endpoint, endpoint
+from eir.peers.transport.endpoint import TCP, TLS, Endpoint, endpoint
 from eir.web.denials import TokenSettings
 
 TRANSPORTS = {"http": TCP, "https": TLS}

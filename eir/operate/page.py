@@ -13,8 +13,8 @@ from hashlib import sha256
 from html import escape
 from typing import Any
 
-from eir.lists.store import Event, ListState
 from eir.operate.lately import MINUTES, Minute
+from eir.record.store import Event, ListState
 from eir.web.http1 import Response
 
 REFRESH_S = 30

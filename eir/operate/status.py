@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from eir import __version__
 from eir.diameter.status import Failure
 from eir.errors import Report
-from eir.lists.store import ListState
+from eir.record.store import ListState
 from eir.s13.lane import COMPILED, LANE
 
 OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")

@@ -1,6 +1,6 @@
-"""Clients that ask over other protocols than Diameter: who each is, its connection, and the connections of a worker together.
+"""Peers: who may connect, from where, how often, and over which transports. Knows no protocol and no check.
 
-requester.py says who asks; link.py is one connection and its turns; server.py has all connections of a protocol, which derives from
-these two, as eir.n5g does. Imports of eir.diameter what is the same for every protocol: the peer table, limits, counts, TLS. Knows no
-protocol, and no check.
+settings.py has the peer table and the limits, addresses.py and gate.py hold connections to them, rate.py their requests; transport/
+opens and accepts. Clients that ask over other protocols than Diameter have their base here too: requester.py says who asks, link.py is
+one connection and its turns, server.py has all connections of a protocol.
 """

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, cast
 
-from eir.diameter.capabilities import source_address
-from eir.diameter.rate import NO_LIMITS
-from eir.diameter.settings import Limits, PeerSettings
-from eir.diameter.transport.endpoint import address_text
-from eir.diameter.transport.stream import certificate_names
+from eir.peers.addresses import source_address
+from eir.peers.rate import NO_LIMITS
 from eir.peers.requester import Requester
+from eir.peers.settings import Limits, PeerSettings
+from eir.peers.transport.endpoint import address_text
+from eir.peers.transport.stream import certificate_names
 
 TURN_S = 0.00015
 """What all connections may take of one turn of the loop: a Diameter peer beside them waits no longer than that, and its own checks

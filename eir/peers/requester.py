@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from eir.diameter.capabilities import holds, is_from
-from eir.diameter.settings import PeerSettings
+from eir.peers.addresses import holds, is_from
+from eir.peers.settings import PeerSettings
 
 CORE = "5gc.mnc"
 """How the domain of an operator's 5G core begins (TS 23.003 28.2)."""

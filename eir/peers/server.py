@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from eir.diameter.counts import Counts
-from eir.diameter.rate import RateLimits
-from eir.diameter.settings import Limits, PeerSettings
-from eir.diameter.transport import stream
 from eir.errors import Report
+from eir.peers.counts import Counts
 from eir.peers.link import Link, Turns
+from eir.peers.rate import RateLimits
 from eir.peers.requester import Requester
+from eir.peers.settings import Limits, PeerSettings
+from eir.peers.transport import stream
 
 TICK_S = 0.5
 """Between two looks at what takes too long."""

@@ -1,4 +1,4 @@
-/* Images of lists as the lane reads them: three arrays of each, which eir/lists/image.py describes. Whatever they say, nothing outside of
+/* Images of lists as the lane reads them: three arrays of each, which eir/images/image.py describes. Whatever they say, nothing outside of
  * them is read. Keys are looked up in steps, each step for many of them, so that memory comes for some while others are looked at. */
 
 #include "_lane.h"

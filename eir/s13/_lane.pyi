@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 # A policy with its lists, and what answers by them.
 #
-# program, verdicts: see eir.checks.program; how many verdicts there are. lists: for each list its arrays (eir.lists.image.Image.lane_arrays),
+# program, verdicts: see eir.checks.program; how many verdicts there are. lists: for each list its arrays (eir.images.image.Image.lane_arrays),
 # or None if it was never loaded, and its kind. strict: an IMEI with a wrong check digit is for the general path. keys, are_groups: of the
 # dictionary's AVPs in ascending order, 8 bytes each; a byte for each. Raises ValueError for what cannot be a policy.
 class Lane:

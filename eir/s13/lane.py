@@ -1,7 +1,7 @@
 """The express lane: ECRs are read, decided and answered in C (_lane.c), many times as fast as by the general path.
 
 The C has no state from one call to the next: here a policy and its lists are bound, and what was answered is counted and told. What it
-does not take is the general path's, which stays the specification: tests/test_express.py. May import what s13.service may.
+does not take is the general path's, which stays the specification: tests/s13/test_express.py. May import what s13.service may.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +19,8 @@ from eir.diameter.answer import Reply, result_avp, result_label
 from eir.diameter.application import LaneTerms
 from eir.diameter.message import E_FLAG
 from eir.diameter.result import is_protocol_error
-from eir.diameter.settings import DESTINATION, UNKNOWN_M
-from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.peers.settings import DESTINATION, UNKNOWN_M
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS
 from eir.s13.dictionary import DICTIONARY, ME_IDENTITY_CHECK, ME_IDENTITY_CHECK_NAME, S13_APPLICATION
 from eir.s13.service import PROTOCOL
 

@@ -12,12 +12,13 @@ from eir.device import is_digits
 from eir.diameter import dictionary as base
 from eir.diameter.application import application_id_avp
 from eir.diameter.avp import encode, encode_text, text
-from eir.diameter.capabilities import certificate_fits, holds
+from eir.diameter.capabilities import certificate_fits
 from eir.diameter.client import SERVER, Client, connect
 from eir.diameter.message import Answer
 from eir.diameter.result import NAMES, REDIRECT_INDICATION, SUCCESS, UNKNOWN_PEER
-from eir.diameter.transport.endpoint import TCP
 from eir.errors import EirError
+from eir.peers.addresses import holds
+from eir.peers.transport.endpoint import TCP
 from eir.s13 import dictionary as s13
 from eir.s13.application import S13
 from eir.s13.service import EQUIPMENT_STATUSES

@@ -15,8 +15,8 @@ from eir.diameter.avp import Avp, encode, encode_text, encode_u32
 from eir.diameter.dictionary import USER_NAME
 from eir.diameter.message import Request
 from eir.diameter.result import INVALID_AVP_VALUE, MISSING_AVP, SUCCESS
-from eir.diameter.settings import PeerSettings
 from eir.errors import DiameterError
+from eir.peers.settings import PeerSettings
 from eir.s13 import dictionary as s13
 
 PROTOCOL = "s13"

@@ -1,7 +1,7 @@
 """Acknowledgements: which content of a list a node has in force since when, signed by a key of the node's own; and what a publisher makes of them.
 
 The key is an OpenSSH one in the node's state folder, its signatures have a namespace of their own, and whoever wants proof has the public
-keys of all nodes in an allowed_signers file, each under the node's Origin-Host. May import eir.errors, lists and what stands beside.
+keys of all nodes in an allowed_signers file, each under the node's Origin-Host.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eir.changes.audit import Listed
 from eir.errors import EirError, ReleaseRefused
-from eir.lists.audit import Listed
-from eir.lists.release import SERIAL_MAX, member, parse_manifest, verify_release
-from eir.lists.settings import ListSettings, is_list_name
-from eir.lists.signed import document_in, signed
-from eir.lists.store import utc_text
+from eir.record.settings import ListSettings, is_list_name
+from eir.record.store import utc_text
+from eir.releases.release import SERIAL_MAX, member, parse_manifest, verify_release
+from eir.releases.signed import document_in, signed
 from eir.sources.folder import Index, Offer, is_digest, steps
 from eir.sources.folder_writer import Contents, index_in
 

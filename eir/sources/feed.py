@@ -1,17 +1,17 @@
 """The feed: rows that a national register sends one by one, each a request, into local lists. From a request to its answer.
 
-Who sends them shows a password over TLS, or an access token. Imports eir.web, lists' local and settings, and eir.sources.
+Who sends them shows a password over TLS, or an access token.
 """
 
 import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from eir.changes.local import Entry
 from eir.device import device_key, imsi_key
 from eir.errors import Report
-from eir.lists.layout import tac_key
-from eir.lists.local import Entry
-from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.rows.layout import tac_key
 from eir.sources.feed_rows import Refused, Row, read_row
 from eir.sources.feed_settings import SCOPE, TAC_ROLES, FeedSettings
 from eir.sources.feed_users import TOO_MANY, Users

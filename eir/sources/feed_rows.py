@@ -4,17 +4,16 @@
     POST|DELETE /eir/{allowed-tac|blocked-tac}/<TAC>/<yyyy-MM-dd-HH-mm-ss>
 
 NULL stands for what is absent. ACTUAL_IMEI is the identifier as it was seen, of which IMEI is the first digits.
-Imports eir.device, eir.errors, lists' layout and local, eir.sources.feed_settings.
 """
 
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from eir.changes.local import ADD, REMOVE
 from eir.device import device_key, imsi_key
 from eir.errors import IdentifierError
-from eir.lists.layout import tac_key
-from eir.lists.local import ADD, REMOVE
+from eir.rows.layout import tac_key
 from eir.sources.feed_settings import TAC_ROLES
 from eir.sources.msisdn import number_key
 

@@ -2,7 +2,7 @@
 
 A transaction begins when for a moment no further row came, at the latest GATHER_S after its first one, or when it is full; while one
 is written the next one gathers. Rows about the same entry are written one after another, in the order in which they came.
-The history has a record of each transaction: who sent which rows. Imports lists and errors; the store comes as an argument.
+The history has a record of each transaction: who sent which rows.
 """
 
 import asyncio
@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from eir.changes.local import Edit, Entry, edit_what_differs
 from eir.errors import EntryRefused, StoreError
-from eir.lists.local import Edit, Entry, edit_what_differs
-from eir.lists.settings import ListSettings
-from eir.lists.store import ListStore
+from eir.record.settings import ListSettings
+from eir.record.store import ListStore
 from eir.sources.feed_rows import DONE, Refused
 
 GATHER_S = 0.05

@@ -2,7 +2,7 @@
 
 The folder lies on any web server or object store. Each release has a folder of its own in it, and the index names them: a full one, and
 deltas. The index is one file with its signature (lists.signed), so that no reader sees half of a change. It is signed by whoever signs the
-list's releases; it grants nothing that these do not, and is only the way to them. May import eir.errors and lists; no I/O.
+list's releases; it grants nothing that these do not, and is only the way to them.
 """
 
 import json
@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from eir.errors import ReleaseRefused
-from eir.lists.release import DELTA, FULL, SERIAL_MAX, SIGNATURES_MAX, is_plain_name, member
-from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS, is_list_name
-from eir.lists.store import utc_text
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, is_list_name
+from eir.record.store import utc_text
+from eir.releases.release import DELTA, FULL, SERIAL_MAX, SIGNATURES_MAX, is_plain_name, member
 
 FORMAT = "eir-folder/1"
 INDEX = "index.signed"

@@ -2,7 +2,7 @@
 
 Every now and then the deltas are folded: a full release of the same content joins the last of them, so that a reader who is far behind has
 one to begin with, and old deltas can go. What the list holds at each serial is found by loading the releases of the folder, as an EIR does,
-into a store that lives as long as that takes. May import eir.errors, lists and stores.
+into a store that lives as long as that takes.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from pathlib import Path
 
 import zstandard
 
+from eir.changes.load import Loader
 from eir.errors import EirError, ReleaseRefused
-from eir.lists.export import export
-from eir.lists.load import Loader
-from eir.lists.pages import Page
-from eir.lists.publish import Published, publish
-from eir.lists.release import Release, parse_manifest, signature_names
-from eir.lists.settings import DEVICES, Layout, ListSettings
-from eir.lists.signed import BEGINS, signed
-from eir.lists.store import ListState, utc_text
+from eir.pages.pages import Page
+from eir.record.settings import DEVICES, Layout, ListSettings
+from eir.record.store import ListState, utc_text
+from eir.releases.publish import Published, publish
+from eir.releases.release import Release, parse_manifest, signature_names
+from eir.releases.signed import BEGINS, signed
+from eir.rows.export import export
 from eir.sources.folder import INDEX, Index, Offer, in_order, read, steps, without, written
 from eir.stores.sqlite import SqliteStore
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eir.device import imsi_key, is_digits
 from eir.errors import EirError, IdentifierError
-from eir.lists.entries import imsi_text
+from eir.record.entries import imsi_text
 
 DIGITS = range(5, 16)
 """ITU-T E.164 6.2: at most 15, the country's code included."""

@@ -2,7 +2,7 @@
 
 Nothing is parsed before its signature holds: first the index, by the list's own signers; then each manifest, by lists.release; then the data,
 by their digests. What came is kept in a folder of the list's own until it is loaded, so that a download that broke goes on. Of several nodes
-on one store one fetches and loads, and the others find it done. May import eir.errors, lists and stores' contract; the HTTP of it is pull_http's.
+on one store one fetches and loads, and the others find it done.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from eir.changes.load import Loader, LoadReport
 from eir.errors import EirError, ReleaseRefused, StoreError
-from eir.lists.delivered import CHUNK_BYTES
-from eir.lists.inbox import KILLED, OURS, PATIENT, UNRECORDED
-from eir.lists.load import Loader, LoadReport
-from eir.lists.openssh import SIGNATURE_BYTES_MAX
-from eir.lists.release import MANIFEST_BYTES_MAX, Release, about, signature_names, verify_release
-from eir.lists.settings import ListSettings, Source
-from eir.lists.signed import document_in
-from eir.lists.store import NO_LIST, ListState, ListStore, Mark
+from eir.inbox.inbox import KILLED, OURS, PATIENT, UNRECORDED
+from eir.record.settings import ListSettings, Source
+from eir.record.store import NO_LIST, ListState, ListStore, Mark
+from eir.releases.openssh import SIGNATURE_BYTES_MAX
+from eir.releases.release import MANIFEST_BYTES_MAX, Release, about, signature_names, verify_release
+from eir.releases.signed import document_in
+from eir.rows.delivered import CHUNK_BYTES
 from eir.sources import folder
 from eir.sources.folder import INDEX, INDEX_BYTES_MAX, Index, Offer
 from eir.sources.pull_http import Server, Unreached

@@ -2,7 +2,6 @@
 
 Over https only, but for this host's own addresses; a redirect is followed on the same server and nowhere else. The proxies of the environment
 (`https_proxy`, `no_proxy`) are used as others use them. All of it blocks, and belongs in a thread of a process that answers nobody.
-May import eir.errors and lists.settings.
 """
 
 import http.client
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from eir.errors import EirError
-from eir.lists.settings import Source
+from eir.record.settings import Source
 
 STALL_S = 20.0
 """How long a server may send nothing."""

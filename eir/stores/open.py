@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eir.errors import Report, StoreError, silent
-from eir.lists.store import ListStore, Mark
+from eir.record.store import ListStore, Mark
 
 SQLITE = "sqlite"
 SQLITE_FILE = "lists.sqlite"

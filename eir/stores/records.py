@@ -1,4 +1,4 @@
-"""How stores write the records of the contract as text. Imports only eir.lists.
+"""How stores write the records of the contract as text.
 
 A record is a JSON object of its fields. Readers pass over fields that they do not know, so that nodes of two versions can
 share a store while one after the other is upgraded.
@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Any, get_type_hints
 
 from eir.errors import Report, StoreError
-from eir.lists.pages import NUMBER_BITS
-from eir.lists.store import Change, Event, Ledger, ListState
+from eir.pages.pages import NUMBER_BITS
+from eir.record.store import Change, Event, Ledger, ListState
 
 FORM = 2
 """Of what a store holds: 1 had no chain of records. A program that knows no higher one changes nothing where a higher one stands."""

@@ -1,4 +1,4 @@
-"""What a write changes: the one path of replace, amend, rollback and restore, for every store. Imports eir.lists and errors.
+"""What a write changes: the one path of replace, amend, rollback and restore, for every store.
 
 A store keeps pages in sets. Its record of a list (`Stored`) says which set is in force and what a rollback brings back,
 step by step: another whole set, or only the pages that a delta touched, as they were before it. `decide` says what a write makes of that
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
-from eir.lists.history import content_of
-from eir.lists.pages import Page
-from eir.lists.store import KEEP, Change, Event, ListState, Mark, Release
+from eir.pages.pages import Page
+from eir.record.history import content_of
+from eir.record.store import KEEP, Change, Event, ListState, Mark, Release
 
 S = TypeVar("S", bound=Hashable)
 """What a store calls a set of pages."""
@@ -105,7 +105,7 @@ class Write(Generic[S]):
 
 
 class PageSetStore(ABC):
-    """The part of eir.lists.store.ListStore that is the same in every store: states, and the four writes."""
+    """The part of eir.record.store.ListStore that is the same in every store: states, and the four writes."""
 
     @abstractmethod
     async def _stored(self, name: str) -> Stored[Any] | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from eir.lists.publish import publish
-from eir.lists.settings import DEVICES, PAIRS
+from eir.record.settings import DEVICES, PAIRS
+from eir.releases.publish import publish
 from eir.stores.open import SQLITE, open_copy, open_store
 
 from .questions import Keys, write_list

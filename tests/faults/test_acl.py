@@ -13,8 +13,8 @@ from test_follow import Node
 
 from eir.errors import StoreError
 from eir.follow.history import HistoryKeeper
-from eir.lists.pages import PAGE_KEYS
-from eir.lists.settings import HistorySettings
+from eir.pages.pages import PAGE_KEYS
+from eir.record.settings import HistorySettings
 from eir.stores.redis import RedisStore, writing
 from eir.stores.sqlite import SqliteStore
 

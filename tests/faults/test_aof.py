@@ -7,8 +7,8 @@ from made import event, page, pages_of, state
 from servers import USER_FILE, Protected, programs
 
 from eir.errors import StoreError
-from eir.lists.history import broken
-from eir.lists.pages import PAGE_KEYS
+from eir.pages.pages import PAGE_KEYS
+from eir.record.history import broken
 from eir.stores.redis import RedisStore
 
 A, B = pages_of([1, 2]), pages_of([3, 5 * PAGE_KEYS])

@@ -13,8 +13,8 @@ from servers import Protected
 
 from eir.device import device_key
 from eir.follow import history as keeping
-from eir.lists.history import appended
-from eir.lists.store import Ledger
+from eir.record.history import appended
+from eir.record.store import Ledger
 from eir.stores.redis import RedisStore
 
 LISTS, POLICY = (

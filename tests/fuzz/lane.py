@@ -1,4 +1,4 @@
-"""The compiled lane under fire, in a build that stops at the first byte it should not touch: tests/test_lane.py makes and runs it.
+"""The compiled lane under fire, in a build that stops at the first byte it should not touch: tests/s13/test_lane.py makes and runs it.
 
 Called with the extension's file, seconds and a seed. Messages are cut at every place, altered and mixed; policies, lists and a peer's
 terms are altered; what the lane answers is held to the general path. All memory is malloc's own, so that a byte too far is seen.

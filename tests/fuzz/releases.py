@@ -9,13 +9,13 @@ import random
 from contextlib import suppress
 
 from eir.errors import ReleaseRefused
-from eir.lists.build import Rows, amend_pages, build_pages
-from eir.lists.layout import LAYOUTS
-from eir.lists.pages import EMPTY_DIGEST
-from eir.lists.reader import Tally, read_rows
-from eir.lists.reasons import Reasons
-from eir.lists.release import parse_manifest
-from eir.lists.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.pages.pages import EMPTY_DIGEST
+from eir.record.reasons import Reasons
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.releases.release import parse_manifest
+from eir.rows.build import Rows, amend_pages, build_pages
+from eir.rows.layout import LAYOUTS
+from eir.rows.reader import Tally, read_rows
 
 HEADERS = (
     "imei", "tac", "imei_from,imei_to", "imsi", "imei,imsi", "imei,reason", "imei,until", "imei,reason,until", "tac,reason,until",

@@ -14,13 +14,13 @@ from wire import EIR, REALM, TGPP, Message
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.diameter.context import NodeContext
-from eir.diameter.counts import Counts
 from eir.diameter.events import Arrived
 from eir.diameter.node import Identity, Limits, PeerSettings
 from eir.diameter.peer import Peer
-from eir.diameter.rate import Bucket, Limit
 from eir.diameter.states import State
-from eir.lists.index import Index
+from eir.images.index import Index
+from eir.peers.counts import Counts
+from eir.peers.rate import Bucket, Limit
 from eir.s13.application import s13_application
 from eir.s13.lane import COMPILED, ExpressLane, ExpressLanes
 from eir.s13.service import S13Service

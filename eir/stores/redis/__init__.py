@@ -1,4 +1,4 @@
-"""The store for many nodes: Redis (7 or later) or Valkey, alone, under Sentinel, or as a cluster. Imports only eir.lists, errors, stores.
+"""The store for many nodes: Redis (7 or later) or Valkey, alone, under Sentinel, or as a cluster.
 
 Everything of a list is under one hash tag, so it is one slot of a cluster and one transaction can change it:
 
@@ -28,8 +28,8 @@ from typing import Any, cast
 from redis.exceptions import WatchError
 
 from eir.errors import Report, StoreChanged, StoreError, silent
-from eir.lists.pages import Page
-from eir.lists.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
+from eir.pages.pages import Page
+from eir.record.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
 from eir.stores.records import decode_change
 from eir.stores.redis import history, reading, writing
 from eir.stores.redis.link import Link
@@ -45,7 +45,7 @@ UNCHANGED_PAUSE_S = 0.1
 
 
 class RedisStore(PageSetStore):
-    """Implements eir.lists.store.ListStore on Redis. Connects when first asked. `report` hears of what is not an error.
+    """Implements eir.record.store.ListStore on Redis. Connects when first asked. `report` hears of what is not an error.
 
     Raises StoreError (`url`) for a URL that is not one of eir.stores.redis_url, see there also for `check`.
     """

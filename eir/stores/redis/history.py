@@ -3,7 +3,7 @@
 eir:{history}:ledger       hash: ledger (JSON: what both have to hold), stream (the name of the stream in force), form (of all that is here),
 done:LIST (the `change` of the last write of a list that the history has)
 eir:{history}:records      stream, or eir:{history}:records:ID after a rewrite: entry NUMBER-0 with record
-eir:{history}:refusals     hash: key → text, see eir.lists.history
+eir:{history}:refusals     hash: key → text, see eir.record.history
 eir:{history}:outcomes     hash: [list, outcome] → how often, and when last
 eir:{history}:events       stream of a version that had no chain; what it wrote, and still writes, becomes records
 """
@@ -16,7 +16,7 @@ from typing import Any
 import redis.exceptions as fault
 
 from eir.errors import GenerationConflict, StoreError
-from eir.lists.history import (
+from eir.record.history import (
     FOLDS_MAX,
     appended,
     events_of,
@@ -32,7 +32,7 @@ from eir.lists.history import (
     trimmed,
     with_folds,
 )
-from eir.lists.store import Event, Fold, Ledger, Outcome, Record
+from eir.record.store import Event, Fold, Ledger, Outcome, Record
 from eir.stores.records import FORM, check_form, decode_event, decode_ledger, encode, newer_form, say_upgrade
 from eir.stores.redis.link import Link
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eir.errors import StoreChanged, StoreError
-from eir.lists.pages import NUMBER_BITS, Page
-from eir.lists.store import Event
+from eir.pages.pages import NUMBER_BITS, Page
+from eir.record.store import Event
 from eir.stores.records import decode_event, decode_state
 from eir.stores.redis.link import Link
 from eir.stores.write import Kept, Stored

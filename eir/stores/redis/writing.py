@@ -10,8 +10,8 @@ from typing import Any, cast
 import redis.exceptions as fault
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreError
-from eir.lists.pages import Page
-from eir.lists.store import Event, ListState
+from eir.pages.pages import Page
+from eir.record.store import Event, ListState
 from eir.stores.records import FORM, check_form, encode, encode_numbers, say_upgrade
 from eir.stores.redis import history
 from eir.stores.redis.link import OUT_OF_MEMORY, POLICY_SAFE, Link

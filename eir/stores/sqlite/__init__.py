@@ -1,4 +1,4 @@
-"""The embedded store: one SQLite file in the state folder, for all processes of one host. Imports only eir.lists, errors, stores.
+"""The embedded store: one SQLite file in the state folder, for all processes of one host.
 
 Every operation runs in a thread of the store's own, so a slow disk or a lock never holds the event loop. sqlite3 gives up
 the interpreter's lock for each row that it steps to, and with a busy loop beside it getting that lock back costs
@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from eir.errors import Report, StoreChanged, silent
-from eir.lists.pages import NUMBER_BITS, Page
-from eir.lists.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
+from eir.pages.pages import NUMBER_BITS, Page
+from eir.record.store import Change, Event, Fold, Ledger, ListState, Outcome, Record
 from eir.stores.records import VALUE_BYTES_MAX, decode_change, decode_state, newer_form
 from eir.stores.sqlite import history, writing
 from eir.stores.sqlite.file import NUMBER_MASK, File, checkpoint, find, form_of
@@ -66,7 +66,7 @@ DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :no
 
 
 class SqliteStore(PageSetStore):
-    """Implements eir.lists.store.ListStore over one file, which is made if it is not there and opened when first asked."""
+    """Implements eir.record.store.ListStore over one file, which is made if it is not there and opened when first asked."""
 
     def __init__(self, path: Path, *, upgrades: bool = True, report: Report = silent) -> None:
         """`upgrades`: a file of an older form is brought to this one, which `report` is told before; else it is read as it is."""

@@ -1,6 +1,6 @@
 """The file: its schema, a connection to it in a thread of its own, its faults by cause. Knows nothing of what a list is.
 
-Imports eir.errors, eir.lists.pages and the form of eir.stores.records.
+Imports eir.errors, eir.pages.pages and the form of eir.stores.records.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 from eir.errors import Report, StoreError, silent
-from eir.lists.pages import NUMBER_BITS
+from eir.pages.pages import NUMBER_BITS
 from eir.stores.records import FORM, newer_form, say_upgrade
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """The history in the file: the chain, refusals, and what both have to hold. Functions of the connection; imports eir.lists, eir.errors.
 
-The table `records` is the chain, number → text, in which anyone can look with SQL; `refusals` has key → text (eir.lists.history),
+The table `records` is the chain, number → text, in which anyone can look with SQL; `refusals` has key → text (eir.record.history),
 and `ledger` in its one row what both have to hold (JSON).
 """
 
@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from eir.errors import GenerationConflict
-from eir.lists.history import (
+from eir.record.history import (
     FOLDS_MAX,
     appended,
     events_of,
@@ -23,7 +23,7 @@ from eir.lists.history import (
     trimmed,
     with_folds,
 )
-from eir.lists.store import Event, Fold, Ledger, Record
+from eir.record.store import Event, Fold, Ledger, Record
 from eir.stores.records import decode_ledger, encode
 from eir.stores.sqlite.file import snapshot, transaction
 

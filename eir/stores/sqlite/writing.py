@@ -11,8 +11,8 @@ from typing import cast
 import numpy as np
 
 from eir.errors import StoreError
-from eir.lists.pages import NUMBER_BITS, Page
-from eir.lists.store import Event, ListState
+from eir.pages.pages import NUMBER_BITS, Page
+from eir.record.store import Event, ListState
 from eir.stores.records import VALUE_BYTES_MAX, decode_event, decode_state, encode, encode_numbers
 from eir.stores.room import SMALL_BYTES, check_room
 from eir.stores.sqlite.file import NUMBER_MASK, WAL_BYTES_MAX, checkpoint, transaction

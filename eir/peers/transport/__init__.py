@@ -1,0 +1,1 @@
+"""Transports: TCP, TLS and SCTP, how connections begin and are accepted, and the names of endpoints. Knows no protocol."""

@@ -1,0 +1,72 @@
+"""TCP, and TLS on it: how a connection begins, and what no other transport has. The loop's own transports carry it.
+
+Another transport is a file like this one. Imports certificate.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+
+from eir.peers.transport.certificate import names_of_peer
+
+NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST"})
+"""What OpenSSL calls bytes that are no TLS."""
+ENDED = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
+"""The other end has closed the connection, and says no more."""
+
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER on, 0 seconds: closing sends a RST."""
+
+
+async def accept(
+    protocol: asyncio.Protocol,
+    connection: socket.socket,
+    tls: ssl.SSLContext | None = None,
+    timeout_s: float | None = None,
+) -> None:
+    """Put an accepted connection on the loop; with `tls` a handshake comes first, in `timeout_s` at most. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    await loop.connect_accepted_socket(
+        lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=timeout_s if tls else None
+    )
+
+
+async def connect(protocol: asyncio.Protocol, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+    """Connect, with a handshake where `tls` is given. Raises OSError."""
+    await asyncio.get_running_loop().create_connection(lambda: protocol, host, port, ssl=tls)
+
+
+def fault_text(fault: Exception, *, secure: bool) -> str:
+    """Why a connection could not be had, or has ended. `secure`: with TLS, where it may be the other end that objects."""
+    reason = str(getattr(fault, "reason", None) or "")
+    if secure and (isinstance(fault, ENDED) or "_ALERT_" in reason):
+        said = reason.replace("_", " ").lower() if "_ALERT_" in reason else "it closed the connection"
+        return f"the other end ended the TLS handshake ({said}); does it trust our certificate?"
+    if reason in NO_TLS:
+        return "what the other end sends is not TLS; does it take this port for one without?"
+    if isinstance(fault, OSError) and not isinstance(fault, ssl.SSLError | socket.gaierror) and (fault.errno or 0) > 0:
+        return os.strerror(fault.errno or 0)
+    return str(
+        getattr(fault, "verify_message", None)
+        or reason
+        or getattr(fault, "strerror", None)
+        or str(fault)
+        or type(fault).__name__
+    )
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close at once, so that the other end sees that it was no orderly end."""
+    with suppress(OSError, AttributeError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
+
+
+def certificate_names(transport: asyncio.Transport) -> Sequence[str] | None:
+    """Names in the certificate of the other end; None without TLS, empty without a certificate."""
+    tls = transport.get_extra_info("ssl_object")
+    return names_of_peer(tls.getpeercert() or {}) if tls is not None else None

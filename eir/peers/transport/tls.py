@@ -1,0 +1,160 @@
+"""TLS of a node: from files to the contexts that handshakes are made with (RFC 6733 13.1, RFC 8996). Opens no connection.
+
+Files are read once, by `read_tls`; what was read makes the same contexts in each process that it is handed to, whatever the files
+say by then.
+
+Authentication of peers is always mutual: a peer without a certificate of a configured authority does not get as far as a CER. The names in
+its certificate are compared with the CER (capabilities.certificate_fits), not with the address that was dialled.
+"""
+
+import os
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from eir.errors import EirError
+from eir.peers.settings import TlsSettings
+from eir.peers.transport.certificate import Certificate, first_certificate
+
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+"""What OpenSSL calls a key that is another certificate's."""
+FILE_BYTES_MAX = 1 << 20
+HTTP2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""With TLS 1.2: those that RFC 9113 9.2.2 does not forbid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What handshakes are made with; replaced as a whole when certificates change, so that each handshake sees one state."""
+
+    accepting: ssl.SSLContext
+    """For connections by `tls://` listeners."""
+    connecting: ssl.SSLContext
+    """For `connect: tls://…`."""
+    http2: ssl.SSLContext
+    """For listeners that speak HTTP/2 (RFC 9113 9.2)."""
+    passwords: ssl.SSLContext
+    """For listeners whose clients show a password or a token, and no certificate (HTTP/1.1)."""
+    certificate: Certificate
+    """The node's own."""
+
+
+class TlsError(EirError):
+    """Files that no handshake can be made with; `key` is the setting that names the one in question."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What the files of the settings said when they were read. May be pickled."""
+
+    settings: TlsSettings
+    contents: Mapping[str, bytes]
+    """By the setting that names the file."""
+
+
+def read_tls(settings: TlsSettings) -> TlsFiles:
+    """Read all files. Raises TlsError for one that cannot be read."""
+    files = {key: file for key in ("certificate", "key", "ca", "crl") if (file := getattr(settings, key)) is not None}
+    return TlsFiles(settings, {key: _content(key, file) for key, file in files.items()})
+
+
+def load_tls(files: TlsFiles) -> Tls:
+    """Make the contexts. Raises TlsError that says which file is wrong, and how."""
+    settings, contents = files.settings, files.contents
+    try:
+        certificate = first_certificate(contents["certificate"])
+    except ValueError as e:
+        raise TlsError("certificate", f"{settings.certificate}: {e}; expected the node's certificate in PEM") from None
+    if b"PRIVATE KEY-----" not in contents["key"]:
+        raise TlsError("key", f"{settings.key}: no private key in it; expected the certificate's, in PEM")
+    with ExitStack() as stack:
+        paths = {key: stack.enter_context(_in_memory(content)) for key, content in contents.items()}
+        accepting, connecting, http2, passwords = (
+            _context(settings, paths, protocol)
+            for protocol in (
+                ssl.PROTOCOL_TLS_SERVER,
+                ssl.PROTOCOL_TLS_CLIENT,
+                ssl.PROTOCOL_TLS_SERVER,
+                ssl.PROTOCOL_TLS_SERVER,
+            )
+        )
+    # A session that is taken up again would not have its certificate looked at; connections are few and long.
+    accepting.num_tickets = http2.num_tickets = 0
+    http2.set_alpn_protocols(["h2"])
+    http2.set_ciphers(HTTP2_CIPHERS)
+    passwords.verify_mode = ssl.CERT_NONE
+    passwords.set_alpn_protocols(["http/1.1"])
+    return Tls(accepting, connecting, http2, passwords, certificate)
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """A path for OpenSSL, which takes keys and revocation lists from files only."""
+    with os.fdopen(os.memfd_create("tls"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _context(settings: TlsSettings, paths: Mapping[str, str], protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False  # the CER or CEA says who it is, and is held to the certificate
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = VERSIONS[settings.min_version]
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_cert_chain(paths["certificate"], paths["key"], password=_no_passphrase)
+    except (ssl.SSLError, OSError) as e:
+        if isinstance(e, ssl.SSLError) and e.reason in MISMATCHES:
+            raise TlsError("key", f"{settings.key} is not the private key of {settings.certificate}") from None
+        raise TlsError("certificate", f"{settings.certificate} and {settings.key}: {_why(e)}") from None
+    except _PassphraseWantedError:
+        raise TlsError("key", f"{settings.key} wants a passphrase; expected a key without one") from None
+    for key in ("ca", "crl"):
+        if key in paths:
+            try:
+                context.load_verify_locations(paths[key])
+            except (ssl.SSLError, OSError) as e:
+                raise TlsError(key, f"{getattr(settings, key)}: {_why(e)}") from None
+    stored = context.cert_store_stats()
+    if not stored["x509"]:
+        raise TlsError(
+            "ca", f"{settings.ca}: no certificate in it; expected those of the authorities that peers' come from"
+        )
+    # What stands there is trusted, whether or not it is the root of its chain.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if settings.crl is not None:
+        if not stored["crl"]:
+            raise TlsError("crl", f"{settings.crl}: no revocation list in it")
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return context
+
+
+class _PassphraseWantedError(Exception):
+    pass
+
+
+def _no_passphrase() -> str:
+    raise _PassphraseWantedError
+
+
+def _content(key: str, file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            octets = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as e:
+        raise TlsError(key, f"{file} cannot be read: {e.strerror}") from None
+    if len(octets) > FILE_BYTES_MAX:
+        raise TlsError(key, f"{file} is larger than {FILE_BYTES_MAX} bytes")
+    return octets
+
+
+def _why(fault: OSError) -> str:
+    return str(getattr(fault, "reason", None) or fault.strerror or fault).replace("_", " ").lower()

@@ -1,0 +1,83 @@
+"""What a list holds, entry by entry, as people look at it: pages unfolded into rows."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from eir.device import SNR_KEYS, TAC_DIGITS, key_text
+from eir.errors import StoreChanged, StoreError
+from eir.pages.content import decode
+from eir.pages.pages import PAGE_KEYS, Page
+from eir.pages.pairs import decode_pairs, has_pairs
+from eir.record.settings import SUBSCRIBERS
+from eir.record.store import ListState, ListStore, utc_text
+
+READ_AGAIN_MAX = 5
+"""Times that a list is read again because it changed while it was read."""
+
+
+class Listed(NamedTuple):
+    """One entry of a list."""
+
+    key: int
+    """Of the device or the subscriber; the lowest one under a whole TAC."""
+    imsi: int = 0
+    """The key of a pair's subscriber; 0 in other lists."""
+    whole_tac: bool = False
+    reason: int = 0
+    """The byte that stands for its text, see ListState.reasons."""
+    until: int = 0
+    """Unix seconds at which it ends; 0: it does not."""
+
+    def text(self, kind: str) -> str:
+        """What is listed, as a data file of this kind of list has it: an identifier or a TAC."""
+        if kind == SUBSCRIBERS:
+            return imsi_text(self.key)
+        return f"{self.key // SNR_KEYS:0{TAC_DIGITS}d}" if self.whole_tac else key_text(self.key)
+
+
+def imsi_text(key: int) -> str:
+    """The IMSI that a key stands for (see eir.device.imsi_key)."""
+    return str(key)[1:]
+
+
+def until_text(until: int) -> str:
+    """The end of an entry as data files have it; empty for none."""
+    return utc_text(datetime.fromtimestamp(until, UTC)) if until else ""
+
+
+async def read_pages(
+    store: ListStore, name: str, wanted: Callable[[Page], bool] = lambda _: True
+) -> tuple[ListState | None, Sequence[Page]]:
+    """A list's state and those of its pages that are wanted, by rising number, as of one moment. Raises StoreError."""
+    for _ in range(READ_AGAIN_MAX):
+        with suppress(StoreChanged):
+            state: ListState | None = None
+            pages: list[Page] = []
+            async for state, batch in store.pages(name):  # noqa: B007  # the last one is returned
+                pages += filter(wanted, batch)
+            return state, sorted(pages)
+    raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read: try again")
+
+
+def entries_of(pages: Iterable[Page]) -> Iterator[Listed]:
+    """The entries of these pages, page by page: first the whole TAC, then by rising key. Raises StoreError if one is damaged."""
+    for page in pages:
+        try:
+            yield from _entries_of(page)
+        except ValueError as error:
+            raise StoreError("corrupt", f"page {page.number} is damaged: {error}") from error
+
+
+def _entries_of(page: Page) -> Iterator[Listed]:
+    first, tac = page.number * PAGE_KEYS, page.tac
+    if tac is not None:
+        yield Listed(first, 0, True, tac.reason, tac.until)
+    if has_pairs(page):
+        for low, paired in decode_pairs(page).items():
+            yield from (Listed(first + low, imsi, False, paired.reason, end) for imsi, end in paired.imsis.items())
+    else:
+        content = decode(page)
+        rows = zip(content.low.tolist(), content.reasons.tolist(), content.until.tolist(), strict=True)
+        yield from (Listed(first + low, 0, False, reason, end) for low, reason, end in rows)

@@ -1,0 +1,289 @@
+"""CSV dialects: which columns a file has, what identifies a row, and what is wrong with one that does not.
+
+What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and leaves to this
+module only the rows that need explaining.
+"""
+
+import csv
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, imei_key, imsi_key, is_digits
+from eir.errors import IdentifierError, ReleaseRefused
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, Layout
+from eir.rows.device_check import INSERT, REMOVE, looks_like_answer
+
+BOM = b"\xef\xbb\xbf"
+
+BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR = (
+    ("imei",),
+    ("identifier",),
+    ("tac",),
+    ("imei_from", "imei_to"),
+    ("imsi",),
+    ("imei", "imsi"),
+)
+"""What a row is about, by the columns that identify it."""
+SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,)}
+REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
+"""Columns that say why, when an entry ends, when it was made, and whether a row adds or removes it."""
+CHANGE, WHEN = "change", "when"
+"""A second column that says whether a row adds or removes; and one with the time, in Unix seconds, by which the latest row of a device counts."""
+
+
+def tac_key(text: str) -> int:
+    """The lowest key under a TAC. Raises IdentifierError unless the text is 8 digits."""
+    if len(text) != TAC_DIGITS or not is_digits(text):
+        raise IdentifierError(f"a TAC has {TAC_DIGITS} digits; got {len(text)} characters")
+    return int(text) * SNR_KEYS
+
+
+_KEY_OF: Mapping[str, Callable[[str], int]] = {
+    "imei": device_key, "identifier": any_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
+}  # fmt: skip
+"""The columns that identify, and how each is read."""
+COLUMNS = (*_KEY_OF, REASON, UNTIL, DATE, ACTION)
+"""All that a column may be."""
+
+_DIRBS = {"imei": "imei", "imsi": "imsi", REASON: "reasons", DATE: "block_date"}
+_NO_SEPARATOR = "\x1f"  # in the layout `imei` the whole line is the identifier
+
+LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
+    Layout(name="eir", columns={name: name for name in (*_KEY_OF, REASON, UNTIL, DATE)}, subjects=SUBJECTS),
+    Layout(name="imei", columns={"imei": 1}, names=False, separator=_NO_SEPARATOR, subjects={DEVICES: (BY_IMEI,)}),
+    Layout(name="dirbs-blacklist", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,)}, junk=True),
+    Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True),
+    # An exception is for one SIM in one device: as a device's alone it would exempt the device from everything.
+    Layout(name="dirbs-exceptions", columns={"imei": "imei", "imsi": "imsi"}, subjects={PAIRS: (BY_PAIR,)}, junk=True),
+    # A case that is pending is not to be blocked yet, and a case without a status is as one that is closed (DIRBS-Core, StolenListSchema).
+    Layout(
+        name="lsds", columns={"imei": "imei", DATE: "reporting_date", ACTION: "status", CHANGE: "change_type"}, subjects={DEVICES: (BY_IMEI,)},
+        added=frozenset({"", "blacklist", "add", "update"}), removed=frozenset({"pending", "recovered", "remove"}),
+    ),
+    Layout(
+        name="gsma-device-check", columns={"imei": 1, ACTION: 2, REASON: 3, WHEN: 4}, names=False, subjects={DEVICES: (BY_IMEI,)},
+        added=frozenset({INSERT}), removed=frozenset({REMOVE}), answers=True,
+    ),
+)}  # fmt: skip
+"""Those that need no declaration."""
+_HEADERS = {
+    "imei,block_date,reasons": "dirbs-blacklist",
+    "imei,imsi,msisdn,block_date,reasons": "dirbs-notifications",
+    "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
+    "imei,imsi,msisdn": "dirbs-exceptions",
+    "imei,reporting_date,status": "lsds",
+    "imei,reporting_date,status,change_type": "lsds",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where in a row of one file to look for what."""
+
+    subject: tuple[str, ...]
+    at: Mapping[str, int]
+    """Positions, from 0, of the columns that are read: the subject's in their order, then others."""
+    layout: Layout
+
+    @property
+    def may_be_open(self) -> bool:
+        """Whether a range without an end is its first identifier alone."""
+        return self.layout.declared and self.subject == BY_RANGE
+
+
+def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
+    """Which columns to read from a file that begins with these lines, and the rows among them. As `plan_for`."""
+    begin = begin.removeprefix(BOM)
+    header, _, rows = begin.partition(b"\n") if layout.names else (b"", b"", begin)
+    return plan_for(name, layout, kind, header, dates=dates), rows
+
+
+def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
+    """Which columns to read from a file with this header line; `dates`: the column `date` too, which decides nothing.
+
+    Raises ReleaseRefused (`layout`).
+    """
+    allowed = layout.subjects.get(kind)
+    if allowed is None:
+        kinds = " or ".join(layout.subjects)
+        raise ReleaseRefused("layout", f"{name}: layout {layout.name} is for lists of {kinds}, not of {kind}")
+    where, names = f"{name}:{layout.lines_before + 1}", _header_names(header, layout.separator) if layout.names else []
+    looked_for = set(layout.columns.values()) if layout.declared else set(names)
+    if twice := next((column for column in names if column in looked_for and names.count(column) > 1), None):
+        raise ReleaseRefused("layout", f"{where}: a column name stands twice in the header: {twice!r}")
+    at: dict[str, int] = {}
+    for ours, theirs in layout.columns.items():
+        if isinstance(theirs, int):
+            at[ours] = theirs - 1
+        elif theirs in names:
+            at[ours] = names.index(theirs)
+        elif layout.declared:
+            missing = f"the header has no column {theirs!r}, which layout {layout.name} declares for {ours}"
+            raise ReleaseRefused("layout", f"{where}: {missing}{separator_hint(header, layout.separator)}")
+    present = at.keys() & _KEY_OF.keys()
+    # Of the columns that identify in an agency's own file the list's kind says which are meant; elsewhere all of them are.
+    chosen = layout.junk or layout.declared
+    subject = next((each for each in allowed if present == set(each) or (chosen and present.issuperset(each))), None)
+    if subject is None:
+        expected = " or ".join("+".join(columns) for columns in allowed)
+        found = "+".join(sorted(present)) or "none of them"
+        raise ReleaseRefused(
+            "layout",
+            f"{where}: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}",
+        )
+    others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates else [])]
+    return Plan(subject, {column: at[column] for column in (*subject, *others) if column in at}, layout)
+
+
+def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
+    """The kinds of list that a file with this header line may be for. Raises ReleaseRefused (`layout`) if it fits none."""
+    found, faults = [], []
+    for kind in layout.subjects:
+        try:
+            plan_for(name, layout, kind, header)
+            found.append(kind)
+        except ReleaseRefused as fault:
+            faults.append(fault)
+    if not found:
+        raise faults[0]
+    return found
+
+
+def strange_columns(header: bytes, layout: Layout) -> list[str]:
+    """What to say of the columns of the layout `eir` that mean nothing to it; files of others hold what they need."""
+    known = layout.columns
+    strange = [column for column in _header_names(header, ",") if column not in known] if layout.name == "eir" else []
+    near = {column: difflib.get_close_matches(column, known, n=1) for column in strange}
+    return [f"{column!r}" + (f"; did you mean {near[column][0]!r}?" if near[column] else "") for column in strange]
+
+
+def separator_hint(header: bytes, separator: str = ",") -> str:
+    """What to say of a header as spreadsheets of some countries write it; nothing for any other."""
+    for other, called in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
+        if other in header and separator.encode() not in header:
+            return f" (its columns are separated by {called}; " + (
+                "save it with commas)" if separator == "," else f"{separator!r} is expected)"
+            )
+    return ""
+
+
+def guess_layout(first_line: bytes) -> str | None:
+    """The layout of a file that begins with this line; None if nothing known fits."""
+    if looks_like_answer(first_line):
+        return "gsma-device-check"
+    names = _header_names(first_line, ",")
+    if (dirbs := _HEADERS.get(",".join(names))) is not None:
+        return dirbs
+    if _KEY_OF.keys() & set(names):
+        return "eir"
+    try:
+        device_key(names[0] if len(names) == 1 else "")
+    except IdentifierError:
+        return None
+    return "imei"
+
+
+_DATE_PARTS = {"YYYY": "%Y", "MM": "%m", "Mon": "%b", "DD": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
+_DATE_PART = re.compile("|".join(_DATE_PARTS))
+
+
+def is_date_form(form: str) -> bool:
+    """Whether this is a form of dates: YYYY, MM or Mon, and DD, with hh, mm and ss or without, and signs between them."""
+    found = _DATE_PART.findall(form)
+    signs = _DATE_PART.sub("", form)
+    complete = (
+        {"YYYY", "DD"} < set(found)
+        and ("MM" in found) != ("Mon" in found)
+        and {"hh", "mm"}.intersection(found) in ({"hh", "mm"}, set())
+    )
+    return complete and len(set(found)) == len(found) and re.fullmatch(r"[ ./:_TZ-]*", signs) is not None
+
+
+def until_seconds(text: str, form: str | None = None) -> int:
+    """Unix seconds of an end: that day's end, UTC, or the moment; 0 if empty; else ValueError.
+
+    `form`: how it is written, as in a Layout; None: `20261231`, `2026-12-31` or `2026-12-31T12:00:00Z`.
+    """
+    if not text:
+        return 0
+    if form is None and len(text) == len("2026-12-31T12:00:00Z") and text.endswith("Z"):
+        form = "YYYY-MM-DDThh:mm:ssZ"
+    elif form is None:
+        form = "YYYYMMDD" if len(text) == len("20261231") and is_digits(text) else "YYYY-MM-DD"
+    if len(text) != len(form) or not text.isascii():
+        raise ValueError("a date in another form")
+    moment = datetime.strptime(text, _DATE_PART.sub(lambda part: _DATE_PARTS[part[0]], form)).replace(tzinfo=UTC)
+    if "hh" not in form:
+        try:
+            moment += timedelta(days=1)
+        except OverflowError:
+            raise ValueError("the last day that there is") from None
+    return max(1, int(moment.timestamp()))
+
+
+def layout_named(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
+    """The dialect that a manifest names for the file `name`. Raises ReleaseRefused (`layout`)."""
+    known = {**declared, **LAYOUTS}
+    if layout not in known:
+        advice = "the configuration may declare others (layouts)"
+        raise ReleaseRefused(
+            "layout", f"{name}: layout {layout!r} is not known; known are {', '.join(known)}; {advice}"
+        )
+    return known[layout]
+
+
+def _header_names(header: bytes, separator: str) -> list[str]:
+    try:
+        text = header.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
+        return [column.strip().lower() for column in next(csv.reader([text], strict=True, delimiter=separator), [])]
+    except (UnicodeDecodeError, csv.Error):
+        return []
+
+
+def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
+    """The plan's fields of one line, None for those that it does not have; all None if it is not a line of CSV."""
+    try:
+        fields = next(csv.reader([line.decode("utf-8", "replace")], delimiter=plan.layout.separator, strict=True), [])
+    except csv.Error:
+        fields = []
+    return {column: fields[position] if position < len(fields) else None for column, position in plan.at.items()}
+
+
+def complaint(line: bytes, plan: Plan) -> str:
+    """What is wrong with one row, read by Python alone."""
+    fields, layout = fields_of(line, plan), plan.layout
+    if plan.may_be_open:
+        fields["imei_to"] = fields["imei_to"] or fields["imei_from"]
+    if None in (fields[column] for column in plan.subject) or (layout.answers and not fields["imei"]):
+        one = "one answer of Device Check a line, a JSON object with its deviceid, responsestatus success, and dated actions"
+        return (
+            f"{one}, is expected"
+            if layout.answers
+            else f"the row has no {'+'.join(plan.subject)}; one row a line, quotes closed, is expected"
+        )
+    try:
+        keys = [_KEY_OF[column](fields[column] or "") for column in plan.subject]
+        until_seconds(fields.get(UNTIL) or "", layout.dates)
+    except IdentifierError as error:
+        return str(error)
+    except ValueError:
+        return f"until is not like {layout.dates or USUAL_DATES}"
+    if any(
+        (fields[column] or "").strip() not in layout.added | layout.removed
+        for column in (ACTION, CHANGE)
+        if column in fields
+    ):
+        known = [", ".join(sorted(filter(None, codes))) for codes in (layout.added, layout.removed)]
+        return f"its code is none of {known[0]} (added) and {known[1]} (removed)"
+    if plan.subject != BY_RANGE:
+        return "the row cannot be read"
+    first, last = keys
+    return (
+        "imei_from is above imei_to" if first > last else f"the range holds {-(-(last - first + 1) // SNR_KEYS)} TACs"
+    )
+
+
+USUAL_DATES = "20261231, 2026-12-31 or 2026-12-31T12:00:00Z"

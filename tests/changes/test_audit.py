@@ -1,0 +1,326 @@
+"""eir audit: a planted gap is found, by asking an EIR of ours and one of another make, in a capture and in the record; and how sure that is."""
+
+import asyncio
+import json
+import logging
+import struct
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+from diameter.message import constants
+from diameter.node import Node
+from diameter.node.application import Application
+from luhn import check_digit
+from made import page
+from node import LISTED, UNLISTED
+from servers import free_port
+from wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, u32
+
+from eir.analysis.schema import FOLDER
+from eir.changes.audit import UNDER_WAY_MAX, Listed, audit, forms, interval, sample_size
+from eir.device import MEID_BASE, device_key
+
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
+IMEIS = [f"{35209900 + n // 40}{n * 7919 % 1000000:06d}" for n in range(1000)]
+MISSED = sorted(IMEIS[5::100])
+"""1 % of the list."""
+ASKED = ("--origin-host", HOST, "--origin-realm", REALM, "--rate", "10000")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # python-diameter's threads, at their end
+
+
+# How many, how sure
+
+
+@pytest.mark.parametrize(
+    ("right", "asked", "wanted"),
+    [
+        (10, 10, (0.7225, 1)), (0, 10, (0, 0.2775)), (95, 100, (0.8883, 0.9785)), (990, 1000, (0.9817, 0.9946)),  # Wilson 1927, by R's prop.test
+    ],
+)  # fmt: skip
+def test_the_interval_is_wilsons(right, asked, wanted):
+    assert interval(right, asked) == pytest.approx(wanted, abs=0.0001)
+
+
+def test_whoever_has_asked_about_all_knows():
+    assert interval(990, 1000, of=1000) == (0.99, 0.99)
+    assert interval(0, 0) == (0, 1)
+
+
+@pytest.mark.parametrize("at_least", [0.0, 0.5, 0.99, 0.999, 0.99999])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
+def test_a_sample_is_as_large_as_it_has_to_be(at_least, confidence):
+    size = sample_size(at_least, confidence)
+    assert interval(size, size, confidence)[0] >= at_least - 1e-12
+    assert size == 1 or interval(size - 1, size - 1, confidence)[0] < at_least
+    assert sample_size(1, confidence) is None
+
+
+def test_forms_are_those_of_mmes():
+    key = device_key(LISTED)
+    assert forms(key, 0) == [LISTED, f"{LISTED}0", f"{LISTED}01"]
+    assert forms(key, 1) == [LISTED, f"{LISTED}{check_digit(LISTED)}", f"{LISTED}01"]
+    assert forms(MEID_BASE + 0xA0000012345678, 0) == ["A0000012345678"]
+
+
+def listed(*pages):
+    return Listed(SimpleNamespace(list="stolen", serial=1), pages, NOW)
+
+
+def test_what_is_listed_and_what_has_ended():
+    past, coming = int(NOW.timestamp()) - 1, int(NOW.timestamp()) + 1
+    of = listed(
+        page(35209900, [1, 2, 3], until=[past, coming, 0]),
+        page(35209901, [7], tac=(0, 0)),
+        page(35209902, [], tac=(0, past)),
+    )
+    keys = np.array(
+        [35209900_000002, 35209902_000001, 35209901_999999, 35209900_000001, 99999999_000001, 35209900_000003],
+        np.uint64,
+    )
+    assert of.holds(keys).tolist() == [True, False, True, False, False, True]
+    assert of.holds(keys[:0]).tolist() == []
+    assert len(of) == 4
+    drawn = sorted(of.sample(100))
+    assert [key // 10**6 for key in drawn] == [35209900, 35209900, 35209901, 35209901]
+    assert set(drawn) >= {35209900_000002, 35209900_000003, 35209901_000007}
+    assert of.holds(np.array(drawn, np.uint64)).all()
+
+
+def test_a_sample_is_by_chance_and_without_repeats():
+    of = listed(page(35209900, range(1000)), page(35209901, range(1000)))
+    one, other = of.sample(500), of.sample(500)
+    assert len(set(one)) == len(set(other)) == 500
+    assert set(one) != set(other)
+    assert one != sorted(one)
+    assert 150 < sum(key < 35209901_000000 for key in one) < 350
+
+
+# Asking
+
+
+async def test_no_more_questions_are_under_way_than_the_bound():
+    """An EIR that answers nothing for a while gets no flood, whatever the rate."""
+    waits, under_way, most, asked = asyncio.Event(), 0, 0, 0
+
+    async def ask(_):
+        nonlocal under_way, most, asked
+        under_way, asked = under_way + 1, asked + 1
+        most = max(most, under_way)
+        if under_way == UNDER_WAY_MAX:
+            asyncio.get_running_loop().call_later(0.2, waits.set)  # in which more would go out, if there were no bound
+        await waits.wait()
+        under_way -= 1
+        return "blacklisted"
+
+    of = listed(page(35209900, range(1000)))
+    report = await audit(of, of.sample(1000), ask, wanted="blacklisted", rate=1e6)
+    assert (most, asked, report.asked, report.share) == (UNDER_WAY_MAX, 3000, 1000, 1)
+
+
+def found(site, manifest, *more, status=0):
+    done = site.eir("audit", manifest, *more, "--json", status=status)
+    return json.loads(done.stdout), done.stderr
+
+
+def gap(document, missed=MISSED):
+    assert sorted({mistake["imei"][:14] for mistake in document["exceptions"]}) == missed
+    assert {(len(mistake["imei"]), mistake["wanted"], mistake["got"]) for mistake in document["exceptions"]} == {
+        (digits, "blacklisted", "whitelisted") for digits in (14, 15, 16)
+    }
+
+
+def test_an_eir_that_misses_one_in_a_hundred_is_found_and_one_that_misses_none_passes(site):
+    site.load([imei for imei in IMEIS if imei not in MISSED])
+    wanted = site.release(IMEIS, serial=2)
+    where = "{}:{}".format(*site.start().address)
+    document, said = found(site, wanted, where, *ASKED, "--all", "--at-least", "99.9%", status=1)
+    assert list(document) == ["list", "serial", "asked", "as_listed", "share", "interval", "exceptions"]
+    assert (document["list"], document["serial"], document["asked"], document["as_listed"]) == ("stolen", 2, 1000, 990)
+    assert (document["share"], document["interval"]) == (0.99, [0.99, 0.99])
+    gap(document)
+    assert said == "eir: 99.0000% are answered as listed, less than 99.9000%\n"
+    # A sample of nine in ten misses all ten of them once in 10^10.
+    document, _ = found(site, wanted, where, *ASKED, "--sample", "900", "--at-least", "0.999", status=1)
+    assert document["asked"] == 900
+    assert document["interval"][0] < document["share"] < document["interval"][1] < 0.9999
+    site.eir("load", wanted)
+    document, said = found(site, wanted, where, *ASKED, "--at-least", "0.999")
+    assert (document["asked"], document["share"], document["exceptions"], said) == (1000, 1, [], ""), (
+        "the sample would be larger than the list"
+    )
+    done = site.eir("audit", wanted, where, *ASKED, "--sample", "20", "--at-least", "0.999")
+    assert done.stdout.startswith(
+        "stolen 2, 1,000 entries: 20 of 20 devices answered as listed: 100.0000%, from 83.8875% to 100.0000% at 95% confidence"
+    )
+    assert "a larger --sample tells" in done.stderr
+
+
+class Eir(Application):
+    """Knows a list, and is of another make."""
+
+    def handle_request(self, request):
+        answer = self.generate_answer(request, result_code=constants.E_RESULT_CODE_DIAMETER_SUCCESS)
+        answer.auth_session_state = constants.E_AUTH_SESSION_STATE_NO_STATE_MAINTAINED
+        answer.equipment_status = int(request.terminal_information.imei[:14] in self.blocked)
+        self.send_answer(answer)
+
+
+@contextmanager
+def python_diameter(blocked):
+    logging.getLogger("diameter").setLevel(logging.CRITICAL)
+    port = free_port()
+    node = Node(EIR, REALM, ip_addresses=["127.0.0.1"], tcp_port=port, vendor_ids=[constants.VENDOR_TGPP])
+    application = Eir(constants.APP_3GPP_S13_S13, is_auth_application=True)
+    application.blocked = set(blocked)
+    node.add_application(application, [node.add_peer(f"aaa://{HOST}", REALM)])
+    node.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        node.stop(wait_timeout=1, force=True)
+
+
+def test_an_eir_of_another_make(site):
+    wanted, short = site.release(IMEIS[:200]), MISSED[:0]
+    with python_diameter(IMEIS[:200]) as where:
+        document, _ = found(site, wanted, where, *ASKED, "--at-least", "1")
+        assert (document["asked"], document["share"], document["exceptions"]) == (200, 1, short)
+    with python_diameter(imei for imei in IMEIS[:200] if imei not in MISSED) as where:
+        document, _ = found(site, wanted, where, *ASKED, "--at-least", "1", status=1)
+        assert document["as_listed"] == 198
+        gap(document, [imei for imei in MISSED if imei in IMEIS[:200]])
+
+
+def test_what_is_refused_and_what_is_wrong_usage(site):
+    manifest = site.release([LISTED])
+    for arguments in (("127.0.0.1:1", "--sightings"), ("127.0.0.1:1", "--at-least", "2")):
+        assert site.eir("audit", manifest, *arguments, status=2).stderr
+    assert "cannot connect" in site.eir("audit", manifest, f"127.0.0.1:{free_port()}", status=1).stderr
+    (site.folder / "releases" / "stolen-1-0.csv").write_text("imei\n")
+    assert "refused (file_size)" in site.eir("audit", manifest, "127.0.0.1:1", status=1).stderr
+
+
+# Only looking
+
+
+def segment(messages, streams, source, target, octets):
+    """A packet of IPv4 with a TCP segment that holds these bytes, as pcap has it."""
+    at = streams.setdefault((source, target), 1)
+    streams[source, target] += len(octets)
+    tcp = (
+        struct.pack(">HHIIBBHHH", source, target, at, streams.get((target, source), 1), 0x50, 0x18, 65535, 0, 0)
+        + octets
+    )
+    ip = (
+        struct.pack(
+            ">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0, bytes([127, 0, 0, 1]), bytes([127, 0, 0, 1])
+        )
+        + tcp
+    )
+    messages.append(struct.pack("<IIII", 1764115200 + len(messages), 0, len(ip), len(ip)) + ip)
+
+
+def capture(path, exchanges, port):
+    """A capture file; an exchange is a client's port, what it sends, and what it is answered (or nothing)."""
+    messages, streams = [], {}
+    for client, request, answer in exchanges:
+        segment(messages, streams, client, port, request)
+        if answer:
+            segment(messages, streams, port, client, answer)
+    path.write_bytes(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101) + b"".join(messages))
+    return path
+
+
+def eca(status, number):
+    experimental = avp(297, u32(266, TGPP) + u32(298, 5422))
+    said = experimental if status is None else u32(268, 2001) + u32(1445, status, TGPP)
+    return message(
+        324,
+        avp(263, f"{HOST};1;{number};test") + said + u32(277, 1) + avp(264, EIR) + avp(296, REALM),
+        0x40,
+        ids=(number, number),
+    )
+
+
+def check(client, host, number, imei, status):
+    asked = ecr(imei, session=avp(263, f"{HOST};1;{number};test"), host=avp(264, host), ids=(number, number))
+    return client, asked, b"" if status == "silent" else eca(status, number)
+
+
+@pytest.mark.parametrize("port", [3868, 13868])
+def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_path, port):
+    cea = message(257, u32(268, 2001) + avp(264, EIR) + avp(296, REALM), 0, 0, (1, 1))
+    both = [check(1001, "mme1", n, LISTED, 1) for n in (5, 6)]
+    path = capture(tmp_path / "s13.pcap", [
+        (1001, cer("mme1"), cea), (1002, cer("mme2"), cea), (1003, cer("dra"), cea),
+        check(1001, "mme1", 1, LISTED, 1), check(1001, "mme1", 2, UNLISTED, 0), check(1001, "mme1", 3, "nonsense", 0),
+        check(1003, "mme3", 1, f"{LISTED}01", 0), check(1003, "mme3", 2, LISTED, None), check(1003, "mme3", 3, LISTED, "silent"),
+        (1002, dwr("mme2"), b""),
+        (1001, both[0][1] + both[1][1], both[1][2] + both[0][2]),  # several in one segment, answered in another order
+    ], port)  # fmt: skip
+    site.configure(peers=[{"host": "mme1"}, {"host": "mme4"}, {"host": "probe", "expected": False}])
+    more = () if port == 3868 else ("--port", port)
+    document, _ = found(
+        site, site.release([LISTED]), "--passive", path, *more, "--mme", "mme3", "--mme", "mme5", "--at-least", "0.4"
+    )
+    assert (document["asked"], document["as_listed"], document["share"], document["interval"]) == (
+        6,
+        3,
+        0.5,
+        [0.5, 0.5],
+    )
+    assert [tuple(mistake.values()) for mistake in document["exceptions"]] == [
+        (LISTED, "blacklisted", "none"), (LISTED, "blacklisted", "unknown"), (f"{LISTED}01", "blacklisted", "whitelisted"),
+    ]  # fmt: skip
+    assert {each["origin_host"]: (each["asked"], each["as_listed"]) for each in document["origins"]} == {
+        "mme1": (3, 3),
+        "mme3": (3, 0),
+    }
+    assert document["never_asked"] == ["mme2", "mme4", "mme5"]
+
+
+def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
+    now = datetime.now(UTC).replace(tzinfo=None)
+
+    def row(imei, origin, status, checks=1, ago=timedelta()):
+        device = device_key(imei) if imei.isdigit() else None
+        return {
+            "time": now - ago,
+            "last": now - ago,
+            "checks": checks,
+            "imei": imei,
+            "device": device,
+            "origin_host": origin,
+            "status": status,
+        }
+
+    path = site.state / FOLDER / f"{now:%Y-%m-%d}" / f"{now:%H}-1-1.parquet"
+    path.parent.mkdir(parents=True)
+    pl.DataFrame([
+        row(LISTED, "mme1", "blacklisted", 3), row(LISTED, "mme1", "whitelisted", 1), row(LISTED, "mme1", "whitelisted", 90, timedelta(days=2)),
+        row(UNLISTED, "mme2", "whitelisted", 5), row("nonsense", "mme1", "error"),
+    ]).write_parquet(path)  # fmt: skip
+    site.configure(peers=[{"host": "mme1"}, {"host": "MME2"}, {"host": "mme4"}])
+    manifest = site.release([LISTED], issued=datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1))
+    document, said = found(site, manifest, "--sightings", "--at-least", "0.8", status=1)
+    assert (document["asked"], document["as_listed"], document["share"]) == (4, 3, 0.75)
+    assert document["origins"] == [
+        {"origin_host": "mme1", "asked": 4, "as_listed": 3, "share": 0.75}, {"origin_host": "mme2", "asked": 0, "as_listed": 0, "share": None},
+    ]  # fmt: skip
+    assert document["never_asked"] == ["mme4"]
+    assert "less than 80.0000%" in said
+    assert found(site, manifest, "--sightings", "--since", "3d")[0]["asked"] == 94
+    text = site.eir("audit", manifest, "--sightings").stdout.splitlines()
+    assert text[1:] == [
+        f"  {LISTED}: whitelisted instead of blacklisted",
+        "mme1: 3 of 4",
+        "mme2: asked about no listed device",
+        "mme4: never asked",
+    ]

@@ -1,0 +1,174 @@
+"""`eir init`: what it writes from options and from answers, what it refuses; and the first hour of deploy/CONNECT.md by its very lines."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from node import COMMAND, until
+from pages import blocks, section
+from servers import free_port
+
+from eir.config import load_config
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
+from agent import in_a_network_of_its_own
+
+ROOT = Path(__file__).parents[2]
+REALM = "core.operator.example"
+PAGE = (ROOT / "deploy" / "CONNECT.md").read_text()
+
+
+@pytest.fixture
+def key(tmp_path):
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "register@agency.example", "-f", tmp_path / "key"],
+        check=True,
+    )
+    return tmp_path / "key.pub"
+
+
+def init(*arguments, status=0, **options):
+    done = subprocess.run(
+        [*COMMAND, "init", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        **options,
+    )
+    assert done.returncode == status, done
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_it_writes_a_configuration_with_comments_the_key_and_a_unit(tmp_path, key):
+    folder = tmp_path / "eir"
+    peers = ("--peer", f"mme1.{REALM}@10.20.0.1,10.20.0.2", "--peer", "10.30.0.0/24")
+    done = init(
+        folder, "--realm", REALM, *peers, "--key", key, "--list", "stolen-national", "--state", tmp_path / "state"
+    )
+    assert f"{folder}/eir.yaml is written" in done.stdout
+    config = load_config(folder / "eir.yaml")
+    assert (config.identity.host, config.identity.realm) == (f"eir1.{REALM}", REALM)
+    assert [(peer.host, peer.realm, [str(each) for each in peer.sources]) for peer in config.peers] == [
+        (f"mme1.{REALM}", None, ["10.20.0.1/32", "10.20.0.2/32"]), (None, REALM, ["10.30.0.0/24"]),
+    ]  # fmt: skip
+    assert not config.warnings
+    assert config.state == tmp_path / "state"
+    assert list(config.lists) == ["stolen-national", "blocked-here"]
+    words = key.read_text().split()
+    assert (
+        folder / "signers" / "stolen-national"
+    ).read_text() == f'register@agency.example namespaces="eir-release" {words[0]} {words[1]}\n'
+    text = (folder / "eir.yaml").read_text()
+    assert text.count("# ") > 10
+    unit = (folder / "eir.service").read_text()
+    assert f"EIR_CONFIG={folder}/eir.yaml" in unit
+    assert f"ReadWritePaths={tmp_path}/state" in unit
+    assert all(path.stat().st_mode & 0o007 == 0 for path in folder.rglob("*"))
+
+
+def test_without_a_key_there_is_a_list_that_is_changed_by_hand(tmp_path):
+    init(tmp_path / "x", "--realm", REALM, "--peer", "127.0.0.1")
+    config = load_config(tmp_path / "x" / "eir.yaml")
+    assert [(name, settings.local) for name, settings in config.lists.items()] == [("blocked-here", True)]
+    assert config.state == tmp_path / "x" / "var"
+
+
+def test_it_writes_over_nothing(tmp_path, key):
+    (tmp_path / "signers").mkdir()
+    (tmp_path / "signers" / "stolen").write_text("mine\n")
+    done = init(tmp_path, "--realm", REALM, "--peer", "127.0.0.1", "--key", key, status=1)
+    assert "nothing is written" in done.stderr
+    assert (tmp_path / "signers" / "stolen").read_text() == "mine\n"
+    assert not (tmp_path / "eir.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--peer", "127.0.0.1"], "--realm"),
+        (["--realm", REALM], "--peer"),
+        (["--realm", REALM, "--peer", "mme1"], "expected HOST@ADDRESS"),
+        (["--realm", REALM, "--peer", "@127.0.0.1"], "before the @"),
+        (["--realm", "no realm", "--peer", "127.0.0.1"], "realm"),
+        (["--realm", REALM, "--peer", "127.0.0.1", "--listen", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
+        (["--realm", REALM, "--peer", "127.0.0.1", "--key", "key"], "no public key"),
+        (["--realm", REALM, "--peer", "127.0.0.1", "--key", "key.pub", "--signer", "two names"], "expected one name"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path, key, arguments, said):
+    done = init("there", *arguments, status=2, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert said in done.stderr
+    assert key.exists()
+    assert not (tmp_path / "there").exists()
+
+
+def test_on_a_terminal_it_asks(tmp_path, key):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "init", str(tmp_path / "asked")],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=os.environ | {"TERM": "dumb"},
+        start_new_session=True,
+    )
+    os.close(follower)
+    os.write(leader, f"{REALM}\n\ntcp://127.0.0.1:3868\n127.0.0.1\n\n{key}\n".encode())
+    said = b""
+    with suppress(OSError):  # it has ended
+        while piece := os.read(leader, 4096):
+            said += piece
+    os.close(leader)
+    assert process.wait(60) == 0, said
+    config = load_config(tmp_path / "asked" / "eir.yaml")
+    assert config.identity.host == f"eir1.{REALM}"
+    assert list(config.listen) == ["tcp://127.0.0.1:3868"]
+    assert "stolen" in config.lists
+
+
+def test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter(tmp_path):
+    if in_a_network_of_its_own(
+        f"{__file__}::test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter"
+    ):
+        return
+    begin, ask = blocks(section(PAGE, "## The first hour"))
+    ports = {"3868": free_port(), "3867": free_port()}
+    at = [re.sub(r"\b(3868|3867)\b", lambda found: str(ports[found[0]]), text) for text in (begin, ask)]
+    assert (
+        len(begin.splitlines()) - len(re.search(r"<<END\n(.*?)^END\n", begin, re.MULTILINE | re.DOTALL)[0].splitlines())
+        < 11
+    )
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "eir").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eir "$@"\n')
+    (tmp_path / "bin" / "eir").chmod(0o755)
+    http = free_port()
+    at[0] = at[0].replace("eir publish", f"sed -i s/9868/{http}/ first/eir.yaml\neir publish", 1)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), "LANG": "C.UTF-8"}
+    script = (
+        f"set -eu\n{at[0]}\nfor try in $(seq 300); do ! grep -q STATE_OPEN agent.log || break; sleep 0.1; done\n{at[1]}"
+    )
+    with (tmp_path / "errors").open("w") as errors:
+        shell = subprocess.Popen(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=errors, start_new_session=True,
+        )  # fmt: skip
+    try:
+        until(lambda: shell.poll() is not None)
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGTERM)
+        out, _ = shell.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+    told = "".join((tmp_path / name).read_text() for name in ("errors", "agent.log") if (tmp_path / name).exists())
+    assert shell.returncode == 0, told
+    found = [(row.split()[0], row.split()[2]) for row in out.splitlines() if re.match("[0-9]{14} ", row)]
+    assert found == [("00101001000001", "blacklisted"), ("00101009000009", "whitelisted")], out + told

@@ -1,0 +1,1052 @@
+"""The configuration: each fault with its line, YAML's traps, bounds, what is built, and that the sample says every key."""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+import yaml
+from certificates import Authority, days
+from hypothesis import given
+from hypothesis import strategies as st
+from issuer import Issuer, jwks
+
+from eir.checks.settings import Override, PolicySettings, Rule, Status
+from eir.config import Config, load, load_config, needs_restart, render, take_over
+from eir.config.keys import TABLE
+from eir.config.kinds import mask_password
+from eir.config.load import TAKES_RESTART
+from eir.config.reader import FILE_BYTES_MAX, REQUIRED
+from eir.config.reference import reference_page
+from eir.errors import ConfigError
+from eir.peers.settings import Identity, Limits, PeerSettings, SctpSettings, TlsSettings
+from eir.record.settings import ListSettings
+from eir.sources.feed_users import user_line
+from eir.web.denials import TokenSettings
+
+SAMPLE = Path(__file__).parents[2] / "config" / "eir.yaml"
+PAGE = SAMPLE.parent / "README.md"
+
+IDENTITY = "identity: {host: eir.epc, realm: epc}\n"
+ONE_PEER = "peers: [{realm: epc, from: 127.0.0.0/8}]\n"
+LISTS = "lists: {stolen: {signers: signers}}\n"
+RULES = "policy: {rules: [{list: stolen, answer: blacklisted}]}\n"
+GOOD = IDENTITY + ONE_PEER + LISTS + RULES
+SIGNER = 'agency namespaces="eir-release" ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFak\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    (tmp_path / "signers").write_text(SIGNER)
+
+    def written(text, name="eir.yaml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return written
+
+
+def problems_of(path) -> list[tuple[int, str]]:
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    assert all(problem.file == str(path) for problem in refused.value.problems)
+    return [(problem.line, problem.text) for problem in refused.value.problems]
+
+
+# What is built
+
+
+def test_shortest_configuration_has_every_default(write, tmp_path):
+    config = load_config(write(IDENTITY + ONE_PEER))
+    assert config.identity == Identity(host="eir.epc", realm="epc", origin_state_id=0)
+    assert config.listen == ("tcp://127.0.0.1:3868",)
+    assert config.peers == (PeerSettings(label="epc", realm="epc", sources=(ip_network("127.0.0.0/8"),)),)
+    assert config.limits == Limits()
+    assert config.policy == PolicySettings()
+    assert config.lists == {}
+    assert (config.inbox, config.inbox_patience_s) == (None, 3600)
+    assert config.state == tmp_path / "var"
+    assert (config.store, config.boot_without_lists, config.http, config.workers) == (
+        "sqlite",
+        "serve",
+        "127.0.0.1:9868",
+        1,
+    )
+    assert (config.full_identifiers, config.log_level, config.warnings) == (False, "info", ())
+    assert load_config(write(GOOD)).lists == {"stolen": ListSettings(name="stolen", signers=tmp_path / "signers")}
+
+
+def test_everything_set(write, tmp_path):
+    (tmp_path / "revoked").write_text("ssh-ed25519 AAAA\n")
+    config = load_config(write("""
+identity: {host: eir.epc, realm: epc, aliases: [eir2.epc, eir3.epc], realms: other.realm}
+listen: [tcp://0.0.0.0, 'tcp://[::]:3869', tcp://eir.epc:0]
+peers:
+  - {name: mme:1, host: mme.epc, realm: epc, from: [10.0.0.0/8, 192.0.2.1, '2001:db8::/32'], connections: 4,
+     watchdog_s: 6, connect: tcp://10.0.0.1, reconnect_after_s: 500s, rate_max: 0.5, lenient: [applications, unknown_m, destination], as: {host: a.b, realm: b}}
+  - {host: sgsn.epc, from: 10.0.0.0/8, watchdog_s: 1m, lenient: destination, probe: true}
+  - {from: 192.0.2.0/24, expected: false, answers: {unknown: greylisted, greylisted: whitelisted}}
+limits: {max_message_bytes: 64KiB, max_avps: 32, rate_max: 100, turn_messages: 1, cer_timeout_s: 500ms, stalled_write_s: 0.5}
+state: /srv/eir
+inbox: in/drop
+inbox_patience_s: 2d
+boot_without_lists: refuse
+lists:
+  stolen: {kind: devices, signers: signers, revoked: revoked, threshold: 1, shrink_max: 0%, growth_max: 12.5 %, range_tacs_max: 1, bad_rows_max: 0}
+policy:
+  rules:
+    - {list: stolen, not_list: stolen, imei: [00101001000001, 001010010000019, 0010100100000201, A0000000000001], tac: [00101001, 0010*], software_version: 01, imsi: [00101, 262], origin_host: a.b, origin_realm: [b, c], answer: unknown}
+    - {tac: 35209900, observe: yes, answer: greylisted}
+  default: unknown
+  no_identity: error
+  bad_identity: greylisted
+  override: {answer: whitelisted, until: 2099-12-01 06:00:00+02:00}
+http: off
+log: {level: debug}
+privacy: {identifiers: full}
+"""))  # fmt: skip
+    assert config.identity == Identity(
+        host="eir.epc", realm="epc", aliases=("eir2.epc", "eir3.epc"), realms=("other.realm",), origin_state_id=0
+    )
+    assert config.listen == ("tcp://0.0.0.0:3868", "tcp://[::]:3869", "tcp://eir.epc:0")
+    assert config.peers == (
+        PeerSettings(
+            label="mme:1", host="mme.epc", realm="epc", connections=4, watchdog_s=6, connect="tcp://10.0.0.1:3868", reconnect_after_s=500, rate_max=0.5, as_host="a.b", as_realm="b",
+            sources=(ip_network("10.0.0.0/8"), ip_network("192.0.2.1/32"), ip_network("2001:db8::/32")),
+            lenient=frozenset({"applications", "unknown_m", "destination"}),
+        ),
+        PeerSettings(label="sgsn.epc", host="sgsn.epc", sources=(ip_network("10.0.0.0/8"),), watchdog_s=60, lenient=frozenset({"destination"}), probe=True),
+        PeerSettings(
+            label="192.0.2.0/24", sources=(ip_network("192.0.2.0/24"),), expected=False, answers=(("greylisted", "whitelisted"), ("unknown", "greylisted")),
+        ),
+    )  # fmt: skip
+    assert config.limits == Limits(
+        max_message_bytes=65536, max_avps=32, rate_max=100, turn_messages=1, cer_timeout_s=0.5, stalled_write_s=0.5
+    )
+    assert config.state == Path("/srv/eir")
+    assert (config.inbox, config.inbox_patience_s) == (tmp_path / "in" / "drop", 172_800)
+    assert (config.boot_without_lists, config.http, config.full_identifiers, config.log_level) == (
+        "refuse",
+        None,
+        True,
+        "debug",
+    )
+    assert config.lists == {
+        "stolen": ListSettings(
+            name="stolen", signers=tmp_path / "signers", revoked=tmp_path / "revoked", shrink_max=0, growth_max=0.125,
+            range_tacs_max=1, bad_rows_max=0,
+        )
+    }  # fmt: skip
+    assert config.policy == PolicySettings(
+        rules=(
+            Rule(
+                answer=Status.UNKNOWN, list="stolen", not_list="stolen", tac=("00101001", "0010"), software_version=("01",),
+                imei=("00101001000001", "001010010000019", "0010100100000201", "A0000000000001"), imsi=("00101", "262"), origin_host=("a.b",), origin_realm=("b", "c"),
+            ),
+            Rule(answer=Status.GREYLISTED, observe=True, tac=("35209900",)),
+        ),
+        default=Status.UNKNOWN,
+        no_identity=None,
+        bad_identity=Status.GREYLISTED,
+        override=Override(answer=Status.WHITELISTED, until=datetime(2099, 12, 1, 4, tzinfo=UTC)),
+    )  # fmt: skip
+
+
+def test_addresses_of_sctp(write, monkeypatch):
+    monkeypatch.setattr("eir.config.checks.is_supported", lambda: True)
+    text = "listen: ['sctp://10.0.0.1,[2001:db8::1]', 'sctp://eir.epc,127.0.0.1:4000']\nsctp: {local_addresses: [10.0.0.1, '2001:DB8::1'], rto_max_s: 2}\n"
+    config = load_config(write(IDENTITY + text + ONE_PEER.replace("from", "connect: 'sctp://10.2.0.1,10.3.0.1', from")))
+    assert config.listen == ("sctp://10.0.0.1,[2001:db8::1]:3868", "sctp://eir.epc,127.0.0.1:4000")
+    assert config.peers[0].connect == "sctp://10.2.0.1,10.3.0.1:3868"
+    assert config.sctp == SctpSettings(local_addresses=("10.0.0.1", "2001:db8::1"), rto_max_s=2)
+    assert config.warnings == ()
+
+
+def test_a_kernel_without_sctp_is_warned_of(write, monkeypatch):
+    monkeypatch.setattr("eir.config.checks.is_supported", lambda: False)
+    (warning,) = load_config(write(IDENTITY + "listen: sctp://127.0.0.1\n" + ONE_PEER)).warnings
+    assert warning.line == 2
+    assert (
+        "sctp://127.0.0.1:3868 does not work on this host: this kernel has no SCTP: as root, modprobe sctp"
+        in warning.text
+    )
+
+
+def test_sections_without_anything_in_them_are_sections_left_out(write):
+    text = IDENTITY + ONE_PEER
+    bare = "".join(f"{name}:\n" for name in ("limits", "lists", "policy", "log", "privacy", "http"))
+    assert dataclasses.replace(load_config(write(text + bare)), http="127.0.0.1:9868") == load_config(write(text))
+    assert load_config(write(text + "policy: {rules: }\n")).policy == PolicySettings()
+
+
+def test_configuration_is_frozen(write):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_config(write(GOOD)).workers = 2
+
+
+# Every fault, with its line and what was expected
+
+
+FAULTS = [
+    # what stands after a good identity (line 1), the line, and what the message has to say
+    ("polici: {}\n", 2, r"^unknown key 'polici'; did you mean 'policy'\?$"),
+    ("lists:\n  stolen-national:\n    signers: signers\n    shrinkmax: 20%\n", 5, r"^unknown key 'shrinkmax' in lists.stolen-national; did you mean 'shrink_max'\?$"),
+    ("limits:\n  max-avps: 40\n", 3, "unknown key 'max-avps' in limits; did you mean 'max_avps'"),
+    ("zzz: 1\n", 2, "^unknown key 'zzz'; known here: identity, listen, peers"),
+    ("identity: {host: b, realm: c}\n", 2, "the key 'identity' stands twice, first in line 1"),
+    ("http: off\nhttp: 127.0.0.1:1\n", 3, "the key 'http' stands twice, first in line 2"),
+    ("policy:\n  default: whitelisted\n  'default': unknown\n", 4, "'default' in policy stands twice, first in line 3"),
+    ("listen: tls://127.0.0.1\n", 2, "tls://127.0.0.1:5868 needs the section 'tls' with certificate, key and ca"),
+    ("peers:\n- {realm: a, connect: 'tls://10.0.0.1'}\n", 3, "tls://10.0.0.1:5868 needs the section 'tls'"),
+    ("tls: {key: k, ca: c}\n", 2, "the key 'certificate' is missing in tls; expected the path of a file"),
+    ("tls: {certificate: c, key: k, ca: a, min_version: 1.1}\n", 2, "found '1.1' for 'min_version' in tls; expected 1.2 or 1.3"),
+    ("tls:\n  certificate: nowhere\n  key: k\n  ca: a\n", 3, "nowhere cannot be read: No such file or directory"),
+    ("peers:\n- {realm: a, tls_names: '*'}\n", 3, "for 'tls_names' in entry 1 of peers; expected a domain name such as dra.example.org"),
+    ("overload_answer: 3002\n", 2, "found '3002' for 'overload_answer'; expected 3004, whitelisted, blacklisted, greylisted or unknown"),
+    ("listen: udp://127.0.0.1\n", 2, "found 'udp://127.0.0.1' for 'listen'; expected tcp://ADDRESS:PORT"),
+    ("listen:\n- tcp://127.0.0.1:1\n- tcp://127.0.0.1:65536\n", 4, "found 'tcp://127.0.0.1:65536' for 'listen'; expected tcp://"),
+    ("listen: [tcp://::1:3868]\n", 2, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
+    ("listen: ['tcp://10.0.0.1,10.0.1.1']\n", 2, "expected one address; only sctp:// takes several"),
+    ("listen: ['sctp://10.0.0.1:3868,10.0.1.1:3868']\n", 2, "expected the port behind the last address alone, since it is that of all"),
+    ("listen: ['sctp://10.0.0.1,']\n", 2, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
+    ("listen: ['dtls://10.0.0.1']\n", 2, "DTLS over SCTP is not offered: expected sctp:// with IPsec below it, or tls://"),
+    ("peers:\n- {realm: a, connect: 'sctp://10.0.0.1,10.0.1.1:0'}\n", 3, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://"),
+    ("sctp: {rto_min_s: 2}\n", 2, "expected rto_min_s <= rto_initial_s <= rto_max_s"),
+    ("sctp: {local_addresses: eir.epc}\n", 2, "found 'eir.epc' for 'local_addresses' in sctp; expected an IP address"),
+    ("listen: [127.0.0.1:3868]\n", 2, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
+    ("listen: ['tcp://1.2.3:1']\n", 2, "expected tcp://"),
+    ("listen: ['tcp://1.2.3.4/']\n", 2, "expected tcp://"),
+    ("listen: ['tcp://user@1.2.3.4']\n", 2, "expected tcp://"),
+    ("listen: []\n", 2, "the list 'listen' is empty; expected tcp://"),
+    ("listen:\n", 2, "found no value for 'listen'; expected tcp://"),
+    ("listen: [tcp://127.0.0.1, tcp://127.0.0.1:3868]\n", 2, "tcp://127.0.0.1:3868 stands twice"),
+    ("peers: {realm: epc}\n", 2, "found a section with keys of its own for 'peers'; expected a list, each entry with '- ' before it"),
+    ("peers: [epc]\n", 2, "found 'epc' in entry 1 of peers; expected keys"),
+    ("peers:\n- {}\n", 3, "a peer that anyone could be; expected at least one of host, realm, from, gt and point_code"),
+    ("peers:\n- {realm: epc}\n- {realm: aaa://x}\n", 4, "found 'aaa://x' for 'realm' in entry 2 of peers; expected a name alone, without aaa://"),
+    ("peers:\n- {realm: bücher.example}\n", 3, "xn--"),
+    ("peers:\n- {realm: 'a b'}\n", 3, "expected a domain name"),
+    ("peers:\n- {realm: a..b}\n", 3, "expected a domain name"),
+    ("peers:\n- {realm: -a.b}\n", 3, "expected a domain name"),
+    ("peers:\n- {realm: " + "a" * 64 + "}\n", 3, "expected a domain name"),
+    ("peers:\n- {realm: " + "a." * 127 + "aa}\n", 3, "expected a domain name"),
+    ("peers:\n- {host: EIR.epc}\n", 3, "the peer's host EIR.epc is the node's own name"),
+    ("peers:\n- {name: a, host: b}\n- {name: a, host: c}\n", 4, "would call this peer 'a', like the entry in line 3; expected a 'name' of its own"),
+    ("peers:\n- {realm: b, from: 10.0.0.0/8}\n- {realm: b}\n", 4, "would call this peer 'b', like the entry in line 3"),
+    ("peers:\n- {realm: a, connect: mme.epc}\n", 3, "found 'mme.epc' for 'connect' in entry 1 of peers; expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
+    ("peers:\n- {realm: a, connect: 'tcp://10.0.0.1:0'}\n", 3, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT such as"),
+    ("peers:\n- {realm: a, rate_max: 0}\n", 3, "found '0' for 'rate_max' in entry 1 of peers; expected requests a second from 0.1 to 1000000"),
+    ("limits: {rate_max: '5'}\n", 2, "expected requests a second from 0.1 to 1000000, without quotes"),
+    ("workers: '2'\n", 2, "expected a whole number from 1 to 64, or auto, without quotes"),
+    ("limits: {rate_max: fast}\n", 2, "expected requests a second from"),
+    ("peers:\n- from: 10.1.2.3/8\n", 3, "found '10.1.2.3/8' for 'from' in entry 1 of peers; it has bits set that its mask leaves out, expected the network 10.0.0.0/8 or the one address 10.1.2.3"),
+    ("peers:\n- from: [10.0.0.0/8, 10.0.0.0/33]\n", 3, "found '10.0.0.0/33' for 'from' in entry 1 of peers; expected a network"),
+    ("peers:\n- from: ['2001:db8::1/32']\n", 3, "expected the network 2001:db8::/32 or"),
+    ("peers:\n- from:\n", 3, "found no value for 'from'"),
+    ("peers:\n- from: []\n", 3, "the list 'from' in entry 1 of peers is empty"),
+    ("peers:\n- {realm: a, connections: '3'}\n", 3, "found '3' for 'connections' in entry 1 of peers; expected a whole number from 1 to 64, without quotes"),
+    ("peers:\n- {realm: a, connections: 0}\n", 3, "whole number from 1 to 64"),
+    ("peers:\n- {realm: a, connections: 1.5}\n", 3, "whole number from 1 to 64"),
+    ("peers:\n- {realm: a, connections: 010}\n", 3, "a leading zero makes it octal for some readers"),
+    ("peers:\n- {realm: a, connections: 1:30}\n", 3, "found '1:30' for 'connections'"),
+    ("peers:\n- {realm: a, watchdog_s: 5}\n", 3, "found '5' for 'watchdog_s' in entry 1 of peers; expected seconds from 6 to 3600"),
+    ("peers:\n- {realm: a, watchdog_s: 6 parsecs}\n", 3, "such as 500ms, 30s, 2m"),
+    ("peers:\n- {realm: a, lenient: [aplications]}\n", 3, "expected applications, destination or unknown_m; did you mean 'applications'"),
+    ("peers:\n- {realm: a, as: x}\n", 3, "found 'x' in peers\\[1\\].as; expected keys"),
+    ("limits: [1]\n", 2, "found a list in limits; expected keys, each with ': ' and a value"),
+    ("limits: {max_message_bytes: 64 kilo}\n", 2, "or a size such as 64KiB"),
+    ("limits: {max_message_bytes: 1}\n", 2, "bytes from 4096"),
+    ("limits: {max_message_bytes: 16MiB}\n", 2, "bytes from 4096 to 8388608"),  # RFC 6733 3: an answer that repeats it has 24 bits for its length
+    ("limits: {max_message_bytes: 9999999GiB}\n", 2, "bytes from 4096"),
+    ("state: ''\n", 2, "found '' for 'state'; expected the path of a folder"),
+    ("store: mysql\n", 2, "found 'mysql' for 'store'; expected sqlite, redis://HOST"),
+    ("store: mysql://u:secret@host/0\n", 2, r"^found 'mysql://u:\*\*\*@host/0' for 'store'; .*no store has the scheme 'mysql'"),
+    ("store: redis://host/0?pasword_file=x\n", 2, "unknown option 'pasword_file'"),
+    ("store: redis+sentinel://host\n", 2, "/SERVICE"),
+    ("inbox: ''\n", 2, "found '' for 'inbox'; expected the path of a folder"),
+    ("inbox_patience_s: 31d\n", 2, "expected seconds from 1 to 2592000"),
+    ("boot_without_lists: yes\n", 2, "found 'yes' for 'boot_without_lists'; expected serve or refuse"),
+    ("lists: {stolen: {}}\n", 2, "nothing may change the list stolen; expected signers \\(an allowed_signers file\\), or local: true"),
+    ("lists: {stolen: }\n", 2, "nothing may change the list stolen"),
+    ("lists: {stolen: {signers: nowhere}}\n", 2, "the signers file of stolen does not exist: .*/nowhere; put the publishers' public keys there, one a line: NAME namespaces="),
+    ("lists: {stolen: {signers: .}}\n", 2, "is not a file"),
+    ("lists: {stolen: {signers: empty}}\n", 2, "is empty"),
+    ("lists: {stolen: {signers: signers, revoked: nowhere}}\n", 2, "the file of revoked keys of stolen does not exist: .*; put the revoked public keys there, or leave 'revoked' out"),
+    ("lists: {stolen: {signers: signers, revoked: empty}}\n", 2, "the file of revoked keys of stolen is empty"),
+    ("lists: {'a b': {signers: signers}}\n", 2, "'a b' cannot be the name of a list; expected 1 to 64 letters"),
+    ("lists: {stolen: {signers: signers, kind: device}}\n", 2, "found 'device' for 'kind' in lists.stolen; expected devices, pairs or subscribers; did you mean 'devices'"),
+    ("lists: {stolen: {signers: signers, local: true}}\n", 2, "stolen is local, so no release changes it; leave 'signers' out, or 'local'"),
+    ("lists: {stolen: {revoked: signers, local: true}}\n", 2, "leave 'revoked' out, or 'local'"),
+    ("lists: {stolen: {local: no}}\n", 2, "nothing may change the list stolen"),
+    ("lists: {stolen: {local: here}}\n", 2, "found 'here' for 'local' in lists.stolen; expected true or false"),
+    ("lists: {stolen: {signers: signers, shrink_max: 0.2}}\n", 2, "found '0.2' for 'shrink_max' in lists.stolen; expected a percentage from 0% to 100%, such as 20%"),
+    ("lists: {stolen: {signers: signers, shrink_max: 101%}}\n", 2, "percentage from 0% to 100%"),
+    ("lists: {stolen: {signers: [a, b]}}\n", 2, "found a list for 'signers' in lists.stolen"),
+    ("policy: {rules: [{list: stolen, answer: blacklisted}]}\n", 2, "the rule's list 'stolen' is not under 'lists'; lists are: none"),
+    ("policy: {rules: [{not_list: stoln, answer: blacklisted}]}\nlists: {stolen: {signers: signers}}\n", 2, "the rule's list 'stoln' is not under 'lists'; did you mean 'stolen'"),
+    ("policy: {rules: [{device_bound_elsewhere: iott, answer: blacklisted}]}\nlists: {iot: {local: true, kind: pairs}}\n", 2, "the rule's list 'iott' is not under 'lists'; did you mean 'iot'"),
+    ("policy: {rules: [{subscriber_bound_elsewhere: iot, answer: blacklisted}]}\nlists: {iot: {local: true, kind: subscribers}}\n", 2, "'iot' is a list of subscribers; only a list of pairs says which device and which SIM"),
+    ("policy: {rules: [{tac: 00101001}]}\n", 2, "the key 'answer' is missing in entry 1 of policy.rules; expected whitelisted, blacklisted, greylisted or unknown"),
+    ("policy: {rules: [{tac: 00101001, answer: black}]}\n", 2, "did you mean 'blacklisted'"),
+    ("policy: {rules: [{answer: blacklisted}]}\n", 2, "a rule without a condition answers every device; expected one of list, not_list, imei, tac"),
+    ("policy: {rules: [{answer: blacklisted, tac: []}]}\n", 2, "the list 'tac' in entry 1 of policy.rules is empty"),
+    ("policy: {rules: [{answer: blacklisted, tac: 101001}]}\n", 2, "found '101001' for 'tac' in entry 1 of policy.rules; expected 8 digits"),
+    ("policy: {rules: [{answer: blacklisted, tac: [001010010]}]}\n", 2, "found '001010010' for 'tac' in entry 1 of policy.rules"),
+    ("policy: {rules: [{answer: blacklisted, tac: ['*']}]}\n", 2, "expected 8 digits"),
+    ("policy: {rules: [{answer: blacklisted, tac: [00101001*]}]}\n", 2, "expected 8 digits"),
+    ("policy: {rules: [{answer: blacklisted, tac: [\u0660\u0660101001]}]}\n", 2, "expected 8 digits"),
+    ("policy: {rules: [{answer: blacklisted, software_version: 1}]}\n", 2, "expected two digits"),
+    ("policy: {rules: [{answer: blacklisted, imei: [0010100100000]}]}\n", 2, "expected a whole identifier: no IMEI .14 to 16 digits"),
+    ("policy: {rules: [{answer: blacklisted, imei: 00101001*}]}\n", 2, "expected a whole identifier"),
+    ("policy: {rules: [{answer: blacklisted, imsi: 00101x}]}\n", 2, "expected the first 1 to 15 digits"),
+    ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 'true'}]}\n", 2, "found 'true' for 'observe' in entry 1 of policy.rules; expected true or false, without quotes"),
+    ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 1}]}\n", 2, "expected true or false"),
+    ("policy: {default: error}\n", 2, "found 'error' for 'default' in policy; expected whitelisted"),
+    ("policy: {default: }\n", 2, "found no value for 'default' in policy; expected"),
+    ("policy: {no_identity: none}\n", 2, "greylisted, unknown or error"),
+    ("policy: {override: {}}\n", 2, "the key 'answer' is missing in policy.override"),
+    ("policy: {override: {answer: whitelisted, until: 2026-12-01}}\n", 2, "found '2026-12-01' for 'until' in policy.override; expected one with a time zone such as 2026-"),
+    ("policy: {override: {answer: whitelisted, until: soon}}\n", 2, "expected a time with its zone"),
+    ("http: 9868\n", 2, "found '9868' for 'http'; expected ADDRESS:PORT such as 127.0.0.1:9868, or off"),
+    ("http: 127.0.0.1\n", 2, "expected ADDRESS:PORT"),
+    ("http: {port: 1}\n", 2, "found a section with keys of its own for 'http'"),
+    ("workers: 65\n", 2, "found '65' for 'workers'; expected a whole number from 1 to 64, or auto"),
+    ("log: {level: trace}\n", 2, "expected debug, info, warning or error"),
+    ("privacy: {identifiers: whole}\n", 2, "expected short or full"),
+    ("? [a, b]\n: 1\n", 2, "found a list as a key; expected a name"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "says"), FAULTS)
+def test_fault(write, tmp_path, text, line, says):
+    (tmp_path / "empty").write_text(" \n")
+    found = problems_of(write(IDENTITY + text))
+    assert [at for at, _ in found] == [line], found
+    assert re.search(says, found[0][1]), found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("", 1, "the section 'identity' is missing; expected its keys host, realm, aliases, realms"),
+        ("# nothing\n", 1, "the section 'identity' is missing"),
+        ("identity:\nhttp: off\n", 1, "the section 'identity' is missing"),
+        ("http: off\nidentity: {host: a.b}\n", 2, "the key 'realm' is missing in identity; expected a domain name"),
+        ("- a\n- b\n", 1, "found a list; expected keys, each with ': ' and a value"),
+        ("just a text\n", 1, "found 'just a text'; expected keys"),
+        ("a: b: c\n", 1, "not valid YAML: mapping values are not allowed here"),
+        (IDENTITY + "peers: [\n", 3, "not valid YAML: while parsing a flow node"),
+        (IDENTITY + "\tlisten: x\n", 2, "not valid YAML"),
+        (IDENTITY + "---\n" + IDENTITY, 2, "not valid YAML: expected a single document"),
+        (IDENTITY + "listen: *nowhere\n", 2, "not valid YAML: found undefined alias 'nowhere'"),
+        (IDENTITY + "state: !!python/object/apply:os.system [true]\n", 2, "not valid YAML: found the tag !!python/object/apply:os.system"),
+        (IDENTITY + "state: !mine x\n", 2, "found the tag !mine"),
+        (IDENTITY.encode() + b"\n\nstate: \xff\n", 4, "not valid YAML: invalid start byte"),
+        (IDENTITY.encode() + b"\nstate: \x00\n", 3, "not valid YAML: special characters are not allowed"),
+        (IDENTITY + "listen: " + "[" * 18 + "]" * 18, 2, "found a list for 'listen'"),
+        (IDENTITY + "listen: " + "[" * 19 + "x" + "]" * 19, 2, "not valid YAML: nested more than 20 deep"),
+        (IDENTITY + "listen: " + "[" * 100_000, 2, "not valid YAML: nested more than 20 deep"),
+        (b"#" * (FILE_BYTES_MAX + 1), 1, "larger than"),
+    ],
+)  # fmt: skip
+def test_file_that_is_no_configuration(write, text, line, says):
+    (found,) = problems_of(write(text))
+    assert found[0] == line
+    assert says in found[1]
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "cannot be read: No such file" in problems_of(tmp_path / "nowhere.yaml")[0][1]
+    assert "cannot be read: Is a directory" in problems_of(tmp_path)[0][1]
+
+
+def test_all_faults_come_in_one_run_and_in_order(write):
+    path = write("""identity: {host: eir.epc, realm: "-"}
+listen: 7
+lists:
+  stolen: {signers: nowhere, threshhold: 2}
+peers:
+  - {from: 10.1.2.3/8}
+policy:
+  rules:
+    - {list: stole, answer: blacklistd}
+  default: x
+workers: many
+""")
+    assert [line for line, _ in problems_of(path)] == [1, 2, 4, 4, 6, 9, 9, 10, 11]
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    assert (
+        str(refused.value)
+        .splitlines()[0]
+        .startswith(f"{path}:1: found '-' for 'realm' in identity; expected a domain name")
+    )
+
+
+# YAML's traps
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("00101001", "00101001"),  # octal in YAML 1.1, a number without its zeros in 1.2
+        ("'00101001'", "00101001"),
+        ('"00101001"', "00101001"),
+        ("01234567", "01234567"),
+        ("35209900", "35209900"),
+        ("0010*", "0010"),
+        ("12345678  # comment", "12345678"),
+        ("!!str 00101001", "00101001"),
+    ],
+)
+def test_tac_is_taken_as_it_is_written(write, written, read):
+    for text in (
+        f"policy:\n  rules:\n  - answer: greylisted\n    tac: {written}\n",
+        f"policy:\n  rules:\n  - answer: greylisted\n    tac:\n    - {written}\n",
+    ):
+        assert load_config(write(IDENTITY + ONE_PEER + text)).policy.rules[0].tac == (read,)
+
+
+@pytest.mark.parametrize("name", ["no", "on", "null-island", "1e3", "007", "2026-11-25", "0x1F", "1.0", "12:30:45"])
+def test_names_that_yaml_takes_for_something_else(write, name):
+    config = load_config(
+        write(
+            IDENTITY
+            + f"peers: [{{name: {name}, realm: epc}}]\nlists: {{x{name.replace(':', '')}: {{signers: signers}}}}\n"
+        )
+    )
+    assert config.peers[0].label == name
+
+
+def test_list_named_like_a_switch(write):
+    assert list(
+        load_config(write(IDENTITY + "lists:\n  no: {signers: signers}\n  2026: {signers: signers}\n")).lists
+    ) == ["no", "2026"]
+
+
+def test_anchors_and_merge_keys(write):
+    config = load_config(write(IDENTITY + """
+peers:
+  - &mme {realm: epc, from: &core [10.0.0.0/8], watchdog_s: 10}
+  - {<<: *mme, name: second, watchdog_s: 20}
+  - {<<: [{name: third, realm: epc3}, *mme], from: *core}
+lists:
+  a: &limits {signers: signers, shrink_max: 1%}
+  b: {<<: *limits}
+"""))  # fmt: skip
+    assert [(peer.label, peer.realm, peer.watchdog_s, str(peer.sources[0])) for peer in config.peers] == [
+        ("epc", "epc", 10, "10.0.0.0/8"), ("second", "epc", 20, "10.0.0.0/8"), ("third", "epc3", 10, "10.0.0.0/8"),
+    ]  # fmt: skip
+    assert config.lists["b"].shrink_max == 0.01
+
+
+def test_a_fault_in_an_anchor_is_reported_once_where_it_stands(write):
+    found = problems_of(write(IDENTITY + "peers:\n  - &mme {realm: epc, connections: 99}\n  - {<<: *mme, name: x}\n"))
+    assert [line for line, _ in found] == [3, 3]  # once for each entry, both at the value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "peers:\n- &a {realm: epc, <<: *a}\n",
+        "peers:\n- &a {realm: epc, <<: [*a, *a, *a]}\n",
+        "peers: &p\n- {realm: epc, <<: *p}\n",
+        "peers:\n- {realm: epc, <<: 7}\n",
+        "policy: &p {override: *p}\n",
+        "peers: &p [*p, *p]\n",
+        "listen: &l [*l]\n",
+        "listen: &a [&b [x, x], *b, *b]\nstate: *a\n",
+    ],
+)
+def test_aliases_that_loop_or_stand_in_a_wrong_place(write, text):
+    assert problems_of(write(IDENTITY + text))
+
+
+def test_alias_bomb_is_bounded(write):
+    networks = ", ".join(["10.0.0.0/8"] * 2000)
+    peers = "\n".join(["- {realm: epc, from: *n}"] * 2000)
+    ((line, text),) = problems_of(write(f"{IDENTITY}peers:\n- {{realm: epc, from: &n [{networks}]}}\n{peers}\n"))
+    assert text == "more than 100000 values, aliases counted"
+    assert line == 3
+    merges = "\n".join(f"- &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" for n in range(1, 10))
+    ((_, text),) = problems_of(write(f"{IDENTITY}peers:\n- &m0 {{realm: epc}}\n{merges}\n"))
+    assert text == "more than 100000 values, aliases counted"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5) | st.sampled_from(sorted({part for key in TABLE for part in re.split(r"\W+", key.path)} - {""})), inner, max_size=6), max_leaves=30))  # fmt: skip
+def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(yaml.safe_dump(value))
+    try:
+        problems = load_config(path).warnings
+    except ConfigError as e:
+        problems = e.problems
+        assert problems
+    assert all(problem.line >= 1 for problem in problems)
+
+
+# Warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("", 1, "no peer is configured under 'peers': every connection will be refused"),
+        (ONE_PEER + "lists:\n  unused: {signers: signers}\n", 4, "no rule uses the list 'unused'"),
+        ("peers:\n- realm: epc\n- {host: mme.epc, realm: EPC, from: 10.0.0.0/8}\n", 4, "never reached: the entry in line 3 fits"),
+        ("peers:\n- {realm: epc, from: [10.0.0.0/8, '::/0']}\n- {name: b, realm: epc, from: [10.1.0.0/16, '2001:db8::/32']}\n", 4, "never reached"),
+        (ONE_PEER + "policy: {override: {answer: whitelisted}}\n", 3, "the override answers whitelisted to everything, and has no 'until'"),
+        (ONE_PEER + "policy: {override: {answer: whitelisted, until: 2020-01-01T00:00:00Z}}\n", 3, "the override is over"),
+        ("peers:\n- {realm: epc, connect: 'tcp://127.0.0.1:1',\n   lenient: [applications]}\n", 3, "leave out 'connect'"),
+        ("listen: tcp://0.0.0.0\npeers: [{realm: epc}]\n", 3, "anyone who reaches the listener can claim to be peer 'epc'"),
+        (ONE_PEER + "lists: {stolen: {signers: nobody}}\n" + RULES, 3, "nobody holds 0 keys, and a release of stolen needs 1: none will load"),
+        (ONE_PEER + "lists: {stolen: {signers: signers, threshold: 2}}\n" + RULES, 3, "holds 1 keys, and a release of stolen needs 2"),
+        (ONE_PEER + "lists: {stolen: {signers: same, threshold: 2}}\n" + RULES, 3, "holds 2 keys of 1 persons, and a release of stolen needs 2"),
+    ],
+)  # fmt: skip
+def test_warning(write, tmp_path, text, line, says):
+    (tmp_path / "nobody").write_text("# no key yet\n")
+    (tmp_path / "same").write_text("a@* ssh-ed25519 AAAA\nA@x ssh-ed25519 BBBB\n")
+    (warning,) = load_config(write(IDENTITY + text)).warnings
+    assert warning.line == line
+    assert says in warning.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        "peers:\n- {realm: epc, from: 10.0.0.0/8}\n- {name: roaming, realm: epc}\n- {realm: other, from: 10.0.0.0/8}\n- {host: a.epc}\n"
+        + IDENTITY,
+        IDENTITY + "listen: tcp://0.0.0.0\n" + ONE_PEER,
+        IDENTITY + ONE_PEER + "lists: {stolen: {signers: authority, threshold: 2}}\n" + RULES,
+        IDENTITY + ONE_PEER + LISTS + "policy: {rules: [{not_list: stolen, observe: true, answer: unknown}]}\n",
+        IDENTITY + ONE_PEER + "lists: {own: {local: true}}\npolicy: {rules: [{list: own, answer: blacklisted}]}\n",
+        IDENTITY
+        + ONE_PEER
+        + "lists: {iot: {kind: pairs, signers: signers}}\npolicy: {rules: [{device_bound_elsewhere: iot, answer: blacklisted}]}\n",
+        IDENTITY
+        + ONE_PEER
+        + "lists: {iot: {kind: pairs, signers: signers}}\npolicy: {rules: [{subscriber_bound_elsewhere: iot, answer: unknown}]}\n",
+    ],
+)
+def test_no_warning(write, tmp_path, text):
+    (tmp_path / "authority").write_text("*@agency cert-authority " + SIGNER.partition(" ")[2])
+    assert load_config(write(text)).warnings == ()
+
+
+@pytest.mark.parametrize("option", ["password_file", "ca_file", "cert_file", "key_file"])
+def test_files_that_the_store_names_are_opened(write, tmp_path, option):
+    text = f"store: rediss://loader@redis.example/0?{option}=secret\n" + IDENTITY + ONE_PEER
+    assert problems_of(write(text)) == [
+        (1, f"{option} {tmp_path / 'secret'} of the store cannot be read: No such file or directory")
+    ]
+    (tmp_path / "secret").write_text("")
+    assert problems_of(write(text)) == [(1, f"{option} {tmp_path / 'secret'} of the store is empty")]
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "secret").chmod(0o604)
+    warnings = [(warning.line, warning.text) for warning in load_config(write(text)).warnings]
+    is_secret = option in {"password_file", "key_file"}
+    assert (
+        warnings
+        == [(1, f"{tmp_path / 'secret'} is readable by everyone on this host: chmod o-r {tmp_path / 'secret'}")]
+        * is_secret
+    )
+    (tmp_path / "secret").chmod(0o640)
+    assert load_config(write(text)).warnings == ()
+
+
+def test_a_private_key_that_everyone_can_read_is_warned_of(write, tmp_path):
+    tls = Authority(tmp_path / "tls").write("eir.epc")
+    Path(tls["key"]).chmod(0o644)
+    path = write(GOOD + "tls: " + json.dumps(tls) + "\n")
+    (warning,) = load_config(path).warnings
+    assert "eir.key is readable by everyone" in warning.text
+    Path(tls["key"]).chmod(0o640)
+    assert load_config(path).warnings == ()
+
+
+def test_lists_of_each_kind_and_local_ones(write, tmp_path):
+    config = load_config(write(IDENTITY + ONE_PEER + """
+lists:
+  own: {local: true}
+  sims: {kind: subscribers, local: yes}
+  iot: {kind: pairs, signers: signers}
+policy:
+  rules:
+    - {list: sims, answer: whitelisted}
+    - {list: own, device_bound_elsewhere: iot, subscriber_bound_elsewhere: iot, answer: blacklisted}
+"""))  # fmt: skip
+    assert config.lists == {
+        "own": ListSettings(name="own", local=True),
+        "sims": ListSettings(name="sims", kind="subscribers", local=True),
+        "iot": ListSettings(name="iot", kind="pairs", signers=tmp_path / "signers"),
+    }
+    assert config.policy.rules[1] == Rule(
+        answer=Status.BLACKLISTED, list="own", device_bound_elsewhere="iot", subscriber_bound_elsewhere="iot"
+    )
+    assert config.warnings == ()
+
+
+class TestTls:
+    def settings(self, tmp_path, *names, **options):
+        tls = Authority(tmp_path / "tls").write(*names, **options)
+        return tls, IDENTITY + ONE_PEER + f"listen: [tls://127.0.0.1]\ntls: {json.dumps(tls)}\n"
+
+    def test_all_keys(self, write, tmp_path):
+        tls, text = self.settings(tmp_path, "eir.epc")
+        crl = Authority(tmp_path / "other").revoke()
+        more = {"crl": crl.relative_to(tmp_path).as_posix(), "min_version": "1.3"}
+        text = text.replace(json.dumps(tls), json.dumps(tls | more)).replace(
+            "realm: epc, from", "realm: epc, tls_names: '*.dra.epc', from"
+        )
+        config = load_config(write(text))
+        assert config.tls == TlsSettings(**{key: Path(file) for key, file in tls.items()}, crl=crl, min_version="1.3")
+        assert (config.listen, config.warnings) == (("tls://127.0.0.1:5868",), ())
+        assert config.peers[0].tls_names == ("*.dra.epc",)
+
+    @pytest.mark.parametrize(
+        ("names", "options", "says"),
+        [
+            (["eir.epc"], {"not_after": days(10)}, "ends on"),
+            (["eir.epc"], {"not_after": days(-1)}, "has ended on"),
+            (["eir.epc"], {"not_before": days(2)}, "is not valid before"),
+            (["eir2.epc", "dra.epc"], {}, "is for eir2.epc, dra.epc, not for eir.epc"),
+            (["*.epc"], {}, None),
+        ],
+    )
+    def test_a_certificate_that_peers_may_not_take_is_a_warning(self, write, tmp_path, names, options, says):
+        _, text = self.settings(tmp_path, *names, **options)
+        assert [says in str(warning) for warning in load_config(write(text)).warnings] == ([True] if says else [])
+
+    @pytest.mark.parametrize(
+        ("key", "of", "says"),
+        [
+            ("key", "other", "is not the private key of"), ("ca", "key", "no certificate or crl found"), ("certificate", "key", "no certificate in it"),
+            ("key", "certificate", "no private key in it"), ("crl", "ca", "no revocation list in it"),
+        ],
+    )  # fmt: skip
+    def test_files_that_are_not_what_they_should_be(self, write, tmp_path, key, of, says):
+        tls, text = self.settings(tmp_path, "eir.epc")
+        files = tls | {"other": Authority(tmp_path / "other").write("eir.epc")["key"]}
+        text = text.replace(json.dumps(tls), json.dumps(tls | {key: files[of]}))
+        with pytest.raises(ConfigError, match=says):
+            load_config(write(text))
+
+    def test_a_key_with_a_passphrase_asks_nobody(self, write, tmp_path):
+        tls, text = self.settings(tmp_path, "eir.epc")
+        locked = tmp_path / "locked"
+        subprocess.run(
+            ["openssl", "ec", "-in", tls["key"], "-aes128", "-passout", "pass:word", "-out", locked],
+            check=True,
+            capture_output=True,
+        )
+        with pytest.raises(ConfigError, match="wants a passphrase"):
+            load_config(write(text.replace(tls["key"], str(locked))))
+
+
+# What is in force
+
+
+def same(one: Config, other: Config) -> bool:
+    return dataclasses.replace(one, path=Path(), warnings=()) == dataclasses.replace(other, path=Path(), warnings=())
+
+
+def test_what_is_printed_is_the_configuration_again(write, tmp_path):
+    text = SAMPLE.read_text()
+    (tmp_path / "revoked").mkdir()
+    (tmp_path / "revoked" / "stolen-national").write_text("ssh-ed25519 AAAA\n")
+    (tmp_path / "signers").unlink()
+    shutil.copytree(SAMPLE.parent / "signers", tmp_path / "signers")
+    authority = Authority(tmp_path / "tls")
+    files_of_tokens(tmp_path / "tokens")
+    authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
+    authority.revoke()
+    (tmp_path / "webhook.key").write_text("secret")
+    files_of_feed(tmp_path)
+    for written in (text, all_keys(text)):
+        config = load_config(write(written))
+        again = load_config(write(render(config), "again.yaml"))
+        assert same(config, again)
+        assert render(again) == render(config)
+        assert yaml.safe_load(render(config)) == config.shown == json.loads(json.dumps(config.shown))
+
+
+def test_what_is_printed_has_units_and_zeros_as_they_are_written(write):
+    shown = render(load_config(write(GOOD + "http: off\n" + "limits: {cer_timeout_s: 1m}\n")))
+    for line in ("http: null", "  cer_timeout_s: 60", "    shrink_max: 20%"):
+        assert line in shown.splitlines()
+    rules = "policy: {rules: [{tac: [00101001, 0010*], imsi: 00101, answer: unknown}], override: {answer: whitelisted, until: 2099-01-01T01:00:00+01:00}, no_identity: error}\n"
+    policy = load_config(write(IDENTITY + rules)).shown["policy"]
+    assert policy["rules"] == [{"answer": "unknown", "observe": False, "tac": ["00101001", "0010*"], "imsi": ["00101"]}]
+    assert policy["override"] == {"answer": "whitelisted", "until": "2099-01-01T00:00:00Z"}
+    assert (policy["no_identity"], policy["bad_identity"]) == ("error", "whitelisted")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://user:pa@ss@host", "redis://user:***@host"),
+        ("rediss://:secret@host/0", "rediss://:***@host/0"),
+        ("redis://user@host", "redis://user@host"),
+        ("sqlite", "sqlite"),
+    ],
+)
+def test_passwords_are_not_shown(url, shown):
+    assert mask_password(url) == shown
+
+
+# The reference: table, sample and page say the same
+
+
+def all_keys(text: str) -> str:
+    """The sample with every key in it live: a # that a key follows at once goes; prose has a blank after its #."""
+    return re.sub(r"^( *)#(?! \S)", r"\1", text, flags=re.MULTILINE)
+
+
+def files_of_tokens(folder):
+    """What the section `n5g.tokens` of the sample names, and the source of a list."""
+    folder.mkdir(parents=True)
+    (folder / "register").write_text("secret\n")
+    (folder / "register").chmod(0o640)
+    issuer = Issuer()
+    (folder / "jwks.json").write_bytes(jwks(issuer))
+    (folder / "nrf.pem").write_bytes(issuer.pem)
+
+
+def files_of_feed(folder):
+    """What the section `feed` of the sample, and `numbers`, name."""
+    (folder / "feed.users").write_text(user_line("register", "correct horse battery"))
+    (folder / "numbers.csv").write_text("msisdn,imsi\n")
+
+
+def paths_in(value, path="") -> set[str]:
+    if isinstance(value, dict):
+        named = "*" if path in {"lists", "layouts", "tamper.origins"} else None
+        return set().union(*(paths_in(inner, f"{path}.{named or name}".lstrip(".")) for name, inner in value.items()))
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return set().union(*(paths_in(inner, f"{path}[]") for inner in value))
+    return {path}
+
+
+def test_sample_says_every_key_of_the_table_and_no_other():
+    written = yaml.safe_load(all_keys(SAMPLE.read_text()))
+    assert paths_in(written) == {key.path for key in TABLE}
+
+
+def test_sample_says_each_default_as_it_is(tmp_path):
+    for folder in ("signers", "revoked"):
+        shutil.copytree(SAMPLE.parent / "signers", tmp_path / folder)
+        (tmp_path / folder / "stolen-national").write_text(SIGNER)
+    authority = Authority(tmp_path / "tls")
+    files_of_tokens(tmp_path / "tokens")
+    authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
+    authority.revoke()
+    (tmp_path / "webhook.key").write_text("secret")
+    files_of_feed(tmp_path)
+    (tmp_path / "eir.yaml").write_text(all_keys(SAMPLE.read_text()))
+    shown = load_config(tmp_path / "eir.yaml").shown
+    examples = {"policy.rules[].observe"}
+    for key in TABLE:
+        if key.default in {REQUIRED, None} or key.path in examples or (key.default == () and not key.kind.may_be_empty):
+            continue
+        here = shown
+        for part in key.path.split("."):
+            here = next(iter(here.values())) if part == "*" else here[part.removesuffix("[]")]
+            here = here[-1] if part.endswith("[]") else here
+        default = key.kind.place(key.default, tmp_path)
+        assert here == ([key.kind.show(each) for each in default] if key.kind.many else key.kind.show(default)), (
+            key.path
+        )
+
+
+def test_sample_is_usable_as_it_is():
+    config = load_config(SAMPLE)
+    assert config.listen == ("tcp://127.0.0.1:3868",)
+    assert [(rule.list, rule.answer) for rule in config.policy.rules] == [
+        ("stolen-national", Status.BLACKLISTED),
+        ("tracked", Status.GREYLISTED),
+    ]
+    assert all("holds 0 keys" in warning.text for warning in config.warnings)
+
+
+def test_restart_marks_of_the_sample_are_those_of_the_table():
+    marked = set()
+    text = all_keys(SAMPLE.read_text())
+    for comment, key in re.findall(r"((?:^# .*\n)+)^(\w+):", text, flags=re.MULTILINE):
+        if comment.rstrip().endswith("restart"):
+            marked.add(key)
+    section = ""
+    for line in text.splitlines():
+        if top := re.match(r"(\w+):$", line):
+            section = top[1]
+        elif (inner := re.match(r"  (\w+): ", line)) and line.endswith("restart"):
+            marked.add(f"{section}.{inner[1]}")
+    assert marked == set(TAKES_RESTART)
+
+
+OTHERS = {
+    "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "control_read": "control_read: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
+    "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
+    "http": "http: off\n", "workers": "workers: 2\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
+    "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "fraud_check.listen": "fraud_check: {listen: http://127.0.0.1:1}\n",
+    "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
+    "ss7.listen": "ss7: {point_code: 1-1-2, listen: tcp://127.0.0.1:1}\n",
+    "sightings": "sightings: {keep: 1d}\n",
+}  # fmt: skip
+"""Of each key and section that takes a restart another value."""
+
+
+@pytest.mark.parametrize("path", TAKES_RESTART)
+def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
+    old, new = load_config(write(GOOD)), load_config(write(GOOD + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
+    assert needs_restart(old, new) == [path]
+    ss7 = dataclasses.replace(new.ss7, listen=())  # beside which a point code has to stand
+    assert take_over(old, new) == dataclasses.replace(
+        old, path=new.path, log_level="debug", warnings=new.warnings, ss7=ss7
+    )
+    assert needs_restart(old, take_over(old, new)) == []
+
+
+def test_a_restart_key_is_called_in_what_is_built_as_in_the_file():
+    assert [key.path for key in TABLE if not key.live and (key.field or re.search(r"[^\w.]", key.path))] == []
+
+
+def test_a_configuration_is_handed_on_as_it_was_read(write, tmp_path):
+    authority = Authority(tmp_path / "tls")
+    files_of_tokens(tmp_path / "tokens")
+    authority.write("eir.epc.mnc001.mcc001.3gppnetwork.org")
+    authority.revoke()
+    for folder in ("signers", "revoked"):
+        shutil.copytree(SAMPLE.parent / "signers", tmp_path / "more" / folder)
+        (tmp_path / "more" / folder / "stolen-national").write_text(SIGNER)
+    for folder in ("tls", "tokens"):
+        shutil.move(tmp_path / folder, tmp_path / "more")
+    (tmp_path / "more" / "webhook.key").write_text("secret")
+    files_of_feed(tmp_path / "more")
+    config = load_config(write(all_keys(SAMPLE.read_text()), "more/eir.yaml"))
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config
+    assert render(again) == render(config)
+
+
+def test_limits_are_those_of_the_node():
+    names = {key.path.removeprefix("limits.") for key in TABLE if key.path.startswith("limits.")}
+    assert names == {field.name for field in dataclasses.fields(Limits)} | {"load_memory"}
+
+
+def test_every_key_says_what_it_is_for():
+    for key in TABLE:
+        assert key.says
+        assert key.kind.expected
+        assert len([other for other in TABLE if other.path == key.path]) == 1
+        shown = key.default if key.default in {REQUIRED, None} or key.kind.many else key.kind.show(key.default)
+        assert key.kind.many or shown in {REQUIRED, None} or key.kind.read(str(shown)) == key.default, key.path
+
+
+def test_the_page_has_every_key_as_the_table_says_it():
+    rows = []
+    for key in TABLE:
+        default = "required" if key.default is REQUIRED else "none" if key.default in {None, ()} else None
+        if default is None:
+            default = (
+                f"`{', '.join(map(str, key.default)) if key.kind.many else str(key.kind.show(key.default))}`".replace(
+                    "False", "false"
+                ).replace("True", "true")
+            )
+        restart = not key.live or key.path.partition(".")[0] in TAKES_RESTART
+        rows.append(f"| `{key.path}` | {key.kind.expected} | {default} | {key.says}{' (restart)' if restart else ''} |")
+    page = PAGE.with_name("REFERENCE.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("| `")] == rows
+    assert page == reference_page(), "config/REFERENCE.md is what `eir config --reference` prints"
+
+
+@pytest.fixture
+def key(tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", tmp_path / "key"], check=True)
+    return tmp_path / "key"
+
+
+async def test_sample_lists_are_published_and_loaded(tmp_path, key):
+    from eir.changes.load import load_release
+    from eir.releases.publish import publish
+    from eir.stores.open import open_store
+
+    shutil.copytree(SAMPLE.parent, tmp_path / "config", ignore=shutil.ignore_patterns("var"))
+    lists, now = tmp_path / "config" / "lists", datetime.now(UTC)
+    signer = f'publisher namespaces="eir-release" {(tmp_path / "key.pub").read_text()}'
+    for name in ("stolen-national", "tracked"):
+        (tmp_path / "config" / "signers" / name).write_text(signer)
+    config = load_config(tmp_path / "config" / "eir.yaml")
+    assert config.warnings == ()
+    store = open_store(config.store, config.state)
+    stolen = [
+        lists / name for name in ("stolen-national.csv", "stolen-national-tacs.csv", "stolen-national-ranges.csv")
+    ]
+    dirbs = sorted((lists / "dirbs").iterdir())
+    loaded = {}
+    for name, serial, files in (
+        ("stolen-national", 1, stolen),
+        ("tracked", 1, [lists / "tracked.csv"]),
+        ("stolen-national", 2, dirbs),
+    ):
+        manifest = publish(
+            files,
+            list_name=name,
+            serial=serial,
+            issued=now,
+            expires=now + timedelta(days=14),
+            key=key,
+            layout=None,
+            out=None,
+        ).manifest
+        report = await load_release(manifest, config.lists, store, who="test", now=now, force=serial == 2)
+        loaded[name, serial] = (report.entries, report.devices, report.bad_rows, report.skipped)
+    await store.close()
+    assert loaded["stolen-national", 1] == (6 + 1 + 100, 6 + 1_000_000 + 100, 0, 0)
+    assert loaded["tracked", 1] == (2, 2, 0, 0)
+    assert loaded["stolen-national", 2] == (6, 6, 0, 4)  # junk is normal in a DIRBS file: skipped, not bad
+
+
+# The 5G core: access tokens and NRF
+
+N5G = IDENTITY + ONE_PEER + "n5g:\n  listen: http://127.0.0.1:7777\n"
+
+
+def test_access_tokens_and_nrf_as_they_are_built(write, tmp_path):
+    files_of_tokens(tmp_path / "tokens")
+    config = load_config(
+        write(
+            N5G
+            + "  tokens: {keys: tokens/nrf.pem}\n  nrf: {uri: [http://nrf.example.org/base/, 'http://[::1]:8000'], plmns: '00101'}\n"
+        )
+    )
+    assert config.n5g.tokens == TokenSettings(
+        jwks=(), keys=(tmp_path / "tokens" / "nrf.pem",), issuer=(), audience=("5G_EIR",)
+    )
+    assert config.n5g.nrf.uri == ("http://nrf.example.org:80/base", "http://[::1]:8000")
+    assert (config.n5g.nrf.plmns, config.n5g.nrf.capacity, config.n5g.nrf.instance) == (("00101",), 100, None)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("tokens: {}", "nothing to check access tokens with; expected jwks or keys"),
+        ("tokens: {audience: AMF}", "nothing to check access tokens with"),
+        ("tokens: {jwks: signers}", "not a JWK set"),
+        ("tokens: {keys: away.pem}", "away.pem cannot be read"),
+        ("nrf: {}", "the key 'uri' is missing in n5g.nrf"),
+        ("nrf: {uri: 127.0.0.1}", "found '127.0.0.1' for 'uri' in n5g.nrf"),
+        ("nrf: {uri: 'http://a?b=c'}", "for 'uri' in n5g.nrf"),
+        ("nrf: {uri: 'http://a@b'}", "for 'uri' in n5g.nrf"),
+        ("nrf: {uri: [http://a, http://a/]}", "http://a:80 stands twice"),
+        ("nrf: {uri: https://nrf.example.org}", "needs the section 'tls'"),
+        ("nrf: {uri: http://a, instance: 7}", "expected a UUID"),
+        ("nrf: {uri: http://a, plmns: 1234}", "expected 5 or 6 digits"),
+    ],
+)
+def test_what_cannot_be_of_access_tokens_and_nrf(write, section, said):
+    [(line, text)] = problems_of(write(f"{N5G}  {section}\n"))
+    assert said in text
+    assert line == 5
+
+
+def test_there_has_to_be_something_that_amfs_can_be_told(write):
+    nrf = "  nrf: {uri: http://127.0.0.1:8000"
+    [(_, text)] = problems_of(write(IDENTITY + ONE_PEER + "n5g:\n" + nrf + "}\n"))
+    assert "expected n5g.listen" in text
+    anywhere = N5G.replace("127.0.0.1:7777", "0.0.0.0:7777")
+    [(_, text)] = problems_of(write(anywhere + nrf + "}\n"))
+    assert "expected n5g.nrf.endpoints" in text
+    load_config(write(anywhere + nrf + ", endpoints: http://10.0.0.1:7777}\n"))
+
+
+def test_the_digest_is_that_of_the_bytes_that_were_read(write, monkeypatch):
+    """Whatever the file holds when somebody asks for it."""
+    path, read = write(GOOD), load.read_file
+
+    def then_written(path):
+        octets = read(path)
+        path.write_text("something else")
+        return octets
+
+    monkeypatch.setattr(load, "read_file", then_written)
+    assert load_config(path).digest == hashlib.sha256(GOOD.encode()).hexdigest()
+
+
+FEED = (
+    IDENTITY
+    + ONE_PEER
+    + "lists: {own: {local: true}, pairs: {local: true, kind: pairs}, stolen: {signers: signers}, sims: {local: true, kind: subscribers}, more: {local: true}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("feed", "says"),
+    [
+        ("listen: http://10.0.0.1:80, users: users", "http://10.0.0.1:80 would carry passwords and tokens that anyone can read; expected https://"),
+        ("listen: 'https://10.0.0.1:80', users: users", "needs the section 'tls'"),
+        ("users: nothing", "cannot be read: No such file or directory"), ("users: bad", "bad:1: expected a line that `eir feed user NAME` has made"),
+        ("lists: {block: none}", "the list 'none' is not under 'lists'"), ("lists: {block: stolen}", "stolen is changed by signed releases"),
+        ("lists: {allowed-tac: sims}", "'sims' is a list of subscribers, which holds no TACs"),
+        ("lists: {block: [own, more]}", "two lists of devices for block, and no row says which"), ("lists: {blocks: own}", "did you mean 'block'"),
+        ("tokens: {jwks: none}", "the key 'audience' is missing in feed.tokens"), ("tokens: {audience: x}", "expected jwks or keys"),
+    ],
+)  # fmt: skip
+def test_a_feed_that_cannot_be(write, feed, says):
+    path = write(FEED + f"feed: {{{feed}}}\n")
+    (path.parent / "users").write_text(user_line("register", "correct horse battery"))
+    (path.parent / "bad").write_text("register:secret\n")
+    found = [text for _, text in problems_of(path)]
+    assert any(says in text for text in found), found
+
+
+def test_what_is_probably_not_meant_of_a_feed(write):
+    path = write(FEED + "feed: {listen: http://127.0.0.1:1, lists: {block: [own, pairs, sims], allowed-tac: more}}\n")
+    found = [warning.text for warning in load_config(path).warnings]
+    assert any("nobody can send rows" in text for text in found)
+    assert any("a TAC is a million devices, and change_min of more is 1000" in text for text in found)
+
+
+SS7 = IDENTITY + ONE_PEER + "ss7:\n"
+
+
+def test_ss7(write):
+    config = load_config(
+        write(
+            SS7
+            + "  point_code: 1.1.2\n  imsi_tags: [80, 9f21]\n  gateways:\n  - {connect: 'sctp://10.0.0.9,10.0.1.9', routing_context: 7}\n  - {connect: 'tcp://stp.example.org:2906', name: stp2, mode: override}\n"
+        )
+    )
+    assert (config.ss7.point_code, config.ss7.number, config.ss7.imsi_tags) == ("1-1-2", 2058, (0x80, 0x9F21))
+    first, second = config.ss7.gateways
+    assert (first.label, first.connect, first.mode) == (
+        "10.0.0.9,10.0.1.9:2905",
+        "sctp://10.0.0.9,10.0.1.9:2905",
+        "loadshare",
+    )
+    assert (second.label, second.mode, second.routing_context) == ("stp2", "override", None)
+    assert load_config(write(render(config), "again.yaml")).ss7 == config.ss7
+    ansi = load_config(write(SS7 + "  point_code: 245-16-8\n  variant: ansi\n", "ansi.yaml"))
+    assert ansi.ss7.number == 0xF51008
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("  point_code: 245-16-8\n", "245-16-8 is no point code of the variant itu"),
+    ("  listen: tcp://127.0.0.1\n", "expected ss7.point_code"),
+    ("  point_code: 1-2\n", "found '1-2' for 'point_code' in ss7"),
+    ("  gateways: [{connect: tls://a}]\n", "found 'tls://a' for 'connect'"),
+    ("  imsi_tags: [x]\n", "found 'x' for 'imsi_tags'"),
+    ("  point_code: 1-1-2\n  gateways: [{connect: tcp://a, name: b}, {connect: tcp://c, name: b}]\n", "expected a 'name' of its own"),
+])  # fmt: skip
+def test_faults_of_ss7(write, text, says):
+    assert any(re.search(says, said) for _, said in problems_of(write(SS7 + text)))

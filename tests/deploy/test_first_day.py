@@ -1,0 +1,100 @@
+"""The operator's first day of deploy/README.md, as a new user has it: its very lines, in a folder of its own, as a user of its own."""
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from node import until
+from pages import Installation
+from servers import free_port
+
+ROOT = Path(__file__).parents[2]
+SOMEBODY = pwd.getpwnam("nobody")
+"""Another user than the one who runs the tests; OpenSSH wants one that is in the table of users."""
+PORTS = ("13868", "13869", "15868", "15869", "16379", "18080", "19868", "19869")
+BLOCKS = Installation.first_day
+LISTED, FREE, FIRST = "00101008000001", "00101009000009", "00101006000001"
+
+
+def another_user(folder):
+    """What makes a command another user's; nothing where this user may not, or where that user could not read the program."""
+    become = ["setpriv", f"--reuid={SOMEBODY.pw_uid}", f"--regid={SOMEBODY.pw_gid}", "--clear-groups"]
+    tried = [
+        *become,
+        "sh",
+        "-c",
+        f"{sys.executable} -c 'from eir.commands import app; app.command_line()'",
+    ]  # by a shell, which has lost what root may
+    able = os.geteuid() == 0 and not subprocess.run(tried, capture_output=True, cwd=ROOT, check=False).returncode
+    if able:
+        os.chown(folder, SOMEBODY.pw_uid, SOMEBODY.pw_gid)
+    return become if able else []
+
+
+def answers(said):
+    """(device, status) of each row that `eir probe` printed."""
+    return [(row.split()[0], row.split()[2]) for row in said.splitlines() if re.match("[0-9]{14} ", row)]
+
+
+@pytest.fixture
+def folder():
+    made = Path(tempfile.mkdtemp(prefix="eir-day-"))
+    made.chmod(0o755)
+    yield made
+    for file in made.glob("day/*/pid"):  # Redis stands on its own; what else is left is the shell's
+        with suppress(OSError, ValueError):
+            os.kill(int(file.read_text()), signal.SIGKILL)
+    shutil.rmtree(made)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
+def test_the_lines_of_the_page_do_what_it_says(folder):
+    shutil.copytree(ROOT / "config", folder / "config")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "eir").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eir "$@"\n')
+    (folder / "bin" / "eir").chmod(0o755)
+    marked = "".join(f"echo '== {number}'\n{block}" for number, block in enumerate(BLOCKS))
+    for port in PORTS:
+        marked = re.sub(rf"\b{port}\b", f"{{{port}}}", marked)
+    for port in PORTS:
+        marked = marked.replace(f"{{{port}}}", str(free_port()))
+    (folder / "day.sh").write_text(f"set -euo pipefail\n{marked}")
+    environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder), "LANG": "C.UTF-8"}
+    shell = subprocess.Popen(
+        [*another_user(folder), "bash", "day.sh"], cwd=folder, env=environment, text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        out, _ = shell.communicate(timeout=280)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+    assert shell.returncode == 0, out
+    said = re.split(r"^== \d+\n", out, flags=re.MULTILINE)[1:]
+    assert len(said) == len(BLOCKS), out
+    _, _, configured, loaded, probed, pulled, undone, emergency, exported = said
+    assert "warning" not in configured, configured
+    assert re.search(r"^stolen-national +devices +3 ", loaded, re.MULTILINE), "the second node follows"
+    assert answers(probed) == [(LISTED, "blacklisted"), (FREE, "whitelisted")] * 2, probed
+    assert "00101010000003: greylisted" in pulled, pulled
+    assert "stolen-national-4.manifest.json: refused (shrink): 100 devices come" in undone, undone
+    assert "serial 1 is in force again" in undone
+    assert re.search(r"rollback +stolen-national", undone), undone
+    assert emergency.count(f"{LISTED}: blacklisted\n  by rule 1 (emergency): imei 001010080000010\n") == 2, emergency
+    assert emergency.count("the node answers from memory, as its store does not") == 2
+    assert answers(emergency)[-2:] == [(LISTED, "blacklisted"), (FIRST, "blacklisted")], emergency
+    rows = (folder / "day" / "export.csv").read_text()
+    assert FIRST in rows
+    assert LISTED not in rows, "rolled back"
+    assert exported.count("draining") == 2
+    until(lambda: "event=stopped" in (folder / "day" / "b.log").read_text())
+    assert "store_unprotected" not in (folder / "day" / "a.log").read_text()

@@ -1,0 +1,123 @@
+"""`scripts/release`: a wheel that is the same when it is built twice, the Debian package and its life, the bill of materials, checksums.
+
+The environment of the package is this one's Python and nothing fetched; `scripts/release --check` is the long form.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import releasing
+
+ROOT = Path(__file__).parents[2]
+
+SHORT = (
+    """
+dpkg --force-depends -i /eir.deb
+test -z "$(dpkg --verify eir)"
+test "$(stat -c %U:%a /var/lib/eir)" = eir:750
+test "$(stat -c %G:%a /etc/eir)" = eir:750
+test -x "$(readlink -f /usr/bin/eir)"
+echo '# mine' >>/etc/eir/eir.yaml
+touch /var/lib/eir/lists.sqlite
+dpkg --force-depends -i /eir.deb
+grep '# mine' /etc/eir/eir.yaml
+"""
+    + releasing.GONE
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """This working copy's files."""
+    folder = tmp_path_factory.mktemp("source") / "first"
+    for name in ("eir", "deploy"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def package(source, tmp_path_factory):
+    if not shutil.which("dpkg-deb"):
+        pytest.skip("dpkg-deb is not installed")
+    folder = tmp_path_factory.mktemp("package")
+    home = folder / "tree" / releasing.PREFIX
+    (home / "bin").mkdir(parents=True)
+    for name, does in (
+        ("python", f'PYTHONPATH={ROOT} exec {sys.executable} "$@"'),
+        ("eir", f'PYTHONPATH={ROOT} exec {sys.executable} -m eir "$@"'),
+    ):
+        (home / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (home / "bin" / name).chmod(0o755)
+    return releasing.package(folder / "tree", source, "0.1.0~20261128", folder)
+
+
+def test_a_wheel_that_is_built_twice_is_the_same(source, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    second = source.with_name("a-second-place")
+    shutil.copytree(source, second)
+    made = [releasing.wheel(folder) for folder in (source, second)]
+    assert releasing.digest(made[0]) == releasing.digest(made[1])
+    with zipfile.ZipFile(made[0]) as archive:
+        assert "eir/commands/eir.service" in archive.namelist()
+
+
+def test_what_is_in_the_package(package):
+    control = subprocess.run(["dpkg-deb", "--info", package], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"Depends: python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+~\), openssh-client", control)
+    listed = subprocess.run(["dpkg-deb", "--contents", package], capture_output=True, text=True, check=True).stdout
+    for name in (
+        "./opt/eir/bin/eir",
+        "./usr/lib/systemd/system/eir.service",
+        "./etc/eir/eir.yaml",
+        "./usr/share/man/man1/eir.1.gz",
+        "./usr/share/bash-completion/completions/eir",
+    ):
+        assert f" {name}\n" in listed, name
+    assert "./usr/bin/eir -> /opt/eir/bin/eir" in listed
+    assert {line.split()[1] for line in listed.splitlines()} == {"root/root"}
+    assert not [
+        line for line in listed.splitlines() if re.match(r".....w|........w", line) and not line.startswith("l")
+    ], "nobody else may write to it"
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("adduser"),
+    reason="a system to install it in takes root, unshare and adduser",
+)
+def test_its_life(package, tmp_path):
+    try:
+        releasing.check(package, tmp_path, "true")
+    except releasing.Broken as e:
+        pytest.skip(f"no copy of this system can be made here: {e}")
+    (tmp_path / "again").mkdir()
+    releasing.check(package, tmp_path / "again", SHORT)
+
+
+def test_a_bill_of_materials_names_what_is_there(tmp_path):
+    site = tmp_path / releasing.PREFIX / "lib" / "python3.13" / "site-packages"
+    for name, version in (("h11", "0.16.0"), ("Some.Thing", "1.0"), ("eir-register", "0.1.0")):
+        (site / f"{name}-{version}.dist-info").mkdir(parents=True)
+        (site / f"{name}-{version}.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\nLicense-Expression: MIT\n"
+        )
+    bill = releasing.materials("0.1.0", tmp_path, "1700000000")
+    assert (bill["bomFormat"], bill["specVersion"], bill["metadata"]["timestamp"]) == (
+        "CycloneDX",
+        "1.6",
+        "2023-11-14T22:13:20Z",
+    )
+    assert [(each["purl"], each["licenses"]) for each in bill["components"]] == [
+        ("pkg:pypi/h11@0.16.0", [{"expression": "MIT"}]), ("pkg:pypi/some-thing@1.0", [{"expression": "MIT"}]),
+    ]  # fmt: skip
+    assert bill["dependencies"][0]["dependsOn"] == ["pkg:pypi/h11@0.16.0", "pkg:pypi/some-thing@1.0"]
+    assert bill == releasing.materials("0.1.0", tmp_path, "1700000000")

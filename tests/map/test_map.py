@@ -1,0 +1,363 @@
+"""checkIMEI (eir/map/): what each request must get, the vectors whole and damaged; pycrate and tshark judge what goes out.
+
+Clauses: A is TS 29.002, Q is Q.773 and Q.774, P is this project's policy where no clause decides.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+
+import m3ua_wire as wire
+import pytest
+from made import pages_of
+from pycrate_asn1dir import TCAP_MAPv2v3
+from test_index import fill
+
+from eir.checks.checker import Checker
+from eir.checks.settings import PolicySettings, Rule, Status
+from eir.device import device_key
+from eir.images.index import Index
+from eir.map import checkimei as codec
+from eir.map.service import MapService
+from eir.peers.requester import Requester
+from eir.ss7 import tcap
+
+NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
+LISTED, FREE, TEST_IMSI = "00101001000001", "00101003000003", "001010000000001"
+MSC = Requester("msc", wire.TITLE)
+RULES = (
+    Rule(list="stolen", answer=Status.BLACKLISTED),
+    Rule(imei=("35809101685355",), answer=Status.BLACKLISTED),
+    Rule(imsi=("26201",), answer=Status.UNKNOWN),
+    Rule(imsi=("72434", "00101"), answer=Status.GREYLISTED),
+    Rule(origin_host=("491799",), answer=Status.GREYLISTED),
+)
+
+
+def service(*, answers=None, fallback=Status.WHITELISTED, tags=(), **policy):
+    index = Index({"stolen": "devices"})
+    fill(index, "stolen", pages_of([device_key(LISTED)]))
+    checker = Checker(PolicySettings(**{"rules": RULES} | policy), index, now=NOW)
+    made = MapService(checker)
+    made.configure(answers or {}, fallback, tags)
+    made.checker = checker
+    return made
+
+
+def el(tag, *contents):
+    octets = b"".join(contents)
+    return (
+        tag.to_bytes((tag.bit_length() + 7) // 8 or 1)
+        + (bytes((len(octets),)) if len(octets) < 0x80 else b"\x81" + bytes((len(octets),)))
+        + octets
+    )
+
+
+def begin(version, *components, otid=b"\0\0\0\1", context=None):
+    dialogue = b"" if version == 1 and context is None else tcap.request(context or codec.context_of(version))
+    return tcap.begin(otid, dialogue, b"".join(components))
+
+
+def invoke(parameter=None, *, operation=43, number=b"\1"):
+    return tcap.invoke(number, operation, codec.argument(1, FREE + "0") if parameter is None else parameter)
+
+
+def imei(text=FREE + "0"):
+    return el(4, codec.packed(text))
+
+
+def imsi(text=TEST_IMSI):
+    return codec.packed(text)
+
+
+INFO = el(3, b"\6\x80")
+
+
+def read(reply):
+    """What an answer says, by our own reader: kind, dialogue, and outcomes."""
+    if reply.octets is None:
+        return None, None, []
+    message = tcap.read(reply.octets)
+    dialogue = None if message.dialogue is None else tcap.apdu(reply.octets, message.dialogue)
+    return message, dialogue, [] if message.components is None else tcap.outcomes(reply.octets, message.components)
+
+
+def said(octets, version, of=None, asks=MSC):  # noqa: PLR0911
+    """The status, `error N`, `reject KIND.CODE`, `abort CAUSE`, `refused`, or None."""
+    reply = (of or service()).answer(octets, asks)
+    message, dialogue, found = read(reply)
+    if message is None:
+        return None
+    if message.kind == tcap.ABORT:
+        if message.cause is not None:
+            return f"abort {message.cause}"
+        return "refused" if dialogue is not None and dialogue.kind == tcap.AARE else "aborted"
+    (outcome,) = found or [None]
+    if outcome is None:
+        return "empty"
+    if outcome.error is not None:
+        return f"error {outcome.error}"
+    if outcome.problem is not None:
+        return f"reject {outcome.problem.tag & 3}.{outcome.problem.code}"
+    assert outcome.operation == 43
+    assert (dialogue is None) == (version == 1)
+    assert dialogue is None or (dialogue.accepted and codec.version_of(dialogue.context) == version)
+    status = codec.status_of(reply.octets, version, outcome.parameters)
+    return {0: "white", 1: "black", 2: "grey", None: "none"}[status]
+
+
+SUBSCRIBER = el(4, imsi())
+EXTENSION = el(0x30, el(0xA0, el(0x30, el(6, b"\x2a\x03"), SUBSCRIBER)))
+WRONG = el(4, b"\x91\x94\x71\x00\x00\x00\x01")
+"""An MSISDN."""
+
+
+def v3(*parts):
+    return el(0x30, *parts)
+
+
+REQUESTS = [
+    # what goes in, version, what comes out, clause
+    ("listed, v1", begin(1, invoke(imei(LISTED + "0"))), 1, "black", "A8.7"),
+    ("listed, v2", begin(2, invoke(imei(LISTED + "0"))), 2, "black", "A8.7"),
+    ("listed, v3", begin(3, invoke(v3(imei(LISTED + "0"), INFO))), 3, "black", "A8.7"),
+    ("14 digits", begin(2, invoke(imei(LISTED))), 2, "black", "A17.7.8"),
+    ("IMEISV", begin(2, invoke(imei(LISTED + "77"))), 2, "black", "A17.7.8"),
+    ("free", begin(3, invoke(v3(imei(), INFO))), 3, "white", "A8.7"),
+    ("the context of version 1 in a dialogue", begin(1, invoke(), context=codec.context_of(1)), 0, "white", "A17.3.3"),
+    ("Huawei's IMSI, v2", begin(2, invoke(imei() + el(0, imsi()))), 2, "grey", "P"),
+    ("Huawei's IMSI, v1", begin(1, invoke(imei() + el(0, imsi()))), 1, "grey", "P"),
+    ("IMSI as an octet string, v2", begin(2, invoke(imei() + el(4, imsi()))), 2, "grey", "P"),
+    ("IMSI behind the argument, v3", begin(3, invoke(v3(imei(), INFO) + el(0, imsi()))), 3, "grey", "P"),
+    ("IMSI past the end, v3", begin(3, invoke(v3(imei(), INFO, el(4, imsi())))), 3, "grey", "A8.7: ..."),
+    ("IMSI in the extension container", begin(3, invoke(v3(imei(), INFO, EXTENSION))), 3, "grey", "A17.7.11"),
+    ("an MSISDN there is no IMSI", begin(3, invoke(v3(imei(), INFO, el(0x30, el(0xA0, el(0x30, el(6, b"\x2a\x03"), WRONG)))))), 3, "white", "P"),
+    ("in a sequence, v2", begin(2, invoke(el(0x30, imei(), el(4, imsi())))), 2, "grey", "P"),
+    ("unknown, v3", begin(3, invoke(v3(imei(), INFO, el(4, imsi("262010000000001"))))), 3, "error 7", "A17.6.1"),
+    ("unknown, v1", begin(1, invoke(imei() + el(0, imsi("262010000000001")))), 1, "error 7", "A17.6.1"),
+    ("unknown extensions", begin(3, invoke(v3(imei(), INFO, el(0xA5, el(0x9F21, b"x")), el(0x9F55, b"y")))), 3, "white", "A8.7: ..."),
+    ("status and bmuef", begin(3, invoke(v3(imei(LISTED + "0"), el(3, b"\6\xc0")))), 3, "black", "A17.7.1"),
+    ("bmuef alone", begin(3, invoke(v3(imei(), el(3, b"\6\x40")))), 3, "none", "A17.7.1"),
+    ("unknown bits", begin(3, invoke(v3(imei(), el(3, b"\0\xff")))), 3, "white", "A17.7.1"),
+    ("an IMEI of letters", begin(2, invoke(el(4, b"\xaa" * 8))), 2, "white", "P: bad_identity"),
+    ("an empty IMEI", begin(2, invoke(el(4))), 2, "white", "P: bad_identity"),
+    ("no argument, v2", begin(2, invoke(b"")), 2, "white", "P: no_identity"),
+    ("no argument, v3", begin(3, invoke(b"")), 3, "error 35", "A17.6.1"),
+    ("no IMEI, v3", begin(3, invoke(v3(INFO))), 3, "white", "P: no_identity"),
+    ("no requestedEquipmentInfo", begin(3, invoke(v3(imei()))), 3, "error 35", "A17.6.1"),
+    ("requestedEquipmentInfo cut", begin(3, invoke(v3(imei(), el(3, b"\6")))), 3, "reject 1.2", "Q3.3"),
+    ("a number as argument", begin(2, invoke(el(2, b"\1"))), 2, "reject 1.2", "Q3.3"),
+    ("an octet string as argument of v3", begin(3, invoke(imei())), 3, "reject 1.2", "Q3.3"),
+    ("a sequence that is cut", begin(3, invoke(el(0x30, b"\4\x09\0"))), 3, "reject 1.2", "Q3.3"),
+    ("another operation", begin(2, invoke(operation=44)), 2, "reject 1.1", "Q3.3"),
+    ("a global operation", begin(2, el(0xA1, el(2, b"\1"), el(6, b"\x2a\3"))), 2, "reject 1.1", "Q3.3"),
+    ("a link to nothing", begin(2, el(0xA1, el(2, b"\1"), el(0x80, b"\2"), el(2, b"\x2b"))), 2, "reject 1.5", "Q3.3"),
+    ("no operation", begin(2, el(0xA1, el(2, b"\1"))), 2, "reject 0.1", "Q3.3"),
+    ("no number", begin(2, el(0xA1, el(4, b"\1"))), 2, "reject 0.1", "Q3.3"),
+    ("a component that is none", begin(2, el(0xB1, el(2, b"\1"))), 2, "reject 0.0", "Q3.3"),
+    ("a component that is cut", begin(2, b"\xa1\x09\2\1\1"), 2, "reject 0.2", "Q3.3"),
+    ("a result nobody waits for", begin(2, el(0xA2, el(2, b"\1"))), 2, "reject 2.0", "Q3.3"),
+    ("an error nobody waits for", begin(2, el(0xA3, el(2, b"\1"), el(2, b"\1"))), 2, "reject 3.0", "Q3.3"),
+    ("a reject", begin(2, el(0xA4, el(2, b"\1"), el(0x80, b"\0"))), 2, "empty", "Q3.2.2"),
+    ("no component", begin(3), 3, "aborted", "Q: no transaction is kept"),
+    ("another context", begin(3, invoke(), context=bytes.fromhex("04000001000003")), 3, "refused", "Q4.2.3"),
+    ("version 4", begin(3, invoke(), context=codec.CONTEXT + b"\4"), 3, "refused", "A25.6.1"),
+    ("another protocol version", begin(3, invoke()).replace(b"\x80\2\7\x80", b"\x80\2\7\0", 1), 3, "refused", "Q4.2.3"),
+    ("a dialogue that is none", tcap.begin(b"\1", el(0x6B, el(0x28, el(6, b"\0\x11"), el(0xA0))), el(0x6C, invoke())), 3, "aborted", "Q3.2.1"),
+    ("Continue", el(0x65, el(0x48, b"\1"), el(0x49, b"\2")), 2, "abort 1", "Q3.3.3"),
+    ("End", el(0x64, el(0x49, b"\2")), 2, None, "Q3.3.3"),
+    ("Abort", el(0x67, el(0x49, b"\2")), 2, None, "Q3.3.3"),
+    ("Unidirectional", el(0x61, el(0x6C, invoke())), 2, None, "Q3.2.1"),
+    ("Begin without an id", el(0x62, el(0x6C, invoke())), 2, None, "Q3.3.3.1"),
+    ("an id of 5 octets", el(0x62, el(0x48, b"12345"), el(0x6C, invoke())), 2, None, "Q3.3.3.1"),
+    ("another type of message", el(0x66, el(0x48, b"\1")), 2, "abort 0", "Q3.3.3.1"),
+    ("a part that has no place", el(0x62, el(0x48, b"\1"), el(0x49, b"\1"), el(0x6C, invoke())), 2, "abort 3", "Q3.3.3.1"),
+    ("octets behind the end", begin(2, invoke()) + b"\0", 2, "abort 2", "Q3.3.3.1"),
+    ("a length that is wrong", el(0x62, el(0x48, b"\1"), b"\x6c\x50"), 2, "abort 2", "Q3.3.3.1"),
+    ("nothing", b"", 2, None, "P"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("octets", "version", "wanted", "clause"), [row[1:] for row in REQUESTS], ids=[row[0] for row in REQUESTS]
+)
+def test_what_each_request_gets(octets, version, wanted, clause):
+    if version == 0:  # version 1, which needs no dialogue, and may have one
+        _message, dialogue, found = read(service().answer(octets, MSC))
+        assert dialogue.accepted
+        assert codec.version_of(dialogue.context) == 1
+        assert not found[0].error
+        return
+    assert said(octets, version) == wanted, clause
+
+
+def test_the_end_that_two_decoders_agreed_on():
+    """Of the facts: tshark says accepted, returnResultLast, prohibitedListed."""
+    wanted = "64434904000000016b2a2828060700118605010101a01d611b80020780a109060704000001000d03a203020100a305a1030201006c0fa20d020101300802012b30030a0101"
+    assert service().answer(bytes.fromhex(wire.V3), MSC).octets.hex() == wanted
+
+
+def test_the_policy_says_what_no_device_gets():
+    strict = service(bad_identity=None, no_identity=None)
+    assert said(begin(2, invoke(el(4, b"\xaa" * 8))), 2, strict) == "error 35"
+    assert said(begin(2, invoke(b"")), 2, strict) == "error 35"
+    assert said(begin(2, invoke(b"")), 2, service(no_identity=Status.BLACKLISTED)) == "black"
+    assert strict.checker.identity_errors == {("bad", "msc"): 1, ("none", "msc"): 1}
+
+
+def test_further_tags_of_an_imsi():
+    deep = el(0xA7, el(0x30, el(0x9F21, imsi())))
+    for parameter in (v3(imei(), INFO, el(0x85, imsi())), v3(imei(), INFO, deep)):
+        octets = begin(3, invoke(parameter))
+        assert said(octets, 3) == "white"
+        assert said(octets, 3, service(tags=(0x85, 0x9F21))) == "grey"
+
+
+def test_who_asks_and_what_they_get():
+    octets = begin(2, invoke())
+    assert said(octets, 2, asks=Requester("msc", "491799")) == "grey", "origin_host is the title"
+    assert (
+        said(begin(2, invoke(imei(LISTED))), 2, service(answers={"msc": {Status.BLACKLISTED: Status.GREYLISTED}}))
+        == "grey"
+    )
+
+
+def test_a_fault_of_ours_gets_what_a_bad_identity_gets():
+    for fallback, wanted in ((Status.WHITELISTED, "white"), (Status.BLACKLISTED, "black"), (None, "error 34")):
+        of, told = service(fallback=fallback), []
+        of.failed = told.append
+        of._checker = None  # whatever goes wrong in it
+        assert said(begin(3, invoke(v3(imei(), INFO))), 3, of) == wanted
+        assert len(told) == 1
+
+
+def test_above_a_limit():
+    of = service()
+    for status, wanted in ((Status.GREYLISTED, 2), (None, None)):
+        _, _, (outcome,) = read(of.overloaded(bytes.fromhex(wire.V3), status))
+        assert outcome.error == (34 if wanted is None else None)
+    assert of.checker.checks().total() == 0
+
+
+def test_several_invocations_each_get_an_answer():
+    reply = service().answer(
+        begin(2, invoke(number=b"\1"), invoke(imei(LISTED), number=b"\2"), invoke(number=b"\2")), MSC
+    )
+    _, _, found = read(reply)
+    assert [codec.status_of(reply.octets, 2, each.parameters) for each in found[:2]] == [0, 1]
+    assert found[2].problem == tcap.DUPLICATE_ID
+    reply = service().answer(begin(2, *(invoke(number=bytes((number,))) for number in range(20))), MSC)
+    assert len(read(reply)[2]) == tcap.COMPONENTS_MAX + 1
+
+
+def test_the_vectors_by_both_ways():
+    for name, vector in wire.VECTORS.items():
+        octets, of = bytes.fromhex(vector), service()
+        assert of.usual(octets, MSC) == of.general(octets, MSC) is not None, name
+        assert said(octets, int(name[1]) if name[0] == "v" else 2) == ("grey" if name == "huawei" else "black")
+
+
+def test_damaged_vectors_get_an_answer_or_a_drop_and_the_same_by_both_ways():
+    of, results = service(), set()
+    of.failed = lambda fault: pytest.fail(repr(fault))
+    for vector in wire.VECTORS.values():
+        whole = bytes.fromhex(vector)
+        for at in range(len(whole)):
+            for octets in (
+                whole[:at],
+                *(whole[:at] + bytes((whole[at] ^ 1 << bit,)) + whole[at + 1 :] for bit in range(8)),
+            ):
+                reply = of.general(octets, MSC)
+                usual = of.usual(octets, MSC)
+                assert usual is None or usual == reply
+                results.add(reply.result)
+                if reply.octets is not None:
+                    read(reply)
+                else:
+                    assert reply.result.startswith("tcap_")
+    assert {
+        "whitelisted",
+        "greylisted",
+        "blacklisted",
+        "reject",
+        "context_not_supported",
+        "tcap_badly_formatted",
+        "tcap_dialogue",
+    } <= results
+
+
+# judges
+
+
+def test_pycrate_reads_every_answer_and_asks_as_well():
+    """A codec that nobody here wrote: it decodes each answer of the table whole, and its own requests are answered right."""
+    pdu = TCAP_MAPv2v3.TCAP_MAP_Messages.TCAP_MAP_Message
+    for what, octets, *_ in REQUESTS:
+        reply = service().answer(octets, MSC)
+        if reply.octets is not None:
+            pdu.from_ber(reply.octets)
+            kind, value = pdu.get_val()
+            assert kind in {"end", "abort"}, what
+            assert pdu.to_ber()
+            assert value.get("dtid") or value.get("destTransactionID"), what
+    for name, vector in wire.VECTORS.items():
+        if name == "huawei":
+            continue  # pycrate drops its IMSI
+        pdu.from_ber(bytes.fromhex(vector))
+        written = pdu.to_ber()
+        assert said(written, int(name[1])) == "black", name
+
+
+def test_tshark_objects_to_nothing(tmp_path):
+    """Each answer of the table as a whole packet, from M3UA to MAP."""
+    answers = [
+        reply.octets for _, octets, *_ in REQUESTS if (reply := service().answer(octets, MSC)).octets is not None
+    ]
+    shown = wire.opinion(tmp_path, [wire.data(wire.udt(each)) for each in answers])
+    assert shown.count("MTP 3 User Adaptation Layer") == len(answers)
+    for wrong in ("Malformed", "Dissector bug", "BER Error", "Expert Info (Error"):
+        assert wrong not in shown, shown[shown.index(wrong) - 3000 : shown.index(wrong) + 200]
+    assert "prohibitedListed (1)" in shown or "blackListed (1)" in shown
+
+
+async def test_the_probe_falls_back():
+    """An EIR of version 1 alone: the probe comes down to it once, and asks so from then on."""
+    from eir.map import probe
+    from eir.ss7 import sccp
+    from eir.ss7.asp import Association
+
+    of, asked = service(), []
+
+    async def serve(reader, writer):
+        end = Association(0.0, dials=False)
+        while octets := await reader.read(65536):
+            for each in end.receive(octets, 0.0):
+                unit = sccp.unitdata(each.payload, "itu")
+                version = 1 if b"\x6b\x1e" not in unit.data else unit.data[unit.data.index(codec.CONTEXT) + 6]
+                asked.append(version)
+                answer = of.answer(unit.data, MSC).octets
+                if version > 1:
+                    otid = tcap.read(unit.data).otid
+                    answer = tcap.abort_dialogue(
+                        otid, tcap.response(codec.context_of(version), accepted=False, diagnostic=2)
+                    )
+                end.send(
+                    each._replace(
+                        opc=each.dpc,
+                        dpc=each.opc,
+                        payload=sccp.encoded(9, 0, unit.calling.octets, unit.called.octets, answer),
+                    )
+                )
+            writer.write(b"".join(end.take()))
+        writer.close()
+        await writer.wait_closed()
+        gone.set()
+
+    gone = asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    target = probe.Target(("127.0.0.1",), port, (1, wire.EIR), gt=wire.TITLE)
+    found = await probe.ask(target, [LISTED, FREE], imsi="262010000000001")
+    assert [each.status for each in found] == ["blacklisted", "unknown"]
+    assert asked == [3, 2, 1, 1]
+    await gone.wait()
+    server.close()

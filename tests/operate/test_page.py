@@ -1,0 +1,285 @@
+"""The page for people at / of the HTTP address: what it says, who may see it, and how a browser shows it."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from node import LISTED, until
+
+from eir.operate import page as pages
+from eir.operate.lately import Lately, Minute
+from eir.operate.page import STATUSES, Shown, alert_of, page
+from eir.record.store import Event, ListState
+from eir.web.access import PageSettings, refusal
+from eir.web.http1 import Request
+
+ROOT = Path(__file__).parents[2]
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
+STATUS = {
+    "state": "WARNING",
+    "version": "0.1.0",
+    "uptime_s": 7300,
+    "checks": 12345,
+    "troubles": ["the store is away; answers go on from memory", "list <b>x</b> is past its expiry"],
+}
+PEER = {
+    "label": "mme1",
+    "protocol": "s13",
+    "state": "open",
+    "address": "10.0.0.1:40000",
+    "requests": 4711,
+    "last_seen": NOW.timestamp() - 3,
+    "last_error": None,
+    "last_error_at": None,
+}
+
+
+def shown(**changes):
+    state = ListState(
+        kind="devices", serial=7, generation=7, highest_serial=7, release_digest="0" * 64, entries=61234, issued="2026-11-20T00:00:00Z",
+        expires="2026-12-04T00:00:00Z", signers=("register@agency.example SHA256:abc",), loaded_at="2026-11-20T01:00:00Z",
+    )  # fmt: skip
+    refused = Event(
+        time="2026-11-28T11:00:00Z",
+        who="carol@host",
+        what="refuse",
+        list="stolen",
+        serial=8,
+        outcome="refused",
+        detail="shrink: too many go\nmore",
+    )
+    minutes = [Minute({"whitelisted": 900 + at, "blacklisted": at}, 0.0001, 0.0005) for at in range(59)] + [
+        Minute({}, None, None)
+    ]
+    values = {
+        "host": "eir1.example", "status": STATUS, "lists": {"stolen": state}, "changes": {}, "refusals": [refused], "minutes": minutes, "now": NOW,
+        "peers": [PEER, {**PEER, "label": "mme2", "state": "closed", "address": None, "last_error": "3010 <script>", "last_error_at": NOW.timestamp() - 60}],
+    } | changes  # fmt: skip
+    return Shown(**values)
+
+
+class Seen(HTMLParser):
+    """The elements of a page, and those that are left open."""
+
+    VOID = ("meta", "input", "br", "rect")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+
+def test_it_says_in_words_first_how_the_node_is():
+    text = page(shown()).body.decode()
+    first = re.search(r"<main>(.*?)<section>", text, re.DOTALL)[1]
+    assert "The node answers, and someone should look:" in first
+    assert "the store is away; answers go on from memory <span class=soft>(EirStoreAway)" in first
+    assert "list &lt;b&gt;x&lt;/b&gt; is past its expiry" in first
+    assert "up for 2 h; 12,345 checks" in first
+    for said in (
+        "61,234",
+        "register@agency.example",
+        "shrink: too many go",
+        "3010 &lt;script&gt;",
+        "3 s ago",
+        "54,811 whitelisted",
+    ):
+        assert said in text, said
+    assert "The node answers.</h1>" in page(shown(status={**STATUS, "state": "OK", "troubles": []})).body.decode()
+    assert "first minute" in page(shown(minutes=[])).body.decode()
+
+
+def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allowed():
+    answer = page(shown(asked='"><script>', answer="<b>"))
+    seen = Seen(answer.body.decode())
+    assert [
+        value for _, attributes in seen.tags for name, value in attributes.items() if name in {"src", "href", "action"}
+    ] == ["/", "/metrics", "/ready"]
+    assert [tag for tag, _ in seen.tags].count("script") == 1
+    headers = dict(answer.headers)
+    assert "script-src 'sha256-" in headers["Content-Security-Policy"]
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert headers["Cache-Control"] == "no-store"
+
+
+def test_each_trouble_leads_to_an_alert_of_the_runbook():
+    runbook = (ROOT / "deploy" / "README.md").read_text()
+    assert not [alert for _, alert in pages.ALERTS if f"`{alert}`" not in runbook]
+    texts = "\n".join((ROOT / "eir" / "operate" / name).read_text() for name in ("status.py",))
+    assert not [said for said, _ in pages.ALERTS if said not in texts]
+    assert alert_of("no connection of mme1") == "EirPeerLost"
+    assert alert_of("peer x is disabled") is None
+
+
+def test_the_last_hour():
+    lately = Lately()
+    assert lately.minutes() == []
+
+    def snapshot(white, black, fast, slow):
+        return {
+            "eir_checks_total": {("whitelisted", "", "default", "s13"): white, ("blacklisted", "a", "1", "s13"): black},
+            "eir_check_duration_seconds": {
+                ("0.001",): fast,
+                ("0.01",): fast + slow,
+                ("+Inf",): fast + slow,
+                ("sum",): 1.0,
+            },
+        }
+
+    for counted in ((100, 5, 100, 5), (190, 15, 190, 15), (190, 15, 190, 15)):
+        lately.note(snapshot(*counted))
+    first, second = lately.minutes()
+    assert first == Minute({"whitelisted": 90, "blacklisted": 10}, 0.001, 0.01)
+    assert second == Minute({}, None, None)
+    for _ in range(100):
+        lately.note({})
+    assert len(lately.minutes()) == 60
+
+
+PASSWORD = f"Basic {base64.b64encode(b'any:secret').decode()}"
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "authorization", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:9868", "", None), ("10.1.2.3", "10.0.0.9", "", None), ("10.1.2.3", "[::1]:1", "", None), ("127.0.0.1", "localhost:1", "", None),
+        ("192.0.2.1", "10.0.0.9", "", 401), ("127.0.0.1", "eir.example:9868", "", 401), ("127.0.0.1", "", "", 401), ("", "127.0.0.1", "", 401),
+        ("192.0.2.1", "eir.example", PASSWORD, None), ("192.0.2.1", "eir.example", PASSWORD[:-4], 401), ("192.0.2.1", "eir.example", "Basic ?", 401),
+        ("192.0.2.1", "eir.example", "Bearer secret", 401),
+    ],
+)  # fmt: skip
+def test_who_may_see_it(tmp_path, address, host, authorization, status):
+    file = tmp_path / "password"
+    file.write_text("secret\n")
+    settings = PageSettings((ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8")), file)
+    request = Request("GET", "/", "", {"host": host, "authorization": authorization}, address)
+    refused = refusal(request, settings)
+    assert (refused and refused.status) == status
+    file.write_text("")
+    assert status is None or refusal(request, settings).status == 401
+    nobody = refusal(request, PageSettings(settings.sources, None))
+    assert (nobody and nobody.status) == (403 if status == 401 or authorization else None)
+
+
+def get(url, password=None):
+    request = urllib.request.Request(
+        url,
+        headers={}
+        if password is None
+        else {"Authorization": f"Basic {base64.b64encode(f'x:{password}'.encode()).decode()}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_of_a_running_node(shared):
+    shared.load(["imei,reason", f"{LISTED},stolen in transit"])
+    shared.eir("load", shared.release([LISTED], list_name="other"), status=1)
+    (shared.folder / "password").write_text("secret\n")
+    shared.configure(page={"from": [], "password_file": "password"})
+    with shared:
+        node = shared.start(ready=False)
+        until(lambda: node.status()["listening"] or node.status()["http"])
+        url = f"http://{node.http}/"
+        assert get(url)[0] == 401
+        assert get(url, "wrong")[0] == 401
+        status, text = until(lambda: found if "release of" in (found := get(url, "secret"))[1] else None)
+        assert status == 200
+        assert "list tracked has never been loaded" in text
+        assert "mme" in text
+        _, text = get(f"{url}?imei={LISTED[:8]}+{LISTED[8:]}", "secret")
+        assert f"{LISTED}: blacklisted" in text
+        assert "reason: stolen in transit" in text
+        assert "no identifier of a device" in get(f"{url}?imei=--store", "secret")[1]
+        shared.configure(page={"from": ["127.0.0.0/8"]})
+        shared.eir("reload")
+        assert get(url)[0] == 200
+        assert get(f"http://{node.http}/ready")[0] == 503
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_in_a_browser_light_and_dark_wide_and_narrow(tmp_path):
+    from PIL import Image
+
+    text = page(shown(asked=LISTED, answer=f"{LISTED}: blacklisted\n  by rule 1, list stolen (serial 1)")).body.decode()
+    measure = "<script>addEventListener('load',()=>document.body.setAttribute('data-wide',JSON.stringify([document.documentElement.scrollWidth,innerWidth])))</script>"
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{measure}</body>"))
+    ground = {}
+    for scheme, number, wide in (("dark", 0, 1200), ("light", 1, 500)):
+        picture = tmp_path / f"{scheme}.png"
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / scheme}",
+            f"--blink-settings=preferredColorScheme={number}",
+            f"--window-size={wide},1400",
+        ]
+        subprocess.run(
+            ["chromium", *options, f"--screenshot={picture}", (tmp_path / "page.html").as_uri()],
+            check=True,
+            capture_output=True,
+            timeout=100,
+        )
+        with Image.open(picture) as image:
+            ground[scheme] = image.convert("L").getpixel((2, 700))
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+    assert ground["dark"] < 64
+    assert ground["light"] > 192
+    frame = tmp_path / "frame.html"  # a window of the browser has 500 pixels at least; a frame has what it is given
+    frame.write_text(
+        "<iframe width=320 height=2000 src=page.html onload=\"document.body.setAttribute('data-wide',contentWindow.document.body.dataset.wide)\"></iframe>"
+    )
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'narrow'}",
+        "--virtual-time-budget=3000",
+        "--dump-dom",
+    ]
+    dom = subprocess.run(
+        ["chromium", *options, frame.as_uri()], check=True, capture_output=True, text=True, timeout=100
+    ).stdout
+    content, window = json.loads(re.search(r'data-wide="(\[[0-9,]+\])"', dom)[1])
+    assert (content <= window, window) == (True, 320), "nothing is wider than the screen"
+
+
+def contrast(one, other):
+    def luminance(colour):
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_its_colours_can_be_told_apart():
+    """WCAG 2.2: 1.4.3 for text, 1.4.11 for what is drawn."""
+    for scheme in re.findall(r":root\{(.*?)\}", pages.STYLE, re.DOTALL):
+        colours = {
+            name: value if len(value) == 7 else f"#{''.join(2 * c for c in value[1:])}"
+            for name, value in re.findall(r"--(\w+):(#\w+)", scheme)
+        }
+        for ground in ("page", "card"):
+            assert all(contrast(colours[name], colours[ground]) >= 4.5 for name in ("ink", "soft", "link"))
+            assert all(contrast(colours[name], colours[ground]) >= 3 for name in STATUSES)

@@ -1,0 +1,61 @@
+"""How long the store is waited for: a process that was stopped finds its answers late, and that is not the store's fault."""
+
+import asyncio
+import time
+
+import pytest
+
+from eir.errors import StoreError
+from eir.record import patience
+from eir.record.patience import in_time
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(patience, "TICK_S", 0.02)
+
+
+async def test_a_store_that_does_not_answer_is_given_up():
+    began = time.monotonic()
+    with pytest.raises(StoreError, match=r"within 0\.1 s") as raised:
+        await in_time(asyncio.sleep(60), 0.1)
+    assert raised.value.cause == "timeout"
+    assert 0.09 < time.monotonic() - began < 10
+
+
+async def test_while_the_process_stands_still_no_time_passes():
+    async def late():
+        await asyncio.sleep(0.05)
+        time.sleep(0.5)  # noqa: ASYNC251 - as SIGSTOP does, it holds the loop
+        await asyncio.sleep(0.05)
+        return "there"
+
+    assert await in_time(late(), 0.3) == "there"
+
+
+async def test_what_failed_while_the_process_stood_still_is_not_the_stores(monkeypatch):
+    monkeypatch.setattr(patience, "STILL_S", 0.2)
+
+    async def given_up(still_s):
+        await asyncio.sleep(0.05)
+        time.sleep(still_s)  # noqa: ASYNC251
+        raise StoreError("timeout", "the client waited too long")
+
+    for still_s, cause in ((0.4, "stood_still"), (0.0, "timeout")):
+        with pytest.raises(StoreError, match="the client waited too long") as raised:
+            await in_time(given_up(still_s), 60)
+        assert raised.value.cause == cause
+
+
+async def test_what_the_store_says_goes_through_and_nothing_is_left():
+    async def refused():
+        await asyncio.sleep(0)
+        raise StoreError("refused", "no")
+
+    with pytest.raises(StoreError, match="no"):
+        await in_time(refused(), 0.1)
+    waiting = asyncio.create_task(in_time(asyncio.sleep(60), 60))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

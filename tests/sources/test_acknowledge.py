@@ -1,0 +1,161 @@
+"""What a node says that it has in force: signed, compared with what the releases make, and held against the node."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from node import until
+from publisher_folder import ROWS, Register
+from releases import make_key
+
+from eir.errors import ReleaseRefused
+from eir.releases.signed import signed
+from eir.sources.acknowledge import (
+    BEHIND,
+    DIFFERS,
+    IN_STEP,
+    LATE,
+    NAMESPACE,
+    OLD,
+    Acknowledgement,
+    acknowledged,
+    read,
+    signer_line,
+    standing,
+    standings,
+)
+from eir.sources.folder_writer import index_in
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+HOUR = timedelta(hours=1)
+
+
+def text(moment):
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def said(**changes):
+    given = {
+        "node": "eir.one",
+        "list": "stolen",
+        "serial": 1,
+        "content": "0" * 64,
+        "since": text(NOW),
+        "made": text(NOW),
+    }
+    return Acknowledgement(**given | changes)
+
+
+@pytest.fixture
+def register(tmp_path, keys):
+    made = Register(tmp_path / "register", keys[0], methods=("PUT",))
+    with made.web:
+        made.publish(ROWS[:20], ahead_s=-7200)
+        made.publish(added=ROWS[20:22], ahead_s=-7000)
+        made.publish(added=ROWS[22:24])
+        yield made
+
+
+def test_how_nodes_stand(register):
+    index = index_in(register.folder)
+    first, second, third = (index.content_of(serial) for serial in (1, 2, 3))
+    for what, state, behind in (
+        (said(serial=3, content=third), IN_STEP, 0), (said(serial=2, content=second), LATE, 1), (said(serial=1, content=first), BEHIND, 2),
+        (said(serial=3, content=second), DIFFERS, 0), (said(serial=3, content=third, made=text(NOW - timedelta(days=3))), OLD, 0),
+        (said(serial=4, content=first), IN_STEP, 0), (said(serial=0), BEHIND, 3),
+    ):  # fmt: skip
+        found = standing(index, what, NOW, HOUR)
+        assert (found.state, found.behind) == (state, behind), what
+
+
+def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
+    nodes, keys = register.folder / "nodes", [make_key(tmp_path, name) for name in ("one", "two")]
+    nodes.write_text(
+        "".join(f"{signer_line(key, f'eir.{key.name}')}\n" for key in keys) + f"{signer_line(keys[1], 'eir.three')}\n"
+    )
+    room = register.folder / "acknowledgements"
+    room.mkdir()
+    third = index_in(register.folder).content_of(3)
+    (room / "eir.one.stolen.ack").write_bytes(acknowledged(said(serial=3, content=third), keys[0]))
+    (room / "eir.two.stolen.ack").write_bytes(acknowledged(said(node="eir.two", serial=3, content=third), keys[0]))
+    (room / "eir.four.stolen.ack").write_bytes(b"{}\n")
+    (room / "x.ack").write_bytes(
+        acknowledged(said(serial=2, made=text(NOW - HOUR)), keys[0])
+    )  # an older one of the first
+    (room / "y.ack").write_bytes(acknowledged(said(list="other"), keys[0]))
+    found = {each.node: (each.state, each.behind) for each in standings(register.folder, now=NOW, within=HOUR)}
+    assert found == {
+        "eir.one": ("in step", 0),
+        "eir.two": ("unproven", 3),
+        "eir.three": ("never", 3),
+        "eir.four": ("unproven", 3),
+    }
+    content = acknowledged(said(), keys[0])
+    for damaged in (
+        content.replace(b"eir.one", b"eir.two"),
+        content[:-40],
+        signed(b'{"format": "x"}\n', keys[0], NAMESPACE),
+        signed(content.split(b"-----")[0], keys[0]),
+    ):
+        with pytest.raises(ReleaseRefused):
+            read(damaged, "x", nodes, NOW)
+    assert read(content, "x", nodes, NOW) == said()
+
+
+def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
+    """It pulls, posts what is in force, and its answers are those of the list that it has signed for."""
+    register = Register(tmp_path / "register", publisher.key, methods=("PUT",))
+    with register.web:
+        register.publish(ROWS[:20])
+        source = {"url": register.web.url, "every": "1s", "acknowledge": True}
+        site.configure(lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}})
+        node = site.start(ready=False)
+        host = site.settings["identity"]["host"]
+        name = f"acknowledgements/{host}.stolen.ack"
+        until(lambda: b'"serial": 1' in register.web.given.get(name, b""))
+        register.publish(added=ROWS[20:22])
+        until(lambda: b'"serial": 2' in register.web.given[name])
+        line = site.eir("acknowledge", "--key").stdout
+        (register.folder / "nodes").write_text(line)
+        room = register.folder / "acknowledgements"
+        room.mkdir()
+        (room / f"{host}.stolen.ack").write_bytes(register.web.given[name])
+        (row,) = json.loads(site.eir("acknowledged", register.folder, "--json").stdout)
+        assert (row["node"], row["state"], row["serial"], row["behind"]) == (host, "in step", 2, 0)
+        until(lambda: node.metrics().get("eir_source_acknowledgements_total{list=stolen,outcome=given}", 0) >= 2)
+        audit = site.json(
+            "audit",
+            room / f"{host}.stolen.ack",
+            node.status()["listening"][0],
+            "--all",
+            "--rate",
+            1000,
+            "--origin-host",
+            "mme.localdomain",
+            "--origin-realm",
+            "localdomain",
+        )
+        assert (audit["serial"], audit["asked"], audit["as_listed"]) == (2, 22, 22)
+        site.eir("acknowledge", "--out", tmp_path / "files")
+        assert [path.name for path in (tmp_path / "files").iterdir()] == [f"{host}.stolen.ack"]
+        since = [
+            json.loads(content.split(b"-----")[0])["since"]
+            for content in (register.web.given[name], next((tmp_path / "files").iterdir()).read_bytes())
+        ]
+        assert since[0] == since[1]
+        node.end()
+        register.publish(added=ROWS[22:24], ahead_s=-7200)
+        (row,) = json.loads(site.eir("acknowledged", register.folder, "--within", "1h", "--json", status=1).stdout)
+        assert (row["state"], row["behind"], row["late_s"] >= 7200) == ("behind", 1, True)
+
+
+def test_the_soak_in_its_short_form():
+    """Nodes, a folder that changes, and a server that fails; for as long as an hour has minutes: scripts/soak sources."""
+    soak = Path(__file__).parents[2] / "scripts" / "soak"
+    run = [sys.executable, soak, "sources", "--changes", "1", "--minute", "1", "--nodes", "2", "--seed", "3"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "all nodes in step" in done.stdout

@@ -1,0 +1,283 @@
+"""A publisher's folder: what its index offers, how its deltas are folded, and which releases lead a reader to the newest one."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from releases import make_key, public
+
+from eir.changes.load import load_release
+from eir.errors import EirError, ReleaseRefused
+from eir.record.settings import ListSettings
+from eir.releases.signed import document_in
+from eir.sources import folder as folders
+from eir.sources.folder import INDEX, Index, Offer, in_order, read, steps, without, written
+from eir.sources.folder_writer import publish_into
+from eir.stores.sqlite import SqliteStore
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+NAME = "stolen"
+ROWS = [f"001010060000{n:02}" for n in range(40)]
+
+
+class Publisher:
+    """Who keeps a folder."""
+
+    def __init__(self, folder):
+        self.folder, self.data, self.now, self.serial = folder / "www", folder / "data", NOW, 0
+        self.data.mkdir()
+        self.key = make_key(folder, "agency")
+        self.signers = folder / "signers"
+        self.signers.write_text(f"agency {public(self.key)}")
+
+    def publish(self, *, added=None, removed=None, header="imei", minutes=1, full=None, **how):
+        """A delta of these rows, or a full release; returns what became of it."""
+        self.now += timedelta(minutes=minutes)
+        files = []
+        for name, rows in (("added", added), ("removed", removed), ("all", full)):
+            if rows is not None:
+                files.append(self.data / f"x-{name}.csv")
+                files[-1].write_text("".join(f"{row}\n" for row in (header, *rows)))
+        base = None if full is not None else self.serial
+        self.serial += 1
+        given = {
+            "list_name": NAME,
+            "serial": self.serial,
+            "base": base,
+            "issued": self.now,
+            "expires": self.now + timedelta(days=14),
+            "key": self.key,
+        }
+        return publish_into(self.folder, files, **given | how)
+
+    def index(self):
+        return read(document_in((self.folder / INDEX).read_bytes(), INDEX, self.signers, self.now)[0])
+
+
+@pytest.fixture
+def keeper(tmp_path):
+    return Publisher(tmp_path)
+
+
+def content(keeper, offers, room, kind="devices"):
+    """The digest of what a reader has who loads these releases."""
+    return asyncio.run(_content(keeper, offers, room, kind))
+
+
+async def _content(keeper, offers, room, kind):
+    store = SqliteStore(room / f"{len(list(room.iterdir()))}.sqlite")
+    settings = {NAME: ListSettings(name=NAME, kind=kind, signers=keeper.signers, growth_max=1e9, shrink_max=1)}
+    for offer in offers:
+        await load_release(keeper.folder / offer.folder / offer.manifest, settings, store, who="x", now=keeper.now)
+    state = await store.state(NAME)
+    await store.close()
+    return state.content_digest
+
+
+def test_a_folder_of_releases(keeper):
+    keeper.publish(full=ROWS[:10])
+    for row in ROWS[10:13]:
+        placed = keeper.publish(added=[row])
+    index = keeper.index()
+    assert index == placed.index
+    assert [(offer.serial, offer.kind, offer.base, offer.folder) for offer in index.releases] == [
+        (1, "full", None, "1"), (2, "delta", 1, "2"), (3, "delta", 2, "3"), (4, "delta", 3, "4"),
+    ]  # fmt: skip
+    assert (index.list, index.holds, index.serial, index.full.serial, placed.folded) == (NAME, "devices", 4, 1, False)
+    assert {path.stat().st_mode & 0o777 for path in keeper.folder.rglob("*") if not path.name.startswith(".")} == {
+        0o755,
+        0o644,
+    }
+    assert not list(keeper.folder.glob(".eir-publish-*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "header", "rows"),
+    [
+        ("devices", "imei,reason,until", [f"{row},r{n % 5},{'20301231' * (n % 3 == 0)}" for n, row in enumerate(ROWS)]),
+        ("pairs", "imei,imsi,reason", [f"{row},00101000000{n:04},r{n % 3}" for n, row in enumerate(ROWS)]),
+        ("subscribers", "imsi", [f"00101000000{n:04}" for n in range(40)]),
+    ],
+)  # fmt: skip
+def test_deltas_are_folded_and_every_way_leads_to_the_same_list(keeper, tmp_path, kind, header, rows):
+    """Whoever begins with the full release, and whoever has followed since the first one, and all between."""
+    how = {"header": header, "holds": kind, "keep": timedelta(minutes=5)}
+    keeper.publish(full=rows[:10], **how)
+    folded = [keeper.publish(added=rows[n + 10 : n + 11], removed=rows[n : n + 1], **how).folded for n in range(16)]
+    assert 2 <= folded.count(True) <= 4
+    index = keeper.index()
+    oldest = min(offer.base for offer in index.releases if offer.kind == "delta")
+    assert len(index.releases) < 12
+    assert keeper.serial - oldest >= 5
+    named = {offer.folder for offer in index.releases}
+    assert {path.name for path in keeper.folder.iterdir() if path.is_dir()} >= named
+    assert not (keeper.folder / "1").exists()
+    wanted = index.content_of(index.serial)
+    assert content(keeper, steps(index, None, 0), tmp_path / "data", kind) == wanted
+    full = index.full
+    behind = [offer for offer in index.releases if offer.kind == "delta" and offer.serial > full.serial]
+    assert steps(index, None, 0) == (full, *behind)
+    assert [offer.base for offer in steps(index, oldest, oldest)][:1] == [oldest]
+    assert steps(index, oldest, oldest)[-1].serial == index.serial
+
+
+def test_a_list_with_tacs_and_devices_is_folded_too(keeper, tmp_path):
+    how = {"keep": timedelta(minutes=1)}
+    keeper.publish(full=["00101006", "00101007"], header="tac", **how)
+    placed = keeper.publish(added=ROWS[:3], minutes=2, **how)
+    placed = keeper.publish(added=["A0000012345678"], minutes=2, **how)
+    assert placed.folded
+    assert content(keeper, [placed.index.full], tmp_path / "data") == placed.index.content_of(3)
+
+
+def test_what_is_refused_leaves_the_folder_as_it_was(keeper, tmp_path):
+    keeper.publish(full=ROWS[:3])
+    before = keeper.index()
+    for reason, how in (
+        ("serial", {"full": ROWS, "serial": 1}), ("base", {"added": ROWS[3:4], "base": 7, "serial": 9}), ("mixed", {"full": ROWS, "list_name": "other"}),
+        ("mixed", {"full": ["001010000000001"], "header": "imsi", "holds": "subscribers"}), ("bad_rows", {"full": ["x"]}),
+    ):  # fmt: skip
+        with pytest.raises(ReleaseRefused) as caught:
+            keeper.publish(**how)
+        assert caught.value.reason == reason
+    assert keeper.index() == before
+    keeper.folder, keeper.serial = tmp_path / "other", 1
+    with pytest.raises(ReleaseRefused, match="a full one is needed first"):
+        keeper.publish(added=ROWS)
+    assert not (keeper.folder / INDEX).exists()
+
+
+def test_one_publishes_at_a_time(keeper, monkeypatch):
+    keeper.publish(full=ROWS[:3])
+
+    def meanwhile(*_, **__):
+        with pytest.raises(EirError, match="somebody else publishes"):
+            keeper.publish(added=ROWS[3:4])
+        raise ReleaseRefused("fault", "x")
+
+    monkeypatch.setattr("eir.sources.folder_writer.publish", meanwhile)
+    with pytest.raises(ReleaseRefused):
+        keeper.publish(added=ROWS[3:4])
+
+
+def offer(serial, base=None, minutes=0):
+    kind = "full" if base is None else "delta"
+    return Offer(
+        serial=serial, kind=kind, base=base, folder=f"{serial}{'-full' * (base is None)}", manifest=f"x-{serial}.manifest.json", signatures=("0" * 64,),
+        sha256=f"{serial:064}", issued=(NOW + timedelta(minutes=minutes)).strftime("%Y-%m-%dT%H:%M:%SZ"), content=f"{serial:064}",
+    )  # fmt: skip
+
+
+def index_of(*offers):
+    return Index(list=NAME, holds="devices", written=NOW, releases=in_order(offers))
+
+
+CHAIN = index_of(offer(10), *(offer(n, n - 1) for n in (8, 9, 11, 12)), offer(15, 12))
+
+
+@pytest.mark.parametrize(
+    ("current", "highest", "wanted"),
+    [
+        (None, 0, [10, 11, 12, 15]), (15, 15, []), (12, 12, [15]), (10, 10, [11, 12, 15]), (7, 7, [8, 9]), (9, 9, [10, 11, 12, 15]), (3, 3, [10, 11, 12, 15]),
+        (16, 16, []), (12, 15, []), (10, 12, []), (None, 12, []), (14, 14, []),
+    ],
+)  # fmt: skip
+def test_the_way_to_the_newest_release(current, highest, wanted):
+    """Behind 9 nothing leads on but the full one; where a rollback was made nothing is loaded again."""
+    found = [each.serial for each in steps(CHAIN, current, highest)]
+    assert found == ([10, 11, 12, 15] if wanted == [8, 9] else wanted)
+
+
+@given(st.sets(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 31), st.integers(0, 31), st.integers(0, 40))
+def test_any_way_ends_at_the_newest_and_rises(serials, full, current, above):
+    offers = [offer(serial, serial - 1, serial) for serial in serials if serial > 1] + [offer(full, minutes=full)]
+    index = without(index_of(*offers), NOW + timedelta(minutes=above))
+    assert read(written(index)) == index
+    chain = steps(index, current or None, current)
+    at, highest = current, current
+    for each in chain:
+        assert each.serial > highest
+        assert each.base in {None, at}
+        at = highest = each.serial
+    if chain and all(each.kind == "delta" for each in chain):
+        assert at == index.serial
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": "x"}, "format"), ({"list": "../x"}, '"list"'), ({"holds": "x"}, '"holds"'), ({"written": "2026"}, '"written"'), ({"releases": []}, '"releases"'),
+        ({"releases": [1]}, "not an object"), ({"serial": 0}, '"serial"'), ({"serial": True}, '"serial"'), ({"kind": "x"}, '"kind"'), ({"folder": ".."}, '"folder"'),
+        ({"folder": "1/2"}, '"folder"'), ({"manifest": "a/b"}, '"manifest"'), ({"manifest": ".x"}, '"manifest"'), ({"signatures": ["x"]}, '"signatures"'), ({"signatures": []}, '"signatures"'),
+        ({"sha256": "x"}, '"sha256"'), ({"issued": "x"}, '"issued"'), ({"content": 1}, '"content"'), ({"kind": "delta", "base": 1}, '"base"'),
+        ({"kind": "delta", "base": 0}, "none of them is a full one"),
+    ],
+)  # fmt: skip
+def test_an_index_that_is_not_one(change, says):
+    said = json.loads(written(index_of(offer(1))))
+    if change.keys() <= said.keys() - {"serial"}:
+        said |= change
+    else:
+        said["releases"][0] |= change
+    with pytest.raises(ReleaseRefused, match=says) as caught:
+        read(json.dumps(said).encode())
+    assert caught.value.reason == "index"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        json.dumps({"format": folders.FORMAT, "releases": [{}] * 3000}).encode(),
+    ],
+)
+def test_what_is_no_index_at_all(document):
+    with pytest.raises(ReleaseRefused):
+        read(document)
+
+
+def test_releases_that_do_not_rise_are_no_index():
+    index = index_of(offer(1), offer(2, 1))
+    for releases in (index.releases[::-1], (*index.releases, index.releases[-1])):
+        with pytest.raises(ReleaseRefused, match="do not rise"):
+            read(written(Index(list=NAME, holds="devices", written=NOW, releases=releases)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"name": "other"}, "mixed"), ({"holds": "pairs"}, "mixed"), ({"now": NOW - timedelta(minutes=6)}, "issued_in_future"),
+        ({"before": NOW + timedelta(seconds=1)}, "replayed"), ({}, None), ({"before": NOW}, None), ({"now": NOW - timedelta(minutes=4)}, None),
+    ],
+)  # fmt: skip
+def test_an_index_that_is_not_the_next_one_of_its_list(arguments, reason):
+    given = {"name": NAME, "holds": "devices", "now": NOW, "before": None} | arguments
+    if reason is None:
+        folders.check(CHAIN, **given)
+        return
+    with pytest.raises(ReleaseRefused) as caught:
+        folders.check(CHAIN, **given)
+    assert caught.value.reason == reason
+
+
+def test_the_command(site, tmp_path):
+    data = tmp_path / "x.csv"
+    data.write_text("imei\n00101006000001\n")
+    publish = ("publish", "--list", "stolen", "--expires", "14d", "--key", site.publisher.key, "--to", tmp_path / "www")
+    said = site.eir(*publish, "--serial", 1, data)
+    assert f"{tmp_path}/www offers stolen 1 (1 releases, the newest full one 1)" in said.stdout
+    added = tmp_path / "x-added.csv"
+    added.write_text("imei\n00101006000002\n")
+    document = json.loads(site.eir(*publish, "--serial", 2, "--base", 1, "--json", added).stdout)
+    assert (document["releases"], document["full"], document["folded"], document["added"]) == (2, 1, False, 1)
+    assert document["manifest"] == f"{tmp_path}/www/2/stolen-2.manifest.json"
+    assert "2 is the newest" in site.eir(*publish, "--serial", 9, "--base", 1, added, status=1).stderr
+    for wrong in (["--force"], ["--keep", "soon"]):
+        site.eir(*publish, "--serial", 3, *wrong, data, status=2)

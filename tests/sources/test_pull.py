@@ -1,0 +1,403 @@
+"""Lists that are pulled: what becomes of a folder that is as it should be, and of every other one; with real servers and real TLS."""
+
+import os
+import signal
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from certificates import Authority
+from node import Site, children, is_gone, until
+from publisher_folder import NAME, ROWS, Register
+from releases import make_key
+from servers import Server
+from web_folder import tls
+
+from eir.changes.load import Loader
+from eir.config import load_config
+from eir.errors import ConfigError
+from eir.record.settings import ListSettings, Source
+from eir.releases.signed import signed
+from eir.sources import pull_http
+from eir.sources.folder import INDEX, read, written
+from eir.sources.pull import Terms, pull
+from eir.stores.sqlite import SqliteStore
+
+
+@pytest.fixture
+def register(tmp_path, keys):
+    made = Register(tmp_path / "register", keys[0])
+    with made.web:
+        yield made
+
+
+class Node:
+    """Who pulls, without a node."""
+
+    def __init__(self, folder, register, store=None, **source):
+        self.room, self.register = folder / "room", register
+        folder.mkdir(exist_ok=True)
+        self.store = store or SqliteStore(folder / "lists.sqlite")
+        self.source = Source(**{"url": register.web.url} | source)
+        self.settings = ListSettings(name=NAME, signers=register.signers)
+        self.loads, self.is_alone = [], True
+
+    async def pull(self, *, force=False, until=None, **changes):
+        async def load(release, place, marks):
+            self.loads.append(release.manifest.serial)
+            return await Loader({NAME: self.settings}, self.store, "x", datetime.now(UTC), marks, force).load(
+                release, place
+            )
+
+        async def alone():
+            return self.is_alone
+
+        given = {
+            "settings": replace(self.settings, source=self.source), "room": self.room, "store": self.store, "who": "pull of x@y",
+            "clock": lambda: datetime.now(UTC) + timedelta(seconds=1), "load": load, "marks": {}, "alone": alone, "force": force,
+        }  # fmt: skip
+        made = await pull(Terms(**given | changes), until=until)
+        self.said = made
+        return made.outcome, made.reason
+
+    async def serial(self):
+        state = await self.store.state(NAME)
+        return state and state.serial
+
+
+@pytest.fixture
+async def node(tmp_path, register):
+    made = Node(tmp_path / "node", register)
+    yield made
+    await made.store.close()
+
+
+async def test_a_list_follows_its_folder(register, node):
+    register.publish(ROWS[:20])
+    assert await node.pull() == ("loaded", "")
+    assert node.said.loaded == (1,)
+    for row in ROWS[20:23]:
+        register.publish(added=[row])
+    assert await node.pull() == ("loaded", "")
+    assert (node.said.loaded, node.said.serial, node.loads) == ((2, 3, 4), 4, [1, 2, 3, 4])
+    asked = len(register.web.asked)
+    assert await node.pull() == ("unchanged", "")
+    assert register.web.asked[asked:] == [(f"/{INDEX}", 304)]
+    assert (await node.store.state(NAME)).content_digest == read(_document(register)).content_of(4)
+    assert [path.name for path in node.room.iterdir() if path.is_dir()] == []
+
+
+def _document(register):
+    content = (register.folder / INDEX).read_bytes()
+    return content[: content.rfind(b"-----BEGIN")]
+
+
+async def test_whoever_is_far_behind_gets_the_full_release(register, node):
+    register.publish(ROWS[:20])
+    for n in range(6):
+        register.publish(added=[ROWS[20 + n]], ahead_s=n - 30, keep=timedelta(seconds=1))
+    assert await node.pull() == ("loaded", "")
+    assert node.loads[0] == read(_document(register)).full.serial > 1
+    assert await node.serial() == 7
+
+
+FAULTS = {
+    "drop": {"answer", "connection"}, "cut": {"cut_off"}, "stall": {"timeout"}, "corrupt": {"bad_signature", "signature_missing", "changed"},
+    "redirect": {"redirect"}, "error": {"status_503"}, "endless": {"too_large"}, "garbage": {"answer"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("where", [INDEX, ".manifest.json", ".sig", ".csv"])
+async def test_what_a_network_does_keeps_nothing_out_once_it_is_over(register, node, fault, where, monkeypatch):
+    """And nothing unproven comes in: whatever befalls one of the files of a delta."""
+    monkeypatch.setattr(pull_http, "STALL_S", 0.3)
+    register.web.stall_s = 0.6
+    register.publish(ROWS[:20])
+    await node.pull()
+    register.publish(added=ROWS[20:23])
+    register.web.fault = lambda path: fault if path.endswith(where) else None
+    assert await node.pull() in {
+        ("unreached" if reason not in {"bad_signature", "signature_missing"} else "refused", reason)
+        for reason in FAULTS[fault]
+    }, node.said
+    assert node.said.reached == (where != INDEX)
+    assert (await node.serial(), node.loads) == (1, [1])
+    register.web.fault = None
+    assert await node.pull() == ("loaded", "")
+    assert await node.serial() == 2
+    assert [event for event in await node.store.history() if event.what == "refuse"] == []
+
+
+async def test_a_download_that_broke_goes_on_where_it_ended(register, node):
+    register.publish([f"{100_000_000_000_00 + n}" for n in range(30_000)])
+    register.web.fault = lambda path: "cut" if path.endswith(".csv") else None
+    for _ in range(3):
+        assert await node.pull() == ("unreached", "cut_off")
+    register.web.fault = None
+    assert await node.pull() == ("loaded", "")
+    size = (register.folder / "1" / "x.csv").stat().st_size
+    assert node.said.bytes < size / 4
+    assert [code for path, code in register.web.asked if path.endswith(".csv")] == [200, 206, 206, 206]
+    register.publish([ROWS[0]])
+    (node.room / "2").mkdir()
+    (node.room / "2" / "x.csv.part").write_bytes(b"x" * 10_000)  # longer than what is there now
+    assert await node.pull(force=True) == ("unreached", "status_416")
+    assert await node.pull(force=True) == ("loaded", "")
+
+
+async def test_an_index_of_before_and_one_of_another_list_are_refused(register, node, tmp_path):
+    register.publish(ROWS[:20], ahead_s=-5)
+    register.web.remember()
+    register.publish(added=ROWS[20:22])
+    assert await node.pull() == ("loaded", "")
+    register.web.fault = "repeat"
+    assert await node.pull() == ("refused", "replayed")
+    assert not node.said.reached
+    register.web.fault = None
+    assert await node.pull() == ("unchanged", "")
+    index = read(_document(register))
+    for change, reason in (
+        ({"list": "other"}, "mixed"), ({"holds": "pairs"}, "mixed"), ({"written": index.written + timedelta(hours=1)}, "issued_in_future"),
+    ):  # fmt: skip
+        (register.folder / INDEX).write_bytes(signed(written(replace(index, **change)), register.key))
+        assert await node.pull() == ("refused", reason)
+    (register.folder / INDEX).write_bytes(signed(written(index), make_key(tmp_path, "stranger")))
+    assert await node.pull() == ("refused", "untrusted_signer")
+    (register.folder / INDEX).write_bytes(signed(b'{"format": "eir-folder/1"}\n', register.key))
+    assert await node.pull() == ("refused", "index")
+    (register.folder / INDEX).write_bytes(b"{}\n")
+    assert await node.pull() == ("refused", "signature_missing")
+    assert await node.serial() == 2
+
+
+async def test_a_release_that_is_not_what_the_index_says_is_refused(register, node):
+    register.publish(ROWS[:20])
+    index = read(_document(register))
+    (first,) = index.releases
+    (register.folder / INDEX).write_bytes(
+        signed(written(replace(index, releases=(replace(first, serial=7),))), register.key)
+    )
+    assert await node.pull() == ("refused", "mixed")
+    assert await node.serial() is None
+    assert [event.detail.partition(":")[0] for event in await node.store.history()] == ["mixed"]
+
+
+async def test_what_passes_a_limit_is_fetched_once_and_by_force(register, node):
+    node.settings = replace(node.settings, change_min=0)
+    register.publish(ROWS[:20])
+    await node.pull()
+    register.publish(added=ROWS[20:40])
+    for _ in range(3):
+        assert await node.pull() == ("refused", "growth")
+    assert node.loads == [1, 2]
+    assert sum(path.endswith(".csv") for path in register.web.paths()) == 2
+    assert (
+        len([event for event in await node.store.history() if event.what == "refuse" for _ in range(event.count)]) == 1
+    )
+    assert await node.pull(force=True) == ("loaded", "")
+    assert await node.serial() == 2
+
+
+async def test_where_a_delta_is_refused_a_full_release_may_lead_on(register, node):
+    node.settings = replace(node.settings, change_min=0)
+    register.publish(ROWS[:20])
+    await node.pull()
+    register.publish(added=ROWS[20:40])
+    assert await node.pull() == ("refused", "growth")
+    register.publish(ROWS[:21])
+    assert await node.pull() == ("loaded", "")
+    assert await node.serial() == 3
+
+
+async def test_after_a_rollback_nothing_is_loaded_that_was_undone(register, node):
+    register.publish(ROWS[:20])
+    register.publish(added=ROWS[20:22])
+    await node.pull()
+    await node.store.rollback(NAME, seen=(await node.store.state(NAME)).generation)
+    assert await node.pull() == ("unchanged", "")
+    register.publish(added=ROWS[22:24])
+    assert await node.pull() == ("waiting", "base")
+    register.publish(ROWS[:25])
+    assert await node.pull() == ("loaded", "")
+    assert await node.serial() == 4
+
+
+async def test_of_two_nodes_on_one_store_one_fetches(register, node, tmp_path):
+    other = Node(tmp_path / "other", register, node.store)
+    register.publish(ROWS[:20])
+    other.is_alone = False
+    assert await other.pull() == ("elsewhere", "")
+    assert await node.pull() == ("loaded", "")
+    other.is_alone = True
+    assert await other.pull() == ("unchanged", "")
+    assert (node.loads, other.loads) == ([1], [])
+    assert sum(path.endswith(".csv") for path in register.web.paths()) == 1
+
+
+async def test_a_pull_has_its_time(register, node):
+    register.publish(ROWS[:20])
+    assert await node.pull(until=0.0) == ("unreached", "timeout")
+
+
+async def test_who_is_there_is_proved_both_ways(tmp_path, keys):
+    authority, other = Authority(tmp_path / "ca"), Authority(tmp_path / "other")
+    ours = authority.write("node.example", folder=tmp_path / "ours")
+    context = tls(authority, "localhost")
+    context.verify_mode = 2  # CERT_REQUIRED
+    authority.ca.configure_trust(context)
+    register = Register(tmp_path / "register", keys[0], context=context)
+    elsewhere = Register(tmp_path / "elsewhere", keys[0], context=tls(authority, "elsewhere.example"))
+    with register.web, elsewhere.web:
+        for each in (register, elsewhere):
+            each.publish(ROWS[:20])
+        ca, certificate, key = (Path(ours[name]) for name in ("ca", "certificate", "key"))
+        for at, source, expected in (
+            (register, {"ca": other.pem}, {("unreached", "certificate")}),
+            (register, {}, {("unreached", "certificate")}),
+            (register, {"ca": ca}, {("unreached", "tls"), ("unreached", "connection"), ("unreached", "answer")}),
+            (elsewhere, {"ca": ca}, {("unreached", "certificate")}),
+            (register, {"ca": tmp_path / "nothing"}, {("unreached", "setup")}),
+            (register, {"ca": ca, "certificate": certificate, "key": key}, {("loaded", "")}),
+        ):
+            node = Node(tmp_path / "node", at, **source)
+            assert await node.pull() in expected, node.said
+            await node.store.close()
+
+
+async def test_a_token_and_a_redirect_on_the_same_server(tmp_path, keys):
+    register = Register(tmp_path / "register", keys[0], needs="Bearer secret-1")
+    with register.web:
+        register.publish(ROWS[:20])
+        (tmp_path / "token").write_text("secret-1\n")
+        node = Node(tmp_path / "node", register)
+        assert await node.pull() == ("unreached", "status_401")
+        node.source = replace(node.source, token=tmp_path / "token", url=f"{register.web.url}moved/")
+        assert await node.pull() == ("loaded", "")
+        await node.store.close()
+
+
+async def test_proxies_are_not_asked_for_this_hosts_own_addresses(register, node, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    register.publish(ROWS[:20])
+    assert await node.pull() == ("loaded", "")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("http://register.example/x/", "expected https://; http:// is for this host's own addresses alone"),
+        ("ftp://register.example/", "expected a folder such as https://"), ("https://a:b@register.example/", "expected a folder such as"),
+        ({"ca": "ca.pem"}, "the key 'url' is missing"), ({"url": "https://x.example/", "ca": "ca.pem"}, "the ca of the source of stolen does not exist"),
+        ({"url": "https://x.example/", "certificate": "signers"}, "certificate and key of the source of stolen need each other"),
+        ({"url": "https://x.example/", "every": "0s"}, "expected seconds from 1"), ({"url": "https://x.example/", "often": 1}, "unknown key 'often'"),
+        (["https://x.example/"], "expected keys"),
+    ],
+)  # fmt: skip
+def test_what_a_source_may_not_be(site, source, says):
+    site.configure(lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}})
+    with pytest.raises(ConfigError, match=says):
+        load_config(site.path)
+
+
+@pytest.mark.parametrize(
+    ("written_as", "url"),
+    [
+        ("https://register.example/eir/stolen", "https://register.example/eir/stolen/"), ("https://register.example:8443", "https://register.example:8443/"),
+        ("http://127.0.0.1:8080/a/", "http://127.0.0.1:8080/a/"), ("http://[::1]:8080/a/", "http://[::1]:8080/a/"), ("http://localhost/", "http://localhost/"),
+    ],
+)  # fmt: skip
+def test_a_source_may_be_a_url_alone(site, written_as, url):
+    site.configure(lists={"stolen": {"signers": "signers", "source": written_as}, "tracked": {"signers": "signers"}})
+    assert load_config(site.path).lists["stolen"].source == Source(url=url)
+    shown = site.eir("config").stdout
+    (site.folder / "again.yaml").write_text(shown)
+    assert load_config(site.folder / "again.yaml").lists["stolen"].source == Source(url=url)
+    site.configure(lists={"stolen": {"local": True, "source": written_as}, "tracked": {"signers": "signers"}})
+    with pytest.raises(ConfigError, match="stolen is local"):
+        load_config(site.path)
+
+
+def test_the_command_and_a_node(site, tmp_path, publisher):
+    """A node follows the folder, says when it is not reached, goes on when it is; a process that was killed costs one look."""
+    authority = Authority(tmp_path / "ca")
+    register = Register(tmp_path / "register", publisher.key, context=tls(authority, "localhost"))
+    with register.web:
+        source = {"url": register.web.url, "ca": str(authority.pem), "every": "1s", "patience": "2s"}
+        site.configure(lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}})
+        assert "stolen: unreached: status_404" in site.eir("pull", status=1).stderr
+        register.publish(ROWS[:20])
+        assert "stolen: loaded: serial 1 loaded" in site.eir("pull", "stolen").stderr
+        node = site.start()
+        register.publish(added=ROWS[20:22])
+        until(lambda: node.status()["lists"]["stolen"]["serial"] == 2)
+        assert site.json("check", ROWS[20])["status"] == "blacklisted"
+        until(lambda: node.metrics().get("eir_source_serial{list=stolen}") == 2)
+        assert {line["serial"] for line in node.lines("source_loaded", list="stolen")} == {"2"}
+        assert [event["who"].partition("@")[0] for event in site.json("history", "stolen") if event["what"] == "load"][
+            -1
+        ].startswith("pull of ")
+        register.web.fault = "error"
+        until(lambda: node.lines("source_unreached", list="stolen", reason="status_503"))
+        register.web.fault = lambda path: "stall" if path.endswith(".csv") else None
+        register.web.stall_s = 2
+        register.publish(added=ROWS[22:24])
+        pid = until(
+            lambda: (
+                children(node.pid).get("pull")
+                if register.web.paths()[-1:] == ["/3/stolen-3.manifest.json.sig"]
+                else None
+            )
+        )
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: is_gone(pid))
+        register.web.fault = None
+        until(lambda: node.status()["lists"]["stolen"]["serial"] == 3)
+        until(lambda: node.lines("source_reached", list="stolen"))
+        metrics = node.metrics()
+        assert metrics["eir_source_pulls_total{list=stolen,outcome=loaded}"] >= 2
+        assert metrics["eir_source_faults_total{list=stolen,reason=status_503}"] >= 1
+        assert metrics["eir_source_patience_seconds{list=stolen}"] == 2
+        register.web.fault = "redirect"
+        until(lambda: "the source of list stolen is not reached" in node.status()["summary"])
+        site.configure(lists={"stolen": {"signers": "signers"}, "tracked": {"signers": "signers"}})
+        site.eir("reload")
+        assert not any(name.startswith("eir_source_patience") for name in node.metrics())
+
+
+def test_two_nodes_on_one_redis_fetch_once(tmp_path, publisher):
+    """Both look at the index; what is new is fetched and loaded by one of them, and in force on both."""
+    register = Register(tmp_path / "register", publisher.key)
+    with (
+        register.web,
+        Server("redis-server") as redis,
+        Site(tmp_path / "a", publisher) as one,
+        Site(tmp_path / "b", publisher) as other,
+    ):
+        register.publish(ROWS[:20])
+        source = {"url": register.web.url, "every": "1s"}
+        for site in (one, other):
+            site.configure(
+                store=f"{redis.url}/0",
+                lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}},
+            )
+        nodes = [site.start(ready=False) for site in (one, other)]
+
+        def in_force():
+            return [node.status()["lists"].get("stolen", {"serial": 0})["serial"] for node in nodes]
+
+        until(lambda: in_force() == [1, 1])
+        for row in ROWS[20:23]:
+            register.publish(added=[row])
+            until(lambda: in_force() == [register.serial] * 2)
+        fetched = [path for path in register.web.paths(200) if path.endswith(".csv")]
+        assert sorted(fetched) == sorted(set(fetched))
+        assert len(fetched) == 4
+        assert len([event for event in one.json("history", "stolen") if event["what"] == "load"]) == 4
+        assert [
+            line
+            for node in nodes
+            for line in node.lines()
+            if line["event"] in {"source_refused", "source_unreached", "fault"}
+        ] == []

@@ -1,0 +1,696 @@
+"""What the pages say is so: commands parse and run, tables are those of the code, links and files are there, examples do what they claim."""
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tomllib
+from datetime import UTC, datetime, timedelta
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from certificates import Authority
+from issuer import Issuer
+from node import COMMAND, LISTED, TRACKED, until
+from pages import blocks, section
+from servers import Server, programs
+from wire import EIR, REALM
+
+from eir.commands.app import command_line
+from eir.config import load_config
+from eir.operate.metrics import FAMILIES
+from eir.sources.feed_users import user_line
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for pattern in ("*.md", "[!.]*/*.md", "eir/*/*.md", "deploy/*/*.md")
+    for path in sorted(ROOT.glob(pattern))
+}
+README, CONFIG, DEPLOY, CODE, SCRIPTS, TESTS = (
+    PAGES[name]
+    for name in (
+        "README.md",
+        "config/README.md",
+        "deploy/README.md",
+        "eir/README.md",
+        "scripts/README.md",
+        "tests/README.md",
+    )
+)
+ALL = "\n".join(PAGES.values())
+COMMANDS = typer.main.get_command(command_line())
+SEPARATORS = {"&&", "||", ";", "|", "(", ")", "&", ">", "<", "<<"}
+PATIENCE_S = 150
+"""A block is many commands."""
+
+
+def table(text):
+    """The rows of the first table in the text, as lists of cells without their heads."""
+    lines = takewhile(lambda line: line.startswith("|"), text[text.index("\n|") + 1 :].splitlines())
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines][2:]
+
+
+def code(cell):
+    """What stands in backquotes."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def simple_commands(block):
+    """The words of each command in a block, without assignments, redirections and what only says as whom it runs."""
+    for line in re.sub(
+        r"<<(\w+)\n.*?^\1$", "", block.replace("\\\n", " "), flags=re.MULTILINE | re.DOTALL
+    ).splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words = list(lexer)
+        while words:
+            command = list(takewhile(lambda word: word not in SEPARATORS, words))
+            words = words[len(command) + 1 :]
+            while command and (command[0] in {"!", "sudo", "env", "export"} or "=" in command[0]):
+                command = command[3:] if command[:2] == ["sudo", "-u"] else command[1:]
+            if command:
+                yield command
+
+
+def resolve(words):
+    """A command of ours by its words: (command, words that are left)."""
+    command = COMMANDS
+    while hasattr(command, "commands") and (words or not command.invoke_without_command):
+        assert words[0] in command.commands, f"no such command: eir {' '.join(words)}"
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+def options_of(command):
+    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+
+
+# ---- every page ----
+
+
+BLOCKS = [(name, block) for name, page in PAGES.items() for block in blocks(page)]
+OURS = [words for _, block in BLOCKS for words in simple_commands(block)]
+
+
+def test_each_page_is_looked_at():
+    there = subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, text=True, capture_output=True, check=False
+    ).stdout.split()
+    assert set(there) <= set(PAGES)
+    assert len(PAGES) > 12
+
+
+@pytest.mark.parametrize(
+    "block", [block for _, block in BLOCKS], ids=[f"{name}-{block.split()[0]}" for name, block in BLOCKS]
+)
+def test_each_block_is_shell(block):
+    done = subprocess.run(["sh", "-n"], input=block, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [w for w in OURS if Path(w[0]).name == "eir" and w[1:] != ["--version"]], ids=" ".join
+)
+def test_each_command_of_ours_parses(words):
+    command, arguments = resolve(words[1:])
+    assert command.make_context(command.name, arguments)  # raises a usage error for what the command does not take
+
+
+def test_each_script_is_there():
+    scripts = {words[0] for words in OURS if words[0].startswith("scripts/")} | set(
+        re.findall(r"`(scripts/\w+)[` ]", ALL)
+    )
+    assert scripts >= {"scripts/demo", "scripts/test", "scripts/setup", "scripts/bench", "scripts/soak"}
+    assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
+
+
+def test_each_bench_and_soak_that_is_named_is_a_part_and_takes_the_options():
+    found = re.findall(r"`scripts/(bench|soak) ([\w-]+)((?: -[^`]*)?)", ALL)
+    assert len(found) > 20
+    shared = (ROOT / "scripts" / "benchmark" / "measure.py").read_text()
+    for script, part, options in found:
+        if part == "PART":
+            continue
+        source = (ROOT / "scripts" / f"{script}_{part.replace('-', '_')}.py").read_text()
+        for option in re.findall(r"--[\w-]+", options):
+            assert f'"{option}"' in source + shared, f"scripts/{script} {part} takes no {option}"
+
+
+def test_each_file_that_is_named_is_there():
+    named = set(re.findall(r"(?<![\w/.-])(?:eir|scripts|config|deploy|tests)/[\w./-]*[\w/]", ALL))
+    assert len(named) > 100
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def anchors(page):
+    """The names under which the headings of a page can be reached."""
+    return {
+        re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_link_leads_somewhere(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
+        assert not target.startswith(("http:", "https:", "/")), f"{target}: links between pages are relative"
+        path, _, anchor = target.partition("#")
+        file = (ROOT / name).parent / path if path else ROOT / name
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text()), target
+
+
+def test_each_page_is_reached_from_the_first():
+    reached, edge = {"README.md"}, {"README.md"}
+    while edge:
+        links = {
+            (ROOT / name).parent / target for name in edge for target in re.findall(r"\]\(([^)#\s]+\.md)", PAGES[name])
+        }
+        edge = {str(path.resolve().relative_to(ROOT)) for path in links} - reached
+        reached |= edge
+    assert reached == set(PAGES)
+
+
+def test_the_glossary_is_in_order_and_has_what_the_pages_say():
+    terms = [row[0] for row in table(PAGES["config/GLOSSARY.md"])]
+    assert terms == sorted(terms, key=str.lower)
+    assert len(terms) > 50
+    others = "\n".join(page for name, page in PAGES.items() if name != "config/GLOSSARY.md")
+    assert [
+        term for term in terms if not any(re.search(rf"\b{re.escape(each)}s?\b", others) for each in term.split(", "))
+    ] == []
+
+
+def test_each_decision_is_a_page_with_its_three_parts():
+    folder = ROOT / "eir" / "decisions"
+    pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
+    assert [path.name[:4] for path in pages] == [f"{number:04d}" for number in range(1, len(pages) + 1)]
+    for path in pages:
+        assert re.findall(r"^## (.*)$", path.read_text(), re.MULTILINE) == ["Context", "Outcome", "Consequences"], (
+            path.name
+        )
+        assert len(path.read_text().splitlines()) <= 30, path.name
+        assert f"]({path.name})" in PAGES["eir/decisions/README.md"]
+
+
+def test_no_page_names_a_metric_that_there_is_not():
+    assert set(re.findall(r"\beir_[a-z_]+\w", ALL)) <= {family.name for family in FAMILIES}
+
+
+def test_the_first_page_can_be_read_in_one_go():
+    assert len(README.encode()) < 12_000
+
+
+# ---- tables of the code ----
+
+
+def test_the_table_of_commands_is_that_of_the_program():
+    said = {}
+    for name, what in table(section(DEPLOY, "## Commands")):
+        command, left = resolve(re.match(r"`eir ([^`]*)`", name)[1].split())
+        said[id(command)] = command
+        named = {word for word in left if word.startswith("-")} | set(re.findall(r"`(--[\w-]+)`", what))
+        assert named <= options_of(command), f"{name}: {named - options_of(command)}"
+    assert "eir peer enable NAME" in DEPLOY
+    assert {"`eir tamper report`", "`eir tamper export`"} <= {name for name, _ in table(section(DEPLOY, "## Commands"))}
+    missing = [
+        name
+        for name, command in COMMANDS.commands.items()
+        if name not in {"peer", "tamper", "feed"} and id(command) not in said
+    ]
+    assert not missing, f"not in the table: {missing}"
+
+
+def test_the_table_of_metrics_is_that_of_the_code():
+    expected = [
+        [f"`{family.name}`", family.kind, ", ".join(f"`{label}`" for label in family.labels) or "-", family.help]
+        for family in FAMILIES
+    ]
+    shown = "\n".join(f"| {' | '.join(row)} |" for row in expected)
+    assert table(section(DEPLOY, "## Monitoring")) == expected, f"deploy/README.md, Monitoring; expected:\n{shown}"
+
+
+def test_each_dependency_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    name = re.compile(r"[\w.-]+")
+    extras = project["optional-dependencies"]
+    runtime = {name.match(each)[0] for each in (*project["dependencies"], *extras["analysis"], *extras["spark"])}
+    assert {cells[0].strip("`") for cells in table(section(CODE, "## Dependencies"))} == runtime
+    for_tests = {name.match(each)[0] for each in project["optional-dependencies"]["test"]}
+    assert not [each for each in for_tests if f"`{each}`" not in TESTS]
+
+
+def test_the_users_of_redis_are_those_that_are_tested():
+    # tests/faults/test_acl.py takes their rights from here, and holds them to be enough and none of them too much.
+    assert re.findall(r"^user (\w+) ", CONFIG, re.MULTILINE) == ["default", "worker", "healer", "loader"]
+
+
+CHANGES = (
+    "a new AVP", "a new list layout", "a new metric", "a new key", "a new policy condition", "a new store", "another Diameter application",
+    "a new transport", "a new command", "a new protocol that asks", "a new alert",
+)  # fmt: skip
+
+
+def test_each_change_has_its_one_folder():
+    """That the files are there is held for all pages; here: which folder is whose."""
+    rows = table(section(CODE, "## Where a change goes"))
+    assert tuple(row[0] for row in rows) == CHANGES
+    for change, where, there, also in rows:
+        (folder,) = code(where)
+        assert folder.endswith("/"), change
+        assert (ROOT / folder).is_dir(), change
+        files = [name for name in code(there) if "/" in name]
+        assert files, change
+        assert also, change
+        if not where.startswith("a folder of its own"):
+            assert all(name.startswith(folder) for name in files), change
+        for name in files + [name for name in code(also) if "." in name]:
+            assert (ROOT / name).is_file(), f"{change}: {name}"
+
+
+def test_the_table_of_folders_is_that_of_the_code():
+    rows = table(section(CODE, "## Folders"))
+    named = {name for row in rows for name in code(row[0])}
+    folders = {f"eir/{path.name}/" for path in (ROOT / "eir").iterdir() if (path / "__init__.py").exists()}
+    assert named == folders | {"eir/device.py", "eir/errors.py"}
+
+
+# ---- the runbook ----
+
+
+def test_each_alert_has_its_advice():
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
+    alerts = {rule["alert"] for group in rules for rule in group["rules"]}
+    rows = table(section(DEPLOY, "## Runbook by alert"))
+    advised = [name for cells in rows for name in code(cells[0])]
+    assert sorted(advised) == sorted(alerts)
+    assert all(what for _, what in rows)
+    assert set(re.findall(r"\bEir(?!Error\b)[A-Z]\w+", ALL)) == alerts
+
+
+def test_each_alert_leads_to_its_advice():
+    """By `runbook_url`, whose anchor stands in the row of that alert."""
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
+    anchors = {
+        name: set(re.findall(r'<a id="(\w+)">', what))
+        for cells, what in table(section(DEPLOY, "## Runbook by alert"))
+        for name in code(cells)
+    }
+    for rule in (rule for group in rules for rule in group["rules"]):
+        page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert page.endswith("/deploy/README.md")
+        assert anchor in anchors[rule["alert"]]
+
+
+def reported():
+    """Events that the code reports: (names that stand there, patterns of names that are put together)."""
+    names, patterns = set(), set()
+    for path in (ROOT / "eir").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call) or not 1 <= len(call.args) <= 2:
+                continue
+            function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            if function.strip("_") not in {"report", "note"}:
+                continue
+            event = call.args[0]
+            for part in (event.body, event.orelse) if isinstance(event, ast.IfExp) else (event,):
+                if isinstance(part, ast.Constant):
+                    names.add(part.value)
+                elif isinstance(part, ast.JoinedStr):
+                    patterns.add(
+                        "".join(re.escape(p.value) if isinstance(p, ast.Constant) else r"\w+" for p in part.values)
+                    )
+    folded = re.findall(r'"event": "(\w+)"', (ROOT / "eir" / "operate" / "log.py").read_text())
+    return names | set(folded), patterns
+
+
+PUT_TOGETHER = (
+    {
+        "store_failed",
+        "copy_failed",
+        "serving",
+        "ready",
+        "degraded",
+        "not_ready",
+        "m3ua_state",
+        "m3ua_notified",
+        "m3ua_error",
+        "m3ua_destination",
+    }
+    | {"release_accepted", "release_refused", "release_waiting"}
+    | {"source_refused", "source_unreached", "source_waiting"}
+)
+"""Events whose name is an argument: of what a follower could not do, of the word of /ready, of what became of a release in the drop folder, of a look at a source, or of an association of M3UA."""
+
+
+def test_each_log_event_has_its_advice():
+    names, patterns = reported()
+    assert len(names) > 30
+    rows = table(section(DEPLOY, "## Runbook by log event"))
+    advised = [name for cells in rows for name in code(cells[0])]
+    assert all(what for _, what in rows)
+    assert sorted(set(advised)) == sorted(advised)
+    missing, unknown = (names | PUT_TOGETHER) - set(advised), set(advised) - (names | PUT_TOGETHER)
+    assert (sorted(missing), sorted(unknown)) == ([], []), (
+        "not in the runbook, and in the runbook but reported by nothing"
+    )
+    assert all(any(re.fullmatch(pattern, name) for name in PUT_TOGETHER) for pattern in patterns), patterns
+
+
+def test_log_events_that_are_named_are_ones():
+    texts = ALL + (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
+    events = set(re.findall(r"event=(\w+)", texts))
+    advised = {name for cells in table(section(DEPLOY, "## Runbook by log event")) for name in code(cells[0])}
+    assert events
+    assert events <= advised
+
+
+# ---- figures ----
+
+
+def test_the_sizing_rule_is_that_of_the_figures():
+    measured = {row[0]: row for row in table(section(SCRIPTS, "### Size of the list"))}
+    sizing = section(DEPLOY, "## Sizing")
+    rule = r"(\d+) MB for a node with two workers, .* (\d+) MB for each million entries up to ten million, and ([\d.]+) MB for each further million"
+    base, each, further = map(float, re.search(rule, sizing).groups())
+    for entries, millions in (("1 million", 1), ("10 million", 10), ("100 million", 100)):
+        memory = int(measured[entries][4].removesuffix(" MB"))
+        assert memory <= base + each * min(millions, 10) + further * max(millions - 10, 0) <= 1.2 * memory, entries
+    for entries in ("10 million", "100 million"):
+        assert measured[entries][2] in sizing
+    assert f"{round(int(measured['100 million'][4].removesuffix(' MB')) / 1000, 1)} GB of memory" in README
+    (answers,) = set(re.findall(r"One worker answers ([\d,]+) ", DEPLOY + SCRIPTS))
+    assert int(answers.replace(",", "")) > 250_000
+
+
+def test_the_parts_of_bench_and_soak_are_all_there():
+    for script, heading in (("bench", "## Benches"), ("soak", "## Soak")):
+        parts = {
+            path.stem.removeprefix(f"{script}_").replace("_", "-") for path in (ROOT / "scripts").glob(f"{script}_*.py")
+        }
+        assert {
+            row[0].strip("`").removeprefix(f"scripts/{script} ").split()[0] for row in table(section(SCRIPTS, heading))
+        } == parts
+
+
+# ---- configuration: examples ----
+
+
+def completed(block):
+    """A configuration of which the block is a part, as text: YAML would make other numbers of some TACs and IMSIs."""
+    rest = {
+        "identity": {"host": EIR, "realm": REALM},
+        "peers": [{"realm": REALM, "from": ["127.0.0.0/8"]}],
+        "lists": {},
+    }
+    given = yaml.safe_load(block)
+    return yaml.safe_dump({name: value for name, value in rest.items() if name not in given}) + block
+
+
+@pytest.mark.parametrize("block", blocks(CONFIG, "yaml"), ids=lambda block: block.split(":")[0])
+def test_each_example_of_a_configuration_is_usable(block, tmp_path):
+    text = completed(block)
+    values = yaml.safe_load(text)
+    for settings in (each for each in values["lists"].values() if not each.get("local")):
+        (tmp_path / settings["signers"]).parent.mkdir(exist_ok=True)
+        (tmp_path / settings["signers"]).write_text("someone ssh-ed25519 AAAA\n")
+    if "tls" in values:
+        made = Authority(tmp_path / "made").write(EIR)
+        for name, file in values["tls"].items():
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            shutil.copy(made[name], tmp_path / file)
+    for file in (
+        file for name in ("n5g", "fraud_check") for file in values.get(name, {}).get("tokens", {}).get("keys", ())
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(Issuer().pem)
+    if "feed" in values:
+        (tmp_path / values["feed"]["users"]).write_text(user_line("register", "correct horse battery"))
+        (tmp_path / values["feed"]["users"]).chmod(0o600)
+    (tmp_path / "eir.yaml").write_text(text)
+    config = load_config(tmp_path / "eir.yaml")
+    # The override may be over by now, and this host may have no SCTP.
+    assert not [str(warning) for warning in config.warnings if not re.search("override|no SCTP", str(warning))]
+
+
+POLICIES = [
+    (part.partition("\n")[0], *blocks(part, "yaml"), part)
+    for part in re.split(r"^### ", section(CONFIG, "## Policies"), flags=re.MULTILINE)[1:]
+    if "```yaml" in part
+]
+IN_AN_HOUR = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.mark.parametrize(
+    ("block", "checks"), [policy[1:] for policy in POLICIES], ids=[title for title, _, _ in POLICIES]
+)
+def test_each_policy_answers_as_its_table_says(block, checks, site):
+    text = re.sub(r"(?<=signers: )signers/[\w-]+", "signers", block)
+    site.path.write_text(completed(re.sub(r"(?<=until: )[\w:-]+", IN_AN_HOUR, text)))
+    rows = table(checks)
+    listed, bound = {}, {}
+    for device, _, _ in rows:
+        imei, _, said = device.partition(", ")
+        for sim, pairs in re.findall(r"bound to (\d+) in `([\w-]+)`", said):
+            bound.setdefault(pairs, []).append(f"{imei},{sim}")
+        for name in code(re.sub(r"bound to \d+ in `[\w-]+`", "", said)):
+            listed.setdefault(name, []).append(imei)
+    assert {**listed, **bound}.keys() == yaml.safe_load(block)["lists"].keys()
+    for name, rows_of in listed.items():
+        site.load(rows_of, list_name=name)
+    for name, rows_of in bound.items():
+        site.load(["imei,imsi", *rows_of], list_name=name)
+    for device, sim, answer in rows:
+        imsi = ["--imsi", sim] if sim.isdigit() else []
+        found = site.json("check", device.partition(",")[0], *imsi)
+        assert found["status"] == answer, f"{device}, {sim}: {found}"
+
+
+def test_the_policies_that_people_ask_for_are_there():
+    assert len(POLICIES) == 9
+    assert sum(len(table(checks)) for _, _, checks in POLICIES) > 20
+
+
+@pytest.mark.parametrize("end", ["\n", "", "\n\n", "\r\n\r\n"])
+def test_a_release_made_with_openssh_alone_loads(site, end):
+    (block,) = (block for block in blocks(CONFIG) if "ssh-keygen -Y sign" in block)
+    folder = site.folder / "agency"
+    folder.mkdir()
+    (folder / "stolen-2.csv").write_text("imei,reason\n35209900176148,stolen\n\n35209900176149,lost" + end, newline="")
+    site.configure(
+        lists={"stolen-national": {"signers": "signers"}},
+        policy={"rules": [{"list": "stolen-national", "answer": "blacklisted"}]},
+    )
+    environment = {**os.environ, "KEY": str(site.publisher.key), "TZ": "Asia/Kolkata"}
+    subprocess.run(
+        ["sh", "-euc", block], cwd=folder, env=environment, check=True, capture_output=True, timeout=PATIENCE_S
+    )
+    (report,) = site.json("load", folder / "stolen-national-2.manifest.json")
+    assert (report["serial"], report["entries"]) == (2, 2)
+
+
+def test_a_publishers_commands_make_a_list_and_a_delta(site):
+    (block,) = (
+        block for block in blocks(CONFIG) if "--base" in block and "--layout" not in block and "--to" not in block
+    )
+    folder = site.folder / "agency"
+    folder.mkdir()
+    (folder / "stolen-42.csv").write_text("imei\n35209900176148\n35209900176149\n35209900176150\n")
+    (folder / "stolen-43-added.csv").write_text("imei\n35209900176151\n")
+    (folder / "stolen-43-removed.csv").write_text("imei\n35209900176148\n")
+    site.configure(
+        lists={"stolen-national": {"signers": "signers", "shrink_max": "100%", "growth_max": "100%"}},
+        policy={"rules": [{"list": "stolen-national", "answer": "blacklisted"}]},
+    )
+    for words in simple_commands(block):
+        site.eir(*[str(site.publisher.key) if word == "KEY" else word for word in words[1:]], cwd=folder)
+    site.eir("load", folder / "stolen-national-42.manifest.json", folder / "stolen-national-43.manifest.json")
+    (shown,) = site.json("lists")
+    assert (shown["serial"], shown["entries"]) == (43, 3)
+
+
+# ---- operation ----
+
+
+class Operator:
+    """Follows the steps of a page on the host of a test: what systemd and an editor do there is done here."""
+
+    def __init__(self, site, folder, **edited):
+        self.site = site
+        self.edited = edited
+        self.variables = {}
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        ours = shlex.join(COMMAND)
+        for name, text in (
+            ("sudo", '[ "$1" != -u ] || shift 2\nexec "$@"'),
+            ("eir", f'exec {ours} "$@"'),
+            ("python", f'exec {shlex.quote(sys.executable)} "$@"'),
+        ):
+            (self.bin / name).write_text(f"#!/bin/sh\n{text}\n")
+            (self.bin / name).chmod(0o755)
+
+    def does(self, block):
+        """One step after the other; returns what the last command printed."""
+        out = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            match list(*simple_commands(line)) if line.startswith("sudo systemctl") else line.split()[:2]:
+                case ["systemctl", "stop", "eir"]:
+                    self.site.node.end()
+                case ["systemctl", "start", "eir"]:
+                    self.site.start()
+                case ["sudoedit", _]:
+                    self.site.configure(**self.edited)
+                case _:
+                    out = self._run(line)
+        return out
+
+    def _run(self, line):
+        for theirs, ours in (("/opt/eir/bin", self.bin), ("/var/lib/eir", self.site.state)):
+            line = line.replace(theirs, str(ours))
+        assert not re.search(
+            r"/(opt|var/lib|etc)/", line.replace(str(self.site.folder), "").replace(str(self.bin), "")
+        ), line
+        kept = self.bin / "variables"
+        environment = self.site.environment(PATH=f"{self.bin}:{os.environ['PATH']}", **self.variables)
+        done = subprocess.run(
+            ["sh", "-euc", f'{line}\nprintf %s "${{backup-}}" >{kept}'], env=environment, cwd=self.site.folder, text=True,
+            capture_output=True, check=False, timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        self.variables["backup"] = kept.read_text()
+        return done.stdout
+
+
+@pytest.fixture
+def busy(site):
+    """A host with a signed list that has a release before it, a local list, and a running node."""
+    site.configure(
+        lists={"stolen": {"signers": "signers", "shrink_max": "100%", "growth_max": "100%"}, "own": {"local": True}},
+        policy={"rules": [{"list": "stolen", "answer": "blacklisted"}, {"list": "own", "answer": "blacklisted"}]},
+    )
+    site.load([LISTED])
+    site.load([LISTED, "35209900176149"], serial=2)
+    site.eir("add", "own", TRACKED, "--reason", "reported at the counter")
+    site.start()
+    return site
+
+
+def content(site):
+    return {row["list"]: (row["serial"], row["entries"], row["digest"]) for row in site.json("lists")}
+
+
+BACKUP, RESTORE = blocks(section(DEPLOY, "## Backup and restore"))
+
+
+def test_a_backup_is_restored_as_the_page_says(busy, tmp_path):
+    (busy.folder / "log.csv").write_text(f"time,imei,imsi\n2026-11-20T10:00:00Z,{LISTED},001010000000001\n")
+    busy.eir("sightings", "import", "log.csv")
+    operator, before, history = Operator(busy, tmp_path), content(busy), busy.json("history")
+    operator.does(BACKUP)
+    busy.eir("remove", "own", TRACKED, "--reason", "found again")
+    busy.load([LISTED], serial=3)
+    assert content(busy) != before
+    assert {path.stat().st_mode & 0o777 for path in busy.state.glob("backup-*")} == {0o600}
+    with tarfile.open(*busy.state.glob("backup-*.sightings.tar.gz")) as kept:
+        assert {"sightings.key", "sightings"} <= set(kept.getnames())
+    shown = operator.does(RESTORE)
+    assert "stolen" in shown
+    assert content(busy) == before
+    assert busy.json("history") == history
+    assert busy.json("check", TRACKED)["status"] == "blacklisted"
+    assert busy.json("rollback", "stolen")["serial"] == 1
+
+
+@pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
+def test_lists_move_from_sqlite_to_redis_as_the_page_says(busy, tmp_path):
+    move, look = blocks(section(DEPLOY, "## From SQLite to Redis"))
+    before = content(busy)
+    with Server(programs()["redis"]) as redis:
+        operator = Operator(busy, tmp_path, store=f"{redis.url}/0")
+        operator.does(BACKUP)
+        operator.does(move)
+        until(lambda: {line["list"] for line in busy.node.lines("store_healed")} == {"stolen", "own"})
+        until(lambda: busy.node.status()["ready"] == "ready")
+        assert operator.does(look)
+        assert content(busy) == before
+        refused = busy.eir("load", busy.release([LISTED], serial=2), status=1)
+        assert "serial" in refused.stderr  # what was used stays used
+        busy.node.end()
+
+
+# ---- the tour ----
+
+
+def test_the_tour_goes_as_it_says(tmp_path):
+    """In a copy of the repository: `scripts/demo --stay`, and beside it each block of the tour."""
+    for name in ("scripts", "config", "eir", "pyproject.toml", "README.md"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, tmp_path / name)
+    # The environment of this test run takes the part of the one that the demo would make.
+    environment_folder = tmp_path / ".venv"
+    (environment_folder / "bin").mkdir(parents=True)
+    for name in ("python", "eir"):
+        (environment_folder / "bin" / name).write_text(
+            f'#!/bin/sh\nexec {sys.executable} {"-m eir " if name == "eir" else ""}"$@"\n'
+        )
+        (environment_folder / "bin" / name).chmod(0o755)
+    (environment_folder / "installed[analysis]").touch()
+    bare = {name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}}
+    shown = tmp_path / "shown"
+    with shown.open("w") as out:
+        demo = subprocess.Popen(
+            ["scripts/demo", "--stay"], cwd=tmp_path, stdout=out, stderr=out, env=bare, start_new_session=True
+        )
+    try:
+
+        def serving():
+            assert demo.poll() is None, shown.read_text()
+            return "Serving until" in shown.read_text()
+
+        until(serving, patience_s=PATIENCE_S)
+        address = re.search(r"may connect to (\S+)", shown.read_text())[1]
+        tour = blocks(section(README, "## A five-minute tour"))
+        script = "\n".join(["set -eux", *tour]).replace("eir probe 127.0.0.1 ", f"eir probe {address} ")
+        done = subprocess.run(
+            ["sh", "-c", script],
+            cwd=tmp_path,
+            env=bare,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+        second = subprocess.run(
+            ["scripts/demo"], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S
+        )
+        assert demo.poll() is None
+    finally:
+        os.killpg(demo.pid, signal.SIGTERM)
+        demo.wait(PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The folder of the one that served is still there, its store included.
+    assert (second.returncode, "end it first" in second.stderr) == (1, True), second
+    assert (tmp_path / "var/demo/config/var").is_dir()
+    answers = re.findall(r"^(\d+): (\w+)$", done.stdout, re.MULTILINE)
+    stolen, mistaken = "001010010000014", "00101007000009"
+    assert answers == [(stolen, "blacklisted"), (mistaken, "blacklisted"), (mistaken, "whitelisted")]
+    assert done.stdout.startswith("EIR OK")
+    assert re.search(rf"{mistaken} +- +whitelisted +2001", done.stdout)
+    assert "would load" in done.stderr
+    assert "rollback" in done.stdout
+    assert re.search(r"tracked-2.manifest.json: refused \(digest\)", done.stderr), done.stderr
+    alone = subprocess.run(
+        ["scripts/demo"], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PATIENCE_S
+    )
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert "The node has ended" in alone.stdout.splitlines()[-1]

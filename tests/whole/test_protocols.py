@@ -1,0 +1,12 @@
+"""One policy, four protocols: the short form of `scripts/soak protocols`, which asks about a million."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import soak_protocols
+
+
+def test_each_protocol_gives_the_same_verdict(capsys):
+    assert soak_protocols.main(["--questions", "1500"]) == 0
+    assert "0 answered differently" in capsys.readouterr().out.splitlines()[-1]
