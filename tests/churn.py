@@ -11,8 +11,8 @@ import random
 import time
 from dataclasses import dataclass, field, replace
 
+from followed import Node
 from made import page, state
-from test_follow import Node
 
 from eir.errors import StoreError
 from eir.pages.pages import PAGE_KEYS, amended_digest, content_digest

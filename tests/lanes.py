@@ -4,8 +4,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from ipaddress import ip_network
 
-from made import page, pages_of, pair_pages
-from test_index import fill
+from made import fill, page, pages_of, pair_pages
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

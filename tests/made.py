@@ -109,3 +109,8 @@ async def until(condition, timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
         while not await holds():  # noqa: ASYNC110  # see above
             await asyncio.sleep(0.01)
+
+
+def fill(index, name, pages, *, amend=False, **fields):
+    """Put a list of an index in force, made of pages, with a state that fits them."""
+    put(index, name, state(pages, kind=index.lists[name].kind, **fields), pages, amend=amend)

@@ -11,7 +11,6 @@ import copy
 from collections import OrderedDict
 from typing import NamedTuple
 
-from test_conformance import S13
 from wire import VSAI, Message, answer_to, avp, message, u32
 
 from eir.diameter.admission import Admission, Admit, Claim, Drop, Probe, Refuse
@@ -23,6 +22,7 @@ from eir.diameter.states import State
 from eir.errors import DiameterError, silent
 from eir.peers.counts import Counts
 from eir.peers.settings import Identity, Limits, PeerSettings
+from eir.s13.application import S13
 
 REALM = "example.org"
 HOSTS = ("a.example.org", "b.example.org")

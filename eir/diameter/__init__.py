@@ -36,15 +36,18 @@ __all__ = [
 
 _HOMES = {
     "answer": {"Reply"}, "application": {"Application", "Command", "application_id_avp"},
-    "avp": {"Avp", "encode", "encode_text", "encode_u32", "key_of", "text", "u32_or"}, "client": {"Client", "connect"}, "counts": {"Counts"},
+    "avp": {"Avp", "encode", "encode_text", "encode_u32", "key_of", "text", "u32_or"}, "client": {"Client", "connect"},
     "dictionary": {"BASE_DICTIONARY", "Dictionary", "read_avps"}, "grammar": {"Grammar", "read_grammar"}, "message": {"Answer", "Request"},
-    "node": {"Node"}, "servers": {"Servers"}, "settings": {"Identity", "Limits", "PeerSettings", "SctpSettings", "TlsSettings"},
+    "node": {"Node"}, "servers": {"Servers"}, "eir.peers.counts": {"Counts"},
+    "eir.peers.settings": {"Identity", "Limits", "PeerSettings", "SctpSettings", "TlsSettings"},
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: who wants settings alone does not wait for sockets and TLS."""
-    home = next((f"{__name__}.{module}" for module, names in _HOMES.items() if name in names), None)
+    home = next(
+        (module if "." in module else f"{__name__}.{module}" for module, names in _HOMES.items() if name in names), None
+    )
     if home is None and name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(home or "eir.errors"), name)

@@ -4,8 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from lanes import Kept
-from made import pages_of
-from test_index import fill
+from made import fill, pages_of
 from wire import HOST, TGPP, avp, ecr
 
 from eir.checks.checker import Checker

@@ -136,7 +136,7 @@ async def test_a_load_ends_with_those_who_asked_for_it(loads, job):
 
 ASKS = """
 import asyncio, sys
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 from test_apart import Loads, Starter
 
 async def ask():
@@ -152,7 +152,7 @@ asyncio.run(ask())
 
 @pytest.mark.parametrize("job", ["sleep", "busy"])
 async def test_where_those_who_asked_for_it_were_killed(job):
-    code = ASKS.format(folder=str(Path(__file__).parents[1]), job=job)
+    code = ASKS.format(folders=[str(path) for path in Path(__file__).parents[:2]], job=job)
     asking = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
     pids = [int(pid) for pid in (await asking.stdout.readline()).split()]
     asking.kill()

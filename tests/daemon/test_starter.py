@@ -221,7 +221,7 @@ async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept, mo
 def test_the_first_starter_shares_the_memory_of_the_process_that_forks_it(tmp_path):
     """In a process of its own, since it may have neither a loop nor a thread."""
     code = (
-        "import asyncio, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import asyncio, sys; sys.path[:0] = sys.argv[1:]\n"
         "import eir.daemon.starter as s, test_starter\n"
         "made = s.Starter('nothing.that.is.there'); made.fork(); test_starter.MARK.append(1); made.stay()\n"
         "async def go():\n"
@@ -230,7 +230,7 @@ def test_the_first_starter_shares_the_memory_of_the_process_that_forks_it(tmp_pa
         "asyncio.run(go())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parents[1])],
+        [sys.executable, "-c", code, *map(str, Path(__file__).parents[:2])],
         capture_output=True,
         text=True,
         check=False,

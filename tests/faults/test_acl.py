@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from followed import Node
 from groups import Cluster, Watched
 from made import event, page, pages_of, state, until
 from servers import Server
-from test_follow import Node
 
 from eir.errors import StoreError
 from eir.follow.history import HistoryKeeper

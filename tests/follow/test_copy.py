@@ -5,8 +5,9 @@ import contextlib
 from dataclasses import replace
 
 import pytest
+from followed import Node
 from made import page, pages_of, state, until
-from test_follow import Faulty, Node
+from test_follow import Faulty
 
 from eir.errors import StoreError
 from eir.follow import copy as copy_module

@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+from followed import Node
 from made import page, pages_of, state, until
 from servers import Server, programs
-from test_follow import Node
 
 from eir.follow import follower as follow
 from eir.pages.pages import PAGE_KEYS

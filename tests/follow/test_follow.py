@@ -3,18 +3,16 @@
 import asyncio
 import contextlib
 import random
-import time
 from dataclasses import replace
 
 import pytest
+from followed import Node
 from made import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
 from eir.follow import follower as follow
 from eir.follow import heavy
 from eir.follow.copy import Relation, relation
-from eir.follow.follower import Follower
-from eir.images.index import Index
 from eir.pages.pages import PAGE_KEYS, content_digest
 from eir.record.store import ListState
 from eir.stores.sqlite import SqliteStore
@@ -61,59 +59,6 @@ class Faulty:
         async with contextlib.aclosing(self.store.pages(name)) as batches:
             async for found, pages in batches:
                 yield found, [self.alter(p) for p in pages] if self.alter else pages
-
-
-class Node:
-    """A follower with all that it is given, running."""
-
-    def __init__(self, store, kinds, *, now=time.time, **settings):
-        self.store = store
-        self.index = Index(kinds, now)
-        self.events, self.switched = [], []
-        self.follower = Follower(
-            store, self.index, report=lambda event, **fields: self.events.append((event, fields)),
-            on_switch=self._switched, **settings,
-        )  # fmt: skip
-        self.on_switch = lambda: None
-        self.aside = []  # generations that heavy work began from
-
-    @contextlib.contextmanager
-    def heavy(self):
-        self.aside.append(self.generation())
-        yield
-
-    def _switched(self, name, found, image, before):
-        assert (self.index.lists[name].state, self.index.lists[name].image) == (found, image)
-        assert before is not image
-        self.switched.append((name, found.generation))
-        self.on_switch()
-
-    async def __aenter__(self):
-        await self.follower.start()
-        self.task = asyncio.create_task(self.follower.run(self.heavy))
-        return self
-
-    async def __aexit__(self, *_):
-        self.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.task
-
-    def keys(self, name="a"):
-        return list(self.index.lists[name])
-
-    def generation(self, name="a"):
-        found = self.index.lists[name].state
-        return 0 if found is None else found.generation
-
-    async def reaches(self, generation, name="a"):
-        await until(lambda: self.generation(name) == generation)
-
-    @property
-    def lag_s(self):
-        return time.monotonic() - self.follower.in_step_at
-
-    def said(self):
-        return [event for event, _ in self.events]
 
 
 @pytest.fixture

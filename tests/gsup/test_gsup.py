@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import pages_of
+from made import fill, pages_of
 from osmo_wire import (
     ACK,
     CHECK,
@@ -23,7 +23,6 @@ from osmo_wire import (
     tbcd,
     update_location,
 )
-from test_index import fill
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

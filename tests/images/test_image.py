@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lanes import ecr, sides
-from made import page, pages_of
-from test_index import fill
+from made import fill, page, pages_of
 
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import MEID_BASE, imsi_key

@@ -8,7 +8,7 @@ from bisect import bisect_left
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import page, pages_of, pair_pages, put, state
+from made import fill, page, pages_of, pair_pages, state
 from pyroaring import BitMap
 
 from eir.device import MEID_BASE
@@ -17,10 +17,6 @@ from eir.images.index import Index
 from eir.images.making import make
 from eir.pages.pages import PAGE_KEYS, Page
 from eir.pages.roaring import ARRAY_KEYS, encode_keys
-
-
-def fill(index, name, pages, *, amend=False, **fields):
-    put(index, name, state(pages, kind=index.lists[name].kind, **fields), pages, amend=amend)
 
 
 def device_list(keys):

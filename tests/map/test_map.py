@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 
 import m3ua_wire as wire
 import pytest
-from made import pages_of
+from made import fill, pages_of
 from pycrate_asn1dir import TCAP_MAPv2v3
-from test_index import fill
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

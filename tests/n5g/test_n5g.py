@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 from http2_wire import HELLO
-from made import pages_of
+from made import fill, pages_of
 from node import until_async
-from test_index import fill
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

@@ -31,8 +31,7 @@ from lanes import (
     sides,
 )
 from luhn import check_digit
-from made import page, pages_of
-from test_index import fill
+from made import fill, page, pages_of
 
 from eir.checks.program import VERDICTS_MAX, program_of
 from eir.checks.settings import Override, PolicySettings, Rule, Status

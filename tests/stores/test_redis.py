@@ -13,8 +13,8 @@ import redis.asyncio
 import redis.exceptions as fault
 import servers
 import trustme
+from followed import Node
 from made import event, page, pages_of, state, until
-from test_follow import Node
 
 from eir.errors import NothingToRollBack, StoreError
 from eir.follow import follower as follow
