@@ -126,7 +126,7 @@ async def test_a_fault_of_the_program_is_a_refusal_of_that_delivery(site, monkey
     assert await site.turn() == GOOD | expected
     assert site.again_s is None or site.again_s > 60
     said = site.said["stolen-1.manifest.json"]
-    assert f"{'OSError' if where == 'name' else 'KeyError'} at eir/lists/" in said
+    assert f"{'OSError' if where == 'name' else 'KeyError'} at eir/{'inbox' if where == 'name' else 'changes'}/" in said
     assert "35209900176148" not in said
     assert await site.refusals() == ["fault"]
     assert (await site.serial(), await site.serial("other")) == (2, 1)

@@ -1,4 +1,4 @@
-"""The history in the file: the chain, refusals, and what both have to hold. Functions of the connection; imports eir.lists, eir.errors.
+"""The history in the file: the chain, refusals, and what both have to hold. Functions of the connection.
 
 The table `records` is the chain, number → text, in which anyone can look with SQL; `refusals` has key → text (eir.record.history),
 and `ledger` in its one row what both have to hold (JSON).
