@@ -126,7 +126,7 @@ async def test_a_fault_of_the_program_is_a_refusal_of_that_delivery(site, monkey
     assert await site.turn() == GOOD | expected
     assert site.again_s is None or site.again_s > 60
     said = site.said["stolen-1.manifest.json"]
-    assert f"{'OSError' if where == 'name' else 'KeyError'} at eir/{'inbox' if where == 'name' else 'changes'}/" in said
+    assert f"{'OSError' if where == 'name' else 'KeyError'} at eir/inbox/" in said
     assert "35209900176148" not in said
     assert await site.refusals() == ["fault"]
     assert (await site.serial(), await site.serial("other")) == (2, 1)
@@ -307,6 +307,10 @@ async def test_a_flood_that_claims_a_trusted_key_delays_nobody_who_comes_before_
     assert sorted(likely) == sorted([*flood, "stolen-40.manifest.json", "other-1.manifest.json"])
     taken = await site.turn()
     assert list(taken)[:2] == ["other-1.manifest.json", "stolen-40.manifest.json"]
+    while not taken.keys() >= set(flood):  # a pass ends after its time, and the next one goes on
+        more = await site.turn()
+        assert more
+        taken |= more
     assert all(taken[name] == (REFUSED, "bad_signature") for name in flood)
 
 
