@@ -20,7 +20,7 @@ def publish(
     list_name: Annotated[str, typer.Option("--list", metavar="L", help="The list that the release is for.")],
     serial: Annotated[int, typer.Option(metavar="N", help="Above the serial of every earlier release.", min=1)],
     expires: Annotated[str, typer.Option(metavar="14d", help="How long it is meant to be in force: 14d, 36h.")],
-    key: Annotated[Path, typer.Option(metavar="KEY", help="The OpenSSH key that signs; a .pub for one held by ssh-agent.")],
+    keys: Annotated[list[Path], typer.Option("--key", metavar="KEY", help="The OpenSSH key that signs; a .pub for one held by ssh-agent. Once for each signature that the list wants (lists.*.threshold).")],
     base: Annotated[int | None, typer.Option(metavar="M", help="Of a delta: the serial that it builds on.", min=0)] = None,
     layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}, or one that the configuration declares; guessed among the first if not given.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
@@ -33,8 +33,9 @@ def publish(
 ) -> None:  # fmt: skip
     """Make a signed release of data files.
 
-    Writes LIST-SERIAL.manifest.json and its .sig beside them. The rows are read as `eir load` reads them, so that a bad one is named
-    to you, and not to those who receive the release. The configuration is read for a layout that it declares, and for nothing else.
+    Writes LIST-SERIAL.manifest.json and its .sig beside them, and .sig.2 of a second --key. The rows are read as `eir load` reads them, so
+    that a bad one is named to you, and not to those who receive the release. The configuration is read for a layout that it declares, and
+    for nothing else.
     OpenSSH signs; for a manifest that is there, this does the same:
 
     \b
@@ -57,13 +58,13 @@ def publish(
         if folder is not None or force:
             raise fail("--to takes neither --out nor --force: what stands in an index has been read", EXIT_USAGE)
         _publish_into(
-            to, files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=key, layout=layout, holds=holds,
+            to, files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout, holds=holds,
             keep=kept, declared=load_layouts(config) if layout and layout not in LAYOUTS else None, bad_rows_max=bad_rows_max, as_json=as_json,
         )  # fmt: skip
         return
     with progress() as advance:
         published = publish_release(
-            files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=key, layout=layout,
+            files, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout,
             declared=load_layouts(config) if layout and layout not in LAYOUTS else None, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: say(f"warning: {text}"),
         )  # fmt: skip
     written = f"{published.manifest} and its .sig are written; on the EIR: eir load {published.manifest}"

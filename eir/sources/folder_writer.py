@@ -54,10 +54,12 @@ def publish_into(
     folder: Path, files: Sequence[Path], *, list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime, key: Path,
     holds: str | None = None, keep: timedelta = KEEP, layout: str | None = None, declared: Mapping[str, Layout] | None = None,
     bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
+    more_keys: Sequence[Path] = (),
 ) -> Placed:  # fmt: skip
     """Make a signed release of data files, as lists.publish, and put it into the folder.
 
-    `holds`: the list's kind; None: as the folder says already, devices in a new one. `keep`: how long deltas stay. Raises ReleaseRefused, and
+    `holds`: the list's kind; None: as the folder says already, devices in a new one. `keep`: how long deltas stay. `key` signs the index;
+    it and `more_keys` sign each release, and the full one that deltas are folded into. Raises ReleaseRefused, and
     the index offers what it offered before then; EirError if somebody else publishes into the folder at this moment.
     """
     with _alone(folder):
@@ -68,7 +70,7 @@ def publish_into(
             staged = Path(name) / str(serial)
             published = publish(
                 files, list_name=list_name, serial=serial, base=base, issued=issued, expires=expires, key=key, out=staged, layout=layout,
-                declared=declared, bad_rows_max=bad_rows_max, progress=progress, warn=warn,
+                declared=declared, bad_rows_max=bad_rows_max, progress=progress, warn=warn, more_keys=more_keys,
             )  # fmt: skip
             here = Contents(folder, list_name, kind, declared or {}, Path(name))
             offers = list(before.releases) if before is not None else []
@@ -81,7 +83,7 @@ def publish_into(
             made = [_put(offer, staged, folder)]
             index = Index(list=list_name, holds=kind, written=issued, releases=in_order([*offers, *made]))
             if folds := base is not None and _is_time(index, issued - keep):
-                full = here.folded(state, pages, serial=serial, issued=issued, expires=expires, key=key)
+                full = here.folded(state, pages, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys))
                 made.append(_put(full, Path(name) / full.folder, folder))
                 index = replace(index, releases=in_order([*offers, *made]))
         index = without(index, issued - keep)
@@ -152,9 +154,16 @@ class Contents:
         return state, pages
 
     def folded(
-        self, state: ListState, pages: Sequence[Page], *, serial: int, issued: datetime, expires: datetime, key: Path
+        self,
+        state: ListState,
+        pages: Sequence[Page],
+        *,
+        serial: int,
+        issued: datetime,
+        expires: datetime,
+        keys: Sequence[Path],
     ) -> Offer:
-        """A full release of a list as it is. Raises ReleaseRefused if it would not be the same list."""
+        """A full release of a list as it is, signed by each of `keys`. Raises ReleaseRefused if it would not be the same list."""
         staged = self._room / f"{serial}-full"
         staged.mkdir()
         files = [
@@ -162,8 +171,8 @@ class Contents:
             for what, only in self._parts(pages)
         ]
         published = publish(
-            files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=key, layout="eir"
-        )
+            files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=keys[0], more_keys=keys[1:], layout="eir"
+        )  # fmt: skip
         again, _ = asyncio.run(self.loaded([published.manifest]))
         if again.content_digest != state.content_digest:
             raise ReleaseRefused(

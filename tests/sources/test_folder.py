@@ -62,14 +62,14 @@ def keeper(tmp_path):
     return Publisher(tmp_path)
 
 
-def content(keeper, offers, room, kind="devices"):
+def content(keeper, offers, room, kind="devices", **terms):
     """The digest of what a reader has who loads these releases."""
-    return asyncio.run(_content(keeper, offers, room, kind))
+    return asyncio.run(_content(keeper, offers, room, kind, terms))
 
 
-async def _content(keeper, offers, room, kind):
+async def _content(keeper, offers, room, kind, terms):
     store = SqliteStore(room / f"{len(list(room.iterdir()))}.sqlite")
-    settings = {NAME: ListSettings(name=NAME, kind=kind, signers=keeper.signers, growth_max=1e9, shrink_max=1)}
+    settings = {NAME: ListSettings(name=NAME, kind=kind, signers=keeper.signers, growth_max=1e9, shrink_max=1, **terms)}
     for offer in offers:
         await load_release(keeper.folder / offer.folder / offer.manifest, settings, store, who="x", now=keeper.now)
     state = await store.state(NAME)
@@ -131,6 +131,23 @@ def test_a_list_with_tacs_and_devices_is_folded_too(keeper, tmp_path):
     placed = keeper.publish(added=["A0000012345678"], minutes=2, **how)
     assert placed.folded
     assert content(keeper, [placed.index.full], tmp_path / "data") == placed.index.content_of(3)
+
+
+def test_a_list_that_two_must_sign_is_folded_too(keeper, tmp_path):
+    second = make_key(tmp_path, "ministry")
+    with keeper.signers.open("a") as signers:
+        signers.write(f"ministry {public(second)}")
+    how = {"keep": timedelta(minutes=1), "more_keys": [second]}
+    keeper.publish(full=ROWS[:3], **how)
+    keeper.publish(added=ROWS[3:5], minutes=2, **how)
+    index = keeper.publish(added=ROWS[5:6], minutes=2, **how).index
+    assert {len(offer.signatures) for offer in index.releases} == {2}
+    for offers in (steps(index, None, 0), [index.full]):
+        assert content(keeper, offers, tmp_path / "data", threshold=2) == index.content_of(3)
+    alone = keeper.publish(full=ROWS[:3]).index.full
+    with pytest.raises(ReleaseRefused) as caught:
+        content(keeper, [alone], tmp_path / "data", threshold=2)
+    assert caught.value.reason == "threshold"
 
 
 def test_what_is_refused_leaves_the_folder_as_it_was(keeper, tmp_path):
@@ -279,5 +296,9 @@ def test_the_command(site, tmp_path):
     assert (document["releases"], document["full"], document["folded"], document["added"]) == (2, 1, False, 1)
     assert document["manifest"] == f"{tmp_path}/www/2/stolen-2.manifest.json"
     assert "2 is the newest" in site.eir(*publish, "--serial", 9, "--base", 1, added, status=1).stderr
+    second = make_key(tmp_path, "second")
+    full = site.eir(*publish, "--key", second, "--serial", 3, data).stdout
+    assert "offers stolen 3" in full
+    assert len(list((tmp_path / "www" / "3").glob("*.sig*"))) == 2
     for wrong in (["--force"], ["--keep", "soon"]):
-        site.eir(*publish, "--serial", 3, *wrong, data, status=2)
+        site.eir(*publish, "--serial", 4, *wrong, data, status=2)
