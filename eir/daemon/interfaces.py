@@ -1,4 +1,4 @@
-"""Interfaces over HTTP/1.1 beside the checks: each has a process of its own, which answers no check.
+"""Interfaces over HTTP/1.1 beside the checks: each has a process of its own, which answers no check and stands back behind them.
 
 The front opens the listeners, so that connections wait in them while such a process ends and comes back, and hands it these and the
 configuration. `Interface` is the front's part; `run` is the process. What it serves is a `Service`.
@@ -20,7 +20,7 @@ from eir.config import Config
 from eir.daemon.accept import cannot_listen
 from eir.daemon.channel import Channel
 from eir.daemon.faults import call_failed, report_faults
-from eir.daemon.priority import BESIDE_NICE, give_way
+from eir.daemon.priority import BESIDE_NICE, Aside, give_way, stay_aside
 from eir.daemon.starter import Process
 from eir.daemon.workers import watch
 from eir.errors import EirError, Report, place_of
@@ -228,7 +228,7 @@ class _Process:
             self.failed()
             return
         self._links = HttpLinks(self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost)
-        for work in (self._service.work(), self._look_again()):
+        for work in (self._service.work(), self._look_again(), stay_aside(Aside())):
             self._spawn(work)
 
     def _listen(self, url: str, descriptor: int | None) -> None:

@@ -15,6 +15,8 @@ SHARE = 0.1
 BESIDE_NICE = 5
 """Of front and follower: a scrape, a delivery and a list that is taken over wait for the checks where they share a processor, and not
 the other way round."""
+AGAIN_S = 10.0
+"""A process whose work all stands back tries it again so long after it had to take part."""
 TASKS = Path("/proc/self/task")
 
 
@@ -93,6 +95,13 @@ class Aside:
             self._timer = None
             take_part(self._policies)
             self._policies.clear()
+
+
+async def stay_aside(aside: Aside, again_s: float = AGAIN_S) -> None:
+    """Stand back for as long as this task goes on; where that leaves the process nothing, it takes part for the rest of `again_s`."""
+    while True:
+        with aside():
+            await asyncio.sleep(again_s)
 
 
 def _comes_back() -> bool:

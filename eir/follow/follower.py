@@ -28,6 +28,11 @@ from eir.record.store import NO_LIST, ListState, ListStore
 WAIT_S = 1.0
 """The states are read at least this often, whatever the store tells by itself."""
 RETRY_S = 1.0
+REST_TIMES, REST_MAX_S = 10, 0.1
+"""After changes were taken over the follower rests for so many times as long as that took: changes that come one upon another, as a
+register feeds them, are taken over together, and leave the processor to checks."""
+OFTEN_S, OFTEN = 1.0, 5
+"""A list whose last so many changes came within this time of each other is fed so."""
 READ_AGAIN_MAX = 5
 """How often a list is read again at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt", "image"})
@@ -74,6 +79,10 @@ class Follower:
         """Lists whose state in the store is damaged, and when it is read again (monotonic)."""
         self._unproved: dict[str, tuple[float, float]] = {}
         self._said: dict[tuple[str, str], float] = {}
+        self._lately: dict[str, tuple[int, float]] = {}
+        """For each list how many changes in a row came within OFTEN_S of each other, and when the last of them was taken over (monotonic)."""
+        self._rest_s = 0.0
+        """After the pass that goes on."""
         self.in_step_at = time.monotonic()
         """When it was last certain that what is in force is what the store holds (time.monotonic); up to WAIT_S ago is normal."""
 
@@ -131,7 +140,9 @@ class Follower:
         while True:
             pause_s = RETRY_S
             with self._faults_told():
+                self._rest_s = 0.0
                 await self._pass(await self._states())
+                await asyncio.sleep(self._rest_s)
                 await in_time(self._store.wait(self._seen, WAIT_S), STORE_TIMEOUT_S + WAIT_S)
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
@@ -173,6 +184,7 @@ class Follower:
         for name in readable:
             in_step &= await self._follow(name, states.get(name))
         self._proofs = {name: proof for name, proof in self._proofs.items() if name in self._index.lists}
+        self._lately = {name: lately for name, lately in self._lately.items() if name in self._index.lists}
         if in_step:
             self.in_step_at = time.monotonic()
 
@@ -198,8 +210,11 @@ class Follower:
         not_before, pause_s = self._unproved.get(name, (0.0, UNPROVED_RETRY_S))
         if time.monotonic() < not_before:
             return False
+        began = time.monotonic()
+        many, last = self._lately.get(name, (0, began))
+        many = many + 1 if began - last < OFTEN_S else 1
         try:
-            with while_large(self._heavy, held, stored):
+            with while_large(self._heavy, held, stored, often=many > OFTEN):
                 await self._take_over(name, entries, stored)
         except StoreError as error:
             if error.cause not in UNPROVED:
@@ -207,6 +222,9 @@ class Follower:
             self._unproved[name] = (time.monotonic() + pause_s, min(2 * pause_s, UNPROVED_RETRY_MAX_S))
             self._failed(error.cause, error, name)
             return False
+        now = time.monotonic()
+        self._lately[name] = many, now
+        self._rest_s = min(REST_MAX_S, self._rest_s + REST_TIMES * (now - began))
         self._unproved.pop(name, None)
         self.lost.pop(name, None)
         self.from_copy.discard(name)

@@ -12,6 +12,10 @@ Heavy = Callable[[], AbstractContextManager[None]]
 """Is entered for the time of such work."""
 
 
-def while_large(heavy: Heavy, *states: ListState | None) -> AbstractContextManager[None]:
-    """What to enter for work on these states of a list."""
-    return heavy() if any(state is not None and state.entries >= LARGE_ENTRIES for state in states) else nullcontext()
+def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) -> AbstractContextManager[None]:
+    """What to enter for work on these states of a list. `often`: it is one of many changes, which are as much work together."""
+    return (
+        heavy()
+        if often or any(state is not None and state.entries >= LARGE_ENTRIES for state in states)
+        else nullcontext()
+    )

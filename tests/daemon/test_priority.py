@@ -4,12 +4,13 @@ import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
-from node import until_async
+from node import until, until_async
 
 from eir.daemon import priority
-from eir.daemon.priority import TASKS, Aside
+from eir.daemon.priority import TASKS, Aside, stay_aside
 
 COMES_BACK = priority._comes_back()
 """Without privilege RLIMIT_NICE decides; then nothing stands back."""
@@ -23,6 +24,7 @@ def policies():
 
 @pytest.fixture
 def another_thread():
+    until(lambda: policies() == TAKES_PART)  # a thread of an earlier test may be ending
     end = threading.Event()
     thread = threading.Thread(target=end.wait)
     thread.start()
@@ -64,6 +66,18 @@ class TestAside:
         with Aside()():
             await until_async(lambda: next(looked) > 100 or (COMES_BACK and policies() == TAKES_PART))
             assert policies() == then if COMES_BACK else TAKES_PART
+        assert policies() == TAKES_PART
+
+    async def test_who_stands_back_always_does_so_again_after_it_took_part(self, monkeypatch):
+        looked = iter(range(1000))
+        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, next(looked)))
+        task = asyncio.create_task(stay_aside(Aside(), again_s=0.05))
+        for found in (ASIDE, TAKES_PART, ASIDE, TAKES_PART):
+            await until_async(lambda found=found: policies() == found)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
         assert policies() == TAKES_PART
 
     async def test_of_threads_that_are_named_only_those_stand_back(self):

@@ -147,6 +147,20 @@ async def test_a_large_list_is_made_aside_but_at_the_start(store, monkeypatch):
         assert node.aside == [1]  # neither is large
 
 
+async def test_a_list_that_is_fed_is_made_aside_and_many_changes_are_taken_over_together(store):
+    async with Node(store, {"a": "devices"}) as node:
+        await store.replace("a", state(A), A, seen=0)
+        await node.reaches(1)
+        for seen in range(1, 100):
+            await store.amend("a", state([*A[:1], page(5, [seen])], serial=seen), [page(5, [seen])], seen=seen)
+        await node.reaches(100)
+        passes = [generation for _, generation in node.switched]
+        assert len(passes) < 60
+        assert set(node.aside) <= set(passes[follow.OFTEN - 1 :])
+        assert len(node.aside) >= len(passes) - follow.OFTEN - 1
+        assert node.keys() == [1, 2, 5 * PAGE_KEYS + 99]
+
+
 async def test_only_touched_pages_are_read(store, faulty):
     await store.replace("a", state(A), A, seen=0)
     async with Node(faulty, {"a": "devices"}) as node:
