@@ -76,19 +76,20 @@ class Msc:
                 await self.changed.wait()
         return found
 
-    async def begin(self, data, *, otid, dpc=wire.EIR, **more):
+    async def begin(self, data, *, otid, dpc=wire.EIR, sls=0, **more):
         """Send a Begin; the unitdata that its answer came in."""
-        self.send(wire.data(wire.udt(data, calling=self.calling, **more), opc=self.pc, dpc=dpc, context=self.context))
+        unit = wire.udt(data, calling=self.calling, **more)
+        self.send(wire.data(unit, opc=self.pc, dpc=dpc, sls=sls, context=self.context))
         await self.until(lambda: otid in self.answers)
         return self.answers.pop(otid)
 
-    async def ask(self, imei, *, version=3, dpc=wire.EIR):
+    async def ask(self, imei, *, version=3, dpc=wire.EIR, sls=0):
         """The status that a device gets, by pycrate's encoder and decoder: `black`, `error 7`, `refused` …"""
         otid = next(self.numbers).to_bytes(4, "big")
         PDU.set_val(("begin", {"otid": otid, **_dialogue(version), "components": [("basicROS", ("invoke", {
             "invokeId": ("present", 1), "opcode": ("local", 43), "argument": _argument(version, imei),
         }))]}))  # fmt: skip
-        unit = await self.begin(PDU.to_ber(), otid=otid, dpc=dpc)
+        unit = await self.begin(PDU.to_ber(), otid=otid, dpc=dpc, sls=sls)
         PDU.from_ber(unit.data)
         return _said(PDU.get_val(), unit.data)
 

@@ -40,6 +40,7 @@ class Protocol(StrEnum):
     S13 = "s13"
     N5G = "n5g"
     GSUP = "gsup"
+    MAP = "map"
 
 
 PROBE_REALM = "epc.mnc001.mcc001.3gppnetwork.org"
@@ -107,7 +108,7 @@ def check(
     software_version: Annotated[str, typer.Option(metavar="NN", help="Its software version, two digits.")] = "",
     origin_host: Annotated[str, typer.Option(metavar="HOST", help="Origin-Host of the request.")] = "",
     origin_realm: Annotated[str, typer.Option(metavar="REALM", help="Origin-Realm of the request.")] = "",
-    protocol: Annotated[Protocol | None, typer.Option(metavar="s13|n5g|gsup", help="Say also what goes over the wire, to an MME (s13), an AMF (n5g) or an OsmoMSC (gsup).")] = None,
+    protocol: Annotated[Protocol | None, typer.Option(metavar="s13|n5g|gsup|map", help="Say also what goes over the wire, to an MME (s13), an AMF (n5g), an OsmoMSC (gsup) or any MSC or SGSN (map).")] = None,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Say what would be answered for a device, and why.
@@ -189,6 +190,11 @@ def _on_the_wire(protocol: Protocol, status: Status) -> str:
         return "Experimental-Result 5422" if status is Status.UNKNOWN else f"2001, Equipment-Status {status.upper()}"
     if protocol is Protocol.GSUP:
         return "NACK" if status is Status.BLACKLISTED else "ACK"
+    if protocol is Protocol.MAP:
+        from eir.map.service import EQUIPMENT_STATUSES  # noqa: PLC0415 - for this protocol alone
+
+        value = EQUIPMENT_STATUSES.get(status)
+        return "error 7, unknownEquipment" if value is None else f"equipmentStatus {value}, {status.upper()}"
     return "404 ERROR_EQUIPMENT_UNKNOWN" if status is Status.UNKNOWN else f"200 {status.upper()}"
 
 

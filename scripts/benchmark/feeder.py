@@ -1,6 +1,7 @@
-"""A register that feeds rows: `feeder.py URL CONNECTIONS RATE SECONDS FILE`: so many rows a second, or as many as are taken (0).
+"""Clients over HTTP/1.1: `feeder.py URL CONNECTIONS RATE SECONDS FIRST FILE [TOKEN]`: so many requests a second, or as many as are answered (0).
 
-Each row is about another device; what was answered goes to the file as JSON: rows by status, rows a second, and how long the answers
+A register that feeds rows, or with the file TOKEN whoever asks IMEI Fraud Check by that token. Each request is about another device, from
+the one with the number FIRST on; what was answered goes to FILE as JSON: requests by status, requests a second, and how long the answers
 took in milliseconds. Imports nothing of the project.
 """
 
@@ -10,24 +11,40 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
 USER, PASSWORD = "register", "correct horse battery"
-HEAD = (
-    " HTTP/1.1\r\nHost: eir\r\nAuthorization: Basic "
-    + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    + "\r\nContent-Length: 0\r\n\r\n"
-).encode()
+BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 TACS = 10_000
 
 
-class Feeding:
-    """What is sent, and what came of it."""
+def row(number: int) -> bytes:
+    """A register's row about a device."""
+    path = f"/eir/block/{_device(number)}/NULL/NULL/NULL/2026-11-28-16-00-00"
+    return f"POST {path} HTTP/1.1\r\nHost: eir\r\nAuthorization: Basic {BASIC}\r\nContent-Length: 0\r\n\r\n".encode()
 
-    def __init__(self, host: str, port: int, rate: float, seconds: float) -> None:
-        self._at, self._rate, self._seconds = (host, port), rate, seconds
-        self._numbers = count()
+
+def question(number: int, token: str) -> bytes:
+    """A bank's question about a device."""
+    body = json.dumps({"imei": f"{_device(number)}0"})
+    head = f"POST /imei-fraud-check/vwip/check-status HTTP/1.1\r\nHost: eir\r\nAuthorization: Bearer {token}\r\n"
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def _device(number: int) -> str:
+    return f"{10_000_000 + number % TACS:08d}{number // TACS:06d}"
+
+
+class Feeding:
+    """What is sent, and what came of it. `request`: the bytes of a request, by its number."""
+
+    def __init__(
+        self, at: tuple[str, int], rate: float, seconds: float, *, first: int, request: Callable[[int], bytes]
+    ) -> None:
+        self._at, self._rate, self._seconds = at, rate, seconds
+        self._numbers, self._request = count(first), request
         self._began = 0.0
         self.statuses: Counter[int] = Counter()
         self.took: list[float] = []
@@ -52,10 +69,9 @@ class Feeding:
         writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        number = next(self._numbers)
-        row = f"POST /eir/block/{10_000_000 + number % TACS:08d}{number // TACS:06d}/NULL/NULL/NULL/2026-11-28-16-00-00"
+        request = self._request(next(self._numbers))
         began = time.perf_counter()
-        writer.write(row.encode() + HEAD)
+        writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
         if length := head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]:
             await reader.readexactly(int(length))
@@ -63,19 +79,22 @@ class Feeding:
         self.took.append(time.perf_counter() - began)
 
 
-def main(url: str, connections: str, rate: str, seconds: str, out: str) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Feed, and write down what came of it."""
+    url, connections, rate, seconds, first, out, *tokens = arguments
     host, _, port = url.partition("://")[2].rpartition(":")
-    feeding = Feeding(host, int(port), float(rate), float(seconds))
+    token = Path(tokens[0]).read_text() if tokens else ""
+    request = (lambda number: question(number, token)) if token else row
+    feeding = Feeding((host, int(port)), float(rate), float(seconds), first=int(first), request=request)
     began = time.perf_counter()
     asyncio.run(feeding.run(int(connections)))
     took = sorted(feeding.took)
-    rows = sum(feeding.statuses.values())
+    answers = sum(feeding.statuses.values())
     Path(out).write_text(json.dumps({
-        "rows": dict(feeding.statuses), "rows_per_s": rows / float(seconds), "all_s": time.perf_counter() - began,
+        "answers": dict(feeding.statuses), "answers_per_s": answers / float(seconds), "all_s": time.perf_counter() - began,
         "p50_ms": 1000 * took[len(took) // 2], "p99_ms": 1000 * took[int(len(took) * 0.99)],
     }))  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

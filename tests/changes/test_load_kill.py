@@ -6,95 +6,27 @@ level before each statement or command of a switch, at release level at each rep
 """
 
 import asyncio
-import atexit
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import pytest
-import servers
+from doomed import CASES, Die, fork
 from made import event, pages_of, state
-from redis.asyncio.connection import AbstractConnection
 from releases import NAME, NOW, Agency
 
 from eir.changes.load import load_release
 from eir.follow.follower import Follower
 from eir.images.index import Index
 from eir.record.history import broken
-from eir.stores.redis import RedisStore
-from eir.stores.redis import writing as redis_writing
-from eir.stores.sqlite import SqliteStore
-from eir.stores.sqlite import writing as sqlite_writing
 
 OLD = [f"{35_000_000 + n:08d}{n:06d}" for n in range(50)]
 NEW = [f"{35_000_000 + n:08d}{n + 1:06d}" for n in range(5, 55)]
 ANY_TIME = 8
-
-
-class Die:
-    """Kills its own process at step number `at`."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def __call__(self, _what):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class SqliteCase:
-    """A store in a file, and its steps: statements."""
-
-    def __init__(self, folder):
-        self.path = Path(folder) / "lists.sqlite"
-        sqlite_writing.PORTION_PAGES = 20  # so that a set is filled in several transactions
-
-    def open(self):
-        return SqliteStore(self.path)
-
-    def doomed(self, at):
-        store, die = self.open(), Die(at)
-        connect = store._file._connection
-
-        def watched():
-            db = connect()
-            db.set_trace_callback(die)
-            return db
-
-        store._file._connection = watched
-        return store
-
-
-class RedisCase:
-    """A server, and its steps: what a client sends."""
-
-    def __init__(self, _folder):
-        redis_writing.PORTION_PAGES = 5  # so that a set is filled by several commands
-        self.server = servers.Server(servers.programs()["redis"]).start()
-        atexit.register(self.server.stop)
-
-    def open(self):
-        return RedisStore(self.server.url)
-
-    def doomed(self, at):
-        """In the child only: its connections die before they send for the `at`th time."""
-        die, send = Die(at), AbstractConnection.send_packed_command
-
-        async def watched(connection, *args, **kwargs):
-            die(args)
-            await send(connection, *args, **kwargs)
-
-        AbstractConnection.send_packed_command = watched
-        return self.open()
-
-
-CASES = {"sqlite": SqliteCase, "redis": RedisCase}
 
 
 def load(store, manifest, lists, progress=None):
@@ -147,21 +79,6 @@ async def check_history(store):
     records = [record async for batch in store.records() for record in batch]
     assert len(records) == generation
     assert not list(broken(records, await store.folds(), await store.ledger()))
-
-
-def fork(work):
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-            raise
-        finally:
-            os._exit(code)
-    return child
 
 
 def each_step(level, kind, folder):

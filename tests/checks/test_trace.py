@@ -1,4 +1,4 @@
-"""`eir trace` on a running node: each check of one phone with its reasoning, over both protocols, and nothing of anyone else."""
+"""`eir trace` on a running node: each check of one phone with its reasoning, over all protocols, and nothing of anyone else."""
 
 import asyncio
 import json
@@ -10,11 +10,15 @@ import subprocess
 import lanes
 import pytest
 from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until
+from servers import free_port
 from wire import HOST, REALM, TGPP, Message, cer, ecr
 
 from eir.checks.trace import Sought
+from eir.gsup import probe as osmo
+from eir.map import probe as msc
 from eir.n5g import probe as n5g
 from eir.s13 import probe
+from eir.ss7.pointcode import point_code
 
 IMSI, OTHER = "001010123456789", "001010987654321"
 
@@ -25,6 +29,8 @@ def site(tmp_path, publisher):
         site.configure(
             workers=2,
             n5g={"listen": ["http://127.0.0.1:0"]},
+            gsup={"listen": [f"tcp://127.0.0.1:{free_port()}"]},
+            ss7={"point_code": "1-1-2", "listen": [f"tcp://127.0.0.1:{free_port()}"]},
             policy={**site.settings["policy"], "bad_identity": "error"},
         )
         site.load(["imei,reason", f"{LISTED},stolen in transit"])
@@ -81,19 +87,33 @@ def ask_amf(site, imei, imsi):
     ]
 
 
-def test_each_check_of_a_subscriber_over_both_protocols_and_of_nobody_else(site):
+def ask_of_2g(site, imei, imsi):
+    """As an OsmoMSC asks, and as any MSC."""
+    gsup, ss7 = (int(site.settings[section]["listen"][0].rpartition(":")[2]) for section in ("gsup", "ss7"))
+    targets = (
+        (osmo, osmo.Target("127.0.0.1", gsup, timeout_s=10.0)),
+        (msc, msc.Target(("127.0.0.1",), ss7, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=10.0)),
+    )
+    return [asyncio.run(probing.ask(target, [imei], imsi=imsi))[0].status for probing, target in targets]
+
+
+def test_each_check_of_a_subscriber_over_all_protocols_and_of_nobody_else(site):
     pcap = site.folder / "trace.pcap"
     with Trace(site, "--imsi", IMSI, "--for", "5m", "--pcap", str(pcap)) as trace:
         assert ask(site, LISTED, TRACKED, UNLISTED, imsi=IMSI) == ["blacklisted", "greylisted", "whitelisted"]
         assert ask(site, LISTED, imsi=OTHER) == ["blacklisted"]
         assert ask_amf(site, LISTED, IMSI) == ["blacklisted"]
-        checks = until(lambda: found if len(found := trace.records("check")) == 4 else None)
+        assert ask_of_2g(site, LISTED, OTHER) == ["blacklisted"] * 2
+        assert ask_of_2g(site, LISTED, IMSI) == ["blacklisted"] * 2
+        checks = until(lambda: found if len(found := trace.records("check")) == 6 else None)
         assert ask(site, "35209900", imsi=IMSI) == [None]
         wire = until(lambda: found if len(found := trace.records("wire")) == 4 else None)
     assert [(each["protocol"], each["imei"], each["status"], each["rule"], each["imsi"]) for each in checks] == [
         ("s13", LISTED, "blacklisted", 1, IMSI), ("s13", TRACKED, "greylisted", 2, IMSI), ("s13", UNLISTED, "whitelisted", "default", IMSI),
         ("n5g", checks[3]["imei"], "blacklisted", 1, IMSI),
+        *((protocol, found["imei"], "blacklisted", 1, IMSI) for protocol, found in zip(("gsup", "map"), checks[4:], strict=True)),
     ]  # fmt: skip
+    assert all(each["imei"].startswith(LISTED[:14]) for each in checks[3:])
     assert checks[0]["reason"] == "stolen in transit"
     assert "list stolen (serial 1)" in checks[0]["text"]
     assert [each["result"] for each in wire] == ["2001", "2001", "2001", "5004"]

@@ -19,7 +19,7 @@ from servers import free_port
 ROOT = Path(__file__).parents[2]
 SOMEBODY = pwd.getpwnam("nobody")
 """Another user than the one who runs the tests; OpenSSH wants one that is in the table of users."""
-PORTS = ("13868", "13869", "15868", "15869", "16379", "18080", "19868", "19869")
+PORTS = ("13868", "13869", "15868", "15869", "16379", "18080", "18443", "19868", "19869")
 BLOCKS = Installation.first_day
 LISTED, FREE, FIRST = "00101008000001", "00101009000009", "00101006000001"
 
@@ -81,10 +81,13 @@ def test_the_lines_of_the_page_do_what_it_says(folder):
     assert shell.returncode == 0, out
     said = re.split(r"^== \d+\n", out, flags=re.MULTILINE)[1:]
     assert len(said) == len(BLOCKS), out
-    _, _, configured, loaded, probed, pulled, undone, emergency, exported = said
+    _, _, configured, loaded, probed, fed, pulled, undone, emergency, exported = said
     assert "warning" not in configured, configured
     assert re.search(r"^stolen-national +devices +3 ", loaded, re.MULTILINE), "the second node follows"
     assert answers(probed) == [(LISTED, "blacklisted"), (FREE, "whitelisted")] * 2, probed
+    assert "added\n" in fed, fed
+    assert "00101010000004: blacklisted" in fed, fed
+    assert "register at 127.0.0.1 by the feed of" in fed, fed
     assert "00101010000003: greylisted" in pulled, pulled
     assert "stolen-national-4.manifest.json: refused (shrink): 100 devices come" in undone, undone
     assert "serial 1 is in force again" in undone

@@ -43,6 +43,11 @@ class TestSoak:
         assert "6,000 fuzzed messages" in said
         assert "150 fuzzed sessions" in said
 
+    def test_fuzz_map(self):
+        said = soak("fuzz-map", "--messages", 3000, "--sessions", 50, "--seed", 5)
+        assert said.startswith("seed 5\n3,000 fuzzed messages")
+        assert "50 fuzzed sessions" in said
+
     @pytest.mark.parametrize("workers", [2])
     def test_flap(self, workers):
         said = soak("flap", "--peers", 30, "--seconds", 2, "--arrivals", 101, "--workers", workers)

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +11,7 @@ import subprocess
 import m3ua_wire as wire
 import pytest
 from msc import Msc
-from node import LISTED, TRACKED, UNLISTED, Site, until
+from node import LISTED, TRACKED, UNLISTED, Site, until, until_async
 from servers import free_port
 
 from eir.map import checkimei as codec
@@ -170,9 +172,9 @@ def test_over_sctp_with_two_addresses(site):
 
 
 class Stp:
-    """Debian's osmo-stp over TCP, with an MSC at 1-1-1 (routing context 8) and the node at 1-1-2 (9)."""
+    """Debian's osmo-stp over TCP, with an MSC at 1-1-1 (routing context 8) and at 1-1-2 (9) nodes that come from `eirs`."""
 
-    def __init__(self, folder, name, *, mode="loadshare", eirs=1):
+    def __init__(self, folder, name, *, mode="loadshare", eirs=("127.0.0.1",)):
         self.folder, self.port, self.vty = folder, free_port(), free_port()
         self.name, self.mode, self.eirs, self.process = name, mode, eirs, None
 
@@ -181,16 +183,13 @@ class Stp:
             "line vty", " no login", " bind 127.0.0.1 " + str(self.vty), "cs7 instance 0", " xua rkm routing-key-allocation static-only",
             f" listen m3ua {self.port} tcp", "  local-ip 127.0.0.1", "  accept-asp-connections pre-configured",
         ]  # fmt: skip
-        asps = [("asp-msc", "127.0.0.11"), ("asp-eir", "127.0.0.1")]
-        for name, address in asps:
-            lines += [f" asp {name} 0 {self.port} m3ua tcp", f"  remote-ip {address}"]
-        for name, asp, context, code in (("as-msc", "asp-msc", 8, "1.1.1"), ("as-eir", "asp-eir", 9, "1.1.2")):
-            lines += [
-                f" as {name} m3ua",
-                f"  asp {asp}",
-                f"  routing-key {context} {code}",
-                f"  traffic-mode {self.mode}",
-            ]
+        systems = {"msc": (8, "1.1.1", ["127.0.0.11"]), "eir": (9, "1.1.2", self.eirs)}
+        for name, (_, _, addresses) in systems.items():
+            for number, address in enumerate(addresses):
+                lines += [f" asp asp-{name}-{number} 0 {self.port} m3ua tcp", f"  remote-ip {address}"]
+        for name, (context, code, addresses) in systems.items():
+            lines += [f" as as-{name} m3ua", *(f"  asp asp-{name}-{number}" for number in range(len(addresses)))]
+            lines += [f"  routing-key {context} {code}", f"  traffic-mode {self.mode}"]
         lines += [
             " route-table system",
             "  update route 1.1.1 7.255.7 linkset as-msc",
@@ -292,6 +291,61 @@ async def test_two_gateways(site, stps, mode):
     assert await mscs[1].ask(LISTED + "0") == "black"
     for msc in mscs:
         await msc.close()
+
+
+@contextlib.asynccontextmanager
+async def relay(port, local):
+    """Where connections go on to a port, from this address."""
+    carrying, writers = [], []
+
+    async def carry(reader, writer):
+        with contextlib.suppress(OSError):
+            while octets := await reader.read(65536):
+                writer.write(octets)
+        writer.close()
+
+    async def accept(*ours):
+        carrying.append(asyncio.current_task())
+        theirs = await asyncio.open_connection("127.0.0.1", port, local_addr=(local, 0))
+        writers.extend((ours[1], theirs[1]))
+        await asyncio.gather(carry(ours[0], theirs[1]), carry(theirs[0], ours[1]))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*carrying)
+
+
+async def test_two_nodes_in_one_application_server(tmp_path, publisher, site, stps):
+    """The gateway shares questions out among both nodes; when one is killed the other answers all of them."""
+    stp = stps("stp1", eirs=("127.0.0.1", "127.0.0.12"))
+    async with relay(stp.port, "127.0.0.12") as second_way:
+        with Site(tmp_path / "second", publisher) as second:
+            second.load([LISTED])
+            second.load([TRACKED], list_name="tracked")
+            gateways = [stp.gateway(), stp.gateway(connect=f"tcp://127.0.0.1:{second_way}")]
+            nodes = [serve(each, gateways=[gateway]) for each, gateway in zip((site, second), gateways, strict=True)]
+            for node in nodes:
+                await until_async(lambda node=node: is_open(node, "stp1"))
+            msc = await stp.msc()
+
+            async def all_statuses():
+                for sls in range(16):
+                    for imei, status in STATUSES:
+                        assert await msc.ask(imei + "0", sls=sls) == status
+
+            await all_statuses()
+            shares = [
+                sum(count for name, count in node.metrics().items() if name.startswith("eir_checks_total"))
+                for node in nodes
+            ]
+            assert sum(shares) == 16 * len(STATUSES)
+            assert min(shares) >= len(STATUSES)
+            os.kill(nodes[0].pid, signal.SIGKILL)
+            await until_async(lambda: re.search("asp-eir-0.* connection closed", stp.log.read_text()))
+            await all_statuses()
+            await msc.close()
 
 
 async def test_another_configuration_takes_gateways_away_and_brings_them(site, stps):

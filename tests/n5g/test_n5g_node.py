@@ -467,6 +467,8 @@ def test_check_says_what_goes_over_the_wire(shared):
     )
     assert shared.json("check", UNLISTED, "--protocol", "n5g", *config)["answer"] == "404 ERROR_EQUIPMENT_UNKNOWN"
     assert shared.json("check", UNLISTED, "--protocol", "s13", *config)["answer"] == "Experimental-Result 5422"
+    assert shared.json("check", UNLISTED, "--protocol", "map", *config)["answer"] == "error 7, unknownEquipment"
+    assert shared.json("check", LISTED, "--protocol", "map")["answer"] == "equipmentStatus 1, BLACKLISTED"
     assert shared.json("check", "mac-00-11-22-33-44-55", "--protocol", "n5g")["rule"] == "no_imei"
     assert "400:MANDATORY_QUERY_PARAM_INCORRECT" in shared.eir("check", "imei-12", "--protocol", "n5g", status=1).stderr
 

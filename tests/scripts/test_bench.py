@@ -60,6 +60,7 @@ PARTS = {
     "sightings": (),
     "n5g": ("--no-application",),
     "feed": (),
+    "fraud-check": (),
     "gsup": (),
     "map": (),
 }
@@ -126,7 +127,7 @@ def printed(running, request):
 @pytest.fixture
 def found(printed, request, pictures):
     """The same, where it has what most parts have."""
-    part, document = request.function.__name__.removeprefix("test_"), printed
+    part, document = request.function.__name__.removeprefix("test_").replace("_", "-"), printed
     assert document["part"] == part
     assert document["quick"] is True
     assert document["machine"]["processors"] == os.cpu_count()
@@ -260,8 +261,16 @@ def test_sightings(found):
 
 def test_feed(found):
     assert all(row["rows_per_s"] > 0 for row in found["measured"])
+    assert (list(found["answered"]), found["wrong_answers"]) == (["201"], 0)
     assert found["diameter_p99"]["beside_us"] > 0
     assert [target["wanted"] for target in found["targets"]] == ["at least 5000", "at most 1.5"]
+
+
+def test_fraud_check(found):
+    assert all(row["answers_per_s"] > 0 for row in found["measured"])
+    assert (list(found["answered"]), found["wrong_answers"]) == (["200"], 0)
+    assert found["diameter_p99"]["beside_us"] > 0
+    assert [target["wanted"] for target in found["targets"]] == ["at most 2"]
 
 
 def test_profile(found):
