@@ -33,7 +33,7 @@ CONTROL = """\
 Package: eir
 Version: {version}
 Architecture: {architecture}
-Maintainer: The operators of this register <root@localhost>
+Maintainer: {maintainer}
 Installed-Size: {size}
 Depends: python3 (>= {python}), python3 (<< {after}), openssh-client, adduser, libc6
 Section: net
@@ -52,7 +52,7 @@ if [ "$1" = configure ]; then
 	chmod 750 /etc/eir
 	if [ -d /run/systemd/system ]; then
 		systemctl daemon-reload
-		systemctl try-restart eir.service || true
+		deb-systemd-invoke try-restart eir.service || true
 	fi
 	[ -n "$2" ] || echo "eir: put your names and peers into /etc/eir/eir.yaml, then: systemctl enable --now eir"
 fi
@@ -77,7 +77,38 @@ if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload
 fi
 """
-COPYRIGHT = "No licence has been chosen for this program yet: agree with its owner. Packages in /opt/eir have their own in their *.dist-info folders.\n"
+COPYRIGHT = """\
+Copyright: {year} the owner of this program, who has chosen no licence for it yet: agree with them.
+Packages in /opt/eir have their own in their *.dist-info folders.
+"""
+CHANGES = """\
+eir ({version}) stable; urgency=medium
+
+  * CHANGELOG.md.gz beside this file says what changed for those who run it.
+
+ -- {maintainer}  {date}
+"""
+MAINTAINER = "The operators of this register <root@localhost>"
+OVERRIDES = """\
+# It has an environment of its own, so that it never shares a library with another program: packages of the index as they are
+# published there, signed off by their digests in deploy/requirements.lock, and compiled by the interpreter that runs them.
+eir: dir-or-file-in-opt
+eir: embedded-library *
+eir: executable-not-elf-or-script [opt/eir/lib/*]
+eir: library-not-linked-against-libc [opt/eir/lib/*]
+eir: package-installs-python-pycache-dir [opt/eir/lib/*]
+eir: script-not-executable [opt/eir/lib/*]
+eir: shared-library-is-executable * [opt/eir/lib/*]
+eir: shared-library-lacks-prerequisites [opt/eir/lib/*]
+eir: unstripped-binary-or-object [opt/eir/lib/*]
+eir: unusual-interpreter * [opt/eir/*]
+# The package is for whoever operates the register: scripts/release --maintainer says who that is.
+eir: bogus-mail-host Maintainer root@localhost
+eir: bogus-mail-host-in-debian-changelog root@localhost *
+eir: root-in-contact Maintainer *
+# Whoever enabled the unit did so by systemctl; deb-systemd-helper knows nothing of it.
+eir: maintainer-script-calls-systemctl [prerm:*]
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -97,6 +128,9 @@ def main(arguments: Sequence[str]) -> int:
         help="also install, upgrade, remove and purge the package, in a copy of this system (as root)",
     )
     parser.add_argument(
+        "--maintainer", default=MAINTAINER, metavar="NAME <MAIL>", help="who answers for the Debian package"
+    )
+    parser.add_argument(
         "--prepare",
         metavar="VERSION",
         help="make this working copy what that version is tagged at, and say what remains to be done; nothing is built",
@@ -107,8 +141,9 @@ def main(arguments: Sequence[str]) -> int:
             print("\n".join(prepare(ROOT, options.prepare, datetime.now(UTC).date())))
             return 0
         with tempfile.TemporaryDirectory(prefix="eir-release-") as folder:
-            made = release(Path(folder), options.tag, with_package=not options.wheel_only)
+            made = release(Path(folder), options.tag, None if options.wheel_only else options.maintainer)
             if options.check:
+                lint(next(file for file in made if file.suffix == ".deb"))
                 check(next(file for file in made if file.suffix == ".deb"), Path(folder))
             options.out.mkdir(parents=True, exist_ok=True)
             files = [Path(shutil.copy(file, options.out)) for file in made]
@@ -124,8 +159,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def release(folder: Path, tag: str | None, *, with_package: bool) -> list[Path]:
-    """Make all of it in a folder; returns the files."""
+def release(folder: Path, tag: str | None, maintainer: str | None) -> list[Path]:
+    """Make all of it in a folder, the Debian package only if it has a maintainer; returns the files."""
     commit = tag or "HEAD"
     epoch = run("git", "-C", ROOT, "log", "-1", "--format=%ct", commit).strip()
     os.environ["SOURCE_DATE_EPOCH"] = epoch
@@ -138,11 +173,11 @@ def release(folder: Path, tag: str | None, *, with_package: bool) -> list[Path]:
     if digest(wheels[0]) != digest(wheels[1]):
         raise Broken(f"two builds of the wheel differ: {' and '.join(digest(each)[:12] for each in wheels)}")
     made = [wheels[0], chart(sources[0], version.chart, folder, int(epoch))]
-    if with_package:
+    if maintainer is not None:
         tree = environment(folder / "tree", sources[0], wheels[0])
         bill = folder / f"eir-{version.debian}.cdx.json"
         bill.write_text(json.dumps(materials(version.debian, tree, epoch), indent=2) + "\n")
-        made += [package(tree, sources[0], version.debian, folder), bill]
+        made += [package(tree, sources[0], version.debian, folder, maintainer=maintainer, epoch=int(epoch)), bill]
     return made
 
 
@@ -164,7 +199,7 @@ def wheel(source: Path) -> Path:
         "-c",
         build,
         cwd=source,
-        env={**os.environ, "CFLAGS": flags},
+        env={**os.environ, "CFLAGS": flags, "LDSHARED": "gcc -shared -s"},
     )
     (made,) = (source / "dist").glob("*.whl")
     return made
@@ -211,6 +246,7 @@ def environment(tree: Path, source: Path, made: Path) -> Path:
     )
     run(*pip, "--require-hashes", "-r", source / "deploy" / "requirements.lock")
     run(*pip, "--no-deps", made)
+    run(*pip[:-2], "uninstall", "--yes", "setuptools")  # builds, and nothing else
     return settled(tree)
 
 
@@ -229,6 +265,7 @@ def settled(tree: Path) -> Path:
             )
     for cache in home.rglob("__pycache__"):
         shutil.rmtree(cache)
+    (home / ".gitignore").unlink(missing_ok=True)
     for record in (*home.rglob("direct_url.json"), *home.rglob("*.dist-info/RECORD")):
         record.unlink()
     run(
@@ -285,7 +322,9 @@ def component(of: Distribution) -> dict[str, object]:
     return found | ({"licenses": [{"expression": expression}]} if expression else {})
 
 
-def package(tree: Path, source: Path, version: str, folder: Path) -> Path:
+def package(
+    tree: Path, source: Path, version: str, folder: Path, *, maintainer: str = MAINTAINER, epoch: int = 0
+) -> Path:
     """The Debian package of a tree that has the environment; the rest is put beside it."""
     eir = (tree / PREFIX / "bin" / "python", "-m", "eir")
     python = run(eir[0], "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
@@ -293,11 +332,14 @@ def package(tree: Path, source: Path, version: str, folder: Path) -> Path:
     put(tree / "usr/lib/systemd/system/eir.service", (source / "eir/commands/eir.service").read_text())
     put(tree / "usr/share/man/man1/eir.1.gz", gzip.compress(run(*eir, "manual").encode(), mtime=0))
     put(tree / "usr/share/bash-completion/completions/eir", run(*eir, "completion", "bash"))
-    put(tree / "usr/share/doc/eir/copyright", COPYRIGHT)
-    put(tree / "usr/share/doc/eir/changelog.gz", gzip.compress((source / "CHANGELOG.md").read_bytes(), mtime=0))
-    put(tree / "usr/share/lintian/overrides/eir", "eir: dir-or-file-in-opt\n")
+    doc, made_at = tree / "usr/share/doc/eir", datetime.fromtimestamp(epoch, UTC)
+    changes = CHANGES.format(version=version, maintainer=maintainer, date=f"{made_at:%a, %d %b %Y %H:%M:%S} +0000")
+    put(doc / "copyright", COPYRIGHT.format(year=made_at.year))
+    put(doc / "changelog.gz", gzip.compress(changes.encode(), mtime=0))
+    put(doc / "CHANGELOG.md.gz", gzip.compress((source / "CHANGELOG.md").read_bytes(), mtime=0))
+    put(tree / "usr/share/lintian/overrides/eir", OVERRIDES)
     for page in sorted((source / "deploy").glob("*.md")):
-        put(tree / "usr/share/doc/eir" / page.name, page.read_text())
+        put(doc / page.name, page.read_text())
     (tree / "usr/bin").mkdir(parents=True, exist_ok=True)
     (tree / "usr/bin/eir").symlink_to(f"/{PREFIX}/bin/eir")
     first = folder / "configuration"
@@ -324,7 +366,7 @@ def package(tree: Path, source: Path, version: str, folder: Path) -> Path:
     size = sum(path.stat().st_size for path in files) // 1024
     major, _, minor = python.partition(".")
     control = {
-        "control": CONTROL.format(version=version, architecture=architecture, size=size, python=python, after=f"{major}.{int(minor) + 1}~"),
+        "control": CONTROL.format(version=version, maintainer=maintainer, architecture=architecture, size=size, python=python, after=f"{major}.{int(minor) + 1}~"),
         "conffiles": "/etc/eir/eir.yaml\n", "postinst": POSTINST, "prerm": PRERM, "postrm": POSTRM, "md5sums": md5sums(tree, files),
     }  # fmt: skip
     for name, text in control.items():
@@ -333,8 +375,15 @@ def package(tree: Path, source: Path, version: str, folder: Path) -> Path:
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
     made = folder / f"eir_{version}_{architecture}.deb"
-    run("dpkg-deb", "--root-owner-group", "-Zzstd", "-z9", "--build", tree, made)
+    run("dpkg-deb", "--root-owner-group", "-Zxz", "-z1", "--build", tree, made)
     return made
+
+
+def lint(made: Path) -> None:
+    """Have lintian look at a package. Raises Broken with each error and warning that it finds."""
+    found = run("lintian", "--allow-root", "--fail-on", "none", made)
+    if found:
+        raise Broken(f"lintian says of {made.name}:\n{found}")
 
 
 def md5sums(tree: Path, files: Iterable[Path]) -> str:

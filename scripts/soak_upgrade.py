@@ -7,6 +7,7 @@ until the agent is back on it. What the earlier program cannot read of what the 
 import argparse
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from wire import HOST, REALM
 from eir.s13 import probe
 
 ROOT = Path(__file__).resolve().parent.parent
+LANE = "eir/s13"
 EIRS = ("eir1.eir.test", "eir2.eir.test")
 ANSWERS = {LISTED: "blacklisted", TRACKED: "greylisted", UNLISTED: "whitelisted"}
 AT_ONCE = 32
@@ -95,9 +97,13 @@ def exported(commit: str, to: Path) -> Path:
     to.mkdir()
     git("archive", "--output", f"{to}.tar", commit)
     subprocess.run(["tar", "-x", "-C", str(to), "-f", f"{to}.tar"], check=True)
-    subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=to, check=True, capture_output=True
-    )
+    lane = next((ROOT / LANE).glob("_lane.*.so"), None)
+    same = ["git", "-C", str(ROOT), "diff", "--quiet", commit, "--", "setup.py", f"{LANE}/*.c", f"{LANE}/*.h"]
+    if lane is not None and not subprocess.run(same, check=False).returncode:
+        shutil.copy(lane, to / LANE)
+    else:
+        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        subprocess.run(build, cwd=to, check=True, capture_output=True)
     runs = subprocess.run(
         [sys.executable, "-c", "import eir; print(eir.__file__)"],
         cwd="/",

@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 from certificates import Authority
-from node import LISTED, until
+from node import LISTED, Site, until
 from wire import EIR
 
 from eir import __version__
@@ -436,12 +437,20 @@ def test_what_the_cnti_suite_asks_can_be_failed():
     assert [name for name, holds in ESSENTIAL.items() if holds(found)] == []
 
 
+GROUP = 986
+"""The user and group of a pod: its `fsGroup`."""
+
+
 def mounted(folder, site, version):
     """Put a configuration where a pod has it, as the kubelet does: a folder for each version, and one link that is replaced."""
     made = folder / f"..{version}"
     made.mkdir(parents=True)
     (made / "eir-0.yaml").write_text(yaml.safe_dump(site.settings))
     shutil.copy(site.folder / "signers", made)
+    for file in made.iterdir():
+        file.chmod(0o440)
+        if os.geteuid() == 0:
+            os.chown(file, 0, GROUP)
     (folder / "..data_tmp").symlink_to(made.name)
     (folder / "..data_tmp").rename(folder / "..data")
     for name in ("eir-0.yaml", "signers"):
@@ -451,24 +460,52 @@ def mounted(folder, site, version):
         shutil.rmtree(other)
 
 
-def test_a_node_takes_over_what_the_kubelet_puts_there(site, tmp_path):
-    """With the chart's own command, and its drain at the end."""
-    folder = tmp_path / "pod"
+def as_in_a_pod(site):
+    """The volume of the state folder as the kubelet makes it, root's and of the pod's group; returns what becomes the pod's user.
+
+    That user reads every file, since the tests' own Python may be root's alone, and writes what its group may.
+    """
+    if os.geteuid() != 0:
+        return ()
+    for file in site.state.iterdir():
+        os.chown(file, GROUP, GROUP)
+    os.chown(site.state, 0, GROUP)
+    site.state.chmod(0o2775)
+    reads = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search")
+    return ("setpriv", f"--reuid={GROUP}", f"--regid={GROUP}", "--clear-groups", *reads)
+
+
+@pytest.fixture
+def site(publisher):
+    """A host in a folder that other users may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="eir-pod-"))
+    folder.chmod(0o755)
+    with Site(folder / "site", publisher) as made:
+        yield made
+    shutil.rmtree(folder)
+
+
+def test_a_node_takes_over_what_the_kubelet_puts_there(site):
+    """With the chart's own command, and its drain at the end, as the pod's user on the pod's volumes."""
+    settings = pod({})["spec"]["securityContext"]
+    assert (settings["runAsUser"], settings["fsGroup"]) == (GROUP, GROUP)
+    folder = site.folder / "pod"
     site.configure(state=str(site.state))
     site.load([LISTED])
+    user = as_in_a_pod(site)
     mounted(folder, site, "v1")
     command, *options = container({})["args"]
     assert command == "serve"
     site.path = folder / "eir-0.yaml"
-    node = site.start(arguments=options)
+    node = site.start(arguments=options, prefix=user)
     site.settings["policy"]["rules"] = []
     mounted(folder, site, "v2")
     until(lambda: "event=reloaded" in node.text())
-    assert "whitelisted" in site.eir("check", LISTED).stdout
+    assert "whitelisted" in site.eir("check", LISTED, prefix=user).stdout
     site.settings["nonsense"] = 1
     mounted(folder, site, "v3")
     until(lambda: "event=reload_refused" in node.text())
-    site.eir(*container({})["lifecycle"]["preStop"]["exec"]["command"][1:])
+    site.eir(*container({})["lifecycle"]["preStop"]["exec"]["command"][1:], prefix=user)
     assert node.process.wait(30) == 0
     assert {line.split()[2] for line in node.text().splitlines() if "who=file" in line} == {
         "event=reloaded",

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def test_a_wheel_that_is_built_twice_is_the_same(source, monkeypatch):
     assert releasing.digest(made[0]) == releasing.digest(made[1])
     with zipfile.ZipFile(made[0]) as archive:
         assert "eir/commands/eir.service" in archive.namelist()
+        lane = archive.read("eir/s13/_lane.abi3.so") if shutil.which("gcc") else b""
+    assert sysconfig.get_config_var("LIBDIR").encode() not in lane, "it would look for libraries where it was built"
 
 
 def test_what_is_in_the_package(package):
@@ -101,6 +104,11 @@ def test_its_life(package, tmp_path):
         pytest.skip(f"no copy of this system can be made here: {e}")
     (tmp_path / "again").mkdir()
     releasing.check(package, tmp_path / "again", SHORT)
+
+
+@pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is not installed")
+def test_lintian_finds_nothing(package):
+    releasing.lint(package)
 
 
 def test_a_bill_of_materials_names_what_is_there(tmp_path):
