@@ -122,15 +122,19 @@ def container(values):
     return only
 
 
-def schema_problem(document):
-    """The fault that the newest schemas of Kubernetes find, unknown fields included; None without one."""
-    return _schema_problem(json.dumps(document))
+NEWEST = kubernetes_validate.latest_version()
+OLDEST = yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"].removeprefix(">=").removesuffix("-0")
+
+
+def schema_problem(document, version=NEWEST):
+    """The fault that Kubernetes' schemas find, unknown fields included; None without one."""
+    return _schema_problem(json.dumps(document), version)
 
 
 @functools.cache
-def _schema_problem(text):
+def _schema_problem(text, version):
     try:
-        kubernetes_validate.validate(json.loads(text), kubernetes_validate.latest_version(), strict=True)
+        kubernetes_validate.validate(json.loads(text), version, strict=True)
     except kubernetes_validate.ValidationError as e:
         return e.message
     return None
@@ -148,6 +152,11 @@ class TestRendering:
         own = {"ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator: tests below
         found = {key: schema_problem(each) for key, each in rendered(values).items() if key[0] not in own}
         assert len(found) >= 4
+        assert not any(found.values()), found
+
+    @pytest.mark.parametrize("name", ["beyond the cluster", "placed"])
+    def test_the_oldest_kubernetes_that_it_names_takes_them_too(self, name):
+        found = {key: schema_problem(each, OLDEST) for key, each in rendered(MATRIX[name]).items()}
         assert not any(found.values()), found
 
     def test_the_schemas_would_say_what_is_wrong(self):
