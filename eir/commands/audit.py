@@ -55,8 +55,8 @@ def audit(
     at_least: Annotated[str | None, typer.Option(metavar="SHARE", help="Exit status 1 if a lower share is answered as listed: 0.999 or 99.9%.", show_default=False)] = None,
     confidence: Annotated[str, typer.Option(metavar="SHARE", help="Of the interval.")] = f"{CONFIDENCE:.0%}",
     wanted: Annotated[Status | None, typer.Option(metavar="STATUS", help="What a listed device is to be answered; what the policy has for the list if not given, else blacklisted.", show_default=False)] = None,
-    passive: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask nobody: look at a capture of S13 in clear (pcap, pcapng).", show_default=False)] = None,
-    port: Annotated[list[int] | None, typer.Option(metavar="N", help="With --passive: where the EIR listens, if not at 3868; may be given several times.", show_default=False)] = None,
+    passive: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask nobody: look at a capture of S13 in clear, or of MAP over M3UA (pcap, pcapng).", show_default=False)] = None,
+    port: Annotated[list[int] | None, typer.Option(metavar="N", help="With --passive: where the EIR listens for Diameter, if not at 3868; may be given several times.", show_default=False)] = None,
     sightings: Annotated[bool, typer.Option("--sightings", help="Ask nobody: look at what this node has on record since the release was issued.")] = False,
     since: Annotated[str | None, typer.Option(metavar="7d", help="With --sightings: how far back to look instead.", show_default=False)] = None,
     mme: Annotated[list[str] | None, typer.Option(metavar="HOST", help="With --passive or --sightings: an MME that ought to ask, besides the peers that the configuration names; may be given several times.", show_default=False)] = None,
@@ -116,7 +116,9 @@ def audit(
             )
         else:
             begin = now - back if back else listed.manifest.issued
-            checks, asking, seen = _captured(passive, port) if passive is not None else _recorded(checked, begin)
+            checks, asking, seen = (
+                _captured(passive, port, checked.ss7.variant) if passive is not None else _recorded(checked, begin)
+            )
             known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe} | set(mme or ()) | seen
             report = judge(listed, checks, wanted=answer, known=known, asking=asking)
     _tell(report, floor, as_json=as_json)
@@ -146,19 +148,20 @@ async def _ask(
         return await about(listed, keys, ask)
 
 
-def _captured(capture: Path, ports: list[int] | None) -> tuple[list[Check], set[str], set[str]]:
-    """Checks, who asked, and who was there."""
+def _captured(capture: Path, ports: list[int] | None, variant: str) -> tuple[list[Check], set[str], set[str]]:
+    """Checks over S13 and MAP, who asked, and who was there. `variant`: of point codes and addresses of SCCP."""
     from eir.device import device_key  # noqa: PLC0415 - for this alone, as the next
     from eir.errors import IdentifierError  # noqa: PLC0415 - as above
+    from eir.map import capture as of_map  # noqa: PLC0415 - as above
     from eir.s13.capture import PORT, read  # noqa: PLC0415 - as above
 
-    found, checks = read(capture, ports or (PORT,)), []
-    for (identifier, origin, got), count in found.checks.items():
+    found, by_map, checks = read(capture, ports or (PORT,)), of_map.read(capture, variant), []
+    for (identifier, origin, got), count in (found.checks + by_map.checks).items():
         try:
             checks.append(Check(identifier, device_key(identifier), origin, got, count))
         except IdentifierError:
             continue  # no list holds it
-    return checks, found.asking, found.known
+    return checks, found.asking | by_map.asking, found.known
 
 
 def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:

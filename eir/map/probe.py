@@ -114,7 +114,7 @@ class _Client(asyncio.Protocol):
             while True:
                 version = self._version
                 octets = await self._answer(codec.context_of(version), version, codec.argument(version, number, imsi))
-                finding = _finding(imei, imsi, octets, version, round((time.perf_counter() - asked) * 1000, 3))
+                finding = finding_of(imei, imsi, octets, version, round((time.perf_counter() - asked) * 1000, 3))
                 if finding.error != REFUSED or version == codec.VERSIONS[-1]:
                     return finding
                 self._version = min(self._version, version - 1)
@@ -233,8 +233,8 @@ async def _connect(client: _Client, target: Target) -> None:
     await stream.connect(client, target.hosts[0], target.port)
 
 
-def _finding(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> Finding:
-    """An answer as it came. `result_code` is the code of an error of MAP."""
+def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> Finding:
+    """The answer in a message of TCAP. `result_code` is the code of an error of MAP; `error` is REFUSED where an earlier version may be asked for."""
     try:
         message = tcap.read(octets)
         if message.kind == tcap.ABORT:

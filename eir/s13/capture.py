@@ -3,20 +3,16 @@
 A capture file can be written too, of single messages.
 """
 
-import shutil
-import subprocess
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from struct import pack
 from typing import IO, TypeAlias
 from xml.etree import ElementTree as ET
 
+from eir.checks.captured import Captured, by_tshark
 from eir.checks.finding import NO_ANSWER
 from eir.diameter.dictionary import CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG
 from eir.diameter.result import SUCCESS
-from eir.errors import EirError, SetupFault
 from eir.s13.dictionary import ERROR_EQUIPMENT_UNKNOWN, ME_IDENTITY_CHECK
 from eir.s13.probe import STATUS_OF
 
@@ -24,18 +20,6 @@ PORT = 3868
 Message: TypeAlias = Mapping[str, str]
 """Fields of Wireshark by name, the first of each."""
 _ENDS = ("tcp.stream", "sctp.assoc_index"), ("tcp.srcport", "sctp.srcport")
-
-
-@dataclass(slots=True)
-class Captured:
-    """What a capture shows."""
-
-    checks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    """(identifier as it was sent, Origin-Host, status or result or `none`) → how many."""
-    asking: set[str] = field(default_factory=set)
-    """Origin-Hosts of ECRs, and of nodes over whose connection some came: an agent carries those of others."""
-    known: set[str] = field(default_factory=set)
-    """Origin-Hosts that sent a CER or a DWR and answered no ECR."""
 
 
 UPPER_PDU, SNAP_BYTES = 252, 262_144
@@ -59,25 +43,19 @@ def read(capture: Path, ports: Sequence[int] = (PORT,)) -> Captured:
 
     Raises SetupFault without tshark, EirError if it cannot read the file.
     """
-    if (tshark := shutil.which("tshark")) is None:
-        raise SetupFault("a capture is read by tshark, which is not installed: apt-get install tshark")
-    if not capture.is_file():
-        raise EirError(f"{capture}: no such file")
     decode = [text for port in ports for layer in ("tcp", "sctp") for text in ("-d", f"{layer}.port=={port},diameter")]
     wanted = " || ".join(
         f"diameter.cmd.code == {code}" for code in (ME_IDENTITY_CHECK, CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG)
     )
-    command = [tshark, "-n", "-r", str(capture), *decode, "-Y", wanted, "-T", "pdml", "-J", "tcp sctp diameter"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  # as they are asked for
-        try:
-            found = _account(_messages(process.stdout))
-        except ET.ParseError:
-            found = None
-        said = process.stderr.read().decode(errors="replace").strip()
-    if found is None or process.returncode:
-        raise EirError(f"tshark cannot read {capture}: {said.splitlines()[-1] if said else 'it gave no document'}")
-    return found
+    arguments = [*decode, "-Y", wanted, "-T", "pdml", "-J", "tcp sctp diameter"]
+    return by_tshark(capture, arguments, _document)
+
+
+def _document(output: IO[bytes]) -> Captured | None:
+    try:
+        return _account(_messages(output))
+    except ET.ParseError:
+        return None
 
 
 def _messages(document: IO[bytes]) -> Iterator[tuple[tuple[str, str], Message]]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
+import m3ua_wire
 import numpy as np
 import polars as pl
 import pytest
@@ -23,6 +24,8 @@ from wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, u32
 from eir.analysis.schema import FOLDER
 from eir.changes.audit import UNDER_WAY_MAX, Listed, audit, forms, interval, sample_size
 from eir.device import MEID_BASE, device_key
+from eir.map import checkimei as codec
+from eir.ss7 import tcap
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 IMEIS = [f"{35209900 + n // 40}{n * 7919 % 1000000:06d}" for n in range(1000)]
@@ -284,6 +287,26 @@ def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_pa
         "mme3": (3, 0),
     }
     assert document["never_asked"] == ["mme2", "mme4", "mme5"]
+
+
+def test_a_capture_of_map_tells_it_too(site, tmp_path):
+    """An MSC's three questions about a listed device: two answered as listed, and one not at all."""
+    begin, calling, eir = (
+        bytes.fromhex(m3ua_wire.V2),
+        m3ua_wire.address(ssn=8, title=m3ua_wire.TITLE),
+        m3ua_wire.address(ssn=9, pc=m3ua_wire.EIR),
+    )
+    black = tcap.end(
+        begin[4:8],
+        tcap.response(codec.context_of(2), accepted=True),
+        tcap.result(b"\1", codec.CHECK_IMEI, codec.result(2, 1)),
+    )
+    ask = m3ua_wire.data(m3ua_wire.udt(begin, called=eir, calling=calling))
+    answer = m3ua_wire.data(m3ua_wire.udt(black, called=calling, calling=eir), opc=m3ua_wire.EIR, dpc=m3ua_wire.MSC)
+    m3ua_wire.opinion(tmp_path, [ask, answer, ask, answer, ask], "frame.number")
+    document, _ = found(site, site.release([m3ua_wire.VECTOR_IMEI]), "--passive", tmp_path / "in.pcap")
+    assert (document["asked"], document["as_listed"]) == (3, 2)
+    assert [(each["origin_host"], each["asked"]) for each in document["origins"]] == [(m3ua_wire.TITLE, 3)]
 
 
 def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
