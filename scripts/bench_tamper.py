@@ -3,7 +3,7 @@
 Each row of scripts/benchmark/networks.py is a network of 12,000 subscribers under one assumption; world.py and world_other.py are two
 more generators, to which nothing was fitted. Beside the analysis stand DIRBS's rules, at the thresholds of its sample, and the one that
 Cambodia's register uses: more than two SIMs within a minute. --fit prints the weights of eir/analysis/conditions.py by networks of
-its own seeds. --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
+its own seeds. --attacks has one peer attack the first of the rows (scripts/benchmark/attacks.py). --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import yaml
-from benchmark import networks, world, world_other
+from benchmark import attacks, networks, world, world_other
 from benchmark.measure import Target, add_options, at_least, at_most, finish, say
 from benchmark.world import World
 
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, metavar="N", default=1, help="networks of each row (1)")
     parser.add_argument("--seed", type=int, metavar="N", default=JUDGED, help=f"of the first ({JUDGED})")
     parser.add_argument("--fit", action="store_true", help=f"print weights by networks from seed {FITTED} on, and end")
+    parser.add_argument("--attacks", action="store_true", help="also have one peer attack a network of the first row")
     parser.add_argument(
         "--speed",
         type=int,
@@ -113,6 +114,17 @@ def main(arguments: Sequence[str]) -> int:
     text = table(rows, ("network", "kind", "planted", "found", "recall", "interval", *THEIRS), width=None) + "\n" + table(
         document["networks"], ("network", "devices", "reported", "precision", "precision_rare", "honest_of_10000", *(f"{name}_precision" for name in THEIRS), "seconds", "wrongly"), width=None,
     ) + "\n" + table(bands, ("score", "devices", "said", "was"), width=None)  # fmt: skip
+    if options.attacks:
+        options.rows = options.rows[:1]
+        for name, made in _made(argparse.Namespace(**vars(options) | {"seeds": 1})):
+            document["attacks"] = attacked = _attacked(name, made)
+        targets += [
+            at_most(f"attack {each['attack']}: victims reported", 0, each["victims_reported"]) for each in attacked
+        ]
+        targets += [
+            at_most(f"attack {each['attack']}: tampered devices lost, share", 0.02, each["lost"]) for each in attacked
+        ]
+        text += "\n" + table(attacked, ("attack", "checks", "victims_reported", "lost", "left_out"), width=None)
     if options.speed:
         with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as folder:
             document["speed"] = took = _speed(Path(folder), options.speed, options.seed)
@@ -190,6 +202,32 @@ def _judged(name: str, made: World) -> dict[str, Any]:
             } for kind, planted in sorted(kinds.items())
         ],
     }  # fmt: skip
+
+
+def _attacked(name: str, made: World) -> list[dict[str, Any]]:
+    """What each attack of one peer does: how many of a hundred honest phones are reported, and which share of what was found is lost."""
+    checks = attacks.record(made)
+    after = attacks.victims(made, checks, JUDGED)
+    least = TamperSettings().report_min
+    before = _reported(made, least)[0] & made.truth.keys()
+    found = []
+    for attack, rows_of in {**attacks.PLANTED, **attacks.BLINDING}.items():
+        say(f"{name}, attacked: {attack}")
+        rows = rows_of(
+            checks, after if attack in attacks.PLANTED else attacks.clones(made), np.random.default_rng(JUDGED)
+        )
+        planted = attacks.plant(made, rows)
+        reported, left_out = _reported(made, least)
+        planted.unlink()
+        found.append({
+            "attack": attack, "checks": len(rows), "victims_reported": len(reported & set(after)), "lost": round(len(before - reported) / len(before), 3), "left_out": list(left_out),
+        })  # fmt: skip
+    return found
+
+
+def _reported(made: World, least: float) -> tuple[set[int], tuple[str, ...]]:
+    with _engine(made) as (_, judged, _):
+        return {finding.device for finding in judged.findings if finding.score >= least}, judged.left_out
 
 
 def _share(part: float, whole: float) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from eir.analysis.believed import not_believed
 from eir.analysis.conditions import CONDITIONS, HOLDS_FROM, PARAMETERS, PRIOR, SAID, WEIGHTS, TamperSettings
 from eir.analysis.engine import SQL, TABLES, Engine, number
 from eir.analysis.tacs import read_tacs
@@ -21,8 +22,7 @@ SAMPLE_DEVICES = 60_000
 """Devices of one subscriber that show how fast phones move: so many, or one more than half of it, are looked at check by check."""
 DAYS_MAX = 62
 """Days of one judgement: each is a bit of a 64-bit number."""
-SCORE_MAX, LIES_MIN, LIES_TIMES = 0.999, 20, 10
-"""A peer that alone speaks for a subscriber of so many likely devices, and for so many times as many as others for their checks, is left out."""
+SCORE_MAX = 0.999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +102,13 @@ def judge(
     the subscribers of their devices. Raises SetupFault for a list of TACs that cannot be read.
     """
     prepare(engine, settings, until=until)
-    liars: list[str] = []
+    unbelieved: list[str] = []
     for last in (False, True):
-        _look(engine, settings, liars, progress)
-        lying = [] if last else _lying(engine)
+        _look(engine, settings, unbelieved, progress)
+        lying = [] if last else not_believed(engine)
         if not lying:
             break
-        liars += lying
+        unbelieved += lying
         warn(f"{', '.join(lying)}: too many devices would be tampered with by its word alone; what it says is left out")
     shift = calibrated(engine.rows("SELECT device, odds FROM summed"), cases)
     engine.define(
@@ -119,7 +119,7 @@ def judge(
     )
     return Judgement(
         since=since, until=until, devices=number(engine, "SELECT COUNT(*) FROM devices"), sightings=number(engine, "SELECT COALESCE(SUM(checks), 0) FROM devices"),
-        subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=tuple(finding for finding in _findings(engine, cases, keep_users=keep_users) if cases.get(finding.device, True)), left_out=tuple(liars),
+        subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=tuple(finding for finding in _findings(engine, cases, keep_users=keep_users) if cases.get(finding.device, True)), left_out=tuple(unbelieved),
         places=number(engine, "SELECT COUNT(*) FROM travel WHERE fastest_s > 300"),
         batches=tuple((key_text(device), who) for device, who in engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")),
         malformed=tuple((str(origin), int(seen), int(who)) for origin, seen, who in engine.rows("""
@@ -150,20 +150,20 @@ def prepare(engine: Engine, settings: TamperSettings, *, until: datetime) -> Non
 
 
 def _look(
-    engine: Engine, settings: TamperSettings, liars: list[str], progress: Callable[[str, int, int], None]
+    engine: Engine, settings: TamperSettings, unbelieved: list[str], progress: Callable[[str, int, int], None]
 ) -> None:
     """Make all tables, and of them what each condition says of each device (`marks`), and all together (`summed`)."""
-    engine.fill("liars", "peer VARCHAR", [(peer,) for peer in liars])
-    stages = [*TABLES, "box", *CONDITIONS]
+    engine.fill("liars", "peer VARCHAR", [(peer,) for peer in unbelieved])
+    stages = [*TABLES, *CONDITIONS]
     for done, name in enumerate(stages):
         progress("judging", done + 1, len(stages))
         if name == "sampled":
             one_of = max(1, number(engine, "SELECT COUNT(*) FROM devices") // SAMPLE_DEVICES)
             engine.define("parameters", f"SELECT settled.*, {one_of} AS sample_one_of FROM settled")
+        if name == "watched":
+            _make_box(engine, settings)
         if name in TABLES:
             engine.define(name, TABLES[name].read_text("utf-8"))
-        elif name == "box":
-            _make_box(engine, settings)
         else:
             engine.define(name, condition(name))
     marks = " UNION ALL ".join(
@@ -178,46 +178,13 @@ def _look(
     )
     engine.define("marks", f"SELECT * FROM ({marks}) AS told WHERE NOT device IN (SELECT batches.device FROM batches)")
     engine.define(
-        "summed",
-        f"SELECT device, {math.log(PRIOR / (1 - PRIOR))} + SUM(says) AS odds FROM marks GROUP BY device",
+        "summed", f"SELECT device, {math.log(PRIOR / (1 - PRIOR))} + SUM(says) AS odds FROM marks GROUP BY device"
     )
 
 
 def condition(name: str) -> str:
     """The SQL of a condition."""
     return (SQL / "conditions" / f"{name}.sql").read_text("utf-8").format_map(WEIGHTS)
-
-
-def _lying(engine: Engine) -> list[str]:
-    """Peers that alone speak for subscribers of likely devices, far more often for their checks than others do for other devices."""
-    # One peer's word is all there is where there is one peer.
-    return [
-        peer
-        for (peer,) in engine.rows(f"""
-        WITH spoken AS (
-          SELECT DISTINCT device, peer
-          FROM (
-            SELECT steps.device, steps.subscriber, MIN(steps.peer) AS peer
-            FROM steps JOIN summed ON steps.device = summed.device
-            WHERE summed.odds > 0
-            GROUP BY steps.device, steps.subscriber
-            HAVING MIN(steps.peer) = MAX(steps.peer)
-          ) AS alone
-        ), sent AS (SELECT peer, CAST(SUM(checks) AS DOUBLE) AS checks FROM claims GROUP BY peer)
-        SELECT suspects.peer
-        FROM (SELECT peer, COUNT(*) AS devices FROM spoken GROUP BY peer HAVING COUNT(*) >= {LIES_MIN}) AS suspects
-        JOIN sent ON suspects.peer = sent.peer
-        JOIN (SELECT SUM(checks) AS checks FROM sent) AS everything ON TRUE
-        JOIN (
-          SELECT own.peer, COUNT(DISTINCT CASE WHEN mine.device IS NULL THEN spoken.device END) AS devices
-          FROM sent AS own JOIN spoken ON TRUE LEFT JOIN spoken AS mine ON mine.device = spoken.device AND mine.peer = own.peer
-          GROUP BY own.peer
-        ) AS others ON suspects.peer = others.peer
-        WHERE everything.checks > sent.checks
-          AND suspects.devices * (everything.checks - sent.checks) > {LIES_TIMES} * sent.checks * GREATEST(others.devices, {LIES_MIN / 2})
-        ORDER BY suspects.peer
-    """)
-    ]
 
 
 def calibrated(odds: Iterable[tuple[int, float]], cases: Mapping[int, bool]) -> float:

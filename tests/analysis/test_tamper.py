@@ -169,16 +169,32 @@ def phones(who, *, a_day=5, days=30, imei=IMEI, places=None, versions=None, seed
     )  # fmt: skip
 
 
-OTHERS = [row for number in range(40) for row in phones([f"o{number}"], imei=f"3520995{number:07d}", seed=number)]
-"""People with one phone and one SIM: what is usual."""
+OTHERS = [
+    row
+    for number in range(40)
+    for row in phones(
+        [f"o{number}"], imei=f"3520995{number:07d}", places={f"o{number}": f"mme{1 + number % 2}"}, seed=number
+    )
+]
+"""People with one phone and one SIM, at two places: what is usual."""
 TAMPERED = {
-    "conflict": [(at + late, IMEI, who, mme, "05") for at in EACH_DAY for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))],
+    "conflict": [
+        (at + late, IMEI, who, mme, "05")
+        for at in EACH_DAY
+        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
+    ],
     "alternates": phones("abc"),
     "version_alternates": phones("ab", versions={"a": "05", "b": "33"}),
-    "sim_box": [(turn * 6, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01") for turn in range(40) for port in range(8)],
-    "sim_box by its SIM": [(number * 50 + late, f"3520991234{number:04d}", "a", "mme1", "01") for number in range(9) for late in (0, 5)],
+    "sim_box": [
+        (turn * 6, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01")
+        for turn in range(40)
+        for port in range(8)
+    ],
+    "sim_box by its SIM": [
+        (number * 50 + late, f"3520991234{number:04d}", "a", "mme1", "01") for number in range(9) for late in (0, 5)
+    ],
     "placeholder": [(1, "000000000000000", "a", "mme1", None)],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", HONEST)
@@ -328,7 +344,7 @@ def test_what_one_peer_alone_says_of_many_is_not_believed(tmp_path):
         for number in range(60)
         for at in range(24)
     ]
-    real = TAMPERED["conflict"]
+    real = [*TAMPERED["conflict"], *OTHERS]
     said = []
 
     def judged(rows):

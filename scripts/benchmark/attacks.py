@@ -1,0 +1,230 @@
+"""Attacks on the record of a made network: one peer that asks about devices, to have honest ones reported or tampered ones overlooked.
+
+Each attack is a function from the record to the rows that the peer adds. It may know all that is in the record: numbers, SIMs, times. It
+sends from its own Origin-Host if nothing else is said, and at most REQUESTS checks about each device that it is after. Shares no code with the
+analysis.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from .world import World
+
+PEER = "liar.example"
+VICTIMS, REQUESTS = 100, 24
+Rows = list[dict[str, object]]
+Attack = Callable[[pl.DataFrame, list[int], np.random.Generator], Rows]
+"""(the record, the devices that the peer is after, chance) → what it adds."""
+
+
+def record(made: World) -> pl.DataFrame:
+    """All checks of a network that name a device."""
+    return pl.read_parquet(made.folder / "sightings" / "*" / "*.parquet").filter(pl.col("device").is_not_null())
+
+
+def victims(made: World, checks: pl.DataFrame, seed: int, count: int = VICTIMS) -> list[int]:
+    """Honest phones with one SIM, drawn by chance."""
+    of = (
+        checks.filter(pl.col("device") > 0)
+        .group_by("device")
+        .agg(pl.col("subscriber").n_unique().alias("sims"), pl.col("origin_host").mode().min().alias("at"))
+    )
+    honest = (
+        of.filter((pl.col("sims") == 1) & ~pl.col("device").is_in([*made.truth, *made.hard]))["device"]
+        .sort()
+        .to_numpy()
+    )
+    return [int(device) for device in np.random.default_rng(seed).choice(honest, count, replace=False)]
+
+
+def clones(made: World) -> list[int]:
+    """Numbers that are in several phones."""
+    return sorted(device for device, (kind, _) in made.truth.items() if kind in {"clone", "taken"})
+
+
+def plant(made: World, rows: Rows) -> Path:
+    """Add rows to the record; returns the file, which takes them away with it."""
+    first = next(iter(sorted(made.folder.glob("sightings/*/*.parquet"))))
+    schema = pl.read_parquet_schema(first)
+    usual = {
+        "checks": 1, "software_version": None, "home": "001010", "origin_host": PEER, "peer": PEER, "origin_realm": "example", "protocol": "s13",
+        "status": "whitelisted", "rule": "default", "list": None, "observed": None,
+    }  # fmt: skip
+    whole = [usual | {"last": row["time"], "imei": f"{row['device']:014d}"} | row for row in rows]
+    path = first.with_name("00-9-planted.parquet")
+    pl.DataFrame([{name: row[name] for name in schema} for row in whole], schema=schema).write_parquet(path)
+    return path
+
+
+def _some(times: list[datetime], rng: np.random.Generator, count: int = REQUESTS) -> list[datetime]:
+    """Of these times so many, in order."""
+    chosen = rng.choice(len(times), min(count, len(times)), replace=False)
+    return sorted(times[int(number)] for number in chosen)
+
+
+def _at_once(checks: pl.DataFrame, device: int, rng: np.random.Generator) -> list[datetime]:
+    """A few minutes after checks of a device."""
+    times = checks.filter(pl.col("device") == device)["time"].to_list()
+    return [time + _minutes(rng.uniform(1, 20)) for time in _some(times, rng)]
+
+
+def _minutes(number: float) -> timedelta:
+    return timedelta(minutes=float(number))
+
+
+def _of_model(device: int, number: int) -> int:
+    """A number of the same TAC."""
+    return device // 10**6 * 10**6 + number
+
+
+def another_sim(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """A SIM that does not exist, minutes after each of some checks of the victim."""
+    return [
+        {"time": time, "device": device, "subscriber": f"invented{device}"}
+        for device in after
+        for time in _at_once(checks, device, rng)
+    ]
+
+
+def other_version(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """The same with an old software version, without a SIM for every other check."""
+    return [
+        row | {"software_version": "00", "subscriber": None if number % 2 else row["subscriber"]}
+        for number, row in enumerate(another_sim(checks, after, rng))
+    ]
+
+
+def second_phone(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """A SIM that comes by chance, as in a phone of its own with its own software, each third time minutes after the victim."""
+    hours = checks["time"].to_list()
+    rows = []
+    for device in after:
+        times = [*_some(hours, rng, REQUESTS * 2 // 3), *_at_once(checks, device, rng)[::3]]
+        rows += [
+            {"time": time, "device": device, "subscriber": f"invented{device}", "software_version": "00"}
+            for time in times
+        ]
+    return rows
+
+
+def no_sim(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """Two checks on two days, version 00, no SIM."""
+    return [
+        {"time": time, "device": device, "subscriber": None, "software_version": "00"}
+        for device in after
+        for time in _at_once(checks, device, rng)[::12][:2]
+    ]
+
+
+def borrowed_origin(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """From an MME that the victim never was at, as the peer claims."""
+    places = checks["origin_host"].unique().sort().to_list()
+    been = dict(
+        checks.filter(pl.col("device").is_in(after)).group_by("device").agg(pl.col("origin_host").unique()).iter_rows()
+    )
+    return [
+        row | {"origin_host": next((place for place in places if place not in been[row["device"]]), places[0])}
+        for row in another_sim(checks, after, rng)
+    ]
+
+
+def four_sims(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """Eight SIMs that go round through the victims, on six days each four times."""
+    return [row | {"subscriber": f"card{number % 8}"} for number, row in enumerate(another_sim(checks, after, rng))]
+
+
+def its_sim_elsewhere(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """The victim's SIM with ever new numbers."""
+    sim = dict(
+        checks.filter(pl.col("device").is_in(after)).group_by("device").agg(pl.col("subscriber").first()).iter_rows()
+    )
+    return [
+        {"time": time, "device": _of_model(device, 900_000 + number * VICTIMS + turn), "subscriber": sim[device]}
+        for turn, device in enumerate(after) for number, time in enumerate(_at_once(checks, device, rng))
+    ]  # fmt: skip
+
+
+def exchanged_sims(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """The next victim's SIM in the victim's phone."""
+    sim = dict(
+        checks.filter(pl.col("device").is_in(after)).group_by("device").agg(pl.col("subscriber").first()).iter_rows()
+    )
+    following = dict(zip(after, [*after[1:], after[0]], strict=True))
+    return [row | {"subscriber": sim[following[row["device"]]]} for row in another_sim(checks, after, rng)]
+
+
+PLANTED: Mapping[str, Attack] = {
+    "another SIM": another_sim, "a second phone": second_phone, "another software version": other_version, "version 00, no SIM": no_sim, "a borrowed origin": borrowed_origin,
+    "SIMs that go round": four_sims, "its SIM with other numbers": its_sim_elsewhere, "exchanged SIMs": exchanged_sims,
+}  # fmt: skip
+"""To have the devices reported."""
+
+
+def peer_discredited(checks: pl.DataFrame, _: list[int], rng: np.random.Generator) -> Rows:
+    """Another SIM for phones of the smallest MME, so that it seems to lie."""
+    of = (
+        checks.filter(pl.col("device") > 0)
+        .group_by("device")
+        .agg(pl.col("subscriber").n_unique().alias("sims"), pl.col("origin_host").mode().min().alias("at"))
+    )
+    of = of.filter(pl.col("sims") == 1).sort("device")
+    smallest = of.group_by("at").len().filter(pl.col("len") >= VICTIMS).sort("len", "at")["at"][0]
+    return second_phone(checks, of.filter(pl.col("at") == smallest)["device"].to_list()[:VICTIMS], rng)
+
+
+def busy_numbers(checks: pl.DataFrame, _: list[int], __: np.random.Generator) -> Rows:
+    """A few devices with as many checks as all requests allow, so that all others seem idle."""
+    day = checks["time"].min()
+    return [
+        {"time": day + _minutes(number / 2), "device": _of_model(int(checks["device"][0]), 900_000 + number % 10), "subscriber": f"busy{number % 10}"}
+        for number in range(VICTIMS * REQUESTS)
+    ]  # fmt: skip
+
+
+def unknown_tacs(checks: pl.DataFrame, _: list[int], __: np.random.Generator) -> Rows:
+    """More devices of each TAC that one device alone shows."""
+    tacs = (
+        checks.filter(pl.col("device") > 0)
+        .select((pl.col("device") // 10**6).alias("tac"), "device")
+        .unique()
+        .group_by("tac")
+        .len()
+        .filter(pl.col("len") == 1)["tac"]
+        .sort()
+        .to_list()
+    )
+    time = checks["time"][0]
+    return [
+        {"time": time, "device": tac * 10**6 + number, "subscriber": f"new{tac}{number}"}
+        for tac in tacs[: VICTIMS * REQUESTS // 5]
+        for number in range(5)
+    ]
+
+
+def quick_moves(checks: pl.DataFrame, _: list[int], __: np.random.Generator) -> Rows:
+    """Phones with one SIM that are at two MMEs at once, as the peer claims, for all pairs of MMEs."""
+    places = checks["origin_host"].unique().sort().to_list()
+    pairs = [(a, b) for number, a in enumerate(places) for b in places[number + 1 :]]
+    each = max(VICTIMS * REQUESTS // len(pairs) // 2, 21)
+    start = checks["time"].min()
+    return [
+        {"time": start + _minutes(60 * turn + late), "device": _of_model(int(checks["device"][0]), 900_000 + at), "subscriber": f"quick{at}", "origin_host": place}
+        for at, pair in enumerate(pairs[: VICTIMS * REQUESTS // each // 2]) for turn in range(each) for place, late in zip(pair, (0, 1), strict=True)
+    ]  # fmt: skip
+
+
+def foreign_sim(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """A SIM of another network a minute after checks of the clones, as if they were phones with several IMSIs."""
+    rows = another_sim(checks, after[:VICTIMS], rng)
+    return [row | {"home": "310410"} for row in rows]
+
+
+BLINDING: Mapping[str, Attack] = {
+    "a peer is discredited": peer_discredited, "numbers that are busy": busy_numbers, "unknown TACs": unknown_tacs, "quick moves": quick_moves,
+    "foreign SIMs in clones": foreign_sim,
+}  # fmt: skip
+"""To have tampered devices overlooked; those that need to know them are given the clones."""
