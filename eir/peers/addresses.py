@@ -1,4 +1,7 @@
-"""Where a connection comes from, which entries of the peer table take it, and the names of a certificate. Opens nothing."""
+"""Source address of a connection, the peer table entries that accept it, and the names in a certificate.
+
+Opens nothing.
+"""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address

@@ -1,4 +1,4 @@
-"""What the node counts: plain numbers that someone else turns into metrics. Imports nothing of ours.
+"""The node's counters: plain numbers that someone else turns into metrics. Imports nothing of ours.
 
 The label of a connection that has not identified itself yet is OTHER, and so is every name from the wire that is not in
 the dictionary: what a stranger sends must not create counters.
@@ -45,7 +45,7 @@ class Counts:
     shed: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Requests refused for load: (peer label, reason)."""
     sctp_restarts: Counter[str] = field(default_factory=Counter)
-    """Associations that a peer began anew, by its label."""
+    """Associations that a peer restarted, by its label."""
     sctp_retransmissions: Counter[str] = field(default_factory=Counter)
     """DATA chunks that were sent again, by peer label."""
     last_request: dict[str, float] = field(default_factory=dict)

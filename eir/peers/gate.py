@@ -1,4 +1,4 @@
-"""Which connections are let in before they have said who they are, by how many there are and where they come from.
+"""Limits on connections that have not identified themselves yet, by their number and their source.
 
 A node has a Gate. A process that accepts connections for several nodes counts by Sources.
 """
@@ -13,12 +13,12 @@ from eir.peers.addresses import may_connect
 from eir.peers.settings import Limits, PeerSettings
 
 NETWORK_BITS = {4: 24, 6: 64}
-"""By IP version: bits of an address that name its source network."""
+"""Bits of an address that name its source network, by IP version."""
 GRACE_S = 1.0
-"""How long a connection beyond a limit may take to send its CER; half of `cer_timeout_s` where that is shorter. After an outage all
-peers of a network connect in the same moment, and each sends its CER a round trip later."""
+"""Time (s) for a connection beyond a limit to send its CER; half of `cer_timeout_s` where that is shorter. After an
+outage all peers of a network connect in the same moment, and each sends its CER a round trip later."""
 CROWD = 3
-"""How many times a limit there may be of them for that time; what is beyond that is closed at once."""
+"""For that time there may be up to this many times a limit; connections beyond that are closed at once."""
 
 Address = IPv4Address | IPv6Address
 Network = tuple[int, int]
@@ -118,7 +118,7 @@ class Gate(Generic[Link]):
             by_network.setdefault(network_of(link.source), []).append(link)
         spared: set[Link] = set()
         limits = self._limits
-        # A network's limit above that of all together is none.
+        # A network's limit above the limit for all together has no effect.
         for links in by_network.values() if limits.source_unidentified_max <= limits.unidentified_max else ():
             spared |= self._thin(links, limits.source_unidentified_max, "source_unidentified_max")
         # Who is beyond the limit of a network for a moment takes nobody's room elsewhere.
@@ -165,7 +165,10 @@ def named_connections(peers: Sequence[PeerSettings], links: Sequence[Link]) -> i
 
 
 def _surplus(links: Sequence[Link], count: int) -> list[Link]:
-    """Which of these connections, the oldest first, go when `count` have to: of the address that has the most of them its oldest, again and again."""
+    """The `count` of these connections (oldest first) to close.
+
+    Again and again, the oldest connection of the address that has the most of them.
+    """
     so_far: Counter[Address] = Counter()
     ranked = []
     for link in reversed(links):

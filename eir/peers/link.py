@@ -21,8 +21,8 @@ from eir.peers.transport.endpoint import address_text
 from eir.peers.transport.stream import certificate_names
 
 TURN_S = 0.00015
-"""What all connections may take of one turn of the loop: a Diameter peer beside them waits no longer than that, and its own checks
-take as long; a longer turn would save some reads and writes."""
+"""Time (s) that all connections together may take in one turn of the loop. A Diameter peer beside them waits no longer
+than that, and its own checks take as long; a longer turn would save some reads and writes."""
 
 
 class Turns:
@@ -71,7 +71,7 @@ class Turns:
 
 
 class Owner(Protocol):
-    """What a connection's owner does for it."""
+    """Callbacks of a connection's owner."""
 
     limits: Limits
     turns: Turns
@@ -93,7 +93,7 @@ class Link(asyncio.Protocol):
         self.address = ""
         self.source: IPv4Address | IPv6Address = IPv4Address(0)
         self.names: Sequence[str] | None = None
-        """Of the other end's certificate; None without TLS."""
+        """The names in the other end's certificate; None without TLS."""
         self.settings: PeerSettings | None = None
         self.requester = Requester("")
         self.rates = NO_LIMITS
@@ -122,11 +122,11 @@ class Link(asyncio.Protocol):
         """End what takes too long; for a server that watches its connections."""
 
     def wants_bytes(self) -> bool:
-        """Whether there is room for more to be read."""
+        """True if there is room to read more."""
         raise NotImplementedError
 
     def has_work(self) -> bool:
-        """Whether something waits to be answered or sent."""
+        """True if something waits to be answered or sent."""
         raise NotImplementedError
 
     def ended(self) -> None:

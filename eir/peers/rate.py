@@ -21,7 +21,7 @@ LIMITS_MAX = 4096
 
 
 def memory_file(workers: int) -> BinaryIO:
-    """Where so many workers tell each other what they grant; its descriptor is handed to each."""
+    """A file in which this many workers tell each other what they grant. Its descriptor is handed to each."""
     memory = open(os.memfd_create("eir-grants"), "r+b", buffering=0)  # noqa: PTH123, SIM115 - of a descriptor; whoever has it closes it
     memory.truncate(LIMITS_MAX * workers * 8)
     return memory
@@ -33,7 +33,10 @@ def shared_memory(descriptor: int) -> memoryview:
 
 
 class Grants:
-    """What the workers of a node have granted so far under each limit. Each writes its own numbers only: nothing is locked."""
+    """Requests that each worker of a node has granted so far under each limit.
+
+    Each worker writes its own numbers only, so nothing is locked.
+    """
 
     def __init__(self, memory: memoryview, worker: int) -> None:
         self._memory = memory
@@ -70,7 +73,10 @@ class Bucket:
         self._by_others = grants.by_others(limit) if grants is not None else 0
 
     def room(self, now: float, priority: int = DEFAULT_PRIORITY) -> int:
-        """How many more requests of one priority, from 0 (highest) to 15, are within the limit; who takes them has to `spend`."""
+        """Return how many more requests of this priority, from 0 (highest) to 15, are within the limit.
+
+        The caller has to `spend` those that it takes.
+        """
         tokens = self._tokens + (now - self._filled_at) * self.rate_max
         self._filled_at = now
         if self._grants is not None:
@@ -102,7 +108,10 @@ NO_LIMITS: Sequence[Limit] = ()
 
 
 def allowed(limits: Sequence[Limit], now: float, wanted: int) -> tuple[int, str]:
-    """How many of so many requests are within all limits, and the reason of the one that is reached first; empty: none is."""
+    """Return how many of the `wanted` requests are within all limits.
+
+    With it comes the reason of the first limit reached; empty if no limit is reached.
+    """
     reached = ""
     for limit in limits:
         room = limit.bucket.room(now)
@@ -128,7 +137,7 @@ class RateLimits:
         self._peers = peers
         self._limits = limits
         self._grants = grants
-        """Where the limits are those of several workers together."""
+        """The grants of all workers, if they share the limits."""
         self._by_label: dict[str, Bucket] = {}
         self._all: Bucket | None = None
 
@@ -139,7 +148,7 @@ class RateLimits:
         self._by_label = {label: bucket for label, bucket in self._by_label.items() if label in limited}
 
     def of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
-        """What the requests of a peer draw from."""
+        """The buckets that a peer's requests draw from."""
         found = []
         if settings.rate_max is not None:
             numbered = enumerate(self._peers, 1)

@@ -1,4 +1,4 @@
-"""Who asks: the one place that says by what name a client is known, and which entry of the peer table is its.
+"""The requester: the one place that decides a client's name and its entry of the peer table.
 
 Without TLS nobody has shown a name, so that the address alone decides. With TLS the name is the certificate's.
 """
@@ -11,14 +11,14 @@ from eir.peers.addresses import holds, is_from
 from eir.peers.settings import PeerSettings
 
 CORE = "5gc.mnc"
-"""How the domain of an operator's 5G core begins (TS 23.003 28.2)."""
+"""The beginning of the domain of an operator's 5G core (TS 23.003 28.2)."""
 
 
 class Requester(NamedTuple):
-    """Who asks, as a question has it."""
+    """The requester, as a question names it."""
 
     label: str
-    """Of its entry of the peer table."""
+    """Label of its entry of the peer table."""
     host: str = ""
     """Its name; empty: it has shown none."""
     realm: str = ""

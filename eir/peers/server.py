@@ -33,7 +33,7 @@ class _Ended:
     """Connections of a peer that are over: many clients make one for each request."""
 
     requester: Requester
-    """Of the last one."""
+    """The requester of the last one."""
     connections: int = 0
     requests: int = 0
     answers: int = 0
@@ -47,7 +47,7 @@ class Server(Generic[L]):
 
     def __init__(self, protocol: str, *, counts: Counts, rates: RateLimits, report: Report) -> None:
         self.protocol = protocol
-        """What metrics call it."""
+        """The protocol's name in metrics."""
         self.report = report
         self.loop = asyncio.get_running_loop()
         self.turns = Turns(self.loop)
@@ -58,11 +58,11 @@ class Server(Generic[L]):
         self.links: set[L] = set()
         self.draining = False
         self.node_counts = counts
-        """Of all protocols together."""
+        """Counts of all protocols together."""
         self._tls: ssl.SSLContext | None = None
         self._rates = rates
         self._ended: dict[str, _Ended] = {}
-        """By peer label."""
+        """Connections that are over, by peer label."""
         self._disabled: set[str] = set()
         self._tick: asyncio.TimerHandle | None = None
 
@@ -73,19 +73,19 @@ class Server(Generic[L]):
         raise NotImplementedError
 
     def who(self, link: L) -> tuple[PeerSettings, Requester] | None:
-        """The entry of the peer table that takes a client, and who it is; None: there is none."""
+        """The peer table's entry for a client, and the requester; None if no entry takes the client."""
         raise NotImplementedError
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """What is counted of this protocol alone: metric → labels → number."""
+        """Counters of this protocol alone: metric → labels → number."""
         raise NotImplementedError
 
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """How this protocol alone is now, likewise."""
+        """Gauges of this protocol alone: metric → labels → number."""
         return {}
 
     def standing(self, link: L) -> Mapping[str, Any]:  # noqa: ARG002 - a protocol whose connections have states tells of them
-        """What `eir peers` says of a connection besides: its state at least."""
+        """Further fields of a connection for `eir peers`: at least its state."""
         return {"state": "open"}
 
     # what the daemon calls
@@ -171,7 +171,7 @@ class Server(Generic[L]):
     # what a protocol calls
 
     def identify(self, link: L) -> bool:
-        """Whether there is an entry for the client, and its peer is in service; sets who it is and what limits it has."""
+        """Return whether an entry takes the client and its peer is in service; set the requester and its limits."""
         found = self.who(link)
         if found is None:
             return False

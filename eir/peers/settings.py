@@ -1,4 +1,4 @@
-"""What a node is told: who it is, who its peers are, and how far it goes. Data only; imports nothing of ours."""
+"""Settings of a node: its identity, its peers and its limits. Data only; imports nothing of ours."""
 
 from dataclasses import dataclass, fields
 from ipaddress import IPv4Network, IPv6Network
@@ -6,7 +6,8 @@ from pathlib import Path
 
 APPLICATIONS, UNKNOWN_M, DESTINATION = "applications", "unknown_m", "destination"
 LENIENCES = frozenset({APPLICATIONS, UNKNOWN_M, DESTINATION})
-"""What a peer may be forgiven: a CER without a common application, unknown AVPs with the M bit, a foreign Destination-Host."""
+"""Faults that a peer may be forgiven: a CER without a common application, unknown AVPs with the M bit, a foreign
+Destination-Host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class Identity:
     """Further realms that the node serves."""
     product_name: str = "eir"
     vendor_id: int = 0
-    """IANA enterprise number; 0 where there is none (RFC 6733 5.3.3)."""
+    """IANA enterprise number, or 0 (RFC 6733 5.3.3)."""
     origin_state_id: int
     """One value for each Origin-Host, higher after each restart of the node (RFC 6733 8.16)."""
     firmware_revision: int | None = None
@@ -33,7 +34,7 @@ class PeerSettings:
     """One entry of the peer table; the first that fits host, realm and source address of a connection is the peer's."""
 
     label: str
-    """How counters, logs and commands call it."""
+    """The peer's name in counters, logs and commands."""
     host: str | None = None
     realm: str | None = None
     """Origin-Host and Origin-Realm that the peer must show; None: any."""
@@ -56,18 +57,18 @@ class PeerSettings:
     reconnect_after_s: float = 30
     """Tc of RFC 6733 2.1: the pause before a new attempt to connect."""
     lenient: frozenset[str] = frozenset()
-    """What it is forgiven; see LENIENCES."""
+    """Faults that it is forgiven; see LENIENCES."""
     as_host: str | None = None
     as_realm: str | None = None
     """Origin-Host and Origin-Realm that the node shows to this peer; None: the identity's."""
     expected: bool = True
     """It should be connected; one that only comes now and then (a probe) is not counted while it is away."""
     probe: bool = False
-    """What it asks is about nobody's phone."""
+    """Its requests are about nobody's phone."""
     early: bool = False
     """It asks before it has authenticated the subscriber."""
     answers: tuple[tuple[str, str], ...] = ()
-    """What the application answers it (second) instead of what (first), in the application's own words."""
+    """Pairs of answers: the application answers this peer with the second instead of the first, in its own words."""
 
     @property
     def is_titled(self) -> bool:
@@ -82,7 +83,7 @@ class PeerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a peer may take of the node; past a limit a message is refused or a connection closed, and counted."""
+    """Limits on a peer's use of the node; past one, a message is refused or a connection closed, and counted."""
 
     max_message_bytes: int = 131_072
     """Longest message; above 98 kB, so that 8,192 nested groups still get an answer and not a closed connection."""
@@ -100,11 +101,11 @@ class Limits:
     write_buffer_bytes: int = 262_144
     """Unsent answers, above which the node stops reading from the peer."""
     stalled_write_s: float = 10
-    """How long a peer may leave answers unread before it is dropped."""
+    """Seconds that a peer may leave answers unread before it is dropped."""
     close_after_dpa_s: float = 5
     """From our DPA to our closing of the connection, and from our DPR when no DPA comes (RFC 6733 5.4)."""
     duplicate_probe_s: float = 2
-    """How long a peer's oldest connection has for its DWA when the peer opens one too many."""
+    """Seconds that a peer's oldest connection has for its DWA when the peer opens one too many."""
     connections_max: int = 1_024
     """Connections at once, those that have not sent a CER yet included."""
     unidentified_max: int = 128
@@ -112,14 +113,14 @@ class Limits:
     source_connections_max: int = 256
     """Connections at once from one source network (IPv4 /24, IPv6 /64)."""
     source_unidentified_max: int = 32
-    """Of those, the ones that have not sent a CER yet."""
+    """Connections at once from one source network that have not sent a CER yet."""
     rate_max: float | None = None
     """Application requests a second that are answered, over all peers; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SctpSettings:
-    """How SCTP finds out that a path or a peer is lost (RFC 9260 6.3, 8, 16).
+    """Settings that detect a lost path or peer over SCTP (RFC 9260 6.3, 8, 16).
 
     The defaults are for links within a core network, with round trips below 50 ms. Those of RFC 9260 (1 s at least, 60 s at most) are
     for the Internet, and no phone waits that long.
@@ -145,7 +146,7 @@ class SctpSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """What a node proves itself with, and what it wants to see of its peers. Files are PEM."""
+    """The node's own certificate, and its requirements for those of its peers. Files are PEM."""
 
     certificate: Path
     """The node's own certificate, then those of the authorities between it and one that peers know."""
@@ -154,7 +155,7 @@ class TlsSettings:
     ca: Path
     """Certificates of the authorities that peers' certificates have to come from."""
     crl: Path | None = None
-    """What those authorities have revoked; None: nothing is looked up."""
+    """Certificates that those authorities have revoked; None: nothing is looked up."""
     min_version: str = "1.2"
     """`1.2` or `1.3` (RFC 6733 13.1; TLS before 1.2: RFC 8996)."""
 

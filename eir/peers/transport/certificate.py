@@ -1,4 +1,4 @@
-"""What a certificate says of itself: names and validity (RFC 5280).
+"""Names and validity of a certificate (RFC 5280).
 
 Python's ssl module tells this of a peer's certificate, not of one's own, which `cryptography` reads. Nothing is verified here: that is
 TLS's matter. Imports nothing of ours.
@@ -21,7 +21,7 @@ class Certificate(NamedTuple):
 
 
 def first_certificate(pem: bytes) -> Certificate:
-    """The first certificate of a PEM file. Raises ValueError if there is none that can be read."""
+    """The first certificate of a PEM file. Raises ValueError if the file has no readable certificate."""
     from cryptography import x509  # noqa: PLC0415 - 30 ms and 10 MB that a node without TLS does not need
 
     if b"-----BEGIN CERTIFICATE-----" not in pem:

@@ -1,4 +1,7 @@
-"""Where a listener is, or a peer: a URL that names the transport, one address or several, and the port. Opens nothing."""
+"""The endpoint of a listener or a peer: a URL with the transport, one or several addresses, and the port.
+
+Opens nothing.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +16,7 @@ FORMS = "tcp://host:port, tls://host:port or sctp://host,host:port"
 
 
 class Endpoint(NamedTuple):
-    """What a URL says."""
+    """The parts of a URL."""
 
     scheme: str
     hosts: tuple[str, ...]

@@ -42,7 +42,7 @@ class Listener:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens; of several addresses the first."""
+        """The address that it listens on; the first one if there are several."""
         host, port = self._listening[0].getsockname()[:2]
         return str(host), int(port)
 

@@ -21,7 +21,7 @@ class Readiness:
         loop.add_reader(self._epoll.fileno(), ready)
 
     def want(self, *, read: bool, write: bool) -> None:
-        """What to wait for from now on; nothing at all if neither."""
+        """Wait for these events from now on; for nothing at all if both are false."""
         wanted = (select.EPOLLIN if read else 0) | (select.EPOLLOUT if write else 0)
         if wanted == self._wanted:
             return

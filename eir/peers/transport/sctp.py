@@ -25,13 +25,13 @@ from eir.peers.transport.sctp_options import Change, Notification, Option
 
 BACKLOG = 1024
 READ_BYTES = 65_536
-"""What one turn of the loop reads of one connection, about."""
+"""Bytes, roughly, that one turn of the loop reads from one connection."""
 _ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends an ABORT (RFC 6458 4.1.4)."""
 
 
 class Carried(NamedTuple):
-    """What SCTP carries: messages that say their own length, each of which goes out as one message of SCTP."""
+    """The payload of SCTP: messages that contain their own length. Each goes out as one message of SCTP."""
 
     ppid: int
     """Payload protocol identifier of what is sent."""
@@ -61,7 +61,7 @@ class Receiver(Protocol):
     def resume_writing(self) -> None: ...  # noqa: D102
 
     def restarted(self) -> None:
-        """The peer began the association anew, and knows nothing of what was said before; nothing of that is left here."""
+        """The peer restarted the association and knows nothing of what was said before; forget that here too."""
 
     def path_changed(self, address: str, *, up: bool) -> None:
         """A path to the peer, by its address there, was lost or is back."""
@@ -94,7 +94,7 @@ class SctpTransport(asyncio.Transport):
         addresses = sctp.addresses_of(connection, Option.GET_PEER_ADDRS)
         # The one that the association was made over is known to work, others once they have answered a heartbeat (RFC 9260 5.4).
         self._paths: dict[str, bool | None] = dict.fromkeys(addresses) | {str(source_address(peername[0])): True}
-        """By address: reached, lost, or not heard of yet."""
+        """The state of the path to each address: reached (True), lost (False), or not heard of yet (None)."""
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
         self._high_bytes = 65_536
@@ -128,11 +128,11 @@ class SctpTransport(asyncio.Transport):
         return super().get_extra_info(name, default)
 
     def is_closing(self) -> bool:
-        """Whether nothing more comes in or is taken."""
+        """True if nothing more is read or accepted for sending."""
         return self._closing
 
     def is_reading(self) -> bool:
-        """Whether what comes is read."""
+        """True if incoming data is read."""
         return self._reading
 
     def pause_reading(self) -> None:
@@ -330,7 +330,7 @@ class SctpTransport(asyncio.Transport):
 
 
 class _Owed:
-    """How much of a message is still to come, and on which stream."""
+    """The rest of a message that is still to come, and its stream."""
 
     __slots__ = ("_carried", "_head", "_stream", "octets")
 

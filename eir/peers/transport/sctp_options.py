@@ -1,4 +1,4 @@
-"""What the SCTP of Linux is told, and tells: socket options and notifications by number, as RFC 6458 names them.
+"""SCTP on Linux: socket options and notifications by number, as RFC 6458 names them.
 
 The standard library has one-to-one sockets (RFC 6458 4) and no name for what is special about them. Structures are those of Linux's
 `linux/sctp.h`. Opens nothing, knows no event loop. Imports settings and eir.diameter.capabilities (for `source_address`).
@@ -81,10 +81,10 @@ class Option(IntEnum):
 
 
 class Change(IntEnum):
-    """What a notification is about, as far as anyone acts on it."""
+    """The kinds of notifications that anyone acts on."""
 
     RESTART = 0
-    """The peer began the association anew (RFC 9260 5.2): SCTP_ASSOC_CHANGE, SCTP_RESTART (RFC 6458 6.1.1)."""
+    """The peer restarted the association (RFC 9260 5.2): SCTP_ASSOC_CHANGE, SCTP_RESTART (RFC 6458 6.1.1)."""
     PATH_UP = 1
     """SCTP_PEER_ADDR_CHANGE (RFC 6458 6.1.2): available again, or confirmed for the first time."""
     PATH_DOWN = 2
@@ -145,14 +145,17 @@ def settings_layout(settings: SctpSettings) -> Sequence[_Layout]:
 
 
 def send_layout(*, unordered: bool, ppid: int = PPID_DIAMETER) -> _Layout:
-    """How messages go out: over stream 0, with this identifier, which goes as it is stored, so in network order."""
+    """The option for outgoing messages: stream 0 and this identifier.
+
+    The identifier is sent as it is stored, so it is in network order here.
+    """
     return _Layout(
         Option.DEFAULT_SNDINFO, struct.pack("=HH4sIi", 0, _UNORDERED if unordered else 0, ppid.to_bytes(4), 0, 0)
     )
 
 
 def over_stream(number: int, ppid: int) -> Sequence[tuple[int, int, bytes]]:
-    """What is sent beside one message that is to go over this stream, in order (RFC 6458 5.3.4)."""
+    """Ancillary data of one message that is to go over this stream, in order (RFC 6458 5.3.4)."""
     return ((LEVEL, _SNDINFO, struct.pack("=HH4sIi", number, 0, ppid.to_bytes(4), 0, 0)),)
 
 
@@ -213,7 +216,7 @@ def bind(connection: socket.socket, addresses: Sequence[str], port: int) -> None
 
 
 def connect_layout(addresses: Sequence[str], port: int) -> _Layout:
-    """What begins an association with a peer that has these addresses (sctp_connectx)."""
+    """The option that begins an association with a peer that has these addresses (sctp_connectx)."""
     return _Layout(Option.CONNECTX, pack_addresses(addresses, port))
 
 
@@ -244,7 +247,7 @@ def addresses_of(connection: socket.socket, option: Option) -> tuple[str, ...]:
 
 
 def another_is_there(ancillary: Sequence[tuple[int, int, bytes]]) -> bool:
-    """Whether another message can be read, by what came with one."""
+    """True if another message can be read, according to the ancillary data of this one."""
     return any(kind == _NXTINFO for _, kind, _ in ancillary)
 
 
@@ -278,12 +281,12 @@ def retransmissions(connection: socket.socket) -> int | None:
 
 
 MISSING = frozenset({errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT})
-"""What the kernel says to a socket of a protocol that it does not have."""
+"""The kernel's errors for a socket of a protocol that it does not have."""
 LOAD_ADVICE = "this kernel has no SCTP: as root, modprobe sctp, and for every start of the host echo sctp > /etc/modules-load.d/sctp.conf"
 
 
 def is_supported() -> bool:
-    """Whether the kernel has SCTP, or loads it when it is asked for."""
+    """True if the kernel has SCTP, or loads it on demand."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, LEVEL).close()
     except OSError as e:

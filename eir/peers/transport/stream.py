@@ -14,7 +14,7 @@ from contextlib import suppress
 from eir.peers.transport.certificate import names_of_peer
 
 NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST"})
-"""What OpenSSL calls bytes that are no TLS."""
+"""OpenSSL's reasons for bytes that are not TLS."""
 ENDED = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
 """The other end has closed the connection, and says no more."""
 

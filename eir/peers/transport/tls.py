@@ -20,7 +20,7 @@ from eir.peers.transport.certificate import Certificate, first_certificate
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
-"""What OpenSSL calls a key that is another certificate's."""
+"""OpenSSL's reasons for a key that belongs to another certificate."""
 FILE_BYTES_MAX = 1 << 20
 HTTP2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """With TLS 1.2: those that RFC 9113 9.2.2 does not forbid."""
@@ -28,7 +28,10 @@ HTTP2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """What handshakes are made with; replaced as a whole when certificates change, so that each handshake sees one state."""
+    """The contexts for handshakes.
+
+    Replaced as a whole when certificates change, so that each handshake sees one state.
+    """
 
     accepting: ssl.SSLContext
     """For connections by `tls://` listeners."""
@@ -52,11 +55,11 @@ class TlsError(EirError):
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """What the files of the settings said when they were read. May be pickled."""
+    """The contents of the settings' files when they were read. May be pickled."""
 
     settings: TlsSettings
     contents: Mapping[str, bytes]
-    """By the setting that names the file."""
+    """Each file's content, by the setting that names the file."""
 
 
 def read_tls(settings: TlsSettings) -> TlsFiles:
