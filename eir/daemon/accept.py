@@ -1,7 +1,7 @@
-"""Where connections come in: the front's listeners, who may connect, and how many connections there are.
+"""The front's listeners: they accept connections, and decide who may connect and how many connections there may be.
 
-The front sees the connections of all workers, so that limits on connections are kept here. Knows no worker: a connection that
-may come in goes to the callable that it is handed.
+The front sees the connections of all workers, so limits on connections are enforced here. Knows no worker: a connection
+that may come in goes to the callable that it is given.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ LISTEN_ADVICE = {
     errno.EADDRNOTAVAIL: "no interface of this host has that address",
     **dict.fromkeys(MISSING, f"{LOAD_ADVICE}; or sctp.optional: true starts without it"),
 }
-"""What to do about a listener that cannot be had."""
+"""Advice for a listener that cannot be opened, by error number."""
 
 STRANGERS_MAX, STRANGERS_PER_S = 32, 20
 """Connections of addresses that no entry of the peer table takes, at once and a second, that get a 403 over HTTP; more are closed."""
@@ -50,7 +50,7 @@ class Acceptor:
         """Handed over and not gone: number → where it comes from."""
         self._sources = Sources()
         self._strangers: set[int] = set()
-        """Of those handed over: the ones that are only to hear that they may not come."""
+        """Connections handed over only to be told that they may not connect."""
         self._strangers_came: deque[float] = deque(maxlen=STRANGERS_PER_S)
         self.refused: Counter[str] = Counter()
         """Connections that were handed to nobody, by reason."""
@@ -119,7 +119,7 @@ class Acceptor:
             self._sources.remove(source)
 
     def _stop_timer(self) -> bool:
-        """Whether accepting was held; its end is left to the caller."""
+        """Cancel the timer of a pause in accepting; True if there was one. The caller ends the pause."""
         timer, self._held = self._held, None
         if timer is not None:
             timer.cancel()
@@ -155,7 +155,10 @@ class Acceptor:
         )
 
     def _may_hear_so(self) -> bool:
-        """Whether a connection that may not come in gets an answer that says so: an AMF waits for seconds after one that is closed."""
+        """True if a refused connection may get an answer that says so.
+
+        An AMF waits for seconds after one that is just closed.
+        """
         now, came = asyncio.get_running_loop().time(), self._strangers_came
         if len(self._strangers) >= STRANGERS_MAX or (len(came) == STRANGERS_PER_S and now - came[0] < 1):
             return False
@@ -170,6 +173,6 @@ class Acceptor:
 
 
 def cannot_listen(where: str, fault: OSError) -> EirError:
-    """What ends a node that cannot have one of its listeners."""
+    """Return the error that ends a node which cannot open one of its listeners."""
     advice = LISTEN_ADVICE.get(fault.errno or 0)
     return EirError(f"cannot listen on {where}: {fault.strerror or fault}{f' ({advice})' if advice else ''}")

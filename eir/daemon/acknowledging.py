@@ -1,4 +1,7 @@
-"""What a node has in force since when, and how it tells the sources of its lists: signed and posted by a process that answers nobody."""
+"""Tell the sources of the node's lists what it has in force, and since when.
+
+A process that answers no checks signs and posts it.
+"""
 
 import asyncio
 import json

@@ -24,17 +24,17 @@ from eir.inbox.inbox import CRASH, KILLED
 from eir.rows.delivered import Progress
 
 Work: TypeAlias = Callable[..., Awaitable[Any]]
-"""What is done: called with its arguments and, behind them, the channel to whoever has it done."""
+"""Work to do: called with its arguments and, after them, the channel to the process that ordered it."""
 
 LOAD_S_MAX = 900
-"""How long a load may take: a hundred million rows take 10 s on a quiet machine."""
+"""Longest time that a load may take: a hundred million rows take 10 s on a quiet machine."""
 OOM_SCORE = 1000
 """In /proc/PID/oom_score_adj: the kernel ends this process before any other (proc(5))."""
 END_S = 5.0
-"""How long such a process may take to end when nobody waits for its work any more."""
+"""Time that such a process has to end when nobody waits for its work any more."""
 PROGRESS, OUTCOME = "progress", "outcome"
 LOAD = "load"
-"""Of such a process in `ps` and `top`."""
+"""Name of such a process in `ps` and `top`."""
 
 
 class Start(Protocol):
@@ -45,7 +45,10 @@ class Start(Protocol):
 
 
 class Outcome(NamedTuple):
-    """What came of work, as it passes between processes: a result, or an exception as its class, its arguments and its attributes."""
+    """The outcome of work, as it passes between processes.
+
+    A result, or an exception as its class, its arguments and its attributes.
+    """
 
     kind: type[BaseException] | None
     value: Any
@@ -77,7 +80,10 @@ def progress_over(channel: Channel) -> Progress:
 
 
 async def outcome_of(work: Awaitable[Any]) -> Outcome:
-    """What comes of work. What is neither EirError nor OSError is a refusal of what was loaded."""
+    """Return the outcome of work.
+
+    An exception that is neither EirError nor OSError means that what was loaded is refused.
+    """
     try:
         return Outcome(None, await work, {})
     except (EirError, OSError) as error:
@@ -98,10 +104,11 @@ async def done_apart(
     handlers: Handlers | None = None,
     report: Report = silent,
 ) -> Any:
-    """What `work` gives for these arguments, or raises, in a process of its own, which ends with this call.
+    """Run `work` with these arguments in a process of its own, which ends with this call; return or raise what it does.
 
-    The work and its arguments can be pickled. `memory_max`: bytes that it may take beside the program itself, and then LOAD_S_MAX is
-    what it may take of time. `handlers`: what it may tell and ask. Raises SaidNothing if the process ends without a word.
+    The work and its arguments must be picklable. `memory_max`: bytes that it may take beside the program itself, and
+    then it may run for LOAD_S_MAX. `handlers`: what it may tell and ask. Raises SaidNothing if the process ends without
+    a word.
     """
     process = await start(name, _do, work, arguments, memory_max)
     outcomes: list[Outcome] = []

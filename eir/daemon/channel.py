@@ -1,7 +1,8 @@
-"""How two processes of a node talk: calls, answers and descriptors over one pair of sockets.
+"""Talk between two processes of a node: calls, answers and descriptors over one pair of sockets.
 
-Each side tells and asks the other by name, as plain calls with arguments; descriptors may go along. Both ends are this program, run by
-one user, so that calls are pickled. When one end is gone, the other one knows at once. Knows nothing of what the calls mean.
+Each side tells and asks the other by name, as plain calls with arguments; descriptors may go along. Both ends are this
+program, run by one user, so calls are pickled. When one end is gone, the other one knows at once. Knows nothing of what
+the calls mean.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from eir.errors import EirError
 
 ANSWER_S = 5.0
-"""How long the other end may take for an answer."""
+"""Time that the other end has to answer."""
 PART_BYTES = 1 << 16
 """A longer message goes in parts: the kernel takes a packet whole or not at all."""
 DESCRIPTORS_MAX = 3
@@ -26,7 +27,7 @@ MORE, LAST = b"\1", b"\0"
 """Before each part of a message."""
 
 Handlers = Mapping[str, Callable[..., Any]]
-"""What one side may be told or asked, by name. A handler may be a coroutine function."""
+"""Functions that the other side may call, by name. A handler may be a coroutine function."""
 
 
 class ChannelError(EirError):
@@ -51,9 +52,9 @@ class Message(NamedTuple):
     """The name of a call; None: an answer."""
     arguments: tuple[Any, ...]
     number: int | None
-    """Of the question; None: no answer is wanted."""
+    """Number of the question; None: no answer is wanted."""
     descriptors: int = 0
-    """How many go along."""
+    """Number of descriptors that come with it."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -110,9 +111,9 @@ class Channel:
         self._end = end
         self._receiver = Receiver(end)
         self._waiting: dict[object, tuple[Message, Sequence[HasDescriptor]]] = {}
-        """What is still to be sent."""
+        """Messages still to be sent."""
         self._parts: deque[bytes] = deque()
-        """Of the message that is being sent."""
+        """Remaining parts of the message that is being sent."""
         self._carried: Sequence[HasDescriptor] = ()
         self._writing = False
         self._numbers = itertools.count()

@@ -56,7 +56,10 @@ def _fault(path: Path) -> str | None:
 
 
 def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
-    """What the history says of a reload: by whom, what it changed, and the digest of the configuration that is in force then."""
+    """Return the history's event for a reload.
+
+    It names who made it, what it changed, and the digest of the configuration then in force.
+    """
     now, host = utc_text(datetime.now(UTC)), socket.gethostname()
     return Event(
         time=now,

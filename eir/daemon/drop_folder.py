@@ -34,13 +34,13 @@ CLAIM, CLAIM_S = "inbox", 30.0
 """The right to load from the drop folder, and how long it outlives a process that died."""
 ATTEMPTS_FILE = "inbox.attempt"
 PROCESS = "inbox"
-"""Of the process in `ps` and `top`."""
+"""Name of the process in `ps` and `top`."""
 NICE = 10
 """A node has this done beside it, and checks come first."""
 FAILED_AGAIN_S, FAILED_AGAIN_MAX_S = 5.0, 600.0
 """Pause after a pass that failed as a whole; it doubles."""
 LEVELS = {ACCEPTED: "info", WAITING: "info"}
-"""Of the log lines; others are warnings."""
+"""Levels of the log lines by outcome; all others are warnings."""
 
 
 Load: TypeAlias = Callable[[Release, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
@@ -154,7 +154,7 @@ class Lease:
 
     store: ListStore
     what: str
-    """Of the claim in the store."""
+    """Name of the claim in the store."""
     holder: str
     until: float
     """When it ends (time.monotonic)."""
@@ -187,7 +187,7 @@ class DropFolder:
 
     @property
     def usable(self) -> bool:
-        """Whether it can be read, and the last pass over it did not fail."""
+        """True if the folder can be read and the last pass over it did not fail."""
         return self._readable and not self._failures
 
     def configure(self, config: Config) -> None:
@@ -229,7 +229,7 @@ class DropFolder:
         self._watch.passed(listing, again_s, time.time())
 
     async def _made(self) -> Pass | None:
-        """What the process found and did; None, after saying why, if it failed."""
+        """Run a pass in its process and return its result; None if it failed, which is reported."""
         config = self._config
         who = f"inbox of {node_user()}"
         load = loading(self._start, config, who)

@@ -1,4 +1,4 @@
-"""What the event loop has to say of faults that nobody waits for, as lines of our log. May import eir.errors."""
+"""Reports of the event loop about faults that nobody waits for, as lines of our log. May import eir.errors."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,14 +8,15 @@ from eir.errors import Report, place_of
 
 
 def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
-    """What reports that a call of another process met a fault of ours (Channel.serve). `who`: as the log says it."""
+    """Return what reports a fault of ours in a call of another process (Channel.serve). `who`: as the log names it."""
     return lambda what, fault: report("fault", reason=what, level="error", detail=repr(fault), **who)
 
 
 def report_faults(report: Report) -> None:
     """Have the running loop report faults by `report`: event `fault`, with the place in the code.
 
-    A transport that fails while its connection is on its way out is none: the stores' TLS connections do so when a node ends.
+    Errors while a connection is closing are reported at debug level: the stores' TLS connections fail so when a node
+    ends.
     """
 
     def handle(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -22,7 +22,10 @@ from eir.record.store import ListState
 
 
 class Followed:
-    """What the follower has handed in. `changed` gets each list that it hands in; `complete` is called once these are all."""
+    """The lists that the follower has handed in.
+
+    `changed` gets each of them; `complete` is called once all have come.
+    """
 
     def __init__(
         self, config: Config, *, changed: Callable[[Listed, Image], None], complete: Callable[[], None], report: Report
@@ -33,10 +36,10 @@ class Followed:
         """It has handed in, at some time, all that it found at its start."""
         self._channel: Channel | None = None
         self.how = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
-        """How the follower is, as it said last."""
+        """The follower's status, as it last reported it."""
         self._figures: metrics.Snapshot = {}
         self._left: metrics.Snapshot = {}
-        """What followers that are no more have counted."""
+        """Counters of followers that have ended."""
 
     async def attend(self, process: Process) -> None:
         """Hand a new follower what is in force, and take what it hands in until it is gone."""

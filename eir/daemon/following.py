@@ -87,7 +87,7 @@ class _Process:
         )  # fmt: skip
 
     def handlers(self) -> dict[str, Any]:
-        """What the front tells and asks."""
+        """Return the functions that the front may call, by name."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._in_force_already, "complete": self._all_there.set,
         }  # fmt: skip

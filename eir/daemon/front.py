@@ -72,8 +72,8 @@ from eir.web.access import refusal
 from eir.web.http1 import Request, Response
 
 HOLD_S = 2.0
-"""How long new connections wait, when a worker has ended, for the one that takes its place: so that its peers, which come
-back at once, do not all end up with the others."""
+"""Time for which new connections wait, when a worker has ended, for the one that replaces it, so that its peers, which
+reconnect at once, do not all move to the other workers."""
 KEYS_S = 1.0
 """Between two looks at the keys of access tokens."""
 LOOK_S = 1.0
@@ -81,9 +81,9 @@ LOOK_S = 1.0
 ASKED_MAX = 40
 """Characters of an identifier that the page asks about."""
 WRONG_PASSWORD_S = 1.0
-"""How long somebody waits whose password is wrong."""
+"""Delay of the answer to a wrong password."""
 EVENTS_MAX = 200
-"""Of the history, that the page looks through."""
+"""Most events of the history that the page looks through."""
 OUTCOMES_S = 5.0
 """Between two looks at the outcomes of releases."""
 UNKNOWN_LIST = "unknown"
@@ -193,7 +193,7 @@ class Front:
         self._tls = self._read_tls(config)
         self._keys = read_token_keys(config)
         self._keys_fault: str | None = None
-        """What is wrong with the keys that lie there now, of which the log has told."""
+        """The fault of the present key files that was last logged."""
         self._registering: Registering | None = None
         self._registered: asyncio.Task[None] | None = None
         self._standing = Standing(serving=False, load=0)
@@ -550,7 +550,7 @@ class Front:
         ))  # fmt: skip
 
     async def _checked(self, identifier: str) -> str:
-        """What `eir check` says of an identifier; nothing of none."""
+        """Return what `eir check` says of an identifier; nothing if it is empty."""
         if not identifier.isalnum():
             return "that is no identifier of a device" if identifier else ""
         try:
@@ -584,7 +584,7 @@ class Front:
         return self._status.document(await self._workers.reports())
 
     async def _in_force(self) -> dict[str, Any]:
-        """What the node answers by, for commands that compare it with file and store."""
+        """Return the state that the node answers from, for commands that compare it with file and store."""
         reports = await self._workers.reports()
         if not reports:
             raise EirError("no worker has its lists yet: ask again in a moment")
@@ -600,7 +600,7 @@ class Front:
         return {**await self._in_force(), "answer": answer.as_fields()}
 
     async def _show_history(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What this node's copy of the history has: for whoever asks while the store is away."""
+        """Return records from this node's copy of the history, for when the store is away."""
         name, limit, since = (arguments.get(each) for each in ("list", "limit", "since"))
         return [asdict(event) for event in await self._history.events(name, limit=limit, since=since)]
 

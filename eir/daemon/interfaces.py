@@ -42,21 +42,21 @@ HANDSHAKES_MAX = 64
 LOOK_S = 1.0
 """Between two looks at files that the configuration names."""
 DRAIN_S = 3.0
-"""How long the end waits for answers that are under way."""
+"""Time that answers under way have to finish when the process ends."""
 
 
 class Configured(NamedTuple):
-    """What the front hands to such a process, at its birth and at each reload."""
+    """Settings that the front gives to such a process, at its start and at each reload."""
 
     config: Config
     tls: TlsFiles | None
 
 
 class Service(Protocol):
-    """What an interface serves. Made in its process, on the event loop."""
+    """The service behind an interface. Made in its process, on the event loop."""
 
     peers: PeerSettings
-    """Who may connect, by address."""
+    """Peers that may connect, by address."""
 
     def configure(self, config: Config) -> None:
         """Go by another configuration from now on."""
@@ -68,7 +68,7 @@ class Service(Protocol):
         """The answer to what is no request."""
 
     def work(self) -> Coroutine[Any, Any, None]:
-        """What goes on beside the answers, until it is cancelled."""
+        """Work to do beside the answers, until it is cancelled."""
 
     def look(self) -> Callable[[], None]:
         """Look whether files have changed that the configuration names, and read those; in a thread beside the loop. Raises EirError.
@@ -77,7 +77,7 @@ class Service(Protocol):
         """
 
     def counters(self) -> metrics.Snapshot:
-        """What was counted."""
+        """Return the counters of the service."""
 
     async def close(self) -> None:
         """Let go of everything."""
@@ -97,7 +97,7 @@ class Interface:
         self._channel: Channel | None = None
         self._figures: metrics.Snapshot = {}
         self._left: metrics.Snapshot = {}
-        """What processes that are no more have counted."""
+        """Counters of processes that have ended."""
 
     async def open(self, configured: Configured) -> list[str]:
         """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had."""
@@ -189,14 +189,14 @@ class _Process:
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes = 0
         self._said = ""
-        """What was said last of a file that cannot be used."""
+        """The last log text about a file that cannot be used."""
         self._ended: Counter[str] = Counter()
         """Connections that were refused, or ended for a fault, by reason."""
         self.failed: Callable[[], object] = lambda: None
         self.fault = False
 
     def handlers(self) -> Mapping[str, Callable[..., Any]]:
-        """What the front tells and asks."""
+        """Return the functions that the front may call, by name."""
         return {"configure": self._configure, "listen": self._listen, "counters": self._counters}
 
     async def close(self) -> None:
@@ -327,7 +327,7 @@ class Watched:
         self._seen: tuple[int, ...] | None = None
 
     def changed(self) -> bool:
-        """Whether it is another one than when this was asked before, and there."""
+        """True if the file exists and has changed since the last call."""
         now = None
         if self.path is not None:
             with suppress(OSError):

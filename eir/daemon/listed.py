@@ -12,7 +12,7 @@ class Listed(NamedTuple):
 
     name: str
     kind: str
-    """What the configuration says that it is."""
+    """Kind of the list, by the configuration."""
     state: ListState
 
 

@@ -1,4 +1,4 @@
-"""What goes first where processes share a processor: checks, before all that a node does beside them."""
+"""Priorities of processes that share a processor: checks come before everything else that a node does."""
 
 import asyncio
 import os
@@ -9,34 +9,37 @@ from pathlib import Path
 from types import MappingProxyType
 
 LOOK_S = 2.0
-"""How often a process that stands back looks whether it gets anywhere."""
+"""Interval at which a process that stands back looks whether it makes progress."""
 SHARE = 0.1
 """It takes part again where it got less than this part of the time in which it could have run."""
 BESIDE_NICE = 5
-"""Of front and follower: a scrape, a delivery and a list that is taken over wait for the checks where they share a processor, and not
-the other way round."""
+"""Nice value of front and follower: where they share a processor with checks, a scrape, a delivery and the takeover of
+a list wait for the checks, and not the other way round."""
 AGAIN_S = 10.0
 """A process whose work all stands back tries it again so long after it had to take part."""
 TASKS = Path("/proc/self/task")
 
 
 def give_way(nice: int) -> None:
-    """Of this process: have a smaller share of the processor than those that answer."""
+    """Give this process a smaller share of the processor than those that answer."""
     with suppress(OSError):  # a filter of system calls may be stricter than ours
         os.nice(nice)
 
 
 def stand_back(thread: int = 0) -> None:
-    """Of a thread, by default this one: run only where nobody else wants the processor.
+    """Have a thread, by default this one, run only where nobody else wants the processor.
 
-    A check that comes then does not wait for the end of a slice of time, as it would behind a process that is merely nice.
+    A check that comes then need not wait for the end of a time slice, as it would behind a process that is merely nice.
     """
     with suppress(OSError):  # as above; or the thread has ended
         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def take_part(policies: Mapping[int, int] = MappingProxyType({})) -> None:
-    """Of all threads of this process, where it may: stand back no longer. `policies`: of threads that had another one than the usual before."""
+    """Have all threads of this process stand back no longer, where that is permitted.
+
+    `policies`: those of threads that had an unusual one before.
+    """
     for thread in _threads():
         with suppress(OSError):  # it may not, or has ended
             os.sched_setscheduler(thread, policies.get(thread, os.SCHED_OTHER), os.sched_param(0))
@@ -53,7 +56,7 @@ class Aside:
         self._chosen = threads
         self._depth = 0
         self._policies: dict[int, int] = {}
-        """Of the threads before they stood back."""
+        """Scheduling policies of the threads before they stood back."""
         self._timer: asyncio.TimerHandle | None = None
         with ThreadPoolExecutor(1) as thread:
             self.permitted = thread.submit(_comes_back).result()
@@ -105,7 +108,7 @@ async def stay_aside(aside: Aside, again_s: float = AGAIN_S) -> None:
 
 
 def _comes_back() -> bool:
-    """Whether a thread of this process may stand back and come back; it is tried in a thread that is not needed again."""
+    """True if a thread may stand back and come back, tried in a thread that is not needed afterwards."""
     try:
         (TASKS.parent / "schedstat").read_text()  # a kernel may count nothing
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -120,7 +123,7 @@ def _threads() -> list[int]:
 
 
 def _ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
-    """How long these threads ran, and how long they could have and did not (ns)."""
+    """Return how long these threads ran, and how long they waited for a processor (ns)."""
     found = list(map(_schedstat, threads))
     return sum(ran for ran, _ in found), sum(waited for _, waited in found)
 

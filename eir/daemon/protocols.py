@@ -58,15 +58,15 @@ class Server(Protocol):
         """Rows of `eir peers`."""
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """What is counted of this protocol alone: metric → labels → number."""
+        """Return the counters of this protocol alone: metric → labels → number."""
 
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """How this protocol alone is now, likewise."""
+        """Return the gauges of this protocol alone, in the same form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a worker has for all its protocols."""
+    """The parts of a worker that all its protocols share."""
 
     checker: Checker
     counts: Counts
@@ -135,4 +135,4 @@ PROTOCOLS: Mapping[str, Asking] = {
     GSUP: Asking(_gsup, _reconfigure_gsup),
     MAP: Asking(_map, _reconfigure_map),
 }
-"""By what metrics call each, which is what its listeners are known by."""
+"""Protocols by their name in metrics, which is also the name of their listeners."""

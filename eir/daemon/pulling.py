@@ -35,7 +35,7 @@ ROOM = "pulled"
 """Folder in the state folder, with one for each list."""
 PROCESS = "pull"
 END_S = 30.0
-"""How long a pull may take beyond PULL_S before its process is ended."""
+"""Time beyond PULL_S after which the process of a pull is ended."""
 AGAIN_S = 2.0
 """Pause after a look that failed; it doubles, up to the time between two looks."""
 BESIDE_S = 5.0
@@ -69,7 +69,7 @@ async def pull_once(config: Config, name: str, who: str, load: Load, *, force: b
 
 @asynccontextmanager
 async def _claim(store: ListStore, what: str, holder: str) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
-    """What takes the right to do something, which is kept until the end and given back then."""
+    """Yield a function that claims the right to do something, which is kept until the end and then given back."""
     keeping: list[asyncio.Task[None]] = []
 
     async def take() -> bool:
@@ -89,7 +89,7 @@ async def _claim(store: ListStore, what: str, holder: str) -> AsyncIterator[Call
 
 @contextmanager
 def _alone(room: Path) -> Iterator[bool]:
-    """Whether no other process on this host pulls into this folder."""
+    """Yield True if no other process on this host pulls into this folder."""
     with (room / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

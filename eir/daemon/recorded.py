@@ -20,15 +20,15 @@ from eir.errors import EirError, Report
 from eir.operate import metrics
 
 SOCKET_BYTES = 1 << 22
-"""What the kernel holds between the processes; it may grant less."""
+"""Size of the kernel's buffer between the processes; the kernel may grant less."""
 SETTLE_S, WRITE_S = 0.04, 20.0
-"""What workers may take to hand over what they are about to, and the recorder to write it."""
+"""Times that workers have to hand over what they are about to, and that the recorder has to write it."""
 QUEUE, REFUSED, RATE = "queue", "refused", "rate"
 TO = ("webhook", "stream")
 
 
 class Recorded:
-    """What there is of the record outside of the recorder."""
+    """The record as seen from outside of the recorder."""
 
     def __init__(self, settings: SightingsSettings, report: Report) -> None:
         self._report = report
@@ -43,7 +43,7 @@ class Recorded:
             "eir_events_total": {(to,): 0.0 for to in there},
             "eir_events_dropped_total": {(to, why): 0.0 for to in there for why in (QUEUE, REFUSED, RATE)},
         }  # fmt: skip
-        """What recorders that are no more have counted."""
+        """Counters of recorders that have ended."""
         self._figures: metrics.Snapshot = {"eir_sightings_bytes": {(): 0.0}}
 
     async def attend(self, process: Process) -> None:
@@ -86,7 +86,7 @@ class Recorded:
 
 
 def buffer_for(config: Config, sender: socket.socket | None) -> Buffer | None:
-    """What a worker hands its checks to; None: nothing is kept."""
+    """Return the buffer to which a worker hands its checks; None if nothing is recorded."""
     if config.sightings is None or sender is None:
         return None
 

@@ -40,7 +40,7 @@ MESSAGE_BYTES_MAX = 1 << 18
 TURN_MESSAGES = 200
 """Taken before others on the loop get their turn."""
 WAITING_BYTES_MAX = 64 << 20
-"""What waits for the disk."""
+"""Most bytes that wait for the disk."""
 WRITE_ROWS = 500_000
 """Checks at which a file is written before its time."""
 AGAIN_S = 5.0
@@ -48,9 +48,9 @@ AGAIN_S = 5.0
 PRUNE_S = 600.0
 EVENTS_S = 0.5
 END_S = 2.0
-"""How long the end waits for events to go out."""
+"""Time for which the process waits at its end for events to go out."""
 ORPHANED_S = 10.0
-"""How long this process goes on for workers that have not ended, once it hears of the front no more."""
+"""Time for which this process goes on for workers that have not ended after it has lost the front."""
 STREAM_EVENTS_MAX = 100_000
 LOOK_S = 0.02
 """Between two looks whether events have gone out."""
@@ -111,7 +111,7 @@ class _Recorder:
             report,
         )
         self._counts: dict[str, Counter[tuple[str, ...]]] = {}
-        """By metric and labels."""
+        """Counts by metric and labels."""
         self._bytes = 0
         """Size of the record."""
         self._waiting: deque[bytes] = deque()

@@ -22,7 +22,7 @@ from eir.peers.transport.tls import TlsFiles, load_tls
 from eir.web.http2_client import Answer, Exchange, NoAnswer
 
 ASK_S = 3.0
-"""How long an NRF has for a connection and an answer."""
+"""Time that an NRF has for a connection and an answer."""
 LEAVE_S = 0.8
 """The same at the node's end, which waits for it before clients are sent away."""
 READ_BYTES = 65_536
@@ -83,7 +83,7 @@ class Registering:
             self._registration.answered(self._clock(), answer.status, answer.headers, answer.body)
 
     async def _answer(self, ask: Ask) -> Answer:
-        """What the NRF answers. Raises OSError or NoAnswer."""
+        """Return the answer of the NRF. Raises OSError or NoAnswer."""
         at = urlsplit(ask.url)
         secure = at.scheme == "https"
         if secure and self._tls is None:
@@ -106,7 +106,7 @@ class Registering:
                 await writer.wait_closed()
 
     def status(self) -> Mapping[str, Any]:
-        """What `eir status` shows of it."""
+        """Return what `eir status` shows of the registration."""
         registration = self._registration
         ago = None if registration.last_answer is None else round(self._clock() - registration.last_answer)
         return {"registered": registration.where, "last_answer_s_ago": ago, "last_error": registration.last_error}
@@ -121,7 +121,10 @@ class Registering:
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
-    """What handshakes with an NRF are made with: its certificate has to carry the name or address of its URI (TS 33.210 6.2)."""
+    """Return the context for handshakes with an NRF.
+
+    Its certificate has to carry the name or address of its URI (TS 33.210 6.2).
+    """
     context = load_tls(files).connecting
     context.check_hostname = True
     context.set_alpn_protocols(["h2"])

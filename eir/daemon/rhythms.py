@@ -1,4 +1,7 @@
-"""How often releases of each list come, and when the last one did, read from the history. Knows no clock: an alert compares."""
+"""The interval between releases of each list and the time of the last one, read from the history.
+
+Knows no clock: an alert compares.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +16,7 @@ from eir.record.store import ACCEPTED, FORCED, ListStore, Outcome
 LOADS_MIN, LOADS = 4, 12
 """Loads from which a list has a rhythm, and how many of the last ones count."""
 EVENTS = 1000
-"""How far back they are looked for in the history."""
+"""Number of events of the history in which loads are looked for."""
 PUT = {ACCEPTED, FORCED}
 
 
@@ -24,7 +27,7 @@ class Rhythms:
         self._interval_s: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._seen: dict[str, int] = {}
-        """How often something was put in force when these were read."""
+        """Number of loads put in force when the history was last read, by list."""
 
     async def look(self, outcomes: Iterable[Outcome], store: ListStore) -> None:
         """Read the history of those lists of which the outcomes have changed. Raises StoreError."""

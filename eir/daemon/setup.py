@@ -1,4 +1,4 @@
-"""What the processes of a node make of the configuration, each in the same way."""
+"""Objects that the processes of a node build from the configuration, each in the same way."""
 
 import math
 import resource
@@ -38,9 +38,9 @@ def instance_of(config: Config) -> str:
 
 
 def read_token_keys(config: Config, before: "KeyFiles | None" = None) -> "KeyFiles | None":
-    """What access tokens are checked with, by the files as they are now; `before`: what they said, which is not looked at again.
+    """Return the keys that access tokens are checked with, from the present files.
 
-    Raises KeysError.
+    `before`: earlier content, which is not checked again. Raises KeysError.
     """
     tokens = config.n5g.tokens
     return keys_of(
@@ -61,7 +61,10 @@ def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "
 
 
 def tokens_of(files: "KeyFiles | None", now: "Tokens | None", scope: str) -> "Tokens | None":
-    """What checks access tokens for this scope from now on: what does already (`now`), with the keys of these files. Raises KeysError."""
+    """Return what checks access tokens for this scope from now on, with the keys of these files.
+
+    It is the present one (`now`) if there is one. Raises KeysError.
+    """
     if files is None:
         return None
     from eir.web.tokens import Tokens, load_keys  # noqa: PLC0415  # as above
@@ -93,7 +96,7 @@ def limits_of(config: Config) -> Limits:
 
 
 def overload_of(config: Config) -> Reply:
-    """What a request above a limit gets."""
+    """Return the reply to a request above a limit."""
     return TOO_BUSY_REPLY if config.overload_answer is None else REPLIES[config.overload_answer]
 
 

@@ -1,9 +1,9 @@
-"""How every process of a node but the first is started: by the starter, which does nothing else.
+"""The starter, which starts every process of a node but the first, and does nothing else.
 
-The starter is forked while the first process has neither an event loop nor a thread, and has no such thing itself: that is what makes
-forking at any time safe. It has read all modules, which its children share with it. What it starts is the child of whoever asked, who
-talks to it over a channel. A starter that was killed is missed by nobody: the next time that something is to be started there is a
-fresh one. One that does not answer is killed.
+The starter is forked while the first process has neither an event loop nor a thread, and has neither itself, so it can
+fork safely at any time. It has read all modules, which its children share with it. A process that it starts becomes the
+child of the process that asked, which talks to it over a channel. If the starter is killed, a fresh one takes its place
+the next time that something is to be started. One that does not answer is killed.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ NAME = "starter"
 SETUP_STATUS = 2
 """Exit status of a process that met a fault which does not go away by itself."""
 START_S = 60.0
-"""How long a start may take on a busy host, the modules of a fresh starter included."""
+"""Longest time that a start may take on a busy host, including the modules of a fresh starter."""
 RESTART_S, RESTART_MAX_S = 0.1, 30.0
 """Pause before a process that ended unasked is started again; it doubles up to the second."""
 ALONE_S = 1.0
@@ -42,12 +42,12 @@ ALONE_S = 1.0
 STEADY_S = 60.0
 """A process that ran this long starts again with the first pause."""
 END_S = 12.0
-"""How long a process may take to end once its channel has: a worker's peers are given 8 s to close (eir.daemon.worker)."""
+"""Time that a process has to end once its channel has: a worker's peers are given 8 s to close (eir.daemon.worker)."""
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2): be the parent of those descendants whose parent has ended."""
 
 _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from eir.daemon.starter import begin; begin(int(sys.argv[1]), *sys.argv[3:])"
-"""What a fresh starter runs: with the modules of this process, wherever they were found."""
+"""Program of a fresh starter: it runs with the modules of this process, wherever they were found."""
 
 
 class Process:
@@ -150,7 +150,7 @@ class Starter:
         self._thread.shutdown()
 
     async def _begun(self) -> Process:
-        """The starter, from now on attended to; a fresh one if there is none."""
+        """Return the starter, and attend to it from now on; start a fresh one if necessary."""
         if self._forked is not None:
             (pid, ours), self._forked = self._forked, None
         else:
@@ -180,11 +180,11 @@ class Crew:
         self._alone.set()
         self._keeping: set[asyncio.Task[None]] = set()
         self._idle: set[asyncio.Task[None]] = set()
-        """Of these, those whose process does not run."""
+        """Those of these tasks whose process does not run."""
         self._stopping = False
         self._spared: set[str] = set()
         self.restarts = 0
-        """Of those that somebody waits for."""
+        """Restarts of processes that somebody waits for."""
 
     def keep(
         self, name: str, start: Callable[[], Awaitable[Process]], attend: Callable[[Process], Awaitable[None]], *, serves: bool = False,
@@ -283,7 +283,10 @@ class Crew:
 
 
 def _adopt(ours: bool) -> None:
-    """What the starter starts becomes a child of this process, so that its end is seen here. Only then: strangers are not to be."""
+    """Have what the starter starts become children of this process, so that it sees them end.
+
+    Off at other times: it is to adopt no strangers.
+    """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(ours))
 
 

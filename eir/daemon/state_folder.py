@@ -20,7 +20,8 @@ CHANGES = {1: f"the file `{FORM_FILE}` says from now on which form it has, and w
 """The change that each form makes to a folder of the form before it. A folder without the file has form 0."""
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 ENDING_S, LOOK_S, PING_S = 20.0, 0.1, 1.0
-"""How long a start waits for a node that is ending, the time between two looks, and how long that node has to say how it is."""
+"""Time for which a start waits for a node that is ending, interval between two looks, and time that this node has to
+report its status."""
 
 
 def prepare(folder: Path) -> None:
@@ -75,7 +76,7 @@ def take_form(folder: Path, report: Report) -> None:
 
 
 def _is_running(folder: Path) -> bool:
-    """Whether the node there says that it runs; one that says nothing may be ending."""
+    """True if the node there says that it runs; one that says nothing may be ending."""
     with suppress(ControlError):
         return bool(ask(folder, PING, timeout_s=PING_S) == RUNNING)
     return False

@@ -24,7 +24,7 @@ LASTS_MAX_S = 3600.0
 IDLE_S = 15.0
 """A trace that nobody reads for so long has lost its reader, and ends."""
 READ_S = 1.0
-"""How long a reader waits for something."""
+"""Longest time that a reader waits for something."""
 RECORDS_MAX = 1000
 """That wait for the reader; of more the oldest go."""
 
@@ -86,14 +86,14 @@ class Tracing:
         return self._until
 
     def take(self, record: dict[str, Any]) -> None:
-        """What a worker tells."""
+        """Take a record from a worker."""
         if self.sought is not None:
             self._told.append(record)
             self._count += 1
             self._news.set()
 
     async def read(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        """What was told since the last read, at once or when there is something; `over`: nothing more comes."""
+        """Return what was told since the last read, at once or when there is something; `over`: nothing more comes."""
         with suppress(TimeoutError):
             async with asyncio.timeout(READ_S):
                 await self._news.wait()

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from eir.web.tokens import KeyFiles
 
 DRAIN_S = 8.0
-"""How long peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
+"""Time that peers have to close after our DPR (RFC 6733 5.4 gives them no time; the peer machine closes after 5 s)."""
 TICK_S = 1.0
 FOLD_EVERY_TICKS = 10
 PAUSE_S = 0.001
@@ -73,14 +73,17 @@ CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with a
 
 
 class Configured(NamedTuple):
-    """What the front hands to a worker, at its birth and at each reload, so that no two workers go by two different files."""
+    """Settings that the front gives to a worker, at its start and at each reload.
+
+    No two workers go by different files.
+    """
 
     config: Config
     disabled: Sequence[str]
     """Labels of the peers that are out of service."""
     tls: TlsFiles | None
     keys: "KeyFiles | None"
-    """What access tokens are checked with; None: none is asked for."""
+    """Keys that access tokens are checked with; None: no tokens are required."""
     dials: bool
     """This worker connects to peers that have a `connect`, which is one worker's business."""
     sought: Sought | None = None
@@ -220,14 +223,14 @@ class Worker:
     service: S13Service
     node: Node
     servers: Mapping[str, Server]
-    """Of the protocols besides Diameter."""
+    """Servers of the protocols besides Diameter."""
     tls: Tls | None
     sightings: Buffer | None
     tracer: Tracer
     arrived: asyncio.Queue[tuple[Listed, Image] | None] = field(default_factory=asyncio.Queue)
     """Lists that are to be taken over; None: these are all."""
     prepared: Prepared | None = None
-    """What `take_over` puts in force."""
+    """The list that `take_over` puts in force."""
     ending: bool = False
     replaced: asyncio.Queue[Image] = field(default_factory=asyncio.Queue)
     """Images whose place others have taken."""
@@ -235,20 +238,20 @@ class Worker:
     """The longest time that taking over a list held the loop."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """What was shed up to the last line about it."""
+    """Messages shed up to the last log line about them."""
     worked: tuple[float, float] = (0.0, 0.0)
     """When the load was last looked at, and the time on a processor up to then."""
     load: float = 0.0
     shed_lately: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """What that line told."""
+    """Messages told of in that line."""
 
     @property
     def every(self) -> "Sequence[Node | Server]":
-        """Who answers, by all protocols."""
+        """Return all that answer, of every protocol."""
         return (self.node, *self.servers.values())
 
     def handlers(self) -> Handlers:
-        """What the front tells and asks."""
+        """Return the functions that the front may call, by name."""
         return {
             "connection": self.connection, "put_in_force": self.put_in_force, "complete": lambda: self.arrived.put_nowait(None),
             "prepare": self.prepare, "take_over": self.take_over, "order": self.node.obey, "dial": self.dial,
@@ -436,7 +439,7 @@ class Worker:
         return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
 
     def counters(self) -> metrics.Snapshot:
-        """What this worker has counted, which outlives it."""
+        """Return the counters of this worker, which outlive it."""
         counts = self.counts
         self.node.count_retransmissions()
         return {
@@ -482,7 +485,7 @@ class Worker:
         }
 
     def report(self) -> WorkerReport:
-        """How the worker is."""
+        """Return the status of the worker."""
         states = self._loaded()
         lately = (self.counts.shed - self.shed_told) + self.shed_lately
         return WorkerReport(
@@ -493,7 +496,7 @@ class Worker:
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:
-        """What is answered now, and why; read from no disk, and counted nowhere."""
+        """Return what would be answered now, and why; reads no disk, and counts nothing."""
         return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
@@ -523,7 +526,7 @@ class RemoteAdmission:
         self._channel = channel
 
     async def may_dial(self, host: str) -> bool:
-        """Whether no worker has a connection of the peer."""
+        """True if no worker has a connection of the peer."""
         with suppress(ChannelError):
             return bool(await self._channel.ask("may_dial", host))
         return False

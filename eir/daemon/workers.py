@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from eir.web.tokens import KeyFiles
 
 FIGURES_S = 1.0
-"""What workers have counted is taken this often, so that a worker that ends leaves it behind."""
+"""Interval at which the counters of workers are collected, so that they survive a worker's end."""
 HUNG_QUESTIONS = 4
 """A process that leaves so many questions in a row without an answer is killed: a worker's peers find one that does. Not a time,
 since a host that stood still has every process late once."""
@@ -57,7 +57,7 @@ class _Worker:
 
 
 class Lists(Protocol):
-    """Where the lists are that workers get (eir.daemon.followed)."""
+    """Source of the lists that workers get (eir.daemon.followed)."""
 
     def hand_all(self, channel: Channel) -> None:
         """Hand on what there is."""
@@ -85,7 +85,7 @@ class Workers:
         self._traced = traced
         self._report = report
         self._workers: dict[int, _Worker] = {}
-        """By process id."""
+        """Workers by process id."""
         self._admission = Admission()
         self._left: metrics.Snapshot = {}
         """Counters of workers that are no more."""
@@ -218,11 +218,11 @@ class Workers:
         return metrics.merge([self._left, *(worker.figures for worker in self._workers.values())])
 
     def figures(self) -> metrics.Snapshot:
-        """What all workers had counted when they last told, within a second or so; nobody is asked."""
+        """Return the counters of all workers as they last told them, within a second or so; nobody is asked."""
         return metrics.merge([self._left, *(worker.figures for worker in self._workers.values())])
 
     async def reports(self) -> list[WorkerReport]:
-        """How each worker is."""
+        """Return the status of each worker."""
         found = []
         for worker, report in await self._ask_all("report"):
             self._lists.hand_missing(worker.channel, report.lists)
@@ -230,7 +230,10 @@ class Workers:
         return found
 
     async def explain(self, question: Question) -> Explanation:
-        """What the first worker that has its lists would answer. Raises EirError if none has them, or it says no."""
+        """Return what the first worker that has its lists would answer.
+
+        Raises EirError if no worker has them, or if it refuses.
+        """
         for worker in self._workers.values():
             if worker.started:
                 explanation: Explanation = await worker.channel.ask("explain", question)
