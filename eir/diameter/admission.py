@@ -1,4 +1,6 @@
-"""Which connections of a peer may be open at once (RFC 6733 2.1, 5.6, 5.6.4). No I/O, no clock, no sockets.
+"""Admission: the connections that a peer may have open at once (RFC 6733 2.1, 5.6, 5.6.4).
+
+No I/O, no clock, no sockets.
 
 One decides for a whole node: where a node has several workers it stands in a process of its own, each worker tells it what
 happens, and does what it orders. A connection is named by whatever its owner calls it. Imports result alone.
@@ -63,7 +65,7 @@ Order = Admit | Refuse | Probe | Drop | Yield
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a good CER asks for."""
+    """The claim of a good CER."""
 
     connection: Name
     host: str
@@ -82,13 +84,16 @@ class Attempt(NamedTuple):
 
 
 class AdmissionControl(Protocol):
-    """Where a node reports its connections, and is told what to do: at once, or by `Node.obey` if it is decided elsewhere."""
+    """The place where a node reports its connections and gets its orders.
+
+    Orders come at once, or by `Node.obey` if admission is decided elsewhere.
+    """
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
         """See Admission.arrived."""
 
     async def may_dial(self, host: str) -> bool:
-        """Whether the peer has no connection yet, anywhere in the node."""
+        """True if the peer has no connection yet, anywhere in the node."""
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """See Admission.dialing."""
@@ -122,7 +127,7 @@ class Admission:
         self._failed: OrderedDict[str, bool] = OrderedDict()
 
     def is_open(self, host: str) -> bool:
-        """Whether the peer has an open connection."""
+        """True if the peer has an open connection."""
         return bool(self._open.get(host.lower()))
 
     async def may_dial(self, host: str) -> bool:
@@ -190,7 +195,7 @@ class Admission:
         return orders
 
     def _end_election(self, host: str) -> list[Claim]:
-        """What has waited for the end of the election with this peer, and waits no longer."""
+        """Release and return the claims that waited for the end of the election with this peer."""
         ended = [claim for claim in self._waiting.values() if claim.host.lower() == host]
         for claim in ended:
             del self._waiting[claim.connection]

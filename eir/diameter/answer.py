@@ -12,7 +12,7 @@ from eir.errors import DiameterError
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an application answers; the node adds everything else."""
+    """The application's answer; the node adds everything else."""
 
     result_code: int = 0
     """Result-Code; 0 where `experimental` is set instead."""

@@ -1,4 +1,4 @@
-"""What a Diameter application is to the node that is handed it: its commands, its AVPs, and what answers."""
+"""A Diameter application, for the node that it is handed to: its commands, its AVPs, and the function that answers."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Command(NamedTuple):
     session: bool = False
     """Its answer begins with a Session-Id, so that without one only the answer-message grammar is left (RFC 6733 7.2)."""
     error_avps: bytes = b""
-    """What its own grammar wants in an answer besides result and origin, even when that is an error."""
+    """AVPs that its own grammar requires in an answer besides result and origin, even if that answer is an error."""
 
 
 class Lane(Protocol):
@@ -47,17 +47,17 @@ class Lane(Protocol):
 
 
 class LaneTerms(NamedTuple):
-    """What a lane has to know of the connection that it is made for."""
+    """The facts that a lane needs about its connection."""
 
     label: str
-    """Of the peer."""
+    """The peer's label."""
     origin: bytes
     """Our Origin-Host and Origin-Realm, encoded."""
     hosts: Collection[bytes]
     realms: Collection[bytes]
     """The names that a Destination-Host or a Destination-Realm may have, in lower case."""
     lenient: Collection[str]
-    """What the peer is forgiven (eir.peers.settings.LENIENCES)."""
+    """Faults that the peer is forgiven (eir.peers.settings.LENIENCES)."""
     limits: Limits
     overload: Reply
     """The answer past a limit on requests a second."""
@@ -79,7 +79,7 @@ class Application:
     vendor: int = 0
     """Vendor-Id of who defined it; 0 for one of the IETF's, which has no Vendor-Specific-Application-Id."""
     commands: Mapping[int, Command]
-    """By command code."""
+    """The commands, by command code."""
     dictionary: Dictionary
     """The AVPs that are known, those of the base protocol included."""
     answer: Callable[[Request], Reply] = _answer_nothing

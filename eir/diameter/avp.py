@@ -91,7 +91,7 @@ def nest(octets: bytes, groups: Sequence[Avp]) -> bytes:
 
 
 class Fault(NamedTuple):
-    """Where a walk over encoded AVPs had to stop: what could be read of the AVP's header, zeros for the rest."""
+    """The point where a walk over encoded AVPs had to stop: the readable part of the AVP's header, else zeros."""
 
     key: int
     flags: int

@@ -59,4 +59,4 @@ BASE_COMMANDS = {
     base.DEVICE_WATCHDOG: Command("Device-Watchdog", DWR),
     base.DISCONNECT_PEER: Command("Disconnect-Peer", DPR),
 }
-"""By command code."""
+"""The commands of the base protocol, by command code."""

@@ -1,4 +1,4 @@
-"""How a connection begins, over whatever transport: the one place that tells them apart."""
+"""The beginning of a connection over any transport: the one place that tells transports apart."""
 
 import asyncio
 import socket

@@ -28,7 +28,7 @@ SOON_OVER = frozenset({result.TOO_BUSY, result.ELECTION_LOST, result.UNABLE_TO_C
 
 
 class Capabilities(NamedTuple):
-    """What a CER or CEA says."""
+    """The contents of a CER or CEA."""
 
     host: str
     realm: str
@@ -43,7 +43,7 @@ IdentifyPeer = Callable[[Capabilities], PeerSettings]
 
 
 def capability_avps(identity: Identity, addresses: Iterable[str], application: Application) -> bytes:
-    """What follows Origin-Realm in our CER and CEA (RFC 6733 5.3.1, 5.3.2).
+    """The AVPs after Origin-Realm in our CER and CEA (RFC 6733 5.3.1, 5.3.2).
 
     `addresses`: those of the connection's own socket. No Inband-Security-Id: TLS comes before the CER, or not at all.
     """
@@ -60,7 +60,7 @@ def capability_avps(identity: Identity, addresses: Iterable[str], application: A
 
 
 def read_capabilities(message: Message) -> Capabilities:
-    """What a CER or CEA says; of what is missing or unreadable, nothing. Its grammar is checked elsewhere."""
+    """Read a CER or CEA; missing or unreadable fields stay empty. Its grammar is checked elsewhere."""
     # RFC 6733 6.11 wants one id in a group; old stacks send both, and either shows what they can do.
     groups = [avp for avp in message.avps if avp.key == avps.VENDOR_SPECIFIC_APPLICATION_ID]
     stated = [*message.avps, *(member for group in groups for member in message.members(group))]
@@ -101,7 +101,10 @@ def judge_cer(
 def judge_cea(
     answer: Answer, settings: PeerSettings, identify: IdentifyPeer, context: NodeContext, *, secure: bool
 ) -> Capabilities:
-    """What the peer that we connected to says of itself. Raises DiameterError for a CEA that opens nothing (RFC 6733 5.6)."""
+    """The capabilities of the peer that we connected to.
+
+    Raises DiameterError for a CEA that opens nothing (RFC 6733 5.6).
+    """
     said = read_capabilities(answer)
     if answer.result_codes != [result.SUCCESS]:
         codes = ", ".join(map(str, answer.result_codes)) or "none"
@@ -116,12 +119,15 @@ def judge_cea(
 
 
 def has_common(said: Capabilities, application_id: int) -> bool:
-    """Whether a peer offers the application, or relays all of them (RFC 6733 5.3)."""
+    """True if a peer offers the application, or relays all of them (RFC 6733 5.3)."""
     return bool(said.applications & {application_id, avps.RELAY})
 
 
 def _check_common(said: Capabilities, settings: PeerSettings, application_id: int, *, secure: bool) -> None:
-    """Whether we have anything in common with a peer (RFC 6733 5.3). Raises DiameterError 5010 or 5017."""
+    """Check that we have an application and security in common with a peer (RFC 6733 5.3).
+
+    Raises DiameterError 5010 or 5017.
+    """
     if not has_common(said, application_id) and APPLICATIONS not in settings.lenient:
         offered = sorted(said.applications) or "no application"
         text = f"it offers {offered}, not {application_id}"
@@ -148,7 +154,7 @@ def find_peer(
 def nearest_miss(
     peers: Sequence[PeerSettings], said: Capabilities, source: IPv4Address | IPv6Address
 ) -> tuple[str | None, str]:
-    """The first entry that would fit but for one thing, by its label, and that thing; None if there is none such."""
+    """The label of the first entry that fits but for one thing, and that thing; None if no entry comes so close."""
     for settings in (each for each in peers if not each.is_titled):
         holds = {
             "host": _is(settings.host, said.host),
@@ -167,7 +173,7 @@ def _is(wanted: str | None, name: str) -> bool:
 
 
 def certificate_fits(names: Sequence[str], said: Capabilities, settings: PeerSettings) -> bool:
-    """Whether a certificate with these DNS names may speak as Origin-Host in Origin-Realm (RFC 6733 5.3, 13.1).
+    """True if a certificate with these DNS names may speak as Origin-Host in Origin-Realm (RFC 6733 5.3, 13.1).
 
     A configured name decides alone. Else the Origin-Host itself has to be there, and the Origin-Realm to be a part of
     it, or to be there too.

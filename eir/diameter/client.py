@@ -36,7 +36,7 @@ SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
 
 
 class Sending(NamedTuple):
-    """What names a request, on whatever connection it goes out (RFC 6733 3, 8.8)."""
+    """The identity of a request, whatever connection it goes out on (RFC 6733 3, 8.8)."""
 
     session: str
     end_to_end: int
@@ -65,7 +65,7 @@ class Client:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self.peer: Capabilities | None = None
-        """What the other end's CEA says; there once the connection is open."""
+        """The contents of the other end's CEA; set once the connection is open."""
         self.closed_by = ""
         """Why the connection is over; empty while it is open."""
 

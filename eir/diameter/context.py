@@ -1,4 +1,4 @@
-"""What all connections of a node share, and the names that one peer knows us by. Data only."""
+"""The context that all connections of a node share, and the names that one peer knows us by. Data only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ TOO_BUSY_REPLY = Reply(result_code=TOO_BUSY)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeContext:
-    """What all connections of a node share."""
+    """The context that all connections of a node share."""
 
     identity: Identity
     limits: Limits
@@ -26,7 +26,8 @@ class NodeContext:
     counts: Counts
     report: Report
     overload: Reply = TOO_BUSY_REPLY
-    """What a request past a rate limit gets; an object of its own, so that it is never mistaken for the application's."""
+    """The answer to a request past a rate limit. An object of its own, so that it is never mistaken for the
+    application's."""
     jitter: Callable[[], float]
     """For the watchdog: between -2 and 2 seconds."""
 

@@ -13,8 +13,9 @@ from eir.peers.transport.endpoint import TLS, endpoint
 
 CONNECT_TIMEOUT_S = 10.0
 STAY_AWAY_S = 120.0
-"""How long a peer that refuses us, or may, is left alone. With each CER that they refuse some peers begin their own wait anew (Tc, usually 6 to
-30 s), and others give up: they connect to us only if we stay away for longer than that."""
+"""Seconds for which a peer that refuses us, or may, is left alone. With each CER that they refuse, some peers restart
+their own wait (Tc, usually 6 to 30 s), and others give up: they connect to us only if we stay away for longer than
+that."""
 
 
 class Dialer:

@@ -36,7 +36,7 @@ TYPES = {
     "u64": Type(8, 8), "enum": Type(4, 4), "address": Type(None, 6, _is_address), "time": Type(4, 4),
     "group": Type(is_group=True),
 }  # fmt: skip
-"""By their words in a table of AVPs."""
+"""AVP types, by their words in a table of AVPs."""
 
 
 class Definition(NamedTuple):

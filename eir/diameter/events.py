@@ -1,4 +1,4 @@
-"""What a Peer tells its owner, the node or a client. Data only."""
+"""Events that a Peer reports to its owner, the node or a client. Data only."""
 
 from dataclasses import dataclass
 from enum import IntEnum

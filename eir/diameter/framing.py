@@ -15,8 +15,8 @@ from eir.peers.rate import NO_LIMITS, allowed
 from eir.peers.settings import PeerSettings
 
 TURN_COST, TURN_BYTES = 64, 8
-"""What a message that no lane takes costs of a turn, measured against one that a lane takes: so much, and one for each so
-many of its bytes, of which the worst kind are AVPs without data."""
+"""The share of a turn that a message without a lane costs, measured against one that a lane answers: this many, and one
+more for each so many of its bytes. AVPs without data are the worst kind."""
 
 _OPEN, _CLOSED, _WAIT_ADMISSION = State.OPEN, State.CLOSED, State.WAIT_ADMISSION
 """For what is done with every read: before Python 3.12 a member's look-up on its enum counts there."""
@@ -25,7 +25,7 @@ _FIRST_WORD_BYTES = 4
 
 
 class Receiver(Protocol):
-    """What the messages are for."""
+    """The receiver of the messages."""
 
     state: State
     """In WAIT_ADMISSION nothing is handed over, in OPEN the lane comes first."""

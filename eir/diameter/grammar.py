@@ -16,12 +16,12 @@ from eir.errors import DiameterError
 
 
 class Rule(NamedTuple):
-    """What a grammar says of one AVP."""
+    """A grammar's rule for one AVP."""
 
     single: bool
     """At most one."""
     members: "Grammar"
-    """Of its inside, if it is a group."""
+    """The grammar of its inside, if it is a group."""
     only_bytes: int | None
     """The only length of its data."""
     values: frozenset[int] | None
@@ -34,7 +34,7 @@ class Rule(NamedTuple):
 
 
 class Grammar(NamedTuple):
-    """What a message, or a group, is made of."""
+    """The grammar of a message or a group."""
 
     rules: Mapping[int, Rule]
     required: tuple[int, ...]
@@ -42,7 +42,7 @@ class Grammar(NamedTuple):
     strict: bool = True
     """False: nothing is known of what may stand here, so that an unknown AVP is not an error, whatever its M bit."""
     either: tuple[int, ...] = ()
-    """Of these keys exactly one."""
+    """Keys of which exactly one has to be there."""
 
 
 ANYTHING = Grammar({}, (), strict=False)
@@ -92,7 +92,7 @@ _FAULTS = {
     "avp_value": (result.INVALID_AVP_VALUE, "has a value that its type does not have"),
     "application_mismatch": (result.INVALID_AVP_VALUE, "differs from the application id in the header"),
 }
-"""What can be wrong with one AVP."""
+"""The faults of a single AVP."""
 
 
 class _Checker(NamedTuple):

@@ -31,7 +31,7 @@ REST_BYTES = 65_536
 
 
 class Owner(Protocol):
-    """What a connection's owner does for it."""
+    """Callbacks of a connection's owner."""
 
     context: NodeContext
     """Limits, counts and the rest of what the node's connections share."""
@@ -66,7 +66,7 @@ class Link(asyncio.Protocol):
         self.peer: Peer | None = None
         """None before the owner has accepted the connection."""
         self.number = -1
-        """What the owner calls it; -1: nothing yet."""
+        """The owner's number for it; -1: not numbered yet."""
         self.dialed = dialed
         """The peer that we make this connection to; None: the other end makes it."""
         self.since = 0.0
@@ -77,7 +77,7 @@ class Link(asyncio.Protocol):
         self.source: IPv4Address | IPv6Address = IPv4Address(0)
         """`ip:port` and IP address of the other end."""
         self.fault: Exception | None = None
-        """What ended the connection, where the transport told of an error."""
+        """The error that ended the connection, if the transport reported one."""
         self.locals: Sequence[str] = ()
         """IP addresses of our end: with SCTP there may be several, and all are named in a CER or CEA (RFC 6733 5.3.1)."""
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -160,7 +160,7 @@ class Link(asyncio.Protocol):
     # sctp.Receiver
 
     def restarted(self) -> None:
-        """The other end began the association anew: as if it were gone, and another one had come in its place (RFC 6733 5.6)."""
+        """The other end restarted the association: as if it had gone and another one had come (RFC 6733 5.6)."""
         peer = self.peer
         if peer is None:
             return
@@ -208,7 +208,7 @@ class Link(asyncio.Protocol):
         return self._retransmissions - before
 
     def has_unread(self) -> bool:
-        """Whether octets have come that nobody has read yet."""
+        """True if bytes have come that nobody has read yet."""
         end = self._raw or (self._transport.get_extra_info("socket") if self._transport is not None else None)
         try:
             return end is not None and fcntl.ioctl(end.fileno(), termios.FIONREAD, bytes(4)) != bytes(4)

@@ -11,7 +11,7 @@ VERSION = 1
 HEADER_BYTES = 20
 R_FLAG, P_FLAG, E_FLAG, T_FLAG = 0x80, 0x40, 0x20, 0x10
 TLS_HANDSHAKE = 0x1603
-"""How a TLS record that begins a handshake begins: its type, and the major part of its version (RFC 8446 5.1)."""
+"""The beginning of a TLS record that begins a handshake: its type, and the major part of its version (RFC 8446 5.1)."""
 
 _HEADER = struct.Struct("!IIIII")
 
@@ -22,7 +22,7 @@ def encode_message(flags: int, command: int, application_id: int, ids: tuple[int
 
 
 def frame_fault(first_word: int, length_max: int) -> ConnectionFault:
-    """What is wrong with a message by its length, or else by its version, so that the stream cannot be followed behind it."""
+    """The fault in a message's length or else its version, after which the stream cannot be followed."""
     length = first_word & 0xFFFFFF
     if first_word >> 16 == TLS_HANDSHAKE:
         return ConnectionFault(0, "tls_hello", "it begins a TLS handshake on a connection without TLS")
@@ -85,7 +85,10 @@ class Message:
         return self.buffer[avp.start : avp.end] + bytes(avp.start - avp.end & 3)
 
     def failed(self, avp: Avp, *groups: Avp) -> bytes:
-        """What a Failed-AVP holds for this AVP: its bytes, and of `groups`, outermost first, what leads to it (RFC 6733 7.5)."""
+        """The contents of a Failed-AVP for this AVP (RFC 6733 7.5).
+
+        Its bytes, inside the `groups` (outermost first) that lead to it.
+        """
         return nest(self.raw(avp), groups)
 
 

@@ -79,9 +79,9 @@ class Node:
         self._rates = RateLimits(self._peers, limits, grants)
         self._disabled: set[str] = set()
         self._failures: dict[str, Failure] = {}
-        """By label: the last one since a connection was opened."""
+        """The last failure since a connection was opened, by label."""
         self._seen: dict[str, float] = {}
-        """By label of configured peers: when a connection last began or ended."""
+        """The time when a connection last began or ended, by label of configured peers."""
         self._listeners: list[Listener] = []
         self._draining = False
         self._dialer = Dialer(self, self._is_wanted, self._connect_failed)
@@ -90,7 +90,7 @@ class Node:
 
     @property
     def identity(self) -> Identity:
-        """Who the node is."""
+        """The node's identity."""
         return self.context.identity
 
     @property
@@ -256,7 +256,7 @@ class Node:
         return found
 
     def refused(self) -> dict[str, Failure]:
-        """By label: the last refusal, of the peer or by it, since a connection was opened."""
+        """The last refusal, of the peer or by it, since a connection was opened; by label."""
         return {label: failure for label, failure in self._failures.items() if failure.refusal}
 
     def newest(self) -> dict[str, float]:
@@ -337,7 +337,7 @@ class Node:
             raise
 
     def _let_in(self, link: Link) -> bool:
-        """Whether a connection is within the limits; enters it if it is."""
+        """Return whether a connection is within the limits, and enter it if it is."""
         refusal = self._gate.sources.refusal(link.source, self._peers, self.context.limits, len(self._links))
         if (refusal := refusal or ("draining" if self._draining else None)) is not None:
             self._refused(refusal, address=link.address, setting=setting_for(refusal))
@@ -362,7 +362,7 @@ class Node:
         )
 
     async def _is_wanted(self, settings: PeerSettings) -> bool:
-        """Whether there is no connection to this peer, nor from it."""
+        """True if there is no connection to this peer, nor from it."""
         peers = [
             link.peer for link in self._links.values() if link.peer is not None and link.peer.state is not State.CLOSED
         ]

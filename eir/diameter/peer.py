@@ -31,7 +31,7 @@ from eir.peers.settings import PeerSettings
 
 
 class _Occasion(NamedTuple):
-    """What an action is given: the message, or what the owner said."""
+    """The arguments of an action: the message, or the owner's order."""
 
     now: float
     message: bytes = b""
@@ -69,7 +69,7 @@ class Peer:
         self.secure = secure
         self.settings: PeerSettings | None = None
         self.capabilities: Capabilities | None = None
-        """What the peer said of itself."""
+        """The peer's capabilities, as it announced them."""
         self.watchdog: Watchdog | None = None
         self.events: list[Event] = []
         self.more = False
@@ -184,7 +184,7 @@ class Peer:
 
     @property
     def leaving(self) -> bool:
-        """Whether a DPR has gone one way or the other."""
+        """True if a DPR was sent or received."""
         return self._close_at is not None
 
     @property
@@ -423,7 +423,7 @@ class Peer:
         _nothing, _process_cer, _send_cea, _reject, _process_cea, _send_dwa, _process_dwa, _send_dpa, _send_dpr, _serve,
         _take, _cer_again, _drop, _discard, _disconnect,
     )  # fmt: skip
-    """What does each states.Action, in the order of its values."""
+    """The method for each states.Action, in the order of its values."""
 
     # Pieces of the actions
 

@@ -1,4 +1,4 @@
-"""What a request gets: routing, rate, grammar, then the application (RFC 6733 6.1, 7). Knows no connection."""
+"""The treatment of a request: routing, rate, grammar, then the application (RFC 6733 6.1, 7). Knows no connection."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def check_grammar(request: Request, grammar: Grammar, settings: PeerSettings | N
 
 
 def check_route(request: Request, names: LocalNames, settings: PeerSettings | None) -> None:
-    """Whether the request is for us (RFC 6733 6.1.4, 7.1.3); nothing is forwarded. Raises 3002 or 3003."""
+    """Check that the request is for us (RFC 6733 6.1.4, 7.1.3); nothing is forwarded. Raises 3002 or 3003."""
     host, realm = request.first.get(DESTINATION_HOST), request.first.get(DESTINATION_REALM)
     if host is not None and host.data.lower() in names.hosts:
         return

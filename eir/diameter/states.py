@@ -12,7 +12,7 @@ from eir.diameter.dictionary import CAPABILITIES_EXCHANGE, DEVICE_WATCHDOG, DISC
 
 
 class State(IntEnum):
-    """Of one connection; the names of RFC 6733 5.6 beside them."""
+    """The state of one connection; the names of RFC 6733 5.6 stand beside them."""
 
     WAIT_CER = 0
     """Accepted, no CER yet (Closed)."""
@@ -30,7 +30,7 @@ class State(IntEnum):
 
 
 class Input(IntEnum):
-    """What happens to a connection."""
+    """An input to the state machine of a connection."""
 
     CER = 0
     CEA = 1
@@ -53,7 +53,7 @@ class Input(IntEnum):
 
 
 class Action(IntEnum):
-    """What is done about it."""
+    """The action that follows."""
 
     NOTHING = 0
     PROCESS_CER = 1

@@ -1,4 +1,4 @@
-"""What a node tells of its peers: one row for each connection, and for each entry of the peer table that has none."""
+"""A node's report on its peers: one row for each connection, and for each entry of the peer table that has none."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -89,7 +89,7 @@ class Traffic:
         self._count_answer(command, result_label(fault.result_code))
 
     def capability_avps(self) -> bytes:
-        """What our CER and CEA hold besides result and origin."""
+        """The AVPs of our CER and CEA besides result and origin."""
         return capability_avps(self.context.identity, self._addresses, self.context.application)
 
     def state_id_avp(self) -> bytes:

@@ -28,7 +28,7 @@ class Status(IntEnum):
 
 
 class Event(IntEnum):
-    """What happens to the connection; a timer event is told apart by what is pending, as in the table of appendix A."""
+    """An event of the connection. Timer events are told apart by what is pending, as in the table of appendix A."""
 
     CONNECTED = 0
     DISCONNECTED = 1
@@ -47,7 +47,7 @@ class Event(IntEnum):
 
 
 class Action(IntEnum):
-    """What the owner has to do; the bookkeeping of NumDWA is the watchdog's own."""
+    """The action for the owner; the watchdog keeps NumDWA by itself."""
 
     NONE = 0
     SEND = 1

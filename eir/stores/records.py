@@ -1,4 +1,4 @@
-"""How stores write the records of the contract as text.
+"""The records of the contract as text, as all stores write them.
 
 A record is a JSON object of its fields. Readers pass over fields that they do not know, so that nodes of two versions can
 share a store while one after the other is upgraded.
@@ -16,9 +16,10 @@ from eir.pages.pages import NUMBER_BITS
 from eir.record.store import Change, Event, Ledger, ListState
 
 FORM = 2
-"""Of what a store holds: 1 had no chain of records. A program that knows no higher one changes nothing where a higher one stands."""
+"""Version of what a store holds (1 had no chain of records). A program changes nothing in a store of a higher version
+than it knows."""
 VALUE_BYTES_MAX = 64 << 20
-"""No page and no record of ours is longer: a reader leaves alone what is."""
+"""No page and no record of ours is longer: readers leave anything longer alone."""
 INTEGER_MAX = (1 << 63) - 1
 _STATE_TYPES, _EVENT_TYPES, _LEDGER_TYPES = map(get_type_hints, (ListState, Event, Ledger))
 _STATE_TUPLES = ("reasons", "signers")
@@ -100,7 +101,7 @@ def _wrong_in(state: ListState) -> str | None:
 
 
 def decode_ledger(text: str | bytes) -> Ledger:
-    """What a history has to hold, out of its JSON. Raises StoreError (corrupt)."""
+    """The ledger from its JSON. Raises StoreError (corrupt)."""
     found = _known(_LEDGER_TYPES, text)
     wrong = [name for name, value in found.items() if not isinstance(value, _LEDGER_TYPES[name])]
     if wrong:

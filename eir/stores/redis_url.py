@@ -57,12 +57,12 @@ BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.5
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What a URL says."""
+    """The parts of a URL."""
 
     form: str
     hosts: tuple[tuple[str, int], ...]
     service: str
-    """Of Sentinel: what it calls the master."""
+    """Sentinel's name for the master."""
     database: int
     options: Mapping[str, Any] = field(repr=False)
     """Arguments of each connection to a server."""

@@ -1,4 +1,4 @@
-"""What a write changes: the one path of replace, amend, rollback and restore, for every store.
+"""The effects of a write: the one path of replace, amend, rollback and restore, for every store.
 
 A store keeps pages in sets. Its record of a list (`Stored`) says which set is in force and what a rollback brings back,
 step by step: another whole set, or only the pages that a delta touched, as they were before it. `decide` says what a write makes of that
@@ -17,7 +17,7 @@ from eir.record.history import content_of
 from eir.record.store import KEEP, Change, Event, ListState, Mark, Release
 
 S = TypeVar("S", bound=Hashable)
-"""What a store calls a set of pages."""
+"""A store's name for a set of pages."""
 Batches = AsyncIterable[Sequence[Page]]
 
 CHANGE_PAGES_MAX = 1 << 16
@@ -26,7 +26,7 @@ CHANGE_PAGES_MAX = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is to come into force."""
+    """The list that is to come into force."""
 
     state: ListState
     pages: Sequence[Page] = ()
@@ -38,7 +38,7 @@ class Wanted:
     keep: int | None = KEEP
     """So many releases are kept for a rollback, with the one that was in force before; None: what is kept for one stays."""
     event: Event | None = None
-    """What the history is to say of the write."""
+    """The event of this write, for the history."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +51,14 @@ class Undo:
 
 @dataclass(frozen=True, slots=True)
 class Kept(Generic[S]):
-    """What a rollback brings back."""
+    """A release that a rollback brings back."""
 
     state: ListState
     page_set: S
     whole: bool
     """The set has the whole list; False: the pages that the release after it touched, an empty one where there was none."""
     made: Event | None = None
-    """What brought it into force."""
+    """The event that brought it into force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,13 @@ class Stored(Generic[S]):
     kept: tuple[Kept[S], ...] = ()
     """Newest first; each is what was before the one that stands before it."""
     made: Event | None = None
-    """What brought this into force."""
+    """The event that brought this into force."""
     lost: bool = False
     """The pages are gone: there is no such list, but its next generation and its highest serial go on from here."""
 
     @property
     def generation(self) -> int:
-        """What a caller sees; 0: there is no list."""
+        """The generation that a caller sees; 0: the list does not exist."""
         return 0 if self.lost else self.state.generation
 
     @property
@@ -87,13 +87,13 @@ class Stored(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Write(Generic[S]):
-    """What is to be so after a write."""
+    """The state after a write."""
 
     after: Stored[S]
     put: Sequence[Page]
     """These replace the pages of the same number in the set in force."""
     aside: S | None
-    """What they replace goes to this set."""
+    """The set that receives the pages that they replace."""
     dropped: tuple[S, ...]
     """Sets that nothing points to any more."""
     change: Change | None
@@ -128,14 +128,17 @@ class PageSetStore(ABC):
         return None if stored is None or stored.lost else stored.state
 
     async def releases(self, name: str) -> Sequence[Release]:
-        """Whether the pages of those that are kept are still there may show only in the rollback."""
+        """The releases in force and kept. Missing pages of a kept one may not show until the rollback."""
         stored = await self._stored(name)
         if stored is None or stored.lost:
             return ()
         return [Release(stored.state, stored.made), *(Release(kept.state, kept.made) for kept in stored.kept)]
 
     async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """What a set does not have that holds only what the next release touched, was the same in that next one."""
+        """The pages of a kept release.
+
+        A page that the set of a partial release lacks is the same in the next release.
+        """
         stored = await self._stored(name)
         if stored is None or stored.lost:
             return None
@@ -181,7 +184,7 @@ class PageSetStore(ABC):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """Where there is no list yet, the pages are all of it."""
+        """Amend the list. If it does not exist yet, the pages are all of it."""
         if not seen:
             return await self.replace(name, state, pages, seen=seen, keep=keep, event=event)
         await self._check_room(name, pages, amends=True)
@@ -207,7 +210,7 @@ class PageSetStore(ABC):
         whole: bool = True,
         event: Event | None = None,
     ) -> None:
-        """Where there is no list yet, the pages are all of it."""
+        """Restore the list. If it does not exist yet, the pages are all of it."""
         whole = whole or not seen
         pages = () if whole else [page async for batch in batches for page in batch]
         wanted = Wanted(state=state, pages=pages, whole=whole, exact=True, keep=0, event=event)
@@ -229,7 +232,10 @@ def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
 
 
 def steps_back(name: str, stored: Stored[S] | None, to: int | None) -> tuple[Kept[S], ...]:
-    """What a rollback goes through, newest first: the last one is what it brings back. Raises NothingToRollBack."""
+    """The steps of a rollback, newest first; the last one is the release that it brings back.
+
+    Raises NothingToRollBack.
+    """
     kept = () if stored is None or stored.lost else stored.kept
     for at, each in enumerate(kept, 1):
         if to is None or each.state.generation == to:
@@ -241,7 +247,7 @@ def steps_back(name: str, stored: Stored[S] | None, to: int | None) -> tuple[Kep
 def decide_undo(
     stored: Stored[S], steps: Sequence[Kept[S]], pages: Sequence[Sequence[Page]], event: Event | None
 ) -> Write[S]:
-    """What comes of a rollback. `pages`: for each step those of its set, nothing where that is whole."""
+    """The write that a rollback makes. `pages`: for each step the pages of its set, empty if that set is whole."""
     *_, target = steps
     whole = [at for at, step in enumerate(steps) if step.whole]
     under = whole[-1] if whole else 0  # what came after the last whole set needs no look
@@ -253,7 +259,10 @@ def decide_undo(
 
 
 def decide(stored: Stored[S] | None, wanted: Wanted, own: S) -> Write[S]:
-    """What comes of a write. `own`: the set with the whole list that is wanted; else an empty one, for what is to be kept."""
+    """The write that puts `wanted` in force.
+
+    `own`: the set with the whole list that is wanted; else an empty one, for the pages to be kept.
+    """
     state, whole, seen = wanted.state, wanted.whole or stored is None, 0
     event = None if wanted.event is None else replace(wanted.event, content=content_of(state))
     kept: tuple[Kept[S], ...] = ()

@@ -37,7 +37,7 @@ from eir.stores.redis_url import parse_url
 from eir.stores.write import Batches, PageSetStore, Stored, Undo, Wanted, without_gap
 
 BATCH_BYTES = 1 << 16
-"""What is read at a time: taking it apart holds the interpreter for less than half a millisecond."""
+"""Bytes read at a time: decoding them holds the interpreter for less than half a millisecond."""
 BATCHES_AHEAD = 2
 """Read while the caller uses the one before, so that one is on its way and one has come."""
 READ_AGAIN_MAX = 5
@@ -53,7 +53,7 @@ class RedisStore(PageSetStore):
     def __init__(self, url: str, *, report: Report = silent, check: bool = True) -> None:
         self._link = Link(parse_url(url, check=check), report)
         self._told: list[Any] = []
-        """What the last wait ended with."""
+        """The result of the last wait."""
 
     async def _stored(self, name: str) -> reading.Row | None:
         return await reading.read_row(self._link, name, past=True)
@@ -68,7 +68,7 @@ class RedisStore(PageSetStore):
         return None if row is None or row.lost else row.state
 
     async def states(self) -> Mapping[str, ListState]:
-        """Of all names that were ever written."""
+        """The states of all names that were ever written."""
         rows = [await reading.read_row(self._link, name) for name in await self._names()]
         return {row.name: row.state for row in rows if row is not None and not row.lost}
 

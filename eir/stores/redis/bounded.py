@@ -1,4 +1,4 @@
-"""How much of a server's answer is taken: a value that is longer than any of ours ends the connection. Knows no command."""
+"""A limit on the server's answers: a value longer than any of ours ends the connection. Knows no command."""
 
 from redis.asyncio.connection import DefaultParser
 from redis.exceptions import RedisError

@@ -43,15 +43,15 @@ BATCH = 500
 STAGING_S = 600
 WRITTEN = "the history was written meanwhile"
 TRIES_MAX = 50
-"""How often a write is tried again because another one was faster."""
+"""Most attempts of a write that loses to another one each time."""
 About = tuple[str, bytes]
 """A list, and its `change` that an event belongs to."""
 Do = Callable[..., Awaitable[Any]]
-"""What carries out a command: the link, or the connection of a transaction."""
+"""A function that carries out a command: the link's, or that of a transaction's connection."""
 
 
 async def read_ledger(link: Link) -> tuple[Ledger, str]:
-    """What the history has to hold, and the stream that holds the chain."""
+    """The ledger, and the stream that holds the chain."""
     return await _whole(link, link.do, *_ledger(link, await link.do("HMGET", LEDGER, "ledger", "stream")))
 
 
@@ -107,7 +107,7 @@ async def append(link: Link, event: Event | None, about: About | None = None) ->
 
 
 async def _is_there(link: Link, pipe: Any, stream: str, event: Event) -> bool:
-    """Whether an event that belongs to a change is among the newest records: where the ledger was lost, it does not say so."""
+    """True if an event that belongs to a change is among the newest records: a lost ledger does not say so."""
     newest = _records(link, await pipe.execute_command("XREVRANGE", stream, "+", "-", "COUNT", BATCH))
     return event in readable(newest)
 
@@ -156,7 +156,7 @@ async def read_folds(link: Link) -> list[Fold]:
 
 
 async def read_history(link: Link, name: str | None, since: str | None, limit: int | None) -> list[Event]:
-    """What is asked; the chain is read from its end on, as far as needed."""
+    """The events asked for; the chain is read backwards from its end, as far as needed."""
     _, stream = await read_ledger(link)
     with link.as_written():
         earlier = [decode_event(entry[b"event"]) for _, entry in await link.do("XRANGE", EVENTS, "-", "+")]
@@ -185,7 +185,7 @@ async def rewrite(
     seen: Ledger | None,
     exact: bool,
 ) -> None:
-    """Put records in the place of those after a number: appended if these are none, else in a stream of its own that comes into force."""
+    """Replace the records after a number: append if there are no such records, else write a new stream that comes into force."""
     if seen is None:
         await link.do("UNLINK", LEDGER, RECORDS, REFUSALS, OUTCOMES, EVENTS)
         seen = Ledger()
@@ -279,7 +279,7 @@ async def read_done(link: Link, names: Sequence[str]) -> dict[str, bytes | None]
 
 
 async def read_outcomes(link: Link) -> list[Outcome]:
-    """How often each list saw each outcome, and when last."""
+    """The number of times that each list saw each outcome, and the last time."""
     found: dict[bytes, bytes] = await link.do("HGETALL", OUTCOMES)
     counted = [field.removeprefix(b"count:") for field in sorted(found) if field.startswith(b"count:")]
     with link.as_written():

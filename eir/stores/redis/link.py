@@ -28,7 +28,7 @@ REPLAYED = (
     ("HSET", _KEY, "a", "b"), ("HDEL", _KEY, "a"), ("HINCRBY", _KEY, "a", "1"), ("PERSIST", _KEY), ("UNLINK", _KEY), ("XADD", _KEY, "*", "a", "b"),
     ("DEL", _KEY), ("PEXPIREAT", _KEY, "1"),
 )  # fmt: skip
-"""What our transactions are in an AOF."""
+"""The commands that our transactions become in an AOF."""
 
 POLICY_SAFE = "noeviction"
 
@@ -56,7 +56,7 @@ AWAY = (fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException, 
 
 
 class Link:
-    """What a store sends its commands over. `report` hears of what is not an error."""
+    """A store's connection for its commands. `report` hears of anything that is not an error."""
 
     def __init__(self, address: Address, report: Report) -> None:
         self.where = str(address)
@@ -69,7 +69,7 @@ class Link:
         self._learning = asyncio.Lock()
         self._greeted = False
         self.names_only: tuple[str, ...] = ("NOVALUES",)
-        """What makes HSCAN leave out the values, as far as is known."""
+        """Arguments that make HSCAN leave out the values, as far as is known."""
 
     async def do(self, *command: object, key: str = "", **options: object) -> Any:
         """The answer to a command; `key`: the one that it is about, unless that is its second word. Raises StoreError."""
@@ -139,7 +139,7 @@ class Link:
             )  # fmt: skip
 
     async def _is_open_to_all(self, client: Any, key: str) -> bool:
-        """Whether a connection without a password may write there, as far as that can be told. Nothing is written."""
+        """True if a connection without a password may write there, as far as that can be told. Writes nothing."""
         host, port = await _where(client)
         options = {
             name: value
@@ -160,7 +160,10 @@ class Link:
 
     @contextmanager
     def as_written(self) -> Iterator[None]:
-        """What was read is taken apart in it. Raises StoreError (corrupt) if another program, or version, wrote it."""
+        """Decode in this context what was read.
+
+        Raises StoreError (corrupt) if another program, or version, wrote it.
+        """
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -249,7 +252,7 @@ async def _cannot_replay(client: Any) -> str | None:
 
 
 async def _heeding(answer: Awaitable[T]) -> T:
-    """What is awaited, unless this task was cancelled meanwhile.
+    """Return the awaited result, unless this task was cancelled meanwhile.
 
     redis sends under asyncio.wait_for, which before Python 3.12 loses a cancellation that comes while the bytes go out: a
     worker would not end, and a timeout around it would not hold.
@@ -269,7 +272,7 @@ _WORDS_OF: dict[tuple[type[Exception], ...], str] = {
 
 
 def said(error: Exception) -> str:
-    """What an error says, without what only a Python programmer reads: tuples of sockets, objects, names of classes."""
+    """The error's text, without what only a Python programmer reads: tuples of sockets, objects, names of classes."""
     text = str(error)
     if (
         unknown := re.match(r"No master found for '(.+?)'", text)

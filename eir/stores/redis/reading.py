@@ -16,7 +16,7 @@ from eir.stores.redis.link import Link
 from eir.stores.write import Kept, Stored
 
 BATCH_PAGES_MAX = 500
-"""What one command reads at most."""
+"""Most pages that one command reads."""
 SCAN_COUNT = 1_000
 """Names of pages that are asked for at a time."""
 
@@ -40,9 +40,9 @@ class Row(Stored[PageSet]):
     name: str
     change: bytes
     form: bytes | None = None
-    """Of what is there, as eir.stores.records has it."""
+    """The version of what is there, as in eir.stores.records."""
     event: Event | None = None
-    """What the last write is to say in the history."""
+    """The event of the last write, for the history."""
 
     def check(self, change: bytes | None) -> None:
         """Raise StoreChanged if it has another `change` by now; until then its pages are those that it points to."""
@@ -67,7 +67,10 @@ async def read_row(link: Link, name: str, *, past: bool = False) -> Row | None:
 
 
 def _past(name: str, change: bytes, past: bytes | None, previous: bytes | None) -> dict[str, Any]:
-    """What is kept of a list, and the events. A node that knows nothing of these leaves them as they were when it writes."""
+    """The kept releases of a list, and the events.
+
+    A node that does not know these fields leaves them as they were when it writes.
+    """
     said = {} if past is None else json.loads(past)
     if said.get("change") == change.decode():
         kept = tuple(_kept(name, each) for each in said["kept"])
@@ -86,7 +89,7 @@ def _event(said: dict[str, Any] | None) -> Event | None:
 
 
 async def read_change(link: Link, name: str) -> bytes | None:
-    """What is in the state hash now."""
+    """The present `change` of the state hash."""
     (change,) = await link.do("HMGET", key(name, "state"), "change")
     return change  # type: ignore[no-any-return]
 
@@ -159,7 +162,7 @@ async def read_in_set(link: Link, row: Row, page_set: PageSet, numbers: Sequence
 
 
 def _pages(numbers: Sequence[int], found: Sequence[bytes | None], *, plain: bool) -> list[Page]:
-    """What HMGET gave for pages, without those that are not there: their keys, and unless `plain` behind each its `extra`."""
+    """The pages that HMGET found: their keys and, unless `plain`, the `extra` behind each."""
     if plain:
         return [Page(number, keys) for number, keys in zip(numbers, found, strict=True) if keys]
     parts = zip(numbers, found[::2], found[1::2], strict=True)

@@ -36,14 +36,14 @@ STAGING_S = 600
 """A set that is being filled expires when nothing was added for so long."""
 CHANGES_MAX = 100
 PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
-"""What one command of a load writes at most: Redis answers nobody else meanwhile."""
+"""Most pages and bytes that one command of a load writes: meanwhile Redis answers nobody else."""
 REPLICA_WAIT_MS = 1_000
 FIELD_BYTES, ROUNDED_UP = 100, 1.2
-"""What a field of a hash takes besides its value, and what a value takes for each of its bytes."""
+"""Memory of a hash field: bytes besides its value, and bytes for each byte of the value."""
 AMENDED_TIMES = 2
 """An amendment keeps pages as they were beside those as they are."""
 RESERVE_BYTES, RESERVE_SHARE = 16 << 20, 8
-"""What a load leaves free of maxmemory: so much, or this part of it if that is less."""
+"""Memory that a load leaves free of maxmemory: this many bytes, or this fraction (1/8) of it if that is less."""
 
 
 async def write(link: Link, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None) -> ListState:
@@ -61,7 +61,7 @@ async def write(link: Link, name: str, seen: int, wanted: Wanted | Undo, batches
         if batches is not None:
             own = own._replace(fields=sum([await stage(link, own.key, batch) async for batch in batches]))
         if isinstance(wanted, Undo):
-            steps, known = steps_back(name, row, wanted.to), cast("Row", row)  # it has raised where there is none
+            steps, known = steps_back(name, row, wanted.to), cast("Row", row)  # it has raised if there is no such step
             pages = [await _kept_pages(link, name, known, step) for step in steps]
             decided = decide_undo(known, steps, pages, wanted.event)
         else:

@@ -30,7 +30,7 @@ POLL_S = 0.1
 PORTION_PAUSE_S = 0.005
 """Between a load's transactions, so that another process gets the write lock in the middle of it."""
 READ_PAGES_MAX, READ_BYTES = 512, 1 << 16
-"""What one statement reads at most while a list is read."""
+"""Most pages and bytes that one statement reads while a list is read."""
 
 # Many pages as one text: for each its number (16 digits), two lengths (8 digits each), keys and extra, all hexadecimal.
 GATHER = "group_concat(printf('%016X%08X%08X', id & :mask, length(keys), length(extra)) || hex(keys) || hex(extra), '')"

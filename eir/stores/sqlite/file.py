@@ -23,12 +23,13 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 BUSY_TIMEOUT_S = 10.0
-"""How long a write waits for another process's transaction; a load's own take some ten milliseconds each."""
+"""Seconds that a write waits for another process's transaction; those of a load take some ten milliseconds each."""
 BUSY_RETRY_S = 0.01
 NICE = 15
-"""Of the thread that reads and writes; it holds the interpreter's lock for some microseconds at a time only."""
+"""Nice value of the thread that reads and writes. It holds the interpreter's lock for only some microseconds at a
+time."""
 WAL_BYTES_MAX = 16 << 20
-"""What the write-ahead log is cut to when it starts over."""
+"""Bytes that the write-ahead log is cut to when it starts over."""
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 
 APPLICATION_ID = 0x45495230  # "EIR0", so that `file` and a wrong path tell
@@ -91,13 +92,13 @@ CAUSES = {
     "BUSY": "busy", "LOCKED": "busy", "FULL": "full", "CORRUPT": "corrupt", "NOTADB": "corrupt", "IOERR": "io",
     "READONLY": "readonly", "PERM": "readonly", "CANTOPEN": "cannot_open", "TOOBIG": "corrupt",
 }  # fmt: skip
-"""By the name of SQLite's error."""
+"""Our causes, by the name of SQLite's error."""
 REOPEN = frozenset({"corrupt", "io", "cannot_open", "readonly"})
 """After these the connection is of no more use."""
 NO_ROOM = frozenset({"full", "io", "cannot_open"})
-"""Where a disk is full and the file cannot be opened: even a reader makes a file of shared memory beside it."""
+"""Causes after which a file may not open on a full disk: even a reader creates a file of shared memory beside it."""
 STILL_S = 1.0
-"""How long a file that was opened without one is read as it is; then it is opened again."""
+"""Seconds for which a file that was opened without shared memory is read as it is; then it is opened again."""
 
 
 class File:
@@ -122,7 +123,7 @@ class File:
         """`upgrade` does what SQL cannot where the file is of another version of the schema, in the transaction that brings it to this one."""
         self._db: sqlite3.Connection | None = None
         self._still: tuple[float, str] | None = None
-        """Where it could be opened for reading only: until when (time.monotonic), and why."""
+        """For a file that could be opened for reading only: until when (time.monotonic), and why."""
         self._inode: tuple[int, int] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite", initializer=_step_back)
 
@@ -209,7 +210,10 @@ def _step_back() -> None:
 
 
 def _cause(error: sqlite3.Error) -> str:
-    """Of an error like SQLITE_IOERR_WRITE the second word tells; errors of the module sqlite3 itself have no name."""
+    """The cause of an error, by the second word of a name like SQLITE_IOERR_WRITE.
+
+    Errors of the module sqlite3 itself have no name.
+    """
     return CAUSES.get(getattr(error, "sqlite_errorname", "_").split("_")[1], "error")
 
 
@@ -280,7 +284,7 @@ def _prepare(
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
-    """Where several processes make the file at once, SQLite calls this change busy without waiting; so it is waited here."""
+    """Switch to WAL mode. Waits here, since SQLite says busy at once while several processes create the file."""
     end = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
@@ -294,7 +298,7 @@ def _use_wal(db: sqlite3.Connection) -> None:
 
 
 def form_of(db: sqlite3.Connection) -> int:
-    """What form the file has, as eir.stores.records has it."""
+    """The version of the file's form, as in eir.stores.records."""
     return _pragma(db, "user_version")
 
 

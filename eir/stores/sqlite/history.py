@@ -49,7 +49,7 @@ def upgrade(db: sqlite3.Connection, version: int) -> None:
 
 
 def ledger(db: sqlite3.Connection) -> Ledger:
-    """What the history has to hold."""
+    """The ledger of the history."""
     found = db.execute("SELECT text FROM ledger").fetchone()
     return Ledger() if found is None else decode_ledger(found[0])
 
@@ -78,7 +78,7 @@ def record(db: sqlite3.Connection, event: Event) -> None:
 
 
 def history(db: sqlite3.Connection, name: str | None, since: str | None, limit: int | None) -> list[Event]:
-    """What is asked, as of one moment."""
+    """The events asked for, as of one moment."""
     with snapshot(db):
         records = [
             Record(*row)

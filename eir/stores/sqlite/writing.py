@@ -20,13 +20,13 @@ from eir.stores.sqlite.history import append
 from eir.stores.write import Kept, Stored, Undo, Wanted, Write, check_generation, decide, decide_undo, steps_back
 
 PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
-"""What one transaction of a load writes at most: it holds the write lock for about 70 ms."""
+"""Most pages and bytes that one transaction of a load writes: it holds the write lock for about 70 ms."""
 WRITE_PAGES_MAX = 512
-"""What one statement writes at most."""
+"""Most pages that one statement writes."""
 SET_IDLE_S = 600
 """A set that is being filled and was not touched for so long belongs to a load that died."""
 RESERVE_BYTES = 2 * WAL_BYTES_MAX
-"""What a load leaves free on the disk: for the write-ahead log, and as much again for what is written there after it."""
+"""Bytes that a load leaves free on the disk: for the write-ahead log, and as much again for later writes there."""
 AMENDED_TIMES = 2
 """An amendment writes pages as they were and as they are, to the log and to the file."""
 DB_PAGE_BYTES, LEAF_BYTES, ROW_BYTES = 4096, 4084, 16
@@ -34,7 +34,7 @@ DB_PAGE_BYTES, LEAF_BYTES, ROW_BYTES = 4096, 4084, 16
 CHANGES_MAX = 1_000
 """Steps that are kept for each list."""
 
-# What is longer than any record of ours is none.
+# A value longer than any record of ours is not one of ours.
 READ_RECORD = """
 SELECT iif(length(state) > :most, '', state), page_set, iif(length(made) > :most, NULL, made) FROM lists WHERE name = :name
 """
@@ -78,7 +78,7 @@ def stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
 
 
 def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
-    """What is in force."""
+    """The state in force."""
     found = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
     return None if found is None else decode_state(found[0])
 
@@ -103,7 +103,7 @@ def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: 
 
 
 def file_bytes(sizes: Sequence[int]) -> int:
-    """What rows with so many bytes of content take in the file, about (sqlite.org/fileformat2.html 1.6)."""
+    """Bytes that rows with contents of these sizes take in the file, roughly (sqlite.org/fileformat2.html 1.6)."""
     rows = np.array(sizes, np.int64) + ROW_BYTES
     in_leaf = DB_PAGE_BYTES / (LEAF_BYTES // rows.clip(1, LEAF_BYTES))
     return int(np.where(rows <= LEAF_BYTES, in_leaf, (rows // LEAF_BYTES + 1) * DB_PAGE_BYTES).sum())
@@ -220,7 +220,7 @@ def commit(db: sqlite3.Connection, name: str, seen: int, wanted: Wanted | Undo, 
             pages = [[] if step.whole else _pages(db, step.page_set) for step in steps]
             write = decide_undo(
                 cast("Stored[int]", before), steps, pages, wanted.event
-            )  # steps_back has raised where there is none
+            )  # steps_back has raised if there is no such step
         elif staged is not None:
             _hold(db, staged)
             write = decide(before, wanted, staged)
