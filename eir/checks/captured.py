@@ -1,4 +1,4 @@
-"""What a capture file shows of checks that others made, whichever protocol carried them; it is read by Wireshark's tshark.
+"""Checks that others made, as a capture file shows them, over any protocol; Wireshark's tshark reads it.
 
 May import errors; what a message of a protocol says, the protocol's own folder knows.
 """
@@ -18,18 +18,18 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Captured:
-    """What a capture shows."""
+    """The checks in a capture, and the nodes that it shows."""
 
     checks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """(identifier as it was sent, who asked, status or result or `none`) → how many."""
     asking: set[str] = field(default_factory=set)
-    """Who asked, and nodes over whose connection some questions came: an agent carries those of others."""
+    """Nodes that asked, and nodes over whose connection some questions came: an agent carries those of others."""
     known: set[str] = field(default_factory=set)
-    """Who was there, and might have asked."""
+    """Nodes that were there, and might have asked."""
 
 
 def by_tshark(capture: Path, arguments: Sequence[str], take: Callable[[IO[bytes]], T | None]) -> T:
-    """What `take` makes of tshark's output for a capture file (pcap, pcapng); None: the output is not what it should be.
+    """Return what `take` makes of tshark's output for a capture file (pcap, pcapng); None if that output is invalid.
 
     Raises SetupFault without tshark, EirError if it cannot read the file.
     """

@@ -28,21 +28,22 @@ Kind = tuple[str, str, str, str]
 """Status, list and rule as in Labels, and the label of the peer."""
 
 NoteCheck = Callable[[Kind, str, str, str, int], None]
-"""Told of checks that did not end in `whitelisted`: their kind, Origin-Host of the request (behind an agent not the peer's own),
-identifier, IMSI, which are the last one's and empty where there is none; and how many there were."""
+"""Called with checks that did not end in `whitelisted`: their kind, the Origin-Host of the request (behind an agent not
+the peer's own), identifier and IMSI, which are those of the last one and empty where absent, and the number of
+checks."""
 
 NoteObserved = Callable[[int, str, str | None], None]
 """Told of each check that an observed rule would have answered: the rule's number, the status, the rule's name."""
 
 ERRORS = {why: Decision("error", why.value, None, is_plain=False) for why in NoDevice}
-"""What the record of sightings says of a request that got the protocol's own error."""
+"""Decisions recorded for requests that got the protocol's own error."""
 
 IDENTIFIER_MAX, NAME_MAX = 32, 255
 """Characters of an identifier and of a name that sightings keep: a text from the wire may be as long as a message."""
 TEXT_MAX = (NAME_MAX, NAME_MAX, IDENTIFIER_MAX, IDENTIFIER_MAX, IDENTIFIER_MAX)
 
 KINDS = {NoDevice.MISSING: "none", NoDevice.MALFORMED: "bad"}
-"""What metrics call a request that names no device."""
+"""Names in metrics of requests that name no device."""
 
 
 class Checker:
@@ -69,7 +70,7 @@ class Checker:
         self._answered: defaultdict[Labels, Counter[Verdict]] = defaultdict(Counter)
         """The last of Labels → checks by verdict of the policy in force. The first are made of them when someone wants to see them."""
         self._answered_before: Counter[Labels] = Counter()
-        """By verdicts of earlier policies."""
+        """Checks by verdict of earlier policies."""
         self.observed: Counter[tuple[str, str]] = Counter()
         """(rule, status) → checks that a rule under observation would have answered."""
         self.identity_errors: Counter[tuple[str, str]] = Counter()

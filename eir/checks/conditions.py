@@ -27,7 +27,8 @@ class Condition(NamedTuple):
     compile: Callable[[Any, "Index"], Holds]
     """Makes the test. Raises KeyError if the value names a list that the index does not have, or has as one of another kind."""
     length: int | None = None
-    """Of texts: characters of a whole one, where shorter ones stand for all that begin with them. None: they are compared whole."""
+    """Characters of a complete text, where shorter ones stand for all that begin with them. None: texts are compared
+    whole."""
     names_list: bool = False
     pairs_only: bool = False
     """The list has to be one of pairs."""

@@ -1,8 +1,9 @@
-"""What would be answered for a device, and why: `eir check`. From the lists in a node's memory, or from the store.
+"""The answer that a device would get, and why: `eir check`. From the lists in a node's memory, or from the store.
 
-The answer is that of a Checker, as on the wire; of the store only the pages are read that the device is in. The reason is read
-from a store in any case, as no node holds it in memory. A list of pairs is kept by device, so the devices that a SIM is bound to
-are looked for in the whole of it, a batch of pages at a time, and only for a rule that asks (`subscriber_bound_elsewhere`).
+The answer is that of a Checker, as on the wire; only those pages of the store are read that the device is in. The
+reason is read from a store in any case, as no node holds it in memory. A list of pairs is kept by device, so the
+devices that a SIM is bound to are looked for in the whole of it, a batch of pages at a time, and only for a rule that
+asks (`subscriber_bound_elsewhere`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ NAMED_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What would be answered, and why."""
+    """The answer that a device would get, and why."""
 
     question: Question
     status: Status | None
@@ -41,23 +42,23 @@ class Explanation:
     """These three as in Verdict."""
     serial: int | None = None
     change: int | None = None
-    """Of the list, counted from 1, where operators change it and no release does."""
+    """Number of the list's change, counted from 1, where operators change the list and no release does."""
     reason: str | None = None
-    """What the list gives as the reason for this device; what is wrong with the identifier if it names no device."""
+    """The list's reason for this device; what is wrong with the identifier if it names no device."""
     conditions: str = ""
-    """What else than its list the rule asks for."""
+    """Conditions of the rule besides its list."""
     observed: tuple[tuple[int, str, str | None], ...] = ()
     """Rules under observation that held before: number, what they would have answered, name."""
     not_loaded: tuple[str, ...] = ()
     """Lists that rules look into and that have never been loaded, so that these rules could not hold."""
 
     def as_fields(self) -> dict[str, Any]:
-        """What it holds besides the question, as JSON knows it; `of_fields` makes it again."""
+        """Return everything besides the question, as JSON knows it; `of_fields` reverses this."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "question"}
 
     @classmethod
     def of_fields(cls, question: Question, found: Mapping[str, Any]) -> "Explanation":
-        """What `as_fields` gave, perhaps by way of JSON, and the question that it answers."""
+        """Make an explanation of the question that it answers and what `as_fields` gave, perhaps by way of JSON."""
         status = None if found["status"] is None else Status(found["status"])
         observed = tuple((rule, answer, name) for rule, answer, name in found["observed"])
         return cls(
@@ -101,7 +102,7 @@ def question_of(device: str, *, imsi: str, software_version: str, origin_host: s
 
 
 def wrong_option(question: Question) -> str | None:
-    """What is wrong with `--imsi` or `--software-version`, in words; None if nothing is.
+    """Return what is wrong with `--imsi` or `--software-version`, in words; None if nothing is.
 
     A malformed identifier of the device is not wrong here: the policy has an answer to it.
     """

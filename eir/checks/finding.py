@@ -1,4 +1,7 @@
-"""What an EIR was asked and what it answered, whichever protocol carried it: the results of probes, and the ways to ask. May import errors; knows no connection of its own."""
+"""Questions to an EIR and its answers, whichever protocol carried them: the results of probes, and the ways to ask.
+
+May import errors; knows no connection of its own.
+"""
 
 import asyncio
 from collections import Counter
@@ -15,7 +18,7 @@ NO_ANSWER = "none"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one question was answered; the keys of `--json`."""
+    """The answer to one question; the keys of `--json`."""
 
     imei: str
     imsi: str | None
@@ -43,18 +46,19 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What many questions were answered; the keys of `--json`."""
+    """The answers to many questions; the keys of `--json`."""
 
     asked: int
     answered: int
     answers: Mapping[str, int]
-    """By status, or by result where an answer holds no status; those that did not come: `none`."""
+    """Number of answers by status, or by result where an answer holds no status; `none` counts those that did not
+    come."""
     round_trip_ms: Mapping[str, float]
     """Least, median, 99th percentile and greatest (`min`, `median`, `p99`, `max`); empty if there was no answer."""
     seconds: float
     a_second: float
     fault: str | None = None
-    """What was wrong with the first answer with which something was, or why it did not come."""
+    """Fault of the first faulty answer, or why it did not come."""
 
     def as_json(self) -> dict[str, Any]:
         """The summary as a JSON object."""
@@ -125,10 +129,10 @@ class Client(Protocol):
     """A connection to an EIR, on which many may ask at once."""
 
     closed_by: str
-    """What has ended it; empty while it stands."""
+    """Cause of the connection's end; empty while it is up."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
-        """What one question is answered."""
+        """Return the answer to one question."""
 
 
 Target = TypeVar("Target")
@@ -143,7 +147,7 @@ class Probe(Generic[Target]):
     async def ask(
         self, target: Target, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
     ) -> list[Finding]:
-        """Ask about each IMEI in turn on one connection. Raises EirError if there is none."""
+        """Ask about each IMEI in turn on one connection. Raises EirError if it cannot be made."""
         async with self._connected(target) as client:
             return [await client.ask(imei, imsi, software_version) for imei in imeis]
 

@@ -1,4 +1,4 @@
-"""What can be wrong with an identifier by itself, before anybody looks into a list. Imports eir.device.
+"""Faults of an identifier by itself, before anybody looks into a list. Imports eir.device.
 
 Reprogrammed phones carry zeros, one digit over and over, runs of digits, identifiers of test equipment, or an IMEI whose check digit
 belongs to another one.
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS
 
 MALFORMED, CHECK_DIGIT = "malformed", "check_digit"
-"""What the key of a device (eir.device) does not show any more."""
+"""Faults that the key of a device (eir.device) does not show any more."""
 NO_KEY = ODD_BASE
 """The key of nothing at all, so no list has it."""
 IMEI_DIGITS = 15
@@ -19,7 +19,7 @@ _TEST_TACS = (
     *((f"0010{body:02d}00", f"0010{body:02d}99") for body in range(1, 18)),
     *((f"{body}0000", f"{body}9999") for body in ("0044", "0086", "0091")),
 )
-"""Of test equipment: GSMA TS.06, the reporting bodies' test TACs; the first and the last one of each."""
+"""Test equipment: GSMA TS.06 and the reporting bodies' test TACs; the first and the last one of each range."""
 
 
 def _alone(*identifiers: str) -> tuple[tuple[int, int], ...]:
@@ -32,7 +32,7 @@ STRETCHES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "sequence": _alone(*(row[at : at + KEY_DIGITS] for row in (_UPWARD, _UPWARD[::-1]) for at in range(10))),
     "test": tuple((int(first) * SNR_KEYS, (int(last) + 1) * SNR_KEYS - 1) for first, last in _TEST_TACS),
 }
-"""What the key of a device shows by itself: by name stretches of keys, the first and the last one of each."""
+"""Faults that the key of a device shows by itself: by name, ranges of keys, the first and the last one of each."""
 
 
 def _within(stretches: tuple[tuple[int, int], ...]) -> Callable[[int], bool]:
@@ -51,7 +51,7 @@ _DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
 
 
 def is_wrong_digit(imei: str | bytes) -> bool:
-    """Whether an IMEI of 15 digits ends with neither its check digit (TS 23.003 annex B) nor the spare 0 that phones send."""
+    """True if an IMEI's 15th digit is neither its check digit (TS 23.003 annex B) nor the spare 0 that phones send."""
     if len(imei) != IMEI_DIGITS or not imei.isdigit():
         return False
     digits = [int(digit) for digit in (imei if isinstance(imei, str) else imei.decode())]

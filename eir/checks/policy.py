@@ -18,12 +18,12 @@ from eir.images.index import Index
 from eir.record.settings import SUBSCRIBERS
 
 OVERRIDE = "override"
-"""What stands for the rule while an override is in force."""
+"""Stands for the rule while an override is in force."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """What a check is answered, and why. Made at compile time only: equal means identical, so it is a cheap dict key."""
+    """The answer to a check, and why. Made at compile time only: equal means identical, so it is a cheap dict key."""
 
     status: Status
     rule: int | str
@@ -31,7 +31,7 @@ class Verdict:
     list: str | None = None
     """The first list that the rule looks into; None if it looks into none."""
     name: str | None = None
-    """What people call the rule."""
+    """The rule's name for people."""
     label: str = field(init=False)
     """The rule as metrics and the log show it: by its name if it has one."""
     decision: Decision = field(init=False)
@@ -56,7 +56,7 @@ class Policy:
 
     decide: Decide
     unidentified: Mapping[NoDevice, Verdict | NoDevice]
-    """What a request that names no device gets: a verdict, or the protocol's own error."""
+    """The answer to a request that names no device: a verdict, or the protocol's own error."""
     program: Program
     """The same as `decide`, for a fast path that is compiled."""
     override_until: datetime | None = None

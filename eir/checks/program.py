@@ -35,7 +35,7 @@ class Asked(IntEnum):
     NOT_LISTED = 2
     """With one word: which list."""
     WITHIN = 3
-    """Which field, and stretches of its numbers, each with its first and its last one."""
+    """With words for the field, and ranges of its numbers, the first and the last one of each."""
     ORIGIN_HOST = 4
     ORIGIN_REALM = 5
     """With names, as `names_in_words` writes them."""
@@ -56,7 +56,7 @@ class Program:
     words: bytes
     verdicts: tuple[Any, ...]
     verdict_words: Mapping[Any, int]
-    """What stands for each of them."""
+    """The word that stands for each verdict."""
     lists: tuple[DeviceList, ...]
     index: Index
 

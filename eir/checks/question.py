@@ -1,4 +1,4 @@
-"""What is asked: a device, the subscriber that uses it and who wants to know; and which identifiers are good (TS 23.003 6.2).
+"""A question: a device, the subscriber that uses it and who asks; and which identifiers are good (TS 23.003 6.2).
 
 A translator (eir.s13.service is S13's) fills a Question with the texts that its protocol carried and judges none of them: what is
 missing or malformed is told apart here, in the same way for each protocol. Imports eir.device and errors; knows no policy.
@@ -70,7 +70,10 @@ class Question(NamedTuple):
             return None
 
     def identifier(self) -> str:
-        """What names the device, as it was sent: the MEID where the IMEI is none; empty if the request carries neither."""
+        """Return what names the device, as it was sent.
+
+        It is the MEID if the IMEI is not one; empty if the request carries neither.
+        """
         if self.imei and (self.meid is None or (len(self.imei) in IMEI_LENGTHS and is_digits(self.imei))):
             return self.imei
         return self.meid or self.imei or self.other or ""

@@ -1,4 +1,4 @@
-"""What the configuration says of the check: rules, the default, and what requests without a device get.
+"""Settings of the check: rules, the default answer, and the answer to requests without a device.
 
 May import eir.checks.conditions, which says what a rule's conditions are called; compiles nothing (eir.checks.policy does).
 """
@@ -13,7 +13,7 @@ from eir.checks.conditions import CONDITIONS
 
 
 class Status(StrEnum):
-    """What a device is (TS 29.272 7.3.51, and 7.4.3.4 for UNKNOWN), by the wire's words in lower case."""
+    """Status of a device (TS 29.272 7.3.51, and 7.4.3.4 for UNKNOWN), in the wire's words in lower case."""
 
     WHITELISTED = "whitelisted"
     BLACKLISTED = "blacklisted"
@@ -38,7 +38,7 @@ class Rule:
     """
 
     name: str | None = None
-    """What people call the rule."""
+    """The rule's name for people."""
     answer: Status
     observe: bool = False
     """Report what the rule would have answered and go on with the next one."""
@@ -58,7 +58,7 @@ class Rule:
     imsi: tuple[str, ...] = ()
     """First digits of the IMSI: MCC, MCC and MNC, or more."""
     identifier: tuple[str, ...] = ()
-    """What is wrong with the identifier (eir.checks.identifier)."""
+    """Faults of the identifier (eir.checks.identifier)."""
     origin_host: tuple[str, ...] = ()
     """Origin-Host of the request, whole, in either case."""
     origin_realm: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class Asks(Protocol):
 
 
 def answers_of(peers: Iterable[Asks]) -> dict[str, dict[Status, Status]]:
-    """What some peers, by label, are answered instead of a status."""
+    """Return the statuses that some peers, by label, are answered instead of others."""
     return {
         peer.label: {Status(verdict): Status(answer) for verdict, answer in peer.answers}
         for peer in peers

@@ -1,6 +1,7 @@
-"""What a check leaves behind for the record: it is decided already, and nobody waits for what becomes of it.
+"""Sightings, which checks leave for the record: they are decided already, and nobody waits for what becomes of them.
 
-Data only: the checker and a protocol's fast path hand over, eir.daemon puts something behind it (eir.analysis.buffer).
+Data only: the checker and a protocol's fast path hand them over, eir.daemon connects them to something
+(eir.analysis.buffer).
 """
 
 from collections.abc import Container, Sequence
@@ -20,7 +21,7 @@ class Decision(NamedTuple):
 
 
 class SightingKind(NamedTuple):
-    """What checks that are handed in together may have in common."""
+    """Properties that checks which are handed in together have in common."""
 
     decision: Decision
     protocol: str
@@ -31,7 +32,8 @@ class SightingKind(NamedTuple):
 
 
 TEXTS = 5
-"""Of each check: Origin-Host, Origin-Realm, the identifier as it was sent, IMSI, software version; empty where there is none."""
+"""Number of texts of each check: Origin-Host, Origin-Realm, the identifier as it was sent, IMSI, software version;
+empty where absent."""
 
 
 class Sightings(Protocol):

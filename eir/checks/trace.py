@@ -1,4 +1,4 @@
-"""What a trace of one subscriber or one device tells: each of its checks with the whole reasoning, as it is decided.
+"""A trace of one subscriber or one device: each of its checks with the whole reasoning, as it is decided.
 
 A worker has one tracer, with at most one trace. It judges by the same lists in the same moment as the check, tells a few checks a
 second, and has fast paths leave alone what it is looking for only while it may still tell. Synchronous; clock and callables are
@@ -37,7 +37,7 @@ class Sought(NamedTuple):
         return ANY if self.device is None else self.device, int(self.imsi or ANY)
 
     def fits(self, question: Question) -> bool:
-        """Whether a check is one of them."""
+        """True if the trace is looking for this check."""
         if self.imsi and question.imsi != self.imsi:
             return False
         try:

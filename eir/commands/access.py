@@ -1,4 +1,4 @@
-"""How a command gets at the configuration, at the store and at the name of the person who runs it."""
+"""Access of commands to the configuration, to the store and to the name of the person who runs them."""
 
 import asyncio
 import getpass
@@ -52,7 +52,10 @@ def config_with_warnings(path: Path) -> Config:
 
 
 def whereabouts(path: Path) -> Whereabouts:
-    """Where node and store are. Faults elsewhere in the file do not keep a person from looking, or from steering the node."""
+    """Return where node and store are.
+
+    Faults elsewhere in the file do not keep people from looking, or from steering the node.
+    """
     found = load_whereabouts(path)
     for problem in found.problems:
         say(f"warning: {problem}")

@@ -32,9 +32,9 @@ class Group(NamedTuple):
     commands: Mapping[str, str]
     """Second word → what runs."""
     alone: str | None = None
-    """What runs without a second word."""
+    """The command that runs without a second word."""
     help: str | None = None
-    """What is said of it, where nothing runs without a second word."""
+    """Help text of a group that runs nothing without a second word."""
 
 
 COMMANDS: dict[str, str | Group] = {

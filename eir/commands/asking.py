@@ -158,7 +158,7 @@ def check(
 
 
 def with_reason(config: Config, states: Mapping[str, ListState], found: "Explanation", now: datetime) -> "Explanation":
-    """What the node answers by these lists, with the reason out of the store, or of the node's own copy of it."""
+    """Return what the node answers by these lists, with the reason from the store or from the node's copy of it."""
     if found.list is None or found.list not in states:
         return found
     from eir.checks.explain import give_reason  # noqa: PLC0415 - as above
@@ -171,7 +171,7 @@ def with_reason(config: Config, states: Mapping[str, ListState], found: "Explana
 
 
 def _n5g_question(imei: str, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
-    """What an AMF would ask, held to what its requests are held to."""
+    """Return the question that an AMF would ask, checked as its requests are."""
     from eir.n5g import probe as n5g  # noqa: PLC0415 - for this protocol alone
     from eir.n5g.service import Refused, question_of  # noqa: PLC0415 - as above
     from eir.peers.requester import Requester  # noqa: PLC0415 - as above
@@ -237,8 +237,8 @@ def probe(
 ) -> None:
     """Ask an EIR, as an MME, an AMF or an MSC would.
 
-    HOST is asked over Diameter S13; http://HOST:PORT or https://HOST:PORT over HTTP/2 (N5g-eir); gsup://HOST:PORT as an OsmoMSC asks;
-    map://GATEWAY:PORT as any MSC asks (MAP over SIGTRAN: over SCTP, or over TCP where there is none).
+    HOST is asked over Diameter S13; http://HOST:PORT or https://HOST:PORT over HTTP/2 (N5g-eir); gsup://HOST:PORT as an
+    OsmoMSC asks; map://GATEWAY:PORT as any MSC asks (MAP over SIGTRAN: over SCTP, or over TCP where SCTP is missing).
 
     All questions go over one connection. The exit status is 0 if every question was answered, even by an error; the name of an error
     goes to standard error. With --count the next question follows when one is answered, unless --rate says how many there are a second.
@@ -280,7 +280,7 @@ def _tell(findings: "Sequence[Finding]", *, with_token: bool, as_json: bool) -> 
 
 
 class Names(NamedTuple):
-    """Who we are over Diameter, and whom we ask for; None: the EIR's own realm, and no host."""
+    """Our names over Diameter and those that are asked for; None: the EIR's own realm, and no host."""
 
     origin_host: str
     origin_realm: str
@@ -305,7 +305,7 @@ def names_of(
 
 
 class Calls(NamedTuple):
-    """Who we are over SIGTRAN, and whom we ask for, as the options say."""
+    """Our addresses over SIGTRAN and those that are asked, as the options say."""
 
     gt: str | None
     point_code: str
@@ -316,7 +316,7 @@ class Calls(NamedTuple):
 
 
 class Prober(NamedTuple):
-    """What asks one EIR, as eir.s13.probe and eir.n5g.probe do, whose functions have one shape."""
+    """Functions that ask one EIR, as in eir.s13.probe and eir.n5g.probe, where they have the same form."""
 
     ask: Callable[..., Any]
     ask_many: Callable[..., Any]
@@ -395,13 +395,14 @@ def _map_prober(wanted: Wanted) -> tuple[Any, Any]:
 PROBERS: dict[str, Callable[[Wanted], tuple[Any, Any]]] = {
     "http": _n5g_prober, "https": _n5g_prober, "gsup": _gsup_prober, "map": _map_prober,
 }  # fmt: skip
-"""By the scheme of the target's URL: the module that asks so, and whom it asks. Without a scheme, and by any other, it is Diameter."""
+"""Makers by scheme of the target's URL: each returns the module that asks so, and its target. Diameter without a
+scheme, and for any other."""
 
 
 def prober_for(
     target: str, tls: Tls | None, token: Path | None, names: Names, timeout_s: float, calls: Calls
 ) -> Prober:
-    """What asks the target by the protocol that it names."""
+    """Return what asks the target, by the protocol that it names."""
     make = PROBERS.get(target.partition("://")[0] if "://" in target else "", _s13_prober)
     if token is not None and make is not _n5g_prober:
         raise fail("--token is for http:// and https://", EXIT_USAGE)
@@ -451,7 +452,7 @@ def _token_of(file: Path | None) -> str | None:
 
 
 def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
-    """What a handshake is made with; None if nothing of it is given."""
+    """Return the TLS settings of handshakes; None if no file is given."""
     if ca is None and cert is None and key is None:
         return None
     if ca is None or cert is None or key is None:

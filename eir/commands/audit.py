@@ -171,7 +171,7 @@ def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], s
 
 
 def _answer(config: Config, name: str) -> Status:
-    """What the policy has for the list: the first rule that looks into it."""
+    """Return the policy's answer for the list: that of the first rule that looks into it."""
     return next((rule.answer for rule in config.policy.rules if rule.list == name), Status.BLACKLISTED)
 
 

@@ -28,13 +28,13 @@ ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir 
 
 
 class _Found(NamedTuple):
-    """What the store says of a list."""
+    """The content of a list in the store."""
 
     state: ListState
     pages: Sequence[Page]
-    """Of the whole list, or the one in which the identifier is."""
+    """Pages of the whole list, or the one in which the identifier is."""
     keys: range
-    """Of the entries that are sought."""
+    """Keys of the entries that are sought."""
     events: Sequence[Event]
 
 

@@ -24,21 +24,21 @@ from eir.errors import ConfigError
 from eir.releases.openssh import NAMESPACE, keys_of
 
 SYSTEM_STATE, STATE = "/var/lib/eir", "var"
-"""Where the state is: of a configuration in /etc/eir, and of any other."""
+"""State folder of a configuration in /etc/eir, and of any other."""
 GROUP = "eir"
-"""Of the system user of a service, who reads the configuration."""
+"""Group of the service's system user, who reads the configuration."""
 LISTEN = "tcp://0.0.0.0:3868"
 KEY_BYTES_MAX = 64 << 10
 UNIT = Path(__file__).with_name("eir.service")
 
 
 class Peer(NamedTuple):
-    """Who may ask."""
+    """A peer that may ask."""
 
     host: str | None
     """Its Origin-Host; None: any of our realm."""
     networks: Sequence[str]
-    """Where it connects from."""
+    """Networks from which it connects."""
 
 
 def init(

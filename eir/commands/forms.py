@@ -7,7 +7,7 @@ from typing import Any
 NOTHING = "-"
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 DIGITS_MAX = 6
-"""Of a duration: a million days and more lead beyond the calendar."""
+"""Most digits of a duration: a million days and more lead beyond the calendar."""
 
 
 def cell(value: Any, column: str) -> str:
@@ -53,4 +53,4 @@ def duration(text: str) -> timedelta | None:
 FORMS: dict[str, Callable[[Any], str]] = {
     "time": second, **dict.fromkeys(("issued", "expires", "loaded", "since", "first_seen", "last_seen"), minute), "signers": principal,
 }  # fmt: skip
-"""Of columns that are not shown as their values' text."""
+"""Forms of columns that are not shown as the text of their values."""

@@ -1,7 +1,8 @@
-"""What is in force: the running node is asked first, which answers from memory; where file or store say otherwise, that is named.
+"""The lists in force: the running node is asked first, and answers from memory.
 
-A node follows its store within a second, so a difference is looked at again before it is named. What a node does not hold in
-memory (reasons, who and when) is read from the store, or from the node's last good copy, whichever has what the node answers by.
+A difference from file or store is named. A node follows its store within a second, so a difference is checked again
+before it is named. What a node does not hold in memory (reasons, who and when) is read from the store, or from the
+node's last good copy, whichever has the lists that the node answers by.
 """
 
 import asyncio
@@ -22,33 +23,33 @@ from eir.stores.open import open_copy, open_store
 from eir.stores.records import decode_state
 
 NODE_S = 5.0
-"""How long the node may take for its answer."""
+"""Time that the node has to answer."""
 STORE_S = 5.0
-"""How long the store may take, where the node has answered already."""
+"""Time that the store has to answer, where the node has answered already."""
 LEVEL_S, LEVEL_EACH_S = 1.5, 0.1
-"""How long a node has to follow its store before a difference is named, and between two looks."""
+"""Time that a node has to follow its store before a difference is named, and interval between two looks."""
 
 FromStore = Annotated[bool, typer.Option("--store", help="Ask the store, and not the running node.")]
 
 STORE_ITSELF, LAST_COPY = "the store", "the node's last good copy"
 
 Stored = Mapping[str, ListState | StoreError | None]
-"""What a store holds of each list: its state, why that cannot be read, or None."""
+"""State of each list in a store, or why it cannot be read, or None."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a running node says."""
+    """The answer of a running node."""
 
     pid: int
     states: Mapping[str, ListState]
-    """Of the lists by which it answers."""
+    """States of the lists by which it answers."""
     answer: Any
-    """What it answers to the command; None for a command that only asks for the lists."""
+    """Its answer to the command; None for a command that only asks for the lists."""
     notes: tuple[str, ...]
-    """Where file, store and node differ, in words."""
+    """Differences between file, store and node, in words."""
 
 
 def asked(
@@ -98,7 +99,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
 
 
 def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
-    """What the store holds of the lists that file and node have; why it says nothing, if it does not."""
+    """Return what the store holds of the lists that file and node have; or its error, if it does not answer."""
 
     async def found() -> Stored:
         store = open_store(config.store, config.state, check=False, upgrades=False)
@@ -118,7 +119,10 @@ def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> St
 
 
 async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, ListState | StoreError | None]:
-    """What the store holds of these lists; a damaged one hides no other. Raises StoreError where none can be read."""
+    """Return what the store holds of these lists; a damaged one hides no other.
+
+    Raises StoreError where none can be read.
+    """
     read: dict[str, ListState | StoreError | None] = {}
     for name in names:
         try:
@@ -134,7 +138,7 @@ async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, 
 
 
 def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]:
-    """Where the file says something else than the node goes by."""
+    """Return the differences between the file and what the node goes by."""
     if isinstance(config, Whereabouts) and config.problems:
         return [f"{config.path} has errors (eir config), the node goes by the configuration that it took over before"]
     file = digests(config.shown)
@@ -147,7 +151,7 @@ def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]
 
 
 def _behind(states: Mapping[str, ListState], stored: Stored) -> list[str]:
-    """Where the store holds something else than the node answers by."""
+    """Return the differences between the store and what the node answers by."""
     notes = []
     for name, there in stored.items():
         here = states.get(name)

@@ -55,7 +55,7 @@ def _options(command: Any) -> Iterator[Any]:
 
 
 def _does(command: Any) -> bool:
-    """Whether it does something by itself, and does not only hold other commands."""
+    """True if the command does something itself, and does not only hold other commands."""
     return not hasattr(command, "commands") or bool(command.invoke_without_command)
 
 

@@ -1,4 +1,7 @@
-"""What commands write: results to standard output; messages, and bars of progress, to standard error. Knows no command."""
+"""Output of commands: results to standard output; messages, and bars of progress, to standard error.
+
+Knows no command.
+"""
 
 import json
 import os

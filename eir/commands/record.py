@@ -31,7 +31,7 @@ READ_AGAIN_MAX = 10
 
 
 class _Whole(NamedTuple):
-    """What was found of the whole history."""
+    """The whole history, and what was found in it."""
 
     ledger: Ledger
     records: Sequence[Record]
@@ -95,7 +95,10 @@ def history(
 def _of_the_node(
     checked: Whereabouts, list_name: str | None, limit: int | None, since: str | None, error: StoreError
 ) -> list[Event]:
-    """What the node's copy has, while the store does not answer; raises what the store said where no node can tell."""
+    """Return the history in the node's copy, as the store does not answer.
+
+    Raises the store's error if no node can tell.
+    """
     try:
         rows = control.ask(checked.state, "history", list=list_name, limit=limit, since=since)
     except EirError:
@@ -169,7 +172,7 @@ async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
 
 
 async def _copied(checked: Whereabouts) -> list[Record] | None:
-    """The records of this node's copy; None where there is none that can be read."""
+    """Return the records of this node's copy; None if there is no readable copy."""
     copy = open_copy(checked.store, checked.state) if (checked.state / COPY_FILE).exists() else None
     if copy is None:
         return None
@@ -183,7 +186,7 @@ async def _copied(checked: Whereabouts) -> list[Record] | None:
 
 
 def _against(records: Sequence[Record], ours: Sequence[Record]) -> Iterator[str]:
-    """Where the store has another record than this node, or none; and that its records do not continue this node's."""
+    """Yield the records of this node that the store lacks or has otherwise, and a gap between the two."""
     there = {record.number: record.text for record in records}
     oldest, last = records[0].number if records else 1, ours[-1]
     yield from (

@@ -26,10 +26,10 @@ from eir.record.store import REFUSED, ListStore
 from eir.stores.open import open_store, serial_marks
 
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
-"""How the names of files end that lie beside manifests."""
+"""Endings of the names of files that lie beside manifests."""
 MANIFESTS_NAMED_MAX = 3
 TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
-"""How long a load waits for the node on its host to follow, and between two looks."""
+"""Time that a load waits for the node on its host to follow, and interval between two looks."""
 
 
 def load(
@@ -131,7 +131,10 @@ async def starting() -> AsyncIterator[Start]:
 
 
 def _taken_over(state: Path, loaded: Mapping[str, int]) -> str:
-    """Whether the node on this state folder answers by what was loaded (list → generation); waits a little for it."""
+    """Say whether the node on this state folder answers by what was loaded (list → generation).
+
+    Waits a little for it.
+    """
     end = time.monotonic() + TAKEN_OVER_S
     try:
         while True:

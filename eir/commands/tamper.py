@@ -125,7 +125,7 @@ def report(
 
 
 def _notes(found: "Judgement") -> None:
-    """What people should know beside the findings."""
+    """Say what people should know beside the findings."""
     if not found.places:
         say(
             "all checks come from one place, so place says nothing; eir/analysis/README.md says what can be expected then"
@@ -269,7 +269,7 @@ def _device(identifier: str) -> int:
 
 
 class _Where(NamedTuple):
-    """Which files are judged, and by what."""
+    """The files to judge, and the engine for it."""
 
     record: str | None
     spark: str | None
@@ -289,7 +289,7 @@ def _judged(
 def _judging(
     config: Config, begin: datetime, end: datetime, where: _Where, *, min_score: float | None, keep_users: bool = False
 ) -> "Iterator[tuple[Engine, Judgement]]":
-    """What judged the record of a time, and what it found."""
+    """Yield the engine that judged the record of a time, and its judgement."""
     from dataclasses import replace  # noqa: PLC0415 - for these commands alone
 
     from eir.analysis.judge import judge  # noqa: PLC0415 - as above
@@ -319,7 +319,7 @@ def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
 
 
 def _engine(config: Config, begin: datetime, end: datetime, where: _Where) -> "AbstractContextManager[Engine]":
-    """What does the work, over the files of the time."""
+    """Return the engine that does the work, over the files of the time."""
     from eir.analysis.schema import files  # noqa: PLC0415 - for these commands alone
 
     if (where.spark is None) != (where.work is None):

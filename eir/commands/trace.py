@@ -82,7 +82,7 @@ def _ended(config: Config) -> Iterator[None]:
 
 
 def _records(config: Config) -> Iterator[dict[str, Any]]:
-    """What workers tell, until the trace is over."""
+    """Yield what workers tell, until the trace is over."""
     over = False
     while not over:
         said = control.ask(config.state, "trace_read")

@@ -42,10 +42,10 @@ ANSWER = (
 
 
 class _Found(NamedTuple):
-    """What the store tells."""
+    """The history of an answer, as the store tells it."""
 
     lists: Mapping[str, tuple[str, Past, Sequence[Event]]]
-    """By name: kind, how it stood, and its history."""
+    """Lists by name: kind, past states, and history."""
     reloads: Sequence[Event]
     """Reloads since then that changed who is answered what."""
     now: Explanation
