@@ -24,7 +24,7 @@ class Delivery:
 
     name: str
     signatures: tuple[str, ...]
-    """By name; the first one stands last, since a release is there as long as that one is."""
+    """Signatures by name. The first one stands last, since a release is there as long as that one is."""
     release: Release | None
     """Once its signatures hold."""
     refused: ReleaseRefused | None

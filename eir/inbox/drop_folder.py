@@ -27,7 +27,7 @@ AGAIN_S, CHANGED_AGAIN_S = 30.0, 10.0
 FOLDER_MODE, TEXT_MODE = 0o750, 0o640
 NAME_BYTES_MAX = 255
 REFUSED_FILES_MAX, REFUSED_BYTES_MAX = 1000, 1 << 30
-"""What `refused` keeps: the oldest files go first, those of the latest release never."""
+"""Limits of `refused`: the oldest files go first, those of the latest release never."""
 
 
 class Item(NamedTuple):
@@ -66,7 +66,7 @@ def printable(name: str) -> str:
 
 
 def lacking(manifest: Manifest, listing: Listing, now: float) -> str:
-    """What keeps a release's data files from being whole; empty if nothing does."""
+    """The reason why a release's data files are not whole; empty if they are."""
     for file in manifest.files:
         item = listing.get(file.name)
         if item is None:
@@ -91,7 +91,7 @@ class Watch:
         self._seen: Listing = {}  # as the last pass found it
 
     def due(self, listing: Listing, now: float) -> bool:
-        """Whether there may be something to do. `now` in Unix seconds, like the times of the files."""
+        """True if there may be something to do. `now` in Unix seconds, like the times of the files."""
         if not listing:
             return False
         since = now - self._passed_at
@@ -121,7 +121,10 @@ class Rooms:
     moved: set[str] = field(default_factory=set)
 
     def places(self, names: Iterable[str], room: str) -> dict[str, str]:
-        """What these files will be called in a room, so that they replace nothing there: all as they are, or all with one mark."""
+        """New names for these files in a room, so that they replace nothing there.
+
+        All stay as they are, or all get one mark.
+        """
         names, number = list(names), 1
         while True:
             places = {name: _marked(name, number) for name in names}

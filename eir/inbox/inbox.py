@@ -29,7 +29,7 @@ from eir.releases.release import MANIFEST_BYTES_MAX, FileEntry, Release, about
 from eir.rows.delivered import DataFile, read_small
 
 WAITING = "waiting"
-"""What became of a release that is neither accepted nor refused."""
+"""The outcome of a release that is neither accepted nor refused."""
 CRASH, KILLED = "crash", "killed"
 UNRECORDED = frozenset({CRASH, KILLED, "memory", "time", "fault"})
 """Refusals that come of the load's process, after which it could not write the history itself."""
@@ -38,11 +38,11 @@ ATTEMPTS_MAX, ATTEMPTED_MAX = 3, 100
 """Times that a load may end with the process, before its release counts as the reason; how many such releases are remembered."""
 NOT_MOVED_AGAIN_S = 600.0
 TEXT_NAME_BYTES_MAX = 240
-"""Of a name that says what a text is about, so that there is room behind it."""
+"""Bytes of a name that says what a text is about, so that there is room behind it."""
 IN_VAIN_S, VERIFY_S, PASS_S = 3.0, 10.0, 3.0
-"""How long a pass goes on verifying what claims a trusted key in vain, and all that does; and how long it then goes on
-with the rest. It ends after that, so that the next one sees what has arrived meanwhile. One release of each list always has its
-turn; what is good has to be known before its list's turn, or a later serial would come before an earlier one."""
+"""Seconds that a pass spends on verifying manifests that claim a trusted key in vain, on all verification, and then on
+the rest. It ends after that, so that the next one sees what has arrived meanwhile. One release of each list always has
+its turn; good ones have to be known before their list's turn, or a later serial would come before an earlier one."""
 
 OURS = frozenset({"openssh", "signers_file", "revoked_file"})
 """Refusals that say something about this host, not about the release: it stays until that is mended."""
@@ -56,7 +56,7 @@ OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """What became of one release, or of a file that belongs to none."""
+    """The outcome of one release, or of a file that belongs to no release."""
 
     manifest: str
     outcome: str  # ACCEPTED, REFUSED or WAITING
@@ -71,7 +71,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """What one pass did."""
+    """The result of one pass."""
 
     taken: tuple[Taken, ...] = ()
     again_s: float | None = None
@@ -120,7 +120,7 @@ class Attempts:
         self.forget(digest)
 
     def of(self, digest: str) -> int:
-        """How often a load of the release was killed so far."""
+        """Loads of the release that were killed so far."""
         return self._read().get(digest, 0)
 
     def forget(self, digest: str = "") -> None:
@@ -149,7 +149,7 @@ class _Delay(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSettings:
-    """What a pass goes by."""
+    """The settings of a pass."""
 
     folder: Path
     lists: Mapping[str, ListSettings]
@@ -157,7 +157,8 @@ class PassSettings:
     who: str
     clock: Callable[[], datetime]
     patience_s: float
-    """How long after the last change of its files an incomplete release may wait, and a file that no release names may lie."""
+    """Seconds after the last change of its files for which an incomplete release may wait, and a file that no release
+    names may lie."""
     attempts: Attempts
     marks: Mapping[str, Mark] | None = None  # as for load_release
     ours: Callable[[], bool] = lambda: True
@@ -196,7 +197,7 @@ class _Turn:
         self._away: set[str | None] = set()
         """Lists whose store failed in this pass, and None if one did."""
         self._gone: set[str] = set()
-        """What was put away."""
+        """Files that were put away."""
         self._cut = False
         """Not everything was looked at."""
 
@@ -231,7 +232,7 @@ class _Turn:
             self._sweep(self._listing.keys() - waits)
 
     async def _verified(self, names: Sequence[str], until_s: float, in_vain_max_s: float) -> AsyncIterator[Delivery]:
-        """What verification says of each, for as long as the pass may take for that, and for those that do not hold."""
+        """The result of verifying each, as long as the pass has time for that, and for those that fail."""
         terms, in_vain_s = self.terms, 0.0
         for name in names:
             if self._spent(until_s) or (in_vain_s > in_vain_max_s and self._spent(0.0)):
@@ -249,7 +250,7 @@ class _Turn:
                 self._stays(Delivery(name, (), None, None), "disk", str(error))
 
     def _spent(self, after_s: float) -> bool:
-        """Whether the pass has taken this long; then the rest is the next one's."""
+        """True if the pass has taken this long; the next one does the rest."""
         if time.monotonic() - self._began < after_s:
             return False
         self.again.append(0.0)
@@ -346,7 +347,7 @@ class _Turn:
         return _Delay("base", f"it builds on serial {base}, and {there}") if comes else None
 
     def _half(self, delivery: Delivery) -> str:
-        """What shows that manifest and signatures are not all there yet, without reading any meaning into them."""
+        """The sign that manifest and signatures are not complete yet, found without reading any meaning into them."""
         signatures = ((name, SIGNATURE_BYTES_MAX, b"-----END SSH SIGNATURE-----") for name in delivery.signatures)
         for name, limit, ends in ((delivery.name, MANIFEST_BYTES_MAX, b"}"), *signatures):
             with suppress(ReleaseRefused, FileNotFoundError):
@@ -383,7 +384,7 @@ class _Turn:
         )
 
     def _is_its_own(self, file: FileEntry) -> bool:
-        """Whether a data file is the one that a refused manifest means, or has lain there for so long that it is nobody's.
+        """True if a data file is the one that a refused manifest means, or has lain there too long to be anybody's.
 
         It may have another release's name only, whose manifest is still on its way.
         """
@@ -408,7 +409,7 @@ class _Turn:
         self.taken.append(taken)
 
     def _sweep(self, strays: Iterable[str]) -> None:
-        """What no release names goes to the refused once it has lain there for long enough."""
+        """Put away files that no release names, among the refused, once they have lain there for long enough."""
         detail = "no signed release named it; a release is NAME.manifest.json, its .sig, and the data files that the manifest names"
         for name in sorted(strays):
             if (left := self._patience_left((name,))) > 0:
@@ -421,7 +422,7 @@ class _Turn:
 
 
 def _taken(delivery: Delivery, outcome: str, reason: str = "", detail: str = "", *, here: bool = False) -> Taken:
-    """What became of a delivery."""
+    """The outcome of a delivery."""
     return Taken(
         manifest=printable(delivery.name), outcome=outcome, list=delivery.list, serial=delivery.serial, reason=reason,
         detail=shown(detail), here=here,

@@ -1,1 +1,1 @@
-"""What a store must keep, whichever it is: the contract, the chain of the history, reasons, what a list's settings are. May import pages."""
+"""The contract of a store, the chain of the history, reasons, and a list's settings. May import pages."""

@@ -1,4 +1,4 @@
-"""What a list holds, entry by entry, as people look at it: pages unfolded into rows."""
+"""The entries of a list, as people look at them: pages unfolded into rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +21,7 @@ class Listed(NamedTuple):
     """One entry of a list."""
 
     key: int
-    """Of the device or the subscriber; the lowest one under a whole TAC."""
+    """The key of the device or the subscriber; the lowest one under a whole TAC."""
     imsi: int = 0
     """The key of a pair's subscriber; 0 in other lists."""
     whole_tac: bool = False
@@ -31,7 +31,7 @@ class Listed(NamedTuple):
     """Unix seconds at which it ends; 0: it does not."""
 
     def text(self, kind: str) -> str:
-        """What is listed, as a data file of this kind of list has it: an identifier or a TAC."""
+        """The listed identifier or TAC, as a data file of this kind of list has it."""
         if kind == SUBSCRIBERS:
             return imsi_text(self.key)
         return f"{self.key // SNR_KEYS:0{TAC_DIGITS}d}" if self.whole_tac else key_text(self.key)

@@ -23,14 +23,14 @@ _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 FOLDS_MAX = 1_000
 """Folded refusals that are kept; beyond, a tenth of them goes, the oldest first."""
 CONTENT_DIGITS = 32
-"""Of the digest of a list's content, in the record of what made it."""
+"""Hexadecimal digits of the digest of a list's content, in the record of the event that made it."""
 _EVENT_FIELDS = tuple(field.name for field in fields(Event))
 _SAID = tuple(name for name in _EVENT_FIELDS if name not in {"number", "count", "first"})
 _TEXTS = ("time", "who", "what", "outcome", "detail")
 
 
 def record_digest(text: str) -> str:
-    """What the next record holds as `before`."""
+    """The digest that the next record holds as `before`."""
     return sha256(text.encode()).hexdigest()
 
 
@@ -87,7 +87,10 @@ def with_folds(ledger: Ledger, folds: Iterable[Fold], times: int = 1) -> Ledger:
 
 
 def exchanged(there: Sequence[Fold], given: Sequence[Fold], *, exact: bool) -> tuple[Sequence[Fold], Sequence[Fold]]:
-    """What goes and what comes where folds are put beside those that are there (the one that counts more stays), or in their place."""
+    """The folds that go and those that come when folds are given.
+
+    If `exact`, they replace those that are there; else the one with the higher count stays.
+    """
     if exact:
         return there, given
     known = {fold.key: fold for fold in there}
@@ -138,7 +141,7 @@ def events_of(
     since: str | None = None,
     limit: int | None = None,
 ) -> list[Event]:
-    """What is asked of records and refusals, in the order in which it happened: the newest `limit` events.
+    """The records and refusals asked for, in the order in which they happened: the newest `limit` events.
 
     `name`: of the list that they are about; `since`: from that time on. Raises StoreError (corrupt).
     """
@@ -170,19 +173,22 @@ def newest_change(events: Sequence[Event]) -> Event | None:
 
 
 def is_of(event: Event, state: ListState) -> bool:
-    """Whether a list in this state is what an event made. One of a version that said no content tells by the release."""
+    """True if an event made a list's state. An event of a version without content is compared by its release."""
     if event.content is not None:
         return event.content == content_of(state)
     return event.digest in {None, state.release_digest}
 
 
 def content_of(state: ListState) -> str:
-    """What an event says of the content that a list has after it."""
+    """The digits of a list's content digest that an event holds."""
     return state.content_digest[:CONTENT_DIGITS]
 
 
 def linked(records: Sequence[Record], before: str | None) -> bool:
-    """Whether records are without a gap, each written after the one before it. `before`: the digest that the first one holds; None: any."""
+    """True if records have no gap, each written after the one before it.
+
+    `before`: the digest that the first one holds; None: any.
+    """
     start = records[0].number
     for at, (number, text) in enumerate(records, start):
         if number != at or _wrong_in(number, text, before):
@@ -192,7 +198,7 @@ def linked(records: Sequence[Record], before: str | None) -> bool:
 
 
 def broken(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledger) -> Iterator[str]:
-    """What does not hold in a history, in words; nothing if it is whole. `records`: as they stand, oldest first."""
+    """The faults of a history, in words; empty if it is whole. `records`: as they stand, oldest first."""
     expected, before = ledger.first, None if ledger.first > 1 else Ledger().digest
     for number, text in records:
         if number > expected:
@@ -212,7 +218,10 @@ def broken(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledger) -> 
 
 
 def _wrong_in(number: int, text: str, before: str | None) -> str:
-    """What is wrong in the record that stands at this number; `before`: the digest of the one before it, if that is known."""
+    """The fault in the record at this number, in words.
+
+    `before`: the digest of the one before it, if that is known.
+    """
     try:
         said = _read(text)
     except StoreError:
@@ -273,10 +282,10 @@ def _event(said: dict[str, Any], **more: Any) -> Event:
 
 
 def is_refusal(event: Event) -> bool:
-    """Whether an event is folded with others of its kind, or a record of its own."""
+    """True if an event is folded with others of its kind; False if it is a record of its own."""
     return event.outcome == REFUSED
 
 
 def is_counted(event: Event) -> bool:
-    """Whether it is one of the outcomes: what became of a release, or of a change of a list."""
+    """True if it is an outcome of a release, or of a change of a list."""
     return event.list is not None or is_refusal(event)

@@ -1,4 +1,4 @@
-"""What was in force in a list at a time that is over, by the history and by the releases that a rollback could bring back."""
+"""The state of a list at a past time, by the history and by the releases that a rollback could bring back."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,17 +17,17 @@ class Past(NamedTuple):
     """A list as it was at a time."""
 
     event: Event | None
-    """What had made it so; None: it had not been loaded, or the history does not reach back so far."""
+    """The event that made it so; None: it had not been loaded, or the history does not reach back so far."""
     release: Release | None
-    """That, if it is kept or in force still."""
+    """The release that came of that event, if it is kept or still in force."""
     rows: Sequence[Listed] | None
     """The entries under which a key was listed, ended ones left out; None: the pages are kept no longer."""
     since: Sequence[Event]
-    """What has changed the list after that time, oldest first."""
+    """Changes of the list after that time, oldest first."""
 
 
 async def past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
-    """How a list stood, and what it said of a key (None: there is none to ask by). Raises StoreError."""
+    """The state of a list at a time, with its rows for a key (None: no key is asked for). Raises StoreError."""
     events = [event for event in await store.history(name) if not is_refusal(event) and event.what != RESET]
     at = utc_text(moment)
     before, since = [event for event in events if event.time <= at], [event for event in events if event.time > at]

@@ -1,4 +1,4 @@
-"""How long the store is waited for: as long as this process runs meanwhile.
+"""The time limit for the store's answers, counted while this process runs.
 
 A process that was stopped, or whose host stood still, finds every answer late, and that is not the store's fault. Imports eir.errors.
 """
@@ -12,7 +12,7 @@ from eir.errors import StoreError
 T = TypeVar("T")
 
 STORE_TIMEOUT_S = 5.0
-"""How long one answer of the store may take."""
+"""Seconds that one answer of the store may take."""
 TICK_S = 0.25
 """The event loop counts the time in such pieces; one that lasted longer counts once, since the loop did not run in it."""
 STILL_S = 1.0

@@ -1,4 +1,4 @@
-"""What the configuration says of a list, and of the files that it comes in. Imports nothing of ours."""
+"""Settings of a list, and of the files that it comes in. Imports nothing of ours."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Record:
     """A line before or behind the rows of a file that says something of the file."""
 
     begins: str
-    """What the line begins with."""
+    """Text that the line begins with."""
     count: int | None = None
     """Position, from 1, of the field that says how many rows the file has."""
     date: int | None = None
@@ -39,7 +39,7 @@ class Layout:
     subjects: Mapping[str, tuple[tuple[str, ...], ...]]
     """For each kind of list, which columns may identify what a row is about."""
     declared: bool = False
-    """By the configuration: every column must be there, and others mean nothing."""
+    """The configuration declares it: every column must be there, and other columns are ignored."""
     names: bool = True
     """The first line holds the names of the columns."""
     separator: str = ","
@@ -64,13 +64,13 @@ class Layout:
 
     @property
     def lines_before(self) -> int:
-        """How many lines stand before the names of the columns, or before the rows where there are no names."""
+        """Lines before the names of the columns, or before the rows if there are no names."""
         return (self.header is not None) + self.skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistorySettings:
-    """How much of the history is kept; of refusals, which anyone can cause, it is another matter."""
+    """Limits on the history. Refusals, which anyone can cause, are limited separately."""
 
     keep: int = 3650
     """Days."""
@@ -91,7 +91,7 @@ class Source:
     """Holds a bearer token."""
     every_s: float = 300.0
     patience_s: float = 3600.0
-    """How long it may not be reached before that is an alert."""
+    """Seconds for which it may be unreachable before that is an alert."""
     acknowledge: bool = False
     """It is told what the node has in force."""
 
@@ -118,12 +118,12 @@ class ListSettings:
     range_tacs_max: int = 1000
     """TACs that one range may span."""
     serial_step_max: int = 1_000_000
-    """How far above the highest serial ever accepted the next one may be."""
+    """The most by which the next serial may exceed the highest serial ever accepted."""
     bad_rows_max: int = 100
     """Rows of a release that may be wrong; they are left out."""
     keep: int = 5
     """Releases before the one in force, or changes of a local list, that a rollback can go back."""
     source: Source | None = None
-    """Where its releases are pulled from; None: they are brought."""
+    """The source that its releases are pulled from; None: they are brought."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """Those that the configuration declares, besides the ones that are known anyway; the same for all lists."""

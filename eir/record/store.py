@@ -22,19 +22,19 @@ ACCEPTED, FORCED, REFUSED, ROLLED_BACK = "accepted", "forced", "refused", "rolle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListState:
-    """What a store knows of a list besides its pages. Times are UTC, ISO 8601 with a Z; None where there is none."""
+    """A store's record of a list, besides its pages. Times are UTC, ISO 8601 with a Z, or None."""
 
     kind: str
     serial: int
-    """Of the release in force; 0 for a local list."""
+    """The serial of the release in force; 0 for a local list."""
     generation: int
     """+1 at every change, rollback included; a new list has 1."""
     highest_serial: int
-    """Of all releases ever accepted; it never goes down but by `reset_serial`."""
+    """The highest serial of all releases ever accepted; only `reset_serial` lowers it."""
     release_digest: str
     """SHA-256 of the manifest in force, hexadecimal."""
     serial_resets: int = 0
-    """How often an operator has set the highest serial back."""
+    """Times that an operator has set the highest serial back."""
     content_digest: str = EMPTY_DIGEST
     """Proves the pages, see pages.content_digest."""
     entries: int = 0
@@ -42,7 +42,7 @@ class ListState:
     devices: int = 0
     """Identifiers that are listed: a whole TAC counts a million, the single ones under it not again."""
     reasons: tuple[str, ...] = ()
-    """What a reason byte in a page stands for; 255 at most, then `other`."""
+    """The reasons that the reason bytes in pages stand for; 255 at most, then `other`."""
     issued: str | None = None
     expires: str | None = None
     signers: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class ListState:
 
     @property
     def mark(self) -> Mark:
-        """What a release must be above, by its serial."""
+        """The mark that a release must exceed, by its serial."""
         return self.serial_resets, self.highest_serial
 
 
@@ -60,7 +60,7 @@ NO_LIST = ListState(kind="", serial=0, generation=0, highest_serial=0, release_d
 
 
 KEEP = 5
-"""How many releases of a list are kept for a rollback, unless it is configured otherwise."""
+"""Releases of a list that are kept for a rollback, unless configured otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +91,27 @@ class Event:
     content: str | None = field(default=None, compare=False)
     """The first digits of the content digest of the list after it (eir.record.history); the store sets it in the write."""
     count: int = 1
-    """How many refusals are folded into one; `time` and `detail` are the last one's."""
+    """Refusals that are folded into one; `time` and `detail` are the last one's."""
     first: str | None = None
     """The time of the first of several."""
     number: int | None = field(default=None, compare=False)
-    """Of the record in the chain; None for a refusal, and for what is not written yet."""
+    """The record's number in the chain; None for a refusal, and for an event that is not written yet."""
 
 
 class Record(NamedTuple):
     """One link of the history's chain, see eir.record.history."""
 
     number: int
-    """Where it stands."""
+    """Its position in the chain."""
     text: str
-    """What it says, its own number and the digest of the record before it included."""
+    """The record's text, which includes its own number and the digest of the record before it."""
 
 
 class Fold(NamedTuple):
     """Refusals of one day, list, sender and reason."""
 
     key: str
-    """Which those are."""
+    """The day, list, sender and reason."""
     text: str
     """JSON: the last of these events, with `count` and `first` (its time); `after`, the number of the record that was the newest then;
     and `at`, its place among all refusals."""
@@ -119,35 +119,35 @@ class Fold(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """What a history has to hold if it is whole."""
+    """The ledger: the contents that a history must have to be whole."""
 
     first: int = 1
     """Number of the oldest record that is kept."""
     number: int = 0
-    """Of the newest one."""
+    """Number of the newest one."""
     digest: str = "0" * 64
     """SHA-256 of its text."""
     bytes: int = 0
-    """Of all texts that are kept, about."""
+    """Bytes of all texts that are kept, roughly."""
     refused: int = 0
-    """How many refusals there ever were."""
+    """All refusals that there ever were."""
     refusals: str = EMPTY_DIGEST
     """The sum of the SHA-256 of those that are kept, folded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What is, or was, in force in a list: a release, or what one change of a local list made of it."""
+    """A state that is, or was, in force in a list: a release, or the result of one change of a local list."""
 
     state: ListState
     """As it was when it came into force, generation included."""
     made: Event | None
-    """What brought it; None where that was not told."""
+    """The event that brought it, if known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How often a list saw an outcome, and when last."""
+    """An outcome of a list: its count and its last time."""
 
     list: str | None
     outcome: str
@@ -156,7 +156,7 @@ class Outcome:
 
 
 class ListStore(Protocol):
-    """Where verified lists live.
+    """The store of verified lists.
 
     `seen` is the generation that the caller saw (0: no list yet). Writes are conditional on it, atomic for every reader,
     and raise GenerationConflict when someone was faster.
@@ -206,7 +206,10 @@ class ListStore(Protocol):
         """Set the highest serial to `to`, as a new generation of the same list; what is kept for a rollback stays."""
 
     async def releases(self, name: str) -> Sequence[Release]:
-        """What is in force, and behind it what a rollback could bring back, newest first; nothing if there is no such list."""
+        """The release in force, then those that a rollback could bring back, newest first.
+
+        Empty if the list does not exist.
+        """
 
     async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
         """Those of the numbered pages that exist in a release of `releases`, by its generation; None if it, or its pages, are kept no longer.
@@ -254,7 +257,7 @@ class ListStore(Protocol):
         """The newest events, oldest first: about a list, from a time on."""
 
     async def ledger(self) -> Ledger:
-        """What the history has to hold."""
+        """The ledger."""
 
     def records(self, after: int = 0) -> AsyncIterator[Sequence[Record]]:
         """The chain after a record, oldest first, in batches, as it stands: nothing of it is checked."""
@@ -284,7 +287,7 @@ class ListStore(Protocol):
         """
 
     async def outcomes(self) -> Sequence[Outcome]:
-        """How often each list saw each outcome, and when last."""
+        """The outcomes of each list, with their counts and last times."""
 
     async def newer(self) -> str | None:
         """Why this program changes nothing in the store: what is there has the form of a newer one. None where it may."""

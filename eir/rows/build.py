@@ -53,7 +53,7 @@ class Built:
     gone: int = 0
     """Both as `differences` counts them; of deltas."""
     content_digest: str = ""
-    """Of the whole list; of deltas."""
+    """The digest of the whole list; set for deltas."""
 
     def count(self, page: Page, sign: int = 1) -> None:
         """Count a page in (1) or out (-1)."""
@@ -114,7 +114,7 @@ class _Singles:
 
 
 class Rows:
-    """What the rows of a release say, collected file by file and chunk by chunk; order does not matter.
+    """The content of a release's rows, collected file by file and chunk by chunk; order does not matter.
 
     A row names entries: an identifier, a whole TAC, or a range. A range is, cut at page boundaries, a whole TAC for each TAC
     that it covers from end to end, and single identifiers besides. It is the row alone that tells, not what is listed
@@ -165,7 +165,7 @@ class Rows:
         self.pairs.append(keys, imsis, reasons, until)
 
     def repeats(self) -> tuple[int, int]:
-        """How many rows name what another row names (the first of such rows is not counted), and how many of them contradict it.
+        """Return how many rows name what an earlier row names, and how many of them contradict it.
 
         They contradict if they give another reason or another end. Ranges and TACs are compared with each other, not with
         what is in them. To be asked before `build_pages`, which takes the rows.
@@ -182,7 +182,7 @@ class Rows:
         return sum(rows for rows, _ in found), sum(other for _, other in found)
 
     def devices_min(self) -> int:
-        """How many identifiers a list of these rows holds at least: those of its whole TACs that do not end."""
+        """The least number of identifiers in a list of these rows: those of its whole TACs that do not end."""
         whole = [np.zeros(0, np.uint64)]
         for first, last, _, until in self._spans:
             if until is None or not until.any():
@@ -264,7 +264,7 @@ def build_pages(rows: Rows, progress: Callable[[int, int], None] | None = None) 
 def amend_pages(
     before: Iterable[Page], removed: Iterable[Page], added: Iterable[Page], content_digest: str, now: float = 0.0
 ) -> Built:
-    """What a delta makes of the pages that it touches.
+    """Apply a delta to the pages that it touches.
 
     `removed`, `added`: pages built from the delta's rows; `before`: those of the list that have their numbers, and
     `content_digest` that of the list. Identifiers in `removed` go, then those in `added` come; one that is in the list

@@ -23,7 +23,7 @@ import zstandard
 from eir.errors import ReleaseRefused
 
 CHUNK_BYTES = 2 << 20
-"""How much is read, expanded and parsed at a time: it stays in the processor's cache and bounds the memory."""
+"""Bytes that are read, expanded and parsed at a time: this stays in the processor's cache and bounds the memory."""
 LINE_BYTES_MAX = 64 << 10
 EXPANDED_BYTES_PER_ROW = 4 << 10
 """Data may expand to this much for each row that the manifest promises (and for the header)."""
@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def adding_up(progress: Progress, stage: str, total: int) -> Done:
-    """What reports to `progress` the sum of all that it is called with; it begins with 0."""
+    """A function that reports to `progress` the sum of all that it is called with; it begins with 0."""
     so_far = 0
 
     def done(more: int) -> None:

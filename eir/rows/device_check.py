@@ -20,7 +20,7 @@ _BAD_ROW = ("", "", "", "0")
 
 
 def looks_like_answer(line: bytes) -> bool:
-    """Whether a file that begins with this line is one of answers."""
+    """True if a file that begins with this line is one of answers."""
     return line.startswith(b"{") and b'"deviceid"' in line and b'"responsestatus"' in line
 
 

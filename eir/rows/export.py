@@ -21,7 +21,7 @@ from eir.rows.layout import BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC
 EIR, IMEI, DIRBS_BLACKLIST = EXPORTS = ("eir", "imei", "dirbs-blacklist")
 """The layouts that a list can be written in."""
 LONG_PAST = 1
-"""Of Unix time: no entry that is listed for a while ended by then."""
+"""A Unix time: no entry that is listed for a while ended by then."""
 RANGES_MAX = 100_000
 """Entries of a list of devices with whole TACs among them that are written as ranges, which take a load longer than single ones."""
 

@@ -26,7 +26,7 @@ BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR = (
     ("imsi",),
     ("imei", "imsi"),
 )
-"""What a row is about, by the columns that identify it."""
+"""The subjects of rows, by the columns that identify them."""
 SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,)}
 REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
 """Columns that say why, when an entry ends, when it was made, and whether a row adds or removes it."""
@@ -81,7 +81,7 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where in a row of one file to look for what."""
+    """The positions of the columns in the rows of one file."""
 
     subject: tuple[str, ...]
     at: Mapping[str, int]
@@ -90,19 +90,21 @@ class Plan:
 
     @property
     def may_be_open(self) -> bool:
-        """Whether a range without an end is its first identifier alone."""
+        """True if a range without an end is its first identifier alone."""
         return self.layout.declared and self.subject == BY_RANGE
 
 
 def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
-    """Which columns to read from a file that begins with these lines, and the rows among them. As `plan_for`."""
+    """The columns to read from a file that begins with these lines, and the rows among the lines. As `plan_for`."""
     begin = begin.removeprefix(BOM)
     header, _, rows = begin.partition(b"\n") if layout.names else (b"", b"", begin)
     return plan_for(name, layout, kind, header, dates=dates), rows
 
 
 def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
-    """Which columns to read from a file with this header line; `dates`: the column `date` too, which decides nothing.
+    """The columns to read from a file with this header line.
+
+    `dates`: the column `date` too, which decides nothing.
 
     Raises ReleaseRefused (`layout`).
     """
@@ -153,7 +155,7 @@ def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
 
 
 def strange_columns(header: bytes, layout: Layout) -> list[str]:
-    """What to say of the columns of the layout `eir` that mean nothing to it; files of others hold what they need."""
+    """Warnings for columns of the layout `eir` that mean nothing to it; files of other layouts hold what they need."""
     known = layout.columns
     strange = [column for column in _header_names(header, ",") if column not in known] if layout.name == "eir" else []
     near = {column: difflib.get_close_matches(column, known, n=1) for column in strange}
@@ -161,7 +163,7 @@ def strange_columns(header: bytes, layout: Layout) -> list[str]:
 
 
 def separator_hint(header: bytes, separator: str = ",") -> str:
-    """What to say of a header as spreadsheets of some countries write it; nothing for any other."""
+    """A hint for a header as spreadsheets of some countries write it; empty for any other."""
     for other, called in ((b";", "semicolons"), (b"\t", "tabs"), (b",", "commas")):
         if other in header and separator.encode() not in header:
             return f" (its columns are separated by {called}; " + (
@@ -191,7 +193,7 @@ _DATE_PART = re.compile("|".join(_DATE_PARTS))
 
 
 def is_date_form(form: str) -> bool:
-    """Whether this is a form of dates: YYYY, MM or Mon, and DD, with hh, mm and ss or without, and signs between them."""
+    """True for a form of dates: YYYY, MM or Mon, and DD, optionally hh, mm and ss, with signs between them."""
     found = _DATE_PART.findall(form)
     signs = _DATE_PART.sub("", form)
     complete = (
@@ -253,7 +255,7 @@ def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
 
 
 def complaint(line: bytes, plan: Plan) -> str:
-    """What is wrong with one row, read by Python alone."""
+    """The fault of one row, read by Python alone."""
     fields, layout = fields_of(line, plan), plan.layout
     if plan.may_be_open:
         fields["imei_to"] = fields["imei_to"] or fields["imei_from"]

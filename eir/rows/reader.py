@@ -77,7 +77,7 @@ class Tally:
     complaints: list[str] = field(default_factory=list)
     wide: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
-    """The first bad rows, the first ranges over the limit, and the first rows with a date that is none."""
+    """The first bad rows, the first ranges over the limit, and the first rows with an invalid date."""
 
 
 def read_rows(
@@ -179,7 +179,7 @@ def _read_chunk(
 
 @dataclass(slots=True)
 class _Answers:
-    """What a file says of devices, of which the latest row for each counts; of rows of one time the last one."""
+    """The answers in a file. For each device the latest row counts; among rows of one time the last one."""
 
     parts: list[tuple[Keys, Seconds, Mask, ReasonIndexes]] = field(default_factory=list)
 
@@ -200,13 +200,13 @@ class _Answers:
 
 
 def _close_ranges(columns: dict[str, pl.Series], plan: Plan) -> None:
-    """Where a range may be without an end, it is its first identifier then."""
+    """Close a range that may lack an end: it is then its first identifier alone."""
     if plan.may_be_open:
         columns["imei_to"] = columns["imei_from"].zip_with(columns["imei_to"].fill_null("") == "", columns["imei_to"])
 
 
 def _ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> Mask:
-    """Which rows hold a range over the limit; those whose range ends before it begins are no longer `good`."""
+    """The rows with a range over the limit. Rows whose range ends before it begins are no longer `good`."""
     if plan.subject != BY_RANGE:
         return np.zeros(len(good), bool)
     good &= keys[0] <= keys[1]
@@ -234,7 +234,7 @@ def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None
 
 
 def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask]:
-    """Which rows are removed, since one of their codes says so, and which have codes that are known."""
+    """The rows that one of their codes removes, and the rows whose codes are known."""
     texts = [columns[name].str.strip_chars().fill_null("") for name in (ACTION, CHANGE) if name in columns]
     removes = [codes.is_in(list(layout.removed)).to_numpy() for codes in texts]
     adds = [codes.is_in(list(layout.added)).to_numpy() for codes in texts]
@@ -301,7 +301,7 @@ _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
 
 
 def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:
-    """How many IMEIs of 15 digits end in a digit that is neither the Luhn digit of TS 23.003 annex B nor the spare 0."""
+    """Count the IMEIs of 15 digits that end in neither the Luhn digit of TS 23.003 annex B nor the spare 0."""
     numbers, good = _digits(texts, plus, (KEY_DIGITS + 1,))
     left, last = np.divmod(numbers[good], np.uint64(10))
     total = np.zeros(len(left), np.uint64)

@@ -1,4 +1,4 @@
-"""What stands around the rows of a file: its encoding, a header record and a trailer record, and what these promise."""
+"""The frame around the rows of a file: its encoding, a header and a trailer record, and what these promise."""
 
 import codecs
 import csv

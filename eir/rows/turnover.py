@@ -1,4 +1,4 @@
-"""What a change of a list brings and what it takes away, counted in devices, and whether that is within the list's limits.
+"""Turnover: the devices that a change adds to a list and removes from it, and the list's limits on both.
 
 Two lists of the same size may have nothing in common: what counts is what comes and what goes, never the difference of sizes.
 """
@@ -51,17 +51,17 @@ def past_limits(settings: ListSettings, devices: int, come: int, gone: int) -> d
 
 
 def turnover(kind: str, come: int, gone: int) -> str:
-    """What comes and goes in a list of this kind, for a person."""
+    """The turnover of a list of this kind, for a person."""
     return f"{come:,} {SUBSCRIBERS if kind == SUBSCRIBERS else 'devices'} come, {gone:,} go"
 
 
 def by_force(lifted: Collection[str]) -> str:
-    """What --force did, for a person: the limits that it lifted, if any."""
+    """The effect of --force, for a person: the limits that it lifted, if any."""
     return f"--force lifted the limit on {', '.join(lifted)}" if lifted else "--force, which lifted no limit"
 
 
 def _but_reasons(page: Page) -> tuple[object, ...]:
-    """What of a page says who is listed, and until when."""
+    """The part of a page that says who is listed, and until when."""
     said = decode_sections(page.extra)
     return page.keys, page.tac and page.tac.until, said.until, said.imsis
 
@@ -88,7 +88,7 @@ def _more(before: dict[int, set[int]], after: dict[int, set[int]]) -> int:
 
 
 def _listed(page: Page, now: float) -> BitMap:
-    """What is listed, on its own or by its TAC."""
+    """The devices listed, singly or by their TAC."""
     if page.tac is not None and _lasts(page.tac, now):
         return _WHOLE
     if not page.extra or not decode_sections(page.extra).until:

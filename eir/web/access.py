@@ -1,4 +1,4 @@
-"""Who may see a page: those at some addresses, and those who know a password (HTTP Basic, RFC 7617). Imports eir.web alone."""
+"""Access to a page: by the client's address, or by a password (HTTP Basic, RFC 7617). Imports eir.web alone."""
 
 import base64
 import binascii
@@ -17,7 +17,7 @@ PASSWORD_BYTES_MAX = 1024
 
 @dataclass(frozen=True, slots=True)
 class PageSettings:
-    """Who may see the page for people."""
+    """Rules for access to the page for people."""
 
     sources: Sequence[IPv4Network | IPv6Network] = LOOPBACK
     """Networks in which nobody is asked for a password."""
@@ -26,7 +26,7 @@ class PageSettings:
 
 
 def refusal(request: Request, settings: PageSettings) -> Response | None:
-    """What one gets who may not see the page; None: may."""
+    """The response to a client that may not see the page; None: it may."""
     if _is_at(request.address, settings) and _is_address(request.headers.get("host", "")):
         return None
     if settings.password_file is None:
@@ -50,7 +50,10 @@ def _is_at(address: str, settings: PageSettings) -> bool:
 
 
 def _is_address(host: str) -> bool:
-    """Whether a page was asked for by an address: one that is asked for by a name may be what a stranger's page leads a browser to."""
+    """True if a page was asked for by an address.
+
+    A page asked for by a name may be one that a stranger's page leads a browser to.
+    """
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if name == "localhost":
         return True
@@ -62,7 +65,7 @@ def _is_address(host: str) -> bool:
 
 
 def _password(authorization: str) -> bytes:
-    """The password in the header; empty if there is none."""
+    """The password in the header; empty if there is no password."""
     scheme, _, said = authorization.partition(" ")
     if scheme.lower() != "basic":
         return b""

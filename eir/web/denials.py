@@ -1,4 +1,4 @@
-"""What the configuration says of access tokens, and what a request without a good one is answered (RFC 6750 3.1). Data only.
+"""Settings for access tokens, and the answer to a request without a good one (RFC 6750 3.1). Data only.
 
 Apart from what checks tokens, which takes half a second to load and is not needed where no token is asked for.
 """
@@ -14,20 +14,20 @@ TOO_MANY_REQUESTS: Final = 429
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSettings:
-    """Which access tokens are accepted."""
+    """Rules for accepting access tokens."""
 
     jwks: tuple[Path, ...]
     """JWK sets (RFC 7517)."""
     keys: tuple[Path, ...]
     """Public keys or certificates in PEM."""
     issuer: tuple[str, ...]
-    """Who may have made a token; empty: whoever holds one of the keys."""
+    """Issuers of tokens; empty: anyone who holds one of the keys."""
     audience: tuple[str, ...]
-    """Whom a token has to be for; of a 5G core an NF type, or NF instances."""
+    """Audiences that a token has to be for; in a 5G core an NF type, or NF instances."""
 
 
 class Denied(NamedTuple):
-    """What whoever asks is answered instead."""
+    """The error response for a rejected token."""
 
     status: int
     """401 or 403; 429 for a peer that has sent too many bad ones."""

@@ -12,11 +12,11 @@ ENTRY_OVERHEAD = 32
 SIZES_MAX = 2
 """RFC 7541 4.2."""
 PREFIX_BYTES = 28
-"""Of a Huffman-coded text that is long; requests have their first bytes in common."""
+"""Bytes at the beginning of a long Huffman-coded text; requests have these in common."""
 PREFIXES_MAX = 64
 
 _Step = tuple[int, bytes, bool]
-"""What an octet does: the next state, what it gives, and whether a text may end there."""
+"""The effect of a byte: the next state, the output, and whether a text may end there."""
 
 
 class _UnusualError(Exception):
@@ -29,7 +29,7 @@ _prefixes: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _step(at: int) -> _Step:
-    """What an octet does in a state, by the library's table, which goes by half octets."""
+    """The effect of a byte in a state, by the library's table, which works on half bytes."""
     state, out, complete = at >> 8, b"", False
     for half in (at >> 4 & 0xF, at & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[(state << 4) + half]
@@ -93,7 +93,10 @@ _Field = tuple[int, bytes | None, bytes | None, bool]
 
 
 def _parsed(block: bytes) -> list[_Field]:
-    """What the block says, before any table is looked into. Raises _UnusualError, or IndexError where it ends too soon."""
+    """The fields of a block, before any table is looked into.
+
+    Raises _UnusualError, or IndexError if the block ends too soon.
+    """
     found: list[_Field] = []
     at, end = 0, len(block)
     while at < end:

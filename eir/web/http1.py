@@ -14,7 +14,7 @@ from typing import NamedTuple
 import h11
 
 REQUEST_BYTES_MAX = 16 * 1024
-"""Of a request line and its headers."""
+"""Bytes of a request line and its headers."""
 NO_CONTENT = 204
 """An answer of this status has no body, and no header that speaks of one (RFC 9110 8.6)."""
 AMBIGUOUS, TOO_LARGE, TOO_MANY_HEADERS = 400, 413, 431
@@ -30,7 +30,7 @@ OF_CONNECTION = frozenset(
 
 
 class Request(NamedTuple):
-    """What a client asks for."""
+    """A client's request."""
 
     method: str
     path: str
@@ -38,14 +38,14 @@ class Request(NamedTuple):
     query: str = ""
     """That."""
     headers: Mapping[str, str] = MappingProxyType({})
-    """By names in lower case; values of one that came several times stand behind each other, with commas between them."""
+    """Headers by name in lower case; the values of one that came several times are joined in order by commas."""
     address: str = ""
-    """Where the client is, as far as the one that has the socket says."""
+    """The client's address, according to the process that has the socket."""
     body: bytes = b""
 
 
 class Response(NamedTuple):
-    """What it is answered."""
+    """The response to it."""
 
     status: int
     content_type: str

@@ -18,20 +18,23 @@ LOST, SLOW, NO_HTTP, TOO_MANY = "lost", "slow", "no_http", "too_many"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpLimits:
-    """How much a client may take of the server."""
+    """Limits on a client's use of the server."""
 
     request_s: float = 30.0
-    """A connection that brings no whole request in this time, in whatever small pieces, or does not take the answer in it, is closed."""
+    """A connection is closed if it brings no whole request in this time, in whatever small pieces, or does not take the
+    answer in it."""
     idle_s: float | None = None
-    """How long a connection may wait between an answer and the next request, for which request_s begins with its first byte; None: request_s, all in all."""
+    """Seconds that a connection may wait between an answer and the next request, for which request_s begins with its
+    first byte; None: request_s, all in all."""
     connection_s: float = 3600.0
-    """How long a connection may last, however busy it is."""
+    """Seconds that a connection may last, however busy it is."""
     requests_max: int = 1000
-    """Of one connection; the answer to the last one says that it closes."""
+    """Requests on one connection; the answer to the last one says that it closes."""
     connections_max: int = 100
-    """At once; for a further one the oldest that waits for no answer is closed, or else the oldest: who holds connections keeps nobody out."""
+    """Connections at once. For a further one, the oldest that waits for no answer is closed, or else the oldest:
+    holding connections keeps nobody out."""
     body_bytes_max: int = 64 << 20
-    """Of an answer."""
+    """Bytes of an answer."""
     request_body_max: int | None = None
     """Bytes of a request's body; a longer one is answered 413. None: bodies are read and thrown away."""
 
@@ -114,7 +117,7 @@ class Link(asyncio.Protocol):
         self.answering = False
         """A request is being answered."""
         self.address = ""
-        """Of the client, without the port."""
+        """The client's address, without the port."""
 
     # asyncio.Protocol
 

@@ -51,7 +51,7 @@ FRAME_BYTES_MAX = 16_384
 STREAM_ID_MAX = 2**31 - 1
 PADDED, PRIORITY = 0x8, 0x20
 CONTINUATIONS_MAX = 8
-"""Of one header block."""
+"""CONTINUATION frames of one header block."""
 PATH_KEPT = 4096
 """Bytes of the path of a request whose headers are too large."""
 _HEADER = Struct(">HBBBL")
@@ -95,7 +95,7 @@ class Connection:
         """Stream, flags and parts of a header block whose end has not come."""
         self._highest = 0
         self._window = 65_535
-        """What the client takes on a stream at its begin."""
+        """The window that the client grants on a stream at its beginning."""
         self._open: dict[int, _Open] = {}
         self._unsent: dict[int, tuple[bytes, float]] = {}
         """Bodies for which the client leaves no window: stream → rest, since when."""
@@ -108,7 +108,7 @@ class Connection:
         """The answer to the request that h2 is about to get."""
         self._control, self._updates = calm.Purse(calm.CONTROL, now), calm.Purse(calm.UPDATES, now)
         self._last_stream: int | None = None
-        """Of those that are still answered, once the drain has said so."""
+        """The last stream that is still answered, once the drain has said so."""
         self._draining: float | None = None
         self.over = ""
         self.leaving = False
@@ -217,7 +217,7 @@ class Connection:
     # ---- frames ----
 
     def _begin(self, now: float) -> bool:
-        """Whether the preface has come (RFC 9113 3.4)."""
+        """Return whether the preface has come (RFC 9113 3.4)."""
         came = self._in[: len(PREFACE)]
         if came == PREFACE:
             self._lib(PREFACE, now)  # our own SETTINGS go out now: until then the client may be one of HTTP/1.1

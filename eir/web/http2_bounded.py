@@ -31,7 +31,7 @@ class _NoTable(Encoder):
 
     @property
     def header_table_size(self) -> int:
-        """What the client allows is not made use of."""
+        """Always 0: the table that the client allows is not used."""
         return 0
 
     @header_table_size.setter
@@ -39,7 +39,7 @@ class _NoTable(Encoder):
         self._resized = True
 
     def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:  # noqa: ARG002 - as the library has it
-        """A header block; the first after a change of the table says that there is none (RFC 7541 4.2)."""
+        """A header block. The first one after a change of the table says that no table is used (RFC 7541 4.2)."""
         begin, self._resized = _TABLE_OF_NOTHING if self._resized else b"", False
         return begin + stateless((name, value) for name, value, *_ in headers)
 

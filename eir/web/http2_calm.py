@@ -1,4 +1,4 @@
-"""How much of what brings no request forward a connection may send: resets, pings, settings, updates of windows.
+"""Limits on frames that bring no request forward: resets, pings, settings, window updates.
 
 Each such frame takes from an allowance that fills again over time, and with requests where honest clients send some for each.
 A client that has used one up is sent away. Time is an argument; imports nothing of ours.
@@ -12,13 +12,13 @@ REASONS = {
     DATA: "data_flood", HEADERS: "stream_flood", PRIORITY: "priority_flood", RST_STREAM: "rapid_reset", SETTINGS: "settings_flood",
     PING: "ping_flood", WINDOW_UPDATE: "window_update_flood", CONTINUATION: "continuation_flood",
 }  # fmt: skip
-"""What metrics and log call a client that sends too many of them."""
+"""Names in metrics and log for a client that sends too many frames of one type."""
 HEADER_FLOOD = "header_flood"
 UNKNOWN = "unknown_flood"
 
 
 class Allowance(NamedTuple):
-    """How many frames."""
+    """An allowance of frames."""
 
     burst: float
     """At once."""
@@ -37,17 +37,17 @@ HEAVY_BYTES, HEAVY_HEADERS = 8192, 64
 
 
 def weight(size: int, headers: int) -> int:
-    """What a header block of so many bytes and headers counts for, in frames that a client has little reason to send."""
+    """The weight of a header block of this size, in frames that a client has little reason to send."""
     return (size >> 8 if size > HEAVY_BYTES else 0) + (headers >> 3 if headers > HEAVY_HEADERS else 0)
 
 
 def size_weight(size: int) -> int:
-    """What a frame of so many bytes that a client has little reason to send counts for; those of honest clients are short."""
+    """The weight of a frame of this size that a client has little reason to send; those of honest clients are short."""
     return 1 + (size >> 8)
 
 
 class Purse:
-    """What is left of one allowance."""
+    """The balance of one allowance."""
 
     __slots__ = ("_allowance", "_at", "left")
 
@@ -57,7 +57,7 @@ class Purse:
         self.left = allowance.burst
 
     def take(self, now: float, count: float = 1.0) -> bool:
-        """Whether so many more are allowed; counts them."""
+        """Count this many more, and return whether they were allowed."""
         self.left = min(self._allowance.burst, self.left + (now - self._at) * self._allowance.a_second) - count
         self._at = now
         return self.left >= 0

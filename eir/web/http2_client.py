@@ -1,6 +1,6 @@
 """One request of an HTTP/2 client (RFC 9113), without I/O: a connection that asks one thing, and ends. h2 does the protocol.
 
-For what is asked seldom and may fail: a connection that is made anew is never one that the other end has long forgotten.
+For requests that are rare and may fail: a new connection is never one that the other end has long forgotten.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,15 @@ BODY_BYTES_MAX = 1 << 18
 STREAM = 1
 """RFC 9113 5.1.1: a client's first."""
 HEAD_BYTES, GOAWAY = 9, 7
-"""Of a frame, and the type of one that ends a connection (RFC 9113 4.1, 6.8)."""
+"""Bytes of a frame's head, and the type of a frame that ends a connection (RFC 9113 4.1, 6.8)."""
 
 
 class NoAnswer(EirError):
-    """What the server sends is no answer, and says why."""
+    """The server sends no valid answer; the text says why."""
 
 
 class Answer(NamedTuple):
-    """What came."""
+    """The answer."""
 
     status: int
     headers: dict[str, str]

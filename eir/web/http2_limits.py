@@ -1,28 +1,28 @@
-"""How far an HTTP/2 client may go. Data only; imports nothing of ours."""
+"""Limits on an HTTP/2 client. Data only; imports nothing of ours."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Http2Limits:
-    """How far a connection may go; times in seconds."""
+    """Limits on a connection; times in seconds."""
 
     streams_max: int = 128
     """Requests at once that are not answered yet."""
     header_list_bytes: int = 16_384
-    """Of a request, as RFC 9113 6.5.2 counts; one with more is answered as such."""
+    """Bytes of a request's header list, as RFC 9113 6.5.2 counts; a longer one is answered as such."""
     header_list_bytes_max: int = 65_536
     """More of them end the connection."""
     body_bytes: int = 65_536
-    """Of a request."""
+    """Bytes of a request's body."""
     preface_s: float = 10.0
     frame_s: float = 10.0
     """From a frame's first byte to its last, and from the begin of a header block to its end."""
     request_s: float = 10.0
     """From a request's headers to its end."""
     answer_s: float = 10.0
-    """How long a client may leave no window for an answer."""
+    """Seconds that a client may leave no window for an answer."""
     idle_s: float = 60.0
     """Silence after which the client is asked for a sign of life."""
     ping_s: float = 10.0
-    """How long it has for that."""
+    """Seconds that it has for that."""

@@ -1,4 +1,4 @@
-"""What an HTTP/2 client asks for and is answered, apart from any connection.
+"""Requests and responses of HTTP/2, apart from any connection.
 
 A response holds its frames' bytes, encoded once: its header block refers to nothing that a connection has seen before and leaves
 nothing behind (RFC 7541 6.2.3), so that it is the same on each connection. Imports nothing of ours.
@@ -15,7 +15,7 @@ END_STREAM, END_HEADERS = 0x1, 0x4
 """RFC 9113 6.1, 6.2."""
 
 HEADERS_TOO_LARGE, BODY_TOO_LARGE = "headers", "body"
-"""What may be wrong with a request whose frames are good."""
+"""Possible faults of a request whose frames are good."""
 
 _encoder = Encoder()
 
@@ -31,7 +31,7 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
 
 
 class Request(NamedTuple):
-    """What a client asks for."""
+    """A client's request."""
 
     method: str
     path: bytes
@@ -44,7 +44,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What it is answered."""
+    """The response to it."""
 
     status: int
     headers: Sequence[tuple[bytes, bytes]] = ()

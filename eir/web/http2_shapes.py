@@ -30,7 +30,7 @@ class Shape(NamedTuple):
     path: int
     others: Sequence[tuple[bytes, int]]
     size: int
-    """What the names take of a header list."""
+    """Bytes of the names in a header list."""
 
 
 class Shapes:
@@ -56,7 +56,7 @@ class Shapes:
 
 
 def are_clean(values: Sequence[bytes]) -> bool:
-    """Whether no value holds, begins or ends with what none may (RFC 9113 8.2.1)."""
+    """True if no value contains, begins or ends with a forbidden byte (RFC 9113 8.2.1)."""
     joined = b"\n".join((b"", *values, b""))
     return joined.count(b"\n") == len(values) + 1 and not (
         b"\0" in joined

@@ -39,7 +39,7 @@ BAD_ONES: Final = Allowance(burst=100, a_second=20)
 PEERS_MAX: Final = 4096
 """Whose bad ones are counted; for a further one the one that came first is forgotten."""
 EARLY_S: Final = 5
-"""How much before its `nbf` a token is taken: clocks of two hosts differ."""
+"""Seconds before its `nbf` from which a token is accepted: clocks of two hosts differ."""
 
 
 class KeysError(EirError):
@@ -52,7 +52,7 @@ class KeysError(EirError):
 
 @dataclass(frozen=True, slots=True)
 class KeyFiles:
-    """What the files of the settings said when they were read. May be pickled."""
+    """The contents of the settings' files when they were read. May be pickled."""
 
     settings: TokenSettings
     contents: tuple[tuple[str, str, bytes], ...]
@@ -115,7 +115,7 @@ class Tokens:
         self._verified: dict[bytes, _Verified] = {}
         self._refused: dict[bytes, Denied] = {}
         self._bad_ones: dict[str, Purse] = {}
-        """By peer."""
+        """A purse for the bad tokens of each peer."""
         self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
 
     def renew(self, settings: TokenSettings, keys: Sequence[VerifyKey]) -> None:
