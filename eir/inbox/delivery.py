@@ -20,7 +20,7 @@ from eir.rows.delivered import read_small
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A manifest whose signature is there, and what verification says of it."""
+    """A manifest whose signature is there, and the result of its verification."""
 
     name: str
     signatures: tuple[str, ...]

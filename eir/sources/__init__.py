@@ -1,1 +1,4 @@
-"""Where lists come from besides a drop folder: pulled from a publisher's folder, acknowledged, fed row by row. On the path of no check."""
+"""Sources of lists besides a drop folder: pulled from a publisher's folder, acknowledged, fed row by row.
+
+On the path of no check.
+"""

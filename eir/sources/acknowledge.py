@@ -46,26 +46,26 @@ _member = partial(member, reason="acknowledgement")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledgement:
-    """What a node says of a list. Times are UTC with a Z."""
+    """A node's statement on a list. Times are UTC with a Z."""
 
     node: str
     """Its Origin-Host."""
     list: str
     serial: int
     content: str
-    """Digest of what is in force (ListState.content_digest)."""
+    """Digest of the list in force (ListState.content_digest)."""
     since: str
     """When the node put it in force."""
     made: str
 
     @property
     def name(self) -> str:
-        """Of the file that it goes into."""
+        """The name of the file that it goes into."""
         return f"{self.node}.{self.list}{ENDS}"
 
 
 def key_of(state: Path) -> Path:
-    """The node's key, made if there is none yet. Raises EirError."""
+    """The node's key, made if it does not exist yet. Raises EirError."""
     key = state / KEY
     if not key.exists():
         try:
@@ -115,7 +115,7 @@ def read(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgeme
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """How a node stands to a publisher's folder."""
+    """The standing of a node with a publisher's folder."""
 
     node: str
     list: str
@@ -125,7 +125,7 @@ class Standing:
     behind: int = 0
     """Releases that it has not."""
     late_s: int = 0
-    """How long the first of these has been there."""
+    """Seconds for which the first of these has been there."""
     since: str | None = None
     acknowledged: str | None = None
     """When the node said so last."""
@@ -133,7 +133,9 @@ class Standing:
 
 
 def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | None = None) -> list[Standing]:
-    """How each node stands that has a key in the folder's `nodes`. `within`: how long a node may take for a release.
+    """The standing of each node that has a key in the folder's `nodes`.
+
+    `within`: the time that a node may take for a release.
 
     Raises EirError if the folder or the file of nodes cannot be read.
     """
@@ -165,7 +167,7 @@ def standings(folder: Path, *, now: datetime, within: timedelta, nodes: Path | N
 
 
 def standing(index: Index, said: Acknowledgement, now: datetime, within: timedelta) -> Standing:
-    """How one node stands."""
+    """The standing of one node."""
     missed = sorted({(offer.serial, offer.issued) for offer in index.releases if offer.serial > said.serial})
     late = now - datetime.fromisoformat(missed[0][1]) if missed else timedelta(0)
     content = index.content_of(said.serial)
@@ -186,7 +188,7 @@ def standing(index: Index, said: Acknowledgement, now: datetime, within: timedel
 
 
 def listed_by(file: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> Listed:
-    """What a node says that it has in force, by the releases of the folder that its acknowledgement lies in.
+    """The entries that a node says are in force, by the releases of the folder that its acknowledgement lies in.
 
     Raises ReleaseRefused for what is not to be believed, EirError if the folder has no such list any more.
     """

@@ -22,13 +22,13 @@ NULL: Final = "NULL"
 DATE_CHARS: Final = len("yyyy-MM-dd-HH-mm-ss")
 METHODS: Final = {"POST": ADD, "DELETE": REMOVE}
 SEGMENTS: Final = 5
-"""Of a row about a device or a subscriber, behind the word that says which list."""
+"""Segments of a row about a device or a subscriber, after the word for the list."""
 TAC_SEGMENTS: Final = 2
 
 ADDED, REMOVED, THERE, NOT_THERE = 201, 202, 208, 204
-"""What a register takes for done: 208 and 204 say that it was so before."""
+"""The statuses that a register takes for done: 208 and 204 say that it was so before."""
 DONE: Final = {(ADD, True): ADDED, (ADD, False): THERE, (REMOVE, True): REMOVED, (REMOVE, False): NOT_THERE}
-"""By what was asked, and whether that changed the list."""
+"""The status by the request, and by whether it changed the list."""
 
 
 class Refused(Exception):
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 class Row(NamedTuple):
-    """What a request says. Texts are identifiers that are good, empty where the row has none."""
+    """The row of a request. Texts are valid identifiers, empty where the row has none."""
 
     what: str
     """ADD or REMOVE."""

@@ -1,4 +1,4 @@
-"""What the feed is told. Data only; imports eir.web.denials."""
+"""Settings of the feed. Data only; imports eir.web.denials."""
 
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Network, IPv6Network
@@ -8,7 +8,7 @@ from typing import Final
 from eir.web.denials import TokenSettings
 
 SCOPE: Final = "eir-feed"
-"""What an access token has to be for; the realm of passwords too."""
+"""The scope that an access token has to have; also the realm of passwords."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class FeedLists:
 
 
 TAC_ROLES: Final = frozenset({"allowed-tac", "blocked-tac"})
-"""Of these words: the rows name TACs."""
+"""The words whose rows name TACs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

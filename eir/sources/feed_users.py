@@ -1,4 +1,4 @@
-"""Who may feed by a password (RFC 7617): a file of users with hashed passwords, and checking what a request brings.
+"""Users who may feed by a password (RFC 7617): a file of users with hashed passwords, and the check of a request.
 
 A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), made by `eir feed user NAME`. A password that was
 verified is remembered by a keyed digest, so that a row costs a look-up; a wrong one costs as much time as a hash, in a thread and one
@@ -50,7 +50,7 @@ class Hashed(NamedTuple):
     hash: bytes
 
     def fits(self, password: bytes) -> bool:
-        """Whether it is this one."""
+        """True if this is the password."""
         made = hashlib.scrypt(
             password, salt=self.salt, n=self.n, r=self.r, p=self.p, dklen=len(self.hash), maxmem=MEMORY_MAX
         )
@@ -122,7 +122,7 @@ class Users:
         self._key = secrets.token_bytes(32)
         self._one = asyncio.Lock()
         self._bad_ones: dict[str, Purse] = {}
-        """By address."""
+        """A purse for the bad passwords from each address."""
         self.renew(users)
 
     def renew(self, users: Mapping[str, Hashed]) -> None:
@@ -133,7 +133,7 @@ class Users:
         self._nobody = Hashed(N, R, P, secrets.token_bytes(SALT_BYTES), secrets.token_bytes(HASH_BYTES))
 
     def has(self, name: str) -> bool:
-        """Whether there is a user of this name."""
+        """True if a user has this name."""
         return name in self._users
 
     def known(self, authorization: str) -> str | None:

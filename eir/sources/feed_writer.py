@@ -21,7 +21,8 @@ GATHER_S = 0.05
 QUIET_S = 0.002
 """A row that nothing follows for so long waits no more."""
 ROWS_MAX = 500
-"""Of one transaction: what a reader of the history can read, and below a list's change_min unless that is set lower."""
+"""Rows of one transaction: as many as a reader of the history can read, and below a list's change_min unless that is
+set lower."""
 WAITING_MAX = 20_000
 """Rows that wait; a further one is answered 503 at once."""
 
@@ -36,7 +37,7 @@ class Waiting(NamedTuple):
     """ADD or REMOVE."""
     entry: Entry
     name: str
-    """Of the list."""
+    """The list's name."""
     who: str
     """As the history has it."""
     reason: str
@@ -60,7 +61,7 @@ class FeedWriter:
         self._waiting: deque[Waiting] = deque()
         self._came = asyncio.Event()
         self.transactions = 0
-        """How many there were."""
+        """Transactions so far."""
 
     def put(
         self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | Refused], None]

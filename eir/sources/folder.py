@@ -24,7 +24,7 @@ INDEX_BYTES_MAX = 1 << 20
 RELEASES_MAX, KEPT_MAX = 2000, 1000
 """In an index: as many fit into it; and as many a publisher leaves in it."""
 AHEAD_MAX = timedelta(minutes=5)
-"""How far a publisher's clock may be ahead of ours."""
+"""The most by which a publisher's clock may be ahead of ours."""
 _FOLDER = re.compile(r"[0-9]{1,19}(?:-full)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _member = partial(member, reason="index")
@@ -37,12 +37,12 @@ class Offer:
     serial: int
     kind: str
     base: int | None
-    """Of a delta: the serial that it builds on."""
+    """The serial that a delta builds on."""
     folder: str
     """In which its files lie."""
     manifest: str
     sha256: str
-    """Of the manifest."""
+    """Digest of the manifest."""
     signatures: tuple[str, ...]
     """The same of each signature beside it."""
     issued: str
@@ -52,7 +52,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """What the folder offers."""
+    """The offer of the folder."""
 
     list: str
     holds: str
@@ -60,7 +60,7 @@ class Index:
     written: datetime
     """When; a reader takes none that is older than one which it has seen."""
     releases: tuple[Offer, ...]
-    """By rising serial, a delta before a full release of the same serial."""
+    """Releases by rising serial, a delta before a full release of the same serial."""
 
     @property
     def serial(self) -> int:
@@ -136,7 +136,9 @@ def check(index: Index, name: str, holds: str, now: datetime, before: datetime |
 
 
 def steps(index: Index, current: int | None, highest: int) -> Sequence[Offer]:
-    """Which releases lead to the newest one, in order; none: it is there already, or nothing in the folder leads there.
+    """The releases that lead to the newest one, in order.
+
+    Empty if it is there already, or nothing in the folder leads there.
 
     `current`: the serial in force (None: no list yet); `highest`: the highest ever accepted. Deltas alone if they do; otherwise the newest
     full release, and the deltas behind it.

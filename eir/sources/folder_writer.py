@@ -33,7 +33,7 @@ from eir.sources.folder import INDEX, Index, Offer, in_order, read, steps, witho
 from eir.stores.sqlite import SqliteStore
 
 KEEP = timedelta(days=7)
-"""How far behind a reader may be and catch up by deltas."""
+"""The time that a reader may be behind and still catch up by deltas."""
 DELTAS_MAX = 100
 """Behind a full release: then it is time for another one."""
 MODE = 0o644
@@ -42,7 +42,7 @@ MEMORY_MAX = 1 << 44
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """What became of a folder."""
+    """The folder after a release was put into it."""
 
     published: Published
     index: Index
@@ -112,13 +112,16 @@ def _check(before: Index | None, folder: Path, *, list_name: str, serial: int, b
 
 
 def _is_time(index: Index, until: datetime) -> bool:
-    """Whether the deltas behind the newest full release are to be folded: they are many, or the first is older than what is kept."""
+    """True if the deltas behind the newest full release are to be folded.
+
+    They are if there are many, or if the first is older than the time that deltas are kept.
+    """
     behind = [offer for offer in index.releases if offer.serial > index.full.serial]
     return len(behind) >= DELTAS_MAX or any(datetime.fromisoformat(offer.issued) < until for offer in behind)
 
 
 class Contents:
-    """What the folder's releases make of the list. `room`: a folder for the store that it takes for a while."""
+    """The list that the folder's releases make. `room`: a folder for the store that it takes for a while."""
 
     def __init__(self, folder: Path, name: str, kind: str, declared: Mapping[str, Layout], room: Path) -> None:
         # They are the publisher's own: no limit on changes holds here, and no signature is asked for.

@@ -13,7 +13,7 @@ CORRELATOR_FORM: Final = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
 IMEI_FORM: Final = r"^[0-9]{15}$"
 
 PROHIBITED, ALLOWED, TRACKED, UNKNOWN = "prohibited", "allowed", "tracked", "unknown"
-"""What a device is; of several lists that have it the word that stands first here counts."""
+"""The states of a device; of several lists that have it, the word that stands first here counts."""
 BLACKLISTED: Final = "blacklisted"
 REASONS: Final[Mapping[str, tuple[str, ...]]] = {
     "stolen": ("stolen", "theft", "robbery"), "lost": ("lost",), "non-payment": ("non-payment", "nonpayment", "unpaid", "debt"),
@@ -45,7 +45,7 @@ FAULTS: Final = {
     "internal": Fault(500, "INTERNAL", "Unknown server error."),
     "store": Fault(503, "UNAVAILABLE", "Service Unavailable."),
 }
-"""By what is wrong."""
+"""The faults, by our words for them."""
 
 
 def reason_word(text: str | None) -> str:

@@ -32,16 +32,16 @@ _DOCUMENT: Final = Response(200, JSON, json.dumps(api.DOCUMENT).encode())
 
 
 class Found(NamedTuple):
-    """What the lists say of a device."""
+    """The result of looking up a device in the lists."""
 
     word: str
     """One of fraud_api's."""
     reason: str | None = None
-    """What the list gives as the reason."""
+    """The reason that the list gives."""
 
 
 class _Refused(Exception):
-    """What is wrong: a key of fraud_api.FAULTS, more about it for the client, and headers."""
+    """A fault: a key of fraud_api.FAULTS, more about it for the client, and headers."""
 
     def __init__(self, what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(what)
@@ -57,7 +57,7 @@ class FraudCheck:
         self.settings, self.tokens = settings, tokens
         self._look, self._ticks, self._report = look, ticks, report
         self._purses: dict[str, Purse] = {}
-        """By client."""
+        """A purse for each client."""
         self._labels: set[str] = set()
         self.answers: Counter[tuple[str, str]] = Counter()
         """(client, word or HTTP status)."""

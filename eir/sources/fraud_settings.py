@@ -1,4 +1,4 @@
-"""What IMEI Fraud Check is told. Data only; imports eir.web.denials."""
+"""Settings of IMEI Fraud Check. Data only; imports eir.web.denials."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -7,7 +7,7 @@ from typing import Final
 from eir.web.denials import TokenSettings
 
 SCOPE: Final = "imei-fraud-check:check-status"
-"""What an access token has to be for (CAMARA)."""
+"""The scope that an access token has to have (CAMARA)."""
 RATE_MAX: Final = 10.0
 
 

@@ -32,7 +32,7 @@ from eir.sources.folder import INDEX, INDEX_BYTES_MAX, Index, Offer
 from eir.sources.pull_http import Server, Unreached
 
 PULL_S = 900.0
-"""How long one pull may take, its downloads and loads; a download that is cut off then goes on with the next pull."""
+"""Seconds for one pull with its downloads and loads; a download that is cut off then goes on with the next pull."""
 NOTE, FOLDER_MODE = "note.json", 0o750
 LOADED, UNCHANGED, REFUSED, WAITING, UNREACHED, ELSEWHERE = OUTCOMES = (
     "loaded",
@@ -42,11 +42,12 @@ LOADED, UNCHANGED, REFUSED, WAITING, UNREACHED, ELSEWHERE = OUTCOMES = (
     "unreached",
     "elsewhere",
 )
-"""What a pull comes to: UNCHANGED has nothing newer, WAITING has, and cannot load it yet; with ELSEWHERE another node is at it."""
+"""The outcomes of a pull: UNCHANGED has nothing newer, WAITING has but cannot load it yet; with ELSEWHERE another node
+is doing it."""
 REMEMBERED_MAX = 20
 """Manifests that were refused."""
 NO_ROOM_BYTES = 64 << 20
-"""Of the disk that a download leaves free."""
+"""Bytes of the disk that a download leaves free."""
 
 AGAIN = OURS | PATIENT | {"conflict", KILLED}
 """Reasons for which a release is tried again: they say something about this host, or time may mend them."""
@@ -57,7 +58,7 @@ Load: TypeAlias = Callable[[Release, Path, Mapping[str, Mark]], Awaitable[LoadRe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
-    """What came of one pull."""
+    """The result of one pull."""
 
     list: str
     outcome: str
@@ -80,7 +81,7 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a pull goes by."""
+    """The settings of a pull."""
 
     settings: ListSettings
     room: Path
@@ -98,11 +99,11 @@ class Terms:
 
 @dataclass(slots=True)
 class _Note:
-    """What is remembered of a source."""
+    """A note about a source, kept between pulls."""
 
     etag: str | None = None
     written: str | None = None
-    """Of the newest index that was believed."""
+    """The time of the newest index that was believed."""
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
     """SHA-256 of manifests that were refused for good → reason and detail: they are fetched once."""
 
@@ -170,7 +171,7 @@ class _Pull:
         return self.pulled(UNCHANGED)
 
     async def _steps(self, index: Index) -> Sequence[Offer]:
-        """What is to be loaded; where a delta of it was refused, the full release instead, if there is one that leads on."""
+        """The releases to load. If a delta among them was refused, the full release instead, if one leads on."""
         state, highest = await self._before()
         found = folder.steps(index, None if state is NO_LIST else state.serial, highest)
         if any(offer.sha256 in self.note.refused for offer in found) and not self.terms.force:
@@ -178,7 +179,7 @@ class _Pull:
         return found
 
     async def _before(self) -> tuple[ListState, int]:
-        """What is in force, and the highest serial ever accepted. Raises StoreError."""
+        """The state in force, and the highest serial ever accepted. Raises StoreError."""
         name = self.terms.settings.name
         state = await self.terms.store.state(name) or NO_LIST
         return state, max(self.terms.marks.get(name, NO_LIST.mark), state.mark)[1]

@@ -1,4 +1,4 @@
-"""What a pull asks of a web server, bounded in size and time: an index that may not have changed, a file, the rest of a file.
+"""Requests of a pull to a web server, bounded in size and time: an index if it changed, a file, or the rest of a file.
 
 Over https only, but for this host's own addresses; a redirect is followed on the same server and nowhere else. The proxies of the environment
 (`https_proxy`, `no_proxy`) are used as others use them. All of it blocks, and belongs in a thread of a process that answers nobody.
@@ -20,7 +20,7 @@ from eir.errors import EirError
 from eir.record.settings import Source
 
 STALL_S = 20.0
-"""How long a server may send nothing."""
+"""Seconds that a server may send nothing."""
 PIECE_BYTES = 1 << 18
 REDIRECTS_MAX = 3
 TOKEN_BYTES_MAX = 1 << 16
@@ -28,7 +28,7 @@ NOT_MODIFIED, PARTIAL = 304, 206
 
 
 class Unreached(EirError):
-    """What was asked for did not come; `reason` is a short word for metrics."""
+    """The requested content did not come; `reason` is a short word for metrics."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -36,7 +36,7 @@ class Unreached(EirError):
 
 
 class Content(NamedTuple):
-    """What a small file holds, and the tag by which it is known again."""
+    """The content of a small file, and the tag by which it is known again."""
 
     octets: bytes
     etag: str | None
@@ -51,7 +51,7 @@ class Server:
         self._redirects = _Redirects(source.url)
         self._headers = {"User-Agent": "eir", "Accept-Encoding": "identity"}
         self.bytes = 0
-        """How many came."""
+        """Bytes that came."""
         try:
             context = ssl.create_default_context(cafile=source.ca)
             if source.certificate is not None:
@@ -90,7 +90,7 @@ class Server:
         try:
             self._on(name, part, there, size)
         except Unreached as e:
-            if e.reason == "status_416":  # the file there is shorter than what we have: begin anew
+            if e.reason == "status_416":  # the file there is shorter than what we have: start again
                 part.unlink()
             raise
 
