@@ -1,7 +1,7 @@
-"""What no single value can tell: functions that look at a whole configuration and name what is wrong, or probably not meant.
+"""Checks of a whole configuration: functions that name what is wrong, or probably not meant, in no single value.
 
-Each is given what was built of the document (a value with a fault stands there as its default, or None) and the document,
-which knows lines. They read the files that the configuration names, and change nothing.
+Each is given what was built from the document (with its default or None in place of a value with a fault) and the
+document, which knows the lines. They read the files that the configuration names, and change nothing.
 """
 
 import re
@@ -31,19 +31,19 @@ from eir.ss7.pointcode import BITS, point_code
 from eir.stores.open import SQLITE
 
 CERTIFICATE_SOON = timedelta(days=14)
-"""How long before its end a certificate is warned about."""
+"""Remaining life of a certificate at which a warning begins."""
 SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
 FILES = {
     "signers": ("signers file", f"put the publishers' public keys there, one a line: {SIGNER}"),
     "revoked": ("file of revoked keys", "put the revoked public keys there, or leave 'revoked' out if there are none"),
 }
-"""Of the files of a list: what each is called, and what to do about one that cannot be used."""
+"""Files of a list: the name of each, and the advice for one that cannot be used."""
 
 SECRET_FILES = {"password_file", "sentinel_password_file", "key_file"}
-"""Of the files that `store` names, those that nobody else may read."""
+"""Files named by `store` that nobody else may read."""
 
 Findings = Iterator[tuple[str, Spot]]
-"""What to say, and at which value of the file."""
+"""Texts to report, each with the place of its value in the file."""
 Check = Callable[[Config, Document], Findings]
 
 
@@ -130,7 +130,7 @@ def _warn_sctp(config: Config, _: Document) -> Findings:
 
 
 def _check_tls(config: Config, document: Document) -> Findings:
-    """What TLS needs; its files are read as a start or a reload would read them."""
+    """Check what TLS needs; its files are read as a start or a reload would read them."""
     if document.faulty("tls"):
         return
     if config.tls is not None:
@@ -169,7 +169,7 @@ def _check_tokens(config: Config, document: Document) -> Findings:
 
 
 def _check_feed(config: Config, _: Document) -> Findings:
-    """What the interfaces beside the checks need."""
+    """Check what the interfaces beside the checks need."""
     for spot, url in _beside(config).items():
         if not is_secure(url) and not is_loopback(url):
             yield (
@@ -259,7 +259,7 @@ def _store_files(config: Config) -> Mapping[str, Path]:
 
 
 def _warn_secrets(config: Config, _: Document) -> Findings:
-    """What must stay secret is read by its owner, and by a group at most."""
+    """Warn of secret files that others may read than their owner and a group."""
     secrets = {option: file for option, file in _store_files(config).items() if option in SECRET_FILES}
     named: list[tuple[Path, Spot]] = [(file, ("store",)) for file in secrets.values()]
     if config.tls is not None:
@@ -331,7 +331,10 @@ def _check_sources(config: Config, document: Document) -> Findings:
 
 
 def _unusable(path: Path) -> str | None:
-    """What is wrong with a file that must hold something (OpenSSH passes everything if the revocation list is empty); None: nothing."""
+    """Return what is wrong with a file that must not be empty; None if nothing is.
+
+    OpenSSH passes everything if the revocation list is empty.
+    """
     try:
         if not path.is_file():
             return "does not exist" if not path.exists() else "is not a file"
@@ -360,7 +363,7 @@ def _warn_signers(config: Config, _: Document) -> Findings:
 
 
 def check_layouts(config: Config, document: Document) -> Findings:
-    """What single keys of a layout cannot tell."""
+    """Check what concerns several keys of a layout."""
     for name, layout in config.layouts.items():
         spot = ("layouts", name)
         if document.faulty(*spot):
@@ -446,7 +449,7 @@ def _warn_peers(config: Config, document: Document) -> Findings:
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:
-    """Whether every connection that fits the second entry fits the first."""
+    """True if every connection that fits the second entry also fits the first."""
     if first.is_titled or second.is_titled:
         titles = (
             first.gt is None or (second.gt or "").startswith(first.gt),
@@ -485,9 +488,9 @@ CHECKS: tuple[Check, ...] = (
     _check_peers, _check_ss7, _check_listen, _check_tls, _check_tokens, _check_nrf, _check_feed, _check_feed_lists, _check_numbers, _check_sctp, _check_store, _check_lists,
     _check_sources, check_layouts, _check_rules, _check_sightings,
 )  # fmt: skip
-"""What makes a configuration unusable."""
+"""Checks whose findings make a configuration unusable."""
 WARNINGS: tuple[Check, ...] = (
     _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
     _warn_sightings, _warn_feed,
 )  # fmt: skip
-"""What is probably not meant."""
+"""Checks that find what is probably not meant."""

@@ -65,12 +65,12 @@ def _gateway(*, name: str | None, connect: Any, **more: Any) -> GatewaySettings:
 
 
 def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
-    """What a section says at all, by its keys."""
+    """Return the values that a section gives, by key."""
     return tuple((name, value) for name, value in values.items() if value is not None)
 
 
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
-    """What a peer may take of the node, and beside it what a load may take of the host."""
+    """Return the limits of what a peer may take of the node, and of what a load may take of the host."""
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
 
 
@@ -105,7 +105,7 @@ COLUMNS = {
     "date": "the column with a row's date, on which nothing depends",
     "action": "the column with the codes that `added` and `removed` name",
 }
-"""What a column of a data file may be."""
+"""Roles that a column of a data file may have."""
 
 SECTIONS = (
     Section("identity", partial(Identity, origin_state_id=0)),
@@ -141,7 +141,7 @@ SECTIONS = (
     Section("sightings", SightingsSettings, optional=True, live=False),
     Section("sightings.webhook", Webhook, optional=True),
 )
-"""What is built of which sections; the values of any other go to what is around it."""
+"""Sections and what is built from each; the values of any other go to the section around it."""
 
 TABLE = (
     Key("identity.host", kinds.IDENTITY, REQUIRED, "Origin-Host: the node's own name"),

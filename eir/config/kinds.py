@@ -53,7 +53,7 @@ BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one kind of value is written, read and shown."""
+    """One kind of value: how it is written, read and shown."""
 
     expected: str
     """Completes "expected …", and is what the reference says of the key."""
@@ -68,7 +68,7 @@ class Kind:
     many: bool = False
     """One value, or a list of them; read as a tuple."""
     may_be_empty: bool = False
-    """Of `many`: `[]` has a meaning. Of others: a key without a value has one, and is read as None."""
+    """With `many`: `[]` has a meaning. Otherwise: a key without a value has one, and is read as None."""
 
 
 class Unexpected(ValueError):

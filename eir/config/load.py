@@ -52,10 +52,10 @@ def load_identity(path: Path) -> Identity:
 
 
 def load_whereabouts(path: Path) -> Whereabouts:
-    """Where node and lists are, also by a file that is wrong elsewhere: the node that runs has long taken over a good one.
+    """Return where node and lists are, even if the file is wrong elsewhere: a running node has taken over a good one.
 
-    Of a file that is not YAML as a whole, the lines that begin with `state:` and `store:` still say it. Raises ConfigError where
-    the file cannot be read, or where `state` or `store` are what is wrong.
+    In a file that is not YAML as a whole, the lines that begin with `state:` and `store:` still say it. Raises
+    ConfigError if the file cannot be read, or if `state` or `store` is wrong.
     """
     octets = read_file(path)
     not_yaml: tuple[Problem, ...] = ()
@@ -95,12 +95,12 @@ def load_layouts(path: Path) -> Mapping[str, Layout]:
 
 
 def render(config: Config) -> str:
-    """What is in force as YAML; read again, it gives the same configuration."""
+    """Return the configuration in force as YAML; read again, it gives the same configuration."""
     return str(yaml.safe_dump(config.shown, sort_keys=False, allow_unicode=True, width=120))
 
 
 def digests(shown: Mapping[str, Any]) -> dict[str, str]:
-    """Of each section of what is in force (see Config.shown) a digest, by which two processes compare what they go by."""
+    """Return a digest of each section in force (see Config.shown), by which two processes compare what they go by."""
     return {
         name: hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
         for name, section in shown.items()
@@ -113,7 +113,7 @@ def needs_restart(old: Config, new: Config) -> list[str]:
 
 
 def take_over(old: Config, new: Config) -> Config:
-    """What a node that runs by `old` goes by after a reload: `new`, but for what takes a restart."""
+    """Return the configuration of a node that runs by `old` after a reload: `new`, but for what takes a restart."""
     for path in TAKES_RESTART:
         new = _with(new, path, attrgetter(path)(old))
     return new
@@ -126,7 +126,7 @@ def _with(settings: Any, path: str, value: Any) -> Any:
 
 
 def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...]]:
-    """What a document says, and all that is wrong in it, in file order."""
+    """Return what a document says, and all that is wrong in it, in file order."""
     answer = document.values["overload_answer"]
     layouts = document.values["layouts"]
     lists = {name: replace(settings, layouts=layouts) for name, settings in document.values["lists"].items()}
@@ -136,7 +136,7 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
 
 
 def _found(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
-    """What the checks find, and more problems, in file order."""
+    """Return what the checks find, and more problems, in file order."""
     found = [
         Problem(document.file, document.line(*spot), text) for check in checks for text, spot in check(config, document)
     ]

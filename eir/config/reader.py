@@ -20,22 +20,22 @@ DEPTH_MAX = 20
 NODES_MAX = 100_000
 """Values that are read from one file. An alias counts each time it is used, so that a few lines cannot stand for a billion."""
 SHOWN_MAX = 60
-"""How many characters of a wrong value a message repeats."""
+"""Most characters of a wrong value that a message repeats."""
 
 YAML_TAG = "tag:yaml.org,2002:"
 NULL_TAG, MERGE_TAG = f"{YAML_TAG}null", f"{YAML_TAG}merge"
 PLAIN_TAGS = {
     YAML_TAG + name for name in ("map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value")
 }
-"""What YAML gives by itself; anything else was asked for (`!!python/…`) and is refused."""
+"""Tags that YAML gives by itself; any other was asked for (`!!python/…`) and is refused."""
 
 REQUIRED: Final = object()
 """The default of a key that has to be there."""
 
 Spot = tuple[Hashable, ...]
-"""Where a value stands: keys by name, entries of a list by their number from 0."""
+"""Place of a value: keys by name, entries of a list by their number from 0."""
 Read = tuple[Any, Any]
-"""A value, and how it is shown as JSON knows it: as {} if it is not, since the file has no way to write that there is none."""
+"""A value, and how it is shown as JSON knows it: {} for a missing value, which the file cannot write."""
 Found = tuple[int, yaml.Node]
 """The line of a key, and the node behind it."""
 
@@ -51,13 +51,13 @@ class Key:
     """None: no value; REQUIRED: the key has to be there."""
     says: str
     field: str = ""
-    """What the value is called in what is built, if not as in the file."""
+    """Name of the value in what is built, if not the one in the file."""
     live: bool = True
     """A reload takes it over; otherwise it needs a restart, and its path is that of the value's field, too."""
 
     @property
     def required(self) -> bool:
-        """Whether the key has to be there."""
+        """True if the key has to be there."""
         return self.default is REQUIRED
 
 
@@ -84,7 +84,7 @@ class Section:
 
     @property
     def required(self) -> bool:
-        """Whether the section has to be there, because something in it does."""
+        """True if the section has to be there, because something in it does."""
         return not (self.optional or self.shape) and any(entry.required for entry in self.entries.values())
 
 
@@ -104,7 +104,7 @@ class Document:
     faults: set[Spot] = field(default_factory=set)
 
     def faulty(self, *spot: Hashable) -> bool:
-        """Whether there is a fault in the value or section, or in anything inside it."""
+        """True if there is a fault in the value or section, or in anything inside it."""
         return any(fault[: len(spot)] == spot for fault in self.faults)
 
     def line(self, *spot: Hashable) -> int:
@@ -224,7 +224,7 @@ class _Reader:
         return self.made(section, spot, found or {}, None if found is None else line, **more)
 
     def made(self, section: Section, spot: Spot, found: Mapping[str, Found], line: int | None, **more: Any) -> Read:
-        """What a section's keys make; those that are not found are faults in that line if they are required, None: no faults."""
+        """Build a section from its keys. Missing required keys are faults in that line; None: no faults."""
         values, shown = more, {}
         for name, entry in section.entries.items():
             inner = (*spot, name)
@@ -240,7 +240,10 @@ class _Reader:
         return (section.build or dict)(**values), shown
 
     def missing(self, entry: Key | Section, spot: Spot, line: int | None) -> Read:
-        """What stands for something that the file does not have; a fault in that line if it is required, None: no fault."""
+        """Return what stands for something that the file lacks.
+
+        It is a fault in that line if it is required; None: no fault.
+        """
         if isinstance(entry, Key):
             if entry.required and line:
                 self.wrong(
@@ -287,7 +290,10 @@ class _Reader:
         return tuple(value for value, _ in read), [shown for _, shown in read]
 
     def pairs(self, node: yaml.Node, spot: Spot, depth: int = 0) -> dict[str, Found] | None:
-        """What a mapping holds, merge keys (`<<`) resolved, `depth` of these down; None, and a fault, for anything else."""
+        """Return what a mapping holds, with merge keys (`<<`) resolved, `depth` of these down.
+
+        For anything else, None and a fault.
+        """
         if node.tag == NULL_TAG and not depth:
             return {}
         if not isinstance(node, yaml.MappingNode) or depth > DEPTH_MAX:

@@ -41,7 +41,7 @@ def reference_page() -> str:
 
 
 def _default(key: Key) -> Any:
-    """As the file would say it; None: there is none, or the key is required."""
+    """Return the default as the file would write it; None if it does not exist or the key is required."""
     if key.default is REQUIRED or key.default is None or key.default == ():
         return None
     return list(map(key.kind.show, key.default)) if key.kind.many else key.kind.show(key.default)

@@ -1,4 +1,7 @@
-"""What a configuration file becomes: frozen dataclasses that the parts define, and plain values. Knows neither file nor YAML."""
+"""The settings in a configuration file: frozen dataclasses that the parts define, and plain values.
+
+Knows neither file nor YAML.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,9 +26,9 @@ class Listener(NamedTuple):
     """Somewhere that peers connect to."""
 
     protocol: str
-    """What metrics call the protocol that is spoken there."""
+    """Name in metrics of the protocol that is spoken there."""
     spot: tuple[str | int, ...]
-    """Where the file says so."""
+    """Place in the file."""
     url: str
 
 
@@ -56,7 +59,7 @@ class Config:
     load_memory: int
     """Bytes that a load may take."""
     overload_answer: Status | None
-    """What a request past a `rate_max` gets; None: 3004."""
+    """The answer to a request past a `rate_max`; None: 3004."""
     state: Path
     control_read: Path | None
     store: str
@@ -75,7 +78,7 @@ class Config:
     http: str | None
     """host:port; None: neither the page nor /metrics, /live and /ready are served."""
     page: PageSettings
-    """Who may see the page for people."""
+    """Access to the page for people."""
     workers: int
     tamper: TamperSettings
     full_identifiers: bool
@@ -88,7 +91,7 @@ class Config:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the entries of the peer table are called, and the gateways of SIGTRAN."""
+        """Return the labels of the entries of the peer table, and of the gateways of SIGTRAN."""
         return (*(peer.label for peer in self.peers), *(gateway.label for gateway in self.ss7.gateways))
 
     @property
@@ -107,7 +110,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whereabouts:
-    """Where a node and its lists are found: enough for a command that looks or steers, and puts nothing new in force."""
+    """Places of a node and its lists: enough for a command that looks or steers, and puts nothing new in force."""
 
     path: Path
     state: Path
@@ -117,4 +120,4 @@ class Whereabouts:
     shown: dict[str, Any] = field(repr=False, compare=False)
     """As Config.shown."""
     problems: tuple[Problem, ...] = ()
-    """What is wrong in the file elsewhere."""
+    """Faults elsewhere in the file."""
