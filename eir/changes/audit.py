@@ -32,7 +32,7 @@ ASK = "ask"
 """The last stage of an audit, behind those of a load."""
 CONFIDENCE = 0.95
 AT_LEAST = 0.999
-"""What a sample is made for, where no other share is wanted."""
+"""Share that a sample is made to show, where no other is wanted."""
 UNDER_WAY_MAX = 256
 """Devices that are being asked about; more wait, whatever the rate."""
 
@@ -82,7 +82,7 @@ class Listed:
         return keys
 
     def holds(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which of these devices are listed."""
+        """Return which of these devices are listed, as a mask."""
         numbers, found = keys // np.uint64(SNR_KEYS), np.zeros(len(keys), bool)
         order = np.argsort(numbers, kind="stable")
         starts = np.flatnonzero(np.diff(numbers[order])) + 1
@@ -101,7 +101,10 @@ def listed_in(
     memory_max: int = LOAD_MEMORY,
     progress: Progress = lambda *_: None,
 ) -> Listed:
-    """What a signed release lists; of a delta, what it adds. Raises ReleaseRefused if it is not to be believed, EirError if it is of no devices."""
+    """Return what a signed release lists; for a delta, what it adds.
+
+    Raises ReleaseRefused if the release is not to be trusted, EirError if it is not about devices.
+    """
     from eir.rows.reader import Tally  # noqa: PLC0415  # for this alone, and polars takes long to import
 
     @contextmanager
@@ -131,7 +134,10 @@ def listed_in(
 
 
 def sample_size(at_least: float, confidence: float = CONFIDENCE) -> int | None:
-    """How many have to be asked about, so that `interval` lies above `at_least` if all are answered right; None: all there are."""
+    """Return the size of a sample whose `interval` lies above `at_least` if all answers are right.
+
+    None: ask about all.
+    """
     z = _z(confidence)
     return math.ceil(z * z * at_least / (1 - at_least)) or 1 if at_least < 1 else None
 
@@ -167,7 +173,7 @@ class Mistake(NamedTuple):
 
 @dataclass(slots=True)
 class Origin:
-    """What one MME was answered about listed devices."""
+    """Answers to one MME about listed devices."""
 
     asked: int = 0
     as_listed: int = 0
@@ -175,7 +181,10 @@ class Origin:
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What an audit found. One that asks counts devices, each asked about in all its forms; one that only looks counts checks."""
+    """Results of an audit.
+
+    One that asks counts devices, each asked about in all its forms; one that only looks counts checks.
+    """
 
     list: str
     serial: int
@@ -185,7 +194,7 @@ class Report:
     confidence: float = CONFIDENCE
     exceptions: Sequence[Mistake] = ()
     origins: Mapping[str, Origin] | None = None
-    """By Origin-Host; None: it was we who asked."""
+    """Results by Origin-Host; None: it was we who asked."""
     never_asked: Sequence[str] = ()
     """MMEs that are known, and from which no check came."""
     fault: str | None = None
@@ -193,7 +202,7 @@ class Report:
 
     @property
     def share(self) -> float | None:
-        """Of devices, or checks, answered as the list says; None if there were none."""
+        """The share of devices, or checks, that were answered as the list says; None if there were none."""
         return self.as_listed / self.asked if self.asked else None
 
     @property

@@ -46,7 +46,7 @@ STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build
 """In the order in which a load goes through them; each reports its begin with 0 done."""
 
 ROW_BYTES = 12
-"""Of memory that a load takes for each row, at least: its key, and its part of a page."""
+"""Least memory that a load takes for each row: its key, and its part of a page."""
 Stage: TypeAlias = Callable[[str, int], AbstractContextManager[Done]]
 """Called with a stage's name and how much there is to do: what it yields is told what of that was just done."""
 KEPT_BYTES_MAX = 256 << 20
@@ -55,7 +55,7 @@ KEPT_BYTES_MAX = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """What a load did, or a dry run would have done."""
+    """The result of a load, or of a dry run."""
 
     list: str
     holds: str
@@ -117,7 +117,7 @@ async def load_release(
 
 @dataclass(slots=True)
 class Loader:
-    """What a load goes by, and how long its stages took."""
+    """A load of a release, with its settings and the duration of its stages."""
 
     lists: Mapping[str, ListSettings]
     store: ListStore
@@ -244,7 +244,7 @@ class Loader:
         )  # fmt: skip
 
     async def _replaced(self, name: str, state: ListState, rows: Rows) -> Built:
-        """What a full release makes of a list that is in this state."""
+        """Build a list from a full release that replaces its present state."""
         built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
         built.content_digest = content_digest(built.pages)
         if state is NO_LIST:
@@ -262,7 +262,7 @@ class Loader:
         return built
 
     async def _amended(self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows) -> Built:
-        """What a delta makes of a list: the pages that differ, and the sums of the whole list."""
+        """Build a list from a delta: the pages that differ, and the sums of the whole list."""
         if state.kind != settings.kind:
             raise ReleaseRefused(
                 "base", f"the list in force is one of {state.kind}; a full release of {settings.kind} is needed"

@@ -31,7 +31,7 @@ ADD, REMOVE = "add", "remove"
 ENTRIES_MAX = 1000
 """Entries of one command: the history names each. More belong in a release."""
 TRIES_MAX = 20
-"""How often a change is decided: again each time that somebody else's came first."""
+"""Most times that a change is decided: again each time that somebody else's came first."""
 PAUSE_MAX_S = 0.05
 NAMED_MAX = 10  # entries that a refusal names
 TACS = "TACs "
@@ -43,9 +43,9 @@ class Entry(NamedTuple):
 
     text: str  # as the operator wrote it
     key: int
-    """Of the device, the lowest of the TAC, or of the subscriber."""
+    """Key of the device or the subscriber, or the lowest of the TAC."""
     imsi: int = 0
-    """Of a pair's subscriber; 0 in other lists."""
+    """IMSI key of a pair's subscriber; 0 in other lists."""
     whole_tac: bool = False
 
 
@@ -68,7 +68,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditReport:
-    """What an edit did, or a dry run would have done."""
+    """The result of an edit, or of a dry run."""
 
     list: str
     holds: str
@@ -77,7 +77,7 @@ class EditReport:
     entries: int
     """Entries that the list holds now, as in ListState."""
     entries_change: int
-    """By how many these are more, or less."""
+    """Difference of these to the number before."""
     come: int
     gone: int
     """Identifiers, as turnover.differences counts them."""
@@ -202,7 +202,7 @@ async def _edit(
 
 
 def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifted: str, amended: Built) -> Event:
-    """What the history says of an edit. `lifted`: the limits that it lifted, in words."""
+    """Return the history's event for an edit. `lifted`: the limits that it lifted, in words."""
     until = f", until {until_text(edit.until)}" if edit.until else ""
     what = TACS if any(entry.whole_tac for entry in edit.entries) else ""
     forced = f"; {turnover(settings.kind, amended.come, amended.gone)}; {lifted}" if edit.force else ""
@@ -234,7 +234,7 @@ def _named(key_of: Callable[[str], int], text: str) -> int:
 
 
 def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
-    """What can be told without looking at the list."""
+    """Check what can be told without looking at the list."""
     if not settings.local:
         raise EntryRefused(
             f"{settings.name} is changed by signed releases; only a list with `local: true` takes entries"
@@ -245,9 +245,9 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _there(entries: Sequence[Entry], pages: Sequence[Page], now: datetime) -> set[tuple[int, int, bool]]:
-    """Which of these are there, and the whole TACs of these; one that has ended is not. Raises StoreError for a damaged page.
+    """Return which of these are there, and their whole TACs; ended entries are not.
 
-    Only what is asked about is looked at: a page may have a million.
+    Raises StoreError for a damaged page. Only the wanted entries are looked up: a page may have a million.
     """
     wanted: dict[int, list[Entry]] = {}
     for entry in entries:

@@ -34,12 +34,15 @@ async def roll_back(
 
 
 def number(state: ListState) -> int:
-    """By what a release is called: its serial, or of a local list the number of the change that made it."""
+    """Return the number by which a release is known.
+
+    It is the serial or, in a local list, the number of the change that made it.
+    """
     return state.serial or state.generation
 
 
 def _steps_to(name: str, before: ListState, found: Sequence[Release], to: int | None) -> int:
-    """How many releases are to be undone."""
+    """Return the number of releases to undo."""
     if len(found) < 2:  # the one in force, and one before it
         raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_instead(name, before)}")
     for steps, release in enumerate(found[1:], 1):
@@ -52,7 +55,10 @@ def _steps_to(name: str, before: ListState, found: Sequence[Release], to: int | 
 
 
 def _undone(releases: Sequence[Release]) -> str:
-    """What a rollback undoes, newest first: releases by their serials, changes of a local list with all that the history says of each."""
+    """Return what a rollback undoes, newest first.
+
+    Releases are named by their serials, changes of a local list with all that the history says of each.
+    """
     if releases[0].state.serial:
         return f"release {', '.join(str(release.state.serial) for release in releases)} undone"
     return "; ".join(f"change {release.state.generation} undone{_change(release.made)}" for release in releases)
@@ -63,7 +69,7 @@ def _change(made: Event | None) -> str:
 
 
 def _instead(name: str, state: ListState) -> str:
-    """What leads to good data where no rollback does."""
+    """Say what leads to good data where a rollback cannot."""
     if state is NO_LIST:
         return "it has never been loaded"
     if not state.serial:
