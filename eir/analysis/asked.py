@@ -1,6 +1,6 @@
-"""What the record says of all devices at once: who asked about which, how often, and what was answered. Imports polars.
+"""All devices in the record at once: who asked about which, how often, and what was answered. Imports polars.
 
-Of the devices of a day there are far fewer than checks, and what leaves here is one row for each device, origin and status.
+A day has far fewer devices than checks, and the result has one row for each device, origin and status.
 """
 
 import os

@@ -18,7 +18,7 @@ import polars as pl  # it reads the number of its threads when it is imported
 
 
 class Kind(NamedTuple):
-    """What checks may have in common, by the columns of the record; None or empty where there is nothing."""
+    """Properties that checks may have in common, by the columns of the record; None or empty where there is nothing."""
 
     status: str | None
     rule: str | None = None
@@ -119,13 +119,13 @@ def rows_of(messages: Iterable[bytes]) -> Rows:
 
 
 def imei_is(*lengths: int) -> pl.Expr:
-    """Whether the identifier is an IMEI of one of these lengths."""
+    """Return an expression that is true if the identifier is an IMEI of one of these lengths."""
     wanted = "|".join(f"[0-9]{{{length}}}" for length in lengths)
     return pl.col("imei").str.contains(f"^(?:{wanted})$")
 
 
 def _device(identifiers: pl.Series) -> pl.Series:
-    """The key (eir.device) of each identifier, null where it is none: the first 14 digits, or a MEID."""
+    """Return the key (eir.device) of each identifier, from the first 14 digits or a MEID; null for any other."""
     frame = identifiers.alias("imei").to_frame()
     digits = (
         pl.when(imei_is(14, 15, 16)).then(pl.col("imei").str.slice(0, 14)).str.to_integer(dtype=pl.Int64, strict=False)

@@ -15,17 +15,18 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 FLUSH_S = 0.01
-"""How long checks wait to be handed over together: short, since handing over holds the loop."""
+"""Time that checks wait to be handed over together: short, since handing over holds the loop."""
 AGAIN_S = 0.05
 """Pause after the other process took no more."""
 MESSAGE_BYTES = 48 << 10
-"""Of one message, about: the kernel takes a message whole or not at all, and none that is larger than its buffer."""
+"""Size of one message, about: the kernel takes a message whole or not at all, and refuses one that is larger than its
+buffer."""
 PART_BYTES = 100
-"""What a message takes for checks that were handed in together besides their texts, about."""
+"""Size in a message of checks that were handed in together, besides their texts, about."""
 TEXTS, NUMBER = 5, struct.Struct("=H")
-"""Of each check: see eir.checks.sighting.Sightings.add."""
+"""Number of texts of each check (see eir.checks.sighting.Sightings.add), and form of a number."""
 WAITING_BYTES_MAX = 16 << 20
-"""What waits for the other process."""
+"""Most bytes that wait for the other process."""
 PLAIN, EVENTS = b"p", b"e"
 """First byte of a message: whether somebody may want to know of its checks at once."""
 HEAD = struct.Struct("!cI")
@@ -46,7 +47,7 @@ class Part(NamedTuple):
 
     @property
     def checks(self) -> int:
-        """How many there are."""
+        """Return the number of checks."""
         return len(self.numbers) // NUMBER.size
 
     @property

@@ -1,4 +1,7 @@
-"""What operators found out about findings: confirmed or cleared, by whom and why. Kept in the state folder, one line for each decision, the last counts."""
+"""Findings that operators confirmed or cleared, by whom and why.
+
+Kept in the state folder, one line for each decision; the last one counts.
+"""
 
 import json
 import os

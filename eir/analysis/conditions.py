@@ -26,7 +26,7 @@ WEIGHTS: Mapping[str, float] = {
     # Set by hand: made networks say nothing of them but that they are right.
     "box": 14.0, "barred": 14.0, "no_body": 9.0, "not_allocated": 6.7, "allocated_later": 7.0, "newer_model": 2.0, "test_tac": 3.0, "placeholder": 14.0,
 }  # fmt: skip
-"""What stands in braces in the SQL of the conditions."""
+"""Values that replace the names in braces in the SQL of the conditions."""
 PRIOR, HOLDS_FROM = 0.005, 0.5
 """Share of devices that are tampered with, before anything was seen: in Pakistan's register 0.88 million of some 190 million IMEIs were cloned. Log
 odds from which a condition is named in a finding."""
@@ -35,7 +35,7 @@ SAID = ((0.95, 0.97), (0.9, 0.9), (0.8, 0.8), (0.7, 0.75), (0.6, 0.65))
 
 
 class Place(NamedTuple):
-    """Where an origin is, in degrees."""
+    """Place of an origin, in degrees."""
 
     latitude: float
     longitude: float
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TamperSettings:
-    """How sightings are judged; the numbers are parameters of the conditions."""
+    """Settings by which sightings are judged; the numbers are parameters of the conditions."""
 
     report_min: float = 0.6
     """Score from which a device is reported."""

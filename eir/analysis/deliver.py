@@ -26,7 +26,7 @@ BATCH_MAX = 100
 AGAIN_S, AGAIN_MAX_S = 0.5, 60.0
 """Pause after a delivery that failed; it doubles."""
 POST_S = 10.0
-"""How long an exchange with a receiver may take, from the connection to the status."""
+"""Longest time of an exchange with a receiver, from the connection to the status."""
 TAKES_LATER = frozenset({408, 425, 429})
 """Answers of a receiver that says no for now, beside those from 500 on."""
 TIME_HEADER, SIGNATURE_HEADER, ID_HEADER = "X-EIR-Timestamp", "X-EIR-Signature", "X-EIR-Delivery"
@@ -51,7 +51,7 @@ class Delivery:
         self._to, self._send, self._counted, self._report = to, send, counted, report
         self._waiting: deque[Event] = deque()
         self._under_way = 0
-        """Of those that wait, the first ones, which are being delivered."""
+        """Number of events at the head of those that wait which are being delivered."""
         self._there = asyncio.Event()
 
     def put(self, events: Sequence[Event]) -> None:
@@ -137,7 +137,7 @@ def webhook(url: str, key: bytes, now: Callable[[], float] = time.time) -> Send:
 
 
 def signature(key: bytes, stamp: str, body: bytes) -> str:
-    """What a receiver computes too, and compares: hexadecimal digits."""
+    """Return the signature, which a receiver computes too and compares: hexadecimal digits."""
     return hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 

@@ -1,7 +1,8 @@
-"""What an engine owes the analysis: tables by name, made by SQL. DuckDB does it on one machine (duck.py), Spark on several (spark.py).
+"""Engines of the analysis, which make tables by name, with SQL.
 
-The SQL is DuckDB's, kept to what can be translated for others with the same result: integers, and decimal numbers that stand for doubles,
-ties broken by name, no function that another engine lacks but those of FUNCTIONS. Imports no engine.
+DuckDB does it on one machine (duck.py), Spark on several (spark.py). The SQL is DuckDB's, limited to what can be
+translated for others with the same result: integers, and decimal numbers that stand for doubles, ties broken by name,
+no function that another engine lacks except those in FUNCTIONS. Imports no engine.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 SQL = Path(__file__).parent / "sql"
 TABLES = {path.stem.partition("_")[2]: path for path in sorted((SQL / "tables").glob("*.sql"))}
-"""What the conditions look at, in the order in which one is made of another."""
+"""Tables that the conditions look at, in the order in which one is made from another."""
 
 FUNCTIONS = {"instant_s": ("t", "EPOCH_US(t) / 1000000")}
 """Functions of ours in the SQL: the argument's name, and what it stands for. instant_s: Unix seconds of a moment, as a double."""
@@ -27,7 +28,7 @@ class Engine(Protocol):
         """Make a table of values; `columns` with their types."""
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
-        """What a SELECT gives."""
+        """Return the rows of a SELECT."""
 
 
 def number(engine: Engine, select: str) -> int:

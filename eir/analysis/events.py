@@ -22,7 +22,10 @@ HOME_DIGITS = 6
 
 
 class _Group(NamedTuple):
-    """What like checks have in common: all but the decision and the observed rules is text, empty where there is none."""
+    """Properties that similar checks have in common.
+
+    All but the decision and the observed rules are texts, empty where absent.
+    """
 
     identifier: str
     software_version: str
@@ -94,7 +97,7 @@ class Events:
         }  # fmt: skip
 
     def _changes(self, event: Mapping[str, Any], group: _Group) -> list[tuple[str, str | None]]:
-        """What changed: kind, and what was there before."""
+        """Return what changed: the kind, and the value before."""
         lists = {group.decision.list, *(rule.partition("@")[2] for rule in group.observed.split())}
         found: list[tuple[str, str | None]] = []
         for kind in {self._watched[name] for name in lists if name in self._watched}:

@@ -26,7 +26,7 @@ FOLDER_MODE, FILE_MODE = 0o700, 0o600
 FREE_BYTES_MIN = 64 << 20
 """Left on the disk for what matters more: lists, their history and the log."""
 SMALL_DISK_SHARE = 20
-"""Of a disk that is small, one part in so many is left instead."""
+"""On a small disk, one part in so many is left instead."""
 GROUP_ROWS = 1 << 16
 """Rows that a reader may pass over together."""
 PEERS = "eir.peers"
@@ -146,7 +146,7 @@ def _shrink(there: Sequence[File], total: int, wanted: int) -> int:
 
 
 def _rows_of_peers(path: Path) -> Counter[str]:
-    """How many rows each peer has; nothing of a file that does not say so, or cannot be read."""
+    """Return the number of rows of each peer; nothing for a file that does not say so, or cannot be read."""
     import polars as pl  # noqa: PLC0415 - what is too large was written by this process
 
     with suppress(OSError, ValueError, pl.exceptions.PolarsError):

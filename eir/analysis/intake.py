@@ -29,7 +29,7 @@ STATUS_WORDS = {
     "grey": "greylisted",
     "gray": "greylisted",
 }
-"""What other EIRs write."""
+"""Status words of other EIRs, with ours."""
 PROTOCOL = "import"
 PIECE_BYTES, PIECE_ROWS = 32 << 20, 500_000
 COMPLAINTS_MAX = 10
@@ -40,7 +40,7 @@ EARLIEST_US, LATEST_US = 20 * YEAR_US, 200 * YEAR_US
 
 @dataclass(slots=True)
 class Taken:
-    """What came of it."""
+    """The result of an import."""
 
     rows: int = 0
     """That are on record now."""
@@ -114,7 +114,7 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
 
 
 def _time(kind: pl.DataType) -> pl.Expr:
-    """The column `time` as microseconds, null where it is none."""
+    """Return the column `time` as microseconds, null where it is not a time."""
     column = pl.col("time")
     if isinstance(kind, pl.Datetime):
         found = (column if kind.time_zone is None else column.dt.convert_time_zone("UTC")).dt.timestamp("us")

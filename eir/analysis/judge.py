@@ -40,7 +40,7 @@ class Finding:
     last_seen: datetime
     evidence: str
     honest: str
-    """What speaks for an honest explanation; empty where nothing does."""
+    """Grounds for an honest explanation, if any; else empty."""
     confirmed: bool = False
     """An operator said so."""
     users: tuple[str, ...] = ()
@@ -188,7 +188,10 @@ def condition(name: str) -> str:
 
 
 def calibrated(odds: Iterable[tuple[int, float]], cases: Mapping[int, bool]) -> float:
-    """How far log odds are shifted, for operators' cases to be as many as the scores say: cautiously, as if the model were right in four more."""
+    """Return how far log odds are shifted for operators' cases to be as many as the scores say.
+
+    This is cautious: as if the model were right in four more.
+    """
     told = [(odd, cases[device]) for device, odd in odds if device in cases]
     shift = 0.0
     for _ in range(50):

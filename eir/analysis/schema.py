@@ -1,8 +1,8 @@
-"""What a sighting is, as data: the columns of the files, and where in the state folder which file lies.
+"""The form of sightings as data: the columns of the files, and where each file lies in the state folder.
 
-A row is a group of checks that were alike within a few minutes (`sightings.window_s`). Files are Parquet, compressed by zstd, in
-`STATE/sightings/YYYY-MM-DD/HH-START-UNIQUE.parquet` (UTC; START: the first row's time in microseconds), mode 0600. What is not
-finished has another ending. Data only; imports nothing of ours.
+A row is a group of similar checks within a few minutes (`sightings.window_s`). Files are Parquet, compressed by zstd,
+in `STATE/sightings/YYYY-MM-DD/HH-START-UNIQUE.parquet` (UTC; START: the first row's time in microseconds), mode 0600.
+An unfinished file has another ending. Data only; imports nothing of ours.
 """
 
 from pathlib import Path

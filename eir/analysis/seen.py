@@ -1,6 +1,6 @@
-"""What the record says of one device or one SIM: when, where, with which SIMs or in which devices. Imports polars.
+"""The record of one device or one SIM: when, where, with which SIMs or in which devices. Imports polars.
 
-Files are in the order of devices, so that most of each is passed over.
+Files are sorted by device, so most of each is skipped.
 """
 
 import os
@@ -32,14 +32,14 @@ ALIKE = (
     "list",
     "observed",
 )
-"""What the sightings of one line have in common."""
+"""Columns that the sightings of one line have in common."""
 FILES_AT_ONCE = 500
 IMSI_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """What an identifier may mean."""
+    """Possible meanings of an identifier."""
 
     device: int | None
     """Key of eir.device."""
@@ -51,7 +51,7 @@ class Sought:
 def sought(identifier: str) -> Sought:
     """Tell what a person may mean: 15 digits are an IMEI or an IMSI; other digits may be what a phone sent in place of an IMEI.
 
-    Raises IdentifierError for what is none of these.
+    Raises IdentifierError for anything else.
     """
     identifier = typed(identifier)
     device = imsi = odd = None

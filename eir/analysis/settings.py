@@ -1,15 +1,15 @@
-"""What the configuration says of sightings. Imports nothing of ours."""
+"""Settings of sightings. Imports nothing of ours."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 HASHED, FULL, OFF = "hashed", "full", "off"
-"""What is kept of a subscriber: a keyed hash, the IMSI, or nothing but the first six digits."""
+"""Choices of what is kept of a subscriber: a keyed hash, the IMSI, or nothing but the first six digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """Where events are posted to."""
+    """Receiver to which events are posted."""
 
     url: str
     key_file: Path

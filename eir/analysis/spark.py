@@ -33,7 +33,8 @@ SETTINGS = {
     # Times in the files are UTC without saying so; so are all others here.
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
 }
-"""What the results depend on, and what people would see; all else is in the operator's spark-defaults.conf."""
+"""Settings on which the results depend, and those of what people see; all others are in the operator's
+spark-defaults.conf."""
 
 
 class Spark:
@@ -127,7 +128,7 @@ def translated(select: str) -> str:
 
 
 def _changed(node: "Expression") -> "Expression":
-    """What sqlglot cannot know: functions of ours, and that decimal numbers stand for doubles."""
+    """Translate what sqlglot cannot know: functions of ours, and that decimal numbers stand for doubles."""
     from sqlglot import exp  # noqa: PLC0415 - where it is needed
 
     if isinstance(node, exp.Anonymous) and node.name.lower() in OWN:

@@ -1,4 +1,4 @@
-"""What the record keeps of a subscriber: a keyed hash, the IMSI, or nothing.
+"""Subscribers in the record: a keyed hash, the IMSI, or nothing.
 
 The key of the hashes is in a file, made at the first start, mode 0600. Once it is old a new one takes its place. A hash begins with
 the number of its key (two hexadecimal digits): under two keys the same SIM has two hashes, which tell nothing about each other. An old
@@ -36,14 +36,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Subscribers:
-    """How subscribers are written from now on."""
+    """The form in which subscribers are written from now on."""
 
     how: str
     """A word of eir.analysis.settings."""
     key: Key | None = None
 
     def of(self, imsis: "pl.Series") -> "pl.Series":
-        """What is kept of each IMSI, null where there is none (empty)."""
+        """Return what is kept of each IMSI, null where it is missing (empty)."""
         import polars as pl  # noqa: PLC0415 - for those that have it already
 
         if self.how == FULL:
@@ -59,7 +59,7 @@ class Subscribers:
         return pl.Series("subscriber", made, dtype=pl.String)
 
     def one(self, imsi: str) -> str | None:
-        """What is kept of one IMSI."""
+        """Return what is kept of one IMSI."""
         if not imsi or self.how not in {FULL, HASHED}:
             return None
         return imsi if self.how == FULL or self.key is None else hashed(self.key, imsi)
@@ -101,7 +101,10 @@ def read_keys(folder: Path) -> list[Key]:
 def subscribers(
     folder: Path, how: str, *, rotate_s: float, keep_s: float, now: Callable[[], float] = time.time
 ) -> Subscribers:
-    """How subscribers are written from now on; makes a key, or the next one, if there is need. Raises EirError or OSError."""
+    """Return the form in which subscribers are written from now on.
+
+    Makes a key, or the next one, if needed. Raises EirError or OSError.
+    """
     if how != HASHED:
         return Subscribers(how)
     keys = read_keys(folder)

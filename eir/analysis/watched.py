@@ -1,4 +1,7 @@
-"""What devices and SIMs of watched lists were last seen with, as a file: `watched.json`, beside the files of the record."""
+"""Partners with which devices and SIMs of watched lists were last seen, as a file.
+
+It is `watched.json`, beside the files of the record.
+"""
 
 import json
 import os
@@ -13,7 +16,7 @@ FILE = "watched.json"
 
 
 def read(state: Path) -> dict[str, str]:
-    """What the file says (eir.analysis.events.Events.seen); nothing where it is not there or is damaged."""
+    """Return what the file says (eir.analysis.events.Events.seen); nothing if it is missing or damaged."""
     try:
         found = json.loads((state / FOLDER / FILE).read_text())
     except (OSError, ValueError):
