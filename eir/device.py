@@ -100,7 +100,10 @@ def any_key(text: str) -> int:
 
 
 def key_text(key: int) -> str:
-    """What a key stands for: 14 digits; or the few digits, or `#` and the hash, of an identifier that is neither IMEI nor MEID."""
+    """The identifier of a key.
+
+    14 digits, or the few digits, or `#` and the hash, of one that is neither IMEI nor MEID.
+    """
     if key >= ODD_BASE:
         odd = key - ODD_BASE
         return f"#{odd - _HASHED:0{_HASH_DIGITS}x}" if odd >= _HASHED else str(odd)[1:]

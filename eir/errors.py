@@ -19,7 +19,7 @@ from traceback import walk_tb
 from typing import NamedTuple, Protocol
 
 DETAIL_CHARS_MAX = 4096
-"""Of what is said of a refused release: it quotes what somebody delivered."""
+"""Characters of a text about a refused release: it quotes what somebody delivered."""
 
 
 class EirError(Exception):
@@ -32,7 +32,7 @@ class Problem(NamedTuple):
     file: str
     line: int
     text: str
-    """What was found and what was expected instead."""
+    """A text with both the finding and what was expected instead."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}"
@@ -47,7 +47,10 @@ class ConfigError(EirError):
 
 
 class SetupFault(EirError):
-    """What the configuration names cannot be had (a folder, a password file): someone has to mend it before a node can start."""
+    """Something that the configuration names is not to be had (a folder, a password file).
+
+    Someone has to mend it before a node can start.
+    """
 
 
 class IdentifierError(EirError):
@@ -149,7 +152,7 @@ class ConnectionFault(DiameterError):
 
 
 class Report(Protocol):
-    """What a part is handed to tell of an event; the log makes a line of it, and limits how many there are.
+    """A function that a part calls to report an event; the log makes a line of it, and limits how many there are.
 
     `reason` is one short word for each cause, `level` a key of the log's levels, `fields` whatever helps to understand the event.
     """

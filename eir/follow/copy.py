@@ -28,7 +28,7 @@ FULL_RETRY_S = 60.0
 
 
 class Relation(Enum):
-    """How what a store shows stands to what is held."""
+    """The relation of the state that a store shows to the one that is held."""
 
     SAME = auto()
     NEWER = auto()
@@ -72,9 +72,9 @@ class _Heal:
     """A list that the store lost."""
 
     held: ListState
-    """What is in force."""
+    """The state in force."""
     stored: ListState | None
-    """What the store shows instead."""
+    """The state that the store shows instead."""
 
 
 class CopyKeeper:
@@ -90,7 +90,7 @@ class CopyKeeper:
         self.faults: dict[str, str] = {}
         """Lists whose copy could not be read, written or written back when that was last tried, and why."""
         self._told = 0
-        """How many faults there were."""
+        """Faults so far."""
         self._report, self._failed, self._who = report, failed, who
         self._wanted: dict[str, _Keep | _Heal] = {}
         self._something = asyncio.Event()

@@ -34,7 +34,7 @@ register feeds them, are taken over together, and leave the processor to checks.
 OFTEN_S, OFTEN = 1.0, 5
 """A list whose last so many changes came within this time of each other is fed so."""
 READ_AGAIN_MAX = 5
-"""How often a list is read again at once because it changed while it was read."""
+"""Times that a list is read again at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt", "image"})
 """Causes that concern one list, not the store: its pages, or that there is no room for an image of it."""
 UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
@@ -364,7 +364,7 @@ class Follower:
             self._report(event, level="error", reason=cause, list=name, detail=str(error) or type(error).__name__)
 
     def _says(self, what: str, name: str) -> bool:
-        """Whether an event is due again."""
+        """True if an event is due again."""
         now = time.monotonic()
         if now - self._said.get((what, name), -math.inf) < SAY_AGAIN_S:
             return False

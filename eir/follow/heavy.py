@@ -13,7 +13,10 @@ Heavy = Callable[[], AbstractContextManager[None]]
 
 
 def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) -> AbstractContextManager[None]:
-    """What to enter for work on these states of a list. `often`: it is one of many changes, which are as much work together."""
+    """The context for work on these states of a list.
+
+    `often`: this is one of many changes, which together are as much work.
+    """
     return (
         heavy()
         if often or any(state is not None and state.entries >= LARGE_ENTRIES for state in states)

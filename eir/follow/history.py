@@ -20,16 +20,16 @@ TRIM_S = 3600.0
 WAITING_MAX = 1_000
 """Events that wait for a store that is away."""
 COPY_TIMEOUT_S = 600.0
-"""How long a whole history may take to be copied, or given back."""
+"""Seconds that copying a whole history, or giving it back, may take."""
 UNRECORDED_S = 15.0
-"""How long a list may be in the store until the record of what made it is there too."""
+"""Seconds for which a list may be in the store before the record of the event that made it is there too."""
 READ_AGAIN_MAX = 10
 NEWEST = 20
 """Events of a list among which its last change mostly is."""
 
 
 class HistoryKeeper:
-    """What a node does about the history, again and again.
+    """A node's work on the history, again and again.
 
     `copy`: the node's own, where the store is elsewhere. `writes`: it may write the store's. `who` is this node, in the history. `now` is
     the monotonic clock.
@@ -101,7 +101,7 @@ class HistoryKeeper:
         await in_time(self._hold(store, lists))
 
     async def events(self, name: str | None, *, limit: int | None, since: str | None) -> Sequence[Event]:
-        """What this node's copy has, while the store is away. Raises StoreError."""
+        """The events in this node's copy, while the store is away. Raises StoreError."""
         if self._copy is None:
             raise StoreError("refused", "the history is in the store alone")
         return await self._copy.history(name, limit=limit, since=since)
@@ -202,7 +202,9 @@ async def _unlinked(store: ListStore, ours: Ledger, theirs: Ledger) -> str:
 
 
 async def give_back(store: ListStore, copy: ListStore, who: str) -> str | None:
-    """Write the copy to a store whose history is empty, damaged, or only the beginning of the copy; says which, None if it is none of these.
+    """Write the copy to a store whose history is empty, damaged, or only the beginning of the copy.
+
+    Returns which of these it was, or None if it was in order.
 
     Raises StoreError, GenerationConflict if another node was faster.
     """
@@ -266,7 +268,7 @@ async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
 
 
 async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
-    """Whether the newest record of what was done to a list says that this came of it."""
+    """True if the newest record of a change to a list says that this state came of it."""
     for limit in (NEWEST, FOLDS_MAX + NEWEST):  # there may be as many refusals behind it
         if (newest := newest_change(await store.history(name, limit=limit))) is not None:
             return is_of(newest, state)

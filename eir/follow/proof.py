@@ -1,4 +1,4 @@
-"""What is remembered of a list's pages to prove its next state. Imports eir.pages.pages only.
+"""Digests of a list's pages, remembered to prove its next state. Imports eir.pages.pages only.
 
 A sum modulo 2^256 is also one modulo 2^64: with 64 bits of each page's digest an amended list is proved against its content
 digest, although the pages as they were are no longer at hand.

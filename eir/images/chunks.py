@@ -17,7 +17,7 @@ from eir.pages.roaring import is_fresh
 
 BLOCK_BITS = 16
 BLOCKS: Final = 0xFFFF
-"""Of a page's bits: which of its 16 blocks it has."""
+"""Those of a page's bits that say which of its 16 blocks it has."""
 WHOLE, WHOLE_UNTIL, ENDS = 1 << 16, 1 << 17, 1 << 18
 """The whole page is listed; it is until a time; some of its own rows end."""
 
@@ -173,7 +173,7 @@ def begins(counts: Numbers) -> Numbers:
 
 
 def blocks_of(bits: Numbers) -> Numbers:
-    """How many blocks pages with these bits have."""
+    """The number of blocks in pages with these bits."""
     counts = bits & BLOCKS
     for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
         counts = (counts & mask) + (counts >> np.uint32(shift) & mask)

@@ -151,7 +151,7 @@ class Image:
         self._pair_ends, self._imsis = arrays["pair_ends"].data, arrays["imsis"].data
         self._tac_pages, self._tac_ends = arrays["tac_pages"], arrays["tac_ends"]
         self.numbers = self._devices.numbers
-        """Of all pages, in ascending order."""
+        """The numbers of all pages, in ascending order."""
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -172,7 +172,7 @@ class Image:
 
     @property
     def lane_arrays(self) -> tuple[memoryview, memoryview, memoryview]:
-        """What a compiled look-up reads: `slots`, `offsets` and `lows` of the devices, or of the subscribers of a list of these."""
+        """Arrays for a compiled look-up: `slots`, `offsets` and `lows` of the devices, or of a list's subscribers."""
         return self._devices.slots, self._devices.offsets, self._devices.lows
 
     @property

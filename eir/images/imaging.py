@@ -36,7 +36,7 @@ def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
 
 
 def _form(page: Page) -> int:
-    """What the page says besides keys and their reasons, which no image has; most pages of a list are of one form."""
+    """The form of a page besides keys and their reasons, which no image has; most pages of a list are of one form."""
     extra, at = page.extra, 0
     if extra[:1] == _REASONS:
         at = _HEAD + int.from_bytes(extra[1:_HEAD], "little")
@@ -60,7 +60,7 @@ def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
 
 
 def rows_of(page: Page) -> PageRows | None:
-    """What a page says, but for reasons; None if it is gone. Raises ValueError if it is damaged."""
+    """The rows of a page without reasons; None if it is gone. Raises ValueError if it is damaged."""
     if page.gone:
         return None
     tac = page.tac
@@ -97,7 +97,7 @@ def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
 
 
 def _pairs(number: int, devices: int, sections: Sections) -> tuple[Numbers, Numbers]:
-    """How many IMSIs each device has, and all of them; nothing of both where the page has no pairs."""
+    """The number of IMSIs of each device, and all IMSIs; both empty if the page has no pairs."""
     content = sections.imsis
     counts = np.frombuffer(content[: 4 * devices], "<u4")
     if content and (len(counts) != devices or len(content) != 4 * devices + 8 * int(counts.sum())):

@@ -24,9 +24,9 @@ class DeviceList:
     def __init__(self, name: str, kind: str, now: Clock) -> None:
         self.name, self.kind, self.now = name, kind, now
         self.state: ListState | None = None
-        """Of the release that is in memory; None before the first one."""
+        """The state of the release in memory; None before the first one."""
         self.image: Image | None = None
-        """What is in memory of it."""
+        """The part of it that is in memory."""
         self._ends = False
 
     @property

@@ -40,7 +40,7 @@ def make(chunks: Sequence[Chunk]) -> Image:
 
 
 def _tables(of: Chunk) -> dict[str, Numbers]:
-    """What is looked up, of all pages. Raises ValueError for more than 2^32 keys."""
+    """The look-up tables of all pages. Raises ValueError for more than 2^32 keys."""
     if len(of.lows) >= HASHED or len(of.imsis) >= HASHED:
         raise ValueError("a list has more rows than an image can hold")
     firsts = begins(blocks_of(of.bits))
@@ -94,7 +94,7 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def _rows_of_pages(of: Chunk) -> Numbers:
-    """How many pairs each page has."""
+    """The number of pairs in each page."""
     keys = begins(of.sizes)[begins(blocks_of(of.bits))]
     return np.diff(begins(of.counts)[keys])
 

@@ -15,7 +15,7 @@ import numpy as np
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 HUGE_BYTES = 2 << 20
 STEP_BYTES = 1 << 20
-"""Of a mapping that goes, at a time: some 50 us."""
+"""Bytes of a mapping that are released at a time: some 50 us."""
 MAP_FIXED, MADV_COLLAPSE = 0x10, 25
 """Linux's, which the module mmap does not name; the second one since Linux 6.1."""
 

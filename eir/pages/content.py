@@ -1,4 +1,4 @@
-"""What a page says, as arrays: a page unfolded, and folded again to its one canonical form."""
+"""The content of a page as arrays: a page unfolded, and folded again to its one canonical form."""
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache

@@ -98,7 +98,7 @@ EMPTY_DIGEST = digest_text(0)
 
 
 class Sections(NamedTuple):
-    """What `extra` says of single identifiers: the contents of R, U and S, empty where a section is not there."""
+    """The parts of `extra` on single identifiers: the contents of R, U and S; a missing section is empty."""
 
     reasons: bytes = b""
     until: bytes = b""

@@ -20,7 +20,7 @@ _PAGE = np.uint64(PAGE_KEYS)
 
 
 class Paired(NamedTuple):
-    """What a page of pairs says of one device: its reason, and its IMSIs, each with the end of its pair."""
+    """A device in a page of pairs: its reason, and its IMSIs, each with the end of its pair."""
 
     reason: int
     imsis: dict[int, int]
@@ -84,7 +84,10 @@ class PairRows:
         self._sorted = False
 
     def repeats(self) -> tuple[int, int]:
-        """How many rows name what another row names, and how many of those contradict it, as Rows.repeats in eir.rows.build."""
+        """Return how many rows name what an earlier row names, and how many of them contradict it.
+
+        As Rows.repeats in eir.rows.build.
+        """
         devices, imsis, reasons, until = self.in_order()
         same = (devices[1:] == devices[:-1]) & (imsis[1:] == imsis[:-1])
         other = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
@@ -175,7 +178,7 @@ def amended_pairs(old: Page, gone: Page, new: Page) -> Page:
 
 
 def decode_pairs(page: Page) -> dict[int, Paired]:
-    """What a page of pairs says, by device (its remainder)."""
+    """The content of a page of pairs, by device (its remainder)."""
     low, reasons, *_ = decode(page)
     _, until, bound = decode_sections(page.extra)
     counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()

@@ -30,7 +30,7 @@ NOT_ARRAYS = "a page is not made of arrays"
 BEYOND = "a page has keys beyond its million"
 
 _COOKIE = (12346).to_bytes(4, "little")
-"""How a bitmap of array and bitset containers, without runs, begins."""
+"""The first bytes of a bitmap of array and bitset containers, without runs."""
 _HEADS = [_COOKIE + containers.to_bytes(4, "little") for containers in range(CONTAINERS_MAX + 1)]
 _HEAD, _CONTAINER = 4, 4
 """Units of two bytes: of cookie and number of containers together; of what is said of one container."""

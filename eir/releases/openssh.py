@@ -28,7 +28,7 @@ PRINCIPALS_MAX = 32
 OPENSSH_TIMEOUT_S = 10.0
 """For all calls over one release together."""
 _KEY_AT = len(b"SSHSIG") + 4 + 4
-"""Where the public key begins: behind the magic, the version, and its own length."""
+"""Position of the public key: behind the magic, the version, and its own length."""
 FILES_NAMED_MAX = 3  # signers files that a refusal names
 
 _GOOD = re.compile(rb'^Good "[a-z-]+" signature (?:for .* )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
@@ -158,7 +158,7 @@ def keys_of(signers: bytes) -> set[bytes]:
 
 
 def names_one_of(keys: Collection[bytes], signature: bytes) -> bool:
-    """Whether a signature says that it is by one of these keys, or under a certificate that one of them signed.
+    """True if a signature says that it is by one of these keys, or under a certificate that one of them signed.
 
     It costs next to nothing and proves nothing: it tells which deliveries to look at first. PROTOCOL.sshsig, 3.
     """
@@ -204,5 +204,5 @@ def _reason(stderr: bytes, otherwise: str) -> str:
 
 
 def nearest(reasons: Iterable[str]) -> str:
-    """Of several reasons the one that says most: a signers file that knows the key knows why it does not count."""
+    """The most telling of several reasons: a signers file that knows the key knows why it does not count."""
     return min(reasons, key=_NEAREST.index)

@@ -1,4 +1,4 @@
-"""Who signed, counted by the person behind a key: k of n signatures are of k persons, however a signers file writes their names.
+"""Signers counted by person: k of n signatures are of k persons, however a signers file writes their names.
 
 A principal of an allowed_signers file may be a name or a pattern (`*@agency.example`), and OpenSSH tells upper from lower
 case. Two that may be the same person count once: names that differ in case, and a pattern with whatever it fits.
@@ -8,7 +8,7 @@ Imports nothing of ours.
 from collections.abc import Mapping, Sequence
 
 ANY, ONE = "*", "?"
-"""What stands for any characters and for one in a pattern (ssh-keygen(1), ALLOWED SIGNERS; ssh_config(5), PATTERNS)."""
+"""Wildcards of a pattern, for any characters and for one (ssh-keygen(1), ALLOWED SIGNERS; ssh_config(5), PATTERNS)."""
 
 
 def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -40,7 +40,7 @@ def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def may_be_one(first: str, second: str) -> bool:
-    """Whether there is a name that both principals fit, in whatever case."""
+    """True if some name fits both principals, in whatever case."""
     first, second = first.casefold(), second.casefold()
     seen, to_see = set(), [(0, 0)]
     while to_see:

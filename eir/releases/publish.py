@@ -158,7 +158,7 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
 
 
 def _other_data(path: Path, manifest: Mapping[str, object]) -> bool:
-    """Whether a release of other data lies where this one is to go; the same data may be signed once more, for longer."""
+    """True if a release of other data is already at this place; the same data may be signed once more, for longer."""
     try:
         there = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -278,7 +278,7 @@ def _described(
     folder: Path, names: Sequence[str], kind: str, layout: str | None, declared: Mapping[str, Layout], *,
     tally: "Tally", say: Callable[[str], None], report: Progress,
 ) -> tuple[Sequence[FileEntry], Mapping[str, Rows]]:  # fmt: skip
-    """What the manifest says of each file, and the rows of all for each role, as a load would read them."""
+    """The manifest's entry for each file, and the rows of all for each role, as a load would read them."""
     from eir.rows.reader import read_rows  # noqa: PLC0415  # as above
 
     rows = {role: Rows() for role in release.ROLES[kind] if role != CHANGES}
@@ -310,12 +310,12 @@ def _described(
 
 
 class _Begin(NamedTuple):
-    """What is known of a file before its rows are read."""
+    """The facts about a file before its rows are read."""
 
     sha256: str
     layout: Layout
     kinds: Sequence[str]
-    """Of lists that it may be for."""
+    """Kinds of lists that it may be for."""
     header: bytes
     """The line with the names of its columns."""
 

@@ -30,7 +30,7 @@ Trust: TypeAlias = tuple[Path, Path | None]
 
 FORMAT = "eir-release/1"
 MANIFEST_ENDS = ".manifest.json"
-"""How the name of a manifest ends in a drop folder."""
+"""End of a manifest's name in a drop folder."""
 MANIFEST_BYTES_MAX = 1 << 20
 SIGNATURES_MAX, FILES_MAX, SERIAL_MAX = 16, 1000, (1 << 63) - 1
 FIRST_SERIAL_MAX = 10**16
@@ -39,7 +39,7 @@ FIRST_SERIAL_MAX = 10**16
 FULL, DELTA = "full", "delta"
 ENTRIES, ADDED, REMOVED, CHANGES = "entries", "added", "removed", "changes"
 ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED, CHANGES)}
-"""Of the files of each kind of release; `changes` holds both, by a code in each row."""
+"""Roles of the files of each kind of release; `changes` holds both, by a code in each row."""
 
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -60,7 +60,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a release says of itself."""
+    """A release's description of itself."""
 
     list: str
     kind: str
@@ -257,7 +257,7 @@ def _claimed(content: bytes) -> tuple[str, int] | None:
 
 
 def _which_list(name: str, lists: Mapping[str, ListSettings]) -> str:
-    """What to do about a release for a list that takes none."""
+    """Advice on a release for a list that takes no releases."""
     if name in lists:
         return f"; {name} is local: entries go into it by eir add"
     near = difflib.get_close_matches(name, lists, n=1)
@@ -345,7 +345,7 @@ def member(
     *,
     reason: str = "manifest",
 ) -> Value:
-    """What a document has under a name. Raises ReleaseRefused, by that reason, if it is not of this kind or does not fit."""
+    """The member of a document. Raises ReleaseRefused, by that reason, if it is not of this kind or does not fit."""
     value = document.get(name)
     if type(value) is not kind or not fits(value):  # by isinstance a bool would be a number
         raise ReleaseRefused(reason, f'"{name}" is missing or is not {expected}')

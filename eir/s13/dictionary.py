@@ -1,4 +1,4 @@
-"""What TS 29.272 gives numbers to: the AVPs that S13 uses, and all others that a peer may rightly put into an ECR.
+"""AVPs that TS 29.272 numbers: those that S13 uses, and all others that a peer may rightly put into an ECR.
 
 Data only, to be checked against TS 29.272 7.3.1, tables 1 and 2, and TS 29.230. Imports the base dictionary.
 """
@@ -50,7 +50,7 @@ _OTHERS = """
 486 MIP6-Agent-Info group
 493 Service-Selection utf8
 """
-"""What TS 29.272 takes over from RFCs besides the base protocol's."""
+"""The AVPs that TS 29.272 takes over from RFCs besides the base protocol's."""
 
 DICTIONARY = BASE_DICTIONARY.plus(read_avps(_TS_29_272, VENDOR_3GPP), read_avps(_OTHERS))
 

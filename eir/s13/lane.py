@@ -31,7 +31,7 @@ CONSTANTS: Final = {
     "KEY_DIGITS": KEY_DIGITS, "PAGE_KEYS": SNR_KEYS, "IDENTIFIER_MAX": IDENTIFIER_MAX, "TEXTS": TEXTS, "IMSI_MIN": IMSI_LENGTHS[0],
     "IMSI_MAX": IMSI_LENGTHS[-1], "APPLICATION": S13_APPLICATION, "COMMAND": ME_IDENTITY_CHECK,
 }  # fmt: skip
-"""What the C knows too, by its names there."""
+"""Constants that the C knows too, by its names for them."""
 
 try:
     from eir.s13 import _lane
@@ -40,13 +40,13 @@ try:
 except ImportError:
     COMPILED = False
 LANE: Final = "compiled" if COMPILED else "none"
-"""Which lane this installation has, as status, log and metrics show it. Without one the general path answers, more slowly."""
+"""This installation's lane, as status, log and metrics show it. Without one the slower general path answers."""
 
 UNTOLD, PLAIN, TOLD = range(3)  # what the record is told of a verdict
 
 
 class ExpressLanes:
-    """What the lanes of a worker share: the policy, its lists and, by a peer's label, what answers each status."""
+    """The state that a worker's lanes share: the policy, its lists, and the answer to each status by peer label."""
 
     def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
         self.checker, self.replies = checker, replies

@@ -23,7 +23,6 @@ from eir.s13 import dictionary as s13
 from eir.s13.application import S13
 from eir.s13.service import EQUIPMENT_STATUSES
 
-"""Of a question that had no answer, or one without any result."""
 STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATUSES.items()}
 
 
@@ -41,7 +40,7 @@ class Target:
     scheme: str = TCP
     """TCP, TLS or SCTP; over SCTP `host` may be several addresses with commas between them."""
     tls: ssl.SSLContext | None = None
-    """What a handshake is made with, over TLS."""
+    """The context for handshakes over TLS."""
     destination_host: str | None = None
     """None: whichever host of the realm is reached."""
 
@@ -164,7 +163,7 @@ def check_avps(
     meid: bool = False,
     host: str | None = None,
 ) -> bytes:
-    """What an ECR holds after Origin-Realm (TS 29.272 7.2.19). `meid`: that is what `imei` is."""
+    """The AVPs of an ECR after Origin-Realm (TS 29.272 7.2.19). `meid`: `imei` is a MEID."""
     to = (encode_text(base.DESTINATION_HOST, host) if host else b"") + encode_text(base.DESTINATION_REALM, realm)
     version = encode_text(s13.SOFTWARE_VERSION, software_version) if software_version else b""
     terminal = encode(s13.TERMINAL_INFORMATION, encode_text(s13.MEID if meid else s13.IMEI, imei) + version)
@@ -196,7 +195,7 @@ def _name(code: int) -> str:
 
 
 def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
-    """What is wrong with an answer that holds no status that counts; None for a plain error answer."""
+    """The fault of an answer that holds no status that counts; None for a plain error answer."""
     results = [*map(str, codes), *(f"{vendor}:{code}" for vendor, code in experimental)]
     if len(results) != 1:
         return f"{len(results)} results in one answer: {', '.join(results)}" if results else "no result in the answer"

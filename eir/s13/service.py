@@ -20,7 +20,7 @@ from eir.peers.settings import PeerSettings
 from eir.s13 import dictionary as s13
 
 PROTOCOL = "s13"
-"""What metrics call this protocol."""
+"""The protocol's name in metrics."""
 
 EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}
 """TS 29.272 7.3.51."""
@@ -34,7 +34,7 @@ REPLIES: dict[Status, Reply] = {
 REPLIES[Status.UNKNOWN] = Reply(experimental=(s13.VENDOR_3GPP, s13.ERROR_EQUIPMENT_UNKNOWN), avps=s13.NO_STATE)
 
 _NO_IMEI = encode(s13.TERMINAL_INFORMATION, encode_text(s13.IMEI, "0" * KEY_DIGITS))
-"""What is missing, by an example: zeros of the least length that is valid (RFC 6733 7.1.5, TS 29.272 7.3.4)."""
+"""An example of the missing AVP: zeros of the least valid length (RFC 6733 7.1.5, TS 29.272 7.3.4)."""
 
 
 class S13Service:
@@ -52,7 +52,7 @@ class S13Service:
         }
 
     def replies(self, peer: str) -> Mapping[Status, Reply]:
-        """What each verdict is answered by to the peer of this label."""
+        """The answer to each verdict for the peer of this label."""
         return self._replies.get(peer, REPLIES)
 
     def answer(self, request: Request) -> Reply:
@@ -69,7 +69,7 @@ class S13Service:
 
 
 def question_of(request: Request) -> Question:
-    """What an ECR asks, as far as it can be read: it may be one that the grammar refuses."""
+    """The question of an ECR, as far as it can be read: the grammar may refuse it."""
     return _question(request, _terminal(request)[1])
 
 
