@@ -1,1 +1,4 @@
-"""How a running node is seen and steered: metrics, log, status, control socket. The only part that knows Prometheus."""
+"""Observation and control of a running node: metrics, log, status, control socket.
+
+The only part that knows Prometheus.
+"""

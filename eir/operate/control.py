@@ -113,9 +113,9 @@ class ControlServer:
 
 
 async def asker() -> str:
-    """Who asked for the command that is being carried out: the kernel's word for it, as a user's name or `uid N`.
+    """Return who asked for the command that is being carried out, by the kernel's word: a user's name or `uid N`.
 
-    Users may be kept far away (LDAP), so a thread asks.
+    The user database may be remote (LDAP), so a thread asks.
     """
     uid = _asker.get()
     return NOBODY if uid is None else await asyncio.to_thread(_user, uid)
@@ -178,7 +178,7 @@ def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float |
 
 
 def as_owner(folder: Path) -> str:
-    """What to do about a state folder that this user may not use; nothing where it is this user's own."""
+    """Return advice for a state folder that this user may not use; nothing where it is this user's own."""
     advice = "; run it as the user that the node runs as"
     try:
         owner = folder.stat().st_uid

@@ -1,6 +1,6 @@
-"""What was answered in the last hour, minute by minute: checks by answer, and how long they took. From what workers count anyway.
+"""The answers of the last hour, minute by minute: checks by answer, and how long they took.
 
-No I/O and no clock: the front hands in a snapshot each minute.
+From what workers count anyway. No I/O and no clock: the front hands in a snapshot each minute.
 """
 
 from collections import Counter, deque
@@ -19,7 +19,7 @@ class Minute(NamedTuple):
     """One of them."""
 
     checks: Mapping[str, int]
-    """By status."""
+    """Checks by status."""
     median_s: float | None
     """An upper bound of what half of the checks took at most; None: there were none."""
     p99_s: float | None

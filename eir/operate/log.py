@@ -35,7 +35,7 @@ ALWAYS = frozenset(
         "trace_ended",
     }
 )
-"""What people do, and what comes of it: each of these has its line."""
+"""Events of what people do, and what comes of it: each of these has its line."""
 KINDS_MAX = 4096
 """Kinds of lines that are told apart; past that, the limits start afresh (peers' names come from the wire)."""
 FOLDS_MAX = 1024
@@ -45,7 +45,7 @@ VALUE_MAX = 4000
 QUEUE_LINES = 10_000
 """Lines that wait for the reader of standard error; past that they are dropped."""
 CLOSE_S = 2.0
-"""How long the end of the process waits for the reader of standard error."""
+"""Time for which the end of the process waits for the reader of standard error."""
 
 LEVELS = {level: number for number, level in enumerate(("debug", "info", "warning", "error"))}
 """Levels of lines, the least important first."""
@@ -98,7 +98,8 @@ class Log:
         self._worker = worker
         self._in_journal = is_journal()
         self._buckets: dict[int, _Bucket] = {}
-        """By the hash of what tells kinds apart: the texts themselves, which come from the wire, would take megabytes."""
+        """Buckets by the hash of what tells kinds apart: the texts themselves, which come from the wire, would take
+        megabytes."""
         self._folds: dict[tuple[str, str, str, str], _Fold] = {}
         self._observed: Counter[tuple[int, str, str | None]] = Counter()
         self._writer = _Writer(sys.stderr.fileno()) if in_background else None
@@ -137,7 +138,7 @@ class Log:
             self._writer.put(text)
 
     def _take(self, kind: int) -> int | None:
-        """How many lines of this kind were left out since the last one; None if this one is to be left out too."""
+        """Return how many lines of this kind were left out since the last one; None if this one is left out too."""
         now = self._now()
         bucket = self._buckets.get(kind)
         if bucket is None:

@@ -1,8 +1,8 @@
-"""What the socket of `control_read` does: it runs the commands that only look, for people and programs who may do no more.
+"""The socket of `control_read`, which runs the commands that only look, for people and programs who may do no more.
 
-Such a command runs as a process of the node's user, so that who asks needs no right on the configuration, the store or the record.
-Arguments come from people who are not trusted with the node: what is not in LOOKS does not get through. Knows nothing of what the
-commands do.
+Such a command runs as a process of the node's user, so the caller needs no right on the configuration, the store or the
+record. Arguments come from people who are not trusted with the node: nothing that is not in LOOKS gets through. Knows
+nothing of what the commands do.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ LOOKS: Mapping[str, set[str]] = {
 }  # fmt: skip
 """Command → the options that may be given: none that reads another configuration, or writes a file."""
 AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20
-"""Of such processes: how many run at once, for how long, and how much they may write."""
+"""Limits of such processes: how many run at once, for how long, and how much they may write."""
 
 
 def refusal(arguments: Sequence[str]) -> str | None:

@@ -132,7 +132,10 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 
 def outliving(snapshot: Snapshot) -> Snapshot:
-    """What stays of a worker that is no more: what it counted itself. Its gauges, and what all workers read alike, go."""
+    """Return what stays of a worker that has ended: its own counters.
+
+    Its gauges, and what all workers read alike, go.
+    """
     return {
         name: samples
         for name, samples in snapshot.items()

@@ -1,8 +1,8 @@
-"""Who writes in a state folder: its owner, also where root runs the command.
+"""Writing in a state folder, always as its owner, also where root runs the command.
 
-What lies in another user's folder is that user's word: a link that was planted there would have root truncate, create or remove
-whatever it points to. So root writes there with no more rights on files than the owner has; it reads as root does. As each file
-that is made belongs to the owner then, the node can write it too.
+The content of another user's folder is under that user's control: a link that was planted there would have root
+truncate, create or remove whatever it points to. So root writes there with no more rights on files than the owner has;
+it reads as root does. As each new file then belongs to the owner, the node can write it too.
 """
 
 import ctypes

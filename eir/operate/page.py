@@ -32,7 +32,7 @@ ALERTS = (
     ("override answers", "EirOverrideActive"), ("no NRF", "EirNotRegistered"), ("above a rate limit", "EirShedding"), ("was refused", "EirPeersRefused"),
     ("is not reached at", "EirPathLost"), ("peers connected", "EirNoPeers"), ("no connection of", "EirPeerLost"),
 )  # fmt: skip
-"""What stands in a trouble of the status → the alert whose entry in the runbook says what to do."""
+"""Part of the text of a trouble in the status → the alert whose entry in the runbook says what to do."""
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbf9;--card:#fff;--ink:#1c1e21;--soft:#565c63;--line:#dcdfe3;--link:#1d5c9e;
@@ -75,7 +75,7 @@ HEADERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What the page shows."""
+    """Content of the page."""
 
     host: str
     """The node's own name."""
@@ -86,7 +86,7 @@ class Shown:
     lists: Mapping[str, ListState]
     """Those in force."""
     changes: Mapping[str, Event]
-    """By list: what changed it last."""
+    """The last event that changed each list, by list."""
     refusals: Sequence[Event]
     """Releases that were refused, the oldest first."""
     minutes: Sequence[Minute]
@@ -94,7 +94,7 @@ class Shown:
     asked: str = ""
     """The identifier that was asked about; empty: none."""
     answer: str = ""
-    """What `eir check` says of it."""
+    """The answer of `eir check` about it."""
     now: datetime
 
 

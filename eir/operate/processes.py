@@ -1,4 +1,7 @@
-"""What the kernel says of a node's processes: memory, processor time, open files. May read /proc, and knows no process of ours."""
+"""A node's processes as the kernel reports them: memory, processor time, open files.
+
+May read /proc, and knows no process of ours.
+"""
 
 import os
 import re
@@ -11,14 +14,14 @@ from eir.operate import metrics
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
-"""Of a second, in which the kernel counts processor time."""
+"""Units per second in which the kernel counts processor time."""
 PREFIX = "eir-"
-"""Of the names of child processes, see daemon/starter.py."""
+"""Prefix of the names of child processes, see daemon/starter.py."""
 _OPEN_MAX = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 
 class Usage(NamedTuple):
-    """What one process uses."""
+    """Resources that one process uses."""
 
     resident_bytes: int
     """Shared memory included, which each of the processes that share it shows."""
@@ -30,7 +33,7 @@ class Usage(NamedTuple):
 
 
 def snapshot(first: int) -> metrics.Snapshot:
-    """What `usage` finds, as metrics."""
+    """Return the result of `usage` as metrics."""
     used = usage(first)
     return {
         "eir_process_resident_memory_bytes": metrics.by_label(
@@ -45,7 +48,10 @@ def snapshot(first: int) -> metrics.Snapshot:
 
 
 def usage(first: int) -> Mapping[str, Usage]:
-    """What a process and its children use, by name: `front` is the first one. One that ends meanwhile is left out."""
+    """Return what a process and its children use, by name: `front` is the first one.
+
+    One that ends meanwhile is left out.
+    """
     found: dict[str, Usage] = {}
     with suppress(OSError):
         found["front"] = _usage(first)

@@ -1,4 +1,7 @@
-"""What the service manager that started a node is told (sd_notify(3)), and whether its journal takes the log. Knows no part."""
+"""Messages to the service manager that started a node (sd_notify(3)), and whether its journal takes the log.
+
+Knows no part.
+"""
 
 import os
 import socket

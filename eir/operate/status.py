@@ -1,6 +1,6 @@
-"""How a node is, from what its workers report: readiness, the status document, and the change of either as a log line.
+"""Status of a node, from what its workers report: readiness, the status document, and a log line when either changes.
 
-No I/O and no clock of its own but the one that it is handed; the front asks the workers and shows what this makes of it.
+No I/O and no clock but the one that it is given; the front asks the workers and shows what this makes of it.
 """
 
 import time
@@ -19,18 +19,18 @@ OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, as Nagios wants them."""
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 PEERLESS_S = 60.0
-"""How long after the start it is no warning that a peer is away: peers come back within their Tc, usually 30 s."""
+"""Time after the start within which an absent peer is no warning: peers come back within their Tc, usually 30 s."""
 AWAY_SHOWN = 10
 """Peers without a connection that are named."""
 REFUSED_S = 300.0
-"""How long the refusal of one peer of a label is a warning while others of that label are connected."""
+"""Time for which the refusal of one peer of a label is a warning while others of that label are connected."""
 REMIND_S = 3600.0
 """Between two reminders of a list that is past its `expires`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
-    """How the follower is."""
+    """Status of the follower."""
 
     store_up: bool
     lost: Mapping[str, str]
@@ -45,7 +45,7 @@ class Following:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport:
-    """How one worker is."""
+    """Status of one worker."""
 
     missing: Sequence[str]
     """Lists that rules in force look into and that have never been loaded."""
@@ -64,15 +64,15 @@ class WorkerReport:
     disabled: Sequence[str]
     """Peers that are out of service."""
     refused: Mapping[str, Failure] = field(default_factory=dict)
-    """By peer label: the last refusal since a connection was opened."""
+    """The last refusal since a connection was opened, by peer label."""
     newest: Mapping[str, float] = field(default_factory=dict)
-    """By peer label: Unix time at which the newest open connection began."""
+    """Unix time at which the newest open connection began, by peer label."""
     lost_paths: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By peer label: its addresses that SCTP does not reach at present."""
+    """Addresses of a peer that SCTP does not reach at present, by peer label."""
 
 
 class Readiness(NamedTuple):
-    """Whether the node should get traffic."""
+    """Readiness of the node for traffic, and the reasons."""
 
     word: str
     """`ready`, `degraded` (it answers, but someone should look) or `not ready`."""
@@ -80,7 +80,7 @@ class Readiness(NamedTuple):
 
 
 class Status:
-    """What is known of a node over time.
+    """A node's status over time.
 
     `pid` is the process that signals go to, `workers` how many there should be; `following` says how the follower is now.
     """
@@ -103,18 +103,19 @@ class Status:
         self.listening: list[str] = []
         """Diameter listeners that are open, as URLs."""
         self.interfaces: dict[str, list[str]] = {}
-        """Where what is beside the checks listens, by its name."""
+        """Addresses of the interfaces besides the checks, by their name."""
         self.http: str | None = None
         """Address of the pages."""
         self.stopping = False
         self.nrf: Callable[[], Mapping[str, Any]] | None = None
-        """How it stands with the NRF (`registered`: where, or None); None: the node is to be registered nowhere."""
+        """State of the registration with an NRF (`registered`: where, or None); None: the node is not to be
+        registered."""
         self.unreached: Callable[[], Sequence[str]] = tuple
         """Lists whose source has not been reached for too long."""
         self.store_newer: str | None = None
         """Why nothing is changed in the store, if its data have the form of a newer eir."""
         self.config_fault: str | None = None
-        """What is wrong with the configuration on disk; the one in force is an earlier one."""
+        """The fault of the configuration on disk; the one in force is an earlier one."""
         self.history_differs = ""
         """Why the store's history does not continue this node's copy of it."""
         self.unrecorded: Sequence[str] = ()
@@ -123,13 +124,13 @@ class Status:
         """Lists that were in force at some time since the start."""
         self._was_ready = False
         self._told: Readiness | None = None
-        """What the log's last line about it told."""
+        """The readiness that the log told last."""
 
     def readiness(self, reports: Sequence[WorkerReport]) -> Readiness:
-        """Whether the node is ready, and why not.
+        """Return whether the node is ready, and why not.
 
-        A list that was never loaded keeps a node from becoming ready. One that a reload brings to a node that is ready does
-        not end that: everything else is answered as before.
+        A list that was never loaded keeps a node from becoming ready. One that a reload adds to a ready node leaves it
+        ready: everything else is answered as before.
         """
         missing = dict.fromkeys(name for report in reports for name in report.missing)
         never = {name: f"list {name} has never been loaded" for name in missing}
@@ -173,7 +174,7 @@ class Status:
         )  # fmt: skip
 
     def document(self, reports: Sequence[WorkerReport]) -> dict[str, Any]:
-        """What `eir status` shows: a Nagios state with its code, one line, and the figures behind it."""
+        """Return what `eir status` shows: a Nagios state with its code, one line, and the figures behind it."""
         found = self.readiness(reports)
         lists: dict[str, ListState] = {}
         peers: dict[str, int] = {}
@@ -199,7 +200,7 @@ class Status:
     def _warnings(
         self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]
     ) -> list[str]:
-        """What someone should look at, besides what makes the node less than ready."""
+        """Return what someone should look at, besides what makes the node less than ready."""
         warnings = [
             f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))
         ]
