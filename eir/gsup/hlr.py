@@ -17,9 +17,10 @@ from eir.peers.transport.endpoint import endpoint
 from eir.peers.transport.stream import fault_text
 
 HOLD_S: Final = 1.0
-"""How long messages wait for a connection, or for an HLR that does not read; and the pause before the next attempt to connect."""
+"""Time that messages wait for a connection, or for an HLR that does not read; and pause before the next attempt to
+connect."""
 HOLD_BYTES: Final = 4 << 20
-"""What may wait; more is not read from the client."""
+"""Most bytes that wait; more are not read from the client."""
 DIAL_S: Final = 5.0
 UNASKED_S: Final = 0.5
 """An HLR that has not asked by then who is there does not want to know."""
@@ -31,7 +32,7 @@ NO_HLR, AWAY, SLOW = "no_hlr", "hlr_away", "hlr_slow"
 
 
 class State(Enum):
-    """How the connection is."""
+    """State of the connection."""
 
     COMING = 0
     """Messages wait for it."""
@@ -43,7 +44,7 @@ class Client(Protocol):
     """The connection that this one goes with."""
 
     identity: bytes | None
-    """How the client said who it is, in its frame; None: it has not."""
+    """The frame in which the client said its name; None: it has not."""
 
     def deliver(self, messages: Sequence[bytes]) -> None:
         """Messages of the HLR, whole and in order."""
@@ -76,7 +77,7 @@ class Hlr(asyncio.Protocol):
         self._slow = False
         """It does so for a while now."""
         self._waiting: asyncio.TimerHandle | None = None
-        """What happens if nothing else does."""
+        """Timer of what happens if nothing else does."""
         self._asked = False
         """The HLR wants to know who is there, and does not know yet."""
         self._frames = Frames(0)

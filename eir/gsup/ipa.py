@@ -30,7 +30,7 @@ class Ccm(IntEnum):
 
 
 class Tag(IntEnum):
-    """What an end may say of itself (an IPA's ID_GET and ID_RESP)."""
+    """Properties that an end may give of itself (an IPA's ID_GET and ID_RESP)."""
 
     SERIAL = 0
     UNIT_NAME = 1
@@ -86,7 +86,10 @@ class Frames:
 
 
 def name_in(id_resp: bytes) -> str:
-    """The name of who sent an ID_RESP (a frame): its serial number, which is what GSUP routes by, or else its unit name; empty if there is none."""
+    """Return the name of the sender of an ID_RESP (a frame).
+
+    It is its serial number, by which GSUP routes, or else its unit name; empty if it has neither.
+    """
     found = dict[int, bytes]()
     at = HEADER_BYTES + 1
     while at + 2 < len(id_resp):
@@ -101,7 +104,7 @@ def name_in(id_resp: bytes) -> str:
 
 
 def id_resp(name: str) -> bytes:
-    """What somebody of this name says of itself."""
+    """Return the frame in which an end of this name identifies itself."""
     said = name.encode() + b"\0"
     parts = ((Tag.UNIT_ID, b"0/0/0\0"), (Tag.UNIT_NAME, said), (Tag.SERIAL, said))
     return frame(

@@ -18,17 +18,17 @@ from eir.peers.link import Turns
 from eir.peers.settings import Limits
 
 AHEAD_BYTES: Final = 1 << 16
-"""What a connection whose turn has not come may have ready; no more is read from it then."""
+"""Most bytes that a connection may have ready before its turn; no more is read from it then."""
 STRIDE: Final = 32
 """Frames between two looks at the clock."""
 STORE_S: Final = 2.0
-"""How long the HLR may take to store an IMEI; its MSC waits 5 s for the answer."""
+"""Time that the HLR has to store an IMEI; its MSC waits 5 s for the answer."""
 LATE_MAX: Final = 4096
 """Answers that an HLR may owe; one that owes more is not taken for one that answers."""
 
 
 class Owner(Protocol):
-    """What a connection's owner does for it."""
+    """Services of a connection's owner."""
 
     limits: Limits
     turns: Turns
@@ -36,7 +36,7 @@ class Owner(Protocol):
     store: bool
 
     def accept(self, link: "Link") -> bool:
-        """Whether a connection that stands is wanted."""
+        """True if an established connection is wanted."""
 
     def named(self, link: "Link") -> bool:
         """A client has said its name: whether it is still wanted."""
@@ -136,11 +136,11 @@ class Link(link.Link):
         return more and self.stalled is None
 
     def wants_bytes(self) -> bool:
-        """Whether there is room for more."""
+        """True if there is room for more."""
         return not (self.waits and self._frames.unread > AHEAD_BYTES) and (self._hlr is None or not self._hlr.full)
 
     def has_work(self) -> bool:
-        """Whether something may wait."""
+        """True if something may wait."""
         return self._frames.unread > 0
 
     def leave(self) -> None:
@@ -202,7 +202,7 @@ class Link(link.Link):
 
     @property
     def has_hlr(self) -> bool | None:
-        """Whether the HLR is there for this client; None: nothing goes there."""
+        """True if the HLR is there for this client; None: nothing goes there."""
         return None if self._hlr is None else self._hlr.state is State.READY
 
     def send(self, octets: bytes) -> None:
@@ -295,7 +295,7 @@ class Link(link.Link):
         self._hlr.pass_on(messages)
 
     def _reach_hlr(self) -> bool:
-        """Whether there is an HLR to pass things on to; the connection begins when there is something to say."""
+        """True if there is an HLR to pass things on to; the connection begins when there is something to say."""
         if self._hlr is None and self._owner.hlr is not None and not self._why:
             self._hlr = Hlr(self, self._owner.hlr, lambda: self._owner.limits)
         return self._hlr is not None
@@ -308,7 +308,10 @@ class Link(link.Link):
         self._late = 0
 
     def _is_word(self, message: bytes) -> bool:
-        """Whether it is the HLR's word on a check that was passed on, which is answered then if it was not before."""
+        """True if this is the HLR's answer on a check that was passed on.
+
+        The client is answered then, if it was not before.
+        """
         if message[2] != OSMO or message[HEADER_BYTES:TYPE_AT] != _GSUP or message[TYPE_AT : TYPE_AT + 1] not in _WORDS:
             return False
         imsi = elements(message).get(1, b"")

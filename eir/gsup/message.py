@@ -11,10 +11,10 @@ from eir.device import is_digits
 from eir.gsup.ipa import GSUP, HEADER_BYTES, OSMO, frame
 
 TYPE_AT: Final = HEADER_BYTES + 1
-"""Where a GSUP message begins in its frame: with its type."""
+"""Offset of a GSUP message in its frame, which begins with its type."""
 CHECK_IMEI, CHECK_IMEI_ERROR, CHECK_IMEI_RESULT = 0x30, 0x31, 0x32
 KIND_BITS: Final = 0x03
-"""Of a type: 0 a request, 1 its error, 2 its result."""
+"""Bits of a type: 0 a request, 1 its error, 2 its result."""
 REQUEST: Final = 0
 NETWORK_FAILURE: Final = 0x11
 """A cause (TS 24.008 10.5.5.14) by which a phone tries again later."""
@@ -42,16 +42,16 @@ _IMSI, _IMEI = int(Ie.IMSI), int(Ie.IMEI)
 
 
 class CheckImei(NamedTuple):
-    """What a CHECK-IMEI says."""
+    """Content of a CHECK-IMEI."""
 
     imsi: bytes | None
-    """As it came; None: there is none, so that nobody could tell whose an answer is."""
+    """The IMSI as it came; None: it is missing, so nobody could tell whose an answer is."""
     imei: str | None
-    """Digits (14 from an OsmoMSC), or other signs where it is none; None: there is none."""
+    """Digits (14 from an OsmoMSC), or other signs if it is not an IMEI; None: it is missing."""
 
     @property
     def subscriber(self) -> str:
-        """The IMSI's digits; empty if there is none."""
+        """Return the IMSI's digits; empty if it is missing."""
         return digits(self.imsi or b"")
 
 
@@ -74,9 +74,9 @@ def elements(message: bytes, at: int = TYPE_AT + 1) -> dict[int, bytes]:
 
 
 def read_check_imei(message: bytes) -> CheckImei:
-    """What a frame with a CHECK-IMEI says; never raises.
+    """Read a frame with a CHECK-IMEI; never raises.
 
-    An IMEI begins with how many octets it has (OsmoMSC: 7, which are 14 digits), or has no such octet.
+    An IMEI begins with its number of octets (OsmoMSC: 7, which are 14 digits), or has no such octet.
     """
     found = elements(message)
     imsi, value = found.get(_IMSI), found.get(_IMEI)
@@ -99,12 +99,15 @@ def result(imsi: bytes, *, permitted: bool) -> bytes:
 
 
 def says_no(answer: bytes) -> bool:
-    """Whether a frame with the result of a CHECK-IMEI is a NACK."""
+    """True if a frame with the result of a CHECK-IMEI is a NACK."""
     return answer[TYPE_AT] == CHECK_IMEI_RESULT and any(elements(answer).get(Ie.IMEI_RESULT, b""))
 
 
 def error(request: bytes) -> bytes | None:
-    """What a request gets that nobody can answer now, in its frame; None for what is no request, or has no IMSI."""
+    """Return the answer, in its frame, to a request that nobody can answer now.
+
+    None for what is not a request, or has no IMSI.
+    """
     found = elements(request)
     if request[TYPE_AT] & KIND_BITS != REQUEST or Ie.IMSI not in found:
         return None
@@ -120,7 +123,7 @@ def _frame(kind: int, *parts: tuple[int, bytes], more: bytes = b"") -> bytes:
 
 
 def _tbcd(number: str) -> bytes:
-    """Digits as TBCD octets; signs that are none raise ValueError."""
+    """Return digits as TBCD octets; raises ValueError for other signs."""
     if not is_digits(number) and number:
         raise ValueError
     return bytes.fromhex(number if len(number) % 2 == 0 else number + "f").translate(_SWAPPED)
@@ -131,4 +134,4 @@ _BEFORE_IMSI = [
     frame(OSMO, bytes((GSUP, CHECK_IMEI_RESULT, Ie.IMSI, size)) + bytes(size) + _ACK)[: TYPE_AT + 3]
     for size in range(256)
 ]
-"""What stands before an IMSI of so many octets in a result."""
+"""Octets before an IMSI in a result, by the number of the IMSI's octets."""

@@ -20,9 +20,9 @@ from eir.peers.transport.stream import fault_text
 READ_BYTES: Final = 65_536
 LONGEST: Final = 1 << 17
 NAME: Final = "eir-probe"
-"""Who we are to the EIR."""
+"""Our name to the EIR."""
 TEST_IMSI: Final = "001010000000000"
-"""Where nobody's is given: without an IMSI there is no answer."""
+"""IMSI where none is given: without an IMSI there is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class _Client:
         self._target, self._reader, self._writer = target, reader, writer
         self._asked: dict[str, deque[asyncio.Future[bytes]]] = {}
         self.closed_by = ""
-        """What has ended the connection; empty while it stands."""
+        """Cause of the connection's end; empty while it is up."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:  # noqa: ARG002 - GSUP carries none
-        """What one question is answered."""
+        """Return the answer to one question."""
         subscriber = imsi or TEST_IMSI
         try:
             question = check_imei(subscriber, imei[:KEY_DIGITS] if len(imei) > KEY_DIGITS and imei.isdigit() else imei)
@@ -142,4 +142,4 @@ def _finding(imei: str, imsi: str | None, said: bytes, round_trip_ms: float) -> 
 
 _PROBE = Probe(_connected)
 ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
-"""What the commands call."""
+"""Functions that the commands call."""

@@ -19,7 +19,7 @@ from eir.peers.server import Server
 from eir.peers.settings import Limits, PeerSettings
 
 ACK, NACK, NOBODY = "ack", "nack", "none"
-"""What metrics call an answer; NOBODY: the request has no IMSI, and nobody could tell whose the answer is."""
+"""Names of answers in metrics; NOBODY: the request has no IMSI, and nobody could tell whose the answer is."""
 
 
 class GsupServer(Server[Link]):
@@ -61,9 +61,10 @@ class GsupServer(Server[Link]):
         return Link(self, self.loop)
 
     def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
-        """By address, and by the name that the client has: of a realm GSUP knows nothing.
+        """Return the peer and requester of a link, by its address and the client's name: GSUP knows no realm.
 
-        Until it has said its name, the first entry for the address that wants none is preferred to one that does.
+        Until the client has said its name, the first entry for the address that needs no name is preferred to one that
+        does.
         """
         there = [settings for settings in self.peers if is_from(settings, link.source) and not settings.is_titled]
         if link.identity is None:
@@ -76,7 +77,7 @@ class GsupServer(Server[Link]):
         return None if found is None else (found, Requester(found.label, link.name))
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """What is counted of this protocol alone."""
+        """Return the counters of this protocol alone."""
         return {
             "eir_gsup_answers_total": self.answers, "eir_gsup_passed_total": self.through, "eir_gsup_not_passed_total": self.kept,
             "eir_gsup_errors_total": {(reason,): count for reason, count in self.errors.items()},

@@ -15,7 +15,7 @@ from eir.gsup.message import CheckImei
 from eir.peers.requester import Requester
 
 PROTOCOL: Final = "gsup"
-"""What metrics call this protocol."""
+"""Name of this protocol in metrics."""
 
 
 class GsupService:
@@ -31,7 +31,7 @@ class GsupService:
         self._answers, self._unproven = answers_of(peers), frozenset(unproven)
 
     def permits(self, asked: CheckImei, asks: Requester) -> bool:
-        """Whether the device may pass; `asks`: who wants to know."""
+        """True if the device may pass; `asks`: who asks."""
         verdict = self._checker.check(Question(
             imei=asked.imei, imsi=asked.subscriber, origin_host=asks.host, protocol=PROTOCOL, peer=asks.label,
             unproven=asks.label in self._unproven,
@@ -44,11 +44,11 @@ class GsupService:
         return is_permitted(status)
 
     def permits_after_fault(self) -> bool:
-        """Whether a device passes that could not be asked about, for a fault of ours: as one does whose identifier is none."""
+        """True if a device passes that a fault of ours kept from a check, as one with a malformed identifier does."""
         verdict = self._checker.policy.unidentified[NoDevice.MALFORMED]
         return isinstance(verdict, NoDevice) or is_permitted(verdict.status)
 
 
 def is_permitted(status: Status) -> bool:
-    """Whether a status is an ACK; only a device on the black list is a NACK."""
+    """True if a status is answered by an ACK; only a device on the black list gets a NACK."""
     return status is not Status.BLACKLISTED

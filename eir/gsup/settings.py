@@ -1,10 +1,10 @@
-"""What GSUP is told. Data only."""
+"""Settings of GSUP. Data only."""
 
 from dataclasses import dataclass
 from typing import Final
 
 PORT: Final = 4222
-"""Where an HLR listens; IANA has none."""
+"""Port of an HLR; IANA has not assigned one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +14,6 @@ class GsupSettings:
     listen: tuple[str, ...] = ()
     """`tcp://host:port`, each with its port."""
     hlr: str | None = None
-    """`tcp://host:port` of the HLR that everything but CHECK-IMEI goes to; None: there is none."""
+    """`tcp://host:port` of the HLR that everything but CHECK-IMEI goes to; None: no HLR."""
     store: bool = False
     """A CHECK-IMEI that is permitted goes to the HLR too, which may say no."""
