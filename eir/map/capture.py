@@ -74,7 +74,7 @@ def _account(transfers: Iterator[tuple[int, int, bytes]], variant: str) -> Captu
 
 
 def _asked(octets: bytes, message: tcap.Message, origin: str) -> _Asked | None:
-    """What a Begin asks, if it invokes checkIMEI."""
+    """Return the question in a Begin, if it invokes checkIMEI."""
     try:
         version = 1 if message.dialogue is None else codec.version_of(tcap.apdu(octets, message.dialogue).context)
         if version is None or message.components is None:

@@ -24,7 +24,7 @@ _SWAPPED = bytes((octet & 0x0F) << 4 | octet >> 4 for octet in range(256))
 
 
 class Asked(NamedTuple):
-    """What an argument asks."""
+    """Content of an argument."""
 
     imei: str | None
     """Digits as they came, other signs as letters; None: there is no IMEI."""
@@ -60,13 +60,16 @@ def packed(text: str) -> bytes:
 
 
 def imsi_of(octets: bytes) -> str:
-    """The IMSI in these octets; empty: there is none (TS 23.003 2.2: 6 to 15 digits)."""
+    """Return the IMSI in these octets; empty if it is not one (TS 23.003 2.2: 6 to 15 digits)."""
     found = digits(octets)
     return found if 6 <= len(found) <= 15 and found.isdigit() else ""
 
 
 def asked(octets: bytes, version: int, parameters: list[Element], imsi_tags: Collection[int] = ()) -> Asked | Problem:
-    """What an invocation asks (`parameters`: what stands behind its operation), or why it is rejected. Raises DataMissing."""
+    """Return what an invocation asks, or why it is rejected.
+
+    `parameters`: what follows its operation. Raises DataMissing.
+    """
     tags = IMSI_TAGS | set(imsi_tags)
     inside: list[Element] = []
     try:
@@ -148,7 +151,7 @@ def argument(version: int, imei: str, imsi: str | None = None) -> bytes:
 
 
 def status_of(octets: bytes, version: int, parameters: list[Element]) -> int | None:
-    """The EquipmentStatus in a result; None: there is none. Raises BerError."""
+    """Return the EquipmentStatus in a result; None if it is missing. Raises BerError."""
     inside = parameters
     if version == 3 and parameters and parameters[0].tag == _SEQUENCE:
         inside = elements(octets, parameters[0].start, parameters[0].stop)

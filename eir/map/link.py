@@ -35,11 +35,11 @@ CARRIED = Carried(
     unordered=False,
     stream=_stream,
 )
-"""How SCTP carries M3UA."""
+"""The way SCTP carries M3UA."""
 
 
 class Owner(Protocol):
-    """What a connection's owner does for it."""
+    """Services of a connection's owner."""
 
     limits: Limits
     turns: Turns
@@ -126,11 +126,11 @@ class Link(link.Link):
             self._tell(self.association)
 
     def has_work(self) -> bool:
-        """Whether transfers wait."""
+        """True if transfers wait."""
         return bool(self._waiting)
 
     def wants_bytes(self) -> bool:
-        """Whether there is room for more."""
+        """True if there is room for more."""
         return len(self._waiting) < AHEAD_MAX
 
     def leave(self) -> None:
@@ -186,7 +186,7 @@ class Link(link.Link):
     # sctp.Receiver
 
     def restarted(self) -> None:
-        """The other end began the association anew: whoever connects, brings it up again (RFC 4666 4.2.1)."""
+        """The other end has restarted the association: the end that connects brings it up again (RFC 4666 4.2.1)."""
         self._waiting.clear()
         if self.gateway is not None or self.association is None:
             self.abort()

@@ -72,7 +72,7 @@ class _Client(asyncio.Protocol):
         self._called = sccp.encoded_address(target.variant, pc=eir, ssn=SSN_EIR)
         self.active: asyncio.Future[None] = self._loop.create_future()
         self.closed_by = ""
-        """What has ended the association; empty while it stands."""
+        """Cause of the association's end; empty while it is up."""
 
     # asyncio.Protocol, sctp.Receiver
 
@@ -107,7 +107,7 @@ class _Client(asyncio.Protocol):
     # questions
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
-        """What one question is answered, by the latest version that the EIR serves."""
+        """Return the answer to one question, by the latest version that the EIR serves."""
         asked = time.perf_counter()
         number = imei[:14] + software_version if software_version else imei
         try:
@@ -286,4 +286,4 @@ def _outcome(imei: str, imsi: str | None, octets: bytes, version: int, found: Ou
 
 _PROBE = Probe(_connected)
 ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
-"""What the commands call."""
+"""Functions that the commands call."""

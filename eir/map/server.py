@@ -39,7 +39,7 @@ _WARNED = frozenset({"m3ua_error", "path_down"})
 
 
 class Asker(NamedTuple):
-    """Who sends a request."""
+    """The sender of a request."""
 
     requester: Requester
     rates: Sequence[Limit]
@@ -64,7 +64,7 @@ class MapServer(Server[Link]):
         self._dials = False
         self._dialing: dict[GatewaySettings, asyncio.Task[None]] = {}
         self._failures: dict[str, tuple[float, str]] = {}
-        """By label of a gateway: when and why it could not be connected to, since it was."""
+        """When and why a gateway could not be connected to, since it last was, by its label."""
         self.reconfigure(peers, limits, ss7, policy, overload=overload, sctp_settings=sctp_settings)
 
     def reconfigure(
@@ -196,7 +196,7 @@ class MapServer(Server[Link]):
         return {"state": state, "direction": "in" if link.gateway is None else "out", "paths": dict(link.paths())}
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """What is counted of this protocol alone."""
+        """Return the counters of this protocol alone."""
         errors = self.errors.copy()
         for link in self.links:
             if link.association is not None:
@@ -239,7 +239,7 @@ class MapServer(Server[Link]):
         )  # fmt: skip
 
     def transferred(self, link: Link, transfer: Transfer) -> Transfer | None:
-        """The answer to what was transferred; None: there is none."""
+        """Return the answer to a transfer; None if it gets no answer."""
         if transfer.indicator != m3ua.SCCP or transfer.dpc != self._point_code:
             self.errors["not_sccp" if transfer.indicator != m3ua.SCCP else "not_our_point_code"] += 1
             return None
@@ -320,7 +320,7 @@ class MapServer(Server[Link]):
         )
 
     def _asker(self, link: Link, calling: Address, opc: int) -> Asker:
-        """Who asks, by the title and the point code of the calling address."""
+        """Return who asks, by the title and the point code of the calling address."""
         key = (calling.octets, opc, link.requester.label)
         found = self._askers.get(key)
         if found is None:

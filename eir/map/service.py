@@ -18,7 +18,7 @@ from eir.ss7.ber import BerError, encoded
 from eir.ss7.tcap import BEGIN, CONTINUE, Cause, Invoke, Message, Problem, TcapFault
 
 PROTOCOL = "map"
-"""What metrics call this protocol."""
+"""Name of this protocol in metrics."""
 EQUIPMENT_STATUSES = {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}
 """TS 29.002 17.7.1."""
 _NOT_SUPPORTED = 2
@@ -30,7 +30,7 @@ class Reply(NamedTuple):
     """An answer, and what metrics call it."""
 
     octets: bytes | None
-    """None: there is none."""
+    """The answer; None: no answer is sent."""
     result: str
 
 
@@ -39,18 +39,18 @@ Instead = Callable[[int, Invoke], tuple[bytes, str]]
 
 
 class _Shape(NamedTuple):
-    """Where things stand in a usual request, from behind the transaction id on."""
+    """Fixed parts of a usual request, after the transaction id."""
 
     version: int
     before_id: bytes
     before_imei: bytes
     before_imsi: bytes
-    """Empty: there is none."""
+    """Empty: the request has no IMSI."""
     tail: bytes
 
 
 def _shapes() -> dict[tuple[int, int], _Shape]:
-    """By length of a request and of its transaction id."""
+    """Return the shapes of usual requests by the length of a request and of its transaction id."""
     found = {}
     for version in codec.VERSIONS:
         for imsi in (None, "001010000000001") if version < 3 else (None,):
@@ -205,13 +205,16 @@ class MapService:
 
 @cache
 def _frame(version: int, otid_octets: int, component_octets: int) -> tuple[bytes, bytes]:
-    """What stands in an End before the transaction id, and between that and the component."""
+    """Return the octets of an End before the transaction id, and those between that and the component."""
     end = tcap.end(bytes(otid_octets), b"" if version == 1 else _ACCEPTED[version], bytes(component_octets))
     return end[:4], end[4 + otid_octets : len(end) - component_octets]
 
 
 def _opened(octets: bytes, message: Message) -> tuple[int, bytes]:
-    """The version of a dialogue, and the dialogue portion that takes it; 1 and nothing where there is none. Raises TcapFault."""
+    """Return the version of a dialogue, and the dialogue portion that accepts it.
+
+    Without a dialogue they are 1 and nothing. Raises TcapFault.
+    """
     if message.dialogue is None:
         return 1, b""
     try:

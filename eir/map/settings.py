@@ -1,4 +1,4 @@
-"""What the node is told of its SIGTRAN side: the section `ss7`. Data only; imports eir.ss7.pointcode."""
+"""Settings of the node's SIGTRAN side: the section `ss7`. Data only; imports eir.ss7.pointcode."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +16,7 @@ class GatewaySettings:
     """One signalling gateway, of which the node is an ASP."""
 
     label: str
-    """What metrics, logs and commands call it."""
+    """Name of the gateway in metrics, logs and commands."""
     connect: str
     """`sctp://host,host:port` or `tcp://host:port`."""
     routing_context: int | None = None
@@ -35,7 +35,7 @@ class Ss7Settings:
     variant: str = ITU
     gateways: tuple[GatewaySettings, ...] = ()
     listen: tuple[str, ...] = ()
-    """Where an MSC may connect as IPSP: URLs, each with its port."""
+    """URLs to which an MSC may connect as IPSP, each with its port."""
     imsi_tags: tuple[int, ...] = ()
     """Further tags that an IMSI may have in a request."""
 
