@@ -15,15 +15,15 @@ from eir.ss7.m3ua import Error, FramingFault, Kind, M3uaFault, Tag, Transfer, pa
 ACK_S = 2.0
 """T(ack) (RFC 4666 4.3.4)."""
 TRIES_MAX = 5
-"""After so many requests without an acknowledgement the connection is made anew."""
+"""After so many requests without an acknowledgement the connection is made again."""
 BEAT_S = 30.0
 """T(beat) (4.3.4.6): silence after which a BEAT goes out; after as much again the association is lost."""
 LEAVE_S = 2.0
-"""How long the other end has to acknowledge that we leave."""
+"""Time that the other end has to acknowledge that we leave."""
 
 
 class State(StrEnum):
-    """Where an association is."""
+    """State of an association."""
 
     DOWN = "down"
     INACTIVE = "inactive"
@@ -46,10 +46,10 @@ ACKNOWLEDGED = {
     Kind.ASPIA_ACK: State.INACTIVE,
     Kind.ASPDN_ACK: State.DOWN,
 }
-"""Where we are after an acknowledgement, whether it was expected or not (4.3.4.1 to 4.3.4.4)."""
+"""State after an acknowledgement, whether it was expected or not (4.3.4.1 to 4.3.4.4)."""
 WANTED = {State.DOWN: Kind.ASPUP, State.INACTIVE: Kind.ASPAC}
 LEAVING = {State.ACTIVE: Kind.ASPIA, State.INACTIVE: Kind.ASPDN, State.STANDBY: Kind.ASPDN}
-"""What is asked for next in each state, on the way in and on the way out."""
+"""The next request in each state, on the way in and on the way out."""
 ALTERNATE_ACTIVE, ASP_FAILURE = (2, 2), (2, 3)
 AS_STATES = {(1, 2): "as_inactive", (1, 3): "as_active", (1, 4): "as_pending"}
 NOTIFIED = AS_STATES | {

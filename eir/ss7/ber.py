@@ -17,7 +17,7 @@ class BerError(ValueError):
 
 
 class Element(NamedTuple):
-    """Where one element stands in what was read."""
+    """Place of one element in the octets that were read."""
 
     tag: int
     """All octets of the tag, as a number: 0x30, 0x04, 0x9F21."""

@@ -90,7 +90,7 @@ class FramingFault(Exception):
 
 
 class Transfer(NamedTuple):
-    """What a DATA message carries (3.3.1): the routing label and the octets of the user part."""
+    """Content of a DATA message (3.3.1): the routing label and the octets of the user part."""
 
     opc: int
     dpc: int
@@ -171,7 +171,7 @@ def parameters(octets: bytes) -> dict[int, bytes]:
 
 
 def transfer(found: dict[int, bytes]) -> Transfer:
-    """What a DATA message with these parameters carries. Raises M3uaFault."""
+    """Return the content of a DATA message with these parameters. Raises M3uaFault."""
     carried = found.get(Tag.PROTOCOL_DATA)
     if carried is None:
         raise M3uaFault(Error.MISSING_PARAMETER)

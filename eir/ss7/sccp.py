@@ -16,7 +16,7 @@ CLASSES = (0, 1)
 ADDRESSES_MAX = 4096
 """Addresses that are remembered with what they say: an MSC calls from the same one each time."""
 HOPS = 15
-"""Of what the node sends as XUDT (Q.713 3.18)."""
+"""Hop counter of what the node sends as XUDT (Q.713 3.18)."""
 _SEGMENTATION = 0x10
 _BY_SSN, _NATIONAL = 0x40, 0x80
 _DIGITS = "0123456789abcdef"
@@ -43,7 +43,7 @@ class Address(NamedTuple):
     ssn: int
     """0: none, or not known."""
     kind: int
-    """Type of the global title, 1 to 4; 0: there is none."""
+    """Type of the global title, 1 to 4; 0: the address has no title."""
     title: bytes
     """Its octets."""
     digits: str
@@ -68,7 +68,7 @@ class Unitdata(NamedTuple):
 
 @lru_cache(ADDRESSES_MAX)
 def address(octets: bytes, variant: str) -> Address:
-    """What an address says. Raises SccpFault."""
+    """Read an address. Raises SccpFault."""
     if not octets:
         raise SccpFault("address")
     indicator = octets[0]

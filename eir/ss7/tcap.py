@@ -63,9 +63,9 @@ class Apdu(NamedTuple):
     context: bytes = b""
     """Application context name: contents of the object identifier."""
     accepted: bool = True
-    """Of an AARE."""
+    """In an AARE: the dialogue is accepted."""
     diagnostic: int = 0
-    """Of an AARE: what its result-source-diagnostic says."""
+    """In an AARE: the value of its result-source-diagnostic."""
     version_1: bool = True
     """Version 1 of the protocol is offered, which is the only one."""
 
@@ -89,18 +89,18 @@ class Invoke(NamedTuple):
     operation: int
     """Local code; -1: it is another kind of code."""
     parameters: list[Element]
-    """What stands behind the operation: one element, or none; some makers add to it."""
+    """Elements after the operation: one or none; some makers add to it."""
 
 
 class Outcome(NamedTuple):
-    """What came back for an invocation."""
+    """The outcome of an invocation."""
 
     operation: int | None
-    """Of a result."""
+    """Operation of a result."""
     error: int | None
     """The code of an error."""
     problem: Problem | None
-    """Of a reject."""
+    """Problem of a reject."""
     parameters: list[Element]
 
 
@@ -217,9 +217,9 @@ def _number(octets: bytes, of: Element) -> int:
 
 
 def invocations(octets: bytes, portion: Element) -> list[Invoke | bytes]:
-    """What is invoked, in order, and in between what the node says to components that are none: each a Reject.
+    """Return the invocations in order and, in between, the node's answers to invalid components: each a Reject.
 
-    Behind a component that is badly structured nothing is read (Q.774 3.2.2.2). A Reject gets no answer.
+    Nothing is read after a badly structured component (Q.774 3.2.2.2). A Reject gets no answer.
     """
     found: list[Invoke | bytes] = []
     seen: set[bytes] = set()
@@ -261,7 +261,7 @@ def _component(octets: bytes, tag: int, parts: list[Element], seen: set[bytes]) 
 
 
 def outcomes(octets: bytes, portion: Element) -> list[Outcome]:
-    """What an End brings. Raises BerError."""
+    """Return the outcomes in an End. Raises BerError."""
     found = []
     for component in elements(octets, portion.start, portion.stop):
         parts = elements(octets, component.start, component.stop)[1:]
