@@ -12,7 +12,7 @@ FILE_BYTES_MAX: Final = 4 * TOKEN_CHARS_MAX
 
 
 def issued(document: Mapping[str, Any]) -> str | None:
-    """The token in an issuer's answer (RFC 6749 5.1); None: there is none that a header could carry."""
+    """Return the token in an issuer's answer (RFC 6749 5.1); None if it has none that a header could carry."""
     token = document.get("access_token")
     return token if isinstance(token, str) and _is_token(token) else None
 
@@ -42,5 +42,5 @@ def authorization(token: str) -> tuple[str, str]:
 
 
 def _is_token(text: str) -> bool:
-    """Whether a header can carry it."""
+    """True if a header can carry the text."""
     return 0 < len(text) <= TOKEN_CHARS_MAX and text.isascii() and text.isprintable() and " " not in text

@@ -12,11 +12,11 @@ from eir.web.http2 import Connection
 from eir.web.http2_message import Request, Response
 
 AHEAD_BYTES = 1 << 16
-"""What a connection whose turn has not come may have ready; no more is read from it then."""
+"""Most bytes that a connection may have ready before its turn; no more is read from it then."""
 
 
 class Owner(Protocol):
-    """What a connection's owner does for it."""
+    """Services of a connection's owner."""
 
     limits: Limits
     turns: Turns
@@ -75,11 +75,11 @@ class Link(link.Link):
         self.http = None
 
     def has_work(self) -> bool:
-        """Whether requests wait."""
+        """True if requests wait."""
         return self.http is not None and self.http.more
 
     def wants_bytes(self) -> bool:
-        """Whether there is room for more."""
+        """True if there is room for more."""
         http = self.http
         return http is not None and not http.more and not (self.waits and http.unread > AHEAD_BYTES)
 

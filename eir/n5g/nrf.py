@@ -25,7 +25,7 @@ from eir.n5g.redirect import PERMANENT, REDIRECTS, NotFollowed, led_to
 from eir.n5g.settings import NF_TYPE, SERVICE, NrfSettings
 
 API_VERSION: Final = "1.2.0"
-"""Of the service's description (TS 29.511 A.2, Rel-17)."""
+"""Version of the service's description (TS 29.511 A.2, Rel-17)."""
 HEARTBEAT_EARLY: Final = 0.9
 """Part of the NRF's timer after which a heartbeat goes out, so that it is there before the timer ends."""
 HEARTBEAT_S_MIN, HEARTBEAT_S_MAX = 1, 3600
@@ -34,17 +34,17 @@ PAUSE_S, PAUSE_S_MAX = 1.0, 60.0
 PREFER_S: Final = 60.0
 """Between two attempts to be back with the preferred NRF."""
 REGISTER, HEARTBEAT, DEREGISTER, TOKEN = "register", "heartbeat", "deregister", "token"
-"""What metrics call the requests."""
+"""Names of the requests in metrics."""
 NO_ANSWER: Final = "no_answer"
 ISSUES_AT: Final = "/oauth2/token"
 _JSON, _PATCH, _FORM = "application/json", "application/json-patch+json", "application/x-www-form-urlencoded"
 
 
 class Standing(NamedTuple):
-    """How the node is, as a profile says it."""
+    """State of the node, as a profile says it."""
 
     serving: bool
-    """Whether AMFs should ask it: REGISTERED, else SUSPENDED."""
+    """AMFs should ask the node: REGISTERED, else SUSPENDED."""
     load: int
     """Per cent."""
 
@@ -58,7 +58,7 @@ class Ask(NamedTuple):
     """API root of the NRF, as the settings have it: scheme, host, port and prefix."""
     method: str
     url: str
-    """Of what is asked for: below that root, or where the NRF has redirected to."""
+    """URL of the resource: below that root, or where the NRF has redirected to."""
     headers: Sequence[tuple[str, str]]
     body: bytes
     hops: int = 0
@@ -73,7 +73,7 @@ class Registration:
     ) -> None:  # fmt: skip
         self._settings = settings
         self._wants_token: int | None = None
-        """Which NRF wants an access token, of settings.uri."""
+        """The NRF that wants an access token, as a place in settings.uri."""
         self._token: tuple[str, str] | None = None
         """NRF and the access token that it gave."""
         self._token_is_new = False
@@ -90,7 +90,7 @@ class Registration:
         """NRFs in a row that did not take the node."""
         self._pause_s = PAUSE_S
         self._retry_s = 0.0
-        """What one of them told us to wait, if more."""
+        """Pause that one of them told us to make, if longer."""
         self._heartbeat_s = settings.heartbeat_s
         self._prefer_at = 0.0
         self.due = now
@@ -99,7 +99,7 @@ class Registration:
         self.last_error: str | None = None
         """Why the last request was none that an NRF took; None while all is well."""
         self._redirected: Ask | None = None
-        """What was asked last, where the answer has sent it."""
+        """The last request, with the URL to which the answer has redirected it."""
         self._moved: dict[str, str] = {}
         """URL below an API root → where that is from now on, by word of the NRF, for as long as it is taken there."""
         self.last_answer: float | None = None
@@ -113,7 +113,7 @@ class Registration:
         return self._settings.uri[self._at] if self.registered else None
 
     def step(self, now: float, standing: Standing) -> Ask:
-        """What to ask now."""
+        """Return the next request."""
         status = "REGISTERED" if standing.serving else "SUSPENDED"
         if (redirected := self.redirected()) is not None:
             return redirected
@@ -131,14 +131,14 @@ class Registration:
         return self._asked
 
     def redirected(self) -> Ask | None:
-        """What was asked last, if the answer has sent it elsewhere."""
+        """Return the last request, if its answer has redirected it."""
         if self._redirected is not None:
             self._asked, self._redirected = self._redirected, None
             return self._asked
         return None
 
     def leave(self) -> Ask | None:
-        """What to ask when the node ends, and nothing after that but where it is redirected to."""
+        """Return the request to make when the node ends; only its redirects may follow it."""
         self._redirected = None
         if not self.registered:
             return None
@@ -212,7 +212,7 @@ class Registration:
         }).encode()  # fmt: skip
 
     def _took(self, result: str) -> Ask:
-        """What was asked last, of which this is the result."""
+        """Return the last request, of which this is the result."""
         if self._asked is None:
             raise RuntimeError("nothing was asked")
         ask, self._asked = self._asked, None
@@ -316,7 +316,7 @@ def _json(document: Any) -> bytes:
 
 
 def _document(body: bytes) -> Mapping[str, Any]:
-    """A JSON object; empty if it is none."""
+    """Return a JSON object; empty if the body is not one."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -325,12 +325,12 @@ def _document(body: bytes) -> Mapping[str, Any]:
 
 
 def _problem(body: bytes) -> str:
-    """What a problem document says, for people."""
+    """Return the content of a problem document, for people."""
     found = _document(body)
     said = [str(found[name])[:200] for name in ("cause", "detail", "title") if isinstance(found.get(name), str)]
     return f" ({', '.join(said)})" if said else ""
 
 
 def _seconds(text: str | None) -> float:
-    """Of a Retry-After header (RFC 9110 10.2.3), of the form that is a number."""
+    """Return the seconds in a Retry-After header (RFC 9110 10.2.3), if it is in the form of a number."""
     return float(text) if text is not None and text.isdecimal() and text.isascii() and len(text) < 6 else 0.0

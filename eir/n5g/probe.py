@@ -36,7 +36,7 @@ class Target:
     host: str
     port: int
     tls: ssl.SSLContext | None = None
-    """What a handshake is made with, for https."""
+    """TLS settings of handshakes, for https."""
     timeout_s: float = 5.0
     token: str | None = field(default=None, repr=False)
     """The access token of each request."""
@@ -81,12 +81,12 @@ class _Client:
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         self._answers: dict[int, _Answer] = {}
         self.closed_by = ""
-        """What has ended the connection; empty while it stands."""
+        """Cause of the connection's end; empty while it is up."""
         self._h2.initiate_connection()
         self._send()
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> Finding:
-        """What one question is answered."""
+        """Return the answer to one question."""
         asked, pei = time.perf_counter(), pei_of(imei, software_version)
         if self.closed_by:
             return Finding(imei, imsi, fault=f"no answer: {self.closed_by}")
@@ -210,4 +210,4 @@ def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float)
 
 _PROBE = Probe(_connected)
 ask, ask_many, asking = _PROBE.ask, _PROBE.ask_many, _PROBE.asking
-"""What the commands call."""
+"""Functions that the commands call."""

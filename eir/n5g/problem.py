@@ -8,7 +8,7 @@ from eir.web.http2_message import Response
 
 PROBLEM = (b"content-type", b"application/problem+json")
 RETRY_AFTER_S = 1
-"""What a client that is turned away for load is told to wait."""
+"""Time that a client is told to wait when it is turned away for load."""
 
 
 class Cause(NamedTuple):
@@ -21,7 +21,7 @@ class Cause(NamedTuple):
 
     @property
     def result(self) -> str:
-        """What metrics call it: `404:ERROR_EQUIPMENT_UNKNOWN`."""
+        """Return the name of the error in metrics: `404:ERROR_EQUIPMENT_UNKNOWN`."""
         return f"{self.status}:{self.cause}" if self.cause else str(self.status)
 
 
@@ -33,7 +33,7 @@ PEI_INCORRECT = Cause(400, "MANDATORY_QUERY_PARAM_INCORRECT", "Incorrect query p
 OPTIONAL_INCORRECT = Cause(400, "OPTIONAL_QUERY_PARAM_INCORRECT", "Incorrect query parameter")
 INVALID_API = Cause(400, "INVALID_API", "Unsupported API or version")
 DENIALS = {401: Cause(401, None, "Unauthorized"), 403: Cause(403, None, "Forbidden")}
-"""By status: the WWW-Authenticate header says more (TS 29.500 6.7.3)."""
+"""Causes by status: the WWW-Authenticate header says more (TS 29.500 6.7.3)."""
 NOT_HERE = Cause(404, "RESOURCE_URI_STRUCTURE_NOT_FOUND", "Not found")
 NOT_ALLOWED = Cause(405, None, "Method not allowed", ((b"allow", b"GET"),))
 NOT_ACCEPTABLE = Cause(406, None, "Not acceptable")

@@ -1,4 +1,4 @@
-"""Where a server sends its client (TS 29.500 6.10.9, RFC 9110 15.4): which redirects are followed. Pure; imports eir.errors."""
+"""Redirects of a client by a server (TS 29.500 6.10.9, RFC 9110 15.4): which are followed. Pure; imports eir.errors."""
 
 from collections.abc import Collection
 from typing import Final
@@ -10,7 +10,7 @@ TEMPORARY, PERMANENT = 307, 308
 REDIRECTS: Final = frozenset({TEMPORARY, PERMANENT})
 """Those that a 5G core has: the same request, to another place."""
 HOPS_MAX: Final = 5
-"""Of one request, so that servers that send it round and round are left."""
+"""Most redirects of one request, so that servers which send it round and round are left."""
 URL_CHARS_MAX: Final = 2048
 
 

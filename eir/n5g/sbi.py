@@ -1,4 +1,4 @@
-"""What each request of a 5G core may carry in its headers, and what becomes of it (TS 29.500 5.2.3, 6.8, 6.11, 6.13)."""
+"""Headers of requests in a 5G core, and their effect (TS 29.500 5.2.3, 6.8, 6.11, 6.13)."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,7 +20,8 @@ PRIORITIES = tuple(
     else DRMP_DEFAULT + round((priority - PRIORITY_DEFAULT) * 5 / 7)
     for priority in range(32)
 )
-"""By message priority: the one of RFC 7944 that is held for the same, so that both protocols' requests share one limit fairly."""
+"""Priorities of RFC 7944 by message priority of the same rank, so that both protocols' requests share one limit
+fairly."""
 CLOCKS_DIFFER_S = 60.0
 """A request that seems to be older than this, or from the future, has come from a clock that is wrong, and its age means nothing."""
 MONTHS = {name: number for number, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
@@ -33,7 +34,7 @@ def priority_of(headers: Mapping[bytes, bytes]) -> int:
 
 
 def is_too_late(headers: Mapping[bytes, bytes], now: float) -> bool:
-    """Whether the client has given up waiting by its own word (TS 29.500 6.11.2); `now` is Unix time."""
+    """True if the client has given up waiting, by its own word (TS 29.500 6.11.2); `now` is Unix time."""
     most = headers.get(MAX_RSP_TIME, b"")
     sent = moment(headers.get(SENDER_TIMESTAMP, b""))
     if sent is None or not most.isdigit() or len(most) > 9:
@@ -64,7 +65,10 @@ def moment(text: bytes) -> float | None:
 
 
 def accepts_json(accept: bytes) -> bool:
-    """Whether an Accept header takes JSON or, where nothing is said, anything (RFC 9110 12.5.1). What is past its limit is not looked at."""
+    """True if an Accept header accepts JSON or, if it is empty, anything (RFC 9110 12.5.1).
+
+    What exceeds its limit is ignored.
+    """
     if len(accept) > ACCEPT_BYTES_MAX:
         accept = accept[:ACCEPT_BYTES_MAX].rpartition(b",")[0]
     if not accept.strip():

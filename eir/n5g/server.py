@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from eir.web.tokens import Tokens
 
 BY_LIMIT = {"rate_max": problems.PEER_CONGESTION, "rate_max_all": problems.CONGESTION}
-"""What a request past a limit gets: 429 for the peer's own, 503 for that of all together (TS 29.500 6.4)."""
+"""Answers to requests above a limit: 429 for the peer's own, 503 for that of all together (TS 29.500 6.4)."""
 _TURNED_AWAY = {reason: problem(cause, "above a rate limit") for reason, cause in BY_LIMIT.items()}
 _FAULT = problem(problems.FAULT)
 _STRANGER = problem(problems.DENIALS[403], "no entry of the peer table takes this client")
@@ -41,7 +41,7 @@ _DENIALS = {
     )
     for reason, denied in denials(SERVICE).items()
 }  # fmt: skip
-"""What a request without a good access token gets, encoded once."""
+"""Answers to requests without a good access token, encoded once."""
 
 
 class N5gServer(Server[Link]):
@@ -84,11 +84,11 @@ class N5gServer(Server[Link]):
         return Link(self, self.loop)
 
     def who(self, link: Link) -> tuple[PeerSettings, Requester] | None:
-        """By the names of the certificate, or by the address where there is none."""
+        """Return the peer and requester of a link, by the names in the certificate, or by the address without one."""
         return requester(self.peers, link.names, link.source)
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
-        """What is counted of this protocol alone."""
+        """Return the counters of this protocol alone."""
         return {
             "eir_sbi_responses_total": self.responses,
             "eir_sbi_errors_total": {(reason,): count for reason, count in self.errors.items()},

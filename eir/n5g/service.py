@@ -18,7 +18,7 @@ from eir.peers.requester import Requester
 from eir.web.http2_message import HEADERS_TOO_LARGE, Request, Response
 
 PROTOCOL = "n5g"
-"""What metrics call this protocol."""
+"""Name of this protocol in metrics."""
 RESOURCE = b"/n5g-eir-eic/v1/equipment-status"
 URI_BYTES_MAX = 2048
 JSON = (b"content-type", b"application/json")
@@ -27,7 +27,7 @@ _USUAL = re.compile(
     re.escape(RESOURCE)
     + rb"\?pei=(?:imei-([0-9]{15})|imeisv-([0-9]{16}))(?:&supi=imsi-([0-9]{5,15}))?(?:&gpsi=msisdn-[0-9]{5,15})?"
 )
-"""What nearly all requests ask for."""
+"""The form of nearly all requests."""
 _OF_AN_API = re.compile(rb"/[^/]+/v[0-9]+(?:/|$)")
 _IMEI, _OTHER = (
     re.compile(r"(imei-[0-9]{15})|(imeisv-[0-9]{16})"),
@@ -107,7 +107,7 @@ SPECIAL = frozenset({b"accept", sbi.SENDER_TIMESTAMP, sbi.MAX_RSP_TIME})
 
 
 def question_of(request: Request, asks: Requester) -> Question:
-    """What a request asks, held to TS 29.500 5.2.7 and TS 29.511 6.1.3.2. Raises Refused."""
+    """Return what a request asks, held to TS 29.500 5.2.7 and TS 29.511 6.1.3.2. Raises Refused."""
     _check_resource(request)
     found = parameters(request.path.partition(b"?")[2])
     _check_parameters(found)

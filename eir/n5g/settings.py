@@ -1,4 +1,4 @@
-"""What N5g-eir is told, and what it is called. Data only; imports eir.peers.transport.endpoint and eir.web.denials."""
+"""Settings and names of N5g-eir. Data only; imports eir.peers.transport.endpoint and eir.web.denials."""
 
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -19,21 +19,21 @@ NF_TYPE: Final = "5G_EIR"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NrfSettings:
-    """Where the node registers, and as what."""
+    """NRFs with which the node registers, and its profile there."""
 
     uri: tuple[str, ...]
     """API roots of NRFs, the preferred one first."""
     instance: str | None
     """NF instance id; None: the one that the node has given itself."""
     endpoints: tuple[str, ...]
-    """Where AMFs reach the service, as URLs; empty: where it listens."""
+    """URLs by which AMFs reach the service; empty: those on which it listens."""
     fqdn: str | None
     plmns: tuple[str, ...]
     """MCC and MNC, as digits; empty: the PLMN that the NRF serves."""
     capacity: int
     priority: int
     heartbeat_s: float
-    """What is asked for; the NRF says what it is."""
+    """Interval that is asked for; the NRF decides."""
     redirects: tuple[str, ...] | None = None
     """Hosts that an NRF may send the node to, besides those of `uri`; None: any."""
 
@@ -60,17 +60,17 @@ class N5gSettings:
 
 
 def is_http(url: str) -> bool:
-    """Whether it is one of these, and not one of Diameter's."""
+    """True if the listener is one of HTTP, and not one of Diameter."""
     return url.partition("://")[0] in TRANSPORTS
 
 
 def is_secure(url: str) -> bool:
-    """Whether connections to this listener, of whichever protocol, begin with a TLS handshake."""
+    """True if connections to this listener, of any protocol, begin with a TLS handshake."""
     return url.startswith(("https:", "tls:"))
 
 
 def is_loopback(url: str) -> bool:
-    """Whether only programs on this host reach the listener."""
+    """True if only programs on this host reach the listener."""
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback
@@ -79,7 +79,7 @@ def is_loopback(url: str) -> bool:
 
 
 def listening_at(url: str) -> Endpoint:
-    """Where a listener is, of whichever protocol. Raises EirError for another form."""
+    """Return the address of a listener of any protocol. Raises EirError for another form."""
     scheme, _, rest = url.partition("://")
     if scheme not in TRANSPORTS:
         return endpoint(url)
