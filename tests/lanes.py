@@ -63,7 +63,8 @@ class Kept:
         assert len(lines) == 5 * len(numbers)
         assert len({kinds[number].decision.is_plain for number in numbers}) == 1
         for number, *said in zip(numbers, *(lines[at::5] for at in range(5)), strict=True):
-            decision, protocol, peer, observed = kinds[number]
+            decision, protocol, peer, observed, early = kinds[number]
+            assert not early
             self.rows[tuple(decision), protocol, peer, observed, *said] += 1
 
 

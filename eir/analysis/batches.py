@@ -28,6 +28,7 @@ class Kind(NamedTuple):
     peer: str | None = None
     protocol: str | None = None
     observed: str | None = None
+    early: bool | None = None
 
 
 HOME_DIGITS = 6
@@ -36,6 +37,7 @@ TYPES: Mapping[str, Any] = {
     "UINTEGER": pl.UInt32,
     "VARCHAR": pl.String,
     "BIGINT": pl.Int64,
+    "BOOLEAN": pl.Boolean,
 }
 FRAME: Mapping[str, Any] = {column.name: TYPES[column.kind] for column in COLUMNS}
 """Name → type in polars."""
@@ -85,8 +87,8 @@ class Rows:
             pl.len().cast(pl.UInt32).alias("checks"),
         )
         kinds = pl.DataFrame(
-            [[text or None for text in kind] for kind in self._kinds],
-            schema=dict.fromkeys(Kind._fields, pl.String),
+            [[said or None for said in kind] for kind in self._kinds],
+            schema={name: FRAME[name] for name in Kind._fields},
             orient="row",
         )
         imsis = groups["imsi"]
@@ -107,8 +109,8 @@ class Rows:
 
 
 def _kind_of(kind: Any, host: str, realm: str) -> Kind:
-    decision, protocol, peer, observed = kind
-    return Kind(decision.status, decision.rule, decision.list, host, realm, peer, protocol, observed)
+    decision, protocol, peer, observed, early = kind
+    return Kind(decision.status, decision.rule, decision.list, host, realm, peer, protocol, observed, early)
 
 
 def rows_of(messages: Iterable[bytes]) -> Rows:

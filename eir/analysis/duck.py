@@ -71,8 +71,8 @@ def duck(
         for name, (argument, body) in FUNCTIONS.items():
             connection.execute(f"CREATE MACRO {name}({argument}) AS {body}")
         names = [files] if isinstance(files, str) else list(files)
-        # Files from before there were peers have no such column.
-        source = f"(SELECT * FROM read_parquet({names!r}, union_by_name = true) UNION ALL BY NAME SELECT CAST(NULL AS VARCHAR) AS peer WHERE FALSE) AS recorded"  # noqa: S608 - names of ours
+        # Files from before there were such columns lack them.
+        source = f"(SELECT * FROM read_parquet({names!r}, union_by_name = true) UNION ALL BY NAME SELECT CAST(NULL AS VARCHAR) AS peer, CAST(NULL AS BOOLEAN) AS early WHERE FALSE) AS recorded"  # noqa: S608 - names of ours
         try:
             connection.execute(f"CREATE VIEW sightings AS {window(', '.join(SCHEMA), source, since, until, without)}")
             yield Duck(connection)

@@ -37,7 +37,10 @@ def number(engine: Engine, select: str) -> int:
 
 
 def window(columns: str, source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
-    """The SELECT of the sightings of a time, each with the number of its day; `without`: peers whose checks are no subscribers'."""
+    """The SELECT of the sightings of a time, each with the number of its day; `without`: peers whose checks are no subscribers'.
+
+    What is early is left out: anybody may have named the SIM, so that it speaks against nobody.
+    """
     asked = ", ".join("'" + peer.replace("'", "''") + "'" for peer in ("", *without))
-    limits = f"time >= TIMESTAMP '{since:%Y-%m-%d %H:%M:%S}' AND time < TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AND (peer IS NULL OR NOT peer IN ({asked}))"
+    limits = f"time >= TIMESTAMP '{since:%Y-%m-%d %H:%M:%S}' AND time < TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AND (peer IS NULL OR NOT peer IN ({asked})) AND COALESCE(early, FALSE) = FALSE"
     return f"SELECT {columns}, CAST(DATE_DIFF('day', DATE '{since:%Y-%m-%d}', CAST(time AS DATE)) AS INTEGER) AS day FROM {source} WHERE {limits}"  # noqa: S608 - names of ours

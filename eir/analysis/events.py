@@ -36,6 +36,7 @@ class _Group(NamedTuple):
     peer: str
     protocol: str
     observed: str
+    early: bool
 
 
 class Events:
@@ -61,8 +62,8 @@ class Events:
     def take(self, message: bytes) -> None:
         """Take a message whose checks are events."""
         for time_us, kind, host, realm, identifier, imsi, version in checks_of(message):
-            decision, protocol, peer, observed = kind
-            like = _Group(identifier, version, imsi, decision, host, realm, peer, protocol, observed)
+            decision, protocol, peer, observed, early = kind
+            like = _Group(identifier, version, imsi, decision, host, realm, peer, protocol, observed, early)
             group = self._groups.setdefault(like, [time_us, time_us, 0])
             group[1] = time_us
             group[2] += 1
@@ -94,10 +95,13 @@ class Events:
             "subscriber": subscribers.one(group.imsi), "home": group.imsi[:HOME_DIGITS] or None,
             "origin_host": group.origin_host or None, "origin_realm": group.origin_realm or None, "peer": group.peer, "protocol": group.protocol,
             "status": decision.status, "rule": decision.rule, "list": decision.list, "observed": group.observed or None,
+            "early": group.early or None,
         }  # fmt: skip
 
     def _changes(self, event: Mapping[str, Any], group: _Group) -> list[tuple[str, str | None]]:
-        """Return what changed: the kind, and the value before."""
+        """Return what changed: the kind, and the value before; nothing where anybody may have named the SIM."""
+        if group.early:
+            return []
         lists = {group.decision.list, *(rule.partition("@")[2] for rule in group.observed.split())}
         found: list[tuple[str, str | None]] = []
         for kind in {self._watched[name] for name in lists if name in self._watched}:

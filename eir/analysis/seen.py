@@ -27,6 +27,7 @@ ALIKE = (
     "peer",
     "origin_realm",
     "protocol",
+    "early",
     "status",
     "rule",
     "list",

@@ -161,16 +161,16 @@ class Checker:
         if self.sightings is None:
             return
         told = (question.origin_host, question.origin_realm, question.identifier(), imsi, question.version())
-        self.sight(decision, question.protocol, question.peer, told)
+        self.sight(decision, question.protocol, question.peer, told, early=question.unproven)
 
-    def sight(self, decision: Decision, protocol: str, peer: str, texts: Iterable[str]) -> None:
+    def sight(self, decision: Decision, protocol: str, peer: str, texts: Iterable[str], *, early: bool = False) -> None:
         """Tell the record of a check that was just decided; `texts`: see eir.checks.sighting.TEXTS."""
         observed = self.observed_now()
         if self.sightings is not None and (protocol, peer) not in self.probes:
             lines = "".join(
                 [text[:longest].replace("\n", " ") + "\n" for text, longest in zip(texts, TEXT_MAX, strict=True)]
             )
-            self.sightings.add((SightingKind(decision, protocol, peer, observed),), bytes(2), lines.encode())
+            self.sightings.add((SightingKind(decision, protocol, peer, observed, early),), bytes(2), lines.encode())
 
     def observed_now(self) -> str:
         """The rules under observation that held in the check that was just decided, as the record of sightings shows them."""

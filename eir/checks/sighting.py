@@ -29,6 +29,8 @@ class SightingKind(NamedTuple):
     """Label of the peer that sent the request, which may be an agent: it is what the node knows, an Origin-Host is what a request claims."""
     observed: str
     """The rules under observation that held (eir.analysis.schema.COLUMNS)."""
+    early: bool = False
+    """The SIM was not authenticated before the check."""
 
 
 TEXTS = 5

@@ -55,7 +55,7 @@ def test_an_event_is_what_was_not_simply_whitelisted():
     assert found[0] == {
         "id": "here-1", "event": "check", "time": NOON, "last": NOON, "checks": 1, "imei": LISTED, "software_version": "01", "subscriber": IMSI,
         "home": "001010", "origin_host": "mme1.epc", "origin_realm": "epc", "peer": "mme", "protocol": "s13", "status": "blacklisted", "rule": "1",
-        "list": "stolen", "observed": None,
+        "list": "stolen", "observed": None, "early": None,
     }  # fmt: skip
     assert len({event["id"] for event in found}) == 4
 
@@ -107,6 +107,16 @@ def test_a_rule_on_trial_is_enough_to_watch_and_a_sim_is_watched_as_well():
     assert [(event["event"], event.get("previous")) for event in events_of(again, one)][1:] == [
         (DEVICE_CHANGED, LISTED)
     ]
+
+
+def test_no_sim_has_changed_by_a_check_before_it_was_authenticated():
+    events = made(tracked=SIM_CHANGED)
+    checks = [
+        each(TRACKED, decision=TRACK, imsi=imsi, early=early)
+        for imsi, early in ((IMSI, False), (OTHER_IMSI, True), (IMSI, False))
+    ]
+    found = events_of(events, *checks)
+    assert [(event["event"], event["early"]) for event in found] == [(CHECK, None), (CHECK, True)]
 
 
 def test_a_new_key_of_the_hashes_is_no_change():

@@ -29,10 +29,10 @@ NOON = 1_764_158_400.0  # 2025-11-26 12:00:00Z
 DAY = 86400.0
 
 
-def each(*identifiers, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, observed="", peer=PEER):
+def each(*identifiers, imsi=IMSI, version="01", decision=WHITE, origin=ORIGIN, observed="", peer=PEER, early=False):
     """Checks of one kind that are handed in together."""
     texts = "".join(f"{text}\n" for identifier in identifiers for text in (*origin, identifier, imsi, version))
-    return (SightingKind(decision, "s13", peer, observed),), bytes(2 * len(identifiers)), texts.encode()
+    return (SightingKind(decision, "s13", peer, observed, early),), bytes(2 * len(identifiers)), texts.encode()
 
 
 class Handed:
@@ -162,6 +162,14 @@ def test_above_the_rate_only_what_matters_is_kept():
     handed.add(*[each(UNLISTED)] * 5)
     handed.flush()
     assert handed.buffer.dropped == {"rate": 95}
+
+
+def test_checks_before_the_sim_was_authenticated_have_a_mark():
+    found = rows(frame_of(each(LISTED, early=True), each(UNLISTED), each(TRACKED), each(TRACKED, early=True)))
+    assert {(row["imei"], row["early"]) for row in found} == {
+        (LISTED, True), (TRACKED, None), (TRACKED, True), (UNLISTED, None),
+    }  # fmt: skip
+    assert len(found) == 4
 
 
 def test_a_flood_of_one_peer_leaves_the_others_their_room_and_comes_to_the_whole_rate_alone():

@@ -69,7 +69,13 @@ def judge_rows(tmp_path):
 def write(state, rows, *, status="whitelisted", peers=None):
     """A record in a state folder; `peers`: who sends the checks of a subscriber or of an origin, if not the origin itself."""
     peers = peers or {}
-    types = {"TIMESTAMP": pl.Datetime("us"), "UINTEGER": pl.UInt32, "BIGINT": pl.Int64, "VARCHAR": pl.String}
+    types = {
+        "TIMESTAMP": pl.Datetime("us"),
+        "UINTEGER": pl.UInt32,
+        "BIGINT": pl.Int64,
+        "VARCHAR": pl.String,
+        "BOOLEAN": pl.Boolean,
+    }
     frame = pl.DataFrame(
         [
             {
@@ -372,6 +378,20 @@ def test_who_claims_another_s_origin_is_not_believed(tmp_path):
     write(tmp_path, [*victims, *far, *lies], peers={"mme2": "dra"} | {f"x{number}": "liar" for number in range(2)})
     with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
         assert judge(engine, TamperSettings(), since=START, until=UNTIL).findings == ()
+
+
+def test_checks_before_the_sim_was_authenticated_are_left_out(tmp_path):
+    """Anybody may have named the SIM: nobody is judged by that. Files from before there was the mark have no such column."""
+    rows = TAMPERED["conflict"]
+    found = []
+    for early in (None, True, False):
+        write(tmp_path, rows)
+        for path in (tmp_path / "sightings").glob("*/*.parquet"):
+            frame = pl.read_parquet(path, glob=False).drop("early", strict=False)
+            (frame if early is None else frame.with_columns(early=pl.lit(early))).write_parquet(path)
+        with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
+            found.append([each.imei for each in judge(engine, TamperSettings(), since=START, until=UNTIL).findings])
+    assert found == [[IMEI], [], [IMEI]]
 
 
 def test_checks_of_probes_and_auditors_are_left_out(tmp_path):

@@ -322,9 +322,10 @@ async def test_early_checks_leave_out_rules_for_authenticated_sims(site, to):
         {"imsi": "00101", "answer": "blacklisted", "authenticated": True},
         {"list": "stolen", "answer": "blacklisted"},
     ]
-    node = serve(site, peers=[{**PEERS[0], "early": True}], policy={"rules": rules})
+    node = serve(site, peers=[{**PEERS[0], "early": True}], policy={"rules": rules}, sightings={"window_s": 3600})
     msc = await to(node)
     assert [await asked(msc, imei) for imei in (LISTED, UNLISTED)] == [False, True]
+    assert site.json("seen", LISTED)["sightings"][0]["early"] is True
     site.configure(peers=PEERS)
     site.eir("reload")
     assert not await asked(msc, UNLISTED)
