@@ -32,7 +32,7 @@ class Problem(NamedTuple):
     file: str
     line: int
     text: str
-    """A text with both the finding and what was expected instead."""
+    """The fault that was found, and what was expected instead."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}"
@@ -47,7 +47,7 @@ class ConfigError(EirError):
 
 
 class SetupFault(EirError):
-    """Something that the configuration names is not to be had (a folder, a password file).
+    """Something that the configuration names is unavailable (a folder, a password file).
 
     Someone has to mend it before a node can start.
     """

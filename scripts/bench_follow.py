@@ -1,4 +1,4 @@
-"""How soon every worker of every node has what was written to Redis: a full switch of 10 million entries, an operator's single entry.
+"""Time until every worker of every node has what Redis was given: a full switch of 10 million entries, or one entry.
 
 Nodes are real `eir serve` with a real redis-server of the bench's own. The time runs from the moment at which the loader is
 told that the list is in force in Redis until the last worker answers from it; what the loader took before that to write the
@@ -41,7 +41,8 @@ SWITCH_S_MAX, ENTRY_S_MAX = 2.0, 0.05
 LOCAL = "local"
 START_S = 120
 POLL_S, POLL_PART = 0.002, 0.02
-"""How often a node is asked: after this time, or this part of what has passed, so that asking costs little of what is measured."""
+"""A node is asked again after this time (s), or this part of the time that has passed, so that asking costs little of
+what is measured."""
 
 
 def main(arguments: Sequence[str]) -> int:

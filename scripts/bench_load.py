@@ -34,13 +34,13 @@ STAGE_COLUMNS = ("verify", "digest", "read", "build", "write")
 
 
 class Shape(NamedTuple):
-    """What a file looks like."""
+    """The form of a file."""
 
     tacs: int
     """Distinct TACs over which the identifiers are scattered."""
     header: str
     tail: str
-    """What follows the identifier in each row."""
+    """The text after the identifier in each row."""
 
 
 SHAPES = {
@@ -154,7 +154,7 @@ def _write(path: Path, shape: Shape, rows: int) -> None:
 
 
 def _child(role: str, path: Path, *, core: int) -> dict[str, Any]:
-    """What a process of its own on that core reports as JSON."""
+    """The JSON report of a process of its own on that core."""
     done = subprocess.run(
         [sys.executable, __file__, role, path],
         check=True,

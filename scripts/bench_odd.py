@@ -1,7 +1,7 @@
 """One peer whose requests are all odd, at its limit, beside 64 good ones: what that does to the latency of theirs.
 
 Odd requests are those that the express lane leaves to the general path, which takes many times as long for each of them. Latency counts
-from when a request has come to the server's socket until its answer has come back, so that the generator's own lateness is none of it.
+from when a request has come to the server's socket until its answer has come back, so that the generator's own lateness does not count.
 """
 
 import argparse

@@ -54,7 +54,7 @@ AGENTS = [
     for hits in HITS
 ]
 AGENTS += [Load(2, 512, behind=behind, hits=hits, vary=True) for behind in (64, 1000) for hits in HITS]
-"""What agents bring: the requests of many MMEs, mixed."""
+"""The load of agents: the requests of many MMEs, mixed."""
 SHOWN = Load(2, 64, behind=64, hits=0.5)
 """In the picture: the traffic that is hardest to answer fast."""
 WIDE = 64

@@ -1,4 +1,4 @@
-"""Where the microseconds of a check go, by a sampling profiler, and the floor: a bare server on the same loop.
+"""Microseconds of a check by stage, from a sampling profiler, and the floor: a bare server on the same loop.
 
 py-spy looks at the worker 500 times a second while it is asked over four connections with full windows. The line of the
 innermost frame of ours says what was being done; time in the loop's own C code is reading and polling. Shares become
@@ -156,7 +156,10 @@ def _cost(results: Results, name: str) -> float:
 
 
 def _by_stage(stacks: str) -> Counter[str]:
-    """How often each stage was seen; a line is frames parted by `;`, outermost first, a blank, and a count."""
+    """Count the samples of each stage.
+
+    A line is frames parted by `;`, outermost first, a blank, and a count.
+    """
     seen: Counter[str] = Counter()
     for line in stacks.splitlines():
         frames, _, count = line.rpartition(" ")

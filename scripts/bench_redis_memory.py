@@ -35,7 +35,7 @@ FORMS = {
 
 
 async def used_mb(client: Any) -> float:
-    """What the server's data take, in MB (10^6 bytes)."""
+    """The memory of the server's data, in MB (10^6 bytes)."""
     return int((await client.info("memory"))["used_memory"]) / 1e6
 
 

@@ -1,4 +1,4 @@
-"""What it costs a check that it is kept on record: throughput and latency with sightings and without, on one core with all else.
+"""The cost of recording checks: throughput and latency with sightings and without, on one core with all else.
 
 Two nodes of one worker with the same list answer the same questions in turns. The process that writes has the same core as the worker
 that answers, which is the worst case: on a larger machine it has another one. Whatever is not written is counted, and shown.
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _fate(state: Path) -> dict[str, float]:
-    """What became of the checks: how many are on record, and how many are not, by reason."""
+    """The fate of the checks: how many are on record, and how many are not, by reason."""
     control(state, "record")
     page = urlopen(f"http://{control(state, 'status')['http']}/metrics").read().decode()
     lines = (line.split() for line in page.splitlines() if line.startswith("eir_sightings_") and "bytes" not in line)

@@ -39,7 +39,8 @@ FITTED, JUDGED = 100, 900
 """First seeds of networks that the weights are fitted to, and of those that they are judged by."""
 HELD_OUT = ("first generator", "second generator")
 ROWS_EACH, COPIES_MAX = 10_000_000, 10
-"""Of the record that a larger one is made of; there are ten ways to change the first two digits under one check digit."""
+"""Rows of the record that a larger one is made of; there are ten ways to change the first two digits under one check
+digit."""
 MEMORY_MB_MAX, SECONDS_MAX = 1536, 120
 BANDS = ((2, "2"), (3, "3"), (1000, "4 and more"))
 UNDETECTABLE = {"free"}
@@ -160,7 +161,7 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
 
 @contextmanager
 def _engine(made: World) -> Iterator[tuple[Duck, Any, float]]:
-    """What judged a network, what it found at any score, and how long that took."""
+    """The engine that judged a network, what it found at any score, and how long that took."""
     settings = TamperSettings(tac_db=made.tac_db, report_min=0)
     with duck(files(made.folder), since=made.since, until=made.until, memory=settings.memory, threads=1) as engine:
         begin = time.monotonic()
@@ -169,7 +170,7 @@ def _engine(made: World) -> Iterator[tuple[Duck, Any, float]]:
 
 
 def _judged(name: str, made: World) -> dict[str, Any]:
-    """What is found in a network, by kind, beside what the rules of registers find."""
+    """The findings in a network, by kind, beside those of the rules of registers."""
     say(f"{name}: {made.rows:,} sightings")
     with _engine(made) as (engine, judged, seconds):
         theirs = {rule: {device for (device,) in engine.rows(select)} for rule, select in THEIRS.items()}
@@ -205,7 +206,10 @@ def _judged(name: str, made: World) -> dict[str, Any]:
 
 
 def _attacked(name: str, made: World) -> list[dict[str, Any]]:
-    """What each attack of one peer does: how many of a hundred honest phones are reported, and which share of what was found is lost."""
+    """The effect of each attack by one peer.
+
+    How many of a hundred honest phones are reported, and which share of what was found is lost.
+    """
     checks = attacks.record(made)
     after = attacks.victims(made, checks, JUDGED)
     least = TamperSettings().report_min
@@ -310,7 +314,10 @@ def _columns() -> set[str]:
 
 
 def _targets(every: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]) -> list[Target]:
-    """By row: recall of pairs, of four and more copies, and of boxes; precision; honest devices; and what each tenth of the score says."""
+    """The targets, by row.
+
+    Recall of pairs, of four and more copies, and of boxes; precision; honest devices; and each tenth of the score.
+    """
     planted: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for row in (row for each in every for row in each["kinds"]):

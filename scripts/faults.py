@@ -57,7 +57,7 @@ class Fault:
     kind: str
     start: int
     end: int
-    """Of what is replaced, in characters."""
+    """Start and end of the replaced text, in characters."""
     instead: str
 
     def applied(self, text: str) -> str:
@@ -81,7 +81,7 @@ def faults_of(root: Path, path: Path) -> Iterator[Fault]:
 
 
 def changes_nothing(fault: Fault, text: str) -> bool:
-    """Whether a fault in a Python file leaves no program, or the program as it was."""
+    """True if a fault in a Python file leaves no program, or the program as it was."""
     if not fault.file.endswith(".py"):
         return False
     try:
@@ -145,7 +145,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 class _Places:
-    """Where nodes stand in a text, in characters."""
+    """The positions of nodes in a text, in characters."""
 
     def __init__(self, text: str) -> None:
         self._text, self._lines, self._starts = text, text.splitlines(keepends=True), [0]

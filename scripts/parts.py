@@ -1,4 +1,4 @@
-"""What `bench` and `soak` have in common: a part is a module beside this file, and runs in the project's environment."""
+"""Common code of `bench` and `soak`: a part is a module beside this file, and runs in the project's environment."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""What `scripts/release` makes of a commit, in a folder of its own: nothing of this working copy but that commit goes in.
+"""The work of `scripts/release` on a commit, in a folder of its own: only that commit goes in from this working copy.
 
 The wheel is built twice, in two places, and has to be the same to the byte. The package has a Python environment of its own in /opt/eir,
 of the versions in deploy/requirements.lock. `--check` installs, upgrades, removes and purges the package in a copy of this system.
@@ -27,7 +27,7 @@ from versions import Broken, prepare, stamp, version_of
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path("opt/eir")
 NAMESPACE = "eir-build"
-"""Of signatures over checksums; those of lists have another one."""
+"""Namespace of signatures over checksums; those of lists have another one."""
 HOST, REALM = "eir1.epc.mnc001.mcc001.3gppnetwork.org", "epc.mnc001.mcc001.3gppnetwork.org"
 CONTROL = """\
 Package: eir
@@ -221,7 +221,7 @@ def chart(source: Path, version: str, folder: Path, epoch: int) -> Path:
 
 
 def has_setuptools() -> bool:
-    """Whether this interpreter can build."""
+    """True if this interpreter can build."""
     try:
         import setuptools  # noqa: F401, PLC0415 - as it says
     except ImportError:
@@ -305,7 +305,7 @@ def materials(version: str, tree: Path, epoch: str) -> dict[str, object]:
 
 
 def purl(of: Distribution) -> str:
-    """How a package of the index is named among those of all kinds."""
+    """The package URL of a package of the index, its name among packages of all kinds."""
     return f"pkg:pypi/{re.sub(r'[-_.]+', '-', of.name).lower()}@{of.version}"
 
 
@@ -387,7 +387,7 @@ def lint(made: Path) -> None:
 
 
 def md5sums(tree: Path, files: Iterable[Path]) -> str:
-    """What dpkg --verify goes by."""
+    """The checksums that dpkg --verify compares with."""
     lines = [
         f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}\n"
         for path in sorted(files)

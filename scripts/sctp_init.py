@@ -23,7 +23,7 @@ MODULES = Path("/usr/lib/uml/modules")
 WANTED = ("hmac", "md5", "crc32c_generic", "veth", "dummy", "sctp")
 FAILED = 125
 LEFT_S = 1.0
-"""What the command has left behind may hold its output open; it is waited for no longer than this."""
+"""Longest wait (s) for the end of the output, which processes left behind by the command may hold open."""
 
 
 def mount(kind: str, where: str) -> None:
@@ -34,7 +34,7 @@ def mount(kind: str, where: str) -> None:
 
 
 def mount_all() -> None:
-    """What a program expects to be there."""
+    """Mount the file systems that a program expects."""
     mount("proc", "/proc")
     mount("sysfs", "/sys")
     if Path("/dev").stat().st_dev == Path("/").stat().st_dev:  # unless the kernel has done it

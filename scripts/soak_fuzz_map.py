@@ -28,7 +28,7 @@ WARM_UP = 0.05
 IDLE_S, IDLE_SHARE = 1.0, 0.2
 """Once everybody has left the node computes next to nothing."""
 ANSWERED = 0.1
-"""Of what is fuzzed at least so much is answered by an End or an Abort: it has come through to TCAP."""
+"""Least share of the fuzzed messages that an End or an Abort answers: these have come through to TCAP."""
 
 
 def main(arguments: list[str]) -> int:

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 async def _held(name: str, store: ListStore, refusals: int) -> bool:
-    """Whether all records are there, in a chain that holds, after a year and a flood."""
+    """True if all records are there, in a chain that holds, after a year and a flood."""
     records, _ = appended(Ledger(), test_history.year())
     began = time.monotonic()
     await store.rewrite_history(_one(records), (), after=0, seen=Ledger())

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _compare(seed: str, messages: int) -> tuple[int, int, str | None]:
-    """How many messages were sent, how many the lane answered, and the one with which two connections differ."""
+    """Return how many messages were sent, how many the lane answered, and the one on which two connections differ."""
     rng, index, sent, taken = random.Random(seed), lanes.listed(), 0, 0
     while sent < messages:
         policy, some = rng.choice(POLICIES), [lanes.an_ecr(rng) for _ in range(SOME)]

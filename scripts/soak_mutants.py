@@ -35,7 +35,7 @@ FILES_MAX = 8
 """Files of tests that are found by what they import; those of OUTSIDE come behind them."""
 TEST_LIMIT_S = 60
 FIRST_GUESS_S = 5.0
-"""What a file of tests is taken to need until it was run; the quick ones are asked first."""
+"""Seconds that a file of tests is assumed to need until it was run; the quick ones are asked first."""
 OUTSIDE = {
     "eir/analysis": ("test_tamper", "test_sightings"),
     "eir/checks": ("test_policy", "test_checker", "test_explain"),
@@ -318,7 +318,7 @@ _FOUND: dict[Path, dict[str, dict[str, tuple[int, int]]]] = {}
 
 
 def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """By file: the tests that it reaches by imports, each with (how many imports away, how many imports it has of its own).
+    """The tests that each file reaches by imports, each with (imports until there, imports that it has of its own).
 
     Of those that are further away than the nearest and one more, none: nearly every test imports everything in the end.
     """
@@ -352,7 +352,7 @@ def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def _module(root: Path, path: Path) -> str:
-    """What a file is called in an import: tests and what they share stand on the path."""
+    """The name of a file in an import: tests and what they share stand on the path."""
     parts = path.relative_to(root).with_suffix("").parts
     name = parts[-1:] if parts[0] == "tests" else parts[:-1] if parts[-1] == "__init__" else parts
     return ".".join(name)

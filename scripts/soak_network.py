@@ -40,7 +40,7 @@ PAUSE_S = 0.1
 
 
 class Figures:
-    """What came of all that was asked."""
+    """The results of all that was asked."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
@@ -215,7 +215,7 @@ class World:
         self.server.start()
 
     def kill_redis_that_rewrites(self) -> None:
-        """Kill Redis while it writes its AOF anew."""
+        """Kill Redis while it rewrites its AOF."""
         self.server.command("AUTH", "operator", "secret", then=("BGREWRITEAOF",))
         self.kill_redis()
 
@@ -330,7 +330,7 @@ async def _soak(world: World, options: argparse.Namespace) -> None:
 
 
 def _history(world: World) -> list[str]:
-    """What is not as it should be in the record, the log and the list at the end."""
+    """The faults of the record, the log and the list at the end."""
     found = []
     for name, site in (("the loader", world.loader), ("the node", world.site)):
         loads = [each["serial"] for each in site.json("history", "stolen") if each["what"] == "load"]

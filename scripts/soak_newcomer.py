@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from pages import ROOT, Installation, section
 
 HAS = "systemd,systemd-sysv,dbus,sudo,openssl,ca-certificates"
-"""What Debian's installer leaves on a server, as far as the lines count on it."""
+"""Packages that Debian's installer leaves on a server, as far as the lines count on them."""
 REACH = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt")
-"""By which this machine reaches Debian and the package index."""
+"""Files by which this machine reaches Debian and the package index."""
 EDITOR = """#!/bin/sh
 # Does what the page's comment behind sudoedit says.
 sed -i 's|^#state: .*|state: /var/lib/eir|; s|^#sightings:|sightings:|' "$1"
@@ -271,7 +271,7 @@ def _first_lines(block: str, upto: str) -> tuple[str, str]:
 
 
 def _works(host: Host, promises: list[str]) -> None:
-    """What an installation promises: a service that answers, reloads, refuses a faulty file, restarts, drains."""
+    """Test what an installation promises: a service that answers, reloads, refuses a faulty file, restarts, drains."""
     said = host.does(Installation.alias.replace("eir status\n", "") + LOADS)
     answers = dict(re.findall(r"^(\d{14}) +\S+ +(\w+)", said, re.MULTILINE))
     _holds(

@@ -84,7 +84,7 @@ class Run:
         self.server, self._questions, self._on, self._seconds = server, questions, on, seconds
 
     def ask(self, *askers: Asker) -> list[dict[str, Any]]:
-        """What each of the generators found; all of them run at once."""
+        """The findings of each generator; all of them run at once."""
         with on_cores(self._on.generator):
             started = [subprocess.Popen(self._command(asker), stdout=subprocess.PIPE, text=True) for asker in askers]
         found = []

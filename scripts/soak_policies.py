@@ -1,6 +1,6 @@
 """Random policies over a running node, whose lists change and whose rows end: each answer is what a model of policy and rows says.
 
-The lists change by releases, deltas, commands and rollbacks; the node starts anew, and Redis loses all that it has. Questions follow at
+The lists change by releases, deltas, commands and rollbacks; the node restarts, and Redis loses all that it has. Questions follow at
 once after each of these.
 """
 

@@ -32,7 +32,7 @@ from eir.ss7.pointcode import point_code
 BATCH = 500
 ENTRIES = 100_000
 PARTS = 20
-"""Of the whole, after each of which it is told how far it is."""
+"""Parts of the whole; progress is told after each."""
 WORDS = {"WHITELISTED": 0, "BLACKLISTED": 1, "GREYLISTED": 2}
 UNKNOWN = 3
 Ask: TypeAlias = Callable[..., Awaitable[str]]

@@ -81,7 +81,7 @@ class _Soak:
         return self.register.web
 
     def run(self) -> list[str]:
-        """What was not kept."""
+        """The promises that were not kept."""
         rows = [f"0010100600{number:04}" for number in range(ROWS)]
         self.register.publish(rows[:1000])
         with ExitStack() as stack:

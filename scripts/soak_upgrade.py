@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 
 def git(*arguments: str) -> str:
-    """What git prints in this clone."""
+    """The output of git in this clone."""
     return subprocess.run(
         ["git", "-C", str(ROOT), *arguments],
         capture_output=True,

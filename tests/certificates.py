@@ -15,7 +15,10 @@ def days(number):
 
 
 class Authority:
-    """Who issues certificates. `write` gives the files of one, `peer` a context of someone who connects."""
+    """An authority that issues certificates.
+
+    `write` gives the files of one, `peer` a context of someone who connects.
+    """
 
     def __init__(self, folder):
         self.folder = folder

@@ -32,7 +32,7 @@ PATIENCE_S = 60
 
 @dataclass(slots=True)
 class Figures:
-    """What came of a run."""
+    """The results of a run."""
 
     changes: int = 0
     switches: int = 0
@@ -156,7 +156,7 @@ async def churn(server, folder, *, seconds, seed):
 
 
 async def are_behind(node, copy, generations):
-    """Whether the follower, or its copy, has not come to these generations yet."""
+    """True if the follower, or its copy, has not come to these generations yet."""
     copied = await copy.states()
     return any(
         node.generation(name) != wanted or name not in copied or copied[name].generation != wanted
@@ -165,7 +165,7 @@ async def are_behind(node, copy, generations):
 
 
 async def differences(node, truth, sources):
-    """What in memory is not what an index built from scratch holds, or not what was written."""
+    """The differences of the lists in memory from an index built from scratch, or from what was written."""
     for what, source in sources.items():
         scratch = Node(source, KINDS)
         await scratch.follower.start()

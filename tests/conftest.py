@@ -27,7 +27,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes long is for `--long`, or for whoever names it; files that take longest come first, so that none is alone at the end."""
+    """Leave long tests to `--long`, or to whoever names them.
+
+    Begin with the files that take longest, so that none runs on alone at the end.
+    """
     if not config.getoption("--long") and not any("::" in argument for argument in config.args):
         left = [item for item in items if long_runs.is_long(item)]
         items[:] = [item for item in items if not long_runs.is_long(item)]

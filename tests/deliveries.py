@@ -23,7 +23,7 @@ STRAY = "stray"
 LATE = 5
 """A serial by which the first ones are in force."""
 NUMBER_BITS = 24
-"""Of the number of a delivery."""
+"""Bits of a delivery's number."""
 
 
 def settings(folder):
@@ -60,7 +60,7 @@ class Deliveries:
         self.serials = dict.fromkeys(LISTS, 0)
         self.good = dict.fromkeys(LISTS, 0)
         self.size = dict.fromkeys(LISTS, "none")
-        """Of lists: TACs are too much growth for a `small` one."""
+        """Sizes of the lists: TACs are too much growth for a `small` one."""
         self.made: list[Expected] = []
         self.later = []
         """Files that come a moment later: (delivery, name, content)."""
@@ -82,7 +82,7 @@ class Deliveries:
         return expected
 
     def is_free(self, name):
-        """Whether the list's publisher has delivered all of what it began."""
+        """True if the list's publisher has delivered all of what it began."""
         return not any(expected.list == name for expected, *_ in self.later)
 
     def catch_up(self):
@@ -375,7 +375,10 @@ class Deliveries:
     # What an operator sees
 
     def found(self, rooms):
-        """Where files lie: SHA-256 → how often, of regular files in these folders; and the texts by manifest: reason."""
+        """The files in these folders and the texts on refusals.
+
+        SHA-256 → how often, of regular files; and for each manifest its reasons.
+        """
         contents, reasons = Counter(), {}
         for path in (path for room in rooms for path in room.iterdir()):
             if path.is_symlink() or not path.is_file():

@@ -17,7 +17,7 @@ class SmallDisk:
         self.seen_from_outside = Path(f"/proc/{pid}/root{folder}")
         """Not for SQLite, which follows the link to the folder that is under the disk."""
         self.prefix = ("nsenter", "--preserve-credentials", "-U", "-m", f"--wd={folder}", "-t", str(pid))
-        """Of a command that is to have the disk."""
+        """Prefix of a command that is to have the disk."""
 
     def enter(self):
         """Have the calling thread, and no other one, see the disk. Takes root."""
@@ -62,7 +62,7 @@ def small_disk(folder, megabytes):
 
 
 def is_possible(folder):
-    """Whether this user may have one: some containers allow no namespaces, and a thread enters one as root only."""
+    """True if this user may have one: some containers allow no namespaces, and a thread enters one as root only."""
     script = f"mount -t tmpfs none {folder}"
     made = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, check=False)
     return os.geteuid() == 0 and made.returncode == 0

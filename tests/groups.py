@@ -115,7 +115,7 @@ class Watched:
         return sentinel.command("SENTINEL", "MASTER", self.SERVICE)
 
     def promoted(self):
-        """Whether the replica is a master now; sentinels cut its clients off when they make it one."""
+        """True if the replica is a master now; sentinels cut its clients off when they make it one."""
         with contextlib.suppress(ConnectionError):
             return b"role:master" in self.replica.command("INFO", "replication")
         return False

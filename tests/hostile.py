@@ -24,7 +24,7 @@ WATCHDOG_EVERY = 20
 BATCH = 40
 """Fuzzed messages in one write."""
 LOOKED_AT = 16
-"""Of so many answers to fuzzed messages one is looked at."""
+"""One in this many answers to fuzzed messages is looked at."""
 SYNCHRONOUS = 0x53594E43
 LOST_S = 0.5
 """A message that says that it is longer than it is has swallowed the DWR behind it."""
@@ -52,7 +52,7 @@ async def visiting(node):
 
 
 class Lateness:
-    """How late this loop was to look after a timer, at most, while a block ran."""
+    """The greatest lateness of this loop after a timer while a block ran."""
 
     def __enter__(self):
         self._loop, self.most_s = asyncio.get_running_loop(), 0.0
@@ -141,7 +141,7 @@ async def beside(node, steady):
 
 @dataclass
 class Fuzzed:
-    """What was sent, and what came back."""
+    """The messages that were sent, and the answers that came back."""
 
     messages: int = 0
     sessions: int = 0
@@ -327,7 +327,7 @@ def seconds_of_processor(pid):
 
 
 def state(node):
-    """What has to be again as it was, once everybody has left: descriptors of each process, tasks, connections."""
+    """The state that has to return once everybody has left: descriptors of each process, tasks, connections."""
     said = node.status()
     return descriptors(node.pid), said["tasks"], sum(said["peers"].values())
 

@@ -112,7 +112,10 @@ def goaways(found):
 
 @dataclass(frozen=True)
 class Attack:
-    """What a hostile client sends: `first` once, then `again(n)` for n from 0 on. `reason`: what the server calls it in the end."""
+    """An attack by a hostile client: it sends `first` once, then `again(n)` for n from 0 on.
+
+    `reason`: the server's name for it in the end.
+    """
 
     again: object
     reason: str

@@ -210,7 +210,7 @@ LISTED = PolicySettings(
     )
 )
 NOW = 1_000.0
-"""By the clock of the lists."""
+"""The time, by the clock of the lists."""
 
 
 def listed():
@@ -246,7 +246,7 @@ def listed():
 
 
 def terms(side):
-    """What a lane of this connection is made from."""
+    """The terms from which a lane of this connection is made."""
     names, context = side.peer.traffic.names, side.peer.traffic.context
     return LaneTerms("mme", names.origin, names.hosts, names.realms, frozenset(), context.limits, context.overload)
 
@@ -275,12 +275,12 @@ RULED = (
     301,
     *(key_of(code, VENDOR) for code in (1401, 1402, 1403, 1471)),
 )
-"""What the grammar names on some level."""
+"""Keys that the grammar names on some level."""
 GROUPS = tuple(DICTIONARY.groups)
 STRANGERS = (key_of(9999, 99), key_of(264, 99), key_of(1402, 99), key_of(263, VENDOR), 9999, key_of(1402))
 """AVPs that nobody knows, some of them under another's number."""
 IMEIS = ("", "0", "00", "3", "77", "x")
-"""What may follow the first 14 digits."""
+"""Texts that may follow the first 14 digits."""
 DEVICES = (
     BLOCKED,
     BOUND,

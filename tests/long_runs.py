@@ -1,4 +1,4 @@
-"""Which tests take long: those that `scripts/test --long` runs besides, and the files that begin first.
+"""Long tests: those that `scripts/test --long` runs besides, and the files that begin first.
 
 A test is here that takes ten seconds and more, and is one form of several that are tried: the others run each time.
 """
@@ -54,6 +54,6 @@ def is_long(item):
 
 
 def place(item):
-    """By which tests are sorted; those of other files stay in their order behind these."""
+    """The key by which tests are sorted; those of other files stay in their order behind these."""
     name = item.nodeid.partition("::")[0].removeprefix("tests/")
     return FIRST.index(name) if name in FIRST else len(FIRST)

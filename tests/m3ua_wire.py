@@ -1,4 +1,4 @@
-"""What the tests of M3UA, SCCP, TCAP and MAP share: the vectors, an MSC's messages, tshark's opinion."""
+"""Common parts of the tests of M3UA, SCCP, TCAP and MAP: the vectors, an MSC's messages, tshark's opinion."""
 
 import subprocess
 
@@ -35,7 +35,7 @@ def data(payload, *, opc=MSC, dpc=EIR, sls=0, context=None, **more):
 
 
 def opinion(tmp_path, messages, *fields, options=()):
-    """What tshark says of M3UA messages, each as a packet: all of it, or these fields of each packet."""
+    """tshark's reading of M3UA messages, each as a packet: all of it, or these fields of each packet."""
     lines = []
     for octets in messages:
         lines += [f"{at:06x} {octets[at : at + 16].hex(' ')}" for at in range(0, len(octets), 16)]

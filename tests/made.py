@@ -43,7 +43,7 @@ def tacs_of(pages: Iterable[Page]) -> dict[int, tuple[int, int]]:
 
 
 def devices_of(pages: Iterable[Page]) -> int:
-    """How many identifiers pages list: a million where the TAC is an entry."""
+    """The number of identifiers that pages list: a million for a TAC that is an entry."""
     pages = list(pages)
     whole = tacs_of(pages)
     return sum(

@@ -244,7 +244,7 @@ class Node:
         self.http = said["http"]
 
     def status(self):
-        """What `eir status --json` shows, without the cost of a process."""
+        """The output of `eir status --json`, without the cost of a process."""
         return ask(self.site.state, "status")
 
     @property

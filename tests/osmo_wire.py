@@ -8,7 +8,7 @@ ID_RESP = bytes.fromhex(
     "004efe05000708302f302f300000130730303a30303a30303a30303a30303a303000000202000002030000020400"
     "0011056f736d6f2d6d73632d312e31332e30000005014d5343000007004d53432d3100"
 )  # fmt: skip
-"""What an OsmoMSC with `ipa-name MSC-1` says of itself."""
+"""The identity that an OsmoMSC with `ipa-name MSC-1` gives."""
 ID_ACK, PING, PONG = (bytes.fromhex(f"0001fe{kind}") for kind in ("06", "00", "01"))
 IMSI = "001010000000001"
 CHECK = bytes.fromhex("0019ee0530010800010100000000f1500807941045022373150a0101")

@@ -48,7 +48,7 @@ ENTRIES = tuple(PeerSettings(label=HOSTS[1 - side], host=HOSTS[1 - side], connec
 
 
 class End(NamedTuple):
-    """What one end of a connection has been through, as far as it matters for what it will do."""
+    """The past of one end of a connection, as far as it matters for what it will do."""
 
     side: int
     boots: int
@@ -125,7 +125,7 @@ def taken(peer):
 
 
 def step(end, what):
-    """What one end does with an input: (End, messages out, events)."""
+    """The response of one end to an input: (End, messages out, events)."""
     if (end, what) not in STEPS:
         origin, now = REPRESENTATIVES[end]
         context = CONTEXTS[end.side, end.boots]
@@ -212,7 +212,7 @@ def base_messages(side):
 
 
 INJECTED = (base_messages(1), base_messages(0))
-"""By the side that they come to."""
+"""Messages by the side that they come to."""
 
 
 # The whole: all connections, both nodes
@@ -230,12 +230,12 @@ class World(NamedTuple):
 
     links: tuple
     admissions: tuple
-    """What each node's Admission holds."""
+    """The content of each node's Admission."""
     probes: tuple
     """(side, slot) of connections that were asked for a sign of life."""
     boots: tuple
     mischief: int
-    """How often the wire, or somebody, may still do what it should not."""
+    """Times that the wire, or somebody, may still do what it should not."""
 
 
 NOTHING = Link((None, None), ((), ()))
@@ -416,7 +416,7 @@ def lawful(world):
 
 
 def unlawful(world):
-    """What a wire does, and what people and strangers do: cuts, losses, restarts, stops, any message at any moment."""
+    """The misdeeds of wires, people and strangers: cuts, losses, restarts, stops, any message at any moment."""
     if world.mischief:
         world = world._replace(mischief=world.mischief - 1)
         yield from mishaps(world)
@@ -491,7 +491,7 @@ def is_quiet(world):
 
 
 def onward(world):
-    """What comes next if the wire is good from now on, and time goes by: None if nothing does.
+    """The next worlds if the wire is good from now on, and time goes by; None if nothing happens.
 
     What is on its way arrives. Then timers run out, the short ones first: of a sign of life (2 s), of a goodbye and a handshake (5 and
     10 s), then of a new attempt to connect (Tc), and of the watchdog at last.

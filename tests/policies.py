@@ -1,6 +1,6 @@
 """Random policies over a running node, held to a model: what a plain reading of the policy and of the lists' rows says.
 
-Between the policies the lists change by releases, deltas, commands and rollbacks, rows end, the node starts anew, and Redis loses all
+Between the policies the lists change by releases, deltas, commands and rollbacks, rows end, the node restarts, and Redis loses all
 that it has; questions come at once after each of these. A row has ended from the second that it names on, and whatever answers by it
 later is wrong. Used by a test for seconds, and by scripts/soak for as long as wanted.
 """
@@ -50,12 +50,12 @@ PATIENCE_S = 60
 
 @dataclass
 class Figures:
-    """What came of a run."""
+    """The results of a run."""
 
     policies: int = 0
     questions: int = 0
     changes: dict = field(default_factory=dict)
-    """By what was done."""
+    """Changes by their kind."""
     ended: int = 0
     """Questions that rows decided which had ended: another answer than if they had not."""
     wrong: list = field(default_factory=list)
@@ -71,7 +71,7 @@ class Figures:
 
 
 def in_force(rows, key, now):
-    """Whether a row is there that has not ended."""
+    """True if a row for the key is there and has not ended."""
     end = rows.get(key)
     return end is not None and (not end or end > now)
 
@@ -84,7 +84,7 @@ SUSPECT = {
     "test": lambda _, device: device[:4] in {"0044", "0086", "0091"} or (device[:4] == "0010" and device[4:6] in {f"{number:02d}" for number in range(1, 18)}),
     "check_digit": lambda question, device: (imei := question["imei"] or "").isdigit() and len(imei) == 15 and imei[:14] == device and imei[14] not in {"0", str(check_digit(device))},
 }  # fmt: skip
-"""What is wrong with an identifier, by the words of the page."""
+"""Faults of identifiers, by the words of the page."""
 
 
 class Model:
@@ -142,7 +142,7 @@ class Model:
         return None
 
     def answer(self, policy, question, now):
-        """What the node has to answer."""
+        """The answer that the node has to give."""
         override = policy.get("override")
         if override is not None and (
             "until" not in override or datetime.fromisoformat(override["until"]).timestamp() > now
@@ -296,9 +296,9 @@ class Run:
     def __init__(self, site, seed, redis=None):
         self.site, self.redis, self.chance, self.model = site, redis, Chance(seed), Model()
         self.before = {}
-        """What a rollback of a list brings back."""
+        """The rows that a rollback of a list brings back."""
         self.serials, self.bases = dict.fromkeys(SIGNED, 0), {}
-        """Of each list the highest serial, and the one in force."""
+        """The highest serial of each list, and the one in force."""
         self.figures = Figures()
         lists = {name: {"kind": kind, "signers": "signers"} for name, kind in KINDS.items()}
         lists["own"] = {"kind": "devices", "local": True}
@@ -477,7 +477,7 @@ class Run:
     # ---- what is held ----
 
     async def is_level(self):
-        """Whether the node holds what the store holds, which is all lists that ever came."""
+        """True if the node holds what the store holds, which is all lists that ever came."""
         stored, told = await self.store.states(), await asyncio.to_thread(self.site.node.status)
         return stored.keys() == self.model.rows.keys() and told["in_step"] and all(
             (held := told["lists"].get(name)) is not None and held["generation"] == state.generation for name, state in stored.items()

@@ -72,7 +72,7 @@ class Client:
             return Answer(int(status.split()[1]), headers, body)
 
     async def ended(self):
-        """What still comes before the other side closes."""
+        """The bytes that still come before the other side closes."""
         async with asyncio.timeout(60):
             try:
                 return await self.reader.read()

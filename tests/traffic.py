@@ -23,7 +23,7 @@ AFTER_S = 1.0
 
 @dataclass(slots=True)
 class Figures:
-    """What the traffic saw."""
+    """The observations of the traffic."""
 
     answers: int = 0
     wrong: list[str] = field(default_factory=list)

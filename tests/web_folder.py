@@ -17,7 +17,7 @@ class Web:
         self.folder, self.fault, self.stall_s, self.methods, self.needs = Path(folder), None, stall_s, methods, needs
         self.asked, self.given, self.lock, self.elsewhere = [], {}, threading.Lock(), "https://elsewhere.example/"
         self.old = {}
-        """What is repeated: a path's content as it was when `remember` was called."""
+        """Old contents that are repeated: of a path, as it was when `remember` was called."""
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"web": self}))
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None

@@ -204,7 +204,7 @@ async def _unlinked(store: ListStore, ours: Ledger, theirs: Ledger) -> str:
 async def give_back(store: ListStore, copy: ListStore, who: str) -> str | None:
     """Write the copy to a store whose history is empty, damaged, or only the beginning of the copy.
 
-    Returns which of these it was, or None if it was in order.
+    Returns which of these it was; None if none applies.
 
     Raises StoreError, GenerationConflict if another node was faster.
     """

@@ -166,7 +166,7 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def begins(counts: Numbers) -> Numbers:
-    """Where what is counted begins, one after the other from 0 on, and where the last ends: less than 2^32."""
+    """Positions where the counted items begin, one after the other from 0 on, and where the last ends; below 2^32."""
     found = np.zeros(len(counts) + 1, np.uint32)
     np.cumsum(counts, dtype=np.uint32, out=found[1:])
     return found

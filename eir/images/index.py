@@ -26,7 +26,7 @@ class DeviceList:
         self.state: ListState | None = None
         """The state of the release in memory; None before the first one."""
         self.image: Image | None = None
-        """The part of it that is in memory."""
+        """Its image in memory."""
         self._ends = False
 
     @property

@@ -1,1 +1,1 @@
-"""What the parts of scripts/bench that measure a running node have in common."""
+"""Common parts of those benchmarks in scripts/bench that measure a running node."""

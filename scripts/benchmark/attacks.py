@@ -61,7 +61,7 @@ def plant(made: World, rows: Rows) -> Path:
 
 
 def _some(times: list[datetime], rng: np.random.Generator, count: int = REQUESTS) -> list[datetime]:
-    """Of these times so many, in order."""
+    """At most `count` of these times, in order."""
     chosen = rng.choice(len(times), min(count, len(times)), replace=False)
     return sorted(times[int(number)] for number in chosen)
 

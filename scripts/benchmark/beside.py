@@ -25,7 +25,7 @@ class Clients(NamedTuple):
     url: str
     connections: int
     out: Path
-    """Where what they were answered goes."""
+    """The file for the answers that they get."""
     on: set[int]
     more: Sequence[Path] = ()
     """The file with their token, where they have one."""
@@ -37,7 +37,7 @@ class Clients(NamedTuple):
             return subprocess.Popen([sys.executable, *map(str, words)], stdin=subprocess.DEVNULL)
 
     def answered(self, rate: float, seconds: float) -> dict[str, Any]:
-        """What they are answered meanwhile."""
+        """The answers that they get meanwhile."""
         with self.asking(rate, seconds) as clients:
             clients.wait()
         return dict(json.loads(self.out.read_text()))

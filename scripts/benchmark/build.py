@@ -1,4 +1,4 @@
-"""What is built for the benchmarks, once: the generator and the C echo, a Python of their own, the peers that are compared with.
+"""Builds for the benchmarks, made once: the generator and the C echo, a Python of their own, the peers to compare with.
 
 Everything goes into build/bench. What is missing on the machine comes by scripts/setup, packages included, before the benchmark goes
 into a network of its own: from there nothing can be fetched, and what could not be had is not tried again.
@@ -57,7 +57,7 @@ def tools(*commands: str, files: Sequence[str] = (), modules: Sequence[str] = ()
 
 
 def is_older(made: Path, *sources: Path) -> bool:
-    """Whether it has to be made (again)."""
+    """True if it has to be made (again)."""
     return not made.exists() or any(source.stat().st_mtime > made.stat().st_mtime for source in sources)
 
 

@@ -38,7 +38,7 @@ def _device(number: int) -> str:
 
 
 class Feeding:
-    """What is sent, and what came of it. `request`: the bytes of a request, by its number."""
+    """The requests, and their results. `request`: the bytes of a request, by its number."""
 
     def __init__(
         self, at: tuple[str, int], rate: float, seconds: float, *, first: int, request: Callable[[int], bytes]

@@ -41,7 +41,7 @@ Results = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 class Load(NamedTuple):
-    """How it is asked."""
+    """The load: how a server is asked."""
 
     connections: int
     window: int
@@ -64,7 +64,7 @@ class Load(NamedTuple):
 
 
 class Times(NamedTuple):
-    """How long and how often."""
+    """The length of the runs, and their number."""
 
     seconds: float
     warmup: float
@@ -72,7 +72,7 @@ class Times(NamedTuple):
 
 
 class Cores(NamedTuple):
-    """Who runs where; one core each where there are two."""
+    """The cores of server and generator; one core each if the machine has two."""
 
     server: set[int]
     generator: set[int]
@@ -92,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: i
 
 
 def _drawable(file: str) -> Path:
-    """Where a picture goes; what draws it is there, then, before anything is measured."""
+    """The path for a picture. The program that draws it is then there, before anything is measured."""
     try:
         tools(modules=["matplotlib"])
     except Missing as e:
@@ -114,7 +114,7 @@ def cores() -> Cores:
 
 
 def say(text: str) -> None:
-    """How far it is, for a person."""
+    """Report progress to a person."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
@@ -191,7 +191,7 @@ def median(results: Results, server: str, load: object, value: Callable[[Mapping
 def ratio(
     results: Results, ours: str, theirs: str, load: object, value: Callable[[Mapping[str, Any]], float]
 ) -> dict[str, Any]:
-    """What `ours` has of what `theirs` has: the median of the turns' ratios, and these."""
+    """The ratio of `ours` to `theirs`: the median of the turns' ratios, and these."""
     pairs = zip(results[ours, str(load)], results[theirs, str(load)], strict=True)
     each = [round(value(a) / value(b), 3) if value(b) else 0.0 for a, b in pairs]
     return {"median": round(statistics.median(each), 3), "turns": each}
@@ -224,14 +224,14 @@ def rows(results: Results) -> list[dict[str, Any]]:
 
 
 class Picture(NamedTuple):
-    """What `--svg` draws."""
+    """The picture that `--svg` draws."""
 
     title: str
     panels: Sequence[Panel]
 
 
 class Target(NamedTuple):
-    """What is wanted, what was found, and whether that will do."""
+    """A target: what is wanted, what was found, and whether that will do."""
 
     what: str
     wanted: str
@@ -292,7 +292,7 @@ def _note(name: str, options: argparse.Namespace) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Where it was measured."""
+    """The machine on which it was measured."""
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -52,7 +52,7 @@ class Network:
     several_imsis: float = 0.005
     double: float = 0.006
     swift: float = 1.0
-    """How much sooner than in most networks those change SIMs."""
+    """Factor by which those change SIMs sooner than in most networks."""
     routers: float = 0.002
     families: float = 0.02
     handed_on: float = 0.04

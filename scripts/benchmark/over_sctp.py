@@ -54,7 +54,7 @@ RECEIVE, SEND = ("recvmsg", "recvfrom"), ("sendmsg", "sendto")
 STACKS = ("freediameter", "otp")
 
 Ratios = Mapping[str, Mapping[str, Any]]
-"""By load, as `ratio` gives them."""
+"""Ratios by load, as `ratio` gives them."""
 
 
 def measure(options: argparse.Namespace) -> int:

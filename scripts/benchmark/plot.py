@@ -26,7 +26,7 @@ TICKS = {2.2: (1, 2, 5), 2.7: (1, 3), 99: (1,)}
 """Up to so many decades on a logarithmic axis: of which multiples of powers of ten there are ticks."""
 GROUND, TEXT, SOFT, GRID = "#ffffff", "#1f2328", "#59636e", "#d1d9e0"
 COLOURS, SHAPES = ("#0b5cad", "#a84a00", "#6e4aa0", "#1f6f43"), "osD^"
-"""Of the series. Text and marks have a contrast of at least 4.5 to the ground (WCAG 1.4.3)."""
+"""Colours and shapes of the series. Text and marks have a contrast of at least 4.5 to the ground (WCAG 1.4.3)."""
 FILLED, OPEN = "●■◆▲", "○□◇△"
 """The same shapes as characters, before a series' name."""
 STYLE = {
@@ -38,11 +38,11 @@ STYLE = {
 
 
 class Series(NamedTuple):
-    """What has one value in each row or at each point."""
+    """A series: one value in each row or at each point."""
 
     name: str
     mark: int
-    """Which shape and colour."""
+    """Index of its shape and colour."""
     is_open: bool = False
     """An outline only."""
 
@@ -56,7 +56,7 @@ class Ratios:
     bars: Sequence[tuple[str, float]]
     """Name and ratio; a ratio that is not above 0 has no bar."""
     better: str
-    """Which end of the axis is the better one: `more` or `less`."""
+    """The better end of the axis: `more` or `less`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class Curves:
     x_axis: str
     series: Sequence[Series]
     points: Sequence[tuple[float, Sequence[float]]]
-    """Where on the axis, and a value for each series."""
+    """Positions on the axis, each with a value for each series."""
 
 
 Panel: TypeAlias = Ratios | Rows | Curves

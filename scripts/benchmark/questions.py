@@ -1,4 +1,4 @@
-"""What is asked: IMEIs with what is to be answered, as load.c reads them; and lists that hold some of them.
+"""Questions: IMEIs with their expected answers, as load.c reads them; and lists that hold some of them.
 
 TACs are asked for as often as Zipf's law has it: the n-th most common model has 1/n of the first one's phones.
 """
@@ -16,7 +16,7 @@ IMSI_MIN, IMSIS = 999_990_000_000_000, 10_000_000_000
 WHITELISTED, BLACKLISTED = b"0", b"1"
 PART_ROWS = 500_000
 QUICK_QUESTIONS = 20_000
-"""Where nobody looks at the figures."""
+"""Questions of runs whose figures nobody looks at."""
 
 Keys = NDArray[np.int64]
 

@@ -16,7 +16,7 @@ from typing import Self
 from .build import program
 
 REALM = "epc.mnc001.mcc001.3gppnetwork.org"
-"""Of every server, and of the MMEs that ask it."""
+"""Realm of every server, and of the MMEs that ask it."""
 PATIENCE_S = 60.0
 END_S = 15.0
 IDLE_S, IDLE_SHARE = 0.25, 0.1
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 @contextmanager
 def on_cores(cores: set[int]) -> Iterator[None]:
-    """What is started meanwhile runs on these."""
+    """Run programs that are started meanwhile on these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -132,7 +132,7 @@ class Server:
         return named or self.pids
 
     def log(self) -> str:
-        """What it has said so far."""
+        """Its output so far."""
         return self._log.read_text()
 
 
@@ -144,7 +144,10 @@ def _processor_s(pid: int) -> float:
 
 
 def redis_program() -> str:
-    """Where redis-server is, or valkey-server; installed if there is none. Ends the program, with status 2, if that fails."""
+    """The path of redis-server or valkey-server, which is installed if missing.
+
+    Ends the program, with status 2, if that fails.
+    """
     if (found := shutil.which("redis-server") or shutil.which("valkey-server")) is None:
         subprocess.run([Path(__file__).resolve().parent.parent / "setup", "--redis"], check=False)
         found = shutil.which("redis-server")

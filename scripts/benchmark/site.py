@@ -113,7 +113,7 @@ class Site:
         )
 
     def eir(self, port: int, *arguments: str) -> Any:
-        """What another command says, as JSON."""
+        """The JSON output of another command."""
         done = subprocess.run(
             [*self._program, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"],
             check=True,

@@ -31,7 +31,7 @@ import polars as pl
 
 START = datetime(2026, 10, 27)  # noqa: DTZ001 - times in the files are UTC without saying so
 HOURS = np.array([1, 0.5, 0.3, 0.3, 0.5, 1.5, 4, 7, 8, 7, 6, 6, 7, 6, 6, 6, 7, 8, 8, 7, 6, 5, 3, 2], dtype=float)
-"""How busy the hours of a day are."""
+"""The traffic in each hour of a day."""
 COPIES = ((2, 2, 0.26), (3, 3, 0.22), (4, 6, 0.28), (7, 20, 0.20), (21, 40, 0.04))
 """From, to, and share of cloned identities: some six copies on average."""
 KINDS = ("clone", "taken", "never_allocated", "free", "box", "zero", "malformed")
@@ -40,7 +40,7 @@ DAY_S = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What was made."""
+    """A world that was made."""
 
     folder: Path
     """State folder of a node: its record is in it."""
@@ -56,7 +56,7 @@ class World:
 
 @dataclass(slots=True)
 class _Segments:
-    """Who is in which device from when to when (days): columns."""
+    """The use of devices by subscribers from one time to another (days), as columns."""
 
     columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
 

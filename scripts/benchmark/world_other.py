@@ -1,4 +1,4 @@
-"""Another network for `bench tamper`, made under other assumptions than `world`, each of its numbers drawn anew with the seed.
+"""Another network for `bench tamper`, made under other assumptions than `world`, each of its numbers drawn by the seed.
 
 Shares nothing with `world` but the form of what is made. Here a province is served by a pool of MMEs, any of which may ask; people stay
 in a province for days or weeks and then travel for hours, asked by nobody on the way; checks come at random while somebody is awake,
@@ -57,7 +57,7 @@ def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:
         return float(rng.uniform(0, days)) if rng.random() < updates else 1e9
 
     phones: list[tuple[int, int, int, float]] = []
-    """Of those who keep to one SIM: person, device, version, when it is updated."""
+    """Those who keep to one SIM: person, device, version, and the time of its update."""
     for _ in range(subscribers):
         who, device, chance = person(), int(next(stock)), rng.random()
         version, at = usual(device), update()

@@ -20,7 +20,7 @@ NEVER = [f"{35_000_000 + n:08d}{n * 31 + 7:06d}" for n in range(10)]
 WATCHDOG_S = 6
 USER = "--user eir on >secret ~* &* +@all"
 OPTIONS = (*USER.split(), "--loading-process-events-interval-bytes", "1024")
-"""Of a server whose user for EIR a test may change without locking itself out."""
+"""Options of a server whose user for EIR a test may change without locking itself out."""
 
 
 def added(serial):
@@ -116,7 +116,7 @@ class Fleet:
     # ---- what is held ----
 
     def stored(self):
-        """What the store holds of the list; None while it does not say."""
+        """The list's state in the store; None while the store does not say."""
         return self.state_in(RedisStore(self.looked_at))
 
     @staticmethod
@@ -134,7 +134,7 @@ class Fleet:
         return asyncio.run(ask())
 
     def held(self):
-        """What each node holds of the list; None for one whose workers differ."""
+        """Each node's state of the list; None for a node whose workers differ."""
         told = [node.status() for node in self.nodes]
         return [each["lists"].get(LIST) if each["in_step"] else None for each in told]
 
@@ -161,7 +161,7 @@ class Fleet:
         return all(code == 200 and text.startswith("degraded\n") and why in text for code, text in told)
 
     def failures(self, cause):
-        """How often each node counted this cause."""
+        """Times that each node counted this cause."""
         return [node.metrics().get(f"eir_store_errors_total{{cause={cause}}}", 0) for node in self.nodes]
 
     def noticed(self, cause, before):
@@ -172,7 +172,7 @@ class Fleet:
         return [node.metrics()["eir_store_up"] for node in self.nodes]
 
     def lost_data(self):
-        """Of each node, whether it says that the store shows less than is in force."""
+        """For each node, True if it says that the store shows less than is in force."""
         return [node.metrics()[f"eir_store_lost_data{{list={LIST}}}"] == 1 for node in self.nodes]
 
     def witness(self):

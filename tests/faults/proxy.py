@@ -16,7 +16,7 @@ class Proxy:
     def __init__(self, target):
         self.target = target
         self.delay_s = 0.0
-        """How much later what either side says arrives."""
+        """Seconds by which data from either side arrive later."""
         self.accepted = 0
         self._open = set()
         self._loop = asyncio.new_event_loop()

@@ -37,7 +37,7 @@ class Truth:
         self.settled = max(step for step, content in enumerate(self.contents) if content is not None)
 
     def failed(self):
-        """What was begun did not happen: nobody may answer from it, nor have done so."""
+        """The load that began failed: nobody may answer from its content, nor have done so."""
         self.contents[-1] = None
 
 

@@ -35,7 +35,7 @@ def by_hand():
 
 
 def outcome(script):
-    """What a script brings about, by the counters of the connection that followed it."""
+    """The outcome of a script, by the counters of the connection that followed it."""
     side = session.run(script)[0]
     counts = side.counts
     return frozenset((*counts.errors, *counts.dropped, *(result for _, result in counts.answers)))

@@ -47,7 +47,7 @@ def traffic(rng, index):
 
 
 def taken(side, data, position=0, **given):
-    """What the C makes of it."""
+    """The result of the C for these bytes."""
     express = lane.ExpressLane(side.lanes, lanes.terms(side))
     side.lanes.renew()
     given = {"terms": express._terms, "telling": side.lanes.everything} | given

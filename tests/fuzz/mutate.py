@@ -122,7 +122,7 @@ class Mutator:
         return self._mend(octets) if self.random.random() < self._survives else octets
 
     def stream(self, most=12):
-        """What a session may send: messages good and mutated, cut anywhere."""
+        """The bytes that a session may send: messages good and mutated, cut anywhere."""
         parts = [
             self.random.choice(self.good) if self.random.random() < 0.4 else self.message()
             for _ in range(self.random.randint(0, most))

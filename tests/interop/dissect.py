@@ -21,7 +21,7 @@ def tshark(*arguments):
 
 
 class Capture:
-    """What crossed loopback to and from some TCP ports, and by SCTP ports, which are all read as Diameter.
+    """The packets that crossed loopback on some TCP ports and SCTP ports, all read as Diameter.
 
     Those of `secure` are Diameter inside TLS, whose secrets are in the file `keys`.
     """

@@ -56,7 +56,7 @@ hlr
 
 
 def missing():
-    """What is not installed of it."""
+    """The programs of it that are not installed."""
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
@@ -298,7 +298,7 @@ def _identity(digits, kind):
 
 
 def _words(heard, imsi, imei):
-    """What the phone says to that."""
+    """The phone's replies to that."""
     if heard[:2] == b"\x05\x18":
         asked = {1: (imsi, 1), 2: (f"{imei}0", 2), 3: (f"{imei}01", 3)}[heard[2] & 7]
         return [b"\x05\x19" + _identity(*asked)]

@@ -26,7 +26,8 @@ from eir.operate.control import ask as control
 PORT = 3868
 NEAR = ("127.0.0.1", "127.0.0.2")
 OTP = {"otp-one": ("mme1.otp.localdomain", NEAR[:1], ()), "otp-two": ("mme2.otp.localdomain", OURS[:1], THEIRS)}
-"""By what the node calls it: its name, where it connects to, and what it is bound to."""
+"""Peers by the node's name for them: their host, the addresses that they connect to, and those that they are bound
+to."""
 AGENTS = {"agent-one": (DRA, NEAR[:1]), "agent-two": (f"two.{DRA_REALM}", OURS)}
 IMEIS = [LISTED, TRACKED, *(f"352099001{n:05d}" for n in range(500))]
 ALL_OF_IT = ("-B", "16", "-N", "100000", "-C", "100000000")

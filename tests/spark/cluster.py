@@ -19,7 +19,7 @@ DEFAULTS = {
     "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1", "spark.driver.memory": "1g", "spark.executor.memory": "512m",
     "spark.executor.cores": 1, "spark.cores.max": WORKERS, "spark.sql.shuffle.partitions": WORKERS, "spark.sql.files.maxPartitionBytes": "1m",
 }  # fmt: skip
-"""What an operator has in spark-defaults.conf."""
+"""An operator's settings in spark-defaults.conf."""
 
 
 def family(pid):
