@@ -30,7 +30,7 @@ WAITING_BYTES_MAX = 16 << 20
 PLAIN, EVENTS = b"p", b"e"
 """First byte of a message: whether somebody may want to know of its checks at once."""
 HEAD = struct.Struct("!cI")
-"""That, and how many checks there are in it."""
+"""First byte of a message, and its number of checks."""
 PEER_SHARE = 2
 """A peer takes one part in so many of the room at the last flush: alone it comes to the whole rate, since what it leaves is room at the next."""
 OVER_RATE, NOT_TAKEN = "rate", "buffer"
@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
     @property
     def kind(self) -> Any:
-        """That of the first of them. The others have the same peer, and all are plain or none."""
+        """The kind of the first check. The others have the same peer, and either all are plain or none is."""
         return self.kinds[NUMBER.unpack_from(self.numbers)[0]]
 
     def pieces(self) -> Iterator["Part"]:
@@ -81,7 +81,7 @@ class Buffer:
         """Peer → plain checks that were taken of it since the last flush."""
         self._armed = False
         self._began = 0.0
-        """When the first of the checks that are not handed over yet was answered."""
+        """Time at which the first of the checks was answered that are not handed over yet."""
         self._parts: dict[bytes, list[Part]] = {EVENTS: [], PLAIN: []}
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 UNFINISHED = ".tmp"
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 FREE_BYTES_MIN = 64 << 20
-"""Left on the disk for what matters more: lists, their history and the log."""
+"""Space left on the disk for what matters more: lists, their history and the log."""
 SMALL_DISK_SHARE = 20
 """On a small disk, one part in so many is left instead."""
 GROUP_ROWS = 1 << 16
@@ -165,7 +165,7 @@ def _without(file: File, peer: str) -> File | None:
 
 
 def clean(state: Path) -> None:
-    """Make the folder, and remove what a process left unfinished that is no more. Raises OSError."""
+    """Make the folder, and remove what processes that have ended left unfinished. Raises OSError."""
     for path in folder_of(state).glob(f"*/.*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 

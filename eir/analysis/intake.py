@@ -35,7 +35,7 @@ PIECE_BYTES, PIECE_ROWS = 32 << 20, 500_000
 COMPLAINTS_MAX = 10
 YEAR_US = 365 * 86400 * 10**6
 EARLIEST_US, LATEST_US = 20 * YEAR_US, 200 * YEAR_US
-"""From 1990 to 2170: a time outside is a number of something else."""
+"""The years 1990 to 2170: a number outside of them is not a time."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Taken:
     """The result of an import."""
 
     rows: int = 0
-    """That are on record now."""
+    """Rows that are on record now."""
     bad: int = 0
     complaints: list[str] = field(default_factory=list)
     """The first bad rows: file, line and what was expected."""

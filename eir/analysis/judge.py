@@ -31,7 +31,7 @@ class Finding:
 
     device: int
     score: float
-    """From 0 to 1."""
+    """Score from 0 to 1."""
     conditions: tuple[str, ...]
     subscribers: int
     copies: int
@@ -63,7 +63,7 @@ class Finding:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Return the finding for scripts."""
         return {
             "imei": self.imei, "score": self.score, "conditions": list(self.conditions), "subscribers": self.subscribers,
             "first_seen": as_text(self.first_seen), "last_seen": as_text(self.last_seen), "evidence": self.evidence,

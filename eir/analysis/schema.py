@@ -42,7 +42,7 @@ SCHEMA = {column.name: column.kind for column in COLUMNS}
 """Name → type in SQL, in the order of the files."""
 
 FOLDER = "sightings"
-"""In the state folder."""
+"""Name of the folder in the state folder."""
 FILES = "*/*.parquet"
 """Pattern of all files, from that folder."""
 IDENTIFIER_CHARS_MAX = 32

@@ -66,7 +66,10 @@ class Listed:
         )
 
     def sample(self, count: int) -> list[int]:
-        """The keys of `count` entries, by chance and in no order (all, if there are no more); of a TAC some device."""
+        """Return the keys of `count` entries, at random and in no order.
+
+        They are those of all if there are no more; for a TAC, that of some device.
+        """
         chance = secrets.SystemRandom()  # whoever runs the EIR must not know what will be asked
         chosen = np.array(sorted(chance.sample(range(len(self)), min(count, len(self)))), np.int64)
         of_page = np.searchsorted(self._ends, chosen, side="right")
@@ -198,16 +201,19 @@ class Report:
     never_asked: Sequence[str] = ()
     """MMEs that are known, and from which no check came."""
     fault: str | None = None
-    """Why it ended early."""
+    """Reason why it ended early."""
 
     @property
     def share(self) -> float | None:
-        """The share of devices, or checks, that were answered as the list says; None if there were none."""
+        """Return the share of devices, or checks, that were answered as the list says; None if nothing was asked."""
         return self.as_listed / self.asked if self.asked else None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Between which shares the true one lies, with this confidence. What was only looked at is all there was, and no sample."""
+        """Return the bounds of the true share, with this confidence.
+
+        What was only looked at is all there was, and no sample.
+        """
         return interval(
             self.as_listed, self.asked, self.confidence, of=self.entries if self.origins is None else self.asked
         )
@@ -307,7 +313,7 @@ class Check(NamedTuple):
 
     imei: str
     device: int
-    """Its key."""
+    """Key of the device."""
     origin: str
     got: str
     checks: int

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from eir.rows.reader import Tally
 
 STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
-"""In the order in which a load goes through them; each reports its begin with 0 done."""
+"""Stages in the order in which a load goes through them; each reports its begin with 0 done."""
 
 ROW_BYTES = 12
 """Least memory that a load takes for each row: its key, and its part of a page."""
@@ -76,7 +76,7 @@ class LoadReport:
     come: int
     """Identifiers (a TAC counts a million) that were not in the list before."""
     gone: int
-    """Those that are no longer in it."""
+    """Identifiers that are no longer in it."""
     lifted: tuple[str, ...]
     """The limits that the release passes, and that were lifted by force: `shrink`, `growth`, `range`."""
     seconds: Mapping[str, float]  # by stage
@@ -124,7 +124,8 @@ class Loader:
     who: str
     now: datetime
     marks: Mapping[str, Mark] = field(default_factory=dict)
-    """For each list the highest serial that this node has ever had in force, as `ListState.mark`, whatever the store says."""
+    """The highest serial of each list that this node has ever had in force, as `ListState.mark`, whatever the store
+    says."""
     force: bool = False
     """Lift the limits on shrinking, growth and ranges, and nothing else."""
     dry_run: bool = False

@@ -33,7 +33,7 @@ the peer's own), identifier and IMSI, which are those of the last one and empty 
 checks."""
 
 NoteObserved = Callable[[int, str, str | None], None]
-"""Told of each check that an observed rule would have answered: the rule's number, the status, the rule's name."""
+"""Called for each check that an observed rule would have answered: the rule's number, the status, the rule's name."""
 
 ERRORS = {why: Decision("error", why.value, None, is_plain=False) for why in NoDevice}
 """Decisions recorded for requests that got the protocol's own error."""
@@ -62,7 +62,7 @@ class Checker:
         self.probes = probes
         """Protocol and label of peers whose checks are nobody's phones: they are answered and counted, but no sightings."""
         self.traced: Callable[[Question, Verdict | NoDevice], None] | None = None
-        """Told of each check that is decided here; what a fast path decides it is not told of."""
+        """Called for each check that is decided here, but not for those that a fast path decides."""
         self.held: list[Verdict] = []
         """Rules under observation that held in the check that is being decided, where there are sightings."""
         self._index, self._report = index, report
@@ -99,7 +99,7 @@ class Checker:
         self._overridden = policy.overridden
 
     def tick(self, now: datetime) -> bool:
-        """To be called each second. True if an override has ended, so that the rules answer again."""
+        """Return True if an override has ended, so that the rules answer again. To be called each second."""
         ends = self._policy.override_until
         if ends is None or now < ends:
             return False

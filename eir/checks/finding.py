@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from eir.errors import EirError
 
 NO_ANSWER = "none"
-"""In place of a status, where no answer came."""
+"""Stands for a status where no answer came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Finding:
     round_trip_ms: float | None = None
     """None: no answer."""
     fault: str | None = None
-    """Why there is no answer, or what is wrong with it."""
+    """Reason why there is no answer, or what is wrong with it."""
     error: str | None = None
     """A plain error answer in words: the name of its result, and its Error-Message."""
 

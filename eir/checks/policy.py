@@ -47,7 +47,7 @@ Decide = Callable[[int, str, str, str, str], Verdict]
 """(device key, IMSI, Software-Version, Origin-Host, Origin-Realm) → Verdict; texts are empty where absent."""
 
 Observed = Callable[[Verdict], None]
-"""Told what an observed rule would have answered."""
+"""Called with what an observed rule would have answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,8 @@ class Policy:
     program: Program
     """The same as `decide`, for a fast path that is compiled."""
     override_until: datetime | None = None
-    """When an override in force ends, so that the policy has to be compiled again; None if there is no such moment."""
+    """Time at which an override in force ends, so that the policy has to be compiled again; None if it has no such
+    end."""
     overridden: bool = False
     """An override is in force."""
     by_digit: Decide | None = None

@@ -33,7 +33,7 @@ class Asked(IntEnum):
     """Something that only the general path knows."""
     LISTED = 1
     NOT_LISTED = 2
-    """With one word: which list."""
+    """With one word for the list."""
     WITHIN = 3
     """With words for the field, and ranges of its numbers, the first and the last one of each."""
     ORIGIN_HOST = 4

@@ -23,7 +23,10 @@ class Status(StrEnum):
 
 
 class NoDevice(StrEnum):
-    """Why a request names no device. As the answer to a check it stands for the protocol's own error, which the policy wants then."""
+    """Reasons why a request names no device.
+
+    As the answer to a check it stands for the protocol's own error, which the policy wants then.
+    """
 
     MISSING = "no_identity"
     MALFORMED = "bad_identity"
@@ -85,7 +88,7 @@ class Override:
 
     answer: Status
     until: datetime | None = None
-    """When it ends by itself, with a time zone; None: when it is taken out of the configuration."""
+    """Time at which it ends by itself, with a time zone; None: when it is taken out of the configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +98,12 @@ class PolicySettings:
     rules: tuple[Rule, ...] = ()
     default: Status = Status.WHITELISTED
     no_identity: Status | None = Status.WHITELISTED
-    """For a request with neither IMEI nor MEID; None: the protocol's own error (S13: 5005)."""
+    """Answer to a request with neither IMEI nor MEID; None: the protocol's own error (S13: 5005)."""
     bad_identity: Status | None = Status.WHITELISTED
-    """For a request whose IMEI or MEID is not valid (letters, 13 digits); None: the protocol's own error (S13: 5004)."""
+    """Answer to a request whose IMEI or MEID is not valid (letters, 13 digits); None: the protocol's own error (S13:
+    5004)."""
     no_imei: Status = Status.WHITELISTED
-    """For a device that has another identifier than an IMEI or MEID (N5g-eir: a MAC address or an EUI-64)."""
+    """Answer for a device that has another identifier than an IMEI or MEID (N5g-eir: a MAC address or an EUI-64)."""
     override: Override | None = None
 
 

@@ -18,13 +18,13 @@ TOLD_MAX = 20
 """Checks and messages that a worker tells a second."""
 ANY = (1 << 64) - 2
 NOBODY = ANY + 1, ANY
-"""Whichever device or SIM, as a number beside those of real ones; and the device that none is, with any SIM."""
+"""Any device or SIM, as a number beside those of real ones; and the number of no device, with any SIM."""
 CHECK, WIRE, LIMIT = "check", "wire", "limit"
 """Kinds of what is told."""
 
 
 class Sought(NamedTuple):
-    """Whose checks are told."""
+    """The checks that a trace tells."""
 
     device: int | None
     """A key of eir.device; None: any device."""
@@ -64,7 +64,7 @@ class Tracer:
         self.refill()
 
     def refill(self) -> None:
-        """To be called each second."""
+        """Allow for another second of checks and messages. To be called each second."""
         self._left = TOLD_MAX
         self._seek(self.sought)
 

@@ -27,7 +27,7 @@ DENIED = ("cannot_open", "readonly")
 
 
 def _found(context: typer.Context, path: Path) -> Path:
-    """The file that is meant: if none was named, the system's where the folder has none."""
+    """Return the file that is meant. If none was named, it is the system's where the folder has none."""
     named = context.get_parameter_source("config")
     is_named = named is not None and named.name != "DEFAULT"
     return SYSTEM_CONFIG if not is_named and not path.exists() and SYSTEM_CONFIG.exists() else path

@@ -35,7 +35,7 @@ DIAMETER_PORT, DIAMETER_TLS_PORT = 3868, 5868
 
 
 class Protocol(StrEnum):
-    """Those over which a device may be asked about."""
+    """Protocols over which a device may be asked about."""
 
     S13 = "s13"
     N5G = "n5g"
@@ -312,7 +312,7 @@ class Calls(NamedTuple):
     eir_point_code: str | None
     routing_context: int | None
     config: Path
-    """Whose `ss7` says the rest."""
+    """Configuration whose `ss7` says the rest."""
 
 
 class Prober(NamedTuple):
@@ -324,7 +324,7 @@ class Prober(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Whom to ask, and how, as the options say."""
+    """The EIR to ask, and how, as the options say."""
 
     target: str
     tls: Tls | None

@@ -25,7 +25,7 @@ from eir.stores.open import COPY_FILE, open_copy
 KEYS = ("time", "who", "what", "list", "serial", "digest", "detail", "number", "count", "first")
 NEWEST = 50
 ADOPT = "adopt"
-"""In the place of a list's name."""
+"""Stands in the place of a list's name."""
 FAULTS_SHOWN = 20
 READ_AGAIN_MAX = 10
 

@@ -303,7 +303,7 @@ def _judging(
 
 
 def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
-    """From when to when, UTC without saying so."""
+    """Return begin and end, in UTC without a time zone."""
     from eir.analysis.judge import DAYS_MAX  # noqa: PLC0415 - for these commands alone
 
     lasts = duration(since)

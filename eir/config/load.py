@@ -1,4 +1,4 @@
-"""From a file to what is in force and back: reading, checking, showing, and what of a changed file waits for a restart."""
+"""From a file to the configuration in force and back: reading, checking, showing, and what waits for a restart."""
 
 import hashlib
 import json

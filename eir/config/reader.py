@@ -100,7 +100,8 @@ class Document:
     lines: dict[Spot, int] = field(default_factory=dict)
     """Lines (from 1) of keys and entries that are in the file."""
     problems: dict[Problem, Spot] = field(default_factory=dict)
-    """In the order found, each with the value that it is about; a node that is read twice through an alias has one fault."""
+    """Problems in the order found, each with the value that it is about; a node that is read twice through an alias has
+    one fault."""
     faults: set[Spot] = field(default_factory=set)
 
     def faulty(self, *spot: Hashable) -> bool:

@@ -116,7 +116,7 @@ class Whereabouts:
     state: Path
     store: str
     lists: Mapping[str, ListSettings]
-    """Those that could be read; none from a file that is not YAML."""
+    """Lists that could be read; empty for a file that is not YAML."""
     shown: dict[str, Any] = field(repr=False, compare=False)
     """As Config.shown."""
     problems: tuple[Problem, ...] = ()

@@ -47,7 +47,7 @@ class Acceptor:
         """While nothing is accepted: when that ends."""
         self._numbers = itertools.count()
         self._connections: dict[int, Address] = {}
-        """Handed over and not gone: number → where it comes from."""
+        """Connections that were handed over and are still open: number → where it comes from."""
         self._sources = Sources()
         self._strangers: set[int] = set()
         """Connections handed over only to be told that they may not connect."""

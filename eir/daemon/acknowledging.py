@@ -26,7 +26,7 @@ from eir.sources.pull_http import Server, Unreached
 
 PROCESS = "acknowledge"
 FILE = "in-force.json"
-"""In the state folder: what was in force since when, so that a restart does not forget it."""
+"""File in the state folder that keeps what was in force since when across a restart."""
 POST_S = 60.0
 REPEAT_S = 86400.0
 """After this long it is said again, although nothing has changed."""

@@ -29,7 +29,7 @@ Work: TypeAlias = Callable[..., Awaitable[Any]]
 LOAD_S_MAX = 900
 """Longest time that a load may take: a hundred million rows take 10 s on a quiet machine."""
 OOM_SCORE = 1000
-"""In /proc/PID/oom_score_adj: the kernel ends this process before any other (proc(5))."""
+"""Value of /proc/PID/oom_score_adj: the kernel ends this process before any other (proc(5))."""
 END_S = 5.0
 """Time that such a process has to end when nobody waits for its work any more."""
 PROGRESS, OUTCOME = "progress", "outcome"
@@ -140,7 +140,7 @@ async def load_apart(
 
 
 def _end_of(nothing: SaidNothing, memory_max: int) -> ReleaseRefused:
-    """Why a load that said nothing ended."""
+    """Return the reason why a load ended that said nothing."""
     if nothing.status == -signal.SIGKILL:
         return ReleaseRefused(
             KILLED, "the process that loaded it was killed; by the kernel, if the host's memory ran out (journalctl -k)"

@@ -157,7 +157,7 @@ class Lease:
     """Name of the claim in the store."""
     holder: str
     until: float
-    """When it ends (time.monotonic)."""
+    """Time at which it ends (time.monotonic)."""
 
     def held(self) -> bool:
         """Nobody else can have it yet."""
@@ -264,7 +264,7 @@ class DropFolder:
 
 
 def node_user() -> str:
-    """Whom the node runs as, and where, for the history."""
+    """Return the user and host that the node runs as, for the history."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # one that has no name here

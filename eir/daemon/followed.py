@@ -33,7 +33,7 @@ class Followed:
         self._config, self._changed, self._all_there, self._report = config, changed, complete, report
         self._lists: dict[str, tuple[Listed, Image]] = {}
         self._complete = False
-        """It has handed in, at some time, all that it found at its start."""
+        """The follower has handed in, at some time, all that it found at its start."""
         self._channel: Channel | None = None
         self.how = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
         """The follower's status, as it last reported it."""

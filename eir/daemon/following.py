@@ -32,7 +32,7 @@ from eir.record.store import ListState
 from eir.stores.open import open_copy, open_store
 
 TELL_S = 0.1
-"""Between two times that the front is told how following goes."""
+"""Interval at which the front is told how following goes."""
 TRIM_S = 1.0
 """After a list was taken over, what it took to make its image is free, and given back to the system. So is the image before it: who
 has it last has the work, and that is not to be a worker."""

@@ -38,7 +38,7 @@ WORDS = {
     Status.GREYLISTED: api.TRACKED,
     Status.UNKNOWN: api.UNKNOWN,
 }
-"""In the order in which they count."""
+"""Answers in order of precedence."""
 
 
 def rules_of(config: Config) -> PolicySettings:

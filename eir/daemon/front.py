@@ -75,9 +75,9 @@ HOLD_S = 2.0
 """Time for which new connections wait, when a worker has ended, for the one that replaces it, so that its peers, which
 reconnect at once, do not all move to the other workers."""
 KEYS_S = 1.0
-"""Between two looks at the keys of access tokens."""
+"""Interval between two looks at the keys of access tokens."""
 LOOK_S = 1.0
-"""Between two looks at how the workers are."""
+"""Interval between two looks at the status of the workers."""
 ASKED_MAX = 40
 """Characters of an identifier that the page asks about."""
 WRONG_PASSWORD_S = 1.0
@@ -85,7 +85,7 @@ WRONG_PASSWORD_S = 1.0
 EVENTS_MAX = 200
 """Most events of the history that the page looks through."""
 OUTCOMES_S = 5.0
-"""Between two looks at the outcomes of releases."""
+"""Interval between two looks at the outcomes of releases."""
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before a verified manifest named a list."""
 
@@ -177,7 +177,7 @@ class Front:
             else ControlServer(path.parent, {RUN: self._looking.run}, name=path.name, report=report)
         )
         self._interfaces = [each for each in _beside(report) if each.urls(config)]
-        """Those that there are: a reload brings none."""
+        """Interfaces that the configuration names; a reload adds none."""
         self._drop_folder = DropFolder(config, starter.start, report=report)
         self._pulling = Pulling(config, starter.start, report=report)
         self._acknowledging = Acknowledging(config, starter.start, report=report)

@@ -40,7 +40,7 @@ LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connecti
 HANDSHAKES_MAX = 64
 """TLS handshakes at once; what comes meanwhile is closed."""
 LOOK_S = 1.0
-"""Between two looks at files that the configuration names."""
+"""Interval between two looks at files that the configuration names."""
 DRAIN_S = 3.0
 """Time that answers under way have to finish when the process ends."""
 

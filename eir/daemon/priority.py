@@ -11,7 +11,7 @@ from types import MappingProxyType
 LOOK_S = 2.0
 """Interval at which a process that stands back looks whether it makes progress."""
 SHARE = 0.1
-"""It takes part again where it got less than this part of the time in which it could have run."""
+"""The process takes part again if it got less than this part of the time in which it could have run."""
 BESIDE_NICE = 5
 """Nice value of front and follower: where they share a processor with checks, a scrape, a delivery and the takeover of
 a list wait for the checks, and not the other way round."""
@@ -60,7 +60,7 @@ class Aside:
         self._timer: asyncio.TimerHandle | None = None
         with ThreadPoolExecutor(1) as thread:
             self.permitted = thread.submit(_comes_back).result()
-            """It could come back."""
+            """True if the process could come back."""
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

@@ -38,7 +38,7 @@ from eir.stores.open import SQLITE
 
 MESSAGE_BYTES_MAX = 1 << 18
 TURN_MESSAGES = 200
-"""Taken before others on the loop get their turn."""
+"""Messages taken before others on the loop get their turn."""
 WAITING_BYTES_MAX = 64 << 20
 """Most bytes that wait for the disk."""
 WRITE_ROWS = 500_000
@@ -53,7 +53,7 @@ ORPHANED_S = 10.0
 """Time for which this process goes on for workers that have not ended after it has lost the front."""
 STREAM_EVENTS_MAX = 100_000
 LOOK_S = 0.02
-"""Between two looks whether events have gone out."""
+"""Interval between two looks whether events have gone out."""
 
 NICE = 15
 
@@ -194,7 +194,7 @@ class _Recorder:
         self._tell()
 
     def _tell(self) -> None:
-        """At once: what is written is counted, whatever happens to this process next."""
+        """Tell the counts at once: what is written is counted, whatever happens to this process next."""
         self._channel.tell("counted", {**self._counts, "eir_sightings_bytes": {(): self._bytes}}, latest="counted")
 
     # ---- from workers ----

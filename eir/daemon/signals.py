@@ -12,7 +12,7 @@ BLOCKED = STOPPING | {signal.SIGHUP}
 
 
 def block() -> None:
-    """From now on these signals wait."""
+    """Have these signals wait from now on."""
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 

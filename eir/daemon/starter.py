@@ -175,7 +175,7 @@ class Crew:
     def __init__(self, *, report: Report) -> None:
         self._report = report
         self._running: dict[Process, bool] = {}
-        """And whether somebody waits for it, unless others do the same."""
+        """Running processes, and whether somebody waits for each, unless others do the same."""
         self._alone = asyncio.Event()
         self._alone.set()
         self._keeping: set[asyncio.Task[None]] = set()

@@ -26,7 +26,7 @@ IDLE_S = 15.0
 READ_S = 1.0
 """Longest time that a reader waits for something."""
 RECORDS_MAX = 1000
-"""That wait for the reader; of more the oldest go."""
+"""Most records that wait for the reader; beyond it the oldest are dropped."""
 
 
 class Tracing:
@@ -113,6 +113,6 @@ class Tracing:
             await self._seek(None)
 
     async def look(self) -> None:
-        """To be called each second: the trace ends when its time is over, or its reader is gone."""
+        """Look whether the trace is to end: its time is over, or its reader is gone. To be called each second."""
         if time.time() >= self._until or time.monotonic() - self._read_at > IDLE_S:
             await self.end({})

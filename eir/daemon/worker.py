@@ -65,7 +65,7 @@ DRAIN_S = 8.0
 TICK_S = 1.0
 FOLD_EVERY_TICKS = 10
 PAUSE_S = 0.001
-"""Between two steps of giving back an image's memory."""
+"""Pause between two steps of giving back an image's memory."""
 KEEP_CLOCK_EVERY_TICKS = 60
 DIGEST_DIGITS = 12
 """Hexadecimal ones of a content digest that a metric shows: a float holds 53 bits."""
@@ -87,7 +87,7 @@ class Configured(NamedTuple):
     dials: bool
     """This worker connects to peers that have a `connect`, which is one worker's business."""
     sought: Sought | None = None
-    """Whose checks a trace is to tell."""
+    """The checks that a trace is to tell."""
 
 
 class Prepared(NamedTuple):
@@ -240,7 +240,7 @@ class Worker:
     shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Messages shed up to the last log line about them."""
     worked: tuple[float, float] = (0.0, 0.0)
-    """When the load was last looked at, and the time on a processor up to then."""
+    """Time at which the load was last looked at, and the processor time up to then."""
     load: float = 0.0
     shed_lately: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Messages told of in that line."""
@@ -330,7 +330,8 @@ class Worker:
     async def _give_back(self) -> None:
         """Give back the memory of images that are no longer in force, with pauses.
 
-        Other workers do the same at that time: where they share a processor, none is to wait for the end of another's slice of time.
+        Other workers do the same at that time: where they share a processor, none is to wait for the end of another's
+        time slice.
         """
         while True:
             image = await self.replaced.get()

@@ -42,7 +42,7 @@ class _Worker:
     number: int
     process: Process
     started: bool = False
-    """It has its lists and takes connections."""
+    """The worker has its lists and takes connections."""
     connections: set[int] = field(default_factory=set)
     """Numbers of those that were handed to it and are not gone."""
     named: set[tuple[int, int]] = field(default_factory=set)
@@ -52,7 +52,7 @@ class _Worker:
 
     @property
     def channel(self) -> Channel:
-        """To it."""
+        """Channel to the worker."""
         return self.process.channel
 
 
@@ -69,8 +69,8 @@ class Lists(Protocol):
 class Workers:
     """All workers of the node.
 
-    `configured` gives what a worker of this number is to be handed; `gone` is told of each connection that is over, `changed` is called
-    when a worker has come, has started or is no more, and `traced` gets what a trace tells.
+    `configured` gives the settings for a worker of this number; `gone` is told of each connection that is over,
+    `changed` is called when a worker has come, has started or has ended, and `traced` gets what a trace tells.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Workers:
         """Workers by process id."""
         self._admission = Admission()
         self._left: metrics.Snapshot = {}
-        """Counters of workers that are no more."""
+        """Counters of workers that have ended."""
 
     @property
     def all_started(self) -> bool:
@@ -212,7 +212,7 @@ class Workers:
         return given
 
     async def snapshot(self) -> metrics.Snapshot:
-        """All numbers of all workers, of those that are no more too."""
+        """Return all numbers of all workers, including those that have ended."""
         for worker, answer in await self._ask_all("snapshot"):
             worker.figures = answer
         return metrics.merge([self._left, *(worker.figures for worker in self._workers.values())])

@@ -25,10 +25,10 @@ DIAL_S: Final = 5.0
 UNASKED_S: Final = 0.5
 """An HLR that has not asked by then who is there does not want to know."""
 PING_S: Final = 20.0
-"""Between two PINGs, as Osmocom's programs do; an HLR that is silent until the next one is gone."""
+"""Interval between two PINGs, as in Osmocom's programs; an HLR that is silent until the next one is gone."""
 
 NO_HLR, AWAY, SLOW = "no_hlr", "hlr_away", "hlr_slow"
-"""Why messages are not passed on."""
+"""Reasons why messages are not passed on."""
 
 
 class State(Enum):
@@ -75,7 +75,7 @@ class Hlr(asyncio.Protocol):
         self._unread: asyncio.TimerHandle | None = None
         """While the HLR leaves unread what it was sent: when more than waiting is done about it."""
         self._slow = False
-        """It does so for a while now."""
+        """True if the HLR has left it unread for a while."""
         self._waiting: asyncio.TimerHandle | None = None
         """Timer of what happens if nothing else does."""
         self._asked = False
@@ -186,7 +186,7 @@ class Hlr(asyncio.Protocol):
         self._client.set_reading()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """The HLR reads again."""
         if self._unread is not None:
             self._unread.cancel()
         self._unread, self._slow = None, False

@@ -172,7 +172,7 @@ class Link(link.Link):
 
     @property
     def end(self) -> str:
-        """Why the connection is over."""
+        """Return why the connection is over."""
         return self._why
 
     # what the owner calls

@@ -27,7 +27,7 @@ TEST_IMSI: Final = "001010000000000"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask."""
+    """The EIR to ask."""
 
     host: str
     port: int

@@ -84,7 +84,7 @@ class GsupServer(Server[Link]):
         }  # fmt: skip
 
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """For each peer that the HLR is wanted for, whether it is there."""
+        """Return whether the HLR is there, for each peer that needs it."""
         up: dict[tuple[str], float] = {}
         for link in self.links:
             if link.has_hlr is not None:

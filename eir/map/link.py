@@ -76,7 +76,7 @@ class Link(link.Link):
         self.association: Association | None = None
         """None before the owner has accepted the connection."""
         self.served = False
-        """It has been active."""
+        """The association has been active."""
 
     @property
     def is_up(self) -> bool:
@@ -146,7 +146,7 @@ class Link(link.Link):
 
     @property
     def end(self) -> str:
-        """Why the connection is over."""
+        """Return why the connection is over."""
         return "" if self.association is None else self.association.over
 
     def work(self, enough: Callable[[], bool]) -> bool:

@@ -40,7 +40,7 @@ REFUSED = "refused"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask, and as whom."""
+    """The EIR to ask, and our addresses."""
 
     hosts: tuple[str, ...]
     port: int

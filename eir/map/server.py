@@ -44,7 +44,7 @@ class Asker(NamedTuple):
     requester: Requester
     rates: Sequence[Limit]
     refused: bool
-    """It is out of service."""
+    """The sender is out of service."""
 
 
 class MapServer(Server[Link]):

@@ -41,5 +41,5 @@ class Ss7Settings:
 
     @property
     def number(self) -> int | None:
-        """The node's point code. Raises ValueError if the variant has no such one."""
+        """Return the node's point code. Raises ValueError if it is not one of the variant."""
         return None if self.point_code is None else point_code(self.point_code, self.variant)

@@ -96,7 +96,7 @@ class Link(link.Link):
 
     @property
     def end(self) -> str:
-        """Why the connection is over."""
+        """Return why the connection is over."""
         return "" if self.http is None else self.http.over
 
     def work(self, enough: Callable[[], bool]) -> bool:

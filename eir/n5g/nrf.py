@@ -30,9 +30,9 @@ HEARTBEAT_EARLY: Final = 0.9
 """Part of the NRF's timer after which a heartbeat goes out, so that it is there before the timer ends."""
 HEARTBEAT_S_MIN, HEARTBEAT_S_MAX = 1, 3600
 PAUSE_S, PAUSE_S_MAX = 1.0, 60.0
-"""Between two rounds over all NRFs; it doubles up to the second, and a part of it is left to chance."""
+"""Pause between two rounds over all NRFs; it doubles up to the second value, and a part of it is left to chance."""
 PREFER_S: Final = 60.0
-"""Between two attempts to be back with the preferred NRF."""
+"""Time between two attempts to be back with the preferred NRF."""
 REGISTER, HEARTBEAT, DEREGISTER, TOKEN = "register", "heartbeat", "deregister", "token"
 """Names of the requests in metrics."""
 NO_ANSWER: Final = "no_answer"
@@ -84,7 +84,7 @@ class Registration:
         self._report = report
         self._chance = chance
         self._at = 0
-        """Whose turn it is, of settings.uri."""
+        """Place in settings.uri of the NRF whose turn it is."""
         self._asked: Ask | None = None
         self._failures = 0
         """NRFs in a row that did not take the node."""
@@ -94,16 +94,16 @@ class Registration:
         self._heartbeat_s = settings.heartbeat_s
         self._prefer_at = 0.0
         self.due = now
-        """When `step` has something to ask."""
+        """Time at which `step` has something to ask."""
         self.registered = False
         self.last_error: str | None = None
-        """Why the last request was none that an NRF took; None while all is well."""
+        """Reason why no NRF took the last request; None while all is well."""
         self._redirected: Ask | None = None
         """The last request, with the URL to which the answer has redirected it."""
         self._moved: dict[str, str] = {}
         """URL below an API root → where that is from now on, by word of the NRF, for as long as it is taken there."""
         self.last_answer: float | None = None
-        """When an NRF last took a request."""
+        """Time at which an NRF last took a request."""
         self.requests: Counter[tuple[str, str, str]] = Counter()
         """(API root, request, status or `no_answer`)."""
 

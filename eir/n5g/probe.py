@@ -31,7 +31,7 @@ UNKNOWN_CAUSE = "ERROR_EQUIPMENT_UNKNOWN"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask."""
+    """The EIR to ask."""
 
     host: str
     port: int

@@ -8,7 +8,7 @@ from eir.errors import EirError
 
 TEMPORARY, PERMANENT = 307, 308
 REDIRECTS: Final = frozenset({TEMPORARY, PERMANENT})
-"""Those that a 5G core has: the same request, to another place."""
+"""Redirects of a 5G core: the same request, to another place."""
 HOPS_MAX: Final = 5
 """Most redirects of one request, so that servers which send it round and round are left."""
 URL_CHARS_MAX: Final = 2048

@@ -57,7 +57,7 @@ class N5gServer(Server[Link]):
         """(peer label, `200` or status and cause)."""
         self._shapes = Shapes()
         self.tokens = tokens
-        """Checks the access token of each request; None: none is asked for."""
+        """Checks the access token of each request; None: no token is required."""
         self.reconfigure(peers, limits, overload=overload, tls=tls)
 
     def reconfigure(

@@ -21,7 +21,7 @@ class Minute(NamedTuple):
     checks: Mapping[str, int]
     """Checks by status."""
     median_s: float | None
-    """An upper bound of what half of the checks took at most; None: there were none."""
+    """Upper bound of the time that half of the checks took at most; None: there were no checks."""
     p99_s: float | None
     """The same for 99 of 100."""
 

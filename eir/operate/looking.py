@@ -34,7 +34,7 @@ AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20
 
 
 def refusal(arguments: Sequence[str]) -> str | None:
-    """Why a command line may not run; None if it may."""
+    """Return why a command line may not run; None if it may."""
     command, *rest = arguments or [""]
     if command not in LOOKS:
         return f"who may only look may say: {', '.join(LOOKS)}"

@@ -84,7 +84,7 @@ class Shown:
     peers: Sequence[Mapping[str, Any]]
     """The rows of `eir peers`."""
     lists: Mapping[str, ListState]
-    """Those in force."""
+    """Lists in force."""
     changes: Mapping[str, Event]
     """The last event that changed each list, by list."""
     refusals: Sequence[Event]

@@ -25,7 +25,7 @@ AWAY_SHOWN = 10
 REFUSED_S = 300.0
 """Time for which the refusal of one peer of a label is a warning while others of that label are connected."""
 REMIND_S = 3600.0
-"""Between two reminders of a list that is past its `expires`."""
+"""Interval between two reminders of a list that is past its `expires`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class Following:
     from_copy: Sequence[str]
     """Lists in force that came from the node's last good copy and that the store has not confirmed yet."""
     in_step_at: float
-    """When it last knew that what is in force is what the store holds (time.monotonic)."""
+    """Time at which it last knew that what is in force is what the store holds (time.monotonic)."""
     copy_faults: Mapping[str, str] = field(default_factory=dict)
     """Lists whose last good copy could not be kept, read or written back → why."""
 
@@ -113,11 +113,11 @@ class Status:
         self.unreached: Callable[[], Sequence[str]] = tuple
         """Lists whose source has not been reached for too long."""
         self.store_newer: str | None = None
-        """Why nothing is changed in the store, if its data have the form of a newer eir."""
+        """Reason why nothing is changed in the store, if its data have the form of a newer eir."""
         self.config_fault: str | None = None
         """The fault of the configuration on disk; the one in force is an earlier one."""
         self.history_differs = ""
-        """Why the store's history does not continue this node's copy of it."""
+        """Reason why the store's history does not continue this node's copy of it."""
         self.unrecorded: Sequence[str] = ()
         """Lists in the store of which no record says who put them there."""
         self._in_force: set[str] = set()

@@ -75,7 +75,7 @@ class Association:
     ) -> None:  # fmt: skip
         self.state = State.DOWN
         self.over = ""
-        """Why the association is to be closed; empty while it stands."""
+        """Reason why the association is to be closed; empty while it is up."""
         self.events: list[Happened] = []
         self.dropped: Counter[str] = Counter()
         """Messages that nothing was done about, by reason."""
@@ -88,7 +88,7 @@ class Association:
         self._leaving = False
         self._tries = 0
         self._asked_at: float | None = None
-        """When the request that waits for its acknowledgement went out."""
+        """Time at which the request that waits for its acknowledgement went out."""
         self._heard_at = self._beat_at = now
         self._ends_at: float | None = None if dials else now + up_s
         """Until when the other end has to say who it is, or to acknowledge that we leave."""
@@ -250,7 +250,7 @@ class Association:
     # time
 
     def deadline(self) -> float | None:
-        """When `timer` is due; None: when something has come."""
+        """Return when `timer` is due; None: when something has come."""
         if self.over:
             return None
         due = [self._beat_due()]
@@ -261,7 +261,7 @@ class Association:
         return min(due)
 
     def timer(self, now: float) -> None:
-        """It is that time, or later."""
+        """Do what is due at this time."""
         if self.over:
             return
         if self._ends_at is not None and now >= self._ends_at:

@@ -23,9 +23,9 @@ class Element(NamedTuple):
     """All octets of the tag, as a number: 0x30, 0x04, 0x9F21."""
     start: int
     stop: int
-    """Its contents."""
+    """End of its contents."""
     end: int
-    """Behind it: `stop`, or two octets later with an indefinite length."""
+    """End of the element: `stop`, or two octets later with an indefinite length."""
 
 
 def element(data: bytes, at: int, stop: int, depth: int = 0) -> Element:

@@ -13,7 +13,7 @@ PPID = 3
 LOADSHARE, OVERRIDE, BROADCAST = 2, 1, 3
 """Traffic mode types (3.7.1)."""
 MODES = {"override": OVERRIDE, "loadshare": LOADSHARE}
-"""Those that the node offers, and takes."""
+"""Traffic modes that the node offers and accepts."""
 
 
 class Kind(IntEnum):

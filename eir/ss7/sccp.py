@@ -45,7 +45,7 @@ class Address(NamedTuple):
     kind: int
     """Type of the global title, 1 to 4; 0: the address has no title."""
     title: bytes
-    """Its octets."""
+    """Octets of the title."""
     digits: str
     """The title's digits; empty: none."""
     by_ssn: bool
@@ -58,12 +58,12 @@ class Unitdata(NamedTuple):
     kind: int
     protocol_class: int
     returns: bool
-    """Its sender wants it back if it cannot be delivered."""
+    """The sender wants the message back if it cannot be delivered."""
     called: Address
     calling: Address
     data: bytes
     segmented: bool
-    """It is one of several parts."""
+    """The message is one of several parts."""
 
 
 @lru_cache(ADDRESSES_MAX)

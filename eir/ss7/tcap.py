@@ -35,7 +35,7 @@ class Cause(IntEnum):
 
 
 class Problem(NamedTuple):
-    """Why a component is rejected (Q.773 3.3): the kind of problem by its tag, and its code."""
+    """Reason why a component is rejected (Q.773 3.3): the kind of problem by its tag, and its code."""
 
     tag: int
     code: int
