@@ -113,6 +113,6 @@ class Tracing:
             await self._seek(None)
 
     async def look(self) -> None:
-        """Look whether the trace is to end: its time is over, or its reader is gone. To be called each second."""
+        """End the trace when its time is over or its reader is gone. To be called each second."""
         if time.time() >= self._until or time.monotonic() - self._read_at > IDLE_S:
             await self.end({})
