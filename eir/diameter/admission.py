@@ -72,7 +72,7 @@ class Claim:
     """Origin-Host of the peer."""
     connections_max: int
     origin_state_id: int
-    """0 where the CER has none."""
+    """0 if the CER has no Origin-State-Id."""
 
 
 class Attempt(NamedTuple):
@@ -169,7 +169,7 @@ class Admission:
         return [_one_too_many(claim.connection)] if claim is not None else []
 
     def closed(self, connection: Name, reason: str = "") -> list[Order]:
-        """A connection is gone, or an attempt failed; `reason` `watchdog` is what RFC 3539 calls a failure."""
+        """A connection is gone, or an attempt failed. The `reason` `watchdog` is a failure by RFC 3539."""
         self._waiting.pop(connection, None)
         self._ours.discard(connection)
         self._probed = {oldest: claim for oldest, claim in self._probed.items() if claim.connection != connection}

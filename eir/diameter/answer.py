@@ -63,7 +63,7 @@ def encode_answer(
 
 
 def error_answer(request: Message, fault: DiameterError, origin: bytes, avps: bytes, *, session: bool) -> bytes:
-    """The answer that tells of a fault; `avps` are those that the command's own grammar wants besides.
+    """The answer that tells of a fault; `avps` are those that the command's own grammar requires in addition.
 
     The E bit goes with the answer-message grammar: for protocol errors (3xxx) always, for permanent failures (5xxx) only
     where the command's own grammar cannot be followed, since it wants a Session-Id (`session`) and the request has none

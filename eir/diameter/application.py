@@ -18,7 +18,7 @@ class Command(NamedTuple):
     """A command whose requests the node answers."""
 
     name: str
-    """As counters label it."""
+    """Its name in counters."""
     request: Grammar
     session: bool = False
     """Its answer begins with a Session-Id, so that without one only the answer-message grammar is left (RFC 6733 7.2)."""
@@ -43,7 +43,10 @@ class Lane(Protocol):
         """
 
     def shed(self, data: bytes, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Answer what `take` would, but by the overload answer alone; returns the position behind it, and how many there were."""
+        """Answer what `take` would, but with the overload answer only.
+
+        Returns the position behind it, and the number of answers.
+        """
 
 
 class LaneTerms(NamedTuple):
@@ -87,7 +90,8 @@ class Application:
     lane: LaneFactory | None = None
     """None: all requests take the general path."""
     told: Callable[[Request, bytes], None] | None = None
-    """Told of each request that took the general path, with the answer as it goes out, an error too; None: nobody."""
+    """A function that is told each request on the general path, with its answer as sent, also if it is an error; None:
+    nobody."""
 
 
 def application_id_avp(application: Application) -> bytes:

@@ -22,7 +22,7 @@ from eir.peers.settings import APPLICATIONS, Identity, PeerSettings
 NO_INBAND_SECURITY = 0
 """Inband-Security-Id (RFC 6733 6.10)."""
 CEA_REFUSED, CEA_NOT_NOW = "cea_result", "cea_not_now"
-"""Why a connection that we made is not opened: the peer will not have us, or may soon."""
+"""Reasons why a connection that we made is not opened: the peer refuses us, or refuses us for now."""
 SOON_OVER = frozenset({result.TOO_BUSY, result.ELECTION_LOST, result.UNABLE_TO_COMPLY})
 """Result-Codes of a CEA by which a peer may take us soon: it is busy, it has another connection of ours."""
 

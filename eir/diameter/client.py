@@ -67,7 +67,7 @@ class Client:
         self.peer: Capabilities | None = None
         """The contents of the other end's CEA; set once the connection is open."""
         self.closed_by = ""
-        """Why the connection is over; empty while it is open."""
+        """The reason why the connection is over; empty while it is open."""
 
     def certificate_names(self) -> Sequence[str] | None:
         """Names in the other end's certificate, which a caller holds against `peer`; None without TLS."""

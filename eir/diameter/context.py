@@ -29,7 +29,7 @@ class NodeContext:
     """The answer to a request past a rate limit. An object of its own, so that it is never mistaken for the
     application's."""
     jitter: Callable[[], float]
-    """For the watchdog: between -2 and 2 seconds."""
+    """Seconds of jitter for the watchdog, between -2 and 2."""
 
 
 class LocalNames(NamedTuple):

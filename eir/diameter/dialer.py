@@ -19,7 +19,10 @@ that."""
 
 
 class Dialer:
-    """One task for each peer: it connects while that `is_wanted`; `failed` is told why a connection could not be made."""
+    """One task for each peer, which connects while the peer `is_wanted`.
+
+    `failed` hears why a connection could not be made.
+    """
 
     def __init__(
         self, owner: Owner, is_wanted: Callable[[PeerSettings], Awaitable[bool]],
@@ -31,7 +34,7 @@ class Dialer:
         self._tasks: dict[PeerSettings, asyncio.Task[None]] = {}
         self._tls: ssl.SSLContext | None = None
         self._not_before: dict[PeerSettings, float] = {}
-        """Until when a peer is left alone, on the loop's clock."""
+        """The time until which a peer is left alone, on the loop's clock."""
         self._sctp = SctpSettings()
 
     def dial(

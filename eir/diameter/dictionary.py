@@ -1,4 +1,4 @@
-"""The dictionary: which AVPs are known, and of what type each of them is. Imports avp.
+"""The dictionary: the known AVPs and their types. Imports avp.
 
 A known AVP is never the reason for a 5001, whatever its M bit. The base protocol's stand here, for a reader to check against
 RFC 6733 4.5; an application adds its own by a table of the same form.
@@ -45,7 +45,7 @@ class Definition(NamedTuple):
     name: str
     type: Type
     flags: int
-    """Those that we set when we send it, V not among them."""
+    """Flags that we set when we send it, except V."""
     values: frozenset[int] | None
     """The values of an Enumerated AVP, where any other is to be answered by an error (RFC 6733 7.1.5, 5004)."""
 
@@ -61,7 +61,7 @@ class Dictionary:
         self.groups = frozenset(key for key, definition in avps.items() if definition.type.is_group)
 
     def plus(self, *tables: Mapping[int, Definition]) -> "Dictionary":
-        """These AVPs and those of further tables."""
+        """A dictionary of these AVPs and those of further tables."""
         return Dictionary({key: definition for table in (self.avps, *tables) for key, definition in table.items()})
 
     def name(self, key: int) -> str:

@@ -1,4 +1,4 @@
-"""From the bytes of one connection to its messages (RFC 6733 2.1, 3), and how many of them one turn of the loop takes.
+"""Framing: the messages in the bytes of one connection (RFC 6733 2.1, 3), and their number in one turn of the loop.
 
 What the application's lane takes is answered by it, everything else goes to the receiver. Knows no command.
 """
@@ -19,7 +19,7 @@ TURN_COST, TURN_BYTES = 64, 8
 more for each so many of its bytes. AVPs without data are the worst kind."""
 
 _OPEN, _CLOSED, _WAIT_ADMISSION = State.OPEN, State.CLOSED, State.WAIT_ADMISSION
-"""For what is done with every read: before Python 3.12 a member's look-up on its enum counts there."""
+"""Copies for the code that runs on every read: before Python 3.12 the look-up of an enum's member counts there."""
 _WORD = Struct("!I")
 _FIRST_WORD_BYTES = 4
 
@@ -28,7 +28,7 @@ class Receiver(Protocol):
     """The receiver of the messages."""
 
     state: State
-    """In WAIT_ADMISSION nothing is handed over, in OPEN the lane comes first."""
+    """The state. In WAIT_ADMISSION no message is handed over; in OPEN the lane comes first."""
     more: bool
     """Set when complete messages are left for another turn."""
 
@@ -36,7 +36,7 @@ class Receiver(Protocol):
         """Take one complete message."""
 
     def refuse_frame(self, message: bytes, first_word: int) -> None:
-        """Take the beginning of what cannot be a message, behind which the stream cannot be followed, and close."""
+        """Take the beginning of something that cannot be a message, so that the stream is lost, and close."""
 
 
 class Framer:
@@ -54,7 +54,7 @@ class Framer:
         self.need = 0
         """No use in looking at the buffer before it holds that many bytes."""
         self.partial_at: float | None = None
-        """When the rest of a message has to be there."""
+        """The time when the rest of a message has to be there."""
 
     def receive(self, data: bytes, now: float) -> int:
         """Take bytes and hand over the complete messages in them, one turn's share at most; returns how many there were."""
@@ -80,7 +80,7 @@ class Framer:
         return messages
 
     def _messages(self, data: bytes, now: float) -> tuple[int, int]:
-        """Handle complete messages; return the offset of what is left, and how many messages there were."""
+        """Handle complete messages; return the offset of the rest, and the number of messages."""
         position = messages = 0
         size = len(data)
         receiver, limits = self._receiver, self._traffic.context.limits
@@ -121,7 +121,7 @@ class Framer:
     # The lane
 
     def open_lane(self, settings: PeerSettings | None) -> None:
-        """Make another lane, by what is in force for the peer now."""
+        """Make another lane, by the settings now in force for the peer."""
         traffic, context = self._traffic, self._traffic.context
         lenient = settings.lenient if settings is not None else frozenset[str]()
         names, make = traffic.names, context.application.lane

@@ -40,7 +40,8 @@ class Grammar(NamedTuple):
     required: tuple[int, ...]
     """Keys in the order in which the first missing one is reported."""
     strict: bool = True
-    """False: nothing is known of what may stand here, so that an unknown AVP is not an error, whatever its M bit."""
+    """False: nothing is known of the AVPs that may stand here, so that an unknown one is not an error, whatever its M
+    bit."""
     either: tuple[int, ...] = ()
     """Keys of which exactly one has to be there."""
 

@@ -34,7 +34,7 @@ class Owner(Protocol):
     """Callbacks of a connection's owner."""
 
     context: NodeContext
-    """Limits, counts and the rest of what the node's connections share."""
+    """Limits, counts and everything else that the node's connections share."""
 
     def accept(self, link: "Link") -> Peer | None:
         """A connection stands: the peer that speaks on it, or None to close it at once."""
@@ -128,7 +128,7 @@ class Link(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is gone, by whatever cause."""
+        """The transport is gone, for any reason."""
         self.fault = exc
         for timer in (self._timer, self._stalled):
             if timer is not None:
@@ -221,7 +221,7 @@ class Link(asyncio.Protocol):
         self._raw = connection
 
     def over(self) -> None:
-        """There is no connection: the handshake has failed, or the transport is gone."""
+        """The connection does not exist: the handshake failed, or the transport is gone."""
         self._raw = None
         if not self.closed.done():
             self.closed.set_result(None)
@@ -259,7 +259,7 @@ class Link(asyncio.Protocol):
             self._next_turn = self._loop.call_soon(self._go_on)
 
     def abort(self) -> None:
-        """Close at once, whatever is unsent."""
+        """Close at once, even if something is unsent."""
         if self._transport is not None:
             self._transport.abort()
         elif self._raw is not None:

@@ -399,7 +399,7 @@ class Node:
         self._links[link.number] = link
 
     def _identify(self, link: Link, said: Capabilities) -> PeerSettings:
-        """Whose CER or CEA it is (RFC 6733 5.3, 5.6); raises DiameterError 3010."""
+        """Find the peer of a CER or CEA (RFC 6733 5.3, 5.6). Raises DiameterError 3010."""
         settings = find_peer(self._peers, said.host, said.realm, link.source)
         if settings is None:
             entry, but = nearest_miss(self._peers, said, link.source)

@@ -44,7 +44,7 @@ class _Occasion(NamedTuple):
 
 _CER, _REQUEST, _ANSWER = Input.CER, Input.REQUEST, Input.ANSWER
 _OPEN, _CLOSED = State.OPEN, State.CLOSED
-"""For what is done with every message: before Python 3.12 a member's look-up on its enum counts there."""
+"""Copies for the code that runs for every message: before Python 3.12 the look-up of an enum's member counts there."""
 _TWO_WORDS_AND_ID = Struct("!III")
 
 
@@ -96,7 +96,7 @@ class Peer:
         return b"".join(out)
 
     def deadline(self) -> float | None:
-        """When `timer` is due; None: never."""
+        """The time when `timer` is due; None: never."""
         if self.state is _CLOSED:
             return None
         due = self.watchdog.deadline if self.watchdog is not None and self.state is _OPEN else None
@@ -133,7 +133,10 @@ class Peer:
         self._asked.add(traffic.request(CAPABILITIES_EXCHANGE, traffic.names.origin + traffic.capability_avps()))
 
     def admit(self, now: float, *, failed_before: bool = False) -> None:
-        """Take what `Arrived` told of; it is REOPEN at first if the watchdog gave up the peer's last one (`failed_before`)."""
+        """Accept the connection of an `Arrived`.
+
+        It is REOPEN at first if the watchdog gave up the peer's last one (`failed_before`).
+        """
         status = watchdog.Status.DOWN if failed_before else watchdog.Status.INITIAL
         self._feed(Input.ADMIT, _Occasion(now, status=status))
         if self.state is State.OPEN and self._framer.buffered:
@@ -141,7 +144,7 @@ class Peer:
             self.receive(b"", now)
 
     def refuse(self, fault: DiameterError, now: float) -> None:
-        """Answer the CER that `Arrived` told of by an error, and close."""
+        """Answer the CER of an `Arrived` with an error, and close."""
         self._feed(Input.REFUSE, _Occasion(now, fault=fault))
 
     def stop(self, cause: DisconnectCause, now: float, reason: str = "stopped") -> None:

@@ -12,7 +12,7 @@ from eir.peers.settings import PeerSettings
 
 
 class Failure(NamedTuple):
-    """Why a peer, by its label, had no connection."""
+    """The reason why a peer, by its label, had no connection."""
 
     at: float
     """Unix time."""
@@ -46,7 +46,8 @@ class PeerStatus:
     direction: str
     """`out` where we connect to the peer, `in` where it connects to us."""
     last_error: str | None = None
-    """Why the peer was refused, or refused us, or could not be connected to, last; None where one that is open began later."""
+    """The last reason why the peer was refused, refused us, or could not be reached; None if an open connection began
+    later."""
     last_error_at: float | None = None
     """Unix time of that."""
     last_seen: float | None = None

@@ -82,7 +82,7 @@ class Traffic:
         self._count_answer(command, result_label(code, experimental))
 
     def refuse(self, request: Message, command: Command | None, fault: DiameterError) -> None:
-        """Send an error; all but 3xxx hold what the command's own grammar wants besides."""
+        """Send an error; all but 3xxx contain the AVPs that the command's own grammar requires in addition."""
         avps = self.capability_avps() if command is CER_COMMAND else command.error_avps if command else b""
         session = command is not None and command.session
         self.out.append(error_answer(request, fault, self.names.origin, avps, session=session))

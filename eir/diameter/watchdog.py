@@ -125,7 +125,7 @@ class Watchdog:
         self.pending = False
         """A DWR of ours has no answer yet."""
         self.deadline = now + self._interval_s
-        """When `timer` is due, on the clock of `now`."""
+        """The time when `timer` is due, on the clock of `now`."""
 
     def handle(self, event: Event, now: float) -> Action:
         """Take one event (CONNECTED, DISCONNECTED, DWA or OTHER) and say what the owner has to do."""
@@ -150,7 +150,7 @@ class Watchdog:
         return self._step(Event.TIMER_AGAIN if self._num_dwa < 0 else Event.TIMER_PENDING, now)
 
     def ask(self, now: float) -> None:
-        """The owner sends a DWR of its own accord: it becomes pending as if the table had asked for it."""
+        """The owner sends a DWR by its own choice: it becomes pending as if the table had asked for it."""
         self.pending = True
         self.deadline = now + self._interval_s
 

@@ -10,7 +10,7 @@ from eir.peers.settings import PeerSettings
 
 
 def source_address(text: str) -> IPv4Address | IPv6Address:
-    """A socket's address; one that a dual-stack socket shows as IPv6 is the IPv4 address that it stands for."""
+    """A socket's address. An IPv4 address that a dual-stack socket shows as IPv6 is returned as IPv4."""
     address = ip_address(text.partition("%")[0])
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 OTHER = "other"
 
 DURATION_BUCKETS_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-"""Upper bounds of the histogram of check durations; one more bucket holds what lies above."""
+"""Upper bounds of the histogram of check durations; one more bucket holds longer ones."""
 
 
 @dataclass(slots=True)

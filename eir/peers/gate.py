@@ -31,7 +31,7 @@ class Arrival(Protocol):
     source: Address
 
     def has_unread(self) -> bool:
-        """True while something that it sent lies unread."""
+        """True while something that it sent is unread."""
 
 
 Link = TypeVar("Link", bound=Arrival)
@@ -49,7 +49,10 @@ class Sources:
         self._by_network: Counter[Network] = Counter()
 
     def refusal(self, source: Address, peers: Sequence[PeerSettings], limits: Limits, connections: int) -> str | None:
-        """Why one more is not wanted beside so many `connections`: `source`, or the limit that it would exceed."""
+        """The reason why one more connection is refused: `source`, or the limit that it would exceed.
+
+        None: it is welcome.
+        """
         if not may_connect(peers, source):
             return "source"
         if connections >= limits.connections_max:
@@ -70,7 +73,7 @@ class Sources:
 
 
 class Gate(Generic[Link]):
-    """The connections of a node that others made. `drop` closes one, for the limit that it is told."""
+    """The connections of a node that others made. `drop` closes one and is given the limit that it exceeded."""
 
     def __init__(self, drop: Callable[[Link, str], None]) -> None:
         self._drop = drop
@@ -78,7 +81,7 @@ class Gate(Generic[Link]):
         self._peers: Sequence[PeerSettings] = ()
         self._limits = Limits()
         self._unidentified: dict[Link, float] = {}
-        """Those of which no good CER has come yet, the oldest first, and since when they are here (the loop's clock)."""
+        """Connections without a good CER, oldest first, and the time of their arrival (the loop's clock)."""
         self._soon: asyncio.Handle | None = None
         self._later: asyncio.TimerHandle | None = None
         """The next looks at whether there are too many of them."""

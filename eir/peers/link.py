@@ -1,4 +1,4 @@
-"""One connection of a client on the event loop, whatever it speaks: where it comes from, its turns, and what a slow reader may cost.
+"""One connection of a client on the event loop, in any protocol: its source, its turns, and the cost of a slow reader.
 
 A protocol derives from Link. Requests are answered in the callback that read them, or in the next turn of the loop where there are
 many: all connections together have a fraction of a millisecond for each turn, so that those of other protocols beside them are
@@ -32,7 +32,7 @@ class Turns:
         self._loop = loop
         self._waiting: deque[Link] = deque()
         self._until = 0.0
-        """When this turn's time is over."""
+        """The time when this turn ends."""
         self._next: asyncio.Handle | None = None
 
     def come(self, link: "Link") -> None:
@@ -139,7 +139,7 @@ class Link(asyncio.Protocol):
 
     @property
     def end(self) -> str:
-        """Why the connection is over; empty: the other end closed it."""
+        """The reason why the connection is over; empty: the other end closed it."""
         raise NotImplementedError
 
     # asyncio.Protocol
@@ -160,7 +160,7 @@ class Link(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """The transport is gone, by whatever cause."""
+        """The transport is gone, for any reason."""
         for timer in (self._closing, self.stalled):
             if timer is not None:
                 timer.cancel()
@@ -192,7 +192,7 @@ class Link(asyncio.Protocol):
             self.transport.close()
 
     def abort(self) -> None:
-        """Close at once, whatever is unsent."""
+        """Close at once, even if something is unsent."""
         if self.transport is not None:
             self.transport.abort()
 

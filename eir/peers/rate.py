@@ -28,7 +28,7 @@ def memory_file(workers: int) -> BinaryIO:
 
 
 def shared_memory(descriptor: int) -> memoryview:
-    """That memory, for one of them."""
+    """Map that memory, for one of them."""
     return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
 
 

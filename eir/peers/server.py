@@ -21,7 +21,7 @@ from eir.peers.settings import Limits, PeerSettings
 from eir.peers.transport import stream
 
 TICK_S = 0.5
-"""Between two looks at what takes too long."""
+"""Seconds between checks for what takes too long."""
 ENDED = "ended"
 """The state of connections that are over, in `eir peers`."""
 PEER_CLOSED = "peer_closed"
@@ -190,7 +190,7 @@ class Server(Generic[L]):
         self.report("peer_open", peer=asks.label, protocol=self.protocol, host=asks.host or None, address=link.address)
 
     def answered(self, link: L, count: int, seconds: float) -> None:
-        """Count so many requests that were answered, each after this time."""
+        """Count this many answered requests, each with this duration."""
         self.node_counts.durations.add(seconds, count)
         self.node_counts.last_request[link.requester.label] = time.time()
 

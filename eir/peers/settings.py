@@ -12,7 +12,7 @@ Destination-Host."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The names that the node answers to, and what it says of itself in a CER or CEA (RFC 6733 5.3)."""
+    """The names that the node answers to, and its description in a CER or CEA (RFC 6733 5.3)."""
 
     host: str
     realm: str
@@ -72,7 +72,7 @@ class PeerSettings:
 
     @property
     def is_titled(self) -> bool:
-        """It is known by what SS7 calls it, so that no other protocol's connection fits."""
+        """True for a peer that is known by its name in SS7, so that no other protocol's connection fits."""
         return self.gt is not None or self.point_code is not None
 
     @property
@@ -92,18 +92,18 @@ class Limits:
     max_depth: int = 8
     """Groups inside groups."""
     cer_timeout_s: float = 10
-    """From the accept to a complete CER; from our CER to the CEA."""
+    """Seconds from the accept to a complete CER, and from our CER to the CEA."""
     partial_message_timeout_s: float = 10
-    """From the first byte of a message to its last."""
+    """Seconds from the first byte of a message to its last."""
     turn_messages: int = 256
-    """Work on one connection before other connections get their turn, in requests that a lane answers; anything else counts
-    for as many of them as it takes of time, so that a turn is about a millisecond or two whatever comes."""
+    """Requests on one connection before other connections get their turn, as many as a lane answers. Anything else
+    counts as several of them, according to the time it takes, so that any turn is about a millisecond or two."""
     write_buffer_bytes: int = 262_144
     """Unsent answers, above which the node stops reading from the peer."""
     stalled_write_s: float = 10
     """Seconds that a peer may leave answers unread before it is dropped."""
     close_after_dpa_s: float = 5
-    """From our DPA to our closing of the connection, and from our DPR when no DPA comes (RFC 6733 5.4)."""
+    """Seconds from our DPA to our closing of the connection, and from our DPR when no DPA comes (RFC 6733 5.4)."""
     duplicate_probe_s: float = 2
     """Seconds that a peer's oldest connection has for its DWA when the peer opens one too many."""
     connections_max: int = 1_024
@@ -131,11 +131,12 @@ class SctpSettings:
     rto_initial_s: float = 0.5
     """Retransmission timeout before a round trip was measured."""
     rto_min_s: float = 0.3
-    """The least; above the 200 ms that a peer may take for a SACK, or what has come is sent again."""
+    """The minimum (s). It is above the 200 ms that a peer may take for a SACK, or data that arrived would be sent
+    again."""
     rto_max_s: float = 1.0
     """The greatest: it doubles with each timeout."""
     heartbeat_s: float = 5.0
-    """Between two heartbeats on a path that carries nothing."""
+    """Seconds between two heartbeats on a path that carries nothing."""
     path_retransmissions: int = 4
     """Timeouts in a row after which a path counts as lost (Path.Max.Retrans)."""
     association_retransmissions: int = 8

@@ -1,4 +1,4 @@
-"""From the configuration's `store` to a store. Imports the stores; nobody below server and cli imports this."""
+"""Opens the store that the configuration names. Imports the stores; nobody below server and cli imports this."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +40,7 @@ def _sqlite(path: Path, report: Report, *, upgrades: bool) -> ListStore:
 
 
 async def serial_marks(url: str, state_folder: Path) -> Mapping[str, Mark]:
-    """For each list the mark of its serials that this node's last good copy knows of, whatever the store says.
+    """The mark of each list's serials in this node's last good copy, whatever the store says.
 
     Nothing where there is no copy: the store is on this disk itself, or no node ever ran on this host. Raises StoreError if
     there is one and it cannot be read: a release that was in force before might pass for a new one.

@@ -37,7 +37,10 @@ def _known(fields: Container[str], record: str | bytes | dict[str, Any]) -> dict
 
 
 def newer_form(where: str, form: str | bytes | int | None) -> str | None:
-    """Why data of this form are not changed; None where they may be: it is known, or is not said, as before it was written down."""
+    """The reason why data of this form are not changed.
+
+    None if they may be: the form is known, or not written down, as in old data.
+    """
     try:
         found = 0 if form is None else int(form)
     except ValueError:

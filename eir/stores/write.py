@@ -30,13 +30,14 @@ class Wanted:
 
     state: ListState
     pages: Sequence[Page] = ()
-    """Those that replace the pages of the same number (one that is `gone` goes)."""
+    """Pages that replace those of the same number; one that is `gone` is removed."""
     whole: bool = False
-    """They do so in a set of its own, which has all the rest of the list."""
+    """The pages are put into a set of their own, which has all the rest of the list."""
     exact: bool = False
     """Generation and highest serial are to be as `state` says."""
     keep: int | None = KEEP
-    """So many releases are kept for a rollback, with the one that was in force before; None: what is kept for one stays."""
+    """Number of releases to keep for a rollback, including the one that was in force before; None: leave the kept ones
+    as they are."""
     event: Event | None = None
     """The event of this write, for the history."""
 
@@ -68,7 +69,7 @@ class Stored(Generic[S]):
     state: ListState
     page_set: S
     kept: tuple[Kept[S], ...] = ()
-    """Newest first; each is what was before the one that stands before it."""
+    """Releases, newest first; each was in force before the one that stands before it."""
     made: Event | None = None
     """The event that brought this into force."""
     lost: bool = False
@@ -81,7 +82,7 @@ class Stored(Generic[S]):
 
     @property
     def page_sets(self) -> tuple[S, ...]:
-        """All that the record points to."""
+        """All sets that the record points to."""
         return (self.page_set, *(kept.page_set for kept in self.kept))
 
 
@@ -91,7 +92,7 @@ class Write(Generic[S]):
 
     after: Stored[S]
     put: Sequence[Page]
-    """These replace the pages of the same number in the set in force."""
+    """Pages that replace those of the same number in the set in force."""
     aside: S | None
     """The set that receives the pages that they replace."""
     dropped: tuple[S, ...]
@@ -121,7 +122,7 @@ class PageSetStore(ABC):
 
     @abstractmethod
     async def _pages_in(self, stored: Stored[Any], page_set: Any, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Those of the numbered pages that stand in a set, gone ones too; None if the set is there no longer."""
+        """Those of the numbered pages that are in a set, gone ones too; None if the set does not exist any more."""
 
     async def state(self, name: str) -> ListState | None:
         stored = await self._stored(name)
@@ -218,7 +219,7 @@ class PageSetStore(ABC):
 
 
 async def one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
-    """Pages that are at hand, for what takes batches."""
+    """The given pages as a single batch."""
     yield pages
 
 
@@ -312,7 +313,7 @@ def without_gap(steps: Iterable[Change], after: int, current: int) -> Sequence[C
 
 
 def portions(pages: Sequence[Page], pages_max: int, bytes_max: int) -> Iterator[Sequence[Page]]:
-    """Pages in portions of at most so many pages, each of which may pass `bytes_max` by its last page."""
+    """Portions of at most this many pages, each of which may exceed `bytes_max` by its last page."""
     start = size = 0
     for at, page in enumerate(pages):
         if at > start and (size >= bytes_max or at - start >= pages_max):

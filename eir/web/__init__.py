@@ -1,1 +1,1 @@
-"""HTTP servers. Know nothing of what they serve."""
+"""HTTP servers. They do not know the content that they serve."""

@@ -51,14 +51,14 @@ class Response(NamedTuple):
     content_type: str
     body: bytes
     headers: Sequence[tuple[str, str]] = ()
-    """Besides those of the body."""
+    """Headers besides those of the body."""
 
 
 class Conversation:
     """The connection. `over`: nothing more is to be read from it; what `answer` gave is to be sent before it is closed."""
 
     def __init__(self, requests_max: int, body_bytes_max: int | None = None) -> None:
-        """`requests_max`: the answer to the last of so many says that the connection closes.
+        """`requests_max`: the answer to the last of this many requests says that the connection closes.
 
         `body_bytes_max`: of the body of a request; a longer one is answered 413. None: bodies are read and thrown away.
         """
@@ -67,7 +67,7 @@ class Conversation:
         self._body, self._body_max = bytearray(), body_bytes_max
         self._left = requests_max
         self._plain: Request | None = None
-        """One that was read beside h11, and is the next."""
+        """The next request, if it was read without h11."""
         self._beside = False
         """The request that is being answered was."""
         self._idle = True
@@ -167,7 +167,7 @@ class Conversation:
 
 
 def plain_request(data: bytes) -> Request | None:
-    """The request that these bytes are, if they are one and no more, and it is a plain one; None: h11 has to look."""
+    """The request in these bytes, if they are a single plain one and nothing more; None: h11 has to look."""
     found = PLAIN.fullmatch(data)
     if found is None:
         return None
@@ -186,7 +186,7 @@ def plain_request(data: bytes) -> Request | None:
 
 
 def _fault_of(head: h11.Request) -> int:
-    """The status for what h11 takes and this server does not; 0: nothing."""
+    """The status for a request that h11 accepts and this server does not; 0: it is accepted."""
     if {b"content-length", b"transfer-encoding"} <= {name for name, _ in head.headers}:
         return AMBIGUOUS  # whoever stands before this server may read it otherwise (RFC 9112 6.1)
     size = len(head.target) + sum(len(name) + len(value) for name, value in head.headers)

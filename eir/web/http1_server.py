@@ -13,7 +13,8 @@ from typing import TypeAlias, cast
 from eir.web.http1 import Conversation, Request, Response
 
 LOST, SLOW, NO_HTTP, TOO_MANY = "lost", "slow", "no_http", "too_many"
-"""Why a connection ended that the client did not end: it was gone, it took too long, what it sent is no HTTP, others came."""
+"""Reasons for which the server ended a connection: it was gone, it took too long, its bytes are not HTTP, others
+came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +108,9 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_s = 0.0
-        """When the connection has to be over."""
+        """The time when the connection has to be over."""
         self._due_s = 0.0
-        """When what is awaited now has to be there: a request, or that the client takes its answer."""
+        """The time when the awaited event has to happen: a request comes, or the client takes its answer."""
         self._next: asyncio.Handle | None = None
         self._stalled = self._leaving = self._told = False
         self._idle = False
@@ -135,7 +136,7 @@ class Link(asyncio.Protocol):
         self._timer = self._loop.call_at(min(self._due_s, self._last_s), self._look)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; while a request is answered, or the answer is not taken, no more is read than that."""
+        """Take what came. While a request is answered, or the answer is not taken, nothing more is read."""
         self._conversation.receive(data)
         if self._idle:
             self._idle = False
@@ -165,7 +166,7 @@ class Link(asyncio.Protocol):
             self._go_on()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """The transport is gone, by whatever cause."""
+        """The transport is gone, for any reason."""
         for handle in (self._timer, self._next):
             if handle is not None:
                 handle.cancel()
@@ -229,7 +230,7 @@ class Link(asyncio.Protocol):
         self._next = self._loop.call_soon(self._go_on)
 
     def _wait_or_close(self) -> None:
-        """There is no whole request: wait for the rest of it, or say what is wrong with it."""
+        """Wait for the rest of an incomplete request, or answer the fault in it."""
         conversation, transport = self._conversation, self._transport
         if transport is None:
             return

@@ -88,7 +88,7 @@ class Connection:
         self._serving = False
         """h2 has seen a request, and takes what belongs to one."""
         self._since = now
-        """When what is incomplete began: preface, frame or header block."""
+        """The time when an incomplete part began: preface, frame or header block."""
         self._heard = now
         self._pinged: float | None = None
         self._block: tuple[int, int, list[bytes]] | None = None
@@ -100,7 +100,7 @@ class Connection:
         self._unsent: dict[int, tuple[bytes, float]] = {}
         """Bodies for which the client leaves no window: stream → rest, since when."""
         self._reset: dict[int, None] = {}
-        """Streams that we have reset of late: what the client had sent on them by then is thrown away."""
+        """Streams that we have reset recently: what the client had sent on them by then is thrown away."""
         self._learning: tuple[bytes, ...] | None = None
         self._oversized = False
         """The request that h2 is about to get had more headers than these."""
@@ -181,7 +181,7 @@ class Connection:
                 self._second_goaway()
 
     def tick(self, now: float) -> None:
-        """To be called about each half second: ends what has taken too long."""
+        """End what has taken too long. To be called about every half second."""
         limits = self._limits
         if self.over:
             return
@@ -283,7 +283,7 @@ class Connection:
             self._headers(begun, end_stream, b"".join(parts), now)
 
     def _headers(self, stream_id: int, end_stream: int, block: bytes, now: float) -> None:
-        """A whole header block: a request, or what follows the body of one."""
+        """A whole header block: a request, or the trailers behind a request's body."""
         try:
             found = decoded(block, self._h2.decoder)
         except OversizedHeaderListError:

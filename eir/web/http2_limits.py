@@ -17,9 +17,9 @@ class Http2Limits:
     """Bytes of a request's body."""
     preface_s: float = 10.0
     frame_s: float = 10.0
-    """From a frame's first byte to its last, and from the begin of a header block to its end."""
+    """Seconds from a frame's first byte to its last, and from the beginning of a header block to its end."""
     request_s: float = 10.0
-    """From a request's headers to its end."""
+    """Seconds from a request's headers to its end."""
     answer_s: float = 10.0
     """Seconds that a client may leave no window for an answer."""
     idle_s: float = 60.0

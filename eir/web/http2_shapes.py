@@ -1,4 +1,4 @@
-"""The headers that clients send again and again: by their names, in their order, where in a request is what.
+"""The headers that clients send again and again, by their names in order: where each part of a request is.
 
 Judging names costs more than reading values does, so each set of them is judged once, by h2. Imports nothing of ours.
 """
@@ -24,7 +24,7 @@ JUDGED = frozenset(
 
 
 class Shape(NamedTuple):
-    """Names of a request's headers, in their order, of which h2 has once found nothing wrong: where in it is what."""
+    """The names of a request's headers in order, in which h2 once found no fault, and the positions of the parts."""
 
     method: int
     path: int

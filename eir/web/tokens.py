@@ -26,7 +26,7 @@ ALGORITHMS: Final = ("ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS25
 TOKEN_BYTES_MAX: Final = 8192
 FILE_BYTES_MAX: Final = 1 << 20
 KEYS_MAX: Final = 16
-"""In force at once: a token that names no key is held against each."""
+"""Keys in force at once: a token that names no key is tried with each."""
 RSA_BITS_MIN: Final = 2048
 SUBJECT_CHARS_MAX: Final = 255
 REMEMBERED_MAX: Final = 4096
@@ -37,7 +37,7 @@ REFUSED_MAX: Final = 512
 BAD_ONES: Final = Allowance(burst=100, a_second=20)
 """Tokens of one peer that were looked into in vain; past that, only those that are known already are answered."""
 PEERS_MAX: Final = 4096
-"""Whose bad ones are counted; for a further one the one that came first is forgotten."""
+"""Peers whose bad tokens are counted; for a further one the one that came first is forgotten."""
 EARLY_S: Final = 5
 """Seconds before its `nbf` from which a token is accepted: clocks of two hosts differ."""
 
@@ -119,7 +119,10 @@ class Tokens:
         self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
 
     def renew(self, settings: TokenSettings, keys: Sequence[VerifyKey]) -> None:
-        """Go by these from now on. What a key that stays has verified is not verified again; what one that went has, is nothing."""
+        """Use these from now on.
+
+        What a remaining key has verified is not verified again; what a removed key has verified counts for nothing.
+        """
         stays = {each.thumbprint for each in keys} if settings == self._settings else set()
         self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
         self._verified = {token: verified for token, verified in self._verified.items() if verified.thumbprint in stays}
@@ -127,7 +130,7 @@ class Tokens:
         self._bad_ones.clear()
 
     def subject(self, authorization: bytes | None, peer: str) -> str | Denied:
-        """Whom the token of an Authorization header names (its `sub`: the NF instance that asks), or the refusal.
+        """The subject of the token in an Authorization header (its `sub`: the NF instance that asks), or the refusal.
 
         `peer`: label or address of the one that sends it.
         """

@@ -15,7 +15,7 @@ class Certificate(NamedTuple):
     """One certificate."""
 
     names: tuple[str, ...]
-    """Its DNS names; where it has none, its common name (RFC 6125 6.4.4: a last resort)."""
+    """Its DNS names; without any, its common name (RFC 6125 6.4.4: a last resort)."""
     not_before: datetime
     not_after: datetime
 

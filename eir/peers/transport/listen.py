@@ -1,4 +1,4 @@
-"""Accepting connections before anything is known of them, whatever the transport.
+"""Accepting connections over any transport, before anything is known of them.
 
 The node is asked before anything is made of a connection, since a TLS handshake costs more than a message does. Knows no TLS
 and no peer.
@@ -47,7 +47,7 @@ class Listener:
         return str(host), int(port)
 
     def configure(self, settings: SctpSettings) -> None:
-        """Take over settings for what is accepted from now on; a listener for SCTP has some. Raises OSError."""
+        """Take over settings for connections accepted from now on; they matter to SCTP only. Raises OSError."""
         for listening in self._listening:
             if listening.proto == socket.IPPROTO_SCTP:
                 sctp_options.prepare(listening, settings)

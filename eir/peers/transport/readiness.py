@@ -1,4 +1,4 @@
-"""When a socket that the loop has no transport for can be read or written, or is at its end.
+"""The readiness of a socket that the loop has no transport for: to be read, to be written, or at its end.
 
 uvloop gives a descriptor up when poll says POLLERR of it, and calls nobody: the end of an SCTP association would go unnoticed. So the
 loop watches an epoll instance, which never is in error, and that one watches the socket. Imports nothing of ours.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class Readiness:
-    """Calls `ready` while what is wanted is possible; an error of the socket counts as possible whatever is wanted."""
+    """Calls `ready` while one of the wanted events is possible; an error of the socket counts as any of them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, watched: socket.socket, ready: Callable[[], None]) -> None:
         self._loop = loop

@@ -34,7 +34,7 @@ class Carried(NamedTuple):
     """The payload of SCTP: messages that contain their own length. Each goes out as one message of SCTP."""
 
     ppid: int
-    """Payload protocol identifier of what is sent."""
+    """Payload protocol identifier of sent messages."""
     head: int
     """Octets of a message up to the end of its length."""
     length: Callable[[bytes | memoryview, int], int]
@@ -42,7 +42,7 @@ class Carried(NamedTuple):
     unordered: bool
     """A lost packet is to hold up no other message."""
     stream: Callable[[memoryview, int], int] | None = None
-    """The stream that a message goes over, of so many; None: 0."""
+    """The stream for a message, by the number of streams; None: stream 0."""
 
 
 DIAMETER = Carried(sctp.PPID_DIAMETER, 4, lambda octets, at: int.from_bytes(octets[at + 1 : at + 4]), unordered=True)
@@ -184,7 +184,7 @@ class SctpTransport(asyncio.Transport):
                 self._end(None)
 
     def abort(self) -> None:
-        """End the association at once, by ABORT (RFC 9260 9.1), whatever is unsent."""
+        """End the association at once, by ABORT (RFC 9260 9.1), even if something is unsent."""
         if not self._ended:
             with suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)

@@ -30,7 +30,7 @@ ADDRESSES_BYTES = 8192
 """Room for all addresses of one end."""
 _LIBC = ctypes.CDLL(None)
 SACK_DELAY_MS = 50
-"""Below the least RTO that operators use (100 ms): a peer must not send again what has come."""
+"""Milliseconds; below the least RTO that operators use (100 ms), so that a peer does not send again what has come."""
 _UNORDERED = 1
 """SCTP_UNORDERED of sinfo_flags (RFC 6458 5.3.2)."""
 _HEARTBEAT_ENABLE = 1

@@ -1,4 +1,6 @@
-"""TCP, and TLS on it: how a connection begins, and what no other transport has. The loop's own transports carry it.
+"""TCP, and TLS on it: the beginning of a connection, and all that no other transport has.
+
+The loop's own transports carry it.
 
 Another transport is a file like this one. Imports certificate.
 """
@@ -16,7 +18,7 @@ from eir.peers.transport.certificate import names_of_peer
 NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST"})
 """OpenSSL's reasons for bytes that are not TLS."""
 ENDED = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
-"""The other end has closed the connection, and says no more."""
+"""Errors after which the other end has closed the connection and says no more."""
 
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a RST."""
@@ -41,7 +43,10 @@ async def connect(protocol: asyncio.Protocol, host: str, port: int, tls: ssl.SSL
 
 
 def fault_text(fault: Exception, *, secure: bool) -> str:
-    """Why a connection could not be had, or has ended. `secure`: with TLS, where it may be the other end that objects."""
+    """The reason why a connection failed or ended.
+
+    `secure`: with TLS, where the other end may be the one that objects.
+    """
     reason = str(getattr(fault, "reason", None) or "")
     if secure and (isinstance(fault, ENDED) or "_ALERT_" in reason):
         said = reason.replace("_", " ").lower() if "_ALERT_" in reason else "it closed the connection"

@@ -23,7 +23,7 @@ MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFIC
 """OpenSSL's reasons for a key that belongs to another certificate."""
 FILE_BYTES_MAX = 1 << 20
 HTTP2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""With TLS 1.2: those that RFC 9113 9.2.2 does not forbid."""
+"""Ciphers for TLS 1.2 that RFC 9113 9.2.2 does not forbid."""
 
 
 @dataclass(frozen=True, slots=True)

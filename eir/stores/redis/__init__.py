@@ -45,7 +45,7 @@ UNCHANGED_PAUSE_S = 0.1
 
 
 class RedisStore(PageSetStore):
-    """Implements eir.record.store.ListStore on Redis. Connects when first asked. `report` hears of what is not an error.
+    """Implements eir.record.store.ListStore on Redis. Connects when first asked. `report` hears of anything that is not an error.
 
     Raises StoreError (`url`) for a URL that is not one of eir.stores.redis_url, see there also for `check`.
     """

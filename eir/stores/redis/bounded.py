@@ -11,7 +11,10 @@ class TooLong(RedisError):
 
 
 class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]  # the one that redis chose, as it found hiredis
-    """Takes answers apart as redis does, but holds no more than VALUE_BYTES_MAX, and what came with it, of one value."""
+    """Parses answers as redis does.
+
+    It holds no more of one value than VALUE_BYTES_MAX and the bytes that came with it.
+    """
 
     async def read_from_socket(self) -> bool:
         """Take some bytes more. Raises TooLong."""

@@ -1,4 +1,4 @@
-"""The history in Redis: the chain as a stream, refusals, and what both have to hold. All under one hash tag. Knows no list.
+"""The history in Redis: the chain as a stream, refusals, and the ledger of both. All under one hash tag. Knows no list.
 
 eir:{history}:ledger       hash: ledger (JSON: what both have to hold), stream (the name of the stream in force), form (of all that is here),
 done:LIST (the `change` of the last write of a list that the history has)
@@ -56,7 +56,7 @@ async def read_ledger(link: Link) -> tuple[Ledger, str]:
 
 
 async def newer(link: Link) -> str | None:
-    """Why nothing is changed there: what is there has a newer form than this program knows; None where it has not."""
+    """The reason why nothing is changed there: its form is newer than this program knows. None if it is not newer."""
     try:
         (form,) = await link.do("HMGET", LEDGER, "form")
     except StoreError as error:
@@ -273,7 +273,7 @@ async def trim(link: Link, until: str, bytes_max: int, event: Event) -> int:
 
 
 async def read_done(link: Link, names: Sequence[str]) -> dict[str, bytes | None]:
-    """For each list the `change` of its last write that the history has."""
+    """The `change` of each list's last write that the history has."""
     found = await link.do("HMGET", LEDGER, *(f"done:{name}" for name in names)) if names else []
     return dict(zip(names, found, strict=True))
 

@@ -88,7 +88,7 @@ class Link:
         return await self.call(str(commands[0][1]), send)
 
     async def call(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
-        """Run an operation with the client to the server that has the key. Raises StoreError for what redis raises.
+        """Run an operation with the client of the server that has the key. Raises StoreError for errors of redis.
 
         Once more where a cluster has moved the slot.
         """
@@ -188,7 +188,7 @@ class Link:
         return self._clients[where]
 
     async def _learned(self) -> RedisCluster:
-        """The cluster, once it is known who has what. Its commands go by clients of our own: it only says where to.
+        """The cluster, once its key ranges are known. It only says where to go: commands use clients of our own.
 
         Not by its `initialize`, which also asks one certain node for the commands that there are, and fails if that hangs.
         """

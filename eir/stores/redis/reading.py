@@ -51,7 +51,10 @@ class Row(Stored[PageSet]):
 
 
 async def read_row(link: Link, name: str, *, past: bool = False) -> Row | None:
-    """The record of a list; `lost` if the set in force is not there with all its fields. `past`: with what is kept, and what made it."""
+    """The record of a list; `lost` if the set in force is not there with all its fields.
+
+    `past`: also read the kept releases and the events.
+    """
     fields = ("state", "set", "fields", "change", "form", *(("past", "previous") if past else ()))
     state, set_id, count, change, form, *was = await link.do("HMGET", key(name, "state"), *fields)
     if state is None or set_id is None or change is None:
@@ -145,7 +148,10 @@ async def read_each(link: Link, row: Row, page_set: PageSet, numbers: Sequence[i
 
 
 async def read_in_set(link: Link, row: Row, page_set: PageSet, numbers: Sequence[int]) -> list[Page] | None:
-    """Those of the numbered pages that stand in a set, one that is `gone` too; None if the set is not whole. Raises StoreChanged."""
+    """Those of the numbered pages that are in a set, also those that are `gone`; None if the set is not whole.
+
+    Raises StoreChanged.
+    """
     names = [name for number in numbers for name in (number, f"{number}+")]
     there, found, (change,) = await link.do_all(
         ("HLEN", page_set.key), ("HMGET", page_set.key, *(names or ["0"])), ("HMGET", key(row.name, "state"), "change")

@@ -33,7 +33,7 @@ from eir.stores.write import (
 LISTS = "eir:lists"
 
 STAGING_S = 600
-"""A set that is being filled expires when nothing was added for so long."""
+"""A set that is being filled expires when nothing was added for this long (s)."""
 CHANGES_MAX = 100
 PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
 """Most pages and bytes that one command of a load writes: meanwhile Redis answers nobody else."""
@@ -41,7 +41,7 @@ REPLICA_WAIT_MS = 1_000
 FIELD_BYTES, ROUNDED_UP = 100, 1.2
 """Memory of a hash field: bytes besides its value, and bytes for each byte of the value."""
 AMENDED_TIMES = 2
-"""An amendment keeps pages as they were beside those as they are."""
+"""An amendment keeps old pages beside the new ones."""
 RESERVE_BYTES, RESERVE_SHARE = 16 << 20, 8
 """Memory that a load leaves free of maxmemory: this many bytes, or this fraction (1/8) of it if that is less."""
 
@@ -112,7 +112,7 @@ async def stage(link: Link, hash_key: str, pages: Sequence[Page], *, keep_gone: 
 
 
 def _fields(pages: Sequence[Page], *, keep_gone: bool = False) -> list[object]:
-    """The fields of a hash that pages take, each with its value behind it."""
+    """The fields that pages take in a hash, each followed by its value."""
     fields: list[object] = []
     for number, keys, extra in pages:
         if keys or extra or keep_gone:
@@ -181,7 +181,7 @@ async def commit(
 
 
 def _overtaken(name: str, before: bytes | None, now: bytes | None) -> StoreError:
-    """Why a switch cannot be: the list has another `change` than it had, or it has the same and what was staged went."""
+    """The error for an impossible switch: the list's `change` is another one now, or the staged set is gone."""
     if now is None or now == before:
         return StoreError(
             "staging_lost",

@@ -26,9 +26,9 @@ from eir.stores.sqlite.file import NUMBER_MASK, File, checkpoint, find, form_of
 from eir.stores.write import Batches, PageSetStore, Stored, Undo, Wanted, portions, without_gap
 
 POLL_S = 0.1
-"""Between looks at the generations in `wait`: a look costs some 100 µs."""
+"""Seconds between looks at the generations in `wait`; a look costs some 100 µs."""
 PORTION_PAUSE_S = 0.005
-"""Between a load's transactions, so that another process gets the write lock in the middle of it."""
+"""Seconds between a load's transactions, so that another process gets the write lock in the middle of it."""
 READ_PAGES_MAX, READ_BYTES = 512, 1 << 16
 """Most pages and bytes that one statement reads while a list is read."""
 
@@ -69,7 +69,7 @@ class SqliteStore(PageSetStore):
     """Implements eir.record.store.ListStore over one file, which is made if it is not there and opened when first asked."""
 
     def __init__(self, path: Path, *, upgrades: bool = True, report: Report = silent) -> None:
-        """`upgrades`: a file of an older form is brought to this one, which `report` is told before; else it is read as it is."""
+        """`upgrades`: bring a file of an older form to this one, and tell `report` before; else it is read as it is."""
         self.path = path
         self._file = File(path, history.upgrade, upgrades=upgrades, report=report)
 
@@ -91,7 +91,10 @@ class SqliteStore(PageSetStore):
         await self._file.call(writing.make_room, name, pages, amends)
 
     async def _write(self, name: str, seen: int, wanted: Wanted | Undo, batches: Batches | None = None) -> ListState:
-        """A whole list goes to a set of its own first; one transaction does the rest. What it staged is given up if it fails."""
+        """Write a whole list to a set of its own first, and the rest in one transaction.
+
+        Staged pages are given up on failure.
+        """
         if batches is None:
             return await self._file.call(writing.commit, name, seen, wanted, None)
         staged = await self._file.call(writing.begin_set, name, seen)

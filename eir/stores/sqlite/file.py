@@ -1,4 +1,4 @@
-"""The file: its schema, a connection to it in a thread of its own, its faults by cause. Knows nothing of what a list is.
+"""The file: its schema, a connection to it in a thread of its own, its faults by cause. Does not know what a list is.
 
 Imports eir.errors, eir.pages.pages and the form of eir.stores.records.
 """
@@ -94,7 +94,7 @@ CAUSES = {
 }  # fmt: skip
 """Our causes, by the name of SQLite's error."""
 REOPEN = frozenset({"corrupt", "io", "cannot_open", "readonly"})
-"""After these the connection is of no more use."""
+"""Causes after which the connection is useless."""
 NO_ROOM = frozenset({"full", "io", "cannot_open"})
 """Causes after which a file may not open on a full disk: even a reader creates a file of shared memory beside it."""
 STILL_S = 1.0

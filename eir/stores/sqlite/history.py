@@ -1,4 +1,4 @@
-"""The history in the file: the chain, refusals, and what both have to hold. Functions of the connection.
+"""The history in the file: the chain, refusals, and the ledger of both. Functions of the connection.
 
 The table `records` is the chain, number → text, in which anyone can look with SQL; `refusals` has key → text (eir.record.history),
 and `ledger` in its one row what both have to hold (JSON).
@@ -111,7 +111,7 @@ def rewrite(
     *,
     exact: bool,
 ) -> None:
-    """Put records in the place of those after a number, and refusals beside those that are there, or in their place."""
+    """Replace the records after a number; add refusals to those that are there, or replace them."""
     with transaction(db):
         if seen is None:
             for table in ("records", "refusals", "ledger"):

@@ -24,13 +24,13 @@ PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
 WRITE_PAGES_MAX = 512
 """Most pages that one statement writes."""
 SET_IDLE_S = 600
-"""A set that is being filled and was not touched for so long belongs to a load that died."""
+"""A set that is being filled and was not touched for this long (s) belongs to a load that died."""
 RESERVE_BYTES = 2 * WAL_BYTES_MAX
 """Bytes that a load leaves free on the disk: for the write-ahead log, and as much again for later writes there."""
 AMENDED_TIMES = 2
 """An amendment writes pages as they were and as they are, to the log and to the file."""
 DB_PAGE_BYTES, LEAF_BYTES, ROW_BYTES = 4096, 4084, 16
-"""SQLite's page, what of it rows may take, and what a row takes besides its content."""
+"""SQLite's page, the bytes in it for rows, and those of a row besides its content."""
 CHANGES_MAX = 1_000
 """Steps that are kept for each list."""
 
@@ -91,7 +91,7 @@ def _event(text: str | None) -> Event | None:
 
 
 def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: bool) -> None:
-    """Raise StoreError (full) if the disk has no room for these pages. Sets of no more use are cleared away before."""
+    """Raise StoreError (full) if the disk has no room for these pages. Useless sets are cleared away before."""
     sizes = [len(keys) + len(extra) for _, keys, extra in pages]
     if amends:
         numbers = json.dumps([page.number for page in pages])
@@ -110,7 +110,7 @@ def file_bytes(sizes: Sequence[int]) -> int:
 
 
 def _told(db: sqlite3.Connection) -> tuple[str, str]:
-    """The file, and what to do if there is no room for it."""
+    """The file, and advice for when it has no room."""
     return _path(db), f"make room on the disk of {Path(_path(db)).parent}, and do it again"
 
 
