@@ -36,7 +36,7 @@ def is_digits(text: str) -> bool:
 
 
 def typed(text: str) -> str:
-    """An identifier as it is typed off a box, without its blanks and dashes; anything else as it is."""
+    """An identifier as typed off a box, without its blanks and dashes; any other text unchanged."""
     plain = "".join(character for character in text if not character.isspace() and character not in DASHES)
     return plain if plain and HEX_DIGITS.issuperset(plain) else text
 
@@ -64,7 +64,7 @@ def meid_key(text: str) -> int:
 
 
 def device_key(text: str) -> int:
-    """The key of what a person typed or a list holds: an IMEI, an IMEISV, or a MEID.
+    """The key of an identifier that a person typed or a list holds: an IMEI, an IMEISV, or a MEID.
 
     Raises IdentifierError for anything else.
     """
@@ -92,7 +92,7 @@ def odd_key(text: str) -> int:
 
 
 def any_key(text: str) -> int:
-    """The key of whatever a device calls itself: an IMEI, an IMEISV, a MEID, or else `odd_key`. Raises IdentifierError as that does."""
+    """The key of any device: an IMEI, an IMEISV, a MEID, or else `odd_key`. Raises IdentifierError as that does."""
     try:
         return device_key(text)
     except IdentifierError:

@@ -110,7 +110,7 @@ class StoreError(EirError):
 
 
 class GenerationConflict(StoreError):
-    """The list changed between what the loader saw and what it wanted to write; nothing was written."""
+    """The list changed after the loader saw it and before the write; nothing was written."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("conflict", detail)

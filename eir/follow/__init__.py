@@ -1,1 +1,4 @@
-"""From a store's changes to the lists in memory, and this node's last good copy. Knows no particular store."""
+"""Follows a store's changes with the lists in memory, and with this node's last good copy.
+
+Knows no particular store.
+"""

@@ -62,7 +62,7 @@ class _Keep:
 
     state: ListState
     pages: Sequence[Page] | None
-    """Those that differ from the state before; None if the list must be read whole."""
+    """Pages that differ from the state before; None if the list must be read whole."""
     due: float = 0.0
     """Before then it is not tried (time.monotonic)."""
 
@@ -137,7 +137,7 @@ class CopyKeeper:
         self._failed(cause, error, name)
 
     async def _tried(self, name: str, wanted: _Keep | _Heal, heavy: Heavy) -> bool:
-        """As _is_done; a fault of before is over where it was done without another one."""
+        """As _is_done; an earlier fault is over once it was done without another one."""
         before = self._told
         is_done = await self._is_done(name, wanted, heavy)
         if is_done and self._told == before:

@@ -1,4 +1,4 @@
-"""From a store's changes to images of the lists, in a process that answers nobody.
+"""Follows a store's changes with images of the lists, in a process that answers nobody.
 
 Whatever is taken over is proved first: its generation by the state that came with it, its pages by the content digest. What
 cannot be proved is not taken over, and what is in force stays so, as it does when the store is away or has lost data.
@@ -29,14 +29,14 @@ WAIT_S = 1.0
 """The states are read at least this often, whatever the store tells by itself."""
 RETRY_S = 1.0
 REST_TIMES, REST_MAX_S = 10, 0.1
-"""After changes were taken over the follower rests for so many times as long as that took: changes that come one upon another, as a
-register feeds them, are taken over together, and leave the processor to checks."""
+"""After taking over changes, the follower rests this many times as long as that took, up to the maximum (s). So changes
+that come in quick succession, as from a register, are taken over together, and the processor is free for checks."""
 OFTEN_S, OFTEN = 1.0, 5
-"""A list whose last so many changes came within this time of each other is fed so."""
+"""A list is fed like that if this many changes in a row came within this time (s) of each other."""
 READ_AGAIN_MAX = 5
 """Times that a list is read again at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt", "image"})
-"""Causes that concern one list, not the store: its pages, or that there is no room for an image of it."""
+"""Causes that concern one list, not the store: its pages, or a lack of room for its image."""
 UNPROVED_RETRY_S, UNPROVED_RETRY_MAX_S = 1.0, 60.0
 """Pause before a list that could not be taken over is read again; it doubles."""
 UNREADABLE_RETRY_S = 5.0
@@ -66,7 +66,7 @@ class Follower:
         self.errors: Counter[str] = Counter()
         """Failures by cause; `lost_data`: a list was found to be less in the store than it was."""
         self.lost: dict[str, str] = {}
-        """Lists that are in force from memory while the store shows less, and what it shows."""
+        """Lists in force from memory of which the store shows less, and what it shows."""
         self.from_copy: set[str] = set()
         """Lists in force that came from the last good copy and that the store has not shown since."""
         self._store, self._index, self._report, self._on_switch = store, index, report, on_switch
@@ -80,11 +80,13 @@ class Follower:
         self._unproved: dict[str, tuple[float, float]] = {}
         self._said: dict[tuple[str, str], float] = {}
         self._lately: dict[str, tuple[int, float]] = {}
-        """For each list how many changes in a row came within OFTEN_S of each other, and when the last of them was taken over (monotonic)."""
+        """For each list, how many changes in a row came within OFTEN_S of each other, and when the last was taken over
+        (monotonic)."""
         self._rest_s = 0.0
-        """After the pass that goes on."""
+        """Seconds of rest after the pass in progress."""
         self.in_step_at = time.monotonic()
-        """When it was last certain that what is in force is what the store holds (time.monotonic); up to WAIT_S ago is normal."""
+        """The last time (time.monotonic) at which the lists in force were certainly those in the store; up to WAIT_S
+        ago is normal."""
 
     @property
     def copy_faults(self) -> Mapping[str, str]:
@@ -189,7 +191,7 @@ class Follower:
             self.in_step_at = time.monotonic()
 
     async def _follow(self, name: str, stored: ListState | None) -> bool:
-        """Bring one list up to date; True if it is what the store holds."""
+        """Bring one list up to date; True if it is now as in the store."""
         entries = self._index.lists.get(name)
         if entries is None:  # the configuration was changed meanwhile
             return True
@@ -323,7 +325,7 @@ class Follower:
 
     @contextmanager
     def _faults_told(self, name: str | None = None, *, of_copy: bool = False) -> Iterator[None]:
-        """Faults end what is done in it; they are counted and told, and the task goes on."""
+        """A context that a fault ends; the fault is counted and reported, and the task goes on."""
 
         def fault(cause: str, error: Exception) -> None:
             if of_copy and self._keeper is not None and name is not None:
@@ -383,7 +385,7 @@ async def _batches(source: ListStore, name: str) -> AsyncGenerator[tuple[ListSta
 
 
 async def _made(name: str, work: Callable[[], Image]) -> Image:
-    """An image that is made in a thread: whoever asks this process something meanwhile is answered."""
+    """An image made in a thread, so that others who ask this process meanwhile are answered."""
     try:
         return await asyncio.to_thread(work)
     except OSError as error:  # a limit on memory or on the size of files

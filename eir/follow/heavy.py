@@ -1,4 +1,7 @@
-"""Work on a large list, which keeps a processor busy for a while: whoever runs a follower may have it stand back behind checks."""
+"""Work on a large list, which keeps a processor busy for a while.
+
+The owner of a follower may have it stand back behind checks.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -48,15 +48,15 @@ class HistoryKeeper:
         self._waiting: deque[Event] = deque(maxlen=WAITING_MAX)
         self._trimmed_at: float | None = None
         self._refusals = ""
-        """Those of the store that were last taken over."""
+        """The refusals of the store that were last taken over."""
         self._unrecorded: dict[str, tuple[ListState, float | None]] = {}
-        """For each list the state that was last looked at, and since when it has no record (None: it has one)."""
+        """The state of each list at the last look, and the time since which it has no record (None: it has one)."""
         self._told: set[str] = set()
-        """Lists without a record of which the log has told."""
+        """Lists without a record that the log has reported."""
         self.newest = Ledger()
         """The store's, when it was last read."""
         self.differs = ""
-        """Why the store's history does not continue this node's copy; empty if it does."""
+        """The reason why the store's history does not continue this node's copy; empty if it does."""
 
     @property
     def unrecorded(self) -> list[str]:
@@ -154,13 +154,13 @@ class HistoryKeeper:
                 ours = await copy.ledger()
 
     async def _anchor(self, ledger: Ledger) -> None:
-        """Tell the log of each newest record: whoever keeps the log can hold the history's end against it."""
+        """Report each newest record to the log: anyone who keeps the log can hold the history's end against it."""
         if (ledger.number, ledger.digest) != (self.newest.number, self.newest.digest):
             self._report("history_at", record=ledger.number, digest=ledger.digest)
         self.newest = ledger
 
     async def _hold(self, store: ListStore, lists: Sequence[str]) -> None:
-        """Look whether each list in the store is what its newest record made."""
+        """Check that each list in the store is what its newest record made."""
         before, self._unrecorded = self._unrecorded, {}
         for name in lists:
             try:
@@ -186,7 +186,7 @@ class HistoryKeeper:
 
 
 async def _unlinked(store: ListStore, ours: Ledger, theirs: Ledger) -> str:
-    """Why the store's records behind the copy's were not written behind them, each behind the one before it; nothing if they were."""
+    """The reason why the store's newer records do not continue the copy as a chain; empty if they do."""
     number, digest = ours.number, ours.digest if ours.number else None  # a node's first look takes what there is
     async for batch in store.records(ours.number):
         if number and batch[0].number != number + 1:
@@ -232,7 +232,7 @@ async def give_back(store: ListStore, copy: ListStore, who: str) -> str | None:
 
 
 async def _looked_at(store: ListStore) -> tuple[Ledger, str]:
-    """The store's ledger, and what is wrong with the history there, by a look at both of its ends; nothing if all is well."""
+    """The store's ledger, and the fault of its history by a look at both of its ends; empty if it has no fault."""
     for _ in range(READ_AGAIN_MAX):
         try:
             ledger = await store.ledger()

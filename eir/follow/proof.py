@@ -14,7 +14,7 @@ PROOF_MASK = (1 << 64) - 1
 
 
 class Proof:
-    """For each page in memory its mark, the low 64 bits of its digest: 16 bytes a page."""
+    """The mark of each page in memory, the low 64 bits of its digest: 16 bytes a page."""
 
     __slots__ = ("_amended", "_marks", "_numbers")
 

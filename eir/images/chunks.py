@@ -19,7 +19,7 @@ BLOCK_BITS = 16
 BLOCKS: Final = 0xFFFF
 """Those of a page's bits that say which of its 16 blocks it has."""
 WHOLE, WHOLE_UNTIL, ENDS = 1 << 16, 1 << 17, 1 << 18
-"""The whole page is listed; it is until a time; some of its own rows end."""
+"""Bits for a page that is listed whole, for one that is until a time, and for one with rows of its own that end."""
 
 Numbers = NDArray[Any]
 
@@ -47,7 +47,7 @@ def chunk_of(keys: Numbers) -> Chunk:
 
 
 def chunk_of_pages(pages: Numbers, remainders: Numbers) -> Chunk:
-    """As chunk_of: for each key the number of its page, and what is left of it."""
+    """As chunk_of, from the number of each key's page, and the key's remainder in it."""
     if not len(pages):
         return Chunk(*(np.empty(0, form) for form in (np.uint64, np.uint32, np.uint32, np.uint16)))
     uppers = remainders >> np.uint32(BLOCK_BITS)
@@ -67,7 +67,7 @@ class PageRows:
 
     number: int
     keys: Numbers
-    """Remainders in ascending order, of what is listed singly."""
+    """Remainders of the identifiers listed singly, in ascending order."""
     ends: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
     counts: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
     """Pairs: how many IMSIs each key has, which then are rows of their own."""
@@ -137,7 +137,7 @@ def replaced(old: Chunk, wanted: Numbers, new: Chunk) -> Chunk:
 
 
 def _bounds(of: Chunk) -> Chunk:
-    """For each array of a chunk, where in it what belongs to each page begins; and the array's end."""
+    """The positions in each array of a chunk at which each page's part begins; and the array's end."""
     pages, blocks = np.arange(len(of.numbers) + 1), begins(blocks_of(of.bits))
     keys, with_ends, tacs = begins(of.sizes)[blocks], begins(of.bits & ENDS != 0), begins(of.bits & WHOLE_UNTIL != 0)
     devices = keys if len(of.counts) else np.zeros_like(keys)
@@ -147,7 +147,7 @@ def _bounds(of: Chunk) -> Chunk:
 
 
 def _spliced(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbers:
-    """`old`, with stretches of `new` in place of its own: where these begin and end are two rows each."""
+    """`old`, with stretches of `new` in place of its own: two rows each say where these begin and end."""
     pieces: list[Numbers] = []
     done = 0
     for kept_to, kept_from, first, last in zip(*goes.tolist(), *comes.tolist(), strict=True):

@@ -36,7 +36,7 @@ _DEVICES = (
     ("end_starts", "<u4"), ("ends", "<u4"), ("tac_pages", "<u4"), ("tac_ends", "<u4"), ("pair_ends", "<u4"), ("imsis", "<u8"),
 )  # fmt: skip
 SECTIONS: Final = (*_DEVICES, *((f"subscriber_{name}", form) for name, form in _DEVICES[:9]))
-"""In their order. Lists of pairs have a second set of arrays, for their IMSIs; of one's rows the end that is last counts."""
+"""The arrays in order. Lists of pairs have a second set, for their IMSIs; of one IMSI's rows the latest end counts."""
 HEADER = Struct("<8sIIQ32x")
 """Magic, version, number of sections, size; the rest is free."""
 SECTION = Struct("<QQ")
@@ -44,7 +44,7 @@ BODY_AT: Final = -(-(HEADER.size + SECTION.size * len(SECTIONS)) // ALIGNED) * A
 
 
 class ImageError(ValueError):
-    """These bytes are no image that this version can use."""
+    """These bytes are not an image that this version can use."""
 
 
 class _Table:
@@ -108,7 +108,7 @@ class _Table:
         return found
 
     def ends_of(self, place: int) -> "memoryview | None":
-        """When the rows of a page end; None if none does."""
+        """The ends of the rows of a page; None if no row ends."""
         if not self.bits[place] & ENDS:
             return None
         at = int(np.searchsorted(self.end_pages, place))
@@ -157,7 +157,7 @@ class Image:
         os.close(self.descriptor)
 
     def fileno(self) -> int:
-        """The descriptor, for what hands images on."""
+        """The descriptor, for handing the image on."""
         return self.descriptor
 
     @classmethod
@@ -274,7 +274,7 @@ def _mapped(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
 
 
 def _arrays(image: memoryview) -> dict[str, Numbers]:
-    """The arrays of an image, which are what one another say. Raises ImageError."""
+    """The arrays of an image, once they agree with one another. Raises ImageError."""
     magic, version, count, said = HEADER.unpack_from(image)
     if (magic, version, count) != (MAGIC, VERSION, len(SECTIONS)):
         raise ImageError(

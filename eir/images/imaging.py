@@ -1,4 +1,4 @@
-"""From the pages of a list, as stores keep them, to its image (eir.images.image)."""
+"""Converts the pages of a list, as stores keep them, to its image (eir.images.image)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -79,7 +79,7 @@ def rows_of(page: Page) -> PageRows | None:
 
 
 def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
-    """The columns of pairs of these pages, which have so many devices each. Raises ValueError if one is damaged."""
+    """The columns of pairs of these pages, with their numbers of devices. Raises ValueError if one is damaged."""
     sections = [decode_sections(page.extra) for page in pages]
     if any(said.until for said in sections):
         raise ValueError("a page has ends out of place")

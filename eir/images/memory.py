@@ -49,7 +49,7 @@ class MappedFile:
         """All of it."""
 
     def gather(self, size: int) -> None:
-        """Have that much of it in pages of 2 MB, for all who map it; where the kernel cannot, it stays as it is."""
+        """Have that much of it in pages of 2 MB, for all who map it; if the kernel cannot, nothing changes."""
         _LIBC.madvise(self._address, size, MADV_COLLAPSE)
 
     def drop(self, done: int) -> int:

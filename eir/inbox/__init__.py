@@ -1,1 +1,4 @@
-"""The drop folder: what lies in it, which releases of it are loaded, in which order. May import changes and what it may."""
+"""The drop folder: its content, the releases in it that are loaded, and their order.
+
+May import changes and what it may.
+"""

@@ -46,7 +46,7 @@ class Delivery:
 
 
 def verified(name: str, folder: Path, listing: Listing, lists: Mapping[str, ListSettings], now: datetime) -> Delivery:
-    """The delivery, and what its signatures are worth at this moment. Raises OSError for a fault of this host."""
+    """The delivery, with its signatures verified as of now. Raises OSError for a fault of this host."""
     first, *further = (signature for signature in signature_names(name) if signature in listing)
     if not is_plain_name(name):
         return Delivery(

@@ -1,4 +1,4 @@
-"""A drop folder: what lies in it, what of it is whole, when to look closer, and the two rooms that files are moved to.
+"""A drop folder: its content, the complete part of it, the time of the next look, and the two rooms for files.
 
 Files come in any order and in halves, change while they are read, or are links: everything is moved through descriptors that
 no link leads astray. What is here reads names, sizes and times, and no content.
@@ -107,7 +107,7 @@ class Watch:
         return since >= CHANGED_AGAIN_S or any(all(settled(item, now) for item in items) for items in fresh.values())
 
     def passed(self, listing: Listing, again_s: float | None, now: float) -> None:
-        """A pass was made of what `listing` shows."""
+        """A pass over the content of `listing` was made."""
         self._seen, self._passed_at = listing, now
         self._again_at = float("inf") if again_s is None else now + again_s
 

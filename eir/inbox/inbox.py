@@ -1,4 +1,4 @@
-"""One pass over the drop folder: which releases in it are loaded, in which order, and what becomes of each.
+"""One pass over the drop folder: the releases in it that are loaded, their order, and the outcome of each.
 
 Nothing is believed but what lists.release and lists.load believe, and each release is verified once; one that is not whole
 waits; one that is finished goes to `accepted/` or, with a text that says why, to `refused/`. What is not the release's fault
@@ -75,7 +75,7 @@ class Pass:
 
     taken: tuple[Taken, ...] = ()
     again_s: float | None = None
-    """When to look again although no file changes; None: then there is nothing to look for."""
+    """Seconds until the next look even if no file changes; None: a look would find nothing."""
     strays: tuple[str, ...] = ()
     """Files that no release names yet."""
     elsewhere: bool = False
@@ -124,7 +124,7 @@ class Attempts:
         return self._read().get(digest, 0)
 
     def forget(self, digest: str = "") -> None:
-        """The load, else the one that goes on, ends for a reason of its own, or because somebody wants it to."""
+        """Forget a load, or else the one in progress: it ended for its own reason, or because somebody wants it to."""
         self._write({noted: count for noted, count in self._read().items() if noted != (digest or self._going_on)})
 
     def _read(self) -> dict[str, int]:
@@ -140,7 +140,7 @@ class Attempts:
 
 
 class _Delay(NamedTuple):
-    """Why a release cannot be taken yet; `bounded`: past the patience that counts as final."""
+    """The reason why a release cannot be taken yet; `bounded`: past the patience that counts as final."""
 
     reason: str
     detail: str
@@ -182,7 +182,7 @@ async def take_in(terms: PassSettings) -> Pass:
 
 
 class _Turn:
-    """One pass: the folder as it was found, open, and what became of what lay there."""
+    """One pass: the open folder as it was found, and the outcome of everything in it."""
 
     def __init__(self, terms: PassSettings, rooms: Rooms) -> None:
         self.terms = terms
@@ -192,7 +192,8 @@ class _Turn:
         self._rooms = rooms
         self._listing = look(rooms.drop)
         self._looked = terms.clock().timestamp()
-        """When: so that of two releases the later one does not settle before the earlier one, while the pass goes on."""
+        """The time of the look, so that of two releases the later one does not settle before the earlier one during the
+        pass."""
         self._began = time.monotonic()
         self._away: set[str | None] = set()
         """Lists whose store failed in this pass, and None if one did."""
@@ -261,7 +262,7 @@ class _Turn:
         return delivery.release is not None and self.terms.attempts.of(delivery.release.digest) > 0
 
     async def _handled(self, delivery: Delivery, others: set[str]) -> None:
-        """Take one; whatever goes wrong with it is said of it alone."""
+        """Take one delivery; anything that goes wrong with it is reported for it alone."""
         if delivery.list in self._away:
             return
         try:
@@ -314,7 +315,7 @@ class _Turn:
         return None
 
     async def _refuse(self, delivery: Delivery, others: set[str], refused: ReleaseRefused) -> None:
-        """To the refused, with the history if nobody else has written it."""
+        """Move a delivery to the refused, with a record in the history if nobody else has written it."""
         release = delivery.release
         if release is not None:
             refused.list_name, refused.serial = release.manifest.list, release.manifest.serial
@@ -327,7 +328,7 @@ class _Turn:
         return Loader(terms.lists, terms.store, terms.who, terms.clock(), terms.marks or {})
 
     async def _delay(self, delivery: Delivery) -> _Delay | None:
-        """Why the release cannot be taken yet; None if it can be, or can be refused."""
+        """The reason why the release cannot be taken yet; None if it can be, or can be refused."""
         refused = delivery.refused
         if refused is not None:
             if refused.reason in OURS:
@@ -372,7 +373,10 @@ class _Turn:
         return changed + self.terms.patience_s - self.terms.clock().timestamp()
 
     async def _move(self, delivery: Delivery, others: set[str], taken: Taken) -> None:
-        """To where it belongs, its data first: as long as its signature is there, a later pass ends what this one began."""
+        """Move a delivery to its place, data first.
+
+        While its signature is there, a later pass ends what this one began.
+        """
         files = [] if delivery.release is None else delivery.release.manifest.files
         names = [file.name for file in files if file.name not in others and file.name in self._listing]
         if taken.outcome == REFUSED:
@@ -395,7 +399,7 @@ class _Turn:
         return False
 
     def _put_away(self, names: Sequence[str], about: str, taken: Taken) -> None:
-        """Move files, and beside them what is said about one of them."""
+        """Move files, and put a text about one of them beside them."""
         self._gone.update(names)
         text_name = f"{os.fsdecode(os.fsencode(about)[:TEXT_NAME_BYTES_MAX])}.txt"
         try:

@@ -61,7 +61,7 @@ def sections(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[
 
 
 def each(content: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
-    """A value for each of so many rows, out of what `sections` gives. Raises ValueError if there are more or fewer."""
+    """A value for each row, from the content that `sections` gives. Raises ValueError if there are more or fewer."""
     values = np.frombuffer(content or bytes(8), np.dtype(kind).newbyteorder("<")).astype(kind, copy=False)
     if not content or len(values) == 1:
         return np.full(rows, values[0])

@@ -59,7 +59,10 @@ class Page(NamedTuple):
 
     @property
     def tac(self) -> TacEntry | None:
-        """The TAC as an entry of its own; None if it is not listed as a whole. Raises ValueError if that is cut short."""
+        """The TAC as an entry of its own; None if it is not listed as a whole.
+
+        Raises ValueError if the entry is cut short.
+        """
         if self.extra[:1] != _TAC_TAG:
             return None
         content = self.extra[TAC_HEAD:TAC_BYTES]

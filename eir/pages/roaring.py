@@ -23,7 +23,7 @@ Remainders = NDArray[np.uint32]
 """Keys of pages, modulo PAGE_KEYS."""
 
 ARRAY_KEYS = 4096
-"""Keys to which a container is an array, unless runs are shorter; and a page of no more has no bitset containers."""
+"""Keys up to which a container is an array, unless runs are shorter; a page with no more has no bitset containers."""
 CONTAINERS_MAX = 16
 """Containers of 2^16 keys each that a page's 10^6 keys can lie in."""
 NOT_ARRAYS = "a page is not made of arrays"
@@ -33,7 +33,7 @@ _COOKIE = (12346).to_bytes(4, "little")
 """The first bytes of a bitmap of array and bitset containers, without runs."""
 _HEADS = [_COOKIE + containers.to_bytes(4, "little") for containers in range(CONTAINERS_MAX + 1)]
 _HEAD, _CONTAINER = 4, 4
-"""Units of two bytes: of cookie and number of containers together; of what is said of one container."""
+"""Units of two bytes: in cookie and number of containers together; in the head of one container."""
 
 
 def encode_keys(bitmap: BitMap) -> bytes:
@@ -55,7 +55,7 @@ def encode_sorted(low: Remainders) -> bytes:
 
 
 def is_fresh(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """For each of sorted values (one at least) whether it differs from the one before."""
+    """For each of the sorted values (at least one), True if it differs from the one before."""
     fresh = np.empty(len(values), bool)
     fresh[0] = True
     np.not_equal(values[1:], values[:-1], out=fresh[1:])
@@ -90,7 +90,7 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
 
 
 def may_be_arrays(stored: bytes) -> bool:
-    """True if these keys may have the form that ArrayPages takes, and are no more than ARRAY_KEYS."""
+    """True if these keys may have the form that ArrayPages takes, and are at most ARRAY_KEYS."""
     if stored[:4] != _COOKIE or len(stored) < 2 * _HEAD:
         return False
     return len(stored) <= 2 * (_HEAD + _CONTAINER * stored[4] + ARRAY_KEYS)

@@ -33,7 +33,7 @@ class TrustedClock:
         return self._time
 
     def now(self, wall: float, monotonic: float) -> float:
-        """The time to go by, from what both clocks show now."""
+        """The time to use, from the readings of both clocks."""
         # The monotonic clock says nothing about the time before the process began.
         begins = self._monotonic is None and not self._time
         expected = self._time + (0.0 if self._monotonic is None else monotonic - self._monotonic)

@@ -71,14 +71,14 @@ def folded(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold, Ledg
 
 
 def left_out(folds: Sequence[Fold]) -> Sequence[Fold]:
-    """Those that go where there are too many."""
+    """The folds to drop if there are too many."""
     if len(folds) <= FOLDS_MAX:
         return ()
     return sorted(folds, key=lambda fold: int(_read(fold.text)["at"]))[: len(folds) - FOLDS_MAX + FOLDS_MAX // 10]
 
 
 def with_folds(ledger: Ledger, folds: Iterable[Fold], times: int = 1) -> Ledger:
-    """The ledger with these folds besides, or less them (`times` -1)."""
+    """The ledger with these folds added, or taken out (`times` -1)."""
     texts = [fold.text for fold in folds]
     refused = max([ledger.refused, *(int(_read(text)["at"]) for text in texts)])
     return replace(
@@ -107,7 +107,10 @@ def rewritten(ledger: Ledger, first: Record | None, last: Record | None, size: i
 
 
 def overdue(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int) -> Sequence[Record]:
-    """Those of the oldest records that are to go: of before a time, or while all take more than that. The newest one stays."""
+    """The oldest records that are to go: those before a time, or while all take more than `bytes_max`.
+
+    The newest one stays.
+    """
     too_much = ledger.bytes - bytes_max
     for at, record in enumerate(records):
         if record.number == ledger.number or (too_much <= 0 and read_record(record).time >= until):

@@ -21,7 +21,7 @@ def check_reason(text: str) -> None:
 
 
 class Reasons:
-    """Texts that a reason byte stands for, in the order in which they first appeared; the first is empty: no reason."""
+    """The texts of reason bytes, in the order in which they first appeared. The first is empty: no reason."""
 
     def __init__(self, known: Sequence[str] = ()) -> None:
         """`known`: those that a list's pages refer to already."""
@@ -30,12 +30,12 @@ class Reasons:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """As a state carries them; empty if no row had a reason."""
+        """The texts as a state carries them; empty if no row had a reason."""
         return tuple(self._texts) if len(self._texts) > 1 else ()
 
     @property
     def known(self) -> Sequence[str]:
-        """Those that have a byte of their own."""
+        """The reasons that have a byte of their own."""
         return self._texts[:REASONS_MAX]
 
     def index(self, text: str) -> int:
@@ -49,7 +49,7 @@ class Reasons:
 
 
 async def reason_byte(text: str, state: ListState, store: ListStore, name: str) -> tuple[int, tuple[str, ...]]:
-    """The byte for one more reason of a list, and what the list's bytes stand for then.
+    """The byte for one more reason of a list, and the texts of the list's bytes then.
 
     A full release brings all its reasons, but operators' reasons pile up over the years: so the byte of a reason that no
     entry has any more is used again. Raises GenerationConflict, StoreError.
@@ -71,7 +71,7 @@ async def reason_byte(text: str, state: ListState, store: ListStore, name: str) 
 
 
 def reason_text(state: ListState, byte: int) -> str:
-    """The text that a reason byte of a list stands for; empty for none."""
+    """The text that a reason byte of a list stands for; empty for no reason."""
     if not byte:
         return ""
     return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON

@@ -35,9 +35,10 @@ class Layout:
 
     name: str
     columns: Mapping[str, str | int]
-    """For what eir.rows.layout knows of a row (`imei`, `reason` …) the column's name, in lower case, or its position from 1."""
+    """The column's name in lower case, or its position from 1, for each field of a row (`imei`, `reason` …; see
+    eir.rows.layout)."""
     subjects: Mapping[str, tuple[tuple[str, ...], ...]]
-    """For each kind of list, which columns may identify what a row is about."""
+    """The columns that may identify the subject of a row, for each kind of list."""
     declared: bool = False
     """The configuration declares it: every column must be there, and other columns are ignored."""
     names: bool = True
@@ -47,7 +48,7 @@ class Layout:
     header: Record | None = None
     """A record before all other lines."""
     skip: int = 0
-    """Lines behind it that mean nothing."""
+    """Lines behind it that are skipped."""
     trailer: Record | None = None
     """A record behind all other lines."""
     dates: str | None = None
@@ -93,7 +94,7 @@ class Source:
     patience_s: float = 3600.0
     """Seconds for which it may be unreachable before that is an alert."""
     acknowledge: bool = False
-    """It is told what the node has in force."""
+    """True if the source is told what the node has in force."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ class ListSettings:
     growth_max: float = 0.20
     """Fractions of the devices in force that one change may take away, and that it may add."""
     change_min: int = 1000
-    """Devices that go or come: fewer are within both limits, whatever part of the list they are."""
+    """A change of fewer devices is within both limits, whatever share of the list they are."""
     range_tacs_max: int = 1000
     """TACs that one range may span."""
     serial_step_max: int = 1_000_000
@@ -126,4 +127,4 @@ class ListSettings:
     source: Source | None = None
     """The source that its releases are pulled from; None: they are brought."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
-    """Those that the configuration declares, besides the ones that are known anyway; the same for all lists."""
+    """The layouts that the configuration declares, besides the built-in ones; the same for all lists."""

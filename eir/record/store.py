@@ -56,7 +56,7 @@ class ListState:
 
 
 NO_LIST = ListState(kind="", serial=0, generation=0, highest_serial=0, release_digest="")
-"""Stands for the state of a list that has never been loaded."""
+"""The state of a list that has never been loaded."""
 
 
 KEEP = 5
@@ -140,7 +140,7 @@ class Release:
     """A state that is, or was, in force in a list: a release, or the result of one change of a local list."""
 
     state: ListState
-    """As it was when it came into force, generation included."""
+    """The state as it was when it came into force, generation included."""
     made: Event | None
     """The event that brought it, if known."""
 
@@ -212,7 +212,9 @@ class ListStore(Protocol):
         """
 
     async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Those of the numbered pages that exist in a release of `releases`, by its generation; None if it, or its pages, are kept no longer.
+        """Those of the numbered pages that a release of `releases` has, by its generation.
+
+        None if the release or its pages are not kept any more.
 
         Raises StoreChanged when the list changed meanwhile.
         """
@@ -274,7 +276,7 @@ class ListStore(Protocol):
         seen: Ledger | None,
         exact: bool = False,
     ) -> None:
-        """Put records in the place of all those after number `after`, with refusals besides (`exact`: and no others).
+        """Replace all records after number `after`, and add refusals (`exact`: and drop all others).
 
         For a node's copy of the history, and for giving it back to a store that lost it. Raises GenerationConflict if the ledger
         is no longer `seen`. With `seen` None, of a history that is damaged nothing stays.
@@ -290,14 +292,14 @@ class ListStore(Protocol):
         """The outcomes of each list, with their counts and last times."""
 
     async def newer(self) -> str | None:
-        """Why this program changes nothing in the store: what is there has the form of a newer one. None where it may."""
+        """The reason why this program changes nothing in the store: its form is newer. None if it may."""
 
     async def close(self) -> None:
         """Let go of files and connections."""
 
 
 async def recorded(store: ListStore, event: Event) -> bool:
-    """Write to the history of what has happened; False if the store cannot: it has happened all the same."""
+    """Write an event to the history; False if the store cannot: the event has happened all the same."""
     with suppress(StoreError):
         await store.record(event)
         return True

@@ -26,7 +26,7 @@ SIGNERS_BYTES_MAX = 64 << 20
 PRINCIPALS_MAX = 32
 """Principals tried for one signature: a signer's line may name many."""
 OPENSSH_TIMEOUT_S = 10.0
-"""For all calls over one release together."""
+"""Seconds for all calls over one release together."""
 _KEY_AT = len(b"SSHSIG") + 4 + 4
 """Position of the public key: behind the magic, the version, and its own length."""
 FILES_NAMED_MAX = 3  # signers files that a refusal names
@@ -51,7 +51,7 @@ UNSIGNED = frozenset(_NEAREST)
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A signature that holds: the key that made it, and whom that key belongs to in one signers file."""
+    """A signature that holds: the key that made it, and the owner of that key in one signers file."""
 
     fingerprint: str
     principals: tuple[str, ...]
@@ -112,7 +112,7 @@ class Verifier:
         return Signature(fingerprint, tuple(principals)) if principals else reason
 
     def explain(self, reason: str, signature: Path, looked_at: Iterable[Path]) -> str:
-        """Why a signature does not count, for a person. `looked_at`: the signers files."""
+        """The reason why a signature does not count, for a person. `looked_at`: the signers files."""
         if reason in _DETAILS:
             return _DETAILS[reason].format(namespace=self._namespace, what=self._what)
         made = _GOOD.search(self._run("check-novalidate", "-n", self._namespace, "-s", signature).stdout)

@@ -46,12 +46,12 @@ _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A release that was written, and what its rows say."""
+    """A release that was written, and the counts of its rows."""
 
     manifest: Path
     rows: int
     entries: Mapping[str, int]
-    """Identifiers, TACs and ranges by what becomes of them: `entries` of a full release, `added` and `removed` of a delta."""
+    """Identifiers, TACs and ranges by their role: `entries` of a full release, `added` and `removed` of a delta."""
     duplicates: int
     conflicting: int
     """Both as Rows.repeats counts them."""
@@ -178,7 +178,7 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
 
 
 def _place(file: Path, folder: Path, kind: str, report: Progress) -> Sequence[str]:
-    """Names of the data files in the release's folder that this file stands for; they are there afterwards."""
+    """Put this file's data files into the release's folder, and return their names."""
     if file.suffix.lower() == ".zip":
         return _extract(file, folder, kind, report)
     if not is_plain_name(file.name):

@@ -26,7 +26,7 @@ from eir.rows.delivered import open_folder, read_small
 
 Value = TypeVar("Value")
 Trust: TypeAlias = tuple[Path, Path | None]
-"""Whose releases may change a list: an allowed_signers file, and one of revoked keys."""
+"""The trust in signers of a list: an allowed_signers file, and one of revoked keys."""
 
 FORMAT = "eir-release/1"
 MANIFEST_ENDS = ".manifest.json"
@@ -84,7 +84,7 @@ class Release:
 
 
 def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> Release:
-    """The release that a manifest and the signatures beside it make, if they are to be believed at `now`.
+    """The release of a manifest and the signatures beside it, if they are trustworthy at `now`.
 
     Raises ReleaseRefused, with list and serial once a signature holds for the list named, with what is claimed until then.
     """
@@ -165,7 +165,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def signature_names(manifest_name: str) -> list[str]:
-    """The names that signatures beside a manifest have: `.sig`, then `.sig.2`, `.sig.3` and so on."""
+    """The names of the signatures beside a manifest: `.sig`, then `.sig.2`, `.sig.3` and so on."""
     return [f"{manifest_name}.sig", *(f"{manifest_name}.sig.{number}" for number in range(2, SIGNATURES_MAX + 1))]
 
 
@@ -230,7 +230,7 @@ def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: V
 
 
 def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, openssh: Verifier) -> tuple[str, ...]:
-    """Those who signed for this list, if they are enough."""
+    """The signers for this list, if there are enough."""
     outcomes = {name: openssh.check(copy, *trust) for name, copy in copies.items()}
     reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
     signatures = [outcome for outcome in outcomes.values() if isinstance(outcome, Signature)]

@@ -1,4 +1,4 @@
-"""Rows to pages: collect keys, sort them, drop repeats, cut them at page boundaries, encode them; and what a delta changes.
+"""Rows to pages: collect keys, sort them, drop repeats, cut them at page boundaries, encode them; also apply a delta.
 
 Ten million keys go through numpy a slab at a time, thousands of pages in one go; pages that ranges reach into go one by one.
 """
@@ -24,7 +24,8 @@ SLAB_KEYS = 1 << 16
 SPAN_PAGES_MAX = 500_000
 """TACs that the ranges and whole TACs of one release may reach into, `--force` or not: twice as many as were ever allocated."""
 SPAN_KEYS_MAX = 10**9
-"""Identifiers between the first and the last of the ranges within each TAC, over all TACs: so much memory is walked for them."""
+"""Identifiers between the first and the last of the ranges within each TAC, over all TACs: memory is walked for this
+many."""
 EXPECTED_MAX = 1 << 27
 """Rows for which memory is set aside on a manifest's word; what no row fills is never really taken."""
 
@@ -214,7 +215,7 @@ class Rows:
 
 
 def _repeats(names: Sequence[NDArray[Any]], says: Sequence[NDArray[Any]]) -> tuple[int, int]:
-    """As Rows.repeats, of rows by columns: what identifies them, and what they say."""
+    """As Rows.repeats, for rows in columns: the names in one, their reasons and ends in the other."""
     order = np.lexsort((*says, *names))
 
     def same(columns: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
@@ -289,12 +290,12 @@ def amend_pages(
 
 
 def _parts(spans: Iterable[Span]) -> list[Span]:
-    """Those that do not cover their TAC."""
+    """The ranges that do not cover their TAC."""
     return [span for span in spans if span.last - span.first < PAGE_KEYS - 1]
 
 
 def _reach(parts: Sequence[Span]) -> tuple[int, int]:
-    """From the first remainder that one of these has to behind the last."""
+    """The first remainder in these ranges, and the one behind the last."""
     return min((span.first for span in parts), default=0), max((span.last + 1 for span in parts), default=0)
 
 

@@ -34,7 +34,7 @@ ZSTD_WINDOW_BYTES_MAX = 128 << 20
 Done = Callable[[int], None]
 """Called with the bytes of a delivered file that were just worked through."""
 Progress = Callable[[str, int, int], None]
-"""Called with a stage, what of it is done and what there is in all (bytes, keys or pages)."""
+"""Called with a stage, the part of it that is done, and the total (bytes, keys or pages)."""
 
 
 def adding_up(progress: Progress, stage: str, total: int) -> Done:
@@ -52,7 +52,7 @@ def adding_up(progress: Progress, stage: str, total: int) -> Done:
 
 @contextmanager
 def open_folder(folder: Path) -> Iterator[int]:
-    """A descriptor of the folder that a release lies in. Raises ReleaseRefused (`file_missing`)."""
+    """A descriptor of the folder of a release. Raises ReleaseRefused (`file_missing`)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

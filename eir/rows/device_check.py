@@ -25,7 +25,10 @@ def looks_like_answer(line: bytes) -> bool:
 
 
 def rows_of(lines: bytes) -> bytes:
-    """For each line that is not blank a row `device,code,reason,Unix seconds`, without a device where the line is no answer that can be used."""
+    """A row `device,code,reason,Unix seconds` for each line that is not blank.
+
+    Without a device if the line is not a usable answer.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for line in lines.split(b"\n")[:-1]:
@@ -51,7 +54,7 @@ def _row(line: bytes) -> tuple[str, ...]:
 
 
 def _last(answer: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Code, reason and time of what counts. Raises ValueError."""
+    """Code, reason and time of the answer that counts. Raises ValueError."""
     found, history = [], answer.get("imeihistory") or []
     if not isinstance(history, list):
         raise ValueError("no list of actions")  # noqa: TRY004 - as for what else is wrong in an answer

@@ -1,4 +1,4 @@
-"""CSV dialects: which columns a file has, what identifies a row, and what is wrong with one that does not.
+"""CSV dialects: the columns of a file, the ones that identify a row, and the fault of a row that cannot be read.
 
 What is here reads a line at a time and is the measure for lists.reader, which reads whole files at once and leaves to this
 module only the rows that need explaining.
@@ -46,7 +46,7 @@ _KEY_OF: Mapping[str, Callable[[str], int]] = {
 }  # fmt: skip
 """The columns that identify, and how each is read."""
 COLUMNS = (*_KEY_OF, REASON, UNTIL, DATE, ACTION)
-"""All that a column may be."""
+"""All columns that a file may have."""
 
 _DIRBS = {"imei": "imei", "imsi": "imsi", REASON: "reasons", DATE: "block_date"}
 _NO_SEPARATOR = "\x1f"  # in the layout `imei` the whole line is the identifier
@@ -68,7 +68,7 @@ LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
         added=frozenset({INSERT}), removed=frozenset({REMOVE}), answers=True,
     ),
 )}  # fmt: skip
-"""Those that need no declaration."""
+"""The layouts that need no declaration."""
 _HEADERS = {
     "imei,block_date,reasons": "dirbs-blacklist",
     "imei,imsi,msisdn,block_date,reasons": "dirbs-notifications",

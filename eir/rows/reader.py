@@ -47,7 +47,7 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # it reads the number of its threads when it is imported
 
 COMPLAINTS_MAX = 10
-"""Bad rows that are named: with file, line and what was expected, never with the identifier. All are counted."""
+"""Bad rows that are named: with file, line and expectation, never with the identifier. All are counted."""
 
 Mask: TypeAlias = NDArray[np.bool_]
 Parsed: TypeAlias = tuple[Keys, Mask]
@@ -59,7 +59,7 @@ _MEID = "^[0-9A-Fa-f]{14}$"
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """Counts over all files of a release, and what was wrong."""
+    """Counts over all files of a release, and the faults."""
 
     bad_rows_max: int
     range_tacs_max: int
@@ -188,7 +188,7 @@ class _Answers:
         self.parts.append((keys, when, goes, np.zeros(len(keys), np.uint8) if why is None else why))
 
     def into(self, rows: Rows | None, removed: Rows | None) -> None:
-        """Hand on what counts."""
+        """Hand on the answers that count."""
         if not any(len(keys) for keys, *_ in self.parts):
             return
         keys, when, goes, why = (np.concatenate(part) for part in zip(*self.parts, strict=True))
@@ -262,7 +262,7 @@ def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
 
 
 def _any_keys(texts: pl.Series, plus: bool) -> Parsed:
-    """Whatever devices call themselves."""
+    """Keys of anything that devices call themselves."""
     keys, good = _device_keys(texts, plus)
     if not good.all():
         keys, good = keys.copy(), good.copy()
@@ -297,7 +297,7 @@ def _imsis(texts: pl.Series, plus: bool) -> Parsed:
 _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
     "imei": _device_keys, "identifier": _any_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
 }  # fmt: skip
-"""As layout's table, for whole columns."""
+"""The same as layout's table, for whole columns."""
 
 
 def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:

@@ -1,4 +1,4 @@
-"""S13 as the Diameter node is handed it: id, vendor, command, AVPs, and what answers (3GPP TS 29.272 7.1, 7.2)."""
+"""S13 for the Diameter node: id, vendor, command, AVPs, and the function that answers (3GPP TS 29.272 7.1, 7.2)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +15,11 @@ S13 = Application(
     id=s13.S13_APPLICATION, vendor=s13.VENDOR_3GPP, dictionary=s13.DICTIONARY,
     commands={s13.ME_IDENTITY_CHECK: Command(s13.ME_IDENTITY_CHECK_NAME, ECR, session=True, error_avps=s13.NO_STATE)},
 )  # fmt: skip
-"""For a client, which answers nothing."""
+"""S13 for a client, which answers nothing."""
 
 
 def s13_application(service: S13Service, lane: LaneFactory | None = None, tracer: Tracer | None = None) -> Application:
-    """S13 for a node: `service` answers each ECR that no lane made by `lane` takes, and `tracer` is told of those."""
+    """S13 for a node: `service` answers each ECR that no lane made by `lane` takes, and `tracer` hears of those."""
     return replace(S13, answer=service.answer, lane=lane, told=None if tracer is None else _told_to(tracer))
 
 

@@ -28,7 +28,7 @@ STATUS_OF = {value.to_bytes(4): str(status) for status, value in EQUIPMENT_STATU
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask, and who to be."""
+    """The EIR to ask, and the identity to ask as."""
 
     host: str
     port: int
@@ -42,7 +42,7 @@ class Target:
     tls: ssl.SSLContext | None = None
     """The context for handshakes over TLS."""
     destination_host: str | None = None
-    """None: whichever host of the realm is reached."""
+    """None: any host of the realm."""
 
 
 async def ask(
@@ -106,7 +106,7 @@ async def asking(target: Target, *, imsi: str | None = None) -> AsyncIterator[Ca
 
 @asynccontextmanager
 async def _connected(target: Target) -> AsyncIterator[tuple[Client, str]]:
-    """A connection to the EIR, and the Destination-Realm of what is asked on it."""
+    """A connection to the EIR, and the Destination-Realm of the requests on it."""
     try:
         client = await connect(
             target.host, target.port, S13, origin_host=target.origin_host, origin_realm=target.origin_realm,
@@ -130,7 +130,7 @@ async def _connected(target: Target) -> AsyncIterator[tuple[Client, str]]:
 
 
 def _refused(target: Target, said: str) -> str:
-    """Why there is no connection, with the name of the CEA's Result-Code and what to do about it."""
+    """The reason why the connection failed, with the name of the CEA's Result-Code and advice."""
     code = re.search(r"Result-Code ([0-9]+)$", said)
     if code is None:
         return said

@@ -38,7 +38,7 @@ _NO_IMEI = encode(s13.TERMINAL_INFORMATION, encode_text(s13.IMEI, "0" * KEY_DIGI
 
 
 class S13Service:
-    """Answers ECRs by what the checker says."""
+    """Answers ECRs with the checker's verdicts."""
 
     def __init__(self, checker: Checker, peers: Iterable[PeerSettings] = ()) -> None:
         self._checker = checker
@@ -74,7 +74,7 @@ def question_of(request: Request) -> Question:
 
 
 def _terminal(request: Request) -> tuple[Avp | None, Mapping[int, Avp]]:
-    """Terminal-Information, and what is inside; the grammar lets each of these stand once."""
+    """Terminal-Information and its members; the grammar lets each of these stand once."""
     info = request.first.get(s13.TERMINAL_INFORMATION)
     return info, {} if info is None else {avp.key: avp for avp in request.members(info)}
 

@@ -26,9 +26,10 @@ from eir.sources.folder_writer import Contents, index_in
 
 FORMAT, NAMESPACE = "eir-acknowledgement/1", "eir-acknowledgement"
 KEY = "acknowledgement.key"
-"""In the state folder; made when it is first needed."""
+"""A file in the state folder; made when it is first needed."""
 ROOM, ENDS, NODES = "acknowledgements", ".ack", "nodes"
-"""In a publisher's folder: where acknowledgements lie, how their names end, and the file with the nodes' public keys."""
+"""In a publisher's folder: the folder of acknowledgements, the end of their names, and the file with the nodes' public
+keys."""
 BYTES_MAX = 1 << 16
 SILENT = timedelta(days=2)
 """A node says once a day what it has, whether that has changed or not."""
@@ -55,7 +56,7 @@ class Acknowledgement:
     content: str
     """Digest of the list in force (ListState.content_digest)."""
     since: str
-    """When the node put it in force."""
+    """The time when the node put it in force."""
     made: str
 
     @property
@@ -128,7 +129,7 @@ class Standing:
     """Seconds for which the first of these has been there."""
     since: str | None = None
     acknowledged: str | None = None
-    """When the node said so last."""
+    """The time when the node last said so."""
     detail: str = ""
 
 
@@ -253,5 +254,5 @@ def _is_time(text: str) -> bool:
 
 
 def as_rows(found: Sequence[Standing]) -> list[dict[str, Any]]:
-    """For tables and scripts."""
+    """Rows for tables and scripts."""
     return [asdict(each) for each in found]

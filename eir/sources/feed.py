@@ -43,7 +43,10 @@ _DONE: Final = {
 
 
 class Feed:
-    """Answers requests. `host`: of this node, for the history; `users`, `tokens`: who may feed, None: nobody by that way."""
+    """Answers requests.
+
+    `host`: this node, for the history; `users`, `tokens`: those who may feed, None: nobody in that way.
+    """
 
     def __init__(
         self, settings: FeedSettings, writer: FeedWriter, *, host: str, report: Report, users: Users | None = None,
@@ -57,7 +60,7 @@ class Feed:
         self._token_users: set[str] = set()
 
     def configure(self, settings: FeedSettings) -> None:
-        """Go by these from now on."""
+        """Use these settings from now on."""
         self._lists = {role: names for role, names in settings.lists.by_role.items() if names}
         self._roles = frozenset(self._lists)
 
@@ -113,7 +116,7 @@ class Feed:
         return made
 
     def _entry(self, row: Row) -> tuple[str, Entry]:
-        """The list that a row is for, and what it names there. Raises Refused."""
+        """The list that a row is for, and the entry that it names there. Raises Refused."""
         imsi = row.imsi
         if row.msisdn and not imsi:
             known = self.numbers.imsi(row.msisdn)
@@ -177,5 +180,5 @@ class Feed:
 
 
 def no_request(status: int) -> Response:
-    """The answer to what is no request."""
+    """The answer to bytes that are not a request."""
     return Response(status or 400, TEXT, b"no_http: this is no request\n")

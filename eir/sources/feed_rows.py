@@ -1,4 +1,4 @@
-"""A row as a register sends it, from the path of a request to what it names; and what is answered. Knows no list and no store.
+"""A register's row, from the path of a request to the identifiers in it, and its answer. Knows no list and no store.
 
     POST|DELETE /eir/{block|exception|track}/<IMEI>/<IMSI>/<MSISDN>/<ACTUAL_IMEI>/<yyyy-MM-dd-HH-mm-ss>
     POST|DELETE /eir/{allowed-tac|blocked-tac}/<TAC>/<yyyy-MM-dd-HH-mm-ss>

@@ -33,7 +33,7 @@ BAD_ONES: Final = Allowance(burst=20, a_second=1 / 60)
 ADDRESSES_MAX: Final = 4096
 
 NO_PASSWORD, WRONG, TOO_MANY = "no_password", "wrong_password", "too_many"
-"""Why a request is refused."""
+"""Reasons for which a request is refused."""
 
 
 class UsersError(EirError):
@@ -58,7 +58,7 @@ class Hashed(NamedTuple):
 
 
 def check_name(name: str) -> None:
-    """Raise UsersError for what cannot be a user's name."""
+    """Raise UsersError for a name that no user can have."""
     if not NAME.fullmatch(name):
         raise UsersError(f"{name}: a user's name has 1 to 64 letters, digits, '.', '_' and '-'")
 
@@ -74,7 +74,7 @@ def user_line(name: str, password: str) -> str:
 
 
 def read_users(path: Path) -> dict[str, Hashed]:
-    """The users of a file. Raises UsersError, with the line that is wrong and nothing of what it says."""
+    """The users of a file. Raises UsersError, with the number of a wrong line but none of its text."""
     try:
         with path.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
@@ -126,7 +126,7 @@ class Users:
         self.renew(users)
 
     def renew(self, users: Mapping[str, Hashed]) -> None:
-        """Go by these from now on; what was verified is so again when it comes back."""
+        """Use these from now on. A password that was verified is verified again when it comes back."""
         self._users = dict(users)
         self._good: dict[bytes, str] = {}
         # Whoever is no user takes as long as one.

@@ -19,7 +19,7 @@ from eir.sources.feed_rows import DONE, Refused
 
 GATHER_S = 0.05
 QUIET_S = 0.002
-"""A row that nothing follows for so long waits no more."""
+"""A row waits no longer if none follows it for this time (s)."""
 ROWS_MAX = 500
 """Rows of one transaction: as many as a reader of the history can read, and below a list's change_min unless that is
 set lower."""
@@ -27,7 +27,7 @@ WAITING_MAX = 20_000
 """Rows that wait; a further one is answered 503 at once."""
 
 LIMIT, STORE, BUSY = "limit", "store", "busy"
-"""Why a row was not taken."""
+"""Reasons for which a row was not taken."""
 
 
 class Waiting(NamedTuple):
@@ -39,10 +39,10 @@ class Waiting(NamedTuple):
     name: str
     """The list's name."""
     who: str
-    """As the history has it."""
+    """The user, as in the history."""
     reason: str
     done: Callable[[int | Refused], None]
-    """Told once, what its request is answered with."""
+    """Called once, with the answer to the row's request."""
 
 
 class FeedWriter:
@@ -66,7 +66,7 @@ class FeedWriter:
     def put(
         self, what: str, entry: Entry, *, name: str, who: str, reason: str, done: Callable[[int | Refused], None]
     ) -> None:
-        """Have a row written; `done` is told the status that its request is answered with. Raises Refused if too many wait."""
+        """Have a row written; `done` is called with the status of the answer. Raises Refused if too many wait."""
         if len(self._waiting) >= WAITING_MAX:
             raise Refused(503, BUSY, "too many rows wait")
         self._waiting.append(Waiting(what, entry, name, who, reason, done))

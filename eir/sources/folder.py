@@ -22,7 +22,7 @@ FORMAT = "eir-folder/1"
 INDEX = "index.signed"
 INDEX_BYTES_MAX = 1 << 20
 RELEASES_MAX, KEPT_MAX = 2000, 1000
-"""In an index: as many fit into it; and as many a publisher leaves in it."""
+"""Releases that fit into an index, and those that a publisher leaves in it."""
 AHEAD_MAX = timedelta(minutes=5)
 """The most by which a publisher's clock may be ahead of ours."""
 _FOLDER = re.compile(r"[0-9]{1,19}(?:-full)?")
@@ -39,12 +39,12 @@ class Offer:
     base: int | None
     """The serial that a delta builds on."""
     folder: str
-    """In which its files lie."""
+    """The folder of its files."""
     manifest: str
     sha256: str
     """Digest of the manifest."""
     signatures: tuple[str, ...]
-    """The same of each signature beside it."""
+    """Digests of the signatures beside it."""
     issued: str
     content: str
     """Digest of the list's content once it is loaded (ListState.content_digest); what a node has in force is compared with it."""
@@ -172,7 +172,7 @@ def without(index: Index, until: datetime) -> Index:
 
 
 def in_order(offers: Iterable[Offer]) -> tuple[Offer, ...]:
-    """As an index has them."""
+    """Offers in the order of an index."""
     return tuple(sorted(offers, key=lambda offer: (offer.serial, offer.kind != DELTA)))
 
 

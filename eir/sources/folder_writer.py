@@ -1,4 +1,4 @@
-"""The publisher's side of a folder: a release goes in, its index is written last, and what nobody needs any more goes.
+"""The publisher's side of a folder: put a release in, write the index last, and remove what nobody needs any more.
 
 Every now and then the deltas are folded: a full release of the same content joins the last of them, so that a reader who is far behind has
 one to begin with, and old deltas can go. What the list holds at each serial is found by loading the releases of the folder, as an EIR does,
@@ -35,7 +35,7 @@ from eir.stores.sqlite import SqliteStore
 KEEP = timedelta(days=7)
 """The time that a reader may be behind and still catch up by deltas."""
 DELTAS_MAX = 100
-"""Behind a full release: then it is time for another one."""
+"""Deltas after a full release, after which it is time for another one."""
 MODE = 0o644
 MEMORY_MAX = 1 << 44
 
@@ -166,7 +166,10 @@ class Contents:
         expires: datetime,
         keys: Sequence[Path],
     ) -> Offer:
-        """A full release of a list as it is, signed by each of `keys`. Raises ReleaseRefused if it would not be the same list."""
+        """Make a full release of the present list, signed by each of `keys`.
+
+        Raises ReleaseRefused if it would not be the same list.
+        """
         staged = self._room / f"{serial}-full"
         staged.mkdir()
         files = [

@@ -20,7 +20,8 @@ REASONS: Final[Mapping[str, tuple[str, ...]]] = {
     "fraud": ("fraud", "tamper", "clone"), "regulatory": ("regulat", "customs", "tax", "type approval", "unregistered"), "blocked": ("block",),
     BLACKLISTED: (),
 }  # fmt: skip
-"""Why it is prohibited, and the words in a list's reason that say so; the first that fits counts, and BLACKLISTED where none does."""
+"""Reasons for a prohibition, and the words in a list's reason that mean them. The first that fits counts, else
+BLACKLISTED."""
 
 
 class Fault(NamedTuple):

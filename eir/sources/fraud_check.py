@@ -63,7 +63,7 @@ class FraudCheck:
         """(client, word or HTTP status)."""
 
     def configure(self, settings: FraudSettings) -> None:
-        """Go by these from now on."""
+        """Use these settings from now on."""
         self.settings = settings
         self._purses.clear()
 
@@ -102,7 +102,10 @@ class FraudCheck:
         return Response(200, JSON, json.dumps(document).encode(), headers)
 
     def _client(self, request: Request) -> str:
-        """Whom the token names. Raises _Refused; also for what is asked at another place, of which nobody without a token hears."""
+        """The client that the token names.
+
+        Raises _Refused; also for other paths, of which nobody without a token hears.
+        """
         authorization = request.headers.get("authorization")
         if self.tokens is None:
             raise _Refused("unauthenticated", headers=(("WWW-Authenticate", denials(SCOPE)["no_token"].challenge),))
@@ -122,7 +125,7 @@ class FraudCheck:
         )
 
     def _hold(self, client: str) -> None:
-        """Hold a client to its rate: so much and no more can be drawn out of the lists. Raises _Refused."""
+        """Hold a client to its rate, which limits how much can be drawn out of the lists. Raises _Refused."""
         purse, now = self._purses.get(client), self._ticks()
         if purse is None:
             if len(self._purses) >= CLIENTS_MAX:
@@ -162,7 +165,7 @@ def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = (
 
 
 def no_request(status: int) -> Response:
-    """The answer to what is no request."""
+    """The answer to bytes that are not a request."""
     return failed("body" if status == 413 else "argument")
 
 

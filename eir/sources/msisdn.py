@@ -39,14 +39,17 @@ class Numbers(NamedTuple):
     imsis: NDArray[np.uint64]
 
     def imsi(self, msisdn: str) -> str | None:
-        """The subscriber of a number; None: the table has none. Raises IdentifierError."""
+        """The subscriber of a number; None: it is not in the table. Raises IdentifierError."""
         key = np.uint64(number_key(msisdn))
         at = int(np.searchsorted(self.numbers, key))
         return imsi_text(int(self.imsis[at])) if at < len(self.numbers) and self.numbers[at] == key else None
 
 
 def number_of(numbers: Numbers) -> Callable[[str], str]:
-    """The way back: from an IMSI to its number, the lowest of several; empty if it has none. Raises IdentifierError."""
+    """A function from an IMSI to its number, the lowest of several; empty if it has no number.
+
+    Raises IdentifierError.
+    """
     order = np.lexsort((numbers.numbers, numbers.imsis))
     imsis = numbers.imsis[order]
 

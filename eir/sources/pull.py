@@ -72,10 +72,10 @@ class Pulled:
     reached: bool = False
     """The index came, and was believed."""
     bytes: int = 0
-    """That were fetched."""
+    """Bytes that were fetched."""
 
     def as_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """The result as a dictionary, for scripts."""
         return asdict(self)
 
 
@@ -85,7 +85,7 @@ class Terms:
 
     settings: ListSettings
     room: Path
-    """Folder of what is kept of the list from one pull to the next."""
+    """Folder for the list's files that are kept from one pull to the next."""
     store: ListStore
     who: str
     clock: Callable[[], datetime]
@@ -109,7 +109,10 @@ class _Note:
 
 
 async def pull(terms: Terms, *, until: float | None = None) -> Pulled:
-    """Bring the list in step with its source; whatever hinders that is said in what is returned. `until`: time.monotonic."""
+    """Bring the list in step with its source.
+
+    The result names whatever prevents it. `until`: time.monotonic.
+    """
     name, source = terms.settings.name, terms.settings.source
     if source is None:
         raise EirError(f"list {name} has no source (lists.{name}.source)")

@@ -43,7 +43,7 @@ class Content(NamedTuple):
 
 
 class Server:
-    """A source, as it is asked. `until`: when all has to be done (time.monotonic)."""
+    """A source that can be asked. `until`: the time by which all has to be done (time.monotonic)."""
 
     def __init__(self, source: Source, until: float) -> None:
         """Raises Unreached (`setup`) if its files cannot be used."""
