@@ -120,7 +120,10 @@ class Follower:
             self._keep_copy(name, entries.state, None)
 
     async def _start_from_copy(self, copy: ListStore, stored: Mapping[str, ListState] | None) -> None:
-        """Take from the copy what the store does not have newer: it is nearer, and it is what this node knew last."""
+        """Take lists from the copy unless the store has newer ones.
+
+        The copy is nearer, and is what this node knew last.
+        """
         for name, entries in tuple(self._index.lists.items()):
             with self._faults_told(name, of_copy=True):
                 copied = await copy.state(name)

@@ -44,7 +44,10 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class Built:
-    """Pages by rising number, and what they hold; or what differs from a list, an emptied page included, and by how much."""
+    """Pages by rising number, and their counts.
+
+    Of deltas: the pages that differ from a list, emptied ones included, and by how much.
+    """
 
     pages: Sequence[Page] = ()
     entries: int = 0

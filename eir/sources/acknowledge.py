@@ -1,4 +1,6 @@
-"""Acknowledgements: which content of a list a node has in force since when, signed by a key of the node's own; and what a publisher makes of them.
+"""Acknowledgements: a node's signed word on the content of a list that it has in force, and a publisher's view of it.
+
+A node signs with a key of its own, and says since when the content is in force.
 
 The key is an OpenSSH one in the node's state folder, its signatures have a namespace of their own, and whoever wants proof has the public
 keys of all nodes in an allowed_signers file, each under the node's Origin-Host.

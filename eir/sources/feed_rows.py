@@ -32,7 +32,7 @@ DONE: Final = {(ADD, True): ADDED, (ADD, False): THERE, (REMOVE, True): REMOVED,
 
 
 class Refused(Exception):
-    """A row that is not taken: the status of its answer, a short word for metrics and log, and what is said to the register."""
+    """A row that is not taken: the status of its answer, a short word for metrics and log, a text for the register."""
 
     def __init__(self, status: int, reason: str, detail: str) -> None:
         super().__init__(detail)
