@@ -54,6 +54,9 @@ class Server(Protocol):
     def connected(self) -> Mapping[str, int]:
         """Connections by peer label."""
 
+    def paths(self) -> Sequence[tuple[str, str, bool]]:
+        """Return the paths of SCTP: peer label, address, and whether it is reached."""
+
     def status(self) -> Sequence[Mapping[str, Any]]:
         """Rows of `eir peers`."""
 

@@ -471,7 +471,7 @@ class Worker:
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.counts.last_request),
-            "eir_sctp_paths": self.node.paths(),
+            "eir_sctp_paths": self.paths(),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
             "eir_list_content_digest": {
@@ -493,7 +493,7 @@ class Worker:
             missing=missing_lists(self.config, states), lists=states, overridden=self.checker.policy.overridden,
             checks=self.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
             shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.disabled(), load=self.load,
-            refused=self.node.refused(), newest=self.node.newest(), lost_paths=self.node.lost_paths(),
+            refused=self.node.refused(), newest=self.node.newest(), lost_paths=self.lost_paths(),
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:
@@ -511,6 +511,24 @@ class Worker:
         """Labels of the peers and gateways that are turned away."""
         turned_away = {label for server in self.every for label in server.disabled()}
         return [label for label in dict.fromkeys(self.config.labels) if label in turned_away]
+
+    def paths(self) -> Counter[tuple[str, str]]:
+        """Return how many paths of SCTP there are over all protocols, by peer label and `up` or `down`."""
+        found = self.node.paths()
+        for server in self.servers.values():
+            for label, _, up in server.paths():
+                found[label, "up"] += up
+                found[label, "down"] += not up
+        return found
+
+    def lost_paths(self) -> dict[str, list[str]]:
+        """Return the addresses of connected peers, by label, that SCTP does not reach at present."""
+        found = self.node.lost_paths()
+        for server in self.servers.values():
+            for label, address, up in server.paths():
+                if not up:
+                    found.setdefault(label, []).append(address)
+        return found
 
     def connected(self) -> dict[str, int]:
         """Open connections by peer label, over all protocols; 0 for each peer that is expected and has none."""

@@ -132,6 +132,10 @@ class MapServer(Server[Link]):
         self._askers.clear()
         self._dial_all()
 
+    def paths(self) -> Sequence[tuple[str, str, bool]]:
+        """Return the paths of associations that are up: peer label, address, and whether it is reached."""
+        return [(link.requester.label, *path) for link in self.links if link.is_up for path in link.paths().items()]
+
     def connected(self) -> Counter[str]:
         """Associations that are up, by label; 0 for each gateway without one.
 

@@ -88,6 +88,10 @@ class Server(Generic[L]):
         """Further fields of a connection for `eir peers`: at least its state."""
         return {"state": "open"}
 
+    def paths(self) -> Sequence[tuple[str, str, bool]]:
+        """Return the paths of SCTP: peer label, address, and whether it is reached."""
+        return ()
+
     # what the daemon calls
 
     def dial(self) -> None:

@@ -10,13 +10,16 @@ import subprocess
 
 import m3ua_wire as wire
 import pytest
+from far import LINKS, OURS, THEIRS, far, linked, switch
 from msc import Msc
 from node import LISTED, TRACKED, UNLISTED, Site, until, until_async
 from servers import free_port
 
 from eir.map import checkimei as codec
+from eir.map import probe
 from eir.ss7 import m3ua, sccp
 from eir.ss7.m3ua import Kind
+from eir.ss7.pointcode import point_code
 
 STP = shutil.which("osmo-stp") or "/usr/bin/osmo-stp"
 STATUSES = ((LISTED, "black"), (TRACKED, "grey"), (UNLISTED, "white"))
@@ -159,13 +162,60 @@ def test_the_probe_and_the_audit_ask_as_an_msc(site):
 
 @pytest.mark.sctp
 @pytest.mark.timeout(300)
-def test_over_sctp_with_two_addresses(site):
+async def test_over_sctp_with_two_addresses(site):
     """The probe's association has both addresses of the node; DATA goes over a stream of its own."""
     port = free_port()
     node = serve(site, listen=[f"sctp://127.0.0.1,127.0.0.2:{port}"])
     found = site.json("probe", f"map://127.0.0.1,127.0.0.2:{port}", LISTED, TRACKED, UNLISTED, "--gt", "491700000001")
     assert [each["status"] for each in found] == ["blacklisted", "greylisted", "whitelisted"]
     assert node.lines("peer_open", protocol="map")
+    target = probe.Target(("127.0.0.1", "127.0.0.2"), port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=30)
+    async with probe.asking(target) as ask:
+        assert await ask(LISTED) == "blacklisted"
+        assert node.metrics()["eir_sctp_paths{peer=near,state=up}"] > 0
+
+
+@pytest.mark.sctp
+@pytest.mark.timeout(300)
+async def test_one_of_two_paths_is_cut_and_comes_back(site):
+    """Each question is answered meanwhile, over the path that is left; the node tells of both."""
+    with linked():
+        port, sctp = free_port(), {"heartbeat_s": 0.5}
+        site.configure(
+            ss7={"point_code": "1-1-2", "listen": [f"sctp://{','.join(OURS)}:{port}"]}, sctp=sctp,
+            peers=[{"name": "near", "from": ["10.0.0.0/8"], "expected": False}],
+        )  # fmt: skip
+        node = site.start()
+        target = probe.Target(OURS, port, (point_code("1-1-3"), point_code("1-1-2")), timeout_s=30)
+        async with contextlib.AsyncExitStack() as stack:
+            with far():
+                ask = await stack.enter_async_context(probe.asking(target))
+
+            async def paths(*, up, down):
+                async with asyncio.timeout(60):
+                    while True:
+                        for imei, status in (
+                            (LISTED, "blacklisted"),
+                            (TRACKED, "greylisted"),
+                            (UNLISTED, "whitelisted"),
+                        ):
+                            assert await ask(imei) == status
+                        found = node.metrics()
+                        if [found[f"eir_sctp_paths{{peer=near,state={state}}}"] for state in ("up", "down")] == [
+                            up,
+                            down,
+                        ]:
+                            return
+
+            await paths(up=2, down=0)
+            for link in LINKS:
+                switch(link, up=False)
+                await paths(up=1, down=1)
+                assert re.search("near is not reached at 10.* .SCTP.", node.status()["summary"])
+                switch(link, up=True)
+                await paths(up=2, down=0)
+    for event in ("path_down", "path_up"):
+        assert {line["address"] for line in node.lines(event, peer="near")} == set(THEIRS), event
 
 
 # through a gateway
