@@ -90,8 +90,8 @@ def _rows(piece: pl.DataFrame, file: Path, line: int, taken: Taken) -> Rows:
     wrong = (
         pl.when(pl.col("time").is_null()).then(pl.lit("'time' is no time; expected 2026-11-25T06:00:00Z or Unix seconds"))
         .when(pl.col("imei") == "").then(pl.lit("'imei' is empty"))
-        .when(~pl.col("imsi").str.contains("^(?:[0-9]{6,15})?$")).then(pl.lit("'imsi' is none; expected 6 to 15 digits, or nothing"))
-        .when(~pl.col("status").is_in(["", *STATUSES])).then(pl.lit(f"'status' is none of {', '.join(STATUSES)}"))
+        .when(~pl.col("imsi").str.contains("^(?:[0-9]{6,15})?$")).then(pl.lit("'imsi' is not an IMSI; expected 6 to 15 digits, or nothing"))
+        .when(~pl.col("status").is_in(["", *STATUSES])).then(pl.lit(f"'status' is not one of {', '.join(STATUSES)}"))
     )  # fmt: skip
     piece = piece.with_columns(wrong.alias("wrong"))
     bad = piece.filter(pl.col("wrong").is_not_null())

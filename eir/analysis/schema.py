@@ -23,7 +23,7 @@ COLUMNS = (
     Column("last", "TIMESTAMP", "last check of the group"),
     Column("checks", "UINTEGER", "how many checks there were"),
     Column("imei", "VARCHAR", "the identifier as it was sent, 32 characters at most; NULL: none came"),
-    Column("device", "BIGINT", "the device's key (eir.device): the first 14 digits; NULL: the identifier is none"),
+    Column("device", "BIGINT", "the device's key (eir.device): the first 14 digits; NULL: the identifier is not valid"),
     Column("software_version", "VARCHAR", "NULL: none came"),
     Column("subscriber", "VARCHAR", "keyed hash in hexadecimal digits, or the IMSI, as `sightings.subscribers` says; NULL: none came"),
     Column("home", "VARCHAR", "first 6 digits of the IMSI: MCC and MNC; NULL: none came"),

@@ -35,7 +35,10 @@ CERTIFICATE_SOON = timedelta(days=14)
 SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
 FILES = {
     "signers": ("signers file", f"put the publishers' public keys there, one a line: {SIGNER}"),
-    "revoked": ("file of revoked keys", "put the revoked public keys there, or leave 'revoked' out if there are none"),
+    "revoked": (
+        "file of revoked keys",
+        "put the revoked public keys there, or leave 'revoked' out if no key is revoked",
+    ),
 }
 """Files of a list: the name of each, and the advice for one that cannot be used."""
 

@@ -95,7 +95,7 @@ def _layout(
 
 COLUMNS = {
     "imei": "the column with an IMEI, IMEISV or MEID",
-    "identifier": "the column with whatever a phone calls itself: an IMEI, or 1 to 20 octets that are none",
+    "identifier": "the column with whatever a phone calls itself: an IMEI, or 1 to 20 octets that are not one",
     "tac": "the column with a TAC",
     "imei_from": "the column with the first IMEI of a range",
     "imei_to": "the column with its last one; a row without it is about one device",

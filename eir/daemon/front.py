@@ -518,15 +518,8 @@ class Front:
             **(self._registering.numbers() if self._registering is not None else {}),
         }
         recorded = {} if self._recorded is None else self._recorded.snapshot()
-        return metrics.merge(
-            [
-                ours,
-                recorded,
-                self._followed.snapshot(),
-                await self._workers.snapshot(),
-                *(each.snapshot() for each in self._interfaces),
-            ]
-        )
+        parts = [ours, recorded, self._followed.snapshot(), await self._workers.snapshot()]
+        return metrics.merge([*parts, *(each.snapshot() for each in self._interfaces)])
 
     # ---- the page for people ----
 
@@ -546,18 +539,8 @@ class Front:
         return page(Shown(
             host=self._config.identity.host, status=self._status.document(reports), peers=await self._workers.peers(), lists=lists,
             changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._lately.minutes(),
-            asked=asked, answer=await self._checked(asked), now=datetime.now(UTC),
+            asked=asked, answer=await self._looking.answer(asked), now=datetime.now(UTC),
         ))  # fmt: skip
-
-    async def _checked(self, identifier: str) -> str:
-        """Return what `eir check` says of an identifier; nothing if it is empty."""
-        if not identifier.isalnum():
-            return "that is no identifier of a device" if identifier else ""
-        try:
-            said = await self._looking.run({"arguments": ["check", identifier]})
-        except EirError as e:
-            return str(e)
-        return str(said["out"] or said["err"]).strip()
 
     # ---- commands ----
 

@@ -99,7 +99,7 @@ class _Client(asyncio.Protocol):
 
     def restarted(self) -> None:
         """The other end has forgotten the association."""
-        self._over("the other end began anew")
+        self._over("the other end began again")
 
     def path_changed(self, address: str, *, up: bool) -> None:
         """One of several paths; nothing depends on it."""

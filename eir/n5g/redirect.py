@@ -40,5 +40,5 @@ def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | N
     if to.scheme == "http" and urlsplit(url).scheme == "https":
         raise NotFollowed(f"{location} is without TLS")
     if hosts is not None and host.lower() not in hosts:
-        raise NotFollowed(f"{host} is none of the hosts that n5g.nrf names (n5g.nrf.redirects)")
+        raise NotFollowed(f"{host} is not among the hosts that n5g.nrf names (n5g.nrf.redirects)")
     return to.geturl()

@@ -73,6 +73,16 @@ class Looking:
                     process.kill()
                 await process.wait()
 
+    async def answer(self, identifier: str) -> str:
+        """Return the words of `eir check` for an identifier, or why it says nothing; nothing for an empty one."""
+        if not identifier.isalnum():
+            return "that is no identifier of a device" if identifier else ""
+        try:
+            said = await self.run({"arguments": ["check", identifier]})
+        except EirError as e:
+            return str(e)
+        return str(said["out"] or said["err"]).strip()
+
 
 async def _bounded(stream: asyncio.StreamReader | None) -> str:
     octets = b""

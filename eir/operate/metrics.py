@@ -64,7 +64,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_shed_total", "counter", ("peer", "reason"), "Requests answered by the overload answer instead of a check"),
     Family("eir_sctp_paths", "gauge", ("peer", "state"), "Paths of SCTP to the addresses of connected peers, by state: up or down"),
     Family("eir_sctp_retransmissions_total", "counter", ("peer",), "DATA chunks of SCTP that were sent again"),
-    Family("eir_sctp_restarts_total", "counter", ("peer",), "Associations of SCTP that the peer began anew"),
+    Family("eir_sctp_restarts_total", "counter", ("peer",), "Associations of SCTP that the peer restarted"),
     Family("eir_list_entries", "gauge", ("list",), "Entries of the list in force (a whole TAC counts as one, each device listed on its own as another)", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
     Family("eir_list_content_digest", "gauge", ("list",), "First 48 bits of the digest of the list's content, as a number: equal where lists are equal", "min"),

@@ -152,7 +152,7 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
         yield f"{tally.bad} bad rows in all"
     yield from tally.odd
     if tally.wrong_dates > len(tally.odd):
-        yield f"{tally.wrong_dates:,} rows in all have a date that is none"
+        yield f"{tally.wrong_dates:,} rows have an invalid date"
     if tally.wrong_check_digits:
         yield f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit"
 

@@ -1,0 +1,49 @@
+"""Plain English, in the words that were mended before and came back: who does what, in the order of an English sentence."""
+
+import ast
+import re
+import subprocess
+
+import pytest
+from pages import ROOT
+
+FILES = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+CODE = [name for name in FILES if name.endswith(".py") and not name.startswith("tests/")]
+PAGES = [name for name in FILES if name.endswith((".md", ".yml", ".yaml", ".json"))]
+INVERTED = re.compile(r"(What|Whether|Of|By|Who|Where|Which|How)\b")
+TRANSLATED = re.compile(r"\b(is|are) none\b(?! of\b)|\banew\b")
+
+
+def docstrings(text):
+    """(line, text) of each string that stands as a statement: docstrings, and those of attributes and constants."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def test_it_sees_what_it_looks_for():
+    text = '"""Read it."""\nLIMIT = 1\n"""Of one file."""\n'
+    assert [line for line, said in docstrings(text) if INVERTED.match(said)] == [3]
+    assert TRANSLATED.search("a date that is none")
+    assert not TRANSLATED.search("its code is none of A, B")
+
+
+def test_docstrings_begin_with_what_they_are_about():
+    wrong = [
+        f"{name}:{line}: {said.splitlines()[0]}"
+        for name in CODE
+        for line, said in docstrings((ROOT / name).read_text())
+        if INVERTED.match(said)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("names", [CODE, PAGES], ids=["code", "pages"])
+def test_no_sentence_is_a_translation(names):
+    wrong = [
+        f"{name}:{number}: {line.strip()}"
+        for name in names
+        for number, line in enumerate((ROOT / name).read_text().splitlines(), 1)
+        if TRANSLATED.search(line)
+    ]
+    assert wrong == []
