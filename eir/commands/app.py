@@ -41,7 +41,7 @@ COMMANDS: dict[str, str | Group] = {
     "init": "first.init", "serve": "node.serve", "status": "node.status", "peers": "node.peers", "reload": "node.reload", "drain": "node.drain",
     "config": "node.show_config", "check": "asking.check", "why": "why.why", "trace": "trace.trace", "load": "releases.load", "inbox": "releases.inbox", "pull": "sources.pull", "acknowledge": "sources.acknowledge", "acknowledged": "sources.show_acknowledged",
     "show": "content.show_list", "export": "content.export_list", "history": "record.history", "rollback": "lists.rollback",
-    "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "probe": "asking.probe", "audit": "audit.audit",
+    "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "offer": "publisher.offer", "probe": "asking.probe", "audit": "audit.audit",
     "seen": "sightings.seen", "completion": "manual.completion", "manual": "manual.manual",
     "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),

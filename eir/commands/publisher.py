@@ -71,6 +71,40 @@ def publish(
     show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)
 
 
+def offer(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Of a release with its signatures and data files beside it.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder with an index that nodes pull from (lists.*.source).")],
+    key: Annotated[Path, typer.Option(metavar="KEY", help="The OpenSSH key that signs the index: one of the list's signers'; a .pub for one held by ssh-agent.")],
+    holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="The kind of the list: devices, pairs or subscribers; as the folder says, else devices.", show_default=False)] = None,
+    keep: Annotated[str, typer.Option(metavar="7d", help="How far behind a node may be and catch up by deltas.")] = "7d",
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Offer a release that is signed already in a folder that nodes pull from.
+
+    For lists that people on several hosts sign: one of them runs `eir publish --out`, each of the others signs the manifest, and
+    one offers it. No deltas are folded here, so publish a full release now and then.
+    """
+    from eir.sources.folder_writer import offer_release  # noqa: PLC0415 - for this alone
+
+    kept = duration(keep)
+    if not kept:
+        raise fail(f"--keep {keep}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
+    if holds not in {None, DEVICES, PAIRS, SUBSCRIBERS}:
+        raise fail(f"--kind {holds}: expected {DEVICES}, {PAIRS} or {SUBSCRIBERS}", EXIT_USAGE)
+    declared = load_layouts(config) if config.exists() else None
+    now = datetime.now(UTC).replace(microsecond=0)
+    index = offer_release(to, manifest, key=key, now=now, holds=holds, keep=kept, declared=declared)
+    text = f"{to} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
+    document = {
+        "list": index.list,
+        "serial": index.serial,
+        "releases": len(index.releases),
+        "full": index.full.serial,
+        "index": str(to / INDEX),
+    }
+    show_one(document, text, as_json=as_json)
+
+
 def _publish_into(folder: Path, files: list[Path], *, as_json: bool, **how: Any) -> None:
     from eir.sources.folder_writer import publish_into  # noqa: PLC0415 - for this alone
 

@@ -93,6 +93,62 @@ def publish_into(
     return Placed(published=replace(published, manifest=manifest), index=index, folded=folds)
 
 
+def offer_release(
+    folder: Path, manifest: Path, *, key: Path, now: datetime, holds: str | None = None, keep: timedelta = KEEP,
+    declared: Mapping[str, Layout] | None = None,
+) -> Index:  # fmt: skip
+    """Put a release that is signed already into the folder, with all its signatures; return the index, which `key` signs.
+
+    No deltas are folded, since whoever has to sign the full release is not here. Raises as `publish_into`.
+    """
+    said = parse_manifest(_content(manifest))
+    with _alone(folder):
+        before = index_in(folder)
+        kind = holds or (DEVICES if before is None else before.holds)
+        _check(before, folder, list_name=said.list, serial=said.serial, base=said.base, holds=kind)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".eir-publish-") as name:
+            staged = Path(name) / str(said.serial)
+            staged.mkdir()
+            for each in (manifest.name, *_signatures(manifest), *(file.name for file in said.files)):
+                _copy(manifest.with_name(each), staged / each)
+            here = Contents(folder, said.list, kind, declared or {}, Path(name))
+            chain = steps(before, None, 0) if before is not None and said.base is not None else ()
+            manifests = [*((folder / each.folder / each.manifest) for each in chain), staged / manifest.name]
+            state, _ = asyncio.run(here.loaded(manifests))
+            offer = replace(_offer(staged / manifest.name), content=state.content_digest)
+            offers = [] if before is None else before.releases
+            index = Index(list=said.list, holds=kind, written=now, releases=in_order([*offers, offer]))
+            if len([each for each in index.releases if each.serial > index.full.serial]) > DELTAS_MAX:
+                detail = f"{DELTAS_MAX} deltas stand behind serial {index.full.serial}: a full release is needed now"
+                raise ReleaseRefused("base", detail)
+            _put(offer, staged, folder)
+        index = without(index, now - keep)
+        _write(folder / INDEX, signed(written(index), key))
+        _clear(folder, before, index)
+    return index
+
+
+def _content(manifest: Path) -> bytes:
+    try:
+        return manifest.read_bytes()
+    except OSError as e:
+        raise ReleaseRefused("file_missing", f"{manifest}: {e.strerror}") from None
+
+
+def _copy(path: Path, to: Path) -> None:
+    try:
+        shutil.copyfile(path, to)
+    except OSError as e:
+        raise ReleaseRefused("file_missing", f"{path}: {e.strerror}") from None
+
+
+def _signatures(manifest: Path) -> list[str]:
+    found = [name for name in signature_names(manifest.name) if manifest.with_name(name).exists()]
+    if not found:
+        raise ReleaseRefused("signature_missing", f"{manifest} has no signature beside it")
+    return found
+
+
 def _check(before: Index | None, folder: Path, *, list_name: str, serial: int, base: int | None, holds: str) -> None:
     if before is None:
         if base is not None:
@@ -204,7 +260,7 @@ class Contents:
 def _offer(manifest: Path) -> Offer:
     content = manifest.read_bytes()
     said = parse_manifest(content)
-    beside = [manifest.parent / name for name in signature_names(manifest.name) if (manifest.parent / name).exists()]
+    beside = [manifest.with_name(name) for name in _signatures(manifest)]
     return Offer(
         serial=said.serial, kind=said.kind, base=said.base, folder=str(said.serial), manifest=manifest.name, signatures=tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in beside),
         sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(said.issued), content="",

@@ -12,10 +12,11 @@ from releases import make_key, public
 from eir.changes.load import load_release
 from eir.errors import EirError, ReleaseRefused
 from eir.record.settings import ListSettings
+from eir.releases.publish import publish
 from eir.releases.signed import document_in
 from eir.sources import folder as folders
 from eir.sources.folder import INDEX, Index, Offer, in_order, read, steps, without, written
-from eir.sources.folder_writer import publish_into
+from eir.sources.folder_writer import offer_release, publish_into
 from eir.stores.sqlite import SqliteStore
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -148,6 +149,75 @@ def test_a_list_that_two_must_sign_is_folded_too(keeper, tmp_path):
     with pytest.raises(ReleaseRefused) as caught:
         content(keeper, [alone], tmp_path / "data", threshold=2)
     assert caught.value.reason == "threshold"
+
+
+def test_a_release_that_two_signed_on_their_own_hosts_is_offered(keeper, tmp_path):
+    second, out = make_key(tmp_path, "ministry"), tmp_path / "out"
+    with keeper.signers.open("a") as signers:
+        signers.write(f"ministry {public(second)}")
+
+    def made(serial, base, name, rows):
+        (tmp_path / name).write_text("".join(f"{row}\n" for row in ("imei", *rows)))
+        times = {"issued": NOW, "expires": NOW + timedelta(days=14)}
+        return publish(
+            [tmp_path / name],
+            list_name=NAME,
+            serial=serial,
+            base=base,
+            key=keeper.key,
+            more_keys=[second],
+            out=out,
+            **times,
+        ).manifest
+
+    how = {"key": keeper.key, "now": NOW}
+    full, delta = made(1, None, "all.csv", ROWS[:3]), made(2, 1, "x-added.csv", ROWS[3:5])
+    with pytest.raises(ReleaseRefused, match="a full one is needed first"):
+        offer_release(keeper.folder, delta, **how)
+    for manifest in (full, delta):
+        index = offer_release(keeper.folder, manifest, **how)
+    assert index == keeper.index()
+    assert content(keeper, steps(index, None, 0), tmp_path / "data", threshold=2) == index.content_of(2)
+    before = keeper.index()
+    unsigned, lacking = made(3, 2, "y-added.csv", ROWS[5:6]), made(4, 2, "z-added.csv", ROWS[5:6])
+    for signature in out.glob(f"{unsigned.name}.sig*"):
+        signature.unlink()
+    (out / "z-added.csv").unlink()
+    for manifest, reason in (
+        (delta, "serial"),
+        (unsigned, "signature_missing"),
+        (lacking, "file_missing"),
+        (out / "none", "file_missing"),
+    ):
+        with pytest.raises(ReleaseRefused) as caught:
+            offer_release(keeper.folder, manifest, **how)
+        assert caught.value.reason == reason
+    assert keeper.index() == before
+
+
+def test_only_so_many_deltas_are_offered_that_nobody_folds(keeper, tmp_path, monkeypatch):
+    monkeypatch.setattr("eir.sources.folder_writer.DELTAS_MAX", 1)
+    out = tmp_path / "out"
+    for serial, rows in enumerate((ROWS[:3], ROWS[3:4], ROWS[4:5]), 1):
+        file = tmp_path / f"x{serial}-added.csv"
+        file.write_text("".join(f"{row}\n" for row in ("imei", *rows)))
+        base = serial - 1 or None
+        manifest = publish(
+            [file],
+            list_name=NAME,
+            serial=serial,
+            base=base,
+            key=keeper.key,
+            out=out,
+            issued=NOW,
+            expires=NOW + timedelta(days=14),
+        ).manifest
+        if serial < 3:
+            offer_release(keeper.folder, manifest, key=keeper.key, now=NOW)
+    with pytest.raises(ReleaseRefused, match="a full release is needed now"):
+        offer_release(keeper.folder, manifest, key=keeper.key, now=NOW)
+    assert keeper.index().serial == 2
+    assert not (keeper.folder / "3").exists()
 
 
 def test_what_is_refused_leaves_the_folder_as_it_was(keeper, tmp_path):
@@ -300,5 +370,21 @@ def test_the_command(site, tmp_path):
     full = site.eir(*publish, "--key", second, "--serial", 3, data).stdout
     assert "offers stolen 3" in full
     assert len(list((tmp_path / "www" / "3").glob("*.sig*"))) == 2
+    out = (
+        "publish",
+        "--list",
+        "stolen",
+        "--expires",
+        "14d",
+        "--key",
+        site.publisher.key,
+        "--serial",
+        4,
+        "--out",
+        tmp_path / "out",
+    )
+    site.eir(*out, data)
+    offered = site.eir("offer", tmp_path / "out" / "stolen-4.manifest.json", "--to", tmp_path / "www", "--key", second)
+    assert "offers stolen 4 (2 releases, the newest full one 4)" in offered.stdout
     for wrong in (["--force"], ["--keep", "soon"]):
-        site.eir(*publish, "--serial", 4, *wrong, data, status=2)
+        site.eir(*publish, "--serial", 5, *wrong, data, status=2)
