@@ -2,11 +2,16 @@
 
 import asyncio
 import json
+import shlex
+import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from node import COMMAND
+from pages import blocks
 from releases import make_key, public
 
 from eir.changes.load import load_release
@@ -19,6 +24,7 @@ from eir.sources.folder import INDEX, Index, Offer, in_order, read, steps, witho
 from eir.sources.folder_writer import offer_release, publish_into
 from eir.stores.sqlite import SqliteStore
 
+CONFIG = Path(__file__).parents[2] / "config" / "README.md"
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "stolen"
 ROWS = [f"001010060000{n:02}" for n in range(40)]
@@ -388,3 +394,27 @@ def test_the_command(site, tmp_path):
     assert "offers stolen 4 (2 releases, the newest full one 4)" in offered.stdout
     for wrong in (["--force"], ["--keep", "soon"]):
         site.eir(*publish, "--serial", 5, *wrong, data, status=2)
+
+
+def test_two_signers_on_their_own_hosts_make_a_release_that_is_offered(site):
+    (block,) = (block for block in blocks(CONFIG.read_text()) if "eir offer" in block)
+    folder, other = site.folder / "agency", make_key(site.folder, "other")
+    folder.mkdir()
+    (folder / "stolen.csv").write_text("imei\n35209900176148\n")
+    with (site.folder / "signers").open("a") as signers:
+        signers.write(f"other {public(other)}\n")
+    site.configure(lists={"stolen-national": {"signers": "signers", "threshold": 2}}, policy={"rules": []})
+    block = block.replace("--key KEY", f"--key {site.publisher.key}").replace("-f OTHER", f"-f {other}")
+    block = f'eir() {{ {shlex.join(COMMAND)} "$@"; }}\n{block}'
+    done = subprocess.run(
+        ["sh", "-euc", block],
+        cwd=folder,
+        env=site.environment(),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "offers stolen-national 44" in done.stdout
+    (report,) = site.json("load", folder / "www/stolen-national/44/stolen-national-44.manifest.json")
+    assert (report["serial"], report["entries"]) == (44, 1)

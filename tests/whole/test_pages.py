@@ -21,7 +21,6 @@ from certificates import Authority
 from issuer import Issuer
 from node import COMMAND, LISTED, TRACKED, until
 from pages import blocks, section
-from releases import make_key, public
 from servers import Server, programs
 from wire import EIR, REALM
 
@@ -497,30 +496,6 @@ def test_a_release_made_with_openssh_alone_loads(site, end):
     )
     (report,) = site.json("load", folder / "stolen-national-2.manifest.json")
     assert (report["serial"], report["entries"]) == (2, 2)
-
-
-def test_two_signers_on_their_own_hosts_make_a_release_that_is_offered(site):
-    (block,) = (block for block in blocks(CONFIG) if "eir offer" in block)
-    folder, other = site.folder / "agency", make_key(site.folder, "other")
-    folder.mkdir()
-    (folder / "stolen.csv").write_text("imei\n35209900176148\n")
-    with (site.folder / "signers").open("a") as signers:
-        signers.write(f"other {public(other)}\n")
-    site.configure(lists={"stolen-national": {"signers": "signers", "threshold": 2}}, policy={"rules": []})
-    block = block.replace("--key KEY", f"--key {site.publisher.key}").replace("-f OTHER", f"-f {other}")
-    block = f'eir() {{ {shlex.join(COMMAND)} "$@"; }}\n{block}'
-    done = subprocess.run(
-        ["sh", "-euc", block],
-        cwd=folder,
-        env=site.environment(),
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert "offers stolen-national 44" in done.stdout
-    (report,) = site.json("load", folder / "www/stolen-national/44/stolen-national-44.manifest.json")
-    assert (report["serial"], report["entries"]) == (44, 1)
 
 
 def test_a_publishers_commands_make_a_list_and_a_delta(site):
