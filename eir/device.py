@@ -126,6 +126,12 @@ def imsi_key(text: str) -> int:
     raise IdentifierError(f"an IMSI has 6 to 15 digits; got {len(text)} characters")
 
 
+def device_type_key(text: str) -> int:
+    """The key of a device type such as `IoT Device`, in the range of keys of IMSIs with 15 digits. Case and spaces do not matter."""
+    name = " ".join(text.replace("_", " ").casefold().split())
+    return 10**15 + int.from_bytes(sha256(name.encode()).digest()[:6]) % 10**15
+
+
 def short(identifier: str, first: int = TAC_DIGITS) -> str:
     """An identifier as logs show it unless configured otherwise: its first and its last two characters.
 

@@ -361,7 +361,6 @@ def _targets(every: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]) -
 
 def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:
     """Judge a large record by the command itself, on two cores."""
-    folder.mkdir()
     made, total = _large(folder, rows, seed)
     config = folder / "eir.yaml"
     config.write_text(yaml.safe_dump({

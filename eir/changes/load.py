@@ -18,7 +18,7 @@ from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
 from eir.pages.pages import content_digest
 from eir.record.history import CLAIMS
 from eir.record.reasons import Reasons
-from eir.record.settings import LOAD_MEMORY, PAIRS, ListSettings
+from eir.record.settings import BOUND, LOAD_MEMORY, ListSettings
 from eir.record.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, Mark, recorded, utc_text
 from eir.releases.release import (
     ADDED,
@@ -297,7 +297,7 @@ def read_release(
     files = manifest.files
     _check_rows(sum(file.rows for file in files), memory_max)
     roles = [role for role in ROLES[manifest.kind] if role != CHANGES]
-    singles = settings.kind != PAIRS
+    singles = settings.kind not in BOUND
     rows = {role: Rows(sum(file.rows for file in files if singles and file.role in (role, CHANGES))) for role in roles}
     total = sum(entry.bytes for entry in files)
     with ExitStack() as stack:

@@ -21,7 +21,7 @@ from eir.pages.pages import PAGE_KEYS, Page
 from eir.pages.pairs import decode_pairs, has_pairs
 from eir.record.entries import until_text
 from eir.record.reasons import check_reason, reason_byte
-from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.record.store import ACCEPTED, FORCED, NO_LIST, Event, ListState, ListStore, utc_text
 from eir.rows.build import Built, Rows, amend_pages, build_pages
 from eir.rows.layout import tac_key
@@ -109,6 +109,8 @@ def parse_entries(
     `identifiers`: IMEIs, IMEISVs or MEIDs; TACs if `tacs`; whatever phones call themselves if `verbatim`; IMSIs for a list of subscribers. A list of pairs takes each
     device with each of `imsis`. Raises IdentifierError, which names the one that is wrong.
     """
+    if kind == TYPES:
+        raise IdentifierError("a list of device types comes as releases: eir publish --layout tacs")
     if tacs and kind != DEVICES:
         raise IdentifierError(f"a list of {kind} holds no TACs")
     if verbatim and (tacs or kind == SUBSCRIBERS):

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from eir.checks.identifier import BY_KEY
-from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, imsi_key
+from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, device_type_key, imsi_key
 from eir.errors import IdentifierError
-from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES
 
 if TYPE_CHECKING:  # the configuration is checked without the lists
     from eir.images.index import Index, PairList
@@ -65,6 +65,14 @@ def _tac(prefixes: tuple[str, ...], _: "Index") -> Holds:
         return False
 
     return one_holds
+
+
+def _device_type(types: tuple[str, ...], index: "Index") -> Holds:
+    wanted = frozenset(map(device_type_key, types))
+    tables = [cast("PairList", entries) for entries in index.lists.values() if entries.kind == TYPES]
+    if not tables:
+        raise KeyError("no list says of which type a device is")
+    return lambda key, _imsi, _software_version, _host, _realm: any(table.is_of_type(key, wanted) for table in tables)
 
 
 def _software_version(versions: tuple[str, ...], _: "Index") -> Holds:
@@ -140,6 +148,7 @@ CONDITIONS: dict[str, Condition] = {
     "not_list": Condition(_not_list, names_list=True),
     "imei": Condition(_imei),
     "tac": Condition(_tac, length=TAC_DIGITS),
+    "device_type": Condition(_device_type),
     "software_version": Condition(_software_version),
     "imsi": Condition(_imsi, length=IMSI_LENGTHS[-1]),
     "identifier": Condition(_identifier),

@@ -56,6 +56,8 @@ class Rule:
     """Devices by number: IMEIs (of 14 or 15 digits), IMEISVs or MEIDs; what follows the first 14 digits says nothing."""
     tac: tuple[str, ...] = ()
     """Type Allocation Codes: 8 digits name one, 1 to 7 digits all that begin with them. MEIDs with letters have none."""
+    device_type: tuple[str, ...] = ()
+    """Device types, as a list of such (kind device_types) has them of the device's TAC. Does not hold where no list has the TAC."""
     software_version: tuple[str, ...] = ()
     """Software-Version of the device: two digits (TS 23.003 6.2.2)."""
     imsi: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, progress, say, show_one
 from eir.config import load_layouts
-from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.record.settings import KINDS
 from eir.rows.layout import LAYOUTS
 from eir.sources.folder import INDEX
 
@@ -25,7 +25,7 @@ def publish(
     layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}, or one that the configuration declares; guessed among the first if not given.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Instead of --out: a folder with an index, for a web server, which nodes pull from (lists.*.source).")] = None,
-    holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="With --to: what the list holds, devices, pairs or subscribers; as the folder says, else devices.", show_default=False)] = None,
+    holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="With --to: what the list holds, devices, pairs, subscribers or device_types; as the folder says, else devices.", show_default=False)] = None,
     keep: Annotated[str, typer.Option(metavar="7d", help="With --to: how far behind a node may be and catch up by deltas. Older ones are folded into a full release.")] = "7d",
     bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and an EIR leaves them out.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a release of the same serial with other data.")] = False,
@@ -53,8 +53,8 @@ def publish(
         kept = duration(keep)
         if not kept:
             raise fail(f"--keep {keep}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
-        if holds not in {None, DEVICES, PAIRS, SUBSCRIBERS}:
-            raise fail(f"--kind {holds}: expected {DEVICES}, {PAIRS} or {SUBSCRIBERS}", EXIT_USAGE)
+        if holds not in {None, *KINDS}:
+            raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
         if folder is not None or force:
             raise fail("--to takes neither --out nor --force: what stands in an index has been read", EXIT_USAGE)
         _publish_into(
@@ -89,8 +89,8 @@ def offer(
     kept = duration(keep)
     if not kept:
         raise fail(f"--keep {keep}: expected a number and a unit: 14d, 36h or 90m", EXIT_USAGE)
-    if holds not in {None, DEVICES, PAIRS, SUBSCRIBERS}:
-        raise fail(f"--kind {holds}: expected {DEVICES}, {PAIRS} or {SUBSCRIBERS}", EXIT_USAGE)
+    if holds not in {None, *KINDS}:
+        raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
     declared = load_layouts(config) if config.exists() else None
     now = datetime.now(UTC).replace(microsecond=0)
     index = offer_release(to, manifest, key=key, now=now, holds=holds, keep=kept, declared=declared)

@@ -22,7 +22,7 @@ from eir.peers.addresses import holds
 from eir.peers.settings import APPLICATIONS, PeerSettings
 from eir.peers.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.peers.transport.tls import TlsError, load_tls, read_tls
-from eir.record.settings import DEVICES, PAIRS, is_list_name
+from eir.record.settings import DEVICES, PAIRS, TYPES, is_list_name
 from eir.releases.persons import distinct_signers
 from eir.rows.layout import ACTION, LAYOUTS, SUBJECTS
 from eir.sources.feed_settings import TAC_ROLES
@@ -398,11 +398,15 @@ def _check_rules(config: Config, document: Document) -> Findings:
             )
         if rule.name and names[rule.name] > 1:
             yield f"two rules have the name '{rule.name}'", (*spot, "name")
+        if rule.device_type and not any(each.kind == TYPES for each in config.lists.values()):
+            yield "no list of kind device_types says of which type a device is", (*spot, "device_type")
         for condition, needs in CONDITIONS.items():
             name = getattr(rule, condition) if needs.names_list else None
             if name is not None and name not in config.lists:
                 advice = did_you_mean(name, config.lists) or f"; lists are: {', '.join(config.lists) or 'none'}"
                 yield f"the rule's list '{name}' is not under 'lists'{advice}", (*spot, condition)
+            elif name is not None and config.lists[name].kind == TYPES:
+                yield f"'{name}' is a list of {TYPES}, which the condition device_type asks", (*spot, condition)
             elif name is not None and needs.pairs_only and (kind := config.lists[name].kind) != PAIRS:
                 only = "only a list of pairs says which device and which SIM are bound to each other"
                 yield f"'{name}' is a list of {kind}; {only}", (*spot, condition)
@@ -431,8 +435,9 @@ def _warn_sightings(config: Config, _: Document) -> Findings:
 
 
 def _warn_unused_lists(config: Config, _: Document) -> Findings:
-    for name in config.lists:
-        if not any(name in rule.lists for rule in config.policy.rules):
+    by_type = any(rule.device_type for rule in config.policy.rules)
+    for name, settings in config.lists.items():
+        if not any(name in rule.lists for rule in config.policy.rules) and not (by_type and settings.kind == TYPES):
             yield f"no rule uses the list '{name}': it is loaded and answers nothing", ("lists", name)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from eir.web.tokens import KeyFiles
 
 NAME = "fraud-check"
-OF_DEVICES = frozenset({"list", "not_list", "imei", "tac", "identifier"})
+OF_DEVICES = frozenset({"list", "not_list", "imei", "tac", "device_type", "identifier"})
 """Conditions that a device's number decides alone."""
 WORDS = {
     Status.BLACKLISTED: api.PROHIBITED,

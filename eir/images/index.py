@@ -8,8 +8,9 @@ which a row that has ended could answer, however it came here: by a switch, an a
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from eir.device import SNR_KEYS
 from eir.images.image import Image
-from eir.record.settings import PAIRS
+from eir.record.settings import BOUND
 from eir.record.store import ListState
 
 Clock = Callable[[], float]
@@ -70,6 +71,10 @@ class PairList(DeviceList):
         """True if the list has this SIM with any device."""
         return self.image is not None and self.image.has_subscriber(imsi, self.time)
 
+    def is_of_type(self, device: int, types: frozenset[int]) -> bool:
+        """True if a list of device types says one of these (device_type_key) of the device's TAC."""
+        return not types.isdisjoint(self.imsis(device // SNR_KEYS * SNR_KEYS))
+
     def device_bound_elsewhere(self, device: int, imsi: int) -> bool:
         """True if the list has the device, but not with this SIM."""
         imsis = self.imsis(device)
@@ -82,7 +87,7 @@ class PairList(DeviceList):
 
 
 class Index:
-    """All lists that the configuration names, in its order. `kinds`: name → devices, pairs or subscribers; rows end by `now`."""
+    """All lists that the configuration names, in its order. `kinds`: name → its kind (eir.record.settings); rows end by `now`."""
 
     def __init__(self, kinds: Mapping[str, str], now: Clock = time.time) -> None:
         self.lists: dict[str, DeviceList] = {}
@@ -98,7 +103,7 @@ class Index:
         for name, kind in kinds.items():
             kept = before.get(name)
             if kept is None or kept.kind != kind:
-                kept = (PairList if kind == PAIRS else DeviceList)(name, kind, self.now)
+                kept = (PairList if kind in BOUND else DeviceList)(name, kind, self.now)
             self.lists[name] = kept
 
     def switch(self, name: str, state: ListState, image: Image) -> Image | None:

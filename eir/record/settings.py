@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-DEVICES, PAIRS, SUBSCRIBERS = "devices", "pairs", "subscribers"
+DEVICES, PAIRS, SUBSCRIBERS, TYPES = "devices", "pairs", "subscribers", "device_types"
+KINDS = (DEVICES, PAIRS, SUBSCRIBERS, TYPES)
 """Kinds of list."""
+BOUND = (PAIRS, TYPES)
+"""Those that bind one thing to another: a device to its SIMs; a TAC, by the first of its devices, to what kind of device it is of."""
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LOAD_MEMORY = 2 << 30
 """Bytes that a load may take, unless it is configured otherwise."""
@@ -60,6 +63,8 @@ class Layout:
     """Reasons by the code that stands for them."""
     junk: bool = False
     """Networks report texts that are not identifiers, and here they are normal: skipped and counted."""
+    underscores: bool = False
+    """In the names of columns a space is as good as an underscore."""
     answers: bool = False
     """Each line is an answer of GSMA Device Check (lists.device_check); of several about one device the one with the latest action counts."""
 

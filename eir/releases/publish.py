@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from eir.errors import ReleaseRefused
 from eir.record.reasons import Reasons
-from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, Layout, is_list_name
+from eir.record.settings import KINDS, Layout, is_list_name
 from eir.record.store import utc_text
 from eir.releases import release
 from eir.releases.openssh import sign
@@ -285,7 +285,7 @@ def _described(
     reasons, entries = Reasons(), []
     with open_folder(folder) as folder_fd:
         begun = [_begun(name, folder_fd, layout, declared) for name in names]
-        kinds = [DEVICES, PAIRS, SUBSCRIBERS]
+        kinds = list(KINDS)
         for name, begin in zip(names, begun, strict=True):
             kinds = [each for each in kinds if each in begin.kinds]
             if not kinds:

@@ -9,14 +9,14 @@ import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
-from eir.device import MEID_BASE, ODD_BASE, SNR_KEYS, key_text
+from eir.device import MEID_BASE, ODD_BASE, SNR_KEYS, TAC_DIGITS, key_text
 from eir.errors import EirError
 from eir.pages.pages import Page, decode_sections
 from eir.record.entries import Listed, entries_of, imsi_text, until_text
 from eir.record.reasons import reason_text
-from eir.record.settings import DEVICES, PAIRS
+from eir.record.settings import DEVICES, PAIRS, TYPES
 from eir.record.store import ListState
-from eir.rows.layout import BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC
+from eir.rows.layout import BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC, BY_TYPE
 
 EIR, IMEI, DIRBS_BLACKLIST = EXPORTS = ("eir", "imei", "dirbs-blacklist")
 """The layouts that a list can be written in."""
@@ -49,7 +49,7 @@ def export(
     subject = _subject(state, pages, only_tacs)
     columns = [
         *subject,
-        *(["reason"] if len(state.reasons) > 1 else []),
+        *(["reason"] if len(state.reasons) > 1 and subject != BY_TYPE else []),
         *(["until"] if _has_ends(ahead, pages) else []),
     ]
     if layout != EIR:
@@ -66,6 +66,8 @@ def export(
             "imsi": imsi_text(entry.imsi or entry.key),
         }
         said[subject[0]] = entry.text(state.kind)
+        if subject == BY_TYPE:
+            said |= {"tac": said["tac"][:TAC_DIGITS], "device_type": said["reason"]}
         if subject == BY_RANGE:
             said |= {
                 "imei_from": key_text(entry.key),
@@ -88,7 +90,7 @@ def export(
 def _subject(state: ListState, pages: Sequence[Page], only_tacs: bool | None) -> Sequence[str]:
     """The columns that say what a row is about. Raises EirError if one file cannot say it."""
     if state.kind != DEVICES:
-        return BY_PAIR if state.kind == PAIRS else BY_IMSI
+        return {PAIRS: BY_PAIR, TYPES: BY_TYPE}.get(state.kind, BY_IMSI)
     tacs, singles = any(page.tac for page in pages), any(page.keys for page in pages)
     if only_tacs or (only_tacs is None and tacs and not singles):
         return BY_TAC

@@ -11,23 +11,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, imei_key, imsi_key, is_digits
+from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, device_type_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
-from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, Layout
+from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, Layout
 from eir.rows.device_check import INSERT, REMOVE, looks_like_answer
 
 BOM = b"\xef\xbb\xbf"
 
-BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR = (
+BY_IMEI, BY_ODD, BY_TAC, BY_RANGE, BY_IMSI, BY_PAIR, BY_TYPE = (
     ("imei",),
     ("identifier",),
     ("tac",),
     ("imei_from", "imei_to"),
     ("imsi",),
     ("imei", "imsi"),
+    ("tac", "device_type"),
 )
 """The subjects of rows, by the columns that identify them."""
-SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,)}
+SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,), TYPES: (BY_TYPE,)}
 REASON, UNTIL, DATE, ACTION = "reason", "until", "date", "action"
 """Columns that say why, when an entry ends, when it was made, and whether a row adds or removes it."""
 CHANGE, WHEN = "change", "when"
@@ -43,6 +44,7 @@ def tac_key(text: str) -> int:
 
 _KEY_OF: Mapping[str, Callable[[str], int]] = {
     "imei": device_key, "identifier": any_key, "tac": tac_key, "imei_from": imei_key, "imei_to": imei_key, "imsi": imsi_key,
+    "device_type": device_type_key,
 }  # fmt: skip
 """The columns that identify, and how each is read."""
 COLUMNS = (*_KEY_OF, REASON, UNTIL, DATE, ACTION)
@@ -52,7 +54,7 @@ _DIRBS = {"imei": "imei", "imsi": "imsi", REASON: "reasons", DATE: "block_date"}
 _NO_SEPARATOR = "\x1f"  # in the layout `imei` the whole line is the identifier
 
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
-    Layout(name="eir", columns={name: name for name in (*_KEY_OF, REASON, UNTIL, DATE)}, subjects=SUBJECTS),
+    Layout(name="eir", columns={name: name for name in (*_KEY_OF, REASON, UNTIL, DATE) if name != "device_type"}, subjects=SUBJECTS),
     Layout(name="imei", columns={"imei": 1}, names=False, separator=_NO_SEPARATOR, subjects={DEVICES: (BY_IMEI,)}),
     Layout(name="dirbs-blacklist", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,)}, junk=True),
     Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True),
@@ -63,6 +65,8 @@ LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
         name="lsds", columns={"imei": "imei", DATE: "reporting_date", ACTION: "status", CHANGE: "change_type"}, subjects={DEVICES: (BY_IMEI,)},
         added=frozenset({"", "blacklist", "add", "update"}), removed=frozenset({"pending", "recovered", "remove"}),
     ),
+    Layout(name="tacs", columns={"tac": "tac", "device_type": "device_type", UNTIL: UNTIL}, subjects={TYPES: (BY_TYPE,)}, underscores=True),
+    Layout(name="gsma-tacs", columns={"tac": "tac", "device_type": "device_type"}, subjects={TYPES: (BY_TYPE,)}, separator="|", underscores=True),
     Layout(
         name="gsma-device-check", columns={"imei": 1, ACTION: 2, REASON: 3, WHEN: 4}, names=False, subjects={DEVICES: (BY_IMEI,)},
         added=frozenset({INSERT}), removed=frozenset({REMOVE}), answers=True,
@@ -74,6 +78,8 @@ _HEADERS = {
     "imei,imsi,msisdn,block_date,reasons": "dirbs-notifications",
     "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
     "imei,imsi,msisdn": "dirbs-exceptions",
+    "tac,device_type": "tacs",
+    "tac,device_type,until": "tacs",
     "imei,reporting_date,status": "lsds",
     "imei,reporting_date,status,change_type": "lsds",
 }
@@ -113,6 +119,8 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         kinds = " or ".join(layout.subjects)
         raise ReleaseRefused("layout", f"{name}: layout {layout.name} is for lists of {kinds}, not of {kind}")
     where, names = f"{name}:{layout.lines_before + 1}", _header_names(header, layout.separator) if layout.names else []
+    if layout.underscores:
+        names = [column.replace(" ", "_") for column in names]
     looked_for = set(layout.columns.values()) if layout.declared else set(names)
     if twice := next((column for column in names if column in looked_for and names.count(column) > 1), None):
         raise ReleaseRefused("layout", f"{where}: a column name stands twice in the header: {twice!r}")
@@ -136,6 +144,8 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
             "layout",
             f"{where}: a header with {expected} is expected for {kind}; it has {found}{separator_hint(header)}",
         )
+    if subject == BY_TYPE:
+        at[REASON] = at["device_type"]  # so that people are shown what they wrote
     others = [REASON, UNTIL, ACTION, CHANGE, WHEN, *([DATE] if dates else [])]
     return Plan(subject, {column: at[column] for column in (*subject, *others) if column in at}, layout)
 
@@ -179,6 +189,8 @@ def guess_layout(first_line: bytes) -> str | None:
     names = _header_names(first_line, ",")
     if (dirbs := _HEADERS.get(",".join(names))) is not None:
         return dirbs
+    if {"tac", "device_type"} <= {name.replace(" ", "_") for name in _header_names(first_line, "|")}:
+        return "gsma-tacs"
     if _KEY_OF.keys() & set(names):
         return "eir"
     try:

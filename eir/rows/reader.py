@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, odd_key
+from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_type_key, odd_key
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.pages.content import Keys, ReasonIndexes, Seconds
 from eir.record.reasons import REASON_CHARS_MAX, REASONS_MAX, Reasons
@@ -28,6 +28,7 @@ from eir.rows.layout import (
     BY_PAIR,
     BY_RANGE,
     BY_TAC,
+    BY_TYPE,
     CHANGE,
     DATE,
     REASON,
@@ -221,7 +222,7 @@ def _some(values: _Values, which: Mask) -> _Values:
 
 
 def _add(rows: Rows, plan: Plan, keys: Sequence[Keys], why: ReasonIndexes | None, until: Seconds | None) -> None:
-    if plan.subject == BY_PAIR:
+    if plan.subject in {BY_PAIR, BY_TYPE}:
         rows.add_pairs(keys[0], keys[1], why, until)
         return
     if plan.may_be_open and (single := keys[0] == keys[1]).any():  # as ranges they would take long
@@ -294,8 +295,16 @@ def _imsis(texts: pl.Series, plus: bool) -> Parsed:
     return numbers + _POWERS[np.minimum(lengths, IMSI_LENGTHS[-1])], good
 
 
+def _types(texts: pl.Series, _: bool) -> Parsed:
+    """Device types; none is a type too, which no rule can name."""
+    texts = texts.fill_null("")
+    known = {text: device_type_key(text) for text in texts.unique().to_list()}
+    return texts.replace_strict(known, return_dtype=pl.UInt64).to_numpy(), np.ones(len(texts), bool)
+
+
 _KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
     "imei": _device_keys, "identifier": _any_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
+    "device_type": _types,
 }  # fmt: skip
 """The same as layout's table, for whole columns."""
 

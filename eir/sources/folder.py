@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from eir.errors import ReleaseRefused
-from eir.record.settings import DEVICES, PAIRS, SUBSCRIBERS, is_list_name
+from eir.record.settings import KINDS, is_list_name
 from eir.record.store import utc_text
 from eir.releases.release import DELTA, FULL, SERIAL_MAX, SIGNATURES_MAX, is_plain_name, member
 
@@ -107,7 +107,7 @@ def read(document: bytes) -> Index:
     )
     index = Index(
         list=_member(said, "list", str, is_list_name, "the name of a list"),
-        holds=_member(said, "holds", str, (DEVICES, PAIRS, SUBSCRIBERS).__contains__, f"{DEVICES}, {PAIRS} or {SUBSCRIBERS}"),
+        holds=_member(said, "holds", str, KINDS.__contains__, " or ".join(KINDS)),
         written=_time(said, "written"), releases=tuple(map(_offer, releases)),
     )  # fmt: skip
     places = [(offer.serial, offer.kind != DELTA) for offer in index.releases]

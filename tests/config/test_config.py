@@ -282,7 +282,7 @@ FAULTS = [
     ("lists: {stolen: {signers: signers, revoked: nowhere}}\n", 2, "the file of revoked keys of stolen does not exist: .*; put the revoked public keys there, or leave 'revoked' out"),
     ("lists: {stolen: {signers: signers, revoked: empty}}\n", 2, "the file of revoked keys of stolen is empty"),
     ("lists: {'a b': {signers: signers}}\n", 2, "'a b' cannot be the name of a list; expected 1 to 64 letters"),
-    ("lists: {stolen: {signers: signers, kind: device}}\n", 2, "found 'device' for 'kind' in lists.stolen; expected devices, pairs or subscribers; did you mean 'devices'"),
+    ("lists: {stolen: {signers: signers, kind: device}}\n", 2, "found 'device' for 'kind' in lists.stolen; expected devices, pairs, subscribers or device_types; did you mean 'devices'"),
     ("lists: {stolen: {signers: signers, local: true}}\n", 2, "stolen is local, so no release changes it; leave 'signers' out, or 'local'"),
     ("lists: {stolen: {revoked: signers, local: true}}\n", 2, "leave 'revoked' out, or 'local'"),
     ("lists: {stolen: {local: no}}\n", 2, "nothing may change the list stolen"),

@@ -457,18 +457,22 @@ def test_each_policy_answers_as_its_table_says(block, checks, site):
     text = re.sub(r"(?<=signers: )signers/[\w-]+", "signers", block)
     site.path.write_text(completed(re.sub(r"(?<=until: )[\w:-]+", IN_AN_HOUR, text)))
     rows = table(checks)
-    listed, bound = {}, {}
+    listed, bound, typed = {}, {}, {}
     for device, _, _ in rows:
         imei, _, said = device.partition(", ")
         for sim, pairs in re.findall(r"bound to (\d+) in `([\w-]+)`", said):
             bound.setdefault(pairs, []).append(f"{imei},{sim}")
-        for name in code(re.sub(r"bound to \d+ in `[\w-]+`", "", said)):
+        for of_type, name in re.findall(r"of type ([\w ]+) in `([\w-]+)`", said):
+            typed.setdefault(name, []).append(f"{imei[:8]},{of_type}")
+        for name in code(re.sub(r"(bound to|of type) [\w ]+ in `[\w-]+`", "", said)):
             listed.setdefault(name, []).append(imei)
-    assert {**listed, **bound}.keys() == yaml.safe_load(block)["lists"].keys()
+    assert {**listed, **bound, **typed}.keys() == yaml.safe_load(block)["lists"].keys()
     for name, rows_of in listed.items():
         site.load(rows_of, list_name=name)
     for name, rows_of in bound.items():
         site.load(["imei,imsi", *rows_of], list_name=name)
+    for name, rows_of in typed.items():
+        site.load(["tac,device_type", *rows_of], list_name=name)
     for device, sim, answer in rows:
         imsi = ["--imsi", sim] if sim.isdigit() else []
         found = site.json("check", device.partition(",")[0], *imsi)
@@ -476,7 +480,7 @@ def test_each_policy_answers_as_its_table_says(block, checks, site):
 
 
 def test_the_policies_that_people_ask_for_are_there():
-    assert len(POLICIES) == 9
+    assert len(POLICIES) == 10
     assert sum(len(table(checks)) for _, _, checks in POLICIES) > 20
 
 
