@@ -195,7 +195,10 @@ def _judged(name: str, made: World) -> dict[str, Any]:
         "precision_rare": _share(len(ours & clones) / len(clones) * RARE * honest, len(ours & clones) / len(clones) * RARE * honest + len(wrong)),
         "honest_of_10000": round(len(wrong) / honest * 10_000, 1), "wrongly": [f"{what} {count}" for what, count in Counter(made.hard.get(device, "plain") for device in wrong).most_common()],
         **{f"{rule}_precision": _share(len(found & truth.keys()), len(found)) for rule, found in theirs.items()},
-        "told": [(told.get(device, 0.0), device in clones) for device in {*(told.keys() - truth.keys()), *clones}],
+        "told": [
+            (told.get(device, 0.0), device in truth, device in clones)
+            for device in {*(told.keys() - truth.keys()), *clones, *kinds["never_allocated"]}
+        ],
         "kinds": [
             {
                 "network": name, "kind": kind, "planted": len(planted), "found": len(planted & ours), "recall": _share(len(planted & ours), len(planted)),
@@ -251,18 +254,18 @@ def wilson(part: int, whole: int, z: float = 1.96) -> str:
 
 
 def reliability(every: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In each tenth of the score: what is said, and what was, clones counting for as many as the base rate has."""
+    """Bands of the score: what it says, and what was. Clones count for as many as the base rate has, numbers without a TAC for one each."""
     sums: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     for each in every:
         clone = PRIOR / (1 - PRIOR) * each["honest"] / max(each["clones"], 1)
-        for score, is_clone in each["told"]:
+        for score, is_tampered, is_clone in each["told"]:
             weight = clone if is_clone else 1.0
             for band in {min(int(score * 10), 9), *([95] if score >= TamperSettings().export_min else [])}:
                 total = sums[band]
                 total[0] += 1
                 total[1] += weight
                 total[2] += weight * score
-                total[3] += weight * is_clone
+                total[3] += weight * is_tampered
     return [
         {
             "score": "0.95 and more" if band == 95 else f"{band / 10:.1f} to {band / 10 + 0.1:.1f}",

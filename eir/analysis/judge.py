@@ -86,6 +86,9 @@ class Judgement:
     """Peers whose word was not believed."""
     places: int
     """Pairs of origins far enough apart to tell something; 0: what place says is nil."""
+    reliability: tuple[tuple[float, float, int, int, int], ...]
+    """Bands of the score: from which on, the share of tampered devices there in made networks, and here how many devices have such a score, how many
+    of them an operator confirmed, and how many he cleared."""
     batches: tuple[tuple[str, int], ...]
     """Numbers of many modules, which a maker may have given to a whole batch: IMEI, subscribers; they are no findings."""
     malformed: tuple[tuple[str, int, int], ...]
@@ -120,6 +123,7 @@ def judge(
     return Judgement(
         since=since, until=until, devices=number(engine, "SELECT COUNT(*) FROM devices"), sightings=number(engine, "SELECT COALESCE(SUM(checks), 0) FROM devices"),
         subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=tuple(finding for finding in _findings(engine, cases, keep_users=keep_users) if cases.get(finding.device, True)), left_out=tuple(unbelieved),
+        reliability=_reliability(engine, cases),
         places=number(engine, "SELECT COUNT(*) FROM travel WHERE fastest_s > 300"),
         batches=tuple((key_text(device), who) for device, who in engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")),
         malformed=tuple((str(origin), int(seen), int(who)) for origin, seen, who in engine.rows("""
@@ -127,6 +131,20 @@ def judge(
             WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1
         """)),
     )  # fmt: skip
+
+
+def _reliability(engine: Engine, cases: Mapping[int, bool]) -> tuple[tuple[float, float, int, int, int], ...]:
+    counted = {least: [0, 0, 0] for least, _ in SAID}
+    for device, score in engine.rows("SELECT device, score FROM scores"):
+        if (band := next((least for least, _ in SAID if score >= least), None)) is not None:
+            counted[band][0] += 1
+            if device in cases:
+                counted[band][1 if cases[device] else 2] += 1
+    return tuple(
+        (least, said, devices, confirmed, cleared)
+        for least, said in SAID
+        for devices, confirmed, cleared in [counted[least]]
+    )
 
 
 def prepare(engine: Engine, settings: TamperSettings, *, until: datetime) -> None:

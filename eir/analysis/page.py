@@ -100,7 +100,15 @@ def page(found: Judgement) -> str:
     )
     if not found.places:
         left += "<p>All checks come from one place, so place says nothing.</p>"
-    said = "; ".join(f"from {least:.2f} on {share:.0%}" for least, share in SAID)
+    bands = "".join(
+        f"<tr><td>{least:.2f} and more<td class=n>{said:.0%}<td class=n>{devices:,}<td class=n>{confirmed:,}<td class=n>{cleared:,}"
+        for least, said, devices, confirmed, cleared in found.reliability
+    )
+    reliability = (
+        "<section><h2>What the score means</h2><p class=soft>The score is the share of such devices that are tampered with: first as in made networks that "
+        "nothing was fitted to, then as your own decisions shift it.</p><table><tr><th>Score, up to the line above<th class=n>Tampered with, in made networks"
+        f"<th class=n>Devices here<th class=n>Confirmed by you<th class=n>Cleared by you{bands}</table></section>"
+    )
     table = (
         "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>For an honest explanation</thead>"
         f"<tbody>{rows}</tbody></table>{more}" if findings else "<p>Nothing was found.</p>"
@@ -111,7 +119,7 @@ def page(found: Judgement) -> str:
         f"""
 <div class=figures>{_figure(len(findings), "devices reported")}{_figure(sum(finding.score >= CERTAIN for finding in findings), "of them 0.95 and more")}{_figure(found.devices, "devices seen")}{_figure(found.subscribers, "subscribers")}{_figure(found.sightings, "checks")}</div>
 {left}<div class=charts>{"".join(charts)}</div>
-<section><h2>Devices, the likeliest first</h2><p class=soft>The score is the share of such devices that are tampered with. In made networks that nothing was fitted to it was: {said}.</p>{table}</section>{wrong}""",
+<section><h2>Devices, the likeliest first</h2>{table}</section>{reliability}{wrong}""",
     )
 
 

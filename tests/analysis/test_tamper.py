@@ -311,6 +311,20 @@ def test_modules_with_one_number_are_counted_and_no_findings(judge_rows, tmp_pat
     assert judge_rows(rows).findings[0].imei == IMEI  # without a list that has types nobody can tell
 
 
+@pytest.mark.parametrize(
+    ("people", "says"), [(100, "; they change"), (101, ", of whom the busiest 100 are looked at; they change")]
+)
+def test_of_a_number_in_many_phones_the_busiest_are_looked_at(judge_rows, people, says):
+    rows = [
+        (day * DAY + number / 10, IMEI, f"s{number}", f"mme{number % 3}", None)
+        for number in range(people)
+        for day in (0, 3)
+    ]
+    (finding,) = judge_rows([*rows, *OTHERS]).findings
+    assert (finding.subscribers, finding.copies) == (people, people)
+    assert f"subscribers who came back: {people}{says}" in finding.evidence
+
+
 def test_pools_are_known_by_their_names(judge_rows):
     def two(first, second):
         return [
@@ -673,8 +687,17 @@ def test_what_is_cleared_is_neither_reported_nor_exported_and_what_is_confirmed_
     assert (made["imei"], made["verdict"], made["reason"]) == (cleared, "cleared", "a mast at the border")
     operator.eir("tamper", "confirm", confirmed, "--reason", "seen at the customs office")
     assert (operator.state / "tamper-cases.jsonl").stat().st_mode & 0o777 == 0o600
-    rows = {row["imei"]: row for row in operator.json("tamper", "report", *UNTIL_DAY, "--min-score", "0")}
+    page = operator.folder / "report.html"
+    rows = {
+        row["imei"]: row for row in operator.json("tamper", "report", *UNTIL_DAY, "--min-score", "0", "--html", page)
+    }
     assert cleared not in rows
+    here = re.search(
+        r"0\.95 and more<td class=n>97%<td class=n>([0-9]+)<td class=n>0<td class=n>1<tr>", page.read_text()
+    )
+    assert (
+        int(here[1]) == sum(row["score"] >= 0.95 and not row["confirmed"] for row in rows.values()) + 1
+    )  # and the one that is cleared
     assert "35209900880004" in rows
     exported = operator.eir("tamper", "export", *UNTIL_DAY).stdout
     assert cleared not in exported

@@ -1,10 +1,12 @@
 -- Subscribers whose checks follow one another as those of several phones do, at random, and not in blocks or together as one phone's.
 SELECT
-  device,
+  evidence.device,
   {intercept} + {blocks} * blocks + {lockstep} * lockstep + {beside} * beside + {a_day} * a_day + {crowd} * crowd + {members} * members + {homes} * homes
     + {switches} * switches + {together} * together + {busy} * busy + {placeless} * placeless + {versionless} * versionless AS says,
   CONCAT(
-    'subscribers: ', CAST(member_count AS VARCHAR), ', which change ', CAST(switch_count AS VARCHAR), ' times; the busiest two in ', CAST(CAST(COALESCE(runs, 0) AS BIGINT) AS VARCHAR),
+    'subscribers who came back: ', CAST(devices.regulars AS VARCHAR),
+    CASE WHEN devices.regulars > member_count THEN CONCAT(', of whom the busiest ', CAST(member_count AS VARCHAR), ' are looked at') ELSE '' END,
+    '; they change ', CAST(switch_count AS VARCHAR), ' times; the busiest two in ', CAST(CAST(COALESCE(runs, 0) AS BIGINT) AS VARCHAR),
     ' runs, where two phones give ', CAST(CAST(ROUND(COALESCE(expected, 0)) AS BIGINT) AS VARCHAR), ' by chance, give or take ', CAST(CAST(ROUND(2 * COALESCE(deviation, 0)) AS BIGINT) AS VARCHAR)
   ) AS evidence
-FROM evidence
+FROM evidence JOIN devices ON evidence.device = devices.device
