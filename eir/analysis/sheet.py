@@ -8,7 +8,7 @@ from eir.analysis.engine import Engine
 from eir.analysis.judge import Judgement, as_text
 from eir.device import key_text
 
-RULES = "2"
+RULES = "3"
 """Version of the conditions and their weights."""
 EXAMPLES, SAMPLE = 20, 400
 
