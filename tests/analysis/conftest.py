@@ -1,0 +1,21 @@
+"""What judges a few sightings."""
+
+import pytest
+from tampered import START, UNTIL, write
+
+from eir.analysis.conditions import TamperSettings
+from eir.analysis.duck import duck
+from eir.analysis.judge import judge
+from eir.analysis.schema import files
+
+
+@pytest.fixture
+def judge_rows(tmp_path):
+    """Judges a few sightings: (hours from the start, IMEI, subscriber, origin, software version)."""
+
+    def judged(rows, warn=lambda _: None, status="whitelisted", **settings):
+        write(tmp_path, rows, status=status)
+        with duck(files(tmp_path), since=START, until=UNTIL, memory=1 << 28) as engine:
+            return judge(engine, TamperSettings(**settings), since=START, until=UNTIL, warn=warn)
+
+    return judged

@@ -1,0 +1,88 @@
+"""Sightings made by hand: a record of a few, phones with one identity, people with one phone."""
+
+import random
+import re
+from datetime import datetime, timedelta
+
+import polars as pl
+
+from eir.analysis.schema import SCHEMA
+
+START = datetime(2026, 10, 27)  # noqa: DTZ001 - as in the files
+
+
+UNTIL = START + timedelta(days=30)
+
+
+IMEI = "35209900176148"
+
+
+DAY = 24
+
+
+EACH_DAY = range(0, 20 * DAY, DAY)
+
+
+def phones(who, *, a_day=5, days=30, imei=IMEI, places=None, versions=None, seed=1):
+    """Each subscriber in a phone of its own: checks at random, while people are awake."""
+    drawn = random.Random(seed)
+    return sorted(
+        (day * DAY + drawn.uniform(6, 23), imei, each, (places or {}).get(each, "mme1"), (versions or {}).get(each))
+        for each in who for day in range(days) for _ in range(drawn.choice((a_day - 2, a_day, a_day + 2)))
+    )  # fmt: skip
+
+
+OTHERS = [
+    row
+    for number in range(40)
+    for row in phones(
+        [f"o{number}"], imei=f"3520995{number:07d}", places={f"o{number}": f"mme{1 + number % 2}"}, seed=number
+    )
+]
+"""People with one phone and one SIM, at two places: what is usual."""
+
+
+TAMPERED = {
+    "conflict": [
+        (at + late, IMEI, who, mme, "05")
+        for at in EACH_DAY
+        for who, mme, late in (("a", "mme1", 0), ("b", "mme2", 0.2))
+    ],
+    "alternates": phones("abc"),
+    "version_alternates": phones("ab", versions={"a": "05", "b": "33"}),
+    "sim_box": [
+        (turn * 6, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01")
+        for turn in range(40)
+        for port in range(8)
+    ],
+    "sim_box by its SIM": [
+        (number * 50 + late, f"3520991234{number:04d}", "a", "mme1", "01") for number in range(9) for late in (0, 5)
+    ],
+    "placeholder": [(1, "000000000000000", "a", "mme1", None)],
+}
+
+
+def write(state, rows, *, status="whitelisted", peers=None):
+    """A record in a state folder; `peers`: who sends the checks of a subscriber or of an origin, if not the origin itself."""
+    peers = peers or {}
+    types = {
+        "TIMESTAMP": pl.Datetime("us"),
+        "UINTEGER": pl.UInt32,
+        "BIGINT": pl.Int64,
+        "VARCHAR": pl.String,
+        "BOOLEAN": pl.Boolean,
+    }
+    frame = pl.DataFrame(
+        [
+            {
+                "time": START + timedelta(hours=hours), "last": START + timedelta(hours=hours), "checks": 1, "imei": imei,
+                "device": int(imei[:14]) if re.fullmatch(r"[0-9]{14,16}", imei) else None, "software_version": version, "subscriber": subscriber,
+                "home": "001010", "origin_host": origin, "peer": peers.get(subscriber, peers.get(origin, origin)), "origin_realm": "epc", "protocol": "s13", "status": status, "rule": "default",
+            }
+            for hours, imei, subscriber, origin, version in rows
+        ],
+        schema={name: types[kind] for name, kind in SCHEMA.items()},
+    )  # fmt: skip
+    folder = state / "sightings" / f"{START:%Y-%m-%d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.write_parquet(folder / "00-1-made.parquet")
