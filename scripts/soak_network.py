@@ -1,7 +1,7 @@
 """64 MMEs and two AMFs for ten minutes, while node, processes and Redis are restarted, killed and attacked by turns: no answer is wrong.
 
 None is lost either, but on connections that were cut, and the history is whole afterwards. Redis has its AOF and the user file of
-config/README.md. After each turn every MME and every AMF is served again before the next one comes.
+config/LISTS.md. After each turn every MME and every AMF is served again before the next one comes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from node import Publisher, Site, children
 from servers import Server, free_port
 from wire import APP, REALM, TGPP, Connection, answer_to, cer, ecr
 
-PAGE = Path(__file__).resolve().parent.parent / "config" / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "config" / "LISTS.md"
 HELD = [f"{35_209_900 + n:08d}{n * 31:06d}" for n in range(200)]
 """Always listed."""
 NEVER = [f"{35_209_900 + n:08d}{n * 31 + 7:06d}" for n in range(200)]

@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from pages import ROOT, Installation, section
+from pages import ROOT, Installation
 
 HAS = "systemd,systemd-sysv,dbus,sudo,openssl,ca-certificates"
 """Packages that Debian's installer leaves on a server, as far as the lines count on them."""
@@ -329,7 +329,7 @@ def _with_network(host: Host, promises: list[str]) -> None:
     promises.append("the installation with network")
     _works(host, promises)
     _upgrades(host, Installation.upgrade, True, promises)
-    needs = re.search(r"It needs ((?:`[\w-]+`(?: and |, )?)+)", section(Installation.PAGE, "## A first day"))
+    needs = re.search(r"It needs ((?:`[\w-]+`(?: and |, )?)+)", Installation.FIRST_DAY)
     _holds("the page says what a first day needs", needs)
     host.does(f"sudo apt-get install {' '.join(re.findall('`([^`]+)`', needs[1]))}", network=True)  # type: ignore[index]
     code, _ = host.asks("systemctl", "is-active", "redis-server")

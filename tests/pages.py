@@ -20,11 +20,12 @@ def blocks(text, language="sh"):
 
 
 class Installation:
-    """The lines of deploy/README.md that install and upgrade a node."""
+    """The lines of deploy/INSTALL.md that install and upgrade a node, and those of deploy/FIRST-DAY.md."""
 
-    PAGE = (ROOT / "deploy" / "README.md").read_text()
+    PAGE = (ROOT / "deploy" / "INSTALL.md").read_text()
+    FIRST_DAY = (ROOT / "deploy" / "FIRST-DAY.md").read_text()
     FROM_THE_INDEX = "sudo /opt/eir/bin/pip install '.[analysis]'\n"
     """The line that others take the place of."""
     service, alias, locked, fetch, offline, package = blocks(section(PAGE, "## Installation"))
     (upgrade,) = blocks(section(PAGE, "## Upgrade"))
-    first_day = blocks(section(PAGE, "## A first day"))
+    first_day = blocks(FIRST_DAY)

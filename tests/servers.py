@@ -14,9 +14,9 @@ from pathlib import Path
 PROGRAMS = {"redis": "redis-server", "valkey": "valkey-server"}
 
 
-README = Path(__file__).parents[1] / "config" / "README.md"
-USER_FILE = re.findall(r"^user .+$", README.read_text(), re.MULTILINE)
-"""The user file of config/README.md."""
+PAGE = Path(__file__).parents[1] / "config" / "LISTS.md"
+USER_FILE = re.findall(r"^user .+$", PAGE.read_text(), re.MULTILINE)
+"""The user file of config/LISTS.md."""
 
 
 def programs():

@@ -58,7 +58,7 @@ OnSpark = Annotated[
     typer.Option(
         "--spark",
         metavar="MASTER",
-        help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/README.md says how.",
+        help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/OPERATION.md says how.",
         show_default=False,
     ),
 ]

@@ -11,7 +11,7 @@ INTRODUCTION = """\
 
 `eir config --reference` prints this page, and with `--json` the same as data; `eir config` prints the values in force. `[]` stands for each
 entry of a list, `*` for a name of your own. A reload does not take over a key that is marked "restart".
-[README.md](README.md) has worked examples.
+[README.md](README.md) names the pages that have worked examples.
 """
 
 

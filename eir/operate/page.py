@@ -108,7 +108,7 @@ def page(shown: Shown) -> Response:
 <section><h2>Peers</h2>{_peers(shown)}</section>
 <section><h2>Lists</h2>{_lists(shown)}</section>
 <section><h2>Refused lately</h2>{_refused(shown)}</section>
-<p class=soft>{shown.now:%Y-%m-%d %H:%M:%S} UTC. <a href="/metrics">Metrics</a>, <a href="/ready">readiness</a>. Times are UTC. Advice: deploy/README.md, "Runbook by alert".</p>"""
+<p class=soft>{shown.now:%Y-%m-%d %H:%M:%S} UTC. <a href="/metrics">Metrics</a>, <a href="/ready">readiness</a>. Times are UTC. Advice: deploy/RUNBOOK.md, "By alert".</p>"""
     return Response(200, HTML, f"""<!doctype html>
 <html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{escape(status['state'])}: {escape(shown.host)}</title>
 <style>{STYLE}</style></head><body><main>{body}</main><script>{SCRIPT}</script></body></html>

@@ -32,7 +32,7 @@ from eir.sources.feed_users import user_line
 from eir.web.denials import TokenSettings
 
 SAMPLE = Path(__file__).parents[2] / "config" / "eir.yaml"
-PAGE = SAMPLE.parent / "README.md"
+PAGE = SAMPLE.parent / "REFERENCE.md"
 
 IDENTITY = "identity: {host: eir.epc, realm: epc}\n"
 ONE_PEER = "peers: [{realm: epc, from: 127.0.0.0/8}]\n"
@@ -865,7 +865,7 @@ def test_the_page_has_every_key_as_the_table_says_it():
             )
         restart = not key.live or key.path.partition(".")[0] in TAKES_RESTART
         rows.append(f"| `{key.path}` | {key.kind.expected} | {default} | {key.says}{' (restart)' if restart else ''} |")
-    page = PAGE.with_name("REFERENCE.md").read_text()
+    page = PAGE.read_text()
     assert [line for line in page.splitlines() if line.startswith("| `")] == rows
     assert page == reference_page(), "config/REFERENCE.md is what `eir config --reference` prints"
 

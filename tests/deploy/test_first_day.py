@@ -1,4 +1,4 @@
-"""The operator's first day of deploy/README.md, as a new user has it: its very lines, in a folder of its own, as a user of its own."""
+"""The operator's first day of deploy/FIRST-DAY.md, as a new user has it: its very lines, in a folder of its own, as a user of its own."""
 
 import os
 import pwd

@@ -1,4 +1,4 @@
-"""The installation without the Internet by the lines of deploy/README.md, in a network namespace that has none. `scripts/soak newcomer` is the long form."""
+"""The installation without the Internet by the lines of deploy/INSTALL.md, in a network namespace that has none. `scripts/soak newcomer` is the long form."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The three users for Redis of config/README.md: with exactly these rights everything works, without any one of them it does not."""
+"""The three users for Redis of config/LISTS.md: with exactly these rights everything works, without any one of them it does not."""
 
 import asyncio
 import contextlib
@@ -18,15 +18,15 @@ from eir.record.settings import HistorySettings
 from eir.stores.redis import RedisStore, writing
 from eir.stores.sqlite import SqliteStore
 
-README = Path(__file__).parents[2] / "config" / "README.md"
+PAGE = Path(__file__).parents[2] / "config" / "LISTS.md"
 A = pages_of([1, 2, 5 * PAGE_KEYS])
 B = [page(0, [3, 4], reasons=b"\x00\x01"), *pages_of([7 * PAGE_KEYS])]
 HARM = ("FLUSHALL", "CONFIG SET maxmemory 1", "SHUTDOWN", "KEYS *", "GET other", "DEL other", "ACL LIST", "EVAL x 0")
 
 
 def users():
-    """User → rules, as config/README.md gives them."""
-    found = re.findall(r"^user (\S+) (.+)$", README.read_text(), re.MULTILINE)
+    """User → rules, as config/LISTS.md gives them."""
+    found = re.findall(r"^user (\S+) (.+)$", PAGE.read_text(), re.MULTILINE)
     return {name: rules.split() for name, rules in found}
 
 
@@ -263,7 +263,7 @@ AT_SENTINELS = "+sentinel|masters +client|setinfo"
 
 @pytest.mark.parametrize("less", [None, *IN_A_CLUSTER.split()])
 async def test_in_a_cluster(cluster, less):
-    assert f"`{IN_A_CLUSTER}`" in README.read_text()
+    assert f"`{IN_A_CLUSTER}`" in PAGE.read_text()
     for node in cluster.nodes:
         allow(node, LOADER)
         assert (
@@ -275,7 +275,7 @@ async def test_in_a_cluster(cluster, less):
 
 @pytest.mark.parametrize("less", [None, *AT_SENTINELS.split()])
 async def test_at_sentinels(watched, less, monkeypatch):
-    assert f"`{AT_SENTINELS}`" in README.read_text()
+    assert f"`{AT_SENTINELS}`" in PAGE.read_text()
     monkeypatch.setenv("SENTINELS", "secret")
     (sentinel,) = watched.sentinels
     rights = [right for right in AT_SENTINELS.split() if right != less]

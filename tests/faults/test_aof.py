@@ -1,4 +1,4 @@
-"""A Redis that restarts, with the user file of config/README.md and an AOF: lists, what a rollback needs, serials and the history are there."""
+"""A Redis that restarts, with the user file of config/LISTS.md and an AOF: lists, what a rollback needs, serials and the history are there."""
 
 import contextlib
 

@@ -64,7 +64,7 @@ def digests(server):
 async def opener(kind, tmp_path, running):
     """Opens the store as one more process would; what is in it is gone before the next test.
 
-    One server alone has the user file of config/README.md and an AOF: what a test left in it is still there when it starts again.
+    One server alone has the user file of config/LISTS.md and an AOF: what a test left in it is still there when it starts again.
     """
     async with contextlib.AsyncExitStack() as stack:
         if kind in servers.programs():

@@ -35,17 +35,13 @@ PAGES = {
     for pattern in ("*.md", "[!.]*/*.md", "eir/*/*.md", "deploy/*/*.md")
     for path in sorted(ROOT.glob(pattern))
 }
-README, CONFIG, DEPLOY, CODE, SCRIPTS, TESTS = (
-    PAGES[name]
-    for name in (
-        "README.md",
-        "config/README.md",
-        "deploy/README.md",
-        "eir/README.md",
-        "scripts/README.md",
-        "tests/README.md",
-    )
+README, CODE, SCRIPTS, TESTS = (
+    PAGES[name] for name in ("README.md", "eir/README.md", "scripts/README.md", "tests/README.md")
 )
+INSTALL, OPERATION, METRICS, RUNBOOK = (
+    PAGES[f"deploy/{name}.md"] for name in ("INSTALL", "OPERATION", "METRICS", "RUNBOOK")
+)
+CONFIG = "\n".join(page for name, page in PAGES.items() if re.fullmatch(r"config/[A-Z]+\.md", name))
 ALL = "\n".join(PAGES.values())
 COMMANDS = typer.main.get_command(command_line())
 SEPARATORS = {"&&", "||", ";", "|", "(", ")", "&", ">", "<", "<<"}
@@ -180,6 +176,17 @@ def test_each_page_is_reached_from_the_first():
     assert reached == set(PAGES)
 
 
+@pytest.mark.parametrize("folder", ["config", "deploy"])
+def test_the_index_of_a_folder_names_each_page_and_each_says_whom_it_is_for(folder):
+    index = PAGES[f"{folder}/README.md"]
+    pages = {Path(name).name: page for name, page in PAGES.items() if Path(name).parent == Path(folder)}
+    named = {row[0] for row in table(index)}
+    assert {f"[{name}]({name})" for name in pages if name != "README.md"} <= named
+    for name in pages.keys() - {"REFERENCE.md", "GLOSSARY.md"}:
+        assert re.match(r"# .*\n\nFor ", pages[name]), name
+        assert len(pages[name].split()) < 5000, name
+
+
 def test_the_glossary_is_in_order_and_has_what_the_pages_say():
     terms = [row[0] for row in table(PAGES["config/GLOSSARY.md"])]
     assert terms == sorted(terms, key=str.lower)
@@ -215,13 +222,15 @@ def test_the_first_page_can_be_read_in_one_go():
 
 def test_the_table_of_commands_is_that_of_the_program():
     said = {}
-    for name, what in table(section(DEPLOY, "## Commands")):
+    for name, what in table(section(OPERATION, "## Commands")):
         command, left = resolve(re.match(r"`eir ([^`]*)`", name)[1].split())
         said[id(command)] = command
         named = {word for word in left if word.startswith("-")} | set(re.findall(r"`(--[\w-]+)`", what))
         assert named <= options_of(command), f"{name}: {named - options_of(command)}"
-    assert "eir peer enable NAME" in DEPLOY
-    assert {"`eir tamper report`", "`eir tamper export`"} <= {name for name, _ in table(section(DEPLOY, "## Commands"))}
+    assert "eir peer enable NAME" in OPERATION
+    assert {"`eir tamper report`", "`eir tamper export`"} <= {
+        name for name, _ in table(section(OPERATION, "## Commands"))
+    }
     missing = [
         name
         for name, command in COMMANDS.commands.items()
@@ -236,7 +245,9 @@ def test_the_table_of_metrics_is_that_of_the_code():
         for family in FAMILIES
     ]
     shown = "\n".join(f"| {' | '.join(row)} |" for row in expected)
-    assert table(section(DEPLOY, "## Monitoring")) == expected, f"deploy/README.md, Monitoring; expected:\n{shown}"
+    assert table(section(METRICS, "## Every metric")) == expected, (
+        f"deploy/METRICS.md, Every metric; expected:\n{shown}"
+    )
 
 
 def test_each_dependency_has_its_reason():
@@ -290,7 +301,7 @@ def test_the_table_of_folders_is_that_of_the_code():
 def test_each_alert_has_its_advice():
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
     alerts = {rule["alert"] for group in rules for rule in group["rules"]}
-    rows = table(section(DEPLOY, "## Runbook by alert"))
+    rows = table(section(RUNBOOK, "## By alert"))
     advised = [name for cells in rows for name in code(cells[0])]
     assert sorted(advised) == sorted(alerts)
     assert all(what for _, what in rows)
@@ -302,12 +313,12 @@ def test_each_alert_leads_to_its_advice():
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
     anchors = {
         name: set(re.findall(r'<a id="(\w+)">', what))
-        for cells, what in table(section(DEPLOY, "## Runbook by alert"))
+        for cells, what in table(section(RUNBOOK, "## By alert"))
         for name in code(cells)
     }
     for rule in (rule for group in rules for rule in group["rules"]):
         page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-        assert page.endswith("/deploy/README.md")
+        assert page.endswith("/deploy/RUNBOOK.md")
         assert anchor in anchors[rule["alert"]]
 
 
@@ -355,7 +366,7 @@ PUT_TOGETHER = (
 def test_each_log_event_has_its_advice():
     names, patterns = reported()
     assert len(names) > 30
-    rows = table(section(DEPLOY, "## Runbook by log event"))
+    rows = table(section(RUNBOOK, "## By log event"))
     advised = [name for cells in rows for name in code(cells[0])]
     assert all(what for _, what in rows)
     assert sorted(set(advised)) == sorted(advised)
@@ -369,7 +380,7 @@ def test_each_log_event_has_its_advice():
 def test_log_events_that_are_named_are_ones():
     texts = ALL + (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
     events = set(re.findall(r"event=(\w+)", texts))
-    advised = {name for cells in table(section(DEPLOY, "## Runbook by log event")) for name in code(cells[0])}
+    advised = {name for cells in table(section(RUNBOOK, "## By log event")) for name in code(cells[0])}
     assert events
     assert events <= advised
 
@@ -379,7 +390,7 @@ def test_log_events_that_are_named_are_ones():
 
 def test_the_sizing_rule_is_that_of_the_figures():
     measured = {row[0]: row for row in table(section(SCRIPTS, "### Size of the list"))}
-    sizing = section(DEPLOY, "## Sizing")
+    sizing = section(INSTALL, "## Sizing")
     rule = r"(\d+) MB for a node with two workers, .* (\d+) MB for each million entries up to ten million, and ([\d.]+) MB for each further million"
     base, each, further = map(float, re.search(rule, sizing).groups())
     for entries, millions in (("1 million", 1), ("10 million", 10), ("100 million", 100)):
@@ -388,7 +399,7 @@ def test_the_sizing_rule_is_that_of_the_figures():
     for entries in ("10 million", "100 million"):
         assert measured[entries][2] in sizing
     assert f"{round(int(measured['100 million'][4].removesuffix(' MB')) / 1000, 1)} GB of memory" in README
-    (answers,) = set(re.findall(r"One worker answers ([\d,]+) ", DEPLOY + SCRIPTS))
+    (answers,) = set(re.findall(r"One worker answers ([\d,]+) ", INSTALL + SCRIPTS))
     assert int(answers.replace(",", "")) > 250_000
 
 
@@ -444,7 +455,7 @@ def test_each_example_of_a_configuration_is_usable(block, tmp_path):
 
 POLICIES = [
     (part.partition("\n")[0], *blocks(part, "yaml"), part)
-    for part in re.split(r"^### ", section(CONFIG, "## Policies"), flags=re.MULTILINE)[1:]
+    for part in re.split(r"^## ", PAGES["config/POLICIES.md"], flags=re.MULTILINE)[1:]
     if "```yaml" in part
 ]
 IN_AN_HOUR = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -593,7 +604,7 @@ def content(site):
     return {row["list"]: (row["serial"], row["entries"], row["digest"]) for row in site.json("lists")}
 
 
-BACKUP, RESTORE = blocks(section(DEPLOY, "## Backup and restore"))
+BACKUP, RESTORE = blocks(section(OPERATION, "## Backup and restore"))
 
 
 def test_a_backup_is_restored_as_the_page_says(busy, tmp_path):
@@ -617,7 +628,7 @@ def test_a_backup_is_restored_as_the_page_says(busy, tmp_path):
 
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
 def test_lists_move_from_sqlite_to_redis_as_the_page_says(busy, tmp_path):
-    move, look = blocks(section(DEPLOY, "## From SQLite to Redis"))
+    move, look = blocks(section(OPERATION, "## From SQLite to Redis"))
     before = content(busy)
     with Server(programs()["redis"]) as redis:
         operator = Operator(busy, tmp_path, store=f"{redis.url}/0")
