@@ -79,7 +79,7 @@ def offer(
     keep: Annotated[str, typer.Option(metavar="7d", help="How far behind a node may be and catch up by deltas.")] = "7d",
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Offer a release that is signed already in a folder that nodes pull from.
+    """Offer a signed release in a folder that nodes pull from.
 
     For lists that people on several hosts sign: one of them runs `eir publish --out`, each of the others signs the manifest, and
     one offers it. No deltas are folded here, so publish a full release now and then.
