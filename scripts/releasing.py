@@ -108,6 +108,8 @@ eir: bogus-mail-host-in-debian-changelog root@localhost *
 eir: root-in-contact Maintainer *
 # Whoever enabled the unit did so by systemctl; deb-systemd-helper knows nothing of it.
 eir: maintainer-script-calls-systemctl [prerm:*]
+# The page says how the package itself is upgraded, and what other pages name there.
+eir: package-contains-upstream-installation-documentation [usr/share/doc/eir/INSTALL.md]
 """
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,11 @@ def stands_still(end):
 
 
 def open_in(pid):
-    return [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    found = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            found.append(str(each.readlink()))
+    return found
 
 
 @pytest.fixture
@@ -79,10 +84,10 @@ async def test_it_has_what_was_handed_to_it_and_nothing_of_the_starter_or_of_oth
     with ours, theirs:
         other = await begun.start("other", waits, carrying=[ours, theirs])
         process = await begun.start("one", waits, carrying=[theirs])
-        there = open_in(process.pid)
         mine = os.fstat(theirs.fileno()).st_ino
-        assert sum(each == f"socket:[{mine}]" for each in there) == 1
-        assert sum(each.startswith("socket:") for each in there) == 2, "that, and its channel"
+        # That, and its channel, once it has closed what is the starter's.
+        await until_async(lambda: sum(each.startswith("socket:") for each in open_in(process.pid)) == 2)
+        assert sum(each == f"socket:[{mine}]" for each in open_in(process.pid)) == 1
     for each in (other, process):
         each.channel.close()
         assert await each.ended() == 0
