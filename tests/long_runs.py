@@ -4,6 +4,14 @@ A test is here that takes ten seconds and more, and is one form of several that 
 """
 
 LONG = frozenset({
+    "daemon/test_owner.py::test_no_link_in_the_folder_has_root_write_elsewhere[control.sock-precious]",
+    "daemon/test_owner.py::test_no_link_in_the_folder_has_root_write_elsewhere[lists.sqlite-empty]",
+    "daemon/test_owner.py::test_no_link_in_the_folder_has_root_write_elsewhere[lock-new]",
+    "faults/test_in_the_middle.py::test_the_staged_set_vanishes[flushed-HSET-2]",
+    "faults/test_in_the_middle.py::test_the_staged_set_vanishes[flushed-\\r\\nHLEN\\r\\n-4]",
+    "interop/test_upgrade.py::test_no_request_is_lost_there_and_back",
+    "n5g/test_n5g_access.py::test_the_probe_and_the_audit_bring_a_token",
+    "scripts/test_bench.py::test_profile",
     "faults/test_away.py::test_latency_and_cut_connections",
     "faults/test_drop_folder.py::test_one_of_two_nodes_loads_and_the_other_when_that_one_died",
     "faults/test_groups.py::test_a_cluster_node_is_lost",
