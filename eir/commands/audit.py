@@ -53,7 +53,7 @@ def audit(
     everything: Annotated[bool, typer.Option("--all", help="Ask about every entry.")] = False,
     rate: Annotated[float, typer.Option(metavar="N", min=0.001, help="Questions a second; each device takes three.")] = RATE,
     at_least: Annotated[str | None, typer.Option(metavar="SHARE", help="Exit status 1 if a lower share is answered as listed: 0.999 or 99.9%.", show_default=False)] = None,
-    confidence: Annotated[str, typer.Option(metavar="SHARE", help="Of the interval.")] = f"{CONFIDENCE:.0%}",
+    confidence: Annotated[str, typer.Option(metavar="SHARE", help="Confidence level of the interval, such as 95%.")] = f"{CONFIDENCE:.0%}",
     wanted: Annotated[Status | None, typer.Option(metavar="STATUS", help="What a listed device is to be answered; what the policy has for the list if not given, else blacklisted.", show_default=False)] = None,
     passive: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask nobody: look at a capture of S13 in clear, or of MAP over M3UA (pcap, pcapng).", show_default=False)] = None,
     port: Annotated[list[int] | None, typer.Option(metavar="N", help="With --passive: where the EIR listens for Diameter, if not at 3868; may be given several times.", show_default=False)] = None,

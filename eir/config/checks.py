@@ -448,7 +448,7 @@ def _warn_peers(config: Config, document: Document) -> Findings:
         first = next((before for before, other in enumerate(config.peers[:at]) if _covers(other, peer)), None)
         if first is not None:
             line = document.line("peers", first)
-            yield f"this peer is never reached: the entry in line {line} fits whatever it fits", ("peers", at)
+            yield f"this entry never applies: the one in line {line} matches first", ("peers", at)
         if peer.connect is not None and APPLICATIONS in peer.lenient:
             yield (
                 "a peer without S13 refuses our connection, so that its own may not come either; leave out 'connect'",

@@ -34,8 +34,7 @@ from eir.stores.open import open_copy, open_store
 TELL_S = 0.1
 """Interval at which the front is told how following goes."""
 TRIM_S = 1.0
-"""After a list was taken over, what it took to make its image is free, and given back to the system. So is the image before it: who
-has it last has the work, and that is not to be a worker."""
+"""Memory that a switch took is given back so long after it. The image before is kept until then, so that no worker pays for freeing it."""
 
 
 def run(end: socket.socket, config: Config) -> int:

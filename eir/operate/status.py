@@ -218,7 +218,7 @@ class Status:
             warnings.append("the policy's override answers everything alike")
         if self.nrf is not None and (nrf := self.nrf())["registered"] is None:
             warnings.append(
-                f"registered with no NRF ({nrf['last_error'] or 'none was asked yet'}); AMFs that know the node are answered"
+                f"not registered with any NRF ({nrf['last_error'] or 'not asked yet'}); AMFs that know the node are still answered"
             )
         shedding = dict.fromkeys(label for report in reports for label in report.shedding)
         warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]

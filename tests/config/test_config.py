@@ -501,8 +501,8 @@ def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
     [
         ("", 1, "no peer is configured under 'peers': every connection will be refused"),
         (ONE_PEER + "lists:\n  unused: {signers: signers}\n", 4, "no rule uses the list 'unused'"),
-        ("peers:\n- realm: epc\n- {host: mme.epc, realm: EPC, from: 10.0.0.0/8}\n", 4, "never reached: the entry in line 3 fits"),
-        ("peers:\n- {realm: epc, from: [10.0.0.0/8, '::/0']}\n- {name: b, realm: epc, from: [10.1.0.0/16, '2001:db8::/32']}\n", 4, "never reached"),
+        ("peers:\n- realm: epc\n- {host: mme.epc, realm: EPC, from: 10.0.0.0/8}\n", 4, "never applies: the one in line 3 matches"),
+        ("peers:\n- {realm: epc, from: [10.0.0.0/8, '::/0']}\n- {name: b, realm: epc, from: [10.1.0.0/16, '2001:db8::/32']}\n", 4, "never applies"),
         (ONE_PEER + "policy: {override: {answer: whitelisted}}\n", 3, "the override answers whitelisted to everything, and has no 'until'"),
         (ONE_PEER + "policy: {override: {answer: whitelisted, until: 2020-01-01T00:00:00Z}}\n", 3, "the override is over"),
         ("peers:\n- {realm: epc, connect: 'tcp://127.0.0.1:1',\n   lenient: [applications]}\n", 3, "leave out 'connect'"),

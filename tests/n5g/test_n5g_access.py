@@ -229,7 +229,7 @@ async def test_a_node_and_its_nrf(site, amf, nrf):
     until(lambda: instance in nrf.profiles)
     nrf.stop()
     until(lambda: node.status()["nrf"]["registered"] is None)
-    assert "registered with no NRF" in node.status()["summary"]
+    assert "not registered with any NRF" in node.status()["summary"]
     assert node.status()["ready"] == "ready"
     assert (await (await amf(node)).ask(IMEI)).document == {"status": "BLACKLISTED"}
     again = Nrf(nrf.port)
@@ -256,7 +256,7 @@ async def test_a_node_that_no_nrf_takes_serves_and_ends_all_the_same(site, amf, 
     nrf.silent = True
     node = serve(site, {"nrf": {"uri": [nrf.uri, "http://127.0.0.1:9"]}})
     assert (await (await amf(node)).ask(IMEI)).document == {"status": "BLACKLISTED"}
-    until(lambda: "registered with no NRF" in node.status()["summary"])
+    until(lambda: "not registered with any NRF" in node.status()["summary"])
     assert node.status()["state"] == "WARNING"
     node.end()
 
