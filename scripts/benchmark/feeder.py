@@ -52,8 +52,8 @@ class Feeding:
     async def run(self, connections: int) -> None:
         """Feed over so many connections."""
         opened = [await asyncio.open_connection(*self._at) for _ in range(connections)]
-        for reader, writer in opened:  # the password is verified once, and known from then on
-            await self._one(reader, writer)
+        await self._one(*opened[0])  # the password is verified once, and known from then on
+        await asyncio.gather(*(self._one(*each) for each in opened[1:]))  # who is silent for 10 s is closed
         self.statuses.clear()
         self.took.clear()
         self._began = time.perf_counter()

@@ -24,7 +24,7 @@ from eir.sources.folder import INDEX, Index, Offer, in_order, read, steps, witho
 from eir.sources.folder_writer import offer_release, publish_into
 from eir.stores.sqlite import SqliteStore
 
-CONFIG = Path(__file__).parents[2] / "config" / "README.md"
+CONFIG = Path(__file__).parents[2] / "config" / "LISTS.md"
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "stolen"
 ROWS = [f"001010060000{n:02}" for n in range(40)]
