@@ -31,9 +31,11 @@ RETRY_S = 1.0
 REST_TIMES, REST_MAX_S = 10, 0.1
 """After taking over changes, the follower rests this many times as long as that took, up to the maximum (s). So changes
 that come in quick succession, as from a register, are taken over together, and the processor is free for checks."""
-OFTEN_S, OFTEN, REST_FED_S = 1.0, 5, 0.5
-"""A list is fed like that if this many changes in a row came within the first time (s) of each other. Then the follower rests for the
-last one: with it the 99th percentile of checks beside 5,000 rows a second is 0.7 ms, and 1.9 ms without (scripts/bench feed)."""
+OFTEN_S, OFTEN = 1.0, 5
+"""A list is fed like that if this many changes in a row came within this time (s) of each other."""
+FED, REST_FED_S = 30, 0.5
+"""After this many changes in a row, which are more than people make by hand, the follower rests for this time (s): with it the 99th
+percentile of checks beside 5,000 rows a second is 0.7 ms, and 1.9 ms without (scripts/bench feed)."""
 READ_AGAIN_MAX = 5
 """Times that a list is read again at once because it changed while it was read."""
 UNPROVED = frozenset({"digest", "corrupt", "image"})
@@ -230,7 +232,7 @@ class Follower:
             return False
         now = time.monotonic()
         self._lately[name] = many, now
-        self._rest_s = REST_FED_S if many > OFTEN else min(REST_MAX_S, self._rest_s + REST_TIMES * (now - began))
+        self._rest_s = REST_FED_S if many > FED else min(REST_MAX_S, self._rest_s + REST_TIMES * (now - began))
         self._unproved.pop(name, None)
         self.lost.pop(name, None)
         self.from_copy.discard(name)
