@@ -2,6 +2,7 @@
 
 EirError
 ├── ConfigError           the YAML file: all its problems, each with file, line and what was expected
+├── FileError             files that a setting names and that cannot be used; carries the setting
 ├── SetupFault            what keeps a node from starting and does not go away by itself: to try again is of no use
 ├── IdentifierError       a text that is no IMEI, IMEISV, MEID or IMSI
 ├── ReleaseRefused        a release that must not change a list; carries a short reason for metrics and scripts
@@ -36,6 +37,14 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}"
+
+
+class FileError(EirError):
+    """Files that a setting names and that cannot be used; `key` is the setting."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
 
 
 class ConfigError(EirError):

@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from hostile import Fuzzed, at_rest, memory_mb, seconds_of_processor, settled
-from hostile_msc import Steady, beside, fuzz_messages, fuzz_sessions
+from hostile import Fuzzed, at_rest, beside, memory_mb, seconds_of_processor, settled
+from hostile_msc import Steady, fuzz_messages, fuzz_sessions
 from node import LISTED, Publisher, Site
 from servers import free_port
 

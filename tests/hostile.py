@@ -124,10 +124,10 @@ class Steady:
 
 
 @contextlib.asynccontextmanager
-async def beside(node, steady):
-    """While a steady peer asks; what goes wrong with it goes wrong here."""
+async def beside(where, steady):
+    """While a steady client asks, of whatever protocol; what goes wrong with it goes wrong here."""
     over = asyncio.Event()
-    asking = asyncio.create_task(steady.ask(node, over))
+    asking = asyncio.create_task(steady.ask(where, over))
     try:
         await until_async(lambda: steady.answers or asking.done())
         yield

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import m3ua_wire as wire
 from hostile import BATCH, LOST_S, PAUSE_S
 from msc import Msc
-from node import LISTED, UNLISTED, until_async
+from node import LISTED, UNLISTED
 
 from eir.ss7 import m3ua, sccp
 from eir.ss7.m3ua import Kind, Tag, parameter
@@ -191,16 +191,3 @@ class Steady:
         """For people."""
         worst, p99 = max(self.answer_s) * 1000, sorted(self.answer_s)[int(len(self.answer_s) * 0.99)] * 1000
         yield f"steady MSC: {self.answers:,} answers, {len(self.wrong)} wrong; p99 {p99:.1f} ms, worst {worst:.0f} ms"
-
-
-@contextlib.asynccontextmanager
-async def beside(where, steady):
-    """While a steady MSC asks; what goes wrong with it goes wrong here."""
-    over = asyncio.Event()
-    asking = asyncio.create_task(steady.ask(where, over))
-    try:
-        await until_async(lambda: steady.answers or asking.done())
-        yield
-    finally:
-        over.set()
-        await asking

@@ -17,7 +17,7 @@ from joserfc import jwk, jws
 from joserfc.errors import InvalidKeyTypeError, JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry
 
-from eir.errors import EirError
+from eir.errors import FileError
 from eir.web.denials import LASTING, Denied, TokenSettings, denials
 from eir.web.http2_calm import Allowance, Purse
 
@@ -42,12 +42,8 @@ EARLY_S: Final = 5
 """Seconds before its `nbf` from which a token is accepted: clocks of two hosts differ."""
 
 
-class KeysError(EirError):
+class KeysError(FileError):
     """Keys that no token can be checked with; `key` is the setting that names them."""
-
-    def __init__(self, key: str, text: str) -> None:
-        super().__init__(text)
-        self.key = key
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,9 @@ from eir.commands.app import command_line, main
 COMMANDS = get_command(command_line()).commands
 IMSI = "001010123456789"
 FROM_STORE = "from the store, no node answers here\n"
+"""Commands about what is in force say this first, where no node runs."""
 MEID = "A0000012345678"
+PUBLISH = ["publish", "--list", "stolen", "--serial", "9", "--expires", "36h"]
 POLICY = {
     "rules": [
         {"list": "stolen", "answer": "blacklisted"},
@@ -571,18 +573,7 @@ class TestLists:
 
     def test_publish_replaces_no_other_release_unasked(self, eir, host, tmp_path):
         data = tmp_path / "new.csv"
-        command = [
-            "publish",
-            data,
-            "--list",
-            "stolen",
-            "--serial",
-            "9",
-            "--expires",
-            "36h",
-            "--key",
-            host.publisher.key,
-        ]
+        command = [*PUBLISH, data, "--key", host.publisher.key]
         data.write_text(f"imei\n{LISTED}\n")
         assert eir(*command)[0] == 0
         assert eir(*command)[0] == 0  # the same, signed again
@@ -600,18 +591,7 @@ class TestLists:
     def test_publish_names_a_bad_row_and_writes_nothing(self, eir, host, tmp_path):
         data = tmp_path / "new.csv"
         data.write_text(f"imei\n{LISTED}\n{LISTED[:-1]}O\n")
-        command = [
-            "publish",
-            data,
-            "--list",
-            "stolen",
-            "--serial",
-            "9",
-            "--expires",
-            "36h",
-            "--key",
-            host.publisher.key,
-        ]
+        command = [*PUBLISH, data, "--key", host.publisher.key]
         status, _, err = eir(*command)
         assert status == 1
         assert (
@@ -793,10 +773,6 @@ class TestAsSomebodyElse:
             assert "lists.sqlite" in owners
             assert set(owners.values()) == {(65534, 65534)}
             assert "chown" not in said
-
-
-FROM_STORE = "from the store, no node answers here\n"
-"""What commands about what is in force say first, where no node runs."""
 
 
 class TestEndings:

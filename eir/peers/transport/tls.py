@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from eir.errors import EirError
+from eir.errors import FileError
 from eir.peers.settings import TlsSettings
 from eir.peers.transport.certificate import Certificate, first_certificate
 
@@ -45,12 +45,8 @@ class Tls:
     """The node's own."""
 
 
-class TlsError(EirError):
+class TlsError(FileError):
     """Files that no handshake can be made with; `key` is the setting that names the one in question."""
-
-    def __init__(self, key: str, text: str) -> None:
-        super().__init__(text)
-        self.key = key
 
 
 @dataclass(frozen=True, slots=True)
