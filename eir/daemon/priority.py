@@ -17,7 +17,7 @@ BESIDE_NICE = 5
 """Nice value of front and follower: where they share a processor with checks, a scrape, a delivery and the takeover of
 a list wait for the checks, and not the other way round."""
 AGAIN_S = 10.0
-"""Who had to take part tries to stand back again so long after it began to."""
+"""Interval between two tries to stand back, for a process that had to take part meanwhile."""
 TASKS = Path("/proc/self/task")
 
 
