@@ -14,7 +14,7 @@ from eir.diameter.answer import Reply
 from eir.diameter.capabilities import Capabilities, certificate_fits, find_peer
 from eir.diameter.context import NodeContext
 from eir.diameter.events import Alive, Answered, Arrived, Closed, DisconnectCause, Leaving, Opened
-from eir.diameter.framing import TURN_BYTES, TURN_COST
+from eir.diameter.framing import NO_LANE_SHARE, TURN_BYTES, TURN_COST
 from eir.diameter.peer import Peer
 from eir.diameter.states import TABLE, Action, Input, State
 from eir.diameter.watchdog import Status
@@ -203,7 +203,8 @@ def test_a_long_message_in_small_pieces_is_not_looked_at_over_and_over():
 
 
 def test_one_turn_has_its_share():
-    driven = Driven(limits=Limits(turn_messages=3 * (TURN_COST + len(wire.ecr()) // TURN_BYTES))).open()
+    cost = (TURN_COST + len(wire.ecr()) // TURN_BYTES) // NO_LANE_SHARE
+    driven = Driven(limits=Limits(turn_messages=3 * cost)).open()
     assert len(driven.feed(wire.ecr() * 8)) == 3
     assert driven.peer.more
     assert [len(driven.feed(b"")), len(driven.feed(b"")), driven.peer.more] == [3, 2, False]

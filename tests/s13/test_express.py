@@ -665,3 +665,16 @@ def test_the_soak_finds_nothing_in_its_short_form_and_a_fault_that_is_put_in():
     )
     found = subprocess.run([sys.executable, "-c", harness], capture_output=True, text=True, check=True).stdout.strip()
     assert b"\x00\x00\x05\x7a" in bytes.fromhex(found), "an IMEI is in it"
+
+
+def test_odd_messages_are_a_smaller_turn_beside_a_lane_than_without_one():
+    """Elsewhere a lane answers, and they keep it waiting; without lanes they are what every connection sends."""
+    odd = ecr(extra=encode(UNKNOWN, b""))  # its M bit is set and nobody knows it: 5001, by the general path
+    turns = []
+    for side in sides(listed()):
+        side.peer.receive(odd * 64, 1.0)
+        turns.append(side.peer.traffic.answers)
+        assert side.peer.more
+    beside, alone = turns
+    assert 0 < beside <= 4
+    assert beside * 6 <= alone
