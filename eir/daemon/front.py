@@ -187,6 +187,7 @@ class Front:
         """The newest of the history, for the page."""
         self._rhythms = Rhythms()
         self._reload_failed = self._dialing = False
+        self._reloading = asyncio.Lock()  # what a worker has prepared is one configuration
         self._file = ConfigFile(config.path, config.digest)
         self._expiry = ExpiryReminder()
         self._certificate_ends: datetime | None = None
@@ -194,11 +195,10 @@ class Front:
         self._keys = read_token_keys(config)
         self._keys_fault: str | None = None
         """The fault of the present key files that was last logged."""
-        self._registering: Registering | None = None
-        self._registered: asyncio.Task[None] | None = None
+        self._registered: tuple[Registering, asyncio.Task[None]] | None = None
         self._standing = Standing(serving=False, load=0)
         self._disabled: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def serve(self) -> int:
         """Start, run until SIGTERM, stop. Returns the exit status; raises EirError if a listener cannot be had."""
@@ -298,10 +298,11 @@ class Front:
         self._stop.set()
         self._changed.set()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _again(self, pause_s: float, what: str, look: Callable[[], Awaitable[None]]) -> None:
         """Do something again and again, until cancelled."""
@@ -374,11 +375,6 @@ class Front:
             self._acceptor.resume()
         self._changed.set()
 
-    async def _change(self) -> None:
-        """Wait until a worker has come, started or gone."""
-        self._changed.clear()
-        await self._changed.wait()
-
     async def _workers_started(self) -> bool:
         """Wait until every worker has its lists (or, if it may serve without, has looked for them); False if stopped."""
         told = False
@@ -395,9 +391,9 @@ class Front:
                     told = True
                 if not missing or boot != "refuse":
                     return True
+            self._changed.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S / 4):
-                    await self._change()
+                await asyncio.wait_for(self._changed.wait(), LOOK_S / 4)
         return False
 
     # ---- the 5G core ----
@@ -408,20 +404,20 @@ class Front:
         if settings is None or self._status.stopping:
             return
         endpoints = settings.endpoints or [url for url in self._status.listening if is_http(url)]
-        self._registering = Registering(
+        registering = Registering(
             settings, instance_of(self._config), endpoints, lambda: self._standing, tokens=self._config.n5g.tokens is not None, tls=self._tls,
             report=self._log.report,
         )  # fmt: skip
-        self._status.nrf = self._registering.status
-        self._registered = asyncio.get_running_loop().create_task(self._registering.run())
+        self._status.nrf = registering.status
+        self._registered = registering, asyncio.get_running_loop().create_task(registering.run())
 
     async def _deregister(self) -> None:
-        if self._registering is None or self._registered is None:
+        if self._registered is None:
             return
-        self._registered.cancel()
-        await asyncio.gather(self._registered, return_exceptions=True)
-        await self._registering.leave()
-        self._registering = self._registered = self._status.nrf = None
+        (registering, running), self._registered, self._status.nrf = self._registered, None, None
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await registering.leave()
 
     async def _look_at_keys(self) -> None:
         """Have access tokens checked with other keys, if the files say others; a fault in them changes nothing."""
@@ -515,7 +511,7 @@ class Front:
             "eir_tls_certificate_expires_timestamp_seconds": {(): ends.timestamp()} if ends else {},
             "eir_worker_restarts_total": {(): float(self._crew.restarts)},
             "eir_build_info": {(__version__, LANE): 1.0},
-            **(self._registering.numbers() if self._registering is not None else {}),
+            **(self._registered[0].numbers() if self._registered is not None else {}),
         }
         recorded = {} if self._recorded is None else self._recorded.snapshot()
         parts = [ours, recorded, self._followed.snapshot(), await self._workers.snapshot()]
@@ -627,15 +623,23 @@ class Front:
             await self._reload("SIGHUP")
 
     async def _reload_by_command(self) -> str:
-        said = await self._reload(await asker())
+        # Who asks waits so long and no longer; a reload that has begun is not left half done for that.
+        said: str = await asyncio.shield(self._spawn(self._reload(await asker())))
         missing = dict.fromkeys(name for report in await self._workers.reports() for name in report.missing)
         return "; ".join([said, *(f"list {name} has never been loaded: load it first" for name in missing)])
 
     async def _reload(self, who: str) -> str:
         """Read the configuration file and have every worker take it over; a bad one changes nothing.
 
-        `who` asked for it, as the log shows. Raises EirError or OSError, having told the log what is wrong.
+        `who` asked for it, as the log shows. One that comes meanwhile waits. Raises EirError or OSError, having told the log what is
+        wrong.
         """
+        async with self._reloading:
+            if self._status.stopping:
+                raise EirError("the node is stopping")
+            return await self._reload_now(who)
+
+    async def _reload_now(self, who: str) -> str:
         try:
             new = load_config(self._config.path)
             tls = self._read_tls(new)
@@ -667,8 +671,8 @@ class Front:
         if before.n5g != now.n5g:
             await self._deregister()
             await self._register()
-        elif self._registering is not None:
-            self._registering.use(self._tls)
+        elif self._registered is not None:
+            self._registered[0].use(self._tls)
         if changed:
             self._history.add(reload_event(new.digest, who, changed))
         self._log.report(

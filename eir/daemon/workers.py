@@ -258,8 +258,9 @@ class Workers:
 
     async def take_over(self) -> None:
         """Have them take over what they have prepared. One that does not is ended: the worker in its place begins with it."""
+        asked = list(self._workers.values())  # who comes meanwhile has begun with it
         done = {worker.process for worker, _ in await self._ask_all("take_over", lambda _: ())}
-        for worker in list(self._workers.values()):
+        for worker in asked:
             if worker.process not in done:
                 worker.process.kill()
 

@@ -82,14 +82,14 @@ class Played:
         self.checks = 0
 
     async def start(self, starter, *, started=True):
-        handlers = {
+        self.handlers = {
             "configure": self.configured.append, **dict.fromkeys(("counters", "snapshot"), lambda: {"eir_checks_total": {("whitelisted", ""): self.checks}}),
             "report": lambda: replace(REPORT, lists=dict(self.in_force)), "peers": list, "dial": lambda: self.told.append("dial"),
             "set_peer": lambda *what: self.told.append(what), "order": self.told.append, "prepare": self.prepare, "take_over": self.take_over,
             "connection": lambda listener, number, descriptor: self.connections.append((listener, number, descriptor)),
             "put_in_force": self.put_in_force, "complete": lambda: self.lists.append("complete"), "end": self.finish,
         }  # fmt: skip
-        self.process = PlayedProcess(f"worker-{self.number}", PID + self.number, handlers)
+        self.process = PlayedProcess(f"worker-{self.number}", PID + self.number, self.handlers)
         starter.played[self.process.name].put_nowait(self.process)
         await until_async(lambda: self.configured)
         if started:
@@ -98,7 +98,7 @@ class Played:
     def prepare(self, configured):
         if "prepare" in self.refuses:
             raise EirError("its files are not good")
-        self.prepared.append(configured)
+        self.prepared = [configured]
 
     def take_over(self):
         if "take_over" in self.refuses:
@@ -259,6 +259,63 @@ async def test_a_worker_that_fails_where_all_have_said_yes_is_ended_and_begins_b
     assert (bad.process.killed, other.process.killed) == ([9], [])
     await bad.end()
     assert (await node.successor(0)).configured[0].config.policy.default == "greylisted"
+
+
+async def test_two_reloads_in_one_moment_are_taken_one_after_the_other(node):
+    """Every worker takes over both, and none is ended for either."""
+    node.site.configure(policy={"default": "greylisted"})
+    assert await asyncio.gather(node.front._reload("one"), node.front._reload("another")) == ["reloaded"] * 2
+    for player in node.workers:
+        assert [each.config.policy.default for each in player.configured] == ["whitelisted", "greylisted", "greylisted"]
+        assert player.process.killed == []
+    assert (await node.front.snapshot())["eir_config_last_reload_successful"] == {(): 1.0}
+
+
+async def test_a_worker_that_comes_while_others_take_over_stays(node):
+    """It has begun with the new configuration."""
+    dying, slow = node.workers
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def take_over():
+        asked.set()
+        await goes_on.wait()
+
+    slow.handlers["take_over"] = take_over
+    node.site.configure(policy={"default": "greylisted"})
+    reload = asyncio.create_task(node.front._reload("who asked"))
+    await asked.wait()
+    await dying.end()
+    successor = await node.successor(0)
+    goes_on.set()
+    assert await reload == "reloaded"
+    assert [each.config.policy.default for each in successor.configured] == ["greylisted"]
+    assert (successor.process.killed, slow.process.killed) == ([], [])
+
+
+async def test_a_reload_goes_on_when_who_asked_waits_no_longer(node):
+    """The node does not stand between two configurations."""
+    slow, asked, goes_on = node.workers[0], asyncio.Event(), asyncio.Event()
+
+    async def take_over():
+        asked.set()
+        await goes_on.wait()
+
+    slow.handlers["take_over"] = take_over
+    node.site.configure(policy={"default": "greylisted"}, limits={"connections_max": 7})
+    command = asyncio.create_task(node.front._reload_by_command())
+    await asked.wait()
+    command.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await command
+    goes_on.set()
+    await until_async(lambda: not node.front._reload_failed)
+    await until_async(lambda: node.front._acceptor._limits.connections_max == 7)
+
+
+async def test_no_reload_begins_once_the_node_stops(node):
+    node.front._begin_stop("drain")
+    with pytest.raises(EirError, match="stopping"):
+        await node.front._reload("who asked")
 
 
 async def test_a_worker_gets_what_the_front_read_whatever_the_file_says_by_then(node):
