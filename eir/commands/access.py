@@ -14,6 +14,7 @@ import typer
 from eir.commands.output import EXIT_USAGE, fail, say, warn
 from eir.config import Config, Whereabouts, load_config, load_whereabouts
 from eir.config.kinds import did_you_mean
+from eir.daemon.state_folder import known_form
 from eir.errors import EirError, StoreError
 from eir.operate import control
 from eir.operate.owner import as_owner_of
@@ -39,6 +40,7 @@ ConfigFile = Annotated[Path, typer.Option(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 T = TypeVar("T")
+C = TypeVar("C", Config, Whereabouts)
 
 
 def config_with_warnings(path: Path) -> Config:
@@ -60,6 +62,12 @@ def whereabouts(path: Path) -> Whereabouts:
     for problem in found.problems:
         say(f"warning: {problem}")
     return found
+
+
+def opened(config: C) -> C:
+    """The same configuration, for each command that opens its state folder. Raises EirError for a folder of a newer form."""
+    known_form(config.state)
+    return config
 
 
 def with_store(

@@ -15,7 +15,7 @@ import typer
 from eir.checks.question import Question
 from eir.checks.settings import Status
 from eir.commands import in_force
-from eir.commands.access import DEFAULT_CONFIG, SYSTEM_CONFIG, ConfigFile, Json, with_store
+from eir.commands.access import DEFAULT_CONFIG, SYSTEM_CONFIG, ConfigFile, Json, opened, with_store
 from eir.commands.in_force import FromStore
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, say, show, show_one
 from eir.config import Config, load_config, load_identity, load_whereabouts
@@ -129,7 +129,7 @@ def check(
         )
     if wrong := explain.wrong_option(question):
         raise fail(wrong, EXIT_USAGE)
-    checked = load_config(config)
+    checked = opened(load_config(config))
     now = datetime.now(UTC)
     node = in_force.asked(checked, "check", store_only=from_store, as_json=as_json, **question._asdict())
     if node is None:

@@ -14,7 +14,7 @@ import typer
 from eir.changes.audit import AT_LEAST, CONFIDENCE, Check, Listed, Report, judge, listed_in, sample_size
 from eir.changes.audit import audit as ask_about
 from eir.checks.settings import Status
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, opened
 from eir.commands.asking import (
     OWN_POINT_CODE,
     Ca,
@@ -117,7 +117,9 @@ def audit(
         else:
             begin = now - back if back else listed.manifest.issued
             checks, asking, seen = (
-                _captured(passive, port, checked.ss7.variant) if passive is not None else _recorded(checked, begin)
+                _captured(passive, port, checked.ss7.variant)
+                if passive is not None
+                else _recorded(opened(checked), begin)
             )
             known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe} | set(mme or ()) | seen
             report = judge(listed, checks, wanted=answer, known=known, asking=asking)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eir.changes.local import added_by
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, whereabouts, with_store
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, opened, whereabouts, with_store
 from eir.commands.in_force import STORE_ITSELF, FromStore, Node, asked, read_as_held
 from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, written_to
 from eir.config import Whereabouts
@@ -52,7 +52,7 @@ def show_list(
     Exit status 1 if nothing is listed.
     The list is shown as the running node holds it, with the store away too; where none runs, or with --store, as the store does.
     """
-    checked = whereabouts(config)
+    checked = opened(whereabouts(config))
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
     found = _as_held(checked, node, list_name, identifier) or with_store(
         checked, partial(_found, checked, list_name, identifier), fresh=False, reads=True
@@ -125,7 +125,7 @@ def export_list(
     for option, given, known in (("layout", layout, EXPORTS), ("only", only, ("imei", "tac", ""))):
         if given not in known:
             raise fail(f"--{option} {given}: expected {', '.join(filter(None, known))}", EXIT_USAGE)
-    checked = whereabouts(config)
+    checked = opened(whereabouts(config))
     found = with_store(checked, partial(_found, checked, list_name, ""), fresh=False, reads=True)
     with progress() as advance, written_to(out) as file:
         rows = export(

@@ -10,7 +10,7 @@ import typer
 from eir.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
 from eir.changes.rollback import roll_back
 from eir.changes.serials import reset_serial as reset_highest
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, whereabouts, who, with_store
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, opened, whereabouts, who, with_store
 from eir.commands.forms import duration
 from eir.commands.in_force import FromStore, Stored, asked, states_of
 from eir.commands.output import EXIT_USAGE, fail, show, show_one
@@ -71,7 +71,7 @@ def lists(
     """
     if context.invoked_subcommand is not None:
         return
-    checked = whereabouts(config)
+    checked = opened(whereabouts(config))
 
     async def found(store: ListStore) -> Stored:
         return await states_of(store, checked.lists) if checked.lists else {**await store.states()}
@@ -102,7 +102,7 @@ def reset_serial(
     serial above N and is a full one; signed releases above N that were accepted before are accepted again. It is in `eir history`,
     and raises an alert for a day.
     """
-    checked = whereabouts(config)
+    checked = opened(whereabouts(config))
 
     async def done(store: ListStore) -> ListState:
         return await reset_highest(list_name, store, to=to, reason=reason, who=who(), now=datetime.now(UTC))
@@ -141,7 +141,7 @@ def rollback(
     With --to all releases after that one are undone. Of a list without releases, a local one, the last change is undone. As many are
     kept as the list's `keep` says. A release that was undone is never accepted again.
     """
-    checked = whereabouts(config)
+    checked = opened(whereabouts(config))
     local = not checked.lists or list_settings(checked, list_name).local  # a file that is not YAML gives no names
     now = datetime.now(UTC)
     state = with_store(
@@ -214,7 +214,7 @@ def _edit(
     config: Path, list_name: str, what: str, identifiers: list[str], imsi: list[str] | None, *, tac: bool, verbatim: bool,
     as_json: bool, **details: Any,
 ) -> None:  # fmt: skip
-    checked = load_config(config)
+    checked = opened(load_config(config))
     settings = list_settings(checked, list_name)
     try:
         sims = [_imsi(checked, each) for each in imsi or []]

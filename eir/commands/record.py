@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, whereabouts, who, with_store
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, opened, whereabouts, who, with_store
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, say, show, written_to
 from eir.config import Whereabouts
@@ -60,7 +60,7 @@ def history(
     `eir history adopt --reason TEXT` puts the store's history in the place of this node's copy, where the two do not continue each
     other. That is a record too; what the copy had goes to a file in the state folder.
     """
-    checked = whereabouts(config)
+    checked = opened(whereabouts(config))
     if list_name == ADOPT and (reason or ADOPT not in checked.lists):
         _adopt(checked, reason)
         return

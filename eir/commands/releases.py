@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from eir.changes.load import Loader, LoadReport
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, who, with_store
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, opened, who, with_store
 from eir.commands.output import EXIT_NO, print_json, progress, say, warn
 from eir.config import Config, load_config
 from eir.daemon.apart import Start, load_apart, progress_over
@@ -45,7 +45,7 @@ def load(
     Running nodes follow within a second. A release that is refused changes nothing: the list in force stays, and the reason is
     given here and in `eir history`.
     """
-    checked = load_config(config)
+    checked = opened(load_config(config))
     loaded: dict[str, int] = {}
     try:
         reports = with_store(
@@ -176,7 +176,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """
     from eir.daemon.drop_folder import NICE, loading, make_pass  # noqa: PLC0415 - for this command alone
 
-    checked, by = load_config(config), f"inbox of {who()}"
+    checked, by = opened(load_config(config)), f"inbox of {who()}"
 
     async def make() -> Pass:
         async with starting() as start:

@@ -11,7 +11,7 @@ import typer
 from eir.analysis import files, watched
 from eir.analysis.settings import FULL, SightingsSettings
 from eir.analysis.subscribers import forms, subscribers
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened
 from eir.commands.forms import duration, minute
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, progress, say, show, show_one, written_to
 from eir.config import Config, load_config
@@ -40,7 +40,7 @@ def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_js
     """Show how much is on record."""
     if context.invoked_subcommand is not None:
         return
-    checked = load_config(config)
+    checked = opened(load_config(config))
     there = files.found(checked.state)
     document: dict[str, Any] = {
         "kept": checked.sightings is not None, "files": len(there), "bytes": sum(file.bytes for file in there),
@@ -71,7 +71,7 @@ def seen(
     except IdentifierError as e:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
     begin = moment(since)
-    checked = load_config(config)
+    checked = opened(load_config(config))
     write_down(checked)
     rows = look(checked.state, what, forms(checked.state, what.imsi) if what.imsi else [], begin)
     if as_json:
@@ -101,7 +101,7 @@ def forget(
         imsi_key(imsi)
     except IdentifierError as e:
         raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
-    checked = load_config(config)
+    checked = opened(load_config(config))
     names, damaged, remembered = forms(checked.state, imsi), list[Path](), ""
     try:
         control.ask(checked.state, "forget", subscribers=names)
@@ -131,7 +131,7 @@ def take_in(
     """
     from eir.analysis.intake import take_in as take  # noqa: PLC0415 - polars, for those that need it
 
-    checked = load_config(config)
+    checked = opened(load_config(config))
     settings = checked.sightings or SightingsSettings()
     try:
         with acting_in(checked.state), progress() as advance:
@@ -186,7 +186,7 @@ def export(
         which = date.fromisoformat(day) if day else (datetime.now(UTC) - timedelta(days=1)).date()
     except ValueError:
         raise fail(f"--day {day}: expected a day such as 2026-11-27", EXIT_USAGE) from None
-    checked = load_config(config)
+    checked = opened(load_config(config))
     write_down(checked)
     if checked.sightings is not None and checked.sightings.subscribers != FULL:
         say(f"warning: no row has an IMSI: sightings.subscribers is {checked.sightings.subscribers}")

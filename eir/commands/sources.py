@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, who
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, list_settings, opened, who
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_NO, EXIT_USAGE, fail, print_json, say, show
 from eir.commands.releases import starting
@@ -32,7 +32,7 @@ def pull(
     from eir.daemon.drop_folder import NICE, loading  # noqa: PLC0415 - for this command alone
     from eir.daemon.pulling import pull_once  # noqa: PLC0415 - as above
 
-    checked = load_config(config)
+    checked = opened(load_config(config))
     if list_name is not None and list_settings(checked, list_name).source is None:
         raise fail(f"list {list_name} has no source (lists.{list_name}.source)", EXIT_USAGE)
     names = (
@@ -81,7 +81,7 @@ def acknowledge(
     from eir.daemon.acknowledging import give  # noqa: PLC0415 - for this command alone
     from eir.sources.acknowledge import Acknowledgement, acknowledged, key_of, signer_line  # noqa: PLC0415 - as above
 
-    checked = load_config(config)
+    checked = opened(load_config(config))
     node = checked.identity.host
     with as_owner_of(checked.state):
         own = key_of(checked.state)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 import typer
 
 from eir.analysis.cases import CLEARED, CONFIRMED, cases, decide, decided
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, who, with_store
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, show_one
 from eir.config import Config, load_config
@@ -100,7 +100,7 @@ def report(
     `tamper` of the configuration and in eir/analysis/README.md. The score is the share of such devices that are tampered with, as far as made
     networks and the cases that operators decided tell. Devices that somebody cleared are left out.
     """
-    found = _judged(load_config(config), since, until, min_score, _Where(record, on_spark, work))
+    found = _judged(opened(load_config(config)), since, until, min_score, _Where(record, on_spark, work))
     if csv_file is not None:
         with _written(csv_file) as out:
             _write_csv(found.findings, out)
@@ -162,7 +162,7 @@ def export(
         raise fail(f"--as {layout}: expected {' or '.join(EXPORTS)}", EXIT_USAGE)
     if unknown := [name for name in condition or () if name not in CONDITIONS]:
         raise fail(f"--condition {unknown[0]}: no such condition; there are: {', '.join(CONDITIONS)}", EXIT_USAGE)
-    checked = load_config(config)
+    checked = opened(load_config(config))
     wanted = frozenset(condition or ())
     least = checked.tamper.export_min if min_score is None else min_score
     found = _judged(
@@ -195,7 +195,7 @@ def show_one_device(
     from eir.analysis.sheet import sheet  # noqa: PLC0415 - as above
 
     device = _device(identifier)
-    checked = load_config(config)
+    checked = opened(load_config(config))
     begin, end = _window(since, until)
     with _judging(checked, begin, end, _Where(record, on_spark, work), min_score=0) as (engine, found):
         made = sheet(engine, found, device, decided(checked.state))
@@ -238,7 +238,7 @@ def clear(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_C
 
 
 def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool) -> None:
-    checked = load_config(config)
+    checked = opened(load_config(config))
     decision = {
         "time": utc_text(datetime.now(UTC)),
         "who": who(),

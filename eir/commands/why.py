@@ -9,7 +9,7 @@ import typer
 from eir.analysis.subscribers import forms
 from eir.changes.local import added_by
 from eir.checks.explain import Explanation, explain, question_of, wrong_option
-from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, with_store
+from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, opened, with_store
 from eir.commands.forms import second
 from eir.commands.output import EXIT_USAGE, fail, show_one
 from eir.commands.sightings import moment, write_down
@@ -74,7 +74,7 @@ def why(
     if wrong := wrong_option(question):
         raise fail(wrong, EXIT_USAGE)
     asked = moment(at, "--at") or datetime.now(UTC)
-    checked = load_config(config)
+    checked = opened(load_config(config))
     write_down(checked)
     rows = [
         {name: row[name] for name in ANSWER}

@@ -119,14 +119,14 @@ def _prepare(config: Config) -> None:
     log = Log(time.monotonic, level=config.log_level, in_background=False)
     report_warnings(config, log.report)
     allow_open_files(config, log.report)
-    state_folder.take_form(config.state, log.report)
     if config.n5g.listen:
         # What checks access tokens takes half a second to load, which no worker is to spend when a reload brings n5g.tokens.
         import eir.web.tokens  # noqa: F401, PLC0415 - so that it is there
     try:
+        state_folder.take_form(config.state, log.report)
         open_store(config.store, config.state)
         open_copy(config.store, config.state)
-    except StoreError as e:
+    except EirError as e:
         raise SetupFault(str(e)) from None
 
 

@@ -53,26 +53,34 @@ def hold(folder: Path) -> int:
             return descriptor
 
 
-def take_form(folder: Path, report: Report) -> None:
-    """Bring a folder that is held to this program's form, and say before what that changes.
+def known_form(folder: Path) -> tuple[int, str]:
+    """The form of the folder, and the version of the program that wrote it.
 
-    Raises SetupFault for a folder of a newer form, with both forms and programs. What a power cut left of the file counts
-    as none: a node that does not start would cost phones.
+    Raises EirError for a newer form than this program's, with both forms and programs. What a power cut left of the file, or
+    what may not be read, counts as none: a node that does not start would cost phones.
     """
-    file = folder / FORM_FILE
-    form, _, version = file.read_text(errors="replace").strip().partition(" ") if file.exists() else ("", "", "")
+    text = ""
+    with suppress(OSError):
+        text = (folder / FORM_FILE).read_text(errors="replace")
+    form, _, version = text.strip().partition(" ")
     found = int(form) if form.isdecimal() else 0
     if found > FORM:
-        raise SetupFault(
+        raise EirError(
             f"the state folder {folder} has form {found}, written by eir {version or 'of a newer version'}; this is eir"
             f" {__version__}, which knows form {FORM}: start that version again, or put back the backup of before"
         )
+    return found, version
+
+
+def take_form(folder: Path, report: Report) -> None:
+    """Bring a folder that is held to this program's form, and say before what that changes. Raises EirError as `known_form` does."""
+    found, version = known_form(folder)
     if found < FORM and (folder / ORIGIN_STATE_ID_FILE).exists():
         changes = "; ".join(CHANGES[each] for each in range(found + 1, FORM + 1))
         detail = f"{folder} has form {found}, and is brought to form {FORM} now: {changes}"
         report("state_upgraded", level="warning", reason="older", detail=detail)
     if (found, version) != (FORM, __version__):
-        _keep(file, f"{FORM} {__version__}\n")
+        _keep(folder / FORM_FILE, f"{FORM} {__version__}\n")
 
 
 def _is_running(folder: Path) -> bool:

@@ -7,9 +7,12 @@ import time
 import uuid
 
 import pytest
-from node import until
+from node import LISTED, until
+from typer.main import get_command
 
 from eir import __version__
+from eir.commands.app import command_line
+from eir.commands.manual import _does, commands_of
 from eir.daemon import state_folder
 from eir.errors import EirError, SetupFault
 from eir.operate.control import STOPPING
@@ -90,6 +93,40 @@ def test_an_older_program_leaves_a_newer_folder_alone_and_names_both(site):
     assert "has form 99, written by eir 9.0.0; this is eir" in said
     assert f"eir {__version__}, which knows form {state_folder.FORM}" in said
     assert {path.name for path in site.state.iterdir()} <= {"form", "lock"}
+
+
+ROOT = get_command(command_line())
+BECAUSE = ("--reason", "x")
+OPENS = {
+    "check": [LISTED], "why": [LISTED], "load": ["x.manifest.json"], "inbox": [], "pull": [], "acknowledge": ["--key"], "show": ["stolen"],
+    "export": ["stolen"], "history": [], "rollback": ["stolen"], "add": ["stolen", LISTED, *BECAUSE], "remove": ["stolen", LISTED, *BECAUSE],
+    "audit": ["RELEASE", "--sightings"], "seen": [LISTED], "lists": [], "lists reset-serial": ["stolen", "--to", "1", *BECAUSE],
+    "sightings": [], "sightings forget": ["--imsi", "001010123456789"], "sightings import": ["x.csv"], "sightings export": [],
+    "tamper report": [], "tamper show": [LISTED], "tamper confirm": [LISTED, *BECAUSE], "tamper clear": [LISTED, *BECAUSE], "tamper export": [],
+}  # fmt: skip
+"""The commands that open the state folder, with arguments."""
+LEAVES = {
+    "serve",  # as the test above says
+    *("status", "peers", "reload", "drain", "trace", "peer disable", "peer enable"),  # the node that runs is asked, whatever its version
+    *("init", "config", "publish", "offer", "probe", "acknowledged", "completion", "manual", "feed user"),
+}  # fmt: skip
+"""The others."""
+
+
+def test_every_command_is_one_that_opens_the_folder_or_one_that_does_not():
+    assert {" ".join(names) for names, each in commands_of(ROOT) if names and _does(each)} == {*OPENS, *LEAVES}
+
+
+def test_commands_of_an_older_program_leave_a_newer_folder_alone_and_name_both_too(site):
+    site.state.mkdir()
+    release = str(site.release([LISTED]))
+    (site.state / "form").write_text("99 9.0.0\n")
+    for command, arguments in OPENS.items():
+        line = [*command.split(), "-c", str(site.path), *(release if each == "RELEASE" else each for each in arguments)]
+        with pytest.raises(EirError, match=r"has form 99, written by eir 9\.0\.0; this is eir") as refused:
+            ROOT(line, standalone_mode=False)
+        assert not isinstance(refused.value, SetupFault), command  # exit status 1
+    assert [path.name for path in site.state.iterdir()] == ["form"]
 
 
 def test_the_origin_state_id_rises_at_each_start_whatever_the_clock_says(tmp_path, monkeypatch):
