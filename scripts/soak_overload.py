@@ -56,7 +56,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=5, help="measured time of a run (5)")
     parser.add_argument("--turns", type=int, default=5, help="how often each is measured (5)")
     parser.add_argument(
-        "--quick", action="store_true", help="one short turn: shows that all works, and no figure to believe"
+        "--quick",
+        action="store_true",
+        help="one short turn, held to what is counted: its times are no figures to believe",
     )
     options = parser.parse_args(arguments)
     if options.quick:
@@ -71,10 +73,10 @@ def main(arguments: list[str]) -> int:
         questions = folder / "questions"
         write_questions(questions, listed, count=QUICK_QUESTIONS, hits=0.01)
         with site.server("limited", free_port(), cores=on.server, limits={"rate_max": RATE_MAX}) as server:
-            kept = _limited(Run(server, questions, on, options.seconds), options.turns)
+            kept = _limited(Run(server, questions, on, options.seconds), options.turns, timed=not options.quick)
         with site.server("open", free_port(), cores=on.server) as server:
-            kept &= _crowded(Run(server, questions, on, options.seconds), options.turns)
-    return 0 if kept or options.quick else 1
+            kept &= _crowded(Run(server, questions, on, options.seconds), options.turns, timed=not options.quick)
+    return 0 if kept else 1
 
 
 class Run:
@@ -107,15 +109,18 @@ def _p99_ms(found: dict[str, Any]) -> float:
     return float(found["latency_us"]["p99"]) / 1000
 
 
-def _limited(run: Run, turns: int) -> bool:
-    calm, pressed, accepted, wrong = [], [], [], 0
+def _limited(run: Run, turns: int, *, timed: bool) -> bool:
+    calm, pressed, accepted, wrong, early = [], [], [], 0, 0
+    turned_away = []
     for _ in range(turns):
         (below,) = run.ask(Asker("mme", 0.7 * RATE_MAX, connections=4))
         (above,) = run.ask(Asker("mme", OFFERED * RATE_MAX, connections=4))
         calm.append(_p99_ms(below))
         pressed.append(_p99_ms(above))
         accepted.append(above["answers_per_s"])
-        wrong += sum(below["errors"].values()) + sum(above["errors"].values()) + below["shed"]
+        wrong += sum(below["errors"].values()) + sum(above["errors"].values())
+        early += below["shed"]
+        turned_away.append(above["shed"])
         say(
             f"rate_max {RATE_MAX:g}: p99 {calm[-1]:.2f} ms at 70 %, {pressed[-1]:.2f} ms at {OFFERED} times, {above['shed']} turned away"
         )
@@ -124,14 +129,15 @@ def _limited(run: Run, turns: int) -> bool:
         f"at {OFFERED} times rate_max ({RATE_MAX:g}/s): {statistics.median(accepted):.0f}/s answered, p99 {statistics.median(pressed):.2f} ms; "
         f"at 70 %: {statistics.median(calm):.2f} ms; ratio {ratio:.2f}"
     )
-    return _holds(
-        ("no wrong answer, nobody turned away below the limit", not wrong),
+    return _hold(("no wrong answer", not wrong), ("above the limit some are turned away", all(turned_away))) & _hold(
+        ("nobody turned away below the limit", not early),
         (f"what is answered keeps its p99 within {RATIO_MAX:g} times", ratio <= RATIO_MAX),
         ("as many are answered as the limit says", abs(statistics.median(accepted) / RATE_MAX - 1) < 0.1),
+        matter=timed,
     )
 
 
-def _crowded(run: Run, turns: int) -> bool:
+def _crowded(run: Run, turns: int, *, timed: bool) -> bool:
     (best,) = run.ask(Asker("mme", 0, WINDOW, QUIET + 1))
     able = best["answers_per_s"]
     quiet_rate = OFFERED * able / (QUIET + LOUDER)
@@ -140,7 +146,7 @@ def _crowded(run: Run, turns: int) -> bool:
     say(
         f"the worker can do {able:,.0f}/s; {QUIET} peers offer {quiet_rate:,.0f}/s each, the loud one {loud.rate:,.0f}/s"
     )
-    without, beside, shares, wrong = [], [], [], sum(best["errors"].values())
+    without, beside, shares, wrong, served = [], [], [], sum(best["errors"].values()), True
     with Watchdog(run.server.port) as watchdog:
         for _ in range(turns):
             alone = run.ask(*quiet)
@@ -149,6 +155,7 @@ def _crowded(run: Run, turns: int) -> bool:
             beside.append(max(map(_p99_ms, all_of_them[:-1])))
             shares.append(all_of_them[-1]["answers_per_s"] / sum(found["answers_per_s"] for found in all_of_them))
             wrong += sum(sum(found["errors"].values()) for found in (*alone, *all_of_them))
+            served &= all(found["answered"] for found in all_of_them)
             say(
                 f"p99 of the quiet {without[-1]:.2f} ms, {beside[-1]:.2f} ms beside the loud one, which gets {shares[-1]:.0%}"
             )
@@ -158,10 +165,10 @@ def _crowded(run: Run, turns: int) -> bool:
         f"{statistics.median(beside):.2f} ms, without the loud one {statistics.median(without):.2f} ms; ratio {ratio:.2f}; "
         f"the loud one gets {statistics.median(shares):.0%}; {len(watchdog.took_s)} watchdogs, worst after {max(watchdog.took_s) * 1000:.0f} ms"
     )
-    return _holds(
-        ("no wrong answer", not wrong),
+    return _hold(("no wrong answer", not wrong), ("each peer is answered", served)) & _hold(
         (f"the quiet peers keep their p99 within {RATIO_MAX:g} times", ratio <= RATIO_MAX),
         (f"each DWA before Tw ({TW_S:g} s)", max(watchdog.took_s) < TW_S),
+        matter=timed,
     )
 
 
@@ -194,8 +201,9 @@ class Watchdog:
         await connection.close()
 
 
-def _holds(*promises: tuple[str, bool]) -> bool:
+def _hold(*promises: tuple[str, bool], matter: bool = True) -> bool:
+    """Name each promise that is not kept; true if all are, or if these do not `matter`, as times of a short turn."""
     for promise, kept in promises:
         if not kept:
             print(f"not kept: {promise}", file=sys.stderr)
-    return all(kept for _, kept in promises)
+    return not matter or all(kept for _, kept in promises)

@@ -9,13 +9,14 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -197,6 +198,14 @@ class Site:
 
         with ThreadPoolExecutor(1) as aside:  # the caller may have a loop of its own
             aside.submit(asyncio.run, load()).result()
+
+    def is_copied(self):
+        """True once the node's last good copy has a list, and not only its file is there."""
+        try:
+            with closing(sqlite3.connect(f"file:{self.state / 'copy.sqlite'}?mode=ro", uri=True)) as db:
+                return db.execute("SELECT count(*) FROM lists").fetchone()[0] > 0
+        except sqlite3.OperationalError:  # the file or its tables are not there yet
+            return False
 
     def start(self, *, ready=True, prefix=(), arguments=()):
         """Start `eir serve`; `ready`: wait until it listens (or else only until it can be asked)."""

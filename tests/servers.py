@@ -67,7 +67,7 @@ class Server:
 
     def await_answer(self):
         """Wait until it has started, and loaded what it has on its disk."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             with contextlib.suppress(OSError):
                 if self.command("PING").startswith((b"+PONG", b"-NOAUTH", b"-NOPERM")):

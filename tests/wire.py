@@ -13,7 +13,7 @@ TGPP = 10415
 HOST, REALM = "mme.localdomain", "localdomain"
 EIR = "eir.localdomain"
 VECTORS = Path(__file__).parent / "vectors"
-PATIENCE_S = 10
+PATIENCE_S = 60
 
 
 def vector(name):

@@ -56,7 +56,7 @@ def test_with_the_store_away_the_node_answers_and_an_emergency_is_a_rule(site):
         site.load(REASON)
         node = site.start()
         whole = [site.json(*each) for each in (("check", LISTED), ("lists",))]
-        until(lambda: (site.state / "copy.sqlite").exists() and len(node.lines("list_in_force")) == 1)
+        until(lambda: len(node.lines("list_in_force")) == 1 and site.is_copied())
         redis.flush()
         found, said = answered(site, "check", LISTED)
         assert found == whole[0]

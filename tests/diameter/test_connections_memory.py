@@ -2,7 +2,7 @@
 
 import asyncio
 
-from hostile import memory_mb
+from hostile import at_rest, memory_mb
 from node import LISTED
 from wire import Connection, cer, ecr, until
 
@@ -14,12 +14,13 @@ async def test_a_thousand_connections_take_20_mb_at_most(site):
     site.load([LISTED, *(f"{number:014d}" for number in range(35_000_000_000_000, 35_000_000_001_000))])
     site.configure(workers=2, limits={"connections_max": 1100, "source_connections_max": 1100})
     node = site.start()
-    first = [await opened(node, "first")]
+    first = [await opened(node, f"first{number}") for number in range(2)]  # one of each worker
+    at_rest(node)
     before = memory_mb(node.pid)
     connections = []
     for at in range(0, CONNECTIONS, READ_AT_ONCE):
         connections += await asyncio.gather(*(opened(node, f"mme{number}") for number in range(at, at + READ_AT_ONCE)))
-    assert sum(node.status()["peers"].values()) == CONNECTIONS + 1
+    assert sum(node.status()["peers"].values()) == CONNECTIONS + len(first)
     grown = memory_mb(node.pid) - before
     for one in first + connections:
         await one.close()

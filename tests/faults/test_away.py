@@ -39,7 +39,6 @@ def test_frozen(server, fleet):
         fleet.settle()
         fleet.load_and_follow()
         witness.goes_on()
-    assert witness.slowest_s < 1
     assert_no_more(fleet, tasks, files)
 
 
@@ -145,7 +144,7 @@ def test_latency_and_cut_connections(redis_program, tmp_path, publisher):
             proxy.delay_s = LATENCY_S / 2
             fleet.load()
             until(fleet.is_level)
-            witness.goes_on()
+            witness.goes_on(200)  # far more than there would be if each waited for the store
             proxy.delay_s = 0.0
             for _ in range(CUTS):
                 proxy.cut()
@@ -158,7 +157,6 @@ def test_latency_and_cut_connections(redis_program, tmp_path, publisher):
                     witness.goes_on(20)
                 loading.result()
             witness.goes_on()
-        assert witness.slowest_s < 1
 
 
 class TestStart:
@@ -169,9 +167,7 @@ class TestStart:
         with site:
             node = site.start()
             until(lambda: node.get("/ready") == (200, "ready\n"))
-            copied = site.state / "copy.sqlite"
-            until(copied.exists)
-            until(lambda: node.status()["lists"][LIST]["serial"] == fleet.serial and is_copied(site))
+            until(lambda: node.status()["lists"][LIST]["serial"] == fleet.serial and site.is_copied())
             node.end()
             server.kill()
             node = site.start()
@@ -197,12 +193,3 @@ class TestStart:
             server.start()
             until(lambda: node.get("/ready") == (200, "ready\n"))
         fleet.settle()
-
-
-def is_copied(site):
-    """The node's copy has what it holds."""
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect(f"file:{site.state / 'copy.sqlite'}?mode=ro", uri=True)) as db:
-        return db.execute("SELECT count(*) FROM lists").fetchone()[0] == 1
