@@ -244,29 +244,13 @@ class MapServer(Server[Link]):
 
     def transferred(self, link: Link, transfer: Transfer) -> Transfer | None:
         """Return the answer to a transfer; None if it gets no answer."""
-        if transfer.indicator != m3ua.SCCP or transfer.dpc != self._point_code:
-            self.errors["not_sccp" if transfer.indicator != m3ua.SCCP else "not_our_point_code"] += 1
-            return None
-        variant = self._ss7.variant
         try:
-            unit = sccp.unitdata(transfer.payload, variant)
+            return self._answer(link, transfer)
         except SccpFault as e:
             self.errors[f"sccp_{e}"] += 1
-            return None
-        cause = (
-            Cause.NO_REASSEMBLY if unit.segmented else Cause.UNEQUIPPED_USER if not _is_for_us(unit.called) else None
-        )
-        if cause is not None:
-            self.errors[f"sccp_{cause.name.lower()}"] += 1
-            return self._back(link, transfer, unit.calling, sccp.returned(unit, cause)) if unit.returns else None
-        asker = self._asker(link, unit.calling, transfer.opc)
-        reply = self._reply(unit.data, asker)
-        self.results[asker.requester.label, reply.result] += 1
-        if reply.octets is None:
-            return None
-        ours = sccp.with_ssn(unit.called, SSN_EIR, variant)
-        payload = sccp.encoded(unit.kind, unit.protocol_class, unit.calling.octets, ours, reply.octets)
-        return self._back(link, transfer, unit.calling, payload)
+        except Exception as e:  # noqa: BLE001 - whatever it is: one MSC gets no answer, and the association of all goes on
+            self._failed(e)
+        return None
 
     def happened(self, link: Link, what: Happened) -> None:
         """Tell of it; point codes as people write them."""
@@ -291,6 +275,28 @@ class MapServer(Server[Link]):
         self.node_counts.last_request[link.requester.label] = time.time()
 
     # inside
+
+    def _answer(self, link: Link, transfer: Transfer) -> Transfer | None:
+        """As `transferred`. Raises SccpFault for a unitdata that cannot be read, or whose answer does not fit into one."""
+        if transfer.indicator != m3ua.SCCP or transfer.dpc != self._point_code:
+            self.errors["not_sccp" if transfer.indicator != m3ua.SCCP else "not_our_point_code"] += 1
+            return None
+        variant = self._ss7.variant
+        unit = sccp.unitdata(transfer.payload, variant)
+        cause = (
+            Cause.NO_REASSEMBLY if unit.segmented else Cause.UNEQUIPPED_USER if not _is_for_us(unit.called) else None
+        )
+        if cause is not None:
+            self.errors[f"sccp_{cause.name.lower()}"] += 1
+            return self._back(link, transfer, unit.calling, sccp.returned(unit, cause)) if unit.returns else None
+        asker = self._asker(link, unit.calling, transfer.opc)
+        reply = self._reply(unit.data, asker)
+        self.results[asker.requester.label, reply.result] += 1
+        if reply.octets is None:
+            return None
+        ours = sccp.with_ssn(unit.called, SSN_EIR, variant)
+        payload = sccp.encoded(unit.kind, unit.protocol_class, unit.calling.octets, ours, reply.octets)
+        return self._back(link, transfer, unit.calling, payload)
 
     def _reply(self, octets: bytes, asker: Asker) -> Reply:
         label = asker.requester.label

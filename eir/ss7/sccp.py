@@ -15,6 +15,8 @@ RETURN_ON_ERROR = 0x80
 CLASSES = (0, 1)
 ADDRESSES_MAX = 4096
 """Addresses that are remembered with what they say: an MSC calls from the same one each time."""
+PART_MAX = 255
+"""The most that a pointer, or the length of a variable part, can say (Q.713 1.7)."""
 HOPS = 15
 """Hop counter of what the node sends as XUDT (Q.713 3.18)."""
 _SEGMENTATION = 0x10
@@ -191,7 +193,7 @@ def _is_segmented(octets: bytes, pointer: int) -> bool:
 
 
 def encoded(kind: int, protocol_class: int, called: bytes, calling: bytes, data: bytes) -> bytes:
-    """A UDT or XUDT, with these addresses."""
+    """A UDT or XUDT, with these addresses. Raises SccpFault for parts that do not fit into one."""
     return _pointed(
         bytes((kind, protocol_class)) + (bytes((HOPS,)) if kind == XUDT else b""),
         called,
@@ -202,7 +204,7 @@ def encoded(kind: int, protocol_class: int, called: bytes, calling: bytes, data:
 
 
 def returned(unit: Unitdata, cause: Cause) -> bytes:
-    """A unitdata on its way back (Q.714 4.2): UDTS for UDT, XUDTS for XUDT, with its addresses turned round."""
+    """A unitdata on its way back (Q.714 4.2): UDTS for UDT, XUDTS for XUDT, with its addresses turned round. Raises SccpFault as `encoded`."""
     extended = unit.kind == XUDT
     head = bytes((XUDTS, cause, HOPS)) if extended else bytes((UDTS, cause))
     return _pointed(head, unit.calling.octets, unit.called.octets, unit.data, optional=extended)
@@ -212,6 +214,8 @@ def _pointed(head: bytes, called: bytes, calling: bytes, data: bytes, *, optiona
     pointers = 4 if optional else 3
     second = pointers + len(called)
     third = pointers - 1 + len(called) + 1 + len(calling)
+    if max(second, third, len(data)) > PART_MAX:
+        raise SccpFault("too_long")
     fixed = struct.pack("BBB", pointers, second, third) + (b"\0" if optional else b"")
     return b"".join(
         (head, fixed, bytes((len(called),)), called, bytes((len(calling),)), calling, bytes((len(data),)), data)

@@ -17,7 +17,7 @@ from servers import free_port
 
 from eir.map import checkimei as codec
 from eir.map import probe
-from eir.ss7 import m3ua, sccp
+from eir.ss7 import ber, m3ua, sccp
 from eir.ss7.m3ua import Kind
 from eir.ss7.pointcode import point_code
 
@@ -113,14 +113,30 @@ async def test_what_comes_that_is_no_question(site):
     assert [each[:2] for each in msc.returned] == [bytes((sccp.UDTS, sccp.Cause.UNEQUIPPED_USER))] * 2
     title = await msc.begin(vector, otid=b"\0\0\0\1", called=wire.address(ssn=0, title="491999"), kind=sccp.XUDT)
     assert (title.kind, title.calling.ssn, title.calling.digits) == (sccp.XUDT, 9, "491999")
+    # What cannot be answered within one unitdata: addresses that leave no room for ours or for each other, a context that the refusal repeats.
+    title = "4" * 300
+    for called in (wire.address(ssn=0, title=title), wire.address(ssn=8, title=title)):
+        msc.send(wire.data(_backwards(vector, called, wire.address(ssn=8, title=title))))
+    context = (encoded := ber.encoded)(0xA1, encoded(6, bytes((4,)) * 210))
+    dialogue = encoded(0x6B, encoded(0x28, bytes.fromhex("060700118605010101") + encoded(0xA0, encoded(0x60, context))))
+    msc.send(wire.data(wire.udt(encoded(0x62, bytes.fromhex("480400000001") + dialogue))))
+    assert await msc.ask(LISTED + "0") == "black"
     counted = node.metrics()
     assert {name.partition("reason=")[2][:-1]: count for name, count in counted.items() if name.startswith("eir_sigtran_errors_total")} == {
-        "sccp_unequipped_user": 4, "not_our_point_code": 1, "sccp_cut_off": 1, "sccp_message_type": 1, "not_sccp": 1,
+        "sccp_unequipped_user": 5, "not_our_point_code": 1, "sccp_cut_off": 1, "sccp_message_type": 1, "not_sccp": 1, "sccp_too_long": 3,
     }  # fmt: skip
     msc.send(b"\1\0\1\1\0\0\0\0")
     await msc.until(lambda: msc.seen[-1] == b"END")
     assert until(lambda: node.lines("connection_fault", reason="framing"))
     await msc.close()
+
+
+def _backwards(data, called, calling):
+    """A UDT whose parts stand in another order than is usual (Q.713 1.7 permits any), so that longer addresses have room."""
+    parts = data, called, calling
+    places = [5 + sum(1 + len(each) for each in parts[:number]) for number in range(3)]
+    pointers = bytes((places[1] - 2, places[2] - 3, places[0] - 4))
+    return bytes((sccp.UDT, 0x80)) + pointers + b"".join(bytes((len(each),)) + each for each in parts)
 
 
 async def test_drain_leaves_in_order(site):

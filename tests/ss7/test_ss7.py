@@ -329,6 +329,22 @@ def test_a_unitdata_goes_back():
     assert back.endswith(b"\4data")
 
 
+@pytest.mark.parametrize("kind", [sccp.UDT, sccp.XUDT])
+def test_parts_that_do_not_fit_into_a_unitdata(kind):
+    """A pointer, or a length, of more than 255; up to that it is written and read."""
+    room = sccp.PART_MAX - (4 if kind == sccp.XUDT else 3)
+    for called, calling, data, fits in (
+        (1, room - 1, 255, True), (1, room, 1, False), (room - 1, 1, 1, True), (255, 1, 1, False), (1, 1, 256, False),
+    ):  # fmt: skip
+        parts = [bytes(octets) for octets in (called, calling, data)]
+        if fits:
+            found = sccp.unitdata(sccp.encoded(kind, 0, *parts), "itu")
+            assert [found.called.octets, found.calling.octets, found.data] == parts
+        else:
+            with pytest.raises(sccp.SccpFault, match="too_long"):
+                sccp.encoded(kind, 0, *parts)
+
+
 # TCAP and BER
 
 
