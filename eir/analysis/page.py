@@ -89,7 +89,10 @@ def page(found: Judgement) -> str:
         for origin, seen, who in found.malformed[:20]
     )
     wrong = (
-        f"<section><h2>Checks that name no device</h2><table><tr><th>Origin<th class=n>Checks<th class=n>Subscribers{malformed}</table></section>"
+        _section(
+            "Checks that name no device",
+            f"<table><tr><th>Origin<th class=n>Checks<th class=n>Subscribers{malformed}</table>",
+        )
         if malformed
         else ""
     )
@@ -104,10 +107,11 @@ def page(found: Judgement) -> str:
         f"<tr><td>{least:.2f} and more<td class=n>{said:.0%}<td class=n>{devices:,}<td class=n>{confirmed:,}<td class=n>{cleared:,}"
         for least, said, devices, confirmed, cleared in found.reliability
     )
-    reliability = (
-        "<section><h2>What the score means</h2><p class=soft>The score is the share of such devices that are tampered with: first as in made networks that "
+    reliability = _section(
+        "What the score means",
+        "<p class=soft>The score is the share of such devices that are tampered with: first as in made networks that "
         "nothing was fitted to, then as your own decisions shift it.</p><table><tr><th>Score, up to the line above<th class=n>Tampered with, in made networks"
-        f"<th class=n>Devices here<th class=n>Confirmed by you<th class=n>Cleared by you{bands}</table></section>"
+        f"<th class=n>Devices here<th class=n>Confirmed by you<th class=n>Cleared by you{bands}</table>",
     )
     table = (
         "<table><thead><tr><th>IMEI<th class=n>Score<th class=n>Subscribers<th>First seen<th>Last seen<th>Evidence<th>For an honest explanation</thead>"
@@ -119,7 +123,7 @@ def page(found: Judgement) -> str:
         f"""
 <div class=figures>{_figure(len(findings), "devices reported")}{_figure(sum(finding.score >= CERTAIN for finding in findings), "of them 0.95 and more")}{_figure(found.devices, "devices seen")}{_figure(found.subscribers, "subscribers")}{_figure(found.sightings, "checks")}</div>
 {left}<div class=charts>{"".join(charts)}</div>
-<section><h2>Devices, the likeliest first</h2>{table}</section>{reliability}{wrong}""",
+{_section("Devices, the likeliest first", table)}{reliability}{wrong}""",
     )
 
 
@@ -154,9 +158,7 @@ def sheet_page(made: Mapping[str, Any]) -> str:
         (title, "".join(f"<th>{escape(name.replace('_', ' '))}" for name in rows[0]), "".join(f"<tr>{''.join(f'<td>{escape(str(value))}' for value in row.values())}" for row in rows))
         for title, name in SHEET for rows in [made[name]] if rows
     ]  # fmt: skip
-    tables = "".join(
-        f"<section><h2>{escape(title)}</h2><table><tr>{head}{body}</table></section>" for title, head, body in parts
-    )
+    tables = "".join(_section(title, f"<table><tr>{head}{body}</table>") for title, head, body in parts)
     against = "".join(f"<p>For an honest explanation: {escape(text)}</p>" for text in made["against"])
     left = f"<p>Not believed: {escape(', '.join(made['left_out']))}</p>" if made["left_out"] else ""
     return _framed(
@@ -183,6 +185,11 @@ def _by_condition(findings: Iterable[Finding]) -> list[Bar]:
 def _by_copies(findings: Sequence[Finding]) -> list[Bar]:
     counts = ((label, sum(low <= max(finding.copies, 1) <= high for finding in findings)) for low, high, label in BANDS)
     return [Bar(label, count, f"{count:,}") for label, count in counts]
+
+
+def _section(title: str, content: str) -> str:
+    """A part with a table, which may be wider than the screen: keys scroll it too."""
+    return f'<section tabindex=0 aria-label="{escape(title)}"><h2>{escape(title)}</h2>{content}</section>'
 
 
 def _figure(count: int, what: str) -> str:

@@ -3,14 +3,13 @@
 import csv
 import io
 import re
-import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import polars as pl
 import pytest
+from browser import in_chromium, looked_at
 from luhn import check_digit
 from tampered import DAY, EACH_DAY, IMEI, OTHERS, START, TAMPERED, UNTIL, phones, write
 
@@ -326,21 +325,16 @@ def test_files_from_before_there_were_peers(tmp_path):
         ]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_the_page_in_a_browser_light_and_dark(judged, tmp_path):
-    from PIL import Image
+SHEET_MADE = {
+    "imei": IMEI, "since": "2026-11-01T00:00:00Z", "until": "2026-12-01T00:00:00Z", "rules": 1, "base_rate": 0.004,
+    "finding": {"score": 0.997, "sure": "nearly certain"}, "against": ["a mast at the border"], "left_out": ["mme9"],
+    **{name: [{f"column_{at}": f"{'long' * 5} {at}" for at in range(9)}] * 2 for _, name in page.SHEET},
+}  # fmt: skip
 
-    (tmp_path / "report.html").write_text(page.page(judged[0]))
-    ground = {}
-    for scheme, number in (("dark", 0), ("light", 1)):
-        picture = tmp_path / f"{scheme}.png"
-        subprocess.run(
-            ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path / scheme}", f"--blink-settings=preferredColorScheme={number}",
-             "--window-size=1200,1400", f"--screenshot={picture}", (tmp_path / "report.html").as_uri()],
-            check=True, capture_output=True, timeout=100,
-        )  # fmt: skip
-        with Image.open(picture) as image:
-            ground[scheme] = image.convert("L").getpixel((4, 700))
-            assert len(image.convert("RGB").getcolors(1 << 24)) > 50  # text and bars are there
-    assert ground["dark"] < 64
-    assert ground["light"] > 192
+
+@in_chromium
+def test_everybody_can_use_the_pages_in_light_and_dark_and_on_a_narrow_screen(judged, tmp_path):
+    pages = [page.page(judged[0]), page.public_page(judged[0]), page.sheet_page(SHEET_MADE)]
+    found = looked_at(tmp_path, pages)
+    assert [each["wrong"] for each in found] == [[]] * 9
+    assert [each["ground"] for each in found] == ["rgb(251, 251, 249)", "rgb(21, 23, 26)", "rgb(251, 251, 249)"] * 3

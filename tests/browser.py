@@ -1,0 +1,45 @@
+"""Pages in Chromium: what axe-core (WCAG 2 and good practice) finds in them, by the reader's colours and at any width."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import escape, unescape
+from pathlib import Path
+
+import pytest
+
+AXE = Path(__file__).parents[1] / ".venv" / "share" / "axe.min.js"
+LOOKS = """<script src=axe.min.js></script><script>addEventListener('load',()=>axe.run().then(({violations})=>{
+frameElement.dataset.found=JSON.stringify({ground:getComputedStyle(document.body).backgroundColor,
+wide:[document.documentElement.scrollWidth,innerWidth],
+wrong:violations.flatMap(({id,nodes})=>nodes.map(({html})=>[id,html]))})}))</script></body>"""
+
+in_chromium = pytest.mark.skipif(
+    not (shutil.which("chromium") and AXE.exists()),
+    reason="scripts/setup --test fetches axe-core; or there is no Chromium",
+)
+
+
+def looked_at(folder, pages, *, frames=(("light", 1200), ("dark", 1200), ("light", 320))):
+    """Each page (its HTML) in a frame of each scheme and width: colour of the ground, width of content and frame, what is wrong.
+
+    A window of the browser has 500 pixels at least; a frame has what it is given.
+    """
+    shutil.copy(AXE, folder)
+    outer = []
+    for number, page in enumerate(pages):
+        (folder / f"{number}.html").write_text(re.sub("<meta http-equiv=[^>]*>", "", page).replace("</body>", LOOKS))
+        outer += [
+            f'<iframe title="{escape(f"{number} {scheme} {width}")}" src={number}.html width={width} height=1400 style="color-scheme:{scheme}"></iframe>'
+            for scheme, width in frames
+        ]
+    (folder / "frames.html").write_text(f"<!doctype html><html lang=en><body>{''.join(outer)}</body></html>")
+    dom = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}",
+         "--virtual-time-budget=60000", "--dump-dom", (folder / "frames.html").as_uri()],
+        check=True, capture_output=True, text=True, timeout=100,
+    ).stdout  # fmt: skip
+    found = [json.loads(unescape(each)) for each in re.findall(r'data-found="([^"]*)"', dom)]
+    assert len(found) == len(outer), dom
+    return found
