@@ -693,7 +693,7 @@ async def _():
 
 @row("34a", "a source that says nothing is closed, and a line names the setting")
 async def _():
-    async with running(limits=Limits(source_unidentified_max=4, cer_timeout_s=1)) as setup:
+    async with running(limits=Limits(source_unidentified_max=4, cer_timeout_s=3)) as setup:
         good = await setup.open()
         silent = [await setup.connect() for _ in range(12)]
         assert [await one.end() for one in silent] == [[]] * 12
@@ -1136,16 +1136,16 @@ async def _():
 @row(45, "DPR with requests in flight")
 async def _():
     for cause in (0, 1, 2, 9, None):
-        async with running(limits=QUICK) as setup:
+        async with running(limits=replace(QUICK, close_after_dpa_s=0.6)) as setup:
             connection = await setup.open()
+            began = time.monotonic()
             await connection.send(ecr(LISTED), ecr(UNLISTED), dpr(cause), ecr(LISTED))
             answers = [await connection.read() for _ in range(4)]
             assert [answer.command for answer in answers] == [324, 324, 282, 324]
             assert {answer.result for answer in answers} == {2001}
             assert (await connection.ask(ecr(LISTED))).number(1445, TGPP) == 1
-            began = time.monotonic()
             assert await connection.end() == []
-            assert time.monotonic() - began > 0.1, "we leave the closing to the peer for a while"
+            assert time.monotonic() - began > 0.5, "we leave the closing to the peer for a while"
 
 
 @row(46, "drain")
@@ -1198,8 +1198,8 @@ async def _():
         async with connecting(reconnect_after_s=0.5) as (_, listener):
             connection = await listener.accept()
             await connection.answer(await connection.read(), extra=VSAI)
-            assert (await connection.ask(dpr(cause))).result == 2001
             left = time.monotonic()
+            assert (await connection.ask(dpr(cause))).result == 2001
             await connection.close()
             connection = await listener.accept()
             assert time.monotonic() - left > 0.4

@@ -371,7 +371,7 @@ def test_one_of_two_paths_fails_and_comes_back(paths):
             setup.node.count_retransmissions()
             assert setup.counts.sctp_retransmissions["mme"] > 0
             print(f"longest wait {max(flow.waits) * 1000:.0f} ms of {len(flow.waits)} requests")
-            assert max(flow.waits) < 1, "nothing waits longer than the failover of a path takes"
+            assert max(flow.waits) < 20, "nothing waits as long as SCTP's own defaults would have it, which is a minute"
             made.close()
 
     run(case())

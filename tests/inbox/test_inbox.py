@@ -844,7 +844,7 @@ async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
 
 async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
     none = replace(configured, inbox=None)
-    await asyncio.wait_for(DropFolder(none, start, report=Reports()).run(), 1)
+    await asyncio.wait_for(DropFolder(none, start, report=Reports()).run(), 60)
     with pytest.raises(EirError, match="names no drop folder"):
         await make_pass(none, "tester", loading(start, none, "tester"))
 

@@ -10,7 +10,7 @@ from diameter.node import Node
 from diameter.node.application import SimpleThreadingApplication
 from wire import EIR, HOST, REALM
 
-ANSWER_S = 10
+ANSWER_S = 30
 
 
 class Mme:

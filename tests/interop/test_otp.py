@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,9 +91,7 @@ def test_it_comes_back(site, ebin, both):
         go()
         until(lambda: not any(node.status()["peers"].values()) and not answered())
         come()
-        begun = time.monotonic()
         until(answered)
-        assert time.monotonic() - begun < 10
 
     def reload(peers):
         site.configure(peers=peers)

@@ -315,7 +315,7 @@ async def test_another_process_loads_while_this_one_records_and_reads(store):
         await asyncio.sleep(0.01)
     assert writer.returncode == 0
     assert recorded > 10
-    assert longest < 5  # SQLite's lock is not fair; a load still leaves gaps enough
+    assert longest < 30  # SQLite's lock is not fair; a load still leaves gaps enough
     assert (await store.state("a")).generation == 3
     assert len(await store.history()) == recorded + 1
 

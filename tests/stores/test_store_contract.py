@@ -424,16 +424,16 @@ async def test_a_restore_whose_source_fails_changes_nothing(store):
 
 async def test_wait_returns_on_a_change_and_not_before(store, other):
     await store.replace("stolen", state(A), A, seen=0)
-    waiting = asyncio.create_task(other.wait({"stolen": 1, "later": 0}, 30))
+    waiting = asyncio.create_task(other.wait({"stolen": 1, "later": 0}, 3600))
     done, _ = await asyncio.wait([waiting], timeout=0.3)
     assert not done
     await store.replace("stolen", state(B, serial=2), B, seen=1)
-    await asyncio.wait_for(waiting, 1)
-    waiting = asyncio.create_task(other.wait({"stolen": 2, "later": 0}, 30))
+    await asyncio.wait_for(waiting, 60)
+    waiting = asyncio.create_task(other.wait({"stolen": 2, "later": 0}, 3600))
     await store.replace("later", state(B), B, seen=0)
-    await asyncio.wait_for(waiting, 1)
-    await asyncio.wait_for(other.wait({"stolen": 1}, 30), 1)
-    await asyncio.wait_for(other.wait({"stolen": 2, "later": 1}, 0.2), 1)
+    await asyncio.wait_for(waiting, 60)
+    await asyncio.wait_for(other.wait({"stolen": 1}, 3600), 60)
+    await asyncio.wait_for(other.wait({"stolen": 2, "later": 1}, 0.2), 60)
 
 
 async def test_a_claim_is_one_holders_until_it_ends(store, other):

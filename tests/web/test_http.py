@@ -192,18 +192,18 @@ async def test_a_request_that_never_ends_is_dropped(connect, begins):
     client = await connect()
     client.writer.write(begins)
     ended = asyncio.create_task(client.ended())
-    while not ended.done():  # `ended` gives up after 5 s, which is too late
+    while not ended.done():  # `ended` gives up after a minute
         client.writer.write(b"x")
         await asyncio.sleep(0.05)
     assert await ended == b""
 
 
-@pytest.mark.parametrize("limits", [HttpLimits(request_s=0.5)])
+@pytest.mark.parametrize("limits", [HttpLimits(request_s=1.5)])
 async def test_a_request_has_its_time_from_the_answer_before_it(connect):
     client = await connect()
-    for _ in range(4):
+    for _ in range(5):
         assert (await client.ask(GET))[0] == 200
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.4)
 
 
 @pytest.mark.parametrize("limits", [HttpLimits(connections_max=2)])
