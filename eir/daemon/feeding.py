@@ -2,14 +2,15 @@
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from eir.config import Config
 from eir.daemon.interfaces import Watched
 from eir.daemon.setup import keys_of, tokens_of
-from eir.errors import Report, StoreError, place_of
+from eir.errors import EirError, Report, StoreError, place_of
 from eir.operate import metrics
 from eir.peers.settings import PeerSettings
 from eir.sources.feed import Feed, no_request
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from eir.web.tokens import KeyFiles
 
 NAME = "feed"
+USERS, TOKENS, NUMBERS = "users", "tokens", "numbers"
+"""Files that it goes by, as status and metrics call them."""
 
 
 class FeedService:
@@ -36,14 +39,15 @@ class FeedService:
         self._writer = FeedWriter(self._store, config.lists, now=lambda: datetime.now(UTC), failed=self._failed)
         self._feed = Feed(config.feed, self._writer, host=socket.gethostname(), report=report)
         self._keys: KeyFiles | None = None
+        self.faults: Mapping[str, str] = {}
         self.configure(config)
         self.look()()
 
     def configure(self, config: Config) -> None:
         """See Service. Files are looked at again, since others may be named."""
-        self._config = config
         self.peers = PeerSettings(label=NAME, sources=config.feed.sources)
-        self._users_file, self._numbers_file = Watched(config.feed.users), Watched(config.numbers)
+        self._watched = config.feed, Watched(config.feed.users), Watched(config.numbers)
+        self.faults = {}
         self._writer.lists = config.lists
         self._feed.configure(config.feed)
 
@@ -60,28 +64,45 @@ class FeedService:
         await self._writer.run()
 
     def look(self) -> Callable[[], None]:
-        """See Service."""
-        settings, path = self._config.feed, self._config.numbers
-        keys = keys_of(settings.tokens, self._keys)
-        users = read_users(settings.users) if settings.users is not None and self._users_file.changed() else None
-        numbers = read_numbers(path) if path is not None and self._numbers_file.changed() else None
+        """See Service. A file that cannot be used keeps no other from being used."""
+        settings, users, numbers = watched = self._watched
+        found: dict[str, Any] = {}
+        faults: dict[str, str] = {}
+
+        def read(file: str, reading: Callable[[], Any]) -> None:
+            try:
+                found[file] = reading()
+            except EirError as e:
+                faults[file] = str(e)
+
+        read(TOKENS, lambda: keys_of(settings.tokens, self._keys))
+        for file, of, reader in ((USERS, users, read_users), (NUMBERS, numbers, read_numbers)):
+            if of.path is not None and of.changed():
+                read(file, partial(reader, of.path))
 
         def use() -> None:
-            feed = self._feed
-            if keys != self._keys:
-                self._keys, feed.tokens = keys, tokens_of(keys, feed.tokens, SCOPE)
-            if settings.users is None:
-                feed.users = None
-            elif users is not None:
-                feed.users = feed.users or Users(users, ticks=time.monotonic)
-                feed.users.renew(users)
-            if path is None:
-                feed.numbers = NO_NUMBERS
-            elif numbers is not None:
-                feed.numbers = numbers
-                self._report("numbers_in_force", numbers=len(numbers.numbers), file=path)
+            if watched is self._watched:  # no other files are named since
+                self.faults = {file: why for file, why in self.faults.items() if file not in found} | faults
+                self._use(found)
 
         return use
+
+    def _use(self, found: Mapping[str, Any]) -> None:
+        """Go by what was read of files that have changed."""
+        feed, (_, users, numbers) = self._feed, self._watched
+        if TOKENS in found and (keys := found[TOKENS]) != self._keys:
+            self._keys, feed.tokens = keys, tokens_of(keys, feed.tokens, SCOPE)
+        if users.path is None:
+            feed.users = None
+        elif USERS in found:
+            feed.users = feed.users or Users(found[USERS], ticks=time.monotonic)
+            feed.users.renew(found[USERS])
+        if numbers.path is None:
+            feed.numbers = NO_NUMBERS
+        elif NUMBERS in found:
+            feed.numbers = found[NUMBERS]
+            self._report("numbers_in_force", numbers=len(feed.numbers.numbers), file=numbers.path)
+        feed.has_all_numbers = NUMBERS not in self.faults
 
     def counters(self) -> metrics.Snapshot:
         """See Service."""

@@ -5,7 +5,7 @@ It is read from the store, or while that is away from the node's last good copy,
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -64,6 +64,7 @@ class FraudService:
         self._copy = open_copy(config.store, config.state, report=report, upgrades=False)
         self._check = FraudCheck(config.fraud_check, self._found, ticks=time.monotonic, report=report)
         self._keys: KeyFiles | None = None
+        self.faults: Mapping[str, str] = {}
         self.configure(config)
         self.look()()
 

@@ -341,6 +341,7 @@ class Front:
 
     async def _start_interfaces(self) -> None:
         """Open what is beside the checks, and keep its processes running. Raises EirError if a listener cannot be had."""
+        self._status.troubles = lambda: [trouble for each in self._interfaces for trouble in each.troubles()]
         for each in self._interfaces:
             self._status.interfaces[each.name] = await each.open(interfaces.Configured(self._config, self._tls))
             self._crew.keep(

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -41,6 +42,8 @@ HANDSHAKES_MAX = 64
 """TLS handshakes at once; what comes meanwhile is closed."""
 LOOK_S = 1.0
 """Interval between two looks at files that the configuration names."""
+PROCESS, FILES = "process", "files"
+"""Parts of an interface that may be faulty: its process; files that it goes by, where it does not tell them apart."""
 DRAIN_S = 3.0
 """Time that answers under way have to finish when the process ends."""
 
@@ -57,6 +60,8 @@ class Service(Protocol):
 
     peers: PeerSettings
     """Peers that may connect, by address."""
+    faults: Mapping[str, str]
+    """Files that cannot be used, as the last looks found → why; what was read of them before stays in use."""
 
     def configure(self, config: Config) -> None:
         """Go by another configuration from now on."""
@@ -98,6 +103,8 @@ class Interface:
         self._figures: metrics.Snapshot = {}
         self._left: metrics.Snapshot = {}
         """Counters of processes that have ended."""
+        self._faults: Mapping[str, str] = {}
+        """As Service.faults; `process` from the end of a process until the next one serves."""
 
     async def open(self, configured: Configured) -> list[str]:
         """Open the listeners; returns their URLs with the addresses that they have. Raises EirError if one cannot be had."""
@@ -123,9 +130,10 @@ class Interface:
             channel.tell("listen", url, carrying=[listening])
         watching = asyncio.create_task(watch(process, self._take, self._report, process=self.name))
         try:
-            await channel.serve({}, failed=call_failed(self._report))
+            await channel.serve({"faults": self._faulty}, failed=call_failed(self._report))
         finally:
             watching.cancel()
+            self._faults = {PROCESS: "it has ended, and none has come in its place; see the log"}
             self._left = metrics.merge([self._left, metrics.outliving(self._figures)])
             self._figures, self._channel = {}, None
 
@@ -137,7 +145,12 @@ class Interface:
 
     def snapshot(self) -> metrics.Snapshot:
         """All numbers of it, for a scrape."""
-        return metrics.merge([self._left, self._figures])
+        faults: metrics.Snapshot = {"eir_interface_faulty": {(self.name, part): 1.0 for part in self._faults}}
+        return metrics.merge([self._left, self._figures, faults])
+
+    def troubles(self) -> list[str]:
+        """Texts about what someone should look at."""
+        return [f"{self.name}: {part} cannot be used ({why})" for part, why in self._faults.items()]
 
     def end(self) -> None:
         """Have the process end, once it has answered what was asked."""
@@ -149,6 +162,9 @@ class Interface:
 
     def _take(self, figures: metrics.Snapshot) -> None:
         self._figures = figures
+
+    def _faulty(self, faults: Mapping[str, str]) -> None:
+        self._faults = faults
 
 
 # In such a process
@@ -165,7 +181,7 @@ async def _serve(end: socket.socket, name: str, make: Make) -> int:
     loop, stop, channel = asyncio.get_running_loop(), asyncio.Event(), Channel(end)
     report_faults(log.report)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    process = _Process(name, make, log)
+    process = _Process(name, make, log, partial(channel.tell, "faults"))
     serving = asyncio.create_task(channel.serve(process.handlers(), failed=call_failed(log.report)))
     serving.add_done_callback(lambda _: stop.set())
     process.failed = stop.set
@@ -180,16 +196,16 @@ async def _serve(end: socket.socket, name: str, make: Make) -> int:
 class _Process:
     """The process at work."""
 
-    def __init__(self, name: str, make: Make, log: Log) -> None:
-        self._name, self._make, self._log = name, make, log
+    def __init__(self, name: str, make: Make, log: Log, tell: Callable[[Mapping[str, str]], None]) -> None:
+        self._name, self._make, self._log, self._tell = name, make, log, tell
         self._service: Service | None = None
         self._links: HttpLinks | None = None
         self._tls: Any = None
         self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes = 0
-        self._said = ""
-        """The last log text about a file that cannot be used."""
+        self._said: Mapping[str, str] | None = None
+        """The faults that the front was told of last."""
         self._ended: Counter[str] = Counter()
         """Connections that were refused, or ended for a fault, by reason."""
         self.failed: Callable[[], object] = lambda: None
@@ -293,16 +309,18 @@ class _Process:
         self._log.report("accept_failed", level="error", reason="other", detail=fault.strerror)
 
     async def _look_again(self) -> None:
-        while True:
+        while self._service is not None:
+            faults = dict[str, str]()
             try:
-                if self._service is not None:
-                    (await asyncio.to_thread(self._service.look))()
-                self._said = ""
+                (await asyncio.to_thread(self._service.look))()
             except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and looks again
-                said = str(e) if isinstance(e, EirError) else place_of(e)
-                if said != self._said:
-                    self._log.report("access_file_refused", level="error", interface=self._name, detail=said)
-                self._said = said
+                faults[FILES] = str(e) if isinstance(e, EirError) else place_of(e)
+            faults |= self._service.faults
+            for file, why in faults.items() - (self._said or {}).items():
+                self._log.report("access_file_refused", level="error", interface=self._name, file=file, detail=why)
+            if faults != self._said:
+                self._tell(faults)
+            self._said = faults
             await asyncio.sleep(LOOK_S)
 
     def _counters(self) -> metrics.Snapshot:

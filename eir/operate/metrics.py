@@ -79,6 +79,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_feed_transactions_total", "counter", (), "Transactions that rows of registers were written in"),
     Family("eir_fraud_checks_total", "counter", ("client", "result"), "Requests of IMEI Fraud Check, by who asked, and what the device is or the HTTP status of an error"),
     Family("eir_clients_refused_total", "counter", ("interface", "reason"), "Connections to an interface beside the checks that were refused, or ended for a fault"),
+    Family("eir_interface_faulty", "gauge", ("interface", "part"), "1 while an interface beside the checks has no process, or cannot use a file that it goes by: users, tokens, numbers", "max"),
     Family("eir_inbox_usable", "gauge", (), "1 while the drop folder can be read and written, and passes over it do not fail; nothing without one", "min"),
     Family("eir_inbox_waiting_releases", "gauge", (), "Releases in the drop folder that are not complete, or wait for their base or for this host; nothing without one", "max"),
     Family("eir_source_reached_timestamp_seconds", "gauge", ("list",), "When the index of the list's source last came and was believed; the node's start before that", "max"),

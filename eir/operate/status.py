@@ -112,6 +112,8 @@ class Status:
         registered."""
         self.unreached: Callable[[], Sequence[str]] = tuple
         """Lists whose source has not been reached for too long."""
+        self.troubles: Callable[[], Sequence[str]] = tuple
+        """Faults of the interfaces besides the checks."""
         self.store_newer: str | None = None
         """Reason why nothing is changed in the store, if its data have the form of a newer eir."""
         self.config_fault: str | None = None
@@ -214,6 +216,7 @@ class Status:
             f"no record says who put list {name} into the store (eir history {name})" for name in self.unrecorded
         ]
         warnings += [f"the source of list {name} is not reached (eir pull {name})" for name in self.unreached()]
+        warnings += self.troubles()
         if any(report.overridden for report in reports):
             warnings.append("the policy's override answers everything alike")
         if self.nrf is not None and (nrf := self.nrf())["registered"] is None:

@@ -15,7 +15,7 @@ from eir.rows.layout import tac_key
 from eir.sources.feed_rows import Refused, Row, read_row
 from eir.sources.feed_settings import SCOPE, TAC_ROLES, FeedSettings
 from eir.sources.feed_users import TOO_MANY, Users
-from eir.sources.feed_writer import BUSY, STORE, FeedWriter
+from eir.sources.feed_writer import FeedWriter
 from eir.sources.msisdn import NO_NUMBERS, Numbers
 from eir.web.denials import TOO_MANY_REQUESTS, denials
 from eir.web.http1 import Request, Response
@@ -29,6 +29,8 @@ NOBODY: Final = "-"
 """The user of a request that was refused before anyone knew who sent it."""
 TOKEN_USERS_MAX: Final = 100
 """Holders of tokens that metrics tell apart; more are `other`."""
+FILES: Final = "files"
+"""Reason for refusing everything: neither users nor the keys of tokens could be read."""
 RETRY_AFTER_S: Final = 5
 STATUSES: Final = {"no_password": 401, "wrong_password": 401, TOO_MANY: TOO_MANY_REQUESTS}
 CHALLENGE: Final = ("WWW-Authenticate", f'Basic realm="{SCOPE}", charset="UTF-8"')
@@ -53,6 +55,8 @@ class Feed:
         tokens: "Tokens | None" = None, numbers: Numbers = NO_NUMBERS,
     ) -> None:  # fmt: skip
         self.users, self.tokens, self.numbers = users, tokens, numbers
+        self.has_all_numbers = True
+        """False while the table of numbers cannot be read: a number that is not known may yet stand in it."""
         self._writer, self._host, self._report = writer, host, report
         self.answers: Counter[tuple[str, str, str]] = Counter()
         """(user, word of the path, status)."""
@@ -88,7 +92,7 @@ class Feed:
                 return said
             raise Refused(said.status, said.reason, said.detail)
         if self.users is None:
-            raise Refused(401, "no_password", SAID["no_password"])
+            raise Refused(503, FILES, "who may send rows cannot be read at present: send the row again")
         user, wrong = await self.users.user(authorization, address)
         if wrong:
             raise Refused(STATUSES[wrong], wrong, SAID[wrong])
@@ -120,6 +124,8 @@ class Feed:
         imsi = row.imsi
         if row.msisdn and not imsi:
             known = self.numbers.imsi(row.msisdn)
+            if known is None and not self.has_all_numbers:
+                raise Refused(503, "number", "the table of numbers cannot be read at present: send the row again")
             if known is None:
                 raise Refused(422, "number", "no IMSI is known of this MSISDN; send the IMSI")
             imsi = known
@@ -165,7 +171,7 @@ class Feed:
             headers.append(("WWW-Authenticate", denials(SCOPE)["scope"].challenge))
         if why.status == 405:
             headers.append(("Allow", "POST, DELETE"))
-        if why.reason in {STORE, BUSY} or why.status == TOO_MANY_REQUESTS:
+        if why.status in {503, TOO_MANY_REQUESTS}:
             headers.append(("Retry-After", str(RETRY_AFTER_S)))
         return Response(why.status, TEXT, f"{why.reason}: {why.detail}\n".encode(), headers)
 

@@ -86,5 +86,6 @@ def read_numbers(path: Path) -> Numbers:
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     if len(again := np.flatnonzero(keys[1:] == keys[:-1])):
-        raise NumbersError(f"{path}: the number {str(keys[again[0]])[1:]} stands there twice")
+        first, second = order[again[0] : again[0] + 2] + 1
+        raise NumbersError(f"{path}: rows {first} and {second} have the same number")
     return Numbers(keys, np.array(imsis, np.uint64)[order])

@@ -192,6 +192,7 @@ QUIET = (
     "eir_feed_",
     "eir_fraud_",
     "eir_clients_",
+    "eir_interface_",
     "eir_release_interval_seconds",
     "eir_sightings_",
     "eir_events_",

@@ -112,6 +112,33 @@ async def test_each_row_that_a_register_sends(site, client):
     assert found()["eir_feed_transactions_total"] >= 8
 
 
+async def test_a_file_that_is_broken_at_the_start_is_named_and_silences_nothing_else(site, client):
+    (site.folder / "numbers").write_text("85512345678,none\n")
+    node = serve(site, numbers="numbers")
+    register, by_number = await client(node), device("NULL", "NULL", "85512345678")
+    assert (await register.ask("POST", device(LISTED))).status == 201
+    answer = await register.ask("POST", by_number)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    faulty = "eir_interface_faulty{interface=feed,part=numbers}"
+    await until_async(lambda: node.metrics().get(faulty) == 1)
+    assert "feed: numbers cannot be used" in node.status()["summary"]
+    assert len(node.lines("access_file_refused", interface="feed", file="numbers")) == 1
+    (site.folder / "numbers").write_text("85512345678,001010000000009\n")
+    await until_async(lambda: faulty not in node.metrics())
+    assert not node.status()["troubles"]
+    assert [
+        (await register.ask("POST", target)).status for target in (by_number, device("NULL", "NULL", "85512345679"))
+    ] == [201, 422]
+    # A process that cannot begin is named too: there is no user at all, and then again one.
+    (site.folder / "users").write_text("half a line")
+    os.kill(children(node.pid)["feed"], signal.SIGKILL)
+    await until_async(lambda: "feed: users cannot be used" in node.status()["summary"])
+    assert (await (await client(node)).ask("POST", device(LISTED))).status == 503
+    (site.folder / "users").write_text(user_line("register", PASSWORD))
+    await until_async(lambda: not node.status()["troubles"])
+    assert (await (await client(node)).ask("POST", device(LISTED))).status == 208
+
+
 async def test_who_may_send_rows(site, client, tmp_path):
     issuer, authority = Issuer(), Authority(tmp_path / "tls")
     (site.folder / "jwks").write_bytes(jwks(issuer))

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from issuer import Issuer, jwks
-from node import LISTED, TRACKED, UNLISTED, until, until_async
+from node import LISTED, TRACKED, UNLISTED, children, until, until_async
 from register import Client
 from wire import EIR
 
@@ -49,6 +51,20 @@ async def client():
     yield to
     for each in made:
         await each.close()
+
+
+async def test_a_process_that_cannot_begin_is_named(site, client):
+    (site.folder / "jwks").write_bytes(jwks(Issuer()))
+    site.configure(fraud_check={"listen": "http://127.0.0.1:0", "tokens": {"jwks": "jwks", "audience": AUDIENCE}})
+    node = site.start()
+    assert (await ask(await client(node, "none"), LISTED))[0] == 401
+    (site.folder / "jwks").write_text("{}")
+    await until_async(lambda: "fraud-check: files cannot be used" in node.status()["summary"])
+    os.kill(children(node.pid)["fraud-check"], signal.SIGKILL)
+    await until_async(lambda: "fraud-check: process cannot be used" in node.status()["summary"])
+    assert node.metrics()["eir_interface_faulty{interface=fraud-check,part=process}"] == 1
+    (site.folder / "jwks").write_bytes(jwks(Issuer()))
+    await until_async(lambda: "fraud-check" not in node.status()["summary"])
 
 
 def serve(site, issuer, **more):
