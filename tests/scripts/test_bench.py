@@ -58,6 +58,7 @@ PARTS = {
     "odd": (),
     "profile": (),
     "sightings": (),
+    "trace": (),
     "n5g": ("--no-application",),
     "feed": (),
     "fraud-check": (),
@@ -257,6 +258,13 @@ def test_sightings(found):
     assert set(found["throughput_ratio"]) == set(loads[:3])
     assert len(found["targets"]) == 4
     assert found["checks"]["total"] > 1000
+
+
+def test_trace(found):
+    loads = ("4 x 256", "4 at 50000/s")
+    assert set(measured(found)) == {(server, load) for server in ("with a trace", "without") for load in loads}
+    assert found["told"] > 0
+    assert [target["wanted"] for target in found["targets"]] == ["at least 0.95", "at most 1.2"]
 
 
 def test_feed(found):

@@ -1,0 +1,142 @@
+"""The cost of a trace to everybody else: throughput and latency of checks with one subscriber traced and without, on one core.
+
+The subscriber's phone is asked about ten times a second in both cases. `eir trace` reads as an operator's does, on the generator's core.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmark import network
+from benchmark.build import program
+from benchmark.measure import (
+    COLUMNS,
+    Load,
+    Results,
+    add_options,
+    answers_per_s,
+    ask,
+    at_least,
+    at_most,
+    cores,
+    finish,
+    percentile,
+    ratio,
+    rows,
+    say,
+    times,
+    wrong_answers,
+)
+from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
+from benchmark.servers import PATIENCE_S, REALM, free_port, on_cores
+from benchmark.site import EIR, Site
+
+from eir.commands.table import table
+from eir.s13.probe import Target, asking
+
+ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
+FULL = Load(4, 256)
+STEADY = Load(4, 4096, 50_000.0, on_wire=True)
+WITH, WITHOUT = "with a trace", "without"
+THROUGHPUT_MIN, P99_MAX = 0.95, 1.2
+IMEI, IMSI, PAUSE_S = "00101007000009", "999990000000001", 0.1
+"""The phone that is traced, whose SIM is of another test network than the generator's, and interval between two checks of it."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The part `trace` of scripts/bench."""
+    parser = argparse.ArgumentParser(
+        prog="bench trace", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    program("load")
+    network.enter()
+    on, how = cores(), times(options)
+    results: Results = {}
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
+        folder = Path(made)
+        site, listed = Site(folder / "site"), scattered(ENTRIES, TACS)
+        site.load(site.release(listed.keys))
+        write_questions(folder / "questions", listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=0.01)
+        told = folder / "told"
+        with site.server("eir", free_port(), cores=on.server) as server, _phone(server.port, on.generator):
+            for load in (FULL, STEADY):
+                for turn in range(how.turns):
+                    without = ask(server, load, folder / "questions", how, on.generator)
+                    with _trace(site.folder / f"eir-{server.port}.yaml", told, on.generator):
+                        traced = ask(server, load, folder / "questions", how, on.generator)
+                    for name, found in ((WITHOUT, without), (WITH, traced)):
+                        results.setdefault((name, str(load)), []).append(found)
+                        say(
+                            f"{load}, turn {turn + 1}: {name} {found['answers_per_s']:,.0f}/s, p99 {found['latency_us']['p99']:.0f} us"
+                        )
+        checks = sum(json.loads(line)["kind"] == "check" for line in told.read_text().splitlines())
+    throughput = ratio(results, WITH, WITHOUT, FULL, answers_per_s)
+    p99 = ratio(results, WITH, WITHOUT, STEADY, percentile("p99"))
+    targets = [
+        at_least(f"throughput with a trace to without, {FULL}", THROUGHPUT_MIN, throughput["median"]),
+        at_most(f"99th percentile with a trace to without, {STEADY}", P99_MAX, p99["median"]),
+    ]
+    measured = {
+        "measured": rows(results), "throughput_ratio": throughput, "p99_ratio": p99, "told": checks, "wrong_answers": wrong_answers(results),
+    }  # fmt: skip
+    text = table(rows(results), COLUMNS, width=None) + f"{checks:,} checks of the subscriber were told\n"
+    return finish("trace", measured, targets, options, text)
+
+
+@contextmanager
+def _trace(config: Path, told: Path, on: set[int]) -> Iterator[None]:
+    """Meanwhile the subscriber is traced, until at least one check was told; they are appended to the file."""
+    before = told.stat().st_size if told.exists() else 0
+    command = [*EIR, "trace", "-c", config, "--imsi", IMSI, "--reason", "bench", "--for", "60m", "--json"]
+    with told.open("a") as out, on_cores(on), subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE) as trace:
+        begun = trace.stderr.readline() if trace.stderr else b""
+        if not begun.startswith(b"tracing"):
+            raise RuntimeError(f"no trace: {begun.decode()}")
+        try:
+            yield
+            give_up = time.monotonic() + PATIENCE_S
+            while told.stat().st_size == before:
+                if time.monotonic() > give_up or trace.poll() is not None:
+                    raise RuntimeError("the trace told no check of the subscriber")
+                time.sleep(PAUSE_S)
+        finally:
+            trace.send_signal(signal.SIGINT)
+
+
+@contextmanager
+def _phone(port: int, on: set[int]) -> Iterator[None]:
+    """Meanwhile an MME asks about the subscriber's phone over and over."""
+    phone = multiprocessing.get_context("spawn").Process(target=_ask, args=(port, on), daemon=True)
+    phone.start()
+    try:
+        yield
+    finally:
+        alive = phone.is_alive()
+        phone.terminate()
+        phone.join()
+    if not alive:
+        raise RuntimeError("the subscriber's phone was not asked about to the end")
+
+
+def _ask(port: int, on: set[int]) -> None:
+    """Ask until ended."""
+    os.sched_setaffinity(0, on)
+
+    async def over_and_over() -> None:
+        async with asking(Target("127.0.0.1", port, f"phone.{REALM}", REALM), imsi=IMSI) as check:
+            while True:
+                await check(IMEI)
+                await asyncio.sleep(PAUSE_S)
+
+    asyncio.run(over_and_over())
