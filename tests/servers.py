@@ -52,6 +52,8 @@ class Server:
         self.program = program
         self.options = options
         self.port = port or free_port()
+        self._may_move = not port and sentinel is None
+        """Nobody has been told of the port yet."""
         self.owned = folder is None
         self.folder = Path(folder or tempfile.mkdtemp(prefix="eir-redis-"))
         self.sentinel = sentinel
@@ -62,8 +64,17 @@ class Server:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self):
+        """Start it, and wait until it answers; on another port if this one was taken meanwhile."""
         self.launch()
-        return self.await_answer()
+        try:
+            self.await_answer()
+        except RuntimeError:
+            if not self._may_move or self.process.poll() is None:
+                raise
+            self.port, self._may_move = free_port(), False
+            return self.start()
+        self._may_move = False
+        return self
 
     def await_answer(self):
         """Wait until it has started, and loaded what it has on its disk."""
@@ -88,7 +99,7 @@ class Server:
 
     def command(self, *words, then=()):
         """The raw reply to one command (its first 64 KiB), or to a second one after it."""
-        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as one:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=30)) as one:
             for said in filter(None, (words, then)):
                 one.sendall(_said(said))
                 reply = one.recv(1 << 16)
@@ -151,7 +162,7 @@ class Protected(Server):
         return f"redis://{user}:{self.PASSWORD}@127.0.0.1:{self.port}"
 
     def command(self, *words, then=()):
-        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=5)) as one:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=30)) as one:
             for said in filter(None, (("AUTH", "admin", self.PASSWORD), words, then)):
                 one.sendall(_said(said))
                 reply = one.recv(1 << 16)

@@ -500,7 +500,7 @@ class TestShown:
             found["eir_list_expires_timestamp_seconds{list=stolen}"]
             > found["eir_list_issued_timestamp_seconds{list=stolen}"]
         )
-        assert found["eir_follow_lag_seconds"] < 3
+        assert 0 <= found["eir_follow_lag_seconds"] < 60
         # Nothing that comes from the wire and is not in the dictionary becomes a label.
         assert not any("999" in name or "strange" in name for name in found)
 

@@ -98,7 +98,7 @@ async def test_status_and_counts():
         counts = setup.counts
         assert counts.last_request.keys() == {"mme"}
         assert sum(counts.durations.buckets) == 1
-        assert 0 < counts.durations.total_s < 1
+        assert 0 < counts.durations.total_s < 60
         assert len(counts.durations.buckets) == len(DURATION_BUCKETS_S) + 1
 
 

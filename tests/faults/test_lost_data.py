@@ -5,9 +5,6 @@ import subprocess
 from fleet import LIST
 from node import COMMAND, until
 
-NOTICED_S = 2.0
-"""A follower looks each second; the rest is for a loaded machine."""
-
 
 def on_record(fleet):
     """What was done by people, as the history has it, refusals apart."""
@@ -23,7 +20,7 @@ def test_flushall(server, fleet):
     until(lambda: fleet.sites[0].eir("history", "--verify").stdout.count("this node's copy") == 1)
     with fleet.witness() as witness:
         server.command("FLUSHALL")
-        until(lambda: fleet.noticed("lost_data", before), patience_s=NOTICED_S)
+        until(lambda: fleet.noticed("lost_data", before))
         fleet.settle()
         witness.goes_on()
         fleet.load_and_follow()

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -111,14 +112,16 @@ ANSWERS = [
 )
 async def test_an_answer_is_reported_as_it_came(respond, found, result, experimental, fault):
     async with fake(respond) as eir:
+        began = time.monotonic()
         (finding,) = await ask(eir.target, [LISTED])
+        took_ms = (time.monotonic() - began) * 1000
     assert (finding.status, finding.result_code, finding.experimental_result_code, finding.fault) == (
         found,
         result,
         experimental,
         fault,
     )
-    assert 0 < finding.round_trip_ms < 300
+    assert 0 < finding.round_trip_ms < took_ms
     assert len(eir.asked()) == 1  # nothing is followed, nothing repeated
     assert eir.connections == 1
     assert [message.command for message in eir.seen] == [257, 324, 282]
@@ -263,9 +266,9 @@ async def test_many_questions_are_summed_up():
 
 async def test_a_rate_is_kept_whether_answers_come_or_not():
     async with fake(lambda _: None) as eir:
-        found = await ask_many(eir.target, [LISTED], count=20, rate=100)
+        found = await ask_many(dataclasses.replace(eir.target, timeout_s=3.0), [LISTED], count=20, rate=100)
     assert (found.asked, found.answered, found.round_trip_ms) == (20, 0, {})
-    assert 19 / 100 <= found.seconds - 0.3 < 5, "all were asked before the first was given up"
+    assert 19 / 100 <= found.seconds - 3 < 30, "all were asked before the first was given up"
 
 
 async def test_many_questions_end_with_the_connection():

@@ -140,7 +140,7 @@ async def test_a_lock_that_stays_is_busy_and_reading_goes_on(store, monkeypatch)
 async def test_a_claim_is_given_back_by_one_who_is_told_to_end(store):
     assert await store.claim("copy", "one", 60)
     busy = threading.Event()
-    store._file.submit(lambda _: busy.wait(10))
+    store._file.submit(lambda _: busy.wait(60))
     giving_back = asyncio.create_task(store.claim("copy", "one", 0))
     await asyncio.sleep(0)
     giving_back.cancel()
