@@ -33,6 +33,7 @@ class Finding:
     score: float
     """Score from 0 to 1."""
     conditions: tuple[str, ...]
+    """Names, the one that speaks loudest first; none where an operator's word is all there is."""
     subscribers: int
     copies: int
     """Subscribers that come back on another day; 0 where none does."""
@@ -113,17 +114,22 @@ def judge(
             break
         unbelieved += lying
         warn(f"{', '.join(lying)}: too many devices would be tampered with by its word alone; what it says is left out")
+    engine.fill("confirmed", "device BIGINT", [(device,) for device, confirmed in cases.items() if confirmed])
     shift = calibrated(engine.rows("SELECT device, odds FROM summed"), cases)
     engine.define(
         "scores",
         f"""
-        SELECT device, score FROM (SELECT device, ROUND(1 / (1 + EXP(-LEAST(GREATEST(odds + {shift:.6f}, -30), 30))), 3) AS score FROM summed) AS judged WHERE score >= {settings.report_min}
+        SELECT device, score FROM (SELECT device, ROUND(1 / (1 + EXP(-LEAST(GREATEST(odds + {shift:.6f}, -30), 30))), 3) AS score FROM summed) AS judged
+        WHERE score >= {settings.report_min} OR device IN (SELECT confirmed.device FROM confirmed)
+        UNION ALL
+        SELECT devices.device, 0 AS score FROM devices JOIN confirmed ON devices.device = confirmed.device
+        WHERE NOT devices.device IN (SELECT summed.device FROM summed)
     """,
     )
     return Judgement(
         since=since, until=until, devices=number(engine, "SELECT COUNT(*) FROM devices"), sightings=number(engine, "SELECT COALESCE(SUM(checks), 0) FROM devices"),
-        subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=tuple(finding for finding in _findings(engine, cases, keep_users=keep_users) if cases.get(finding.device, True)), left_out=tuple(unbelieved),
-        reliability=_reliability(engine, cases),
+        subscribers=number(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=tuple(sorted((finding for finding in _findings(engine, cases, keep_users=keep_users) if cases.get(finding.device, True)), key=lambda finding: (-finding.score, finding.device))), left_out=tuple(unbelieved),
+        reliability=_reliability(engine, cases, settings.report_min),
         places=number(engine, "SELECT COUNT(*) FROM travel WHERE fastest_s > 300"),
         batches=tuple((key_text(device), who) for device, who in engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")),
         malformed=tuple((str(origin), int(seen), int(who)) for origin, seen, who in engine.rows("""
@@ -133,9 +139,11 @@ def judge(
     )  # fmt: skip
 
 
-def _reliability(engine: Engine, cases: Mapping[int, bool]) -> tuple[tuple[float, float, int, int, int], ...]:
+def _reliability(
+    engine: Engine, cases: Mapping[int, bool], least_score: float
+) -> tuple[tuple[float, float, int, int, int], ...]:
     counted = {least: [0, 0, 0] for least, _ in SAID}
-    for device, score in engine.rows("SELECT device, score FROM scores"):
+    for device, score in engine.rows(f"SELECT device, score FROM scores WHERE score >= {least_score}"):
         if (band := next((least for least, _ in SAID if score >= least), None)) is not None:
             counted[band][0] += 1
             if device in cases:
@@ -269,7 +277,9 @@ def _findings(engine: Engine, cases: Mapping[int, bool], *, keep_users: bool) ->
         ORDER BY 2 DESC, 1
     """):
         told = sorted(marks[device])
-        holding = [(name, evidence) for says, name, evidence in told if -says >= HOLDS_FROM] or [told[0][1:]]
+        holding = [(name, evidence) for says, name, evidence in told if -says >= HOLDS_FROM] or [
+            each[1:] for each in told[:1]
+        ]
         confirmed = cases.get(device, False)
         yield Finding(
             device=device, score=SCORE_MAX if confirmed else min(score, SCORE_MAX), conditions=tuple(name for name, _ in holding), subscribers=subscribers, copies=regulars,

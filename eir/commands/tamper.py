@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 import typer
 
 from eir.analysis.cases import CLEARED, CONFIRMED, cases, decide, decided
+from eir.checks.identifier import BY_KEY
 from eir.commands.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
 from eir.commands.forms import duration
 from eir.commands.output import EXIT_USAGE, fail, print_json, progress, say, show, show_one
@@ -150,7 +151,7 @@ def export(
 ) -> None:  # fmt: skip
     """Write findings as rows that `eir publish` signs.
 
-    Devices of a score of tamper.export_min or more, never those that somebody cleared. A row blocks every phone that shows the identity,
+    Devices of a score of tamper.export_min or more, and those that somebody confirmed; never those that somebody cleared, nor those with a TAC for tests. A row blocks every phone that shows the identity,
     the genuine one too. dirbs-notifications has a row
     for each copy that came back, with its IMSI where the record holds IMSIs (`sightings.subscribers: full`), and one for each device elsewhere. Exit
     status 1 if there is nothing to write.
@@ -169,13 +170,20 @@ def export(
         checked, since, until, least, _Where(record, on_spark, work), keep_users=layout == "dirbs-notifications"
     )
     chosen = [finding for finding in found.findings if not wanted or wanted & set(finding.conditions)]
-    if not chosen:
+    # Confirmed is confirmed, whether the device was seen in this time or not.
+    others = {device for device, verdict in cases(checked.state).items() if verdict and not wanted}
+    others -= {finding.device for finding in chosen}
+    for_tests = {device for device in (*(finding.device for finding in chosen), *others) if BY_KEY["test"](device)}
+    if for_tests:
+        say(f"{len(for_tests):,} devices with a TAC for tests are left out")
+    chosen, others = [finding for finding in chosen if finding.device not in for_tests], others - for_tests
+    if not chosen and not others:
         raise fail("nothing found; nothing is written")
     with _written(out) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows(rows(chosen, layout, found.until))
+        writer.writerows(rows(chosen, layout, found.until, map(key_text, sorted(others))))
     say(
-        f"{len(chosen):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {out or 'FILE'}"
+        f"{len(chosen) + len(others):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {out or 'FILE'}"
     )
 
 

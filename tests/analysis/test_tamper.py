@@ -294,8 +294,20 @@ def test_what_is_cleared_is_neither_reported_nor_exported_and_what_is_confirmed_
         int(here[1]) == sum(row["score"] >= 0.95 and not row["confirmed"] for row in rows.values()) + 1
     )  # and the one that is cleared
     assert "35209900880004" in rows
-    exported = operator.eir("tamper", "export", *UNTIL_DAY).stdout
-    assert cleared not in exported
+    assert (rows[confirmed]["score"], rows[confirmed]["conditions"]) == (0.999, [])
+    assert [row["score"] for row in rows.values()] == sorted((row["score"] for row in rows.values()), reverse=True)
+    unseen, for_tests = "35209977000000", "00101009000001"
+    for imei in (unseen, for_tests):
+        operator.eir("tamper", "confirm", imei, "--reason", "seen at the customs office")
+    for layout in ("eir", "dirbs-notifications"):
+        done = operator.eir("tamper", "export", *UNTIL_DAY, "--as", layout)
+        reasons = {
+            row["imei"]: list(row.values())[1 if layout == "eir" else 4]
+            for row in csv.DictReader(io.StringIO(done.stdout))
+        }
+        assert reasons[confirmed] == reasons[unseen] == "tampered: confirmed"
+        assert not {cleared, for_tests} & reasons.keys()
+        assert "1 devices with a TAC for tests are left out" in done.stderr
     assert operator.json("tamper", "show", cleared, *UNTIL_DAY)["decisions"][0]["reason"] == "a mast at the border"
     events = [(event["what"], event["detail"]) for event in operator.json("history")]
     assert ("cleared", f"{cleared}: a mast at the border") in events

@@ -118,6 +118,9 @@ def test_tacs(judge_rows, tmp_path):
     (barred,) = judge_rows(rows, barred_tacs=("35209900",)).findings
     assert (barred.imei, barred.conditions, barred.evidence) == (IMEI, ("tac",), "a TAC that is barred")
     assert judge_rows(rows).findings == ()
+    assert (
+        judge_rows([(1, "00101009000001", "a", "mme1", None)]).findings == ()
+    )  # for tests, and not of an unknown body
     with pytest.raises(SetupFault, match=r"tamper\.tac_db: .*none"):
         judge_rows(rows, tac_db=tmp_path / "none")
 

@@ -6,7 +6,7 @@ SELECT
   CASE
     WHEN NOT barred.tac IS NULL THEN {barred}
     WHEN NOT tac_db.tac IS NULL AND tac_db.allocated > CAST(devices.first_seen AS DATE) THEN {allocated_later}
-    WHEN NOT tac_db.tac IS NULL THEN {test_tac}
+    WHEN NOT tac_db.tac IS NULL OR listed.rows = 0 THEN {test_tac}
     WHEN bodies.body IS NULL THEN {no_body}
     WHEN (tacs.devices >= parameters.new_model_devices AND (tacs.devices >= shown.by_one + 2 OR senders.peers = 1)) OR (listed.newest > listed.oldest AND DATE_DIFF('day', listed.newest, CAST(parameters.until AS DATE)) > 60) THEN {newer_model}
     ELSE {not_allocated}
@@ -14,7 +14,7 @@ SELECT
   CASE
     WHEN NOT barred.tac IS NULL THEN 'a TAC that is barred'
     WHEN NOT tac_db.tac IS NULL AND tac_db.allocated > CAST(devices.first_seen AS DATE) THEN CONCAT('its TAC was allocated on ', CAST(tac_db.allocated AS VARCHAR), ', after it was first seen')
-    WHEN NOT tac_db.tac IS NULL THEN 'a TAC for tests'
+    WHEN NOT tac_db.tac IS NULL OR listed.rows = 0 THEN 'a TAC for tests'
     ELSE CONCAT('its TAC is not in the list, whose newest is of ', COALESCE(CAST(listed.newest AS VARCHAR), 'no day'), '; devices that show it: ', CAST(tacs.devices AS VARCHAR))
   END AS evidence
 FROM devices
