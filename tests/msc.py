@@ -29,8 +29,12 @@ class Msc:
         self.reading = asyncio.create_task(self.read())
 
     @classmethod
-    async def to(cls, host, port, *, identifier=None, up=True, local=None, **settings):
-        self = cls(*await asyncio.open_connection(host, port, local_addr=local and (local, 0)), **settings)
+    async def to(cls, host, port, *, local=None, **settings):
+        return await cls.over(await asyncio.open_connection(host, port, local_addr=local and (local, 0)), **settings)
+
+    @classmethod
+    async def over(cls, streams, *, identifier=None, up=True, **settings):
+        self = cls(*streams, **settings)
         if up:
             said = () if identifier is None else (parameter(Tag.ASP_IDENTIFIER, identifier.to_bytes(4, "big")),)
             self.send(m3ua.message(Kind.ASPUP, *said))

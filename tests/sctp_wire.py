@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 SCTP = socket.IPPROTO_SCTP
-BINDX_ADD, CONNECTX, NODELAY, RECVRCVINFO = 100, 110, 3, 32
+BINDX_ADD, CONNECTX, NODELAY, RECVRCVINFO, DEFAULT_SNDINFO = 100, 110, 3, 32, 34
 PIECE = 50_000
 
 
@@ -25,6 +25,11 @@ def sctp_socket(*addresses, port=0):
     if addresses:
         made.setsockopt(SCTP, BINDX_ADD, packed(addresses, port))
     return made
+
+
+def send_over(made, *, stream, ppid):
+    """What is sent from now on goes over that stream, as that protocol's."""
+    made.setsockopt(SCTP, DEFAULT_SNDINFO, struct.pack("=HH4sIi", stream, 0, ppid.to_bytes(4), 0, 0))
 
 
 async def connected(port, *hosts, **bound):

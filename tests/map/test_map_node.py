@@ -10,6 +10,7 @@ import subprocess
 
 import m3ua_wire as wire
 import pytest
+import sctp_wire
 from far import LINKS, OURS, THEIRS, far, linked, switch
 from msc import Msc
 from node import LISTED, TRACKED, UNLISTED, Site, until, until_async
@@ -238,21 +239,21 @@ async def test_one_of_two_paths_is_cut_and_comes_back(site):
 
 
 class Stp:
-    """Debian's osmo-stp over TCP, with an MSC at 1-1-1 (routing context 8) and at 1-1-2 (9) nodes that come from `eirs`."""
+    """Debian's osmo-stp over TCP or SCTP, with an MSC at 1-1-1 (routing context 8) and at 1-1-2 (9) nodes that come from `eirs`."""
 
-    def __init__(self, folder, name, *, mode="loadshare", eirs=("127.0.0.1",)):
+    def __init__(self, folder, name, *, mode="loadshare", eirs=("127.0.0.1",), transport="tcp"):
         self.folder, self.port, self.vty = folder, free_port(), free_port()
-        self.name, self.mode, self.eirs, self.process = name, mode, eirs, None
+        self.name, self.mode, self.eirs, self.transport, self.process = name, mode, eirs, transport, None
 
     def text(self):
         lines = [
             "line vty", " no login", " bind 127.0.0.1 " + str(self.vty), "cs7 instance 0", " xua rkm routing-key-allocation static-only",
-            f" listen m3ua {self.port} tcp", "  local-ip 127.0.0.1", "  accept-asp-connections pre-configured",
+            f" listen m3ua {self.port} {self.transport}", "  local-ip 127.0.0.1", "  accept-asp-connections pre-configured",
         ]  # fmt: skip
         systems = {"msc": (8, "1.1.1", ["127.0.0.11"]), "eir": (9, "1.1.2", self.eirs)}
         for name, (_, _, addresses) in systems.items():
             for number, address in enumerate(addresses):
-                lines += [f" asp asp-{name}-{number} 0 {self.port} m3ua tcp", f"  remote-ip {address}"]
+                lines += [f" asp asp-{name}-{number} 0 {self.port} m3ua {self.transport}", f"  remote-ip {address}"]
         for name, (context, code, addresses) in systems.items():
             lines += [f" as as-{name} m3ua", *(f"  asp asp-{name}-{number}" for number in range(len(addresses)))]
             lines += [f"  routing-key {context} {code}", f"  traffic-mode {self.mode}"]
@@ -283,7 +284,7 @@ class Stp:
     def gateway(self, **more):
         return {
             "name": self.name,
-            "connect": f"tcp://127.0.0.1:{self.port}",
+            "connect": f"{self.transport}://127.0.0.1:{self.port}",
             "routing_context": 9,
             "mode": self.mode,
             "reconnect_after_s": 0.2,
@@ -293,7 +294,13 @@ class Stp:
         async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(OSError):
-                    return await Msc.to("127.0.0.1", self.port, context=8, local="127.0.0.11")
+                    if self.transport == "tcp":
+                        return await Msc.to("127.0.0.1", self.port, context=8, local="127.0.0.11")
+                    made = await sctp_wire.connected(self.port, addresses=("127.0.0.11",))
+                    sctp_wire.send_over(made, stream=0, ppid=m3ua.PPID)
+                    msc = await Msc.over(sctp_wire.streams(made), context=8)
+                    sctp_wire.send_over(made, stream=1, ppid=m3ua.PPID)  # RFC 4666 1.4.7: DATA not over stream 0
+                    return msc
                 await asyncio.sleep(0.05)
 
 
@@ -341,6 +348,23 @@ async def test_a_gateway_that_is_restarted(site, stps):
     until(lambda: is_open(node, "stp1"))
     assert await msc.ask(LISTED + "0") == "black"
     await msc.close()
+
+
+@pytest.mark.sctp
+@pytest.mark.timeout(300)
+async def test_through_a_gateway_over_sctp(site, stps):
+    """By the kernel's SCTP on both sides, and again when the gateway has been restarted."""
+    stp = stps("stp1", transport="sctp")
+    node = serve(site, gateways=[stp.gateway()], peers=[{"name": "msc1", "gt": "49170"}])
+    for _ in range(2):
+        until(lambda: is_open(node, "stp1"))
+        msc = await stp.msc()
+        assert [await msc.ask(imei + "0") for imei, _ in STATUSES] == [status for _, status in STATUSES]
+        assert node.metrics()["eir_sctp_paths{peer=stp1,state=up}"] == 1
+        await msc.close()
+        stp.stop()
+        until(lambda: node.metrics()["eir_peer_up{peer=stp1}"] == 0)
+        stp.start()
 
 
 @pytest.mark.parametrize("mode", ["loadshare", "override"])
