@@ -26,6 +26,7 @@ LONG = frozenset({
     "scripts/test_bench.py::test_ecr_over_sctp",
     "scripts/test_bench.py::test_sizes_of_pairs",
     "scripts/test_bench.py::test_switch_with_redis",
+    "interop/test_osmocom.py::test_a_phone_attaches_or_is_refused_over_sctp",
     "map/test_map_node.py::test_one_of_two_paths_is_cut_and_comes_back",
     "sources/test_feed_kill.py::test_each_row_that_was_answered_is_there[redis-1]",
     "sources/test_feed_kill.py::test_each_row_that_was_answered_is_there[sqlite-1]",

@@ -1,4 +1,4 @@
-"""Debian's osmo-stp, osmo-hlr and osmo-msc on loopback, and a BSC with a phone that is played by hand: M3UA over TCP, SCCP, A, Layer 3.
+"""Debian's osmo-stp, osmo-hlr and osmo-msc on loopback, and a BSC with a phone that is played by hand: M3UA over TCP or SCTP, SCCP, A, Layer 3.
 
 They take fixed ports, so that they run in a network of their own (agent.in_a_network_of_its_own).
 """
@@ -13,17 +13,21 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import sctp_wire
 from node import until
 
 PROGRAMS = ("osmo-stp", "osmo-hlr", "osmo-hlr-db-tool", "osmo-msc")
-HLR = "127.0.0.2"
+HLR, STP = "127.0.0.2", ("127.0.0.1", 2905)
+TCP, SCTP = "tcp", "sctp"
+PROTOCOLS = {TCP: socket.IPPROTO_TCP, SCTP: socket.IPPROTO_SCTP}
+M3UA_PPID = 3
 MSC_PC, BSC_PC = 0 << 11 | 23 << 3 | 1, 0 << 11 | 23 << 3 | 3
 BSSAP = 254
 ME_ILLEGAL, CONGESTION = 6, 22
 STP_CFG = """
 cs7 instance 0
  xua rkm routing-key-allocation dynamic-permitted
- listen m3ua 2905 tcp
+ listen m3ua 2905 {transport}
   accept-asp-connections dynamic-permitted
 """
 HLR_CFG = f"""
@@ -34,7 +38,7 @@ hlr
 MSC_CFG = """
 cs7 instance 0
  point-code 0.23.1
- asp asp-stp 2905 0 m3ua tcp
+ asp asp-stp 2905 0 m3ua {transport}
   remote-ip 127.0.0.1
   role asp
   transport-role client
@@ -63,11 +67,14 @@ def missing():
 class Core:
     """The programs, as they run."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, transport):
         self.folder = folder
         self.running = {}
-        self._wrapper = folder / "nosctp.so"
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", self._wrapper, Path(__file__).parent / "nosctp.c"], check=True)
+        self._environment = {}
+        if transport == TCP:
+            wrapper = folder / "nosctp.so"
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", wrapper, Path(__file__).parent / "nosctp.c"], check=True)
+            self._environment = {"LD_PRELOAD": str(wrapper)}
 
     def start(self, program, configuration, *more):
         """Start a program; it may have run before."""
@@ -76,7 +83,7 @@ class Core:
         with (self.folder / f"{program}.log").open("ab") as log:
             self.running[program] = subprocess.Popen(
                 [program, "-c", path, *more], stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder,
-                env=os.environ | {"LD_PRELOAD": str(self._wrapper)},
+                env=os.environ | self._environment,
             )  # fmt: skip
 
     def end(self, program):
@@ -103,23 +110,23 @@ class Core:
 
 
 @contextmanager
-def core(folder, imsi, mode):
+def core(folder, imsi, mode, transport):
     """All of it, with one subscriber; the MSC's HLR is at 127.0.0.1:4222."""
-    made = Core(folder)
+    made = Core(folder, transport)
     try:
         made.subscriber(imsi, "491700000001")
-        made.start("osmo-stp", STP_CFG)
-        until(lambda: is_open("127.0.0.1", 2905))
+        made.start("osmo-stp", STP_CFG.format(transport=transport))
+        until(lambda: is_open(*STP, transport))
         made.start_hlr()
-        made.start("osmo-msc", MSC_CFG.format(mode=mode))
+        made.start("osmo-msc", MSC_CFG.format(mode=mode, transport=transport))
         yield made
     finally:
         for program in list(made.running):
             made.end(program)
 
 
-def is_open(host, port):
-    with socket.socket() as tried:
+def is_open(host, port, transport=TCP):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, PROTOCOLS[transport]) as tried:
         return tried.connect_ex((host, port)) == 0
 
 
@@ -160,8 +167,11 @@ DATA, ASPUP, ASPUP_ACK, ASPAC, ASPAC_ACK, BEAT, BEAT_ACK, REG_REQ, REG_RSP = (
 class Bsc:
     """An ASP of osmo-stp that is a BSC for the MSC; one phone at a time."""
 
-    def __init__(self):
-        self._socket = socket.create_connection(("127.0.0.1", 2905))
+    def __init__(self, transport):
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, PROTOCOLS[transport])
+        self._socket.connect(STP)
+        if transport == SCTP:
+            sctp_wire.send_over(self._socket, stream=0, ppid=M3UA_PPID)
         self._buffer, self._waiting, self._reference = b"", [], 0
         self._send(_m3ua(ASPUP))
         self._await(ASPUP_ACK)
@@ -177,6 +187,8 @@ class Bsc:
         self._context = _parameter(6, result[6])
         self._send(_m3ua(ASPAC, self._context))
         self._await(ASPAC_ACK)
+        if transport == SCTP:  # RFC 4666 1.4.7: DATA not over stream 0
+            sctp_wire.send_over(self._socket, stream=1, ppid=M3UA_PPID)
 
     def __enter__(self):
         return self

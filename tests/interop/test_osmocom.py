@@ -1,19 +1,24 @@
 """Debian's osmo-msc and osmo-hlr with a node between them, and a phone that attaches over A: what it is told, and what becomes of faults."""
 
+import os
+from contextlib import contextmanager
+
 import agent
 import osmocom
 import pytest
+from in_kernel import REPORTS
 from node import LISTED, TRACKED, UNLISTED, until
 
 IMSI = "001010000000001"
 ACCEPTED, ILLEGAL = (5, 2), (5, 4, osmocom.ME_ILLEGAL)
 
 
-@pytest.mark.skipif(bool(osmocom.missing()), reason=f"not installed: {', '.join(osmocom.missing())}")
-@pytest.mark.parametrize("mode", ["1", "early"])
-def test_a_phone_attaches_or_is_refused(site, tmp_path, mode):
-    if agent.in_a_network_of_its_own(f"{__file__}::test_a_phone_attaches_or_is_refused[{mode}]", always=True):
-        return
+INSTALLED = pytest.mark.skipif(bool(osmocom.missing()), reason=f"not installed: {', '.join(osmocom.missing())}")
+
+
+@contextmanager
+def attaching(site, folder, mode, transport):
+    """A node between MSC and HLR, and a BSC."""
     site.configure(
         peers=[{"name": "msc", "host": "MSC-1", "from": ["127.0.0.0/8"], "early": mode == "early"}],
         gsup={"listen": "tcp://127.0.0.1:4222", "hlr": f"tcp://{osmocom.HLR}:4222"},
@@ -21,20 +26,40 @@ def test_a_phone_attaches_or_is_refused(site, tmp_path, mode):
     site.load([LISTED])
     site.load([TRACKED], list_name="tracked")
     node = site.start()
-    with osmocom.core(tmp_path, IMSI, mode) as core:
+    with osmocom.core(folder, IMSI, mode, transport) as core:
         until(lambda: node.lines("peer_open", host="MSC-1"))
-        with osmocom.Bsc() as bsc:
-            go_through(site, core, bsc, mode)
+        with osmocom.Bsc(transport) as bsc:
+            bsc.reset()
+            told = [bsc.location_update(IMSI, imei) for imei in (LISTED, UNLISTED, TRACKED, LISTED)]
+            assert told == [ILLEGAL, ACCEPTED, ACCEPTED, ILLEGAL], core.log("osmo-msc")
+            assert node.metrics()["eir_gsup_answers_total{peer=msc,result=nack}"] == 2
+            yield core, bsc
+
+
+@INSTALLED
+@pytest.mark.parametrize("mode", ["1", "early"])
+def test_a_phone_attaches_or_is_refused(site, tmp_path, mode):
+    if agent.in_a_network_of_its_own(f"{__file__}::test_a_phone_attaches_or_is_refused[{mode}]", always=True):
+        return
+    with attaching(site, tmp_path, mode, osmocom.TCP) as (core, bsc):
+        go_through(site, core, bsc, mode)
+
+
+@INSTALLED
+@pytest.mark.sctp
+@pytest.mark.timeout(400)
+def test_a_phone_attaches_or_is_refused_over_sctp(site, tmp_path):
+    """By the kernel's SCTP between MSC, STP and BSC, and without what makes TCP of it."""
+    name = "test_a_phone_attaches_or_is_refused_over_sctp"
+    if REPORTS not in os.environ and agent.in_a_network_of_its_own(f"{__file__}::{name}", always=True):
+        return
+    with attaching(site, tmp_path, "1", osmocom.SCTP):
+        pass
 
 
 def go_through(site, core, bsc, mode):
-    """A phone's day."""
+    """What becomes of faults."""
     node = site.node
-    bsc.reset()
-    told = [bsc.location_update(IMSI, imei) for imei in (LISTED, UNLISTED, TRACKED, LISTED)]
-    assert told == [ILLEGAL, ACCEPTED, ACCEPTED, ILLEGAL], core.log("osmo-msc")
-    assert node.metrics()["eir_gsup_answers_total{peer=msc,result=nack}"] == 2
-
     # The HLR is killed: a phone is told to try again, none that it is illegal but for its IMEI; then it attaches again.
     core.end("osmo-hlr")
     until(lambda: node.lines("hlr_away"))
