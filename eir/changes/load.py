@@ -21,7 +21,6 @@ from eir.record.reasons import Reasons
 from eir.record.settings import BOUND, LOAD_MEMORY, ListSettings
 from eir.record.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, Mark, recorded, utc_text
 from eir.releases.release import (
-    ADDED,
     CHANGES,
     DELTA,
     REMOVED,
@@ -292,9 +291,9 @@ def read_release(
 
     `manifest` is one that `verify_release` has just returned. Raises ReleaseRefused.
     """
-    from eir.rows.reader import read_rows  # noqa: PLC0415  # as above
+    from eir.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
-    files = manifest.files
+    files, actions = manifest.files, Actions()
     _check_rows(sum(file.rows for file in files), memory_max)
     roles = [role for role in ROLES[manifest.kind] if role != CHANGES]
     singles = settings.kind not in BOUND
@@ -316,14 +315,13 @@ def read_release(
             for entry, file in opened:
                 chunks = file.chunks(entry.rows, entry.sha256, done)
                 check_role(entry, layout_named(entry.name, entry.layout, settings.layouts))
-                both = entry.role == CHANGES
                 found = read_rows(
-                    chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows[ADDED if both else entry.role],
-                    removed=rows[REMOVED] if both else None, reasons=reasons, tally=tally, rows_max=entry.rows,
-                    declared=settings.layouts,
+                    chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows.get(entry.role), reasons=reasons, tally=tally,
+                    rows_max=entry.rows, declared=settings.layouts, actions=actions,
                 )  # fmt: skip
                 if found != entry.rows:
                     raise ReleaseRefused("rows", f"{entry.name} has {found} rows; the manifest says {entry.rows}")
+            actions.into(rows[roles[0]], rows.get(REMOVED))
     return rows.values()
 
 

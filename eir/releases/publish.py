@@ -279,10 +279,10 @@ def _described(
     tally: "Tally", say: Callable[[str], None], report: Progress,
 ) -> tuple[Sequence[FileEntry], Mapping[str, Rows]]:  # fmt: skip
     """The manifest's entry for each file, and the rows of all for each role, as a load would read them."""
-    from eir.rows.reader import read_rows  # noqa: PLC0415  # as above
+    from eir.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
     rows = {role: Rows() for role in release.ROLES[kind] if role != CHANGES}
-    reasons, entries = Reasons(), []
+    reasons, entries, actions = Reasons(), [], Actions()
     with open_folder(folder) as folder_fd:
         begun = [_begun(name, folder_fd, layout, declared) for name in names]
         kinds = list(KINDS)
@@ -296,8 +296,7 @@ def _described(
             with DataFile(name, folder_fd) as file:
                 count = read_rows(
                     file.chunks(ROWS_MAX, digest, adding_up(report, "measure", file.size)), name=name, layout=dialect.name,
-                    kind=kinds[0], rows=rows[ADDED if role == CHANGES else role], removed=rows.get(REMOVED) if role == CHANGES else None,
-                    reasons=reasons, tally=tally, declared=declared,
+                    kind=kinds[0], rows=rows.get(role), reasons=reasons, tally=tally, declared=declared, actions=actions,
                 )  # fmt: skip
                 if file.is_unended:
                     say(f"{name} does not end with a newline: it may have been cut off")
@@ -306,6 +305,7 @@ def _described(
             )
             for column in strange_columns(header, dialect):
                 say(f"{name}: no EIR reads the column {column}")
+    actions.into(next(iter(rows.values())), rows.get(REMOVED))
     return entries, rows
 
 

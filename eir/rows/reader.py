@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,16 +84,17 @@ class Tally:
 def read_rows(
     chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Rows | None, reasons: Reasons, tally: Tally,
     rows_max: int | None = None, removed: Rows | None = None, declared: Mapping[str, Layout] | None = None,
+    actions: "Actions | None" = None,
 ) -> int:  # fmt: skip
     """Read one file's rows into `rows` (None: only to count them); returns how many there are, bad and skipped ones included.
 
-    Where the layout has codes for rows that are removed, these go to `removed` (None: they are only counted). `declared`: layouts
-    of the configuration. `chunks` end with a newline each. Blank lines do not count. Raises ReleaseRefused: `layout` for a header
+    Where the layout has codes for rows that are removed, these go to `removed` (None: they are only counted); `actions` gathers rows with
+    codes instead, for whoever reads several files of which the last row counts. `declared`: layouts of the configuration. `chunks` end with a newline each. Blank lines do not count. Raises ReleaseRefused: `layout` for a header
     that does not fit, `rows` where a record of the file promises another count, or as soon as there are more than `rows_max`,
     `bad_rows` as soon as there are more than `tally.bad_rows_max` of them in all files so far, `range` as Rows.add_spans.
     """
     dialect = layout_named(name, layout, declared or {})
-    answers = _Answers() if dialect.answers else None
+    gathered = actions or Actions()
     frame, no_date = Frame(name, dialect), f"its date is not like {dialect.dates or USUAL_DATES}"
     plan: Plan | None = None
     count, line = 0, 1 + dialect.lines_before
@@ -104,7 +105,7 @@ def read_rows(
             line += _lines(piece) - _lines(chunk)
         if chunk:
             lines = _lines(chunk)
-            bad, wide, odd = _read_chunk(chunk, lines, plan, (rows, removed, reasons, tally), answers)
+            bad, wide, odd = _read_chunk(chunk, lines, plan, (rows, reasons, tally), gathered)
             count += len(bad)
             tally.bad += int(bad.sum())
             tally.wrong_dates += int(odd.sum())
@@ -123,8 +124,8 @@ def read_rows(
     if plan is None and dialect.names:
         raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
     frame.check(count)
-    if answers is not None:
-        answers.into(rows, removed)
+    if actions is None:
+        gathered.into(rows, removed)
     return count
 
 
@@ -132,11 +133,11 @@ def _read_chunk(
     data: bytes,
     lines: int,
     plan: Plan,
-    into: tuple[Rows | None, Rows | None, Reasons, Tally],
-    answers: "_Answers | None",
+    into: tuple[Rows | None, Reasons, Tally],
+    actions: "Actions",
 ) -> tuple[Mask, Mask, Mask]:
     """Take some lines: of the rows that they hold, which are bad, which hold a range over the limit, and which no date."""
-    rows, removed, reasons, tally = into
+    rows, reasons, tally = into
     columns, layout = _columns(data, lines, plan), plan.layout
     if not len(columns[plan.subject[0]]):  # blank lines
         return np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, bool)
@@ -166,38 +167,74 @@ def _read_chunk(
     why = None if REASON not in columns else _reason_indexes(_said(columns[REASON], layout), reasons)
     if plan.subject == BY_TAC:
         keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
-    if answers is not None and goes is not None:
-        answers.add(
-            keys[0][good], columns[WHEN].cast(pl.Int64).to_numpy()[good], goes[good], None if why is None else why[good]
-        )
-        rows = removed = None
-    takers = ((rows, good),) if goes is None else ((rows, good & ~goes), (removed, good & goes))
-    for taker, which in takers:
-        if taker is not None:
-            _add(taker, plan, [_some(each, which) for each in keys], _some(why, which), _some(until, which))
+    keys, why, until = [_some(each, good) for each in keys], _some(why, good), _some(until, good)
+    if goes is not None:
+        when = columns[WHEN].cast(pl.Int64).to_numpy() if WHEN in columns else None
+        actions.add(_Part(plan, keys, _some(goes, good), _some(when, good), why, until))
+    elif rows is not None:
+        _add(rows, plan, keys, why, until)
     return bad, wide, odd
 
 
-@dataclass(slots=True)
-class _Answers:
-    """The answers in a file. For each device the latest row counts; among rows of one time the last one."""
+class _Part(NamedTuple):
+    """Rows that say whether they add or remove, in the order in which they came."""
 
-    parts: list[tuple[Keys, Seconds, Mask, ReasonIndexes]] = field(default_factory=list)
+    plan: Plan
+    keys: Sequence[Keys]
+    """As _add takes them."""
+    goes: Mask
+    when: Seconds | None
+    """Unix seconds, where the layout has them."""
+    why: ReasonIndexes | None
+    until: Seconds | None
 
-    def add(self, keys: Keys, when: Seconds, goes: Mask, why: ReasonIndexes | None) -> None:
-        """Rows in the file's order: devices, Unix seconds, whether they leave the list, and reasons."""
-        self.parts.append((keys, when, goes, np.zeros(len(keys), np.uint8) if why is None else why))
+
+class Actions:
+    """Rows that say whether they add or remove. For each entry the latest row counts; among rows of one time, or without one, the last one."""
+
+    def __init__(self) -> None:
+        self._parts: list[_Part] = []
+
+    def add(self, part: _Part) -> None:
+        """More of them."""
+        self._parts.append(part)
 
     def into(self, rows: Rows | None, removed: Rows | None) -> None:
-        """Hand on the answers that count."""
-        if not any(len(keys) for keys, *_ in self.parts):
-            return
-        keys, when, goes, why = (np.concatenate(part) for part in zip(*self.parts, strict=True))
-        order = np.lexsort((when, keys))  # stable
-        last = order[np.append(keys[order][1:] != keys[order][:-1], True)]
-        for taker, which in ((rows, last[~goes[last]]), (removed, last[goes[last]])):
-            if taker is not None:
-                taker.add(keys[which], why[which])
+        """Hand on the rows that count; nothing is left here."""
+        parts, self._parts = [part for part in self._parts if len(part.goes)], []
+        for part, counts in zip(parts, _latest(parts), strict=True):
+            for taker, which in ((rows, counts & ~part.goes), (removed, counts & part.goes)):
+                if taker is not None:
+                    keys = [_some(each, which) for each in part.keys]
+                    _add(taker, part.plan, keys, _some(part.why, which), _some(part.until, which))
+
+
+def _latest(parts: Sequence[_Part]) -> list[Mask]:
+    """The rows of each part that count. Those of an entry that no row removes all do, unless they have times."""
+    gone = np.concatenate([part.keys[0][part.goes] for part in parts]) if parts else np.zeros(0, np.uint64)
+    disputed = [
+        np.ones(len(part.goes), bool) if part.when is not None else np.isin(part.keys[0], gone) for part in parts
+    ]
+    if not any(which.any() for which in disputed):
+        return [~which for which in disputed]
+    first, last = (
+        np.concatenate([part.keys[at][which] for part, which in zip(parts, disputed, strict=True)]) for at in (0, -1)
+    )
+    when = np.concatenate([
+        np.zeros(int(which.sum()), np.int64) if part.when is None else part.when
+        for part, which in zip(parts, disputed, strict=True)
+    ])  # fmt: skip
+    order = np.lexsort((when, last, first))  # stable
+    first, last = first[order], last[order]
+    counts = np.zeros(len(order), bool)
+    counts[order[np.append((first[1:] != first[:-1]) | (last[1:] != last[:-1]), True)]] = True
+    found, at = [], 0
+    for which in disputed:
+        mine = ~which
+        mine[which] = counts[at : at + int(which.sum())]
+        at += int(which.sum())
+        found.append(mine)
+    return found
 
 
 def _close_ranges(columns: dict[str, pl.Series], plan: Plan) -> None:

@@ -435,3 +435,16 @@ async def test_lists_of_lsds_and_answers_of_device_check_are_published_as_they_c
         assert (await agency.load(manifest, store, force=True)).entries == entries
     _, pages = await store.some_pages(NAME, [35000000])
     assert sorted(decode_keys(pages[0].keys).to_array()) == [2, 4]
+    # The last row about a device counts, in one file or in the next, in a delta and in a full release.
+    stolen, found = (
+        put(agency.drop, name, f"{head},change_type\n35000000000005,20261101,{status},update\n".encode())
+        for name, status in (("first.csv", "blacklist"), ("second.csv", "recovered"))
+    )
+    for serial, base, files, there in (
+        (4, 3, [stolen, found], [2, 4]),
+        (5, 4, [found, stolen], [2, 4, 5]),
+        (6, None, [stolen, found, full], [1, 3]),
+    ):
+        await agency.load(make(agency, *files, serial=serial, base=base), store, force=True)
+        _, pages = await store.some_pages(NAME, [35000000])
+        assert sorted(decode_keys(pages[0].keys).to_array()) == there

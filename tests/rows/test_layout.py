@@ -300,6 +300,24 @@ def test_an_lsds_list_has_what_is_to_be_blocked_and_not_what_is_pending():
     assert set(decode_keys(build_pages(removed).pages[0].keys).to_array()) == {2, 4, 5}
 
 
+@pytest.mark.parametrize("cut", [1, 10**6])
+def test_of_the_rows_of_a_file_that_has_codes_the_last_one_about_a_device_counts(cut):
+    """Recovered, stolen again, never recovered, both in the same spelling and in another; the reasons of what stays are as ever."""
+    rows = [
+        "00101006000001,20261101,blacklist,add", "001010060000028,20261101,blacklist,add", "00101006000003,20261101,recovered,update",
+        "00101006000004,20261101,blacklist,add", "00101006000001,20261103,recovered,update", "00101006000002,20261103,blacklist,remove",
+        "00101006000003,20261103,blacklist,add", "00101006000004,20261103,blacklist,update",
+    ]  # fmt: skip
+    lines = [LSDS.splitlines()[0], *rows]
+    pieces = ["\n".join(lines[at : at + cut]).encode() + b"\n" for at in range(0, len(lines), cut)]
+    assert read(b"", "lsds", chunks=pieces)[0] == keys_of("00101006000003", "00101006000004")
+    removed = Rows()
+    read_rows(
+        pieces, name="f.csv", layout="lsds", kind="devices", rows=None, removed=removed, reasons=Reasons(), tally=Tally(bad_rows_max=0, range_tacs_max=1)
+    )  # fmt: skip
+    assert set(decode_keys(build_pages(removed).pages[0].keys).to_array()) == {1, 2}
+
+
 def answer(device, *actions, **more):
     """As the service gives it; an action: what, when, why."""
     history = [
