@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from eir import __version__
+from eir.commands.examples import shown
 from eir.commands.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, say, show_one
 from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault
 from eir.operate import control
@@ -82,20 +83,22 @@ def command_line(word: str | None = None) -> typer.Typer:
         if alone and name != word:
             continue
         if isinstance(runs, Group):
-            app.add_typer(_group(runs), name=name)
+            app.add_typer(_group(name, runs), name=name)
         else:
-            app.command(name, cls=_Command)(_function(runs))
+            app.command(name, cls=_Command, epilog=shown(name))(_function(runs))
     return app
 
 
-def _group(of: Group) -> typer.Typer:
+def _group(word: str, of: Group) -> typer.Typer:
     if of.alone:
-        group = typer.Typer(invoke_without_command=True, subcommand_metavar="[COMMAND]", rich_markup_mode=None)
+        group = typer.Typer(
+            invoke_without_command=True, subcommand_metavar="[COMMAND]", rich_markup_mode=None, epilog=shown(word)
+        )
         group.callback()(_function(of.alone))
     else:
         group = typer.Typer(no_args_is_help=True, help=of.help, rich_markup_mode=None)
     for name, runs in of.commands.items():
-        group.command(name, cls=_Command)(_function(runs))
+        group.command(name, cls=_Command, epilog=shown(f"{word} {name}"))(_function(runs))
     return group
 
 

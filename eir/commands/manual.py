@@ -87,6 +87,7 @@ def man_page(root: Any) -> str:
                 else " ".join(filter(None, (", ".join(each.opts), each.metavar)))
             )
             lines += [".TP", f".B {_roff(named)}", _roff(each.help or "")]
+        lines += [".PP", ".EX", *map(_roff, (command.epilog or "").removeprefix("\b\n").splitlines()), ".EE"]
     for title, entries in (("FILES", _FILES), ("EXIT STATUS", _STATUSES)):
         lines.append(f".SH {title}")
         for name, says in entries.items():

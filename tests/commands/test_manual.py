@@ -1,6 +1,7 @@
 """Manual page and completion, as those programs read them that they are for; and the file that commands read unasked."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typer.main import get_command
 
 from eir.commands import access
 from eir.commands.app import command_line, main
+from eir.commands.examples import EXAMPLES
 from eir.commands.manual import SHELLS, _does, bash, commands_of, fish, man_page
 
 ROOT = get_command(command_line())
@@ -25,6 +27,28 @@ def test_every_command_and_option_is_in_the_manual_page():
         for each in command.params:
             assert each.help, f"{names}: {each.name} says nothing of itself"
             assert (each.opts[0] if each.param_type_name == "option" else each.metavar) in part[0]
+
+
+def reached(words):
+    """The command that the words call; raises for what it does not take."""
+    command = ROOT
+    while hasattr(command, "commands") and (words[:1] and not words[0].startswith("-")):
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, words)
+    return command
+
+
+def test_every_command_has_examples_in_its_help_that_it_takes():
+    assert {" ".join(names) for names, _ in LEAVES} == {*EXAMPLES}
+    for names, command in LEAVES:
+        assert max(map(len, command.epilog.splitlines())) <= 78
+        text = command.epilog.removeprefix("\b\nExamples:\n").replace("\\\n", "")
+        lines = [line.strip() for line in text.splitlines() if not line.startswith("  # ")]
+        assert len(lines) == len(EXAMPLES[" ".join(names)]) in {2, 3}
+        ours = [shlex.split(part) for line in lines for part in re.split(r" (?:&&|\|) | >+", line) if "eir " in part]
+        assert len(ours) >= len(lines)
+        assert all(program == "eir" for program, *_ in ours)
+        assert command in [reached(words) for _, *words in ours]
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
