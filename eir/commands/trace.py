@@ -58,10 +58,12 @@ def trace(
         out = None if pcap is None else stack.enter_context(pcap.open("xb", buffering=0))
         if out is not None:
             out.write(begin_capture())
-        control.ask(checked.state, "trace", imei=imei, imsi=imsi, lasts_s=lasting.total_seconds(), reason=reason)
-        stack.enter_context(_ended(checked))
+        number = control.ask(
+            checked.state, "trace", imei=imei, imsi=imsi, lasts_s=lasting.total_seconds(), reason=reason
+        )
+        stack.enter_context(_ended(checked, number))
         say(f"tracing for {lasts}; Ctrl-C ends it")
-        for record in _records(checked):
+        for record in _records(checked, number):
             if record["kind"] == WIRE and out is not None:
                 out.write(
                     captured(record["time"], bytes.fromhex(record["request"]))
@@ -72,20 +74,20 @@ def trace(
 
 
 @contextmanager
-def _ended(config: Config) -> Iterator[None]:
+def _ended(config: Config, number: int) -> Iterator[None]:
     """The trace ends with the command; if that cannot say so, the node notices."""
     try:
         yield
     finally:
         with suppress(EirError):
-            control.ask(config.state, "trace_end")
+            control.ask(config.state, "trace_end", number=number)
 
 
-def _records(config: Config) -> Iterator[dict[str, Any]]:
+def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:
     """Yield what workers tell, until the trace is over."""
     over = False
     while not over:
-        said = control.ask(config.state, "trace_read")
+        said = control.ask(config.state, "trace_read", number=number)
         over = said["over"]
         yield from said["records"]
 

@@ -38,6 +38,10 @@ class Tracing:
         """`seek` has all workers tell of these checks from now on (None: of none), `record` puts an event into the history."""
         self._seek, self._record, self._report = seek, record, report
         self.sought: Sought | None = None
+        self._number = 0
+        """The number of the last trace that began. Who reads or ends says which: it may be over, and another one on."""
+        self._changing = asyncio.Lock()
+        """A trace begins once every worker knows that the one before is over: what they told of that is here by then, and gone."""
         self._who = self._about = ""
         self._until = self._read_at = 0.0
         self._told: deque[dict[str, Any]] = deque(maxlen=RECORDS_MAX)
@@ -45,12 +49,17 @@ class Tracing:
         self._news = asyncio.Event()
         """There is something to read, or the trace is over."""
 
-    async def begin(self, arguments: Mapping[str, Any]) -> float:
-        """Begin the trace of `imei`, `imsi` or both for `lasts_s`; `reason` goes on record. Returns when it ends, in Unix time.
+    async def begin(self, arguments: Mapping[str, Any]) -> int:
+        """Begin the trace of `imei`, `imsi` or both for `lasts_s`; `reason` goes on record. Returns its number.
 
         Raises EirError where one is on, or the arguments are not good.
         """
         await self.look()
+        who = await asker()
+        async with self._changing:
+            return await self._begin(arguments, who)
+
+    async def _begin(self, arguments: Mapping[str, Any], who: str) -> int:
         if self.sought is not None:
             raise EirError(
                 f"a trace of {self._about} by {self._who} is on until {utc_text(datetime.fromtimestamp(self._until, UTC))}: one at a time"
@@ -66,10 +75,11 @@ class Tracing:
         sought = Sought(device_key(str(imei)) if imei else None, str(imsi or ""))
         named = [f"IMEI {short(key_text(sought.device))}"] if sought.device is not None else []
         self._about = " with ".join([*named, *([f"IMSI {short(sought.imsi, MCC_MNC_DIGITS)}"] if imsi else [])])
-        self._who, self._until, self._read_at = await asker(), time.time() + lasts_s, time.monotonic()
+        self._who, self._until, self._read_at = who, time.time() + lasts_s, time.monotonic()
         self._told.clear()
-        self._news.clear()
+        self._news = asyncio.Event()
         self._count = 0
+        self._number += 1
         self.sought = sought
         detail = f"checks of {self._about} for {lasts_s:g} s: {reason}"
         self._record(
@@ -83,7 +93,8 @@ class Tracing:
         )
         self._report("traced", who=self._who, level="warning", detail=detail)
         await self._seek(sought)
-        return self._until
+        self._read_at = time.monotonic()
+        return self._number
 
     def take(self, record: dict[str, Any]) -> None:
         """Take a record from a worker."""
@@ -92,27 +103,40 @@ class Tracing:
             self._count += 1
             self._news.set()
 
-    async def read(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what was told since the last read, at once or when there is something; `over`: nothing more comes."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(READ_S):
-                await self._news.wait()
-        self._news.clear()
+    async def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what was told since the last read, at once or when there is something; `over`: nothing more comes.
+
+        `number`: of the trace; without it, of the one that is on.
+        """
+        number, news = arguments.get("number", self._number), self._news
+        if number == self._number:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(READ_S):
+                    await news.wait()
+            await self.look()
+        if number != self._number:
+            return {"records": [], "over": True}
+        news.clear()
         self._read_at = time.monotonic()
-        await self.look()
         records = list(self._told)
         self._told.clear()
         return {"records": records, "over": self.sought is None}
 
-    async def end(self, _: Mapping[str, Any]) -> None:
-        """End it before its time."""
-        if self.sought is not None:
-            self.sought = None
-            self._news.set()
-            self._report("trace_ended", who=self._who, level="warning", count=self._count)
-            await self._seek(None)
+    async def end(self, arguments: Mapping[str, Any]) -> None:
+        """End it before its time; `number` as in `read`."""
+        number = arguments.get("number", self._number)
+        await self._end(lambda: number == self._number)
 
     async def look(self) -> None:
         """End the trace when its time is over or its reader is gone. To be called each second."""
-        if time.time() >= self._until or time.monotonic() - self._read_at > IDLE_S:
-            await self.end({})
+        await self._end(lambda: time.time() >= self._until or time.monotonic() - self._read_at > IDLE_S)
+
+    async def _end(self, is_due: Callable[[], bool]) -> None:
+        if self.sought is None or not is_due():
+            return
+        async with self._changing:
+            if self.sought is not None and is_due():
+                self.sought = None
+                self._news.set()
+                self._report("trace_ended", who=self._who, level="warning", count=self._count)
+                await self._seek(None)
