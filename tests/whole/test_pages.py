@@ -197,6 +197,88 @@ def test_the_glossary_is_in_order_and_has_what_the_pages_say():
     ] == []
 
 
+EVERYDAY = {
+    *[
+        "API",
+        "CSV",
+        "GB",
+        "HTTP",
+        "HTTPS",
+        "IP",
+        "JSON",
+        "KB",
+        "MB",
+        "OK",
+        "RFC",
+        "SQL",
+        "TCP",
+        "TS",
+        "URI",
+        "URL",
+        "UTC",
+        "UUID",
+        "XML",
+        "YAML",
+    ]
+}
+"""Abbreviations that readers have met elsewhere, and those of standards."""
+NO_ABBREVIATIONS = {
+    *[
+        "CRITICAL",
+        "WARNING",
+        "UNKNOWN",
+        "POST",
+        "PUT",
+        "DELETE",
+        "GOAWAY",
+        "REBOOTING",
+        "CHECK",
+        "DATA",
+        "AUTH",
+        "RSA",
+        "EC",
+        "SIGHUP",
+        "SIGTERM",
+    ],  # words of protocols
+    *[
+        "ADDRESS",
+        "DAY",
+        "DB",
+        "DD",
+        "HOST",
+        "MM",
+        "NAME",
+        "PATH",
+        "PORT",
+        "SERVICE",
+        "YYYY",
+        "YYYYMMDD",
+    ],  # stand for what is to be written there
+}
+
+
+def test_each_abbreviation_is_in_the_glossary_or_spelt_out_on_its_page():
+    explained = {
+        word
+        for cell, *_ in table(PAGES["config/GLOSSARY.md"])
+        for term in cell.split(", ")
+        for word in re.split("[ -]", term)
+    }
+    unknown = []
+    for name, page in PAGES.items():
+        if not re.match(r"README|(config|deploy)/(?!GLOSSARY)", name):
+            continue
+        text = re.sub(r"^```.*?^```|`[^`]*`|\]\([^)]*\)|[\w/-]+\.md", "", page, flags=re.MULTILINE | re.DOTALL)
+        names = {Path(other).stem for other in PAGES} | {"FIRST"}  # pages are called by them
+        for short in {found.removesuffix("s") for found in re.findall(r"\b[A-Z][A-Z0-9]+s?\b", text)} - names:
+            spelt = r"\b" + r"\w*[ -]".join(short)
+            if short not in explained | EVERYDAY | NO_ABBREVIATIONS and not (
+                len(short) > 2 and re.search(spelt, page, re.IGNORECASE)
+            ):
+                unknown.append(f"{name}: {short}")
+    assert unknown == []
+
+
 def test_each_decision_is_a_page_with_its_three_parts():
     folder = ROOT / "eir" / "decisions"
     pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
